@@ -1,0 +1,68 @@
+//! [`Registrar`]: what the cache caches for.
+//!
+//! A registrar makes and destroys registrations for one protection domain: `ibv_mr`s, io_uring
+//! fixed buffers, whatever pins pages and hands out a key. The cache knows no more of a device than
+//! these two traits.
+
+use std::fmt::Debug;
+use std::io;
+
+use crate::VaRange;
+
+/// What a registration allows the device to do.
+///
+/// Part of the cache's key. A lookup may be served by a registration that allows more than was
+/// asked, and [`Access::serves`] decides what "more" means: for verbs, a superset of the permission
+/// flags and the same ordering flags.
+pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
+    /// True if a registration made with `self` can stand in for one made with `wanted`.
+    ///
+    /// Must be reflexive and transitive.
+    fn serves(self, wanted: Self) -> bool;
+}
+
+/// For devices with a single kind of access.
+impl Access for () {
+    fn serves(self, (): ()) -> bool {
+        true
+    }
+}
+
+/// Makes and destroys registrations.
+///
+/// Both methods are called without any lock of the cache held, from whichever thread looked up,
+/// dropped a guard or closed the cache, and must not call back into the same cache.
+///
+/// # Safety
+///
+/// The cache hands a registration to callers as access to the memory at `range`. The implementer
+/// promises that
+///
+/// - a registration covers all of `range` with at least `access`, through the pages that were
+///   mapped there at some moment between call and return of [`register`](Self::register), and
+///   keeps those pages from being reused until it is deregistered;
+/// - once [`deregister`](Self::deregister) has returned `Ok`, the device no longer reaches memory
+///   through that registration.
+pub unsafe trait Registrar: Send + Sync + 'static {
+    /// The access asked for when registering.
+    type Access: Access;
+
+    /// The handle the device gives out: what a caller needs to post a transfer.
+    type Registration: Send + Sync + 'static;
+
+    /// Registers `range` for `access`, pinning its pages.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's error. The cache turns `EFAULT`, `ENOMEM`, `EPERM` and `EACCES` into
+    /// advice; see [`RegisterError`](crate::RegisterError).
+    fn register(&self, range: VaRange, access: Self::Access) -> io::Result<Self::Registration>;
+
+    /// Destroys a registration. Its memory may already be unmapped.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's error. The registration is then considered leaked: the cache counts
+    /// it and goes on.
+    fn deregister(&self, registration: Self::Registration) -> io::Result<()>;
+}

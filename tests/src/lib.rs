@@ -1,0 +1,1 @@
+//! What the regression suite shares.
