@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
+/*
+ * ummunotify - tell user space when the mapping of its memory changes
+ *
+ * The interface of /dev/ummunotify, as it was proposed in 2009-2010. Every
+ * structure is naturally aligned and the same for 32-bit and 64-bit callers.
+ * Documentation/ummunotify.rst says what each call promises.
+ */
+#ifndef _UAPI_LINUX_UMMUNOTIFY_H
+#define _UAPI_LINUX_UMMUNOTIFY_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/**
+ * struct ummunotify_register_ioctl - a range to watch
+ * @start: address of the first byte
+ * @end: address one past the last byte
+ * @user_cookie: names the range in events and for unregistering; no two
+ *	ranges of one file may have the same one
+ * @flags: must be 0; every other value is -EINVAL
+ * @reserved: ignored
+ */
+struct ummunotify_register_ioctl {
+	__u64 start;
+	__u64 end;
+	__u64 user_cookie;
+	__u32 flags;
+	__u32 reserved;
+};
+
+#define UMMUNOTIFY_MAGIC		'U'
+
+/*
+ * Ask which features the driver has: in, a mask of those wanted; out, those
+ * granted. None is defined, so 0 is granted whatever is asked. Only as the
+ * first use of a file.
+ */
+#define UMMUNOTIFY_EXCHANGE_FEATURES	_IOWR(UMMUNOTIFY_MAGIC, 1, __u32)
+
+/* Watch a range. */
+#define UMMUNOTIFY_REGISTER_REGION	_IOW(UMMUNOTIFY_MAGIC, 2, \
+					     struct ummunotify_register_ioctl)
+
+/* Stop watching the range with this cookie; its queued event is dropped. */
+#define UMMUNOTIFY_UNREGISTER_REGION	_IOW(UMMUNOTIFY_MAGIC, 3, __u64)
+
+/* ummunotify_event.type */
+enum {
+	/* A watched range was invalidated. */
+	UMMUNOTIFY_EVENT_TYPE_INVAL = 0,
+	/* No range is invalid: all events up to the counter were read. */
+	UMMUNOTIFY_EVENT_TYPE_LAST = 1,
+};
+
+/* ummunotify_event.flags */
+enum {
+	/*
+	 * Exactly one invalidation hit the range since it was last reported,
+	 * and hint_start and hint_end are where.
+	 */
+	UMMUNOTIFY_EVENT_FLAG_HINT = 1 << 0,
+};
+
+/**
+ * struct ummunotify_event - what read() returns, an array of
+ * @type: UMMUNOTIFY_EVENT_TYPE_INVAL or _LAST
+ * @flags: UMMUNOTIFY_EVENT_FLAG_HINT or 0
+ * @hint_start: INVAL: first byte that may have changed
+ * @hint_end: INVAL: one past the last byte that may have changed
+ * @user_cookie_counter: INVAL: the cookie of the range; LAST: the generation
+ *	counter at the moment at which no range was invalid
+ */
+struct ummunotify_event {
+	__u32 type;
+	__u32 flags;
+	__u64 hint_start;
+	__u64 hint_end;
+	__u64 user_cookie_counter;
+};
+
+/*
+ * mmap() of one page at offset 0, PROT_READ, gives the generation counter: a
+ * __u64 at byte 0, which rises by one for each invalidation that hits a
+ * watched range, before the mapping changes.
+ */
+
+#endif /* _UAPI_LINUX_UMMUNOTIFY_H */

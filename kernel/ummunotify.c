@@ -1,0 +1,812 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * ummunotify - tell user space when the mapping of its memory changes
+ *
+ * A library that registers memory with an RDMA adapter, and keeps the
+ * registration for the next transfer, must know when the pages at those
+ * addresses are no longer the ones that the adapter has pinned. This driver
+ * tells it: a process opens /dev/ummunotify, names ranges of its own address
+ * space to watch, and finds out that one of them was invalidated by comparing
+ * a 64-bit generation counter in a page that it has mapped, and which one by
+ * read().
+ *
+ * There is no queue. Per range there is one bit of state, "invalid", and a
+ * hint where; whatever happens between two reads, memory stays what it was.
+ *
+ * Order
+ * -----
+ * An invalidation is recorded, and the counter raised, in the MMU notifier's
+ * invalidate_range_start(), that is before the first page table entry goes.
+ * The task that changes the mapping does this itself, so that the counter has
+ * moved before its system call returns, and before it lets go of the locks
+ * that keep anybody else from mapping something new at the address.
+ *
+ * One case remains: a range registered while an invalidation that overlaps it
+ * is between start and end. Its start did not find the range, and its page
+ * table entries may not be gone yet, so that the caller could go on and pin
+ * pages that are about to be unmapped. UMMUNOTIFY_REGISTER_REGION therefore
+ * waits for those invalidations to end; see ummunotify_wait_for_older().
+ *
+ * Locks
+ * -----
+ * ummunotify_file.lock is a spinlock, taken by the notifier callbacks. Nothing
+ * under it sleeps, allocates or touches user memory.
+ *
+ * ummunotify_file.deliver is a mutex around the time in which events are off
+ * the list and on their way to a user buffer. It makes UNREGISTER_REGION wait
+ * for a read() that has already picked up the event, and lets a read() whose
+ * buffer faults put its events back. The callbacks never take it.
+ *
+ * deliver nests outside lock.
+ */
+
+#include <linux/compat.h>
+#include <linux/fs.h>
+#include <linux/interval_tree.h>
+#include <linux/miscdevice.h>
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/poll.h>
+#include <linux/rbtree.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/spinlock.h>
+#include <linux/uaccess.h>
+#include <linux/wait.h>
+#include <linux/ummunotify.h>
+
+#include "compat.h"
+
+static unsigned int max_regions = 1U << 20;
+module_param(max_regions, uint, 0644);
+MODULE_PARM_DESC(max_regions, "Most ranges that one open file may watch (default 1048576)");
+
+static struct kmem_cache *ummunotify_region_cache;
+
+/* How many times a range was hit since it was last reported. */
+enum ummunotify_hits {
+	UMMUNOTIFY_NOT_HIT,
+	UMMUNOTIFY_HIT_ONCE,	/* hint_start and hint_end say where */
+	UMMUNOTIFY_HIT_OFTEN,
+};
+
+/**
+ * struct ummunotify_region - a watched range
+ * @itree: node of ummunotify_file.regions; its bounds are inclusive
+ * @by_cookie: node of ummunotify_file.cookies
+ * @invalid: on ummunotify_file.invalid unless @hits is UMMUNOTIFY_NOT_HIT
+ * @cookie: the caller's name for the range
+ * @hits: what read() has to report
+ * @hint_start: first byte hit, if hit once
+ * @hint_last: last byte hit, if hit once
+ *
+ * Belongs to one file. All but the constant bounds and cookie is guarded by
+ * ummunotify_file.lock; freed under ummunotify_file.deliver as well, so that a
+ * reader may hold on to it between picking it up and delivering it.
+ */
+struct ummunotify_region {
+	struct interval_tree_node itree;
+	struct rb_node by_cookie;
+	struct list_head invalid;
+	u64 cookie;
+	enum ummunotify_hits hits;
+	unsigned long hint_start;
+	unsigned long hint_last;
+};
+
+/**
+ * struct ummunotify_running - an invalidation between its start and its end
+ * @task: who makes it; start and end are called by the same task
+ * @start: first byte
+ * @last: last byte
+ * @serial: its place in the order of starts
+ */
+struct ummunotify_running {
+	struct task_struct *task;
+	unsigned long start;
+	unsigned long last;
+	u64 serial;
+};
+
+#define UMMUNOTIFY_RUNNING_MAX	BITS_PER_LONG
+
+/**
+ * struct ummunotify_file - one open file, watching the mm that opened it
+ * @mn: registered with @mm from open to release
+ * @mm: held by mm_count (@mn does that), so that neither can a descriptor
+ *	keep dead memory, nor its address come to mean another mm
+ * @used: EXCHANGE_FEATURES is no longer possible; needs no lock
+ * @lock: guards everything from here to @running
+ * @regions: all regions by address
+ * @cookies: all regions by cookie
+ * @nr_regions: how many
+ * @invalid: regions to report, oldest hit first
+ * @last_owed: an INVAL was delivered and no LAST since
+ * @counter: the generation
+ * @untracked: invalidations under way for which @running had no room
+ * @serial: of the next invalidation to start
+ * @running_slots: which elements of @running are in use
+ * @running: the invalidations under way
+ * @counter_page: @counter as user space sees it; never read by the kernel
+ * @deliver: see above
+ * @readable: those waiting for something to read
+ * @ended: those waiting for an invalidation to end
+ * @async: those who want SIGIO
+ */
+struct ummunotify_file {
+	struct mmu_notifier mn;
+	struct mm_struct *mm;
+	bool used;
+
+	spinlock_t lock;
+	struct rb_root_cached regions;
+	struct rb_root cookies;
+	unsigned int nr_regions;
+	struct list_head invalid;
+	bool last_owed;
+	u64 counter;
+	unsigned int untracked;
+	u64 serial;
+	unsigned long running_slots;
+	struct ummunotify_running running[UMMUNOTIFY_RUNNING_MAX];
+
+	struct page *counter_page;
+	struct mutex deliver;
+	wait_queue_head_t readable;
+	wait_queue_head_t ended;
+	struct fasync_struct *async;
+};
+
+static void ummunotify_mark_used(struct ummunotify_file *file)
+{
+	WRITE_ONCE(file->used, true);
+}
+
+/*
+ * What belongs to the mm that opened the file is not for others, wherever the
+ * descriptor may have gone. Threads and CLONE_VM children share the mm.
+ */
+static bool ummunotify_is_owner(const struct ummunotify_file *file)
+{
+	return current->mm == file->mm;
+}
+
+/* Invalidations under way */
+
+static void ummunotify_running_add(struct ummunotify_file *file,
+				   unsigned long start, unsigned long last)
+{
+	unsigned long slot;
+
+	lockdep_assert_held(&file->lock);
+
+	if (unlikely(file->running_slots == ~0UL)) {
+		file->untracked++;
+		return;
+	}
+	slot = ffz(file->running_slots);
+	file->running_slots |= BIT(slot);
+	file->running[slot] = (struct ummunotify_running) {
+		.task = current,
+		.start = start,
+		.last = last,
+		.serial = file->serial++,
+	};
+}
+
+static void ummunotify_running_del(struct ummunotify_file *file,
+				   unsigned long start, unsigned long last)
+{
+	unsigned long slot;
+
+	lockdep_assert_held(&file->lock);
+
+	/*
+	 * A task may be in two invalidations at once (reclaim in the middle of
+	 * mremap()), but two with the same bounds can stand for one another.
+	 */
+	for_each_set_bit(slot, &file->running_slots, UMMUNOTIFY_RUNNING_MAX) {
+		const struct ummunotify_running *r = &file->running[slot];
+
+		if (r->task == current && r->start == start && r->last == last) {
+			file->running_slots &= ~BIT(slot);
+			return;
+		}
+	}
+	if (!WARN_ON_ONCE(!file->untracked))
+		file->untracked--;
+}
+
+/* Is an invalidation that overlaps [start, last] and is older than @serial under way? */
+static bool ummunotify_older_running(struct ummunotify_file *file,
+				     unsigned long start, unsigned long last,
+				     u64 serial)
+{
+	unsigned long slot;
+	bool found;
+
+	spin_lock(&file->lock);
+	/* Of those without a slot neither age nor bounds are known. */
+	found = file->untracked;
+	for_each_set_bit(slot, &file->running_slots, UMMUNOTIFY_RUNNING_MAX) {
+		const struct ummunotify_running *r = &file->running[slot];
+
+		found |= r->serial < serial && r->start <= last && start <= r->last;
+	}
+	spin_unlock(&file->lock);
+	return found;
+}
+
+/*
+ * Wait for the invalidations that had started before a range became visible to
+ * them. Later ones are not waited for, so that a process that unmaps all the
+ * time cannot keep a range from being registered. The caller holds no lock
+ * that an invalidation could want.
+ */
+static int ummunotify_wait_for_older(struct ummunotify_file *file,
+				     unsigned long start, unsigned long last,
+				     u64 serial)
+{
+	return wait_event_killable(file->ended,
+				   !ummunotify_older_running(file, start, last, serial));
+}
+
+/* The MMU notifier */
+
+/*
+ * Does an invalidation of this kind put other pages behind the addresses?
+ * Those that change only what may be done with the same pages do not count:
+ * mprotect(), NUMA balancing, fork() in the parent, write-protection for dirty
+ * tracking. Kinds not known here count: too many reports cost time, one too
+ * few costs data.
+ */
+static bool ummunotify_changes_mapping(enum mmu_notifier_event event)
+{
+	switch (event) {
+	case MMU_NOTIFY_PROTECTION_VMA:
+	case MMU_NOTIFY_PROTECTION_PAGE:
+	case MMU_NOTIFY_SOFT_DIRTY:
+		return false;
+	default:
+		return true;
+	}
+}
+
+/* Returns true if the region was not already waiting to be reported. */
+static bool ummunotify_hit(struct ummunotify_file *file,
+			   struct ummunotify_region *region,
+			   unsigned long start, unsigned long last)
+{
+	lockdep_assert_held(&file->lock);
+
+	if (region->hits != UMMUNOTIFY_NOT_HIT) {
+		region->hits = UMMUNOTIFY_HIT_OFTEN;
+		return false;
+	}
+	region->hits = UMMUNOTIFY_HIT_ONCE;
+	region->hint_start = max(start, region->itree.start);
+	region->hint_last = min(last, region->itree.last);
+	list_add_tail(&region->invalid, &file->invalid);
+	return true;
+}
+
+static void ummunotify_raise_counter(struct ummunotify_file *file)
+{
+	u64 *shared = page_address(file->counter_page);
+
+	lockdep_assert_held(&file->lock);
+
+	WRITE_ONCE(*shared, ++file->counter);
+}
+
+static void ummunotify_wake_readers(struct ummunotify_file *file)
+{
+	/* Pairs with the barrier in wait_event(): they see the list, or we see them. */
+	if (wq_has_sleeper(&file->readable))
+		wake_up_interruptible_poll(&file->readable, EPOLLIN | EPOLLRDNORM);
+	kill_fasync(&file->async, SIGIO, POLL_IN);
+}
+
+/*
+ * Never sleeps, so that it makes no difference whether the range is blockable,
+ * and never fails.
+ */
+static int ummunotify_invalidate_start(struct mmu_notifier *mn,
+				       const struct mmu_notifier_range *range)
+{
+	struct ummunotify_file *file = container_of(mn, struct ummunotify_file, mn);
+	unsigned long start = range->start, last = range->end - 1;
+	struct interval_tree_node *node;
+	bool hit = false, wake = false;
+
+	if (!ummunotify_changes_mapping(range->event))
+		return 0;
+
+	spin_lock(&file->lock);
+	ummunotify_running_add(file, start, last);
+	for (node = interval_tree_iter_first(&file->regions, start, last); node;
+	     node = interval_tree_iter_next(node, start, last)) {
+		hit = true;
+		wake |= ummunotify_hit(file, container_of(node, struct ummunotify_region, itree),
+				       start, last);
+	}
+	if (hit)
+		ummunotify_raise_counter(file);
+	spin_unlock(&file->lock);
+
+	if (wake)
+		ummunotify_wake_readers(file);
+	return 0;
+}
+
+static void ummunotify_invalidate_end(struct mmu_notifier *mn,
+				      const struct mmu_notifier_range *range)
+{
+	struct ummunotify_file *file = container_of(mn, struct ummunotify_file, mn);
+
+	if (!ummunotify_changes_mapping(range->event))
+		return;
+
+	spin_lock(&file->lock);
+	ummunotify_running_del(file, range->start, range->end - 1);
+	spin_unlock(&file->lock);
+
+	/* Pairs with the barrier in wait_event(): the slot is free, or we see the waiter. */
+	if (wq_has_sleeper(&file->ended))
+		wake_up_all(&file->ended);
+}
+
+static const struct mmu_notifier_ops ummunotify_mn_ops = {
+	.invalidate_range_start	= ummunotify_invalidate_start,
+	.invalidate_range_end	= ummunotify_invalidate_end,
+};
+
+/* read and poll */
+
+static bool ummunotify_is_readable(struct ummunotify_file *file)
+{
+	bool readable;
+
+	spin_lock(&file->lock);
+	readable = !list_empty(&file->invalid) || file->last_owed;
+	spin_unlock(&file->lock);
+	return readable;
+}
+
+/* Big enough to make the lock cheap, small enough for the stack. */
+#define UMMUNOTIFY_BATCH	12
+
+struct ummunotify_batch {
+	struct ummunotify_event event[UMMUNOTIFY_BATCH];
+	/* what each event reports; LAST has none */
+	struct ummunotify_region *region[UMMUNOTIFY_BATCH];
+	size_t len;
+};
+
+/*
+ * Take up to @max events off the list. LAST comes where the list has run
+ * empty, with the counter of that very moment.
+ */
+static void ummunotify_pick_up(struct ummunotify_file *file,
+			       struct ummunotify_batch *batch, size_t max)
+{
+	struct ummunotify_region *region, *next;
+	size_t n = 0;
+
+	lockdep_assert_held(&file->deliver);
+
+	max = min_t(size_t, max, UMMUNOTIFY_BATCH);
+	spin_lock(&file->lock);
+	list_for_each_entry_safe(region, next, &file->invalid, invalid) {
+		bool once = region->hits == UMMUNOTIFY_HIT_ONCE;
+
+		if (n == max)
+			break;
+		batch->event[n] = (struct ummunotify_event) {
+			.type = UMMUNOTIFY_EVENT_TYPE_INVAL,
+			.flags = once ? UMMUNOTIFY_EVENT_FLAG_HINT : 0,
+			.hint_start = once ? region->hint_start : region->itree.start,
+			.hint_end = (once ? region->hint_last : region->itree.last) + 1,
+			.user_cookie_counter = region->cookie,
+		};
+		batch->region[n++] = region;
+		region->hits = UMMUNOTIFY_NOT_HIT;
+		list_del(&region->invalid);
+	}
+	if (n)
+		file->last_owed = true;
+	if (n < max && file->last_owed) {
+		file->last_owed = false;
+		batch->event[n] = (struct ummunotify_event) {
+			.type = UMMUNOTIFY_EVENT_TYPE_LAST,
+			.user_cookie_counter = file->counter,
+		};
+		batch->region[n++] = NULL;
+	}
+	spin_unlock(&file->lock);
+	batch->len = n;
+}
+
+/* Undo ummunotify_pick_up(), keeping what has happened since. */
+static void ummunotify_put_back(struct ummunotify_file *file,
+				const struct ummunotify_batch *batch,
+				bool last_was_owed)
+{
+	size_t i = batch->len;
+
+	lockdep_assert_held(&file->deliver);
+
+	spin_lock(&file->lock);
+	while (i--) {
+		const struct ummunotify_event *event = &batch->event[i];
+		struct ummunotify_region *region = batch->region[i];
+
+		if (!region)
+			continue;
+		if (region->hits != UMMUNOTIFY_NOT_HIT) {
+			region->hits = UMMUNOTIFY_HIT_OFTEN;
+			continue;
+		}
+		region->hits = event->flags & UMMUNOTIFY_EVENT_FLAG_HINT ?
+			UMMUNOTIFY_HIT_ONCE : UMMUNOTIFY_HIT_OFTEN;
+		region->hint_start = event->hint_start;
+		region->hint_last = event->hint_end - 1;
+		list_add(&region->invalid, &file->invalid);
+	}
+	file->last_owed = last_was_owed;
+	spin_unlock(&file->lock);
+
+	ummunotify_wake_readers(file);
+}
+
+/* Returns bytes delivered, 0 if there is nothing to deliver, or -EFAULT. */
+static ssize_t ummunotify_deliver(struct ummunotify_file *file,
+				  char __user *buf, size_t max)
+{
+	struct ummunotify_batch batch;
+	size_t done = 0;
+
+	lockdep_assert_held(&file->deliver);
+
+	while (done < max) {
+		/* Only written under deliver, so this is what it was at pick-up. */
+		bool last_was_owed = READ_ONCE(file->last_owed);
+
+		ummunotify_pick_up(file, &batch, max - done);
+		if (!batch.len)
+			break;
+		if (copy_to_user(buf + done * sizeof(batch.event[0]), batch.event,
+				 batch.len * sizeof(batch.event[0]))) {
+			ummunotify_put_back(file, &batch, last_was_owed);
+			if (!done)
+				return -EFAULT;
+			break;
+		}
+		done += batch.len;
+		/* A LAST ends it, or a busy process could keep one read going for ever. */
+		if (!batch.region[batch.len - 1])
+			break;
+	}
+	return done * sizeof(batch.event[0]);
+}
+
+static ssize_t ummunotify_read(struct file *filp, char __user *buf,
+			       size_t count, loff_t *pos)
+{
+	struct ummunotify_file *file = filp->private_data;
+	size_t max = count / sizeof(struct ummunotify_event);
+	ssize_t ret;
+
+	if (!ummunotify_is_owner(file))
+		return -EPERM;
+	if (!max)
+		return -EINVAL;
+	ummunotify_mark_used(file);
+
+	for (;;) {
+		if (mutex_lock_interruptible(&file->deliver))
+			return -ERESTARTSYS;
+		ret = ummunotify_deliver(file, buf, max);
+		mutex_unlock(&file->deliver);
+		if (ret)
+			return ret;
+		if (filp->f_flags & O_NONBLOCK)
+			return -EAGAIN;
+		ret = wait_event_interruptible(file->readable, ummunotify_is_readable(file));
+		if (ret)
+			return ret;
+	}
+}
+
+static __poll_t ummunotify_poll(struct file *filp, struct poll_table_struct *wait)
+{
+	struct ummunotify_file *file = filp->private_data;
+
+	poll_wait(filp, &file->readable, wait);
+	if (!ummunotify_is_owner(file))
+		return EPOLLERR;
+	return ummunotify_is_readable(file) ? EPOLLIN | EPOLLRDNORM : 0;
+}
+
+static int ummunotify_fasync(int fd, struct file *filp, int on)
+{
+	struct ummunotify_file *file = filp->private_data;
+
+	/* fd is -1 when the last close, by whomever, cleans up. */
+	if (fd != -1 && !ummunotify_is_owner(file))
+		return -EPERM;
+	return fasync_helper(fd, filp, on, &file->async);
+}
+
+/* ioctl */
+
+static int ummunotify_compare_cookie(const void *key, const struct rb_node *node)
+{
+	u64 cookie = *(const u64 *)key;
+	u64 other = rb_entry(node, struct ummunotify_region, by_cookie)->cookie;
+
+	return cookie < other ? -1 : cookie > other;
+}
+
+static int ummunotify_compare_regions(struct rb_node *new, const struct rb_node *node)
+{
+	return ummunotify_compare_cookie(&rb_entry(new, struct ummunotify_region,
+						   by_cookie)->cookie, node);
+}
+
+static long ummunotify_exchange_features(struct ummunotify_file *file, u32 __user *arg)
+{
+	if (READ_ONCE(file->used))
+		return -EINVAL;
+	/*
+	 * The mask asked for is not even looked at: callers of old pass one
+	 * that they never initialised.
+	 */
+	if (put_user(0, arg))
+		return -EFAULT;
+	ummunotify_mark_used(file);
+	return 0;
+}
+
+static int ummunotify_add(struct ummunotify_file *file,
+			  struct ummunotify_region *region, u64 *serial)
+{
+	int ret = 0;
+
+	spin_lock(&file->lock);
+	if (file->nr_regions >= READ_ONCE(max_regions)) {
+		ret = -ENOSPC;
+	} else if (rb_find_add(&region->by_cookie, &file->cookies,
+			       ummunotify_compare_regions)) {
+		ret = -EINVAL;
+	} else {
+		interval_tree_insert(&region->itree, &file->regions);
+		file->nr_regions++;
+		*serial = file->serial;
+	}
+	spin_unlock(&file->lock);
+	return ret;
+}
+
+static long ummunotify_register_region(struct ummunotify_file *file,
+				       struct ummunotify_register_ioctl __user *arg)
+{
+	struct ummunotify_register_ioctl parm;
+	struct ummunotify_region *region;
+	unsigned long start, last;
+	u64 serial;
+	int ret;
+
+	if (copy_from_user(&parm, arg, sizeof(parm)))
+		return -EFAULT;
+	if (parm.flags)
+		return -EINVAL;
+	if (parm.start >= parm.end || parm.end > file->mm->task_size)
+		return -EINVAL;
+	start = parm.start;
+	last = parm.end - 1;
+
+	region = kmem_cache_alloc(ummunotify_region_cache, GFP_KERNEL_ACCOUNT);
+	if (!region)
+		return -ENOMEM;
+	region->itree.start = start;
+	region->itree.last = last;
+	region->cookie = parm.user_cookie;
+	region->hits = UMMUNOTIFY_NOT_HIT;
+
+	ret = ummunotify_add(file, region, &serial);
+	if (ret) {
+		kmem_cache_free(ummunotify_region_cache, region);
+		return ret;
+	}
+	/* From here on the region may be gone at any time: somebody unregisters it. */
+	return ummunotify_wait_for_older(file, start, last, serial);
+}
+
+static long ummunotify_unregister_region(struct ummunotify_file *file, u64 __user *arg)
+{
+	struct ummunotify_region *region = NULL;
+	struct rb_node *node;
+	u64 cookie;
+
+	if (copy_from_user(&cookie, arg, sizeof(cookie)))
+		return -EFAULT;
+
+	if (mutex_lock_killable(&file->deliver))
+		return -EINTR;
+	spin_lock(&file->lock);
+	node = rb_find(&cookie, &file->cookies, ummunotify_compare_cookie);
+	if (node) {
+		region = rb_entry(node, struct ummunotify_region, by_cookie);
+		rb_erase(&region->by_cookie, &file->cookies);
+		interval_tree_remove(&region->itree, &file->regions);
+		if (region->hits != UMMUNOTIFY_NOT_HIT)
+			list_del(&region->invalid);
+		file->nr_regions--;
+	}
+	spin_unlock(&file->lock);
+	mutex_unlock(&file->deliver);
+
+	if (!region)
+		return -EINVAL;
+	kmem_cache_free(ummunotify_region_cache, region);
+	return 0;
+}
+
+static long ummunotify_ioctl(struct file *filp, unsigned int cmd, unsigned long arg)
+{
+	struct ummunotify_file *file = filp->private_data;
+	void __user *argp = (void __user *)arg;
+
+	if (!ummunotify_is_owner(file))
+		return -EPERM;
+
+	switch (cmd) {
+	case UMMUNOTIFY_EXCHANGE_FEATURES:
+		return ummunotify_exchange_features(file, argp);
+	case UMMUNOTIFY_REGISTER_REGION:
+		ummunotify_mark_used(file);
+		return ummunotify_register_region(file, argp);
+	case UMMUNOTIFY_UNREGISTER_REGION:
+		ummunotify_mark_used(file);
+		return ummunotify_unregister_region(file, argp);
+	default:
+		return -ENOTTY;
+	}
+}
+
+/* mmap, open, release */
+
+static int ummunotify_mmap(struct file *filp, struct vm_area_struct *vma)
+{
+	struct ummunotify_file *file = filp->private_data;
+
+	if (!ummunotify_is_owner(file))
+		return -EPERM;
+	if (vma->vm_pgoff || vma_pages(vma) != 1)
+		return -EINVAL;
+	if (vma->vm_flags & VM_WRITE)
+		return -EACCES;
+	ummunotify_mark_used(file);
+
+	/* Neither mprotect() nor mremap() may make more of it. */
+	vm_flags_mod(vma, VM_DONTEXPAND, VM_MAYWRITE);
+	return vm_insert_page(vma, vma->vm_start, file->counter_page);
+}
+
+static int ummunotify_open(struct inode *inode, struct file *filp)
+{
+	struct ummunotify_file *file;
+	int ret;
+
+	if (filp->f_mode & FMODE_WRITE)
+		return -EINVAL;
+	/* A kernel thread has no memory to watch. */
+	if (!current->mm)
+		return -EINVAL;
+
+	file = kzalloc(sizeof(*file), GFP_KERNEL_ACCOUNT);
+	if (!file)
+		return -ENOMEM;
+	file->counter_page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	if (!file->counter_page) {
+		ret = -ENOMEM;
+		goto free_file;
+	}
+	file->mm = current->mm;
+	file->regions = RB_ROOT_CACHED;
+	file->cookies = RB_ROOT;
+	spin_lock_init(&file->lock);
+	INIT_LIST_HEAD(&file->invalid);
+	mutex_init(&file->deliver);
+	init_waitqueue_head(&file->readable);
+	init_waitqueue_head(&file->ended);
+	file->mn.ops = &ummunotify_mn_ops;
+
+	/*
+	 * Takes every lock that an invalidation of this mm could be under, so
+	 * that each end that comes later has had its start counted.
+	 */
+	ret = mmu_notifier_register(&file->mn, file->mm);
+	if (ret) {
+		/* A signal came while it took the locks. */
+		if (ret == -EINTR)
+			ret = -ERESTARTSYS;
+		goto free_page;
+	}
+
+	filp->private_data = file;
+	return stream_open(inode, filp);
+
+free_page:
+	__free_page(file->counter_page);
+free_file:
+	kfree(file);
+	return ret;
+}
+
+static int ummunotify_release(struct inode *inode, struct file *filp)
+{
+	struct ummunotify_file *file = filp->private_data;
+	struct ummunotify_region *region, *next;
+
+	/* Waits for the callbacks that are running; there is none after it. */
+	mmu_notifier_unregister(&file->mn, file->mm);
+
+	rbtree_postorder_for_each_entry_safe(region, next, &file->cookies, by_cookie)
+		kmem_cache_free(ummunotify_region_cache, region);
+	__free_page(file->counter_page);
+	kfree(file);
+	return 0;
+}
+
+static const struct file_operations ummunotify_fops = {
+	.owner		= THIS_MODULE,
+	.open		= ummunotify_open,
+	.release	= ummunotify_release,
+	.read		= ummunotify_read,
+	.poll		= ummunotify_poll,
+	.fasync		= ummunotify_fasync,
+	.unlocked_ioctl	= ummunotify_ioctl,
+	.compat_ioctl	= compat_ptr_ioctl,
+	.mmap		= ummunotify_mmap,
+};
+
+static struct miscdevice ummunotify_misc = {
+	.minor	= MISC_DYNAMIC_MINOR,
+	.name	= "ummunotify",
+	.fops	= &ummunotify_fops,
+	/* Whoever opens it can watch himself only, with memory charged to him. */
+	.mode	= 0444,
+};
+
+static int __init ummunotify_init(void)
+{
+	int ret;
+
+	ummunotify_region_cache = KMEM_CACHE(ummunotify_region, SLAB_ACCOUNT);
+	if (!ummunotify_region_cache)
+		return -ENOMEM;
+
+	ret = misc_register(&ummunotify_misc);
+	if (ret)
+		kmem_cache_destroy(ummunotify_region_cache);
+	return ret;
+}
+
+static void __exit ummunotify_exit(void)
+{
+	misc_deregister(&ummunotify_misc);
+	kmem_cache_destroy(ummunotify_region_cache);
+}
+
+module_init(ummunotify_init);
+module_exit(ummunotify_exit);
+
+MODULE_AUTHOR("The regcache authors");
+MODULE_DESCRIPTION("Tells user space when the mapping of its memory changes");
+MODULE_VERSION("0.1.0");
+MODULE_LICENSE("GPL");
