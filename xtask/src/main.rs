@@ -1,2 +1,77 @@
-//! The developers' commands.
-fn main() {}
+//! The developers' commands. Each installs what it needs, or says what to install.
+
+mod cmd;
+mod error;
+mod kernel;
+mod lock;
+mod project;
+mod setup;
+mod vm;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Error;
+use crate::project::Project;
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Xtask,
+}
+
+#[derive(Subcommand)]
+enum Xtask {
+    /// Run a command in a virtual machine that has the driver loaded and an RDMA device, rxe0
+    ///
+    /// The command runs as root in the repository's root. The guest sees this machine's files, read-only or with changes
+    /// that are lost, but for the target directory, which it can write. Output and exit status are the command's;
+    /// 124 means that it ran too long, 125 that the machine failed or its kernel complained.
+    Vm {
+        #[command(flatten)]
+        machine: vm::Machine,
+        /// The command and its arguments
+        #[arg(required = true, last = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Xtask::Vm { machine, command } => run_in_vm(&machine, &command),
+    };
+    match done {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+fn run_in_vm(machine: &vm::Machine, command: &[OsString]) -> Result<u8, Error> {
+    let project = Project::find()?;
+    let stderr: Box<dyn io::Write + Send> = Box::new(io::stderr());
+    let job = vm::Job {
+        command,
+        stdout: Box::new(io::stdout()),
+        // One channel for both keeps them in order, which matters only where they end up in one place.
+        stderr: (!stdout_is_stderr()).then_some(stderr),
+    };
+    vm::run(&project, machine, job)
+}
+
+/// Whether what we print on either ends up in the same terminal, pipe or file.
+fn stdout_is_stderr() -> bool {
+    let place = |fd| {
+        std::fs::metadata(format!("/proc/self/fd/{fd}"))
+            .map(|it| (it.dev(), it.ino()))
+            .ok()
+    };
+    place(1).is_some() && place(1) == place(2)
+}

@@ -1,0 +1,113 @@
+//! Runs a program to its end and makes a failure a message that names the command line.
+
+use std::process::{Command, ExitStatus, Output, Stdio};
+
+use crate::error::Error;
+
+/// Runs the command with its output shown; anything but success is an error.
+pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
+    let status = status(command)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(failed(command, status, ""))
+}
+
+/// Runs the command with its output shown and returns how it ended.
+pub(crate) fn status(command: &mut Command) -> Result<ExitStatus, Error> {
+    let ended = command.stdin(Stdio::null()).status();
+    ended.map_err(|source| not_started(command, &source))
+}
+
+/// Runs the command and returns what it printed, whether it succeeded or not.
+pub(crate) fn output(command: &mut Command) -> Result<Output, Error> {
+    let ended = command.stdin(Stdio::null()).output();
+    ended.map_err(|source| not_started(command, &source))
+}
+
+/// Runs the command and returns what it printed on stdout; its stderr goes into the error if it fails.
+pub(crate) fn read(command: &mut Command) -> Result<String, Error> {
+    let output = output(command)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(failed(command, output.status, &said));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs the command with its stderr shown and returns what it printed on stdout.
+pub(crate) fn read_showing_stderr(command: &mut Command) -> Result<String, Error> {
+    read(command.stderr(Stdio::inherit()))
+}
+
+/// The command line, as one would type it.
+pub(crate) fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words
+        .map(|word| shell_quote(&word.to_string_lossy()))
+        .collect();
+    words.join(" ")
+}
+
+/// The word, quoted for a POSIX shell where it needs to be.
+pub(crate) fn shell_quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-+./:=,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+fn failed(command: &Command, status: ExitStatus, said: &str) -> Error {
+    let why = match said.trim_end() {
+        "" => status.to_string(),
+        said => format!("{status}\n{said}"),
+    };
+    Error::Command {
+        command: line(command),
+        why,
+    }
+}
+
+fn not_started(command: &Command, source: &std::io::Error) -> Error {
+    Error::Command {
+        command: line(command),
+        why: format!("could not be started: {source}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quoted_word_reaches_the_program_as_it_was() {
+        for word in [
+            "",
+            "plain",
+            "two words",
+            "it's",
+            "a\nb",
+            "$HOME `id` \"x\" \\",
+        ] {
+            let script = format!("printf %s {}", shell_quote(word));
+            let printed = read(Command::new("sh").args(["-c", &script])).unwrap();
+            assert_eq!(printed, word);
+        }
+    }
+
+    #[test]
+    fn a_failure_names_the_command_line_and_what_it_said() {
+        let error =
+            read(Command::new("sh").args(["-c", "echo no such luck >&2; exit 3"])).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.contains("sh -c 'echo no such luck >&2; exit 3'"),
+            "{message}"
+        );
+        assert!(
+            message.contains("exit status: 3\nno such luck"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,95 @@
+#!/bin/sh
+# What the virtual machine does after it has booted: loads the driver, brings rxe0 up, runs command.sh beside this file.
+# It speaks to the host through files in its own directory, which the guest can write:
+#   setup.log  what was printed before the command
+#   up         made when the command is about to start
+#   failed     why it could not be started
+#   status     the command's exit status
+#   overran    made when the command was stopped at its time limit
+#   dmesg.log  the kernel's messages at the end
+# Usage: guest.sh SECONDS, the command's time limit
+
+run=$(dirname "$0")
+limit=$1
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+
+# The host must never read half a file.
+tell() {
+	printf '%s\n' "$2" >"$run/.$1"
+	mv "$run/.$1" "$run/$1"
+}
+
+fail() {
+	dmesg >"$run/dmesg.log"
+	tell failed "$1"
+	exit 1
+}
+
+# The device of a virtio port, by its name.
+port() {
+	for dir in /sys/class/virtio-ports/*; do
+		if [ "$(cat "$dir/name")" = "$1" ]; then
+			echo "/dev/${dir##*/}"
+			return
+		fi
+	done
+}
+
+# RoCE can be used on lo once the port is active and 127.0.0.1 is in its GID table, at index 1.
+rxe0_is_ready() {
+	port=/sys/class/infiniband/rxe0/ports/1
+	grep -qs ACTIVE $port/state && grep -qs '^0000:0000:0000:0000:0000:ffff:7f00:0001$' $port/gids/1
+}
+
+exec </dev/null >"$run/setup.log" 2>&1
+
+# On an emulated and busy machine a CPU can look stuck for half a minute when it is not.
+echo 60 >/proc/sys/kernel/watchdog_thresh
+
+if [ -e "$run/ummunotify.ko" ]; then
+	insmod "$run/ummunotify.ko" || fail "the driver could not be loaded"
+	modprobe -a ib_uverbs rdma_ucm rdma_rxe || fail "the RDMA modules could not be loaded"
+	ip link set lo up || fail "lo could not be brought up"
+	rdma link add rxe0 type rxe netdev lo || fail "rxe0 could not be made"
+	tries=0
+	until rxe0_is_ready; do
+		tries=$((tries + 1))
+		[ $tries -le 300 ] || fail "rxe0 did not become active"
+		sleep 0.1
+	done
+fi
+
+# /dev/stdout must be the command's own, and a virtio port can be opened once only: hence pipes.
+ln -sfn /proc/self/fd/1 /dev/stdout
+ln -sfn /proc/self/fd/2 /dev/stderr
+mkfifo /run/stdout
+cat /run/stdout >"$(port xtask.stdout)" &
+copiers=$!
+stderr=$(port xtask.stderr)
+if [ -n "$stderr" ]; then
+	mkfifo /run/stderr
+	cat /run/stderr >"$stderr" &
+	copiers="$copiers $!"
+else
+	ln -s stdout /run/stderr
+fi
+
+tell up yes
+started=$(date +%s)
+timeout -k 10 "$limit" sh "$run/command.sh" >/run/stdout 2>/run/stderr
+status=$?
+if [ $status -eq 124 ] || [ $status -eq 137 ] && [ $(($(date +%s) - started)) -ge "$limit" ]; then
+	tell overran yes
+	# Whatever is still blocked belongs in dmesg.log.
+	echo w >/proc/sysrq-trigger
+fi
+
+# A daemon that the command left behind may keep the pipes open: its output is waited for, not its end.
+(
+	sleep 3
+	kill $copiers
+) &
+wait $copiers
+dmesg >"$run/dmesg.log"
+tell status $status

@@ -1,0 +1,214 @@
+//! Finds the Debian kernel to boot and builds the driver for it.
+//!
+//! The driver is built in a copy under the target directory, so that the source stays clean and kernels do not
+//! disturb each other. A file is copied only when its content differs, so that make rebuilds only what it must.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cmd;
+use crate::error::{AtPath, Error};
+use crate::lock;
+use crate::project::Project;
+
+/// An installed kernel that has its headers and the software RDMA device.
+pub(crate) struct Kernel {
+    /// As `uname -r` says it in the guest.
+    pub(crate) version: String,
+    /// The kernel to boot.
+    pub(crate) image: PathBuf,
+    /// What `KDIR` is for the driver.
+    headers: PathBuf,
+}
+
+/// The newest installed kernel that can be used.
+pub(crate) fn newest() -> Result<Kernel, Error> {
+    let modules = Path::new("/lib/modules");
+    let mut found = Vec::new();
+    for version in names(modules).unwrap_or_default() {
+        let kernel = Kernel {
+            image: PathBuf::from(format!("/boot/vmlinuz-{version}")),
+            headers: modules.join(&version).join("build"),
+            version,
+        };
+        let rxe = modules
+            .join(&kernel.version)
+            .join("kernel/drivers/infiniband/sw/rxe");
+        // `build` is a symlink that dangles where the headers are not installed.
+        if kernel.image.exists() && kernel.headers.join("Makefile").exists() && rxe.exists() {
+            found.push(kernel);
+        }
+    }
+    found.sort_by_key(|kernel| version_key(&kernel.version));
+    found.pop().ok_or_else(|| {
+        Error::SetUp(
+            "no kernel in /boot has both its headers (/lib/modules/VERSION/build) and rdma_rxe. On Debian:\n  \
+             sudo apt-get install --reinstall --no-install-recommends linux-image-amd64 linux-headers-amd64"
+                .to_owned(),
+        )
+    })
+}
+
+/// Builds the driver for the kernel, with warnings as errors, and copies the module to `into`.
+pub(crate) fn build_driver(project: &Project, kernel: &Kernel, into: &Path) -> Result<(), Error> {
+    let source = project.root.join("kernel");
+    let build = project.target.join("kernel").join(&kernel.version);
+    let _lock = lock::take(&build.with_extension("lock"))?;
+    mirror(&source, &build)?;
+
+    let mut make = Command::new("make");
+    make.arg("-C").arg(&build);
+    make.arg(format!("KDIR={}", kernel.headers.display()));
+    make.args(["W=1", "KCFLAGS=-Werror", "modules"]);
+    // What cargo and a make above us say is not for the kernel's build.
+    for name in [
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKELEVEL",
+        "ARCH",
+        "CROSS_COMPILE",
+        "KBUILD_OUTPUT",
+        "M",
+    ] {
+        make.env_remove(name);
+    }
+    make.env("LC_ALL", "C");
+    let output = cmd::output(&mut make)?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let module = build.join("ummunotify.ko");
+    let why = if !output.status.success() {
+        output.status.to_string()
+    } else if has_warning(&said) {
+        // make would not repeat the warning on the next run.
+        fs::remove_dir_all(&build).at(&build)?;
+        "there are warnings".to_owned()
+    } else if !module.exists() {
+        format!("{} was not made", module.display())
+    } else {
+        fs::copy(&module, into).at(&module)?;
+        return Ok(());
+    };
+    Err(Error::Driver(format!(
+        "{}: {why}\n{}\nthe driver does not build for Linux {}: mend kernel/",
+        cmd::line(&make),
+        said.trim_end(),
+        kernel.version
+    )))
+}
+
+/// Whether make's output holds a warning about the driver; two that Debian's headers always give are not.
+fn has_warning(said: &str) -> bool {
+    said.lines().any(|line| {
+        let line = line.to_ascii_lowercase();
+        line.contains("warning")
+            && !line.contains("the compiler differs from the one used to build the kernel")
+    })
+}
+
+/// Makes the sources in `to` those in `from`. What a build left in either is neither copied nor removed.
+fn mirror(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::create_dir_all(to).at(to)?;
+    let mut there = BTreeSet::new();
+    for name in names(from)? {
+        if is_build_product(&name) {
+            continue;
+        }
+        let (source, copy) = (from.join(&name), to.join(&name));
+        if source.is_dir() {
+            mirror(&source, &copy)?;
+        } else {
+            let content = fs::read(&source).at(&source)?;
+            if fs::read(&copy).ok().as_ref() != Some(&content) {
+                fs::write(&copy, &content).at(&copy)?;
+            }
+        }
+        there.insert(name);
+    }
+    for name in names(to)? {
+        let copy = to.join(&name);
+        if there.contains(&name) || is_build_product(&name) {
+            continue;
+        }
+        if copy.is_dir() {
+            fs::remove_dir_all(&copy).at(&copy)?;
+        } else {
+            fs::remove_file(&copy).at(&copy)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_build_product(name: &str) -> bool {
+    let extension = Path::new(name).extension().unwrap_or_default();
+    name.starts_with('.')
+        || name == "Module.symvers"
+        || name == "modules.order"
+        || name.ends_with(".mod.c")
+        || ["o", "ko", "mod", "a", "s", "i"]
+            .iter()
+            .any(|product| extension == *product)
+}
+
+fn names(dir: &Path) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).at(dir)? {
+        names.push(entry.at(dir)?.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+/// Orders versions by their numbers: 6.1.0-9 before 6.1.0-10.
+fn version_key(version: &str) -> Vec<u64> {
+    let numbers = version.split(|c: char| !c.is_ascii_digit());
+    numbers.filter_map(|number| number.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered_by_their_numbers() {
+        assert!(version_key("6.1.0-9-amd64") < version_key("6.1.0-10-amd64"));
+        assert!(version_key("6.1.0-56-amd64") < version_key("6.12.1-1-amd64"));
+    }
+
+    #[test]
+    fn a_warning_is_seen_but_not_the_one_about_the_compiler() {
+        assert!(has_warning("x.c:3:5: warning: unused variable"));
+        assert!(has_warning(
+            "WARNING: modpost: missing MODULE_DESCRIPTION()"
+        ));
+        assert!(!has_warning(
+            "warning: the compiler differs from the one used to build the kernel"
+        ));
+        assert!(!has_warning("  CC [M]  ummunotify.o"));
+    }
+
+    #[test]
+    fn a_mirror_follows_its_source_and_keeps_what_was_built() {
+        let dir = std::env::temp_dir().join(format!("xtask-mirror-{}", std::process::id()));
+        let (from, to) = (dir.join("from"), dir.join("to"));
+        fs::create_dir_all(from.join("include/old")).unwrap();
+        fs::write(from.join("a.c"), "1").unwrap();
+        fs::write(from.join("a.o"), "not ours").unwrap();
+        fs::write(from.join("include/old/x.h"), "x").unwrap();
+        mirror(&from, &to).unwrap();
+        assert!(!to.join("a.o").exists());
+
+        fs::write(to.join("a.ko"), "built").unwrap();
+        let untouched = fs::metadata(to.join("a.c")).unwrap().modified().unwrap();
+        fs::remove_dir_all(from.join("include/old")).unwrap();
+        mirror(&from, &to).unwrap();
+        assert!(!to.join("include/old").exists());
+        assert!(to.join("a.ko").exists());
+        assert_eq!(
+            fs::metadata(to.join("a.c")).unwrap().modified().unwrap(),
+            untouched
+        );
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

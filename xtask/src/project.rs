@@ -1,0 +1,121 @@
+//! Where things are, as cargo itself sees it: the workspace, its target directory, its packages' targets.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::cmd;
+use crate::error::Error;
+
+/// The workspace this xtask belongs to.
+pub(crate) struct Project {
+    /// The repository's root.
+    pub(crate) root: PathBuf,
+    /// Cargo's target directory; `CARGO_TARGET_DIR` is honoured.
+    pub(crate) target: PathBuf,
+    metadata: Value,
+}
+
+/// A target of a package that is built only with some features.
+pub(crate) struct GatedTarget {
+    /// The package's name.
+    pub(crate) package: String,
+    /// The target's name.
+    pub(crate) name: String,
+    /// The target's source file, which is unique where names are not.
+    pub(crate) source: PathBuf,
+    /// The directory of the package's manifest.
+    pub(crate) package_root: PathBuf,
+    /// The features it asks for.
+    pub(crate) features: Vec<String>,
+}
+
+impl Project {
+    /// Asks cargo for the workspace that the current directory is in.
+    pub(crate) fn find() -> Result<Self, Error> {
+        let mut command = cargo();
+        command.args(["metadata", "--no-deps", "--format-version=1"]);
+        let printed = cmd::read(&mut command)?;
+        let unexpected = |what: &str| Error::Unexpected {
+            command: cmd::line(&command),
+            what: what.to_owned(),
+        };
+        let metadata: Value =
+            serde_json::from_str(&printed).map_err(|e| unexpected(&e.to_string()))?;
+        let path = |key: &str| {
+            metadata[key]
+                .as_str()
+                .map(PathBuf::from)
+                .ok_or_else(|| unexpected(key))
+        };
+        Ok(Self {
+            root: path("workspace_root")?,
+            target: path("target_directory")?,
+            metadata,
+        })
+    }
+
+    /// What xtask keeps for itself in the target directory.
+    pub(crate) fn own_dir(&self) -> PathBuf {
+        self.target.join("xtask")
+    }
+
+    /// Whether the package declares the feature.
+    pub(crate) fn has_feature(&self, package: &str, feature: &str) -> bool {
+        self.packages()
+            .any(|p| p["name"] == package && !p["features"][feature].is_null())
+    }
+
+    /// Whether the package has a target of this kind (`test`, `bin`) and name.
+    pub(crate) fn has_target(&self, package: &str, kind: &str, name: &str) -> bool {
+        self.packages()
+            .filter(|p| p["name"] == package)
+            .flat_map(|p| array(&p["targets"]))
+            .any(|t| t["name"] == name && array(&t["kind"]).any(|k| k == kind))
+    }
+
+    /// The test targets of the workspace that carry `required-features`.
+    pub(crate) fn gated_tests(&self) -> Vec<GatedTarget> {
+        let mut found = Vec::new();
+        for package in self.packages() {
+            let manifest = Path::new(text(&package["manifest_path"]));
+            for target in array(&package["targets"]) {
+                let features: Vec<_> = array(&target["required-features"])
+                    .map(|f| text(f).to_owned())
+                    .collect();
+                if features.is_empty() || !array(&target["kind"]).any(|k| k == "test") {
+                    continue;
+                }
+                found.push(GatedTarget {
+                    package: text(&package["name"]).to_owned(),
+                    name: text(&target["name"]).to_owned(),
+                    source: PathBuf::from(text(&target["src_path"])),
+                    package_root: manifest.parent().unwrap_or(&self.root).to_path_buf(),
+                    features,
+                });
+            }
+        }
+        found
+    }
+
+    fn packages(&self) -> impl Iterator<Item = &Value> {
+        array(&self.metadata["packages"])
+    }
+}
+
+/// The cargo that runs us.
+pub(crate) fn cargo() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
+}
+
+/// The elements of a JSON array; none if it is something else.
+pub(crate) fn array(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}

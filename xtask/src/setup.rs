@@ -1,0 +1,202 @@
+//! What must be installed before a command can work: finds out, and installs it where that is allowed.
+//!
+//! Debian's packages are checked with `dpkg-query`, so that a machine that has them all is left alone and needs no
+//! network. As root the missing ones are installed; as anybody else the command to run is printed.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cmd;
+use crate::error::Error;
+use crate::lock;
+use crate::project::Project;
+
+/// What a virtual machine with an RDMA device takes, and what its kernel's modules are built with.
+pub(crate) const VM: &[&str] = &[
+    "busybox-static",
+    "file",
+    "gcc",
+    "ibverbs-providers",
+    "ibverbs-utils",
+    "iproute2",
+    "kmod",
+    "linux-headers-amd64",
+    "linux-image-amd64",
+    "make",
+    "python3-venv",
+    "qemu-system-x86",
+    "rdma-core",
+    "udev",
+];
+
+/// What the crates that use libibverbs are built with.
+pub(crate) const VERBS: &[&str] = &[
+    "gcc",
+    "libc6-dev",
+    "libclang-dev",
+    "libibverbs-dev",
+    "librdmacm-dev",
+    "pkg-config",
+];
+
+/// The release that the guest's set-up was tried with.
+const VIRTME_NG: &str = "1.42";
+
+/// Makes sure that the packages are installed.
+pub(crate) fn packages(project: &Project, wanted: &[&str]) -> Result<(), Error> {
+    if !on_debian() {
+        // Elsewhere the packages have other names, and may be there: let the commands that need them speak.
+        let have_all = ["qemu-system-x86_64", "modprobe", "rdma"]
+            .iter()
+            .all(|name| on_path(name));
+        if have_all {
+            return Ok(());
+        }
+        return Err(Error::SetUp(format!(
+            "this is not Debian, so xtask installs nothing. It needs what these Debian packages hold, and a Debian \
+             kernel in /boot: {}.\nThe easiest way is a Debian 12 container or machine.",
+            wanted.join(" ")
+        )));
+    }
+    if missing(wanted)?.is_empty() {
+        return Ok(());
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Error::SetUp(format!(
+            "packages are missing and you are not root. Run this, then try again:\n  \
+             sudo apt-get update && sudo apt-get install -y --no-install-recommends {}",
+            missing(wanted)?.join(" ")
+        )));
+    }
+    let _lock = lock::take(&project.own_dir().join("apt.lock"))?;
+    let missing = missing(wanted)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("xtask: installing with apt-get: {}", missing.join(" "));
+    cmd::run(apt_get().arg("update"))?;
+    cmd::run(
+        apt_get()
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(&missing),
+    )
+}
+
+/// The Python that has virtme-ng: an environment of its own in the target directory, made with Debian's python3,
+/// because Debian forbids pip to install system-wide.
+pub(crate) fn virtme_python(project: &Project) -> Result<PathBuf, Error> {
+    let venv = project.own_dir().join("venv");
+    let python = venv.join("bin/python3");
+    if has_virtme(&python) {
+        return Ok(python);
+    }
+    let _lock = lock::take(&project.own_dir().join("venv.lock"))?;
+    if has_virtme(&python) {
+        return Ok(python);
+    }
+    eprintln!(
+        "xtask: installing virtme-ng {VIRTME_NG} from PyPI into {}",
+        venv.display()
+    );
+    cmd::read(
+        without_python_settings("/usr/bin/python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&venv),
+    )?;
+    let release = format!("virtme-ng=={VIRTME_NG}");
+    let pip = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        &release,
+    ];
+    cmd::read(without_python_settings(&python).args(pip))?;
+    Ok(python)
+}
+
+/// A command that Python's settings for other projects do not reach.
+pub(crate) fn without_python_settings(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    for name in [
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "PIP_TARGET",
+        "PIP_PREFIX",
+        "PIP_USER",
+        "VIRTUAL_ENV",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn has_virtme(python: &Path) -> bool {
+    let version = "import importlib.metadata as m; print(m.version('virtme-ng'))";
+    let asked = cmd::output(without_python_settings(python).args(["-c", version]));
+    asked.is_ok_and(|said| {
+        said.status.success() && String::from_utf8_lossy(&said.stdout).trim() == VIRTME_NG
+    })
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command.args(["-q", "-o", "DPkg::Lock::Timeout=600"]);
+    command
+}
+
+/// The packages among `wanted` that are not installed, in their order.
+fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>, Error> {
+    // An unknown name makes dpkg-query fail, but it prints the others.
+    let asked = ["-W", "-f", "${db:Status-Status} ${Package}\n"];
+    let output = cmd::output(Command::new("dpkg-query").args(asked).args(wanted))?;
+    Ok(not_installed(
+        &String::from_utf8_lossy(&output.stdout),
+        wanted,
+    ))
+}
+
+fn not_installed<'a>(listed: &str, wanted: &[&'a str]) -> Vec<&'a str> {
+    let installed: Vec<_> = listed
+        .lines()
+        .filter_map(|line| line.strip_prefix("installed "))
+        .collect();
+    wanted
+        .iter()
+        .copied()
+        .filter(|name| !installed.contains(name))
+        .collect()
+}
+
+fn on_debian() -> bool {
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    release
+        .lines()
+        .any(|line| matches!(line, "ID=debian" | "ID=\"debian\""))
+}
+
+fn on_path(name: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path)
+        .chain(system)
+        .any(|dir| dir.join(name).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_package_that_left_its_configuration_is_missing() {
+        let listed = "installed gcc\nconfig-files udev\nnot-installed kmod\n";
+        assert_eq!(
+            not_installed(listed, &["gcc", "udev", "kmod", "file"]),
+            ["udev", "kmod", "file"]
+        );
+    }
+}
