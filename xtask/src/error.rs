@@ -48,19 +48,14 @@ pub(crate) enum Error {
     /// The command in the virtual machine was stopped at its time limit.
     #[error("{0}")]
     TimedOut(String),
-
-    /// Suites ran and some failed: all has been printed already.
-    #[error("{0}")]
-    Failed(String),
 }
 
 impl Error {
     /// The exit status for this error: as `timeout(1)` has it, 124 for a command that ran too long and 125 for a
-    /// fault that is not the command's; 1 where no command's status is passed through.
+    /// fault that is not the command's.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::TimedOut(_) => 124,
-            Self::Failed(_) => 1,
             _ => 125,
         }
     }

@@ -1,11 +1,14 @@
 //! The developers' commands. Each installs what it needs, or says what to install.
 
 mod cmd;
+mod demo;
 mod error;
 mod kernel;
 mod lock;
 mod project;
 mod setup;
+mod tee;
+mod test;
 mod vm;
 
 use std::ffi::OsString;
@@ -27,6 +30,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Xtask {
+    /// Show the bug and its end on this machine, if it has the driver and a device, and in a virtual machine
+    Demo {
+        /// How often memory is unmapped and mapped again
+        #[arg(long, default_value_t = 1000)]
+        rounds: u32,
+    },
+    /// Run every test: on this machine, under loom, and in a virtual machine those that need the driver
+    Test {
+        #[command(flatten)]
+        place: test::Where,
+    },
     /// Run a command in a virtual machine that has the driver loaded and an RDMA device, rxe0
     ///
     /// The command runs as root in the repository's root. The guest sees this machine's files, read-only or with changes
@@ -43,6 +57,8 @@ enum Xtask {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Xtask::Demo { rounds } => Project::find().and_then(|project| demo::run(&project, rounds)),
+        Xtask::Test { place } => Project::find().and_then(|project| test::run(&project, &place)),
         Xtask::Vm { machine, command } => run_in_vm(&machine, &command),
     };
     match done {

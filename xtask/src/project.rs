@@ -63,18 +63,15 @@ impl Project {
         self.target.join("xtask")
     }
 
-    /// Whether the package declares the feature.
-    pub(crate) fn has_feature(&self, package: &str, feature: &str) -> bool {
+    /// The features that a target of this kind (`bin`, `test`) and name asks for; none if there is no such target.
+    pub(crate) fn required_features(&self, package: &str, kind: &str, name: &str) -> Vec<String> {
         self.packages()
-            .any(|p| p["name"] == package && !p["features"][feature].is_null())
-    }
-
-    /// Whether the package has a target of this kind (`test`, `bin`) and name.
-    pub(crate) fn has_target(&self, package: &str, kind: &str, name: &str) -> bool {
-        self.packages()
-            .filter(|p| p["name"] == package)
-            .flat_map(|p| array(&p["targets"]))
-            .any(|t| t["name"] == name && array(&t["kind"]).any(|k| k == kind))
+            .filter(|it| it["name"] == package)
+            .flat_map(|it| array(&it["targets"]))
+            .filter(|target| target["name"] == name && array(&target["kind"]).any(|it| it == kind))
+            .flat_map(|target| array(&target["required-features"]))
+            .map(|feature| text(feature).to_owned())
+            .collect()
     }
 
     /// The test targets of the workspace that carry `required-features`.
@@ -112,7 +109,7 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// The elements of a JSON array; none if it is something else.
-pub(crate) fn array(value: &Value) -> impl Iterator<Item = &Value> {
+fn array(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 

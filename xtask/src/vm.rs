@@ -33,20 +33,33 @@ use crate::setup;
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Machine {
     /// Memory of the guest, as QEMU takes it
-    #[arg(long, default_value = "2G")]
+    #[arg(long, default_value_t = Self::default().memory)]
     pub(crate) memory: String,
     /// CPUs of the guest
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = Self::default().cpus)]
     pub(crate) cpus: u16,
     /// Seconds that the command may run
-    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    #[arg(long, value_name = "SECONDS", default_value_t = Self::default().timeout)]
     pub(crate) timeout: u64,
     /// Seconds that the guest may take until the command starts
-    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    #[arg(long, value_name = "SECONDS", default_value_t = Self::default().boot_timeout)]
     pub(crate) boot_timeout: u64,
     /// Neither build nor load the driver, and no RDMA device either: a bare kernel
     #[arg(long)]
     pub(crate) no_driver: bool,
+}
+
+impl Default for Machine {
+    /// What the command line's defaults are.
+    fn default() -> Self {
+        Self {
+            memory: "2G".to_owned(),
+            cpus: 2,
+            timeout: 1800,
+            boot_timeout: 180,
+            no_driver: false,
+        }
+    }
 }
 
 /// What to run, and where its output goes.
@@ -79,7 +92,7 @@ const COMPLAINTS: &[&str] = &[
     "WARNING:",
     "Oops",
     "general protection",
-    "kernel panic",
+    "Kernel panic",
     "KASAN",
     "KCSAN",
     "UBSAN",
@@ -90,6 +103,9 @@ const COMPLAINTS: &[&str] = &[
     "scheduling while atomic",
     "sleeping function called",
 ];
+
+/// How many lines are shown from the first complaint on, and how many complaints after those.
+const COMPLAINT_LINES: usize = 20;
 
 /// Installs what is missing, builds the driver, boots, runs the job, and returns the command's exit status.
 pub(crate) fn run(project: &Project, machine: &Machine, job: Job<'_>) -> Result<u8, Error> {
@@ -279,6 +295,7 @@ fn virtme(
         &machine.cpus.to_string(),
     ]);
     command.arg(format!("--rwdir={target}"));
+    command.arg("--overlay-rwdir=/tmp");
     if !kvm {
         command.arg("--disable-kvm");
     }
@@ -380,11 +397,24 @@ fn has_kvm() -> bool {
             .is_ok()
 }
 
-/// The lines of the kernel's log that tell of a fault, a few of each at most.
+/// The lines of the kernel's log that tell of a fault, the first with what follows it: most often a trace.
 fn complaints(messages: &str) -> String {
-    let complains = |line: &&str| COMPLAINTS.iter().any(|complaint| line.contains(complaint));
-    let lines: Vec<_> = messages.lines().filter(complains).take(40).collect();
-    lines.join("\n")
+    let complains = |line: &str| COMPLAINTS.iter().any(|complaint| line.contains(complaint));
+    let lines: Vec<_> = messages.lines().map(str::trim_end).collect();
+    let Some(first) = lines.iter().position(|line| complains(line)) else {
+        return String::new();
+    };
+    let (trace, rest) = lines[first..].split_at((lines.len() - first).min(COMPLAINT_LINES));
+    let rest = rest
+        .iter()
+        .filter(|line| complains(line))
+        .take(COMPLAINT_LINES);
+    trace
+        .iter()
+        .chain(rest)
+        .map(|line| format!("  {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn tail(text: &str, lines: usize) -> String {
@@ -470,7 +500,7 @@ impl Copier {
                     Ok(0) => return,
                     // Nobody may be listening any more; the guest must not block on that.
                     Ok(n) if wanted => {
-                        wanted = to.write_all(&buffer[..n]).and_then(|()| to.flush()).is_ok()
+                        wanted = to.write_all(&buffer[..n]).and_then(|()| to.flush()).is_ok();
                     }
                     Ok(_) => {}
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -509,8 +539,11 @@ mod tests {
 
     #[test]
     fn a_warning_in_the_kernels_log_is_a_complaint() {
-        let log = "[1.0] lo: up\n[2.0] WARNING: CPU: 0 PID: 1 at x.c:3\n[3.0] Debug: fine\n";
-        assert_eq!(complaints(log), "[2.0] WARNING: CPU: 0 PID: 1 at x.c:3");
+        let log = "[1.0] lo: up\n[2.0] WARNING: CPU: 0 PID: 1 at x.c:3\n[2.1] RIP: f+0x1\n";
+        assert_eq!(
+            complaints(log),
+            "  [2.0] WARNING: CPU: 0 PID: 1 at x.c:3\n  [2.1] RIP: f+0x1"
+        );
         assert_eq!(
             complaints("[0.1] ummunotify: loading out-of-tree module taints kernel.\n"),
             ""

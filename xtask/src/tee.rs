@@ -1,0 +1,136 @@
+//! Shows a program's output as it comes and keeps a copy, so that it can be read for results.
+
+use std::io::{self, Read, Write};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::cmd;
+use crate::error::{AtPath, Error};
+
+/// Writes through to our stdout, line by line, and keeps all of it.
+pub(crate) struct Tee {
+    kept: Kept,
+    line: Vec<u8>,
+    withheld: &'static str,
+}
+
+/// What has gone through a `Tee`.
+#[derive(Clone, Default)]
+pub(crate) struct Kept(Arc<Mutex<Vec<u8>>>);
+
+impl Kept {
+    /// The text so far.
+    pub(crate) fn text(&self) -> String {
+        // Appending cannot leave the bytes broken, whoever panicked meanwhile.
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Tee {
+    /// A new one. Lines that begin with `withheld` are kept but not shown; an empty string withholds none.
+    pub(crate) fn new(withheld: &'static str) -> (Self, Kept) {
+        let kept = Kept::default();
+        let tee = Self {
+            kept: kept.clone(),
+            line: Vec::new(),
+            withheld,
+        };
+        (tee, kept)
+    }
+
+    fn end_line(&mut self) -> io::Result<()> {
+        let shown = self.withheld.is_empty() || !self.line.starts_with(self.withheld.as_bytes());
+        let line = std::mem::take(&mut self.line);
+        if shown {
+            io::stdout().write_all(&line)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Write for Tee {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.kept
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend_from_slice(bytes);
+        for part in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") {
+                self.end_line()?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // What cannot be the start of a withheld line need not wait for the line's end: a test's name before its verdict.
+        let withheld = self.withheld.as_bytes();
+        if withheld.is_empty()
+            || !withheld.starts_with(&self.line) && !self.line.starts_with(withheld)
+        {
+            self.end_line()?;
+        }
+        io::stdout().flush()
+    }
+}
+
+impl Drop for Tee {
+    fn drop(&mut self) {
+        // If nobody listens any more, there is nobody to tell.
+        let _ = self.end_line();
+        let _ = io::stdout().flush();
+    }
+}
+
+/// Runs the command here, both its outputs through one `Tee`.
+pub(crate) fn run(
+    command: &mut Command,
+    withheld: &'static str,
+) -> Result<(ExitStatus, String), Error> {
+    let line = cmd::line(command);
+    let (mut reader, writer) = io::pipe().at("pipe")?;
+    command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone().at("pipe")?)
+        .stderr(writer);
+    let mut child = command.spawn().map_err(|source| Error::Command {
+        command: line,
+        why: format!("could not be started: {source}"),
+    })?;
+    // Our copies of the pipe's writing end would keep it open for ever.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let (mut tee, kept) = Tee::new(withheld);
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let n = reader.read(&mut buffer).at("pipe")?;
+        if n == 0 {
+            break;
+        }
+        tee.write_all(&buffer[..n])
+            .and_then(|()| tee.flush())
+            .at("stdout")?;
+    }
+    drop(tee);
+    let status = child.wait().at("wait")?;
+    Ok((status, kept.text()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_kept_and_nothing_waits_for_a_line_that_never_ends() {
+        let (status, text) = run(
+            Command::new("sh").args(["-c", "echo a; echo b >&2; printf c; exit 3"]),
+            "b",
+        )
+        .unwrap();
+        assert_eq!(status.code(), Some(3));
+        assert_eq!(text, "a\nb\nc");
+    }
+}

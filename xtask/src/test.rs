@@ -1,0 +1,390 @@
+//! Every test: on this machine, the models under loom, and, in one virtual machine, the suites that need the driver and
+//! an RDMA device.
+//!
+//! A suite for the virtual machine is a `[[test]]` whose `required-features` are among `VM_FEATURES`; so a plain
+//! `cargo test` leaves it out, and a new one is found here without being listed anywhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::cmd;
+use crate::error::{AtPath, Error};
+use crate::project::{GatedTarget, Project, cargo};
+use crate::setup;
+use crate::tee::{self, Tee};
+use crate::vm;
+
+/// The features that say "this test needs the virtual machine".
+const VM_FEATURES: &[&str] = &["vm", "rdma-device"];
+
+/// Seconds that one suite may take in the virtual machine.
+const SUITE_LIMIT: u64 = 600;
+
+/// Seconds that all of them may take together.
+const SUITES_LIMIT: u64 = 1500;
+
+/// How many of loom's threads may be preempted how often: more finds rarer interleavings, and takes longer.
+const LOOM_MAX_PREEMPTIONS: &str = "3";
+
+/// Where to run tests.
+#[derive(clap::Args)]
+pub(crate) struct Where {
+    /// Leave out the suites that need the virtual machine
+    #[arg(long, conflicts_with = "vm_only")]
+    host_only: bool,
+    /// Run only the suites that need the virtual machine
+    #[arg(long)]
+    vm_only: bool,
+}
+
+/// What came of one suite.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    suite: String,
+    passed: u64,
+    failed: u64,
+    seconds: u64,
+    remark: String,
+}
+
+/// Runs the tests, prints a table and the totals; an error if any failed.
+pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
+    let mut needed = setup::VERBS.to_vec();
+    if !place.host_only {
+        needed.extend(setup::VM);
+    }
+    setup::packages(project, &needed)?;
+
+    let mut outcomes = Vec::new();
+    if !place.vm_only {
+        let mut workspace = cargo();
+        workspace.args(["test", "--workspace", "--no-fail-fast"]);
+        outcomes.push(on_host("host: cargo test --workspace", &mut workspace)?);
+        if project.root.join("regcache/tests/loom.rs").exists() {
+            outcomes.push(under_loom(project)?);
+        }
+    }
+    if !place.host_only {
+        outcomes.extend(in_vm(project)?);
+    }
+    report(&outcomes)
+}
+
+fn on_host(suite: &str, command: &mut std::process::Command) -> Result<Outcome, Error> {
+    eprintln!("xtask: {}", cmd::line(command));
+    let started = Instant::now();
+    let (status, text) = tee::run(command, "")?;
+    Ok(judge(
+        suite,
+        &text,
+        status.code(),
+        started.elapsed().as_secs(),
+    ))
+}
+
+/// The models are compiled with `--cfg loom`, in a target directory of their own so that the two kinds of build do not
+/// undo each other.
+fn under_loom(project: &Project) -> Result<Outcome, Error> {
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--release",
+        "--package",
+        "regcache",
+        "--test",
+        "loom",
+        "--target-dir",
+    ]);
+    command.arg(project.target.join("loom"));
+    let mut flags = env::var_os("RUSTFLAGS").unwrap_or_default();
+    flags.push(" --cfg loom");
+    command.env("RUSTFLAGS", flags);
+    command.env("LOOM_MAX_PREEMPTIONS", LOOM_MAX_PREEMPTIONS);
+    on_host("loom: regcache", &mut command)
+}
+
+fn in_vm(project: &Project) -> Result<Vec<Outcome>, Error> {
+    let suites = project.gated_tests();
+    let suites: Vec<_> = suites
+        .into_iter()
+        .filter(|suite| {
+            suite
+                .features
+                .iter()
+                .all(|feature| VM_FEATURES.contains(&feature.as_str()))
+        })
+        .collect();
+    if suites.is_empty() {
+        return Ok(vec![Outcome {
+            suite: "vm".to_owned(),
+            passed: 0,
+            failed: 1,
+            seconds: 0,
+            remark: format!("no [[test]] has required-features among {VM_FEATURES:?}"),
+        }]);
+    }
+    let executables = build(&suites)?;
+    let script = project
+        .own_dir()
+        .join(format!("suites.{}.sh", std::process::id()));
+    fs::create_dir_all(project.own_dir()).at(project.own_dir())?;
+    fs::write(&script, suites_script(&suites, &executables)).at(&script)?;
+
+    let machine = vm::Machine {
+        timeout: SUITES_LIMIT,
+        ..vm::Machine::default()
+    };
+    let (stdout, kept) = Tee::new("");
+    let job = vm::Job {
+        command: &[OsString::from("sh"), script.clone().into_os_string()],
+        stdout: Box::new(stdout),
+        stderr: None,
+    };
+    let ended = vm::run(project, &machine, job);
+    let mut outcomes = read_outcomes(&suites, &kept.text());
+    if let Err(error) = ended {
+        eprintln!("xtask: {error}");
+        outcomes.push(Outcome {
+            suite: "vm: the machine itself".to_owned(),
+            passed: 0,
+            failed: 1,
+            seconds: 0,
+            remark: error
+                .to_string()
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+        });
+    }
+    fs::remove_file(&script).at(&script)?;
+    Ok(outcomes)
+}
+
+/// Builds the suites and returns their executables, in the same order.
+fn build(suites: &[GatedTarget]) -> Result<Vec<PathBuf>, Error> {
+    // The whole workspace is selected, as on the host, so that dependencies get the same features and are not built
+    // twice; `--test` then picks the suites.
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--no-run",
+        "--workspace",
+        "--message-format=json-render-diagnostics",
+    ]);
+    let names: BTreeSet<_> = suites.iter().map(|suite| suite.name.as_str()).collect();
+    for name in names {
+        command.args(["--test", name]);
+    }
+    let in_package = |suite: &GatedTarget| {
+        let features = suite
+            .features
+            .iter()
+            .map(|feature| format!("{}/{feature}", suite.package));
+        features.collect::<Vec<_>>()
+    };
+    let features: BTreeSet<_> = suites.iter().flat_map(in_package).collect();
+    let features: Vec<_> = features.into_iter().collect();
+    command.arg("--features").arg(features.join(","));
+    eprintln!("xtask: {}", cmd::line(&command));
+    let printed = cmd::read_showing_stderr(&mut command)?;
+
+    let mut built = BTreeMap::new();
+    for message in printed
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+    {
+        let executable = message["executable"].as_str();
+        let source = message["target"]["src_path"].as_str();
+        if let (Some(source), Some(executable)) = (source, executable) {
+            built.insert(PathBuf::from(source), PathBuf::from(executable));
+        }
+    }
+    let executable = |suite: &GatedTarget| {
+        built
+            .get(&suite.source)
+            .cloned()
+            .ok_or_else(|| Error::Unexpected {
+                command: cmd::line(&command),
+                what: format!("no executable for {}", suite.source.display()),
+            })
+    };
+    suites.iter().map(executable).collect()
+}
+
+/// The script that runs them all, each as cargo would, with a line before and after each that `read_outcomes` knows.
+fn suites_script(suites: &[GatedTarget], executables: &[PathBuf]) -> String {
+    let mut script = String::from("#!/bin/sh\n");
+    for (number, (suite, executable)) in suites.iter().zip(executables).enumerate() {
+        let root = cmd::shell_quote(&suite.package_root.to_string_lossy());
+        let package = cmd::shell_quote(&suite.package);
+        let executable = cmd::shell_quote(&executable.to_string_lossy());
+        script += &format!(
+            "printf '\\n%s\\n' {begin}\n\
+             started=$(date +%s)\n\
+             cd {root} && CARGO_MANIFEST_DIR={root} CARGO_PKG_NAME={package} timeout -k 10 {SUITE_LIMIT} {executable}\n\
+             printf '\\n%s%s %s\\n' {end} $? $(($(date +%s) - started))\n",
+            begin = cmd::shell_quote(&format!("{}{}", begin_mark(number), title(suite))),
+            end = cmd::shell_quote(&end_mark(number)),
+        );
+    }
+    script
+}
+
+fn title(suite: &GatedTarget) -> String {
+    format!("vm: {} {}", suite.package, suite.name)
+}
+
+fn begin_mark(number: usize) -> String {
+    format!("===== suite {number}: ")
+}
+
+fn end_mark(number: usize) -> String {
+    format!("===== suite {number} ended (status, seconds): ")
+}
+
+/// Reads what `suites_script` printed, as far as it came.
+fn read_outcomes(suites: &[GatedTarget], text: &str) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
+    for (number, suite) in suites.iter().enumerate() {
+        let title = title(suite);
+        let begin = format!("{}{title}\n", begin_mark(number));
+        let Some((_, after)) = text.split_once(&begin) else {
+            outcomes.push(judge(&title, "", None, 0));
+            continue;
+        };
+        let Some((output, after)) = after.split_once(&end_mark(number)) else {
+            outcomes.push(judge(&title, after, None, 0));
+            continue;
+        };
+        let mut ended = after
+            .split_whitespace()
+            .map_while(|number| number.parse().ok());
+        let status = ended.next().and_then(|status| i32::try_from(status).ok());
+        outcomes.push(judge(&title, output, status, ended.next().unwrap_or(0)));
+    }
+    outcomes
+}
+
+/// Counts what the test harness reported. A suite that ran nothing, or whose end does not fit its counts, has failed.
+fn judge(suite: &str, output: &str, status: Option<i32>, seconds: u64) -> Outcome {
+    let results: Vec<_> = output
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("test result:"))
+        .collect();
+    let sum = |word: &str| {
+        results
+            .iter()
+            .map(|result| count(result, word))
+            .sum::<u64>()
+    };
+    let (passed, mut failed) = (sum("passed"), sum("failed"));
+    let remark = match status {
+        None => "did not end".to_owned(),
+        Some(124) => format!("stopped at its limit of {SUITE_LIMIT} s"),
+        Some(status) if status != 0 && failed == 0 => format!("exit status {status}"),
+        Some(_) if passed + failed == 0 => "ran no test".to_owned(),
+        Some(_) => String::new(),
+    };
+    if !remark.is_empty() {
+        failed = failed.max(1);
+    }
+    Outcome {
+        suite: suite.to_owned(),
+        passed,
+        failed,
+        seconds,
+        remark,
+    }
+}
+
+/// The number before the word in `ok. 5 passed; 0 failed; …`.
+fn count(result: &str, word: &str) -> u64 {
+    let parts = result.split(['.', ';']).map(str::trim);
+    let mut numbers = parts.filter_map(|part| part.strip_suffix(word)?.trim().parse().ok());
+    numbers.next().unwrap_or(0)
+}
+
+fn report(outcomes: &[Outcome]) -> Result<u8, Error> {
+    let width = outcomes
+        .iter()
+        .map(|outcome| outcome.suite.len())
+        .max()
+        .unwrap_or(0);
+    println!("\n{:width$}  passed  failed  seconds", "suite");
+    for Outcome {
+        suite,
+        passed,
+        failed,
+        seconds,
+        remark,
+    } in outcomes
+    {
+        let line = format!("{suite:width$}  {passed:6}  {failed:6}  {seconds:7}  {remark}");
+        println!("{}", line.trim_end());
+    }
+    let passed: u64 = outcomes.iter().map(|outcome| outcome.passed).sum();
+    let failed: u64 = outcomes.iter().map(|outcome| outcome.failed).sum();
+    println!("\n{passed} passed, {failed} failed");
+    Ok(u8::from(failed > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSES: &str = "test a ... ok\n\ntest result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s\n";
+
+    fn suite(name: &str) -> GatedTarget {
+        GatedTarget {
+            package: "p".to_owned(),
+            name: name.to_owned(),
+            source: PathBuf::new(),
+            package_root: PathBuf::from("/"),
+            features: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn counts_are_summed_over_the_binaries_of_a_run() {
+        let outcome = judge("s", &PASSES.repeat(3), Some(0), 7);
+        assert_eq!((outcome.passed, outcome.failed, outcome.seconds), (6, 0, 7));
+        assert_eq!(outcome.remark, "");
+    }
+
+    #[test]
+    fn a_suite_that_ran_nothing_or_died_has_failed() {
+        assert_eq!(judge("s", "", Some(0), 0).failed, 1);
+        assert_eq!(judge("s", PASSES, Some(139), 0).failed, 1);
+        assert_eq!(judge("s", PASSES, None, 0).failed, 1);
+        assert_eq!(judge("s", PASSES, Some(124), 0).failed, 1);
+    }
+
+    #[test]
+    fn the_script_prints_what_its_reader_reads() {
+        let suites = ["first", "second", "third"].map(suite);
+        let executables = ["/bin/true", "/bin/false", "/bin/true"].map(PathBuf::from);
+        let script = suites_script(&suites, &executables);
+        let printed = cmd::read(std::process::Command::new("sh").args(["-c", &script])).unwrap();
+        let outcomes = read_outcomes(&suites, &printed);
+        let remarks: Vec<_> = outcomes
+            .iter()
+            .map(|outcome| outcome.remark.as_str())
+            .collect();
+        assert_eq!(remarks, ["ran no test", "exit status 1", "ran no test"]);
+
+        let cut = printed.find("===== suite 1 ended").unwrap();
+        let outcomes = read_outcomes(&suites, &printed[..cut]);
+        let remarks: Vec<_> = outcomes
+            .iter()
+            .map(|outcome| outcome.remark.as_str())
+            .collect();
+        assert_eq!(remarks, ["ran no test", "did not end", "did not end"]);
+    }
+}
