@@ -1,0 +1,134 @@
+//! [`Access`]: what a registration lets the device do.
+
+use rdma_sys::ibv_access_flags;
+
+bitflags::bitflags! {
+    /// What a registration allows, beyond reading by this process's own work requests, which is
+    /// always allowed: [`Access::empty`] is enough for the source of a send or of an RDMA write.
+    ///
+    /// The values are libibverbs's (`enum ibv_access_flags`).
+    ///
+    /// **[`REMOTE_WRITE`](Self::REMOTE_WRITE) and [`REMOTE_ATOMIC`](Self::REMOTE_ATOMIC) imply
+    /// [`LOCAL_WRITE`](Self::LOCAL_WRITE)**, which the verbs demand of the caller. Implying gives
+    /// nothing away: it lets this process's own work requests write where it has just let a peer
+    /// write. Refusing would turn a slip into `EINVAL` at the first transfer.
+    ///
+    /// # What is missing, and why
+    ///
+    /// - `ON_DEMAND` pins nothing: the device follows the page tables, so there is nothing to cache
+    ///   and nothing to keep from going stale; and a registrar must promise pinned pages.
+    /// - `ZERO_BASED` makes the device's addresses differ from the process's. A cache hands one
+    ///   registration to lookups of any range inside it, all of which address it by the process's
+    ///   addresses.
+    /// - `MW_BIND` lets the holder hang memory windows, with keys of their own, on a registration.
+    ///   The device then refuses to deregister it, which the cache must be free to do at any time.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub struct Access: u32 {
+        /// Work requests of this process may write: the destination of a receive or an RDMA read.
+        const LOCAL_WRITE = ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0;
+        /// A peer may write (RDMA write).
+        const REMOTE_WRITE = ibv_access_flags::IBV_ACCESS_REMOTE_WRITE.0;
+        /// A peer may read (RDMA read).
+        const REMOTE_READ = ibv_access_flags::IBV_ACCESS_REMOTE_READ.0;
+        /// A peer may do atomic operations.
+        const REMOTE_ATOMIC = ibv_access_flags::IBV_ACCESS_REMOTE_ATOMIC.0;
+        /// The memory is made of huge pages, and the device may count on it. Not a permission.
+        const HUGETLB = ibv_access_flags::IBV_ACCESS_HUGETLB.0;
+        /// The device's writes may reach memory in another order than it made them. Not a
+        /// permission. Kernels and devices that do not know it ignore it.
+        const RELAXED_ORDERING = ibv_access_flags::IBV_ACCESS_RELAXED_ORDERING.0;
+    }
+}
+
+impl Access {
+    /// The flags of which a registration may have more than was asked.
+    const PERMISSIONS: Self = Self::LOCAL_WRITE
+        .union(Self::REMOTE_WRITE)
+        .union(Self::REMOTE_READ)
+        .union(Self::REMOTE_ATOMIC);
+
+    /// With what is implied: the flags that the device is given.
+    #[inline]
+    #[must_use]
+    pub const fn with_implied(self) -> Self {
+        if self.intersects(Self::REMOTE_WRITE.union(Self::REMOTE_ATOMIC)) {
+            self.union(Self::LOCAL_WRITE)
+        } else {
+            self
+        }
+    }
+}
+
+/// More permissions serve fewer; flags that are no permissions must be the same.
+///
+/// A transfer that counts on its writes landing in order is not served by a registration with
+/// [`RELAXED_ORDERING`](Access::RELAXED_ORDERING); one that asked for relaxed ordering would be
+/// served by a strict one, but slowly, and would not find out.
+impl regcache::Access for Access {
+    #[inline]
+    fn serves(self, wanted: Self) -> bool {
+        let have = self.with_implied().bits();
+        let want = wanted.with_implied().bits();
+        let permissions = Self::PERMISSIONS.bits();
+        have & want & permissions == want & permissions && (have ^ want) & !permissions == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use regcache::Access as _;
+
+    use super::Access;
+
+    fn every() -> impl Iterator<Item = Access> + Clone {
+        (0..64).map(|subset: u32| {
+            Access::all()
+                .iter()
+                .enumerate()
+                .filter(|(bit, _)| subset & (1 << bit) != 0)
+                .map(|(_, flag)| flag)
+                .collect()
+        })
+    }
+
+    #[test]
+    fn serving_is_reflexive_and_transitive() {
+        assert!(every().all(|a| a.serves(a)));
+        for a in every() {
+            for b in every().filter(|&b| a.serves(b)) {
+                assert!(
+                    every().filter(|&c| b.serves(c)).all(|c| a.serves(c)),
+                    "{a:?} {b:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn more_permissions_serve_fewer_and_never_the_other_way() {
+        let more = Access::LOCAL_WRITE | Access::REMOTE_READ;
+        assert!(more.serves(Access::REMOTE_READ));
+        assert!(more.serves(Access::empty()));
+        assert!(!Access::REMOTE_READ.serves(more));
+        assert!(!more.serves(Access::REMOTE_WRITE));
+    }
+
+    #[test]
+    fn flags_that_are_no_permissions_must_be_the_same() {
+        for flag in [Access::HUGETLB, Access::RELAXED_ORDERING] {
+            assert!(!(Access::LOCAL_WRITE | flag).serves(Access::LOCAL_WRITE));
+            assert!(!Access::LOCAL_WRITE.serves(Access::LOCAL_WRITE | flag));
+            assert!((Access::LOCAL_WRITE | flag).serves(flag));
+        }
+    }
+
+    #[test]
+    fn a_peers_writes_imply_local_write() {
+        for flag in [Access::REMOTE_WRITE, Access::REMOTE_ATOMIC] {
+            assert_eq!(flag.with_implied(), flag | Access::LOCAL_WRITE);
+            assert!(flag.serves(Access::LOCAL_WRITE));
+            assert!(flag.serves(flag | Access::LOCAL_WRITE));
+        }
+        assert_eq!(Access::REMOTE_READ.with_implied(), Access::REMOTE_READ);
+    }
+}

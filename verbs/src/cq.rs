@@ -1,0 +1,166 @@
+//! [`Cq`], a completion queue, and what comes out of it.
+
+use std::ffi::c_int;
+use std::fmt;
+use std::mem;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use rdma_sys::{
+    ibv_cq, ibv_create_cq, ibv_destroy_cq, ibv_poll_cq, ibv_wc, ibv_wc_status, ibv_wc_status_str,
+};
+
+use crate::device::string;
+use crate::errno::{check, check_ptr};
+use crate::{Context, Error};
+
+/// How a work request ended, as the device says (`enum ibv_wc_status`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WcStatus(pub u32);
+
+impl WcStatus {
+    /// Done.
+    pub const SUCCESS: Self = Self(ibv_wc_status::IBV_WC_SUCCESS);
+    /// The work request does not fit the queue pair, or (rxe) as `LOC_PROT_ERR`.
+    pub const LOC_QP_OP_ERR: Self = Self(ibv_wc_status::IBV_WC_LOC_QP_OP_ERR);
+    /// A key, address or permission on this side did not allow it.
+    pub const LOC_PROT_ERR: Self = Self(ibv_wc_status::IBV_WC_LOC_PROT_ERR);
+    /// Not done, because the queue pair had failed before.
+    pub const WR_FLUSH_ERR: Self = Self(ibv_wc_status::IBV_WC_WR_FLUSH_ERR);
+    /// A key, address or permission on the peer's side did not allow it.
+    pub const REM_ACCESS_ERR: Self = Self(ibv_wc_status::IBV_WC_REM_ACCESS_ERR);
+    /// The peer could not do its part.
+    pub const REM_OP_ERR: Self = Self(ibv_wc_status::IBV_WC_REM_OP_ERR);
+    /// The peer did not answer.
+    pub const RETRY_EXC_ERR: Self = Self(ibv_wc_status::IBV_WC_RETRY_EXC_ERR);
+
+    /// What to look at; starts with ": ", or is empty.
+    pub(crate) fn advice(self) -> &'static str {
+        match self {
+            Self::LOC_PROT_ERR | Self::LOC_QP_OP_ERR | Self::REM_ACCESS_ERR | Self::REM_OP_ERR => {
+                ": does each registration allow this (a destination: LOCAL_WRITE; RDMA write: \
+                 REMOTE_WRITE there; RDMA read: REMOTE_READ at the source), and is it still \
+                 registered?"
+            }
+            Self::RETRY_EXC_ERR => ": the port does not answer itself: is it up (`ibv_devinfo`)?",
+            _ => "",
+        }
+    }
+}
+
+/// libibverbs's own words.
+impl fmt::Display for WcStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // SAFETY: takes any number, and returns a string of static lifetime for it.
+        let text = unsafe { ibv_wc_status_str(self.0) };
+        // SAFETY: that string is terminated.
+        f.write_str(&unsafe { string(text) })
+    }
+}
+
+impl fmt::Debug for WcStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WcStatus({}: {self})", self.0)
+    }
+}
+
+/// The end of one work request.
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    /// The number it was posted with.
+    pub wr_id: u64,
+    /// How it ended.
+    pub status: WcStatus,
+    /// The vendor's number for a failure; 0 if it gives none.
+    pub vendor_err: u32,
+}
+
+/// A completion queue, polled.
+#[derive(Debug)]
+pub struct Cq {
+    cq: NonNull<ibv_cq>,
+    context: Arc<Context>,
+}
+
+// SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`; providers
+// lock the queue while polling.
+unsafe impl Send for Cq {}
+// SAFETY: as for Send.
+unsafe impl Sync for Cq {}
+
+impl Cq {
+    /// Creates a queue with room for `depth` completions at least. If more are left in it, it
+    /// overflows, and is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CreateQueue`].
+    pub fn create(context: &Arc<Context>, depth: u32) -> Result<Arc<Self>, Error> {
+        let depth = c_int::try_from(depth).unwrap_or(c_int::MAX);
+        // SAFETY: the context is open and the queue keeps it so; no completion channel, whence
+        // vector 0 and no private pointer.
+        let cq =
+            unsafe { ibv_create_cq(context.as_ptr(), depth, ptr::null_mut(), ptr::null_mut(), 0) };
+        let cq = check_ptr(cq).map_err(|source| Error::CreateQueue {
+            what: "completion queue",
+            source,
+        })?;
+        Ok(Arc::new(Self {
+            cq,
+            context: Arc::clone(context),
+        }))
+    }
+
+    /// Takes the next completion out, if there is one. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Poll`].
+    pub fn poll(&self) -> Result<Option<Completion>, Error> {
+        // SAFETY: a C struct of integers, for which zero is a value. (For a failed work request the
+        // provider fills in only some of it.)
+        let mut wc: ibv_wc = unsafe { mem::zeroed() };
+        // SAFETY: the queue is alive as long as `self`; `wc` has room for the one entry asked for.
+        let polled = unsafe { ibv_poll_cq(self.as_ptr(), 1, &raw mut wc) };
+        if polled < 0 {
+            return check(polled)
+                .map(|()| None)
+                .map_err(|source| Error::Poll { source });
+        }
+        Ok((polled > 0).then_some(Completion {
+            wr_id: wc.wr_id,
+            status: WcStatus(wc.status),
+            vendor_err: wc.vendor_err,
+        }))
+    }
+
+    /// Valid as long as `self` is.
+    pub(crate) fn as_ptr(&self) -> *mut ibv_cq {
+        self.cq.as_ptr()
+    }
+}
+
+impl Drop for Cq {
+    fn drop(&mut self) {
+        if !self.context.is_ours() {
+            return;
+        }
+        // SAFETY: `cq` came from `ibv_create_cq` and is destroyed once; queue pairs that use it
+        // held an `Arc` of `self` and are gone. `context` is dropped after this.
+        let destroyed = unsafe { ibv_destroy_cq(self.as_ptr()) };
+        if let Err(error) = check(destroyed) {
+            tracing::warn!(%error, "cannot destroy the completion queue");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::WcStatus;
+
+    #[test]
+    fn a_status_reads_as_libibverbs_calls_it() {
+        assert_eq!(WcStatus::REM_ACCESS_ERR.to_string(), "remote access error");
+        assert_eq!(WcStatus(9999).to_string(), "unknown");
+    }
+}

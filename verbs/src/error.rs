@@ -1,0 +1,285 @@
+//! What can go wrong, and what its reader can do about it.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use regcache::VaRange;
+
+use crate::{PortState, WcStatus};
+
+/// A transfer that [`Loopback`](crate::Loopback) does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// A send into a posted receive.
+    Send,
+    /// An RDMA write.
+    RdmaWrite,
+    /// An RDMA read.
+    RdmaRead,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Send => "send",
+            Self::RdmaWrite => "RDMA write",
+            Self::RdmaRead => "RDMA read",
+        })
+    }
+}
+
+/// One end of a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The memory that the device reads.
+    Source,
+    /// The memory that the device writes.
+    Destination,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        })
+    }
+}
+
+/// Why something of this crate was refused.
+///
+/// Registering is not among it: that is an [`io::Error`], which the cache turns into advice.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The list of devices could not be read.
+    #[error("cannot list the RDMA devices: is /sys mounted?")]
+    ListDevices {
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no RDMA device.
+    #[error(
+        "no RDMA device on this machine. For a software one: \
+         `modprobe rdma_rxe && rdma link add rxe0 type rxe netdev lo` \
+         (in a container: the host's /dev/infiniband must be passed in)"
+    )]
+    NoDevice,
+    /// The kernel has devices, but libibverbs can use none of them.
+    #[error(
+        "the kernel has RDMA devices ({}), but libibverbs found none that it can use: install \
+         their providers (Debian: ibverbs-providers) and `modprobe ib_uverbs`",
+        devices.join(", ")
+    )]
+    NoProvider {
+        /// The devices the kernel has.
+        devices: Vec<String>,
+    },
+    /// There is no device of that name.
+    #[error("no RDMA device is called {name:?}; there are: {}", available.join(", "))]
+    NoSuchDevice {
+        /// The name asked for.
+        name: String,
+        /// The names that exist.
+        available: Vec<String>,
+    },
+    /// The device could not be opened.
+    #[error(
+        "cannot open RDMA device {name}: {}",
+        match source.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => format!(
+                "this user may not open {node}: run as root, join the group that owns it \
+                 (often `rdma`), or in a container pass it in"
+            ),
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+                format!("{node} is not there: `modprobe ib_uverbs`, and is udev running?")
+            }
+            _ => format!("{node} does not open"),
+        }
+    )]
+    OpenDevice {
+        /// The device's name.
+        name: String,
+        /// Its character device.
+        node: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The device did not describe itself.
+    #[error("cannot query {what} of RDMA device {device}: is it still there (`ibv_devinfo`)?")]
+    Query {
+        /// The device's name.
+        device: String,
+        /// What was asked.
+        what: &'static str,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The device has no such port.
+    #[error("RDMA device {device} has no port {port}: its ports are 1 to {ports}")]
+    NoSuchPort {
+        /// The device's name.
+        device: String,
+        /// The port asked for.
+        port: u8,
+        /// How many there are.
+        ports: u8,
+    },
+    /// The port carries no traffic now.
+    #[error(
+        "port {port} of RDMA device {device} is {state}, not ACTIVE: {}",
+        match state {
+            PortState::Init | PortState::Armed => "the subnet manager has not brought it up yet",
+            _ => "check the cable, or set its network interface up (`ip link set DEV up`)",
+        }
+    )]
+    PortNotActive {
+        /// The device's name.
+        device: String,
+        /// The port's number.
+        port: u8,
+        /// The state it is in.
+        state: PortState,
+    },
+    /// The port has no address.
+    #[error(
+        "port {port} of RDMA device {device} has no GID: give its network interface an IP address"
+    )]
+    NoGid {
+        /// The device's name.
+        device: String,
+        /// The port's number.
+        port: u8,
+    },
+    /// The device gave no protection domain.
+    #[error(
+        "cannot allocate a protection domain: the device may be out of them (`ibv_devinfo -v`)"
+    )]
+    AllocPd {
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The device gave no completion or queue pair.
+    #[error(
+        "cannot create a {what}: {}",
+        match source.raw_os_error() {
+            Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM) => {
+                "its rings are locked memory: raise RLIMIT_MEMLOCK (`ulimit -l unlimited`; for a \
+                 service, LimitMEMLOCK=infinity)"
+            }
+            _ => "the device may be out of them, or refuse the depth (`ibv_devinfo -v`)",
+        }
+    )]
+    CreateQueue {
+        /// "completion queue" or "queue pair".
+        what: &'static str,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The queue pair could not be connected.
+    #[error(
+        "cannot move the queue pair to {state}: {}",
+        match *state {
+            "RTR" => "the port may not reach itself by the address chosen (`ibv_devinfo -v` lists \
+                      the GIDs; is the network interface up?)",
+            _ => "the port may have gone down (`ibv_devinfo`)",
+        }
+    )]
+    ConnectQp {
+        /// The state that was refused: INIT, RTR or RTS.
+        state: &'static str,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The work request was not taken.
+    #[error(
+        "the device did not take the work request: the queue is full, or the connection is lost"
+    )]
+    Post {
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The completion queue is broken.
+    #[error("cannot poll the completion queue: make a new one, this one is lost")]
+    Poll {
+        /// The provider's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The device reports that the transfer failed.
+    #[error(
+        "{operation} failed at its {end}: {status} (vendor error {vendor_err:#x}){}",
+        status.advice()
+    )]
+    Completion {
+        /// The transfer.
+        operation: Operation,
+        /// The end whose work request failed: the one that was posted for that memory.
+        end: End,
+        /// What the device says.
+        status: WcStatus,
+        /// The vendor's number; 0 if it gives none.
+        vendor_err: u32,
+    },
+    /// The transfer did not complete in time.
+    #[error(
+        "{operation} of {len} bytes did not complete in {after:?}: allow it longer \
+         (`Loopback::set_timeout`), or see whether the port is up"
+    )]
+    TimedOut {
+        /// The transfer.
+        operation: Operation,
+        /// Its length in bytes.
+        len: usize,
+        /// The time it was given.
+        after: Duration,
+    },
+    /// The two slices of a transfer differ in length.
+    #[error("source of {source_len} bytes, destination of {destination_len}: they must be equal")]
+    LengthMismatch {
+        /// Bytes in the source.
+        source_len: usize,
+        /// Bytes in the destination.
+        destination_len: usize,
+    },
+    /// The slice is not inside the registration given for it.
+    #[error(
+        "the {end}, {len} bytes at {start:#x}, is not inside its registration {registered:?}: \
+         register all of it"
+    )]
+    OutsideRegistration {
+        /// Which end.
+        end: End,
+        /// The slice's address.
+        start: usize,
+        /// The slice's length in bytes.
+        len: usize,
+        /// The registration's range.
+        registered: VaRange,
+    },
+    /// The registration was made in another protection domain than the connection.
+    #[error(
+        "the {end}'s registration belongs to another protection domain: register and connect \
+         through the same `Pd`"
+    )]
+    OtherDomain {
+        /// Which end.
+        end: End,
+    },
+    /// A forked child uses what its parent opened.
+    #[error(
+        "process {process} opened the device, and this is a forked child: open the device again here"
+    )]
+    ForkedChild {
+        /// The process that opened the device.
+        process: u32,
+    },
+}

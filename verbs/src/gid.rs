@@ -1,0 +1,210 @@
+//! GIDs: the addresses of ports on Ethernet, and which of them to use.
+
+use std::ffi::c_int;
+use std::fmt;
+use std::io;
+use std::iter;
+use std::mem;
+use std::net::Ipv6Addr;
+
+use rdma_sys::{
+    IBV_GID_TYPE_IB, IBV_GID_TYPE_ROCE_V1, IBV_GID_TYPE_ROCE_V2, ibv_context, ibv_gid,
+    ibv_gid_entry,
+};
+
+use crate::{Context, Error};
+
+unsafe extern "C" {
+    /// What `ibv_query_gid_table` of `<infiniband/verbs.h>` calls. rdma-sys translates neither that
+    /// inline function nor this one. In libibverbs since rdma-core 33; for kernels without the
+    /// ioctl it reads sysfs itself.
+    fn _ibv_query_gid_table(
+        context: *mut ibv_context,
+        entries: *mut ibv_gid_entry,
+        max_entries: usize,
+        flags: u32,
+        entry_size: usize,
+    ) -> libc::ssize_t;
+}
+
+/// A port's global address: 16 bytes that read as an IPv6 address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Gid(pub [u8; 16]);
+
+impl Gid {
+    fn is_zero(self) -> bool {
+        self.0 == [0; 16]
+    }
+
+    /// True for `::ffff:a.b.c.d`.
+    #[must_use]
+    pub fn is_ipv4_mapped(self) -> bool {
+        Ipv6Addr::from(self.0).to_ipv4_mapped().is_some()
+    }
+
+    pub(crate) fn to_verbs(self) -> ibv_gid {
+        ibv_gid { raw: self.0 }
+    }
+}
+
+impl fmt::Display for Gid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Ipv6Addr::from(self.0).fmt(f)
+    }
+}
+
+impl fmt::Debug for Gid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What packets sent with a GID look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GidType {
+    /// InfiniBand.
+    InfiniBand,
+    /// Ethernet frames (RoCE v1): not routable, and many switches and virtual links drop them.
+    RoceV1,
+    /// UDP (RoCE v2).
+    RoceV2,
+    /// Another, by its number in `enum ibv_gid_type`.
+    Other(u32),
+}
+
+/// A line of a device's GID table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GidEntry {
+    /// The port, from 1.
+    pub port: u8,
+    /// Place in that port's table.
+    pub index: u8,
+    /// The address.
+    pub gid: Gid,
+    /// Its kind.
+    pub kind: GidType,
+}
+
+impl Context {
+    /// The GIDs of all ports of the device, the empty ones left out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Query`].
+    pub fn gids(&self) -> Result<Vec<GidEntry>, Error> {
+        let mut room: usize = 0;
+        for number in 1..=self.port_count()? {
+            room += self.port(number)?.gid_table_len as usize;
+        }
+        let mut table: Vec<ibv_gid_entry> = iter::repeat_with(|| {
+            // SAFETY: a C struct of integers, for which zero is a value.
+            unsafe { mem::zeroed() }
+        })
+        .take(room)
+        .collect();
+        // SAFETY: the context is open, and `table` has room for `table.len()` entries of the size
+        // given.
+        let found = unsafe {
+            _ibv_query_gid_table(
+                self.as_ptr(),
+                table.as_mut_ptr(),
+                table.len(),
+                0,
+                size_of::<ibv_gid_entry>(),
+            )
+        };
+        let Ok(found) = usize::try_from(found) else {
+            let errno = c_int::try_from(found.saturating_neg()).unwrap_or(libc::EIO);
+            return Err(self.query_error("the GIDs", io::Error::from_raw_os_error(errno)));
+        };
+        Ok(table.iter().take(found).filter_map(entry).collect())
+    }
+}
+
+/// An index that does not fit its field in an address (`sgid_index`, 8 bits) is left out.
+fn entry(entry: &ibv_gid_entry) -> Option<GidEntry> {
+    Some(GidEntry {
+        port: u8::try_from(entry.port_num).ok()?,
+        index: u8::try_from(entry.gid_index).ok()?,
+        // SAFETY: both fields of the union are 16 bytes without padding, so all of them are
+        // initialised, whichever was written.
+        gid: Gid(unsafe { entry.gid.raw }),
+        kind: match entry.gid_type {
+            IBV_GID_TYPE_IB => GidType::InfiniBand,
+            IBV_GID_TYPE_ROCE_V1 => GidType::RoceV1,
+            IBV_GID_TYPE_ROCE_V2 => GidType::RoceV2,
+            other => GidType::Other(other),
+        },
+    })
+}
+
+/// The GID by which to reach `port`: of RoCE v2 before others, then an IPv4 address before an IPv6
+/// one (the link-local IPv6 address that a port always has may not be configured on its interface),
+/// then the first.
+pub(crate) fn choose(table: &[GidEntry], port: u8) -> Option<GidEntry> {
+    table
+        .iter()
+        .copied()
+        .filter(|entry| entry.port == port && !entry.gid.is_zero())
+        .min_by_key(|entry| {
+            (
+                entry.kind != GidType::RoceV2,
+                !entry.gid.is_ipv4_mapped(),
+                entry.index,
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Gid, GidEntry, GidType, choose};
+
+    fn entry(port: u8, index: u8, gid: &str, kind: GidType) -> GidEntry {
+        let gid: std::net::Ipv6Addr = gid.parse().unwrap();
+        GidEntry {
+            port,
+            index,
+            gid: Gid(gid.octets()),
+            kind,
+        }
+    }
+
+    fn chosen(table: &[GidEntry], port: u8) -> Option<u8> {
+        choose(table, port).map(|entry| entry.index)
+    }
+
+    #[test]
+    fn an_ipv4_roce_v2_gid_is_preferred() {
+        let table = [
+            entry(1, 0, "fe80::1", GidType::RoceV1),
+            entry(1, 1, "fe80::1", GidType::RoceV2),
+            entry(1, 2, "::ffff:10.0.0.1", GidType::RoceV1),
+            entry(1, 3, "::ffff:10.0.0.1", GidType::RoceV2),
+            entry(1, 4, "::ffff:10.0.0.2", GidType::RoceV2),
+        ];
+        assert_eq!(chosen(&table, 1), Some(3));
+        assert_eq!(chosen(&table[..3], 1), Some(1));
+        assert_eq!(chosen(&table[..1], 1), Some(0));
+    }
+
+    #[test]
+    fn rxe_over_lo_is_reached_by_its_ipv4_address() {
+        let table = [
+            entry(1, 0, "fe80::5054:ff:fe12:3456", GidType::RoceV2),
+            entry(1, 1, "::ffff:127.0.0.1", GidType::RoceV2),
+            entry(1, 2, "::1", GidType::RoceV2),
+        ];
+        assert_eq!(chosen(&table, 1), Some(1));
+    }
+
+    #[test]
+    fn a_gid_of_another_port_or_of_zeroes_is_never_chosen() {
+        let table = [
+            entry(1, 0, "::", GidType::RoceV2),
+            entry(2, 1, "::ffff:10.0.0.1", GidType::RoceV2),
+        ];
+        assert_eq!(chosen(&table, 1), None);
+        assert_eq!(chosen(&table, 2), Some(1));
+        assert_eq!(chosen(&[], 1), None);
+    }
+}

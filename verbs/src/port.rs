@@ -1,0 +1,179 @@
+//! [`Port`]: what a device says of one of its ports.
+
+use std::fmt;
+use std::mem;
+
+use rdma_sys::{
+    ibv_device_attr, ibv_mtu, ibv_port_attr, ibv_port_state, ibv_query_device, ibv_query_port,
+};
+
+use crate::errno::check;
+use crate::{Context, Error};
+
+/// `IBV_LINK_LAYER_INFINIBAND`, `IBV_LINK_LAYER_ETHERNET` (rdma-sys leaves the unnamed enum out).
+const LINK_LAYER_INFINIBAND: u8 = 1;
+const LINK_LAYER_ETHERNET: u8 = 2;
+
+/// `IBV_QPF_GRH_REQUIRED` in the port's flags: every packet must carry a global address.
+const GRH_REQUIRED: u8 = 1;
+
+/// What a port runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkLayer {
+    /// InfiniBand: ports are addressed by LID.
+    InfiniBand,
+    /// Ethernet (RoCE, iWARP): ports are addressed by GID.
+    Ethernet,
+    /// A device that does not say. By the manual of `ibv_query_port`, InfiniBand.
+    Unspecified,
+}
+
+/// State of a port, as the verbs name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortState {
+    /// No link.
+    Down,
+    /// The link is there; the subnet manager has not configured it.
+    Init,
+    /// Configured, not yet active.
+    Armed,
+    /// Carries traffic.
+    Active,
+    /// Was active, and the link is lost for a moment.
+    ActiveDefer,
+    /// A state that is not in the verbs, or none.
+    Other(u32),
+}
+
+impl From<u32> for PortState {
+    fn from(state: u32) -> Self {
+        match state {
+            ibv_port_state::IBV_PORT_DOWN => Self::Down,
+            ibv_port_state::IBV_PORT_INIT => Self::Init,
+            ibv_port_state::IBV_PORT_ARMED => Self::Armed,
+            ibv_port_state::IBV_PORT_ACTIVE => Self::Active,
+            ibv_port_state::IBV_PORT_ACTIVE_DEFER => Self::ActiveDefer,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl fmt::Display for PortState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Down => f.write_str("DOWN"),
+            Self::Init => f.write_str("INIT"),
+            Self::Armed => f.write_str("ARMED"),
+            Self::Active => f.write_str("ACTIVE"),
+            Self::ActiveDefer => f.write_str("ACTIVE_DEFER"),
+            Self::Other(state) => write!(f, "in state {state}"),
+        }
+    }
+}
+
+/// What a device says of one of its ports, at the time of asking.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// Its number, from 1.
+    pub number: u8,
+    /// Its state.
+    pub state: PortState,
+    /// What it runs on.
+    pub link_layer: LinkLayer,
+    /// Its local identifier on InfiniBand; 0 on Ethernet.
+    pub lid: u16,
+    /// Bytes of payload in a packet at most: 256 to 4096.
+    pub mtu: u32,
+    /// Bytes in a message at most.
+    pub max_message: u32,
+    /// Entries in its GID table, the empty ones included.
+    pub gid_table_len: u32,
+    /// True if packets must carry a GID even on InfiniBand.
+    pub grh_required: bool,
+    /// `mtu` as an `enum ibv_mtu`.
+    pub(crate) mtu_code: ibv_mtu::Type,
+}
+
+impl Port {
+    fn new(number: u8, attr: &ibv_port_attr) -> Self {
+        Self {
+            number,
+            state: attr.state.into(),
+            link_layer: match attr.link_layer {
+                LINK_LAYER_INFINIBAND => LinkLayer::InfiniBand,
+                LINK_LAYER_ETHERNET => LinkLayer::Ethernet,
+                _ => LinkLayer::Unspecified,
+            },
+            lid: attr.lid,
+            mtu: 128u32.checked_shl(attr.active_mtu).unwrap_or(0),
+            max_message: attr.max_msg_sz,
+            gid_table_len: attr.gid_tbl_len.try_into().unwrap_or(0),
+            grh_required: attr.flags & GRH_REQUIRED != 0,
+            mtu_code: attr.active_mtu,
+        }
+    }
+}
+
+impl Context {
+    /// How many ports the device has; they are numbered from 1.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Query`].
+    pub fn port_count(&self) -> Result<u8, Error> {
+        // SAFETY: a C struct of integers and arrays of them, for which zero is a value.
+        let mut attr: ibv_device_attr = unsafe { mem::zeroed() };
+        // SAFETY: the context is open, and `attr` lives through the call.
+        let queried = unsafe { ibv_query_device(self.as_ptr(), &raw mut attr) };
+        check(queried).map_err(|source| self.query_error("the attributes", source))?;
+        Ok(attr.phys_port_cnt)
+    }
+
+    /// What the device says of port `number`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchPort`], [`Error::Query`].
+    pub fn port(&self, number: u8) -> Result<Port, Error> {
+        let ports = self.port_count()?;
+        if !(1..=ports).contains(&number) {
+            return Err(Error::NoSuchPort {
+                device: self.device().to_owned(),
+                port: number,
+                ports,
+            });
+        }
+        // SAFETY: a C struct of integers, for which zero is a value.
+        let mut attr: ibv_port_attr = unsafe { mem::zeroed() };
+        // The exported function, not C's inline one: it fills the fields up to `flags` and leaves
+        // `port_cap_flags2`, which came later and is not used here. (rdma-sys 0.3 has the inline
+        // one as `___ibv_query_port`, but compares `abi_compat` with `u32::MAX`, so that on 64-bit
+        // machines it always ends up here, and without the clearing.)
+        //
+        // SAFETY: the context is open. The function writes a `_compat_ibv_port_attr`, which is a
+        // prefix of `ibv_port_attr`, and `attr` lives through the call.
+        let queried = unsafe { ibv_query_port(self.as_ptr(), number, (&raw mut attr).cast()) };
+        check(queried).map_err(|source| self.query_error("a port", source))?;
+        Ok(Port::new(number, &attr))
+    }
+
+    /// The first port that is ACTIVE; if none is, says what state the first one is in.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PortNotActive`], [`Error::NoSuchPort`], [`Error::Query`].
+    pub fn active_port(&self) -> Result<Port, Error> {
+        for number in 1..=self.port_count()? {
+            let port = self.port(number)?;
+            if port.state == PortState::Active {
+                return Ok(port);
+            }
+        }
+        let first = self.port(1)?;
+        Err(Error::PortNotActive {
+            device: self.device().to_owned(),
+            port: first.number,
+            state: first.state,
+        })
+    }
+}

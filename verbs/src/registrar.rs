@@ -1,0 +1,49 @@
+//! [`MrRegistrar`], what a cache of RDMA registrations caches for.
+
+use std::io;
+use std::sync::Arc;
+
+use regcache::{Registrar, VaRange};
+
+use crate::{Access, Mr, Pd};
+
+/// Makes and destroys [`Mr`]s in one protection domain.
+#[derive(Clone, Debug)]
+pub struct MrRegistrar {
+    pd: Arc<Pd>,
+}
+
+impl MrRegistrar {
+    /// A registrar for `pd`.
+    #[must_use]
+    pub fn new(pd: &Arc<Pd>) -> Self {
+        Self { pd: Arc::clone(pd) }
+    }
+
+    /// The protection domain.
+    #[must_use]
+    pub fn pd(&self) -> &Arc<Pd> {
+        &self.pd
+    }
+}
+
+// SAFETY:
+// - `ibv_reg_mr` covers the whole range or fails, with the access asked for or more
+//   (`Access::with_implied`), at the process's own addresses (the iova given is the start).
+// - It takes the pages by `pin_user_pages` between call and return and keeps the pins until
+//   deregistered. What would not pin, ON_DEMAND, is not in `Access`, and `Mr::register` refuses
+//   flags that are not.
+// - `ibv_dereg_mr` returns 0 once the kernel has invalidated the key in the device and unpinned.
+//   `Access` has no MW_BIND, so no memory window keeps a second way in.
+unsafe impl Registrar for MrRegistrar {
+    type Access = Access;
+    type Registration = Mr;
+
+    fn register(&self, range: VaRange, access: Access) -> io::Result<Mr> {
+        Mr::register(&self.pd, range, access)
+    }
+
+    fn deregister(&self, registration: Mr) -> io::Result<()> {
+        registration.deregister()
+    }
+}

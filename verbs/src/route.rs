@@ -1,0 +1,81 @@
+//! [`Route`]: by which address a port is reached.
+
+use rdma_sys::{ibv_ah_attr, ibv_global_route};
+
+use crate::gid::{self, GidEntry};
+use crate::{Context, Error, LinkLayer, Port, PortState};
+
+/// A router or host may pass a packet on this many times; the usual value of IP stacks.
+const HOP_LIMIT: u8 = 64;
+
+/// The way from a port of this machine back to itself.
+#[derive(Clone, Debug)]
+pub struct Route {
+    port: Port,
+    /// Of use on Ethernet, and on InfiniBand where the port demands it.
+    gid: Option<GidEntry>,
+}
+
+impl Route {
+    /// From `port` of `context` to itself: by LID on InfiniBand, else by the best GID of the port,
+    /// which is an IPv4 address over RoCE v2 if it has one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PortNotActive`], [`Error::NoGid`], [`Error::Query`].
+    pub fn to_self(context: &Context, port: &Port) -> Result<Self, Error> {
+        if port.state != PortState::Active {
+            return Err(Error::PortNotActive {
+                device: context.device().to_owned(),
+                port: port.number,
+                state: port.state,
+            });
+        }
+        let gid = if port.link_layer == LinkLayer::Ethernet || port.grh_required {
+            let chosen = gid::choose(&context.gids()?, port.number);
+            Some(chosen.ok_or_else(|| Error::NoGid {
+                device: context.device().to_owned(),
+                port: port.number,
+            })?)
+        } else {
+            None
+        };
+        Ok(Self {
+            port: port.clone(),
+            gid,
+        })
+    }
+
+    /// The port it starts and ends at.
+    #[must_use]
+    pub fn port(&self) -> &Port {
+        &self.port
+    }
+
+    /// The GID it goes by; `None` if it goes by LID.
+    #[must_use]
+    pub fn gid(&self) -> Option<&GidEntry> {
+        self.gid.as_ref()
+    }
+
+    /// `attr` with this route's address in it, the rest as it was.
+    pub(crate) fn address(&self, attr: ibv_ah_attr) -> ibv_ah_attr {
+        let grh = match self.gid {
+            Some(entry) => ibv_global_route {
+                dgid: entry.gid.to_verbs(),
+                sgid_index: entry.index,
+                hop_limit: HOP_LIMIT,
+                flow_label: 0,
+                traffic_class: 0,
+            },
+            None => attr.grh,
+        };
+        ibv_ah_attr {
+            grh,
+            is_global: u8::from(self.gid.is_some()),
+            dlid: self.port.lid,
+            port_num: self.port.number,
+            ..attr
+        }
+    }
+}
