@@ -1,9 +1,40 @@
 //! A memory-registration cache that never returns a stale registration.
+//!
+//! RDMA adapters, and io_uring's fixed buffers, need memory registered before they can touch it.
+//! Registering pins pages and is slow, so registrations are kept; and a registration that is kept
+//! goes stale when the application unmaps the memory and is given the same address again: the
+//! adapter then reads and writes pages that nobody has mapped any more.
+//!
+//! A [`Cache`] is built on two things. A [`Registrar`] makes and destroys registrations, for one
+//! kind of device. A [`Monitor`] tells which of the memory that it was asked to watch is no longer
+//! what it was; [`monitor::Ummunotify`] asks the kernel.
+//!
+//! # What is promised
+//!
+//! Let U be any operation that changes which pages back a range: munmap, mremap, brk, a mapping
+//! placed over it, `MADV_DONTNEED`, a hole punched in its file, a copy-on-write break. If U returned
+//! before a lookup began, or if the looking-up thread was handed the address by a mapping call that
+//! the kernel could only satisfy because U had happened, the lookup does not return a registration
+//! made before U. `src/cache.rs` has the argument.
 
+mod budget;
+mod cache;
+mod entry;
 mod error;
+mod fork;
+mod hints;
+mod index;
+mod ledger;
+pub mod monitor;
 mod range;
 mod registrar;
+mod slab;
+mod stats;
+mod sync;
 
+pub use cache::{Builder, Cache, Guard, Unchosen};
 pub use error::{Error, RegisterError};
+pub use monitor::{Cookie, Monitor};
 pub use range::VaRange;
 pub use registrar::{Access, Registrar};
+pub use stats::Stats;

@@ -19,6 +19,11 @@ pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
     ///
     /// Must be reflexive and transitive.
     fn serves(self, wanted: Self) -> bool;
+
+    /// True if the device may write to the memory. Only to explain a refusal.
+    fn writes(self) -> bool {
+        true
+    }
 }
 
 /// For devices with a single kind of access.

@@ -1,0 +1,156 @@
+//! [`Index`]: which entry serves an address range, exactly.
+//!
+//! Ordered by address, one map for each kind of access in use (there are few). Within one map *no
+//! range contains another*: what a new range contains is taken out as it goes in. Ranges sorted by
+//! start are then sorted by end as well, so that of all ranges which start at or before an address,
+//! the last reaches furthest: one predecessor search answers a containment query, without an
+//! interval tree.
+
+use std::collections::BTreeMap;
+
+use crate::slab::Slot;
+use crate::{Access, VaRange};
+
+#[derive(Debug)]
+pub(crate) struct Index<A> {
+    maps: Vec<(A, ByStart)>,
+}
+
+/// Start of a range to its end and entry.
+type ByStart = BTreeMap<usize, (usize, Slot)>;
+
+impl<A: Access> Index<A> {
+    pub(crate) fn new() -> Self {
+        Self { maps: Vec::new() }
+    }
+
+    /// The entry to serve `range` with `access`.
+    pub(crate) fn find(&self, range: VaRange, access: A) -> Option<Slot> {
+        self.maps
+            .iter()
+            .filter(|(a, _)| a.serves(access))
+            .filter_map(|(_, map)| map.range(..=range.start()).next_back())
+            .find(|&(_, &(end, _))| end >= range.end())
+            .map(|(_, &(_, slot))| slot)
+    }
+
+    /// The entries for which one of `range` and `access` could stand in: to be removed before that
+    /// one is inserted.
+    pub(crate) fn contained(&self, range: VaRange, access: A) -> impl Iterator<Item = Slot> {
+        self.maps
+            .iter()
+            .filter(move |(a, _)| access.serves(*a))
+            .flat_map(move |(_, map)| {
+                map.range(range.start()..)
+                    .take_while(move |&(_, &(end, _))| end <= range.end())
+            })
+            .map(|(_, &(_, slot))| slot)
+    }
+
+    /// Adds an entry that contains none of those here, and is contained in none.
+    pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot) {
+        debug_assert!(self.find(range, access).is_none());
+        debug_assert!(self.contained(range, access).next().is_none());
+        let i = self
+            .maps
+            .iter()
+            .position(|(a, _)| *a == access)
+            .unwrap_or_else(|| {
+                self.maps.push((access, ByStart::new()));
+                self.maps.len() - 1
+            });
+        self.maps[i].1.insert(range.start(), (range.end(), slot));
+    }
+
+    /// Removes what was inserted.
+    pub(crate) fn remove(&mut self, range: VaRange, access: A) {
+        if let Some(i) = self.maps.iter().position(|(a, _)| *a == access) {
+            self.maps[i].1.remove(&range.start());
+            if self.maps[i].1.is_empty() {
+                self.maps.swap_remove(i);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::ptr;
+
+    use intervaltree::IntervalTree;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Bits, where more bits serve fewer.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    struct Bits(u8);
+
+    impl Access for Bits {
+        fn serves(self, wanted: Self) -> bool {
+            self.0 & wanted.0 == wanted.0
+        }
+    }
+
+    fn range(start: usize, len: usize) -> VaRange {
+        VaRange::new(ptr::without_provenance(start), len).expect("neither empty nor wrapping")
+    }
+
+    fn ranges() -> impl Strategy<Value = (VaRange, Bits)> {
+        (1..60_usize, 1..20_usize, 0..4_u8).prop_map(|(s, l, a)| (range(s, l), Bits(a)))
+    }
+
+    proptest! {
+        /// Against an interval tree of the same entries, which answers by looking at all overlaps.
+        #[test]
+        fn finds_an_entry_if_and_only_if_one_contains_the_range(
+            entries in prop::collection::vec(ranges(), 0..40),
+            removed in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+            queries in prop::collection::vec(ranges(), 1..40),
+        ) {
+            let mut index = Index::new();
+            let mut model: Vec<(VaRange, Bits, Slot)> = Vec::new();
+            for (i, &(r, a)) in entries.iter().enumerate() {
+                if index.find(r, a).is_some() {
+                    continue;
+                }
+                let gone: Vec<_> = index.contained(r, a).collect();
+                for &slot in &gone {
+                    let &(r, a, _) = model.iter().find(|e| e.2 == slot).unwrap();
+                    index.remove(r, a);
+                }
+                let expected: Vec<_> = model
+                    .iter()
+                    .filter(|e| r.contains(&e.0) && a.serves(e.1))
+                    .map(|e| e.2)
+                    .collect();
+                prop_assert_eq!(gone.len(), expected.len());
+                prop_assert!(expected.iter().all(|slot| gone.contains(slot)));
+                model.retain(|e| !gone.contains(&e.2));
+                let slot = Slot(i as u32);
+                index.insert(r, a, slot);
+                model.push((r, a, slot));
+            }
+            for which in removed {
+                if !model.is_empty() {
+                    let (r, a, _) = model.swap_remove(which.index(model.len()));
+                    index.remove(r, a);
+                }
+            }
+            let tree: IntervalTree<usize, (VaRange, Bits, Slot)> =
+                model.iter().map(|&e| (e.0.start()..e.0.end(), e)).collect();
+            for (r, a) in queries {
+                let candidates: Vec<_> = tree
+                    .query(r.start()..r.end())
+                    .map(|e| e.value)
+                    .filter(|e| e.0.contains(&r) && e.1.serves(a))
+                    .map(|e| e.2)
+                    .collect();
+                match index.find(r, a) {
+                    Some(slot) => prop_assert!(candidates.contains(&slot)),
+                    None => prop_assert!(candidates.is_empty()),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Monitors: how the cache learns that memory is not what it was.
+//!
+//! A monitor watches ranges of the process's own memory and raises its generation when the pages
+//! behind one of them change. What it has to promise for the cache never to return a stale
+//! registration are the rules M1 to M5 at [`Monitor`].
+
+mod auto;
+mod nothing;
+mod ummunotify;
+
+use std::fmt;
+use std::io;
+
+use crate::VaRange;
+
+pub use auto::{Auto, auto};
+pub use nothing::Nothing;
+pub use ummunotify::{OpenError, Ummunotify};
+
+/// Names a watch. Never used twice in the life of a cache.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Cookie(pub u64);
+
+impl fmt::Debug for Cookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cookie({:#x})", self.0)
+    }
+}
+
+/// Tells when the mapping of a watched range stops being what it was.
+///
+/// An *invalidation* is any change of the pages that back a range: munmap, mremap, brk, a mapping
+/// placed over it, `MADV_DONTNEED`, a hole punched in its file, a copy-on-write break.
+///
+/// # Soundness
+///
+/// A monitor is sound when it keeps
+///
+/// - **M1, nothing lost**: an invalidation that starts after [`watch`](Self::watch) has returned is
+///   reported by [`drain`](Self::drain);
+/// - **M2, nothing in flight missed**: an invalidation under way while `watch` runs is over before
+///   it returns, or is reported after it ends;
+/// - **M3, in time**: [`generation`](Self::generation) has changed before any thread can be given
+///   the addresses of an invalidated range for something new, and before the invalidating call
+///   returns;
+/// - **M4, bounded**: its memory is proportional to the number of watches, whatever happens to
+///   them;
+/// - **M5, not hijackable**: no other code in the process can switch it off.
+///
+/// The trait is safe to implement all the same: a monitor that breaks its promise makes a device
+/// read or write pages that the process no longer has mapped, but those pages stay pinned by the
+/// registration, so that no memory of the process, or of anybody else, is touched.
+pub trait Monitor: Send + Sync + 'static {
+    /// A number that differs whenever something watched was invalidated.
+    ///
+    /// Asked on every lookup. Loads with acquire ordering.
+    fn generation(&self) -> u64;
+
+    /// Watches `range` under `cookie`.
+    ///
+    /// # Errors
+    ///
+    /// If the range cannot be watched. The cache then hands out a registration of the range that it
+    /// does not keep.
+    fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()>;
+
+    /// Stops watching. No report for `cookie` comes after this returns.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such watch.
+    fn unwatch(&self, cookie: Cookie) -> io::Result<()>;
+
+    /// Calls `invalidated` for every watch that was hit since it was last reported, until there is
+    /// none, and returns the generation of that moment. A watch remains after it was reported.
+    ///
+    /// The cache calls this from one thread at a time. `invalidated` neither allocates nor unmaps.
+    ///
+    /// # Errors
+    ///
+    /// If reports cannot be had. The cache then refuses lookups.
+    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64>;
+
+    /// What to call it in a report, in one word.
+    fn name(&self) -> &'static str;
+}

@@ -1,0 +1,251 @@
+//! The cache's protocol under loom: every interleaving of a few threads, within the bound that
+//! `LOOM_MAX_PREEMPTIONS` sets, on a modelled kernel of one page. And the other way round: on a
+//! kernel that breaks a rule of the contract, loom finds the stale registration.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p regcache --release --test loom`
+#![cfg(loom)]
+
+use std::collections::BTreeSet;
+use std::io;
+
+use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+use regcache::monitor::{Cookie, Monitor};
+use regcache::{Cache, Registrar, VaRange};
+
+const PAGE: *const u8 = std::ptr::without_provenance(0x1000);
+
+/// How the watching goes wrong.
+#[derive(Clone, Copy, PartialEq)]
+enum Flaw {
+    None,
+    /// M2: watching does not wait for an invalidation that is under way.
+    WatchDoesNotWait,
+    /// M3: the report comes after the change, as userfaultfd's does.
+    ReportIsLate,
+}
+
+/// One page and its watches.
+struct FakeKernel {
+    flaw: Flaw,
+    /// Held from start to end of an invalidation.
+    running: Mutex<()>,
+    version: AtomicU64,
+    generation: AtomicU64,
+    watches: Mutex<Watches>,
+    registered: AtomicU64,
+}
+
+#[derive(Default)]
+struct Watches {
+    live: BTreeSet<u64>,
+    hit: BTreeSet<u64>,
+}
+
+impl FakeKernel {
+    fn new(flaw: Flaw) -> Arc<Self> {
+        Arc::new(Self {
+            flaw,
+            running: Mutex::new(()),
+            version: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+            watches: Mutex::default(),
+            registered: AtomicU64::new(0),
+        })
+    }
+
+    /// munmap and mmap by one thread, as the driver sees it: first the report, then the change.
+    /// Returns the version of the new page.
+    fn remap(&self) -> u64 {
+        let running = self.running.lock().unwrap();
+        if self.flaw == Flaw::ReportIsLate {
+            let version = self.version.fetch_add(1, Ordering::AcqRel) + 1;
+            drop(running);
+            self.report();
+            return version;
+        }
+        self.report();
+        self.version.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    fn report(&self) {
+        let mut watches = self.watches.lock().unwrap();
+        if !watches.live.is_empty() {
+            watches.hit = watches.live.clone();
+            self.generation.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+struct FakeMonitor(Arc<FakeKernel>);
+
+impl Monitor for FakeMonitor {
+    fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
+    fn watch(&self, _: VaRange, cookie: Cookie) -> io::Result<()> {
+        assert!(self.0.watches.lock().unwrap().live.insert(cookie.0));
+        if self.0.flaw != Flaw::WatchDoesNotWait {
+            drop(self.0.running.lock().unwrap());
+        }
+        Ok(())
+    }
+
+    fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        let mut watches = self.0.watches.lock().unwrap();
+        assert!(watches.live.remove(&cookie.0));
+        watches.hit.remove(&cookie.0);
+        Ok(())
+    }
+
+    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        let mut watches = self.0.watches.lock().unwrap();
+        for cookie in std::mem::take(&mut watches.hit) {
+            invalidated(Cookie(cookie));
+        }
+        Ok(self.0.generation.load(Ordering::Acquire))
+    }
+
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+}
+
+struct FakeDevice(Arc<FakeKernel>);
+
+/// The version of the page that was pinned.
+struct Pinned(u64);
+
+// SAFETY: it is a model; there is no device to reach memory.
+unsafe impl Registrar for FakeDevice {
+    type Access = ();
+    type Registration = Pinned;
+
+    fn register(&self, _: VaRange, (): ()) -> io::Result<Pinned> {
+        self.0.registered.fetch_add(1, Ordering::Relaxed);
+        Ok(Pinned(self.0.version.load(Ordering::Acquire)))
+    }
+
+    fn deregister(&self, _: Pinned) -> io::Result<()> {
+        self.0.registered.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+type FakeCache = Cache<FakeDevice, FakeMonitor>;
+
+fn cache(kernel: &Arc<FakeKernel>, max_entries: u32) -> Arc<FakeCache> {
+    let device = FakeDevice(Arc::clone(kernel));
+    let monitor = FakeMonitor(Arc::clone(kernel));
+    Arc::new(
+        Cache::builder(device)
+            .monitor(monitor)
+            .max_entries(max_entries)
+            .build()
+            .unwrap(),
+    )
+}
+
+fn assert_balanced(kernel: &FakeKernel, cache: Arc<FakeCache>) {
+    drop(cache);
+    assert_eq!(
+        kernel.registered.load(Ordering::Relaxed),
+        0,
+        "registrations leak"
+    );
+    assert!(
+        kernel.watches.lock().unwrap().live.is_empty(),
+        "watches leak"
+    );
+}
+
+/// A thread remaps the page and looks it up, while another looks it up too.
+fn remap_against_lookup(cached_before: bool, flaw: Flaw) {
+    let kernel = FakeKernel::new(flaw);
+    let cache = cache(&kernel, 2);
+    if cached_before {
+        drop(cache.get(PAGE, 1, ()).unwrap());
+    }
+    let other = {
+        let cache = Arc::clone(&cache);
+        thread::spawn(move || {
+            // Concurrent with the remap, so of either version.
+            let guard = cache.get(PAGE, 1, ()).unwrap();
+            assert!(guard.registration().0 <= 1);
+        })
+    };
+    let now = kernel.remap();
+    let guard = cache.get(PAGE, 1, ()).unwrap();
+    assert_eq!(guard.registration().0, now, "stale");
+    other.join().unwrap();
+    drop(guard);
+    assert_balanced(&kernel, cache);
+}
+
+#[test]
+fn loom_a_remapped_page_is_never_served_stale_from_the_cache() {
+    loom::model(|| remap_against_lookup(true, Flaw::None));
+}
+
+#[test]
+fn loom_a_remap_during_another_threads_miss_is_never_served_stale() {
+    loom::model(|| remap_against_lookup(false, Flaw::None));
+}
+
+#[test]
+#[should_panic(expected = "stale")]
+fn loom_finds_the_stale_hit_when_watching_does_not_wait() {
+    loom::model(|| remap_against_lookup(true, Flaw::WatchDoesNotWait));
+}
+
+/// A thread is handed the address after another thread has unmapped the page: by mmap, which the
+/// kernel can satisfy as soon as the change is made.
+fn handed_to_another_thread(flaw: Flaw) {
+    let kernel = FakeKernel::new(flaw);
+    let cache = cache(&kernel, 2);
+    drop(cache.get(PAGE, 1, ()).unwrap());
+    let receiver = {
+        let (cache, kernel) = (Arc::clone(&cache), Arc::clone(&kernel));
+        thread::spawn(move || {
+            let version = kernel.version.load(Ordering::Acquire);
+            let guard = cache.get(PAGE, 1, ()).unwrap();
+            assert!(guard.registration().0 >= version, "stale");
+        })
+    };
+    kernel.remap();
+    receiver.join().unwrap();
+    assert_balanced(&kernel, cache);
+}
+
+#[test]
+fn loom_an_address_handed_over_is_never_served_stale() {
+    loom::model(|| handed_to_another_thread(Flaw::None));
+}
+
+#[test]
+#[should_panic(expected = "stale")]
+fn loom_finds_the_stale_hit_when_the_report_is_late() {
+    loom::model(|| handed_to_another_thread(Flaw::ReportIsLate));
+}
+
+/// A guard dropped in one thread, an eviction and a remap in another: one deregistration each.
+#[test]
+fn loom_eviction_and_last_guard_destroy_a_registration_once() {
+    loom::model(|| {
+        let kernel = FakeKernel::new(Flaw::None);
+        let cache = cache(&kernel, 1);
+        let held = cache.get(PAGE, 1, ()).unwrap();
+        let other = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || {
+                let elsewhere = PAGE.wrapping_add(0x1000);
+                drop(cache.get(elsewhere, 1, ()).unwrap());
+            })
+        };
+        drop(held);
+        other.join().unwrap();
+        assert_balanced(&kernel, cache);
+    });
+}

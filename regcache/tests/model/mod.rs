@@ -1,0 +1,205 @@
+//! A modelled kernel and device, for tests of policy and protocol on a machine without either.
+//!
+//! Memory is a few pages, each with a version: another version is another physical page. The fake
+//! device pins by noting versions. Remapping a page marks the watches on it and raises the
+//! generation, and only then changes the version, as the driver does it.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use regcache::monitor::{Cookie, Monitor};
+use regcache::{Access, Registrar, VaRange};
+
+pub(crate) const PAGE: usize = 4096;
+/// Address of the first modelled page.
+pub(crate) const BASE: usize = 0x10_0000;
+
+/// Address of page `i`.
+pub(crate) fn page(i: usize) -> *const u8 {
+    std::ptr::without_provenance(BASE + i * PAGE)
+}
+
+fn pages(range: VaRange) -> Range<usize> {
+    (range.start() - BASE) / PAGE..(range.end() - BASE).div_ceil(PAGE)
+}
+
+#[derive(Default)]
+struct Watches {
+    live: BTreeMap<u64, VaRange>,
+    hit: BTreeSet<u64>,
+}
+
+/// Pages, and who watches them.
+pub(crate) struct FakeKernel {
+    versions: Vec<AtomicU64>,
+    generation: AtomicU64,
+    watches: Mutex<Watches>,
+    pub(crate) refuse_watches: AtomicBool,
+    pub(crate) break_reports: AtomicBool,
+}
+
+impl FakeKernel {
+    pub(crate) fn new(pages: usize) -> Arc<Self> {
+        Arc::new(Self {
+            versions: (0..pages).map(|_| AtomicU64::new(0)).collect(),
+            generation: AtomicU64::new(0),
+            watches: Mutex::default(),
+            refuse_watches: AtomicBool::new(false),
+            break_reports: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn version(&self, page: usize) -> u64 {
+        self.versions[page].load(Ordering::Acquire)
+    }
+
+    /// munmap and mmap of one page.
+    pub(crate) fn remap(&self, page: usize) {
+        let mut watches = self.watches.lock().unwrap();
+        let hit: Vec<_> = watches
+            .live
+            .iter()
+            .filter(|(_, r)| pages(**r).contains(&page))
+            .map(|w| *w.0)
+            .collect();
+        if !hit.is_empty() {
+            watches.hit.extend(hit);
+            self.generation.fetch_add(1, Ordering::Release);
+        }
+        drop(watches);
+        self.versions[page].fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn watches(&self) -> usize {
+        self.watches.lock().unwrap().live.len()
+    }
+}
+
+/// Sound, as far as the model goes.
+pub(crate) struct FakeMonitor(pub(crate) Arc<FakeKernel>);
+
+impl Monitor for FakeMonitor {
+    fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
+    fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        if self.0.refuse_watches.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let old = self.0.watches.lock().unwrap().live.insert(cookie.0, range);
+        assert!(old.is_none(), "a cookie was used twice");
+        Ok(())
+    }
+
+    fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        let mut watches = self.0.watches.lock().unwrap();
+        watches.hit.remove(&cookie.0);
+        watches
+            .live
+            .remove(&cookie.0)
+            .map(drop)
+            .ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        if self.0.break_reports.load(Ordering::Relaxed) {
+            return Err(io::Error::other("broken on purpose"));
+        }
+        let mut watches = self.0.watches.lock().unwrap();
+        for cookie in std::mem::take(&mut watches.hit) {
+            invalidated(Cookie(cookie));
+        }
+        Ok(self.0.generation.load(Ordering::Acquire))
+    }
+
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+}
+
+/// Bits: more of them serve fewer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Bits(pub(crate) u8);
+
+impl Access for Bits {
+    fn serves(self, wanted: Self) -> bool {
+        self.0 & wanted.0 == wanted.0
+    }
+}
+
+/// What the device pinned.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    pub(crate) id: u32,
+    /// First page, and the version of each page from there.
+    pub(crate) first: usize,
+    pub(crate) versions: Vec<u64>,
+}
+
+/// Called in the middle of each registration, after the pages were pinned.
+type Hook = Box<dyn Fn(&FakeDevice, VaRange) + Send + Sync>;
+
+pub(crate) struct FakeDevice {
+    pub(crate) kernel: Arc<FakeKernel>,
+    pub(crate) live: Arc<AtomicU32>,
+    pub(crate) made: Arc<AtomicU32>,
+    /// Registrations that it has room for.
+    pub(crate) capacity: u32,
+    pub(crate) hook: Option<Hook>,
+}
+
+impl FakeDevice {
+    pub(crate) fn new(kernel: &Arc<FakeKernel>) -> Self {
+        Self {
+            kernel: Arc::clone(kernel),
+            live: Arc::default(),
+            made: Arc::default(),
+            capacity: u32::MAX,
+            hook: None,
+        }
+    }
+}
+
+// SAFETY: it is a model; there is no device to reach memory.
+unsafe impl Registrar for FakeDevice {
+    type Access = Bits;
+    type Registration = Pinned;
+
+    fn register(&self, range: VaRange, _: Bits) -> io::Result<Pinned> {
+        if self.live.fetch_add(1, Ordering::Relaxed) >= self.capacity {
+            self.live.fetch_sub(1, Ordering::Relaxed);
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        let pages = pages(range);
+        let pinned = Pinned {
+            id: self.made.fetch_add(1, Ordering::Relaxed),
+            first: pages.start,
+            versions: pages.map(|page| self.kernel.version(page)).collect(),
+        };
+        if let Some(hook) = &self.hook {
+            hook(self, range);
+        }
+        Ok(pinned)
+    }
+
+    fn deregister(&self, _: Pinned) -> io::Result<()> {
+        assert!(
+            self.live.fetch_sub(1, Ordering::Relaxed) > 0,
+            "deregistered twice"
+        );
+        Ok(())
+    }
+}
+
+impl Pinned {
+    /// True if a page under `range` is not the one that was pinned.
+    pub(crate) fn is_stale(&self, kernel: &FakeKernel, range: VaRange) -> bool {
+        pages(range).any(|page| self.versions[page - self.first] != kernel.version(page))
+    }
+}

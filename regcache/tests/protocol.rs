@@ -1,0 +1,434 @@
+//! The cache's side of the contract, and its policy, on a modelled kernel and device.
+#![cfg(not(loom))]
+
+mod model;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use model::{BASE, Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, page};
+use regcache::monitor::Nothing;
+use regcache::{Builder, Cache, Error, Guard, RegisterError, VaRange};
+
+type FakeCache = Cache<FakeDevice, FakeMonitor>;
+
+const READ: Bits = Bits(1);
+const WRITE: Bits = Bits(3);
+
+fn builder(kernel: &Arc<FakeKernel>) -> Builder<FakeDevice, FakeMonitor> {
+    Cache::builder(FakeDevice::new(kernel)).monitor(FakeMonitor(Arc::clone(kernel)))
+}
+
+fn get(cache: &FakeCache, first: usize, pages: usize) -> Guard<FakeDevice, FakeMonitor> {
+    cache.get(page(first), pages * PAGE, READ).unwrap()
+}
+
+fn live(cache: &FakeCache) -> u32 {
+    cache.registrar().live.load(Ordering::Relaxed)
+}
+
+#[test]
+fn the_second_lookup_returns_the_first_registration() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(&kernel).build().unwrap();
+    let first = get(&cache, 0, 4).registration().id;
+    assert_eq!(get(&cache, 0, 4).registration().id, first);
+    assert_eq!(get(&cache, 1, 2).registration().id, first, "a part of it");
+    assert_eq!(
+        get(&cache, 1, 2).registration().id,
+        first,
+        "the same part, by the hints"
+    );
+    let stats = cache.stats();
+    assert_eq!((stats.hits, stats.misses, stats.entries), (3, 1, 1));
+    assert_eq!(stats.bytes, 4 * PAGE);
+}
+
+#[test]
+fn wider_access_serves_a_lookup_and_narrower_does_not() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(&kernel).build().unwrap();
+    let lookup = |access| cache.get(page(0), PAGE, access).unwrap().registration().id;
+    let read = lookup(READ);
+    let write = lookup(WRITE);
+    assert_ne!(read, write);
+    assert_eq!(lookup(READ), write);
+    assert_eq!(lookup(WRITE), write);
+    assert_eq!(cache.stats().merges, 1, "the narrower one was given up");
+    assert_eq!(live(&cache), 1);
+}
+
+#[test]
+fn a_larger_registration_replaces_those_that_it_contains() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(&kernel).build().unwrap();
+    drop((get(&cache, 1, 1), get(&cache, 3, 1)));
+    drop(cache.get(page(2), PAGE, WRITE).unwrap());
+    drop(get(&cache, 0, 5));
+    assert_eq!(cache.stats().merges, 2, "the one with more access stays");
+    assert_eq!(live(&cache), 2);
+    assert_eq!(kernel.watches(), 2);
+}
+
+#[test]
+fn a_change_of_any_page_gives_the_registration_up() {
+    for changed in 2..5 {
+        let kernel = FakeKernel::new(8);
+        let cache = builder(&kernel).build().unwrap();
+        let old = get(&cache, 2, 3).registration().id;
+        kernel.remap(1);
+        kernel.remap(5);
+        assert_eq!(
+            get(&cache, 2, 3).registration().id,
+            old,
+            "its neighbours changed"
+        );
+        kernel.remap(changed);
+        let new = get(&cache, 2, 3);
+        assert_ne!(new.registration().id, old);
+        assert!(!new.registration().is_stale(&kernel, new.range()));
+        assert_eq!(live(&cache), 1, "the old one is deregistered");
+        assert_eq!(cache.stats().invalidations, 1);
+    }
+}
+
+#[test]
+fn memory_that_changes_while_it_is_registered_is_registered_again() {
+    let kernel = FakeKernel::new(8);
+    let mut device = FakeDevice::new(&kernel);
+    device.hook = Some(Box::new(|device, _| {
+        if device.made.load(Ordering::Relaxed) == 1 {
+            device.kernel.remap(0);
+        }
+    }));
+    let cache = Cache::builder(device)
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .build()
+        .unwrap();
+    for _ in 0..2 {
+        let guard = get(&cache, 0, 2);
+        assert!(!guard.registration().is_stale(&kernel, guard.range()));
+        assert!(guard.is_cached());
+    }
+    let stats = cache.stats();
+    assert_eq!((stats.retries, stats.misses, stats.hits), (1, 1, 1));
+    assert_eq!((live(&cache), kernel.watches()), (1, 1));
+}
+
+#[test]
+fn memory_that_changes_in_every_attempt_is_answered_uncached() {
+    let kernel = FakeKernel::new(8);
+    let mut device = FakeDevice::new(&kernel);
+    device.hook = Some(Box::new(|device, _| device.kernel.remap(0)));
+    let cache = Cache::builder(device)
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .build()
+        .unwrap();
+    let guard = get(&cache, 0, 1);
+    assert!(!guard.is_cached());
+    assert_eq!(kernel.watches(), 0);
+    assert_eq!(cache.stats().uncached, 1);
+    drop(guard);
+    assert_eq!(live(&cache), 0);
+}
+
+#[test]
+fn what_cannot_be_watched_is_not_kept() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(&kernel).build().unwrap();
+    kernel.refuse_watches.store(true, Ordering::Relaxed);
+    let guard = get(&cache, 0, 1);
+    assert!(!guard.is_cached());
+    assert_eq!(live(&cache), 1);
+    drop(guard);
+    assert_eq!(live(&cache), 0);
+    let stats = cache.stats();
+    assert_eq!((stats.uncached, stats.entries, stats.bytes), (1, 0, 0));
+    kernel.refuse_watches.store(false, Ordering::Relaxed);
+    assert!(get(&cache, 0, 1).is_cached());
+}
+
+#[test]
+fn without_a_monitor_every_lookup_registers() {
+    let kernel = FakeKernel::new(8);
+    let cache = Cache::builder(FakeDevice::new(&kernel))
+        .monitor(Nothing)
+        .build()
+        .unwrap();
+    let first = cache.get(page(0), PAGE, READ).unwrap().registration().id;
+    assert_ne!(
+        cache.get(page(0), PAGE, READ).unwrap().registration().id,
+        first
+    );
+}
+
+#[test]
+fn the_least_recently_used_registration_makes_room() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(&kernel).max_entries(3).build().unwrap();
+    for i in [0, 1, 2, 0] {
+        drop(get(&cache, i, 1));
+    }
+    drop(get(&cache, 3, 1));
+    let misses = cache.stats().misses;
+    for i in [0, 2, 3] {
+        drop(get(&cache, i, 1));
+    }
+    assert_eq!(cache.stats().misses, misses, "1 was the one to go");
+    assert_eq!(live(&cache), 3);
+    assert_eq!(cache.stats().evictions, 1);
+}
+
+#[test]
+fn bytes_are_bounded_and_counted_in_pages() {
+    let kernel = FakeKernel::new(32);
+    let cache = builder(&kernel).max_bytes(4 * PAGE).build().unwrap();
+    drop(cache.get(page(0).wrapping_add(PAGE - 1), 2, READ).unwrap());
+    assert_eq!(cache.stats().bytes, 2 * PAGE, "two bytes on two pages");
+    for i in 1..8 {
+        drop(get(&cache, i * 3, 2));
+        assert!(cache.stats().bytes <= 4 * PAGE);
+    }
+    let whole = get(&cache, 0, 5);
+    assert!(!whole.is_cached(), "more than the limit");
+    assert_eq!(
+        cache.stats().evictions,
+        6,
+        "for the others, not for that one"
+    );
+}
+
+#[test]
+fn with_room_for_nothing_lookups_still_work() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(&kernel).max_entries(0).build().unwrap();
+    assert!(!get(&cache, 0, 1).is_cached());
+    assert_eq!(live(&cache), 0);
+}
+
+#[test]
+fn registrations_in_use_are_neither_evicted_nor_destroyed() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(&kernel).max_entries(2).build().unwrap();
+    let held = [get(&cache, 0, 1), get(&cache, 1, 1)];
+    let third = get(&cache, 2, 1);
+    assert!(!third.is_cached());
+    assert_eq!(live(&cache), 3);
+    kernel.remap(0);
+    let fresh = get(&cache, 0, 1);
+    assert!(!fresh.is_cached(), "the stale one still holds its room");
+    assert_eq!(live(&cache), 4, "and its registration");
+    drop((third, fresh));
+    drop(held);
+    assert_eq!(live(&cache), 1);
+    assert_eq!(kernel.watches(), 1);
+    assert!(get(&cache, 0, 1).is_cached());
+}
+
+#[test]
+fn a_full_device_is_relieved_of_idle_registrations() {
+    let kernel = FakeKernel::new(8);
+    let mut device = FakeDevice::new(&kernel);
+    device.capacity = 2;
+    let cache = Cache::builder(device)
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .build()
+        .unwrap();
+    for i in 0..8 {
+        drop(get(&cache, i, 1));
+    }
+    assert_eq!(live(&cache), 2);
+    let held = [get(&cache, 6, 1), get(&cache, 7, 1)];
+    match cache.get(page(0), PAGE, READ).unwrap_err() {
+        Error::Register(RegisterError::MemlockLimit { .. } | RegisterError::Device { .. }) => {}
+        other => panic!("{other}"),
+    }
+    drop(held);
+    assert_eq!(kernel.watches(), 2, "the failed one left nothing behind");
+    drop(get(&cache, 0, 1));
+}
+
+#[test]
+fn guards_outlive_the_cache_and_nothing_leaks() {
+    let kernel = FakeKernel::new(8);
+    let device = FakeDevice::new(&kernel);
+    let live = Arc::clone(&device.live);
+    let cache = Cache::builder(device)
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .build()
+        .unwrap();
+    let held = get(&cache, 0, 1);
+    drop(get(&cache, 1, 1));
+    drop(cache);
+    assert_eq!(live.load(Ordering::Relaxed), 1);
+    assert_eq!(held.registration().first, 0);
+    std::thread::spawn(move || drop(held)).join().unwrap();
+    assert_eq!(live.load(Ordering::Relaxed), 0);
+    assert_eq!(kernel.watches(), 0);
+    assert_eq!(
+        Arc::strong_count(&kernel),
+        1,
+        "monitor and registrar are gone"
+    );
+}
+
+#[test]
+fn flush_gives_everything_up() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(&kernel).build().unwrap();
+    let held = get(&cache, 0, 1);
+    drop(get(&cache, 1, 1));
+    cache.flush().unwrap();
+    assert_eq!(live(&cache), 1);
+    drop(held);
+    assert_eq!(
+        (live(&cache), kernel.watches(), cache.stats().bytes),
+        (0, 0, 0)
+    );
+    cache.prefetch(page(0), PAGE, READ).unwrap();
+    drop(get(&cache, 0, 1));
+    assert_eq!(cache.stats().hits, 1);
+}
+
+#[test]
+fn bad_ranges_are_typed_errors() {
+    let kernel = FakeKernel::new(1);
+    let cache = builder(&kernel).build().unwrap();
+    assert!(matches!(
+        cache.get(page(0), 0, READ),
+        Err(Error::ZeroLength { start: BASE })
+    ));
+    let wrapped = cache.get(page(0), usize::MAX, READ);
+    assert!(matches!(
+        wrapped,
+        Err(Error::AddressWraps {
+            len: usize::MAX,
+            ..
+        })
+    ));
+    assert_eq!(cache.stats().entries, 0);
+}
+
+#[test]
+fn a_monitor_that_fails_fails_the_lookup() {
+    let kernel = FakeKernel::new(2);
+    let cache = builder(&kernel).build().unwrap();
+    drop(get(&cache, 0, 1));
+    kernel.break_reports.store(true, Ordering::Relaxed);
+    drop(get(&cache, 0, 1));
+    kernel.remap(0);
+    for _ in 0..2 {
+        let error = cache.get(page(0), PAGE, READ).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Monitor {
+                    monitor: "fake",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+    kernel.break_reports.store(false, Ordering::Relaxed);
+    let guard = get(&cache, 0, 1);
+    assert!(!guard.registration().is_stale(&kernel, guard.range()));
+}
+
+#[test]
+fn a_forked_child_is_refused_and_destroys_nothing() {
+    let kernel = FakeKernel::new(2);
+    let mut cache = Some(builder(&kernel).build().unwrap());
+    let mut held = Some(get(cache.as_ref().unwrap(), 0, 1));
+    drop(get(cache.as_ref().unwrap(), 1, 1));
+    // SAFETY: the child touches the model's memory, which is its own copy, and ends by _exit.
+    match unsafe { libc::fork() } {
+        0 => {
+            let cache = cache.take().unwrap();
+            let live = Arc::clone(&cache.registrar().live);
+            let refused = matches!(cache.get(page(0), PAGE, READ), Err(Error::Forked))
+                && matches!(cache.get(page(1), PAGE, READ), Err(Error::Forked))
+                && matches!(cache.flush(), Err(Error::Forked));
+            drop(cache);
+            drop(held.take());
+            let status = i32::from(!refused) + 2 * i32::from(live.load(Ordering::Relaxed) != 2);
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(status) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: waits for the child made above.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0);
+        }
+    }
+    assert_eq!(live(cache.as_ref().unwrap()), 2);
+    drop(get(cache.as_ref().unwrap(), 1, 1));
+    assert_eq!(cache.as_ref().unwrap().stats().hits, 1);
+}
+
+/// Several threads look up ranges of their own pages, which they remap, and of shared ones; a small
+/// cache evicts all the time. What a thread has not remapped itself since the lookup must be what
+/// was pinned.
+#[test]
+fn many_threads_never_see_a_stale_registration() {
+    const OWN: usize = 6;
+    const THREADS: usize = 4;
+    let rounds = if cfg!(debug_assertions) {
+        20_000
+    } else {
+        200_000
+    };
+    let kernel = FakeKernel::new(OWN * (THREADS + 1));
+    let device = FakeDevice::new(&kernel);
+    let live = Arc::clone(&device.live);
+    let cache = Cache::builder(device)
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .max_entries(12)
+        .build()
+        .unwrap();
+    let (stop, lookups) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                drop(get(&cache, 0, OWN));
+                std::thread::yield_now();
+            }
+        });
+        let workers: Vec<_> = (1..=THREADS)
+            .map(|thread| {
+                let (cache, kernel, lookups) = (&cache, &kernel, &lookups);
+                scope.spawn(move || {
+                    let mut seed = thread as u64;
+                    let mut random = move |below: usize| {
+                        seed ^= seed << 13;
+                        seed ^= seed >> 7;
+                        seed ^= seed << 17;
+                        (seed % below as u64) as usize
+                    };
+                    for _ in 0..rounds {
+                        let first = random(OWN);
+                        let len = 1 + random(OWN - first);
+                        let start = thread * OWN + first;
+                        if random(4) == 0 {
+                            kernel.remap(start);
+                        }
+                        let wanted = VaRange::new(page(start), len * PAGE).unwrap();
+                        let guard = get(cache, start, len);
+                        assert!(guard.range().contains(&wanted));
+                        assert!(!guard.registration().is_stale(kernel, wanted), "stale");
+                        lookups.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(lookups.load(Ordering::Relaxed), THREADS * rounds);
+    drop(cache);
+    assert_eq!(live.load(Ordering::Relaxed), 0);
+    assert_eq!(kernel.watches(), 0);
+}
