@@ -124,13 +124,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_is_kept_and_nothing_waits_for_a_line_that_never_ends() {
-        let (status, text) = run(
-            Command::new("sh").args(["-c", "echo a; echo b >&2; printf c; exit 3"]),
-            "b",
-        )
-        .unwrap();
+    fn both_outputs_are_kept_to_the_last_byte_and_the_status_returned() {
+        let script = "echo kept: a; echo kept: b >&2; printf 'kept: c'; exit 3";
+        let (status, text) = run(Command::new("sh").args(["-c", script]), "kept:").unwrap();
         assert_eq!(status.code(), Some(3));
-        assert_eq!(text, "a\nb\nc");
+        assert_eq!(text, "kept: a\nkept: b\nkept: c");
     }
 }
