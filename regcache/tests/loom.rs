@@ -4,6 +4,7 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p regcache --release --test loom`
 #![cfg(loom)]
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;
 use std::io;

@@ -1,5 +1,6 @@
 //! The cache's side of the contract, and its policy, on a modelled kernel and device.
 #![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod model;
 

@@ -4,6 +4,7 @@
 //! behind one of them change. What it has to promise for the cache never to return a stale
 //! registration are the rules M1 to M5 at [`Monitor`].
 
+pub mod abi;
 mod auto;
 mod nothing;
 mod ummunotify;

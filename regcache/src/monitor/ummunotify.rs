@@ -20,40 +20,8 @@ use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::{Cookie, Monitor};
+use super::{Cookie, Monitor, abi};
 use crate::VaRange;
-
-/// The structures and numbers of `linux/ummunotify.h`.
-mod abi {
-    /// `struct ummunotify_register_ioctl`
-    #[repr(C)]
-    pub(super) struct Register {
-        pub(super) start: u64,
-        pub(super) end: u64,
-        pub(super) user_cookie: u64,
-        pub(super) flags: u32,
-        pub(super) reserved: u32,
-    }
-
-    /// `struct ummunotify_event`
-    #[repr(C)]
-    #[derive(Clone, Copy, Default)]
-    pub(super) struct Event {
-        pub(super) kind: u32,
-        pub(super) flags: u32,
-        pub(super) hint_start: u64,
-        pub(super) hint_end: u64,
-        pub(super) user_cookie_counter: u64,
-    }
-
-    pub(super) const INVAL: u32 = 0;
-    pub(super) const LAST: u32 = 1;
-
-    const _: () = assert!(size_of::<Register>() == 32 && size_of::<Event>() == 32);
-
-    nix::ioctl_write_ptr!(register_region, b'U', 2, Register);
-    nix::ioctl_write_ptr!(unregister_region, b'U', 3, u64);
-}
 
 /// Where udev puts the driver's device.
 const DEVICE: &str = "/dev/ummunotify";
