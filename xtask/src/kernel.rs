@@ -55,7 +55,10 @@ pub(crate) fn newest() -> Result<Kernel, Error> {
 pub(crate) fn build_driver(project: &Project, kernel: &Kernel, into: &Path) -> Result<(), Error> {
     let source = project.root.join("kernel");
     let build = project.target.join("kernel").join(&kernel.version);
-    let lock = project.target.join("kernel").join(format!("{}.lock", kernel.version));
+    let lock = project
+        .target
+        .join("kernel")
+        .join(format!("{}.lock", kernel.version));
     let _lock = lock::take(&lock)?;
     mirror(&source, &build)?;
 

@@ -53,7 +53,20 @@ struct Outcome {
     remark: String,
 }
 
-/// Runs the tests, prints a table and the totals; an error if any failed.
+impl Outcome {
+    /// Something that ran no test because it could not, told by the first line of `why`.
+    fn failure(suite: &str, why: &str) -> Self {
+        Self {
+            suite: suite.to_owned(),
+            passed: 0,
+            failed: 1,
+            seconds: 0,
+            remark: why.lines().next().unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+/// Runs the tests, prints a table and the totals, and returns 1 if any failed.
 pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
     let mut needed = setup::VERBS.to_vec();
     if !place.host_only {
@@ -71,9 +84,14 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
         }
     }
     if !place.host_only {
-        outcomes.extend(in_vm(project)?);
+        let (ran, ended) = in_vm(project);
+        outcomes.extend(ran);
+        if let Err(error) = ended {
+            eprintln!("xtask: {error}");
+            outcomes.push(Outcome::failure("vm", &error.to_string()));
+        }
     }
-    report(&outcomes)
+    Ok(report(&outcomes))
 }
 
 fn on_host(suite: &str, command: &mut std::process::Command) -> Result<Outcome, Error> {
@@ -109,33 +127,19 @@ fn under_loom(project: &Project) -> Result<Outcome, Error> {
     on_host("loom: regcache", &mut command)
 }
 
-fn in_vm(project: &Project) -> Result<Vec<Outcome>, Error> {
-    let suites = project.gated_tests();
-    let suites: Vec<_> = suites
-        .into_iter()
-        .filter(|suite| {
-            suite
-                .features
-                .iter()
-                .all(|feature| VM_FEATURES.contains(&feature.as_str()))
-        })
-        .collect();
+/// What came of the suites that ran, and what kept the others from it.
+fn in_vm(project: &Project) -> (Vec<Outcome>, Result<(), Error>) {
+    let is_ours = |feature: &String| VM_FEATURES.contains(&feature.as_str());
+    let mut suites = project.gated_tests();
+    suites.retain(|suite| suite.features.iter().all(is_ours));
     if suites.is_empty() {
-        return Ok(vec![Outcome {
-            suite: "vm".to_owned(),
-            passed: 0,
-            failed: 1,
-            seconds: 0,
-            remark: format!("no [[test]] has required-features among {VM_FEATURES:?}"),
-        }]);
+        let why = format!("no [[test]] has required-features among {VM_FEATURES:?}");
+        return (vec![Outcome::failure("vm", &why)], Ok(()));
     }
-    let executables = build(&suites)?;
-    let script = project
-        .own_dir()
-        .join(format!("suites.{}.sh", std::process::id()));
-    fs::create_dir_all(project.own_dir()).at(project.own_dir())?;
-    fs::write(&script, suites_script(&suites, &executables)).at(&script)?;
-
+    let script = match write_script(project, &suites) {
+        Ok(script) => script,
+        Err(error) => return (Vec::new(), Err(error)),
+    };
     let machine = vm::Machine {
         timeout: SUITES_LIMIT,
         ..vm::Machine::default()
@@ -147,24 +151,20 @@ fn in_vm(project: &Project) -> Result<Vec<Outcome>, Error> {
         stderr: None,
     };
     let ended = vm::run(project, &machine, job);
-    let mut outcomes = read_outcomes(&suites, &kept.text());
-    if let Err(error) = ended {
-        eprintln!("xtask: {error}");
-        outcomes.push(Outcome {
-            suite: "vm: the machine itself".to_owned(),
-            passed: 0,
-            failed: 1,
-            seconds: 0,
-            remark: error
-                .to_string()
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
-        });
-    }
-    fs::remove_file(&script).at(&script)?;
-    Ok(outcomes)
+    // It is ours alone; if it stays, it does no harm.
+    let _ = fs::remove_file(&script);
+    (read_outcomes(&suites, &kept.text()), ended.map(|_| ()))
+}
+
+/// Builds the suites and writes the script that runs them to where the guest can read it.
+fn write_script(project: &Project, suites: &[GatedTarget]) -> Result<PathBuf, Error> {
+    let script = suites_script(suites, &build(suites)?);
+    fs::create_dir_all(project.own_dir()).at(project.own_dir())?;
+    let path = project
+        .own_dir()
+        .join(format!("suites.{}.sh", std::process::id()));
+    fs::write(&path, script).at(&path)?;
+    Ok(path)
 }
 
 /// Builds the suites and returns their executables, in the same order.
@@ -311,7 +311,7 @@ fn count(result: &str, word: &str) -> u64 {
     numbers.next().unwrap_or(0)
 }
 
-fn report(outcomes: &[Outcome]) -> Result<u8, Error> {
+fn report(outcomes: &[Outcome]) -> u8 {
     let width = outcomes
         .iter()
         .map(|outcome| outcome.suite.len())
@@ -332,7 +332,7 @@ fn report(outcomes: &[Outcome]) -> Result<u8, Error> {
     let passed: u64 = outcomes.iter().map(|outcome| outcome.passed).sum();
     let failed: u64 = outcomes.iter().map(|outcome| outcome.failed).sum();
     println!("\n{passed} passed, {failed} failed");
-    Ok(u8::from(failed > 0))
+    u8::from(failed > 0)
 }
 
 #[cfg(test)]

@@ -104,6 +104,17 @@ const COMPLAINTS: &[&str] = &[
     "sleeping function called",
 ];
 
+/// An oops ends the machine instead of leaving it half dead (virtme-ng has QEMU exit where it would reboot), no message
+/// is lost, and a CPU that the host gave no time for half a minute is not taken for a stuck one.
+const KERNEL_OPTIONS: &[&str] = &[
+    "oops=panic",
+    "panic=-1",
+    "loglevel=6",
+    "log_buf_len=4M",
+    "watchdog_thresh=60",
+    "rcupdate.rcu_cpu_stall_timeout=120",
+];
+
 /// How many lines are shown from the first complaint on, and how many complaints after those.
 const COMPLAINT_LINES: usize = 20;
 
@@ -299,8 +310,7 @@ fn virtme(
     if !kvm {
         command.arg("--disable-kvm");
     }
-    // An oops ends the machine instead of leaving it half dead; virtme-ng has QEMU exit where it would reboot.
-    for option in ["oops=panic", "panic=-1", "loglevel=6"] {
+    for option in KERNEL_OPTIONS {
         command.args(["-a", option]);
     }
     command.arg("--show-boot-console");
@@ -399,7 +409,11 @@ fn has_kvm() -> bool {
 
 /// The lines of the kernel's log that tell of a fault, the first with what follows it: most often a trace.
 fn complaints(messages: &str) -> String {
-    let complains = |line: &str| COMPLAINTS.iter().any(|complaint| line.contains(complaint));
+    // virtme-ng's init writes its own warnings into the kernel's log.
+    let complains = |line: &str| {
+        COMPLAINTS.iter().any(|complaint| line.contains(complaint))
+            && !line.contains("virtme-ng-init:")
+    };
     let lines: Vec<_> = messages.lines().map(str::trim_end).collect();
     let Some(first) = lines.iter().position(|line| complains(line)) else {
         return String::new();
