@@ -1,0 +1,43 @@
+//! The regression suite of the reuse bug: for each way of changing memory and each direction of
+//! transfer, a naive cache moves the old pages' bytes and regcache the new pages'. Judged by bytes
+//! that crossed the device.
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use regcache::monitor::{Monitor, Ummunotify};
+use regcache_tests::remap::{WAYS, Way};
+use regcache_tests::{Direction, NeverReports, Outcome, Rig};
+
+fn expect<M: Monitor>(
+    monitor: M,
+    way: &Way,
+    direction: Direction,
+    expected: Outcome,
+) -> Result<(), Failed> {
+    let outcome = Rig::new(None, monitor)?.reuse(way, direction)?;
+    if outcome == expected {
+        return Ok(());
+    }
+    Err(format!("{outcome:?}, not {expected:?}").into())
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // The address must come back: no other thread may map memory meanwhile.
+    arguments.test_threads = Some(1);
+    let mut trials = Vec::new();
+    for way in WAYS {
+        for direction in Direction::ALL {
+            let name = format!("{}::{}", way.name, direction.name());
+            trials.push(Trial::test(format!("{name}::naive_is_stale"), move || {
+                expect(NeverReports, way, direction, Outcome::Stale)
+            }));
+            trials.push(Trial::test(
+                format!("{name}::regcache_is_fresh"),
+                move || expect(Ummunotify::open()?, way, direction, Outcome::Fresh),
+            ));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
