@@ -72,6 +72,10 @@ impl regcache::Access for Access {
         let permissions = Self::PERMISSIONS.bits();
         have & want & permissions == want & permissions && (have ^ want) & !permissions == 0
     }
+
+    fn writes(self) -> bool {
+        self.with_implied().contains(Self::LOCAL_WRITE)
+    }
 }
 
 #[cfg(test)]
@@ -128,7 +132,9 @@ mod tests {
             assert_eq!(flag.with_implied(), flag | Access::LOCAL_WRITE);
             assert!(flag.serves(Access::LOCAL_WRITE));
             assert!(flag.serves(flag | Access::LOCAL_WRITE));
+            assert!(flag.writes());
         }
         assert_eq!(Access::REMOTE_READ.with_implied(), Access::REMOTE_READ);
+        assert!(!Access::REMOTE_READ.writes());
     }
 }

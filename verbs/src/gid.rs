@@ -96,6 +96,9 @@ impl Context {
         for number in 1..=self.port_count()? {
             room += self.port(number)?.gid_table_len as usize;
         }
+        if room == 0 {
+            return Ok(Vec::new());
+        }
         let mut table: Vec<ibv_gid_entry> = iter::repeat_with(|| {
             // SAFETY: a C struct of integers, for which zero is a value.
             unsafe { mem::zeroed() }

@@ -74,3 +74,10 @@ pub use port::{LinkLayer, Port, PortState};
 pub use qp::{Qp, RemoteMemory, Sge};
 pub use registrar::MrRegistrar;
 pub use route::Route;
+
+/// What the notes on threads say, of the types whose parts say it for them.
+const _: () = {
+    const fn any_thread<T: Send + Sync>() {}
+    any_thread::<MrRegistrar>();
+    any_thread::<Loopback>();
+};

@@ -6,11 +6,13 @@
 
 #![expect(clippy::unwrap_used, reason = "how a test fails")]
 
-use std::error::Error as _;
+use std::ffi::CStr;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -64,6 +66,16 @@ impl Pages {
             start: start.cast(),
             len,
         }
+    }
+
+    /// At addresses that no mapping call of another thread is given: far below the mappings that the
+    /// kernel places, next to which it places more. So nobody takes them between munmap and mmap.
+    fn map_apart() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0x6000_0000_0000);
+        let at = NEXT.fetch_add(16 * PAGE, Ordering::Relaxed);
+        let at = ptr::without_provenance_mut(at);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        Self::map_at(at, PAGE, protection, libc::MAP_FIXED_NOREPLACE)
     }
 
     /// The same addresses, mapped anew: what the kernel may always answer to munmap and mmap.
@@ -200,7 +212,7 @@ fn a_registration_reads_the_old_page_after_munmap_and_mmap() {
         let mut loopback = Loopback::connect(&pd).unwrap();
         let mut to = Pages::map(PAGE);
         let to_mr = register(&pd, &to, ALL);
-        let old = Pages::map(PAGE).filled(b'A');
+        let old = Pages::map_apart().filled(b'A');
         let stale = register(&pd, &old, ALL);
 
         let new = old.unmapped_and_mapped_again().filled(b'B');
@@ -231,7 +243,7 @@ fn a_registration_writes_the_old_page_after_munmap_and_mmap() {
         let mut loopback = Loopback::connect(&pd).unwrap();
         let from = Pages::map(PAGE).filled(b'A');
         let from_mr = register(&pd, &from, ALL);
-        let old = Pages::map(PAGE).filled(b'B');
+        let old = Pages::map_apart().filled(b'B');
         let stale = register(&pd, &old, ALL);
 
         let mut new = old.unmapped_and_mapped_again().filled(b'C');
@@ -656,7 +668,7 @@ fn a_port_that_is_not_there_is_refused() {
 #[test]
 fn unmapped_memory_cannot_be_registered() {
     let pd = domain();
-    let pages = Pages::map(2 * PAGE);
+    let pages = Pages::map_apart();
     let range = pages.range();
     drop(pages);
     for access in [Access::empty(), ALL] {
@@ -787,27 +799,104 @@ fn as_nobody_with_64_kib_to_lock() {
 
 #[test]
 fn a_device_that_this_user_may_not_open_says_so() {
-    assert_passed(&in_a_process_of_its_own("as_nobody_opening_the_device"));
+    assert_passed(&in_a_process_of_its_own(
+        "as_nobody_opening_a_device_of_roots",
+    ));
 }
 
 #[test]
 #[ignore = "changes its process; run by a_device_that_this_user_may_not_open_says_so"]
-fn as_nobody_opening_the_device() {
-    become_nobody();
-    match Context::open_first() {
-        Err(error @ Error::OpenDevice { .. }) => {
-            println!("{error}: {}", error.source().unwrap());
-            assert!(
-                error
-                    .to_string()
-                    .contains("may not open /dev/infiniband/uverbs"),
-                "{error}"
-            );
-        }
-        // Many distributions let everybody open it.
-        Ok(_) => println!("everybody may open it here"),
-        Err(other) => panic!("{other}"),
+fn as_nobody_opening_a_device_of_roots() {
+    // Many systems let everybody open it. This process gets a /dev/infiniband of its own, where
+    // each device is a file that only root may open.
+    // SAFETY: takes this process out of the shared mount namespace, and no memory.
+    let unshared = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    assert_eq!(unshared, 0, "{}", io::Error::last_os_error());
+    let nodes: Vec<_> = std::fs::read_dir("/dev/infiniband")
+        .unwrap()
+        .map(|node| node.unwrap().path())
+        .filter(|node| !node.is_dir())
+        .collect();
+    mount(c"none", c"/", libc::MS_REC | libc::MS_PRIVATE);
+    mount(c"none", c"/dev/infiniband", 0);
+    for node in nodes {
+        let file = std::fs::File::create(node).unwrap();
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))
+            .unwrap();
     }
+    become_nobody();
+    let error = Context::open_first().unwrap_err();
+    let Error::OpenDevice { source, .. } = &error else {
+        panic!("{error}")
+    };
+    println!("{error}: {source}");
+    assert_eq!(source.raw_os_error(), Some(libc::EACCES));
+    assert!(
+        error
+            .to_string()
+            .contains("may not open /dev/infiniband/uverbs"),
+        "{error}"
+    );
+}
+
+fn mount(from: &CStr, at: &CStr, flags: libc::c_ulong) {
+    // SAFETY: all strings live through the call, and no memory is changed.
+    let mounted = unsafe {
+        libc::mount(
+            from.as_ptr(),
+            at.as_ptr(),
+            c"tmpfs".as_ptr(),
+            flags,
+            ptr::null(),
+        )
+    };
+    assert_eq!(mounted, 0, "{at:?}: {}", io::Error::last_os_error());
+}
+
+/// Its work requests are gone with it. (rxe seldom leaves one outstanding, so that no other test
+/// would see one that was.)
+#[test]
+fn a_failed_transfer_leaves_no_queue_pair_behind() {
+    let pd = domain();
+    let mut loopback = Loopback::connect(&pd).unwrap();
+    assert_eq!(queue_pairs_of_this_thread(), 2);
+    let from = Pages::map(PAGE);
+    let mut to = Pages::map(PAGE);
+    let from_mr = register(&pd, &from, ALL);
+    let to_mr = register(&pd, &to, Access::empty());
+    loopback
+        .rdma_write(from.bytes(), &from_mr, to.bytes_mut(), &to_mr)
+        .unwrap_err();
+    assert_eq!(queue_pairs_of_this_thread(), 0);
+    drop(to_mr);
+    let to_mr = register(&pd, &to, ALL);
+    loopback
+        .rdma_write(from.bytes(), &from_mr, to.bytes_mut(), &to_mr)
+        .unwrap();
+    assert_eq!(queue_pairs_of_this_thread(), 2);
+    drop(loopback);
+    assert_eq!(queue_pairs_of_this_thread(), 0);
+}
+
+/// As the kernel counts them for the thread that made them, by iproute2's `rdma`, which also makes
+/// software devices.
+fn queue_pairs_of_this_thread() -> usize {
+    let output = Command::new("rdma")
+        .args(["resource", "show", "qp"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // SAFETY: asks for a number.
+    let thread = unsafe { libc::gettid() };
+    let thread = format!(" pid {thread} ");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter(|line| line.contains(&thread))
+        .count()
 }
 
 #[test]
