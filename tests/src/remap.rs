@@ -11,8 +11,7 @@ use std::sync::OnceLock;
 
 use nix::errno::Errno;
 
-/// The size of a page on every machine that the suite runs on.
-pub const PAGE: usize = 4096;
+use crate::PAGE;
 
 /// Small, so that a driver that overlooks small invalidations is caught.
 const LEN: usize = 8 * PAGE;

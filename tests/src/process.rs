@@ -1,0 +1,80 @@
+//! Children that run a closure and report by their exit status.
+
+use std::io;
+
+use nix::errno::Errno;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+
+/// Exit status of a child whose closure panicked.
+const PANICKED: i32 = 101;
+
+/// A child by fork, waited for when dropped.
+#[derive(Debug)]
+pub struct Child(Option<Pid>);
+
+impl Child {
+    /// Forks; the child runs `body` and exits with 0 if it returns true, else with 1.
+    ///
+    /// The test program has other threads: `body` must not wait for them, and must allocate little.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot fork.
+    pub fn fork(body: impl FnOnce() -> bool) -> io::Result<Self> {
+        // SAFETY: by the caller's promise the child does without the other threads; glibc's malloc
+        // works in it.
+        match unsafe { fork() }? {
+            ForkResult::Child => {
+                let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+                let status = ran.map_or(PANICKED, |ok| i32::from(!ok));
+                // SAFETY: ends the child, without running what belongs to the parent.
+                unsafe { libc::_exit(status) }
+            }
+            ForkResult::Parent { child } => Ok(Self(Some(child))),
+        }
+    }
+
+    /// A child that shares this process's memory, as after vfork, on a stack of its own. Waits for
+    /// it; true if `body` returned true.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be made.
+    pub fn sharing_memory(body: fn(usize) -> bool, argument: usize) -> io::Result<bool> {
+        struct Call(fn(usize) -> bool, usize);
+        extern "C" fn run(call: *mut libc::c_void) -> i32 {
+            // SAFETY: points to the `Call` below, which outlives the child.
+            let call = unsafe { &*call.cast::<Call>() };
+            i32::from(!(call.0)(call.1))
+        }
+        let mut call = Call(body, argument);
+        let mut stack = vec![0_u128; 64 << 10];
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        let top = stack.as_mut_ptr_range().end.cast();
+        // SAFETY: the stack is large enough and outlives the child, since CLONE_VFORK suspends this
+        // thread until the child has gone.
+        let pid = unsafe { libc::clone(run, top, flags, (&raw mut call).cast()) };
+        Self(Some(Pid::from_raw(Errno::result(pid)?))).succeeded()
+    }
+
+    /// Waits for it; true if it exited with 0.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be waited for.
+    pub fn succeeded(mut self) -> io::Result<bool> {
+        match self.0.take() {
+            Some(pid) => Ok(waitpid(pid, None)? == WaitStatus::Exited(pid, 0)),
+            None => Ok(false),
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0.take() {
+            let _ = waitpid(pid, None);
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The page with the generation counter.
+
+use std::io;
+use std::ptr;
+
+use nix::errno::Errno;
+use regcache_tests::{Device, PAGE};
+
+use crate::watched;
+
+fn map(
+    device: &Device,
+    len: usize,
+    protection: i32,
+    flags: i32,
+    offset: usize,
+) -> io::Result<*mut u8> {
+    let offset = offset as libc::off_t;
+    // SAFETY: a new mapping where the kernel likes.
+    let start = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            len,
+            protection,
+            flags,
+            device.raw(),
+            offset,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(start.cast())
+    }
+}
+
+#[test]
+fn the_counter_starts_at_zero_and_counts_invalidations() {
+    let (device, memory) = watched(3);
+    let counter = device.counter().unwrap();
+    for i in 0..3 {
+        assert_eq!(counter.get(), i as u64);
+        memory.unmap(i, 1).unwrap();
+    }
+    assert_eq!(counter.get(), 3);
+    assert_eq!(device.drain().unwrap().1, 3);
+    assert_eq!(counter.get(), 3, "reading changes nothing");
+    assert_eq!(
+        device.counter().unwrap().get(),
+        3,
+        "a second mapping shows the same"
+    );
+}
+
+#[test]
+fn only_one_page_at_offset_0_can_be_mapped_and_only_for_reading() {
+    let device = Device::open().unwrap();
+    let read = libc::PROT_READ;
+    let errno = |result: io::Result<*mut u8>| result.unwrap_err().raw_os_error().unwrap();
+    for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
+        assert_eq!(errno(map(&device, 2 * PAGE, read, flags, 0)), libc::EINVAL);
+        assert_eq!(errno(map(&device, PAGE, read, flags, PAGE)), libc::EINVAL);
+        assert_eq!(
+            errno(map(&device, PAGE, read | libc::PROT_WRITE, flags, 0)),
+            libc::EACCES
+        );
+        map(&device, PAGE, read, flags, 0).unwrap();
+        map(&device, 1, read, flags, 0).unwrap();
+    }
+}
+
+#[test]
+fn the_page_cannot_be_made_writable_or_grow() {
+    let device = Device::open().unwrap();
+    for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
+        let page = map(&device, PAGE, libc::PROT_READ, flags, 0)
+            .unwrap()
+            .cast();
+        for protection in [libc::PROT_WRITE, libc::PROT_READ | libc::PROT_WRITE] {
+            // SAFETY: this test's own mapping, which nobody uses.
+            let result = unsafe { libc::mprotect(page, PAGE, protection) };
+            assert_eq!(Errno::result(result), Err(Errno::EACCES));
+        }
+        // SAFETY: as above.
+        let grown = unsafe { libc::mremap(page, PAGE, 2 * PAGE, libc::MREMAP_MAYMOVE) };
+        assert_eq!(grown, libc::MAP_FAILED);
+        assert_eq!(Errno::last(), Errno::EFAULT);
+        // SAFETY: as above; an old size of 0 asks for a second mapping of a shared one.
+        let doubled = unsafe { libc::mremap(page, 0, 2 * PAGE, libc::MREMAP_MAYMOVE) };
+        assert_eq!(doubled, libc::MAP_FAILED);
+    }
+}
+
+#[test]
+fn the_page_cannot_be_written_through_proc_self_mem() {
+    use std::os::unix::fs::FileExt;
+    let (device, memory) = watched(1);
+    let counter = device.counter().unwrap();
+    let mem = std::fs::File::options()
+        .write(true)
+        .open("/proc/self/mem")
+        .unwrap();
+    let at = counter.as_ptr().addr() as u64;
+    mem.write_at(&[0xFF; 8], at).unwrap_err();
+    memory.unmap(0, 1).unwrap();
+    assert_eq!(counter.get(), 1);
+}
+
+#[test]
+fn the_page_outlives_the_descriptor() {
+    let (device, memory) = watched(2);
+    let counter = device.counter().unwrap();
+    memory.unmap(0, 1).unwrap();
+    drop(device);
+    memory.unmap(1, 1).unwrap();
+    assert_eq!(counter.get(), 2, "the mapping keeps the file open");
+}

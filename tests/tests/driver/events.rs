@@ -1,0 +1,181 @@
+//! Events: one a range, however often it was hit, and LAST when there is no more.
+
+use nix::errno::Errno;
+use regcache_tests::{Device, PAGE, Pages};
+
+use crate::{hit_often, hit_once, last, watched, watched_as_one};
+
+#[test]
+fn one_invalidation_is_reported_with_where_it_hit() {
+    let (device, memory) = watched_as_one(8);
+    memory.unmap(2, 3).unwrap();
+    assert_eq!(
+        device.read(9).unwrap(),
+        [hit_once(7, memory.page(2), 3 * PAGE), last(1)]
+    );
+}
+
+#[test]
+fn the_hint_is_within_the_range() {
+    let memory = Pages::new(8).unwrap();
+    let device = Device::open().unwrap();
+    let (start, len) = (memory.page(2).wrapping_add(100), 2 * PAGE);
+    device.watch(start, len, 7).unwrap();
+    memory.unmap(0, 8).unwrap();
+    assert_eq!(device.read(9).unwrap(), [hit_once(7, start, len), last(1)]);
+
+    memory.map_over(0, 8).unwrap();
+    memory.touch();
+    memory.unmap(2, 1).unwrap();
+    let first = hit_once(7, start, PAGE - 100);
+    assert_eq!(device.read(9).unwrap(), [first, last(2)]);
+}
+
+#[test]
+fn a_byte_beside_the_range_is_not_in_it() {
+    let memory = Pages::new(4).unwrap();
+    let device = Device::open().unwrap();
+    device.watch(memory.page(1), 2 * PAGE, 7).unwrap();
+    memory.unmap(0, 1).unwrap();
+    memory.unmap(3, 1).unwrap();
+    assert_eq!(device.read(1), Err(Errno::EAGAIN));
+    assert_eq!(device.counter().unwrap().get(), 0);
+}
+
+#[test]
+fn two_invalidations_make_one_event_without_a_hint() {
+    let (device, memory) = watched_as_one(8);
+    memory.unmap(1, 1).unwrap();
+    memory.unmap(6, 1).unwrap();
+    assert_eq!(
+        device.read(9).unwrap(),
+        [hit_often(7, memory.page(0), 8 * PAGE), last(2)]
+    );
+}
+
+#[test]
+fn a_range_stays_watched_after_it_was_reported() {
+    let (device, memory) = watched_as_one(2);
+    for round in 1..=5 {
+        memory.map_over(0, 2).unwrap();
+        assert_eq!(device.drain().unwrap(), (vec![7], round));
+        memory.touch();
+    }
+}
+
+#[test]
+fn the_counter_rises_once_for_an_invalidation_that_hits_many_ranges() {
+    const RANGES: u64 = 1000;
+    let memory = Pages::new(2).unwrap();
+    let device = Device::open().unwrap();
+    for cookie in 0..RANGES {
+        device.watch(memory.page(0), PAGE, cookie).unwrap();
+    }
+    let counter = device.counter().unwrap();
+    memory.unmap(1, 1).unwrap();
+    assert_eq!(counter.get(), 0, "hit none");
+    memory.unmap(0, 1).unwrap();
+    assert_eq!(counter.get(), 1);
+    let mut cookies = Vec::new();
+    while let Ok(events) = device.read(7) {
+        assert!(events.len() == 7 || events.last() == Some(&last(1)));
+        cookies.extend(
+            events
+                .iter()
+                .filter(|e| **e != last(1))
+                .map(|e| e.user_cookie_counter),
+        );
+    }
+    cookies.sort_unstable();
+    assert!(cookies.into_iter().eq(0..RANGES), "each of them once");
+}
+
+#[test]
+fn the_oldest_hit_is_reported_first() {
+    let (device, memory) = watched(3);
+    for page in [1, 2, 0] {
+        memory.unmap(page, 1).unwrap();
+    }
+    let cookies: Vec<_> = device
+        .read(3)
+        .unwrap()
+        .iter()
+        .map(|e| e.user_cookie_counter)
+        .collect();
+    assert_eq!(cookies, [1, 2, 0]);
+}
+
+#[test]
+fn overlapping_and_identical_ranges_are_reported_each() {
+    let memory = Pages::new(4).unwrap();
+    let device = Device::open().unwrap();
+    device.watch(memory.page(0), 4 * PAGE, 1).unwrap();
+    device.watch(memory.page(0), 4 * PAGE, 2).unwrap();
+    device.watch(memory.page(1), PAGE, 3).unwrap();
+    device.watch(memory.page(2), PAGE, 4).unwrap();
+    memory.unmap(1, 1).unwrap();
+    assert_eq!(device.drain().unwrap(), (vec![1, 2, 3], 1));
+}
+
+#[test]
+fn last_is_owed_after_an_event_and_only_then() {
+    let (device, memory) = watched(3);
+    assert_eq!(device.read(1), Err(Errno::EAGAIN));
+    memory.unmap(0, 1).unwrap();
+    assert_eq!(device.read(1).unwrap().len(), 1, "no room for LAST");
+    memory.unmap(1, 1).unwrap();
+    assert_eq!(
+        device.read(2).unwrap()[1],
+        last(2),
+        "with the counter of its own moment"
+    );
+    assert_eq!(device.read(1), Err(Errno::EAGAIN), "once");
+    memory.unmap(2, 1).unwrap();
+    device.read(1).unwrap();
+    assert_eq!(
+        device.read(5).unwrap(),
+        [last(3)],
+        "owed from the read before"
+    );
+}
+
+#[test]
+fn unregistering_drops_a_queued_event() {
+    let (device, memory) = watched(2);
+    memory.unmap(0, 2).unwrap();
+    device.unwatch(0).unwrap();
+    assert_eq!(device.drain().unwrap(), (vec![1], 1));
+    memory.map_over(0, 2).unwrap();
+    assert_eq!(
+        device.read(1),
+        Err(Errno::EAGAIN),
+        "nothing was mapped there"
+    );
+    memory.unmap(0, 2).unwrap();
+    assert_eq!(device.drain().unwrap(), (vec![1], 2));
+}
+
+#[test]
+fn a_cookie_used_anew_does_not_inherit_the_old_event() {
+    let (device, memory) = watched(2);
+    memory.unmap(0, 1).unwrap();
+    device.unwatch(0).unwrap();
+    device.watch(memory.page(1), PAGE, 0).unwrap();
+    assert_eq!(device.read(1), Err(Errno::EAGAIN), "and no LAST is owed");
+    assert_eq!(device.counter().unwrap().get(), 1, "but it did happen");
+}
+
+#[test]
+fn two_files_have_nothing_to_do_with_one_another() {
+    let memory = Pages::new(2).unwrap();
+    let (one, other) = (Device::open().unwrap(), Device::open().unwrap());
+    one.watch(memory.page(0), PAGE, 1).unwrap();
+    other.watch(memory.page(1), PAGE, 1).unwrap();
+    memory.unmap(0, 1).unwrap();
+    assert_eq!(one.drain().unwrap(), (vec![1], 1));
+    assert_eq!(other.read(1), Err(Errno::EAGAIN));
+    assert_eq!(other.counter().unwrap().get(), 0);
+    one.unwatch(1).unwrap();
+    memory.unmap(1, 1).unwrap();
+    assert_eq!(other.drain().unwrap(), (vec![1], 1));
+}

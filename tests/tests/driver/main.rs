@@ -1,0 +1,63 @@
+//! The driver's contract, call by call. Needs /dev/ummunotify; `cargo xtask test` runs it in its VM.
+//!
+//! Each file is a part of `kernel/Documentation/ummunotify.rst`.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod arguments;
+mod compat;
+mod counter;
+mod events;
+mod mapping;
+mod order;
+mod owner;
+mod reading;
+mod teardown;
+
+use regcache::monitor::abi::{Event, HINT, INVAL, LAST};
+use regcache_tests::{Device, PAGE, Pages};
+
+/// A device that watches some pages, each under its number as cookie.
+fn watched(pages: usize) -> (Device, Pages) {
+    let memory = Pages::new(pages).unwrap();
+    let device = Device::open().unwrap();
+    for i in 0..pages {
+        device.watch(memory.page(i), PAGE, i as u64).unwrap();
+    }
+    (device, memory)
+}
+
+/// A device that watches some pages as one range, under cookie 7.
+fn watched_as_one(pages: usize) -> (Device, Pages) {
+    let memory = Pages::new(pages).unwrap();
+    let device = Device::open().unwrap();
+    device.watch(memory.page(0), memory.len(), 7).unwrap();
+    (device, memory)
+}
+
+/// Hit once, from `start` for `len` bytes.
+fn hit_once(cookie: u64, start: *const u8, len: usize) -> Event {
+    Event {
+        flags: HINT,
+        ..hit_often(cookie, start, len)
+    }
+}
+
+/// Hit more often; the range is all that is known.
+fn hit_often(cookie: u64, start: *const u8, len: usize) -> Event {
+    let start = start.addr() as u64;
+    Event {
+        kind: INVAL,
+        flags: 0,
+        hint_start: start,
+        hint_end: start + len as u64,
+        user_cookie_counter: cookie,
+    }
+}
+
+fn last(counter: u64) -> Event {
+    Event {
+        kind: LAST,
+        user_cookie_counter: counter,
+        ..Event::default()
+    }
+}

@@ -1,0 +1,260 @@
+//! What counts as an invalidation: a change of the pages behind the addresses, whoever makes it, and
+//! nothing else.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::thread;
+
+use nix::errno::Errno;
+use regcache_tests::{Child, Device, PAGE, Pages};
+
+use crate::watched_as_one;
+
+/// True if the ranges, all under cookie 7, were hit.
+fn hit(device: &Device) -> bool {
+    match device.drain() {
+        Ok((cookies, _)) => {
+            assert_eq!(cookies, [7]);
+            true
+        }
+        Err(errno) => {
+            assert_eq!(errno, Errno::EAGAIN);
+            false
+        }
+    }
+}
+
+#[test]
+fn madvise_that_drops_pages_counts() {
+    for advice in [libc::MADV_DONTNEED, libc::MADV_FREE] {
+        let (device, memory) = watched_as_one(4);
+        memory.advise(1, 2, advice).unwrap();
+        assert!(hit(&device), "advice {advice}");
+    }
+}
+
+#[test]
+fn a_mapping_over_the_range_counts() {
+    let (device, memory) = watched_as_one(4);
+    memory.map_over(1, 1).unwrap();
+    assert!(hit(&device));
+}
+
+fn mremap(
+    from: *mut u8,
+    len: usize,
+    new_len: usize,
+    flags: i32,
+    to: *mut u8,
+) -> io::Result<*mut u8> {
+    // SAFETY: the test's own memory, to which there are no references.
+    let moved = unsafe { libc::mremap(from.cast(), len, new_len, flags, to) };
+    if moved == libc::MAP_FAILED {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(moved.cast())
+    }
+}
+
+#[test]
+fn mremap_counts_at_both_ends_when_it_moves() {
+    let fixed = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    for flags in [fixed, fixed | libc::MREMAP_DONTUNMAP] {
+        let (device, memory) = watched_as_one(4);
+        let (other_device, other) = watched_as_one(4);
+        mremap(
+            memory.page(0),
+            memory.len(),
+            memory.len(),
+            flags,
+            other.page(0),
+        )
+        .unwrap();
+        assert!(hit(&device), "moved away");
+        assert!(hit(&other_device), "moved onto");
+    }
+}
+
+#[test]
+fn shrinking_counts_and_growing_in_place_does_not() {
+    let (device, memory) = watched_as_one(4);
+    mremap(memory.page(0), 4 * PAGE, 2 * PAGE, 0, ptr::null_mut()).unwrap();
+    assert!(hit(&device));
+    mremap(memory.page(0), 2 * PAGE, 4 * PAGE, 0, ptr::null_mut()).unwrap();
+    assert!(!hit(&device));
+}
+
+/// A memfd of so many pages.
+fn memfd(pages: usize) -> File {
+    // SAFETY: a string literal with its end.
+    let fd = Errno::result(unsafe { libc::memfd_create(c"driver-test".as_ptr(), 0) }).unwrap();
+    // SAFETY: just made, and nobody else's.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    file.set_len((pages * PAGE) as u64).unwrap();
+    file
+}
+
+/// Maps the file over the memory, shared, and touches it.
+fn map_shared(file: &File, memory: &Pages) {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+    // SAFETY: over the test's own memory.
+    let start = unsafe {
+        libc::mmap(
+            memory.page(0).cast(),
+            memory.len(),
+            protection,
+            flags,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(start, libc::MAP_FAILED);
+    memory.touch();
+}
+
+fn punch(file: &File, first: usize, pages: usize) -> bool {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let (offset, len) = ((first * PAGE) as libc::off_t, (pages * PAGE) as libc::off_t);
+    // SAFETY: no memory is involved.
+    unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) == 0 }
+}
+
+#[test]
+fn a_file_that_is_truncated_or_punched_counts_also_by_another_process() {
+    let file = memfd(4);
+    let memory = Pages::new(4).unwrap();
+    map_shared(&file, &memory);
+    let device = Device::open().unwrap();
+    device.watch(memory.page(0), memory.len(), 7).unwrap();
+
+    assert!(punch(&file, 1, 1));
+    assert!(hit(&device));
+    assert!(
+        Child::fork(|| punch(&file, 2, 1))
+            .unwrap()
+            .succeeded()
+            .unwrap()
+    );
+    assert!(hit(&device), "by a child");
+    assert!(
+        Child::fork(|| file.set_len(PAGE as u64).is_ok())
+            .unwrap()
+            .succeeded()
+            .unwrap()
+    );
+    assert!(hit(&device), "truncated by a child");
+    memory.advise(0, 1, libc::MADV_REMOVE).unwrap();
+    assert!(hit(&device));
+}
+
+#[test]
+fn a_write_after_fork_counts_where_it_copies() {
+    let (device, memory) = watched_as_one(4);
+    // The child keeps the pages shared for as long as it lives.
+    let (wait, go) = nix::unistd::pipe().unwrap();
+    let child = Child::fork(|| {
+        let mut byte = [0];
+        nix::unistd::read(&wait, &mut byte) == Ok(1)
+    })
+    .unwrap();
+    assert!(!hit(&device), "fork alone leaves the parent's pages");
+    memory.write(1, 2);
+    assert!(hit(&device), "and the write copied one");
+    nix::unistd::write(&go, &[1]).unwrap();
+    assert!(child.succeeded().unwrap());
+    memory.write(2, 2);
+    assert!(!hit(&device), "the last owner writes in place");
+}
+
+#[test]
+fn a_page_written_by_the_tracer_counts_where_it_copies() {
+    use std::os::unix::fs::FileExt;
+    let (device, memory) = watched_as_one(2);
+    memory.protect(0, 2, libc::PROT_READ).unwrap();
+    let mem = File::options().write(true).open("/proc/self/mem").unwrap();
+    let child = Child::fork(|| {
+        // SAFETY: waits to be killed by the parent, or at most a while.
+        unsafe { libc::sleep(1) };
+        true
+    })
+    .unwrap();
+    mem.write_at(&[3], memory.page(1).addr() as u64).unwrap();
+    assert!(hit(&device));
+    assert!(child.succeeded().unwrap());
+}
+
+#[test]
+fn changes_of_protection_do_not_count() {
+    let (device, memory) = watched_as_one(4);
+    for protection in [
+        libc::PROT_READ,
+        libc::PROT_NONE,
+        libc::PROT_READ | libc::PROT_WRITE,
+    ] {
+        memory.protect(0, 4, protection).unwrap();
+    }
+    memory.touch();
+    assert!(!hit(&device));
+}
+
+#[test]
+fn advice_that_keeps_the_pages_does_not_count() {
+    let (device, memory) = watched_as_one(4);
+    for advice in [
+        libc::MADV_WILLNEED,
+        libc::MADV_RANDOM,
+        libc::MADV_DONTFORK,
+        libc::MADV_NOHUGEPAGE,
+    ] {
+        memory.advise(0, 4, advice).unwrap();
+    }
+    // SAFETY: the test's own memory.
+    let locked = unsafe { libc::mlock(memory.page(0).cast(), memory.len()) };
+    assert_eq!(locked, 0);
+    // SAFETY: as above.
+    let unlocked = unsafe { libc::munlock(memory.page(0).cast(), memory.len()) };
+    assert_eq!(unlocked, 0);
+    assert!(!hit(&device));
+}
+
+#[test]
+fn clearing_soft_dirty_bits_does_not_count() {
+    let (device, memory) = watched_as_one(4);
+    std::fs::write("/proc/self/clear_refs", "4").unwrap();
+    memory.touch();
+    assert!(!hit(&device));
+}
+
+#[test]
+fn a_first_touch_does_not_count() {
+    let (device, memory) = watched_as_one(4);
+    memory.unmap(0, 4).unwrap();
+    memory.map_over(0, 4).unwrap();
+    assert!(hit(&device));
+    memory.touch();
+    assert!(!hit(&device), "there was no page to replace");
+}
+
+#[test]
+fn munmap_by_another_thread_counts() {
+    let (device, memory) = watched_as_one(4);
+    thread::scope(|scope| scope.spawn(|| memory.unmap(1, 1)).join())
+        .unwrap()
+        .unwrap();
+    assert!(hit(&device));
+}
+
+#[test]
+fn munmap_by_a_vfork_child_is_seen() {
+    let (device, memory) = watched_as_one(4);
+    let unmap = |address: usize| {
+        let start = ptr::with_exposed_provenance_mut::<u8>(address);
+        // SAFETY: the test's own page; a raw call, for a child that shares its parent's memory.
+        unsafe { libc::syscall(libc::SYS_munmap, start, PAGE) == 0 }
+    };
+    assert!(Child::sharing_memory(unmap, memory.page(2).expose_provenance()).unwrap());
+    assert!(hit(&device));
+}

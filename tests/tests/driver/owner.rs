@@ -1,0 +1,149 @@
+//! Whose memory is watched: that of the mm which opened the file, and no other's business.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::PollFlags;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, socketpair,
+};
+use regcache_tests::{Child, Device, PAGE};
+
+use crate::{hit_once, last, watched};
+
+/// True if every call of a process that is not the owner is refused.
+fn is_refused(device: &Device) -> bool {
+    let eperm = Err(Errno::EPERM);
+    let mut mask = 0;
+    let map = device.counter();
+    // SAFETY: no memory is involved.
+    let fasync = unsafe {
+        libc::fcntl(
+            device.raw(),
+            libc::F_SETFL,
+            libc::O_ASYNC | libc::O_NONBLOCK,
+        )
+    };
+    device.read(1).err() == Some(Errno::EPERM)
+        && device.exchange(&mut mask) == eperm
+        && device.watch(std::ptr::without_provenance(PAGE), PAGE, 99) == eperm
+        && device.unwatch(0) == eperm
+        && map.is_err_and(|e| e.raw_os_error() == Some(libc::EPERM))
+        && fasync == -1
+        && device.poll(0) == Ok(PollFlags::POLLERR)
+}
+
+#[test]
+fn a_forked_child_is_refused_and_the_owner_loses_nothing() {
+    let (device, memory) = watched(2);
+    memory.unmap(0, 1).unwrap();
+    let child = Child::fork(|| is_refused(&device)).unwrap();
+    assert!(child.succeeded().unwrap());
+    assert_eq!(
+        device.read(4).unwrap(),
+        [hit_once(0, memory.page(0), PAGE), last(1)]
+    );
+    memory.unmap(1, 1).unwrap();
+    assert_eq!(
+        device.drain().unwrap(),
+        (vec![1], 2),
+        "and is still watched"
+    );
+}
+
+#[test]
+fn what_a_child_does_to_its_own_memory_is_not_reported() {
+    let (device, memory) = watched(1);
+    let child = Child::fork(|| memory.unmap(0, 1).is_ok()).unwrap();
+    assert!(child.succeeded().unwrap());
+    assert_eq!(device.read(1), Err(Errno::EAGAIN));
+}
+
+#[test]
+fn a_program_started_with_the_descriptor_is_refused() {
+    let (device, memory) = watched(1);
+    memory.unmap(0, 1).unwrap();
+    let stdin = Stdio::from(device.as_fd().try_clone_to_owned().unwrap());
+    let cat = Command::new("cat").stdin(stdin).output().unwrap();
+    assert!(!cat.status.success());
+    let said = String::from_utf8(cat.stderr).unwrap();
+    assert!(said.contains("Operation not permitted"), "{said}");
+    assert_eq!(device.drain().unwrap(), (vec![0], 1));
+}
+
+#[test]
+fn a_receiver_of_the_descriptor_is_refused_and_may_close_it() {
+    let (device, memory) = watched(1);
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+    // Forked before the file is passed, so that the only way to it is the socket.
+    let child = Child::fork(|| {
+        let mut byte = [0];
+        let mut buffer = nix::cmsg_space!([i32; 1]);
+        let mut parts = [IoSliceMut::new(&mut byte)];
+        let fd = theirs.as_raw_fd();
+        let message = recvmsg::<()>(fd, &mut parts, Some(&mut buffer), MsgFlags::empty()).unwrap();
+        let Some(ControlMessageOwned::ScmRights(fds)) = message.cmsgs().unwrap().next() else {
+            return false;
+        };
+        // SAFETY: just received, and nobody else's.
+        let passed = unsafe { OwnedFd::from_raw_fd(fds[0]) };
+        let mut event = [0; 32];
+        nix::unistd::read(&passed, &mut event) == Err(Errno::EPERM)
+    })
+    .unwrap();
+    let fds = [device.raw()];
+    let message = [ControlMessage::ScmRights(&fds)];
+    let parts = [IoSlice::new(&[1])];
+    sendmsg::<()>(ours.as_raw_fd(), &parts, &message, MsgFlags::empty(), None).unwrap();
+    assert!(child.succeeded().unwrap());
+    memory.unmap(0, 1).unwrap();
+    assert_eq!(device.drain().unwrap(), (vec![0], 1));
+}
+
+#[test]
+fn a_child_that_shares_the_memory_is_welcome() {
+    let (device, memory) = watched(1);
+    memory.unmap(0, 1).unwrap();
+    let read = |device: usize| {
+        // SAFETY: the device below, which outlives the child.
+        let device = unsafe { &*std::ptr::with_exposed_provenance::<Device>(device) };
+        let mut mask = 0;
+        device.poll(0) == Ok(PollFlags::POLLIN) && device.exchange(&mut mask) == Err(Errno::EINVAL)
+    };
+    assert!(Child::sharing_memory(read, (&raw const device).expose_provenance()).unwrap());
+}
+
+#[test]
+fn a_child_may_open_a_file_of_its_own() {
+    let child = Child::fork(|| {
+        let (device, memory) = watched(1);
+        memory.unmap(0, 1).unwrap();
+        device.drain() == Ok((vec![0], 1))
+    });
+    assert!(child.unwrap().succeeded().unwrap());
+}
+
+#[test]
+fn anybody_may_open_it() {
+    let child = Child::fork(|| {
+        let nobody = 65534;
+        // SAFETY: no memory is involved; the child has one thread.
+        let dropped = unsafe { libc::setgid(nobody) == 0 && libc::setuid(nobody) == 0 };
+        let (device, memory) = watched(1);
+        memory.unmap(0, 1).unwrap();
+        dropped && device.drain() == Ok((vec![0], 1))
+    });
+    assert!(child.unwrap().succeeded().unwrap());
+}
+
+#[test]
+fn a_blocking_read_by_a_child_is_refused_and_does_not_block() {
+    let device = Device::open_with(OFlag::O_CLOEXEC).unwrap();
+    let child = Child::fork(|| device.read(1) == Err(Errno::EPERM)).unwrap();
+    assert!(child.succeeded().unwrap());
+}

@@ -1,0 +1,240 @@
+//! Waiting for events: read, signals, poll, epoll, SIGIO; and buffers that fault.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use memmap2::MmapMut;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::PollFlags;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::pthread::{pthread_kill, pthread_self};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use regcache_tests::{Device, PAGE, Pages};
+
+use crate::{hit_once, last, watched};
+
+fn blocking() -> (Device, Pages) {
+    let memory = Pages::new(2).unwrap();
+    let device = Device::open_with(OFlag::O_CLOEXEC).unwrap();
+    device.watch(memory.page(0), PAGE, 0).unwrap();
+    (device, memory)
+}
+
+const SHORTLY: Duration = Duration::from_millis(200);
+
+#[test]
+fn a_blocked_read_wakes_when_a_range_is_hit() {
+    let (device, memory) = blocking();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| device.read(4).unwrap());
+        thread::sleep(SHORTLY);
+        memory.unmap(1, 1).unwrap();
+        thread::sleep(SHORTLY);
+        assert!(!reader.is_finished(), "woke for nothing");
+        memory.unmap(0, 1).unwrap();
+        assert_eq!(
+            reader.join().unwrap(),
+            [hit_once(0, memory.page(0), PAGE), last(1)]
+        );
+    });
+}
+
+#[test]
+fn of_two_blocked_readers_one_is_given_the_event() {
+    let (device, memory) = blocking();
+    let delivered = AtomicU32::new(0);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                delivered.fetch_add(device.read(4).unwrap().len() as u32, Ordering::SeqCst)
+            });
+        }
+        thread::sleep(SHORTLY);
+        memory.unmap(0, 1).unwrap();
+        thread::sleep(SHORTLY);
+        assert_eq!(delivered.load(Ordering::SeqCst), 2, "INVAL and LAST, once");
+        memory.map_over(0, 1).unwrap();
+        memory.write(0, 1);
+        memory.unmap(0, 1).unwrap();
+    });
+    assert_eq!(delivered.load(Ordering::SeqCst), 4);
+}
+
+static CAUGHT: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn catch(_: i32) {
+    CAUGHT.fetch_add(1, Ordering::SeqCst);
+}
+
+fn handle(signal: Signal, flags: SaFlags) {
+    let action = SigAction::new(SigHandler::Handler(catch), flags, SigSet::empty());
+    // SAFETY: the handler only increments an atomic.
+    unsafe { sigaction(signal, &action) }.unwrap();
+}
+
+/// Sends a signal to a thread that reads; what the read returned, and whether it had to be woken.
+fn read_under(signal: Signal) -> nix::Result<usize> {
+    let (device, memory) = blocking();
+    thread::scope(|scope| {
+        let (tell, told) = std::sync::mpsc::channel();
+        let reader = scope.spawn(|| {
+            let tell = tell;
+            tell.send(pthread_self()).unwrap();
+            device.read(4).map(|events| events.len())
+        });
+        let reading = told.recv().unwrap();
+        thread::sleep(SHORTLY);
+        let before = CAUGHT.load(Ordering::SeqCst);
+        pthread_kill(reading, signal).unwrap();
+        thread::sleep(SHORTLY);
+        assert_eq!(CAUGHT.load(Ordering::SeqCst), before + 1, "the handler ran");
+        if !reader.is_finished() {
+            memory.unmap(0, 1).unwrap();
+        }
+        reader.join().unwrap()
+    })
+}
+
+#[test]
+fn a_read_interrupted_by_a_signal_restarts_or_says_so() {
+    handle(Signal::SIGUSR1, SaFlags::SA_RESTART);
+    assert_eq!(read_under(Signal::SIGUSR1), Ok(2));
+    handle(Signal::SIGUSR2, SaFlags::empty());
+    assert_eq!(read_under(Signal::SIGUSR2), Err(Errno::EINTR));
+}
+
+#[test]
+fn it_polls_readable_while_a_range_is_invalid_or_last_is_owed() {
+    let (device, memory) = watched(2);
+    let readable = || device.poll(0).unwrap().contains(PollFlags::POLLIN);
+    assert!(!readable());
+    memory.unmap(0, 2).unwrap();
+    assert!(readable());
+    device.read(1).unwrap();
+    assert!(readable(), "another range");
+    device.read(1).unwrap();
+    assert!(readable(), "LAST");
+    device.read(1).unwrap();
+    assert!(!readable());
+}
+
+#[test]
+fn poll_wakes_when_a_range_is_hit() {
+    let (device, memory) = watched(1);
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| device.poll(10_000).unwrap());
+        thread::sleep(SHORTLY);
+        memory.unmap(0, 1).unwrap();
+        assert_eq!(waiter.join().unwrap(), PollFlags::POLLIN);
+    });
+}
+
+#[test]
+fn an_edge_triggered_epoll_wakes_for_each_range_that_becomes_invalid() {
+    let (device, memory) = watched(2);
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+    let interest = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 1);
+    epoll.add(device.as_fd(), interest).unwrap();
+    let mut woken = [EpollEvent::empty()];
+    let mut wakes = || epoll.wait(&mut woken, EpollTimeout::ZERO).unwrap();
+    assert_eq!(wakes(), 0);
+    memory.unmap(0, 1).unwrap();
+    assert_eq!(wakes(), 1);
+    assert_eq!(wakes(), 0);
+    memory.unmap(1, 1).unwrap();
+    assert_eq!(wakes(), 1, "though nobody has read the first");
+}
+
+static SIGIO_FROM: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn catch_sigio(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: with SA_SIGINFO the kernel passes one; of a SIGIO with F_SETSIG it has si_fd, at the
+    // place of the second word of the union (`si_band`, a long, comes first).
+    let fd = unsafe { (*info.cast::<[i32; 8]>())[6] };
+    SIGIO_FROM.store(fd, Ordering::SeqCst);
+}
+
+#[test]
+fn sigio_comes_when_a_range_is_hit() {
+    let (device, memory) = watched(1);
+    let action = SigAction::new(
+        SigHandler::SigAction(catch_sigio),
+        SaFlags::SA_SIGINFO,
+        SigSet::empty(),
+    );
+    // SAFETY: the handler only reads its argument and stores an atomic.
+    unsafe { sigaction(Signal::SIGIO, &action) }.unwrap();
+    let fcntl = |command: i32, argument: i32| {
+        // SAFETY: no memory is involved.
+        Errno::result(unsafe { libc::fcntl(device.raw(), command, argument) }).unwrap()
+    };
+    fcntl(libc::F_SETOWN, std::process::id() as i32);
+    fcntl(10 /* F_SETSIG */, libc::SIGIO);
+    fcntl(libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK);
+    memory.unmap(0, 1).unwrap();
+    for _ in 0..100 {
+        if SIGIO_FROM.load(Ordering::SeqCst) == device.raw() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    panic!(
+        "no SIGIO, or not for this file: {}",
+        SIGIO_FROM.load(Ordering::SeqCst)
+    );
+}
+
+#[test]
+fn a_buffer_that_faults_loses_no_event() {
+    const RANGES: usize = 40;
+    let (device, memory) = watched(RANGES);
+    let mut buffer = MmapMut::map_anon(2 * PAGE).unwrap();
+    let end = buffer.as_mut_ptr().wrapping_add(PAGE);
+    // SAFETY: this test's own page, which it does not touch any more.
+    let protected = unsafe { libc::mprotect(end.cast(), PAGE, libc::PROT_NONE) };
+    assert_eq!(protected, 0);
+    memory.unmap(0, RANGES).unwrap();
+
+    let mut seen = 0;
+    for room in [0, 1, 16, 31, 32, 33, 100, 450, 640] {
+        let start = end.wrapping_sub(room);
+        // SAFETY: the kernel checks the part that cannot be written.
+        let n = unsafe { libc::read(device.raw(), start.cast(), PAGE) };
+        match Errno::result(n) {
+            Ok(n) => {
+                assert!(n.unsigned_abs() <= room);
+                seen += n.unsigned_abs() / 32;
+            }
+            Err(errno) => assert_eq!(errno, Errno::EFAULT),
+        }
+    }
+    assert!(seen < RANGES, "the test must leave some");
+    let (cookies, counter) = device.drain().unwrap();
+    assert_eq!(cookies.len() + seen, RANGES);
+    assert_eq!(counter, 1);
+    assert_eq!(device.read(1), Err(Errno::EAGAIN));
+}
+
+#[test]
+fn a_hint_survives_a_fault_and_a_hit_in_between_is_not_lost() {
+    let (device, memory) = watched(3);
+    let bad = || {
+        // SAFETY: address 8 is never mapped.
+        let n = unsafe { libc::read(device.raw(), std::ptr::without_provenance_mut(8), 320) };
+        assert_eq!(Errno::result(n), Err(Errno::EFAULT));
+    };
+    memory.unmap(0, 1).unwrap();
+    bad();
+    memory.unmap(1, 1).unwrap();
+    bad();
+    let expected = [
+        hit_once(0, memory.page(0), PAGE),
+        hit_once(1, memory.page(1), PAGE),
+    ];
+    assert_eq!(device.read(2).unwrap(), expected);
+    bad();
+    assert_eq!(device.read(2).unwrap(), [last(2)], "LAST is still owed");
+}
