@@ -20,7 +20,7 @@ const RESULT: &str = "reuse:";
 
 /// Runs the program everywhere it can run and ends with its lines of results.
 pub(crate) fn run(project: &Project, rounds: u32) -> Result<u8, Error> {
-    setup::packages(project, &[setup::VM, setup::VERBS].concat())?;
+    setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
     let mut build = cargo();
     build.args(["build", "--release", "--package", PACKAGE, "--bin", PROGRAM]);
     let features = project.required_features(PACKAGE, "bin", PROGRAM);

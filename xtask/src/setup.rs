@@ -30,9 +30,11 @@ pub(crate) const VM: &[&str] = &[
     "udev",
 ];
 
-/// What the crates that use libibverbs are built with.
-pub(crate) const VERBS: &[&str] = &[
+/// What the crates that use libibverbs, and the tests in C, are built with.
+pub(crate) const BUILD: &[&str] = &[
+    "g++",
     "gcc",
+    "gcc-multilib",
     "libc6-dev",
     "libclang-dev",
     "libibverbs-dev",
