@@ -16,6 +16,7 @@
 //! before a lookup began, or if the looking-up thread was handed the address by a mapping call that
 //! the kernel could only satisfy because U had happened, the lookup does not return a registration
 //! made before U. `src/cache.rs` has the argument.
+#![warn(missing_docs)]
 
 mod budget;
 mod cache;

@@ -47,6 +47,7 @@
 //! handle does nothing and [`Loopback`] refuses with [`Error::ForkedChild`]. Open the device again.
 //!
 //! [`Arc`]: std::sync::Arc
+#![warn(missing_docs)]
 
 mod access;
 mod cq;
@@ -81,3 +82,8 @@ const _: () = {
     any_thread::<MrRegistrar>();
     any_thread::<Loopback>();
 };
+
+/// The README's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

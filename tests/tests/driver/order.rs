@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use regcache_tests::{Device, PAGE, Pages};
@@ -22,31 +23,29 @@ fn is_present(pagemap: &File, address: usize) -> bool {
 #[test]
 fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     const PAGES: usize = 64 << 20 >> 12;
-    const ROUNDS: u32 = 12;
+    /// Registrations that began while the memory was being dropped.
+    const ENOUGH: usize = 50;
+    const MOST_ROUNDS: usize = 500;
     let memory = Pages::new(PAGES).unwrap();
     let device = Device::open().unwrap();
     let pagemap = File::open("/proc/self/pagemap").unwrap();
-    let (mut unreported, mut during) = (0, 0);
-    for _ in 0..ROUNDS {
+    let (mut during, mut unreported) = (0, 0);
+    for _ in 0..MOST_ROUNDS {
         memory.touch();
-        let (dropping, dropped) = (AtomicBool::new(false), AtomicBool::new(false));
-        let cookies = AtomicU32::new(0);
+        let start = Barrier::new(2);
+        let dropped = AtomicBool::new(false);
         let present: Vec<bool> = thread::scope(|scope| {
             let registering = scope.spawn(|| {
                 let mut present = Vec::new();
-                while !dropping.load(Ordering::Acquire) {
-                    std::hint::spin_loop();
-                }
+                start.wait();
                 while !dropped.load(Ordering::Acquire) {
-                    let cookie = cookies.fetch_add(1, Ordering::Relaxed);
-                    device
-                        .watch(memory.page(PAGES - 1), PAGE, u64::from(cookie))
-                        .unwrap();
+                    let cookie = present.len() as u64;
+                    device.watch(memory.page(PAGES - 1), PAGE, cookie).unwrap();
                     present.push(is_present(&pagemap, memory.page(PAGES - 1).addr()));
                 }
                 present
             });
-            dropping.store(true, Ordering::Release);
+            start.wait();
             memory.advise(0, PAGES, libc::MADV_DONTNEED).unwrap();
             dropped.store(true, Ordering::Release);
             registering.join().unwrap()
@@ -57,15 +56,16 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
             .unwrap_or_default();
         for (cookie, present) in present.iter().enumerate() {
             let cookie = cookie as u64;
-            during += 1;
-            if *present && !reported.contains(&cookie) {
-                unreported += 1;
-            }
+            unreported += usize::from(*present && !reported.contains(&cookie));
             device.unwatch(cookie).unwrap();
+        }
+        during += present.len();
+        if during >= ENOUGH {
+            break;
         }
     }
     assert!(
-        during >= ROUNDS,
+        during >= ENOUGH,
         "too few registrations came in between: {during}"
     );
     assert_eq!(unreported, 0, "of {during}");
