@@ -53,17 +53,20 @@ pub(crate) fn newest() -> Result<Kernel, Error> {
 
 /// Builds the driver for the kernel, with warnings as errors, and copies the module to `into`.
 pub(crate) fn build_driver(project: &Project, kernel: &Kernel, into: &Path) -> Result<(), Error> {
-    let source = project.root.join("kernel");
     let build = project.target.join("kernel").join(&kernel.version);
     let lock = project
         .target
         .join("kernel")
         .join(format!("{}.lock", kernel.version));
     let _lock = lock::take(&lock)?;
-    mirror(&source, &build)?;
+    mirror(&project.root.join("kernel"), &build)?;
+    build_driver_in(&build, kernel, into)
+}
 
+/// Builds the sources of the driver that are in `build`, as they are.
+pub(crate) fn build_driver_in(build: &Path, kernel: &Kernel, into: &Path) -> Result<(), Error> {
     let mut make = Command::new("make");
-    make.arg("-C").arg(&build);
+    make.arg("-C").arg(build);
     make.arg(format!("KDIR={}", kernel.headers.display()));
     make.args(["W=1", "KCFLAGS=-Werror", "modules"]);
     // What cargo and a make above us say is not for the kernel's build.
@@ -87,7 +90,7 @@ pub(crate) fn build_driver(project: &Project, kernel: &Kernel, into: &Path) -> R
         output.status.to_string()
     } else if has_warning(&said) {
         // make would not repeat the warning on the next run.
-        fs::remove_dir_all(&build).at(&build)?;
+        fs::remove_dir_all(build).at(build)?;
         "there are warnings".to_owned()
     } else if !module.exists() {
         format!("{} was not made", module.display())
@@ -113,7 +116,7 @@ fn has_warning(said: &str) -> bool {
 }
 
 /// Makes the sources in `to` those in `from`. What a build left in either is neither copied nor removed.
-fn mirror(from: &Path, to: &Path) -> Result<(), Error> {
+pub(crate) fn mirror(from: &Path, to: &Path) -> Result<(), Error> {
     fs::create_dir_all(to).at(to)?;
     let mut there = BTreeSet::new();
     for name in names(from)? {
