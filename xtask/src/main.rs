@@ -5,6 +5,7 @@ mod demo;
 mod error;
 mod kernel;
 mod lock;
+mod mutants;
 mod project;
 mod setup;
 mod tee;
@@ -41,6 +42,11 @@ enum Xtask {
         #[command(flatten)]
         place: test::Where,
     },
+    /// Break the driver on purpose, in the ways of tests/mutants, and check that the tests notice
+    Mutants {
+        /// Only those whose names contain one of these
+        names: Vec<String>,
+    },
     /// Run a command in a virtual machine that has the driver loaded and an RDMA device, rxe0
     ///
     /// The command runs as root in the repository's root. The guest sees this machine's files, read-only or with changes
@@ -59,6 +65,9 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Xtask::Demo { rounds } => Project::find().and_then(|project| demo::run(&project, rounds)),
         Xtask::Test { place } => Project::find().and_then(|project| test::run(&project, &place)),
+        Xtask::Mutants { names } => {
+            Project::find().and_then(|project| mutants::run(&project, &names))
+        }
         Xtask::Vm { machine, command } => run_in_vm(&machine, &command),
     };
     match done {

@@ -170,6 +170,14 @@ fn write_script(project: &Project, suites: &[GatedTarget]) -> Result<PathBuf, Er
     Ok(path)
 }
 
+/// Builds the suites of the virtual machine and returns their executables by target name.
+pub(crate) fn executables(project: &Project) -> Result<BTreeMap<String, PathBuf>, Error> {
+    let suites = project.gated_tests();
+    let executables = build(&suites)?;
+    let names = suites.into_iter().map(|suite| suite.name);
+    Ok(names.zip(executables).collect())
+}
+
 /// Builds the suites and returns their executables, in the same order.
 fn build(suites: &[GatedTarget]) -> Result<Vec<PathBuf>, Error> {
     // The whole workspace is selected, as on the host, so that dependencies get the same features and are not built

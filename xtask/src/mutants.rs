@@ -1,0 +1,211 @@
+//! Breaks the driver on purpose, one claim at a time, and checks that the tests notice.
+//!
+//! `tests/mutants/NAME.patch` is a change to `kernel/` under a few lines of text: what it breaks, `Suite:` the test
+//! target, and `Fails:` each test that must fail then. The mutants are built here; one virtual machine loads them in
+//! turn in place of the driver. One that takes the machine down is noticed as well, and the rest go on in another.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cmd;
+use crate::error::{AtPath, Error};
+use crate::kernel;
+use crate::project::Project;
+use crate::setup;
+use crate::tee::Tee;
+use crate::test;
+use crate::vm;
+
+/// Seconds that the tests of one mutant may take.
+const LIMIT: u64 = 120;
+
+struct Mutant {
+    name: String,
+    patch: PathBuf,
+    suite: String,
+    fails: Vec<String>,
+}
+
+/// Builds and tests the mutants whose names contain one of `wanted`, or all. An error if one survives.
+pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
+    setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
+    let mut mutants = read_all(&project.root.join("tests/mutants"))?;
+    mutants.retain(|mutant| wanted.is_empty() || wanted.iter().any(|w| mutant.name.contains(w)));
+    let dir = project.own_dir().join("mutants");
+    fs::create_dir_all(&dir).at(&dir)?;
+    let kernel = kernel::newest()?;
+    for mutant in &mutants {
+        eprintln!("xtask: building {}", mutant.name);
+        build(project, &kernel, mutant, &dir)?;
+    }
+
+    let suites = test::executables(project)?;
+    let mut verdicts = Vec::new();
+    while let Some(next) = mutants.get(verdicts.len()) {
+        let rest = &mutants[verdicts.len()..];
+        let text = test_in_vm(project, rest, &dir, &suites)?;
+        if !text.contains(&begin(next)) {
+            return Err(Error::Vm(format!("{} was never loaded", next.name)));
+        }
+        verdicts.extend(rest.iter().map_while(|mutant| judge(mutant, &text)));
+        // The one that was running when the machine went down, if it did.
+        if let Some(mutant) = mutants.get(verdicts.len()) {
+            let noticed = "the kernel, which went down".to_owned();
+            verdicts.push((mutant.name.clone(), Ok(noticed)));
+        }
+    }
+    Ok(report(&verdicts))
+}
+
+fn read_all(dir: &Path) -> Result<Vec<Mutant>, Error> {
+    let mut mutants = Vec::new();
+    for entry in fs::read_dir(dir).at(dir)? {
+        let patch = entry.at(dir)?.path();
+        if patch.extension().is_none_or(|it| it != "patch") {
+            continue;
+        }
+        let text = fs::read_to_string(&patch).at(&patch)?;
+        let field = |name: &str| {
+            let values = text.lines().filter_map(|line| line.strip_prefix(name));
+            values
+                .map(|value| value.trim().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let (suite, fails) = (field("Suite:"), field("Fails:"));
+        let (Some(suite), false) = (suite.into_iter().next(), fails.is_empty()) else {
+            return Err(Error::Driver(format!(
+                "{} has no Suite: or no Fails:",
+                patch.display()
+            )));
+        };
+        let name = patch
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        mutants.push(Mutant {
+            name,
+            patch,
+            suite,
+            fails,
+        });
+    }
+    mutants.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(mutants)
+}
+
+fn build(
+    project: &Project,
+    kernel: &kernel::Kernel,
+    mutant: &Mutant,
+    dir: &Path,
+) -> Result<(), Error> {
+    let sources = dir.join(&mutant.name);
+    kernel::mirror(&project.root.join("kernel"), &sources)?;
+    let mut patch = Command::new("patch");
+    patch
+        .args(["--quiet", "--force", "--no-backup-if-mismatch", "-p2", "-d"])
+        .arg(&sources);
+    patch.arg("-i").arg(&mutant.patch);
+    cmd::run(&mut patch)?;
+    kernel::build_driver_in(&sources, kernel, &dir.join(format!("{}.ko", mutant.name)))
+}
+
+fn begin(mutant: &Mutant) -> String {
+    format!("===== mutant {}\n", mutant.name)
+}
+
+const END: &str = "===== end ";
+
+fn test_in_vm(
+    project: &Project,
+    mutants: &[Mutant],
+    dir: &Path,
+    suites: &BTreeMap<String, PathBuf>,
+) -> Result<String, Error> {
+    let mut script = String::from("rmmod ummunotify || exit 1\n");
+    for mutant in mutants {
+        let module = dir.join(format!("{}.ko", mutant.name));
+        let suite = suites.get(&mutant.suite).ok_or_else(|| {
+            Error::SetUp(format!(
+                "{}: no suite is called {}",
+                mutant.name, mutant.suite
+            ))
+        })?;
+        let tests: Vec<_> = mutant
+            .fails
+            .iter()
+            .map(|test| cmd::shell_quote(test))
+            .collect();
+        script += &format!(
+            "printf '%s' {begin}\n\
+             insmod {module} || exit 1\n\
+             (cd {package} && timeout -k 5 {LIMIT} {suite} --exact {tests} 2>&1)\n\
+             echo \"{END}$?\"\n\
+             rmmod ummunotify || {{ sleep 2; rmmod ummunotify; }} || exit 1\n",
+            begin = cmd::shell_quote(&begin(mutant)),
+            module = cmd::shell_quote(&module.to_string_lossy()),
+            package = cmd::shell_quote(&project.root.join("tests").to_string_lossy()),
+            suite = cmd::shell_quote(&suite.to_string_lossy()),
+            tests = tests.join(" "),
+        );
+    }
+    let path = dir.join(format!("mutants.{}.sh", std::process::id()));
+    fs::write(&path, script).at(&path)?;
+    let (stdout, kept) = Tee::new("");
+    let machine = vm::Machine::default();
+    let job = vm::Job {
+        command: &[OsString::from("sh"), path.clone().into_os_string()],
+        stdout: Box::new(stdout),
+        stderr: None,
+    };
+    if let Err(error) = vm::run(project, &machine, job) {
+        // A broken driver may well make the kernel complain; what was printed says how far it came.
+        eprintln!("xtask: {error}");
+    }
+    let _ = fs::remove_file(&path);
+    Ok(kept.text())
+}
+
+/// By what it was noticed, or why not; `None` if its tests did not end.
+fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)> {
+    let (_, output) = text.split_once(&begin(mutant))?;
+    let (output, after) = output.split_once(END)?;
+    let timed_out = after.starts_with("124") || after.starts_with("137");
+    let has_failed = |test: &&String| {
+        let failed = output.lines().any(|line| {
+            let mut words = line.split_whitespace();
+            line.starts_with("test ")
+                && words.nth(1) == Some(test)
+                && words.next_back() == Some("FAILED")
+        });
+        failed || timed_out
+    };
+    let (failed, passed): (Vec<_>, Vec<_>) = mutant.fails.iter().partition(has_failed);
+    let verdict = if passed.is_empty() {
+        let by: Vec<_> = failed.into_iter().map(String::as_str).collect();
+        Ok(by.join(", ") + if timed_out { " (did not end)" } else { "" })
+    } else {
+        Err(format!("not noticed by {passed:?}"))
+    };
+    Some((mutant.name.clone(), verdict))
+}
+
+fn report(verdicts: &[(String, Result<String, String>)]) -> u8 {
+    println!("\n| mutant | noticed by |\n|---|---|");
+    let mut survivors = 0;
+    for (name, verdict) in verdicts {
+        match verdict {
+            Ok(by) => println!("| {name} | {by} |"),
+            Err(why) => {
+                println!("| {name} | **{why}** |");
+                survivors += 1;
+            }
+        }
+    }
+    println!("\n{} mutants, {survivors} survived", verdicts.len());
+    u8::from(survivors > 0)
+}
