@@ -1,4 +1,4 @@
-//! Finds the Debian kernel to boot and builds the driver for it.
+//! Finds the Debian kernel to boot and builds the driver for it, on this machine or in the kernel's own root.
 //!
 //! The driver is built in a copy under the target directory, so that the source stays clean and kernels do not
 //! disturb each other. A file is copied only when its content differs, so that make rebuilds only what it must.
@@ -12,6 +12,36 @@ use crate::cmd;
 use crate::error::{AtPath, Error};
 use crate::lock;
 use crate::project::Project;
+use crate::rootfs::{self, Recipe};
+
+/// The kernels that the driver is tested on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, clap::ValueEnum)]
+pub(crate) enum Series {
+    /// The newest that is installed here: 6.1 on Debian 12
+    #[default]
+    #[value(name = "6.1")]
+    Installed,
+    /// Debian 13's, in a root of its own
+    #[value(name = "6.12")]
+    Trixie,
+    /// Debian 13's backport, in a root of its own
+    #[value(name = "7.3")]
+    TrixieBackports,
+}
+
+const TRIXIE: Recipe = Recipe {
+    name: "6.12",
+    suites: &["trixie"],
+    kernel: &["linux-headers-amd64", "linux-image-amd64"],
+};
+
+/// Named by its version, because the release's newest will not stay 7.3; and not as linux-image, which wants a
+/// generator of initramfs.
+const TRIXIE_BACKPORTS: Recipe = Recipe {
+    name: "7.3",
+    suites: &["trixie", "trixie-backports"],
+    kernel: &["^linux-(binary|headers|modules)-7[.]3[.][0-9]+[+]deb13-amd64$"],
+};
 
 /// An installed kernel that has its headers and the software RDMA device.
 pub(crate) struct Kernel {
@@ -19,36 +49,69 @@ pub(crate) struct Kernel {
     pub(crate) version: String,
     /// The kernel to boot.
     pub(crate) image: PathBuf,
-    /// What `KDIR` is for the driver.
-    headers: PathBuf,
+    /// The root file system that it is installed in, which is the guest's too: `/` or one made by `rootfs`.
+    pub(crate) root: PathBuf,
+}
+
+impl Kernel {
+    /// Whether it is installed on this machine.
+    pub(crate) fn is_installed(&self) -> bool {
+        self.root == Path::new("/")
+    }
+}
+
+/// The kernel of this series; its root is made if it has none yet.
+pub(crate) fn find(project: &Project, series: Series) -> Result<Kernel, Error> {
+    let recipe = match series {
+        Series::Installed => return newest(),
+        Series::Trixie => &TRIXIE,
+        Series::TrixieBackports => &TRIXIE_BACKPORTS,
+    };
+    let root = rootfs::of(project, recipe)?;
+    newest_in(&root).ok_or_else(|| {
+        Error::SetUp(format!(
+            "{} has no kernel with its headers and rdma_rxe; remove that directory and try again",
+            root.display()
+        ))
+    })
 }
 
 /// The newest installed kernel that can be used.
 pub(crate) fn newest() -> Result<Kernel, Error> {
-    let modules = Path::new("/lib/modules");
-    let mut found = Vec::new();
-    for version in names(modules).unwrap_or_default() {
-        let kernel = Kernel {
-            image: PathBuf::from(format!("/boot/vmlinuz-{version}")),
-            headers: modules.join(&version).join("build"),
-            version,
-        };
-        let rxe = modules
-            .join(&kernel.version)
-            .join("kernel/drivers/infiniband/sw/rxe");
-        // `build` is a symlink that dangles where the headers are not installed.
-        if kernel.image.exists() && kernel.headers.join("Makefile").exists() && rxe.exists() {
-            found.push(kernel);
-        }
-    }
-    found.sort_by_key(|kernel| version_key(&kernel.version));
-    found.pop().ok_or_else(|| {
+    newest_in(Path::new("/")).ok_or_else(|| {
         Error::SetUp(
             "no kernel in /boot has both its headers (/lib/modules/VERSION/build) and rdma_rxe. On Debian:\n  \
              sudo apt-get install --reinstall --no-install-recommends linux-image-amd64 linux-headers-amd64"
                 .to_owned(),
         )
     })
+}
+
+fn newest_in(root: &Path) -> Option<Kernel> {
+    let all_modules = root.join("lib/modules");
+    let mut found = Vec::new();
+    for version in names(&all_modules).unwrap_or_default() {
+        let modules = all_modules.join(&version);
+        let images = [
+            root.join(format!("boot/vmlinuz-{version}")),
+            modules.join("vmlinuz"),
+        ];
+        let rxe = modules.join("kernel/drivers/infiniband/sw/rxe");
+        // `build` is a symlink that dangles where the headers are not installed.
+        if !modules.join("build/Makefile").exists() || !rxe.exists() {
+            continue;
+        }
+        if let Some(image) = images.into_iter().find(|image| image.exists()) {
+            let root = root.to_path_buf();
+            found.push(Kernel {
+                version,
+                image,
+                root,
+            });
+        }
+    }
+    found.sort_by_key(|kernel| version_key(&kernel.version));
+    found.pop()
 }
 
 /// Builds the driver for the kernel, with warnings as errors, and copies the module to `into`.
@@ -65,9 +128,16 @@ pub(crate) fn build_driver(project: &Project, kernel: &Kernel, into: &Path) -> R
 
 /// Builds the sources of the driver that are in `build`, as they are.
 pub(crate) fn build_driver_in(build: &Path, kernel: &Kernel, into: &Path) -> Result<(), Error> {
-    let mut make = Command::new("make");
-    make.arg("-C").arg(build);
-    make.arg(format!("KDIR={}", kernel.headers.display()));
+    let mut make = if kernel.is_installed() {
+        let mut make = Command::new("make");
+        make.arg("-C").arg(build);
+        make
+    } else {
+        let mut make = rootfs::enter(&kernel.root, build, "make");
+        make.args(["-C", "/mnt"]);
+        make
+    };
+    make.arg(format!("KDIR=/lib/modules/{}/build", kernel.version));
     make.args(["W=1", "KCFLAGS=-Werror", "modules"]);
     // What cargo and a make above us say is not for the kernel's build.
     for name in [

@@ -7,6 +7,7 @@ mod kernel;
 mod lock;
 mod mutants;
 mod project;
+mod rootfs;
 mod setup;
 mod tee;
 mod test;
@@ -49,8 +50,9 @@ enum Xtask {
     },
     /// Run a command in a virtual machine that has the driver loaded and an RDMA device, rxe0
     ///
-    /// The command runs as root in the repository's root. The guest sees this machine's files, read-only or with changes
-    /// that are lost, but for the target directory, which it can write. Output and exit status are the command's;
+    /// The command runs as root in the repository's root. The guest sees this machine's files, or with `--kernel` those of
+    /// a Debian made for it and the repository, read-only or with changes that are lost, but for the target directory,
+    /// which it can write. Output and exit status are the command's;
     /// 124 means that it ran too long, 125 that the machine failed or its kernel complained.
     Vm {
         #[command(flatten)]

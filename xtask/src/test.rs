@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::cmd;
 use crate::error::{AtPath, Error};
+use crate::kernel::Series;
 use crate::project::{GatedTarget, Project, cargo};
 use crate::setup;
 use crate::tee::{self, Tee};
@@ -41,6 +42,9 @@ pub(crate) struct Where {
     /// Run only the suites that need the virtual machine
     #[arg(long)]
     vm_only: bool,
+    /// The kernel of the virtual machine
+    #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default(), conflicts_with = "host_only")]
+    kernel: Series,
 }
 
 /// What came of one suite.
@@ -84,7 +88,7 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
         }
     }
     if !place.host_only {
-        let (ran, ended) = in_vm(project);
+        let (ran, ended) = in_vm(project, place.kernel);
         outcomes.extend(ran);
         if let Err(error) = ended {
             eprintln!("xtask: {error}");
@@ -131,7 +135,7 @@ fn under_loom(project: &Project) -> Result<Outcome, Error> {
 }
 
 /// What came of the suites that ran, and what kept the others from it.
-fn in_vm(project: &Project) -> (Vec<Outcome>, Result<(), Error>) {
+fn in_vm(project: &Project, kernel: Series) -> (Vec<Outcome>, Result<(), Error>) {
     let is_ours = |feature: &String| VM_FEATURES.contains(&feature.as_str());
     let mut suites = project.gated_tests();
     suites.retain(|suite| suite.features.iter().all(is_ours));
@@ -144,6 +148,7 @@ fn in_vm(project: &Project) -> (Vec<Outcome>, Result<(), Error>) {
         Err(error) => return (Vec::new(), Err(error)),
     };
     let machine = vm::Machine {
+        kernel,
         timeout: SUITES_LIMIT,
         ..vm::Machine::default()
     };

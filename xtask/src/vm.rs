@@ -1,5 +1,5 @@
 //! Runs a command in a virtual machine: a Debian kernel with the driver loaded and rxe0 up, on this machine's own root
-//! file system, read-only but for the target directory.
+//! file system or, for a kernel of another release, on one of that release, read-only but for the target directory.
 //!
 //! virtme-ng makes the machine; nothing else passes through it. The command's output comes through two virtio ports
 //! whose host ends are FIFOs, byte for byte, and everything else through files of a run directory
@@ -25,13 +25,16 @@ use nix::sys::stat::Mode;
 
 use crate::cmd;
 use crate::error::{AtPath, Error};
-use crate::kernel::{self, Kernel};
+use crate::kernel::{self, Kernel, Series};
 use crate::project::Project;
 use crate::setup;
 
 /// The machine, and how long it may take.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Machine {
+    /// The kernel to boot
+    #[arg(long, value_name = "SERIES", value_enum, default_value_t = Self::default().kernel)]
+    pub(crate) kernel: Series,
     /// Memory of the guest, as QEMU takes it
     #[arg(long, default_value_t = Self::default().memory)]
     pub(crate) memory: String,
@@ -53,6 +56,7 @@ impl Default for Machine {
     /// What the command line's defaults are.
     fn default() -> Self {
         Self {
+            kernel: Series::default(),
             memory: "2G".to_owned(),
             cpus: 2,
             timeout: 1800,
@@ -122,7 +126,7 @@ const COMPLAINT_LINES: usize = 20;
 pub(crate) fn run(project: &Project, machine: &Machine, job: Job<'_>) -> Result<u8, Error> {
     setup::packages(project, setup::VM)?;
     let python = setup::virtme_python(project)?;
-    let kernel = kernel::newest()?;
+    let kernel = kernel::find(project, machine.kernel)?;
 
     let run = RunDir::create(project)?;
     if !machine.no_driver {
@@ -305,7 +309,22 @@ fn virtme(
         "--cpus",
         &machine.cpus.to_string(),
     ]);
-    command.arg(format!("--rwdir={target}"));
+    let script = format!(
+        "exec sh {} {}",
+        cmd::shell_quote(text(&run.path("guest.sh"))?),
+        machine.timeout
+    );
+    let script = if kernel.is_installed() {
+        command.arg(format!("--rwdir={target}"));
+        script
+    } else {
+        let root = text(&project.root)?;
+        command.arg("--root").arg(&kernel.root);
+        // virtme-ng mounts what is read-only last, which would hide a target directory inside the repository.
+        command.arg(format!("--rodir={root}={root}"));
+        command.arg(format!("--rwdir=/mnt={target}"));
+        format!("mount --bind /mnt {} && {script}", cmd::shell_quote(target))
+    };
     command.arg("--overlay-rwdir=/tmp");
     if !kvm {
         command.arg("--disable-kvm");
@@ -314,11 +333,6 @@ fn virtme(
         command.args(["-a", option]);
     }
     command.arg("--show-boot-console");
-    let script = format!(
-        "exec sh {} {}",
-        cmd::shell_quote(text(&run.path("guest.sh"))?),
-        machine.timeout
-    );
     command.args(["--script-sh", &script]);
     command.args(["-q=-device", "-q=virtio-serial-pci,id=xtask"]);
     for name in ["stdout", "stderr"].iter().take(ports) {

@@ -1,0 +1,182 @@
+//! Root file systems of newer Debian releases, for kernels that this machine's own release does not have.
+//!
+//! A kernel's headers come with tools that want their own release's libc, and its RDMA devices want a library that
+//! knows them. So the driver is built in such a root, and the guest that boots the kernel lives on it.
+//!
+//! They are kept in the target directory, like everything that xtask makes: `cargo clean` leaves nothing behind, and two
+//! checkouts cannot spoil each other's. One is made by a single mmdebstrap, whose last act is to write into it what it was
+//! made from. A root that does not say so, or says something else, is made anew.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cmd;
+use crate::error::{AtPath, Error};
+use crate::lock;
+use crate::project::Project;
+use crate::setup;
+
+/// A root, and the kernel in it.
+pub(crate) struct Recipe {
+    /// The directory's name, for which the series of the kernel is a good one.
+    pub(crate) name: &'static str,
+    /// The releases it takes packages from. One that comes after the first is asked only for what the first has not.
+    pub(crate) suites: &'static [&'static str],
+    /// The kernel's packages, as apt-get takes them.
+    pub(crate) kernel: &'static [&'static str],
+}
+
+const MIRROR: &str = "http://deb.debian.org/debian";
+
+/// What a guest with an RDMA device takes, what modules are built with, and what the tests call.
+const PACKAGES: &[&str] = &[
+    "file",
+    "gcc",
+    "gcc-multilib",
+    "ibverbs-providers",
+    "ibverbs-utils",
+    "iproute2",
+    "kmod",
+    "libc6-dev",
+    "make",
+    "perl",
+    "procps",
+    "python3-minimal",
+    "rdma-core",
+    "udev",
+];
+
+/// The file that says what a root was made from. Only a complete one has it.
+const MARK: &str = "etc/xtask-root";
+
+/// The root made from the recipe, made now if it is not there.
+pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
+    let roots = project.own_dir().join("roots");
+    let root = roots.join(recipe.name);
+    let made_from = made_from(project, recipe);
+    let is_made = || fs::read_to_string(root.join(MARK)).is_ok_and(|mark| mark == made_from);
+    if is_made() {
+        return Ok(root);
+    }
+    setup::packages(project, &["debian-archive-keyring", "mmdebstrap"])?;
+    let mut remove = Command::new("rm");
+    remove.args(["-rf", "--one-file-system"]).arg(&root);
+    let mut make = mmdebstrap(project, recipe, &root, &made_from);
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Error::SetUp(format!(
+            "Linux {} needs a Debian root file system of its own, which only root can make. Run this, then try again:\n  \
+             mkdir -p {} && sudo {} && sudo {}",
+            recipe.name,
+            cmd::shell_quote(&roots.to_string_lossy()),
+            cmd::line(&remove),
+            cmd::line(&make),
+        )));
+    }
+    let _lock = lock::take(&roots.join(format!("{}.lock", recipe.name)))?;
+    if is_made() {
+        return Ok(root);
+    }
+    eprintln!(
+        "xtask: making a root file system for Linux {} in {} (0.8 GB, a minute or two)",
+        recipe.name,
+        root.display()
+    );
+    fs::create_dir_all(&roots).at(&roots)?;
+    cmd::run(&mut remove)?;
+    cmd::run(&mut make)?;
+    if is_made() {
+        return Ok(root);
+    }
+    Err(Error::Unexpected {
+        command: cmd::line(&make),
+        what: format!("{} is not what it should be", root.join(MARK).display()),
+    })
+}
+
+/// A command in the root, with `dir` at /mnt. As anybody but root it runs in a user namespace of its own.
+///
+/// What it mounts is its own and goes with it.
+pub(crate) fn enter(root: &Path, dir: &Path, program: &str) -> Command {
+    let mut command = Command::new("unshare");
+    command.arg("--mount");
+    if !nix::unistd::geteuid().is_root() {
+        command.args(["--map-root-user", "--pid", "--fork", "--kill-child"]);
+    }
+    let script = r#"mount -t proc proc "$1/proc" && mount --bind "$2" "$1/mnt" && root=$1 && shift 2 && exec chroot "$root" "$@""#;
+    command
+        .args(["sh", "-c", script, "sh"])
+        .arg(root)
+        .arg(dir)
+        .arg(program);
+    // Debian's users have no chroot in their PATH, and the root has its own idea of where programs are.
+    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command
+}
+
+fn made_from(project: &Project, recipe: &Recipe) -> String {
+    let words = [recipe.suites, recipe.kernel, PACKAGES].concat();
+    format!(
+        "{}\n{}\n{}\n",
+        words.join(" "),
+        project.root.display(),
+        project.target.display()
+    )
+}
+
+fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) -> Command {
+    // A guest cannot make a directory in its root; these are where it finds the repository and the target directory.
+    let finish = format!(
+        r#"mkdir -p "$1"{} "$1"{} && printf %s {} >"$1/{MARK}""#,
+        cmd::shell_quote(&project.root.to_string_lossy()),
+        cmd::shell_quote(&project.target.to_string_lossy()),
+        cmd::shell_quote(made_from),
+    );
+    let release = recipe.suites[0];
+    // INITRD: the kernel's package would make an initramfs, slowly, that nobody boots.
+    let mut make = Command::new("env");
+    make.args(["INITRD=No", "mmdebstrap", "--variant=minbase"]);
+    make.arg(format!("--aptopt=APT::Default-Release \"{release}\"",));
+    make.arg(format!(
+        "--include={}",
+        [PACKAGES, recipe.kernel].concat().join(",")
+    ));
+    make.arg(format!("--customize-hook={finish}"));
+    make.arg(release).arg(root);
+    make.args(
+        recipe
+            .suites
+            .iter()
+            .map(|suite| format!("deb {MIRROR} {suite} main")),
+    );
+    make
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_half_made_root_is_not_taken_for_one() {
+        let project = Project::find().unwrap();
+        let recipe = |kernel| Recipe {
+            name: "none",
+            suites: &["trixie"],
+            kernel,
+        };
+        let before = made_from(&project, &recipe(&["linux-image-a"]));
+        assert_ne!(before, made_from(&project, &recipe(&["linux-image-b"])));
+
+        let line = cmd::line(&mmdebstrap(
+            &project,
+            &recipe(&["linux-image-a"]),
+            Path::new("/r"),
+            &before,
+        ));
+        assert!(line.contains("linux-image-a"), "{line}");
+        assert!(
+            line.ends_with("trixie /r 'deb http://deb.debian.org/debian trixie main'"),
+            "{line}"
+        );
+    }
+}
