@@ -3,13 +3,14 @@
 use std::io;
 
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 /// Exit status of a child whose closure panicked.
 const PANICKED: i32 = 101;
 
-/// A child by fork, waited for when dropped.
+/// A child by fork, killed when dropped before it was waited for.
 #[derive(Debug)]
 pub struct Child(Option<Pid>);
 
@@ -74,6 +75,7 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if let Some(pid) = self.0.take() {
+            let _ = kill(pid, Signal::SIGKILL);
             let _ = waitpid(pid, None);
         }
     }

@@ -20,7 +20,7 @@ use crate::test;
 use crate::vm;
 
 /// Seconds that the tests of one mutant may take.
-const LIMIT: u64 = 120;
+const LIMIT: u64 = 180;
 
 struct Mutant {
     name: String,
@@ -141,10 +141,10 @@ fn test_in_vm(
             .map(|test| cmd::shell_quote(test))
             .collect();
         script += &format!(
-            "printf '%s' {begin}\n\
+            "printf '\\n%s' {begin}\n\
              insmod {module} || exit 1\n\
              (cd {package} && timeout -k 5 {LIMIT} {suite} --exact {tests} 2>&1)\n\
-             echo \"{END}$?\"\n\
+             printf '\\n%s\\n' \"{END}$?\"\n\
              rmmod ummunotify || {{ sleep 2; rmmod ummunotify; }} || exit 1\n",
             begin = cmd::shell_quote(&begin(mutant)),
             module = cmd::shell_quote(&module.to_string_lossy()),

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memmap2::MmapMut;
 use nix::errno::Errno;
@@ -125,10 +125,16 @@ fn it_polls_readable_while_a_range_is_invalid_or_last_is_owed() {
 fn poll_wakes_when_a_range_is_hit() {
     let (device, memory) = watched(1);
     thread::scope(|scope| {
-        let waiter = scope.spawn(|| device.poll(10_000).unwrap());
+        let started = Instant::now();
+        let waiter = scope.spawn(|| device.poll(30_000).unwrap());
         thread::sleep(SHORTLY);
         memory.unmap(0, 1).unwrap();
         assert_eq!(waiter.join().unwrap(), PollFlags::POLLIN);
+        // It looks once more when its time is up.
+        assert!(
+            started.elapsed() < Duration::from_secs(25),
+            "it was not woken"
+        );
     });
 }
 
