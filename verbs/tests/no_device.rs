@@ -1,0 +1,19 @@
+//! What a machine without an RDMA device is told. Runs on any machine: where there is a device, it is
+//! opened instead.
+
+use regcache_verbs::{Context, Error, device_names};
+
+#[test]
+fn the_first_device_is_opened_or_its_absence_is_a_typed_error_with_advice() {
+    let found = device_names().map(|names| !names.is_empty());
+    match Context::open_first() {
+        Ok(_) => assert!(found.is_ok_and(|found| found)),
+        Err(error @ Error::NoDevice) => {
+            assert!(!found.is_ok_and(|found| found));
+            let said = error.to_string();
+            assert!(said.contains("modprobe rdma_rxe"), "{said}");
+            assert!(said.contains("rdma link add rxe0"), "{said}");
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
