@@ -78,6 +78,9 @@ const MAX_ATTEMPTS: u32 = 8;
 
 const DEFAULT_MAX_ENTRIES: u32 = 65_536;
 
+/// What any cache can hold: 16 777 216. Tables are sized by the limit when the cache is built.
+const MAX_ENTRIES: u32 = 1 << 24;
+
 /// A registration cache for one registrar.
 ///
 /// [`get`](Self::get) returns a registration that covers a range of memory, made earlier if
@@ -186,10 +189,10 @@ impl<R: Registrar> Builder<R, Unchosen> {
 }
 
 impl<R, M> Builder<R, M> {
-    /// Holds at most so many registrations. With 0 nothing is cached.
+    /// Holds at most so many registrations, and never more than 16 777 216. With 0 nothing is cached.
     #[must_use]
     pub fn max_entries(mut self, entries: u32) -> Self {
-        self.max_entries = entries;
+        self.max_entries = entries.min(MAX_ENTRIES);
         self
     }
 
