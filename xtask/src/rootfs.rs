@@ -42,7 +42,6 @@ const PACKAGES: &[&str] = &[
     "make",
     "perl",
     "procps",
-    "python3-minimal",
     "rdma-core",
     "udev",
 ];
@@ -55,8 +54,7 @@ pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
     let roots = project.own_dir().join("roots");
     let root = roots.join(recipe.name);
     let made_from = made_from(project, recipe);
-    let is_made = || fs::read_to_string(root.join(MARK)).is_ok_and(|mark| mark == made_from);
-    if is_made() {
+    if is_made(&root, &made_from) {
         return Ok(root);
     }
     setup::packages(project, &["debian-archive-keyring", "mmdebstrap"])?;
@@ -74,7 +72,7 @@ pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
         )));
     }
     let _lock = lock::take(&roots.join(format!("{}.lock", recipe.name)))?;
-    if is_made() {
+    if is_made(&root, &made_from) {
         return Ok(root);
     }
     eprintln!(
@@ -85,7 +83,7 @@ pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
     fs::create_dir_all(&roots).at(&roots)?;
     cmd::run(&mut remove)?;
     cmd::run(&mut make)?;
-    if is_made() {
+    if is_made(&root, &made_from) {
         return Ok(root);
     }
     Err(Error::Unexpected {
@@ -112,6 +110,11 @@ pub(crate) fn enter(root: &Path, dir: &Path, program: &str) -> Command {
     // Debian's users have no chroot in their PATH, and the root has its own idea of where programs are.
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command
+}
+
+/// Whether the root is complete, and of the present recipe.
+fn is_made(root: &Path, made_from: &str) -> bool {
+    fs::read_to_string(root.join(MARK)).is_ok_and(|mark| mark == made_from)
 }
 
 fn made_from(project: &Project, recipe: &Recipe) -> String {
@@ -156,27 +159,38 @@ fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) 
 mod tests {
     use super::*;
 
+    /// A directory in which mmdebstrap's last act, and nothing else of it, has been run.
     #[test]
-    fn a_half_made_root_is_not_taken_for_one() {
+    fn only_a_complete_root_of_this_recipe_is_taken_for_made() {
         let project = Project::find().unwrap();
+        let root = std::env::temp_dir().join(format!("xtask-root-{}", std::process::id()));
+        fs::create_dir_all(root.join("etc")).unwrap();
         let recipe = |kernel| Recipe {
             name: "none",
             suites: &["trixie"],
             kernel,
         };
-        let before = made_from(&project, &recipe(&["linux-image-a"]));
-        assert_ne!(before, made_from(&project, &recipe(&["linux-image-b"])));
+        let made_from = |kernel| super::made_from(&project, &recipe(kernel));
+        assert!(!is_made(&root, &made_from(&["linux-image-a"])));
 
-        let line = cmd::line(&mmdebstrap(
+        let make = mmdebstrap(
             &project,
             &recipe(&["linux-image-a"]),
-            Path::new("/r"),
-            &before,
-        ));
-        assert!(line.contains("linux-image-a"), "{line}");
-        assert!(
-            line.ends_with("trixie /r 'deb http://deb.debian.org/debian trixie main'"),
-            "{line}"
+            &root,
+            &made_from(&["linux-image-a"]),
         );
+        let mut arguments = make.get_args().map(|argument| argument.to_string_lossy());
+        let hook = arguments.find_map(|it| it.strip_prefix("--customize-hook=").map(String::from));
+        cmd::run(
+            Command::new("sh")
+                .args(["-c", &hook.unwrap(), "exec"])
+                .arg(&root),
+        )
+        .unwrap();
+        assert!(is_made(&root, &made_from(&["linux-image-a"])));
+        assert!(!is_made(&root, &made_from(&["linux-image-b"])));
+        let inside = root.join(project.target.strip_prefix("/").unwrap());
+        assert!(inside.is_dir());
+        fs::remove_dir_all(root).unwrap();
     }
 }
