@@ -21,11 +21,16 @@
  * moved before its system call returns, and before it lets go of the locks
  * that keep anybody else from mapping something new at the address.
  *
- * One case remains: a range registered while an invalidation that overlaps it
- * is between start and end. Its start did not find the range, and its page
- * table entries may not be gone yet, so that the caller could go on and pin
- * pages that are about to be unmapped. UMMUNOTIFY_REGISTER_REGION therefore
- * waits for those invalidations to end; see ummunotify_wait_for_older().
+ * Two cases remain, both of a caller that comes between start and end of an
+ * invalidation, when its page table entries may not be gone yet, and goes on to
+ * pin pages that are about to be unmapped:
+ *
+ * - It registers a range. The start did not find that range, so
+ *   UMMUNOTIFY_REGISTER_REGION waits for the end; ummunotify_wait_for_older().
+ * - It reads that the range was hit, and pins anew under the same watch. The
+ *   invalidation that was reported too early is reported once more when it ends;
+ *   ummunotify_running.reported. Reading does not wait instead, because unmapping
+ *   many gigabytes takes seconds.
  *
  * Locks
  * -----
@@ -60,9 +65,10 @@
 
 #include "compat.h"
 
-static unsigned int max_regions = 1U << 20;
+/* An invalidation visits all ranges that it hits, under a spinlock. */
+static unsigned int max_regions = 1U << 16;
 module_param(max_regions, uint, 0644);
-MODULE_PARM_DESC(max_regions, "Most ranges that one open file may watch (default 1048576)");
+MODULE_PARM_DESC(max_regions, "Most ranges that one open file may watch (default 65536)");
 
 static struct kmem_cache *ummunotify_region_cache;
 
@@ -80,6 +86,7 @@ enum ummunotify_hits {
  * @invalid: on ummunotify_file.invalid unless @hits is UMMUNOTIFY_NOT_HIT
  * @cookie: the caller's name for the range
  * @hits: what read() has to report
+ * @early: reported while an invalidation that hit it was under way
  * @hint_start: first byte hit, if hit once
  * @hint_last: last byte hit, if hit once
  *
@@ -93,6 +100,7 @@ struct ummunotify_region {
 	struct list_head invalid;
 	u64 cookie;
 	enum ummunotify_hits hits;
+	bool early;
 	unsigned long hint_start;
 	unsigned long hint_last;
 };
@@ -103,12 +111,14 @@ struct ummunotify_region {
  * @start: first byte
  * @last: last byte
  * @serial: its place in the order of starts
+ * @reported: a region that it hit was read since
  */
 struct ummunotify_running {
 	struct task_struct *task;
 	unsigned long start;
 	unsigned long last;
 	u64 serial;
+	bool reported;
 };
 
 #define UMMUNOTIFY_RUNNING_MAX	BITS_PER_LONG
@@ -127,6 +137,7 @@ struct ummunotify_running {
  * @last_owed: an INVAL was delivered and no LAST since
  * @counter: the generation
  * @untracked: invalidations under way for which @running had no room
+ * @untracked_reported: a region was read since the first of them started
  * @serial: of the next invalidation to start
  * @running_slots: which elements of @running are in use
  * @running: the invalidations under way
@@ -149,6 +160,7 @@ struct ummunotify_file {
 	bool last_owed;
 	u64 counter;
 	unsigned int untracked;
+	bool untracked_reported;
 	u64 serial;
 	unsigned long running_slots;
 	struct ummunotify_running running[UMMUNOTIFY_RUNNING_MAX];
@@ -197,27 +209,57 @@ static void ummunotify_running_add(struct ummunotify_file *file,
 	};
 }
 
-static void ummunotify_running_del(struct ummunotify_file *file,
+/* Returns true if the invalidation was reported before its end. */
+static bool ummunotify_running_del(struct ummunotify_file *file,
 				   unsigned long start, unsigned long last)
 {
+	const struct ummunotify_running *mine = NULL;
 	unsigned long slot;
 
 	lockdep_assert_held(&file->lock);
 
 	/*
-	 * A task may be in two invalidations at once (reclaim in the middle of
-	 * mremap()), but two with the same bounds can stand for one another.
+	 * A task may be in several invalidations at once, even with the same
+	 * bounds (munmap() of a hugetlb mapping). They are nested, so that the
+	 * youngest ends first.
 	 */
 	for_each_set_bit(slot, &file->running_slots, UMMUNOTIFY_RUNNING_MAX) {
 		const struct ummunotify_running *r = &file->running[slot];
 
-		if (r->task == current && r->start == start && r->last == last) {
-			file->running_slots &= ~BIT(slot);
-			return;
-		}
+		if (r->task == current && r->start == start && r->last == last &&
+		    (!mine || r->serial > mine->serial))
+			mine = r;
 	}
-	if (!WARN_ON_ONCE(!file->untracked))
-		file->untracked--;
+	if (mine) {
+		file->running_slots &= ~BIT(mine - file->running);
+		return mine->reported;
+	}
+	if (WARN_ON_ONCE(!file->untracked))
+		return false;
+	/* Which of them was reported is not known. */
+	if (!--file->untracked && file->untracked_reported) {
+		file->untracked_reported = false;
+		return true;
+	}
+	return file->untracked_reported;
+}
+
+/* A region is being reported: so are the invalidations under way that hit it. */
+static void ummunotify_running_report(struct ummunotify_file *file,
+				      struct ummunotify_region *region)
+{
+	unsigned long slot;
+
+	lockdep_assert_held(&file->lock);
+
+	for_each_set_bit(slot, &file->running_slots, UMMUNOTIFY_RUNNING_MAX) {
+		struct ummunotify_running *r = &file->running[slot];
+
+		if (r->start <= region->itree.last && region->itree.start <= r->last)
+			region->early = r->reported = true;
+	}
+	if (file->untracked)
+		region->early = file->untracked_reported = true;
 }
 
 /* Is an invalidation that overlaps [start, last] and is older than @serial under way? */
@@ -243,8 +285,9 @@ static bool ummunotify_older_running(struct ummunotify_file *file,
 /*
  * Wait for the invalidations that had started before a range became visible to
  * them. Later ones are not waited for, so that a process that unmaps all the
- * time cannot keep a range from being registered. The caller holds no lock
- * that an invalidation could want.
+ * time cannot keep a range from being registered, unless it does so in more
+ * than UMMUNOTIFY_RUNNING_MAX threads at once. The caller holds no lock that an
+ * invalidation could want.
  */
 static int ummunotify_wait_for_older(struct ummunotify_file *file,
 				     unsigned long start, unsigned long last,
@@ -302,6 +345,53 @@ static void ummunotify_raise_counter(struct ummunotify_file *file)
 	WRITE_ONCE(*shared, ++file->counter);
 }
 
+/* Record an invalidation. Returns true if there is more to read than before. */
+static bool ummunotify_record(struct ummunotify_file *file,
+			      unsigned long start, unsigned long last)
+{
+	struct interval_tree_node *node;
+	bool hit = false, more = false;
+
+	lockdep_assert_held(&file->lock);
+
+	for (node = interval_tree_iter_first(&file->regions, start, last); node;
+	     node = interval_tree_iter_next(node, start, last)) {
+		hit = true;
+		more |= ummunotify_hit(file, container_of(node, struct ummunotify_region, itree),
+				       start, last);
+	}
+	if (hit)
+		ummunotify_raise_counter(file);
+	return more;
+}
+
+/*
+ * Record the end of an invalidation for the regions that were reported before
+ * it. Returns true if there is more to read than before.
+ */
+static bool ummunotify_record_again(struct ummunotify_file *file,
+				    unsigned long start, unsigned long last)
+{
+	struct interval_tree_node *node;
+	bool more = false;
+
+	lockdep_assert_held(&file->lock);
+
+	for (node = interval_tree_iter_first(&file->regions, start, last); node;
+	     node = interval_tree_iter_next(node, start, last)) {
+		struct ummunotify_region *region =
+			container_of(node, struct ummunotify_region, itree);
+
+		/* One that is waiting to be reported says enough. */
+		if (region->early && region->hits == UMMUNOTIFY_NOT_HIT)
+			more |= ummunotify_hit(file, region, start, last);
+		region->early = false;
+	}
+	if (more)
+		ummunotify_raise_counter(file);
+	return more;
+}
+
 static void ummunotify_wake_readers(struct ummunotify_file *file)
 {
 	/* Pairs with the barrier in wait_event(): they see the list, or we see them. */
@@ -319,25 +409,17 @@ static int ummunotify_invalidate_start(struct mmu_notifier *mn,
 {
 	struct ummunotify_file *file = container_of(mn, struct ummunotify_file, mn);
 	unsigned long start = range->start, last = range->end - 1;
-	struct interval_tree_node *node;
-	bool hit = false, wake = false;
+	bool more;
 
 	if (!ummunotify_changes_mapping(range->event))
 		return 0;
 
 	spin_lock(&file->lock);
 	ummunotify_running_add(file, start, last);
-	for (node = interval_tree_iter_first(&file->regions, start, last); node;
-	     node = interval_tree_iter_next(node, start, last)) {
-		hit = true;
-		wake |= ummunotify_hit(file, container_of(node, struct ummunotify_region, itree),
-				       start, last);
-	}
-	if (hit)
-		ummunotify_raise_counter(file);
+	more = ummunotify_record(file, start, last);
 	spin_unlock(&file->lock);
 
-	if (wake)
+	if (more)
 		ummunotify_wake_readers(file);
 	return 0;
 }
@@ -346,14 +428,19 @@ static void ummunotify_invalidate_end(struct mmu_notifier *mn,
 				      const struct mmu_notifier_range *range)
 {
 	struct ummunotify_file *file = container_of(mn, struct ummunotify_file, mn);
+	unsigned long start = range->start, last = range->end - 1;
+	bool more = false;
 
 	if (!ummunotify_changes_mapping(range->event))
 		return;
 
 	spin_lock(&file->lock);
-	ummunotify_running_del(file, range->start, range->end - 1);
+	if (ummunotify_running_del(file, start, last))
+		more = ummunotify_record_again(file, start, last);
 	spin_unlock(&file->lock);
 
+	if (more)
+		ummunotify_wake_readers(file);
 	/* Pairs with the barrier in wait_event(): the slot is free, or we see the waiter. */
 	if (wq_has_sleeper(&file->ended))
 		wake_up_all(&file->ended);
@@ -415,6 +502,7 @@ static void ummunotify_pick_up(struct ummunotify_file *file,
 		batch->region[n++] = region;
 		region->hits = UMMUNOTIFY_NOT_HIT;
 		list_del(&region->invalid);
+		ummunotify_running_report(file, region);
 	}
 	if (n)
 		file->last_owed = true;
@@ -526,7 +614,8 @@ static __poll_t ummunotify_poll(struct file *filp, struct poll_table_struct *wai
 	struct ummunotify_file *file = filp->private_data;
 
 	poll_wait(filp, &file->readable, wait);
-	if (!ummunotify_is_owner(file))
+	/* A kernel thread may finish a poll that the owner began: aio does. */
+	if (!ummunotify_is_owner(file) && !(current->flags & PF_KTHREAD))
 		return EPOLLERR;
 	return ummunotify_is_readable(file) ? EPOLLIN | EPOLLRDNORM : 0;
 }
@@ -616,6 +705,7 @@ static long ummunotify_register_region(struct ummunotify_file *file,
 	region->itree.last = last;
 	region->cookie = parm.user_cookie;
 	region->hits = UMMUNOTIFY_NOT_HIT;
+	region->early = false;
 
 	ret = ummunotify_add(file, region, &serial);
 	if (ret) {
@@ -680,6 +770,19 @@ static long ummunotify_ioctl(struct file *filp, unsigned int cmd, unsigned long 
 
 /* mmap, open, release */
 
+static vm_fault_t ummunotify_fault(struct vm_fault *vmf)
+{
+	struct ummunotify_file *file = vmf->vma->vm_file->private_data;
+
+	get_page(file->counter_page);
+	vmf->page = file->counter_page;
+	return 0;
+}
+
+static const struct vm_operations_struct ummunotify_vm_ops = {
+	.fault	= ummunotify_fault,
+};
+
 static int ummunotify_mmap(struct file *filp, struct vm_area_struct *vma)
 {
 	struct ummunotify_file *file = filp->private_data;
@@ -694,7 +797,8 @@ static int ummunotify_mmap(struct file *filp, struct vm_area_struct *vma)
 
 	/* Neither mprotect() nor mremap() may make more of it. */
 	vm_flags_mod(vma, VM_DONTEXPAND, VM_MAYWRITE);
-	return vm_insert_page(vma, vma->vm_start, file->counter_page);
+	vma->vm_ops = &ummunotify_vm_ops;
+	return 0;
 }
 
 static int ummunotify_open(struct inode *inode, struct file *filp)
@@ -756,8 +860,10 @@ static int ummunotify_release(struct inode *inode, struct file *filp)
 	/* Waits for the callbacks that are running; there is none after it. */
 	mmu_notifier_unregister(&file->mn, file->mm);
 
-	rbtree_postorder_for_each_entry_safe(region, next, &file->cookies, by_cookie)
+	rbtree_postorder_for_each_entry_safe(region, next, &file->cookies, by_cookie) {
 		kmem_cache_free(ummunotify_region_cache, region);
+		cond_resched();
+	}
 	__free_page(file->counter_page);
 	kfree(file);
 	return 0;

@@ -115,3 +115,20 @@ fn the_page_outlives_the_descriptor() {
     memory.unmap(1, 1).unwrap();
     assert_eq!(counter.get(), 2, "the mapping keeps the file open");
 }
+
+#[test]
+fn the_page_comes_back_after_madvise_dontneed() {
+    let (device, memory) = watched(1);
+    let counter = device.counter().unwrap();
+    memory.unmap(0, 1).unwrap();
+    // SAFETY: the mapping is only read, and comes back.
+    let dropped = unsafe {
+        libc::madvise(
+            counter.as_ptr().cast_mut().cast(),
+            PAGE,
+            libc::MADV_DONTNEED,
+        )
+    };
+    assert_eq!(dropped, 0);
+    assert_eq!(counter.get(), 1);
+}

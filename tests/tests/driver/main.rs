@@ -3,6 +3,7 @@
 //! Each file is a part of `kernel/Documentation/ummunotify.rst`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod aio;
 mod arguments;
 mod compat;
 mod counter;

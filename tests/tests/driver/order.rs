@@ -70,3 +70,50 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     );
     assert_eq!(unreported, 0, "of {during}");
 }
+
+/// While one thread drops 64 MiB, another waits for the report of the last page. When it has it, one
+/// of two things must hold: the page has gone already, or the range is reported again, so that
+/// whoever pins it under the same watch now finds out.
+#[test]
+fn what_is_reported_before_it_is_over_is_reported_again() {
+    const PAGES: usize = 64 << 20 >> 12;
+    const ENOUGH: usize = 10;
+    const MOST_ROUNDS: usize = 200;
+    let memory = Pages::new(PAGES).unwrap();
+    let last_page = || memory.page(PAGES - 1);
+    let device = Device::open().unwrap();
+    device.watch(last_page(), PAGE, 7).unwrap();
+    let pagemap = File::open("/proc/self/pagemap").unwrap();
+    let mut early = 0;
+    for _ in 0..MOST_ROUNDS {
+        memory.touch();
+        let start = Barrier::new(2);
+        let still_present = thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                start.wait();
+                loop {
+                    if let Ok((cookies, _)) = device.drain() {
+                        assert_eq!(cookies, [7]);
+                        break is_present(&pagemap, last_page().addr());
+                    }
+                }
+            });
+            start.wait();
+            memory.advise(0, PAGES, libc::MADV_DONTNEED).unwrap();
+            reader.join().unwrap()
+        });
+        let again = device.drain();
+        if still_present {
+            early += 1;
+            assert_eq!(
+                again.map(|(cookies, _)| cookies),
+                Ok(vec![7]),
+                "pinned now it is stale"
+            );
+        }
+        if early >= ENOUGH {
+            return;
+        }
+    }
+    panic!("only {early} reports came early");
+}

@@ -82,7 +82,8 @@ struct ummunotify_event {
 /*
  * mmap() of one page at offset 0, PROT_READ, gives the generation counter: a
  * __u64 at byte 0, which rises by one for each invalidation that hits a
- * watched range, before the mapping changes.
+ * watched range, before the mapping changes; and again when it has changed, if
+ * the range was read from here in between.
  */
 
 #endif /* _UAPI_LINUX_UMMUNOTIFY_H */

@@ -1,0 +1,111 @@
+//! Linux AIO finishes a poll in a kernel thread when the context is busy.
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::watched;
+
+/// `struct iocb`, little-endian.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Iocb {
+    data: u64,
+    key: u32,
+    rw_flags: i32,
+    opcode: u16,
+    priority: i16,
+    fd: u32,
+    events: u64,
+    rest: [u64; 4],
+}
+
+/// `struct io_event`
+#[repr(C)]
+#[derive(Default)]
+struct IoEvent {
+    data: u64,
+    obj: u64,
+    res: i64,
+    res2: i64,
+}
+
+const IOCB_CMD_POLL: u16 = 5;
+
+fn submit(context: u64, poll: &mut Iocb) {
+    let mut list = [&raw mut *poll];
+    // SAFETY: one request, which stays in place until it is done.
+    let n = unsafe { libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()) };
+    assert_eq!(Errno::result(n), Ok(1));
+}
+
+#[test]
+fn aio_poll_by_the_owner_is_no_error() {
+    const PENDING: usize = 1000;
+    let (device, memory) = watched(1);
+    let poll = |fd: i32| Iocb {
+        opcode: IOCB_CMD_POLL,
+        fd: fd as u32,
+        events: libc::POLLIN as u64,
+        ..Iocb::default()
+    };
+    let mut context = 0_u64;
+    // SAFETY: the context may be written.
+    let made = unsafe { libc::syscall(libc::SYS_io_setup, PENDING + 10, &raw mut context) };
+    Errno::result(made).unwrap();
+    // A context with many polls that never end, and somebody searching it all the time, is busy.
+    let (quiet, _other_end) = nix::unistd::pipe().unwrap();
+    let mut pending = vec![poll(quiet.as_raw_fd()); PENDING];
+    for one in &mut pending {
+        submit(context, one);
+    }
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut unknown = Iocb::default();
+            let mut event = IoEvent::default();
+            while !stop.load(Ordering::Relaxed) {
+                let (unknown, event) = (&raw mut unknown, &raw mut event);
+                // SAFETY: both may be written.
+                unsafe { libc::syscall(libc::SYS_io_cancel, context, unknown, event) };
+            }
+        });
+        let until = Instant::now() + Duration::from_secs(4);
+        let mut results = Vec::new();
+        while Instant::now() < until {
+            let mut request = poll(device.raw());
+            submit(context, &mut request);
+            memory.advise(0, 1, libc::MADV_DONTNEED).unwrap();
+            memory.write(0, 1);
+            let mut event = IoEvent::default();
+            let patience = libc::timespec {
+                tv_sec: 20,
+                tv_nsec: 0,
+            };
+            let (event_ptr, patience) = (&raw mut event, &raw const patience);
+            let n = loop {
+                // SAFETY: room for one event; the request is in place until here.
+                let n = unsafe {
+                    libc::syscall(libc::SYS_io_getevents, context, 1, 1, event_ptr, patience)
+                };
+                // Other tests send signals.
+                if n != -1 || Errno::last() != Errno::EINTR {
+                    break n;
+                }
+            };
+            results.push((n, event.res));
+            let _ = device.drain();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let good = |&&(n, result): &&(i64, i64)| {
+            n == 1 && result & (i64::from(libc::POLLIN | libc::POLLERR)) == i64::from(libc::POLLIN)
+        };
+        let bad: Vec<_> = results.iter().filter(|result| !good(result)).collect();
+        assert!(bad.is_empty(), "of {} these: {bad:?}", results.len());
+    });
+    // SAFETY: the requests that are pending end here, and are in place until then.
+    unsafe { libc::syscall(libc::SYS_io_destroy, context) };
+}
