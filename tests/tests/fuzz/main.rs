@@ -1,0 +1,126 @@
+//! A model-based fuzzer of the driver: random steps, each compared with what a reference model in Rust
+//! says must come of it. Needs /dev/ummunotify; `cargo xtask test` runs it in its VM.
+//!
+//! `REGCACHE_FUZZ_OPS` says how many steps, `REGCACHE_FUZZ_SEED` which. Each failure names the seed
+//! that leads to it at once.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod child;
+mod model;
+mod op;
+mod run;
+mod sys;
+
+use std::cell::Cell;
+use std::env;
+use std::fmt::Debug;
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+
+use op::Sequences;
+use run::World;
+
+/// Steps in a sequence.
+const SEQUENCE: usize = 400;
+/// Steps under one seed.
+const PER_SEED: u64 = 20_000;
+
+/// The tests fork, which makes pages of other threads shared, and use the same addresses.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// The number in this variable.
+fn number(variable: &str) -> Option<u64> {
+    let text = env::var(variable).ok()?;
+    Some(text.parse().unwrap())
+}
+
+fn steps(default: u64) -> u64 {
+    number("REGCACHE_FUZZ_OPS").unwrap_or(default)
+}
+
+fn seed() -> u64 {
+    let clock = || {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        since.unwrap().as_millis() as u64 * PER_SEED
+    };
+    number("REGCACHE_FUZZ_SEED").unwrap_or_else(clock)
+}
+
+/// Prints whether or not the test passes.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "fuzz: {line}");
+}
+
+fn rate(what: &str, steps: u64, since: Instant, seed: u64) {
+    let seconds = since.elapsed().as_secs_f64();
+    say(&format!(
+        "{what}: {steps} steps in {seconds:.1} s, {:.0} a second; seed {seed}",
+        steps as f64 / seconds
+    ));
+}
+
+fn one_per_line<T: Debug>(items: &[T]) -> String {
+    items.iter().map(|item| format!("    {item:?}\n")).collect()
+}
+
+/// Runs about so many steps drawn from this seed; how many they were. Panics with the shortest
+/// sequence found to fail.
+fn run_seed(seed: u64, steps: u64) -> u64 {
+    let config = Config {
+        cases: u32::try_from(steps.div_ceil(SEQUENCE as u64)).unwrap(),
+        failure_persistence: None,
+        max_shrink_iters: 4000,
+        max_shrink_time: 120_000,
+        ..Config::default()
+    };
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let done = Cell::new(0);
+    let sequences = Sequences { steps: SEQUENCE };
+    let result = TestRunner::new_with_rng(config, rng).run(&sequences, |ops| {
+        let mut world = World::new().map_err(TestCaseError::fail)?;
+        for (i, &op) in ops.iter().enumerate() {
+            done.set(done.get() + 1);
+            world
+                .step(op)
+                .map_err(|why| TestCaseError::fail(format!("step {i}, {op:?}: {why}")))?;
+        }
+        Ok(())
+    });
+    match result {
+        Ok(()) => done.get(),
+        Err(TestError::Fail(why, ops)) => panic!(
+            "REGCACHE_FUZZ_SEED={seed}: {why}\nthe shortest sequence found:\n{}",
+            one_per_line(&ops)
+        ),
+        Err(TestError::Abort(why)) => panic!("REGCACHE_FUZZ_SEED={seed}: {why}"),
+    }
+}
+
+#[test]
+fn the_driver_does_what_the_model_says_step_by_step() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: no memory is involved. Pages of one size, as the model counts.
+    let set = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+    assert_eq!(set, 0);
+
+    let (seed, steps, started) = (seed(), steps(60_000), Instant::now());
+    say(&format!(
+        "REGCACHE_FUZZ_SEED={seed} REGCACHE_FUZZ_OPS={steps}"
+    ));
+    let (mut done, mut next) = (0, seed);
+    let mut reported = Instant::now();
+    while done < steps {
+        done += run_seed(next, PER_SEED.min(steps - done));
+        next += 1;
+        if reported.elapsed().as_secs() >= 60 {
+            rate("so far", done, started, seed);
+            reported = Instant::now();
+        }
+    }
+    rate("one thread", done, started, seed);
+}

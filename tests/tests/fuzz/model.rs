@@ -1,0 +1,622 @@
+//! The reference: what a file of the driver must say, and which invalidations an operation on
+//! memory makes.
+//!
+//! [`Watch`] is the driver's documentation in code. It is exact, given the invalidations.
+//!
+//! [`Arena`] predicts those. Where their number is the kernel's business and not promised to
+//! anybody, it gives bounds: whether two mappings side by side are one to the kernel, how often a
+//! move invalidates the old place, whether a page that a dead child had is copied once more. What
+//! the counter then shows narrows it down for all files alike.
+
+use std::collections::VecDeque;
+
+use regcache::monitor::abi::{self, Event};
+
+use crate::op::{Access, Run};
+
+pub(crate) const PAGE: u64 = 4096;
+/// Pages in the arena.
+pub(crate) const PAGES: usize = 24;
+/// Its first address: far from where the kernel puts mappings of its own choice.
+pub(crate) const BASE: u64 = 0x5000_0000_0000;
+
+/// Bytes from `start` to before `end`; never empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+impl Span {
+    fn of_pages(first: usize, end: usize) -> Self {
+        Self {
+            start: BASE + first as u64 * PAGE,
+            end: BASE + end as u64 * PAGE,
+        }
+    }
+
+    fn meet(self, other: Self) -> Option<Self> {
+        let start = self.start.max(other.start);
+        let end = self.end.min(other.end);
+        (start < end).then_some(Self { start, end })
+    }
+}
+
+impl From<Run> for Span {
+    fn from(run: Run) -> Self {
+        Self::of_pages(run.first, run.first + run.pages)
+    }
+}
+
+/// Invalidations that an operation makes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Invalidation {
+    /// Of the same bytes, so many times.
+    Times { span: Span, least: u64, most: u64 },
+    /// One for each mapping in a run of pages.
+    PerMapping(Mappings),
+}
+
+impl Invalidation {
+    fn once(span: Span) -> Self {
+        Self::Times {
+            span,
+            least: 1,
+            most: 1,
+        }
+    }
+}
+
+/// Some pages, and where one mapping ends and the next begins: bit i is between pages i - 1 and i.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mappings {
+    run: Run,
+    mapped: u32,
+    /// Where a boundary is for certain.
+    certain: u32,
+    /// Where a boundary may be.
+    possible: u32,
+}
+
+impl Mappings {
+    /// The mappings if these are the boundaries.
+    fn between(self, boundaries: u32) -> impl Iterator<Item = Span> {
+        let end = self.run.first + self.run.pages;
+        let mut page = self.run.first;
+        std::iter::from_fn(move || {
+            while page < end && self.mapped >> page & 1 == 0 {
+                page += 1;
+            }
+            let first = page;
+            while page < end
+                && self.mapped >> page & 1 == 1
+                && (page == first || boundaries >> page & 1 == 0)
+            {
+                page += 1;
+            }
+            (first < page).then(|| Span::of_pages(first, page))
+        })
+    }
+}
+
+/// What a page table entry of the arena holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Page {
+    /// Nothing.
+    Absent,
+    /// The zero page, from a read.
+    Zero,
+    /// A page, which the children in `sharers` have too; `left` if another had it and is gone.
+    Own { sharers: u8, left: bool },
+}
+
+/// The memory operated on.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    access: [Option<Access>; PAGES],
+    page: [Page; PAGES],
+    /// Bit i: pages i - 1 and i are in one mapping, for certain.
+    joined: u32,
+}
+
+/// The bits from `first` to before `end`.
+fn bits(first: usize, end: usize) -> u32 {
+    ((1 << end) - 1) & !((1 << first) - 1)
+}
+
+impl Arena {
+    /// With nothing mapped.
+    pub(crate) fn new() -> Self {
+        Self {
+            access: [None; PAGES],
+            page: [Page::Absent; PAGES],
+            joined: 0,
+        }
+    }
+
+    pub(crate) fn access(&self, page: usize) -> Option<Access> {
+        self.access.get(page).copied().flatten()
+    }
+
+    fn any_mapped(&self, run: Run) -> bool {
+        self.access[run.first..run.first + run.pages]
+            .iter()
+            .any(Option::is_some)
+    }
+
+    /// True if they are in one mapping for certain.
+    pub(crate) fn is_one_mapping(&self, run: Run) -> bool {
+        let inner = bits(run.first + 1, run.first + run.pages);
+        self.access[run.first].is_some() && self.joined & inner == inner
+    }
+
+    fn mappings(&self, run: Run) -> Mappings {
+        let (mut mapped, mut certain) = (0, 0);
+        for page in run.first..run.first + run.pages {
+            if self.access[page].is_some() {
+                mapped |= 1 << page;
+            }
+            if page > 0 && self.access[page - 1] != self.access[page] {
+                certain |= 1 << page;
+            }
+        }
+        Mappings {
+            run,
+            mapped,
+            certain,
+            possible: !self.joined,
+        }
+    }
+
+    /// What is mapped there no longer is.
+    fn clear(&mut self, run: Run) {
+        let end = run.first + run.pages;
+        self.access[run.first..end].fill(None);
+        self.page[run.first..end].fill(Page::Absent);
+        self.joined &= !bits(run.first, end + 1);
+    }
+
+    /// munmap; also the first half of mmap and mremap onto something. One invalidation of all of
+    /// it, if anything is mapped in it.
+    pub(crate) fn unmap(&mut self, run: Run) -> Option<Invalidation> {
+        let hit = self
+            .any_mapped(run)
+            .then(|| Invalidation::once(Span::from(run)));
+        self.clear(run);
+        hit
+    }
+
+    /// mmap with MAP_FIXED.
+    pub(crate) fn map(&mut self, run: Run, access: Access) -> Option<Invalidation> {
+        let hit = self.unmap(run);
+        let end = run.first + run.pages;
+        self.access[run.first..end].fill(Some(access));
+        self.joined |= bits(run.first + 1, end);
+        hit
+    }
+
+    /// A read or write access, which must be allowed.
+    pub(crate) fn touch(&mut self, page: usize, write: bool) -> Option<Invalidation> {
+        let span = Span::of_pages(page, page + 1);
+        let own = Page::Own {
+            sharers: 0,
+            left: false,
+        };
+        match (self.page[page], write) {
+            (Page::Absent, false) => {
+                self.page[page] = Page::Zero;
+                None
+            }
+            (_, false) => None,
+            (was, true) => {
+                self.page[page] = own;
+                match was {
+                    Page::Absent => None,
+                    Page::Own {
+                        sharers: 0,
+                        left: false,
+                    } => None,
+                    // The kernel copies it again if somebody still holds on to it for a moment.
+                    Page::Own {
+                        sharers: 0,
+                        left: true,
+                    } => Some(Invalidation::Times {
+                        span,
+                        least: 0,
+                        most: 1,
+                    }),
+                    Page::Zero | Page::Own { .. } => Some(Invalidation::once(span)),
+                }
+            }
+        }
+    }
+
+    /// True if the kernel may copy the page or not when it is written.
+    pub(crate) fn may_be_copied(&self, page: usize) -> bool {
+        let left = Page::Own {
+            sharers: 0,
+            left: true,
+        };
+        self.page.get(page) == Some(&left)
+    }
+
+    /// madvise with MADV_DONTNEED, or MADV_FREE if it keeps the pages. True if it meets no hole.
+    pub(crate) fn advise(&mut self, run: Run, keep: bool) -> (Invalidation, bool) {
+        let mappings = self.mappings(run);
+        let end = run.first + run.pages;
+        if !keep {
+            self.page[run.first..end].fill(Page::Absent);
+        }
+        let all = bits(run.first, end);
+        (
+            Invalidation::PerMapping(mappings),
+            mappings.mapped & all == all,
+        )
+    }
+
+    /// mprotect, which goes as far as the first hole. True if there is none.
+    pub(crate) fn protect(&mut self, run: Run, access: Access) -> bool {
+        let end = run.first + run.pages;
+        let hole = (run.first..end).find(|&page| self.access[page].is_none());
+        let end = hole.unwrap_or(end);
+        let before = self.access;
+        self.access[run.first..end].fill(Some(access));
+        // A mapping is only cut where it changes; two that become alike may become one.
+        for edge in [run.first, end] {
+            let changed = |page: usize| before[page] != self.access[page];
+            if edge < PAGES && (changed(edge) || edge > 0 && changed(edge - 1)) {
+                self.joined &= !(1 << edge);
+            }
+        }
+        hole.is_none()
+    }
+
+    /// How many free pages follow, up to the arena's end.
+    pub(crate) fn free_after(&self, run: Run) -> usize {
+        let end = run.first + run.pages;
+        self.access[end..]
+            .iter()
+            .take_while(|access| access.is_none())
+            .count()
+    }
+
+    /// mremap to more pages in place; the new ones are free.
+    pub(crate) fn grow(&mut self, run: Run, new_pages: usize) {
+        let (end, new_end) = (run.first + run.pages, run.first + new_pages);
+        let access = self.access[end - 1];
+        self.access[end..new_end].fill(access);
+        self.joined |= bits(end, new_end);
+    }
+
+    /// mremap of one mapping, or a part, to another place.
+    pub(crate) fn move_to(
+        &mut self,
+        run: Run,
+        to: usize,
+        new_pages: usize,
+        keep_old: bool,
+    ) -> [Option<Invalidation>; 3] {
+        let target = Run {
+            first: to,
+            pages: new_pages,
+        };
+        let kept = Run {
+            first: run.first,
+            pages: new_pages,
+        };
+        let onto = self.unmap(target);
+        let tail = (run.pages > new_pages).then(|| Run {
+            first: run.first + new_pages,
+            pages: run.pages - new_pages,
+        });
+        let tail = tail.and_then(|tail| self.unmap(tail));
+        let (from, into) = (
+            kept.first..kept.first + new_pages,
+            target.first..target.first + new_pages,
+        );
+        let access = self.access[kept.first];
+        self.access[into.clone()].fill(access);
+        self.page.copy_within(from.clone(), to);
+        self.joined |= bits(target.first + 1, target.first + new_pages);
+        if keep_old {
+            self.page[from].fill(Page::Absent);
+            self.joined &= !(1 << kept.first | 1 << (kept.first + new_pages));
+        } else {
+            self.clear(kept);
+        }
+        // Taking the pages away, and then the mapping.
+        let from = Invalidation::Times {
+            span: Span::from(kept),
+            least: 1,
+            most: 2,
+        };
+        [onto, tail, Some(from)]
+    }
+
+    /// A child has all pages too.
+    pub(crate) fn fork(&mut self, child: usize) {
+        for page in &mut self.page {
+            if let Page::Own { sharers, .. } = page {
+                *sharers |= 1 << child;
+            }
+        }
+    }
+
+    /// And has them no more.
+    pub(crate) fn child_leaves(&mut self, child: usize) {
+        for page in &mut self.page {
+            if let Page::Own { sharers, left } = page
+                && *sharers & 1 << child != 0
+            {
+                *sharers &= !(1 << child);
+                *left = true;
+            }
+        }
+    }
+}
+
+/// How often a range was hit since it was last reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hits {
+    Not,
+    Once(Span),
+    /// Once there, or more often.
+    OnceOrOften(Span),
+    Often,
+}
+
+#[derive(Debug)]
+struct Region {
+    span: Span,
+    cookie: u64,
+    hits: Hits,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    /// By start, and those with the same start as they were registered.
+    regions: Vec<Region>,
+    /// Cookies of the ranges to report, oldest hit first.
+    queue: VecDeque<u64>,
+    last_owed: bool,
+    pub(crate) counter: u64,
+    /// EXCHANGE_FEATURES is no longer possible.
+    pub(crate) used: bool,
+    /// Taken off the queue, on their way to a buffer.
+    picked: Vec<(u64, Hits)>,
+}
+
+/// What a read must deliver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Delivery {
+    /// Events in all.
+    pub(crate) events: usize,
+    /// The last of them is LAST, with this counter.
+    last: Option<u64>,
+    /// What was owed before.
+    last_was_owed: bool,
+}
+
+impl Watch {
+    pub(crate) fn new() -> Self {
+        Self {
+            regions: Vec::with_capacity(32),
+            queue: VecDeque::with_capacity(32),
+            last_owed: false,
+            counter: 0,
+            used: false,
+            picked: Vec::with_capacity(64),
+        }
+    }
+
+    pub(crate) fn is_readable(&self) -> bool {
+        !self.queue.is_empty() || self.last_owed
+    }
+
+    /// False if the cookie is in use.
+    pub(crate) fn register(&mut self, span: Span, cookie: u64) -> bool {
+        if self.regions.iter().any(|region| region.cookie == cookie) {
+            return false;
+        }
+        let after = self
+            .regions
+            .partition_point(|region| region.span.start <= span.start);
+        let hits = Hits::Not;
+        self.regions.insert(after, Region { span, cookie, hits });
+        true
+    }
+
+    /// False if there is no such cookie.
+    pub(crate) fn unregister(&mut self, cookie: u64) -> bool {
+        let known = self.regions.len();
+        self.regions.retain(|region| region.cookie != cookie);
+        self.queue.retain(|&queued| queued != cookie);
+        self.regions.len() < known
+    }
+
+    fn watches(&self, span: Span) -> bool {
+        self.regions
+            .iter()
+            .any(|region| region.span.meet(span).is_some())
+    }
+
+    /// Takes note of invalidations, in their order, after which the counter was found raised by so
+    /// much. At most one is of uncertain number; tells how often that was, if anything is watched
+    /// there.
+    pub(crate) fn invalidate(
+        &mut self,
+        made: &[Invalidation],
+        raised: u64,
+    ) -> Result<Option<u64>, String> {
+        let (mut least_raised, mut most_raised) = (0, 0);
+        for invalidation in made {
+            match *invalidation {
+                Invalidation::Times { span, least, most } if self.watches(span) => {
+                    least_raised += least;
+                    most_raised += most;
+                }
+                Invalidation::Times { .. } => {}
+                Invalidation::PerMapping(all) => {
+                    let hitting = |boundaries| {
+                        let hit = all.between(boundaries).filter(|&span| self.watches(span));
+                        hit.count() as u64
+                    };
+                    least_raised += hitting(all.certain);
+                    most_raised += hitting(all.possible);
+                }
+            }
+        }
+        if !(least_raised..=most_raised).contains(&raised) {
+            return Err(format!(
+                "the counter rose by {raised}, not {least_raised} to {most_raised}, for {made:?}"
+            ));
+        }
+        self.counter += raised;
+        let mut more = raised - least_raised;
+        let mut found = None;
+        for invalidation in made {
+            match *invalidation {
+                Invalidation::Times { span, least, most } if self.watches(span) => {
+                    let times = least + more.min(most - least);
+                    if least < most {
+                        more -= times - least;
+                        found = Some(times);
+                    }
+                    for _ in 0..times {
+                        self.hit(|region| region.meet(span).map(Hits::Once));
+                    }
+                }
+                Invalidation::Times { .. } => {}
+                Invalidation::PerMapping(all) => self.hit(|region| {
+                    let mut certain = all
+                        .between(all.certain)
+                        .filter_map(|span| region.meet(span));
+                    let first = certain.next()?;
+                    let possible = all
+                        .between(all.possible)
+                        .filter(|&span| region.meet(span).is_some());
+                    if certain.next().is_some() {
+                        Some(Hits::Often)
+                    } else if possible.count() == 1 {
+                        Some(Hits::Once(first))
+                    } else {
+                        // If it was one, then one for all of `first`.
+                        Some(Hits::OnceOrOften(first))
+                    }
+                }),
+            }
+        }
+        Ok(found)
+    }
+
+    fn hit(&mut self, hits: impl Fn(Span) -> Option<Hits>) {
+        for region in &mut self.regions {
+            let Some(hits) = hits(region.span) else {
+                continue;
+            };
+            if region.hits == Hits::Not {
+                region.hits = hits;
+                self.queue.push_back(region.cookie);
+            } else {
+                region.hits = Hits::Often;
+            }
+        }
+    }
+
+    fn region(&mut self, cookie: u64) -> Option<&mut Region> {
+        self.regions
+            .iter_mut()
+            .find(|region| region.cookie == cookie)
+    }
+
+    /// What a read with room for so many must deliver.
+    pub(crate) fn due(&self, max: usize) -> Delivery {
+        let reports = self.queue.len().min(max);
+        let last = reports < max && (reports > 0 || self.last_owed);
+        Delivery {
+            events: reports + usize::from(last),
+            last: last.then_some(self.counter),
+            last_was_owed: self.last_owed,
+        }
+    }
+
+    /// So many of them are on their way.
+    pub(crate) fn pick_up(&mut self, due: Delivery, events: usize) {
+        let reports = events - usize::from(due.last.is_some() && events == due.events);
+        self.picked.clear();
+        for _ in 0..reports {
+            let Some(cookie) = self.queue.pop_front() else {
+                break;
+            };
+            if let Some(region) = self.region(cookie) {
+                let hits = std::mem::replace(&mut region.hits, Hits::Not);
+                self.picked.push((cookie, hits));
+            }
+        }
+        if events > reports {
+            self.last_owed = false;
+        } else if reports > 0 {
+            self.last_owed = true;
+        }
+    }
+
+    /// They have arrived as these.
+    pub(crate) fn arrived(&mut self, due: Delivery, events: &[Event]) -> Result<(), String> {
+        for (i, &event) in events.iter().enumerate() {
+            let Some(&(cookie, hits)) = self.picked.get(i) else {
+                let last = Event {
+                    kind: abi::LAST,
+                    flags: 0,
+                    hint_start: 0,
+                    hint_end: 0,
+                    user_cookie_counter: due.last.unwrap_or(u64::MAX),
+                };
+                if event == last {
+                    continue;
+                }
+                return Err(format!("event {i} is {event:x?}, not {last:x?}"));
+            };
+            let Some(region) = self.region(cookie) else {
+                return Err(format!("event {i} is {event:x?}, of no range"));
+            };
+            let report = |flags, span: Span| Event {
+                kind: abi::INVAL,
+                flags,
+                hint_start: span.start,
+                hint_end: span.end,
+                user_cookie_counter: cookie,
+            };
+            let often = report(0, region.span);
+            let right = match hits {
+                Hits::Not => false,
+                Hits::Once(span) => event == report(abi::HINT, span),
+                Hits::OnceOrOften(span) => event == often || event == report(abi::HINT, span),
+                Hits::Often => event == often,
+            };
+            if !right {
+                return Err(format!(
+                    "event {i} is {event:x?}, of cookie {cookie:#x} watching {:x?} and hit {hits:x?}",
+                    region.span
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The buffer could not be written: they have not arrived.
+    pub(crate) fn put_back(&mut self, due: Delivery) {
+        while let Some((cookie, hits)) = self.picked.pop() {
+            let Some(region) = self.region(cookie) else {
+                continue;
+            };
+            if region.hits == Hits::Not {
+                region.hits = hits;
+                self.queue.push_front(cookie);
+            } else {
+                region.hits = Hits::Often;
+            }
+        }
+        self.last_owed = due.last_was_owed;
+    }
+}

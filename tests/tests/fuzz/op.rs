@@ -1,0 +1,513 @@
+//! What the fuzzer may do, and how often it does it.
+//!
+//! Steps are drawn by a strategy of our own: proptest's unions of unions take a hundred times as long
+//! as the steps themselves, under emulation.
+
+use proptest::prelude::Rng;
+use proptest::strategy::{NewTree, Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+
+use crate::model::{BASE, PAGE, PAGES, Span};
+
+/// How many files may be open at a time.
+pub(crate) const FILES: usize = 3;
+/// How many forked children may live at a time.
+pub(crate) const CHILDREN: usize = 2;
+
+/// Consecutive pages of the arena.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    pub(crate) first: usize,
+    pub(crate) pages: usize,
+}
+
+/// What a mapping allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Nothing,
+    Read,
+    Write,
+}
+
+/// Arguments of a registration that the driver refuses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum BadRange {
+    /// Its end is its start.
+    Empty,
+    /// Its end is below its start.
+    Backwards,
+    /// Its end is beyond the address space.
+    TooHigh,
+    /// In the kernel's half.
+    Kernels,
+    /// Ends at the last address there is.
+    Endless,
+    /// This bit of the flags is set.
+    Flag(u8),
+    /// The structure cannot be read.
+    Pointer,
+}
+
+/// A mapping of the counter page that is refused.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum BadMapping {
+    TwoPages,
+    SecondPage,
+    SharedWritable,
+    PrivateWritable,
+}
+
+/// One step. A file, child or mapping that is not there makes it do nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Op {
+    /// Opens a file, and asks for features so often.
+    Open {
+        file: usize,
+        exchanges: u8,
+    },
+    Close {
+        file: usize,
+    },
+    Exchange {
+        file: usize,
+        mask: u32,
+    },
+    Register {
+        file: usize,
+        span: Span,
+        cookie: u64,
+        reserved: u32,
+    },
+    RegisterBad {
+        file: usize,
+        bad: BadRange,
+        cookie: u64,
+    },
+    Unregister {
+        file: usize,
+        cookie: u64,
+    },
+    /// UNREGISTER_REGION with a pointer that cannot be read.
+    UnregisterNowhere {
+        file: usize,
+    },
+    /// An ioctl that there is not.
+    Unknown {
+        file: usize,
+        number: u8,
+    },
+    /// A read of `bytes`, into a buffer of which so many can be written.
+    Read {
+        file: usize,
+        bytes: usize,
+        room: usize,
+    },
+    /// A read into the arena itself, which begins so many events before the end of the page.
+    ReadIntoArena {
+        file: usize,
+        page: usize,
+        events: usize,
+        before_end: usize,
+    },
+    /// Read until LAST.
+    Drain {
+        file: usize,
+    },
+    /// Sets or clears O_NONBLOCK.
+    Blocking {
+        file: usize,
+        on: bool,
+    },
+    /// One descriptor more for the file; calls go through them in turn.
+    Dup {
+        file: usize,
+    },
+    /// As `Dup`, through a socket.
+    PassToSelf {
+        file: usize,
+    },
+    CloseDup {
+        file: usize,
+    },
+    /// One mapping more of the counter.
+    MapCounter {
+        file: usize,
+    },
+    UnmapCounter {
+        file: usize,
+    },
+    MapCounterBadly {
+        file: usize,
+        bad: BadMapping,
+    },
+    /// mprotect and mremap that would make more of the counter page.
+    AbuseCounter {
+        file: usize,
+    },
+    /// A child that tries every call on every file, and lives on with its copy of the arena.
+    Fork {
+        child: usize,
+        keep: bool,
+    },
+    /// The child drops its copy of the arena.
+    ChildDrops {
+        child: usize,
+    },
+    /// The child is sent a descriptor, and tries every call on it.
+    PassToChild {
+        child: usize,
+        file: usize,
+    },
+    ChildExits {
+        child: usize,
+    },
+    /// A read or write access to a page.
+    Touch {
+        page: usize,
+        write: bool,
+    },
+    Map {
+        run: Run,
+        access: Access,
+    },
+    Unmap {
+        run: Run,
+    },
+    /// munmap by a child that shares the memory.
+    UnmapByVforked {
+        run: Run,
+    },
+    DontNeed {
+        run: Run,
+    },
+    Free {
+        run: Run,
+    },
+    Protect {
+        run: Run,
+        access: Access,
+    },
+    /// mremap that keeps the address.
+    Resize {
+        run: Run,
+        new_pages: usize,
+    },
+    /// mremap to another address, of `new_pages` at most as many.
+    Move {
+        run: Run,
+        to: usize,
+        new_pages: usize,
+        keep_old: bool,
+    },
+}
+
+/// Draws from a seed; splitmix64.
+#[derive(Clone, Debug)]
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// Less than `n`.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        ((u128::from(self.bits()) * n as u128) >> 64) as usize
+    }
+
+    /// True so many times of a hundred.
+    pub(crate) fn percent(&mut self, n: usize) -> bool {
+        self.below(100) < n
+    }
+
+    /// One of these, each so often as its weight says.
+    fn pick<T: Copy>(&mut self, from: &[(usize, T)]) -> T {
+        let mut at = self.below(from.iter().map(|(weight, _)| weight).sum());
+        for &(weight, value) in from {
+            if at < weight {
+                return value;
+            }
+            at -= weight;
+        }
+        from[0].1
+    }
+
+    fn file(&mut self) -> usize {
+        self.pick(&[(6, 0), (3, 1), (1, 2)])
+    }
+
+    fn page(&mut self) -> usize {
+        self.below(PAGES)
+    }
+
+    pub(crate) fn run(&mut self) -> Run {
+        let (first, pages) = (self.page(), 1 + self.below(6));
+        Run {
+            first,
+            pages: pages.min(PAGES - first),
+        }
+    }
+
+    fn access(&mut self) -> Access {
+        self.pick(&[(6, Access::Write), (1, Access::Read), (1, Access::Nothing)])
+    }
+
+    /// Few, so that they collide.
+    fn cookie(&mut self) -> u64 {
+        let common = self.below(24) as u64;
+        self.pick(&[(20, common), (1, u64::MAX), (1, 1 << 63)])
+    }
+
+    /// Of whole pages mostly, but bytes will do.
+    fn span(&mut self) -> Span {
+        let edges = [(6, 0), (1, 1), (1, PAGE - 1)];
+        let start = BASE + self.page() as u64 * PAGE + self.pick(&edges);
+        let bytes = (1 + self.below(6) as u64) * PAGE - self.pick(&edges);
+        Span {
+            start,
+            end: start + bytes,
+        }
+    }
+
+    fn bad_range(&mut self) -> BadRange {
+        let flag = BadRange::Flag(self.below(32) as u8);
+        self.pick(&[
+            (1, BadRange::Empty),
+            (1, BadRange::Backwards),
+            (1, BadRange::TooHigh),
+            (1, BadRange::Kernels),
+            (1, BadRange::Endless),
+            (1, flag),
+            (1, BadRange::Pointer),
+        ])
+    }
+
+    fn bad_mapping(&mut self) -> BadMapping {
+        self.pick(&[
+            (1, BadMapping::TwoPages),
+            (1, BadMapping::SecondPage),
+            (1, BadMapping::SharedWritable),
+            (1, BadMapping::PrivateWritable),
+        ])
+    }
+
+    fn on_memory(&mut self) -> Op {
+        let run = self.run();
+        match self.below(93) {
+            0..30 => Op::Touch {
+                page: run.first,
+                write: self.percent(80),
+            },
+            30..46 => Op::Map {
+                run,
+                access: self.access(),
+            },
+            46..56 => Op::Unmap { run },
+            56..66 => Op::DontNeed { run },
+            66..71 => Op::Free { run },
+            71..81 => Op::Protect {
+                run,
+                access: self.access(),
+            },
+            81..85 => Op::Resize {
+                run,
+                new_pages: 1 + self.below(7),
+            },
+            _ => Op::Move {
+                run,
+                to: self.page(),
+                new_pages: 1 + self.below(6),
+                keep_old: self.percent(50),
+            },
+        }
+    }
+
+    fn on_ranges(&mut self) -> Op {
+        let (file, cookie) = (self.file(), self.cookie());
+        match self.below(91) {
+            0..60 => Op::Register {
+                file,
+                span: self.span(),
+                cookie,
+                reserved: self.bits() as u32,
+            },
+            60..80 => Op::Unregister { file, cookie },
+            80..88 => Op::RegisterBad {
+                file,
+                bad: self.bad_range(),
+                cookie,
+            },
+            88 => Op::UnregisterNowhere { file },
+            89 => Op::Unknown {
+                file,
+                number: self.bits() as u8,
+            },
+            _ => Op::Exchange {
+                file,
+                mask: self.bits() as u32,
+            },
+        }
+    }
+
+    fn on_events(&mut self) -> Op {
+        let file = self.file();
+        match self.below(16) {
+            0..10 => {
+                let (few, any) = (self.below(6) * 32, self.below(1200));
+                let (whole, ragged) = (self.below(30) * 32, self.below(600));
+                Op::Read {
+                    file,
+                    bytes: self.pick(&[(4, few), (3, any)]),
+                    room: self.pick(&[(5, PAGE as usize), (2, whole), (1, ragged)]),
+                }
+            }
+            10..14 => Op::ReadIntoArena {
+                file,
+                page: self.page(),
+                events: 1 + self.below(4),
+                before_end: self.below(5),
+            },
+            _ => Op::Drain { file },
+        }
+    }
+
+    fn on_descriptors(&mut self) -> Op {
+        let file = self.file();
+        match self.below(25) {
+            0..4 => Op::Open {
+                file: self.below(FILES),
+                exchanges: self.below(3) as u8,
+            },
+            4 => Op::Close { file },
+            5..9 => Op::Blocking {
+                file,
+                on: self.percent(50),
+            },
+            9..11 => Op::Dup { file },
+            11 => Op::PassToSelf { file },
+            12..15 => Op::CloseDup { file },
+            15..19 => Op::MapCounter { file },
+            19..22 => Op::UnmapCounter { file },
+            22..24 => Op::MapCounterBadly {
+                file,
+                bad: self.bad_mapping(),
+            },
+            _ => Op::AbuseCounter { file },
+        }
+    }
+
+    /// What takes long, and is rare therefore.
+    fn on_processes(&mut self) -> Op {
+        let child = self.below(CHILDREN);
+        match self.below(10) {
+            0..4 => Op::Fork {
+                child,
+                keep: self.percent(80),
+            },
+            4..6 => Op::ChildExits { child },
+            6 => Op::ChildDrops { child },
+            7..9 => Op::PassToChild {
+                child,
+                file: self.file(),
+            },
+            _ => Op::UnmapByVforked { run: self.run() },
+        }
+    }
+
+    /// Any step.
+    fn op(&mut self) -> Op {
+        match self.below(1000) {
+            0..500 => self.on_memory(),
+            500..750 => self.on_ranges(),
+            750..945 => self.on_events(),
+            945..995 => self.on_descriptors(),
+            _ => self.on_processes(),
+        }
+    }
+}
+
+/// Sequences of so many steps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sequences {
+    pub(crate) steps: usize,
+}
+
+impl Strategy for Sequences {
+    type Tree = Sequence;
+    type Value = Vec<Op>;
+
+    fn new_tree(&self, runner: &mut TestRunner) -> NewTree<Self> {
+        let mut dice = Dice::new(runner.rng().next_u64());
+        let ops: Vec<_> = (0..self.steps).map(|_| dice.op()).collect();
+        Ok(Sequence {
+            chunk: ops.len().div_ceil(2),
+            ops,
+            at: 0,
+            shortened: false,
+            before: None,
+        })
+    }
+}
+
+/// A sequence that becomes shorter by halves, quarters, and at last by single steps.
+#[derive(Clone, Debug)]
+pub(crate) struct Sequence {
+    ops: Vec<Op>,
+    /// How many steps to try without next, and where.
+    chunk: usize,
+    at: usize,
+    /// Something was left out since the chunk is so large.
+    shortened: bool,
+    before: Option<Vec<Op>>,
+}
+
+impl Sequence {
+    fn next(&mut self) -> bool {
+        if self.at >= self.ops.len() {
+            if self.chunk == 1 && !self.shortened {
+                return false;
+            }
+            self.chunk = (self.chunk / 2).max(1);
+            self.at = 0;
+            self.shortened = false;
+        }
+        if self.ops.is_empty() {
+            return false;
+        }
+        self.before = Some(self.ops.clone());
+        let end = (self.at + self.chunk).min(self.ops.len());
+        self.ops.drain(self.at..end);
+        true
+    }
+}
+
+impl ValueTree for Sequence {
+    type Value = Vec<Op>;
+
+    fn current(&self) -> Vec<Op> {
+        self.ops.clone()
+    }
+
+    /// It still fails: leave out more.
+    fn simplify(&mut self) -> bool {
+        self.shortened |= self.before.take().is_some();
+        self.next()
+    }
+
+    /// It does not fail any more: put back what was left out, and leave out something else.
+    fn complicate(&mut self) -> bool {
+        let Some(before) = self.before.take() else {
+            return false;
+        };
+        self.ops = before;
+        self.at += self.chunk;
+        self.next()
+    }
+}

@@ -1,0 +1,583 @@
+//! A sequence of steps on the driver and on the model, compared after each.
+
+use std::fmt::Debug;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use regcache::monitor::abi::{Event, Register};
+use regcache_tests::Child;
+
+use crate::child::{self, Forked};
+use crate::model::{Arena, BASE, Invalidation, PAGE, PAGES, Span, Watch};
+use crate::op::{Access, BadMapping, BadRange, CHILDREN, FILES, Op, Run};
+use crate::sys::{self, Counter};
+
+/// A page that can be written, and behind it one that cannot.
+const BUFFER: u64 = BASE - 0x1000_0000;
+const BUFFER_END: u64 = BUFFER + PAGE;
+
+/// What went wrong.
+pub(crate) type Check = Result<(), String>;
+
+macro_rules! ensure {
+    ($condition:expr, $($what:tt)*) => {
+        if !$condition {
+            return Err(format!($($what)*));
+        }
+    };
+}
+
+/// That a call said what the model says.
+fn same<T: Debug + PartialEq>(call: &str, said: &T, expected: &T) -> Check {
+    ensure!(said == expected, "{call} said {said:?}, not {expected:?}");
+    Ok(())
+}
+
+fn failed<E: Debug>(call: &'static str) -> impl Fn(E) -> String {
+    move |error| format!("{call}: {error:?}")
+}
+
+/// An open file, real and modelled.
+struct File {
+    watch: Watch,
+    /// Its descriptors; the first is where it was opened.
+    fds: Vec<OwnedFd>,
+    turn: usize,
+    counter: Counter,
+    more_counters: Vec<Counter>,
+    blocking: bool,
+}
+
+impl File {
+    fn open(exchanges: u8) -> Result<Self, String> {
+        let fd = sys::open().map_err(failed("open"))?;
+        let mut watch = Watch::new();
+        for _ in 0..exchanges {
+            exchange(&fd, &mut watch, 0xdead_beef)?;
+        }
+        let counter = Counter::map(&fd).map_err(failed("mmap"))?;
+        watch.used = true;
+        Ok(Self {
+            watch,
+            fds: vec![fd],
+            turn: 0,
+            counter,
+            more_counters: Vec::new(),
+            blocking: false,
+        })
+    }
+
+    /// One of its descriptors, each in turn.
+    fn fd(&mut self) -> &OwnedFd {
+        self.turn = (self.turn + 1) % self.fds.len();
+        &self.fds[self.turn]
+    }
+}
+
+fn exchange(fd: &OwnedFd, watch: &mut Watch, wanted: u32) -> Check {
+    let mut mask = wanted;
+    let said = sys::exchange(fd, &mut mask);
+    if watch.used {
+        same("EXCHANGE_FEATURES", &said, &Err(Errno::EINVAL))?;
+    } else {
+        same("EXCHANGE_FEATURES", &(said, mask), &(Ok(()), 0))?;
+    }
+    watch.used = true;
+    Ok(())
+}
+
+/// All there is.
+pub(crate) struct World {
+    files: [Option<File>; FILES],
+    arena: Arena,
+    children: [Option<Forked>; CHILDREN],
+}
+
+impl World {
+    /// Two open files, and an empty arena.
+    pub(crate) fn new() -> Result<Self, String> {
+        let unmapped = sys::unmap(BASE - PAGE, (PAGES as u64 + 8) * PAGE);
+        unmapped.map_err(failed("munmap"))?;
+        sys::map(BUFFER, PAGE, Access::Write).map_err(failed("mmap"))?;
+        sys::map(BUFFER_END, PAGE, Access::Nothing).map_err(failed("mmap"))?;
+        Ok(Self {
+            files: [Some(File::open(0)?), Some(File::open(1)?), None],
+            arena: Arena::new(),
+            children: [const { None }; CHILDREN],
+        })
+    }
+
+    /// One step, and all checks.
+    pub(crate) fn step(&mut self, op: Op) -> Check {
+        match op {
+            Op::Open { file, exchanges } if self.files[file].is_none() => {
+                self.files[file] = Some(File::open(exchanges)?);
+            }
+            Op::Open { .. } => {}
+            Op::Close { file } => self.files[file] = None,
+            Op::Fork { child, keep } => self.fork(child, keep)?,
+            Op::ChildDrops { child } => {
+                if let Some(forked) = &self.children[child] {
+                    ensure!(forked.drop_pages(), "a child could not unmap its arena");
+                    self.arena.child_leaves(child);
+                }
+            }
+            Op::ChildExits { child } => self.child_exits(child),
+            Op::PassToChild { child, file } => {
+                if let (Some(forked), Some(file)) = (&self.children[child], &mut self.files[file]) {
+                    let refused = forked.tries(file.fd().as_fd());
+                    let refused = refused.map_err(failed("sendmsg"))?;
+                    ensure!(refused, "a child was not refused a passed descriptor");
+                }
+            }
+            Op::ReadIntoArena {
+                file,
+                page,
+                events,
+                before_end,
+            } => self.read_into_arena(file, page, events, before_end)?,
+            Op::Exchange { file, .. }
+            | Op::Register { file, .. }
+            | Op::RegisterBad { file, .. }
+            | Op::Unregister { file, .. }
+            | Op::UnregisterNowhere { file }
+            | Op::Unknown { file, .. }
+            | Op::Read { file, .. }
+            | Op::Drain { file }
+            | Op::Blocking { file, .. }
+            | Op::Dup { file }
+            | Op::PassToSelf { file }
+            | Op::CloseDup { file }
+            | Op::MapCounter { file }
+            | Op::UnmapCounter { file }
+            | Op::MapCounterBadly { file, .. }
+            | Op::AbuseCounter { file } => {
+                if let Some(file) = &mut self.files[file] {
+                    on_file(file, op)?;
+                }
+            }
+            Op::Touch { .. }
+            | Op::Map { .. }
+            | Op::Unmap { .. }
+            | Op::UnmapByVforked { .. }
+            | Op::DontNeed { .. }
+            | Op::Free { .. }
+            | Op::Protect { .. }
+            | Op::Resize { .. }
+            | Op::Move { .. } => {
+                let made = self.on_memory(op)?;
+                self.invalidated(&made)?;
+            }
+        }
+        self.check()
+    }
+
+    /// That counters and poll say what they must.
+    fn check(&self) -> Check {
+        let mut polled = [libc::pollfd {
+            fd: -1,
+            events: libc::POLLIN,
+            revents: 0,
+        }; FILES];
+        for (file, polled) in self.files.iter().zip(&mut polled) {
+            let Some(file) = file else { continue };
+            same("the counter", &file.counter.load(), &file.watch.counter)?;
+            for counter in &file.more_counters {
+                same("another mapping", &counter.load(), &file.watch.counter)?;
+            }
+            polled.fd = file.fds[file.turn].as_raw_fd();
+        }
+        // SAFETY: an array that may be written.
+        let ready = unsafe { libc::poll(polled.as_mut_ptr(), FILES as libc::nfds_t, 0) };
+        Errno::result(ready).map_err(failed("poll"))?;
+        for (file, polled) in self.files.iter().zip(&polled) {
+            let Some(file) = file else { continue };
+            let readable = file.watch.is_readable();
+            let expected = if readable { libc::POLLIN } else { 0 };
+            same("poll", &polled.revents, &expected)?;
+        }
+        Ok(())
+    }
+
+    /// Tells all files' models what was invalidated, and looks at their counters.
+    fn invalidated(&mut self, made: &[Invalidation]) -> Check {
+        let mut times = None;
+        for (i, file) in self.files.iter_mut().enumerate() {
+            let Some(file) = file else { continue };
+            let (before, now) = (file.watch.counter, file.counter.load());
+            let Some(raised) = now.checked_sub(before) else {
+                return Err(format!("file {i}: the counter fell from {before} to {now}"));
+            };
+            let found = file.watch.invalidate(made, raised);
+            let found = found.map_err(|why| format!("file {i}: {why}"))?;
+            ensure!(
+                times.is_none() || found.is_none() || times == found,
+                "files count the same invalidations differently: {times:?} and {found:?}"
+            );
+            times = times.or(found);
+        }
+        Ok(())
+    }
+
+    fn fork(&mut self, child: usize, keep: bool) -> Check {
+        self.child_exits(child);
+        let fds = self.files.iter().flatten().flat_map(|file| &file.fds);
+        let forked = Forked::new(fds, BUFFER).map_err(failed("fork"))?;
+        self.arena.fork(child);
+        ensure!(forked.was_refused(), "a child was not refused");
+        self.children[child] = Some(forked);
+        if !keep {
+            self.child_exits(child);
+        }
+        Ok(())
+    }
+
+    fn child_exits(&mut self, child: usize) {
+        self.children[child] = None;
+        self.arena.child_leaves(child);
+    }
+
+    fn on_memory(&mut self, op: Op) -> Result<Vec<Invalidation>, String> {
+        let mut made = Vec::new();
+        match op {
+            Op::Touch { page, write } => {
+                let access = self.arena.access(page);
+                let allowed =
+                    access == Some(Access::Write) || access == Some(Access::Read) && !write;
+                if allowed {
+                    sys::touch(BASE + page as u64 * PAGE, write);
+                    made.extend(self.arena.touch(page, write));
+                }
+            }
+            Op::Map { run, access } => {
+                let span = Span::from(run);
+                let said = sys::map(span.start, span.end - span.start, access);
+                same("mmap", &said, &Ok(()))?;
+                made.extend(self.arena.map(run, access));
+            }
+            Op::Unmap { run } => {
+                let span = Span::from(run);
+                let said = sys::unmap(span.start, span.end - span.start);
+                same("munmap", &said, &Ok(()))?;
+                made.extend(self.arena.unmap(run));
+            }
+            Op::UnmapByVforked { run } => {
+                let unmap = |run: usize| {
+                    let (first, pages) = (run as u64 >> 8, run as u64 & 0xff);
+                    sys::unmap(BASE + first * PAGE, pages * PAGE).is_ok()
+                };
+                let said = Child::sharing_memory(unmap, run.first << 8 | run.pages);
+                ensure!(matches!(said, Ok(true)), "munmap after vfork: {said:?}");
+                made.extend(self.arena.unmap(run));
+            }
+            Op::DontNeed { run } | Op::Free { run } => {
+                let free = matches!(op, Op::Free { .. });
+                let advice = if free {
+                    libc::MADV_FREE
+                } else {
+                    libc::MADV_DONTNEED
+                };
+                let span = Span::from(run);
+                let said = sys::advise(span.start, span.end - span.start, advice);
+                let (invalidation, whole) = self.arena.advise(run, free);
+                same("madvise", &said, &whole.then_some(()).ok_or(Errno::ENOMEM))?;
+                made.push(invalidation);
+            }
+            Op::Protect { run, access } => {
+                let span = Span::from(run);
+                let said = sys::protect(span.start, span.end - span.start, access);
+                let whole = self.arena.protect(run, access);
+                same("mprotect", &said, &whole.then_some(()).ok_or(Errno::ENOMEM))?;
+            }
+            Op::Resize { run, new_pages } if self.arena.is_one_mapping(run) => {
+                self.resize(run, new_pages, &mut made)?;
+            }
+            Op::Move {
+                run,
+                to,
+                new_pages,
+                keep_old,
+            } => {
+                let new_pages = if keep_old {
+                    run.pages
+                } else {
+                    new_pages.min(run.pages)
+                };
+                if self.arena.is_one_mapping(run) && to + new_pages <= PAGES {
+                    self.move_to(run, to, new_pages, keep_old, &mut made)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(made)
+    }
+
+    fn resize(&mut self, run: Run, new_pages: usize, made: &mut Vec<Invalidation>) -> Check {
+        let span = Span::from(run);
+        let bytes = span.end - span.start;
+        let new_bytes = new_pages as u64 * PAGE;
+        if new_pages > run.pages && run.first + new_pages > PAGES {
+            return Ok(());
+        }
+        let said = sys::remap(span.start, bytes, new_bytes, 0, 0);
+        let mut expected = Ok(());
+        if new_pages < run.pages {
+            let tail = Run {
+                first: run.first + new_pages,
+                pages: run.pages - new_pages,
+            };
+            made.extend(self.arena.unmap(tail));
+        } else if new_pages > run.pages {
+            if new_pages - run.pages <= self.arena.free_after(run) {
+                self.arena.grow(run, new_pages);
+            } else {
+                expected = Err(Errno::ENOMEM);
+            }
+        }
+        same("mremap", &said, &expected)
+    }
+
+    fn move_to(
+        &mut self,
+        run: Run,
+        to: usize,
+        new_pages: usize,
+        keep_old: bool,
+        made: &mut Vec<Invalidation>,
+    ) -> Check {
+        let span = Span::from(run);
+        let bytes = span.end - span.start;
+        let mut flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        if keep_old {
+            flags |= libc::MREMAP_DONTUNMAP;
+        }
+        let new_bytes = new_pages as u64 * PAGE;
+        let said = sys::remap(span.start, bytes, new_bytes, flags, BASE + to as u64 * PAGE);
+        if to < run.first + run.pages && run.first < to + new_pages {
+            return same("mremap onto itself", &said, &Err(Errno::EINVAL));
+        }
+        same("mremap", &said, &Ok(()))?;
+        for invalidation in self.arena.move_to(run, to, new_pages, keep_old) {
+            made.extend(invalidation);
+        }
+        Ok(())
+    }
+
+    /// The driver's own writing to the buffer may copy a page that is watched, and may fault after
+    /// it did.
+    fn read_into_arena(
+        &mut self,
+        i: usize,
+        page: usize,
+        events: usize,
+        before_end: usize,
+    ) -> Check {
+        let Some(file) = &mut self.files[i] else {
+            return Ok(());
+        };
+        let due = file.watch.due(events);
+        let unsure = |page| usize::from(self.arena.may_be_copied(page));
+        if due.events == 0 && file.blocking || unsure(page) + unsure(page + 1) > 1 {
+            return Ok(());
+        }
+        let address = BASE + (page as u64 + 1) * PAGE - (before_end * size_of::<Event>()) as u64;
+        let said = sys::read(file.fd(), address, events * size_of::<Event>());
+        if due.events == 0 {
+            return same("read", &said, &Err(Errno::EAGAIN));
+        }
+        let mut made = Vec::new();
+        let mut faults = false;
+        let parts = [
+            (page, due.events.min(before_end)),
+            (page + 1, due.events.saturating_sub(before_end)),
+        ];
+        for (page, events) in parts {
+            if events > 0 && !faults {
+                faults = self.arena.access(page) != Some(Access::Write);
+                if !faults {
+                    made.extend(self.arena.touch(page, true));
+                }
+            }
+        }
+        file.watch.pick_up(due, due.events);
+        if faults {
+            same("read", &said, &Err(Errno::EFAULT))?;
+        } else {
+            same("read", &said, &Ok(due.events * size_of::<Event>()))?;
+            file.watch.arrived(due, &events_at(address, due.events))?;
+        }
+        self.invalidated(&made)?;
+        if faults && let Some(file) = &mut self.files[i] {
+            file.watch.put_back(due);
+        }
+        Ok(())
+    }
+}
+
+/// A step on one file that leaves memory alone.
+fn on_file(file: &mut File, op: Op) -> Check {
+    match op {
+        Op::Exchange { mask, .. } => {
+            let fd = &file.fds[file.turn];
+            exchange(fd, &mut file.watch, mask)?;
+        }
+        Op::Register {
+            span,
+            cookie,
+            reserved,
+            ..
+        } => {
+            let region = Register {
+                start: span.start,
+                end: span.end,
+                user_cookie: cookie,
+                flags: 0,
+                reserved,
+            };
+            let said = sys::register(file.fd(), &region);
+            let free = file.watch.register(span, cookie);
+            let expected = free.then_some(()).ok_or(Errno::EINVAL);
+            same("REGISTER_REGION", &said, &expected)?;
+        }
+        Op::RegisterBad { bad, cookie, .. } => {
+            let mut region = Register {
+                start: BASE,
+                end: BASE + PAGE,
+                user_cookie: cookie,
+                ..Register::default()
+            };
+            let mut expected = Errno::EINVAL;
+            match bad {
+                BadRange::Empty => region.end = region.start,
+                BadRange::Backwards => region.end = region.start - 1,
+                BadRange::TooHigh => region.end = 1 << 57,
+                BadRange::Kernels => {
+                    region.start = 0xffff_8880_0000_0000;
+                    region.end = region.start + PAGE;
+                }
+                BadRange::Endless => region.end = u64::MAX,
+                BadRange::Flag(bit) => region.flags = 1 << bit,
+                BadRange::Pointer => expected = Errno::EFAULT,
+            }
+            let said = match bad {
+                BadRange::Pointer => sys::register_nothing(file.fd()),
+                _ => sys::register(file.fd(), &region),
+            };
+            same("REGISTER_REGION", &said, &Err(expected))?;
+        }
+        Op::Unregister { cookie, .. } => {
+            let said = sys::unregister(file.fd(), cookie);
+            let known = file.watch.unregister(cookie);
+            let expected = known.then_some(()).ok_or(Errno::EINVAL);
+            same("UNREGISTER_REGION", &said, &expected)?;
+        }
+        Op::UnregisterNowhere { .. } => {
+            let said = sys::unregister_nothing(file.fd());
+            same("UNREGISTER_REGION", &said, &Err(Errno::EFAULT))?;
+        }
+        Op::Unknown { number, .. } => {
+            let said = sys::unknown_ioctl(file.fd(), number);
+            same("an unknown ioctl", &said, &Err(Errno::ENOTTY))?;
+        }
+        Op::Read { bytes, room, .. } => {
+            read(file, bytes, room)?;
+        }
+        Op::Drain { .. } => while read(file, PAGE as usize, PAGE as usize)? {},
+        Op::Blocking { on, .. } => {
+            sys::set_blocking(file.fd(), on).map_err(failed("fcntl"))?;
+            file.blocking = on;
+        }
+        Op::Dup { .. } if file.fds.len() < 4 => {
+            let fd = file.fd().try_clone().map_err(failed("dup"))?;
+            file.fds.push(fd);
+        }
+        Op::PassToSelf { .. } if file.fds.len() < 4 => {
+            let (here, there) = child::pair().map_err(failed("socketpair"))?;
+            child::send(&here, 0, Some(file.fd())).map_err(failed("sendmsg"))?;
+            let received = child::receive(&there).map_err(failed("recvmsg"))?;
+            let fd = received.and_then(|(_, fd)| fd);
+            file.fds.push(fd.ok_or("the descriptor did not arrive")?);
+        }
+        Op::CloseDup { .. } if file.fds.len() > 1 => {
+            file.fds.swap_remove(0);
+            file.turn = 0;
+        }
+        Op::MapCounter { .. } if file.more_counters.len() < 3 => {
+            let counter = Counter::map(file.fd()).map_err(failed("mmap"))?;
+            file.more_counters.push(counter);
+        }
+        Op::UnmapCounter { .. } => drop(file.more_counters.pop()),
+        Op::MapCounterBadly { bad, .. } => {
+            let (read, write) = (libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE);
+            let (shared, private) = (libc::MAP_SHARED, libc::MAP_PRIVATE);
+            let (bytes, protection, flags, offset, expected) = match bad {
+                BadMapping::TwoPages => (2 * PAGE, read, shared, 0, Errno::EINVAL),
+                BadMapping::SecondPage => (PAGE, read, shared, PAGE, Errno::EINVAL),
+                BadMapping::SharedWritable => (PAGE, write, shared, 0, Errno::EACCES),
+                BadMapping::PrivateWritable => (PAGE, write, private, 0, Errno::EACCES),
+            };
+            let said = Counter::map_as(file.fd(), bytes, protection, flags, offset);
+            same("mmap", &said.err(), &Some(expected))?;
+        }
+        Op::AbuseCounter { .. } => {
+            let at = file.counter.address();
+            let said = sys::protect(at, PAGE, Access::Write);
+            same("mprotect", &said, &Err(Errno::EACCES))?;
+            let said = sys::remap(at, PAGE, 2 * PAGE, libc::MREMAP_MAYMOVE, 0);
+            same("mremap", &said, &Err(Errno::EFAULT))?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// A read of `bytes` where `room` can be written. False if nothing is left, or nothing arrived.
+fn read(file: &mut File, bytes: usize, room: usize) -> Result<bool, String> {
+    let max = bytes / size_of::<Event>();
+    let due = file.watch.due(max);
+    if max > 0 && due.events == 0 && file.blocking {
+        return Ok(false);
+    }
+    let address = BUFFER_END - room as u64;
+    let said = sys::read(file.fd(), address, bytes);
+    if max == 0 {
+        same("read", &said, &Err(Errno::EINVAL))?;
+        return Ok(false);
+    }
+    if due.events == 0 {
+        same("read", &said, &Err(Errno::EAGAIN))?;
+        return Ok(false);
+    }
+    let wanted = due.events * size_of::<Event>();
+    match said {
+        Ok(n) if room >= wanted => same("read", &n, &wanted)?,
+        // How many go out before those that cannot is the driver's choice.
+        Ok(n) => ensure!(
+            n > 0 && n % size_of::<Event>() == 0 && n <= room,
+            "read said {n} with room for {room} of {wanted}"
+        ),
+        Err(errno) => {
+            ensure!(
+                errno == Errno::EFAULT && room < wanted,
+                "read said {errno:?} with room for {room} of {wanted}"
+            );
+            return Ok(false);
+        }
+    }
+    let events = said.unwrap_or(0) / size_of::<Event>();
+    file.watch.pick_up(due, events);
+    file.watch.arrived(due, &events_at(address, events))?;
+    Ok(file.watch.is_readable())
+}
+
+/// Events that a read has delivered there.
+fn events_at(address: u64, events: usize) -> Vec<Event> {
+    (0..events)
+        .map(|i| {
+            let event =
+                std::ptr::with_exposed_provenance::<Event>(address as usize).wrapping_add(i);
+            // SAFETY: where the kernel has just written it; any bytes are an event.
+            unsafe { event.read_unaligned() }
+        })
+        .collect()
+}

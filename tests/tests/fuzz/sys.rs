@@ -1,0 +1,186 @@
+//! System calls with any arguments, also those that the kernel must refuse.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::Result;
+use nix::errno::Errno;
+use regcache::monitor::abi::{self, Register};
+
+use crate::model::PAGE;
+use crate::op::Access;
+
+/// An address that is never mapped.
+pub(crate) const NOWHERE: u64 = 8;
+
+fn pointer<T>(address: u64) -> *mut T {
+    ptr::with_exposed_provenance_mut(address as usize)
+}
+
+fn done(result: i32) -> Result<()> {
+    Errno::result(result).map(drop)
+}
+
+pub(crate) fn open() -> std::io::Result<OwnedFd> {
+    let mut options = File::options();
+    options
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+    Ok(options.open("/dev/ummunotify")?.into())
+}
+
+pub(crate) fn set_blocking(fd: &OwnedFd, on: bool) -> Result<()> {
+    let flags = if on { 0 } else { libc::O_NONBLOCK };
+    // SAFETY: no memory is involved.
+    done(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) })
+}
+
+pub(crate) fn exchange(fd: &OwnedFd, mask: &mut u32) -> Result<()> {
+    // SAFETY: the mask may be written.
+    unsafe { abi::exchange_features(fd.as_raw_fd(), mask) }.map(drop)
+}
+
+pub(crate) fn register(fd: &OwnedFd, region: &Register) -> Result<()> {
+    // SAFETY: the structure may be read.
+    unsafe { abi::register_region(fd.as_raw_fd(), region) }.map(drop)
+}
+
+/// REGISTER_REGION of a structure that cannot be read.
+pub(crate) fn register_nothing(fd: &OwnedFd) -> Result<()> {
+    // SAFETY: the kernel finds that out itself.
+    unsafe { abi::register_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map(drop)
+}
+
+pub(crate) fn unregister(fd: &OwnedFd, cookie: u64) -> Result<()> {
+    // SAFETY: the cookie may be read.
+    unsafe { abi::unregister_region(fd.as_raw_fd(), &raw const cookie) }.map(drop)
+}
+
+/// UNREGISTER_REGION of a cookie that cannot be read.
+pub(crate) fn unregister_nothing(fd: &OwnedFd) -> Result<()> {
+    // SAFETY: the kernel finds that out itself.
+    unsafe { abi::unregister_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map(drop)
+}
+
+/// An ioctl that there is not.
+pub(crate) fn unknown_ioctl(fd: &OwnedFd, number: u8) -> Result<()> {
+    let request = u64::from(b'V') << 8 | u64::from(number);
+    // SAFETY: no driver knows it; there is nothing at the address.
+    done(unsafe { libc::ioctl(fd.as_raw_fd(), request, NOWHERE) })
+}
+
+/// A read into whatever is at the address, which must be nothing that Rust knows of.
+pub(crate) fn read(fd: &OwnedFd, address: u64, bytes: usize) -> Result<usize> {
+    // SAFETY: by the caller's promise.
+    let n = unsafe { libc::read(fd.as_raw_fd(), pointer(address), bytes) };
+    Errno::result(n).map(isize::unsigned_abs)
+}
+
+/// Maps anonymous memory at this address, over whatever is there.
+pub(crate) fn map(address: u64, bytes: u64, access: Access) -> Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let protection = protection(access);
+    // SAFETY: the fuzzer's own addresses, to which there are no references.
+    let at = unsafe { libc::mmap(pointer(address), bytes as usize, protection, flags, -1, 0) };
+    Errno::result(at as isize).map(drop)
+}
+
+fn protection(access: Access) -> i32 {
+    match access {
+        Access::Nothing => libc::PROT_NONE,
+        Access::Read => libc::PROT_READ,
+        Access::Write => libc::PROT_READ | libc::PROT_WRITE,
+    }
+}
+
+pub(crate) fn unmap(address: u64, bytes: u64) -> Result<()> {
+    // SAFETY: the fuzzer's own addresses, to which there are no references.
+    done(unsafe { libc::munmap(pointer(address), bytes as usize) })
+}
+
+pub(crate) fn protect(address: u64, bytes: u64, access: Access) -> Result<()> {
+    // SAFETY: as above.
+    done(unsafe { libc::mprotect(pointer(address), bytes as usize, protection(access)) })
+}
+
+pub(crate) fn advise(address: u64, bytes: u64, advice: i32) -> Result<()> {
+    // SAFETY: as above.
+    done(unsafe { libc::madvise(pointer(address), bytes as usize, advice) })
+}
+
+pub(crate) fn remap(address: u64, bytes: u64, new_bytes: u64, flags: i32, to: u64) -> Result<()> {
+    let (from, to) = (pointer(address), pointer::<libc::c_void>(to));
+    // SAFETY: as above.
+    let at = unsafe { libc::mremap(from, bytes as usize, new_bytes as usize, flags, to) };
+    Errno::result(at as isize).map(drop)
+}
+
+/// An access to a byte, which must be allowed.
+pub(crate) fn touch(address: u64, write: bool) {
+    let byte = pointer::<u8>(address);
+    // SAFETY: mapped so that it is allowed, says the model; to nobody's harm if it is not.
+    unsafe {
+        if write {
+            byte.write_volatile(1);
+        } else {
+            byte.read_volatile();
+        }
+    }
+}
+
+/// A mapping of a counter.
+#[derive(Debug)]
+pub(crate) struct Counter(*mut AtomicU64);
+
+// SAFETY: only ever loaded from, as an atomic.
+unsafe impl Send for Counter {}
+// SAFETY: as above.
+unsafe impl Sync for Counter {}
+
+impl Counter {
+    pub(crate) fn map(fd: &OwnedFd) -> Result<Self> {
+        Self::map_as(fd, PAGE, libc::PROT_READ, libc::MAP_SHARED, 0)
+    }
+
+    /// A mapping that need not make sense.
+    pub(crate) fn map_as(
+        fd: &OwnedFd,
+        bytes: u64,
+        protection: i32,
+        flags: i32,
+        offset: u64,
+    ) -> Result<Self> {
+        let (nowhere, fd) = (ptr::null_mut(), fd.as_raw_fd());
+        // SAFETY: where nothing is.
+        let at = unsafe {
+            libc::mmap(
+                nowhere,
+                bytes as usize,
+                protection,
+                flags,
+                fd,
+                offset as libc::off_t,
+            )
+        };
+        Errno::result(at as isize)?;
+        Ok(Self(at.cast()))
+    }
+
+    pub(crate) fn load(&self) -> u64 {
+        // SAFETY: a page that the kernel writes by whole aligned words, mapped until `drop`.
+        unsafe { &*self.0 }.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.0.addr() as u64
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        let _ = unmap(self.address(), PAGE);
+    }
+}
