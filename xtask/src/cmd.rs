@@ -40,6 +40,22 @@ pub(crate) fn read_showing_stderr(command: &mut Command) -> Result<String, Error
     read(command.stderr(Stdio::inherit()))
 }
 
+/// Keeps what cargo and a make above us say from the build of a kernel or its modules.
+pub(crate) fn without_make_settings(command: &mut Command) {
+    for name in [
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKELEVEL",
+        "ARCH",
+        "CROSS_COMPILE",
+        "KBUILD_OUTPUT",
+        "M",
+    ] {
+        command.env_remove(name);
+    }
+    command.env("LC_ALL", "C");
+}
+
 /// The command line, as one would type it.
 pub(crate) fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());

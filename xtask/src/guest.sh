@@ -7,6 +7,7 @@
 #   status     the command's exit status
 #   overran    made when the command was stopped at its time limit
 #   dmesg.log  the kernel's messages at the end
+#   leaks.log  what the kernel thinks it has leaked, if it keeps count
 # Usage: guest.sh SECONDS, the command's time limit
 
 run=$(dirname "$0")
@@ -88,5 +89,14 @@ fi
 	kill $copiers
 ) &
 wait $copiers
+
+# What was lost within the last 5 s is not counted as lost.
+leaks=/sys/kernel/debug/kmemleak
+if [ -e $leaks ]; then
+	sleep 6
+	echo scan >$leaks
+	echo scan >$leaks
+	cat $leaks >"$run/leaks.log"
+fi
 dmesg >"$run/dmesg.log"
 tell status $status

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cmd;
+use crate::debug;
 use crate::error::{AtPath, Error};
 use crate::lock;
 use crate::project::Project;
@@ -27,6 +28,18 @@ pub(crate) enum Series {
     /// Debian 13's backport, in a root of its own
     #[value(name = "7.3")]
     TrixieBackports,
+    /// Linux 6.1 with KASAN, lockdep, kmemleak and fault injection, built from source
+    Debug,
+}
+
+impl Series {
+    /// How many times as long as on an ordinary kernel things may take.
+    pub(crate) fn patience(self) -> u64 {
+        match self {
+            Self::Debug => 5,
+            _ => 1,
+        }
+    }
 }
 
 const TRIXIE: Recipe = Recipe {
@@ -51,11 +64,13 @@ pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
     /// The root file system that it is installed in, which is the guest's too: `/` or one made by `rootfs`.
     pub(crate) root: PathBuf,
+    /// What `KDIR` is for the driver, as the root has it.
+    headers: PathBuf,
 }
 
 impl Kernel {
-    /// Whether it is installed on this machine.
-    pub(crate) fn is_installed(&self) -> bool {
+    /// Whether the guest lives on this machine's own files.
+    pub(crate) fn is_at_home(&self) -> bool {
         self.root == Path::new("/")
     }
 }
@@ -64,6 +79,7 @@ impl Kernel {
 pub(crate) fn find(project: &Project, series: Series) -> Result<Kernel, Error> {
     let recipe = match series {
         Series::Installed => return newest(),
+        Series::Debug => return debug(project),
         Series::Trixie => &TRIXIE,
         Series::TrixieBackports => &TRIXIE_BACKPORTS,
     };
@@ -87,6 +103,19 @@ pub(crate) fn newest() -> Result<Kernel, Error> {
     })
 }
 
+/// The debug kernel. virtme-ng sees that its image is in the tree it was built in, and takes the modules from there.
+fn debug(project: &Project) -> Result<Kernel, Error> {
+    let tree = debug::tree(project)?;
+    let release = tree.join("include/config/kernel.release");
+    let version = fs::read_to_string(&release).at(&release)?;
+    Ok(Kernel {
+        version: version.trim_end().to_owned(),
+        image: tree.join("arch/x86/boot/bzImage"),
+        root: PathBuf::from("/"),
+        headers: tree,
+    })
+}
+
 fn newest_in(root: &Path) -> Option<Kernel> {
     let all_modules = root.join("lib/modules");
     let mut found = Vec::new();
@@ -102,11 +131,11 @@ fn newest_in(root: &Path) -> Option<Kernel> {
             continue;
         }
         if let Some(image) = images.into_iter().find(|image| image.exists()) {
-            let root = root.to_path_buf();
             found.push(Kernel {
+                headers: Path::new("/lib/modules").join(&version).join("build"),
+                root: root.to_path_buf(),
                 version,
                 image,
-                root,
             });
         }
     }
@@ -128,7 +157,7 @@ pub(crate) fn build_driver(project: &Project, kernel: &Kernel, into: &Path) -> R
 
 /// Builds the sources of the driver that are in `build`, as they are.
 pub(crate) fn build_driver_in(build: &Path, kernel: &Kernel, into: &Path) -> Result<(), Error> {
-    let mut make = if kernel.is_installed() {
+    let mut make = if kernel.is_at_home() {
         let mut make = Command::new("make");
         make.arg("-C").arg(build);
         make
@@ -137,21 +166,9 @@ pub(crate) fn build_driver_in(build: &Path, kernel: &Kernel, into: &Path) -> Res
         make.args(["-C", "/mnt"]);
         make
     };
-    make.arg(format!("KDIR=/lib/modules/{}/build", kernel.version));
+    make.arg(format!("KDIR={}", kernel.headers.display()));
     make.args(["W=1", "KCFLAGS=-Werror", "modules"]);
-    // What cargo and a make above us say is not for the kernel's build.
-    for name in [
-        "MAKEFLAGS",
-        "MFLAGS",
-        "MAKELEVEL",
-        "ARCH",
-        "CROSS_COMPILE",
-        "KBUILD_OUTPUT",
-        "M",
-    ] {
-        make.env_remove(name);
-    }
-    make.env("LC_ALL", "C");
+    cmd::without_make_settings(&mut make);
     let output = cmd::output(&mut make)?;
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);

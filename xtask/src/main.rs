@@ -1,6 +1,7 @@
 //! The developers' commands. Each installs what it needs, or says what to install.
 
 mod cmd;
+mod debug;
 mod demo;
 mod error;
 mod kernel;

@@ -143,13 +143,13 @@ fn in_vm(project: &Project, kernel: Series) -> (Vec<Outcome>, Result<(), Error>)
         let why = format!("no [[test]] has required-features among {VM_FEATURES:?}");
         return (vec![Outcome::failure("vm", &why)], Ok(()));
     }
-    let script = match write_script(project, &suites) {
+    let script = match write_script(project, &suites, SUITE_LIMIT * kernel.patience()) {
         Ok(script) => script,
         Err(error) => return (Vec::new(), Err(error)),
     };
     let machine = vm::Machine {
         kernel,
-        timeout: SUITES_LIMIT,
+        timeout: SUITES_LIMIT * kernel.patience(),
         ..vm::Machine::default()
     };
     let (stdout, kept) = Tee::new("");
@@ -165,8 +165,8 @@ fn in_vm(project: &Project, kernel: Series) -> (Vec<Outcome>, Result<(), Error>)
 }
 
 /// Builds the suites and writes the script that runs them to where the guest can read it.
-fn write_script(project: &Project, suites: &[GatedTarget]) -> Result<PathBuf, Error> {
-    let script = suites_script(suites, &build(suites)?);
+fn write_script(project: &Project, suites: &[GatedTarget], limit: u64) -> Result<PathBuf, Error> {
+    let script = suites_script(suites, &build(suites)?, limit);
     fs::create_dir_all(project.own_dir()).at(project.own_dir())?;
     let path = project
         .own_dir()
@@ -234,8 +234,8 @@ fn build(suites: &[GatedTarget]) -> Result<Vec<PathBuf>, Error> {
     suites.iter().map(executable).collect()
 }
 
-/// The script that runs them all, each as cargo would, with a line before and after each that `read_outcomes` knows.
-fn suites_script(suites: &[GatedTarget], executables: &[PathBuf]) -> String {
+/// The script that runs them all, each as cargo would but for at most `limit` seconds, with a line before and after each that `read_outcomes` knows.
+fn suites_script(suites: &[GatedTarget], executables: &[PathBuf], limit: u64) -> String {
     let mut script = String::from("#!/bin/sh\n");
     for (number, (suite, executable)) in suites.iter().zip(executables).enumerate() {
         let root = cmd::shell_quote(&suite.package_root.to_string_lossy());
@@ -244,7 +244,7 @@ fn suites_script(suites: &[GatedTarget], executables: &[PathBuf]) -> String {
         script += &format!(
             "printf '\\n%s\\n' {begin}\n\
              started=$(date +%s)\n\
-             cd {root} && CARGO_MANIFEST_DIR={root} CARGO_PKG_NAME={package} timeout -k 10 {SUITE_LIMIT} {executable}\n\
+             cd {root} && CARGO_MANIFEST_DIR={root} CARGO_PKG_NAME={package} timeout -k 10 {limit} {executable}\n\
              printf '\\n%s%s %s\\n' {end} $? $(($(date +%s) - started))\n",
             begin = cmd::shell_quote(&format!("{}{}", begin_mark(number), title(suite))),
             end = cmd::shell_quote(&end_mark(number)),
@@ -303,7 +303,7 @@ fn judge(suite: &str, output: &str, status: Option<i32>, seconds: u64) -> Outcom
     let (passed, mut failed) = (sum("passed"), sum("failed"));
     let remark = match status {
         None => "did not end".to_owned(),
-        Some(124) => format!("stopped at its limit of {SUITE_LIMIT} s"),
+        Some(124) => format!("stopped at its limit after {seconds} s"),
         Some(status) if status != 0 && failed == 0 => format!("exit status {status}"),
         Some(_) if passed + failed == 0 => "ran no test".to_owned(),
         Some(_) => String::new(),
@@ -386,7 +386,7 @@ mod tests {
     fn the_script_prints_what_its_reader_reads() {
         let suites = ["first", "second", "third"].map(suite);
         let executables = ["/bin/true", "/bin/false", "/bin/true"].map(PathBuf::from);
-        let script = suites_script(&suites, &executables);
+        let script = suites_script(&suites, &executables, SUITE_LIMIT);
         let printed = cmd::read(std::process::Command::new("sh").args(["-c", &script])).unwrap();
         let outcomes = read_outcomes(&suites, &printed);
         let remarks: Vec<_> = outcomes

@@ -232,6 +232,12 @@ fn verdict(run: &RunDir, machine: &Machine, ended: Ended) -> Result<u8, Error> {
             "the guest's kernel complained:\n{complaints}\nall its messages are in {dir} (dmesg.log, console.log)"
         )));
     }
+    let leaks = leaks(&run.read("leaks.log"));
+    if !leaks.is_empty() {
+        return Err(Error::Vm(format!(
+            "the driver leaked memory:\n{leaks}\nall that kmemleak found is in {dir}/leaks.log"
+        )));
+    }
     let console_tail = || tail(&console, 25);
     if let Ended::NotUp = ended {
         return Err(Error::Vm(format!(
@@ -314,7 +320,7 @@ fn virtme(
         cmd::shell_quote(text(&run.path("guest.sh"))?),
         machine.timeout
     );
-    let script = if kernel.is_installed() {
+    let script = if kernel.is_at_home() {
         command.arg(format!("--rwdir={target}"));
         script
     } else {
@@ -443,6 +449,23 @@ fn complaints(messages: &str) -> String {
         .map(|line| format!("  {line}"))
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+/// Those of the objects kmemleak lists that the driver allocated; the first few.
+fn leaks(listed: &str) -> String {
+    let mut objects: Vec<Vec<&str>> = Vec::new();
+    for line in listed.lines() {
+        if line.starts_with("unreferenced object") {
+            objects.push(Vec::new());
+        }
+        if let Some(object) = objects.last_mut() {
+            object.push(line);
+        }
+    }
+    objects.retain(|object| object.iter().any(|line| line.contains("[ummunotify]")));
+    objects.truncate(3);
+    let lines = objects.concat().into_iter().map(|line| format!("  {line}"));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn tail(text: &str, lines: usize) -> String {
@@ -575,6 +598,21 @@ mod tests {
         assert_eq!(
             complaints("[0.1] ummunotify: loading out-of-tree module taints kernel.\n"),
             ""
+        );
+    }
+
+    #[test]
+    fn a_leak_is_the_drivers_if_it_allocated_it() {
+        let object = |function: &str| {
+            format!("unreferenced object 0xffff (size 64):\n  backtrace:\n    {function}\n")
+        };
+        let others = object("[<0>] rxe_create_cq+0x1/0x2 [rdma_rxe]");
+        let ours = object("[<0>] ummunotify_open+0x1/0x2 [ummunotify]");
+        assert_eq!(leaks(&others), "");
+        let found = leaks(&(others + &ours));
+        assert!(
+            found.contains("ummunotify_open") && !found.contains("rxe"),
+            "{found}"
         );
     }
 }

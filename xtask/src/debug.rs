@@ -1,0 +1,136 @@
+//! A kernel that looks for faults in itself, made from Debian's source of Linux 6.1 with as little else as will run the
+//! tests (`debug.config`): KASAN, lockdep, kmemleak and fault injection, each switched on in its debugfs way.
+//!
+//! It is built once, in the target directory, and again when the configuration changes, then only what that touches.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use crate::cmd;
+use crate::error::{AtPath, Error};
+use crate::lock;
+use crate::project::Project;
+use crate::setup;
+
+const CONFIG: &str = include_str!("debug.config");
+
+/// Debian's package of the source.
+const SOURCE: &str = "linux-source-6.1";
+
+/// What a kernel is built with, beside the source.
+const PACKAGES: &[&str] = &[
+    "bc",
+    "bison",
+    "flex",
+    "gcc",
+    "libelf-dev",
+    "make",
+    "xz-utils",
+    SOURCE,
+];
+
+/// The tree it is built in, built now if it is not, or was from something else.
+pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
+    let dir = project.own_dir().join("debug");
+    let tree = dir.join("linux");
+    setup::packages(project, PACKAGES)?;
+    let version = cmd::read(Command::new("dpkg-query").args(["-W", "-f", "${Version}", SOURCE]))?;
+    let built = dir.join("built");
+    let built_from = format!("{version}\n{CONFIG}");
+    let is_built = || fs::read_to_string(&built).is_ok_and(|it| it == built_from);
+    if is_built() {
+        return Ok(tree);
+    }
+    let _lock = lock::take(&dir.join("lock"))?;
+    if is_built() {
+        return Ok(tree);
+    }
+    extract(&dir, &tree, &version)?;
+    configure(&dir, &tree)?;
+    let log = dir.join("build.log");
+    let jobs = thread::available_parallelism().map_or(1, usize::from);
+    eprintln!(
+        "xtask: building the debug kernel, which takes 2 GB and, on two cores, up to an hour; progress: {}",
+        log.display()
+    );
+    let output = fs::File::create(&log).at(&log)?;
+    let mut make = make(&tree);
+    make.arg(format!("-j{jobs}")).args(["bzImage", "modules"]);
+    make.stdout(output.try_clone().at(&log)?).stderr(output);
+    cmd::run(&mut make)?;
+    fs::write(&built, built_from).at(&built)?;
+    Ok(tree)
+}
+
+/// Unpacks the source, unless that version of it is there.
+fn extract(dir: &Path, tree: &Path, version: &str) -> Result<(), Error> {
+    let extracted = dir.join("extracted");
+    if fs::read_to_string(&extracted).is_ok_and(|it| it == version) {
+        return Ok(());
+    }
+    eprintln!(
+        "xtask: unpacking {SOURCE} {version} into {}",
+        tree.display()
+    );
+    if tree.exists() {
+        fs::remove_dir_all(tree).at(tree)?;
+    }
+    fs::create_dir_all(tree).at(tree)?;
+    let mut tar = Command::new("tar");
+    tar.args(["--extract", "--strip-components=1", "--file"]);
+    tar.arg(format!("/usr/src/{SOURCE}.tar.xz"));
+    tar.arg("--directory").arg(tree);
+    cmd::run(&mut tar)?;
+    fs::write(&extracted, version).at(&extracted)
+}
+
+/// Configures nothing but what `debug.config` asks for and that depends on, and makes sure to have got it.
+fn configure(dir: &Path, tree: &Path) -> Result<(), Error> {
+    let wanted = dir.join("debug.config");
+    fs::write(&wanted, CONFIG).at(&wanted)?;
+    let mut make = make(tree);
+    make.arg(format!("KCONFIG_ALLCONFIG={}", wanted.display()))
+        .arg("allnoconfig");
+    cmd::read(&mut make)?;
+    let config = tree.join(".config");
+    let got = fs::read_to_string(&config).at(&config)?;
+    let refused = not_taken(CONFIG, &got);
+    if refused.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Unexpected {
+        command: cmd::line(&make),
+        what: format!(
+            "debug.config's {} did not come into effect: something it depends on is missing there",
+            refused.join(", ")
+        ),
+    })
+}
+
+/// The settings wanted that are not among those got.
+fn not_taken<'a>(wanted: &'a str, got: &str) -> Vec<&'a str> {
+    let got: Vec<_> = got.lines().collect();
+    let settings = wanted.lines().filter(|line| line.starts_with("CONFIG_"));
+    settings.filter(|line| !got.contains(line)).collect()
+}
+
+fn make(tree: &Path) -> Command {
+    let mut make = Command::new("nice");
+    make.args(["make", "-C"]).arg(tree);
+    cmd::without_make_settings(&mut make);
+    make
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_kconfig_dropped_is_noticed() {
+        let wanted = "# for faults\nCONFIG_A=y\nCONFIG_B=m\n\nCONFIG_C=4\n";
+        let got = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=40\n";
+        assert_eq!(not_taken(wanted, got), ["CONFIG_B=m", "CONFIG_C=4"]);
+    }
+}
