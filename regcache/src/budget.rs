@@ -19,9 +19,6 @@ pub(crate) enum Found {
     Idle,
 }
 
-/// Busy entries that are passed over in one search for a victim.
-const PATIENCE: u32 = 256;
-
 #[derive(Debug)]
 pub(crate) struct Budget {
     max_entries: usize,
@@ -50,11 +47,7 @@ impl Budget {
 
     /// Sets room for an entry aside, if there is room.
     pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
-        let fits = self.entries < self.max_entries
-            && self
-                .bytes
-                .checked_add(bytes)
-                .is_some_and(|sum| sum <= self.max_bytes);
+        let fits = self.would_hold(bytes, 0, 0);
         if fits {
             self.entries += 1;
             self.bytes += bytes;
@@ -82,29 +75,31 @@ impl Budget {
         self.order.remove(&(time, slot));
     }
 
-    /// The entry to evict, struck out; `None` if all are busy. `look` is told a slot, and says what
-    /// it is now; one that stays is enlisted anew with the time that `look` returned, or `now`.
+    /// True if there were room for an entry of `bytes` after so many entries and bytes have gone.
+    pub(crate) fn would_hold(&self, bytes: usize, gone: usize, gone_bytes: usize) -> bool {
+        let sum = (self.bytes - gone_bytes).checked_add(bytes);
+        self.entries - gone < self.max_entries && sum.is_some_and(|sum| sum <= self.max_bytes)
+    }
+
+    /// The entry to evict, struck out; `None` if all are busy. `look` is told a slot and the time it
+    /// was enlisted with, and says what it is now. One that stays is enlisted anew, with the time that
+    /// `look` returned, or `now` if it is busy.
     pub(crate) fn victim(
         &mut self,
         now: u64,
-        mut look: impl FnMut(Slot) -> Found,
-        mut moved: impl FnMut(Slot, u64),
+        mut look: impl FnMut(Slot, u64) -> Found,
     ) -> Option<Slot> {
-        let mut patience = PATIENCE;
-        while let Some((_, slot)) = self.order.pop_first() {
-            let time = match look(slot) {
+        // Each is found busy once at most; between that, used ones move up towards `now`.
+        let mut patience = self.order.len();
+        while patience > 0 {
+            let (enlisted, slot) = self.order.pop_first()?;
+            match look(slot, enlisted) {
                 Found::Idle => return Some(slot),
-                // Moves up, towards `now`, so that it ends.
-                Found::UsedAt(time) => time,
+                Found::UsedAt(time) => self.enlist(slot, time),
                 Found::Busy => {
                     patience -= 1;
-                    now
+                    self.enlist(slot, now);
                 }
-            };
-            self.enlist(slot, time);
-            moved(slot, time);
-            if patience == 0 {
-                break;
             }
         }
         None
@@ -135,20 +130,22 @@ mod tests {
         for (slot, time) in [(0, 1), (1, 2), (2, 3)] {
             budget.enlist(Slot(slot), time);
         }
-        let mut moves = Vec::new();
-        let victim = budget.victim(
-            10,
-            |slot| match slot.0 {
+        let mut seen = Vec::new();
+        let victim = budget.victim(10, |slot, enlisted| {
+            seen.push((slot.0, enlisted));
+            match slot.0 {
                 0 => Found::Busy,
                 1 => Found::UsedAt(7),
                 _ => Found::Idle,
-            },
-            |slot, time| moves.push((slot.0, time)),
-        );
+            }
+        });
         assert_eq!(victim, Some(Slot(2)));
-        assert_eq!(moves, [(0, 10), (1, 7)]);
-        let next = budget.victim(11, |_| Found::Idle, |_, _| ());
-        assert_eq!(next, Some(Slot(1)), "7 is before 10");
+        assert_eq!(seen, [(0, 1), (1, 2), (2, 3)]);
+        let next = budget.victim(11, |_, enlisted| {
+            assert_eq!(enlisted, 7, "which is before 10");
+            Found::Idle
+        });
+        assert_eq!(next, Some(Slot(1)));
     }
 
     #[test]
@@ -156,11 +153,11 @@ mod tests {
         let mut budget = Budget::new(9, 9);
         budget.enlist(Slot(0), 1);
         budget.enlist(Slot(1), 1);
-        assert_eq!(budget.victim(5, |_| Found::Busy, |_, _| ()), None);
+        assert_eq!(budget.victim(5, |_, _| Found::Busy), None);
         budget.strike(Slot(0), 5);
         budget.strike(Slot(1), 5);
         assert_eq!(
-            budget.victim(5, |_| Found::Idle, |_, _| ()),
+            budget.victim(5, |_, _| Found::Idle),
             None,
             "both were moved to 5"
         );

@@ -33,7 +33,7 @@
 //! 3. The lookup goes on without draining only if `drained` equals what it loaded. `drained` takes
 //!    values that a drain has returned, and a drain that returns g or more has reported U before.
 //!    The store to `drained` releases and the load acquires, so this lookup sees all that the
-//!    draining thread did before: E is dead, or, if U came while E was still being registered, was
+//!    draining thread did before (the first value is from before there was any entry): E is dead, or, if U came while E was still being registered, was
 //!    never published: the drain marked it as hit, and the miss looked at that mark under the lock
 //!    after its own drain. Either way [`Entry::acquire`] does not give a reference to E.
 //! 4. If `drained` differs, the lookup drains first and looks in the index, under one lock. The drain
@@ -196,7 +196,8 @@ impl<R, M> Builder<R, M> {
         self
     }
 
-    /// Pins at most so many bytes, whole pages counted. A range larger than this is not cached.
+    /// Pins at most so many bytes by registrations that are kept, whole pages counted. A range larger
+    /// than this is not kept, and not counted.
     #[must_use]
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.max_bytes = Some(bytes);
@@ -275,7 +276,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         result
     }
 
-    /// Makes sure that the next [`get`](Self::get) of this range finds it registered.
+    /// Registers a range, so that the next [`get`](Self::get) finds it, if it can be kept.
     ///
     /// # Errors
     ///
@@ -284,7 +285,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         self.get(start, len, access).map(drop)
     }
 
-    /// Gives up every registration. Those in use go with their last guard.
+    /// Gives up every registration that is cached now. Those in use go with their last guard; one that
+    /// another thread is making meanwhile may come after.
     ///
     /// # Errors
     ///
@@ -322,9 +324,10 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         }
     }
 
-    /// The monitor.
-    pub fn monitor(&self) -> &M {
-        &self.core.monitor
+    /// The name of the monitor. The monitor itself is the cache's alone: whoever drained it would
+    /// take reports away.
+    pub fn monitor_name(&self) -> &'static str {
+        self.core.monitor.name()
     }
 
     /// The registrar.
@@ -360,24 +363,31 @@ fn miss<R: Registrar, M: Monitor>(
     range: VaRange,
     access: R::Access,
 ) -> Result<Guard<R, M>, Error> {
+    let bytes = core.pinned(range);
+    let mut relief = bytes;
     let mut attempts = 0;
     loop {
         let ledger = core.lock_current()?;
         if let Some(guard) = core.find(&ledger, range, access) {
             return Ok(guard);
         }
+        if !ledger.could_hold(bytes) {
+            drop(ledger);
+            // What is more than the cache may hold is no reason to give up what it holds.
+            return uncached(core, range, access, 0);
+        }
         if attempts == MAX_ATTEMPTS {
             drop(ledger);
-            return uncached(core, range, access);
+            return uncached(core, range, access, relief);
         }
         attempts += 1;
         let Some(mut reservation) = Reservation::new(core, ledger, range, access) else {
-            return uncached(core, range, access);
+            return uncached(core, range, access, relief);
         };
         if let Err(error) = reservation.watch() {
             tracing::debug!(?range, %error, "cannot be watched");
             drop(reservation);
-            return uncached(core, range, access);
+            return uncached(core, range, access, relief);
         }
         match core.registrar.register(range, access) {
             Ok(registration) => {
@@ -388,7 +398,7 @@ fn miss<R: Registrar, M: Monitor>(
             }
             Err(source) => {
                 drop(reservation);
-                if !(is_exhaustion(&source) && core.evict()) {
+                if !(is_exhaustion(&source) && core.relieve(&mut relief)) {
                     return Err(core.refusal(range, access, source));
                 }
                 attempts -= 1;
@@ -397,16 +407,18 @@ fn miss<R: Registrar, M: Monitor>(
     }
 }
 
-/// A registration that is not kept.
+/// A registration that is not kept. For it up to `relief` bytes of idle ones are given up, if the
+/// device says that it is exhausted.
 fn uncached<R: Registrar, M: Monitor>(
     core: &Arc<Core<R, M>>,
     range: VaRange,
     access: R::Access,
+    mut relief: usize,
 ) -> Result<Guard<R, M>, Error> {
     let registration = loop {
         match core.registrar.register(range, access) {
             Ok(registration) => break registration,
-            Err(source) if is_exhaustion(&source) && core.evict() => {}
+            Err(source) if is_exhaustion(&source) && core.relieve(&mut relief) => {}
             Err(source) => return Err(core.refusal(range, access, source)),
         }
     };
@@ -463,15 +475,17 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         let mut ledger = lock(&self.ledger);
         if !self.is_current() {
             let mut invalidations = 0;
-            let generation = self
-                .monitor
-                .drain(&mut |cookie| {
-                    invalidations += u64::from(ledger.invalidate(&self.slab, cookie));
-                })
-                .map_err(|source| Error::Monitor {
+            let generation = self.monitor.drain(&mut |cookie| {
+                invalidations += u64::from(ledger.invalidate(&self.slab, cookie));
+            });
+            let generation = generation.map_err(|source| {
+                // Whatever was reported and got lost may concern any of them.
+                ledger.distrust(&self.slab);
+                Error::Monitor {
                     monitor: self.monitor.name(),
                     source,
-                })?;
+                }
+            })?;
             self.counters.invalidations.add(invalidations);
             self.drained.store(generation, Ordering::Release);
         }
@@ -494,14 +508,20 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         })
     }
 
-    /// Gives up an idle entry. False if there is none.
-    fn evict(&self) -> bool {
-        let evicted = lock(&self.ledger).evict(&self.slab, self.clock.load(Ordering::Relaxed));
-        if evicted {
-            self.counters.evictions.add(1);
-            self.bury();
+    /// Gives up an idle entry, so that the device has more to give, and takes its bytes off `relief`.
+    /// False if that is 0 already, or there is no idle entry.
+    fn relieve(&self, relief: &mut usize) -> bool {
+        if *relief == 0 {
+            return false;
         }
-        evicted
+        let now = self.clock.load(Ordering::Relaxed);
+        let Some(bytes) = lock(&self.ledger).evict(&self.slab, now) else {
+            return false;
+        };
+        *relief = relief.saturating_sub(bytes);
+        self.counters.evictions.add(1);
+        self.bury();
+        true
     }
 
     /// Destroys the registrations that nobody uses and the cache has given up.
@@ -574,9 +594,6 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     ) -> Option<Self> {
         let bytes = core.pinned(range);
         core.clock.fetch_add(1, Ordering::Relaxed);
-        if !ledger.could_hold(bytes) {
-            return None;
-        }
         loop {
             if let Some((slot, cookie)) = ledger.reserve(range, access, bytes) {
                 return Some(Self {
@@ -588,12 +605,14 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                     watched: false,
                 });
             }
-            drop(ledger);
-            // Others may have left some to bury, and room with them.
-            core.bury();
-            if !core.evict() {
-                return None;
+            if !ledger.has_dead() {
+                let now = core.clock.load(Ordering::Relaxed);
+                let evicted = ledger.make_room(&core.slab, bytes, now)?;
+                core.counters.evictions.add(evicted);
             }
+            // Room comes back when the dead are buried, ours and those that others have left.
+            drop(ledger);
+            core.bury();
             ledger = lock(&core.ledger);
         }
     }

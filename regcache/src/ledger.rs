@@ -70,6 +70,11 @@ impl<A: Access> Ledger<A> {
         access: A,
     ) -> Option<(Slot, &'s Entry<T>)> {
         let slot = self.index.find(range, access)?;
+        let record = self.record(slot);
+        // So by the index's invariant, if `Access` keeps its promises.
+        if !(record.range.contains(&range) && record.access.serves(access)) {
+            return None;
+        }
         let entry = slab.get(slot)?;
         entry.acquire().then_some((slot, entry))
     }
@@ -118,19 +123,14 @@ impl<A: Access> Ledger<A> {
     /// Returns how many those were. The entry must be published before the lock is released.
     pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot, now: u64) -> u64 {
         let (range, access) = (self.record(slot).range, self.record(slot).access);
-        let mut merged = 0;
-        while let Some(smaller) = self.next_contained(range, access) {
+        let contained: Vec<_> = self.index.contained(range, access).collect();
+        for &smaller in &contained {
             self.unlink(slab, smaller);
-            merged += 1;
         }
         self.index.insert(range, access, slot);
         self.budget.enlist(slot, now);
         self.record_mut(slot).phase = Phase::Linked { enlisted: now };
-        merged
-    }
-
-    fn next_contained(&self, range: VaRange, access: A) -> Option<Slot> {
-        self.index.contained(range, access).next()
+        contained.len() as u64
     }
 
     /// Notes that the memory under a watch has changed. True if an entry was given up for it.
@@ -155,35 +155,71 @@ impl<A: Access> Ledger<A> {
         }
     }
 
-    /// Takes the least recently used idle entry out. False if there is none.
-    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>, now: u64) -> bool {
+    /// Takes idle entries out, the least recently used first, until another one of `bytes` has room,
+    /// and returns how many; none are taken out if that cannot be reached.
+    pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize, now: u64) -> Option<u64> {
+        let mut victims = Vec::new();
+        let mut freed = 0;
+        while !self.budget.would_hold(bytes, victims.len(), freed) {
+            let Some(slot) = self.oldest_idle(slab, now) else {
+                for slot in victims {
+                    self.budget.enlist(slot, self.enlisted(slot));
+                }
+                return None;
+            };
+            freed += self.record(slot).bytes;
+            victims.push(slot);
+        }
+        for &slot in &victims {
+            self.unlink(slab, slot);
+        }
+        Some(victims.len() as u64)
+    }
+
+    /// Takes the least recently used idle entry out, and returns the bytes that it pins.
+    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>, now: u64) -> Option<usize> {
+        let slot = self.oldest_idle(slab, now)?;
+        self.unlink(slab, slot);
+        Some(self.record(slot).bytes)
+    }
+
+    /// The least recently used idle entry, struck from the budget's order.
+    fn oldest_idle<T>(&mut self, slab: &Slab<T>, now: u64) -> Option<Slot> {
         let Self {
             records, budget, ..
         } = self;
-        let records = std::cell::RefCell::new(records);
-        let victim = budget.victim(
-            now,
-            |slot| {
-                let Some(entry) = slab.get(slot) else {
-                    return Found::Busy;
-                };
-                let phase = records.borrow()[slot.0 as usize].phase;
-                match phase {
-                    _ if entry.is_in_use() => Found::Busy,
-                    Phase::Linked { enlisted } if entry.last_used() > enlisted => {
-                        Found::UsedAt(entry.last_used())
-                    }
-                    _ => Found::Idle,
-                }
-            },
-            |slot, time| {
-                records.borrow_mut()[slot.0 as usize].phase = Phase::Linked { enlisted: time };
-            },
-        );
-        if let Some(slot) = victim {
-            self.unlink(slab, slot);
+        budget.victim(now, |slot, enlisted| {
+            let found = match slab.get(slot) {
+                Some(entry) if entry.is_in_use() => Found::Busy,
+                Some(entry) if entry.last_used() > enlisted => Found::UsedAt(entry.last_used()),
+                Some(_) => Found::Idle,
+                None => Found::Busy,
+            };
+            let enlisted = match found {
+                Found::Busy => now,
+                Found::UsedAt(time) => time,
+                Found::Idle => enlisted,
+            };
+            records[slot.0 as usize].phase = Phase::Linked { enlisted };
+            found
+        })
+    }
+
+    fn enlisted(&self, slot: Slot) -> u64 {
+        match self.record(slot).phase {
+            Phase::Linked { enlisted } => enlisted,
+            _ => 0,
         }
-        victim.is_some()
+    }
+
+    /// Reports may have been lost: takes all entries out, and counts pending ones as hit.
+    pub(crate) fn distrust<T>(&mut self, slab: &Slab<T>) {
+        for record in &mut self.records {
+            if let Phase::Pending { hit } = &mut record.phase {
+                *hit = true;
+            }
+        }
+        self.unlink_all(slab);
     }
 
     /// Takes all entries out.
@@ -212,6 +248,11 @@ impl<A: Access> Ledger<A> {
         if unsafe { entry.kill() } {
             self.dead = Some(slot);
         }
+    }
+
+    /// True if there is something to bury.
+    pub(crate) fn has_dead(&self) -> bool {
+        self.dead.is_some()
     }
 
     /// One of the dead, which the caller must take the content of.

@@ -17,7 +17,7 @@ use crate::VaRange;
 pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
     /// True if a registration made with `self` can stand in for one made with `wanted`.
     ///
-    /// Must be reflexive and transitive.
+    /// Must be reflexive and transitive, and must not panic: it is called under the cache's lock.
     fn serves(self, wanted: Self) -> bool;
 
     /// True if the device may write to the memory. Only to explain a refusal.
@@ -36,7 +36,8 @@ impl Access for () {
 /// Makes and destroys registrations.
 ///
 /// Both methods are called without any lock of the cache held, from whichever thread looked up,
-/// dropped a guard or closed the cache, and must not call back into the same cache.
+/// dropped a guard or closed the cache, and must not call back into the same cache. A panic in them
+/// leaks the registration and its room in the cache.
 ///
 /// # Safety
 ///

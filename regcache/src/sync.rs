@@ -2,7 +2,10 @@
 //!
 //! loom sees every atomic, lock and [`UnsafeCell`] that comes from here. It does not see the
 //! contents of an entry after [`UnsafeCell::with`] has returned a reference to them, nor the
-//! counter page and the fork mark, which are memory that the kernel writes.
+//! counter page and the fork mark, which are memory that the kernel writes. And it runs threads in
+//! turn: that `drained` is stored with release and loaded with acquire ordering (`cache.rs`, step 3)
+//! makes a difference only where two processors see two stores in different orders, which no test
+//! here can show.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{

@@ -81,7 +81,8 @@ impl FakeKernel {
 
 struct FakeMonitor(Arc<FakeKernel>);
 
-impl Monitor for FakeMonitor {
+// SAFETY: it is a model; there is no device to reach memory.
+unsafe impl Monitor for FakeMonitor {
     fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
     }
@@ -247,6 +248,53 @@ fn loom_eviction_and_last_guard_destroy_a_registration_once() {
         };
         drop(held);
         other.join().unwrap();
+        assert_balanced(&kernel, cache);
+    });
+}
+
+/// Two guards of one registration are dropped in two threads, the cache in a third.
+#[test]
+fn loom_cache_and_last_guards_may_go_at_once() {
+    loom::model(|| {
+        let kernel = FakeKernel::new(Flaw::None);
+        let cache = cache(&kernel, 2);
+        let guards = [
+            cache.get(PAGE, 1, ()).unwrap(),
+            cache.get(PAGE, 1, ()).unwrap(),
+        ];
+        let droppers = guards.map(|guard| thread::spawn(move || drop(guard)));
+        drop(cache);
+        for dropper in droppers {
+            dropper.join().unwrap();
+        }
+        assert_eq!(kernel.registered.load(Ordering::Relaxed), 0);
+        assert!(kernel.watches.lock().unwrap().live.is_empty());
+        assert_eq!(
+            Arc::strong_count(&kernel),
+            1,
+            "monitor and registrar are gone"
+        );
+    });
+}
+
+/// Two threads bury what was given up, and a third drops the last guard of one of them.
+#[test]
+fn loom_several_threads_bury_each_registration_once() {
+    loom::model(|| {
+        let kernel = FakeKernel::new(Flaw::None);
+        let cache = cache(&kernel, 4);
+        let held = cache.get(PAGE, 1, ()).unwrap();
+        drop(cache.get(PAGE.wrapping_add(0x1000), 1, ()).unwrap());
+        drop(cache.get(PAGE.wrapping_add(0x2000), 1, ()).unwrap());
+        let flusher = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || cache.flush().unwrap())
+        };
+        let dropper = thread::spawn(move || drop(held));
+        cache.flush().unwrap();
+        flusher.join().unwrap();
+        dropper.join().unwrap();
+        assert_eq!(cache.stats().entries, 0);
         assert_balanced(&kernel, cache);
     });
 }

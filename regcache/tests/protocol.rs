@@ -4,11 +4,12 @@
 
 mod model;
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use model::{BASE, Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, page};
-use regcache::monitor::Nothing;
+use regcache::monitor::{Cookie, Monitor, Nothing};
 use regcache::{Builder, Cache, Error, Guard, RegisterError, VaRange};
 
 type FakeCache = Cache<FakeDevice, FakeMonitor>;
@@ -331,9 +332,171 @@ fn a_monitor_that_fails_fails_the_lookup() {
             "{error}"
         );
     }
+    assert_eq!(
+        live(&cache),
+        0,
+        "what may have been reported is not trusted"
+    );
     kernel.break_reports.store(false, Ordering::Relaxed);
     let guard = get(&cache, 0, 1);
     assert!(!guard.registration().is_stale(&kernel, guard.range()));
+}
+
+/// A monitor that does something once, at the end of its next drain, or does not end watches.
+struct Twisted {
+    inner: FakeMonitor,
+    /// The page to remap at the end of a drain.
+    remap: AtomicUsize,
+    keeps_watches: AtomicBool,
+}
+
+impl Twisted {
+    fn new(kernel: &Arc<FakeKernel>) -> Arc<Self> {
+        Arc::new(Self {
+            inner: FakeMonitor(Arc::clone(kernel)),
+            remap: AtomicUsize::new(usize::MAX),
+            keeps_watches: AtomicBool::new(false),
+        })
+    }
+}
+
+struct Shared(Arc<Twisted>);
+
+// SAFETY: it is a model; there is no device to reach memory.
+unsafe impl Monitor for Shared {
+    fn generation(&self) -> u64 {
+        self.0.inner.generation()
+    }
+
+    fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        self.0.inner.watch(range, cookie)
+    }
+
+    fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        if self.0.keeps_watches.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        self.0.inner.unwatch(cookie)
+    }
+
+    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        let generation = self.0.inner.drain(invalidated)?;
+        let page = self.0.remap.swap(usize::MAX, Ordering::Relaxed);
+        if page != usize::MAX {
+            self.0.inner.0.remap(page);
+        }
+        Ok(generation)
+    }
+
+    fn name(&self) -> &'static str {
+        "twisted"
+    }
+}
+
+#[test]
+fn an_invalidation_between_the_last_report_and_the_end_of_the_drain_is_seen() {
+    let kernel = FakeKernel::new(2);
+    let twisted = Twisted::new(&kernel);
+    let monitor = Shared(Arc::clone(&twisted));
+    let cache = Cache::builder(FakeDevice::new(&kernel))
+        .monitor(monitor)
+        .build()
+        .unwrap();
+    let lookup = |i| cache.get(page(i), PAGE, READ).unwrap();
+    drop((lookup(0), lookup(1)));
+    kernel.remap(0);
+    twisted.remap.store(1, Ordering::Relaxed);
+    drop(lookup(0));
+    let guard = lookup(1);
+    assert!(!guard.registration().is_stale(&kernel, guard.range()));
+}
+
+#[test]
+fn a_report_for_a_former_user_of_the_slot_is_ignored() {
+    let kernel = FakeKernel::new(2);
+    let twisted = Twisted::new(&kernel);
+    let monitor = Shared(Arc::clone(&twisted));
+    let builder = Cache::builder(FakeDevice::new(&kernel))
+        .monitor(monitor)
+        .max_entries(1);
+    let cache = builder.build().unwrap();
+    drop(cache.get(page(0), PAGE, READ).unwrap());
+    twisted.keeps_watches.store(true, Ordering::Relaxed);
+    drop(cache.get(page(1), PAGE, READ).unwrap());
+    kernel.remap(0);
+    assert!(cache.get(page(1), PAGE, READ).unwrap().is_cached());
+    let stats = cache.stats();
+    assert_eq!((stats.invalidations, stats.hits), (0, 1));
+}
+
+#[test]
+fn of_two_misses_at_once_the_first_to_be_published_serves_both() {
+    static CACHE: OnceLock<FakeCache> = OnceLock::new();
+    let kernel = FakeKernel::new(2);
+    let mut device = FakeDevice::new(&kernel);
+    device.hook = Some(Box::new(|device, _| {
+        if device.made.load(Ordering::Relaxed) == 1 {
+            let other = std::thread::spawn(|| drop(get(CACHE.get().unwrap(), 0, 1)));
+            other.join().unwrap();
+        }
+    }));
+    let monitor = FakeMonitor(Arc::clone(&kernel));
+    let cache = CACHE.get_or_init(|| Cache::builder(device).monitor(monitor).build().unwrap());
+    assert_eq!(get(cache, 0, 1).registration().id, 1, "the other thread's");
+    assert_eq!(
+        (cache.stats().merges, live(cache), kernel.watches()),
+        (0, 1, 1)
+    );
+}
+
+#[test]
+fn guards_in_use_do_not_hide_idle_registrations_from_eviction() {
+    const HELD: usize = 400;
+    let kernel = FakeKernel::new(HELD + 100);
+    let mut device = FakeDevice::new(&kernel);
+    device.capacity = HELD as u32 + 10;
+    let monitor = FakeMonitor(Arc::clone(&kernel));
+    let cache = Cache::builder(device).monitor(monitor).build().unwrap();
+    let _held: Vec<_> = (0..HELD).map(|i| get(&cache, i, 1)).collect();
+    for i in HELD..HELD + 100 {
+        assert!(get(&cache, i, 1).is_cached());
+    }
+    let cache = builder(&kernel)
+        .max_entries(HELD as u32 + 10)
+        .build()
+        .unwrap();
+    let _held: Vec<_> = (0..HELD).map(|i| get(&cache, i, 1)).collect();
+    for i in HELD..HELD + 100 {
+        assert!(get(&cache, i, 1).is_cached());
+    }
+}
+
+#[test]
+fn a_lookup_that_cannot_be_kept_does_not_empty_the_cache() {
+    let kernel = FakeKernel::new(200);
+    let cache = builder(&kernel).max_bytes(100 * PAGE).build().unwrap();
+    let _held = get(&cache, 0, 60);
+    for i in 60..100 {
+        drop(get(&cache, i, 1));
+    }
+    assert!(!get(&cache, 100, 50).is_cached(), "60 are in use");
+    assert!(!get(&cache, 60, 120).is_cached(), "more than the limit");
+    let stats = cache.stats();
+    assert_eq!((stats.evictions, stats.entries), (0, 41));
+}
+
+#[test]
+fn a_registration_that_the_device_cannot_make_costs_no_more_than_its_own_size() {
+    let kernel = FakeKernel::new(200);
+    let mut device = FakeDevice::new(&kernel);
+    device.largest = 8;
+    let monitor = FakeMonitor(Arc::clone(&kernel));
+    let cache = Cache::builder(device).monitor(monitor).build().unwrap();
+    for i in 0..100 {
+        drop(get(&cache, i, 1));
+    }
+    cache.get(page(100), 10 * PAGE, READ).unwrap_err();
+    assert_eq!(cache.stats().entries, 90);
 }
 
 #[test]
@@ -366,6 +529,53 @@ fn a_forked_child_is_refused_and_destroys_nothing() {
     assert_eq!(live(cache.as_ref().unwrap()), 2);
     drop(get(cache.as_ref().unwrap(), 1, 1));
     assert_eq!(cache.as_ref().unwrap().stats().hits, 1);
+}
+
+#[test]
+fn a_forked_child_that_drops_the_last_guard_destroys_nothing() {
+    let kernel = FakeKernel::new(2);
+    let cache = builder(&kernel).build().unwrap();
+    let mut given_up = Some(get(&cache, 0, 1));
+    cache.flush().unwrap();
+    kernel.refuse_watches.store(true, Ordering::Relaxed);
+    let mut uncached = Some(get(&cache, 1, 1));
+    // SAFETY: the child touches the model's memory, which is its own copy, and ends by _exit.
+    match unsafe { libc::fork() } {
+        0 => {
+            drop((given_up.take(), uncached.take()));
+            let status = i32::from(live(&cache) != 2);
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(status) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: waits for the child made above.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0);
+        }
+    }
+}
+
+#[test]
+fn a_forked_child_that_drops_an_empty_cache_closes_nothing() {
+    let kernel = FakeKernel::new(1);
+    let mut cache = Some(builder(&kernel).build().unwrap());
+    let users = Arc::strong_count(&kernel);
+    // SAFETY: as above.
+    match unsafe { libc::fork() } {
+        0 => {
+            drop(cache.take());
+            let status = i32::from(Arc::strong_count(&kernel) != users);
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(status) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: waits for the child made above.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0, "registrar and monitor were dropped");
+        }
+    }
 }
 
 /// Several threads look up ranges of their own pages, which they remap, and of shared ones; a small

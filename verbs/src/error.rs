@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use regcache::VaRange;
 
-use crate::{PortState, WcStatus};
+use crate::{Access, PortState, WcStatus};
 
 /// A transfer that [`Loopback`](crate::Loopback) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,17 @@ pub enum Operation {
     RdmaWrite,
     /// An RDMA read.
     RdmaRead,
+}
+
+impl Operation {
+    /// What the registrations of source and destination must allow.
+    pub(crate) fn access(self) -> (Access, Access) {
+        match self {
+            Self::Send => (Access::empty(), Access::LOCAL_WRITE),
+            Self::RdmaWrite => (Access::empty(), Access::REMOTE_WRITE),
+            Self::RdmaRead => (Access::REMOTE_READ, Access::LOCAL_WRITE),
+        }
+    }
 }
 
 impl fmt::Display for Operation {
@@ -60,6 +71,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The cache refused to register an end of a transfer.
+    #[error(transparent)]
+    Lookup(#[from] regcache::Error),
     /// There is no RDMA device.
     #[error(
         "no RDMA device on this machine. For a software one: \

@@ -6,22 +6,15 @@
 //!   block, borrow the memory they touch, and are safe to call.
 //!
 //! ```no_run
-//! use regcache::{Registrar as _, VaRange};
-//! use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd};
+//! use regcache::Cache;
+//! use regcache_verbs::{Context, Loopback, MrRegistrar, Pd};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let pd = Pd::alloc(&Context::open_first()?)?;
-//! let registrar = MrRegistrar::new(&pd);
-//!
+//! let cache = Cache::builder(MrRegistrar::new(&pd)).build()?;
 //! let source = vec![7u8; 4096];
 //! let mut destination = vec![0u8; 4096];
-//! let source_mr = registrar.register(VaRange::new(source.as_ptr(), 4096)?, Access::empty())?;
-//! let destination_mr = registrar.register(
-//!     VaRange::new(destination.as_ptr(), 4096)?,
-//!     Access::LOCAL_WRITE | Access::REMOTE_WRITE,
-//! )?;
-//!
-//! Loopback::connect(&pd)?.rdma_write(&source, &source_mr, &mut destination, &destination_mr)?;
+//! Loopback::connect(&pd)?.rdma_write(&cache, &source, &mut destination)?;
 //! assert_eq!(source, destination);
 //! # Ok(())
 //! # }

@@ -13,9 +13,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use regcache::VaRange;
+use regcache::{Cache, Monitor, VaRange};
 
-use crate::{Cq, End, Error, Mr, Operation, Pd, Qp, RemoteMemory, Route, Sge, WcStatus};
+use crate::{
+    Cq, End, Error, Mr, MrRegistrar, Operation, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
+};
 
 /// Generous: an emulated machine moves 16 MiB in half a second.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,9 +35,13 @@ const DESTROY_TRIES: u32 = 200;
 /// A connection of this process with itself: two queue pairs of one port, connected with each other.
 ///
 /// Its transfers block until they are done, polling, and yielding the processor between polls. The
-/// source is borrowed, the destination mutably so, and each comes with a registration that covers
-/// it. The device uses the slice's address and the registration's key, and no more: through a stale
-/// registration, one whose memory was mapped anew, it moves the bytes of the old pages.
+/// source is borrowed, the destination mutably so, and their registrations come from a cache. The
+/// device uses the slice's address and the registration's key, and no more: through a stale
+/// registration it would move the bytes of the old pages.
+///
+/// A registration that was made without a cache may be stale and its pages mapped elsewhere by now,
+/// where the device would write under somebody else's references; so the transfers that take one
+/// ([`send_registered`](Self::send_registered)) are unsafe.
 ///
 /// Transfers longer than the port's largest message go in several. A transfer of 0 bytes does
 /// nothing.
@@ -99,77 +105,165 @@ impl Loopback {
 
     /// Sends `source`, received into `destination`.
     ///
+    /// # Errors
+    ///
+    /// [`Error::Lookup`] if the cache refuses; [`Error::LengthMismatch`], [`Error::OtherDomain`],
+    /// [`Error::ForkedChild`]: nothing was moved. [`Error::Completion`] if the device refused,
+    /// [`Error::TimedOut`]; those of [`connect`](Self::connect) after an earlier error.
+    pub fn send<M: Monitor>(
+        &mut self,
+        cache: &Cache<MrRegistrar, M>,
+        source: &[u8],
+        destination: &mut [u8],
+    ) -> Result<(), Error> {
+        self.cached(Operation::Send, cache, source, destination)
+    }
+
+    /// Writes `source` to `destination`, which is the remote side.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub fn rdma_write<M: Monitor>(
+        &mut self,
+        cache: &Cache<MrRegistrar, M>,
+        source: &[u8],
+        destination: &mut [u8],
+    ) -> Result<(), Error> {
+        self.cached(Operation::RdmaWrite, cache, source, destination)
+    }
+
+    /// Reads `source`, which is the remote side, into `destination`.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    pub fn rdma_read<M: Monitor>(
+        &mut self,
+        cache: &Cache<MrRegistrar, M>,
+        source: &[u8],
+        destination: &mut [u8],
+    ) -> Result<(), Error> {
+        self.cached(Operation::RdmaRead, cache, source, destination)
+    }
+
+    fn cached<M: Monitor>(
+        &mut self,
+        operation: Operation,
+        cache: &Cache<MrRegistrar, M>,
+        source: &[u8],
+        destination: &mut [u8],
+    ) -> Result<(), Error> {
+        if source.is_empty() && destination.is_empty() {
+            return Ok(());
+        }
+        let (from, to) = operation.access();
+        let from = cache.get(source.as_ptr(), source.len(), from)?;
+        let to = cache.get(destination.as_ptr(), destination.len(), to)?;
+        let (from, to) = (from.registration(), to.registration());
+        // SAFETY: both registrations were looked up while the slices are borrowed, so that their
+        // memory cannot be moved or unmapped since, and a lookup never returns a stale one.
+        unsafe { self.transfer(operation, source, from, destination, to) }
+    }
+
+    /// Sends `source`, received into `destination`, by registrations of the caller's.
+    ///
     /// `destination_mr` must allow [`LOCAL_WRITE`](crate::Access::LOCAL_WRITE).
     ///
     /// # Errors
     ///
-    /// [`Error::LengthMismatch`], [`Error::OutsideRegistration`], [`Error::OtherDomain`],
-    /// [`Error::ForkedChild`]: nothing was moved. [`Error::Completion`] if the device refused,
-    /// [`Error::TimedOut`]; those of [`connect`](Self::connect) after an earlier error.
-    pub fn send(
+    /// As [`send`](Self::send), and [`Error::OutsideRegistration`].
+    ///
+    /// # Safety
+    ///
+    /// No page that `source_mr` and `destination_mr` have pinned under the slices is mapped anywhere
+    /// but there. It is if the registration is stale because its memory was moved, by `mremap` or by
+    /// a `realloc` that uses it.
+    pub unsafe fn send_registered(
         &mut self,
         source: &[u8],
         source_mr: &Mr,
         destination: &mut [u8],
         destination_mr: &Mr,
     ) -> Result<(), Error> {
-        self.transfer(
-            Operation::Send,
-            source,
-            source_mr,
-            destination,
-            destination_mr,
-        )
+        // SAFETY: passed on.
+        unsafe {
+            self.transfer(
+                Operation::Send,
+                source,
+                source_mr,
+                destination,
+                destination_mr,
+            )
+        }
     }
 
-    /// Writes `source` to `destination`, which is the remote side.
+    /// Writes `source` to `destination`, which is the remote side, by registrations of the caller's.
     ///
     /// `destination_mr` must allow [`REMOTE_WRITE`](crate::Access::REMOTE_WRITE).
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send).
-    pub fn rdma_write(
+    /// As [`send_registered`](Self::send_registered).
+    ///
+    /// # Safety
+    ///
+    /// As [`send_registered`](Self::send_registered).
+    pub unsafe fn rdma_write_registered(
         &mut self,
         source: &[u8],
         source_mr: &Mr,
         destination: &mut [u8],
         destination_mr: &Mr,
     ) -> Result<(), Error> {
-        self.transfer(
-            Operation::RdmaWrite,
-            source,
-            source_mr,
-            destination,
-            destination_mr,
-        )
+        // SAFETY: passed on.
+        unsafe {
+            self.transfer(
+                Operation::RdmaWrite,
+                source,
+                source_mr,
+                destination,
+                destination_mr,
+            )
+        }
     }
 
-    /// Reads `source`, which is the remote side, into `destination`.
+    /// Reads `source`, which is the remote side, into `destination`, by registrations of the
+    /// caller's.
     ///
     /// `source_mr` must allow [`REMOTE_READ`](crate::Access::REMOTE_READ), `destination_mr`
     /// [`LOCAL_WRITE`](crate::Access::LOCAL_WRITE).
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send).
-    pub fn rdma_read(
+    /// As [`send_registered`](Self::send_registered).
+    ///
+    /// # Safety
+    ///
+    /// As [`send_registered`](Self::send_registered).
+    pub unsafe fn rdma_read_registered(
         &mut self,
         source: &[u8],
         source_mr: &Mr,
         destination: &mut [u8],
         destination_mr: &Mr,
     ) -> Result<(), Error> {
-        self.transfer(
-            Operation::RdmaRead,
-            source,
-            source_mr,
-            destination,
-            destination_mr,
-        )
+        // SAFETY: passed on.
+        unsafe {
+            self.transfer(
+                Operation::RdmaRead,
+                source,
+                source_mr,
+                destination,
+                destination_mr,
+            )
+        }
     }
 
-    fn transfer(
+    /// # Safety
+    ///
+    /// As [`send_registered`](Self::send_registered).
+    unsafe fn transfer(
         &mut self,
         operation: Operation,
         source: &[u8],

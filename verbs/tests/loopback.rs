@@ -142,6 +142,30 @@ fn pattern(bytes: &mut [u8], seed: u32) {
     }
 }
 
+/// Transfers by the tests' own registrations.
+trait Raw {
+    fn raw_send(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error>;
+    fn raw_write(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error>;
+    fn raw_read(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error>;
+}
+
+impl Raw for Loopback {
+    fn raw_send(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error> {
+        // SAFETY: the tests unmap and map anew, but move no mapping elsewhere.
+        unsafe { self.send_registered(from, fm, to, tm) }
+    }
+
+    fn raw_write(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error> {
+        // SAFETY: as above.
+        unsafe { self.rdma_write_registered(from, fm, to, tm) }
+    }
+
+    fn raw_read(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error> {
+        // SAFETY: as above.
+        unsafe { self.rdma_read_registered(from, fm, to, tm) }
+    }
+}
+
 type Transfer = fn(&mut Loopback, &[u8], &Mr, &mut [u8], &Mr) -> Result<(), Error>;
 
 /// Every size, at unaligned addresses; and the bytes before and after the destination stay.
@@ -186,27 +210,23 @@ fn moves_the_bytes_at_every_size(transfer: Transfer, source: Access, destination
 
 #[test]
 fn send_moves_the_bytes_at_every_size() {
-    moves_the_bytes_at_every_size(Loopback::send, Access::empty(), Access::LOCAL_WRITE);
+    moves_the_bytes_at_every_size(Loopback::raw_send, Access::empty(), Access::LOCAL_WRITE);
 }
 
 #[test]
 fn rdma_write_lands_at_the_destination_at_every_size() {
-    moves_the_bytes_at_every_size(Loopback::rdma_write, Access::empty(), Access::REMOTE_WRITE);
+    moves_the_bytes_at_every_size(Loopback::raw_write, Access::empty(), Access::REMOTE_WRITE);
 }
 
 #[test]
 fn rdma_read_brings_the_source_at_every_size() {
-    moves_the_bytes_at_every_size(
-        Loopback::rdma_read,
-        Access::REMOTE_READ,
-        Access::LOCAL_WRITE,
-    );
+    moves_the_bytes_at_every_size(Loopback::raw_read, Access::REMOTE_READ, Access::LOCAL_WRITE);
 }
 
 /// The bug that the cache exists for, at the device's level.
 #[test]
 fn a_registration_reads_the_old_page_after_munmap_and_mmap() {
-    let transfers: [Transfer; 3] = [Loopback::send, Loopback::rdma_write, Loopback::rdma_read];
+    let transfers: [Transfer; 3] = [Loopback::raw_send, Loopback::raw_write, Loopback::raw_read];
     for transfer in transfers {
         let pd = domain();
         let mut loopback = Loopback::connect(&pd).unwrap();
@@ -237,7 +257,7 @@ fn a_registration_reads_the_old_page_after_munmap_and_mmap() {
 
 #[test]
 fn a_registration_writes_the_old_page_after_munmap_and_mmap() {
-    let transfers: [Transfer; 3] = [Loopback::send, Loopback::rdma_write, Loopback::rdma_read];
+    let transfers: [Transfer; 3] = [Loopback::raw_send, Loopback::raw_write, Loopback::raw_read];
     for transfer in transfers {
         let pd = domain();
         let mut loopback = Loopback::connect(&pd).unwrap();
@@ -278,7 +298,7 @@ fn a_slice_outside_the_registration_is_refused() {
     for slice in outside {
         let len = slice.len();
         let source = &pages.bytes()[slice.clone()];
-        let refused = loopback.rdma_write(source, &mr, &mut to.bytes_mut()[..len], &to_mr);
+        let refused = loopback.raw_write(source, &mr, &mut to.bytes_mut()[..len], &to_mr);
         let Err(Error::OutsideRegistration {
             end: End::Source,
             start,
@@ -294,7 +314,7 @@ fn a_slice_outside_the_registration_is_refused() {
         );
 
         let destination = &mut pages.bytes_mut()[slice.clone()];
-        let refused = loopback.send(&to.bytes()[..len], &to_mr, destination, &mr);
+        let refused = loopback.raw_send(&to.bytes()[..len], &to_mr, destination, &mr);
         assert!(
             matches!(
                 refused,
@@ -313,7 +333,7 @@ fn a_slice_outside_the_registration_is_refused() {
     for slice in [PAGE..PAGE + 1, 3 * PAGE - 1..3 * PAGE, PAGE..3 * PAGE] {
         let len = slice.len();
         loopback
-            .send(
+            .raw_send(
                 &pages.bytes()[slice],
                 &mr,
                 &mut to.bytes_mut()[..len],
@@ -330,7 +350,7 @@ fn slices_of_unequal_length_are_refused_and_empty_ones_do_nothing() {
     let from = Pages::map(PAGE);
     let mut to = Pages::map(PAGE);
     let (from_mr, to_mr) = (register(&pd, &from, ALL), register(&pd, &to, ALL));
-    let refused = loopback.send(
+    let refused = loopback.raw_send(
         &from.bytes()[..5],
         &from_mr,
         &mut to.bytes_mut()[..6],
@@ -343,7 +363,7 @@ fn slices_of_unequal_length_are_refused_and_empty_ones_do_nothing() {
             destination_len: 6
         })
     ));
-    loopback.send(&[], &from_mr, &mut [], &to_mr).unwrap();
+    loopback.raw_send(&[], &from_mr, &mut [], &to_mr).unwrap();
 }
 
 #[test]
@@ -353,7 +373,7 @@ fn a_registration_of_another_domain_is_refused() {
     let from = Pages::map(PAGE);
     let mut to = Pages::map(PAGE);
     let (from_mr, to_mr) = (register(&other, &from, ALL), register(&pd, &to, ALL));
-    let refused = loopback.send(from.bytes(), &from_mr, to.bytes_mut(), &to_mr);
+    let refused = loopback.raw_send(from.bytes(), &from_mr, to.bytes_mut(), &to_mr);
     assert!(matches!(
         refused,
         Err(Error::OtherDomain { end: End::Source })
@@ -411,7 +431,7 @@ fn is_refused_and_the_next_is_not(
 #[test]
 fn a_write_without_remote_write_fails_and_leaves_the_connection_usable() {
     is_refused_and_the_next_is_not(
-        Loopback::rdma_write,
+        Loopback::raw_write,
         Access::empty(),
         Access::LOCAL_WRITE,
         &[(End::Source, WcStatus::REM_ACCESS_ERR)],
@@ -421,7 +441,7 @@ fn a_write_without_remote_write_fails_and_leaves_the_connection_usable() {
 #[test]
 fn a_read_without_remote_read_fails_and_leaves_the_connection_usable() {
     is_refused_and_the_next_is_not(
-        Loopback::rdma_read,
+        Loopback::raw_read,
         Access::REMOTE_WRITE,
         Access::LOCAL_WRITE,
         &[(End::Destination, WcStatus::REM_ACCESS_ERR)],
@@ -431,7 +451,7 @@ fn a_read_without_remote_read_fails_and_leaves_the_connection_usable() {
 #[test]
 fn a_receive_without_local_write_fails_and_leaves_the_connection_usable() {
     is_refused_and_the_next_is_not(
-        Loopback::send,
+        Loopback::raw_send,
         Access::empty(),
         Access::REMOTE_READ,
         &[
@@ -457,7 +477,7 @@ fn a_transfer_given_up_writes_no_more_and_leaves_the_connection_usable() {
     pattern(from.bytes_mut(), 1);
     let mut to = Pages::map(SIZE);
     let (from_mr, to_mr) = (register(&pd, &from, ALL), register(&pd, &to, ALL));
-    let transfers: [Transfer; 3] = [Loopback::send, Loopback::rdma_write, Loopback::rdma_read];
+    let transfers: [Transfer; 3] = [Loopback::raw_send, Loopback::raw_write, Loopback::raw_read];
     for transfer in transfers {
         for _ in 0..2 {
             to.bytes_mut().fill(0);
@@ -509,7 +529,7 @@ fn two_loopbacks_in_two_threads_do_not_mix_their_bytes() {
                 for round in 0..50u32 {
                     pattern(from.bytes_mut(), round * 2 + thread);
                     let len = 1 + (round as usize * 1237) % (16 * PAGE);
-                    let transfer = [Loopback::send, Loopback::rdma_write, Loopback::rdma_read]
+                    let transfer = [Loopback::raw_send, Loopback::raw_write, Loopback::raw_read]
                         [round as usize % 3];
                     let (source, destination) = (&from.bytes()[..len], &mut to.bytes_mut()[..len]);
                     transfer(&mut loopback, source, &from_mr, destination, &to_mr).unwrap();
@@ -532,7 +552,7 @@ fn a_registration_and_a_connection_outlive_what_they_were_made_from() {
     let to_mr = registrar.register(to.range(), ALL).unwrap();
     drop((context, pd, registrar));
     loopback
-        .send(from.bytes(), &from_mr, to.bytes_mut(), &to_mr)
+        .raw_send(from.bytes(), &from_mr, to.bytes_mut(), &to_mr)
         .unwrap();
     assert!(to.bytes().iter().all(|&byte| byte == 3));
     drop(loopback);
@@ -727,7 +747,7 @@ fn a_forked_child_deregisters_nothing_of_its_parents() {
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
-        let refused = loopback.send(from.bytes(), &from_mr, to.bytes_mut(), &to_mr);
+        let refused = loopback.raw_send(from.bytes(), &from_mr, to.bytes_mut(), &to_mr);
         let refused = matches!(refused, Err(Error::ForkedChild { .. }));
         let kept = from_mr.deregister().is_err();
         drop((loopback, to_mr, pd));
@@ -740,7 +760,7 @@ fn a_forked_child_deregisters_nothing_of_its_parents() {
     assert_eq!((waited, status), (child, 0));
 
     loopback
-        .send(from.bytes(), &from_mr, to.bytes_mut(), &to_mr)
+        .raw_send(from.bytes(), &from_mr, to.bytes_mut(), &to_mr)
         .unwrap();
     assert!(to.bytes().iter().all(|&byte| byte == b'A'));
     from_mr.deregister().unwrap();
@@ -865,13 +885,13 @@ fn a_failed_transfer_leaves_no_queue_pair_behind() {
     let from_mr = register(&pd, &from, ALL);
     let to_mr = register(&pd, &to, Access::empty());
     loopback
-        .rdma_write(from.bytes(), &from_mr, to.bytes_mut(), &to_mr)
+        .raw_write(from.bytes(), &from_mr, to.bytes_mut(), &to_mr)
         .unwrap_err();
     assert_eq!(queue_pairs_of_this_thread(), 0);
     drop(to_mr);
     let to_mr = register(&pd, &to, ALL);
     loopback
-        .rdma_write(from.bytes(), &from_mr, to.bytes_mut(), &to_mr)
+        .raw_write(from.bytes(), &from_mr, to.bytes_mut(), &to_mr)
         .unwrap();
     assert_eq!(queue_pairs_of_this_thread(), 2);
     drop(loopback);

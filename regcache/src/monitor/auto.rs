@@ -41,7 +41,8 @@ macro_rules! either {
     };
 }
 
-impl Monitor for Auto {
+// SAFETY: each of the choices is a sound monitor.
+unsafe impl Monitor for Auto {
     #[inline]
     fn generation(&self) -> u64 {
         either!(self, m => m.generation())

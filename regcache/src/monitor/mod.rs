@@ -33,9 +33,12 @@ impl fmt::Debug for Cookie {
 /// An *invalidation* is any change of the pages that back a range: munmap, mremap, brk, a mapping
 /// placed over it, `MADV_DONTNEED`, a hole punched in its file, a copy-on-write break.
 ///
-/// # Soundness
+/// # Safety
 ///
-/// A monitor is sound when it keeps
+/// A cache hands registrations out as registrations of the memory that is mapped, and a device
+/// reads and writes by them. If one is stale, the pages it reaches may by now be mapped elsewhere,
+/// moved there by `mremap` or `realloc`, under references that know nothing of it. So a monitor must
+/// keep the rules
 ///
 /// - **M1, nothing lost**: an invalidation that starts after [`watch`](Self::watch) has returned is
 ///   reported by [`drain`](Self::drain);
@@ -48,13 +51,12 @@ impl fmt::Debug for Cookie {
 ///   them;
 /// - **M5, not hijackable**: no other code in the process can switch it off.
 ///
-/// The trait is safe to implement all the same: a monitor that breaks its promise makes a device
-/// read or write pages that the process no longer has mapped, but those pages stay pinned by the
-/// registration, so that no memory of the process, or of anybody else, is touched.
-pub trait Monitor: Send + Sync + 'static {
+/// of which the first three are what safety rests on. `generation` and `drain` are called under the
+/// cache's lock: they must not call into the cache, nor drop a guard, nor panic.
+pub unsafe trait Monitor: Send + Sync + 'static {
     /// A number that differs whenever something watched was invalidated.
     ///
-    /// Asked on every lookup. Loads with acquire ordering.
+    /// Asked on every lookup. Acquires what was released before the number changed.
     fn generation(&self) -> u64;
 
     /// Watches `range` under `cookie`.
@@ -75,11 +77,12 @@ pub trait Monitor: Send + Sync + 'static {
     /// Calls `invalidated` for every watch that was hit since it was last reported, until there is
     /// none, and returns the generation of that moment. A watch remains after it was reported.
     ///
-    /// The cache calls this from one thread at a time. `invalidated` neither allocates nor unmaps.
+    /// The cache calls this from one thread at a time. `invalidated` does not allocate; it may free.
     ///
     /// # Errors
     ///
-    /// If reports cannot be had. The cache then refuses lookups.
+    /// If reports cannot be had, or may have been lost. The cache then gives up all that it has and
+    /// refuses lookups until a drain succeeds.
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64>;
 
     /// What to call it in a report, in one word.

@@ -9,7 +9,8 @@ use crate::VaRange;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Nothing;
 
-impl Monitor for Nothing {
+// SAFETY: nothing is ever watched, so there is nothing to report.
+unsafe impl Monitor for Nothing {
     #[inline]
     fn generation(&self) -> u64 {
         0

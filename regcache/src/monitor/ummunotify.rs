@@ -11,10 +11,10 @@
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
@@ -22,6 +22,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Cookie, Monitor, abi};
 use crate::VaRange;
+
+const _: () = assert!(usize::BITS == 64, "the counter is loaded in one piece");
 
 /// Where udev puts the driver's device.
 const DEVICE: &str = "/dev/ummunotify";
@@ -67,7 +69,7 @@ pub enum OpenError {
 
 /// Watches by `/dev/ummunotify`.
 ///
-/// Its descriptor ([`AsFd`]) is readable while a watched range is invalid, for an event loop.
+/// The descriptor stays inside: whoever read from it would take reports away from the cache.
 #[derive(Debug)]
 pub struct Ummunotify {
     device: File,
@@ -118,8 +120,8 @@ impl Ummunotify {
     #[inline]
     fn counter(&self) -> &AtomicU64 {
         // SAFETY: a mapping is page-aligned and at least a page long, lives as long as `self`, and
-        // is written by the kernel alone, by aligned stores of 8 bytes. A load is all that is ever
-        // done here, which read-only memory allows.
+        // is written by the kernel alone, by aligned stores of 8 bytes. Relaxed loads are all that is
+        // ever done with it, which read-only memory allows where 8 bytes are loaded at once.
         unsafe { AtomicU64::from_ptr(self.counter.as_ptr().cast_mut().cast()) }
     }
 
@@ -160,16 +162,14 @@ impl Ummunotify {
     }
 }
 
-impl AsFd for Ummunotify {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
-    }
-}
-
-impl Monitor for Ummunotify {
+// SAFETY: see the file's head.
+unsafe impl Monitor for Ummunotify {
     #[inline]
     fn generation(&self) -> u64 {
-        self.counter().load(Ordering::Acquire)
+        let generation = self.counter().load(Ordering::Relaxed);
+        // No instruction on x86-64; a load that acquires is not allowed from read-only memory.
+        fence(Ordering::Acquire);
+        generation
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
@@ -203,6 +203,7 @@ impl Monitor for Ummunotify {
                 match event.kind {
                     abi::INVAL => invalidated(Cookie(event.user_cookie_counter)),
                     abi::LAST => return Ok(event.user_cookie_counter),
+                    // What it stands for is lost, and the cache gives up all it has.
                     kind => {
                         return Err(io::Error::new(
                             io::ErrorKind::InvalidData,

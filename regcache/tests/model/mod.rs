@@ -83,7 +83,8 @@ impl FakeKernel {
 /// Sound, as far as the model goes.
 pub(crate) struct FakeMonitor(pub(crate) Arc<FakeKernel>);
 
-impl Monitor for FakeMonitor {
+// SAFETY: it is a model; there is no device to reach memory.
+unsafe impl Monitor for FakeMonitor {
     fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
     }
@@ -151,6 +152,8 @@ pub(crate) struct FakeDevice {
     pub(crate) made: Arc<AtomicU32>,
     /// Registrations that it has room for.
     pub(crate) capacity: u32,
+    /// Pages of the largest that it can make.
+    pub(crate) largest: usize,
     pub(crate) hook: Option<Hook>,
 }
 
@@ -161,6 +164,7 @@ impl FakeDevice {
             live: Arc::default(),
             made: Arc::default(),
             capacity: u32::MAX,
+            largest: usize::MAX,
             hook: None,
         }
     }
@@ -172,7 +176,8 @@ unsafe impl Registrar for FakeDevice {
     type Registration = Pinned;
 
     fn register(&self, range: VaRange, _: Bits) -> io::Result<Pinned> {
-        if self.live.fetch_add(1, Ordering::Relaxed) >= self.capacity {
+        let too_large = pages(range).len() > self.largest;
+        if self.live.fetch_add(1, Ordering::Relaxed) >= self.capacity || too_large {
             self.live.fetch_sub(1, Ordering::Relaxed);
             return Err(io::Error::from_raw_os_error(libc::ENOMEM));
         }

@@ -44,7 +44,7 @@ fn run(options: &Options) -> Result<bool> {
     println!(
         "reuse: device={} monitor={} naive_stale={naive_stale}/{rounds} regcache_stale={regcache_stale}/{rounds}",
         regcache.device(),
-        regcache.cache().monitor().name(),
+        regcache.cache().monitor_name(),
     );
     Ok(naive_stale == rounds && regcache_stale == 0)
 }

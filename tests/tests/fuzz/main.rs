@@ -10,6 +10,7 @@ mod model;
 mod op;
 mod run;
 mod sys;
+mod threads;
 
 use std::cell::Cell;
 use std::env;
@@ -101,13 +102,17 @@ fn run_seed(seed: u64, steps: u64) -> u64 {
     }
 }
 
+/// Pages of one size only, as the model has them.
+fn small_pages() {
+    // SAFETY: no memory is involved.
+    let set = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+    assert_eq!(set, 0);
+}
+
 #[test]
 fn the_driver_does_what_the_model_says_step_by_step() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    // SAFETY: no memory is involved. Pages of one size, as the model counts.
-    let set = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
-    assert_eq!(set, 0);
-
+    small_pages();
     let (seed, steps, started) = (seed(), steps(60_000), Instant::now());
     say(&format!(
         "REGCACHE_FUZZ_SEED={seed} REGCACHE_FUZZ_OPS={steps}"
@@ -123,4 +128,26 @@ fn the_driver_does_what_the_model_says_step_by_step() {
         }
     }
     rate("one thread", done, started, seed);
+}
+
+#[test]
+fn of_several_threads_none_misses_a_report_or_gets_one_that_is_not_its() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    small_pages();
+    let (seed, steps, started) = (seed(), steps(60_000), Instant::now());
+    say(&format!(
+        "REGCACHE_FUZZ_SEED={seed} REGCACHE_FUZZ_OPS={steps}, threads"
+    ));
+    let (mut done, mut next) = (0, seed);
+    let mut reported = Instant::now();
+    while done < steps {
+        let result = threads::run(next, PER_SEED.min(steps - done));
+        done += result.unwrap_or_else(|why| panic!("REGCACHE_FUZZ_SEED={next}: {why}"));
+        next += 1;
+        if reported.elapsed().as_secs() >= 60 {
+            rate("so far", done, started, seed);
+            reported = Instant::now();
+        }
+    }
+    rate("several threads", done, started, seed);
 }

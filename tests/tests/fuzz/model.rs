@@ -9,6 +9,7 @@
 //! the counter then shows narrows it down for all files alike.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use regcache::monitor::abi::{self, Event};
 
@@ -21,10 +22,16 @@ pub(crate) const PAGES: usize = 24;
 pub(crate) const BASE: u64 = 0x5000_0000_0000;
 
 /// Bytes from `start` to before `end`; never empty.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) start: u64,
     pub(crate) end: u64,
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}..{:#x}", self.start, self.end)
+    }
 }
 
 impl Span {
@@ -441,6 +448,54 @@ impl Watch {
             .any(|region| region.span.meet(span).is_some())
     }
 
+    /// By how much these raise the counter, at least and at most.
+    pub(crate) fn raised_by(&self, made: &[Invalidation]) -> (u64, u64) {
+        let (mut least, mut most) = (0, 0);
+        for invalidation in made {
+            match *invalidation {
+                Invalidation::Times {
+                    span,
+                    least: less,
+                    most: more,
+                } if self.watches(span) => {
+                    least += less;
+                    most += more;
+                }
+                Invalidation::Times { .. } => {}
+                Invalidation::PerMapping(all) => {
+                    let hitting = |boundaries| {
+                        let hit = all.between(boundaries).filter(|&span| self.watches(span));
+                        hit.count() as u64
+                    };
+                    least += hitting(all.certain);
+                    most += hitting(all.possible);
+                }
+            }
+        }
+        (least, most)
+    }
+
+    /// The cookies that these hit for certain.
+    pub(crate) fn hit_by(&self, made: &[Invalidation]) -> Vec<u64> {
+        let hits = |region: &&Region| {
+            made.iter().any(|invalidation| match *invalidation {
+                Invalidation::Times { span, least, .. } => {
+                    least > 0 && region.span.meet(span).is_some()
+                }
+                Invalidation::PerMapping(all) => {
+                    let mut spans = all.between(all.certain);
+                    spans.any(|span| region.span.meet(span).is_some())
+                }
+            })
+        };
+        let hit = self.regions.iter().filter(hits);
+        hit.map(|region| region.cookie).collect()
+    }
+
+    pub(crate) fn cookies(&self) -> impl ExactSizeIterator<Item = u64> {
+        self.regions.iter().map(|region| region.cookie)
+    }
+
     /// Takes note of invalidations, in their order, after which the counter was found raised by so
     /// much. At most one is of uncertain number; tells how often that was, if anything is watched
     /// there.
@@ -449,24 +504,7 @@ impl Watch {
         made: &[Invalidation],
         raised: u64,
     ) -> Result<Option<u64>, String> {
-        let (mut least_raised, mut most_raised) = (0, 0);
-        for invalidation in made {
-            match *invalidation {
-                Invalidation::Times { span, least, most } if self.watches(span) => {
-                    least_raised += least;
-                    most_raised += most;
-                }
-                Invalidation::Times { .. } => {}
-                Invalidation::PerMapping(all) => {
-                    let hitting = |boundaries| {
-                        let hit = all.between(boundaries).filter(|&span| self.watches(span));
-                        hit.count() as u64
-                    };
-                    least_raised += hitting(all.certain);
-                    most_raised += hitting(all.possible);
-                }
-            }
-        }
+        let (least_raised, most_raised) = self.raised_by(made);
         if !(least_raised..=most_raised).contains(&raised) {
             return Err(format!(
                 "the counter rose by {raised}, not {least_raised} to {most_raised}, for {made:?}"
@@ -596,7 +634,7 @@ impl Watch {
             };
             if !right {
                 return Err(format!(
-                    "event {i} is {event:x?}, of cookie {cookie:#x} watching {:x?} and hit {hits:x?}",
+                    "event {i} is {event:x?}, of cookie {cookie:#x} watching {:?} and hit {hits:?}",
                     region.span
                 ));
             }

@@ -247,7 +247,7 @@ impl Dice {
         self.below(PAGES)
     }
 
-    pub(crate) fn run(&mut self) -> Run {
+    fn run(&mut self) -> Run {
         let (first, pages) = (self.page(), 1 + self.below(6));
         Run {
             first,
@@ -325,6 +325,26 @@ impl Dice {
                 to: self.page(),
                 new_pages: 1 + self.below(6),
                 keep_old: self.percent(50),
+            },
+        }
+    }
+
+    /// A step on some of these pages, by a thread whose they are.
+    pub(crate) fn on_pages(&mut self, run: Run) -> Op {
+        match self.below(100) {
+            0..40 => Op::Touch {
+                page: run.first,
+                write: self.percent(80),
+            },
+            40..65 => Op::Map {
+                run,
+                access: self.access(),
+            },
+            65..80 => Op::Unmap { run },
+            80..95 => Op::DontNeed { run },
+            _ => Op::Protect {
+                run,
+                access: self.access(),
             },
         }
     }

@@ -12,9 +12,26 @@ use crate::model::{Arena, BASE, Invalidation, PAGE, PAGES, Span, Watch};
 use crate::op::{Access, BadMapping, BadRange, CHILDREN, FILES, Op, Run};
 use crate::sys::{self, Counter};
 
-/// A page that can be written, and behind it one that cannot.
-const BUFFER: u64 = BASE - 0x1000_0000;
-const BUFFER_END: u64 = BUFFER + PAGE;
+/// Pages that can be written, and behind each one that cannot.
+pub(crate) const BUFFER: u64 = BASE - 0x1000_0000;
+const BUFFERS: u64 = 4;
+
+fn buffer_end(buffer: usize) -> u64 {
+    BUFFER + (2 * buffer as u64 + 1) * PAGE
+}
+
+/// An empty arena, and buffers.
+pub(crate) fn prepare() -> Check {
+    let unmapped = sys::unmap(BASE - PAGE, (PAGES as u64 + 8) * PAGE);
+    unmapped.map_err(failed("munmap"))?;
+    let mapped = sys::map(BUFFER, 2 * BUFFERS * PAGE, Access::Write);
+    mapped.map_err(failed("mmap"))?;
+    for buffer in 0..BUFFERS as usize {
+        let fenced = sys::protect(buffer_end(buffer), PAGE, Access::Nothing);
+        fenced.map_err(failed("mprotect"))?;
+    }
+    Ok(())
+}
 
 /// What went wrong.
 pub(crate) type Check = Result<(), String>;
@@ -27,19 +44,21 @@ macro_rules! ensure {
     };
 }
 
+pub(crate) use ensure;
+
 /// That a call said what the model says.
-fn same<T: Debug + PartialEq>(call: &str, said: &T, expected: &T) -> Check {
+pub(crate) fn same<T: Debug + PartialEq>(call: &str, said: &T, expected: &T) -> Check {
     ensure!(said == expected, "{call} said {said:?}, not {expected:?}");
     Ok(())
 }
 
-fn failed<E: Debug>(call: &'static str) -> impl Fn(E) -> String {
+pub(crate) fn failed<E: Debug>(call: &'static str) -> impl Fn(E) -> String {
     move |error| format!("{call}: {error:?}")
 }
 
 /// An open file, real and modelled.
-struct File {
-    watch: Watch,
+pub(crate) struct File {
+    pub(crate) watch: Watch,
     /// Its descriptors; the first is where it was opened.
     fds: Vec<OwnedFd>,
     turn: usize,
@@ -49,7 +68,7 @@ struct File {
 }
 
 impl File {
-    fn open(exchanges: u8) -> Result<Self, String> {
+    pub(crate) fn open(exchanges: u8) -> Result<Self, String> {
         let fd = sys::open().map_err(failed("open"))?;
         let mut watch = Watch::new();
         for _ in 0..exchanges {
@@ -68,9 +87,17 @@ impl File {
     }
 
     /// One of its descriptors, each in turn.
-    fn fd(&mut self) -> &OwnedFd {
+    pub(crate) fn fd(&mut self) -> &OwnedFd {
         self.turn = (self.turn + 1) % self.fds.len();
         &self.fds[self.turn]
+    }
+
+    /// Tells the model what was invalidated, and looks at the counter.
+    pub(crate) fn invalidated(&mut self, made: &[Invalidation]) -> Result<Option<u64>, String> {
+        let (before, now) = (self.watch.counter, self.counter.load());
+        let raised = now.checked_sub(before);
+        let raised = raised.ok_or_else(|| format!("the counter fell from {before} to {now}"))?;
+        self.watch.invalidate(made, raised)
     }
 }
 
@@ -96,10 +123,7 @@ pub(crate) struct World {
 impl World {
     /// Two open files, and an empty arena.
     pub(crate) fn new() -> Result<Self, String> {
-        let unmapped = sys::unmap(BASE - PAGE, (PAGES as u64 + 8) * PAGE);
-        unmapped.map_err(failed("munmap"))?;
-        sys::map(BUFFER, PAGE, Access::Write).map_err(failed("mmap"))?;
-        sys::map(BUFFER_END, PAGE, Access::Nothing).map_err(failed("mmap"))?;
+        prepare()?;
         Ok(Self {
             files: [Some(File::open(0)?), Some(File::open(1)?), None],
             arena: Arena::new(),
@@ -165,7 +189,7 @@ impl World {
             | Op::Protect { .. }
             | Op::Resize { .. }
             | Op::Move { .. } => {
-                let made = self.on_memory(op)?;
+                let made = on_memory(&mut self.arena, op)?;
                 self.invalidated(&made)?;
             }
         }
@@ -204,11 +228,7 @@ impl World {
         let mut times = None;
         for (i, file) in self.files.iter_mut().enumerate() {
             let Some(file) = file else { continue };
-            let (before, now) = (file.watch.counter, file.counter.load());
-            let Some(raised) = now.checked_sub(before) else {
-                return Err(format!("file {i}: the counter fell from {before} to {now}"));
-            };
-            let found = file.watch.invalidate(made, raised);
+            let found = file.invalidated(made);
             let found = found.map_err(|why| format!("file {i}: {why}"))?;
             ensure!(
                 times.is_none() || found.is_none() || times == found,
@@ -235,132 +255,6 @@ impl World {
     fn child_exits(&mut self, child: usize) {
         self.children[child] = None;
         self.arena.child_leaves(child);
-    }
-
-    fn on_memory(&mut self, op: Op) -> Result<Vec<Invalidation>, String> {
-        let mut made = Vec::new();
-        match op {
-            Op::Touch { page, write } => {
-                let access = self.arena.access(page);
-                let allowed =
-                    access == Some(Access::Write) || access == Some(Access::Read) && !write;
-                if allowed {
-                    sys::touch(BASE + page as u64 * PAGE, write);
-                    made.extend(self.arena.touch(page, write));
-                }
-            }
-            Op::Map { run, access } => {
-                let span = Span::from(run);
-                let said = sys::map(span.start, span.end - span.start, access);
-                same("mmap", &said, &Ok(()))?;
-                made.extend(self.arena.map(run, access));
-            }
-            Op::Unmap { run } => {
-                let span = Span::from(run);
-                let said = sys::unmap(span.start, span.end - span.start);
-                same("munmap", &said, &Ok(()))?;
-                made.extend(self.arena.unmap(run));
-            }
-            Op::UnmapByVforked { run } => {
-                let unmap = |run: usize| {
-                    let (first, pages) = (run as u64 >> 8, run as u64 & 0xff);
-                    sys::unmap(BASE + first * PAGE, pages * PAGE).is_ok()
-                };
-                let said = Child::sharing_memory(unmap, run.first << 8 | run.pages);
-                ensure!(matches!(said, Ok(true)), "munmap after vfork: {said:?}");
-                made.extend(self.arena.unmap(run));
-            }
-            Op::DontNeed { run } | Op::Free { run } => {
-                let free = matches!(op, Op::Free { .. });
-                let advice = if free {
-                    libc::MADV_FREE
-                } else {
-                    libc::MADV_DONTNEED
-                };
-                let span = Span::from(run);
-                let said = sys::advise(span.start, span.end - span.start, advice);
-                let (invalidation, whole) = self.arena.advise(run, free);
-                same("madvise", &said, &whole.then_some(()).ok_or(Errno::ENOMEM))?;
-                made.push(invalidation);
-            }
-            Op::Protect { run, access } => {
-                let span = Span::from(run);
-                let said = sys::protect(span.start, span.end - span.start, access);
-                let whole = self.arena.protect(run, access);
-                same("mprotect", &said, &whole.then_some(()).ok_or(Errno::ENOMEM))?;
-            }
-            Op::Resize { run, new_pages } if self.arena.is_one_mapping(run) => {
-                self.resize(run, new_pages, &mut made)?;
-            }
-            Op::Move {
-                run,
-                to,
-                new_pages,
-                keep_old,
-            } => {
-                let new_pages = if keep_old {
-                    run.pages
-                } else {
-                    new_pages.min(run.pages)
-                };
-                if self.arena.is_one_mapping(run) && to + new_pages <= PAGES {
-                    self.move_to(run, to, new_pages, keep_old, &mut made)?;
-                }
-            }
-            _ => {}
-        }
-        Ok(made)
-    }
-
-    fn resize(&mut self, run: Run, new_pages: usize, made: &mut Vec<Invalidation>) -> Check {
-        let span = Span::from(run);
-        let bytes = span.end - span.start;
-        let new_bytes = new_pages as u64 * PAGE;
-        if new_pages > run.pages && run.first + new_pages > PAGES {
-            return Ok(());
-        }
-        let said = sys::remap(span.start, bytes, new_bytes, 0, 0);
-        let mut expected = Ok(());
-        if new_pages < run.pages {
-            let tail = Run {
-                first: run.first + new_pages,
-                pages: run.pages - new_pages,
-            };
-            made.extend(self.arena.unmap(tail));
-        } else if new_pages > run.pages {
-            if new_pages - run.pages <= self.arena.free_after(run) {
-                self.arena.grow(run, new_pages);
-            } else {
-                expected = Err(Errno::ENOMEM);
-            }
-        }
-        same("mremap", &said, &expected)
-    }
-
-    fn move_to(
-        &mut self,
-        run: Run,
-        to: usize,
-        new_pages: usize,
-        keep_old: bool,
-        made: &mut Vec<Invalidation>,
-    ) -> Check {
-        let span = Span::from(run);
-        let bytes = span.end - span.start;
-        let mut flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        if keep_old {
-            flags |= libc::MREMAP_DONTUNMAP;
-        }
-        let new_bytes = new_pages as u64 * PAGE;
-        let said = sys::remap(span.start, bytes, new_bytes, flags, BASE + to as u64 * PAGE);
-        if to < run.first + run.pages && run.first < to + new_pages {
-            return same("mremap onto itself", &said, &Err(Errno::EINVAL));
-        }
-        same("mremap", &said, &Ok(()))?;
-        for invalidation in self.arena.move_to(run, to, new_pages, keep_old) {
-            made.extend(invalidation);
-        }
-        Ok(())
     }
 
     /// The driver's own writing to the buffer may copy a page that is watched, and may fault after
@@ -412,6 +306,132 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// A step on memory, on the arena that it belongs to; what it invalidates.
+pub(crate) fn on_memory(arena: &mut Arena, op: Op) -> Result<Vec<Invalidation>, String> {
+    let mut made = Vec::new();
+    match op {
+        Op::Touch { page, write } => {
+            let access = arena.access(page);
+            let allowed = access == Some(Access::Write) || access == Some(Access::Read) && !write;
+            if allowed {
+                sys::touch(BASE + page as u64 * PAGE, write);
+                made.extend(arena.touch(page, write));
+            }
+        }
+        Op::Map { run, access } => {
+            let span = Span::from(run);
+            let said = sys::map(span.start, span.end - span.start, access);
+            same("mmap", &said, &Ok(()))?;
+            made.extend(arena.map(run, access));
+        }
+        Op::Unmap { run } => {
+            let span = Span::from(run);
+            let said = sys::unmap(span.start, span.end - span.start);
+            same("munmap", &said, &Ok(()))?;
+            made.extend(arena.unmap(run));
+        }
+        Op::UnmapByVforked { run } => {
+            let unmap = |run: usize| {
+                let (first, pages) = (run as u64 >> 8, run as u64 & 0xff);
+                sys::unmap(BASE + first * PAGE, pages * PAGE).is_ok()
+            };
+            let said = Child::sharing_memory(unmap, run.first << 8 | run.pages);
+            ensure!(matches!(said, Ok(true)), "munmap after vfork: {said:?}");
+            made.extend(arena.unmap(run));
+        }
+        Op::DontNeed { run } | Op::Free { run } => {
+            let free = matches!(op, Op::Free { .. });
+            let advice = if free {
+                libc::MADV_FREE
+            } else {
+                libc::MADV_DONTNEED
+            };
+            let span = Span::from(run);
+            let said = sys::advise(span.start, span.end - span.start, advice);
+            let (invalidation, whole) = arena.advise(run, free);
+            same("madvise", &said, &whole.then_some(()).ok_or(Errno::ENOMEM))?;
+            made.push(invalidation);
+        }
+        Op::Protect { run, access } => {
+            let span = Span::from(run);
+            let said = sys::protect(span.start, span.end - span.start, access);
+            let whole = arena.protect(run, access);
+            same("mprotect", &said, &whole.then_some(()).ok_or(Errno::ENOMEM))?;
+        }
+        Op::Resize { run, new_pages } if arena.is_one_mapping(run) => {
+            resize(arena, run, new_pages, &mut made)?;
+        }
+        Op::Move {
+            run,
+            to,
+            new_pages,
+            keep_old,
+        } => {
+            let new_pages = if keep_old {
+                run.pages
+            } else {
+                new_pages.min(run.pages)
+            };
+            if arena.is_one_mapping(run) && to + new_pages <= PAGES {
+                move_to(arena, run, to, new_pages, keep_old, &mut made)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(made)
+}
+
+fn resize(arena: &mut Arena, run: Run, new_pages: usize, made: &mut Vec<Invalidation>) -> Check {
+    let span = Span::from(run);
+    let bytes = span.end - span.start;
+    let new_bytes = new_pages as u64 * PAGE;
+    if new_pages > run.pages && run.first + new_pages > PAGES {
+        return Ok(());
+    }
+    let said = sys::remap(span.start, bytes, new_bytes, 0, 0);
+    let mut expected = Ok(());
+    if new_pages < run.pages {
+        let tail = Run {
+            first: run.first + new_pages,
+            pages: run.pages - new_pages,
+        };
+        made.extend(arena.unmap(tail));
+    } else if new_pages > run.pages {
+        if new_pages - run.pages <= arena.free_after(run) {
+            arena.grow(run, new_pages);
+        } else {
+            expected = Err(Errno::ENOMEM);
+        }
+    }
+    same("mremap", &said, &expected)
+}
+
+fn move_to(
+    arena: &mut Arena,
+    run: Run,
+    to: usize,
+    new_pages: usize,
+    keep_old: bool,
+    made: &mut Vec<Invalidation>,
+) -> Check {
+    let span = Span::from(run);
+    let bytes = span.end - span.start;
+    let mut flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    if keep_old {
+        flags |= libc::MREMAP_DONTUNMAP;
+    }
+    let new_bytes = new_pages as u64 * PAGE;
+    let said = sys::remap(span.start, bytes, new_bytes, flags, BASE + to as u64 * PAGE);
+    if to < run.first + run.pages && run.first < to + new_pages {
+        return same("mremap onto itself", &said, &Err(Errno::EINVAL));
+    }
+    same("mremap", &said, &Ok(()))?;
+    for invalidation in arena.move_to(run, to, new_pages, keep_old) {
+        made.extend(invalidation);
+    }
+    Ok(())
 }
 
 /// A step on one file that leaves memory alone.
@@ -480,9 +500,9 @@ fn on_file(file: &mut File, op: Op) -> Check {
             same("an unknown ioctl", &said, &Err(Errno::ENOTTY))?;
         }
         Op::Read { bytes, room, .. } => {
-            read(file, bytes, room)?;
+            read(file, 0, bytes, room)?;
         }
-        Op::Drain { .. } => while read(file, PAGE as usize, PAGE as usize)? {},
+        Op::Drain { .. } => while read(file, 0, PAGE as usize, PAGE as usize)? {},
         Op::Blocking { on, .. } => {
             sys::set_blocking(file.fd(), on).map_err(failed("fcntl"))?;
             file.blocking = on;
@@ -532,13 +552,18 @@ fn on_file(file: &mut File, op: Op) -> Check {
 }
 
 /// A read of `bytes` where `room` can be written. False if nothing is left, or nothing arrived.
-fn read(file: &mut File, bytes: usize, room: usize) -> Result<bool, String> {
+pub(crate) fn read(
+    file: &mut File,
+    buffer: usize,
+    bytes: usize,
+    room: usize,
+) -> Result<bool, String> {
     let max = bytes / size_of::<Event>();
     let due = file.watch.due(max);
     if max > 0 && due.events == 0 && file.blocking {
         return Ok(false);
     }
-    let address = BUFFER_END - room as u64;
+    let address = buffer_end(buffer) - room as u64;
     let said = sys::read(file.fd(), address, bytes);
     if max == 0 {
         same("read", &said, &Err(Errno::EINVAL))?;
