@@ -461,6 +461,7 @@ fn guards_in_use_do_not_hide_idle_registrations_from_eviction() {
     for i in HELD..HELD + 100 {
         assert!(get(&cache, i, 1).is_cached());
     }
+    let kernel = FakeKernel::new(HELD + 100);
     let cache = builder(&kernel)
         .max_entries(HELD as u32 + 10)
         .build()
