@@ -58,6 +58,11 @@ if [ -e "$run/ummunotify.ko" ]; then
 	done
 fi
 
+for cpu in /sys/devices/system/cpu/cpu[1-9]*; do
+	[ -e "$cpu/online" ] || continue
+	echo 1 >"$cpu/online" || fail "${cpu##*/} could not be brought up"
+done
+
 # /dev/stdout must be the command's own, and a virtio port can be opened once only: hence pipes.
 ln -sfn /proc/self/fd/1 /dev/stdout
 ln -sfn /proc/self/fd/2 /dev/stderr

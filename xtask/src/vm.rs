@@ -334,6 +334,9 @@ fn virtme(
     command.arg("--overlay-rwdir=/tmp");
     if !kvm {
         command.arg("--disable-kvm");
+        // Where one emulated CPU runs code that the kernel is patching on another, it can meet a breakpoint that is no
+        // longer there, and newer kernels patch much while they boot. guest.sh brings up the others.
+        command.args(["-a", "maxcpus=1"]);
     }
     for option in KERNEL_OPTIONS {
         command.args(["-a", option]);
