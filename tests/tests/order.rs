@@ -62,7 +62,8 @@ fn counter_has_moved_when_munmap_returns(contenders: usize) {
                 .unwrap();
             let before = monitor.generation();
             memory.unmap(0, 1).unwrap();
-            late += u64::from(monitor.generation() != before + 1);
+            // Twice, if another thread has read the report before the munmap was over.
+            late += u64::from(![before + 1, before + 2].contains(&monitor.generation()));
             monitor.unwatch(cookie).unwrap();
         }
     });
