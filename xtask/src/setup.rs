@@ -39,6 +39,7 @@ pub(crate) const BUILD: &[&str] = &[
     "libclang-dev",
     "libibverbs-dev",
     "librdmacm-dev",
+    "patch",
     "pkg-config",
 ];
 
