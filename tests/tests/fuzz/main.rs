@@ -113,7 +113,7 @@ fn small_pages() {
 fn the_driver_does_what_the_model_says_step_by_step() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     small_pages();
-    let (seed, steps, started) = (seed(), steps(60_000), Instant::now());
+    let (seed, steps, started) = (seed(), steps(40_000), Instant::now());
     say(&format!(
         "REGCACHE_FUZZ_SEED={seed} REGCACHE_FUZZ_OPS={steps}"
     ));
@@ -134,7 +134,7 @@ fn the_driver_does_what_the_model_says_step_by_step() {
 fn of_several_threads_none_misses_a_report_or_gets_one_that_is_not_its() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     small_pages();
-    let (seed, steps, started) = (seed(), steps(60_000), Instant::now());
+    let (seed, steps, started) = (seed(), steps(20_000), Instant::now());
     say(&format!(
         "REGCACHE_FUZZ_SEED={seed} REGCACHE_FUZZ_OPS={steps}, threads"
     ));
