@@ -52,7 +52,9 @@ pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
         }
         verdicts.extend(rest.iter().map_while(|mutant| judge(mutant, &text)));
         // The one that was running when the machine went down, if it did.
-        if let Some(mutant) = mutants.get(verdicts.len()) {
+        if let Some(mutant) = mutants.get(verdicts.len())
+            && text.contains(&begin(mutant))
+        {
             let noticed = "the kernel, which went down".to_owned();
             verdicts.push((mutant.name.clone(), Ok(noticed)));
         }
@@ -174,7 +176,12 @@ fn test_in_vm(
 fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)> {
     let (_, output) = text.split_once(&begin(mutant))?;
     let (output, after) = output.split_once(END)?;
-    let timed_out = after.starts_with("124") || after.starts_with("137");
+    let status = after
+        .lines()
+        .next()
+        .and_then(|status| status.parse::<u32>().ok());
+    // 124 and more: the time limit, or a signal.
+    let cut_short = status.is_none_or(|status| status >= 124);
     let has_failed = |test: &&String| {
         let failed = output.lines().any(|line| {
             let mut words = line.split_whitespace();
@@ -182,12 +189,12 @@ fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)
                 && words.nth(1) == Some(test)
                 && words.next_back() == Some("FAILED")
         });
-        failed || timed_out
+        failed || cut_short
     };
     let (failed, passed): (Vec<_>, Vec<_>) = mutant.fails.iter().partition(has_failed);
     let verdict = if passed.is_empty() {
         let by: Vec<_> = failed.into_iter().map(String::as_str).collect();
-        Ok(by.join(", ") + if timed_out { " (did not end)" } else { "" })
+        Ok(by.join(", ") + if cut_short { " (did not end)" } else { "" })
     } else {
         Err(format!("not noticed by {passed:?}"))
     };
