@@ -435,10 +435,7 @@ fn uncached<R: Registrar, M: Monitor>(
     // SAFETY: new, and not shared yet.
     unsafe { entry.occupy(content) };
     let entry = NonNull::from(Box::leak(entry));
-    Ok(Guard {
-        entry,
-        owns: PhantomData,
-    })
+    Ok(Guard::owning(entry))
 }
 
 impl<R: Registrar, M: Monitor> Core<R, M> {
@@ -457,10 +454,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             if !entry.acquire() {
                 continue;
             }
-            let guard = Guard {
-                entry: NonNull::from(entry),
-                owns: PhantomData,
-            };
+            let guard = Guard::owning(NonNull::from(entry));
             let content = guard.content();
             if content.range.contains(&range) && content.access.serves(access) {
                 entry.touch(self.clock.load(Ordering::Relaxed));
@@ -502,10 +496,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         let (slot, entry) = ledger.find(&self.slab, range, access)?;
         self.hints.note(range.start(), slot);
         entry.touch(self.clock.load(Ordering::Relaxed));
-        Some(Guard {
-            entry: NonNull::from(entry),
-            owns: PhantomData,
-        })
+        Some(Guard::owning(NonNull::from(entry)))
     }
 
     /// Gives up an idle entry, so that the device has more to give, and takes its bytes off `relief`.
@@ -667,10 +658,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         drop(ledger);
         // The entry's now.
         mem::forget(self);
-        Ok(Some(Guard {
-            entry: NonNull::from(entry),
-            owns: PhantomData,
-        }))
+        Ok(Some(Guard::owning(NonNull::from(entry))))
     }
 }
 
@@ -691,6 +679,15 @@ unsafe impl<R: Registrar, M: Monitor> Send for Guard<R, M> {}
 unsafe impl<R: Registrar, M: Monitor> Sync for Guard<R, M> {}
 
 impl<R: Registrar, M: Monitor> Guard<R, M> {
+    /// Takes over a reference to `entry` that the caller owns.
+    #[inline]
+    fn owning(entry: NonNull<Entry<Content<R, M>>>) -> Self {
+        Self {
+            entry,
+            owns: PhantomData,
+        }
+    }
+
     #[inline]
     fn content(&self) -> &Content<R, M> {
         // SAFETY: the entry is in a slab that the content keeps alive, by its core, or in a box of

@@ -500,23 +500,13 @@ fn a_registration_that_the_device_cannot_make_costs_no_more_than_its_own_size() 
     assert_eq!(cache.stats().entries, 90);
 }
 
-#[test]
-fn a_forked_child_is_refused_and_destroys_nothing() {
-    let kernel = FakeKernel::new(2);
-    let mut cache = Some(builder(&kernel).build().unwrap());
-    let mut held = Some(get(cache.as_ref().unwrap(), 0, 1));
-    drop(get(cache.as_ref().unwrap(), 1, 1));
+/// Forks, ends the child with what `body` returns there, and returns the status that it was seen to
+/// end with.
+fn in_a_forked_child(body: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child touches the model's memory, which is its own copy, and ends by _exit.
     match unsafe { libc::fork() } {
         0 => {
-            let cache = cache.take().unwrap();
-            let live = Arc::clone(&cache.registrar().live);
-            let refused = matches!(cache.get(page(0), PAGE, READ), Err(Error::Forked))
-                && matches!(cache.get(page(1), PAGE, READ), Err(Error::Forked))
-                && matches!(cache.flush(), Err(Error::Forked));
-            drop(cache);
-            drop(held.take());
-            let status = i32::from(!refused) + 2 * i32::from(live.load(Ordering::Relaxed) != 2);
+            let status = body();
             // SAFETY: ends the child.
             unsafe { libc::_exit(status) }
         }
@@ -524,9 +514,28 @@ fn a_forked_child_is_refused_and_destroys_nothing() {
             let mut status = 0;
             // SAFETY: waits for the child made above.
             assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-            assert_eq!(status, 0);
+            status
         }
     }
+}
+
+#[test]
+fn a_forked_child_is_refused_and_destroys_nothing() {
+    let kernel = FakeKernel::new(2);
+    let mut cache = Some(builder(&kernel).build().unwrap());
+    let mut held = Some(get(cache.as_ref().unwrap(), 0, 1));
+    drop(get(cache.as_ref().unwrap(), 1, 1));
+    let status = in_a_forked_child(|| {
+        let cache = cache.take().unwrap();
+        let live = Arc::clone(&cache.registrar().live);
+        let refused = matches!(cache.get(page(0), PAGE, READ), Err(Error::Forked))
+            && matches!(cache.get(page(1), PAGE, READ), Err(Error::Forked))
+            && matches!(cache.flush(), Err(Error::Forked));
+        drop(cache);
+        drop(held.take());
+        i32::from(!refused) + 2 * i32::from(live.load(Ordering::Relaxed) != 2)
+    });
+    assert_eq!(status, 0);
     assert_eq!(live(cache.as_ref().unwrap()), 2);
     drop(get(cache.as_ref().unwrap(), 1, 1));
     assert_eq!(cache.as_ref().unwrap().stats().hits, 1);
@@ -540,21 +549,11 @@ fn a_forked_child_that_drops_the_last_guard_destroys_nothing() {
     cache.flush().unwrap();
     kernel.refuse_watches.store(true, Ordering::Relaxed);
     let mut uncached = Some(get(&cache, 1, 1));
-    // SAFETY: the child touches the model's memory, which is its own copy, and ends by _exit.
-    match unsafe { libc::fork() } {
-        0 => {
-            drop((given_up.take(), uncached.take()));
-            let status = i32::from(live(&cache) != 2);
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(status) }
-        }
-        child => {
-            let mut status = 0;
-            // SAFETY: waits for the child made above.
-            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-            assert_eq!(status, 0);
-        }
-    }
+    let status = in_a_forked_child(|| {
+        drop((given_up.take(), uncached.take()));
+        i32::from(live(&cache) != 2)
+    });
+    assert_eq!(status, 0);
 }
 
 #[test]
@@ -562,21 +561,11 @@ fn a_forked_child_that_drops_an_empty_cache_closes_nothing() {
     let kernel = FakeKernel::new(1);
     let mut cache = Some(builder(&kernel).build().unwrap());
     let users = Arc::strong_count(&kernel);
-    // SAFETY: as above.
-    match unsafe { libc::fork() } {
-        0 => {
-            drop(cache.take());
-            let status = i32::from(Arc::strong_count(&kernel) != users);
-            // SAFETY: ends the child.
-            unsafe { libc::_exit(status) }
-        }
-        child => {
-            let mut status = 0;
-            // SAFETY: waits for the child made above.
-            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-            assert_eq!(status, 0, "registrar and monitor were dropped");
-        }
-    }
+    let status = in_a_forked_child(|| {
+        drop(cache.take());
+        i32::from(Arc::strong_count(&kernel) != users)
+    });
+    assert_eq!(status, 0, "registrar and monitor were dropped");
 }
 
 /// Several threads look up ranges of their own pages, which they remap, and of shared ones; a small
