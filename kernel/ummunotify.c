@@ -914,5 +914,5 @@ module_exit(ummunotify_exit);
 
 MODULE_AUTHOR("The regcache authors");
 MODULE_DESCRIPTION("Tells user space when the mapping of its memory changes");
-MODULE_VERSION("0.1.0");
+MODULE_VERSION(UMMUNOTIFY_VERSION);
 MODULE_LICENSE("GPL");
