@@ -255,11 +255,15 @@ static void ummunotify_running_report(struct ummunotify_file *file,
 	for_each_set_bit(slot, &file->running_slots, UMMUNOTIFY_RUNNING_MAX) {
 		struct ummunotify_running *r = &file->running[slot];
 
-		if (r->start <= region->itree.last && region->itree.start <= r->last)
-			region->early = r->reported = true;
+		if (r->start <= region->itree.last && region->itree.start <= r->last) {
+			region->early = true;
+			r->reported = true;
+		}
 	}
-	if (file->untracked)
-		region->early = file->untracked_reported = true;
+	if (file->untracked) {
+		region->early = true;
+		file->untracked_reported = true;
+	}
 }
 
 /* Is an invalidation that overlaps [start, last] and is older than @serial under way? */
