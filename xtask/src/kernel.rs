@@ -65,13 +65,24 @@ pub(crate) struct Kernel {
     /// The root file system that it is installed in, which is the guest's too: `/` or one made by `rootfs`.
     pub(crate) root: PathBuf,
     /// What `KDIR` is for the driver, as the root has it.
-    headers: PathBuf,
+    pub(crate) headers: PathBuf,
 }
 
 impl Kernel {
     /// Whether the guest lives on this machine's own files.
     pub(crate) fn is_at_home(&self) -> bool {
         self.root == Path::new("/")
+    }
+
+    /// The same kernel in a copy of its root.
+    pub(crate) fn in_copy(&self, root: &Path) -> Self {
+        let image = self.image.strip_prefix(&self.root).unwrap_or(&self.image);
+        Self {
+            version: self.version.clone(),
+            image: root.join(image),
+            root: root.to_path_buf(),
+            headers: self.headers.clone(),
+        }
     }
 }
 

@@ -4,11 +4,13 @@ mod cmd;
 mod debug;
 mod demo;
 mod error;
+mod install;
 mod kernel;
 mod lock;
 mod mutants;
 mod project;
 mod rootfs;
+mod sandbox;
 mod setup;
 mod tee;
 mod test;
@@ -22,6 +24,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
+use crate::kernel::Series;
 use crate::project::Project;
 
 #[derive(Parser)]
@@ -49,6 +52,12 @@ enum Xtask {
         /// Only those whose names contain one of these
         names: Vec<String>,
     },
+    /// Install the driver by make and by DKMS, load it in a virtual machine and remove it, in a copy of the root file system
+    Install {
+        /// The kernel to install it for
+        #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default())]
+        kernel: Series,
+    },
     /// Run a command in a virtual machine that has the driver loaded and an RDMA device, rxe0
     ///
     /// The command runs as root in the repository's root. The guest sees this machine's files, or with `--kernel` those of
@@ -70,6 +79,9 @@ fn main() -> ExitCode {
         Xtask::Test { place } => Project::find().and_then(|project| test::run(&project, &place)),
         Xtask::Mutants { names } => {
             Project::find().and_then(|project| mutants::run(&project, &names))
+        }
+        Xtask::Install { kernel } => {
+            Project::find().and_then(|project| install::run(&project, kernel).map(|()| 0))
         }
         Xtask::Vm { machine, command } => run_in_vm(&machine, &command),
     };

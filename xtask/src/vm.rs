@@ -125,12 +125,21 @@ const COMPLAINT_LINES: usize = 20;
 /// Installs what is missing, builds the driver, boots, runs the job, and returns the command's exit status.
 pub(crate) fn run(project: &Project, machine: &Machine, job: Job<'_>) -> Result<u8, Error> {
     setup::packages(project, setup::VM)?;
-    let python = setup::virtme_python(project)?;
     let kernel = kernel::find(project, machine.kernel)?;
+    run_on(project, &kernel, machine, job)
+}
 
+/// The same on this very kernel and its root, whatever the machine's series has.
+pub(crate) fn run_on(
+    project: &Project,
+    kernel: &Kernel,
+    machine: &Machine,
+    job: Job<'_>,
+) -> Result<u8, Error> {
+    let python = setup::virtme_python(project)?;
     let run = RunDir::create(project)?;
     if !machine.no_driver {
-        kernel::build_driver(project, &kernel, &run.path("ummunotify.ko"))?;
+        kernel::build_driver(project, kernel, &run.path("ummunotify.ko"))?;
     }
     run.write("guest.sh", include_bytes!("guest.sh"))?;
     run.write("command.sh", &command_script(&project.root, job.command))?;
@@ -154,7 +163,7 @@ pub(crate) fn run(project: &Project, machine: &Machine, job: Job<'_>) -> Result<
     );
     let started = Instant::now();
     let console = File::create(run.path("console.log")).at(run.path("console.log"))?;
-    let mut virtme = virtme(&python, project, &kernel, machine, &run, kvm, copiers.len())?;
+    let mut virtme = virtme(&python, project, kernel, machine, &run, kvm, copiers.len())?;
     virtme
         .stdin(Stdio::null())
         .stderr(console.try_clone().at(run.path("console.log"))?)
