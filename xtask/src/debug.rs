@@ -13,11 +13,9 @@ use crate::error::{AtPath, Error};
 use crate::lock;
 use crate::project::Project;
 use crate::setup;
+use crate::source;
 
 const CONFIG: &str = include_str!("debug.config");
-
-/// Debian's package of the source.
-const SOURCE: &str = "linux-source-6.1";
 
 /// What a kernel is built with, beside the source.
 const PACKAGES: &[&str] = &[
@@ -28,7 +26,7 @@ const PACKAGES: &[&str] = &[
     "libelf-dev",
     "make",
     "xz-utils",
-    SOURCE,
+    source::PACKAGE,
 ];
 
 /// The tree it is built in, built now if it is not, or was from something else.
@@ -36,7 +34,7 @@ pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
     let dir = project.own_dir().join("debug");
     let tree = dir.join("linux");
     setup::packages(project, PACKAGES)?;
-    let version = cmd::read(Command::new("dpkg-query").args(["-W", "-f", "${Version}", SOURCE]))?;
+    let version = source::version()?;
     let built = dir.join("built");
     let built_from = format!("{version}\n{CONFIG}");
     let is_built = || fs::read_to_string(&built).is_ok_and(|it| it == built_from);
@@ -47,7 +45,7 @@ pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
     if is_built() {
         return Ok(tree);
     }
-    extract(&dir, &tree, &version)?;
+    source::unpack(&dir, &["*"])?;
     configure(&dir, &tree)?;
     let log = dir.join("build.log");
     let jobs = thread::available_parallelism().map_or(1, usize::from);
@@ -62,28 +60,6 @@ pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
     cmd::run(&mut make)?;
     fs::write(&built, built_from).at(&built)?;
     Ok(tree)
-}
-
-/// Unpacks the source, unless that version of it is there.
-fn extract(dir: &Path, tree: &Path, version: &str) -> Result<(), Error> {
-    let extracted = dir.join("extracted");
-    if fs::read_to_string(&extracted).is_ok_and(|it| it == version) {
-        return Ok(());
-    }
-    eprintln!(
-        "xtask: unpacking {SOURCE} {version} into {}",
-        tree.display()
-    );
-    if tree.exists() {
-        fs::remove_dir_all(tree).at(tree)?;
-    }
-    fs::create_dir_all(tree).at(tree)?;
-    let mut tar = Command::new("tar");
-    tar.args(["--extract", "--strip-components=1", "--file"]);
-    tar.arg(format!("/usr/src/{SOURCE}.tar.xz"));
-    tar.arg("--directory").arg(tree);
-    cmd::run(&mut tar)?;
-    fs::write(&extracted, version).at(&extracted)
 }
 
 /// Configures nothing but what `debug.config` asks for and that depends on, and makes sure to have got it.

@@ -168,6 +168,18 @@ pub(crate) fn build_driver(project: &Project, kernel: &Kernel, into: &Path) -> R
 
 /// Builds the sources of the driver that are in `build`, as they are.
 pub(crate) fn build_driver_in(build: &Path, kernel: &Kernel, into: &Path) -> Result<(), Error> {
+    let module = make_driver(build, kernel, &[])?;
+    fs::copy(&module, into).at(&module)?;
+    Ok(())
+}
+
+/// Makes the driver from the sources in `build`, with these settings for make beside those that have it warn of all that
+/// it can. A warning is an error, whichever tool gives it.
+pub(crate) fn make_driver(
+    build: &Path,
+    kernel: &Kernel,
+    settings: &[&str],
+) -> Result<PathBuf, Error> {
     let mut make = if kernel.is_at_home() {
         let mut make = Command::new("make");
         make.arg("-C").arg(build);
@@ -178,7 +190,8 @@ pub(crate) fn build_driver_in(build: &Path, kernel: &Kernel, into: &Path) -> Res
         make
     };
     make.arg(format!("KDIR={}", kernel.headers.display()));
-    make.args(["W=1", "KCFLAGS=-Werror", "modules"]);
+    make.args(["W=1", "KCFLAGS=-Werror", "modules"])
+        .args(settings);
     cmd::without_make_settings(&mut make);
     let output = cmd::output(&mut make)?;
     let said = [output.stdout, output.stderr].concat();
@@ -193,8 +206,7 @@ pub(crate) fn build_driver_in(build: &Path, kernel: &Kernel, into: &Path) -> Res
     } else if !module.exists() {
         format!("{} was not made", module.display())
     } else {
-        fs::copy(&module, into).at(&module)?;
-        return Ok(());
+        return Ok(module);
     };
     Err(Error::Driver(format!(
         "{}: {why}\n{}\nthe driver does not build for Linux {}: mend kernel/",
@@ -204,11 +216,12 @@ pub(crate) fn build_driver_in(build: &Path, kernel: &Kernel, into: &Path) -> Res
     )))
 }
 
-/// Whether make's output holds a warning about the driver; two that Debian's headers always give are not.
+/// Whether make's output holds a warning about the driver, or an error in spite of which make went on, as it does with
+/// those of sparse. What Debian's headers always say about the compiler is none.
 fn has_warning(said: &str) -> bool {
     said.lines().any(|line| {
         let line = line.to_ascii_lowercase();
-        line.contains("warning")
+        (line.contains("warning") || line.contains(": error: "))
             && !line.contains("the compiler differs from the one used to build the kernel")
     })
 }
@@ -290,6 +303,7 @@ mod tests {
         assert!(!has_warning(
             "warning: the compiler differs from the one used to build the kernel"
         ));
+        assert!(has_warning("x.c:3:5: error: incompatible types"));
         assert!(!has_warning("  CC [M]  ummunotify.o"));
     }
 

@@ -6,12 +6,14 @@ mod demo;
 mod error;
 mod install;
 mod kernel;
+mod lint;
 mod lock;
 mod mutants;
 mod project;
 mod rootfs;
 mod sandbox;
 mod setup;
+mod source;
 mod tee;
 mod test;
 mod vm;
@@ -52,6 +54,8 @@ enum Xtask {
         /// Only those whose names contain one of these
         names: Vec<String>,
     },
+    /// Look over the driver with sparse and the kernel's checkpatch
+    Lint,
     /// Install the driver by make and by DKMS, load it in a virtual machine and remove it, in a copy of the root file system
     Install {
         /// The kernel to install it for
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
         Xtask::Mutants { names } => {
             Project::find().and_then(|project| mutants::run(&project, &names))
         }
+        Xtask::Lint => Project::find().and_then(|project| lint::run(&project).map(|()| 0)),
         Xtask::Install { kernel } => {
             Project::find().and_then(|project| install::run(&project, kernel).map(|()| 0))
         }
