@@ -99,7 +99,7 @@ impl Site<'_> {
         let inside = self.sandbox.root.join("tmp/package");
         for (prefix, expected) in [("", by_make), ("dkms-", by_dkms)] {
             self.make(&format!("{prefix}install"), &["DESTDIR=/tmp/package"])?;
-            let mut found = files(&inside)?;
+            let mut found: BTreeSet<_> = files(&inside)?.into_iter().map(uncompressed).collect();
             if !prefix.is_empty() {
                 found.retain(|path| !path.starts_with(&source) || expected.contains(path));
             }
@@ -194,6 +194,14 @@ impl Site<'_> {
     fn check_removed(&self, kept: &[&str]) -> Result<(), Error> {
         let mut left = self.sandbox.changes()?;
         left.retain(|path| !kept.iter().any(|it| path == Path::new(it)));
+        // A directory that others use too may stay, if it is empty.
+        for (to, _) in REST {
+            for dir in Path::new(to).ancestors().skip(1) {
+                if left.contains(dir) && files(&self.sandbox.root.join(dir))?.is_empty() {
+                    left.remove(dir);
+                }
+            }
+        }
         expect("what is left", &left, &BTreeSet::new())
     }
 
@@ -223,6 +231,15 @@ fn version(conf: &Path) -> Result<String, Error> {
     version
         .map(str::to_owned)
         .ok_or_else(|| wrong(&conf.to_string_lossy(), "without PACKAGE_VERSION=\"...\""))
+}
+
+/// The name that a module has where the kernel is not configured to compress modules.
+fn uncompressed(path: PathBuf) -> PathBuf {
+    let extension = path.extension().unwrap_or_default();
+    if ["gz", "xz", "zst"].iter().any(|it| extension == *it) {
+        return path.with_extension("");
+    }
+    path
 }
 
 /// All that is not a directory, relative to `dir`.

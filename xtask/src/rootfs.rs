@@ -29,8 +29,9 @@ pub(crate) struct Recipe {
 
 const MIRROR: &str = "http://deb.debian.org/debian";
 
-/// What a guest with an RDMA device takes, what modules are built with, and what the tests call.
+/// What a guest with an RDMA device takes, what modules are built and installed with, and what the tests call.
 const PACKAGES: &[&str] = &[
+    "dkms",
     "file",
     "gcc",
     "gcc-multilib",

@@ -1,5 +1,5 @@
-//! Every test: on this machine, the models under loom, and, in one virtual machine, the suites that need the driver and
-//! an RDMA device.
+//! Every test: on this machine, the models under loom, what tools find in the driver, its installation, and, in one
+//! virtual machine, the suites that need the driver and an RDMA device.
 //!
 //! A suite for the virtual machine is a `[[test]]` whose `required-features` are among `VM_FEATURES`; so a plain
 //! `cargo test` leaves it out, and a new one is found here without being listed anywhere.
@@ -15,7 +15,9 @@ use serde_json::Value;
 
 use crate::cmd;
 use crate::error::{AtPath, Error};
+use crate::install;
 use crate::kernel::Series;
+use crate::lint;
 use crate::project::{GatedTarget, Project, cargo};
 use crate::setup;
 use crate::tee::{self, Tee};
@@ -58,6 +60,27 @@ struct Outcome {
 }
 
 impl Outcome {
+    /// One thing that xtask tries itself.
+    fn of(suite: &str, attempt: impl FnOnce() -> Result<(), Error>) -> Self {
+        let started = Instant::now();
+        let done = attempt();
+        let mut outcome = match done {
+            Ok(()) => Self {
+                suite: suite.to_owned(),
+                passed: 1,
+                failed: 0,
+                seconds: 0,
+                remark: String::new(),
+            },
+            Err(error) => {
+                eprintln!("xtask: {error}");
+                Self::failure(suite, &error.to_string())
+            }
+        };
+        outcome.seconds = started.elapsed().as_secs();
+        outcome
+    }
+
     /// Something that ran no test because it could not, told by the first line of `why`.
     fn failure(suite: &str, why: &str) -> Self {
         Self {
@@ -86,6 +109,22 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
         if project.root.join("regcache/tests/loom.rs").exists() {
             outcomes.push(under_loom(project)?);
         }
+    }
+    if !place.host_only && !place.vm_only {
+        let lint = || lint::run(project);
+        outcomes.push(Outcome::of("driver: sparse, checkpatch", lint));
+    }
+    // The debug kernel is in no root file system.
+    if !place.host_only && place.kernel != Series::Debug {
+        let suite = "driver: make install, DKMS";
+        outcomes.push(if nix::unistd::geteuid().is_root() {
+            Outcome::of(suite, || install::run(project, place.kernel))
+        } else {
+            Outcome {
+                failed: 0,
+                ..Outcome::failure(suite, "not run: only root can install anything")
+            }
+        });
     }
     if !place.host_only {
         let (ran, ended) = in_vm(project, place.kernel);
