@@ -28,10 +28,10 @@ fn compile(name: &str, source: &str, compiler: &[&str]) {
 fn the_header_compiles_alone_as_c_and_as_cxx() {
     let source = "#include <linux/ummunotify.h>\n#include <linux/ummunotify.h>\n\
                   int size(void);\nint size(void) { return sizeof(struct ummunotify_event); }\n";
-    for standard in ["-std=c99", "-std=c11", "-std=gnu17"] {
+    for standard in ["-std=c90", "-std=c99", "-std=c11", "-std=gnu17"] {
         compile("header.c", source, &["gcc", standard, "-pedantic"]);
     }
-    for standard in ["-std=c++11", "-std=c++17"] {
+    for standard in ["-std=c++98", "-std=c++11", "-std=c++17"] {
         compile("header.cc", source, &["g++", standard, "-pedantic"]);
     }
     compile(

@@ -50,7 +50,7 @@ enum {
 	/* A watched range was invalidated. */
 	UMMUNOTIFY_EVENT_TYPE_INVAL = 0,
 	/* No range is invalid: all events up to the counter were read. */
-	UMMUNOTIFY_EVENT_TYPE_LAST = 1,
+	UMMUNOTIFY_EVENT_TYPE_LAST = 1
 };
 
 /* ummunotify_event.flags */
@@ -59,7 +59,7 @@ enum {
 	 * Exactly one invalidation hit the range since it was last reported,
 	 * and hint_start and hint_end are where.
 	 */
-	UMMUNOTIFY_EVENT_FLAG_HINT = 1 << 0,
+	UMMUNOTIFY_EVENT_FLAG_HINT = 1 << 0
 };
 
 /**
