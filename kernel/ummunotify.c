@@ -43,6 +43,12 @@
  * buffer faults put its events back. The callbacks never take it.
  *
  * deliver nests outside lock.
+ *
+ * Memory
+ * ------
+ * What a process makes the driver allocate is charged to its memory cgroup. A
+ * process at the limit of its own is told ENOMEM, and nobody is killed for it:
+ * UMMUNOTIFY_GFP.
  */
 
 #include <linux/compat.h>
@@ -69,6 +75,8 @@
 static unsigned int max_regions = 1U << 16;
 module_param(max_regions, uint, 0644);
 MODULE_PARM_DESC(max_regions, "Most ranges that one open file may watch (default 65536)");
+
+#define UMMUNOTIFY_GFP	(GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL)
 
 static struct kmem_cache *ummunotify_region_cache;
 
@@ -450,9 +458,26 @@ static void ummunotify_invalidate_end(struct mmu_notifier *mn,
 		wake_up_all(&file->ended);
 }
 
+/*
+ * The address space goes: its last user exits, or executes another program. No
+ * invalidation is announced from here on, so that this is the one for all that
+ * is unmapped now. It can be seen by those who have inherited a mapping of the
+ * counter. Nobody is woken, for nobody who may read is left; and a program that
+ * was executed must not have the SIGIO of the one before it.
+ */
+static void ummunotify_mm_release(struct mmu_notifier *mn, struct mm_struct *mm)
+{
+	struct ummunotify_file *file = container_of(mn, struct ummunotify_file, mn);
+
+	spin_lock(&file->lock);
+	ummunotify_record(file, 0, ULONG_MAX);
+	spin_unlock(&file->lock);
+}
+
 static const struct mmu_notifier_ops ummunotify_mn_ops = {
 	.invalidate_range_start	= ummunotify_invalidate_start,
 	.invalidate_range_end	= ummunotify_invalidate_end,
+	.release		= ummunotify_mm_release,
 };
 
 /* read and poll */
@@ -702,7 +727,7 @@ static long ummunotify_register_region(struct ummunotify_file *file,
 	start = parm.start;
 	last = parm.end - 1;
 
-	region = kmem_cache_alloc(ummunotify_region_cache, GFP_KERNEL_ACCOUNT);
+	region = kmem_cache_alloc(ummunotify_region_cache, UMMUNOTIFY_GFP);
 	if (!region)
 		return -ENOMEM;
 	region->itree.start = start;
@@ -816,10 +841,10 @@ static int ummunotify_open(struct inode *inode, struct file *filp)
 	if (!current->mm)
 		return -EINVAL;
 
-	file = kzalloc(sizeof(*file), GFP_KERNEL_ACCOUNT);
+	file = kzalloc(sizeof(*file), UMMUNOTIFY_GFP);
 	if (!file)
 		return -ENOMEM;
-	file->counter_page = alloc_page(GFP_KERNEL_ACCOUNT | __GFP_ZERO);
+	file->counter_page = alloc_page(UMMUNOTIFY_GFP | __GFP_ZERO);
 	if (!file->counter_page) {
 		ret = -ENOMEM;
 		goto free_file;
@@ -861,6 +886,10 @@ static int ummunotify_release(struct inode *inode, struct file *filp)
 	struct ummunotify_file *file = filp->private_data;
 	struct ummunotify_region *region, *next;
 
+	/* Callbacks find no range from here on: the address space does not go, its file does. */
+	spin_lock(&file->lock);
+	file->regions = RB_ROOT_CACHED;
+	spin_unlock(&file->lock);
 	/* Waits for the callbacks that are running; there is none after it. */
 	mmu_notifier_unregister(&file->mn, file->mm);
 
