@@ -117,6 +117,8 @@ const KERNEL_OPTIONS: &[&str] = &[
     "log_buf_len=4M",
     "watchdog_thresh=60",
     "rcupdate.rcu_cpu_stall_timeout=120",
+    "numa=fake=2",
+    "numa_balancing=disable",
 ];
 
 /// How many lines are shown from the first complaint on, and how many complaints after those.
