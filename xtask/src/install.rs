@@ -11,6 +11,7 @@ use std::process::Command;
 use crate::cmd;
 use crate::error::{AtPath, Error};
 use crate::kernel::{self, Kernel, Series};
+use crate::lock;
 use crate::project::Project;
 use crate::rootfs;
 use crate::sandbox::{self, Sandbox};
@@ -68,6 +69,7 @@ pub(crate) fn run(project: &Project, series: Series) -> Result<(), Error> {
     }
     setup::packages(project, &[setup::VM, PACKAGES].concat())?;
     let kernel = kernel::find(project, series)?;
+    let _lock = lock::take(&project.own_dir().join("install.lock"))?;
     let sources = project.own_dir().join("install");
     kernel::mirror(&project.root.join("kernel"), &sources)?;
     let version = version(&sources.join("dkms.conf"))?;
