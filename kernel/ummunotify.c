@@ -52,7 +52,9 @@
  */
 
 #include <linux/compat.h>
+#include <linux/debugfs.h>
 #include <linux/fs.h>
+#include <linux/hash.h>
 #include <linux/interval_tree.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
@@ -63,6 +65,7 @@
 #include <linux/rbtree.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/uaccess.h>
@@ -80,6 +83,11 @@ MODULE_PARM_DESC(max_regions, "Most ranges that one open file may watch (default
 
 static struct kmem_cache *ummunotify_region_cache;
 
+/* All open files, for debugfs. */
+static LIST_HEAD(ummunotify_files);
+static DEFINE_MUTEX(ummunotify_files_lock);
+static struct dentry *ummunotify_debugfs;
+
 /* How many times a range was hit since it was last reported. */
 enum ummunotify_hits {
 	UMMUNOTIFY_NOT_HIT,
@@ -90,16 +98,17 @@ enum ummunotify_hits {
 /**
  * struct ummunotify_region - a watched range
  * @itree: node of ummunotify_file.regions; its bounds are inclusive
- * @by_cookie: node of ummunotify_file.cookies
+ * @by_cookie: node of its tree in ummunotify_file.cookies
  * @invalid: on ummunotify_file.invalid unless @hits is UMMUNOTIFY_NOT_HIT
  * @cookie: the caller's name for the range
  * @hits: what read() has to report
  * @early: reported while an invalidation that hit it was under way
+ * @protection: changes of protection hit it as well
  * @hint_start: first byte hit, if hit once
  * @hint_last: last byte hit, if hit once
  *
- * Belongs to one file. All but the constant bounds and cookie is guarded by
- * ummunotify_file.lock; freed under ummunotify_file.deliver as well, so that a
+ * Belongs to one file. All but the constant bounds, cookie and protection is
+ * guarded by ummunotify_file.lock; freed under ummunotify_file.deliver as well, so that a
  * reader may hold on to it between picking it up and delivering it.
  */
 struct ummunotify_region {
@@ -109,6 +118,7 @@ struct ummunotify_region {
 	u64 cookie;
 	enum ummunotify_hits hits;
 	bool early;
+	bool protection;
 	unsigned long hint_start;
 	unsigned long hint_last;
 };
@@ -119,6 +129,7 @@ struct ummunotify_region {
  * @start: first byte
  * @last: last byte
  * @serial: its place in the order of starts
+ * @protection: it changes what may be done with the pages, not which they are
  * @reported: a region that it hit was read since
  */
 struct ummunotify_running {
@@ -126,10 +137,14 @@ struct ummunotify_running {
 	unsigned long start;
 	unsigned long last;
 	u64 serial;
+	bool protection;
 	bool reported;
 };
 
 #define UMMUNOTIFY_RUNNING_MAX	BITS_PER_LONG
+
+/* Cookies are spread over so many trees, each the less high for it. */
+#define UMMUNOTIFY_COOKIE_BITS	7
 
 /**
  * struct ummunotify_file - one open file, watching the mm that opened it
@@ -139,8 +154,12 @@ struct ummunotify_running {
  * @used: EXCHANGE_FEATURES is no longer possible; needs no lock
  * @lock: guards everything from here to @running
  * @regions: all regions by address
- * @cookies: all regions by cookie
+ * @cookies: all regions by cookie, see ummunotify_cookies()
  * @nr_regions: how many
+ * @nr_protection: how many of them changes of protection hit
+ * @quiet_start: no region meets the bytes from here to @quiet_last, where the
+ *	last invalidations were that hit nothing
+ * @quiet_last: less than @quiet_start if none is known
  * @invalid: regions to report, oldest hit first
  * @last_owed: an INVAL was delivered and no LAST since
  * @counter: the generation
@@ -154,6 +173,9 @@ struct ummunotify_running {
  * @readable: those waiting for something to read
  * @ended: those waiting for an invalidation to end
  * @async: those who want SIGIO
+ * @all: on ummunotify_files
+ * @pid: the process that opened it, as debugfs says it
+ * @comm: its name then
  */
 struct ummunotify_file {
 	struct mmu_notifier mn;
@@ -162,8 +184,11 @@ struct ummunotify_file {
 
 	spinlock_t lock;
 	struct rb_root_cached regions;
-	struct rb_root cookies;
+	struct rb_root cookies[BIT(UMMUNOTIFY_COOKIE_BITS)];
 	unsigned int nr_regions;
+	unsigned int nr_protection;
+	unsigned long quiet_start;
+	unsigned long quiet_last;
 	struct list_head invalid;
 	bool last_owed;
 	u64 counter;
@@ -178,6 +203,10 @@ struct ummunotify_file {
 	wait_queue_head_t readable;
 	wait_queue_head_t ended;
 	struct fasync_struct *async;
+
+	struct list_head all;
+	pid_t pid;
+	char comm[TASK_COMM_LEN];
 };
 
 static void ummunotify_mark_used(struct ummunotify_file *file)
@@ -196,8 +225,8 @@ static bool ummunotify_is_owner(const struct ummunotify_file *file)
 
 /* Invalidations under way */
 
-static void ummunotify_running_add(struct ummunotify_file *file,
-				   unsigned long start, unsigned long last)
+static void ummunotify_running_add(struct ummunotify_file *file, unsigned long start,
+				   unsigned long last, bool protection)
 {
 	unsigned long slot;
 
@@ -214,6 +243,7 @@ static void ummunotify_running_add(struct ummunotify_file *file,
 		.start = start,
 		.last = last,
 		.serial = file->serial++,
+		.protection = protection,
 	};
 }
 
@@ -252,6 +282,12 @@ static bool ummunotify_running_del(struct ummunotify_file *file,
 	return file->untracked_reported;
 }
 
+/* Does an invalidation, of protection alone or not, count for the region where they meet? */
+static bool ummunotify_counts(const struct ummunotify_region *region, bool protection)
+{
+	return !protection || region->protection;
+}
+
 /* A region is being reported: so are the invalidations under way that hit it. */
 static void ummunotify_running_report(struct ummunotify_file *file,
 				      struct ummunotify_region *region)
@@ -263,7 +299,8 @@ static void ummunotify_running_report(struct ummunotify_file *file,
 	for_each_set_bit(slot, &file->running_slots, UMMUNOTIFY_RUNNING_MAX) {
 		struct ummunotify_running *r = &file->running[slot];
 
-		if (r->start <= region->itree.last && region->itree.start <= r->last) {
+		if (r->start <= region->itree.last && region->itree.start <= r->last &&
+		    ummunotify_counts(region, r->protection)) {
 			region->early = true;
 			r->reported = true;
 		}
@@ -274,10 +311,25 @@ static void ummunotify_running_report(struct ummunotify_file *file,
 	}
 }
 
-/* Is an invalidation that overlaps [start, last] and is older than @serial under way? */
+/**
+ * struct ummunotify_newcomer - what of a region its registering has to know
+ * @start: first byte
+ * @last: last byte
+ * @protection: changes of protection hit it as well
+ * @serial: of the first invalidation that was sure to find it
+ *
+ * The region itself may be gone: somebody unregisters it.
+ */
+struct ummunotify_newcomer {
+	unsigned long start;
+	unsigned long last;
+	bool protection;
+	u64 serial;
+};
+
+/* Is an invalidation under way that would have hit the newcomer, but was there first? */
 static bool ummunotify_older_running(struct ummunotify_file *file,
-				     unsigned long start, unsigned long last,
-				     u64 serial)
+				     const struct ummunotify_newcomer *new)
 {
 	unsigned long slot;
 	bool found;
@@ -288,7 +340,9 @@ static bool ummunotify_older_running(struct ummunotify_file *file,
 	for_each_set_bit(slot, &file->running_slots, UMMUNOTIFY_RUNNING_MAX) {
 		const struct ummunotify_running *r = &file->running[slot];
 
-		found |= r->serial < serial && r->start <= last && start <= r->last;
+		found |= r->serial < new->serial &&
+			 r->start <= new->last && new->start <= r->last &&
+			 (new->protection || !r->protection);
 	}
 	spin_unlock(&file->lock);
 	return found;
@@ -302,31 +356,34 @@ static bool ummunotify_older_running(struct ummunotify_file *file,
  * invalidation could want.
  */
 static int ummunotify_wait_for_older(struct ummunotify_file *file,
-				     unsigned long start, unsigned long last,
-				     u64 serial)
+				     const struct ummunotify_newcomer *new)
 {
-	return wait_event_killable(file->ended,
-				   !ummunotify_older_running(file, start, last, serial));
+	return wait_event_killable(file->ended, !ummunotify_older_running(file, new));
 }
 
 /* The MMU notifier */
 
+enum ummunotify_kind {
+	UMMUNOTIFY_NOTHING,	/* does not count */
+	UMMUNOTIFY_PROTECTION,	/* changes what may be done with the pages */
+	UMMUNOTIFY_MAPPING,	/* puts other pages behind the addresses */
+};
+
 /*
- * Does an invalidation of this kind put other pages behind the addresses?
- * Those that change only what may be done with the same pages do not count:
- * mprotect(), NUMA balancing, fork() in the parent, write-protection for dirty
- * tracking. Kinds not known here count: too many reports cost time, one too
- * few costs data.
+ * mprotect(), NUMA balancing, fork() in the parent and write-protection for
+ * dirty tracking keep the pages. Kinds not known here count as changes of the
+ * mapping: too many reports cost time, one too few costs data.
  */
-static bool ummunotify_changes_mapping(enum mmu_notifier_event event)
+static enum ummunotify_kind ummunotify_kind(enum mmu_notifier_event event)
 {
 	switch (event) {
+	case MMU_NOTIFY_SOFT_DIRTY:
+		return UMMUNOTIFY_NOTHING;
 	case MMU_NOTIFY_PROTECTION_VMA:
 	case MMU_NOTIFY_PROTECTION_PAGE:
-	case MMU_NOTIFY_SOFT_DIRTY:
-		return false;
+		return UMMUNOTIFY_PROTECTION;
 	default:
-		return true;
+		return UMMUNOTIFY_MAPPING;
 	}
 }
 
@@ -357,32 +414,83 @@ static void ummunotify_raise_counter(struct ummunotify_file *file)
 	WRITE_ONCE(*shared, ++file->counter);
 }
 
-/* Record an invalidation. Returns true if there is more to read than before. */
-static bool ummunotify_record(struct ummunotify_file *file,
-			      unsigned long start, unsigned long last)
+/*
+ * Does an invalidation meet the part of the address space that is known to be
+ * unwatched? A process unmaps the same places again and again, and mostly not
+ * those that it watches, so that this saves most searches.
+ */
+static bool ummunotify_is_quiet(const struct ummunotify_file *file,
+				unsigned long start, unsigned long last)
 {
-	struct interval_tree_node *node;
+	return file->quiet_start <= start && last <= file->quiet_last;
+}
+
+/* No region meets the bytes. */
+static void ummunotify_add_quiet(struct ummunotify_file *file,
+				 unsigned long start, unsigned long last)
+{
+	/* Both meet, or one follows the other. */
+	if (start - 1 <= file->quiet_last && file->quiet_start - 1 <= last) {
+		file->quiet_start = min(file->quiet_start, start);
+		file->quiet_last = max(file->quiet_last, last);
+	} else {
+		file->quiet_start = start;
+		file->quiet_last = last;
+	}
+}
+
+/*
+ * Record an invalidation for @region, the first that it meets, and the others.
+ * Returns true if there is more to read than before. Not inline, for the sake of
+ * the many invalidations that meet none.
+ */
+static noinline bool ummunotify_record_from(struct ummunotify_file *file,
+					    struct interval_tree_node *node,
+					    unsigned long start, unsigned long last,
+					    bool protection)
+{
 	bool hit = false, more = false;
 
 	lockdep_assert_held(&file->lock);
 
-	for (node = interval_tree_iter_first(&file->regions, start, last); node;
-	     node = interval_tree_iter_next(node, start, last)) {
+	for (; node; node = interval_tree_iter_next(node, start, last)) {
+		struct ummunotify_region *region =
+			container_of(node, struct ummunotify_region, itree);
+
+		if (!ummunotify_counts(region, protection))
+			continue;
 		hit = true;
-		more |= ummunotify_hit(file, container_of(node, struct ummunotify_region, itree),
-				       start, last);
+		more |= ummunotify_hit(file, region, start, last);
 	}
 	if (hit)
 		ummunotify_raise_counter(file);
 	return more;
 }
 
+/* Record an invalidation. Returns true if there is more to read than before. */
+static bool ummunotify_record(struct ummunotify_file *file, unsigned long start,
+			      unsigned long last, bool protection)
+{
+	struct interval_tree_node *node;
+
+	lockdep_assert_held(&file->lock);
+
+	if (ummunotify_is_quiet(file, start, last) || (protection && !file->nr_protection))
+		return false;
+	node = interval_tree_iter_first(&file->regions, start, last);
+	if (node)
+		return ummunotify_record_from(file, node, start, last, protection);
+	ummunotify_add_quiet(file, start, last);
+	return false;
+}
+
 /*
  * Record the end of an invalidation for the regions that were reported before
  * it. Returns true if there is more to read than before.
  */
-static bool ummunotify_record_again(struct ummunotify_file *file,
-				    unsigned long start, unsigned long last)
+static noinline bool ummunotify_record_again(struct ummunotify_file *file,
+					     unsigned long start, unsigned long last,
+					     bool protection)
 {
 	struct interval_tree_node *node;
 	bool more = false;
@@ -394,6 +502,8 @@ static bool ummunotify_record_again(struct ummunotify_file *file,
 		struct ummunotify_region *region =
 			container_of(node, struct ummunotify_region, itree);
 
+		if (!ummunotify_counts(region, protection))
+			continue;
 		/* One that is waiting to be reported says enough. */
 		if (region->early && region->hits == UMMUNOTIFY_NOT_HIT)
 			more |= ummunotify_hit(file, region, start, last);
@@ -404,7 +514,7 @@ static bool ummunotify_record_again(struct ummunotify_file *file,
 	return more;
 }
 
-static void ummunotify_wake_readers(struct ummunotify_file *file)
+static noinline void ummunotify_wake_readers(struct ummunotify_file *file)
 {
 	/* Pairs with the barrier in wait_event(): they see the list, or we see them. */
 	if (wq_has_sleeper(&file->readable))
@@ -420,15 +530,17 @@ static int ummunotify_invalidate_start(struct mmu_notifier *mn,
 				       const struct mmu_notifier_range *range)
 {
 	struct ummunotify_file *file = container_of(mn, struct ummunotify_file, mn);
+	enum ummunotify_kind kind = ummunotify_kind(range->event);
 	unsigned long start = range->start, last = range->end - 1;
+	bool protection = kind == UMMUNOTIFY_PROTECTION;
 	bool more;
 
-	if (!ummunotify_changes_mapping(range->event))
+	if (kind == UMMUNOTIFY_NOTHING)
 		return 0;
 
 	spin_lock(&file->lock);
-	ummunotify_running_add(file, start, last);
-	more = ummunotify_record(file, start, last);
+	ummunotify_running_add(file, start, last, protection);
+	more = ummunotify_record(file, start, last, protection);
 	spin_unlock(&file->lock);
 
 	if (more)
@@ -440,15 +552,17 @@ static void ummunotify_invalidate_end(struct mmu_notifier *mn,
 				      const struct mmu_notifier_range *range)
 {
 	struct ummunotify_file *file = container_of(mn, struct ummunotify_file, mn);
+	enum ummunotify_kind kind = ummunotify_kind(range->event);
 	unsigned long start = range->start, last = range->end - 1;
 	bool more = false;
 
-	if (!ummunotify_changes_mapping(range->event))
+	if (kind == UMMUNOTIFY_NOTHING)
 		return;
 
 	spin_lock(&file->lock);
-	if (ummunotify_running_del(file, start, last))
-		more = ummunotify_record_again(file, start, last);
+	if (unlikely(ummunotify_running_del(file, start, last)))
+		more = ummunotify_record_again(file, start, last,
+					       kind == UMMUNOTIFY_PROTECTION);
 	spin_unlock(&file->lock);
 
 	if (more)
@@ -470,7 +584,7 @@ static void ummunotify_mm_release(struct mmu_notifier *mn, struct mm_struct *mm)
 	struct ummunotify_file *file = container_of(mn, struct ummunotify_file, mn);
 
 	spin_lock(&file->lock);
-	ummunotify_record(file, 0, ULONG_MAX);
+	ummunotify_record(file, 0, ULONG_MAX, false);
 	spin_unlock(&file->lock);
 }
 
@@ -675,6 +789,12 @@ static int ummunotify_compare_regions(struct rb_node *new, const struct rb_node 
 						   by_cookie)->cookie, node);
 }
 
+/* The tree that a cookie is in, if it is. */
+static struct rb_root *ummunotify_cookies(struct ummunotify_file *file, u64 cookie)
+{
+	return &file->cookies[hash_64(cookie, UMMUNOTIFY_COOKIE_BITS)];
+}
+
 static long ummunotify_exchange_features(struct ummunotify_file *file, u32 __user *arg)
 {
 	if (READ_ONCE(file->used))
@@ -689,6 +809,7 @@ static long ummunotify_exchange_features(struct ummunotify_file *file, u32 __use
 	return 0;
 }
 
+/* Returns 0 and the serial of the next invalidation, or an error. */
 static int ummunotify_add(struct ummunotify_file *file,
 			  struct ummunotify_region *region, u64 *serial)
 {
@@ -697,12 +818,18 @@ static int ummunotify_add(struct ummunotify_file *file,
 	spin_lock(&file->lock);
 	if (file->nr_regions >= READ_ONCE(max_regions)) {
 		ret = -ENOSPC;
-	} else if (rb_find_add(&region->by_cookie, &file->cookies,
+	} else if (rb_find_add(&region->by_cookie, ummunotify_cookies(file, region->cookie),
 			       ummunotify_compare_regions)) {
 		ret = -EINVAL;
 	} else {
 		interval_tree_insert(&region->itree, &file->regions);
 		file->nr_regions++;
+		file->nr_protection += region->protection;
+		if (region->itree.start <= file->quiet_last &&
+		    file->quiet_start <= region->itree.last) {
+			file->quiet_start = 1;
+			file->quiet_last = 0;
+		}
 		*serial = file->serial;
 	}
 	spin_unlock(&file->lock);
@@ -713,41 +840,42 @@ static long ummunotify_register_region(struct ummunotify_file *file,
 				       struct ummunotify_register_ioctl __user *arg)
 {
 	struct ummunotify_register_ioctl parm;
+	struct ummunotify_newcomer new;
 	struct ummunotify_region *region;
-	unsigned long start, last;
-	u64 serial;
 	int ret;
 
 	if (copy_from_user(&parm, arg, sizeof(parm)))
 		return -EFAULT;
-	if (parm.flags)
+	if (parm.flags & ~UMMUNOTIFY_REGION_FLAG_PROTECTION)
 		return -EINVAL;
 	if (parm.start >= parm.end || parm.end > file->mm->task_size)
 		return -EINVAL;
-	start = parm.start;
-	last = parm.end - 1;
+	new.start = parm.start;
+	new.last = parm.end - 1;
+	new.protection = parm.flags & UMMUNOTIFY_REGION_FLAG_PROTECTION;
 
 	region = kmem_cache_alloc(ummunotify_region_cache, UMMUNOTIFY_GFP);
 	if (!region)
 		return -ENOMEM;
-	region->itree.start = start;
-	region->itree.last = last;
+	region->itree.start = new.start;
+	region->itree.last = new.last;
 	region->cookie = parm.user_cookie;
 	region->hits = UMMUNOTIFY_NOT_HIT;
 	region->early = false;
+	region->protection = new.protection;
 
-	ret = ummunotify_add(file, region, &serial);
+	ret = ummunotify_add(file, region, &new.serial);
 	if (ret) {
 		kmem_cache_free(ummunotify_region_cache, region);
 		return ret;
 	}
-	/* From here on the region may be gone at any time: somebody unregisters it. */
-	return ummunotify_wait_for_older(file, start, last, serial);
+	return ummunotify_wait_for_older(file, &new);
 }
 
 static long ummunotify_unregister_region(struct ummunotify_file *file, u64 __user *arg)
 {
 	struct ummunotify_region *region = NULL;
+	struct rb_root *cookies;
 	struct rb_node *node;
 	u64 cookie;
 
@@ -757,14 +885,16 @@ static long ummunotify_unregister_region(struct ummunotify_file *file, u64 __use
 	if (mutex_lock_killable(&file->deliver))
 		return -EINTR;
 	spin_lock(&file->lock);
-	node = rb_find(&cookie, &file->cookies, ummunotify_compare_cookie);
+	cookies = ummunotify_cookies(file, cookie);
+	node = rb_find(&cookie, cookies, ummunotify_compare_cookie);
 	if (node) {
 		region = rb_entry(node, struct ummunotify_region, by_cookie);
-		rb_erase(&region->by_cookie, &file->cookies);
+		rb_erase(&region->by_cookie, cookies);
 		interval_tree_remove(&region->itree, &file->regions);
 		if (region->hits != UMMUNOTIFY_NOT_HIT)
 			list_del(&region->invalid);
 		file->nr_regions--;
+		file->nr_protection -= region->protection;
 	}
 	spin_unlock(&file->lock);
 	mutex_unlock(&file->deliver);
@@ -851,7 +981,7 @@ static int ummunotify_open(struct inode *inode, struct file *filp)
 	}
 	file->mm = current->mm;
 	file->regions = RB_ROOT_CACHED;
-	file->cookies = RB_ROOT;
+	file->quiet_start = 1;
 	spin_lock_init(&file->lock);
 	INIT_LIST_HEAD(&file->invalid);
 	mutex_init(&file->deliver);
@@ -871,6 +1001,12 @@ static int ummunotify_open(struct inode *inode, struct file *filp)
 		goto free_page;
 	}
 
+	file->pid = task_tgid_nr(current);
+	get_task_comm(file->comm, current->group_leader);
+	mutex_lock(&ummunotify_files_lock);
+	list_add_tail(&file->all, &ummunotify_files);
+	mutex_unlock(&ummunotify_files_lock);
+
 	filp->private_data = file;
 	return stream_open(inode, filp);
 
@@ -885,6 +1021,11 @@ static int ummunotify_release(struct inode *inode, struct file *filp)
 {
 	struct ummunotify_file *file = filp->private_data;
 	struct ummunotify_region *region, *next;
+	size_t i;
+
+	mutex_lock(&ummunotify_files_lock);
+	list_del(&file->all);
+	mutex_unlock(&ummunotify_files_lock);
 
 	/* Callbacks find no range from here on: the address space does not go, its file does. */
 	spin_lock(&file->lock);
@@ -893,9 +1034,11 @@ static int ummunotify_release(struct inode *inode, struct file *filp)
 	/* Waits for the callbacks that are running; there is none after it. */
 	mmu_notifier_unregister(&file->mn, file->mm);
 
-	rbtree_postorder_for_each_entry_safe(region, next, &file->cookies, by_cookie) {
-		kmem_cache_free(ummunotify_region_cache, region);
-		cond_resched();
+	for (i = 0; i < ARRAY_SIZE(file->cookies); i++) {
+		rbtree_postorder_for_each_entry_safe(region, next, &file->cookies[i], by_cookie) {
+			kmem_cache_free(ummunotify_region_cache, region);
+			cond_resched();
+		}
 	}
 	__free_page(file->counter_page);
 	kfree(file);
@@ -922,6 +1065,36 @@ static struct miscdevice ummunotify_misc = {
 	.mode	= 0444,
 };
 
+/* debugfs: a line for each open file */
+
+static int ummunotify_contexts_show(struct seq_file *seq, void *unused)
+{
+	struct ummunotify_file *file;
+
+	seq_puts(seq, "pid\tcomm\tranges\tcounter\treadable\trunning\n");
+	mutex_lock(&ummunotify_files_lock);
+	list_for_each_entry(file, &ummunotify_files, all) {
+		unsigned long running;
+		unsigned int ranges;
+		bool readable;
+		u64 counter;
+
+		spin_lock(&file->lock);
+		ranges = file->nr_regions;
+		counter = file->counter;
+		readable = !list_empty(&file->invalid) || file->last_owed;
+		running = hweight_long(file->running_slots) + file->untracked;
+		spin_unlock(&file->lock);
+
+		seq_printf(seq, "%d\t", file->pid);
+		seq_escape(seq, file->comm, " \t\n\\");
+		seq_printf(seq, "\t%u\t%llu\t%d\t%lu\n", ranges, counter, readable, running);
+	}
+	mutex_unlock(&ummunotify_files_lock);
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(ummunotify_contexts);
+
 static int __init ummunotify_init(void)
 {
 	int ret;
@@ -931,13 +1104,18 @@ static int __init ummunotify_init(void)
 		return -ENOMEM;
 
 	ret = misc_register(&ummunotify_misc);
-	if (ret)
+	if (ret) {
 		kmem_cache_destroy(ummunotify_region_cache);
-	return ret;
+		return ret;
+	}
+	ummunotify_debugfs = debugfs_create_dir("ummunotify", NULL);
+	debugfs_create_file("contexts", 0400, ummunotify_debugfs, NULL, &ummunotify_contexts_fops);
+	return 0;
 }
 
 static void __exit ummunotify_exit(void)
 {
+	debugfs_remove_recursive(ummunotify_debugfs);
 	misc_deregister(&ummunotify_misc);
 	kmem_cache_destroy(ummunotify_region_cache);
 }

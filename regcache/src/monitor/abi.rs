@@ -14,7 +14,7 @@ pub struct Register {
     pub end: u64,
     /// Names the range in events and for unregistering.
     pub user_cookie: u64,
-    /// Must be 0.
+    /// [`PROTECTION`] or 0.
     pub flags: u32,
     /// Ignored.
     pub reserved: u32,
@@ -36,6 +36,8 @@ pub struct Event {
     pub user_cookie_counter: u64,
 }
 
+/// A flag of [`Register`]: changes of protection invalidate the range as well.
+pub const PROTECTION: u32 = 1;
 /// A watched range was invalidated.
 pub const INVAL: u32 = 0;
 /// No range is invalid.

@@ -6,11 +6,13 @@
 mod aio;
 mod arguments;
 mod compat;
+mod contexts;
 mod counter;
 mod events;
 mod mapping;
 mod order;
 mod owner;
+mod protection;
 mod reading;
 mod teardown;
 

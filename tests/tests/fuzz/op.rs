@@ -42,7 +42,7 @@ pub(crate) enum BadRange {
     Kernels,
     /// Ends at the last address there is.
     Endless,
-    /// This bit of the flags is set.
+    /// This bit of the flags is set, which is not one that is known.
     Flag(u8),
     /// The structure cannot be read.
     Pointer,
@@ -277,7 +277,7 @@ impl Dice {
     }
 
     fn bad_range(&mut self) -> BadRange {
-        let flag = BadRange::Flag(self.below(32) as u8);
+        let flag = BadRange::Flag(1 + self.below(31) as u8);
         self.pick(&[
             (1, BadRange::Empty),
             (1, BadRange::Backwards),

@@ -18,7 +18,7 @@
  * @end: address one past the last byte
  * @user_cookie: names the range in events and for unregistering; no two
  *	ranges of one file may have the same one
- * @flags: must be 0; every other value is -EINVAL
+ * @flags: UMMUNOTIFY_REGION_FLAG_PROTECTION or 0; every other value is -EINVAL
  * @reserved: ignored
  */
 struct ummunotify_register_ioctl {
@@ -27,6 +27,16 @@ struct ummunotify_register_ioctl {
 	__u64 user_cookie;
 	__u32 flags;
 	__u32 reserved;
+};
+
+/* ummunotify_register_ioctl.flags */
+enum {
+	/*
+	 * Changes of protection invalidate the range as well: mprotect(), scans
+	 * for NUMA balancing, fork() in the parent, and write-protection for
+	 * dirty tracking. The pages stay.
+	 */
+	UMMUNOTIFY_REGION_FLAG_PROTECTION = 1 << 0
 };
 
 #define UMMUNOTIFY_MAGIC		'U'

@@ -1,0 +1,106 @@
+//! Changes of protection, which count for the ranges that ask for them, and for no others.
+
+use nix::errno::Errno;
+use regcache::monitor::abi::{PROTECTION, Register};
+use regcache_tests::{Child, Device, PAGE, Pages};
+
+/// Cookies of the two ranges that `both` watches.
+const PLAIN: u64 = 0;
+const STRICT: u64 = 1;
+
+fn watch(device: &Device, memory: &Pages, cookie: u64, flags: u32) {
+    let start = memory.page(0).addr() as u64;
+    let region = Register {
+        start,
+        end: start + memory.len() as u64,
+        user_cookie: cookie,
+        flags,
+        reserved: 0,
+    };
+    device.register(&region).unwrap();
+}
+
+/// Some pages, watched twice: as they always were, and with the flag.
+fn both() -> (Device, Pages) {
+    let memory = Pages::new(4).unwrap();
+    let device = Device::open().unwrap();
+    watch(&device, &memory, PLAIN, 0);
+    watch(&device, &memory, STRICT, PROTECTION);
+    (device, memory)
+}
+
+/// Which of the two were hit.
+fn hit(device: &Device) -> Vec<u64> {
+    match device.drain() {
+        Ok((cookies, _)) => cookies,
+        Err(errno) => {
+            assert_eq!(errno, Errno::EAGAIN);
+            Vec::new()
+        }
+    }
+}
+
+#[test]
+fn mprotect_counts_where_it_was_asked_for() {
+    let (device, memory) = both();
+    let counter = device.counter().unwrap();
+    memory.protect(1, 2, libc::PROT_READ).unwrap();
+    assert_eq!(counter.get(), 1);
+    assert_eq!(hit(&device), [STRICT]);
+    memory
+        .protect(1, 2, libc::PROT_READ | libc::PROT_WRITE)
+        .unwrap();
+    assert_eq!(hit(&device), [STRICT]);
+    assert_eq!(counter.get(), 2);
+}
+
+#[test]
+fn the_counter_stands_still_where_nobody_asked() {
+    let (device, memory) = both();
+    let counter = device.counter().unwrap();
+    device.unwatch(STRICT).unwrap();
+    memory.protect(0, 4, libc::PROT_READ).unwrap();
+    assert_eq!((counter.get(), hit(&device)), (0, vec![]));
+    watch(&device, &memory, STRICT, PROTECTION);
+    memory.protect(0, 4, libc::PROT_NONE).unwrap();
+    assert_eq!((counter.get(), hit(&device)), (1, vec![STRICT]));
+}
+
+#[test]
+fn changes_of_the_mapping_count_for_both() {
+    let (device, memory) = both();
+    memory.unmap(1, 1).unwrap();
+    assert_eq!(hit(&device), [PLAIN, STRICT]);
+}
+
+#[test]
+fn fork_counts_where_it_was_asked_for() {
+    let (device, _memory) = both();
+    assert!(Child::fork(|| true).unwrap().succeeded().unwrap());
+    assert_eq!(hit(&device), [STRICT]);
+}
+
+#[test]
+fn clearing_soft_dirty_bits_counts_for_nobody() {
+    let (device, memory) = both();
+    std::fs::write("/proc/self/clear_refs", "4").unwrap();
+    memory.touch();
+    assert_eq!(hit(&device), []);
+}
+
+#[test]
+fn a_range_beside_the_change_is_not_hit() {
+    let memory = Pages::new(4).unwrap();
+    let device = Device::open().unwrap();
+    let start = memory.page(3).addr() as u64;
+    let region = Register {
+        start,
+        end: start + PAGE as u64,
+        user_cookie: STRICT,
+        flags: PROTECTION,
+        reserved: 0,
+    };
+    device.register(&region).unwrap();
+    memory.protect(0, 3, libc::PROT_READ).unwrap();
+    assert_eq!(hit(&device), []);
+}
