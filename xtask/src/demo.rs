@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cmd;
@@ -21,14 +21,7 @@ const RESULT: &str = "reuse:";
 /// Runs the program everywhere it can run and ends with its lines of results.
 pub(crate) fn run(project: &Project, rounds: u32) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
-    let mut build = cargo();
-    build.args(["build", "--release", "--package", PACKAGE, "--bin", PROGRAM]);
-    let features = project.required_features(PACKAGE, "bin", PROGRAM);
-    if !features.is_empty() {
-        build.arg("--features").arg(features.join(","));
-    }
-    cmd::run(&mut build)?;
-    let program = project.target.join("release").join(PROGRAM);
+    let program = build(project, PROGRAM)?;
     let arguments = ["--rounds".to_owned(), rounds.to_string()];
 
     let mut results = String::new();
@@ -82,6 +75,14 @@ pub(crate) fn run(project: &Project, rounds: u32) -> Result<u8, Error> {
 
     print!("{results}");
     Ok(u8::from(failed))
+}
+
+/// Builds a program of the tests' package and returns where it is.
+pub(crate) fn build(project: &Project, program: &str) -> Result<PathBuf, Error> {
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", PACKAGE, "--bin", program]);
+    cmd::run(&mut build)?;
+    Ok(project.target.join("release").join(program))
 }
 
 fn has_driver_and_device() -> bool {

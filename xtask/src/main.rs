@@ -1,6 +1,7 @@
 //! The developers' commands. Each installs what it needs, or says what to install.
 
 mod cmd;
+mod cost;
 mod debug;
 mod demo;
 mod error;
@@ -49,6 +50,12 @@ enum Xtask {
         #[command(flatten)]
         place: test::Where,
     },
+    /// Count the instructions that the driver costs, in a virtual machine, and print them as a table
+    Cost {
+        /// The kernel of the virtual machine
+        #[arg(long, value_name = "SERIES", value_enum, default_value_t = kernel::Series::default())]
+        kernel: kernel::Series,
+    },
     /// Break the driver on purpose, in the ways of tests/mutants, and check that the tests notice
     Mutants {
         /// Only those whose names contain one of these
@@ -81,6 +88,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Xtask::Demo { rounds } => Project::find().and_then(|project| demo::run(&project, rounds)),
         Xtask::Test { place } => Project::find().and_then(|project| test::run(&project, &place)),
+        Xtask::Cost { kernel } => Project::find().and_then(|project| cost::run(&project, kernel)),
         Xtask::Mutants { names } => {
             Project::find().and_then(|project| mutants::run(&project, &names))
         }

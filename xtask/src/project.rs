@@ -63,17 +63,6 @@ impl Project {
         self.target.join("xtask")
     }
 
-    /// The features that a target of this kind (`bin`, `test`) and name asks for; none if there is no such target.
-    pub(crate) fn required_features(&self, package: &str, kind: &str, name: &str) -> Vec<String> {
-        self.packages()
-            .filter(|it| it["name"] == package)
-            .flat_map(|it| array(&it["targets"]))
-            .filter(|target| target["name"] == name && array(&target["kind"]).any(|it| it == kind))
-            .flat_map(|target| array(&target["required-features"]))
-            .map(|feature| text(feature).to_owned())
-            .collect()
-    }
-
     /// The test targets of the workspace that carry `required-features`.
     pub(crate) fn gated_tests(&self) -> Vec<GatedTarget> {
         let mut found = Vec::new();

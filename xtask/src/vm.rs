@@ -50,6 +50,9 @@ pub(crate) struct Machine {
     /// Neither build nor load the driver, and no RDMA device either: a bare kernel
     #[arg(long)]
     pub(crate) no_driver: bool,
+    /// Make the guest's time stamp counter tick once an instruction: emulation, one CPU
+    #[arg(long)]
+    pub(crate) icount: bool,
 }
 
 impl Default for Machine {
@@ -62,6 +65,7 @@ impl Default for Machine {
             timeout: 1800,
             boot_timeout: 180,
             no_driver: false,
+            icount: false,
         }
     }
 }
@@ -117,9 +121,10 @@ const KERNEL_OPTIONS: &[&str] = &[
     "log_buf_len=4M",
     "watchdog_thresh=60",
     "rcupdate.rcu_cpu_stall_timeout=120",
-    "numa=fake=2",
-    "numa_balancing=disable",
 ];
+
+/// Two nodes, between which pages can move; scans for it only where a test wants them.
+const NUMA_OPTIONS: &[&str] = &["numa=fake=2", "numa_balancing=disable"];
 
 /// How many lines are shown from the first complaint on, and how many complaints after those.
 const COMPLAINT_LINES: usize = 20;
@@ -156,7 +161,7 @@ pub(crate) fn run_on(
     if let Some(stderr) = job.stderr {
         copiers.push(Copier::start(run.path("stderr"), stderr)?);
     }
-    let kvm = has_kvm();
+    let kvm = has_kvm() && !machine.icount;
     eprintln!(
         "xtask: booting Linux {} {}; console: {}",
         kernel.version,
@@ -320,12 +325,11 @@ fn virtme(
     ]);
     command.arg("--kimg").arg(&kernel.image);
     command.arg("--qemu-bin").arg(run.path("qemu"));
-    command.args([
-        "--memory",
-        &machine.memory,
-        "--cpus",
-        &machine.cpus.to_string(),
-    ]);
+    let cpus = if machine.icount { 1 } else { machine.cpus };
+    command.args(["--memory", &machine.memory, "--cpus", &cpus.to_string()]);
+    if machine.icount {
+        command.args(["-q=-icount", "-q=shift=0"]);
+    }
     let script = format!(
         "exec sh {} {}",
         cmd::shell_quote(text(&run.path("guest.sh"))?),
@@ -349,7 +353,9 @@ fn virtme(
         // longer there, and newer kernels patch much while they boot. guest.sh brings up the others.
         command.args(["-a", "maxcpus=1"]);
     }
-    for option in KERNEL_OPTIONS {
+    // A node without a CPU is nothing that every kernel expects.
+    let numa = if cpus > 1 { NUMA_OPTIONS } else { &[] };
+    for option in KERNEL_OPTIONS.iter().chain(numa) {
         command.args(["-a", option]);
     }
     command.arg("--show-boot-console");
@@ -369,8 +375,10 @@ fn virtme(
     for name in ["PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV"] {
         command.env_remove(name);
     }
-    // Debian gives only root the directories with modprobe and depmod.
-    let mut path = env::var_os("PATH").unwrap_or_default();
+    // virtme-ng calls scripts of its own by name, and Debian gives only root the directories with modprobe and depmod.
+    let mut path = python.parent().unwrap_or(python).as_os_str().to_owned();
+    path.push(":");
+    path.push(env::var_os("PATH").unwrap_or_default());
     path.push(":/usr/sbin:/sbin");
     command.env("PATH", path);
     command.env("TMPDIR", &run.dir);

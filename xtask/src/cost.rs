@@ -1,0 +1,29 @@
+//! What the driver costs, in instructions: the program `cost` in a machine that counts them.
+
+use std::ffi::OsString;
+use std::io;
+
+use crate::demo;
+use crate::error::Error;
+use crate::kernel::Series;
+use crate::project::Project;
+use crate::setup;
+use crate::vm;
+
+/// Runs the program on this kernel; it prints the table.
+pub(crate) fn run(project: &Project, kernel: Series) -> Result<u8, Error> {
+    setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
+    let program = demo::build(project, "cost")?;
+    let machine = vm::Machine {
+        kernel,
+        icount: true,
+        boot_timeout: 600,
+        ..vm::Machine::default()
+    };
+    let job = vm::Job {
+        command: &[OsString::from(program)],
+        stdout: Box::new(io::stdout()),
+        stderr: None,
+    };
+    vm::run(project, &machine, job)
+}
