@@ -59,6 +59,16 @@ impl Child {
         Self(Some(Pid::from_raw(Errno::result(pid)?))).succeeded()
     }
 
+    /// Its process id.
+    ///
+    /// # Panics
+    ///
+    /// Never: it has one for as long as it can be asked.
+    #[must_use]
+    pub fn id(&self) -> Pid {
+        self.0.expect("not waited for")
+    }
+
     /// Waits for it; true if it exited with 0.
     ///
     /// # Errors

@@ -1,0 +1,170 @@
+//! The end of the memory that is watched, as somebody sees it who has inherited the counter: a child
+//! of the owner, whose copy of the mapping outlives the owner's memory.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, pipe, read, write};
+use regcache_tests::{Child, Counter, Device};
+
+use crate::alone;
+use crate::changes::pidfd;
+use crate::machine::{Group, wait_until};
+use crate::memory::{Kind, LEN, Memory};
+
+/// A process that watches some memory has a child, and ends as it is told. True if the child, which
+/// is given the counter and the process, says so.
+fn heir_of(
+    ranges: u64,
+    end: impl FnOnce(&Device),
+    heir: impl FnOnce(&Counter, Pid) -> bool,
+) -> bool {
+    let (answer, tell) = pipe().unwrap();
+    let (ready, tell_ready) = pipe().unwrap();
+    let owner = Child::fork(|| {
+        let memory = Memory::new(Kind::Anonymous);
+        // Stays open when another program is executed.
+        let device = Device::open_with(OFlag::O_NONBLOCK).unwrap();
+        for cookie in 0..ranges {
+            device.watch(memory.page(0), LEN, cookie).unwrap();
+        }
+        let counter = device.counter().unwrap();
+        let child = Child::fork(|| {
+            let (at_first, owner) = (counter.get(), Pid::parent());
+            let told = write(&tell_ready, &[1]) == Ok(1);
+            let yes = at_first == 0 && told && heir(&counter, owner);
+            write(&tell, &[u8::from(yes)]) == Ok(1)
+        });
+        // It is nobody's to wait for when its parent has gone.
+        std::mem::forget(child.unwrap());
+        assert_eq!(read(&ready, &mut [0]), Ok(1));
+        end(&device);
+        std::mem::forget((memory, device, counter));
+        true
+    })
+    .unwrap();
+    drop(tell);
+    let mut byte = [0];
+    let answered = read(&answer, &mut byte);
+    drop(owner);
+    assert_eq!(answered, Ok(1), "the child had no answer");
+    byte == [1]
+}
+
+/// The third field of /proc/PID/stat.
+fn state(process: Pid) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+fn wait_for_the_end(process: Pid) {
+    wait_until("the owner ends", || {
+        matches!(state(process), None | Some('Z'))
+    });
+}
+
+#[test]
+fn exit_counts_once() {
+    let _alone = alone();
+    assert!(heir_of(
+        3,
+        |_| {},
+        |counter, owner| {
+            wait_for_the_end(owner);
+            counter.get() == 1
+        }
+    ));
+}
+
+#[test]
+fn exit_does_not_count_where_nothing_is_watched() {
+    let _alone = alone();
+    assert!(heir_of(
+        0,
+        |_| {},
+        |counter, owner| {
+            wait_for_the_end(owner);
+            counter.get() == 0
+        }
+    ));
+}
+
+#[test]
+fn a_kill_counts() {
+    let _alone = alone();
+    assert!(heir_of(
+        1,
+        |_| loop {
+            thread::park();
+        },
+        |counter, owner| {
+            kill(owner, Signal::SIGKILL).unwrap();
+            wait_for_the_end(owner);
+            counter.get() == 1
+        }
+    ));
+}
+
+#[test]
+fn exec_counts_and_the_next_program_is_not_signalled() {
+    let _alone = alone();
+    assert!(heir_of(
+        1,
+        |device| {
+            // SIGIO ends a program that does not expect it.
+            let this = Pid::this().as_raw();
+            // SAFETY: no memory is involved.
+            let owned = unsafe { libc::fcntl(device.raw(), libc::F_SETOWN, this) };
+            assert_eq!(owned, 0);
+            fcntl(device, FcntlArg::F_SETFL(OFlag::O_ASYNC)).unwrap();
+            let error = Command::new("sleep").arg("1000").exec();
+            panic!("{error}");
+        },
+        |counter, owner| {
+            let is_sleep = || {
+                let name = fs::read_to_string(format!("/proc/{owner}/comm"));
+                name.is_ok_and(|it| it.trim() == "sleep") && state(owner) == Some('S')
+            };
+            wait_until("the owner sleeps", is_sleep);
+            let counted = counter.get();
+            thread::sleep(Duration::from_millis(200));
+            let lives = is_sleep();
+            kill(owner, Signal::SIGKILL).unwrap();
+            counted == 1 && counter.get() == 1 && lives
+        }
+    ));
+}
+
+#[test]
+fn reaping_of_a_process_that_cannot_exit_counts() {
+    let _alone = alone();
+    let group = Group::freezer();
+    assert!(heir_of(
+        1,
+        |_| loop {
+            thread::park();
+        },
+        |counter, owner| {
+            group.add(owner);
+            group.set("freezer.state", "FROZEN");
+            wait_until("it is frozen", || group.get("freezer.state") == "FROZEN");
+            kill(owner, Signal::SIGKILL).unwrap();
+            let fd = pidfd(owner).unwrap();
+            // SAFETY: changes no memory of this process's.
+            let reaped = unsafe { libc::syscall(libc::SYS_process_mrelease, fd.as_raw_fd(), 0) };
+            let reaped = Errno::result(reaped) == Ok(0);
+            let frozen = state(owner) != Some('Z') && group.get("freezer.state") == "FROZEN";
+            let at_reaping = counter.get();
+            group.set("freezer.state", "THAWED");
+            wait_for_the_end(owner);
+            reaped && frozen && at_reaping == 1 && counter.get() == 2
+        }
+    ));
+}
