@@ -522,6 +522,8 @@ fn dividing_a_mapping_announces_the_2_mib_around_the_cut() {
     let _alone = alone();
     let found = fates([Anonymous, Shmem, Thp], |pairs| {
         for memory in pairs.iter().flat_map(Pair::both) {
+            // So that khugepaged does not put together again what is split.
+            memory.advise(libc::MADV_NOHUGEPAGE).unwrap();
             memory.protect(1, 2, libc::PROT_READ);
             memory.protect(1, 2, libc::PROT_READ | libc::PROT_WRITE);
         }
