@@ -43,6 +43,30 @@ fn a_byte_beside_the_range_is_not_in_it() {
 }
 
 #[test]
+fn a_range_is_hit_where_nothing_was_watched_a_moment_before() {
+    let memory = Pages::new(8).unwrap();
+    let device = Device::open().unwrap();
+    let drop_pages = |first, pages| {
+        memory.advise(first, pages, libc::MADV_DONTNEED).unwrap();
+        memory.touch();
+    };
+    for page in 0..8 {
+        // Twice beside each other and once over both.
+        drop_pages(0, 4);
+        drop_pages(4, 4);
+        drop_pages(0, 8);
+        assert_eq!(device.read(1), Err(Errno::EAGAIN));
+        device.watch(memory.page(page), PAGE, 7).unwrap();
+        drop_pages(0, 8);
+        drop_pages(page, 1);
+        let counter = 2 * page as u64 + 2;
+        let often = hit_often(7, memory.page(page), PAGE);
+        assert_eq!(device.read(9).unwrap(), [often, last(counter)]);
+        device.unwatch(7).unwrap();
+    }
+}
+
+#[test]
 fn two_invalidations_make_one_event_without_a_hint() {
     let (device, memory) = watched_as_one(8);
     memory.unmap(1, 1).unwrap();
