@@ -176,6 +176,12 @@ impl Device {
     }
 }
 
+impl From<File> for Device {
+    fn from(file: File) -> Self {
+        Self(file)
+    }
+}
+
 impl AsFd for Device {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

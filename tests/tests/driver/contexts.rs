@@ -1,24 +1,18 @@
 //! What an administrator sees of the open files.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
 use regcache_tests::{Child, PAGE};
 
-use crate::watched;
+use crate::{debugfs, watched};
 
-const CONTEXTS: &str = "/sys/kernel/debug/ummunotify/contexts";
+fn contexts() -> String {
+    fs::read_to_string(debugfs().join("ummunotify/contexts")).unwrap()
+}
 
 /// The lines about files that this process opened, without pid and name.
 fn ours() -> Vec<String> {
-    if !Path::new(CONTEXTS).exists() {
-        let mounted = Command::new("mount")
-            .args(["-t", "debugfs", "debugfs", "/sys/kernel/debug"])
-            .status();
-        assert!(mounted.unwrap().success());
-    }
-    let all = fs::read_to_string(CONTEXTS).unwrap();
+    let all = contexts();
     let mut lines = all.lines();
     assert_eq!(
         lines.next(),
@@ -57,9 +51,7 @@ fn a_name_cannot_make_lines_of_its_own() {
         // SAFETY: a string literal with its end.
         unsafe { libc::prctl(libc::PR_SET_NAME, c"a\nb\tc".as_ptr()) };
         let (_device, _memory) = watched(1);
-        let lines = ours();
-        let all = fs::read_to_string(CONTEXTS).unwrap();
-        lines == ["1\t0\t0\t0"] && all.contains("\ta\\012b\\011c\t")
+        ours() == ["1\t0\t0\t0"] && contexts().contains("\ta\\012b\\011c\t")
     });
     assert!(name.unwrap().succeeded().unwrap());
 }

@@ -106,6 +106,54 @@ fn a_receiver_of_the_descriptor_is_refused_and_may_close_it() {
 }
 
 #[test]
+fn closing_it_last_unmaps_nothing_in_the_receiver() {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
+    // Told where the sender has the counter, it puts a page of its own there.
+    let child = Child::fork(|| {
+        let mut place = [0; 8];
+        let mut buffer = nix::cmsg_space!([i32; 1]);
+        let mut parts = [IoSliceMut::new(&mut place)];
+        let fd = theirs.as_raw_fd();
+        let message = recvmsg::<()>(fd, &mut parts, Some(&mut buffer), MsgFlags::empty()).unwrap();
+        let Some(ControlMessageOwned::ScmRights(fds)) = message.cmsgs().unwrap().next() else {
+            return false;
+        };
+        // SAFETY: just received, and nobody else's.
+        let passed = unsafe { OwnedFd::from_raw_fd(fds[0]) };
+        let place = std::ptr::with_exposed_provenance_mut::<u8>(usize::from_ne_bytes(place));
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: where nothing is.
+        let mapped = unsafe { libc::mmap(place.cast(), PAGE, protection, how, -1, 0) };
+        if mapped != place.cast() {
+            return false;
+        }
+        // SAFETY: just mapped.
+        unsafe { place.write_volatile(7) };
+        let mut byte = [0];
+        let alone = nix::unistd::write(&theirs, &[1]) == Ok(1)
+            && nix::unistd::read(&theirs, &mut byte) == Ok(1);
+        drop(passed);
+        // SAFETY: mapped above; if it no longer is, the child is killed, which fails the test.
+        alone && unsafe { place.read_volatile() } == 7
+    })
+    .unwrap();
+    let (device, _memory) = watched(1);
+    let counter = device.counter().unwrap();
+    let place = counter.as_ptr().addr().to_ne_bytes();
+    let fds = [device.raw()];
+    let message = [ControlMessage::ScmRights(&fds)];
+    let parts = [IoSlice::new(&place)];
+    sendmsg::<()>(ours.as_raw_fd(), &parts, &message, MsgFlags::empty(), None).unwrap();
+    let mut byte = [0];
+    assert_eq!(nix::unistd::read(&ours, &mut byte), Ok(1));
+    drop((counter, device));
+    nix::unistd::write(&ours, &[1]).unwrap();
+    assert!(child.succeeded().unwrap());
+}
+
+#[test]
 fn a_child_that_shares_the_memory_is_welcome() {
     let (device, memory) = watched(1);
     memory.unmap(0, 1).unwrap();

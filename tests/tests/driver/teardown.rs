@@ -5,7 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, open};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::stat::Mode;
 use nix::unistd::{close, pipe, read, write};
 use regcache_tests::{Child, Device, PAGE, Pages};
 
@@ -192,4 +194,64 @@ fn a_process_may_die_with_everything_in_use() {
         });
         assert!(child.unwrap().succeeded().unwrap());
     }
+}
+
+/// Opening takes all locks of the address space, and gives up when a signal comes meanwhile. It must not
+/// say then that it watches.
+#[test]
+fn an_open_that_a_signal_interrupts_fails_or_watches() {
+    extern "C" fn nothing(_: i32) {}
+    const ENOUGH: usize = 10;
+    let child = Child::fork(|| {
+        let action = SigAction::new(
+            SigHandler::Handler(nothing),
+            SaFlags::empty(),
+            SigSet::empty(),
+        );
+        // SAFETY: the handler does nothing.
+        unsafe { sigaction(Signal::SIGALRM, &action) }.unwrap();
+        // Many mappings, so that there are many locks.
+        let many = Pages::new(8000).unwrap();
+        for page in (0..8000).step_by(2) {
+            many.protect(page, 1, libc::PROT_READ).unwrap();
+        }
+        let memory = Pages::new(1).unwrap();
+        let (mut interrupted, mut opened) = (0, 0);
+        for round in 0..3000 {
+            // Sooner or later in the call.
+            let after = libc::timeval {
+                tv_sec: 0,
+                tv_usec: 20 + round * 37 % 2000,
+            };
+            let once = libc::itimerval {
+                it_interval: libc::timeval {
+                    tv_sec: 0,
+                    tv_usec: 0,
+                },
+                it_value: after,
+            };
+            // SAFETY: a structure that may be read.
+            unsafe { libc::setitimer(libc::ITIMER_REAL, &once, std::ptr::null_mut()) };
+            match open("/dev/ummunotify", OFlag::O_RDONLY, Mode::empty()) {
+                Err(Errno::EINTR) => interrupted += 1,
+                Err(_) => return false,
+                Ok(fd) => {
+                    opened += 1;
+                    let device = Device::from(fs::File::from(fd));
+                    let counter = device.counter().unwrap();
+                    device.watch(memory.page(0), PAGE, 1).unwrap();
+                    memory.map_over(0, 1).unwrap();
+                    memory.touch();
+                    if counter.get() != 1 {
+                        return false;
+                    }
+                }
+            }
+            if interrupted >= ENOUGH && opened > 0 {
+                return true;
+            }
+        }
+        false
+    });
+    assert!(child.unwrap().succeeded().unwrap());
 }

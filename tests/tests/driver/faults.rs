@@ -1,0 +1,221 @@
+//! Calls in which the kernel runs out of memory, or cannot reach the caller's: each place where one can be made to
+//! fail, in turn. That takes a kernel with fault injection, as `cargo xtask test --kernel debug` has it; on others
+//! these tests have nothing to try and say so.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use nix::errno::Errno;
+use regcache_tests::{Device, PAGE, Pages};
+
+use crate::debugfs;
+
+/// More than any one call has.
+const MOST: usize = 1000;
+
+/// This thread's switch: the number in it says which of its next allocations and copies fails.
+struct Switch(File);
+
+impl Switch {
+    /// `None` if the kernel has none.
+    fn find() -> Option<Self> {
+        let path = Path::new("/proc/thread-self/fail-nth");
+        if !path.exists() {
+            println!("this kernel injects no faults: nothing was tried");
+            return None;
+        }
+        for kind in ["failslab", "fail_page_alloc", "fail_usercopy"] {
+            let dir = debugfs().join(kind);
+            // As it comes it spares those allocations that may wait, and writes a trace for each fault.
+            for (setting, value) in [
+                ("ignore-gfp-wait", "N"),
+                ("min-order", "0"),
+                ("verbose", "0"),
+            ] {
+                let setting = dir.join(setting);
+                if setting.exists() {
+                    fs::write(setting, value).unwrap();
+                }
+            }
+        }
+        Some(Self(
+            File::options().read(true).write(true).open(path).unwrap(),
+        ))
+    }
+
+    /// Runs the call, in which the `nth` fails. True if there were so many.
+    fn run<T>(&mut self, nth: usize, call: impl FnOnce() -> T) -> (bool, T) {
+        self.0.write_all(nth.to_string().as_bytes()).unwrap();
+        let result = call();
+        let mut left = String::new();
+        self.0.rewind().unwrap();
+        // If this very read is made to fail, none before was.
+        let injected = self.0.read_to_string(&mut left).is_ok() && left.trim() == "0";
+        while self.0.write_all(b"0").is_err() {}
+        (injected, result)
+    }
+
+    /// Runs the call with each of its faults in turn, and then with none; `check` is told what came of it each time.
+    fn each<T>(&mut self, mut call: impl FnMut() -> T, mut check: impl FnMut(bool, T)) {
+        for nth in 1..MOST {
+            let (injected, result) = self.run(nth, &mut call);
+            check(injected, result);
+            if !injected {
+                assert!(nth > 1, "there was nothing to fail");
+                return;
+            }
+        }
+        panic!("more than {MOST} faults in one call");
+    }
+}
+
+fn expect<T>(injected: bool, result: &nix::Result<T>, errno: &[Errno]) {
+    match result {
+        Ok(_) => {}
+        Err(said) => assert!(
+            injected && errno.contains(said),
+            "{said:?}, injected: {injected}"
+        ),
+    }
+}
+
+#[test]
+fn an_open_that_fails_leaves_nothing_and_one_that_succeeds_watches() {
+    let Some(mut switch) = Switch::find() else {
+        return;
+    };
+    let memory = Pages::new(1).unwrap();
+    switch.each(Device::open, |injected, opened| match opened {
+        Ok(device) => {
+            device.watch(memory.page(0), PAGE, 1).unwrap();
+            memory.advise(0, 1, libc::MADV_DONTNEED).unwrap();
+            assert_eq!(device.drain(), Ok((vec![1], 1)));
+            memory.touch();
+        }
+        Err(error) => assert!(
+            injected
+                && matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOMEM | libc::EFAULT | libc::ENFILE)
+                ),
+            "{error}"
+        ),
+    });
+}
+
+#[test]
+fn a_registration_that_fails_is_none_and_one_that_succeeds_is_whole() {
+    let Some(mut switch) = Switch::find() else {
+        return;
+    };
+    let memory = Pages::new(1).unwrap();
+    let device = Device::open().unwrap();
+    let mut hits = 0;
+    switch.each(
+        || device.watch(memory.page(0), PAGE, 1),
+        |injected, result| {
+            expect(injected, &result, &[Errno::ENOMEM, Errno::EFAULT]);
+            memory.advise(0, 1, libc::MADV_DONTNEED).unwrap();
+            memory.touch();
+            if result.is_ok() {
+                hits += 1;
+                assert_eq!(device.drain(), Ok((vec![1], hits)));
+                device.unwatch(1).unwrap();
+            } else {
+                assert_eq!(device.drain(), Err(Errno::EAGAIN));
+                assert_eq!(device.unwatch(1), Err(Errno::EINVAL));
+            }
+        },
+    );
+    assert!(hits > 0);
+}
+
+#[test]
+fn unregistering_that_fails_leaves_the_range() {
+    let Some(mut switch) = Switch::find() else {
+        return;
+    };
+    let memory = Pages::new(1).unwrap();
+    let device = Device::open().unwrap();
+    device.watch(memory.page(0), PAGE, 1).unwrap();
+    switch.each(
+        || device.unwatch(1),
+        |injected, result| {
+            expect(injected, &result, &[Errno::EFAULT]);
+            memory.advise(0, 1, libc::MADV_DONTNEED).unwrap();
+            memory.touch();
+            let left = device.drain().map(|(cookies, _)| cookies);
+            if result.is_ok() {
+                assert_eq!(left, Err(Errno::EAGAIN));
+                device.watch(memory.page(0), PAGE, 1).unwrap();
+            } else {
+                assert_eq!(left, Ok(vec![1]));
+            }
+        },
+    );
+}
+
+#[test]
+fn a_read_that_fails_loses_nothing() {
+    const RANGES: usize = 40;
+    let Some(mut switch) = Switch::find() else {
+        return;
+    };
+    let memory = Pages::new(RANGES).unwrap();
+    let device = Device::open().unwrap();
+    for i in 0..RANGES {
+        device.watch(memory.page(i), PAGE, i as u64).unwrap();
+    }
+    let all: Vec<_> = (0..RANGES as u64).collect();
+    let mut counter = 0;
+    switch.each(
+        || {
+            memory.advise(0, RANGES, libc::MADV_DONTNEED)?;
+            counter += 1;
+            let first = device.read(RANGES + 1);
+            Ok((counter, first))
+        },
+        |injected, result: std::io::Result<_>| {
+            let Ok((counter, first)) = result else {
+                assert!(injected);
+                return;
+            };
+            expect(injected, &first, &[Errno::EFAULT, Errno::ENOMEM]);
+            let mut read: Vec<_> = first.unwrap_or_default();
+            if read
+                .last()
+                .is_none_or(|event| event.kind != regcache::monitor::abi::LAST)
+            {
+                read.extend(device.read(RANGES + 1).unwrap());
+            }
+            let last = read.pop().unwrap();
+            assert_eq!(
+                (last.kind, last.user_cookie_counter),
+                (regcache::monitor::abi::LAST, counter)
+            );
+            let mut cookies: Vec<_> = read.iter().map(|event| event.user_cookie_counter).collect();
+            cookies.sort_unstable();
+            assert_eq!(cookies, all);
+            memory.touch();
+        },
+    );
+}
+
+#[test]
+fn a_mapping_of_the_counter_that_fails_is_none() {
+    let Some(mut switch) = Switch::find() else {
+        return;
+    };
+    let device = Device::open().unwrap();
+    switch.each(
+        || device.counter(),
+        |injected, result| match result {
+            Ok(counter) => assert_eq!(counter.get(), 0),
+            Err(error) => assert!(
+                injected && error.raw_os_error() == Some(libc::ENOMEM),
+                "{error}"
+            ),
+        },
+    );
+}
