@@ -27,10 +27,10 @@ use crate::vm;
 const VM_FEATURES: &[&str] = &["vm", "rdma-device"];
 
 /// Seconds that one suite may take in the virtual machine.
-const SUITE_LIMIT: u64 = 600;
+const SUITE_LIMIT: u64 = 900;
 
 /// Seconds that all of them may take together.
-const SUITES_LIMIT: u64 = 1500;
+const SUITES_LIMIT: u64 = 2400;
 
 /// How many of loom's threads may be preempted how often: more finds rarer interleavings, and takes longer.
 const LOOM_MAX_PREEMPTIONS: &str = "3";
