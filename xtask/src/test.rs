@@ -189,6 +189,7 @@ fn in_vm(project: &Project, kernel: Series) -> (Vec<Outcome>, Result<(), Error>)
     let machine = vm::Machine {
         kernel,
         timeout: SUITES_LIMIT * kernel.patience(),
+        boot_timeout: vm::Machine::default().boot_timeout * kernel.patience(),
         ..vm::Machine::default()
     };
     let (stdout, kept) = Tee::new("");
