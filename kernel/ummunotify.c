@@ -387,6 +387,16 @@ static enum ummunotify_kind ummunotify_kind(enum mmu_notifier_event event)
 	}
 }
 
+/*
+ * mprotect() and NUMA balancing do not announce the end of what started at
+ * address 0: a start of 0 is their mark for nothing having been announced yet
+ * (change_pmd_range(), later change_pud_range()).
+ */
+static bool ummunotify_has_end(const struct mmu_notifier_range *range)
+{
+	return range->start || range->event != MMU_NOTIFY_PROTECTION_VMA;
+}
+
 /* Returns true if the region was not already waiting to be reported. */
 static bool ummunotify_hit(struct ummunotify_file *file,
 			   struct ummunotify_region *region,
@@ -539,7 +549,8 @@ static int ummunotify_invalidate_start(struct mmu_notifier *mn,
 		return 0;
 
 	spin_lock(&file->lock);
-	ummunotify_running_add(file, start, last, protection);
+	if (likely(ummunotify_has_end(range)))
+		ummunotify_running_add(file, start, last, protection);
 	more = ummunotify_record(file, start, last, protection);
 	spin_unlock(&file->lock);
 
@@ -556,7 +567,7 @@ static void ummunotify_invalidate_end(struct mmu_notifier *mn,
 	unsigned long start = range->start, last = range->end - 1;
 	bool more = false;
 
-	if (kind == UMMUNOTIFY_NOTHING)
+	if (kind == UMMUNOTIFY_NOTHING || unlikely(!ummunotify_has_end(range)))
 		return;
 
 	spin_lock(&file->lock);
@@ -1089,6 +1100,9 @@ static int ummunotify_contexts_show(struct seq_file *seq, void *unused)
 		seq_printf(seq, "%d\t", file->pid);
 		seq_escape(seq, file->comm, " \t\n\\");
 		seq_printf(seq, "\t%u\t%llu\t%d\t%lu\n", ranges, counter, readable, running);
+		/* It will be shown anew, with more room; opening and closing wait. */
+		if (seq_has_overflowed(seq))
+			break;
 	}
 	mutex_unlock(&ummunotify_files_lock);
 	return 0;

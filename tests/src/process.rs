@@ -1,10 +1,12 @@
 //! Children that run a closure and report by their exit status.
 
 use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 /// Exit status of a child whose closure panicked.
@@ -79,6 +81,29 @@ impl Child {
             Some(pid) => Ok(waitpid(pid, None)? == WaitStatus::Exited(pid, 0)),
             None => Ok(false),
         }
+    }
+}
+
+impl Child {
+    /// As [`succeeded`](Self::succeeded), but false, and the child killed, if it takes longer.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be waited for.
+    pub fn succeeded_within(self, limit: Duration) -> io::Result<bool> {
+        let deadline = Instant::now() + limit;
+        while let Some(pid) = self.0 {
+            // It is only looked at; `succeeded` fetches it.
+            let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+            if waitid(Id::Pid(pid), look)? != WaitStatus::StillAlive {
+                return self.succeeded();
+            }
+            if Instant::now() > deadline {
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(false)
     }
 }
 

@@ -1,5 +1,8 @@
 //! Changes of protection, which count for the ranges that ask for them, and for no others.
 
+use std::ptr;
+use std::time::Duration;
+
 use nix::errno::Errno;
 use regcache::monitor::abi::{PROTECTION, Register};
 use regcache_tests::{Child, Device, PAGE, Pages};
@@ -103,4 +106,44 @@ fn a_range_beside_the_change_is_not_hit() {
     device.register(&region).unwrap();
     memory.protect(0, 3, libc::PROT_READ).unwrap();
     assert_eq!(hit(&device), []);
+}
+
+#[test]
+fn changes_of_protection_at_address_0_do_not_keep_registrations_waiting() {
+    // By a child, for nobody else wants a page there.
+    let child = Child::fork(|| {
+        std::fs::write("/proc/sys/vm/mmap_min_addr", "0").unwrap();
+        let device = Device::open().unwrap();
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_POPULATE;
+        // SAFETY: where nothing is, and is supposed to be.
+        let page = unsafe { libc::mmap(ptr::null_mut(), PAGE, protection, how, -1, 0) };
+        assert!(page.is_null());
+        // More often than the driver can keep note of.
+        for _ in 0..100 {
+            for protection in [libc::PROT_READ, protection] {
+                // SAFETY: the page just mapped.
+                let done = unsafe { libc::mprotect(page, PAGE, protection) };
+                assert_eq!(done, 0);
+            }
+        }
+        for (cookie, flags) in [(PLAIN, 0), (STRICT, PROTECTION)] {
+            let region = Register {
+                start: 0,
+                end: PAGE as u64,
+                user_cookie: cookie,
+                flags,
+                reserved: 0,
+            };
+            device.register(&region).unwrap();
+        }
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::mprotect(page, PAGE, libc::PROT_READ) }, 0);
+        assert_eq!(hit(&device), [STRICT]);
+        true
+    })
+    .unwrap();
+    let done = child.succeeded_within(Duration::from_secs(60));
+    std::fs::write("/proc/sys/vm/mmap_min_addr", "65536").unwrap();
+    assert!(done.unwrap(), "it is still waiting, or was not told");
 }

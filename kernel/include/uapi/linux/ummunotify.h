@@ -33,8 +33,8 @@ struct ummunotify_register_ioctl {
 enum {
 	/*
 	 * Changes of protection invalidate the range as well: mprotect(), scans
-	 * for NUMA balancing, fork() in the parent, and write-protection for
-	 * dirty tracking. The pages stay.
+	 * for NUMA balancing, fork() in the parent, and write-protection of a
+	 * file's pages before they are written back. The pages stay.
 	 */
 	UMMUNOTIFY_REGION_FLAG_PROTECTION = 1 << 0
 };
