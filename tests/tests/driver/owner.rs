@@ -75,6 +75,28 @@ fn a_program_started_with_the_descriptor_is_refused() {
     assert_eq!(device.drain().unwrap(), (vec![0], 1));
 }
 
+/// Sends the descriptor, with so many bytes.
+fn pass(socket: &OwnedFd, device: &Device, bytes: &[u8]) {
+    let fds = [device.raw()];
+    let message = [ControlMessage::ScmRights(&fds)];
+    let parts = [IoSlice::new(bytes)];
+    let fd = socket.as_raw_fd();
+    sendmsg::<()>(fd, &parts, &message, MsgFlags::empty(), None).unwrap();
+}
+
+/// Receives the descriptor, and the bytes. Panics if none comes, which fails the child it is called in.
+fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> OwnedFd {
+    let mut buffer = nix::cmsg_space!([i32; 1]);
+    let mut parts = [IoSliceMut::new(bytes)];
+    let fd = socket.as_raw_fd();
+    let message = recvmsg::<()>(fd, &mut parts, Some(&mut buffer), MsgFlags::empty()).unwrap();
+    let Some(ControlMessageOwned::ScmRights(fds)) = message.cmsgs().unwrap().next() else {
+        panic!("no descriptor came");
+    };
+    // SAFETY: just received, and nobody else's.
+    unsafe { OwnedFd::from_raw_fd(fds[0]) }
+}
+
 #[test]
 fn a_receiver_of_the_descriptor_is_refused_and_may_close_it() {
     let (device, memory) = watched(1);
@@ -82,24 +104,12 @@ fn a_receiver_of_the_descriptor_is_refused_and_may_close_it() {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
     // Forked before the file is passed, so that the only way to it is the socket.
     let child = Child::fork(|| {
-        let mut byte = [0];
-        let mut buffer = nix::cmsg_space!([i32; 1]);
-        let mut parts = [IoSliceMut::new(&mut byte)];
-        let fd = theirs.as_raw_fd();
-        let message = recvmsg::<()>(fd, &mut parts, Some(&mut buffer), MsgFlags::empty()).unwrap();
-        let Some(ControlMessageOwned::ScmRights(fds)) = message.cmsgs().unwrap().next() else {
-            return false;
-        };
-        // SAFETY: just received, and nobody else's.
-        let passed = unsafe { OwnedFd::from_raw_fd(fds[0]) };
+        let passed = receive(&theirs, &mut [0]);
         let mut event = [0; 32];
         nix::unistd::read(&passed, &mut event) == Err(Errno::EPERM)
     })
     .unwrap();
-    let fds = [device.raw()];
-    let message = [ControlMessage::ScmRights(&fds)];
-    let parts = [IoSlice::new(&[1])];
-    sendmsg::<()>(ours.as_raw_fd(), &parts, &message, MsgFlags::empty(), None).unwrap();
+    pass(&ours, &device, &[1]);
     assert!(child.succeeded().unwrap());
     memory.unmap(0, 1).unwrap();
     assert_eq!(device.drain().unwrap(), (vec![0], 1));
@@ -112,15 +122,7 @@ fn closing_it_last_unmaps_nothing_in_the_receiver() {
     // Told where the sender has the counter, it puts a page of its own there.
     let child = Child::fork(|| {
         let mut place = [0; 8];
-        let mut buffer = nix::cmsg_space!([i32; 1]);
-        let mut parts = [IoSliceMut::new(&mut place)];
-        let fd = theirs.as_raw_fd();
-        let message = recvmsg::<()>(fd, &mut parts, Some(&mut buffer), MsgFlags::empty()).unwrap();
-        let Some(ControlMessageOwned::ScmRights(fds)) = message.cmsgs().unwrap().next() else {
-            return false;
-        };
-        // SAFETY: just received, and nobody else's.
-        let passed = unsafe { OwnedFd::from_raw_fd(fds[0]) };
+        let passed = receive(&theirs, &mut place);
         let place = std::ptr::with_exposed_provenance_mut::<u8>(usize::from_ne_bytes(place));
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
@@ -142,10 +144,7 @@ fn closing_it_last_unmaps_nothing_in_the_receiver() {
     let (device, _memory) = watched(1);
     let counter = device.counter().unwrap();
     let place = counter.as_ptr().addr().to_ne_bytes();
-    let fds = [device.raw()];
-    let message = [ControlMessage::ScmRights(&fds)];
-    let parts = [IoSlice::new(&place)];
-    sendmsg::<()>(ours.as_raw_fd(), &parts, &message, MsgFlags::empty(), None).unwrap();
+    pass(&ours, &device, &place);
     let mut byte = [0];
     assert_eq!(nix::unistd::read(&ours, &mut byte), Ok(1));
     drop((counter, device));
