@@ -1,16 +1,22 @@
 //! [`Hints`]: where the hit path looks first.
 //!
-//! A set-associative table, like a TLB, from the page of an address to the slot of an entry that
-//! has served it. It may forget, and it may be wrong: a slot that it names may have been recycled.
-//! The reader asks the entry itself (`entry.rs`, point 3), so that nothing here needs ordering, and
-//! a hit reads one line of this table and one of the entry. What is not found here is looked up in
-//! the index, under the lock.
+//! A set-associative table, like a TLB, from an address to the slot of an entry that has served it.
+//! It may forget, and it may be wrong: a slot that it names may have been recycled. The reader asks
+//! the entry itself (`entry.rs`, point 3), so that nothing here needs ordering, and a hit reads one
+//! line of this table and one of the entry. What is not found here is looked up in the index, under
+//! the lock.
+//!
+//! As in a TLB, an address stands for all of its page, and there are pages of several sizes: a large
+//! registration is entered by large pages, so that looking up one part of it after another does not
+//! push everything else out. Larger pages are asked for only when the smaller ones fail, and only if
+//! there are any.
 
+use crate::VaRange;
 use crate::slab::Slot;
 use crate::sync::{AtomicU64, Ordering};
 
-/// 4 KiB. A matter of speed only, so it need not be the kernel's page size.
-const PAGE_SHIFT: u32 = 12;
+/// Bytes of a page, as powers of two. A matter of speed only, so they need not be the kernel's.
+const PAGE_SHIFTS: [u32; 3] = [12, 21, 30];
 
 /// Words a set has: half a cache line.
 const WAYS: usize = 4;
@@ -30,6 +36,8 @@ struct Set([AtomicU64; WAYS]);
 pub(crate) struct Hints {
     sets: Box<[Set]>,
     shift: u32,
+    /// Sizes of pages that were ever noted, from the smallest on.
+    sizes: AtomicU64,
 }
 
 impl Hints {
@@ -44,30 +52,55 @@ impl Hints {
                 .map(|_| Set(std::array::from_fn(|_| AtomicU64::new(0))))
                 .collect(),
             shift: u64::BITS - sets.trailing_zeros(),
+            sizes: AtomicU64::new(1),
         }
     }
 
     #[inline]
-    fn place(&self, address: usize) -> (&Set, u64) {
-        let hash = (address as u64 >> PAGE_SHIFT).wrapping_mul(SPREAD);
+    fn place(&self, address: usize, size: usize) -> (&Set, u64) {
+        // Pages of different sizes differ in their lower bits.
+        let page = address as u64 >> PAGE_SHIFTS[size] << 2 | size as u64;
+        let hash = page.wrapping_mul(SPREAD);
         // A product's upper bits choose the set, the lower ones are the tag.
         (&self.sets[(hash >> self.shift) as usize], hash << 32)
     }
 
-    /// The slots that may serve `address`.
+    /// The first of the slots that may serve `address` for which `serve` gives something.
     #[inline]
-    pub(crate) fn probe(&self, address: usize) -> impl Iterator<Item = Slot> {
-        let (set, tag) = self.place(address);
-        set.0.iter().filter_map(move |way| {
-            let word = way.load(Ordering::Relaxed);
-            let slot = word as u32;
-            (word ^ u64::from(slot) == tag && slot != 0).then(|| Slot(slot - 1))
-        })
+    pub(crate) fn probe<T>(
+        &self,
+        address: usize,
+        mut serve: impl FnMut(Slot) -> Option<T>,
+    ) -> Option<T> {
+        let mut size = 0;
+        loop {
+            let (set, tag) = self.place(address, size);
+            for way in &set.0 {
+                let word = way.load(Ordering::Relaxed);
+                let slot = word as u32;
+                if word ^ u64::from(slot) == tag
+                    && slot != 0
+                    && let Some(found) = serve(Slot(slot - 1))
+                {
+                    return Some(found);
+                }
+            }
+            size += 1;
+            if size >= self.sizes.load(Ordering::Relaxed) as usize {
+                return None;
+            }
+        }
     }
 
-    /// Remembers that `slot` serves `address`. Called by one thread at a time.
-    pub(crate) fn note(&self, address: usize, slot: Slot) {
-        let (set, tag) = self.place(address);
+    /// Remembers that `slot`, an entry of `range`, serves `address`. Called by one thread at a time.
+    pub(crate) fn note(&self, address: usize, slot: Slot, range: VaRange) {
+        // A range of two pages' length has a whole page.
+        let whole = |shift: &u32| range.len() >= 2 << shift;
+        let size = PAGE_SHIFTS[1..].iter().take_while(|s| whole(s)).count();
+        if size as u64 >= self.sizes.load(Ordering::Relaxed) {
+            self.sizes.store(size as u64 + 1, Ordering::Relaxed);
+        }
+        let (set, tag) = self.place(address, size);
         let word = tag | u64::from(slot.0 + 1);
         let words = set.0.each_ref().map(|way| way.load(Ordering::Relaxed));
         if words.contains(&word) {
@@ -84,35 +117,81 @@ impl Hints {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::ptr;
+
     use super::*;
+
+    const PAGE: usize = 4096;
+
+    fn range(start: usize, len: usize) -> VaRange {
+        VaRange::new(ptr::without_provenance(start), len).expect("neither empty nor wrapping")
+    }
+
+    fn slots(hints: &Hints, address: usize) -> Vec<u32> {
+        let mut slots = Vec::new();
+        hints.probe(address, |slot| -> Option<()> {
+            slots.push(slot.0);
+            None
+        });
+        slots
+    }
 
     #[test]
     fn what_was_noted_is_found_for_the_whole_page_until_others_push_it_out() {
         let hints = Hints::new(4);
-        hints.note(0x7000_1234, Slot(3));
-        assert_eq!(hints.probe(0x7000_1fff).collect::<Vec<_>>(), [Slot(3)]);
-        assert_eq!(hints.probe(0x7000_2000).count(), 0);
-        hints.note(0x7000_1000, Slot(3));
-        assert_eq!(hints.probe(0x7000_1000).count(), 1, "noted once");
+        let page = range(0x7000_1000, PAGE);
+        hints.note(0x7000_1234, Slot(3), page);
+        assert_eq!(slots(&hints, 0x7000_1fff), [3]);
+        assert!(slots(&hints, 0x7000_2000).is_empty());
+        hints.note(0x7000_1000, Slot(3), page);
+        assert_eq!(slots(&hints, 0x7000_1000), [3], "noted once");
         for slot in 4..8 {
-            hints.note(0x7000_1000, Slot(slot));
+            hints.note(0x7000_1000, Slot(slot), page);
         }
-        let slots: Vec<_> = hints.probe(0x7000_1000).map(|s| s.0).collect();
-        assert_eq!(slots, [7, 6, 5, 4], "newest first, the oldest gone");
+        let now = slots(&hints, 0x7000_1000);
+        assert_eq!(now, [7, 6, 5, 4], "newest first, the oldest gone");
     }
 
     #[test]
     fn a_table_of_hints_finds_nearly_all_of_its_entries() {
         let n = 10_000;
         let hints = Hints::new(n);
+        let address = |i: u32| 0x7f00_0000_0000 + i as usize * 0x3000;
         for i in 0..n {
-            hints.note(0x7f00_0000_0000 + i as usize * 0x3000, Slot(i));
+            hints.note(address(i), Slot(i), range(address(i), PAGE));
         }
-        let found = (0..n).filter(|&i| {
-            hints
-                .probe(0x7f00_0000_0000 + i as usize * 0x3000)
-                .any(|slot| slot == Slot(i))
-        });
+        let found = (0..n).filter(|&i| slots(&hints, address(i)).contains(&i));
         assert!(found.count() > 9_500);
+    }
+
+    #[test]
+    fn a_large_registration_takes_few_places() {
+        let hints = Hints::new(64);
+        let small = range(0x7e00_0000_0000, PAGE);
+        hints.note(small.start(), Slot(1), small);
+        let large = range(0x7f00_0000_3000, 64 << 20);
+        let mut misses = 0;
+        for address in (large.start()..large.end()).step_by(PAGE) {
+            if !slots(&hints, address).contains(&2) {
+                misses += 1;
+                hints.note(address, Slot(2), large);
+            }
+        }
+        assert_eq!(misses, 33);
+        assert_eq!(slots(&hints, small.start()), [1]);
+        assert!(slots(&hints, large.end() + (4 << 20)).is_empty());
+    }
+
+    #[test]
+    fn pages_of_all_sizes_are_told_apart() {
+        let hints = Hints::new(1024);
+        let base = 0x7f00_0000_0000;
+        for (slot, len) in [(1, PAGE), (2, 4 << 20), (3, 2 << 30)] {
+            hints.note(base, Slot(slot), range(base, len));
+        }
+        assert_eq!(slots(&hints, base), [1, 2, 3], "the smallest first");
+        assert_eq!(slots(&hints, base + PAGE), [2, 3]);
+        assert_eq!(slots(&hints, base + (2 << 20)), [3]);
+        assert!(slots(&hints, base + (1 << 30)).is_empty());
     }
 }

@@ -47,6 +47,18 @@ impl<A: Access> Index<A> {
             .map(|(_, &(_, slot))| slot)
     }
 
+    /// The entries that share a byte with `range`.
+    pub(crate) fn overlapping(&self, range: VaRange) -> impl Iterator<Item = Slot> {
+        let maps = self.maps.iter();
+        maps.flat_map(move |(_, map)| between(map, range.start() + 1, range.end() - 1))
+    }
+
+    /// The entries of exactly this access that share a byte with `range` or touch it.
+    pub(crate) fn neighbours(&self, range: VaRange, access: A) -> impl Iterator<Item = Slot> {
+        let maps = self.maps.iter().filter(move |(a, _)| *a == access);
+        maps.flat_map(move |(_, map)| between(map, range.start(), range.end()))
+    }
+
     /// Adds an entry that contains none of those here, and is contained in none.
     pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot) {
         debug_assert!(self.find(range, access).is_none());
@@ -71,6 +83,15 @@ impl<A: Access> Index<A> {
             }
         }
     }
+}
+
+/// The entries that end at `first` or later and start at `last` or earlier.
+fn between(map: &ByStart, first: usize, last: usize) -> impl Iterator<Item = Slot> {
+    // They are sorted by end as well, so that these are a run that goes backwards from `last`.
+    map.range(..=last)
+        .rev()
+        .take_while(move |&(_, &(end, _))| end >= first)
+        .map(|(_, &(_, slot))| slot)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -103,7 +124,7 @@ mod tests {
     proptest! {
         /// Against an interval tree of the same entries, which answers by looking at all overlaps.
         #[test]
-        fn finds_an_entry_if_and_only_if_one_contains_the_range(
+        fn finds_what_contains_overlaps_or_touches_a_range(
             entries in prop::collection::vec(ranges(), 0..40),
             removed in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
             queries in prop::collection::vec(ranges(), 1..40),
@@ -150,6 +171,16 @@ mod tests {
                     Some(slot) => prop_assert!(candidates.contains(&slot)),
                     None => prop_assert!(candidates.is_empty()),
                 }
+                let sorted = |slots: &mut dyn Iterator<Item = Slot>| {
+                    let mut slots: Vec<_> = slots.collect();
+                    slots.sort_unstable();
+                    slots
+                };
+                let overlapping = &mut tree.query(r.start()..r.end()).map(|e| e.value.2);
+                prop_assert_eq!(sorted(&mut index.overlapping(r)), sorted(overlapping));
+                let near = tree.query(r.start() - 1..r.end() + 1).map(|e| e.value);
+                let neighbours = &mut near.filter(|e| e.1 == a).map(|e| e.2);
+                prop_assert_eq!(sorted(&mut index.neighbours(r, a)), sorted(neighbours));
             }
         }
     }

@@ -1,10 +1,11 @@
 //! [`Slab`]: where entries live.
 //!
 //! Entries never move and are not freed before the slab is, so that a reader may look at the state
-//! of one whose registration has gone (see `entry.rs`). Memory grows by chunks, up to the limit that
-//! the cache was built with.
+//! of one whose registration has gone (see `entry.rs`). They are one array, so that a reader finds
+//! an entry without another load. It is address space for as many as the cache may hold; the kernel
+//! gives memory, zeroed, to those that are used.
 
-use std::sync::OnceLock;
+use std::io;
 
 use crossbeam_utils::CachePadded;
 
@@ -14,46 +15,107 @@ use crate::entry::Entry;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Slot(pub(crate) u32);
 
-const CHUNK: usize = if cfg!(loom) { 2 } else { 256 };
-
-/// One entry a cache line (or two): threads that use different entries write different lines.
-type Chunk<T> = Box<[CachePadded<Entry<T>>]>;
+/// Threads that use different entries write different cache lines.
+type Padded<T> = CachePadded<Entry<T>>;
 
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
-    chunks: Box<[OnceLock<Chunk<T>>]>,
+    entries: Array<Padded<T>>,
 }
 
 impl<T> Slab<T> {
-    pub(crate) fn new(capacity: u32) -> Self {
-        let chunks = (capacity as usize).div_ceil(CHUNK);
-        let slab = Self {
-            chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
-        };
-        if cfg!(loom) {
-            // loom does not see how a OnceLock orders what it makes before who finds it.
-            for i in 0..capacity {
-                slab.prepare(Slot(i));
-            }
-        }
-        slab
+    /// A slab of `capacity` vacant entries.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not give the address space.
+    pub(crate) fn new(capacity: u32) -> io::Result<Self> {
+        Ok(Self {
+            entries: Array::new(capacity as usize)?,
+        })
     }
 
-    /// The entry at `slot`, if it was ever [`prepare`](Self::prepare)d.
+    /// The entry at `slot`, if the slab has that many.
     #[inline]
     pub(crate) fn get(&self, slot: Slot) -> Option<&Entry<T>> {
-        let i = slot.0 as usize;
-        Some(&self.chunks.get(i / CHUNK)?.get()?[i % CHUNK])
+        let padded = self.entries.as_slice().get(slot.0 as usize)?;
+        Some(padded)
+    }
+}
+
+#[cfg(not(loom))]
+use mapped::Array;
+
+#[cfg(not(loom))]
+mod mapped {
+    use std::io;
+    use std::marker::PhantomData;
+    use std::ptr::NonNull;
+
+    use memmap2::{MmapMut, MmapOptions};
+
+    use super::Padded;
+
+    /// Zeroed memory of the kernel's, which no swap is reserved for.
+    #[derive(Debug)]
+    pub(super) struct Array<T> {
+        /// Of the mapping, or dangling if there are none.
+        first: NonNull<T>,
+        len: usize,
+        _mapping: Option<MmapMut>,
+        owns: PhantomData<T>,
     }
 
-    /// The entry at `slot`, which is below the capacity, made if need be.
-    pub(crate) fn prepare(&self, slot: Slot) -> &Entry<T> {
-        let i = slot.0 as usize;
-        let vacant = || {
-            (0..CHUNK)
-                .map(|_| CachePadded::new(Entry::vacant()))
-                .collect()
-        };
-        &self.chunks[i / CHUNK].get_or_init(vacant)[i % CHUNK]
+    // SAFETY: it owns what it gives out references to.
+    unsafe impl<T: Send> Send for Array<T> {}
+    // SAFETY: as above.
+    unsafe impl<T: Sync> Sync for Array<T> {}
+
+    impl<T> Array<Padded<T>> {
+        pub(super) fn new(len: usize) -> io::Result<Self> {
+            const { assert!(align_of::<Padded<T>>() <= 4096) };
+            let bytes = len
+                .checked_mul(size_of::<Padded<T>>())
+                .ok_or(io::ErrorKind::OutOfMemory)?;
+            if bytes == 0 {
+                return Ok(Self {
+                    first: NonNull::dangling(),
+                    len,
+                    _mapping: None,
+                    owns: PhantomData,
+                });
+            }
+            let mut mapping = MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?;
+            Ok(Self {
+                first: NonNull::from(&mut mapping[..]).cast(),
+                len,
+                _mapping: Some(mapping),
+                owns: PhantomData,
+            })
+        }
+
+        #[inline]
+        pub(super) fn as_slice(&self) -> &[Padded<T>] {
+            // SAFETY: the mapping has room for `len` of them, aligned as a page is, and zeros are a
+            // vacant entry. It lives as long as `self`, and is accessed in no other way.
+            unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
+        }
+    }
+}
+
+/// loom's entries are more than zeros.
+#[cfg(loom)]
+#[derive(Debug)]
+struct Array<T>(Box<[T]>);
+
+#[cfg(loom)]
+impl<T> Array<Padded<T>> {
+    fn new(len: usize) -> io::Result<Self> {
+        let vacant = || CachePadded::new(Entry::vacant());
+        Ok(Self((0..len).map(|_| vacant()).collect()))
+    }
+
+    fn as_slice(&self) -> &[Padded<T>] {
+        &self.0
     }
 }
