@@ -7,6 +7,7 @@
 pub mod abi;
 mod auto;
 mod nothing;
+mod shared;
 mod ummunotify;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::VaRange;
 
 pub use auto::{Auto, auto};
 pub use nothing::Nothing;
+pub use shared::Shared;
 pub use ummunotify::{OpenError, Ummunotify};
 
 /// Names a watch. Never used twice in the life of a cache.
