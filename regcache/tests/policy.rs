@@ -155,6 +155,7 @@ fn remote_keys_are_kept_unless_they_are_to_be_revoked() {
     drop(get(&cache, 0, 1, REMOTE));
     assert_eq!(live(&cache), 1);
 
+    let kernel = FakeKernel::new(8);
     let cache = builder(&kernel).revoke_remote_keys(true).build().unwrap();
     let first = get(&cache, 0, 4, REMOTE);
     let second = get(&cache, 1, 1, REMOTE);
