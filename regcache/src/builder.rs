@@ -173,10 +173,9 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
         let max_bytes = options.max_bytes.unwrap_or_else(default_max_bytes);
         let ledger = Ledger::new(options.max_entries as usize, max_bytes);
         let core = Arc::new(Core {
-            drained: AtomicU64::new(monitor.generation()),
+            drained: ForkMark::new(!monitor.generation())?,
             monitor,
             clock: AtomicU64::new(0),
-            fork: ForkMark::new()?,
             hints: Hints::new(options.max_entries),
             slab: Slab::new(options.max_entries)?,
             registrar,

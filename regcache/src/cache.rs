@@ -6,7 +6,8 @@
 //! address can be handed out again (M3). `drained` is the cache's: the generation up to which all
 //! that was invalidated has been taken out.
 //!
-//! **Hit** ([`Cache::get`]). Load `generation`. If it equals `drained`, take a reference to the
+//! **Hit** ([`Cache::get`]). Load `generation`. If it equals `drained` (which no number does in a
+//! forked child), take a reference to the
 //! entry that the hints name, provided that it is live; if it covers the request that is the
 //! answer. No lock, no system call, no allocation; what is written is the entry's own cache line.
 //!
@@ -97,14 +98,21 @@ pub(crate) struct Content<R: Registrar, M: Monitor> {
     pub(crate) core: Arc<Core<R, M>>,
 }
 
+impl<R: Registrar, M: Monitor> Content<R, M> {
+    #[inline]
+    fn serves(&self, range: VaRange, access: R::Access) -> bool {
+        self.range.contains(&range) && self.access.serves(access)
+    }
+}
+
 /// What the cache and its entries share.
 pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) monitor: M,
-    /// See the file's head. Written under the lock.
-    pub(crate) drained: AtomicU64,
+    /// See the file's head: the generation, its bits inverted, so that it is never 0, and 0 in a
+    /// forked child. Written under the lock.
+    pub(crate) drained: ForkMark,
     /// Counts misses: the time of the budget. Written under the lock.
     pub(crate) clock: AtomicU64,
-    pub(crate) fork: ForkMark,
     pub(crate) hints: Hints,
     pub(crate) slab: Slab<Content<R, M>>,
     pub(crate) registrar: R,
@@ -131,7 +139,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// # Errors
     ///
     /// [`Error`]: a bad range, a refusal of the device, a forked child, a monitor that failed.
-    #[inline]
+    #[inline(always)]
     pub fn get(
         &self,
         start: *const u8,
@@ -140,21 +148,48 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ) -> Result<Guard<R, M>, Error> {
         let range = VaRange::new(start, len)?;
         let core = &self.core;
-        if core.fork.in_child() {
-            return Err(Error::Forked);
+        // Whatever is out of the ordinary leaves here for good, so that registers need not be saved.
+        let Some(slot) = core.hints.first(range.start()) else {
+            return self.get_slow(range, access, None);
+        };
+        let Some(entry) = core.slab.get(slot) else {
+            return self.get_slow(range, access, None);
+        };
+        if !(core.is_current() && entry.try_acquire()) {
+            return self.get_slow(range, access, None);
         }
-        if core.is_current()
-            && let Some(guard) = core.hit(range, access)
-        {
-            return Ok(guard);
+        let guard = Guard::owning(NonNull::from(entry));
+        if !guard.content().serves(range, access) {
+            return self.get_slow(range, access, Some(guard));
         }
-        self.get_slow(range, access)
+        entry.touch(core.clock.load(Ordering::Relaxed));
+        Ok(guard)
     }
 
+    /// `other` was not what the lookup is for.
     #[cold]
-    fn get_slow(&self, range: VaRange, access: R::Access) -> Result<Guard<R, M>, Error> {
-        let result = miss(&self.core, range, access);
-        self.core.bury();
+    #[inline(never)]
+    fn get_slow(
+        &self,
+        range: VaRange,
+        access: R::Access,
+        other: Option<Guard<R, M>>,
+    ) -> Result<Guard<R, M>, Error> {
+        if let Some(guard) = other {
+            guard.decline();
+        }
+        let core = &self.core;
+        if core.in_child() {
+            return Err(Error::Forked);
+        }
+        if core.is_current() {
+            let hit = |slot| core.hit(slot, range, access);
+            if let Some(guard) = core.hints.all(range.start()).find_map(hit) {
+                return Ok(guard);
+            }
+        }
+        let result = miss(core, range, access);
+        core.bury();
         result
     }
 
@@ -199,7 +234,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         from: impl FnOnce(&mut Ledger<R::Access>, &Slab<Content<R, M>>) -> Vec<(Slot, Cookie)>,
     ) -> Result<Completion<R, M>, Error> {
         let core = &self.core;
-        if core.fork.in_child() {
+        if core.in_child() {
             return Err(Error::Forked);
         }
         let leaving = from(&mut lock(&core.ledger), &core.slab);
@@ -227,7 +262,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// [`Error::Monitor`] if it has failed, and [`Error::Forked`] in a forked child.
     pub fn reap(&self) -> Result<(), Error> {
-        if self.core.fork.in_child() {
+        if self.core.in_child() {
             return Err(Error::Forked);
         }
         self.core.reap()
@@ -243,7 +278,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// all are 0.
     pub fn stats(&self) -> Stats {
         let core = &self.core;
-        if core.fork.in_child() {
+        if core.in_child() {
             return Stats::default();
         }
         let (slots, held, unreleased) = {
@@ -283,7 +318,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
 
 impl<R: Registrar, M: Monitor> Drop for Cache<R, M> {
     fn drop(&mut self) {
-        if self.core.fork.in_child() {
+        if self.core.in_child() {
             // What the registrar and the monitor would close is the parent's, and so is the thread.
             mem::forget(Arc::clone(&self.core));
             mem::forget(self.reaper.take());
@@ -305,28 +340,30 @@ impl<R: Registrar, M: Monitor> fmt::Debug for Cache<R, M> {
 }
 
 impl<R: Registrar, M: Monitor> Core<R, M> {
-    /// True if all that was invalidated has been taken out.
+    /// True if all that was invalidated has been taken out. False in a forked child.
     #[inline]
     fn is_current(&self) -> bool {
-        self.monitor.generation() == self.drained.load(Ordering::Acquire)
+        !self.monitor.generation() == self.drained.load(Ordering::Acquire)
     }
 
-    #[inline]
-    fn hit(&self, range: VaRange, access: R::Access) -> Option<Guard<R, M>> {
-        self.hints.probe(range.start(), |slot| {
-            let entry = self.slab.get(slot)?;
-            if !entry.acquire() {
-                return None;
-            }
-            let guard = Guard::owning(NonNull::from(entry));
-            let content = guard.content();
-            if content.range.contains(&range) && content.access.serves(access) {
-                entry.touch(self.clock.load(Ordering::Relaxed));
-                return Some(guard);
-            }
-            guard.decline();
-            None
-        })
+    /// True in a process that is not the one that built the cache.
+    pub(crate) fn in_child(&self) -> bool {
+        self.drained.in_child()
+    }
+
+    /// A reference to the entry at `slot`, if it serves the request.
+    fn hit(&self, slot: Slot, range: VaRange, access: R::Access) -> Option<Guard<R, M>> {
+        let entry = self.slab.get(slot)?;
+        if !entry.acquire() {
+            return None;
+        }
+        let guard = Guard::owning(NonNull::from(entry));
+        if guard.content().serves(range, access) {
+            entry.touch(self.clock.load(Ordering::Relaxed));
+            return Some(guard);
+        }
+        guard.decline();
+        None
     }
 
     /// Takes the lock, with all that was invalidated before taken out.
@@ -358,7 +395,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         })?;
         self.counters.invalidations.add(given_up);
         self.counters.spurious.add(u64::from(reports == 0));
-        self.drained.store(generation, Ordering::Release);
+        self.drained.store(!generation, Ordering::Release);
         Ok(())
     }
 

@@ -38,7 +38,7 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
 
     /// How many are not deregistered yet. In a forked child 0: they are the parent's.
     pub fn in_use(&mut self) -> usize {
-        if self.core.fork.in_child() {
+        if self.core.in_child() {
             return 0;
         }
         let core = Arc::clone(&self.core);
@@ -48,7 +48,7 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
     /// Waits until all are deregistered, for `timeout` at most; true if they are. The guards must be
     /// dropped by other threads.
     pub fn wait(&mut self, timeout: Duration) -> bool {
-        if self.core.fork.in_child() {
+        if self.core.in_child() {
             return true;
         }
         let core = Arc::clone(&self.core);
@@ -76,7 +76,7 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
 
 impl<R: Registrar, M: Monitor> Drop for Completion<R, M> {
     fn drop(&mut self) {
-        if self.core.fork.in_child() {
+        if self.core.in_child() {
             // What the registrar and the monitor would close is the parent's.
             mem::forget(Arc::clone(&self.core));
         }

@@ -33,9 +33,10 @@
 //!    If `acquire` succeeds the reader holds a reference to whatever registration is live there
 //!    now, and must check that it is one that serves the request. It may not be the one that it was
 //!    sent for; it is never a dead one.
-//! 4. *No count runs into its neighbour.* Each has a top bit with which nothing is granted before it
-//!    was dealt with: an entry with 2^28 references grants no more of them until some come back, and
-//!    hits are moved to a counter of their own before they fill their field.
+//! 4. *No count runs into its neighbour.* When there are 2^26 hits in the word nothing is granted
+//!    before half of them were moved to a counter of their own, and that is not done while there are
+//!    2^33 references. As each comes with a hit, there is never room for more than 2^26 beyond that,
+//!    of the 2^35 that fit.
 
 use std::mem::MaybeUninit;
 
@@ -44,17 +45,17 @@ use crate::sync::{AtomicU64, Ordering, UnsafeCell};
 const LIVE: u64 = 1;
 /// The registration is not to be kept once only the index has a reference.
 const FLEETING: u64 = 1 << 1;
-/// A reference.
-const ONE: u64 = 1 << 2;
-const REFERENCES: u64 = HIT - ONE;
-/// Half of the references that there is room for.
-const TOO_MANY: u64 = 1 << 31;
 /// A hit.
-const HIT: u64 = 1 << 32;
+const HIT: u64 = 1 << 2;
 /// Half of the hits that there is room for.
-const MANY_HITS: u64 = 1 << 63;
-/// Hits moved at once. Fewer than are there, so that one more can be taken back at any time.
-const MOVED_HITS: u64 = 1 << 30;
+const MANY_HITS: u64 = 1 << 28;
+/// What hits are moved by: fewer than are there, so that one more can be taken back at any time.
+const MOVED_HITS: u64 = MANY_HITS / 2;
+/// A reference. That and a hit are one short operand of an addition.
+const ONE: u64 = 1 << 29;
+const REFERENCES: u64 = !(ONE - 1);
+/// A quarter of the references that there is room for.
+const TOO_MANY: u64 = 1 << 62;
 
 /// A place for one registration; see the file's head.
 #[derive(Debug)]
@@ -120,7 +121,7 @@ impl<T> Entry<T> {
 
     unsafe fn fill(&self, content: T, state: u64) {
         // A reader that comes by mistake changes nothing of a state without the flag.
-        let hits = self.state.load(Ordering::Relaxed) & !(HIT - 1);
+        let hits = self.state.load(Ordering::Relaxed) & (ONE - HIT);
         debug_assert!(
             self.state.load(Ordering::Relaxed) & (LIVE | REFERENCES) == 0,
             "filled an entry in use"
@@ -132,48 +133,44 @@ impl<T> Entry<T> {
     }
 
     /// Takes a reference, if the entry is live, and counts a hit.
-    #[inline]
     pub(crate) fn acquire(&self) -> bool {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
-            if state & (LIVE | TOO_MANY | MANY_HITS) != LIVE {
-                match self.make_room(state) {
-                    Some(now) => state = now,
-                    None => return false,
-                }
+            if state & LIVE == 0 {
+                return false;
             }
-            match self.state.compare_exchange_weak(
-                state,
-                state + ONE + HIT,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return true,
+            let next = if state & MANY_HITS == 0 {
+                state + ONE + HIT
+            } else if state < TOO_MANY {
+                state - MOVED_HITS
+            } else {
+                return false;
+            };
+            let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
+            let changed = self
+                .state
+                .compare_exchange_weak(state, next, acquire, relaxed);
+            match changed {
+                Ok(_) if next > state => return true,
+                Ok(_) => {
+                    self.more_hits.fetch_add(MOVED_HITS / HIT, relaxed);
+                    state = next;
+                }
                 Err(now) => state = now,
             }
         }
     }
 
-    /// What [`acquire`](Self::acquire) may add to, if there is such a state.
-    #[cold]
-    fn make_room(&self, mut state: u64) -> Option<u64> {
-        while state & (LIVE | TOO_MANY) == LIVE {
-            if state & MANY_HITS == 0 {
-                return Some(state);
-            }
-            let fewer = state - MOVED_HITS * HIT;
-            match self
+    /// As [`acquire`](Self::acquire), if that can be done at the first attempt.
+    #[inline]
+    pub(crate) fn try_acquire(&self) -> bool {
+        let state = self.state.load(Ordering::Relaxed);
+        let next = state + ONE + HIT;
+        state & (LIVE | MANY_HITS) == LIVE
+            && self
                 .state
-                .compare_exchange(state, fewer, Ordering::Relaxed, Ordering::Relaxed)
-            {
-                Ok(_) => {
-                    self.more_hits.fetch_add(MOVED_HITS, Ordering::Relaxed);
-                    state = fewer;
-                }
-                Err(now) => state = now,
-            }
-        }
-        None
+                .compare_exchange_weak(state, next, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
     }
 
     /// Gives a reference back, and says who is left.
@@ -213,6 +210,8 @@ impl<T> Entry<T> {
         self.left_of(before)
     }
 
+    #[cold]
+    #[inline(never)]
     fn left_of(&self, before: u64) -> Left {
         let references = before & REFERENCES;
         if before & LIVE != 0 {
@@ -288,7 +287,8 @@ impl<T> Entry<T> {
 
     /// Lookups served, in all the lives of this entry.
     pub(crate) fn hits(&self) -> u64 {
-        self.more_hits.load(Ordering::Relaxed) + self.state.load(Ordering::Relaxed) / HIT
+        let here = (self.state.load(Ordering::Relaxed) & (ONE - HIT)) / HIT;
+        self.more_hits.load(Ordering::Relaxed) + here
     }
 
     pub(crate) fn last_used(&self) -> u64 {
@@ -383,13 +383,16 @@ mod tests {
         let entry = Entry::vacant();
         // SAFETY: one thread, references counted by hand; the content needs no drop.
         unsafe { entry.publish(7, false) };
-        let many = TOO_MANY - 3 * ONE;
+        let many = TOO_MANY - 2 * ONE + MANY_HITS;
         entry.state.fetch_add(many, Ordering::Relaxed);
-        assert!(entry.acquire());
+        assert!(!entry.try_acquire());
         assert!(!entry.acquire());
         // SAFETY: one of those above.
         assert_eq!(unsafe { entry.release() }, Left::Others);
         assert!(entry.acquire());
+        assert!(entry.try_acquire(), "as there is room for hits again");
+        let hits = (MANY_HITS / HIT) + 2;
+        assert_eq!(entry.hits(), hits);
     }
 }
 

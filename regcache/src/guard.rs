@@ -114,7 +114,7 @@ fn bury_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
     let shared = unsafe { entry.as_ref() };
     // SAFETY: `release` has just said to.
     let content = unsafe { shared.take() };
-    if content.core.fork.in_child() {
+    if content.core.in_child() {
         // It is the parent's to destroy.
         mem::forget(content);
         return;
@@ -139,7 +139,7 @@ fn release_fleeting<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>
     // SAFETY: the caller's reference, not used after.
     match unsafe { shared.release() } {
         Left::Nobody => bury_last(entry),
-        Left::Index if core.fork.in_child() => {}
+        Left::Index if core.in_child() => {}
         Left::Index => {
             if let Some((slot, cookie)) = place {
                 lock(&core.ledger).let_go(&core.slab, slot, cookie);

@@ -6,19 +6,23 @@
 //! line of this table and one of the entry. What is not found here is looked up in the index, under
 //! the lock.
 //!
-//! As in a TLB, an address stands for all of its page, and there are pages of several sizes: a large
-//! registration is entered by large pages, so that looking up one part of it after another does not
-//! push everything else out. Larger pages are asked for only when the smaller ones fail, and only if
-//! there are any.
+//! As in a TLB, an address stands for all of its page, and there are pages of several sizes: a
+//! registration is entered by pages no larger than itself, but not much smaller, so that looking up
+//! one part of a large one after another does not push everything else out. First asked is the
+//! size entered last, then all that were ever entered.
 
 use crate::VaRange;
 use crate::slab::Slot;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU32, Ordering};
 
-/// Bytes of a page, as powers of two. A matter of speed only, so they need not be the kernel's.
-const PAGE_SHIFTS: [u32; 3] = [12, 21, 30];
+/// Bytes of the smallest page, 4096, as a power of two; how much larger the next size is, 16 times; and
+/// how many sizes there are, the largest 256 MiB. A matter of speed only, so that the kernel's sizes do
+/// not matter.
+const SMALLEST: u32 = 12;
+const STEP: u32 = 4;
+const SIZES: u32 = 5;
 
-/// Words a set has: half a cache line.
+/// Hints in a set, which is half a cache line.
 const WAYS: usize = 4;
 
 /// 2^64 divided by the golden ratio: multiplying by it spreads pages over the upper bits.
@@ -27,17 +31,33 @@ const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Most sets a table has: 8 MiB, enough for 1 048 576 pages.
 const MAX_SETS: usize = 1 << 18;
 
+/// Tags, and the slot that each stands for. A reader may see the tag of one word and the slot of another,
+/// and one that was never written names slot 0: a wrong hint like any other.
 #[derive(Debug)]
 #[repr(align(32))]
-struct Set([AtomicU64; WAYS]);
+struct Set {
+    tags: [AtomicU32; WAYS],
+    slots: [AtomicU32; WAYS],
+}
 
-/// A word is `tag << 32 | slot + 1`, or 0.
+impl Set {
+    #[inline]
+    fn of_tag(&self, tag: u32) -> impl Iterator<Item = Slot> {
+        let ways = self.tags.iter().zip(&self.slots);
+        ways.filter(move |(its, _)| its.load(Ordering::Relaxed) == tag)
+            .map(|(_, slot)| Slot(slot.load(Ordering::Relaxed)))
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Hints {
     sets: Box<[Set]>,
+    /// 2^(64 - shift) is how many they are.
     shift: u32,
-    /// Sizes of pages that were ever noted, from the smallest on.
-    sizes: AtomicU64,
+    /// A bit for each size of pages that was ever noted.
+    sizes: AtomicU32,
+    /// Bytes of the pages noted last, as a power of two.
+    latest: AtomicU32,
 }
 
 impl Hints {
@@ -47,71 +67,67 @@ impl Hints {
             .div_ceil(WAYS / 2)
             .next_power_of_two()
             .clamp(2, MAX_SETS);
+        let vacant = || std::array::from_fn(|_| AtomicU32::new(0));
         Self {
             sets: (0..sets)
-                .map(|_| Set(std::array::from_fn(|_| AtomicU64::new(0))))
+                .map(|_| Set {
+                    tags: vacant(),
+                    slots: vacant(),
+                })
                 .collect(),
             shift: u64::BITS - sets.trailing_zeros(),
-            sizes: AtomicU64::new(1),
+            sizes: AtomicU32::new(0),
+            latest: AtomicU32::new(SMALLEST),
         }
     }
 
+    /// The set and the tag of an address in pages of 2^`shift` bytes.
     #[inline]
-    fn place(&self, address: usize, size: usize) -> (&Set, u64) {
-        // Pages of different sizes differ in their lower bits.
-        let page = address as u64 >> PAGE_SHIFTS[size] << 2 | size as u64;
-        let hash = page.wrapping_mul(SPREAD);
+    fn place(&self, address: usize, shift: u32) -> (&Set, u32) {
+        let hash = (address as u64 >> (shift & 63)).wrapping_mul(SPREAD);
         // A product's upper bits choose the set, the lower ones are the tag.
-        (&self.sets[(hash >> self.shift) as usize], hash << 32)
+        let set = (hash >> (self.shift & 63)) as usize;
+        // SAFETY: a number of 64 - `shift` bits.
+        (unsafe { self.sets.get_unchecked(set) }, hash as u32)
     }
 
-    /// The first of the slots that may serve `address` for which `serve` gives something.
+    /// The slot that is most likely to serve `address`.
     #[inline]
-    pub(crate) fn probe<T>(
-        &self,
-        address: usize,
-        mut serve: impl FnMut(Slot) -> Option<T>,
-    ) -> Option<T> {
-        let mut size = 0;
-        loop {
-            let (set, tag) = self.place(address, size);
-            for way in &set.0 {
-                let word = way.load(Ordering::Relaxed);
-                let slot = word as u32;
-                if word ^ u64::from(slot) == tag
-                    && slot != 0
-                    && let Some(found) = serve(Slot(slot - 1))
-                {
-                    return Some(found);
-                }
-            }
-            size += 1;
-            if size >= self.sizes.load(Ordering::Relaxed) as usize {
-                return None;
-            }
-        }
+    pub(crate) fn first(&self, address: usize) -> Option<Slot> {
+        let (set, tag) = self.place(address, self.latest.load(Ordering::Relaxed));
+        set.of_tag(tag).next()
+    }
+
+    /// All the slots that may serve `address`.
+    pub(crate) fn all(&self, address: usize) -> impl Iterator<Item = Slot> {
+        let sizes = self.sizes.load(Ordering::Relaxed);
+        let sizes = (0..SIZES).filter(move |size| sizes & 1 << size != 0);
+        sizes.flat_map(move |size| {
+            let (set, tag) = self.place(address, SMALLEST + STEP * size);
+            set.of_tag(tag)
+        })
     }
 
     /// Remembers that `slot`, an entry of `range`, serves `address`. Called by one thread at a time.
     pub(crate) fn note(&self, address: usize, slot: Slot, range: VaRange) {
-        // A range of two pages' length has a whole page.
-        let whole = |shift: &u32| range.len() >= 2 << shift;
-        let size = PAGE_SHIFTS[1..].iter().take_while(|s| whole(s)).count();
-        if size as u64 >= self.sizes.load(Ordering::Relaxed) {
-            self.sizes.store(size as u64 + 1, Ordering::Relaxed);
-        }
-        let (set, tag) = self.place(address, size);
-        let word = tag | u64::from(slot.0 + 1);
-        let words = set.0.each_ref().map(|way| way.load(Ordering::Relaxed));
-        if words.contains(&word) {
+        let size = (range.len().ilog2().max(SMALLEST) - SMALLEST) / STEP;
+        let size = size.min(SIZES - 1);
+        let sizes = self.sizes.load(Ordering::Relaxed) | 1 << size;
+        self.sizes.store(sizes, Ordering::Relaxed);
+        let shift = SMALLEST + STEP * size;
+        self.latest.store(shift, Ordering::Relaxed);
+        let (set, tag) = self.place(address, shift);
+        if set.of_tag(tag).any(|other| other == slot) {
             return;
         }
         // The oldest makes room: ways are in the order in which they were noted.
-        let end = words.iter().position(|&w| w == 0).unwrap_or(WAYS - 1);
-        for i in (0..end).rev() {
-            set.0[i + 1].store(words[i], Ordering::Relaxed);
+        for words in [&set.tags, &set.slots] {
+            for i in (1..WAYS).rev() {
+                words[i].store(words[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
+            }
         }
-        set.0[0].store(word, Ordering::Relaxed);
+        set.tags[0].store(tag, Ordering::Relaxed);
+        set.slots[0].store(slot.0, Ordering::Relaxed);
     }
 }
 
@@ -128,12 +144,7 @@ mod tests {
     }
 
     fn slots(hints: &Hints, address: usize) -> Vec<u32> {
-        let mut slots = Vec::new();
-        hints.probe(address, |slot| -> Option<()> {
-            slots.push(slot.0);
-            None
-        });
-        slots
+        hints.all(address).map(|slot| slot.0).collect()
     }
 
     #[test]
@@ -177,21 +188,21 @@ mod tests {
                 hints.note(address, Slot(2), large);
             }
         }
-        assert_eq!(misses, 33);
+        assert_eq!(misses, 5);
         assert_eq!(slots(&hints, small.start()), [1]);
-        assert!(slots(&hints, large.end() + (4 << 20)).is_empty());
+        assert!(slots(&hints, large.end() + (16 << 20)).is_empty());
     }
 
     #[test]
     fn pages_of_all_sizes_are_told_apart() {
         let hints = Hints::new(1024);
         let base = 0x7f00_0000_0000;
-        for (slot, len) in [(1, PAGE), (2, 4 << 20), (3, 2 << 30)] {
+        for (slot, len) in [(1, PAGE), (2, 1 << 20), (3, 2 << 30)] {
             hints.note(base, Slot(slot), range(base, len));
         }
         assert_eq!(slots(&hints, base), [1, 2, 3], "the smallest first");
         assert_eq!(slots(&hints, base + PAGE), [2, 3]);
-        assert_eq!(slots(&hints, base + (2 << 20)), [3]);
-        assert!(slots(&hints, base + (1 << 30)).is_empty());
+        assert_eq!(slots(&hints, base + (1 << 20)), [3]);
+        assert!(slots(&hints, base + (256 << 20)).is_empty());
     }
 }

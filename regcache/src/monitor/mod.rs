@@ -59,7 +59,7 @@ impl fmt::Debug for Cookie {
 /// of which the first three are what safety rests on. `generation` and `drain` are called under the
 /// cache's lock: they must not call into the cache, nor drop a guard, nor panic.
 pub unsafe trait Monitor: Send + Sync + 'static {
-    /// A number that differs whenever something watched was invalidated.
+    /// A number that differs whenever something watched was invalidated. Any but `u64::MAX`.
     ///
     /// Asked on every lookup. Acquires what was released before the number changed.
     fn generation(&self) -> u64;

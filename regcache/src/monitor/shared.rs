@@ -96,7 +96,7 @@ impl<M: Monitor> Shared<M> {
         };
         let hub = Arc::new(Hub {
             monitor,
-            fork: ForkMark::new()?,
+            fork: ForkMark::new(1)?,
             board: Mutex::new(board),
         });
         Self::join(hub)
