@@ -15,7 +15,7 @@ use crate::monitor::{Auto, Monitor, auto};
 use crate::reaper::Reaper;
 use crate::slab::Slab;
 use crate::stats::Counters;
-use crate::sync::{Arc, AtomicU64, Condvar, Mutex};
+use crate::sync::{Arc, Condvar, Mutex};
 use crate::widen::Widening;
 
 const DEFAULT_MAX_ENTRIES: u32 = 65_536;
@@ -175,7 +175,6 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
         let core = Arc::new(Core {
             drained: ForkMark::new(!monitor.generation())?,
             monitor,
-            clock: AtomicU64::new(0),
             hints: Hints::new(options.max_entries),
             slab: Slab::new(options.max_entries)?,
             registrar,

@@ -71,7 +71,7 @@ use crate::monitor::{Auto, Cookie, Monitor};
 use crate::reaper::Reaper;
 use crate::slab::{Slab, Slot};
 use crate::stats::{Counters, Stats};
-use crate::sync::{Arc, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, lock};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, Ordering, lock};
 use crate::widen::Widening;
 use crate::{Access, Error, RegisterError, Registrar, VaRange};
 
@@ -111,8 +111,6 @@ pub(crate) struct Core<R: Registrar, M: Monitor> {
     /// See the file's head: the generation, its bits inverted, so that it is never 0, and 0 in a
     /// forked child. Written under the lock.
     pub(crate) drained: ForkMark,
-    /// Counts misses: the time of the budget. Written under the lock.
-    pub(crate) clock: AtomicU64,
     pub(crate) hints: Hints,
     pub(crate) slab: Slab<Content<R, M>>,
     pub(crate) registrar: R,
@@ -162,7 +160,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if !guard.content().serves(range, access) {
             return self.get_slow(range, access, Some(guard));
         }
-        entry.touch(core.clock.load(Ordering::Relaxed));
+        entry.touch();
         Ok(guard)
     }
 
@@ -188,9 +186,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
                 return Ok(guard);
             }
         }
-        let result = miss(core, range, access);
-        core.bury();
-        result
+        miss(core, range, access)
     }
 
     /// Registers a range, so that the next [`get`](Self::get) finds it, if it can be kept.
@@ -359,7 +355,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         }
         let guard = Guard::owning(NonNull::from(entry));
         if guard.content().serves(range, access) {
-            entry.touch(self.clock.load(Ordering::Relaxed));
+            entry.touch();
             return Some(guard);
         }
         guard.decline();
@@ -401,8 +397,10 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     /// Releases what the monitor reports.
     pub(crate) fn reap(&self) -> Result<(), Error> {
-        let drained = self.lock_current().map(drop);
-        self.bury();
+        let drained = self.lock_current().map(|ledger| self.unlock(ledger));
+        if drained.is_err() {
+            self.bury();
+        }
         drained
     }
 
@@ -414,7 +412,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Looks in the index, and lets the hints know.
     pub(crate) fn find(
         &self,
-        ledger: &MutexGuard<'_, Ledger<R::Access>>,
+        ledger: &mut Ledger<R::Access>,
         range: VaRange,
         access: R::Access,
     ) -> Option<Guard<R, M>> {
@@ -423,7 +421,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         if !fleeting {
             self.hints.note(range.start(), slot, whole);
         }
-        entry.touch(self.clock.load(Ordering::Relaxed));
+        entry.touch();
         Some(Guard::owning(NonNull::from(entry)))
     }
 
@@ -433,14 +431,22 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         if *relief == 0 {
             return false;
         }
-        let now = self.clock.load(Ordering::Relaxed);
-        let Some(bytes) = lock(&self.ledger).evict(&self.slab, now) else {
+        let Some(bytes) = lock(&self.ledger).evict(&self.slab) else {
             return false;
         };
         *relief = relief.saturating_sub(bytes);
         self.counters.evictions.add(1);
         self.bury();
         true
+    }
+
+    /// Gives the lock back, and destroys what died under it.
+    pub(crate) fn unlock(&self, ledger: MutexGuard<'_, Ledger<R::Access>>) {
+        let dead = ledger.has_dead();
+        drop(ledger);
+        if dead {
+            self.bury();
+        }
     }
 
     /// Destroys the registrations that nobody uses and the cache has given up.

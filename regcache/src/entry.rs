@@ -62,8 +62,8 @@ const TOO_MANY: u64 = 1 << 62;
 #[repr(C)]
 pub(crate) struct Entry<T> {
     state: AtomicU64,
-    /// When it was last looked up, in the cache's own time, which moves with each miss.
-    last_used: AtomicU64,
+    /// Not 0 if it was looked up since that was last asked.
+    used: AtomicU64,
     /// Hits that the state has no room for.
     more_hits: AtomicU64,
     content: UnsafeCell<MaybeUninit<T>>,
@@ -91,7 +91,7 @@ impl<T> Entry<T> {
     pub(crate) fn vacant() -> Self {
         Self {
             state: AtomicU64::new(0),
-            last_used: AtomicU64::new(0),
+            used: AtomicU64::new(0),
             more_hits: AtomicU64::new(0),
             content: UnsafeCell::new(MaybeUninit::uninit()),
         }
@@ -129,6 +129,7 @@ impl<T> Entry<T> {
         // SAFETY: vacant, so nobody holds a reference, and nobody can get one until the flag is
         // set below; the caller is the only one to fill.
         self.content.with_mut(|p| unsafe { (*p).write(content) });
+        self.used.store(0, Ordering::Relaxed);
         self.state.store(hits | state, Ordering::Release);
     }
 
@@ -279,20 +280,23 @@ impl<T> Entry<T> {
         self.state.load(Ordering::Relaxed) & FLEETING != 0
     }
 
-    /// Notes that it was looked up at `now`.
+    /// Notes that it was looked up.
     #[inline]
-    pub(crate) fn touch(&self, now: u64) {
-        self.last_used.store(now, Ordering::Relaxed);
+    pub(crate) fn touch(&self) {
+        self.used.store(1, Ordering::Relaxed);
+    }
+
+    /// True if it was looked up since this was last asked.
+    pub(crate) fn was_used(&self) -> bool {
+        let used = self.used.load(Ordering::Relaxed) != 0;
+        self.used.store(0, Ordering::Relaxed);
+        used
     }
 
     /// Lookups served, in all the lives of this entry.
     pub(crate) fn hits(&self) -> u64 {
         let here = (self.state.load(Ordering::Relaxed) & (ONE - HIT)) / HIT;
         self.more_hits.load(Ordering::Relaxed) + here
-    }
-
-    pub(crate) fn last_used(&self) -> u64 {
-        self.last_used.load(Ordering::Relaxed)
     }
 }
 

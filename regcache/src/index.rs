@@ -6,18 +6,15 @@
 //! the last reaches furthest: one predecessor search answers a containment query, without an
 //! interval tree.
 
-use std::collections::BTreeMap;
-
 use crate::slab::Slot;
+use crate::sorted::{Item, Sorted};
 use crate::{Access, VaRange};
 
 #[derive(Debug)]
 pub(crate) struct Index<A> {
-    maps: Vec<(A, ByStart)>,
+    /// By access. One that was in use stays.
+    maps: Vec<(A, Sorted)>,
 }
-
-/// Start of a range to its end and entry.
-type ByStart = BTreeMap<usize, (usize, Slot)>;
 
 impl<A: Access> Index<A> {
     pub(crate) fn new() -> Self {
@@ -26,25 +23,21 @@ impl<A: Access> Index<A> {
 
     /// The entry to serve `range` with `access`.
     pub(crate) fn find(&self, range: VaRange, access: A) -> Option<Slot> {
-        self.maps
-            .iter()
-            .filter(|(a, _)| a.serves(access))
-            .filter_map(|(_, map)| map.range(..=range.start()).next_back())
-            .find(|&(_, &(end, _))| end >= range.end())
-            .map(|(_, &(_, slot))| slot)
+        let maps = self.maps.iter().filter(|(a, _)| a.serves(access));
+        maps.filter_map(|(_, map)| map.last_to(range.start()))
+            .find(|item| item.end >= range.end())
+            .map(|item| item.slot)
     }
 
     /// The entries for which one of `range` and `access` could stand in: to be removed before that
     /// one is inserted.
     pub(crate) fn contained(&self, range: VaRange, access: A) -> impl Iterator<Item = Slot> {
-        self.maps
-            .iter()
-            .filter(move |(a, _)| access.serves(*a))
-            .flat_map(move |(_, map)| {
-                map.range(range.start()..)
-                    .take_while(move |&(_, &(end, _))| end <= range.end())
-            })
-            .map(|(_, &(_, slot))| slot)
+        let maps = self.maps.iter().filter(move |(a, _)| access.serves(*a));
+        maps.flat_map(move |(_, map)| {
+            map.from(range.start())
+                .take_while(move |item| item.end <= range.end())
+        })
+        .map(|item| item.slot)
     }
 
     /// The entries that share a byte with `range`.
@@ -68,30 +61,26 @@ impl<A: Access> Index<A> {
             .iter()
             .position(|(a, _)| *a == access)
             .unwrap_or_else(|| {
-                self.maps.push((access, ByStart::new()));
+                self.maps.push((access, Sorted::default()));
                 self.maps.len() - 1
             });
-        self.maps[i].1.insert(range.start(), (range.end(), slot));
+        self.maps[i].1.insert(range, slot);
     }
 
     /// Removes what was inserted.
     pub(crate) fn remove(&mut self, range: VaRange, access: A) {
-        if let Some(i) = self.maps.iter().position(|(a, _)| *a == access) {
-            self.maps[i].1.remove(&range.start());
-            if self.maps[i].1.is_empty() {
-                self.maps.swap_remove(i);
-            }
+        if let Some((_, map)) = self.maps.iter_mut().find(|(a, _)| *a == access) {
+            map.remove(range.start());
         }
     }
 }
 
 /// The entries that end at `first` or later and start at `last` or earlier.
-fn between(map: &ByStart, first: usize, last: usize) -> impl Iterator<Item = Slot> {
+fn between(map: &Sorted, first: usize, last: usize) -> impl Iterator<Item = Slot> {
     // They are sorted by end as well, so that these are a run that goes backwards from `last`.
-    map.range(..=last)
-        .rev()
-        .take_while(move |&(_, &(end, _))| end >= first)
-        .map(|(_, &(_, slot))| slot)
+    map.back_from(last)
+        .take_while(move |item: &Item| item.end >= first)
+        .map(|item| item.slot)
 }
 
 #[cfg(all(test, not(loom)))]

@@ -22,8 +22,8 @@ enum Phase {
     Vacant,
     /// A registration that is being made; `hit` if its memory has changed meanwhile.
     Pending { hit: bool },
-    /// A live entry, in the index. `enlisted` is its time in the budget's order.
-    Linked { enlisted: u64 },
+    /// A live entry, in its index and in the budget's line.
+    Linked,
     /// A dead entry, out of the index, whose content has not been destroyed yet: `held` by guards, or
     /// one of the list of the dead.
     Unlinked { held: bool, next_dead: Option<Slot> },
@@ -69,6 +69,7 @@ pub(crate) struct Ledger<A> {
     dead: Option<Slot>,
     unreleased: Amount,
     serial: u32,
+    links: u64,
     /// Registrations that are not kept, and so in no slot.
     pub(crate) uncached: usize,
     /// Threads that want to know when a registration is gone.
@@ -87,6 +88,7 @@ impl<A: Access> Ledger<A> {
             dead: None,
             unreleased: Amount::default(),
             serial: 0,
+            links: 0,
             uncached: 0,
             waiting: 0,
         }
@@ -98,7 +100,7 @@ impl<A: Access> Ledger<A> {
 
     /// The entry to serve `range` with `access`, with a reference for the caller, and its range.
     pub(crate) fn find<'s, T>(
-        &self,
+        &mut self,
         slab: &'s Slab<T>,
         range: VaRange,
         access: A,
@@ -110,8 +112,20 @@ impl<A: Access> Ledger<A> {
         if !(record.range.contains(&range) && record.access.serves(access)) {
             return None;
         }
+        let whole = record.range;
         let entry = slab.get(slot)?;
-        entry.acquire().then_some((slot, entry, record.range))
+        if !entry.acquire() {
+            // It is live, and has no more references to give (`entry.rs`, point 4).
+            self.unlink(slab, slot);
+            return None;
+        }
+        Some((slot, entry, whole))
+    }
+
+    /// How many registrations were ever entered into an index. What was not found is not there as long
+    /// as this does not move.
+    pub(crate) fn links(&self) -> u64 {
+        self.links
     }
 
     /// The ranges registered for `access` that overlap `range` or touch it.
@@ -181,7 +195,7 @@ impl<A: Access> Ledger<A> {
 
     /// Enters a pending registration into its index, after all that it contains was taken out.
     /// Returns how many those were. The entry must be published before the lock is released.
-    pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot, now: u64) -> u64 {
+    pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot) -> u64 {
         let &Record {
             range,
             access,
@@ -192,14 +206,11 @@ impl<A: Access> Ledger<A> {
         for &smaller in &contained {
             self.unlink(slab, smaller);
         }
-        // One that has no references left to give (`entry.rs`, point 4).
-        while let Some(other) = self.index_of(fleeting).find(range, access) {
-            self.unlink(slab, other);
-        }
         self.index_of_mut(fleeting).insert(range, access, slot);
-        self.budget.enlist(slot, now);
+        self.budget.enlist(slot);
+        self.links += 1;
         self.pending.retain(|&other| other != slot);
-        self.record_mut(slot).phase = Phase::Linked { enlisted: now };
+        self.record_mut(slot).phase = Phase::Linked;
         contained.len() as u64
     }
 
@@ -217,7 +228,7 @@ impl<A: Access> Ledger<A> {
                 record.phase = Phase::Pending { hit: true };
                 Hit::Pending
             }
-            Phase::Linked { .. } => {
+            Phase::Linked => {
                 self.unlink(slab, slot);
                 Hit::Entry
             }
@@ -250,7 +261,7 @@ impl<A: Access> Ledger<A> {
         records.filter_map(|(i, record)| {
             let leaving = match record.phase {
                 Phase::Unlinked { .. } | Phase::Pending { hit: true } => true,
-                Phase::Vacant | Phase::Linked { .. } | Phase::Pending { hit: false } => false,
+                Phase::Vacant | Phase::Linked | Phase::Pending { hit: false } => false,
             };
             leaving.then_some((Slot(i as u32), record.cookie))
         })
@@ -270,15 +281,15 @@ impl<A: Access> Ledger<A> {
         }
     }
 
-    /// Takes idle entries out, the least recently used first, until another one of `bytes` has room,
-    /// and returns how many; none are taken out if that cannot be reached.
-    pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize, now: u64) -> Option<u64> {
+    /// Takes idle entries out, those least needed first, until another one of `bytes` has room, and
+    /// returns how many; none are taken out if that cannot be reached.
+    pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<u64> {
         let mut victims = Vec::new();
         let mut freed = 0;
         while !self.budget.would_hold(bytes, victims.len(), freed) {
-            let Some(slot) = self.oldest_idle(slab, now) else {
-                for slot in victims {
-                    self.budget.enlist(slot, self.enlisted(slot));
+            let Some(slot) = self.victim(slab) else {
+                for slot in victims.into_iter().rev() {
+                    self.budget.put_back(slot);
                 }
                 return None;
             };
@@ -286,45 +297,26 @@ impl<A: Access> Ledger<A> {
             victims.push(slot);
         }
         for &slot in &victims {
+            self.budget.put_back(slot);
             self.unlink(slab, slot);
         }
         Some(victims.len() as u64)
     }
 
-    /// Takes the least recently used idle entry out, and returns the bytes that it pins.
-    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>, now: u64) -> Option<usize> {
-        let slot = self.oldest_idle(slab, now)?;
+    /// Takes the idle entry that is least needed out, and returns the bytes that it pins.
+    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<usize> {
+        let slot = self.victim(slab)?;
+        self.budget.put_back(slot);
         self.unlink(slab, slot);
         Some(self.record(slot).bytes)
     }
 
-    /// The least recently used idle entry, struck from the budget's order.
-    fn oldest_idle<T>(&mut self, slab: &Slab<T>, now: u64) -> Option<Slot> {
-        let Self {
-            records, budget, ..
-        } = self;
-        budget.victim(now, |slot, enlisted| {
-            let found = match slab.get(slot) {
-                Some(entry) if entry.is_in_use() => Found::Busy,
-                Some(entry) if entry.last_used() > enlisted => Found::UsedAt(entry.last_used()),
-                Some(_) => Found::Idle,
-                None => Found::Busy,
-            };
-            let enlisted = match found {
-                Found::Busy => now,
-                Found::UsedAt(time) => time,
-                Found::Idle => enlisted,
-            };
-            records[slot.0 as usize].phase = Phase::Linked { enlisted };
-            found
+    /// The idle entry that is least needed, out of the budget's line.
+    fn victim<T>(&mut self, slab: &Slab<T>) -> Option<Slot> {
+        self.budget.victim(|slot| match slab.get(slot) {
+            Some(entry) if !entry.is_in_use() && !entry.was_used() => Found::Idle,
+            _ => Found::Used,
         })
-    }
-
-    fn enlisted(&self, slot: Slot) -> u64 {
-        match self.record(slot).phase {
-            Phase::Linked { enlisted } => enlisted,
-            _ => 0,
-        }
     }
 
     /// Reports may have been lost, or all is to go: takes all entries out, and has registrations that
@@ -349,12 +341,12 @@ impl<A: Access> Ledger<A> {
             bytes,
             ..
         } = self.record(slot);
-        let Phase::Linked { enlisted } = phase else {
+        if phase != Phase::Linked {
             return;
-        };
+        }
         let Some(entry) = slab.get(slot) else { return };
         self.index_of_mut(fleeting).remove(range, access);
-        self.budget.strike(slot, enlisted);
+        self.budget.strike(slot);
         // SAFETY: linked entries are live, and the phase below makes this the only kill.
         let held = !unsafe { entry.kill() };
         self.record_mut(slot).phase = Phase::Unlinked {
@@ -394,7 +386,7 @@ impl<A: Access> Ledger<A> {
                 self.unreleased.entries -= 1;
                 self.unreleased.bytes -= bytes;
             }
-            Phase::Unlinked { held: false, .. } | Phase::Linked { .. } | Phase::Vacant => {}
+            Phase::Unlinked { held: false, .. } | Phase::Linked | Phase::Vacant => {}
         }
         self.budget.release(bytes);
         self.vacant.push(slot);

@@ -35,6 +35,7 @@ mod range;
 mod reaper;
 mod registrar;
 mod slab;
+mod sorted;
 mod stats;
 mod sync;
 mod widen;

@@ -11,7 +11,7 @@ use crate::guard::Guard;
 use crate::ledger::Ledger;
 use crate::monitor::{Cookie, Monitor};
 use crate::slab::Slot;
-use crate::sync::{Arc, MutexGuard, Ordering, lock};
+use crate::sync::{Arc, MutexGuard, lock};
 use crate::{Error, Registrar, VaRange};
 
 /// Registrations of one range that may be spoilt, by its memory changing while they are made,
@@ -30,17 +30,24 @@ pub(crate) fn miss<R: Registrar, M: Monitor>(
     // A wider registration is tried once: it may have holes, and others change it as well.
     let mut wide = true;
     loop {
-        let ledger = core.lock_current()?;
-        if let Some(guard) = core.find(&ledger, range, access) {
+        let mut ledger = match core.lock_current() {
+            Ok(ledger) => ledger,
+            Err(error) => {
+                core.bury();
+                return Err(error);
+            }
+        };
+        if let Some(guard) = core.find(&mut ledger, range, access) {
+            core.unlock(ledger);
             return Ok(guard);
         }
         if !ledger.could_hold(bytes) {
-            drop(ledger);
+            core.unlock(ledger);
             // What is more than the cache may hold is no reason to give up what it holds.
             return uncached(core, range, access, 0);
         }
         if attempts == MAX_ATTEMPTS {
-            drop(ledger);
+            core.unlock(ledger);
             tracing::debug!(?range, "changes faster than it can be registered");
             return uncached(core, range, access, relief);
         }
@@ -143,6 +150,8 @@ struct Reservation<'c, R: Registrar, M: Monitor> {
     slot: Slot,
     cookie: Cookie,
     watched: bool,
+    /// The ledger's count of links when the range was not found.
+    links: u64,
 }
 
 impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
@@ -155,7 +164,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     ) -> Option<Self> {
         let bytes = core.pinned(range);
         let fleeting = core.is_fleeting(access);
-        core.clock.fetch_add(1, Ordering::Relaxed);
+        let links = ledger.links();
         loop {
             if let Some((slot, cookie)) = ledger.reserve(range, access, fleeting, bytes) {
                 return Some(Self {
@@ -165,11 +174,11 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                     slot,
                     cookie,
                     watched: false,
+                    links,
                 });
             }
             if !ledger.has_dead() {
-                let now = core.clock.load(Ordering::Relaxed);
-                let evicted = ledger.make_room(&core.slab, bytes, now)?;
+                let evicted = ledger.make_room(&core.slab, bytes)?;
                 core.counters.evictions.add(evicted);
             }
             // Room comes back when the dead are buried, ours and those that others have left.
@@ -194,29 +203,26 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         wanted: VaRange,
     ) -> Result<Option<Guard<R, M>>, Error> {
         let core = self.core;
-        let verdict = core.lock_current().map(|ledger| {
-            let hit = ledger.was_hit(self.slot);
-            let other = if hit {
-                None
-            } else {
-                core.find(&ledger, self.range, self.access)
-            };
-            (ledger, hit, other)
-        });
-        let mut ledger = match verdict {
-            Ok((ledger, false, None)) => ledger,
-            Ok((ledger, _, other)) => {
-                drop(ledger);
-                core.deregister(registration);
-                return Ok(other);
-            }
+        let mut ledger = match core.lock_current() {
+            Ok(ledger) => ledger,
             Err(error) => {
                 core.deregister(registration);
+                core.bury();
                 return Err(error);
             }
         };
-        let now = core.clock.load(Ordering::Relaxed);
-        let merged = ledger.link(&core.slab, self.slot, now);
+        let hit = ledger.was_hit(self.slot);
+        let other = if hit || ledger.links() == self.links {
+            None
+        } else {
+            core.find(&mut ledger, self.range, self.access)
+        };
+        if hit || other.is_some() {
+            core.unlock(ledger);
+            core.deregister(registration);
+            return Ok(other);
+        }
+        let merged = ledger.link(&core.slab, self.slot);
         core.counters.merges.add(merged);
         core.counters.misses.add(1);
         let fleeting = core.is_fleeting(self.access);
@@ -233,7 +239,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         };
         // SAFETY: the slot was reserved vacant, and is this reservation's alone.
         unsafe { entry.publish(content, fleeting) };
-        drop(ledger);
+        core.unlock(ledger);
         tracing::trace!(range = ?self.range, merged, "registered");
         // The entry's now.
         mem::forget(self);
