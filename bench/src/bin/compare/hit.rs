@@ -230,7 +230,7 @@ fn random(subject: &impl Subject, addresses: &Addresses) -> impl FnMut(usize) ->
     let mut order = Random::new(1);
     move |operations| {
         timed(operations, || {
-            loops::random(subject, addresses, &mut order, operations)
+            loops::random(subject, addresses, &mut order, operations);
         })
     }
 }
@@ -240,7 +240,7 @@ fn inside(subject: &impl Subject, addresses: &Addresses) -> impl FnMut(usize) ->
     loops::within(subject, addresses, &mut order, 32 * addresses.count());
     move |operations| {
         timed(operations, || {
-            loops::within(subject, addresses, &mut order, operations)
+            loops::within(subject, addresses, &mut order, operations);
         })
     }
 }
@@ -284,7 +284,7 @@ fn random_by_one(subject: &impl Subject, addresses: &Addresses) -> impl FnMut(us
     move |operations| {
         let _here = Pinned::to(0);
         timed(operations, || {
-            loops::random(subject, addresses, &mut order, operations)
+            loops::random(subject, addresses, &mut order, operations);
         })
     }
 }
