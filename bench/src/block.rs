@@ -31,59 +31,77 @@ pub struct Block {
     pub undisturbed: bool,
 }
 
-/// Medians over all turns.
-#[derive(Debug, Clone)]
-pub struct Medians {
-    /// Nanoseconds an operation, of each contestant.
-    pub ns: Vec<f64>,
-    /// Those of the first one divided by each one's.
-    pub ratios: Vec<f64>,
-    /// Turns thrown away.
-    pub disturbed: usize,
+/// What the turns took, of contestants that ran by turns.
+#[derive(Debug, Clone, Default)]
+pub struct Turns {
+    /// Nanoseconds an operation of each contestant, turn by turn.
+    ns: Vec<Vec<f64>>,
+    disturbed: usize,
+}
+
+impl Turns {
+    /// How many took turns.
+    pub fn contestants(&self) -> usize {
+        self.ns.first().map_or(0, Vec::len)
+    }
+
+    /// Median nanoseconds an operation of this contestant.
+    pub fn ns(&self, contestant: usize) -> f64 {
+        median(self.ns.iter().map(|turn| turn[contestant]).collect())
+    }
+
+    /// Median of what one contestant took divided by what another took in the same turn.
+    pub fn ratio(&self, contestant: usize, other: usize) -> f64 {
+        median(
+            self.ns
+                .iter()
+                .map(|turn| turn[contestant] / turn[other])
+                .collect(),
+        )
+    }
+
+    /// Turns thrown away, and all that there were.
+    pub fn disturbed(&self) -> (usize, usize) {
+        (self.disturbed, self.disturbed + self.ns.len())
+    }
+
+    /// Turns of the same contestants, set up anew.
+    pub fn extend(&mut self, more: Self) {
+        self.ns.extend(more.ns);
+        self.disturbed += more.disturbed;
+    }
 }
 
 /// Something that runs so many operations when asked to.
 pub type Contestant<'a> = dyn FnMut(usize) -> Block + 'a;
 
 /// Lets the contestants run by turns.
-pub fn take_turns(effort: Effort, contestants: &mut [&mut Contestant<'_>]) -> Medians {
+pub fn take_turns(effort: Effort, contestants: &mut [&mut Contestant<'_>]) -> Turns {
     let operations: Vec<usize> = contestants
         .iter_mut()
         .map(|run| calibrate(effort.block, run))
         .collect();
-    let mut turns: Vec<Vec<f64>> = Vec::new();
-    let mut disturbed = 0;
+    let mut turns = Turns::default();
     let mut ns = vec![0.0; contestants.len()];
-    for turn in 0.. {
+    let mut turn = 0;
+    while turns.ns.len() < effort.turns {
         let mut undisturbed = true;
         for place in 0..contestants.len() {
-            // Nobody always comes first, or after the same one.
+            // Nobody always comes first.
             let which = (place + turn) % contestants.len();
             let block = contestants[which](operations[which]);
             ns[which] = block.ns;
             undisturbed &= block.undisturbed;
         }
+        turn += 1;
         // On a machine that is busy all the time a disturbed turn is better than none.
-        if undisturbed || disturbed >= 4 * effort.turns {
-            turns.push(ns.clone());
+        if undisturbed || turns.disturbed >= 4 * effort.turns {
+            turns.ns.push(ns.clone());
         } else {
-            disturbed += 1;
-        }
-        if turns.len() == effort.turns {
-            break;
+            turns.disturbed += 1;
         }
     }
-    let over_turns =
-        |value: &dyn Fn(&[f64]) -> f64| median(turns.iter().map(|t| value(t)).collect());
-    Medians {
-        ns: (0..contestants.len())
-            .map(|i| over_turns(&|t| t[i]))
-            .collect(),
-        ratios: (0..contestants.len())
-            .map(|i| over_turns(&|t| t[0] / t[i]))
-            .collect(),
-        disturbed,
-    }
+    turns
 }
 
 /// How many operations fill a block.

@@ -10,6 +10,7 @@
 
 mod addresses;
 pub mod block;
+pub mod callgrind;
 mod fake;
 pub mod figure;
 pub mod loops;

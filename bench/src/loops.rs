@@ -142,3 +142,55 @@ fn timed(run: impl FnOnce()) -> Duration {
     run();
     start.elapsed()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Regcache, rival};
+
+    const ENTRIES: usize = 1000;
+
+    /// The loops themselves check that what they measure is what they say.
+    fn run_all(subject: &impl Subject, addresses: &Addresses) {
+        fill(subject, addresses);
+        assert_eq!(subject.counts(), (ENTRIES as u64, 0));
+        let mut order = Random::new(1);
+        same(subject, addresses.entry(3), addresses.len(), 10);
+        random(subject, addresses, &mut order, 5000);
+        within(subject, addresses, &mut order, 5000);
+        assert_eq!(subject.counts(), (ENTRIES as u64, 0), "these are hits");
+        // More than a batch, and not a multiple of one.
+        miss(subject, addresses, 0..2500);
+        invalidate(subject, addresses, 0..2500);
+        assert_eq!(subject.live(), ENTRIES as u64);
+    }
+
+    #[test]
+    fn each_cache_does_what_the_loops_measure() {
+        let addresses = Arc::new(Addresses::new(ENTRIES, 16 * 4096).unwrap());
+        run_all(&Regcache::new(&addresses, 2 * ENTRIES).unwrap(), &addresses);
+        if let Some(rival) = rival(2 * ENTRIES).unwrap() {
+            run_all(&rival, &addresses);
+        }
+    }
+
+    fn evict_all(subject: &impl Subject, addresses: &Addresses) {
+        fill(subject, addresses);
+        evict(subject, addresses, 0, 2 * ENTRIES);
+        let before = subject.counts().0;
+        evict(subject, addresses, 2 * ENTRIES, 5000);
+        assert_eq!(subject.counts().0 - before, 5000, "all were misses");
+        assert_eq!(subject.live(), ENTRIES as u64);
+    }
+
+    #[test]
+    fn each_cache_evicts_at_its_limit() {
+        let addresses = Arc::new(Addresses::new(ENTRIES, 4096).unwrap());
+        evict_all(&Regcache::new(&addresses, ENTRIES).unwrap(), &addresses);
+        if let Some(rival) = rival(ENTRIES).unwrap() {
+            evict_all(&rival, &addresses);
+        }
+    }
+}

@@ -93,7 +93,7 @@ fn evictions(subject: &impl Subject, addresses: &Addresses) -> impl FnMut(usize)
     move |operations| {
         let before = subject.counts().0;
         let block = timed(operations, || {
-            loops::evict(subject, addresses, from, operations)
+            loops::evict(subject, addresses, from, operations);
         });
         from += operations;
         assert_eq!(

@@ -3,16 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use regcache_bench::block::{Block, Contestant, Pinned, processor_count, timed, timed_by_two};
+use regcache_bench::block::{
+    Block, Contestant, Effort, Pinned, Turns, processor_count, timed, timed_by_two,
+};
 use regcache_bench::figure::Limit;
 use regcache_bench::{Addresses, Random, Regcache, Rival, Subject, loops, rival};
 
 use crate::Result;
-use crate::report::Report;
+use crate::report::{Report, contest};
 
 /// The default limit of entries, and for 100 000 of them the next power of two.
 const ROOM: usize = 1 << 16;
 const MORE_ROOM: usize = 1 << 17;
+
+/// How often caches with many entries are set up anew: where their memory comes to lie matters.
+const BUILDS: usize = 5;
 
 /// Both caches with the same ranges registered.
 pub(crate) struct Pair {
@@ -79,49 +84,60 @@ fn one_thread(report: &mut Report, entries: usize) -> Result<()> {
         ),
         None,
     );
+    drop(pair);
     let limit = match entries {
         1 => return Ok(()),
         10_000 => Limit::OfUcx(0.5),
         100_000 => Limit::OfUcx(0.7),
         _ => Limit::None,
     };
-    with_longer_blocks(report, entries, |report| {
-        report.contest(
-            &format!("hit/random/{entries}"),
-            limit,
-            &mut random(&pair.regcache, &pair.addresses),
-            dynamic(
-                &mut pair
-                    .rival
-                    .as_ref()
-                    .map(|rival| random(rival, &pair.addresses)),
-            ),
-            None,
-        );
-    });
-    Ok(())
+    on_many(
+        report,
+        &format!("hit/random/{entries}"),
+        limit,
+        entries,
+        4096,
+        |pair, effort| {
+            contest(
+                effort,
+                &mut random(&pair.regcache, &pair.addresses),
+                dynamic(
+                    &mut pair
+                        .rival
+                        .as_ref()
+                        .map(|rival| random(rival, &pair.addresses)),
+                ),
+                None,
+            )
+        },
+    )
 }
 
 /// Pages of registrations of 16 pages.
 fn within(report: &mut Report) -> Result<()> {
     let entries = 10_000;
-    let pair = Pair::new(entries, 16 * 4096, room(entries))?;
     let _here = Pinned::to(0);
-    with_longer_blocks(report, entries, |report| {
-        report.contest(
-            &format!("hit/within/{entries}"),
-            Limit::None,
-            &mut inside(&pair.regcache, &pair.addresses),
-            dynamic(
-                &mut pair
-                    .rival
-                    .as_ref()
-                    .map(|rival| inside(rival, &pair.addresses)),
-            ),
-            None,
-        );
-    });
-    Ok(())
+    let name = format!("hit/within/{entries}");
+    on_many(
+        report,
+        &name,
+        Limit::None,
+        entries,
+        16 * 4096,
+        |pair, effort| {
+            contest(
+                effort,
+                &mut inside(&pair.regcache, &pair.addresses),
+                dynamic(
+                    &mut pair
+                        .rival
+                        .as_ref()
+                        .map(|rival| inside(rival, &pair.addresses)),
+                ),
+                None,
+            )
+        },
+    )
 }
 
 fn two_threads_on_few(report: &mut Report) -> Result<()> {
@@ -157,35 +173,52 @@ fn two_threads_on_few(report: &mut Report) -> Result<()> {
 
 fn two_threads_on_many(report: &mut Report) -> Result<()> {
     for entries in [10_000, 100_000] {
-        let pair = Pair::new(entries, 4096, room(entries))?;
-        with_longer_blocks(report, entries, |report| {
-            report.contest(
-                &format!("hit/2threads/random/{entries}"),
-                Limit::None,
-                &mut random_by_two(&pair.regcache, &pair.addresses),
+        let name = format!("hit/2threads/random/{entries}");
+        on_many(report, &name, Limit::None, entries, 4096, |pair, effort| {
+            let ours = (&pair.regcache, &*pair.addresses);
+            contest(
+                effort,
+                &mut random_by_two(ours.0, ours.1),
                 dynamic(
                     &mut pair
                         .rival
                         .as_ref()
-                        .map(|rival| random_by_two(rival, &pair.addresses)),
+                        .map(|rival| random_by_two(rival, ours.1)),
                 ),
-                Some(&mut random_by_one(&pair.regcache, &pair.addresses)),
-            );
-        });
+                Some(&mut random_by_one(ours.0, ours.1)),
+            )
+        })?;
     }
     Ok(())
 }
 
-/// Each cache drives the other's entries out of the processor's caches; a block must be long enough
-/// to have them back.
-fn with_longer_blocks(report: &mut Report, entries: usize, run: impl FnOnce(&mut Report)) {
-    let before = report.effort;
-    if entries >= 10_000 {
-        report.effort.block = Duration::from_millis(entries as u64 / 20_000).max(2 * before.block);
-        report.effort.turns = before.turns.div_ceil(2);
+/// A contest on caches with many entries, set up several times.
+fn on_many(
+    report: &mut Report,
+    name: &str,
+    limit: Limit,
+    entries: usize,
+    len: usize,
+    run: impl Fn(&Pair, Effort) -> Turns,
+) -> Result<()> {
+    if !report.wants(name) {
+        return Ok(());
     }
-    run(report);
-    report.effort = before;
+    let mut effort = report.effort;
+    effort.turns = effort.turns.div_ceil(BUILDS);
+    if entries >= 10_000 {
+        // Each cache drives the other's entries out of the processor's caches; a block must be long
+        // enough to have them back.
+        effort.block = effort.block.max(Duration::from_micros(entries as u64 / 20));
+        effort.turns = effort.turns.div_ceil(2);
+    }
+    let mut turns = Turns::default();
+    for _ in 0..BUILDS {
+        let pair = Pair::new(entries, len, room(entries))?;
+        turns.extend(run(&pair, effort));
+    }
+    report.judge(name, limit, &turns);
+    Ok(())
 }
 
 fn same(subject: &impl Subject, addresses: &Addresses) -> impl FnMut(usize) -> Block {
@@ -197,7 +230,7 @@ fn random(subject: &impl Subject, addresses: &Addresses) -> impl FnMut(usize) ->
     let mut order = Random::new(1);
     move |operations| {
         timed(operations, || {
-            loops::random(subject, addresses, &mut order, operations)
+            loops::random(subject, addresses, &mut order, operations);
         })
     }
 }
@@ -207,7 +240,7 @@ fn inside(subject: &impl Subject, addresses: &Addresses) -> impl FnMut(usize) ->
     loops::within(subject, addresses, &mut order, 32 * addresses.count());
     move |operations| {
         timed(operations, || {
-            loops::within(subject, addresses, &mut order, operations)
+            loops::within(subject, addresses, &mut order, operations);
         })
     }
 }
@@ -251,7 +284,7 @@ fn random_by_one(subject: &impl Subject, addresses: &Addresses) -> impl FnMut(us
     move |operations| {
         let _here = Pinned::to(0);
         timed(operations, || {
-            loops::random(subject, addresses, &mut order, operations)
+            loops::random(subject, addresses, &mut order, operations);
         })
     }
 }

@@ -1,6 +1,6 @@
 //! [`Report`]: the figures so far.
 
-use regcache_bench::block::{Contestant, Effort, take_turns};
+use regcache_bench::block::{Contestant, Effort, Turns, take_turns};
 use regcache_bench::figure::{Figure, Limit, table};
 
 pub(crate) struct Report {
@@ -40,24 +40,29 @@ impl Report {
         ucx: Option<&mut Contestant<'a>>,
         one_thread: Option<&mut Contestant<'a>>,
     ) {
-        if !self.wants(name) {
-            return;
+        if self.wants(name) {
+            self.judge(
+                name,
+                limit,
+                &contest(self.effort, regcache, ucx, one_thread),
+            );
         }
-        let beside_ucx = ucx.is_some();
-        let beside_one = one_thread.is_some();
-        let mut contestants = vec![regcache];
-        contestants.extend(ucx);
-        contestants.extend(one_thread);
-        let medians = take_turns(self.effort, &mut contestants);
-        self.turns.0 += medians.disturbed;
-        self.turns.1 += medians.disturbed + self.effort.turns;
+    }
+
+    /// A figure from the turns of a [`contest`].
+    pub(crate) fn judge(&mut self, name: &str, limit: Limit, turns: &Turns) {
+        let ucx = cfg!(feature = "ucx");
+        let one_thread = turns.contestants() > 1 + usize::from(ucx);
+        let (disturbed, all) = turns.disturbed();
+        self.turns.0 += disturbed;
+        self.turns.1 += all;
         self.add(Figure {
             name: name.to_owned(),
-            value: medians.ns[0],
+            value: turns.ns(0),
             unit: "ns",
-            ucx: beside_ucx.then(|| medians.ns[1]),
-            ratio_ucx: beside_ucx.then(|| medians.ratios[1]),
-            ratio_one_thread: beside_one.then(|| medians.ratios[contestants.len() - 1]),
+            ucx: ucx.then(|| turns.ns(1)),
+            ratio_ucx: ucx.then(|| turns.ratio(0, 1)),
+            ratio_one_thread: one_thread.then(|| turns.ratio(0, 1 + usize::from(ucx))),
             limit,
         });
     }
@@ -72,4 +77,17 @@ impl Report {
             println!("{}", figure.line());
         }
     }
+}
+
+/// Turns of regcache, and of UCX and of one thread if there are those.
+pub(crate) fn contest<'a>(
+    effort: Effort,
+    regcache: &mut Contestant<'a>,
+    ucx: Option<&mut Contestant<'a>>,
+    one_thread: Option<&mut Contestant<'a>>,
+) -> Turns {
+    let mut contestants = vec![regcache];
+    contestants.extend(ucx);
+    contestants.extend(one_thread);
+    take_turns(effort, &mut contestants)
 }
