@@ -182,7 +182,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         }
         if core.is_current() {
             let hit = |slot| core.hit(slot, range, access);
-            if let Some(guard) = core.hints.all(range.start()).find_map(hit) {
+            if let Some(guard) = core.hints.any(range.start(), hit) {
                 return Ok(guard);
             }
         }

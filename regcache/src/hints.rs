@@ -98,14 +98,22 @@ impl Hints {
         set.of_tag(tag).next()
     }
 
-    /// All the slots that may serve `address`.
-    pub(crate) fn all(&self, address: usize) -> impl Iterator<Item = Slot> {
+    /// The first of the slots that may serve `address` for which `serve` gives something.
+    pub(crate) fn any<T>(
+        &self,
+        address: usize,
+        mut serve: impl FnMut(Slot) -> Option<T>,
+    ) -> Option<T> {
         let sizes = self.sizes.load(Ordering::Relaxed);
-        let sizes = (0..SIZES).filter(move |size| sizes & 1 << size != 0);
-        sizes.flat_map(move |size| {
+        for size in (0..SIZES).filter(|size| sizes & 1 << size != 0) {
             let (set, tag) = self.place(address, SMALLEST + STEP * size);
-            set.of_tag(tag)
-        })
+            for slot in set.of_tag(tag) {
+                if let Some(found) = serve(slot) {
+                    return Some(found);
+                }
+            }
+        }
+        None
     }
 
     /// Remembers that `slot`, an entry of `range`, serves `address`. Called by one thread at a time.
@@ -144,7 +152,12 @@ mod tests {
     }
 
     fn slots(hints: &Hints, address: usize) -> Vec<u32> {
-        hints.all(address).map(|slot| slot.0).collect()
+        let mut slots = Vec::new();
+        hints.any(address, |slot| -> Option<()> {
+            slots.push(slot.0);
+            None
+        });
+        slots
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! interval tree.
 
 use crate::slab::Slot;
-use crate::sorted::{Item, Sorted};
+use crate::sorted::{Found, Item, Sorted};
 use crate::{Access, VaRange};
 
 #[derive(Debug)]
@@ -21,20 +21,35 @@ impl<A: Access> Index<A> {
         Self { maps: Vec::new() }
     }
 
-    /// The entry to serve `range` with `access`.
-    pub(crate) fn find(&self, range: VaRange, access: A) -> Option<Slot> {
-        let maps = self.maps.iter().filter(|(a, _)| a.serves(access));
-        maps.filter_map(|(_, map)| map.last_to(range.start()))
-            .find(|item| item.end >= range.end())
-            .map(|item| item.slot)
+    /// The entry to serve `range` with `access`; and where one that starts there and allows just that
+    /// belongs, to be told when it is inserted.
+    pub(crate) fn find(&self, range: VaRange, access: A) -> (Option<Slot>, Option<Found>) {
+        let mut belongs = None;
+        for (its, map) in self.maps.iter().filter(|(a, _)| a.serves(access)) {
+            let found = map.search(range.start());
+            if let Some(item) = map.last_to(&found)
+                && item.end >= range.end()
+            {
+                return (Some(item.slot), None);
+            }
+            if *its == access {
+                belongs = Some(found);
+            }
+        }
+        (None, belongs)
     }
 
     /// The entries for which one of `range` and `access` could stand in: to be removed before that
     /// one is inserted.
-    pub(crate) fn contained(&self, range: VaRange, access: A) -> impl Iterator<Item = Slot> {
+    pub(crate) fn contained(
+        &self,
+        range: VaRange,
+        access: A,
+        belongs: Option<Found>,
+    ) -> impl Iterator<Item = Slot> {
         let maps = self.maps.iter().filter(move |(a, _)| access.serves(*a));
-        maps.flat_map(move |(_, map)| {
-            map.from(range.start())
+        maps.flat_map(move |(its, map)| {
+            map.from(range.start(), belongs.filter(|_| *its == access))
                 .take_while(move |item| item.end <= range.end())
         })
         .map(|item| item.slot)
@@ -53,9 +68,9 @@ impl<A: Access> Index<A> {
     }
 
     /// Adds an entry that contains none of those here, and is contained in none.
-    pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot) {
-        debug_assert!(self.find(range, access).is_none());
-        debug_assert!(self.contained(range, access).next().is_none());
+    pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot, belongs: Option<Found>) {
+        debug_assert!(self.find(range, access).0.is_none());
+        debug_assert!(self.contained(range, access, None).next().is_none());
         let i = self
             .maps
             .iter()
@@ -64,7 +79,7 @@ impl<A: Access> Index<A> {
                 self.maps.push((access, Sorted::default()));
                 self.maps.len() - 1
             });
-        self.maps[i].1.insert(range, slot);
+        self.maps[i].1.insert(range, slot, belongs);
     }
 
     /// Removes what was inserted.
@@ -121,10 +136,11 @@ mod tests {
             let mut index = Index::new();
             let mut model: Vec<(VaRange, Bits, Slot)> = Vec::new();
             for (i, &(r, a)) in entries.iter().enumerate() {
-                if index.find(r, a).is_some() {
+                if index.find(r, a).0.is_some() {
                     continue;
                 }
-                let gone: Vec<_> = index.contained(r, a).collect();
+                let belongs = index.find(r, a).1;
+                let gone: Vec<_> = index.contained(r, a, index.find(r, a).1).collect();
                 for &slot in &gone {
                     let &(r, a, _) = model.iter().find(|e| e.2 == slot).unwrap();
                     index.remove(r, a);
@@ -138,7 +154,7 @@ mod tests {
                 prop_assert!(expected.iter().all(|slot| gone.contains(slot)));
                 model.retain(|e| !gone.contains(&e.2));
                 let slot = Slot(i as u32);
-                index.insert(r, a, slot);
+                index.insert(r, a, slot, belongs);
                 model.push((r, a, slot));
             }
             for which in removed {
@@ -156,7 +172,7 @@ mod tests {
                     .filter(|e| e.0.contains(&r) && e.1.serves(a))
                     .map(|e| e.2)
                     .collect();
-                match index.find(r, a) {
+                match index.find(r, a).0 {
                     Some(slot) => prop_assert!(candidates.contains(&slot)),
                     None => prop_assert!(candidates.is_empty()),
                 }

@@ -13,6 +13,7 @@ use crate::entry::Entry;
 use crate::index::Index;
 use crate::monitor::Cookie;
 use crate::slab::{Slab, Slot};
+use crate::sorted::Found as Place;
 use crate::{Access, VaRange};
 
 /// What a slot is used for.
@@ -70,6 +71,7 @@ pub(crate) struct Ledger<A> {
     unreleased: Amount,
     serial: u32,
     links: u64,
+    belongs: Option<Place>,
     /// Registrations that are not kept, and so in no slot.
     pub(crate) uncached: usize,
     /// Threads that want to know when a registration is gone.
@@ -89,6 +91,7 @@ impl<A: Access> Ledger<A> {
             unreleased: Amount::default(),
             serial: 0,
             links: 0,
+            belongs: None,
             uncached: 0,
             waiting: 0,
         }
@@ -106,7 +109,9 @@ impl<A: Access> Ledger<A> {
         access: A,
         fleeting: bool,
     ) -> Option<(Slot, &'s Entry<T>, VaRange)> {
-        let slot = self.index_of(fleeting).find(range, access)?;
+        let (slot, belongs) = self.index_of(fleeting).find(range, access);
+        self.belongs = belongs;
+        let slot = slot?;
         let record = self.record(slot);
         // So by the index's invariant, if `Access` keeps its promises.
         if !(record.range.contains(&range) && record.access.serves(access)) {
@@ -120,6 +125,11 @@ impl<A: Access> Ledger<A> {
             return None;
         }
         Some((slot, entry, whole))
+    }
+
+    /// Where what was not found just now belongs, for [`link`](Self::link).
+    pub(crate) fn belongs(&self) -> Option<Place> {
+        self.belongs
     }
 
     /// How many registrations were ever entered into an index. What was not found is not there as long
@@ -195,18 +205,20 @@ impl<A: Access> Ledger<A> {
 
     /// Enters a pending registration into its index, after all that it contains was taken out.
     /// Returns how many those were. The entry must be published before the lock is released.
-    pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot) -> u64 {
+    pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot, belongs: Option<Place>) -> u64 {
         let &Record {
             range,
             access,
             fleeting,
             ..
         } = self.record(slot);
-        let contained: Vec<_> = self.index_of(fleeting).contained(range, access).collect();
+        let index = self.index_of(fleeting);
+        let contained: Vec<_> = index.contained(range, access, belongs).collect();
         for &smaller in &contained {
             self.unlink(slab, smaller);
         }
-        self.index_of_mut(fleeting).insert(range, access, slot);
+        self.index_of_mut(fleeting)
+            .insert(range, access, slot, belongs);
         self.budget.enlist(slot);
         self.links += 1;
         self.pending.retain(|&other| other != slot);

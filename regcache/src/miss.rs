@@ -11,6 +11,7 @@ use crate::guard::Guard;
 use crate::ledger::Ledger;
 use crate::monitor::{Cookie, Monitor};
 use crate::slab::Slot;
+use crate::sorted::Found as Place;
 use crate::sync::{Arc, MutexGuard, lock};
 use crate::{Error, Registrar, VaRange};
 
@@ -150,8 +151,9 @@ struct Reservation<'c, R: Registrar, M: Monitor> {
     slot: Slot,
     cookie: Cookie,
     watched: bool,
-    /// The ledger's count of links when the range was not found.
+    /// The ledger's count of links when the range was not found, and where it belongs.
     links: u64,
+    belongs: Option<Place>,
 }
 
 impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
@@ -164,7 +166,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     ) -> Option<Self> {
         let bytes = core.pinned(range);
         let fleeting = core.is_fleeting(access);
-        let links = ledger.links();
+        let (links, belongs) = (ledger.links(), ledger.belongs());
         loop {
             if let Some((slot, cookie)) = ledger.reserve(range, access, fleeting, bytes) {
                 return Some(Self {
@@ -175,6 +177,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                     cookie,
                     watched: false,
                     links,
+                    belongs,
                 });
             }
             if !ledger.has_dead() {
@@ -222,7 +225,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             core.deregister(registration);
             return Ok(other);
         }
-        let merged = ledger.link(&core.slab, self.slot);
+        let merged = ledger.link(&core.slab, self.slot, self.belongs);
         core.counters.merges.add(merged);
         core.counters.misses.add(1);
         let fleeting = core.is_fleeting(self.access);

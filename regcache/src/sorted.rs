@@ -16,6 +16,8 @@ const FEW: usize = BLOCK / 4;
 
 #[derive(Debug, Default)]
 pub(crate) struct Sorted {
+    /// Counts changes.
+    version: u64,
     /// The start of each block's first range.
     firsts: Vec<usize>,
     /// None is empty.
@@ -43,6 +45,14 @@ struct Place {
     before: usize,
 }
 
+/// Where an address was found to belong, as long as nothing changes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found {
+    address: usize,
+    version: u64,
+    place: Place,
+}
+
 impl Block {
     fn new() -> Self {
         Self {
@@ -58,13 +68,30 @@ impl Block {
 }
 
 impl Sorted {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
+    /// Where `address` belongs.
+    #[inline]
+    pub(crate) fn search(&self, address: usize) -> Found {
+        Found {
+            address,
+            version: self.version,
+            place: self.after(address),
+        }
     }
 
-    /// The last that starts at or before `address`.
-    pub(crate) fn last_to(&self, address: usize) -> Option<Item> {
-        self.back_from(address).next()
+    /// Where `address` belongs, by what was found before if that holds.
+    #[inline]
+    fn search_again(&self, address: usize, found: Option<Found>) -> Place {
+        match found {
+            Some(it) if (it.address, it.version) == (address, self.version) => it.place,
+            _ => self.after(address),
+        }
+    }
+
+    /// The last that starts at or before the address that was searched for just now.
+    #[inline]
+    pub(crate) fn last_to(&self, found: &Found) -> Option<Item> {
+        let Place { block, before } = found.place;
+        self.blocks.get(block)?.item(before.checked_sub(1)?)
     }
 
     /// Those that start at or before `address`, the last first.
@@ -81,14 +108,14 @@ impl Sorted {
     }
 
     /// Those that start at or after `address`.
-    pub(crate) fn from(&self, address: usize) -> impl Iterator<Item = Item> {
-        let mut place = match address.checked_sub(1) {
-            Some(before) => self.after(before),
-            None => Place {
-                block: 0,
-                before: 0,
-            },
-        };
+    pub(crate) fn from(&self, address: usize, found: Option<Found>) -> impl Iterator<Item = Item> {
+        let mut place = self.search_again(address, found);
+        // One that starts just there is before that.
+        if let Some(i) = place.before.checked_sub(1)
+            && self.blocks[place.block].starts[i] == address
+        {
+            place.before = i;
+        }
         std::iter::from_fn(move || {
             loop {
                 let block = self.blocks.get(place.block)?;
@@ -103,15 +130,16 @@ impl Sorted {
     }
 
     /// Adds a range of which none has the start.
-    pub(crate) fn insert(&mut self, range: VaRange, slot: Slot) {
-        if self.is_empty() {
-            self.firsts.push(range.start());
-            self.blocks.push(Block::new());
-        }
+    pub(crate) fn insert(&mut self, range: VaRange, slot: Slot, found: Option<Found>) {
         let Place {
             mut block,
             mut before,
-        } = self.after(range.start());
+        } = self.search_again(range.start(), found);
+        self.version += 1;
+        if self.blocks.is_empty() {
+            self.firsts.push(range.start());
+            self.blocks.push(Block::new());
+        }
         if self.blocks[block].starts.len() == BLOCK {
             self.split(block);
             if before > BLOCK / 2 {
@@ -122,7 +150,9 @@ impl Sorted {
         let into = &mut self.blocks[block];
         into.starts.insert(before, range.start());
         into.rest.insert(before, (range.end(), slot));
-        self.firsts[block] = self.blocks[block].starts[0];
+        if before == 0 {
+            self.firsts[block] = range.start();
+        }
     }
 
     /// Removes the range that starts here, if there is one.
@@ -135,6 +165,7 @@ impl Sorted {
         if from.starts[i] != start {
             return;
         }
+        self.version += 1;
         from.starts.remove(i);
         from.rest.remove(i);
         if from.starts.is_empty() {
@@ -210,9 +241,14 @@ mod tests {
         let pair = |(&start, &end): (&usize, &usize)| (start, end);
         let from: Vec<_> = model.range(at..).map(pair).collect();
         let back: Vec<_> = model.range(..=at).rev().map(pair).collect();
-        assert_eq!(pairs(&mut sorted.from(at)), from);
+        let found = sorted.search(at);
+        assert_eq!(
+            pairs(&mut sorted.last_to(&found).into_iter()),
+            back[..back.len().min(1)]
+        );
+        assert_eq!(pairs(&mut sorted.from(at, Some(found))), from);
+        assert_eq!(pairs(&mut sorted.from(at, None)), from);
         assert_eq!(pairs(&mut sorted.back_from(at)), back);
-        assert_eq!(sorted.is_empty(), model.is_empty());
     }
 
     proptest! {
@@ -222,6 +258,7 @@ mod tests {
             last in prop::collection::vec(0..600_usize, 700),
         ) {
             let (mut sorted, mut model) = (Sorted::default(), BTreeMap::new());
+            let mut found = None;
             let removals = last.into_iter().map(Op::Remove);
             for op in ops.into_iter().chain(removals) {
                 match op {
@@ -229,14 +266,17 @@ mod tests {
                         if let std::collections::btree_map::Entry::Vacant(entry) = model.entry(start) {
                             entry.insert(start + len);
                             let range = VaRange::new(ptr::without_provenance(start), len);
-                            sorted.insert(range.expect("not empty"), Slot(0));
+                            sorted.insert(range.expect("not empty"), Slot(0), found);
                         }
                     }
                     Op::Remove(start) => {
                         model.remove(&start);
                         sorted.remove(start);
                     }
-                    Op::Look(at) => check(&sorted, &model, at),
+                    Op::Look(at) => {
+                        check(&sorted, &model, at);
+                        found = Some(sorted.search(at));
+                    }
                 }
             }
             check(&sorted, &model, 300);
