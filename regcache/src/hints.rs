@@ -104,9 +104,10 @@ impl Hints {
         address: usize,
         mut serve: impl FnMut(Slot) -> Option<T>,
     ) -> Option<T> {
-        let sizes = self.sizes.load(Ordering::Relaxed);
-        for size in (0..SIZES).filter(|size| sizes & 1 << size != 0) {
-            let (set, tag) = self.place(address, SMALLEST + STEP * size);
+        let mut sizes = self.sizes.load(Ordering::Relaxed);
+        while sizes != 0 {
+            let (set, tag) = self.place(address, SMALLEST + STEP * sizes.trailing_zeros());
+            sizes &= sizes - 1;
             for slot in set.of_tag(tag) {
                 if let Some(found) = serve(slot) {
                     return Some(found);

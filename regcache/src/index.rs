@@ -39,20 +39,24 @@ impl<A: Access> Index<A> {
         (None, belongs)
     }
 
-    /// The entries for which one of `range` and `access` could stand in: to be removed before that
-    /// one is inserted.
+    /// An entry for which one of `range` and `access` could stand in: to be removed before that one is
+    /// inserted.
     pub(crate) fn contained(
         &self,
         range: VaRange,
         access: A,
         belongs: Option<Found>,
-    ) -> impl Iterator<Item = Slot> {
-        let maps = self.maps.iter().filter(move |(a, _)| access.serves(*a));
-        maps.flat_map(move |(its, map)| {
-            map.from(range.start(), belongs.filter(|_| *its == access))
-                .take_while(move |item| item.end <= range.end())
-        })
-        .map(|item| item.slot)
+    ) -> Option<Slot> {
+        for (its, map) in &self.maps {
+            if access.serves(*its)
+                && let Some(item) =
+                    map.first_from(range.start(), belongs.filter(|_| *its == access))
+                && item.end <= range.end()
+            {
+                return Some(item.slot);
+            }
+        }
+        None
     }
 
     /// The entries that share a byte with `range`.
@@ -70,7 +74,7 @@ impl<A: Access> Index<A> {
     /// Adds an entry that contains none of those here, and is contained in none.
     pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot, belongs: Option<Found>) {
         debug_assert!(self.find(range, access).0.is_none());
-        debug_assert!(self.contained(range, access, None).next().is_none());
+        debug_assert!(self.contained(range, access, None).is_none());
         let i = self
             .maps
             .iter()
@@ -140,10 +144,11 @@ mod tests {
                     continue;
                 }
                 let belongs = index.find(r, a).1;
-                let gone: Vec<_> = index.contained(r, a, index.find(r, a).1).collect();
-                for &slot in &gone {
+                let mut gone = Vec::new();
+                while let Some(slot) = index.contained(r, a, belongs) {
                     let &(r, a, _) = model.iter().find(|e| e.2 == slot).unwrap();
                     index.remove(r, a);
+                    gone.push(slot);
                 }
                 let expected: Vec<_> = model
                     .iter()

@@ -212,10 +212,10 @@ impl<A: Access> Ledger<A> {
             fleeting,
             ..
         } = self.record(slot);
-        let index = self.index_of(fleeting);
-        let contained: Vec<_> = index.contained(range, access, belongs).collect();
-        for &smaller in &contained {
+        let mut contained = 0;
+        while let Some(smaller) = self.index_of(fleeting).contained(range, access, belongs) {
             self.unlink(slab, smaller);
+            contained += 1;
         }
         self.index_of_mut(fleeting)
             .insert(range, access, slot, belongs);
@@ -223,7 +223,7 @@ impl<A: Access> Ledger<A> {
         self.links += 1;
         self.pending.retain(|&other| other != slot);
         self.record_mut(slot).phase = Phase::Linked;
-        contained.len() as u64
+        contained
     }
 
     /// Notes that the memory under a watch has changed.

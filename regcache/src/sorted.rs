@@ -107,26 +107,19 @@ impl Sorted {
         })
     }
 
-    /// Those that start at or after `address`.
-    pub(crate) fn from(&self, address: usize, found: Option<Found>) -> impl Iterator<Item = Item> {
-        let mut place = self.search_again(address, found);
+    /// The first that starts at or after `address`.
+    #[inline]
+    pub(crate) fn first_from(&self, address: usize, found: Option<Found>) -> Option<Item> {
+        let Place { block, before } = self.search_again(address, found);
+        let here = self.blocks.get(block)?;
         // One that starts just there is before that.
-        if let Some(i) = place.before.checked_sub(1)
-            && self.blocks[place.block].starts[i] == address
+        if let Some(item) = before.checked_sub(1).and_then(|i| here.item(i))
+            && item.start == address
         {
-            place.before = i;
+            return Some(item);
         }
-        std::iter::from_fn(move || {
-            loop {
-                let block = self.blocks.get(place.block)?;
-                if let Some(item) = block.item(place.before) {
-                    place.before += 1;
-                    return Some(item);
-                }
-                place.block += 1;
-                place.before = 0;
-            }
-        })
+        here.item(before)
+            .or_else(|| self.blocks.get(block + 1)?.item(0))
     }
 
     /// Adds a range of which none has the start.
@@ -246,8 +239,10 @@ mod tests {
             pairs(&mut sorted.last_to(&found).into_iter()),
             back[..back.len().min(1)]
         );
-        assert_eq!(pairs(&mut sorted.from(at, Some(found))), from);
-        assert_eq!(pairs(&mut sorted.from(at, None)), from);
+        for found in [Some(found), None] {
+            let first = sorted.first_from(at, found);
+            assert_eq!(pairs(&mut first.into_iter()), from[..from.len().min(1)]);
+        }
         assert_eq!(pairs(&mut sorted.back_from(at)), back);
     }
 
