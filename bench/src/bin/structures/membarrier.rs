@@ -20,14 +20,18 @@ pub(crate) fn report() -> Result<()> {
     println!("| what the asymmetric fence costs who reclaims | ns |");
     println!("|---|---|");
     println!("| `membarrier`, no other thread running | {:.0} |", cost()?);
-    let stop = AtomicBool::new(false);
+    let (started, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     let cost = thread::scope(|scope| {
         scope.spawn(|| {
             let _here = Pinned::to(1);
+            started.store(true, Ordering::Relaxed);
             while !stop.load(Ordering::Relaxed) {
                 std::hint::spin_loop();
             }
         });
+        while !started.load(Ordering::Relaxed) {
+            std::hint::spin_loop();
+        }
         let cost = cost();
         stop.store(true, Ordering::Relaxed);
         cost
