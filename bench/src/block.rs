@@ -65,6 +65,25 @@ impl Turns {
         (self.disturbed, self.disturbed + self.ns.len())
     }
 
+    /// One more turn: nanoseconds an operation of each.
+    pub fn push(&mut self, ns: Vec<f64>, undisturbed: bool) {
+        if undisturbed {
+            self.ns.push(ns);
+        } else {
+            self.disturbed += 1;
+        }
+    }
+
+    /// Turns that count.
+    pub fn len(&self) -> usize {
+        self.ns.len()
+    }
+
+    /// True if none counts.
+    pub fn is_empty(&self) -> bool {
+        self.ns.is_empty()
+    }
+
     /// Turns of the same contestants, set up anew.
     pub fn extend(&mut self, more: Self) {
         self.ns.extend(more.ns);
@@ -84,7 +103,7 @@ pub fn take_turns(effort: Effort, contestants: &mut [&mut Contestant<'_>]) -> Tu
     let mut turns = Turns::default();
     let mut ns = vec![0.0; contestants.len()];
     let mut turn = 0;
-    while turns.ns.len() < effort.turns {
+    while turns.len() < effort.turns {
         let mut undisturbed = true;
         for place in 0..contestants.len() {
             // Nobody always comes first.
@@ -95,11 +114,10 @@ pub fn take_turns(effort: Effort, contestants: &mut [&mut Contestant<'_>]) -> Tu
         }
         turn += 1;
         // On a machine that is busy all the time a disturbed turn is better than none.
-        if undisturbed || turns.disturbed >= 4 * effort.turns {
-            turns.ns.push(ns.clone());
-        } else {
-            turns.disturbed += 1;
-        }
+        turns.push(
+            ns.clone(),
+            undisturbed || turns.disturbed >= 4 * effort.turns,
+        );
     }
     turns
 }

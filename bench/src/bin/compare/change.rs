@@ -1,11 +1,12 @@
 //! What changes the cache: misses, evictions, invalidations.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use regcache_bench::block::{Block, Pinned, median, timed};
+use regcache_bench::block::{Block, Pinned, Turns, median, timed};
 use regcache_bench::figure::{Figure, Limit};
-use regcache_bench::{Addresses, Regcache, Subject, loops};
+use regcache_bench::{Addresses, Regcache, Subject, loops, rival};
 
 use crate::Result;
 use crate::hit::{Pair, dynamic, room};
@@ -15,6 +16,8 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     let _here = Pinned::to(0);
     miss(report, "miss", 10_000, Limit::OfUcx(1.0))?;
     miss(report, "miss/100000", 100_000, Limit::None)?;
+    fill(report, 10_000)?;
+    fill(report, 100_000)?;
     evict(report)?;
     invalidate(report)?;
     drain(report)
@@ -38,6 +41,42 @@ fn miss(report: &mut Report, name: &str, entries: usize, limit: Limit) -> Result
         None,
     );
     balance(&pair, entries);
+    Ok(())
+}
+
+/// Misses of a cache that is new: memory has to be had for each entry, where in [`miss`] some was used before.
+fn fill(report: &mut Report, entries: usize) -> Result<()> {
+    let name = format!("fill/{entries}");
+    if !report.wants(&name) {
+        return Ok(());
+    }
+    let addresses = Arc::new(Addresses::new(entries, 4096)?);
+    let wanted = (report.effort.turns * 500 / entries).clamp(7, 101);
+    let mut turns = Turns::default();
+    for turn in 0..5 * wanted {
+        let regcache = Regcache::new(&addresses, room(entries))?;
+        let rival = rival(room(entries))?;
+        let ours = || timed(entries, || loops::fill(&regcache, &addresses));
+        let theirs = || {
+            let rival = rival.as_ref();
+            rival.map(|rival| timed(entries, || loops::fill(rival, &addresses)))
+        };
+        let (ours, theirs) = if turn % 2 == 0 {
+            let ours = ours();
+            (ours, theirs())
+        } else {
+            let theirs = theirs();
+            (ours(), theirs)
+        };
+        let blocks: Vec<_> = std::iter::once(ours).chain(theirs).collect();
+        // On a machine that is busy all the time a disturbed turn is better than none.
+        let counts = turn >= 4 * wanted || blocks.iter().all(|block| block.undisturbed);
+        turns.push(blocks.iter().map(|block| block.ns).collect(), counts);
+        if turns.len() == wanted {
+            break;
+        }
+    }
+    report.judge(&name, Limit::None, &turns);
     Ok(())
 }
 
