@@ -28,7 +28,7 @@ impl<T> Slab<T> {
     ///
     /// # Errors
     ///
-    /// If the kernel does not give the address space.
+    /// If there is no address space for them.
     pub(crate) fn new(capacity: u32) -> io::Result<Self> {
         Ok(Self {
             entries: Array::new(capacity as usize)?,
@@ -44,25 +44,29 @@ impl<T> Slab<T> {
 }
 
 #[cfg(not(loom))]
-use mapped::Array;
+use zeroed::Array;
 
 #[cfg(not(loom))]
-mod mapped {
+mod zeroed {
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
     use std::io;
     use std::marker::PhantomData;
     use std::ptr::NonNull;
 
-    use memmap2::{MmapMut, MmapOptions};
-
     use super::Padded;
 
-    /// Zeroed memory of the kernel's, which no swap is reserved for.
+    /// The alignment up to which the standard library has zeroed memory from the allocator, which has it from
+    /// the kernel, and does not zero it itself.
+    const ALIGN: usize = 16;
+
+    /// Zeroed memory, which takes pages as it is used.
     #[derive(Debug)]
     pub(super) struct Array<T> {
-        /// Of the mapping, or dangling if there are none.
         first: NonNull<T>,
         len: usize,
-        _mapping: Option<MmapMut>,
+        /// The block that this is the aligned part of.
+        block: NonNull<u8>,
+        layout: Layout,
         owns: PhantomData<T>,
     }
 
@@ -73,32 +77,40 @@ mod mapped {
 
     impl<T> Array<Padded<T>> {
         pub(super) fn new(len: usize) -> io::Result<Self> {
-            const { assert!(align_of::<Padded<T>>() <= 4096) };
-            let bytes = len
+            let align = align_of::<Padded<T>>();
+            let size = len
                 .checked_mul(size_of::<Padded<T>>())
+                .and_then(|size| size.checked_add(align))
                 .ok_or(io::ErrorKind::OutOfMemory)?;
-            if bytes == 0 {
-                return Ok(Self {
-                    first: NonNull::dangling(),
-                    len,
-                    _mapping: None,
-                    owns: PhantomData,
-                });
-            }
-            let mut mapping = MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?;
+            let layout = Layout::from_size_align(size, ALIGN)
+                .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+            // SAFETY: the size is that of an alignment at least.
+            let block = NonNull::new(unsafe { alloc_zeroed(layout) });
+            let block = block.ok_or(io::ErrorKind::OutOfMemory)?;
+            // SAFETY: less than an alignment, for which there is room behind the entries.
+            let first = unsafe { block.add(block.align_offset(align)) }.cast();
             Ok(Self {
-                first: NonNull::from(&mut mapping[..]).cast(),
+                first,
                 len,
-                _mapping: Some(mapping),
+                block,
+                layout,
                 owns: PhantomData,
             })
         }
 
         #[inline]
         pub(super) fn as_slice(&self) -> &[Padded<T>] {
-            // SAFETY: the mapping has room for `len` of them, aligned as a page is, and zeros are a
-            // vacant entry. It lives as long as `self`, and is accessed in no other way.
+            // SAFETY: the block has room for `len` of them, and zeros are a vacant entry. It lives as long
+            // as `self`, and is accessed in no other way.
             unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
+        }
+    }
+
+    impl<T> Drop for Array<T> {
+        fn drop(&mut self) {
+            // What is in an entry is taken out before it becomes vacant, and keeps the slab until then.
+            // SAFETY: allocated so, and given back once.
+            unsafe { dealloc(self.block.as_ptr(), self.layout) }
         }
     }
 }

@@ -7,8 +7,8 @@
 mod model;
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -245,21 +245,19 @@ fn invalidate_gives_up_what_overlaps_and_tells_when_it_is_gone() {
 #[test]
 fn what_is_being_registered_when_it_is_invalidated_is_registered_anew() {
     let kernel = FakeKernel::new(4);
-    let cache = std::sync::OnceLock::<FakeCache>::new();
-    let cache = Arc::new(cache);
+    let slot = Arc::new(OnceLock::<Weak<FakeCache>>::new());
     let mut device = FakeDevice::new(&kernel);
-    let inner = Arc::clone(&cache);
+    let inner = Arc::clone(&slot);
     device.hook = Some(Box::new(move |device, _| {
         if device.made.load(Ordering::Relaxed) == 1 {
-            let mut left = inner.get().unwrap().invalidate(page(0), PAGE).unwrap();
+            let cache = inner.get().unwrap().upgrade().unwrap();
+            let mut left = cache.invalidate(page(0), PAGE).unwrap();
             assert_eq!(left.in_use(), 1);
         }
     }));
-    let built = Cache::builder(device)
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .build();
-    assert!(cache.set(built.unwrap()).is_ok());
-    let cache = cache.get().unwrap();
+    let builder = Cache::builder(device).monitor(FakeMonitor(Arc::clone(&kernel)));
+    let cache = &Arc::new(builder.build().unwrap());
+    assert!(slot.set(Arc::downgrade(cache)).is_ok());
     assert_eq!(get(cache, 0, 1, READ).registration().id, 1);
     assert_eq!((live(cache), cache.stats().retries), (1, 1));
 }
