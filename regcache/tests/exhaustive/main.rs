@@ -1,0 +1,110 @@
+//! The contract, checked in every interleaving of a model: memory, the driver, the cache and a few
+//! application threads, each a step at a time. And the other way round: with a rule broken, the
+//! check finds a violation, and tells step by step how it comes about.
+//!
+//! What is modelled and what is not is in `docs/proof.md`. `state.rs` has everything there is,
+//! `kernel.rs` and `cache.rs` what is done to it, `model.rs` what must hold.
+#![cfg(not(loom))]
+
+mod cache;
+mod fault;
+mod kernel;
+mod model;
+mod state;
+mod symmetry;
+
+use std::time::Instant;
+
+use fault::Fault;
+use model::{Protocol, Scenario, Sight, tell};
+use stateright::{Checker, HasDiscoveries, Model};
+
+/// Explored completely, each in seconds.
+const SCENARIOS: &[Scenario] = &[
+    scenario(2, 3, 1, 1),
+    scenario(2, 3, 1, 2),
+    scenario(2, 3, 2, 1),
+    scenario(2, 3, 2, 2),
+];
+
+/// Those take longer.
+const THREE_THREADS: &[Scenario] = &[scenario(3, 2, 1, 1), scenario(3, 2, 1, 2)];
+
+const fn scenario(threads: usize, operations: u8, pages: u8, slots: usize) -> Scenario {
+    Scenario {
+        threads,
+        operations,
+        pages,
+        slots,
+    }
+}
+
+fn explore(scenarios: &[Scenario], expected: &[(Sight, &str)]) {
+    let (mut sights, mut states, mut depth) = (0, 0, 0);
+    for &scenario in scenarios {
+        let started = Instant::now();
+        let checker = Protocol::new(scenario, None)
+            .checker()
+            .threads(std::thread::available_parallelism().map_or(1, usize::from))
+            .symmetry()
+            .spawn_dfs()
+            .join();
+        let Scenario {
+            threads,
+            operations,
+            pages,
+            slots,
+        } = scenario;
+        println!(
+            "model: threads={threads} operations={operations} pages={pages} slots={slots}: \
+             states={} depth={} ({:.1} s)",
+            checker.unique_state_count(),
+            checker.max_depth(),
+            started.elapsed().as_secs_f32()
+        );
+        if let Some((property, path)) = checker.discoveries().into_iter().next() {
+            println!("{}", tell(checker.model(), path));
+            panic!("violated: {property}");
+        }
+        sights |= checker.model().sights();
+        states += checker.unique_state_count();
+        depth = depth.max(checker.max_depth());
+    }
+    for (sight, words) in expected {
+        assert!(sights & 1 << *sight as u32 != 0, "never seen: {words}");
+        println!("model: seen: {words}");
+    }
+    println!("model: states={states} depth={depth}: contract holds");
+}
+
+#[test]
+fn the_contract_holds_in_every_interleaving() {
+    explore(SCENARIOS, &Sight::ALL);
+}
+
+#[test]
+#[ignore = "takes a minute: cargo xtask model"]
+fn the_contract_holds_among_three_threads() {
+    explore(THREE_THREADS, &[]);
+}
+
+#[test]
+fn each_injected_fault_is_found() {
+    for fault in Fault::ALL {
+        // The same bounds under which the contract holds.
+        let found = SCENARIOS.iter().find_map(|&scenario| {
+            let checker = Protocol::new(scenario, Some(fault))
+                .checker()
+                .finish_when(HasDiscoveries::AnyFailures)
+                .spawn_bfs()
+                .join();
+            let (property, path) = checker.discoveries().into_iter().next()?;
+            let states = checker.unique_state_count();
+            Some((property, states, tell(checker.model(), path)))
+        });
+        let name = fault.name();
+        let (property, states, trace) = found.unwrap_or_else(|| panic!("not found: {name}"));
+        println!("fault: {name}: found, states={states}; it is not so that {property}:\n{trace}");
+        assert!(fault.breaks().contains(&property), "{name}");
+    }
+}

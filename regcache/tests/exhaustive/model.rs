@@ -1,0 +1,325 @@
+//! The state machine as the checker sees it: what may happen next, and what must always hold.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use stateright::{Model, Property};
+
+use crate::fault::Fault;
+use crate::state::{
+    At, Cache, Change, Kernel, Lookup, Page, Phase, Slot, Stage, State, THREADS, Thread, Violation,
+};
+
+/// The properties.
+pub(crate) const STALE: &str = "no lookup returns a stale registration";
+pub(crate) const OTHER_RANGE: &str = "no lookup returns one of another range";
+pub(crate) const IN_USE: &str = "no registration in use is destroyed";
+pub(crate) const TWICE: &str = "none is destroyed twice";
+pub(crate) const LEAKS: &str = "none leaks";
+pub(crate) const STUCK: &str = "somebody can always go on";
+
+/// Bounds, and what is broken.
+#[derive(Debug)]
+pub(crate) struct Protocol {
+    pub(crate) scenario: Scenario,
+    pub(crate) fault: Option<Fault>,
+    /// What has been seen to happen, one bit a [`Sight`].
+    sights: AtomicU32,
+}
+
+/// How much of everything there is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) threads: usize,
+    /// Operations that each thread begins, guards' drops not counted.
+    pub(crate) operations: u8,
+    pub(crate) pages: u8,
+    pub(crate) slots: usize,
+}
+
+/// Attempts of a miss, before it is answered with a registration that is not cached.
+pub(crate) const ATTEMPTS: u8 = 2;
+
+/// Hears in words what a step does.
+pub(crate) type Say<'a> = &'a mut dyn FnMut(fmt::Arguments<'_>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// A thread begins an operation.
+    Begin(usize, Operation),
+    /// A thread makes its next step; where it chooses, it chooses this slot.
+    Go(usize, Option<u8>),
+    /// The worker that reports were left to, with a fault.
+    Worker(u8),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Lookup(u8),
+    Unmap(u8),
+    Discard(u8),
+    Map(u8),
+    Drop,
+}
+
+/// What must have happened somewhere, or the model shows less than it seems to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sight {
+    Hit,
+    FoundBehindLock,
+    Recycled,
+    OtherEntry,
+    HandedOver,
+    PendingHit,
+    Invalidated,
+    LastGuard,
+    Evicted,
+    EvictionRaced,
+    Uncached,
+    NotMapped,
+    OtherWasFaster,
+    ReportedAgain,
+    Waited,
+}
+
+impl Sight {
+    pub(crate) const ALL: [(Self, &'static str); 15] = [
+        (Self::Hit, "a hit"),
+        (Self::FoundBehindLock, "an entry found behind the lock"),
+        (Self::Recycled, "a slot used again"),
+        (
+            Self::OtherEntry,
+            "a reader that reached an entry for another range, and gave it back",
+        ),
+        (
+            Self::HandedOver,
+            "an address handed out before the munmap that freed it had returned",
+        ),
+        (
+            Self::PendingHit,
+            "an invalidation of a registration that was being made",
+        ),
+        (Self::Invalidated, "an invalidation of a cached one"),
+        (Self::LastGuard, "a last guard that destroyed a dead entry"),
+        (Self::Evicted, "an eviction"),
+        (
+            Self::EvictionRaced,
+            "an eviction of what a reader got hold of meanwhile",
+        ),
+        (Self::Uncached, "a registration that was not cached"),
+        (Self::NotMapped, "a lookup of memory that was not mapped"),
+        (Self::OtherWasFaster, "two threads registering one range"),
+        (Self::ReportedAgain, "a report before the change was over"),
+        (Self::Waited, "watching that waited for a change under way"),
+    ];
+}
+
+impl Protocol {
+    pub(crate) fn new(scenario: Scenario, fault: Option<Fault>) -> Self {
+        Self {
+            scenario,
+            fault,
+            sights: AtomicU32::new(0),
+        }
+    }
+
+    pub(crate) fn saw(&self, sight: Sight) {
+        let bit = 1 << sight as u32;
+        if self.sights.load(Ordering::Relaxed) & bit == 0 {
+            self.sights.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn sights(&self) -> u32 {
+        self.sights.load(Ordering::Relaxed)
+    }
+
+    /// Does an action, and says what it does.
+    pub(crate) fn act(&self, state: &mut State, action: Action, say: Say<'_>) {
+        match action {
+            Action::Worker(page) => self.worker(state, page, say),
+            Action::Go(thread, choice) => self.go(state, thread, choice, say),
+            Action::Begin(thread, operation) => {
+                let this = &mut state.threads[thread];
+                this.left -= u8::from(operation != Operation::Drop);
+                match operation {
+                    Operation::Lookup(page) => {
+                        let generation = state.kernel.generation;
+                        let floor = state.kernel.pages[usize::from(page)].floor;
+                        say(format_args!(
+                            "looks page {page} up, which must not be older than version {floor}: \
+                             loads generation {generation}"
+                        ));
+                        this.lookup = Some(Lookup {
+                            page,
+                            floor,
+                            attempts: 0,
+                        });
+                        this.at = At::Compare { generation };
+                    }
+                    Operation::Unmap(page) => {
+                        self.change(state, thread, begin(page, true), say);
+                    }
+                    Operation::Discard(page) => {
+                        self.change(state, thread, begin(page, false), say);
+                    }
+                    Operation::Map(page) => self.map(state, page, say),
+                    Operation::Drop => self.drop_guard(state, thread, say),
+                }
+            }
+        }
+    }
+}
+
+fn begin(page: u8, unmaps: bool) -> Change {
+    Change {
+        page,
+        unmaps,
+        stage: Stage::Start,
+        struck: 0,
+        reported: 0,
+        next: 0,
+    }
+}
+
+impl Model for Protocol {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        let thread = |i| Thread {
+            left: if i < self.scenario.threads {
+                self.scenario.operations
+            } else {
+                0
+            },
+            ..Thread::default()
+        };
+        let page = |i| Page {
+            mapped: i < usize::from(self.scenario.pages),
+            ..Page::default()
+        };
+        vec![State {
+            in_use: (self.scenario.threads as u8, self.scenario.pages),
+            kernel: Kernel {
+                pages: std::array::from_fn(page),
+                ..Kernel::default()
+            },
+            pins: Default::default(),
+            cache: Cache::default(),
+            threads: std::array::from_fn(thread),
+            violation: None,
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if state.violation.is_some() {
+            return;
+        }
+        for (page, deferred) in state.kernel.deferred.iter().enumerate() {
+            if *deferred {
+                actions.push(Action::Worker(page as u8));
+            }
+        }
+        let slots = || (0..).zip(&state.cache.slots[..self.scenario.slots]);
+        for (i, thread) in state.threads.iter().enumerate() {
+            let mut go = |choice| actions.push(Action::Go(i, choice));
+            match thread.at {
+                At::Idle => {
+                    if thread.guard.is_some() {
+                        actions.push(Action::Begin(i, Operation::Drop));
+                    }
+                    if thread.left == 0 {
+                        continue;
+                    }
+                    for page in 0..self.scenario.pages {
+                        let mut begin = |operation| actions.push(Action::Begin(i, operation));
+                        if thread.guard.is_none() {
+                            begin(Operation::Lookup(page));
+                        }
+                        if state.kernel.pages[usize::from(page)].mapped {
+                            begin(Operation::Unmap(page));
+                            begin(Operation::Discard(page));
+                        } else {
+                            begin(Operation::Map(page));
+                        }
+                    }
+                }
+                At::Enter(_) | At::Reenter | At::Vacate { .. } | At::Bury(_) => {
+                    if state.cache.lock.is_none() {
+                        go(None);
+                    }
+                }
+                At::Register { awaited, .. } => {
+                    if awaited == 0 {
+                        go(None);
+                    }
+                }
+                At::Probe => {
+                    // The hints may name any entry, or none.
+                    go(None);
+                    slots()
+                        .filter(|(_, slot)| slot.live)
+                        .for_each(|(slot, _)| go(Some(slot)));
+                }
+                At::ChooseVictim => {
+                    let idle = |slot: &Slot| slot.phase == Phase::Linked && slot.references == 1;
+                    let before = slots().filter(|(_, slot)| idle(slot));
+                    let mut any = false;
+                    before.for_each(|(slot, _)| {
+                        any = true;
+                        go(Some(slot));
+                    });
+                    if !any {
+                        go(None);
+                    }
+                }
+                _ => go(None),
+            }
+        }
+    }
+
+    fn next_state(&self, before: &State, action: Action) -> Option<State> {
+        let mut state = before.clone();
+        self.act(&mut state, action, &mut |_| {});
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(STALE, |_, s: &State| s.violation != Some(Violation::Stale)),
+            Property::always(OTHER_RANGE, |_, s: &State| {
+                !matches!(s.violation, Some(Violation::WrongRange | Violation::Vacant))
+            }),
+            Property::always(IN_USE, |_, s: &State| s.violation != Some(Violation::InUse)),
+            Property::always(TWICE, |_, s: &State| s.violation != Some(Violation::Twice)),
+            Property::always(LEAKS, |_, s: &State| !s.is_over() || s.is_balanced()),
+            Property::always(STUCK, |model: &Self, s: &State| {
+                let mut actions = Vec::new();
+                model.actions(s, &mut actions);
+                !actions.is_empty() || s.is_over() || s.violation.is_some()
+            }),
+        ]
+    }
+}
+
+/// A trace in words, a line a step.
+pub(crate) fn tell(model: &Protocol, path: stateright::Path<State, Action>) -> String {
+    let mut told = String::new();
+    for (before, action) in path.into_vec() {
+        let Some(action) = action else { continue };
+        let who = match action {
+            Action::Begin(thread, _) | Action::Go(thread, _) => {
+                ["A", "B", "C"][thread % THREADS].to_owned()
+            }
+            Action::Worker(_) => "worker".to_owned(),
+        };
+        let mut first = true;
+        model.act(&mut before.clone(), action, &mut |words| {
+            let who = if first { who.as_str() } else { "" };
+            first = false;
+            told += &format!("    {who:6} {words}\n");
+        });
+    }
+    told
+}
