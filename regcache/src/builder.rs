@@ -173,7 +173,7 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
         let max_bytes = options.max_bytes.unwrap_or_else(default_max_bytes);
         let ledger = Ledger::new(options.max_entries as usize, max_bytes);
         let core = Arc::new(Core {
-            drained: ForkMark::new(!monitor.generation())?,
+            drained: ForkMark::new(!monitor.drain(&mut |_| {})?)?,
             monitor,
             hints: Hints::new(options.max_entries),
             slab: Slab::new(options.max_entries)?,

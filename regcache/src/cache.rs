@@ -350,7 +350,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     /// A reference to the entry at `slot`, if it serves the request.
     fn hit(&self, slot: Slot, range: VaRange, access: R::Access) -> Option<Guard<R, M>> {
         let entry = self.slab.get(slot)?;
-        if !entry.acquire() {
+        if !entry.acquire_kept() {
             return None;
         }
         let guard = Guard::owning(NonNull::from(entry));

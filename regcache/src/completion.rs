@@ -52,13 +52,17 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
             return true;
         }
         let core = Arc::clone(&self.core);
-        let until = Instant::now() + timeout;
+        let until = Instant::now().checked_add(timeout);
         let mut ledger = lock(&core.ledger);
         ledger.waiting += 1;
         let mut done = self.count(&ledger) == 0;
         while !done {
-            let Some(rest) = until.checked_duration_since(Instant::now()) else {
-                break;
+            let rest = match until {
+                Some(until) => match until.checked_duration_since(Instant::now()) {
+                    Some(rest) => rest,
+                    None => break,
+                },
+                None => timeout,
             };
             ledger = wait_for(&core.vacated, ledger, rest);
             done = self.count(&ledger) == 0;

@@ -135,9 +135,18 @@ impl<T> Entry<T> {
 
     /// Takes a reference, if the entry is live, and counts a hit.
     pub(crate) fn acquire(&self) -> bool {
+        self.acquire_unless(0)
+    }
+
+    /// As [`acquire`](Self::acquire), but not of a fleeting registration: its last guard has to be told.
+    pub(crate) fn acquire_kept(&self) -> bool {
+        self.acquire_unless(FLEETING)
+    }
+
+    fn acquire_unless(&self, refused: u64) -> bool {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
-            if state & LIVE == 0 {
+            if state & (LIVE | refused) != LIVE {
                 return false;
             }
             let next = if state & MANY_HITS == 0 {
@@ -167,7 +176,7 @@ impl<T> Entry<T> {
     pub(crate) fn try_acquire(&self) -> bool {
         let state = self.state.load(Ordering::Relaxed);
         let next = state + ONE + HIT;
-        state & (LIVE | MANY_HITS) == LIVE
+        state & (LIVE | MANY_HITS | FLEETING) == LIVE
             && self
                 .state
                 .compare_exchange_weak(state, next, Ordering::Acquire, Ordering::Relaxed)
@@ -241,6 +250,11 @@ impl<T> Entry<T> {
         let before = self.state.fetch_sub(LIVE + ONE, Ordering::Release);
         debug_assert!(before & LIVE != 0, "killed an entry that was not live");
         self.left_of(before - LIVE) == Left::Nobody
+    }
+
+    #[cfg(test)]
+    pub(crate) fn saturate(&self) {
+        self.state.fetch_add(TOO_MANY - 2 * ONE + MANY_HITS, Ordering::Relaxed);
     }
 
     /// The content.

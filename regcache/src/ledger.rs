@@ -430,3 +430,29 @@ impl<A: Access> Ledger<A> {
         &mut self.records[slot.0 as usize]
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod attack {
+    use super::*;
+    #[test]
+    fn attack_saturated_entry_in_front_of_another_that_serves() {
+        let slab: Slab<u8> = Slab::new(8).unwrap();
+        let mut ledger: Ledger<()> = Ledger::new(8, 1 << 20);
+        let range = |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
+        let mut enter = |ledger: &mut Ledger<()>, r| {
+            let found = ledger.find(&slab, r, (), false);
+            assert!(found.is_none());
+            let belongs = ledger.belongs();
+            let (slot, _) = ledger.reserve(r, (), false, 1).unwrap();
+            ledger.link(&slab, slot, belongs);
+            unsafe { slab.get(slot).unwrap().publish(0, false) };
+            slot
+        };
+        let a = enter(&mut ledger, range(10, 20));
+        let b = enter(&mut ledger, range(12, 22));
+        slab.get(b).unwrap().saturate();
+        let c = enter(&mut ledger, range(13, 19));
+        let gone = ledger.give_up(&slab, range(19, 20));
+        assert!(gone.iter().any(|g| g.0 == a), "invalidate() missed an overlapping registration {c:?}");
+    }
+}

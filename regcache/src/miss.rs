@@ -242,11 +242,13 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         };
         // SAFETY: the slot was reserved vacant, and is this reservation's alone.
         unsafe { entry.publish(content, fleeting) };
-        core.unlock(ledger);
-        tracing::trace!(range = ?self.range, merged, "registered");
-        // The entry's now.
+        let guard = Guard::owning(NonNull::from(entry));
+        let range = self.range;
+        // The entry's now, also if what was merged is destroyed with a panic.
         mem::forget(self);
-        Ok(Some(Guard::owning(NonNull::from(entry))))
+        core.unlock(ledger);
+        tracing::trace!(?range, merged, "registered");
+        Ok(Some(guard))
     }
 }
 

@@ -117,6 +117,7 @@ impl<M: Monitor> Shared<M> {
     }
 
     fn join(hub: Arc<Hub<M>>) -> io::Result<Self> {
+        hub.refuse_child()?;
         let ready = match hub.monitor.descriptor() {
             Some(monitor) => Some(ready_with(monitor)?),
             None => None,
@@ -148,6 +149,15 @@ fn ready_with(monitor: BorrowedFd<'_>) -> io::Result<(Epoll, Arc<EventFd>)> {
     epoll.add(monitor, readable())?;
     epoll.add(&signal, readable())?;
     Ok((epoll, Arc::new(signal)))
+}
+
+impl<M> Hub<M> {
+    fn refuse_child(&self) -> io::Result<()> {
+        if self.fork.in_child() {
+            return Err(io::Error::other("this monitor watches the parent process's memory"));
+        }
+        Ok(())
+    }
 }
 
 impl Board {
@@ -205,6 +215,7 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        self.hub.refuse_child()?;
         let board = &mut *lock(&self.hub.board);
         let ours = match board.by_range.get(&range) {
             Some(&ours) => ours,
@@ -257,6 +268,7 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
     }
 
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        self.hub.refuse_child()?;
         let board = &mut *lock(&self.hub.board);
         let drained = board.drain(&self.hub.monitor, self.member);
         let member = &mut board.members[self.member];
