@@ -57,6 +57,7 @@ use std::fmt;
 use std::io;
 use std::mem;
 use std::os::fd::BorrowedFd;
+use std::panic::{self, AssertUnwindSafe};
 use std::ptr::NonNull;
 
 use crossbeam_utils::CachePadded;
@@ -92,10 +93,17 @@ pub(crate) struct Content<R: Registrar, M: Monitor> {
     pub(crate) range: VaRange,
     pub(crate) access: R::Access,
     pub(crate) registration: R::Registration,
-    /// Where the entry is in the slab and what it is watched as. An entry that is not cached is in
-    /// a box of its own, and not watched.
-    pub(crate) place: Option<(Slot, Cookie)>,
+    pub(crate) place: Place,
     pub(crate) core: Arc<Core<R, M>>,
+}
+
+/// Where an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the slab, and watched by this cookie.
+    Slab(Slot, Cookie),
+    /// In a box of its own, not cached and not watched, under this number in the ledger.
+    Alone(u64),
 }
 
 impl<R: Registrar, M: Monitor> Content<R, M> {
@@ -189,7 +197,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         miss(core, range, access)
     }
 
-    /// Registers a range, so that the next [`get`](Self::get) finds it, if it can be kept.
+    /// Registers a range, so that the next [`get`](Self::get) finds it, if it can be kept. Remote
+    /// access is not, if its [keys are to be revoked](crate::Builder::revoke_remote_keys).
     ///
     /// # Errors
     ///
@@ -221,13 +230,13 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     pub fn flush(&self) -> Result<Completion<R, M>, Error> {
         self.give_up(|ledger, slab| {
             ledger.give_up_all(slab);
-            ledger.leaving().collect()
+            ledger.uncached()
         })
     }
 
     fn give_up(
         &self,
-        from: impl FnOnce(&mut Ledger<R::Access>, &Slab<Content<R, M>>) -> Vec<(Slot, Cookie)>,
+        from: impl FnOnce(&mut Ledger<R::Access>, &Slab<Content<R, M>>) -> Vec<Place>,
     ) -> Result<Completion<R, M>, Error> {
         let core = &self.core;
         if core.in_child() {
@@ -245,9 +254,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// [`Error::Forked`] in a forked child.
     pub fn close(mut self) -> Result<Completion<R, M>, Error> {
-        let left = self.flush()?;
         self.reaper.take();
-        Ok(left.and_uncached())
+        self.flush()
     }
 
     /// Releases what the monitor reports to be stale, without waiting for a lookup to do it. To be
@@ -265,7 +273,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     }
 
     /// What polls readable while there is something to [`reap`](Self::reap), if the monitor has it.
-    /// Only to poll: whoever read from it would take reports away.
+    /// There is nothing to be read from it.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.core.monitor.descriptor()
     }
@@ -467,13 +475,13 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     pub(crate) fn destroy(&self, content: Content<R, M>) {
         tracing::trace!(range = ?content.range, "deregistering");
         self.deregister(content.registration);
-        if let Some((_, cookie)) = content.place {
+        if let Place::Slab(_, cookie) = content.place {
             self.unwatch(cookie);
         }
         let mut ledger = lock(&self.ledger);
         match content.place {
-            Some((slot, _)) => ledger.vacate(slot),
-            None => ledger.uncached -= 1,
+            Place::Slab(slot, _) => ledger.vacate(slot),
+            Place::Alone(number) => ledger.alone_no_more(number),
         }
         self.tell_waiting(&ledger);
     }
@@ -486,10 +494,18 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 
     pub(crate) fn deregister(&self, registration: R::Registration) {
-        if let Err(error) = self.registrar.deregister(registration) {
-            self.counters.leaked.add(1);
-            tracing::error!(%error, "the device refused to destroy a registration");
+        // Whoever comes here has come for something else, and there may be more to destroy.
+        let deregister = AssertUnwindSafe(|| self.registrar.deregister(registration));
+        match panic::catch_unwind(deregister) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the device refused to destroy a registration");
+            }
+            Err(_) => {
+                tracing::error!("the registrar panicked when it was to destroy a registration");
+            }
         }
+        self.counters.leaked.add(1);
     }
 
     pub(crate) fn unwatch(&self, cookie: Cookie) {

@@ -5,35 +5,27 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::Registrar;
-use crate::cache::Core;
+use crate::cache::{Core, Place};
 use crate::ledger::Ledger;
-use crate::monitor::{Auto, Cookie, Monitor};
-use crate::slab::Slot;
+use crate::monitor::{Auto, Monitor};
 use crate::sync::{Arc, lock, wait_for};
 
-/// Registrations that a cache has given up, and that guards may still hold.
+/// Registrations that a cache has given up, and that guards may still hold; those that it never kept among
+/// them.
 ///
 /// None of them serves a lookup any more. Each is deregistered when its last guard is dropped; this
 /// tells when. Dropping it changes nothing.
 pub struct Completion<R: Registrar, M: Monitor = Auto> {
     core: Arc<Core<R, M>>,
-    left: Vec<(Slot, Cookie)>,
-    /// Whether registrations that were never kept are meant as well.
-    uncached: bool,
+    left: Vec<Place>,
 }
 
 impl<R: Registrar, M: Monitor> Completion<R, M> {
-    pub(crate) fn of(core: &Arc<Core<R, M>>, left: Vec<(Slot, Cookie)>) -> Self {
+    pub(crate) fn of(core: &Arc<Core<R, M>>, left: Vec<Place>) -> Self {
         Self {
             core: Arc::clone(core),
             left,
-            uncached: false,
         }
-    }
-
-    pub(crate) fn and_uncached(mut self) -> Self {
-        self.uncached = true;
-        self
     }
 
     /// How many are not deregistered yet. In a forked child 0: they are the parent's.
@@ -72,9 +64,8 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
     }
 
     fn count(&mut self, ledger: &Ledger<R::Access>) -> usize {
-        self.left
-            .retain(|&(slot, cookie)| !ledger.is_gone(slot, cookie));
-        self.left.len() + if self.uncached { ledger.uncached } else { 0 }
+        self.left.retain(|&place| !ledger.is_gone(place));
+        self.left.len()
     }
 }
 

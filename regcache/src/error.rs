@@ -34,10 +34,10 @@ pub enum Error {
     /// The device or the kernel refused to register the range.
     #[error(transparent)]
     Register(#[from] RegisterError),
-    /// The monitor does not say any more what was invalidated, so that nothing cached can be
-    /// trusted.
+    /// The monitor did not say what was invalidated, so that the cache has given up all it had. The next
+    /// lookup asks it again.
     #[error(
-        "the {monitor} monitor failed: nothing cached can be trusted, drop the cache and build a new one"
+        "the {monitor} monitor failed: all that was cached has been given up, and nothing is until it answers again"
     )]
     Monitor {
         /// Which monitor.

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::mem;
 use std::ptr::NonNull;
 
-use crate::cache::{Content, Core};
+use crate::cache::{Content, Core, Place};
 use crate::entry::{Entry, Left};
 use crate::monitor::{Auto, Monitor};
 use crate::sync::{Arc, lock};
@@ -77,7 +77,7 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
 
     /// False if the registration ends with this guard.
     pub fn is_cached(&self) -> bool {
-        self.content().place.is_some()
+        matches!(self.content().place, Place::Slab(..))
     }
 
     /// Drops a guard that was not what the lookup is for.
@@ -119,7 +119,7 @@ fn bury_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
         mem::forget(content);
         return;
     }
-    if content.place.is_none() {
+    if let Place::Alone(_) = content.place {
         // SAFETY: entries that are not in the slab come from a box, and this was the last reference.
         drop(unsafe { Box::from_raw(entry.as_ptr()) });
     }
@@ -141,7 +141,7 @@ fn release_fleeting<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>
         Left::Nobody => bury_last(entry),
         Left::Index if core.in_child() => {}
         Left::Index => {
-            if let Some((slot, cookie)) = place {
+            if let Place::Slab(slot, cookie) = place {
                 lock(&core.ledger).let_go(&core.slab, slot, cookie);
             }
             Core::bury(&core);

@@ -8,12 +8,15 @@
 //! if its keys are to be revoked; it serves only others of its kind, lest a guard for something
 //! else keep it.
 
+use std::collections::BTreeMap;
+
 use crate::budget::{Budget, Found};
+use crate::cache::Place;
 use crate::entry::Entry;
 use crate::index::Index;
 use crate::monitor::Cookie;
 use crate::slab::{Slab, Slot};
-use crate::sorted::Found as Place;
+use crate::sorted;
 use crate::{Access, VaRange};
 
 /// What a slot is used for.
@@ -71,9 +74,10 @@ pub(crate) struct Ledger<A> {
     unreleased: Amount,
     serial: u32,
     links: u64,
-    belongs: Option<Place>,
-    /// Registrations that are not kept, and so in no slot.
-    pub(crate) uncached: usize,
+    belongs: Option<sorted::Found>,
+    /// Registrations that are not kept, and so in no slot: a number for each, and its range.
+    alone: BTreeMap<u64, VaRange>,
+    last_alone: u64,
     /// Threads that want to know when a registration is gone.
     pub(crate) waiting: usize,
 }
@@ -92,7 +96,8 @@ impl<A: Access> Ledger<A> {
             serial: 0,
             links: 0,
             belongs: None,
-            uncached: 0,
+            alone: BTreeMap::new(),
+            last_alone: 0,
             waiting: 0,
         }
     }
@@ -109,26 +114,27 @@ impl<A: Access> Ledger<A> {
         access: A,
         fleeting: bool,
     ) -> Option<(Slot, &'s Entry<T>, VaRange)> {
-        let (slot, belongs) = self.index_of(fleeting).find(range, access);
-        self.belongs = belongs;
-        let slot = slot?;
-        let record = self.record(slot);
-        // So by the index's invariant, if `Access` keeps its promises.
-        if !(record.range.contains(&range) && record.access.serves(access)) {
-            return None;
-        }
-        let whole = record.range;
-        let entry = slab.get(slot)?;
-        if !entry.acquire() {
+        loop {
+            let (slot, belongs) = self.index_of(fleeting).find(range, access);
+            self.belongs = belongs;
+            let slot = slot?;
+            let record = self.record(slot);
+            // So by the index's invariant, if `Access` keeps its promises.
+            if !(record.range.contains(&range) && record.access.serves(access)) {
+                return None;
+            }
+            let whole = record.range;
+            let entry = slab.get(slot)?;
+            if entry.acquire() {
+                return Some((slot, entry, whole));
+            }
             // It is live, and has no more references to give (`entry.rs`, point 4).
             self.unlink(slab, slot);
-            return None;
         }
-        Some((slot, entry, whole))
     }
 
     /// Where what was not found just now belongs, for [`link`](Self::link).
-    pub(crate) fn belongs(&self) -> Option<Place> {
+    pub(crate) fn belongs(&self) -> Option<sorted::Found> {
         self.belongs
     }
 
@@ -205,7 +211,12 @@ impl<A: Access> Ledger<A> {
 
     /// Enters a pending registration into its index, after all that it contains was taken out.
     /// Returns how many those were. The entry must be published before the lock is released.
-    pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot, belongs: Option<Place>) -> u64 {
+    pub(crate) fn link<T>(
+        &mut self,
+        slab: &Slab<T>,
+        slot: Slot,
+        belongs: Option<sorted::Found>,
+    ) -> u64 {
         let &Record {
             range,
             access,
@@ -250,7 +261,7 @@ impl<A: Access> Ledger<A> {
 
     /// Takes out all entries that overlap `range`, has registrations of it that are being made start
     /// over, and returns how to tell when those given up are gone, if they are not yet.
-    pub(crate) fn give_up<T>(&mut self, slab: &Slab<T>, range: VaRange) -> Vec<(Slot, Cookie)> {
+    pub(crate) fn give_up<T>(&mut self, slab: &Slab<T>, range: VaRange) -> Vec<Place> {
         let linked = [&self.index, &self.fleeting];
         let linked: Vec<_> = linked.iter().flat_map(|it| it.overlapping(range)).collect();
         for slot in linked {
@@ -262,13 +273,25 @@ impl<A: Access> Ledger<A> {
                 record.phase = Phase::Pending { hit: true };
             }
         }
+        let alone = self.alone.iter().filter(|(_, its)| its.overlaps(&range));
         self.leaving()
             .filter(|&(slot, _)| self.record(slot).range.overlaps(&range))
+            .map(|(slot, cookie)| Place::Slab(slot, cookie))
+            .chain(alone.map(|(&number, _)| Place::Alone(number)))
+            .collect()
+    }
+
+    /// All that is there and not cached: given up and not gone, being made, or never kept.
+    pub(crate) fn uncached(&self) -> Vec<Place> {
+        let leaving = self.leaving();
+        leaving
+            .map(|(slot, cookie)| Place::Slab(slot, cookie))
+            .chain(self.alone.keys().map(|&number| Place::Alone(number)))
             .collect()
     }
 
     /// Slots in which something is that has been given up and is not gone, or is being made.
-    pub(crate) fn leaving(&self) -> impl Iterator<Item = (Slot, Cookie)> {
+    fn leaving(&self) -> impl Iterator<Item = (Slot, Cookie)> {
         let records = self.records.iter().enumerate();
         records.filter_map(|(i, record)| {
             let leaving = match record.phase {
@@ -279,10 +302,27 @@ impl<A: Access> Ledger<A> {
         })
     }
 
-    /// True if what had this cookie is gone.
-    pub(crate) fn is_gone(&self, slot: Slot, cookie: Cookie) -> bool {
-        let record = self.record(slot);
-        record.cookie != cookie || record.phase == Phase::Vacant
+    /// A registration is made that is not kept. Returns the number to end it by.
+    pub(crate) fn alone(&mut self, range: VaRange) -> u64 {
+        self.last_alone += 1;
+        self.alone.insert(self.last_alone, range);
+        self.last_alone
+    }
+
+    /// The registration of this number is gone.
+    pub(crate) fn alone_no_more(&mut self, number: u64) {
+        self.alone.remove(&number);
+    }
+
+    /// True if what was there is gone.
+    pub(crate) fn is_gone(&self, place: Place) -> bool {
+        match place {
+            Place::Slab(slot, cookie) => {
+                let record = self.record(slot);
+                record.cookie != cookie || record.phase == Phase::Vacant
+            }
+            Place::Alone(number) => !self.alone.contains_key(&number),
+        }
     }
 
     /// Takes a fleeting entry out, if nobody uses it.
@@ -432,27 +472,29 @@ impl<A: Access> Ledger<A> {
 }
 
 #[cfg(all(test, not(loom)))]
-mod attack {
+mod tests {
     use super::*;
+
     #[test]
-    fn attack_saturated_entry_in_front_of_another_that_serves() {
+    fn an_entry_without_references_to_give_makes_way_for_another_that_serves() {
         let slab: Slab<u8> = Slab::new(8).unwrap();
         let mut ledger: Ledger<()> = Ledger::new(8, 1 << 20);
-        let range = |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
-        let mut enter = |ledger: &mut Ledger<()>, r| {
+        let range =
+            |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
+        let enter = |ledger: &mut Ledger<()>, r| {
             let found = ledger.find(&slab, r, (), false);
             assert!(found.is_none());
             let belongs = ledger.belongs();
             let (slot, _) = ledger.reserve(r, (), false, 1).unwrap();
             ledger.link(&slab, slot, belongs);
+            // SAFETY: reserved, so vacant and nobody else's.
             unsafe { slab.get(slot).unwrap().publish(0, false) };
             slot
         };
         let a = enter(&mut ledger, range(10, 20));
         let b = enter(&mut ledger, range(12, 22));
         slab.get(b).unwrap().saturate();
-        let c = enter(&mut ledger, range(13, 19));
-        let gone = ledger.give_up(&slab, range(19, 20));
-        assert!(gone.iter().any(|g| g.0 == a), "invalidate() missed an overlapping registration {c:?}");
+        let (found, ..) = ledger.find(&slab, range(13, 19), (), false).unwrap();
+        assert_eq!(found, a);
     }
 }

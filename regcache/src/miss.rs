@@ -4,14 +4,14 @@ use std::io;
 use std::mem;
 use std::ptr::NonNull;
 
-use crate::cache::{Content, Core};
+use crate::cache::{Content, Core, Place};
 use crate::entry::Entry;
 use crate::error::is_exhaustion;
 use crate::guard::Guard;
 use crate::ledger::Ledger;
 use crate::monitor::{Cookie, Monitor};
 use crate::slab::Slot;
-use crate::sorted::Found as Place;
+use crate::sorted::Found;
 use crate::sync::{Arc, MutexGuard, lock};
 use crate::{Error, Registrar, VaRange};
 
@@ -65,12 +65,17 @@ pub(crate) fn miss<R: Registrar, M: Monitor>(
             continue;
         };
         if let Err(error) = reservation.watch() {
-            tracing::debug!(?whole, %error, "cannot be watched");
             drop(reservation);
-            if whole == range {
-                return uncached(core, range, access, relief);
+            if whole != range {
+                continue;
             }
-            continue;
+            // As for the device: its idle ones make room for this one.
+            if is_exhaustion(&error) && core.relieve(&mut relief) {
+                attempts -= 1;
+                continue;
+            }
+            tracing::debug!(?whole, %error, "cannot be watched");
+            return uncached(core, range, access, relief);
         }
         match core.registrar.register(whole, access) {
             Ok(registration) => {
@@ -109,13 +114,13 @@ fn uncached<R: Registrar, M: Monitor>(
     };
     core.counters.misses.add(1);
     core.counters.uncached.add(1);
-    lock(&core.ledger).uncached += 1;
+    let number = lock(&core.ledger).alone(range);
     let entry = Box::new(Entry::vacant());
     let content = Content {
         range,
         access,
         registration,
-        place: None,
+        place: Place::Alone(number),
         core: Arc::clone(core),
     };
     // SAFETY: new, and not shared yet.
@@ -153,7 +158,7 @@ struct Reservation<'c, R: Registrar, M: Monitor> {
     watched: bool,
     /// The ledger's count of links when the range was not found, and where it belongs.
     links: u64,
-    belongs: Option<Place>,
+    belongs: Option<Found>,
 }
 
 impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
@@ -237,7 +242,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             range: self.range,
             access: self.access,
             registration,
-            place: Some((self.slot, self.cookie)),
+            place: Place::Slab(self.slot, self.cookie),
             core: Arc::clone(core),
         };
         // SAFETY: the slot was reserved vacant, and is this reservation's alone.

@@ -5,7 +5,7 @@
 //! lookup to be right.
 //!
 //! Memory that changes all the time would have it running all the time: after each round it pauses,
-//! so that it takes a few per cent of a processor at most.
+//! so that there are at most a thousand a second.
 
 use std::io;
 use std::os::fd::AsFd;

@@ -41,9 +41,11 @@ impl Access for () {
 
 /// Makes and destroys registrations.
 ///
-/// Both methods are called without any lock of the cache held, from whichever thread looked up,
-/// dropped a guard or closed the cache, and must not call back into the same cache. A panic in them
-/// leaks the registration and its room in the cache.
+/// Both methods are called without any lock of the cache held, from whichever thread calls into the
+/// cache or drops a guard, and from the cache's own thread that
+/// [reaps](crate::Builder::background_reaper), in which all signals are blocked. They must not call back
+/// into the same cache. A panic in `register` is the caller's of the lookup; one in `deregister` is
+/// caught, and the registration counted as leaked.
 ///
 /// # Safety
 ///

@@ -91,7 +91,8 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64>;
 
     /// What polls readable while there is something to drain, if there is such a thing: for the cache's
-    /// reaper, or an application's event loop.
+    /// reaper, or an application's event loop. It is given to safe code: reading from it must take
+    /// nothing away, as reading from an epoll instance does not.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }

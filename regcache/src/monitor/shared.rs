@@ -9,7 +9,7 @@
 //!
 //! - M1: a report names a watch of the monitor's; whoever drains it marks every subscriber of that
 //!   watch, and each cache finds its marks when it drains in its turn. A mark stays until then.
-//! - M2: a subscriber that joins a watch which is there already would miss an invalidation that is
+//! - M2: a watch that is not placed yet can be joined by nobody. A subscriber that joins a watch which is there already would miss an invalidation that is
 //!   under way and was reported before it joined. The monitor's M2 has such a report repeated after
 //!   the end.
 //! - M3: the generation is the monitor's. The one that a cache's drain returns is that of the last
@@ -111,8 +111,11 @@ impl<M: Monitor> Shared<M> {
         Self::join(Arc::clone(&self.hub))
     }
 
-    /// Ranges watched now, for all the caches together.
+    /// Ranges watched now, for all the caches together. In a forked child 0.
     pub fn watches(&self) -> usize {
+        if self.hub.fork.in_child() {
+            return 0;
+        }
         lock(&self.hub.board).watches.len()
     }
 
@@ -154,13 +157,38 @@ fn ready_with(monitor: BorrowedFd<'_>) -> io::Result<(Epoll, Arc<EventFd>)> {
 impl<M> Hub<M> {
     fn refuse_child(&self) -> io::Result<()> {
         if self.fork.in_child() {
-            return Err(io::Error::other("this monitor watches the parent process's memory"));
+            return Err(io::Error::other(
+                "this monitor watches the parent process's memory",
+            ));
         }
         Ok(())
     }
 }
 
 impl Board {
+    /// Has the member hear of `range`. Returns the monitor's cookie, and whether it is to be placed yet.
+    fn subscribe(&mut self, member: usize, range: VaRange, cookie: Cookie) -> (u64, bool) {
+        let placed = self.by_range.get(&range).copied();
+        let ours = placed.unwrap_or_else(|| {
+            self.last_cookie += 1;
+            self.last_cookie
+        });
+        let watch = self.watches.entry(ours).or_insert_with(|| Watch {
+            range,
+            subscribers: Vec::new(),
+        });
+        watch.subscribers.push((member, cookie));
+        let member = &mut self.members[member];
+        member.subscriptions.insert(cookie, (ours, false));
+        // Draining allocates nothing.
+        let missing = member
+            .subscriptions
+            .len()
+            .saturating_sub(member.marked.len());
+        member.marked.reserve(missing);
+        (ours, placed.is_none())
+    }
+
     /// Marks what the monitor reports, for all.
     fn drain(&mut self, monitor: &impl Monitor, by: usize) -> io::Result<()> {
         if monitor.generation() == self.drained {
@@ -191,6 +219,15 @@ impl Board {
 }
 
 impl Member {
+    /// Ends a subscription, and returns the monitor's cookie.
+    fn forget(&mut self, cookie: Cookie) -> Option<u64> {
+        let (ours, marked) = self.subscriptions.remove(&cookie)?;
+        if marked {
+            self.marked.retain(|&other| other != cookie);
+        }
+        Some(ours)
+    }
+
     fn mark(&mut self, cookie: Cookie) {
         if let Some((_, marked @ false)) = self.subscriptions.get_mut(&cookie) {
             *marked = true;
@@ -216,42 +253,32 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
         self.hub.refuse_child()?;
-        let board = &mut *lock(&self.hub.board);
-        let ours = match board.by_range.get(&range) {
-            Some(&ours) => ours,
-            None => {
-                let ours = board.last_cookie + 1;
-                self.hub.monitor.watch(range, Cookie(ours))?;
-                board.last_cookie = ours;
-                board.by_range.insert(range, ours);
-                let subscribers = Vec::new();
-                board.watches.insert(ours, Watch { range, subscribers });
-                ours
-            }
-        };
-        if let Some(watch) = board.watches.get_mut(&ours) {
-            watch.subscribers.push((self.member, cookie));
+        let (ours, is_new) = lock(&self.hub.board).subscribe(self.member, range, cookie);
+        if !is_new {
+            return Ok(());
         }
-        let member = &mut board.members[self.member];
-        member.subscriptions.insert(cookie, (ours, false));
-        // Draining allocates nothing.
-        let missing = member
-            .subscriptions
-            .len()
-            .saturating_sub(member.marked.len());
-        member.marked.reserve(missing);
-        Ok(())
+        // Without the lock: it may wait for an invalidation, and lookups in other caches need not. Whoever
+        // wants the same range meanwhile has a watch of his own.
+        let placed = self.hub.monitor.watch(range, Cookie(ours));
+        let board = &mut *lock(&self.hub.board);
+        match placed {
+            Ok(()) => {
+                board.by_range.entry(range).or_insert(ours);
+                Ok(())
+            }
+            Err(error) => {
+                board.watches.remove(&ours);
+                board.members[self.member].forget(cookie);
+                Err(error)
+            }
+        }
     }
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
         let board = &mut *lock(&self.hub.board);
-        let member = &mut board.members[self.member];
-        let Some((ours, marked)) = member.subscriptions.remove(&cookie) else {
+        let Some(ours) = board.members[self.member].forget(cookie) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        if marked {
-            member.marked.retain(|&other| other != cookie);
-        }
         let Some(watch) = board.watches.get_mut(&ours) else {
             return Ok(());
         };
@@ -263,7 +290,9 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
         }
         let range = watch.range;
         board.watches.remove(&ours);
-        board.by_range.remove(&range);
+        if board.by_range.get(&range) == Some(&ours) {
+            board.by_range.remove(&range);
+        }
         self.hub.monitor.unwatch(Cookie(ours))
     }
 
@@ -306,6 +335,8 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
 impl<M: Monitor> Drop for Shared<M> {
     fn drop(&mut self) {
         if self.hub.fork.in_child() {
+            // What the monitor would close is the parent's.
+            std::mem::forget(Arc::clone(&self.hub));
             return;
         }
         // A cache ends its watches itself, unless it is leaked.

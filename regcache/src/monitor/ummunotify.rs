@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::{Cookie, Monitor, abi};
 use crate::VaRange;
@@ -57,8 +58,16 @@ pub enum OpenError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// It opens, but does not give a generation counter.
-    #[error("cannot map the generation counter of {path}: is it the ummunotify driver?")]
+    /// It opens, and is something else.
+    #[error("{path} is not the ummunotify driver's device")]
+    NotTheDriver {
+        /// The device looked for.
+        path: PathBuf,
+        /// What the kernel said when it was asked for the driver's features.
+        source: io::Error,
+    },
+    /// It does not give its generation counter.
+    #[error("cannot map the generation counter of {path}")]
     Map {
         /// The device looked for.
         path: PathBuf,
@@ -69,11 +78,14 @@ pub enum OpenError {
 
 /// Watches by `/dev/ummunotify`.
 ///
-/// The descriptor stays inside: whoever read from it would take reports away from the cache.
+/// The device's descriptor stays inside: whoever read from it would take reports away from the cache. What
+/// [`descriptor`](Monitor::descriptor) gives can only be polled.
 #[derive(Debug)]
 pub struct Ummunotify {
     device: File,
     counter: Mmap,
+    /// Readable when the device is, and nothing else: what is given out to poll.
+    ready: Epoll,
 }
 
 impl Ummunotify {
@@ -105,6 +117,14 @@ impl Ummunotify {
                     _ => OpenError::Open { path, source },
                 }
             })?;
+        let mut features = 0;
+        // SAFETY: the driver reads and writes a mask.
+        unsafe { abi::exchange_features(device.as_raw_fd(), &raw mut features) }.map_err(
+            |errno| OpenError::NotTheDriver {
+                path: path.to_owned(),
+                source: errno.into(),
+            },
+        )?;
         let page = size_of::<AtomicU64>();
         // SAFETY: the mapping is only read through `counter()`, as an atomic, so that the kernel's
         // writes to it are no data race.
@@ -114,7 +134,15 @@ impl Ummunotify {
                 source,
             }
         })?;
-        Ok(Self { device, counter })
+        let ready = ready(&device).map_err(|source| OpenError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            device,
+            counter,
+            ready,
+        })
     }
 
     #[inline]
@@ -134,7 +162,8 @@ impl Ummunotify {
     pub fn wait(&self, timeout_ms: u16) -> io::Result<bool> {
         let mut fds = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(timeout_ms)) {
-            Ok(ready) => Ok(ready > 0),
+            // An error is no event: a forked child gets one.
+            Ok(_) => Ok(fds[0].revents() == Some(PollFlags::POLLIN)),
             Err(Errno::EINTR) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
@@ -160,6 +189,12 @@ impl Ummunotify {
             }
         }
     }
+}
+
+fn ready(device: &File) -> io::Result<Epoll> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    epoll.add(device, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+    Ok(epoll)
 }
 
 // SAFETY: see the file's head.
@@ -216,7 +251,7 @@ unsafe impl Monitor for Ummunotify {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.device.as_fd())
+        Some(self.ready.0.as_fd())
     }
 
     fn name(&self) -> &'static str {
@@ -238,6 +273,6 @@ mod tests {
     #[test]
     fn a_device_that_is_not_the_driver_is_a_typed_error() {
         let error = Ummunotify::open_at("/dev/null").unwrap_err();
-        assert!(matches!(error, OpenError::Map { .. }), "{error}");
+        assert!(matches!(error, OpenError::NotTheDriver { .. }), "{error}");
     }
 }
