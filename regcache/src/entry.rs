@@ -252,7 +252,7 @@ impl<T> Entry<T> {
         self.left_of(before - LIVE) == Left::Nobody
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn saturate(&self) {
         self.state
             .fetch_add(TOO_MANY - 2 * ONE + MANY_HITS, Ordering::Relaxed);
