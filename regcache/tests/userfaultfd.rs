@@ -7,7 +7,7 @@
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ const PAGE: usize = 4096;
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn monitor() -> Option<(Userfaultfd, MutexGuard<'static, ()>)> {
+    own_page();
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     match Userfaultfd::open() {
         Ok(monitor) => Some((monitor, alone)),
@@ -74,12 +75,27 @@ fn range(start: *const u8, len: usize) -> VaRange {
     VaRange::new(start, len).unwrap()
 }
 
+/// A page that is always there.
+fn own_page() -> *const u8 {
+    static OWN: OnceLock<usize> = OnceLock::new();
+    ptr::with_exposed_provenance(*OWN.get_or_init(|| map(1).expose_provenance()))
+}
+
+/// Waits until everything that was under way is entered, by asking about some other memory.
+fn settle(monitor: &Userfaultfd) {
+    let (own, cookie) = (range(own_page(), PAGE), Cookie(u64::MAX));
+    while monitor.watch(own, cookie).is_err() {
+        thread::yield_now();
+    }
+    while !monitor.is_intact(own) {
+        thread::yield_now();
+    }
+    monitor.unwatch(cookie).unwrap();
+}
+
 /// The cookies reported, after whatever is under way.
 fn reported(monitor: &Userfaultfd) -> Vec<u64> {
-    // Of some other memory: waits until everything is entered.
-    let own = map(1);
-    monitor.is_intact(range(own, PAGE));
-    unmap(own, PAGE);
+    settle(monitor);
     let before = monitor.generation();
     let mut cookies = Vec::new();
     let after = monitor.drain(&mut |cookie| cookies.push(cookie.0)).unwrap();
@@ -101,6 +117,7 @@ fn check(name: &str, change: impl FnOnce(*mut u8, usize)) {
     assert!(reported(&monitor).is_empty(), "{name}");
     change(memory, len);
     let intact = monitor.is_intact(range(memory, len));
+    settle(&monitor);
     let noticed = monitor.generation() != before;
     assert!(noticed || !intact, "{name} went unnoticed");
     if noticed {
@@ -114,9 +131,9 @@ fn check(name: &str, change: impl FnOnce(*mut u8, usize)) {
 
 #[test]
 fn munmap_is_reported_and_the_hole_is_not_intact() {
-    check("munmap", |start, len| unmap(start, len));
+    check("munmap", unmap);
     check("munmap of a part", |start, _| {
-        unmap(start.wrapping_add(3 * PAGE), PAGE)
+        unmap(start.wrapping_add(3 * PAGE), PAGE);
     });
 }
 
