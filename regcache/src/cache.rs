@@ -41,10 +41,10 @@
 //!    loads the generation, or reads the report, after the lookup began, so the same holds.
 //!
 //! With a monitor that is `CHECKED` step 2 holds because the lookup asks it first: either the generation
-//! includes U when `is_intact` returns, and all that follows is as above; or whatever overlaps the
-//! range is given up, and registrations of it that are being made start over, so that what the lookup
-//! finds was registered after it began. That is after U, and whatever else is found is of a range that
-//! `is_intact` did not say anything against.
+//! includes U when `is_intact` returns, and all that follows is as above; or whatever covers the range
+//! is given up, and registrations being made that would cover it start over, so that whatever the
+//! lookup finds was registered after it began, and so after U. What overlaps the range and does not
+//! cover it is left alone: it is asked about when it is looked up.
 //!
 //! An uncached registration is made after the lookup began, so after U.
 //!
@@ -177,8 +177,15 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     #[cold]
     #[inline(never)]
     fn get_anew(&self, range: VaRange, access: R::Access) -> Result<Guard<R, M>, Error> {
-        self.give_up(|ledger, slab| ledger.give_up(slab, range))?;
-        miss(&self.core, range, access)
+        let core = &self.core;
+        if core.in_child() {
+            return Err(Error::Forked);
+        }
+        let mut ledger = lock(&core.ledger);
+        let given_up = ledger.distrust(&core.slab, range);
+        core.counters.invalidations.add(given_up);
+        core.unlock(ledger);
+        miss(core, range, access)
     }
 
     /// `other` was not what the lookup is for.

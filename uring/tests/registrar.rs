@@ -9,8 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use io_uring::IoUring;
 use memmap2::MmapMut;
-use regcache::monitor::{Cookie, Monitor, Userfaultfd};
+use regcache::monitor::{Monitor, Userfaultfd};
 use regcache::{Cache, RegisterError, Registrar, VaRange};
+use regcache_conformance::NeverReports;
 use regcache_uring::{Error, FileIo, UringRegistrar};
 
 const PAGE: usize = 4096;
@@ -20,28 +21,6 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What makes a cache naive.
-struct NeverReports;
-
-// SAFETY: not sound, which is what it is for; stale buffers reach pages that are mapped nowhere.
-unsafe impl Monitor for NeverReports {
-    fn generation(&self) -> u64 {
-        0
-    }
-    fn watch(&self, _: VaRange, _: Cookie) -> io::Result<()> {
-        Ok(())
-    }
-    fn unwatch(&self, _: Cookie) -> io::Result<()> {
-        Ok(())
-    }
-    fn drain(&self, _: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
-        Ok(0)
-    }
-    fn name(&self) -> &'static str {
-        "naive"
-    }
 }
 
 fn map() -> *mut u8 {

@@ -72,8 +72,8 @@ pub unsafe trait Monitor: Send + Sync + 'static {
 
     /// True if every change of `range` that could have been noticed by now, and was not over before
     /// those who watch it did, is in [`generation`](Self::generation) when this returns. False if there
-    /// was a change that never will be, or it cannot be told: then nothing that was registered of any part
-    /// of the range before this was called may be used.
+    /// was a change that never will be, or it cannot be told: then nothing that was registered before this
+    /// was called and covers the range may be used.
     ///
     /// Asked only of a monitor that is [`CHECKED`](Self::CHECKED). The range is that of the lookup,
     /// not of what may serve it: a registration that covers more answers for the rest when the rest
