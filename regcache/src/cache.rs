@@ -40,6 +40,12 @@
 //! 4. If `drained` differs, the lookup drains first and looks in the index, under one lock. The drain
 //!    loads the generation, or reads the report, after the lookup began, so the same holds.
 //!
+//! With a monitor that is `CHECKED` step 2 holds because the lookup asks it first: either the generation
+//! includes U when `is_intact` returns, and all that follows is as above; or whatever covers the range
+//! is given up, and registrations being made that would cover it start over, so that whatever the
+//! lookup finds was registered after it began, and so after U. What overlaps the range and does not
+//! cover it is left alone: it is asked about when it is looked up.
+//!
 //! An uncached registration is made after the lookup began, so after U.
 //!
 //! # What is destroyed when
@@ -154,6 +160,9 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ) -> Result<Guard<R, M>, Error> {
         let range = VaRange::new(start, len)?;
         let core = &self.core;
+        if M::CHECKED && !core.monitor.is_intact(range) {
+            return self.get_anew(range, access);
+        }
         // Whatever is out of the ordinary leaves here for good, so that registers need not be saved.
         let Some(slot) = core.hints.first(range.start()) else {
             return self.get_slow(range, access, None);
@@ -170,6 +179,21 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         }
         entry.touch();
         Ok(guard)
+    }
+
+    /// The monitor does not vouch for what was registered of the range until now.
+    #[cold]
+    #[inline(never)]
+    fn get_anew(&self, range: VaRange, access: R::Access) -> Result<Guard<R, M>, Error> {
+        let core = &self.core;
+        if core.in_child() {
+            return Err(Error::Forked);
+        }
+        let mut ledger = lock(&core.ledger);
+        let given_up = ledger.distrust(&core.slab, range);
+        core.counters.invalidations.add(given_up);
+        core.unlock(ledger);
+        miss(core, range, access)
     }
 
     /// `other` was not what the lookup is for.

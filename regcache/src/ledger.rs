@@ -290,6 +290,24 @@ impl<A: Access> Ledger<A> {
             .collect()
     }
 
+    /// Takes out the entries that would serve `range` with some access, has registrations that would
+    /// start over, and returns how many were taken out.
+    pub(crate) fn distrust<T>(&mut self, slab: &Slab<T>, range: VaRange) -> u64 {
+        let linked = [&self.index, &self.fleeting];
+        let mut linked: Vec<_> = linked.iter().flat_map(|it| it.overlapping(range)).collect();
+        linked.retain(|&slot| self.record(slot).range.contains(&range));
+        for &slot in &linked {
+            self.unlink(slab, slot);
+        }
+        for i in 0..self.pending.len() {
+            let record = self.record_mut(self.pending[i]);
+            if record.range.contains(&range) {
+                record.phase = Phase::Pending { hit: true };
+            }
+        }
+        linked.len() as u64
+    }
+
     /// Slots in which something is that has been given up and is not gone, or is being made.
     fn leaving(&self) -> impl Iterator<Item = (Slot, Cookie)> {
         let records = self.records.iter().enumerate();

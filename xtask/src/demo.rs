@@ -1,9 +1,10 @@
-//! The bug and its end: the same program where this machine has the driver and a device, and in the virtual machine.
+//! The bug and its end: on this machine as it is, by io_uring and userfaultfd; and by another program where this machine
+//! has the driver and a device, and in the virtual machine.
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 use crate::cmd;
 use crate::error::Error;
@@ -15,18 +16,23 @@ use crate::vm;
 const PACKAGE: &str = "regcache-tests";
 const PROGRAM: &str = "reuse";
 
+/// What needs no system package.
+const HOST_PACKAGE: &str = "regcache-conformance";
+const HOST_PROGRAM: &str = "reuse-host";
+
+/// The exit status by which it says that this machine has no io_uring.
+const NOT_HERE: i32 = 77;
+
 /// How the program's line of results begins.
 const RESULT: &str = "reuse:";
 
-/// Runs the program everywhere it can run and ends with its lines of results.
-pub(crate) fn run(project: &Project, rounds: u32) -> Result<u8, Error> {
-    setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
-    let program = build(project, PROGRAM)?;
+/// Runs the programs everywhere they can run and ends with their lines of results.
+pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8, Error> {
     let arguments = ["--rounds".to_owned(), rounds.to_string()];
 
     let mut results = String::new();
     let mut failed = false;
-    let mut judge = |place: &str, text: &str, status: Result<(), String>| {
+    let mut judge = |program: &str, place: &str, text: &str, status: Result<(), String>| {
         let lines: Vec<_> = text
             .lines()
             .filter(|line| line.starts_with(RESULT))
@@ -42,20 +48,27 @@ pub(crate) fn run(project: &Project, rounds: u32) -> Result<u8, Error> {
             other => other,
         };
         if let Err(why) = status {
-            eprintln!("xtask: {PROGRAM} failed {place}: {why}");
+            eprintln!("xtask: {program} failed {place}: {why}");
             failed = true;
         }
     };
 
+    let bare = build_of(project, HOST_PACKAGE, HOST_PROGRAM)?;
+    let (status, text) = tee::run(Command::new(&bare).args(&arguments), RESULT)?;
+    if status.code() != Some(NOT_HERE) || host_only {
+        judge(HOST_PROGRAM, "on this machine", &text, as_result(status));
+    }
+    if host_only {
+        print!("{results}");
+        return Ok(u8::from(failed));
+    }
+
+    setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
+    let program = build(project, PROGRAM)?;
     if has_driver_and_device() {
         eprintln!("xtask: running {PROGRAM} on this machine");
         let (status, text) = tee::run(Command::new(&program).args(&arguments), RESULT)?;
-        let status = if status.success() {
-            Ok(())
-        } else {
-            Err(status.to_string())
-        };
-        judge("on this machine", &text, status);
+        judge(PROGRAM, "on this machine", &text, as_result(status));
     }
 
     let mut command = vec![program.into_os_string()];
@@ -71,7 +84,7 @@ pub(crate) fn run(project: &Project, rounds: u32) -> Result<u8, Error> {
         Ok(status) => Err(format!("exit status {status}")),
         Err(error) => Err(error.to_string()),
     };
-    judge("in the virtual machine", &kept.text(), status);
+    judge(PROGRAM, "in the virtual machine", &kept.text(), status);
 
     print!("{results}");
     Ok(u8::from(failed))
@@ -79,8 +92,20 @@ pub(crate) fn run(project: &Project, rounds: u32) -> Result<u8, Error> {
 
 /// Builds a program of the tests' package and returns where it is.
 pub(crate) fn build(project: &Project, program: &str) -> Result<PathBuf, Error> {
+    build_of(project, PACKAGE, program)
+}
+
+fn as_result(status: ExitStatus) -> Result<(), String> {
+    if status.success() {
+        Ok(())
+    } else {
+        Err(status.to_string())
+    }
+}
+
+fn build_of(project: &Project, package: &str, program: &str) -> Result<PathBuf, Error> {
     let mut build = cargo();
-    build.args(["build", "--release", "--package", PACKAGE, "--bin", program]);
+    build.args(["build", "--release", "--package", package, "--bin", program]);
     cmd::run(&mut build)?;
     Ok(project.target.join("release").join(program))
 }

@@ -40,11 +40,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Xtask {
-    /// Show the bug and its end on this machine, if it has the driver and a device, and in a virtual machine
+    /// Show the bug and its end on this machine as it is, with the driver and a device if it has them, and in a virtual machine
     Demo {
         /// How often memory is unmapped and mapped again
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
+        /// Only on this machine, by io_uring and userfaultfd: needs nothing but a Rust toolchain
+        #[arg(long)]
+        host_only: bool,
     },
     /// Run every test: on this machine, under loom, and in a virtual machine those that need the driver
     Test {
@@ -92,7 +95,9 @@ enum Xtask {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Xtask::Demo { rounds } => Project::find().and_then(|project| demo::run(&project, rounds)),
+        Xtask::Demo { rounds, host_only } => {
+            Project::find().and_then(|project| demo::run(&project, rounds, host_only))
+        }
         Xtask::Test { place } => Project::find().and_then(|project| test::run(&project, &place)),
         Xtask::Cost { kernel } => Project::find().and_then(|project| cost::run(&project, kernel)),
         Xtask::Bench { amount } => {

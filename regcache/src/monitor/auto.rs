@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::{Cookie, Monitor, Nothing, Ummunotify};
+use super::{Cookie, Monitor, Nothing, Ummunotify, Userfaultfd};
 use crate::VaRange;
 
 /// What [`auto`] has chosen.
@@ -12,20 +12,34 @@ use crate::VaRange;
 pub enum Auto {
     /// The ummunotify driver.
     Ummunotify(Ummunotify),
+    /// userfaultfd, with strict checking.
+    Userfaultfd(Box<Userfaultfd>),
     /// None: nothing is cached.
     Nothing(Nothing),
 }
 
-/// ummunotify if `/dev/ummunotify` opens, else [`Nothing`], with a warning that says why.
+/// ummunotify if `/dev/ummunotify` opens; else userfaultfd with strict checking, where the kernel can
+/// (6.7); else [`Nothing`], with a warning that says why.
 ///
-/// Open [`Ummunotify`] yourself where running without a cache should be an error.
+/// Open [`Ummunotify`] yourself where anything else should be an error.
 #[must_use]
 pub fn auto() -> Auto {
-    match Ummunotify::open() {
-        Ok(monitor) => Auto::Ummunotify(monitor),
+    let no_driver = match Ummunotify::open() {
+        Ok(monitor) => return Auto::Ummunotify(monitor),
+        Err(error) => error,
+    };
+    match Userfaultfd::open() {
+        Ok(monitor) => {
+            tracing::debug!(
+                why = &no_driver as &dyn std::error::Error,
+                "userfaultfd in place of ummunotify: a hit takes some system calls"
+            );
+            Auto::Userfaultfd(Box::new(monitor))
+        }
         Err(error) => {
             tracing::warn!(
-                error = &error as &dyn std::error::Error,
+                ummunotify = &no_driver as &dyn std::error::Error,
+                userfaultfd = &error as &dyn std::error::Error,
                 "no sound monitor: registrations are not cached"
             );
             Auto::Nothing(Nothing)
@@ -37,6 +51,7 @@ macro_rules! either {
     ($auto:expr, $monitor:ident => $result:expr) => {
         match $auto {
             Auto::Ummunotify($monitor) => $result,
+            Auto::Userfaultfd($monitor) => $result,
             Auto::Nothing($monitor) => $result,
         }
     };
@@ -44,9 +59,19 @@ macro_rules! either {
 
 // SAFETY: each of the choices is a sound monitor.
 unsafe impl Monitor for Auto {
+    const CHECKED: bool = true;
+
     #[inline]
     fn generation(&self) -> u64 {
         either!(self, m => m.generation())
+    }
+
+    #[inline]
+    fn is_intact(&self, range: VaRange) -> bool {
+        match self {
+            Auto::Userfaultfd(monitor) => monitor.is_intact(range),
+            Auto::Ummunotify(_) | Auto::Nothing(_) => true,
+        }
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {

@@ -9,6 +9,7 @@ mod auto;
 mod nothing;
 mod shared;
 mod ummunotify;
+mod userfaultfd;
 
 use std::fmt;
 use std::io;
@@ -20,6 +21,7 @@ pub use auto::{Auto, auto};
 pub use nothing::Nothing;
 pub use shared::Shared;
 pub use ummunotify::{OpenError, Ummunotify};
+pub use userfaultfd::{Userfaultfd, UserfaultfdError};
 
 /// Names a watch. Never used twice in the life of a cache.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,7 +53,7 @@ impl fmt::Debug for Cookie {
 ///   registration that is made now;
 /// - **M3, in time**: [`generation`](Self::generation) has changed before any thread can be given
 ///   the addresses of an invalidated range for something new, and before the invalidating call
-///   returns;
+///   returns; or [`is_intact`](Self::is_intact) tells, if lookups have to ask it;
 /// - **M4, bounded**: its memory is proportional to the number of watches, whatever happens to
 ///   them;
 /// - **M5, not hijackable**: no other code in the process can switch it off.
@@ -59,10 +61,28 @@ impl fmt::Debug for Cookie {
 /// of which the first three are what safety rests on. `generation` and `drain` are called under the
 /// cache's lock: they must not call into the cache, nor drop a guard, nor panic.
 pub unsafe trait Monitor: Send + Sync + 'static {
+    /// Whether each lookup has to ask [`is_intact`](Self::is_intact), before anything else. Without it
+    /// `generation` alone is in time.
+    const CHECKED: bool = false;
+
     /// A number that differs whenever something watched was invalidated. Any but `u64::MAX`.
     ///
     /// Asked on every lookup. Acquires what was released before the number changed.
     fn generation(&self) -> u64;
+
+    /// True if every change of `range` that could have been noticed by now, and was not over before
+    /// those who watch it did, is in [`generation`](Self::generation) when this returns. False if there
+    /// was a change that never will be, or it cannot be told: then nothing that was registered before this
+    /// was called and covers the range may be used.
+    ///
+    /// Asked only of a monitor that is [`CHECKED`](Self::CHECKED). The range is that of the lookup,
+    /// not of what may serve it: a registration that covers more answers for the rest when the rest
+    /// is looked up. Called without the cache's lock.
+    #[inline]
+    fn is_intact(&self, range: VaRange) -> bool {
+        let _ = range;
+        true
+    }
 
     /// Watches `range` under `cookie`.
     ///

@@ -246,9 +246,16 @@ impl Member {
 
 // SAFETY: see the file's head.
 unsafe impl<M: Monitor> Monitor for Shared<M> {
+    const CHECKED: bool = M::CHECKED;
+
     #[inline]
     fn generation(&self) -> u64 {
         self.hub.monitor.generation()
+    }
+
+    #[inline]
+    fn is_intact(&self, range: VaRange) -> bool {
+        self.hub.monitor.is_intact(range)
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {

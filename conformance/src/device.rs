@@ -1,0 +1,102 @@
+//! [`Device`]: something that reads memory by cached registrations.
+
+use std::error::Error as StdError;
+use std::io::ErrorKind::AddrNotAvailable;
+use std::ops::Range;
+
+use crate::remap::{Made, Way};
+
+/// Any of the errors that can come up; the suite only shows them.
+pub type Result<T> = std::result::Result<T, Box<dyn StdError + Send + Sync>>;
+
+/// How often another thread may be given the address.
+const MAX_ATTEMPTS: u32 = 8;
+
+const OLD: u8 = 0xA5;
+const NEW: u8 = 0x3C;
+
+/// A device with a cache of its registrations.
+pub trait Device {
+    /// The device's name.
+    fn name(&self) -> &'static str;
+
+    /// The monitor's.
+    fn monitor_name(&self) -> &'static str;
+
+    /// Looks `bytes` up, and has the device read them by the registration. Returns what it read, and
+    /// whether the registration is one that was kept.
+    ///
+    /// # Errors
+    ///
+    /// The device's.
+    fn read_out(&self, bytes: &[u8]) -> Result<(Vec<u8>, bool)>;
+
+    /// Gives up all registrations.
+    ///
+    /// # Errors
+    ///
+    /// The cache's.
+    fn flush(&self) -> Result<()>;
+}
+
+/// What came of a transfer after the memory had changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The device read the pages that are mapped.
+    Fresh,
+    /// It did, because the memory's first registration had not been kept.
+    Uncached,
+    /// The device read old pages.
+    Stale,
+}
+
+/// The four-line bug, for one way of changing memory: the device reads it, the memory changes, the
+/// device reads it again.
+///
+/// # Errors
+///
+/// If something fails on the way, or the bytes that arrive are neither those of the old pages nor those
+/// of the new.
+pub fn reuse(device: &impl Device, way: &Way) -> Result<Outcome> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let made = way.make()?;
+        let kept = read(device, &made, OLD)?.1;
+        // SAFETY: there is no reference to the memory.
+        match unsafe { made.change() } {
+            Ok(()) => {}
+            // Another thread was faster: malloc's, when it first allocates.
+            Err(error) if error.kind() == AddrNotAvailable && attempts < MAX_ATTEMPTS => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let (arrived, _) = read(device, &made, NEW)?;
+        return judge(&arrived, made.changed(), kept);
+    }
+}
+
+/// Fills the memory, and has the device read it.
+fn read(device: &impl Device, made: &Made, byte: u8) -> Result<(Vec<u8>, bool)> {
+    // SAFETY: mapped, and the only reference.
+    let bytes = unsafe { made.memory().bytes() };
+    bytes.fill(byte);
+    device.read_out(bytes)
+}
+
+fn judge(arrived: &[u8], changed: Range<usize>, kept: bool) -> Result<Outcome> {
+    let is = |byte: u8, part: &[u8]| part.iter().all(|&b| b == byte);
+    if is(NEW, arrived) {
+        return Ok(if kept {
+            Outcome::Fresh
+        } else {
+            Outcome::Uncached
+        });
+    }
+    let outside = is(NEW, &arrived[..changed.start]) && is(NEW, &arrived[changed.end..]);
+    let inside = &arrived[changed];
+    // Old pages that nobody has, or nobody but the kernel.
+    if outside && inside.iter().all(|&b| b == OLD || b == NEW) {
+        return Ok(Outcome::Stale);
+    }
+    Err("the bytes that arrived are of neither the old pages nor the new".into())
+}

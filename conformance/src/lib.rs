@@ -1,0 +1,16 @@
+//! What a monitor promises, tried out: memory changes in every way there is, a device moves its bytes by
+//! cached registrations, and the bytes tell.
+//!
+//! Generic over the monitor, and over the [`Device`]; [`Uring`] is the one that every Linux machine has.
+
+mod device;
+mod naive;
+pub mod remap;
+mod uring;
+
+pub use device::{Device, Outcome, Result, reuse};
+pub use naive::NeverReports;
+pub use uring::Uring;
+
+/// The size of a page on every machine that the suite runs on.
+pub const PAGE: usize = 4096;

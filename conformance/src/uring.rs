@@ -1,0 +1,94 @@
+//! [`Uring`]: io_uring's fixed buffers as a device.
+
+use std::io::{self, PipeReader, PipeWriter, Read};
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::errno::Errno;
+use regcache::monitor::Monitor;
+use regcache::{Cache, Guard};
+use regcache_uring::{FileIo, UringRegistrar};
+
+use crate::device::{Device, Result};
+
+/// What fits into the pipe: the largest memory that can be read out at once.
+const CAPACITY: usize = 1 << 20;
+
+/// A ring, a cache of its fixed buffers, and a pipe for the bytes to come out of.
+#[derive(Debug)]
+pub struct Uring<M: Monitor> {
+    io: FileIo,
+    cache: Cache<UringRegistrar, M>,
+    reader: PipeReader,
+    writer: PipeWriter,
+}
+
+impl<M: Monitor> Uring<M> {
+    /// With a cache on `monitor`.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn new(monitor: M) -> io::Result<Self> {
+        let io = FileIo::new()?;
+        let cache = Cache::builder(io.registrar().clone())
+            .monitor(monitor)
+            .build()?;
+        let (reader, writer) = io::pipe()?;
+        // SAFETY: the pipe's own descriptor.
+        let sized = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, CAPACITY) };
+        Errno::result(sized)?;
+        Ok(Self {
+            io,
+            cache,
+            reader,
+            writer,
+        })
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn cache(&self) -> &Cache<UringRegistrar, M> {
+        &self.cache
+    }
+
+    /// Has the device read `bytes` by the registration that `guard` has. At most a mebibyte. Not to be
+    /// called by several threads at once.
+    ///
+    /// # Errors
+    ///
+    /// The device's.
+    pub fn read_by(&self, bytes: &[u8], guard: &Guard<UringRegistrar, M>) -> Result<Vec<u8>> {
+        // SAFETY: the registration may be stale, which is what the suite is about. It is only read from.
+        let moved = unsafe {
+            self.io
+                .write_registered(self.writer.as_fd(), bytes, guard.registration(), 0)
+        }?;
+        let mut arrived = vec![0; moved];
+        (&self.reader).read_exact(&mut arrived)?;
+        if moved != bytes.len() {
+            return Err(format!("{moved} bytes of {} arrived", bytes.len()).into());
+        }
+        Ok(arrived)
+    }
+}
+
+impl<M: Monitor> Device for Uring<M> {
+    fn name(&self) -> &'static str {
+        "io_uring"
+    }
+
+    fn monitor_name(&self) -> &'static str {
+        self.cache.monitor_name()
+    }
+
+    fn read_out(&self, bytes: &[u8]) -> Result<(Vec<u8>, bool)> {
+        let guard = self.cache.get(bytes.as_ptr(), bytes.len(), ())?;
+        let arrived = self.read_by(bytes, &guard)?;
+        Ok((arrived, guard.is_cached()))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.cache.flush()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,192 @@
+//! What the kernel says about the mappings behind some pages.
+//!
+//! Only private anonymous memory can be watched. The pages of a file, memfds and System V segments
+//! among them, change by truncation and holes punched through any descriptor of it, in any process,
+//! of which userfaultfd tells nothing; so do the pages of its private mappings, copied or not.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::mem::size_of;
+use std::os::fd::AsRawFd;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use nix::errno::Errno;
+
+use super::coverage::Pages;
+use super::raw;
+
+/// `/proc/self/maps` and `/proc/self/pagemap`, of the process that opened them.
+#[derive(Debug)]
+pub(super) struct Mappings {
+    /// Under a lock for its offset, where it has to be read as text.
+    maps: Mutex<File>,
+    pagemap: File,
+}
+
+impl Mappings {
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self {
+            maps: Mutex::new(File::open("/proc/self/maps")?),
+            pagemap: File::open("/proc/self/pagemap")?,
+        })
+    }
+
+    /// True if all of the pages are mapped, and none by a mapping that is not armed.
+    ///
+    /// The scan does not report holes, so the mappings' being there is asked for separately, and
+    /// afterwards: what the scan has seen may have gone. Neither looks at single pages, so that the time
+    /// does not depend on how many there are.
+    pub(super) fn are_armed(&self, pages: Pages) -> io::Result<bool> {
+        Ok(!self.has_unarmed(pages)? && is_covered(pages))
+    }
+
+    fn has_unarmed(&self, (start, end): Pages) -> io::Result<bool> {
+        let mut found = raw::Region::default();
+        let mut scan = raw::Scan {
+            size: size_of::<raw::Scan>() as u64,
+            start: start as u64,
+            end: end as u64,
+            vec: (&raw mut found).expose_provenance() as u64,
+            vec_len: 1,
+            max_pages: 1,
+            category_inverted: raw::PAGE_IS_WPALLOWED,
+            category_mask: raw::PAGE_IS_WPALLOWED,
+            return_mask: raw::PAGE_IS_WPALLOWED,
+            ..raw::Scan::default()
+        };
+        // SAFETY: the kernel writes the structure, and one region at most, which is `found`.
+        Ok(unsafe { raw::pagemap_scan(self.pagemap.as_raw_fd(), &raw mut scan) }? > 0)
+    }
+
+    /// Refuses what is not private anonymous memory.
+    pub(super) fn check_kind(&self, pages: Pages) -> io::Result<()> {
+        let maps = &mut *self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut at = pages.0;
+        while at < pages.1 {
+            let mapping = match query(maps, at) {
+                // Before Linux 6.11.
+                Err(Errno::ENOTTY) => return check_text(maps, pages),
+                asked => asked?,
+            };
+            if mapping.inode != 0 || mapping.vma_flags & raw::VMA_SHARED != 0 {
+                return Err(unsupported());
+            }
+            at = usize::try_from(mapping.vma_end).map_err(|_| Errno::EOVERFLOW)?;
+        }
+        Ok(())
+    }
+}
+
+fn query(maps: &File, address: usize) -> nix::Result<raw::Query> {
+    let mut query = raw::Query {
+        size: size_of::<raw::Query>() as u64,
+        query_addr: address as u64,
+        ..raw::Query::default()
+    };
+    // SAFETY: the kernel writes the structure; no buffers for names are given.
+    unsafe { raw::procmap_query(maps.as_raw_fd(), &raw mut query) }?;
+    Ok(query)
+}
+
+fn check_text(maps: &mut File, (start, end): Pages) -> io::Result<()> {
+    let mut text = String::new();
+    maps.rewind()?;
+    maps.read_to_string(&mut text)?;
+    let mut at = start;
+    for line in text.lines() {
+        let mapping = Line::parse(line).ok_or(io::ErrorKind::InvalidData)?;
+        if mapping.end <= at {
+            continue;
+        }
+        if mapping.start > at {
+            break;
+        }
+        if !mapping.is_private_anonymous {
+            return Err(unsupported());
+        }
+        at = mapping.end;
+        if at >= end {
+            return Ok(());
+        }
+    }
+    Err(Errno::ENOENT.into())
+}
+
+struct Line {
+    start: usize,
+    end: usize,
+    is_private_anonymous: bool,
+}
+
+impl Line {
+    /// `7f00-7f01 rw-p 00000000 00:00 0 [name]`
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        let (start, end) = words.next()?.split_once('-')?;
+        let permissions = words.next()?;
+        let inode = words.nth(2)?;
+        Some(Self {
+            start: usize::from_str_radix(start, 16).ok()?,
+            end: usize::from_str_radix(end, 16).ok()?,
+            is_private_anonymous: permissions.ends_with('p') && inode == "0",
+        })
+    }
+}
+
+/// True if there is no hole: `msync` does nothing with `MS_ASYNC` but look for one.
+fn is_covered((start, end): Pages) -> bool {
+    // SAFETY: changes nothing, whatever is mapped there.
+    unsafe {
+        libc::msync(
+            std::ptr::without_provenance_mut(start),
+            end - start,
+            libc::MS_ASYNC,
+        ) == 0
+    }
+}
+
+fn unsupported() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "not private anonymous memory: userfaultfd does not tell when a file's pages change",
+    )
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use memmap2::MmapMut;
+
+    use super::*;
+
+    fn pages(map: &MmapMut) -> Pages {
+        (map.as_ptr().addr(), map.as_ptr().addr() + map.len())
+    }
+
+    #[test]
+    fn the_text_says_what_the_query_says() {
+        let mappings = Mappings::open().unwrap();
+        let maps = &mut *mappings.maps.lock().unwrap();
+        let ours = MmapMut::map_anon(2 * 4096).unwrap();
+        check_text(maps, pages(&ours)).unwrap();
+        let file = File::open("/proc/self/exe").unwrap();
+        // SAFETY: nobody writes the program while it runs.
+        let file = unsafe { memmap2::MmapOptions::new().map_copy(&file) }.unwrap();
+        let private = check_text(maps, pages(&file)).unwrap_err();
+        assert_eq!(private.kind(), io::ErrorKind::Unsupported);
+        let hole = check_text(maps, (4096, 8192)).unwrap_err();
+        assert_eq!(hole.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_hole_is_no_cover() {
+        let map = MmapMut::map_anon(3 * 4096).unwrap();
+        let (start, end) = pages(&map);
+        assert!(is_covered((start, end)));
+        let middle = std::ptr::without_provenance_mut(start + 4096);
+        // SAFETY: a page of this test's own mapping, which is forgotten below.
+        assert_eq!(unsafe { libc::munmap(middle, 4096) }, 0);
+        assert!(!is_covered((start, end)));
+        std::mem::forget(map);
+    }
+}

@@ -1,0 +1,484 @@
+//! The monitor on userfaultfd, for machines without the driver: slower, and as strict.
+//!
+//! Watched mappings are registered with a userfaultfd in write-protect mode, and no page is ever
+//! protected. So no page fault ever comes, but the events do: unmapped, moved, about to be removed. A
+//! thread (`reader.rs`) reads them. Nothing here needs privileges: `UFFD_USER_MODE_ONLY` suffices.
+//!
+//! Events alone are not sound. The kernel queues them after it has dropped the lock of the address
+//! space: by the time one can be read, another thread may have been given the address by `mmap`, and
+//! looked it up. And there are changes without an event. Hence the check, which the cache asks for at
+//! the beginning of each lookup ([`is_intact`](Monitor::is_intact)).
+//!
+//! # The check
+//!
+//! 1. *Nothing is under way.* Before an unmapping thread drops the kernel's lock, the kernel has
+//!    counted its change as under way, and it does so until the event has been read. While the count is
+//!    not 0, it answers any attempt to protect pages with `EAGAIN`, so that an attempt that it must
+//!    refuse (0 bytes) tells. The reader says that it reads before it does, and that it has entered
+//!    what it read after it has. So if there is nothing under way, and *then* the reader is not
+//!    reading, every change whose address could have been handed out by now has been entered and has
+//!    raised the generation. Otherwise this waits, and if that takes too long gives up: the range is
+//!    then treated as changed.
+//! 2. *The mapping is the one that was watched.* Pages are armed when the first watch of them comes and
+//!    never again until the last one has gone (`coverage.rs`); a mapping that was put there without an
+//!    event, by `shmat(SHM_REMAP)`, is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are not, and
+//!    `msync` holes, which the scan skips. A mapping that is armed and was moved there has sent an event
+//!    that names where it went.
+//! 3. *No removal is under way* of these pages (`removal.rs`).
+//!
+//! # What holds
+//!
+//! - **M1**: every change of mappings sends an event, but for `shmat(SHM_REMAP)`, which the check finds. Of
+//!   changes of the pages of a mapping: those of files send none, so only private anonymous memory is
+//!   watched (`mapping.rs`). Pages that a device has pinned are not swapped out, migrated, merged or
+//!   moved. *One operation escapes*: `MADV_GUARD_INSTALL` (Linux 6.13) on watched memory takes the pages
+//!   away, and neither event nor mapping tells. A program that turns registered memory into guard
+//!   pages and back must call [`Cache::invalidate`](crate::Cache::invalidate), or use the driver.
+//! - **M2**: arming takes the kernel's lock for writing. A change that has not come to look at the mapping
+//!   by then will find it armed, and one that has is over, as the kernel has the lock until it is;
+//!   except a removal, which drops it to wait for its event. From that event on until every thread
+//!   has been seen elsewhere, the pages are neither watched nor intact, and then they are reported once
+//!   more.
+//! - **M3**: by point 1, for a lookup that has asked `is_intact`. The generation alone is *not* in time.
+//! - **M4**: the log is of a fixed size, and what does not fit becomes a report of everything. Runs of pages
+//!   are fewer than twice the watches; removals under suspicion are bounded by becoming one.
+//! - **M5**: nobody else has the descriptor. Code that closes descriptors which it does not own ends the
+//!   events, and the check as well, which then fails; unless the number has become another userfaultfd's.
+//!
+//! # What it costs
+//!
+//! Three system calls at each lookup, 0.5 to 1 us in all; some microseconds for a watch; and for each
+//! munmap of watched memory a switch to the reader and back. Watching splits mappings, of which a process
+//! may have `vm.max_map_count` (65 530): beyond that nothing more is cached. Memory under an
+//! application's own userfaultfd is not cached, nor is what another of these monitors watches: several
+//! caches are to have one [`Shared`](super::Shared).
+//!
+//! A forked child has the descriptor and no armed memory; if it lives on after the monitor was dropped, the
+//! kernel keeps what was armed so. All that was watched is disarmed before.
+
+mod coverage;
+mod log;
+mod mapping;
+mod raw;
+mod reader;
+mod removal;
+
+use std::collections::HashMap;
+use std::hint;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::unistd::{SysconfVar, sysconf};
+
+use super::{Cookie, Monitor};
+use crate::VaRange;
+use crate::fork::ForkMark;
+use coverage::{Coverage, Pages};
+use mapping::Mappings;
+use reader::{Reader, Source};
+use removal::{Removal, this_thread};
+
+/// How long a lookup waits for changes under way, before it is answered with a registration that is made for it.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// How often it asks before it lets other threads run in between.
+const SPINS: u32 = 16;
+
+/// Removals under suspicion that are told apart.
+const MAX_REMOVALS: usize = 64;
+
+/// Why userfaultfd could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UserfaultfdError {
+    /// The kernel, or a sandbox, does not allow the system call.
+    #[error(
+        "userfaultfd(2) is refused: it takes Linux 5.11 or later with CONFIG_USERFAULTFD, and no sandbox that forbids it"
+    )]
+    Refused {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel cannot tell in time what was unmapped.
+    #[error(
+        "this kernel cannot check whether memory is what it was (that takes Linux 6.7: WP_ASYNC and PAGEMAP_SCAN), and userfaultfd's events alone come too late: another thread can be given an address before the event of its being unmapped can be read"
+    )]
+    NoCheck {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Something else that it needs is not to be had.
+    #[error("cannot set userfaultfd up")]
+    SetUp {
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Watches private anonymous memory by userfaultfd. See the
+/// [source](https://docs.rs/regcache) of this module for what it promises and how.
+///
+/// Anything else is not cached: files, shared memory, huge pages of hugetlbfs. One operation it cannot
+/// see: `MADV_GUARD_INSTALL` on memory that is registered.
+#[derive(Debug)]
+pub struct Userfaultfd {
+    source: Arc<Source>,
+    reader: Reader,
+    table: Mutex<Table>,
+    mappings: Mappings,
+    /// The log's count of removals up to which all are over.
+    removals_over: AtomicU64,
+    page: usize,
+    strict: bool,
+    fork: ForkMark,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    watches: HashMap<u64, Watch>,
+    coverage: Coverage,
+    removals: Vec<Removal>,
+    /// Hit and not reported. May have some that are not watched any more.
+    hit: Vec<Cookie>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    pages: Pages,
+    hit: bool,
+}
+
+impl Userfaultfd {
+    /// Opens a userfaultfd for the memory of this process, and starts the thread that reads it.
+    ///
+    /// # Errors
+    ///
+    /// [`UserfaultfdError`]; on a kernel before 6.7 [`UserfaultfdError::NoCheck`].
+    pub fn open() -> Result<Self, UserfaultfdError> {
+        let check = raw::FEATURE_WP_UNPOPULATED | raw::FEATURE_WP_ASYNC;
+        let monitor = Self::with(check)?;
+        // Any page will do, to see whether the kernel knows the question.
+        let here = (&raw const monitor).addr() & !(monitor.page - 1);
+        match monitor.mappings.are_armed((here, here + monitor.page)) {
+            Ok(_) => Ok(monitor),
+            Err(source) => Err(UserfaultfdError::NoCheck { source }),
+        }
+    }
+
+    /// Without the check: what others do. A lookup in one thread may be answered with a stale registration
+    /// after another thread has unmapped the memory, and always after changes that send no event.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), but any kernel since 5.11 will do.
+    ///
+    /// # Safety
+    ///
+    /// No thread looks up memory that another one unmaps, moves or discards, or has, unless something
+    /// other than the address's being handed out again orders the two, by more than the time that the
+    /// reading thread takes.
+    pub unsafe fn open_racy() -> Result<Self, UserfaultfdError> {
+        let mut monitor = Self::with(0)?;
+        monitor.strict = false;
+        Ok(monitor)
+    }
+
+    fn with(features: u64) -> Result<Self, UserfaultfdError> {
+        let flags = raw::USER_MODE_ONLY | libc::O_CLOEXEC | libc::O_NONBLOCK;
+        // SAFETY: takes flags, gives a descriptor.
+        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) });
+        let fd = fd.map_err(|errno| UserfaultfdError::Refused {
+            source: errno.into(),
+        })?;
+        // SAFETY: just made, and nobody else's. Descriptors fit.
+        let uffd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let events =
+            raw::FEATURE_EVENT_UNMAP | raw::FEATURE_EVENT_REMAP | raw::FEATURE_EVENT_REMOVE;
+        let mut api = raw::Api {
+            api: raw::API,
+            features: events | features,
+            ioctls: 0,
+        };
+        // SAFETY: the structure may be read and written.
+        unsafe { raw::api(uffd.as_raw_fd(), &raw mut api) }.map_err(|errno| {
+            let source = errno.into();
+            if features == 0 {
+                UserfaultfdError::SetUp { source }
+            } else {
+                UserfaultfdError::NoCheck { source }
+            }
+        })?;
+        Self::reading(uffd).map_err(|source| UserfaultfdError::SetUp { source })
+    }
+
+    fn reading(uffd: OwnedFd) -> io::Result<Self> {
+        let source = Arc::new(Source::new(uffd)?);
+        let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|it| usize::try_from(it).ok());
+        Ok(Self {
+            reader: Reader::start(&source)?,
+            source,
+            table: Mutex::default(),
+            mappings: Mappings::open()?,
+            removals_over: AtomicU64::new(0),
+            page: page.ok_or(io::ErrorKind::Unsupported)?,
+            strict: true,
+            fork: ForkMark::new(1)?,
+        })
+    }
+
+    /// Never taken by the reader, so that whoever has it may allocate and call the kernel.
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pages(&self, range: VaRange) -> io::Result<Pages> {
+        let pages = range
+            .aligned(self.page)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        Ok((pages.start(), pages.end()))
+    }
+
+    /// True when every change that was under way when this was called has been entered in the log.
+    /// False if that takes too long, or the kernel does not say any more.
+    fn settle(&self) -> bool {
+        let mut until = None;
+        for round in 0_u32.. {
+            match self.is_under_way() {
+                Some(false) if !self.source.log.is_reading() => return true,
+                Some(_) => {}
+                None => return false,
+            }
+            if round < SPINS {
+                hint::spin_loop();
+                continue;
+            }
+            let now = Instant::now();
+            if now > *until.get_or_insert(now + PATIENCE) {
+                return false;
+            }
+            thread::yield_now();
+        }
+        false
+    }
+
+    /// Whether there is a change whose event has not been read. `None` if the kernel does not say.
+    fn is_under_way(&self) -> Option<bool> {
+        let mut nothing = raw::WriteProtect::default();
+        // SAFETY: the structure may be read. Nothing is protected: the range is empty, which is refused.
+        let refused = unsafe { raw::write_protect(self.source.uffd.as_raw_fd(), &raw mut nothing) };
+        // What is loaded after this is loaded after the kernel's count.
+        fence(Ordering::SeqCst);
+        match refused {
+            Err(Errno::EINVAL) => Some(false),
+            Err(Errno::EAGAIN) => Some(true),
+            _ => None,
+        }
+    }
+
+    /// True if a removal of some of the pages may not be over.
+    fn is_suspect(&self, pages: Pages) -> bool {
+        if self.source.log.removals() == self.removals_over.load(Ordering::Acquire) {
+            return false;
+        }
+        let table = &mut *self.table();
+        self.absorb(table);
+        self.is_suspect_in(table, pages)
+    }
+
+    /// As `is_suspect`, the log having been absorbed.
+    fn is_suspect_in(&self, table: &mut Table, pages: Pages) -> bool {
+        if table.removals.iter().any(|removal| removal.overlaps(pages)) {
+            self.clear(table, pages);
+        }
+        table.removals.iter().any(|removal| removal.overlaps(pages))
+    }
+
+    /// Takes over what the reader has entered.
+    fn absorb(&self, table: &mut Table) {
+        let log = &self.source.log;
+        let removals = log.removals();
+        while let Some(change) = log.take() {
+            table.mark(change.pages);
+            if change.is_removal && self.strict {
+                table.suspect(change.pages);
+            }
+        }
+        if table.removals.is_empty() {
+            self.removals_over.store(removals, Ordering::Release);
+        }
+    }
+
+    /// Drops suspicions of these pages that have proved to be over, and reports them once more.
+    fn clear(&self, table: &mut Table, pages: Pages) {
+        let innocent = [this_thread(), self.reader.id()];
+        let mut over = Vec::new();
+        table.removals.retain_mut(|removal| {
+            let is_over = removal.overlaps(pages) && removal.is_over(&innocent);
+            if is_over {
+                over.push(removal.pages);
+            }
+            !is_over
+        });
+        for &pages in &over {
+            table.mark(pages);
+        }
+        if !over.is_empty() {
+            self.source.log.raise();
+            self.absorb(table);
+        }
+    }
+
+    /// Ends a watch, and disarms what nobody else watches.
+    fn end(&self, table: &mut Table, cookie: Cookie) -> io::Result<()> {
+        let watch = table
+            .watches
+            .remove(&cookie.0)
+            .ok_or(io::ErrorKind::NotFound)?;
+        if watch.hit {
+            table.hit.retain(|&other| other != cookie);
+        }
+        for (start, end) in table.coverage.remove(watch.pages, cookie) {
+            self.source.disarm(start, end);
+        }
+        Ok(())
+    }
+
+    /// Arms `fresh`, and sees to it that all of `pages` is memory that can be watched.
+    fn arm(&self, table: &mut Table, fresh: &[Pages], pages: Pages) -> io::Result<()> {
+        for &(start, end) in fresh {
+            self.source.arm(start, end)?;
+        }
+        self.mappings.check_kind(pages)?;
+        if !self.strict {
+            return Ok(());
+        }
+        if !self.mappings.are_armed(pages)? {
+            let why =
+                "part of it is not mapped, or was replaced under a watch that has not ended yet";
+            return Err(io::Error::other(why));
+        }
+        if !self.settle() {
+            return Err(Errno::EAGAIN.into());
+        }
+        self.absorb(table);
+        if self.is_suspect_in(table, pages) {
+            let why = "some of its pages may be about to be removed by another thread";
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+        }
+        Ok(())
+    }
+}
+
+impl Table {
+    /// Marks the watches of any of the pages.
+    fn mark(&mut self, pages: Pages) {
+        for cookie in self.coverage.over(pages) {
+            if let Some(watch) = self.watches.get_mut(&cookie.0)
+                && !watch.hit
+            {
+                watch.hit = true;
+                self.hit.push(cookie);
+            }
+        }
+    }
+
+    fn suspect(&mut self, pages: Pages) {
+        self.removals.push(Removal::new(pages));
+        if self.removals.len() > MAX_REMOVALS {
+            let all = self.removals.drain(..).map(|removal| removal.pages);
+            let hull = all.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+            self.removals.extend(hull.map(Removal::new));
+        }
+    }
+}
+
+// SAFETY: see the file's head, and there M1 for what is not seen. What `open_racy` gives is what its own
+// safety section says.
+unsafe impl Monitor for Userfaultfd {
+    const CHECKED: bool = true;
+
+    #[inline]
+    fn generation(&self) -> u64 {
+        self.source.log.generation()
+    }
+
+    fn is_intact(&self, range: VaRange) -> bool {
+        if !self.strict {
+            return true;
+        }
+        // What was opened is the parent's: the answers would be about its memory.
+        if self.fork.in_child() {
+            return false;
+        }
+        let Ok(pages) = self.pages(range) else {
+            return false;
+        };
+        matches!(self.mappings.are_armed(pages), Ok(true))
+            && self.settle()
+            && !self.is_suspect(pages)
+    }
+
+    fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        let pages = self.pages(range)?;
+        let table = &mut *self.table();
+        let fresh = table.coverage.add(pages, cookie);
+        table.watches.insert(cookie.0, Watch { pages, hit: false });
+        let armed = self.arm(table, &fresh, pages);
+        if armed.is_err() {
+            self.end(table, cookie)?;
+        }
+        armed
+    }
+
+    fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        self.end(&mut self.table(), cookie)
+    }
+
+    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        let generation = self.generation();
+        match self.source.ready.read() {
+            Ok(_) | Err(Errno::EAGAIN) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let table = &mut *self.table();
+        self.absorb(table);
+        while let Some(cookie) = table.hit.pop() {
+            if let Some(watch) = table.watches.get_mut(&cookie.0) {
+                watch.hit = false;
+                invalidated(cookie);
+            }
+        }
+        Ok(generation)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.source.ready.as_fd())
+    }
+
+    fn name(&self) -> &'static str {
+        if self.strict {
+            "userfaultfd"
+        } else {
+            "userfaultfd-racy"
+        }
+    }
+}
+
+impl Drop for Userfaultfd {
+    fn drop(&mut self) {
+        if self.fork.in_child() {
+            self.reader.forget();
+            return;
+        }
+        // While there is still somebody to read what that may bring about.
+        let table = self.table.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (start, end) in table.coverage.all() {
+            self.source.disarm(start, end);
+        }
+    }
+}

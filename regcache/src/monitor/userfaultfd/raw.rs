@@ -1,0 +1,175 @@
+//! `linux/userfaultfd.h` in Rust, and of `linux/fs.h` what is asked about mappings: as much of either
+//! as the monitor needs.
+
+use std::mem::size_of;
+
+/// The version of the interface.
+pub(super) const API: u64 = 0xaa;
+
+/// A flag of `userfaultfd(2)`: no faults of the kernel's, and so no privileges.
+pub(super) const USER_MODE_ONLY: i32 = 1;
+
+pub(super) const FEATURE_EVENT_REMAP: u64 = 1 << 2;
+pub(super) const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
+pub(super) const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
+/// Linux 6.4. `WPALLOWED` is said only with it.
+pub(super) const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+/// Linux 6.7. `WPALLOWED` is said only with it.
+pub(super) const FEATURE_WP_ASYNC: u64 = 1 << 15;
+
+pub(super) const MODE_WP: u64 = 1 << 1;
+
+pub(super) const EVENT_REMAP: u8 = 0x14;
+pub(super) const EVENT_REMOVE: u8 = 0x15;
+pub(super) const EVENT_UNMAP: u8 = 0x16;
+
+/// `struct uffdio_api`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Api {
+    pub(super) api: u64,
+    pub(super) features: u64,
+    pub(super) ioctls: u64,
+}
+
+/// `struct uffdio_range`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Range {
+    pub(super) start: u64,
+    pub(super) len: u64,
+}
+
+/// `struct uffdio_register`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Register {
+    pub(super) range: Range,
+    pub(super) mode: u64,
+    pub(super) ioctls: u64,
+}
+
+/// `struct uffdio_writeprotect`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct WriteProtect {
+    pub(super) range: Range,
+    pub(super) mode: u64,
+}
+
+/// `struct uffd_msg`, whose union is three words for each event read here.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Message {
+    pub(super) event: u8,
+    pub(super) reserved: [u8; 7],
+    pub(super) words: [u64; 3],
+}
+
+/// A category of pages: in a mapping that is registered for write protection, under the two
+/// features above.
+pub(super) const PAGE_IS_WPALLOWED: u64 = 1;
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Scan {
+    pub(super) size: u64,
+    pub(super) flags: u64,
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) walk_end: u64,
+    pub(super) vec: u64,
+    pub(super) vec_len: u64,
+    pub(super) max_pages: u64,
+    pub(super) category_inverted: u64,
+    pub(super) category_mask: u64,
+    pub(super) category_anyof_mask: u64,
+    pub(super) return_mask: u64,
+}
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Region {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) categories: u64,
+}
+
+/// A flag of a mapping: shared.
+pub(super) const VMA_SHARED: u64 = 8;
+
+/// `struct procmap_query`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Query {
+    pub(super) size: u64,
+    pub(super) query_flags: u64,
+    pub(super) query_addr: u64,
+    pub(super) vma_start: u64,
+    pub(super) vma_end: u64,
+    pub(super) vma_flags: u64,
+    pub(super) vma_page_size: u64,
+    pub(super) vma_offset: u64,
+    pub(super) inode: u64,
+    pub(super) dev_major: u32,
+    pub(super) dev_minor: u32,
+    pub(super) vma_name_size: u32,
+    pub(super) build_id_size: u32,
+    pub(super) vma_name_addr: u64,
+    pub(super) build_id_addr: u64,
+}
+
+const _: () = assert!(size_of::<Api>() == 24 && size_of::<Register>() == 32);
+const _: () = assert!(size_of::<WriteProtect>() == 24 && size_of::<Message>() == 32);
+const _: () = assert!(size_of::<Scan>() == 96 && size_of::<Query>() == 104);
+
+nix::ioctl_readwrite!(
+    /// Agrees on version and features.
+    ///
+    /// # Safety
+    ///
+    /// `data` may be read and written.
+    api, 0xaa, 0x3f, Api
+);
+nix::ioctl_readwrite!(
+    /// Arms the mappings in a range, splitting them at its ends.
+    ///
+    /// # Safety
+    ///
+    /// `data` may be read and written.
+    register, 0xaa, 0x00, Register
+);
+nix::ioctl_read!(
+    /// Disarms the mappings in a range.
+    ///
+    /// # Safety
+    ///
+    /// `data` may be read.
+    unregister, 0xaa, 0x01, Range
+);
+nix::ioctl_readwrite!(
+    /// Protects a range, or says why not.
+    ///
+    /// # Safety
+    ///
+    /// `data` may be read.
+    write_protect, 0xaa, 0x06, WriteProtect
+);
+nix::ioctl_readwrite!(
+    /// Looks for pages of some categories; returns how many regions were found.
+    ///
+    /// # Safety
+    ///
+    /// `data` may be read and written, and so may the regions that it points to.
+    pagemap_scan, b'f', 16, Scan
+);
+nix::ioctl_readwrite!(
+    /// Tells about the mapping at an address.
+    ///
+    /// # Safety
+    ///
+    /// `data` may be read and written.
+    procmap_query, b'f', 17, Query
+);

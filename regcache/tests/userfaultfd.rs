@@ -1,0 +1,533 @@
+//! The userfaultfd monitor on this machine's kernel: what it reports, what it refuses, what its check finds.
+//!
+//! On a kernel that cannot check (before 6.7) there is nothing to test, but for the error that says so.
+#![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use regcache::VaRange;
+use regcache::monitor::{Cookie, Monitor, Userfaultfd, UserfaultfdError};
+
+const PAGE: usize = 4096;
+
+/// One test at a time: what they unmap must not be given to another.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn monitor() -> Option<(Userfaultfd, MutexGuard<'static, ()>)> {
+    own_page();
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    match Userfaultfd::open() {
+        Ok(monitor) => Some((monitor, alone)),
+        Err(error @ (UserfaultfdError::NoCheck { .. } | UserfaultfdError::Refused { .. })) => {
+            eprintln!("not tested here: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn map_with(at: *mut u8, len: usize, protection: i32, flags: i32, fd: i32) -> *mut u8 {
+    // SAFETY: where nothing is, or over a test's own mapping.
+    let start = unsafe { libc::mmap(at.cast(), len, protection, flags, fd, 0) };
+    assert_ne!(start, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+    start.cast()
+}
+
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const ANON: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+
+/// Touched pages with a hole around them.
+fn map(pages: usize) -> *mut u8 {
+    let start = map_with(
+        ptr::null_mut(),
+        (pages + 2) * PAGE,
+        libc::PROT_NONE,
+        ANON,
+        -1,
+    );
+    let start = start.wrapping_add(PAGE);
+    map_with(start, pages * PAGE, RW, ANON | libc::MAP_FIXED, -1);
+    // SAFETY: mapped above.
+    unsafe { start.write_bytes(1, pages * PAGE) };
+    start
+}
+
+fn unmap(start: *mut u8, len: usize) {
+    // SAFETY: a test's own mapping.
+    assert_eq!(unsafe { libc::munmap(start.cast(), len) }, 0);
+}
+
+fn advise(start: *mut u8, len: usize, advice: i32) -> io::Result<()> {
+    // SAFETY: a test's own mapping.
+    match unsafe { libc::madvise(start.cast(), len, advice) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn range(start: *const u8, len: usize) -> VaRange {
+    VaRange::new(start, len).unwrap()
+}
+
+/// A page that is always there.
+fn own_page() -> *const u8 {
+    static OWN: OnceLock<usize> = OnceLock::new();
+    ptr::with_exposed_provenance(*OWN.get_or_init(|| map(1).expose_provenance()))
+}
+
+/// Waits until everything that was under way is entered, by asking about some other memory.
+fn settle(monitor: &Userfaultfd) {
+    let (own, cookie) = (range(own_page(), PAGE), Cookie(u64::MAX));
+    while monitor.watch(own, cookie).is_err() {
+        thread::yield_now();
+    }
+    while !monitor.is_intact(own) {
+        thread::yield_now();
+    }
+    monitor.unwatch(cookie).unwrap();
+}
+
+/// The cookies reported, after whatever is under way.
+fn reported(monitor: &Userfaultfd) -> Vec<u64> {
+    settle(monitor);
+    let before = monitor.generation();
+    let mut cookies = Vec::new();
+    let after = monitor.drain(&mut |cookie| cookies.push(cookie.0)).unwrap();
+    assert!(after >= before);
+    cookies.sort_unstable();
+    cookies
+}
+
+fn check(name: &str, change: impl FnOnce(*mut u8, usize)) {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    let (memory, len) = (map(8), 8 * PAGE);
+    let other = map(1);
+    monitor.watch(range(memory, len), Cookie(7)).unwrap();
+    monitor.watch(range(other, PAGE), Cookie(8)).unwrap();
+    assert!(monitor.is_intact(range(memory, len)));
+    let before = monitor.generation();
+    assert!(reported(&monitor).is_empty(), "{name}");
+    change(memory, len);
+    let intact = monitor.is_intact(range(memory, len));
+    settle(&monitor);
+    let noticed = monitor.generation() != before;
+    assert!(noticed || !intact, "{name} went unnoticed");
+    if noticed {
+        assert_eq!(reported(&monitor), [7], "{name}");
+    }
+    assert!(reported(&monitor).is_empty(), "{name} is reported once");
+    monitor.unwatch(Cookie(7)).unwrap();
+    monitor.unwatch(Cookie(8)).unwrap();
+    assert!(monitor.unwatch(Cookie(8)).is_err());
+}
+
+#[test]
+fn munmap_is_reported_and_the_hole_is_not_intact() {
+    check("munmap", unmap);
+    check("munmap of a part", |start, _| {
+        unmap(start.wrapping_add(3 * PAGE), PAGE);
+    });
+}
+
+#[test]
+fn mappings_over_it_and_moved_away_are_reported() {
+    check("MAP_FIXED", |start, len| {
+        map_with(start, len, RW, ANON | libc::MAP_FIXED, -1);
+    });
+    check("mremap", |start, len| {
+        let to = map(8);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: a test's own mappings.
+        let moved = unsafe { libc::mremap(start.cast(), len, len, flags, to) };
+        assert_eq!(moved.cast(), to);
+    });
+    check("mremap onto it", |start, len| {
+        let from = map(8);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: a test's own mappings.
+        let moved = unsafe { libc::mremap(from.cast(), len, len, flags, start) };
+        assert_eq!(moved.cast(), start);
+    });
+    check("mremap to shrink", |start, len| {
+        // SAFETY: a test's own mapping.
+        let moved = unsafe { libc::mremap(start.cast(), len, PAGE, 0) };
+        assert_eq!(moved.cast(), start);
+    });
+}
+
+#[test]
+fn discarded_pages_are_reported() {
+    for advice in [
+        libc::MADV_DONTNEED,
+        libc::MADV_FREE,
+        24, /* MADV_DONTNEED_LOCKED */
+    ] {
+        check("madvise", |start, len| advise(start, len, advice).unwrap());
+        check("madvise of a part", |start, _| {
+            advise(start.wrapping_add(PAGE), PAGE, advice).unwrap();
+        });
+    }
+}
+
+/// `shmat(SHM_REMAP)` replaces mappings and sends no event.
+fn remap_shm(start: *mut u8, len: usize) {
+    const SHM_REMAP: i32 = 0o40000;
+    // SAFETY: makes a segment, attaches it over the test's own mapping, and has it end with that.
+    unsafe {
+        let id = libc::shmget(libc::IPC_PRIVATE, len, libc::IPC_CREAT | 0o600);
+        assert!(id >= 0);
+        let at = libc::shmat(id, start.cast(), SHM_REMAP);
+        libc::shmctl(id, libc::IPC_RMID, ptr::null_mut());
+        assert_eq!(at.cast(), start, "{}", io::Error::last_os_error());
+    }
+}
+
+fn detach_shm(start: *mut u8) {
+    // SAFETY: attached by `remap_shm`.
+    assert_eq!(unsafe { libc::shmdt(start.cast()) }, 0);
+}
+
+#[test]
+fn a_replacement_without_an_event_is_found_by_the_check() {
+    check("shmat(SHM_REMAP)", remap_shm);
+    check("shmat(SHM_REMAP), then a hole", |start, len| {
+        remap_shm(start, len);
+        detach_shm(start);
+    });
+    check("shmat(SHM_REMAP), then anonymous memory", |start, len| {
+        remap_shm(start, len);
+        detach_shm(start);
+        map_with(start, len, RW, ANON | libc::MAP_FIXED, -1);
+    });
+}
+
+#[test]
+fn a_new_watch_inside_or_over_an_old_one_does_not_make_the_old_one_look_alive() {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    for (first, pages) in [(0, 8), (2, 3), (0, 10)] {
+        let memory = map(10);
+        let old = range(memory, 8 * PAGE);
+        monitor.watch(old, Cookie(1)).unwrap();
+        remap_shm(memory, 8 * PAGE);
+        detach_shm(memory);
+        map_with(memory, 10 * PAGE, RW, ANON | libc::MAP_FIXED, -1);
+        let new = range(memory.wrapping_add(first * PAGE), pages * PAGE);
+        assert!(
+            monitor.watch(new, Cookie(2)).is_err(),
+            "the old watch is still there"
+        );
+        assert!(!monitor.is_intact(old));
+        assert!(!monitor.is_intact(range(memory.wrapping_add(2 * PAGE), PAGE)));
+        monitor.unwatch(Cookie(1)).unwrap();
+        monitor.watch(new, Cookie(3)).unwrap();
+        assert!(monitor.is_intact(new));
+        monitor.unwatch(Cookie(3)).unwrap();
+        unmap(memory, 10 * PAGE);
+    }
+}
+
+#[test]
+fn a_watch_goes_on_when_others_of_the_same_pages_end() {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    let memory = map(8);
+    let at = |page: usize, pages: usize| range(memory.wrapping_add(page * PAGE), pages * PAGE);
+    monitor.watch(at(0, 8), Cookie(1)).unwrap();
+    monitor.watch(at(2, 2), Cookie(2)).unwrap();
+    // Parts of pages that others watch.
+    monitor
+        .watch(range(memory.wrapping_add(4 * PAGE + 8), 16), Cookie(3))
+        .unwrap();
+    monitor.watch(at(0, 8), Cookie(4)).unwrap();
+    for cookie in [2, 3, 4] {
+        monitor.unwatch(Cookie(cookie)).unwrap();
+    }
+    assert!(monitor.is_intact(at(0, 8)));
+    unmap(memory.wrapping_add(3 * PAGE), PAGE);
+    assert_eq!(reported(&monitor), [1]);
+    // Watched in part, where only one of two neighbours ended.
+    let next = map(8);
+    monitor.watch(range(next, 4 * PAGE), Cookie(5)).unwrap();
+    monitor
+        .watch(range(next.wrapping_add(4 * PAGE), 4 * PAGE), Cookie(6))
+        .unwrap();
+    monitor.unwatch(Cookie(5)).unwrap();
+    assert!(!monitor.is_intact(range(next, PAGE)), "nobody watches it");
+    unmap(next, 8 * PAGE);
+    assert_eq!(reported(&monitor), [6]);
+}
+
+#[test]
+fn what_cannot_be_watched_is_refused() {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    let refused = |memory: *mut u8, len, what: &str| {
+        assert!(
+            monitor.watch(range(memory, len), Cookie(1)).is_err(),
+            "{what}"
+        );
+        assert!(monitor.unwatch(Cookie(1)).is_err(), "{what}");
+    };
+    // SAFETY: a descriptor of this test's own.
+    let fd = unsafe { libc::memfd_create(c"test".as_ptr(), 0) };
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::ftruncate(fd, PAGE as libc::off_t) }, 0);
+    refused(
+        map_with(ptr::null_mut(), PAGE, RW, libc::MAP_SHARED, fd),
+        PAGE,
+        "a shared memfd",
+    );
+    refused(
+        map_with(ptr::null_mut(), PAGE, RW, libc::MAP_PRIVATE, fd),
+        PAGE,
+        "a private memfd",
+    );
+    // SAFETY: as above.
+    unsafe { libc::close(fd) };
+    let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    refused(
+        map_with(ptr::null_mut(), PAGE, RW, shared, -1),
+        PAGE,
+        "shared anonymous memory",
+    );
+    // SAFETY: a string literal with its end.
+    let fd = unsafe { libc::open(c"/proc/self/exe".as_ptr(), libc::O_RDONLY) };
+    refused(
+        map_with(
+            ptr::null_mut(),
+            PAGE,
+            libc::PROT_READ,
+            libc::MAP_PRIVATE,
+            fd,
+        ),
+        PAGE,
+        "a file",
+    );
+    refused(
+        map_with(ptr::null_mut(), PAGE, libc::PROT_READ, libc::MAP_SHARED, fd),
+        PAGE,
+        "a file, read-only",
+    );
+    // SAFETY: the descriptor opened above.
+    unsafe { libc::close(fd) };
+    let holed = map(3);
+    unmap(holed.wrapping_add(PAGE), PAGE);
+    refused(holed, 3 * PAGE, "a hole");
+    refused(holed.wrapping_add(PAGE), PAGE, "nothing");
+
+    let other = Userfaultfd::open().unwrap();
+    let memory = map(1);
+    other.watch(range(memory, PAGE), Cookie(1)).unwrap();
+    refused(memory, PAGE, "memory under another userfaultfd");
+    assert!(
+        other.is_intact(range(memory, PAGE)),
+        "it is still the other's"
+    );
+    drop(other);
+    monitor.watch(range(memory, PAGE), Cookie(2)).unwrap();
+}
+
+#[test]
+fn no_more_mappings_than_the_kernel_allows_is_an_error_and_no_more() {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    let pages = 140_000;
+    let memory = map_with(ptr::null_mut(), pages * PAGE, RW, ANON, -1);
+    let mut refused = None;
+    let mut watched = 0;
+    for i in (0..pages).step_by(2) {
+        let page = range(memory.wrapping_add(i * PAGE), PAGE);
+        if let Err(error) = monitor.watch(page, Cookie(i as u64)) {
+            refused = Some((i, error));
+            break;
+        }
+        watched += 1;
+    }
+    let (i, error) = refused.expect("vm.max_map_count is not that large");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+    assert!(monitor.unwatch(Cookie(i as u64)).is_err());
+    for i in 0..watched {
+        assert!(monitor.unwatch(Cookie(2 * i)).is_ok());
+    }
+    assert!(
+        monitor
+            .watch(range(memory, pages * PAGE), Cookie(1))
+            .is_ok()
+    );
+    monitor.unwatch(Cookie(1)).unwrap();
+    unmap(memory, pages * PAGE);
+}
+
+#[test]
+fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    let memory = map(8);
+    monitor.watch(range(memory, 8 * PAGE), Cookie(1)).unwrap();
+    let (stop, running) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        // Never in a system call: nobody can tell that it is not about to remove pages.
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                running.store(true, Ordering::Relaxed);
+            }
+        });
+        while !running.load(Ordering::Relaxed) {
+            thread::yield_now();
+        }
+        advise(memory.wrapping_add(PAGE), PAGE, libc::MADV_DONTNEED).unwrap();
+        assert!(!monitor.is_intact(range(memory, 8 * PAGE)));
+        assert!(
+            monitor.is_intact(range(memory.wrapping_add(2 * PAGE), PAGE)),
+            "beside it"
+        );
+        assert!(
+            monitor
+                .watch(range(memory.wrapping_add(PAGE), 1), Cookie(2))
+                .is_err()
+        );
+        assert_eq!(reported(&monitor), [1]);
+        stop.store(true, Ordering::Relaxed);
+    });
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !monitor.is_intact(range(memory, 8 * PAGE)) {
+        assert!(
+            Instant::now() < deadline,
+            "every other thread sleeps or has ended"
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(reported(&monitor), [1], "once more when it is over");
+    monitor
+        .watch(range(memory.wrapping_add(PAGE), 1), Cookie(2))
+        .unwrap();
+}
+
+#[test]
+fn a_forked_child_unmaps_without_waiting_for_anybody() {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    let memory = map(8);
+    monitor.watch(range(memory, 8 * PAGE), Cookie(1)).unwrap();
+    // SAFETY: the child calls nothing but the kernel.
+    match unsafe { libc::fork() } {
+        0 => {
+            // SAFETY: the child's own copy, and the end of the child.
+            unsafe {
+                libc::alarm(5);
+                let unmapped = libc::munmap(memory.cast(), 8 * PAGE) == 0;
+                let refused = !monitor.is_intact(range(memory, PAGE));
+                libc::_exit(i32::from(!(unmapped && refused)));
+            }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: waits for the child made above.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0);
+        }
+    }
+    assert!(monitor.is_intact(range(memory, 8 * PAGE)));
+    assert!(reported(&monitor).is_empty());
+}
+
+#[test]
+fn a_dropped_monitor_leaves_nothing_armed_though_a_child_has_its_descriptor() {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    let (memory, moved) = (map(8), map(8));
+    monitor.watch(range(memory, 8 * PAGE), Cookie(1)).unwrap();
+    monitor.watch(range(moved, 8 * PAGE), Cookie(2)).unwrap();
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let to = map(8);
+    // SAFETY: a test's own mappings.
+    unsafe { libc::mremap(moved.cast(), 8 * PAGE, 8 * PAGE, flags, to) };
+    // SAFETY: the child only waits to be killed.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: as above.
+        unsafe {
+            libc::alarm(30);
+            loop {
+                libc::pause();
+            }
+        }
+    }
+    drop(monitor);
+    let unmapping = thread::spawn({
+        let (memory, to) = (memory.expose_provenance(), to.expose_provenance());
+        move || {
+            unmap(ptr::with_exposed_provenance_mut(memory), 8 * PAGE);
+            unmap(ptr::with_exposed_provenance_mut(to), 8 * PAGE);
+        }
+    });
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !unmapping.is_finished() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let finished = unmapping.is_finished();
+    // SAFETY: the child made above.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, ptr::null_mut(), 0);
+    }
+    assert!(finished, "munmap waits for a reader that is gone");
+}
+
+#[test]
+fn more_events_than_the_log_holds_are_one_about_everything() {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    let (memory, other) = (map(600), map(1));
+    monitor.watch(range(memory, 600 * PAGE), Cookie(1)).unwrap();
+    monitor.watch(range(other, PAGE), Cookie(2)).unwrap();
+    for i in 0..300 {
+        unmap(memory.wrapping_add(2 * i * PAGE), PAGE);
+    }
+    assert_eq!(reported(&monitor), [1, 2]);
+}
+
+#[test]
+fn a_closed_descriptor_is_noticed() {
+    // In a child: others may be given the number.
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    drop(monitor);
+    // SAFETY: the child is single-threaded from here, and exits below.
+    match unsafe { libc::fork() } {
+        0 => {
+            let monitor = Userfaultfd::open().unwrap();
+            let memory = map(1);
+            monitor.watch(range(memory, PAGE), Cookie(1)).unwrap();
+            // SAFETY: as a daemon would, closes what is not its own.
+            unsafe { libc::close_range(3, u32::MAX, 0) };
+            let noticed = !monitor.is_intact(range(memory, PAGE));
+            // SAFETY: the end of the child.
+            unsafe { libc::_exit(i32::from(!noticed)) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: waits for the child made above.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            assert_eq!(status, 0);
+        }
+    }
+}
