@@ -1,20 +1,18 @@
 //! [`Budget`]: how many entries and bytes the cache may hold, and which entry goes first.
 //!
-//! Least recently used, where time moves with each miss. Hits do not come here: a hit stamps its own
-//! entry, and the order kept here is brought up to date only when something must go. The entry that
-//! was oldest when last looked at is looked at again; if it has been used since it goes back in its
-//! new place, else it is the oldest in fact.
-
-use std::collections::BTreeSet;
+//! Least recently used, nearly: second chance. Entries stand in line; who is at the head goes, unless it
+//! was used since it was put in line: then it is put at the end. Hits do not come here: a hit stamps
+//! its own entry, and that is looked at when something must go. (docs/policy.md compares it with others.)
 
 use crate::slab::Slot;
 
-/// What an entry that is oldest by the books is found to be.
+/// Most entries looked at to find a victim. If there is none the next search goes on from there.
+const PATIENCE: usize = 4096;
+
+/// What the entry at the head of the line is found to be.
 pub(crate) enum Found {
-    /// Used later, at this time.
-    UsedAt(u64),
-    /// Not to be evicted now: evicting it would free nothing.
-    Busy,
+    /// Used since it was put in line, or now: evicting it would be a pity, or free nothing.
+    Used,
     /// Idle since.
     Idle,
 }
@@ -26,7 +24,70 @@ pub(crate) struct Budget {
     /// Held by registrations that are being made, are cached, or wait for their last guard.
     entries: usize,
     bytes: usize,
-    order: BTreeSet<(u64, Slot)>,
+    line: Line,
+}
+
+/// The line, by what is before and behind each slot. The last place is not a slot's: it is before
+/// the head and behind the end.
+#[derive(Debug)]
+struct Line {
+    places: Vec<Place>,
+    len: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    before: u32,
+    behind: u32,
+}
+
+impl Line {
+    fn new() -> Self {
+        Self {
+            places: vec![Place {
+                before: 0,
+                behind: 0,
+            }],
+            len: 0,
+        }
+    }
+
+    /// Slots have the places after the one that is no slot's.
+    fn place(slot: Slot) -> u32 {
+        slot.0 + 1
+    }
+
+    fn head(&self) -> Option<Slot> {
+        Some(Slot(self.places[0].behind.checked_sub(1)?))
+    }
+
+    /// Puts `slot` behind the place, which is 0 for the head of the line.
+    fn insert_behind(&mut self, before: u32, slot: Slot) {
+        let at = Self::place(slot);
+        if at as usize >= self.places.len() {
+            let nowhere = Place {
+                before: at,
+                behind: at,
+            };
+            self.places.resize(at as usize + 1, nowhere);
+        }
+        let behind = self.places[before as usize].behind;
+        self.places[at as usize] = Place { before, behind };
+        self.places[before as usize].behind = at;
+        self.places[behind as usize].before = at;
+        self.len += 1;
+    }
+
+    fn push(&mut self, slot: Slot) {
+        self.insert_behind(self.places[0].before, slot);
+    }
+
+    fn remove(&mut self, slot: Slot) {
+        let Place { before, behind } = self.places[Self::place(slot) as usize];
+        self.places[before as usize].behind = behind;
+        self.places[behind as usize].before = before;
+        self.len -= 1;
+    }
 }
 
 impl Budget {
@@ -36,7 +97,7 @@ impl Budget {
             max_bytes,
             entries: 0,
             bytes: 0,
-            order: BTreeSet::new(),
+            line: Line::new(),
         }
     }
 
@@ -65,14 +126,19 @@ impl Budget {
         self.bytes
     }
 
-    /// Enters an entry, last used at `time`, among those that can be evicted.
-    pub(crate) fn enlist(&mut self, slot: Slot, time: u64) {
-        self.order.insert((time, slot));
+    /// Puts an entry at the end of the line.
+    pub(crate) fn enlist(&mut self, slot: Slot) {
+        self.line.push(slot);
     }
 
-    /// Takes out an entry that was enlisted with `time`.
-    pub(crate) fn strike(&mut self, slot: Slot, time: u64) {
-        self.order.remove(&(time, slot));
+    /// Puts an entry back at the head of the line.
+    pub(crate) fn put_back(&mut self, slot: Slot) {
+        self.line.insert_behind(0, slot);
+    }
+
+    /// Takes an entry out of the line, in which it is.
+    pub(crate) fn strike(&mut self, slot: Slot) {
+        self.line.remove(slot);
     }
 
     /// True if there were room for an entry of `bytes` after so many entries and bytes have gone.
@@ -81,25 +147,16 @@ impl Budget {
         self.entries - gone < self.max_entries && sum.is_some_and(|sum| sum <= self.max_bytes)
     }
 
-    /// The entry to evict, struck out; `None` if all are busy. `look` is told a slot and the time it
-    /// was enlisted with, and says what it is now. One that stays is enlisted anew, with the time that
-    /// `look` returned, or `now` if it is busy.
-    pub(crate) fn victim(
-        &mut self,
-        now: u64,
-        mut look: impl FnMut(Slot, u64) -> Found,
-    ) -> Option<Slot> {
-        // Each is found busy once at most; between that, used ones move up towards `now`.
-        let mut patience = self.order.len();
-        while patience > 0 {
-            let (enlisted, slot) = self.order.pop_first()?;
-            match look(slot, enlisted) {
+    /// The entry to evict, struck out; `None` if all are in use. `look` says what becomes of the one at
+    /// the head.
+    pub(crate) fn victim(&mut self, mut look: impl FnMut(Slot) -> Found) -> Option<Slot> {
+        // Twice round the line there is nobody left who was used before it began.
+        for _ in 0..PATIENCE.min(2 * self.line.len) {
+            let slot = self.line.head()?;
+            self.line.remove(slot);
+            match look(slot) {
                 Found::Idle => return Some(slot),
-                Found::UsedAt(time) => self.enlist(slot, time),
-                Found::Busy => {
-                    patience -= 1;
-                    self.enlist(slot, now);
-                }
+                Found::Used => self.line.push(slot),
             }
         }
         None
@@ -125,41 +182,27 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_idle_entry_goes_first() {
+    fn who_was_used_gets_a_second_chance() {
         let mut budget = Budget::new(9, 9);
-        for (slot, time) in [(0, 1), (1, 2), (2, 3)] {
-            budget.enlist(Slot(slot), time);
+        for slot in 0..4 {
+            budget.enlist(Slot(slot));
         }
-        let mut seen = Vec::new();
-        let victim = budget.victim(10, |slot, enlisted| {
-            seen.push((slot.0, enlisted));
-            match slot.0 {
-                0 => Found::Busy,
-                1 => Found::UsedAt(7),
-                _ => Found::Idle,
-            }
-        });
-        assert_eq!(victim, Some(Slot(2)));
-        assert_eq!(seen, [(0, 1), (1, 2), (2, 3)]);
-        let next = budget.victim(11, |_, enlisted| {
-            assert_eq!(enlisted, 7, "which is before 10");
-            Found::Idle
-        });
-        assert_eq!(next, Some(Slot(1)));
-    }
-
-    #[test]
-    fn when_all_are_busy_the_search_ends() {
-        let mut budget = Budget::new(9, 9);
-        budget.enlist(Slot(0), 1);
-        budget.enlist(Slot(1), 1);
-        assert_eq!(budget.victim(5, |_, _| Found::Busy), None);
-        budget.strike(Slot(0), 5);
-        budget.strike(Slot(1), 5);
-        assert_eq!(
-            budget.victim(5, |_, _| Found::Idle),
-            None,
-            "both were moved to 5"
-        );
+        budget.strike(Slot(2));
+        let victim = |budget: &mut Budget, used: &[u32]| {
+            budget.victim(|slot| {
+                if used.contains(&slot.0) {
+                    Found::Used
+                } else {
+                    Found::Idle
+                }
+            })
+        };
+        assert_eq!(victim(&mut budget, &[0]), Some(Slot(1)));
+        budget.put_back(Slot(1));
+        assert_eq!(victim(&mut budget, &[1]), Some(Slot(3)), "0 is behind it");
+        assert_eq!(victim(&mut budget, &[0, 1]), None, "the search ends");
+        assert_eq!(victim(&mut budget, &[1]), Some(Slot(0)));
+        budget.strike(Slot(1));
+        assert_eq!(victim(&mut budget, &[]), None);
     }
 }

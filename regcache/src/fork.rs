@@ -7,38 +7,83 @@
 //! zeros in any process that has got a copy of the address space. Threads, vfork and `CLONE_VM`
 //! children share the memory, the registrations and the mark.
 
-use std::io;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+//!
+//! What the mark says in the process that made it is a number, so that the hit path reads one word
+//! for two questions (`cache.rs`).
 
-use memmap2::MmapMut;
-use nix::sys::mman::{MmapAdvise, madvise};
+#[cfg(not(loom))]
+pub(crate) use mapped::ForkMark;
 
-/// Reads as set in the process that made it, as clear in its children.
+#[cfg(not(loom))]
+mod mapped {
+    use std::io;
+    use std::ptr::NonNull;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use memmap2::MmapMut;
+    use nix::sys::mman::{MmapAdvise, madvise};
+
+    /// A number that is never 0 in the process that made it, and always 0 in its children.
+    #[derive(Debug)]
+    pub(crate) struct ForkMark(MmapMut);
+
+    impl ForkMark {
+        pub(crate) fn new(value: u64) -> io::Result<Self> {
+            let mut mark = Self(MmapMut::map_anon(size_of::<AtomicU64>())?);
+            let len = mark.0.len();
+            let start = NonNull::from(&mut mark.0[..]).cast();
+            // SAFETY: this mapping's own page, which nothing has been written to yet.
+            unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }?;
+            mark.store(value, Ordering::Relaxed);
+            Ok(mark)
+        }
+
+        #[inline]
+        pub(crate) fn in_child(&self) -> bool {
+            self.load(Ordering::Relaxed) == 0
+        }
+
+        #[inline]
+        pub(crate) fn load(&self, ordering: Ordering) -> u64 {
+            self.word().load(ordering)
+        }
+
+        /// Not to be called in a child.
+        pub(crate) fn store(&self, value: u64, ordering: Ordering) {
+            debug_assert_ne!(value, 0);
+            self.word().store(value, ordering);
+        }
+
+        #[inline]
+        fn word(&self) -> &AtomicU64 {
+            // SAFETY: a mapping is page-aligned, at least a page long, lives as long as `self`, and is
+            // only accessed here, as an atomic.
+            unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast_mut().cast()) }
+        }
+    }
+}
+
+/// loom sees the number, and knows no fork.
+#[cfg(loom)]
 #[derive(Debug)]
-pub(crate) struct ForkMark(MmapMut);
+pub(crate) struct ForkMark(loom::sync::atomic::AtomicU64);
 
+#[cfg(loom)]
 impl ForkMark {
-    pub(crate) fn new() -> io::Result<Self> {
-        let mut mark = Self(MmapMut::map_anon(size_of::<AtomicU32>())?);
-        let len = mark.0.len();
-        let start = NonNull::from(&mut mark.0[..]).cast();
-        // SAFETY: this mapping's own page, which nothing has been written to yet.
-        unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }?;
-        mark.word().store(1, Ordering::Relaxed);
-        Ok(mark)
+    pub(crate) fn new(value: u64) -> std::io::Result<Self> {
+        Ok(Self(loom::sync::atomic::AtomicU64::new(value)))
     }
 
-    #[inline]
     pub(crate) fn in_child(&self) -> bool {
-        self.word().load(Ordering::Relaxed) == 0
+        false
     }
 
-    #[inline]
-    fn word(&self) -> &AtomicU32 {
-        // SAFETY: a mapping is page-aligned, at least a page long, lives as long as `self`, and is
-        // only accessed here, as an atomic.
-        unsafe { AtomicU32::from_ptr(self.0.as_ptr().cast_mut().cast()) }
+    pub(crate) fn load(&self, ordering: loom::sync::atomic::Ordering) -> u64 {
+        self.0.load(ordering)
+    }
+
+    pub(crate) fn store(&self, value: u64, ordering: loom::sync::atomic::Ordering) {
+        self.0.store(value, ordering);
     }
 }
 
@@ -48,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_forked_child_sees_the_mark_wiped_and_a_thread_does_not() {
-        let mark = ForkMark::new().unwrap();
+        let mark = ForkMark::new(7).unwrap();
         assert!(!mark.in_child());
         std::thread::scope(|s| s.spawn(|| assert!(!mark.in_child())).join()).unwrap();
         // SAFETY: the child calls nothing but _exit.
@@ -65,6 +110,6 @@ mod tests {
                 assert_eq!(status, 0, "the child saw the parent's mark");
             }
         }
-        assert!(!mark.in_child());
+        assert_eq!(mark.load(std::sync::atomic::Ordering::Relaxed), 7);
     }
 }

@@ -1,18 +1,28 @@
 //! [`Hints`]: where the hit path looks first.
 //!
-//! A set-associative table, like a TLB, from the page of an address to the slot of an entry that
-//! has served it. It may forget, and it may be wrong: a slot that it names may have been recycled.
-//! The reader asks the entry itself (`entry.rs`, point 3), so that nothing here needs ordering, and
-//! a hit reads one line of this table and one of the entry. What is not found here is looked up in
-//! the index, under the lock.
+//! A set-associative table, like a TLB, from an address to the slot of an entry that has served it.
+//! It may forget, and it may be wrong: a slot that it names may have been recycled. The reader asks
+//! the entry itself (`entry.rs`, point 3), so that nothing here needs ordering, and a hit reads one
+//! line of this table and one of the entry. What is not found here is looked up in the index, under
+//! the lock.
+//!
+//! As in a TLB, an address stands for all of its page, and there are pages of several sizes: a
+//! registration is entered by pages no larger than itself, but not much smaller, so that looking up
+//! one part of a large one after another does not push everything else out. First asked is the
+//! size entered last, then all that were ever entered.
 
+use crate::VaRange;
 use crate::slab::Slot;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU32, Ordering};
 
-/// 4 KiB. A matter of speed only, so it need not be the kernel's page size.
-const PAGE_SHIFT: u32 = 12;
+/// Bytes of the smallest page, 4096, as a power of two; how much larger the next size is, 16 times; and
+/// how many sizes there are, the largest 256 MiB. A matter of speed only, so that the kernel's sizes do
+/// not matter.
+const SMALLEST: u32 = 12;
+const STEP: u32 = 4;
+const SIZES: u32 = 5;
 
-/// Words a set has: half a cache line.
+/// Hints in a set, which is half a cache line.
 const WAYS: usize = 4;
 
 /// 2^64 divided by the golden ratio: multiplying by it spreads pages over the upper bits.
@@ -21,15 +31,33 @@ const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Most sets a table has: 8 MiB, enough for 1 048 576 pages.
 const MAX_SETS: usize = 1 << 18;
 
+/// Tags, and the slot that each stands for. A reader may see the tag of one word and the slot of another,
+/// and one that was never written names slot 0: a wrong hint like any other.
 #[derive(Debug)]
 #[repr(align(32))]
-struct Set([AtomicU64; WAYS]);
+struct Set {
+    tags: [AtomicU32; WAYS],
+    slots: [AtomicU32; WAYS],
+}
 
-/// A word is `tag << 32 | slot + 1`, or 0.
+impl Set {
+    #[inline]
+    fn of_tag(&self, tag: u32) -> impl Iterator<Item = Slot> {
+        let ways = self.tags.iter().zip(&self.slots);
+        ways.filter(move |(its, _)| its.load(Ordering::Relaxed) == tag)
+            .map(|(_, slot)| Slot(slot.load(Ordering::Relaxed)))
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Hints {
     sets: Box<[Set]>,
+    /// 2^(64 - shift) is how many they are.
     shift: u32,
+    /// A bit for each size of pages that was ever noted.
+    sizes: AtomicU32,
+    /// Bytes of the pages noted last, as a power of two.
+    latest: AtomicU32,
 }
 
 impl Hints {
@@ -39,80 +67,156 @@ impl Hints {
             .div_ceil(WAYS / 2)
             .next_power_of_two()
             .clamp(2, MAX_SETS);
+        let vacant = || std::array::from_fn(|_| AtomicU32::new(0));
         Self {
             sets: (0..sets)
-                .map(|_| Set(std::array::from_fn(|_| AtomicU64::new(0))))
+                .map(|_| Set {
+                    tags: vacant(),
+                    slots: vacant(),
+                })
                 .collect(),
             shift: u64::BITS - sets.trailing_zeros(),
+            sizes: AtomicU32::new(0),
+            latest: AtomicU32::new(SMALLEST),
         }
     }
 
+    /// The set and the tag of an address in pages of 2^`shift` bytes.
     #[inline]
-    fn place(&self, address: usize) -> (&Set, u64) {
-        let hash = (address as u64 >> PAGE_SHIFT).wrapping_mul(SPREAD);
+    fn place(&self, address: usize, shift: u32) -> (&Set, u32) {
+        let hash = (address as u64 >> (shift & 63)).wrapping_mul(SPREAD);
         // A product's upper bits choose the set, the lower ones are the tag.
-        (&self.sets[(hash >> self.shift) as usize], hash << 32)
+        let set = (hash >> (self.shift & 63)) as usize;
+        // SAFETY: a number of 64 - `shift` bits.
+        (unsafe { self.sets.get_unchecked(set) }, hash as u32)
     }
 
-    /// The slots that may serve `address`.
+    /// The slot that is most likely to serve `address`.
     #[inline]
-    pub(crate) fn probe(&self, address: usize) -> impl Iterator<Item = Slot> {
-        let (set, tag) = self.place(address);
-        set.0.iter().filter_map(move |way| {
-            let word = way.load(Ordering::Relaxed);
-            let slot = word as u32;
-            (word ^ u64::from(slot) == tag && slot != 0).then(|| Slot(slot - 1))
-        })
+    pub(crate) fn first(&self, address: usize) -> Option<Slot> {
+        let (set, tag) = self.place(address, self.latest.load(Ordering::Relaxed));
+        set.of_tag(tag).next()
     }
 
-    /// Remembers that `slot` serves `address`. Called by one thread at a time.
-    pub(crate) fn note(&self, address: usize, slot: Slot) {
-        let (set, tag) = self.place(address);
-        let word = tag | u64::from(slot.0 + 1);
-        let words = set.0.each_ref().map(|way| way.load(Ordering::Relaxed));
-        if words.contains(&word) {
+    /// The first of the slots that may serve `address` for which `serve` gives something.
+    pub(crate) fn any<T>(
+        &self,
+        address: usize,
+        mut serve: impl FnMut(Slot) -> Option<T>,
+    ) -> Option<T> {
+        let mut sizes = self.sizes.load(Ordering::Relaxed);
+        while sizes != 0 {
+            let (set, tag) = self.place(address, SMALLEST + STEP * sizes.trailing_zeros());
+            sizes &= sizes - 1;
+            for slot in set.of_tag(tag) {
+                if let Some(found) = serve(slot) {
+                    return Some(found);
+                }
+            }
+        }
+        None
+    }
+
+    /// Remembers that `slot`, an entry of `range`, serves `address`. Called by one thread at a time.
+    pub(crate) fn note(&self, address: usize, slot: Slot, range: VaRange) {
+        let size = (range.len().ilog2().max(SMALLEST) - SMALLEST) / STEP;
+        let size = size.min(SIZES - 1);
+        let sizes = self.sizes.load(Ordering::Relaxed) | 1 << size;
+        self.sizes.store(sizes, Ordering::Relaxed);
+        let shift = SMALLEST + STEP * size;
+        self.latest.store(shift, Ordering::Relaxed);
+        let (set, tag) = self.place(address, shift);
+        if set.of_tag(tag).any(|other| other == slot) {
             return;
         }
         // The oldest makes room: ways are in the order in which they were noted.
-        let end = words.iter().position(|&w| w == 0).unwrap_or(WAYS - 1);
-        for i in (0..end).rev() {
-            set.0[i + 1].store(words[i], Ordering::Relaxed);
+        for words in [&set.tags, &set.slots] {
+            for i in (1..WAYS).rev() {
+                words[i].store(words[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
+            }
         }
-        set.0[0].store(word, Ordering::Relaxed);
+        set.tags[0].store(tag, Ordering::Relaxed);
+        set.slots[0].store(slot.0, Ordering::Relaxed);
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::ptr;
+
     use super::*;
+
+    const PAGE: usize = 4096;
+
+    fn range(start: usize, len: usize) -> VaRange {
+        VaRange::new(ptr::without_provenance(start), len).expect("neither empty nor wrapping")
+    }
+
+    fn slots(hints: &Hints, address: usize) -> Vec<u32> {
+        let mut slots = Vec::new();
+        hints.any(address, |slot| -> Option<()> {
+            slots.push(slot.0);
+            None
+        });
+        slots
+    }
 
     #[test]
     fn what_was_noted_is_found_for_the_whole_page_until_others_push_it_out() {
         let hints = Hints::new(4);
-        hints.note(0x7000_1234, Slot(3));
-        assert_eq!(hints.probe(0x7000_1fff).collect::<Vec<_>>(), [Slot(3)]);
-        assert_eq!(hints.probe(0x7000_2000).count(), 0);
-        hints.note(0x7000_1000, Slot(3));
-        assert_eq!(hints.probe(0x7000_1000).count(), 1, "noted once");
+        let page = range(0x7000_1000, PAGE);
+        hints.note(0x7000_1234, Slot(3), page);
+        assert_eq!(slots(&hints, 0x7000_1fff), [3]);
+        assert!(slots(&hints, 0x7000_2000).is_empty());
+        hints.note(0x7000_1000, Slot(3), page);
+        assert_eq!(slots(&hints, 0x7000_1000), [3], "noted once");
         for slot in 4..8 {
-            hints.note(0x7000_1000, Slot(slot));
+            hints.note(0x7000_1000, Slot(slot), page);
         }
-        let slots: Vec<_> = hints.probe(0x7000_1000).map(|s| s.0).collect();
-        assert_eq!(slots, [7, 6, 5, 4], "newest first, the oldest gone");
+        let now = slots(&hints, 0x7000_1000);
+        assert_eq!(now, [7, 6, 5, 4], "newest first, the oldest gone");
     }
 
     #[test]
     fn a_table_of_hints_finds_nearly_all_of_its_entries() {
         let n = 10_000;
         let hints = Hints::new(n);
+        let address = |i: u32| 0x7f00_0000_0000 + i as usize * 0x3000;
         for i in 0..n {
-            hints.note(0x7f00_0000_0000 + i as usize * 0x3000, Slot(i));
+            hints.note(address(i), Slot(i), range(address(i), PAGE));
         }
-        let found = (0..n).filter(|&i| {
-            hints
-                .probe(0x7f00_0000_0000 + i as usize * 0x3000)
-                .any(|slot| slot == Slot(i))
-        });
+        let found = (0..n).filter(|&i| slots(&hints, address(i)).contains(&i));
         assert!(found.count() > 9_500);
+    }
+
+    #[test]
+    fn a_large_registration_takes_few_places() {
+        let hints = Hints::new(64);
+        let small = range(0x7e00_0000_0000, PAGE);
+        hints.note(small.start(), Slot(1), small);
+        let large = range(0x7f00_0000_3000, 64 << 20);
+        let mut misses = 0;
+        for address in (large.start()..large.end()).step_by(PAGE) {
+            if !slots(&hints, address).contains(&2) {
+                misses += 1;
+                hints.note(address, Slot(2), large);
+            }
+        }
+        assert_eq!(misses, 5);
+        assert_eq!(slots(&hints, small.start()), [1]);
+        assert!(slots(&hints, large.end() + (16 << 20)).is_empty());
+    }
+
+    #[test]
+    fn pages_of_all_sizes_are_told_apart() {
+        let hints = Hints::new(1024);
+        let base = 0x7f00_0000_0000;
+        for (slot, len) in [(1, PAGE), (2, 1 << 20), (3, 2 << 30)] {
+            hints.note(base, Slot(slot), range(base, len));
+        }
+        assert_eq!(slots(&hints, base), [1, 2, 3], "the smallest first");
+        assert_eq!(slots(&hints, base + PAGE), [2, 3]);
+        assert_eq!(slots(&hints, base + (1 << 20)), [3]);
+        assert!(slots(&hints, base + (256 << 20)).is_empty());
     }
 }

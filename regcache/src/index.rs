@@ -6,71 +6,100 @@
 //! the last reaches furthest: one predecessor search answers a containment query, without an
 //! interval tree.
 
-use std::collections::BTreeMap;
-
 use crate::slab::Slot;
+use crate::sorted::{Found, Item, Sorted};
 use crate::{Access, VaRange};
 
 #[derive(Debug)]
 pub(crate) struct Index<A> {
-    maps: Vec<(A, ByStart)>,
+    /// By access. One that was in use stays.
+    maps: Vec<(A, Sorted)>,
 }
-
-/// Start of a range to its end and entry.
-type ByStart = BTreeMap<usize, (usize, Slot)>;
 
 impl<A: Access> Index<A> {
     pub(crate) fn new() -> Self {
         Self { maps: Vec::new() }
     }
 
-    /// The entry to serve `range` with `access`.
-    pub(crate) fn find(&self, range: VaRange, access: A) -> Option<Slot> {
-        self.maps
-            .iter()
-            .filter(|(a, _)| a.serves(access))
-            .filter_map(|(_, map)| map.range(..=range.start()).next_back())
-            .find(|&(_, &(end, _))| end >= range.end())
-            .map(|(_, &(_, slot))| slot)
+    /// The entry to serve `range` with `access`; and where one that starts there and allows just that
+    /// belongs, to be told when it is inserted.
+    pub(crate) fn find(&self, range: VaRange, access: A) -> (Option<Slot>, Option<Found>) {
+        let mut belongs = None;
+        for (its, map) in self.maps.iter().filter(|(a, _)| a.serves(access)) {
+            let found = map.search(range.start());
+            if let Some(item) = map.last_to(&found)
+                && item.end >= range.end()
+            {
+                return (Some(item.slot), None);
+            }
+            if *its == access {
+                belongs = Some(found);
+            }
+        }
+        (None, belongs)
     }
 
-    /// The entries for which one of `range` and `access` could stand in: to be removed before that
-    /// one is inserted.
-    pub(crate) fn contained(&self, range: VaRange, access: A) -> impl Iterator<Item = Slot> {
-        self.maps
-            .iter()
-            .filter(move |(a, _)| access.serves(*a))
-            .flat_map(move |(_, map)| {
-                map.range(range.start()..)
-                    .take_while(move |&(_, &(end, _))| end <= range.end())
-            })
-            .map(|(_, &(_, slot))| slot)
+    /// An entry for which one of `range` and `access` could stand in: to be removed before that one is
+    /// inserted.
+    pub(crate) fn contained(
+        &self,
+        range: VaRange,
+        access: A,
+        belongs: Option<Found>,
+    ) -> Option<Slot> {
+        for (its, map) in &self.maps {
+            if access.serves(*its)
+                && let Some(item) =
+                    map.first_from(range.start(), belongs.filter(|_| *its == access))
+                && item.end <= range.end()
+            {
+                return Some(item.slot);
+            }
+        }
+        None
+    }
+
+    /// The entries that share a byte with `range`.
+    pub(crate) fn overlapping(&self, range: VaRange) -> impl Iterator<Item = Slot> {
+        let maps = self.maps.iter();
+        maps.flat_map(move |(_, map)| between(map, range.start() + 1, range.end() - 1))
+    }
+
+    /// The entries of exactly this access that share a byte with `range` or touch it.
+    pub(crate) fn neighbours(&self, range: VaRange, access: A) -> impl Iterator<Item = Slot> {
+        let maps = self.maps.iter().filter(move |(a, _)| *a == access);
+        maps.flat_map(move |(_, map)| between(map, range.start(), range.end()))
     }
 
     /// Adds an entry that contains none of those here, and is contained in none.
-    pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot) {
-        debug_assert!(self.find(range, access).is_none());
-        debug_assert!(self.contained(range, access).next().is_none());
+    pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot, belongs: Option<Found>) {
+        debug_assert!(self.find(range, access).0.is_none());
+        debug_assert!(self.contained(range, access, None).is_none());
         let i = self
             .maps
             .iter()
             .position(|(a, _)| *a == access)
             .unwrap_or_else(|| {
-                self.maps.push((access, ByStart::new()));
+                self.maps.push((access, Sorted::default()));
                 self.maps.len() - 1
             });
-        self.maps[i].1.insert(range.start(), (range.end(), slot));
+        self.maps[i].1.insert(range, slot, belongs);
     }
 
     /// Removes what was inserted.
     pub(crate) fn remove(&mut self, range: VaRange, access: A) {
-        if let Some(i) = self.maps.iter().position(|(a, _)| *a == access) {
-            self.maps[i].1.remove(&range.start());
-            if self.maps[i].1.is_empty() {
-                self.maps.swap_remove(i);
-            }
+        if let Some((_, map)) = self.maps.iter_mut().find(|(a, _)| *a == access) {
+            map.remove(range.start());
         }
     }
+}
+
+/// The entries that end at `first` or later and start at `last` or earlier.
+fn between(map: &Sorted, first: usize, last: usize) -> impl Iterator<Item = Slot> {
+    // They are sorted by end as well, so that these are a run that goes backwards from `last`.
+    map.back_from(last)
+        .take_while(move |item: &Item| item.end >= first)
+        .map(|item| item.slot)
 }
 
 #[cfg(all(test, not(loom)))]
@@ -103,7 +132,7 @@ mod tests {
     proptest! {
         /// Against an interval tree of the same entries, which answers by looking at all overlaps.
         #[test]
-        fn finds_an_entry_if_and_only_if_one_contains_the_range(
+        fn finds_what_contains_overlaps_or_touches_a_range(
             entries in prop::collection::vec(ranges(), 0..40),
             removed in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
             queries in prop::collection::vec(ranges(), 1..40),
@@ -111,13 +140,15 @@ mod tests {
             let mut index = Index::new();
             let mut model: Vec<(VaRange, Bits, Slot)> = Vec::new();
             for (i, &(r, a)) in entries.iter().enumerate() {
-                if index.find(r, a).is_some() {
+                if index.find(r, a).0.is_some() {
                     continue;
                 }
-                let gone: Vec<_> = index.contained(r, a).collect();
-                for &slot in &gone {
+                let belongs = index.find(r, a).1;
+                let mut gone = Vec::new();
+                while let Some(slot) = index.contained(r, a, belongs) {
                     let &(r, a, _) = model.iter().find(|e| e.2 == slot).unwrap();
                     index.remove(r, a);
+                    gone.push(slot);
                 }
                 let expected: Vec<_> = model
                     .iter()
@@ -128,7 +159,7 @@ mod tests {
                 prop_assert!(expected.iter().all(|slot| gone.contains(slot)));
                 model.retain(|e| !gone.contains(&e.2));
                 let slot = Slot(i as u32);
-                index.insert(r, a, slot);
+                index.insert(r, a, slot, belongs);
                 model.push((r, a, slot));
             }
             for which in removed {
@@ -146,10 +177,20 @@ mod tests {
                     .filter(|e| e.0.contains(&r) && e.1.serves(a))
                     .map(|e| e.2)
                     .collect();
-                match index.find(r, a) {
+                match index.find(r, a).0 {
                     Some(slot) => prop_assert!(candidates.contains(&slot)),
                     None => prop_assert!(candidates.is_empty()),
                 }
+                let sorted = |slots: &mut dyn Iterator<Item = Slot>| {
+                    let mut slots: Vec<_> = slots.collect();
+                    slots.sort_unstable();
+                    slots
+                };
+                let overlapping = &mut tree.query(r.start()..r.end()).map(|e| e.value.2);
+                prop_assert_eq!(sorted(&mut index.overlapping(r)), sorted(overlapping));
+                let near = tree.query(r.start() - 1..r.end() + 1).map(|e| e.value);
+                let neighbours = &mut near.filter(|e| e.1 == a).map(|e| e.2);
+                prop_assert_eq!(sorted(&mut index.neighbours(r, a)), sorted(neighbours));
             }
         }
     }

@@ -1,14 +1,19 @@
 //! [`Ledger`]: everything that the cache's lock guards.
 //!
-//! For each slot of the slab, what it is used for; which slots are vacant; the index; the budget;
+//! For each slot of the slab, what it is used for; which slots are vacant; the indexes; the budget;
 //! and the dead: entries whose content is to be taken out by whoever gets to it first, outside the
 //! lock. Nothing here registers, deregisters or asks the monitor.
+//!
+//! There are two indexes. An entry that is *fleeting* goes with its last guard, as remote access does
+//! if its keys are to be revoked; it serves only others of its kind, lest a guard for something
+//! else keep it.
 
 use crate::budget::{Budget, Found};
 use crate::entry::Entry;
 use crate::index::Index;
 use crate::monitor::Cookie;
 use crate::slab::{Slab, Slot};
+use crate::sorted::Found as Place;
 use crate::{Access, VaRange};
 
 /// What a slot is used for.
@@ -18,10 +23,11 @@ enum Phase {
     Vacant,
     /// A registration that is being made; `hit` if its memory has changed meanwhile.
     Pending { hit: bool },
-    /// A live entry, in the index. `enlisted` is its time in the budget's order.
-    Linked { enlisted: u64 },
-    /// A dead entry, out of the index, whose content has not been destroyed yet.
-    Unlinked { next_dead: Option<Slot> },
+    /// A live entry, in its index and in the budget's line.
+    Linked,
+    /// A dead entry, out of the index, whose content has not been destroyed yet: `held` by guards, or
+    /// one of the list of the dead.
+    Unlinked { held: bool, next_dead: Option<Slot> },
 }
 
 #[derive(Debug)]
@@ -30,7 +36,26 @@ struct Record<A> {
     cookie: Cookie,
     range: VaRange,
     access: A,
+    fleeting: bool,
     bytes: usize,
+}
+
+/// Registrations, and the memory that they pin.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Amount {
+    pub(crate) entries: usize,
+    pub(crate) bytes: usize,
+}
+
+/// What invalidating something came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hit {
+    /// An entry was given up.
+    Entry,
+    /// A registration that is being made will be made again.
+    Pending,
+    /// It was given up before.
+    Nothing,
 }
 
 /// See the file's head.
@@ -38,11 +63,19 @@ struct Record<A> {
 pub(crate) struct Ledger<A> {
     records: Vec<Record<A>>,
     vacant: Vec<Slot>,
+    pending: Vec<Slot>,
     index: Index<A>,
+    fleeting: Index<A>,
     budget: Budget,
     dead: Option<Slot>,
+    unreleased: Amount,
     serial: u32,
-    hits_of_the_gone: u64,
+    links: u64,
+    belongs: Option<Place>,
+    /// Registrations that are not kept, and so in no slot.
+    pub(crate) uncached: usize,
+    /// Threads that want to know when a registration is gone.
+    pub(crate) waiting: usize,
 }
 
 impl<A: Access> Ledger<A> {
@@ -50,11 +83,17 @@ impl<A: Access> Ledger<A> {
         Self {
             records: Vec::new(),
             vacant: Vec::new(),
+            pending: Vec::new(),
             index: Index::new(),
+            fleeting: Index::new(),
             budget: Budget::new(max_entries, max_bytes),
             dead: None,
+            unreleased: Amount::default(),
             serial: 0,
-            hits_of_the_gone: 0,
+            links: 0,
+            belongs: None,
+            uncached: 0,
+            waiting: 0,
         }
     }
 
@@ -62,21 +101,63 @@ impl<A: Access> Ledger<A> {
         self.budget.could_hold(bytes)
     }
 
-    /// The entry to serve `range` with `access`, with a reference for the caller.
+    /// The entry to serve `range` with `access`, with a reference for the caller, and its range.
     pub(crate) fn find<'s, T>(
-        &self,
+        &mut self,
         slab: &'s Slab<T>,
         range: VaRange,
         access: A,
-    ) -> Option<(Slot, &'s Entry<T>)> {
-        let slot = self.index.find(range, access)?;
+        fleeting: bool,
+    ) -> Option<(Slot, &'s Entry<T>, VaRange)> {
+        let (slot, belongs) = self.index_of(fleeting).find(range, access);
+        self.belongs = belongs;
+        let slot = slot?;
         let record = self.record(slot);
         // So by the index's invariant, if `Access` keeps its promises.
         if !(record.range.contains(&range) && record.access.serves(access)) {
             return None;
         }
+        let whole = record.range;
         let entry = slab.get(slot)?;
-        entry.acquire().then_some((slot, entry))
+        if !entry.acquire() {
+            // It is live, and has no more references to give (`entry.rs`, point 4).
+            self.unlink(slab, slot);
+            return None;
+        }
+        Some((slot, entry, whole))
+    }
+
+    /// Where what was not found just now belongs, for [`link`](Self::link).
+    pub(crate) fn belongs(&self) -> Option<Place> {
+        self.belongs
+    }
+
+    /// How many registrations were ever entered into an index. What was not found is not there as long
+    /// as this does not move.
+    pub(crate) fn links(&self) -> u64 {
+        self.links
+    }
+
+    /// The ranges registered for `access` that overlap `range` or touch it.
+    pub(crate) fn neighbours(&self, range: VaRange, access: A) -> impl Iterator<Item = VaRange> {
+        let slots = self.index.neighbours(range, access);
+        slots.map(|slot| self.record(slot).range)
+    }
+
+    fn index_of(&self, fleeting: bool) -> &Index<A> {
+        if fleeting {
+            &self.fleeting
+        } else {
+            &self.index
+        }
+    }
+
+    fn index_of_mut(&mut self, fleeting: bool) -> &mut Index<A> {
+        if fleeting {
+            &mut self.fleeting
+        } else {
+            &mut self.index
+        }
     }
 
     /// Sets a slot and room aside for a registration, if there is room.
@@ -84,6 +165,7 @@ impl<A: Access> Ledger<A> {
         &mut self,
         range: VaRange,
         access: A,
+        fleeting: bool,
         bytes: usize,
     ) -> Option<(Slot, Cookie)> {
         if !self.budget.reserve(bytes) {
@@ -104,8 +186,10 @@ impl<A: Access> Ledger<A> {
             cookie,
             range,
             access,
+            fleeting,
             bytes,
         };
+        self.pending.push(slot);
         if fresh {
             self.records.push(record);
         } else {
@@ -119,51 +203,105 @@ impl<A: Access> Ledger<A> {
         self.record(slot).phase == Phase::Pending { hit: true }
     }
 
-    /// Enters a pending registration into the index, after all that it contains was taken out.
+    /// Enters a pending registration into its index, after all that it contains was taken out.
     /// Returns how many those were. The entry must be published before the lock is released.
-    pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot, now: u64) -> u64 {
-        let (range, access) = (self.record(slot).range, self.record(slot).access);
-        let contained: Vec<_> = self.index.contained(range, access).collect();
-        for &smaller in &contained {
+    pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot, belongs: Option<Place>) -> u64 {
+        let &Record {
+            range,
+            access,
+            fleeting,
+            ..
+        } = self.record(slot);
+        let mut contained = 0;
+        while let Some(smaller) = self.index_of(fleeting).contained(range, access, belongs) {
             self.unlink(slab, smaller);
+            contained += 1;
         }
-        self.index.insert(range, access, slot);
-        self.budget.enlist(slot, now);
-        self.record_mut(slot).phase = Phase::Linked { enlisted: now };
-        contained.len() as u64
+        self.index_of_mut(fleeting)
+            .insert(range, access, slot, belongs);
+        self.budget.enlist(slot);
+        self.links += 1;
+        self.pending.retain(|&other| other != slot);
+        self.record_mut(slot).phase = Phase::Linked;
+        contained
     }
 
-    /// Notes that the memory under a watch has changed. True if an entry was given up for it.
-    pub(crate) fn invalidate<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> bool {
+    /// Notes that the memory under a watch has changed.
+    pub(crate) fn invalidate<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> Hit {
         let slot = Slot(cookie.0 as u32);
         let Some(record) = self.records.get_mut(slot.0 as usize) else {
-            return false;
+            return Hit::Nothing;
         };
         if record.cookie != cookie {
-            return false;
+            return Hit::Nothing;
         }
         match record.phase {
             Phase::Pending { .. } => {
                 record.phase = Phase::Pending { hit: true };
-                false
+                Hit::Pending
             }
-            Phase::Linked { .. } => {
+            Phase::Linked => {
                 self.unlink(slab, slot);
-                true
+                Hit::Entry
             }
-            Phase::Vacant | Phase::Unlinked { .. } => false,
+            Phase::Vacant | Phase::Unlinked { .. } => Hit::Nothing,
         }
     }
 
-    /// Takes idle entries out, the least recently used first, until another one of `bytes` has room,
-    /// and returns how many; none are taken out if that cannot be reached.
-    pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize, now: u64) -> Option<u64> {
+    /// Takes out all entries that overlap `range`, has registrations of it that are being made start
+    /// over, and returns how to tell when those given up are gone, if they are not yet.
+    pub(crate) fn give_up<T>(&mut self, slab: &Slab<T>, range: VaRange) -> Vec<(Slot, Cookie)> {
+        let linked = [&self.index, &self.fleeting];
+        let linked: Vec<_> = linked.iter().flat_map(|it| it.overlapping(range)).collect();
+        for slot in linked {
+            self.unlink(slab, slot);
+        }
+        for i in 0..self.pending.len() {
+            let record = self.record_mut(self.pending[i]);
+            if record.range.overlaps(&range) {
+                record.phase = Phase::Pending { hit: true };
+            }
+        }
+        self.leaving()
+            .filter(|&(slot, _)| self.record(slot).range.overlaps(&range))
+            .collect()
+    }
+
+    /// Slots in which something is that has been given up and is not gone, or is being made.
+    pub(crate) fn leaving(&self) -> impl Iterator<Item = (Slot, Cookie)> {
+        let records = self.records.iter().enumerate();
+        records.filter_map(|(i, record)| {
+            let leaving = match record.phase {
+                Phase::Unlinked { .. } | Phase::Pending { hit: true } => true,
+                Phase::Vacant | Phase::Linked | Phase::Pending { hit: false } => false,
+            };
+            leaving.then_some((Slot(i as u32), record.cookie))
+        })
+    }
+
+    /// True if what had this cookie is gone.
+    pub(crate) fn is_gone(&self, slot: Slot, cookie: Cookie) -> bool {
+        let record = self.record(slot);
+        record.cookie != cookie || record.phase == Phase::Vacant
+    }
+
+    /// Takes a fleeting entry out, if nobody uses it.
+    pub(crate) fn let_go<T>(&mut self, slab: &Slab<T>, slot: Slot, cookie: Cookie) {
+        let idle = slab.get(slot).is_some_and(|entry| !entry.is_in_use());
+        if idle && self.record(slot).cookie == cookie {
+            self.unlink(slab, slot);
+        }
+    }
+
+    /// Takes idle entries out, those least needed first, until another one of `bytes` has room, and
+    /// returns how many; none are taken out if that cannot be reached.
+    pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<u64> {
         let mut victims = Vec::new();
         let mut freed = 0;
         while !self.budget.would_hold(bytes, victims.len(), freed) {
-            let Some(slot) = self.oldest_idle(slab, now) else {
-                for slot in victims {
-                    self.budget.enlist(slot, self.enlisted(slot));
+            let Some(slot) = self.victim(slab) else {
+                for slot in victims.into_iter().rev() {
+                    self.budget.put_back(slot);
                 }
                 return None;
             };
@@ -171,81 +309,66 @@ impl<A: Access> Ledger<A> {
             victims.push(slot);
         }
         for &slot in &victims {
+            self.budget.put_back(slot);
             self.unlink(slab, slot);
         }
         Some(victims.len() as u64)
     }
 
-    /// Takes the least recently used idle entry out, and returns the bytes that it pins.
-    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>, now: u64) -> Option<usize> {
-        let slot = self.oldest_idle(slab, now)?;
+    /// Takes the idle entry that is least needed out, and returns the bytes that it pins.
+    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<usize> {
+        let slot = self.victim(slab)?;
+        self.budget.put_back(slot);
         self.unlink(slab, slot);
         Some(self.record(slot).bytes)
     }
 
-    /// The least recently used idle entry, struck from the budget's order.
-    fn oldest_idle<T>(&mut self, slab: &Slab<T>, now: u64) -> Option<Slot> {
-        let Self {
-            records, budget, ..
-        } = self;
-        budget.victim(now, |slot, enlisted| {
-            let found = match slab.get(slot) {
-                Some(entry) if entry.is_in_use() => Found::Busy,
-                Some(entry) if entry.last_used() > enlisted => Found::UsedAt(entry.last_used()),
-                Some(_) => Found::Idle,
-                None => Found::Busy,
-            };
-            let enlisted = match found {
-                Found::Busy => now,
-                Found::UsedAt(time) => time,
-                Found::Idle => enlisted,
-            };
-            records[slot.0 as usize].phase = Phase::Linked { enlisted };
-            found
+    /// The idle entry that is least needed, out of the budget's line.
+    fn victim<T>(&mut self, slab: &Slab<T>) -> Option<Slot> {
+        self.budget.victim(|slot| match slab.get(slot) {
+            Some(entry) if !entry.is_in_use() && !entry.was_used() => Found::Idle,
+            _ => Found::Used,
         })
     }
 
-    fn enlisted(&self, slot: Slot) -> u64 {
-        match self.record(slot).phase {
-            Phase::Linked { enlisted } => enlisted,
-            _ => 0,
+    /// Reports may have been lost, or all is to go: takes all entries out, and has registrations that
+    /// are being made start over.
+    pub(crate) fn give_up_all<T>(&mut self, slab: &Slab<T>) {
+        for i in 0..self.pending.len() {
+            self.record_mut(self.pending[i]).phase = Phase::Pending { hit: true };
         }
-    }
-
-    /// Reports may have been lost: takes all entries out, and counts pending ones as hit.
-    pub(crate) fn distrust<T>(&mut self, slab: &Slab<T>) {
-        for record in &mut self.records {
-            if let Phase::Pending { hit } = &mut record.phase {
-                *hit = true;
-            }
-        }
-        self.unlink_all(slab);
-    }
-
-    /// Takes all entries out.
-    pub(crate) fn unlink_all<T>(&mut self, slab: &Slab<T>) {
         for i in 0..self.records.len() {
-            if matches!(self.records[i].phase, Phase::Linked { .. }) {
-                self.unlink(slab, Slot(i as u32));
-            }
+            self.unlink(slab, Slot(i as u32));
         }
     }
 
-    /// Takes a linked entry out of index and order and kills it. If nobody uses it, it is among the
-    /// dead now; if not, the last guard will see to it.
+    /// Takes an entry, if it is linked, out of index and order and kills it. If nobody uses it, it is
+    /// among the dead now; if not, the last guard will see to it.
     fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) {
-        let record = &mut self.records[slot.0 as usize];
-        let Phase::Linked { enlisted } = record.phase else {
+        let &Record {
+            phase,
+            range,
+            access,
+            fleeting,
+            bytes,
+            ..
+        } = self.record(slot);
+        if phase != Phase::Linked {
             return;
-        };
+        }
         let Some(entry) = slab.get(slot) else { return };
-        self.index.remove(record.range, record.access);
-        self.budget.strike(slot, enlisted);
-        record.phase = Phase::Unlinked {
+        self.index_of_mut(fleeting).remove(range, access);
+        self.budget.strike(slot);
+        // SAFETY: linked entries are live, and the phase below makes this the only kill.
+        let held = !unsafe { entry.kill() };
+        self.record_mut(slot).phase = Phase::Unlinked {
+            held,
             next_dead: self.dead,
         };
-        // SAFETY: linked entries are live, and the phase above makes this the only kill.
-        if unsafe { entry.kill() } {
+        if held {
+            self.unreleased.entries += 1;
+            self.unreleased.bytes += bytes;
+        } else {
             self.dead = Some(slot);
         }
     }
@@ -258,41 +381,45 @@ impl<A: Access> Ledger<A> {
     /// One of the dead, which the caller must take the content of.
     pub(crate) fn pop_dead(&mut self) -> Option<Slot> {
         let slot = self.dead?;
-        if let Phase::Unlinked { next_dead } = self.record(slot).phase {
+        if let Phase::Unlinked { next_dead, .. } = self.record(slot).phase {
             self.dead = next_dead;
         }
         Some(slot)
     }
 
     /// Gives up a slot that [`reserve`](Self::reserve) gave, its registration having been destroyed
-    /// or never made. `hits` are those that its entry has served.
-    pub(crate) fn vacate(&mut self, slot: Slot, hits: u64) {
+    /// or never made.
+    pub(crate) fn vacate(&mut self, slot: Slot) {
         let record = self.record_mut(slot);
-        record.phase = Phase::Vacant;
         let bytes = record.bytes;
+        match std::mem::replace(&mut record.phase, Phase::Vacant) {
+            Phase::Pending { .. } => self.pending.retain(|&other| other != slot),
+            Phase::Unlinked { held: true, .. } => {
+                self.unreleased.entries -= 1;
+                self.unreleased.bytes -= bytes;
+            }
+            Phase::Unlinked { held: false, .. } | Phase::Linked | Phase::Vacant => {}
+        }
         self.budget.release(bytes);
         self.vacant.push(slot);
-        self.hits_of_the_gone += hits;
     }
 
-    /// Lookups served by all entries, past and present.
-    pub(crate) fn hits<T>(&self, slab: &Slab<T>) -> u64 {
-        let present: u64 = (0..self.records.len())
-            .filter(|&i| {
-                matches!(
-                    self.records[i].phase,
-                    Phase::Linked { .. } | Phase::Unlinked { .. }
-                )
-            })
-            .filter_map(|i| slab.get(Slot(i as u32)))
-            .map(Entry::hits)
-            .sum();
-        self.hits_of_the_gone + present
+    /// How many slots were ever used.
+    pub(crate) fn slots(&self) -> u32 {
+        self.records.len() as u32
     }
 
-    /// Entries and bytes held.
-    pub(crate) fn held(&self) -> (usize, usize) {
-        (self.records.len() - self.vacant.len(), self.budget.bytes())
+    /// All that counts against the limits.
+    pub(crate) fn held(&self) -> Amount {
+        Amount {
+            entries: self.records.len() - self.vacant.len(),
+            bytes: self.budget.bytes(),
+        }
+    }
+
+    /// What the cache has given up and guards still hold.
+    pub(crate) fn unreleased(&self) -> Amount {
+        self.unreleased
     }
 
     fn record(&self, slot: Slot) -> &Record<A> {
@@ -301,5 +428,31 @@ impl<A: Access> Ledger<A> {
 
     fn record_mut(&mut self, slot: Slot) -> &mut Record<A> {
         &mut self.records[slot.0 as usize]
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod attack {
+    use super::*;
+    #[test]
+    fn attack_saturated_entry_in_front_of_another_that_serves() {
+        let slab: Slab<u8> = Slab::new(8).unwrap();
+        let mut ledger: Ledger<()> = Ledger::new(8, 1 << 20);
+        let range = |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
+        let mut enter = |ledger: &mut Ledger<()>, r| {
+            let found = ledger.find(&slab, r, (), false);
+            assert!(found.is_none());
+            let belongs = ledger.belongs();
+            let (slot, _) = ledger.reserve(r, (), false, 1).unwrap();
+            ledger.link(&slab, slot, belongs);
+            unsafe { slab.get(slot).unwrap().publish(0, false) };
+            slot
+        };
+        let a = enter(&mut ledger, range(10, 20));
+        let b = enter(&mut ledger, range(12, 22));
+        slab.get(b).unwrap().saturate();
+        let c = enter(&mut ledger, range(13, 19));
+        let gone = ledger.give_up(&slab, range(19, 20));
+        assert!(gone.iter().any(|g| g.0 == a), "invalidate() missed an overlapping registration {c:?}");
     }
 }

@@ -19,22 +19,32 @@
 #![warn(missing_docs)]
 
 mod budget;
+mod builder;
 mod cache;
+mod completion;
 mod entry;
 mod error;
 mod fork;
+mod guard;
 mod hints;
 mod index;
 mod ledger;
+mod miss;
 pub mod monitor;
 mod range;
+mod reaper;
 mod registrar;
 mod slab;
+mod sorted;
 mod stats;
 mod sync;
+mod widen;
 
-pub use cache::{Builder, Cache, Guard, Unchosen};
+pub use builder::{Builder, Unchosen};
+pub use cache::Cache;
+pub use completion::Completion;
 pub use error::{Error, RegisterError};
+pub use guard::Guard;
 pub use monitor::{Cookie, Monitor};
 pub use range::VaRange;
 pub use registrar::{Access, Registrar};

@@ -67,6 +67,23 @@ impl VaRange {
     pub fn overlaps(&self, other: &Self) -> bool {
         self.start < other.end && other.start < self.end
     }
+
+    /// The blocks of `granularity` bytes, a power of two, that this lies in; `None` if the last of them
+    /// runs past the end of the address space.
+    pub(crate) fn aligned(&self, granularity: usize) -> Option<Self> {
+        Some(Self {
+            start: self.start & !(granularity - 1),
+            end: self.end.checked_next_multiple_of(granularity)?,
+        })
+    }
+
+    /// The smallest range that contains both.
+    pub(crate) fn hull(&self, other: &Self) -> Self {
+        Self {
+            start: self.start.min(other.start),
+            end: self.end.max(other.end),
+        }
+    }
 }
 
 impl fmt::Debug for VaRange {

@@ -24,6 +24,12 @@ pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
     fn writes(self) -> bool {
         true
     }
+
+    /// True if a registration gives out a key with which somebody else reaches the memory. For
+    /// [`Builder::revoke_remote_keys`](crate::Builder::revoke_remote_keys).
+    fn is_remote(self) -> bool {
+        false
+    }
 }
 
 /// For devices with a single kind of access.

@@ -1,10 +1,11 @@
 //! [`Slab`]: where entries live.
 //!
 //! Entries never move and are not freed before the slab is, so that a reader may look at the state
-//! of one whose registration has gone (see `entry.rs`). Memory grows by chunks, up to the limit that
-//! the cache was built with.
+//! of one whose registration has gone (see `entry.rs`). They are one array, so that a reader finds
+//! an entry without another load. It is address space for as many as the cache may hold; the kernel
+//! gives memory, zeroed, to those that are used.
 
-use std::sync::OnceLock;
+use std::io;
 
 use crossbeam_utils::CachePadded;
 
@@ -14,46 +15,119 @@ use crate::entry::Entry;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Slot(pub(crate) u32);
 
-const CHUNK: usize = if cfg!(loom) { 2 } else { 256 };
-
-/// One entry a cache line (or two): threads that use different entries write different lines.
-type Chunk<T> = Box<[CachePadded<Entry<T>>]>;
+/// Threads that use different entries write different cache lines.
+type Padded<T> = CachePadded<Entry<T>>;
 
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
-    chunks: Box<[OnceLock<Chunk<T>>]>,
+    entries: Array<Padded<T>>,
 }
 
 impl<T> Slab<T> {
-    pub(crate) fn new(capacity: u32) -> Self {
-        let chunks = (capacity as usize).div_ceil(CHUNK);
-        let slab = Self {
-            chunks: (0..chunks).map(|_| OnceLock::new()).collect(),
-        };
-        if cfg!(loom) {
-            // loom does not see how a OnceLock orders what it makes before who finds it.
-            for i in 0..capacity {
-                slab.prepare(Slot(i));
-            }
-        }
-        slab
+    /// A slab of `capacity` vacant entries.
+    ///
+    /// # Errors
+    ///
+    /// If there is no address space for them.
+    pub(crate) fn new(capacity: u32) -> io::Result<Self> {
+        Ok(Self {
+            entries: Array::new(capacity as usize)?,
+        })
     }
 
-    /// The entry at `slot`, if it was ever [`prepare`](Self::prepare)d.
+    /// The entry at `slot`, if the slab has that many.
     #[inline]
     pub(crate) fn get(&self, slot: Slot) -> Option<&Entry<T>> {
-        let i = slot.0 as usize;
-        Some(&self.chunks.get(i / CHUNK)?.get()?[i % CHUNK])
+        let padded = self.entries.as_slice().get(slot.0 as usize)?;
+        Some(padded)
+    }
+}
+
+#[cfg(not(loom))]
+use zeroed::Array;
+
+#[cfg(not(loom))]
+mod zeroed {
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
+    use std::io;
+    use std::marker::PhantomData;
+    use std::ptr::NonNull;
+
+    use super::Padded;
+
+    /// The alignment up to which the standard library has zeroed memory from the allocator, which has it from
+    /// the kernel, and does not zero it itself.
+    const ALIGN: usize = 16;
+
+    /// Zeroed memory, which takes pages as it is used.
+    #[derive(Debug)]
+    pub(super) struct Array<T> {
+        first: NonNull<T>,
+        len: usize,
+        /// The block that this is the aligned part of.
+        block: NonNull<u8>,
+        layout: Layout,
+        owns: PhantomData<T>,
     }
 
-    /// The entry at `slot`, which is below the capacity, made if need be.
-    pub(crate) fn prepare(&self, slot: Slot) -> &Entry<T> {
-        let i = slot.0 as usize;
-        let vacant = || {
-            (0..CHUNK)
-                .map(|_| CachePadded::new(Entry::vacant()))
-                .collect()
-        };
-        &self.chunks[i / CHUNK].get_or_init(vacant)[i % CHUNK]
+    // SAFETY: it owns what it gives out references to.
+    unsafe impl<T: Send> Send for Array<T> {}
+    // SAFETY: as above.
+    unsafe impl<T: Sync> Sync for Array<T> {}
+
+    impl<T> Array<Padded<T>> {
+        pub(super) fn new(len: usize) -> io::Result<Self> {
+            let align = align_of::<Padded<T>>();
+            let size = len
+                .checked_mul(size_of::<Padded<T>>())
+                .and_then(|size| size.checked_add(align))
+                .ok_or(io::ErrorKind::OutOfMemory)?;
+            let layout = Layout::from_size_align(size, ALIGN)
+                .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+            // SAFETY: the size is that of an alignment at least.
+            let block = NonNull::new(unsafe { alloc_zeroed(layout) });
+            let block = block.ok_or(io::ErrorKind::OutOfMemory)?;
+            // SAFETY: less than an alignment, for which there is room behind the entries.
+            let first = unsafe { block.add(block.align_offset(align)) }.cast();
+            Ok(Self {
+                first,
+                len,
+                block,
+                layout,
+                owns: PhantomData,
+            })
+        }
+
+        #[inline]
+        pub(super) fn as_slice(&self) -> &[Padded<T>] {
+            // SAFETY: the block has room for `len` of them, and zeros are a vacant entry. It lives as long
+            // as `self`, and is accessed in no other way.
+            unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
+        }
+    }
+
+    impl<T> Drop for Array<T> {
+        fn drop(&mut self) {
+            // What is in an entry is taken out before it becomes vacant, and keeps the slab until then.
+            // SAFETY: allocated so, and given back once.
+            unsafe { dealloc(self.block.as_ptr(), self.layout) }
+        }
+    }
+}
+
+/// loom's entries are more than zeros.
+#[cfg(loom)]
+#[derive(Debug)]
+struct Array<T>(Box<[T]>);
+
+#[cfg(loom)]
+impl<T> Array<Padded<T>> {
+    fn new(len: usize) -> io::Result<Self> {
+        let vacant = || CachePadded::new(Entry::vacant());
+        Ok(Self((0..len).map(|_| vacant()).collect()))
+    }
+
+    fn as_slice(&self) -> &[Padded<T>] {
+        &self.0
     }
 }

@@ -9,16 +9,16 @@
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
-    Arc, Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering, fence},
+    Arc, Condvar, Mutex, MutexGuard,
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 #[cfg(loom)]
 pub(crate) use loom::{
     cell::UnsafeCell,
     sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering, fence},
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -50,4 +50,14 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Waits for the condition to be signalled, for `timeout` at most, with the lock given up meanwhile.
+pub(crate) fn wait_for<'l, T>(
+    condition: &Condvar,
+    locked: MutexGuard<'l, T>,
+    timeout: std::time::Duration,
+) -> MutexGuard<'l, T> {
+    let waited = condition.wait_timeout(locked, timeout);
+    waited.unwrap_or_else(std::sync::PoisonError::into_inner).0
 }

@@ -298,3 +298,84 @@ fn loom_several_threads_bury_each_registration_once() {
         assert_balanced(&kernel, cache);
     });
 }
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Bits(u8);
+impl regcache::Access for Bits {
+    fn serves(self, wanted: Self) -> bool { self.0 & wanted.0 == wanted.0 }
+    fn is_remote(self) -> bool { self.0 & 4 != 0 }
+}
+struct BitsDevice(Arc<FakeKernel>);
+unsafe impl Registrar for BitsDevice {
+    type Access = Bits;
+    type Registration = Pinned;
+    fn register(&self, _: VaRange, _: Bits) -> io::Result<Pinned> {
+        self.0.registered.fetch_add(1, Ordering::Relaxed);
+        Ok(Pinned(self.0.version.load(Ordering::Acquire)))
+    }
+    fn deregister(&self, _: Pinned) -> io::Result<()> {
+        self.0.registered.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+fn bits_cache(kernel: &Arc<FakeKernel>) -> Arc<Cache<BitsDevice, FakeMonitor>> {
+    Arc::new(Cache::builder(BitsDevice(Arc::clone(kernel))).monitor(FakeMonitor(Arc::clone(kernel)))
+        .max_entries(2).revoke_remote_keys(true).build().unwrap())
+}
+const READ: Bits = Bits(1);
+const REMOTE: Bits = Bits(5);
+
+/// A lookup that comes to a fleeting entry by an outdated hint, and declines, while its last guard goes.
+#[test]
+fn loom_attack_a_declining_reader_does_not_keep_a_remote_key() {
+    loom::model(|| {
+        let kernel = FakeKernel::new(Flaw::None);
+        let cache = bits_cache(&kernel);
+        let elsewhere = PAGE.wrapping_add(0x10000);
+        drop(cache.get(PAGE, 1, READ).unwrap());
+        cache.flush().unwrap();
+        let remote = cache.get(elsewhere, 1, REMOTE).unwrap();
+        let other = { let cache = Arc::clone(&cache); thread::spawn(move || drop(cache.get(PAGE, 1, READ).unwrap())) };
+        drop(remote);
+        other.join().unwrap();
+        // what `other` registered, and nothing else
+        assert_eq!(cache.stats().entries, 1, "the remote key outlives its last guard");
+        assert_balanced2(&kernel, cache);
+    });
+}
+fn assert_balanced2(kernel: &FakeKernel, cache: Arc<Cache<BitsDevice, FakeMonitor>>) {
+    drop(cache);
+    assert_eq!(kernel.registered.load(Ordering::Relaxed), 0, "registrations leak");
+    assert!(kernel.watches.lock().unwrap().live.is_empty(), "watches leak");
+}
+/// Last guards of a fleeting registration against lookups of it, and a flush.
+#[test]
+fn loom_attack_fleeting_guards_lookups_and_flush() {
+    loom::model(|| {
+        let kernel = FakeKernel::new(Flaw::None);
+        let cache = bits_cache(&kernel);
+        let remote = cache.get(PAGE, 1, REMOTE).unwrap();
+        let other = { let cache = Arc::clone(&cache); thread::spawn(move || drop(cache.get(PAGE, 1, REMOTE).unwrap())) };
+        let dropper = thread::spawn(move || drop(remote));
+        cache.flush().unwrap();
+        other.join().unwrap();
+        dropper.join().unwrap();
+        assert_eq!(cache.stats().entries, 0, "the remote key outlives its last guard");
+        assert_balanced2(&kernel, cache);
+    });
+}
+/// flush, and wait for a guard that another thread drops.
+#[test]
+fn loom_attack_completion_sees_the_last_guard_go() {
+    loom::model(|| {
+        let kernel = FakeKernel::new(Flaw::None);
+        let cache = cache(&kernel, 2);
+        let held = cache.get(PAGE, 1, ()).unwrap();
+        let mut left = cache.flush().unwrap();
+        let dropper = thread::spawn(move || drop(held));
+        assert!(left.wait(std::time::Duration::from_secs(1000)));
+        dropper.join().unwrap();
+        drop(left);
+        assert_balanced(&kernel, cache);
+    });
+}

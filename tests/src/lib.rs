@@ -9,7 +9,7 @@ pub mod remap;
 mod rig;
 
 pub use device::{Counter, Device};
-pub use memory::{PAGE, Pages};
+pub use memory::{PAGE, Pages, pinned};
 pub use naive::NeverReports;
 pub use process::Child;
 pub use rig::{Direction, Outcome, Result, Rig};

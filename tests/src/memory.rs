@@ -1,5 +1,6 @@
 //! [`Pages`]: anonymous memory to change under a watch.
 
+use std::fs;
 use std::io;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -130,4 +131,20 @@ fn mmap(start: *mut u8, len: usize, how: i32) -> io::Result<*mut u8> {
         return Err(io::Error::last_os_error());
     }
     Ok(start.cast())
+}
+
+/// Kilobytes that this process has pinned.
+///
+/// # Panics
+///
+/// If the kernel does not say.
+#[must_use]
+pub fn pinned() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("in every process's status");
+    let line = status.lines().find(|line| line.starts_with("VmPin:"));
+    let words: Vec<_> = line
+        .expect("in every process's status")
+        .split_whitespace()
+        .collect();
+    words[1].parse().expect("in every process's status")
 }

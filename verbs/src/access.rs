@@ -76,6 +76,10 @@ impl regcache::Access for Access {
     fn writes(self) -> bool {
         self.with_implied().contains(Self::LOCAL_WRITE)
     }
+
+    fn is_remote(self) -> bool {
+        self.intersects(Self::REMOTE_READ | Self::REMOTE_WRITE | Self::REMOTE_ATOMIC)
+    }
 }
 
 #[cfg(test)]

@@ -56,6 +56,8 @@ if [ -e "$run/ummunotify.ko" ]; then
 		[ $tries -le 300 ] || fail "rxe0 did not become active"
 		sleep 0.1
 	done
+	# libibverbs looks for a device that it may not open once more in /dev/char, whose links udev makes.
+	udevadm settle --timeout=60 || fail "udev did not come to an end"
 fi
 
 for cpu in /sys/devices/system/cpu/cpu[1-9]*; do

@@ -1,5 +1,6 @@
 //! The developers' commands. Each installs what it needs, or says what to install.
 
+mod bench;
 mod cmd;
 mod cost;
 mod debug;
@@ -59,6 +60,11 @@ enum Xtask {
         #[arg(long, value_name = "SERIES", value_enum, default_value_t = kernel::Series::default())]
         kernel: kernel::Series,
     },
+    /// Measure what a lookup costs, by turns with UCX's registration cache, and print a table and a line a figure
+    Bench {
+        #[command(flatten)]
+        amount: bench::Amount,
+    },
     /// Break the driver on purpose, in the ways of tests/mutants, and check that the tests notice
     Mutants {
         /// Only those whose names contain one of these
@@ -93,6 +99,9 @@ fn main() -> ExitCode {
         Xtask::Test { place } => Project::find().and_then(|project| test::run(&project, &place)),
         Xtask::Model => model::run(),
         Xtask::Cost { kernel } => Project::find().and_then(|project| cost::run(&project, kernel)),
+        Xtask::Bench { amount } => {
+            Project::find().and_then(|project| bench::run(&project, &amount))
+        }
         Xtask::Mutants { names } => {
             Project::find().and_then(|project| mutants::run(&project, &names))
         }

@@ -1,6 +1,7 @@
 //! The best sound monitor that this machine has.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use super::{Cookie, Monitor, Nothing, Ummunotify};
 use crate::VaRange;
@@ -58,6 +59,10 @@ unsafe impl Monitor for Auto {
 
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
         either!(self, m => m.drain(invalidated))
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        either!(self, m => m.descriptor())
     }
 
     fn name(&self) -> &'static str {

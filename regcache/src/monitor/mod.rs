@@ -7,15 +7,18 @@
 pub mod abi;
 mod auto;
 mod nothing;
+mod shared;
 mod ummunotify;
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use crate::VaRange;
 
 pub use auto::{Auto, auto};
 pub use nothing::Nothing;
+pub use shared::Shared;
 pub use ummunotify::{OpenError, Ummunotify};
 
 /// Names a watch. Never used twice in the life of a cache.
@@ -43,7 +46,9 @@ impl fmt::Debug for Cookie {
 /// - **M1, nothing lost**: an invalidation that starts after [`watch`](Self::watch) has returned is
 ///   reported by [`drain`](Self::drain);
 /// - **M2, nothing in flight missed**: an invalidation under way while `watch` runs is over before
-///   it returns, or is reported after it ends;
+///   it returns, or is reported after it ends. And what was reported while it was under way is
+///   reported once more after it ends, so that a watch which is there already can serve a
+///   registration that is made now;
 /// - **M3, in time**: [`generation`](Self::generation) has changed before any thread can be given
 ///   the addresses of an invalidated range for something new, and before the invalidating call
 ///   returns;
@@ -54,7 +59,7 @@ impl fmt::Debug for Cookie {
 /// of which the first three are what safety rests on. `generation` and `drain` are called under the
 /// cache's lock: they must not call into the cache, nor drop a guard, nor panic.
 pub unsafe trait Monitor: Send + Sync + 'static {
-    /// A number that differs whenever something watched was invalidated.
+    /// A number that differs whenever something watched was invalidated. Any but `u64::MAX`.
     ///
     /// Asked on every lookup. Acquires what was released before the number changed.
     fn generation(&self) -> u64;
@@ -84,6 +89,12 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     /// If reports cannot be had, or may have been lost. The cache then gives up all that it has and
     /// refuses lookups until a drain succeeds.
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64>;
+
+    /// What polls readable while there is something to drain, if there is such a thing: for the cache's
+    /// reaper, or an application's event loop.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// What to call it in a report, in one word.
     fn name(&self) -> &'static str;

@@ -9,9 +9,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use regcache::monitor::{Cookie, Monitor};
 use regcache::{Access, Registrar, VaRange};
 
@@ -41,11 +43,24 @@ pub(crate) struct FakeKernel {
     watches: Mutex<Watches>,
     pub(crate) refuse_watches: AtomicBool,
     pub(crate) break_reports: AtomicBool,
+    /// Readable while there is something to report.
+    readable: Option<EventFd>,
 }
 
 impl FakeKernel {
     pub(crate) fn new(pages: usize) -> Arc<Self> {
+        Self::with(pages, None)
+    }
+
+    /// One whose monitors have a descriptor.
+    pub(crate) fn with_descriptor(pages: usize) -> Arc<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        Self::with(pages, Some(EventFd::from_flags(flags).unwrap()))
+    }
+
+    fn with(pages: usize, readable: Option<EventFd>) -> Arc<Self> {
         Arc::new(Self {
+            readable,
             versions: (0..pages).map(|_| AtomicU64::new(0)).collect(),
             generation: AtomicU64::new(0),
             watches: Mutex::default(),
@@ -70,6 +85,9 @@ impl FakeKernel {
         if !hit.is_empty() {
             watches.hit.extend(hit);
             self.generation.fetch_add(1, Ordering::Release);
+            if let Some(readable) = &self.readable {
+                readable.write(1).unwrap();
+            }
         }
         drop(watches);
         self.versions[page].fetch_add(1, Ordering::Release);
@@ -113,10 +131,17 @@ unsafe impl Monitor for FakeMonitor {
             return Err(io::Error::other("broken on purpose"));
         }
         let mut watches = self.0.watches.lock().unwrap();
+        if let Some(readable) = &self.0.readable {
+            let _ = readable.read();
+        }
         for cookie in std::mem::take(&mut watches.hit) {
             invalidated(Cookie(cookie));
         }
         Ok(self.0.generation.load(Ordering::Acquire))
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.0.readable.as_ref().map(EventFd::as_fd)
     }
 
     fn name(&self) -> &'static str {
@@ -131,6 +156,10 @@ pub(crate) struct Bits(pub(crate) u8);
 impl Access for Bits {
     fn serves(self, wanted: Self) -> bool {
         self.0 & wanted.0 == wanted.0
+    }
+
+    fn is_remote(self) -> bool {
+        self.0 & 4 != 0
     }
 }
 
@@ -154,6 +183,8 @@ pub(crate) struct FakeDevice {
     pub(crate) capacity: u32,
     /// Pages of the largest that it can make.
     pub(crate) largest: usize,
+    /// A page that is not mapped.
+    pub(crate) hole: Option<usize>,
     pub(crate) hook: Option<Hook>,
 }
 
@@ -165,6 +196,7 @@ impl FakeDevice {
             made: Arc::default(),
             capacity: u32::MAX,
             largest: usize::MAX,
+            hole: None,
             hook: None,
         }
     }
@@ -176,6 +208,11 @@ unsafe impl Registrar for FakeDevice {
     type Registration = Pinned;
 
     fn register(&self, range: VaRange, _: Bits) -> io::Result<Pinned> {
+        if let Some(hole) = self.hole
+            && pages(range).contains(&hole)
+        {
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
+        }
         let too_large = pages(range).len() > self.largest;
         if self.live.fetch_add(1, Ordering::Relaxed) >= self.capacity || too_large {
             self.live.fetch_sub(1, Ordering::Relaxed);

@@ -1,0 +1,50 @@
+//! What changes the cache: `cargo bench -p regcache-bench --bench change`.
+
+use std::cell::Cell;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use regcache_bench::{Addresses, Regcache, Subject, loops};
+
+fn miss_and_invalidate(c: &mut Criterion) {
+    let (cache, addresses) = filled(100_000, 1 << 17);
+    let next = Cell::new(0);
+    // Criterion says how many; each goes on where the one before it ended.
+    let take = |operations: u64| -> Range<usize> {
+        let from = next.get();
+        next.set(from + operations as usize);
+        from..next.get()
+    };
+    c.bench_function("miss/100000", |b| {
+        b.iter_custom(|n| loops::miss(&cache, &addresses, take(n)));
+    });
+    c.bench_function("invalidate/100000", |b| {
+        b.iter_custom(|n| loops::invalidate(&cache, &addresses, take(n)));
+    });
+}
+
+fn evict(c: &mut Criterion) {
+    let (cache, addresses) = filled(10_000, 10_000);
+    let mut from = 0;
+    c.bench_function("evict", |b| {
+        b.iter_custom(|n| {
+            let start = Instant::now();
+            loops::evict(&cache, &addresses, from, n as usize);
+            from += n as usize;
+            start.elapsed()
+        });
+    });
+}
+
+fn filled(entries: usize, room: usize) -> (Regcache, Arc<Addresses>) {
+    let addresses = Arc::new(Addresses::new(entries, 4096).expect("there is address space"));
+    let cache = Regcache::new(&addresses, room).expect("there is memory");
+    loops::fill(&cache, &addresses);
+    assert_eq!(cache.live(), entries as u64);
+    (cache, addresses)
+}
+
+criterion_group!(benches, miss_and_invalidate, evict);
+criterion_main!(benches);

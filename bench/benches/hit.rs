@@ -1,0 +1,40 @@
+//! Lookups of what is there, with one thread: `cargo bench -p regcache-bench --bench hit`.
+//!
+//! Of use to see what a change to the cache does; compared with UCX it is by `cargo xtask bench`.
+
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use regcache_bench::{Addresses, Random, Regcache, Subject, loops};
+
+fn same(c: &mut Criterion) {
+    let mut group = c.benchmark_group("hit/same");
+    for entries in [1, 100_000] {
+        let (cache, addresses) = filled(entries);
+        let start = addresses.entry(entries / 2);
+        group.bench_function(BenchmarkId::from_parameter(entries), |b| {
+            b.iter(|| cache.get_put(start, addresses.len()));
+        });
+    }
+}
+
+fn random(c: &mut Criterion) {
+    let mut group = c.benchmark_group("hit/random");
+    for entries in [100, 10_000, 100_000] {
+        let (cache, addresses) = filled(entries);
+        let mut order = Random::new(1);
+        group.bench_function(BenchmarkId::from_parameter(entries), |b| {
+            b.iter(|| cache.get_put(addresses.entry(order.below(entries)), addresses.len()));
+        });
+    }
+}
+
+fn filled(entries: usize) -> (Regcache, Arc<Addresses>) {
+    let addresses = Arc::new(Addresses::new(entries, 4096).expect("there is address space"));
+    let cache = Regcache::new(&addresses, 1 << 17).expect("there is memory");
+    loops::fill(&cache, &addresses);
+    (cache, addresses)
+}
+
+criterion_group!(benches, same, random);
+criterion_main!(benches);

@@ -1,0 +1,36 @@
+//! With the feature `ucx`: compiles the shim against the installed header and links libucs.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=build.rs");
+    #[cfg(feature = "ucx")]
+    shim()?;
+    Ok(())
+}
+
+#[cfg(feature = "ucx")]
+fn shim() -> Result<(), Box<dyn std::error::Error>> {
+    let shim = "ucx/shim.c";
+    println!("cargo::rerun-if-changed={shim}");
+    let ucs = pkg_config::Config::new()
+        .cargo_metadata(false)
+        .probe("ucx-ucs")
+        .map_err(|error| {
+            format!("UCX's development files are needed (Debian: libucx-dev): {error}")
+        })?;
+    cc::Build::new()
+        .file(shim)
+        .includes(&ucs.include_paths)
+        .flag("-std=gnu11")
+        // Another UCX with another signature must not compile.
+        .flag("-Werror=incompatible-pointer-types")
+        .extra_warnings(true)
+        .try_compile("regcache_bench_ucx")?;
+    // After the shim, which needs it.
+    for path in &ucs.link_paths {
+        println!("cargo::rustc-link-search=native={}", path.display());
+    }
+    for library in &ucs.libs {
+        println!("cargo::rustc-link-lib=dylib={library}");
+    }
+    Ok(())
+}

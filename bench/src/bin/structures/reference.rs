@@ -1,0 +1,300 @@
+//! A reference to a live entry: taken, checked, given back.
+
+use std::cell::Cell;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering, compiler_fence, fence};
+use std::sync::{Arc, Mutex, RwLock};
+use std::{array, ptr};
+
+use crate::{Candidate, Run};
+
+pub(crate) const CANDIDATES: &[Candidate] = &[
+    ("none", |_| Box::new(Loop(None))),
+    ("CAS, `fetch_sub`", |_| {
+        Box::new(Loop(Counted::<Swap>::new()))
+    }),
+    ("`fetch_add`, `fetch_sub`", |_| {
+        Box::new(Loop(Counted::<Add>::new()))
+    }),
+    ("slot of the thread, fence", |_| {
+        Box::new(Loop(Announced::<Full>::new()))
+    }),
+    ("slot of the thread, asymmetric fence", |_| {
+        Box::new(Loop(Announced::<Asymmetric>::new()))
+    }),
+    ("count of the thread, asymmetric fence", |_| {
+        Box::new(Loop(PerThread::new()))
+    }),
+    ("`Mutex`, `fetch_add`, `fetch_sub`", |_| {
+        Box::new(Loop(Locked::new()))
+    }),
+    ("`RwLock`, `Arc`", |_| Box::new(Loop(Shared::new()))),
+];
+
+/// One of the ways.
+trait Reference: Sync {
+    fn take_and_give_back(&self, which: usize);
+}
+
+struct Loop<R>(R);
+
+impl<R: Reference> Run for Loop<R> {
+    fn run(&self, which: usize, operations: usize) {
+        for _ in 0..operations {
+            self.0.take_and_give_back(black_box(which));
+        }
+    }
+}
+
+/// The loop itself.
+impl Reference for Option<()> {
+    #[inline(always)]
+    fn take_and_give_back(&self, _: usize) {}
+}
+
+const LIVE: u64 = 1;
+const ONE: u64 = 2;
+
+/// An entry with a word for flag and count, on cache lines of its own.
+#[repr(align(128))]
+struct Entry {
+    state: AtomicU64,
+    content: u64,
+}
+
+impl Entry {
+    fn live() -> Self {
+        Self {
+            state: AtomicU64::new(LIVE + ONE),
+            content: 1,
+        }
+    }
+}
+
+trait Acquire: Sync {
+    fn acquire(state: &AtomicU64) -> bool;
+}
+
+/// As `regcache/src/entry.rs` does.
+struct Swap;
+
+impl Acquire for Swap {
+    #[inline(always)]
+    fn acquire(state: &AtomicU64) -> bool {
+        let mut now = state.load(Ordering::Relaxed);
+        while now & LIVE != 0 {
+            match state.compare_exchange_weak(now, now + ONE, Ordering::Acquire, Ordering::Relaxed)
+            {
+                Ok(_) => return true,
+                Err(other) => now = other,
+            }
+        }
+        false
+    }
+}
+
+/// Counts first, and takes it back if the entry is dead.
+struct Add;
+
+impl Acquire for Add {
+    #[inline(always)]
+    fn acquire(state: &AtomicU64) -> bool {
+        if state.fetch_add(ONE, Ordering::Acquire) & LIVE != 0 {
+            return true;
+        }
+        state.fetch_sub(ONE, Ordering::Release);
+        false
+    }
+}
+
+struct Counted<A> {
+    entry: Entry,
+    how: std::marker::PhantomData<A>,
+}
+
+impl<A> Counted<A> {
+    fn new() -> Self {
+        Self {
+            entry: Entry::live(),
+            how: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<A: Acquire> Reference for Counted<A> {
+    #[inline(always)]
+    fn take_and_give_back(&self, _: usize) {
+        let entry = black_box(&self.entry);
+        if A::acquire(&entry.state) {
+            black_box(entry.content);
+            if entry.state.fetch_sub(ONE, Ordering::Release) == ONE {
+                fence(Ordering::Acquire);
+                black_box(&self.entry);
+            }
+        }
+    }
+}
+
+trait Fence: Sync {
+    fn fence();
+}
+
+/// Who reclaims reads the slots after a fence of its own.
+struct Full;
+
+impl Fence for Full {
+    #[inline(always)]
+    fn fence() {
+        fence(Ordering::SeqCst);
+    }
+}
+
+/// Who reclaims has the kernel put a fence into each thread (`membarrier`).
+struct Asymmetric;
+
+impl Fence for Asymmetric {
+    #[inline(always)]
+    fn fence() {
+        compiler_fence(Ordering::SeqCst);
+    }
+}
+
+const SLOTS: usize = 8;
+
+/// Entries that a thread has references to; a slot is emptied by whoever gives the reference back.
+#[repr(align(128))]
+struct Slots([AtomicPtr<Entry>; SLOTS]);
+
+thread_local! {
+    static MINE: Cell<Option<&'static Slots>> = const { Cell::new(None) };
+    static COUNTS: Cell<Option<&'static Count>> = const { Cell::new(None) };
+}
+
+fn my_slots() -> &'static Slots {
+    MINE.get().unwrap_or_else(new_slots)
+}
+
+#[cold]
+fn new_slots() -> &'static Slots {
+    // Few threads, until the program ends.
+    let slots = Box::leak(Box::new(Slots(array::from_fn(|_| AtomicPtr::default()))));
+    MINE.set(Some(slots));
+    slots
+}
+
+/// Hazard pointers, kept until the reference is given back.
+struct Announced<F> {
+    entry: Entry,
+    how: std::marker::PhantomData<F>,
+}
+
+impl<F> Announced<F> {
+    fn new() -> Self {
+        Self {
+            entry: Entry::live(),
+            how: std::marker::PhantomData,
+        }
+    }
+}
+
+impl<F: Fence> Reference for Announced<F> {
+    #[inline(always)]
+    fn take_and_give_back(&self, _: usize) {
+        let entry = black_box(&self.entry);
+        let slots = my_slots();
+        let free = slots
+            .0
+            .iter()
+            .find(|slot| slot.load(Ordering::Acquire).is_null());
+        // All in use: one would count in the entry.
+        let Some(slot) = free else { return };
+        slot.store(ptr::from_ref(entry).cast_mut(), Ordering::Relaxed);
+        F::fence();
+        if entry.state.load(Ordering::Acquire) & LIVE != 0 {
+            black_box(entry.content);
+        }
+        black_box(slot).store(ptr::null_mut(), Ordering::Release);
+    }
+}
+
+/// A thread's own count of references to one entry: what was taken there, less what was given back
+/// there.
+#[repr(align(128))]
+struct Count(AtomicU64);
+
+struct PerThread(Entry);
+
+impl PerThread {
+    fn new() -> Self {
+        Self(Entry::live())
+    }
+}
+
+#[cold]
+fn new_count() -> &'static Count {
+    let count = Box::leak(Box::new(Count(AtomicU64::new(0))));
+    COUNTS.set(Some(count));
+    count
+}
+
+impl Reference for PerThread {
+    #[inline(always)]
+    fn take_and_give_back(&self, _: usize) {
+        let entry = black_box(&self.0);
+        let count = COUNTS.get().unwrap_or_else(new_count);
+        count
+            .0
+            .store(count.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        if entry.state.load(Ordering::Acquire) & LIVE != 0 {
+            black_box(entry.content);
+        }
+        // May be another thread, with another count.
+        let count = black_box(COUNTS.get().unwrap_or_else(new_count));
+        count.0.store(
+            count.0.load(Ordering::Relaxed).wrapping_sub(1),
+            Ordering::Release,
+        );
+    }
+}
+
+/// Looks under a lock, counts in the entry.
+struct Locked(Mutex<()>, Entry);
+
+impl Locked {
+    fn new() -> Self {
+        Self(Mutex::new(()), Entry::live())
+    }
+}
+
+impl Reference for Locked {
+    #[inline(always)]
+    fn take_and_give_back(&self, _: usize) {
+        let entry = black_box(&self.1);
+        let lock = self.0.lock();
+        let live = Add::acquire(&entry.state);
+        drop(lock);
+        if live {
+            black_box(entry.content);
+            entry.state.fetch_sub(ONE, Ordering::Release);
+        }
+    }
+}
+
+struct Shared(RwLock<Arc<u64>>);
+
+impl Shared {
+    fn new() -> Self {
+        Self(RwLock::new(Arc::new(1)))
+    }
+}
+
+impl Reference for Shared {
+    #[inline(always)]
+    fn take_and_give_back(&self, _: usize) {
+        let registration = self.0.read().map(|registration| Arc::clone(&registration));
+        if let Ok(registration) = registration {
+            black_box(*registration);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Instructions, counted by callgrind.
+
+use std::io;
+use std::path::Path;
+use std::process::Command;
+
+const FEW: u32 = 20_000;
+const MANY: u32 = 120_000;
+
+/// Whether valgrind is installed.
+pub fn is_there() -> bool {
+    Command::new("valgrind").arg("--version").output().is_ok()
+}
+
+/// Instructions an operation of a program whose last argument is how many to do: the difference of
+/// two runs that differ in that, so that all else cancels out.
+///
+/// # Errors
+///
+/// If valgrind or the program fails.
+pub fn per_operation(program: &Path, arguments: &[&str]) -> io::Result<f64> {
+    let few = count(program, arguments, FEW)?;
+    let many = count(program, arguments, MANY)?;
+    Ok((many - few) / f64::from(MANY - FEW))
+}
+
+fn count(program: &Path, arguments: &[&str], operations: u32) -> io::Result<f64> {
+    let ran = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(program)
+        .args(arguments)
+        .arg(operations.to_string())
+        .output()?;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    let collected = said
+        .lines()
+        .find_map(|line| line.split_once("Collected :")?.1.trim().parse().ok());
+    match collected {
+        Some(count) if ran.status.success() => Ok(count),
+        _ => Err(io::Error::other(format!(
+            "valgrind {} {}: {}\n{said}",
+            program.display(),
+            arguments.join(" "),
+            ran.status
+        ))),
+    }
+}

@@ -1,0 +1,158 @@
+//! [`Ucx`]: UCX's registration cache as a [`Subject`], by its thread-safe functions.
+//!
+//! Declared here are the functions of `ucs/memory/rcache.h` that a lookup calls; the types are
+//! opaque. `ucx/shim.c` has what depends on their layout, and does not compile against a header
+//! whose functions are others than these.
+
+use std::ffi::{c_int, c_ulong, c_void};
+use std::hint::black_box;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::Subject;
+
+/// `ucs_rcache_t`.
+#[repr(C)]
+struct Rcache {
+    _opaque: [u8; 0],
+}
+
+/// `ucs_rcache_region_t`.
+#[repr(C)]
+struct Region {
+    _opaque: [u8; 0],
+}
+
+/// `struct dummy_device` of the shim, which counts in it.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct Device {
+    made: AtomicU64,
+    destroyed: AtomicU64,
+}
+
+/// `ucs_status_t`: 0 or a negative number.
+type Status = i8;
+
+/// `PROT_READ | PROT_WRITE`: what is asked for each time.
+const PROT: c_int = 3;
+
+unsafe extern "C" {
+    /// The shim's: makes a cache of at most so many regions that counts in `device`.
+    fn regcache_bench_ucx_create(
+        max_regions: c_ulong,
+        device: *const Device,
+        rcache: *mut *mut Rcache,
+    ) -> c_int;
+
+    /// Destroys a cache none of whose regions is in use.
+    fn ucs_rcache_destroy(rcache: *mut Rcache);
+
+    /// Finds or registers a region that covers the range, and counts a reference to it.
+    fn ucs_rcache_get(
+        rcache: *mut Rcache,
+        address: *mut c_void,
+        length: usize,
+        prot: c_int,
+        arg: *mut c_void,
+        region: *mut *mut Region,
+    ) -> Status;
+
+    /// Gives a reference back.
+    fn ucs_rcache_region_put(rcache: *mut Rcache, region: *mut Region);
+
+    /// Takes a region out, and calls `done` when the last reference to it has gone.
+    fn ucs_rcache_region_invalidate(
+        rcache: *mut Rcache,
+        region: *mut Region,
+        done: extern "C" fn(*mut c_void),
+        arg: *mut c_void,
+    );
+}
+
+/// A `ucs_rcache` with a device that does nothing.
+#[derive(Debug)]
+pub struct Ucx {
+    rcache: NonNull<Rcache>,
+    device: Box<Device>,
+}
+
+// SAFETY: the header calls the structure thread safe, and the device is of atomics.
+unsafe impl Sync for Ucx {}
+
+impl Ucx {
+    /// An empty cache of at most so many entries.
+    ///
+    /// # Errors
+    ///
+    /// UCX's status, if it cannot be made.
+    pub fn new(max_entries: usize) -> Result<Self, i32> {
+        let device = Box::<Device>::default();
+        let mut rcache = ptr::null_mut();
+        // SAFETY: the device is in a box that outlives the cache, and `rcache` is there to be
+        // written.
+        let status = unsafe {
+            regcache_bench_ucx_create(max_entries as c_ulong, &raw const *device, &raw mut rcache)
+        };
+        match NonNull::new(rcache) {
+            Some(rcache) if status == 0 => Ok(Self { rcache, device }),
+            _ => Err(status),
+        }
+    }
+
+    #[inline(always)]
+    fn get(&self, start: usize, len: usize) -> *mut Region {
+        let mut region = ptr::null_mut();
+        // SAFETY: the cache is there, and the dummy registers without looking at the memory.
+        let status = unsafe {
+            ucs_rcache_get(
+                self.rcache.as_ptr(),
+                ptr::without_provenance_mut(start),
+                len,
+                PROT,
+                ptr::null_mut(),
+                &raw mut region,
+            )
+        };
+        assert_eq!(status, 0, "nothing here refuses");
+        region
+    }
+
+    #[inline(always)]
+    fn put(&self, region: *mut Region) {
+        // SAFETY: `get` gave the reference, and the region is not used after.
+        unsafe { ucs_rcache_region_put(self.rcache.as_ptr(), region) }
+    }
+}
+
+impl Subject for Ucx {
+    const NAME: &'static str = "UCX";
+
+    #[inline(always)]
+    fn get_put(&self, start: usize, len: usize) {
+        self.put(black_box(self.get(start, len)));
+    }
+
+    #[inline(always)]
+    fn invalidate(&self, start: usize, len: usize) {
+        extern "C" fn done(_: *mut c_void) {}
+        let region = self.get(start, len);
+        // SAFETY: the region is in use until `put`, and `done` may be called at any time.
+        unsafe {
+            ucs_rcache_region_invalidate(self.rcache.as_ptr(), region, done, ptr::null_mut());
+        }
+        self.put(region);
+    }
+
+    fn counts(&self) -> (u64, u64) {
+        let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        (count(&self.device.made), count(&self.device.destroyed))
+    }
+}
+
+impl Drop for Ucx {
+    fn drop(&mut self) {
+        // SAFETY: no region is in use: `get_put` and `invalidate` give back what they get.
+        unsafe { ucs_rcache_destroy(self.rcache.as_ptr()) }
+    }
+}

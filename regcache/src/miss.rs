@@ -1,0 +1,264 @@
+//! What a lookup does that is not a hit: the miss of the protocol at the head of `cache.rs`.
+
+use std::io;
+use std::mem;
+use std::ptr::NonNull;
+
+use crate::cache::{Content, Core};
+use crate::entry::Entry;
+use crate::error::is_exhaustion;
+use crate::guard::Guard;
+use crate::ledger::Ledger;
+use crate::monitor::{Cookie, Monitor};
+use crate::slab::Slot;
+use crate::sorted::Found as Place;
+use crate::sync::{Arc, MutexGuard, lock};
+use crate::{Error, Registrar, VaRange};
+
+/// Registrations of one range that may be spoilt, by its memory changing while they are made,
+/// before the lookup is answered with one that is not kept.
+const MAX_ATTEMPTS: u32 = 8;
+
+/// A miss, and a hit that the hints did not know.
+pub(crate) fn miss<R: Registrar, M: Monitor>(
+    core: &Arc<Core<R, M>>,
+    range: VaRange,
+    access: R::Access,
+) -> Result<Guard<R, M>, Error> {
+    let bytes = core.pinned(range);
+    let mut relief = bytes;
+    let mut attempts = 0;
+    // A wider registration is tried once: it may have holes, and others change it as well.
+    let mut wide = true;
+    loop {
+        let mut ledger = match core.lock_current() {
+            Ok(ledger) => ledger,
+            Err(error) => {
+                core.bury();
+                return Err(error);
+            }
+        };
+        if let Some(guard) = core.find(&mut ledger, range, access) {
+            core.unlock(ledger);
+            return Ok(guard);
+        }
+        if !ledger.could_hold(bytes) {
+            core.unlock(ledger);
+            // What is more than the cache may hold is no reason to give up what it holds.
+            return uncached(core, range, access, 0);
+        }
+        if attempts == MAX_ATTEMPTS {
+            core.unlock(ledger);
+            tracing::debug!(?range, "changes faster than it can be registered");
+            return uncached(core, range, access, relief);
+        }
+        attempts += 1;
+        let whole = if mem::take(&mut wide) {
+            core.widened(&ledger, range, access)
+        } else {
+            range
+        };
+        let Some(mut reservation) = Reservation::new(core, ledger, whole, access) else {
+            if whole == range {
+                return uncached(core, range, access, relief);
+            }
+            continue;
+        };
+        if let Err(error) = reservation.watch() {
+            tracing::debug!(?whole, %error, "cannot be watched");
+            drop(reservation);
+            if whole == range {
+                return uncached(core, range, access, relief);
+            }
+            continue;
+        }
+        match core.registrar.register(whole, access) {
+            Ok(registration) => {
+                if let Some(guard) = reservation.publish(registration, range)? {
+                    return Ok(guard);
+                }
+                core.counters.retries.add(1);
+            }
+            Err(source) => {
+                drop(reservation);
+                if whole != range {
+                    tracing::trace!(?whole, %source, "only what was asked for is registered");
+                } else if !(is_exhaustion(&source) && core.relieve(&mut relief)) {
+                    return Err(core.refusal(range, access, source));
+                }
+                attempts -= 1;
+            }
+        }
+    }
+}
+
+/// A registration that is not kept. For it up to `relief` bytes of idle ones are given up, if the
+/// device says that it is exhausted.
+fn uncached<R: Registrar, M: Monitor>(
+    core: &Arc<Core<R, M>>,
+    range: VaRange,
+    access: R::Access,
+    mut relief: usize,
+) -> Result<Guard<R, M>, Error> {
+    let registration = loop {
+        match core.registrar.register(range, access) {
+            Ok(registration) => break registration,
+            Err(source) if is_exhaustion(&source) && core.relieve(&mut relief) => {}
+            Err(source) => return Err(core.refusal(range, access, source)),
+        }
+    };
+    core.counters.misses.add(1);
+    core.counters.uncached.add(1);
+    lock(&core.ledger).uncached += 1;
+    let entry = Box::new(Entry::vacant());
+    let content = Content {
+        range,
+        access,
+        registration,
+        place: None,
+        core: Arc::clone(core),
+    };
+    // SAFETY: new, and not shared yet.
+    unsafe { entry.occupy(content) };
+    let entry = NonNull::from(Box::leak(entry));
+    Ok(Guard::owning(entry))
+}
+
+impl<R: Registrar, M: Monitor> Core<R, M> {
+    /// What to register for `range`.
+    fn widened(&self, ledger: &Ledger<R::Access>, range: VaRange, access: R::Access) -> VaRange {
+        // Somebody else's memory has no business under a key that a peer was given for some transfer.
+        if self.is_fleeting(access) {
+            return range;
+        }
+        let whole = self
+            .widening
+            .widen(range, |block| ledger.neighbours(block, access));
+        if ledger.could_hold(self.pinned(whole)) {
+            whole
+        } else {
+            range
+        }
+    }
+}
+
+/// A slot and room for a registration that is being made, and then its watch. Given back when
+/// dropped.
+struct Reservation<'c, R: Registrar, M: Monitor> {
+    core: &'c Arc<Core<R, M>>,
+    range: VaRange,
+    access: R::Access,
+    slot: Slot,
+    cookie: Cookie,
+    watched: bool,
+    /// The ledger's count of links when the range was not found, and where it belongs.
+    links: u64,
+    belongs: Option<Place>,
+}
+
+impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
+    /// Makes room. `None` if there is none to be had.
+    fn new(
+        core: &'c Arc<Core<R, M>>,
+        mut ledger: MutexGuard<'c, Ledger<R::Access>>,
+        range: VaRange,
+        access: R::Access,
+    ) -> Option<Self> {
+        let bytes = core.pinned(range);
+        let fleeting = core.is_fleeting(access);
+        let (links, belongs) = (ledger.links(), ledger.belongs());
+        loop {
+            if let Some((slot, cookie)) = ledger.reserve(range, access, fleeting, bytes) {
+                return Some(Self {
+                    core,
+                    range,
+                    access,
+                    slot,
+                    cookie,
+                    watched: false,
+                    links,
+                    belongs,
+                });
+            }
+            if !ledger.has_dead() {
+                let evicted = ledger.make_room(&core.slab, bytes)?;
+                core.counters.evictions.add(evicted);
+            }
+            // Room comes back when the dead are buried, ours and those that others have left.
+            drop(ledger);
+            core.bury();
+            ledger = lock(&core.ledger);
+        }
+    }
+
+    fn watch(&mut self) -> io::Result<()> {
+        self.core.monitor.watch(self.range, self.cookie)?;
+        self.watched = true;
+        Ok(())
+    }
+
+    /// Enters the registration into the cache, unless its memory has changed since the watch was
+    /// placed: then destroys it and returns `None`. If another thread was faster with what `wanted`
+    /// needs, returns a guard of that one's.
+    fn publish(
+        self,
+        registration: R::Registration,
+        wanted: VaRange,
+    ) -> Result<Option<Guard<R, M>>, Error> {
+        let core = self.core;
+        let mut ledger = match core.lock_current() {
+            Ok(ledger) => ledger,
+            Err(error) => {
+                core.deregister(registration);
+                core.bury();
+                return Err(error);
+            }
+        };
+        let hit = ledger.was_hit(self.slot);
+        let other = if hit || ledger.links() == self.links {
+            None
+        } else {
+            core.find(&mut ledger, self.range, self.access)
+        };
+        if hit || other.is_some() {
+            core.unlock(ledger);
+            core.deregister(registration);
+            return Ok(other);
+        }
+        let merged = ledger.link(&core.slab, self.slot, self.belongs);
+        core.counters.merges.add(merged);
+        core.counters.misses.add(1);
+        let fleeting = core.is_fleeting(self.access);
+        if !fleeting {
+            core.hints.note(wanted.start(), self.slot, self.range);
+        }
+        let entry = core.slab.get(self.slot).expect("within the capacity");
+        let content = Content {
+            range: self.range,
+            access: self.access,
+            registration,
+            place: Some((self.slot, self.cookie)),
+            core: Arc::clone(core),
+        };
+        // SAFETY: the slot was reserved vacant, and is this reservation's alone.
+        unsafe { entry.publish(content, fleeting) };
+        let guard = Guard::owning(NonNull::from(entry));
+        let range = self.range;
+        // The entry's now, also if what was merged is destroyed with a panic.
+        mem::forget(self);
+        core.unlock(ledger);
+        tracing::trace!(?range, merged, "registered");
+        Ok(Some(guard))
+    }
+}
+
+impl<R: Registrar, M: Monitor> Drop for Reservation<'_, R, M> {
+    fn drop(&mut self) {
+        if self.watched {
+            self.core.unwatch(self.cookie);
+        }
+        let mut ledger = lock(&self.core.ledger);
+        ledger.vacate(self.slot);
+        self.core.tell_waiting(&ledger);
+    }
+}

@@ -1,0 +1,324 @@
+//! [`Shared`]: one monitor for several caches.
+//!
+//! A cache for each protection domain or device, and one set of watches in the kernel: a range that
+//! several of them have registered is watched once.
+//!
+//! # Why each cache can rely on it
+//!
+//! All that is not the monitor's own is done under one lock.
+//!
+//! - M1: a report names a watch of the monitor's; whoever drains it marks every subscriber of that
+//!   watch, and each cache finds its marks when it drains in its turn. A mark stays until then.
+//! - M2: a subscriber that joins a watch which is there already would miss an invalidation that is
+//!   under way and was reported before it joined. The monitor's M2 has such a report repeated after
+//!   the end.
+//! - M3: the generation is the monitor's. The one that a cache's drain returns is that of the last
+//!   drain of the monitor; all that was invalidated up to it has been marked, and the marks of this
+//!   cache have been reported.
+//! - M4: a mark is a flag in a subscription; the lists of marks have had room made for all of them
+//!   when they were made.
+//! - Reports that are lost, because draining the monitor failed, are lost to all: each cache's next
+//!   drain fails.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::{Cookie, Monitor};
+use crate::VaRange;
+use crate::fork::ForkMark;
+use crate::sync::{Arc, Mutex, lock};
+
+/// A share in a monitor: to be given to one cache. [`Shared::another`] makes the next one.
+#[derive(Debug)]
+pub struct Shared<M: Monitor> {
+    hub: Arc<Hub<M>>,
+    member: usize,
+    /// Readable if the monitor has something to report, or another's drain has marked something of
+    /// ours; and what the latter is told by. None if the monitor has no descriptor.
+    ready: Option<(Epoll, Arc<EventFd>)>,
+}
+
+#[derive(Debug)]
+struct Hub<M> {
+    monitor: M,
+    fork: ForkMark,
+    board: Mutex<Board>,
+}
+
+#[derive(Debug)]
+struct Board {
+    /// The generation up to which the monitor was drained.
+    drained: u64,
+    last_cookie: u64,
+    /// By the monitor's cookie.
+    watches: HashMap<u64, Watch>,
+    by_range: HashMap<VaRange, u64>,
+    members: Vec<Member>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    range: VaRange,
+    subscribers: Vec<(usize, Cookie)>,
+}
+
+/// One cache's part.
+#[derive(Debug, Default)]
+struct Member {
+    /// False if its place can be another's.
+    joined: bool,
+    /// The monitor's cookie, and whether it has been hit since the last drain.
+    subscriptions: HashMap<Cookie, (u64, bool)>,
+    marked: Vec<Cookie>,
+    /// Reports may have been lost.
+    lost: bool,
+    signal: Option<Arc<EventFd>>,
+}
+
+impl<M: Monitor> Shared<M> {
+    /// Shares `monitor`.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel gives no descriptors to wait on.
+    pub fn new(monitor: M) -> io::Result<Self> {
+        let board = Board {
+            drained: monitor.generation(),
+            last_cookie: 0,
+            watches: HashMap::new(),
+            by_range: HashMap::new(),
+            members: Vec::new(),
+        };
+        let hub = Arc::new(Hub {
+            monitor,
+            fork: ForkMark::new(1)?,
+            board: Mutex::new(board),
+        });
+        Self::join(hub)
+    }
+
+    /// A share in the same monitor, for another cache.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn another(&self) -> io::Result<Self> {
+        Self::join(Arc::clone(&self.hub))
+    }
+
+    /// Ranges watched now, for all the caches together.
+    pub fn watches(&self) -> usize {
+        lock(&self.hub.board).watches.len()
+    }
+
+    fn join(hub: Arc<Hub<M>>) -> io::Result<Self> {
+        hub.refuse_child()?;
+        let ready = match hub.monitor.descriptor() {
+            Some(monitor) => Some(ready_with(monitor)?),
+            None => None,
+        };
+        let joining = Member {
+            joined: true,
+            signal: ready.as_ref().map(|(_, signal)| Arc::clone(signal)),
+            ..Member::default()
+        };
+        let member = {
+            let members = &mut lock(&hub.board).members;
+            let left = members.iter().position(|member| !member.joined);
+            let member = left.unwrap_or(members.len());
+            if member == members.len() {
+                members.push(joining);
+            } else {
+                members[member] = joining;
+            }
+            member
+        };
+        Ok(Self { hub, member, ready })
+    }
+}
+
+fn ready_with(monitor: BorrowedFd<'_>) -> io::Result<(Epoll, Arc<EventFd>)> {
+    let signal = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let readable = || EpollEvent::new(EpollFlags::EPOLLIN, 0);
+    epoll.add(monitor, readable())?;
+    epoll.add(&signal, readable())?;
+    Ok((epoll, Arc::new(signal)))
+}
+
+impl<M> Hub<M> {
+    fn refuse_child(&self) -> io::Result<()> {
+        if self.fork.in_child() {
+            return Err(io::Error::other("this monitor watches the parent process's memory"));
+        }
+        Ok(())
+    }
+}
+
+impl Board {
+    /// Marks what the monitor reports, for all.
+    fn drain(&mut self, monitor: &impl Monitor, by: usize) -> io::Result<()> {
+        if monitor.generation() == self.drained {
+            return Ok(());
+        }
+        let Self {
+            watches, members, ..
+        } = self;
+        let drained = monitor.drain(&mut |cookie| {
+            let Some(watch) = watches.get(&cookie.0) else {
+                return;
+            };
+            for &(member, cookie) in &watch.subscribers {
+                members[member].mark(cookie);
+            }
+        });
+        match drained {
+            Ok(generation) => self.drained = generation,
+            Err(_) => self.members.iter_mut().for_each(|it| it.lost = true),
+        }
+        for (i, member) in self.members.iter().enumerate() {
+            if i != by && (member.lost || !member.marked.is_empty()) {
+                member.tell();
+            }
+        }
+        drained.map(drop)
+    }
+}
+
+impl Member {
+    fn mark(&mut self, cookie: Cookie) {
+        if let Some((_, marked @ false)) = self.subscriptions.get_mut(&cookie) {
+            *marked = true;
+            self.marked.push(cookie);
+        }
+    }
+
+    /// Has the member's descriptor be readable.
+    fn tell(&self) {
+        if let Some(signal) = &self.signal {
+            // Fails only where it is readable already.
+            let _ = signal.write(1);
+        }
+    }
+}
+
+// SAFETY: see the file's head.
+unsafe impl<M: Monitor> Monitor for Shared<M> {
+    #[inline]
+    fn generation(&self) -> u64 {
+        self.hub.monitor.generation()
+    }
+
+    fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        self.hub.refuse_child()?;
+        let board = &mut *lock(&self.hub.board);
+        let ours = match board.by_range.get(&range) {
+            Some(&ours) => ours,
+            None => {
+                let ours = board.last_cookie + 1;
+                self.hub.monitor.watch(range, Cookie(ours))?;
+                board.last_cookie = ours;
+                board.by_range.insert(range, ours);
+                let subscribers = Vec::new();
+                board.watches.insert(ours, Watch { range, subscribers });
+                ours
+            }
+        };
+        if let Some(watch) = board.watches.get_mut(&ours) {
+            watch.subscribers.push((self.member, cookie));
+        }
+        let member = &mut board.members[self.member];
+        member.subscriptions.insert(cookie, (ours, false));
+        // Draining allocates nothing.
+        let missing = member
+            .subscriptions
+            .len()
+            .saturating_sub(member.marked.len());
+        member.marked.reserve(missing);
+        Ok(())
+    }
+
+    fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        let board = &mut *lock(&self.hub.board);
+        let member = &mut board.members[self.member];
+        let Some((ours, marked)) = member.subscriptions.remove(&cookie) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        if marked {
+            member.marked.retain(|&other| other != cookie);
+        }
+        let Some(watch) = board.watches.get_mut(&ours) else {
+            return Ok(());
+        };
+        watch
+            .subscribers
+            .retain(|&other| other != (self.member, cookie));
+        if !watch.subscribers.is_empty() {
+            return Ok(());
+        }
+        let range = watch.range;
+        board.watches.remove(&ours);
+        board.by_range.remove(&range);
+        self.hub.monitor.unwatch(Cookie(ours))
+    }
+
+    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        self.hub.refuse_child()?;
+        let board = &mut *lock(&self.hub.board);
+        let drained = board.drain(&self.hub.monitor, self.member);
+        let member = &mut board.members[self.member];
+        if let Some(signal) = &member.signal {
+            match signal.read() {
+                Ok(_) | Err(Errno::EAGAIN) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        while let Some(cookie) = member.marked.pop() {
+            if let Some((_, marked)) = member.subscriptions.get_mut(&cookie) {
+                *marked = false;
+            }
+            invalidated(cookie);
+        }
+        let lost = std::mem::take(&mut member.lost);
+        drained?;
+        if lost {
+            return Err(io::Error::other(
+                "reports were lost when another cache asked for them",
+            ));
+        }
+        Ok(board.drained)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.ready.as_ref().map(|(epoll, _)| epoll.0.as_fd())
+    }
+
+    fn name(&self) -> &'static str {
+        self.hub.monitor.name()
+    }
+}
+
+impl<M: Monitor> Drop for Shared<M> {
+    fn drop(&mut self) {
+        if self.hub.fork.in_child() {
+            return;
+        }
+        // A cache ends its watches itself, unless it is leaked.
+        let left: Vec<_> = {
+            let board = lock(&self.hub.board);
+            let subscriptions = &board.members[self.member].subscriptions;
+            subscriptions.keys().copied().collect()
+        };
+        for cookie in left {
+            if let Err(error) = self.unwatch(cookie) {
+                tracing::error!(?cookie, %error, "the monitor refused to end a watch");
+            }
+        }
+        lock(&self.hub.board).members[self.member] = Member::default();
+    }
+}

@@ -1,0 +1,110 @@
+//! [`Reaper`]: memory that the application has freed does not stay pinned until somebody looks up.
+//!
+//! A thread that sleeps until the monitor has something to report, then has the cache drain it, as a
+//! lookup would, and destroys what nobody uses. Hits know nothing of it. It is never needed for a
+//! lookup to be right.
+//!
+//! Memory that changes all the time would have it running all the time: after each round it pauses,
+//! so that it takes a few per cent of a processor at most.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+
+use crate::Registrar;
+use crate::cache::Core;
+use crate::monitor::Monitor;
+use crate::sync::Arc;
+
+/// Between rounds.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// After the monitor has failed.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
+
+/// The thread, which is stopped when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reaper {
+    stop: std::sync::Arc<EventFd>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Reaper {
+    /// Starts the thread, if the monitor has a descriptor to wait for.
+    pub(crate) fn start<R: Registrar, M: Monitor>(
+        core: &Arc<Core<R, M>>,
+    ) -> io::Result<Option<Self>> {
+        if core.monitor.descriptor().is_none() {
+            return Ok(None);
+        }
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let stop = std::sync::Arc::new(stop);
+        let (core, stopped) = (Arc::clone(core), std::sync::Arc::clone(&stop));
+        // The application's signals are for its own threads, and a thread inherits its mask.
+        let mut before = SigSet::empty();
+        pthread_sigmask(
+            SigmaskHow::SIG_BLOCK,
+            Some(&SigSet::all()),
+            Some(&mut before),
+        )?;
+        let thread = thread::Builder::new()
+            .name("regcache-reaper".to_owned())
+            .spawn(move || run(&core, &stopped));
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+        Ok(Some(Self {
+            stop,
+            thread: Some(thread?),
+        }))
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        // Cannot fail: it would take 2^64 - 1 of them.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != thread::current().id()
+        {
+            // A panic of the registrar's has been reported.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run<R: Registrar, M: Monitor>(core: &Core<R, M>, stop: &EventFd) {
+    let Some(descriptor) = core.monitor.descriptor() else {
+        return;
+    };
+    loop {
+        let watched = PollFd::new(descriptor, PollFlags::POLLIN);
+        match poll(&mut [watched, stop_fd(stop)], PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot wait for the monitor: freed memory stays pinned");
+                return;
+            }
+        }
+        let mut pause = PAUSE;
+        if let Err(error) = core.reap() {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot reap");
+            pause = PAUSE_AFTER_FAILURE;
+        }
+        let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
+        if !matches!(
+            poll(&mut [stop_fd(stop)], timeout),
+            Ok(0) | Err(Errno::EINTR)
+        ) {
+            return;
+        }
+    }
+}
+
+fn stop_fd(stop: &EventFd) -> PollFd<'_> {
+    PollFd::new(stop.as_fd(), PollFlags::POLLIN)
+}

@@ -1,0 +1,286 @@
+//! Many lookups in some threads against remapping in others, on a modelled kernel and device whose hot
+//! paths take no common lock, so that the cache is what the threads meet in.
+//!
+//! A few seconds by default. A billion lookups against a million changes, in release, which takes about
+//! a minute on two processors:
+//!
+//! `REGCACHE_STRESS_LOOKUPS=1000000000 REGCACHE_STRESS_CHANGES=1000000 cargo test --release -p regcache --test stress -- --nocapture`
+#![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::env;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use regcache::monitor::{Cookie, Monitor};
+use regcache::{Cache, Guard, Registrar, VaRange};
+
+const PAGE: usize = 4096;
+const BASE: usize = 0x10_0000;
+const PAGES: usize = 96;
+
+/// Fewer than there are pages, so that there are evictions as well.
+const ENTRIES: u32 = 94;
+
+/// Lookups after which a thread says how far it has come.
+const STEP: u64 = 1 << 10;
+
+fn address(page: usize) -> *const u8 {
+    std::ptr::without_provenance(BASE + page * PAGE)
+}
+
+fn page(range: VaRange) -> usize {
+    (range.start() - BASE) / PAGE
+}
+
+/// When a change is told of.
+#[derive(Clone, Copy, PartialEq)]
+enum Report {
+    /// Before it happens, as the driver does.
+    InTime,
+    /// After it has happened, as userfaultfd does.
+    Late,
+}
+
+struct Mapping {
+    /// Which page is mapped: another number is another one.
+    version: AtomicU64,
+    /// Held from start to end of a change, and to place a watch (M2).
+    watches: Mutex<Vec<u64>>,
+}
+
+struct FakeKernel {
+    report: Report,
+    mappings: Vec<Mapping>,
+    generation: AtomicU64,
+    hit: Mutex<Vec<u64>>,
+    registered: AtomicI64,
+    watched: AtomicI64,
+}
+
+impl FakeKernel {
+    fn new(report: Report) -> Arc<Self> {
+        let mapping = || Mapping {
+            version: AtomicU64::new(0),
+            watches: Mutex::default(),
+        };
+        Arc::new(Self {
+            report,
+            mappings: (0..PAGES).map(|_| mapping()).collect(),
+            generation: AtomicU64::new(0),
+            hit: Mutex::default(),
+            registered: AtomicI64::new(0),
+            watched: AtomicI64::new(0),
+        })
+    }
+
+    fn version(&self, page: usize) -> u64 {
+        self.mappings[page].version.load(Ordering::Acquire)
+    }
+
+    /// munmap and mmap.
+    fn change(&self, page: usize) {
+        let mapping = &self.mappings[page];
+        let watches = mapping.watches.lock().unwrap();
+        let tell = || {
+            if !watches.is_empty() {
+                let mut hit = self.hit.lock().unwrap();
+                hit.extend(&*watches);
+                self.generation.fetch_add(1, Ordering::Release);
+            }
+        };
+        if self.report == Report::InTime {
+            tell();
+        }
+        mapping.version.fetch_add(1, Ordering::Release);
+        if self.report == Report::Late {
+            thread::yield_now();
+            tell();
+        }
+    }
+}
+
+struct FakeMonitor(Arc<FakeKernel>);
+
+// SAFETY: it is a model; there is no device to reach memory.
+unsafe impl Monitor for FakeMonitor {
+    fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+
+    fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        self.0.watched.fetch_add(1, Ordering::Relaxed);
+        let mut watches = self.0.mappings[page(range)].watches.lock().unwrap();
+        watches.push(cookie.0);
+        Ok(())
+    }
+
+    fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        for mapping in &self.0.mappings {
+            let mut watches = mapping.watches.lock().unwrap();
+            if let Some(i) = watches.iter().position(|&watch| watch == cookie.0) {
+                watches.swap_remove(i);
+                self.0.watched.fetch_sub(1, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        let mut hit = self.0.hit.lock().unwrap();
+        for cookie in hit.drain(..) {
+            invalidated(Cookie(cookie));
+        }
+        Ok(self.0.generation.load(Ordering::Acquire))
+    }
+
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+}
+
+struct FakeDevice(Arc<FakeKernel>);
+
+/// Goes wrong if it is used after it was destroyed, or destroyed twice.
+struct Pinned {
+    version: u64,
+    live: Arc<AtomicBool>,
+}
+
+// SAFETY: it is a model; there is no device to reach memory.
+unsafe impl Registrar for FakeDevice {
+    type Access = ();
+    type Registration = Pinned;
+
+    fn register(&self, range: VaRange, (): ()) -> io::Result<Pinned> {
+        self.0.registered.fetch_add(1, Ordering::Relaxed);
+        Ok(Pinned {
+            version: self.0.version(page(range)),
+            live: Arc::new(AtomicBool::new(true)),
+        })
+    }
+
+    fn deregister(&self, pinned: Pinned) -> io::Result<()> {
+        assert!(
+            pinned.live.swap(false, Ordering::Relaxed),
+            "destroyed twice"
+        );
+        self.0.registered.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+type FakeCache = Cache<FakeDevice, FakeMonitor>;
+
+/// xorshift64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % n
+    }
+}
+
+/// Where guards are left for other threads to drop.
+type Shelf = [Mutex<Option<Guard<FakeDevice, FakeMonitor>>>; 8];
+
+fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &AtomicU64) -> u64 {
+    let kernel = &cache.registrar().0;
+    let mut random = Random(seed);
+    let mut stale = 0;
+    for i in 0..lookups {
+        // Half of the lookups are of a quarter of the pages.
+        let page = match random.below(2) {
+            0 => random.below(PAGES),
+            _ => random.below(PAGES / 4),
+        };
+        // Whoever sees this version may have been given the address for it.
+        let mapped = kernel.version(page);
+        let guard = cache.get(address(page), PAGE, ()).unwrap();
+        let pinned = guard.registration();
+        stale += u64::from(pinned.version < mapped);
+        assert!(
+            pinned.live.load(Ordering::Relaxed),
+            "destroyed while in use"
+        );
+        if random.below(64) == 0 {
+            let shelf = &shelf[random.below(shelf.len())];
+            let other = shelf.lock().unwrap().replace(guard);
+            if let Some(other) = other {
+                assert!(other.registration().live.load(Ordering::Relaxed));
+            }
+        }
+        if i % STEP == 0 {
+            done.fetch_add(STEP, Ordering::Relaxed);
+        }
+    }
+    stale
+}
+
+/// Stale lookups of so many, while the memory changes so often, all the time.
+fn run(report: Report, lookups: u64, changes: u64) -> u64 {
+    const THREADS: u64 = 2;
+    let kernel = FakeKernel::new(report);
+    let cache = Cache::builder(FakeDevice(Arc::clone(&kernel)))
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .max_entries(ENTRIES)
+        .build()
+        .unwrap();
+    let shelf: Shelf = Default::default();
+    let (done, started) = (AtomicU64::new(0), Instant::now());
+    let stale = thread::scope(|scope| {
+        let lookers: Vec<_> = (1..=THREADS)
+            .map(|seed| {
+                let (cache, shelf, done) = (&cache, &shelf, &done);
+                scope.spawn(move || look_up(cache, shelf, lookups / THREADS, seed, done))
+            })
+            .collect();
+        let mut random = Random(99);
+        for i in 0..changes {
+            // As far as the lookups have come.
+            while done.load(Ordering::Relaxed) < lookups / changes * i
+                && !lookers.iter().all(thread::ScopedJoinHandle::is_finished)
+            {
+                std::hint::spin_loop();
+            }
+            kernel.change(random.below(PAGES));
+        }
+        lookers.into_iter().map(|it| it.join().unwrap()).sum()
+    });
+    let stats = cache.stats();
+    println!(
+        "{lookups} lookups, {changes} changes, {stale} stale, in {:?}: {stats}",
+        started.elapsed()
+    );
+    assert_eq!(stats.hits + stats.misses, lookups / THREADS * THREADS);
+    assert!(stats.invalidations > 0 && stats.evictions > 0);
+    drop(shelf);
+    drop(cache);
+    let left = [&kernel.registered, &kernel.watched].map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(left, [0, 0], "registrations, watches");
+    stale
+}
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    env::var(name).map_or(otherwise, |it| it.parse().unwrap())
+}
+
+#[test]
+fn no_lookup_is_stale_and_nothing_leaks() {
+    let lookups = number("REGCACHE_STRESS_LOOKUPS", 2_000_000);
+    let changes = number("REGCACHE_STRESS_CHANGES", 20_000);
+    assert_eq!(run(Report::InTime, lookups, changes), 0);
+}
+
+#[test]
+fn reports_that_are_late_are_caught_out() {
+    let stale = (0..20).map(|_| run(Report::Late, 1_000_000, 20_000));
+    assert!(stale.into_iter().any(|stale| stale > 0));
+}

@@ -1,0 +1,135 @@
+//! A cache at its limits for a long time: threads map, look up and unmap buffers of all sizes, on the
+//! driver and the device, and what the process holds and has pinned must not grow. Needs the VM:
+//! `cargo xtask vm --timeout 4000 -- target/release/churn --minutes 60`
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use memmap2::MmapMut;
+use regcache::Cache;
+use regcache::monitor::Ummunotify;
+use regcache_tests::{PAGE, pinned};
+use regcache_verbs::{Access, Context, MrRegistrar, Pd};
+
+const MAX_ENTRIES: u32 = 256;
+const MAX_BYTES: usize = 32 << 20;
+
+/// Buffers that each thread has at a time, of up to so many pages.
+const BUFFERS: usize = 300;
+const PAGES: u64 = 128;
+
+/// Churns a cache at its limits and watches what the process holds
+#[derive(Parser)]
+struct Cli {
+    /// How long
+    #[arg(long, default_value_t = 1)]
+    minutes: u64,
+    /// In how many threads
+    #[arg(long, default_value_t = 2)]
+    threads: u64,
+}
+
+/// xorshift64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+
+    fn buffer(&mut self) -> MmapMut {
+        let pages = 1 + self.below(PAGES);
+        MmapMut::map_anon(pages as usize * PAGE).expect("there is memory")
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let cli = Cli::parse();
+    let pd = Pd::alloc(&Context::open_first()?)?;
+    let cache = Cache::builder(MrRegistrar::new(&pd))
+        .monitor(Ummunotify::open()?)
+        .max_entries(MAX_ENTRIES)
+        .max_bytes(MAX_BYTES)
+        .build()?;
+    let (stop, lookups) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut held = Vec::new();
+    thread::scope(|scope| {
+        for seed in 1..=cli.threads {
+            let (cache, stop, lookups) = (&cache, &stop, &lookups);
+            scope.spawn(move || {
+                let mut random = Random(seed * 0x9E37_79B9_7F4A_7C15);
+                let mut buffers: Vec<_> = (0..BUFFERS).map(|_| random.buffer()).collect();
+                while !stop.load(Ordering::Relaxed) {
+                    let i = random.below(BUFFERS as u64) as usize;
+                    match random.below(4) {
+                        0 => buffers[i] = random.buffer(),
+                        _ => {
+                            let buffer = &buffers[i];
+                            let guard =
+                                cache.get(buffer.as_ptr(), buffer.len(), Access::LOCAL_WRITE);
+                            drop(guard.expect("can be registered"));
+                        }
+                    }
+                    lookups.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        println!("minute lookups resident_kB pinned_kB entries bytes misses");
+        let started = Instant::now();
+        for minute in 1..=cli.minutes {
+            let due = Duration::from_secs(60 * minute);
+            thread::sleep(due.saturating_sub(started.elapsed()));
+            let stats = cache.stats();
+            let (resident, pinned) = (resident(), pinned());
+            println!(
+                "{minute} {} {resident} {pinned} {} {} {}",
+                lookups.load(Ordering::Relaxed),
+                stats.entries,
+                stats.bytes,
+                stats.misses
+            );
+            held.push((resident, pinned));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    println!("{}", cache.stats());
+    let mut left = cache.close()?;
+    if left.in_use() > 0 {
+        return Err("registrations are left".into());
+    }
+    drop((left, pd));
+    verdict(&held)
+}
+
+/// Compares the last quarter with what there was after the first: growth would show.
+fn verdict(held: &[(u64, u64)]) -> Result<(), Box<dyn std::error::Error>> {
+    let quarter = held.len().div_ceil(4);
+    let most = |part: &[(u64, u64)]| part.iter().map(|it| it.0).max().unwrap_or(0);
+    let (first, last) = (most(&held[..quarter]), most(&held[held.len() - quarter..]));
+    let pinned_most = held.iter().map(|it| it.1).max().unwrap_or(0);
+    println!(
+        "resident: at most {first} kB in the first quarter, {last} kB in the last; pinned: at most {pinned_most} kB"
+    );
+    // What is mapped and touched at random varies by some per cent.
+    if last > first + first / 10 {
+        return Err("it grows".into());
+    }
+    if pinned_most > MAX_BYTES as u64 / 1024 + 2 * PAGES * 4 {
+        return Err("more is pinned than the limit allows".into());
+    }
+    Ok(())
+}
+
+/// Kilobytes.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let words = line.and_then(|line| line.split_whitespace().nth(1));
+    words.and_then(|word| word.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,164 @@
+//! The cache on the real driver and device, in what it does beside looking up: releasing what was
+//! freed, sharing a monitor, revoking keys. Needs the VM.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use regcache::monitor::{Shared, Ummunotify};
+use regcache::{Builder, Cache};
+use regcache_tests::{PAGE, Pages, pinned};
+use regcache_verbs::{
+    Access, Context, Cq, Loopback, MrRegistrar, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
+};
+
+/// What a process has pinned is counted for all its threads, so that these tests run one by one.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn domain() -> Arc<Pd> {
+    Pd::alloc(&Context::open_first().unwrap()).unwrap()
+}
+
+fn builder(pd: &Arc<Pd>) -> Builder<MrRegistrar, Ummunotify> {
+    Cache::builder(MrRegistrar::new(pd)).monitor(Ummunotify::open().unwrap())
+}
+
+fn within(limit: Duration, what: impl Fn() -> bool) -> Duration {
+    let started = Instant::now();
+    while !what() {
+        assert!(started.elapsed() < limit, "not within {limit:?}");
+        thread::sleep(Duration::from_micros(200));
+    }
+    started.elapsed()
+}
+
+#[test]
+fn freed_memory_is_unpinned_though_nobody_looks_up() {
+    let _alone = alone();
+    let cache = builder(&domain()).build().unwrap();
+    let before = pinned();
+    let memory: Vec<_> = (0..64).map(|_| Pages::new(4).unwrap()).collect();
+    for pages in &memory {
+        cache
+            .prefetch(pages.page(0), pages.len(), Access::LOCAL_WRITE)
+            .unwrap();
+    }
+    assert_eq!(pinned(), before + 64 * 16);
+    drop(memory);
+    let took = within(Duration::from_secs(5), || pinned() == before);
+    println!("256 pages were unpinned {took:?} after they were freed");
+    assert_eq!(cache.stats().entries, 0);
+    assert_eq!(cache.stats().invalidations, 64);
+}
+
+#[test]
+fn an_event_loop_can_do_the_releasing() {
+    let _alone = alone();
+    let cache = builder(&domain()).background_reaper(false).build().unwrap();
+    let memory = Pages::new(4).unwrap();
+    let before = pinned();
+    cache
+        .prefetch(memory.page(0), memory.len(), Access::LOCAL_WRITE)
+        .unwrap();
+    drop(memory);
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(pinned(), before + 16, "nobody has");
+    cache.reap().unwrap();
+    assert_eq!(pinned(), before);
+}
+
+#[test]
+fn domains_share_a_monitor() {
+    let _alone = alone();
+    let first = Shared::new(Ummunotify::open().unwrap()).unwrap();
+    let domains = [domain(), domain()];
+    let caches = domains.each_ref().map(|pd| {
+        let monitor = first.another().unwrap();
+        let builder = Cache::builder(MrRegistrar::new(pd));
+        builder.monitor(monitor).build().unwrap()
+    });
+    let mut links = domains.each_ref().map(|pd| Loopback::connect(pd).unwrap());
+    let mut sink = vec![0; PAGE];
+    for round in 1..100 {
+        // Freed at the end of each round, and mapped again at the same address.
+        let mut source = memmap2::MmapMut::map_anon(PAGE).unwrap();
+        source.fill(round);
+        for (link, cache) in links.iter_mut().zip(&caches) {
+            for _ in 0..2 {
+                link.send(cache, &source, &mut sink).unwrap();
+                assert!(sink.iter().all(|&byte| byte == round));
+            }
+        }
+        assert!(first.watches() <= 2, "the source and the sink, once each");
+    }
+    for cache in &caches {
+        assert_eq!(cache.stats().uncached, 0);
+        assert!(cache.stats().invalidations >= 98);
+    }
+}
+
+#[test]
+fn a_revoked_key_reaches_no_memory() {
+    let _alone = alone();
+    let pd = domain();
+    let context = pd.context();
+    let route = Route::to_self(context, &context.active_port().unwrap()).unwrap();
+    let memory = Pages::new(2).unwrap();
+    memory.write(1, b'B');
+    let cache = builder(&pd).revoke_remote_keys(true).build().unwrap();
+    let from = cache
+        .get(memory.page(0), PAGE, Access::LOCAL_WRITE)
+        .unwrap();
+    let to = cache
+        .get(memory.page(1), PAGE, Access::REMOTE_WRITE)
+        .unwrap();
+    let sge = Sge {
+        addr: memory.page(0).addr() as u64,
+        length: PAGE as u32,
+        lkey: from.registration().lkey(),
+    };
+    let remote = RemoteMemory {
+        addr: memory.page(1).addr() as u64,
+        rkey: to.registration().rkey(),
+    };
+    let write = || {
+        let cq = Cq::create(context, 16).unwrap();
+        let ends = [(); 2].map(|()| Qp::create(&pd, &cq, &cq, 4).unwrap());
+        Qp::connect(&ends[0], &ends[1], &route).unwrap();
+        // SAFETY: `memory` is mapped and left alone until the completion has been polled.
+        unsafe { ends[0].post_rdma_write(7, sge, remote) }.unwrap();
+        let status = Cell::new(None);
+        within(Duration::from_secs(30), || {
+            status.set(cq.poll().unwrap().map(|completion| completion.status));
+            status.get().is_some()
+        });
+        status.get()
+    };
+    assert_eq!(write(), Some(WcStatus::SUCCESS));
+    drop(to);
+    assert_eq!(write(), Some(WcStatus::REM_ACCESS_ERR));
+}
+
+#[test]
+fn devices_and_domains_do_not_mix_their_registrations() {
+    let _alone = alone();
+    let domains = [domain(), domain()];
+    let caches = domains.each_ref().map(|pd| builder(pd).build().unwrap());
+    let memory = Pages::new(1).unwrap();
+    let keys: BTreeSet<_> = caches
+        .iter()
+        .map(|cache| {
+            let guard = cache
+                .get(memory.page(0), PAGE, Access::LOCAL_WRITE)
+                .unwrap();
+            guard.registration().lkey()
+        })
+        .collect();
+    assert_eq!(keys.len(), 2);
+}

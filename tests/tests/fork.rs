@@ -1,0 +1,117 @@
+//! A process with a cache forks, with libibverbs' support for that switched on and without: two
+//! processes, as it cannot be switched off again. Needs the VM.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::env;
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+
+use regcache::monitor::Ummunotify;
+use regcache::{Cache, Error};
+use regcache_tests::{Child, PAGE, Pages, pinned};
+use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd, fork_init};
+
+type VerbsCache = Cache<MrRegistrar, Ummunotify>;
+
+/// Set in the process that has the support.
+const SUPPORTED: &str = "REGCACHE_TEST_FORK_INIT";
+
+/// What a process has pinned is counted for all its threads, so that these tests run one by one.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn cache(background_reaper: bool) -> (Arc<Pd>, VerbsCache) {
+    static SUPPORT: Once = Once::new();
+    SUPPORT.call_once(|| {
+        if env::var_os(SUPPORTED).is_some() {
+            fork_init().unwrap();
+        }
+    });
+    let pd = Pd::alloc(&Context::open_first().unwrap()).unwrap();
+    let cache = Cache::builder(MrRegistrar::new(&pd))
+        .monitor(Ummunotify::open().unwrap())
+        .background_reaper(background_reaper)
+        .build();
+    (pd, cache.unwrap())
+}
+
+#[test]
+fn all_of_this_with_fork_support() {
+    if env::var_os(SUPPORTED).is_some() {
+        return;
+    }
+    let _alone = alone();
+    let mut again = Command::new(env::current_exe().unwrap());
+    let status = again.env(SUPPORTED, "1").status().unwrap();
+    assert!(status.success());
+}
+
+/// Sends a page of `memory`, filled anew, and looks at what arrives.
+fn sends_what_is_there(link: &mut Loopback, cache: &VerbsCache, memory: &Pages, byte: u8) {
+    memory.write(0, byte);
+    // SAFETY: mapped, and nobody else's meanwhile.
+    let source = unsafe { std::slice::from_raw_parts(memory.page(0), PAGE) };
+    // Not from the heap: what libibverbs keeps from children, it keeps by whole pages.
+    let sink = Pages::new(1).unwrap();
+    // SAFETY: as above.
+    let received = unsafe { std::slice::from_raw_parts_mut(sink.page(0), PAGE) };
+    link.send(cache, source, received).unwrap();
+    assert_eq!(received[0], byte);
+}
+
+#[test]
+fn a_parent_that_forks_loses_nothing() {
+    let _alone = alone();
+    let supported = env::var_os(SUPPORTED).is_some();
+    let (pd, cache) = cache(true);
+    let mut link = Loopback::connect(&pd).unwrap();
+    let memory = Pages::new(1).unwrap();
+    for round in 0..20 {
+        sends_what_is_there(&mut link, &cache, &memory, 2 * round);
+        let child = Child::fork(|| {
+            // Its own copy of the page, which the parent must not see or lose its own by. With the
+            // support it has none: registered memory is not there in a child.
+            if !supported {
+                memory.write(0, 0xFF);
+            }
+            matches!(
+                cache.get(memory.page(0), PAGE, Access::LOCAL_WRITE),
+                Err(Error::Forked)
+            )
+        });
+        sends_what_is_there(&mut link, &cache, &memory, 2 * round + 1);
+        assert!(child.unwrap().succeeded().unwrap());
+        // vfork and exec.
+        assert!(Command::new("true").status().unwrap().success());
+        sends_what_is_there(&mut link, &cache, &memory, 2 * round);
+    }
+    let stats = cache.stats();
+    assert_eq!((stats.leaked, stats.uncached), (0, 0));
+    assert!(stats.hits > 50, "{stats}");
+}
+
+#[test]
+fn memory_that_is_unmapped_can_be_deregistered() {
+    let _alone = alone();
+    let (pd, cache) = cache(false);
+    let mut link = Loopback::connect(&pd).unwrap();
+    let before = pinned();
+    for round in 0..20 {
+        let memory = Pages::new(3).unwrap();
+        sends_what_is_there(&mut link, &cache, &memory, round);
+        // A part of what libibverbs knows by its address, then all, and something else there.
+        let held = cache
+            .get(memory.page(0), 3 * PAGE, Access::LOCAL_WRITE)
+            .unwrap();
+        memory.unmap(1, 1).unwrap();
+        cache.reap().unwrap();
+        memory.unmap(0, 3).unwrap();
+        drop(held);
+        cache.reap().unwrap();
+    }
+    assert_eq!(cache.stats().leaked, 0);
+    drop((link, cache));
+    assert_eq!(pinned(), before);
+}
