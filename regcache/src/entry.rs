@@ -254,7 +254,8 @@ impl<T> Entry<T> {
 
     #[cfg(test)]
     pub(crate) fn saturate(&self) {
-        self.state.fetch_add(TOO_MANY - 2 * ONE + MANY_HITS, Ordering::Relaxed);
+        self.state
+            .fetch_add(TOO_MANY - 2 * ONE + MANY_HITS, Ordering::Relaxed);
     }
 
     /// The content.

@@ -438,7 +438,8 @@ mod attack {
     fn attack_saturated_entry_in_front_of_another_that_serves() {
         let slab: Slab<u8> = Slab::new(8).unwrap();
         let mut ledger: Ledger<()> = Ledger::new(8, 1 << 20);
-        let range = |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
+        let range =
+            |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
         let mut enter = |ledger: &mut Ledger<()>, r| {
             let found = ledger.find(&slab, r, (), false);
             assert!(found.is_none());
@@ -453,6 +454,9 @@ mod attack {
         slab.get(b).unwrap().saturate();
         let c = enter(&mut ledger, range(13, 19));
         let gone = ledger.give_up(&slab, range(19, 20));
-        assert!(gone.iter().any(|g| g.0 == a), "invalidate() missed an overlapping registration {c:?}");
+        assert!(
+            gone.iter().any(|g| g.0 == a),
+            "invalidate() missed an overlapping registration {c:?}"
+        );
     }
 }

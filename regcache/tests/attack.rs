@@ -2,13 +2,13 @@
 #![cfg(not(loom))]
 #![allow(clippy::all)]
 mod model;
+use model::{Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, Pinned, page};
+use regcache::monitor::{Cookie, Monitor, Shared};
+use regcache::{Cache, Registrar, VaRange};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use model::{Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, Pinned, page};
-use regcache::monitor::{Cookie, Monitor, Shared};
-use regcache::{Cache, Registrar, VaRange};
 
 const READ: Bits = Bits(1);
 const REMOTE: Bits = Bits(5);
@@ -18,9 +18,13 @@ struct Panicky(FakeDevice, AtomicBool);
 unsafe impl Registrar for Panicky {
     type Access = Bits;
     type Registration = Pinned;
-    fn register(&self, r: VaRange, a: Bits) -> io::Result<Pinned> { self.0.register(r, a) }
+    fn register(&self, r: VaRange, a: Bits) -> io::Result<Pinned> {
+        self.0.register(r, a)
+    }
     fn deregister(&self, p: Pinned) -> io::Result<()> {
-        if self.1.swap(false, Ordering::Relaxed) { panic!("registrar"); }
+        if self.1.swap(false, Ordering::Relaxed) {
+            panic!("registrar");
+        }
         self.0.deregister(p)
     }
 }
@@ -29,11 +33,15 @@ unsafe impl Registrar for Panicky {
 fn a_panic_while_burying_leaves_no_unwatched_entry() {
     let kernel = FakeKernel::new(8);
     let cache = Cache::builder(Panicky(FakeDevice::new(&kernel), AtomicBool::new(false)))
-        .monitor(FakeMonitor(Arc::clone(&kernel))).build().unwrap();
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .build()
+        .unwrap();
     drop(cache.get(page(0), PAGE, READ).unwrap());
     cache.registrar().1.store(true, Ordering::Relaxed);
     // the wider one merges the first, whose deregistration panics
-    let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(cache.get(page(0), 2 * PAGE, READ))));
+    let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        drop(cache.get(page(0), 2 * PAGE, READ))
+    }));
     assert!(r.is_err());
     eprintln!("watches {} stats {}", kernel.watches(), cache.stats());
     kernel.remap(1);
@@ -47,106 +55,211 @@ fn a_panic_while_burying_leaves_no_unwatched_entry() {
 fn a_panic_while_burying_does_not_recycle_a_live_slot() {
     let kernel = FakeKernel::new(8);
     let cache = Cache::builder(Panicky(FakeDevice::new(&kernel), AtomicBool::new(false)))
-        .monitor(FakeMonitor(Arc::clone(&kernel))).build().unwrap();
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .build()
+        .unwrap();
     drop(cache.get(page(0), PAGE, READ).unwrap());
     cache.registrar().1.store(true, Ordering::Relaxed);
-    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(cache.get(page(0), 2 * PAGE, READ))));
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        drop(cache.get(page(0), 2 * PAGE, READ))
+    }));
     let held = cache.get(page(0), 2 * PAGE, READ).unwrap();
     let (first, id) = (held.registration().first, held.registration().id);
     let other = cache.get(page(5), PAGE, READ).unwrap();
-    assert_eq!((held.registration().first, held.registration().id), (first, id), "the guard's content was overwritten");
+    assert_eq!(
+        (held.registration().first, held.registration().id),
+        (first, id),
+        "the guard's content was overwritten"
+    );
     drop(other);
 }
 
 #[test]
 fn a_fleeting_registration_serves_no_local_lookup() {
     let kernel = FakeKernel::new(8);
-    let cache = Cache::builder(FakeDevice::new(&kernel)).monitor(FakeMonitor(Arc::clone(&kernel)))
-        .revoke_remote_keys(true).build().unwrap();
+    let cache = Cache::builder(FakeDevice::new(&kernel))
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .revoke_remote_keys(true)
+        .build()
+        .unwrap();
     drop(cache.get(page(0), PAGE, READ).unwrap());
     cache.flush().unwrap();
     let remote = cache.get(page(0), PAGE, REMOTE).unwrap();
     let local = cache.get(page(0), PAGE, READ).unwrap();
-    assert_ne!(local.registration().id, remote.registration().id, "local lookup got the remote key's registration");
+    assert_ne!(
+        local.registration().id,
+        remote.registration().id,
+        "local lookup got the remote key's registration"
+    );
 }
 
 #[test]
 fn the_remote_key_ends_with_the_last_remote_guard() {
     let kernel = FakeKernel::new(8);
-    let cache = Cache::builder(FakeDevice::new(&kernel)).monitor(FakeMonitor(Arc::clone(&kernel)))
-        .revoke_remote_keys(true).build().unwrap();
+    let cache = Cache::builder(FakeDevice::new(&kernel))
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .revoke_remote_keys(true)
+        .build()
+        .unwrap();
     drop(cache.get(page(0), PAGE, READ).unwrap());
     cache.flush().unwrap();
     let remote = cache.get(page(0), PAGE, REMOTE).unwrap();
     let _local = cache.get(page(0), PAGE, READ).unwrap();
     let before = cache.registrar().live.load(Ordering::Relaxed);
     drop(remote);
-    assert_eq!(cache.registrar().live.load(Ordering::Relaxed), before - 1, "key still valid");
+    assert_eq!(
+        cache.registrar().live.load(Ordering::Relaxed),
+        before - 1,
+        "key still valid"
+    );
 }
 
 #[test]
 fn waiting_for_ever_does_not_panic() {
     let kernel = FakeKernel::new(8);
-    let cache = Cache::builder(FakeDevice::new(&kernel)).monitor(FakeMonitor(Arc::clone(&kernel))).build().unwrap();
+    let cache = Cache::builder(FakeDevice::new(&kernel))
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .build()
+        .unwrap();
     assert!(cache.flush().unwrap().wait(Duration::MAX));
 }
 
 /// A kernel whose invalidations take time: start raises and marks, end puts the new page there, and reports
 /// once more what was *reported* (read) in between - as the driver does (record_again: early && NOT_HIT).
-struct Slow { k: std::sync::Mutex<SlowState> }
+struct Slow {
+    k: std::sync::Mutex<SlowState>,
+}
 #[derive(Default)]
-struct SlowState { gen_: u64, live: std::collections::BTreeMap<u64, VaRange>, hit: std::collections::BTreeSet<u64>, early: std::collections::BTreeSet<u64>, running: bool, version: u64 }
+struct SlowState {
+    gen_: u64,
+    live: std::collections::BTreeMap<u64, VaRange>,
+    hit: std::collections::BTreeSet<u64>,
+    early: std::collections::BTreeSet<u64>,
+    running: bool,
+    version: u64,
+}
 impl Slow {
-    fn start(&self) { let mut s = self.k.lock().unwrap(); s.running = true; let c: Vec<_> = s.live.keys().copied().collect(); if !c.is_empty() { s.hit.extend(c); s.gen_ += 1; } }
-    fn end(&self) { let mut s = self.k.lock().unwrap(); s.version += 1; s.running = false;
-        let early = std::mem::take(&mut s.early); let mut more = false;
-        for c in early { if s.live.contains_key(&c) && s.hit.insert(c) { more = true; } }
-        if more { s.gen_ += 1; } }
+    fn start(&self) {
+        let mut s = self.k.lock().unwrap();
+        s.running = true;
+        let c: Vec<_> = s.live.keys().copied().collect();
+        if !c.is_empty() {
+            s.hit.extend(c);
+            s.gen_ += 1;
+        }
+    }
+    fn end(&self) {
+        let mut s = self.k.lock().unwrap();
+        s.version += 1;
+        s.running = false;
+        let early = std::mem::take(&mut s.early);
+        let mut more = false;
+        for c in early {
+            if s.live.contains_key(&c) && s.hit.insert(c) {
+                more = true;
+            }
+        }
+        if more {
+            s.gen_ += 1;
+        }
+    }
 }
 struct SlowMonitor(Arc<Slow>);
 unsafe impl Monitor for SlowMonitor {
-    fn generation(&self) -> u64 { self.0.k.lock().unwrap().gen_ }
-    fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> { let mut s = self.0.k.lock().unwrap(); assert!(!s.running, "would wait"); s.live.insert(c.0, r); Ok(()) }
-    fn unwatch(&self, c: Cookie) -> io::Result<()> { let mut s = self.0.k.lock().unwrap(); s.hit.remove(&c.0); s.early.remove(&c.0); s.live.remove(&c.0); Ok(()) }
-    fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> { let mut s = self.0.k.lock().unwrap(); let running = s.running;
-        for c in std::mem::take(&mut s.hit) { if running { s.early.insert(c); } f(Cookie(c)); } Ok(s.gen_) }
-    fn name(&self) -> &'static str { "slow" }
+    fn generation(&self) -> u64 {
+        self.0.k.lock().unwrap().gen_
+    }
+    fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
+        let mut s = self.0.k.lock().unwrap();
+        assert!(!s.running, "would wait");
+        s.live.insert(c.0, r);
+        Ok(())
+    }
+    fn unwatch(&self, c: Cookie) -> io::Result<()> {
+        let mut s = self.0.k.lock().unwrap();
+        s.hit.remove(&c.0);
+        s.early.remove(&c.0);
+        s.live.remove(&c.0);
+        Ok(())
+    }
+    fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        let mut s = self.0.k.lock().unwrap();
+        let running = s.running;
+        for c in std::mem::take(&mut s.hit) {
+            if running {
+                s.early.insert(c);
+            }
+            f(Cookie(c));
+        }
+        Ok(s.gen_)
+    }
+    fn name(&self) -> &'static str {
+        "slow"
+    }
 }
 struct SlowDevice(Arc<Slow>);
 unsafe impl Registrar for SlowDevice {
     type Access = ();
     type Registration = u64;
-    fn register(&self, _: VaRange, _: ()) -> io::Result<u64> { Ok(self.0.k.lock().unwrap().version) }
-    fn deregister(&self, _: u64) -> io::Result<()> { Ok(()) }
+    fn register(&self, _: VaRange, _: ()) -> io::Result<u64> {
+        Ok(self.0.k.lock().unwrap().version)
+    }
+    fn deregister(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[test]
 fn a_cache_built_during_an_invalidation_on_a_shared_monitor_is_never_stale() {
-    let k = Arc::new(Slow { k: Default::default() });
+    let k = Arc::new(Slow {
+        k: Default::default(),
+    });
     let one = Shared::new(SlowMonitor(Arc::clone(&k))).unwrap();
     let two = one.another().unwrap();
-    let a = Cache::builder(SlowDevice(Arc::clone(&k))).monitor(one).build().unwrap();
+    let a = Cache::builder(SlowDevice(Arc::clone(&k)))
+        .monitor(one)
+        .build()
+        .unwrap();
     drop(a.get(page(0), PAGE, ()).unwrap());
     k.start();
-    let b = Cache::builder(SlowDevice(Arc::clone(&k))).monitor(two).build().unwrap();
+    let b = Cache::builder(SlowDevice(Arc::clone(&k)))
+        .monitor(two)
+        .build()
+        .unwrap();
     drop(b.get(page(0), PAGE, ()).unwrap());
     k.end();
-    assert_eq!(*b.get(page(0), PAGE, ()).unwrap().registration(), 1, "STALE");
+    assert_eq!(
+        *b.get(page(0), PAGE, ()).unwrap().registration(),
+        1,
+        "STALE"
+    );
 }
 
 /// The control: the second cache was built before.
 #[test]
 fn control_a_cache_built_before() {
-    let k = Arc::new(Slow { k: Default::default() });
+    let k = Arc::new(Slow {
+        k: Default::default(),
+    });
     let one = Shared::new(SlowMonitor(Arc::clone(&k))).unwrap();
     let two = one.another().unwrap();
-    let a = Cache::builder(SlowDevice(Arc::clone(&k))).monitor(one).build().unwrap();
-    let b = Cache::builder(SlowDevice(Arc::clone(&k))).monitor(two).build().unwrap();
+    let a = Cache::builder(SlowDevice(Arc::clone(&k)))
+        .monitor(one)
+        .build()
+        .unwrap();
+    let b = Cache::builder(SlowDevice(Arc::clone(&k)))
+        .monitor(two)
+        .build()
+        .unwrap();
     drop(a.get(page(0), PAGE, ()).unwrap());
     k.start();
     drop(b.get(page(0), PAGE, ()).unwrap());
     k.end();
-    assert_eq!(*b.get(page(0), PAGE, ()).unwrap().registration(), 1, "STALE");
+    assert_eq!(
+        *b.get(page(0), PAGE, ()).unwrap().registration(),
+        1,
+        "STALE"
+    );
 }
 
 #[test]
@@ -155,50 +268,83 @@ fn reaping_makes_the_descriptor_quiet() {
     let kernel = FakeKernel::with_descriptor(8);
     let one = Shared::new(FakeMonitor(Arc::clone(&kernel))).unwrap();
     let two = one.another().unwrap();
-    let build = |m: Shared<FakeMonitor>| Cache::builder(FakeDevice::new(&kernel)).monitor(m).background_reaper(false).build().unwrap();
+    let build = |m: Shared<FakeMonitor>| {
+        Cache::builder(FakeDevice::new(&kernel))
+            .monitor(m)
+            .background_reaper(false)
+            .build()
+            .unwrap()
+    };
     let a = build(one);
     drop(a.get(page(0), PAGE, READ).unwrap());
     kernel.remap(0);
     let b = build(two);
     drop(b.get(page(0), PAGE, READ).unwrap());
     a.reap().unwrap();
-    for _ in 0..3 { b.reap().unwrap(); }
+    for _ in 0..3 {
+        b.reap().unwrap();
+    }
     let mut fds = [PollFd::new(b.descriptor().unwrap(), PollFlags::POLLIN)];
-    assert_eq!(poll(&mut fds, PollTimeout::ZERO).unwrap(), 0, "readable for ever");
+    assert_eq!(
+        poll(&mut fds, PollTimeout::ZERO).unwrap(),
+        0,
+        "readable for ever"
+    );
 }
 
 /// As the driver: refuses those who are not the owner.
 struct Owned(FakeMonitor, u32);
 unsafe impl Monitor for Owned {
-    fn generation(&self) -> u64 { self.0.generation() }
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        if std::process::id() != self.1 { return Err(io::Error::from_raw_os_error(libc::EPERM)); }
+        if std::process::id() != self.1 {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         self.0.watch(r, c)
     }
-    fn unwatch(&self, c: Cookie) -> io::Result<()> { self.0.unwatch(c) }
+    fn unwatch(&self, c: Cookie) -> io::Result<()> {
+        self.0.unwatch(c)
+    }
     fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
-        if std::process::id() != self.1 { return Err(io::Error::from_raw_os_error(libc::EPERM)); }
+        if std::process::id() != self.1 {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
         self.0.drain(f)
     }
-    fn name(&self) -> &'static str { "owned" }
+    fn name(&self) -> &'static str {
+        "owned"
+    }
 }
 
 #[test]
 fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
     let kernel = FakeKernel::new(8);
     let spare = Shared::new(Owned(FakeMonitor(Arc::clone(&kernel)), std::process::id())).unwrap();
-    let a = Cache::builder(FakeDevice::new(&kernel)).monitor(spare.another().unwrap()).build().unwrap();
+    let a = Cache::builder(FakeDevice::new(&kernel))
+        .monitor(spare.another().unwrap())
+        .build()
+        .unwrap();
     drop(a.get(page(0), PAGE, READ).unwrap());
     match unsafe { libc::fork() } {
         0 => {
-            let Ok(own) = Cache::builder(FakeDevice::new(&kernel)).monitor(spare).build() else { unsafe { libc::_exit(0) } };
+            let Ok(own) = Cache::builder(FakeDevice::new(&kernel))
+                .monitor(spare)
+                .build()
+            else {
+                unsafe { libc::_exit(0) }
+            };
             let kept = own.get(page(0), PAGE, READ).map(|g| g.is_cached());
             unsafe { libc::_exit(if matches!(kept, Ok(true)) { 1 } else { 0 }) }
         }
         child => {
             let mut status = 0;
             unsafe { libc::waitpid(child, &mut status, 0) };
-            assert_eq!(status, 0, "the child keeps a registration that nobody watches for it");
+            assert_eq!(
+                status, 0,
+                "the child keeps a registration that nobody watches for it"
+            );
         }
     }
 }
@@ -210,34 +356,69 @@ fn a_panic_while_the_cache_is_dropped_leaks_one_registration() {
     let device = FakeDevice::new(&kernel);
     let live = Arc::clone(&device.live);
     let cache = Cache::builder(Panicky(device, AtomicBool::new(false)))
-        .monitor(FakeMonitor(Arc::clone(&kernel))).build().unwrap();
-    for i in 0..4 { drop(cache.get(page(i), PAGE, READ).unwrap()); }
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .build()
+        .unwrap();
+    for i in 0..4 {
+        drop(cache.get(page(i), PAGE, READ).unwrap());
+    }
     cache.registrar().1.store(true, Ordering::Relaxed);
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(cache)));
-    assert_eq!((live.load(Ordering::Relaxed), kernel.watches(), Arc::strong_count(&kernel)), (1, 1, 1));
+    assert_eq!(
+        (
+            live.load(Ordering::Relaxed),
+            kernel.watches(),
+            Arc::strong_count(&kernel)
+        ),
+        (1, 1, 1)
+    );
 }
 
 /// An invalidation of the hold on a shared board: another cache's drain must not wait for a watch that waits.
-struct Gate { inside: std::sync::Barrier, go: AtomicBool }
+struct Gate {
+    inside: std::sync::Barrier,
+    go: AtomicBool,
+}
 struct Gated(FakeMonitor, Arc<Gate>);
 unsafe impl Monitor for Gated {
-    fn generation(&self) -> u64 { self.0.generation() }
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
         self.0.watch(r, c)?;
-        if r.start() == page(7).addr() { self.1.inside.wait(); while !self.1.go.load(Ordering::Relaxed) { std::thread::yield_now(); } }
+        if r.start() == page(7).addr() {
+            self.1.inside.wait();
+            while !self.1.go.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+        }
         Ok(())
     }
-    fn unwatch(&self, c: Cookie) -> io::Result<()> { self.0.unwatch(c) }
-    fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> { self.0.drain(f) }
-    fn name(&self) -> &'static str { "gated" }
+    fn unwatch(&self, c: Cookie) -> io::Result<()> {
+        self.0.unwatch(c)
+    }
+    fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        self.0.drain(f)
+    }
+    fn name(&self) -> &'static str {
+        "gated"
+    }
 }
 #[test]
 fn a_watch_that_waits_does_not_stop_the_lookups_of_other_caches() {
     let kernel = FakeKernel::new(8);
-    let gate = Arc::new(Gate { inside: std::sync::Barrier::new(2), go: AtomicBool::new(false) });
+    let gate = Arc::new(Gate {
+        inside: std::sync::Barrier::new(2),
+        go: AtomicBool::new(false),
+    });
     let one = Shared::new(Gated(FakeMonitor(Arc::clone(&kernel)), Arc::clone(&gate))).unwrap();
     let two = one.another().unwrap();
-    let build = |m: Shared<Gated>| Cache::builder(FakeDevice::new(&kernel)).monitor(m).build().unwrap();
+    let build = |m: Shared<Gated>| {
+        Cache::builder(FakeDevice::new(&kernel))
+            .monitor(m)
+            .build()
+            .unwrap()
+    };
     let (a, b) = (build(one), build(two));
     drop(b.get(page(0), PAGE, READ).unwrap());
     let done = AtomicBool::new(false);
@@ -245,7 +426,10 @@ fn a_watch_that_waits_does_not_stop_the_lookups_of_other_caches() {
         s.spawn(|| drop(a.get(page(7), PAGE, READ).unwrap()));
         gate.inside.wait();
         kernel.remap(0);
-        s.spawn(|| { drop(b.get(page(0), PAGE, READ).unwrap()); done.store(true, Ordering::Relaxed); });
+        s.spawn(|| {
+            drop(b.get(page(0), PAGE, READ).unwrap());
+            done.store(true, Ordering::Relaxed);
+        });
         std::thread::sleep(Duration::from_millis(500));
         let in_time = done.load(Ordering::Relaxed);
         gate.go.store(true, Ordering::Relaxed);
@@ -258,31 +442,60 @@ fn a_watch_that_waits_does_not_stop_the_lookups_of_other_caches() {
 #[test]
 fn a_completion_knows_of_uncached_registrations_of_the_range() {
     let kernel = FakeKernel::new(8);
-    let cache = Cache::builder(FakeDevice::new(&kernel)).monitor(FakeMonitor(Arc::clone(&kernel))).max_entries(0).build().unwrap();
+    let cache = Cache::builder(FakeDevice::new(&kernel))
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .max_entries(0)
+        .build()
+        .unwrap();
     let held = cache.get(page(0), PAGE, READ).unwrap();
     let mut left = cache.invalidate(page(0), PAGE).unwrap();
-    assert_eq!(left.in_use(), 1, "a guard still holds a registration of the range");
+    assert_eq!(
+        left.in_use(),
+        1,
+        "a guard still holds a registration of the range"
+    );
     drop(held);
 }
 
 /// A monitor with room for two watches (the driver's max_regions).
 struct Few(FakeMonitor);
 unsafe impl Monitor for Few {
-    fn generation(&self) -> u64 { self.0.generation() }
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        if self.0.0.watches() >= 2 { return Err(io::Error::from_raw_os_error(libc::ENOSPC)); }
+        if self.0.0.watches() >= 2 {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
         self.0.watch(r, c)
     }
-    fn unwatch(&self, c: Cookie) -> io::Result<()> { self.0.unwatch(c) }
-    fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> { self.0.drain(f) }
-    fn name(&self) -> &'static str { "few" }
+    fn unwatch(&self, c: Cookie) -> io::Result<()> {
+        self.0.unwatch(c)
+    }
+    fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        self.0.drain(f)
+    }
+    fn name(&self) -> &'static str {
+        "few"
+    }
 }
 #[test]
 fn idle_entries_make_way_when_the_monitor_is_full() {
     let kernel = FakeKernel::new(8);
-    let cache = Cache::builder(FakeDevice::new(&kernel)).monitor(Few(FakeMonitor(Arc::clone(&kernel)))).build().unwrap();
-    for i in 0..2 { drop(cache.get(page(i), PAGE, READ).unwrap()); }
-    for _ in 0..100 { drop(cache.get(page(5), PAGE, READ).unwrap()); }
+    let cache = Cache::builder(FakeDevice::new(&kernel))
+        .monitor(Few(FakeMonitor(Arc::clone(&kernel))))
+        .build()
+        .unwrap();
+    for i in 0..2 {
+        drop(cache.get(page(i), PAGE, READ).unwrap());
+    }
+    for _ in 0..100 {
+        drop(cache.get(page(5), PAGE, READ).unwrap());
+    }
     let stats = cache.stats();
-    assert!(stats.uncached < 10, "{} lookups of one page uncached while two idle entries sit there", stats.uncached);
+    assert!(
+        stats.uncached < 10,
+        "{} lookups of one page uncached while two idle entries sit there",
+        stats.uncached
+    );
 }

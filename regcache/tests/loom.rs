@@ -302,8 +302,12 @@ fn loom_several_threads_bury_each_registration_once() {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Bits(u8);
 impl regcache::Access for Bits {
-    fn serves(self, wanted: Self) -> bool { self.0 & wanted.0 == wanted.0 }
-    fn is_remote(self) -> bool { self.0 & 4 != 0 }
+    fn serves(self, wanted: Self) -> bool {
+        self.0 & wanted.0 == wanted.0
+    }
+    fn is_remote(self) -> bool {
+        self.0 & 4 != 0
+    }
 }
 struct BitsDevice(Arc<FakeKernel>);
 unsafe impl Registrar for BitsDevice {
@@ -319,8 +323,14 @@ unsafe impl Registrar for BitsDevice {
     }
 }
 fn bits_cache(kernel: &Arc<FakeKernel>) -> Arc<Cache<BitsDevice, FakeMonitor>> {
-    Arc::new(Cache::builder(BitsDevice(Arc::clone(kernel))).monitor(FakeMonitor(Arc::clone(kernel)))
-        .max_entries(2).revoke_remote_keys(true).build().unwrap())
+    Arc::new(
+        Cache::builder(BitsDevice(Arc::clone(kernel)))
+            .monitor(FakeMonitor(Arc::clone(kernel)))
+            .max_entries(2)
+            .revoke_remote_keys(true)
+            .build()
+            .unwrap(),
+    )
 }
 const READ: Bits = Bits(1);
 const REMOTE: Bits = Bits(5);
@@ -335,18 +345,32 @@ fn loom_attack_a_declining_reader_does_not_keep_a_remote_key() {
         drop(cache.get(PAGE, 1, READ).unwrap());
         cache.flush().unwrap();
         let remote = cache.get(elsewhere, 1, REMOTE).unwrap();
-        let other = { let cache = Arc::clone(&cache); thread::spawn(move || drop(cache.get(PAGE, 1, READ).unwrap())) };
+        let other = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || drop(cache.get(PAGE, 1, READ).unwrap()))
+        };
         drop(remote);
         other.join().unwrap();
         // what `other` registered, and nothing else
-        assert_eq!(cache.stats().entries, 1, "the remote key outlives its last guard");
+        assert_eq!(
+            cache.stats().entries,
+            1,
+            "the remote key outlives its last guard"
+        );
         assert_balanced2(&kernel, cache);
     });
 }
 fn assert_balanced2(kernel: &FakeKernel, cache: Arc<Cache<BitsDevice, FakeMonitor>>) {
     drop(cache);
-    assert_eq!(kernel.registered.load(Ordering::Relaxed), 0, "registrations leak");
-    assert!(kernel.watches.lock().unwrap().live.is_empty(), "watches leak");
+    assert_eq!(
+        kernel.registered.load(Ordering::Relaxed),
+        0,
+        "registrations leak"
+    );
+    assert!(
+        kernel.watches.lock().unwrap().live.is_empty(),
+        "watches leak"
+    );
 }
 /// Last guards of a fleeting registration against lookups of it, and a flush.
 #[test]
@@ -355,12 +379,19 @@ fn loom_attack_fleeting_guards_lookups_and_flush() {
         let kernel = FakeKernel::new(Flaw::None);
         let cache = bits_cache(&kernel);
         let remote = cache.get(PAGE, 1, REMOTE).unwrap();
-        let other = { let cache = Arc::clone(&cache); thread::spawn(move || drop(cache.get(PAGE, 1, REMOTE).unwrap())) };
+        let other = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || drop(cache.get(PAGE, 1, REMOTE).unwrap()))
+        };
         let dropper = thread::spawn(move || drop(remote));
         cache.flush().unwrap();
         other.join().unwrap();
         dropper.join().unwrap();
-        assert_eq!(cache.stats().entries, 0, "the remote key outlives its last guard");
+        assert_eq!(
+            cache.stats().entries,
+            0,
+            "the remote key outlives its last guard"
+        );
         assert_balanced2(&kernel, cache);
     });
 }

@@ -154,7 +154,9 @@ fn ready_with(monitor: BorrowedFd<'_>) -> io::Result<(Epoll, Arc<EventFd>)> {
 impl<M> Hub<M> {
     fn refuse_child(&self) -> io::Result<()> {
         if self.fork.in_child() {
-            return Err(io::Error::other("this monitor watches the parent process's memory"));
+            return Err(io::Error::other(
+                "this monitor watches the parent process's memory",
+            ));
         }
         Ok(())
     }
