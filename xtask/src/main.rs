@@ -10,6 +10,7 @@ mod install;
 mod kernel;
 mod lint;
 mod lock;
+mod model;
 mod mutants;
 mod project;
 mod rootfs;
@@ -54,6 +55,8 @@ enum Xtask {
         #[command(flatten)]
         place: test::Where,
     },
+    /// Explore every interleaving of a model of kernel, driver, cache and threads, and find the faults put into it
+    Model,
     /// Count the instructions that the driver costs, in a virtual machine, and print them as a table
     Cost {
         /// The kernel of the virtual machine
@@ -99,6 +102,7 @@ fn main() -> ExitCode {
             Project::find().and_then(|project| demo::run(&project, rounds, host_only))
         }
         Xtask::Test { place } => Project::find().and_then(|project| test::run(&project, &place)),
+        Xtask::Model => model::run(),
         Xtask::Cost { kernel } => Project::find().and_then(|project| cost::run(&project, kernel)),
         Xtask::Bench { amount } => {
             Project::find().and_then(|project| bench::run(&project, &amount))

@@ -4,7 +4,7 @@
 //!
 //! What is modelled and what is not is in `docs/proof.md`. `state.rs` has everything there is,
 //! `kernel.rs` and `cache.rs` what is done to it, `model.rs` what must hold.
-#![cfg(not(loom))]
+#![cfg(not(any(loom, sanitizer)))]
 
 mod cache;
 mod fault;

@@ -1,0 +1,302 @@
+//! The cache on the real driver and device, with memory that changes all the time under lookups,
+//! transfers and guards of several threads. Judged by the bytes that cross the device, and by what is
+//! still registered and pinned at the end. Needs the VM.
+//!
+//! Twenty seconds; longer with `REGCACHE_STRESS_SECONDS`.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeMap;
+use std::env;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use memmap2::MmapMut;
+use regcache::monitor::{Monitor, Ummunotify};
+use regcache::{Cache, Error, Guard, Registrar, VaRange};
+use regcache_tests::{NeverReports, PAGE, Pages, pinned};
+use regcache_verbs::{Access, Context, Loopback, Mr, MrRegistrar, Pd};
+
+const AREAS: usize = 16;
+const AREA_PAGES: usize = 4;
+const AREA: usize = AREA_PAGES * PAGE;
+
+/// Less than what is looked up, so that there are evictions.
+const ENTRIES: u32 = 24;
+
+/// Threads that move bytes and change memory, and those that only look up.
+const MOVERS: usize = 2;
+const LOOKERS: usize = 2;
+
+const ACCESS: Access = Access::LOCAL_WRITE;
+
+/// Verbs registrations, counted.
+struct Counted {
+    registrar: MrRegistrar,
+    made: AtomicU64,
+    destroyed: AtomicU64,
+}
+
+// SAFETY: as `MrRegistrar`, which does the work.
+unsafe impl Registrar for Counted {
+    type Access = Access;
+    type Registration = Mr;
+
+    fn register(&self, range: VaRange, access: Access) -> io::Result<Mr> {
+        let mr = self.registrar.register(range, access)?;
+        self.made.fetch_add(1, Ordering::Relaxed);
+        Ok(mr)
+    }
+
+    fn deregister(&self, mr: Mr) -> io::Result<()> {
+        self.registrar.deregister(mr)?;
+        self.destroyed.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// The cache keeps one reference, the test the other.
+struct Kept(Arc<Counted>);
+
+// SAFETY: as `Counted`.
+unsafe impl Registrar for Kept {
+    type Access = Access;
+    type Registration = Mr;
+
+    fn register(&self, range: VaRange, access: Access) -> io::Result<Mr> {
+        self.0.register(range, access)
+    }
+
+    fn deregister(&self, mr: Mr) -> io::Result<()> {
+        self.0.deregister(mr)
+    }
+}
+
+/// xorshift64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % n
+    }
+}
+
+/// What the threads share.
+struct Field<M: Monitor> {
+    cache: Cache<Kept, M>,
+    /// Whoever has the lock may change the memory, and knows what is in it. Anybody may look it up.
+    areas: Vec<(Pages, Mutex<()>)>,
+    /// Where guards are left for other threads to drop.
+    shelf: [Mutex<Option<Guard<Kept, M>>>; 8],
+    until: Instant,
+    tally: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl<M: Monitor> Field<M> {
+    fn goes_on(&self) -> bool {
+        Instant::now() < self.until
+    }
+
+    fn count(&self, counts: &[(&'static str, u64)]) {
+        let mut tally = self.tally.lock().unwrap();
+        for (what, n) in counts {
+            *tally.entry(what).or_default() += n;
+        }
+    }
+
+    /// Drops a guard, or leaves it to somebody else.
+    fn put_down(&self, guard: Guard<Kept, M>, random: &mut Random) {
+        if random.below(4) == 0 {
+            let other = self.shelf[random.below(self.shelf.len())]
+                .lock()
+                .unwrap()
+                .replace(guard);
+            drop(other);
+        }
+    }
+
+    /// Looks up memory that may be changing, or be gone.
+    fn look_up(&self, seed: u64) {
+        let mut random = Random(seed);
+        let (mut answers, mut refusals) = (0, 0);
+        while self.goes_on() {
+            let (memory, _) = &self.areas[random.below(AREAS)];
+            let first = random.below(AREA_PAGES);
+            let pages = 1 + random.below(AREA_PAGES - first);
+            match self.cache.get(memory.page(first), pages * PAGE, ACCESS) {
+                Ok(guard) => {
+                    answers += 1;
+                    self.put_down(guard, &mut random);
+                }
+                // It is not mapped at the moment, or in parts.
+                Err(Error::Register(_)) => refusals += 1,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        self.count(&[("looked up", answers), ("not mapped", refusals)]);
+    }
+
+    /// Changes memory and moves bytes out of it and into it.
+    fn move_bytes(&self, seed: u64, loopback: &mut Loopback, unmapper: &Sender<usize>) {
+        let mut random = Random(seed);
+        let mut sink = MmapMut::map_anon(AREA).unwrap();
+        let (mut moves, mut stale, mut changes, mut handed) = (0, 0, 0, 0);
+        while self.goes_on() {
+            let area = random.below(AREAS);
+            let (memory, lock) = &self.areas[area];
+            let Ok(_owned) = lock.try_lock() else {
+                continue;
+            };
+            let first = random.below(AREA_PAGES);
+            let pages = 1 + random.below(AREA_PAGES - first);
+            match random.below(8) {
+                0 => {
+                    memory.unmap(first, pages).unwrap();
+                    memory.map_over(first, pages).unwrap();
+                }
+                1 => memory.map_over(first, pages).unwrap(),
+                2 => memory.advise(first, pages, libc::MADV_DONTNEED).unwrap(),
+                3 => {
+                    // The other thread's munmap has not returned when this one is given the address.
+                    unmapper.send(area).unwrap();
+                    map_when_free(memory.page(0), AREA);
+                    handed += 1;
+                }
+                _ => changes -= 1,
+            }
+            changes += 1;
+            let byte = random.below(255) as u8 + 1;
+            let is_source = random.below(2) == 0;
+            // SAFETY: mapped, and nobody but the owner of the area has references to it.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(memory.page(0), AREA) };
+            bytes.fill(if is_source { byte } else { 0 });
+            sink.fill(if is_source { 0 } else { byte });
+            let ours = self.cache.get(memory.page(0), AREA, ACCESS).unwrap();
+            let theirs = self.cache.get(sink.as_ptr(), AREA, ACCESS).unwrap();
+            let (mr, sink_mr) = (ours.registration(), theirs.registration());
+            // SAFETY: memory that changes here goes nowhere else: what a stale registration reaches is
+            // mapped nowhere.
+            let moved = unsafe {
+                if is_source {
+                    loopback.send_registered(bytes, mr, &mut sink, sink_mr)
+                } else {
+                    loopback.send_registered(&sink, sink_mr, bytes, mr)
+                }
+            };
+            moved.unwrap();
+            let arrived = if is_source { &sink[..] } else { &*bytes };
+            stale += u64::from(arrived.iter().any(|&it| it != byte));
+            moves += 1;
+            self.put_down(ours, &mut random);
+            self.put_down(theirs, &mut random);
+        }
+        self.count(&[
+            ("transfers", moves),
+            ("stale", stale),
+            ("changes", changes),
+            ("handed over", handed),
+        ]);
+    }
+
+    /// Unmaps what the movers ask for.
+    fn unmap(&self, asked: &Receiver<usize>) {
+        for area in asked {
+            self.areas[area].0.unmap(0, AREA_PAGES).unwrap();
+        }
+    }
+}
+
+/// Maps memory at this address as soon as the kernel allows it.
+fn map_when_free(start: *mut u8, len: usize) {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    loop {
+        // SAFETY: where nothing is, or it fails.
+        let mapped = unsafe { libc::mmap(start.cast(), len, protection, flags, -1, 0) };
+        if mapped == start.cast() {
+            return;
+        }
+        assert_eq!(
+            io::Error::last_os_error().raw_os_error(),
+            Some(libc::EEXIST)
+        );
+        thread::yield_now();
+    }
+}
+
+/// Transfers that moved other bytes than those that are mapped.
+fn run<M: Monitor>(monitor: M, time: Duration) -> u64 {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // What is pinned is counted for the process.
+    let _alone: MutexGuard<'_, ()> = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let pinned_before = pinned();
+    let pd = Pd::alloc(&Context::open_first().unwrap()).unwrap();
+    let counted = Arc::new(Counted {
+        registrar: MrRegistrar::new(&pd),
+        made: AtomicU64::new(0),
+        destroyed: AtomicU64::new(0),
+    });
+    let area = |_| (Pages::new(AREA_PAGES).unwrap(), Mutex::default());
+    let field = Field {
+        cache: Cache::builder(Kept(Arc::clone(&counted)))
+            .monitor(monitor)
+            .max_entries(ENTRIES)
+            .build()
+            .unwrap(),
+        areas: (0..AREAS).map(area).collect(),
+        shelf: Default::default(),
+        until: Instant::now() + time,
+        tally: Mutex::default(),
+    };
+    thread::scope(|scope| {
+        let (unmapper, asked) = channel();
+        let field = &field;
+        scope.spawn(move || field.unmap(&asked));
+        for seed in 1..=MOVERS {
+            let unmapper = unmapper.clone();
+            let mut loopback = Loopback::connect(&pd).unwrap();
+            scope.spawn(move || field.move_bytes(seed as u64, &mut loopback, &unmapper));
+        }
+        for seed in 0..LOOKERS {
+            scope.spawn(move || field.look_up(100 + seed as u64));
+        }
+    });
+    let Field {
+        cache,
+        shelf,
+        tally,
+        ..
+    } = field;
+    let stats = cache.stats();
+    drop(shelf);
+    drop(cache);
+    let [made, destroyed] =
+        [&counted.made, &counted.destroyed].map(|count| count.load(Ordering::Relaxed));
+    let tally = tally.into_inner().unwrap();
+    println!("stress: {tally:?} made={made} destroyed={destroyed}: {stats}");
+    assert_eq!(made, destroyed, "registrations leak");
+    assert_eq!(stats.leaked, 0);
+    assert_eq!(pinned(), pinned_before, "pages stay pinned");
+    for what in ["transfers", "changes", "handed over", "looked up"] {
+        assert!(tally[what] > 0, "none were {what}");
+    }
+    tally["stale"]
+}
+
+#[test]
+fn no_transfer_moves_old_bytes_and_nothing_leaks() {
+    let seconds = env::var("REGCACHE_STRESS_SECONDS").map_or(20, |it| it.parse().unwrap());
+    let stale = run(Ummunotify::open().unwrap(), Duration::from_secs(seconds));
+    assert_eq!(stale, 0);
+}
+
+#[test]
+fn a_naive_cache_is_caught_out() {
+    assert!(run(NeverReports, Duration::from_secs(3)) > 0);
+}
