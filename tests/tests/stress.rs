@@ -155,7 +155,8 @@ impl<M: Monitor> Field<M> {
             };
             let first = random.below(AREA_PAGES);
             let pages = 1 + random.below(AREA_PAGES - first);
-            match random.below(8) {
+            let way = random.below(8);
+            match way {
                 0 => {
                     memory.unmap(first, pages).unwrap();
                     memory.map_over(first, pages).unwrap();
@@ -168,9 +169,9 @@ impl<M: Monitor> Field<M> {
                     map_when_free(memory.page(0), AREA);
                     handed += 1;
                 }
-                _ => changes -= 1,
+                _ => {}
             }
-            changes += 1;
+            changes += u64::from(way < 4);
             let byte = random.below(255) as u8 + 1;
             let is_source = random.below(2) == 0;
             // SAFETY: mapped, and nobody but the owner of the area has references to it.
