@@ -126,6 +126,10 @@ impl<M: Monitor> Field<M> {
         let mut random = Random(seed);
         let (mut answers, mut refusals) = (0, 0);
         while self.goes_on() {
+            if random.below(64) == 0 {
+                // The movers need the processors as well.
+                thread::sleep(Duration::from_millis(1));
+            }
             let (memory, _) = &self.areas[random.below(AREAS)];
             let first = random.below(AREA_PAGES);
             let pages = 1 + random.below(AREA_PAGES - first);
