@@ -1,8 +1,8 @@
 //! The tests of this machine under a sanitizer of the compiler.
 //!
-//! Sanitizers are unstable options of rustc; a stable one accepts them when told so, and ships the runtimes. The
-//! standard library stays as it was built, without instrumentation, which AddressSanitizer does not mind.
-//! ThreadSanitizer does not see the order that std's compiled code makes: `tsan.supp` has what follows from that.
+//! Sanitizers are unstable options. AddressSanitizer is content with a standard library that was built without it, so that
+//! a stable compiler does, told to accept the option; it ships the runtime. ThreadSanitizer has to see how std's locks
+//! and channels order things, or takes that for races: it needs a nightly toolchain and std's source.
 
 use std::env;
 use std::ffi::OsString;
@@ -28,6 +28,26 @@ impl Sanitizer {
             Self::Thread => "thread",
         }
     }
+
+    fn cargo(self) -> Result<Command, Error> {
+        match self {
+            Self::Address => {
+                let mut command = cargo();
+                command.env("RUSTC_BOOTSTRAP", "1").arg("test");
+                Ok(command)
+            }
+            Self::Thread => {
+                has_std_source()?;
+                let mut command = Command::new("rustup");
+                command.args(["run", "nightly", "cargo", "test", "-Zbuild-std"]);
+                // Of the toolchain that runs us.
+                for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
+                    command.env_remove(name);
+                }
+                Ok(command)
+            }
+        }
+    }
 }
 
 /// Runs the tests under this sanitizer, or under each.
@@ -41,11 +61,8 @@ pub(crate) fn run(project: &Project, only: Option<Sanitizer>) -> Result<u8, Erro
         let mut command = under(project, sanitizer)?;
         eprintln!("xtask: {}", cmd::line(&command));
         let passed = cmd::status(&mut command)?.success();
-        println!(
-            "sanitize: {}: {}",
-            sanitizer.name(),
-            if passed { "clean" } else { "not clean" }
-        );
+        let verdict = if passed { "clean" } else { "NOT clean" };
+        println!("sanitize: {}: {verdict}", sanitizer.name());
         failed |= u8::from(!passed);
     }
     Ok(failed)
@@ -53,23 +70,28 @@ pub(crate) fn run(project: &Project, only: Option<Sanitizer>) -> Result<u8, Erro
 
 fn under(project: &Project, sanitizer: Sanitizer) -> Result<Command, Error> {
     let name = sanitizer.name();
-    let mut command = cargo();
-    // Not xtask: it is neither part of what is shipped nor has it threads or unsafe code.
-    command.args(["test", "--workspace", "--exclude", "xtask"]);
+    let mut command = sanitizer.cargo()?;
+    // Not xtask: it is no part of what is shipped, and has neither threads of its own nor unsafe code.
+    command.args(["--workspace", "--exclude", "xtask"]);
     command.args(["--lib", "--bins", "--tests", "--no-fail-fast"]);
     // With a target, build scripts and procedural macros are built without the flags.
     command.args(["--target", &host()?, "--target-dir"]);
     command.arg(project.target.join(format!("sanitize-{name}")));
     let mut flags = env::var_os("RUSTFLAGS").unwrap_or_default();
-    flags.push(format!(
-        " -Zsanitizer={name} -Cunsafe-allow-abi-mismatch=sanitizer --cfg sanitizer=\"{name}\""
-    ));
+    flags.push(format!(" -Zsanitizer={name} --cfg sanitizer=\"{name}\""));
     command.env("RUSTFLAGS", flags);
-    command.env("RUSTC_BOOTSTRAP", "1");
-    command.env("ASAN_OPTIONS", "detect_leaks=1");
-    let mut options = OsString::from("halt_on_error=0:die_after_fork=0:suppressions=");
-    options.push(project.root.join("xtask/src/tsan.supp"));
-    command.env("TSAN_OPTIONS", options);
+    for (variable, ours) in [
+        ("ASAN_OPTIONS", "detect_leaks=1"),
+        // The children that tests fork go on, and a test may report more than one race.
+        ("TSAN_OPTIONS", "die_after_fork=0:halt_on_error=0"),
+    ] {
+        let mut options = OsString::from(ours);
+        if let Some(theirs) = env::var_os(variable) {
+            options.push(":");
+            options.push(theirs);
+        }
+        command.env(variable, options);
+    }
     Ok(command)
 }
 
@@ -83,4 +105,17 @@ fn host() -> Result<String, Error> {
         command: cmd::line(&command),
         what: "no host".to_owned(),
     })
+}
+
+fn has_std_source() -> Result<(), Error> {
+    let mut command = Command::new("rustup");
+    command.args(["component", "list", "--toolchain", "nightly", "--installed"]);
+    if cmd::read(&mut command).is_ok_and(|said| said.lines().any(|line| line == "rust-src")) {
+        return Ok(());
+    }
+    Err(Error::SetUp(
+        "ThreadSanitizer needs std's source for a nightly compiler. Run this, then try again:\n  \
+         rustup toolchain install nightly --profile minimal --component rust-src"
+            .to_owned(),
+    ))
 }
