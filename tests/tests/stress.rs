@@ -126,6 +126,10 @@ impl<M: Monitor> Field<M> {
         let mut random = Random(seed);
         let (mut answers, mut refusals) = (0, 0);
         while self.goes_on() {
+            if random.below(64) == 0 {
+                // The movers need the processors as well.
+                thread::sleep(Duration::from_millis(1));
+            }
             let (memory, _) = &self.areas[random.below(AREAS)];
             let first = random.below(AREA_PAGES);
             let pages = 1 + random.below(AREA_PAGES - first);
@@ -155,7 +159,8 @@ impl<M: Monitor> Field<M> {
             };
             let first = random.below(AREA_PAGES);
             let pages = 1 + random.below(AREA_PAGES - first);
-            match random.below(8) {
+            let way = random.below(8);
+            match way {
                 0 => {
                     memory.unmap(first, pages).unwrap();
                     memory.map_over(first, pages).unwrap();
@@ -168,9 +173,9 @@ impl<M: Monitor> Field<M> {
                     map_when_free(memory.page(0), AREA);
                     handed += 1;
                 }
-                _ => changes -= 1,
+                _ => {}
             }
-            changes += 1;
+            changes += u64::from(way < 4);
             let byte = random.below(255) as u8 + 1;
             let is_source = random.below(2) == 0;
             // SAFETY: mapped, and nobody but the owner of the area has references to it.

@@ -15,6 +15,7 @@ mod mutants;
 mod project;
 mod rootfs;
 mod sandbox;
+mod sanitize;
 mod setup;
 mod source;
 mod tee;
@@ -57,6 +58,12 @@ enum Xtask {
     },
     /// Explore every interleaving of a model of kernel, driver, cache and threads, and find the faults put into it
     Model,
+    /// Run this machine's tests under AddressSanitizer, with leak detection, and ThreadSanitizer
+    Sanitize {
+        /// Only this one
+        #[arg(value_enum)]
+        sanitizer: Option<sanitize::Sanitizer>,
+    },
     /// Count the instructions that the driver costs, in a virtual machine, and print them as a table
     Cost {
         /// The kernel of the virtual machine
@@ -103,6 +110,9 @@ fn main() -> ExitCode {
         }
         Xtask::Test { place } => Project::find().and_then(|project| test::run(&project, &place)),
         Xtask::Model => model::run(),
+        Xtask::Sanitize { sanitizer } => {
+            Project::find().and_then(|project| sanitize::run(&project, sanitizer))
+        }
         Xtask::Cost { kernel } => Project::find().and_then(|project| cost::run(&project, kernel)),
         Xtask::Bench { amount } => {
             Project::find().and_then(|project| bench::run(&project, &amount))

@@ -4,7 +4,7 @@
 //!
 //! What is modelled and what is not is in `docs/proof.md`. `state.rs` has everything there is,
 //! `kernel.rs` and `cache.rs` what is done to it, `model.rs` what must hold.
-#![cfg(not(any(loom, sanitizer)))]
+#![cfg(not(any(loom, sanitizer = "address", sanitizer = "thread")))]
 
 mod cache;
 mod fault;
