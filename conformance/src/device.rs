@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::io::ErrorKind::AddrNotAvailable;
+use std::mem;
 use std::ops::Range;
 
 use crate::remap::{Made, Way};
@@ -66,9 +67,15 @@ pub fn reuse(device: &impl Device, way: &Way) -> Result<Outcome> {
         // SAFETY: there is no reference to the memory.
         match unsafe { made.change() } {
             Ok(()) => {}
-            // Another thread was faster: malloc's, when it first allocates.
-            Err(error) if error.kind() == AddrNotAvailable && attempts < MAX_ATTEMPTS => continue,
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // What is there now may be another thread's, which was faster: malloc's, when it first
+                // allocates.
+                mem::forget(made);
+                if error.kind() == AddrNotAvailable && attempts < MAX_ATTEMPTS {
+                    continue;
+                }
+                return Err(error.into());
+            }
         }
         let (arrived, _) = read(device, &made, NEW)?;
         return judge(&arrived, made.changed(), kept);
