@@ -1,6 +1,7 @@
 //! The scenarios on io_uring: with userfaultfd no old page is ever read, with a naive cache they are.
 //!
 //! One test, so that nobody else is given the addresses.
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use regcache::monitor::{Monitor, Userfaultfd};
 use regcache_conformance::remap::{WAYS, Way};
