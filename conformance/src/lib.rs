@@ -5,11 +5,17 @@
 
 mod device;
 mod naive;
+mod race;
 pub mod remap;
+mod scenarios;
+mod stress;
 mod uring;
 
 pub use device::{Device, Outcome, Result, reuse};
 pub use naive::NeverReports;
+pub use race::thread_reuse;
+pub use scenarios::{MORE_WAYS, scenarios};
+pub use stress::{Progress, allocate_free_fork_and_look_up};
 pub use uring::Uring;
 
 /// The size of a page on every machine that the suite runs on.

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use crate::PAGE;
 
 /// Small, so that a driver that overlooks small invalidations is caught.
-const LEN: usize = 8 * PAGE;
+pub(crate) const LEN: usize = 8 * PAGE;
 
 /// Memory that is about to change, or has.
 ///
@@ -30,11 +30,11 @@ pub struct Memory {
 pub struct Way {
     /// What it does, as a test's name.
     pub name: &'static str,
-    make: fn() -> io::Result<Memory>,
-    change: fn(Memory) -> io::Result<()>,
+    pub(crate) make: fn() -> io::Result<Memory>,
+    pub(crate) change: fn(Memory) -> io::Result<()>,
     /// The part that changes, as offsets.
-    changed: fn(Memory) -> Range<usize>,
-    free: fn(Memory),
+    pub(crate) changed: fn(Memory) -> Range<usize>,
+    pub(crate) free: fn(Memory),
 }
 
 impl std::fmt::Debug for Way {
@@ -68,7 +68,7 @@ impl Memory {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
-    fn part(self, part: Range<usize>) -> Self {
+    pub(crate) fn part(self, part: Range<usize>) -> Self {
         // SAFETY: the callers name parts of the memory.
         let start = unsafe { self.start.add(part.start) };
         Self {
@@ -256,16 +256,16 @@ pub const WAYS: &[Way] = &[
     },
 ];
 
-fn all(memory: Memory) -> Range<usize> {
+pub(crate) fn all(memory: Memory) -> Range<usize> {
     0..memory.len
 }
 
 /// Whole pages off both ends.
-fn middle(memory: Memory) -> Range<usize> {
+pub(crate) fn middle(memory: Memory) -> Range<usize> {
     2 * PAGE..memory.len - 3 * PAGE
 }
 
-fn mmap(start: *mut u8, len: usize, flags: i32, fd: i32) -> io::Result<Memory> {
+pub(crate) fn mmap(start: *mut u8, len: usize, flags: i32, fd: i32) -> io::Result<Memory> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: maps over memory of a way's own, or where the kernel likes.
     let start = unsafe { libc::mmap(start.cast(), len, protection, flags, fd, 0) };
@@ -277,7 +277,7 @@ fn mmap(start: *mut u8, len: usize, flags: i32, fd: i32) -> io::Result<Memory> {
         .ok_or(Errno::EINVAL.into())
 }
 
-fn map() -> io::Result<Memory> {
+pub(crate) fn map() -> io::Result<Memory> {
     mmap(
         ptr::null_mut(),
         LEN,
@@ -286,7 +286,7 @@ fn map() -> io::Result<Memory> {
     )
 }
 
-fn map_at(memory: Memory, how: i32) -> io::Result<()> {
+pub(crate) fn map_at(memory: Memory, how: i32) -> io::Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
     same_address(memory, mmap(memory.as_ptr(), memory.len, flags, -1)?)
 }
@@ -309,13 +309,13 @@ fn map_memfd() -> io::Result<Memory> {
     memory
 }
 
-fn unmap(memory: Memory) {
+pub(crate) fn unmap(memory: Memory) {
     // SAFETY: the memory is the way's own, and there is no reference to it.
     let result = unsafe { libc::munmap(memory.as_ptr().cast(), memory.len) };
     debug_assert_eq!(result, 0);
 }
 
-fn mremap(from: Memory, to: Memory) -> io::Result<()> {
+pub(crate) fn mremap(from: Memory, to: Memory) -> io::Result<()> {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     // SAFETY: both are the way's own, and there is no reference to them.
     let moved = unsafe { libc::mremap(from.as_ptr().cast(), from.len, to.len, flags, to.as_ptr()) };
@@ -326,13 +326,13 @@ fn mremap(from: Memory, to: Memory) -> io::Result<()> {
     }
 }
 
-fn advise(memory: Memory, advice: i32) -> io::Result<()> {
+pub(crate) fn advise(memory: Memory, advice: i32) -> io::Result<()> {
     // SAFETY: the memory is the way's own, and there is no reference to it.
     Errno::result(unsafe { libc::madvise(memory.as_ptr().cast(), memory.len, advice) })?;
     Ok(())
 }
 
-fn same_address(wanted: Memory, given: Memory) -> io::Result<()> {
+pub(crate) fn same_address(wanted: Memory, given: Memory) -> io::Result<()> {
     if given.start == wanted.start {
         return Ok(());
     }

@@ -371,6 +371,15 @@ fn no_more_mappings_than_the_kernel_allows_is_an_error_and_no_more() {
     unmap(memory, pages * PAGE);
 }
 
+/// Says so when it is dropped, also by a panic.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
     let Some((monitor, _alone)) = monitor() else {
@@ -380,6 +389,7 @@ fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
     monitor.watch(range(memory, 8 * PAGE), Cookie(1)).unwrap();
     let (stop, running) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
+        let ended = Ended(&stop);
         // Never in a system call: nobody can tell that it is not about to remove pages.
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
@@ -401,7 +411,7 @@ fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
                 .is_err()
         );
         assert_eq!(reported(&monitor), [1]);
-        stop.store(true, Ordering::Relaxed);
+        drop(ended);
     });
     let deadline = Instant::now() + Duration::from_secs(10);
     while !monitor.is_intact(range(memory, 8 * PAGE)) {

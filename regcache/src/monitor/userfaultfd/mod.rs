@@ -350,13 +350,15 @@ impl Userfaultfd {
 
     /// Arms `fresh`, and sees to it that all of `pages` is memory that can be watched.
     fn arm(&self, table: &mut Table, fresh: &[Pages], pages: Pages) -> io::Result<()> {
+        if !self.strict {
+            // Without the check nothing tells whether what was armed still is.
+            self.source.arm(pages.0, pages.1)?;
+            return self.mappings.check_kind(pages);
+        }
         for &(start, end) in fresh {
             self.source.arm(start, end)?;
         }
         self.mappings.check_kind(pages)?;
-        if !self.strict {
-            return Ok(());
-        }
         if !self.mappings.are_armed(pages)? {
             let why =
                 "part of it is not mapped, or was replaced under a watch that has not ended yet";

@@ -1,0 +1,63 @@
+//! Thread A unmaps, thread B is handed the address and looks it up: how often a monitor is late.
+
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use regcache::monitor::{Monitor, Ummunotify, Userfaultfd};
+use regcache_conformance::{Device, Result, Uring, thread_reuse};
+
+/// Prints how often the device read the old page. Exits with 1 if a sound monitor was ever late, or an
+/// unsound one never.
+#[derive(Parser)]
+struct Options {
+    /// Whose word to take
+    #[arg(long, value_enum, default_value_t = Choice::Userfaultfd)]
+    monitor: Choice,
+    /// How often
+    #[arg(long, default_value_t = 100_000)]
+    rounds: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Choice {
+    /// With strict checking
+    Userfaultfd,
+    /// Its events alone
+    UserfaultfdRacy,
+    /// The driver
+    Ummunotify,
+}
+
+fn play<M: Monitor>(monitor: M, rounds: u32) -> Result<u32> {
+    let device = Uring::new(monitor)?;
+    let (stale, played) = thread_reuse(&device, rounds, |_| ControlFlow::Continue(()))?;
+    println!("{}", device.cache().stats());
+    println!(
+        "race: device={} monitor={} stale={stale}/{played}",
+        device.name(),
+        device.monitor_name()
+    );
+    Ok(stale)
+}
+
+fn run(options: &Options) -> Result<bool> {
+    let rounds = options.rounds;
+    Ok(match options.monitor {
+        Choice::Userfaultfd => play(Userfaultfd::open()?, rounds)? == 0,
+        // SAFETY: the device only reads, from pages that are mapped nowhere.
+        Choice::UserfaultfdRacy => play(unsafe { Userfaultfd::open_racy() }?, rounds)? > 0,
+        Choice::Ummunotify => play(Ummunotify::open()?, rounds)? == 0,
+    })
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("race: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

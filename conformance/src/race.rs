@@ -1,0 +1,138 @@
+//! Thread A unmaps, thread B is handed the address and looks it up.
+//!
+//! B is told by nobody that A has unmapped: it asks for the address, by `MAP_FIXED_NOREPLACE`, until the
+//! kernel gives it. From then on what was registered there is stale. Where the news of an unmapping
+//! comes after the address can be handed out again, this finds it.
+
+use std::hint;
+use std::io;
+use std::ops::ControlFlow;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::thread;
+
+use nix::errno::Errno;
+use regcache::monitor::Monitor;
+
+use crate::device::{Device, Result};
+use crate::{PAGE, Uring};
+
+const OLD: u8 = 0xA5;
+const NEW: u8 = 0x3C;
+
+/// How often to look before other threads are let run.
+const SPINS: u32 = 200;
+
+fn map(at: usize, how: i32) -> io::Result<*mut u8> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
+    let at = ptr::with_exposed_provenance_mut(at);
+    // SAFETY: where nothing is.
+    let start = unsafe { libc::mmap(at, PAGE, protection, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(start.cast())
+}
+
+fn unmap(start: *mut u8) -> io::Result<()> {
+    // SAFETY: from `map`, and no reference is left.
+    Errno::result(unsafe { libc::munmap(start.cast(), PAGE) })?;
+    Ok(())
+}
+
+/// Has the device read the page, filled with `byte`; true if that is what it read.
+fn reads<M: Monitor>(device: &Uring<M>, page: *mut u8, byte: u8) -> Result<bool> {
+    // SAFETY: mapped by this thread, and the only reference.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(page, PAGE) };
+    bytes.fill(byte);
+    let (arrived, _) = device.read_out(bytes)?;
+    Ok(arrived.iter().all(|&it| it == byte))
+}
+
+/// Waits until `place` is not `value`, and returns what it is.
+fn wait_while(place: &AtomicUsize, value: usize) -> usize {
+    for round in 0_u32.. {
+        let now = place.load(Ordering::Acquire);
+        if now != value {
+            return now;
+        }
+        if round % SPINS == SPINS - 1 {
+            thread::yield_now();
+        }
+        hint::spin_loop();
+    }
+    value
+}
+
+/// Plays up to `rounds` rounds, and returns how many the device read the old page in, and how many were
+/// played: after each `goes_on` is asked, with how many were stale so far.
+///
+/// # Errors
+///
+/// What the kernel or the device says.
+pub fn thread_reuse<M: Monitor>(
+    device: &Uring<M>,
+    rounds: u32,
+    goes_on: impl Fn(u32) -> ControlFlow<()>,
+) -> Result<(u32, u32)> {
+    /// What the address is when there is none.
+    const NONE: usize = 0;
+    const END: usize = 1;
+    // The address that A is about to unmap, until B has played the round.
+    let address = AtomicUsize::new(NONE);
+    let stale = AtomicU32::new(0);
+    thread::scope(|scope| {
+        let b = scope.spawn(|| -> Result<()> {
+            loop {
+                let wanted = wait_while(&address, NONE);
+                if wanted == END {
+                    return Ok(());
+                }
+                let page = loop {
+                    match map(wanted, libc::MAP_FIXED_NOREPLACE) {
+                        Ok(page) => break page,
+                        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                        Err(error) => {
+                            address.store(END, Ordering::Release);
+                            return Err(error.into());
+                        }
+                    }
+                };
+                let read = reads(device, page, NEW);
+                if !matches!(read, Ok(true)) {
+                    stale.fetch_add(1, Ordering::Relaxed);
+                }
+                unmap(page)?;
+                let next = if read.is_ok() { NONE } else { END };
+                address.store(next, Ordering::Release);
+                read?;
+            }
+        });
+        let mut played = 0;
+        let mut a = || -> Result<()> {
+            while played < rounds {
+                // Far from where the kernel puts things, so that nobody else is given it.
+                let place = 0x5000_0000_0000 + (played as usize % 1024) * 2 * PAGE;
+                let page = map(place, libc::MAP_FIXED_NOREPLACE)?;
+                if !reads(device, page, OLD)? {
+                    return Err("stale where nothing was unmapped lately".into());
+                }
+                let wanted = page.expose_provenance();
+                address.store(wanted, Ordering::Release);
+                unmap(page)?;
+                played += 1;
+                let ended = wait_while(&address, wanted) == END;
+                if ended || goes_on(stale.load(Ordering::Relaxed)).is_break() {
+                    return Ok(());
+                }
+            }
+            Ok(())
+        };
+        let done = a();
+        address.store(END, Ordering::Release);
+        b.join().map_err(|_| "thread B panicked")??;
+        done?;
+        Ok((stale.load(Ordering::Relaxed), played))
+    })
+}

@@ -1,0 +1,130 @@
+//! Threads that allocate, free, fork and look up, with malloc's own memory cached.
+//!
+//! With userfaultfd, an unmapping thread sleeps until its event has been read, in `free`, with malloc's
+//! lock held, or in the cache, with the cache's. If the one that reads ever waited for such a lock,
+//! all would stand still.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, fork};
+use regcache::monitor::Monitor;
+
+use crate::Uring;
+use crate::device::{Device, Result};
+
+/// What was done.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Lookups of memory that malloc gave.
+    pub lookups: AtomicU64,
+    /// Of those, the ones whose bytes were checked.
+    pub checked: AtomicU64,
+    /// Of those, the ones that were stale.
+    pub stale: AtomicU64,
+    /// Children.
+    pub forks: AtomicU64,
+}
+
+/// Runs `threads` threads for so long.
+///
+/// # Errors
+///
+/// What the kernel or the device says; and if nothing moves for `patience`, but then the threads that
+/// stand still are left behind, and the process had better end.
+pub fn allocate_free_fork_and_look_up<M: Monitor>(
+    device: &'static Uring<M>,
+    threads: u64,
+    time: Duration,
+    patience: Duration,
+) -> Result<&'static Progress> {
+    let progress: &'static Progress = Box::leak(Box::default());
+    let stop: &'static AtomicBool = Box::leak(Box::default());
+    // The pipe is one thread's at a time.
+    let pipe: &'static Mutex<()> = Box::leak(Box::default());
+    let running: Vec<_> = (0..threads)
+        .map(|seed| thread::spawn(move || run(device, seed, progress, stop, pipe)))
+        .collect();
+    let until = Instant::now() + time;
+    let (mut seen, mut moved) = (0, Instant::now());
+    while Instant::now() < until && !running.iter().any(thread::JoinHandle::is_finished) {
+        thread::sleep(Duration::from_millis(50));
+        let now = progress.lookups.load(Ordering::Relaxed);
+        if now != seen {
+            (seen, moved) = (now, Instant::now());
+        } else if moved.elapsed() > patience {
+            return Err(format!("nothing has moved for {patience:?}: {progress:?}").into());
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let ending = Instant::now();
+    while !running.iter().all(thread::JoinHandle::is_finished) {
+        if ending.elapsed() > patience {
+            return Err(format!("a thread does not end: {progress:?}").into());
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    for thread in running {
+        thread.join().map_err(|_| "a thread panicked")??;
+    }
+    Ok(progress)
+}
+
+fn run<M: Monitor>(
+    device: &Uring<M>,
+    seed: u64,
+    progress: &Progress,
+    stop: &AtomicBool,
+    pipe: &Mutex<()>,
+) -> Result<()> {
+    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = move |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        // From malloc's bins, its heap, and by mmap.
+        let len = [64, 4096, 60_000, 300_000][next(4) as usize] + next(5000) as usize;
+        let mut bytes = vec![0; len];
+        bytes.fill(next(256) as u8);
+        if next(16) == 0 {
+            let pipe = pipe.lock().unwrap_or_else(PoisonError::into_inner);
+            let (arrived, _) = device.read_out(&bytes)?;
+            drop(pipe);
+            progress.checked.fetch_add(1, Ordering::Relaxed);
+            let stale = arrived != bytes;
+            progress
+                .stale
+                .fetch_add(u64::from(stale), Ordering::Relaxed);
+        } else {
+            device.cache().prefetch(bytes.as_ptr(), bytes.len(), ())?;
+        }
+        progress.lookups.fetch_add(1, Ordering::Relaxed);
+        if next(500) == 0 {
+            // SAFETY: the child only ends.
+            match unsafe { fork() }? {
+                // SAFETY: without running anything of the parent's.
+                ForkResult::Child => unsafe { libc::_exit(0) },
+                ForkResult::Parent { child } => {
+                    waitpid(child, None)?;
+                    progress.forks.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        if next(4) == 0 {
+            kept.push(bytes);
+        }
+        if kept.len() > 32 {
+            let from = next(16) as usize;
+            kept.drain(from..);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! The race for an address, and whether anything can stand still, on userfaultfd and io_uring.
+//!
+//! `REGCACHE_STRESS_SECONDS` has the second take longer than its 20 s.
+
+use std::env;
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use regcache::monitor::Userfaultfd;
+use regcache_conformance::{Uring, allocate_free_fork_and_look_up, thread_reuse};
+
+/// One test at a time: each wants both processors.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn strict() -> Option<Userfaultfd> {
+    Userfaultfd::open()
+        .inspect_err(|error| eprintln!("not tested here: {error}"))
+        .ok()
+}
+
+#[test]
+fn a_thread_that_is_handed_the_address_gets_the_new_page() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(monitor) = strict() else { return };
+    let device = Uring::new(monitor).unwrap();
+    let (stale, played) = thread_reuse(&device, 5000, |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((stale, played), (0, 5000));
+}
+
+#[test]
+fn with_events_alone_it_is_at_times_given_the_old_one() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if strict().is_none() {
+        return;
+    }
+    // SAFETY: the device only reads, from pages that are mapped nowhere.
+    let device = Uring::new(unsafe { Userfaultfd::open_racy() }.unwrap()).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    let (stale, played) = thread_reuse(&device, u32::MAX, |stale| {
+        if stale > 0 || Instant::now() > until {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert!(stale > 0, "in time in each of {played} rounds");
+}
+
+#[test]
+fn allocating_freeing_and_forking_with_mallocs_memory_cached_never_stands_still() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(monitor) = strict() else { return };
+    let seconds = env::var("REGCACHE_STRESS_SECONDS").ok();
+    let seconds = seconds.map_or(20, |it| it.parse().unwrap());
+    // SAFETY: mallopt has no preconditions.
+    unsafe {
+        // Memory comes and goes often.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 10);
+    }
+    let device = Box::leak(Box::new(Uring::new(monitor).unwrap()));
+    let (time, patience) = (Duration::from_secs(seconds), Duration::from_secs(30));
+    let progress = allocate_free_fork_and_look_up(device, 4, time, patience);
+    let progress = match progress {
+        Ok(progress) => progress,
+        Err(error) => {
+            eprintln!("{error}");
+            // Unwinding would wait for those that stand still.
+            std::process::abort();
+        }
+    };
+    eprintln!("{progress:?} {}", device.cache().stats());
+    assert_eq!(progress.stale.load(Ordering::Relaxed), 0);
+    assert!(progress.checked.load(Ordering::Relaxed) > 0);
+    assert!(device.cache().stats().hits > 0, "something was cached");
+}
