@@ -32,6 +32,8 @@ impl<M: Monitor> Uring<M> {
         let io = FileIo::new()?;
         let cache = Cache::builder(io.registrar().clone())
             .monitor(monitor)
+            // A thread that starts maps memory, and could be given what a scenario has unmapped.
+            .background_reaper(false)
             .build()?;
         let (reader, writer) = io::pipe()?;
         // SAFETY: the pipe's own descriptor.

@@ -97,9 +97,14 @@ impl Reader {
             .name("regcache-uffd".to_owned())
             .spawn(move || run(&its));
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+        let thread = thread?;
+        // Until it has said who it is: by then it has mapped what a thread maps for itself.
+        while source.reader.load(Ordering::Relaxed) == 0 {
+            thread::yield_now();
+        }
         Ok(Self {
             source,
-            thread: Some(thread?),
+            thread: Some(thread),
         })
     }
 
