@@ -189,38 +189,18 @@ impl Userfaultfd {
     }
 
     fn with(features: u64) -> Result<Self, UserfaultfdError> {
-        let flags = raw::USER_MODE_ONLY | libc::O_CLOEXEC | libc::O_NONBLOCK;
-        // SAFETY: takes flags, gives a descriptor.
-        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) });
-        let fd = fd.map_err(|errno| UserfaultfdError::Refused {
-            source: errno.into(),
-        })?;
-        // SAFETY: just made, and nobody else's. Descriptors fit.
-        let uffd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        let events =
-            raw::FEATURE_EVENT_UNMAP | raw::FEATURE_EVENT_REMAP | raw::FEATURE_EVENT_REMOVE;
-        let mut api = raw::Api {
-            api: raw::API,
-            features: events | features,
-            ioctls: 0,
-        };
-        // SAFETY: the structure may be read and written.
-        unsafe { raw::api(uffd.as_raw_fd(), &raw mut api) }.map_err(|errno| {
-            let source = errno.into();
-            if features == 0 {
-                UserfaultfdError::SetUp { source }
-            } else {
-                UserfaultfdError::NoCheck { source }
-            }
-        })?;
-        Self::reading(uffd).map_err(|source| UserfaultfdError::SetUp { source })
+        let uffd = userfaultfd(features)?;
+        Self::around(uffd, Reader::start).map_err(|source| UserfaultfdError::SetUp { source })
     }
 
-    fn reading(uffd: OwnedFd) -> io::Result<Self> {
+    fn around(
+        uffd: OwnedFd,
+        start: impl FnOnce(&Arc<Source>) -> io::Result<Reader>,
+    ) -> io::Result<Self> {
         let source = Arc::new(Source::new(uffd)?);
         let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|it| usize::try_from(it).ok());
         Ok(Self {
-            reader: Reader::start(&source)?,
+            reader: start(&source)?,
             source,
             table: Mutex::default(),
             mappings: Mappings::open()?,
@@ -376,6 +356,34 @@ impl Userfaultfd {
     }
 }
 
+/// A descriptor with the features for events, and these.
+fn userfaultfd(features: u64) -> Result<OwnedFd, UserfaultfdError> {
+    let flags = raw::USER_MODE_ONLY | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: takes flags, gives a descriptor.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) });
+    let fd = fd.map_err(|errno| UserfaultfdError::Refused {
+        source: errno.into(),
+    })?;
+    // SAFETY: just made, and nobody else's. Descriptors fit.
+    let uffd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let events = raw::FEATURE_EVENT_UNMAP | raw::FEATURE_EVENT_REMAP | raw::FEATURE_EVENT_REMOVE;
+    let mut api = raw::Api {
+        api: raw::API,
+        features: events | features,
+        ioctls: 0,
+    };
+    // SAFETY: the structure may be read and written.
+    unsafe { raw::api(uffd.as_raw_fd(), &raw mut api) }.map_err(|errno| {
+        let source = errno.into();
+        if features == 0 {
+            UserfaultfdError::SetUp { source }
+        } else {
+            UserfaultfdError::NoCheck { source }
+        }
+    })?;
+    Ok(uffd)
+}
+
 impl Table {
     /// Marks the watches of any of the pages.
     fn mark(&mut self, pages: Pages) {
@@ -482,5 +490,59 @@ impl Drop for Userfaultfd {
         for (start, end) in table.coverage.all() {
             self.source.disarm(start, end);
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::thread;
+
+    use memmap2::MmapMut;
+
+    use super::*;
+
+    #[test]
+    fn a_change_is_under_way_until_its_event_has_been_read_and_entered() {
+        let check = raw::FEATURE_WP_UNPOPULATED | raw::FEATURE_WP_ASYNC;
+        let Ok(uffd) = userfaultfd(check) else {
+            eprintln!("not tested here");
+            return;
+        };
+        let (memory, other) = (
+            MmapMut::map_anon(4096).unwrap(),
+            MmapMut::map_anon(4096).unwrap(),
+        );
+        // Nobody reads yet. Dropped before the memory is: then nobody waits.
+        let monitor = Userfaultfd::around(uffd, |source| Ok(Reader::absent(source))).unwrap();
+        let whole = VaRange::new(memory.as_ptr(), memory.len()).unwrap();
+        let beside = VaRange::new(other.as_ptr(), other.len()).unwrap();
+        monitor.watch(whole, Cookie(1)).unwrap();
+        monitor.watch(beside, Cookie(2)).unwrap();
+        assert!(monitor.is_intact(beside));
+
+        let unmapping = thread::spawn(move || drop(memory));
+        while monitor.is_under_way() != Some(true) {
+            thread::yield_now();
+        }
+        let before = monitor.generation();
+        assert!(!monitor.is_intact(beside), "something is under way");
+        assert!(!unmapping.is_finished(), "munmap waits");
+        assert!(monitor.watch(beside, Cookie(3)).is_err());
+
+        let reader = Reader::start(&monitor.source).unwrap();
+        unmapping.join().unwrap();
+        while !monitor.is_intact(beside) {
+            thread::yield_now();
+        }
+        assert!(monitor.generation() > before);
+        let mut hit = Vec::new();
+        monitor.drain(&mut |cookie| hit.push(cookie)).unwrap();
+        assert_eq!(hit, [Cookie(1)]);
+
+        drop(reader);
+        monitor.source.log.set_reading(true);
+        assert!(!monitor.is_intact(beside), "what was read is not entered");
+        monitor.source.log.set_reading(false);
+        assert!(monitor.is_intact(beside));
     }
 }

@@ -108,6 +108,15 @@ impl Reader {
         })
     }
 
+    /// None.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn absent(source: &Arc<Source>) -> Self {
+        Self {
+            source: Arc::clone(source),
+            thread: None,
+        }
+    }
+
     /// The thread's id.
     pub(super) fn id(&self) -> i32 {
         self.source.reader.load(Ordering::Relaxed)
