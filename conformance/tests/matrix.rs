@@ -16,6 +16,14 @@ fn play<M: Monitor>(monitor: M, way: &Way) -> Option<Outcome> {
 }
 
 #[test]
+#[cfg_attr(
+    sanitizer = "address",
+    ignore = "of libc's malloc, which is the sanitizer's then"
+)]
+#[cfg_attr(
+    sanitizer = "thread",
+    ignore = "ThreadSanitizer stops at a clone that shares the memory"
+)]
 fn no_scenario_is_stale_with_userfaultfd_and_those_that_replace_pages_are_with_a_naive_cache() {
     for way in WAYS {
         // malloc may keep the memory.

@@ -21,6 +21,10 @@ fn strict() -> Option<Userfaultfd> {
 }
 
 #[test]
+#[cfg_attr(
+    sanitizer = "thread",
+    ignore = "maps where ThreadSanitizer allows nothing"
+)]
 fn a_thread_that_is_handed_the_address_gets_the_new_page() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(monitor) = strict() else { return };
@@ -30,6 +34,10 @@ fn a_thread_that_is_handed_the_address_gets_the_new_page() {
 }
 
 #[test]
+#[cfg_attr(
+    sanitizer = "thread",
+    ignore = "maps where ThreadSanitizer allows nothing"
+)]
 fn with_events_alone_it_is_at_times_given_the_old_one() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if strict().is_none() {
@@ -49,6 +57,10 @@ fn with_events_alone_it_is_at_times_given_the_old_one() {
 }
 
 #[test]
+#[cfg_attr(
+    sanitizer = "address",
+    ignore = "of libc's malloc, which is the sanitizer's then"
+)]
 fn allocating_freeing_and_forking_with_mallocs_memory_cached_never_stands_still() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(monitor) = strict() else { return };
