@@ -3,7 +3,10 @@
 //! Entries never move and are not freed before the slab is, so that a reader may look at the state
 //! of one whose registration has gone (see `entry.rs`). They are one array, so that a reader finds
 //! an entry without another load. It is address space for as many as the cache may hold; the kernel
-//! gives memory, zeroed, to those that are used.
+//! gives memory, zeroed, to those that are used. It is a mapping and not the allocator's: glibc's raises
+//! the size from which it maps memory to that of the largest block it has got back, and then keeps
+//! what the application frees. (LeakSanitizer does not look into mappings: what only an entry
+//! points to it takes for lost, if a cache is never dropped.)
 
 use std::io;
 
@@ -28,7 +31,7 @@ impl<T> Slab<T> {
     ///
     /// # Errors
     ///
-    /// If there is no address space for them.
+    /// If the kernel does not give the address space.
     pub(crate) fn new(capacity: u32) -> io::Result<Self> {
         Ok(Self {
             entries: Array::new(capacity as usize)?,
@@ -44,29 +47,25 @@ impl<T> Slab<T> {
 }
 
 #[cfg(not(loom))]
-use zeroed::Array;
+use mapped::Array;
 
 #[cfg(not(loom))]
-mod zeroed {
-    use std::alloc::{Layout, alloc_zeroed, dealloc};
+mod mapped {
     use std::io;
     use std::marker::PhantomData;
     use std::ptr::NonNull;
 
+    use memmap2::{MmapMut, MmapOptions};
+
     use super::Padded;
 
-    /// The alignment up to which the standard library has zeroed memory from the allocator, which has it from
-    /// the kernel, and does not zero it itself.
-    const ALIGN: usize = 16;
-
-    /// Zeroed memory, which takes pages as it is used.
+    /// Zeroed memory of the kernel's, which no swap is reserved for.
     #[derive(Debug)]
     pub(super) struct Array<T> {
+        /// Of the mapping, or dangling if there are none.
         first: NonNull<T>,
         len: usize,
-        /// The block that this is the aligned part of.
-        block: NonNull<u8>,
-        layout: Layout,
+        _mapping: Option<MmapMut>,
         owns: PhantomData<T>,
     }
 
@@ -77,40 +76,32 @@ mod zeroed {
 
     impl<T> Array<Padded<T>> {
         pub(super) fn new(len: usize) -> io::Result<Self> {
-            let align = align_of::<Padded<T>>();
-            let size = len
+            const { assert!(align_of::<Padded<T>>() <= 4096) };
+            let bytes = len
                 .checked_mul(size_of::<Padded<T>>())
-                .and_then(|size| size.checked_add(align))
                 .ok_or(io::ErrorKind::OutOfMemory)?;
-            let layout = Layout::from_size_align(size, ALIGN)
-                .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-            // SAFETY: the size is that of an alignment at least.
-            let block = NonNull::new(unsafe { alloc_zeroed(layout) });
-            let block = block.ok_or(io::ErrorKind::OutOfMemory)?;
-            // SAFETY: less than an alignment, for which there is room behind the entries.
-            let first = unsafe { block.add(block.align_offset(align)) }.cast();
+            if bytes == 0 {
+                return Ok(Self {
+                    first: NonNull::dangling(),
+                    len,
+                    _mapping: None,
+                    owns: PhantomData,
+                });
+            }
+            let mut mapping = MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?;
             Ok(Self {
-                first,
+                first: NonNull::from(&mut mapping[..]).cast(),
                 len,
-                block,
-                layout,
+                _mapping: Some(mapping),
                 owns: PhantomData,
             })
         }
 
         #[inline]
         pub(super) fn as_slice(&self) -> &[Padded<T>] {
-            // SAFETY: the block has room for `len` of them, and zeros are a vacant entry. It lives as long
-            // as `self`, and is accessed in no other way.
+            // SAFETY: the mapping has room for `len` of them, aligned as a page is, and zeros are a
+            // vacant entry. It lives as long as `self`, and is accessed in no other way.
             unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
-        }
-    }
-
-    impl<T> Drop for Array<T> {
-        fn drop(&mut self) {
-            // What is in an entry is taken out before it becomes vacant, and keeps the slab until then.
-            // SAFETY: allocated so, and given back once.
-            unsafe { dealloc(self.block.as_ptr(), self.layout) }
         }
     }
 }
