@@ -254,7 +254,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     pub fn flush(&self) -> Result<Completion<R, M>, Error> {
         self.give_up(|ledger, slab| {
             ledger.give_up_all(slab);
-            ledger.uncached()
+            ledger.leaving(|_| true)
         })
     }
 
@@ -394,11 +394,15 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         None
     }
 
-    /// Takes the lock, with all that was invalidated before taken out.
+    /// Takes the lock, with all that was invalidated before taken out. If that cannot be told all is taken
+    /// out and destroyed.
     pub(crate) fn lock_current(&self) -> Result<MutexGuard<'_, Ledger<R::Access>>, Error> {
         let mut ledger = lock(&self.ledger);
-        if !self.is_current() {
-            self.drain(&mut ledger)?;
+        if !self.is_current()
+            && let Err(error) = self.drain(&mut ledger)
+        {
+            self.unlock(ledger);
+            return Err(error);
         }
         Ok(ledger)
     }
@@ -429,11 +433,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     /// Releases what the monitor reports.
     pub(crate) fn reap(&self) -> Result<(), Error> {
-        let drained = self.lock_current().map(|ledger| self.unlock(ledger));
-        if drained.is_err() {
-            self.bury();
-        }
-        drained
+        self.unlock(self.lock_current()?);
+        Ok(())
     }
 
     /// Whether a lookup with this access is for a registration that goes with its last guard.

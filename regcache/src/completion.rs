@@ -49,13 +49,13 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
         ledger.waiting += 1;
         let mut done = self.count(&ledger) == 0;
         while !done {
-            let rest = match until {
-                Some(until) => match until.checked_duration_since(Instant::now()) {
-                    Some(rest) => rest,
-                    None => break,
-                },
-                None => timeout,
-            };
+            // A time that there is no clock for is for ever.
+            let rest = until.map_or(timeout, |until| {
+                until.saturating_duration_since(Instant::now())
+            });
+            if rest.is_zero() {
+                break;
+            }
             ledger = wait_for(&core.vacated, ledger, rest);
             done = self.count(&ledger) == 0;
         }

@@ -262,62 +262,54 @@ impl<A: Access> Ledger<A> {
     /// Takes out all entries that overlap `range`, has registrations of it that are being made start
     /// over, and returns how to tell when those given up are gone, if they are not yet.
     pub(crate) fn give_up<T>(&mut self, slab: &Slab<T>, range: VaRange) -> Vec<Place> {
-        let linked = [&self.index, &self.fleeting];
-        let linked: Vec<_> = linked.iter().flat_map(|it| it.overlapping(range)).collect();
-        for slot in linked {
-            self.unlink(slab, slot);
-        }
-        for i in 0..self.pending.len() {
-            let record = self.record_mut(self.pending[i]);
-            if record.range.overlaps(&range) {
-                record.phase = Phase::Pending { hit: true };
-            }
-        }
-        let alone = self.alone.iter().filter(|(_, its)| its.overlaps(&range));
-        self.leaving()
-            .filter(|&(slot, _)| self.record(slot).range.overlaps(&range))
-            .map(|(slot, cookie)| Place::Slab(slot, cookie))
-            .chain(alone.map(|(&number, _)| Place::Alone(number)))
-            .collect()
-    }
-
-    /// All that is there and not cached: given up and not gone, being made, or never kept.
-    pub(crate) fn uncached(&self) -> Vec<Place> {
-        let leaving = self.leaving();
-        leaving
-            .map(|(slot, cookie)| Place::Slab(slot, cookie))
-            .chain(self.alone.keys().map(|&number| Place::Alone(number)))
-            .collect()
+        self.unlink_over(slab, range, |_| true);
+        self.leaving(|its| its.overlaps(&range))
     }
 
     /// Takes out the entries that would serve `range` with some access, has registrations that would
     /// start over, and returns how many were taken out.
     pub(crate) fn distrust<T>(&mut self, slab: &Slab<T>, range: VaRange) -> u64 {
+        self.unlink_over(slab, range, |its| its.contains(&range))
+    }
+
+    /// Takes out those entries that overlap `range` and are `meant`, has such registrations that are
+    /// being made start over, and returns how many were taken out.
+    fn unlink_over<T>(
+        &mut self,
+        slab: &Slab<T>,
+        range: VaRange,
+        meant: impl Fn(&VaRange) -> bool,
+    ) -> u64 {
         let linked = [&self.index, &self.fleeting];
         let mut linked: Vec<_> = linked.iter().flat_map(|it| it.overlapping(range)).collect();
-        linked.retain(|&slot| self.record(slot).range.contains(&range));
+        linked.retain(|&slot| meant(&self.record(slot).range));
         for &slot in &linked {
             self.unlink(slab, slot);
         }
         for i in 0..self.pending.len() {
             let record = self.record_mut(self.pending[i]);
-            if record.range.contains(&range) {
+            if record.range.overlaps(&range) && meant(&record.range) {
                 record.phase = Phase::Pending { hit: true };
             }
         }
         linked.len() as u64
     }
 
-    /// Slots in which something is that has been given up and is not gone, or is being made.
-    fn leaving(&self) -> impl Iterator<Item = (Slot, Cookie)> {
-        let records = self.records.iter().enumerate();
-        records.filter_map(|(i, record)| {
+    /// What of these ranges is there and not cached: given up and not gone, being made again, or never
+    /// kept.
+    pub(crate) fn leaving(&self, of: impl Fn(&VaRange) -> bool) -> Vec<Place> {
+        let slots = self.records.iter().enumerate().filter(|(_, record)| {
             let leaving = match record.phase {
                 Phase::Unlinked { .. } | Phase::Pending { hit: true } => true,
                 Phase::Vacant | Phase::Linked | Phase::Pending { hit: false } => false,
             };
-            leaving.then_some((Slot(i as u32), record.cookie))
-        })
+            leaving && of(&record.range)
+        });
+        let alone = self.alone.iter().filter(|(_, its)| of(its));
+        slots
+            .map(|(i, record)| Place::Slab(Slot(i as u32), record.cookie))
+            .chain(alone.map(|(&number, _)| Place::Alone(number)))
+            .collect()
     }
 
     /// A registration is made that is not kept. Returns the number to end it by.

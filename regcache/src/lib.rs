@@ -38,6 +38,7 @@ mod slab;
 mod sorted;
 mod stats;
 mod sync;
+mod thread;
 mod widen;
 
 pub use builder::{Builder, Unchosen};

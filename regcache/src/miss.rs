@@ -31,13 +31,7 @@ pub(crate) fn miss<R: Registrar, M: Monitor>(
     // A wider registration is tried once: it may have holes, and others change it as well.
     let mut wide = true;
     loop {
-        let mut ledger = match core.lock_current() {
-            Ok(ledger) => ledger,
-            Err(error) => {
-                core.bury();
-                return Err(error);
-            }
-        };
+        let mut ledger = core.lock_current()?;
         if let Some(guard) = core.find(&mut ledger, range, access) {
             core.unlock(ledger);
             return Ok(guard);
@@ -215,7 +209,6 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             Ok(ledger) => ledger,
             Err(error) => {
                 core.deregister(registration);
-                core.bury();
                 return Err(error);
             }
         };
@@ -249,7 +242,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         unsafe { entry.publish(content, fleeting) };
         let guard = Guard::owning(NonNull::from(entry));
         let range = self.range;
-        // The entry's now, also if what was merged is destroyed with a panic.
+        // The entry's now, whatever the rest comes to.
         mem::forget(self);
         core.unlock(ledger);
         tracing::trace!(?range, merged, "registered");

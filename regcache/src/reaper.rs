@@ -15,12 +15,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 use crate::Registrar;
 use crate::cache::Core;
 use crate::monitor::Monitor;
 use crate::sync::Arc;
+use crate::thread::spawn;
 
 /// Between rounds.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -46,20 +46,11 @@ impl Reaper {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let stop = std::sync::Arc::new(stop);
         let (core, stopped) = (Arc::clone(core), std::sync::Arc::clone(&stop));
-        // The application's signals are for its own threads, and a thread inherits its mask.
-        let mut before = SigSet::empty();
-        pthread_sigmask(
-            SigmaskHow::SIG_BLOCK,
-            Some(&SigSet::all()),
-            Some(&mut before),
-        )?;
-        let thread = thread::Builder::new()
-            .name("regcache-reaper".to_owned())
-            .spawn(move || run(&core, &stopped));
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+        let run = move || run(&core, &stopped);
+        let thread = spawn("regcache-reaper", run)?;
         Ok(Some(Self {
             stop,
-            thread: Some(thread?),
+            thread: Some(thread),
         }))
     }
 }

@@ -7,6 +7,7 @@
 pub mod abi;
 mod auto;
 mod nothing;
+mod ready;
 mod shared;
 mod ummunotify;
 mod userfaultfd;

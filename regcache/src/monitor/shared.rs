@@ -25,9 +25,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::Epoll;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::ready::when_readable;
 use super::{Cookie, Monitor};
 use crate::VaRange;
 use crate::fork::ForkMark;
@@ -147,10 +148,7 @@ impl<M: Monitor> Shared<M> {
 
 fn ready_with(monitor: BorrowedFd<'_>) -> io::Result<(Epoll, Arc<EventFd>)> {
     let signal = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let readable = || EpollEvent::new(EpollFlags::EPOLLIN, 0);
-    epoll.add(monitor, readable())?;
-    epoll.add(&signal, readable())?;
+    let epoll = when_readable(&[&monitor, &signal])?;
     Ok((epoll, Arc::new(signal)))
 }
 

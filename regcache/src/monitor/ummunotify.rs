@@ -19,8 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::Epoll;
 
+use super::ready::when_readable;
 use super::{Cookie, Monitor, abi};
 use crate::VaRange;
 
@@ -134,7 +135,7 @@ impl Ummunotify {
                 source,
             }
         })?;
-        let ready = ready(&device).map_err(|source| OpenError::Open {
+        let ready = when_readable(&[&device]).map_err(|source| OpenError::Open {
             path: path.to_owned(),
             source,
         })?;
@@ -189,12 +190,6 @@ impl Ummunotify {
             }
         }
     }
-}
-
-fn ready(device: &File) -> io::Result<Epoll> {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(device, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-    Ok(epoll)
 }
 
 // SAFETY: see the file's head.

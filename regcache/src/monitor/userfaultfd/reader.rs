@@ -17,11 +17,11 @@ use std::thread;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 use super::log::{Change, Log};
 use super::raw;
 use super::removal::this_thread;
+use crate::thread::spawn;
 
 /// Events asked for by one `read`: 512 bytes of stack.
 const BATCH: usize = 16;
@@ -89,15 +89,7 @@ impl Reader {
     pub(super) fn start(source: &Arc<Source>) -> io::Result<Self> {
         let source = Arc::clone(source);
         let its = Arc::clone(&source);
-        // The application's signals are for its own threads, and a thread inherits its mask.
-        let mut before = SigSet::empty();
-        let all = SigSet::all();
-        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&all), Some(&mut before))?;
-        let thread = thread::Builder::new()
-            .name("regcache-uffd".to_owned())
-            .spawn(move || run(&its));
-        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        let thread = thread?;
+        let thread = spawn("regcache-uffd", move || run(&its))?;
         // Until it has said who it is: by then it has mapped what a thread maps for itself.
         while source.reader.load(Ordering::Relaxed) == 0 {
             thread::yield_now();
