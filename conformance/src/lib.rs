@@ -6,6 +6,7 @@
 mod device;
 mod naive;
 mod race;
+mod random;
 pub mod remap;
 mod scenarios;
 mod stress;
@@ -14,6 +15,7 @@ mod uring;
 pub use device::{Device, Outcome, Result, reuse};
 pub use naive::NeverReports;
 pub use race::thread_reuse;
+pub use random::Random;
 pub use scenarios::{MORE_WAYS, scenarios};
 pub use stress::{Progress, allocate_free_fork_and_look_up};
 pub use uring::Uring;

@@ -14,8 +14,8 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 use regcache::monitor::Monitor;
 
-use crate::Uring;
 use crate::device::{Device, Result};
+use crate::{Random, Uring};
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -81,17 +81,12 @@ fn run<M: Monitor>(
     stop: &AtomicBool,
     pipe: &Mutex<()>,
 ) -> Result<()> {
-    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = move |below: u64| {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random % below
-    };
+    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut next = move |below| random.below(below);
     let mut kept: Vec<Vec<u8>> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         // From malloc's bins, its heap, and by mmap.
-        let len = [64, 4096, 60_000, 300_000][next(4) as usize] + next(5000) as usize;
+        let len = [64, 4096, 60_000, 300_000][next(4)] + next(5000);
         let mut bytes = vec![0; len];
         bytes.fill(next(256) as u8);
         if next(16) == 0 {
@@ -122,7 +117,7 @@ fn run<M: Monitor>(
             kept.push(bytes);
         }
         if kept.len() > 32 {
-            let from = next(16) as usize;
+            let from = next(16);
             kept.drain(from..);
         }
     }

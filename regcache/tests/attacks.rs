@@ -6,7 +6,7 @@ mod model;
 
 use model::{Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, Pinned, page};
 use regcache::monitor::{Cookie, Monitor, Shared};
-use regcache::{Cache, Registrar, VaRange};
+use regcache::{Builder, Cache, Registrar, VaRange};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,10 @@ use std::time::Duration;
 
 const READ: Bits = Bits(1);
 const REMOTE: Bits = Bits(5);
+
+fn builder<R: Registrar>(device: R, kernel: &Arc<FakeKernel>) -> Builder<R, FakeMonitor> {
+    Cache::builder(device).monitor(FakeMonitor(Arc::clone(kernel)))
+}
 
 /// Deregisters with a panic, once, when told to.
 struct Panicky(FakeDevice, AtomicBool);
@@ -35,10 +39,12 @@ unsafe impl Registrar for Panicky {
 #[test]
 fn a_panic_while_burying_leaves_no_unwatched_entry() {
     let kernel = FakeKernel::new(8);
-    let cache = Cache::builder(Panicky(FakeDevice::new(&kernel), AtomicBool::new(false)))
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .build()
-        .unwrap();
+    let cache = builder(
+        Panicky(FakeDevice::new(&kernel), AtomicBool::new(false)),
+        &kernel,
+    )
+    .build()
+    .unwrap();
     drop(cache.get(page(0), PAGE, READ).unwrap());
     cache.registrar().1.store(true, Ordering::Relaxed);
     // the wider one merges the first, whose deregistration panics
@@ -54,10 +60,12 @@ fn a_panic_while_burying_leaves_no_unwatched_entry() {
 #[test]
 fn a_panic_while_burying_does_not_recycle_a_live_slot() {
     let kernel = FakeKernel::new(8);
-    let cache = Cache::builder(Panicky(FakeDevice::new(&kernel), AtomicBool::new(false)))
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .build()
-        .unwrap();
+    let cache = builder(
+        Panicky(FakeDevice::new(&kernel), AtomicBool::new(false)),
+        &kernel,
+    )
+    .build()
+    .unwrap();
     drop(cache.get(page(0), PAGE, READ).unwrap());
     cache.registrar().1.store(true, Ordering::Relaxed);
     drop(cache.get(page(0), 2 * PAGE, READ).unwrap());
@@ -75,8 +83,7 @@ fn a_panic_while_burying_does_not_recycle_a_live_slot() {
 #[test]
 fn a_fleeting_registration_serves_no_local_lookup() {
     let kernel = FakeKernel::new(8);
-    let cache = Cache::builder(FakeDevice::new(&kernel))
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
+    let cache = builder(FakeDevice::new(&kernel), &kernel)
         .revoke_remote_keys(true)
         .build()
         .unwrap();
@@ -94,8 +101,7 @@ fn a_fleeting_registration_serves_no_local_lookup() {
 #[test]
 fn the_remote_key_ends_with_the_last_remote_guard() {
     let kernel = FakeKernel::new(8);
-    let cache = Cache::builder(FakeDevice::new(&kernel))
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
+    let cache = builder(FakeDevice::new(&kernel), &kernel)
         .revoke_remote_keys(true)
         .build()
         .unwrap();
@@ -115,10 +121,7 @@ fn the_remote_key_ends_with_the_last_remote_guard() {
 #[test]
 fn waiting_for_ever_does_not_panic() {
     let kernel = FakeKernel::new(8);
-    let cache = Cache::builder(FakeDevice::new(&kernel))
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .build()
-        .unwrap();
+    let cache = builder(FakeDevice::new(&kernel), &kernel).build().unwrap();
     assert!(cache.flush().unwrap().wait(Duration::MAX));
 }
 
@@ -209,23 +212,31 @@ unsafe impl Registrar for SlowDevice {
     }
 }
 
-#[test]
-fn a_cache_built_during_an_invalidation_on_a_shared_monitor_is_never_stale() {
-    let k = Arc::new(Slow {
+/// The kernel, and two shares of its monitor.
+fn slow() -> (Arc<Slow>, [Shared<SlowMonitor>; 2]) {
+    let kernel = Arc::new(Slow {
         k: Default::default(),
     });
-    let one = Shared::new(SlowMonitor(Arc::clone(&k))).unwrap();
+    let one = Shared::new(SlowMonitor(Arc::clone(&kernel))).unwrap();
     let two = one.another().unwrap();
-    let a = Cache::builder(SlowDevice(Arc::clone(&k)))
-        .monitor(one)
-        .build()
-        .unwrap();
+    (kernel, [one, two])
+}
+
+fn slow_cache(
+    kernel: &Arc<Slow>,
+    monitor: Shared<SlowMonitor>,
+) -> Cache<SlowDevice, Shared<SlowMonitor>> {
+    let builder = Cache::builder(SlowDevice(Arc::clone(kernel))).monitor(monitor);
+    builder.build().unwrap()
+}
+
+#[test]
+fn a_cache_built_during_an_invalidation_on_a_shared_monitor_is_never_stale() {
+    let (k, [one, two]) = slow();
+    let a = slow_cache(&k, one);
     drop(a.get(page(0), PAGE, ()).unwrap());
     k.start();
-    let b = Cache::builder(SlowDevice(Arc::clone(&k)))
-        .monitor(two)
-        .build()
-        .unwrap();
+    let b = slow_cache(&k, two);
     drop(b.get(page(0), PAGE, ()).unwrap());
     k.end();
     assert_eq!(
@@ -238,19 +249,9 @@ fn a_cache_built_during_an_invalidation_on_a_shared_monitor_is_never_stale() {
 /// The control: the second cache was built before.
 #[test]
 fn control_a_cache_built_before() {
-    let k = Arc::new(Slow {
-        k: Default::default(),
-    });
-    let one = Shared::new(SlowMonitor(Arc::clone(&k))).unwrap();
-    let two = one.another().unwrap();
-    let a = Cache::builder(SlowDevice(Arc::clone(&k)))
-        .monitor(one)
-        .build()
-        .unwrap();
-    let b = Cache::builder(SlowDevice(Arc::clone(&k)))
-        .monitor(two)
-        .build()
-        .unwrap();
+    let (k, [one, two]) = slow();
+    let a = slow_cache(&k, one);
+    let b = slow_cache(&k, two);
     drop(a.get(page(0), PAGE, ()).unwrap());
     k.start();
     drop(b.get(page(0), PAGE, ()).unwrap());
@@ -292,37 +293,51 @@ fn reaping_makes_the_descriptor_quiet() {
     );
 }
 
-/// As the driver: refuses those who are not the owner.
-struct Owned(FakeMonitor, u32);
+/// What a monitor is asked to do.
+#[derive(Clone, Copy, PartialEq)]
+enum Asked {
+    Watch(VaRange),
+    Drain,
+}
+
+/// Does what it is asked to if this allows it.
+struct Asking<F>(FakeMonitor, F);
+
 // SAFETY: it is a model; there is no device to reach memory.
-unsafe impl Monitor for Owned {
+unsafe impl<F: Fn(Asked) -> io::Result<()> + Send + Sync + 'static> Monitor for Asking<F> {
     fn generation(&self) -> u64 {
         self.0.generation()
     }
-    fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        if std::process::id() != self.1 {
-            return Err(io::Error::from_raw_os_error(libc::EPERM));
-        }
-        self.0.watch(r, c)
+
+    fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        self.1(Asked::Watch(range))?;
+        self.0.watch(range, cookie)
     }
-    fn unwatch(&self, c: Cookie) -> io::Result<()> {
-        self.0.unwatch(c)
+
+    fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        self.0.unwatch(cookie)
     }
-    fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
-        if std::process::id() != self.1 {
-            return Err(io::Error::from_raw_os_error(libc::EPERM));
-        }
-        self.0.drain(f)
+
+    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        self.1(Asked::Drain)?;
+        self.0.drain(invalidated)
     }
+
     fn name(&self) -> &'static str {
-        "owned"
+        "asking"
     }
 }
 
 #[test]
 fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
     let kernel = FakeKernel::new(8);
-    let spare = Shared::new(Owned(FakeMonitor(Arc::clone(&kernel)), std::process::id())).unwrap();
+    let owner = std::process::id();
+    // As the driver: refuses those who are not the owner.
+    let owned = move |_| match std::process::id() {
+        id if id == owner => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
+    };
+    let spare = Shared::new(Asking(FakeMonitor(Arc::clone(&kernel)), owned)).unwrap();
     let a = Cache::builder(FakeDevice::new(&kernel))
         .monitor(spare.another().unwrap())
         .build()
@@ -356,8 +371,7 @@ fn a_panic_while_the_cache_is_dropped_leaks_one_registration() {
     let kernel = FakeKernel::new(8);
     let device = FakeDevice::new(&kernel);
     let live = Arc::clone(&device.live);
-    let cache = Cache::builder(Panicky(device, AtomicBool::new(false)))
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
+    let cache = builder(Panicky(device, AtomicBool::new(false)), &kernel)
         .build()
         .unwrap();
     for i in 0..4 {
@@ -380,32 +394,7 @@ struct Gate {
     inside: std::sync::Barrier,
     go: AtomicBool,
 }
-struct Gated(FakeMonitor, Arc<Gate>);
-// SAFETY: it is a model; there is no device to reach memory.
-unsafe impl Monitor for Gated {
-    fn generation(&self) -> u64 {
-        self.0.generation()
-    }
-    fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        self.0.watch(r, c)?;
-        if r.start() == page(7).addr() {
-            self.1.inside.wait();
-            while !self.1.go.load(Ordering::Relaxed) {
-                std::thread::yield_now();
-            }
-        }
-        Ok(())
-    }
-    fn unwatch(&self, c: Cookie) -> io::Result<()> {
-        self.0.unwatch(c)
-    }
-    fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
-        self.0.drain(f)
-    }
-    fn name(&self) -> &'static str {
-        "gated"
-    }
-}
+
 #[test]
 fn a_watch_that_waits_does_not_stop_the_lookups_of_other_caches() {
     let kernel = FakeKernel::new(8);
@@ -413,15 +402,24 @@ fn a_watch_that_waits_does_not_stop_the_lookups_of_other_caches() {
         inside: std::sync::Barrier::new(2),
         go: AtomicBool::new(false),
     });
-    let one = Shared::new(Gated(FakeMonitor(Arc::clone(&kernel)), Arc::clone(&gate))).unwrap();
-    let two = one.another().unwrap();
-    let build = |m: Shared<Gated>| {
-        Cache::builder(FakeDevice::new(&kernel))
-            .monitor(m)
-            .build()
-            .unwrap()
+    let gated = {
+        let gate = Arc::clone(&gate);
+        move |asked| {
+            if matches!(asked, Asked::Watch(range) if range.start() == page(7).addr()) {
+                gate.inside.wait();
+                while !gate.go.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+            }
+            Ok(())
+        }
     };
-    let (a, b) = (build(one), build(two));
+    let one = Shared::new(Asking(FakeMonitor(Arc::clone(&kernel)), gated)).unwrap();
+    let two = one.another().unwrap();
+    let [a, b] = [one, two].map(|monitor| {
+        let builder = Cache::builder(FakeDevice::new(&kernel)).monitor(monitor);
+        builder.build().unwrap()
+    });
     drop(b.get(page(0), PAGE, READ).unwrap());
     let done = AtomicBool::new(false);
     let in_time = std::thread::scope(|s| {
@@ -443,8 +441,7 @@ fn a_watch_that_waits_does_not_stop_the_lookups_of_other_caches() {
 #[test]
 fn a_completion_knows_of_uncached_registrations_of_the_range() {
     let kernel = FakeKernel::new(8);
-    let cache = Cache::builder(FakeDevice::new(&kernel))
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
+    let cache = builder(FakeDevice::new(&kernel), &kernel)
         .max_entries(0)
         .build()
         .unwrap();
@@ -458,34 +455,21 @@ fn a_completion_knows_of_uncached_registrations_of_the_range() {
     drop(held);
 }
 
-/// A monitor with room for two watches (the driver's max_regions).
-struct Few(FakeMonitor);
-// SAFETY: it is a model; there is no device to reach memory.
-unsafe impl Monitor for Few {
-    fn generation(&self) -> u64 {
-        self.0.generation()
-    }
-    fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        if self.0.0.watches() >= 2 {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-        }
-        self.0.watch(r, c)
-    }
-    fn unwatch(&self, c: Cookie) -> io::Result<()> {
-        self.0.unwatch(c)
-    }
-    fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
-        self.0.drain(f)
-    }
-    fn name(&self) -> &'static str {
-        "few"
-    }
-}
 #[test]
 fn idle_entries_make_way_when_the_monitor_is_full() {
     let kernel = FakeKernel::new(8);
+    // The driver has its max_regions.
+    let few = {
+        let kernel = Arc::clone(&kernel);
+        move |asked| match asked {
+            Asked::Watch(_) if kernel.watches() >= 2 => {
+                Err(io::Error::from_raw_os_error(libc::ENOSPC))
+            }
+            _ => Ok(()),
+        }
+    };
     let cache = Cache::builder(FakeDevice::new(&kernel))
-        .monitor(Few(FakeMonitor(Arc::clone(&kernel))))
+        .monitor(Asking(FakeMonitor(Arc::clone(&kernel)), few))
         .build()
         .unwrap();
     for i in 0..2 {

@@ -8,12 +8,13 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::marker::PhantomData;
 
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 use regcache::monitor::{Cookie, Monitor};
-use regcache::{Cache, Registrar, VaRange};
+use regcache::{Access, Builder, Cache, Registrar, VaRange};
 
 const PAGE: *const u8 = std::ptr::without_provenance(0x1000);
 
@@ -115,17 +116,18 @@ unsafe impl Monitor for FakeMonitor {
     }
 }
 
-struct FakeDevice(Arc<FakeKernel>);
+/// For registrations of this access.
+struct FakeDevice<A>(Arc<FakeKernel>, PhantomData<A>);
 
 /// The version of the page that was pinned.
 struct Pinned(u64);
 
 // SAFETY: it is a model; there is no device to reach memory.
-unsafe impl Registrar for FakeDevice {
-    type Access = ();
+unsafe impl<A: Access> Registrar for FakeDevice<A> {
+    type Access = A;
     type Registration = Pinned;
 
-    fn register(&self, _: VaRange, (): ()) -> io::Result<Pinned> {
+    fn register(&self, _: VaRange, _: A) -> io::Result<Pinned> {
         self.0.registered.fetch_add(1, Ordering::Relaxed);
         Ok(Pinned(self.0.version.load(Ordering::Acquire)))
     }
@@ -136,21 +138,18 @@ unsafe impl Registrar for FakeDevice {
     }
 }
 
-type FakeCache = Cache<FakeDevice, FakeMonitor>;
+type FakeCache<A = ()> = Cache<FakeDevice<A>, FakeMonitor>;
 
-fn cache(kernel: &Arc<FakeKernel>, max_entries: u32) -> Arc<FakeCache> {
-    let device = FakeDevice(Arc::clone(kernel));
-    let monitor = FakeMonitor(Arc::clone(kernel));
-    Arc::new(
-        Cache::builder(device)
-            .monitor(monitor)
-            .max_entries(max_entries)
-            .build()
-            .unwrap(),
-    )
+fn builder<A: Access>(kernel: &Arc<FakeKernel>) -> Builder<FakeDevice<A>, FakeMonitor> {
+    let device = FakeDevice(Arc::clone(kernel), PhantomData);
+    Cache::builder(device).monitor(FakeMonitor(Arc::clone(kernel)))
 }
 
-fn assert_balanced(kernel: &FakeKernel, cache: Arc<FakeCache>) {
+fn cache(kernel: &Arc<FakeKernel>, max_entries: u32) -> Arc<FakeCache> {
+    Arc::new(builder(kernel).max_entries(max_entries).build().unwrap())
+}
+
+fn assert_balanced<A: Access>(kernel: &FakeKernel, cache: Arc<FakeCache<A>>) {
     drop(cache);
     assert_eq!(
         kernel.registered.load(Ordering::Relaxed),
@@ -301,7 +300,8 @@ fn loom_several_threads_bury_each_registration_once() {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Bits(u8);
-impl regcache::Access for Bits {
+
+impl Access for Bits {
     fn serves(self, wanted: Self) -> bool {
         self.0 & wanted.0 == wanted.0
     }
@@ -310,30 +310,9 @@ impl regcache::Access for Bits {
     }
 }
 
-struct BitsDevice(Arc<FakeKernel>);
-// SAFETY: it is a model; there is no device to reach memory.
-unsafe impl Registrar for BitsDevice {
-    type Access = Bits;
-    type Registration = Pinned;
-    fn register(&self, _: VaRange, _: Bits) -> io::Result<Pinned> {
-        self.0.registered.fetch_add(1, Ordering::Relaxed);
-        Ok(Pinned(self.0.version.load(Ordering::Acquire)))
-    }
-    fn deregister(&self, _: Pinned) -> io::Result<()> {
-        self.0.registered.fetch_sub(1, Ordering::Relaxed);
-        Ok(())
-    }
-}
-
-fn bits_cache(kernel: &Arc<FakeKernel>) -> Arc<Cache<BitsDevice, FakeMonitor>> {
-    Arc::new(
-        Cache::builder(BitsDevice(Arc::clone(kernel)))
-            .monitor(FakeMonitor(Arc::clone(kernel)))
-            .max_entries(2)
-            .revoke_remote_keys(true)
-            .build()
-            .unwrap(),
-    )
+fn revoking_cache(kernel: &Arc<FakeKernel>) -> Arc<FakeCache<Bits>> {
+    let builder = builder(kernel).max_entries(2).revoke_remote_keys(true);
+    Arc::new(builder.build().unwrap())
 }
 
 const READ: Bits = Bits(1);
@@ -344,7 +323,7 @@ const REMOTE: Bits = Bits(5);
 fn loom_a_declining_reader_does_not_keep_a_remote_key() {
     loom::model(|| {
         let kernel = FakeKernel::new(Flaw::None);
-        let cache = bits_cache(&kernel);
+        let cache = revoking_cache(&kernel);
         let elsewhere = PAGE.wrapping_add(0x10000);
         drop(cache.get(PAGE, 1, READ).unwrap());
         cache.flush().unwrap();
@@ -361,21 +340,8 @@ fn loom_a_declining_reader_does_not_keep_a_remote_key() {
             1,
             "the remote key outlives its last guard"
         );
-        assert_bits_balanced(&kernel, cache);
+        assert_balanced(&kernel, cache);
     });
-}
-
-fn assert_bits_balanced(kernel: &FakeKernel, cache: Arc<Cache<BitsDevice, FakeMonitor>>) {
-    drop(cache);
-    assert_eq!(
-        kernel.registered.load(Ordering::Relaxed),
-        0,
-        "registrations leak"
-    );
-    assert!(
-        kernel.watches.lock().unwrap().live.is_empty(),
-        "watches leak"
-    );
 }
 
 /// Last guards of a fleeting registration against lookups of it, and a flush.
@@ -383,7 +349,7 @@ fn assert_bits_balanced(kernel: &FakeKernel, cache: Arc<Cache<BitsDevice, FakeMo
 fn loom_fleeting_guards_lookups_and_flush() {
     loom::model(|| {
         let kernel = FakeKernel::new(Flaw::None);
-        let cache = bits_cache(&kernel);
+        let cache = revoking_cache(&kernel);
         let remote = cache.get(PAGE, 1, REMOTE).unwrap();
         let other = {
             let cache = Arc::clone(&cache);
@@ -398,7 +364,7 @@ fn loom_fleeting_guards_lookups_and_flush() {
             0,
             "the remote key outlives its last guard"
         );
-        assert_bits_balanced(&kernel, cache);
+        assert_balanced(&kernel, cache);
     });
 }
 

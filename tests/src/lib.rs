@@ -7,7 +7,7 @@ mod process;
 mod rig;
 
 pub use device::{Counter, Device};
-pub use memory::{PAGE, Pages, pinned};
+pub use memory::{Pages, pinned, resident};
 pub use process::Child;
-pub use regcache_conformance::{NeverReports, remap};
+pub use regcache_conformance::{NeverReports, PAGE, Random, remap};
 pub use rig::{Direction, Outcome, Result, Rig};

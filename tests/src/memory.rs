@@ -6,9 +6,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
-
-/// The size of a page on every machine that the suite runs on.
-pub const PAGE: usize = 4096;
+use regcache_conformance::PAGE;
 
 /// Where the next [`Pages`] go: far below where the kernel puts mappings of its own choice, and never
 /// the same twice, so that what a test unmaps is not given to another thread.
@@ -140,11 +138,24 @@ fn mmap(start: *mut u8, len: usize, how: i32) -> io::Result<*mut u8> {
 /// If the kernel does not say.
 #[must_use]
 pub fn pinned() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("in every process's status");
-    let line = status.lines().find(|line| line.starts_with("VmPin:"));
-    let words: Vec<_> = line
-        .expect("in every process's status")
-        .split_whitespace()
-        .collect();
-    words[1].parse().expect("in every process's status")
+    status("VmPin:")
+}
+
+/// Kilobytes of this process that are in memory.
+///
+/// # Panics
+///
+/// If the kernel does not say.
+#[must_use]
+pub fn resident() -> u64 {
+    status("VmRSS:")
+}
+
+/// The number in this line of the process's status.
+fn status(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("in every process's directory");
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    let number = number.and_then(|number| number.parse().ok());
+    number.expect("in every process's status")
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use memmap2::MmapMut;
 use regcache::monitor::{Monitor, Ummunotify};
 use regcache::{Cache, Error, Guard, Registrar, VaRange};
-use regcache_tests::{NeverReports, PAGE, Pages, pinned};
+use regcache_tests::{NeverReports, PAGE, Pages, Random, pinned};
 use regcache_verbs::{Access, Context, Loopback, Mr, MrRegistrar, Pd};
 
 const AREAS: usize = 16;
@@ -72,18 +72,6 @@ unsafe impl Registrar for Kept {
 
     fn deregister(&self, mr: Mr) -> io::Result<()> {
         self.0.deregister(mr)
-    }
-}
-
-/// xorshift64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % n
     }
 }
 

@@ -2,7 +2,6 @@
 //! driver and the device, and what the process holds and has pinned must not grow. Needs the VM:
 //! `cargo xtask vm --timeout 4000 -- target/release/churn --minutes 60`
 
-use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use clap::Parser;
 use memmap2::MmapMut;
 use regcache::Cache;
 use regcache::monitor::Ummunotify;
-use regcache_tests::{PAGE, pinned};
+use regcache_tests::{PAGE, Random, pinned, resident};
 use regcache_verbs::{Access, Context, MrRegistrar, Pd};
 
 const MAX_ENTRIES: u32 = 256;
@@ -19,7 +18,7 @@ const MAX_BYTES: usize = 32 << 20;
 
 /// Buffers that each thread has at a time, of up to so many pages.
 const BUFFERS: usize = 300;
-const PAGES: u64 = 128;
+const PAGES: usize = 128;
 
 /// Churns a cache at its limits and watches what the process holds
 #[derive(Parser)]
@@ -32,21 +31,8 @@ struct Cli {
     threads: u64,
 }
 
-/// xorshift64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-
-    fn buffer(&mut self) -> MmapMut {
-        let pages = 1 + self.below(PAGES);
-        MmapMut::map_anon(pages as usize * PAGE).expect("there is memory")
-    }
+fn buffer(random: &mut Random) -> MmapMut {
+    MmapMut::map_anon((1 + random.below(PAGES)) * PAGE).expect("there is memory")
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -64,11 +50,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (cache, stop, lookups) = (&cache, &stop, &lookups);
             scope.spawn(move || {
                 let mut random = Random(seed * 0x9E37_79B9_7F4A_7C15);
-                let mut buffers: Vec<_> = (0..BUFFERS).map(|_| random.buffer()).collect();
+                let mut buffers: Vec<_> = (0..BUFFERS).map(|_| buffer(&mut random)).collect();
                 while !stop.load(Ordering::Relaxed) {
-                    let i = random.below(BUFFERS as u64) as usize;
+                    let i = random.below(BUFFERS);
                     match random.below(4) {
-                        0 => buffers[i] = random.buffer(),
+                        0 => buffers[i] = buffer(&mut random),
                         _ => {
                             let buffer = &buffers[i];
                             let guard =
@@ -120,16 +106,8 @@ fn verdict(held: &[(u64, u64)]) -> Result<(), Box<dyn std::error::Error>> {
     if last > first + first / 10 {
         return Err("it grows".into());
     }
-    if pinned_most > MAX_BYTES as u64 / 1024 + 2 * PAGES * 4 {
+    if pinned_most > (MAX_BYTES + 2 * PAGES * PAGE) as u64 / 1024 {
         return Err("more is pinned than the limit allows".into());
     }
     Ok(())
-}
-
-/// Kilobytes.
-fn resident() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let words = line.and_then(|line| line.split_whitespace().nth(1));
-    words.and_then(|word| word.parse().ok()).unwrap_or(0)
 }
