@@ -42,7 +42,12 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
 /// on the same file, register, unregister and drain. Nothing but the munmap moves the counter.
 fn counter_has_moved_when_munmap_returns(contenders: usize) {
     let monitor = Ummunotify::open().unwrap();
+    // No page is in them: one that is not pinned the kernel may move elsewhere (compaction), and that
+    // is announced.
     let theirs = Pages::new(contenders.max(1)).unwrap();
+    theirs
+        .advise(0, contenders.max(1), libc::MADV_DONTNEED)
+        .unwrap();
     let contender = |i: usize| {
         let range = VaRange::new(theirs.page(i), PAGE).unwrap();
         let cookie = Cookie(i as u64);
