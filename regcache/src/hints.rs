@@ -22,30 +22,30 @@ const SMALLEST: u32 = 12;
 const STEP: u32 = 4;
 const SIZES: u32 = 5;
 
-/// Hints in a set, which is half a cache line.
+/// Hints in a set, which is a quarter of a cache line.
 const WAYS: usize = 4;
+
+/// Bits of a hint that are the tag. The others are the slot.
+const TAG_BITS: u32 = 8;
 
 /// 2^64 divided by the golden ratio: multiplying by it spreads pages over the upper bits.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Most sets a table has: 8 MiB, enough for 1 048 576 pages.
+/// Most sets a table has: 4 MiB, enough for 1 048 576 pages.
 const MAX_SETS: usize = 1 << 18;
 
-/// Tags, and the slot that each stands for. A reader may see the tag of one word and the slot of another,
-/// and one that was never written names slot 0: a wrong hint like any other.
-#[derive(Debug)]
-#[repr(align(32))]
-struct Set {
-    tags: [AtomicU32; WAYS],
-    slots: [AtomicU32; WAYS],
-}
+/// Slots, each with the tag of the page that it is for. A tag is short, so that one in some hundred
+/// lookups that should find nothing finds another page's slot: a wrong hint like any other.
+#[derive(Debug, Default)]
+#[repr(align(16))]
+struct Set([AtomicU32; WAYS]);
 
 impl Set {
     #[inline]
-    fn of_tag(&self, tag: u32) -> impl Iterator<Item = Slot> {
-        let ways = self.tags.iter().zip(&self.slots);
-        ways.filter(move |(its, _)| its.load(Ordering::Relaxed) == tag)
-            .map(|(_, slot)| Slot(slot.load(Ordering::Relaxed)))
+    fn of_tag(&self, tag: u8) -> impl Iterator<Item = Slot> {
+        let ways = self.0.iter().map(|way| way.load(Ordering::Relaxed));
+        ways.filter(move |&its| its as u8 == tag)
+            .map(|its| Slot(its >> TAG_BITS))
     }
 }
 
@@ -61,20 +61,14 @@ pub(crate) struct Hints {
 }
 
 impl Hints {
-    /// A table for about `entries` entries, of 16 to 32 bytes each.
+    /// A table for about `entries` entries, of 8 to 16 bytes each.
     pub(crate) fn new(entries: u32) -> Self {
         let sets = (entries as usize)
             .div_ceil(WAYS / 2)
             .next_power_of_two()
             .clamp(2, MAX_SETS);
-        let vacant = || std::array::from_fn(|_| AtomicU32::new(0));
         Self {
-            sets: (0..sets)
-                .map(|_| Set {
-                    tags: vacant(),
-                    slots: vacant(),
-                })
-                .collect(),
+            sets: (0..sets).map(|_| Set::default()).collect(),
             shift: u64::BITS - sets.trailing_zeros(),
             sizes: AtomicU32::new(0),
             latest: AtomicU32::new(SMALLEST),
@@ -83,12 +77,14 @@ impl Hints {
 
     /// The set and the tag of an address in pages of 2^`shift` bytes.
     #[inline]
-    fn place(&self, address: usize, shift: u32) -> (&Set, u32) {
+    fn place(&self, address: usize, shift: u32) -> (&Set, u8) {
         let hash = (address as u64 >> (shift & 63)).wrapping_mul(SPREAD);
-        // A product's upper bits choose the set, the lower ones are the tag.
+        // A product's upper bits choose the set, those in the middle are the tag, which is not 0, as that of
+        // a way that was never written is.
         let set = (hash >> (self.shift & 63)) as usize;
+        let tag = (hash >> 32) as u8 | 1;
         // SAFETY: a number of 64 - `shift` bits.
-        (unsafe { self.sets.get_unchecked(set) }, hash as u32)
+        (unsafe { self.sets.get_unchecked(set) }, tag)
     }
 
     /// The slot that is most likely to serve `address`.
@@ -119,6 +115,9 @@ impl Hints {
 
     /// Remembers that `slot`, an entry of `range`, serves `address`. Called by one thread at a time.
     pub(crate) fn note(&self, address: usize, slot: Slot, range: VaRange) {
+        let Some(way) = slot.0.checked_mul(1 << TAG_BITS) else {
+            return;
+        };
         let size = (range.len().ilog2().max(SMALLEST) - SMALLEST) / STEP;
         let size = size.min(SIZES - 1);
         let sizes = self.sizes.load(Ordering::Relaxed) | 1 << size;
@@ -130,13 +129,10 @@ impl Hints {
             return;
         }
         // The oldest makes room: ways are in the order in which they were noted.
-        for words in [&set.tags, &set.slots] {
-            for i in (1..WAYS).rev() {
-                words[i].store(words[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
-            }
+        for i in (1..WAYS).rev() {
+            set.0[i].store(set.0[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        set.tags[0].store(tag, Ordering::Relaxed);
-        set.slots[0].store(slot.0, Ordering::Relaxed);
+        set.0[0].store(way | u32::from(tag), Ordering::Relaxed);
     }
 }
 
