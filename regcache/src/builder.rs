@@ -14,7 +14,6 @@ use crate::ledger::Ledger;
 use crate::monitor::{Auto, Monitor, auto};
 use crate::reaper::Reaper;
 use crate::slab::Slab;
-use crate::stats::Counters;
 use crate::sync::{Arc, Condvar, Mutex};
 use crate::widen::Widening;
 
@@ -181,7 +180,6 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
             page_size: system_value(SysconfVar::PAGE_SIZE, 4096),
             widening: options.widening,
             revoke_remote_keys: options.revoke_remote_keys,
-            counters: CachePadded::new(Counters::new()),
             ledger: CachePadded::new(Mutex::new(ledger)),
             vacated: Condvar::new(),
         });

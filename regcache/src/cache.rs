@@ -72,12 +72,12 @@ use crate::completion::Completion;
 use crate::fork::ForkMark;
 use crate::guard::Guard;
 use crate::hints::Hints;
-use crate::ledger::{Hit, Ledger};
+use crate::ledger::Ledger;
 use crate::miss::miss;
 use crate::monitor::{Auto, Cookie, Monitor};
 use crate::reaper::Reaper;
 use crate::slab::{Slab, Slot};
-use crate::stats::{Counters, Stats};
+use crate::stats::Stats;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, Ordering, lock};
 use crate::widen::Widening;
 use crate::{Access, Error, RegisterError, Registrar, VaRange};
@@ -132,7 +132,6 @@ pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) widening: Widening,
     pub(crate) revoke_remote_keys: bool,
     /// Apart from what a hit reads.
-    pub(crate) counters: CachePadded<Counters>,
     pub(crate) ledger: CachePadded<Mutex<Ledger<R::Access>>>,
     /// Signalled when something that was given up is gone, if anybody waits for that.
     pub(crate) vacated: Condvar,
@@ -190,8 +189,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
             return Err(Error::Forked);
         }
         let mut ledger = lock(&core.ledger);
-        let given_up = ledger.distrust(&core.slab, range);
-        core.counters.invalidations.add(given_up);
+        ledger.distrust(&core.slab, range);
         core.unlock(ledger);
         miss(core, range, access)
     }
@@ -309,26 +307,14 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if core.in_child() {
             return Stats::default();
         }
-        let (slots, held, unreleased) = {
+        let (slots, stats) = {
             let ledger = lock(&core.ledger);
-            (ledger.slots(), ledger.held(), ledger.unreleased())
+            (ledger.slots(), ledger.stats())
         };
         let entries = (0..slots).filter_map(|i| core.slab.get(Slot(i)));
-        let counters = &core.counters;
         Stats {
             hits: entries.map(|entry| entry.hits()).sum(),
-            misses: counters.misses.get(),
-            uncached: counters.uncached.get(),
-            invalidations: counters.invalidations.get(),
-            spurious: counters.spurious.get(),
-            evictions: counters.evictions.get(),
-            merges: counters.merges.get(),
-            retries: counters.retries.get(),
-            leaked: counters.leaked.get(),
-            entries: held.entries,
-            bytes: held.bytes,
-            unreleased: unreleased.entries,
-            unreleased_bytes: unreleased.bytes,
+            ..stats
         }
     }
 
@@ -408,14 +394,9 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 
     fn drain(&self, ledger: &mut Ledger<R::Access>) -> Result<(), Error> {
-        let (mut given_up, mut reports) = (0, 0);
+        let mut reports = 0;
         let generation = self.monitor.drain(&mut |cookie| {
-            match ledger.invalidate(&self.slab, cookie) {
-                Hit::Entry => given_up += 1,
-                Hit::Pending => {}
-                Hit::Nothing => return,
-            }
-            reports += 1;
+            reports += u64::from(ledger.invalidate(&self.slab, cookie));
         });
         let generation = generation.map_err(|source| {
             // Whatever was reported and got lost may concern any of them.
@@ -425,8 +406,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
                 source,
             }
         })?;
-        self.counters.invalidations.add(given_up);
-        self.counters.spurious.add(u64::from(reports == 0));
+        ledger.counts.spurious += u64::from(reports == 0);
         self.drained.store(!generation, Ordering::Release);
         Ok(())
     }
@@ -468,7 +448,6 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             return false;
         };
         *relief = relief.saturating_sub(bytes);
-        self.counters.evictions.add(1);
         self.bury();
         true
     }
@@ -530,7 +509,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
                 tracing::error!("the registrar panicked when it was to destroy a registration");
             }
         }
-        self.counters.leaked.add(1);
+        lock(&self.ledger).counts.leaked += 1;
     }
 
     pub(crate) fn unwatch(&self, cookie: Cookie) {
@@ -545,8 +524,9 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     /// Bytes of the pages that a registration of `range` pins.
     pub(crate) fn pinned(&self, range: VaRange) -> usize {
-        let first = range.start() / self.page_size;
-        let last = (range.end() - 1) / self.page_size;
-        (last - first + 1).saturating_mul(self.page_size)
+        // Pages are a power of two, and dividing by a number that is not known here takes long.
+        let within = self.page_size - 1;
+        let (first, last) = (range.start() & !within, (range.end() - 1) | within);
+        (last - first).saturating_add(1)
     }
 }

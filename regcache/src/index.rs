@@ -7,7 +7,7 @@
 //! interval tree.
 
 use crate::slab::Slot;
-use crate::sorted::{Found, Item, Sorted};
+use crate::sorted::{Item, Sorted};
 use crate::{Access, VaRange};
 
 #[derive(Debug)]
@@ -21,42 +21,23 @@ impl<A: Access> Index<A> {
         Self { maps: Vec::new() }
     }
 
-    /// The entry to serve `range` with `access`; and where one that starts there and allows just that
-    /// belongs, to be told when it is inserted.
-    pub(crate) fn find(&self, range: VaRange, access: A) -> (Option<Slot>, Option<Found>) {
-        let mut belongs = None;
-        for (its, map) in self.maps.iter().filter(|(a, _)| a.serves(access)) {
-            let found = map.search(range.start());
-            if let Some(item) = map.last_to(&found)
-                && item.end >= range.end()
-            {
-                return (Some(item.slot), None);
-            }
-            if *its == access {
-                belongs = Some(found);
-            }
-        }
-        (None, belongs)
+    /// The entry to serve `range` with `access`.
+    pub(crate) fn find(&mut self, range: VaRange, access: A) -> Option<Slot> {
+        let mut maps = self.maps.iter_mut().filter(|(a, _)| a.serves(access));
+        maps.find_map(|(_, map)| {
+            let item = map.last_to(range.start())?;
+            (item.end >= range.end()).then_some(item.slot)
+        })
     }
 
     /// An entry for which one of `range` and `access` could stand in: to be removed before that one is
     /// inserted.
-    pub(crate) fn contained(
-        &self,
-        range: VaRange,
-        access: A,
-        belongs: Option<Found>,
-    ) -> Option<Slot> {
-        for (its, map) in &self.maps {
-            if access.serves(*its)
-                && let Some(item) =
-                    map.first_from(range.start(), belongs.filter(|_| *its == access))
-                && item.end <= range.end()
-            {
-                return Some(item.slot);
-            }
-        }
-        None
+    pub(crate) fn contained(&mut self, range: VaRange, access: A) -> Option<Slot> {
+        let mut maps = self.maps.iter_mut().filter(|(a, _)| access.serves(*a));
+        maps.find_map(|(_, map)| {
+            let item = map.first_from(range.start())?;
+            (item.end <= range.end()).then_some(item.slot)
+        })
     }
 
     /// The entries that share a byte with `range`.
@@ -72,9 +53,9 @@ impl<A: Access> Index<A> {
     }
 
     /// Adds an entry that contains none of those here, and is contained in none.
-    pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot, belongs: Option<Found>) {
-        debug_assert!(self.find(range, access).0.is_none());
-        debug_assert!(self.contained(range, access, None).is_none());
+    pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot) {
+        debug_assert!(self.find(range, access).is_none());
+        debug_assert!(self.contained(range, access).is_none());
         let i = self
             .maps
             .iter()
@@ -83,7 +64,7 @@ impl<A: Access> Index<A> {
                 self.maps.push((access, Sorted::default()));
                 self.maps.len() - 1
             });
-        self.maps[i].1.insert(range, slot, belongs);
+        self.maps[i].1.insert(range, slot);
     }
 
     /// Removes what was inserted.
@@ -140,12 +121,11 @@ mod tests {
             let mut index = Index::new();
             let mut model: Vec<(VaRange, Bits, Slot)> = Vec::new();
             for (i, &(r, a)) in entries.iter().enumerate() {
-                if index.find(r, a).0.is_some() {
+                if index.find(r, a).is_some() {
                     continue;
                 }
-                let belongs = index.find(r, a).1;
                 let mut gone = Vec::new();
-                while let Some(slot) = index.contained(r, a, belongs) {
+                while let Some(slot) = index.contained(r, a) {
                     let &(r, a, _) = model.iter().find(|e| e.2 == slot).unwrap();
                     index.remove(r, a);
                     gone.push(slot);
@@ -159,7 +139,7 @@ mod tests {
                 prop_assert!(expected.iter().all(|slot| gone.contains(slot)));
                 model.retain(|e| !gone.contains(&e.2));
                 let slot = Slot(i as u32);
-                index.insert(r, a, slot, belongs);
+                index.insert(r, a, slot);
                 model.push((r, a, slot));
             }
             for which in removed {
@@ -177,7 +157,7 @@ mod tests {
                     .filter(|e| e.0.contains(&r) && e.1.serves(a))
                     .map(|e| e.2)
                     .collect();
-                match index.find(r, a).0 {
+                match index.find(r, a) {
                     Some(slot) => prop_assert!(candidates.contains(&slot)),
                     None => prop_assert!(candidates.is_empty()),
                 }

@@ -16,7 +16,7 @@ use crate::entry::Entry;
 use crate::index::Index;
 use crate::monitor::Cookie;
 use crate::slab::{Slab, Slot};
-use crate::sorted;
+use crate::stats::Stats;
 use crate::{Access, VaRange};
 
 /// What a slot is used for.
@@ -43,24 +43,6 @@ struct Record<A> {
     bytes: usize,
 }
 
-/// Registrations, and the memory that they pin.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Amount {
-    pub(crate) entries: usize,
-    pub(crate) bytes: usize,
-}
-
-/// What invalidating something came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hit {
-    /// An entry was given up.
-    Entry,
-    /// A registration that is being made will be made again.
-    Pending,
-    /// It was given up before.
-    Nothing,
-}
-
 /// See the file's head.
 #[derive(Debug)]
 pub(crate) struct Ledger<A> {
@@ -71,10 +53,10 @@ pub(crate) struct Ledger<A> {
     fleeting: Index<A>,
     budget: Budget,
     dead: Option<Slot>,
-    unreleased: Amount,
+    /// What has happened, and what is unreleased.
+    pub(crate) counts: Stats,
     serial: u32,
     links: u64,
-    belongs: Option<sorted::Found>,
     /// Registrations that are not kept, and so in no slot: a number for each, and its range.
     alone: BTreeMap<u64, VaRange>,
     last_alone: u64,
@@ -92,10 +74,9 @@ impl<A: Access> Ledger<A> {
             fleeting: Index::new(),
             budget: Budget::new(max_entries, max_bytes),
             dead: None,
-            unreleased: Amount::default(),
+            counts: Stats::default(),
             serial: 0,
             links: 0,
-            belongs: None,
             alone: BTreeMap::new(),
             last_alone: 0,
             waiting: 0,
@@ -115,9 +96,7 @@ impl<A: Access> Ledger<A> {
         fleeting: bool,
     ) -> Option<(Slot, &'s Entry<T>, VaRange)> {
         loop {
-            let (slot, belongs) = self.index_of(fleeting).find(range, access);
-            self.belongs = belongs;
-            let slot = slot?;
+            let slot = self.index_of_mut(fleeting).find(range, access)?;
             let record = self.record(slot);
             // So by the index's invariant, if `Access` keeps its promises.
             if !(record.range.contains(&range) && record.access.serves(access)) {
@@ -133,11 +112,6 @@ impl<A: Access> Ledger<A> {
         }
     }
 
-    /// Where what was not found just now belongs, for [`link`](Self::link).
-    pub(crate) fn belongs(&self) -> Option<sorted::Found> {
-        self.belongs
-    }
-
     /// How many registrations were ever entered into an index. What was not found is not there as long
     /// as this does not move.
     pub(crate) fn links(&self) -> u64 {
@@ -148,14 +122,6 @@ impl<A: Access> Ledger<A> {
     pub(crate) fn neighbours(&self, range: VaRange, access: A) -> impl Iterator<Item = VaRange> {
         let slots = self.index.neighbours(range, access);
         slots.map(|slot| self.record(slot).range)
-    }
-
-    fn index_of(&self, fleeting: bool) -> &Index<A> {
-        if fleeting {
-            &self.fleeting
-        } else {
-            &self.index
-        }
     }
 
     fn index_of_mut(&mut self, fleeting: bool) -> &mut Index<A> {
@@ -209,53 +175,47 @@ impl<A: Access> Ledger<A> {
         self.record(slot).phase == Phase::Pending { hit: true }
     }
 
-    /// Enters a pending registration into its index, after all that it contains was taken out.
-    /// Returns how many those were. The entry must be published before the lock is released.
-    pub(crate) fn link<T>(
-        &mut self,
-        slab: &Slab<T>,
-        slot: Slot,
-        belongs: Option<sorted::Found>,
-    ) -> u64 {
+    /// Enters a pending registration into its index, after all that it contains was taken out. The entry must be published before the lock is released.
+    pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot) {
         let &Record {
             range,
             access,
             fleeting,
             ..
         } = self.record(slot);
-        let mut contained = 0;
-        while let Some(smaller) = self.index_of(fleeting).contained(range, access, belongs) {
+        while let Some(smaller) = self.index_of_mut(fleeting).contained(range, access) {
             self.unlink(slab, smaller);
-            contained += 1;
+            self.counts.merges += 1;
         }
-        self.index_of_mut(fleeting)
-            .insert(range, access, slot, belongs);
+        self.index_of_mut(fleeting).insert(range, access, slot);
         self.budget.enlist(slot);
         self.links += 1;
         self.pending.retain(|&other| other != slot);
         self.record_mut(slot).phase = Phase::Linked;
-        contained
+        self.counts.misses += 1;
     }
 
-    /// Notes that the memory under a watch has changed.
-    pub(crate) fn invalidate<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> Hit {
+    /// Notes that the memory under a watch has changed: an entry is given up, a registration that is
+    /// being made will be made again. False if it was given up before.
+    pub(crate) fn invalidate<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> bool {
         let slot = Slot(cookie.0 as u32);
         let Some(record) = self.records.get_mut(slot.0 as usize) else {
-            return Hit::Nothing;
+            return false;
         };
         if record.cookie != cookie {
-            return Hit::Nothing;
+            return false;
         }
         match record.phase {
             Phase::Pending { .. } => {
                 record.phase = Phase::Pending { hit: true };
-                Hit::Pending
+                true
             }
             Phase::Linked => {
                 self.unlink(slab, slot);
-                Hit::Entry
+                self.counts.invalidations += 1;
+                true
             }
-            Phase::Vacant | Phase::Unlinked { .. } => Hit::Nothing,
+            Phase::Vacant | Phase::Unlinked { .. } => false,
         }
     }
 
@@ -266,10 +226,11 @@ impl<A: Access> Ledger<A> {
         self.leaving(|its| its.overlaps(&range))
     }
 
-    /// Takes out the entries that would serve `range` with some access, has registrations that would
-    /// start over, and returns how many were taken out.
-    pub(crate) fn distrust<T>(&mut self, slab: &Slab<T>, range: VaRange) -> u64 {
-        self.unlink_over(slab, range, |its| its.contains(&range))
+    /// Takes out the entries that would serve `range` with some access, and has registrations that would
+    /// start over.
+    pub(crate) fn distrust<T>(&mut self, slab: &Slab<T>, range: VaRange) {
+        let given_up = self.unlink_over(slab, range, |its| its.contains(&range));
+        self.counts.invalidations += given_up;
     }
 
     /// Takes out those entries that overlap `range` and are `meant`, has such registrations that are
@@ -316,6 +277,8 @@ impl<A: Access> Ledger<A> {
     pub(crate) fn alone(&mut self, range: VaRange) -> u64 {
         self.last_alone += 1;
         self.alone.insert(self.last_alone, range);
+        self.counts.misses += 1;
+        self.counts.uncached += 1;
         self.last_alone
     }
 
@@ -343,9 +306,9 @@ impl<A: Access> Ledger<A> {
         }
     }
 
-    /// Takes idle entries out, those least needed first, until another one of `bytes` has room, and
-    /// returns how many; none are taken out if that cannot be reached.
-    pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<u64> {
+    /// Takes idle entries out, those least needed first, until another one of `bytes` has room;
+    /// none are, and it is `None`, if that cannot be reached.
+    pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<()> {
         let mut victims = Vec::new();
         let mut freed = 0;
         while !self.budget.would_hold(bytes, victims.len(), freed) {
@@ -358,19 +321,23 @@ impl<A: Access> Ledger<A> {
             freed += self.record(slot).bytes;
             victims.push(slot);
         }
-        for &slot in &victims {
-            self.budget.put_back(slot);
-            self.unlink(slab, slot);
+        for slot in victims {
+            self.give_up_victim(slab, slot);
         }
-        Some(victims.len() as u64)
+        Some(())
     }
 
     /// Takes the idle entry that is least needed out, and returns the bytes that it pins.
     pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<usize> {
         let slot = self.victim(slab)?;
+        self.give_up_victim(slab, slot);
+        Some(self.record(slot).bytes)
+    }
+
+    fn give_up_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) {
         self.budget.put_back(slot);
         self.unlink(slab, slot);
-        Some(self.record(slot).bytes)
+        self.counts.evictions += 1;
     }
 
     /// The idle entry that is least needed, out of the budget's line.
@@ -416,8 +383,8 @@ impl<A: Access> Ledger<A> {
             next_dead: self.dead,
         };
         if held {
-            self.unreleased.entries += 1;
-            self.unreleased.bytes += bytes;
+            self.counts.unreleased += 1;
+            self.counts.unreleased_bytes += bytes;
         } else {
             self.dead = Some(slot);
         }
@@ -445,8 +412,8 @@ impl<A: Access> Ledger<A> {
         match std::mem::replace(&mut record.phase, Phase::Vacant) {
             Phase::Pending { .. } => self.pending.retain(|&other| other != slot),
             Phase::Unlinked { held: true, .. } => {
-                self.unreleased.entries -= 1;
-                self.unreleased.bytes -= bytes;
+                self.counts.unreleased -= 1;
+                self.counts.unreleased_bytes -= bytes;
             }
             Phase::Unlinked { held: false, .. } | Phase::Linked | Phase::Vacant => {}
         }
@@ -459,17 +426,13 @@ impl<A: Access> Ledger<A> {
         self.records.len() as u32
     }
 
-    /// All that counts against the limits.
-    pub(crate) fn held(&self) -> Amount {
-        Amount {
+    /// All but the hits.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
             entries: self.records.len() - self.vacant.len(),
             bytes: self.budget.bytes(),
+            ..self.counts
         }
-    }
-
-    /// What the cache has given up and guards still hold.
-    pub(crate) fn unreleased(&self) -> Amount {
-        self.unreleased
     }
 
     fn record(&self, slot: Slot) -> &Record<A> {
@@ -494,9 +457,8 @@ mod tests {
         let enter = |ledger: &mut Ledger<()>, r| {
             let found = ledger.find(&slab, r, (), false);
             assert!(found.is_none());
-            let belongs = ledger.belongs();
             let (slot, _) = ledger.reserve(r, (), false, 1).unwrap();
-            ledger.link(&slab, slot, belongs);
+            ledger.link(&slab, slot);
             // SAFETY: reserved, so vacant and nobody else's.
             unsafe { slab.get(slot).unwrap().publish(0, false) };
             slot

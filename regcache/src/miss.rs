@@ -11,7 +11,6 @@ use crate::guard::Guard;
 use crate::ledger::Ledger;
 use crate::monitor::{Cookie, Monitor};
 use crate::slab::Slot;
-use crate::sorted::Found;
 use crate::sync::{Arc, MutexGuard, lock};
 use crate::{Error, Registrar, VaRange};
 
@@ -76,7 +75,6 @@ pub(crate) fn miss<R: Registrar, M: Monitor>(
                 if let Some(guard) = reservation.publish(registration, range)? {
                     return Ok(guard);
                 }
-                core.counters.retries.add(1);
             }
             Err(source) => {
                 drop(reservation);
@@ -106,8 +104,6 @@ fn uncached<R: Registrar, M: Monitor>(
             Err(source) => return Err(core.refusal(range, access, source)),
         }
     };
-    core.counters.misses.add(1);
-    core.counters.uncached.add(1);
     let number = lock(&core.ledger).alone(range);
     let entry = Box::new(Entry::vacant());
     let content = Content {
@@ -150,9 +146,8 @@ struct Reservation<'c, R: Registrar, M: Monitor> {
     slot: Slot,
     cookie: Cookie,
     watched: bool,
-    /// The ledger's count of links when the range was not found, and where it belongs.
+    /// The ledger's count of links when the range was not found.
     links: u64,
-    belongs: Option<Found>,
 }
 
 impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
@@ -165,7 +160,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     ) -> Option<Self> {
         let bytes = core.pinned(range);
         let fleeting = core.is_fleeting(access);
-        let (links, belongs) = (ledger.links(), ledger.belongs());
+        let links = ledger.links();
         loop {
             if let Some((slot, cookie)) = ledger.reserve(range, access, fleeting, bytes) {
                 return Some(Self {
@@ -176,12 +171,10 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                     cookie,
                     watched: false,
                     links,
-                    belongs,
                 });
             }
             if !ledger.has_dead() {
-                let evicted = ledger.make_room(&core.slab, bytes)?;
-                core.counters.evictions.add(evicted);
+                ledger.make_room(&core.slab, bytes)?;
             }
             // Room comes back when the dead are buried, ours and those that others have left.
             drop(ledger);
@@ -219,13 +212,12 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             core.find(&mut ledger, self.range, self.access)
         };
         if hit || other.is_some() {
+            ledger.counts.retries += u64::from(other.is_none());
             core.unlock(ledger);
             core.deregister(registration);
             return Ok(other);
         }
-        let merged = ledger.link(&core.slab, self.slot, self.belongs);
-        core.counters.merges.add(merged);
-        core.counters.misses.add(1);
+        ledger.link(&core.slab, self.slot);
         let fleeting = core.is_fleeting(self.access);
         if !fleeting {
             core.hints.note(wanted.start(), self.slot, self.range);
@@ -245,7 +237,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         // The entry's now, whatever the rest comes to.
         mem::forget(self);
         core.unlock(ledger);
-        tracing::trace!(?range, merged, "registered");
+        tracing::trace!(?range, "registered");
         Ok(Some(guard))
     }
 }

@@ -73,7 +73,7 @@ impl VaRange {
     pub(crate) fn aligned(&self, granularity: usize) -> Option<Self> {
         Some(Self {
             start: self.start & !(granularity - 1),
-            end: self.end.checked_next_multiple_of(granularity)?,
+            end: self.end.checked_add(granularity - 1)? & !(granularity - 1),
         })
     }
 

@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use crate::sync::{AtomicU64, Ordering};
-
 /// A reading of the cache's counters; see [`Cache::stats`](crate::Cache::stats).
 ///
 /// Counts are since the cache was built.
@@ -174,52 +172,6 @@ impl fmt::Display for Stats {
             )?;
         }
         Ok(())
-    }
-}
-
-/// Counts things that happen off the hit path.
-#[derive(Debug)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn new() -> Self {
-        Self(AtomicU64::new(0))
-    }
-
-    pub(crate) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Counters {
-    pub(crate) misses: Counter,
-    pub(crate) uncached: Counter,
-    pub(crate) invalidations: Counter,
-    pub(crate) spurious: Counter,
-    pub(crate) evictions: Counter,
-    pub(crate) merges: Counter,
-    pub(crate) retries: Counter,
-    pub(crate) leaked: Counter,
-}
-
-impl Counters {
-    pub(crate) fn new() -> Self {
-        let zero = Counter::new;
-        Self {
-            misses: zero(),
-            uncached: zero(),
-            invalidations: zero(),
-            spurious: zero(),
-            evictions: zero(),
-            merges: zero(),
-            retries: zero(),
-            leaked: zero(),
-        }
     }
 }
 
