@@ -42,7 +42,6 @@
 //! [`Arc`]: std::sync::Arc
 #![warn(missing_docs)]
 
-mod access;
 mod cq;
 mod device;
 mod errno;
@@ -57,7 +56,6 @@ mod qp;
 mod registrar;
 mod route;
 
-pub use access::Access;
 pub use cq::{Completion, Cq, WcStatus};
 pub use device::{Context, device_names};
 pub use error::{End, Error, Operation};
@@ -68,6 +66,7 @@ pub use mr::Mr;
 pub use pd::Pd;
 pub use port::{LinkLayer, Port, PortState};
 pub use qp::{Qp, RemoteMemory, Sge};
+pub use regcache_verbs_abi::Access;
 pub use registrar::MrRegistrar;
 pub use route::Route;
 
@@ -77,6 +76,61 @@ const _: () = {
     any_thread::<MrRegistrar>();
     any_thread::<Loopback>();
 };
+
+/// `regcache-verbs-abi` says what the header says.
+#[cfg(test)]
+mod abi {
+    use std::mem::offset_of;
+
+    use rdma_sys::{ibv_access_flags, ibv_mr, ibv_pd};
+    use regcache_verbs_abi::{Access, Mr, Pd};
+
+    #[test]
+    fn flags_are_the_headers() {
+        let pairs = [
+            (
+                Access::LOCAL_WRITE,
+                ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
+            ),
+            (
+                Access::REMOTE_WRITE,
+                ibv_access_flags::IBV_ACCESS_REMOTE_WRITE,
+            ),
+            (
+                Access::REMOTE_READ,
+                ibv_access_flags::IBV_ACCESS_REMOTE_READ,
+            ),
+            (
+                Access::REMOTE_ATOMIC,
+                ibv_access_flags::IBV_ACCESS_REMOTE_ATOMIC,
+            ),
+            (Access::HUGETLB, ibv_access_flags::IBV_ACCESS_HUGETLB),
+            (
+                Access::RELAXED_ORDERING,
+                ibv_access_flags::IBV_ACCESS_RELAXED_ORDERING,
+            ),
+        ];
+        for (ours, theirs) in pairs {
+            assert_eq!(ours.bits(), theirs.0, "{ours:?}");
+        }
+        assert_eq!(Access::all().iter().count(), pairs.len());
+    }
+
+    #[test]
+    fn structures_are_the_headers() {
+        assert_eq!(offset_of!(Pd, context), offset_of!(ibv_pd, context));
+        assert_eq!(offset_of!(Pd, handle), offset_of!(ibv_pd, handle));
+        assert_eq!(size_of::<Pd>(), size_of::<ibv_pd>());
+        assert_eq!(offset_of!(Mr, context), offset_of!(ibv_mr, context));
+        assert_eq!(offset_of!(Mr, pd), offset_of!(ibv_mr, pd));
+        assert_eq!(offset_of!(Mr, addr), offset_of!(ibv_mr, addr));
+        assert_eq!(offset_of!(Mr, length), offset_of!(ibv_mr, length));
+        assert_eq!(offset_of!(Mr, handle), offset_of!(ibv_mr, handle));
+        assert_eq!(offset_of!(Mr, lkey), offset_of!(ibv_mr, lkey));
+        assert_eq!(offset_of!(Mr, rkey), offset_of!(ibv_mr, rkey));
+        assert_eq!(size_of::<Mr>(), size_of::<ibv_mr>());
+    }
+}
 
 /// The README's programs compile.
 #[cfg(doctest)]

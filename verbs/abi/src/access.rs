@@ -1,7 +1,5 @@
 //! [`Access`]: what a registration lets the device do.
 
-use rdma_sys::ibv_access_flags;
-
 bitflags::bitflags! {
     /// What a registration allows, beyond reading by this process's own work requests, which is
     /// always allowed: [`Access::empty`] is enough for the source of a send or of an RDMA write.
@@ -25,18 +23,18 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct Access: u32 {
         /// Work requests of this process may write: the destination of a receive or an RDMA read.
-        const LOCAL_WRITE = ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0;
+        const LOCAL_WRITE = 1;
         /// A peer may write (RDMA write).
-        const REMOTE_WRITE = ibv_access_flags::IBV_ACCESS_REMOTE_WRITE.0;
+        const REMOTE_WRITE = 1 << 1;
         /// A peer may read (RDMA read).
-        const REMOTE_READ = ibv_access_flags::IBV_ACCESS_REMOTE_READ.0;
+        const REMOTE_READ = 1 << 2;
         /// A peer may do atomic operations.
-        const REMOTE_ATOMIC = ibv_access_flags::IBV_ACCESS_REMOTE_ATOMIC.0;
+        const REMOTE_ATOMIC = 1 << 3;
         /// The memory is made of huge pages, and the device may count on it. Not a permission.
-        const HUGETLB = ibv_access_flags::IBV_ACCESS_HUGETLB.0;
+        const HUGETLB = 1 << 7;
         /// The device's writes may reach memory in another order than it made them. Not a
         /// permission. Kernels and devices that do not know it ignore it.
-        const RELAXED_ORDERING = ibv_access_flags::IBV_ACCESS_RELAXED_ORDERING.0;
+        const RELAXED_ORDERING = 1 << 20;
     }
 }
 
