@@ -1,0 +1,167 @@
+//! `dlsym` and `dlvsym`, for programs that load libibverbs themselves and ask it for its functions.
+//!
+//! Where the answer would be one of libibverbs's functions that we stand before, it is ours. Any other call
+//! is not made but *jumped to*: libc's `dlsym` looks at its return address to know which library asks, for
+//! `RTLD_NEXT`, and must find the program's.
+//!
+//! x86-64 only. Elsewhere programs that look functions up by name are not reached.
+
+#![cfg_attr(any(test, not(target_arch = "x86_64")), allow(dead_code))]
+
+use std::ffi::{CStr, c_char, c_void};
+use std::mem;
+use std::ptr;
+
+use crate::interpose;
+use crate::real::{self, Function};
+
+type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
+type Dlvsym = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char) -> *mut c_void;
+
+/// What is to be done about a call: return `answer`, unless there is a function to jump to.
+#[repr(C)]
+struct Verdict {
+    answer: *mut c_void,
+    jump: *mut c_void,
+}
+
+impl Verdict {
+    fn answer(answer: *mut c_void) -> Self {
+        Self {
+            answer,
+            jump: ptr::null_mut(),
+        }
+    }
+}
+
+/// libibverbs's functions that we stand before, and ours.
+fn ours() -> [(&'static Function, *mut c_void); 8] {
+    [
+        (&real::REG_MR, interpose::ibv_reg_mr as *mut c_void),
+        (
+            &real::REG_MR_IOVA,
+            interpose::ibv_reg_mr_iova as *mut c_void,
+        ),
+        (
+            &real::REG_MR_IOVA2,
+            interpose::ibv_reg_mr_iova2 as *mut c_void,
+        ),
+        (&real::REREG_MR, interpose::ibv_rereg_mr as *mut c_void),
+        (&real::DEREG_MR, interpose::ibv_dereg_mr as *mut c_void),
+        (&real::DEALLOC_PD, interpose::ibv_dealloc_pd as *mut c_void),
+        (
+            &real::UNIMPORT_PD,
+            interpose::ibv_unimport_pd as *mut c_void,
+        ),
+        (
+            &real::CLOSE_DEVICE,
+            interpose::ibv_close_device as *mut c_void,
+        ),
+    ]
+}
+
+/// `version` is null for any. `ask` is libc's function with all of its arguments but the handle. It is called with the program's handle,
+/// or in place of `RTLD_DEFAULT` with `RTLD_NEXT`, for what comes after us.
+fn judge(
+    handle: *mut c_void,
+    name: *const c_char,
+    version: *const c_char,
+    libc_function: *mut c_void,
+    ask: impl FnOnce(*mut c_void) -> *mut c_void,
+) -> Verdict {
+    if libc_function.is_null() {
+        return Verdict::answer(ptr::null_mut());
+    }
+    let jump = Verdict {
+        answer: ptr::null_mut(),
+        jump: libc_function,
+    };
+    if name.is_null() || handle == libc::RTLD_NEXT {
+        return jump;
+    }
+    // SAFETY: the caller's name, by the contract of dlsym a terminated string.
+    let name = unsafe { CStr::from_ptr(name) };
+    if !name.to_bytes().starts_with(b"ibv_") {
+        return jump;
+    }
+    let Some((function, ours)) = ours().into_iter().find(|(it, _)| it.name == name) else {
+        return jump;
+    };
+    // Before the program's own question, which then leaves what `dlerror` says.
+    let theirs = function.address();
+    if handle != libc::RTLD_DEFAULT {
+        let found = ask(handle);
+        let is_theirs = !found.is_null() && found == theirs;
+        return Verdict::answer(if is_theirs { ours } else { found });
+    }
+    let next = ask(libc::RTLD_NEXT);
+    // A library that has libibverbs to itself would find it, and that is seen from there only.
+    let is_theirs = if next.is_null() {
+        let any = version.is_null();
+        // SAFETY: the caller's version, by the contract of dlvsym a terminated string.
+        !theirs.is_null() && (any || unsafe { CStr::from_ptr(version) } == function.version)
+    } else {
+        next == theirs
+    };
+    Verdict::answer(if is_theirs { ours } else { next })
+}
+
+unsafe extern "C" fn judge_dlsym(handle: *mut c_void, name: *const c_char) -> Verdict {
+    let dlsym = real::libc_dlsym();
+    judge(handle, name, ptr::null(), dlsym, |handle| {
+        // SAFETY: libc's dlsym, with the caller's name; `judge` has found the address not to be null.
+        unsafe { mem::transmute::<*mut c_void, Dlsym>(dlsym)(handle, name) }
+    })
+}
+
+unsafe extern "C" fn judge_dlvsym(
+    handle: *mut c_void,
+    name: *const c_char,
+    version: *const c_char,
+) -> Verdict {
+    let dlvsym = real::libc_dlvsym();
+    judge(handle, name, version, dlvsym, |handle| {
+        // SAFETY: as in `judge_dlsym`.
+        unsafe { mem::transmute::<*mut c_void, Dlvsym>(dlvsym)(handle, name, version) }
+    })
+}
+
+// Each saves its arguments, with the stack aligned to 16 at the call, and restores them. A `Verdict` is
+// returned in rax and rdx. libc has both under two versions, since libdl became part of it.
+//
+// Not in the library's own tests: an executable has no versions.
+#[cfg(all(target_arch = "x86_64", not(test)))]
+std::arch::global_asm!(
+    ".macro regcache_ask name, judge",
+    ".type \\name, @function",
+    "\\name:",
+    "endbr64",
+    "push rdi",
+    "push rsi",
+    "push rdx",
+    "call \\judge",
+    "mov r11, rdx",
+    "pop rdx",
+    "pop rsi",
+    "pop rdi",
+    "test r11, r11",
+    "jz 1f",
+    "jmp r11",
+    "1: ret",
+    ".size \\name, . - \\name",
+    ".endm",
+    "regcache_ask regcache_dlsym, {judge_dlsym}",
+    "regcache_ask regcache_dlvsym, {judge_dlvsym}",
+    ".symver regcache_dlsym, dlsym@@GLIBC_2.34",
+    ".set regcache_dlsym_old, regcache_dlsym",
+    ".symver regcache_dlsym_old, dlsym@GLIBC_2.2.5",
+    ".symver regcache_dlvsym, dlvsym@@GLIBC_2.34",
+    ".set regcache_dlvsym_old, regcache_dlvsym",
+    ".symver regcache_dlvsym_old, dlvsym@GLIBC_2.2.5",
+    ".globl regcache_dlsym",
+    ".globl regcache_dlsym_old",
+    ".globl regcache_dlvsym",
+    ".globl regcache_dlvsym_old",
+    judge_dlsym = sym judge_dlsym,
+    judge_dlvsym = sym judge_dlvsym,
+);

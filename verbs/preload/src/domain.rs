@@ -1,0 +1,252 @@
+//! One protection domain, with the cache of its registrations.
+
+use std::ffi::{c_int, c_uint};
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use regcache::monitor::{Auto, Shared};
+use regcache::{Cache, Error, Guard, Registrar, Stats, VaRange};
+use regcache_verbs_abi::{Access, Context, Mr, Pd};
+
+use crate::real::{self, Inside};
+use crate::settings::Settings;
+
+/// How long registrations may take to go, before a domain is deallocated that the program has none left in.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// A protection domain that the program has registered memory in.
+pub(crate) struct Domain {
+    /// What the domain was when this was made: another may come to be at the same address.
+    context: *mut Context,
+    handle: u32,
+    cache: Cache<PdRegistrar, Shared<Auto>>,
+    /// How many of its registrations the program holds.
+    held: AtomicUsize,
+    closed: Arc<AtomicBool>,
+}
+
+// SAFETY: the address of the context is only compared.
+unsafe impl Send for Domain {}
+// SAFETY: as above.
+unsafe impl Sync for Domain {}
+
+/// A registration that the program holds.
+pub(crate) struct Held {
+    /// Dropped before what it is counted in.
+    guard: Guard<PdRegistrar, Shared<Auto>>,
+    _count: Count,
+}
+
+struct Count(Arc<Domain>);
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Held {
+    pub(crate) fn registration(&self) -> &Registered {
+        self.guard.registration()
+    }
+}
+
+impl Domain {
+    /// A cache for the domain at `pd`, which the program must not deallocate without telling.
+    ///
+    /// # Safety
+    ///
+    /// `pd` is a protection domain.
+    pub(crate) unsafe fn new(
+        pd: NonNull<Pd>,
+        monitor: Shared<Auto>,
+        settings: &Settings,
+        made: Arc<AtomicU64>,
+    ) -> io::Result<Self> {
+        let closed = Arc::new(AtomicBool::new(false));
+        let registrar = PdRegistrar {
+            pd,
+            closed: Arc::clone(&closed),
+            made,
+        };
+        let mut builder = Cache::builder(registrar).monitor(monitor);
+        if let Some(entries) = settings.max_entries {
+            builder = builder.max_entries(entries);
+        }
+        if let Some(bytes) = settings.max_bytes {
+            builder = builder.max_bytes(bytes);
+        }
+        // SAFETY: by the contract a domain.
+        let of = unsafe { pd.as_ref() };
+        Ok(Self {
+            context: of.context,
+            handle: of.handle,
+            cache: builder.build()?,
+            held: AtomicUsize::new(0),
+            closed,
+        })
+    }
+
+    /// True if what is at `pd` now is the domain that this was made for.
+    pub(crate) fn is_of(&self, pd: &Pd) -> bool {
+        self.context == pd.context && self.handle == pd.handle
+    }
+
+    pub(crate) fn is_on(&self, context: *mut Context) -> bool {
+        self.context == context
+    }
+
+    /// A registration for the program to hold.
+    pub(crate) fn register(
+        self: &Arc<Self>,
+        addr: *const u8,
+        length: usize,
+        access: Access,
+    ) -> Result<Held, Error> {
+        let guard = self.cache.get(addr, length, access)?;
+        self.held.fetch_add(1, Ordering::Relaxed);
+        Ok(Held {
+            guard,
+            _count: Count(Arc::clone(self)),
+        })
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.cache.stats()
+    }
+
+    /// Gives up what the program does not hold; true if there was anything. Returns when it is gone, as long as
+    /// there is nothing else to wait for.
+    pub(crate) fn give_up_idle(&self) -> bool {
+        let stats = self.cache.stats();
+        let Ok(mut leaving) = self.cache.flush() else {
+            return false;
+        };
+        if self.held.load(Ordering::Acquire) == 0 {
+            leaving.wait(GRACE);
+        }
+        stats.entries > stats.unreleased
+    }
+
+    /// The domain is gone, or is going, with all that was made in it: libibverbs must not be asked to
+    /// deregister any of that.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+}
+
+/// Registers in one protection domain, through libibverbs.
+pub(crate) struct PdRegistrar {
+    pd: NonNull<Pd>,
+    closed: Arc<AtomicBool>,
+    /// Counts registrations.
+    made: Arc<AtomicU64>,
+}
+
+// SAFETY: libibverbs may be called with the domain from any thread.
+unsafe impl Send for PdRegistrar {}
+// SAFETY: as above.
+unsafe impl Sync for PdRegistrar {}
+
+/// A registration that libibverbs has made, and its numbers.
+pub(crate) struct Registered {
+    mr: NonNull<Mr>,
+    pub(crate) handle: u32,
+    pub(crate) lkey: u32,
+    pub(crate) rkey: u32,
+}
+
+// SAFETY: it may be deregistered in any thread, and nothing else is done with the address.
+unsafe impl Send for Registered {}
+// SAFETY: as above.
+unsafe impl Sync for Registered {}
+
+// SAFETY:
+// - libibverbs covers the whole range or fails, with the access asked for, at the process's own addresses: the
+//   function without an iova, or the start as the iova.
+// - It has the kernel pin the pages between call and return, until deregistered; `Access` has no ON_DEMAND.
+// - `ibv_dereg_mr` returns 0 once the kernel has invalidated the key and unpinned, and `Access` has no MW_BIND. Of a
+//   device that is closed the kernel has taken all registrations back.
+unsafe impl Registrar for PdRegistrar {
+    type Access = Access;
+    type Registration = Registered;
+
+    fn register(&self, range: VaRange, access: Access) -> io::Result<Registered> {
+        // SAFETY: the domain is there as long as the program may ask for registrations in it.
+        let mr = unsafe { register(self.pd, range, access) };
+        let mr = NonNull::new(mr).ok_or_else(io::Error::last_os_error)?;
+        self.made.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: just made, and nobody else's.
+        let numbers = unsafe { mr.as_ref() };
+        Ok(Registered {
+            mr,
+            handle: numbers.handle,
+            lkey: numbers.lkey,
+            rkey: numbers.rkey,
+        })
+    }
+
+    fn deregister(&self, registration: Registered) -> io::Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        // SAFETY: made by `register`, deregistered once, and its domain is there still.
+        match unsafe { deregister(registration.mr) } {
+            0 => Ok(()),
+            -1 => Err(io::Error::last_os_error()),
+            errno => Err(io::Error::from_raw_os_error(errno.saturating_abs())),
+        }
+    }
+}
+
+/// libibverbs's registration of a range at its own addresses; null with `errno` set if it is refused.
+///
+/// # Safety
+///
+/// `pd` is a protection domain.
+pub(crate) unsafe fn register(pd: NonNull<Pd>, range: VaRange, access: Access) -> *mut Mr {
+    let start = range.start();
+    let addr = std::ptr::without_provenance_mut(start);
+    let _inside = Inside::enter();
+    // What the header's macro calls: flags that may be ignored are for the one that can ignore them.
+    match (real::reg_mr_iova2(), real::reg_mr()) {
+        (Some(register), _) if access.contains(Access::RELAXED_ORDERING) => {
+            // SAFETY: libibverbs's function, with a domain. The address is only passed to the kernel.
+            unsafe { register(pd.as_ptr(), addr, range.len(), start as u64, access.bits()) }
+        }
+        (_, Some(register)) => {
+            let access = access.bits().cast_signed();
+            // SAFETY: as above.
+            unsafe { register(pd.as_ptr(), addr, range.len(), access) }
+        }
+        _ => {
+            // SAFETY: this thread's.
+            unsafe { *libc::__errno_location() = libc::ENOSYS };
+            std::ptr::null_mut()
+        }
+    }
+}
+
+/// libibverbs's `ibv_dereg_mr`.
+///
+/// # Safety
+///
+/// `mr` is a registration of libibverbs's, not used after.
+pub(crate) unsafe fn deregister(mr: NonNull<Mr>) -> c_int {
+    let _inside = Inside::enter();
+    match real::dereg_mr() {
+        // SAFETY: by the contract.
+        Some(deregister) => unsafe { deregister(mr.as_ptr()) },
+        None => libc::ENOSYS,
+    }
+}
+
+/// The flags as the program passes them, if they are all ones that can be cached.
+pub(crate) fn cacheable(flags: c_uint) -> Option<Access> {
+    let access = Access::from_bits(flags)?;
+    // What the device would refuse is its to refuse.
+    (access.with_implied() == access).then_some(access)
+}

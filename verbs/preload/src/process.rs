@@ -1,0 +1,327 @@
+//! All that belongs to one process: settings, monitor, domains, the `ibv_mr`s given out, the counts.
+//!
+//! A forked child has a copy of the parent's memory and nothing of what it stands for, and locks that other threads
+//! of the parent's held stay locked in the copy for ever. So a child starts anew, and looks at nothing of
+//! its parent's: where the process is found, in a page under `MADV_WIPEONFORK`, a child finds nothing, and makes
+//! its own when it first registers memory. The parent's is left as it is.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::mem;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use memmap2::MmapMut;
+use nix::sys::mman::{MmapAdvise, madvise};
+use regcache::monitor::{Auto, Shared, Ummunotify, Userfaultfd, auto};
+use regcache_verbs_abi::{Context, Pd};
+
+use crate::domain::Domain;
+use crate::mrs::{Mrs, Owner};
+use crate::real;
+use crate::settings::{Settings, Watching};
+use crate::summary::{Counts, Gone};
+
+/// See the file's head.
+pub(crate) struct Process {
+    pub(crate) settings: Settings,
+    /// The process is a child of one that had registered memory.
+    is_child: bool,
+    /// Nothing is cached, for a reason that has been told.
+    off: AtomicBool,
+    monitoring: Mutex<Monitoring>,
+    /// By the address of the `ibv_pd`.
+    domains: RwLock<BTreeMap<usize, Arc<Domain>>>,
+    mrs: Mutex<Mrs>,
+    pub(crate) counts: Counts,
+    pub(crate) gone: Mutex<Gone>,
+}
+
+enum Monitoring {
+    /// Nothing has been registered yet.
+    Untried,
+    By(Shared<Auto>),
+    Impossible,
+}
+
+/// Where the process is found. The page is wiped in children, this pointer to it is not.
+static PAGE: AtomicPtr<AtomicPtr<Process>> = AtomicPtr::new(ptr::null_mut());
+
+impl Process {
+    /// This process; `None` if the kernel cannot mark what children are not to see (before Linux 4.14).
+    pub(crate) fn current() -> Option<&'static Self> {
+        let is_child = !PAGE.load(Ordering::Acquire).is_null();
+        let place = page()?;
+        if let Some(process) = Self::at(place) {
+            return Some(process);
+        }
+        let (settings, refusal) = Settings::read();
+        let new = Box::new(Self {
+            is_child,
+            off: AtomicBool::new(!settings.on),
+            settings,
+            monitoring: Mutex::new(Monitoring::Untried),
+            domains: RwLock::new(BTreeMap::new()),
+            mrs: Mutex::new(Mrs::default()),
+            counts: Counts::default(),
+            gone: Mutex::default(),
+        });
+        let new = Box::into_raw(new);
+        let installed =
+            place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
+        if installed.is_err() {
+            // SAFETY: another thread was faster, and nobody has seen this one.
+            drop(unsafe { Box::from_raw(new) });
+        } else if let Some(refusal) = refusal {
+            notice(format_args!("{refusal}"));
+        }
+        Self::at(place)
+    }
+
+    /// This process, if it has come to register anything.
+    pub(crate) fn started() -> Option<&'static Self> {
+        // SAFETY: null, or the page, which is never unmapped.
+        let place = unsafe { PAGE.load(Ordering::Acquire).as_ref() }?;
+        Self::at(place)
+    }
+
+    fn at(place: &AtomicPtr<Self>) -> Option<&'static Self> {
+        // SAFETY: null, or what `current` has installed, which is never freed.
+        unsafe { place.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// True if nothing is cached.
+    pub(crate) fn is_off(&self) -> bool {
+        self.off.load(Ordering::Relaxed)
+    }
+
+    /// Stands for this process among those it was forked from, whose own are at other addresses.
+    pub(crate) fn owner(&self) -> Owner {
+        Owner(ptr::from_ref(self).addr())
+    }
+
+    pub(crate) fn mrs(&self) -> MutexGuard<'_, Mrs> {
+        lock(&self.mrs)
+    }
+
+    /// The domain at `pd`, with a cache made for it if it has none. `None` if there can be none.
+    ///
+    /// # Safety
+    ///
+    /// `pd` is a protection domain.
+    pub(crate) unsafe fn domain(&self, pd: NonNull<Pd>) -> Option<Arc<Domain>> {
+        // SAFETY: by the contract a domain.
+        let of = unsafe { pd.as_ref() };
+        let domains = self.domains.read().unwrap_or_else(PoisonError::into_inner);
+        match domains.get(&pd.addr().get()) {
+            Some(domain) if domain.is_of(of) => return Some(Arc::clone(domain)),
+            _ => drop(domains),
+        }
+        let mut domains = self.domains.write().unwrap_or_else(PoisonError::into_inner);
+        match domains.remove(&pd.addr().get()) {
+            Some(domain) if domain.is_of(of) => {
+                domains.insert(pd.addr().get(), Arc::clone(&domain));
+                return Some(domain);
+            }
+            // The program deallocated that one behind our back.
+            Some(other) => self.retire(&other),
+            None => {}
+        }
+        if self.is_off() {
+            return None;
+        }
+        let monitor = self.monitor()?;
+        let made = Arc::clone(&self.counts.made);
+        // SAFETY: as above.
+        match unsafe { Domain::new(pd, monitor, &self.settings, made) } {
+            Ok(domain) => {
+                let domain = Arc::new(domain);
+                domains.insert(pd.addr().get(), Arc::clone(&domain));
+                Some(domain)
+            }
+            Err(error) => {
+                self.turn_off(format_args!("cannot set up a cache: {error}"));
+                None
+            }
+        }
+    }
+
+    /// A share in the monitor, which is opened for the first domain.
+    fn monitor(&self) -> Option<Shared<Auto>> {
+        let mut monitoring = lock(&self.monitoring);
+        if let Monitoring::Untried = *monitoring {
+            *monitoring = match self.watch() {
+                Ok(shared) => Monitoring::By(shared),
+                Err(why) => {
+                    self.turn_off(format_args!("{why}"));
+                    Monitoring::Impossible
+                }
+            };
+        }
+        let Monitoring::By(shared) = &*monitoring else {
+            return None;
+        };
+        match shared.another() {
+            Ok(another) => Some(another),
+            Err(error) => {
+                self.turn_off(format_args!("cannot wait for the monitor: {error}"));
+                None
+            }
+        }
+    }
+
+    fn watch(&self) -> Result<Shared<Auto>, String> {
+        if real::keeps_memory_from_children() {
+            return Err(
+                "libibverbs keeps registered memory from children (ibv_fork_init), which must not \
+                        outlast ibv_dereg_mr"
+                    .to_owned(),
+            );
+        }
+        let monitor = match self.settings.monitor {
+            Watching::Ummunotify => Ummunotify::open()
+                .map(Auto::Ummunotify)
+                .map_err(|error| chain(&error))?,
+            Watching::Userfaultfd => Userfaultfd::open()
+                .map(|monitor| Auto::Userfaultfd(Box::new(monitor)))
+                .map_err(|error| chain(&error))?,
+            Watching::Auto => match auto() {
+                Auto::Nothing(_) => {
+                    return Err(
+                        "there is neither /dev/ummunotify nor a userfaultfd that tells enough"
+                            .to_owned(),
+                    );
+                }
+                monitor => monitor,
+            },
+        };
+        Shared::new(monitor).map_err(|error| error.to_string())
+    }
+
+    /// The name of the monitor in use.
+    pub(crate) fn monitor_name(&self) -> &'static str {
+        match &*lock(&self.monitoring) {
+            Monitoring::By(shared) => regcache::Monitor::name(shared),
+            Monitoring::Untried | Monitoring::Impossible => "none",
+        }
+    }
+
+    fn turn_off(&self, why: fmt::Arguments<'_>) {
+        if !self.off.swap(true, Ordering::Relaxed) {
+            notice(format_args!("registrations are not cached: {why}"));
+        }
+    }
+
+    /// All domains.
+    pub(crate) fn domains(&self) -> Vec<Arc<Domain>> {
+        let domains = self.domains.read().unwrap_or_else(PoisonError::into_inner);
+        domains.values().cloned().collect()
+    }
+
+    /// The domain at `pd`, if it has a cache.
+    pub(crate) fn known_domain(&self, pd: *mut Pd) -> Option<Arc<Domain>> {
+        let domains = self.domains.read().unwrap_or_else(PoisonError::into_inner);
+        domains.get(&pd.addr()).cloned()
+    }
+
+    /// The domain at `pd` is no more, or will not be.
+    pub(crate) fn forget_domain(&self, pd: *mut Pd) {
+        let mut domains = self.domains.write().unwrap_or_else(PoisonError::into_inner);
+        let gone = domains.remove(&pd.addr());
+        drop(domains);
+        if let Some(domain) = gone {
+            self.retire(&domain);
+        }
+    }
+
+    /// The device is about to be closed, and all of its domains with it.
+    pub(crate) fn forget_device(&self, context: *mut Context) {
+        let mut gone = Vec::new();
+        let mut domains = self.domains.write().unwrap_or_else(PoisonError::into_inner);
+        domains.retain(|_, domain| {
+            let is_on = domain.is_on(context);
+            if is_on {
+                gone.push(Arc::clone(domain));
+            }
+            !is_on
+        });
+        drop(domains);
+        for domain in gone {
+            domain.give_up_idle();
+            self.retire(&domain);
+        }
+    }
+
+    /// For a domain that is not among ours any more.
+    fn retire(&self, domain: &Domain) {
+        domain.close();
+        lock(&self.gone).add(&domain.stats());
+    }
+
+    /// The process ends. The kernel takes back what it has registered, unless it was in a domain of its parent's: that
+    /// stays as long as the parent has the device open.
+    pub(crate) fn end(&self) {
+        if self.is_child {
+            self.relieve();
+        }
+    }
+
+    /// Gives up all that is cached and not held by the program; true if there was anything.
+    pub(crate) fn relieve(&self) -> bool {
+        let gave_up = |domain: &Arc<Domain>| domain.give_up_idle();
+        self.domains().iter().filter(|it| gave_up(it)).count() > 0
+    }
+}
+
+/// The page that children find wiped.
+fn page() -> Option<&'static AtomicPtr<Process>> {
+    let mut known = PAGE.load(Ordering::Acquire);
+    if known.is_null() {
+        let mut page = MmapMut::map_anon(size_of::<AtomicPtr<Process>>()).ok()?;
+        let len = page.len();
+        let start = NonNull::from(&mut page[..]).cast();
+        // SAFETY: this mapping's own page, which nothing has been written to yet.
+        unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }.ok()?;
+        let made = page.as_mut_ptr().cast();
+        let installed =
+            PAGE.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire);
+        known = match installed {
+            Ok(_) => {
+                mem::forget(page);
+                made
+            }
+            Err(other) => other,
+        };
+    }
+    // SAFETY: a page that is never unmapped and only used as this; zeros are a null pointer.
+    unsafe { known.as_ref() }
+}
+
+/// Locks; what a thread that panicked left is used as it is.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One line to stderr, in one piece.
+pub(crate) fn notice(text: fmt::Arguments<'_>) {
+    let line = format!("regcache: {text}\n");
+    // SAFETY: the bytes may be read. If the program has closed stderr, nobody is told.
+    unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+}
+
+/// An error with what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// A number in `counts`.
+pub(crate) fn add_one(count: &AtomicU64) {
+    count.fetch_add(1, Ordering::Relaxed);
+}

@@ -1,0 +1,178 @@
+//! libibverbs's own functions, which ours call.
+//!
+//! libibverbs may be loaded with the program, or later by `dlopen`, where `RTLD_NEXT` does not see it. It
+//! is looked for when it is first needed, and held then: what has a registration must not be unloaded.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::mem;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use regcache_verbs_abi::{Context, Mr, Pd};
+
+use crate::elf;
+
+pub(crate) type RegMr = unsafe extern "C" fn(*mut Pd, *mut c_void, usize, c_int) -> *mut Mr;
+pub(crate) type RegMrIova =
+    unsafe extern "C" fn(*mut Pd, *mut c_void, usize, u64, c_int) -> *mut Mr;
+pub(crate) type RegMrIova2 =
+    unsafe extern "C" fn(*mut Pd, *mut c_void, usize, u64, c_uint) -> *mut Mr;
+pub(crate) type ReregMr =
+    unsafe extern "C" fn(*mut Mr, c_int, *mut Pd, *mut c_void, usize, c_int) -> c_int;
+pub(crate) type DeregMr = unsafe extern "C" fn(*mut Mr) -> c_int;
+pub(crate) type DeallocPd = unsafe extern "C" fn(*mut Pd) -> c_int;
+pub(crate) type UnimportPd = unsafe extern "C" fn(*mut Pd);
+pub(crate) type CloseDevice = unsafe extern "C" fn(*mut Context) -> c_int;
+type IsForkInitialized = unsafe extern "C" fn() -> c_int;
+type Dlvsym = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char) -> *mut c_void;
+
+/// A function that is looked for by name and version, once it is needed.
+pub(crate) struct Function {
+    pub(crate) name: &'static CStr,
+    pub(crate) version: &'static CStr,
+    at: AtomicPtr<c_void>,
+}
+
+impl Function {
+    const fn new(name: &'static CStr, version: &'static CStr) -> Self {
+        Self {
+            name,
+            version,
+            at: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// Its address; null if there is no libibverbs, or one that does not have it.
+    pub(crate) fn address(&self) -> *mut c_void {
+        let known = self.at.load(Ordering::Acquire);
+        if !known.is_null() {
+            return known;
+        }
+        let found = find(self.name, self.version);
+        if !found.is_null() {
+            self.at.store(found, Ordering::Release);
+        }
+        found
+    }
+}
+
+pub(crate) static REG_MR: Function = Function::new(c"ibv_reg_mr", c"IBVERBS_1.1");
+pub(crate) static REG_MR_IOVA: Function = Function::new(c"ibv_reg_mr_iova", c"IBVERBS_1.7");
+pub(crate) static REG_MR_IOVA2: Function = Function::new(c"ibv_reg_mr_iova2", c"IBVERBS_1.8");
+pub(crate) static REREG_MR: Function = Function::new(c"ibv_rereg_mr", c"IBVERBS_1.1");
+pub(crate) static DEREG_MR: Function = Function::new(c"ibv_dereg_mr", c"IBVERBS_1.1");
+pub(crate) static DEALLOC_PD: Function = Function::new(c"ibv_dealloc_pd", c"IBVERBS_1.1");
+pub(crate) static UNIMPORT_PD: Function = Function::new(c"ibv_unimport_pd", c"IBVERBS_1.10");
+pub(crate) static CLOSE_DEVICE: Function = Function::new(c"ibv_close_device", c"IBVERBS_1.1");
+static IS_FORK_INITIALIZED: Function = Function::new(c"ibv_is_fork_initialized", c"IBVERBS_1.13");
+
+macro_rules! typed {
+    ($($name:ident: $function:ident as $type:ty;)*) => {
+        $(
+            /// libibverbs's, if it has it.
+            pub(crate) fn $name() -> Option<$type> {
+                let address = $function.address();
+                // SAFETY: null or the function of that name and version, which has this type.
+                unsafe { mem::transmute::<*mut c_void, Option<$type>>(address) }
+            }
+        )*
+    };
+}
+
+typed! {
+    reg_mr: REG_MR as RegMr;
+    reg_mr_iova: REG_MR_IOVA as RegMrIova;
+    reg_mr_iova2: REG_MR_IOVA2 as RegMrIova2;
+    rereg_mr: REREG_MR as ReregMr;
+    dereg_mr: DEREG_MR as DeregMr;
+    dealloc_pd: DEALLOC_PD as DeallocPd;
+    unimport_pd: UNIMPORT_PD as UnimportPd;
+    close_device: CLOSE_DEVICE as CloseDevice;
+    is_fork_initialized: IS_FORK_INITIALIZED as IsForkInitialized;
+}
+
+/// True if libibverbs keeps registered memory out of children (`ibv_fork_init` on a kernel before 5.12). It
+/// then counts registrations, and memory would stay unseen by children for as long as the cache has it.
+pub(crate) fn keeps_memory_from_children() -> bool {
+    const ENABLED: c_int = 1;
+    match is_fork_initialized() {
+        // SAFETY: takes nothing.
+        Some(ask) => unsafe { ask() == ENABLED },
+        // An old library does not tell whether `ibv_fork_init` was called, but obeys these as well.
+        None => ["RDMAV_FORK_SAFE", "IBV_FORK_SAFE"]
+            .iter()
+            .any(|name| std::env::var_os(name).is_some()),
+    }
+}
+
+/// What libc has under this name, whatever stands before it.
+pub(crate) fn libc_dlvsym() -> *mut c_void {
+    static DLVSYM: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+    from_libc(&DLVSYM, c"dlvsym")
+}
+
+/// As [`libc_dlvsym`].
+pub(crate) fn libc_dlsym() -> *mut c_void {
+    static DLSYM: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+    from_libc(&DLSYM, c"dlsym")
+}
+
+fn from_libc(known: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
+    let mut found = known.load(Ordering::Acquire);
+    if found.is_null() {
+        found = elf::libc_function(name);
+        known.store(found, Ordering::Release);
+    }
+    found
+}
+
+fn find(name: &CStr, version: &CStr) -> *mut c_void {
+    // SAFETY: null or libc's dlvsym, which has this type.
+    let dlvsym = unsafe { mem::transmute::<*mut c_void, Option<Dlvsym>>(libc_dlvsym()) };
+    let Some(dlvsym) = dlvsym else {
+        return ptr::null_mut();
+    };
+    // SAFETY: the strings are terminated. What follows us is libibverbs, or another library that is preloaded.
+    let next = unsafe { dlvsym(libc::RTLD_NEXT, name.as_ptr(), version.as_ptr()) };
+    if !next.is_null() {
+        return next;
+    }
+    // SAFETY: loads nothing.
+    let library = unsafe {
+        libc::dlopen(
+            c"libibverbs.so.1".as_ptr(),
+            libc::RTLD_LAZY | libc::RTLD_NOLOAD,
+        )
+    };
+    // What `dlerror` says is for the program, and this was not its question.
+    // SAFETY: takes nothing.
+    unsafe { libc::dlerror() };
+    if library.is_null() {
+        return ptr::null_mut();
+    }
+    // The handle is kept: it keeps the library.
+    // SAFETY: as above, with an open handle.
+    unsafe { dlvsym(library, name.as_ptr(), version.as_ptr()) }
+}
+
+/// Says that this thread is in libibverbs on our behalf. libibverbs calls its own exported functions, which
+/// are ours then, and must be passed on.
+pub(crate) struct Inside(());
+
+thread_local! {
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Inside {
+    /// `None` if the thread is inside already.
+    pub(crate) fn enter() -> Option<Self> {
+        (!INSIDE.replace(true)).then(|| Self(()))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.set(false);
+    }
+}

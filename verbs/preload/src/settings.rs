@@ -1,0 +1,199 @@
+//! What the environment says.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Which monitor to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Watching {
+    /// The driver's, or none.
+    #[default]
+    Ummunotify,
+    /// userfaultfd's, or none.
+    Userfaultfd,
+    /// The driver's, or else userfaultfd's, or else none.
+    Auto,
+}
+
+/// Where the summary goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Summary {
+    /// There is none.
+    #[default]
+    No,
+    /// To stderr.
+    Stderr,
+    /// To the end of this file.
+    File(PathBuf),
+}
+
+/// All that can be set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    /// `REGCACHE_PRELOAD`: whether anything is cached at all.
+    pub(crate) on: bool,
+    /// `REGCACHE_MONITOR`.
+    pub(crate) monitor: Watching,
+    /// `REGCACHE_REMOTE`: whether registrations with remote access are cached as well.
+    pub(crate) keep_remote: bool,
+    /// `REGCACHE_MAX_ENTRIES`, for each protection domain.
+    pub(crate) max_entries: Option<u32>,
+    /// `REGCACHE_MAX_BYTES`, for each protection domain.
+    pub(crate) max_bytes: Option<usize>,
+    /// `REGCACHE_SUMMARY`.
+    pub(crate) summary: Summary,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            on: true,
+            monitor: Watching::default(),
+            keep_remote: false,
+            max_entries: None,
+            max_bytes: None,
+            summary: Summary::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads the environment. A value that means nothing is returned as a message, and then nothing is cached: what
+    /// was meant cannot be known, and without a cache every program is right.
+    pub(crate) fn read() -> (Self, Option<String>) {
+        match Self::parse(|name| env::var_os(name)) {
+            Ok(settings) => (settings, None),
+            Err(refusal) => {
+                let off = Self {
+                    on: false,
+                    ..Self::default()
+                };
+                (off, Some(refusal))
+            }
+        }
+    }
+
+    fn parse(value_of: impl Fn(&str) -> Option<OsString>) -> Result<Self, String> {
+        let mut settings = Self::default();
+        let set = |name: &str| value_of(name).filter(|value| !value.is_empty());
+        let one_of = |name: &str, words: &[&str]| match set(name) {
+            None => Ok(None),
+            Some(value) => match words.iter().position(|word| value == *word) {
+                Some(which) => Ok(Some(which)),
+                None => Err(refusal(name, &value, &words.join(" or "))),
+            },
+        };
+        if let Some(which) = one_of("REGCACHE_PRELOAD", &["on", "off"])? {
+            settings.on = which == 0;
+        }
+        let monitors = ["ummunotify", "userfaultfd", "auto"];
+        if let Some(which) = one_of("REGCACHE_MONITOR", &monitors)? {
+            settings.monitor = [Watching::Ummunotify, Watching::Userfaultfd, Watching::Auto][which];
+        }
+        if let Some(which) = one_of("REGCACHE_REMOTE", &["revoke", "keep"])? {
+            settings.keep_remote = which == 1;
+        }
+        if let Some(value) = set("REGCACHE_MAX_ENTRIES") {
+            let entries = value.to_str().and_then(|value| value.parse().ok());
+            let whole = || refusal("REGCACHE_MAX_ENTRIES", &value, "a whole number");
+            settings.max_entries = Some(entries.ok_or_else(whole)?);
+        }
+        if let Some(value) = set("REGCACHE_MAX_BYTES") {
+            let bytes = value.to_str().and_then(bytes);
+            let size = "a number of bytes, as 1048576, 1024K, 1M or 1G";
+            let size = || refusal("REGCACHE_MAX_BYTES", &value, size);
+            settings.max_bytes = Some(bytes.ok_or_else(size)?);
+        }
+        if let Some(value) = set("REGCACHE_SUMMARY") {
+            settings.summary = match value.to_str() {
+                Some("0") => Summary::No,
+                Some("1") => Summary::Stderr,
+                _ if value.as_encoded_bytes().starts_with(b"/") => Summary::File(value.into()),
+                _ => {
+                    let wanted = "0, 1 or the absolute path of a file";
+                    return Err(refusal("REGCACHE_SUMMARY", &value, wanted));
+                }
+            };
+        }
+        Ok(settings)
+    }
+}
+
+fn refusal(name: &str, value: &OsString, wanted: &str) -> String {
+    let value = value.display();
+    format!("{name}={value} is refused, it must be {wanted}: nothing is cached")
+}
+
+/// A number, with K, M or G for powers of 1024.
+fn bytes(text: &str) -> Option<usize> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'K' => (&text[..text.len() - 1], 10),
+        b'M' => (&text[..text.len() - 1], 20),
+        b'G' => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number: usize = digits.parse().ok()?;
+    number.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(variables: &[(&str, &str)]) -> Result<Settings, String> {
+        Settings::parse(|name| {
+            let found = variables.iter().find(|(known, _)| *known == name)?;
+            Some(found.1.into())
+        })
+    }
+
+    #[test]
+    fn nothing_set_and_empty_values_are_the_defaults() {
+        assert_eq!(parse(&[]), Ok(Settings::default()));
+        let empty = [("REGCACHE_MONITOR", ""), ("REGCACHE_MAX_BYTES", "")];
+        assert_eq!(parse(&empty), Ok(Settings::default()));
+    }
+
+    #[test]
+    fn every_variable_is_read() {
+        let settings = parse(&[
+            ("REGCACHE_PRELOAD", "off"),
+            ("REGCACHE_MONITOR", "auto"),
+            ("REGCACHE_REMOTE", "keep"),
+            ("REGCACHE_MAX_ENTRIES", "17"),
+            ("REGCACHE_MAX_BYTES", "3G"),
+            ("REGCACHE_SUMMARY", "/tmp/summary"),
+        ]);
+        let expected = Settings {
+            on: false,
+            monitor: Watching::Auto,
+            keep_remote: true,
+            max_entries: Some(17),
+            max_bytes: Some(3 << 30),
+            summary: Summary::File("/tmp/summary".into()),
+        };
+        assert_eq!(settings, Ok(expected));
+    }
+
+    #[test]
+    fn what_means_nothing_is_refused_by_name() {
+        for (name, value) in [
+            ("REGCACHE_PRELOAD", "1"),
+            ("REGCACHE_MONITOR", "umunotify"),
+            ("REGCACHE_REMOTE", "Keep"),
+            ("REGCACHE_MAX_ENTRIES", "-1"),
+            ("REGCACHE_MAX_ENTRIES", "4294967296"),
+            ("REGCACHE_MAX_BYTES", "1T"),
+            ("REGCACHE_MAX_BYTES", "K"),
+            ("REGCACHE_MAX_BYTES", "18446744073709551615G"),
+            ("REGCACHE_SUMMARY", "yes"),
+        ] {
+            let refused = parse(&[(name, value)]).unwrap_err();
+            assert!(
+                refused.starts_with(&format!("{name}={value} ")),
+                "{refused}"
+            );
+        }
+    }
+}

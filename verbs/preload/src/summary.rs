@@ -1,0 +1,108 @@
+//! What was counted, and the line about it at exit.
+
+use std::env;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use regcache::Stats;
+
+use crate::process::{Process, lock, notice};
+use crate::settings::Summary;
+
+/// What the program asked for, and what came of it.
+#[derive(Default)]
+pub(crate) struct Counts {
+    /// Registrations asked for.
+    pub(crate) asked: AtomicU64,
+    /// Of these, those that the cache answered.
+    pub(crate) cached: AtomicU64,
+    /// Those passed on because a peer may use them.
+    pub(crate) remote: AtomicU64,
+    /// Those passed on because of other flags.
+    pub(crate) flags: AtomicU64,
+    /// Those passed on because the device's addresses are not the process's.
+    pub(crate) iova: AtomicU64,
+    /// Those passed on because there is no cache.
+    pub(crate) off: AtomicU64,
+    /// Those that were refused.
+    pub(crate) refused: AtomicU64,
+    /// Registrations that the cache has made, by number of calls to libibverbs.
+    pub(crate) made: Arc<AtomicU64>,
+}
+
+/// Of caches that are no more.
+#[derive(Default)]
+pub(crate) struct Gone {
+    hits: u64,
+    invalidations: u64,
+    evictions: u64,
+}
+
+impl Gone {
+    pub(crate) fn add(&mut self, stats: &Stats) {
+        self.hits += stats.hits;
+        self.invalidations += stats.invalidations;
+        self.evictions += stats.evictions;
+    }
+}
+
+/// The loader calls this when the program ends by `exit`, or returns from main.
+extern "C" fn at_exit() {
+    let Some(process) = Process::started() else {
+        return;
+    };
+    process.end();
+    match &process.settings.summary {
+        Summary::No => {}
+        Summary::Stderr => notice(format_args!("{}", line(process))),
+        Summary::File(path) => {
+            let file = OpenOptions::new().append(true).create(true).open(path);
+            // In one piece, so that processes do not mix theirs.
+            let text = format!("regcache: {}\n", line(process));
+            let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+            if let Err(error) = written {
+                notice(format_args!("cannot write to {}: {error}", path.display()));
+            }
+        }
+    }
+}
+
+#[used]
+// SAFETY: the section holds addresses of functions without arguments, which the loader calls once.
+#[unsafe(link_section = ".fini_array")]
+static AT_EXIT: extern "C" fn() = at_exit;
+
+fn line(process: &Process) -> String {
+    let counts = &process.counts;
+    let mut now = Gone::default();
+    for domain in process.domains() {
+        now.add(&domain.stats());
+    }
+    let gone = lock(&process.gone);
+    let program = env::current_exe().ok();
+    let program = program.as_deref().and_then(|path| path.file_name());
+    let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let (remote, flags, iova, off) = (
+        get(&counts.remote),
+        get(&counts.flags),
+        get(&counts.iova),
+        get(&counts.off),
+    );
+    let passed_on = remote + flags + iova + off;
+    format!(
+        "program={} pid={} monitor={} asked={} cached={} hits={} made={} passed_on={passed_on} (remote={remote} \
+         flags={flags} iova={iova} off={off}) refused={} invalidated={} evicted={}",
+        program.unwrap_or_default().display(),
+        std::process::id(),
+        process.monitor_name(),
+        get(&counts.asked),
+        get(&counts.cached),
+        now.hits + gone.hits,
+        get(&counts.made),
+        get(&counts.refused),
+        now.invalidations + gone.invalidations,
+        now.evictions + gone.evictions,
+    )
+}

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Every way in which a program can look up libibverbs's functions by name, before the library is loaded and after:
+ *
+ *     lookup "under the shim" DIR
+ *     lookup "" DIR
+ *
+ * DIR is where libnext.so is.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <link.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CHECK(condition)                                                                           \
+	do {                                                                                       \
+		if (!(condition)) {                                                                \
+			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
+			exit(1);                                                                   \
+		}                                                                                  \
+	} while (0)
+
+/* The file that a function is in. */
+static const char *home(void *function)
+{
+	Dl_info info;
+
+	CHECK(function && dladdr(function, &info));
+	return strrchr(info.dli_fname, '/') + 1;
+}
+
+static int is_in(void *function, const char *library)
+{
+	return strncmp(home(function), library, strlen(library)) == 0;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct {
+		const char *name, *version;
+	} ours[] = {
+		{ "ibv_reg_mr", "IBVERBS_1.1" },	{ "ibv_reg_mr_iova", "IBVERBS_1.7" },
+		{ "ibv_reg_mr_iova2", "IBVERBS_1.8" },	{ "ibv_rereg_mr", "IBVERBS_1.1" },
+		{ "ibv_dereg_mr", "IBVERBS_1.1" },	{ "ibv_dealloc_pd", "IBVERBS_1.1" },
+		{ "ibv_close_device", "IBVERBS_1.1" },	{ "ibv_unimport_pd", "IBVERBS_1.10" },
+	};
+	char path[4096];
+
+	CHECK(argc == 3);
+	const char *expected = argv[1][0] ? "librcpreload.so" : "libibverbs.so";
+
+	/* Nobody has libibverbs, so nobody has its functions. */
+	for (size_t i = 0; i < sizeof(ours) / sizeof(*ours); i++) {
+		dlerror();
+		CHECK(!dlsym(RTLD_DEFAULT, ours[i].name) && dlerror());
+		CHECK(!dlvsym(RTLD_DEFAULT, ours[i].name, ours[i].version) && dlerror());
+		/* The usual way to tell that there is none. */
+		CHECK(!dlopen("libibverbs.so.1", RTLD_LAZY | RTLD_NOLOAD));
+	}
+
+	void *verbs = dlopen("libibverbs.so.1", RTLD_NOW | RTLD_LOCAL);
+
+	CHECK(verbs);
+	for (size_t i = 0; i < sizeof(ours) / sizeof(*ours); i++) {
+		const char *name = ours[i].name;
+
+		dlerror();
+		void *found = dlsym(verbs, name);
+
+		CHECK(is_in(found, expected) && !dlerror());
+		CHECK(dlvsym(verbs, name, ours[i].version) == found && !dlerror());
+		CHECK(!dlvsym(verbs, name, "IBVERBS_7.7") && dlerror());
+	}
+	/* Other versions are other functions, and other functions are nobody else's. */
+	CHECK(is_in(dlvsym(verbs, "ibv_reg_mr", "IBVERBS_1.0"), "libibverbs.so"));
+	CHECK(is_in(dlvsym(verbs, "ibv_dereg_mr", "IBVERBS_1.0"), "libibverbs.so"));
+	CHECK(is_in(dlsym(verbs, "ibv_open_device"), "libibverbs.so"));
+	CHECK(is_in(dlsym(verbs, "ibv_reg_dmabuf_mr"), "libibverbs.so"));
+	/* It is not global, and in no other version than it has. */
+	CHECK(!dlvsym(RTLD_DEFAULT, "ibv_reg_mr", "IBVERBS_1.0"));
+	CHECK(!dlvsym(RTLD_DEFAULT, "ibv_reg_mr", "IBVERBS_7.7"));
+	dlerror();
+	CHECK(!dlsym(verbs, "ibv_no_such_function"));
+	const char *error = dlerror();
+
+	CHECK(error && strstr(error, "ibv_no_such_function"));
+
+	/* Who asks for the next one is who calls. */
+	snprintf(path, sizeof(path), "%s/libnext.so", argv[2]);
+	void *next = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+
+	CHECK(next);
+	void *(*own_name)(void) = (void *(*)(void))dlsym(next, "next_own_name");
+	void *(*next_malloc)(void) = (void *(*)(void))dlsym(next, "next_malloc");
+
+	CHECK(is_in((void *)own_name, "libnext.so"));
+	CHECK(!own_name());
+	CHECK(is_in(next_malloc(), "libc.so"));
+	CHECK(is_in(dlsym(RTLD_DEFAULT, "malloc"), "libc.so"));
+	CHECK(is_in(dlsym(RTLD_NEXT, "malloc"), "libc.so"));
+	/* From the program, the next one after the program is the one that is preloaded. */
+	if (argv[1][0])
+		CHECK(is_in(dlsym(RTLD_NEXT, "ibv_reg_mr"), "librcpreload.so"));
+
+	/* Global now. */
+	CHECK(dlopen("libibverbs.so.1", RTLD_NOW | RTLD_GLOBAL));
+	CHECK(is_in(dlsym(RTLD_DEFAULT, "ibv_reg_mr"), expected));
+	CHECK(is_in(dlvsym(RTLD_DEFAULT, "ibv_reg_mr", "IBVERBS_1.1"), expected));
+	CHECK(is_in(dlsym(dlopen(NULL, RTLD_LAZY), "ibv_dereg_mr"), expected));
+	CHECK(is_in(dlvsym(RTLD_DEFAULT, "ibv_reg_mr", "IBVERBS_1.0"), "libibverbs.so"));
+	return 0;
+}

@@ -1,0 +1,133 @@
+//! What librcpreload.so stands before, and what it leaves alone. Needs no device.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod preload;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use preload::{bounded, preloading, shim};
+
+/// What a library defines: names with versions, as nm prints them.
+fn defined(library: &Path) -> BTreeSet<String> {
+    let nm = Command::new("nm")
+        .args(["-D", "--defined-only"])
+        .arg(library)
+        .output()
+        .unwrap();
+    assert!(nm.status.success());
+    let text = String::from_utf8(nm.stdout).unwrap();
+    let names = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2));
+    names
+        .filter(|name| name.contains('@'))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Where the loader finds a library.
+fn loaded(name: &str) -> PathBuf {
+    let cache = Command::new("/sbin/ldconfig").arg("-p").output().unwrap();
+    let text = String::from_utf8(cache.stdout).unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.contains(name) && line.contains("x86-64"));
+    let path = line.and_then(|line| line.split("=> ").nth(1));
+    PathBuf::from(path.unwrap_or_else(|| panic!("{name} is not installed")))
+}
+
+#[test]
+fn every_name_has_the_version_that_the_library_has() {
+    let ours = defined(&shim());
+    let mut theirs = defined(&loaded("libibverbs.so.1 "));
+    theirs.extend(defined(&loaded("libc.so.6 ")));
+    let unknown: Vec<_> = ours
+        .difference(&theirs)
+        .filter(|it| !it.ends_with("@0"))
+        .collect();
+    let expected = [
+        "dlsym@@GLIBC_2.34",
+        "dlsym@GLIBC_2.2.5",
+        "dlvsym@@GLIBC_2.34",
+        "dlvsym@GLIBC_2.2.5",
+        "ibv_close_device@@IBVERBS_1.1",
+        "ibv_dealloc_pd@@IBVERBS_1.1",
+        "ibv_dereg_mr@@IBVERBS_1.1",
+        "ibv_reg_mr@@IBVERBS_1.1",
+        "ibv_reg_mr_iova2@@IBVERBS_1.8",
+        "ibv_reg_mr_iova@@IBVERBS_1.7",
+        "ibv_rereg_mr@@IBVERBS_1.1",
+        "ibv_unimport_pd@@IBVERBS_1.10",
+    ];
+    assert!(unknown.is_empty(), "{unknown:?}");
+    assert!(ours.iter().eq(expected), "{ours:?}");
+}
+
+/// Compiles tests/c/lookup.c and the library that it loads, once.
+fn lookup() -> PathBuf {
+    static DONE: std::sync::Once = std::sync::Once::new();
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let source = |name: &str| {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/c")
+            .join(name)
+    };
+    DONE.call_once(|| {
+        let gcc = |args: &[&str], name: &str, to: &Path| {
+            let mut gcc = Command::new("gcc");
+            gcc.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]);
+            let built = gcc.arg(to).arg(source(name)).args(args).output().unwrap();
+            assert!(
+                built.status.success(),
+                "{}",
+                String::from_utf8_lossy(&built.stderr)
+            );
+        };
+        gcc(&["-shared", "-fPIC"], "next.c", &dir.join("libnext.so"));
+        gcc(&["-ldl"], "lookup.c", &dir.join("lookup"));
+    });
+    dir.join("lookup")
+}
+
+#[test]
+fn lookups_by_name_find_ours_where_they_would_find_libibverbs() {
+    let ran = preloading(&[shim()], lookup())
+        .args(["under the shim", env!("CARGO_TARGET_TMPDIR")])
+        .output()
+        .unwrap();
+    assert!(
+        ran.status.success(),
+        "{}",
+        String::from_utf8_lossy(&ran.stderr)
+    );
+}
+
+/// The program's checks are of something: it finds libibverbs's own without the shim.
+#[test]
+fn lookups_without_the_shim_find_libibverbs() {
+    let ran = bounded(lookup())
+        .args(["", env!("CARGO_TARGET_TMPDIR")])
+        .output()
+        .unwrap();
+    assert!(
+        ran.status.success(),
+        "{}",
+        String::from_utf8_lossy(&ran.stderr)
+    );
+}
+
+#[test]
+fn programs_that_register_nothing_are_told_nothing() {
+    for value in ["keep", "nonsense"] {
+        let ran = preloading(&[shim()], "sh")
+            .args(["-c", "echo said; exec true"])
+            .envs([("REGCACHE_SUMMARY", "1"), ("REGCACHE_REMOTE", value)])
+            .output()
+            .unwrap();
+        assert!(ran.status.success());
+        assert_eq!(String::from_utf8_lossy(&ran.stdout), "said\n");
+        assert_eq!(String::from_utf8_lossy(&ran.stderr), "");
+    }
+}

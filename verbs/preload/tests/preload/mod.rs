@@ -1,0 +1,204 @@
+//! Programs run under the shim, and what the shim says of them.
+#![allow(dead_code, reason = "each suite uses a part")]
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// Seconds that a program may run: some are emulated, on a machine that does other things too.
+const LIMIT: &str = "600";
+
+/// The shim, which cargo has built beside the tests.
+pub(crate) fn shim() -> PathBuf {
+    let here = env::current_exe().unwrap();
+    let shim = here.with_file_name("librcpreload.so");
+    assert!(shim.exists(), "{} is not there", shim.display());
+    shim
+}
+
+/// A program that build.rs has compiled.
+pub(crate) fn program(name: &str) -> PathBuf {
+    Path::new(env!("PROGRAMS")).join(name)
+}
+
+/// A command under the shim, that may take so long and no longer.
+pub(crate) fn under_shim(program: impl AsRef<OsStr>) -> Command {
+    preloading(&[shim()], program)
+}
+
+/// A command with these libraries preloaded.
+pub(crate) fn preloading(libraries: &[PathBuf], program: impl AsRef<OsStr>) -> Command {
+    let mut command = bounded("env");
+    let list: Vec<_> = libraries
+        .iter()
+        .map(|it| it.display().to_string())
+        .collect();
+    command
+        .arg(format!("LD_PRELOAD={}", list.join(":")))
+        .arg(program);
+    command
+}
+
+/// A command that may take so long and no longer.
+pub(crate) fn bounded(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["-k", "10", LIMIT]).arg(program);
+    for (name, _) in env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"REGCACHE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// What a program said, and the shim at its end.
+pub(crate) struct Ran {
+    pub(crate) output: Output,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    /// One for each process that registered memory.
+    pub(crate) summaries: Vec<Summary>,
+}
+
+/// The line that the shim writes.
+#[derive(Debug)]
+pub(crate) struct Summary(BTreeMap<String, String>);
+
+impl Summary {
+    pub(crate) fn of(line: &str) -> Self {
+        let words = line.split([' ', '(', ')']);
+        let pairs = words.filter_map(|word| word.split_once('='));
+        Self(
+            pairs
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
+        )
+    }
+
+    pub(crate) fn text(&self, name: &str) -> &str {
+        self.0
+            .get(name)
+            .unwrap_or_else(|| panic!("no {name} in {self:?}"))
+    }
+
+    pub(crate) fn number(&self, name: &str) -> u64 {
+        self.text(name).parse().unwrap()
+    }
+}
+
+/// Runs it to its end.
+pub(crate) fn run(command: &mut Command) -> Ran {
+    run_telling(command, |_| ())
+}
+
+/// Runs it to its end, and has it seen to when it has begun.
+pub(crate) fn run_telling(command: &mut Command, begun: impl FnOnce(&mut Child)) -> Ran {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let summary = format!("summary.{}.{number}", std::process::id());
+    let summary = Path::new(env!("CARGO_TARGET_TMPDIR")).join(summary);
+    let mut child = command
+        .env("REGCACHE_SUMMARY", &summary)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    begun(&mut child);
+    let output = child.wait_with_output().unwrap();
+    let lines = fs::read_to_string(&summary).unwrap_or_default();
+    let _ = fs::remove_file(&summary);
+    Ran {
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        output,
+        summaries: lines.lines().map(Summary::of).collect(),
+    }
+}
+
+impl Ran {
+    /// Fails unless the program ended well.
+    pub(crate) fn ok(self) -> Self {
+        assert!(
+            self.output.status.success(),
+            "{}\n{}{}",
+            self.output.status,
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    /// The only summary.
+    pub(crate) fn summary(&self) -> &Summary {
+        let [summary] = &self.summaries[..] else {
+            panic!("{:?}\n{}", self.summaries, self.stderr);
+        };
+        summary
+    }
+}
+
+/// A second RDMA device, rxe1, at an address that connections can be made to: rdma_cm finds no way over lo.
+pub(crate) struct SecondDevice(());
+
+impl SecondDevice {
+    pub(crate) const NAME: &str = "rxe1";
+    pub(crate) const ADDRESS: &str = "192.0.2.1";
+    const INTERFACE: &str = "regcache0";
+
+    pub(crate) fn add() -> Self {
+        let interface = Self::INTERFACE;
+        let this = Self(());
+        must("ip", &["link", "add", interface, "type", "dummy"]);
+        must("ip", &["link", "set", interface, "up"]);
+        must("ip", &["address", "add", "192.0.2.1/24", "dev", interface]);
+        must(
+            "rdma",
+            &[
+                "link",
+                "add",
+                Self::NAME,
+                "type",
+                "rxe",
+                "netdev",
+                interface,
+            ],
+        );
+        must("udevadm", &["settle", "--timeout=60"]);
+        // RoCE knows an address when it is in the table of GIDs.
+        let table = format!("/sys/class/infiniband/{}/ports/1/gids", Self::NAME);
+        let knows = |entry: fs::DirEntry| {
+            fs::read_to_string(entry.path()).is_ok_and(|gid| gid.contains("ffff:c000:0201"))
+        };
+        for _ in 0..1200 {
+            if fs::read_dir(&table).unwrap().flatten().any(knows) {
+                return this;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        panic!("rxe1 has no address");
+    }
+}
+
+impl Drop for SecondDevice {
+    fn drop(&mut self) {
+        // What is not there is gone.
+        let _ = Command::new("rdma")
+            .args(["link", "delete", Self::NAME])
+            .status();
+        let _ = Command::new("ip")
+            .args(["link", "delete", Self::INTERFACE])
+            .status();
+    }
+}
+
+fn must(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}");
+}

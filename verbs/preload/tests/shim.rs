@@ -1,0 +1,233 @@
+//! What programs see under the shim, on a real device: tests/c/contract.c says what, part by part.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod preload;
+
+use preload::{Ran, SecondDevice, bounded, preloading, program, run, shim, under_shim};
+
+/// One part of the contract under the shim.
+fn part(arguments: &[&str]) -> Ran {
+    run(under_shim(program("contract")).args(arguments)).ok()
+}
+
+#[test]
+fn each_registration_is_an_mr_of_its_own_and_is_given_back_once() {
+    let ran = part(&["distinct"]);
+    let summary = ran.summary();
+    // Of `whole` and of the hundred in it, one is registered; the rest is for a peer.
+    assert_eq!(summary.number("made"), 1, "{summary:?}");
+    assert_eq!(summary.number("hits"), 100, "{summary:?}");
+    assert_eq!(summary.number("remote"), 2, "{summary:?}");
+    assert_eq!(
+        ran.stderr.matches("it was deregistered before").count(),
+        100
+    );
+}
+
+#[test]
+fn memory_that_changed_is_registered_anew() {
+    let ran = part(&["fresh", "50"]);
+    let summary = ran.summary();
+    // Under each round's new memory: the part of it, and in the next round all of it.
+    assert_eq!(summary.number("made"), 100, "{summary:?}");
+    assert_eq!(summary.number("hits"), 50, "{summary:?}");
+}
+
+#[test]
+fn a_peer_that_holds_an_rkey_after_dereg_mr_is_refused() {
+    const REMOTE_ACCESS_ERROR: &str = "10";
+    let ran = part(&["revoked", REMOTE_ACCESS_ERROR]);
+    assert_eq!(ran.summary().number("remote"), 2);
+}
+
+/// The same without the shim: what was promised. And what asking for more means.
+#[test]
+fn a_peer_is_refused_without_the_shim_and_served_if_keys_are_to_be_kept() {
+    run(bounded(program("contract")).args(["revoked", "10"])).ok();
+    let mut command = under_shim(program("contract"));
+    let ran = run(command
+        .args(["revoked", "0"])
+        .env("REGCACHE_REMOTE", "keep"))
+    .ok();
+    let summary = ran.summary();
+    assert_eq!(summary.number("remote"), 0, "{summary:?}");
+    assert_eq!(summary.number("hits"), 2, "{summary:?}");
+}
+
+#[test]
+fn a_program_can_tell_no_difference() {
+    let without = run(bounded(program("contract")).arg("observe")).ok();
+    let with = part(&["observe"]);
+    assert!(without.stdout.lines().count() > 150, "{}", without.stdout);
+    let pairs = without.stdout.lines().zip(with.stdout.lines());
+    let different: Vec<_> = pairs.filter(|(without, with)| without != with).collect();
+    assert!(different.is_empty(), "{different:#?}");
+    assert_eq!(without.stdout, with.stdout);
+    let summary = with.summary();
+    for reason in ["remote", "flags", "iova"] {
+        assert!(summary.number(reason) > 0, "{reason}: {summary:?}");
+    }
+    assert!(summary.number("hits") > 0, "{summary:?}");
+}
+
+#[test]
+fn domains_and_devices_go_when_the_program_holds_nothing_in_them() {
+    let ran = part(&["domains"]);
+    assert_eq!(ran.summary().number("made"), 45);
+}
+
+#[test]
+fn several_devices_have_a_cache_each() {
+    let _second = SecondDevice::add();
+    let ran = part(&["devices", SecondDevice::NAME]);
+    let summary = ran.summary();
+    assert_eq!(summary.number("made"), 2, "{summary:?}");
+    assert_eq!(summary.number("hits"), 38, "{summary:?}");
+}
+
+#[test]
+fn threads_share_registrations_while_memory_comes_and_goes() {
+    let ran = part(&["threads"]);
+    let summary = ran.summary();
+    assert_eq!(summary.number("asked"), 1600, "{summary:?}");
+    assert_eq!(summary.number("cached"), 1600, "{summary:?}");
+}
+
+#[test]
+fn children_begin_anew_and_leave_the_parents_registrations_alone() {
+    let ran = part(&["forks"]);
+    // Those 20 end by _exit, which nobody is told of, and the one that became another program tells as that.
+    let programs: Vec<_> = ran.summaries.iter().map(|it| it.text("program")).collect();
+    assert_eq!(programs, ["contract", "contract"], "{:?}", ran.summaries);
+}
+
+#[test]
+fn registrations_of_the_caches_can_be_changed() {
+    let ran = part(&["rereg"]);
+    assert!(ran.summary().number("remote") >= 2);
+}
+
+#[test]
+fn what_is_cached_does_not_count_against_the_program() {
+    // Root may exceed the limit, unless that is taken from it.
+    let mut command = preloading(&[shim()], "setpriv");
+    command
+        .arg("--bounding-set=-ipc_lock")
+        .arg(program("contract"));
+    let ran = run(command.arg("limit")).ok();
+    assert_eq!(ran.summary().number("refused"), 1);
+}
+
+#[test]
+fn programs_that_load_libibverbs_themselves_are_reached() {
+    for how in ["dlsym", "dlvsym"] {
+        let ran = run(under_shim(program("dlopened")).arg(how)).ok();
+        let summary = ran.summary();
+        assert_eq!(summary.number("asked"), 100, "{how}: {summary:?}");
+        assert_eq!(summary.number("made"), 1, "{how}: {summary:?}");
+        assert_eq!(summary.number("hits"), 99, "{how}: {summary:?}");
+    }
+}
+
+#[test]
+fn constructors_and_destructors_are_served() {
+    let early = program("libearly.so");
+    for libraries in [[shim(), early.clone()], [early, shim()]] {
+        let ran = run(&mut preloading(&libraries, "true")).ok();
+        let stderr = &ran.stderr;
+        assert!(stderr.contains("early and late"), "{stderr}");
+        let summary = ran.summaries.iter().find(|it| it.text("program") == "true");
+        let made = summary.map(|it| it.number("made"));
+        assert_eq!(made, Some(1), "{:?}\n{stderr}", ran.summaries);
+    }
+}
+
+#[test]
+fn a_wrong_value_is_refused_in_words_and_nothing_is_cached() {
+    let mut command = under_shim(program("contract"));
+    let ran = run(command.args(["fresh", "2"]).env("REGCACHE_REMOTE", "kept")).ok();
+    let stderr = &ran.stderr;
+    let said =
+        "regcache: REGCACHE_REMOTE=kept is refused, it must be revoke or keep: nothing is cached\n";
+    assert_eq!(stderr, said);
+    // Without a cache there is no summary either: where it was to go is not known.
+    assert!(ran.summaries.is_empty(), "{:?}", ran.summaries);
+}
+
+#[test]
+fn without_a_monitor_all_is_passed_on_and_the_reason_is_told_once() {
+    let hidden = "mount --bind /dev/null /dev/ummunotify && exec \"$0\" \"$@\"";
+    let mut command = bounded("unshare");
+    command.args(["-m", "sh", "-c", hidden, "env"]);
+    command.arg(format!("LD_PRELOAD={}", shim().display()));
+    let ran = run(command.arg(program("contract")).arg("threads")).ok();
+    let stderr = &ran.stderr;
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(
+        stderr.starts_with("regcache: registrations are not cached: "),
+        "{stderr}"
+    );
+    assert!(stderr.contains("/dev/ummunotify"), "{stderr}");
+    assert_eq!(ran.summary().number("off"), 1600);
+}
+
+#[test]
+fn the_monitor_can_be_chosen() {
+    let with = |monitor: &str| {
+        let mut command = under_shim(program("dlopened"));
+        run(command.arg("dlsym").env("REGCACHE_MONITOR", monitor)).ok()
+    };
+    let ran = with("auto");
+    assert_eq!(ran.summary().text("monitor"), "ummunotify");
+    assert_eq!(ran.summary().number("hits"), 99);
+    // Where the kernel's userfaultfd tells enough (6.7), by that; else by none.
+    let ran = with("userfaultfd");
+    let (summary, stderr) = (ran.summary(), &ran.stderr);
+    match summary.text("monitor") {
+        "userfaultfd" => assert_eq!((summary.number("hits"), stderr.as_str()), (99, "")),
+        "none" => {
+            assert_eq!(summary.number("off"), 100);
+            assert!(stderr.contains("userfaultfd"), "{stderr}");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn it_can_be_switched_off() {
+    let mut command = under_shim(program("contract"));
+    let ran = run(command.arg("threads").env("REGCACHE_PRELOAD", "off")).ok();
+    assert_eq!(ran.summary().number("off"), 1600);
+    assert_eq!(ran.stderr, "");
+}
+
+#[test]
+fn limits_are_kept() {
+    let mut command = under_shim(program("contract"));
+    let ran = run(command.arg("domains").env("REGCACHE_MAX_ENTRIES", "0")).ok();
+    assert_eq!(ran.summary().number("hits"), 0);
+    let mut command = under_shim(program("dlopened"));
+    let ran = run(command.arg("dlsym").env("REGCACHE_MAX_BYTES", "32K")).ok();
+    // Of the two ranges the larger one is too large.
+    assert_eq!(ran.summary().number("hits"), 49);
+}
+
+/// memcheck finds no error, and nothing that is lost. It takes for possibly lost what is held by a pointer to its middle,
+/// as Rust's `Arc`s and hash tables are, and libibverbs's contexts.
+#[test]
+fn valgrind_finds_nothing() {
+    for arguments in [&["fresh", "3"][..], &["rereg"]] {
+        let mut command = preloading(&[shim()], "valgrind");
+        command.args([
+            "--leak-check=full",
+            "--errors-for-leak-kinds=definite,indirect",
+            "--show-leak-kinds=definite,indirect",
+            "--error-exitcode=99",
+        ]);
+        let ran = run(command.arg(program("contract")).args(arguments)).ok();
+        let stderr = &ran.stderr;
+        assert!(stderr.contains("ERROR SUMMARY: 0 errors"), "{stderr}");
+        // It was there.
+        assert!(ran.summary().number("made") > 0);
+    }
+}
