@@ -29,7 +29,8 @@ pub(crate) struct Recipe {
 
 const MIRROR: &str = "http://deb.debian.org/debian";
 
-/// What a guest with an RDMA device takes, what modules are built and installed with, and what the tests call.
+/// What a guest with an RDMA device takes, what modules are built and installed with, and what the tests call beside
+/// `setup::PROGRAMS`.
 const PACKAGES: &[&str] = &[
     "dkms",
     "file",
@@ -119,7 +120,7 @@ fn is_made(root: &Path, made_from: &str) -> bool {
 }
 
 fn made_from(project: &Project, recipe: &Recipe) -> String {
-    let words = [recipe.suites, recipe.kernel, PACKAGES].concat();
+    let words = [recipe.suites, recipe.kernel, PACKAGES, setup::PROGRAMS].concat();
     format!(
         "{}\n{}\n{}\n",
         words.join(" "),
@@ -143,7 +144,9 @@ fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) 
     make.arg(format!("--aptopt=APT::Default-Release \"{release}\"",));
     make.arg(format!(
         "--include={}",
-        [PACKAGES, recipe.kernel].concat().join(",")
+        [PACKAGES, setup::PROGRAMS, recipe.kernel]
+            .concat()
+            .join(",")
     ));
     make.arg(format!("--customize-hook={finish}"));
     make.arg(release).arg(root);

@@ -43,6 +43,9 @@ pub(crate) const BUILD: &[&str] = &[
     "pkg-config",
 ];
 
+/// What the tests in the virtual machine run: verbs programs of Debian's, and memcheck, which wants to know libc.
+pub(crate) const PROGRAMS: &[&str] = &["libc6-dbg", "perftest", "rdmacm-utils", "valgrind"];
+
 /// The release that the guest's set-up was tried with.
 const VIRTME_NG: &str = "1.42";
 

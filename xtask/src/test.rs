@@ -97,7 +97,15 @@ impl Outcome {
 pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
     let mut needed = setup::BUILD.to_vec();
     if !place.host_only {
-        needed.extend([setup::VM, lint::PACKAGES, install::PACKAGES].concat());
+        needed.extend(
+            [
+                setup::VM,
+                setup::PROGRAMS,
+                lint::PACKAGES,
+                install::PACKAGES,
+            ]
+            .concat(),
+        );
     }
     setup::packages(project, &needed)?;
 
