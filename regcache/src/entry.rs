@@ -409,7 +409,12 @@ mod tests {
         // SAFETY: one of those above.
         assert_eq!(unsafe { entry.release() }, Left::Others);
         assert!(entry.acquire());
-        assert!(entry.try_acquire(), "as there is room for hits again");
+        // On some processors an exchange may fail for nothing.
+        let mut tries = 0..1000;
+        assert!(
+            tries.any(|_| entry.try_acquire()),
+            "as there is room for hits again"
+        );
         let hits = (MANY_HITS / HIT) + 2;
         assert_eq!(entry.hits(), hits);
     }
