@@ -19,7 +19,7 @@ pub enum Auto {
 }
 
 /// ummunotify if `/dev/ummunotify` opens; else userfaultfd with strict checking, where the kernel can
-/// (6.7); else [`Nothing`], with a warning that says why.
+/// (6.7) and lets this process (since 6.13: [`UserfaultfdError::GuardPages`](super::UserfaultfdError)); else [`Nothing`], with a warning that says why.
 ///
 /// Open [`Ummunotify`] yourself where anything else should be an error.
 #[must_use]

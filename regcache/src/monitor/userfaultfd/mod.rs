@@ -1,8 +1,9 @@
 //! The monitor on userfaultfd, for machines without the driver: slower, and as strict.
 //!
 //! Watched mappings are registered with a userfaultfd in write-protect mode, and no page is ever
-//! protected. So no page fault ever comes, but the events do: unmapped, moved, about to be removed. A
-//! thread (`reader.rs`) reads them. Nothing here needs privileges: `UFFD_USER_MODE_ONLY` suffices.
+//! protected. So no fault of a page that is there ever comes, but the events do: unmapped, moved, about
+//! to be removed. A thread (`reader.rs`) reads them. For kernels that can take pages away without an event
+//! they are registered for missing pages as well (`open.rs`).
 //!
 //! Events alone are not sound. The kernel queues them after it has dropped the lock of the address
 //! space: by the time one can be read, another thread may have been given the address by `mmap`, and
@@ -24,16 +25,17 @@
 //!    event, by `shmat(SHM_REMAP)`, is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are not, and
 //!    `msync` holes, which the scan skips. A mapping that is armed and was moved there has sent an event
 //!    that names where it went.
-//! 3. *No removal is under way* of these pages (`removal.rs`).
+//! 3. *No page is missing*, where the kernel can take pages away without an event; a registered page is
+//!    present. And if it was touched since, whoever did was made to wait until the reader had entered
+//!    that, and only then was given a page (`faults.rs`).
+//! 4. *No removal is under way* of these pages (`removal.rs`).
 //!
 //! # What holds
 //!
 //! - **M1**: every change of mappings sends an event, but for `shmat(SHM_REMAP)`, which the check finds. Of
 //!   changes of the pages of a mapping: those of files send none, so only private anonymous memory is
 //!   watched (`mapping.rs`). Pages that a device has pinned are not swapped out, migrated, merged or
-//!   moved. *One operation escapes*: `MADV_GUARD_INSTALL` (Linux 6.13) on watched memory takes the pages
-//!   away, and neither event nor mapping tells. A program that turns registered memory into guard
-//!   pages and back must call [`Cache::invalidate`](crate::Cache::invalidate), or use the driver.
+//!   moved. `MADV_GUARD_INSTALL` (Linux 6.13) sends none either: point 3.
 //! - **M2**: arming takes the kernel's lock for writing. A change that has not come to look at the mapping
 //!   by then will find it armed, and one that has is over, as the kernel has the lock until it is;
 //!   except a removal, which drops it to wait for its event. From that event on until every thread
@@ -47,8 +49,8 @@
 //!
 //! # What it costs
 //!
-//! Three system calls at each lookup, 0.5 to 1 us in all; some microseconds for a watch; and for each
-//! munmap of watched memory a switch to the reader and back. Watching splits mappings, of which a process
+//! Three system calls at each lookup, 0.5 to 1 us in all, and since Linux 6.13 another 3 ns for each page of 4 KiB;
+//! some microseconds for a watch; and for each munmap of watched memory a switch to the reader and back. Watching splits mappings, of which a process
 //! may have `vm.max_map_count` (65 530): beyond that nothing more is cached. Memory under an
 //! application's own userfaultfd is not cached, nor is what another of these monitors watches: several
 //! caches are to have one [`Shared`](super::Shared).
@@ -57,8 +59,10 @@
 //! kernel keeps what was armed so. All that was watched is disarmed before.
 
 mod coverage;
+mod faults;
 mod log;
 mod mapping;
+mod open;
 mod raw;
 mod reader;
 mod removal;
@@ -66,7 +70,7 @@ mod removal;
 use std::collections::HashMap;
 use std::hint;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -80,8 +84,11 @@ use crate::VaRange;
 use crate::fork::ForkMark;
 use coverage::{Coverage, Pages};
 use mapping::Mappings;
+use open::{Opened, Sight};
 use reader::{Reader, Source};
 use removal::{Removal, this_thread};
+
+pub use open::UserfaultfdError;
 
 /// How long a lookup waits for changes under way, before it is answered with a registration that is made for it.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -92,39 +99,10 @@ const SPINS: u32 = 16;
 /// Removals under suspicion that are told apart.
 const MAX_REMOVALS: usize = 64;
 
-/// Why userfaultfd could not be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum UserfaultfdError {
-    /// The kernel, or a sandbox, does not allow the system call.
-    #[error(
-        "userfaultfd(2) is refused: it takes Linux 5.11 or later with CONFIG_USERFAULTFD, and no sandbox that forbids it"
-    )]
-    Refused {
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The kernel cannot tell in time what was unmapped.
-    #[error(
-        "this kernel cannot check whether memory is what it was (that takes Linux 6.7: WP_ASYNC and PAGEMAP_SCAN), and userfaultfd's events alone come too late: another thread can be given an address before the event of its being unmapped can be read"
-    )]
-    NoCheck {
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Something else that it needs is not to be had.
-    #[error("cannot set userfaultfd up")]
-    SetUp {
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
 /// Watches private anonymous memory by userfaultfd. See the
 /// [source](https://docs.rs/regcache) of this module for what it promises and how.
 ///
-/// Anything else is not cached: files, shared memory, huge pages of hugetlbfs. One operation it cannot
-/// see: `MADV_GUARD_INSTALL` on memory that is registered.
+/// Anything else is not cached: files, shared memory, huge pages of hugetlbfs.
 #[derive(Debug)]
 pub struct Userfaultfd {
     source: Arc<Source>,
@@ -133,7 +111,6 @@ pub struct Userfaultfd {
     mappings: Mappings,
     /// The log's count of removals up to which all are over.
     removals_over: AtomicU64,
-    page: usize,
     strict: bool,
     fork: ForkMark,
 }
@@ -158,16 +135,24 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// [`UserfaultfdError`]; on a kernel before 6.7 [`UserfaultfdError::NoCheck`].
+    /// [`UserfaultfdError`]; on a kernel before 6.7 [`UserfaultfdError::NoCheck`], on one since 6.13
+    /// [`UserfaultfdError::GuardPages`] without the privilege that it takes there.
     pub fn open() -> Result<Self, UserfaultfdError> {
-        let check = raw::FEATURE_WP_UNPOPULATED | raw::FEATURE_WP_ASYNC;
-        let monitor = Self::with(check)?;
-        // Any page will do, to see whether the kernel knows the question.
-        let here = (&raw const monitor).addr() & !(monitor.page - 1);
-        match monitor.mappings.are_armed((here, here + monitor.page)) {
-            Ok(_) => Ok(monitor),
-            Err(source) => Err(UserfaultfdError::NoCheck { source }),
-        }
+        Self::checked(Sight::Pages)
+    }
+
+    /// As [`open`](Self::open), but without a privilege on any kernel.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open), but for `GuardPages`.
+    ///
+    /// # Safety
+    ///
+    /// Nobody puts guard pages, by `MADV_GUARD_INSTALL`, where memory was looked up, unless the cache's
+    /// [`invalidate`](crate::Cache::invalidate) is called for it before.
+    pub unsafe fn open_unprivileged() -> Result<Self, UserfaultfdError> {
+        Self::checked(Sight::Mappings)
     }
 
     /// Without the check: what others do. A lookup in one thread may be answered with a stale registration
@@ -183,29 +168,44 @@ impl Userfaultfd {
     /// other than the address's being handed out again orders the two, by more than the time that the
     /// reading thread takes.
     pub unsafe fn open_racy() -> Result<Self, UserfaultfdError> {
-        let mut monitor = Self::with(0)?;
+        let mut monitor = Self::with(Sight::Events)?;
         monitor.strict = false;
         Ok(monitor)
     }
 
-    fn with(features: u64) -> Result<Self, UserfaultfdError> {
-        let uffd = userfaultfd(features)?;
-        Self::around(uffd, Reader::start).map_err(|source| UserfaultfdError::SetUp { source })
+    fn checked(sight: Sight) -> Result<Self, UserfaultfdError> {
+        let monitor = Self::with(sight)?;
+        // Any page will do, to see whether the kernel knows the question.
+        let here = (&raw const monitor).addr() & !(monitor.source.page - 1);
+        match monitor
+            .mappings
+            .are_armed((here, here + monitor.source.page))
+        {
+            Ok(_) => Ok(monitor),
+            Err(source) => Err(UserfaultfdError::NoCheck { source }),
+        }
+    }
+
+    fn with(sight: Sight) -> Result<Self, UserfaultfdError> {
+        let opened = Opened::with(sight)?;
+        Self::around(opened, Reader::start).map_err(|source| UserfaultfdError::SetUp { source })
     }
 
     fn around(
-        uffd: OwnedFd,
+        opened: Opened,
         start: impl FnOnce(&Arc<Source>) -> io::Result<Reader>,
     ) -> io::Result<Self> {
-        let source = Arc::new(Source::new(uffd)?);
         let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|it| usize::try_from(it).ok());
+        let source = Arc::new(Source::new(
+            opened,
+            page.ok_or(io::ErrorKind::Unsupported)?,
+        )?);
         Ok(Self {
             reader: start(&source)?,
             source,
             table: Mutex::default(),
             mappings: Mappings::open()?,
             removals_over: AtomicU64::new(0),
-            page: page.ok_or(io::ErrorKind::Unsupported)?,
             strict: true,
             fork: ForkMark::new(1)?,
         })
@@ -218,7 +218,7 @@ impl Userfaultfd {
 
     fn pages(&self, range: VaRange) -> io::Result<Pages> {
         let pages = range
-            .aligned(self.page)
+            .aligned(self.source.page)
             .ok_or(io::ErrorKind::InvalidInput)?;
         Ok((pages.start(), pages.end()))
     }
@@ -356,34 +356,6 @@ impl Userfaultfd {
     }
 }
 
-/// A descriptor with the features for events, and these.
-fn userfaultfd(features: u64) -> Result<OwnedFd, UserfaultfdError> {
-    let flags = raw::USER_MODE_ONLY | libc::O_CLOEXEC | libc::O_NONBLOCK;
-    // SAFETY: takes flags, gives a descriptor.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, flags) });
-    let fd = fd.map_err(|errno| UserfaultfdError::Refused {
-        source: errno.into(),
-    })?;
-    // SAFETY: just made, and nobody else's. Descriptors fit.
-    let uffd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let events = raw::FEATURE_EVENT_UNMAP | raw::FEATURE_EVENT_REMAP | raw::FEATURE_EVENT_REMOVE;
-    let mut api = raw::Api {
-        api: raw::API,
-        features: events | features,
-        ioctls: 0,
-    };
-    // SAFETY: the structure may be read and written.
-    unsafe { raw::api(uffd.as_raw_fd(), &raw mut api) }.map_err(|errno| {
-        let source = errno.into();
-        if features == 0 {
-            UserfaultfdError::SetUp { source }
-        } else {
-            UserfaultfdError::NoCheck { source }
-        }
-    })?;
-    Ok(uffd)
-}
-
 impl Table {
     /// Marks the watches of any of the pages.
     fn mark(&mut self, pages: Pages) {
@@ -428,9 +400,12 @@ unsafe impl Monitor for Userfaultfd {
         let Ok(pages) = self.pages(range) else {
             return false;
         };
-        matches!(self.mappings.are_armed(pages), Ok(true))
-            && self.settle()
-            && !self.is_suspect(pages)
+        let in_place = if self.source.asks_for_pages() {
+            self.mappings.are_armed_and_present(pages)
+        } else {
+            self.mappings.are_armed(pages)
+        };
+        matches!(in_place, Ok(true)) && self.settle() && !self.is_suspect(pages)
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
@@ -503,8 +478,7 @@ mod tests {
 
     #[test]
     fn a_change_is_under_way_until_its_event_has_been_read_and_entered() {
-        let check = raw::FEATURE_WP_UNPOPULATED | raw::FEATURE_WP_ASYNC;
-        let Ok(uffd) = userfaultfd(check) else {
+        let Ok(opened) = Opened::with(Sight::Pages) else {
             eprintln!("not tested here");
             return;
         };
@@ -513,7 +487,7 @@ mod tests {
             MmapMut::map_anon(4096).unwrap(),
         );
         // Nobody reads yet. Dropped before the memory is: then nobody waits.
-        let monitor = Userfaultfd::around(uffd, |source| Ok(Reader::absent(source))).unwrap();
+        let monitor = Userfaultfd::around(opened, |source| Ok(Reader::absent(source))).unwrap();
         let whole = VaRange::new(memory.as_ptr(), memory.len()).unwrap();
         let beside = VaRange::new(other.as_ptr(), other.len()).unwrap();
         monitor.watch(whole, Cookie(1)).unwrap();

@@ -17,8 +17,10 @@ pub(super) const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 /// Linux 6.7. `WPALLOWED` is said only with it.
 pub(super) const FEATURE_WP_ASYNC: u64 = 1 << 15;
 
+pub(super) const MODE_MISSING: u64 = 1 << 0;
 pub(super) const MODE_WP: u64 = 1 << 1;
 
+pub(super) const EVENT_PAGEFAULT: u8 = 0x12;
 pub(super) const EVENT_REMAP: u8 = 0x14;
 pub(super) const EVENT_REMOVE: u8 = 0x15;
 pub(super) const EVENT_UNMAP: u8 = 0x16;
@@ -57,6 +59,15 @@ pub(super) struct WriteProtect {
     pub(super) mode: u64,
 }
 
+/// `struct uffdio_zeropage`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ZeroPage {
+    pub(super) range: Range,
+    pub(super) mode: u64,
+    pub(super) zeroed: i64,
+}
+
 /// `struct uffd_msg`, whose union is three words for each event read here.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,6 +80,8 @@ pub(super) struct Message {
 /// A category of pages: in a mapping that is registered for write protection, under the two
 /// features above.
 pub(super) const PAGE_IS_WPALLOWED: u64 = 1;
+/// Another: mapped, as pages are while a device has them pinned.
+pub(super) const PAGE_IS_PRESENT: u64 = 1 << 3;
 
 /// `struct pm_scan_arg`.
 #[repr(C)]
@@ -97,6 +110,9 @@ pub(super) struct Region {
     pub(super) categories: u64,
 }
 
+/// Advice of `asm-generic/mman-common.h`, Linux 6.13.
+pub(super) const MADV_GUARD_INSTALL: i32 = 102;
+
 /// A flag of a mapping: shared.
 pub(super) const VMA_SHARED: u64 = 8;
 
@@ -123,8 +139,17 @@ pub(super) struct Query {
 
 const _: () = assert!(size_of::<Api>() == 24 && size_of::<Register>() == 32);
 const _: () = assert!(size_of::<WriteProtect>() == 24 && size_of::<Message>() == 32);
+const _: () = assert!(size_of::<ZeroPage>() == 32);
 const _: () = assert!(size_of::<Scan>() == 96 && size_of::<Query>() == 104);
 
+nix::ioctl_write_int_bad!(
+    /// Of `/dev/userfaultfd`: makes a descriptor with these flags.
+    ///
+    /// # Safety
+    ///
+    /// None.
+    new, nix::request_code_none!(0xaa, 0x00)
+);
 nix::ioctl_readwrite!(
     /// Agrees on version and features.
     ///
@@ -148,6 +173,22 @@ nix::ioctl_read!(
     ///
     /// `data` may be read.
     unregister, 0xaa, 0x01, Range
+);
+nix::ioctl_read!(
+    /// Has those who wait for pages of a range look again.
+    ///
+    /// # Safety
+    ///
+    /// `data` may be read.
+    wake, 0xaa, 0x02, Range
+);
+nix::ioctl_readwrite!(
+    /// Puts pages of zeros where there are none.
+    ///
+    /// # Safety
+    ///
+    /// `data` may be read and written.
+    zero_page, 0xaa, 0x04, ZeroPage
 );
 nix::ioctl_readwrite!(
     /// Protects a range, or says why not.

@@ -5,8 +5,8 @@
 //! but the kernel: it takes no lock, allocates and frees nothing, logs nothing, and calls the kernel
 //! only to poll, to read, to signal that there is something, and to disarm. The last takes the
 //! kernel's lock of the address space, which no thread holds while it waits for its event to be read.
-//! Faults it may take: on memory that is armed none is ever ours to serve, because no page is ever
-//! protected.
+//! Faults it may take, but for one of those that it serves itself: what it touches is in use and
+//! present.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -18,7 +18,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::faults::Faults;
 use super::log::{Change, Log};
+use super::open::Opened;
 use super::raw;
 use super::removal::this_thread;
 use crate::thread::spawn;
@@ -30,6 +32,10 @@ const BATCH: usize = 16;
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) uffd: OwnedFd,
+    /// Whether missing pages of what is armed are asked for.
+    asks_for_pages: bool,
+    /// A page's size.
+    pub(super) page: usize,
     pub(super) log: Log,
     /// Readable while there may be something to drain.
     pub(super) ready: EventFd,
@@ -39,10 +45,12 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(uffd: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(opened: Opened, page: usize) -> io::Result<Self> {
         let event = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         Ok(Self {
-            uffd,
+            uffd: opened.uffd,
+            asks_for_pages: opened.asks_for_pages,
+            page,
             log: Log::new(),
             ready: event()?,
             stop: event()?,
@@ -50,17 +58,32 @@ impl Source {
         })
     }
 
+    /// Whether a page that is missing where something is armed is asked for, and was taken away.
+    pub(super) fn asks_for_pages(&self) -> bool {
+        self.asks_for_pages
+    }
+
     /// Arms the mappings in a range.
     pub(super) fn arm(&self, start: usize, end: usize) -> io::Result<()> {
+        let mut mode = raw::MODE_WP;
+        if self.asks_for_pages {
+            mode |= raw::MODE_MISSING;
+            populate(start, end);
+        }
         let mut register = raw::Register {
             range: range(start, end),
-            mode: raw::MODE_WP,
+            mode,
             ioctls: 0,
         };
         // SAFETY: the structure may be read and written. No page is protected by it, nor can it be for
         // others: the descriptor is ours.
         unsafe { raw::register(self.uffd.as_raw_fd(), &raw mut register) }?;
         Ok(())
+    }
+
+    /// The page that a fault is about.
+    fn page_of(&self, message: &raw::Message) -> usize {
+        message.words[1] as usize & !(self.page - 1)
     }
 
     /// Disarms them. If that fails, for a part of them, they go on sending events, which are nobody's.
@@ -71,7 +94,15 @@ impl Source {
     }
 }
 
-fn range(start: usize, end: usize) -> raw::Range {
+/// Has the kernel bring the pages that a registration would need anyway, without asking for each. Where it cannot, the
+/// registration will tell.
+fn populate(start: usize, end: usize) {
+    let at = std::ptr::without_provenance_mut(start);
+    // SAFETY: no page is replaced but such as a write would replace.
+    let _ = unsafe { libc::madvise(at, end - start, libc::MADV_POPULATE_WRITE) };
+}
+
+pub(super) fn range(start: usize, end: usize) -> raw::Range {
     raw::Range {
         start: start as u64,
         len: (end - start) as u64,
@@ -134,6 +165,7 @@ impl Drop for Reader {
 
 fn run(source: &Source) {
     source.reader.store(this_thread(), Ordering::Relaxed);
+    let mut faults = Faults::default();
     loop {
         let mut fds = [
             PollFd::new(source.uffd.as_fd(), PollFlags::POLLIN),
@@ -144,7 +176,7 @@ fn run(source: &Source) {
             return;
         }
         source.log.set_reading(true);
-        let read = read_all(source);
+        let read = read_all(source, &mut faults);
         source.log.set_reading(false);
         let stopped = fds[1].revents().is_some_and(|it| !it.is_empty());
         // Without the descriptor there is nothing to wait for; that there are no reports any more, the
@@ -155,7 +187,7 @@ fn run(source: &Source) {
     }
 }
 
-fn read_all(source: &Source) -> nix::Result<()> {
+fn read_all(source: &Source, faults: &mut Faults) -> nix::Result<()> {
     let mut messages = [raw::Message::default(); BATCH];
     let bytes = size_of_val(&messages);
     loop {
@@ -164,7 +196,12 @@ fn read_all(source: &Source) -> nix::Result<()> {
         let n = unsafe { libc::read(source.uffd.as_raw_fd(), buffer, bytes) };
         let n = match Errno::result(n) {
             Ok(n) => n.unsigned_abs() / size_of::<raw::Message>(),
-            Err(Errno::EAGAIN) => return Ok(()),
+            Err(Errno::EAGAIN) if faults.serve_rest(source) => return Ok(()),
+            Err(Errno::EAGAIN) => {
+                // The kernel goes on with its change when the thread runs whose event was read.
+                thread::yield_now();
+                continue;
+            }
             Err(Errno::EINTR) => continue,
             Err(errno) => return Err(errno),
         };
@@ -172,6 +209,9 @@ fn read_all(source: &Source) -> nix::Result<()> {
             enter(source, message);
         }
         source.log.raise();
+        for message in &messages[..n] {
+            answer(source, message, faults);
+        }
         // Fails only where it is readable already.
         let _ = source.ready.write(1);
     }
@@ -195,6 +235,25 @@ fn enter(source: &Source, message: &raw::Message) {
             // something else before, or armed twice: it starts over.
             source.disarm(to, to.saturating_add(len));
             source.log.enter(change(to, to.saturating_add(len), false));
+        }
+        raw::EVENT_PAGEFAULT => {
+            let page = source.page_of(message);
+            source
+                .log
+                .enter(change(page, page.saturating_add(source.page), false));
+        }
+        _ => {}
+    }
+}
+
+/// What is to be done when the messages have been entered, and the generation raised.
+fn answer(source: &Source, message: &raw::Message, faults: &mut Faults) {
+    match message.event {
+        raw::EVENT_PAGEFAULT => faults.serve(source, source.page_of(message)),
+        // They will be missing, and whoever touches them need not ask.
+        raw::EVENT_REMOVE if source.asks_for_pages => {
+            let [start, end, _] = message.words.map(|word| word as usize);
+            source.disarm(start, end);
         }
         _ => {}
     }
