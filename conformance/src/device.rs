@@ -63,10 +63,19 @@ pub fn reuse(device: &impl Device, way: &Way) -> Result<Outcome> {
     loop {
         attempts += 1;
         let made = way.make()?;
+        let (before, after) = made.written();
+        if before {
+            fill(&made, OLD);
+        }
         // What was there before may be under suspicion still: several times.
-        let mut kept = false;
+        let (mut old, mut kept) = (Vec::new(), false);
         for _ in 0..MAX_ATTEMPTS {
-            kept = kept || read(device, &made, OLD)?.1;
+            if !kept {
+                (old, kept) = read(device, &made)?;
+            }
+        }
+        if old != contents(&made) {
+            return Err("bytes were lost before anything had changed".into());
         }
         // SAFETY: there is no reference to the memory.
         match unsafe { made.change() } {
@@ -81,32 +90,51 @@ pub fn reuse(device: &impl Device, way: &Way) -> Result<Outcome> {
                 return Err(error.into());
             }
         }
-        let (arrived, _) = read(device, &made, NEW)?;
-        return judge(&arrived, made.changed(), kept);
+        if after {
+            fill(&made, NEW);
+        }
+        let (arrived, _) = read(device, &made)?;
+        // Looked at only now: that brings pages that nobody has touched.
+        return judge(&arrived, &old, &contents(&made), made.changed(), kept);
     }
 }
 
-/// Fills the memory, and has the device read it.
-fn read(device: &impl Device, made: &Made, byte: u8) -> Result<(Vec<u8>, bool)> {
+fn fill(made: &Made, byte: u8) {
     // SAFETY: mapped, and the only reference.
-    let bytes = unsafe { made.memory().bytes() };
-    bytes.fill(byte);
-    device.read_out(bytes)
+    unsafe { made.memory().bytes() }.fill(byte);
 }
 
-fn judge(arrived: &[u8], changed: Range<usize>, kept: bool) -> Result<Outcome> {
-    let is = |byte: u8, part: &[u8]| part.iter().all(|&b| b == byte);
-    if is(NEW, arrived) {
+fn contents(made: &Made) -> Vec<u8> {
+    // SAFETY: mapped, and the only reference.
+    unsafe { made.memory().bytes() }.to_vec()
+}
+
+/// Has the device read the memory, which nobody touches for that.
+fn read(device: &impl Device, made: &Made) -> Result<(Vec<u8>, bool)> {
+    // SAFETY: mapped, and the only reference.
+    device.read_out(unsafe { made.memory().bytes() })
+}
+
+fn judge(
+    arrived: &[u8],
+    old: &[u8],
+    new: &[u8],
+    changed: Range<usize>,
+    kept: bool,
+) -> Result<Outcome> {
+    if arrived == new {
         return Ok(if kept {
             Outcome::Fresh
         } else {
             Outcome::Uncached
         });
     }
-    let outside = is(NEW, &arrived[..changed.start]) && is(NEW, &arrived[changed.end..]);
-    let inside = &arrived[changed];
+    let is_either = |i: usize| {
+        let is_new = arrived[i] == new[i];
+        is_new || changed.contains(&i) && arrived[i] == old[i]
+    };
     // Old pages that nobody has, or nobody but the kernel.
-    if outside && inside.iter().all(|&b| b == OLD || b == NEW) {
+    if (0..arrived.len()).all(is_either) {
         return Ok(Outcome::Stale);
     }
     Err("the bytes that arrived are of neither the old pages nor the new".into())

@@ -3,8 +3,13 @@
 //!
 //! Generic over the monitor, and over the [`Device`]; [`Uring`] is the one that every Linux machine has.
 
+mod allocator;
+mod costs;
 mod device;
+mod huge;
+mod matrix;
 mod naive;
+mod others;
 mod race;
 mod random;
 pub mod remap;
@@ -12,12 +17,15 @@ mod scenarios;
 mod stress;
 mod uring;
 
+pub use allocator::DEALLOC_THEN_ALLOC;
+pub use costs::{Costed, costs};
 pub use device::{Device, Outcome, Result, reuse};
+pub use matrix::{Column, Verdict, matrix, matrix_program, uring_columns};
 pub use naive::NeverReports;
 pub use race::thread_reuse;
 pub use random::Random;
-pub use scenarios::{MORE_WAYS, scenarios};
-pub use stress::{Progress, allocate_free_fork_and_look_up};
+pub use scenarios::scenarios;
+pub use stress::{Progress, allocate_free_fork_and_look_up, stress_program};
 pub use uring::Uring;
 
 /// The size of a page on every machine that the suite runs on.

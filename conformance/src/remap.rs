@@ -35,6 +35,34 @@ pub struct Way {
     /// The part that changes, as offsets.
     pub(crate) changed: fn(Memory) -> Range<usize>,
     pub(crate) free: fn(Memory),
+    /// When the memory is written, for the device to read that.
+    pub(crate) written: Written,
+    /// Whether other pages are there afterwards, whatever the kernel decides.
+    pub(crate) replaces: bool,
+}
+
+/// When a program writes the memory: a page that is not there yet comes by that, at the latest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// Before each transfer.
+    BeforeEach,
+    /// Before the first, and not after the change.
+    BeforeTheFirst,
+    /// By the change itself, if at all.
+    ByTheChange,
+}
+
+/// Private anonymous memory, all of which is replaced.
+pub(crate) const fn way(name: &'static str, change: fn(Memory) -> io::Result<()>) -> Way {
+    Way {
+        name,
+        make: map,
+        change,
+        changed: all,
+        free: unmap,
+        written: Written::BeforeEach,
+        replaces: true,
+    }
 }
 
 impl std::fmt::Debug for Way {
@@ -44,6 +72,12 @@ impl std::fmt::Debug for Way {
 }
 
 impl Memory {
+    /// What is mapped at an address whose provenance is exposed.
+    pub(crate) fn at(start: usize, len: usize) -> io::Result<Self> {
+        let start = NonNull::new(ptr::with_exposed_provenance_mut(start)).ok_or(Errno::EINVAL)?;
+        Ok(Self { start, len })
+    }
+
     /// Address of the first byte.
     #[must_use]
     pub fn as_ptr(self) -> *mut u8 {
@@ -86,6 +120,13 @@ pub struct Made {
 }
 
 impl Way {
+    /// Whether the device reads old pages if the monitor does not notice: false where it is for the kernel,
+    /// or malloc, to decide whether there are others.
+    #[must_use]
+    pub fn replaces(&self) -> bool {
+        self.replaces
+    }
+
     /// Makes memory to be changed this way.
     ///
     /// # Errors
@@ -100,6 +141,15 @@ impl Way {
 }
 
 impl Made {
+    /// Whether the memory is to be written before the first transfer, and before that after the change.
+    pub(crate) fn written(&self) -> (bool, bool) {
+        match self.way.written {
+            Written::BeforeEach => (true, true),
+            Written::BeforeTheFirst => (true, false),
+            Written::ByTheChange => (false, false),
+        }
+    }
+
     /// The memory.
     #[must_use]
     pub fn memory(&self) -> Memory {
@@ -134,125 +184,85 @@ impl Drop for Made {
 
 /// All of them.
 pub const WAYS: &[Way] = &[
-    Way {
-        name: "munmap_then_mmap",
-        make: map,
-        change: |memory| {
-            unmap(memory);
-            map_again(memory)
-        },
-        changed: all,
-        free: unmap,
-    },
-    Way {
-        name: "raw_munmap_then_mmap",
-        make: map,
-        change: |memory| {
-            // SAFETY: the memory is the way's own, and there is no reference to it.
-            let done = unsafe { libc::syscall(libc::SYS_munmap, memory.as_ptr(), memory.len) };
-            Errno::result(done)?;
-            map_again(memory)
-        },
-        changed: all,
-        free: unmap,
-    },
-    Way {
-        name: "munmap_in_another_thread_then_mmap",
-        make: map,
-        change: |memory| {
-            let (address, len) = (memory.as_ptr().expose_provenance(), memory.len);
-            std::thread::scope(|scope| {
-                scope.spawn(move || {
-                    let start = ptr::with_exposed_provenance_mut(address);
-                    // SAFETY: as above.
-                    Errno::result(unsafe { libc::munmap(start, len) })
-                });
+    way("munmap_then_mmap", |memory| {
+        unmap(memory);
+        map_again(memory)
+    }),
+    way("raw_munmap_then_mmap", |memory| {
+        // SAFETY: the memory is the way's own, and there is no reference to it.
+        let done = unsafe { libc::syscall(libc::SYS_munmap, memory.as_ptr(), memory.len) };
+        Errno::result(done)?;
+        map_again(memory)
+    }),
+    way("munmap_in_another_thread_then_mmap", |memory| {
+        let (address, len) = (memory.as_ptr().expose_provenance(), memory.len);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let start = ptr::with_exposed_provenance_mut(address);
+                // SAFETY: as above.
+                Errno::result(unsafe { libc::munmap(start, len) })
             });
-            // The thread's stack may have been given the address, or be unmapped beside it.
-            map_at(memory, libc::MAP_FIXED_NOREPLACE)
-        },
-        changed: all,
-        free: unmap,
-    },
+        });
+        // The thread's stack may have been given the address, or be unmapped beside it.
+        map_at(memory, libc::MAP_FIXED_NOREPLACE)
+    }),
     Way {
-        name: "munmap_of_the_middle_then_mmap",
-        make: map,
-        change: |memory| {
+        changed: middle,
+        ..way("munmap_of_the_middle_then_mmap", |memory| {
             let middle = memory.part(middle(memory));
             unmap(middle);
             map_at(middle, libc::MAP_FIXED_NOREPLACE)
-        },
+        })
+    },
+    way("map_fixed_over", |memory| map_at(memory, libc::MAP_FIXED)),
+    way("mremap_away_and_another_back", |memory| {
+        // All three before the first move, or one would be given the other's address.
+        let (away, another) = (map()?, map()?);
+        mremap(memory, away)?;
+        mremap(another, memory)?;
+        unmap(away);
+        Ok(())
+    }),
+    way("madvise_dontneed", |memory| {
+        advise(memory, libc::MADV_DONTNEED)
+    }),
+    Way {
         changed: middle,
-        free: unmap,
+        ..way("madvise_dontneed_of_the_middle", |memory| {
+            advise(memory.part(middle(memory)), libc::MADV_DONTNEED)
+        })
     },
     Way {
-        name: "map_fixed_over",
-        make: map,
-        change: |memory| map_at(memory, libc::MAP_FIXED),
-        changed: all,
-        free: unmap,
-    },
-    Way {
-        name: "mremap_away_and_another_back",
-        make: map,
-        change: |memory| {
-            // All three before the first move, or one would be given the other's address.
-            let (away, another) = (map()?, map()?);
-            mremap(memory, away)?;
-            mremap(another, memory)?;
-            unmap(away);
-            Ok(())
-        },
-        changed: all,
-        free: unmap,
-    },
-    Way {
-        name: "madvise_dontneed",
-        make: map,
-        change: |memory| advise(memory, libc::MADV_DONTNEED),
-        changed: all,
-        free: unmap,
-    },
-    Way {
-        name: "madvise_dontneed_of_the_middle",
-        make: map,
-        change: |memory| advise(memory.part(middle(memory)), libc::MADV_DONTNEED),
-        changed: middle,
-        free: unmap,
-    },
-    Way {
-        name: "brk_shrink_then_grow",
         make: grow_heap,
-        change: |memory| {
-            shrink_heap(memory)?;
-            let again = grow_heap()?;
-            same_address(memory, again)
-        },
-        changed: all,
         free: |memory| {
             // A heap that something has grown above stays.
             let _ = shrink_heap(memory);
         },
+        ..way("brk_shrink_then_grow", |memory| {
+            shrink_heap(memory)?;
+            let again = grow_heap()?;
+            same_address(memory, again)
+        })
     },
     Way {
-        name: "free_then_malloc",
         make: || {
             tame_malloc();
             malloc()
         },
-        change: |memory| {
+        free,
+        // malloc may keep the memory.
+        replaces: false,
+        ..way("free_then_malloc", |memory| {
             free(memory);
             same_address(memory, malloc()?)
-        },
-        changed: all,
-        free,
+        })
     },
     Way {
-        name: "hole_punched_in_a_memfd",
         make: map_memfd,
-        change: |memory| advise(memory.part(middle(memory)), libc::MADV_REMOVE),
         changed: middle,
-        free: unmap,
+        ..way("hole_punched_in_a_memfd", |memory| {
+            advise(memory.part(middle(memory)), libc::MADV_REMOVE)
+        })
     },
 ];
 
@@ -400,6 +410,7 @@ fn free(memory: Memory) {
 fn tame_malloc() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
+        #[cfg(target_env = "gnu")]
         for (parameter, value) in [
             (libc::M_MMAP_THRESHOLD, 128 << 10),
             (libc::M_TRIM_THRESHOLD, 256 << 20),

@@ -12,7 +12,11 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
 
-use crate::remap::{LEN, Memory, WAYS, Way, advise, all, map, map_at, middle, mmap, mremap, unmap};
+use crate::huge::HUGE_WAYS;
+use crate::others::BY_OTHERS;
+use crate::remap::{
+    LEN, Memory, WAYS, Way, Written, advise, map, map_at, middle, mmap, mremap, unmap, way,
+};
 
 const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
@@ -20,11 +24,13 @@ const SHM_REMAP: i32 = 0o40000;
 
 /// All of them.
 pub fn scenarios() -> impl Iterator<Item = &'static Way> {
-    WAYS.iter().chain(MORE_WAYS)
+    WAYS.iter()
+        .chain(MORE_WAYS)
+        .chain(HUGE_WAYS)
+        .chain(BY_OTHERS)
 }
 
-/// Those that are only here.
-pub const MORE_WAYS: &[Way] = &[
+const MORE_WAYS: &[Way] = &[
     way("mremap_onto", |memory| mremap(map()?, memory)),
     way("mremap_dontunmap", |memory| {
         let to = map()?;
@@ -42,8 +48,46 @@ pub const MORE_WAYS: &[Way] = &[
         })
     },
     Way {
+        make: || {
+            let both = mmap_private(2 * LEN)?;
+            unmap(both.part(LEN..2 * LEN));
+            Ok(both.part(0..LEN))
+        },
         changed: none,
-        ..way("mremap_grow_and_move_there_and_back", |memory| {
+        replaces: false,
+        ..way("mremap_grow_in_place", |memory| {
+            moved(memory, 2 * LEN, 0, ptr::null_mut())?;
+            moved(
+                Memory::at(memory.as_ptr().addr(), 2 * LEN)?,
+                LEN,
+                0,
+                ptr::null_mut(),
+            )
+        })
+    },
+    Way {
+        // The other half is in the way.
+        make: || Ok(mmap_private(2 * LEN)?.part(0..LEN)),
+        free: |memory| {
+            if let Ok(both) = Memory::at(memory.as_ptr().addr(), 2 * LEN) {
+                unmap(both);
+            }
+        },
+        ..way("mremap_grow_elsewhere_then_mmap", |memory| {
+            let start = memory.as_ptr().cast();
+            // SAFETY: the memory is the way's own.
+            let to = unsafe { libc::mremap(start, LEN, 2 * LEN, libc::MREMAP_MAYMOVE) };
+            if to == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            unmap(Memory::at(to.expose_provenance(), 2 * LEN)?);
+            map_at(memory, libc::MAP_FIXED_NOREPLACE)
+        })
+    },
+    Way {
+        changed: none,
+        replaces: false,
+        ..way("mremap_away_and_back", |memory| {
             let away = map()?;
             mremap(memory, away)?;
             mremap(away, memory)
@@ -52,40 +96,50 @@ pub const MORE_WAYS: &[Way] = &[
     way("madvise_dontneed_locked", |memory| {
         supported(advise(memory, 24))
     }),
-    way("madvise_free", |memory| advise(memory, libc::MADV_FREE)),
-    way("madvise_pageout", |memory| {
-        supported(advise(memory, libc::MADV_PAGEOUT))
-    }),
-    way("madvise_cold", |memory| {
-        supported(advise(memory, libc::MADV_COLD))
-    }),
-    way("process_madvise_dontneed", |memory| {
-        // SAFETY: a descriptor of this process.
-        let this = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
-        let this = Errno::result(this)?;
-        let vector = libc::iovec {
-            iov_base: memory.as_ptr().cast(),
-            iov_len: memory.len(),
-        };
-        let call = libc::SYS_process_madvise;
-        // SAFETY: the memory is the way's own, and there is no reference to it.
-        let done =
-            unsafe { libc::syscall(call, this, &raw const vector, 1, libc::MADV_DONTNEED, 0) };
-        let done = Errno::result(done).map(drop).map_err(io::Error::from);
-        // SAFETY: the descriptor made above.
-        unsafe { libc::close(this as i32) };
-        supported(done)
-    }),
-    way("mprotect_there_and_back", |memory| {
-        protect(memory, libc::PROT_NONE)?;
-        protect(memory, libc::PROT_READ | libc::PROT_WRITE)
-    }),
+    Way {
+        replaces: false,
+        ..way("madvise_free", |memory| advise(memory, libc::MADV_FREE))
+    },
+    Way {
+        replaces: false,
+        ..way("madvise_pageout", |memory| {
+            supported(advise(memory, libc::MADV_PAGEOUT))
+        })
+    },
+    Way {
+        replaces: false,
+        ..way("madvise_cold", |memory| {
+            supported(advise(memory, libc::MADV_COLD))
+        })
+    },
+    Way {
+        replaces: false,
+        ..way("mprotect_there_and_back", |memory| {
+            protect(memory, libc::PROT_NONE)?;
+            protect(memory, libc::PROT_READ | libc::PROT_WRITE)
+        })
+    },
     Way {
         changed: middle,
         ..way("guard_pages_there_and_back", |memory| {
             let part = memory.part(middle(memory));
             supported(advise(part, MADV_GUARD_INSTALL))?;
             advise(part, MADV_GUARD_REMOVE)
+        })
+    },
+    Way {
+        changed: middle,
+        written: Written::BeforeTheFirst,
+        ..way("guard_pages_there_and_back_not_written", |memory| {
+            let part = memory.part(middle(memory));
+            supported(advise(part, MADV_GUARD_INSTALL))?;
+            advise(part, MADV_GUARD_REMOVE)
+        })
+    },
+    Way {
+        written: Written::BeforeTheFirst,
+        ..way("madvise_dontneed_not_written", |memory| {
+            advise(memory, libc::MADV_DONTNEED)
         })
     },
     way("shmat_over_it_then_mmap", |memory| {
@@ -144,74 +198,46 @@ pub const MORE_WAYS: &[Way] = &[
         })
     },
     Way {
-        changed: none,
-        free: |memory| {
-            unmap(memory);
-            // SAFETY: the child made by this way, which waits to be killed.
-            unsafe {
-                let child = CHILD.load(Ordering::Relaxed);
-                libc::kill(child, libc::SIGKILL);
-                libc::waitpid(child, ptr::null_mut(), 0);
-            }
-        },
-        ..way("fork_then_write", |_| {
-            // SAFETY: the child calls nothing but the kernel.
-            let child = Errno::result(unsafe { libc::fork() })?;
-            if child == 0 {
-                loop {
-                    // SAFETY: waits to be killed.
-                    unsafe { libc::pause() };
-                }
-            }
-            CHILD.store(child, Ordering::Relaxed);
+        make: || map_file(libc::MAP_PRIVATE),
+        free: free_file,
+        ..way("dontneed_of_a_private_mapping", |memory| {
+            advise(memory, libc::MADV_DONTNEED)
+        })
+    },
+    Way {
+        make: || map_file(libc::MAP_PRIVATE),
+        changed: middle,
+        free: free_file,
+        written: Written::ByTheChange,
+        // A registration has pages of its own made, or the first write.
+        replaces: false,
+        ..way("first_write_to_a_private_mapping", |memory| {
+            // SAFETY: mapped, and the only reference.
+            let bytes = unsafe { memory.bytes() };
+            bytes[middle(memory)].fill(2);
             Ok(())
         })
     },
-    way("munmap_by_a_child_that_shares_the_memory", |memory| {
-        extern "C" fn run(memory: *mut libc::c_void) -> i32 {
-            // SAFETY: the memory is the way's own, and there is no reference to it. No more than a call of
-            // the kernel's, by number: the child has this thread's errno.
-            let done = unsafe { libc::syscall(libc::SYS_munmap, memory, LEN) };
-            i32::from(done != 0)
-        }
-        let mut stack = vec![0_u128; 4096];
-        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-        let top = stack.as_mut_ptr_range().end.cast();
-        // SAFETY: the stack outlives the child, as CLONE_VFORK suspends this thread until it has gone.
-        let child = unsafe { libc::clone(run, top, flags, memory.as_ptr().cast()) };
-        Errno::result(child)?;
-        // SAFETY: the child made above.
-        unsafe { libc::waitpid(child, ptr::null_mut(), 0) };
-        map_at(memory, libc::MAP_FIXED_NOREPLACE)
-    }),
 ];
 
 /// The file of the scenario that is being played: there is one at a time.
 static FILE: AtomicI32 = AtomicI32::new(-1);
 
-/// The child, likewise.
-static CHILD: AtomicI32 = AtomicI32::new(0);
-
-const fn way(name: &'static str, change: fn(Memory) -> io::Result<()>) -> Way {
-    Way {
-        name,
-        make: map,
-        change,
-        changed: all,
-        free: unmap,
-    }
-}
-
-fn none(_: Memory) -> Range<usize> {
+pub(crate) fn none(_: Memory) -> Range<usize> {
     0..0
 }
 
 /// `Unsupported` where the kernel does not know what was asked for.
-fn supported(done: io::Result<()>) -> io::Result<()> {
+pub(crate) fn supported(done: io::Result<()>) -> io::Result<()> {
     done.map_err(|error| match error.raw_os_error() {
         Some(libc::EINVAL | libc::EPERM | libc::ENOSYS) => io::ErrorKind::Unsupported.into(),
         _ => error,
     })
+}
+
+fn mmap_private(len: usize) -> io::Result<Memory> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    mmap(ptr::null_mut(), len, flags, -1)
 }
 
 fn moved(memory: Memory, len: usize, flags: i32, to: *mut u8) -> io::Result<()> {
@@ -256,7 +282,7 @@ fn detach(memory: Memory) -> io::Result<()> {
     Ok(())
 }
 
-fn map_file(how: i32) -> io::Result<Memory> {
+pub(crate) fn map_file(how: i32) -> io::Result<Memory> {
     // SAFETY: a string literal with its end.
     let fd =
         Errno::result(unsafe { libc::memfd_create(c"regcache-test".as_ptr(), libc::MFD_CLOEXEC) })?;
@@ -266,14 +292,14 @@ fn map_file(how: i32) -> io::Result<Memory> {
     mmap(ptr::null_mut(), LEN, how, fd)
 }
 
-fn free_file(memory: Memory) {
+pub(crate) fn free_file(memory: Memory) {
     unmap(memory);
     // SAFETY: the descriptor of `map_file`, which nobody uses any more.
     unsafe { libc::close(FILE.swap(-1, Ordering::Relaxed)) };
 }
 
 /// By the descriptor: the mapping's process need not be the one.
-fn truncate_and_extend(_: Memory) -> io::Result<()> {
+pub(crate) fn truncate_and_extend(_: Memory) -> io::Result<()> {
     let fd = FILE.load(Ordering::Relaxed);
     for len in [0, LEN] {
         // SAFETY: the descriptor of `map_file`.

@@ -4,15 +4,17 @@
 //! lock held, or in the cache, with the cache's. If the one that reads ever waited for such a lock,
 //! all would stand still.
 
+use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
-use regcache::monitor::Monitor;
+use regcache::monitor::{Monitor, Userfaultfd};
 
 use crate::device::{Device, Result};
 use crate::{Random, Uring};
@@ -122,4 +124,51 @@ fn run<M: Monitor>(
         }
     }
     Ok(())
+}
+
+/// Allocates, frees, forks and looks up in several threads, with malloc's own memory cached by userfaultfd. Exits with
+/// 1 if anything stands still, or a lookup was stale.
+#[derive(Parser)]
+struct Options {
+    /// How long
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// In how many threads
+    #[arg(long, default_value_t = 4)]
+    threads: u64,
+}
+
+/// How long nothing may move.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a program does whose global allocator is `allocator`.
+pub fn stress_program(allocator: &str) -> ExitCode {
+    match stress(&Options::parse(), allocator) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("stress: {error}");
+            // Returning would wait for those that stand still.
+            std::process::abort()
+        }
+    }
+}
+
+fn stress(options: &Options, allocator: &str) -> Result<bool> {
+    let device: &'static _ = Box::leak(Box::new(Uring::new(Userfaultfd::open()?)?));
+    let time = Duration::from_secs(options.seconds);
+    let done = allocate_free_fork_and_look_up(device, options.threads, time, PATIENCE)?;
+    println!("{}", device.cache().stats());
+    let count = |it: &AtomicU64| it.load(Ordering::Relaxed);
+    let stale = count(&done.stale);
+    println!(
+        "stress: allocator={allocator:?} monitor={} seconds={} threads={} lookups={} forks={} stale={stale}/{}",
+        device.monitor_name(),
+        options.seconds,
+        options.threads,
+        count(&done.lookups),
+        count(&done.forks),
+        count(&done.checked),
+    );
+    Ok(stale == 0 && count(&done.checked) > 0)
 }

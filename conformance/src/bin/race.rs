@@ -1,5 +1,6 @@
 //! Thread A unmaps, thread B is handed the address and looks it up: how often a monitor is late.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
@@ -31,7 +32,14 @@ enum Choice {
 
 fn play<M: Monitor>(monitor: M, rounds: u32) -> Result<u32> {
     let device = Uring::new(monitor)?;
-    let (stale, played) = thread_reuse(&device, rounds, |_| ControlFlow::Continue(()))?;
+    let played = Cell::new(0_u32);
+    let (stale, played) = thread_reuse(&device, rounds, |stale| {
+        played.set(played.get() + 1);
+        if played.get().is_multiple_of(10_000) {
+            eprintln!("{} rounds, {stale} stale", played.get());
+        }
+        ControlFlow::Continue(())
+    })?;
     println!("{}", device.cache().stats());
     println!(
         "race: device={} monitor={} stale={stale}/{played}",

@@ -1,0 +1,38 @@
+//! What the monitors cost that this machine has, by turns, in one run.
+
+use clap::Parser;
+use regcache::monitor::{Ummunotify, Userfaultfd};
+use regcache_conformance::{Costed, NeverReports, Result, Uring, costs};
+
+/// Prints what a hit, a miss, a registration and munmap cost with each monitor that there is here, and how many times
+/// as much as with none.
+#[derive(Parser)]
+struct Options {
+    /// How often
+    #[arg(long, default_value_t = 2000)]
+    times: usize,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let mut columns: Vec<(&str, Box<dyn Costed>)> =
+        vec![("nothing checked", Box::new(Uring::new(NeverReports)?))];
+    match Userfaultfd::open() {
+        Ok(strict) => {
+            // SAFETY: no thread but this one looks anything up.
+            let racy = unsafe { Userfaultfd::open_racy() }?;
+            columns.push(("userfaultfd, events alone", Box::new(Uring::new(racy)?)));
+            columns.push(("userfaultfd", Box::new(Uring::new(strict)?)));
+        }
+        Err(error) => eprintln!("costs: {error}"),
+    }
+    match Ummunotify::open() {
+        Ok(driver) => columns.push(("ummunotify", Box::new(Uring::new(driver)?))),
+        Err(error) => eprintln!("costs: {error}"),
+    }
+    let columns: Vec<_> = columns
+        .iter()
+        .map(|(name, cache)| (*name, cache.as_ref()))
+        .collect();
+    costs(&columns, options.times)
+}

@@ -1,0 +1,193 @@
+//! The matrix: each scenario, with each monitor on each device: what the device read afterwards.
+
+use std::error::Error as StdError;
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+use regcache::monitor::{Monitor, Nothing, Ummunotify, Userfaultfd};
+
+use crate::device::{Device, Outcome, Result, reuse};
+use crate::remap::Way;
+use crate::{NeverReports, Uring};
+
+/// What a column has to show.
+#[derive(Debug, Clone, Copy)]
+pub enum Verdict {
+    /// Nothing stale.
+    Sound,
+    /// Old pages in these scenarios, or the suite sees nothing: the monitor is a negative control.
+    StaleWhere(fn(&Way) -> bool),
+}
+
+type Play = Box<dyn Fn(&Way) -> Result<Outcome>>;
+
+/// A monitor on a device.
+pub struct Column {
+    /// What it is called.
+    pub name: String,
+    /// What it has to show.
+    pub verdict: Verdict,
+    play: Play,
+}
+
+impl std::fmt::Debug for Column {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Column {
+    /// Of a device that is made anew for each scenario.
+    pub fn new<D: Device>(
+        name: &str,
+        verdict: Verdict,
+        device: impl Fn() -> Result<D> + 'static,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            verdict,
+            play: Box::new(move |way| reuse(&device()?, way)),
+        }
+    }
+
+    /// Of io_uring.
+    pub fn of_uring<M: Monitor>(
+        monitor_name: &str,
+        verdict: Verdict,
+        monitor: impl Fn() -> Result<M> + 'static,
+    ) -> Self {
+        let name = format!("io_uring, {monitor_name}");
+        Self::new(&name, verdict, move || Ok(Uring::new(monitor()?)?))
+    }
+}
+
+/// What an event, or none, cannot tell.
+fn is_silent(way: &Way) -> bool {
+    way.name.starts_with("guard_pages") || way.name == "shmat_over_it_then_mmap"
+}
+
+/// The columns of io_uring that this machine can have. Says why, of those that it cannot.
+#[must_use]
+pub fn uring_columns() -> Vec<Column> {
+    let mut columns = vec![
+        Column::of_uring("naive", Verdict::StaleWhere(Way::replaces), || {
+            Ok(NeverReports)
+        }),
+        Column::of_uring("nothing", Verdict::Sound, || Ok(Nothing)),
+    ];
+    // SAFETY: the device only reads, from pages that are mapped nowhere.
+    let racy = || unsafe { Userfaultfd::open_racy() };
+    match Userfaultfd::open() {
+        Ok(_) => {
+            let verdict = Verdict::StaleWhere(is_silent);
+            let name = "userfaultfd, events alone";
+            columns.push(Column::of_uring(name, verdict, move || Ok(racy()?)));
+            let strict = || Ok(Userfaultfd::open()?);
+            columns.push(Column::of_uring("userfaultfd", Verdict::Sound, strict));
+        }
+        Err(error) => eprintln!("matrix: {error}"),
+    }
+    match Ummunotify::open() {
+        Ok(_) => {
+            let driver = || Ok(Ummunotify::open()?);
+            columns.push(Column::of_uring("ummunotify", Verdict::Sound, driver));
+        }
+        Err(error) => eprintln!("matrix: {error}"),
+    }
+    columns
+}
+
+/// Plays the scenarios and prints a table; the scenarios' names begin with `label`. Returns what is not as it has to
+/// be.
+#[must_use]
+pub fn matrix<'w>(
+    columns: &[Column],
+    ways: impl IntoIterator<Item = &'w Way>,
+    label: &str,
+) -> Vec<String> {
+    let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
+    println!("| scenario | {} |", names.join(" | "));
+    println!("|---|{}", "---|".repeat(columns.len()));
+    let mut wrong = Vec::new();
+    for way in ways {
+        let mut cells = Vec::new();
+        for column in columns {
+            let outcome = (column.play)(way);
+            let cell = match &outcome {
+                Ok(Outcome::Fresh) => "ok".to_owned(),
+                Ok(Outcome::Uncached) => "uncached".to_owned(),
+                Ok(Outcome::Stale) => "STALE".to_owned(),
+                Err(error) if is_unsupported(error.as_ref()) => "-".to_owned(),
+                Err(error) => format!("failed: {error}"),
+            };
+            if !is_as_it_has_to_be(column.verdict, way, &outcome) {
+                wrong.push(format!("{}, {}: {cell}", way.name, column.name));
+            }
+            cells.push(cell);
+        }
+        println!("| {label}{} | {} |", way.name, cells.join(" | "));
+    }
+    wrong
+}
+
+fn is_as_it_has_to_be(verdict: Verdict, way: &Way, outcome: &Result<Outcome>) -> bool {
+    match (verdict, outcome) {
+        (Verdict::Sound, Ok(outcome)) => *outcome != Outcome::Stale,
+        (Verdict::StaleWhere(must), Ok(outcome)) => *outcome == Outcome::Stale || !must(way),
+        (_, Err(error)) => is_unsupported(error.as_ref()),
+    }
+}
+
+/// Whether the kernel cannot do what the scenario is about, or the device not register such memory.
+fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && (error.kind() == io::ErrorKind::Unsupported
+                || error.raw_os_error() == Some(libc::EOPNOTSUPP))
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Plays scenarios, prints a table, and exits with 1 if a sound monitor is stale anywhere, or one that is not, where it
+/// must be, is not.
+#[derive(Parser)]
+struct Options {
+    /// What the scenarios' names are to begin with
+    #[arg(long, default_value = "")]
+    label: String,
+    /// Only columns whose names end so
+    #[arg(long)]
+    column: Vec<String>,
+    /// Only these scenarios
+    only: Vec<String>,
+}
+
+/// What a program does that plays these scenarios in these columns.
+pub fn matrix_program<'w>(
+    mut columns: Vec<Column>,
+    ways: impl IntoIterator<Item = &'w Way>,
+) -> ExitCode {
+    let options = Options::parse();
+    let is_wanted =
+        |way: &&Way| options.only.is_empty() || options.only.iter().any(|name| name == way.name);
+    let ways = ways.into_iter().filter(is_wanted);
+    let is_asked_for = |column: &Column| options.column.iter().any(|it| column.name.ends_with(it));
+    if !options.column.is_empty() {
+        columns.retain(is_asked_for);
+    }
+    if columns.is_empty() {
+        eprintln!("matrix: there is none of {:?} here", options.column);
+        return ExitCode::FAILURE;
+    }
+    let wrong = matrix(&columns, ways, &options.label);
+    for cell in &wrong {
+        eprintln!("matrix: not as it has to be: {cell}");
+    }
+    ExitCode::from(u8::from(!wrong.is_empty()))
+}
