@@ -5,9 +5,11 @@ mod device;
 mod memory;
 mod process;
 mod rig;
+mod rxe;
 
 pub use device::{Counter, Device};
 pub use memory::{Pages, pinned, resident};
 pub use process::Child;
 pub use regcache_conformance::{NeverReports, PAGE, Random, remap};
 pub use rig::{Direction, Outcome, Result, Rig};
+pub use rxe::{Rxe, rxe_columns};

@@ -30,7 +30,7 @@ pub(crate) const VM: &[&str] = &[
     "udev",
 ];
 
-/// What the crates that use libibverbs, and the tests in C, are built with.
+/// What the crates that use libibverbs, the tests in C, and jemalloc are built with.
 pub(crate) const BUILD: &[&str] = &[
     "g++",
     "gcc",
@@ -39,6 +39,7 @@ pub(crate) const BUILD: &[&str] = &[
     "libclang-dev",
     "libibverbs-dev",
     "librdmacm-dev",
+    "make",
     "patch",
     "pkg-config",
 ];

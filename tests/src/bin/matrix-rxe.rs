@@ -1,0 +1,10 @@
+//! Each way in which memory changes, with each monitor, on an RDMA device: what the device read afterwards. Needs the
+//! VM: `cargo xtask vm -- target/release/matrix-rxe`
+
+use std::process::ExitCode;
+
+use regcache_conformance::{matrix_program, scenarios};
+
+fn main() -> ExitCode {
+    matrix_program(regcache_tests::rxe_columns(), scenarios())
+}

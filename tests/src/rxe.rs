@@ -1,0 +1,81 @@
+//! [`Rxe`]: an RDMA device as the conformance suite wants one.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use memmap2::MmapMut;
+use regcache::Cache;
+use regcache::monitor::{Monitor, Ummunotify};
+use regcache_conformance::remap::Way;
+use regcache_conformance::{Column, Device, NeverReports, Verdict};
+use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd};
+
+use crate::rig::Result;
+
+/// The largest memory that can be read out at once.
+const CAPACITY: usize = 1 << 20;
+
+/// The first RDMA device, which sends to itself, and a cache of its registrations.
+#[derive(Debug)]
+pub struct Rxe<M: Monitor> {
+    /// The connection, and where it sends to.
+    link: Mutex<(Loopback, MmapMut)>,
+    cache: Cache<MrRegistrar, M>,
+}
+
+impl<M: Monitor> Rxe<M> {
+    /// With a cache on `monitor`.
+    ///
+    /// # Errors
+    ///
+    /// The device's.
+    pub fn new(monitor: M) -> Result<Self> {
+        let pd = Pd::alloc(&Context::open_first()?)?;
+        Ok(Self {
+            link: Mutex::new((Loopback::connect(&pd)?, MmapMut::map_anon(CAPACITY)?)),
+            cache: Cache::builder(MrRegistrar::new(&pd))
+                .monitor(monitor)
+                // A thread that starts maps memory, and could be given what a scenario has unmapped.
+                .background_reaper(false)
+                .build()?,
+        })
+    }
+}
+
+impl<M: Monitor> Device for Rxe<M> {
+    fn name(&self) -> &'static str {
+        "rxe"
+    }
+
+    fn monitor_name(&self) -> &'static str {
+        self.cache.monitor_name()
+    }
+
+    fn read_out(&self, bytes: &[u8]) -> Result<(Vec<u8>, bool)> {
+        let (link, sink) = &mut *self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let sink = &mut sink[..bytes.len()];
+        let access = Access::LOCAL_WRITE;
+        let from = self.cache.get(bytes.as_ptr(), bytes.len(), access)?;
+        let to = self.cache.get(sink.as_ptr(), sink.len(), access)?;
+        // SAFETY: the registration may be stale, which is what the suite is about. It is only read from.
+        unsafe { link.send_registered(bytes, from.registration(), sink, to.registration()) }?;
+        Ok((sink.to_vec(), from.is_cached()))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.cache.flush()?;
+        Ok(())
+    }
+}
+
+/// The matrix's columns of this device.
+#[must_use]
+pub fn rxe_columns() -> Vec<Column> {
+    let naive = Verdict::StaleWhere(Way::replaces);
+    vec![
+        Column::new("rxe, naive", naive, || Rxe::new(NeverReports)),
+        Column::new("rxe, ummunotify", Verdict::Sound, || {
+            Rxe::new(Ummunotify::open()?)
+        }),
+    ]
+}

@@ -1,0 +1,28 @@
+//! Programs with allocators of their own: what these give back to the kernel is not stale, where there is a sound
+//! monitor, and is with a naive cache. Not under a sanitizer, which has an allocator of its own.
+#![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::process::Command;
+
+fn ends_well(program: &str, variable: &str, value: &str) {
+    let output = Command::new(program).env(variable, value).output().unwrap();
+    let table = String::from_utf8_lossy(&output.stdout);
+    let said = String::from_utf8_lossy(&output.stderr);
+    println!("{table}{said}");
+    assert!(output.status.success(), "{}", output.status);
+    assert!(table.contains("| dealloc_then_alloc | STALE |"), "naive");
+}
+
+#[test]
+fn of_jemalloc() {
+    let give_back = "dirty_decay_ms:0,muzzy_decay_ms:0";
+    let program = env!("CARGO_BIN_EXE_matrix-jemalloc");
+    ends_well(program, "_RJEM_MALLOC_CONF", give_back);
+}
+
+#[test]
+fn of_mimalloc() {
+    let program = env!("CARGO_BIN_EXE_matrix-mimalloc");
+    ends_well(program, "MIMALLOC_PURGE_DELAY", "0");
+}
