@@ -10,6 +10,7 @@ mod install;
 mod kernel;
 mod lint;
 mod lock;
+mod matrix;
 mod model;
 mod mutants;
 mod project;

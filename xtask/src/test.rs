@@ -18,6 +18,7 @@ use crate::error::{AtPath, Error};
 use crate::install;
 use crate::kernel::Series;
 use crate::lint;
+use crate::matrix;
 use crate::project::{GatedTarget, Project, cargo};
 use crate::setup;
 use crate::tee::{self, Tee};
@@ -47,6 +48,9 @@ pub(crate) struct Where {
     /// The kernel of the virtual machine
     #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default(), conflicts_with = "host_only")]
     kernel: Series,
+    /// Only the matrix of scenarios and monitors, here and in two virtual machines: writes it into docs/why-a-driver.md
+    #[arg(long, conflicts_with_all = ["host_only", "vm_only", "kernel"])]
+    matrix: bool,
 }
 
 /// What came of one suite.
@@ -95,6 +99,9 @@ impl Outcome {
 
 /// Runs the tests, prints a table and the totals, and returns 1 if any failed.
 pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
+    if place.matrix {
+        return matrix::run(project);
+    }
     let mut needed = setup::BUILD.to_vec();
     if !place.host_only {
         needed.extend(
