@@ -176,6 +176,24 @@ static void domains(void)
 	}
 }
 
+/* What was held when the device was closed is gone, and may still be given back. Without the shim that is a mistake. */
+static void late(void)
+{
+	char *memory = map(PAGE);
+	struct ibv_context *context = loop_open(NULL);
+	/* Nobody frees it, and nobody is to look for it. */
+	static struct ibv_pd *pd;
+
+	pd = ibv_alloc_pd(context);
+	CHECK(pd);
+	struct ibv_mr *held = reg(pd, memory, PAGE, LOCAL);
+
+	CHECK(ibv_dereg_mr(reg(pd, memory, 100, LOCAL)) == 0);
+	CHECK(ibv_close_device(context) == 0);
+	CHECK(munmap(memory, PAGE) == 0);
+	CHECK(ibv_dereg_mr(held) == 0);
+}
+
 /* Several devices, with the same memory, at once. */
 static void devices(const char *second)
 {
@@ -455,6 +473,17 @@ static void observe(void)
 	CHECK(ibv_dereg_mr(to) == 0);
 	printf("by a key that is no more: %d\n", loop_write(&loop, memory, from->lkey, PAGE, (void *)(1 << 20), gone));
 
+	/* For the process's own work requests as well. */
+	struct ibv_mr *shifted = ibv_reg_mr_iova(loop.pd, memory, PAGE, 1 << 20, LOCAL);
+
+	to = reg(loop.pd, sink, PAGE, REMOTE);
+	CHECK(shifted);
+	memset(memory, 8, PAGE);
+	printf("from iova: %d\n", loop_write(&loop, (void *)(1 << 20), shifted->lkey, PAGE, sink, to->rkey));
+	printf("arrived: %d\n", sink[0]);
+	printf("from address: %d\n", loop_write(&loop, memory, shifted->lkey, PAGE, sink, to->rkey));
+	CHECK(ibv_dereg_mr(shifted) == 0 && ibv_dereg_mr(to) == 0);
+
 	/* What is not registered through the functions that we stand before. */
 	struct ibv_mr *dmabuf = ibv_reg_dmabuf_mr(loop.pd, 0, PAGE, 0, 0, LOCAL);
 
@@ -506,7 +535,12 @@ int main(int argc, char **argv)
 		revoked(atoi(argument));
 	else if (!strcmp(part, "domains"))
 		domains();
-	else if (!strcmp(part, "devices"))
+	else if (!strcmp(part, "memory")) {
+		/* For a checker of memory, whose start takes longer than all of them. */
+		fresh(2);
+		rereg();
+		late();
+	} else if (!strcmp(part, "devices"))
 		devices(argument);
 	else if (!strcmp(part, "threads"))
 		threads();
