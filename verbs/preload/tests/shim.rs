@@ -74,6 +74,7 @@ fn a_program_can_tell_no_difference() {
 fn domains_and_devices_go_when_the_program_holds_nothing_in_them() {
     let ran = part(&["domains"]);
     assert_eq!(ran.summary().number("made"), 45);
+    part(&["late"]);
 }
 
 #[test]
