@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::thread::JoinHandleExt;
 use std::thread;
 use std::time::Duration;
 
@@ -60,12 +61,18 @@ impl Drop for Reaper {
         // Cannot fail: it would take 2^64 - 1 of them.
         let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take()
-            && thread.thread().id() != thread::current().id()
+            && !is_this(&thread)
         {
             // A panic of the registrar's has been reported.
             let _ = thread.join();
         }
     }
+}
+
+/// Not by `thread::current`, which leaves something behind in threads that are not Rust's.
+fn is_this<T>(thread: &thread::JoinHandle<T>) -> bool {
+    // SAFETY: has no preconditions.
+    thread.as_pthread_t() == unsafe { libc::pthread_self() }
 }
 
 fn run<R: Registrar, M: Monitor>(core: &Core<R, M>, stop: &EventFd) {

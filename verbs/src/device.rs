@@ -105,7 +105,8 @@ impl Device<'_> {
         let context = unsafe { ibv_open_device(self.device.as_ptr()) };
         match check_ptr(context) {
             Ok(context) => Ok(Arc::new(Context {
-                context,
+                context: context.as_ptr(),
+                owned: true,
                 device: self.name(),
                 process: std::process::id(),
             })),
@@ -134,7 +135,9 @@ pub(crate) unsafe fn string(text: *const c_char) -> String {
 
 /// An open RDMA device. Closed when the last object made from it is gone.
 pub struct Context {
-    context: NonNull<ibv_context>,
+    context: *mut ibv_context,
+    /// False if it is somebody else's to close.
+    owned: bool,
     device: String,
     process: u32,
 }
@@ -175,6 +178,23 @@ impl Context {
         first.map_or_else(|| Err(no_devices()), |device| device.open())
     }
 
+    /// A device that somebody else has opened, and will close.
+    ///
+    /// # Safety
+    ///
+    /// `context` is open in this process, and stays so while the result lives.
+    pub(crate) unsafe fn borrowed(context: *mut ibv_context) -> Arc<Self> {
+        // SAFETY: libibverbs has filled an open context in.
+        let device = unsafe { ibv_get_device_name((*context).device) };
+        Arc::new(Self {
+            context,
+            owned: false,
+            // SAFETY: as in `Device::name`.
+            device: unsafe { string(device) },
+            process: std::process::id(),
+        })
+    }
+
     /// The device's name.
     #[must_use]
     pub fn device(&self) -> &str {
@@ -200,7 +220,7 @@ impl Context {
 
     /// Valid as long as `self` is.
     pub(crate) fn as_ptr(&self) -> *mut ibv_context {
-        self.context.as_ptr()
+        self.context
     }
 
     pub(crate) fn query_error(&self, what: &'static str, source: io::Error) -> Error {
@@ -235,7 +255,7 @@ impl fmt::Debug for Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        if !self.is_ours() {
+        if !self.owned || !self.is_ours() {
             return;
         }
         // SAFETY: `context` came from `ibv_open_device` and is closed once; whatever was made from

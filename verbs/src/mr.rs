@@ -125,6 +125,13 @@ impl Mr {
         self.access
     }
 
+    /// libibverbs's own structure, valid as long as `self` is. Not to be deregistered, nor registered anew.
+    #[inline]
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut ibv_mr {
+        self.mr.as_ptr()
+    }
+
     /// The protection domain it is in.
     #[inline]
     #[must_use]

@@ -12,6 +12,8 @@ use crate::{Context, Error};
 #[derive(Debug)]
 pub struct Pd {
     pd: NonNull<ibv_pd>,
+    /// False if it is somebody else's to deallocate.
+    owned: bool,
     context: Arc<Context>,
 }
 
@@ -32,8 +34,27 @@ impl Pd {
         let pd = check_ptr(pd).map_err(|source| Error::AllocPd { source })?;
         Ok(Arc::new(Self {
             pd,
+            owned: true,
             context: Arc::clone(context),
         }))
+    }
+
+    /// A protection domain that somebody else has allocated, and will deallocate, on a device that they have
+    /// opened. For programs that are not written in Rust, or with another crate.
+    ///
+    /// # Safety
+    ///
+    /// `pd` is allocated, and stays so while the result, or anything made from it, lives; its device was opened by
+    /// this process.
+    #[must_use]
+    pub unsafe fn borrowed(pd: NonNull<ibv_pd>) -> Arc<Self> {
+        // SAFETY: allocated, so that libibverbs has filled it in.
+        let context = unsafe { Context::borrowed((*pd.as_ptr()).context) };
+        Arc::new(Self {
+            pd,
+            owned: false,
+            context,
+        })
     }
 
     /// The device it is on.
@@ -50,7 +71,7 @@ impl Pd {
 
 impl Drop for Pd {
     fn drop(&mut self) {
-        if !self.context.is_ours() {
+        if !self.owned || !self.context.is_ours() {
             return;
         }
         // SAFETY: `pd` came from `ibv_alloc_pd` and is deallocated once; registrations and queue

@@ -13,6 +13,7 @@ mod lock;
 mod matrix;
 mod model;
 mod mutants;
+mod prefix;
 mod project;
 mod rootfs;
 mod sandbox;
@@ -26,6 +27,7 @@ mod vm;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -83,11 +85,17 @@ enum Xtask {
     },
     /// Look over the driver with sparse and the kernel's checkpatch
     Lint,
-    /// Install the driver by make and by DKMS, load it in a virtual machine and remove it, in a copy of the root file system
+    /// Install the C library and the command-line tool with `--prefix`; without, try installing the driver
+    ///
+    /// Without `--prefix` the driver is installed by make and by DKMS, loaded in a virtual machine and removed, in a copy of
+    /// the root file system whose changes are lost. To install it for good see docs/install.md.
     Install {
-        /// The kernel to install it for
+        /// The kernel to try the driver's installation for
         #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default())]
         kernel: Series,
+        /// Put libregcache with its header, pkg-config file and manual page, and `regcache`, below this directory
+        #[arg(long, value_name = "DIR", conflicts_with = "kernel")]
+        prefix: Option<PathBuf>,
     },
     /// Run a command in a virtual machine that has the driver loaded and an RDMA device, rxe0
     ///
@@ -122,9 +130,13 @@ fn main() -> ExitCode {
             Project::find().and_then(|project| mutants::run(&project, &names))
         }
         Xtask::Lint => Project::find().and_then(|project| lint::run(&project).map(|()| 0)),
-        Xtask::Install { kernel } => {
-            Project::find().and_then(|project| install::run(&project, kernel).map(|()| 0))
-        }
+        Xtask::Install { kernel, prefix } => Project::find().and_then(|project| {
+            match prefix {
+                Some(dir) => prefix::install(&project, &dir, prefix::Profile::Release),
+                None => install::run(&project, kernel),
+            }
+            .map(|()| 0)
+        }),
         Xtask::Vm { machine, command } => run_in_vm(&machine, &command),
     };
     match done {

@@ -87,6 +87,13 @@ impl Project {
         found
     }
 
+    /// The version of a package of the workspace, if there is such a package.
+    pub(crate) fn version_of(&self, package: &str) -> Option<&str> {
+        let mut packages = self.packages();
+        let found = packages.find(|it| it["name"] == package)?;
+        Some(text(&found["version"]))
+    }
+
     fn packages(&self) -> impl Iterator<Item = &Value> {
         array(&self.metadata["packages"])
     }

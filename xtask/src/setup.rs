@@ -35,6 +35,7 @@ pub(crate) const BUILD: &[&str] = &[
     "g++",
     "gcc",
     "gcc-multilib",
+    "groff-base",
     "libc6-dev",
     "libclang-dev",
     "libibverbs-dev",
@@ -42,6 +43,7 @@ pub(crate) const BUILD: &[&str] = &[
     "make",
     "patch",
     "pkg-config",
+    "valgrind",
 ];
 
 /// What the tests in the virtual machine run: verbs programs of Debian's, and memcheck, which wants to know libc.

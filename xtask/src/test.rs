@@ -19,6 +19,7 @@ use crate::install;
 use crate::kernel::Series;
 use crate::lint;
 use crate::matrix;
+use crate::prefix;
 use crate::project::{GatedTarget, Project, cargo};
 use crate::setup;
 use crate::tee::{self, Tee};
@@ -35,6 +36,9 @@ const SUITES_LIMIT: u64 = 2400;
 
 /// How many of loom's threads may be preempted how often: more finds rarer interleavings, and takes longer.
 const LOOM_MAX_PREEMPTIONS: &str = "3";
+
+/// Where the C library is installed for them, among what is xtask's own.
+const PREFIX: &str = "prefix";
 
 /// Where to run tests.
 #[derive(clap::Args)]
@@ -201,6 +205,11 @@ fn in_vm(project: &Project, kernel: Series) -> (Vec<Outcome>, Result<(), Error>)
         Ok(script) => script,
         Err(error) => return (Vec::new(), Err(error)),
     };
+    // What the suites in C use as it is installed.
+    let prefix = project.own_dir().join(PREFIX);
+    if let Err(error) = prefix::install(project, &prefix, prefix::Profile::Dev) {
+        return (Vec::new(), Err(error));
+    }
     let machine = vm::Machine {
         kernel,
         timeout: SUITES_LIMIT * kernel.patience(),
@@ -221,7 +230,12 @@ fn in_vm(project: &Project, kernel: Series) -> (Vec<Outcome>, Result<(), Error>)
 
 /// Builds the suites and writes the script that runs them to where the guest can read it.
 fn write_script(project: &Project, suites: &[GatedTarget], limit: u64) -> Result<PathBuf, Error> {
-    let script = suites_script(suites, &build(suites)?, limit);
+    let prefix = project.own_dir().join(PREFIX);
+    let script = format!(
+        "export REGCACHE_PREFIX={}\n{}",
+        cmd::shell_quote(&prefix.to_string_lossy()),
+        suites_script(suites, &build(suites)?, limit)
+    );
     fs::create_dir_all(project.own_dir()).at(project.own_dir())?;
     let path = project
         .own_dir()

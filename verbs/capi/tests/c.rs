@@ -1,0 +1,91 @@
+//! The C library from C: programs that use it as it is installed, by themselves and under valgrind, which finds no error and no
+//! leak.
+//!
+//! The device is one of callbacks, and the monitor whichever this machine has. Under valgrind that is none, as it does not know
+//! userfaultfd; the suite `rxe` has the driver.
+#![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod site;
+
+use std::process::Command;
+use std::sync::LazyLock;
+
+use site::{Site, clean_under_valgrind, succeeds};
+
+static SITE: LazyLock<Site> = LazyLock::new(|| Site::install("c"));
+
+fn runs(source: &str, arguments: &[&str], fewer: &[&str]) {
+    let shared = SITE.compile(&format!("tests/c/{source}.c"), false);
+    let said = succeeds(Command::new(&shared).args(arguments));
+    assert!(said.contains(&format!("{source}: ok")), "{said}");
+    let said = clean_under_valgrind(&shared, fewer);
+    assert!(said.contains(&format!("{source}: ok")), "{said}");
+}
+
+#[test]
+fn bad_input_is_an_errno_and_a_message() {
+    runs("bad_input", &[], &[]);
+}
+
+#[test]
+fn a_device_of_callbacks_is_served() {
+    runs("device", &[], &[]);
+}
+
+#[test]
+fn threads_put_each_guard_once_and_none_uses_a_cache_that_is_gone() {
+    runs("threads", &["20000"], &["256"]);
+}
+
+#[test]
+fn forked_children_are_refused_and_have_caches_of_their_own() {
+    runs("forks", &[], &[]);
+}
+
+#[test]
+fn the_static_library_does_as_well() {
+    let program = SITE.compile("tests/c/device.c", true);
+    let needed = succeeds(Command::new("readelf").arg("-d").arg(&program));
+    assert!(!needed.contains("libregcache"), "{needed}");
+    succeeds(&mut Command::new(program));
+}
+
+#[test]
+fn exported_is_what_is_declared_under_a_version_and_nothing_else() {
+    let library = SITE.file("lib/libregcache.so");
+    let dynamic = succeeds(Command::new("readelf").arg("-dW").arg(&library));
+    assert!(dynamic.contains("soname: [libregcache.so.0]"), "{dynamic}");
+    assert!(dynamic.contains("NODELETE"), "{dynamic}");
+    assert!(!dynamic.contains("librdmacm"), "{dynamic}");
+    let symbols = succeeds(
+        Command::new("nm")
+            .args(["-D", "--defined-only"])
+            .arg(&library),
+    );
+    let mut names: Vec<_> = symbols
+        .lines()
+        .filter_map(|line| line.split_whitespace().last())
+        .filter(|name| *name != "REGCACHE_0.1")
+        .collect();
+    names.sort_unstable();
+    let map = include_str!("../regcache.map");
+    let mut expected: Vec<_> = map
+        .lines()
+        .filter_map(|line| line.trim().strip_suffix(';'))
+        .filter(|name| name.starts_with("regcache_"))
+        .map(|name| format!("{name}@@REGCACHE_0.1"))
+        .collect();
+    expected.sort_unstable();
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn the_manual_page_has_no_mistakes_in_it() {
+    let page = SITE.file("share/man/man3/regcache.3");
+    let mut groff = Command::new("groff");
+    groff.args(["-man", "-Tutf8", "-ww", "-z"]).arg(page);
+    let said = groff.output().unwrap();
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert_eq!(said, "");
+}

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* Children by fork: the parent's caches refuse them, caches of their own serve them, and the parent notices nothing. */
+#include "check.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+static struct regcache *parents;
+static char *memory;
+static atomic_int stop;
+
+static void *look_up(void *unused)
+{
+	(void)unused;
+	while (!stop) {
+		struct regcache_mr mr;
+		IS(regcache_get(parents, memory, PAGE, 0, &mr), 0);
+		IS(regcache_put(mr.guard), 0);
+	}
+	return NULL;
+}
+
+static void child(struct fake *fake, struct regcache_guard *guard)
+{
+	struct regcache_device device = device_of(fake);
+	struct regcache_attr attr = { .size = sizeof attr, .monitor_of = parents };
+	struct fake own_fake = { 0 };
+	struct regcache_mr mr;
+	struct regcache_stats stats;
+	struct regcache *own;
+	int live = fake->live, i;
+
+	FAILS(regcache_get(parents, memory, PAGE, 0, &mr), ESTALE, "parent process");
+	FAILS(regcache_invalidate(parents, memory, PAGE, 0, NULL), ESTALE, "parent process");
+	FAILS(regcache_flush(parents, 0, NULL), ESTALE, "parent process");
+	FAILS(regcache_reap(parents), ESTALE, "parent process");
+	FAILS(regcache_destroy(parents), ESTALE, "parent process");
+	FAILS(regcache_create_for(&device, &attr, &own), ESTALE, "parent process");
+	IS(regcache_query_stats(parents, &stats, sizeof stats), 0);
+	IS(stats.hits + stats.misses, 0);
+	/* The child's copy of the guard, once. */
+	IS(regcache_put(guard), 0);
+	FAILS(regcache_put(guard), EBADF, "put already");
+	IS(fake->live, live);
+
+	own = cache_of(&own_fake);
+	for (i = 0; i < 100; i++) {
+		IS(regcache_get(own, memory, PAGE, 0, &mr), 0);
+		IS(mr.guard != guard, 1);
+		IS(regcache_put(mr.guard), 0);
+	}
+	IS(regcache_destroy(own), 0);
+	IS(own_fake.live, 0);
+}
+
+int main(void)
+{
+	struct fake fake = { 0 };
+	pthread_t threads[2];
+	struct regcache_mr mr, again;
+	int i, status;
+
+	parents = cache_of(&fake);
+	memory = pages(1);
+	IS(regcache_get(parents, memory, PAGE, 0, &mr), 0);
+	for (i = 0; i < 2; i++)
+		pthread_create(&threads[i], NULL, look_up, NULL);
+	/* Whatever they are doing then. */
+	for (i = 0; i < 20; i++) {
+		pid_t pid = fork();
+		if (pid == 0) {
+			alarm(300);
+			child(&fake, mr.guard);
+			/* Not by an exit, at which valgrind finds what the child has of its parent's threads. */
+			execl("/bin/true", "true", (char *)NULL);
+			_exit(1);
+		}
+		IS(pid > 0, 1);
+		IS(waitpid(pid, &status, 0), pid);
+		IS(status, 0);
+	}
+	stop = 1;
+	for (i = 0; i < 2; i++)
+		pthread_join(threads[i], NULL);
+	IS(regcache_get(parents, memory, PAGE, 0, &again), 0);
+	if (caches(parents))
+		IS(again.lkey, fake.registered);
+	IS(regcache_put(again.guard), 0);
+	IS(regcache_put(mr.guard), 0);
+	IS(regcache_destroy(parents), 0);
+	IS(fake.live, 0);
+	munmap(memory, PAGE);
+	puts("forks: ok");
+	return 0;
+}

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * Threads that look up, put what others have looked up, put the same guard at once, and use caches that are being destroyed.
+ * Usage: threads ROUNDS
+ */
+#include "check.h"
+
+#include <sched.h>
+
+#define THREADS 4
+#define HANDED 64
+
+static int rounds;
+static struct regcache *shared;
+static char *memory;
+static pthread_barrier_t barrier;
+static _Atomic(struct regcache_guard *) handed[HANDED];
+static atomic_int succeeded;
+static pthread_key_t key;
+
+/* Guards go from hand to hand. */
+static void *hand_over(void *seed)
+{
+	unsigned int state = (unsigned int)(uintptr_t)seed;
+	int i;
+	for (i = 0; i < rounds; i++) {
+		struct regcache_mr mr;
+		struct regcache_guard *other;
+		state = state * 1664525 + 1013904223;
+		IS(regcache_get(shared, memory + (state >> 16) % 8 * PAGE, PAGE, 0, &mr), 0);
+		other = atomic_exchange(&handed[state >> 24 & (HANDED - 1)], mr.guard);
+		if (other)
+			IS(regcache_put(other), 0);
+	}
+	return NULL;
+}
+
+/* All threads put each guard: one succeeds. */
+static void *put_the_same(void *mine)
+{
+	int i;
+	(void)mine;
+	for (i = 0; i < rounds / 16; i++) {
+		int status;
+		pthread_barrier_wait(&barrier);
+		if (mine == NULL) {
+			struct regcache_mr mr;
+			IS(regcache_get(shared, memory, PAGE, 0, &mr), 0);
+			handed[0] = mr.guard;
+			succeeded = 0;
+		}
+		pthread_barrier_wait(&barrier);
+		status = regcache_put(handed[0]);
+		if (status == 0)
+			succeeded++;
+		else
+			FAILS(status, EBADF, "put already");
+		pthread_barrier_wait(&barrier);
+		if (mine == NULL)
+			IS(succeeded, 1);
+	}
+	return NULL;
+}
+
+/* Looks up in whichever cache there is, which is destroyed meanwhile. */
+static _Atomic(struct regcache *) current;
+static atomic_int stop;
+static atomic_ulong served, refused;
+
+static void *use_what_goes(void *unused)
+{
+	(void)unused;
+	while (!stop) {
+		struct regcache_mr mr;
+		int status = regcache_get(current, memory, PAGE, 0, &mr);
+		if (status == 0) {
+			IS(regcache_put(mr.guard), 0);
+			served++;
+		} else {
+			FAILS(status, EBADF, "was destroyed");
+			refused++;
+			sched_yield();
+		}
+	}
+	return NULL;
+}
+
+static void destroy_under_use(void)
+{
+	pthread_t threads[THREADS];
+	struct fake fake = { 0 };
+	int i, gone;
+	current = cache_of(&fake);
+	for (i = 0; i < THREADS; i++)
+		pthread_create(&threads[i], NULL, use_what_goes, NULL);
+	for (gone = 0; gone < rounds / 256; gone++) {
+		struct regcache *old = current;
+		unsigned long before = served;
+		int status;
+		while (served == before)
+			sched_yield();
+		/* A guard may be out at any moment. */
+		while ((status = regcache_destroy(old)) == -EBUSY)
+			;
+		IS(status, 0);
+		/* No callback after that: not one is in one either. */
+		IS(fake.live, 0);
+		current = cache_of(&fake);
+	}
+	stop = 1;
+	for (i = 0; i < THREADS; i++)
+		pthread_join(threads[i], NULL);
+	IS(regcache_destroy(current), 0);
+	printf("threads: %lu lookups served, %lu refused by %d caches that went\n", served, refused, gone);
+}
+
+/* A guard that a thread puts in the destructor of a key of its own, after Rust's and before nobody's. */
+static void put_late(void *guard)
+{
+	IS(regcache_put(guard), 0);
+}
+
+static void *leave_it_to_the_key(void *unused)
+{
+	struct regcache_mr mr;
+	(void)unused;
+	IS(regcache_get(shared, memory, PAGE, 0, &mr), 0);
+	pthread_setspecific(key, mr.guard);
+	return NULL;
+}
+
+static void all(void *(*what)(void *))
+{
+	pthread_t threads[THREADS];
+	uintptr_t i;
+	for (i = 0; i < THREADS; i++)
+		pthread_create(&threads[i], NULL, what, (void *)i);
+	for (i = 0; i < THREADS; i++)
+		pthread_join(threads[i], NULL);
+}
+
+int main(int argc, char **argv)
+{
+	struct fake fake = { 0 };
+	int i;
+	rounds = argc > 1 ? atoi(argv[1]) : 1000;
+	shared = cache_of(&fake);
+	memory = pages(8);
+	pthread_barrier_init(&barrier, NULL, THREADS);
+	pthread_key_create(&key, put_late);
+
+	all(hand_over);
+	for (i = 0; i < HANDED; i++)
+		if (handed[i])
+			IS(regcache_put(handed[i]), 0);
+	all(put_the_same);
+	for (i = 0; i < 8; i++)
+		all(leave_it_to_the_key);
+	IS(regcache_destroy(shared), 0);
+	IS(fake.live, 0);
+
+	destroy_under_use();
+	pthread_barrier_destroy(&barrier);
+	munmap(memory, 8 * PAGE);
+	puts("threads: ok");
+	return 0;
+}

@@ -1,0 +1,94 @@
+//! What is for users of a machine: the C library with its header, pkg-config file and manual page, and the command-line tool,
+//! built and put below a directory.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cmd;
+use crate::error::{AtPath, Error};
+use crate::project::{Project, cargo};
+use crate::setup;
+
+/// The C library's package.
+const LIBRARY: &str = "regcache-capi";
+
+/// How it is built.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Profile {
+    /// For use.
+    Release,
+    /// For tests: sooner there.
+    Dev,
+}
+
+/// What else is put in place, if the workspace has it: the package, what cargo calls its product, and where that goes.
+const PROGRAMS: &[(&str, &str, &str)] = &[
+    ("regcache-cli", "regcache", "bin/regcache"),
+    ("regcache-tests", "reuse", "libexec/regcache/reuse"),
+    ("regcache-preload", "librcpreload.so", "lib/librcpreload.so"),
+];
+
+/// Builds and installs, and tells what.
+pub(crate) fn install(project: &Project, prefix: &Path, profile: Profile) -> Result<(), Error> {
+    setup::packages(project, setup::BUILD)?;
+    let prefix = std::path::absolute(prefix).at(prefix)?;
+    let there = |(package, _, _): &&(&str, &str, &str)| project.version_of(package).is_some();
+    let programs: Vec<_> = PROGRAMS.iter().filter(there).collect();
+
+    let mut build = cargo();
+    build.arg("build");
+    if profile == Profile::Release {
+        build.arg("--release");
+    }
+    let packages = programs.iter().map(|(package, _, _)| *package);
+    for package in packages.chain([LIBRARY]) {
+        build.args(["--package", package]);
+    }
+    cmd::run(&mut build)?;
+    let built = project.target.join(match profile {
+        Profile::Release => "release",
+        Profile::Dev => "debug",
+    });
+
+    let version = project
+        .version_of(LIBRARY)
+        .ok_or_else(|| Error::Unexpected {
+            command: "cargo metadata".to_owned(),
+            what: format!("no package {LIBRARY}"),
+        })?;
+    let mut make = Command::new("make");
+    make.arg("-C").arg(project.root.join("verbs/capi"));
+    make.arg("install");
+    let variables = [
+        ("STATIC", built.join("libregcache_capi.a")),
+        ("VERSION", PathBuf::from(version)),
+        ("OUT", built.join("capi")),
+        ("PREFIX", prefix.clone()),
+    ];
+    for (name, value) in variables {
+        make.arg(format!("{name}={}", value.display()));
+    }
+    // The prefix is in it.
+    let _ = fs::remove_file(built.join("capi/regcache.pc"));
+    cmd::without_make_settings(&mut make);
+    cmd::read(&mut make)?;
+
+    for (_, product, place) in programs {
+        put(&built.join(product), &prefix.join(place))?;
+    }
+    eprintln!("xtask: installed below {}", prefix.display());
+    Ok(())
+}
+
+/// Puts a file in the place of what is there, which may be in use.
+fn put(from: &Path, to: &Path) -> Result<(), Error> {
+    if let Some(dir) = to.parent() {
+        fs::create_dir_all(dir).at(dir)?;
+    }
+    let new = to.with_extension("new");
+    fs::copy(from, &new).at(from)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).at(&new)?;
+    fs::rename(&new, to).at(to)
+}
