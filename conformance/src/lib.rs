@@ -5,6 +5,7 @@
 
 mod allocator;
 mod costs;
+mod demonstration;
 mod device;
 mod huge;
 mod matrix;
@@ -19,6 +20,7 @@ mod uring;
 
 pub use allocator::DEALLOC_THEN_ALLOC;
 pub use costs::{Costed, costs};
+pub use demonstration::demonstrate;
 pub use device::{Device, Outcome, Result, reuse};
 pub use matrix::{Column, Verdict, matrix, matrix_program, uring_columns};
 pub use naive::NeverReports;

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use regcache::monitor::{Monitor, Ummunotify};
+use clap::{Parser, ValueEnum};
+use regcache::monitor::{Auto, Monitor, Ummunotify, auto};
 use regcache_tests::remap::WAYS;
 use regcache_tests::{Direction, NeverReports, Outcome, Result, Rig};
 
@@ -17,6 +17,17 @@ struct Options {
     /// How often with each cache
     #[arg(long, default_value_t = 1000)]
     rounds: u32,
+    /// What regcache is on
+    #[arg(long, value_enum, default_value_t = Choice::Ummunotify)]
+    monitor: Choice,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Choice {
+    /// The driver, or it fails
+    Ummunotify,
+    /// The best that there is
+    Auto,
 }
 
 /// One round; 1 if it was stale.
@@ -34,7 +45,11 @@ fn run(options: &Options) -> Result<bool> {
         naive.cache().flush()?;
         naive_stale += round(&mut naive)?;
     }
-    let mut regcache = Rig::new(device, Ummunotify::open()?)?;
+    let monitor = match options.monitor {
+        Choice::Ummunotify => Auto::Ummunotify(Ummunotify::open()?),
+        Choice::Auto => auto(),
+    };
+    let mut regcache = Rig::new(device, monitor)?;
     let mut regcache_stale = 0;
     for _ in 0..rounds {
         regcache_stale += round(&mut regcache)?;

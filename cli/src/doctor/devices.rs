@@ -1,0 +1,283 @@
+//! The devices that register memory: RDMA adapters, as sysfs and libibverbs list them, and io_uring.
+
+use std::fs::File;
+use std::io;
+
+use regcache_uring::FileIo;
+
+use super::libibverbs::{self, Verbs};
+use super::{Files, Finding, Level};
+
+const CLASS: &str = "/sys/class/infiniband";
+const UVERBS: &str = "/sys/class/infiniband_verbs";
+
+/// Whether any device of a part can be used.
+pub(crate) fn usable(findings: &[Finding]) -> bool {
+    let device = |it: &&Finding| it.subject.starts_with("device") || it.subject == "io_uring";
+    let lists = |it: &Finding| it.subject != "libibverbs" || it.level == Level::Good;
+    findings
+        .iter()
+        .filter(device)
+        .any(|it| it.level == Level::Good)
+        && findings.iter().all(lists)
+}
+
+pub(crate) fn look(files: &Files) -> Vec<Finding> {
+    let open = |path: &str| {
+        let mut options = File::options();
+        options.read(true).write(true).open(path).map(drop)
+    };
+    look_with(files, &libibverbs::look(), open)
+}
+
+fn look_with(files: &Files, verbs: &Verbs, open: impl Fn(&str) -> io::Result<()>) -> Vec<Finding> {
+    let devices = files.names(CLASS);
+    let mut findings = vec![library(verbs, &devices)];
+    if devices.is_empty() {
+        findings.push(no_device(files));
+    }
+    findings.extend(devices.iter().map(|device| device_of(files, device, &open)));
+    findings
+}
+
+fn library(verbs: &Verbs, devices: &[String]) -> Finding {
+    let subject = "libibverbs";
+    match verbs {
+        Verbs::NotThere => Finding::missing(
+            subject,
+            "not installed: no program here can use an RDMA device",
+        )
+        .mended_by("apt-get install --no-install-recommends libibverbs1 ibverbs-providers"),
+        Verbs::Lists(listed) => {
+            let missing: Vec<_> = devices.iter().filter(|it| !listed.contains(it)).collect();
+            if missing.is_empty() {
+                return Finding::good(subject, "installed, and knows all devices of the kernel's");
+            }
+            let missing: Vec<_> = missing.into_iter().map(String::as_str).collect();
+            Finding::missing(
+                subject,
+                format!(
+                    "cannot use {}: it has no provider for it, or ib_uverbs is not loaded",
+                    missing.join(", ")
+                ),
+            )
+            .mended_by("apt-get install --no-install-recommends ibverbs-providers")
+            .mended_by("modprobe ib_uverbs")
+        }
+    }
+}
+
+fn no_device(files: &Files) -> Finding {
+    let subject = "device";
+    if !files.has_module("rdma_rxe") {
+        return Finding::missing(
+            subject,
+            "none, and this kernel has no rdma_rxe to make one of a network interface",
+        );
+    }
+    let mut finding = Finding::missing(
+        subject,
+        "none. One in software, on lo, for trying things out:",
+    );
+    if !["/usr/bin/rdma", "/bin/rdma", "/usr/sbin/rdma", "/sbin/rdma"]
+        .iter()
+        .any(|it| files.exists(it))
+    {
+        finding = finding.mended_by("apt-get install --no-install-recommends iproute2");
+    }
+    finding
+        .mended_by("modprobe -a ib_uverbs rdma_rxe")
+        .mended_by("ip link set lo up")
+        .mended_by("rdma link add rxe0 type rxe netdev lo")
+}
+
+fn device_of(files: &Files, device: &str, open: &impl Fn(&str) -> io::Result<()>) -> Finding {
+    let subject = format!("device {device}");
+    let Some(node) = node_of(files, device) else {
+        return Finding::missing(
+            subject,
+            "user space cannot reach it: ib_uverbs is not loaded",
+        )
+        .mended_by("modprobe ib_uverbs");
+    };
+    if let Err(error) = open(&node) {
+        return match error.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => {
+                Finding::missing(subject, format!("{node} may not be opened by this user"))
+                    .mended_by(format!("chmod a+rw {node}"))
+            }
+            Some(libc::ENOENT) => Finding::missing(
+                subject,
+                format!("{node} is not here: udev is not running, or in a container it was not passed in (docker run --device={node})"),
+            )
+            .mended_by(make_node(files, device, &node)),
+            _ => Finding::missing(subject, format!("{node} does not open: {error}")),
+        };
+    }
+    let ports = ports_of(files, device);
+    let said: Vec<_> = ports.iter().map(|port| port.0.as_str()).collect();
+    let says = format!("{node} opens; {}", said.join("; "));
+    let down = ports.iter().find(|port| !port.1);
+    match down.filter(|_| ports.iter().all(|port| !port.1)) {
+        None => Finding::good(subject, says),
+        Some((_, _, netdev)) => {
+            let finding = Finding::note(subject, format!("{says}: no port carries traffic"));
+            match netdev {
+                Some(netdev) => finding.mended_by(format!("ip link set {netdev} up")),
+                None => finding,
+            }
+        }
+    }
+}
+
+/// The file by which user space reaches a device.
+fn node_of(files: &Files, device: &str) -> Option<String> {
+    let uverbs = files.names(UVERBS).into_iter().find(|uverbs| {
+        let of = files.read(&format!("{UVERBS}/{uverbs}/ibdev"));
+        of.as_deref() == Some(device)
+    })?;
+    Some(format!("/dev/infiniband/{uverbs}"))
+}
+
+fn make_node(files: &Files, device: &str, node: &str) -> String {
+    let uverbs = node_of(files, device).unwrap_or_default();
+    let name = uverbs.rsplit('/').next().unwrap_or_default();
+    let number = files
+        .read(&format!("{UVERBS}/{name}/dev"))
+        .unwrap_or_default();
+    let (major, minor) = number.split_once(':').unwrap_or(("MAJOR", "MINOR"));
+    format!("mkdir -p /dev/infiniband && mknod -m 666 {node} c {major} {minor}")
+}
+
+/// Of each port what there is to say, whether it is active, and its network interface.
+fn ports_of(files: &Files, device: &str) -> Vec<(String, bool, Option<String>)> {
+    let ports = format!("{CLASS}/{device}/ports");
+    let of = |port: String| {
+        let read = |name: &str| files.read(&format!("{ports}/{port}/{name}"));
+        let state = read("state").unwrap_or_default();
+        let link = read("link_layer").unwrap_or_default();
+        let netdev = read("gid_attrs/ndevs/0").filter(|it| !it.is_empty());
+        let on = netdev.as_deref().map(|it| format!(" on {it}"));
+        let active = state.contains("ACTIVE");
+        let state = state.rsplit(' ').next().unwrap_or_default();
+        let said = format!("port {port}: {state}, {link}{}", on.unwrap_or_default());
+        (said, active, netdev)
+    };
+    files.names(&ports).into_iter().map(of).collect()
+}
+
+/// io_uring's fixed buffers.
+pub(crate) fn look_at_io_uring(files: &Files) -> Vec<Finding> {
+    let subject = "io_uring";
+    let error = match FileIo::new() {
+        Ok(_) => {
+            return vec![Finding::good(
+                subject,
+                "rings with fixed buffers can be made",
+            )];
+        }
+        Err(error) => error,
+    };
+    let switch = files.read("/proc/sys/kernel/io_uring_disabled");
+    vec![match switch.as_deref() {
+        Some(off @ ("1" | "2")) => Finding::missing(
+            subject,
+            format!("switched off (kernel.io_uring_disabled is {off})"),
+        )
+        .mended_by("sysctl kernel.io_uring_disabled=0"),
+        _ => Finding::missing(
+            subject,
+            format!("{error}: the kernel is without it, or a sandbox forbids it"),
+        ),
+    }]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::files::tests::machine;
+    use super::*;
+
+    const RXE: &[(&str, &str)] = &[
+        ("/sys/class/infiniband/rxe0/ports/1/state", "4: ACTIVE\n"),
+        (
+            "/sys/class/infiniband/rxe0/ports/1/link_layer",
+            "Ethernet\n",
+        ),
+        (
+            "/sys/class/infiniband/rxe0/ports/1/gid_attrs/ndevs/0",
+            "lo\n",
+        ),
+        ("/sys/class/infiniband_verbs/abi_version", "6\n"),
+        ("/sys/class/infiniband_verbs/uverbs0/ibdev", "rxe0\n"),
+        ("/sys/class/infiniband_verbs/uverbs0/dev", "231:192\n"),
+    ];
+
+    fn knows_rxe0() -> Verbs {
+        Verbs::Lists(vec!["rxe0".to_owned()])
+    }
+
+    fn refuse(errno: i32) -> impl Fn(&str) -> io::Result<()> {
+        move |_| Err(io::Error::from_raw_os_error(errno))
+    }
+
+    #[test]
+    fn a_device_that_opens_is_good_and_its_ports_are_told() {
+        let (root, files) = machine("rxe", RXE);
+        let found = look_with(&files, &knows_rxe0(), |_| Ok(()));
+        assert!(usable(&found));
+        assert_eq!(
+            found[1].says,
+            "/dev/infiniband/uverbs0 opens; port 1: ACTIVE, Ethernet on lo"
+        );
+        let down = root.join("sys/class/infiniband/rxe0/ports/1/state");
+        fs::write(down, "1: DOWN\n").unwrap();
+        let found = look_with(&files, &knows_rxe0(), |_| Ok(()));
+        assert!(!usable(&found));
+        assert_eq!(found[1].mend, ["ip link set lo up"]);
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn what_keeps_a_device_from_being_used_has_its_command() {
+        let (root, files) = machine("nodes", RXE);
+        let mend = |verbs: &Verbs, errno| {
+            let found = look_with(&files, verbs, refuse(errno));
+            assert!(!usable(&found));
+            found.into_iter().flat_map(|it| it.mend).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            mend(&knows_rxe0(), libc::EACCES),
+            ["chmod a+rw /dev/infiniband/uverbs0"]
+        );
+        assert_eq!(
+            mend(&knows_rxe0(), libc::ENOENT),
+            ["mkdir -p /dev/infiniband && mknod -m 666 /dev/infiniband/uverbs0 c 231 192"]
+        );
+        let found = look_with(&files, &Verbs::NotThere, |_| Ok(()));
+        assert!(!usable(&found));
+        assert!(found[0].mend[0].contains("libibverbs1"));
+        let found = look_with(&files, &Verbs::Lists(Vec::new()), |_| Ok(()));
+        assert!(!usable(&found));
+        assert!(found[0].says.contains("cannot use rxe0"));
+        fs::remove_dir_all(root.join("sys/class/infiniband_verbs")).unwrap();
+        let found = look_with(&files, &knows_rxe0(), |_| Ok(()));
+        assert_eq!(found[1].mend, ["modprobe ib_uverbs"]);
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn without_a_device_one_in_software_is_advised_where_the_kernel_has_it() {
+        let dep = [("/lib/modules/6.1.0/modules.dep", "kernel/rdma_rxe.ko:")];
+        let (root, files) = machine("no-device", &dep);
+        let found = look_with(&files, &Verbs::Lists(Vec::new()), |_| Ok(()));
+        let last = found[1].mend.last().unwrap();
+        assert_eq!(last, "rdma link add rxe0 type rxe netdev lo");
+        fs::remove_dir_all(root).unwrap();
+        let (root, files) = machine("no-rxe", &[("/proc/modules", "")]);
+        let found = look_with(&files, &Verbs::Lists(Vec::new()), |_| Ok(()));
+        assert!(found[1].mend.is_empty() && found[1].level == Level::Missing);
+        fs::remove_dir_all(root).unwrap();
+    }
+}

@@ -1,0 +1,65 @@
+//! Which devices libibverbs can use, asked without being linked with it.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
+
+/// What there is of it.
+#[derive(Debug)]
+pub(crate) enum Verbs {
+    NotThere,
+    /// The names of the devices.
+    Lists(Vec<String>),
+}
+
+type GetList = unsafe extern "C" fn(*mut c_int) -> *mut *mut c_void;
+type FreeList = unsafe extern "C" fn(*mut *mut c_void);
+type GetName = unsafe extern "C" fn(*mut c_void) -> *const c_char;
+
+/// Loads it, for good: it is not made to be unloaded.
+pub(crate) fn look() -> Verbs {
+    // SAFETY: a library's own constructors run, and libibverbs's do nothing that matters here.
+    let library = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOW) };
+    if library.is_null() {
+        return Verbs::NotThere;
+    }
+    let symbol = |name: &CStr| {
+        // SAFETY: loaded above, and not closed.
+        let found = unsafe { libc::dlsym(library, name.as_ptr()) };
+        (!found.is_null()).then_some(found)
+    };
+    let functions = (
+        symbol(c"ibv_get_device_list"),
+        symbol(c"ibv_free_device_list"),
+        symbol(c"ibv_get_device_name"),
+    );
+    let (Some(get_list), Some(free_list), Some(get_name)) = functions else {
+        return Verbs::NotThere;
+    };
+    // SAFETY: libibverbs's functions of these names, with the types that verbs.h declares, the structures being opaque.
+    let (get_list, free_list, get_name) = unsafe {
+        (
+            std::mem::transmute::<*mut c_void, GetList>(get_list),
+            std::mem::transmute::<*mut c_void, FreeList>(free_list),
+            std::mem::transmute::<*mut c_void, GetName>(get_name),
+        )
+    };
+    // SAFETY: the count is not asked for.
+    let list = unsafe { get_list(ptr::null_mut()) };
+    if list.is_null() {
+        // The kernel has no RDMA.
+        return Verbs::Lists(Vec::new());
+    }
+    let mut names = Vec::new();
+    let mut next = list;
+    // SAFETY: the list ends with a null.
+    while let Some(device) = ptr::NonNull::new(unsafe { *next }) {
+        // SAFETY: a device of the list, whose name is a terminated array in it.
+        let name = unsafe { CStr::from_ptr(get_name(device.as_ptr())) };
+        names.push(name.to_string_lossy().into_owned());
+        // SAFETY: this one was not the last.
+        next = unsafe { next.add(1) };
+    }
+    // SAFETY: the list, once.
+    unsafe { free_list(list) };
+    Verbs::Lists(names)
+}

@@ -1,0 +1,108 @@
+//! Limits: memory that may be pinned, mappings, descriptors.
+
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
+use super::{Files, Finding};
+
+/// Registrations that a cache keeps unless told otherwise.
+const ENTRIES: u64 = 65_536;
+
+/// What a cache holds open: its monitor's and what it is woken by.
+const DESCRIPTORS: u64 = 8;
+
+/// The bit of the capability to pin any amount.
+const CAP_IPC_LOCK: u32 = 14;
+
+pub(crate) fn look(files: &Files, monitor: Option<&str>) -> Vec<Finding> {
+    let soft = |resource| getrlimit(resource).map_or(0, |(soft, _)| soft);
+    vec![
+        locked(files, soft(Resource::RLIMIT_MEMLOCK)),
+        mappings(files, monitor),
+        descriptors(soft(Resource::RLIMIT_NOFILE)),
+    ]
+}
+
+fn locked(files: &Files, limit: u64) -> Finding {
+    let subject = "pinned memory";
+    if may_pin_any_amount(files) {
+        return Finding::good(subject, "any amount (CAP_IPC_LOCK)");
+    }
+    if limit == RLIM_INFINITY {
+        return Finding::good(subject, "any amount (RLIMIT_MEMLOCK)");
+    }
+    let says = format!(
+        "{} MiB in all (RLIMIT_MEMLOCK), and a cache keeps within it. For more, and a new login:",
+        limit >> 20
+    );
+    Finding::note(subject, says)
+        .mended_by("echo '* - memlock unlimited' >/etc/security/limits.d/rdma.conf")
+}
+
+fn may_pin_any_amount(files: &Files) -> bool {
+    let status = files.read("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = line.and_then(|line| u64::from_str_radix(line.trim(), 16).ok());
+    effective.is_some_and(|it| it >> CAP_IPC_LOCK & 1 == 1)
+}
+
+/// userfaultfd splits mappings where what it watches begins and ends.
+fn mappings(files: &Files, monitor: Option<&str>) -> Finding {
+    let subject = "mappings";
+    let limit = files.read("/proc/sys/vm/max_map_count");
+    let limit = limit.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
+    let says = format!("{limit} a process (vm.max_map_count)");
+    if monitor != Some("userfaultfd") || limit >= 3 * ENTRIES {
+        return Finding::good(subject, says);
+    }
+    let says = format!(
+        "{says}; each range that is watched can take two, so that no more than {} are cached. For all that a cache can keep:",
+        limit / 2
+    );
+    Finding::note(subject, says).mended_by(format!("sysctl vm.max_map_count={}", 3 * ENTRIES))
+}
+
+fn descriptors(limit: u64) -> Finding {
+    let subject = "descriptors";
+    let says =
+        format!("{limit} a process (RLIMIT_NOFILE), of which a cache takes up to {DESCRIPTORS}");
+    if limit >= 8 * DESCRIPTORS {
+        return Finding::good(subject, says);
+    }
+    Finding::note(subject, says).mended_by("ulimit -n 1024")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::Level;
+    use super::super::files::tests::machine;
+    use super::*;
+
+    #[test]
+    fn locked_memory_is_bounded_by_the_limit_unless_one_may_exceed_it() {
+        let (root, files) = machine(
+            "user",
+            &[("/proc/self/status", "Name:\tx\nCapEff:\t0000000000000000\n")],
+        );
+        assert_eq!(locked(&files, 8 << 20).level, Level::Note);
+        assert!(locked(&files, 8 << 20).says.starts_with("8 MiB"));
+        assert_eq!(locked(&files, RLIM_INFINITY).level, Level::Good);
+        fs::remove_dir_all(root).unwrap();
+        let (root, files) = machine(
+            "root",
+            &[("/proc/self/status", "CapEff:\t0000000000004000\n")],
+        );
+        assert_eq!(locked(&files, 8 << 20).level, Level::Good);
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn mappings_matter_to_userfaultfd_alone() {
+        let (root, files) = machine("maps", &[("/proc/sys/vm/max_map_count", "65530\n")]);
+        assert_eq!(mappings(&files, Some("ummunotify")).level, Level::Good);
+        let found = mappings(&files, Some("userfaultfd"));
+        assert_eq!(found.mend, ["sysctl vm.max_map_count=196608"]);
+        fs::remove_dir_all(root).unwrap();
+    }
+}

@@ -1,0 +1,55 @@
+//! `regcache repro`: the bug on this machine, and its end.
+
+use std::fs;
+use std::process::Command;
+
+use regcache::monitor::auto;
+use regcache_conformance::{NeverReports, Uring, demonstrate};
+
+use crate::{Failure, place};
+
+/// What does it with an RDMA device. A program of its own, because it needs libibverbs.
+const RDMA: &str = "reuse";
+
+/// Exit status where there is no device.
+const NOT_HERE: u8 = 77;
+
+pub(crate) fn run(rounds: u32) -> Result<u8, Failure> {
+    let mut worked = Vec::new();
+    match Uring::new(NeverReports) {
+        Ok(_) => {
+            let shown = demonstrate(auto(), rounds);
+            worked.push(shown.map_err(|error| Failure::new(1, format!("io_uring: {error}")))?);
+        }
+        Err(error) => println!("no io_uring here: {error}"),
+    }
+    let devices = fs::read_dir("/sys/class/infiniband").map(Iterator::count);
+    if devices.unwrap_or(0) == 0 {
+        println!("no RDMA device here");
+    } else {
+        worked.push(by_rdma(rounds)?);
+    }
+    Ok(match worked.as_slice() {
+        [] => NOT_HERE,
+        all => u8::from(!all.iter().all(|it| *it)),
+    })
+}
+
+fn by_rdma(rounds: u32) -> Result<bool, Failure> {
+    let program = place::find("libexec/regcache", RDMA).map_err(|places| {
+        let places: Vec<_> = places.iter().map(|it| it.display().to_string()).collect();
+        let places = places.join(" or ");
+        Failure::new(
+            1,
+            format!(
+                "what shows the bug with an RDMA device is not at {places}: install this tool anew"
+            ),
+        )
+    })?;
+    let mut reuse = Command::new(&program);
+    reuse.args(["--monitor", "auto", "--rounds", &rounds.to_string()]);
+    match reuse.status() {
+        Ok(status) => Ok(status.success()),
+        Err(error) => Err(Failure::new(1, format!("{}: {error}", program.display()))),
+    }
+}

@@ -1,0 +1,87 @@
+//! `regcache run`: a program under the preload shim.
+
+use std::env;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Failure, elf, place};
+
+pub(crate) const SHIM: &str = "librcpreload.so";
+
+/// As a shell has it.
+const CANNOT_RUN: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// Reads `REGCACHE_NAME=VALUE`.
+pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if name.starts_with("REGCACHE_") => {
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => Err("the shim's settings are like REGCACHE_NAME=VALUE".to_owned()),
+    }
+}
+
+/// Where the shim is: this one, or where it is installed.
+pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
+    match named {
+        Some(shim) => shim.canonicalize().map_err(|_| vec![shim.to_owned()]),
+        None => place::find("lib", SHIM),
+    }
+}
+
+/// Becomes the program. Returns only if that fails.
+pub(crate) fn run(
+    named: Option<&Path>,
+    settings: &[(String, String)],
+    command: &[OsString],
+) -> Result<u8, Failure> {
+    let shim = shim(named).map_err(|places| {
+        let places: Vec<_> = places.iter().map(|it| it.display().to_string()).collect();
+        let places = places.join(" or ");
+        Failure::new(
+            CANNOT_RUN,
+            format!(
+                "there is no shim at {places}: install it (`cargo xtask install --prefix DIR`), or name it by --shim"
+            ),
+        )
+    })?;
+    let Some((name, arguments)) = command.split_first() else {
+        return Err(Failure::new(NOT_FOUND, "no program to run"));
+    };
+    let shown = name.to_string_lossy();
+    let program = elf::in_path(name)
+        .ok_or_else(|| Failure::new(NOT_FOUND, format!("there is no program {shown}")))?;
+    let cannot = |why: String| {
+        Failure::new(
+            CANNOT_RUN,
+            format!("cannot run {shown} under the shim: {why}"),
+        )
+    };
+    match elf::out_of_reach(&program) {
+        Ok(None) => {}
+        Ok(Some(why)) => return Err(cannot(why.to_owned())),
+        // Who may run it may not read it.
+        Err(error) => eprintln!("regcache: cannot see whether the shim reaches {shown}: {error}"),
+    }
+    let mut preload = shim.into_os_string();
+    if preload.to_string_lossy().contains([' ', ':']) {
+        return Err(cannot(format!(
+            "a path that is preloaded must have no space and no colon in it: {}",
+            preload.to_string_lossy()
+        )));
+    }
+    if let Some(others) = env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
+        preload.push(":");
+        preload.push(others);
+    }
+    let error = Command::new(&program)
+        .arg0(name)
+        .args(arguments)
+        .env("LD_PRELOAD", preload)
+        .envs(settings.iter().map(|(name, value)| (name, value)))
+        .exec();
+    Err(cannot(error.to_string()))
+}

@@ -1,0 +1,205 @@
+//! The tool on this machine, whatever it has.
+#![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const TOOL: &str = env!("CARGO_BIN_EXE_regcache");
+
+fn output(command: &mut Command) -> (i32, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (status.code().unwrap_or(-1), text(stdout), text(stderr))
+}
+
+fn tool(arguments: &[&str]) -> (i32, String, String) {
+    output(Command::new(TOOL).args(arguments))
+}
+
+/// A directory of this test's own.
+fn dir(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tool-{name}"));
+    let _ = fs::remove_dir_all(&dir);
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+fn compile(source: &str, to: &Path, flags: &[&str]) {
+    let file = to.with_extension("c");
+    fs::write(&file, source).unwrap();
+    let (status, _, said) = output(Command::new("gcc").args(flags).arg("-o").arg(to).arg(&file));
+    assert_eq!(status, 0, "{said}");
+}
+
+/// A library that tells that it was preloaded, and one of its settings.
+fn shim(to: &Path) {
+    let source = r#"
+#include <stdio.h>
+#include <stdlib.h>
+__attribute__((constructor)) static void tell(void)
+{
+	char *setting = getenv("REGCACHE_SUMMARY");
+	printf("preloaded, REGCACHE_SUMMARY=%s\n", setting ? setting : "");
+	fflush(stdout);
+}
+"#;
+    compile(source, to, &["-shared", "-fPIC"]);
+}
+
+#[test]
+fn it_is_not_linked_with_libibverbs() {
+    let (_, needed, _) = output(Command::new("readelf").args(["-dW", TOOL]));
+    assert!(needed.contains("libc.so.6"), "{needed}");
+    assert!(!needed.contains("libibverbs"), "{needed}");
+}
+
+#[test]
+fn doctor_tells_of_every_part_and_its_commands_are_those_it_shows() {
+    let (status, said, _) = tool(&["doctor"]);
+    for part in [
+        "\nMonitors\n",
+        "\nRDMA\n",
+        "\nio_uring\n",
+        "\nLimits\n",
+        "ummunotify: ",
+        "userfaultfd: ",
+        "libibverbs: ",
+        "device",
+        "pinned memory: ",
+    ] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    let cached = said.contains("\nRegistrations are cached here");
+    assert_eq!(status, i32::from(!cached), "{said}");
+    let shown: Vec<_> = said
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("# "))
+        .collect();
+    let (same, commands, _) = tool(&["doctor", "--commands"]);
+    assert_eq!(same, status);
+    assert_eq!(commands.lines().collect::<Vec<_>>(), shown);
+}
+
+#[test]
+fn repro_shows_the_bug_and_its_end() {
+    let (status, said, errors) = tool(&["repro", "--rounds", "20"]);
+    if status == 77 {
+        assert!(said.contains("no io_uring here"), "{said}");
+        return;
+    }
+    assert!(
+        said.contains("\nreuse: device=io_uring monitor="),
+        "{said}{errors}"
+    );
+    assert!(
+        said.contains("naive_stale=20/20 regcache_stale=0/20"),
+        "{said}"
+    );
+}
+
+#[test]
+fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does() {
+    let prefix = dir("installed");
+    for part in ["bin", "lib"] {
+        fs::create_dir(prefix.join(part)).unwrap();
+    }
+    let installed = prefix.join("bin/regcache");
+    fs::copy(TOOL, &installed).unwrap();
+    let library = prefix.join("lib/librcpreload.so");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(&installed);
+        output(
+            command
+                .arg("run")
+                .args(arguments)
+                .env_remove("REGCACHE_SUMMARY"),
+        )
+    };
+    let (status, _, errors) = run(&["--", "true"]);
+    assert_eq!(status, 126);
+    assert!(errors.contains("there is no shim at"), "{errors}");
+
+    shim(&library);
+    let (status, said, errors) = run(&[
+        "-e",
+        "REGCACHE_SUMMARY=a=b",
+        "--",
+        "sh",
+        "-c",
+        "echo $0; exit 7",
+        "x",
+    ]);
+    assert_eq!(
+        (status, said.as_str()),
+        (7, "preloaded, REGCACHE_SUMMARY=a=b\nx\n"),
+        "{errors}"
+    );
+
+    // Beside others that are preloaded already.
+    let other = prefix.join("other.so");
+    shim(&other);
+    let mut command = Command::new(&installed);
+    command
+        .args(["run", "--", "true"])
+        .env("LD_PRELOAD", &other);
+    let (_, said, _) = output(&mut command);
+    // The tool itself, and the program twice.
+    assert_eq!(said.matches("preloaded").count(), 3, "{said}");
+}
+
+#[test]
+fn run_refuses_what_the_shim_cannot_reach() {
+    let dir = dir("refused");
+    let library = dir.join("shim.so");
+    shim(&library);
+    let library = library.to_str().unwrap();
+    let refused = |program: &Path, status: i32, why: &str| {
+        let program = program.to_str().unwrap();
+        let (is, said, errors) = tool(&["run", "--shim", library, "--", program]);
+        assert_eq!(is, status, "{said}{errors}");
+        assert!(errors.contains(why), "{errors}");
+    };
+    refused(
+        Path::new("no-such-program"),
+        127,
+        "there is no program no-such-program",
+    );
+    let fixed = dir.join("fixed");
+    compile("int main(void) { return 0; }", &fixed, &["-static"]);
+    refused(&fixed, 126, "linked statically");
+    let narrow = dir.join("narrow");
+    compile("int main(void) { return 0; }", &narrow, &["-m32"]);
+    refused(&narrow, 126, "32-bit");
+    let other_user = dir.join("setuid");
+    compile("int main(void) { return 0; }", &other_user, &[]);
+    fs::set_permissions(&other_user, fs::Permissions::from_mode(0o4755)).unwrap();
+    refused(&other_user, 126, "changes its user");
+
+    let spaced = dir.join("a b.so");
+    fs::copy(library, &spaced).unwrap();
+    let (status, _, errors) = tool(&["run", "--shim", spaced.to_str().unwrap(), "--", "true"]);
+    assert_eq!(status, 126);
+    assert!(errors.contains("no space and no colon"), "{errors}");
+    let (status, _, errors) = tool(&["run", "--shim", library, "-e", "PATH=/", "--", "true"]);
+    assert_eq!(status, 2);
+    assert!(errors.contains("REGCACHE_NAME=VALUE"), "{errors}");
+    // A script's interpreter is.
+    let script = dir.join("script");
+    fs::write(&script, "#!/bin/sh\necho script\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let (status, said, _) = tool(&["run", "--shim", library, "--", script.to_str().unwrap()]);
+    assert_eq!(
+        (
+            status,
+            said.contains("preloaded") && said.contains("script\n")
+        ),
+        (0, true)
+    );
+}

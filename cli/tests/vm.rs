@@ -1,0 +1,109 @@
+//! The tool where there is everything: what it says is missing after it was taken away, and is there again after its commands
+//! were run. Needs the virtual machine, and the tool installed: `cargo xtask test` does that.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// A user that may do nothing.
+const NOBODY: &str = "65534";
+
+fn tool() -> PathBuf {
+    let prefix = env::var_os("REGCACHE_PREFIX").expect(
+        "REGCACHE_PREFIX must say where the tool is installed, by cargo xtask install --prefix DIR",
+    );
+    PathBuf::from(prefix).join("bin/regcache")
+}
+
+fn said(command: &mut Command) -> (bool, String) {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output.status.success(), text)
+}
+
+fn sh(script: &str) {
+    let status = Command::new("sh").args(["-ec", script]).status().unwrap();
+    assert!(status.success(), "{script}");
+}
+
+/// What doctor tells a user.
+fn doctor(user: &str) -> (bool, String) {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups"]);
+    said(command.arg(tool()).arg("doctor"))
+}
+
+/// Something is taken away, doctor says so, and the commands that it shows right below bring it back.
+fn is_mended(user: &str, taken: &str, subject: &str) {
+    sh(taken);
+    let (_, before) = doctor(user);
+    let mut lines = before
+        .lines()
+        .skip_while(|line| !(line.contains(&format!(" {subject}")) && !line.starts_with("  ok ")));
+    let what = lines.next().unwrap_or_else(|| panic!("{taken}: {before}"));
+    let commands: Vec<_> = lines
+        .map_while(|line| line.trim_start().strip_prefix("# "))
+        .collect();
+    assert!(!commands.is_empty(), "{taken}: {before}");
+    println!("# {taken}\n{what}\n{}", commands.join("\n"));
+    sh(&commands.join("\n"));
+    // A port takes its time to become active.
+    let patience = Instant::now() + Duration::from_secs(120);
+    loop {
+        let (cached, after) = doctor(user);
+        let good = after
+            .lines()
+            .any(|line| line.starts_with("  ok ") && line.contains(&format!(" {subject}")));
+        if good && cached {
+            return;
+        }
+        assert!(Instant::now() < patience, "{taken}: {after}");
+        sleep(Duration::from_millis(200));
+    }
+}
+
+/// One test at a time: devices come and go.
+static TURN: Mutex<()> = Mutex::new(());
+
+#[test]
+fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
+    let _turn = TURN.lock();
+    let (cached, all) = doctor("0");
+    assert!(cached, "{all}");
+    assert!(!all.contains("MISSING"), "{all}");
+    let verdict = "Registrations are cached here, for an RDMA device and io_uring, on ummunotify.";
+    assert!(all.contains(verdict), "{all}");
+
+    is_mended(NOBODY, "chmod 0400 /dev/ummunotify", "ummunotify:");
+    is_mended(NOBODY, "rm /dev/ummunotify", "ummunotify:");
+    is_mended(NOBODY, "chmod 0600 /dev/infiniband/uverbs0", "device rxe0:");
+    is_mended(NOBODY, "rm /dev/infiniband/uverbs0", "device rxe0:");
+    is_mended("0", "ip link set lo down", "device rxe0:");
+    is_mended("0", "rdma link delete rxe0", "device");
+    if PathBuf::from("/proc/sys/kernel/io_uring_disabled").exists() {
+        is_mended("0", "sysctl -q kernel.io_uring_disabled=2", "io_uring:");
+    }
+    // What else uses this device finds it as it was.
+    let gid = "0000:0000:0000:0000:0000:ffff:7f00:0001";
+    let gids = "/sys/class/infiniband/rxe0/ports/1/gids/1";
+    sh(&format!(
+        "udevadm settle --timeout=60; timeout 120 sh -c 'until grep -qs {gid} {gids}; do sleep 0.1; done'"
+    ));
+}
+
+#[test]
+fn the_bug_is_shown_by_both_devices_on_the_driver() {
+    let _turn = TURN.lock();
+    let (shown, text) = said(Command::new(tool()).args(["repro", "--rounds", "20"]));
+    assert!(shown, "{text}");
+    for device in ["io_uring", "rxe0"] {
+        let line = format!(
+            "reuse: device={device} monitor=ummunotify naive_stale=20/20 regcache_stale=0/20"
+        );
+        assert!(text.contains(&line), "{text}");
+    }
+}
