@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// A user that may do nothing.
 const NOBODY: &str = "65534";
 
+/// The same, by a login.
+const LOGIN: &str = "login";
+
 fn tool() -> PathBuf {
     let prefix = env::var_os("REGCACHE_PREFIX").expect(
         "REGCACHE_PREFIX must say where the tool is installed, by cargo xtask install --prefix DIR",
@@ -30,8 +33,12 @@ fn sh(script: &str) {
     assert!(status.success(), "{script}");
 }
 
-/// What doctor tells a user.
+/// What doctor tells a user, or somebody who has just logged in.
 fn doctor(user: &str) -> (bool, String) {
+    if user == LOGIN {
+        let doctor = format!("{} doctor", tool().display());
+        return said(Command::new("su").args(["-s", "/bin/sh", "-c", &doctor, "nobody"]));
+    }
     let mut command = Command::new("setpriv");
     command.args(["--reuid", user, "--regid", user, "--clear-groups"]);
     said(command.arg(tool()).arg("doctor"))
@@ -86,6 +93,21 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
     is_mended("0", "rdma link delete rxe0", "device");
     if PathBuf::from("/proc/sys/kernel/io_uring_disabled").exists() {
         is_mended("0", "sysctl -q kernel.io_uring_disabled=2", "io_uring:");
+    }
+    // The file goes with the mount, and is for those who log in then.
+    let dir = "/etc/security/limits.d";
+    is_mended(
+        LOGIN,
+        &format!("mount -t tmpfs none {dir}"),
+        "pinned memory:",
+    );
+    sh(&format!("umount {dir}"));
+    // Where userfaultfd is what there is, mappings matter.
+    let (_, alone) = doctor(NOBODY);
+    if alone.contains("ok       userfaultfd") {
+        let few = "chmod 0400 /dev/ummunotify; sysctl -q vm.max_map_count=65530";
+        is_mended(NOBODY, few, "mappings:");
+        sh("chmod a+r /dev/ummunotify; sysctl -q vm.max_map_count=65530");
     }
     // What else uses this device finds it as it was.
     let gid = "0000:0000:0000:0000:0000:ffff:7f00:0001";

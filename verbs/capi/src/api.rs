@@ -77,7 +77,8 @@ pub unsafe extern "C" fn regcache_get(
     let status = call(|thread| {
         not_null(mr, "mr")?;
         not_null(addr.cast_mut(), "addr")?;
-        caches::with(thread, cache.addr() as u64, |instance| {
+        let cache = cache.addr() as u64;
+        caches::with(thread, cache, |instance| {
             if access & instance.unknown_access != 0 {
                 return Err(unknown("access", access, !instance.unknown_access));
             }
@@ -92,7 +93,7 @@ pub unsafe extern "C" fn regcache_get(
                 addr: ptr::without_provenance_mut(range.start()),
                 length: range.len(),
             };
-            let number = guards::enter(thread, guard)?;
+            let number = guards::enter(thread, cache, guard)?;
             let guard = ptr::without_provenance_mut(number as usize);
             // SAFETY: not null, and so the caller's to be written.
             unsafe { mr.write(Mr { guard, ..found }) };
@@ -231,7 +232,8 @@ pub unsafe extern "C" fn regcache_reap(cache: *mut Cache) -> c_int {
 }
 
 /// Destroys the cache and all its registrations; from then on no callback is called, and the protection domain can be
-/// deallocated. -EBUSY if guards still hold some: the cache then stays, and regcache_error() says how many.
+/// deallocated. -EBUSY if guards are still out: the cache then stays, and regcache_error() says how many. Waits for other threads
+/// that are in a call with it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_destroy(cache: *mut Cache) -> c_int {
     call(|thread| {

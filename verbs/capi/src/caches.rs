@@ -19,6 +19,7 @@ use regcache::monitor::{Auto, Shared};
 use crate::device::AnyDevice;
 use crate::error::Error;
 use crate::fence;
+use crate::guards;
 use crate::number;
 use crate::thread::Thread;
 
@@ -132,8 +133,11 @@ fn not_there(number: u64, word: u64) -> Error {
 
 /// Takes a cache out and drops it, unless guards hold some of its registrations.
 pub(crate) fn destroy(thread: &Thread, number: u64) -> Result<(), Error> {
-    // Before anybody is turned away.
-    with(thread, number, check_idle)?;
+    // Before anybody is turned away; and in a child, which has no business with it.
+    with(thread, number, |instance| {
+        instance.cache.flush()?;
+        none_out(number)
+    })?;
     let place = find(number)?;
     let closing = number::closing(number);
     let (acquire, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
@@ -143,27 +147,36 @@ pub(crate) fn destroy(thread: &Thread, number: u64) -> Result<(), Error> {
         .map_err(|word| not_there(number, word))?;
     let closed = fence::everywhere().map_err(Error::Fence).and_then(|()| {
         wait_for_users(number);
-        // SAFETY: stored before the word; only this thread destroys it, as it has changed the word.
-        check_idle(unsafe { &*place.instance.load(Ordering::Relaxed) })
+        none_out(number)
     });
     if let Err(error) = closed {
         place.word.store(number, Ordering::Release);
         return Err(error);
     }
     let instance = place.instance.swap(ptr::null_mut(), Ordering::Relaxed);
+    // SAFETY: made by `Box::into_raw`, taken out once, and used by nobody: no thread says that it uses it, and none can find
+    // it any more.
+    let instance = unsafe { Box::from_raw(instance) };
+    let gone = wait_for_the_rest(&instance);
+    drop(instance);
     place.word.store(number::after(number), Ordering::Release);
-    // SAFETY: made by `Box::into_raw`, taken out once, and used by nobody: no thread says that it uses it, and from now on
-    // none finds it.
-    drop(unsafe { Box::from_raw(instance) });
-    Ok(())
+    gone
 }
 
-/// Gives all registrations up, and sees whether any is left.
-fn check_idle(instance: &Instance) -> Result<(), Error> {
-    match instance.cache.flush()?.in_use() {
+/// Whether all guards were put.
+fn none_out(number: u64) -> Result<(), Error> {
+    match guards::of(number) {
         0 => Ok(()),
         held => Err(Error::Held { held }),
     }
+}
+
+/// Gives all registrations up, and waits for those that other threads are destroying: one that puts the last guard, or the
+/// reaper.
+fn wait_for_the_rest(instance: &Instance) -> Result<(), Error> {
+    let mut given_up = instance.cache.flush()?;
+    while !given_up.wait(Duration::from_secs(3600)) {}
+    Ok(())
 }
 
 fn wait_for_users(number: u64) {

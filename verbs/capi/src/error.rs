@@ -20,9 +20,7 @@ pub(crate) enum Error {
         "this is called from within reg_mr or dereg_mr of a cache: no cache can be used there, guards can be put"
     )]
     Nested,
-    #[error(
-        "{held} of the cache's registrations are still held by guards: put those first, then destroy the cache"
-    )]
+    #[error("guards of the cache that are still out: {held}. Put them first, then destroy it")]
     Held { held: usize },
     #[error(
         "{what}: size is {size}, but a struct regcache_{what} has at least {least} bytes: set it to sizeof"

@@ -34,6 +34,8 @@ const CHUNKS: usize = (number::PLACES / CHUNK) as usize;
 struct Place {
     word: AtomicU64,
     guard: UnsafeCell<MaybeUninit<Guard>>,
+    /// The number of the cache that it is of.
+    cache: AtomicU64,
     /// In the pool: the next place of the batch, plus 1.
     next: AtomicU32,
     /// And the next batch, plus 1.
@@ -192,9 +194,9 @@ fn pool_word(before: u64, first: u32) -> u64 {
     (before & !POOL_PLACE).wrapping_add(POOL_CHANGE) | u64::from(first)
 }
 
-/// Enters a guard, and returns its number. If there are too many out the guard is dropped.
+/// Enters a guard of a cache, and returns its number. If there are too many out the guard is dropped.
 #[inline]
-pub(crate) fn enter(thread: &Thread, guard: Guard) -> Result<u64, Error> {
+pub(crate) fn enter(thread: &Thread, cache: u64, guard: Guard) -> Result<u64, Error> {
     let free = thread.with_magazine(Magazine::pop);
     let Some((index, place)) = free.and_then(|index| Some((index, at(index)?))) else {
         return Err(Error::TooManyGuards);
@@ -202,6 +204,7 @@ pub(crate) fn enter(thread: &Thread, guard: Guard) -> Result<u64, Error> {
     let number = number::valid(place.word.load(Ordering::Relaxed), index, number::GUARD);
     // SAFETY: a free place that this thread has taken out of its magazine: nobody reads it before the word says so.
     unsafe { (*place.guard.get()).write(guard) };
+    place.cache.store(cache, Ordering::Relaxed);
     place.word.store(number, Ordering::Release);
     Ok(number)
 }
@@ -231,4 +234,14 @@ pub(crate) fn take(thread: &Thread, number: u64) -> Result<Guard, Error> {
         thread.with_magazine(|magazine| magazine.push(number::place(number)));
     }
     Ok(guard)
+}
+
+/// How many guards of a cache are out. Exact if nobody looks up or puts meanwhile.
+pub(crate) fn of(cache: u64) -> usize {
+    let used = FRESH.load(Ordering::Acquire);
+    let is_out = |place: &&Place| {
+        number::kind(place.word.load(Ordering::Acquire)) == number::GUARD
+            && place.cache.load(Ordering::Relaxed) == cache
+    };
+    (0..used).filter_map(at).filter(is_out).count()
 }

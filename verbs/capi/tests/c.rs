@@ -16,7 +16,7 @@ use site::{Site, clean_under_valgrind, succeeds};
 static SITE: LazyLock<Site> = LazyLock::new(|| Site::install("c"));
 
 fn runs(source: &str, arguments: &[&str], fewer: &[&str]) {
-    let shared = SITE.compile(&format!("tests/c/{source}.c"), false);
+    let shared = SITE.program(source);
     let said = succeeds(Command::new(&shared).args(arguments));
     assert!(said.contains(&format!("{source}: ok")), "{said}");
     let said = clean_under_valgrind(&shared, fewer);
@@ -45,7 +45,7 @@ fn forked_children_are_refused_and_have_caches_of_their_own() {
 
 #[test]
 fn the_static_library_does_as_well() {
-    let program = SITE.compile("tests/c/device.c", true);
+    let program = SITE.program("static");
     let needed = succeeds(Command::new("readelf").arg("-d").arg(&program));
     assert!(!needed.contains("libregcache"), "{needed}");
     succeeds(&mut Command::new(program));

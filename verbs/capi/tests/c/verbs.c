@@ -27,8 +27,17 @@ int main(void)
 	FAILS(regcache_get(cache, memory, PAGE, 1u << 31, &again), EINVAL, "of which 0x80000000");
 	munmap(memory + PAGE, PAGE);
 	FAILS(regcache_get(cache, memory, 2 * PAGE, 0, &again), EFAULT, "nothing is mapped at");
-	FAILS(regcache_destroy(cache), EBUSY, "held by guards");
+	FAILS(regcache_destroy(cache), EBUSY, "still out: 1");
 	IS(regcache_put(mr.guard), 0);
+
+	/* Unmapped while it is in use, and looked up again. */
+	IS(regcache_get(cache, memory, PAGE, 0, &mr), 0);
+	IS(mmap(memory, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory, 1);
+	IS(regcache_get(cache, memory, PAGE, 0, &again), 0);
+	IS(again.lkey == mr.lkey, 0);
+	IS(regcache_put(mr.guard), 0);
+	IS(regcache_put(again.guard), 0);
+	IS(regcache_flush(cache, -1, NULL), 0);
 	IS(regcache_destroy(cache), 0);
 	/* The domain is not in use any more. */
 	loopback_close(&link);

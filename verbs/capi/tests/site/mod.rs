@@ -26,7 +26,7 @@ impl Site {
         let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let prefix = out.join("prefix");
         let mut make = Command::new("make");
-        make.arg("-C").arg(here()).arg("install");
+        make.arg("-C").arg(here()).arg("programs");
         for (variable, value) in [("STATIC", newest_library()), ("OUT", out.clone())] {
             make.arg(format!("{variable}={}", value.display()));
         }
@@ -37,48 +37,9 @@ impl Site {
         Self { prefix }
     }
 
-    /// Compiles a program of this package's, with what pkg-config says, and returns where it is.
-    pub(crate) fn compile(&self, source: &str, statically: bool) -> PathBuf {
-        let program = self.prefix.join(Path::new(source).file_stem().unwrap());
-        let program = program.with_extension(if statically { "static" } else { "shared" });
-        let lib = self.prefix.join("lib");
-        let mut command = Command::new("gcc");
-        command.args([
-            "-std=gnu11",
-            "-g",
-            "-O1",
-            "-pthread",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-        ]);
-        command.arg(concat!(
-            "-DREGCACHE_VERSION_EXPECTED=\"",
-            env!("CARGO_PKG_VERSION"),
-            "\""
-        ));
-        command.arg(here().join(source)).arg("-o").arg(&program);
-        command.args(self.pkg_config(&["--cflags"]));
-        if statically {
-            let flags = self.pkg_config(&["--libs", "--static"]);
-            // The library itself statically, what it needs as it comes.
-            command.arg(lib.join("libregcache.a"));
-            command.args(flags.iter().filter(|flag| *flag != "-lregcache"));
-        } else {
-            command.args(self.pkg_config(&["--libs"]));
-            command.arg(format!("-Wl,-rpath,{}", lib.display()));
-        }
-        command.arg("-libverbs");
-        succeeds(&mut command);
-        program
-    }
-
-    fn pkg_config(&self, arguments: &[&str]) -> Vec<String> {
-        let path = self.prefix.join("lib/pkgconfig");
-        let mut command = Command::new("pkg-config");
-        command.args(arguments).arg("regcache");
-        let said = succeeds(command.env("PKG_CONFIG_PATH", path));
-        said.split_whitespace().map(str::to_owned).collect()
+    /// A program that uses it.
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.prefix.join("programs").join(name)
     }
 
     #[allow(dead_code, reason = "not every suite looks")]
