@@ -50,7 +50,7 @@ fn is_mended(user: &str, taken: &str, subject: &str) {
     let (_, before) = doctor(user);
     let mut lines = before
         .lines()
-        .skip_while(|line| !(line.contains(&format!(" {subject}")) && !line.starts_with("  ok ")));
+        .skip_while(|line| !line.contains(&format!(" {subject}")) || line.starts_with("  ok "));
     let what = lines.next().unwrap_or_else(|| panic!("{taken}: {before}"));
     let commands: Vec<_> = lines
         .map_while(|line| line.trim_start().strip_prefix("# "))

@@ -169,14 +169,9 @@ fn ports_of(files: &Files, device: &str) -> Vec<(String, bool, Option<String>)> 
 /// io_uring's fixed buffers.
 pub(crate) fn look_at_io_uring(files: &Files) -> Vec<Finding> {
     let subject = "io_uring";
-    let error = match FileIo::new() {
-        Ok(_) => {
-            return vec![Finding::good(
-                subject,
-                "rings with fixed buffers can be made",
-            )];
-        }
-        Err(error) => error,
+    let Err(error) = FileIo::new() else {
+        let says = "rings with fixed buffers can be made";
+        return vec![Finding::good(subject, says)];
     };
     let switch = files.read("/proc/sys/kernel/io_uring_disabled");
     vec![match switch.as_deref() {

@@ -151,7 +151,8 @@ mod tests {
         let makefile = ("/lib/modules/6.1.0/build/Makefile", "");
         let loaded = ("/sys/module/ummunotify/version", "0.1.0");
         let misc = ("/proc/misc", " 58 rdma_cm\n125 ummunotify\n");
-        let cases: [(&str, &[(&str, &str)], &[&str]); 5] = [
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+        let cases: [Case<'_>; 5] = [
             (
                 "loaded",
                 &[loaded, misc, dep],
