@@ -17,7 +17,7 @@ const LOGIN: &str = "login";
 
 fn tool() -> PathBuf {
     let prefix = env::var_os("REGCACHE_PREFIX").expect(
-        "REGCACHE_PREFIX must say where the tool is installed, by cargo xtask install --prefix DIR",
+        "REGCACHE_PREFIX must say where the tool is installed, by cargo xtask install --dev --prefix DIR",
     );
     PathBuf::from(prefix).join("bin/regcache")
 }

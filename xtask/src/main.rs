@@ -34,6 +34,7 @@ use clap::{Parser, Subcommand};
 
 use crate::error::Error;
 use crate::kernel::Series;
+use crate::prefix::Profile;
 use crate::project::Project;
 
 #[derive(Parser)]
@@ -96,6 +97,9 @@ enum Xtask {
         /// Put libregcache with its header, pkg-config file and manual page, and `regcache`, below this directory
         #[arg(long, value_name = "DIR", conflicts_with = "kernel")]
         prefix: Option<PathBuf>,
+        /// Not optimized, and with the programs that the tests run
+        #[arg(long, requires = "prefix")]
+        dev: bool,
     },
     /// Run a command in a virtual machine that has the driver loaded and an RDMA device, rxe0
     ///
@@ -130,9 +134,14 @@ fn main() -> ExitCode {
             Project::find().and_then(|project| mutants::run(&project, &names))
         }
         Xtask::Lint => Project::find().and_then(|project| lint::run(&project).map(|()| 0)),
-        Xtask::Install { kernel, prefix } => Project::find().and_then(|project| {
+        Xtask::Install {
+            kernel,
+            prefix,
+            dev,
+        } => Project::find().and_then(|project| {
+            let profile = if dev { Profile::Dev } else { Profile::Release };
             match prefix {
-                Some(dir) => prefix::install(&project, &dir, prefix::Profile::Release),
+                Some(dir) => prefix::install(&project, &dir, profile),
                 None => install::run(&project, kernel),
             }
             .map(|()| 0)

@@ -12,7 +12,7 @@ use site::{Site, clean_under_valgrind, succeeds};
 
 fn site() -> Site {
     let prefix = env::var_os("REGCACHE_PREFIX").expect(
-        "REGCACHE_PREFIX must say where the library is installed, by cargo xtask install --prefix DIR",
+        "REGCACHE_PREFIX must say where the library is installed, by cargo xtask install --dev --prefix DIR",
     );
     Site::at(PathBuf::from(prefix))
 }
