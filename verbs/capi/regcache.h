@@ -348,7 +348,8 @@ int regcache_reap(struct regcache *cache);
 
 /**
  * Destroys the cache and all its registrations; from then on no callback is called, and the protection domain can be
- * deallocated. -EBUSY if guards still hold some: the cache then stays, and regcache_error() says how many.
+ * deallocated. -EBUSY if guards are still out: the cache then stays, and regcache_error() says how many. Waits for other threads
+ * that are in a call with it.
  */
 int regcache_destroy(struct regcache *cache);
 
