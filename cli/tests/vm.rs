@@ -5,7 +5,7 @@
 use std::env;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,20 @@ const NOBODY: &str = "65534";
 /// The same, by a login.
 const LOGIN: &str = "login";
 
+/// The tool, copied to where it need not come through the machine's walls each time.
 fn tool() -> PathBuf {
-    let prefix = env::var_os("REGCACHE_PREFIX").expect(
-        "REGCACHE_PREFIX must say where the tool is installed, by cargo xtask install --dev --prefix DIR",
-    );
-    PathBuf::from(prefix).join("bin/regcache")
+    static COPY: LazyLock<PathBuf> = LazyLock::new(|| {
+        let prefix = env::var("REGCACHE_PREFIX").expect(
+            "REGCACHE_PREFIX must say where the tool is installed, by cargo xtask install --dev --prefix DIR",
+        );
+        let copy = env::temp_dir().join(format!("regcache-{}", std::process::id()));
+        let copy = copy.display();
+        sh(&format!(
+            "mkdir {copy}; cp -r {prefix}/bin {prefix}/libexec {copy}"
+        ));
+        PathBuf::from(copy.to_string())
+    });
+    COPY.join("bin/regcache")
 }
 
 fn said(command: &mut Command) -> (bool, String) {

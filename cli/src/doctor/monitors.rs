@@ -45,6 +45,12 @@ fn driver_of(files: &Files, opened: Result<(), OpenError>) -> Finding {
                 .mended_by("chmod a+r /dev/ummunotify")
         }
         OpenError::NoDriver { .. } => no_driver(files),
+        // A node of a driver that is not loaded any more.
+        OpenError::Open { ref source, .. }
+            if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) =>
+        {
+            no_driver(files)
+        }
         other => Finding::missing(subject, whole(&other)),
     }
 }
@@ -104,6 +110,11 @@ fn fallback_of(opened: Result<(), UserfaultfdError>) -> Finding {
             subject,
             "this kernel has no check (Linux 6.7 has): its events alone come too late. Not needed where the driver is",
         ),
+        Err(UserfaultfdError::GuardPages { .. }) => Finding::note(
+            subject,
+            "this kernel has guard pages, and a user who may not serve the kernel's page faults does not see them. Not needed where the driver is",
+        )
+        .mended_by("sysctl vm.unprivileged_userfaultfd=1"),
         Err(UserfaultfdError::Refused { source }) => {
             let why = match source.raw_os_error() {
                 Some(libc::ENOSYS) => "this kernel is built without it",
