@@ -1,0 +1,48 @@
+//! What a transfer costs by each way of registering its buffer: measures, reports, compares, projects.
+
+mod cost;
+mod measure;
+mod read;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use regcache_transfer::Error;
+
+#[derive(Parser)]
+#[command(about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Let the policies transfer by turns, and print a line a figure and a table
+    Measure(measure::Options),
+    /// Measure what registering costs on this machine's adapter, and what that would eat of faster links
+    Cost(cost::Options),
+    /// Make a report of files that `measure --json` has written
+    Report(read::Report),
+    /// Hold the second of two such files against the first
+    Compare(read::Compare),
+}
+
+fn main() -> ExitCode {
+    let done: Result<ExitCode, Error> = match Cli::parse().command {
+        Command::Measure(options) => measure::run(&options),
+        Command::Cost(options) => cost::run(&options),
+        Command::Report(files) => read::report(&files),
+        Command::Compare(files) => read::compare(&files),
+    };
+    done.unwrap_or_else(|error| {
+        eprint!("bench: {error}");
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            eprint!(": {cause}");
+            source = cause.source();
+        }
+        eprintln!();
+        ExitCode::FAILURE
+    })
+}

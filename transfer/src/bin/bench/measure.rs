@@ -1,0 +1,285 @@
+//! `bench measure`.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::unistd::geteuid;
+use regcache::monitor::{Auto, Monitor, Ummunotify, auto};
+use regcache_transfer::plan::{Planned, SIZES, add_drivers_hit, plan};
+use regcache_transfer::promise::judge;
+use regcache_transfer::results::{Machine, Run};
+use regcache_transfer::turns::{Effort, take_turns};
+use regcache_transfer::{
+    Error, Fabric, Op, Policy, Uring, Verbs, Workload, bytes, contestant, cost, table,
+};
+
+/// Where.
+#[derive(clap::Args)]
+pub(crate) struct Place {
+    /// The RDMA device, if not the first one
+    #[arg(long, conflicts_with = "uring")]
+    pub(crate) device: Option<String>,
+    /// No RDMA device: fixed buffers of io_uring, and a file in memory
+    #[arg(long)]
+    pub(crate) uring: bool,
+}
+
+/// What to measure, and where.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    place: Place,
+    /// A minute instead of eight
+    #[arg(long)]
+    quick: bool,
+    /// Seconds for each workload
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Not the whole plan but this transfer
+    #[arg(long, value_enum)]
+    op: Vec<Op>,
+    /// Not the whole plan but this many bytes
+    #[arg(long)]
+    size: Vec<usize>,
+    /// Buffers in turn
+    #[arg(long, default_value_t = 1)]
+    set: usize,
+    /// Transfers under way at a time
+    #[arg(long, default_value_t = 1)]
+    depth: usize,
+    /// Threads
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Unmap the buffer before so many of a hundred transfers, and check each payload
+    #[arg(long, value_name = "PERCENT")]
+    unmaps: Option<f64>,
+    /// Not every policy but this one; the first is who the others are compared with
+    #[arg(long, value_enum)]
+    policy: Vec<Policy>,
+    /// Write what was measured to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl Options {
+    fn is_own(&self) -> bool {
+        let Self {
+            op,
+            size,
+            set,
+            depth,
+            threads,
+            unmaps,
+            policy,
+            ..
+        } = self;
+        !op.is_empty()
+            || !size.is_empty()
+            || !policy.is_empty()
+            || unmaps.is_some()
+            || [*set, *depth, *threads] != [1; 3]
+    }
+
+    fn planned(&self, ops: &[Op]) -> Vec<Planned> {
+        if !self.is_own() {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            let threads = if self.place.uring { 1 } else { threads };
+            let mut planned = plan(ops, threads, self.quick);
+            if self.place.uring {
+                add_drivers_hit(&mut planned);
+            }
+            return planned;
+        }
+        let ops = if self.op.is_empty() { ops } else { &self.op };
+        let sizes = if self.size.is_empty() {
+            &SIZES[..]
+        } else {
+            &self.size
+        };
+        let mut all = Vec::new();
+        for &op in ops {
+            for &size in sizes {
+                let mut workload = Workload::plain(op, size)
+                    .set(self.set)
+                    .depth(self.depth)
+                    .threads(self.threads);
+                if let Some(percent) = self.unmaps {
+                    workload = workload.unmap_every((100.0 / percent).round().max(1.0) as u64);
+                }
+                let mut planned = Planned::new(workload);
+                if !self.policy.is_empty() {
+                    let entries = self.policy.iter();
+                    planned.entries = entries.map(|&it| (it, workload.unmap_every)).collect();
+                }
+                all.push(planned);
+            }
+        }
+        all
+    }
+
+    fn effort(&self) -> Effort {
+        let seconds = self.seconds.unwrap_or(if self.quick { 2.0 } else { 8.0 });
+        Effort {
+            cell: Duration::from_secs_f64(seconds),
+            turns: if self.quick { 5 } else { 15 },
+            turn: Duration::from_millis(20),
+        }
+    }
+}
+
+/// Measures.
+pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
+    raise_limits();
+    let run = if options.place.uring {
+        with_best_monitor(
+            options,
+            "io_uring",
+            "io_uring",
+            &[Op::Write, Op::Read],
+            Uring::open,
+        )
+    } else {
+        let verbs = Verbs::open(options.place.device.as_deref())?;
+        let device = verbs.pd().context().device().to_owned();
+        let kind = if device.starts_with("rxe") {
+            "rxe"
+        } else {
+            "rdma"
+        };
+        with_best_monitor(options, kind, &device, &Op::ALL, || {
+            Verbs::open(Some(&device))
+        })
+    }?;
+    if let Some(path) = &options.json {
+        run.save(path)?;
+    }
+    for rows in [
+        table::costs(&run),
+        table::unmaps(&run),
+        table::transfers(&run),
+    ] {
+        if rows.len() > 1 {
+            print!("\n{}", table::text(&rows));
+        }
+    }
+    println!("\n{}", run.machine.line());
+    for verdict in judge(&run) {
+        println!("{verdict}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// By the driver if there is one: a type of its own, so that a hit is what it is in a program that asks for it.
+fn with_best_monitor<F: Fabric>(
+    options: &Options,
+    kind: &str,
+    device: &str,
+    ops: &[Op],
+    open: impl Fn() -> Result<F, Error>,
+) -> Result<Run, Error> {
+    match Ummunotify::open() {
+        Ok(monitor) => {
+            let machine = Machine::here(kind, device, monitor.name());
+            measure(options, machine, ops, &open, || {
+                let opened = Ummunotify::open();
+                opened.map_err(|why| Error::Cannot(why.to_string()))
+            })
+        }
+        Err(why) => {
+            let monitor = auto();
+            eprintln!("bench: {why}; the cache uses {}", monitor.name());
+            let machine = Machine::here(kind, device, monitor.name());
+            measure(options, machine, ops, &open, || Ok::<Auto, _>(auto()))
+        }
+    }
+}
+
+fn measure<F: Fabric, M: Monitor>(
+    options: &Options,
+    machine: Machine,
+    ops: &[Op],
+    open: &impl Fn() -> Result<F, Error>,
+    monitor: impl Fn() -> Result<M, Error>,
+) -> Result<Run, Error> {
+    let mut run = Run::new(machine);
+    let effort = options.effort();
+    if !options.is_own() {
+        let each = effort.cell / 8;
+        run.costs = cost::measure(&open()?, monitor()?, &SIZES, each)?;
+    }
+    let planned = options.planned(ops);
+    let progress = Progress::new(planned.len());
+    for Planned { workload, entries } in planned {
+        progress.next(workload);
+        let mut contestants = Vec::new();
+        for (policy, unmap_every) in entries {
+            let workload = Workload {
+                unmap_every,
+                ..workload
+            };
+            contestants.push(contestant(&open()?, &monitor, policy, workload)?);
+        }
+        let cell = take_turns(workload, effort, &mut contestants, &mut |done| {
+            progress.within(done);
+        })?;
+        progress.suspend(|| print!("{}", table::lines(&run.machine.kind, &cell)));
+        run.cells.push(cell);
+    }
+    progress.bar.finish_and_clear();
+    Ok(run)
+}
+
+/// How far it is: a bar on a terminal, a line for each workload elsewhere.
+struct Progress {
+    bar: ProgressBar,
+    cells: usize,
+    begun: Cell<usize>,
+}
+
+impl Progress {
+    fn new(cells: usize) -> Self {
+        let bar = ProgressBar::new(cells as u64 * 100);
+        let style = ProgressStyle::with_template("{bar:30} {percent:>3} %  {eta_precise}  {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self {
+            bar,
+            cells,
+            begun: Cell::new(0),
+        }
+    }
+
+    fn next(&self, workload: Workload) {
+        self.begun.set(self.begun.get() + 1);
+        let what = format!("{} of {}", workload.name(), bytes(workload.size));
+        if self.bar.is_hidden() {
+            eprintln!("bench: {} of {}: {what}", self.begun.get(), self.cells);
+        }
+        self.bar.set_message(what);
+    }
+
+    fn within(&self, done: f64) {
+        let before = (self.begun.get() - 1) as f64;
+        self.bar.set_position(((before + done) * 100.0) as u64);
+    }
+
+    fn suspend(&self, print: impl FnOnce()) {
+        self.bar.suspend(print);
+    }
+}
+
+/// As much locked memory as this user may have: the cache keeps to the limit.
+pub(crate) fn raise_limits() {
+    let limit = if geteuid().is_root() {
+        Ok((RLIM_INFINITY, RLIM_INFINITY))
+    } else {
+        getrlimit(Resource::RLIMIT_MEMLOCK).map(|(_, hard)| (hard, hard))
+    };
+    let raised = limit.and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard));
+    if let Err(why) = raised {
+        eprintln!("bench: RLIMIT_MEMLOCK stays as it is: {why}");
+    }
+}

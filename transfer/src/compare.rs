@@ -1,0 +1,48 @@
+//! Two runs beside each other.
+
+use crate::bytes;
+use crate::results::{Cell, Outcome, Run};
+use crate::table::{Rows, number};
+
+/// What both have measured: the time of a transfer, the time in registration, and the later's of the earlier's.
+#[must_use]
+pub fn rows(earlier: &Run, later: &Run) -> Rows {
+    let head = [
+        "transfer",
+        "size",
+        "policy",
+        "us before",
+        "us after",
+        "after, of before",
+        "registering before",
+        "registering after",
+        "after, of before",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for cell in &earlier.cells {
+        let Some(other) = later.cell(cell.workload) else {
+            continue;
+        };
+        let both = |outcome: &Outcome| other.outcome(&outcome.policy, outcome.unmap_every).cloned();
+        let pairs = cell
+            .outcomes
+            .iter()
+            .filter_map(|before| Some((before, both(before)?)));
+        rows.extend(pairs.map(|(before, after)| row(cell, before, &after)));
+    }
+    rows
+}
+
+fn row(cell: &Cell, before: &Outcome, after: &Outcome) -> Vec<String> {
+    vec![
+        cell.workload_of(before).name(),
+        bytes(cell.workload.size),
+        before.policy.clone(),
+        number(before.us),
+        number(after.us),
+        format!("{:.3}", after.us / before.us),
+        number(before.prepare_us),
+        number(after.prepare_us),
+        format!("{:.3}", after.prepare_us / before.prepare_us),
+    ]
+}

@@ -1,0 +1,173 @@
+//! [`Counted`]: a registrar or a monitor whose calls are counted, each of which is a system call.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use regcache::monitor::{Cookie, Monitor};
+use regcache::{Registrar, VaRange};
+use regcache_conformance::PAGE;
+
+/// What was counted.
+#[derive(Debug, Default)]
+pub struct Counts {
+    registrations: AtomicU64,
+    deregistrations: AtomicU64,
+    monitor_calls: AtomicU64,
+    pinned: AtomicU64,
+    most_pinned: AtomicU64,
+}
+
+/// A reading of [`Counts`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Registrations made.
+    pub registrations: u64,
+    /// Registrations destroyed.
+    pub deregistrations: u64,
+    /// Ranges watched, watches ended, reports read; with a monitor that is asked at each lookup, those too.
+    pub monitor_calls: u64,
+    /// Bytes pinned by registrations now, whole pages counted, as often as they are.
+    pub pinned: u64,
+    /// The most that this was.
+    pub most_pinned: u64,
+}
+
+impl Counts {
+    /// What they are.
+    #[must_use]
+    pub fn read(&self) -> Reading {
+        let value = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        Reading {
+            registrations: value(&self.registrations),
+            deregistrations: value(&self.deregistrations),
+            monitor_calls: value(&self.monitor_calls),
+            pinned: value(&self.pinned),
+            most_pinned: value(&self.most_pinned),
+        }
+    }
+
+    /// A registration of `range` was made.
+    pub(crate) fn registered(&self, range: VaRange) {
+        self.registrations.fetch_add(1, Ordering::Relaxed);
+        let pages = pages(range);
+        let pinned = self.pinned.fetch_add(pages, Ordering::Relaxed) + pages;
+        self.most_pinned.fetch_max(pinned, Ordering::Relaxed);
+    }
+
+    /// One was destroyed.
+    pub(crate) fn deregistered(&self, range: VaRange) {
+        self.deregistrations.fetch_add(1, Ordering::Relaxed);
+        self.pinned.fetch_sub(pages(range), Ordering::Relaxed);
+    }
+
+    fn asked(&self) {
+        self.monitor_calls.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes of the pages that `range` touches.
+fn pages(range: VaRange) -> u64 {
+    (range.end().next_multiple_of(PAGE) - range.start() / PAGE * PAGE) as u64
+}
+
+/// Counts the calls of what it wraps.
+#[derive(Debug, Clone)]
+pub struct Counted<T> {
+    inner: T,
+    counts: Arc<Counts>,
+}
+
+impl<T> Counted<T> {
+    /// Counts into `counts`.
+    pub fn new(inner: T, counts: &Arc<Counts>) -> Self {
+        Self {
+            inner,
+            counts: Arc::clone(counts),
+        }
+    }
+}
+
+/// A registration and the pages that it is known to pin.
+#[derive(Debug)]
+pub struct CountedRegistration<T> {
+    inner: T,
+    range: VaRange,
+}
+
+impl<T> CountedRegistration<T> {
+    /// The device's registration.
+    pub fn get(&self) -> &T {
+        &self.inner
+    }
+}
+
+// SAFETY: the promises are those of the registrar that does the work.
+unsafe impl<R: Registrar> Registrar for Counted<R> {
+    type Access = R::Access;
+    type Registration = CountedRegistration<R::Registration>;
+
+    fn register(&self, range: VaRange, access: R::Access) -> io::Result<Self::Registration> {
+        let inner = self.inner.register(range, access)?;
+        self.counts.registered(range);
+        Ok(CountedRegistration { inner, range })
+    }
+
+    fn deregister(&self, registration: Self::Registration) -> io::Result<()> {
+        self.counts.deregistered(registration.range);
+        self.inner.deregister(registration.inner)
+    }
+}
+
+// SAFETY: the promises are those of the monitor that does the work.
+unsafe impl<M: Monitor> Monitor for Counted<M> {
+    const CHECKED: bool = M::CHECKED;
+
+    #[inline]
+    fn generation(&self) -> u64 {
+        self.inner.generation()
+    }
+
+    #[inline]
+    fn is_intact(&self, range: VaRange) -> bool {
+        self.counts.asked();
+        self.inner.is_intact(range)
+    }
+
+    fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        self.counts.asked();
+        self.inner.watch(range, cookie)
+    }
+
+    fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        self.counts.asked();
+        self.inner.unwatch(cookie)
+    }
+
+    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        self.counts.asked();
+        self.inner.drain(invalidated)
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.descriptor()
+    }
+
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_counted_whole() {
+        let range = |start: usize, len| VaRange::new(std::ptr::without_provenance(start), len);
+        assert_eq!(pages(range(PAGE, 1).unwrap()), 4096);
+        assert_eq!(pages(range(2 * PAGE - 1, 2).unwrap()), 8192);
+        assert_eq!(pages(range(PAGE, PAGE).unwrap()), 4096);
+    }
+}

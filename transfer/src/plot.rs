@@ -1,0 +1,289 @@
+//! Plots, as SVG.
+
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
+use plotters::prelude::*;
+
+use crate::project::{LATENCY_NS, LINKS, share};
+use crate::results::{Outcome, Run};
+use crate::{Error, Op, Policy, bytes};
+
+const SIZE: (u32, u32) = (820, 460);
+const FONT: &str = "sans-serif";
+
+/// A line of a plot: its name, its points, and below and above each where it may be as well.
+struct Series {
+    name: String,
+    points: Vec<(f64, f64)>,
+    between: Vec<(f64, f64, f64)>,
+}
+
+/// What a plot looks like.
+struct Frame<'a> {
+    title: &'a str,
+    y: &'a str,
+    /// Whether the vertical axis is logarithmic.
+    log: bool,
+    range: (f64, f64),
+    /// A horizontal line, and what it stands for.
+    line: Option<(f64, &'a str)>,
+    label: &'a dyn Fn(f64) -> String,
+}
+
+fn color(index: usize) -> RGBColor {
+    // Told apart also by those who do not see red and green (Okabe and Ito).
+    const COLORS: [RGBColor; 6] = [
+        RGBColor(0, 114, 178),
+        RGBColor(213, 94, 0),
+        RGBColor(0, 158, 115),
+        RGBColor(204, 121, 167),
+        RGBColor(86, 180, 233),
+        RGBColor(120, 100, 0),
+    ];
+    COLORS[index % COLORS.len()]
+}
+
+/// Draws lines over sizes.
+fn draw(frame: &Frame<'_>, sizes: &[usize], series: &[Series]) -> Result<String, Error> {
+    let mut svg = String::new();
+    let drawn = if frame.log {
+        let (low, high) = frame.range;
+        render(&mut svg, frame, sizes, series, (low..high).log_scale())
+    } else {
+        let (low, high) = frame.range;
+        render(&mut svg, frame, sizes, series, low..high)
+    };
+    drawn.map_err(|why| Error::Plot {
+        name: frame.title.to_owned(),
+        why,
+    })?;
+    Ok(svg)
+}
+
+fn render<Y>(
+    svg: &mut String,
+    frame: &Frame<'_>,
+    sizes: &[usize],
+    series: &[Series],
+    y: Y,
+) -> Result<(), String>
+where
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: ValueFormatter<f64>,
+{
+    let to_text = |why: &dyn std::fmt::Display| why.to_string();
+    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    root.fill(&WHITE).map_err(|e| to_text(&e))?;
+    // The sizes stand at equal distances: they are powers of the same number.
+    let place = |size: f64| {
+        let index = sizes.iter().position(|&it| it as f64 == size);
+        index.unwrap_or(0) as f64
+    };
+    let last = sizes.len().saturating_sub(1).max(1) as f64;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(frame.title, (FONT, 18))
+        .margin(12)
+        .margin_right(24)
+        .x_label_area_size(44)
+        .y_label_area_size(76)
+        .build_cartesian_2d(0.0..last, y)
+        .map_err(|e| to_text(&e))?;
+    chart
+        .configure_mesh()
+        .x_desc("bytes of a transfer")
+        .y_desc(frame.y)
+        .label_style((FONT, 14))
+        .axis_desc_style((FONT, 15))
+        .light_line_style(WHITE)
+        .bold_line_style(RGBColor(225, 225, 225))
+        .x_labels(sizes.len())
+        .x_label_formatter(&|place| {
+            let size = sizes.get(place.round() as usize);
+            size.map_or_else(String::new, |&size| bytes(size))
+        })
+        .y_label_formatter(&|value| (frame.label)(*value))
+        .draw()
+        .map_err(|e| to_text(&e))?;
+    if let Some((at, name)) = frame.line {
+        let ends = [(0.0, at), (last, at)];
+        chart
+            .draw_series(DashedLineSeries::new(ends, 6, 4, BLACK.stroke_width(1)))
+            .map_err(|e| to_text(&e))?
+            .label(name)
+            .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], BLACK));
+    }
+    for (index, line) in series.iter().enumerate() {
+        let color = color(index);
+        let points = line.points.iter().map(|&(size, y)| (place(size), y));
+        chart
+            .draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(3))
+            .map_err(|e| to_text(&e))?
+            .label(&line.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        let bars = line.between.iter().map(|&(size, low, high)| {
+            // Next to each other, where several lines have them.
+            let x = place(size) + 0.03 * index as f64;
+            PathElement::new([(x, low), (x, high)], color.stroke_width(1))
+        });
+        chart.draw_series(bars).map_err(|e| to_text(&e))?;
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.85))
+        .border_style(RGBColor(190, 190, 190))
+        .label_font((FONT, 14))
+        .draw()
+        .map_err(|e| to_text(&e))?;
+    root.present().map_err(|e| to_text(&e))
+}
+
+fn sizes(run: &Run, op: Op) -> Vec<usize> {
+    let plain = run.cells.iter().map(|cell| cell.workload);
+    let plain = plain.filter(|workload| workload.op == op && workload.is_plain());
+    plain.map(|workload| workload.size).collect()
+}
+
+/// A policy's figure over the sizes of the plain workloads.
+fn line(run: &Run, op: Op, policy: Policy, figure: fn(&Outcome) -> f64) -> Series {
+    let cells = run.cells.iter();
+    let cells = cells.filter(|cell| cell.workload.op == op && cell.workload.is_plain());
+    let points = cells.filter_map(|cell| {
+        let outcome = cell.outcome(policy.name(), 0)?;
+        Some((cell.workload.size as f64, figure(outcome)))
+    });
+    Series {
+        name: policy.name().to_owned(),
+        points: points.collect(),
+        between: Vec::new(),
+    }
+}
+
+/// From below the least to above the most, in whole powers of ten.
+fn decades(series: &[Series]) -> (f64, f64) {
+    let values = || {
+        series
+            .iter()
+            .flat_map(|line| line.points.iter().map(|point| point.1))
+    };
+    let least = values()
+        .filter(|&value| value > 0.0)
+        .fold(f64::MAX, f64::min);
+    let most = values().fold(f64::MIN_POSITIVE, f64::max);
+    (
+        10f64.powf(least.log10().floor()),
+        10f64.powf((most * 1.2).log10().ceil()),
+    )
+}
+
+fn micros(us: f64) -> String {
+    match us {
+        _ if us < 0.999 => format!("{:.0} ns", us * 1e3),
+        _ if us < 999.0 => format!("{us:.0} us"),
+        _ => format!("{:.0} ms", us / 1e3),
+    }
+}
+
+/// Time in the policy for each transfer, over sizes.
+///
+/// # Errors
+///
+/// [`Error::Plot`].
+pub(crate) fn registering(
+    run: &Run,
+    title: &str,
+    policies: &[(Policy, &str)],
+) -> Result<String, Error> {
+    let series: Vec<_> = policies
+        .iter()
+        .map(|&(policy, name)| Series {
+            name: name.to_owned(),
+            ..line(run, Op::Write, policy, |outcome| outcome.prepare_us)
+        })
+        .filter(|line| !line.points.is_empty())
+        .collect();
+    let frame = Frame {
+        title,
+        y: "time in registration for each transfer",
+        log: true,
+        range: decades(&series),
+        line: None,
+        label: &micros,
+    };
+    draw(&frame, &sizes(run, Op::Write), &series)
+}
+
+/// The time of a transfer by the cache, of that with memory registered once, with the confidence.
+///
+/// # Errors
+///
+/// [`Error::Plot`].
+pub(crate) fn of_once(run: &Run, title: &str) -> Result<String, Error> {
+    let series: Vec<_> = Op::ALL
+        .into_iter()
+        .filter(|&op| !sizes(run, op).is_empty())
+        .map(|op| {
+            let cells = run.cells.iter();
+            let cells = cells.filter(|cell| cell.workload.op == op && cell.workload.is_plain());
+            let between = cells.filter_map(|cell| {
+                let [low, high] = cell.outcome(Policy::Regcache.name(), 0)?.ratio_between;
+                Some((cell.workload.size as f64, low.max(0.9), high.min(1.1)))
+            });
+            Series {
+                name: op.to_string(),
+                between: between.collect(),
+                ..line(run, op, Policy::Regcache, |outcome| outcome.ratio)
+            }
+        })
+        .collect();
+    let frame = Frame {
+        title,
+        y: "regcache's time, of registered-once's",
+        log: false,
+        range: (0.9, 1.1),
+        line: Some((1.03, "1.03")),
+        label: &|ratio| format!("{ratio:.2}"),
+    };
+    draw(&frame, &sizes(run, Op::Write), &series)
+}
+
+/// The share of a transfer's time that registering takes on links, and that a hit would take on the fastest.
+///
+/// # Errors
+///
+/// [`Error::Plot`].
+pub(crate) fn links(run: &Run, title: &str) -> Result<String, Error> {
+    let over_sizes = |name: String, gbps: f64, ns: fn(&crate::results::Cost) -> f64| Series {
+        name,
+        points: run
+            .costs
+            .iter()
+            .map(|cost| {
+                let share = share(ns(cost), cost.size, gbps, LATENCY_NS);
+                (cost.size as f64, 100.0 * share)
+            })
+            .collect(),
+        between: Vec::new(),
+    };
+    let mut series: Vec<_> = LINKS
+        .iter()
+        .filter(|&&gbps| gbps != 50.0 && gbps != 200.0)
+        .map(|&gbps| {
+            over_sizes(format!("each time, {gbps} Gb/s"), gbps, |cost| {
+                cost.both_ns()
+            })
+        })
+        .collect();
+    series.push(over_sizes("a hit, 800 Gb/s".to_owned(), 800.0, |cost| {
+        cost.hit_ns
+    }));
+    let sizes: Vec<_> = run.costs.iter().map(|cost| cost.size).collect();
+    let frame = Frame {
+        title,
+        y: "registration, % of a transfer's time",
+        log: false,
+        range: (0.0, 100.0),
+        line: None,
+        label: &|percent| format!("{percent:.0} %"),
+    };
+    draw(&frame, &sizes, &series)
+}

@@ -1,0 +1,273 @@
+//! Results as text: a line for each figure, for scripts, and tables for people.
+
+use std::fmt::Write as _;
+
+use crate::results::{Cell, Outcome, Run};
+use crate::{Policy, bytes};
+
+/// Three significant digits, or all before the point.
+#[must_use]
+pub fn number(value: f64) -> String {
+    let digits = match value.abs() {
+        v if !v.is_finite() => return "-".to_owned(),
+        0.0 => return "0".to_owned(),
+        v if v < 0.01 => return format!("{value:.1e}"),
+        v if v < 0.1 => 3,
+        v if v < 1.0 => 3,
+        v if v < 10.0 => 2,
+        v if v < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{value:.digits$}")
+}
+
+/// The lines of a cell: `rxe <op> <size> <policy> <value> <unit>`.
+#[must_use]
+pub fn lines(kind: &str, cell: &Cell) -> String {
+    let mut text = String::new();
+    for outcome in &cell.outcomes {
+        let workload = cell.workload_of(outcome);
+        let head = format!(
+            "{kind} {} {} {}",
+            workload.name(),
+            workload.size,
+            outcome.policy
+        );
+        let [p50, p90, p99, p999, max] = outcome.latency_us;
+        let figures = [
+            (outcome.us, "us"),
+            (outcome.ratio, "of-first"),
+            (outcome.rate, "msg/s"),
+            (outcome.bandwidth / 1e6, "MB/s"),
+            (p50, "us-p50"),
+            (p90, "us-p90"),
+            (p99, "us-p99"),
+            (p999, "us-p99.9"),
+            (max, "us-max"),
+            (outcome.prepare_us, "us-registering"),
+            (outcome.prepare_mean_us, "us-registering-mean"),
+            (outcome.cpu_us, "cpu-us-registering"),
+            (outcome.registration_calls, "registration-calls"),
+            (outcome.monitor_calls, "monitor-calls"),
+            (outcome.pinned as f64, "bytes-pinned"),
+        ];
+        for (value, unit) in figures {
+            let _ = writeln!(text, "{head} {} {unit}", number(value));
+        }
+        if outcome.checked {
+            let _ = writeln!(text, "{head} {} stale-bytes", outcome.stale_bytes);
+        }
+    }
+    text
+}
+
+/// Rows of cells, the first of them the head.
+pub type Rows = Vec<Vec<String>>;
+
+/// The table of the transfers of which nothing is unmapped: what they take, and what of it is registering.
+#[must_use]
+pub fn transfers(run: &Run) -> Rows {
+    let head = [
+        "transfer",
+        "size",
+        "registered once, us",
+        "regcache",
+        "(95 %)",
+        "each time",
+        "copy",
+        "registering: each time, us",
+        "regcache, us",
+        "copy, us",
+        "times less",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for cell in run
+        .cells
+        .iter()
+        .filter(|cell| cell.workload.unmap_every == 0)
+    {
+        let of = |policy: Policy, figure: fn(&Outcome) -> f64| {
+            let outcome = cell.outcome(policy.name(), 0);
+            outcome.map_or_else(String::new, |outcome| number(figure(outcome)))
+        };
+        let ratio = |policy: Policy| {
+            let outcome = cell.outcome(policy.name(), 0);
+            outcome.map_or_else(String::new, |outcome| format!("{:.3}", outcome.ratio))
+        };
+        let prepare = |policy: Policy| cell.outcome(policy.name(), 0).map(|it| it.prepare_us);
+        let (each, ours) = (prepare(Policy::RegisterEachTime), prepare(Policy::Regcache));
+        rows.push(vec![
+            cell.workload.name(),
+            bytes(cell.workload.size),
+            of(Policy::RegisteredOnce, |it| it.us),
+            ratio(Policy::Regcache),
+            cell.outcome(Policy::Regcache.name(), 0)
+                .map_or_else(String::new, |it| {
+                    format!("{:.3}-{:.3}", it.ratio_between[0], it.ratio_between[1])
+                }),
+            ratio(Policy::RegisterEachTime),
+            ratio(Policy::Copy),
+            of(Policy::RegisterEachTime, |it| it.prepare_us),
+            of(Policy::Regcache, |it| it.prepare_us),
+            of(Policy::Copy, |it| it.prepare_us),
+            match (each, ours) {
+                (Some(each), Some(ours)) => format!("{:.0}", each / ours),
+                _ => String::new(),
+            },
+        ]);
+    }
+    rows
+}
+
+/// The table of the transfers whose buffers are unmapped meanwhile.
+#[must_use]
+pub fn unmaps(run: &Run) -> Rows {
+    let head = [
+        "transfer",
+        "size",
+        "policy",
+        "us",
+        "rate, of regcache without",
+        "registering, us (mean)",
+        "registration calls",
+        "monitor calls",
+        "remaps",
+        "stale bytes",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for cell in run
+        .cells
+        .iter()
+        .filter(|cell| cell.workload.unmap_every > 0)
+    {
+        for outcome in &cell.outcomes {
+            let workload = cell.workload_of(outcome);
+            rows.push(vec![
+                workload.name(),
+                bytes(workload.size),
+                outcome.policy.clone(),
+                number(outcome.us),
+                format!("{:.3}", 1.0 / outcome.ratio),
+                number(outcome.prepare_mean_us),
+                number(outcome.registration_calls),
+                number(outcome.monitor_calls),
+                outcome.remaps.to_string(),
+                outcome.stale_bytes.to_string(),
+            ]);
+        }
+    }
+    rows
+}
+
+/// What registering costs, without any transfer.
+#[must_use]
+pub fn costs(run: &Run) -> Rows {
+    let head = [
+        "size",
+        "register, us",
+        "deregister, us",
+        "hit, us",
+        "copy, us",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for cost in &run.costs {
+        let us = |ns: f64| number(ns / 1e3);
+        rows.push(vec![
+            bytes(cost.size),
+            us(cost.register_ns),
+            us(cost.deregister_ns),
+            us(cost.hit_ns),
+            us(cost.copy_ns),
+        ]);
+    }
+    rows
+}
+
+/// In columns, numbers to the right.
+#[must_use]
+pub fn text(rows: &Rows) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = match is_number(cell) {
+                true => write!(line, "{cell:>width$}  "),
+                false => write!(line, "{cell:<width$}  "),
+            };
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// In Markdown.
+#[must_use]
+pub fn markdown(rows: &Rows) -> String {
+    let mut text = String::new();
+    for (number, row) in rows.iter().enumerate() {
+        let _ = writeln!(text, "| {} |", row.join(" | "));
+        if number == 0 {
+            let _ = writeln!(text, "|{}", "---|".repeat(row.len()));
+        }
+    }
+    text
+}
+
+/// In HTML.
+#[must_use]
+pub fn html(rows: &Rows) -> String {
+    let mut text = String::from("<table>\n");
+    for (number, row) in rows.iter().enumerate() {
+        let tag = if number == 0 { "th" } else { "td" };
+        text += "<tr>";
+        for cell in row {
+            let class = if is_number(cell) { " class=\"n\"" } else { "" };
+            let _ = write!(text, "<{tag}{class}>{}</{tag}>", escape(cell));
+        }
+        text += "</tr>\n";
+    }
+    text + "</table>\n"
+}
+
+/// For HTML.
+#[must_use]
+pub fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}
+
+fn is_number(cell: &str) -> bool {
+    cell.chars()
+        .next()
+        .is_some_and(|first| first.is_ascii_digit())
+        && !cell.ends_with('B')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_the_digits_that_mean_something() {
+        let cases = [
+            (0.0, "0"),
+            (0.0049, "4.9e-3"),
+            (0.123, "0.123"),
+            (7.256, "7.26"),
+            (72.56, "72.6"),
+            (725.6, "726"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(number(value), text);
+        }
+        assert_eq!(number(f64::NAN), "-");
+    }
+}

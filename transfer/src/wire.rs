@@ -1,0 +1,88 @@
+//! [`Wire`]: what moves the bytes of one thread, and [`Fabric`]: where wires and registrations come from.
+
+use std::time::Duration;
+
+use regcache::Registrar;
+
+use crate::{Error, Op};
+
+/// How long nothing may complete. An emulated machine moves 16 MiB in half a second.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Memory as a work request names it.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// Where it is.
+    pub at: *mut u8,
+    /// Bytes.
+    pub len: usize,
+    /// The device's name for a registration that covers it.
+    pub key: u32,
+}
+
+/// A registration as work requests name it.
+pub trait Keyed {
+    /// The name.
+    fn key(&self) -> u32;
+}
+
+impl<T: Keyed> Keyed for crate::counted::CountedRegistration<T> {
+    fn key(&self) -> u32 {
+        self.get().key()
+    }
+}
+
+/// Moves the bytes of one thread. Transfers have places, from 0 up to the depth it was made with; in each place there
+/// is one at a time, whose other end is memory of that place's own.
+pub trait Wire: Send {
+    /// Starts a transfer.
+    ///
+    /// # Errors
+    ///
+    /// The device's.
+    ///
+    /// # Safety
+    ///
+    /// The memory stays mapped and registered, and nobody else's, until the transfer's place came out of
+    /// [`poll`](Self::poll), or the wire was dropped.
+    unsafe fn post(&mut self, place: usize, op: Op, memory: Memory) -> Result<(), Error>;
+
+    /// The place of a transfer that has ended well, if there is one. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// The device's. Nothing that was posted can be counted on after that.
+    fn poll(&mut self) -> Result<Option<usize>, Error>;
+
+    /// Nothing has completed, for so many polls in a row: lets others run.
+    fn idle(&self, polls: u32) {
+        let _ = polls;
+        std::thread::yield_now();
+    }
+
+    /// What is at the other end of the place, of which no transfer may be under way.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cannot`] if it is not in this process.
+    fn peer(&mut self, place: usize) -> Result<&mut [u8], Error>;
+}
+
+/// A device: where wires and registrations come from.
+pub trait Fabric {
+    /// Makes registrations that its wires can name.
+    type Registrar: Registrar<Registration: Keyed> + Clone;
+
+    /// The registrar.
+    fn registrar(&self) -> Self::Registrar;
+
+    /// What the buffer's registration must allow.
+    fn access(&self, op: Op) -> <Self::Registrar as Registrar>::Access;
+
+    /// A wire for so many transfers at a time of so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// The device's.
+    fn wire(&self, size: usize, depth: usize) -> Result<Box<dyn Wire>, Error>;
+}
