@@ -15,7 +15,7 @@
 //! min(1, (8 s / B) / R)
 //! ```
 //!
-//! of the link's. With a cache `R` is the time of a hit.
+//! of the link's. With a cache `R` is the time of a hit with the driver.
 
 use crate::results::{Cost, Run};
 use crate::table::Rows;
@@ -45,12 +45,16 @@ pub fn filled(registering_ns: f64, size: usize, gbps: f64) -> f64 {
     (wire_ns(size, gbps) / registering_ns).min(1.0)
 }
 
-/// The table: what registering each time takes of a transfer, and in brackets what a hit takes.
+/// The table: what registering each time takes of a transfer, and in brackets what a hit takes with the driver.
 #[must_use]
 pub fn shares(run: &Run, latency_ns: f64) -> Rows {
     rows(run, |cost, gbps| {
         let of = |ns| 100.0 * share(ns, cost.size, gbps, latency_ns);
-        format!("{:.1} % ({:.2} %)", of(cost.both_ns()), of(cost.hit_ns))
+        format!(
+            "{:.1} % ({:.2} %)",
+            of(cost.both_ns()),
+            of(cost.word_hit_ns)
+        )
     })
 }
 

@@ -181,7 +181,7 @@ fn projected(run: &Run) -> Result<Vec<Part>, Error> {
         Part::Text(format!(
             "Projected to links that are faster than this one: the share of a transfer's time that registering and \
              deregistering take, R / (R + L + 8 s / B), with R from the table above, s bytes, B the link's rate and L = {} ns \
-             for all the rest; in brackets, of a hit.",
+             for all the rest; in brackets, of a hit with the driver.",
             project::LATENCY_NS
         )),
         Part::Table(project::shares(run, project::LATENCY_NS)),

@@ -88,6 +88,8 @@ pub struct Cost {
     pub deregister_ns: f64,
     /// A lookup that is a hit, and the drop of its guard.
     pub hit_ns: f64,
+    /// The same with a monitor whose generation is a word in memory, as the driver's.
+    pub word_hit_ns: f64,
     /// Copying as many bytes.
     pub copy_ns: f64,
 }

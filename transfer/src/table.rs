@@ -167,6 +167,7 @@ pub fn costs(run: &Run) -> Rows {
         "register, us",
         "deregister, us",
         "hit, us",
+        "hit with the driver, us",
         "copy, us",
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -177,6 +178,7 @@ pub fn costs(run: &Run) -> Rows {
             us(cost.register_ns),
             us(cost.deregister_ns),
             us(cost.hit_ns),
+            us(cost.word_hit_ns),
             us(cost.copy_ns),
         ]);
     }

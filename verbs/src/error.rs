@@ -212,6 +212,24 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// No connection with another host.
+    #[error(
+        "cannot {step} the peer: {}",
+        match source.raw_os_error() {
+            Some(libc::ENODEV) => "no RDMA device has an address on the way there (`rdma link`), or the kernel has no \
+                                   connection manager (`modprobe rdma_ucm`)",
+            Some(libc::EADDRNOTAVAIL) => "this host does not have that address, or not on an RDMA device (`rdma link`)",
+            Some(libc::ETIMEDOUT) => "it does not answer: is it up, and does a firewall pass UDP port 4791?",
+            _ => "does anybody listen there?",
+        }
+    )]
+    Connection {
+        /// What was tried.
+        step: &'static str,
+        /// The system's error, or the event that came.
+        #[source]
+        source: io::Error,
+    },
     /// The work request was not taken.
     #[error(
         "the device did not take the work request: the queue is full, or the connection is lost"

@@ -42,6 +42,7 @@
 //! [`Arc`]: std::sync::Arc
 #![warn(missing_docs)]
 
+pub mod cm;
 mod cq;
 mod device;
 mod errno;

@@ -1,5 +1,6 @@
 //! [`Qp`], a reliably connected queue pair.
 
+use std::ffi::c_int;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem;
@@ -19,18 +20,26 @@ use crate::{Access, Cq, Error, Pd, Route};
 /// often to do so. Long for a wire, where 2^14 is usual, because a software device on a busy machine
 /// may not run for that long.
 const ACK_TIMEOUT: u8 = 17;
-const RETRIES: u8 = 7;
+pub(crate) const RETRIES: u8 = 7;
 
 /// Wait as long as it takes if the peer has no receive posted (7 means no limit), asking again
 /// after 0.64 ms (12).
-const RNR_RETRIES: u8 = 7;
+pub(crate) const RNR_RETRIES: u8 = 7;
 const RNR_TIMER: u8 = 12;
 
 /// RDMA reads under way at once.
-const READS: u8 = 1;
+pub(crate) const READS: u8 = 1;
 
 /// Packet sequence numbers have 24 bits.
 const PSN_MASK: u64 = 0xff_ffff;
+
+/// How long to wait for the peer, whoever knows the rest of the connection.
+pub(crate) fn patience(attr: &mut ibv_qp_attr) {
+    attr.min_rnr_timer = RNR_TIMER;
+    attr.rnr_retry = RNR_RETRIES;
+    attr.timeout = ACK_TIMEOUT;
+    attr.retry_cnt = RETRIES;
+}
 
 /// Memory of this process, for a work request.
 #[derive(Clone, Copy, Debug)]
@@ -158,10 +167,7 @@ impl Qp {
         attr.sq_psn = self.psn;
         attr.max_dest_rd_atomic = READS;
         attr.max_rd_atomic = READS;
-        attr.min_rnr_timer = RNR_TIMER;
-        attr.rnr_retry = RNR_RETRIES;
-        attr.timeout = ACK_TIMEOUT;
-        attr.retry_cnt = RETRIES;
+        patience(&mut attr);
         attr.ah_attr = route.address(attr.ah_attr);
 
         let steps = [
@@ -193,13 +199,18 @@ impl Qp {
         for (state, code, mask) in steps {
             attr.qp_state = code;
             let mask = (mask | Mask::IBV_QP_STATE).0.cast_signed();
-            // SAFETY: the queue pair is alive, and `attr` has the fields that the mask names; the
-            // peer's memory that it opens a way to is this process's own, and only by work requests,
-            // whose posting is unsafe.
-            let modified = unsafe { ibv_modify_qp(self.as_ptr(), &raw mut attr, mask) };
-            check(modified).map_err(|source| Error::ConnectQp { state, source })?;
+            self.modify(&mut attr, mask)
+                .map_err(|source| Error::ConnectQp { state, source })?;
         }
         Ok(())
+    }
+
+    /// Sets the attributes that `mask` names.
+    pub(crate) fn modify(&self, attr: &mut ibv_qp_attr, mask: c_int) -> io::Result<()> {
+        // SAFETY: the queue pair is alive, and `attr` has all fields. What the peer may reach by a
+        // connection is what was registered for remote access, and what this side may reach by it
+        // takes work requests, whose posting is unsafe.
+        check(unsafe { ibv_modify_qp(self.as_ptr(), attr, mask) })
     }
 
     /// Posts a receive: the peer's next send lands in `into`.

@@ -1,11 +1,18 @@
-//! What a lookup costs, beside UCX's registration cache: builds the program `compare` with UCX and runs it.
+//! What a lookup costs, beside UCX's registration cache: builds the program `compare` with UCX and runs it. And what a
+//! transfer costs, by each way of registering its buffer: the program `bench`, on this machine over io_uring, and in a
+//! virtual machine over rxe.
 
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cmd;
 use crate::error::Error;
+use crate::kernel::Series;
 use crate::project::{Project, cargo};
 use crate::setup;
+use crate::vm;
 
 /// What UCX's cache is linked from, and what counts instructions.
 const PACKAGES: &[&str] = &["gcc", "libc6-dev", "libucx-dev", "pkg-config", "valgrind"];
@@ -16,13 +23,25 @@ pub(crate) struct Amount {
     /// A tenth of the measurements: a minute or two
     #[arg(long)]
     quick: bool,
+    /// Instead of lookups, transfers: over rxe in a virtual machine, and over io_uring on this one; makes a report
+    #[arg(long)]
+    rxe: bool,
+    /// Where the report goes; if not told, target/report
+    #[arg(long, value_name = "DIR", requires = "rxe")]
+    into: Option<PathBuf>,
+    /// The kernel of the virtual machine
+    #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default(), requires = "rxe")]
+    kernel: Series,
     /// Only the figures whose names begin so, as hit/2threads
-    #[arg(value_name = "FIGURE")]
+    #[arg(value_name = "FIGURE", conflicts_with = "rxe")]
     only: Option<String>,
 }
 
 /// Measures; the program prints the table.
 pub(crate) fn run(project: &Project, amount: &Amount) -> Result<u8, Error> {
+    if amount.rxe {
+        return transfers(project, amount);
+    }
     setup::packages(project, PACKAGES)?;
     let mut build = cargo();
     build.args(["build", "--release", "--package", "regcache-bench"]);
@@ -34,4 +53,67 @@ pub(crate) fn run(project: &Project, amount: &Amount) -> Result<u8, Error> {
     }
     compare.args(&amount.only);
     cmd::run(&mut compare).map(|()| 0)
+}
+
+/// Measures transfers and makes the report.
+fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
+    setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
+    let program = transfer_program(project)?;
+    let dir = project.own_dir().join("bench");
+    let [uring, rxe] = ["uring.json", "rxe.json"].map(|name| dir.join(name));
+
+    let mut here = Command::new(&program);
+    here.args(["measure", "--uring"]).args(amount.flags());
+    cmd::run(here.arg("--json").arg(&uring))?;
+
+    let mut command: Vec<OsString> = vec![program.clone().into(), "measure".into()];
+    command.extend(amount.flags().map(OsString::from));
+    command.extend(["--json".into(), rxe.clone().into()]);
+    let machine = vm::Machine {
+        kernel: amount.kernel,
+        timeout: 3600,
+        ..vm::Machine::default()
+    };
+    let job = vm::Job {
+        command: &command,
+        stdout: Box::new(io::stdout()),
+        stderr: Some(Box::new(io::stderr())),
+    };
+    let status = vm::run(project, &machine, job)?;
+    if status != 0 {
+        return Ok(status);
+    }
+    report(project, amount, &program, &[&rxe, &uring]).map(|()| 0)
+}
+
+fn report(project: &Project, amount: &Amount, program: &Path, runs: &[&Path]) -> Result<(), Error> {
+    let into = amount.into.clone();
+    let into = into.unwrap_or_else(|| project.target.join("report"));
+    let mut report = Command::new(program);
+    report.arg("report").args(runs).arg("--into").arg(into);
+    report.args([
+        "--command",
+        &format!("cargo xtask bench --rxe{}", amount.words()),
+    ]);
+    cmd::run(&mut report)
+}
+
+/// Builds the program and returns where it is.
+fn transfer_program(project: &Project) -> Result<PathBuf, Error> {
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", "regcache-transfer"]);
+    cmd::run(&mut build)?;
+    Ok(project.target.join("release/bench"))
+}
+
+impl Amount {
+    /// What the program is told.
+    fn flags(&self) -> impl Iterator<Item = &'static str> {
+        self.quick.then_some("--quick").into_iter()
+    }
+
+    /// As one would type it.
+    fn words(&self) -> String {
+        self.flags().map(|flag| format!(" {flag}")).collect()
+    }
 }

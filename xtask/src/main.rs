@@ -74,7 +74,8 @@ enum Xtask {
         #[arg(long, value_name = "SERIES", value_enum, default_value_t = kernel::Series::default())]
         kernel: kernel::Series,
     },
-    /// Measure what a lookup costs, by turns with UCX's registration cache, and print a table and a line a figure
+    /// Measure what a lookup costs, by turns with UCX's registration cache, or with --rxe what a transfer costs by each way of
+    /// registering its buffer, and print a table and a line a figure
     Bench {
         #[command(flatten)]
         amount: bench::Amount,

@@ -1,6 +1,7 @@
 //! What a transfer costs by each way of registering its buffer: measures, reports, compares, projects.
 
 mod cost;
+mod hosts;
 mod measure;
 mod read;
 
@@ -22,6 +23,10 @@ enum Command {
     Measure(measure::Options),
     /// Measure what registering costs on this machine's adapter, and what that would eat of faster links
     Cost(cost::Options),
+    /// Be the other end for clients on other hosts
+    Server(hosts::Server),
+    /// Measure against a server, or have it check what is moved to it
+    Client(hosts::Client),
     /// Make a report of files that `measure --json` has written
     Report(read::Report),
     /// Hold the second of two such files against the first
@@ -32,6 +37,8 @@ fn main() -> ExitCode {
     let done: Result<ExitCode, Error> = match Cli::parse().command {
         Command::Measure(options) => measure::run(&options),
         Command::Cost(options) => cost::run(&options),
+        Command::Server(options) => hosts::server(&options),
+        Command::Client(options) => hosts::client(&options),
         Command::Report(files) => read::report(&files),
         Command::Compare(files) => read::compare(&files),
     };

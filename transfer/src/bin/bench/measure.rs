@@ -33,6 +33,13 @@ pub(crate) struct Place {
 pub(crate) struct Options {
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    work: Work,
+}
+
+/// What to measure.
+#[derive(clap::Args)]
+pub(crate) struct Work {
     /// A minute instead of eight
     #[arg(long)]
     quick: bool,
@@ -65,7 +72,7 @@ pub(crate) struct Options {
     json: Option<PathBuf>,
 }
 
-impl Options {
+impl Work {
     fn is_own(&self) -> bool {
         let Self {
             op,
@@ -84,14 +91,15 @@ impl Options {
             || [*set, *depth, *threads] != [1; 3]
     }
 
-    fn planned(&self, ops: &[Op]) -> Vec<Planned> {
+    fn planned(&self, kind: &str, ops: &[Op], can_check: bool) -> Vec<Planned> {
         if !self.is_own() {
             let threads = std::thread::available_parallelism().map_or(1, usize::from);
-            let threads = if self.place.uring { 1 } else { threads };
-            let mut planned = plan(ops, threads, self.quick);
-            if self.place.uring {
+            let is_uring = kind == "io_uring";
+            let mut planned = plan(ops, if is_uring { 1 } else { threads }, self.quick);
+            if is_uring {
                 add_drivers_hit(&mut planned);
             }
+            planned.retain(|planned| can_check || !planned.workload.checked);
             return planned;
         }
         let ops = if self.op.is_empty() { ops } else { &self.op };
@@ -134,27 +142,68 @@ impl Options {
 /// Measures.
 pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
     raise_limits();
-    let run = if options.place.uring {
-        with_best_monitor(
-            options,
-            "io_uring",
-            "io_uring",
-            &[Op::Write, Op::Read],
-            Uring::open,
-        )
-    } else {
-        let verbs = Verbs::open(options.place.device.as_deref())?;
-        let device = verbs.pd().context().device().to_owned();
-        let kind = if device.starts_with("rxe") {
-            "rxe"
-        } else {
-            "rdma"
+    if options.place.uring {
+        let device = Device {
+            kind: "io_uring",
+            name: "io_uring",
+            ops: &[Op::Write, Op::Read],
+            can_check: true,
         };
-        with_best_monitor(options, kind, &device, &Op::ALL, || {
-            Verbs::open(Some(&device))
-        })
+        return with_best_monitor(&options.work, &device, Uring::open);
+    }
+    let verbs = Verbs::open(options.place.device.as_deref())?;
+    let name = verbs.pd().context().device().to_owned();
+    let device = Device {
+        can_check: true,
+        ..Device::verbs(&name)
+    };
+    with_best_monitor(&options.work, &device, || Verbs::open(Some(&name)))
+}
+
+/// A device, as the plan has to know it.
+pub(crate) struct Device<'a> {
+    kind: &'static str,
+    name: &'a str,
+    ops: &'static [Op],
+    /// Whether the other end of a transfer is in this process.
+    can_check: bool,
+}
+
+impl<'a> Device<'a> {
+    /// A verbs device whose transfers lead elsewhere.
+    pub(crate) fn verbs(name: &'a str) -> Self {
+        Self {
+            kind: if name.starts_with("rxe") {
+                "rxe"
+            } else {
+                "rdma"
+            },
+            name,
+            ops: &Op::ALL,
+            can_check: false,
+        }
+    }
+}
+
+/// By the driver if there is one: a type of its own, so that a hit is what it is in a program that asks for it.
+pub(crate) fn with_best_monitor<F: Fabric>(
+    work: &Work,
+    device: &Device<'_>,
+    open: impl Fn() -> Result<F, Error>,
+) -> Result<ExitCode, Error> {
+    let run = match Ummunotify::open() {
+        Ok(monitor) => {
+            let machine = Machine::here(device.kind, device.name, monitor.name());
+            measure(work, device, machine, &open, ummunotify)
+        }
+        Err(why) => {
+            let monitor = auto();
+            eprintln!("bench: {why}; the cache uses {}", monitor.name());
+            let machine = Machine::here(device.kind, device.name, monitor.name());
+            measure(work, device, machine, &open, || Ok::<Auto, _>(auto()))
+        }
     }?;
-    if let Some(path) = &options.json {
+    if let Some(path) = &work.json {
         run.save(path)?;
     }
     for rows in [
@@ -173,45 +222,24 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// By the driver if there is one: a type of its own, so that a hit is what it is in a program that asks for it.
-fn with_best_monitor<F: Fabric>(
-    options: &Options,
-    kind: &str,
-    device: &str,
-    ops: &[Op],
-    open: impl Fn() -> Result<F, Error>,
-) -> Result<Run, Error> {
-    match Ummunotify::open() {
-        Ok(monitor) => {
-            let machine = Machine::here(kind, device, monitor.name());
-            measure(options, machine, ops, &open, || {
-                let opened = Ummunotify::open();
-                opened.map_err(|why| Error::Cannot(why.to_string()))
-            })
-        }
-        Err(why) => {
-            let monitor = auto();
-            eprintln!("bench: {why}; the cache uses {}", monitor.name());
-            let machine = Machine::here(kind, device, monitor.name());
-            measure(options, machine, ops, &open, || Ok::<Auto, _>(auto()))
-        }
-    }
+pub(crate) fn ummunotify() -> Result<Ummunotify, Error> {
+    Ummunotify::open().map_err(|why| Error::Cannot(why.to_string()))
 }
 
 fn measure<F: Fabric, M: Monitor>(
-    options: &Options,
+    work: &Work,
+    device: &Device<'_>,
     machine: Machine,
-    ops: &[Op],
     open: &impl Fn() -> Result<F, Error>,
     monitor: impl Fn() -> Result<M, Error>,
 ) -> Result<Run, Error> {
     let mut run = Run::new(machine);
-    let effort = options.effort();
-    if !options.is_own() {
+    let effort = work.effort();
+    if !work.is_own() {
         let each = effort.cell / 8;
         run.costs = cost::measure(&open()?, monitor()?, &SIZES, each)?;
     }
-    let planned = options.planned(ops);
+    let planned = work.planned(device.kind, device.ops, device.can_check);
     let progress = Progress::new(planned.len());
     for Planned { workload, entries } in planned {
         progress.next(workload);

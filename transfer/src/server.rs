@@ -1,0 +1,158 @@
+//! [`serve`]: the other end of transfers from another host.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use memmap2::MmapMut;
+use regcache::VaRange;
+use regcache_conformance::PAGE;
+use regcache_verbs::cm::{Connection, Incoming, Listener};
+use regcache_verbs::{Context, Cq, Mr, Pd, Qp, Sge, WcStatus};
+
+use crate::Error;
+use crate::buffers::wrong_bytes;
+use crate::error::Trying;
+use crate::remote::{Offer, Wish};
+use crate::verbs_wire::PEER_ACCESS;
+
+/// How long it sleeps when there is nothing to do.
+const REST: Duration = Duration::from_micros(50);
+
+/// Listens at `address` and serves, each client by a thread: for ever, or until so many have come and gone. `ready` is
+/// called when it listens.
+///
+/// # Errors
+///
+/// The device's, while listening; of clients that went wrong it tells, and goes on, unless it was to serve so many.
+pub fn serve(
+    address: SocketAddr,
+    clients: Option<usize>,
+    ready: impl FnOnce(),
+) -> Result<(), Error> {
+    let listener = Listener::bind(address)?;
+    ready();
+    let mut threads = Vec::new();
+    for _ in 0..clients.unwrap_or(usize::MAX) {
+        let incoming = listener.next(None)?;
+        let thread = thread::spawn(move || serve_one(incoming));
+        if clients.is_some() {
+            threads.push(thread);
+        }
+    }
+    for thread in threads {
+        let served = thread.join();
+        served.map_err(|_| Error::Cannot("a client's thread panicked".to_owned()))??;
+    }
+    Ok(())
+}
+
+fn serve_one(incoming: Incoming) -> Result<(), Error> {
+    let served = Wish::from_bytes(incoming.hello())
+        .ok_or_else(|| Error::Cannot("a client of another version".to_owned()))
+        .and_then(|wish| Served::accept(incoming, wish)?.run());
+    if let Err(error) = &served {
+        eprintln!("bench: a client: {error}");
+    }
+    served
+}
+
+/// A client that is being served.
+struct Served {
+    // First: when it is gone, the device has let go of the memory.
+    qp: Qp,
+    cq: Arc<Cq>,
+    connection: Connection,
+    mr: Mr,
+    memory: MmapMut,
+    stride: usize,
+    wish: Wish,
+}
+
+impl Served {
+    fn accept(incoming: Incoming, wish: Wish) -> Result<Self, Error> {
+        let pd = Pd::alloc(&Context::open(&incoming.device()?)?)?;
+        let entries = wish.depth + 1;
+        let cq = Cq::create(pd.context(), 4 * entries)?;
+        let qp = Qp::create(&pd, &cq, &cq, entries)?;
+        let stride = (wish.size as usize).next_multiple_of(PAGE);
+        let memory = MmapMut::map_anon(stride * wish.depth as usize).trying("map memory")?;
+        let range = VaRange::new(memory.as_ptr(), memory.len())?;
+        let mr = Mr::register(&pd, range, PEER_ACCESS).trying("register memory")?;
+        let offer = Offer {
+            addr: mr.addr() as u64,
+            rkey: mr.rkey(),
+            stride: stride as u64,
+        };
+        let connection = incoming.accept(&qp, &offer.to_bytes(), || {
+            (0..wish.depth).try_for_each(|place| receive(&qp, &mr, stride, wish, place))
+        })?;
+        Ok(Self {
+            qp,
+            cq,
+            connection,
+            mr,
+            memory,
+            stride,
+            wish,
+        })
+    }
+
+    /// Until the client goes, or has sent all that it wanted to have checked.
+    fn run(self) -> Result<(), Error> {
+        let (mut received, mut wrong, mut messages) = (0, 0, 0);
+        loop {
+            let Some(completion) = self.cq.poll()? else {
+                if self.connection.is_closed()? {
+                    return Ok(());
+                }
+                thread::sleep(REST);
+                continue;
+            };
+            if completion.status != WcStatus::SUCCESS {
+                return Err(Error::Transfer(completion.status.to_string()));
+            }
+            let place = completion.wr_id as u32;
+            if self.wish.total > 0 {
+                let len = self.wish.size.min(self.wish.total - received);
+                let start = place as usize * self.stride;
+                wrong += wrong_bytes(&self.memory[start..start + len as usize], messages);
+                received += len;
+                messages += 1;
+                if received == self.wish.total {
+                    return self.answer(received, wrong);
+                }
+            }
+            receive(&self.qp, &self.mr, self.stride, self.wish, place)?;
+        }
+    }
+
+    /// Tells the client what came, and waits until it has gone.
+    fn answer(mut self, received: u64, wrong: u64) -> Result<(), Error> {
+        self.memory[..8].copy_from_slice(&received.to_le_bytes());
+        self.memory[8..16].copy_from_slice(&wrong.to_le_bytes());
+        let from = Sge {
+            addr: self.mr.addr() as u64,
+            length: 16,
+            lkey: self.mr.lkey(),
+        };
+        // SAFETY: the memory is ours, registered, and left alone from here on; the client sends no more.
+        unsafe { self.qp.post_send(u64::MAX, from) }?;
+        while !self.connection.is_closed()? {
+            thread::sleep(REST);
+        }
+        Ok(())
+    }
+}
+
+fn receive(qp: &Qp, mr: &Mr, stride: usize, wish: Wish, place: u32) -> Result<(), Error> {
+    let into = Sge {
+        addr: (mr.addr() + place as usize * stride) as u64,
+        length: wish.size as u32,
+        lkey: mr.lkey(),
+    };
+    // SAFETY: the place's memory, which is read only after its receive has completed and before the next is posted; it
+    // and its registration outlive the queue pair.
+    Ok(unsafe { qp.post_recv(u64::from(place), into) }?)
+}

@@ -1,0 +1,465 @@
+//! Connections between hosts: [`Dial`] and [`Listener`], which find the device for an IP address and connect a [`Qp`] with
+//! one at another address, by librdmacm.
+//!
+//! librdmacm opens devices for itself. Its objects are used here only to find and to connect; the queue pair is one of ours,
+//! on a [`Context`](crate::Context) of ours, which the connection's number and the states are given for.
+
+use std::ffi::c_int;
+use std::io;
+use std::mem;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+use std::ptr::{self, NonNull};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rdma_sys::{
+    ibv_get_device_name, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_state, rdma_accept,
+    rdma_ack_cm_event, rdma_bind_addr, rdma_cm_event, rdma_cm_event_type, rdma_cm_id,
+    rdma_conn_param, rdma_connect, rdma_create_event_channel, rdma_create_id,
+    rdma_destroy_event_channel, rdma_destroy_id, rdma_disconnect, rdma_establish,
+    rdma_event_channel, rdma_event_str, rdma_get_cm_event, rdma_init_qp_attr, rdma_listen,
+    rdma_migrate_id, rdma_port_space, rdma_resolve_addr, rdma_resolve_route,
+};
+
+use crate::device::string;
+use crate::errno::{check, check_ptr};
+use crate::qp::{self, Qp};
+use crate::{Access, Error};
+
+type Event = rdma_cm_event_type::Type;
+
+/// How long the network may take for each step.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Bytes that each side can tell the other while connecting.
+pub const HELLO: usize = 56;
+
+/// An event channel, and the one identifier on it.
+struct Id {
+    channel: NonNull<rdma_event_channel>,
+    id: NonNull<rdma_cm_id>,
+}
+
+// SAFETY: librdmacm may be called from any thread; the identifier is owned.
+unsafe impl Send for Id {}
+
+struct Channel(NonNull<rdma_event_channel>);
+
+impl Channel {
+    fn new() -> Result<Self, Error> {
+        // SAFETY: no arguments.
+        let channel = check_ptr(unsafe { rdma_create_event_channel() });
+        channel.map(Self).map_err(|source| failed("open", source))
+    }
+
+    fn keep(self) -> NonNull<rdma_event_channel> {
+        let channel = self.0;
+        mem::forget(self);
+        channel
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, and nothing is on it.
+        unsafe { rdma_destroy_event_channel(self.0.as_ptr()) }
+    }
+}
+
+fn failed(step: &'static str, source: io::Error) -> Error {
+    Error::Connection { step, source }
+}
+
+fn done(step: &'static str, result: c_int) -> Result<(), Error> {
+    check(result).map_err(|source| failed(step, source))
+}
+
+/// What an event said.
+struct Said {
+    id: *mut rdma_cm_id,
+    private: Vec<u8>,
+}
+
+impl Id {
+    fn new() -> Result<Self, Error> {
+        let channel = Channel::new()?;
+        let mut id = ptr::null_mut();
+        // SAFETY: the channel is open; `id` lives through the call.
+        let made = unsafe {
+            rdma_create_id(
+                channel.0.as_ptr(),
+                &raw mut id,
+                ptr::null_mut(),
+                rdma_port_space::RDMA_PS_TCP,
+            )
+        };
+        done("open", made)?;
+        match NonNull::new(id) {
+            Some(id) => Ok(Self {
+                channel: channel.keep(),
+                id,
+            }),
+            None => Err(failed("open", io::Error::from_raw_os_error(libc::EIO))),
+        }
+    }
+
+    /// Waits for the event that ends `step`; another one is what went wrong. `None`: however long it takes.
+    fn wait(
+        &self,
+        step: &'static str,
+        wanted: Event,
+        limit: Option<Duration>,
+    ) -> Result<Said, Error> {
+        // SAFETY: the channel is open as long as `self`.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.channel.as_ref().fd) };
+        let timeout = match limit.map(|limit| PollTimeout::try_from(limit.as_millis())) {
+            Some(Ok(limit)) => limit,
+            _ => PollTimeout::NONE,
+        };
+        loop {
+            match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+                Ok(0) => return Err(failed(step, io::Error::from_raw_os_error(libc::ETIMEDOUT))),
+                Ok(_) => break,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(failed(step, errno.into())),
+            }
+        }
+        let mut event: *mut rdma_cm_event = ptr::null_mut();
+        // SAFETY: the channel is open; `event` lives through the call.
+        done(step, unsafe {
+            rdma_get_cm_event(self.channel.as_ptr(), &raw mut event)
+        })?;
+        // SAFETY: it succeeded, so that this is an event, until it is acknowledged.
+        let (came, status, id) = unsafe { ((*event).event, (*event).status, (*event).id) };
+        let mut private = Vec::new();
+        if came == wanted {
+            // SAFETY: the events waited for that carry anything carry connection parameters, in all others the length is
+            // zero: librdmacm clears the event.
+            unsafe {
+                let conn = &(*event).param.conn;
+                if !conn.private_data.is_null() {
+                    let len = usize::from(conn.private_data_len);
+                    let bytes = std::slice::from_raw_parts(conn.private_data.cast::<u8>(), len);
+                    private.extend_from_slice(bytes);
+                }
+            }
+        }
+        // SAFETY: got above, and acknowledged once.
+        done(step, unsafe { rdma_ack_cm_event(event) })?;
+        if came == wanted {
+            return Ok(Said { id, private });
+        }
+        // SAFETY: takes any number, and returns a terminated string of static lifetime.
+        let name = unsafe { string(rdma_event_str(came)) };
+        Err(failed(step, io::Error::other(format!("{name} ({status})"))))
+    }
+
+    /// The name of the device that the address led to.
+    fn device(&self) -> Result<String, Error> {
+        // SAFETY: the identifier lives as long as `self`.
+        let verbs = unsafe { self.id.as_ref().verbs };
+        if verbs.is_null() {
+            return Err(failed(
+                "find a device for",
+                io::Error::from_raw_os_error(libc::ENODEV),
+            ));
+        }
+        // SAFETY: a context that librdmacm has open, with its device.
+        Ok(unsafe { string(ibv_get_device_name((*verbs).device)) })
+    }
+
+    /// Takes the queue pair to `state`, with what librdmacm knows of the connection.
+    fn to(&self, qp: &Qp, name: &'static str, state: ibv_qp_state::Type) -> Result<(), Error> {
+        // SAFETY: a C struct of integers and of a union of such, for which zero is a value.
+        let mut attr: ibv_qp_attr = unsafe { mem::zeroed() };
+        attr.qp_state = state;
+        let mut mask = 0;
+        // SAFETY: the identifier is alive, and both places live through the call.
+        let known = unsafe { rdma_init_qp_attr(self.id.as_ptr(), &raw mut attr, &raw mut mask) };
+        done("prepare", known)?;
+        if mask & ibv_qp_attr_mask::IBV_QP_ACCESS_FLAGS.0.cast_signed() != 0 {
+            attr.qp_access_flags =
+                (Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ).bits();
+        }
+        qp::patience(&mut attr);
+        qp.modify(&mut attr, mask)
+            .map_err(|source| Error::ConnectQp {
+                state: name,
+                source,
+            })
+    }
+
+    fn to_rts(&self, qp: &Qp) -> Result<(), Error> {
+        self.to(qp, "INIT", ibv_qp_state::IBV_QPS_INIT)?;
+        self.to(qp, "RTR", ibv_qp_state::IBV_QPS_RTR)?;
+        self.to(qp, "RTS", ibv_qp_state::IBV_QPS_RTS)
+    }
+}
+
+impl Drop for Id {
+    fn drop(&mut self) {
+        // SAFETY: both were made by `new` or are a request's; every event was acknowledged; destroyed once, in this
+        // order.
+        unsafe {
+            rdma_destroy_id(self.id.as_ptr());
+            rdma_destroy_event_channel(self.channel.as_ptr());
+        }
+    }
+}
+
+/// What the sides tell each other while connecting.
+fn parameters(qp: &Qp, hello: &[u8]) -> Result<rdma_conn_param, Error> {
+    if hello.len() > HELLO {
+        let why = format!("{} bytes to say hello with: {HELLO} at most", hello.len());
+        return Err(failed(
+            "connect",
+            io::Error::new(io::ErrorKind::InvalidInput, why),
+        ));
+    }
+    Ok(rdma_conn_param {
+        private_data: hello.as_ptr().cast(),
+        private_data_len: hello.len() as u8,
+        responder_resources: qp::READS,
+        initiator_depth: qp::READS,
+        flow_control: 1,
+        retry_count: qp::RETRIES,
+        rnr_retry_count: qp::RNR_RETRIES,
+        srq: 0,
+        qp_num: qp.number(),
+    })
+}
+
+/// An address as C has it.
+fn with_sockaddr<T>(address: SocketAddr, call: impl FnOnce(*mut libc::sockaddr) -> T) -> T {
+    match address {
+        SocketAddr::V4(v4) => {
+            let mut c = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: v4.port().to_be(),
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(v4.ip().octets()),
+                },
+                sin_zero: [0; 8],
+            };
+            call((&raw mut c).cast())
+        }
+        SocketAddr::V6(v6) => {
+            let mut c = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: v6.port().to_be(),
+                sin6_flowinfo: v6.flowinfo(),
+                sin6_addr: libc::in6_addr {
+                    s6_addr: v6.ip().octets(),
+                },
+                sin6_scope_id: v6.scope_id(),
+            };
+            call((&raw mut c).cast())
+        }
+    }
+}
+
+/// An address that has been found, and the device that leads there.
+pub struct Dial(Id);
+
+impl Dial {
+    /// Finds the way to `address`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`].
+    pub fn resolve(address: SocketAddr) -> Result<Self, Error> {
+        let id = Id::new()?;
+        let timeout = TIMEOUT.as_millis() as c_int;
+        // SAFETY: the identifier is alive; the address is copied. No source address: the routing table chooses.
+        let resolving = with_sockaddr(address, |to| unsafe {
+            rdma_resolve_addr(id.id.as_ptr(), ptr::null_mut(), to.cast(), timeout)
+        });
+        done("find", resolving)?;
+        id.wait(
+            "find",
+            rdma_cm_event_type::RDMA_CM_EVENT_ADDR_RESOLVED,
+            Some(TIMEOUT),
+        )?;
+        // SAFETY: as above.
+        done("find a route to", unsafe {
+            rdma_resolve_route(id.id.as_ptr(), timeout)
+        })?;
+        let resolved = rdma_cm_event_type::RDMA_CM_EVENT_ROUTE_RESOLVED;
+        id.wait("find a route to", resolved, Some(TIMEOUT))?;
+        Ok(Self(id))
+    }
+
+    /// The name of the device, to make the queue pair on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`].
+    pub fn device(&self) -> Result<String, Error> {
+        self.0.device()
+    }
+
+    /// Connects `qp`, which is new, and says `hello`, of [`HELLO`] bytes at most.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`], also if nobody listens; [`Error::ConnectQp`].
+    pub fn connect(self, qp: &Qp, hello: &[u8]) -> Result<Connection, Error> {
+        let Self(id) = self;
+        let mut parameters = parameters(qp, hello)?;
+        // SAFETY: the identifier is alive, and what the parameters point to lives through the call.
+        done("connect", unsafe {
+            rdma_connect(id.id.as_ptr(), &raw mut parameters)
+        })?;
+        let response = rdma_cm_event_type::RDMA_CM_EVENT_CONNECT_RESPONSE;
+        let said = id.wait("connect", response, Some(TIMEOUT))?;
+        id.to_rts(qp)?;
+        // SAFETY: the identifier is alive, and its peer has answered.
+        done("connect", unsafe { rdma_establish(id.id.as_ptr()) })?;
+        Ok(Connection {
+            id,
+            hello: said.private,
+        })
+    }
+}
+
+/// Waits for others to connect.
+pub struct Listener(Id);
+
+impl Listener {
+    /// Listens at `address`; 0.0.0.0 stands for every device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`].
+    pub fn bind(address: SocketAddr) -> Result<Self, Error> {
+        let id = Id::new()?;
+        // SAFETY: the identifier is alive; the address is copied.
+        let bound = with_sockaddr(address, |at| unsafe {
+            rdma_bind_addr(id.id.as_ptr(), at.cast())
+        });
+        done("listen at", bound)?;
+        // SAFETY: as above.
+        done("listen at", unsafe { rdma_listen(id.id.as_ptr(), 8) })?;
+        Ok(Self(id))
+    }
+
+    /// The next that wants to connect. Waits for it, `limit` at most if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`].
+    pub fn next(&self, limit: Option<Duration>) -> Result<Incoming, Error> {
+        let request = rdma_cm_event_type::RDMA_CM_EVENT_CONNECT_REQUEST;
+        let said = self.0.wait("wait for", request, limit)?;
+        let Some(id) = NonNull::new(said.id) else {
+            return Err(failed("wait for", io::Error::from_raw_os_error(libc::EIO)));
+        };
+        let migrated = Channel::new().and_then(|channel| {
+            // SAFETY: a new identifier, ours to destroy, with no event that is not acknowledged; and an open channel.
+            done("wait for", unsafe {
+                rdma_migrate_id(id.as_ptr(), channel.0.as_ptr())
+            })?;
+            Ok(channel.keep())
+        });
+        match migrated {
+            Ok(channel) => Ok(Incoming {
+                id: Id { channel, id },
+                hello: said.private,
+            }),
+            Err(error) => {
+                // SAFETY: as above.
+                unsafe { rdma_destroy_id(id.as_ptr()) };
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Somebody who wants to connect. Dropped, it is refused.
+pub struct Incoming {
+    id: Id,
+    hello: Vec<u8>,
+}
+
+impl Incoming {
+    /// What it said: more bytes than it gave may follow, all zero.
+    #[must_use]
+    pub fn hello(&self) -> &[u8] {
+        &self.hello
+    }
+
+    /// The name of the device, to make the queue pair on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`].
+    pub fn device(&self) -> Result<String, Error> {
+        self.id.device()
+    }
+
+    /// Connects `qp`, which is new, and says `hello`, of [`HELLO`] bytes at most. Receives may be posted in
+    /// `before_accepting`, when the queue pair takes them: the peer's first send may come at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`], [`Error::ConnectQp`]; what `before_accepting` says.
+    pub fn accept<E: From<Error>>(
+        self,
+        qp: &Qp,
+        hello: &[u8],
+        before_accepting: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Connection, E> {
+        let Self { id, hello: said } = self;
+        id.to_rts(qp)?;
+        before_accepting()?;
+        let mut parameters = parameters(qp, hello)?;
+        // SAFETY: the identifier is alive, and what the parameters point to lives through the call.
+        done("accept", unsafe {
+            rdma_accept(id.id.as_ptr(), &raw mut parameters)
+        })?;
+        let established = rdma_cm_event_type::RDMA_CM_EVENT_ESTABLISHED;
+        id.wait("accept", established, Some(TIMEOUT))?;
+        Ok(Connection { id, hello: said })
+    }
+}
+
+/// A connection. Dropped, it is closed.
+pub struct Connection {
+    id: Id,
+    hello: Vec<u8>,
+}
+
+impl Connection {
+    /// What the peer said: more bytes than it gave may follow, all zero.
+    #[must_use]
+    pub fn hello(&self) -> &[u8] {
+        &self.hello
+    }
+
+    /// Whether the peer has closed it. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connection`].
+    pub fn is_closed(&self) -> Result<bool, Error> {
+        let closed = rdma_cm_event_type::RDMA_CM_EVENT_DISCONNECTED;
+        match self.id.wait("watch", closed, Some(Duration::ZERO)) {
+            Ok(_) => Ok(true),
+            Err(Error::Connection { source, .. })
+                if source.raw_os_error() == Some(libc::ETIMEDOUT) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // SAFETY: the identifier is alive. An error says that the peer was first.
+        unsafe { rdma_disconnect(self.id.id.as_ptr()) };
+    }
+}
