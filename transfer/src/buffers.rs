@@ -120,10 +120,11 @@ fn map(at: *mut u8, len: usize, how: i32) -> io::Result<*mut u8> {
     Ok(start.cast())
 }
 
-/// The word at this place of the payload: no two payloads have a word in common, as long as their numbers differ by less
-/// than 2^32.
+/// The word at this place of the payload. Payloads whose numbers differ by less than 2^32 differ in each four bytes: the
+/// factor is odd.
 fn word(seed: u64, place: usize) -> u64 {
-    (seed << 32) + place as u64 + 1
+    seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .wrapping_add(place as u64 + 1)
 }
 
 /// Writes the payload of this number.

@@ -39,8 +39,22 @@ pub struct Machine {
     pub processor: String,
     /// How many there are.
     pub processors: usize,
-    /// What two readings of the clock in a row take, in nanoseconds.
+    /// What a second is: of the clock on the wall, or so many instructions of an emulated processor.
+    pub clock: Clock,
+    /// What a reading of the clock takes, in nanoseconds.
     pub clock_ns: f64,
+}
+
+/// What time is measured in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Clock {
+    /// As everybody does.
+    #[default]
+    Wall,
+    /// In instructions, each a nanosecond: an emulated processor's time on a clock says more about who else is on the
+    /// machine. What caches and memory would add is not in it.
+    Instructions,
 }
 
 impl Machine {
@@ -58,6 +72,7 @@ impl Machine {
             kernel: kernel.trim().to_owned(),
             processor: processor.map_or("unknown", |(_, name)| name).to_owned(),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
+            clock: Clock::default(),
             clock_ns: crate::worker::clock_ns(),
         }
     }
@@ -71,9 +86,14 @@ impl Machine {
             kernel,
             processor,
             processors,
+            clock,
             ..
         } = self;
-        format!("{device}, {monitor}, Linux {kernel}, {processors} x {processor}")
+        let clock = match clock {
+            Clock::Wall => "",
+            Clock::Instructions => ", times in instructions of one nanosecond each",
+        };
+        format!("{device}, {monitor}, Linux {kernel}, {processors} x {processor}{clock}")
     }
 }
 

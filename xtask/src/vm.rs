@@ -437,7 +437,7 @@ fn quote(word: &OsStr, script: &mut Vec<u8>) {
 }
 
 /// KVM works where its module for this CPU is; some hosts have a /dev/kvm on which a guest hangs.
-fn has_kvm() -> bool {
+pub(crate) fn has_kvm() -> bool {
     let module = ["kvm_intel", "kvm_amd"]
         .iter()
         .any(|name| Path::new("/sys/module").join(name).exists());

@@ -11,7 +11,7 @@ use nix::unistd::geteuid;
 use regcache::monitor::{Auto, Monitor, Ummunotify, auto};
 use regcache_transfer::plan::{Planned, SIZES, add_drivers_hit, plan};
 use regcache_transfer::promise::judge;
-use regcache_transfer::results::{Machine, Run};
+use regcache_transfer::results::{Clock, Machine, Run};
 use regcache_transfer::turns::{Effort, take_turns};
 use regcache_transfer::{
     Error, Fabric, Op, Policy, Uring, Verbs, Workload, bytes, contestant, cost, table,
@@ -70,6 +70,9 @@ pub(crate) struct Work {
     /// Write what was measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// What a second of this machine is
+    #[arg(long, value_enum, default_value_t)]
+    clock: Clock,
 }
 
 impl Work {
@@ -130,11 +133,17 @@ impl Work {
     }
 
     fn effort(&self) -> Effort {
-        let seconds = self.seconds.unwrap_or(if self.quick { 2.0 } else { 8.0 });
+        // Instructions are the same each time, and emulating a second of them takes half a minute.
+        let (seconds, turn, turns) = match (self.clock, self.quick) {
+            (Clock::Wall, false) => (8.0, 20, 15),
+            (Clock::Wall, true) => (2.0, 20, 5),
+            (Clock::Instructions, false) => (0.2, 5, 7),
+            (Clock::Instructions, true) => (0.05, 2, 3),
+        };
         Effort {
-            cell: Duration::from_secs_f64(seconds),
-            turns: if self.quick { 5 } else { 15 },
-            turn: Duration::from_millis(20),
+            cell: Duration::from_secs_f64(self.seconds.unwrap_or(seconds)),
+            turns,
+            turn: Duration::from_millis(turn),
         }
     }
 }
@@ -229,10 +238,11 @@ pub(crate) fn ummunotify() -> Result<Ummunotify, Error> {
 fn measure<F: Fabric, M: Monitor>(
     work: &Work,
     device: &Device<'_>,
-    machine: Machine,
+    mut machine: Machine,
     open: &impl Fn() -> Result<F, Error>,
     monitor: impl Fn() -> Result<M, Error>,
 ) -> Result<Run, Error> {
+    machine.clock = work.clock;
     let mut run = Run::new(machine);
     let effort = work.effort();
     if !work.is_own() {
