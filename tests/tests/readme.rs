@@ -1,16 +1,27 @@
-//! The README's first program: it is the example, and the example runs. Needs the VM.
+//! The programs of the README and of the tutorial: they are the examples, and the examples run. Needs the VM.
 
-mod first {
-    include!("../../verbs/examples/first.rs");
+/// An example that runs, and that the text has as it is.
+macro_rules! example {
+    ($name:ident, $file:literal, $text:literal) => {
+        mod $name {
+            include!(concat!("../../verbs/examples/", $file));
 
-    #[test]
-    fn the_first_program_runs() {
-        main().expect("the README's program");
-    }
+            #[test]
+            fn runs() {
+                main().expect(concat!("the program of ", $text));
+            }
+
+            #[test]
+            fn is_in_the_text() {
+                let text = include_str!(concat!("../../", $text));
+                let program = include_str!(concat!("../../verbs/examples/", $file));
+                assert!(text.contains(program.trim_end()));
+            }
+        }
+    };
 }
 
-#[test]
-fn the_first_program_is_in_the_readme() {
-    let readme = include_str!("../../README.md");
-    assert!(readme.contains(include_str!("../../verbs/examples/first.rs").trim_end()));
-}
+example!(first, "first.rs", "README.md");
+example!(each_time, "each_time.rs", "docs/tutorial.md");
+example!(looked_up, "looked_up.rs", "docs/tutorial.md");
+example!(posted, "posted.rs", "docs/tutorial.md");

@@ -22,6 +22,7 @@ pub mod promise;
 mod remote;
 pub mod report;
 pub mod results;
+pub mod scaling;
 mod server;
 pub mod table;
 pub mod turns;

@@ -133,7 +133,8 @@ mod abi {
     }
 }
 
-/// The README's programs compile.
+/// The programs of README and tutorial compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
-struct Readme;
+#[doc = include_str!("../../docs/tutorial.md")]
+struct Programs;

@@ -45,6 +45,7 @@ const PACKAGES: &[&str] = &[
     "perl",
     "procps",
     "rdma-core",
+    "rdmacm-utils",
     "udev",
 ];
 

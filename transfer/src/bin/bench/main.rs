@@ -4,6 +4,7 @@ mod cost;
 mod hosts;
 mod measure;
 mod read;
+mod scaling;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,8 @@ enum Command {
     Measure(measure::Options),
     /// Measure what registering costs on this machine's adapter, and what that would eat of faster links
     Cost(cost::Options),
+    /// What many ranks on one node come to
+    Scaling(regcache_transfer::scaling::Rank),
     /// Be the other end for clients on other hosts
     Server(hosts::Server),
     /// Measure against a server, or have it check what is moved to it
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     let done: Result<ExitCode, Error> = match Cli::parse().command {
         Command::Measure(options) => measure::run(&options),
         Command::Cost(options) => cost::run(&options),
+        Command::Scaling(rank) => scaling::run(rank),
         Command::Server(options) => hosts::server(&options),
         Command::Client(options) => hosts::client(&options),
         Command::Report(files) => read::report(&files),

@@ -1,0 +1,48 @@
+#!/bin/sh
+# Two hosts on one machine: two network namespaces, connected by a veth, each with an rxe device. Runs `bench server` in one
+# and `bench client` with the arguments given in the other, and exits as the client does; with 77 where rxe cannot be used in
+# a namespace. As root, in a virtual machine: `cargo xtask vm --kernel 7.3 -- sh transfer/hosts.sh target/release/bench --move 1024`
+# Usage: hosts.sh BENCH [ARGUMENT...]
+
+set -e
+bench=$1
+shift
+PATH=$PATH:/usr/sbin:/sbin
+
+clean() {
+	for side in left right; do
+		rdma link delete rxe_$side 2>/dev/null || true
+		ip netns delete $side 2>/dev/null || true
+	done
+}
+clean
+trap clean EXIT
+
+ip netns add left
+ip netns add right
+ip link add veth_left netns left type veth peer name veth_right netns right
+for side in left right; do
+	[ $side = left ] && host=1 || host=2
+	ip -n $side address add 10.77.0.$host/24 dev veth_$side
+	ip -n $side link set lo up
+	ip -n $side link set veth_$side up
+	ip netns exec $side rdma link add rxe_$side type rxe netdev veth_$side
+done
+
+# RoCE is UDP port 4791, 12B7 in hexadecimal. Older kernels listen there in the first namespace only.
+if ! ip netns exec right grep -qi ':12b7 ' /proc/net/udp; then
+	echo "hosts.sh: Linux $(uname -r): rxe does not listen in the namespace of its interface" >&2
+	exit 77
+fi
+
+ip netns exec right "$bench" server 10.77.0.2:18515 --clients 1 &
+server=$!
+# It listens soon, and the device's address must be there.
+tries=0
+until ip netns exec left "$bench" client 10.77.0.2 "$@"; do
+	tries=$((tries + 1))
+	[ $tries -lt 3 ] || exit 1
+	kill -0 $server 2>/dev/null || exit 1
+	sleep 2
+done
+wait $server

@@ -1,0 +1,156 @@
+//! What many ranks on one node come to: [`table`], from what one cache takes here ([`measure`]) and from what the driver
+//! takes (`cargo xtask cost`).
+
+use std::fs;
+use std::io;
+
+use memmap2::MmapMut;
+use nix::unistd::{SysconfVar, sysconf};
+use regcache::{Cache, Registrar, VaRange};
+use regcache_conformance::{NeverReports, PAGE};
+
+use crate::Error;
+use crate::error::Trying;
+use crate::table::{Rows, number};
+
+/// The driver's memory for an open file, and for a range: `kernel/Documentation/ummunotify.rst`, Cost.
+const FILE_BYTES: f64 = 8192.0;
+const RANGE_BYTES: f64 = 128.0;
+
+/// Instructions to report one event and to stop and start watching its range, among 10 000: `cargo xtask cost`.
+const EVENT_INSTRUCTIONS: f64 = 586.0 + 2610.0;
+
+/// Instructions a second of one processor, for an order of magnitude.
+const INSTRUCTIONS: f64 = 3e9;
+
+/// What ranks do.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Rank {
+    /// Registrations that each rank keeps
+    #[arg(long, default_value_t = 1000)]
+    pub entries: u32,
+    /// MiB of memory under them
+    #[arg(long, default_value_t = 64)]
+    pub mib: u64,
+    /// Registered buffers that each rank frees, and registers anew, each second
+    #[arg(long, default_value_t = 100)]
+    pub frees: u32,
+    /// Microseconds that registering and deregistering one of them takes: `bench cost`
+    #[arg(long, default_value_t = 30.0)]
+    pub registering: f64,
+}
+
+/// What a cache takes, in bytes of memory that is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Footprint {
+    /// Empty.
+    pub empty: f64,
+    /// For each registration, but for the registrar's own.
+    pub entry: f64,
+}
+
+/// Registers nothing.
+struct Nothing;
+
+// SAFETY: the registrations reach no memory at all.
+unsafe impl Registrar for Nothing {
+    type Access = ();
+    type Registration = ();
+
+    fn register(&self, _: VaRange, (): ()) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn deregister(&self, (): ()) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Builds a cache and fills it, and sees by how much this process has grown.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn measure(rank: Rank) -> Result<Footprint, Error> {
+    const CACHES: usize = 8;
+    let memory = MmapMut::map_anon(rank.entries as usize * PAGE).trying("map memory")?;
+    let bare = resident()?;
+    let mut caches = Vec::new();
+    for _ in 0..CACHES {
+        let cache = Cache::builder(Nothing).monitor(NeverReports);
+        let cache = cache.max_bytes(usize::MAX).build();
+        caches.push(cache.trying("build a cache")?);
+    }
+    let empty = resident()?;
+    for cache in &caches {
+        for page in 0..rank.entries as usize {
+            drop(cache.get(memory.as_ptr().wrapping_add(page * PAGE), PAGE, ())?);
+        }
+    }
+    let full = resident()?;
+    Ok(Footprint {
+        empty: (empty - bare) / CACHES as f64,
+        entry: (full - empty) / CACHES as f64 / f64::from(rank.entries),
+    })
+}
+
+fn resident() -> Result<f64, Error> {
+    let statm = fs::read_to_string("/proc/self/statm").trying("read /proc/self/statm")?;
+    let pages = statm
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse::<f64>().ok());
+    Ok(pages.unwrap_or(f64::NAN) * PAGE as f64)
+}
+
+/// Memory of this machine, in bytes.
+fn machine() -> f64 {
+    let value = |which| sysconf(which).ok().flatten().unwrap_or(0) as f64;
+    value(SysconfVar::_PHYS_PAGES) * value(SysconfVar::PAGE_SIZE)
+}
+
+/// The table, for 1 to 1 000 ranks.
+#[must_use]
+pub fn table(rank: Rank, footprint: Footprint) -> Rows {
+    let head = [
+        "ranks",
+        "pinned",
+        "of this machine's memory",
+        "ranges watched",
+        "driver's memory",
+        "caches' memory",
+        "registrations of the adapter",
+        "events/s",
+        "processors for watching",
+        "processors for registering",
+    ];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for ranks in [1.0, 10.0, 100.0, 250.0, 1000.0] {
+        let entries = ranks * f64::from(rank.entries);
+        let pinned = ranks * (rank.mib << 20) as f64;
+        let events = ranks * f64::from(rank.frees);
+        let driver = ranks * FILE_BYTES + entries * RANGE_BYTES;
+        let caches = ranks * footprint.empty + entries * footprint.entry;
+        rows.push(vec![
+            ranks.to_string(),
+            size(pinned),
+            format!("{:.1} %", 100.0 * pinned / machine()),
+            entries.to_string(),
+            size(driver),
+            size(caches),
+            entries.to_string(),
+            events.to_string(),
+            number(events * EVENT_INSTRUCTIONS / INSTRUCTIONS),
+            number(events * rank.registering / 1e6),
+        ]);
+    }
+    rows
+}
+
+fn size(bytes: f64) -> String {
+    match bytes {
+        b if b < 1024.0 * 1024.0 => format!("{:.0} KiB", b / 1024.0),
+        b if b < 1024.0 * 1024.0 * 1024.0 => format!("{:.1} MiB", b / 1024.0 / 1024.0),
+        b => format!("{:.1} GiB", b / 1024.0 / 1024.0 / 1024.0),
+    }
+}

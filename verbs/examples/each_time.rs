@@ -1,0 +1,22 @@
+use std::error::Error;
+
+use regcache::VaRange;
+use regcache_verbs::{Access, Context, Loopback, Mr, Pd};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let pd = Pd::alloc(&Context::open_first()?)?;
+    let mut link = Loopback::connect(&pd)?;
+    let mut sink = vec![0; 1 << 20];
+    let to = VaRange::new(sink.as_ptr(), sink.len())?;
+    let to = Mr::register(&pd, to, Access::LOCAL_WRITE)?;
+    for round in 0..10 {
+        let source = vec![round; 1 << 20];
+        let from = VaRange::new(source.as_ptr(), source.len())?;
+        let from = Mr::register(&pd, from, Access::empty())?; // pins 256 pages
+        // SAFETY: both were registered as they are mapped now.
+        unsafe { link.send_registered(&source, &from, &mut sink, &to) }?;
+        from.deregister()?; // and lets them go
+        assert!(sink.iter().all(|&byte| byte == round));
+    }
+    Ok(())
+}
