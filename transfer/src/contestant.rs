@@ -134,7 +134,7 @@ impl<P: Preparer> Contestant for Native<P> {
 ///
 /// # Errors
 ///
-/// The device's; [`Error::Cannot`] for [`Policy::OnDemand`], which is not for every device.
+/// The device's, or the cache's.
 pub fn contestant<F: Fabric, M: Monitor>(
     fabric: &F,
     monitor: impl FnOnce() -> Result<M, Error>,
@@ -177,11 +177,6 @@ where
             let places = workload.threads * workload.depth;
             let copy = Copy::new(workload.op, workload.size, places, register)?;
             entrant.with(copy)
-        }
-        Policy::OnDemand => {
-            return Err(Error::Cannot(
-                "on-demand paging is not for this device".to_owned(),
-            ));
         }
     })
 }

@@ -14,6 +14,7 @@ pub mod cost;
 mod counted;
 mod error;
 mod moving;
+pub mod peer;
 pub mod plan;
 mod plot;
 pub mod policy;

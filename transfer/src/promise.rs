@@ -89,6 +89,17 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
             verdicts.push(verdict(promise, times, None, times >= TIMES_LESS));
         }
     }
+    let peers = cell.outcomes.iter();
+    let peers = peers.filter(|outcome| outcome.policy.starts_with("libfabric"));
+    let least = peers.map(|peer| peer.prepare_us).reduce(f64::min);
+    if let (Some(least), Some(ours)) = (least, outcome(Policy::Regcache, 0)) {
+        verdicts.push(verdict(
+            "no longer in registration than the best of libfabric's caches",
+            ours.prepare_us / least,
+            None,
+            ours.prepare_us <= least,
+        ));
+    }
     if let (100, Some(ours)) = (workload.unmap_every, outcome(Policy::Regcache, 100)) {
         let rate = 1.0 / ours.ratio;
         let [low, high] = ours.ratio_between;

@@ -37,7 +37,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn new() -> Result<Self, Error> {
+    pub(crate) fn new() -> Result<Self, Error> {
         let histogram = || {
             Histogram::new_with_bounds(1, LONGEST, 3).map_err(|why| Error::Cannot(why.to_string()))
         };
@@ -49,6 +49,13 @@ impl Tally {
             remaps: 0,
             wrong_bytes: 0,
         })
+    }
+
+    /// A transfer that somebody else has timed, in nanoseconds.
+    pub(crate) fn record(&mut self, latency: u64, prepare: u64) {
+        self.latency.saturating_record(latency.max(1));
+        self.prepare.saturating_record(prepare.max(1));
+        self.transfers += 1;
     }
 
     /// Both together.

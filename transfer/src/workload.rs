@@ -48,8 +48,6 @@ pub enum Policy {
     RegisteredOnce,
     /// Copied through memory that is registered for good: what many do instead.
     Copy,
-    /// Registered for good without pinning: the device follows the page tables (explicit ODP).
-    OnDemand,
     /// Looked up in a cache that is told of nothing: fast, and wrong.
     Naive,
 }
@@ -71,7 +69,6 @@ impl Policy {
             Self::Regcache => "regcache",
             Self::RegisteredOnce => "registered-once",
             Self::Copy => "copy",
-            Self::OnDemand => "on-demand",
             Self::Naive => "naive",
         }
     }

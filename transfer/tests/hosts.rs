@@ -1,20 +1,37 @@
-//! Between two hosts, which are two network namespaces. Needs the VM.
+//! Between two hosts: between two network namespaces, where rxe can be used in one, and between two processes by the address
+//! of an interface. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// By which hosts.sh says that rxe cannot be used in a namespace.
 const NOT_HERE: i32 = 77;
 
-fn hosts(arguments: &[&str]) -> (Output, String) {
+const BENCH: &str = env!("CARGO_BIN_EXE_bench");
+
+/// They make interfaces of the same names.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn script(name: &str, arguments: &[&str]) -> (Output, String) {
     let mut command = Command::new("sh");
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/hosts.sh"));
-    command.arg(env!("CARGO_BIN_EXE_bench")).args(arguments);
-    let output = command.output().unwrap();
+    command.arg(format!("{}/{name}", env!("CARGO_MANIFEST_DIR")));
+    let output = command.args(arguments).output().unwrap();
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     let text = String::from_utf8_lossy(&text).into_owned();
     println!("{text}");
     (output, text)
+}
+
+/// A server and, when it listens, a client, on an interface with an address.
+fn by_an_interface(client: &str) -> (Output, String) {
+    let both = format!(
+        "{BENCH} server 10.78.0.1:18515 --clients 1 & sleep 3; {BENCH} client 10.78.0.1 {client}"
+    );
+    script("interface.sh", &["sh", "-c", &both])
 }
 
 /// Which the kernel has been since rxe has had its sockets where its interfaces are.
@@ -25,18 +42,66 @@ fn rxe_has_namespaces() -> bool {
 }
 
 #[test]
-fn bytes_are_moved_and_checked_while_their_memory_is_freed() {
-    let (output, text) = hosts(&["--move", "8", "--message", "300000"]);
+fn bytes_are_moved_between_namespaces_and_checked_while_their_memory_is_freed() {
+    let _alone = alone();
+    let (output, text) = script("hosts.sh", &[BENCH, "--move", "8", "--message", "300000"]);
     if rxe_has_namespaces() {
         assert!(output.status.success(), "{:?}", output.status);
         assert!(text.contains("moved 8388608 bytes"));
         assert!(text.contains("stale_bytes=0 monitor=ummunotify"));
     } else {
-        // `a_server_checks_what_is_moved_to_it_while_its_memory_is_freed` does the same over lo.
+        // The next test does the same in one namespace.
+        let status = output.status.code();
         assert_eq!(
-            output.status.code(),
+            status,
             Some(NOT_HERE),
             "it can be used here: take this away"
         );
     }
+}
+
+#[test]
+fn bytes_are_moved_and_checked_while_their_memory_is_freed() {
+    let _alone = alone();
+    let (output, text) = by_an_interface("--move 8 --message 300000");
+    assert!(output.status.success(), "{:?}", output.status);
+    assert!(text.contains("moved 8388608 bytes"));
+    assert!(text.contains("stale_bytes=0 monitor=ummunotify"));
+    assert!(
+        !text.contains(" 0 of them at an address"),
+        "none was freed meanwhile"
+    );
+}
+
+#[test]
+fn the_receiver_finds_a_cache_out_that_is_told_nothing() {
+    let _alone = alone();
+    let (output, text) = by_an_interface("--move 8 --message 300000 --naive");
+    assert!(!output.status.success());
+    assert!(text.contains("moved 8388608 bytes"));
+    assert!(!text.contains("stale_bytes=0 "));
+}
+
+#[test]
+fn a_benchmark_runs_against_a_server() {
+    let _alone = alone();
+    // A connection each.
+    let one = "--size 10000 --depth 4 --seconds 0.1 --policy regcache --op";
+    for op in ["write", "read", "send"] {
+        let (output, text) = by_an_interface(&format!("{one} {op}"));
+        assert!(output.status.success(), "{:?}", output.status);
+        let line = format!("rxe {op}/depth=4 10000 regcache ");
+        assert!(text.contains(&line), "no {line}");
+    }
+}
+
+#[test]
+fn where_nobody_listens_it_says_so() {
+    let _alone = alone();
+    let (output, text) = script(
+        "interface.sh",
+        &[BENCH, "client", "10.78.0.1:18599", "--move", "1"],
+    );
+    assert!(!output.status.success());
+    assert!(text.contains("does anybody listen there?"), "{text}");
 }

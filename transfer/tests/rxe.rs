@@ -1,15 +1,8 @@
 //! The benchmark measures what it says: on an RDMA device, with the driver. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::mpsc;
-use std::thread;
-
 use regcache::monitor::Ummunotify;
-use regcache_conformance::NeverReports;
-use regcache_transfer::{
-    Contestant, Error, Moved, Op, Policy, Remote, Verbs, Workload, contestant, move_bytes, serve,
-};
+use regcache_transfer::{Contestant, Error, Op, Policy, Verbs, Workload, contestant};
 
 const TRANSFERS: u64 = 12;
 
@@ -89,70 +82,4 @@ fn transfers_are_under_way_at_a_time_and_in_several_threads() {
         assert_eq!(one.tally().unwrap().transfers, 2 * 3 * TRANSFERS);
         assert_eq!(one.counts().registrations, 0);
     }
-}
-
-/// A server on this machine, for so many connections.
-fn server(port: u16, clients: usize) -> (SocketAddr, thread::JoinHandle<Result<(), Error>>) {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let (ready, is_ready) = mpsc::channel();
-    let serving = move || serve(address, Some(clients), || ready.send(()).unwrap());
-    let server = thread::spawn(serving);
-    is_ready.recv().unwrap();
-    (address, server)
-}
-
-#[test]
-fn a_server_checks_what_is_moved_to_it_while_its_memory_is_freed() {
-    const TOTAL: u64 = 5 << 20;
-    let (address, server) = server(18_520, 2);
-    let remote = Remote::open(address).unwrap();
-    let moved = |by: Result<Moved, Error>| by.unwrap();
-    let ours = moved(move_bytes(
-        &remote,
-        ummunotify().unwrap(),
-        TOTAL,
-        300_000,
-        4,
-        &mut |_| {},
-    ));
-    assert_eq!((ours.bytes, ours.wrong), (TOTAL, 0));
-    assert!(ours.reused > 4, "{ours:?}");
-    let naive = moved(move_bytes(
-        &remote,
-        NeverReports,
-        TOTAL,
-        300_000,
-        4,
-        &mut |_| {},
-    ));
-    assert_eq!(naive.bytes, TOTAL);
-    assert!(naive.wrong > 100_000, "{naive:?}");
-    server.join().unwrap().unwrap();
-}
-
-#[test]
-fn a_benchmark_runs_against_a_server() {
-    let (address, server) = server(18_521, 3);
-    let remote = Remote::open(address).unwrap();
-    for op in Op::ALL {
-        let workload = Workload::plain(op, 10_000).depth(4);
-        let mut one = contestant(&remote, ummunotify, Policy::Regcache, workload).unwrap();
-        one.run(20).unwrap();
-        assert_eq!(one.tally().unwrap().transfers, 20);
-    }
-    server.join().unwrap().unwrap();
-}
-
-#[test]
-fn where_nobody_listens_it_says_so() {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 18_522));
-    let remote = Remote::open(address).unwrap();
-    let refused = contestant(
-        &remote,
-        ummunotify,
-        Policy::Regcache,
-        Workload::plain(Op::Write, 64),
-    );
-    let message = refused.err().unwrap().to_string();
-    assert!(message.contains("does anybody listen there?"), "{message}");
 }

@@ -17,6 +17,9 @@ use crate::vm;
 /// What UCX's cache is linked from, and what counts instructions.
 const PACKAGES: &[&str] = &["gcc", "libc6-dev", "libucx-dev", "pkg-config", "valgrind"];
 
+/// What else is measured beside transfers by the cache.
+const PEERS: &[&str] = &["libfabric-dev"];
+
 /// How much to measure.
 #[derive(clap::Args)]
 pub(crate) struct Amount {
@@ -57,8 +60,8 @@ pub(crate) fn run(project: &Project, amount: &Amount) -> Result<u8, Error> {
 
 /// Measures transfers and makes the report.
 fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
-    setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
-    let program = transfer_program(project)?;
+    setup::packages(project, &[setup::VM, setup::BUILD, PEERS].concat())?;
+    let program = transfer_program(project, amount.kernel)?;
     let dir = project.own_dir().join("bench");
     let [uring, rxe] = ["uring.json", "rxe.json"].map(|name| dir.join(name));
 
@@ -66,7 +69,13 @@ fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
     here.args(["measure", "--uring"]).args(amount.flags());
     cmd::run(here.arg("--json").arg(&uring))?;
 
-    let mut command: Vec<OsString> = vec![program.clone().into(), "measure".into()];
+    let script = project.root.join("transfer/interface.sh");
+    let mut command: Vec<OsString> = vec!["sh".into(), script.into(), program.clone().into()];
+    command.extend(["measure", "--device", "rxe_if"].map(OsString::from));
+    // libfabric is in no root file system but this machine's.
+    if amount.kernel == Series::default() {
+        command.extend(["--peers", "10.78.0.1"].map(OsString::from));
+    }
     command.extend(amount.flags().map(OsString::from));
     command.extend(["--json".into(), rxe.clone().into()]);
     // An emulated processor's time on the wall is that of whoever else is on this machine; its instructions are its own.
@@ -106,9 +115,12 @@ fn report(project: &Project, amount: &Amount, program: &Path, runs: &[&Path]) ->
 }
 
 /// Builds the program and returns where it is.
-fn transfer_program(project: &Project) -> Result<PathBuf, Error> {
+fn transfer_program(project: &Project, kernel: Series) -> Result<PathBuf, Error> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", "regcache-transfer"]);
+    if kernel == Series::default() {
+        build.args(["--features", "libfabric"]);
+    }
     cmd::run(&mut build)?;
     Ok(project.target.join("release/bench"))
 }

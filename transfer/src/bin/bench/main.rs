@@ -26,6 +26,15 @@ enum Command {
     Cost(cost::Options),
     /// What many ranks on one node come to
     Scaling(regcache_transfer::scaling::Rank),
+    /// Be the process of a libfabric peer: does as many transfers as each line says
+    #[cfg(feature = "libfabric")]
+    #[command(hide = true)]
+    Fabric {
+        address: std::net::IpAddr,
+        #[arg(value_enum)]
+        op: regcache_transfer::Op,
+        size: usize,
+    },
     /// Be the other end for clients on other hosts
     Server(hosts::Server),
     /// Measure against a server, or have it check what is moved to it
@@ -41,6 +50,10 @@ fn main() -> ExitCode {
         Command::Measure(options) => measure::run(&options),
         Command::Cost(options) => cost::run(&options),
         Command::Scaling(rank) => scaling::run(rank),
+        #[cfg(feature = "libfabric")]
+        Command::Fabric { address, op, size } => {
+            regcache_transfer::peer::fabric::serve(address, op, size).map(|()| ExitCode::SUCCESS)
+        }
         Command::Server(options) => hosts::server(&options),
         Command::Client(options) => hosts::client(&options),
         Command::Report(files) => read::report(&files),

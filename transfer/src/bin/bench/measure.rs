@@ -1,6 +1,7 @@
 //! `bench measure`.
 
 use std::cell::Cell;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::unistd::geteuid;
 use regcache::monitor::{Auto, Monitor, Ummunotify, auto};
+use regcache_transfer::peer::{self, Peer};
 use regcache_transfer::plan::{Planned, SIZES, add_drivers_hit, plan};
 use regcache_transfer::promise::judge;
 use regcache_transfer::results::{Clock, Machine, Run};
@@ -70,6 +72,9 @@ pub(crate) struct Work {
     /// Write what was measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Have libfabric do the same, which finds the device by this address of its interface
+    #[arg(long, value_name = "ADDRESS")]
+    peers: Option<IpAddr>,
     /// What a second of this machine is
     #[arg(long, value_enum, default_value_t)]
     clock: Clock,
@@ -137,7 +142,7 @@ impl Work {
         let (seconds, turn, turns) = match (self.clock, self.quick) {
             (Clock::Wall, false) => (8.0, 20, 15),
             (Clock::Wall, true) => (2.0, 20, 5),
-            (Clock::Instructions, false) => (0.2, 5, 7),
+            (Clock::Instructions, false) => (0.15, 5, 3),
             (Clock::Instructions, true) => (0.05, 2, 3),
         };
         Effort {
@@ -260,6 +265,15 @@ fn measure<F: Fabric, M: Monitor>(
                 ..workload
             };
             contestants.push(contestant(&open()?, &monitor, policy, workload)?);
+        }
+        if let Some(address) = work.peers
+            && workload.is_plain()
+        {
+            let program = std::env::current_exe();
+            let program = program.map_err(|why| Error::Cannot(why.to_string()))?;
+            for monitor in peer::Monitor::ALL {
+                contestants.push(Box::new(Peer::start(&program, address, monitor, workload)?));
+            }
         }
         let cell = take_turns(workload, effort, &mut contestants, &mut |done| {
             progress.within(done);

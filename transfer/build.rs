@@ -1,0 +1,21 @@
+//! With the feature `libfabric`, compiles what calls it.
+
+fn main() {
+    println!("cargo::rerun-if-changed=fabric/link.c");
+    #[cfg(feature = "libfabric")]
+    libfabric();
+}
+
+#[cfg(feature = "libfabric")]
+fn libfabric() {
+    // Debian's libfabric-dev, or what else pkg-config knows by that name.
+    let library = pkg_config::Config::new()
+        .atleast_version("1.14")
+        .probe("libfabric")
+        .expect("the feature `libfabric` needs libfabric and its headers (Debian: libfabric-dev)");
+    cc::Build::new()
+        .file("fabric/link.c")
+        .includes(library.include_paths)
+        .warnings(true)
+        .compile("link");
+}

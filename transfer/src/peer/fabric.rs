@@ -1,0 +1,133 @@
+//! The process that a [`Peer`](super::Peer) of libfabric's is.
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::io::{self, BufRead, Write};
+use std::net::IpAddr;
+use std::ptr;
+use std::time::{Duration, Instant};
+
+use crate::buffers::Buffers;
+use crate::error::Trying;
+use crate::{Error, Op};
+
+#[repr(C)]
+struct Link {
+    _private: [u8; 0],
+}
+
+#[repr(C)]
+struct Mr {
+    _private: [u8; 0],
+}
+
+unsafe extern "C" {
+    fn fabric_link_open(node: *const c_char, size: usize, out: *mut *mut Link) -> c_int;
+    fn fabric_link_prepare(
+        link: *mut Link,
+        op: c_int,
+        buffer: *mut c_void,
+        len: usize,
+        mr: *mut *mut Mr,
+    ) -> c_int;
+    fn fabric_link_release(mr: *mut Mr) -> c_int;
+    fn fabric_link_post(
+        link: *mut Link,
+        op: c_int,
+        buffer: *mut c_void,
+        len: usize,
+        mr: *mut Mr,
+    ) -> c_int;
+    fn fabric_link_poll(link: *mut Link) -> c_int;
+}
+
+/// Polls before the poller sleeps, and for how long: as with ours.
+const POLLS: u32 = 30;
+const SLEEP: Duration = Duration::from_micros(20);
+
+fn check(what: &'static str, result: c_int) -> Result<c_int, Error> {
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result)).trying(what);
+    }
+    Ok(result)
+}
+
+/// Does as many transfers as each line of the input says, and answers with a line: nanoseconds of all, then of each transfer
+/// and of its preparing and releasing. Ends with the input.
+///
+/// # Errors
+///
+/// libfabric's.
+pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
+    let node = CString::new(address.to_string());
+    let node = node.map_err(|why| Error::Cannot(why.to_string()))?;
+    let mut link = ptr::null_mut();
+    // SAFETY: both live through the call. What it makes lives as long as the process.
+    let opened = unsafe { fabric_link_open(node.as_ptr(), size, &raw mut link) };
+    check("connect by libfabric", opened)?;
+    let buffers = Buffers::new(1, size)?;
+    for line in io::stdin().lock().lines() {
+        let line = line.trying("read an order")?;
+        let transfers: u64 = line.trim().parse().unwrap_or(0);
+        let mut answer = String::new();
+        let started = Instant::now();
+        let mut times = Vec::new();
+        for _ in 0..transfers {
+            // SAFETY: the link is open, the buffer mapped and of that size.
+            times.push(unsafe { transfer(link, op, buffers.at(0).cast(), size) }?);
+        }
+        answer += &started.elapsed().as_nanos().to_string();
+        for (latency, prepare) in times {
+            answer += &format!(" {} {}", latency.as_nanos(), prepare.as_nanos());
+        }
+        println!("{answer}");
+        io::stdout().flush().trying("answer")?;
+    }
+    Ok(())
+}
+
+/// # Safety
+///
+/// The link is open, and the buffer has that many bytes, which nobody else uses.
+unsafe fn transfer(
+    link: *mut Link,
+    op: Op,
+    buffer: *mut c_void,
+    size: usize,
+) -> Result<(Duration, Duration), Error> {
+    let (code, awaited) = match op {
+        Op::Write => (0, 1),
+        Op::Read => (1, 1),
+        Op::Send => (2, 2),
+    };
+    let mut mr = ptr::null_mut();
+    let started = Instant::now();
+    // SAFETY: the caller's promise.
+    let prepared = unsafe { fabric_link_prepare(link, code, buffer, size, &raw mut mr) };
+    check("register by libfabric", prepared)?;
+    let prepare = started.elapsed();
+    // SAFETY: as above, and registered.
+    check("post by libfabric", unsafe {
+        fabric_link_post(link, code, buffer, size, mr)
+    })?;
+    let (mut done, mut polls) = (0, 0);
+    while done < awaited {
+        // SAFETY: the link is open.
+        let polled = check("poll libfabric", unsafe { fabric_link_poll(link) })?;
+        done += polled;
+        if polled == 0 {
+            polls += 1;
+            if polls > POLLS {
+                std::thread::sleep(SLEEP);
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+    let releasing = Instant::now();
+    // SAFETY: registered above, and no transfer uses it.
+    check("deregister by libfabric", unsafe {
+        fabric_link_release(mr)
+    })?;
+    let now = Instant::now();
+    Ok((now - started, prepare + (now - releasing)))
+}
