@@ -9,7 +9,11 @@ bench=$1
 shift
 PATH=$PATH:/usr/sbin:/sbin
 
+server=
+
 clean() {
+	# If the client was served, the server has ended.
+	[ -z "$server" ] || kill $server 2>/dev/null || true
 	for side in left right; do
 		rdma link delete rxe_$side 2>/dev/null || true
 		ip netns delete $side 2>/dev/null || true
@@ -46,3 +50,4 @@ until ip netns exec left "$bench" client 10.77.0.2 "$@"; do
 	sleep 2
 done
 wait $server
+server=

@@ -29,7 +29,8 @@ fn script(name: &str, arguments: &[&str]) -> (Output, String) {
 /// A server and, when it listens, a client, on an interface with an address.
 fn by_an_interface(client: &str) -> (Output, String) {
     let both = format!(
-        "{BENCH} server 10.78.0.1:18515 --clients 1 & sleep 3; {BENCH} client 10.78.0.1 {client}"
+        "timeout 300 {BENCH} server 10.78.0.1:18515 --clients 1 & sleep 3; \
+         {BENCH} client 10.78.0.1 {client}"
     );
     script("interface.sh", &["sh", "-c", &both])
 }
