@@ -91,10 +91,10 @@ fn lookup() -> PathBuf {
     dir.join("lookup")
 }
 
-#[test]
-fn lookups_by_name_find_ours_where_they_would_find_libibverbs() {
-    let ran = preloading(&[shim()], lookup())
-        .args(["under the shim", env!("CARGO_TARGET_TMPDIR")])
+/// Has the program look functions up, for `ours` to be found or, without it, libibverbs's own.
+fn looks_up(mut program: Command, ours: &str) {
+    let ran = program
+        .args([ours, env!("CARGO_TARGET_TMPDIR")])
         .output()
         .unwrap();
     assert!(
@@ -104,18 +104,15 @@ fn lookups_by_name_find_ours_where_they_would_find_libibverbs() {
     );
 }
 
+#[test]
+fn lookups_by_name_find_ours_where_they_would_find_libibverbs() {
+    looks_up(preloading(&[shim()], lookup()), "under the shim");
+}
+
 /// The program's checks are of something: it finds libibverbs's own without the shim.
 #[test]
 fn lookups_without_the_shim_find_libibverbs() {
-    let ran = bounded(lookup())
-        .args(["", env!("CARGO_TARGET_TMPDIR")])
-        .output()
-        .unwrap();
-    assert!(
-        ran.status.success(),
-        "{}",
-        String::from_utf8_lossy(&ran.stderr)
-    );
+    looks_up(bounded(lookup()), "");
 }
 
 #[test]
