@@ -3,6 +3,7 @@
 
 use std::io;
 use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use regcache_conformance::PAGE;
@@ -11,6 +12,10 @@ use crate::Error;
 use crate::error::Trying;
 
 const HUGE: usize = 2 << 20;
+
+/// Where the next buffers go: far below where the kernel puts mappings of its own choice, and never the same twice, so that
+/// what is unmapped for a moment is not given to another thread.
+static NEXT: AtomicUsize = AtomicUsize::new(0x4000_0000_0000);
 
 /// So many buffers of one size, each on pages of its own.
 #[derive(Debug)]
@@ -34,7 +39,9 @@ impl Buffers {
     pub(crate) fn new(count: usize, size: usize) -> Result<Self, Error> {
         let stride = size.next_multiple_of(PAGE);
         let mapped = stride * count;
-        let start = map(ptr::null_mut(), mapped, 0).trying("map the buffers")?;
+        let place = NEXT.fetch_add((mapped + PAGE).next_multiple_of(HUGE), Ordering::Relaxed);
+        let start =
+            map(ptr::with_exposed_provenance_mut(place), mapped).trying("map the buffers")?;
         let this = Self {
             start,
             mapped,
@@ -78,7 +85,7 @@ impl Buffers {
         // SAFETY: ours, and there is no reference to it: those of `fill` and `wrong_bytes` do not leave them.
         let unmapped = unsafe { libc::munmap(at.cast(), self.stride) };
         Errno::result(unmapped).trying("unmap a buffer")?;
-        map(at, self.stride, libc::MAP_FIXED_NOREPLACE).trying("map a buffer again")?;
+        map(at, self.stride).trying("map a buffer again")?;
         self.choose_pages(at, self.stride).trying("advise")
     }
 
@@ -109,9 +116,9 @@ impl Drop for Buffers {
     }
 }
 
-fn map(at: *mut u8, len: usize, how: i32) -> io::Result<*mut u8> {
+fn map(at: *mut u8, len: usize) -> io::Result<*mut u8> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     // SAFETY: where nothing is.
     let start = unsafe { libc::mmap(at.cast(), len, protection, flags, -1, 0) };
     if start == libc::MAP_FAILED {
