@@ -10,10 +10,12 @@ shift
 PATH=$PATH:/usr/sbin:/sbin
 
 server=
+said=
 
 clean() {
 	# If the client was served, the server has ended.
 	[ -z "$server" ] || kill $server 2>/dev/null || true
+	[ -z "$said" ] || rm -f "$said"
 	for side in left right; do
 		rdma link delete rxe_$side 2>/dev/null || true
 		ip netns delete $side 2>/dev/null || true
@@ -39,15 +41,25 @@ if ! ip netns exec right grep -qi ':12b7 ' /proc/net/udp; then
 	exit 77
 fi
 
-ip netns exec right "$bench" server 10.77.0.2:18515 --clients 1 &
-server=$!
-# It listens soon, and the device's address must be there.
+# Neither is there at once: the carrier of an interface, without which nobody answers, and the address of a device.
+ready() {
+	[ "$(ip netns exec $1 cat /sys/class/net/veth_$1/operstate)" = up ] &&
+		grep -qs "0000:0000:0000:0000:0000:ffff:0a4d:000$2" /sys/class/infiniband/rxe_$1/ports/1/gids/*
+}
 tries=0
-until ip netns exec left "$bench" client 10.77.0.2 "$@"; do
+until ready left 1 && ready right 2; do
 	tries=$((tries + 1))
-	[ $tries -lt 3 ] || exit 1
-	kill -0 $server 2>/dev/null || exit 1
-	sleep 2
+	[ $tries -le 100 ] || break
+	sleep 0.1
 done
+
+said=$(mktemp)
+ip netns exec right "$bench" server 10.77.0.2:18515 --clients 1 >"$said" &
+server=$!
+until grep -q listening "$said"; do
+	kill -0 $server 2>/dev/null || exit 1
+	sleep 0.1
+done
+ip netns exec left "$bench" client 10.77.0.2 "$@"
 wait $server
 server=

@@ -10,7 +10,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -32,6 +32,10 @@ type Event = rdma_cm_event_type::Type;
 
 /// How long the network may take for each step.
 const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the kernel is told to look for an address at a time. Where the answer to its ARP request comes before it has begun to
+/// wait for one, as over veth it does, it looks again when this has passed, and not before.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Bytes that each side can tell the other while connecting.
 pub const HELLO: usize = 56;
@@ -153,7 +157,11 @@ impl Id {
         }
         // SAFETY: takes any number, and returns a terminated string of static lifetime.
         let name = unsafe { string(rdma_event_str(came)) };
-        Err(failed(step, io::Error::other(format!("{name} ({status})"))))
+        let why = match -status {
+            libc::ETIMEDOUT => io::Error::from_raw_os_error(libc::ETIMEDOUT),
+            _ => io::Error::other(format!("{name} ({status})")),
+        };
+        Err(failed(step, why))
     }
 
     /// The name of the device that the address led to.
@@ -270,8 +278,20 @@ impl Dial {
     ///
     /// [`Error::Connection`].
     pub fn resolve(address: SocketAddr) -> Result<Self, Error> {
+        let started = Instant::now();
+        loop {
+            match Self::look(address) {
+                Err(Error::Connection { source, .. })
+                    if source.raw_os_error() == Some(libc::ETIMEDOUT)
+                        && started.elapsed() < TIMEOUT => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn look(address: SocketAddr) -> Result<Self, Error> {
         let id = Id::new()?;
-        let timeout = TIMEOUT.as_millis() as c_int;
+        let timeout = LOOK.as_millis() as c_int;
         // SAFETY: the identifier is alive; the address is copied. No source address: the routing table chooses.
         let resolving = with_sockaddr(address, |to| unsafe {
             rdma_resolve_addr(id.id.as_ptr(), ptr::null_mut(), to.cast(), timeout)
@@ -284,7 +304,7 @@ impl Dial {
         )?;
         // SAFETY: as above.
         done("find a route to", unsafe {
-            rdma_resolve_route(id.id.as_ptr(), timeout)
+            rdma_resolve_route(id.id.as_ptr(), TIMEOUT.as_millis() as c_int)
         })?;
         let resolved = rdma_cm_event_type::RDMA_CM_EVENT_ROUTE_RESOLVED;
         id.wait("find a route to", resolved, Some(TIMEOUT))?;
