@@ -43,6 +43,16 @@ impl Mr {
     /// `access` has a write; `ENOMEM` over `RLIMIT_MEMLOCK` or out of keys;
     /// [`io::ErrorKind::InvalidInput`] if `access` has bits that [`Access`] does not name.
     pub fn register(pd: &Arc<Pd>, range: VaRange, access: Access) -> io::Result<Self> {
+        Self::register_with(pd, range, access, 0)
+    }
+
+    /// The same with flags that [`Access`] does not name, and that are not for a cache.
+    pub(crate) fn register_with(
+        pd: &Arc<Pd>,
+        range: VaRange,
+        access: Access,
+        flags: u32,
+    ) -> io::Result<Self> {
         let foreign = access.bits() & !Access::all().bits();
         if foreign != 0 {
             return Err(io::Error::new(
@@ -66,7 +76,7 @@ impl Mr {
                 ptr::without_provenance_mut(start),
                 range.len(),
                 start as u64,
-                access.with_implied().bits(),
+                access.with_implied().bits() | flags,
             )
         };
         let mr = check_ptr(mr)?;

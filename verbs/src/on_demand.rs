@@ -1,0 +1,149 @@
+//! On-demand paging: [`OnDemand`], what a device offers of it, and [`OnDemandMr`], a registration that pins nothing.
+//!
+//! It is no registration for a cache, whose registrars promise pinned pages: it follows the page tables, whatever becomes of
+//! the mapping. It is here to be measured beside one.
+
+use std::io;
+use std::mem::{self, offset_of};
+use std::ptr;
+use std::sync::Arc;
+
+use rdma_sys::{
+    ibv_access_flags, ibv_device_attr_ex, ibv_odp_general_caps, ibv_odp_transport_cap_bits,
+    verbs_context,
+};
+use regcache::VaRange;
+
+use crate::errno::check;
+use crate::{Access, Context, Error, Mr, Pd};
+
+bitflags::bitflags! {
+    /// What of a reliable connection's may use a registration that pins nothing. Empty where the device has no such
+    /// registrations.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub struct OnDemand: u32 {
+        /// The source of a send.
+        const SEND = ibv_odp_transport_cap_bits::IBV_ODP_SUPPORT_SEND.0;
+        /// The destination of a receive.
+        const RECV = ibv_odp_transport_cap_bits::IBV_ODP_SUPPORT_RECV.0;
+        /// Both ends of an RDMA write.
+        const WRITE = ibv_odp_transport_cap_bits::IBV_ODP_SUPPORT_WRITE.0;
+        /// Both ends of an RDMA read.
+        const READ = ibv_odp_transport_cap_bits::IBV_ODP_SUPPORT_READ.0;
+        /// An atomic operation.
+        const ATOMIC = ibv_odp_transport_cap_bits::IBV_ODP_SUPPORT_ATOMIC.0;
+        /// The destination of a receive that was posted to a shared queue.
+        const SRQ_RECV = ibv_odp_transport_cap_bits::IBV_ODP_SUPPORT_SRQ_RECV.0;
+    }
+}
+
+impl Context {
+    /// For what on reliable connections the device offers registrations that pin nothing, each of one range: *explicit*
+    /// on-demand paging. Empty where it offers none, or its provider cannot be asked.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Query`].
+    pub fn on_demand(&self) -> Result<OnDemand, Error> {
+        // C's inline `ibv_query_device_ex`, which is a function of the provider's that no library exports. (rdma-sys 0.3 has it,
+        // but never finds the function on 64-bit machines: see `Context::port`.)
+        //
+        // SAFETY: the context is open, so libibverbs has filled it in; all ones in `abi_compat` says that it is the last field
+        // of a `verbs_context`.
+        let verbs = unsafe {
+            let context = self.as_ptr();
+            if (*context).abi_compat.addr() != usize::MAX {
+                return Ok(OnDemand::empty());
+            }
+            context
+                .cast::<u8>()
+                .wrapping_sub(offset_of!(verbs_context, context))
+                .cast::<verbs_context>()
+        };
+        // The structure grows at its front, and says how much of it there is.
+        let needed = size_of::<verbs_context>() - offset_of!(verbs_context, query_device_ex);
+        // SAFETY: as above; `sz` was there from the first, and says that the other field is there.
+        let query = unsafe {
+            if (*verbs).sz < needed {
+                return Ok(OnDemand::empty());
+            }
+            (*verbs).query_device_ex
+        };
+        let Some(query) = query else {
+            return Ok(OnDemand::empty());
+        };
+        // SAFETY: a C struct of integers and arrays of them, for which zero is a value.
+        let mut attr: ibv_device_attr_ex = unsafe { mem::zeroed() };
+        // SAFETY: the context is open, no input is what C's callers give as well, and `attr` lives through the call.
+        let queried = unsafe {
+            query(
+                self.as_ptr(),
+                ptr::null(),
+                &raw mut attr,
+                size_of_val(&attr),
+            )
+        };
+        match check(queried) {
+            Err(why) if why.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(OnDemand::empty()),
+            Err(source) => Err(self.query_error("on-demand paging", source)),
+            Ok(()) => Ok(of(&attr)),
+        }
+    }
+}
+
+fn of(attr: &ibv_device_attr_ex) -> OnDemand {
+    let explicit = u64::from(ibv_odp_general_caps::IBV_ODP_SUPPORT.0);
+    if attr.odp_caps.general_caps & explicit == 0 {
+        return OnDemand::empty();
+    }
+    OnDemand::from_bits_truncate(attr.odp_caps.per_transport_caps.rc_odp_caps)
+}
+
+/// Memory that the device can reach through the page tables of this process: nothing of it is pinned, and what is mapped
+/// there when a transfer comes by is what it moves. A page that is not there then is faulted in.
+///
+/// Deregistered on drop.
+#[derive(Debug)]
+pub struct OnDemandMr(Mr);
+
+impl OnDemandMr {
+    /// Registers `range` in `pd`, whose device offers it ([`Context::on_demand`]).
+    ///
+    /// # Errors
+    ///
+    /// The system's error: `EOPNOTSUPP` where the device does not offer it.
+    pub fn register(pd: &Arc<Pd>, range: VaRange, access: Access) -> io::Result<Self> {
+        let on_demand = ibv_access_flags::IBV_ACCESS_ON_DEMAND.0;
+        Mr::register_with(pd, range, access, on_demand).map(Self)
+    }
+
+    /// The key that this process's work requests name it by.
+    #[must_use]
+    pub fn lkey(&self) -> u32 {
+        self.0.lkey()
+    }
+
+    /// The key that a peer's requests name it by. Of use only with remote access.
+    #[must_use]
+    pub fn rkey(&self) -> u32 {
+        self.0.rkey()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_offered_counts_only_where_ranges_can_be_registered_so() {
+        // SAFETY: as in `on_demand`.
+        let mut attr: ibv_device_attr_ex = unsafe { mem::zeroed() };
+        attr.odp_caps.per_transport_caps.rc_odp_caps = 0b1101;
+        assert_eq!(of(&attr), OnDemand::empty());
+        // Only of the whole address space at once.
+        attr.odp_caps.general_caps = 2;
+        assert_eq!(of(&attr), OnDemand::empty());
+        attr.odp_caps.general_caps = 3;
+        assert_eq!(of(&attr), OnDemand::SEND | OnDemand::WRITE | OnDemand::READ);
+    }
+}
