@@ -1,5 +1,6 @@
 use std::error::Error;
 
+use memmap2::MmapMut;
 use regcache::VaRange;
 use regcache_verbs::{Access, Context, Loopback, Mr, Pd};
 
@@ -10,7 +11,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let to = VaRange::new(sink.as_ptr(), sink.len())?;
     let to = Mr::register(&pd, to, Access::LOCAL_WRITE)?;
     for round in 0..10 {
-        let source = vec![round; 1 << 20];
+        let mut source = MmapMut::map_anon(1 << 20)?;
+        source.fill(round);
         let from = VaRange::new(source.as_ptr(), source.len())?;
         let from = Mr::register(&pd, from, Access::empty())?; // pins 256 pages
         // SAFETY: both were registered as they are mapped now.

@@ -1,3 +1,4 @@
+use memmap2::MmapMut;
 use regcache::Cache;
 use regcache_verbs::{Context, Loopback, MrRegistrar, Pd};
 
@@ -8,9 +9,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut sink = vec![0; 1 << 20];
     for round in 0..100 {
-        // A fresh buffer each time. malloc unmaps the last one and is given the same address again:
-        // a naive cache would send the first round's bytes for ever.
-        let source = vec![round; 1 << 20];
+        // A fresh buffer each time. The last one has been unmapped, and the kernel gives out the same address again: a
+        // naive cache would send the first round's bytes for ever.
+        let mut source = MmapMut::map_anon(1 << 20)?;
+        source.fill(round);
         link.send(&cache, &source, &mut sink)?;
         assert!(sink.iter().all(|&byte| byte == round));
     }

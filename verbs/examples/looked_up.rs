@@ -1,5 +1,6 @@
 use std::error::Error;
 
+use memmap2::MmapMut;
 use regcache::Cache;
 use regcache_verbs::{Context, Loopback, MrRegistrar, Pd};
 
@@ -9,7 +10,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let cache = Cache::builder(MrRegistrar::new(&pd)).build()?;
     let mut sink = vec![0; 1 << 20];
     for round in 0..10 {
-        let source = vec![round; 1 << 20];
+        let mut source = MmapMut::map_anon(1 << 20)?;
+        source.fill(round);
         link.send(&cache, &source, &mut sink)?;
         assert!(sink.iter().all(|&byte| byte == round));
     }

@@ -1,4 +1,5 @@
 #include <regcache.h>
+#include <sys/mman.h>
 #include "loopback.h" /* a connection with ourselves, as an example */
 
 static struct regcache_mr look_up(struct regcache *cache, void *addr, size_t length)
@@ -20,7 +21,9 @@ int main(void)
 	char *sink = malloc(length);
 	for (char round = 0; round < 100; round++) {
 		/* A fresh buffer each time, at the same address: a naive cache would send the first one's bytes for ever. */
-		char *source = malloc(length);
+		char *source = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (source == MAP_FAILED)
+			err(1, "mmap");
 		memset(source, round, length);
 		struct regcache_mr from = look_up(cache, source, length), to = look_up(cache, sink, length);
 		loopback_send(&link, source, from.lkey, sink, to.lkey, length);
@@ -28,7 +31,7 @@ int main(void)
 		regcache_put(to.guard);
 		if (sink[0] != round || memcmp(sink, sink + 1, length - 1))
 			errx(1, "wrong bytes in round %d", round);
-		free(source);
+		munmap(source, length);
 	}
 	free(sink);
 	if (regcache_destroy(cache) < 0)
