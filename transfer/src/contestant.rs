@@ -173,6 +173,12 @@ where
             let once = Once::new(registrations.collect::<Result<_, _>>()?);
             entrant.with(once)
         }
+        Policy::Odp => {
+            let ranges = entrant.ranges()?.into_iter();
+            let registrations = ranges.map(|range| fabric.register_on_demand(workload.op, range));
+            let once = Once::new(registrations.collect::<Result<_, _>>()?);
+            entrant.with(once)
+        }
         Policy::Copy => {
             let places = workload.threads * workload.depth;
             let copy = Copy::new(workload.op, workload.size, places, register)?;

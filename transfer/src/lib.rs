@@ -41,6 +41,6 @@ pub use remote::Remote;
 pub use server::serve;
 pub use uring_wire::Uring;
 pub use verbs_wire::Verbs;
-pub use wire::{Fabric, Keyed, Memory, Wire};
+pub use wire::{Fabric, Keyed, Memory, OnDemandRegistration, Wire};
 pub use worker::Tally;
 pub use workload::{Op, Policy, Workload, bytes};

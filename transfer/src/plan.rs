@@ -46,6 +46,15 @@ pub fn add_drivers_hit(planned: &mut [Planned]) {
     }
 }
 
+/// Adds registrations that pin nothing, for the transfers for which the device offers them.
+pub fn add_on_demand(planned: &mut [Planned], offered: &[Op]) {
+    for Planned { workload, entries } in planned {
+        if offered.contains(&workload.op) {
+            entries.push((Policy::Odp, workload.unmap_every));
+        }
+    }
+}
+
 /// The cells for a device that can do `ops`, with up to `threads` threads.
 #[must_use]
 pub fn plan(ops: &[Op], threads: usize, quick: bool) -> Vec<Planned> {

@@ -7,7 +7,11 @@ use crate::project::{LATENCY_NS, LINKS, share};
 use crate::results::{Outcome, Run};
 use crate::{Error, Op, Policy, bytes};
 
-const SIZE: (u32, u32) = (820, 460);
+const SIZE: (u32, u32) = (1040, 440);
+
+/// Of the width, for the names of the lines: beside the chart, so that they hide nothing of it.
+const NAMES: u32 = 250;
+const NAME_HEIGHT: i32 = 22;
 const FONT: &str = "sans-serif";
 
 /// A line of a plot: its name, its points, and below and above each where it may be as well.
@@ -79,7 +83,8 @@ where
         index.unwrap_or(0) as f64
     };
     let last = sizes.len().saturating_sub(1).max(1) as f64;
-    let mut chart = ChartBuilder::on(&root)
+    let (left, right) = root.split_horizontally(SIZE.0 - NAMES);
+    let mut chart = ChartBuilder::on(&left)
         .caption(frame.title, (FONT, 18))
         .margin(12)
         .margin_right(24)
@@ -103,22 +108,21 @@ where
         .y_label_formatter(&|value| (frame.label)(*value))
         .draw()
         .map_err(|e| to_text(&e))?;
+    let mut names = Vec::new();
     if let Some((at, name)) = frame.line {
         let ends = [(0.0, at), (last, at)];
         chart
             .draw_series(DashedLineSeries::new(ends, 6, 4, BLACK.stroke_width(1)))
-            .map_err(|e| to_text(&e))?
-            .label(name)
-            .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], BLACK));
+            .map_err(|e| to_text(&e))?;
+        names.push((name, BLACK));
     }
     for (index, line) in series.iter().enumerate() {
         let color = color(index);
         let points = line.points.iter().map(|&(size, y)| (place(size), y));
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(3))
-            .map_err(|e| to_text(&e))?
-            .label(&line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+            .map_err(|e| to_text(&e))?;
+        names.push((&line.name, color));
         let bars = line.between.iter().map(|&(size, low, high)| {
             // Next to each other, where several lines have them.
             let x = place(size) + 0.03 * index as f64;
@@ -126,14 +130,13 @@ where
         });
         chart.draw_series(bars).map_err(|e| to_text(&e))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.85))
-        .border_style(RGBColor(190, 190, 190))
-        .label_font((FONT, 14))
-        .draw()
-        .map_err(|e| to_text(&e))?;
+    for (row, (name, color)) in names.into_iter().enumerate() {
+        let y = 52 + row as i32 * NAME_HEIGHT;
+        let dash = PathElement::new([(0, y), (18, y)], color.stroke_width(2));
+        right.draw(&dash).map_err(|e| to_text(&e))?;
+        let text = Text::new(name, (26, y - 8), (FONT, 14));
+        right.draw(&text).map_err(|e| to_text(&e))?;
+    }
     root.present().map_err(|e| to_text(&e))
 }
 

@@ -134,22 +134,26 @@ impl<R: Registrar<Registration: Keyed>, M: Monitor> Preparer for Cached<R, M> {
 
 /// Knows the key of each buffer, whose registrations live as long as this.
 pub struct Once<T> {
-    registrations: Vec<T>,
+    keys: Vec<u32>,
+    _registrations: Vec<T>,
 }
 
 impl<T: Keyed> Once<T> {
     /// By the buffers' numbers.
     pub fn new(registrations: Vec<T>) -> Self {
-        Self { registrations }
+        Self {
+            keys: registrations.iter().map(Keyed::key).collect(),
+            _registrations: registrations,
+        }
     }
 }
 
-impl<T: Keyed + Sync> Preparer for Once<T> {
+impl<T: Sync> Preparer for Once<T> {
     type Held = ();
 
     #[inline]
     fn prepare(&self, piece: Piece) -> Result<(Memory, ()), Error> {
-        Ok((memory(piece, self.registrations[piece.number].key()), ()))
+        Ok((memory(piece, self.keys[piece.number]), ()))
     }
 
     #[inline]

@@ -4,11 +4,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use regcache::VaRange;
 use regcache_verbs::cm::{Connection, Dial};
 use regcache_verbs::{Access, Context, Cq, MrRegistrar, Pd, Qp, RemoteMemory};
 
-use crate::verbs_wire::{Connected, access, is_software};
-use crate::wire::{Fabric, Memory, Wire};
+use crate::verbs_wire::{Connected, access, is_software, offers_on_demand, register_on_demand};
+use crate::wire::{Fabric, Memory, OnDemandRegistration, Wire};
 use crate::{Error, Op};
 
 /// Says that it is us, in this version.
@@ -142,6 +143,14 @@ impl Fabric for Remote {
 
     fn access(&self, op: Op) -> Access {
         access(op)
+    }
+
+    fn offers_on_demand(&self, op: Op) -> Result<bool, Error> {
+        offers_on_demand(&self.pd, op)
+    }
+
+    fn register_on_demand(&self, op: Op, range: VaRange) -> Result<OnDemandRegistration, Error> {
+        register_on_demand(&self.pd, op, range)
     }
 
     fn wire(&self, size: usize, depth: usize) -> Result<Box<dyn Wire>, Error> {

@@ -1,6 +1,6 @@
 //! The report of one or more runs: Markdown with its plots beside it, and one HTML file with the plots in it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::results::{Run, write};
 use crate::table::{self, Rows};
@@ -16,12 +16,14 @@ enum Part {
     Plot(String, String, String),
 }
 
-/// Writes `report.md`, `report.html` and the plots into `dir`. `command` is what made the runs.
+/// Writes `report.md`, `report.html` and the plots into `dir`, and returns where they are, the page first. `command` is what
+/// made the runs.
 ///
 /// # Errors
 ///
 /// The files'; [`Error::Plot`].
-pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<(), Error> {
+pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut files = vec![dir.join("report.html"), dir.join("report.md")];
     let mut parts = Vec::new();
     for run in runs {
         parts.extend(of_run(run)?);
@@ -40,7 +42,7 @@ pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<(), Error> {
             }
             Part::Text(text) => {
                 markdown += &format!("\n{text}\n");
-                html += &format!("<p>{}</p>\n", table::escape(&text));
+                html += &format!("<p>{}</p>\n", in_html(&text));
             }
             Part::Table(rows) if rows.len() > 1 => {
                 markdown += &format!("\n{}", table::markdown(&rows));
@@ -58,18 +60,31 @@ pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<(), Error> {
             }
             Part::Plot(name, what, svg) => {
                 write(&dir.join(&name), &svg)?;
+                files.push(dir.join(&name));
                 markdown += &format!("\n![{what}]({name})\n");
                 html += &format!("<figure>{svg}</figure>\n");
             }
         }
     }
-    write(&dir.join("report.md"), &markdown)?;
-    write(&dir.join("report.html"), &(html + "</html>\n"))
+    write(&files[1], &markdown)?;
+    write(&files[0], &(html + "</html>\n"))?;
+    Ok(files)
+}
+
+/// A text whose pieces between backticks are code.
+fn in_html(text: &str) -> String {
+    let pieces = table::escape(text);
+    let pieces = pieces.split('`').enumerate();
+    let pieces = pieces.map(|(number, piece)| match number % 2 {
+        1 => format!("<code>{piece}</code>"),
+        _ => piece.to_owned(),
+    });
+    pieces.collect()
 }
 
 const STYLE: &str = "body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}\
     table{border-collapse:collapse;font-size:13px;margin:1em 0}th,td{border:1px solid #ccc;padding:3px 8px;text-align:left}\
-    th{background:#f3f3f3}.n{text-align:right;font-variant-numeric:tabular-nums}figure{margin:1em 0}\
+    th{background:#f3f3f3}td{white-space:nowrap}.n{text-align:right;font-variant-numeric:tabular-nums}figure{margin:1em 0}\
     svg{max-width:100%;height:auto}code{background:#f3f3f3;padding:1px 4px}";
 
 fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
@@ -91,10 +106,7 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
             (Policy::RegisterEachTime, "register each time"),
             (Policy::Copy, "copy"),
             (Policy::Regcache, "regcache"),
-            (
-                Policy::RegisteredOnce,
-                "registered once: two readings of the clock",
-            ),
+            (Policy::RegisteredOnce, "registered once: only the clock"),
         ];
         let title = "Before and after each RDMA write";
         parts.push(Part::Plot(
@@ -110,6 +122,16 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
         ));
     }
     parts.push(Part::Text(crossover(run)));
+    let peers = table::peers(run);
+    if !peers.is_empty() {
+        parts.push(Part::Text(
+            "Others that do the same work, by turns with the above: odp is a registration that pins nothing, from which the \
+             device pages in what it finds; libfabric-* the registration cache of its verbs provider by that monitor, or none. \
+             Times of a transfer as parts of registered-once's."
+                .to_owned(),
+        ));
+        parts.push(Part::Table(peers));
+    }
     parts.push(Part::Text(
         "With buffers unmapped and mapped again at the same address before a part of the transfers, each payload checked \
          byte by byte:"
@@ -139,10 +161,7 @@ fn of_uring(run: &Run) -> Result<Vec<Part>, Error> {
         (Policy::Copy, "copy"),
         (Policy::Regcache, "regcache, by userfaultfd"),
         (Policy::Naive, "regcache, as with the driver"),
-        (
-            Policy::RegisteredOnce,
-            "registered once: two readings of the clock",
-        ),
+        (Policy::RegisteredOnce, "registered once: only the clock"),
     ];
     parts.push(Part::Table(table::transfers(run)));
     parts.push(Part::Plot(

@@ -119,6 +119,40 @@ pub fn transfers(run: &Run) -> Rows {
     rows
 }
 
+/// The table of what does the same work otherwise, beside the cache: on-demand paging, and libfabric's caches. Their times of a
+/// transfer are parts of registered-once's.
+#[must_use]
+pub fn peers(run: &Run) -> Rows {
+    let plain = || run.cells.iter().filter(|cell| cell.workload.is_plain());
+    let mut names: Vec<&str> = Vec::new();
+    for outcome in plain().flat_map(|cell| &cell.outcomes) {
+        let is_peer =
+            outcome.policy == Policy::Odp.name() || outcome.policy.starts_with("libfabric");
+        if is_peer && !names.contains(&&*outcome.policy) {
+            names.push(&outcome.policy);
+        }
+    }
+    if names.is_empty() {
+        return Vec::new();
+    }
+    names.insert(0, Policy::Regcache.name());
+    let mut head = vec!["transfer".to_owned(), "size".to_owned()];
+    head.extend(names.iter().map(|name| format!("{name}: transfer")));
+    head.extend(names.iter().map(|name| format!("{name}: registering, us")));
+    let mut rows = vec![head];
+    for cell in plain() {
+        let of = |figure: fn(&Outcome) -> String| {
+            let outcomes = names.iter().map(|name| cell.outcome(name, 0));
+            outcomes.map(move |outcome| outcome.map_or_else(String::new, figure))
+        };
+        let mut row = vec![cell.workload.name(), bytes(cell.workload.size)];
+        row.extend(of(|it| format!("{:.3}", it.ratio)));
+        row.extend(of(|it| number(it.prepare_us)));
+        rows.push(row);
+    }
+    rows
+}
+
 /// The table of the transfers whose buffers are unmapped meanwhile.
 #[must_use]
 pub fn unmaps(run: &Run) -> Rows {

@@ -91,7 +91,9 @@ fn calibrate(
     let transfers = fit.next_multiple_of(least).max(least);
     for contestant in contestants {
         contestant.visit()?;
-        contestant.run(transfers)?;
+        if transfers > WARM_UP {
+            contestant.run(transfers)?;
+        }
     }
     Ok(transfers)
 }

@@ -8,11 +8,12 @@ use std::time::Duration;
 use memmap2::MmapMut;
 use regcache::VaRange;
 use regcache_verbs::{
-    Access, Context, Cq, Mr, MrRegistrar, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
+    Access, Context, Cq, Mr, MrRegistrar, OnDemand, OnDemandMr, Pd, Qp, RemoteMemory, Route, Sge,
+    WcStatus,
 };
 
 use crate::error::Trying;
-use crate::wire::{Fabric, Keyed, Memory, Wire};
+use crate::wire::{Fabric, Keyed, Memory, OnDemandRegistration, Wire};
 use crate::{Error, Op};
 
 /// Polls of a software device before its poller sleeps, and for how long. The kernel's thread that moves the bytes
@@ -29,6 +30,34 @@ impl Keyed for Mr {
     fn key(&self) -> u32 {
         self.lkey()
     }
+}
+
+impl Keyed for OnDemandMr {
+    fn key(&self) -> u32 {
+        self.lkey()
+    }
+}
+
+/// Whether the buffer of such a transfer need not be pinned.
+pub(crate) fn offers_on_demand(pd: &Pd, op: Op) -> Result<bool, Error> {
+    let needed = match op {
+        Op::Write => OnDemand::WRITE,
+        Op::Read => OnDemand::READ,
+        Op::Send => OnDemand::SEND,
+    };
+    Ok(pd.context().on_demand()?.contains(needed))
+}
+
+/// Registers it without.
+pub(crate) fn register_on_demand(
+    pd: &Arc<Pd>,
+    op: Op,
+    range: VaRange,
+) -> Result<OnDemandRegistration, Error> {
+    let registration = OnDemandMr::register(pd, range, access(op));
+    Ok(Box::new(
+        registration.trying("register a buffer on demand")?,
+    ))
 }
 
 /// Memory that the device knows for good.
@@ -102,6 +131,14 @@ impl Fabric for Verbs {
 
     fn access(&self, op: Op) -> Access {
         access(op)
+    }
+
+    fn offers_on_demand(&self, op: Op) -> Result<bool, Error> {
+        offers_on_demand(&self.pd, op)
+    }
+
+    fn register_on_demand(&self, op: Op, range: VaRange) -> Result<OnDemandRegistration, Error> {
+        register_on_demand(&self.pd, op, range)
     }
 
     fn wire(&self, size: usize, depth: usize) -> Result<Box<dyn Wire>, Error> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use regcache::Registrar;
+use regcache::{Registrar, VaRange};
 
 use crate::{Error, Op};
 
@@ -68,6 +68,15 @@ pub trait Wire: Send {
     fn peer(&mut self, place: usize) -> Result<&mut [u8], Error>;
 }
 
+/// A registration that pins nothing. It ends when it is dropped.
+pub type OnDemandRegistration = Box<dyn Keyed + Send + Sync>;
+
+impl Keyed for OnDemandRegistration {
+    fn key(&self) -> u32 {
+        (**self).key()
+    }
+}
+
 /// A device: where wires and registrations come from.
 pub trait Fabric {
     /// Makes registrations that its wires can name.
@@ -78,6 +87,26 @@ pub trait Fabric {
 
     /// What the buffer's registration must allow.
     fn access(&self, op: Op) -> <Self::Registrar as Registrar>::Access;
+
+    /// Whether such a transfer can use a registration of its buffer that pins nothing: on-demand paging.
+    ///
+    /// # Errors
+    ///
+    /// The device's.
+    fn offers_on_demand(&self, _: Op) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    /// Registers a buffer without pinning it.
+    ///
+    /// # Errors
+    ///
+    /// The device's; [`Error::Cannot`] if it [does not offer](Self::offers_on_demand) that.
+    fn register_on_demand(&self, op: Op, _: VaRange) -> Result<OnDemandRegistration, Error> {
+        Err(Error::Cannot(format!(
+            "{op} without pinning: the device does not offer it"
+        )))
+    }
 
     /// A wire for so many transfers at a time of so many bytes.
     ///

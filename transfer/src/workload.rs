@@ -48,6 +48,8 @@ pub enum Policy {
     RegisteredOnce,
     /// Copied through memory that is registered for good: what many do instead.
     Copy,
+    /// Registered before the first transfer, without pinning anything: the device pages in what it finds mapped.
+    Odp,
     /// Looked up in a cache that is told of nothing: fast, and wrong.
     Naive,
 }
@@ -69,6 +71,7 @@ impl Policy {
             Self::Regcache => "regcache",
             Self::RegisteredOnce => "registered-once",
             Self::Copy => "copy",
+            Self::Odp => "odp",
             Self::Naive => "naive",
         }
     }

@@ -1,10 +1,18 @@
 //! The benchmark measures what it says: on an RDMA device, with the driver. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use regcache::monitor::Ummunotify;
-use regcache_transfer::{Contestant, Error, Op, Policy, Verbs, Workload, contestant};
+use regcache_transfer::{Contestant, Error, Fabric, Op, Policy, Verbs, Workload, contestant};
 
 const TRANSFERS: u64 = 12;
+
+/// For those that look at what the whole process has pinned, and those that pin meanwhile.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn ummunotify() -> Result<Ummunotify, Error> {
     Ummunotify::open().map_err(|why| Error::Cannot(why.to_string()))
@@ -20,6 +28,7 @@ fn on_rxe(policy: Policy, workload: Workload) -> Box<dyn Contestant> {
 
 #[test]
 fn each_policy_moves_the_bytes_and_registers_as_often_as_it_says() {
+    let _alone = alone();
     for op in Op::ALL {
         let workload = Workload {
             checked: true,
@@ -49,6 +58,7 @@ fn each_policy_moves_the_bytes_and_registers_as_often_as_it_says() {
 
 #[test]
 fn with_unmaps_each_is_registered_once_more_and_no_byte_is_stale() {
+    let _alone = alone();
     for op in Op::ALL {
         let mut one = on_rxe(Policy::Regcache, Workload::plain(op, 9000).unmap_every(3));
         one.run(TRANSFERS).unwrap();
@@ -62,8 +72,55 @@ fn with_unmaps_each_is_registered_once_more_and_no_byte_is_stale() {
     }
 }
 
+/// Whether the kernel is one whose rxe has on-demand paging.
+fn rxe_pages_on_demand() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let major = release.split('.').next().unwrap();
+    major.parse::<u32>().unwrap() >= 7
+}
+
+/// What this process has pinned, in KiB.
+fn pinned() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
+    let number = line.unwrap().split_whitespace().next().unwrap();
+    number.parse().unwrap()
+}
+
+#[test]
+fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
+    const SIZE: usize = 9000;
+    let _alone = alone();
+    for op in Op::ALL {
+        let verbs = Verbs::open(None).unwrap();
+        let offered = verbs.offers_on_demand(op).unwrap();
+        assert_eq!(offered, rxe_pages_on_demand(), "{op}");
+        let workload = Workload::plain(op, SIZE).set(2).unmap_every(3);
+        if !offered {
+            // Nor does it do so unasked.
+            let refused = contestant(&verbs, ummunotify, Policy::Odp, workload);
+            assert!(refused.is_err(), "{op}");
+            println!("{op}: this kernel's rxe does not page on demand");
+            continue;
+        }
+        let before = pinned();
+        let mut one = on_rxe(Policy::Odp, workload);
+        // The other end's memory is.
+        assert_eq!(pinned() - before, 12, "{op}");
+        one.run(TRANSFERS).unwrap();
+        let (tally, counts) = (one.tally().unwrap(), one.counts());
+        assert_eq!(
+            (tally.remaps, tally.wrong_bytes),
+            (TRANSFERS / 3, 0),
+            "{op}"
+        );
+        assert_eq!(counts.registrations, 0, "{op}");
+    }
+}
+
 #[test]
 fn a_cache_that_is_told_nothing_is_found_out() {
+    let _alone = alone();
     for op in Op::ALL {
         let mut one = on_rxe(Policy::Naive, Workload::plain(op, 9000).unmap_every(3));
         one.run(TRANSFERS).unwrap();
@@ -75,6 +132,7 @@ fn a_cache_that_is_told_nothing_is_found_out() {
 
 #[test]
 fn transfers_are_under_way_at_a_time_and_in_several_threads() {
+    let _alone = alone();
     for op in Op::ALL {
         let workload = Workload::plain(op, 4096).set(5).depth(8).threads(2);
         let mut one = on_rxe(Policy::Regcache, workload);

@@ -85,7 +85,7 @@ fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
     }
     let machine = vm::Machine {
         kernel: amount.kernel,
-        timeout: 3600,
+        timeout: 7200,
         boot_timeout: 900,
         icount,
         ..vm::Machine::default()

@@ -11,7 +11,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::unistd::geteuid;
 use regcache::monitor::{Auto, Monitor, Ummunotify, auto};
 use regcache_transfer::peer::{self, Peer};
-use regcache_transfer::plan::{Planned, SIZES, add_drivers_hit, plan};
+use regcache_transfer::plan::{Planned, SIZES, add_drivers_hit, add_on_demand, plan};
 use regcache_transfer::promise::judge;
 use regcache_transfer::results::{Clock, Machine, Run};
 use regcache_transfer::turns::{Effort, take_turns};
@@ -142,8 +142,8 @@ impl Work {
         let (seconds, turn, turns) = match (self.clock, self.quick) {
             (Clock::Wall, false) => (8.0, 20, 15),
             (Clock::Wall, true) => (2.0, 20, 5),
-            (Clock::Instructions, false) => (0.15, 5, 3),
-            (Clock::Instructions, true) => (0.05, 2, 3),
+            (Clock::Instructions, false) => (0.5, 5, 7),
+            (Clock::Instructions, true) => (0.1, 2, 5),
         };
         Effort {
             cell: Duration::from_secs_f64(self.seconds.unwrap_or(seconds)),
@@ -254,7 +254,15 @@ fn measure<F: Fabric, M: Monitor>(
         let each = effort.cell / 8;
         run.costs = cost::measure(&open()?, monitor()?, &SIZES, each)?;
     }
-    let planned = work.planned(device.kind, device.ops, device.can_check);
+    let mut planned = work.planned(device.kind, device.ops, device.can_check);
+    let offered = on_demand(device, &open()?)?;
+    if work.policy.is_empty() {
+        add_on_demand(&mut planned, &offered);
+    }
+    for Planned { workload, entries } in &mut planned {
+        entries.retain(|&(policy, _)| policy != Policy::Odp || offered.contains(&workload.op));
+    }
+    planned.retain(|planned| !planned.entries.is_empty());
     let progress = Progress::new(planned.len());
     for Planned { workload, entries } in planned {
         progress.next(workload);
@@ -283,6 +291,26 @@ fn measure<F: Fabric, M: Monitor>(
     }
     progress.bar.finish_and_clear();
     Ok(run)
+}
+
+/// For which transfers the device offers registrations that pin nothing. Says so where it does not.
+fn on_demand<F: Fabric>(device: &Device<'_>, fabric: &F) -> Result<Vec<Op>, Error> {
+    let mut offered = Vec::new();
+    for &op in device.ops {
+        if fabric.offers_on_demand(op)? {
+            offered.push(op);
+        }
+    }
+    let missing = device.ops.iter().filter(|op| !offered.contains(op));
+    let missing: Vec<_> = missing.map(ToString::to_string).collect();
+    if !missing.is_empty() {
+        eprintln!(
+            "bench: {} offers no on-demand paging for {}: without the policy odp",
+            device.name,
+            missing.join(", ")
+        );
+    }
+    Ok(offered)
 }
 
 /// How far it is: a bar on a terminal, a line for each workload elsewhere.

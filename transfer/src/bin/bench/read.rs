@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use regcache_transfer::promise::judge;
 use regcache_transfer::results::Run;
 use regcache_transfer::{Error, compare, report, table};
 
@@ -29,12 +30,31 @@ pub(crate) struct Compare {
     after: PathBuf,
 }
 
+/// Ends with the table, and fails if a promise was not kept.
 pub(crate) fn report(files: &Report) -> Result<ExitCode, Error> {
     let runs = files.runs.iter().map(|path| Run::load(path));
     let runs: Vec<_> = runs.collect::<Result<_, _>>()?;
-    report::report(&runs, &files.command, &files.into)?;
-    println!("{}", files.into.join("report.html").display());
-    Ok(ExitCode::SUCCESS)
+    let written = report::report(&runs, &files.command, &files.into)?;
+    print!("{}", table::text(&table::transfers(&runs[0])));
+    println!();
+    for file in written {
+        println!("{}", file.display());
+    }
+    let verdicts: Vec<_> = runs.iter().flat_map(judge).collect();
+    let missed: Vec<_> = verdicts.iter().filter(|verdict| !verdict.kept).collect();
+    println!(
+        "\n{} promises kept, {} missed",
+        verdicts.len() - missed.len(),
+        missed.len()
+    );
+    for verdict in &missed {
+        println!("{verdict}");
+    }
+    Ok(if missed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 pub(crate) fn compare(files: &Compare) -> Result<ExitCode, Error> {
