@@ -111,11 +111,10 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
         ));
     }
     if workload.checked {
-        let stale = cell
-            .outcomes
-            .iter()
-            .map(|outcome: &Outcome| outcome.stale_bytes);
-        let stale: u64 = stale.sum();
+        // What the device pages in is the kernel's affair; the table has it.
+        let ours = cell.outcomes.iter();
+        let ours = ours.filter(|outcome: &&Outcome| outcome.policy != Policy::Odp.name());
+        let stale: u64 = ours.map(|outcome| outcome.stale_bytes).sum();
         verdicts.push(verdict(STALE, stale as f64, None, stale == 0));
     }
     verdicts
