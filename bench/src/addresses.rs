@@ -69,6 +69,6 @@ impl Addresses {
     /// Numbers all starts, of both kinds, from 0 to `2 * count`.
     #[inline]
     pub(crate) fn place(&self, start: usize) -> usize {
-        (start - self.base) / (self.stride / 2)
+        (start - self.base) >> (self.stride.trailing_zeros() - 1)
     }
 }

@@ -174,7 +174,7 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
         let core = Arc::new(Core {
             drained: ForkMark::new(!monitor.drain(&mut |_| {})?)?,
             monitor,
-            hints: Hints::new(options.max_entries),
+            hints: Hints::new(options.max_entries)?,
             slab: Slab::new(options.max_entries)?,
             registrar,
             page_size: system_value(SysconfVar::PAGE_SIZE, 4096),

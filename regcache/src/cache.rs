@@ -382,15 +382,27 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     /// Takes the lock, with all that was invalidated before taken out. If that cannot be told all is taken
     /// out and destroyed.
+    #[inline]
     pub(crate) fn lock_current(&self) -> Result<MutexGuard<'_, Ledger<R::Access>>, Error> {
-        let mut ledger = lock(&self.ledger);
-        if !self.is_current()
-            && let Err(error) = self.drain(&mut ledger)
-        {
-            self.unlock(ledger);
-            return Err(error);
+        let ledger = lock(&self.ledger);
+        if self.is_current() {
+            return Ok(ledger);
         }
-        Ok(ledger)
+        self.drained(ledger)
+    }
+
+    #[cold]
+    fn drained<'l>(
+        &'l self,
+        mut ledger: MutexGuard<'l, Ledger<R::Access>>,
+    ) -> Result<MutexGuard<'l, Ledger<R::Access>>, Error> {
+        match self.drain(&mut ledger) {
+            Ok(()) => Ok(ledger),
+            Err(error) => {
+                self.unlock(ledger);
+                Err(error)
+            }
+        }
     }
 
     fn drain(&self, ledger: &mut Ledger<R::Access>) -> Result<(), Error> {
@@ -432,7 +444,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         let fleeting = self.is_fleeting(access);
         let (slot, entry, whole) = ledger.find(&self.slab, range, access, fleeting)?;
         if !fleeting {
-            self.hints.note(range.start(), slot, whole);
+            self.hints.note_found(range.start(), slot, whole);
         }
         entry.touch();
         Some(Guard::owning(NonNull::from(entry)))
@@ -484,7 +496,10 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         }
         let mut ledger = lock(&self.ledger);
         match content.place {
-            Place::Slab(slot, _) => ledger.vacate(slot),
+            Place::Slab(slot, _) => {
+                self.hints.forget(slot, content.range);
+                ledger.vacate(slot);
+            }
             Place::Alone(number) => ledger.alone_no_more(number),
         }
         self.tell_waiting(&ledger);

@@ -11,7 +11,10 @@
 //! one part of a large one after another does not push everything else out. First asked is the
 //! size entered last, then all that were ever entered.
 
+use std::io;
+
 use crate::VaRange;
+use crate::array::{Array, Zeros};
 use crate::slab::Slot;
 use crate::sync::{AtomicU32, Ordering};
 
@@ -31,6 +34,12 @@ const TAG_BITS: u32 = 8;
 /// 2^64 divided by the golden ratio: multiplying by it spreads pages over the upper bits.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
+/// Most pages of a registration that are forgotten with it: all, if it has less than 4 GiB.
+const FORGOTTEN: usize = 1 + (1 << STEP);
+
+/// Sets in use of a table that is new: a kilobyte.
+const FIRST_SETS: usize = 64;
+
 /// Most sets a table has: 4 MiB, enough for 1 048 576 pages.
 const MAX_SETS: usize = 1 << 18;
 
@@ -39,6 +48,13 @@ const MAX_SETS: usize = 1 << 18;
 #[derive(Debug, Default)]
 #[repr(align(16))]
 struct Set([AtomicU32; WAYS]);
+
+// SAFETY: zeros are a set that was never written.
+unsafe impl Zeros for Set {
+    fn zeros() -> Self {
+        Self::default()
+    }
+}
 
 impl Set {
     #[inline]
@@ -49,11 +65,18 @@ impl Set {
     }
 }
 
+/// Which size of pages a registration is entered by.
+fn size_of(range: VaRange) -> u32 {
+    ((range.len().ilog2().max(SMALLEST) - SMALLEST) / STEP).min(SIZES - 1)
+}
+
 #[derive(Debug)]
 pub(crate) struct Hints {
-    sets: Box<[Set]>,
-    /// 2^(64 - shift) is how many they are.
-    shift: u32,
+    sets: Array<Set>,
+    /// 2^(64 - shift) is how many of them are in use.
+    shift: AtomicU32,
+    /// Notes of entries that were there before, since the number of sets in use was doubled.
+    found: AtomicU32,
     /// A bit for each size of pages that was ever noted.
     sizes: AtomicU32,
     /// Bytes of the pages noted last, as a power of two.
@@ -61,18 +84,23 @@ pub(crate) struct Hints {
 }
 
 impl Hints {
-    /// A table for about `entries` entries, of 8 to 16 bytes each.
-    pub(crate) fn new(entries: u32) -> Self {
+    /// A table for up to `entries` entries, of 8 to 16 bytes each.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not give the address space.
+    pub(crate) fn new(entries: u32) -> io::Result<Self> {
         let sets = (entries as usize)
             .div_ceil(WAYS / 2)
             .next_power_of_two()
             .clamp(2, MAX_SETS);
-        Self {
-            sets: (0..sets).map(|_| Set::default()).collect(),
-            shift: u64::BITS - sets.trailing_zeros(),
+        Ok(Self {
+            sets: Array::new(sets)?,
+            shift: AtomicU32::new(u64::BITS - sets.min(FIRST_SETS).trailing_zeros()),
+            found: AtomicU32::new(0),
             sizes: AtomicU32::new(0),
             latest: AtomicU32::new(SMALLEST),
-        }
+        })
     }
 
     /// The set and the tag of an address in pages of 2^`shift` bytes.
@@ -81,10 +109,10 @@ impl Hints {
         let hash = (address as u64 >> (shift & 63)).wrapping_mul(SPREAD);
         // A product's upper bits choose the set, those in the middle are the tag, which is not 0, as that of
         // a way that was never written is.
-        let set = (hash >> (self.shift & 63)) as usize;
+        let set = (hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize;
         let tag = (hash >> 32) as u8 | 1;
-        // SAFETY: a number of 64 - `shift` bits.
-        (unsafe { self.sets.get_unchecked(set) }, tag)
+        // SAFETY: a number of 64 - `shift` bits, and there are as many sets.
+        (unsafe { self.sets.as_slice().get_unchecked(set) }, tag)
     }
 
     /// The slot that is most likely to serve `address`.
@@ -113,13 +141,27 @@ impl Hints {
         None
     }
 
-    /// Remembers that `slot`, an entry of `range`, serves `address`. Called by one thread at a time.
+    /// Remembers that `slot`, an entry of `range`, serves `address`, which was not known here. Called by
+    /// one thread at a time, as [`note`](Self::note) is.
+    pub(crate) fn note_found(&self, address: usize, slot: Slot, range: VaRange) {
+        let found = self.found.load(Ordering::Relaxed) + 1;
+        self.found.store(found, Ordering::Relaxed);
+        if found as usize > self.in_use() {
+            self.grow();
+        }
+        self.note(address, slot, range);
+    }
+
+    /// Remembers that `slot`, a new entry of `range`, serves `address`.
     pub(crate) fn note(&self, address: usize, slot: Slot, range: VaRange) {
         let Some(way) = slot.0.checked_mul(1 << TAG_BITS) else {
             return;
         };
-        let size = (range.len().ilog2().max(SMALLEST) - SMALLEST) / STEP;
-        let size = size.min(SIZES - 1);
+        // Slots are used in their order.
+        if slot.0 as usize >= self.in_use() * WAYS / 2 {
+            self.grow();
+        }
+        let size = size_of(range);
         let sizes = self.sizes.load(Ordering::Relaxed) | 1 << size;
         self.sizes.store(sizes, Ordering::Relaxed);
         let shift = SMALLEST + STEP * size;
@@ -133,6 +175,56 @@ impl Hints {
             set.0[i].store(set.0[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
         }
         set.0[0].store(way | u32::from(tag), Ordering::Relaxed);
+    }
+
+    /// `slot` is no longer an entry of `range`: whoever registers the same memory again would be led
+    /// there first. What is left, of a registration that has more pages than nearly all, is wrong and no
+    /// more than that. Called by one thread at a time, as [`note`](Self::note) is.
+    pub(crate) fn forget(&self, slot: Slot, range: VaRange) {
+        let shift = SMALLEST + STEP * size_of(range);
+        let pages = (range.start() >> shift)..=((range.end() - 1) >> shift);
+        for page in pages.take(FORGOTTEN) {
+            let (set, tag) = self.place(page << shift, shift);
+            let hint = slot.0 << TAG_BITS | u32::from(tag);
+            let mut to = 0;
+            for from in 0..WAYS {
+                let its = set.0[from].load(Ordering::Relaxed);
+                if its != hint {
+                    if to != from {
+                        set.0[to].store(its, Ordering::Relaxed);
+                    }
+                    to += 1;
+                }
+            }
+            for rest in to..WAYS {
+                set.0[rest].store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// How many sets are in use.
+    fn in_use(&self) -> usize {
+        1 << (u64::BITS - self.shift.load(Ordering::Relaxed))
+    }
+
+    /// Puts twice as many sets in use, if there are more. Nothing is forgotten: what was in one set belongs
+    /// into one of the two that stand where it would be, and is put into both.
+    #[cold]
+    fn grow(&self) {
+        let (sets, before) = (self.sets.as_slice(), self.in_use());
+        self.found.store(0, Ordering::Relaxed);
+        if before == sets.len() {
+            return;
+        }
+        for i in (0..before).rev() {
+            for way in 0..WAYS {
+                let hint = sets[i].0[way].load(Ordering::Relaxed);
+                sets[2 * i].0[way].store(hint, Ordering::Relaxed);
+                sets[2 * i + 1].0[way].store(hint, Ordering::Relaxed);
+            }
+        }
+        let shift = self.shift.load(Ordering::Relaxed) - 1;
+        self.shift.store(shift, Ordering::Relaxed);
     }
 }
 
@@ -159,7 +251,7 @@ mod tests {
 
     #[test]
     fn what_was_noted_is_found_for_the_whole_page_until_others_push_it_out() {
-        let hints = Hints::new(4);
+        let hints = Hints::new(4).unwrap();
         let page = range(0x7000_1000, PAGE);
         hints.note(0x7000_1234, Slot(3), page);
         assert_eq!(slots(&hints, 0x7000_1fff), [3]);
@@ -176,7 +268,7 @@ mod tests {
     #[test]
     fn a_table_of_hints_finds_nearly_all_of_its_entries() {
         let n = 10_000;
-        let hints = Hints::new(n);
+        let hints = Hints::new(n).unwrap();
         let address = |i: u32| 0x7f00_0000_0000 + i as usize * 0x3000;
         for i in 0..n {
             hints.note(address(i), Slot(i), range(address(i), PAGE));
@@ -186,8 +278,59 @@ mod tests {
     }
 
     #[test]
+    fn a_table_grows_with_its_entries_and_forgets_none_meanwhile() {
+        let hints = Hints::new(1 << 16).unwrap();
+        let address = |i: u32| 0x7f00_0000_0000 + i as usize * 0x3000;
+        let sets = hints.in_use();
+        for i in 0..100 {
+            hints.note(address(i), Slot(i), range(address(i), PAGE));
+        }
+        assert_eq!(hints.in_use(), sets, "there was room");
+        let found = |i: &u32| slots(&hints, address(*i)).contains(i);
+        let before: Vec<_> = (0..100).filter(found).collect();
+        while hints.in_use() < sets << 4 {
+            hints.grow();
+            assert!(before.iter().all(found));
+        }
+    }
+
+    #[test]
+    fn a_table_that_has_no_place_for_what_is_looked_up_grows() {
+        let hints = Hints::new(1 << 16).unwrap();
+        let sets = hints.in_use();
+        let large = range(0x7f00_0000_0000, 15 << 28);
+        for address in (large.start()..large.end()).step_by(PAGE << 16) {
+            hints.note_found(address, Slot(1), large);
+        }
+        assert_eq!(hints.in_use(), sets);
+        for _ in 0..sets {
+            hints.note_found(large.start(), Slot(1), large);
+        }
+        assert_eq!(hints.in_use(), 2 * sets);
+    }
+
+    #[test]
+    fn what_is_gone_is_forgotten_and_others_of_its_page_are_not() {
+        let hints = Hints::new(64).unwrap();
+        let page = range(0x7e00_0000_0000, PAGE);
+        for slot in 1..4 {
+            hints.note(page.start(), Slot(slot), page);
+        }
+        hints.forget(Slot(2), page);
+        assert_eq!(slots(&hints, page.start()), [3, 1]);
+        let large = range(0x7f00_0000_3000, 64 << 20);
+        for address in (large.start()..large.end()).step_by(PAGE) {
+            hints.note(address, Slot(2), large);
+        }
+        hints.forget(Slot(2), large);
+        for address in (large.start()..large.end()).step_by(PAGE) {
+            assert!(!slots(&hints, address).contains(&2));
+        }
+    }
+
+    #[test]
     fn a_large_registration_takes_few_places() {
-        let hints = Hints::new(64);
+        let hints = Hints::new(64).unwrap();
         let small = range(0x7e00_0000_0000, PAGE);
         hints.note(small.start(), Slot(1), small);
         let large = range(0x7f00_0000_3000, 64 << 20);
@@ -205,7 +348,7 @@ mod tests {
 
     #[test]
     fn pages_of_all_sizes_are_told_apart() {
-        let hints = Hints::new(1024);
+        let hints = Hints::new(1024).unwrap();
         let base = 0x7f00_0000_0000;
         for (slot, len) in [(1, PAGE), (2, 1 << 20), (3, 2 << 30)] {
             hints.note(base, Slot(slot), range(base, len));

@@ -190,9 +190,15 @@ impl<A: Access> Ledger<A> {
         self.index_of_mut(fleeting).insert(range, access, slot);
         self.budget.enlist(slot);
         self.links += 1;
-        self.pending.retain(|&other| other != slot);
+        self.no_longer_pending(slot);
         self.record_mut(slot).phase = Phase::Linked;
         self.counts.misses += 1;
+    }
+
+    fn no_longer_pending(&mut self, slot: Slot) {
+        if let Some(i) = self.pending.iter().rposition(|&its| its == slot) {
+            self.pending.swap_remove(i);
+        }
     }
 
     /// Notes that the memory under a watch has changed: an entry is given up, a registration that is
@@ -410,7 +416,7 @@ impl<A: Access> Ledger<A> {
         let record = self.record_mut(slot);
         let bytes = record.bytes;
         match std::mem::replace(&mut record.phase, Phase::Vacant) {
-            Phase::Pending { .. } => self.pending.retain(|&other| other != slot),
+            Phase::Pending { .. } => self.no_longer_pending(slot),
             Phase::Unlinked { held: true, .. } => {
                 self.counts.unreleased -= 1;
                 self.counts.unreleased_bytes -= bytes;

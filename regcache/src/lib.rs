@@ -18,6 +18,7 @@
 //! made before U. `src/cache.rs` has the argument.
 #![warn(missing_docs)]
 
+mod array;
 mod budget;
 mod builder;
 mod cache;

@@ -5,6 +5,8 @@
 //! in three places at once and cuts the rest to a quarter ([`up_to`]), where halving would ask in one.
 //! The last search is remembered: a miss looks a range up, registers it and then puts it there.
 
+use std::collections::BTreeMap;
+
 use crate::VaRange;
 use crate::slab::Slot;
 
@@ -26,6 +28,8 @@ pub(crate) struct Sorted {
         reason = "putting one in between moves pointers, not blocks"
     )]
     blocks: Vec<Box<Block>>,
+    /// The ends of those that are [`LONG`], by their starts.
+    long: BTreeMap<usize, usize>,
     /// The last search.
     last: Found,
 }
@@ -33,17 +37,36 @@ pub(crate) struct Sorted {
 /// Where no range starts: it would have to end behind it.
 const NONE: usize = usize::MAX;
 
-const NO_ITEM: Item = Item {
+const NONE_HERE: Packed = Packed {
     start: NONE,
-    end: NONE,
-    slot: Slot(0),
+    rest: 0,
 };
+
+/// Bits of a packed range's number of bytes. The others are the slot's.
+const LEN_BITS: u32 = 40;
+
+/// A number of bytes that stands for itself and all above, some 1 TiB.
+const LONG: u64 = (1 << LEN_BITS) - 1;
 
 /// The first `len` are ranges. The others start at [`NONE`], so that a search need not know how many there are.
 #[derive(Debug)]
 struct Block {
     len: usize,
-    items: [Item; BLOCK],
+    items: [Packed; BLOCK],
+}
+
+/// An [`Item`] in so little that four share a cache line: those that a miss waits for are here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Packed {
+    start: usize,
+    rest: u64,
+}
+
+impl Packed {
+    #[inline]
+    fn len(self) -> u64 {
+        self.rest & LONG
+    }
 }
 
 /// A range, by its bounds, and whose it is.
@@ -69,44 +92,56 @@ struct Found {
     place: Place,
 }
 
-/// How many of these, which are sorted, start at `address` or before.
+/// How many of these, which are sorted, are `address` or before.
 #[inline(always)]
-fn up_to<T>(sorted: &[T], address: usize, start: impl Fn(&T) -> usize) -> usize {
+fn up_to(sorted: &[usize], address: usize) -> usize {
     let mut rest = sorted;
     let mut before = 0;
-    // What is left out is known to be before, or not needed to tell.
+    // What is left out is known to be before, or not needed to tell. Counts are added where one would
+    // branch: which way is anybody's guess, and half of the guesses are wrong.
     while rest.len() >= 16 {
         let quarter = rest.len() / 4;
-        let skip = |i: usize| {
-            if start(&rest[i * quarter - 1]) <= address {
-                quarter
-            } else {
-                0
-            }
-        };
-        let skip = skip(1) + skip(2) + skip(3);
-        before += skip;
-        rest = &rest[skip..skip + rest.len() - 3 * quarter];
-    }
-    for its in rest {
-        before += usize::from(start(its) <= address);
+        let is_before = |i: usize| usize::from(rest[i * quarter - 1] <= address);
+        let whole = is_before(1) + is_before(2) + is_before(3);
+        before += whole * quarter;
+        rest = &rest[whole * quarter..][..rest.len() - 3 * quarter];
     }
     before
+        + rest
+            .iter()
+            .map(|&its| usize::from(its <= address))
+            .sum::<usize>()
 }
 
 impl Block {
     const EMPTY: Self = Self {
         len: 0,
-        items: [NO_ITEM; BLOCK],
+        items: [NONE_HERE; BLOCK],
     };
 
+    /// How many start at `address` or before.
     #[inline]
-    fn item(&self, i: usize) -> Option<Item> {
+    fn up_to(&self, address: usize) -> usize {
+        const QUARTER: usize = BLOCK / 4;
+        let is_before = |i: usize| usize::from(self.items[i].start <= address);
+        let quarters =
+            is_before(QUARTER - 1) + is_before(2 * QUARTER - 1) + is_before(3 * QUARTER - 1);
+        let from = quarters * QUARTER;
+        let rest = &self.items[from..from + QUARTER];
+        let before: usize = rest
+            .iter()
+            .map(|its| usize::from(its.start <= address))
+            .sum();
+        from + before
+    }
+
+    #[inline]
+    fn item(&self, i: usize) -> Option<Packed> {
         self.items[..self.len].get(i).copied()
     }
 
     #[inline]
-    fn insert(&mut self, i: usize, item: Item) {
+    fn insert(&mut self, i: usize, item: Packed) {
         self.items.copy_within(i..self.len, i + 1);
         self.items[i] = item;
         self.len += 1;
@@ -115,7 +150,7 @@ impl Block {
     fn remove(&mut self, i: usize) {
         self.items.copy_within(i + 1..self.len, i);
         self.len -= 1;
-        self.items[self.len] = NO_ITEM;
+        self.items[self.len] = NONE_HERE;
     }
 
     /// Moves those from number `i` on to the end of another.
@@ -123,7 +158,7 @@ impl Block {
         for k in i..self.len {
             other.insert(other.len, self.items[k]);
         }
-        self.items[i..].fill(NO_ITEM);
+        self.items[i..].fill(NONE_HERE);
         self.len = i;
     }
 }
@@ -146,7 +181,8 @@ impl Sorted {
     #[inline]
     pub(crate) fn last_to(&mut self, address: usize) -> Option<Item> {
         let Place { block, before } = self.search(address);
-        self.blocks.get(block)?.item(before.checked_sub(1)?)
+        let item = self.blocks.get(block)?.item(before.checked_sub(1)?)?;
+        Some(self.unpacked(item))
     }
 
     /// Those that start at or before `address`, the last first.
@@ -158,7 +194,8 @@ impl Sorted {
                 place.before = self.blocks.get(place.block)?.len;
             }
             place.before -= 1;
-            self.blocks.get(place.block)?.item(place.before)
+            let item = self.blocks.get(place.block)?.item(place.before)?;
+            Some(self.unpacked(item))
         })
     }
 
@@ -171,10 +208,11 @@ impl Sorted {
         if let Some(item) = before.checked_sub(1).and_then(|i| here.item(i))
             && item.start == address
         {
-            return Some(item);
+            return Some(self.unpacked(item));
         }
-        here.item(before)
-            .or_else(|| self.blocks.get(block + 1)?.item(0))
+        let next = || self.blocks.get(block + 1)?.item(0);
+        let item = here.item(before).or_else(next)?;
+        Some(self.unpacked(item))
     }
 
     /// Adds a range of which none has the start.
@@ -196,11 +234,7 @@ impl Sorted {
                 before -= BLOCK / 2;
             }
         }
-        let item = Item {
-            start: range.start(),
-            end: range.end(),
-            slot,
-        };
+        let item = self.packed(range, slot);
         self.blocks[block].insert(before, item);
         if before == 0 {
             self.firsts[block] = range.start();
@@ -218,6 +252,9 @@ impl Sorted {
             return;
         }
         self.version += 1;
+        if from.items[i].len() == LONG {
+            self.long.remove(&start);
+        }
         from.remove(i);
         if from.len == 0 {
             self.blocks.remove(block);
@@ -236,14 +273,39 @@ impl Sorted {
         }
     }
 
+    #[inline]
+    fn packed(&mut self, range: VaRange, slot: Slot) -> Packed {
+        let len = (range.len() as u64).min(LONG);
+        if len == LONG {
+            self.long.insert(range.start(), range.end());
+        }
+        Packed {
+            start: range.start(),
+            rest: u64::from(slot.0) << LEN_BITS | len,
+        }
+    }
+
+    #[inline]
+    fn unpacked(&self, item: Packed) -> Item {
+        let end = match item.len() {
+            LONG => self.long[&item.start],
+            len => item.start + len as usize,
+        };
+        Item {
+            start: item.start,
+            end,
+            slot: Slot((item.rest >> LEN_BITS) as u32),
+        }
+    }
+
     /// After all that start at or before `address`. Beside the first of all if there are none, else in
     /// the block of the last of them.
     #[inline]
     fn after(&self, address: usize) -> Place {
         let address = address.min(NONE - 1);
-        let block = up_to(&self.firsts, address, |&first| first).saturating_sub(1);
+        let block = up_to(&self.firsts, address).saturating_sub(1);
         let before = match self.blocks.get(block) {
-            Some(it) => up_to(&it.items, address, |item| item.start),
+            Some(it) => it.up_to(address),
             None => 0,
         };
         Place { block, before }
@@ -295,6 +357,22 @@ mod tests {
         let first = sorted.first_from(at);
         assert_eq!(pairs(&mut first.into_iter()), from[..from.len().min(1)]);
         assert_eq!(pairs(&mut sorted.back_from(at)), back);
+    }
+
+    #[test]
+    fn a_range_may_have_more_bytes_than_there_is_room_for() {
+        let mut sorted = Sorted::default();
+        let long = 1 << LEN_BITS;
+        for (start, len) in [(1 << 30, long - 2), (2 << 30, long), (3 << 30, 8 * long)] {
+            let range = VaRange::new(ptr::without_provenance(start), len).unwrap();
+            sorted.insert(range, Slot((1 << 24) - 1));
+            let item = sorted.last_to(start).unwrap();
+            assert_eq!((item.start, item.end), (start, start + len));
+            assert_eq!(item.slot, Slot((1 << 24) - 1));
+        }
+        sorted.remove(2 << 30);
+        sorted.remove(3 << 30);
+        assert!(sorted.long.is_empty());
     }
 
     proptest! {
