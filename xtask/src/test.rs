@@ -55,6 +55,9 @@ pub(crate) struct Where {
     /// Only the matrix of scenarios and monitors, here and in two virtual machines: writes it into docs/why-a-driver.md
     #[arg(long, conflicts_with_all = ["host_only", "vm_only", "kernel"])]
     matrix: bool,
+    /// Only the virtual machine's suites whose names contain one of these
+    #[arg(value_name = "SUITE", requires = "vm_only")]
+    suites: Vec<String>,
 }
 
 /// What came of one suite.
@@ -134,7 +137,7 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
         outcomes.push(Outcome::of("driver: sparse, checkpatch", lint));
     }
     // The debug kernel is in no root file system.
-    if !place.host_only && place.kernel != Series::Debug {
+    if !place.host_only && place.kernel != Series::Debug && place.suites.is_empty() {
         let suite = "driver: make install, DKMS";
         outcomes.push(if nix::unistd::geteuid().is_root() {
             Outcome::of(suite, || install::run(project, place.kernel))
@@ -146,7 +149,7 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
         });
     }
     if !place.host_only {
-        let (ran, ended) = in_vm(project, place.kernel);
+        let (ran, ended) = in_vm(project, place.kernel, &place.suites);
         outcomes.extend(ran);
         if let Err(error) = ended {
             eprintln!("xtask: {error}");
@@ -193,12 +196,20 @@ fn under_loom(project: &Project) -> Result<Outcome, Error> {
 }
 
 /// What came of the suites that ran, and what kept the others from it.
-fn in_vm(project: &Project, kernel: Series) -> (Vec<Outcome>, Result<(), Error>) {
+fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, Result<(), Error>) {
     let is_ours = |feature: &String| VM_FEATURES.contains(&feature.as_str());
+    let is_meant = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
     let mut suites = project.gated_tests();
-    suites.retain(|suite| suite.features.iter().all(is_ours));
+    suites.retain(|suite| suite.features.iter().all(is_ours) && is_meant(&suite.name));
     if suites.is_empty() {
-        let why = format!("no [[test]] has required-features among {VM_FEATURES:?}");
+        let why = if only.is_empty() {
+            format!("no [[test]] has required-features among {VM_FEATURES:?}")
+        } else {
+            format!(
+                "no suite of the virtual machine is named like {}",
+                only.join(", ")
+            )
+        };
         return (vec![Outcome::failure("vm", &why)], Ok(()));
     }
     let script = match write_script(project, &suites, SUITE_LIMIT * kernel.patience()) {
