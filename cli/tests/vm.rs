@@ -111,12 +111,16 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
         "pinned memory:",
     );
     sh(&format!("umount {dir}"));
-    // Where userfaultfd is what there is, mappings matter.
+    // On kernels whose userfaultfd can be relied upon, not everybody may have it; and where it is what there is,
+    // mappings matter.
     let (_, alone) = doctor(NOBODY);
-    if alone.contains("ok       userfaultfd") {
+    if alone.contains("sysctl vm.unprivileged_userfaultfd=1") {
+        let nobody = "sysctl -q vm.unprivileged_userfaultfd=0";
+        is_mended(NOBODY, nobody, "userfaultfd:");
         let few = "chmod 0400 /dev/ummunotify; sysctl -q vm.max_map_count=65530";
         is_mended(NOBODY, few, "mappings:");
         sh("chmod a+r /dev/ummunotify; sysctl -q vm.max_map_count=65530");
+        sh(nobody);
     }
     // What else uses this device finds it as it was.
     let gid = "0000:0000:0000:0000:0000:ffff:7f00:0001";
