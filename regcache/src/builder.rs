@@ -13,14 +13,14 @@ use crate::hints::Hints;
 use crate::ledger::Ledger;
 use crate::monitor::{Auto, Monitor, auto};
 use crate::reaper::Reaper;
-use crate::slab::Slab;
+use crate::slab::{Slab, Slot};
 use crate::sync::{Arc, Condvar, Mutex};
 use crate::widen::Widening;
 
 const DEFAULT_MAX_ENTRIES: u32 = 65_536;
 
-/// What any cache can hold: 16 777 216. Tables are sized by the limit when the cache is built.
-const MAX_ENTRIES: u32 = 1 << 24;
+/// What any cache can hold: 16 777 216.
+const MAX_ENTRIES: u32 = 1 << Slot::BITS;
 
 /// Builds a [`Cache`]; see [`Cache::builder`].
 #[derive(Debug)]

@@ -29,7 +29,7 @@ const SIZES: u32 = 5;
 const WAYS: usize = 4;
 
 /// Bits of a hint that are the tag. The others are the slot.
-const TAG_BITS: u32 = 8;
+const TAG_BITS: u32 = u32::BITS - Slot::BITS;
 
 /// 2^64 divided by the golden ratio: multiplying by it spreads pages over the upper bits.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -63,6 +63,10 @@ impl Set {
         ways.filter(move |&its| its as u8 == tag)
             .map(|its| Slot(its >> TAG_BITS))
     }
+}
+
+fn hint(slot: Slot, tag: u8) -> u32 {
+    slot.0 << TAG_BITS | u32::from(tag)
 }
 
 /// Which size of pages a registration is entered by.
@@ -154,9 +158,6 @@ impl Hints {
 
     /// Remembers that `slot`, a new entry of `range`, serves `address`.
     pub(crate) fn note(&self, address: usize, slot: Slot, range: VaRange) {
-        let Some(way) = slot.0.checked_mul(1 << TAG_BITS) else {
-            return;
-        };
         // Slots are used in their order.
         if slot.0 as usize >= self.in_use() * WAYS / 2 {
             self.grow();
@@ -174,7 +175,7 @@ impl Hints {
         for i in (1..WAYS).rev() {
             set.0[i].store(set.0[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        set.0[0].store(way | u32::from(tag), Ordering::Relaxed);
+        set.0[0].store(hint(slot, tag), Ordering::Relaxed);
     }
 
     /// `slot` is no longer an entry of `range`: whoever registers the same memory again would be led
@@ -185,7 +186,7 @@ impl Hints {
         let pages = (range.start() >> shift)..=((range.end() - 1) >> shift);
         for page in pages.take(FORGOTTEN) {
             let (set, tag) = self.place(page << shift, shift);
-            let hint = slot.0 << TAG_BITS | u32::from(tag);
+            let hint = hint(slot, tag);
             let mut to = 0;
             for from in 0..WAYS {
                 let its = set.0[from].load(Ordering::Relaxed);

@@ -17,6 +17,11 @@ use crate::entry::Entry;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Slot(pub(crate) u32);
 
+impl Slot {
+    /// A slot has no more than these, which leaves others room beside it.
+    pub(crate) const BITS: u32 = 24;
+}
+
 /// Threads that use different entries write different cache lines.
 type Padded<T> = CachePadded<Entry<T>>;
 

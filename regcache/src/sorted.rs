@@ -43,7 +43,7 @@ const NONE_HERE: Packed = Packed {
 };
 
 /// Bits of a packed range's number of bytes. The others are the slot's.
-const LEN_BITS: u32 = 40;
+const LEN_BITS: u32 = u64::BITS - Slot::BITS;
 
 /// A number of bytes that stands for itself and all above, some 1 TiB.
 const LONG: u64 = (1 << LEN_BITS) - 1;
