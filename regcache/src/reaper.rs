@@ -72,7 +72,9 @@ impl Drop for Reaper {
 /// Not by `thread::current`, which leaves something behind in threads that are not Rust's.
 fn is_this<T>(thread: &thread::JoinHandle<T>) -> bool {
     // SAFETY: has no preconditions.
-    thread.as_pthread_t() == unsafe { libc::pthread_self() }
+    let this = unsafe { libc::pthread_self() };
+    // A pointer in musl, a number in glibc, and for std everywhere.
+    thread.as_pthread_t() as usize == this as usize
 }
 
 fn run<R: Registrar, M: Monitor>(core: &Core<R, M>, stop: &EventFd) {
