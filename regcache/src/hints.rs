@@ -50,7 +50,11 @@ const MAX_SETS: usize = 1 << 18;
 struct Set([AtomicU32; WAYS]);
 
 // SAFETY: zeros are a set that was never written.
-unsafe impl Zeros for Set {
+#[cfg(not(loom))]
+unsafe impl Zeros for Set {}
+
+#[cfg(loom)]
+impl Zeros for Set {
     fn zeros() -> Self {
         Self::default()
     }

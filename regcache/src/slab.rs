@@ -26,7 +26,11 @@ impl Slot {
 type Padded<T> = CachePadded<Entry<T>>;
 
 // SAFETY: zeros are a vacant entry.
-unsafe impl<T> Zeros for Padded<T> {
+#[cfg(not(loom))]
+unsafe impl<T> Zeros for Padded<T> {}
+
+#[cfg(loom)]
+impl<T> Zeros for Padded<T> {
     fn zeros() -> Self {
         CachePadded::new(Entry::vacant())
     }
