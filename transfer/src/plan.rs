@@ -59,12 +59,8 @@ pub fn add_on_demand(planned: &mut [Planned], offered: &[Op]) {
 #[must_use]
 pub fn plan(ops: &[Op], threads: usize, quick: bool) -> Vec<Planned> {
     let mut all = Vec::new();
-    let sizes: Vec<_> = match quick {
-        false => SIZES.to_vec(),
-        true => vec![64, 4 << 10, 256 << 10],
-    };
     for &op in ops {
-        all.extend(sizes.iter().map(|&size| Workload::plain(op, size)));
+        all.extend(SIZES.map(|size| Workload::plain(op, size)));
     }
     let [small, page, large] =
         [64, 4 << 10, 256 << 10].map(|size| Workload::plain(Op::Write, size));

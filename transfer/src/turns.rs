@@ -22,6 +22,9 @@ pub struct Effort {
     pub turn: Duration,
 }
 
+/// Turns that are enough where one transfer is longer than a turn shall be: little that disturbs it is.
+const LONG_TURNS: usize = 3;
+
 /// Transfers that each contestant does before any count.
 const WARM_UP: u64 = 2;
 
@@ -39,6 +42,11 @@ pub fn take_turns(
     tick: &mut dyn FnMut(f64),
 ) -> Result<Cell, Error> {
     let transfers = calibrate(workload, effort, contestants)?;
+    let least = if transfers == 1 {
+        effort.turns.min(LONG_TURNS)
+    } else {
+        effort.turns
+    };
     for contestant in &mut *contestants {
         contestant.start()?;
     }
@@ -47,7 +55,7 @@ pub fn take_turns(
     let mut turn = 0;
     loop {
         let done = (started.elapsed().as_secs_f64() / effort.cell.as_secs_f64())
-            .min(turn as f64 / effort.turns as f64);
+            .min(turn as f64 / least as f64);
         tick(done.min(1.0));
         if done >= 1.0 {
             break;

@@ -12,6 +12,20 @@ use crate::policy::{Piece, Preparer};
 use crate::wire::{PATIENCE, Wire};
 use crate::{Error, Workload};
 
+/// At most how long is paused before a transfer, in nanoseconds.
+const PAUSE: usize = 20_000;
+
+/// Pauses for a while that is never the same. The clock of an emulated machine has a phase, which one transfer hands to the next:
+/// a tenth of a microsecond more in each decides whether all of them are found complete by one poll or by the one after.
+pub(crate) fn pause(random: &mut Random) -> Duration {
+    let started = Instant::now();
+    let pause = Duration::from_nanos(random.below(PAUSE) as u64);
+    while started.elapsed() < pause {
+        std::hint::spin_loop();
+    }
+    started.elapsed()
+}
+
 /// Of so many transfers one has its processor time measured, instead of the time on the clock: asking for it is a
 /// system call, which would be most of what a hit takes.
 const CPU_SAMPLE: u64 = 8;
@@ -242,6 +256,10 @@ impl Worker {
             checked,
             ..
         } = self.workload;
+        // With more under way they have no common phase.
+        if self.workload.depth == 1 {
+            *aside += pause(&mut self.random);
+        }
         self.begun += 1;
         let seed = self.begun;
         let index = if set > 1 { self.random.below(set) } else { 0 };

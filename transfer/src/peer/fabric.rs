@@ -6,8 +6,11 @@ use std::net::IpAddr;
 use std::ptr;
 use std::time::{Duration, Instant};
 
+use regcache_conformance::Random;
+
 use crate::buffers::Buffers;
 use crate::error::Trying;
+use crate::worker::pause;
 use crate::{Error, Op};
 
 #[repr(C)]
@@ -65,17 +68,20 @@ pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
     let opened = unsafe { fabric_link_open(node.as_ptr(), size, &raw mut link) };
     check("connect by libfabric", opened)?;
     let buffers = Buffers::new(1, size)?;
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for line in io::stdin().lock().lines() {
         let line = line.trying("read an order")?;
         let transfers: u64 = line.trim().parse().unwrap_or(0);
         let mut answer = String::new();
         let started = Instant::now();
-        let mut times = Vec::new();
+        let (mut times, mut aside) = (Vec::new(), Duration::ZERO);
         for _ in 0..transfers {
+            aside += pause(&mut random);
             // SAFETY: the link is open, the buffer mapped and of that size.
             times.push(unsafe { transfer(link, op, buffers.at(0).cast(), size) }?);
         }
-        answer += &started.elapsed().as_nanos().to_string();
+        let took = started.elapsed().saturating_sub(aside);
+        answer += &took.as_nanos().to_string();
         for (latency, prepare) in times {
             answer += &format!(" {} {}", latency.as_nanos(), prepare.as_nanos());
         }

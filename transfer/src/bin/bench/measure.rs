@@ -42,7 +42,7 @@ pub(crate) struct Options {
 /// What to measure.
 #[derive(clap::Args)]
 pub(crate) struct Work {
-    /// A minute instead of eight
+    /// Fewer workloads, each for a shorter time
     #[arg(long)]
     quick: bool,
     /// Seconds for each workload
