@@ -1,8 +1,6 @@
 //! [`Device`]: something that reads memory by cached registrations.
 
 use std::error::Error as StdError;
-use std::io::ErrorKind::AddrNotAvailable;
-use std::mem;
 use std::ops::Range;
 
 use crate::remap::{Made, Way};
@@ -10,7 +8,7 @@ use crate::remap::{Made, Way};
 /// Any of the errors that can come up; the suite only shows them.
 pub type Result<T> = std::result::Result<T, Box<dyn StdError + Send + Sync>>;
 
-/// How often another thread may be given the address, and a lookup not be kept.
+/// How often a lookup may not be kept.
 const MAX_ATTEMPTS: u32 = 8;
 
 const OLD: u8 = 0xA5;
@@ -59,44 +57,34 @@ pub enum Outcome {
 /// If something fails on the way, or the bytes that arrive are neither those of the old pages nor those
 /// of the new.
 pub fn reuse(device: &impl Device, way: &Way) -> Result<Outcome> {
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        let made = way.make()?;
-        let (before, after) = made.written();
+    let (mut old, mut kept, mut after) = (Vec::new(), false, false);
+    let first = |made: &Made| {
+        let before;
+        (before, after) = made.written();
         if before {
-            fill(&made, OLD);
+            fill(made, OLD);
         }
         // What was there before may be under suspicion still: several times.
-        let (mut old, mut kept) = (Vec::new(), false);
+        kept = false;
         for _ in 0..MAX_ATTEMPTS {
             if !kept {
-                (old, kept) = read(device, &made)?;
+                (old, kept) = read(device, made)?;
             }
         }
-        if old != contents(&made) {
-            return Err("bytes were lost before anything had changed".into());
+        if old == contents(made) {
+            Ok(())
+        } else {
+            Err("bytes were lost before anything had changed".into())
         }
-        // SAFETY: there is no reference to the memory.
-        match unsafe { made.change() } {
-            Ok(()) => {}
-            Err(error) => {
-                // What is there now may be another thread's, which was faster: malloc's, when it first
-                // allocates.
-                mem::forget(made);
-                if error.kind() == AddrNotAvailable && attempts < MAX_ATTEMPTS {
-                    continue;
-                }
-                return Err(error.into());
-            }
-        }
-        if after {
-            fill(&made, NEW);
-        }
-        let (arrived, _) = read(device, &made)?;
-        // Looked at only now: that brings pages that nobody has touched.
-        return judge(&arrived, &old, &contents(&made), made.changed(), kept);
+    };
+    // SAFETY: no reference to the memory is left.
+    let made = unsafe { way.changed_after::<Box<dyn StdError + Send + Sync>>(first) }?;
+    if after {
+        fill(&made, NEW);
     }
+    let (arrived, _) = read(device, &made)?;
+    // Looked at only now: that brings pages that nobody has touched.
+    judge(&arrived, &old, &contents(&made), made.changed(), kept)
 }
 
 fn fill(made: &Made, byte: u8) {

@@ -5,6 +5,7 @@
 //! same addresses, and the changed part reads as zeros.
 
 use std::io;
+use std::mem;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
@@ -15,6 +16,9 @@ use crate::PAGE;
 
 /// Small, so that a driver that overlooks small invalidations is caught.
 pub(crate) const LEN: usize = 8 * PAGE;
+
+/// How often another thread may be given the address.
+const MAX_ATTEMPTS: u32 = 8;
 
 /// Memory that is about to change, or has.
 ///
@@ -137,6 +141,37 @@ impl Way {
             way: *self,
             memory: (self.make)()?,
         })
+    }
+
+    /// Makes memory, has `first` use it, and changes it. All over again if another thread was given the
+    /// address meanwhile, as malloc is when one first allocates.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says, or `first` does.
+    ///
+    /// # Safety
+    ///
+    /// `first` leaves no reference to the memory.
+    pub unsafe fn changed_after<E: From<io::Error>>(
+        &self,
+        mut first: impl FnMut(&Made) -> Result<(), E>,
+    ) -> Result<Made, E> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let made = self.make()?;
+            first(&made)?;
+            // SAFETY: passed on.
+            let Err(error) = (unsafe { made.change() }) else {
+                return Ok(made);
+            };
+            // What is there now may be another thread's.
+            mem::forget(made);
+            if error.kind() != io::ErrorKind::AddrNotAvailable || attempts == MAX_ATTEMPTS {
+                return Err(error.into());
+            }
+        }
     }
 }
 

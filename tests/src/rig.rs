@@ -130,18 +130,18 @@ impl<M: Monitor> Rig<M> {
     /// If something fails on the way, or the bytes that arrive are neither those of the old pages
     /// nor those of the new.
     pub fn reuse(&mut self, way: &Way, direction: Direction) -> Result<Outcome> {
-        let made = way.make()?;
-        // SAFETY: mapped, and the only reference; gone before the change below.
-        unsafe { made.memory().bytes() }.fill(OLD);
-        if self
-            .exchange(&made, direction, OLD)?
-            .iter()
-            .any(|&byte| byte != OLD)
-        {
-            return Err("bytes were lost before anything had changed".into());
-        }
-        // SAFETY: there is no reference to the memory; the guard of the exchange is dropped.
-        unsafe { made.change() }?;
+        let first = |made: &Made| {
+            // SAFETY: mapped, and the only reference; gone before the change.
+            unsafe { made.memory().bytes() }.fill(OLD);
+            let arrived = self.exchange(made, direction, OLD)?;
+            if arrived.iter().all(|&byte| byte == OLD) {
+                Ok(())
+            } else {
+                Err("bytes were lost before anything had changed".into())
+            }
+        };
+        // SAFETY: no reference to the memory is left, and the guard of the exchange is dropped.
+        let made = unsafe { way.changed_after::<Box<dyn StdError + Send + Sync>>(first) }?;
         // SAFETY: mapped again, and the only reference.
         let bytes = unsafe { made.memory().bytes() };
         let changed = made.changed();

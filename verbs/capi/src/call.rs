@@ -29,16 +29,17 @@ fn failed(thread: &Thread, error: &Error) -> c_int {
 }
 
 fn of_panic(panicked: Box<dyn Any + Send>) -> Error {
-    let message = match (
-        panicked.downcast_ref::<&str>(),
-        panicked.downcast_ref::<String>(),
-    ) {
-        (Some(text), _) => (*text).to_owned(),
-        (_, Some(text)) => text.clone(),
-        _ => "it does not say what".to_owned(),
+    let message = match panicked.downcast::<&str>() {
+        Ok(text) => (*text).to_owned(),
+        Err(panicked) => match panicked.downcast::<String>() {
+            Ok(text) => *text,
+            Err(panicked) => {
+                // Its drop may panic as well.
+                mem::forget(panicked);
+                "it does not say what".to_owned()
+            }
+        },
     };
-    // Its drop may panic as well.
-    mem::forget(panicked);
     Error::Panicked { message }
 }
 
