@@ -203,6 +203,10 @@ impl Wire for Distant {
         self.wire.idle(polls);
     }
 
+    fn is_software(&self) -> bool {
+        self.wire.is_software()
+    }
+
     fn peer(&mut self, place: usize) -> Result<&mut [u8], Error> {
         self.wire.peer(place)
     }

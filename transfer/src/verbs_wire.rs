@@ -237,6 +237,10 @@ impl Wire for Connected {
         }
     }
 
+    fn is_software(&self) -> bool {
+        self.is_software
+    }
+
     fn peer(&mut self, place: usize) -> Result<&mut [u8], Error> {
         let peer = self.peers.get_mut(place);
         let peer = peer.ok_or_else(|| Error::Cannot("the other end is elsewhere".to_owned()))?;

@@ -60,6 +60,11 @@ pub trait Wire: Send {
         std::thread::yield_now();
     }
 
+    /// Whether the processors that measure also move the bytes, in threads of the kernel's.
+    fn is_software(&self) -> bool {
+        false
+    }
+
     /// What is at the other end of the place, of which no transfer may be under way.
     ///
     /// # Errors

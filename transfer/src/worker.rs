@@ -15,12 +15,20 @@ use crate::{Error, Workload};
 /// At most how long is paused before a transfer, in nanoseconds.
 const PAUSE: usize = 20_000;
 
-/// Pauses for a while that is never the same. The clock of an emulated machine has a phase, which one transfer hands to the next:
-/// a tenth of a microsecond more in each decides whether all of them are found complete by one poll or by the one after.
-pub(crate) fn pause(random: &mut Random) -> Duration {
+/// How long what a software device does after a transfer may take.
+const REST: Duration = Duration::from_micros(20);
+
+/// Pauses for a while that is never the same. On an emulated machine each transfer begins where the one before has left the
+/// kernel's threads, and so they all are like the first: a tenth of a microsecond more decides whether all of them are found complete
+/// by one poll or by the one after. `idle` lets these threads come to rest first.
+pub(crate) fn pause(random: &mut Random, idle: bool) -> Duration {
     let started = Instant::now();
+    if idle {
+        std::thread::sleep(REST);
+    }
+    let started_spinning = Instant::now();
     let pause = Duration::from_nanos(random.below(PAUSE) as u64);
-    while started.elapsed() < pause {
+    while started_spinning.elapsed() < pause {
         std::hint::spin_loop();
     }
     started.elapsed()
@@ -258,7 +266,7 @@ impl Worker {
         } = self.workload;
         // With more under way they have no common phase.
         if self.workload.depth == 1 {
-            *aside += pause(&mut self.random);
+            *aside += pause(&mut self.random, self.wire.is_software());
         }
         self.begun += 1;
         let seed = self.begun;

@@ -76,7 +76,7 @@ pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
         let started = Instant::now();
         let (mut times, mut aside) = (Vec::new(), Duration::ZERO);
         for _ in 0..transfers {
-            aside += pause(&mut random);
+            aside += pause(&mut random, true);
             // SAFETY: the link is open, the buffer mapped and of that size.
             times.push(unsafe { transfer(link, op, buffers.at(0).cast(), size) }?);
         }

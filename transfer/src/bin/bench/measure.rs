@@ -142,8 +142,8 @@ impl Work {
         let (seconds, turn, turns) = match (self.clock, self.quick) {
             (Clock::Wall, false) => (8.0, 20, 15),
             (Clock::Wall, true) => (2.0, 20, 5),
-            (Clock::Instructions, false) => (0.5, 5, 7),
-            (Clock::Instructions, true) => (0.1, 2, 5),
+            (Clock::Instructions, false) => (1.0, 5, 15),
+            (Clock::Instructions, true) => (0.5, 2, 15),
         };
         Effort {
             cell: Duration::from_secs_f64(self.seconds.unwrap_or(seconds)),
