@@ -14,8 +14,8 @@ use crate::error::Trying;
 const HUGE: usize = 2 << 20;
 
 /// Where the next buffers go: far below where the kernel puts mappings of its own choice, and never the same twice, so that
-/// what is unmapped for a moment is not given to another thread.
-static NEXT: AtomicUsize = AtomicUsize::new(0x4000_0000_0000);
+/// what is unmapped for a moment is not given to another thread. ThreadSanitizer allows this part of the address space.
+static NEXT: AtomicUsize = AtomicUsize::new(0x5700_0000_0000);
 
 /// So many buffers of one size, each on pages of its own.
 #[derive(Debug)]

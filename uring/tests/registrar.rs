@@ -23,9 +23,10 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A page where the kernel maps nothing of its own choice, so that other tests' threads are not given it.
+/// A page where the kernel maps nothing of its own choice, so that other tests' threads are not given it, and where
+/// ThreadSanitizer allows something to be.
 fn map() -> *mut u8 {
-    let apart = ptr::without_provenance_mut(0x6100_0000_0000);
+    let apart = ptr::without_provenance_mut(0x5900_0000_0000);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: nothing is replaced.
