@@ -58,7 +58,7 @@ pub enum Outcome {
 /// of the new.
 pub fn reuse(device: &impl Device, way: &Way) -> Result<Outcome> {
     let (mut old, mut kept, mut after) = (Vec::new(), false, false);
-    let first = |made: &Made| {
+    let first = |made: &Made| -> Result<()> {
         let before;
         (before, after) = made.written();
         if before {
@@ -78,7 +78,7 @@ pub fn reuse(device: &impl Device, way: &Way) -> Result<Outcome> {
         }
     };
     // SAFETY: no reference to the memory is left.
-    let made = unsafe { way.changed_after::<Box<dyn StdError + Send + Sync>>(first) }?;
+    let made = unsafe { way.changed_after(first) }?;
     if after {
         fill(&made, NEW);
     }

@@ -121,7 +121,8 @@ impl Block {
         items: [NONE_HERE; BLOCK],
     };
 
-    /// How many start at `address` or before.
+    /// How many start at `address` or before. Not one count of all: the compiler makes vectors of that, which
+    /// take a tenth of a miss more.
     #[inline]
     fn up_to(&self, address: usize) -> usize {
         const QUARTER: usize = BLOCK / 4;
@@ -367,10 +368,10 @@ mod tests {
         let long = 1 << LEN_BITS;
         for (start, len) in [(1 << 30, long - 2), (2 << 30, long), (3 << 30, 8 * long)] {
             let range = VaRange::new(ptr::without_provenance(start), len).unwrap();
-            sorted.insert(range, Slot((1 << 24) - 1));
+            sorted.insert(range, Slot((1 << Slot::BITS) - 1));
             let item = sorted.last_to(start).unwrap();
             assert_eq!((item.start, item.end), (start, start + len));
-            assert_eq!(item.slot, Slot((1 << 24) - 1));
+            assert_eq!(item.slot, Slot((1 << Slot::BITS) - 1));
         }
         sorted.remove(2 << 30);
         sorted.remove(3 << 30);

@@ -130,7 +130,7 @@ impl<M: Monitor> Rig<M> {
     /// If something fails on the way, or the bytes that arrive are neither those of the old pages
     /// nor those of the new.
     pub fn reuse(&mut self, way: &Way, direction: Direction) -> Result<Outcome> {
-        let first = |made: &Made| {
+        let first = |made: &Made| -> Result<()> {
             // SAFETY: mapped, and the only reference; gone before the change.
             unsafe { made.memory().bytes() }.fill(OLD);
             let arrived = self.exchange(made, direction, OLD)?;
@@ -141,7 +141,7 @@ impl<M: Monitor> Rig<M> {
             }
         };
         // SAFETY: no reference to the memory is left, and the guard of the exchange is dropped.
-        let made = unsafe { way.changed_after::<Box<dyn StdError + Send + Sync>>(first) }?;
+        let made = unsafe { way.changed_after(first) }?;
         // SAFETY: mapped again, and the only reference.
         let bytes = unsafe { made.memory().bytes() };
         let changed = made.changed();
