@@ -40,7 +40,7 @@
 
 use std::mem::MaybeUninit;
 
-use crate::sync::{AtomicU64, Ordering, UnsafeCell};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
 
 const LIVE: u64 = 1;
 /// The registration is not to be kept once only the index has a reference.
@@ -63,9 +63,9 @@ const TOO_MANY: u64 = 1 << 62;
 pub(crate) struct Entry<T> {
     state: AtomicU64,
     /// Not 0 if it was looked up since that was last asked.
-    used: AtomicU64,
-    /// Hits that the state has no room for.
-    more_hits: AtomicU64,
+    used: AtomicU32,
+    /// How often [`MOVED_HITS`] were taken off the state, which has no more room for them.
+    moves: AtomicU32,
     content: UnsafeCell<MaybeUninit<T>>,
 }
 
@@ -91,8 +91,8 @@ impl<T> Entry<T> {
     pub(crate) fn vacant() -> Self {
         Self {
             state: AtomicU64::new(0),
-            used: AtomicU64::new(0),
-            more_hits: AtomicU64::new(0),
+            used: AtomicU32::new(0),
+            moves: AtomicU32::new(0),
             content: UnsafeCell::new(MaybeUninit::uninit()),
         }
     }
@@ -163,7 +163,7 @@ impl<T> Entry<T> {
             match changed {
                 Ok(_) if next > state => return true,
                 Ok(_) => {
-                    self.more_hits.fetch_add(MOVED_HITS / HIT, relaxed);
+                    self.moves.fetch_add(1, relaxed);
                     state = next;
                 }
                 Err(now) => state = now,
@@ -311,7 +311,7 @@ impl<T> Entry<T> {
     /// Lookups served, in all the lives of this entry.
     pub(crate) fn hits(&self) -> u64 {
         let here = (self.state.load(Ordering::Relaxed) & (ONE - HIT)) / HIT;
-        self.more_hits.load(Ordering::Relaxed) + here
+        u64::from(self.moves.load(Ordering::Relaxed)) * (MOVED_HITS / HIT) + here
     }
 }
 

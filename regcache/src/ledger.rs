@@ -1,8 +1,8 @@
 //! [`Ledger`]: everything that the cache's lock guards.
 //!
 //! For each slot of the slab, what it is used for; which slots are vacant; the indexes; the budget;
-//! and the dead: entries whose content is to be taken out by whoever gets to it first, outside the
-//! lock. Nothing here registers, deregisters or asks the monitor.
+//! and in which order entries go (`lines.rs`). The content of the dead is taken out outside the lock.
+//! Nothing here registers, deregisters or asks the monitor.
 //!
 //! There are two indexes. An entry that is *fleeting* goes with its last guard, as remote access does
 //! if its keys are to be revoked; it serves only others of its kind, lest a guard for something
@@ -10,10 +10,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::budget::{Budget, Found};
+use crate::budget::Budget;
 use crate::cache::Place;
 use crate::entry::Entry;
 use crate::index::Index;
+use crate::lines::{Found, Line, Lines};
 use crate::monitor::Cookie;
 use crate::slab::{Slab, Slot};
 use crate::stats::Stats;
@@ -26,11 +27,11 @@ enum Phase {
     Vacant,
     /// A registration that is being made; `hit` if its memory has changed meanwhile.
     Pending { hit: bool },
-    /// A live entry, in its index and in the budget's line.
+    /// An entry in its index, and in the line of the live.
     Linked,
-    /// A dead entry, out of the index, whose content has not been destroyed yet: `held` by guards, or
-    /// one of the list of the dead.
-    Unlinked { held: bool, next_dead: Option<Slot> },
+    /// Out of the index, with its content still to be destroyed: `held` by guards, and among the leaving; or
+    /// among the dead, and then the leaving.
+    Unlinked { held: bool },
 }
 
 #[derive(Debug)]
@@ -52,7 +53,7 @@ pub(crate) struct Ledger<A> {
     index: Index<A>,
     fleeting: Index<A>,
     budget: Budget,
-    dead: Option<Slot>,
+    lines: Lines,
     /// What has happened, and what is unreleased.
     pub(crate) counts: Stats,
     serial: u32,
@@ -73,7 +74,7 @@ impl<A: Access> Ledger<A> {
             index: Index::new(),
             fleeting: Index::new(),
             budget: Budget::new(max_entries, max_bytes),
-            dead: None,
+            lines: Lines::new(),
             counts: Stats::default(),
             serial: 0,
             links: 0,
@@ -188,7 +189,7 @@ impl<A: Access> Ledger<A> {
             self.counts.merges += 1;
         }
         self.index_of_mut(fleeting).insert(range, access, slot);
-        self.budget.enlist(slot);
+        self.lines.push(Line::Live, slot);
         self.links += 1;
         self.no_longer_pending(slot);
         self.record_mut(slot).phase = Phase::Linked;
@@ -265,16 +266,17 @@ impl<A: Access> Ledger<A> {
     /// What of these ranges is there and not cached: given up and not gone, being made again, or never
     /// kept.
     pub(crate) fn leaving(&self, of: impl Fn(&VaRange) -> bool) -> Vec<Place> {
-        let slots = self.records.iter().enumerate().filter(|(_, record)| {
-            let leaving = match record.phase {
-                Phase::Unlinked { .. } | Phase::Pending { hit: true } => true,
-                Phase::Vacant | Phase::Linked | Phase::Pending { hit: false } => false,
-            };
-            leaving && of(&record.range)
-        });
+        let (dead, leaving) = (self.lines.all(Line::Dead), self.lines.all(Line::Leaving));
+        let pending = self.pending.iter().copied();
+        let hit = pending.filter(|&slot| self.was_hit(slot));
+        let records = dead
+            .chain(leaving)
+            .chain(hit)
+            .map(|slot| (slot, self.record(slot)));
+        let slots = records.filter(|(_, record)| of(&record.range));
         let alone = self.alone.iter().filter(|(_, its)| of(its));
         slots
-            .map(|(i, record)| Place::Slab(Slot(i as u32), record.cookie))
+            .map(|(slot, record)| Place::Slab(slot, record.cookie))
             .chain(alone.map(|(&number, _)| Place::Alone(number)))
             .collect()
     }
@@ -320,7 +322,7 @@ impl<A: Access> Ledger<A> {
         while !self.budget.would_hold(bytes, victims.len(), freed) {
             let Some(slot) = self.victim(slab) else {
                 for slot in victims.into_iter().rev() {
-                    self.budget.put_back(slot);
+                    self.lines.put_back(slot);
                 }
                 return None;
             };
@@ -341,14 +343,14 @@ impl<A: Access> Ledger<A> {
     }
 
     fn give_up_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) {
-        self.budget.put_back(slot);
+        self.lines.put_back(slot);
         self.unlink(slab, slot);
         self.counts.evictions += 1;
     }
 
-    /// The idle entry that is least needed, out of the budget's line.
+    /// The idle entry that is least needed, out of the line of the live.
     fn victim<T>(&mut self, slab: &Slab<T>) -> Option<Slot> {
-        self.budget.victim(|slot| match slab.get(slot) {
+        self.lines.victim(|slot| match slab.get(slot) {
             Some(entry) if !entry.is_in_use() && !entry.was_used() => Found::Idle,
             _ => Found::Used,
         })
@@ -381,32 +383,29 @@ impl<A: Access> Ledger<A> {
         }
         let Some(entry) = slab.get(slot) else { return };
         self.index_of_mut(fleeting).remove(range, access);
-        self.budget.strike(slot);
+        self.lines.remove(Line::Live, slot);
         // SAFETY: linked entries are live, and the phase below makes this the only kill.
         let held = !unsafe { entry.kill() };
-        self.record_mut(slot).phase = Phase::Unlinked {
-            held,
-            next_dead: self.dead,
-        };
+        self.record_mut(slot).phase = Phase::Unlinked { held };
         if held {
+            self.lines.push(Line::Leaving, slot);
             self.counts.unreleased += 1;
             self.counts.unreleased_bytes += bytes;
         } else {
-            self.dead = Some(slot);
+            self.lines.push(Line::Dead, slot);
         }
     }
 
     /// True if there is something to bury.
     pub(crate) fn has_dead(&self) -> bool {
-        self.dead.is_some()
+        self.lines.head(Line::Dead).is_some()
     }
 
     /// One of the dead, which the caller must take the content of.
     pub(crate) fn pop_dead(&mut self) -> Option<Slot> {
-        let slot = self.dead?;
-        if let Phase::Unlinked { next_dead, .. } = self.record(slot).phase {
-            self.dead = next_dead;
-        }
+        let slot = self.lines.head(Line::Dead)?;
+        self.lines.remove(Line::Dead, slot);
+        self.lines.push(Line::Leaving, slot);
         Some(slot)
     }
 
@@ -417,11 +416,14 @@ impl<A: Access> Ledger<A> {
         let bytes = record.bytes;
         match std::mem::replace(&mut record.phase, Phase::Vacant) {
             Phase::Pending { .. } => self.no_longer_pending(slot),
-            Phase::Unlinked { held: true, .. } => {
-                self.counts.unreleased -= 1;
-                self.counts.unreleased_bytes -= bytes;
+            Phase::Unlinked { held } => {
+                self.lines.remove(Line::Leaving, slot);
+                if held {
+                    self.counts.unreleased -= 1;
+                    self.counts.unreleased_bytes -= bytes;
+                }
             }
-            Phase::Unlinked { held: false, .. } | Phase::Linked | Phase::Vacant => {}
+            Phase::Linked | Phase::Vacant => {}
         }
         self.budget.release(bytes);
         self.vacant.push(slot);

@@ -30,6 +30,7 @@ mod guard;
 mod hints;
 mod index;
 mod ledger;
+mod lines;
 mod miss;
 pub mod monitor;
 mod range;

@@ -39,25 +39,22 @@ pub(crate) struct Sorted {
 /// Where no range starts: it would have to end behind it.
 const NONE: usize = usize::MAX;
 
-const NONE_HERE: Packed = Packed {
-    start: NONE,
-    rest: 0,
-};
-
 /// Bits of a packed range's number of bytes. The others are the slot's.
 const LEN_BITS: u32 = u64::BITS - Slot::BITS;
 
 /// A number of bytes that stands for itself and all above, some 1 TiB.
 const LONG: u64 = (1 << LEN_BITS) - 1;
 
-/// The first `len` are ranges. The others start at [`NONE`], so that a search need not know how many there are.
+/// The starts of its ranges in one cache line, which is what a search reads, and the rest of them in the next. After
+/// the last there are others that start at [`NONE`], so that neither need know how many there are.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Block {
-    len: usize,
-    items: [Packed; BLOCK],
+    starts: [usize; BLOCK],
+    rests: [u64; BLOCK],
 }
 
-/// An [`Item`] in so little that four share a cache line: those that a miss waits for are here.
+/// An [`Item`] in so little that eight share two cache lines: those that a miss waits for are here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Packed {
     start: usize,
@@ -115,54 +112,71 @@ fn up_to(sorted: &[usize], address: usize) -> usize {
             .sum::<usize>()
 }
 
+/// Puts one in at `i`; the last falls out. Moves by a choice for each place, where a call for the few to be moved
+/// would take longer.
+#[inline]
+fn insert<T: Copy>(into: &mut [T; BLOCK], i: usize, one: T) {
+    for k in (1..BLOCK).rev() {
+        into[k] = if k > i { into[k - 1] } else { into[k] };
+    }
+    into[i] = one;
+}
+
 impl Block {
     const EMPTY: Self = Self {
-        len: 0,
-        items: [NONE_HERE; BLOCK],
+        starts: [NONE; BLOCK],
+        rests: [0; BLOCK],
     };
+
+    fn is_full(&self) -> bool {
+        self.starts[BLOCK - 1] != NONE
+    }
+
+    fn len(&self) -> usize {
+        self.up_to(NONE - 1)
+    }
 
     /// How many start at `address` or before. Not one count of all: the compiler makes vectors of that, which
     /// take a tenth of a miss more.
     #[inline]
     fn up_to(&self, address: usize) -> usize {
         const QUARTER: usize = BLOCK / 4;
-        let is_before = |i: usize| usize::from(self.items[i].start <= address);
+        let is_before = |i: usize| usize::from(self.starts[i] <= address);
         let quarters =
             is_before(QUARTER - 1) + is_before(2 * QUARTER - 1) + is_before(3 * QUARTER - 1);
         let from = quarters * QUARTER;
-        let rest = &self.items[from..from + QUARTER];
-        let before: usize = rest
-            .iter()
-            .map(|its| usize::from(its.start <= address))
-            .sum();
+        let rest = &self.starts[from..from + QUARTER];
+        let before: usize = rest.iter().map(|&its| usize::from(its <= address)).sum();
         from + before
     }
 
     #[inline]
     fn item(&self, i: usize) -> Option<Packed> {
-        self.items[..self.len].get(i).copied()
+        let start = *self.starts.get(i)?;
+        let rest = self.rests[i];
+        (start != NONE).then_some(Packed { start, rest })
     }
 
+    /// Adds one, which there is room for.
     #[inline]
     fn insert(&mut self, i: usize, item: Packed) {
-        self.items.copy_within(i..self.len, i + 1);
-        self.items[i] = item;
-        self.len += 1;
+        insert(&mut self.starts, i, item.start);
+        insert(&mut self.rests, i, item.rest);
     }
 
     fn remove(&mut self, i: usize) {
-        self.items.copy_within(i + 1..self.len, i);
-        self.len -= 1;
-        self.items[self.len] = NONE_HERE;
+        self.starts.copy_within(i + 1.., i);
+        self.rests.copy_within(i + 1.., i);
+        self.starts[BLOCK - 1] = NONE;
     }
 
-    /// Moves those from number `i` on to the end of another.
+    /// Moves those from number `i` on to the end of another, which has room for them.
     fn move_to(&mut self, i: usize, other: &mut Self) {
-        for k in i..self.len {
-            other.insert(other.len, self.items[k]);
-        }
-        self.items[i..].fill(NONE_HERE);
-        self.len = i;
+        let from = i..self.len();
+        let to = other.len()..other.len() + from.len();
+        other.starts[to.clone()].copy_from_slice(&self.starts[from.clone()]);
+        other.rests[to].copy_from_slice(&self.rests[from]);
+        self.starts[i..].fill(NONE);
     }
 }
 
@@ -194,7 +208,7 @@ impl Sorted {
         std::iter::from_fn(move || {
             if place.before == 0 {
                 place.block = place.block.checked_sub(1)?;
-                place.before = self.blocks.get(place.block)?.len;
+                place.before = self.blocks.get(place.block)?.len();
             }
             place.before -= 1;
             let item = self.blocks.get(place.block)?.item(place.before)?;
@@ -230,7 +244,7 @@ impl Sorted {
             self.firsts.push(range.start());
             self.blocks.push(Box::new(Block::EMPTY));
         }
-        if self.blocks[block].len == BLOCK {
+        if self.blocks[block].is_full() {
             self.split(block);
             if before > BLOCK / 2 {
                 block += 1;
@@ -251,24 +265,24 @@ impl Sorted {
             return;
         };
         let from = &mut self.blocks[block];
-        if from.items[i].start != start {
+        let Some(item) = from.item(i).filter(|item| item.start == start) else {
             return;
-        }
+        };
         self.version += 1;
-        if from.items[i].len() == LONG {
+        if item.len() == LONG {
             self.long.remove(&start);
         }
         from.remove(i);
-        if from.len == 0 {
+        let len = from.len();
+        if len == 0 {
             self.blocks.remove(block);
             self.firsts.remove(block);
             return;
         }
-        self.firsts[block] = from.items[0].start;
-        let len = from.len;
+        self.firsts[block] = from.starts[0];
         if len < FEW
             && let Some(next) = self.blocks.get(block + 1)
-            && len + next.len <= BLOCK / 2
+            && len + next.len() <= BLOCK / 2
         {
             self.firsts.remove(block + 1);
             let mut next = self.blocks.remove(block + 1);
@@ -318,7 +332,7 @@ impl Sorted {
     fn split(&mut self, block: usize) {
         let mut upper = Box::new(Block::EMPTY);
         self.blocks[block].move_to(BLOCK / 2, &mut upper);
-        self.firsts.insert(block + 1, upper.items[0].start);
+        self.firsts.insert(block + 1, upper.starts[0]);
         self.blocks.insert(block + 1, upper);
     }
 }
