@@ -1,4 +1,4 @@
-//! A device and a monitor that do nothing but what the cache can see of them.
+//! A device and monitors that do nothing but what the cache can see of them.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -44,24 +44,77 @@ unsafe impl Registrar for DummyRegistrar {
     }
 }
 
+/// A page that is shared with the kernel. The generation is its first word.
+#[derive(Debug)]
+struct Page(MmapMut);
+
+impl Page {
+    fn new() -> io::Result<Self> {
+        Ok(Self(MmapOptions::new().len(4096).map_anon()?))
+    }
+
+    #[inline]
+    fn word(&self) -> &AtomicU64 {
+        // SAFETY: a mapping is page-aligned, at least a page long, lives as long as `self`, and is
+        // only accessed here, as an atomic.
+        unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast_mut().cast()) }
+    }
+
+    /// As the real one does it.
+    #[inline]
+    fn generation(&self) -> u64 {
+        let generation = self.word().load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        generation
+    }
+}
+
+/// Has a generation, and watches nothing.
+#[derive(Debug)]
+pub struct DummyMonitor(Page);
+
+impl DummyMonitor {
+    /// # Errors
+    ///
+    /// If there is no memory for the page of the generation.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Page::new()?))
+    }
+}
+
+// SAFETY: there is no device to reach memory.
+unsafe impl Monitor for DummyMonitor {
+    #[inline]
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+
+    #[inline]
+    fn watch(&self, _: VaRange, _: Cookie) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn unwatch(&self, _: Cookie) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn drain(&self, _: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        Ok(self.generation())
+    }
+
+    fn name(&self) -> &'static str {
+        "dummy"
+    }
+}
+
 /// What [`FakeMonitor`] shares with who invalidates.
 #[derive(Debug)]
 struct Kernel {
-    /// The generation is in its first word.
-    page: MmapMut,
+    page: Page,
     addresses: Arc<Addresses>,
     /// For each start of a range the cookie that it is watched by, or 0.
     cookies: Box<[AtomicU64]>,
     hit: Mutex<Vec<u64>>,
-}
-
-impl Kernel {
-    #[inline]
-    fn generation(&self) -> &AtomicU64 {
-        // SAFETY: a mapping is page-aligned, at least a page long, lives as long as `self`, and is
-        // only accessed here, as an atomic.
-        unsafe { AtomicU64::from_ptr(self.page.as_ptr().cast_mut().cast()) }
-    }
 }
 
 /// Models ummunotify: the generation is a word of a shared mapping, what was hit is reported once.
@@ -75,9 +128,8 @@ impl FakeMonitor {
     ///
     /// If there is no memory for the page of the generation.
     pub fn new(addresses: &Arc<Addresses>) -> io::Result<Self> {
-        let page = MmapOptions::new().len(4096).map_anon()?;
         Ok(Self(Arc::new(Kernel {
-            page,
+            page: Page::new()?,
             addresses: Arc::clone(addresses),
             cookies: (0..2 * addresses.count() + 2)
                 .map(|_| AtomicU64::new(0))
@@ -96,7 +148,7 @@ impl FakeMonitor {
         }
         let mut hit = kernel.hit.lock().unwrap_or_else(PoisonError::into_inner);
         hit.push(cookie);
-        kernel.generation().fetch_add(1, Ordering::Release);
+        kernel.page.word().fetch_add(1, Ordering::Release);
     }
 }
 
@@ -104,10 +156,7 @@ impl FakeMonitor {
 unsafe impl Monitor for FakeMonitor {
     #[inline]
     fn generation(&self) -> u64 {
-        // As in the real one.
-        let generation = self.0.generation().load(Ordering::Relaxed);
-        fence(Ordering::Acquire);
-        generation
+        self.0.page.generation()
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
@@ -125,7 +174,7 @@ unsafe impl Monitor for FakeMonitor {
         for cookie in hit.drain(..) {
             invalidated(Cookie(cookie));
         }
-        Ok(self.0.generation().load(Ordering::Relaxed))
+        Ok(self.generation())
     }
 
     fn name(&self) -> &'static str {

@@ -23,9 +23,9 @@ mod ucx;
 use std::io;
 
 pub use addresses::Addresses;
-pub use fake::{DummyRegistrar, FakeMonitor};
+pub use fake::{DummyMonitor, DummyRegistrar, FakeMonitor};
 pub use random::Random;
-pub use regcache::Regcache;
+pub use regcache::{Regcache, Unwatched};
 pub use subject::{Nothing, Subject};
 #[cfg(feature = "ucx")]
 pub use ucx::Ucx;

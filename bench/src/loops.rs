@@ -148,7 +148,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{Regcache, rival};
+    use crate::{Regcache, Unwatched, rival};
 
     const ENTRIES: usize = 1000;
 
@@ -171,6 +171,7 @@ mod tests {
     fn each_cache_does_what_the_loops_measure() {
         let addresses = Arc::new(Addresses::new(ENTRIES, 16 * 4096).unwrap());
         run_all(&Regcache::new(&addresses, 2 * ENTRIES).unwrap(), &addresses);
+        run_all(&Unwatched::new(2 * ENTRIES).unwrap(), &addresses);
         if let Some(rival) = rival(2 * ENTRIES).unwrap() {
             run_all(&rival, &addresses);
         }

@@ -1,4 +1,4 @@
-//! [`Regcache`]: this repository's cache as a [`Subject`].
+//! [`Regcache`] and [`Unwatched`]: this repository's cache as a [`Subject`].
 
 use std::hint::black_box;
 use std::io;
@@ -6,8 +6,9 @@ use std::ptr;
 use std::sync::Arc;
 
 use regcache::Cache;
+use regcache::monitor::Monitor;
 
-use crate::{Addresses, DummyRegistrar, FakeMonitor, Subject};
+use crate::{Addresses, DummyMonitor, DummyRegistrar, FakeMonitor, Subject};
 
 /// A cache on [`DummyRegistrar`] and [`FakeMonitor`].
 #[derive(Debug)]
@@ -25,13 +26,8 @@ impl Regcache {
     /// As for [`Builder::build`](regcache::Builder::build).
     pub fn new(addresses: &Arc<Addresses>, max_entries: usize) -> io::Result<Self> {
         let monitor = FakeMonitor::new(addresses)?;
-        let cache = Cache::builder(DummyRegistrar::default())
-            .monitor(monitor.clone())
-            .max_entries(u32::try_from(max_entries).unwrap_or(u32::MAX))
-            .max_bytes(usize::MAX)
-            .build()?;
         Ok(Self {
-            cache,
+            cache: of(monitor.clone(), max_entries)?,
             monitor,
             addresses: Arc::clone(addresses),
         })
@@ -44,16 +40,29 @@ impl Regcache {
     }
 }
 
+/// An empty cache of at most so many entries.
+fn of<M: Monitor>(monitor: M, max_entries: usize) -> io::Result<Cache<DummyRegistrar, M>> {
+    Cache::builder(DummyRegistrar::default())
+        .monitor(monitor)
+        .max_entries(u32::try_from(max_entries).unwrap_or(u32::MAX))
+        .max_bytes(usize::MAX)
+        .build()
+}
+
+#[inline(always)]
+fn get_put<M: Monitor>(cache: &Cache<DummyRegistrar, M>, start: usize, len: usize) {
+    let guard = cache
+        .get(ptr::without_provenance(start), len, ())
+        .expect("nothing here refuses");
+    black_box(*guard.registration());
+}
+
 impl Subject for Regcache {
     const NAME: &'static str = "regcache";
 
     #[inline(always)]
     fn get_put(&self, start: usize, len: usize) {
-        let guard = self
-            .cache
-            .get(ptr::without_provenance(start), len, ())
-            .expect("nothing here refuses");
-        black_box(*guard.registration());
+        get_put(&self.cache, start, len);
     }
 
     /// The lookup that notices is one of the first range, which stays.
@@ -65,5 +74,41 @@ impl Subject for Regcache {
 
     fn counts(&self) -> (u64, u64) {
         self.cache.registrar().counts()
+    }
+}
+
+/// A cache on [`DummyRegistrar`] and [`DummyMonitor`], for what is measured without the cost of a monitor that
+/// remembers what it watches.
+#[derive(Debug)]
+pub struct Unwatched(Cache<DummyRegistrar, DummyMonitor>);
+
+impl Unwatched {
+    /// An empty cache of at most so many entries.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Builder::build`](regcache::Builder::build).
+    pub fn new(max_entries: usize) -> io::Result<Self> {
+        Ok(Self(of(DummyMonitor::new()?, max_entries)?))
+    }
+}
+
+impl Subject for Unwatched {
+    const NAME: &'static str = "regcache, unwatched";
+
+    #[inline(always)]
+    fn get_put(&self, start: usize, len: usize) {
+        get_put(&self.0, start, len);
+    }
+
+    /// By word of the application.
+    fn invalidate(&self, start: usize, len: usize) {
+        self.0
+            .invalidate(ptr::without_provenance(start), len)
+            .expect("nothing here refuses");
+    }
+
+    fn counts(&self) -> (u64, u64) {
+        self.0.registrar().counts()
     }
 }

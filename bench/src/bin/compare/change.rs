@@ -1,16 +1,15 @@
 //! What changes the cache: misses, evictions, invalidations.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use regcache_bench::block::{Block, Pinned, Turns, median, timed};
 use regcache_bench::figure::{Figure, Limit};
-use regcache_bench::{Addresses, Regcache, Subject, loops, rival};
+use regcache_bench::{Addresses, Regcache, Rival, Subject, Unwatched, loops, rival};
 
 use crate::Result;
 use crate::hit::{Pair, dynamic, room};
-use crate::report::Report;
+use crate::report::{Report, contest};
 
 pub(crate) fn measure(report: &mut Report) -> Result<()> {
     let _here = Pinned::to(0);
@@ -23,25 +22,28 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     drain(report)
 }
 
+/// On a monitor that does nothing: UCX's has none.
 fn miss(report: &mut Report, name: &str, entries: usize, limit: Limit) -> Result<()> {
-    if !report.wants(name) {
-        return Ok(());
-    }
-    let pair = Pair::new(entries, 4096, room(entries))?;
-    report.contest(
-        name,
-        limit,
-        &mut of(loops::miss, &pair.regcache, &pair.addresses),
-        dynamic(
-            &mut pair
-                .rival
-                .as_ref()
-                .map(|rival| of(loops::miss, rival, &pair.addresses)),
-        ),
-        None,
-    );
-    balance(&pair, entries);
-    Ok(())
+    report.contests(name, limit, entries, |effort| {
+        let addresses = Addresses::new(entries, 4096)?;
+        let (regcache, rival) = (Unwatched::new(room(entries))?, rival(room(entries))?);
+        loops::fill(&regcache, &addresses);
+        if let Some(rival) = &rival {
+            loops::fill(rival, &addresses);
+        }
+        let turns = contest(
+            effort,
+            &mut of(loops::miss, &regcache, &addresses),
+            dynamic(
+                &mut rival
+                    .as_ref()
+                    .map(|rival| of(loops::miss, rival, &addresses)),
+            ),
+            None,
+        );
+        balance(&regcache, rival.as_ref(), entries);
+        Ok(turns)
+    })
 }
 
 /// Misses of a cache that is new: memory has to be had for each entry, where in [`miss`] some was used before.
@@ -50,11 +52,11 @@ fn fill(report: &mut Report, entries: usize) -> Result<()> {
     if !report.wants(&name) {
         return Ok(());
     }
-    let addresses = Arc::new(Addresses::new(entries, 4096)?);
+    let addresses = Addresses::new(entries, 4096)?;
     let wanted = (report.effort.turns * 500 / entries).clamp(7, 101);
     let mut turns = Turns::default();
     for turn in 0..5 * wanted {
-        let regcache = Regcache::new(&addresses, room(entries))?;
+        let regcache = Unwatched::new(room(entries))?;
         let rival = rival(room(entries))?;
         let ours = || timed(entries, || loops::fill(&regcache, &addresses));
         let theirs = || {
@@ -99,7 +101,7 @@ fn invalidate(report: &mut Report) -> Result<()> {
         ),
         None,
     );
-    balance(&pair, entries);
+    balance(&pair.regcache, pair.rival.as_ref(), entries);
     Ok(())
 }
 
@@ -121,7 +123,7 @@ fn evict(report: &mut Report) -> Result<()> {
         ),
         None,
     );
-    balance(&pair, entries);
+    balance(&pair.regcache, pair.rival.as_ref(), entries);
     Ok(())
 }
 
@@ -160,7 +162,7 @@ fn drain(report: &mut Report) -> Result<()> {
         let ns = median(times.map(|time| time.as_nanos() as f64).collect());
         report.add(Figure::new(format!("drain/{k}"), ns, "ns"));
     }
-    balance(&pair, entries);
+    balance(&pair.regcache, pair.rival.as_ref(), entries);
     Ok(())
 }
 
@@ -210,9 +212,9 @@ fn of<S: Subject>(
 }
 
 /// Nothing may have been leaked, or destroyed twice.
-fn balance(pair: &Pair, entries: usize) {
-    assert_eq!(pair.regcache.live(), entries as u64);
-    if let Some(rival) = &pair.rival {
+fn balance(regcache: &impl Subject, rival: Option<&Rival>, entries: usize) {
+    assert_eq!(regcache.live(), entries as u64);
+    if let Some(rival) = rival {
         assert_eq!(rival.live(), entries as u64);
     }
 }

@@ -1,11 +1,8 @@
 //! Lookups of what is there.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use regcache_bench::block::{
-    Block, Contestant, Effort, Pinned, Turns, processor_count, timed, timed_by_two,
-};
+use regcache_bench::block::{Block, Contestant, Pinned, processor_count, timed, timed_by_two};
 use regcache_bench::figure::Limit;
 use regcache_bench::{Addresses, Random, Regcache, Rival, Subject, loops, rival};
 
@@ -15,9 +12,6 @@ use crate::report::{Report, contest};
 /// The default limit of entries, and for 100 000 of them the next power of two.
 const ROOM: usize = 1 << 16;
 const MORE_ROOM: usize = 1 << 17;
-
-/// How often caches with many entries are set up anew: where their memory comes to lie matters.
-const BUILDS: usize = 5;
 
 /// Both caches with the same ranges registered.
 pub(crate) struct Pair {
@@ -91,26 +85,20 @@ fn one_thread(report: &mut Report, entries: usize) -> Result<()> {
         100_000 => Limit::OfUcx(0.7),
         _ => Limit::None,
     };
-    on_many(
-        report,
-        &format!("hit/random/{entries}"),
-        limit,
-        entries,
-        4096,
-        |pair, effort| {
-            contest(
-                effort,
-                &mut random(&pair.regcache, &pair.addresses),
-                dynamic(
-                    &mut pair
-                        .rival
-                        .as_ref()
-                        .map(|rival| random(rival, &pair.addresses)),
-                ),
-                None,
-            )
-        },
-    )
+    report.contests(&format!("hit/random/{entries}"), limit, entries, |effort| {
+        let pair = Pair::new(entries, 4096, room(entries))?;
+        Ok(contest(
+            effort,
+            &mut random(&pair.regcache, &pair.addresses),
+            dynamic(
+                &mut pair
+                    .rival
+                    .as_ref()
+                    .map(|rival| random(rival, &pair.addresses)),
+            ),
+            None,
+        ))
+    })
 }
 
 /// Pages of registrations of 16 pages.
@@ -118,26 +106,20 @@ fn within(report: &mut Report) -> Result<()> {
     let entries = 10_000;
     let _here = Pinned::to(0);
     let name = format!("hit/within/{entries}");
-    on_many(
-        report,
-        &name,
-        Limit::None,
-        entries,
-        16 * 4096,
-        |pair, effort| {
-            contest(
-                effort,
-                &mut inside(&pair.regcache, &pair.addresses),
-                dynamic(
-                    &mut pair
-                        .rival
-                        .as_ref()
-                        .map(|rival| inside(rival, &pair.addresses)),
-                ),
-                None,
-            )
-        },
-    )
+    report.contests(&name, Limit::None, entries, |effort| {
+        let pair = Pair::new(entries, 16 * 4096, room(entries))?;
+        Ok(contest(
+            effort,
+            &mut inside(&pair.regcache, &pair.addresses),
+            dynamic(
+                &mut pair
+                    .rival
+                    .as_ref()
+                    .map(|rival| inside(rival, &pair.addresses)),
+            ),
+            None,
+        ))
+    })
 }
 
 fn two_threads_on_few(report: &mut Report) -> Result<()> {
@@ -174,9 +156,10 @@ fn two_threads_on_few(report: &mut Report) -> Result<()> {
 fn two_threads_on_many(report: &mut Report) -> Result<()> {
     for entries in [10_000, 100_000] {
         let name = format!("hit/2threads/random/{entries}");
-        on_many(report, &name, Limit::None, entries, 4096, |pair, effort| {
+        report.contests(&name, Limit::None, entries, |effort| {
+            let pair = Pair::new(entries, 4096, room(entries))?;
             let ours = (&pair.regcache, &*pair.addresses);
-            contest(
+            Ok(contest(
                 effort,
                 &mut random_by_two(ours.0, ours.1),
                 dynamic(
@@ -186,38 +169,9 @@ fn two_threads_on_many(report: &mut Report) -> Result<()> {
                         .map(|rival| random_by_two(rival, ours.1)),
                 ),
                 Some(&mut random_by_one(ours.0, ours.1)),
-            )
+            ))
         })?;
     }
-    Ok(())
-}
-
-/// A contest on caches with many entries, set up several times.
-fn on_many(
-    report: &mut Report,
-    name: &str,
-    limit: Limit,
-    entries: usize,
-    len: usize,
-    run: impl Fn(&Pair, Effort) -> Turns,
-) -> Result<()> {
-    if !report.wants(name) {
-        return Ok(());
-    }
-    let mut effort = report.effort;
-    effort.turns = effort.turns.div_ceil(BUILDS);
-    if entries >= 10_000 {
-        // Each cache drives the other's entries out of the processor's caches; a block must be long
-        // enough to have them back.
-        effort.block = effort.block.max(Duration::from_micros(entries as u64 / 20));
-        effort.turns = effort.turns.div_ceil(2);
-    }
-    let mut turns = Turns::default();
-    for _ in 0..BUILDS {
-        let pair = Pair::new(entries, len, room(entries))?;
-        turns.extend(run(&pair, effort));
-    }
-    report.judge(name, limit, &turns);
     Ok(())
 }
 

@@ -1,7 +1,14 @@
 //! [`Report`]: the figures so far.
 
+use std::time::Duration;
+
 use regcache_bench::block::{Contestant, Effort, Turns, take_turns};
 use regcache_bench::figure::{Figure, Limit, table};
+
+use crate::Result;
+
+/// How often caches with many entries are set up anew: where their memory comes to lie matters.
+const BUILDS: usize = 5;
 
 pub(crate) struct Report {
     only: String,
@@ -47,6 +54,33 @@ impl Report {
                 &contest(self.effort, regcache, ucx, one_thread),
             );
         }
+    }
+
+    /// A [`contest`] on caches of so many entries, which are set up anew several times.
+    pub(crate) fn contests(
+        &mut self,
+        name: &str,
+        limit: Limit,
+        entries: usize,
+        mut run: impl FnMut(Effort) -> Result<Turns>,
+    ) -> Result<()> {
+        if !self.wants(name) {
+            return Ok(());
+        }
+        let mut effort = self.effort;
+        effort.turns = effort.turns.div_ceil(BUILDS);
+        if entries >= 10_000 {
+            // Each cache drives the other's entries out of the processor's caches; a block must be long
+            // enough to have them back.
+            effort.block = effort.block.max(Duration::from_micros(entries as u64 / 20));
+            effort.turns = effort.turns.div_ceil(2);
+        }
+        let mut turns = Turns::default();
+        for _ in 0..BUILDS {
+            turns.extend(run(effort)?);
+        }
+        self.judge(name, limit, &turns);
+        Ok(())
     }
 
     /// A figure from the turns of a [`contest`].
