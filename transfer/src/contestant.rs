@@ -11,8 +11,9 @@ use regcache_conformance::NeverReports;
 use crate::counted::{Counted, Counts, Reading};
 use crate::error::Trying;
 use crate::policy::{Cached, Copy, EachTime, Once, Preparer};
+use crate::sample::Tally;
 use crate::wire::Fabric;
-use crate::worker::{Tally, Worker};
+use crate::worker::Worker;
 use crate::{Error, Policy, Workload};
 
 /// Does the work when it is its turn.

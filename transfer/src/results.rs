@@ -73,7 +73,7 @@ impl Machine {
             processor: processor.map_or("unknown", |(_, name)| name).to_owned(),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             clock: Clock::default(),
-            clock_ns: crate::worker::clock_ns(),
+            clock_ns: crate::sample::clock_ns(),
         }
     }
 

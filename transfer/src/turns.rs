@@ -1,11 +1,14 @@
 //! Turns: how contestants are compared on a machine that is never quiet.
 //!
-//! They work by turns of some milliseconds, none always first, and what is compared is what they took in the same turn:
+//! They work by turns of some milliseconds, in an order that is never the same, since who comes after another finds the
+//! machine as that one has left it; and what is compared is what they took in the same turn:
 //! whoever disturbs the machine for longer than a turn disturbs them all. The ratio is the median over the turns, with
 //! the interval in which the median of infinitely many would be with 95 % confidence, from the order of the ratios
 //! alone.
 
 use std::time::{Duration, Instant};
+
+use regcache_conformance::Random;
 
 use crate::contestant::Contestant;
 use crate::results::{Cell, Outcome};
@@ -51,6 +54,8 @@ pub fn take_turns(
         contestant.start()?;
     }
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); contestants.len()];
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut order: Vec<usize> = (0..contestants.len()).collect();
     let started = Instant::now();
     let mut turn = 0;
     loop {
@@ -60,8 +65,8 @@ pub fn take_turns(
         if done >= 1.0 {
             break;
         }
-        for place in 0..contestants.len() {
-            let which = (place + turn) % contestants.len();
+        random.shuffle(&mut order);
+        for &which in &order {
             let took = contestants[which].run(transfers)?;
             let all = transfers * workload.threads as u64;
             times[which].push(took.as_secs_f64() * 1e6 / all as f64);

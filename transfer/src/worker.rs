@@ -2,13 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
-use nix::time::{ClockId, clock_gettime};
 use regcache_conformance::Random;
 
 use crate::buffers::{Buffers, fill, wrong_bytes};
-use crate::error::Trying;
 use crate::policy::{Piece, Preparer};
+use crate::sample::{Sample, Stopwatch, Tally};
 use crate::wire::{PATIENCE, Wire};
 use crate::{Error, Workload};
 
@@ -34,88 +32,13 @@ pub(crate) fn pause(random: &mut Random, idle: bool) -> Duration {
     started.elapsed()
 }
 
-/// Of so many transfers one has its processor time measured, instead of the time on the clock: asking for it is a
-/// system call, which would be most of what a hit takes.
-const CPU_SAMPLE: u64 = 8;
-
-/// A minute, in nanoseconds: what the histograms reach.
-const LONGEST: u64 = 60_000_000_000;
-
-/// What a worker's transfers came to so far.
-#[derive(Debug, Clone)]
-pub struct Tally {
-    /// Nanoseconds from before a transfer's buffer was prepared to after it was released.
-    pub latency: Histogram<u64>,
-    /// Of those, the nanoseconds in the policy: preparing and releasing.
-    pub prepare: Histogram<u64>,
-    /// Nanoseconds of processor time in the policy, each of a transfer.
-    pub cpu: Histogram<u64>,
-    /// Transfers that have ended.
-    pub transfers: u64,
-    /// Buffers that were unmapped and mapped again.
-    pub remaps: u64,
-    /// Bytes at the other end that are not what was sent.
-    pub wrong_bytes: u64,
-}
-
-impl Tally {
-    pub(crate) fn new() -> Result<Self, Error> {
-        let histogram = || {
-            Histogram::new_with_bounds(1, LONGEST, 3).map_err(|why| Error::Cannot(why.to_string()))
-        };
-        Ok(Self {
-            latency: histogram()?,
-            prepare: histogram()?,
-            cpu: histogram()?,
-            transfers: 0,
-            remaps: 0,
-            wrong_bytes: 0,
-        })
-    }
-
-    /// A transfer that somebody else has timed, in nanoseconds.
-    pub(crate) fn record(&mut self, latency: u64, prepare: u64) {
-        self.latency.saturating_record(latency.max(1));
-        self.prepare.saturating_record(prepare.max(1));
-        self.transfers += 1;
-    }
-
-    /// Both together.
-    ///
-    /// # Errors
-    ///
-    /// None: all histograms have the same bounds.
-    pub fn add(&mut self, other: &Self) -> Result<(), Error> {
-        for (mine, others) in [
-            (&mut self.latency, &other.latency),
-            (&mut self.prepare, &other.prepare),
-            (&mut self.cpu, &other.cpu),
-        ] {
-            mine.add(others)
-                .map_err(|why| Error::Cannot(why.to_string()))?;
-        }
-        self.transfers += other.transfers;
-        self.remaps += other.remaps;
-        self.wrong_bytes += other.wrong_bytes;
-        Ok(())
-    }
-}
-
 /// A transfer under way.
 struct Flight<H> {
     piece: Piece,
     index: usize,
     held: H,
     seed: u64,
-    started: Instant,
-    prepared: Time,
-}
-
-/// Time in the policy: on the clock, or of the processor.
-#[derive(Clone, Copy)]
-enum Time {
-    Clock(Duration),
-    Cpu(Duration),
+    watch: Stopwatch,
 }
 
 /// One thread's wire, buffers and results.
@@ -223,6 +146,8 @@ impl Worker {
         let (mut begun, mut ended) = (0, 0);
         let mut quiet_since = None;
         let mut polls = 0;
+        // Entered when all is over: it would be a part of each transfer.
+        let mut samples = Vec::with_capacity(usize::try_from(transfers).unwrap_or(0));
         while ended < transfers {
             while begun < transfers
                 && let Some(place) = flights.iter().position(Option::is_none)
@@ -234,7 +159,7 @@ impl Worker {
                 Some(place) => {
                     (quiet_since, polls) = (None, 0);
                     if let Some(flight) = flights.get_mut(place).and_then(Option::take) {
-                        self.end(policy, flight, &mut aside)?;
+                        samples.push(self.end(policy, flight, &mut aside)?);
                         ended += 1;
                     }
                 }
@@ -248,7 +173,11 @@ impl Worker {
                 }
             }
         }
-        Ok(started.elapsed().saturating_sub(aside))
+        let took = started.elapsed().saturating_sub(aside);
+        for sample in samples {
+            self.tally.record(sample);
+        }
+        Ok(took)
     }
 
     fn begin<P: Preparer>(
@@ -285,15 +214,7 @@ impl Worker {
             *aside += filling.elapsed();
         }
         let piece = self.piece(index, place);
-        let started = Instant::now();
-        let (memory, held, prepared) = if self.begun.is_multiple_of(CPU_SAMPLE) {
-            let before = cpu()?;
-            let (memory, held) = policy.prepare(piece)?;
-            (memory, held, Time::Cpu(cpu()?.saturating_sub(before)))
-        } else {
-            let (memory, held) = policy.prepare(piece)?;
-            (memory, held, Time::Clock(started.elapsed()))
-        };
+        let ((memory, held), watch) = Stopwatch::prepare(self.begun, || policy.prepare(piece))?;
         // SAFETY: the buffers are ours, and not unmapped but by `begin`, which chooses a buffer that may be under way
         // only where the depth is above 1, and that goes without unmapping (`new`). `held` keeps the registration; if it
         // goes early, after an error, the device refuses the key. If this worker goes before the transfer has ended, its
@@ -304,8 +225,7 @@ impl Worker {
             index,
             held,
             seed,
-            started,
-            prepared,
+            watch,
         })
     }
 
@@ -314,26 +234,9 @@ impl Worker {
         policy: &P,
         flight: Flight<P::Held>,
         aside: &mut Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<Sample, Error> {
         let Flight { piece, held, .. } = flight;
-        match flight.prepared {
-            Time::Clock(prepared) => {
-                let releasing = Instant::now();
-                policy.release(piece, held)?;
-                let now = Instant::now();
-                let spent = prepared + (now - releasing);
-                self.tally.prepare.saturating_record(nanos(spent));
-                let latency = nanos(now - flight.started);
-                self.tally.latency.saturating_record(latency);
-            }
-            Time::Cpu(prepared) => {
-                let before = cpu()?;
-                policy.release(piece, held)?;
-                let spent = prepared + cpu()?.saturating_sub(before);
-                self.tally.cpu.saturating_record(nanos(spent));
-            }
-        }
-        self.tally.transfers += 1;
+        let sample = flight.watch.release(|| policy.release(piece, held))?;
         if self.workload.checked {
             let checking = Instant::now();
             let place = piece.place - self.first.1;
@@ -344,28 +247,6 @@ impl Worker {
             };
             *aside += checking.elapsed();
         }
-        Ok(())
+        Ok(sample)
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1)
-}
-
-/// Processor time of this thread.
-fn cpu() -> Result<Duration, Error> {
-    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).trying("read the thread's clock")?;
-    Ok(time.into())
-}
-
-/// What two clock readings in a row take: the least that a time in a policy can be.
-#[must_use]
-pub(crate) fn clock_ns() -> f64 {
-    const ROUNDS: u32 = 10_000;
-    let started = Instant::now();
-    for _ in 0..ROUNDS {
-        let since = Instant::now();
-        std::hint::black_box(since.elapsed());
-    }
-    started.elapsed().as_nanos() as f64 / f64::from(ROUNDS) / 2.0
 }

@@ -1,6 +1,7 @@
 //! The process that a [`Peer`](super::Peer) of libfabric's is.
 
 use std::ffi::{CString, c_char, c_int, c_void};
+use std::fmt::Write as _;
 use std::io::{self, BufRead, Write};
 use std::net::IpAddr;
 use std::ptr;
@@ -10,6 +11,7 @@ use regcache_conformance::Random;
 
 use crate::buffers::Buffers;
 use crate::error::Trying;
+use crate::sample::{Sample, Stopwatch};
 use crate::worker::pause;
 use crate::{Error, Op};
 
@@ -54,8 +56,8 @@ fn check(what: &'static str, result: c_int) -> Result<c_int, Error> {
     Ok(result)
 }
 
-/// Does as many transfers as each line of the input says, and answers with a line: nanoseconds of all, then of each transfer
-/// and of its preparing and releasing. Ends with the input.
+/// Does as many transfers as each line of the input says, and answers with a line: nanoseconds of all, then each transfer's
+/// [`Sample`]. Ends with the input.
 ///
 /// # Errors
 ///
@@ -69,21 +71,23 @@ pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
     check("connect by libfabric", opened)?;
     let buffers = Buffers::new(1, size)?;
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut begun = 0;
     for line in io::stdin().lock().lines() {
         let line = line.trying("read an order")?;
         let transfers: u64 = line.trim().parse().unwrap_or(0);
-        let mut answer = String::new();
+        let mut samples = Vec::with_capacity(usize::try_from(transfers).unwrap_or(0));
+        let mut aside = Duration::ZERO;
         let started = Instant::now();
-        let (mut times, mut aside) = (Vec::new(), Duration::ZERO);
         for _ in 0..transfers {
+            begun += 1;
             aside += pause(&mut random, true);
             // SAFETY: the link is open, the buffer mapped and of that size.
-            times.push(unsafe { transfer(link, op, buffers.at(0).cast(), size) }?);
+            samples.push(unsafe { transfer(begun, link, op, buffers.at(0).cast(), size) }?);
         }
         let took = started.elapsed().saturating_sub(aside);
-        answer += &took.as_nanos().to_string();
-        for (latency, prepare) in times {
-            answer += &format!(" {} {}", latency.as_nanos(), prepare.as_nanos());
+        let mut answer = took.as_nanos().to_string();
+        for sample in samples {
+            let _ = write!(answer, " {sample}");
         }
         println!("{answer}");
         io::stdout().flush().trying("answer")?;
@@ -95,22 +99,24 @@ pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
 ///
 /// The link is open, and the buffer has that many bytes, which nobody else uses.
 unsafe fn transfer(
+    number: u64,
     link: *mut Link,
     op: Op,
     buffer: *mut c_void,
     size: usize,
-) -> Result<(Duration, Duration), Error> {
+) -> Result<Sample, Error> {
     let (code, awaited) = match op {
         Op::Write => (0, 1),
         Op::Read => (1, 1),
         Op::Send => (2, 2),
     };
-    let mut mr = ptr::null_mut();
-    let started = Instant::now();
-    // SAFETY: the caller's promise.
-    let prepared = unsafe { fabric_link_prepare(link, code, buffer, size, &raw mut mr) };
-    check("register by libfabric", prepared)?;
-    let prepare = started.elapsed();
+    let prepare = || {
+        let mut mr = ptr::null_mut();
+        // SAFETY: the caller's promise.
+        let prepared = unsafe { fabric_link_prepare(link, code, buffer, size, &raw mut mr) };
+        check("register by libfabric", prepared).map(|_| mr)
+    };
+    let (mr, watch) = Stopwatch::prepare(number, prepare)?;
     // SAFETY: as above, and registered.
     check("post by libfabric", unsafe {
         fabric_link_post(link, code, buffer, size, mr)
@@ -129,11 +135,9 @@ unsafe fn transfer(
             }
         }
     }
-    let releasing = Instant::now();
-    // SAFETY: registered above, and no transfer uses it.
-    check("deregister by libfabric", unsafe {
-        fabric_link_release(mr)
-    })?;
-    let now = Instant::now();
-    Ok((now - started, prepare + (now - releasing)))
+    watch.release(|| {
+        // SAFETY: registered above, and no transfer uses it.
+        let released = unsafe { fabric_link_release(mr) };
+        check("deregister by libfabric", released).map(drop)
+    })
 }

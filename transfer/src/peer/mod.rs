@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::contestant::Contestant;
 use crate::counted::Reading;
 use crate::error::Trying;
-use crate::worker::Tally;
+use crate::sample::{Sample, Tally};
 use crate::{Error, Workload};
 
 /// A monitor of libfabric's registration cache, as `FI_MR_CACHE_MONITOR` names it.
@@ -111,12 +111,10 @@ impl Contestant for Peer {
     fn run(&mut self, transfers: u64) -> Result<Duration, Error> {
         writeln!(self.orders, "{transfers}").trying("tell a peer")?;
         let line = self.answer()?;
-        let mut numbers = line
-            .split_whitespace()
-            .map_while(|word| word.parse::<u64>().ok());
-        let took = numbers.next();
-        while let (Some(latency), Some(prepare)) = (numbers.next(), numbers.next()) {
-            self.tally.record(latency, prepare);
+        let mut words = line.split_whitespace();
+        let took = words.next().and_then(|word| word.parse().ok());
+        for sample in words.map_while(Sample::parse) {
+            self.tally.record(sample);
         }
         match took {
             Some(took) => Ok(Duration::from_nanos(took)),
