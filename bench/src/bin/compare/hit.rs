@@ -59,26 +59,26 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
 }
 
 fn one_thread(report: &mut Report, entries: usize) -> Result<()> {
-    let pair = Pair::new(entries, 4096, room(entries))?;
     let _here = Pinned::to(0);
     let limit = if entries == 1 {
         Limit::OfUcx(0.35)
     } else {
         Limit::None
     };
-    report.contest(
-        &format!("hit/same/{entries}"),
-        limit,
-        &mut same(&pair.regcache, &pair.addresses),
-        dynamic(
-            &mut pair
-                .rival
-                .as_ref()
-                .map(|rival| same(rival, &pair.addresses)),
-        ),
-        None,
-    );
-    drop(pair);
+    report.contests(&format!("hit/same/{entries}"), limit, entries, |effort| {
+        let pair = Pair::new(entries, 4096, room(entries))?;
+        Ok(contest(
+            effort,
+            &mut same(&pair.regcache, &pair.addresses),
+            dynamic(
+                &mut pair
+                    .rival
+                    .as_ref()
+                    .map(|rival| same(rival, &pair.addresses)),
+            ),
+            None,
+        ))
+    })?;
     let limit = match entries {
         1 => return Ok(()),
         10_000 => Limit::OfUcx(0.5),

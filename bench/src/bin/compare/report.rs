@@ -7,7 +7,7 @@ use regcache_bench::figure::{Figure, Limit, table};
 
 use crate::Result;
 
-/// How often caches with many entries are set up anew: where their memory comes to lie matters.
+/// How often caches are set up anew: where their memory comes to lie matters.
 const BUILDS: usize = 5;
 
 pub(crate) struct Report {
