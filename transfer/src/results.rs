@@ -198,7 +198,11 @@ impl Run {
     /// An empty one, of this process.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
-        let words: Vec<_> = std::env::args().skip(1).collect();
+        // Where the result goes is of no interest to who reads it.
+        let mut words: Vec<_> = std::env::args().skip(1).collect();
+        if let Some(i) = words.iter().position(|word| word == "--json") {
+            words.drain(i..words.len().min(i + 2));
+        }
         Self {
             format: FORMAT,
             machine,

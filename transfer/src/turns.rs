@@ -25,8 +25,10 @@ pub struct Effort {
     pub turn: Duration,
 }
 
-/// Turns that are enough where one transfer is longer than a turn shall be: little that disturbs it is.
+/// Turns that are enough where one transfer is longer than a turn shall be, as little that disturbs it is, if they agree: if the
+/// ratios of each contestant are no further apart than this.
 const LONG_TURNS: usize = 3;
+const AGREEMENT: f64 = 0.02;
 
 /// Transfers that each contestant does before any count.
 const WARM_UP: u64 = 2;
@@ -45,11 +47,6 @@ pub fn take_turns(
     tick: &mut dyn FnMut(f64),
 ) -> Result<Cell, Error> {
     let transfers = calibrate(workload, effort, contestants)?;
-    let least = if transfers == 1 {
-        effort.turns.min(LONG_TURNS)
-    } else {
-        effort.turns
-    };
     for contestant in &mut *contestants {
         contestant.start()?;
     }
@@ -59,6 +56,11 @@ pub fn take_turns(
     let started = Instant::now();
     let mut turn = 0;
     loop {
+        let least = if transfers == 1 && turn >= LONG_TURNS && agree(&times) {
+            LONG_TURNS.min(effort.turns)
+        } else {
+            effort.turns
+        };
         let done = (started.elapsed().as_secs_f64() / effort.cell.as_secs_f64())
             .min(turn as f64 / least as f64);
         tick(done.min(1.0));
@@ -80,6 +82,24 @@ pub fn take_turns(
         turns: turn,
         transfers_a_turn: transfers,
         outcomes: outcomes.collect::<Result<_, _>>()?,
+    })
+}
+
+/// Each one's time, as a part of the first's in the same turn.
+fn ratios(mine: &[f64], first: &[f64]) -> Vec<f64> {
+    mine.iter()
+        .zip(first)
+        .map(|(mine, its)| mine / its)
+        .collect()
+}
+
+/// Whether each contestant's ratios are about the same in all turns.
+fn agree(times: &[Vec<f64>]) -> bool {
+    times.iter().all(|mine| {
+        let ratios = ratios(mine, &times[0]);
+        let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = ratios.iter().copied().fold(0.0, f64::max);
+        most - least <= AGREEMENT
     })
 }
 
@@ -130,8 +150,7 @@ fn outcome(
         });
     }
     let (time, _) = median(us.to_vec());
-    let (ratio, ratio_between) =
-        median(us.iter().zip(first).map(|(mine, its)| mine / its).collect());
+    let (ratio, ratio_between) = median(ratios(us, first));
     let micros = |nanos: u64| nanos as f64 / 1e3;
     let percentile = |q: f64| micros(tally.latency.value_at_quantile(q));
     let transfers = tally.transfers.max(1) as f64;
@@ -186,6 +205,14 @@ pub fn median(mut values: Vec<f64>) -> (f64, [f64; 2]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn turns_agree_if_no_contestant_was_disturbed() {
+        let quiet = vec![vec![10.0, 20.0, 10.0], vec![10.1, 20.1, 10.0]];
+        assert!(agree(&quiet));
+        let disturbed = vec![vec![10.0, 10.0, 10.0], vec![10.1, 12.0, 10.0]];
+        assert!(!agree(&disturbed));
+    }
 
     #[test]
     fn the_interval_of_a_median_narrows_with_the_values() {

@@ -102,6 +102,8 @@ fn of(attr: &ibv_device_attr_ex) -> OnDemand {
 /// Memory that the device can reach through the page tables of this process: nothing of it is pinned, and what is mapped
 /// there when a transfer comes by is what it moves. A page that is not there then is faulted in.
 ///
+/// SoftRoCE offers it and moves wrong bytes, up to Linux 7.3 at least, of each packet that does not start where a page does.
+///
 /// Deregistered on drop.
 #[derive(Debug)]
 pub struct OnDemandMr(Mr);
