@@ -179,7 +179,7 @@ mod tests {
         for slot in [4, 1] {
             lines.push(Line::Leaving, Slot(slot));
         }
-        assert_eq!(all(&lines, Line::Live), []);
+        assert!(all(&lines, Line::Live).is_empty());
         assert_eq!(all(&lines, Line::Dead), [5, 0, 3]);
         lines.remove(Line::Dead, Slot(0));
         lines.push(Line::Leaving, Slot(0));
