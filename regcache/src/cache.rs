@@ -51,8 +51,8 @@
 //! # What is destroyed when
 //!
 //! A killed entry has its registration destroyed by the thread that drops its last reference: a
-//! guard's drop, or, if there is no guard, whichever thread next leaves the slow path ([`bury`]),
-//! the reaper's among them (`reaper.rs`). Never under the lock. The slot is vacant again, and its
+//! guard's drop, or, if there is no guard, whichever thread next leaves the slow path ([`bury`]) or
+//! is about to register, the reaper's among them (`reaper.rs`). Never under the lock. The slot is vacant again, and its
 //! room with it, after that.
 //!
 //! Each cached registration holds a reference to the core, so that guards may outlive the cache.
@@ -448,20 +448,6 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         }
         entry.touch();
         Some(Guard::owning(NonNull::from(entry)))
-    }
-
-    /// Gives up an idle entry, so that the device has more to give, and takes its bytes off `relief`.
-    /// False if that is 0 already, or there is no idle entry.
-    pub(crate) fn relieve(&self, relief: &mut usize) -> bool {
-        if *relief == 0 {
-            return false;
-        }
-        let Some(bytes) = lock(&self.ledger).evict(&self.slab) else {
-            return false;
-        };
-        *relief = relief.saturating_sub(bytes);
-        self.bury();
-        true
     }
 
     /// Gives the lock back, and destroys what died under it.

@@ -145,8 +145,8 @@ impl<A: Access> Ledger<A> {
             return None;
         }
         // Never used twice: a slot comes back after its watch has gone, and then with another
-        // serial (2^32 misses of one cache would have to happen between a watch and its report for
-        // that to be wrong).
+        // serial (2^32 misses of one cache would have to happen between a watch and its report, or
+        // while somebody waits for a registration to go, for that to be wrong).
         self.serial = self.serial.wrapping_add(1);
         let (slot, fresh) = match self.vacant.pop() {
             Some(slot) => (slot, false),
@@ -176,7 +176,8 @@ impl<A: Access> Ledger<A> {
         self.record(slot).phase == Phase::Pending { hit: true }
     }
 
-    /// Enters a pending registration into its index, after all that it contains was taken out. The entry must be published before the lock is released.
+    /// Enters a pending registration into its index, after all that it contains was taken out. The entry
+    /// must be published before the lock is released.
     pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot) {
         let &Record {
             range,
@@ -335,11 +336,29 @@ impl<A: Access> Ledger<A> {
         Some(())
     }
 
-    /// Takes the idle entry that is least needed out, and returns the bytes that it pins.
-    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<usize> {
+    /// Takes the idle entry that is least needed out. Returns how to tell when it is gone, and the bytes
+    /// that it pins.
+    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<(Place, usize)> {
         let slot = self.victim(slab)?;
         self.give_up_victim(slab, slot);
-        Some(self.record(slot).bytes)
+        Some(self.outgoing(slot))
+    }
+
+    /// One that was given up and that nobody uses: some thread destroys it, or is about to. As
+    /// [`evict`](Self::evict) returns it.
+    pub(crate) fn going(&self) -> Option<(Place, usize)> {
+        let mut given_up = self
+            .lines
+            .all(Line::Dead)
+            .chain(self.lines.all(Line::Leaving));
+        let going = Phase::Unlinked { held: false };
+        let slot = given_up.find(|&slot| self.record(slot).phase == going)?;
+        Some(self.outgoing(slot))
+    }
+
+    fn outgoing(&self, slot: Slot) -> (Place, usize) {
+        let record = self.record(slot);
+        (Place::Slab(slot, record.cookie), record.bytes)
     }
 
     fn give_up_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) {
@@ -362,14 +381,14 @@ impl<A: Access> Ledger<A> {
         for i in 0..self.pending.len() {
             self.record_mut(self.pending[i]).phase = Phase::Pending { hit: true };
         }
-        for i in 0..self.records.len() {
-            self.unlink(slab, Slot(i as u32));
-        }
+        while let Some(slot) = self.lines.head(Line::Live)
+            && self.unlink(slab, slot)
+        {}
     }
 
-    /// Takes an entry, if it is linked, out of index and order and kills it. If nobody uses it, it is
-    /// among the dead now; if not, the last guard will see to it.
-    fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) {
+    /// Takes an entry out of index and order and kills it; false if it is not linked. If nobody uses it, it
+    /// is among the dead now; if not, the last guard will see to it.
+    fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
         let &Record {
             phase,
             range,
@@ -379,9 +398,11 @@ impl<A: Access> Ledger<A> {
             ..
         } = self.record(slot);
         if phase != Phase::Linked {
-            return;
+            return false;
         }
-        let Some(entry) = slab.get(slot) else { return };
+        let Some(entry) = slab.get(slot) else {
+            return false;
+        };
         self.index_of_mut(fleeting).remove(range, access);
         self.lines.remove(Line::Live, slot);
         // SAFETY: linked entries are live, and the phase below makes this the only kill.
@@ -394,6 +415,7 @@ impl<A: Access> Ledger<A> {
         } else {
             self.lines.push(Line::Dead, slot);
         }
+        true
     }
 
     /// True if there is something to bury.

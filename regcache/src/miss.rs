@@ -3,8 +3,10 @@
 use std::io;
 use std::mem;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use crate::cache::{Content, Core, Place};
+use crate::completion::Completion;
 use crate::entry::Entry;
 use crate::error::is_exhaustion;
 use crate::guard::Guard;
@@ -17,6 +19,10 @@ use crate::{Error, Registrar, VaRange};
 /// Registrations of one range that may be spoilt, by its memory changing while they are made,
 /// before the lookup is answered with one that is not kept.
 const MAX_ATTEMPTS: u32 = 8;
+
+/// How long a lookup that the device has no room for waits at most until another thread has destroyed a
+/// registration.
+const RELIEF_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A miss, and a hit that the hints did not know.
 pub(crate) fn miss<R: Registrar, M: Monitor>(
@@ -63,7 +69,7 @@ pub(crate) fn miss<R: Registrar, M: Monitor>(
                 continue;
             }
             // As for the device: its idle ones make room for this one.
-            if is_exhaustion(&error) && core.relieve(&mut relief) {
+            if is_exhaustion(&error) && relieve(core, &mut relief) {
                 attempts -= 1;
                 continue;
             }
@@ -80,7 +86,7 @@ pub(crate) fn miss<R: Registrar, M: Monitor>(
                 drop(reservation);
                 if whole != range {
                     tracing::trace!(?whole, %source, "only what was asked for is registered");
-                } else if !(is_exhaustion(&source) && core.relieve(&mut relief)) {
+                } else if !(is_exhaustion(&source) && relieve(core, &mut relief)) {
                     return Err(core.refusal(range, access, source));
                 }
                 attempts -= 1;
@@ -100,7 +106,7 @@ fn uncached<R: Registrar, M: Monitor>(
     let registration = loop {
         match core.registrar.register(range, access) {
             Ok(registration) => break registration,
-            Err(source) if is_exhaustion(&source) && core.relieve(&mut relief) => {}
+            Err(source) if is_exhaustion(&source) && relieve(core, &mut relief) => {}
             Err(source) => return Err(core.refusal(range, access, source)),
         }
     };
@@ -117,6 +123,27 @@ fn uncached<R: Registrar, M: Monitor>(
     unsafe { entry.occupy(content) };
     let entry = NonNull::from(Box::leak(entry));
     Ok(Guard::owning(entry))
+}
+
+/// Has the device, or the monitor, get room: gives up an idle entry, or takes one that is given up already;
+/// takes its bytes off `relief`, and returns when it is gone. False if `relief` is 0 already, or there is no
+/// such entry.
+fn relieve<R: Registrar, M: Monitor>(core: &Arc<Core<R, M>>, relief: &mut usize) -> bool {
+    if *relief == 0 {
+        return false;
+    }
+    let outgoing = {
+        let mut ledger = lock(&core.ledger);
+        ledger.evict(&core.slab).or_else(|| ledger.going())
+    };
+    let Some((place, bytes)) = outgoing else {
+        return false;
+    };
+    *relief = relief.saturating_sub(bytes);
+    core.bury();
+    // Unless another thread was faster, and is destroying it.
+    Completion::of(core, vec![place]).wait(RELIEF_TIMEOUT);
+    true
 }
 
 impl<R: Registrar, M: Monitor> Core<R, M> {
@@ -163,7 +190,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         let links = ledger.links();
         loop {
             if let Some((slot, cookie)) = ledger.reserve(range, access, fleeting, bytes) {
-                return Some(Self {
+                let reservation = Self {
                     core,
                     range,
                     access,
@@ -171,7 +198,10 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                     cookie,
                     watched: false,
                     links,
-                });
+                };
+                // What a drain has just given up goes before the device is asked for anything.
+                core.unlock(ledger);
+                return Some(reservation);
             }
             if !ledger.has_dead() {
                 ledger.make_room(&core.slab, bytes)?;

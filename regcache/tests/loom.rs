@@ -37,6 +37,8 @@ struct FakeKernel {
     generation: AtomicU64,
     watches: Mutex<Watches>,
     registered: AtomicU64,
+    /// Registrations that the device has room for.
+    room: u64,
 }
 
 #[derive(Default)]
@@ -47,6 +49,10 @@ struct Watches {
 
 impl FakeKernel {
     fn new(flaw: Flaw) -> Arc<Self> {
+        Self::with_room(flaw, u64::MAX)
+    }
+
+    fn with_room(flaw: Flaw, room: u64) -> Arc<Self> {
         Arc::new(Self {
             flaw,
             running: Mutex::new(()),
@@ -54,6 +60,7 @@ impl FakeKernel {
             generation: AtomicU64::new(0),
             watches: Mutex::default(),
             registered: AtomicU64::new(0),
+            room,
         })
     }
 
@@ -128,7 +135,10 @@ unsafe impl<A: Access> Registrar for FakeDevice<A> {
     type Registration = Pinned;
 
     fn register(&self, _: VaRange, _: A) -> io::Result<Pinned> {
-        self.0.registered.fetch_add(1, Ordering::Relaxed);
+        if self.0.registered.fetch_add(1, Ordering::Relaxed) >= self.0.room {
+            self.0.registered.fetch_sub(1, Ordering::Relaxed);
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
         Ok(Pinned(self.0.version.load(Ordering::Acquire)))
     }
 
@@ -380,6 +390,23 @@ fn loom_completion_sees_the_last_guard_go() {
         assert!(left.wait(std::time::Duration::from_secs(1000)));
         dropper.join().unwrap();
         drop(left);
+        assert_balanced(&kernel, cache);
+    });
+}
+
+/// A lookup that the device has no room for until another thread has destroyed what it gave up.
+#[test]
+fn loom_a_full_device_has_room_once_another_thread_has_destroyed() {
+    loom::model(|| {
+        let kernel = FakeKernel::with_room(Flaw::None, 1);
+        let cache = cache(&kernel, 2);
+        drop(cache.get(PAGE, 1, ()).unwrap());
+        let other = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || drop(cache.flush().unwrap()))
+        };
+        drop(cache.get(PAGE, 1, ()).unwrap());
+        other.join().unwrap();
         assert_balanced(&kernel, cache);
     });
 }

@@ -251,6 +251,34 @@ fn a_full_device_is_relieved_of_idle_registrations() {
 }
 
 #[test]
+fn what_is_stale_goes_before_the_device_is_asked_for_more() {
+    let kernel = FakeKernel::new(8);
+    let mut device = FakeDevice::new(&kernel);
+    device.capacity = 2;
+    device.hole = Some(7);
+    let cache = Cache::builder(device)
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .build()
+        .unwrap();
+    drop([get(&cache, 0, 1), get(&cache, 1, 1)]);
+    kernel.remap(0);
+    drop(get(&cache, 0, 1));
+    assert_eq!(
+        cache.stats().evictions,
+        0,
+        "the stale one's room was enough"
+    );
+
+    kernel.remap(0);
+    assert!(cache.get(page(7), PAGE, READ).is_err());
+    assert_eq!(live(&cache), 1, "nor does it stay if the lookup fails,");
+    kernel.remap(1);
+    kernel.refuse_watches.store(true, Ordering::Relaxed);
+    assert!(!get(&cache, 2, 1).is_cached());
+    assert_eq!(live(&cache), 0, "or what it is for cannot be kept");
+}
+
+#[test]
 fn guards_outlive_the_cache_and_nothing_leaks() {
     let kernel = FakeKernel::new(8);
     let device = FakeDevice::new(&kernel);

@@ -74,6 +74,22 @@ fn an_event_loop_can_do_the_releasing() {
 }
 
 #[test]
+fn a_lookup_that_is_refused_unpins_what_was_freed() {
+    let _alone = alone();
+    let cache = builder(&domain()).background_reaper(false).build().unwrap();
+    let memory = Pages::new(4).unwrap();
+    let before = pinned();
+    cache
+        .prefetch(memory.page(0), memory.len(), Access::LOCAL_WRITE)
+        .unwrap();
+    drop(memory);
+    // So low an address is nobody's.
+    let nowhere = std::ptr::without_provenance(PAGE);
+    cache.get(nowhere, PAGE, Access::LOCAL_WRITE).unwrap_err();
+    assert_eq!(pinned(), before);
+}
+
+#[test]
 fn domains_share_a_monitor() {
     let _alone = alone();
     let first = Shared::new(Ummunotify::open().unwrap()).unwrap();

@@ -199,7 +199,8 @@ impl Run {
     #[must_use]
     pub fn new(machine: Machine) -> Self {
         // Where the result goes is of no interest to who reads it.
-        let mut words: Vec<_> = std::env::args().skip(1).collect();
+        let words = std::env::args().skip(1);
+        let mut words: Vec<_> = words.filter(|word| !word.starts_with("--json=")).collect();
         if let Some(i) = words.iter().position(|word| word == "--json") {
             words.drain(i..words.len().min(i + 2));
         }

@@ -1,7 +1,7 @@
 //! Turns: how contestants are compared on a machine that is never quiet.
 //!
-//! They work by turns of some milliseconds, in an order that is never the same, since who comes after another finds the
-//! machine as that one has left it; and what is compared is what they took in the same turn:
+//! They work by turns of some milliseconds. Each leads in its turn, and the others follow in any order, since who comes after
+//! another finds the machine as that one has left it; and what is compared is what they took in the same turn:
 //! whoever disturbs the machine for longer than a turn disturbs them all. The ratio is the median over the turns, with
 //! the interval in which the median of infinitely many would be with 95 % confidence, from the order of the ratios
 //! alone.
@@ -26,7 +26,7 @@ pub struct Effort {
 }
 
 /// Turns that are enough where one transfer is longer than a turn shall be, as little that disturbs it is, if they agree: if the
-/// ratios of each contestant are no further apart than this.
+/// ratios of each contestant are no further apart than this part.
 const LONG_TURNS: usize = 3;
 const AGREEMENT: f64 = 0.02;
 
@@ -67,7 +67,10 @@ pub fn take_turns(
         if done >= 1.0 {
             break;
         }
-        random.shuffle(&mut order);
+        order.sort_unstable();
+        let lead = turn % order.len();
+        order.swap(0, lead);
+        random.shuffle(&mut order[1..]);
         for &which in &order {
             let took = contestants[which].run(transfers)?;
             let all = transfers * workload.threads as u64;
@@ -99,7 +102,7 @@ fn agree(times: &[Vec<f64>]) -> bool {
         let ratios = ratios(mine, &times[0]);
         let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
         let most = ratios.iter().copied().fold(0.0, f64::max);
-        most - least <= AGREEMENT
+        most <= least * (1.0 + AGREEMENT)
     })
 }
 

@@ -228,6 +228,7 @@ impl Protocol {
                         match then {
                             Buried::Return => At::Idle,
                             Buried::Reserve => At::Reenter,
+                            Buried::Register(slot) => self.begin_to_register(slot),
                         }
                     }
                 }
@@ -382,22 +383,32 @@ impl Protocol {
         };
     }
 
+    fn begin_to_register(&self, slot: u8) -> At {
+        if self.fault == Some(Fault::WatchAfterRegistration) {
+            At::Register { slot, awaited: 0 }
+        } else {
+            At::Watch { slot, pin: None }
+        }
+    }
+
     /// Has the lock. Sets a slot aside, and unlocks; or makes room first.
     fn reserve(&self, state: &mut State, page: u8, say: Say<'_>) -> At {
+        let queued = Phase::Unlinked { queued: true };
+        let some_wait = state.cache.slots.iter().any(|slot| slot.phase == queued);
         if let Some(slot) = state.find_vacant(self.scenario.slots) {
             say(format_args!("reserves slot {slot}, unlocks"));
             let record = state.slot(slot);
             record.phase = Phase::Pending { hit: false };
             record.page = page;
             state.cache.lock = None;
-            return if self.fault == Some(Fault::WatchAfterRegistration) {
-                At::Register { slot, awaited: 0 }
+            return if some_wait {
+                self.saw(Sight::StaleFirst);
+                At::Bury(Buried::Register(slot))
             } else {
-                At::Watch { slot, pin: None }
+                self.begin_to_register(slot)
             };
         }
-        let queued = Phase::Unlinked { queued: true };
-        if state.cache.slots.iter().any(|slot| slot.phase == queued) {
+        if some_wait {
             say(format_args!("no slot is vacant, but some wait, unlocks"));
             state.cache.lock = None;
             return At::Bury(Buried::Reserve);

@@ -73,6 +73,7 @@ pub(crate) enum Sight {
     PendingHit,
     Invalidated,
     LastGuard,
+    StaleFirst,
     Evicted,
     EvictionRaced,
     Uncached,
@@ -83,7 +84,7 @@ pub(crate) enum Sight {
 }
 
 impl Sight {
-    pub(crate) const ALL: [(Self, &'static str); 15] = [
+    pub(crate) const ALL: [(Self, &'static str); 16] = [
         (Self::Hit, "a hit"),
         (Self::FoundBehindLock, "an entry found behind the lock"),
         (Self::Recycled, "a slot used again"),
@@ -101,6 +102,10 @@ impl Sight {
         ),
         (Self::Invalidated, "an invalidation of a cached one"),
         (Self::LastGuard, "a last guard that destroyed a dead entry"),
+        (
+            Self::StaleFirst,
+            "a miss that destroyed what was stale before it registered",
+        ),
         (Self::Evicted, "an eviction"),
         (
             Self::EvictionRaced,

@@ -221,6 +221,8 @@ pub(crate) enum Then {
 pub(crate) enum Buried {
     Return,
     Reserve,
+    /// A registration is made for this slot.
+    Register(u8),
 }
 
 /// What must not be.
