@@ -2,7 +2,8 @@
 //!
 //! What is compared runs in turns, in blocks of a millisecond or so, many times over. The figure is
 //! the median of the blocks, and the ratio the median of the ratios within each turn, in which both
-//! had the same neighbours. A turn in which the kernel took the processor away is thrown away.
+//! had the same neighbours. A turn in which the kernel took the processor away is thrown away; so is one of two
+//! threads while the machine has not two processors to give, as a virtual one that shares its own has not.
 
 use std::io;
 use std::sync::Barrier;
@@ -27,7 +28,7 @@ pub struct Effort {
 pub struct Block {
     /// Nanoseconds an operation.
     pub ns: f64,
-    /// False if the kernel took the processor away meanwhile.
+    /// False if a processor was taken away meanwhile.
     pub undisturbed: bool,
 }
 
@@ -153,17 +154,29 @@ pub fn timed(operations: usize, run: impl FnOnce()) -> Block {
 /// Times the same on two processors at once, for the first and for the second thread: `operations`
 /// each. Counts from when the first starts to when the last ends.
 pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Block {
+    let alone = {
+        let _here = Pinned::to(0);
+        arithmetic()
+    };
     let barrier = Barrier::new(2);
     let ready = AtomicUsize::new(0);
+    // What the barrier leaves of a difference, waiting does away with.
+    let meet = |arrivals| {
+        ready.fetch_add(1, Ordering::SeqCst);
+        while ready.load(Ordering::SeqCst) < arrivals {
+            std::hint::spin_loop();
+        }
+    };
     let one = |which: usize| {
         let _here = Pinned::to(which);
         barrier.wait();
-        // What the barrier leaves of a difference, waiting does away with.
-        ready.fetch_add(1, Ordering::SeqCst);
-        while ready.load(Ordering::SeqCst) < 2 {
-            std::hint::spin_loop();
-        }
-        watched(|| run(which))
+        meet(2);
+        let start = Instant::now();
+        arithmetic();
+        meet(4);
+        let together = start.elapsed();
+        let (span, undisturbed) = watched(|| run(which));
+        (span, undisturbed && together < alone.mul_f64(TWO_PROCESSORS))
     };
     let [(first, a), (second, b)] = std::thread::scope(|scope| {
         let other = scope.spawn(|| one(1));
@@ -172,6 +185,22 @@ pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Block {
     });
     let span = first.1.max(second.1) - first.0.min(second.0);
     block(span, operations, a && b)
+}
+
+/// What two threads that share nothing may take, as a part of what one takes, if there is a processor for each.
+const TWO_PROCESSORS: f64 = 1.1;
+
+/// Some 50 us of work that fills a processor and needs no memory.
+fn arithmetic() -> Duration {
+    let mut lanes = [1_u64; 8];
+    let start = Instant::now();
+    for i in 0..std::hint::black_box(100_000) {
+        for lane in &mut lanes {
+            *lane = lane.wrapping_mul(3).wrapping_add(i);
+        }
+    }
+    std::hint::black_box(lanes);
+    start.elapsed()
 }
 
 fn block(span: Duration, operations: usize, undisturbed: bool) -> Block {
