@@ -176,7 +176,10 @@ pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Block {
         meet(4);
         let together = start.elapsed();
         let (span, undisturbed) = watched(|| run(which));
-        (span, undisturbed && together < alone.mul_f64(TWO_PROCESSORS))
+        (
+            span,
+            undisturbed && together < alone.mul_f64(TWO_PROCESSORS),
+        )
     };
     let [(first, a), (second, b)] = std::thread::scope(|scope| {
         let other = scope.spawn(|| one(1));

@@ -10,6 +10,8 @@ use crate::Result;
 /// How often caches are set up anew: where their memory comes to lie matters.
 const BUILDS: usize = 5;
 
+const LONGEST_BLOCK: Duration = Duration::from_millis(5);
+
 pub(crate) struct Report {
     only: String,
     pub(crate) effort: Effort,
@@ -71,8 +73,9 @@ impl Report {
         effort.turns = effort.turns.div_ceil(BUILDS);
         if entries >= 10_000 {
             // Each cache drives the other's entries out of the processor's caches; a block must be long
-            // enough to have them back.
-            effort.block = effort.block.max(Duration::from_micros(entries as u64 / 20));
+            // enough for most of it to be with them back.
+            let block = Duration::from_micros(entries as u64 / 5).min(LONGEST_BLOCK);
+            effort.block = effort.block.max(block);
             effort.turns = effort.turns.div_ceil(2);
         }
         let mut turns = Turns::default();
