@@ -51,9 +51,9 @@
 //! # What is destroyed when
 //!
 //! A killed entry has its registration destroyed by the thread that drops its last reference: a
-//! guard's drop, or, if there is no guard, whichever thread next leaves the slow path ([`bury`]) or
-//! is about to register, the reaper's among them (`reaper.rs`). Never under the lock. The slot is vacant again, and its
-//! room with it, after that.
+//! guard's drop, or, if there is no guard, whichever thread next leaves the slow path or is about to
+//! register ([`bury`]), the reaper's among them (`reaper.rs`). Never under the lock. The slot is vacant
+//! again, and its room with it, after that.
 //!
 //! Each cached registration holds a reference to the core, so that guards may outlive the cache.
 //!

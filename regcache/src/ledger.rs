@@ -336,29 +336,28 @@ impl<A: Access> Ledger<A> {
         Some(())
     }
 
-    /// Takes the idle entry that is least needed out. Returns how to tell when it is gone, and the bytes
-    /// that it pins.
-    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<(Place, usize)> {
+    /// Takes the idle entry that is least needed out. Returns how to tell when it is gone, unless somebody has
+    /// got hold of it meanwhile, and the bytes that it pins.
+    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<(Option<Place>, usize)> {
         let slot = self.victim(slab)?;
         self.give_up_victim(slab, slot);
-        Some(self.outgoing(slot))
+        Some((self.going(slot), self.record(slot).bytes))
     }
 
     /// One that was given up and that nobody uses: some thread destroys it, or is about to. As
     /// [`evict`](Self::evict) returns it.
-    pub(crate) fn going(&self) -> Option<(Place, usize)> {
-        let mut given_up = self
-            .lines
-            .all(Line::Dead)
-            .chain(self.lines.all(Line::Leaving));
-        let going = Phase::Unlinked { held: false };
-        let slot = given_up.find(|&slot| self.record(slot).phase == going)?;
-        Some(self.outgoing(slot))
+    pub(crate) fn any_going(&self) -> Option<(Option<Place>, usize)> {
+        let (dead, leaving) = (self.lines.all(Line::Dead), self.lines.all(Line::Leaving));
+        dead.chain(leaving).find_map(|slot| {
+            let place = self.going(slot)?;
+            Some((Some(place), self.record(slot).bytes))
+        })
     }
 
-    fn outgoing(&self, slot: Slot) -> (Place, usize) {
+    fn going(&self, slot: Slot) -> Option<Place> {
         let record = self.record(slot);
-        (Place::Slab(slot, record.cookie), record.bytes)
+        let going = record.phase == Phase::Unlinked { held: false };
+        going.then_some(Place::Slab(slot, record.cookie))
     }
 
     fn give_up_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) {

@@ -125,24 +125,23 @@ fn uncached<R: Registrar, M: Monitor>(
     Ok(Guard::owning(entry))
 }
 
-/// Has the device, or the monitor, get room: gives up an idle entry, or takes one that is given up already;
-/// takes its bytes off `relief`, and returns when it is gone. False if `relief` is 0 already, or there is no
-/// such entry.
+/// Has the device, or the monitor, get room: gives up an idle entry, or waits for one that was given up
+/// before, and takes its bytes off `relief`. False if that is 0 already, or there is no such entry.
 fn relieve<R: Registrar, M: Monitor>(core: &Arc<Core<R, M>>, relief: &mut usize) -> bool {
     if *relief == 0 {
         return false;
     }
     let outgoing = {
         let mut ledger = lock(&core.ledger);
-        ledger.evict(&core.slab).or_else(|| ledger.going())
+        ledger.evict(&core.slab).or_else(|| ledger.any_going())
     };
     let Some((place, bytes)) = outgoing else {
         return false;
     };
     *relief = relief.saturating_sub(bytes);
     core.bury();
-    // Unless another thread was faster, and is destroying it.
-    Completion::of(core, vec![place]).wait(RELIEF_TIMEOUT);
+    // Another thread may have been faster, and be destroying it.
+    Completion::of(core, Vec::from_iter(place)).wait(RELIEF_TIMEOUT);
     true
 }
 
