@@ -58,6 +58,7 @@ pub(crate) struct Ledger<A> {
     pub(crate) counts: Stats,
     serial: u32,
     links: u64,
+    gone: u64,
     /// Registrations that are not kept, and so in no slot: a number for each, and its range.
     alone: BTreeMap<u64, VaRange>,
     last_alone: u64,
@@ -78,6 +79,7 @@ impl<A: Access> Ledger<A> {
             counts: Stats::default(),
             serial: 0,
             links: 0,
+            gone: 0,
             alone: BTreeMap::new(),
             last_alone: 0,
             waiting: 0,
@@ -117,6 +119,12 @@ impl<A: Access> Ledger<A> {
     /// as this does not move.
     pub(crate) fn links(&self) -> u64 {
         self.links
+    }
+
+    /// How many registrations were ever entered into an index, or destroyed after. What there was no room for
+    /// has no room as long as this does not move.
+    pub(crate) fn moves(&self) -> u64 {
+        self.links + self.gone
     }
 
     /// The ranges registered for `access` that overlap `range` or touch it.
@@ -294,6 +302,7 @@ impl<A: Access> Ledger<A> {
     /// The registration of this number is gone.
     pub(crate) fn alone_no_more(&mut self, number: u64) {
         self.alone.remove(&number);
+        self.gone += 1;
     }
 
     /// True if what was there is gone.
@@ -439,6 +448,7 @@ impl<A: Access> Ledger<A> {
             Phase::Pending { .. } => self.no_longer_pending(slot),
             Phase::Unlinked { held } => {
                 self.lines.remove(Line::Leaving, slot);
+                self.gone += 1;
                 if held {
                     self.counts.unreleased -= 1;
                     self.counts.unreleased_bytes -= bytes;

@@ -63,13 +63,14 @@ pub(crate) fn miss<R: Registrar, M: Monitor>(
             }
             continue;
         };
+        let seen = reservation.moves;
         if let Err(error) = reservation.watch() {
             drop(reservation);
             if whole != range {
                 continue;
             }
             // As for the device: its idle ones make room for this one.
-            if is_exhaustion(&error) && relieve(core, &mut relief) {
+            if is_exhaustion(&error) && relieve(core, &mut relief, seen) {
                 attempts -= 1;
                 continue;
             }
@@ -86,7 +87,7 @@ pub(crate) fn miss<R: Registrar, M: Monitor>(
                 drop(reservation);
                 if whole != range {
                     tracing::trace!(?whole, %source, "only what was asked for is registered");
-                } else if !(is_exhaustion(&source) && relieve(core, &mut relief)) {
+                } else if !(is_exhaustion(&source) && relieve(core, &mut relief, seen)) {
                     return Err(core.refusal(range, access, source));
                 }
                 attempts -= 1;
@@ -104,9 +105,10 @@ fn uncached<R: Registrar, M: Monitor>(
     mut relief: usize,
 ) -> Result<Guard<R, M>, Error> {
     let registration = loop {
+        let seen = lock(&core.ledger).moves();
         match core.registrar.register(range, access) {
             Ok(registration) => break registration,
-            Err(source) if is_exhaustion(&source) && relieve(core, &mut relief) => {}
+            Err(source) if is_exhaustion(&source) && relieve(core, &mut relief, seen) => {}
             Err(source) => return Err(core.refusal(range, access, source)),
         }
     };
@@ -126,17 +128,25 @@ fn uncached<R: Registrar, M: Monitor>(
 }
 
 /// Has the device, or the monitor, get room: gives up an idle entry, or waits for one that was given up
-/// before, and takes its bytes off `relief`. False if that is 0 already, or there is no such entry.
-fn relieve<R: Registrar, M: Monitor>(core: &Arc<Core<R, M>>, relief: &mut usize) -> bool {
+/// before, and takes its bytes off `relief`. False if that is 0 already, or there is no such entry, and nothing
+/// has come or gone since the ledger's moves were `seen`, which was before the device was asked.
+fn relieve<R: Registrar, M: Monitor>(
+    core: &Arc<Core<R, M>>,
+    relief: &mut usize,
+    seen: u64,
+) -> bool {
     if *relief == 0 {
         return false;
     }
-    let outgoing = {
+    let (place, bytes) = {
         let mut ledger = lock(&core.ledger);
-        ledger.evict(&core.slab).or_else(|| ledger.any_going())
-    };
-    let Some((place, bytes)) = outgoing else {
-        return false;
+        let outgoing = ledger.evict(&core.slab).or_else(|| ledger.any_going());
+        match outgoing {
+            Some(outgoing) => outgoing,
+            // There may be room now, or another's registration that serves.
+            None if ledger.moves() != seen => (None, core.page_size),
+            None => return false,
+        }
     };
     *relief = relief.saturating_sub(bytes);
     core.bury();
@@ -174,6 +184,8 @@ struct Reservation<'c, R: Registrar, M: Monitor> {
     watched: bool,
     /// The ledger's count of links when the range was not found.
     links: u64,
+    /// Its moves when the slot was set aside.
+    moves: u64,
 }
 
 impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
@@ -197,6 +209,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                     cookie,
                     watched: false,
                     links,
+                    moves: ledger.moves(),
                 };
                 // What a drain has just given up goes before the device is asked for anything.
                 core.unlock(ledger);
