@@ -156,7 +156,7 @@ pub fn timed(operations: usize, run: impl FnOnce()) -> Block {
 pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Block {
     let alone = {
         let _here = Pinned::to(0);
-        arithmetic()
+        timed(1, arithmetic).ns
     };
     let barrier = Barrier::new(2);
     let ready = AtomicUsize::new(0);
@@ -171,15 +171,12 @@ pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Block {
         let _here = Pinned::to(which);
         barrier.wait();
         meet(2);
-        let start = Instant::now();
-        arithmetic();
-        meet(4);
-        let together = start.elapsed();
+        let together = timed(1, || {
+            arithmetic();
+            meet(4);
+        });
         let (span, undisturbed) = watched(|| run(which));
-        (
-            span,
-            undisturbed && together < alone.mul_f64(TWO_PROCESSORS),
-        )
+        (span, undisturbed && together.ns < alone * TWO_PROCESSORS)
     };
     let [(first, a), (second, b)] = std::thread::scope(|scope| {
         let other = scope.spawn(|| one(1));
@@ -194,16 +191,14 @@ pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Block {
 const TWO_PROCESSORS: f64 = 1.1;
 
 /// Some 50 us of work that fills a processor and needs no memory.
-fn arithmetic() -> Duration {
+fn arithmetic() {
     let mut lanes = [1_u64; 8];
-    let start = Instant::now();
     for i in 0..std::hint::black_box(100_000) {
         for lane in &mut lanes {
             *lane = lane.wrapping_mul(3).wrapping_add(i);
         }
     }
     std::hint::black_box(lanes);
-    start.elapsed()
 }
 
 fn block(span: Duration, operations: usize, undisturbed: bool) -> Block {

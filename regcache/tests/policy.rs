@@ -26,7 +26,7 @@ const REMOTE: Bits = Bits(7);
 const LONG: Duration = Duration::from_secs(20);
 
 fn builder(kernel: &Arc<FakeKernel>) -> Builder<FakeDevice, FakeMonitor> {
-    Cache::builder(FakeDevice::new(kernel)).monitor(FakeMonitor(Arc::clone(kernel)))
+    FakeDevice::new(kernel).builder()
 }
 
 fn get(
@@ -77,11 +77,7 @@ fn where_a_block_cannot_be_registered_the_range_is() {
     let kernel = FakeKernel::new(16);
     let mut device = FakeDevice::new(&kernel);
     device.hole = Some(7);
-    let cache = Cache::builder(device)
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .granularity(4 * PAGE)
-        .build()
-        .unwrap();
+    let cache = device.builder().granularity(4 * PAGE).build().unwrap();
     let beside = get(&cache, 5, 2, READ);
     assert_eq!(extent(&beside), (5, 2));
     assert!(beside.is_cached());
@@ -100,11 +96,7 @@ fn a_block_that_always_changes_does_not_spoil_the_range() {
             device.kernel.remap(0);
         }
     }));
-    let cache = Cache::builder(device)
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .granularity(4 * PAGE)
-        .build()
-        .unwrap();
+    let cache = device.builder().granularity(4 * PAGE).build().unwrap();
     let guard = get(&cache, 1, 1, READ);
     assert_eq!(extent(&guard), (1, 1));
     assert!(guard.is_cached());
@@ -255,7 +247,7 @@ fn what_is_being_registered_when_it_is_invalidated_is_registered_anew() {
             assert_eq!(left.in_use(), 1);
         }
     }));
-    let builder = Cache::builder(device).monitor(FakeMonitor(Arc::clone(&kernel)));
+    let builder = device.builder();
     let cache = &Arc::new(builder.build().unwrap());
     assert!(slot.set(Arc::downgrade(cache)).is_ok());
     assert_eq!(get(cache, 0, 1, READ).registration().id, 1);

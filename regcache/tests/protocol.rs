@@ -18,7 +18,7 @@ const READ: Bits = Bits(1);
 const WRITE: Bits = Bits(3);
 
 fn builder(kernel: &Arc<FakeKernel>) -> Builder<FakeDevice, FakeMonitor> {
-    Cache::builder(FakeDevice::new(kernel)).monitor(FakeMonitor(Arc::clone(kernel)))
+    FakeDevice::new(kernel).builder()
 }
 
 fn get(cache: &FakeCache, first: usize, pages: usize) -> Guard<FakeDevice, FakeMonitor> {
@@ -103,10 +103,7 @@ fn memory_that_changes_while_it_is_registered_is_registered_again() {
             device.kernel.remap(0);
         }
     }));
-    let cache = Cache::builder(device)
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .build()
-        .unwrap();
+    let cache = device.builder().build().unwrap();
     for _ in 0..2 {
         let guard = get(&cache, 0, 2);
         assert!(!guard.registration().is_stale(&kernel, guard.range()));
@@ -122,10 +119,7 @@ fn memory_that_changes_in_every_attempt_is_answered_uncached() {
     let kernel = FakeKernel::new(8);
     let mut device = FakeDevice::new(&kernel);
     device.hook = Some(Box::new(|device, _| device.kernel.remap(0)));
-    let cache = Cache::builder(device)
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .build()
-        .unwrap();
+    let cache = device.builder().build().unwrap();
     let guard = get(&cache, 0, 1);
     assert!(!guard.is_cached());
     assert_eq!(kernel.watches(), 0);
@@ -232,10 +226,7 @@ fn a_full_device_is_relieved_of_idle_registrations() {
     let kernel = FakeKernel::new(8);
     let mut device = FakeDevice::new(&kernel);
     device.capacity = 2;
-    let cache = Cache::builder(device)
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .build()
-        .unwrap();
+    let cache = device.builder().build().unwrap();
     for i in 0..8 {
         drop(get(&cache, i, 1));
     }
@@ -256,10 +247,7 @@ fn what_is_stale_goes_before_the_device_is_asked_for_more() {
     let mut device = FakeDevice::new(&kernel);
     device.capacity = 2;
     device.hole = Some(7);
-    let cache = Cache::builder(device)
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .build()
-        .unwrap();
+    let cache = device.builder().build().unwrap();
     drop([get(&cache, 0, 1), get(&cache, 1, 1)]);
     kernel.remap(0);
     drop(get(&cache, 0, 1));
@@ -283,10 +271,7 @@ fn guards_outlive_the_cache_and_nothing_leaks() {
     let kernel = FakeKernel::new(8);
     let device = FakeDevice::new(&kernel);
     let live = Arc::clone(&device.live);
-    let cache = Cache::builder(device)
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .build()
-        .unwrap();
+    let cache = device.builder().build().unwrap();
     let held = get(&cache, 0, 1);
     drop(get(&cache, 1, 1));
     drop(cache);
@@ -468,8 +453,7 @@ fn of_two_misses_at_once_the_first_to_be_published_serves_both() {
             other.join().unwrap();
         }
     }));
-    let monitor = FakeMonitor(Arc::clone(&kernel));
-    let cache = CACHE.get_or_init(|| Cache::builder(device).monitor(monitor).build().unwrap());
+    let cache = CACHE.get_or_init(|| device.builder().build().unwrap());
     assert_eq!(get(cache, 0, 1).registration().id, 1, "the other thread's");
     assert_eq!(
         (cache.stats().merges, live(cache), kernel.watches()),
@@ -485,8 +469,7 @@ fn guards_in_use_do_not_hide_idle_registrations_from_eviction() {
     let kernel = FakeKernel::new(HELD + 100);
     let mut device = FakeDevice::new(&kernel);
     device.capacity = HELD as u32 + 10;
-    let monitor = FakeMonitor(Arc::clone(&kernel));
-    let cache = Cache::builder(device).monitor(monitor).build().unwrap();
+    let cache = device.builder().build().unwrap();
     let _held: Vec<_> = (0..HELD).map(|i| get(&cache, i, 1)).collect();
     for i in HELD..HELD + 100 {
         assert!(get(&cache, i, 1).is_cached());
@@ -521,8 +504,7 @@ fn a_registration_that_the_device_cannot_make_costs_no_more_than_its_own_size() 
     let kernel = FakeKernel::new(200);
     let mut device = FakeDevice::new(&kernel);
     device.largest = 8;
-    let monitor = FakeMonitor(Arc::clone(&kernel));
-    let cache = Cache::builder(device).monitor(monitor).build().unwrap();
+    let cache = device.builder().build().unwrap();
     for i in 0..100 {
         drop(get(&cache, i, 1));
     }
@@ -613,11 +595,7 @@ fn many_threads_never_see_a_stale_registration() {
     let kernel = FakeKernel::new(OWN * (THREADS + 1));
     let device = FakeDevice::new(&kernel);
     let live = Arc::clone(&device.live);
-    let cache = Cache::builder(device)
-        .monitor(FakeMonitor(Arc::clone(&kernel)))
-        .max_entries(12)
-        .build()
-        .unwrap();
+    let cache = device.builder().max_entries(12).build().unwrap();
     let (stop, lookups) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -29,6 +29,18 @@ fn builder(pd: &Arc<Pd>) -> Builder<MrRegistrar, Ummunotify> {
     Cache::builder(MrRegistrar::new(pd)).monitor(Ummunotify::open().unwrap())
 }
 
+/// A cache without a reaper, with a registration of 16 KiB that were freed since; and what was pinned before.
+fn freed_and_not_reaped() -> (Cache<MrRegistrar, Ummunotify>, u64) {
+    let cache = builder(&domain()).background_reaper(false).build().unwrap();
+    let memory = Pages::new(4).unwrap();
+    let before = pinned();
+    cache
+        .prefetch(memory.page(0), memory.len(), Access::LOCAL_WRITE)
+        .unwrap();
+    drop(memory);
+    (cache, before)
+}
+
 fn within(limit: Duration, what: impl Fn() -> bool) -> Duration {
     let started = Instant::now();
     while !what() {
@@ -60,13 +72,7 @@ fn freed_memory_is_unpinned_though_nobody_looks_up() {
 #[test]
 fn an_event_loop_can_do_the_releasing() {
     let _alone = alone();
-    let cache = builder(&domain()).background_reaper(false).build().unwrap();
-    let memory = Pages::new(4).unwrap();
-    let before = pinned();
-    cache
-        .prefetch(memory.page(0), memory.len(), Access::LOCAL_WRITE)
-        .unwrap();
-    drop(memory);
+    let (cache, before) = freed_and_not_reaped();
     thread::sleep(Duration::from_millis(50));
     assert_eq!(pinned(), before + 16, "nobody has");
     cache.reap().unwrap();
@@ -76,13 +82,7 @@ fn an_event_loop_can_do_the_releasing() {
 #[test]
 fn a_lookup_that_is_refused_unpins_what_was_freed() {
     let _alone = alone();
-    let cache = builder(&domain()).background_reaper(false).build().unwrap();
-    let memory = Pages::new(4).unwrap();
-    let before = pinned();
-    cache
-        .prefetch(memory.page(0), memory.len(), Access::LOCAL_WRITE)
-        .unwrap();
-    drop(memory);
+    let (cache, before) = freed_and_not_reaped();
     // So low an address is nobody's.
     let nowhere = std::ptr::without_provenance(PAGE);
     cache.get(nowhere, PAGE, Access::LOCAL_WRITE).unwrap_err();

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use regcache::monitor::{Cookie, Monitor};
-use regcache::{Access, Registrar, VaRange};
+use regcache::{Access, Builder, Cache, Registrar, VaRange};
 
 pub(crate) const PAGE: usize = 4096;
 /// Address of the first modelled page.
@@ -199,6 +199,12 @@ impl FakeDevice {
             hole: None,
             hook: None,
         }
+    }
+
+    /// Of a cache on this device, and on its kernel's monitor.
+    pub(crate) fn builder(self) -> Builder<Self, FakeMonitor> {
+        let monitor = FakeMonitor(Arc::clone(&self.kernel));
+        Cache::builder(self).monitor(monitor)
     }
 }
 
