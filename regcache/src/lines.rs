@@ -2,7 +2,7 @@
 //!
 //! Least recently used, nearly: second chance. Live entries stand in line; who is at the head goes, unless it
 //! was used since it was put in line: then it is put at the end. Hits do not come here: a hit stamps
-//! its own entry, and that is looked at when something must go. (docs/policy.md compares it with others.)
+//! its own entry, and that is looked at when something must go. (docs/design/eviction.md compares it with others.)
 
 use crate::slab::Slot;
 

@@ -138,5 +138,5 @@ mod abi {
 /// The programs of README and tutorial compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
-#[doc = include_str!("../../docs/tutorial.md")]
+#[doc = include_str!("../../docs/guide/tutorial.md")]
 struct Programs;

@@ -69,7 +69,7 @@ fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
     here.args(["measure", "--uring"]).args(amount.flags());
     cmd::run(here.arg("--json").arg(&uring))?;
 
-    let script = project.root.join("transfer/interface.sh");
+    let script = project.root.join("bench/transfer/interface.sh");
     let mut command: Vec<OsString> = vec!["sh".into(), script.into(), program.clone().into()];
     command.extend(["measure", "--device", "rxe_if"].map(OsString::from));
     // libfabric is in no root file system but this machine's.

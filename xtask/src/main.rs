@@ -90,7 +90,7 @@ enum Xtask {
     /// Install the C library and the command-line tool with `--prefix`; without, try installing the driver
     ///
     /// Without `--prefix` the driver is installed by make and by DKMS, loaded in a virtual machine and removed, in a copy of
-    /// the root file system whose changes are lost. To install it for good see docs/install.md.
+    /// the root file system whose changes are lost. To install it for good see docs/guide/install.md.
     Install {
         /// The kernel to try the driver's installation for
         #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default())]

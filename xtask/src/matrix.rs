@@ -15,7 +15,7 @@ use crate::tee::{self, Tee};
 use crate::vm;
 
 /// Where the table is, between these lines.
-const DOCUMENT: &str = "docs/why-a-driver.md";
+const DOCUMENT: &str = "docs/design/why-a-driver.md";
 const BEGIN: &str = "<!-- cargo xtask test --matrix: from here -->\n";
 const END: &str = "<!-- cargo xtask test --matrix: to here -->\n";
 

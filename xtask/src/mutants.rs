@@ -150,7 +150,7 @@ fn test_in_vm(
              rmmod ummunotify || {{ sleep 2; rmmod ummunotify; }} || exit 1\n",
             begin = cmd::shell_quote(&begin(mutant)),
             module = cmd::shell_quote(&module.to_string_lossy()),
-            package = cmd::shell_quote(&project.root.join("tests").to_string_lossy()),
+            package = cmd::shell_quote(&project.root.join("tests/vm").to_string_lossy()),
             suite = cmd::shell_quote(&suite.to_string_lossy()),
             tests = tests.join(" "),
         );

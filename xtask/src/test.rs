@@ -52,7 +52,7 @@ pub(crate) struct Where {
     /// The kernel of the virtual machine
     #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default(), conflicts_with = "host_only")]
     kernel: Series,
-    /// Only the matrix of scenarios and monitors, here and in two virtual machines: writes it into docs/why-a-driver.md
+    /// Only the matrix of scenarios and monitors, here and in two virtual machines: writes it into docs/design/why-a-driver.md
     #[arg(long, conflicts_with_all = ["host_only", "vm_only", "kernel"])]
     matrix: bool,
     /// Only the virtual machine's suites whose names contain one of these

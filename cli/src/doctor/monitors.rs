@@ -75,7 +75,7 @@ fn no_driver(files: &Files) -> Finding {
         );
     }
     let missing =
-        missing("the driver is not installed (docs/install.md; in the repository's root)");
+        missing("the driver is not installed (docs/guide/install.md; in the repository's root)");
     let missing = if files.has_headers() {
         missing
     } else {

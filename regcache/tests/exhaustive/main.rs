@@ -2,7 +2,7 @@
 //! application threads, each a step at a time. And the other way round: with a rule broken, the
 //! check finds a violation, and tells step by step how it comes about.
 //!
-//! What is modelled and what is not is in `docs/proof.md`. `state.rs` has everything there is,
+//! What is modelled and what is not is in `docs/design/proof.md`. `state.rs` has everything there is,
 //! `kernel.rs` and `cache.rs` what is done to it, `model.rs` what must hold.
 #![cfg(not(any(loom, sanitizer = "address", sanitizer = "thread")))]
 

@@ -2,7 +2,7 @@
 //!
 //! Preloaded (`LD_PRELOAD`), it stands before libibverbs's functions that register memory. A program
 //! that registers and deregisters around each transfer then registers once, and goes on working when
-//! its memory is unmapped and the address used again. docs/preload.md is for those who use it.
+//! its memory is unmapped and the address used again. docs/guide/preload.md is for those who use it.
 //!
 //! - `interpose.rs` has the functions that programs call, and decides what is cached and what is passed
 //!   on to libibverbs.

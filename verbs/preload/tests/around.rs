@@ -6,7 +6,7 @@ mod preload;
 
 use preload::{Summary, bounded, preloading, program, run, under_shim};
 
-/// Few, as tests go; docs/preload.md has the figures of many.
+/// Few, as tests go; docs/guide/preload.md has the figures of many.
 const TRANSFERS: &str = "600";
 const BYTES: &str = "65536";
 const REMAP_EVERY: &str = "20";

@@ -11,7 +11,7 @@ use std::process::Command;
 use regcache::monitor::abi::{self, Event, Register};
 
 fn compile(name: &str, source: &str, compiler: &[&str]) {
-    let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel/include/uapi");
+    let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernel/include/uapi");
     let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::write(&file, source).unwrap();
     let status = Command::new(compiler[0])

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Two hosts on one machine: two network namespaces, connected by a veth, each with an rxe device. Runs `bench server` in one
 # and `bench client` with the arguments given in the other, and exits as the client does; with 77 where rxe cannot be used in
-# a namespace. As root, in a virtual machine: `cargo xtask vm --kernel 7.3 -- sh transfer/hosts.sh target/release/bench --move 1024`
+# a namespace. As root, in a virtual machine: `cargo xtask vm --kernel 7.3 -- sh bench/transfer/hosts.sh target/release/bench --move 1024`
 # Usage: hosts.sh BENCH [ARGUMENT...]
 
 set -e

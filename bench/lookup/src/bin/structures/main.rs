@@ -1,5 +1,5 @@
 //! What the parts of a hit cost, by the structure they are made of: prints the tables of
-//! `docs/hit-path.md`.
+//! `docs/design/hit-path.md`.
 //!
 //! Times are by turns, as in `compare`, and less what the loop takes; instructions are callgrind's,
 //! of this program run as `structures count GROUP NAME ENTRIES OPERATIONS`.

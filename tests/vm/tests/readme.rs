@@ -4,7 +4,7 @@
 macro_rules! example {
     ($name:ident, $file:literal, $text:literal) => {
         mod $name {
-            include!(concat!("../../verbs/examples/", $file));
+            include!(concat!("../../../verbs/examples/", $file));
 
             #[test]
             fn runs() {
@@ -13,8 +13,8 @@ macro_rules! example {
 
             #[test]
             fn is_in_the_text() {
-                let text = include_str!(concat!("../../", $text));
-                let program = include_str!(concat!("../../verbs/examples/", $file));
+                let text = include_str!(concat!("../../../", $text));
+                let program = include_str!(concat!("../../../verbs/examples/", $file));
                 assert!(text.contains(program.trim_end()));
             }
         }
@@ -22,6 +22,6 @@ macro_rules! example {
 }
 
 example!(first, "first.rs", "README.md");
-example!(each_time, "each_time.rs", "docs/tutorial.md");
-example!(looked_up, "looked_up.rs", "docs/tutorial.md");
-example!(posted, "posted.rs", "docs/tutorial.md");
+example!(each_time, "each_time.rs", "docs/guide/tutorial.md");
+example!(looked_up, "looked_up.rs", "docs/guide/tutorial.md");
+example!(posted, "posted.rs", "docs/guide/tutorial.md");

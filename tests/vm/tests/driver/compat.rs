@@ -13,7 +13,7 @@ fn a_32_bit_program_is_served_the_same() {
         ])
         .arg(&program)
         .arg("-I")
-        .arg(here.join("../kernel/include/uapi"))
+        .arg(here.join("../../kernel/include/uapi"))
         .arg(here.join("tests/driver/compat32.c"))
         .output()
         .unwrap();
