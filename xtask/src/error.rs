@@ -41,6 +41,10 @@ pub(crate) enum Error {
     #[error("{0}")]
     Driver(String),
 
+    /// The sources break a rule of `cargo xtask check`. The violations are printed already.
+    #[error("{0}")]
+    Check(String),
+
     /// The virtual machine did not come up, died, or its kernel complained.
     #[error("{0}")]
     Vm(String),

@@ -13,13 +13,13 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use crate::check;
 use crate::cmd;
 use crate::error::{AtPath, Error};
-use crate::install;
+use crate::install_driver;
+use crate::install_user;
 use crate::kernel::Series;
-use crate::lint;
 use crate::matrix;
-use crate::prefix;
 use crate::project::{GatedTarget, Project, cargo};
 use crate::setup;
 use crate::tee::{self, Tee};
@@ -109,22 +109,20 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
     if place.matrix {
         return matrix::run(project);
     }
-    let mut needed = setup::BUILD.to_vec();
+    let scope = check::Scope {
+        host_only: place.host_only,
+    };
+    let mut needed = scope.packages();
     if !place.host_only {
-        needed.extend(
-            [
-                setup::VM,
-                setup::PROGRAMS,
-                lint::PACKAGES,
-                install::PACKAGES,
-            ]
-            .concat(),
-        );
+        needed.extend([setup::PROGRAMS, install_driver::PACKAGES].concat());
     }
     setup::packages(project, &needed)?;
 
     let mut outcomes = Vec::new();
     if !place.vm_only {
+        for step in scope.steps() {
+            outcomes.push(Outcome::of(step.name, || step.run(project)));
+        }
         let mut workspace = cargo();
         workspace.args(["test", "--workspace", "--no-fail-fast"]);
         outcomes.push(on_host("host: cargo test --workspace", &mut workspace)?);
@@ -132,15 +130,11 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
             outcomes.push(under_loom(project)?);
         }
     }
-    if !place.host_only && !place.vm_only {
-        let lint = || lint::run(project);
-        outcomes.push(Outcome::of("driver: sparse, checkpatch", lint));
-    }
     // The debug kernel is in no root file system.
     if !place.host_only && place.kernel != Series::Debug && place.suites.is_empty() {
         let suite = "driver: make install, DKMS";
         outcomes.push(if nix::unistd::geteuid().is_root() {
-            Outcome::of(suite, || install::run(project, place.kernel))
+            Outcome::of(suite, || install_driver::run(project, place.kernel))
         } else {
             Outcome {
                 failed: 0,
@@ -218,7 +212,7 @@ fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, R
     };
     // What the suites in C use as it is installed.
     let prefix = project.own_dir().join(PREFIX);
-    if let Err(error) = prefix::install(project, &prefix, prefix::Profile::Dev) {
+    if let Err(error) = install_user::run(project, &prefix, install_user::Profile::Dev) {
         return (Vec::new(), Err(error));
     }
     let machine = vm::Machine {

@@ -31,7 +31,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
 ];
 
 /// Builds and installs, and tells what.
-pub(crate) fn install(project: &Project, prefix: &Path, profile: Profile) -> Result<(), Error> {
+pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<(), Error> {
     setup::packages(project, setup::BUILD)?;
     let prefix = std::path::absolute(prefix).at(prefix)?;
     let there = |(package, _, _): &&(&str, &str, &str)| project.version_of(package).is_some();
