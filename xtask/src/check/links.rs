@@ -26,7 +26,7 @@ pub(crate) fn check(project: &Project) -> Result<Vec<Violation>, Error> {
     Ok(sources.iter().flat_map(|it| site.violations(it)).collect())
 }
 
-/// What a link can lead to.
+/// The files, directories and headings that links lead to.
 struct Site {
     files: BTreeSet<PathBuf>,
     /// The directories that hold them.
@@ -106,7 +106,7 @@ impl Site {
             .and_then(|it| it.parse::<usize>().ok())
         {
             return match self.lengths.get(&path) {
-                Some(&length) if line > length => Err(format!("it has {length} lines")),
+                Some(&length) if line > length => Err(format!("it ends at line {length}")),
                 _ => Ok(()),
             };
         }
@@ -292,15 +292,15 @@ mod tests {
         let all = found(&[
             (
                 "README.md",
-                "[a](docs/a.md) [b](docs/a.md#two-words) [c](#top) [d](docs) [e](https://x.org/no)\n\
-                 [f]: docs/a.md \"title\"\n<img src=\"docs/x.svg\">\n`[g](no.md)`\n# Top\n",
+                "[a](book/a.md) [b](book/a.md#two-words) [c](#top) [d](book) [e](https://x.org/no)\n\
+                 [f]: book/a.md \"title\"\n<img src=\"book/x.svg\">\n`[g](no.md)`\n# Top\n",
             ),
             (
-                "docs/a.md",
+                "book/a.md",
                 "## Two `words`!\n[up](../README.md) [line](../lib.rs#L2)\n",
             ),
-            ("docs/x.svg", ""),
-            ("lib.rs", "//! See `docs/a.md`.\n//!\n"),
+            ("book/x.svg", ""),
+            ("lib.rs", "//! See `book/a.md`.\n//!\n"),
         ]);
         assert_eq!(all, Vec::<String>::new());
     }
@@ -310,21 +310,21 @@ mod tests {
         let all = found(&[
             (
                 "README.md",
-                "[a](docs/none.md)\n[b](docs/a.md#none)\n[c](#none)\n[d](../out.md)\n\
-                 [e](lib.rs#L9)\n[f](docs/a.md#twice-2)\n[g]: none.md\n",
+                "[a](book/none.md)\n[b](book/a.md#none)\n[c](#none)\n[d](../out.md)\n\
+                 [e](lib.rs#L9)\n[f](book/a.md#twice-2)\n[g]: none.md\n",
             ),
-            ("docs/a.md", "# Twice\n# Twice\n"),
+            ("book/a.md", "# Twice\n# Twice\n"),
             ("lib.rs", "//! one\n"),
         ]);
         assert_eq!(
             all,
             [
-                "README.md:1: the link to docs/none.md is broken: there is no docs/none.md",
-                "README.md:2: the link to docs/a.md#none is broken: docs/a.md has no such heading",
+                "README.md:1: the link to book/none.md is broken: there is no book/none.md",
+                "README.md:2: the link to book/a.md#none is broken: book/a.md has no such heading",
                 "README.md:3: the link to #none is broken: README.md has no such heading",
                 "README.md:4: the link to ../out.md is broken: it leaves the repository",
-                "README.md:5: the link to lib.rs#L9 is broken: it has 1 lines",
-                "README.md:6: the link to docs/a.md#twice-2 is broken: docs/a.md has no such heading",
+                "README.md:5: the link to lib.rs#L9 is broken: it ends at line 1",
+                "README.md:6: the link to book/a.md#twice-2 is broken: book/a.md has no such heading",
                 "README.md:7: the link to none.md is broken: there is no none.md",
             ]
         );
@@ -334,23 +334,23 @@ mod tests {
     fn a_file_named_in_prose_must_be_there() {
         let all = found(&[
             (
-                "docs/a.md",
+                "book/a.md",
                 "As `core/src/none.rs:3` (core/src/none.c). `core/src/N.rs`\n",
             ),
             (
                 "core/src/lib.rs",
                 "//! src/lib.rs, core/src/lib.rs, other/none.rs\n/// core/none.md\n",
             ),
-            ("core/docs/b.rst", "See core/docs/none.rst.\n"),
+            ("core/book/b.rst", "See core/book/none.rst.\n"),
             ("core/a.3", "core/*.c and core/src/*/x.rs\n"),
         ]);
         assert_eq!(
             all,
             [
-                "docs/a.md:1: there is no file core/src/none.rs: correct its name",
-                "docs/a.md:1: there is no file core/src/none.c: correct its name",
+                "book/a.md:1: there is no file core/src/none.rs: correct its name",
+                "book/a.md:1: there is no file core/src/none.c: correct its name",
                 "core/src/lib.rs:2: there is no file core/none.md: correct its name",
-                "core/docs/b.rst:1: there is no file core/docs/none.rst: correct its name",
+                "core/book/b.rst:1: there is no file core/book/none.rst: correct its name",
             ]
         );
     }

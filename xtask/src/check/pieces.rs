@@ -78,9 +78,9 @@ impl<'a> Scanner<'a> {
         if let Some(after) = rest.strip_prefix("//") {
             let end = after.find('\n').unwrap_or(after.len());
             self.push(Kind::LineComment, 2, end, 0);
-        } else if rest.starts_with("/*") {
-            let end = block_end(&rest[2..], language == Language::Rust);
-            let closing = if rest[2 + end..].is_empty() { 0 } else { 2 };
+        } else if let Some(after) = rest.strip_prefix("/*") {
+            let end = block_end(after, language == Language::Rust);
+            let closing = if end < after.len() { 2 } else { 0 };
             self.push(Kind::BlockComment, 2, end, closing);
         } else if rest.starts_with('"') {
             self.literal();
