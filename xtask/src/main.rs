@@ -39,8 +39,8 @@ use crate::project::Project;
 
 /// Build, test and measure regcache.
 ///
-/// Each command installs the packages that it needs, if you are root on Debian, or prints the command that does. On
-/// another distribution it prints the packages' names.
+/// Each command installs the packages that it needs, if you are root on Debian, or prints the
+/// command that does. On another distribution it prints the packages' names.
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", max_term_width = 100)]
 struct Cli {
@@ -52,37 +52,42 @@ struct Cli {
 enum Xtask {
     /// Show the bug, and that regcache does not have it
     ///
-    /// The demo reuses freed memory with a naive cache and with regcache, and counts stale transfers. It runs on this
-    /// machine, and in a virtual machine that has the driver and an RDMA device.
+    /// The demo reuses freed memory with a naive cache and with regcache, and counts stale
+    /// transfers. It runs on this machine, and in a virtual machine that has the driver and an
+    /// RDMA device.
     Demo {
         /// Unmap and map memory this many times
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
-        /// Run only on this machine, with io_uring and userfaultfd; this needs nothing but a Rust toolchain
+        /// Run only on this machine, with io_uring and userfaultfd; this needs nothing but a Rust
+        /// toolchain
         #[arg(long)]
         host_only: bool,
     },
     /// Run the checks and every test, and print a table of results
     ///
-    /// The order is: `cargo xtask check`, the workspace's tests, the models under loom, the driver's installation, and
-    /// the suites that need the driver in a virtual machine. The exit status is 0 if everything passed.
+    /// The order is: `cargo xtask check`, the workspace's tests, the models under loom, the
+    /// driver's installation, and the suites that need the driver in a virtual machine. The exit
+    /// status is 0 if everything passed.
     Test {
         #[command(flatten)]
         place: test::Where,
     },
     /// Check the sources against every rule that a machine can check
     ///
-    /// Use it before each commit. It runs rustfmt, clippy, rustdoc, cargo-deny, sparse and checkpatch, and checks the
-    /// width of comments, links between documents, and prose. It reports every violation with its file and line.
-    /// Sparse and checkpatch need the kernel's headers and source, which `--host-only` leaves out.
+    /// Use it before each commit. It runs rustfmt, clippy, rustdoc, cargo-deny, sparse and
+    /// checkpatch, and checks the width of comments, links between documents, and prose. It
+    /// reports every violation with its file and line. Sparse and checkpatch need the kernel's
+    /// headers and source, which `--host-only` leaves out.
     Check {
         #[command(flatten)]
         scope: check::Scope,
     },
     /// Explore every interleaving of a model of the protocol
     ///
-    /// The model has a kernel, the driver, a cache and threads. The command also checks that the model finds faults that
-    /// are put into it. Use it after a change to the order of steps in the cache or the driver.
+    /// The model has a kernel, the driver, a cache and threads. The command also checks that the
+    /// model finds faults that are put into it. Use it after a change to the order of steps in
+    /// the cache or the driver.
     Model,
     /// Run this machine's tests under AddressSanitizer and ThreadSanitizer
     ///
@@ -94,8 +99,8 @@ enum Xtask {
     },
     /// Count the instructions that the driver costs, and print a table
     ///
-    /// It runs in a virtual machine that counts instructions, so that the load of this machine does not matter. Use it
-    /// before and after a change to the driver.
+    /// It runs in a virtual machine that counts instructions, so that the load of this machine
+    /// does not matter. Use it before and after a change to the driver.
     Cost {
         /// Boot this kernel in the virtual machine
         #[arg(long, value_name = "SERIES", value_enum, default_value_t = kernel::Series::default())]
@@ -103,32 +108,35 @@ enum Xtask {
     },
     /// Measure lookups against UCX's cache, or transfers with --rxe
     ///
-    /// Without --rxe it measures lookups on this machine and prints a table. With --rxe it measures transfers for each
-    /// way to register their buffers: over io_uring on this machine, and over rxe in a virtual machine. That makes a
-    /// report.
+    /// Without --rxe it measures lookups on this machine and prints a table. With --rxe it
+    /// measures transfers for each way to register their buffers: over io_uring on this machine,
+    /// and over rxe in a virtual machine. That makes a report.
     Bench {
         #[command(flatten)]
         amount: bench::Amount,
     },
     /// Break the driver on purpose, and check that the tests notice
     ///
-    /// Each patch in tests/mutants breaks one claim of the driver. The command applies one after the other, runs the tests
-    /// that it names in a virtual machine, and fails if one of them passes.
+    /// Each patch in tests/mutants breaks one claim of the driver. The command applies one after
+    /// the other, runs the tests that it names in a virtual machine, and fails if one of them
+    /// passes.
     Mutants {
         /// Use only the mutants whose names contain one of these
         names: Vec<String>,
     },
     /// Install the C library and the tool, or try the driver's installation
     ///
-    /// With `--prefix` it installs the C library, the preload shim and the command-line tool. Without `--prefix` it tries
-    /// the driver's installation by make and by DKMS: it installs the driver in a copy of the root file system, loads it
-    /// in a virtual machine and removes it. The copy's changes are lost. docs/guide/install.md tells how to install the
-    /// driver for good.
+    /// With `--prefix` it installs the C library, the preload shim and the command-line tool.
+    /// Without `--prefix` it tries the driver's installation by make and by DKMS: it installs the
+    /// driver in a copy of the root file system, loads it in a virtual machine and removes it.
+    /// The copy's changes are lost. docs/guide/install.md tells how to install the driver for
+    /// good.
     Install {
         /// Try the driver's installation for this kernel
         #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default())]
         kernel: Series,
-        /// Install for users below this directory: libregcache, its header, pkg-config file and manual page, and `regcache`
+        /// Install for users below this directory: libregcache, its header, pkg-config file and
+        /// manual page, and `regcache`
         #[arg(long, value_name = "DIR", conflicts_with = "kernel")]
         prefix: Option<PathBuf>,
         /// Install a build without optimization, with the programs that the tests run
@@ -137,12 +145,13 @@ enum Xtask {
     },
     /// Run a command in a virtual machine with the driver and an RDMA device
     ///
-    /// The command runs as root in the repository's root, with the driver loaded and a software RDMA device, rxe0. The
-    /// guest sees this machine's files, or with `--kernel` those of a Debian made for that kernel. Everything is
-    /// read-only or loses its changes, except the target directory, which the guest can write.
+    /// The command runs as root in the repository's root, with the driver loaded and a software
+    /// RDMA device, rxe0. The guest sees this machine's files, or with `--kernel` those of a
+    /// Debian made for that kernel. Everything is read-only or loses its changes, except the
+    /// target directory, which the guest can write.
     ///
-    /// Output and exit status are the command's. 124 means that the command ran too long. 125 means that the machine
-    /// failed or that its kernel complained.
+    /// Output and exit status are the command's. 124 means that the command ran too long. 125
+    /// means that the machine failed or that its kernel complained.
     Vm {
         #[command(flatten)]
         machine: vm::Machine,

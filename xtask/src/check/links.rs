@@ -1,7 +1,8 @@
 //! Links between documents, and names of files in prose: each must lead somewhere.
 //!
-//! A link is checked with its anchor. A name of a file is checked if it begins with a directory of the repository's
-//! root and ends as a source or a document does. Addresses of other hosts are not checked, because that takes a network.
+//! A link is checked with its anchor. A name of a file is checked if it begins with a directory
+//! of the repository's root and ends as a source or a document does. Addresses of other hosts are
+//! not checked, because that takes a network.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -117,8 +118,8 @@ impl Site {
         }
     }
 
-    /// Whether the name is of a file in the repository that is not there. A name may be relative to the package that
-    /// names it.
+    /// Whether the name is of a file in the repository that is not there. A name may be relative
+    /// to the package that names it.
     fn is_missing(&self, from: &Path, name: &str) -> bool {
         let path = Path::new(name);
         let first = path.components().next().map(Component::as_os_str);
@@ -256,7 +257,8 @@ fn prose(source: &Source) -> Vec<(usize, String)> {
     }
 }
 
-/// The words of a line that look like names of files in directories. Targets of links are not among them.
+/// The words of a line that look like names of files in directories. Targets of links are not
+/// among them.
 fn names(line: &str) -> Vec<String> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || "_-./+".contains(c);
     let is_plain = |c: char| is_part(c) || "`'\"()[],;:!?".contains(c);

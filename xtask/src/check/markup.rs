@@ -1,7 +1,7 @@
 //! Cuts texts into paragraphs of prose, for rules about words and sentences.
 //!
-//! Markdown, reStructuredText and comments are near enough to each other to be cut alike. Code is left out: fenced
-//! and indented blocks are dropped, and code spans are blanked.
+//! Markdown, reStructuredText and comments are near enough to each other to be cut alike. Code is
+//! left out: fenced and indented blocks are dropped, and code spans are blanked.
 
 use super::comments;
 use super::pieces::Language;
@@ -212,7 +212,8 @@ fn without_code(text: &str) -> String {
     out + rest
 }
 
-/// A line of a manual page as the reader sees it. A macro that begins a paragraph becomes a blank line.
+/// A line of a manual page as the reader sees it. A macro that begins a paragraph becomes a blank
+/// line.
 fn from_roff(line: &str) -> String {
     let mut text = line.to_owned();
     for (escape, plain) in [(r"\-", "-"), (r"\&", ""), (r"\(aq", "'"), (r"\e", "\\")] {

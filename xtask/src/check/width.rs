@@ -8,7 +8,8 @@ use super::tree::{self, Source};
 use crate::error::Error;
 use crate::project::Project;
 
-/// Columns that a line with a comment may have; `max_width` of `rustfmt.toml`, and the kernel's limit.
+/// Columns that a line with a comment may have; `max_width` of `rustfmt.toml`, and the kernel's
+/// limit.
 const LIMIT: usize = 100;
 
 /// Columns from one tab stop to the next, as the kernel has it.
@@ -49,7 +50,8 @@ fn violation(path: &Path, line: usize, width: usize) -> Violation {
     }
 }
 
-/// Whether the comment is an address and nothing else. An address with a line break in it leads nowhere.
+/// Whether the comment is an address and nothing else. An address with a line break in it leads
+/// nowhere.
 fn is_unbreakable(comment: &str) -> bool {
     let text = comment
         .trim_start_matches(['/', '!', '*', ' ', '\t'])
