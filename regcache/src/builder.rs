@@ -8,14 +8,14 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::Registrar;
 use crate::cache::{Cache, Core};
-use crate::fork::ForkMark;
-use crate::hints::Hints;
-use crate::ledger::Ledger;
+use crate::core::hints::Hints;
+use crate::core::reaper::Reaper;
+use crate::core::slab::{Slab, Slot};
+use crate::core::table::Ledger;
+use crate::core::widen::Widening;
 use crate::monitor::{Auto, Monitor, auto};
-use crate::reaper::Reaper;
-use crate::slab::{Slab, Slot};
-use crate::sync::{Arc, Condvar, Mutex};
-use crate::widen::Widening;
+use crate::sys::fork::ForkMark;
+use crate::sys::sync::{Arc, Condvar, Mutex};
 
 const DEFAULT_MAX_ENTRIES: u32 = 65_536;
 

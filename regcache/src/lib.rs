@@ -18,30 +18,17 @@
 //! made before U. `src/cache.rs` has the argument.
 #![warn(missing_docs)]
 
-mod array;
-mod budget;
 mod builder;
 mod cache;
 mod completion;
-mod entry;
+mod core;
 mod error;
-mod fork;
 mod guard;
-mod hints;
-mod index;
-mod ledger;
-mod lines;
-mod miss;
 pub mod monitor;
 mod range;
-mod reaper;
 mod registrar;
-mod slab;
-mod sorted;
 mod stats;
-mod sync;
-mod thread;
-mod widen;
+mod sys;
 
 pub use builder::{Builder, Unchosen};
 pub use cache::Cache;

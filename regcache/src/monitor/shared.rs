@@ -28,11 +28,11 @@ use nix::errno::Errno;
 use nix::sys::epoll::Epoll;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::ready::when_readable;
+use super::poll_fd::when_readable;
 use super::{Cookie, Monitor};
 use crate::VaRange;
-use crate::fork::ForkMark;
-use crate::sync::{Arc, Mutex, lock};
+use crate::sys::fork::ForkMark;
+use crate::sys::sync::{Arc, Mutex, lock};
 
 /// A share in a monitor: to be given to one cache. [`Shared::another`] makes the next one.
 #[derive(Debug)]
