@@ -19,7 +19,7 @@ use std::os::fd::BorrowedFd;
 use crate::VaRange;
 
 pub use auto::{Auto, auto};
-pub use none::Nothing;
+pub use none::NoMonitor;
 pub use shared::Shared;
 pub use ummunotify::{OpenError, Ummunotify};
 pub use userfaultfd::{Userfaultfd, UserfaultfdError};

@@ -34,7 +34,7 @@ use crate::VaRange;
 use crate::sys::fork::ForkMark;
 use crate::sys::sync::{Arc, Mutex, lock};
 
-/// A share in a monitor: to be given to one cache. [`Shared::another`] makes the next one.
+/// A share in a monitor: to be given to one cache. [`Shared::subscribe`] makes the next one.
 #[derive(Debug)]
 pub struct Shared<M: Monitor> {
     hub: Arc<Hub<M>>,
@@ -108,7 +108,7 @@ impl<M: Monitor> Shared<M> {
     /// # Errors
     ///
     /// As [`new`](Self::new).
-    pub fn another(&self) -> io::Result<Self> {
+    pub fn subscribe(&self) -> io::Result<Self> {
         Self::join(Arc::clone(&self.hub))
     }
 
