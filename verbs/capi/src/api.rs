@@ -13,12 +13,12 @@ use regcache::Completion;
 use regcache::monitor::{Auto, NoMonitor, Shared, Ummunotify, Userfaultfd, auto};
 use regcache_verbs::{Access, MrRegistrar, Pd};
 
+use crate::boundary::call;
 use crate::caches::{self, Instance};
-use crate::call::call;
 use crate::device::{AnyDevice, Callbacks};
 use crate::error::Error;
 use crate::guards;
-use crate::thread::Thread;
+use crate::thread_record::ThreadRecord;
 use crate::types::{self, Attr, Cache, Device, Guard, Mr, Stats, ibv_pd};
 
 /// Makes a cache of registrations in a protection domain. The domain must stay until the cache is destroyed. `attr` may be
@@ -93,8 +93,8 @@ pub unsafe extern "C" fn regcache_get(
                 addr: ptr::without_provenance_mut(range.start()),
                 length: range.len(),
             };
-            let number = guards::enter(thread, cache, guard)?;
-            let guard = ptr::without_provenance_mut(number as usize);
+            let handle = guards::enter(thread, cache, guard)?;
+            let guard = ptr::without_provenance_mut(handle as usize);
             // SAFETY: not null, and so the caller's to be written.
             unsafe { mr.write(Mr { guard, ..found }) };
             Ok(0)
@@ -265,7 +265,7 @@ pub unsafe extern "C" fn regcache_monitor_name(cache: *mut Cache) -> *const c_ch
 /// next call that fails in this thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_error() -> *const c_char {
-    Thread::mine().map_or(c"out of memory".as_ptr(), Thread::message)
+    ThreadRecord::mine().map_or(c"out of memory".as_ptr(), ThreadRecord::message)
 }
 
 /// The library's version, such as "0.1.0".
@@ -339,7 +339,7 @@ unsafe fn sized<T>(from: *const T, what: &'static str) -> Result<T, Error> {
 ///
 /// `attr` is null or as its size says, `cache` can be written.
 unsafe fn create(
-    thread: &Thread,
+    thread: &ThreadRecord,
     device: AnyDevice,
     attr: *const Attr,
     cache: *mut *mut Cache,
@@ -373,18 +373,18 @@ unsafe fn create(
         builder = builder.granularity(bytes as usize);
     }
     let built = builder.monitor(shared).build().map_err(Error::SetUp)?;
-    let number = caches::enter(Instance {
+    let handle = caches::enter(Instance {
         cache: built,
         monitor,
         unknown_access,
     })?;
     // SAFETY: the caller's promise.
-    unsafe { cache.write(ptr::without_provenance_mut(number as usize)) };
+    unsafe { cache.write(ptr::without_provenance_mut(handle as usize)) };
     Ok(0)
 }
 
 /// A share in the monitor that is asked for.
-fn monitor(thread: &Thread, attr: &Attr) -> Result<Shared<Auto>, Error> {
+fn monitor(thread: &ThreadRecord, attr: &Attr) -> Result<Shared<Auto>, Error> {
     if !attr.monitor_of.is_null() {
         return caches::with(thread, attr.monitor_of.addr() as u64, |other| {
             // Refused in a forked child.

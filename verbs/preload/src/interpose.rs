@@ -7,7 +7,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
 use regcache::{Access as _, Error, VaRange};
-use regcache_verbs_abi::{Access, Context, Mr, Pd};
+use regcache_verbs_types::{Access, Context, Mr, Pd};
 
 use crate::domain::{self, cacheable};
 use crate::mrs::{Content, Mrs, Origin, Ours, Owner};

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use memmap2::MmapMut;
 use nix::sys::mman::{MmapAdvise, madvise};
 use regcache::monitor::{Auto, Shared, Ummunotify, Userfaultfd, auto};
-use regcache_verbs_abi::{Context, Pd};
+use regcache_verbs_types::{Context, Pd};
 
 use crate::domain::Domain;
 use crate::mrs::{Mrs, Owner};
