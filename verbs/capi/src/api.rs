@@ -10,7 +10,7 @@ use std::ptr::{self, NonNull};
 use std::time::Duration;
 
 use regcache::Completion;
-use regcache::monitor::{Auto, Nothing, Shared, Ummunotify, Userfaultfd, auto};
+use regcache::monitor::{Auto, NoMonitor, Shared, Ummunotify, Userfaultfd, auto};
 use regcache_verbs::{Access, MrRegistrar, Pd};
 
 use crate::boundary::call;
@@ -458,7 +458,7 @@ unsafe fn create(
     };
     let unknown_access = device.unknown_access();
     let monitor = monitor(thread, &attr)?;
-    let shared = monitor.another().map_err(Error::SetUp)?;
+    let shared = monitor.subscribe().map_err(Error::SetUp)?;
     let known = types::REGCACHE_REVOKE_REMOTE_KEYS | types::REGCACHE_NO_REAPER;
     if attr.flags & !known != 0 {
         return Err(unknown("attr.flags", attr.flags, known));
@@ -495,7 +495,7 @@ fn monitor(thread: &ThreadRecord, attr: &Attr) -> Result<Shared<Auto>, Error> {
         return caches::with(thread, attr.monitor_of.addr() as u64, |other| {
             // This refuses in a forked child.
             other.cache.reap()?;
-            other.monitor.another().map_err(Error::SetUp)
+            other.monitor.subscribe().map_err(Error::SetUp)
         });
     }
     let monitor = match attr.monitor {
@@ -507,7 +507,7 @@ fn monitor(thread: &ThreadRecord, attr: &Attr) -> Result<Shared<Auto>, Error> {
             let monitor = Userfaultfd::open().map_err(Error::Userfaultfd)?;
             Auto::Userfaultfd(Box::new(monitor))
         }
-        types::REGCACHE_MONITOR_NONE => Auto::Nothing(Nothing),
+        types::REGCACHE_MONITOR_NONE => Auto::None(NoMonitor),
         other => return Err(unknown("attr.monitor", other, 3)),
     };
     Shared::new(monitor).map_err(Error::SetUp)

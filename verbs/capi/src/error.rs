@@ -84,9 +84,7 @@ impl Error {
             Self::Userfaultfd(error) => errno_within(error, libc::ENODEV),
             Self::SetUp(error) | Self::Fence(error) => of(error),
             Self::Cache(error) => match error {
-                regcache::Error::ZeroLength { .. } | regcache::Error::AddressWraps { .. } => {
-                    libc::EINVAL
-                }
+                regcache::Error::Range(_) => libc::EINVAL,
                 regcache::Error::Forked => libc::ESTALE,
                 other => errno_within(other, libc::EIO),
             },

@@ -19,12 +19,12 @@ fn site() -> Site {
 }
 
 #[test]
-fn the_example_of_the_readme_sends_the_right_bytes() {
+fn the_example_of_the_guide_sends_the_right_bytes() {
     let example = include_str!("../examples/first.c");
-    let readme = include_str!("../../../README.md");
+    let guide = include_str!("../../../docs/guide/c.md");
     assert!(
-        readme.contains(example.trim_end()),
-        "the README has another"
+        guide.contains(example.trim_end()),
+        "docs/guide/c.md has another"
     );
     succeeds(&mut Command::new(site().program("first")));
 }

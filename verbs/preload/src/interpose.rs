@@ -371,7 +371,7 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Content, Mr, c_in
                 }
                 refused = Some(errno);
             }
-            Err(Error::ZeroLength { .. } | Error::AddressWraps { .. }) => return Err(FLAGS),
+            Err(Error::Range(_)) => return Err(FLAGS),
             Err(_) => return Err(OFF),
         }
     }

@@ -162,7 +162,7 @@ impl Process {
         let Monitoring::By(shared) = &*monitoring else {
             return None;
         };
-        match shared.another() {
+        match shared.subscribe() {
             Ok(another) => Some(another),
             Err(error) => {
                 self.turn_off(format_args!("cannot wait for the monitor: {error}"));
@@ -187,7 +187,7 @@ impl Process {
                 .map(|monitor| Auto::Userfaultfd(Box::new(monitor)))
                 .map_err(|error| chain(&error))?,
             Watching::Auto => match auto() {
-                Auto::Nothing(_) => {
+                Auto::None(_) => {
                     return Err(
                         "there is neither /dev/ummunotify nor a userfaultfd that tells enough"
                             .to_owned(),
