@@ -9,7 +9,8 @@ use std::panic::{self, AssertUnwindSafe};
 use crate::error::Error;
 use crate::thread_record::ThreadRecord;
 
-/// Runs `body` and returns its value. If it fails, keeps its message and returns its negative errno.
+/// Runs `body` and returns its value. If it fails, keeps its message and returns its negative
+/// errno.
 #[inline]
 pub(crate) fn call(body: impl FnOnce(&ThreadRecord) -> Result<c_int, Error>) -> c_int {
     let Some(thread) = ThreadRecord::mine() else {

@@ -26,8 +26,8 @@
 //!    fence, and falls under 2.
 //! 5. A thread that D3 does not find in the list of records put its record there after the fence.
 //!    Its L3 is later still, and falls under 2.
-//! 6. Handles are never reused. So a `busy` word that a fork left behind, of a thread that the child
-//!    does not have, never equals the handle of a live cache of the child.
+//! 6. Handles are never reused. So a `busy` word that a fork left behind, of a thread that the
+//!    child does not have, never equals the handle of a live cache of the child.
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};

@@ -58,13 +58,14 @@ pub(crate) struct Registered {
     mr: Option<Mr>,
 }
 
-// SAFETY: the pointer is the device's, for any thread: an `ibv_mr`'s, as `Mr` is, or the callbacks'.
+// SAFETY: the pointer is the device's, for any thread: an `ibv_mr`'s, as `Mr` is, or the
+// callbacks'.
 unsafe impl Send for Registered {}
 // SAFETY: as above; it is not dereferenced here.
 unsafe impl Sync for Registered {}
 
-// SAFETY: for verbs, `MrRegistrar` keeps the contract. For callbacks, the header states the contract,
-// and their author keeps it.
+// SAFETY: for verbs, `MrRegistrar` keeps the contract. For callbacks, the header states the
+// contract, and their author keeps it.
 unsafe impl Registrar for AnyDevice {
     type Access = Access;
     type Registration = Registered;
@@ -129,7 +130,8 @@ fn check(status: c_int) -> io::Result<()> {
     }
 }
 
-/// Marks this thread as being in a callback, so that caches refuse its calls. Dropping it ends that.
+/// Marks this thread as being in a callback, so that caches refuse its calls. Dropping it ends
+/// that.
 struct Outside(Option<&'static ThreadRecord>);
 
 impl Outside {

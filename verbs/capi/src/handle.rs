@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A handle names a slot of a table, and how often that slot was used before: its generation. The
-//! slot has a word, which holds the handle that is valid there now. While the slot is free, the word
-//! holds the next generation with the kind [`FREE`].
+//! slot has a word, which holds the handle that is valid there now. While the slot is free, the
+//! word holds the next generation with the kind [`FREE`].
 //!
 //! No handle is valid twice: generations only grow, and a slot whose generations are used up is
 //! retired for good. At 10 ns a lookup, half an hour of lookups that all use one slot would retire

@@ -9,7 +9,8 @@
 //! no file uses one above it:
 //!
 //! - `api.rs`: the functions.
-//! - `boundary.rs`: the frame around every call. It turns panics and errors into errnos and messages.
+//! - `boundary.rs`: the frame around every call. It turns panics and errors into errnos and
+//!   messages.
 //! - `caches.rs`: the table of caches, and the proof that none is destroyed while a thread uses it.
 //! - `guards.rs`: the table of guards, and the proof that each is taken back once.
 //! - `device.rs`: one registrar for `ibv_mr`s and for callbacks.

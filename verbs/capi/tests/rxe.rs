@@ -1,5 +1,6 @@
-//! The C library on the driver and an RDMA device: the example of the README, what a protection domain's cache hands out, also under
-//! valgrind, and callbacks. Needs the virtual machine, and the library installed: `cargo xtask test` does that.
+//! The C library on the driver and an RDMA device: the example of the README, what a protection
+//! domain's cache hands out, also under valgrind, and callbacks. Needs the virtual machine, and the
+//! library installed: `cargo xtask test` does that.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod site;
