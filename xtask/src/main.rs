@@ -172,9 +172,6 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Xtask) -> Result<u8, Error> {
-    if let Xtask::Model = command {
-        return model::run();
-    }
     let project = Project::find()?;
     match command {
         Xtask::Model => model::run(),

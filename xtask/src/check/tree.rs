@@ -27,7 +27,11 @@ pub(crate) fn paths(project: &Project) -> Result<BTreeSet<PathBuf>, Error> {
         "--others",
         "--exclude-standard",
     ]);
-    let listed = cmd::read(git.current_dir(&project.root))?;
+    let listed = cmd::read(git.current_dir(&project.root)).map_err(|error| {
+        Error::SetUp(format!(
+            "{error}\nthe check reads the files that git lists: run it in a clone of the repository"
+        ))
+    })?;
     let names = listed.split('\0').filter(|name| !name.is_empty());
     // A file that was deleted, and not yet from the index, is listed.
     let paths = names.map(PathBuf::from);
