@@ -5,14 +5,14 @@ use std::mem;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
-use crate::completion::Completion;
+use crate::core::completion::Completion;
+use crate::core::guard::Guard;
 use crate::core::lookup::lookup;
 use crate::core::reaper::Reaper;
 use crate::core::slab::{EntryId, Slab, Slot};
 use crate::core::table::Table;
 use crate::core::{Content, Core};
 use crate::error::Error;
-use crate::guard::Guard;
 use crate::monitor::{Auto, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;

@@ -64,22 +64,20 @@ compile_error!(
 
 mod builder;
 mod cache;
-mod completion;
 mod core;
 pub mod design;
 pub mod error;
-mod guard;
 pub mod monitor;
 mod range;
 mod registrar;
 mod stats;
 mod sys;
 
+pub use crate::core::completion::Completion;
+pub use crate::core::guard::Guard;
 pub use builder::{Builder, DefaultMonitor};
 pub use cache::Cache;
-pub use completion::Completion;
 pub use error::{Error, RegisterError};
-pub use guard::Guard;
 pub use monitor::{Cookie, Monitor};
 pub use range::{RangeError, VaRange};
 pub use registrar::{Access, Registrar};

@@ -10,14 +10,14 @@ use std::mem;
 use std::ptr::NonNull;
 use std::time::Duration;
 
-use crate::completion::Completion;
+use crate::core::completion::Completion;
 use crate::core::entry::Entry;
+use crate::core::guard::Guard;
 use crate::core::slab::{EntryId, Slot};
 use crate::core::slots::Request;
 use crate::core::table::Table;
 use crate::core::{Content, Core};
 use crate::error::{Error, is_exhaustion};
-use crate::guard::Guard;
 use crate::monitor::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;

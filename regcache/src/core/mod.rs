@@ -1,12 +1,18 @@
 //! [`Core`]: what a cache, its guards and its reaper share.
 //!
-//! The files below, from the top down: a lookup's slow path (`lookup.rs`) and the reaper
-//! (`reaper.rs`) use the core in this file; the core has the table under its lock (`table.rs`),
-//! the hints (`hints.rs`) and the slab of entries (`slab.rs`, `entry.rs`).
+//! The files of this folder, from the top down:
+//!
+//! - `lookup.rs` is the slow path of a lookup;
+//! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file;
+//! - `table.rs` is everything under the cache's lock, above `slots.rs` and `index.rs`;
+//! - `range_map.rs`, `eviction.rs`, `hints.rs`, `budget.rs` and `widen.rs` are its parts;
+//! - `slab.rs` has all entries, and `entry.rs` one.
 
 pub(crate) mod budget;
+pub(crate) mod completion;
 pub(crate) mod entry;
 pub(crate) mod eviction;
+pub(crate) mod guard;
 pub(crate) mod hints;
 pub(crate) mod index;
 pub(crate) mod lookup;

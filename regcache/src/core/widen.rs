@@ -6,7 +6,7 @@
 
 use std::io;
 
-use crate::VaRange;
+use crate::range::VaRange;
 
 /// By how much.
 #[derive(Debug, Clone, Copy)]

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::{Cookie, Monitor, NoMonitor, Ummunotify, Userfaultfd};
-use crate::VaRange;
+use crate::range::VaRange;
 
 /// What [`auto`] has chosen.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::VaRange;
+use crate::range::VaRange;
 
 pub use auto::{Auto, auto};
 pub use none::NoMonitor;

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Cookie, Monitor};
-use crate::VaRange;
+use crate::range::VaRange;
 
 /// Refuses every watch. A cache on it registers for each lookup: slow, never stale.
 #[derive(Debug, Clone, Copy, Default)]

@@ -30,7 +30,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::poll_fd::when_readable;
 use super::{Cookie, Monitor};
-use crate::VaRange;
+use crate::range::VaRange;
 use crate::sys::fork::ForkMark;
 use crate::sys::sync::{Arc, Mutex, lock};
 

@@ -23,7 +23,7 @@ use nix::sys::epoll::Epoll;
 
 use super::poll_fd::when_readable;
 use super::{Cookie, Monitor, abi};
-use crate::VaRange;
+use crate::range::VaRange;
 
 const _: () = assert!(usize::BITS == 64, "the counter is loaded in one piece");
 

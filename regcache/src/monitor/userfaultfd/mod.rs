@@ -80,7 +80,7 @@ use nix::errno::Errno;
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::{Cookie, Monitor};
-use crate::VaRange;
+use crate::range::VaRange;
 use crate::sys::fork::ForkMark;
 use coverage::{Coverage, Pages};
 use dontneed::{Removal, this_thread};
