@@ -1,7 +1,7 @@
 //! With the feature `libfabric`, compiles what calls it.
 
 fn main() {
-    println!("cargo::rerun-if-changed=fabric/link.c");
+    println!("cargo::rerun-if-changed=libfabric/link.c");
     #[cfg(feature = "libfabric")]
     libfabric();
 }
@@ -14,7 +14,7 @@ fn libfabric() {
         .probe("libfabric")
         .expect("the feature `libfabric` needs libfabric and its headers (Debian: libfabric-dev)");
     cc::Build::new()
-        .file("fabric/link.c")
+        .file("libfabric/link.c")
         .includes(library.include_paths)
         .warnings(true)
         .compile("link");

@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
-use regcache_conformance::PAGE;
+use regcache_test_support::PAGE;
 
 use crate::Error;
 use crate::error::Trying;

@@ -10,7 +10,7 @@ pub fn rows(earlier: &Run, later: &Run) -> Rows {
     let head = [
         "transfer",
         "size",
-        "policy",
+        "strategy",
         "us before",
         "us after",
         "after, of before",
@@ -23,7 +23,11 @@ pub fn rows(earlier: &Run, later: &Run) -> Rows {
         let Some(other) = later.cell(cell.workload) else {
             continue;
         };
-        let both = |outcome: &Outcome| other.outcome(&outcome.policy, outcome.unmap_every).cloned();
+        let both = |outcome: &Outcome| {
+            other
+                .outcome(&outcome.strategy, outcome.unmap_every)
+                .cloned()
+        };
         let pairs = cell
             .outcomes
             .iter()
@@ -37,7 +41,7 @@ fn row(cell: &Cell, before: &Outcome, after: &Outcome) -> Vec<String> {
     vec![
         cell.workload_of(before).name(),
         bytes(cell.workload.size),
-        before.policy.clone(),
+        before.strategy.clone(),
         number(before.us),
         number(after.us),
         format!("{:.3}", after.us / before.us),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use regcache::monitor::{Cookie, Monitor};
 use regcache::{Registrar, VaRange};
-use regcache_conformance::PAGE;
+use regcache_test_support::PAGE;
 
 /// What was counted.
 #[derive(Debug, Default)]

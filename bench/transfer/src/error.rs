@@ -46,12 +46,12 @@ pub enum Error {
     Cannot(String),
     /// Bytes arrived that nobody had sent.
     #[error(
-        "{bytes} stale bytes by {policy} in {workload} of {size} bytes: the registration was not of the memory that is \
+        "{bytes} stale bytes by {strategy} in {workload} of {size} bytes: the registration was not of the memory that is \
          mapped"
     )]
     Stale {
-        /// By which policy.
-        policy: String,
+        /// By which strategy.
+        strategy: String,
         /// In which workload.
         workload: String,
         /// Of which size.

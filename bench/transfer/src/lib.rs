@@ -4,44 +4,45 @@
 //! io_uring's fixed buffers; writes what it has measured as JSON; and makes reports, comparisons and projections of such
 //! files.
 //!
-//! A [`Workload`] is done by [`Contestant`]s by [turns], on a [`Fabric`]. Each has a [policy] for its buffers.
+//! A [`Workload`] is done by [`Variant`]s by [rounds], on a [`Provider`]. Each has a [strategy] for its buffers.
 #![warn(missing_docs)]
 
 mod buffers;
+mod bulk;
 pub mod compare;
-mod contestant;
-pub mod cost;
 mod counted;
+mod endpoint;
 mod error;
-mod moving;
 pub mod peer;
 pub mod plan;
 mod plot;
-pub mod policy;
+pub mod preparer;
 pub mod project;
-pub mod promise;
+mod qp_endpoint;
+pub mod registration_cost;
 mod remote;
 pub mod report;
 pub mod results;
-mod sample;
+pub mod rounds;
 pub mod scaling;
 mod server;
 pub mod table;
-pub mod turns;
-mod uring_wire;
-mod verbs_wire;
-mod wire;
+pub mod threshold;
+mod timing;
+mod uring;
+mod variant;
+mod verbs;
 mod worker;
 mod workload;
 
-pub use contestant::{Contestant, contestant};
+pub use bulk::{Moved, move_bytes};
 pub use counted::{Counted, Counts, Reading};
+pub use endpoint::{Endpoint, Keyed, Memory, OnDemandRegistration, Provider};
 pub use error::Error;
-pub use moving::{Moved, move_bytes};
 pub use remote::Remote;
-pub use sample::Tally;
 pub use server::serve;
-pub use uring_wire::Uring;
-pub use verbs_wire::Verbs;
-pub use wire::{Fabric, Keyed, Memory, OnDemandRegistration, Wire};
-pub use workload::{Op, Policy, Workload, bytes};
+pub use timing::Tally;
+pub use uring::Uring;
+pub use variant::{Variant, variant};
+pub use verbs::Verbs;
+pub use workload::{Op, Strategy, Workload, bytes};

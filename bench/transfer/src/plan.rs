@@ -1,12 +1,12 @@
 //! What is measured if nothing else is asked for.
 
-use crate::{Op, Policy, Workload};
+use crate::{Op, Strategy, Workload};
 
 /// From 64 B to 16 MiB, by factors of 8.
 pub const SIZES: [usize; 7] = [64, 512, 4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20];
 
-/// A policy, and before which of its transfers the buffer is unmapped.
-pub type Entry = (Policy, u64);
+/// A strategy, and before which of its transfers the buffer is unmapped.
+pub type Entry = (Strategy, u64);
 
 /// A cell of the plan.
 #[derive(Clone, Debug)]
@@ -18,18 +18,18 @@ pub struct Planned {
 }
 
 impl Planned {
-    /// By every policy that can do it. Where buffers are unmapped, that leaves out those whose registrations would be
+    /// By every strategy that can do it. Where buffers are unmapped, that leaves out those whose registrations would be
     /// stale, and the cache is compared with itself without unmapping.
     #[must_use]
     pub fn new(workload: Workload) -> Self {
         let every = workload.unmap_every;
         let entries = match every {
-            0 => Policy::ALL.map(|policy| (policy, 0)).to_vec(),
+            0 => Strategy::ALL.map(|strategy| (strategy, 0)).to_vec(),
             _ => vec![
-                (Policy::Regcache, 0),
-                (Policy::Regcache, every),
-                (Policy::RegisterEachTime, every),
-                (Policy::Copy, every),
+                (Strategy::Regcache, 0),
+                (Strategy::Regcache, every),
+                (Strategy::PerTransfer, every),
+                (Strategy::Copy, every),
             ],
         };
         Self { workload, entries }
@@ -41,7 +41,7 @@ impl Planned {
 pub fn add_drivers_hit(planned: &mut [Planned]) {
     for planned in planned {
         if planned.workload.unmap_every == 0 {
-            planned.entries.push((Policy::Naive, 0));
+            planned.entries.push((Strategy::Naive, 0));
         }
     }
 }
@@ -50,7 +50,7 @@ pub fn add_drivers_hit(planned: &mut [Planned]) {
 pub fn add_on_demand(planned: &mut [Planned], offered: &[Op]) {
     for Planned { workload, entries } in planned {
         if offered.contains(&workload.op) {
-            entries.push((Policy::Odp, workload.unmap_every));
+            entries.push((Strategy::Odp, workload.unmap_every));
         }
     }
 }

@@ -5,7 +5,7 @@ use plotters::prelude::*;
 
 use crate::project::{LATENCY_NS, LINKS, share};
 use crate::results::{Outcome, Run};
-use crate::{Error, Op, Policy, bytes};
+use crate::{Error, Op, Strategy, bytes};
 
 const SIZE: (u32, u32) = (1040, 440);
 
@@ -146,16 +146,16 @@ fn sizes(run: &Run, op: Op) -> Vec<usize> {
     plain.map(|workload| workload.size).collect()
 }
 
-/// A policy's figure over the sizes of the plain workloads.
-fn line(run: &Run, op: Op, policy: Policy, figure: fn(&Outcome) -> f64) -> Series {
+/// A strategy's figure over the sizes of the plain workloads.
+fn line(run: &Run, op: Op, strategy: Strategy, figure: fn(&Outcome) -> f64) -> Series {
     let cells = run.cells.iter();
     let cells = cells.filter(|cell| cell.workload.op == op && cell.workload.is_plain());
     let points = cells.filter_map(|cell| {
-        let outcome = cell.outcome(policy.name(), 0)?;
+        let outcome = cell.outcome(strategy.name(), 0)?;
         Some((cell.workload.size as f64, figure(outcome)))
     });
     Series {
-        name: policy.name().to_owned(),
+        name: strategy.name().to_owned(),
         points: points.collect(),
         between: Vec::new(),
     }
@@ -186,7 +186,7 @@ fn micros(us: f64) -> String {
     }
 }
 
-/// Time in the policy for each transfer, over sizes.
+/// Time in the strategy for each transfer, over sizes.
 ///
 /// # Errors
 ///
@@ -194,13 +194,13 @@ fn micros(us: f64) -> String {
 pub(crate) fn registering(
     run: &Run,
     title: &str,
-    policies: &[(Policy, &str)],
+    strategies: &[(Strategy, &str)],
 ) -> Result<String, Error> {
-    let series: Vec<_> = policies
+    let series: Vec<_> = strategies
         .iter()
-        .map(|&(policy, name)| Series {
+        .map(|&(strategy, name)| Series {
             name: name.to_owned(),
-            ..line(run, Op::Write, policy, |outcome| outcome.prepare_us)
+            ..line(run, Op::Write, strategy, |outcome| outcome.prepare_us)
         })
         .filter(|line| !line.points.is_empty())
         .collect();
@@ -228,13 +228,13 @@ pub(crate) fn of_once(run: &Run, title: &str) -> Result<String, Error> {
             let cells = run.cells.iter();
             let cells = cells.filter(|cell| cell.workload.op == op && cell.workload.is_plain());
             let between = cells.filter_map(|cell| {
-                let [low, high] = cell.outcome(Policy::Regcache.name(), 0)?.ratio_between;
+                let [low, high] = cell.outcome(Strategy::Regcache.name(), 0)?.ratio_between;
                 Some((cell.workload.size as f64, low.max(0.9), high.min(1.1)))
             });
             Series {
                 name: op.to_string(),
                 between: between.collect(),
-                ..line(run, op, Policy::Regcache, |outcome| outcome.ratio)
+                ..line(run, op, Strategy::Regcache, |outcome| outcome.ratio)
             }
         })
         .collect();

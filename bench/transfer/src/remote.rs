@@ -1,23 +1,22 @@
-//! [`Remote`]: a device whose wires lead to a server ([`serve`](crate::serve)) on another host; and what the two tell
+//! [`Remote`]: a device whose endpoints lead to a server ([`serve`](crate::serve)) on another host; and what the two tell
 //! each other.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use regcache::VaRange;
 use regcache_verbs::cm::{Connection, Dial};
-use regcache_verbs::{Access, Context, Cq, MrRegistrar, Pd, Qp, RemoteMemory};
+use regcache_verbs::{Context, Cq, Pd, Qp, RemoteMemory};
 
-use crate::verbs_wire::{Connected, access, is_software, offers_on_demand, register_on_demand};
-use crate::wire::{Fabric, Memory, OnDemandRegistration, Wire};
-use crate::{Error, Op};
+use crate::Error;
+use crate::endpoint::Endpoint;
+use crate::qp_endpoint::{QpEndpoint, VerbsProvider, is_software, queue_pairs};
 
 /// Says that it is us, in this version.
 const MAGIC: u32 = 0x7263_6231;
 
 /// What a client wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Wish {
+pub(crate) struct Request {
     /// Bytes of a transfer at most.
     pub(crate) size: u64,
     /// Transfers under way at most.
@@ -38,7 +37,7 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
-impl Wish {
+impl Request {
     pub(crate) fn to_bytes(self) -> Vec<u8> {
         let mut bytes = MAGIC.to_le_bytes().to_vec();
         bytes.extend(self.depth.to_le_bytes());
@@ -48,13 +47,13 @@ impl Wish {
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let wish = Self {
+        let request = Self {
             depth: u32::from_le_bytes(number(bytes, 4)?),
             size: u64::from_le_bytes(number(bytes, 8)?),
             total: u64::from_le_bytes(number(bytes, 16)?),
         };
-        let is_sane = (1..=1024).contains(&wish.depth) && (1..=1 << 30).contains(&wish.size);
-        (u32::from_le_bytes(number(bytes, 0)?) == MAGIC && is_sane).then_some(wish)
+        let is_sane = (1..=1024).contains(&request.depth) && (1..=1 << 30).contains(&request.size);
+        (u32::from_le_bytes(number(bytes, 0)?) == MAGIC && is_sane).then_some(request)
     }
 }
 
@@ -103,21 +102,19 @@ impl Remote {
     }
 
     /// Connects.
-    pub(crate) fn connect(&self, wish: Wish) -> Result<Line, Error> {
-        let entries = wish.depth + 1;
-        let cq = Cq::create(self.pd.context(), 4 * entries)?;
-        let qp = Qp::create(&self.pd, &cq, &cq, entries)?;
+    pub(crate) fn connect(&self, request: Request) -> Result<Connected, Error> {
+        let (cq, [qp]) = queue_pairs(&self.pd, request.depth)?;
         let dial = Dial::resolve(self.address)?;
         if dial.device()? != self.pd.context().device() {
             let why = format!("{} is reached by another device than before", self.address);
             return Err(Error::Cannot(why));
         }
-        let connection = dial.connect(&qp, &wish.to_bytes())?;
+        let connection = dial.connect(&qp, &request.to_bytes())?;
         let offer = Offer::from_bytes(connection.hello());
         let offer = offer.ok_or_else(|| {
             Error::Cannot(format!("{} is not a server of this version", self.address))
         })?;
-        Ok(Line {
+        Ok(Connected {
             qp,
             cq,
             connection,
@@ -127,39 +124,25 @@ impl Remote {
 }
 
 /// A connection with a server.
-pub(crate) struct Line {
+pub(crate) struct Connected {
     pub(crate) qp: Qp,
     pub(crate) cq: Arc<Cq>,
     pub(crate) connection: Connection,
     offer: Offer,
 }
 
-impl Fabric for Remote {
-    type Registrar = MrRegistrar;
-
-    fn registrar(&self) -> MrRegistrar {
-        MrRegistrar::new(&self.pd)
+impl VerbsProvider for Remote {
+    fn pd(&self) -> &Arc<Pd> {
+        &self.pd
     }
 
-    fn access(&self, op: Op) -> Access {
-        access(op)
-    }
-
-    fn offers_on_demand(&self, op: Op) -> Result<bool, Error> {
-        offers_on_demand(&self.pd, op)
-    }
-
-    fn register_on_demand(&self, op: Op, range: VaRange) -> Result<OnDemandRegistration, Error> {
-        register_on_demand(&self.pd, op, range)
-    }
-
-    fn wire(&self, size: usize, depth: usize) -> Result<Box<dyn Wire>, Error> {
-        let Line {
+    fn endpoint(&self, size: usize, depth: usize) -> Result<Box<dyn Endpoint>, Error> {
+        let Connected {
             qp,
             cq,
             connection,
             offer,
-        } = self.connect(Wish {
+        } = self.connect(Request {
             size: size as u64,
             depth: depth as u32,
             total: 0,
@@ -168,47 +151,16 @@ impl Fabric for Remote {
             addr: offer.addr + place * offer.stride,
             rkey: offer.rkey,
         });
-        Ok(Box::new(Distant {
-            wire: Connected {
-                requester: qp,
-                responder: None,
-                cq,
-                remote: remote.collect(),
-                awaited: vec![0; depth],
-                peers: Vec::new(),
-                is_software: is_software(self.pd.context().device()),
-            },
-            _connection: connection,
+        Ok(Box::new(QpEndpoint {
+            requester: qp,
+            responder: None,
+            cq,
+            remote: remote.collect(),
+            awaited: vec![0; depth],
+            peers: Vec::new(),
+            is_software: is_software(self.pd.context().device()),
+            _connection: Some(connection),
         }))
-    }
-}
-
-/// A wire with its connection.
-struct Distant {
-    wire: Connected,
-    _connection: Connection,
-}
-
-impl Wire for Distant {
-    unsafe fn post(&mut self, place: usize, op: Op, memory: Memory) -> Result<(), Error> {
-        // SAFETY: passed on.
-        unsafe { self.wire.post(place, op, memory) }
-    }
-
-    fn poll(&mut self) -> Result<Option<usize>, Error> {
-        self.wire.poll()
-    }
-
-    fn idle(&self, polls: u32) {
-        self.wire.idle(polls);
-    }
-
-    fn is_software(&self) -> bool {
-        self.wire.is_software()
-    }
-
-    fn peer(&mut self, place: usize) -> Result<&mut [u8], Error> {
-        self.wire.peer(place)
     }
 }
 
@@ -218,22 +170,22 @@ mod tests {
 
     #[test]
     fn what_is_said_is_understood_and_nothing_else() {
-        let wish = Wish {
+        let request = Request {
             size: 1 << 20,
             depth: 4,
             total: 1 << 30,
         };
-        let mut bytes = wish.to_bytes();
+        let mut bytes = request.to_bytes();
         bytes.resize(regcache_verbs::cm::HELLO, 0);
-        assert_eq!(Wish::from_bytes(&bytes), Some(wish));
+        assert_eq!(Request::from_bytes(&bytes), Some(request));
         bytes[0] ^= 1;
-        assert_eq!(Wish::from_bytes(&bytes), None);
-        assert_eq!(Wish::from_bytes(&[]), None);
-        let huge = Wish {
+        assert_eq!(Request::from_bytes(&bytes), None);
+        assert_eq!(Request::from_bytes(&[]), None);
+        let huge = Request {
             size: u64::MAX,
-            ..wish
+            ..request
         };
-        assert_eq!(Wish::from_bytes(&huge.to_bytes()), None);
+        assert_eq!(Request::from_bytes(&huge.to_bytes()), None);
 
         let offer = Offer {
             addr: 7 << 40,

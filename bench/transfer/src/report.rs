@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::results::{Run, write};
 use crate::table::{self, Rows};
-use crate::{Error, Policy, bytes, plot, project, promise};
+use crate::{Error, Strategy, bytes, plot, project, threshold};
 
 /// A piece of a report.
 enum Part {
@@ -95,24 +95,24 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
     let mut parts = heading(run);
     parts.push(Part::Text(
         "Microseconds of a transfer with memory registered once, and the others' times as parts of it, with the interval \
-         in which the cache's is with 95 % confidence. Registering is the time in the policy, before and after the \
+         in which the cache's is with 95 % confidence. Registering is the time in the strategy, before and after the \
          transfer: two readings of the clock are in it."
             .to_owned(),
     ));
     parts.push(Part::Table(table::transfers(run)));
     let plotted = run.cells.iter().filter(|cell| cell.workload.is_plain());
     if plotted.count() > 1 {
-        let policies = [
-            (Policy::RegisterEachTime, "register each time"),
-            (Policy::Copy, "copy"),
-            (Policy::Regcache, "regcache"),
-            (Policy::RegisteredOnce, "registered once: only the clock"),
+        let strategies = [
+            (Strategy::PerTransfer, "register each time"),
+            (Strategy::Copy, "copy"),
+            (Strategy::Regcache, "regcache"),
+            (Strategy::PreRegistered, "registered once: only the clock"),
         ];
         let title = "Before and after each RDMA write";
         parts.push(Part::Plot(
             format!("{kind}-registering.svg"),
-            "Time in registration for each transfer, by size and policy".to_owned(),
-            plot::registering(run, title, &policies)?,
+            "Time in registration for each transfer, by size and strategy".to_owned(),
+            plot::registering(run, title, &strategies)?,
         ));
         let title = "A transfer by the cache, and with memory registered once";
         parts.push(Part::Plot(
@@ -125,7 +125,7 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
     let peers = table::peers(run);
     if !peers.is_empty() {
         parts.push(Part::Text(
-            "Others that do the same work, by turns with the above: odp is a registration that pins nothing, from which the \
+            "Others that do the same work, by rounds with the above: odp is a registration that pins nothing, from which the \
              device pages in what it finds; libfabric-* the registration cache of its verbs provider by that monitor, or none. \
              Times of a transfer as parts of registered-once's."
                 .to_owned(),
@@ -139,7 +139,7 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
     ));
     parts.push(Part::Table(table::unmaps(run)));
     parts.push(Part::Text("What was promised:".to_owned()));
-    let verdicts = promise::judge(run);
+    let verdicts = threshold::judge(run);
     parts.push(Part::Lines(
         verdicts.iter().map(ToString::to_string).collect(),
     ));
@@ -156,21 +156,21 @@ fn of_uring(run: &Run) -> Result<Vec<Part>, Error> {
          reports nothing: for work that unmaps nothing the same).",
         run.machine.monitor
     )));
-    let policies = [
-        (Policy::RegisterEachTime, "register each time"),
-        (Policy::Copy, "copy"),
-        (Policy::Regcache, "regcache, by userfaultfd"),
-        (Policy::Naive, "regcache, as with the driver"),
-        (Policy::RegisteredOnce, "registered once: only the clock"),
+    let strategies = [
+        (Strategy::PerTransfer, "register each time"),
+        (Strategy::Copy, "copy"),
+        (Strategy::Regcache, "regcache, by userfaultfd"),
+        (Strategy::Naive, "regcache, as with the driver"),
+        (Strategy::PreRegistered, "registered once: only the clock"),
     ];
     parts.push(Part::Table(table::transfers(run)));
     parts.push(Part::Plot(
         "io_uring-registering.svg".to_owned(),
-        "Time in registration for each transfer, by size and policy".to_owned(),
+        "Time in registration for each transfer, by size and strategy".to_owned(),
         plot::registering(
             run,
             "Before and after each write by a fixed buffer",
-            &policies,
+            &strategies,
         )?,
     ));
     parts.push(Part::Text(crossover(run)));
@@ -225,21 +225,22 @@ fn crossover(run: &Run) -> String {
         .filter(|cell| cell.workload.op == crate::Op::Write)
         .collect();
     writes.sort_by_key(|cell| cell.workload.size);
-    let cheaper_than = |policy: Policy| {
+    let cheaper_than = |strategy: Strategy| {
         let cheaper = writes.iter().filter(|cell| {
-            let prepare = |policy: Policy| cell.outcome(policy.name(), 0).map(|it| it.prepare_us);
-            prepare(Policy::Copy) < prepare(policy)
+            let prepare =
+                |strategy: Strategy| cell.outcome(strategy.name(), 0).map(|it| it.prepare_us);
+            prepare(Strategy::Copy) < prepare(strategy)
         });
         cheaper.map(|cell| cell.workload.size).max()
     };
-    let upto = |policy| match cheaper_than(policy) {
+    let upto = |strategy| match cheaper_than(strategy) {
         Some(size) => format!("up to {} of the sizes measured", bytes(size)),
         None => "at no size measured".to_owned(),
     };
     format!(
         "Copying through memory that is registered for good is cheaper than registering each time {}, and cheaper than the \
          cache {}.",
-        upto(Policy::RegisterEachTime),
-        upto(Policy::Regcache)
+        upto(Strategy::PerTransfer),
+        upto(Strategy::Regcache)
     )
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Workload};
 
 /// Of the format of the file; another number is another format.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// One run of the program on one device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -73,7 +73,7 @@ impl Machine {
             processor: processor.map_or("unknown", |(_, name)| name).to_owned(),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             clock: Clock::default(),
-            clock_ns: crate::sample::clock_ns(),
+            clock_ns: crate::timing::clock_ns(),
         }
     }
 
@@ -122,28 +122,28 @@ impl Cost {
     }
 }
 
-/// One kind of work, and what came of each contestant.
+/// One kind of work, and what came of each variant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cell {
     /// The work.
     pub workload: Workload,
-    /// Turns that each contestant had, and transfers in each.
-    pub turns: usize,
-    /// Transfers of each thread in a turn.
-    pub transfers_a_turn: u64,
-    /// By contestant; the first is the one that the others are compared with.
+    /// Turns that each variant had, and transfers in each.
+    pub rounds: usize,
+    /// Transfers of each thread in a round.
+    pub transfers_per_sample: u64,
+    /// By variant; the first is the one that the others are compared with.
     pub outcomes: Vec<Outcome>,
 }
 
 impl Cell {
-    /// The outcome of this policy, under this share of unmaps.
+    /// The outcome of this strategy, under this share of unmaps.
     #[must_use]
-    pub fn outcome(&self, policy: &str, unmap_every: u64) -> Option<&Outcome> {
+    pub fn outcome(&self, strategy: &str, unmap_every: u64) -> Option<&Outcome> {
         let mut all = self.outcomes.iter();
-        all.find(|outcome| outcome.policy == policy && outcome.unmap_every == unmap_every)
+        all.find(|outcome| outcome.strategy == strategy && outcome.unmap_every == unmap_every)
     }
 
-    /// The workload as this contestant did it.
+    /// The workload as this variant did it.
     #[must_use]
     pub fn workload_of(&self, outcome: &Outcome) -> Workload {
         Workload {
@@ -153,16 +153,16 @@ impl Cell {
     }
 }
 
-/// What came of a contestant. Times are in microseconds, a transfer.
+/// What came of a variant. Times are in microseconds, a transfer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Its policy.
-    pub policy: String,
+    /// Its strategy.
+    pub strategy: String,
     /// Before every so manieth transfer its buffer was unmapped.
     pub unmap_every: u64,
     /// Transfers counted, of all threads.
     pub transfers: u64,
-    /// Median time of a transfer, of all threads together, over the turns: the rate is its inverse.
+    /// Median time of a transfer, of all threads together, over the rounds: the rate is its inverse.
     pub us: f64,
     /// Transfers a second.
     pub rate: f64,
@@ -170,11 +170,11 @@ pub struct Outcome {
     pub bandwidth: f64,
     /// Latency: the percentiles 50, 90, 99, 99.9, and the longest.
     pub latency_us: [f64; 5],
-    /// Time in the policy: median.
+    /// Time in the strategy: median.
     pub prepare_us: f64,
-    /// Time in the policy: mean.
+    /// Time in the strategy: mean.
     pub prepare_mean_us: f64,
-    /// Processor time in the policy: mean.
+    /// Processor time in the strategy: mean.
     pub cpu_us: f64,
     /// Calls of register and deregister, each a system call.
     pub registration_calls: f64,
@@ -188,7 +188,7 @@ pub struct Outcome {
     pub checked: bool,
     /// Bytes that were not what was sent.
     pub stale_bytes: u64,
-    /// Time of a transfer divided by that of the first contestant in the same turn: the median over the turns.
+    /// Time of a transfer divided by that of the first variant in the same round: the median over the rounds.
     pub ratio: f64,
     /// Between which that median is, with 95 % confidence.
     pub ratio_between: [f64; 2],

@@ -7,7 +7,7 @@ use std::io;
 use memmap2::MmapMut;
 use nix::unistd::{SysconfVar, sysconf};
 use regcache::{Cache, Registrar, VaRange};
-use regcache_conformance::{NeverReports, PAGE};
+use regcache_test_support::{NeverReports, PAGE};
 
 use crate::Error;
 use crate::error::Trying;

@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use memmap2::MmapMut;
 use regcache::VaRange;
-use regcache_conformance::PAGE;
+use regcache_test_support::PAGE;
 use regcache_verbs::cm::{Connection, Incoming, Listener};
 use regcache_verbs::{Context, Cq, Mr, Pd, Qp, Sge, WcStatus};
 
 use crate::Error;
 use crate::buffers::wrong_bytes;
 use crate::error::Trying;
-use crate::remote::{Offer, Wish};
-use crate::verbs_wire::PEER_ACCESS;
+use crate::qp_endpoint::{PEER_ACCESS, queue_pairs};
+use crate::remote::{Offer, Request};
 
 /// How long it sleeps when there is nothing to do.
 const REST: Duration = Duration::from_micros(50);
@@ -49,9 +49,9 @@ pub fn serve(
 }
 
 fn serve_one(incoming: Incoming) -> Result<(), Error> {
-    let served = Wish::from_bytes(incoming.hello())
+    let served = Request::from_bytes(incoming.hello())
         .ok_or_else(|| Error::Cannot("a client of another version".to_owned()))
-        .and_then(|wish| Served::accept(incoming, wish)?.run());
+        .and_then(|request| Served::accept(incoming, request)?.run());
     if let Err(error) = &served {
         eprintln!("bench: a client: {error}");
     }
@@ -67,17 +67,15 @@ struct Served {
     mr: Mr,
     memory: MmapMut,
     stride: usize,
-    wish: Wish,
+    request: Request,
 }
 
 impl Served {
-    fn accept(incoming: Incoming, wish: Wish) -> Result<Self, Error> {
+    fn accept(incoming: Incoming, request: Request) -> Result<Self, Error> {
         let pd = Pd::alloc(&Context::open(&incoming.device()?)?)?;
-        let entries = wish.depth + 1;
-        let cq = Cq::create(pd.context(), 4 * entries)?;
-        let qp = Qp::create(&pd, &cq, &cq, entries)?;
-        let stride = (wish.size as usize).next_multiple_of(PAGE);
-        let memory = MmapMut::map_anon(stride * wish.depth as usize).trying("map memory")?;
+        let (cq, [qp]) = queue_pairs(&pd, request.depth)?;
+        let stride = (request.size as usize).next_multiple_of(PAGE);
+        let memory = MmapMut::map_anon(stride * request.depth as usize).trying("map memory")?;
         let range = VaRange::new(memory.as_ptr(), memory.len())?;
         let mr = Mr::register(&pd, range, PEER_ACCESS).trying("register memory")?;
         let offer = Offer {
@@ -86,7 +84,7 @@ impl Served {
             stride: stride as u64,
         };
         let connection = incoming.accept(&qp, &offer.to_bytes(), || {
-            (0..wish.depth).try_for_each(|place| receive(&qp, &mr, stride, wish, place))
+            (0..request.depth).try_for_each(|place| receive(&qp, &mr, stride, request, place))
         })?;
         Ok(Self {
             qp,
@@ -95,7 +93,7 @@ impl Served {
             mr,
             memory,
             stride,
-            wish,
+            request,
         })
     }
 
@@ -114,17 +112,17 @@ impl Served {
                 return Err(Error::Transfer(completion.status.to_string()));
             }
             let place = completion.wr_id as u32;
-            if self.wish.total > 0 {
-                let len = self.wish.size.min(self.wish.total - received);
+            if self.request.total > 0 {
+                let len = self.request.size.min(self.request.total - received);
                 let start = place as usize * self.stride;
                 wrong += wrong_bytes(&self.memory[start..start + len as usize], messages);
                 received += len;
                 messages += 1;
-                if received == self.wish.total {
+                if received == self.request.total {
                     return self.answer(received, wrong);
                 }
             }
-            receive(&self.qp, &self.mr, self.stride, self.wish, place)?;
+            receive(&self.qp, &self.mr, self.stride, self.request, place)?;
         }
     }
 
@@ -146,10 +144,10 @@ impl Served {
     }
 }
 
-fn receive(qp: &Qp, mr: &Mr, stride: usize, wish: Wish, place: u32) -> Result<(), Error> {
+fn receive(qp: &Qp, mr: &Mr, stride: usize, request: Request, place: u32) -> Result<(), Error> {
     let into = Sge {
         addr: (mr.addr() + place as usize * stride) as u64,
-        length: wish.size as u32,
+        length: request.size as u32,
         lkey: mr.lkey(),
     };
     // SAFETY: the place's memory, which is read only after its receive has completed and before the next is posted; it

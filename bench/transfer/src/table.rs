@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::results::{Cell, Outcome, Run};
-use crate::{Policy, bytes};
+use crate::{Strategy, bytes};
 
 /// Three significant digits, or all before the point.
 #[must_use]
@@ -21,7 +21,7 @@ pub fn number(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// The lines of a cell: `rxe <op> <size> <policy> <value> <unit>`.
+/// The lines of a cell: `rxe <op> <size> <strategy> <value> <unit>`.
 #[must_use]
 pub fn lines(kind: &str, cell: &Cell) -> String {
     let mut text = String::new();
@@ -31,7 +31,7 @@ pub fn lines(kind: &str, cell: &Cell) -> String {
             "{kind} {} {} {}",
             workload.name(),
             workload.size,
-            outcome.policy
+            outcome.strategy
         );
         let [p50, p90, p99, p999, max] = outcome.latency_us;
         let figures = [
@@ -86,30 +86,30 @@ pub fn transfers(run: &Run) -> Rows {
         .iter()
         .filter(|cell| cell.workload.unmap_every == 0)
     {
-        let of = |policy: Policy, figure: fn(&Outcome) -> f64| {
-            let outcome = cell.outcome(policy.name(), 0);
+        let of = |strategy: Strategy, figure: fn(&Outcome) -> f64| {
+            let outcome = cell.outcome(strategy.name(), 0);
             outcome.map_or_else(String::new, |outcome| number(figure(outcome)))
         };
-        let ratio = |policy: Policy| {
-            let outcome = cell.outcome(policy.name(), 0);
+        let ratio = |strategy: Strategy| {
+            let outcome = cell.outcome(strategy.name(), 0);
             outcome.map_or_else(String::new, |outcome| format!("{:.3}", outcome.ratio))
         };
-        let prepare = |policy: Policy| cell.outcome(policy.name(), 0).map(|it| it.prepare_us);
-        let (each, ours) = (prepare(Policy::RegisterEachTime), prepare(Policy::Regcache));
+        let prepare = |strategy: Strategy| cell.outcome(strategy.name(), 0).map(|it| it.prepare_us);
+        let (each, ours) = (prepare(Strategy::PerTransfer), prepare(Strategy::Regcache));
         rows.push(vec![
             cell.workload.name(),
             bytes(cell.workload.size),
-            of(Policy::RegisteredOnce, |it| it.us),
-            ratio(Policy::Regcache),
-            cell.outcome(Policy::Regcache.name(), 0)
+            of(Strategy::PreRegistered, |it| it.us),
+            ratio(Strategy::Regcache),
+            cell.outcome(Strategy::Regcache.name(), 0)
                 .map_or_else(String::new, |it| {
                     format!("{:.3}-{:.3}", it.ratio_between[0], it.ratio_between[1])
                 }),
-            ratio(Policy::RegisterEachTime),
-            ratio(Policy::Copy),
-            of(Policy::RegisterEachTime, |it| it.prepare_us),
-            of(Policy::Regcache, |it| it.prepare_us),
-            of(Policy::Copy, |it| it.prepare_us),
+            ratio(Strategy::PerTransfer),
+            ratio(Strategy::Copy),
+            of(Strategy::PerTransfer, |it| it.prepare_us),
+            of(Strategy::Regcache, |it| it.prepare_us),
+            of(Strategy::Copy, |it| it.prepare_us),
             match (each, ours) {
                 (Some(each), Some(ours)) => format!("{:.0}", each / ours),
                 _ => String::new(),
@@ -127,15 +127,15 @@ pub fn peers(run: &Run) -> Rows {
     let mut names: Vec<&str> = Vec::new();
     for outcome in plain().flat_map(|cell| &cell.outcomes) {
         let is_peer =
-            outcome.policy == Policy::Odp.name() || outcome.policy.starts_with("libfabric");
-        if is_peer && !names.contains(&&*outcome.policy) {
-            names.push(&outcome.policy);
+            outcome.strategy == Strategy::Odp.name() || outcome.strategy.starts_with("libfabric");
+        if is_peer && !names.contains(&&*outcome.strategy) {
+            names.push(&outcome.strategy);
         }
     }
     if names.is_empty() {
         return Vec::new();
     }
-    names.insert(0, Policy::Regcache.name());
+    names.insert(0, Strategy::Regcache.name());
     let mut head = vec!["transfer".to_owned(), "size".to_owned()];
     head.extend(names.iter().map(|name| format!("{name}: transfer")));
     head.extend(names.iter().map(|name| format!("{name}: registering, us")));
@@ -159,7 +159,7 @@ pub fn unmaps(run: &Run) -> Rows {
     let head = [
         "transfer",
         "size",
-        "policy",
+        "strategy",
         "us",
         "rate, of regcache without",
         "registering, us (mean)",
@@ -179,7 +179,7 @@ pub fn unmaps(run: &Run) -> Rows {
             rows.push(vec![
                 workload.name(),
                 bytes(workload.size),
-                outcome.policy.clone(),
+                outcome.strategy.clone(),
                 number(outcome.us),
                 format!("{:.3}", 1.0 / outcome.ratio),
                 number(outcome.prepare_mean_us),

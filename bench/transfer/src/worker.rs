@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use regcache_conformance::Random;
+use regcache_test_support::Random;
 
 use crate::buffers::{Buffers, fill, wrong_bytes};
-use crate::policy::{Piece, Preparer};
-use crate::sample::{Sample, Stopwatch, Tally};
-use crate::wire::{PATIENCE, Wire};
+use crate::endpoint::{Endpoint, PATIENCE};
+use crate::preparer::{Piece, Preparer};
+use crate::timing::{Stopwatch, Tally, Timing};
 use crate::{Error, Workload};
 
 /// At most how long is paused before a transfer, in nanoseconds.
@@ -41,10 +41,10 @@ struct Flight<H> {
     watch: Stopwatch,
 }
 
-/// One thread's wire, buffers and results.
+/// One thread's endpoint, buffers and results.
 pub(crate) struct Worker {
     // First: when it is gone, the device has let go of the buffers.
-    wire: Box<dyn Wire>,
+    endpoint: Box<dyn Endpoint>,
     buffers: Buffers,
     workload: Workload,
     /// Of its first buffer and place among those of all threads.
@@ -63,7 +63,7 @@ impl Worker {
     pub(crate) fn new(
         workload: Workload,
         number: usize,
-        wire: Box<dyn Wire>,
+        endpoint: Box<dyn Endpoint>,
     ) -> Result<Self, Error> {
         if (workload.checked || workload.unmap_every > 0) && workload.depth > 1 {
             return Err(Error::Cannot(
@@ -71,11 +71,11 @@ impl Worker {
             ));
         }
         Ok(Self {
-            wire,
+            endpoint,
             buffers: Buffers::new(workload.set, workload.size)?,
             workload,
             first: (number * workload.set, number * workload.depth),
-            random: Random(0x9e37_79b9_7f4a_7c15 + number as u64),
+            random: Random::new(0x9e37_79b9_7f4a_7c15 + number as u64),
             begun: 0,
             tally: Tally::new()?,
         })
@@ -110,12 +110,12 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// The policy's.
-    pub(crate) fn visit<P: Preparer>(&self, policy: &P) -> Result<(), Error> {
+    /// The strategy's.
+    pub(crate) fn visit<P: Preparer>(&self, strategy: &P) -> Result<(), Error> {
         for index in 0..self.workload.set {
             let piece = self.piece(index, 0);
-            let (_, held) = policy.prepare(piece)?;
-            policy.release(piece, held)?;
+            let (_, held) = strategy.prepare(piece)?;
+            strategy.release(piece, held)?;
         }
         Ok(())
     }
@@ -133,10 +133,10 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// The device's, or the policy's.
+    /// The device's, or the strategy's.
     pub(crate) fn run<P: Preparer>(
         &mut self,
-        policy: &P,
+        strategy: &P,
         transfers: u64,
     ) -> Result<Duration, Error> {
         let mut flights: Vec<Option<Flight<P::Held>>> = Vec::new();
@@ -152,14 +152,14 @@ impl Worker {
             while begun < transfers
                 && let Some(place) = flights.iter().position(Option::is_none)
             {
-                flights[place] = Some(self.begin(policy, place, &mut aside)?);
+                flights[place] = Some(self.begin(strategy, place, &mut aside)?);
                 begun += 1;
             }
-            match self.wire.poll()? {
+            match self.endpoint.poll()? {
                 Some(place) => {
                     (quiet_since, polls) = (None, 0);
                     if let Some(flight) = flights.get_mut(place).and_then(Option::take) {
-                        samples.push(self.end(policy, flight, &mut aside)?);
+                        samples.push(self.end(strategy, flight, &mut aside)?);
                         ended += 1;
                     }
                 }
@@ -168,7 +168,7 @@ impl Worker {
                     if since.elapsed() > PATIENCE {
                         return Err(Error::TimedOut { after: PATIENCE });
                     }
-                    self.wire.idle(polls);
+                    self.endpoint.idle(polls);
                     polls = polls.saturating_add(1);
                 }
             }
@@ -182,7 +182,7 @@ impl Worker {
 
     fn begin<P: Preparer>(
         &mut self,
-        policy: &P,
+        strategy: &P,
         place: usize,
         aside: &mut Duration,
     ) -> Result<Flight<P::Held>, Error> {
@@ -195,7 +195,7 @@ impl Worker {
         } = self.workload;
         // With more under way they have no common phase.
         if self.workload.depth == 1 {
-            *aside += pause(&mut self.random, self.wire.is_software());
+            *aside += pause(&mut self.random, self.endpoint.is_software());
         }
         self.begun += 1;
         let seed = self.begun;
@@ -209,17 +209,17 @@ impl Worker {
             if op.is_from_buffer() {
                 self.buffers.fill(index, seed);
             } else {
-                fill(self.wire.peer(place)?, seed);
+                fill(self.endpoint.peer(place)?, seed);
             }
             *aside += filling.elapsed();
         }
         let piece = self.piece(index, place);
-        let ((memory, held), watch) = Stopwatch::prepare(self.begun, || policy.prepare(piece))?;
+        let ((memory, held), watch) = Stopwatch::prepare(self.begun, || strategy.prepare(piece))?;
         // SAFETY: the buffers are ours, and not unmapped but by `begin`, which chooses a buffer that may be under way
         // only where the depth is above 1, and that goes without unmapping (`new`). `held` keeps the registration; if it
         // goes early, after an error, the device refuses the key. If this worker goes before the transfer has ended, its
-        // wire goes first.
-        unsafe { self.wire.post(place, op, memory) }?;
+        // endpoint goes first.
+        unsafe { self.endpoint.post(place, op, memory) }?;
         Ok(Flight {
             piece,
             index,
@@ -231,17 +231,17 @@ impl Worker {
 
     fn end<P: Preparer>(
         &mut self,
-        policy: &P,
+        strategy: &P,
         flight: Flight<P::Held>,
         aside: &mut Duration,
-    ) -> Result<Sample, Error> {
+    ) -> Result<Timing, Error> {
         let Flight { piece, held, .. } = flight;
-        let sample = flight.watch.release(|| policy.release(piece, held))?;
+        let sample = flight.watch.release(|| strategy.release(piece, held))?;
         if self.workload.checked {
             let checking = Instant::now();
             let place = piece.place - self.first.1;
             self.tally.wrong_bytes += if self.workload.op.is_from_buffer() {
-                wrong_bytes(self.wire.peer(place)?, flight.seed)
+                wrong_bytes(self.endpoint.peer(place)?, flight.seed)
             } else {
                 self.buffers.wrong_bytes(flight.index, flight.seed)
             };

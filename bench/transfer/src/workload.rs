@@ -1,4 +1,4 @@
-//! What is measured: [`Workload`], and by whom: [`Policy`].
+//! What is measured: [`Workload`], and by whom: [`Strategy`].
 
 use std::fmt;
 
@@ -39,13 +39,13 @@ impl fmt::Display for Op {
 
 /// How a buffer comes to be registered when a transfer wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Policy {
+pub enum Strategy {
     /// Registered before each transfer, deregistered after it.
-    RegisterEachTime,
+    PerTransfer,
     /// Looked up in a cache.
     Regcache,
     /// Registered before the first transfer, for good: what no program that frees memory can do.
-    RegisteredOnce,
+    PreRegistered,
     /// Copied through memory that is registered for good: what many do instead.
     Copy,
     /// Registered before the first transfer, without pinning anything: the device pages in what it finds mapped.
@@ -54,12 +54,12 @@ pub enum Policy {
     Naive,
 }
 
-impl Policy {
+impl Strategy {
     /// What every device can do, the one that others are compared with first.
     pub const ALL: [Self; 4] = [
-        Self::RegisteredOnce,
+        Self::PreRegistered,
         Self::Regcache,
-        Self::RegisterEachTime,
+        Self::PerTransfer,
         Self::Copy,
     ];
 
@@ -67,9 +67,9 @@ impl Policy {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::RegisterEachTime => "register-each-time",
+            Self::PerTransfer => "register-per-transfer",
             Self::Regcache => "regcache",
-            Self::RegisteredOnce => "registered-once",
+            Self::PreRegistered => "pre-registered",
             Self::Copy => "copy",
             Self::Odp => "odp",
             Self::Naive => "naive",
@@ -77,14 +77,14 @@ impl Policy {
     }
 }
 
-/// One kind of work, which contestants do by turns.
+/// One kind of work, which variants do by rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
     /// Which transfer.
     pub op: Op,
     /// Bytes of each.
     pub size: usize,
-    /// Buffers in turn, in random order; each thread has as many.
+    /// Buffers in round, in random order; each thread has as many.
     pub set: usize,
     /// Transfers under way at a time, of each thread.
     pub depth: usize,

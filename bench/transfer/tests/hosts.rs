@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// By which hosts.sh says that rxe cannot be used in a namespace.
 const NOT_HERE: i32 = 77;
 
-const BENCH: &str = env!("CARGO_BIN_EXE_bench");
+const BENCH: &str = env!("CARGO_BIN_EXE_transfer");
 
 /// They make interfaces of the same names.
 fn alone() -> MutexGuard<'static, ()> {
@@ -87,7 +87,7 @@ fn the_receiver_finds_a_cache_out_that_is_told_nothing() {
 fn a_benchmark_runs_against_a_server() {
     let _alone = alone();
     // A connection each.
-    let one = "--size 10000 --depth 4 --seconds 0.1 --policy regcache --op";
+    let one = "--size 10000 --depth 4 --seconds 0.1 --strategy regcache --op";
     for op in ["write", "read", "send"] {
         let (output, text) = by_an_interface(&format!("{one} {op}"));
         assert!(output.status.success(), "{:?}", output.status);

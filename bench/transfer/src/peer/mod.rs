@@ -1,10 +1,10 @@
-//! Peers: registration caches of other libraries, doing the same work by turns with ours.
+//! Peers: registration caches of other libraries, doing the same work by rounds with ours.
 //!
 //! libfabric reads which monitor its cache shall have once in the life of a process, so that each is a process of its own,
 //! which does its transfers when it is told to. It says how long each took, and of that the preparing and releasing.
 
 #[cfg(feature = "libfabric")]
-pub mod fabric;
+pub mod libfabric;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
@@ -12,10 +12,10 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use crate::contestant::Contestant;
 use crate::counted::Reading;
 use crate::error::Trying;
-use crate::sample::{Sample, Tally};
+use crate::timing::{Tally, Timing};
+use crate::variant::Variant;
 use crate::{Error, Workload};
 
 /// A monitor of libfabric's registration cache, as `FI_MR_CACHE_MONITOR` names it.
@@ -99,7 +99,7 @@ impl Peer {
     }
 }
 
-impl Contestant for Peer {
+impl Variant for Peer {
     fn name(&self) -> String {
         self.name.clone()
     }
@@ -113,7 +113,7 @@ impl Contestant for Peer {
         let line = self.answer()?;
         let mut words = line.split_whitespace();
         let took = words.next().and_then(|word| word.parse().ok());
-        for sample in words.map_while(Sample::parse) {
+        for sample in words.map_while(Timing::parse) {
             self.tally.record(sample);
         }
         match took {

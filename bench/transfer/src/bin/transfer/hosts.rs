@@ -1,0 +1,106 @@
+//! `bench server` and `bench client`: between two hosts.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use regcache::monitor::Monitor;
+use regcache_bench_transfer::{Error, Moved, Remote, move_bytes, serve};
+use regcache_test_support::NeverReports;
+
+use crate::measure::{Device, Work, raise_limits, ummunotify, with_best_monitor};
+
+const PORT: u16 = 18515;
+
+/// Where to listen.
+#[derive(clap::Args)]
+pub(crate) struct Server {
+    /// Listen at this address of an RDMA device; if not told, at all
+    #[arg(default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)))]
+    address: SocketAddr,
+    /// Serve so many connections and end, with an error if one of them had one
+    #[arg(long)]
+    clients: Option<usize>,
+}
+
+/// Whom to connect with, and what for.
+#[derive(clap::Args)]
+pub(crate) struct Client {
+    /// The server's address, with a port if it is not 18515
+    #[arg(value_parser = address)]
+    address: SocketAddr,
+    /// Move so many MiB, in memory that is freed and allocated all the time, and have the server check every byte
+    #[arg(long, value_name = "MIB")]
+    r#move: Option<u64>,
+    /// Bytes of a message, when moving
+    #[arg(long, default_value_t = 1 << 20)]
+    message: usize,
+    /// With a cache that is told of nothing, when moving: to see the server find out
+    #[arg(long)]
+    naive: bool,
+    #[command(flatten)]
+    work: Work,
+}
+
+fn address(text: &str) -> Result<SocketAddr, std::net::AddrParseError> {
+    text.parse()
+        .or_else(|_| text.parse().map(|host| SocketAddr::new(host, PORT)))
+}
+
+pub(crate) fn server(options: &Server) -> Result<ExitCode, Error> {
+    raise_limits();
+    let address = options.address;
+    serve(address, options.clients, || {
+        println!("listening at {address}");
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn client(options: &Client) -> Result<ExitCode, Error> {
+    raise_limits();
+    let remote = Remote::open(options.address)?;
+    let name = remote.pd().context().device().to_owned();
+    let Some(mib) = options.r#move else {
+        return with_best_monitor(&options.work, &Device::verbs(&name), || Ok(remote.clone()));
+    };
+    if options.naive {
+        moved(options, &remote, NeverReports, mib)
+    } else {
+        moved(options, &remote, ummunotify()?, mib)
+    }
+}
+
+fn moved<M: Monitor>(
+    options: &Client,
+    remote: &Remote,
+    monitor: M,
+    mib: u64,
+) -> Result<ExitCode, Error> {
+    const DEPTH: usize = 4;
+    let total = mib << 20;
+    let bar = ProgressBar::new(total);
+    let style = ProgressStyle::with_template("{bar:30} {bytes} of {total_bytes}  {eta_precise}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let name = monitor.name();
+    let mut tick = |sent| bar.set_position(sent);
+    let moved = move_bytes(remote, monitor, total, options.message, DEPTH, &mut tick)?;
+    bar.finish_and_clear();
+    let Moved {
+        bytes,
+        wrong,
+        messages,
+        reused,
+        took,
+        cache,
+    } = moved;
+    println!(
+        "moved {bytes} bytes in {messages} messages, {reused} of them at an address that was used and freed before, in \
+         {:.1} s: stale_bytes={wrong} monitor={name}\n{cache}",
+        took.as_secs_f64()
+    );
+    Ok(if bytes == total && wrong == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
