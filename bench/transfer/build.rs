@@ -1,4 +1,4 @@
-//! With the feature `libfabric`, compiles what calls it.
+//! Compiles the calls of libfabric, with the feature `libfabric`.
 
 fn main() {
     println!("cargo::rerun-if-changed=libfabric/link.c");
@@ -8,7 +8,6 @@ fn main() {
 
 #[cfg(feature = "libfabric")]
 fn libfabric() {
-    // Debian's libfabric-dev, or what else pkg-config knows by that name.
     let library = pkg_config::Config::new()
         .atleast_version("1.14")
         .probe("libfabric")

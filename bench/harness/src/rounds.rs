@@ -100,9 +100,10 @@ impl Rounds {
 
 /// Runs rounds of this many variants until `is_enough` returns true.
 ///
-/// Each variant leads in its turn, and the others follow in random order: a variant finds the caches
-/// and queues of the machine as the one before it left them. After `discard_at_most` disturbed rounds
-/// all rounds count, since a disturbed round is better than none on a machine that is always busy.
+/// Each variant leads in its turn, and the others follow in random order: a variant finds the
+/// caches and queues of the machine as the one before it left them. After `discard_at_most`
+/// disturbed rounds all rounds count, since a disturbed round is better than none on a machine that
+/// is always busy.
 ///
 /// # Errors
 ///

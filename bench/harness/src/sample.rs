@@ -42,8 +42,8 @@ pub fn timed(operations: usize, run: impl FnOnce()) -> Sample {
     Sample::new(span.1 - span.0, operations, undisturbed)
 }
 
-/// Times `operations` operations each of two threads, which `run` is told by 0 and 1, on two CPUs at
-/// once. The time is from the start of the first to the end of the last.
+/// Times `operations` operations each of two threads, which `run` is told by 0 and 1, on two CPUs
+/// at once. The time is from the start of the first to the end of the last.
 pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Sample {
     let alone = {
         let _here = Pinned::to(0);

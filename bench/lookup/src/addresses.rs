@@ -4,8 +4,8 @@ use std::io;
 
 use memmap2::{MmapMut, MmapOptions};
 
-/// Ranges of one length at equal distances. Between each range and the next lies another one, which is
-/// not registered at the start.
+/// Ranges of one length at equal distances. Between each range and the next lies another one, which
+/// is not registered at the start.
 ///
 /// This process has reserved the addresses, so nothing else is there. No loop touches them.
 #[derive(Debug)]

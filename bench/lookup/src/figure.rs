@@ -55,7 +55,8 @@ impl Figure {
         self
     }
 
-    /// Returns whether the threshold is met, or `None` if there is none or the other figure is missing.
+    /// Returns whether the threshold is met, or `None` if there is none or the other figure is
+    /// missing.
     pub fn is_met(&self) -> Option<bool> {
         match self.threshold {
             Threshold::None => None,

@@ -2,8 +2,8 @@
 //!
 //! The same [`loops`] drive both caches through [`Subject`], over the same [`Addresses`], with a
 //! device that does nothing: [`DummyRegistrar`], and its counterpart in `ucx/shim.c`. regcache's
-//! monitor is a model ([`FakeMonitor`]) whose generation is a word of shared memory, as the driver's
-//! is. So every figure includes the check of the generation.
+//! monitor is a model ([`FakeMonitor`]) whose generation is a word of shared memory, as the
+//! driver's is. So every figure includes the check of the generation.
 //!
 //! The program `lookup` measures and prints; `cargo xtask bench` runs it.
 #![warn(missing_docs)]

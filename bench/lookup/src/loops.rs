@@ -10,7 +10,8 @@ use crate::{Addresses, Subject};
 /// How many ranges change at once in a loop that undoes what it measures.
 const BATCH: usize = 1000;
 
-/// A step that is co-prime to every number of entries here, so that it visits all in no simple order.
+/// A step that is co-prime to every number of entries here, so that it visits all in no simple
+/// order.
 const STEP: usize = 7919;
 
 /// Registers all ranges.
@@ -81,8 +82,8 @@ pub fn miss(subject: &impl Subject, addresses: &Addresses, operations: Range<usi
     time
 }
 
-/// Does the invalidations of these numbers, each of which makes the cache destroy a registration, and
-/// returns their time. Registering the ranges again is not timed.
+/// Does the invalidations of these numbers, each of which makes the cache destroy a registration,
+/// and returns their time. Registering the ranges again is not timed.
 pub fn invalidate(
     subject: &impl Subject,
     addresses: &Addresses,

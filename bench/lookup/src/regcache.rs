@@ -77,8 +77,8 @@ impl Subject for Regcache {
     }
 }
 
-/// A cache on [`DummyRegistrar`] and [`DummyMonitor`], for figures without the cost of a monitor that
-/// remembers its watches.
+/// A cache on [`DummyRegistrar`] and [`DummyMonitor`], for figures without the cost of a monitor
+/// that remembers its watches.
 #[derive(Debug)]
 pub struct Unwatched(Cache<DummyRegistrar, DummyMonitor>);
 

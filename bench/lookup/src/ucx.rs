@@ -1,8 +1,8 @@
 //! [`Ucx`]: UCX's registration cache as a [`Subject`], by its thread-safe functions.
 //!
-//! This module declares the functions of `ucs/memory/rcache.h` that a lookup calls, with opaque types.
-//! `ucx/shim.c` has the code that depends on their layout. It compiles only against a header with
-//! these very functions.
+//! This module declares the functions of `ucs/memory/rcache.h` that a lookup calls, with opaque
+//! types. `ucx/shim.c` has the code that depends on their layout. It compiles only against a header
+//! with these very functions.
 
 use std::ffi::{c_int, c_ulong, c_void};
 use std::hint::black_box;

@@ -1,7 +1,6 @@
 /*
- * A connection of this process with itself through libfabric's verbs provider, by its public interface, whose
- * fi_mr_reg and fi_close go through the provider's registration cache. For the benchmark of peers only: one transfer
- * at a time, everything polled.
+ * Connects this process with itself through libfabric's verbs provider. fi_mr_reg and fi_close use the provider's
+ * registration cache. It serves the benchmark of peers only: it does one transfer at a time, and polls.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -15,7 +14,7 @@
 #include <rdma/fi_eq.h>
 #include <rdma/fi_rma.h>
 
-/* Milliseconds that connecting may take. */
+/* The milliseconds that connecting may take. */
 #define PATIENCE 20000
 
 struct fabric_link {
@@ -46,7 +45,7 @@ static int endpoint(struct fabric_link *link, struct fi_info *info, struct fid_e
 	return fi_enable(*ep);
 }
 
-/* Waits for an event. */
+/* Waits for an event of this kind. */
 static int event(struct fabric_link *link, uint32_t wanted, struct fi_eq_cm_entry *entry)
 {
 	uint32_t came;
@@ -129,7 +128,7 @@ int fabric_link_open(const char *node, size_t size, struct fabric_link **out)
 			 &link->peer_mr, NULL);
 }
 
-/* What the policy does before a transfer: op is 0 for write, 1 for read, 2 for send. */
+/* Registers the buffer before a transfer: op is 0 for write, 1 for read, 2 for send. */
 int fabric_link_prepare(struct fabric_link *link, int op, void *buffer, size_t len, struct fid_mr **mr)
 {
 	static const uint64_t access[] = {FI_WRITE, FI_READ, FI_SEND};
@@ -137,7 +136,7 @@ int fabric_link_prepare(struct fabric_link *link, int op, void *buffer, size_t l
 	return fi_mr_reg(link->domain, buffer, len, access[op], 0, 0, 0, mr, NULL);
 }
 
-/* And after it. */
+/* Releases the registration after a transfer. */
 int fabric_link_release(struct fid_mr *mr)
 {
 	return fi_close(&mr->fid);
@@ -159,7 +158,7 @@ int fabric_link_post(struct fabric_link *link, int op, void *buffer, size_t len,
 	}
 }
 
-/* How many have completed: 0 or 1, or what went wrong. */
+/* Returns the number of completed transfers, which is 0 or 1, or a negative errno. */
 int fabric_link_poll(struct fabric_link *link)
 {
 	struct fi_cq_entry entry;

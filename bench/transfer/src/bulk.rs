@@ -1,5 +1,5 @@
-//! [`move_bytes`]: many bytes to another host, each checked there, while the sender frees and allocates the memory that
-//! it sends them from.
+//! [`move_bytes`]: a bulk transfer to another host, which checks every byte, while the sender frees
+//! and allocates the memory that it sends from.
 
 use std::collections::{HashSet, VecDeque};
 use std::thread;
@@ -17,24 +17,25 @@ use crate::error::Trying;
 use crate::qp_endpoint::Region;
 use crate::remote::{Connected, Remote, Request};
 
-/// What came of it.
+/// The result of a bulk transfer.
 #[derive(Clone, Copy, Debug)]
 pub struct Moved {
-    /// Bytes that the receiver has checked.
+    /// The bytes that the receiver has checked.
     pub bytes: u64,
-    /// Bytes of them that were not what was sent.
+    /// The bytes among them that differed from the payload.
     pub wrong: u64,
-    /// Messages that they came in.
+    /// The number of messages.
     pub messages: u64,
-    /// Messages of memory at an address that an earlier one, freed since, had been at.
+    /// The number of messages at the address of an earlier one that was freed.
     pub reused: u64,
-    /// How long it took, filling and checking included.
+    /// The time, which includes filling and checking.
     pub took: Duration,
-    /// What the cache says.
+    /// The counters of the cache.
     pub cache: Stats,
 }
 
-/// A message's memory: by mmap and by malloc in round. What an allocator gives back to the kernel it decides itself.
+/// The memory of a message, by mmap and malloc alternately. The allocator decides what it gives
+/// back to the kernel.
 enum Memory {
     Mapped(MmapMut),
     Allocated(Vec<u8>),
@@ -57,12 +58,13 @@ impl Memory {
     }
 }
 
-/// Sends `total` bytes in messages of `size`, `depth` of them under way, by registrations from a cache on `monitor`.
-/// Each message is in memory of its own, freed when it has arrived.
+/// Sends `total` bytes in messages of `size` bytes, `depth` of them in flight, by registrations
+/// from a cache on `monitor`. Each message has memory of its own, which is freed when it has
+/// arrived.
 ///
 /// # Errors
 ///
-/// The device's, or the cache's.
+/// The errors of the device or of the cache.
 pub fn move_bytes<M: Monitor>(
     remote: &Remote,
     monitor: M,
@@ -75,7 +77,8 @@ pub fn move_bytes<M: Monitor>(
     let cache = cache.build().trying("build the cache")?;
     let verdict = Region::new(remote.pd(), 16)?;
     let mut flights: VecDeque<(Memory, Guard<MrRegistrar, M>)> = VecDeque::new();
-    // After what it moves: it goes first, and the device lets go of it.
+    // Declared after the memory, the queue pair is dropped first, and the device lets go of the
+    // memory.
     let Connected {
         qp, cq, connection, ..
     } = remote.connect(Request {
@@ -83,7 +86,7 @@ pub fn move_bytes<M: Monitor>(
         depth: depth as u32,
         total,
     })?;
-    // SAFETY: the memory is read only when this has completed.
+    // SAFETY: the memory is read only after this receive has completed.
     unsafe { qp.post_recv(u64::MAX, verdict.sge()) }?;
 
     let started = Instant::now();
@@ -105,7 +108,8 @@ pub fn move_bytes<M: Monitor>(
                 lkey: guard.registration().lkey(),
             };
             flights.push_back((memory, guard));
-            // SAFETY: memory and guard stay in `flights` until it has completed, or longer than the queue pair.
+            // SAFETY: memory and guard stay in `flights` until the send has completed, or outlive
+            // the queue pair.
             unsafe { qp.post_send(messages, from) }?;
             sent += len as u64;
             messages += 1;
@@ -125,7 +129,7 @@ pub fn move_bytes<M: Monitor>(
         if completion.wr_id == u64::MAX {
             is_judged = true;
         } else if let Some((memory, guard)) = flights.pop_front() {
-            // Sends complete in their order.
+            // Sends complete in order.
             drop(guard);
             drop(memory);
             tick(sent);

@@ -1,10 +1,11 @@
-//! Two runs beside each other.
+//! Compares two runs.
 
 use crate::bytes;
 use crate::results::{Cell, Outcome, Run};
 use crate::table::{Rows, number};
 
-/// What both have measured: the time of a transfer, the time in registration, and the later's of the earlier's.
+/// Returns the table of all that both runs measured: times and overheads, and the ratios of the
+/// later to the earlier run.
 #[must_use]
 pub fn rows(earlier: &Run, later: &Run) -> Rows {
     let head = [
@@ -13,10 +14,10 @@ pub fn rows(earlier: &Run, later: &Run) -> Rows {
         "strategy",
         "us before",
         "us after",
-        "after, of before",
-        "registering before",
-        "registering after",
-        "after, of before",
+        "ratio",
+        "overhead before",
+        "overhead after",
+        "ratio",
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for cell in &earlier.cells {

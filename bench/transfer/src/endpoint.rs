@@ -1,4 +1,4 @@
-//! [`Endpoint`]: what moves the bytes of one thread, and [`Provider`]: where endpoints and registrations come from.
+//! [`Endpoint`] moves the bytes of one thread; [`Provider`] makes endpoints and registrations.
 
 use std::time::Duration;
 
@@ -6,23 +6,23 @@ use regcache::{Registrar, VaRange};
 
 use crate::{Error, Op};
 
-/// How long nothing may complete. An emulated machine moves 16 MiB in half a second.
+/// How long a thread waits for a completion. An emulated machine moves 16 MiB in half a second.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Memory as a work request names it.
+/// Memory as work requests name it.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    /// Where it is.
+    /// The address.
     pub at: *mut u8,
-    /// Bytes.
+    /// The length in bytes.
     pub len: usize,
-    /// The device's name for a registration that covers it.
+    /// The key of a registration that covers it.
     pub key: u32,
 }
 
 /// A registration as work requests name it.
 pub trait Keyed {
-    /// The name.
+    /// Returns the key.
     fn key(&self) -> u32;
 }
 
@@ -32,40 +32,42 @@ impl<T: Keyed> Keyed for crate::counted::CountedRegistration<T> {
     }
 }
 
-/// Moves the bytes of one thread. Transfers have places, from 0 up to the depth it was made with; in each place there
-/// is one at a time, whose other end is memory of that place's own.
+/// Moves the bytes of one thread.
+///
+/// Transfers have places, from 0 to the depth of the endpoint. Each place has one transfer at a
+/// time, and memory of its own at the other end.
 pub trait Endpoint: Send {
     /// Starts a transfer.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// The device's errors.
     ///
     /// # Safety
     ///
-    /// The memory stays mapped and registered, and nobody else's, until the transfer's place came out of
-    /// [`poll`](Self::poll), or the endpoint was dropped.
+    /// The memory stays mapped and registered, and nobody else uses it, until [`poll`](Self::poll)
+    /// has returned the place or the endpoint was dropped.
     unsafe fn post(&mut self, place: usize, op: Op, memory: Memory) -> Result<(), Error>;
 
-    /// The place of a transfer that has ended well, if there is one. Does not wait.
+    /// Returns the place of a transfer that has succeeded, if there is one. It does not wait.
     ///
     /// # Errors
     ///
-    /// The device's. Nothing that was posted can be counted on after that.
+    /// The device's errors. After one, the state of the posted transfers is unknown.
     fn poll(&mut self) -> Result<Option<usize>, Error>;
 
-    /// Nothing has completed, for so many polls in a row: lets others run.
+    /// Lets other threads run after this many polls in a row without a completion.
     fn idle(&self, polls: u32) {
         let _ = polls;
         std::thread::yield_now();
     }
 
-    /// Whether the processors that measure also move the bytes, in threads of the kernel's.
+    /// Returns whether kernel threads move the bytes, on the CPUs that measure.
     fn is_software(&self) -> bool {
         false
     }
 
-    /// What is at the other end of the place, of which no transfer may be under way.
+    /// Returns the memory at the other end of a place that has no transfer.
     ///
     /// # Errors
     ///
@@ -73,7 +75,7 @@ pub trait Endpoint: Send {
     fn peer(&mut self, place: usize) -> Result<&mut [u8], Error>;
 }
 
-/// A registration that pins nothing. It ends when it is dropped.
+/// A registration that pins nothing. Dropping it deregisters.
 pub type OnDemandRegistration = Box<dyn Keyed + Send + Sync>;
 
 impl Keyed for OnDemandRegistration {
@@ -82,22 +84,23 @@ impl Keyed for OnDemandRegistration {
     }
 }
 
-/// A device: where endpoints and registrations come from.
+/// A device, which makes endpoints and registrations.
 pub trait Provider {
-    /// Makes registrations that its endpoints can name.
+    /// The registrar, whose registrations the endpoints can name.
     type Registrar: Registrar<Registration: Keyed> + Clone;
 
-    /// The registrar.
+    /// Returns the registrar.
     fn registrar(&self) -> Self::Registrar;
 
-    /// What the buffer's registration must allow.
+    /// Returns the access that a buffer of such a transfer needs.
     fn access(&self, op: Op) -> <Self::Registrar as Registrar>::Access;
 
-    /// Whether such a transfer can use a registration of its buffer that pins nothing: on-demand paging.
+    /// Returns whether the device offers on-demand paging for such a transfer: a registration that
+    /// pins nothing.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// The device's errors.
     fn offers_on_demand(&self, _: Op) -> Result<bool, Error> {
         Ok(false)
     }
@@ -106,17 +109,17 @@ pub trait Provider {
     ///
     /// # Errors
     ///
-    /// The device's; [`Error::Cannot`] if it [does not offer](Self::offers_on_demand) that.
+    /// The device's errors; [`Error::Cannot`] if it [does not offer](Self::offers_on_demand) that.
     fn register_on_demand(&self, op: Op, _: VaRange) -> Result<OnDemandRegistration, Error> {
         Err(Error::Cannot(format!(
-            "{op} without pinning: the device does not offer it"
+            "this device offers no on-demand paging for the transfer {op}"
         )))
     }
 
-    /// A endpoint for so many transfers at a time of so many bytes.
+    /// Makes an endpoint for `depth` transfers at a time, each of `size` bytes at most.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// The device's errors.
     fn endpoint(&self, size: usize, depth: usize) -> Result<Box<dyn Endpoint>, Error>;
 }

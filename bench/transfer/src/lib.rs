@@ -1,10 +1,11 @@
-//! What a transfer costs by each way of registering its buffer.
+//! The cost of a transfer by the strategy that registers its buffer.
 //!
-//! The program `bench` measures it over any verbs device, connected with itself or between two hosts, and over
-//! io_uring's fixed buffers; writes what it has measured as JSON; and makes reports, comparisons and projections of such
-//! files.
+//! The program `transfer` measures it over any verbs device, connected with itself or between two
+//! hosts, and over io_uring's fixed buffers. It writes its results as JSON, and makes reports,
+//! comparisons and projections of such files.
 //!
-//! A [`Workload`] is done by [`Variant`]s by [rounds], on a [`Provider`]. Each has a [strategy] for its buffers.
+//! A [`Workload`] is done in [rounds] by [`Variant`]s, each of which has a [`Strategy`] for its
+//! buffers. A [`Provider`] gives them [endpoints](Endpoint) and registrations.
 #![warn(missing_docs)]
 
 mod buffers;

@@ -1,7 +1,7 @@
-//! The strategies: what each does before a transfer and after it.
+//! The strategies at work: what each does before and after a transfer.
 //!
-//! A [`Preparer`] is asked for memory that the device knows, given a buffer; what it hands out it takes back when the
-//! transfer has ended. The time in the two calls is what a strategy costs.
+//! A [`Preparer`] returns registered memory for a buffer before a transfer, and releases it after
+//! the transfer. The time in these two calls is the overhead of the strategy.
 
 use std::sync::Arc;
 
@@ -17,33 +17,33 @@ use crate::{Error, Op};
 /// A buffer that is to be transferred.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
-    /// Its number among the buffers of all threads.
+    /// The number of the buffer among those of all threads.
     pub number: usize,
     /// The number of the transfer's place among those of all threads.
     pub place: usize,
-    /// Where it is.
+    /// The address.
     pub at: *mut u8,
-    /// Bytes.
+    /// The length in bytes.
     pub len: usize,
 }
 
 /// A strategy at work.
 pub trait Preparer: Sync {
-    /// What is kept while the transfer is under way.
+    /// The state that the strategy keeps during the transfer.
     type Held;
 
-    /// Makes the buffer known to the device, or its bytes.
+    /// Returns registered memory for the transfer: the buffer, or a copy of its bytes.
     ///
     /// # Errors
     ///
-    /// The device's, or the cache's.
+    /// The errors of the device or of the cache.
     fn prepare(&self, piece: Piece) -> Result<(Memory, Self::Held), Error>;
 
-    /// The transfer has ended.
+    /// Releases the memory after the transfer.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// The device's errors.
     fn release(&self, piece: Piece, held: Self::Held) -> Result<(), Error>;
 }
 
@@ -55,14 +55,14 @@ fn memory(piece: Piece, key: u32) -> Memory {
     }
 }
 
-/// Registers before each transfer, deregisters after it.
+/// Registers before each transfer and deregisters after it.
 pub struct PerTransfer<R: Registrar> {
     registrar: Counted<R>,
     access: R::Access,
 }
 
 impl<R: Registrar> PerTransfer<R> {
-    /// Counts into `counts`.
+    /// Makes the strategy, which counts its calls in `counts`.
     pub fn new(registrar: R, access: R::Access, counts: &Arc<Counts>) -> Self {
         Self {
             registrar: Counted::new(registrar, counts),
@@ -88,19 +88,19 @@ impl<R: Registrar<Registration: Keyed>> Preparer for PerTransfer<R> {
     }
 }
 
-/// Looks up in a cache.
+/// Looks each buffer up in a cache.
 pub struct Cached<R: Registrar, M: Monitor> {
     cache: Cache<Counted<R>, Counted<M>>,
     access: R::Access,
 }
 
 impl<R: Registrar, M: Monitor> Cached<R, M> {
-    /// A cache on `monitor`. It may pin all that the workload has, whatever `RLIMIT_MEMLOCK` says: the device's
-    /// refusal is to be seen, not the cache's.
+    /// Makes a cache on `monitor`. It may pin more than `RLIMIT_MEMLOCK`, so that the device
+    /// refuses a workload that is too large, and not the cache.
     ///
     /// # Errors
     ///
-    /// The cache's.
+    /// The errors of building the cache.
     pub fn new(
         registrar: R,
         access: R::Access,
@@ -132,14 +132,14 @@ impl<R: Registrar<Registration: Keyed>, M: Monitor> Preparer for Cached<R, M> {
     }
 }
 
-/// Knows the key of each buffer, whose registrations live as long as this.
+/// Uses registrations of all buffers that were made before the first transfer.
 pub struct PreRegistered<T> {
     keys: Vec<u32>,
     _registrations: Vec<T>,
 }
 
 impl<T: Keyed> PreRegistered<T> {
-    /// By the buffers' numbers.
+    /// Makes the strategy from registrations in the order of the buffers' numbers.
     pub fn new(registrations: Vec<T>) -> Self {
         Self {
             keys: registrations.iter().map(Keyed::key).collect(),
@@ -162,25 +162,25 @@ impl<T: Sync> Preparer for PreRegistered<T> {
     }
 }
 
-/// Copies through memory that is registered for good.
+/// Copies each buffer through bounce memory that stays registered.
 pub struct Copy<T> {
     op: Op,
-    /// By place.
+    /// The bounce memory of each place.
     bounce: Vec<(*mut u8, T)>,
     _memory: Vec<MmapMut>,
 }
 
-// SAFETY: a place of the bounce memory is used by the thread that has a transfer in it.
+// SAFETY: only the thread that has a transfer in a place uses its bounce memory.
 unsafe impl<T: Sync> Sync for Copy<T> {}
 // SAFETY: it owns what it points to.
 unsafe impl<T: Send> Send for Copy<T> {}
 
 impl<T: Keyed> Copy<T> {
-    /// With bounce memory for so many places of `size` bytes.
+    /// Makes the strategy with bounce memory of `size` bytes for each place.
     ///
     /// # Errors
     ///
-    /// That of `register`, or the kernel's.
+    /// The errors of `register` or of the kernel.
     pub fn new(
         op: Op,
         size: usize,
@@ -208,7 +208,7 @@ impl<T: Keyed + Sync> Preparer for Copy<T> {
     fn prepare(&self, piece: Piece) -> Result<(Memory, ()), Error> {
         let (at, registration) = &self.bounce[piece.place];
         if self.op.is_from_buffer() {
-            // SAFETY: both are mapped and as long as that; the place has no other transfer.
+            // SAFETY: both are mapped and have that length; the place has no other transfer.
             unsafe { std::ptr::copy_nonoverlapping(piece.at, *at, piece.len) };
         }
         let memory = Memory {

@@ -1,5 +1,5 @@
-//! [`QpEndpoint`]: a queue pair on which transfers are posted, whose other end may be in this process
-//! or on another host; and the parts that every connection of verbs needs.
+//! [`QpEndpoint`]: a queue pair on which transfers are posted, whose other end may be in this
+//! process or on another host; and the parts that every connection of verbs needs.
 
 use std::sync::Arc;
 use std::thread;
@@ -152,8 +152,8 @@ impl Endpoint for QpEndpoint {
             lkey: memory.key,
         };
         self.awaited[place] = 1;
-        // SAFETY: the caller's promise for the buffer. The other end's memory belongs to this place,
-        // which has no other transfer, and lives longer than the queue pairs.
+        // SAFETY: the caller's promise for the buffer. The other end's memory belongs to this
+        // place, which has no other transfer, and lives longer than the queue pairs.
         unsafe {
             match op {
                 Op::Write => self

@@ -1,4 +1,4 @@
-//! What registering costs on a device, size by size: [`measure`]. No bytes are moved.
+//! The cost of registering on a device by size, without transfers: [`measure`].
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -14,17 +14,18 @@ use crate::results::Cost;
 use crate::{Error, Op};
 use regcache_bench_harness::median;
 
-/// Rounds at least, at each size.
+/// The least number of rounds at each size.
 const ROUNDS: usize = 15;
 
-/// Lookups behind one reading of the clock: a hit takes less than that.
+/// The lookups between two clock readings, since a reading takes longer than a hit.
 const HITS: u32 = 100;
 
-/// Registers, deregisters, looks up and copies buffers of each size, for `each` long at least; medians.
+/// Registers, deregisters, looks up and copies buffers of each size, for at least `each`. Returns
+/// the medians.
 ///
 /// # Errors
 ///
-/// The device's.
+/// The device's errors.
 pub fn measure<F: Provider, M: Monitor>(
     provider: &F,
     monitor: M,
@@ -70,7 +71,7 @@ pub fn measure<F: Provider, M: Monitor>(
             unsafe { std::ptr::copy_nonoverlapping(source, target, size) };
             copy.push(started.elapsed().as_nanos() as f64);
         }
-        // Its monitor does not hear of the unmapping.
+        // Its monitor does not report that the buffers are unmapped.
         word.cache.flush()?;
         costs.push(Cost {
             size,
@@ -84,14 +85,14 @@ pub fn measure<F: Provider, M: Monitor>(
     Ok(costs)
 }
 
-/// A cache to look up in.
+/// A cache and the access of its lookups.
 struct Cached<R: Registrar, M: Monitor> {
     cache: Cache<R, M>,
     access: R::Access,
 }
 
 impl<R: Registrar, M: Monitor> Cached<R, M> {
-    /// What a hit takes, and the drop of its guard.
+    /// The nanoseconds of a hit and of dropping its guard.
     fn hit_ns(&self, at: *const u8, len: usize) -> Result<f64, Error> {
         drop(self.cache.get(at, len, self.access)?);
         let started = Instant::now();

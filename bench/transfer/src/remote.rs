@@ -1,5 +1,5 @@
-//! [`Remote`]: a device whose endpoints lead to a server ([`serve`](crate::serve)) on another host; and what the two tell
-//! each other.
+//! [`Remote`]: a device whose endpoints lead to a server ([`serve`](crate::serve)) on another host,
+//! and the messages with which the two connect.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use crate::Error;
 use crate::endpoint::Endpoint;
 use crate::qp_endpoint::{QpEndpoint, VerbsProvider, is_software, queue_pairs};
 
-/// Says that it is us, in this version.
+/// The first word of each message, which names this program and its version.
 const MAGIC: u32 = 0x7263_6231;
 
-/// What a client wants.
+/// The request of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// Bytes of a transfer at most.
+    /// The most bytes of a transfer.
     pub(crate) size: u64,
-    /// Transfers under way at most.
+    /// The most transfers in flight.
     pub(crate) depth: u32,
-    /// Bytes that will be sent and are to be checked; 0 for a benchmark.
+    /// The bytes that the client sends and the server checks; 0 for a benchmark.
     pub(crate) total: u64,
 }
 
-/// What a server offers: memory to read and write, a piece for each transfer under way.
+/// The offer of a server: memory to read and write, with a part for each transfer in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Offer {
     pub(crate) addr: u64,
@@ -84,35 +84,38 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Finds the way to the server's address, and opens the device that leads there.
+    /// Resolves the server's address, and opens the device that leads there.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// The device's errors.
     pub fn open(address: SocketAddr) -> Result<Self, Error> {
         let device = Dial::resolve(address)?.device()?;
         let pd = Pd::alloc(&Context::open(&device)?)?;
         Ok(Self { address, pd })
     }
 
-    /// The protection domain of all registrations.
+    /// Returns the protection domain of all registrations.
     #[must_use]
     pub fn pd(&self) -> &Arc<Pd> {
         &self.pd
     }
 
-    /// Connects.
+    /// Connects with the server.
     pub(crate) fn connect(&self, request: Request) -> Result<Connected, Error> {
         let (cq, [qp]) = queue_pairs(&self.pd, request.depth)?;
         let dial = Dial::resolve(self.address)?;
         if dial.device()? != self.pd.context().device() {
-            let why = format!("{} is reached by another device than before", self.address);
+            let why = format!("another device leads to {} than before", self.address);
             return Err(Error::Cannot(why));
         }
         let connection = dial.connect(&qp, &request.to_bytes())?;
         let offer = Offer::from_bytes(connection.hello());
         let offer = offer.ok_or_else(|| {
-            Error::Cannot(format!("{} is not a server of this version", self.address))
+            Error::Cannot(format!(
+                "{} is not a transfer server of this version: run the same build on both hosts",
+                self.address
+            ))
         })?;
         Ok(Connected {
             qp,
@@ -169,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_is_understood_and_nothing_else() {
+    fn messages_are_understood_and_nothing_else_is() {
         let request = Request {
             size: 1 << 20,
             depth: 4,

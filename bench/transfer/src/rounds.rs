@@ -19,8 +19,9 @@ pub struct Effort {
     pub sample: Duration,
 }
 
-/// The number of rounds that suffices if a single transfer exceeds the time of a sample, provided that
-/// each variant's ratios agree within [`AGREEMENT`]. Short disturbances average out in such a transfer.
+/// The number of rounds that suffices if a single transfer exceeds the time of a sample, provided
+/// that each variant's ratios agree within [`AGREEMENT`]. Short disturbances average out in such a
+/// transfer.
 const LONG_ROUNDS: usize = 3;
 const AGREEMENT: f64 = 0.02;
 

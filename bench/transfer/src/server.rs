@@ -17,15 +17,16 @@ use crate::error::Trying;
 use crate::qp_endpoint::{PEER_ACCESS, queue_pairs};
 use crate::remote::{Offer, Request};
 
-/// How long it sleeps when there is nothing to do.
+/// How long a thread sleeps when there is nothing to do.
 const REST: Duration = Duration::from_micros(50);
 
-/// Listens at `address` and serves, each client by a thread: for ever, or until so many have come and gone. `ready` is
-/// called when it listens.
+/// Listens at `address` and serves each client in a thread, for ever or until this many clients
+/// were served. `ready` is called when it listens.
 ///
 /// # Errors
 ///
-/// The device's, while listening; of clients that went wrong it tells, and goes on, unless it was to serve so many.
+/// The device's errors while listening. The error of a client is printed; it is returned as well if
+/// the number of clients is limited.
 pub fn serve(
     address: SocketAddr,
     clients: Option<usize>,
@@ -50,17 +51,21 @@ pub fn serve(
 
 fn serve_one(incoming: Incoming) -> Result<(), Error> {
     let served = Request::from_bytes(incoming.hello())
-        .ok_or_else(|| Error::Cannot("a client of another version".to_owned()))
+        .ok_or_else(|| {
+            Error::Cannot(
+                "a client of another version: run the same build on both hosts".to_owned(),
+            )
+        })
         .and_then(|request| Served::accept(incoming, request)?.run());
     if let Err(error) = &served {
-        eprintln!("bench: a client: {error}");
+        eprintln!("transfer: client failed: {error}");
     }
     served
 }
 
-/// A client that is being served.
+/// A client that is served.
 struct Served {
-    // First: when it is gone, the device has let go of the memory.
+    // First: when it is destroyed, the device has let go of the memory.
     qp: Qp,
     cq: Arc<Cq>,
     connection: Connection,
@@ -97,7 +102,7 @@ impl Served {
         })
     }
 
-    /// Until the client goes, or has sent all that it wanted to have checked.
+    /// Serves until the client disconnects or has sent all bytes that are to be checked.
     fn run(self) -> Result<(), Error> {
         let (mut received, mut wrong, mut messages) = (0, 0, 0);
         loop {
@@ -126,7 +131,7 @@ impl Served {
         }
     }
 
-    /// Tells the client what came, and waits until it has gone.
+    /// Sends the client the result, and waits until it disconnects.
     fn answer(mut self, received: u64, wrong: u64) -> Result<(), Error> {
         self.memory[..8].copy_from_slice(&received.to_le_bytes());
         self.memory[8..16].copy_from_slice(&wrong.to_le_bytes());
@@ -135,7 +140,8 @@ impl Served {
             length: 16,
             lkey: self.mr.lkey(),
         };
-        // SAFETY: the memory is ours, registered, and left alone from here on; the client sends no more.
+        // SAFETY: the memory is ours and registered, and nothing writes it from here on: the client
+        // sends no more.
         unsafe { self.qp.post_send(u64::MAX, from) }?;
         while !self.connection.is_closed()? {
             thread::sleep(REST);
@@ -150,7 +156,7 @@ fn receive(qp: &Qp, mr: &Mr, stride: usize, request: Request, place: u32) -> Res
         length: request.size as u32,
         lkey: mr.lkey(),
     };
-    // SAFETY: the place's memory, which is read only after its receive has completed and before the next is posted; it
-    // and its registration outlive the queue pair.
+    // SAFETY: the memory of a place is read only after its receive has completed and before the
+    // next is posted. It and its registration outlive the queue pair.
     Ok(unsafe { qp.post_recv(u64::from(place), into) }?)
 }

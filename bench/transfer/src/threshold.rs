@@ -11,7 +11,8 @@ const OF_PRE_REGISTERED: f64 = 1.03;
 /// The least that registering per transfer has to cost, as a ratio to the cache's overhead.
 const TIMES_LESS: f64 = 20.0;
 
-/// The least rate of the cache with 1 % of the transfers after an unmap, as a ratio to that without.
+/// The least rate of the cache with 1 % of the transfers after an unmap, as a ratio to that
+/// without.
 const OF_QUIET: f64 = 0.9;
 
 const STALE: &str = "stale bytes";
@@ -51,8 +52,8 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Compares a run with the thresholds, which hold for RDMA devices. io_uring registers a page in less
-/// than a microsecond, so the only threshold of its runs is that no byte is stale.
+/// Compares a run with the thresholds, which hold for RDMA devices. io_uring registers a page in
+/// less than a microsecond, so the only threshold of its runs is that no byte is stale.
 #[must_use]
 pub fn judge(run: &Run) -> Vec<Verdict> {
     let mut all: Vec<_> = run.cells.iter().flat_map(of_cell).collect();

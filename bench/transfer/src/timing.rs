@@ -1,4 +1,4 @@
-//! [`Timing`]: what was measured of one transfer, and [`Tally`]: what all came to.
+//! [`Timing`]: the time of one transfer, and [`Tally`]: the results of many.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -9,20 +9,21 @@ use nix::time::{ClockId, clock_gettime};
 use crate::Error;
 use crate::error::Trying;
 
-/// Of so many transfers one has its processor time measured, instead of the time on the clock: asking for it is a
-/// system call, which would be most of what a hit takes.
+/// One transfer in this many has its CPU time measured instead of its time on the clock. Reading
+/// the CPU time is a system call, which takes longer than a hit.
 const CPU_SAMPLE: u64 = 8;
 
-/// A minute, in nanoseconds: what the histograms reach.
+/// The end of the histograms: a minute, in nanoseconds.
 const LONGEST: u64 = 60_000_000_000;
 
-/// Nanoseconds of one transfer. As text, which another process can send: two numbers, or one.
+/// The nanoseconds of one transfer. As text, which another process can send, it is one number or
+/// two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timing {
-    /// On the clock: from before the buffer was prepared to after it was released, and of those in preparing and
-    /// releasing.
+    /// Time on the clock: from before the buffer is prepared to after it is released, and the part
+    /// of it in the strategy, which prepares and releases.
     Clock { latency: u64, prepare: u64 },
-    /// Of the processor, in preparing and releasing.
+    /// CPU time in the strategy.
     Cpu { prepare: u64 },
 }
 
@@ -49,14 +50,14 @@ impl Timing {
     }
 }
 
-/// Measures a transfer: its preparing first, then, when it has ended, its releasing.
+/// Measures a transfer: [`prepare`](Self::prepare) before it, [`release`](Self::release) after it.
 #[derive(Clone, Copy)]
 pub(crate) struct Stopwatch {
     started: Instant,
     prepared: Time,
 }
 
-/// Time in the strategy: on the clock, or of the processor.
+/// Time in the strategy: on the clock, or CPU time.
 #[derive(Clone, Copy)]
 enum Time {
     Clock(Duration),
@@ -64,7 +65,7 @@ enum Time {
 }
 
 impl Stopwatch {
-    /// Prepares for transfer number `number`.
+    /// Times `prepare` for the transfer of this number.
     pub(crate) fn prepare<T>(
         number: u64,
         prepare: impl FnOnce() -> Result<T, Error>,
@@ -85,7 +86,7 @@ impl Stopwatch {
         Ok((prepared, watch))
     }
 
-    /// Releases after it.
+    /// Times `release` after the transfer.
     pub(crate) fn release(
         self,
         release: impl FnOnce() -> Result<(), Error>,
@@ -115,13 +116,13 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
-/// Processor time of this thread.
+/// The CPU time of this thread.
 fn cpu() -> Result<Duration, Error> {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).trying("read the thread's clock")?;
     Ok(time.into())
 }
 
-/// What two clock readings in a row take: the least that a time in a strategy can be.
+/// Returns the nanoseconds of one clock reading. A time in a strategy includes two of them.
 #[must_use]
 pub(crate) fn clock_ns() -> f64 {
     const ROUNDS: u32 = 10_000;
@@ -133,20 +134,20 @@ pub(crate) fn clock_ns() -> f64 {
     started.elapsed().as_nanos() as f64 / f64::from(ROUNDS) / 2.0
 }
 
-/// What transfers came to so far.
+/// The results of transfers so far.
 #[derive(Debug, Clone)]
 pub struct Tally {
-    /// Nanoseconds from before a transfer's buffer was prepared to after it was released.
+    /// The nanoseconds from before a buffer is prepared to after it is released.
     pub latency: Histogram<u64>,
-    /// Of those, the nanoseconds in the strategy: preparing and releasing.
+    /// The part of these nanoseconds in the strategy.
     pub prepare: Histogram<u64>,
-    /// Nanoseconds of processor time in the strategy, each of a transfer.
+    /// The nanoseconds of CPU time in the strategy, of one transfer each.
     pub cpu: Histogram<u64>,
-    /// Transfers that have ended.
+    /// The number of transfers that have ended.
     pub transfers: u64,
-    /// Buffers that were unmapped and mapped again.
+    /// How often a buffer was unmapped and mapped again.
     pub remaps: u64,
-    /// Bytes at the other end that are not what was sent.
+    /// The bytes at the other end that differ from the payload.
     pub wrong_bytes: u64,
 }
 
@@ -165,9 +166,9 @@ impl Tally {
         })
     }
 
-    /// A transfer that has ended.
-    pub(crate) fn record(&mut self, sample: Timing) {
-        match sample {
+    /// Adds a transfer.
+    pub(crate) fn record(&mut self, timing: Timing) {
+        match timing {
             Timing::Clock { latency, prepare } => {
                 self.latency.saturating_record(latency);
                 self.prepare.saturating_record(prepare);
@@ -177,11 +178,11 @@ impl Tally {
         self.transfers += 1;
     }
 
-    /// Both together.
+    /// Adds the results of another thread.
     ///
     /// # Errors
     ///
-    /// None: all histograms have the same bounds.
+    /// If the histograms had different bounds, which they never have.
     pub fn add(&mut self, other: &Self) -> Result<(), Error> {
         for (mine, others) in [
             (&mut self.latency, &other.latency),
@@ -203,15 +204,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sample_comes_through_as_text() {
-        for sample in [
+    fn a_timing_comes_through_as_text() {
+        for timing in [
             Timing::Clock {
                 latency: 21_300,
                 prepare: 554,
             },
             Timing::Cpu { prepare: 1700 },
         ] {
-            assert_eq!(Timing::parse(&sample.to_string()), Some(sample));
+            assert_eq!(Timing::parse(&timing.to_string()), Some(timing));
         }
         assert_eq!(Timing::parse("cannot"), None);
     }

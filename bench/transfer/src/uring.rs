@@ -1,4 +1,4 @@
-//! io_uring: [`Uring`], a ring with fixed buffers, whose other end is a file in memory.
+//! [`Uring`]: a ring with fixed buffers, whose other end is a file in memory.
 
 use std::fs::File;
 use std::io;
@@ -14,10 +14,10 @@ use crate::endpoint::{Endpoint, Keyed, Memory, Provider};
 use crate::error::Trying;
 use crate::{Error, Op};
 
-/// Entries of the submission queue.
+/// The entries of the submission queue.
 const ENTRIES: u32 = 256;
 
-/// Slots of the table.
+/// The slots of the table of fixed buffers.
 const SLOTS: u32 = 16_384;
 
 impl Keyed for FixedBuffer {
@@ -26,7 +26,7 @@ impl Keyed for FixedBuffer {
     }
 }
 
-/// A ring with its table of fixed buffers. Has one endpoint.
+/// A ring with its table of fixed buffers. It has one endpoint.
 pub struct Uring {
     ring: Arc<Mutex<IoUring>>,
     registrar: UringRegistrar,
@@ -37,7 +37,8 @@ impl Uring {
     ///
     /// # Errors
     ///
-    /// What the kernel says: `EPERM` where `kernel.io_uring_disabled` forbids it, `ENOSYS` in a sandbox.
+    /// The kernel's errors: `EPERM` where `kernel.io_uring_disabled` forbids it, `ENOSYS` in a
+    /// sandbox.
     pub fn open() -> Result<Self, Error> {
         let ring = IoUring::new(ENTRIES).trying("make a ring")?;
         let registrar = UringRegistrar::new(&ring, SLOTS).trying("register a table of buffers")?;
@@ -60,19 +61,19 @@ impl Provider for Uring {
     fn endpoint(&self, size: usize, depth: usize) -> Result<Box<dyn Endpoint>, Error> {
         if Arc::strong_count(&self.ring) > 1 {
             return Err(Error::Cannot(
-                "a ring has one endpoint: one thread, with io_uring".to_owned(),
+                "io_uring is measured with one thread: use --threads 1".to_owned(),
             ));
         }
         if depth > ENTRIES as usize {
             return Err(Error::Cannot(format!(
-                "depth {depth}: a ring takes {ENTRIES}"
+                "depth {depth} is too large: the ring takes {ENTRIES} requests"
             )));
         }
         let stride = size.next_multiple_of(regcache_test_support::PAGE);
         // SAFETY: the name is terminated.
         let fd = unsafe { libc::memfd_create(c"regcache-bench".as_ptr(), libc::MFD_CLOEXEC) };
         let fd = Errno::result(fd).trying("make a file in memory")?;
-        // SAFETY: just made, and nobody else's.
+        // SAFETY: made above, and nobody else has it.
         let file = unsafe { File::from_raw_fd(fd) };
         let len = stride * depth;
         file.set_len(len as u64).trying("size a file in memory")?;
@@ -93,7 +94,7 @@ impl Provider for Uring {
 struct RingEndpoint {
     ring: Arc<Mutex<IoUring>>,
     file: File,
-    /// The file's.
+    /// The mapping of the file.
     bytes: MmapMut,
     stride: usize,
     size: usize,
@@ -114,14 +115,14 @@ impl Endpoint for RingEndpoint {
                 .build(),
             Op::Send => {
                 return Err(Error::Cannot(
-                    "io_uring's fixed buffers are written and read, not sent".to_owned(),
+                    "io_uring has no send by fixed buffers: use --op write or --op read".to_owned(),
                 ));
             }
         };
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the caller's promise; the file outlives the request (`drop`).
+        // SAFETY: the caller's promise. The file outlives the request, which `drop` waits for.
         let pushed = unsafe { ring.submission().push(&entry.user_data(place as u64)) };
-        pushed.map_err(|_| Error::Cannot("the ring is full".to_owned()))?;
+        pushed.map_err(|_| Error::Cannot("the submission queue is full".to_owned()))?;
         ring.submit().trying("submit to the ring")?;
         self.outstanding += 1;
         Ok(())
@@ -151,7 +152,7 @@ impl Endpoint for RingEndpoint {
 
 impl Drop for RingEndpoint {
     fn drop(&mut self) {
-        // What was posted is over before its memory goes.
+        // Posted requests end before their memory is unmapped.
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         while self.outstanding > 0 {
             self.outstanding -= ring.completion().count();

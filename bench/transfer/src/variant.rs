@@ -1,4 +1,4 @@
-//! [`Variant`]: a strategy with all that it needs to do the work, which runs when it is its round.
+//! [`Variant`]: a strategy with its endpoints and buffers, which takes one sample a round.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -16,49 +16,49 @@ use crate::timing::Tally;
 use crate::worker::Worker;
 use crate::{Error, Strategy, Workload};
 
-/// Does the work when it is its round.
+/// One of the things that a cell compares.
 pub trait Variant {
-    /// What it is called: the strategy's name.
+    /// Returns its name, which is that of its strategy.
     fn name(&self) -> String;
 
-    /// Before every so manieth of its transfers the buffer is unmapped.
+    /// Returns N if the buffer is unmapped and mapped again before every Nth transfer, or 0.
     fn unmap_every(&self) -> u64;
 
-    /// So many transfers, of each thread. Returns how long they took.
+    /// Does this many transfers in each thread, and returns the time they took.
     ///
     /// # Errors
     ///
-    /// The device's, or the strategy's.
+    /// The errors of the device or of the strategy.
     fn run(&mut self, transfers: u64) -> Result<Duration, Error>;
 
-    /// Prepares and releases every buffer once: then a cache knows them all.
+    /// Prepares and releases every buffer once, so that a cache has them all.
     ///
     /// # Errors
     ///
-    /// The strategy's.
+    /// The errors of the strategy.
     fn visit(&mut self) -> Result<(), Error>;
 
-    /// Starts counting: what came before was to warm up.
+    /// Starts to count: the transfers so far were a warm-up.
     ///
     /// # Errors
     ///
-    /// None.
+    /// If there is no memory for the results.
     fn start(&mut self) -> Result<(), Error>;
 
-    /// What came of it since.
+    /// Returns the results since [`start`](Self::start).
     ///
     /// # Errors
     ///
-    /// None.
+    /// If the results of several threads cannot be added.
     fn tally(&self) -> Result<Tally, Error>;
 
-    /// What was counted since.
+    /// Returns the calls since [`start`](Self::start).
     fn counts(&self) -> Reading;
 }
 
-/// A strategy, and a worker for each thread.
+/// A strategy of this crate, with a worker for each thread.
 struct Native<P> {
-    // First: the device lets go of the buffers before their registrations end.
+    // First: the device must let go of the buffers before their registrations end.
     workers: Vec<Worker>,
     strategy: P,
     name: &'static str,
@@ -131,11 +131,11 @@ impl<P: Preparer> Variant for Native<P> {
     }
 }
 
-/// Makes the variant that does `workload` by `strategy` on `fabric`.
+/// Makes the variant that does `workload` by `strategy` on `provider`.
 ///
 /// # Errors
 ///
-/// The device's, or the cache's.
+/// The errors of the device or of the cache.
 pub fn variant<F: Provider, M: Monitor>(
     provider: &F,
     monitor: impl FnOnce() -> Result<M, Error>,
@@ -188,7 +188,7 @@ where
     })
 }
 
-/// A worker for each of the workload's threads.
+/// Makes a worker for each thread of the workload.
 pub(crate) fn workers<F: Provider>(provider: &F, workload: Workload) -> Result<Vec<Worker>, Error> {
     let endpoints = (0..workload.threads).map(|number| {
         let endpoint = provider.endpoint(workload.size, workload.depth)?;
@@ -197,7 +197,7 @@ pub(crate) fn workers<F: Provider>(provider: &F, workload: Workload) -> Result<V
     endpoints.collect()
 }
 
-/// A variant but for its strategy.
+/// A variant that has no strategy yet.
 pub(crate) struct Unfinished<'a> {
     pub(crate) workers: Vec<Worker>,
     pub(crate) workload: Workload,
@@ -206,7 +206,7 @@ pub(crate) struct Unfinished<'a> {
 }
 
 impl Unfinished<'_> {
-    /// Where the buffers of all threads are, by their numbers.
+    /// Returns the ranges of the buffers of all threads, by their numbers.
     pub(crate) fn ranges(&self) -> Result<Vec<VaRange>, Error> {
         let Workload { set, size, .. } = self.workload;
         let all = self.workers.iter().flat_map(|worker| {

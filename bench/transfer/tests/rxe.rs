@@ -1,4 +1,4 @@
-//! The benchmark measures what it says: on an RDMA device, with the driver. Needs the VM.
+//! The benchmark measures what it says, on an RDMA device with the driver. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use regcache_bench_transfer::{Error, Op, Provider, Strategy, Variant, Verbs, Wor
 
 const TRANSFERS: u64 = 12;
 
-/// For those that look at what the whole process has pinned, and those that pin meanwhile.
+/// Runs one test at a time, since some look at the pinned memory of the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -56,7 +56,7 @@ fn each_policy_moves_the_bytes_and_registers_as_often_as_it_says() {
     }
 }
 
-/// Transfers of which every third comes after an unmap; no byte is wrong.
+/// Does transfers, every third of which follows an unmap, and checks that no byte is stale.
 fn run_with_unmaps(one: &mut dyn Variant, op: Op) {
     one.run(TRANSFERS).unwrap();
     let tally = one.tally().unwrap();
@@ -77,14 +77,14 @@ fn with_unmaps_each_is_registered_once_more_and_no_byte_is_stale() {
     }
 }
 
-/// Whether the kernel is one whose rxe has on-demand paging.
+/// Whether the kernel's rxe offers on-demand paging.
 fn rxe_pages_on_demand() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let major = release.split('.').next().unwrap();
     major.parse::<u32>().unwrap() >= 7
 }
 
-/// What this process has pinned, in KiB.
+/// The memory that this process has pinned, in KiB.
 fn pinned() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
@@ -102,7 +102,7 @@ fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
         assert_eq!(offered, rxe_pages_on_demand(), "{op}");
         let workload = Workload::plain(op, SIZE).set(2).unmap_every(3);
         if !offered {
-            // Nor does it do so unasked.
+            // The strategy is refused as well.
             let refused = variant(&verbs, ummunotify, Strategy::Odp, workload);
             assert!(refused.is_err(), "{op}");
             println!("{op}: this kernel's rxe does not page on demand");
@@ -110,7 +110,7 @@ fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
         }
         let before = pinned();
         let mut one = on_rxe(Strategy::Odp, workload);
-        // The other end's memory is.
+        // Only the other end's memory is pinned.
         assert_eq!(pinned() - before, 12, "{op}");
         run_with_unmaps(&mut *one, op);
         assert_eq!(one.counts().registrations, 0, "{op}");
@@ -123,7 +123,7 @@ fn a_cache_that_is_told_nothing_is_found_out() {
     for op in Op::ALL {
         let mut one = on_rxe(Strategy::Naive, Workload::plain(op, 9000).unmap_every(3));
         one.run(TRANSFERS).unwrap();
-        // From the third transfer on the pages are others.
+        // From the third transfer on there are other pages.
         let wrong = one.tally().unwrap().wrong_bytes;
         assert_eq!(wrong, (TRANSFERS - 2) * 9000, "{op}");
     }

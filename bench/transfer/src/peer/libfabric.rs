@@ -1,4 +1,4 @@
-//! The process that a [`Peer`](super::Peer) of libfabric's is.
+//! The process of a libfabric [`Peer`](super::Peer).
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fmt::Write as _;
@@ -45,7 +45,7 @@ unsafe extern "C" {
     fn fabric_link_poll(link: *mut Link) -> c_int;
 }
 
-/// Polls before the poller sleeps, and for how long: as with ours.
+/// The number of polls before the poller sleeps, and for how long: the same as for regcache.
 const POLLS: u32 = 30;
 const SLEEP: Duration = Duration::from_micros(20);
 
@@ -56,38 +56,38 @@ fn check(what: &'static str, result: c_int) -> Result<c_int, Error> {
     Ok(result)
 }
 
-/// Does as many transfers as each line of the input says, and answers with a line: nanoseconds of all, then each transfer's
-/// [`Timing`]. Ends with the input.
+/// Does as many transfers as each input line says, and answers with a line: the nanoseconds of all,
+/// then the [`Timing`] of each. It ends with the input.
 ///
 /// # Errors
 ///
-/// libfabric's.
+/// The errors of libfabric.
 pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
     let node = CString::new(address.to_string());
     let node = node.map_err(|why| Error::Cannot(why.to_string()))?;
     let mut link = ptr::null_mut();
-    // SAFETY: both live through the call. What it makes lives as long as the process.
+    // SAFETY: both outlive the call. The link lives as long as the process.
     let opened = unsafe { fabric_link_open(node.as_ptr(), size, &raw mut link) };
     check("connect by libfabric", opened)?;
     let buffers = Buffers::new(1, size)?;
     let mut random = Random::new(0x9e37_79b9_7f4a_7c15);
     let mut begun = 0;
     for line in io::stdin().lock().lines() {
-        let line = line.trying("read an order")?;
+        let line = line.trying("read a command")?;
         let transfers: u64 = line.trim().parse().unwrap_or(0);
-        let mut samples = Vec::with_capacity(usize::try_from(transfers).unwrap_or(0));
+        let mut timings = Vec::with_capacity(usize::try_from(transfers).unwrap_or(0));
         let mut aside = Duration::ZERO;
         let started = Instant::now();
         for _ in 0..transfers {
             begun += 1;
             aside += pause(&mut random, true);
             // SAFETY: the link is open, the buffer mapped and of that size.
-            samples.push(unsafe { transfer(begun, link, op, buffers.at(0).cast(), size) }?);
+            timings.push(unsafe { transfer(begun, link, op, buffers.at(0).cast(), size) }?);
         }
         let took = started.elapsed().saturating_sub(aside);
         let mut answer = took.as_nanos().to_string();
-        for sample in samples {
-            let _ = write!(answer, " {sample}");
+        for timing in timings {
+            let _ = write!(answer, " {timing}");
         }
         println!("{answer}");
         io::stdout().flush().trying("answer")?;

@@ -72,8 +72,8 @@ impl Report {
         let mut effort = self.effort;
         effort.rounds = effort.rounds.div_ceil(BUILDS);
         if entries >= 10_000 {
-            // Each cache evicts the other's entries from the CPU's caches. The sample is long enough
-            // to run mostly with its own entries back.
+            // Each cache evicts the other's entries from the CPU's caches. The sample is long
+            // enough to run mostly with its own entries back.
             let sample = Duration::from_micros(entries as u64 / 5).min(LONGEST_SAMPLE);
             effort.sample = effort.sample.max(sample);
             effort.rounds = effort.rounds.div_ceil(2);

@@ -1,7 +1,7 @@
 //! Structures that find the entry of an address.
 //!
-//! Each lookup depends on the one before it, as in a hit, where the atomic instruction that takes the
-//! reference waits. So the figure is the latency of one lookup, not the throughput of several.
+//! Each lookup depends on the one before it, as in a hit, where the atomic instruction that takes
+//! the reference waits. So the figure is the latency of one lookup, not the throughput of several.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

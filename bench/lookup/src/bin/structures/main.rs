@@ -1,8 +1,8 @@
 //! The cost of a hit's parts by the data structures they could be made of: prints the tables of
 //! `docs/design/hit-path.md`.
 //!
-//! Times are from interleaved rounds, less the time of the loop. Instructions are those that callgrind
-//! counts in `structures count GROUP NAME ENTRIES OPERATIONS`.
+//! Times are from interleaved rounds, less the time of the loop. Instructions are those that
+//! callgrind counts in `structures count GROUP NAME ENTRIES OPERATIONS`.
 
 mod index;
 mod membarrier;
@@ -49,8 +49,8 @@ trait Run: Sync {
     fn run(&self, which: usize, operations: usize);
 }
 
-/// The name of a structure, and the function that builds it for a number of entries. The first of each
-/// list is no structure but the loop itself.
+/// The name of a structure, and the function that builds it for a number of entries. The first of
+/// each list is no structure but the loop itself.
 type Candidate = (&'static str, fn(usize) -> Box<dyn Run>);
 
 /// For structures that stay in the CPU's nearest cache.

@@ -1,4 +1,4 @@
-//! `bench cost`: what registering costs here, and what that would eat of faster links.
+//! `transfer cost`: the cost of registering on this machine, and its projection to faster links.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use regcache_bench_transfer::{Error, Uring, Verbs, registration_cost, table};
 
 use crate::measure::{Target, raise_limits};
 
-/// Where, and for which links.
+/// The device and the latency of the links.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     place: Target,
-    /// Nanoseconds that a transfer takes besides its bytes and its registration
+    /// Assume this many nanoseconds of a transfer besides its bytes and its registration
     #[arg(long, value_name = "NS", default_value_t = LATENCY_NS)]
     latency: f64,
 }
@@ -43,14 +43,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
     println!("{}\n", run.machine.line());
     print!("{}", table::text(&table::costs(&run)));
     println!(
-        "\nShare of a transfer's time that registering and deregistering take, R / (R + L + 8 s / B) with L = {} ns; in \
-         brackets, a hit:\n",
+        "\nShare of a transfer's time that registering and deregistering take, R / (R + L + 8 s / B) with L = {} ns \
+         (in brackets, that of a hit):\n",
         options.latency
     );
     print!("{}", table::text(&shares(&run, options.latency)));
     println!(
-        "\nShare of the link that one processor fills which registers each buffer, however many are under way, \
-         min(1, (8 s / B) / R):\n"
+        "\nShare of the link's rate that one CPU reaches if it registers each buffer, with any number of transfers in \
+         flight, min(1, (8 s / B) / R):\n"
     );
     print!("{}", table::text(&fills(&run)));
     Ok(ExitCode::SUCCESS)

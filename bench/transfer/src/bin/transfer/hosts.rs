@@ -1,4 +1,4 @@
-//! `bench server` and `bench client`: between two hosts.
+//! `transfer server` and `transfer client`: transfers between two hosts.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -12,30 +12,31 @@ use crate::measure::{Device, Work, raise_limits, ummunotify, with_best_monitor};
 
 const PORT: u16 = 18515;
 
-/// Where to listen.
+/// The address of the server.
 #[derive(clap::Args)]
 pub(crate) struct Server {
-    /// Listen at this address of an RDMA device; if not told, at all
+    /// Listen at this address of an RDMA device instead of at all addresses
     #[arg(default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)))]
     address: SocketAddr,
-    /// Serve so many connections and end, with an error if one of them had one
+    /// Exit after this many connections, with an error if one of them failed
     #[arg(long)]
     clients: Option<usize>,
 }
 
-/// Whom to connect with, and what for.
+/// The server, and the work.
 #[derive(clap::Args)]
 pub(crate) struct Client {
-    /// The server's address, with a port if it is not 18515
+    /// Connect with the server at this address; the default port is 18515
     #[arg(value_parser = address)]
     address: SocketAddr,
-    /// Move so many MiB, in memory that is freed and allocated all the time, and have the server check every byte
+    /// Move this many MiB from memory that is freed and allocated all the time; the server checks
+    /// every byte
     #[arg(long, value_name = "MIB")]
     r#move: Option<u64>,
-    /// Bytes of a message, when moving
+    /// Send messages of this many bytes with --move
     #[arg(long, default_value_t = 1 << 20)]
     message: usize,
-    /// With a cache that is told of nothing, when moving: to see the server find out
+    /// Use a cache without a monitor with --move, so that the server finds stale bytes
     #[arg(long)]
     naive: bool,
     #[command(flatten)]

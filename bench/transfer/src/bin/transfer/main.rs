@@ -1,4 +1,5 @@
-//! What a transfer costs by each way of registering its buffer: measures, reports, compares, projects.
+//! The program `transfer`: measures the cost of a transfer by the strategy that registers its
+//! buffer.
 
 mod cost;
 mod hosts;
@@ -20,28 +21,31 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Let the strategies transfer by rounds, and print a line a figure and a table
+    /// Measure the cost of transfers by each strategy, and print figures and a table
+    ///
+    /// The strategies run in interleaved rounds. Each figure is printed on a line of its own, which
+    /// scripts can read; the table at the end has the ratios to pre-registered memory.
     Measure(measure::Options),
-    /// Measure what registering costs on this machine's adapter, and what that would eat of faster links
+    /// Measure the cost of registering on this machine's adapter, and project it to faster links
     Cost(cost::Options),
-    /// What many ranks on one node come to
+    /// Print the memory, events and CPUs that 1 to 1000 ranks on one node need
     Scaling(regcache_bench_transfer::scaling::Rank),
-    /// Be the process of a libfabric peer: does as many transfers as each line says
+    /// Do transfers by libfabric, as many as each input line says
     #[cfg(feature = "libfabric")]
     #[command(hide = true)]
-    Fabric {
+    Libfabric {
         address: std::net::IpAddr,
         #[arg(value_enum)]
         op: regcache_bench_transfer::Op,
         size: usize,
     },
-    /// Be the other end for clients on other hosts
+    /// Serve clients on other hosts as the other end of their transfers
     Server(hosts::Server),
-    /// Measure against a server, or have it check what is moved to it
+    /// Measure transfers to a server, or move bytes that the server checks
     Client(hosts::Client),
-    /// Make a report of files that `measure --json` has written
+    /// Make a report of result files
     Report(read::Report),
-    /// Hold the second of two such files against the first
+    /// Compare two result files
     Compare(read::Compare),
 }
 
@@ -51,7 +55,7 @@ fn main() -> ExitCode {
         Command::Cost(options) => cost::run(&options),
         Command::Scaling(rank) => scaling::run(rank),
         #[cfg(feature = "libfabric")]
-        Command::Fabric { address, op, size } => {
+        Command::Libfabric { address, op, size } => {
             regcache_bench_transfer::peer::libfabric::serve(address, op, size)
                 .map(|()| ExitCode::SUCCESS)
         }
@@ -61,7 +65,7 @@ fn main() -> ExitCode {
         Command::Compare(files) => read::compare(&files),
     };
     done.unwrap_or_else(|error| {
-        eprint!("bench: {error}");
+        eprint!("transfer: {error}");
         let mut source = std::error::Error::source(&error);
         while let Some(cause) = source {
             eprint!(": {cause}");

@@ -1,4 +1,4 @@
-//! `bench measure`.
+//! `transfer measure`: measures the cells of the plan, or of the options.
 
 use std::cell::Cell;
 use std::net::IpAddr;
@@ -19,18 +19,18 @@ use regcache_bench_transfer::{
     Error, Op, Provider, Strategy, Uring, Verbs, Workload, bytes, registration_cost, table, variant,
 };
 
-/// Where.
+/// The device.
 #[derive(clap::Args)]
 pub(crate) struct Target {
-    /// The RDMA device, if not the first one
+    /// Use this RDMA device instead of the first one
     #[arg(long, conflicts_with = "uring")]
     pub(crate) device: Option<String>,
-    /// No RDMA device: fixed buffers of io_uring, and a file in memory
+    /// Use fixed buffers of io_uring and a file in memory instead of an RDMA device
     #[arg(long)]
     pub(crate) uring: bool,
 }
 
-/// What to measure, and where.
+/// The device and the workloads.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -39,43 +39,44 @@ pub(crate) struct Options {
     work: Work,
 }
 
-/// What to measure.
+/// The workloads.
 #[derive(clap::Args)]
 pub(crate) struct Work {
-    /// Fewer workloads, each for a shorter time
+    /// Measure fewer workloads, each for a shorter time
     #[arg(long)]
     quick: bool,
-    /// Seconds for each workload
+    /// Measure each workload for this many seconds
     #[arg(long)]
     seconds: Option<f64>,
-    /// Not the whole plan but this transfer
+    /// Measure only this operation; may be repeated
     #[arg(long, value_enum)]
     op: Vec<Op>,
-    /// Not the whole plan but this many bytes
+    /// Measure only transfers of this many bytes; may be repeated
     #[arg(long)]
     size: Vec<usize>,
-    /// Buffers in round
+    /// Use this many buffers in random order
     #[arg(long, default_value_t = 1)]
     set: usize,
-    /// Transfers under way at a time
+    /// Keep this many transfers in flight
     #[arg(long, default_value_t = 1)]
     depth: usize,
-    /// Threads
+    /// Use this many threads, each with a connection of its own
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Unmap the buffer before so many of a hundred transfers, and check each payload
+    /// Unmap and map the buffer again before this percentage of the transfers, and check every
+    /// payload
     #[arg(long, value_name = "PERCENT")]
     unmaps: Option<f64>,
-    /// Not every strategy but this one; the first is who the others are compared with
+    /// Measure only this strategy; may be repeated, and the first is the base of the ratios
     #[arg(long, value_enum)]
     strategy: Vec<Strategy>,
-    /// Write what was measured to this file
+    /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Have libfabric do the same, which finds the device by this address of its interface
+    /// Measure libfabric as well, by the device whose interface has this address
     #[arg(long, value_name = "ADDRESS")]
     peers: Option<IpAddr>,
-    /// What a second of this machine is
+    /// Choose the unit of time
     #[arg(long, value_enum, default_value_t)]
     clock: Clock,
 }
@@ -138,7 +139,7 @@ impl Work {
     }
 
     fn effort(&self) -> Effort {
-        // Instructions are the same each time, and emulating a second of them takes half a minute.
+        // Instructions hardly vary, and emulating a second of them takes half a minute.
         let (seconds, sample, rounds) = match (self.clock, self.quick) {
             (Clock::Wall, false) => (8.0, 20, 15),
             (Clock::Wall, true) => (2.0, 20, 5),
@@ -153,7 +154,7 @@ impl Work {
     }
 }
 
-/// Measures.
+/// Measures on the device of the options.
 pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
     raise_limits();
     if options.place.uring {
@@ -174,17 +175,17 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
     with_best_monitor(&options.work, &device, || Verbs::open(Some(&name)))
 }
 
-/// A device, as the plan has to know it.
+/// The properties of a device that the plan depends on.
 pub(crate) struct Device<'a> {
     kind: &'static str,
     name: &'a str,
     ops: &'static [Op],
-    /// Whether the other end of a transfer is in this process.
+    /// Whether the other end of a transfer is in this process, where its bytes can be checked.
     can_check: bool,
 }
 
 impl<'a> Device<'a> {
-    /// A verbs device whose transfers lead elsewhere.
+    /// Describes a verbs device whose transfers lead to another host.
     pub(crate) fn verbs(name: &'a str) -> Self {
         Self {
             kind: if name.starts_with("rxe") {
@@ -199,7 +200,8 @@ impl<'a> Device<'a> {
     }
 }
 
-/// By the driver if there is one: a type of its own, so that a hit is what it is in a program that asks for it.
+/// Measures with the driver if there is one. The monitor's type is then `Ummunotify` and not
+/// `Auto`, so that a hit costs what it costs in a program that names the driver.
 pub(crate) fn with_best_monitor<F: Provider>(
     work: &Work,
     device: &Device<'_>,
@@ -212,7 +214,7 @@ pub(crate) fn with_best_monitor<F: Provider>(
         }
         Err(why) => {
             let monitor = auto();
-            eprintln!("bench: {why}; the cache uses {}", monitor.name());
+            eprintln!("transfer: {why}; the cache uses {}", monitor.name());
             let machine = Machine::here(device.kind, device.name, monitor.name());
             measure(work, device, machine, &open, || Ok::<Auto, _>(auto()))
         }
@@ -294,7 +296,7 @@ fn measure<F: Provider, M: Monitor>(
     Ok(run)
 }
 
-/// For which transfers the device offers registrations that pin nothing. Says so where it does not.
+/// Returns the operations that the device offers on-demand paging for, and prints the others.
 fn on_demand<F: Provider>(device: &Device<'_>, provider: &F) -> Result<Vec<Op>, Error> {
     let mut offered = Vec::new();
     for &op in device.ops {
@@ -306,7 +308,7 @@ fn on_demand<F: Provider>(device: &Device<'_>, provider: &F) -> Result<Vec<Op>, 
     let missing: Vec<_> = missing.map(ToString::to_string).collect();
     if !missing.is_empty() {
         eprintln!(
-            "bench: {} offers no on-demand paging for {}: without the strategy odp",
+            "transfer: {} offers no on-demand paging for {}, so the strategy odp is left out",
             device.name,
             missing.join(", ")
         );
@@ -314,7 +316,7 @@ fn on_demand<F: Provider>(device: &Device<'_>, provider: &F) -> Result<Vec<Op>, 
     Ok(offered)
 }
 
-/// How far it is: a bar on a terminal, a line for each workload elsewhere.
+/// Shows the progress: a bar on a terminal, or a line for each workload.
 struct Progress {
     bar: ProgressBar,
     cells: usize,
@@ -337,7 +339,7 @@ impl Progress {
         self.begun.set(self.begun.get() + 1);
         let what = format!("{} of {}", workload.name(), bytes(workload.size));
         if self.bar.is_hidden() {
-            eprintln!("bench: {} of {}: {what}", self.begun.get(), self.cells);
+            eprintln!("transfer: {} of {}: {what}", self.begun.get(), self.cells);
         }
         self.bar.set_message(what);
     }
@@ -352,7 +354,7 @@ impl Progress {
     }
 }
 
-/// As much locked memory as this user may have: the cache keeps to the limit.
+/// Raises the limit of locked memory as far as this user may, since the cache stays within it.
 pub(crate) fn raise_limits() {
     let limit = if geteuid().is_root() {
         Ok((RLIM_INFINITY, RLIM_INFINITY))
@@ -361,6 +363,6 @@ pub(crate) fn raise_limits() {
     };
     let raised = limit.and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard));
     if let Err(why) = raised {
-        eprintln!("bench: RLIMIT_MEMLOCK stays as it is: {why}");
+        eprintln!("transfer: RLIMIT_MEMLOCK cannot be raised and stays as it is: {why}");
     }
 }

@@ -1,4 +1,4 @@
-//! `bench report` and `bench compare`: of files that were measured before.
+//! `transfer report` and `transfer compare`: they read result files.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,30 +7,30 @@ use regcache_bench_transfer::results::Run;
 use regcache_bench_transfer::threshold::judge;
 use regcache_bench_transfer::{Error, compare, report, table};
 
-/// What to make a report of.
+/// The result files and the place of the report.
 #[derive(clap::Args)]
 pub(crate) struct Report {
-    /// Files that `measure --json` has written
+    /// Report these files, which `measure --json` has written
     #[arg(required = true)]
     runs: Vec<PathBuf>,
-    /// Where the report goes: report.md, report.html, and plots
+    /// Write report.md, report.html and the plots into this directory
     #[arg(long, value_name = "DIR", default_value = ".")]
     into: PathBuf,
-    /// What the report says that it was made by
-    #[arg(long, default_value = "bench report")]
+    /// Name this command in the report as the one that made it
+    #[arg(long, default_value = "transfer report")]
     command: String,
 }
 
-/// What to compare.
+/// The two result files.
 #[derive(clap::Args)]
 pub(crate) struct Compare {
-    /// The earlier run
+    /// The file of the earlier run
     before: PathBuf,
-    /// The later one
+    /// The file of the later run
     after: PathBuf,
 }
 
-/// Ends with the table, and fails if a promise was not kept.
+/// Writes the report and prints its table. Fails if a threshold is missed.
 pub(crate) fn report(files: &Report) -> Result<ExitCode, Error> {
     let runs = files.runs.iter().map(|path| Run::load(path));
     let runs: Vec<_> = runs.collect::<Result<_, _>>()?;
@@ -43,7 +43,7 @@ pub(crate) fn report(files: &Report) -> Result<ExitCode, Error> {
     let verdicts: Vec<_> = runs.iter().flat_map(judge).collect();
     let missed: Vec<_> = verdicts.iter().filter(|verdict| !verdict.met).collect();
     println!(
-        "\n{} promises kept, {} missed",
+        "\n{} thresholds met, {} missed",
         verdicts.len() - missed.len(),
         missed.len()
     );

@@ -1,4 +1,4 @@
-//! `bench scaling`: what many ranks on one node come to.
+//! `transfer scaling`: the needs of many ranks on one node.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use regcache_bench_transfer::table::markdown;
 pub(crate) fn run(rank: Rank) -> Result<ExitCode, Error> {
     let footprint = measure(rank)?;
     println!(
-        "a cache: {:.0} KiB, and {:.0} bytes a registration\n",
+        "a cache: {:.0} KiB, and {:.0} bytes for each registration\n",
         footprint.empty / 1024.0,
         footprint.entry
     );
