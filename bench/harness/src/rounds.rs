@@ -136,7 +136,7 @@ pub fn interleave<E>(
 }
 
 /// Calibrates the variants and runs rounds of them.
-pub fn measure(effort: Effort, variants: &mut [&mut Variant<'_>]) -> Rounds {
+pub fn measure(effort: Effort, variants: &mut [Box<Variant<'_>>]) -> Rounds {
     let operations: Vec<usize> = variants
         .iter_mut()
         .map(|run| calibrate(effort.sample, run))

@@ -1,15 +1,14 @@
 //! Operations that change the cache: misses, evictions, invalidations.
 
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use regcache_bench_harness::{Pinned, Rounds, Sample, median, timed};
+use regcache_bench_harness::{Pinned, Rounds, measure as measure_rounds, median, timed};
 use regcache_bench_lookup::figure::{Figure, Threshold};
-use regcache_bench_lookup::{Addresses, Peer, Regcache, Subject, Unwatched, loops, peer};
+use regcache_bench_lookup::{Addresses, Regcache, Subject, Unwatched, loops, peer};
 
 use crate::Result;
-use crate::hit::{Pair, dynamic, room};
-use crate::report::{Report, compare};
+use crate::pair::{Loop, Pair, room};
+use crate::report::Report;
 
 pub(crate) fn measure(report: &mut Report) -> Result<()> {
     let _here = Pinned::to(0);
@@ -25,19 +24,9 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
 /// Misses with a monitor that does nothing, since UCX's cache has none.
 fn miss(report: &mut Report, name: &str, entries: usize, threshold: Threshold) -> Result<()> {
     report.compare_rebuilt(name, threshold, entries, |effort| {
-        let addresses = Addresses::new(entries, 4096)?;
-        let (regcache, peer) = (Unwatched::new(room(entries))?, peer(room(entries))?);
-        loops::fill(&regcache, &addresses);
-        if let Some(peer) = &peer {
-            loops::fill(peer, &addresses);
-        }
-        let rounds = compare(
-            effort,
-            &mut of(loops::miss, &regcache, &addresses),
-            dynamic(&mut peer.as_ref().map(|peer| of(loops::miss, peer, &addresses))),
-            None,
-        );
-        balance(&regcache, peer.as_ref(), entries);
+        let pair = Pair::unwatched(entries)?;
+        let rounds = measure_rounds(effort, &mut pair.variants(Loop::Miss, None));
+        pair.check_balance();
         Ok(rounds)
     })
 }
@@ -81,65 +70,38 @@ fn fill(report: &mut Report, entries: usize) -> Result<()> {
 fn invalidate(report: &mut Report) -> Result<()> {
     let entries = 100_000;
     let name = format!("invalidate/{entries}");
-    if !report.wants(&name) {
-        return Ok(());
-    }
-    let pair = Pair::new(entries, 4096, room(entries))?;
-    report.compare(
-        &name,
-        Threshold::Value(1000.0),
-        &mut of(loops::invalidate, &pair.regcache, &pair.addresses),
-        dynamic(
-            &mut pair
-                .peer
-                .as_ref()
-                .map(|peer| of(loops::invalidate, peer, &pair.addresses)),
-        ),
-        None,
-    );
-    balance(&pair.regcache, pair.peer.as_ref(), entries);
-    Ok(())
+    let (threshold, measured) = (Threshold::Value(1000.0), Loop::Invalidate);
+    once(report, &name, threshold, entries, room(entries), measured)
 }
 
 fn evict(report: &mut Report) -> Result<()> {
-    if !report.wants("evict") {
-        return Ok(());
-    }
     let entries = 10_000;
-    let pair = Pair::new(entries, 4096, entries)?;
-    report.compare(
+    once(
+        report,
         "evict",
         Threshold::None,
-        &mut evictions(&pair.regcache, &pair.addresses),
-        dynamic(
-            &mut pair
-                .peer
-                .as_ref()
-                .map(|peer| evictions(peer, &pair.addresses)),
-        ),
-        None,
-    );
-    balance(&pair.regcache, pair.peer.as_ref(), entries);
-    Ok(())
+        entries,
+        entries,
+        Loop::Evict,
+    )
 }
 
-fn evictions(subject: &impl Subject, addresses: &Addresses) -> impl FnMut(usize) -> Sample {
-    // In the first pass a lookup may find an entry that `fill` has left.
-    let mut from = 2 * addresses.count();
-    loops::evict(subject, addresses, 0, from);
-    move |operations| {
-        let before = subject.counts().0;
-        let sample = timed(operations, || {
-            loops::evict(subject, addresses, from, operations);
-        });
-        from += operations;
-        assert_eq!(
-            subject.counts().0 - before,
-            operations as u64,
-            "not all were misses"
-        );
-        sample
+/// Measures a loop over one pair of caches.
+fn once(
+    report: &mut Report,
+    name: &str,
+    threshold: Threshold,
+    entries: usize,
+    room: usize,
+    measured: Loop,
+) -> Result<()> {
+    if !report.wants(name) {
+        return Ok(());
     }
+    let pair = Pair::new(entries, 4096, room)?;
+    report.compare(name, threshold, &mut pair.variants(measured, None));
+    pair.check_balance();
+    Ok(())
 }
 
 /// The lookup after `k` ranges have changed. UCX has no counterpart.
@@ -158,7 +120,7 @@ fn drain(report: &mut Report) -> Result<()> {
         let ns = median(times.map(|time| time.as_nanos() as f64).collect());
         report.add(Figure::new(format!("drain/{k}"), ns, "ns"));
     }
-    balance(&pair.regcache, pair.peer.as_ref(), entries);
+    pair.check_balance();
     Ok(())
 }
 
@@ -185,32 +147,4 @@ fn one_drain(cache: &Regcache, addresses: &Addresses, from: usize, k: usize) -> 
 fn timer() -> Duration {
     let asked = (0..1001).map(|_| Instant::now().elapsed().as_nanos() as f64);
     Duration::from_nanos(median(asked.collect()) as u64)
-}
-
-/// A variant that is a loop which times itself.
-fn of<S: Subject>(
-    run: impl Fn(&S, &Addresses, Range<usize>) -> Duration,
-    subject: &S,
-    addresses: &Addresses,
-) -> impl FnMut(usize) -> Sample {
-    let mut from = 0;
-    move |operations| {
-        let mut time = Duration::ZERO;
-        let Sample { undisturbed, .. } = timed(operations, || {
-            time = run(subject, addresses, from..from + operations);
-        });
-        from += operations;
-        Sample {
-            ns: time.as_nanos() as f64 / operations as f64,
-            undisturbed,
-        }
-    }
-}
-
-/// Checks that no registration was leaked or destroyed twice.
-fn balance(regcache: &impl Subject, peer: Option<&Peer>, entries: usize) {
-    assert_eq!(regcache.live(), entries as u64);
-    if let Some(peer) = peer {
-        assert_eq!(peer.live(), entries as u64);
-    }
 }

@@ -6,6 +6,7 @@
 mod change;
 mod hit;
 mod instructions;
+mod pair;
 mod report;
 
 use std::time::Duration;

@@ -40,25 +40,20 @@ impl Report {
         self.figures.push(figure);
     }
 
-    /// Measures regcache, UCX and one thread, where they are given, in interleaved rounds.
-    pub(crate) fn compare<'a>(
+    /// Measures rounds of the variants: regcache, UCX if there is one, one thread if it is asked for.
+    pub(crate) fn compare(
         &mut self,
         name: &str,
         threshold: Threshold,
-        regcache: &mut Variant<'a>,
-        ucx: Option<&mut Variant<'a>>,
-        one_thread: Option<&mut Variant<'a>>,
+        variants: &mut [Box<Variant<'_>>],
     ) {
         if self.wants(name) {
-            self.add_rounds(
-                name,
-                threshold,
-                &compare(self.effort, regcache, ucx, one_thread),
-            );
+            let rounds = measure(self.effort, variants);
+            self.add_rounds(name, threshold, &rounds);
         }
     }
 
-    /// Measures caches of this many entries with [`compare`], and builds them several times.
+    /// Measures caches of this many entries, which `run` builds and measures several times.
     pub(crate) fn compare_rebuilt(
         &mut self,
         name: &str,
@@ -86,7 +81,7 @@ impl Report {
         Ok(())
     }
 
-    /// Adds the figure of the rounds of [`compare`].
+    /// Adds the figure of rounds of such variants.
     pub(crate) fn add_rounds(&mut self, name: &str, threshold: Threshold, rounds: &Rounds) {
         let ucx = cfg!(feature = "ucx");
         let one_thread = rounds.variants() > 1 + usize::from(ucx);
@@ -114,17 +109,4 @@ impl Report {
             println!("{}", figure.line());
         }
     }
-}
-
-/// Measures rounds of regcache, of UCX and of one thread, where they are given.
-pub(crate) fn compare<'a>(
-    effort: Effort,
-    regcache: &mut Variant<'a>,
-    ucx: Option<&mut Variant<'a>>,
-    one_thread: Option<&mut Variant<'a>>,
-) -> Rounds {
-    let mut variants = vec![regcache];
-    variants.extend(ucx);
-    variants.extend(one_thread);
-    measure(effort, &mut variants)
 }

@@ -155,15 +155,11 @@ fn interleaved(
     sample: impl Fn(&dyn Run, usize) -> Sample,
 ) -> Rounds {
     let sample = &sample;
-    let mut variants: Vec<_> = built
-        .iter()
-        .map(|run| move |operations| sample(&**run, operations))
-        .collect();
-    let mut variants: Vec<&mut Variant<'_>> = variants
-        .iter_mut()
-        .map(|variant| variant as &mut Variant<'_>)
-        .collect();
-    measure(effort, &mut variants)
+    let variants = built.iter().map(|run| {
+        let variant: Box<Variant<'_>> = Box::new(move |operations| sample(&**run, operations));
+        variant
+    });
+    measure(effort, &mut variants.collect::<Vec<_>>())
 }
 
 /// Instructions of an operation, less those of the loop; `-` without valgrind.
