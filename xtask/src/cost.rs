@@ -1,5 +1,5 @@
-//! Counts the instructions that the driver costs: runs the program `cost` in a virtual machine
-//! whose clock counts them.
+//! Counts the instructions that the driver costs: runs the program `driver-cost` in a virtual
+//! machine whose clock counts them.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,7 +14,7 @@ use crate::vm;
 /// Runs the program on this kernel. The program prints the table.
 pub(crate) fn run(project: &Project, kernel: Series) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
-    let program = demo::build(project, "cost")?;
+    let program = demo::build(project, "regcache-tests-vm", "driver-cost")?;
     let machine = vm::Machine {
         kernel,
         icount: true,

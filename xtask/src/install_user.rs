@@ -27,7 +27,7 @@ pub(crate) enum Profile {
 /// and its place.
 const PROGRAMS: &[(&str, &str, &str)] = &[
     ("regcache-cli", "regcache", "bin/regcache"),
-    ("regcache-tests", "reuse", "libexec/regcache/reuse"),
+    ("regcache-repro-rdma", "reuse", "libexec/regcache/reuse"),
     ("regcache-preload", "librcpreload.so", "lib/librcpreload.so"),
 ];
 
