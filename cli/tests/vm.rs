@@ -54,7 +54,7 @@ fn doctor(user: &str) -> (bool, String) {
 }
 
 /// Something is taken away, doctor says so, and the commands that it shows right below bring it back.
-fn is_mended(user: &str, taken: &str, subject: &str) {
+fn is_fixed(user: &str, taken: &str, subject: &str) {
     sh(taken);
     let (_, before) = doctor(user);
     let mut lines = before
@@ -94,18 +94,18 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
     let verdict = "Registrations are cached here, for an RDMA device and io_uring, on ummunotify.";
     assert!(all.contains(verdict), "{all}");
 
-    is_mended(NOBODY, "chmod 0400 /dev/ummunotify", "ummunotify:");
-    is_mended(NOBODY, "rm /dev/ummunotify", "ummunotify:");
-    is_mended(NOBODY, "chmod 0600 /dev/infiniband/uverbs0", "device rxe0:");
-    is_mended(NOBODY, "rm /dev/infiniband/uverbs0", "device rxe0:");
-    is_mended("0", "ip link set lo down", "device rxe0:");
-    is_mended("0", "rdma link delete rxe0", "device");
+    is_fixed(NOBODY, "chmod 0400 /dev/ummunotify", "ummunotify:");
+    is_fixed(NOBODY, "rm /dev/ummunotify", "ummunotify:");
+    is_fixed(NOBODY, "chmod 0600 /dev/infiniband/uverbs0", "device rxe0:");
+    is_fixed(NOBODY, "rm /dev/infiniband/uverbs0", "device rxe0:");
+    is_fixed("0", "ip link set lo down", "device rxe0:");
+    is_fixed("0", "rdma link delete rxe0", "device");
     if PathBuf::from("/proc/sys/kernel/io_uring_disabled").exists() {
-        is_mended("0", "sysctl -q kernel.io_uring_disabled=2", "io_uring:");
+        is_fixed("0", "sysctl -q kernel.io_uring_disabled=2", "io_uring:");
     }
     // The file goes with the mount, and is for those who log in then.
     let dir = "/etc/security/limits.d";
-    is_mended(
+    is_fixed(
         LOGIN,
         &format!("mount -t tmpfs none {dir}"),
         "pinned memory:",
@@ -116,9 +116,9 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
     let (_, alone) = doctor(NOBODY);
     if alone.contains("sysctl vm.unprivileged_userfaultfd=1") {
         let nobody = "sysctl -q vm.unprivileged_userfaultfd=0";
-        is_mended(NOBODY, nobody, "userfaultfd:");
+        is_fixed(NOBODY, nobody, "userfaultfd:");
         let few = "chmod 0400 /dev/ummunotify; sysctl -q vm.max_map_count=65530";
-        is_mended(NOBODY, few, "mappings:");
+        is_fixed(NOBODY, few, "mappings:");
         sh("chmod a+r /dev/ummunotify; sysctl -q vm.max_map_count=65530");
         sh(nobody);
     }
