@@ -63,7 +63,12 @@ enum Tool {
         #[arg(long, value_name = "FILE")]
         shim: Option<PathBuf>,
         /// Set an environment variable for the shim; may be repeated
-        #[arg(short = 'e', long = "env", value_name = "REGCACHE_NAME=VALUE", value_parser = run::setting)]
+        #[arg(
+            short = 'e',
+            long = "env",
+            value_name = "REGCACHE_NAME=VALUE",
+            value_parser = run::setting
+        )]
         settings: Vec<(String, String)>,
         /// Name the program and its arguments
         #[arg(required = true, last = true, value_name = "CMD")]

@@ -68,8 +68,8 @@ for_each_statistic!(define_stats);
 
 #[cfg(feature = "prometheus")]
 impl Stats {
-    /// Formats the statistics as [text] for Prometheus, with the label `cache` on every metric. Give
-    /// each cache of a process another label, and write their texts one after another.
+    /// Formats the statistics as [text] for Prometheus, with the label `cache` on every metric.
+    /// Give each cache of a process another label, and write their texts one after another.
     ///
     /// The metrics have names such as `regcache_hits_total`. Needs the cargo feature `prometheus`.
     ///

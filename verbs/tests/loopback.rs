@@ -68,9 +68,9 @@ impl Pages {
         }
     }
 
-    /// Maps a page at an address that no mapping call of another thread gets, also between munmap and
-    /// mmap. It is far below the mappings that the kernel places, and the kernel places new ones next
-    /// to those.
+    /// Maps a page at an address that no mapping call of another thread gets, also between munmap
+    /// and mmap. It is far below the mappings that the kernel places, and the kernel places new
+    /// ones next to those.
     fn map_apart() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0x6000_0000_0000);
         let at = NEXT.fetch_add(16 * PAGE, Ordering::Relaxed);
@@ -467,8 +467,8 @@ fn a_receive_without_local_write_fails_and_leaves_the_connection_usable() {
 /// Checks that the device has stopped writing when the error comes.
 ///
 /// rxe does nearly all the work in the call that posts it. So most of these transfers end between
-/// their two messages, and few within one. `a_destroyed_queue_pair_lets_go_of_its_receive` has a work
-/// request that is certainly outstanding.
+/// their two messages, and few within one. `a_destroyed_queue_pair_lets_go_of_its_receive` has a
+/// work request that is certainly outstanding.
 #[test]
 fn a_transfer_given_up_writes_no_more_and_leaves_the_connection_usable() {
     const SIZE: usize = 16 * MIB;

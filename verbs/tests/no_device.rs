@@ -1,4 +1,5 @@
-//! Checks the error on a machine without an RDMA device. On a machine with one, it opens the device.
+//! Checks the error on a machine without an RDMA device. On a machine with one, it opens the
+//! device.
 
 use regcache_verbs::{Context, Error, device_names};
 

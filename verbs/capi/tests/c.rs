@@ -1,5 +1,5 @@
-//! Runs programs in C that use the installed C library, by themselves and under valgrind, which must
-//! find no error and no leak.
+//! Runs programs in C that use the installed C library, by themselves and under valgrind, which
+//! must find no error and no leak.
 //!
 //! The device is one of callbacks, and the monitor is the best one of this machine. Under valgrind
 //! that is none, as valgrind does not know userfaultfd. The suite `rxe` has the driver.

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Gives every function every bad argument: it must return an errno with a message, and not crash. */
+/* Gives every function every bad argument: it must return an errno with a message. */
 #include "check.h"
 
 /* Numbers that might be mistaken for handles. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* A cache of callbacks: hits, misses, memory that is unmapped, keys that are revoked, nested calls. */
+/* A cache of callbacks: hits, misses, unmapped memory, revoked keys, nested calls. */
 #include "check.h"
 
 #include <poll.h>

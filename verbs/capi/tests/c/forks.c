@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Forked children: the parent's caches refuse them, their own caches serve them, and the parent notices
- * nothing.
+ * Forked children: the parent's caches refuse them, their own caches serve them, and the parent
+ * notices nothing.
  */
 #include "check.h"
 
@@ -74,7 +74,7 @@ int main(void)
 		if (pid == 0) {
 			alarm(300);
 			child(&fake, mr.guard);
-			/* At exit valgrind would report leaks of the parent's threads: exec instead. */
+			/* Exec, as at exit valgrind reports leaks of the parent's threads. */
 			execl("/bin/true", "true", (char *)NULL);
 			_exit(1);
 		}

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Threads that look up, put guards of other threads, put the same guard at once, and use caches that
- * are being destroyed.
+ * Threads that look up, put guards of other threads, put the same guard at once, and use caches
+ * that are being destroyed.
  * Usage: threads ROUNDS
  */
 #include "check.h"
