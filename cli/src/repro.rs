@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use regcache::monitor::auto;
-use regcache_conformance::{NeverReports, Uring, demonstrate};
+use regcache_repro::{NeverReports, Uring, demonstrate};
 
 use crate::{Failure, installed};
 

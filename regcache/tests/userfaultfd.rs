@@ -1,7 +1,7 @@
 //! The userfaultfd monitor on this machine's kernel: what it reports, what it refuses, what its check finds.
 //!
 //! On a kernel that cannot check (before 6.7) there is nothing to test, but for the error that says so.
-#![cfg(not(loom))]
+#![cfg(all(feature = "userfaultfd", not(loom)))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io;

@@ -1,5 +1,5 @@
-//! What a lookup costs, beside UCX's registration cache: builds the program `compare` with UCX and runs it. And what a
-//! transfer costs, by each way of registering its buffer: the program `bench`, on this machine over io_uring, and in a
+//! What a lookup costs, beside UCX's registration cache: builds the program `lookup` with UCX and runs it. And what a
+//! transfer costs, by each way of registering its buffer: the program `transfer`, on this machine over io_uring, and in a
 //! virtual machine over rxe.
 
 use std::ffi::OsString;
@@ -47,15 +47,15 @@ pub(crate) fn run(project: &Project, amount: &Amount) -> Result<u8, Error> {
     }
     setup::packages(project, PACKAGES)?;
     let mut build = cargo();
-    build.args(["build", "--release", "--package", "regcache-bench"]);
+    build.args(["build", "--release", "--package", "regcache-bench-lookup"]);
     build.args(["--features", "ucx", "--bins"]);
     cmd::run(&mut build)?;
-    let mut compare = Command::new(project.target.join("release/compare"));
+    let mut lookup = Command::new(project.target.join("release/lookup"));
     if amount.quick {
-        compare.arg("--quick");
+        lookup.arg("--quick");
     }
-    compare.args(&amount.only);
-    cmd::run(&mut compare).map(|()| 0)
+    lookup.args(&amount.only);
+    cmd::run(&mut lookup).map(|()| 0)
 }
 
 /// Measures transfers and makes the report.
@@ -117,12 +117,12 @@ fn report(project: &Project, amount: &Amount, program: &Path, runs: &[&Path]) ->
 /// Builds the program and returns where it is.
 fn transfer_program(project: &Project, kernel: Series) -> Result<PathBuf, Error> {
     let mut build = cargo();
-    build.args(["build", "--release", "--package", "regcache-transfer"]);
+    build.args(["build", "--release", "--package", "regcache-bench-transfer"]);
     if kernel == Series::default() {
         build.args(["--features", "libfabric"]);
     }
     cmd::run(&mut build)?;
-    Ok(project.target.join("release/bench"))
+    Ok(project.target.join("release/transfer"))
 }
 
 impl Amount {

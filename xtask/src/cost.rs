@@ -1,4 +1,4 @@
-//! What the driver costs, in instructions: the program `cost` in a machine that counts them.
+//! What the driver costs, in instructions: the program `driver-cost` in a machine that counts them.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,7 +13,7 @@ use crate::vm;
 /// Runs the program on this kernel; it prints the table.
 pub(crate) fn run(project: &Project, kernel: Series) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
-    let program = demo::build(project, "cost")?;
+    let program = demo::build(project, "regcache-tests-vm", "driver-cost")?;
     let machine = vm::Machine {
         kernel,
         icount: true,

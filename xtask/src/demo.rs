@@ -13,11 +13,11 @@ use crate::setup;
 use crate::tee::{self, Tee};
 use crate::vm;
 
-const PACKAGE: &str = "regcache-tests";
+const PACKAGE: &str = "regcache-repro-rdma";
 const PROGRAM: &str = "reuse";
 
 /// What needs no system package.
-const HOST_PACKAGE: &str = "regcache-conformance";
+const HOST_PACKAGE: &str = "regcache-repro";
 const HOST_PROGRAM: &str = "reuse-host";
 
 /// The exit status by which it says that this machine has no io_uring.
@@ -53,7 +53,7 @@ pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8,
         }
     };
 
-    let bare = build_of(project, HOST_PACKAGE, HOST_PROGRAM)?;
+    let bare = build(project, HOST_PACKAGE, HOST_PROGRAM)?;
     let (status, text) = tee::run(Command::new(&bare).args(&arguments), RESULT)?;
     if status.code() != Some(NOT_HERE) || host_only {
         judge(HOST_PROGRAM, "on this machine", &text, as_result(status));
@@ -64,7 +64,7 @@ pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8,
     }
 
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
-    let program = build(project, PROGRAM)?;
+    let program = build(project, PACKAGE, PROGRAM)?;
     if has_driver_and_device() {
         eprintln!("xtask: running {PROGRAM} on this machine");
         let (status, text) = tee::run(Command::new(&program).args(&arguments), RESULT)?;
@@ -90,11 +90,6 @@ pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8,
     Ok(u8::from(failed))
 }
 
-/// Builds a program of the tests' package and returns where it is.
-pub(crate) fn build(project: &Project, program: &str) -> Result<PathBuf, Error> {
-    build_of(project, PACKAGE, program)
-}
-
 fn as_result(status: ExitStatus) -> Result<(), String> {
     if status.success() {
         Ok(())
@@ -103,7 +98,8 @@ fn as_result(status: ExitStatus) -> Result<(), String> {
     }
 }
 
-fn build_of(project: &Project, package: &str, program: &str) -> Result<PathBuf, Error> {
+/// Builds a program of this package and returns where it is.
+pub(crate) fn build(project: &Project, package: &str, program: &str) -> Result<PathBuf, Error> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", package, "--bin", program]);
     cmd::run(&mut build)?;

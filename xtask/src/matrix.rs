@@ -81,7 +81,7 @@ pub(crate) fn run(project: &Project) -> Result<u8, Error> {
 fn build(project: &Project) -> Result<(), Error> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", "regcache-conformance"]);
-    build.args(["--package", "regcache-tests", "--bin", "matrix"]);
+    build.args(["--package", "regcache-tests-vm", "--bin", "matrix"]);
     for program in ["matrix-rxe", "matrix-jemalloc", "matrix-mimalloc"] {
         build.args(["--bin", program]);
     }

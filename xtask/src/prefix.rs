@@ -26,7 +26,7 @@ pub(crate) enum Profile {
 /// What else is put in place, if the workspace has it: the package, what cargo calls its product, and where that goes.
 const PROGRAMS: &[(&str, &str, &str)] = &[
     ("regcache-cli", "regcache", "bin/regcache"),
-    ("regcache-tests", "reuse", "libexec/regcache/reuse"),
+    ("regcache-repro-rdma", "reuse", "libexec/regcache/reuse"),
     ("regcache-preload", "librcpreload.so", "lib/librcpreload.so"),
 ];
 
