@@ -31,6 +31,14 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("regcache-preload", "librcpreload.so", "lib/librcpreload.so"),
 ];
 
+/// Manual pages besides regcache(3), which the C library's Makefile installs: the source, and where
+/// it goes below `share/man`.
+const MANUALS: &[(&str, &str)] = &[
+    ("cli/man/regcache.1", "man1/regcache.1"),
+    ("kernel/Documentation/ummunotify.4", "man4/ummunotify.4"),
+    ("verbs/preload/regcache-preload.7", "man7/regcache-preload.7"),
+];
+
 /// Builds and installs all of them.
 pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<(), Error> {
     setup::packages(project, setup::BUILD)?;
@@ -81,19 +89,23 @@ pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<
     cmd::read(&mut make)?;
 
     for (_, product, place) in programs {
-        put(&built.join(product), &prefix.join(place))?;
+        put(&built.join(product), &prefix.join(place), 0o755)?;
+    }
+    for (page, place) in MANUALS {
+        let to = prefix.join("share/man").join(place);
+        put(&project.root.join(page), &to, 0o644)?;
     }
     eprintln!("xtask: installed below {}", prefix.display());
     Ok(())
 }
 
-/// Replaces a file, which may be in use.
-fn put(from: &Path, to: &Path) -> Result<(), Error> {
+/// Installs a file with these permissions. It replaces one that may be in use.
+fn put(from: &Path, to: &Path, mode: u32) -> Result<(), Error> {
     if let Some(dir) = to.parent() {
         fs::create_dir_all(dir).at(dir)?;
     }
     let new = to.with_extension("new");
     fs::copy(from, &new).at(from)?;
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).at(&new)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(mode)).at(&new)?;
     fs::rename(&new, to).at(to)
 }

@@ -1,9 +1,10 @@
-//! Where what belongs to this tool is.
+//! Finds the files that are installed with this tool.
 
 use std::env;
 use std::path::PathBuf;
 
-/// The file, beside this tool or, as it is installed, in this directory beside its directory.
+/// Finds the file `name`: next to this executable, as cargo builds it, or in `../<installed_in>`.
+/// Returns the places it looked in if it is in neither.
 pub(crate) fn find(installed_in: &str, name: &str) -> Result<PathBuf, Vec<PathBuf>> {
     let tool = env::current_exe().unwrap_or_default();
     let dir = tool.parent().unwrap_or(&tool);
