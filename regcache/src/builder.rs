@@ -8,14 +8,14 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::Registrar;
 use crate::cache::{Cache, Core};
-use crate::fork::ForkMark;
-use crate::hints::Hints;
-use crate::ledger::Ledger;
+use crate::core::hints::Hints;
+use crate::core::reaper::Reaper;
+use crate::core::slab::{Slab, Slot};
+use crate::core::table::Ledger;
+use crate::core::widen::Widening;
 use crate::monitor::{Auto, Monitor, auto};
-use crate::reaper::Reaper;
-use crate::slab::{Slab, Slot};
-use crate::sync::{Arc, Condvar, Mutex};
-use crate::widen::Widening;
+use crate::sys::fork::ForkMark;
+use crate::sys::sync::{Arc, Condvar, Mutex};
 
 const DEFAULT_MAX_ENTRIES: u32 = 65_536;
 
@@ -41,7 +41,7 @@ struct Options {
 
 /// Stands for [`auto`] until [`Builder::build`].
 #[derive(Debug)]
-pub struct Unchosen(());
+pub struct DefaultMonitor(());
 
 impl<R: Registrar> Cache<R> {
     /// Starts building a cache over `registrar`.
@@ -50,10 +50,10 @@ impl<R: Registrar> Cache<R> {
     /// 65 536 registrations, and pins as much memory as `RLIMIT_MEMLOCK` allows, at most half of the
     /// machine's. What the application frees is released within milliseconds, by a thread of the
     /// cache's own.
-    pub fn builder(registrar: R) -> Builder<R, Unchosen> {
+    pub fn builder(registrar: R) -> Builder<R, DefaultMonitor> {
         Builder {
             registrar,
-            monitor: Unchosen(()),
+            monitor: DefaultMonitor(()),
             options: Options {
                 max_entries: DEFAULT_MAX_ENTRIES,
                 max_bytes: None,
@@ -65,7 +65,7 @@ impl<R: Registrar> Cache<R> {
     }
 }
 
-impl<R: Registrar> Builder<R, Unchosen> {
+impl<R: Registrar> Builder<R, DefaultMonitor> {
     /// Uses this monitor, which the cache becomes the only reader of. One monitor for several caches
     /// is a [`Shared`](crate::monitor::Shared).
     pub fn monitor<M: Monitor>(self, monitor: M) -> Builder<R, M> {

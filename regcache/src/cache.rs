@@ -69,17 +69,17 @@ use std::ptr::NonNull;
 use crossbeam_utils::CachePadded;
 
 use crate::completion::Completion;
-use crate::fork::ForkMark;
+use crate::core::hints::Hints;
+use crate::core::lookup::miss;
+use crate::core::reaper::Reaper;
+use crate::core::slab::{Slab, Slot};
+use crate::core::table::Ledger;
+use crate::core::widen::Widening;
 use crate::guard::Guard;
-use crate::hints::Hints;
-use crate::ledger::Ledger;
-use crate::miss::miss;
 use crate::monitor::{Auto, Cookie, Monitor};
-use crate::reaper::Reaper;
-use crate::slab::{Slab, Slot};
 use crate::stats::Stats;
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, Ordering, lock};
-use crate::widen::Widening;
+use crate::sys::fork::ForkMark;
+use crate::sys::sync::{Arc, Condvar, Mutex, MutexGuard, Ordering, lock};
 use crate::{Access, Error, RegisterError, Registrar, VaRange};
 
 /// A registration cache for one registrar.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::Registrar;
 use crate::cache::{Core, Place};
-use crate::ledger::Ledger;
+use crate::core::table::Ledger;
 use crate::monitor::{Auto, Monitor};
-use crate::sync::{Arc, lock, wait_for};
+use crate::sys::sync::{Arc, lock, wait_for};
 
 /// Registrations that a cache has given up, and that guards may still hold; those that it never kept among
 /// them.

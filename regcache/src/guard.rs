@@ -6,9 +6,9 @@ use std::mem;
 use std::ptr::NonNull;
 
 use crate::cache::{Content, Core, Place};
-use crate::entry::{Entry, Left};
+use crate::core::entry::{Entry, Left};
 use crate::monitor::{Auto, Monitor};
-use crate::sync::{Arc, lock};
+use crate::sys::sync::{Arc, lock};
 use crate::{Registrar, VaRange};
 
 /// A registration in use.

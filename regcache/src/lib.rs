@@ -18,37 +18,24 @@
 //! made before U. `src/cache.rs` has the argument.
 #![warn(missing_docs)]
 
-mod array;
-mod budget;
 mod builder;
 mod cache;
 mod completion;
-mod entry;
-mod error;
-mod fork;
+mod core;
+pub mod error;
 mod guard;
-mod hints;
-mod index;
-mod ledger;
-mod lines;
-mod miss;
 pub mod monitor;
 mod range;
-mod reaper;
 mod registrar;
-mod slab;
-mod sorted;
 mod stats;
-mod sync;
-mod thread;
-mod widen;
+mod sys;
 
-pub use builder::{Builder, Unchosen};
+pub use builder::{Builder, DefaultMonitor};
 pub use cache::Cache;
 pub use completion::Completion;
 pub use error::{Error, RegisterError};
 pub use guard::Guard;
 pub use monitor::{Cookie, Monitor};
-pub use range::VaRange;
+pub use range::{RangeError, VaRange};
 pub use registrar::{Access, Registrar};
 pub use stats::Stats;

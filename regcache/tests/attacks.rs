@@ -218,7 +218,7 @@ fn slow() -> (Arc<Slow>, [Shared<SlowMonitor>; 2]) {
         k: Default::default(),
     });
     let one = Shared::new(SlowMonitor(Arc::clone(&kernel))).unwrap();
-    let two = one.another().unwrap();
+    let two = one.subscribe().unwrap();
     (kernel, [one, two])
 }
 
@@ -268,7 +268,7 @@ fn reaping_makes_the_descriptor_quiet() {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let kernel = FakeKernel::with_descriptor(8);
     let one = Shared::new(FakeMonitor(Arc::clone(&kernel))).unwrap();
-    let two = one.another().unwrap();
+    let two = one.subscribe().unwrap();
     let build = |m: Shared<FakeMonitor>| {
         Cache::builder(FakeDevice::new(&kernel))
             .monitor(m)
@@ -339,7 +339,7 @@ fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
     };
     let spare = Shared::new(Asking(FakeMonitor(Arc::clone(&kernel)), owned)).unwrap();
     let a = Cache::builder(FakeDevice::new(&kernel))
-        .monitor(spare.another().unwrap())
+        .monitor(spare.subscribe().unwrap())
         .build()
         .unwrap();
     drop(a.get(page(0), PAGE, READ).unwrap());
@@ -415,7 +415,7 @@ fn a_watch_that_waits_does_not_stop_the_lookups_of_other_caches() {
         }
     };
     let one = Shared::new(Asking(FakeMonitor(Arc::clone(&kernel)), gated)).unwrap();
-    let two = one.another().unwrap();
+    let two = one.subscribe().unwrap();
     let [a, b] = [one, two].map(|monitor| {
         let builder = Cache::builder(FakeDevice::new(&kernel)).monitor(monitor);
         builder.build().unwrap()

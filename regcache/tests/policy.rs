@@ -324,7 +324,7 @@ mod shared {
 
     fn caches(kernel: &Arc<FakeKernel>) -> [SharedCache; 2] {
         let first = Shared::new(FakeMonitor(Arc::clone(kernel))).unwrap();
-        let second = first.another().unwrap();
+        let second = first.subscribe().unwrap();
         [first, second].map(|monitor| {
             let builder = Cache::builder(FakeDevice::new(kernel));
             builder.monitor(monitor).build().unwrap()
@@ -401,7 +401,7 @@ mod shared {
         let first = Shared::new(FakeMonitor(Arc::clone(&kernel))).unwrap();
         for _ in 0..3 {
             let builder = Cache::builder(FakeDevice::new(&kernel));
-            let cache = builder.monitor(first.another().unwrap()).build().unwrap();
+            let cache = builder.monitor(first.subscribe().unwrap()).build().unwrap();
             id(&cache, 0);
             kernel.remap(0);
             id(&cache, 0);

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use model::{BASE, Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, page};
-use regcache::monitor::{Cookie, Monitor, Nothing};
-use regcache::{Builder, Cache, Error, Guard, RegisterError, VaRange};
+use regcache::monitor::{Cookie, Monitor, NoMonitor};
+use regcache::{Builder, Cache, Error, Guard, RangeError, RegisterError, VaRange};
 
 type FakeCache = Cache<FakeDevice, FakeMonitor>;
 
@@ -148,7 +148,7 @@ fn what_cannot_be_watched_is_not_kept() {
 fn without_a_monitor_every_lookup_registers() {
     let kernel = FakeKernel::new(8);
     let cache = Cache::builder(FakeDevice::new(&kernel))
-        .monitor(Nothing)
+        .monitor(NoMonitor)
         .build()
         .unwrap();
     let first = cache.get(page(0), PAGE, READ).unwrap().registration().id;
@@ -311,15 +311,15 @@ fn bad_ranges_are_typed_errors() {
     let cache = builder(&kernel).build().unwrap();
     assert!(matches!(
         cache.get(page(0), 0, READ),
-        Err(Error::ZeroLength { start: BASE })
+        Err(Error::Range(RangeError::ZeroLength { start: BASE }))
     ));
     let wrapped = cache.get(page(0), usize::MAX, READ);
     assert!(matches!(
         wrapped,
-        Err(Error::AddressWraps {
+        Err(Error::Range(RangeError::AddressWraps {
             len: usize::MAX,
             ..
-        })
+        }))
     ));
     assert_eq!(cache.stats().entries, 0);
 }

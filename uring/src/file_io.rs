@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use regcache::monitor::Monitor;
-use regcache::{Cache, VaRange};
+use regcache::{Cache, RangeError, VaRange};
 
 use crate::{FixedBuffer, UringRegistrar};
 
@@ -34,6 +34,12 @@ pub enum Error {
     /// The file's, or the ring's.
     #[error("io_uring failed")]
     Io(#[from] io::Error),
+}
+
+impl From<RangeError> for Error {
+    fn from(error: RangeError) -> Self {
+        Self::Lookup(error.into())
+    }
 }
 
 /// A ring for reads and writes that block.

@@ -93,3 +93,9 @@ impl<T> Trying<T> for nix::Result<T> {
         self.map_err(io::Error::from).trying(what)
     }
 }
+
+impl From<regcache::RangeError> for Error {
+    fn from(error: regcache::RangeError) -> Self {
+        Self::Lookup(error.into())
+    }
+}

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::{Cookie, Monitor, Nothing, Ummunotify, Userfaultfd};
+use super::{Cookie, Monitor, NoMonitor, Ummunotify, Userfaultfd};
 use crate::VaRange;
 
 /// What [`auto`] has chosen.
@@ -15,11 +15,11 @@ pub enum Auto {
     /// userfaultfd, with strict checking.
     Userfaultfd(Box<Userfaultfd>),
     /// None: nothing is cached.
-    Nothing(Nothing),
+    None(NoMonitor),
 }
 
 /// ummunotify if `/dev/ummunotify` opens; else userfaultfd with strict checking, where the kernel can
-/// (6.7) and lets this process (since 6.13: [`UserfaultfdError::GuardPages`](super::UserfaultfdError)); else [`Nothing`], with a warning that says why.
+/// (6.7) and lets this process (since 6.13: [`UserfaultfdError::GuardPages`](super::UserfaultfdError)); else [`NoMonitor`], with a warning that says why.
 ///
 /// Open [`Ummunotify`] yourself where anything else should be an error.
 #[must_use]
@@ -42,7 +42,7 @@ pub fn auto() -> Auto {
                 userfaultfd = &error as &dyn std::error::Error,
                 "no sound monitor: registrations are not cached"
             );
-            Auto::Nothing(Nothing)
+            Auto::None(NoMonitor)
         }
     }
 }
@@ -52,7 +52,7 @@ macro_rules! either {
         match $auto {
             Auto::Ummunotify($monitor) => $result,
             Auto::Userfaultfd($monitor) => $result,
-            Auto::Nothing($monitor) => $result,
+            Auto::None($monitor) => $result,
         }
     };
 }
@@ -70,7 +70,7 @@ unsafe impl Monitor for Auto {
     fn is_intact(&self, range: VaRange) -> bool {
         match self {
             Auto::Userfaultfd(monitor) => monitor.is_intact(range),
-            Auto::Ummunotify(_) | Auto::Nothing(_) => true,
+            Auto::Ummunotify(_) | Auto::None(_) => true,
         }
     }
 

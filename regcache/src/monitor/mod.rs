@@ -6,8 +6,8 @@
 
 pub mod abi;
 mod auto;
-mod nothing;
-mod ready;
+mod none;
+mod poll_fd;
 mod shared;
 mod ummunotify;
 mod userfaultfd;
@@ -19,7 +19,7 @@ use std::os::fd::BorrowedFd;
 use crate::VaRange;
 
 pub use auto::{Auto, auto};
-pub use nothing::Nothing;
+pub use none::NoMonitor;
 pub use shared::Shared;
 pub use ummunotify::{OpenError, Ummunotify};
 pub use userfaultfd::{Userfaultfd, UserfaultfdError};

@@ -28,13 +28,13 @@ use nix::errno::Errno;
 use nix::sys::epoll::Epoll;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::ready::when_readable;
+use super::poll_fd::when_readable;
 use super::{Cookie, Monitor};
 use crate::VaRange;
-use crate::fork::ForkMark;
-use crate::sync::{Arc, Mutex, lock};
+use crate::sys::fork::ForkMark;
+use crate::sys::sync::{Arc, Mutex, lock};
 
-/// A share in a monitor: to be given to one cache. [`Shared::another`] makes the next one.
+/// A share in a monitor: to be given to one cache. [`Shared::subscribe`] makes the next one.
 #[derive(Debug)]
 pub struct Shared<M: Monitor> {
     hub: Arc<Hub<M>>,
@@ -108,7 +108,7 @@ impl<M: Monitor> Shared<M> {
     /// # Errors
     ///
     /// As [`new`](Self::new).
-    pub fn another(&self) -> io::Result<Self> {
+    pub fn subscribe(&self) -> io::Result<Self> {
         Self::join(Arc::clone(&self.hub))
     }
 

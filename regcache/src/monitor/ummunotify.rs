@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::Epoll;
 
-use super::ready::when_readable;
+use super::poll_fd::when_readable;
 use super::{Cookie, Monitor, abi};
 use crate::VaRange;
 

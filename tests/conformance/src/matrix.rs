@@ -5,7 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
-use regcache::monitor::{Monitor, Nothing, Ummunotify, Userfaultfd};
+use regcache::monitor::{Monitor, NoMonitor, Ummunotify, Userfaultfd};
 
 use regcache_repro::{Device, NeverReports, Outcome, Result, Scenario, Uring, reuse};
 
@@ -74,7 +74,7 @@ pub fn uring_columns() -> Vec<Column> {
             Verdict::StaleWhere(|scenario| scenario.replaces),
             || Ok(NeverReports),
         ),
-        Column::of_uring("nothing", Verdict::Sound, || Ok(Nothing)),
+        Column::of_uring("nothing", Verdict::Sound, || Ok(NoMonitor)),
     ];
     // SAFETY: the device only reads, from pages that are mapped nowhere.
     let racy = || unsafe { Userfaultfd::open_racy() };

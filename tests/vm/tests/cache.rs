@@ -95,7 +95,7 @@ fn domains_share_a_monitor() {
     let first = Shared::new(Ummunotify::open().unwrap()).unwrap();
     let domains = [domain(), domain()];
     let caches = domains.each_ref().map(|pd| {
-        let monitor = first.another().unwrap();
+        let monitor = first.subscribe().unwrap();
         let builder = Cache::builder(MrRegistrar::new(pd));
         builder.monitor(monitor).build().unwrap()
     });

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use regcache::monitor::{Nothing, Userfaultfd, UserfaultfdError};
+use regcache::monitor::{NoMonitor, Userfaultfd, UserfaultfdError};
 use regcache_repro::{NeverReports, Result, Uring, demonstrate};
 
 /// Exit status where io_uring is not to be had.
@@ -30,7 +30,7 @@ fn run(rounds: u32) -> Result<bool> {
         Err(error) => {
             println!("{error}");
             println!("So nothing is cached: slow, and never stale.\n");
-            demonstrate(Nothing, rounds)
+            demonstrate(NoMonitor, rounds)
         }
     }
 }

@@ -28,7 +28,7 @@
 //! 3. *No page is missing*, where the kernel can take pages away without an event; a registered page is
 //!    present. And if it was touched since, whoever did was made to wait until the reader had entered
 //!    that, and only then was given a page (`faults.rs`).
-//! 4. *No removal is under way* of these pages (`removal.rs`).
+//! 4. *No removal is under way* of these pages (`dontneed.rs`).
 //!
 //! # What holds
 //!
@@ -59,13 +59,13 @@
 //! kernel keeps what was armed so. All that was watched is disarmed before.
 
 mod coverage;
+mod dontneed;
+mod event_log;
 mod faults;
-mod log;
 mod mapping;
 mod open;
 mod raw;
 mod reader;
-mod removal;
 
 use std::collections::HashMap;
 use std::hint;
@@ -81,12 +81,12 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use super::{Cookie, Monitor};
 use crate::VaRange;
-use crate::fork::ForkMark;
+use crate::sys::fork::ForkMark;
 use coverage::{Coverage, Pages};
+use dontneed::{Removal, this_thread};
 use mapping::Mappings;
 use open::{Opened, Sight};
 use reader::{Reader, Source};
-use removal::{Removal, this_thread};
 
 pub use open::UserfaultfdError;
 

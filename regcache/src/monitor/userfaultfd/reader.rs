@@ -18,12 +18,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::dontneed::this_thread;
+use super::event_log::{Change, Log};
 use super::faults::Faults;
-use super::log::{Change, Log};
 use super::open::Opened;
 use super::raw;
-use super::removal::this_thread;
-use crate::thread::spawn;
+use crate::sys::thread::spawn;
 
 /// Events asked for by one `read`: 512 bytes of stack.
 const BATCH: usize = 16;

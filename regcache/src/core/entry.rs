@@ -40,7 +40,7 @@
 
 use std::mem::MaybeUninit;
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use crate::sys::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
 
 const LIVE: u64 = 1;
 /// The registration is not to be kept once only the index has a reference.

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::VaRange;
-use crate::slab::Slot;
+use crate::core::slab::Slot;
 
 /// So few that a search waits for three cache lines of it at most, and what an insertion moves is little.
 /// Splitting one moves the array of starts: a million ranges entered for the first time take 6 us each at

@@ -4,7 +4,7 @@
 //! was used since it was put in line: then it is put at the end. Hits do not come here: a hit stamps
 //! its own entry, and that is looked at when something must go. (docs/design/eviction.md compares it with others.)
 
-use crate::slab::Slot;
+use crate::core::slab::Slot;
 
 /// Most entries looked at to find a victim. If there is none the next search goes on from there.
 const PATIENCE: usize = 4096;

@@ -7,10 +7,10 @@ use crate::VaRange;
 
 /// Refuses every watch. A cache on it registers for each lookup: slow, never stale.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Nothing;
+pub struct NoMonitor;
 
 // SAFETY: nothing is ever watched, so there is nothing to report.
-unsafe impl Monitor for Nothing {
+unsafe impl Monitor for NoMonitor {
     #[inline]
     fn generation(&self) -> u64 {
         0

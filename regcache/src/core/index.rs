@@ -6,8 +6,8 @@
 //! the last reaches furthest: one predecessor search answers a containment query, without an
 //! interval tree.
 
-use crate::slab::Slot;
-use crate::sorted::{Item, Sorted};
+use crate::core::range_map::{Item, Sorted};
+use crate::core::slab::Slot;
 use crate::{Access, VaRange};
 
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use std::io;
 
 use crossbeam_utils::CachePadded;
 
-use crate::array::{Array, Zeros};
-use crate::entry::Entry;
+use crate::core::entry::Entry;
+use crate::sys::zeroed::{Array, Zeros};
 
 /// Index of an entry in the slab.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -10,13 +10,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::budget::Budget;
 use crate::cache::Place;
-use crate::entry::Entry;
-use crate::index::Index;
-use crate::lines::{Found, Line, Lines};
+use crate::core::budget::Budget;
+use crate::core::entry::Entry;
+use crate::core::eviction::{Found, Line, Lines};
+use crate::core::index::Index;
+use crate::core::slab::{Slab, Slot};
 use crate::monitor::Cookie;
-use crate::slab::{Slab, Slot};
 use crate::stats::Stats;
 use crate::{Access, VaRange};
 

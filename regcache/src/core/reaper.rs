@@ -20,8 +20,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::Registrar;
 use crate::cache::Core;
 use crate::monitor::Monitor;
-use crate::sync::Arc;
-use crate::thread::spawn;
+use crate::sys::sync::Arc;
+use crate::sys::thread::spawn;
 
 /// Between rounds.
 const PAUSE: Duration = Duration::from_millis(1);

@@ -14,9 +14,9 @@
 use std::io;
 
 use crate::VaRange;
-use crate::array::{Array, Zeros};
-use crate::slab::Slot;
-use crate::sync::{AtomicU32, Ordering};
+use crate::core::slab::Slot;
+use crate::sys::sync::{AtomicU32, Ordering};
+use crate::sys::zeroed::{Array, Zeros};
 
 /// Bytes of the smallest page, 4096, as a power of two; how much larger the next size is, 16 times; and
 /// how many sizes there are, the largest 256 MiB. A matter of speed only, so that the kernel's sizes do

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use crate::cache::{Content, Core, Place};
 use crate::completion::Completion;
-use crate::entry::Entry;
+use crate::core::entry::Entry;
+use crate::core::slab::Slot;
+use crate::core::table::Ledger;
 use crate::error::is_exhaustion;
 use crate::guard::Guard;
-use crate::ledger::Ledger;
 use crate::monitor::{Cookie, Monitor};
-use crate::slab::Slot;
-use crate::sync::{Arc, MutexGuard, lock};
+use crate::sys::sync::{Arc, MutexGuard, lock};
 use crate::{Error, Registrar, VaRange};
 
 /// Registrations of one range that may be spoilt, by its memory changing while they are made,
