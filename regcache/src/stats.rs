@@ -1,47 +1,126 @@
-//! [`Stats`]: the counters of a cache.
+//! [`Stats`]: the counters of a cache, and the table that defines them.
 
 use std::fmt;
 
-/// A reading of a cache's counters; see [`Cache::stats`](crate::Cache::stats).
+/// The table of statistics: the one place where each is named, typed and described.
 ///
-/// Counts start when the cache is built.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Stats {
-    /// The number of lookups served by a cached registration.
-    pub hits: u64,
-    /// The number of lookups for which a registration was made.
-    pub misses: u64,
-    /// The number of misses whose registration could not be cached: it dies with its guard.
-    pub uncached: u64,
-    /// The number of cached registrations whose memory changed.
-    pub invalidations: u64,
-    /// The number of drains that found no registration to invalidate, because it was gone already.
-    pub spurious: u64,
-    /// The number of cached registrations evicted to make room.
-    pub evictions: u64,
-    /// The number of cached registrations replaced by a wider one.
-    pub merges: u64,
-    /// The number of registrations made again because their memory changed meanwhile.
-    pub retries: u64,
-    /// The number of registrations that the device refused to deregister.
-    pub leaked: u64,
-    /// The number of registrations held now: cached, being made, or in use after they were unlinked.
-    pub entries: usize,
-    /// The memory that they pin, in bytes, counted in whole pages.
-    pub bytes: usize,
-    /// The number of unlinked registrations that guards still hold. They are among the entries.
-    pub unreleased: usize,
-    /// The memory that they pin, in bytes. It is among the bytes.
-    pub unreleased_bytes: usize,
+/// A row has the field's name, its type, its Prometheus metric, and its description. The metric's
+/// name ends in `_total` if the value only grows. [`Stats`], its documentation, the Prometheus text
+/// and the C library's `struct regcache_stats` are all made from the table. Append rows only: their
+/// order is the layout of the C structure.
+///
+/// `for_each_statistic!(name)` expands to `name! { rows }`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! for_each_statistic {
+    ($then:ident) => {
+        $then! {
+            { hits: u64, "hits_total", "Lookups that found a live entry." }
+            { misses: u64, "misses_total", "Lookups that registered memory." }
+            { uncached: u64, "uncached_total",
+              "Misses whose registration was not retained: it ends with its guard." }
+            { invalidations: u64, "invalidations_total",
+              "Entries unlinked because memory under them changed." }
+            { spurious: u64, "spurious_total",
+              "Drains that invalidated nothing: the entries reported were unlinked before." }
+            { evictions: u64, "evictions_total", "Idle entries unlinked to make room." }
+            { merges: u64, "merges_total",
+              "Entries unlinked because a wider registration replaced them." }
+            { retries: u64, "retries_total",
+              "Registrations made again because their memory changed while they were made." }
+            { leaked: u64, "leaked_total", "Registrations that the device refused to deregister." }
+            { entries: usize, "registrations",
+              "Registrations in the cache now: linked, being made, or not yet deregistered." }
+            { bytes: usize, "pinned_bytes",
+              "Bytes that the registrations in the cache pin now, in whole pages." }
+            { unreleased: usize, "unreleased_registrations",
+              "Registrations that were unlinked and that guards still hold." }
+            { unreleased_bytes: usize, "unreleased_bytes",
+              "Bytes pinned by registrations that were unlinked and that guards still hold." }
+        }
+    };
+}
+
+macro_rules! define_stats {
+    ($({ $field:ident: $type:ty, $metric:literal, $description:literal })*) => {
+        /// A reading of the cache's counters; see [`Cache::stats`](crate::Cache::stats).
+        ///
+        /// Counts are since the cache was built.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+        #[non_exhaustive]
+        pub struct Stats {
+            $(
+                #[doc = $description]
+                pub $field: $type,
+            )*
+        }
+
+        /// Returns the value, the name and the description of each metric.
+        #[cfg(feature = "prometheus")]
+        fn metrics(stats: &Stats) -> impl Iterator<Item = (u64, &'static str, &'static str)> {
+            [$((stats.$field as u64, $metric, $description),)*].into_iter()
+        }
+    };
+}
+
+for_each_statistic!(define_stats);
+
+#[cfg(feature = "prometheus")]
+impl Stats {
+    /// Formats the statistics as [text] for Prometheus, with the label `cache` on every metric. Give
+    /// each cache of a process another label, and write their texts one after another.
+    ///
+    /// The metrics have names such as `regcache_hits_total`. Needs the cargo feature `prometheus`.
+    ///
+    /// [text]: https://prometheus.io/docs/instrumenting/exposition_formats/
+    ///
+    /// ```
+    /// let text = regcache::Stats::default().prometheus("mlx5_0").to_string();
+    /// assert!(text.contains("\nregcache_hits_total{cache=\"mlx5_0\"} 0\n"));
+    /// ```
+    pub fn prometheus<'a>(&self, cache: &'a str) -> impl fmt::Display + use<'a> {
+        Prometheus {
+            stats: *self,
+            cache,
+        }
+    }
+}
+
+#[cfg(feature = "prometheus")]
+struct Prometheus<'a> {
+    stats: Stats,
+    cache: &'a str,
+}
+
+#[cfg(feature = "prometheus")]
+impl fmt::Display for Prometheus<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let label = self
+            .cache
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace('\n', "\\n");
+        for (value, name, help) in metrics(&self.stats) {
+            let kind = if name.ends_with("_total") {
+                "counter"
+            } else {
+                "gauge"
+            };
+            writeln!(f, "# HELP regcache_{name} {help}")?;
+            writeln!(f, "# TYPE regcache_{name} {kind}")?;
+            writeln!(f, "regcache_{name}{{cache=\"{label}\"}} {value}")?;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} hits, {} misses ({} uncached), {} invalidations, {} evictions, {} merges, {} retries, {} leaked; {} entries of {} bytes",
+            "{} hits, {} misses ({} uncached), {} invalidations, {} evictions, {} merges, \
+             {} retries, {} leaked; {} entries of {} bytes",
             self.hits,
             self.misses,
             self.uncached,
@@ -56,7 +135,7 @@ impl fmt::Display for Stats {
         if self.unreleased > 0 {
             write!(
                 f,
-                ", {} of {} bytes held by guards after they were unlinked",
+                ", {} of {} bytes unlinked and held by guards",
                 self.unreleased, self.unreleased_bytes
             )?;
         }
@@ -64,10 +143,30 @@ impl fmt::Display for Stats {
     }
 }
 
-#[cfg(all(test, feature = "serde", not(loom)))]
+#[cfg(all(test, not(loom)))]
 mod tests {
+    #[cfg(any(feature = "prometheus", feature = "serde"))]
     use super::*;
 
+    #[cfg(feature = "prometheus")]
+    #[test]
+    fn labels_are_escaped_and_metrics_typed() {
+        let stats = Stats {
+            misses: 7,
+            bytes: 4096,
+            ..Stats::default()
+        };
+        let text = stats.prometheus("a\"b\\c\nd").to_string();
+        assert!(
+            text.contains("\nregcache_misses_total{cache=\"a\\\"b\\\\c\\nd\"} 7\n"),
+            "{text}"
+        );
+        assert!(text.contains("# TYPE regcache_misses_total counter\n"));
+        assert!(text.contains("# TYPE regcache_pinned_bytes gauge\n"));
+        assert_eq!(text.lines().count(), 39);
+    }
+
+    #[cfg(feature = "serde")]
     #[test]
     fn a_snapshot_serialises() {
         let value = serde_json::to_value(Stats::default()).unwrap();

@@ -69,7 +69,7 @@ pub use on_demand::{OnDemand, OnDemandMr};
 pub use pd::Pd;
 pub use port::{LinkLayer, Port, PortState};
 pub use qp::{Qp, RemoteMemory, Sge};
-pub use regcache_verbs_abi::Access;
+pub use regcache_verbs_types::Access;
 pub use registrar::MrRegistrar;
 pub use route::Route;
 
@@ -80,13 +80,13 @@ const _: () = {
     any_thread::<Loopback>();
 };
 
-/// `regcache-verbs-abi` says what the header says.
+/// `regcache-verbs-types` says what the header says.
 #[cfg(test)]
-mod abi {
+mod types {
     use std::mem::offset_of;
 
     use rdma_sys::{ibv_access_flags, ibv_mr, ibv_pd};
-    use regcache_verbs_abi::{Access, Mr, Pd};
+    use regcache_verbs_types::{Access, Mr, Pd};
 
     #[test]
     fn flags_are_the_headers() {

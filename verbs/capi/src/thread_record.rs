@@ -1,8 +1,8 @@
-//! [`Thread`]: what a thread has for itself.
+//! [`ThreadRecord`]: the state that each thread keeps for itself.
 //!
-//! Records are never freed: one whose thread has ended is the next new thread's, with the free places in it. There are as
-//! many as there were threads at one time. A child by fork has those of threads that it does not have, and does
-//! without.
+//! Records are never freed. When a thread ends, its record passes to the next new thread, with the
+//! free slots in it. The number of records equals the peak number of threads. After a fork, the
+//! child leaks the records of the threads that were not copied.
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::cell::{Cell, UnsafeCell};
@@ -11,39 +11,47 @@ use std::fmt::{self, Write};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-use crate::guards::Magazine;
+use crate::free_slots::FreeSlots;
 
 /// Bytes of a message, with the NUL.
 const MESSAGE: usize = 1024;
 
-/// See the file's head. Not in a cache line with another's. All of it zero is one that nobody owns.
+/// The value of [`ThreadRecord::busy`] while the thread is in a callback of the application.
+pub(crate) const OUTSIDE: u64 = u64::MAX;
+
+/// One thread's state. It shares no cache line with another thread's. Zeros are a record that no
+/// thread owns.
 #[repr(align(128))]
-pub(crate) struct Thread {
-    /// The cache that a call of this thread is using; 0 if there is none. Only the owner writes; `caches.rs`.
+pub(crate) struct ThreadRecord {
+    /// The handle of the cache that the thread's current call uses, 0, or [`OUTSIDE`]. Only the
+    /// owner writes it; a destroy reads it (`caches.rs`).
     pub(crate) busy: AtomicU64,
     owned: AtomicBool,
-    /// The owner's alone.
-    magazine: UnsafeCell<Magazine>,
+    /// Only the owner touches it.
+    free_slots: UnsafeCell<FreeSlots>,
+    /// Only the owner touches it.
     message: UnsafeCell<[u8; MESSAGE]>,
-    next: AtomicPtr<Thread>,
+    next: AtomicPtr<ThreadRecord>,
 }
 
-// SAFETY: what is in cells is only reached by the thread that has set `owned`, through `mine`, which hands over by acquire
-// and release of that flag.
-unsafe impl Sync for Thread {}
+// SAFETY: the cells are only reached by the thread that has set `owned`, through `mine`. A record
+// passes from one thread to the next by release and acquire of that flag.
+unsafe impl Sync for ThreadRecord {}
 
-static RECORDS: AtomicPtr<Thread> = AtomicPtr::new(ptr::null_mut());
+/// The first record of the list.
+static RECORDS: AtomicPtr<ThreadRecord> = AtomicPtr::new(ptr::null_mut());
 
-/// The key by which a thread that ends gives its record back, plus 1. Keys, and not Rust's destructors, because C programs
-/// put guards in destructors of keys of their own, which come later; a key's value that is set then is seen to again.
+/// The key whose destructor gives back the record of a thread that ends, plus 1; 0 before it is
+/// made. Rust's thread-local destructors do not do: C programs put guards in destructors of their
+/// own keys, which run later. POSIX calls a key's destructor again if its value was set meanwhile.
 static KEY: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
-    static MINE: Cell<*const Thread> = const { Cell::new(ptr::null()) };
+    static MINE: Cell<*const ThreadRecord> = const { Cell::new(ptr::null()) };
 }
 
-impl Thread {
-    /// This thread's. `None` without memory.
+impl ThreadRecord {
+    /// Returns this thread's record. `None` if there is no memory for one.
     #[inline]
     pub(crate) fn mine() -> Option<&'static Self> {
         match NonNull::new(MINE.get().cast_mut()) {
@@ -53,7 +61,7 @@ impl Thread {
         }
     }
 
-    /// All of them, those of other threads as well.
+    /// Returns the records of all threads.
     pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
         // SAFETY: records are never freed, and fully made before they are in the list.
         let at = |record: *mut Self| unsafe { record.as_ref() };
@@ -62,6 +70,7 @@ impl Thread {
         })
     }
 
+    /// Takes over a record whose thread has ended, or makes one.
     #[cold]
     #[inline(never)]
     fn adopt() -> Option<&'static Self> {
@@ -80,11 +89,11 @@ impl Thread {
         Some(record)
     }
 
-    /// `None` without memory.
+    /// Makes a record and puts it into the list. `None` if there is no memory for it.
     fn push_new() -> Option<&'static Self> {
         // SAFETY: not of size 0.
         let record: *mut Self = unsafe { alloc_zeroed(Layout::new::<Self>()) }.cast();
-        // SAFETY: null, or of the layout of a `Thread`, for which zeros are a value; never freed.
+        // SAFETY: null, or of the layout of a record, for which zeros are a value; never freed.
         let record = unsafe { record.as_ref() }?;
         record.owned.store(true, Ordering::Relaxed);
         let mut first = RECORDS.load(Ordering::Relaxed);
@@ -93,7 +102,7 @@ impl Thread {
             let pushed = RECORDS.compare_exchange_weak(
                 first,
                 ptr::from_ref(record).cast_mut(),
-                // As `busy`'s store, which follows: `caches.rs`.
+                // Point 5 of the argument in `caches.rs`.
                 Ordering::SeqCst,
                 Ordering::Relaxed,
             );
@@ -104,47 +113,49 @@ impl Thread {
         }
     }
 
-    /// The free places.
+    /// Calls `action` with the thread's free slots. `action` must not come here again.
     #[inline]
-    pub(crate) fn with_magazine<T>(&self, what: impl FnOnce(&mut Magazine) -> T) -> T {
-        // SAFETY: this thread's, by `mine`; `what` calls nothing that could come here again.
-        what(unsafe { &mut *self.magazine.get() })
+    pub(crate) fn with_free_slots<T>(&self, action: impl FnOnce(&mut FreeSlots) -> T) -> T {
+        // SAFETY: `self` is this thread's, from `mine`, and `action` does not come here again: the
+        // two callers, in `guards.rs`, only move slots.
+        action(unsafe { &mut *self.free_slots.get() })
     }
 
-    /// Keeps the message until the next, as much of it as there is room for.
+    /// Keeps the message until the next one. A message that is too long is cut.
     pub(crate) fn set_message(&self, message: impl fmt::Display) {
-        // SAFETY: as above: formatting an error calls no callback.
+        // SAFETY: `self` is this thread's, from `mine`, and formatting an error calls no callback.
         let buffer = unsafe { &mut *self.message.get() };
         let mut text = Bounded { buffer, len: 0 };
-        // Fails when it is full.
+        // It fails when the buffer is full.
         let _ = write!(text, "{message}");
         let Bounded { buffer, len } = text;
         buffer[len] = 0;
     }
 
-    /// NUL-terminated.
+    /// Returns the message, NUL-terminated.
     pub(crate) fn message(&self) -> *const c_char {
         self.message.get().cast()
     }
 }
 
-/// The thread ends.
+/// Gives back the record of a thread that ends. The key's destructor.
 extern "C" fn give_back(record: *mut c_void) {
     MINE.set(ptr::null());
-    // SAFETY: what `adopt` has set, which is never freed.
-    if let Some(record) = unsafe { record.cast::<Thread>().as_ref() } {
+    // SAFETY: `adopt` has set the value to a record, and records are never freed.
+    if let Some(record) = unsafe { record.cast::<ThreadRecord>().as_ref() } {
         record.owned.store(false, Ordering::Release);
     }
 }
 
-/// Made when it is first needed. `None` if the process has as many as it can.
+/// Returns the key, and makes it at the first call. `None` if the process has no key left.
 fn key() -> Option<libc::pthread_key_t> {
     let made = KEY.load(Ordering::Acquire);
     if made != 0 {
         return libc::pthread_key_t::try_from(made - 1).ok();
     }
     let mut key = 0;
-    // SAFETY: writes the key; the function stays where it is: the library is never unloaded (`-z nodelete`).
+    // SAFETY: writes the key; the function stays loaded, as the library is never unloaded
+    // (`-z nodelete`).
     if unsafe { libc::pthread_key_create(&raw mut key, Some(give_back)) } != 0 {
         return None;
     }
@@ -152,7 +163,7 @@ fn key() -> Option<libc::pthread_key_t> {
     match KEY.compare_exchange(0, ours, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Some(key),
         Err(theirs) => {
-            // SAFETY: made above, and nobody else has it.
+            // SAFETY: made above, and no other thread has it.
             unsafe { libc::pthread_key_delete(key) };
             libc::pthread_key_t::try_from(theirs - 1).ok()
         }
@@ -189,7 +200,7 @@ mod tests {
 
     use super::*;
 
-    fn message_of(thread: &Thread) -> &str {
+    fn message_of(thread: &ThreadRecord) -> &str {
         // SAFETY: NUL-terminated, and this thread's.
         unsafe { CStr::from_ptr(thread.message()) }
             .to_str()
@@ -198,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_message_that_is_too_long_is_cut_between_characters() {
-        let thread = Thread::mine().unwrap();
+        let thread = ThreadRecord::mine().unwrap();
         thread.set_message("é".repeat(MESSAGE));
         assert_eq!(message_of(thread), "é".repeat((MESSAGE - 1) / 2));
         thread.set_message("short");
@@ -207,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_record_of_a_thread_that_has_ended_is_used_again() {
-        let address = || ptr::from_ref(Thread::mine().unwrap()).addr();
+        let address = || ptr::from_ref(ThreadRecord::mine().unwrap()).addr();
         let mine = address();
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..100 {
@@ -215,7 +226,7 @@ mod tests {
             assert_ne!(theirs, mine);
             seen.insert(theirs);
         }
-        // Other tests' threads come and go meanwhile.
+        // Other tests' threads start and end meanwhile.
         assert!(seen.len() < 50, "{} records", seen.len());
     }
 }

@@ -1,4 +1,5 @@
-//! What goes on around every call from C: panics end there, errors become numbers and messages.
+//! The boundary between C and Rust, around every call: a panic ends here, and an error becomes an
+//! errno and a message.
 
 use std::any::Any;
 use std::ffi::c_int;
@@ -6,12 +7,13 @@ use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 
 use crate::error::Error;
-use crate::thread::Thread;
+use crate::thread_record::ThreadRecord;
 
-/// Returns what `body` does, or its error's negative errno, and keeps the message.
+/// Runs `body` and returns its value. If it fails, keeps its message and returns its negative
+/// errno.
 #[inline]
-pub(crate) fn call(body: impl FnOnce(&Thread) -> Result<c_int, Error>) -> c_int {
-    let Some(thread) = Thread::mine() else {
+pub(crate) fn call(body: impl FnOnce(&ThreadRecord) -> Result<c_int, Error>) -> c_int {
+    let Some(thread) = ThreadRecord::mine() else {
         return -libc::ENOMEM;
     };
     match panic::catch_unwind(AssertUnwindSafe(|| body(thread))) {
@@ -23,7 +25,7 @@ pub(crate) fn call(body: impl FnOnce(&Thread) -> Result<c_int, Error>) -> c_int 
 
 #[cold]
 #[inline(never)]
-fn failed(thread: &Thread, error: &Error) -> c_int {
+fn failed(thread: &ThreadRecord, error: &Error) -> c_int {
     thread.set_message(error.message());
     -error.errno()
 }
@@ -34,9 +36,9 @@ fn of_panic(panicked: Box<dyn Any + Send>) -> Error {
         Err(panicked) => match panicked.downcast::<String>() {
             Ok(text) => *text,
             Err(panicked) => {
-                // Its drop may panic as well.
+                // Dropping it may panic as well.
                 mem::forget(panicked);
-                "it does not say what".to_owned()
+                "a panic without a message".to_owned()
             }
         },
     };
@@ -62,7 +64,7 @@ mod tests {
         let status = call(|_| panic!("no {}", "luck"));
         assert_eq!(status, -libc::ENOTRECOVERABLE);
         // SAFETY: NUL-terminated, and this thread's.
-        let said = unsafe { CStr::from_ptr(Thread::mine().unwrap().message()) };
+        let said = unsafe { CStr::from_ptr(ThreadRecord::mine().unwrap().message()) };
         let said = said.to_str().unwrap();
         assert!(said.ends_with("no luck"), "{said}");
         let status = call(|_| panic::panic_any(PanicsWhenDropped));
