@@ -99,7 +99,7 @@ impl Index for Nothing {
 /// 2^64 divided by the golden ratio.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// As `regcache/src/hints.rs`; an entry that is pushed out is not found.
+/// As `regcache/src/core/hints.rs`; an entry that is pushed out is not found.
 struct Ways {
     sets: Box<[[u64; 4]]>,
     shift: u32,

@@ -75,7 +75,7 @@ trait Acquire: Sync {
     fn acquire(state: &AtomicU64) -> bool;
 }
 
-/// As `regcache/src/entry.rs` does.
+/// As `regcache/src/core/entry.rs` does.
 struct Swap;
 
 impl Acquire for Swap {
