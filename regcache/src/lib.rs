@@ -68,6 +68,8 @@ mod core;
 pub mod design;
 pub mod error;
 pub mod monitor;
+#[cfg(feature = "prometheus")]
+mod prometheus;
 mod range;
 mod registrar;
 mod stats;

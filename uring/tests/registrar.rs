@@ -11,10 +11,8 @@ use io_uring::IoUring;
 use memmap2::MmapMut;
 use regcache::monitor::{Monitor, Userfaultfd};
 use regcache::{Cache, RegisterError, Registrar, VaRange};
-use regcache_conformance::NeverReports;
+use regcache_test_support::{NeverReports, PAGE, map_fixed, unmap};
 use regcache_uring::{Error, FileIo, UringRegistrar};
-
-const PAGE: usize = 4096;
 
 /// One test at a time: the address must come back.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -26,18 +24,7 @@ fn alone() -> MutexGuard<'static, ()> {
 /// A page where the kernel maps nothing of its own choice, so that other tests' threads are not given it, and where
 /// ThreadSanitizer allows something to be.
 fn map() -> *mut u8 {
-    let apart = ptr::without_provenance_mut(0x5900_0000_0000);
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: nothing is replaced.
-    let start = unsafe { libc::mmap(apart, PAGE, protection, flags, -1, 0) };
-    assert_eq!(start, apart);
-    start.cast()
-}
-
-fn unmap(start: *mut u8) {
-    // SAFETY: from `map`, and no reference is left.
-    assert_eq!(unsafe { libc::munmap(start.cast(), PAGE) }, 0);
+    map_fixed(0x5900_0000_0000, PAGE, libc::MAP_FIXED_NOREPLACE).unwrap()
 }
 
 /// What a page that is filled with 2 arrives as, after one at the same address that was filled with 1.
@@ -60,10 +47,10 @@ fn reuse<M: Monitor>(monitor: M) -> u8 {
     };
     let old = map();
     assert_eq!(arrived(old, 1), 1);
-    unmap(old);
+    unmap(old, PAGE).unwrap();
     let new = map();
     let second = arrived(new, 2);
-    unmap(new);
+    unmap(new, PAGE).unwrap();
     second
 }
 

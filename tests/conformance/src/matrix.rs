@@ -7,9 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use regcache::monitor::{Monitor, NoMonitor, Ummunotify, Userfaultfd};
 
-use crate::device::{Device, Outcome, Result, reuse};
-use crate::remap::Way;
-use crate::{NeverReports, Uring};
+use regcache_repro::{Device, NeverReports, Outcome, Result, Scenario, Uring, reuse};
 
 /// What a column has to show.
 #[derive(Debug, Clone, Copy)]
@@ -17,10 +15,10 @@ pub enum Verdict {
     /// Nothing stale.
     Sound,
     /// Old pages in these scenarios, or the suite sees nothing: the monitor is a negative control.
-    StaleWhere(fn(&Way) -> bool),
+    StaleWhere(fn(&Scenario) -> bool),
 }
 
-type Play = Box<dyn Fn(&Way) -> Result<Outcome>>;
+type Play = Box<dyn Fn(&Scenario) -> Result<Outcome>>;
 
 /// A monitor on a device.
 pub struct Column {
@@ -47,7 +45,7 @@ impl Column {
         Self {
             name: name.to_owned(),
             verdict,
-            play: Box::new(move |way| reuse(&device()?, way)),
+            play: Box::new(move |scenario| reuse(&device()?, scenario)),
         }
     }
 
@@ -63,17 +61,19 @@ impl Column {
 }
 
 /// What an event, or none, cannot tell.
-fn is_silent(way: &Way) -> bool {
-    way.name.starts_with("guard_pages") || way.name == "shmat_over_it_then_mmap"
+fn is_silent(scenario: &Scenario) -> bool {
+    scenario.name.starts_with("guard_pages") || scenario.name == "shmat_over_it_then_mmap"
 }
 
 /// The columns of io_uring that this machine can have. Says why, of those that it cannot.
 #[must_use]
 pub fn uring_columns() -> Vec<Column> {
     let mut columns = vec![
-        Column::of_uring("naive", Verdict::StaleWhere(Way::replaces), || {
-            Ok(NeverReports)
-        }),
+        Column::of_uring(
+            "naive",
+            Verdict::StaleWhere(|scenario| scenario.replaces),
+            || Ok(NeverReports),
+        ),
         Column::of_uring("nothing", Verdict::Sound, || Ok(NoMonitor)),
     ];
     // SAFETY: the device only reads, from pages that are mapped nowhere.
@@ -101,19 +101,19 @@ pub fn uring_columns() -> Vec<Column> {
 /// Plays the scenarios and prints a table; the scenarios' names begin with `label`. Returns what is not as it has to
 /// be.
 #[must_use]
-pub fn matrix<'w>(
+pub fn matrix<'s>(
     columns: &[Column],
-    ways: impl IntoIterator<Item = &'w Way>,
+    scenarios: impl IntoIterator<Item = &'s Scenario>,
     label: &str,
 ) -> Vec<String> {
     let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
     println!("| scenario | {} |", names.join(" | "));
     println!("|---|{}", "---|".repeat(columns.len()));
     let mut wrong = Vec::new();
-    for way in ways {
+    for scenario in scenarios {
         let mut cells = Vec::new();
         for column in columns {
-            let outcome = (column.play)(way);
+            let outcome = (column.play)(scenario);
             let cell = match &outcome {
                 Ok(Outcome::Fresh) => "ok".to_owned(),
                 Ok(Outcome::Uncached) => "uncached".to_owned(),
@@ -121,20 +121,20 @@ pub fn matrix<'w>(
                 Err(error) if is_unsupported(error.as_ref()) => "-".to_owned(),
                 Err(error) => format!("failed: {error}"),
             };
-            if !is_as_it_has_to_be(column.verdict, way, &outcome) {
-                wrong.push(format!("{}, {}: {cell}", way.name, column.name));
+            if !is_as_it_has_to_be(column.verdict, scenario, &outcome) {
+                wrong.push(format!("{}, {}: {cell}", scenario.name, column.name));
             }
             cells.push(cell);
         }
-        println!("| {label}{} | {} |", way.name, cells.join(" | "));
+        println!("| {label}{} | {} |", scenario.name, cells.join(" | "));
     }
     wrong
 }
 
-fn is_as_it_has_to_be(verdict: Verdict, way: &Way, outcome: &Result<Outcome>) -> bool {
+fn is_as_it_has_to_be(verdict: Verdict, scenario: &Scenario, outcome: &Result<Outcome>) -> bool {
     match (verdict, outcome) {
         (Verdict::Sound, Ok(outcome)) => *outcome != Outcome::Stale,
-        (Verdict::StaleWhere(must), Ok(outcome)) => *outcome == Outcome::Stale || !must(way),
+        (Verdict::StaleWhere(must), Ok(outcome)) => *outcome == Outcome::Stale || !must(scenario),
         (_, Err(error)) => is_unsupported(error.as_ref()),
     }
 }
@@ -169,14 +169,15 @@ struct Options {
 }
 
 /// What a program does that plays these scenarios in these columns.
-pub fn matrix_program<'w>(
+pub fn matrix_program<'s>(
     mut columns: Vec<Column>,
-    ways: impl IntoIterator<Item = &'w Way>,
+    scenarios: impl IntoIterator<Item = &'s Scenario>,
 ) -> ExitCode {
     let options = Options::parse();
-    let is_wanted =
-        |way: &&Way| options.only.is_empty() || options.only.iter().any(|name| name == way.name);
-    let ways = ways.into_iter().filter(is_wanted);
+    let is_wanted = |scenario: &&Scenario| {
+        options.only.is_empty() || options.only.iter().any(|name| name == scenario.name)
+    };
+    let scenarios = scenarios.into_iter().filter(is_wanted);
     let is_asked_for = |column: &Column| options.column.iter().any(|it| column.name.ends_with(it));
     if !options.column.is_empty() {
         columns.retain(is_asked_for);
@@ -185,7 +186,7 @@ pub fn matrix_program<'w>(
         eprintln!("matrix: there is none of {:?} here", options.column);
         return ExitCode::FAILURE;
     }
-    let wrong = matrix(&columns, ways, &options.label);
+    let wrong = matrix(&columns, scenarios, &options.label);
     for cell in &wrong {
         eprintln!("matrix: not as it has to be: {cell}");
     }

@@ -5,41 +5,20 @@
 //! comes after the address can be handed out again, this finds it.
 
 use std::hint;
-use std::io;
 use std::ops::ControlFlow;
-use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 
-use nix::errno::Errno;
 use regcache::monitor::Monitor;
 
-use crate::device::{Device, Result};
-use crate::{PAGE, Uring};
+use regcache_repro::{Device, PAGE, Result, Uring};
+use regcache_test_support::{map_fixed, unmap};
 
 const OLD: u8 = 0xA5;
 const NEW: u8 = 0x3C;
 
 /// How often to look before other threads are let run.
 const SPINS: u32 = 200;
-
-fn map(at: usize, how: i32) -> io::Result<*mut u8> {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
-    let at = ptr::with_exposed_provenance_mut(at);
-    // SAFETY: where nothing is.
-    let start = unsafe { libc::mmap(at, PAGE, protection, flags, -1, 0) };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(start.cast())
-}
-
-fn unmap(start: *mut u8) -> io::Result<()> {
-    // SAFETY: from `map`, and no reference is left.
-    Errno::result(unsafe { libc::munmap(start.cast(), PAGE) })?;
-    Ok(())
-}
 
 /// Has the device read the page, filled with `byte`; true if that is what it read.
 fn reads<M: Monitor>(device: &Uring<M>, page: *mut u8, byte: u8) -> Result<bool> {
@@ -90,7 +69,7 @@ pub fn thread_reuse<M: Monitor>(
                     return Ok(());
                 }
                 let page = loop {
-                    match map(wanted, libc::MAP_FIXED_NOREPLACE) {
+                    match map_fixed(wanted, PAGE, libc::MAP_FIXED_NOREPLACE) {
                         Ok(page) => break page,
                         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
                         Err(error) => {
@@ -103,7 +82,7 @@ pub fn thread_reuse<M: Monitor>(
                 if !matches!(read, Ok(true)) {
                     stale.fetch_add(1, Ordering::Relaxed);
                 }
-                unmap(page)?;
+                unmap(page, PAGE)?;
                 let next = if read.is_ok() { NONE } else { END };
                 address.store(next, Ordering::Release);
                 read?;
@@ -114,13 +93,13 @@ pub fn thread_reuse<M: Monitor>(
             while played < rounds {
                 // Far from where the kernel puts things, so that nobody else is given it.
                 let place = 0x5000_0000_0000 + (played as usize % 1024) * 2 * PAGE;
-                let page = map(place, libc::MAP_FIXED_NOREPLACE)?;
+                let page = map_fixed(place, PAGE, libc::MAP_FIXED_NOREPLACE)?;
                 if !reads(device, page, OLD)? {
                     return Err("stale where nothing was unmapped lately".into());
                 }
                 let wanted = page.expose_provenance();
                 address.store(wanted, Ordering::Release);
-                unmap(page)?;
+                unmap(page, PAGE)?;
                 played += 1;
                 let ended = wait_while(&address, wanted) == END;
                 if ended || goes_on(stale.load(Ordering::Relaxed)).is_break() {

@@ -16,8 +16,8 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 use regcache::monitor::{Monitor, Userfaultfd};
 
-use crate::device::{Device, Result};
-use crate::{Random, Uring};
+use regcache_repro::{Device, Result, Uring};
+use regcache_test_support::Random;
 
 /// What was done.
 #[derive(Debug, Default)]
@@ -83,7 +83,7 @@ fn run<M: Monitor>(
     stop: &AtomicBool,
     pipe: &Mutex<()>,
 ) -> Result<()> {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let mut next = move |below| random.below(below);
     let mut kept: Vec<Vec<u8>> = Vec::new();
     while !stop.load(Ordering::Relaxed) {

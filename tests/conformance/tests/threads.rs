@@ -9,7 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use regcache::monitor::Userfaultfd;
-use regcache_conformance::{Uring, allocate_free_fork_and_look_up, thread_reuse};
+use regcache_conformance::{allocate_free_fork_and_look_up, thread_reuse};
+use regcache_repro::Uring;
 
 /// One test at a time: each wants both processors.
 static ALONE: Mutex<()> = Mutex::new(());

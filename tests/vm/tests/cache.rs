@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use regcache::monitor::{Shared, Ummunotify};
 use regcache::{Builder, Cache};
-use regcache_tests::{PAGE, Pages, pinned};
+use regcache_tests_vm::{PAGE, Pages, pinned};
 use regcache_verbs::{
     Access, Context, Cq, Loopback, MrRegistrar, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
 };

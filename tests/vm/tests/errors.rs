@@ -4,7 +4,7 @@
 
 use regcache::monitor::{OpenError, Ummunotify};
 use regcache::{Cache, Error, RangeError, RegisterError};
-use regcache_tests::{Child, PAGE, Pages};
+use regcache_tests_vm::{Child, PAGE, Pages};
 use regcache_verbs::{Access, Context, MrRegistrar, Pd};
 
 type VerbsCache = Cache<MrRegistrar, Ummunotify>;

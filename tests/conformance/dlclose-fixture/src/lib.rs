@@ -12,4 +12,4 @@ unsafe impl Sync for Memory {}
 
 /// What is written, and registered.
 #[unsafe(no_mangle)]
-pub static REGCACHE_LOADED: Memory = Memory(UnsafeCell::new([0; 64 << 10]));
+pub static REGCACHE_DLCLOSE_FIXTURE: Memory = Memory(UnsafeCell::new([0; 64 << 10]));

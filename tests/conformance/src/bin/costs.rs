@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use regcache::monitor::{Ummunotify, Userfaultfd};
-use regcache_conformance::{Costed, NeverReports, Result, Uring, costs};
+use regcache_repro::{Costed, NeverReports, Result, Uring, monitor_costs};
 
 /// Prints what a hit, a miss, a registration and munmap cost with each monitor that there is here, and how many times
 /// as much as with none.
@@ -34,5 +34,5 @@ fn main() -> Result<()> {
         .iter()
         .map(|(name, cache)| (*name, cache.as_ref()))
         .collect();
-    costs(&columns, options.times)
+    monitor_costs(&columns, options.times)
 }

@@ -18,7 +18,7 @@ const UNSEEN: &[&str] = &[
 
 fn main() -> ExitCode {
     let mut columns = uring_columns();
-    let verdict = Verdict::StaleWhere(|way| UNSEEN.contains(&way.name));
+    let verdict = Verdict::StaleWhere(|scenario| UNSEEN.contains(&scenario.name));
     columns.insert(2, Column::of_uring("hooks", verdict, || Ok(Hooks::new())));
     matrix_program(columns, scenarios())
 }

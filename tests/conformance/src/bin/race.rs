@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use regcache::monitor::{Monitor, Ummunotify, Userfaultfd};
-use regcache_conformance::{Device, Result, Uring, thread_reuse};
+use regcache_conformance::thread_reuse;
+use regcache_repro::{Device, Result, Uring};
 
 /// Prints how often the device read the old page. Exits with 1 if a sound monitor was ever late, or an
 /// unsound one never.
