@@ -1,6 +1,6 @@
-//! The cache's protocol under loom, on a modelled kernel of one page. loom runs every interleaving of a
-//! few threads, within the bound of `LOOM_MAX_PREEMPTIONS`. On a kernel that breaks a rule of the
-//! contract, loom must find the stale registration.
+//! The cache's protocol under loom, on a modelled kernel of one page. loom runs every interleaving
+//! of a few threads, within the bound of `LOOM_MAX_PREEMPTIONS`. On a kernel that breaks a rule of
+//! the contract, loom must find the stale registration.
 //!
 //! ```sh
 //! RUSTFLAGS="--cfg loom" cargo test -p regcache --release --test loom
@@ -330,7 +330,8 @@ fn revoking_cache(kernel: &Arc<FakeKernel>) -> Arc<FakeCache<Bits>> {
 const READ: Bits = Bits(1);
 const REMOTE: Bits = Bits(5);
 
-/// A lookup finds a revocable entry by a stale hint, and declines it, while its last guard is dropped.
+/// A lookup finds a revocable entry by a stale hint, and declines it, while its last guard is
+/// dropped.
 #[test]
 fn loom_a_declining_reader_does_not_keep_a_remote_key() {
     loom::model(|| {

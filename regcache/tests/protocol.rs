@@ -583,9 +583,9 @@ fn a_forked_child_that_drops_an_empty_cache_closes_nothing() {
     assert_eq!(status, 0, "registrar and monitor were dropped");
 }
 
-/// Several threads look up and remap their own pages, and look up shared ones, in a small cache that
-/// evicts all the time. A page that its thread has not remapped since the lookup must be the page that
-/// was pinned.
+/// Several threads look up and remap their own pages, and look up shared ones, in a small cache
+/// that evicts all the time. A page that its thread has not remapped since the lookup must be the
+/// page that was pinned.
 #[test]
 fn many_threads_never_see_a_stale_registration() {
     const OWN: usize = 6;

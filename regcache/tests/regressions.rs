@@ -1,5 +1,5 @@
-//! Regressions that a review once found, of panics, remote keys and a shared monitor. Each test plays
-//! the order of events that failed.
+//! Regressions that a review once found, of panics, remote keys and a shared monitor. Each test
+//! plays the order of events that failed.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -126,9 +126,9 @@ fn waiting_forever_does_not_panic() {
     assert!(cache.flush().unwrap().wait(Duration::MAX));
 }
 
-/// A kernel whose invalidations take time. The start marks the watches and raises the generation. The
-/// end puts the new page in place, and repeats the early reports: those that were read in between. The
-/// driver does the same.
+/// A kernel whose invalidations take time. The start marks the watches and raises the generation.
+/// The end puts the new page in place, and repeats the early reports: those that were read in
+/// between. The driver does the same.
 struct Slow {
     k: std::sync::Mutex<SlowState>,
 }

@@ -242,7 +242,8 @@ fn guard_pages_are_noticed_after_they_are_gone() {
             let page = guard_there_and_back(start).unwrap().expose_provenance();
             thread::scope(|scope| {
                 for i in 0..8 {
-                    // SAFETY: the page is in the test's own mapping, and each thread has its own byte.
+                    // SAFETY: the page is in the test's own mapping, and each thread has its own
+                    // byte.
                     scope.spawn(move || unsafe {
                         ptr::with_exposed_provenance_mut::<u8>(page).add(i).write(1);
                     });

@@ -1,8 +1,8 @@
 //! The cache: the steps of a lookup, of a guard's drop and of a deferred deregistration.
 //!
-//! Other threads never see a step half done. A step is one load, one compare-and-swap, one call of the
-//! driver or the device, or a change under the lock that nobody sees without it. The names are those
-//! of `regcache/src/core`.
+//! Other threads never see a step half done. A step is one load, one compare-and-swap, one call of
+//! the driver or the device, or a change under the lock that nobody sees without it. The names are
+//! those of `regcache/src/core`.
 
 use crate::fault::Fault;
 use crate::kernel::bit;

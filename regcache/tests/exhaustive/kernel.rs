@@ -107,7 +107,7 @@ impl Protocol {
             if let Some(watch) = watch.as_mut().filter(|watch| watch.page == page) {
                 struck |= bit(i);
                 watch.invalidated |= !(unread && self.fault == Some(Fault::LostReport));
-                say(format_args!("  the watch of slot {i} is hit"));
+                say(format_args!("  the watch of slot {i} is invalidated"));
             }
         }
         if struck != 0 {

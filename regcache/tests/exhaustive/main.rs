@@ -1,6 +1,6 @@
-//! The contract, checked in every interleaving of a model of memory, the driver, the cache and a few
-//! application threads. If one rule is broken on purpose, the check must find a violation, and it
-//! prints the steps that lead there.
+//! The contract, checked in every interleaving of a model of memory, the driver, the cache and a
+//! few application threads. If one rule is broken on purpose, the check must find a violation, and
+//! it prints the steps that lead there.
 //!
 //! `docs/design/proof.md` defines the scope of the model. `state.rs` has the state, `kernel.rs` and
 //! `cache.rs` have the steps, and `model.rs` has the properties.
