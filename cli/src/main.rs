@@ -1,11 +1,11 @@
-//! `regcache`: what this machine has for a registration cache, the bug on it, and the shim for programs that cannot be
-//! changed.
+//! `regcache`: the command-line tool. It diagnoses a machine, shows the reuse bug on it, and runs
+//! unmodified programs under the preload shim.
 //!
-//! It starts where there is nothing: neither the driver nor libibverbs nor a device.
+//! It needs neither the driver nor libibverbs nor a device to start.
 
 mod doctor;
 mod elf;
-mod place;
+mod installed;
 mod repro;
 mod run;
 
@@ -24,32 +24,34 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Tool {
-    /// Tell what this machine has, what is missing, and the command that mends it
+    /// Check this machine for monitors, devices and limits, and print commands that fix what is
+    /// missing
     ///
-    /// Looks at the monitors, the devices, and the limits, as the user who asks. Exits with 0 if registrations are cached here,
-    /// for some device, and with 1 if not.
+    /// The checks run as the current user. Exits with 0 if registrations are cached here for some
+    /// device, and with 1 if not.
     Doctor {
-        /// Only the commands that mend things, one a line
+        /// Print only the commands, one on each line
         #[arg(long)]
         commands: bool,
     },
-    /// Show the bug on this machine: a naive cache moves old bytes, regcache does not
+    /// Show the reuse bug on this machine: a naive cache moves stale bytes, regcache does not
     ///
-    /// With io_uring for a device, and with an RDMA device if there is one; on the best monitor there is. Exits with 0 if the naive cache
-    /// was wrong each time and regcache never, with 1 if not, and with 77 if there is no device.
+    /// The device is io_uring, and an RDMA device as well if there is one. The monitor is the best
+    /// one of this machine. Exits with 0 if the naive cache was stale in every round and regcache
+    /// in none, with 1 if not, and with 77 if there is no device.
     Repro {
-        /// How often with each cache
+        /// Play this many rounds with each cache
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
     },
     /// Run a program under the preload shim, which caches its registrations
     ///
-    /// What the shim is to do it is told by environment variables, which begin with REGCACHE_, set with -e or before.
+    /// REGCACHE_* variables configure the shim, from the environment or from -e.
     Run {
-        /// The shim, if not the one that is installed with this tool
+        /// Use this shim instead of the one that is installed with this tool
         #[arg(long, value_name = "FILE")]
         shim: Option<PathBuf>,
-        /// An environment variable for the shim
+        /// Set this variable for the shim; may be repeated
         #[arg(short = 'e', long = "env", value_name = "REGCACHE_NAME=VALUE", value_parser = run::setting)]
         settings: Vec<(String, String)>,
         /// The program and its arguments
@@ -77,7 +79,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Why a command could not do what it is for.
+/// The error of a command, and its exit status.
 #[derive(Debug)]
 struct Failure {
     message: String,

@@ -1,4 +1,4 @@
-//! `regcache run`: a program under the preload shim.
+//! `regcache run`: runs a program under the preload shim.
 
 use std::env;
 use std::ffi::OsString;
@@ -6,11 +6,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Failure, elf, place};
+use crate::{Failure, elf, installed};
 
 pub(crate) const SHIM: &str = "librcpreload.so";
 
-/// As a shell has it.
+/// The exit statuses of a shell.
 const CANNOT_RUN: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
@@ -20,19 +20,19 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if name.starts_with("REGCACHE_") => {
             Ok((name.to_owned(), value.to_owned()))
         }
-        _ => Err("the shim's settings are like REGCACHE_NAME=VALUE".to_owned()),
+        _ => Err("a setting of the shim has the form REGCACHE_NAME=VALUE".to_owned()),
     }
 }
 
-/// Where the shim is: this one, or where it is installed.
+/// Finds the shim that was named, or the installed one.
 pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
     match named {
         Some(shim) => shim.canonicalize().map_err(|_| vec![shim.to_owned()]),
-        None => place::find("lib", SHIM),
+        None => installed::find("lib", SHIM),
     }
 }
 
-/// Becomes the program. Returns only if that fails.
+/// Replaces this process with the program. Returns only if that fails.
 pub(crate) fn run(
     named: Option<&Path>,
     settings: &[(String, String)],
@@ -63,13 +63,13 @@ pub(crate) fn run(
     match elf::out_of_reach(&program) {
         Ok(None) => {}
         Ok(Some(why)) => return Err(cannot(why.to_owned())),
-        // Who may run it may not read it.
-        Err(error) => eprintln!("regcache: cannot see whether the shim reaches {shown}: {error}"),
+        // A user who may run the program may not be allowed to read it.
+        Err(error) => eprintln!("regcache: cannot check whether the shim reaches {shown}: {error}"),
     }
     let mut preload = shim.into_os_string();
     if preload.to_string_lossy().contains([' ', ':']) {
         return Err(cannot(format!(
-            "a path that is preloaded must have no space and no colon in it: {}",
+            "the path of a preloaded library must have no space and no colon: {}",
             preload.to_string_lossy()
         )));
     }

@@ -1,9 +1,9 @@
-//! Which devices libibverbs can use, asked without being linked with it.
+//! Asks libibverbs for its devices, without being linked with it.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-/// What there is of it.
+/// What libibverbs can use here.
 #[derive(Debug)]
 pub(crate) enum Verbs {
     NotThere,
@@ -15,9 +15,9 @@ type GetList = unsafe extern "C" fn(*mut c_int) -> *mut *mut c_void;
 type FreeList = unsafe extern "C" fn(*mut *mut c_void);
 type GetName = unsafe extern "C" fn(*mut c_void) -> *const c_char;
 
-/// Loads it, for good: it is not made to be unloaded.
+/// Loads it and leaves it loaded, since it cannot be unloaded safely.
 pub(crate) fn look() -> Verbs {
-    // SAFETY: a library's own constructors run, and libibverbs's do nothing that matters here.
+    // SAFETY: loading runs the library's constructors. Those of libibverbs have no effect here.
     let library = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOW) };
     if library.is_null() {
         return Verbs::NotThere;
@@ -35,7 +35,7 @@ pub(crate) fn look() -> Verbs {
     let (Some(get_list), Some(free_list), Some(get_name)) = functions else {
         return Verbs::NotThere;
     };
-    // SAFETY: libibverbs's functions of these names, with the types that verbs.h declares, the structures being opaque.
+    // SAFETY: verbs.h declares these functions with these types; the structures are opaque here.
     let (get_list, free_list, get_name) = unsafe {
         (
             std::mem::transmute::<*mut c_void, GetList>(get_list),
@@ -43,7 +43,7 @@ pub(crate) fn look() -> Verbs {
             std::mem::transmute::<*mut c_void, GetName>(get_name),
         )
     };
-    // SAFETY: the count is not asked for.
+    // SAFETY: a null pointer means that the count is not wanted.
     let list = unsafe { get_list(ptr::null_mut()) };
     if list.is_null() {
         // The kernel has no RDMA.
@@ -51,15 +51,15 @@ pub(crate) fn look() -> Verbs {
     }
     let mut names = Vec::new();
     let mut next = list;
-    // SAFETY: the list ends with a null.
+    // SAFETY: a null pointer ends the list.
     while let Some(device) = ptr::NonNull::new(unsafe { *next }) {
-        // SAFETY: a device of the list, whose name is a terminated array in it.
+        // SAFETY: a device of the list, which has its name as a terminated array.
         let name = unsafe { CStr::from_ptr(get_name(device.as_ptr())) };
         names.push(name.to_string_lossy().into_owned());
-        // SAFETY: this one was not the last.
+        // SAFETY: this was not the end of the list.
         next = unsafe { next.add(1) };
     }
-    // SAFETY: the list, once.
+    // SAFETY: the list of above, freed once.
     unsafe { free_list(list) };
     Verbs::Lists(names)
 }

@@ -1,13 +1,13 @@
-//! Limits: memory that may be pinned, mappings, descriptors.
+//! Checks the limits: pinned memory, mappings, file descriptors.
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::{Files, Finding};
 
-/// Registrations that a cache keeps unless told otherwise.
+/// The default limit of entries of a cache.
 const ENTRIES: u64 = 65_536;
 
-/// What a cache holds open: its monitor's and what it is woken by.
+/// The most file descriptors of a cache: those of its monitor and of its wake-up.
 const DESCRIPTORS: u64 = 8;
 
 /// The bit of the capability to pin any amount.
@@ -31,11 +31,11 @@ fn locked(files: &Files, limit: u64) -> Finding {
         return Finding::good(subject, "any amount (RLIMIT_MEMLOCK)");
     }
     let says = format!(
-        "{} MiB in all (RLIMIT_MEMLOCK), and a cache keeps within it. For more, and a new login:",
+        "{} MiB in all (RLIMIT_MEMLOCK), and a cache stays within it. For more, after a new login:",
         limit >> 20
     );
     Finding::note(subject, says)
-        .mended_by("echo '* - memlock unlimited' >/etc/security/limits.d/rdma.conf")
+        .fixed_by("echo '* - memlock unlimited' >/etc/security/limits.d/rdma.conf")
 }
 
 fn may_pin_any_amount(files: &Files) -> bool {
@@ -45,30 +45,30 @@ fn may_pin_any_amount(files: &Files) -> bool {
     effective.is_some_and(|it| it >> CAP_IPC_LOCK & 1 == 1)
 }
 
-/// userfaultfd splits mappings where what it watches begins and ends.
+/// userfaultfd splits mappings at the ends of the ranges that it watches.
 fn mappings(files: &Files, monitor: Option<&str>) -> Finding {
     let subject = "mappings";
     let limit = files.read("/proc/sys/vm/max_map_count");
     let limit = limit.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
-    let says = format!("{limit} a process (vm.max_map_count)");
+    let says = format!("{limit} for each process (vm.max_map_count)");
     if monitor != Some("userfaultfd") || limit >= 3 * ENTRIES {
         return Finding::good(subject, says);
     }
     let says = format!(
-        "{says}; each range that is watched can take two, so that no more than {} are cached. For all that a cache can keep:",
+        "{says}; each watched range can take two, so at most {} are cached. For a full cache:",
         limit / 2
     );
-    Finding::note(subject, says).mended_by(format!("sysctl vm.max_map_count={}", 3 * ENTRIES))
+    Finding::note(subject, says).fixed_by(format!("sysctl vm.max_map_count={}", 3 * ENTRIES))
 }
 
 fn descriptors(limit: u64) -> Finding {
-    let subject = "descriptors";
+    let subject = "file descriptors";
     let says =
-        format!("{limit} a process (RLIMIT_NOFILE), of which a cache takes up to {DESCRIPTORS}");
+        format!("{limit} for each process (RLIMIT_NOFILE); a cache needs up to {DESCRIPTORS}");
     if limit >= 8 * DESCRIPTORS {
         return Finding::good(subject, says);
     }
-    Finding::note(subject, says).mended_by("ulimit -n 1024")
+    Finding::note(subject, says).fixed_by("ulimit -n 1024")
 }
 
 #[cfg(test)]
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn locked_memory_is_bounded_by_the_limit_unless_one_may_exceed_it() {
+    fn locked_memory_is_bounded_by_the_limit_unless_the_user_may_exceed_it() {
         let (root, files) = machine(
             "user",
             &[("/proc/self/status", "Name:\tx\nCapEff:\t0000000000000000\n")],
@@ -102,7 +102,7 @@ mod tests {
         let (root, files) = machine("maps", &[("/proc/sys/vm/max_map_count", "65530\n")]);
         assert_eq!(mappings(&files, Some("ummunotify")).level, Level::Good);
         let found = mappings(&files, Some("userfaultfd"));
-        assert_eq!(found.mend, ["sysctl vm.max_map_count=196608"]);
+        assert_eq!(found.fixes, ["sysctl vm.max_map_count=196608"]);
         fs::remove_dir_all(root).unwrap();
     }
 }

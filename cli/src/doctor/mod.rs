@@ -1,7 +1,7 @@
-//! `regcache doctor`: what this machine has for a cache of registrations.
+//! `regcache doctor`: checks what this machine has for a registration cache.
 //!
-//! Each part looks at what it is about and makes [`Finding`]s. Whatever is not as it should be has commands that mend it, or says
-//! that none does. A command is for root, and works as it stands on Debian.
+//! Each part makes [`Finding`]s. A finding that is not good has commands that fix it, or says that
+//! no command does. Each command is for root, and runs unchanged on Debian.
 
 mod devices;
 mod files;
@@ -11,25 +11,25 @@ mod monitors;
 
 use files::Files;
 
-/// How bad it is.
+/// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// As it should be.
+    /// Nothing to fix.
     Good,
-    /// It works, and could be better, or is not needed.
+    /// It works and could be better, or it is not needed.
     Note,
-    /// It is not there.
+    /// It is missing.
     Missing,
 }
 
-/// Something that was looked at.
+/// The result of one check.
 #[derive(Debug)]
 pub(crate) struct Finding {
     level: Level,
     subject: String,
     says: String,
-    /// Commands that mend it, in order.
-    mend: Vec<String>,
+    /// The commands that fix it, in order.
+    fixes: Vec<String>,
 }
 
 impl Finding {
@@ -50,18 +50,18 @@ impl Finding {
             level,
             subject: subject.into(),
             says: says.into(),
-            mend: Vec::new(),
+            fixes: Vec::new(),
         }
     }
 
-    /// With a command that mends it.
-    fn mended_by(mut self, command: impl Into<String>) -> Self {
-        self.mend.push(command.into());
+    /// Adds a command that fixes it.
+    fn fixed_by(mut self, command: impl Into<String>) -> Self {
+        self.fixes.push(command.into());
         self
     }
 }
 
-/// What a part came to.
+/// A part of the checks, with its findings.
 #[derive(Debug)]
 struct Part {
     title: &'static str,
@@ -74,7 +74,7 @@ impl Part {
     }
 }
 
-/// Looks, prints, and returns 0 if registrations are cached here.
+/// Checks, prints, and returns 0 if registrations are cached here.
 pub(crate) fn run(commands_only: bool) -> u8 {
     let files = Files::of_this_machine();
     let monitor = monitors::best();
@@ -89,7 +89,7 @@ pub(crate) fn run(commands_only: bool) -> u8 {
         for command in parts
             .iter()
             .flat_map(|part| &part.findings)
-            .flat_map(|it| &it.mend)
+            .flat_map(|it| &it.fixes)
         {
             println!("{command}");
         }
@@ -122,7 +122,7 @@ fn verdict(monitor: Option<&str>, rdma: bool, uring: bool) -> (String, u8) {
         ),
         None => (
             format!(
-                "Registrations for {devices} are not cached here, as there is no monitor: each lookup registers. Slow, and never stale."
+                "Registrations for {devices} are not cached here, because there is no monitor. Each lookup registers: slow, and never stale."
             ),
             1,
         ),
@@ -138,7 +138,7 @@ fn print_part(part: &Part) {
             Level::Missing => "MISSING",
         };
         println!("  {level:<7}  {}: {}", finding.subject, finding.says);
-        for command in &finding.mend {
+        for command in &finding.fixes {
             println!("{:11}# {command}", "");
         }
     }
@@ -151,7 +151,7 @@ fn shim() -> Finding {
             "preload shim",
             "not installed with this tool; `regcache run` needs it",
         )
-        .mended_by("cargo xtask install --prefix /usr/local"),
+        .fixed_by("cargo xtask install --prefix /usr/local"),
     }
 }
 

@@ -1,9 +1,10 @@
-//! Where what belongs to this tool is.
+//! Finds the files that are installed with this tool.
 
 use std::env;
 use std::path::PathBuf;
 
-/// The file, beside this tool or, as it is installed, in this directory beside its directory.
+/// Finds `name` next to the executable, or in `../<installed_in>`. Returns both places if it is in
+/// neither.
 pub(crate) fn find(installed_in: &str, name: &str) -> Result<PathBuf, Vec<PathBuf>> {
     let tool = env::current_exe().unwrap_or_default();
     let dir = tool.parent().unwrap_or(&tool);
