@@ -483,7 +483,7 @@ mod loom_tests {
                 taken += reader.join().unwrap();
             }
             assert_eq!(taken, 1);
-            // loom's Arc reports a leak or a double drop of `first`
+            // loom's Arc reports a leak or a double drop of `first`.
         });
     }
 }
