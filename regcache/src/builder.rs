@@ -110,16 +110,16 @@ impl<R: Registrar> Builder<R, DefaultMonitor> {
 }
 
 impl<R, M> Builder<R, M> {
-    /// Limits the number of registrations that the cache holds, which is never more than 16 777 216.
-    /// With 0 nothing is cached.
+    /// Limits the number of registrations that the cache holds, which is never more than 16 777
+    /// 216. With 0 nothing is cached.
     #[must_use]
     pub fn max_entries(mut self, entries: u32) -> Self {
         self.options.max_entries = entries.min(MAX_ENTRIES);
         self
     }
 
-    /// Limits the bytes that cached registrations pin, counted in whole pages. A larger range is not
-    /// cached, and not counted.
+    /// Limits the bytes that cached registrations pin, counted in whole pages. A larger range is
+    /// not cached, and not counted.
     #[must_use]
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.options.max_bytes = Some(bytes);
@@ -132,9 +132,9 @@ impl<R, M> Builder<R, M> {
     ///
     /// No registration becomes stale by this, because the whole of it is watched. The effects are:
     ///
-    /// - Up to the page size (4096) no other page is pinned. The device pins whole pages anyway, and
-    ///   the bytes of a page share its mapping. But the registration *allows access* to the rest of
-    ///   the page, also for a peer if the access is remote.
+    /// - Up to the page size (4096) no other page is pinned. The device pins whole pages anyway,
+    ///   and the bytes of a page share its mapping. But the registration *allows access* to the
+    ///   rest of the page, also for a peer if the access is remote.
     /// - Beyond the page size, neighbouring pages are pinned, counted, accessible and watched as
     ///   well. They may have another owner, and when they change the registration is invalidated.
     #[must_use]
@@ -146,17 +146,17 @@ impl<R, M> Builder<R, M> {
     /// On a miss, merges the range with the registrations of the same access that it overlaps or
     /// touches, up to `bytes` in one registration. 0, the default, does not merge.
     ///
-    /// This is good for memory that is looked up piece by piece. Each piece that joins registers the
-    /// whole again, so `bytes` bounds the cost of a miss.
+    /// This is good for memory that is looked up piece by piece. Each piece that joins registers
+    /// the whole again, so `bytes` bounds the cost of a miss.
     #[must_use]
     pub fn merge_up_to(mut self, bytes: usize) -> Self {
         self.options.widening.merge_up_to = bytes;
         self
     }
 
-    /// Deregisters memory with remote access ([`Access::is_remote`]) when its last guard is dropped,
-    /// so that a key which a peer has ends there. By default such registrations are retained like
-    /// others.
+    /// Deregisters memory with remote access ([`Access::is_remote`]) when its last guard is
+    /// dropped, so that a key which a peer has ends there. By default such registrations are
+    /// retained like others.
     ///
     /// [`Access::is_remote`]: crate::Access::is_remote
     #[must_use]
@@ -169,8 +169,8 @@ impl<R, M> Builder<R, M> {
     /// invalidated memory. This is the default if the monitor has a
     /// [descriptor](Monitor::descriptor) to wait on.
     ///
-    /// Without the thread, freed memory stays pinned until a lookup misses or sees a new generation,
-    /// or the application calls [`Cache::reap`] from its event loop.
+    /// Without the thread, freed memory stays pinned until a lookup misses or sees a new
+    /// generation, or the application calls [`Cache::reap`] from its event loop.
     #[must_use]
     pub fn background_reaper(mut self, reap: bool) -> Self {
         self.options.background_reaper = reap;
@@ -184,8 +184,9 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
     /// # Errors
     ///
     /// [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Otherwise the
-    /// kernel's error, if it refuses a page under `MADV_WIPEONFORK` (Linux 4.14), by which the cache
-    /// recognises a forked child; or the address space for the entries; or the reaper's thread.
+    /// kernel's error, if it refuses a page under `MADV_WIPEONFORK` (Linux 4.14), by which the
+    /// cache recognises a forked child; or the address space for the entries; or the reaper's
+    /// thread.
     pub fn build(self) -> io::Result<Cache<R, M>> {
         let Self {
             registrar,

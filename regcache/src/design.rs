@@ -6,8 +6,8 @@
 //! # The protocol
 //!
 //! The monitor's `generation` rises before an invalidating call returns, and before the address can
-//! be handed out again (M3 of [`Monitor`]). The cache's `drained` is the generation up to which every
-//! invalidated entry was unlinked.
+//! be handed out again (M3 of [`Monitor`]). The cache's `drained` is the generation up to which
+//! every invalidated entry was unlinked.
 //!
 //! **Hit** ([`Cache::get`]). Load `generation`. Go on if it equals `drained`; in a forked child it
 //! never does. Take a reference to the entry that the hints name, if that entry is live. If the
@@ -24,9 +24,9 @@
 //! # Why a lookup never returns a stale registration
 //!
 //! Let U be an operation that changed pages of the range. Let U have returned before the lookup
-//! began, or let the looking-up thread have been given the address by a mapping call that could only
-//! be satisfied because U had happened. Let E be an entry for the range, registered before U. To
-//! show: the lookup does not return E.
+//! began, or let the looking-up thread have been given the address by a mapping call that could
+//! only be satisfied because U had happened. Let E be an entry for the range, registered before U.
+//! To show: the lookup does not return E.
 //!
 //! 1. E's watch was placed before its registration, hence before U ends. If U started after the
 //!    watch was placed, it is reported (M1). Otherwise U was in flight while the watch was placed.
@@ -57,8 +57,8 @@
 //!
 //! The thread that drops the last reference of a killed entry deregisters it. That is a guard's
 //! drop, or, if there is no guard, the next thread that leaves the slow path or is about to
-//! register; the reaper is one of them. No thread deregisters under the lock. After that the slot is
-//! vacant again and its room is free.
+//! register; the reaper is one of them. No thread deregisters under the lock. After that the slot
+//! is vacant again and its room is free.
 //!
 //! Each cached registration holds a reference to the core, so guards may outlive the cache.
 //!

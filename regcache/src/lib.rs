@@ -8,10 +8,10 @@
 //! # The promise
 //!
 //! Let U be any operation that changes which pages back a range: munmap, mremap, brk, a mapping
-//! placed over it, `MADV_DONTNEED`, a hole punched in its file, a copy-on-write break. If U returned
-//! before a lookup began, the lookup does not return a registration made before U. The same holds if
-//! the looking-up thread was given the address by a mapping call that the kernel could only satisfy
-//! because U had happened. [`design`] has the protocol and the argument.
+//! placed over it, `MADV_DONTNEED`, a hole punched in its file, a copy-on-write break. If U
+//! returned before a lookup began, the lookup does not return a registration made before U. The
+//! same holds if the looking-up thread was given the address by a mapping call that the kernel
+//! could only satisfy because U had happened. [`design`] has the protocol and the argument.
 //!
 //! # Trade-offs
 //!
@@ -32,15 +32,15 @@
 //! A [`Registrar`] makes and destroys registrations for one kind of device. A [`Monitor`] reports
 //! changes of the memory that it was asked to watch, and raises its generation before the changing
 //! call returns. The cache watches a range, then registers it. A lookup compares generations: if
-//! nothing has changed, it takes a reference to an entry and returns a [`Guard`]. Otherwise it first
-//! reads the reports and unlinks the entries that they name. A registration is deregistered once it
-//! is unlinked and its last guard is dropped.
+//! nothing has changed, it takes a reference to an entry and returns a [`Guard`]. Otherwise it
+//! first reads the reports and unlinks the entries that they name. A registration is deregistered
+//! once it is unlinked and its last guard is dropped.
 //!
 //! # How to use it
 //!
 //! Implement [`Registrar`] for the device, or take one from `regcache-verbs` or `regcache-uring`.
-//! Build one [`Cache`] for each protection domain. Look memory up before each transfer, and keep the
-//! guard until the transfer completes.
+//! Build one [`Cache`] for each protection domain. Look memory up before each transfer, and keep
+//! the guard until the transfer completes.
 //!
 //! This program runs anywhere, because its device is a list:
 //!

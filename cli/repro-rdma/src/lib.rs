@@ -1,4 +1,4 @@
-//! [`Rig`]: a device, a cache on it, and a buffer to move bytes to and from.
+//! [`Rig`]: an RDMA device, a cache on it, and a buffer for the other end of transfers.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use regcache::{Cache, Guard};
 use regcache_repro::{Outcome, Prepared, Result, Scenario};
 use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd};
 
-/// Everything that the suite's transfers need.
+/// The access that all directions of transfer need.
 const ACCESS: Access = Access::LOCAL_WRITE
     .union(Access::REMOTE_READ)
     .union(Access::REMOTE_WRITE);
@@ -16,25 +16,25 @@ const ACCESS: Access = Access::LOCAL_WRITE
 const OLD: u8 = 0xA5;
 const NEW: u8 = 0x3C;
 
-/// Which transfer, and at which end of it the memory is that changes.
+/// The operation of a transfer, and the end at which the memory changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// It is sent.
+    /// The memory is sent.
     Send,
-    /// It is the source of an RDMA write.
+    /// The memory is the source of an RDMA write.
     Write,
-    /// A peer reads it by RDMA.
+    /// A peer reads the memory by RDMA.
     ReadByPeer,
-    /// It is received into.
+    /// A receive fills the memory.
     Receive,
-    /// A peer writes it by RDMA.
+    /// A peer writes the memory by RDMA.
     WriteByPeer,
-    /// It is the destination of an RDMA read.
+    /// The memory is the destination of an RDMA read.
     Read,
 }
 
 impl Direction {
-    /// All of them.
+    /// All directions.
     pub const ALL: [Self; 6] = [
         Self::Send,
         Self::Write,
@@ -44,7 +44,7 @@ impl Direction {
         Self::Read,
     ];
 
-    /// As part of a test's name.
+    /// Returns its part of a test's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -57,15 +57,15 @@ impl Direction {
         }
     }
 
-    /// True if the device reads the memory that changes, false if it writes it.
+    /// Returns true if the device reads the memory that changes, and false if it writes it.
     #[must_use]
     pub fn is_source(self) -> bool {
         matches!(self, Self::Send | Self::Write | Self::ReadByPeer)
     }
 }
 
-/// A device, connected with itself, a cache of its registrations, and a buffer for the other end of
-/// each transfer.
+/// A device that is connected with itself, a cache of its registrations, and a buffer for the other
+/// end of each transfer.
 #[derive(Debug)]
 pub struct Rig<M: Monitor> {
     loopback: Loopback,
@@ -74,11 +74,11 @@ pub struct Rig<M: Monitor> {
 }
 
 impl<M: Monitor> Rig<M> {
-    /// Opens `device`, or the first one there is.
+    /// Opens `device`, or the first device of the machine.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// The errors of the device.
     pub fn new(device: Option<&str>, monitor: M) -> Result<Self> {
         let context = match device {
             Some(name) => Context::open(name)?,
@@ -94,27 +94,27 @@ impl<M: Monitor> Rig<M> {
         })
     }
 
-    /// The name of the device.
+    /// Returns the name of the device.
     #[must_use]
     pub fn device(&self) -> String {
         self.cache.registrar().pd().context().device().to_owned()
     }
 
-    /// The cache.
+    /// Returns the cache.
     #[must_use]
     pub fn cache(&self) -> &Cache<MrRegistrar, M> {
         &self.cache
     }
 
-    /// The four-line bug, for one way of changing memory and one direction of transfer: register
-    /// the memory by a lookup and move bytes; change the memory; look up and move bytes again.
+    /// Plays one scenario in one direction: looks the memory up and moves bytes, changes the
+    /// memory, looks it up and moves bytes again.
     ///
-    /// A naive cache must be flushed before, or it may know the addresses from the time before.
+    /// The caller flushes a naive cache first, which may have an entry for the same addresses.
     ///
     /// # Errors
     ///
-    /// If something fails on the way, or the bytes that arrive are neither those of the old pages
-    /// nor those of the new.
+    /// The errors of the scenario and of the device; an error if the bytes that arrive belong
+    /// neither to the old pages nor to the new ones.
     pub fn reuse(&mut self, scenario: &Scenario, direction: Direction) -> Result<Outcome> {
         let first = |prepared: &Prepared| -> Result<()> {
             // SAFETY: mapped, and the only reference; gone before the change.
@@ -123,7 +123,7 @@ impl<M: Monitor> Rig<M> {
             if arrived.iter().all(|&byte| byte == OLD) {
                 Ok(())
             } else {
-                Err("bytes were lost before anything had changed".into())
+                Err("wrong bytes arrived before anything had changed".into())
             }
         };
         // SAFETY: no reference to the memory is left, and the guard of the exchange is dropped.
@@ -135,7 +135,7 @@ impl<M: Monitor> Rig<M> {
             return Err("the memory did not change".into());
         }
         if direction.is_source() {
-            // The application's new bytes; the device should see them, and no others.
+            // The application writes new bytes, which the device should see.
             bytes.fill(NEW);
         }
         let arrived = self.exchange(&prepared, direction, NEW)?;
@@ -146,7 +146,9 @@ impl<M: Monitor> Rig<M> {
         }
         let outside = is(NEW, &arrived[..changed.start]) && is(NEW, &arrived[changed.end..]);
         if !outside || !is(untouched, &arrived[changed]) {
-            return Err("the bytes that arrived are of neither the old pages nor the new".into());
+            return Err(
+                "the bytes that arrived belong neither to the old pages nor to the new ones".into(),
+            );
         }
         if !direction.is_source() {
             self.check_old_pages_were_written(&prepared)?;
@@ -158,8 +160,8 @@ impl<M: Monitor> Rig<M> {
         Ok(cache.get(bytes.as_ptr(), bytes.len(), ACCESS)?)
     }
 
-    /// Looks both buffers up and moves bytes in the given direction, those of the source being
-    /// `filled` with. Returns what is at the destination then, as the processor sees it.
+    /// Looks both buffers up and moves bytes in this direction; the source has bytes of the value
+    /// `filled`. Returns the bytes that the CPU sees at the destination.
     fn exchange(
         &mut self,
         prepared: &Prepared,
@@ -174,8 +176,8 @@ impl<M: Monitor> Rig<M> {
         let theirs = Self::lookup(&self.cache, peer)?;
         let (our_mr, their_mr) = (ours.registration(), theirs.registration());
         let link = &mut self.loopback;
-        // SAFETY: the registrations may be stale, which is what the suite is about. Their old pages are
-        // mapped nowhere: a `Scenario` that moves them unmaps them where it moved them to.
+        // SAFETY: the registrations may be stale, which is the point of the suite. Their old pages
+        // are mapped nowhere: a scenario that moves pages unmaps them at their new address.
         unsafe {
             match direction {
                 Direction::Send => link.send_registered(bytes, our_mr, peer, their_mr),
@@ -193,11 +195,11 @@ impl<M: Monitor> Rig<M> {
         })
     }
 
-    /// The device's view of the memory, by a transfer out of it through the cached registration.
+    /// Reads the memory through the device and the cached registration, and checks what it sees.
     fn check_old_pages_were_written(&mut self, prepared: &Prepared) -> Result<()> {
         let seen = self.exchange(prepared, Direction::Write, 0)?;
         if seen.iter().any(|&byte| byte != NEW) {
-            return Err("the bytes did not land in the old pages either".into());
+            return Err("the bytes did not reach the old pages either".into());
         }
         Ok(())
     }

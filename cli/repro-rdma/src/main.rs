@@ -1,4 +1,4 @@
-//! The reuse bug on this machine's RDMA device, with a naive cache and with regcache.
+//! Shows the reuse bug on this machine's RDMA device, with a naive cache and with regcache.
 
 use std::process::ExitCode;
 
@@ -7,30 +7,33 @@ use regcache::monitor::{Auto, Monitor, Ummunotify, auto};
 use regcache_repro::{MUNMAP_THEN_MMAP, NeverReports, Outcome, Result};
 use regcache_repro_rdma::{Direction, Rig};
 
-/// Sends a page, unmaps it, maps a new one at the same address, sends it again; counts how often the
-/// device sends the old page. Exits with 1 if regcache ever does, or a naive cache not each time.
+/// Show the reuse bug with an RDMA device: a naive cache sends stale bytes, regcache does not
+///
+/// Each round sends a page, unmaps it, maps a new one at the same address and sends that. Exits
+/// with 1 if the device sends an old page in any round with regcache, or not in every round with a
+/// naive cache.
 #[derive(Parser)]
 struct Options {
-    /// RDMA device; the first one if not given
+    /// Use this RDMA device instead of the first one
     #[arg(long)]
     device: Option<String>,
-    /// How often with each cache
+    /// Play this many rounds with each cache
     #[arg(long, default_value_t = 1000)]
     rounds: u32,
-    /// What regcache is on
+    /// Use this monitor
     #[arg(long, value_enum, default_value_t = Choice::Ummunotify)]
     monitor: Choice,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Choice {
-    /// The driver, or it fails
+    /// The driver ummunotify
     Ummunotify,
-    /// The best that there is
+    /// The best monitor of this machine
     Auto,
 }
 
-/// One round; 1 if it was stale.
+/// Plays one round; returns 1 if it was stale.
 fn round(rig: &mut Rig<impl Monitor>) -> Result<u32> {
     Ok(u32::from(
         rig.reuse(MUNMAP_THEN_MMAP, Direction::Send)? == Outcome::Stale,
@@ -69,12 +72,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("reuse: {error}");
-            let mut source = error.source();
-            while let Some(cause) = source {
-                eprintln!("  because: {cause}");
-                source = cause.source();
-            }
+            eprintln!("reuse: {}", regcache::error::chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -1,4 +1,5 @@
-//! The reuse bug shown on io_uring, which every machine has, with a naive cache and with one that is not; and what it costs.
+//! [`demonstrate`]: shows the reuse bug on io_uring with a naive cache and with regcache, and the
+//! cost of both.
 
 use regcache::monitor::Monitor;
 
@@ -12,13 +13,15 @@ fn count(device: &impl Device, rounds: u32) -> Result<u32> {
     Ok(stale)
 }
 
-/// Has io_uring write a page to a pipe, unmaps it, maps a new one at the same address, writes that; counts how often the
-/// old page's bytes arrive, with a naive cache and with one on this monitor, and prints that. Returns whether they always
-/// did with the naive one, and never with the other.
+/// Shows the bug with a naive cache and with a cache on `monitor`, and prints the results.
+///
+/// Each round lets io_uring write a page to a pipe, unmaps the page, maps a new one at the same
+/// address, and lets io_uring write that. Returns true if stale bytes arrived in each round of the
+/// naive cache and in no round of the other.
 ///
 /// # Errors
 ///
-/// The device's.
+/// The errors of the device.
 pub fn demonstrate<M: Monitor>(monitor: M, rounds: u32) -> Result<bool> {
     let naive = Uring::new(NeverReports)?;
     let mut naive_stale = 0;
@@ -26,13 +29,17 @@ pub fn demonstrate<M: Monitor>(monitor: M, rounds: u32) -> Result<bool> {
         naive.flush()?;
         naive_stale += count(&naive, 1)?;
     }
-    println!("the bug: a page is written to a pipe by a registered buffer, unmapped, another one");
-    println!("mapped at the same address, and that written");
-    println!("  with a naive cache the old page's bytes arrived {naive_stale} times of {rounds}");
+    println!(
+        "The bug: io_uring writes a page to a pipe by a registered buffer. The page is unmapped,"
+    );
+    println!("a new page is mapped at the same address, and io_uring writes that one.");
+    println!(
+        "  With a naive cache the old page's bytes arrived in {naive_stale} of {rounds} rounds."
+    );
     let regcache = Uring::new(monitor)?;
     let regcache_stale = count(&regcache, rounds)?;
     println!(
-        "  with regcache {regcache_stale} times: {}",
+        "  With regcache they arrived in {regcache_stale} rounds: {}",
         regcache.cache().stats()
     );
     println!();

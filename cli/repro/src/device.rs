@@ -1,14 +1,14 @@
-//! [`Device`]: something that reads memory by cached registrations.
+//! [`Device`]: a device that reads memory by cached registrations, and [`reuse`], which tests it.
 
 use std::error::Error as StdError;
 use std::ops::Range;
 
 use crate::scenario::{Prepared, Scenario};
 
-/// Any of the errors that can come up; the suite only shows them.
+/// Any error of a scenario, which is only displayed.
 pub type Result<T> = std::result::Result<T, Box<dyn StdError + Send + Sync>>;
 
-/// How often a lookup may not be kept.
+/// How often a lookup may return an uncached registration before the scenario counts as uncached.
 const MAX_ATTEMPTS: u32 = 8;
 
 const OLD: u8 = 0xA5;
@@ -16,46 +16,45 @@ const NEW: u8 = 0x3C;
 
 /// A device with a cache of its registrations.
 pub trait Device {
-    /// The device's name.
+    /// Returns the name of the device.
     fn name(&self) -> &'static str;
 
-    /// The monitor's.
+    /// Returns the name of the monitor.
     fn monitor_name(&self) -> &'static str;
 
-    /// Looks `bytes` up, and has the device read them by the registration. Returns what it read, and
-    /// whether the registration is one that was kept.
+    /// Looks `bytes` up, and lets the device read them by the registration. Returns the bytes that
+    /// it read, and whether the cache retains the registration.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// The errors of the device.
     fn read_out(&self, bytes: &[u8]) -> Result<(Vec<u8>, bool)>;
 
-    /// Gives up all registrations.
+    /// Flushes the cache.
     ///
     /// # Errors
     ///
-    /// The cache's.
+    /// The errors of the cache.
     fn flush(&self) -> Result<()>;
 }
 
-/// What came of a transfer after the memory had changed.
+/// The result of a transfer after the memory has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The device read the pages that are mapped.
     Fresh,
-    /// It did, because the memory's first registration had not been kept.
+    /// It did so because the cache had not retained the first registration.
     Uncached,
     /// The device read old pages.
     Stale,
 }
 
-/// The four-line bug, for one way of changing memory: the device reads it, the memory changes, the
-/// device reads it again.
+/// Plays one scenario: the device reads the memory, the memory changes, the device reads it again.
 ///
 /// # Errors
 ///
-/// If something fails on the way, or the bytes that arrive are neither those of the old pages nor those
-/// of the new.
+/// The errors of the scenario and of the device; an error if the bytes that arrive belong neither
+/// to the old pages nor to the new ones.
 pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
     let (mut old, mut kept, mut after) = (Vec::new(), false, false);
     let first = |prepared: &Prepared| -> Result<()> {
@@ -64,7 +63,8 @@ pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
         if before {
             fill(prepared, OLD);
         }
-        // What was there before may be under suspicion still: several times.
+        // A monitor may still suspect the addresses because of an earlier change, so several
+        // lookups are tried.
         kept = false;
         for _ in 0..MAX_ATTEMPTS {
             if !kept {
@@ -74,7 +74,7 @@ pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
         if old == contents(prepared) {
             Ok(())
         } else {
-            Err("bytes were lost before anything had changed".into())
+            Err("wrong bytes arrived before anything had changed".into())
         }
     };
     // SAFETY: no reference to the memory is left.
@@ -83,7 +83,7 @@ pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
         fill(&prepared, NEW);
     }
     let (arrived, _) = read(device, &prepared)?;
-    // Looked at only now: that brings pages that nobody has touched.
+    // The contents are read only now, since reading brings pages that nobody has touched.
     judge(
         &arrived,
         &old,
@@ -103,7 +103,7 @@ fn contents(prepared: &Prepared) -> Vec<u8> {
     unsafe { prepared.memory().bytes() }.to_vec()
 }
 
-/// Has the device read the memory, which nobody touches for that.
+/// Lets the device read the memory, which this function does not touch.
 fn read(device: &impl Device, prepared: &Prepared) -> Result<(Vec<u8>, bool)> {
     // SAFETY: mapped, and the only reference.
     device.read_out(unsafe { prepared.memory().bytes() })
@@ -127,9 +127,9 @@ fn judge(
         let is_new = arrived[i] == new[i];
         is_new || changed.contains(&i) && arrived[i] == old[i]
     };
-    // Old pages that nobody has, or nobody but the kernel.
+    // The old pages are mapped nowhere, or the kernel alone still has them.
     if (0..arrived.len()).all(is_either) {
         return Ok(Outcome::Stale);
     }
-    Err("the bytes that arrived are of neither the old pages nor the new".into())
+    Err("the bytes that arrived belong neither to the old pages nor to the new ones".into())
 }

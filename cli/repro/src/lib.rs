@@ -3,8 +3,8 @@
 //! A [`Scenario`] makes memory and later puts other pages behind its addresses. [`reuse`] lets a
 //! [`Device`] read the memory before and after that change: a cache without a working monitor hands
 //! out the old registration, and the device reads the old pages. [`Uring`] is a device that every
-//! Linux machine has, and [`NeverReports`] is the monitor of a naive cache. [`demonstrate`] combines
-//! them into what `regcache repro` prints.
+//! Linux machine has, and [`NeverReports`] is the monitor of a naive cache. [`demonstrate`]
+//! combines them into what `regcache repro` prints.
 //!
 //! The conformance suite adds its scenarios and monitors to these.
 #![warn(missing_docs)]

@@ -89,7 +89,8 @@ pub fn map(len: usize) -> io::Result<Memory> {
     mmap(ptr::null_mut(), len, flags, -1)
 }
 
-/// Maps private anonymous memory at the addresses of `memory`; `how` is the flag that asks for them.
+/// Maps private anonymous memory at the addresses of `memory`; `how` is the flag that asks for
+/// them.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! What a hit, a miss, a registration and munmap cost, with several monitors by turns.
+//! The costs of a hit, a miss, a registration and munmap with several monitors, in alternating
+//! samples.
 
 use std::hint::black_box;
 use std::io;
@@ -12,27 +13,27 @@ use regcache::{Registrar, VaRange};
 use crate::device::Result;
 use crate::{PAGE, Uring};
 
-/// A cache whose costs are of interest.
+/// A cache whose costs are measured.
 pub trait Costed {
     /// Looks memory up.
     ///
     /// # Errors
     ///
-    /// The cache's.
+    /// The errors of the cache.
     fn look_up(&self, bytes: &[u8]) -> Result<()>;
 
-    /// Gives up what is registered.
+    /// Flushes the cache.
     ///
     /// # Errors
     ///
-    /// The cache's.
-    fn give_up(&self) -> Result<()>;
+    /// The errors of the cache.
+    fn flush_cache(&self) -> Result<()>;
 
-    /// Registers memory, past the cache, and ends that.
+    /// Registers and deregisters memory without the cache.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// The errors of the device.
     fn register(&self, bytes: &[u8]) -> Result<()>;
 }
 
@@ -42,7 +43,7 @@ impl<M: Monitor> Costed for Uring<M> {
         Ok(())
     }
 
-    fn give_up(&self) -> Result<()> {
+    fn flush_cache(&self) -> Result<()> {
         self.cache().flush()?;
         Ok(())
     }
@@ -56,8 +57,9 @@ impl<M: Monitor> Costed for Uring<M> {
 
 type Sample = fn(&dyn Costed, &[u8]) -> Result<f64>;
 
-/// What is measured, in nanoseconds, and of how many pages.
-const LINES: [(&str, usize, Sample); 6] = [
+/// The rows of the table: a name, the number of pages, and the function that takes a sample in
+/// nanoseconds.
+const ROWS: [(&str, usize, Sample); 6] = [
     ("hit of 64 KiB", 16, |cache, bytes| {
         cache.look_up(bytes)?;
         nanoseconds(16, || cache.look_up(bytes))
@@ -66,34 +68,36 @@ const LINES: [(&str, usize, Sample); 6] = [
         cache.look_up(bytes)?;
         nanoseconds(16, || cache.look_up(bytes))
     }),
-    ("registration of 64 KiB, and its end", 16, |cache, bytes| {
-        nanoseconds(1, || cache.register(bytes))
-    }),
-    ("miss of 64 KiB, and giving it up", 16, |cache, bytes| {
+    (
+        "registration and deregistration of 64 KiB",
+        16,
+        |cache, bytes| nanoseconds(1, || cache.register(bytes)),
+    ),
+    ("flush and miss of 64 KiB", 16, |cache, bytes| {
         nanoseconds(1, || {
-            cache.give_up()?;
+            cache.flush_cache()?;
             cache.look_up(bytes)
         })
     }),
     ("munmap of a page", 0, |_, _| unmap(|_| Ok(()))),
-    ("munmap of a page that is cached", 0, |cache, _| {
+    ("munmap of a cached page", 0, |cache, _| {
         unmap(|page| cache.look_up(page))
     }),
 ];
 
-/// Prints a table, of the medians of `times` samples, and how many times as much each is as in the first column.
+/// Prints a table of the medians of `times` samples, with their ratios to the first column.
 ///
 /// # Errors
 ///
-/// The cache's, or the device's.
+/// The errors of the cache and of the device.
 pub fn monitor_costs(columns: &[(&str, &dyn Costed)], times: usize) -> Result<()> {
     let names: Vec<_> = columns.iter().map(|it| it.0).collect();
     println!(
-        "| ns, median of {times}, by turns | {} |",
+        "| ns, median of {times} alternating samples | {} |",
         names.join(" | ")
     );
     println!("|---|{}", "---|".repeat(columns.len()));
-    for (what, pages, sample) in LINES {
+    for (what, pages, sample) in ROWS {
         let mut memory = MmapMut::map_anon(pages.max(1) * PAGE)?;
         memory.fill(1);
         let mut samples = vec![Vec::new(); columns.len()];
@@ -101,8 +105,9 @@ pub fn monitor_costs(columns: &[(&str, &dyn Costed)], times: usize) -> Result<()
             for ((_, cache), samples) in columns.iter().zip(&mut samples) {
                 samples.push(sample(*cache, &memory)?);
                 if columns.len() > 1 {
-                    // Or it would be another's memory for the next: one userfaultfd may watch it.
-                    cache.give_up()?;
+                    // Only one userfaultfd can watch this memory, so the next column needs it
+                    // unwatched.
+                    cache.flush_cache()?;
                 }
             }
         }
@@ -114,7 +119,7 @@ pub fn monitor_costs(columns: &[(&str, &dyn Costed)], times: usize) -> Result<()
     Ok(())
 }
 
-/// What one call takes, called `batch` times in a row.
+/// The nanoseconds of one call, out of `batch` calls in a row.
 fn nanoseconds(batch: u32, what: impl Fn() -> Result<()>) -> Result<f64> {
     let started = Instant::now();
     for _ in 0..batch {
@@ -123,16 +128,16 @@ fn nanoseconds(batch: u32, what: impl Fn() -> Result<()>) -> Result<f64> {
     Ok(started.elapsed().as_nanos() as f64 / f64::from(batch))
 }
 
-/// What `munmap` takes after `before`.
+/// The nanoseconds of `munmap` after `before`.
 fn unmap(before: impl Fn(&[u8]) -> Result<()>) -> Result<f64> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
-    // SAFETY: where the kernel likes; unmapped below.
+    // SAFETY: the kernel chooses the address; unmapped below.
     let page = unsafe { libc::mmap(ptr::null_mut(), PAGE, protection, flags, -1, 0) };
     if page == libc::MAP_FAILED {
         return Err(io::Error::last_os_error().into());
     }
-    // SAFETY: mapped above, and gone before it is unmapped.
+    // SAFETY: mapped above, and the reference ends before the page is unmapped.
     before(unsafe { std::slice::from_raw_parts(page.cast(), PAGE) })?;
     let started = Instant::now();
     // SAFETY: mapped above, and no reference is left.

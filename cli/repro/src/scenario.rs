@@ -1,7 +1,7 @@
 //! [`Scenario`]: one way in which memory changes under an address.
 //!
-//! A scenario makes memory and, when told, puts other pages behind a part of its addresses or behind
-//! all of them. The memory is readable and writable again afterwards, at the same addresses.
+//! A scenario makes memory and, when told, puts other pages behind a part of its addresses or
+//! behind all of them. The memory is readable and writable again afterwards, at the same addresses.
 
 use std::fmt;
 use std::io;
@@ -33,11 +33,13 @@ pub struct Scenario {
     pub free: fn(Memory),
     /// When the memory is written.
     pub written: Written,
-    /// Whether other pages are there after the change. It is false where the kernel or malloc decides.
+    /// Whether other pages are there after the change. It is false where the kernel or malloc
+    /// decides.
     pub replaces: bool,
 }
 
-/// When a program writes the memory. A page that is not there yet appears by that write at the latest.
+/// When a program writes the memory. A page that is not there yet appears by that write at the
+/// latest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
     /// Before each transfer.
@@ -68,7 +70,8 @@ pub const fn scenario(name: &'static str, change: fn(Memory) -> io::Result<()>) 
     }
 }
 
-/// The bug in its shortest form: the memory is unmapped, and the kernel gives out the address again.
+/// The bug in its shortest form: the memory is unmapped, and the kernel gives out the address
+/// again.
 pub const MUNMAP_THEN_MMAP: &Scenario = &scenario("munmap_then_mmap", |memory| {
     unmap(memory);
     map_again(memory)
@@ -103,8 +106,8 @@ impl Scenario {
         })
     }
 
-    /// Makes memory, lets `first` use it, and changes it. It starts again if another thread was given
-    /// the address in between, as malloc is when a thread first allocates.
+    /// Makes memory, lets `first` use it, and changes it. It starts again if another thread was
+    /// given the address in between, as malloc is when a thread first allocates.
     ///
     /// # Errors
     ///

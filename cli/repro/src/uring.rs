@@ -1,4 +1,4 @@
-//! [`Uring`]: io_uring's fixed buffers as a device.
+//! [`Uring`]: io_uring's fixed buffers as a [`Device`].
 
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, AsRawFd};
@@ -10,10 +10,10 @@ use regcache_uring::{FileIo, UringRegistrar};
 
 use crate::device::{Device, Result};
 
-/// What fits into the pipe: the largest memory that can be read out at once.
+/// The capacity of the pipe, which is the largest memory that the device can read at once.
 const CAPACITY: usize = 1 << 20;
 
-/// A ring, a cache of its fixed buffers, and a pipe for the bytes to come out of.
+/// A ring, a cache of its fixed buffers, and a pipe from which the bytes are read back.
 #[derive(Debug)]
 pub struct Uring<M: Monitor> {
     io: FileIo,
@@ -23,20 +23,20 @@ pub struct Uring<M: Monitor> {
 }
 
 impl<M: Monitor> Uring<M> {
-    /// With a cache on `monitor`.
+    /// Makes a ring, with a cache on `monitor`.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The errors of the kernel.
     pub fn new(monitor: M) -> io::Result<Self> {
         let io = FileIo::new()?;
         let cache = Cache::builder(io.registrar().clone())
             .monitor(monitor)
-            // A thread that starts maps memory, and could be given what a scenario has unmapped.
+            // The kernel could map the stack of a new thread where a scenario has unmapped.
             .background_reaper(false)
             .build()?;
         let (reader, writer) = io::pipe()?;
-        // SAFETY: the pipe's own descriptor.
+        // SAFETY: the file descriptor of the pipe.
         let sized = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, CAPACITY) };
         Errno::result(sized)?;
         Ok(Self {
@@ -47,20 +47,21 @@ impl<M: Monitor> Uring<M> {
         })
     }
 
-    /// The cache.
+    /// Returns the cache.
     #[must_use]
     pub fn cache(&self) -> &Cache<UringRegistrar, M> {
         &self.cache
     }
 
-    /// Has the device read `bytes` by the registration that `guard` has. At most a mebibyte. Not to be
-    /// called by several threads at once.
+    /// Lets the device read `bytes`, at most 1 MiB, by the registration of `guard`. Only one thread
+    /// may call it at a time.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// The errors of the device.
     pub fn read_by(&self, bytes: &[u8], guard: &Guard<UringRegistrar, M>) -> Result<Vec<u8>> {
-        // SAFETY: the registration may be stale, which is what the suite is about. It is only read from.
+        // SAFETY: the registration may be stale, which is the point of the suite. The device only
+        // reads.
         let moved = unsafe {
             self.io
                 .write_registered(self.writer.as_fd(), bytes, guard.registration(), 0)

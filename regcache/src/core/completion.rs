@@ -14,8 +14,8 @@ use crate::sys::sync::{Arc, lock, wait_for};
 /// Registrations that no later lookup returns, and that guards may still hold. Uncached ones are
 /// among them.
 ///
-/// Each is deregistered when its last guard is dropped, and a completion can wait for that. Dropping
-/// the completion has no effect on them.
+/// Each is deregistered when its last guard is dropped, and a completion can wait for that.
+/// Dropping the completion has no effect on them.
 pub struct Completion<R: Registrar, M: Monitor = Auto> {
     core: Arc<Core<R, M>>,
     /// Those that are not known to be deregistered.

@@ -1,9 +1,9 @@
 //! [`Eviction`]: the order in which entries are evicted, and the lists of entries to deregister.
 //!
-//! The order is CLOCK (second chance), an approximation of LRU. The head of the list of live entries
-//! is evicted unless its reference bit is set. In that case the bit is cleared and the entry moves
-//! to the tail. A hit does not touch the list: it sets the bit in its own entry, and eviction reads
-//! the bit. (docs/design/eviction.md compares CLOCK with other orders.)
+//! The order is CLOCK (second chance), an approximation of LRU. The head of the list of live
+//! entries is evicted unless its reference bit is set. In that case the bit is cleared and the
+//! entry moves to the tail. A hit does not touch the list: it sets the bit in its own entry, and
+//! eviction reads the bit. (docs/design/eviction.md compares CLOCK with other orders.)
 
 use crate::core::slab::Slot;
 

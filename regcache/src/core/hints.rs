@@ -2,14 +2,14 @@
 //!
 //! This is a set-associative table, like a TLB, from an address to the slot of an entry that has
 //! served it. It may forget, and it may be wrong: the entry at a slot may have been recycled. The
-//! reader checks the entry itself (`entry.rs`, point 3), so nothing here needs ordering. A hit reads
-//! one cache line of this table and one of the entry. An address without a hint is looked up in the
-//! index, under the lock.
+//! reader checks the entry itself (`entry.rs`, point 3), so nothing here needs ordering. A hit
+//! reads one cache line of this table and one of the entry. An address without a hint is looked up
+//! in the index, under the lock.
 //!
 //! As in a TLB, a hint is for a whole page, and there are pages of several sizes. A registration is
 //! entered by the largest size that is no larger than itself. So when parts of a large registration
-//! are looked up one after another, they do not evict all other hints. A lookup first tries the size
-//! that was noted last, and then all sizes that were ever noted.
+//! are looked up one after another, they do not evict all other hints. A lookup first tries the
+//! size that was noted last, and then all sizes that were ever noted.
 
 use std::io;
 
@@ -188,9 +188,9 @@ impl Hints {
         set.0[0].store(hint(slot, tag), Ordering::Relaxed);
     }
 
-    /// Drops the hints to `slot`, which is no longer an entry of `range`. So a lookup after the same
-    /// memory was registered again does not probe that slot first. Very large registrations may
-    /// leave stale hints, which cost a probe and nothing else. Callers hold the table's lock.
+    /// Drops the hints to `slot`, which is no longer an entry of `range`. So a lookup after the
+    /// same memory was registered again does not probe that slot first. Very large registrations
+    /// may leave stale hints, which cost a probe and nothing else. Callers hold the table's lock.
     pub(crate) fn forget(&self, slot: Slot, range: VaRange) {
         let shift = SMALLEST + STEP * size_of(range);
         let pages = (range.start() >> shift)..=((range.end() - 1) >> shift);
@@ -218,8 +218,8 @@ impl Hints {
         1 << (u64::BITS - self.shift.load(Ordering::Relaxed))
     }
 
-    /// Doubles the number of sets in use, if there are more. An old set's hints belong in one of two
-    /// new sets. They are copied into both, since a wrong hint is harmless.
+    /// Doubles the number of sets in use, if there are more. An old set's hints belong in one of
+    /// two new sets. They are copied into both, since a wrong hint is harmless.
     #[cold]
     fn grow(&self) {
         let (sets, before) = (self.sets.as_slice(), self.in_use());

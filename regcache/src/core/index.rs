@@ -3,8 +3,8 @@
 //! The index has one map, ordered by address, for each access in use. There are few of them. Within
 //! one map *no range contains another*: when a range is inserted, the ranges that it contains are
 //! taken out. So ranges sorted by start are sorted by end as well. Of all ranges that start at or
-//! before an address, the last reaches furthest. One predecessor search therefore finds a range that
-//! contains another, without an interval tree.
+//! before an address, the last reaches furthest. One predecessor search therefore finds a range
+//! that contains another, without an interval tree.
 
 use crate::core::range_map::{Item, RangeMap};
 use crate::core::slab::Slot;

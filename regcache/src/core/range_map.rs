@@ -1,9 +1,9 @@
 //! [`RangeMap`]: a map from ranges to slots, ordered by the ranges' starts.
 //!
 //! The map consists of blocks of up to [`BLOCK`] ranges, and an array of the blocks' starts. One
-//! search of that array and one of a block find an address. A search spends its time waiting for one
-//! load after another. So [`up_to`] loads three places at once and quarters the rest, where a binary
-//! search would load one and halve it.
+//! search of that array and one of a block find an address. A search spends its time waiting for
+//! one load after another. So [`up_to`] loads three places at once and quarters the rest, where a
+//! binary search would load one and halve it.
 //!
 //! The last search is remembered, because a miss looks a range up, registers it and inserts it in
 //! the same place.
@@ -121,8 +121,8 @@ fn up_to(sorted: &[usize], address: usize) -> usize {
             .sum::<usize>()
 }
 
-/// Inserts an element at `i`; the last one falls out. Each place is chosen by a comparison, which is
-/// faster than a call of `memmove` for so few.
+/// Inserts an element at `i`; the last one falls out. Each place is chosen by a comparison, which
+/// is faster than a call of `memmove` for so few.
 #[inline]
 fn insert<T: Copy>(into: &mut [T; BLOCK], i: usize, element: T) {
     for k in (1..BLOCK).rev() {
@@ -147,8 +147,8 @@ impl Block {
 
     /// Returns how many ranges start at or before `address`.
     ///
-    /// The count is taken in two steps. The compiler would vectorise one count of all, which makes a
-    /// miss a tenth slower.
+    /// The count is taken in two steps. The compiler would vectorise one count of all, which makes
+    /// a miss a tenth slower.
     #[inline]
     fn up_to(&self, address: usize) -> usize {
         const QUARTER: usize = BLOCK / 4;

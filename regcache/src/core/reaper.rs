@@ -1,8 +1,8 @@
 //! [`Reaper`]: the background thread that releases freed memory when nobody looks up.
 //!
 //! The thread sleeps until the monitor has something to report. Then it drains the monitor as a
-//! lookup would, and deregisters the entries that nobody uses. Hits do not interact with it. Lookups
-//! are right without it.
+//! lookup would, and deregisters the entries that nobody uses. Hits do not interact with it.
+//! Lookups are right without it.
 //!
 //! Memory that changes all the time would keep the thread busy. So it pauses after each round, and
 //! there are at most a thousand rounds a second.

@@ -36,8 +36,8 @@ impl Widening {
         Err(io::Error::new(io::ErrorKind::InvalidInput, why))
     }
 
-    /// Returns the range to register for `range`. `neighbours` returns the registrations that overlap
-    /// or touch a range.
+    /// Returns the range to register for `range`. `neighbours` returns the registrations that
+    /// overlap or touch a range.
     pub(crate) fn widen<I>(&self, range: VaRange, neighbours: impl Fn(VaRange) -> I) -> VaRange
     where
         I: Iterator<Item = VaRange>,

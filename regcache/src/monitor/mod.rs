@@ -46,15 +46,15 @@ impl fmt::Debug for Cookie {
 ///
 /// A cache returns registrations of the memory that is mapped, and a device reads and writes by
 /// them. If one is stale, the pages that it reaches may by now be mapped elsewhere, moved there by
-/// `mremap` or `realloc`, under references that do not expect a device. So a monitor must keep these
-/// rules:
+/// `mremap` or `realloc`, under references that do not expect a device. So a monitor must keep
+/// these rules:
 ///
 /// - **M1, nothing lost**: an invalidation that starts after [`watch`](Self::watch) has returned is
 ///   reported by [`drain`](Self::drain).
 /// - **M2, nothing in flight missed**: an invalidation that is in flight while `watch` runs is over
-///   before `watch` returns, or is reported after the invalidation ends. An early report, made while
-///   the invalidation was in flight, is repeated after the end. So a watch that exists already can
-///   serve a registration that is made now.
+///   before `watch` returns, or is reported after the invalidation ends. An early report, made
+///   while the invalidation was in flight, is repeated after the end. So a watch that exists
+///   already can serve a registration that is made now.
 /// - **M3, in time**: [`generation`](Self::generation) has changed before any thread can be given
 ///   the addresses of an invalidated range for something new, and before the invalidating call
 ///   returns. If lookups have to ask [`is_intact`](Self::is_intact), that answer may come in its
@@ -63,8 +63,8 @@ impl fmt::Debug for Cookie {
 ///   happens to them.
 /// - **M5, not hijackable**: no other code in the process can switch the monitor off.
 ///
-/// Safety rests on the first three. The cache calls `generation` and `drain` under its lock. So they
-/// must not call into the cache, drop a guard or panic.
+/// Safety rests on the first three. The cache calls `generation` and `drain` under its lock. So
+/// they must not call into the cache, drop a guard or panic.
 pub unsafe trait Monitor: Send + Sync + 'static {
     /// True if each lookup has to ask [`is_intact`](Self::is_intact) before anything else. False if
     /// `generation` alone is in time.
@@ -83,9 +83,9 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     /// Returns false if a change will never be included, or if the monitor cannot tell. Then no
     /// registration may be used that covers the range and was made before this call.
     ///
-    /// The cache asks only a monitor that is [`CHECKED`](Self::CHECKED), without its lock. The range
-    /// is that of the lookup. If a larger registration serves it, the rest of that registration is
-    /// checked when the rest is looked up.
+    /// The cache asks only a monitor that is [`CHECKED`](Self::CHECKED), without its lock. The
+    /// range is that of the lookup. If a larger registration serves it, the rest of that
+    /// registration is checked when the rest is looked up.
     #[inline]
     fn is_intact(&self, range: VaRange) -> bool {
         let _ = range;

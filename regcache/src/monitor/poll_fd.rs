@@ -1,5 +1,5 @@
-//! A file descriptor that safe code may have: it polls readable when others are, and reading from it
-//! takes nothing away.
+//! A file descriptor that safe code may have: it polls readable when others are, and reading from
+//! it takes nothing away.
 
 use std::io;
 use std::os::fd::AsFd;

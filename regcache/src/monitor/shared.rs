@@ -1,7 +1,7 @@
 //! [`Shared`]: one monitor for several caches.
 //!
-//! Each protection domain or device has a cache of its own, and the kernel has one set of watches: a
-//! range that several caches have registered is watched once.
+//! Each protection domain or device has a cache of its own, and the kernel has one set of watches:
+//! a range that several caches have registered is watched once.
 //!
 //! # Why each cache can rely on it
 //!
@@ -9,11 +9,12 @@
 //!
 //! - M1: a report names a watch of the monitor. The thread that drains the monitor marks every
 //!   subscriber of that watch. Each cache finds its marks when it drains. A mark stays until then.
-//! - M2: no cache can join a watch that is not placed yet. A cache that joins an existing watch would
-//!   miss an invalidation that is in flight and was reported before it joined. The monitor's M2
-//!   repeats such a report after the end.
-//! - M3: the generation is the monitor's. A cache's drain returns the generation of the last drain of
-//!   the monitor. All invalidations up to it have been marked, and this cache's marks were reported.
+//! - M2: no cache can join a watch that is not placed yet. A cache that joins an existing watch
+//!   would miss an invalidation that is in flight and was reported before it joined. The monitor's
+//!   M2 repeats such a report after the end.
+//! - M3: the generation is the monitor's. A cache's drain returns the generation of the last drain
+//!   of the monitor. All invalidations up to it have been marked, and this cache's marks were
+//!   reported.
 //! - M4: a mark is a flag in a subscription. A member's list of marks gets room for all its
 //!   subscriptions when they are made, so that draining does not allocate.
 //! - If draining the monitor fails, its reports are lost to all: each cache's next drain fails.
@@ -58,8 +59,8 @@ pub struct Shared<M: Monitor> {
     hub: Arc<Hub<M>>,
     member: usize,
     /// The epoll instance polls readable if the monitor has something to report, or if the eventfd
-    /// was signalled. Another member's drain signals the eventfd after it has marked a watch of this
-    /// member. `None` if the monitor has no file descriptor.
+    /// was signalled. Another member's drain signals the eventfd after it has marked a watch of
+    /// this member. `None` if the monitor has no file descriptor.
     ready: Option<(Epoll, Arc<EventFd>)>,
 }
 
@@ -132,7 +133,8 @@ impl<M: Monitor> Shared<M> {
         Self::join(Arc::clone(&self.hub))
     }
 
-    /// Returns the number of ranges watched now, for all caches together. In a forked child it is 0.
+    /// Returns the number of ranges watched now, for all caches together. In a forked child it is
+    /// 0.
     pub fn watches(&self) -> usize {
         if self.hub.fork.in_child() {
             return 0;
@@ -184,8 +186,8 @@ impl<M> Hub<M> {
 }
 
 impl Board {
-    /// Subscribes the member to `range`. Returns the monitor's cookie, and true if the watch is still
-    /// to be placed.
+    /// Subscribes the member to `range`. Returns the monitor's cookie, and true if the watch is
+    /// still to be placed.
     fn subscribe(&mut self, member: usize, range: VaRange, cookie: Cookie) -> (u64, bool) {
         let placed = self.by_range.get(&range).copied();
         let ours = placed.unwrap_or_else(|| {
@@ -283,8 +285,8 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
         if !is_new {
             return Ok(());
         }
-        // This may wait for an invalidation, so it runs without the lock, and lookups in other caches
-        // go on. A cache that wants the same range meanwhile gets a watch of its own.
+        // This may wait for an invalidation, so it runs without the lock, and lookups in other
+        // caches go on. A cache that wants the same range meanwhile gets a watch of its own.
         let placed = self.hub.monitor.watch(range, Cookie(ours));
         let board = &mut *lock(&self.hub.board);
         match placed {

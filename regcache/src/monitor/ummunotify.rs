@@ -5,8 +5,8 @@
 //!
 //! One case of [`drain`](Monitor::drain) is left to argue here. The driver may have raised its
 //! counter and have nothing to report, because the invalidated range has been unregistered since.
-//! Then `read` returns `EAGAIN` in place of `LAST`, and `drain` has to return the generation that was
-//! loaded *before* that `read`. At the time of the `read` no watched range was invalid. So each
+//! Then `read` returns `EAGAIN` in place of `LAST`, and `drain` has to return the generation that
+//! was loaded *before* that `read`. At the time of the `read` no watched range was invalid. So each
 //! invalidation up to the earlier load was reported, or met a range that is no longer watched.
 
 use std::fs::File;

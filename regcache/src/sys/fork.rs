@@ -1,4 +1,4 @@
-//! [`ForkMark`]: a word that tells a process whether it was forked from the one that built the cache.
+//! [`ForkMark`]: a word that shows whether this process was forked from the cache's own.
 //!
 //! A forked child has a copy of the cache, but not of the pages and registrations behind it. The
 //! pages that it finds at the same addresses are its own; the adapter's registrations are its

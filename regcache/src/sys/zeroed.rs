@@ -78,8 +78,8 @@ mod mapped {
 
         #[inline]
         pub(crate) fn as_slice(&self) -> &[T] {
-            // SAFETY: the mapping has room for `len` elements, is aligned as a page is, and zeros are
-            // a valid element. It lives as long as `self`, and is accessed in no other way.
+            // SAFETY: the mapping has room for `len` elements, is aligned as a page is, and zeros
+            // are a valid element. It lives as long as `self`, and is accessed in no other way.
             unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
         }
     }

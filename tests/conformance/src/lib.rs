@@ -1,5 +1,5 @@
-//! The conformance suite of monitors: memory changes in every way that Linux knows, a device moves its
-//! bytes by cached registrations, and the bytes that arrive are the judge.
+//! The conformance suite of monitors: memory changes in every way that Linux knows, a device moves
+//! its bytes by cached registrations, and the bytes that arrive are the judge.
 //!
 //! [`scenarios`] lists the changes, [`matrix`] plays them in columns of one monitor and one device
 //! each, [`thread_reuse`] races two threads for an address, and [`allocate_free_fork_and_look_up`]

@@ -1,4 +1,4 @@
-//! The matrix: each scenario, with each monitor on each device: what the device read afterwards.
+//! The matrix: what a device reads after each scenario, with each monitor on each device.
 
 use std::error::Error as StdError;
 use std::io;
@@ -9,12 +9,13 @@ use regcache::monitor::{Monitor, NoMonitor, Ummunotify, Userfaultfd};
 
 use regcache_repro::{Device, NeverReports, Outcome, Result, Scenario, Uring, reuse};
 
-/// What a column has to show.
+/// The cells that a column has to show.
 #[derive(Debug, Clone, Copy)]
 pub enum Verdict {
-    /// Nothing stale.
+    /// No stale cell.
     Sound,
-    /// Old pages in these scenarios, or the suite sees nothing: the monitor is a negative control.
+    /// A stale cell for each of these scenarios: the monitor is a negative control, which proves
+    /// that the suite sees stale bytes.
     StaleWhere(fn(&Scenario) -> bool),
 }
 
@@ -22,9 +23,9 @@ type Play = Box<dyn Fn(&Scenario) -> Result<Outcome>>;
 
 /// A monitor on a device.
 pub struct Column {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// What it has to show.
+    /// The cells that it has to show.
     pub verdict: Verdict,
     play: Play,
 }
@@ -36,7 +37,7 @@ impl std::fmt::Debug for Column {
 }
 
 impl Column {
-    /// Of a device that is made anew for each scenario.
+    /// Makes a column of a device, which is made again for each scenario.
     pub fn new<D: Device>(
         name: &str,
         verdict: Verdict,
@@ -49,7 +50,7 @@ impl Column {
         }
     }
 
-    /// Of io_uring.
+    /// Makes a column of io_uring.
     pub fn of_uring<M: Monitor>(
         monitor_name: &str,
         verdict: Verdict,
@@ -60,12 +61,13 @@ impl Column {
     }
 }
 
-/// What an event, or none, cannot tell.
+/// Whether no event of userfaultfd reports this scenario.
 fn is_silent(scenario: &Scenario) -> bool {
     scenario.name.starts_with("guard_pages") || scenario.name == "shmat_over_it_then_mmap"
 }
 
-/// The columns of io_uring that this machine can have. Says why, of those that it cannot.
+/// Returns the columns of io_uring that this machine can play, and prints why it cannot play
+/// others.
 #[must_use]
 pub fn uring_columns() -> Vec<Column> {
     let mut columns = vec![
@@ -98,8 +100,8 @@ pub fn uring_columns() -> Vec<Column> {
     columns
 }
 
-/// Plays the scenarios and prints a table; the scenarios' names begin with `label`. Returns what is not as it has to
-/// be.
+/// Plays the scenarios and prints a table, in which `label` precedes each name. Returns the cells
+/// that are not as they have to be.
 #[must_use]
 pub fn matrix<'s>(
     columns: &[Column],
@@ -139,36 +141,34 @@ fn is_as_it_has_to_be(verdict: Verdict, scenario: &Scenario, outcome: &Result<Ou
     }
 }
 
-/// Whether the kernel cannot do what the scenario is about, or the device not register such memory.
+/// Whether the kernel does not know the scenario, or the device cannot register such memory.
 fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>()
-            && (error.kind() == io::ErrorKind::Unsupported
-                || error.raw_os_error() == Some(libc::EOPNOTSUPP))
-        {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    let mut causes = regcache::error::chain(error);
+    causes.any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| {
+            error.kind() == io::ErrorKind::Unsupported
+                || error.raw_os_error() == Some(libc::EOPNOTSUPP)
+        })
+    })
 }
 
-/// Plays scenarios, prints a table, and exits with 1 if a sound monitor is stale anywhere, or one that is not, where it
-/// must be, is not.
+/// Play the scenarios with each monitor, and print a table of what the device read
+///
+/// Exits with 1 if a sound monitor is stale in any scenario, or if a negative control is not stale
+/// where it has to be.
 #[derive(Parser)]
 struct Options {
-    /// What the scenarios' names are to begin with
+    /// Print this before the name of each scenario
     #[arg(long, default_value = "")]
     label: String,
-    /// Only columns whose names end so
+    /// Play only the columns whose names end with this
     #[arg(long)]
     column: Vec<String>,
-    /// Only these scenarios
+    /// Play only these scenarios
     only: Vec<String>,
 }
 
-/// What a program does that plays these scenarios in these columns.
+/// Runs a program that plays these scenarios in these columns.
 pub fn matrix_program<'s>(
     mut columns: Vec<Column>,
     scenarios: impl IntoIterator<Item = &'s Scenario>,
@@ -183,7 +183,10 @@ pub fn matrix_program<'s>(
         columns.retain(is_asked_for);
     }
     if columns.is_empty() {
-        eprintln!("matrix: there is none of {:?} here", options.column);
+        eprintln!(
+            "matrix: this machine has no column that ends with one of {:?}",
+            options.column
+        );
         return ExitCode::FAILURE;
     }
     let wrong = matrix(&columns, scenarios, &options.label);

@@ -1,4 +1,4 @@
-//! The reuse bug on a machine that has nothing: io_uring for a device, userfaultfd for a monitor.
+//! Shows the reuse bug on a machine without a driver or an adapter, with io_uring and userfaultfd.
 
 use std::process::ExitCode;
 
@@ -6,15 +6,16 @@ use clap::Parser;
 use regcache::monitor::{NoMonitor, Userfaultfd, UserfaultfdError};
 use regcache_repro::{NeverReports, Result, Uring, demonstrate};
 
-/// Exit status where io_uring is not to be had.
+/// The exit status where there is no io_uring.
 const NOT_HERE: u8 = 77;
 
-/// Has io_uring write a page to a pipe, unmaps it, maps a new one at the same address, writes that; counts
-/// how often the old page's bytes arrive. Exits with 1 if they ever do with regcache, or not each time
-/// with a naive cache, and with 77 where there is no io_uring.
+/// Show the reuse bug with io_uring: a naive cache writes stale bytes, regcache does not
+///
+/// Exits with 1 if stale bytes arrive in any round with regcache, or not in every round with a
+/// naive cache, and with 77 where there is no io_uring.
 #[derive(Parser)]
 struct Options {
-    /// How often with each cache
+    /// Play this many rounds with each cache
     #[arg(long, default_value_t = 1000)]
     rounds: u32,
 }
@@ -29,7 +30,7 @@ fn run(rounds: u32) -> Result<bool> {
         }
         Err(error) => {
             println!("{error}");
-            println!("So nothing is cached: slow, and never stale.\n");
+            println!("So regcache retains no registration here: slow, and never stale.\n");
             demonstrate(NoMonitor, rounds)
         }
     }

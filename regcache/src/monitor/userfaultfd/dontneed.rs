@@ -1,12 +1,12 @@
 //! [`Removal`]: a removal of pages that was reported, and the proof that it is over.
 //!
-//! `MADV_DONTNEED` and its like are reported *before* the pages go. The removing thread goes on when
-//! the report was read, and nothing reports the end. Memory registered in between is registered with
-//! pages that are about to go. So the pages are under suspicion from the report on, and lookups of
-//! them are not cached. The suspicion ends when each thread that the process had then was seen
-//! elsewhere. A thread is elsewhere if it is the one that asks, or if it sleeps in another system
-//! call, which `/proc/self/task/TID/syscall` shows. A thread that runs all the time and never misses
-//! the cache keeps the suspicion alive: lookups are slow then, and not stale.
+//! `MADV_DONTNEED` and its like are reported *before* the pages go. The removing thread goes on
+//! when the report was read, and nothing reports the end. Memory registered in between is
+//! registered with pages that are about to go. So the pages are under suspicion from the report on,
+//! and lookups of them are not cached. The suspicion ends when each thread that the process had
+//! then was seen elsewhere. A thread is elsewhere if it is the one that asks, or if it sleeps in
+//! another system call, which `/proc/self/task/TID/syscall` shows. A thread that runs all the time
+//! and never misses the cache keeps the suspicion alive: lookups are slow then, and not stale.
 //!
 //! One case is not seen: a process, not a thread, that shares the memory without `vfork`. After
 //! `vfork`, the parent sleeps in a call that is under suspicion.
@@ -75,9 +75,10 @@ fn may_remove(thread: i32) -> bool {
     }
 }
 
-/// Judges the content of `/proc/self/task/TID/syscall`. It is `running`, or the number of the system
-/// call that the thread sleeps in, and its arguments. -1 stands for no call: the thread is in a page
-/// fault, or it is a worker of the kernel (io_uring's, for example), which may remove pages as well.
+/// Judges the content of `/proc/self/task/TID/syscall`. It is `running`, or the number of the
+/// system call that the thread sleeps in, and its arguments. -1 stands for no call: the thread is
+/// in a page fault, or it is a worker of the kernel (io_uring's, for example), which may remove
+/// pages as well.
 fn may_be_removing(said: &str) -> bool {
     let call = said
         .split_whitespace()

@@ -1,8 +1,8 @@
 //! [`Faults`]: faults on missing pages of watched memory.
 //!
 //! Registered pages are present as long as a device has them pinned. So a page that is missing was
-//! removed. If no event said so, its fault is the first sign. The sign is still in time, because the
-//! page that takes its place is supplied here, after the change was entered in the log.
+//! removed. If no event said so, its fault is the first sign. The sign is still in time, because
+//! the page that takes its place is supplied here, after the change was entered in the log.
 
 use std::os::fd::AsRawFd;
 
@@ -11,7 +11,8 @@ use nix::errno::Errno;
 use super::raw;
 use super::source::{Source, range};
 
-/// The number of pages kept while the kernel is busy. A thread that touches another one faults again.
+/// The number of pages kept while the kernel is busy. A thread that touches another one faults
+/// again.
 const MAX_LATER: usize = 32;
 
 /// The pages that could not be supplied yet.
@@ -58,8 +59,8 @@ fn supply(source: &Source, page: usize) -> bool {
         range: range(page, page + source.page),
         ..raw::ZeroPage::default()
     };
-    // SAFETY: the structure may be read and written. A page is supplied only where there is none, and
-    // some thread waits for one.
+    // SAFETY: the structure may be read and written. A page is supplied only where there is none,
+    // and some thread waits for one.
     match unsafe { raw::zero_page(source.uffd.as_raw_fd(), &raw mut zeros) } {
         Ok(_) => true,
         Err(Errno::EAGAIN) => false,

@@ -1,8 +1,9 @@
 //! [`Mappings`]: the kernel's answers about the mappings behind some pages.
 //!
 //! Only private anonymous memory can be watched. The pages of a file change by truncation and by
-//! holes, through any file descriptor and in any process. userfaultfd reports none of that. Memfds and
-//! System V segments are files here. Private mappings of a file are affected as well, copied or not.
+//! holes, through any file descriptor and in any process. userfaultfd reports none of that. Memfds
+//! and System V segments are files here. Private mappings of a file are affected as well, copied or
+//! not.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -35,8 +36,8 @@ impl Mappings {
     /// Returns true if all of the pages are mapped by armed mappings.
     ///
     /// The scan does not report holes, so a second call looks for them. It comes after the scan,
-    /// because mappings that the scan has seen may have gone. Neither call looks at single pages, so
-    /// the time does not depend on their number.
+    /// because mappings that the scan has seen may have gone. Neither call looks at single pages,
+    /// so the time does not depend on their number.
     pub(super) fn are_armed(&self, pages: Pages) -> io::Result<bool> {
         let unarmed = raw::Scan {
             category_inverted: raw::PAGE_IS_WPALLOWED,
@@ -46,7 +47,8 @@ impl Mappings {
         Ok(!self.finds(unarmed, pages)? && is_covered(pages))
     }
 
-    /// Returns true if, in addition, no page is missing. This takes 3 ns for each page or huge page.
+    /// Returns true if, in addition, no page is missing. This takes 3 ns for each page or huge
+    /// page.
     pub(super) fn are_armed_and_present(&self, pages: Pages) -> io::Result<bool> {
         let either = raw::PAGE_IS_WPALLOWED | raw::PAGE_IS_PRESENT;
         let unarmed_or_missing = raw::Scan {

@@ -2,8 +2,9 @@
 //!
 //! Watched mappings are registered with a userfaultfd in write-protect mode, and no page is ever
 //! protected. So pages that are present never fault, but the events come: a mapping was unmapped or
-//! moved, or its pages are about to be removed. A thread (`reader.rs`) reads them. On kernels that can
-//! remove pages without an event, the mappings are registered for missing pages as well (`open.rs`).
+//! moved, or its pages are about to be removed. A thread (`reader.rs`) reads them. On kernels that
+//! can remove pages without an event, the mappings are registered for missing pages as well
+//! (`open.rs`).
 //!
 //! Events alone are not sound. The kernel queues them after it has dropped the lock of the address
 //! space. By the time that an event can be read, another thread may have been given the address by
@@ -12,21 +13,22 @@
 //!
 //! # The check
 //!
-//! 1. *No change is in flight.* Before an unmapping thread drops the kernel's lock, the kernel counts
-//!    its change as in flight, until the event was read. While the count is not 0, the kernel answers
-//!    any attempt to protect pages with `EAGAIN`. So an attempt that it must refuse (0 bytes) shows
-//!    the count. The reader sets a flag before it reads, and clears it after it has entered its
-//!    events. If nothing is in flight, and *then* the reader is not reading, every change whose
-//!    address could have been handed out by now is entered and has raised the generation. Otherwise
-//!    the check waits. If that takes too long it gives up, and the range is treated as changed.
+//! 1. *No change is in flight.* Before an unmapping thread drops the kernel's lock, the kernel
+//!    counts its change as in flight, until the event was read. While the count is not 0, the
+//!    kernel answers any attempt to protect pages with `EAGAIN`. So an attempt that it must refuse
+//!    (0 bytes) shows the count. The reader sets a flag before it reads, and clears it after it has
+//!    entered its events. If nothing is in flight, and *then* the reader is not reading, every
+//!    change whose address could have been handed out by now is entered and has raised the
+//!    generation. Otherwise the check waits. If that takes too long it gives up, and the range is
+//!    treated as changed.
 //! 2. *The mapping is the one that was watched.* Pages are armed when their first watch comes, and
-//!    never again until the last one is gone (`coverage.rs`). A mapping that was put there without an
-//!    event, by `shmat(SHM_REMAP)`, is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are not
-//!    armed, and `msync` finds holes, which the scan skips. An armed mapping that was moved there has
-//!    sent an event that names its new place.
+//!    never again until the last one is gone (`coverage.rs`). A mapping that was put there without
+//!    an event, by `shmat(SHM_REMAP)`, is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are
+//!    not armed, and `msync` finds holes, which the scan skips. An armed mapping that was moved
+//!    there has sent an event that names its new place.
 //! 3. *No page is missing*, if the kernel can remove pages without an event. A registered page is
-//!    present. If such a page was touched since, that thread had to wait until the reader had entered
-//!    the fault, and got a page only then (`faults.rs`).
+//!    present. If such a page was touched since, that thread had to wait until the reader had
+//!    entered the fault, and got a page only then (`faults.rs`).
 //! 4. *No removal of these pages is in flight* (`dontneed.rs`).
 //!
 //! # The rules
@@ -35,32 +37,33 @@
 //!   finds. Changes of a file's pages send none, so only private anonymous memory is watched
 //!   (`mapping.rs`). Pages that a device has pinned are not swapped out, migrated, merged or moved.
 //!   `MADV_GUARD_INSTALL` (Linux 6.13) sends no event either: point 3 is for it.
-//! - **M2**: arming takes the kernel's lock for writing. A change that has not looked at the mapping by
-//!   then will find it armed. A change that has is over, because the kernel holds the lock until it
-//!   is. The exception is a removal, which drops the lock to wait for its event. From that event on,
-//!   its pages are neither watched nor intact until every thread was seen elsewhere. Then they are
-//!   reported again.
-//! - **M3**: point 1 shows it for a lookup that has asked `is_intact`. The generation alone is *not*
-//!   in time.
-//! - **M4**: the log has a fixed size, and events that do not fit become a report of everything. There
-//!   are fewer than twice as many runs of pages as watches. Removals under suspicion are bounded,
-//!   because too many become one.
-//! - **M5**: no other code has the file descriptor. Code that closes file descriptors which it does not
-//!   own ends the events. The check then fails, unless the number has become another userfaultfd's.
+//! - **M2**: arming takes the kernel's lock for writing. A change that has not looked at the
+//!   mapping by then will find it armed. A change that has is over, because the kernel holds the
+//!   lock until it is. The exception is a removal, which drops the lock to wait for its event. From
+//!   that event on, its pages are neither watched nor intact until every thread was seen elsewhere.
+//!   Then they are reported again.
+//! - **M3**: point 1 shows it for a lookup that has asked `is_intact`. The generation alone is
+//!   *not* in time.
+//! - **M4**: the log has a fixed size, and events that do not fit become a report of everything.
+//!   There are fewer than twice as many runs of pages as watches. Removals under suspicion are
+//!   bounded, because too many become one.
+//! - **M5**: no other code has the file descriptor. Code that closes file descriptors which it does
+//!   not own ends the events. The check then fails, unless the number has become another
+//!   userfaultfd's.
 //!
 //! # The cost
 //!
-//! - A lookup takes three system calls, 0.5 to 1 us in all. Since Linux 6.13 each page of 4 KiB adds
-//!   3 ns.
+//! - A lookup takes three system calls, 0.5 to 1 us in all. Since Linux 6.13 each page of 4 KiB
+//!   adds 3 ns.
 //! - A watch takes some microseconds. A munmap of watched memory takes a switch to the reader and
 //!   back.
 //! - Watching splits mappings, of which a process may have `vm.max_map_count` (65 530). Beyond that
 //!   number, registrations are not cached.
-//! - Memory under an application's own userfaultfd is not cached, nor is memory that another monitor
-//!   of this kind watches. Several caches should share one by [`Shared`](super::Shared).
+//! - Memory under an application's own userfaultfd is not cached, nor is memory that another
+//!   monitor of this kind watches. Several caches should share one by [`Shared`](super::Shared).
 //!
-//! A forked child has the file descriptor and no armed memory. If the child outlives the monitor, the
-//! kernel keeps mappings armed; so the monitor disarms all of them when it is dropped.
+//! A forked child has the file descriptor and no armed memory. If the child outlives the monitor,
+//! the kernel keeps mappings armed; so the monitor disarms all of them when it is dropped.
 
 mod coverage;
 mod dontneed;
@@ -105,8 +108,8 @@ const SPINS: u32 = 16;
 /// The number of suspected removals that are kept apart, at most.
 const MAX_REMOVALS: usize = 64;
 
-/// The monitor on userfaultfd, for private anonymous memory. The [module](self) has the promises and
-/// the argument.
+/// The monitor on userfaultfd, for private anonymous memory. The [module](self) has the promises
+/// and the argument.
 ///
 /// Registrations of other memory are not cached: files, shared memory, huge pages of hugetlbfs.
 #[derive(Debug)]
@@ -141,8 +144,9 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// [`UserfaultfdError`]. On a kernel before 6.7 that is [`UserfaultfdError::NoCheck`]. On a kernel
-    /// since 6.13 it is [`UserfaultfdError::GuardPages`], if the process lacks the privilege.
+    /// [`UserfaultfdError`]. On a kernel before 6.7 that is [`UserfaultfdError::NoCheck`]. On a
+    /// kernel since 6.13 it is [`UserfaultfdError::GuardPages`], if the process lacks the
+    /// privilege.
     pub fn open() -> Result<Self, UserfaultfdError> {
         Self::checked(Sight::Pages)
     }
@@ -172,9 +176,9 @@ impl Userfaultfd {
     ///
     /// # Safety
     ///
-    /// The caller must synchronise lookups with other threads' unmapping, moving or discarding of the
-    /// same memory, and allow time for the event to be read. Receiving the address from `mmap` does
-    /// not count as synchronisation.
+    /// The caller must synchronise lookups with other threads' unmapping, moving or discarding of
+    /// the same memory, and allow time for the event to be read. Receiving the address from `mmap`
+    /// does not count as synchronisation.
     pub unsafe fn open_racy() -> Result<Self, UserfaultfdError> {
         let mut monitor = Self::with(Sight::Events)?;
         monitor.strict = false;
@@ -259,7 +263,8 @@ impl Userfaultfd {
     /// does not answer.
     fn is_in_flight(&self) -> Option<bool> {
         let mut nothing = raw::WriteProtect::default();
-        // SAFETY: the structure may be read. The range is empty, so the kernel refuses to protect it.
+        // SAFETY: the structure may be read. The range is empty, so the kernel refuses to protect
+        // it.
         let refused = unsafe { raw::write_protect(self.source.uffd.as_raw_fd(), &raw mut nothing) };
         // Later loads come after the kernel's load of its count.
         fence(Ordering::SeqCst);

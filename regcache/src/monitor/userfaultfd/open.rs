@@ -1,11 +1,12 @@
 //! [`Opened`]: the kind of userfaultfd that this process can have.
 //!
 //! Every process may have a userfaultfd for faults of user mode. It suffices on kernels where every
-//! change of pages sends an event. Linux 6.13 brought a change that sends none: `MADV_GUARD_INSTALL`
-//! removes pages, and after `MADV_GUARD_REMOVE` the next touch brings others. To see that, the
-//! monitor has to handle the fault on each missing page. Such a fault stops the thread that touches
-//! the page, also inside the kernel: `read(2)` into it would fail if nobody could serve the kernel's
-//! faults. So it takes a userfaultfd for all faults, and that takes a privilege.
+//! change of pages sends an event. Linux 6.13 brought a change that sends none:
+//! `MADV_GUARD_INSTALL` removes pages, and after `MADV_GUARD_REMOVE` the next touch brings others.
+//! To see that, the monitor has to handle the fault on each missing page. Such a fault stops the
+//! thread that touches the page, also inside the kernel: `read(2)` into it would fail if nobody
+//! could serve the kernel's faults. So it takes a userfaultfd for all faults, and that takes a
+//! privilege.
 
 use std::fs::OpenOptions;
 use std::io;

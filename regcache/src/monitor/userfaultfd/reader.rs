@@ -1,12 +1,12 @@
 //! [`Reader`]: the thread that reads userfaultfd's events.
 //!
-//! A thread that unmaps watched memory sleeps in `munmap` until its event has been read. It may hold
-//! any lock of the application, of malloc or of the cache meanwhile. So the reader waits for nobody
-//! but the kernel. It takes no lock, allocates and frees nothing, and logs nothing. It calls the
-//! kernel only to poll, to read, to signal that there is something to drain, and to disarm. Disarming
-//! takes the kernel's lock of the address space, which no thread holds while it waits for its event
-//! to be read. The reader may take faults, but not one of those that it serves itself: the memory
-//! that it touches is in use and present.
+//! A thread that unmaps watched memory sleeps in `munmap` until its event has been read. It may
+//! hold any lock of the application, of malloc or of the cache meanwhile. So the reader waits for
+//! nobody but the kernel. It takes no lock, allocates and frees nothing, and logs nothing. It calls
+//! the kernel only to poll, to read, to signal that there is something to drain, and to disarm.
+//! Disarming takes the kernel's lock of the address space, which no thread holds while it waits for
+//! its event to be read. The reader may take faults, but not one of those that it serves itself:
+//! the memory that it touches is in use and present.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -149,8 +149,9 @@ fn enter(source: &Source, message: &raw::Message) {
             source
                 .log
                 .enter(change(from, from.saturating_add(len), false));
-            // The mapping is armed at its new place. If somebody watches that place, other memory was
-            // watched there before, or the mapping was armed twice. So it is disarmed and reported.
+            // The mapping is armed at its new place. If somebody watches that place, other memory
+            // was watched there before, or the mapping was armed twice. So it is disarmed and
+            // reported.
             source.disarm(to, to.saturating_add(len));
             source.log.enter(change(to, to.saturating_add(len), false));
         }

@@ -42,7 +42,8 @@ impl Source {
         })
     }
 
-    /// Returns true if faults on missing pages of armed mappings come here. Such a page was removed.
+    /// Returns true if faults on missing pages of armed mappings come here. Such a page was
+    /// removed.
     pub(super) fn asks_for_pages(&self) -> bool {
         self.asks_for_pages
     }
@@ -79,8 +80,8 @@ impl Source {
     }
 }
 
-/// Makes the kernel bring the pages that the registration needs anyway, without a fault for each. If
-/// the kernel cannot, the registration will fail.
+/// Makes the kernel bring the pages that the registration needs anyway, without a fault for each.
+/// If the kernel cannot, the registration will fail.
 fn populate(start: usize, end: usize) {
     let at = std::ptr::without_provenance_mut(start);
     // SAFETY: the call replaces only pages that a write would replace.

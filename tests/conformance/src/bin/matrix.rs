@@ -1,11 +1,11 @@
-//! Each way in which memory changes, with each monitor, on io_uring: what the device read afterwards.
+//! Plays each scenario with each monitor on io_uring, and prints what the device read afterwards.
 
 use std::process::ExitCode;
 
 use regcache_conformance::{Column, Verdict, matrix_program, scenarios, uring_columns};
 use regcache_hooks::Hooks;
 
-/// Where nobody calls libc by name.
+/// The scenarios in which no call goes through libc's names.
 const UNSEEN: &[&str] = &[
     "raw_munmap_then_mmap",
     "madvise_dontneed_locked",

@@ -1,14 +1,14 @@
-//! A scenario for programs that have an allocator of their own.
+//! A scenario for programs with their own allocator.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::io;
 
 use regcache_repro::{Memory, PAGE, Scenario, same_address, scenario};
 
-/// Large enough to be given back to the kernel by whoever does that.
+/// Large enough that an allocator gives it back to the kernel if it gives anything back.
 const LEN: usize = 1 << 20;
 
-/// Memory of the program's global allocator is freed, and allocated again.
+/// Frees memory of the program's global allocator, and allocates it again.
 pub const DEALLOC_THEN_ALLOC: &Scenario = &Scenario {
     make: allocate,
     free,
@@ -23,7 +23,7 @@ const LAYOUT: Layout = match Layout::from_size_align(LEN, PAGE) {
     Err(_) => panic!("a power of two"),
 };
 
-/// All but the first page, into which an allocator writes when it is freed.
+/// Allocates memory without its first page, into which an allocator writes when it is freed.
 fn allocate() -> io::Result<Memory> {
     // SAFETY: of some size.
     let start = unsafe { alloc(LAYOUT) };

@@ -1,7 +1,7 @@
 //! The basic scenarios: private anonymous memory, the heap, malloc, and a hole in a file.
 //!
-//! The changed part reads as zeros afterwards, which the transfer suite of the virtual machine relies
-//! on.
+//! The changed part reads as zeros afterwards, which the transfer suite of the virtual machine
+//! relies on.
 
 use std::io;
 use std::ptr;
@@ -33,7 +33,7 @@ pub const BASIC: &[Scenario] = &[
                 Errno::result(unsafe { libc::munmap(start, len) })
             });
         });
-        // The thread's stack may have been given the address, or be unmapped beside it.
+        // The kernel may give the address to the thread's stack, or merge its gap with the stack's.
         map_at(memory, libc::MAP_FIXED_NOREPLACE)
     }),
     Scenario {
@@ -46,7 +46,7 @@ pub const BASIC: &[Scenario] = &[
     },
     scenario("map_fixed_over", |memory| map_at(memory, libc::MAP_FIXED)),
     scenario("mremap_away_and_another_back", |memory| {
-        // All three before the first move, or one would be given the other's address.
+        // All three are mapped before the first move, so that none is given another's address.
         let (away, another) = (map(SCENARIO_LEN)?, map(SCENARIO_LEN)?);
         mremap(memory, away)?;
         mremap(another, memory)?;
@@ -65,7 +65,7 @@ pub const BASIC: &[Scenario] = &[
     Scenario {
         make: grow_heap,
         free: |memory| {
-            // A heap that something has grown above stays.
+            // The heap stays if something has grown it since.
             let _ = shrink_heap(memory);
         },
         ..scenario("brk_shrink_then_grow", |memory| {
@@ -99,12 +99,12 @@ pub const BASIC: &[Scenario] = &[
 fn map_memfd() -> io::Result<Memory> {
     // SAFETY: a string literal with its end.
     let fd = Errno::result(unsafe { libc::memfd_create(c"regcache-test".as_ptr(), 0) })?;
-    // SAFETY: the descriptor made above.
+    // SAFETY: the file descriptor made above.
     let sized = Errno::result(unsafe { libc::ftruncate(fd, SCENARIO_LEN as libc::off_t) });
     let memory = sized
         .map_err(io::Error::from)
         .and_then(|_| mmap(ptr::null_mut(), SCENARIO_LEN, libc::MAP_SHARED, fd));
-    // SAFETY: the descriptor made above, not used after.
+    // SAFETY: the file descriptor made above, which is not used again.
     unsafe { libc::close(fd) };
     memory
 }
@@ -118,8 +118,8 @@ fn sbrk(by: isize) -> io::Result<usize> {
     Ok(before.expose_provenance())
 }
 
-/// At the end of the heap, whole pages. malloc copes with that, as long as nobody grows the heap
-/// between growing and shrinking; `tame_malloc` gives it enough to do without.
+/// Grows the heap by whole pages. malloc allows that as long as nothing grows the heap before it is
+/// shrunk again; `tame_malloc` gives malloc enough memory for that time.
 fn grow_heap() -> io::Result<Memory> {
     tame_malloc();
     let end = sbrk(0)?;
@@ -139,8 +139,8 @@ fn shrink_heap(memory: Memory) -> io::Result<()> {
     Ok(())
 }
 
-/// More than malloc's mmap threshold, and than its heap has free, so that it comes and goes by mmap
-/// and munmap.
+/// More than malloc's mmap threshold and than the free part of its heap, so that malloc maps and
+/// unmaps it.
 const MALLOC_LEN: usize = 1 << 20;
 
 fn malloc() -> io::Result<Memory> {
@@ -157,7 +157,7 @@ fn free(memory: Memory) {
     unsafe { libc::free(memory.as_ptr().cast()) }
 }
 
-/// Keeps malloc's thresholds where they are, and leaves it spare heap.
+/// Fixes malloc's thresholds, and leaves it some free heap.
 fn tame_malloc() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {

@@ -6,16 +6,17 @@ use std::ops::Range;
 use nix::errno::Errno;
 use regcache_repro::{Memory, PAGE};
 
-/// Whole pages off both ends.
+/// The part that leaves out whole pages at both ends.
 pub(super) fn middle(memory: Memory) -> Range<usize> {
     2 * PAGE..memory.len() - 3 * PAGE
 }
 
+/// No part: the scenario changes no page.
 pub(super) fn none(_: Memory) -> Range<usize> {
     0..0
 }
 
-/// `Unsupported` where the kernel does not know what was asked for.
+/// Returns `Unsupported` where the kernel does not know the request.
 pub(super) fn supported(done: io::Result<()>) -> io::Result<()> {
     done.map_err(|error| match error.raw_os_error() {
         Some(libc::EINVAL | libc::EPERM | libc::ENOSYS) => io::ErrorKind::Unsupported.into(),

@@ -49,7 +49,7 @@ pub(super) const FILES: &[Scenario] = &[
             let part = middle(memory);
             let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
             let (at, len) = (part.start as libc::off_t, part.len() as libc::off_t);
-            // SAFETY: the descriptor of `map_file`.
+            // SAFETY: the file descriptor of `map_file`.
             Errno::result(unsafe { libc::fallocate(FILE.load(Ordering::Relaxed), mode, at, len) })?;
             Ok(())
         })
@@ -79,7 +79,7 @@ pub(super) const FILES: &[Scenario] = &[
         changed: middle,
         free: free_file,
         written: Written::ByTheChange,
-        // A registration has pages of its own made, or the first write.
+        // The registration or the first write copies the pages.
         replaces: false,
         ..scenario("first_write_to_a_private_mapping", |memory| {
             // SAFETY: mapped, and the only reference.
@@ -90,10 +90,10 @@ pub(super) const FILES: &[Scenario] = &[
     },
 ];
 
-/// The file of the scenario that is being played: there is one at a time.
+/// The file of the current scenario. One scenario is played at a time.
 static FILE: AtomicI32 = AtomicI32::new(-1);
 
-/// A new segment, which ends with its attachment.
+/// Attaches a new segment, which ends when it is detached.
 fn attach(memory: Memory, flags: i32) -> io::Result<()> {
     // SAFETY: the memory is the scenario's own, and there is no reference to it.
     unsafe {
@@ -124,22 +124,22 @@ pub(super) fn map_file(how: i32) -> io::Result<Memory> {
     let fd =
         Errno::result(unsafe { libc::memfd_create(c"regcache-test".as_ptr(), libc::MFD_CLOEXEC) })?;
     FILE.store(fd, Ordering::Relaxed);
-    // SAFETY: the descriptor made above.
+    // SAFETY: the file descriptor made above.
     Errno::result(unsafe { libc::ftruncate(fd, SCENARIO_LEN as libc::off_t) })?;
     mmap(ptr::null_mut(), SCENARIO_LEN, how, fd)
 }
 
 pub(super) fn free_file(memory: Memory) {
     unmap(memory);
-    // SAFETY: the descriptor of `map_file`, which nobody uses any more.
+    // SAFETY: the file descriptor of `map_file`, which is not used again.
     unsafe { libc::close(FILE.swap(-1, Ordering::Relaxed)) };
 }
 
-/// By the descriptor: the mapping's process need not be the one.
+/// Truncates the file by its descriptor, which a process without the mapping can do as well.
 pub(super) fn truncate_and_extend(_: Memory) -> io::Result<()> {
     let fd = FILE.load(Ordering::Relaxed);
     for len in [0, SCENARIO_LEN] {
-        // SAFETY: the descriptor of `map_file`.
+        // SAFETY: the file descriptor of `map_file`.
         Errno::result(unsafe { libc::ftruncate(fd, len as libc::off_t) })?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Ways in which memory in huge pages changes, and one in which it becomes a huge page.
+//! Scenarios of memory in huge pages, and of memory that becomes a huge page.
 
 use std::fs;
 use std::io;
@@ -41,9 +41,9 @@ pub(super) const HUGE_PAGES: &[Scenario] = &[
         ..scenario("collapse_into_a_huge_page", |_| {
             let whole = Memory::at(BASE.load(Ordering::Relaxed), 2 * HUGE)?;
             let start = whole.as_ptr().addr().next_multiple_of(HUGE);
-            // Of no bytes at all, to see whether the kernel knows it.
+            // A request for no bytes shows whether the kernel knows it.
             supported(advise(Memory::at(start, 0)?, MADV_COLLAPSE))?;
-            // It is refused where a device has a page pinned.
+            // The kernel refuses it where a device has pinned a page.
             let _ = advise(Memory::at(start, HUGE)?, MADV_COLLAPSE);
             Ok(())
         })
@@ -55,7 +55,7 @@ pub(super) const HUGE_PAGES: &[Scenario] = &[
             let page = Memory::at(memory.as_ptr().addr(), HUGE)?;
             unmap(page);
             let again = mmap(page.as_ptr(), HUGE, HUGETLB | libc::MAP_FIXED_NOREPLACE, -1);
-            // There is none left.
+            // No huge page is left.
             again.map(drop).map_err(|error| match error.raw_os_error() {
                 Some(libc::ENOMEM) => io::ErrorKind::Unsupported.into(),
                 _ => error,
@@ -72,10 +72,10 @@ pub(super) const HUGE_PAGES: &[Scenario] = &[
     },
 ];
 
-/// Where what is mapped for the scenario that is being played begins.
+/// The start of the mapping of the current scenario.
 static BASE: AtomicUsize = AtomicUsize::new(0);
 
-/// Part of what is, or is not, a huge page by the kernel's own decision.
+/// Maps a part of a transparent huge page, or of memory that is not one yet.
 fn map_huge(huge: bool) -> io::Result<Memory> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let whole = mmap(ptr::null_mut(), 2 * HUGE, flags, -1)?;
@@ -96,7 +96,7 @@ fn map_huge(huge: bool) -> io::Result<Memory> {
     if memory.is_err() {
         unmap(whole);
     } else if !huge {
-        // To be collapsed it has to be allowed.
+        // The kernel collapses only memory that allows it.
         supported(advise(whole, libc::MADV_HUGEPAGE))?;
     }
     memory
@@ -108,7 +108,7 @@ fn unmap_huge(_: Memory) {
     }
 }
 
-/// Whether the kernel has made a huge page of any of it.
+/// Whether any part of the memory is a huge page.
 fn is_huge(memory: Memory) -> io::Result<bool> {
     let smaps = fs::read_to_string("/proc/self/smaps")?;
     let (start, end) = (
@@ -131,19 +131,19 @@ fn is_huge(memory: Memory) -> io::Result<bool> {
 
 const HUGETLB: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
 
-/// The pages that an administrator sets aside.
+/// The number of pages that an administrator reserves.
 const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
 
-/// How many of them nobody has.
+/// The number of reserved pages that are free.
 const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 
-/// How often to look, every 10 ms, whether a device has let go of what it had.
+/// How often to look, every 10 ms, whether a device has released its pages.
 const LOOKS: u32 = 100;
 
-/// Part of a page of hugetlbfs; as root has two more of them set aside, since the old one is in use until its
-/// registration has ended.
+/// Maps a part of a hugetlbfs page. As root it reserves two more pages, since the old page is in
+/// use until its registration has ended.
 fn map_hugetlb() -> io::Result<Memory> {
-    // Where memory is in pieces there are none to be had, or it fails.
+    // Fragmented memory has no huge page until it is compacted.
     let _ = fs::write("/proc/sys/vm/compact_memory", "1");
     add_to(RESERVE, 2).map_err(|_| io::ErrorKind::Unsupported)?;
     let mapped = if two_are_free() {
@@ -160,7 +160,8 @@ fn map_hugetlb() -> io::Result<Memory> {
     }
 }
 
-/// With fewer, whoever touches the second page that is mapped is killed.
+/// Waits until two pages are free. With fewer the kernel kills the process that touches the second
+/// one.
 fn two_are_free() -> bool {
     (0..LOOKS).any(|_| {
         let free = number_in(FREE).is_ok_and(|free| free >= 2);

@@ -46,7 +46,7 @@ pub(super) const MAPPINGS: &[Scenario] = &[
         })
     },
     Scenario {
-        // The other half is in the way.
+        // The other half keeps the first from growing in place.
         make: || Ok(map(2 * SCENARIO_LEN)?.part(0..SCENARIO_LEN)),
         free: |memory| {
             if let Ok(both) = Memory::at(memory.as_ptr().addr(), 2 * SCENARIO_LEN) {

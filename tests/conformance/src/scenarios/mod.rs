@@ -1,7 +1,7 @@
 //! The scenarios: each way in which memory changes under an address, and some in which it does not.
 //!
-//! The memory is readable and writable again afterwards, at the same addresses. A scenario that needs
-//! a newer kernel, or something that an administrator sets up, fails with `Unsupported`.
+//! The memory is readable and writable again afterwards, at the same addresses. A scenario that
+//! needs a newer kernel, or something that an administrator sets up, fails with `Unsupported`.
 
 mod allocator;
 mod basic;

@@ -1,5 +1,5 @@
-//! Ways in which others change the memory, or a copy of it: children, other processes, threads that end, the dynamic
-//! loader.
+//! Scenarios in which others change the memory or a copy of it: children, other processes, threads
+//! that end, the dynamic loader.
 
 use std::env;
 use std::ffi::CString;
@@ -47,7 +47,7 @@ pub(super) const PROCESSES: &[Scenario] = &[
             child_that_waits()?;
             Ok(memory)
         },
-        // A registration has pages of its own made, or the first write.
+        // The registration or the first write copies the pages.
         replaces: false,
         written: Written::ByTheChange,
         free: |memory| {
@@ -82,15 +82,16 @@ pub(super) const PROCESSES: &[Scenario] = &[
     }),
     scenario("munmap_by_a_child_that_shares_the_memory", |memory| {
         extern "C" fn run(memory: *mut libc::c_void) -> i32 {
-            // SAFETY: the memory is the scenario's own, and there is no reference to it. No more than a call of
-            // the kernel's, by number: the child has this thread's errno.
+            // SAFETY: the memory is the scenario's own, and there is no reference to it. The child
+            // makes one system call by number, since it shares this thread's errno.
             let done = unsafe { libc::syscall(libc::SYS_munmap, memory, SCENARIO_LEN) };
             i32::from(done != 0)
         }
         let mut stack = vec![0_u128; 4096];
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
         let top = stack.as_mut_ptr_range().end.cast();
-        // SAFETY: the stack outlives the child, as CLONE_VFORK suspends this thread until it has gone.
+        // SAFETY: the stack outlives the child, as CLONE_VFORK suspends this thread until it has
+        // gone.
         let child = unsafe { libc::clone(run, top, flags, memory.as_ptr().cast()) };
         Errno::result(child)?;
         // SAFETY: the child made above.
@@ -120,7 +121,7 @@ pub(super) const PROCESSES: &[Scenario] = &[
     },
 ];
 
-/// The child of the scenario that is being played: there is one at a time.
+/// The child of the current scenario. One scenario is played at a time.
 static CHILD: AtomicI32 = AtomicI32::new(0);
 
 fn child_that_waits() -> io::Result<()> {
@@ -128,7 +129,7 @@ fn child_that_waits() -> io::Result<()> {
     let child = Errno::result(unsafe { libc::fork() })?;
     if child == 0 {
         loop {
-            // SAFETY: waits to be killed.
+            // SAFETY: waits for SIGKILL.
             unsafe { libc::pause() };
         }
     }
@@ -147,7 +148,7 @@ fn end_child() {
     }
 }
 
-/// Has a child do something, which allocates nothing. Its error is `Unsupported`, whatever it was.
+/// Does something in a child, without allocating there. Every error is returned as `Unsupported`.
 fn by_a_child(what: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     // SAFETY: the child calls nothing but the kernel.
     let child = Errno::result(unsafe { libc::fork() })?;
@@ -182,7 +183,7 @@ fn process_madvise(process: i32, memory: Memory, advice: i32) -> io::Result<()> 
     supported(done)
 }
 
-/// A thread that waits to be let end, and how to let it.
+/// A thread that waits for its end, and the sender whose drop ends it.
 struct Waiting {
     thread: thread::JoinHandle<()>,
     end: mpsc::Sender<()>,
@@ -190,7 +191,7 @@ struct Waiting {
 
 static THREAD: Mutex<Option<Waiting>> = Mutex::new(None);
 
-/// Starts a thread; the memory is a part of its stack that it has not come to yet.
+/// Starts a thread, and returns a part of its stack that it has not used yet.
 fn start_thread() -> io::Result<Memory> {
     const STACK: usize = 2 << 20;
     let (tell, told) = mpsc::channel();
@@ -213,18 +214,18 @@ fn end_thread() {
     }
 }
 
-/// The library that is loaded.
+/// The loaded library.
 static LIBRARY: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// Loads the library that cargo puts beside the program or the test; the memory is its own.
+/// Loads the library that cargo puts beside the program or the test, and returns memory of it.
 fn load() -> io::Result<Memory> {
     let path = library().ok_or(io::ErrorKind::Unsupported)?;
     let path = CString::new(path.into_os_string().into_encoded_bytes())?;
-    // SAFETY: strings with their ends. The library runs nothing when it is loaded.
+    // SAFETY: terminated strings. The library runs nothing when it is loaded.
     unsafe {
         let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
         if library.is_null() {
-            // A static program cannot.
+            // A static program cannot load libraries.
             return Err(io::ErrorKind::Unsupported.into());
         }
         LIBRARY.store(library, Ordering::Relaxed);
@@ -233,7 +234,7 @@ fn load() -> io::Result<Memory> {
     }
 }
 
-/// True if it was loaded.
+/// Unloads the library. Returns true if it was loaded.
 fn unload() -> bool {
     let library = LIBRARY.swap(ptr::null_mut(), Ordering::Relaxed);
     // SAFETY: loaded by `load`, and nobody has a reference to anything in it.

@@ -65,13 +65,7 @@ fn main() -> ExitCode {
         Command::Compare(files) => read::compare(&files),
     };
     done.unwrap_or_else(|error| {
-        eprint!("transfer: {error}");
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            eprint!(": {cause}");
-            source = cause.source();
-        }
-        eprintln!();
+        eprintln!("transfer: {}", regcache::error::chain(&error));
         ExitCode::FAILURE
     })
 }
