@@ -33,7 +33,8 @@ impl<M: Monitor> Rxe<M> {
             link: Mutex::new((Loopback::connect(&pd)?, MmapMut::map_anon(CAPACITY)?)),
             cache: Cache::builder(MrRegistrar::new(&pd))
                 .monitor(monitor)
-                // A thread that starts maps memory, and could be given what a scenario has unmapped.
+                // A thread that starts maps memory, and could be given what a scenario has
+                // unmapped.
                 .background_reaper(false)
                 .build()?,
         })
@@ -55,7 +56,8 @@ impl<M: Monitor> Device for Rxe<M> {
         let access = Access::LOCAL_WRITE;
         let from = self.cache.get(bytes.as_ptr(), bytes.len(), access)?;
         let to = self.cache.get(sink.as_ptr(), sink.len(), access)?;
-        // SAFETY: the registration may be stale, which is what the suite is about. It is only read from.
+        // SAFETY: the registration may be stale, which is what the suite is about. It is only read
+        // from.
         unsafe { link.send_registered(bytes, from.registration(), sink, to.registration()) }?;
         Ok((sink.to_vec(), from.is_cached()))
     }

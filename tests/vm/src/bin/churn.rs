@@ -1,6 +1,6 @@
-//! A cache at its limits for a long time: threads map, look up and unmap buffers of all sizes, on the
-//! driver and the device, and what the process holds and has pinned must not grow. Needs the VM:
-//! `cargo xtask vm --timeout 4000 -- target/release/churn --minutes 60`
+//! A cache at its limits for a long time: threads map, look up and unmap buffers of all sizes, on
+//! the driver and the device, and what the process holds and has pinned must not grow. Needs the
+//! VM: `cargo xtask vm --timeout 4000 -- target/release/churn --minutes 60`
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;

@@ -1,4 +1,5 @@
-//! As `stress`, with jemalloc for an allocator: what is cached is memory that it gives back to the kernel.
+//! As `stress`, with jemalloc for an allocator: what is cached is memory that it gives back to the
+//! kernel.
 
 #[global_allocator]
 static JEMALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

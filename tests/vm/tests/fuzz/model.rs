@@ -186,20 +186,20 @@ impl Arena {
     /// munmap; also the first half of mmap and mremap onto something. One invalidation of all of
     /// it, if anything is mapped in it.
     pub(crate) fn unmap(&mut self, run: Run) -> Option<Invalidation> {
-        let hit = self
+        let met = self
             .any_mapped(run)
             .then(|| Invalidation::once(Span::from(run)));
         self.clear(run);
-        hit
+        met
     }
 
     /// mmap with MAP_FIXED.
     pub(crate) fn map(&mut self, run: Run, access: Access) -> Option<Invalidation> {
-        let hit = self.unmap(run);
+        let met = self.unmap(run);
         let end = run.first + run.pages;
         self.access[run.first..end].fill(Some(access));
         self.joined |= bits(run.first + 1, end);
-        hit
+        met
     }
 
     /// A read or write access, which must be allowed.
@@ -364,7 +364,7 @@ impl Arena {
 
 /// How often a range was hit since it was last reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hits {
+enum Pending {
     Not,
     Once(Span),
     /// Once there, or more often.
@@ -376,7 +376,7 @@ enum Hits {
 struct Region {
     span: Span,
     cookie: u64,
-    hits: Hits,
+    pending: Pending,
 }
 
 /// An open file.
@@ -391,7 +391,7 @@ pub(crate) struct Watch {
     /// EXCHANGE_FEATURES is no longer possible.
     pub(crate) used: bool,
     /// Taken off the queue, on their way to a buffer.
-    picked: Vec<(u64, Hits)>,
+    picked: Vec<(u64, Pending)>,
 }
 
 /// What a read must deliver.
@@ -429,8 +429,15 @@ impl Watch {
         let after = self
             .regions
             .partition_point(|region| region.span.start <= span.start);
-        let hits = Hits::Not;
-        self.regions.insert(after, Region { span, cookie, hits });
+        let pending = Pending::Not;
+        self.regions.insert(
+            after,
+            Region {
+                span,
+                cookie,
+                pending,
+            },
+        );
         true
     }
 
@@ -463,12 +470,12 @@ impl Watch {
                 }
                 Invalidation::Times { .. } => {}
                 Invalidation::PerMapping(all) => {
-                    let hitting = |boundaries| {
-                        let hit = all.between(boundaries).filter(|&span| self.watches(span));
-                        hit.count() as u64
+                    let mappings_met = |boundaries| {
+                        let met = all.between(boundaries).filter(|&span| self.watches(span));
+                        met.count() as u64
                     };
-                    least += hitting(all.certain);
-                    most += hitting(all.possible);
+                    least += mappings_met(all.certain);
+                    most += mappings_met(all.possible);
                 }
             }
         }
@@ -476,8 +483,8 @@ impl Watch {
     }
 
     /// The cookies that these hit for certain.
-    pub(crate) fn hit_by(&self, made: &[Invalidation]) -> Vec<u64> {
-        let hits = |region: &&Region| {
+    pub(crate) fn met_by(&self, made: &[Invalidation]) -> Vec<u64> {
+        let pending = |region: &&Region| {
             made.iter().any(|invalidation| match *invalidation {
                 Invalidation::Times { span, least, .. } => {
                     least > 0 && region.span.meet(span).is_some()
@@ -488,8 +495,8 @@ impl Watch {
                 }
             })
         };
-        let hit = self.regions.iter().filter(hits);
-        hit.map(|region| region.cookie).collect()
+        let met = self.regions.iter().filter(pending);
+        met.map(|region| region.cookie).collect()
     }
 
     pub(crate) fn cookies(&self) -> impl ExactSizeIterator<Item = u64> {
@@ -522,11 +529,11 @@ impl Watch {
                         found = Some(times);
                     }
                     for _ in 0..times {
-                        self.hit(|region| region.meet(span).map(Hits::Once));
+                        self.mark(|region| region.meet(span).map(Pending::Once));
                     }
                 }
                 Invalidation::Times { .. } => {}
-                Invalidation::PerMapping(all) => self.hit(|region| {
+                Invalidation::PerMapping(all) => self.mark(|region| {
                     let mut certain = all
                         .between(all.certain)
                         .filter_map(|span| region.meet(span));
@@ -535,12 +542,12 @@ impl Watch {
                         .between(all.possible)
                         .filter(|&span| region.meet(span).is_some());
                     if certain.next().is_some() {
-                        Some(Hits::Often)
+                        Some(Pending::Often)
                     } else if possible.count() == 1 {
-                        Some(Hits::Once(first))
+                        Some(Pending::Once(first))
                     } else {
                         // If it was one, then one for all of `first`.
-                        Some(Hits::OnceOrOften(first))
+                        Some(Pending::OnceOrOften(first))
                     }
                 }),
             }
@@ -548,16 +555,16 @@ impl Watch {
         Ok(found)
     }
 
-    fn hit(&mut self, hits: impl Fn(Span) -> Option<Hits>) {
+    fn mark(&mut self, pending: impl Fn(Span) -> Option<Pending>) {
         for region in &mut self.regions {
-            let Some(hits) = hits(region.span) else {
+            let Some(pending) = pending(region.span) else {
                 continue;
             };
-            if region.hits == Hits::Not {
-                region.hits = hits;
+            if region.pending == Pending::Not {
+                region.pending = pending;
                 self.queue.push_back(region.cookie);
             } else {
-                region.hits = Hits::Often;
+                region.pending = Pending::Often;
             }
         }
     }
@@ -588,8 +595,8 @@ impl Watch {
                 break;
             };
             if let Some(region) = self.region(cookie) {
-                let hits = std::mem::replace(&mut region.hits, Hits::Not);
-                self.picked.push((cookie, hits));
+                let pending = std::mem::replace(&mut region.pending, Pending::Not);
+                self.picked.push((cookie, pending));
             }
         }
         if events > reports {
@@ -602,7 +609,7 @@ impl Watch {
     /// They have arrived as these.
     pub(crate) fn arrived(&mut self, due: Delivery, events: &[Event]) -> Result<(), String> {
         for (i, &event) in events.iter().enumerate() {
-            let Some(&(cookie, hits)) = self.picked.get(i) else {
+            let Some(&(cookie, pending)) = self.picked.get(i) else {
                 let last = Event {
                     kind: abi::LAST,
                     flags: 0,
@@ -626,15 +633,15 @@ impl Watch {
                 user_cookie_counter: cookie,
             };
             let often = report(0, region.span);
-            let right = match hits {
-                Hits::Not => false,
-                Hits::Once(span) => event == report(abi::HINT, span),
-                Hits::OnceOrOften(span) => event == often || event == report(abi::HINT, span),
-                Hits::Often => event == often,
+            let right = match pending {
+                Pending::Not => false,
+                Pending::Once(span) => event == report(abi::HINT, span),
+                Pending::OnceOrOften(span) => event == often || event == report(abi::HINT, span),
+                Pending::Often => event == often,
             };
             if !right {
                 return Err(format!(
-                    "event {i} is {event:x?}, of cookie {cookie:#x} watching {:?} and hit {hits:?}",
+                    "event {i} is {event:x?}, of cookie {cookie:#x} watching {:?} and pending {pending:?}",
                     region.span
                 ));
             }
@@ -644,15 +651,15 @@ impl Watch {
 
     /// The buffer could not be written: they have not arrived.
     pub(crate) fn put_back(&mut self, due: Delivery) {
-        while let Some((cookie, hits)) = self.picked.pop() {
+        while let Some((cookie, pending)) = self.picked.pop() {
             let Some(region) = self.region(cookie) else {
                 continue;
             };
-            if region.hits == Hits::Not {
-                region.hits = hits;
+            if region.pending == Pending::Not {
+                region.pending = pending;
                 self.queue.push_front(cookie);
             } else {
-                region.hits = Hits::Often;
+                region.pending = Pending::Often;
             }
         }
         self.last_owed = due.last_was_owed;

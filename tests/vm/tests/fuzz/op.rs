@@ -1,7 +1,7 @@
 //! What the fuzzer may do, and how often it does it.
 //!
-//! Steps are drawn by a strategy of our own: proptest's unions of unions take a hundred times as long
-//! as the steps themselves, under emulation.
+//! Steps are drawn by a strategy of our own: proptest's unions of unions take a hundred times as
+//! long as the steps themselves, under emulation.
 
 use proptest::prelude::Rng;
 use proptest::strategy::{NewTree, Strategy, ValueTree};

@@ -1,8 +1,8 @@
 //! Several threads on one file, and each on a file of its own.
 //!
 //! A thread changes pages that are its alone, so that it knows what its own file must say, to the
-//! bit. Of the shared file, which one thread reads for all, it checks what must hold in whatever order
-//! things happen.
+//! bit. Of the shared file, which one thread reads for all, it checks what must hold in whatever
+//! order things happen.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -260,14 +260,14 @@ impl Worker {
         after: u64,
         before: &[(u64, u64)],
     ) -> Check {
-        let hit = self.shared.hit_by(made);
+        let met = self.shared.met_by(made);
         let started = Instant::now();
         loop {
             let last = shared.last.load(Acquire);
             let mut missing = None;
             for &(cookie, reports) in before {
                 let now = shared.range(cookie)?.reports.load(Acquire);
-                if hit.contains(&cookie) && now == reports {
+                if met.contains(&cookie) && now == reports {
                     missing = Some(cookie);
                 }
             }
@@ -276,11 +276,11 @@ impl Worker {
             };
             ensure!(
                 last < after,
-                "cookie {cookie:#x} was hit when the counter was {after}, and LAST was {last}, and no report"
+                "cookie {cookie:#x} was invalidated when the counter was {after}, and LAST was {last}, and no report"
             );
             ensure!(
                 started.elapsed() < PATIENCE,
-                "cookie {cookie:#x} was hit by {made:?} and never reported"
+                "cookie {cookie:#x} was invalidated by {made:?} and never reported"
             );
             if shared.stop.load(Relaxed) {
                 return Ok(());
@@ -383,8 +383,8 @@ fn at_rest(shared: &Shared, workers: &[Worker]) -> Check {
         (least..=most + again).contains(&counter),
         "the shared counter is {counter}, not {least} to {most}, or {again} more"
     );
-    // What each counted last is a hit of a range that is still there. Of ranges that are not, a hit may have counted and
-    // never be told: no LAST follows if there is nothing to report.
+    // What each counted last is a hit of a range that is still there. Of ranges that are not, a hit
+    // may have counted and never be told: no LAST follows if there is nothing to report.
     if workers
         .iter()
         .all(|worker| worker.shared.cookies().len() > 0)
