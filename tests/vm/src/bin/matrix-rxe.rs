@@ -1,4 +1,4 @@
-//! Each way in which memory changes, with each monitor, on an RDMA device: what the device read
+//! Plays each scenario with each monitor on an RDMA device, and prints what the device read
 //! afterwards. Needs the VM: `cargo xtask vm -- target/release/matrix-rxe`
 
 use std::process::ExitCode;
