@@ -1,4 +1,4 @@
-//! Checks whether a preloaded library can reach a program.
+//! Checks whether a library can be preloaded into a program.
 
 use std::env;
 use std::ffi::OsStr;
@@ -18,22 +18,23 @@ pub(crate) fn in_path(program: &OsStr) -> Option<PathBuf> {
     places.find(|place| fs::metadata(place).is_ok_and(|it| it.is_file() && it.mode() & 0o111 != 0))
 }
 
-/// Returns why a preloaded library cannot reach the program, or `None` if it can.
+/// Returns the reason why nothing can be preloaded into `program`, if there is one.
 pub(crate) fn out_of_reach(program: &Path) -> io::Result<Option<&'static str>> {
     if fs::metadata(program)?.mode() & 0o6000 != 0 {
         return Ok(Some(
-            "it changes its user or group, and the loader preloads nothing into such a program: run a copy without the bit, as that user",
+            "it changes its user or group, and the dynamic linker preloads nothing into such a \
+             program: run a copy without the setuid bit, as that user",
         ));
     }
     let mut file = File::open(program)?;
     let mut header = [0; 64];
     if file.read_exact(&mut header).is_err() || header[..4] != *b"\x7fELF" {
-        // The interpreter of a script passes the variable on.
+        // This is a script. Its interpreter passes the variable on.
         return Ok(None);
     }
     if header[4] != 2 {
         return Ok(Some(
-            "it is a 32-bit program, and the shim is a 64-bit library",
+            "it is a 32-bit program, and the shim is for 64-bit programs",
         ));
     }
     let word = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
@@ -42,12 +43,12 @@ pub(crate) fn out_of_reach(program: &Path) -> io::Result<Option<&'static str>> {
     file.seek(SeekFrom::Start(offset))?;
     let mut table = vec![0; size * count];
     file.read_exact(&mut table)?;
-    // PT_INTERP names the dynamic linker.
+    // A segment of type PT_INTERP names the dynamic linker.
     let dynamic = size >= 4
         && table
             .chunks_exact(size)
             .any(|entry| entry[..4] == [3, 0, 0, 0]);
     Ok((!dynamic).then_some(
-        "it is linked statically, and only a dynamically linked program can be preloaded into: link it dynamically",
+        "it is linked statically, so nothing can be preloaded into it: link it dynamically",
     ))
 }

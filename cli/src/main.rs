@@ -1,11 +1,13 @@
-//! `regcache`: the command-line tool. It diagnoses a machine, shows the reuse bug on it, and runs
-//! unmodified programs under the preload shim.
+//! `regcache`: the command-line tool. It checks a machine for registration caching, reproduces the
+//! bug that the cache prevents, and runs programs under the preload shim.
 //!
-//! It needs neither the driver nor libibverbs nor a device to start.
+//! It starts on any machine, also without the driver, libibverbs or a device.
 
 mod doctor;
 mod elf;
 mod installed;
+#[cfg(test)]
+mod man;
 mod repro;
 mod run;
 
@@ -24,37 +26,51 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Tool {
-    /// Check this machine for monitors, devices and limits, and print commands that fix what is
-    /// missing
+    /// Check whether this machine can cache registrations, and how to fix what is missing
     ///
-    /// The checks run as the current user. Exits with 0 if registrations are cached here for some
-    /// device, and with 1 if not.
+    /// Run it first, and whenever a program reports that nothing is cached. It checks the monitors,
+    /// the devices and the limits, with the rights of the user who runs it. Below each problem it
+    /// prints the commands, for root, that fix it.
+    ///
+    /// Exits with 0 if registrations are cached for some device, and with 1 if not.
     Doctor {
-        /// Print only the commands, one on each line
+        /// Print only the commands that fix problems, one per line
         #[arg(long)]
         commands: bool,
     },
-    /// Show the reuse bug on this machine: a naive cache moves stale bytes, regcache does not
+    /// Reproduce the bug: a naive cache moves stale bytes, and regcache does not
     ///
-    /// The device is io_uring, and an RDMA device as well if there is one. The monitor is the best
-    /// one of this machine. Exits with 0 if the naive cache was stale in every round and regcache
-    /// in none, with 1 if not, and with 77 if there is no device.
+    /// Run it to see on this machine what a stale registration does. It moves data with io_uring,
+    /// and with an RDMA device if there is one, on the best monitor that is available.
+    ///
+    /// Exits with 0 if the naive cache was wrong each time and regcache never, with 1 if not, and
+    /// with 77 if there is no device.
     Repro {
-        /// Play this many rounds with each cache
+        /// Set the number of transfers with each cache
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
     },
     /// Run a program under the preload shim, which caches its registrations
     ///
-    /// REGCACHE_* variables configure the shim, from the environment or from -e.
+    /// Use it for programs that register memory around each transfer and cannot be changed. The
+    /// shim is configured by REGCACHE_* variables, from the environment or with -e.
+    /// regcache-preload(7) lists them.
+    ///
+    /// Exits with the program's own status, with 126 if it cannot run under the shim, and with 127
+    /// if it is not found.
     Run {
         /// Use this shim instead of the one that is installed with this tool
         #[arg(long, value_name = "FILE")]
         shim: Option<PathBuf>,
-        /// Set this variable for the shim; may be repeated
-        #[arg(short = 'e', long = "env", value_name = "REGCACHE_NAME=VALUE", value_parser = run::setting)]
+        /// Set an environment variable for the shim; may be repeated
+        #[arg(
+            short = 'e',
+            long = "env",
+            value_name = "REGCACHE_NAME=VALUE",
+            value_parser = run::setting
+        )]
         settings: Vec<(String, String)>,
-        /// The program and its arguments
+        /// Name the program and its arguments
         #[arg(required = true, last = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
@@ -79,7 +95,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error of a command, and its exit status.
+/// The reason why a command failed, and its exit status.
 #[derive(Debug)]
 struct Failure {
     message: String,

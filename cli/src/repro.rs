@@ -1,4 +1,4 @@
-//! `regcache repro`: shows the reuse bug on this machine.
+//! `regcache repro`: reproduces the bug on this machine, and shows that the cache prevents it.
 
 use std::fs;
 use std::process::Command;
@@ -8,11 +8,10 @@ use regcache_repro::{NeverReports, Uring, demonstrate};
 
 use crate::{Failure, installed};
 
-/// The program that shows the bug on an RDMA device. It is not part of this one, because it needs
-/// libibverbs.
+/// The program that does it with an RDMA device. It is separate because it needs libibverbs.
 const RDMA: &str = "reuse";
 
-/// The exit status where there is no device.
+/// The exit status if there is no device.
 const NOT_HERE: u8 = 77;
 
 pub(crate) fn run(rounds: u32) -> Result<u8, Failure> {
@@ -43,7 +42,8 @@ fn by_rdma(rounds: u32) -> Result<bool, Failure> {
         Failure::new(
             1,
             format!(
-                "the program that shows the bug on an RDMA device is not at {places}: install this tool again"
+                "the program that shows the bug with an RDMA device is not at {places}: install \
+                 this tool again"
             ),
         )
     })?;

@@ -24,7 +24,7 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Finds the shim that was named, or the installed one.
+/// Finds the shim: the one named, or else the one installed with this tool.
 pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
     match named {
         Some(shim) => shim.canonicalize().map_err(|_| vec![shim.to_owned()]),
@@ -32,7 +32,7 @@ pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
     }
 }
 
-/// Replaces this process with the program. Returns only if that fails.
+/// Replaces this process by the program. Returns only on failure.
 pub(crate) fn run(
     named: Option<&Path>,
     settings: &[(String, String)],
@@ -44,7 +44,8 @@ pub(crate) fn run(
         Failure::new(
             CANNOT_RUN,
             format!(
-                "there is no shim at {places}: install it (`cargo xtask install --prefix DIR`), or name it by --shim"
+                "there is no shim at {places}: install it (`cargo xtask install --prefix DIR`), or \
+                 name one with --shim"
             ),
         )
     })?;
@@ -52,8 +53,12 @@ pub(crate) fn run(
         return Err(Failure::new(NOT_FOUND, "no program to run"));
     };
     let shown = name.to_string_lossy();
-    let program = elf::in_path(name)
-        .ok_or_else(|| Failure::new(NOT_FOUND, format!("there is no program {shown}")))?;
+    let program = elf::in_path(name).ok_or_else(|| {
+        Failure::new(
+            NOT_FOUND,
+            format!("there is no program {shown}: check PATH"),
+        )
+    })?;
     let cannot = |why: String| {
         Failure::new(
             CANNOT_RUN,
@@ -63,13 +68,17 @@ pub(crate) fn run(
     match elf::out_of_reach(&program) {
         Ok(None) => {}
         Ok(Some(why)) => return Err(cannot(why.to_owned())),
-        // A user who may run the program may not be allowed to read it.
-        Err(error) => eprintln!("regcache: cannot check whether the shim reaches {shown}: {error}"),
+        // A user who may run the program need not be allowed to read it.
+        Err(error) => {
+            eprintln!(
+                "regcache: cannot read {shown} to check whether the shim works in it: {error}"
+            );
+        }
     }
     let mut preload = shim.into_os_string();
     if preload.to_string_lossy().contains([' ', ':']) {
         return Err(cannot(format!(
-            "the path of a preloaded library must have no space and no colon: {}",
+            "LD_PRELOAD allows no space and no colon in a path, so copy the shim elsewhere: {}",
             preload.to_string_lossy()
         )));
     }

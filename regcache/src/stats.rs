@@ -55,65 +55,10 @@ macro_rules! define_stats {
                 pub $field: $type,
             )*
         }
-
-        /// Returns the value, the name and the description of each metric.
-        #[cfg(feature = "prometheus")]
-        fn metrics(stats: &Stats) -> impl Iterator<Item = (u64, &'static str, &'static str)> {
-            [$((stats.$field as u64, $metric, $description),)*].into_iter()
-        }
     };
 }
 
 for_each_statistic!(define_stats);
-
-#[cfg(feature = "prometheus")]
-impl Stats {
-    /// Formats the statistics as [text] for Prometheus, with the label `cache` on every metric. Give
-    /// each cache of a process another label, and write their texts one after another.
-    ///
-    /// The metrics have names such as `regcache_hits_total`. Needs the cargo feature `prometheus`.
-    ///
-    /// [text]: https://prometheus.io/docs/instrumenting/exposition_formats/
-    ///
-    /// ```
-    /// let text = regcache::Stats::default().prometheus("mlx5_0").to_string();
-    /// assert!(text.contains("\nregcache_hits_total{cache=\"mlx5_0\"} 0\n"));
-    /// ```
-    pub fn prometheus<'a>(&self, cache: &'a str) -> impl fmt::Display + use<'a> {
-        Prometheus {
-            stats: *self,
-            cache,
-        }
-    }
-}
-
-#[cfg(feature = "prometheus")]
-struct Prometheus<'a> {
-    stats: Stats,
-    cache: &'a str,
-}
-
-#[cfg(feature = "prometheus")]
-impl fmt::Display for Prometheus<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let label = self
-            .cache
-            .replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace('\n', "\\n");
-        for (value, name, help) in metrics(&self.stats) {
-            let kind = if name.ends_with("_total") {
-                "counter"
-            } else {
-                "gauge"
-            };
-            writeln!(f, "# HELP regcache_{name} {help}")?;
-            writeln!(f, "# TYPE regcache_{name} {kind}")?;
-            writeln!(f, "regcache_{name}{{cache=\"{label}\"}} {value}")?;
-        }
-        Ok(())
-    }
-}
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -143,30 +88,10 @@ impl fmt::Display for Stats {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, feature = "serde", not(loom)))]
 mod tests {
-    #[cfg(any(feature = "prometheus", feature = "serde"))]
     use super::*;
 
-    #[cfg(feature = "prometheus")]
-    #[test]
-    fn labels_are_escaped_and_metrics_typed() {
-        let stats = Stats {
-            misses: 7,
-            bytes: 4096,
-            ..Stats::default()
-        };
-        let text = stats.prometheus("a\"b\\c\nd").to_string();
-        assert!(
-            text.contains("\nregcache_misses_total{cache=\"a\\\"b\\\\c\\nd\"} 7\n"),
-            "{text}"
-        );
-        assert!(text.contains("# TYPE regcache_misses_total counter\n"));
-        assert!(text.contains("# TYPE regcache_pinned_bytes gauge\n"));
-        assert_eq!(text.lines().count(), 39);
-    }
-
-    #[cfg(feature = "serde")]
     #[test]
     fn a_snapshot_serialises() {
         let value = serde_json::to_value(Stats::default()).unwrap();

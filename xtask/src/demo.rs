@@ -1,5 +1,8 @@
-//! The bug and its end: on this machine as it is, by io_uring and userfaultfd; and by another program where this machine
-//! has the driver and a device, and in the virtual machine.
+//! Shows the bug, and that regcache does not have it.
+//!
+//! One program needs only this machine: it uses io_uring and userfaultfd. Another program needs
+//! the driver and an RDMA device. It runs in the virtual machine, and on this machine if both are
+//! here.
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,17 +19,17 @@ use crate::vm;
 const PACKAGE: &str = "regcache-repro-rdma";
 const PROGRAM: &str = "reuse";
 
-/// What needs no system package.
+/// The package that needs no system package.
 const HOST_PACKAGE: &str = "regcache-repro";
 const HOST_PROGRAM: &str = "reuse-host";
 
-/// The exit status by which it says that this machine has no io_uring.
+/// Its exit status on a machine without io_uring.
 const NOT_HERE: i32 = 77;
 
-/// How the program's line of results begins.
+/// The beginning of each line of results.
 const RESULT: &str = "reuse:";
 
-/// Runs the programs everywhere they can run and ends with their lines of results.
+/// Runs the programs wherever they can run, and prints their lines of results at the end.
 pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8, Error> {
     let arguments = ["--rounds".to_owned(), rounds.to_string()];
 

@@ -131,7 +131,12 @@ impl Scenario {
             };
             // The memory at this address may be another thread's now.
             mem::forget(prepared);
-            if error.kind() != io::ErrorKind::AddrNotAvailable || attempts == MAX_ATTEMPTS {
+            // The kernel chose another address, or refused to replace the other thread's mapping.
+            let taken = matches!(
+                error.kind(),
+                io::ErrorKind::AddrNotAvailable | io::ErrorKind::AlreadyExists
+            );
+            if !taken || attempts == MAX_ATTEMPTS {
                 return Err(error.into());
             }
         }

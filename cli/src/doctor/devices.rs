@@ -1,4 +1,5 @@
-//! The devices that register memory: RDMA adapters, which sysfs and libibverbs list, and io_uring.
+//! Checks the devices that register memory: io_uring, and RDMA adapters as sysfs and libibverbs
+//! list them.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +12,7 @@ use super::{Files, Finding, Level};
 const CLASS: &str = "/sys/class/infiniband";
 const UVERBS: &str = "/sys/class/infiniband_verbs";
 
-/// Whether a part has a usable device.
+/// Returns whether any device among the findings can be used.
 pub(crate) fn usable(findings: &[Finding]) -> bool {
     let device = |it: &&Finding| it.subject.starts_with("device") || it.subject == "io_uring";
     let lists = |it: &Finding| it.subject != "libibverbs" || it.level == Level::Good;
@@ -45,22 +46,19 @@ fn library(verbs: &Verbs, devices: &[String]) -> Finding {
     match verbs {
         Verbs::NotThere => Finding::missing(
             subject,
-            "not installed, so no program can use an RDMA device",
+            "not installed: no program here can use an RDMA device",
         )
         .fixed_by("apt-get install --no-install-recommends libibverbs1 ibverbs-providers"),
         Verbs::Lists(listed) => {
             let missing: Vec<_> = devices.iter().filter(|it| !listed.contains(it)).collect();
             if missing.is_empty() {
-                return Finding::good(
-                    subject,
-                    "installed, and has a provider for each RDMA device",
-                );
+                return Finding::good(subject, "installed, and can use every device of the kernel");
             }
             let missing: Vec<_> = missing.into_iter().map(String::as_str).collect();
             Finding::missing(
                 subject,
                 format!(
-                    "cannot use {}: the provider is not installed, or ib_uverbs is not loaded",
+                    "cannot use {}: its provider is not installed, or ib_uverbs is not loaded",
                     missing.join(", ")
                 ),
             )
@@ -75,12 +73,12 @@ fn no_device(files: &Files) -> Finding {
     if !files.has_module("rdma_rxe") {
         return Finding::missing(
             subject,
-            "none, and this kernel has no rdma_rxe, which makes one from a network interface",
+            "none, and this kernel has no rdma_rxe module to make a software device with",
         );
     }
     let mut finding = Finding::missing(
         subject,
-        "none. For a software device on lo, to try things out:",
+        "none. To try things out with a software device on lo:",
     );
     if !["/usr/bin/rdma", "/bin/rdma", "/usr/sbin/rdma", "/sbin/rdma"]
         .iter()
@@ -97,8 +95,11 @@ fn no_device(files: &Files) -> Finding {
 fn device_of(files: &Files, device: &str, open: &impl Fn(&str) -> io::Result<()>) -> Finding {
     let subject = format!("device {device}");
     let Some(node) = node_of(files, device) else {
-        return Finding::missing(subject, "programs cannot reach it: ib_uverbs is not loaded")
-            .fixed_by("modprobe ib_uverbs");
+        return Finding::missing(
+            subject,
+            "not reachable from user space: ib_uverbs is not loaded",
+        )
+        .fixed_by("modprobe ib_uverbs");
     };
     if let Err(error) = open(&node) {
         return match error.raw_os_error() {
@@ -108,10 +109,13 @@ fn device_of(files: &Files, device: &str, open: &impl Fn(&str) -> io::Result<()>
             }
             Some(libc::ENOENT) => Finding::missing(
                 subject,
-                format!("{node} is missing: udev is not running, or this container was started without the device (docker run --device={node})"),
+                format!(
+                    "{node} does not exist: udev is not running, or the container was not given it \
+                     (docker run --device={node})"
+                ),
             )
             .fixed_by(make_node(files, device, &node)),
-            _ => Finding::missing(subject, format!("{node} cannot be opened: {error}")),
+            _ => Finding::missing(subject, format!("cannot open {node}: {error}")),
         };
     }
     let ports = ports_of(files, device);
@@ -121,7 +125,7 @@ fn device_of(files: &Files, device: &str, open: &impl Fn(&str) -> io::Result<()>
     match down.filter(|_| ports.iter().all(|port| !port.1)) {
         None => Finding::good(subject, says),
         Some((_, _, netdev)) => {
-            let finding = Finding::note(subject, format!("{says}: no port carries traffic"));
+            let finding = Finding::note(subject, format!("{says}; no port is active"));
             match netdev {
                 Some(netdev) => finding.fixed_by(format!("ip link set {netdev} up")),
                 None => finding,
@@ -130,7 +134,7 @@ fn device_of(files: &Files, device: &str, open: &impl Fn(&str) -> io::Result<()>
     }
 }
 
-/// The file through which programs reach a device.
+/// Finds the file through which user space reaches a device.
 fn node_of(files: &Files, device: &str) -> Option<String> {
     let uverbs = files.names(UVERBS).into_iter().find(|uverbs| {
         let of = files.read(&format!("{UVERBS}/{uverbs}/ibdev"));
@@ -149,7 +153,7 @@ fn make_node(files: &Files, device: &str, node: &str) -> String {
     format!("mkdir -p /dev/infiniband && mknod -m 666 {node} c {major} {minor}")
 }
 
-/// For each port: its description, whether it is active, and its network interface.
+/// Returns, for each port, its description, whether it is active, and its network interface.
 fn ports_of(files: &Files, device: &str) -> Vec<(String, bool, Option<String>)> {
     let ports = format!("{CLASS}/{device}/ports");
     let of = |port: String| {
@@ -166,23 +170,23 @@ fn ports_of(files: &Files, device: &str) -> Vec<(String, bool, Option<String>)> 
     files.names(&ports).into_iter().map(of).collect()
 }
 
-/// Checks io_uring's fixed buffers.
+/// Checks whether io_uring has fixed buffers.
 pub(crate) fn look_at_io_uring(files: &Files) -> Vec<Finding> {
     let subject = "io_uring";
     let Err(error) = FileIo::new() else {
-        let says = "rings with fixed buffers can be made";
+        let says = "works, with fixed buffers";
         return vec![Finding::good(subject, says)];
     };
     let switch = files.read("/proc/sys/kernel/io_uring_disabled");
     vec![match switch.as_deref() {
         Some(off @ ("1" | "2")) => Finding::missing(
             subject,
-            format!("switched off (kernel.io_uring_disabled is {off})"),
+            format!("disabled (kernel.io_uring_disabled is {off})"),
         )
         .fixed_by("sysctl kernel.io_uring_disabled=0"),
         _ => Finding::missing(
             subject,
-            format!("{error}: this kernel is built without it, or a sandbox forbids it"),
+            format!("{error}: the kernel is built without it, or a sandbox forbids it"),
         ),
     }]
 }
@@ -230,38 +234,35 @@ mod tests {
         fs::write(down, "1: DOWN\n").unwrap();
         let found = look_with(&files, &knows_rxe0(), |_| Ok(()));
         assert!(!usable(&found));
-        assert_eq!(found[1].fixes, ["ip link set lo up"]);
+        assert_eq!(found[1].fix, ["ip link set lo up"]);
         fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
     fn what_keeps_a_device_from_being_used_has_its_command() {
         let (root, files) = machine("nodes", RXE);
-        let fixes = |verbs: &Verbs, errno| {
+        let fix = |verbs: &Verbs, errno| {
             let found = look_with(&files, verbs, refuse(errno));
             assert!(!usable(&found));
-            found
-                .into_iter()
-                .flat_map(|it| it.fixes)
-                .collect::<Vec<_>>()
+            found.into_iter().flat_map(|it| it.fix).collect::<Vec<_>>()
         };
         assert_eq!(
-            fixes(&knows_rxe0(), libc::EACCES),
+            fix(&knows_rxe0(), libc::EACCES),
             ["chmod a+rw /dev/infiniband/uverbs0"]
         );
         assert_eq!(
-            fixes(&knows_rxe0(), libc::ENOENT),
+            fix(&knows_rxe0(), libc::ENOENT),
             ["mkdir -p /dev/infiniband && mknod -m 666 /dev/infiniband/uverbs0 c 231 192"]
         );
         let found = look_with(&files, &Verbs::NotThere, |_| Ok(()));
         assert!(!usable(&found));
-        assert!(found[0].fixes[0].contains("libibverbs1"));
+        assert!(found[0].fix[0].contains("libibverbs1"));
         let found = look_with(&files, &Verbs::Lists(Vec::new()), |_| Ok(()));
         assert!(!usable(&found));
         assert!(found[0].says.contains("cannot use rxe0"));
         fs::remove_dir_all(root.join("sys/class/infiniband_verbs")).unwrap();
         let found = look_with(&files, &knows_rxe0(), |_| Ok(()));
-        assert_eq!(found[1].fixes, ["modprobe ib_uverbs"]);
+        assert_eq!(found[1].fix, ["modprobe ib_uverbs"]);
         fs::remove_dir_all(root).unwrap();
     }
 
@@ -270,12 +271,12 @@ mod tests {
         let dep = [("/lib/modules/6.1.0/modules.dep", "kernel/rdma_rxe.ko:")];
         let (root, files) = machine("no-device", &dep);
         let found = look_with(&files, &Verbs::Lists(Vec::new()), |_| Ok(()));
-        let last = found[1].fixes.last().unwrap();
+        let last = found[1].fix.last().unwrap();
         assert_eq!(last, "rdma link add rxe0 type rxe netdev lo");
         fs::remove_dir_all(root).unwrap();
         let (root, files) = machine("no-rxe", &[("/proc/modules", "")]);
         let found = look_with(&files, &Verbs::Lists(Vec::new()), |_| Ok(()));
-        assert!(found[1].fixes.is_empty() && found[1].level == Level::Missing);
+        assert!(found[1].fix.is_empty() && found[1].level == Level::Missing);
         fs::remove_dir_all(root).unwrap();
     }
 }

@@ -1,5 +1,5 @@
-//! [`Files`]: the files in which the kernel describes itself, on this machine or in a directory of
-//! a test.
+//! [`Files`]: the files in which the kernel describes itself, below `/` or below a directory that a
+//! test has made.
 
 use std::fs;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ impl Files {
         &self.release
     }
 
-    /// Returns the place of a path, which begins with a slash.
+    /// Returns where a path lies that begins with a slash.
     pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
@@ -42,7 +42,7 @@ impl Files {
         self.at(path).exists()
     }
 
-    /// Reads a file, without the white space around its text. `None` if there is no such file.
+    /// Reads a file, and trims the text. `None` if there is no such file.
     pub(crate) fn read(&self, path: &str) -> Option<String> {
         let text = fs::read_to_string(self.at(path)).ok()?;
         Some(text.trim().to_owned())
@@ -58,12 +58,12 @@ impl Files {
         names
     }
 
-    /// Whether this kernel loads modules.
+    /// Returns whether the kernel loads modules at all.
     pub(crate) fn loads_modules(&self) -> bool {
         self.exists("/proc/modules")
     }
 
-    /// Whether modprobe finds such a module for this kernel.
+    /// Returns whether modprobe would find this module for this kernel.
     pub(crate) fn has_module(&self, name: &str) -> bool {
         let modules = self.at(&format!("/lib/modules/{}", self.release));
         // modprobe reads this list.
@@ -75,7 +75,7 @@ impl Files {
         })
     }
 
-    /// Whether the headers of this kernel are installed.
+    /// Returns whether this kernel's headers, which modules are built with, are installed.
     pub(crate) fn has_headers(&self) -> bool {
         let build = format!("/lib/modules/{}/build", self.release);
         self.exists(&format!("{build}/Makefile"))
@@ -86,7 +86,7 @@ impl Files {
 pub(crate) mod tests {
     use super::*;
 
-    /// Makes a machine that has these files.
+    /// Makes a directory with these files, as the root of a machine.
     pub(crate) fn machine(name: &str, files: &[(&str, &str)]) -> (PathBuf, Files) {
         let root = std::env::temp_dir().join(format!("doctor-{name}-{}", std::process::id()));
         for (path, text) in files {

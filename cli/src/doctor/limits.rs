@@ -4,13 +4,13 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::{Files, Finding};
 
-/// The default limit of entries of a cache.
+/// Registrations that a cache retains by default.
 const ENTRIES: u64 = 65_536;
 
-/// The most file descriptors of a cache: those of its monitor and of its wake-up.
+/// File descriptors that a cache holds: those of its monitor, and those that wake its reaper.
 const DESCRIPTORS: u64 = 8;
 
-/// The bit of the capability to pin any amount.
+/// The bit of the capability to pin any amount of memory.
 const CAP_IPC_LOCK: u32 = 14;
 
 pub(crate) fn look(files: &Files, monitor: Option<&str>) -> Vec<Finding> {
@@ -25,13 +25,13 @@ pub(crate) fn look(files: &Files, monitor: Option<&str>) -> Vec<Finding> {
 fn locked(files: &Files, limit: u64) -> Finding {
     let subject = "pinned memory";
     if may_pin_any_amount(files) {
-        return Finding::good(subject, "any amount (CAP_IPC_LOCK)");
+        return Finding::good(subject, "unlimited (CAP_IPC_LOCK)");
     }
     if limit == RLIM_INFINITY {
-        return Finding::good(subject, "any amount (RLIMIT_MEMLOCK)");
+        return Finding::good(subject, "unlimited (RLIMIT_MEMLOCK)");
     }
     let says = format!(
-        "{} MiB in all (RLIMIT_MEMLOCK), and a cache stays within it. For more, after a new login:",
+        "{} MiB (RLIMIT_MEMLOCK), which a cache stays within. To raise it from the next login on:",
         limit >> 20
     );
     Finding::note(subject, says)
@@ -45,17 +45,18 @@ fn may_pin_any_amount(files: &Files) -> bool {
     effective.is_some_and(|it| it >> CAP_IPC_LOCK & 1 == 1)
 }
 
-/// userfaultfd splits mappings at the ends of the ranges that it watches.
+/// Checks the limit on mappings. userfaultfd splits mappings at both ends of a watched range.
 fn mappings(files: &Files, monitor: Option<&str>) -> Finding {
     let subject = "mappings";
     let limit = files.read("/proc/sys/vm/max_map_count");
     let limit = limit.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
-    let says = format!("{limit} for each process (vm.max_map_count)");
+    let says = format!("{limit} per process (vm.max_map_count)");
     if monitor != Some("userfaultfd") || limit >= 3 * ENTRIES {
         return Finding::good(subject, says);
     }
     let says = format!(
-        "{says}; each watched range can take two, so at most {} are cached. For a full cache:",
+        "{says}. Each watched range can take two, so a cache retains at most {} registrations. \
+         To retain the default of {ENTRIES}:",
         limit / 2
     );
     Finding::note(subject, says).fixed_by(format!("sysctl vm.max_map_count={}", 3 * ENTRIES))
@@ -64,7 +65,7 @@ fn mappings(files: &Files, monitor: Option<&str>) -> Finding {
 fn descriptors(limit: u64) -> Finding {
     let subject = "file descriptors";
     let says =
-        format!("{limit} for each process (RLIMIT_NOFILE); a cache needs up to {DESCRIPTORS}");
+        format!("{limit} per process (RLIMIT_NOFILE), of which a cache takes up to {DESCRIPTORS}");
     if limit >= 8 * DESCRIPTORS {
         return Finding::good(subject, says);
     }
@@ -80,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn locked_memory_is_bounded_by_the_limit_unless_the_user_may_exceed_it() {
+    fn locked_memory_is_bounded_by_the_limit_unless_one_may_exceed_it() {
         let (root, files) = machine(
             "user",
             &[("/proc/self/status", "Name:\tx\nCapEff:\t0000000000000000\n")],
@@ -102,7 +103,7 @@ mod tests {
         let (root, files) = machine("maps", &[("/proc/sys/vm/max_map_count", "65530\n")]);
         assert_eq!(mappings(&files, Some("ummunotify")).level, Level::Good);
         let found = mappings(&files, Some("userfaultfd"));
-        assert_eq!(found.fixes, ["sysctl vm.max_map_count=196608"]);
+        assert_eq!(found.fix, ["sysctl vm.max_map_count=196608"]);
         fs::remove_dir_all(root).unwrap();
     }
 }

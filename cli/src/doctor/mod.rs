@@ -1,7 +1,8 @@
-//! `regcache doctor`: checks what this machine has for a registration cache.
+//! `regcache doctor`: checks whether this machine can cache registrations.
 //!
-//! Each part makes [`Finding`]s. A finding that is not good has commands that fix it, or says that
-//! no command does. Each command is for root, and runs unchanged on Debian.
+//! Each part checks one area and returns [`Finding`]s. A finding that is a problem has the commands
+//! that fix it, or says that no command does. The commands are for root, and run unchanged on
+//! Debian.
 
 mod devices;
 mod files;
@@ -11,14 +12,14 @@ mod monitors;
 
 use files::Files;
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// Nothing to fix.
+    /// Works.
     Good,
-    /// It works and could be better, or it is not needed.
+    /// Works but could be better, or is not needed.
     Note,
-    /// It is missing.
+    /// Does not work.
     Missing,
 }
 
@@ -28,8 +29,8 @@ pub(crate) struct Finding {
     level: Level,
     subject: String,
     says: String,
-    /// The commands that fix it, in order.
-    fixes: Vec<String>,
+    /// Commands that fix it, in order.
+    fix: Vec<String>,
 }
 
 impl Finding {
@@ -50,18 +51,18 @@ impl Finding {
             level,
             subject: subject.into(),
             says: says.into(),
-            fixes: Vec::new(),
+            fix: Vec::new(),
         }
     }
 
     /// Adds a command that fixes it.
     fn fixed_by(mut self, command: impl Into<String>) -> Self {
-        self.fixes.push(command.into());
+        self.fix.push(command.into());
         self
     }
 }
 
-/// A part of the checks, with its findings.
+/// An area, and the findings in it.
 #[derive(Debug)]
 struct Part {
     title: &'static str,
@@ -74,7 +75,7 @@ impl Part {
     }
 }
 
-/// Checks, prints, and returns 0 if registrations are cached here.
+/// Runs all checks, prints the findings, and returns 0 if registrations are cached here.
 pub(crate) fn run(commands_only: bool) -> u8 {
     let files = Files::of_this_machine();
     let monitor = monitors::best();
@@ -89,7 +90,7 @@ pub(crate) fn run(commands_only: bool) -> u8 {
         for command in parts
             .iter()
             .flat_map(|part| &part.findings)
-            .flat_map(|it| &it.fixes)
+            .flat_map(|it| &it.fix)
         {
             println!("{command}");
         }
@@ -122,7 +123,8 @@ fn verdict(monitor: Option<&str>, rdma: bool, uring: bool) -> (String, u8) {
         ),
         None => (
             format!(
-                "Registrations for {devices} are not cached here, because there is no monitor. Each lookup registers: slow, and never stale."
+                "Registrations for {devices} are not cached here: there is no monitor, so each \
+                 lookup registers. That is slow, and never stale."
             ),
             1,
         ),
@@ -138,7 +140,7 @@ fn print_part(part: &Part) {
             Level::Missing => "MISSING",
         };
         println!("  {level:<7}  {}: {}", finding.subject, finding.says);
-        for command in &finding.fixes {
+        for command in &finding.fix {
             println!("{:11}# {command}", "");
         }
     }

@@ -1,11 +1,11 @@
-//! Checks the monitors: the driver and userfaultfd.
+//! Checks the monitors: the driver, and userfaultfd.
 
 use regcache::error::chain;
 use regcache::monitor::{OpenError, Ummunotify, Userfaultfd, UserfaultfdError};
 
 use super::{Files, Finding};
 
-/// The monitor that a cache would use.
+/// Returns the monitor that a cache would use.
 pub(crate) fn best() -> Option<&'static str> {
     if Ummunotify::open().is_ok() {
         return Some("ummunotify");
@@ -30,7 +30,7 @@ fn driver_of(files: &Files, opened: Result<(), OpenError>) -> Finding {
             return Finding::good(
                 subject,
                 format!(
-                    "/dev/ummunotify opens; version {}, {} ranges for each file",
+                    "/dev/ummunotify opens; version {}, up to {} ranges per file",
                     said("version"),
                     said("parameters/max_regions")
                 ),
@@ -44,7 +44,7 @@ fn driver_of(files: &Files, opened: Result<(), OpenError>) -> Finding {
                 .fixed_by("chmod a+r /dev/ummunotify")
         }
         OpenError::NoDriver { .. } => no_driver(files),
-        // The node of a driver that is not loaded.
+        // The node is left over from a driver that is no longer loaded.
         OpenError::Open { ref source, .. }
             if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) =>
         {
@@ -58,7 +58,8 @@ fn no_driver(files: &Files) -> Finding {
     let missing = |says: &str| Finding::missing("ummunotify", says);
     if files.exists("/sys/module/ummunotify") {
         return missing(
-            "the driver is loaded, but /dev/ummunotify is missing (start a container with docker run --device=/dev/ummunotify:r)",
+            "the driver is loaded, but /dev/ummunotify does not exist (in a container, pass it in: \
+             docker run --device=/dev/ummunotify:r)",
         )
         .fixed_by(format!(
             "mknod -m 444 /dev/ummunotify c 10 {}",
@@ -69,10 +70,12 @@ fn no_driver(files: &Files) -> Finding {
         return missing("the driver is installed, but not loaded").fixed_by("modprobe ummunotify");
     }
     if !files.loads_modules() {
-        return missing("this kernel loads no modules: the driver needs one that does");
+        return missing(
+            "this kernel loads no modules, so the driver is not available: boot one that does",
+        );
     }
     let missing = missing(
-        "the driver is not installed (see docs/guide/install.md; in the root of the repository)",
+        "the driver is not installed. In the root of the repository (docs/guide/install.md):",
     );
     let missing = if files.has_headers() {
         missing
@@ -87,7 +90,7 @@ fn no_driver(files: &Files) -> Finding {
         .fixed_by("modprobe ummunotify")
 }
 
-/// The driver's minor number.
+/// Reads the driver's minor number.
 fn minor(files: &Files) -> Option<String> {
     let misc = files.read("/proc/misc")?;
     let mut words = misc.lines().map(str::split_whitespace);
@@ -102,26 +105,29 @@ fn fallback_of(opened: Result<(), UserfaultfdError>) -> Finding {
     match opened {
         Ok(()) => Finding::good(
             subject,
-            "works, with a check at each lookup; it watches private anonymous memory, where there is no driver",
+            "works, with a check at each lookup; caches private anonymous memory if there is no driver",
         ),
         Err(UserfaultfdError::NoCheck { .. }) => Finding::note(
             subject,
-            "this kernel has no check (Linux 6.7 has), and events alone come too late. Not needed beside the driver",
+            "this kernel cannot check memory at each lookup (Linux 6.7 can), and events alone come \
+             too late. Not needed with the driver",
         ),
         Err(UserfaultfdError::GuardPages { .. }) => Finding::note(
             subject,
-            "this kernel has guard pages, which are invisible without permission to handle kernel faults. Not needed beside the driver",
+            "this kernel has guard pages, which this user cannot detect without permission to handle \
+             kernel page faults. Not needed with the driver",
         )
         .fixed_by("sysctl vm.unprivileged_userfaultfd=1"),
         Err(UserfaultfdError::Refused { source }) => {
             let why = match source.raw_os_error() {
                 Some(libc::ENOSYS) => "this kernel is built without it",
                 Some(libc::EPERM) => {
-                    "a sandbox forbids it (docker: --security-opt seccomp=FILE with userfaultfd allowed)"
+                    "a sandbox forbids it (docker: --security-opt seccomp=FILE, with a file that \
+                     allows userfaultfd)"
                 }
                 _ => return Finding::note(subject, format!("refused: {source}")),
             };
-            Finding::note(subject, format!("{why}. Not needed beside the driver"))
+            Finding::note(subject, format!("{why}. Not needed with the driver"))
         }
         Err(other) => Finding::note(subject, chain(&other).to_string()),
     }
@@ -143,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_mends_a_missing_driver_is_what_is_missing_of_it() {
+    fn the_commands_for_a_missing_driver_are_those_that_are_needed() {
         let dep = ("/lib/modules/6.1.0/modules.dep", "updates/ummunotify.ko:");
         let modules = ("/proc/modules", "");
         let makefile = ("/lib/modules/6.1.0/build/Makefile", "");
@@ -177,7 +183,7 @@ mod tests {
             let (root, files) = machine(&format!("driver-{name}"), has);
             let found = driver_of(&files, not_there());
             assert_eq!(found.level, Level::Missing, "{name}");
-            assert_eq!(found.fixes, expected, "{name}");
+            assert_eq!(found.fix, expected, "{name}");
             fs::remove_dir_all(root).unwrap();
         }
     }

@@ -1,10 +1,11 @@
-//! [`Budget`]: how many entries and bytes the cache may hold.
+//! [`Budget`]: the limits on entries and bytes, and the use of both.
 
+/// See the head of this file.
 #[derive(Debug)]
 pub(crate) struct Budget {
     max_entries: usize,
     max_bytes: usize,
-    /// Held by registrations that are being made, are cached, or wait for their last guard.
+    /// The entries and bytes of registrations that are pending, linked or unlinked.
     entries: usize,
     bytes: usize,
 }
@@ -19,12 +20,12 @@ impl Budget {
         }
     }
 
-    /// True if an entry of `bytes` could ever be cached.
+    /// Returns true if an entry of `bytes` fits once all others are gone.
     pub(crate) fn could_hold(&self, bytes: usize) -> bool {
         self.max_entries > 0 && bytes <= self.max_bytes
     }
 
-    /// Sets room for an entry aside, if there is room.
+    /// Reserves room for an entry, if there is room.
     pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
         let fits = self.would_hold(bytes, 0, 0);
         if fits {
@@ -34,7 +35,7 @@ impl Budget {
         fits
     }
 
-    /// Gives the room of an entry back.
+    /// Releases the room of an entry.
     pub(crate) fn release(&mut self, bytes: usize) {
         self.entries -= 1;
         self.bytes -= bytes;
@@ -44,7 +45,7 @@ impl Budget {
         self.bytes
     }
 
-    /// True if there were room for an entry of `bytes` after so many entries and bytes have gone.
+    /// Returns true if an entry of `bytes` would fit after `gone` entries of `gone_bytes` are gone.
     pub(crate) fn would_hold(&self, bytes: usize, gone: usize, gone_bytes: usize) -> bool {
         let sum = (self.bytes - gone_bytes).checked_add(bytes);
         self.entries - gone < self.max_entries && sum.is_some_and(|sum| sum <= self.max_bytes)

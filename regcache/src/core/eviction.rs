@@ -1,140 +1,137 @@
-//! [`Lines`]: in which order entries go, and which are on their way out.
+//! [`Eviction`]: the order in which entries are evicted, and the lists of entries to deregister.
 //!
-//! Least recently used, nearly: second chance. Live entries stand in line; who is at the head goes, unless it
-//! was used since it was put in line: then it is put at the end. Hits do not come here: a hit stamps
-//! its own entry, and that is looked at when something must go. (docs/design/eviction.md compares it with others.)
+//! The order is CLOCK (second chance), an approximation of LRU. The head of the list of live
+//! entries is evicted unless its reference bit is set. In that case the bit is cleared and the
+//! entry moves to the tail. A hit does not touch the list: it sets the bit in its own entry, and
+//! eviction reads the bit. (docs/design/eviction.md compares CLOCK with other orders.)
 
 use crate::core::slab::Slot;
 
-/// Most entries looked at to find a victim. If there is none the next search goes on from there.
+/// The number of entries that one search for a victim looks at, at most. The next search goes on
+/// where this one ended.
 const PATIENCE: usize = 4096;
 
-/// What the entry at the head of the line is found to be.
-pub(crate) enum Found {
-    /// Used since it was put in line, or now: evicting it would be a pity, or free nothing.
-    Used,
-    /// Idle since.
-    Idle,
-}
-
-/// A slot stands in one line at most.
+/// One of the lists. A slot is in at most one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Line {
-    /// Live entries.
+pub(crate) enum List {
+    /// Live entries, in the order of eviction.
     Live,
-    /// Entries whose content is to be taken out by whoever gets to it first.
+    /// Entries without references, whose content is still to be taken out.
     Dead,
-    /// Entries whose content is in use although they are not live, or is being taken out.
-    Leaving,
+    /// Unlinked entries whose content guards still use, or whose content some thread has taken out
+    /// and is deregistering.
+    Draining,
 }
 
-impl Line {
+impl List {
     const COUNT: usize = 3;
 
-    /// The place that is no slot's: before the head and behind the end.
-    fn ends(self) -> u32 {
+    /// Returns the list's sentinel node, which comes before its head and after its tail.
+    fn sentinel(self) -> u32 {
         self as u32
     }
 }
 
-/// The lines, by what is before and behind each slot.
+/// The lists, doubly linked, with a node for each slot.
 #[derive(Debug)]
-pub(crate) struct Lines {
-    places: Vec<Place>,
-    /// How many are live.
+pub(crate) struct Eviction {
+    /// The sentinels of all lists, then the nodes of the slots.
+    nodes: Vec<Node>,
+    /// The length of [`List::Live`].
     live: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Place {
-    before: u32,
-    behind: u32,
+struct Node {
+    prev: u32,
+    next: u32,
 }
 
-impl Place {
-    fn alone(at: usize) -> Self {
+impl Node {
+    /// Returns a node in no list, or the sentinel of an empty one.
+    fn unlinked(at: usize) -> Self {
         Self {
-            before: at as u32,
-            behind: at as u32,
+            prev: at as u32,
+            next: at as u32,
         }
     }
 }
 
-/// Slots have the places after those that are no slot's.
-fn place(slot: Slot) -> u32 {
-    slot.0 + Line::COUNT as u32
+fn node_of(slot: Slot) -> u32 {
+    slot.0 + List::COUNT as u32
 }
 
-impl Lines {
+/// Returns the slot of a node, or `None` for a sentinel.
+fn slot_of(node: u32) -> Option<Slot> {
+    Some(Slot(node.checked_sub(List::COUNT as u32)?))
+}
+
+impl Eviction {
     pub(crate) fn new() -> Self {
         Self {
-            places: (0..Line::COUNT).map(Place::alone).collect(),
+            nodes: (0..List::COUNT).map(Node::unlinked).collect(),
             live: 0,
         }
     }
 
-    fn at(&self, place: u32) -> Place {
-        self.places[place as usize]
+    fn at(&self, node: u32) -> Node {
+        self.nodes[node as usize]
     }
 
-    fn slot(place: u32) -> Option<Slot> {
-        Some(Slot(place.checked_sub(Line::COUNT as u32)?))
+    /// Returns the slot at the head of the list.
+    pub(crate) fn head(&self, list: List) -> Option<Slot> {
+        slot_of(self.at(list.sentinel()).next)
     }
 
-    pub(crate) fn head(&self, line: Line) -> Option<Slot> {
-        Self::slot(self.at(line.ends()).behind)
+    /// Returns all slots of the list, from its head on.
+    pub(crate) fn all(&self, list: List) -> impl Iterator<Item = Slot> {
+        let next = |slot: &Slot| slot_of(self.at(node_of(*slot)).next);
+        std::iter::successors(self.head(list), next)
     }
 
-    /// All in line, from the head on.
-    pub(crate) fn all(&self, line: Line) -> impl Iterator<Item = Slot> {
-        let next = |slot: &Slot| Self::slot(self.at(place(*slot)).behind);
-        std::iter::successors(self.head(line), next)
-    }
-
-    /// Puts `slot` behind the place.
-    fn insert_behind(&mut self, before: u32, slot: Slot) {
-        let at = place(slot);
-        if at as usize >= self.places.len() {
-            let new = self.places.len()..=at as usize;
-            self.places.extend(new.map(Place::alone));
+    fn insert_after(&mut self, prev: u32, slot: Slot) {
+        let node = node_of(slot);
+        if node as usize >= self.nodes.len() {
+            let new = self.nodes.len()..=node as usize;
+            self.nodes.extend(new.map(Node::unlinked));
         }
-        let behind = self.at(before).behind;
-        self.places[at as usize] = Place { before, behind };
-        self.places[before as usize].behind = at;
-        self.places[behind as usize].before = at;
+        let next = self.at(prev).next;
+        self.nodes[node as usize] = Node { prev, next };
+        self.nodes[prev as usize].next = node;
+        self.nodes[next as usize].prev = node;
     }
 
-    /// Puts a slot that is in none at the end of a line.
-    pub(crate) fn push(&mut self, line: Line, slot: Slot) {
-        self.insert_behind(self.at(line.ends()).before, slot);
-        self.live += usize::from(line == Line::Live);
+    /// Puts a slot that is in no list at the tail of this one.
+    pub(crate) fn push(&mut self, list: List, slot: Slot) {
+        self.insert_after(self.at(list.sentinel()).prev, slot);
+        self.live += usize::from(list == List::Live);
     }
 
-    /// Puts an entry back at the head of the live.
+    /// Puts a victim back at the head of the live entries.
     pub(crate) fn put_back(&mut self, slot: Slot) {
-        self.insert_behind(Line::Live.ends(), slot);
+        self.insert_after(List::Live.sentinel(), slot);
         self.live += 1;
     }
 
-    /// Takes a slot out of the line in which it is.
-    pub(crate) fn remove(&mut self, line: Line, slot: Slot) {
-        let Place { before, behind } = self.at(place(slot));
-        self.places[before as usize].behind = behind;
-        self.places[behind as usize].before = before;
-        self.live -= usize::from(line == Line::Live);
+    /// Takes a slot out of the list that it is in.
+    pub(crate) fn remove(&mut self, list: List, slot: Slot) {
+        let Node { prev, next } = self.at(node_of(slot));
+        self.nodes[prev as usize].next = next;
+        self.nodes[next as usize].prev = prev;
+        self.live -= usize::from(list == List::Live);
     }
 
-    /// The live entry to evict, out of its line; `None` if all are in use. `look` says what becomes of the
-    /// one at the head.
-    pub(crate) fn victim(&mut self, mut look: impl FnMut(Slot) -> Found) -> Option<Slot> {
-        // Twice round the line there is nobody left who was used before it began.
+    /// Takes the next entry to evict out of the live entries. Returns `None` if it finds none that
+    /// `is_idle`: not in use, and with its reference bit clear.
+    pub(crate) fn victim(&mut self, mut is_idle: impl FnMut(Slot) -> bool) -> Option<Slot> {
+        // After two rounds every bit that was set at the beginning is clear.
         for _ in 0..PATIENCE.min(2 * self.live) {
-            let slot = self.head(Line::Live)?;
-            self.remove(Line::Live, slot);
-            match look(slot) {
-                Found::Idle => return Some(slot),
-                Found::Used => self.push(Line::Live, slot),
+            let slot = self.head(List::Live)?;
+            self.remove(List::Live, slot);
+            if is_idle(slot) {
+                return Some(slot);
             }
+            self.push(List::Live, slot);
         }
         None
     }
@@ -145,46 +142,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_was_used_gets_a_second_chance() {
-        let mut lines = Lines::new();
+    fn an_entry_that_was_used_gets_a_second_chance() {
+        let mut eviction = Eviction::new();
         for slot in 0..4 {
-            lines.push(Line::Live, Slot(slot));
+            eviction.push(List::Live, Slot(slot));
         }
-        lines.remove(Line::Live, Slot(2));
-        let victim = |lines: &mut Lines, used: &[u32]| {
-            lines.victim(|slot| {
-                if used.contains(&slot.0) {
-                    Found::Used
-                } else {
-                    Found::Idle
-                }
-            })
-        };
-        assert_eq!(victim(&mut lines, &[0]), Some(Slot(1)));
-        lines.put_back(Slot(1));
-        assert_eq!(victim(&mut lines, &[1]), Some(Slot(3)), "0 is behind it");
-        assert_eq!(victim(&mut lines, &[0, 1]), None, "the search ends");
-        assert_eq!(victim(&mut lines, &[1]), Some(Slot(0)));
-        lines.remove(Line::Live, Slot(1));
-        assert_eq!(victim(&mut lines, &[]), None);
+        eviction.remove(List::Live, Slot(2));
+        let victim =
+            |eviction: &mut Eviction, used: &[u32]| eviction.victim(|slot| !used.contains(&slot.0));
+        assert_eq!(victim(&mut eviction, &[0]), Some(Slot(1)));
+        eviction.put_back(Slot(1));
+        assert_eq!(victim(&mut eviction, &[1]), Some(Slot(3)), "0 is behind it");
+        assert_eq!(victim(&mut eviction, &[0, 1]), None, "the search ends");
+        assert_eq!(victim(&mut eviction, &[1]), Some(Slot(0)));
+        eviction.remove(List::Live, Slot(1));
+        assert_eq!(victim(&mut eviction, &[]), None);
     }
 
     #[test]
-    fn lines_do_not_meet() {
-        let mut lines = Lines::new();
-        let all = |lines: &Lines, line| lines.all(line).map(|slot| slot.0).collect::<Vec<_>>();
+    fn lists_do_not_meet() {
+        let mut eviction = Eviction::new();
+        let all =
+            |eviction: &Eviction, list| eviction.all(list).map(|slot| slot.0).collect::<Vec<_>>();
         for slot in [5, 0, 3] {
-            lines.push(Line::Dead, Slot(slot));
+            eviction.push(List::Dead, Slot(slot));
         }
         for slot in [4, 1] {
-            lines.push(Line::Leaving, Slot(slot));
+            eviction.push(List::Draining, Slot(slot));
         }
-        assert!(all(&lines, Line::Live).is_empty());
-        assert_eq!(all(&lines, Line::Dead), [5, 0, 3]);
-        lines.remove(Line::Dead, Slot(0));
-        lines.push(Line::Leaving, Slot(0));
-        assert_eq!(all(&lines, Line::Dead), [5, 3]);
-        assert_eq!(all(&lines, Line::Leaving), [4, 1, 0]);
-        assert_eq!(lines.head(Line::Live), None);
+        assert!(all(&eviction, List::Live).is_empty());
+        assert_eq!(all(&eviction, List::Dead), [5, 0, 3]);
+        eviction.remove(List::Dead, Slot(0));
+        eviction.push(List::Draining, Slot(0));
+        assert_eq!(all(&eviction, List::Dead), [5, 3]);
+        assert_eq!(all(&eviction, List::Draining), [4, 1, 0]);
+        assert_eq!(eviction.head(List::Live), None);
     }
 }

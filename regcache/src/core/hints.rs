@@ -1,60 +1,65 @@
-//! [`Hints`]: where the hit path looks first.
+//! [`Hints`]: a guess at the slot for an address, where the hit path looks first.
 //!
-//! A set-associative table, like a TLB, from an address to the slot of an entry that has served it.
-//! It may forget, and it may be wrong: a slot that it names may have been recycled. The reader asks
-//! the entry itself (`entry.rs`, point 3), so that nothing here needs ordering, and a hit reads one
-//! line of this table and one of the entry. What is not found here is looked up in the index, under
-//! the lock.
+//! This is a set-associative table, like a TLB, from an address to the slot of an entry that has
+//! served it. It may forget, and it may be wrong: the entry at a slot may have been recycled. The
+//! reader checks the entry itself (`entry.rs`, point 3), so nothing here needs ordering. A hit
+//! reads one cache line of this table and one of the entry. An address without a hint is looked up
+//! in the index, under the lock.
 //!
-//! As in a TLB, an address stands for all of its page, and there are pages of several sizes: a
-//! registration is entered by pages no larger than itself, but not much smaller, so that looking up
-//! one part of a large one after another does not push everything else out. First asked is the
-//! size entered last, then all that were ever entered.
+//! As in a TLB, a hint is for a whole page, and there are pages of several sizes. A registration is
+//! entered by the largest size that is no larger than itself. So when parts of a large registration
+//! are looked up one after another, they do not evict all other hints. A lookup first tries the
+//! size that was noted last, and then all sizes that were ever noted.
 
 use std::io;
 
-use crate::VaRange;
 use crate::core::slab::Slot;
+use crate::range::VaRange;
 use crate::sys::sync::{AtomicU32, Ordering};
-use crate::sys::zeroed::{Array, Zeros};
+use crate::sys::zeroed::{FromZeros, Zeroed};
 
-/// Bytes of the smallest page, 4096, as a power of two; how much larger the next size is, 16 times; and
-/// how many sizes there are, the largest 256 MiB. A matter of speed only, so that the kernel's sizes do
-/// not matter.
+/// The binary logarithm of the smallest page: 4096 bytes. Page sizes only matter for speed here, so
+/// they need not be the kernel's.
 const SMALLEST: u32 = 12;
+
+/// The binary logarithm of the ratio of one page size to the one before: 16.
 const STEP: u32 = 4;
+
+/// The number of page sizes, of which the largest is 256 MiB.
 const SIZES: u32 = 5;
 
-/// Hints in a set, which is a quarter of a cache line.
+/// The number of hints in a set. A set is a quarter of a cache line.
 const WAYS: usize = 4;
 
-/// Bits of a hint that are the tag. The others are the slot.
+/// The bits of a hint that hold its tag. The others hold the slot.
 const TAG_BITS: u32 = u32::BITS - Slot::BITS;
 
-/// 2^64 divided by the golden ratio: multiplying by it spreads pages over the upper bits.
+/// 2^64 divided by the golden ratio. Multiplying by it spreads pages over the upper bits.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Most pages of a registration that are forgotten with it: all, if it has less than 4 GiB.
+/// The number of pages of a registration that are forgotten with it, at most. These are all pages
+/// of any registration below 4 GiB.
 const FORGOTTEN: usize = 1 + (1 << STEP);
 
-/// Sets in use of a table that is new: a kilobyte.
+/// The number of sets that a new table uses: 1 KiB.
 const FIRST_SETS: usize = 64;
 
-/// Most sets a table has: 4 MiB, enough for 1 048 576 pages.
+/// The number of sets of a table, at most: 4 MiB, enough for 1 048 576 pages.
 const MAX_SETS: usize = 1 << 18;
 
-/// Slots, each with the tag of the page that it is for. A tag is short, so that one in some hundred
-/// lookups that should find nothing finds another page's slot: a wrong hint like any other.
+/// A few slots, each with the tag of the page that it is for. Tags are short. So about one in a
+/// hundred lookups that should find nothing finds another page's slot, which is a wrong hint like
+/// any other.
 #[derive(Debug, Default)]
 #[repr(align(16))]
 struct Set([AtomicU32; WAYS]);
 
-// SAFETY: zeros are a set that was never written.
+// SAFETY: all-zero bytes are a set without hints.
 #[cfg(not(loom))]
-unsafe impl Zeros for Set {}
+unsafe impl FromZeros for Set {}
 
 #[cfg(loom)]
-impl Zeros for Set {
+impl FromZeros for Set {
     fn zeros() -> Self {
         Self::default()
     }
@@ -73,37 +78,38 @@ fn hint(slot: Slot, tag: u8) -> u32 {
     slot.0 << TAG_BITS | u32::from(tag)
 }
 
-/// Which size of pages a registration is entered by.
+/// Returns the number of the page size that a registration is entered by.
 fn size_of(range: VaRange) -> u32 {
     ((range.len().ilog2().max(SMALLEST) - SMALLEST) / STEP).min(SIZES - 1)
 }
 
+/// See the head of this file.
 #[derive(Debug)]
 pub(crate) struct Hints {
-    sets: Array<Set>,
-    /// 2^(64 - shift) is how many of them are in use.
+    sets: Zeroed<Set>,
+    /// The table uses 2^(64 - `shift`) sets.
     shift: AtomicU32,
-    /// Notes of entries that were there before, since the number of sets in use was doubled.
+    /// The number of hints to older entries, noted since the table last grew.
     found: AtomicU32,
-    /// A bit for each size of pages that was ever noted.
+    /// One bit for each page size that was ever noted.
     sizes: AtomicU32,
-    /// Bytes of the pages noted last, as a power of two.
+    /// The binary logarithm of the page size that was noted last.
     latest: AtomicU32,
 }
 
 impl Hints {
-    /// A table for up to `entries` entries, of 8 to 16 bytes each.
+    /// Makes a table for up to `entries` entries, of 8 to 16 bytes each.
     ///
     /// # Errors
     ///
-    /// If the kernel does not give the address space.
+    /// The kernel's error if there is no address space left.
     pub(crate) fn new(entries: u32) -> io::Result<Self> {
         let sets = (entries as usize)
             .div_ceil(WAYS / 2)
             .next_power_of_two()
             .clamp(2, MAX_SETS);
         Ok(Self {
-            sets: Array::new(sets)?,
+            sets: Zeroed::new(sets)?,
             shift: AtomicU32::new(u64::BITS - sets.min(FIRST_SETS).trailing_zeros()),
             found: AtomicU32::new(0),
             sizes: AtomicU32::new(0),
@@ -111,26 +117,26 @@ impl Hints {
         })
     }
 
-    /// The set and the tag of an address in pages of 2^`shift` bytes.
+    /// Returns the set and the tag of an address in pages of 2^`shift` bytes.
     #[inline]
-    fn place(&self, address: usize, shift: u32) -> (&Set, u8) {
+    fn locate(&self, address: usize, shift: u32) -> (&Set, u8) {
         let hash = (address as u64 >> (shift & 63)).wrapping_mul(SPREAD);
-        // A product's upper bits choose the set, those in the middle are the tag, which is not 0, as that of
-        // a way that was never written is.
+        // The upper bits of the product choose the set, and those in the middle are the tag. The
+        // tag is never 0, which is the tag of an unused way.
         let set = (hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize;
         let tag = (hash >> 32) as u8 | 1;
-        // SAFETY: a number of 64 - `shift` bits, and there are as many sets.
+        // SAFETY: the index has 64 - `shift` bits, and there are at least that many sets.
         (unsafe { self.sets.as_slice().get_unchecked(set) }, tag)
     }
 
-    /// The slot that is most likely to serve `address`.
+    /// Returns the slot that is most likely to serve `address`.
     #[inline]
     pub(crate) fn first(&self, address: usize) -> Option<Slot> {
-        let (set, tag) = self.place(address, self.latest.load(Ordering::Relaxed));
+        let (set, tag) = self.locate(address, self.latest.load(Ordering::Relaxed));
         set.of_tag(tag).next()
     }
 
-    /// The first of the slots that may serve `address` for which `serve` gives something.
+    /// Tries the slots that may serve `address`, and returns the first result of `serve`.
     pub(crate) fn any<T>(
         &self,
         address: usize,
@@ -138,7 +144,7 @@ impl Hints {
     ) -> Option<T> {
         let mut sizes = self.sizes.load(Ordering::Relaxed);
         while sizes != 0 {
-            let (set, tag) = self.place(address, SMALLEST + STEP * sizes.trailing_zeros());
+            let (set, tag) = self.locate(address, SMALLEST + STEP * sizes.trailing_zeros());
             sizes &= sizes - 1;
             for slot in set.of_tag(tag) {
                 if let Some(found) = serve(slot) {
@@ -149,8 +155,8 @@ impl Hints {
         None
     }
 
-    /// Remembers that `slot`, an entry of `range`, serves `address`, which was not known here. Called by
-    /// one thread at a time, as [`note`](Self::note) is.
+    /// Notes that `slot`, an older entry of `range`, serves `address`, for which no hint was found.
+    /// Callers hold the table's lock, as for [`note`](Self::note).
     pub(crate) fn note_found(&self, address: usize, slot: Slot, range: VaRange) {
         let found = self.found.load(Ordering::Relaxed) + 1;
         self.found.store(found, Ordering::Relaxed);
@@ -160,9 +166,9 @@ impl Hints {
         self.note(address, slot, range);
     }
 
-    /// Remembers that `slot`, a new entry of `range`, serves `address`.
+    /// Notes that `slot`, a new entry of `range`, serves `address`.
     pub(crate) fn note(&self, address: usize, slot: Slot, range: VaRange) {
-        // Slots are used in their order.
+        // Slots are first used in ascending order.
         if slot.0 as usize >= self.in_use() * WAYS / 2 {
             self.grow();
         }
@@ -171,25 +177,25 @@ impl Hints {
         self.sizes.store(sizes, Ordering::Relaxed);
         let shift = SMALLEST + STEP * size;
         self.latest.store(shift, Ordering::Relaxed);
-        let (set, tag) = self.place(address, shift);
+        let (set, tag) = self.locate(address, shift);
         if set.of_tag(tag).any(|other| other == slot) {
             return;
         }
-        // The oldest makes room: ways are in the order in which they were noted.
+        // Ways are ordered by age, and the oldest falls out.
         for i in (1..WAYS).rev() {
             set.0[i].store(set.0[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
         }
         set.0[0].store(hint(slot, tag), Ordering::Relaxed);
     }
 
-    /// `slot` is no longer an entry of `range`: whoever registers the same memory again would be led
-    /// there first. What is left, of a registration that has more pages than nearly all, is wrong and no
-    /// more than that. Called by one thread at a time, as [`note`](Self::note) is.
+    /// Drops the hints to `slot`, which is no longer an entry of `range`. So a lookup after the
+    /// same memory was registered again does not probe that slot first. Very large registrations
+    /// may leave stale hints, which cost a probe and nothing else. Callers hold the table's lock.
     pub(crate) fn forget(&self, slot: Slot, range: VaRange) {
         let shift = SMALLEST + STEP * size_of(range);
         let pages = (range.start() >> shift)..=((range.end() - 1) >> shift);
         for page in pages.take(FORGOTTEN) {
-            let (set, tag) = self.place(page << shift, shift);
+            let (set, tag) = self.locate(page << shift, shift);
             let hint = hint(slot, tag);
             let mut to = 0;
             for from in 0..WAYS {
@@ -207,13 +213,13 @@ impl Hints {
         }
     }
 
-    /// How many sets are in use.
+    /// Returns the number of sets in use.
     fn in_use(&self) -> usize {
         1 << (u64::BITS - self.shift.load(Ordering::Relaxed))
     }
 
-    /// Puts twice as many sets in use, if there are more. Nothing is forgotten: what was in one set belongs
-    /// into one of the two that stand where it would be, and is put into both.
+    /// Doubles the number of sets in use, if there are more. An old set's hints belong in one of
+    /// two new sets. They are copied into both, since a wrong hint is harmless.
     #[cold]
     fn grow(&self) {
         let (sets, before) = (self.sets.as_slice(), self.in_use());

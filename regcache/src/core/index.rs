@@ -1,19 +1,21 @@
-//! [`Index`]: which entry serves an address range, exactly.
+//! [`Index`]: the exact answer to which entry serves an address range.
 //!
-//! Ordered by address, one map for each kind of access in use (there are few). Within one map *no
-//! range contains another*: what a new range contains is taken out as it goes in. Ranges sorted by
-//! start are then sorted by end as well, so that of all ranges which start at or before an address,
-//! the last reaches furthest: one predecessor search answers a containment query, without an
-//! interval tree.
+//! The index has one map, ordered by address, for each access in use. There are few of them. Within
+//! one map *no range contains another*: when a range is inserted, the ranges that it contains are
+//! taken out. So ranges sorted by start are sorted by end as well. Of all ranges that start at or
+//! before an address, the last reaches furthest. One predecessor search therefore finds a range
+//! that contains another, without an interval tree.
 
-use crate::core::range_map::{Item, Sorted};
+use crate::core::range_map::{Item, RangeMap};
 use crate::core::slab::Slot;
-use crate::{Access, VaRange};
+use crate::range::VaRange;
+use crate::registrar::Access;
 
+/// See the head of this file.
 #[derive(Debug)]
 pub(crate) struct Index<A> {
-    /// By access. One that was in use stays.
-    maps: Vec<(A, Sorted)>,
+    /// One map for each access that was ever used.
+    maps: Vec<(A, RangeMap)>,
 }
 
 impl<A: Access> Index<A> {
@@ -21,7 +23,7 @@ impl<A: Access> Index<A> {
         Self { maps: Vec::new() }
     }
 
-    /// The entry to serve `range` with `access`.
+    /// Returns an entry that serves `range` with `access`.
     pub(crate) fn find(&mut self, range: VaRange, access: A) -> Option<Slot> {
         let mut maps = self.maps.iter_mut().filter(|(a, _)| a.serves(access));
         maps.find_map(|(_, map)| {
@@ -30,8 +32,8 @@ impl<A: Access> Index<A> {
         })
     }
 
-    /// An entry for which one of `range` and `access` could stand in: to be removed before that one is
-    /// inserted.
+    /// Returns an entry that one of `range` and `access` would replace. Such entries have to be
+    /// removed before that one is inserted.
     pub(crate) fn contained(&mut self, range: VaRange, access: A) -> Option<Slot> {
         let mut maps = self.maps.iter_mut().filter(|(a, _)| access.serves(*a));
         maps.find_map(|(_, map)| {
@@ -40,19 +42,19 @@ impl<A: Access> Index<A> {
         })
     }
 
-    /// The entries that share a byte with `range`.
+    /// Returns the entries that share a byte with `range`.
     pub(crate) fn overlapping(&self, range: VaRange) -> impl Iterator<Item = Slot> {
         let maps = self.maps.iter();
         maps.flat_map(move |(_, map)| between(map, range.start() + 1, range.end() - 1))
     }
 
-    /// The entries of exactly this access that share a byte with `range` or touch it.
+    /// Returns the entries of exactly this access that share a byte with `range` or touch it.
     pub(crate) fn neighbours(&self, range: VaRange, access: A) -> impl Iterator<Item = Slot> {
         let maps = self.maps.iter().filter(move |(a, _)| *a == access);
         maps.flat_map(move |(_, map)| between(map, range.start(), range.end()))
     }
 
-    /// Adds an entry that contains none of those here, and is contained in none.
+    /// Adds an entry that contains none of the others, and is contained in none.
     pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot) {
         debug_assert!(self.find(range, access).is_none());
         debug_assert!(self.contained(range, access).is_none());
@@ -61,13 +63,13 @@ impl<A: Access> Index<A> {
             .iter()
             .position(|(a, _)| *a == access)
             .unwrap_or_else(|| {
-                self.maps.push((access, Sorted::default()));
+                self.maps.push((access, RangeMap::default()));
                 self.maps.len() - 1
             });
         self.maps[i].1.insert(range, slot);
     }
 
-    /// Removes what was inserted.
+    /// Removes the entry of this range and access.
     pub(crate) fn remove(&mut self, range: VaRange, access: A) {
         if let Some((_, map)) = self.maps.iter_mut().find(|(a, _)| *a == access) {
             map.remove(range.start());
@@ -75,9 +77,9 @@ impl<A: Access> Index<A> {
     }
 }
 
-/// The entries that end at `first` or later and start at `last` or earlier.
-fn between(map: &Sorted, first: usize, last: usize) -> impl Iterator<Item = Slot> {
-    // They are sorted by end as well, so that these are a run that goes backwards from `last`.
+/// Returns the entries that end at `first` or later and start at `last` or earlier.
+fn between(map: &RangeMap, first: usize, last: usize) -> impl Iterator<Item = Slot> {
+    // Ranges are sorted by end as well, so these entries are one run, backwards from `last`.
     map.back_from(last)
         .take_while(move |item: &Item| item.end >= first)
         .map(|item| item.slot)
@@ -92,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    /// Bits, where more bits serve fewer.
+    /// An access of bits, where a superset serves a subset.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     struct Bits(u8);
 
@@ -111,7 +113,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against an interval tree of the same entries, which answers by looking at all overlaps.
+        /// The reference is an interval tree of the same entries, which looks at all overlaps.
         #[test]
         fn finds_what_contains_overlaps_or_touches_a_range(
             entries in prop::collection::vec(ranges(), 0..40),

@@ -1,11 +1,11 @@
-//! [`Reaper`]: memory that the application has freed does not stay pinned until somebody looks up.
+//! [`Reaper`]: the background thread that releases freed memory when nobody looks up.
 //!
-//! A thread that sleeps until the monitor has something to report, then has the cache drain it, as a
-//! lookup would, and destroys what nobody uses. Hits know nothing of it. It is never needed for a
-//! lookup to be right.
+//! The thread sleeps until the monitor has something to report. Then it drains the monitor as a
+//! lookup would, and deregisters the entries that nobody uses. Hits do not interact with it.
+//! Lookups are right without it.
 //!
-//! Memory that changes all the time would have it running all the time: after each round it pauses,
-//! so that there are at most a thousand a second.
+//! Memory that changes all the time would keep the thread busy. So it pauses after each round, and
+//! there are at most a thousand rounds a second.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -17,16 +17,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::Registrar;
-use crate::cache::Core;
+use crate::core::Core;
 use crate::monitor::Monitor;
+use crate::registrar::Registrar;
 use crate::sys::sync::Arc;
 use crate::sys::thread::spawn;
 
-/// Between rounds.
+/// The pause between rounds.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// After the monitor has failed.
+/// The pause after the monitor has failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 
 /// The thread, which is stopped when this is dropped.
@@ -37,7 +37,7 @@ pub(crate) struct Reaper {
 }
 
 impl Reaper {
-    /// Starts the thread, if the monitor has a descriptor to wait for.
+    /// Starts the thread, if the monitor has a file descriptor to wait on.
     pub(crate) fn start<R: Registrar, M: Monitor>(
         core: &Arc<Core<R, M>>,
     ) -> io::Result<Option<Self>> {
@@ -58,22 +58,23 @@ impl Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        // Cannot fail: it would take 2^64 - 1 of them.
+        // A write fails only after 2^64 - 1 others.
         let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take()
             && !is_this(&thread)
         {
-            // A panic of the registrar's has been reported.
+            // A panic of the registrar was logged.
             let _ = thread.join();
         }
     }
 }
 
-/// Not by `thread::current`, which leaves something behind in threads that are not Rust's.
+/// Returns true in this thread. `thread::current` would leak a record in a thread that is not
+/// Rust's.
 fn is_this<T>(thread: &thread::JoinHandle<T>) -> bool {
-    // SAFETY: has no preconditions.
+    // SAFETY: the call has no preconditions.
     let this = unsafe { libc::pthread_self() };
-    // A pointer in musl, a number in glibc, and for std everywhere.
+    // The id is a pointer in musl, and a number in glibc and everywhere in std.
     thread.as_pthread_t() as usize == this as usize
 }
 

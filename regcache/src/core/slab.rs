@@ -1,59 +1,71 @@
-//! [`Slab`]: where entries live.
+//! [`Slab`]: the array of all entries.
 //!
-//! Entries never move and are not freed before the slab is, so that a reader may look at the state
-//! of one whose registration has gone (see `entry.rs`). They are one array, so that a reader finds
-//! an entry without another load. It is room for as many as the cache may hold (`array.rs`).
-//! (LeakSanitizer does not look into mappings: what only an entry points to it takes for lost, if a
-//! cache is never dropped.)
+//! Entries never move and are not freed before the slab is. So a reader may load the state of an
+//! entry whose registration is gone (`entry.rs`, point 3), and finds an entry without another load.
+//! The slab has room for as many entries as the cache may hold (`zeroed.rs`).
+//!
+//! LeakSanitizer does not look into mappings. If a cache is never dropped, it reports memory that
+//! only an entry points to as lost.
 
 use std::io;
 
 use crossbeam_utils::CachePadded;
 
 use crate::core::entry::Entry;
-use crate::sys::zeroed::{Array, Zeros};
+use crate::monitor::Cookie;
+use crate::sys::zeroed::{FromZeros, Zeroed};
 
-/// Index of an entry in the slab.
+/// The index of an entry in the slab.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Slot(pub(crate) u32);
 
 impl Slot {
-    /// A slot has no more than these, which leaves others room beside it.
+    /// The number of bits that a slot takes, at most. Hints and range maps pack it beside others.
     pub(crate) const BITS: u32 = 24;
 }
 
-/// Threads that use different entries write different cache lines.
+/// An entry with cache lines of its own, so that threads which use different entries share none.
 type Padded<T> = CachePadded<Entry<T>>;
 
-// SAFETY: zeros are a vacant entry.
+// SAFETY: all-zero bytes are a vacant entry.
 #[cfg(not(loom))]
-unsafe impl<T> Zeros for Padded<T> {}
+unsafe impl<T> FromZeros for Padded<T> {}
 
 #[cfg(loom)]
-impl<T> Zeros for Padded<T> {
+impl<T> FromZeros for Padded<T> {
     fn zeros() -> Self {
         CachePadded::new(Entry::vacant())
     }
 }
 
+/// The name of one registration, which no other registration of the cache ever has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EntryId {
+    /// An entry of the slab, with the cookie of its watch.
+    Cached(Slot, Cookie),
+    /// A registration that is not cached and not watched, in a box of its own.
+    Uncached(u64),
+}
+
+/// See the head of this file.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
-    entries: Array<Padded<T>>,
+    entries: Zeroed<Padded<T>>,
 }
 
 impl<T> Slab<T> {
-    /// A slab of `capacity` vacant entries.
+    /// Makes a slab of `capacity` vacant entries.
     ///
     /// # Errors
     ///
-    /// If the kernel does not give the address space.
+    /// The kernel's error if there is no address space left.
     pub(crate) fn new(capacity: u32) -> io::Result<Self> {
         Ok(Self {
-            entries: Array::new(capacity as usize)?,
+            entries: Zeroed::new(capacity as usize)?,
         })
     }
 
-    /// The entry at `slot`, if the slab has that many.
+    /// Returns the entry at `slot`, if the slab has that many.
     #[inline]
     pub(crate) fn get(&self, slot: Slot) -> Option<&Entry<T>> {
         let padded = self.entries.as_slice().get(slot.0 as usize)?;

@@ -1,107 +1,100 @@
-//! [`Ledger`]: everything that the cache's lock guards.
+//! [`Table`]: everything that the cache's lock protects.
 //!
-//! For each slot of the slab, what it is used for; which slots are vacant; the indexes; the budget;
-//! and in which order entries go (`lines.rs`). The content of the dead is taken out outside the lock.
-//! Nothing here registers, deregisters or asks the monitor.
+//! The table has the phase of each slot (`slots.rs`), the indexes, the budget, the order of
+//! eviction (`eviction.rs`) and the counters. Nothing here registers, deregisters or calls the
+//! monitor. The content of dead entries is taken out without the lock.
 //!
-//! There are two indexes. An entry that is *fleeting* goes with its last guard, as remote access does
-//! if its keys are to be revoked; it serves only others of its kind, lest a guard for something
-//! else keep it.
+//! There are two indexes. A *revocable* entry is deregistered when its last guard is dropped, as
+//! remote access is if its keys are to be revoked. It serves only lookups of its kind: a guard for
+//! another kind would keep the key alive.
 
-use std::collections::BTreeMap;
-
-use crate::cache::Place;
 use crate::core::budget::Budget;
 use crate::core::entry::Entry;
-use crate::core::eviction::{Found, Line, Lines};
+use crate::core::eviction::{Eviction, List};
 use crate::core::index::Index;
-use crate::core::slab::{Slab, Slot};
+use crate::core::slab::{EntryId, Slab, Slot};
+use crate::core::slots::{Phase, Request, Slots};
+use crate::core::uncached::Uncached;
 use crate::monitor::Cookie;
+use crate::range::VaRange;
+use crate::registrar::Access;
 use crate::stats::Stats;
-use crate::{Access, VaRange};
 
-/// What a slot is used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// Nothing.
-    Vacant,
-    /// A registration that is being made; `hit` if its memory has changed meanwhile.
-    Pending { hit: bool },
-    /// An entry in its index, and in the line of the live.
-    Linked,
-    /// Out of the index, with its content still to be destroyed: `held` by guards, and among the leaving; or
-    /// among the dead, and then the leaving.
-    Unlinked { held: bool },
-}
-
+/// See the head of this file.
 #[derive(Debug)]
-struct Record<A> {
-    phase: Phase,
-    cookie: Cookie,
-    range: VaRange,
-    access: A,
-    fleeting: bool,
-    bytes: usize,
-}
-
-/// See the file's head.
-#[derive(Debug)]
-pub(crate) struct Ledger<A> {
-    records: Vec<Record<A>>,
-    vacant: Vec<Slot>,
-    pending: Vec<Slot>,
-    index: Index<A>,
-    fleeting: Index<A>,
+pub(crate) struct Table<A> {
+    slots: Slots<A>,
+    retained: Index<A>,
+    revocable: Index<A>,
     budget: Budget,
-    lines: Lines,
-    /// What has happened, and what is unreleased.
+    eviction: Eviction,
+    uncached: Uncached,
+    /// The counters, and the totals of unreleased registrations.
     pub(crate) counts: Stats,
-    serial: u32,
     links: u64,
-    gone: u64,
-    /// Registrations that are not kept, and so in no slot: a number for each, and its range.
-    alone: BTreeMap<u64, VaRange>,
-    last_alone: u64,
-    /// Threads that want to know when a registration is gone.
+    deregistrations: u64,
+    /// The number of threads that wait for a deregistration.
     pub(crate) waiting: usize,
 }
 
-impl<A: Access> Ledger<A> {
+/// An unlinked registration whose room comes back, and its pinned size. The id is to wait on; it is
+/// `None` if a reader took a guard at the last moment, which holds the registration for now.
+pub(crate) type Outgoing = (Option<EntryId>, usize);
+
+impl<A: Access> Table<A> {
     pub(crate) fn new(max_entries: usize, max_bytes: usize) -> Self {
         Self {
-            records: Vec::new(),
-            vacant: Vec::new(),
-            pending: Vec::new(),
-            index: Index::new(),
-            fleeting: Index::new(),
+            slots: Slots::new(),
+            retained: Index::new(),
+            revocable: Index::new(),
             budget: Budget::new(max_entries, max_bytes),
-            lines: Lines::new(),
+            eviction: Eviction::new(),
+            uncached: Uncached::default(),
             counts: Stats::default(),
-            serial: 0,
             links: 0,
-            gone: 0,
-            alone: BTreeMap::new(),
-            last_alone: 0,
+            deregistrations: 0,
             waiting: 0,
         }
     }
 
+    /// Returns true if a registration of `bytes` could be cached once all others are gone.
     pub(crate) fn could_hold(&self, bytes: usize) -> bool {
         self.budget.could_hold(bytes)
     }
 
-    /// The entry to serve `range` with `access`, with a reference for the caller, and its range.
+    /// A version counter, which rises when a registration is linked. While it is unchanged, a
+    /// range that was not found is still not in the index.
+    pub(crate) fn link_version(&self) -> u64 {
+        self.links
+    }
+
+    /// A version counter, which rises when a registration is linked or deregistered. While it is
+    /// unchanged, retrying a registration that the device had no room for is pointless.
+    pub(crate) fn room_version(&self) -> u64 {
+        self.links + self.deregistrations
+    }
+
+    fn index_mut(&mut self, revocable: bool) -> &mut Index<A> {
+        if revocable {
+            &mut self.revocable
+        } else {
+            &mut self.retained
+        }
+    }
+
+    /// Returns an entry that serves `range` with `access`, with a reference for the caller, and
+    /// the entry's range.
     pub(crate) fn find<'s, T>(
         &mut self,
         slab: &'s Slab<T>,
         range: VaRange,
         access: A,
-        fleeting: bool,
+        revocable: bool,
     ) -> Option<(Slot, &'s Entry<T>, VaRange)> {
         loop {
-            let slot = self.index_of_mut(fleeting).find(range, access)?;
-            let record = self.record(slot);
-            // So by the index's invariant, if `Access` keeps its promises.
+            let slot = self.index_mut(revocable).find(range, access)?;
+            let record = self.slots.at(slot);
+            // The index's invariant guarantees this, if `Access` keeps its promises.
             if !(record.range.contains(&range) && record.access.serves(access)) {
                 return None;
             }
@@ -110,120 +103,124 @@ impl<A: Access> Ledger<A> {
             if entry.acquire() {
                 return Some((slot, entry, whole));
             }
-            // It is live, and has no more references to give (`entry.rs`, point 4).
+            // The entry is live, but has no more references to grant (`entry.rs`, point 4).
             self.unlink(slab, slot);
         }
     }
 
-    /// How many registrations were ever entered into an index. What was not found is not there as long
-    /// as this does not move.
-    pub(crate) fn links(&self) -> u64 {
-        self.links
-    }
-
-    /// How many registrations were ever entered into an index, or destroyed after. What there was no room for
-    /// has no room as long as this does not move.
-    pub(crate) fn moves(&self) -> u64 {
-        self.links + self.gone
-    }
-
-    /// The ranges registered for `access` that overlap `range` or touch it.
+    /// Returns the ranges registered for `access` that overlap `range` or touch it.
     pub(crate) fn neighbours(&self, range: VaRange, access: A) -> impl Iterator<Item = VaRange> {
-        let slots = self.index.neighbours(range, access);
-        slots.map(|slot| self.record(slot).range)
+        let slots = self.retained.neighbours(range, access);
+        slots.map(|slot| self.slots.at(slot).range)
     }
 
-    fn index_of_mut(&mut self, fleeting: bool) -> &mut Index<A> {
-        if fleeting {
-            &mut self.fleeting
-        } else {
-            &mut self.index
-        }
+    /// Reserves a slot and room in the budget for a registration, if there is room.
+    pub(crate) fn reserve(&mut self, request: Request<A>) -> Option<(Slot, Cookie)> {
+        let fits = self.budget.reserve(request.bytes);
+        fits.then(|| self.slots.reserve(request))
     }
 
-    /// Sets a slot and room aside for a registration, if there is room.
-    pub(crate) fn reserve(
-        &mut self,
-        range: VaRange,
-        access: A,
-        fleeting: bool,
-        bytes: usize,
-    ) -> Option<(Slot, Cookie)> {
-        if !self.budget.reserve(bytes) {
-            return None;
-        }
-        // Never used twice: a slot comes back after its watch has gone, and then with another
-        // serial (2^32 misses of one cache would have to happen between a watch and its report, or
-        // while somebody waits for a registration to go, for that to be wrong).
-        self.serial = self.serial.wrapping_add(1);
-        let (slot, fresh) = match self.vacant.pop() {
-            Some(slot) => (slot, false),
-            // Slots in use are bounded by the budget's entries, which are bounded by u32.
-            None => (Slot(self.records.len() as u32), true),
-        };
-        let cookie = Cookie(u64::from(self.serial) << 32 | u64::from(slot.0));
-        let record = Record {
-            phase: Phase::Pending { hit: false },
-            cookie,
-            range,
-            access,
-            fleeting,
-            bytes,
-        };
-        self.pending.push(slot);
-        if fresh {
-            self.records.push(record);
-        } else {
-            self.records[slot.0 as usize] = record;
-        }
-        Some((slot, cookie))
+    /// Returns true if the memory of a pending registration has changed.
+    pub(crate) fn was_invalidated(&self, slot: Slot) -> bool {
+        self.slots.was_invalidated(slot)
     }
 
-    /// True if the memory of a pending registration has changed.
-    pub(crate) fn was_hit(&self, slot: Slot) -> bool {
-        self.record(slot).phase == Phase::Pending { hit: true }
-    }
-
-    /// Enters a pending registration into its index, after all that it contains was taken out. The entry
-    /// must be published before the lock is released.
+    /// Puts a pending registration into its index, and unlinks the entries that it contains. The
+    /// entry must be published before the lock is released.
     pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot) {
-        let &Record {
-            range,
-            access,
-            fleeting,
-            ..
-        } = self.record(slot);
-        while let Some(smaller) = self.index_of_mut(fleeting).contained(range, access) {
+        let record = self.slots.at(slot);
+        let (range, access, revocable) = (record.range, record.access, record.revocable);
+        while let Some(smaller) = self.index_mut(revocable).contained(range, access) {
             self.unlink(slab, smaller);
             self.counts.merges += 1;
         }
-        self.index_of_mut(fleeting).insert(range, access, slot);
-        self.lines.push(Line::Live, slot);
+        self.index_mut(revocable).insert(range, access, slot);
+        self.eviction.push(List::Live, slot);
         self.links += 1;
-        self.no_longer_pending(slot);
-        self.record_mut(slot).phase = Phase::Linked;
+        self.slots.link(slot);
         self.counts.misses += 1;
     }
 
-    fn no_longer_pending(&mut self, slot: Slot) {
-        if let Some(i) = self.pending.iter().rposition(|&its| its == slot) {
-            self.pending.swap_remove(i);
+    /// Takes an entry out of its index and kills it. Returns false if it is not linked. If the
+    /// entry is not in use it is dead now; otherwise its last guard deregisters it.
+    fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
+        let record = self.slots.at(slot);
+        let (range, access, bytes) = (record.range, record.access, record.bytes);
+        let (phase, revocable) = (record.phase(), record.revocable);
+        if phase != Phase::Linked {
+            return false;
         }
-    }
-
-    /// Notes that the memory under a watch has changed: an entry is given up, a registration that is
-    /// being made will be made again. False if it was given up before.
-    pub(crate) fn invalidate<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> bool {
-        let slot = Slot(cookie.0 as u32);
-        let Some(record) = self.records.get_mut(slot.0 as usize) else {
+        let Some(entry) = slab.get(slot) else {
             return false;
         };
-        if record.cookie != cookie {
-            return false;
+        self.index_mut(revocable).remove(range, access);
+        self.eviction.remove(List::Live, slot);
+        // SAFETY: linked entries are live, and the phase below makes this the only kill.
+        let held = !unsafe { entry.kill() };
+        self.slots.unlink(slot, held);
+        if held {
+            self.eviction.push(List::Draining, slot);
+            self.counts.unreleased += 1;
+            self.counts.unreleased_bytes += bytes;
+        } else {
+            self.eviction.push(List::Dead, slot);
         }
-        match record.phase {
+        true
+    }
+
+    /// Makes a slot vacant whose registration is deregistered, or was never made.
+    pub(crate) fn vacate(&mut self, slot: Slot) {
+        let (before, bytes) = self.slots.vacate(slot);
+        if let Phase::Unlinked { held } = before {
+            self.eviction.remove(List::Draining, slot);
+            self.deregistrations += 1;
+            if held {
+                self.counts.unreleased -= 1;
+                self.counts.unreleased_bytes -= bytes;
+            }
+        }
+        self.budget.release(bytes);
+    }
+
+    /// Adds a registration that is not cached, and returns its number.
+    pub(crate) fn add_uncached(&mut self, range: VaRange) -> u64 {
+        self.counts.misses += 1;
+        self.counts.uncached += 1;
+        self.uncached.add(range)
+    }
+
+    /// Removes an uncached registration, which is deregistered.
+    pub(crate) fn remove_uncached(&mut self, number: u64) {
+        self.uncached.remove(number);
+        self.deregistrations += 1;
+    }
+
+    /// Returns the number of slots that were ever used.
+    pub(crate) fn slots(&self) -> u32 {
+        self.slots.ever_used() as u32
+    }
+
+    /// Returns all counters but the hits, which the entries count.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            entries: self.slots.in_use(),
+            bytes: self.budget.bytes(),
+            ..self.counts
+        }
+    }
+}
+
+/// Invalidation.
+impl<A: Access> Table<A> {
+    /// Takes note that the memory under a watch has changed. A linked entry is unlinked, and a
+    /// pending registration will be made again. Returns false if neither was needed.
+    pub(crate) fn invalidate<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> bool {
+        let Some(slot) = self.slots.watched_by(cookie) else {
+            return false;
+        };
+        match self.slots.at(slot).phase() {
             Phase::Pending { .. } => {
-                record.phase = Phase::Pending { hit: true };
+                self.slots.invalidate(slot);
                 true
             }
             Phase::Linked => {
@@ -235,251 +232,154 @@ impl<A: Access> Ledger<A> {
         }
     }
 
-    /// Takes out all entries that overlap `range`, has registrations of it that are being made start
-    /// over, and returns how to tell when those given up are gone, if they are not yet.
-    pub(crate) fn give_up<T>(&mut self, slab: &Slab<T>, range: VaRange) -> Vec<Place> {
-        self.unlink_over(slab, range, |_| true);
-        self.leaving(|its| its.overlaps(&range))
+    /// Unlinks the entries that overlap `range`, has pending registrations of it made again, and
+    /// returns the ids of those that are not deregistered yet.
+    pub(crate) fn invalidate_overlapping<T>(
+        &mut self,
+        slab: &Slab<T>,
+        range: VaRange,
+    ) -> Vec<EntryId> {
+        self.unlink_overlapping(slab, range, |_| true);
+        self.outstanding(|its| its.overlaps(&range))
     }
 
-    /// Takes out the entries that would serve `range` with some access, and has registrations that would
-    /// start over.
-    pub(crate) fn distrust<T>(&mut self, slab: &Slab<T>, range: VaRange) {
-        let given_up = self.unlink_over(slab, range, |its| its.contains(&range));
-        self.counts.invalidations += given_up;
+    /// Unlinks the entries that cover `range`, and has pending registrations that would cover it
+    /// made again.
+    pub(crate) fn invalidate_covering<T>(&mut self, slab: &Slab<T>, range: VaRange) {
+        let unlinked = self.unlink_overlapping(slab, range, |its| its.contains(&range));
+        self.counts.invalidations += unlinked;
     }
 
-    /// Takes out those entries that overlap `range` and are `meant`, has such registrations that are
-    /// being made start over, and returns how many were taken out.
-    fn unlink_over<T>(
+    /// Unlinks the entries that overlap `range` and are `meant`, has such pending registrations
+    /// made again, and returns the number of entries unlinked.
+    fn unlink_overlapping<T>(
         &mut self,
         slab: &Slab<T>,
         range: VaRange,
         meant: impl Fn(&VaRange) -> bool,
     ) -> u64 {
-        let linked = [&self.index, &self.fleeting];
-        let mut linked: Vec<_> = linked.iter().flat_map(|it| it.overlapping(range)).collect();
-        linked.retain(|&slot| meant(&self.record(slot).range));
+        let indexes = [&self.retained, &self.revocable];
+        let linked = indexes.iter().flat_map(|it| it.overlapping(range));
+        let mut linked: Vec<_> = linked.collect();
+        linked.retain(|&slot| meant(&self.slots.at(slot).range));
         for &slot in &linked {
             self.unlink(slab, slot);
         }
-        for i in 0..self.pending.len() {
-            let record = self.record_mut(self.pending[i]);
-            if record.range.overlaps(&range) && meant(&record.range) {
-                record.phase = Phase::Pending { hit: true };
-            }
-        }
+        let pending = |its: &VaRange| its.overlaps(&range) && meant(its);
+        self.slots.invalidate_pending(pending);
         linked.len() as u64
     }
 
-    /// What of these ranges is there and not cached: given up and not gone, being made again, or never
-    /// kept.
-    pub(crate) fn leaving(&self, of: impl Fn(&VaRange) -> bool) -> Vec<Place> {
-        let (dead, leaving) = (self.lines.all(Line::Dead), self.lines.all(Line::Leaving));
-        let pending = self.pending.iter().copied();
-        let hit = pending.filter(|&slot| self.was_hit(slot));
-        let records = dead
-            .chain(leaving)
-            .chain(hit)
-            .map(|slot| (slot, self.record(slot)));
-        let slots = records.filter(|(_, record)| of(&record.range));
-        let alone = self.alone.iter().filter(|(_, its)| of(its));
+    /// Unlinks all entries, and has all pending registrations made again.
+    pub(crate) fn unlink_all<T>(&mut self, slab: &Slab<T>) {
+        self.slots.invalidate_pending(|_| true);
+        while let Some(slot) = self.eviction.head(List::Live)
+            && self.unlink(slab, slot)
+        {}
+    }
+
+    /// Returns the registrations of such ranges that exist and that no later lookup finds: dead
+    /// and draining ones, pending ones that are made again, and uncached ones.
+    pub(crate) fn outstanding(&self, meant: impl Fn(&VaRange) -> bool) -> Vec<EntryId> {
+        let dead = self.eviction.all(List::Dead);
+        let draining = self.eviction.all(List::Draining);
+        let slots = dead.chain(draining).chain(self.slots.invalidated());
         slots
-            .map(|(slot, record)| Place::Slab(slot, record.cookie))
-            .chain(alone.map(|(&number, _)| Place::Alone(number)))
+            .filter(|&slot| meant(&self.slots.at(slot).range))
+            .map(|slot| self.slots.id(slot))
+            .chain(self.uncached.ids(&meant))
             .collect()
     }
 
-    /// A registration is made that is not kept. Returns the number to end it by.
-    pub(crate) fn alone(&mut self, range: VaRange) -> u64 {
-        self.last_alone += 1;
-        self.alone.insert(self.last_alone, range);
-        self.counts.misses += 1;
-        self.counts.uncached += 1;
-        self.last_alone
-    }
-
-    /// The registration of this number is gone.
-    pub(crate) fn alone_no_more(&mut self, number: u64) {
-        self.alone.remove(&number);
-        self.gone += 1;
-    }
-
-    /// True if what was there is gone.
-    pub(crate) fn is_gone(&self, place: Place) -> bool {
-        match place {
-            Place::Slab(slot, cookie) => {
-                let record = self.record(slot);
-                record.cookie != cookie || record.phase == Phase::Vacant
-            }
-            Place::Alone(number) => !self.alone.contains_key(&number),
+    /// Returns true if the registration is deregistered.
+    pub(crate) fn is_gone(&self, id: EntryId) -> bool {
+        match id {
+            EntryId::Cached(slot, cookie) => self.slots.is_gone(slot, cookie),
+            EntryId::Uncached(number) => !self.uncached.contains(number),
         }
     }
 
-    /// Takes a fleeting entry out, if nobody uses it.
-    pub(crate) fn let_go<T>(&mut self, slab: &Slab<T>, slot: Slot, cookie: Cookie) {
+    /// Unlinks a revocable entry, if no guard has come in the meantime.
+    pub(crate) fn revoke<T>(&mut self, slab: &Slab<T>, slot: Slot, cookie: Cookie) {
         let idle = slab.get(slot).is_some_and(|entry| !entry.is_in_use());
-        if idle && self.record(slot).cookie == cookie {
+        if idle && self.slots.at(slot).cookie == cookie {
             self.unlink(slab, slot);
         }
     }
+}
 
-    /// Takes idle entries out, those least needed first, until another one of `bytes` has room;
-    /// none are, and it is `None`, if that cannot be reached.
+/// Eviction, reclaim and deferred deregistration.
+impl<A: Access> Table<A> {
+    /// Evicts idle entries until another one of `bytes` fits. Returns `None`, and evicts nothing,
+    /// if that cannot be reached.
     pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<()> {
         let mut victims = Vec::new();
         let mut freed = 0;
         while !self.budget.would_hold(bytes, victims.len(), freed) {
             let Some(slot) = self.victim(slab) else {
                 for slot in victims.into_iter().rev() {
-                    self.lines.put_back(slot);
+                    self.eviction.put_back(slot);
                 }
                 return None;
             };
-            freed += self.record(slot).bytes;
+            freed += self.slots.at(slot).bytes;
             victims.push(slot);
         }
         for slot in victims {
-            self.give_up_victim(slab, slot);
+            self.evict_victim(slab, slot);
         }
         Some(())
     }
 
-    /// Takes the idle entry that is least needed out. Returns how to tell when it is gone, unless somebody has
-    /// got hold of it meanwhile, and the bytes that it pins.
-    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<(Option<Place>, usize)> {
+    /// Evicts the coldest idle entry.
+    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<Outgoing> {
         let slot = self.victim(slab)?;
-        self.give_up_victim(slab, slot);
-        Some((self.going(slot), self.record(slot).bytes))
+        self.evict_victim(slab, slot);
+        Some((self.unheld(slot), self.slots.at(slot).bytes))
     }
 
-    /// One that was given up and that nobody uses: some thread destroys it, or is about to. As
-    /// [`evict`](Self::evict) returns it.
-    pub(crate) fn any_going(&self) -> Option<(Option<Place>, usize)> {
-        let (dead, leaving) = (self.lines.all(Line::Dead), self.lines.all(Line::Leaving));
-        dead.chain(leaving).find_map(|slot| {
-            let place = self.going(slot)?;
-            Some((Some(place), self.record(slot).bytes))
+    /// Returns an unlinked entry that no guard holds: some thread deregisters it, or will soon.
+    pub(crate) fn any_outgoing(&self) -> Option<Outgoing> {
+        let dead = self.eviction.all(List::Dead);
+        let mut unlinked = dead.chain(self.eviction.all(List::Draining));
+        unlinked.find_map(|slot| {
+            let id = self.unheld(slot)?;
+            Some((Some(id), self.slots.at(slot).bytes))
         })
     }
 
-    fn going(&self, slot: Slot) -> Option<Place> {
-        let record = self.record(slot);
-        let going = record.phase == Phase::Unlinked { held: false };
-        going.then_some(Place::Slab(slot, record.cookie))
+    /// Returns the id of an unlinked entry, if no guard held it when it was unlinked.
+    fn unheld(&self, slot: Slot) -> Option<EntryId> {
+        let unheld = self.slots.at(slot).phase() == Phase::Unlinked { held: false };
+        unheld.then(|| self.slots.id(slot))
     }
 
-    fn give_up_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) {
-        self.lines.put_back(slot);
+    fn evict_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) {
+        self.eviction.put_back(slot);
         self.unlink(slab, slot);
         self.counts.evictions += 1;
     }
 
-    /// The idle entry that is least needed, out of the line of the live.
+    /// Takes the coldest idle entry out of the list of live ones.
     fn victim<T>(&mut self, slab: &Slab<T>) -> Option<Slot> {
-        self.lines.victim(|slot| match slab.get(slot) {
-            Some(entry) if !entry.is_in_use() && !entry.was_used() => Found::Idle,
-            _ => Found::Used,
+        self.eviction.victim(|slot| {
+            let entry = slab.get(slot);
+            entry.is_some_and(|entry| !entry.is_in_use() && !entry.was_used())
         })
     }
 
-    /// Reports may have been lost, or all is to go: takes all entries out, and has registrations that
-    /// are being made start over.
-    pub(crate) fn give_up_all<T>(&mut self, slab: &Slab<T>) {
-        for i in 0..self.pending.len() {
-            self.record_mut(self.pending[i]).phase = Phase::Pending { hit: true };
-        }
-        while let Some(slot) = self.lines.head(Line::Live)
-            && self.unlink(slab, slot)
-        {}
-    }
-
-    /// Takes an entry out of index and order and kills it; false if it is not linked. If nobody uses it, it
-    /// is among the dead now; if not, the last guard will see to it.
-    fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
-        let &Record {
-            phase,
-            range,
-            access,
-            fleeting,
-            bytes,
-            ..
-        } = self.record(slot);
-        if phase != Phase::Linked {
-            return false;
-        }
-        let Some(entry) = slab.get(slot) else {
-            return false;
-        };
-        self.index_of_mut(fleeting).remove(range, access);
-        self.lines.remove(Line::Live, slot);
-        // SAFETY: linked entries are live, and the phase below makes this the only kill.
-        let held = !unsafe { entry.kill() };
-        self.record_mut(slot).phase = Phase::Unlinked { held };
-        if held {
-            self.lines.push(Line::Leaving, slot);
-            self.counts.unreleased += 1;
-            self.counts.unreleased_bytes += bytes;
-        } else {
-            self.lines.push(Line::Dead, slot);
-        }
-        true
-    }
-
-    /// True if there is something to bury.
+    /// Returns true if there are dead entries to deregister.
     pub(crate) fn has_dead(&self) -> bool {
-        self.lines.head(Line::Dead).is_some()
+        self.eviction.head(List::Dead).is_some()
     }
 
-    /// One of the dead, which the caller must take the content of.
+    /// Takes a dead entry, which is draining from now on. The caller must take its content out and
+    /// deregister it.
     pub(crate) fn pop_dead(&mut self) -> Option<Slot> {
-        let slot = self.lines.head(Line::Dead)?;
-        self.lines.remove(Line::Dead, slot);
-        self.lines.push(Line::Leaving, slot);
+        let slot = self.eviction.head(List::Dead)?;
+        self.eviction.remove(List::Dead, slot);
+        self.eviction.push(List::Draining, slot);
         Some(slot)
-    }
-
-    /// Gives up a slot that [`reserve`](Self::reserve) gave, its registration having been destroyed
-    /// or never made.
-    pub(crate) fn vacate(&mut self, slot: Slot) {
-        let record = self.record_mut(slot);
-        let bytes = record.bytes;
-        match std::mem::replace(&mut record.phase, Phase::Vacant) {
-            Phase::Pending { .. } => self.no_longer_pending(slot),
-            Phase::Unlinked { held } => {
-                self.lines.remove(Line::Leaving, slot);
-                self.gone += 1;
-                if held {
-                    self.counts.unreleased -= 1;
-                    self.counts.unreleased_bytes -= bytes;
-                }
-            }
-            Phase::Linked | Phase::Vacant => {}
-        }
-        self.budget.release(bytes);
-        self.vacant.push(slot);
-    }
-
-    /// How many slots were ever used.
-    pub(crate) fn slots(&self) -> u32 {
-        self.records.len() as u32
-    }
-
-    /// All but the hits.
-    pub(crate) fn stats(&self) -> Stats {
-        Stats {
-            entries: self.records.len() - self.vacant.len(),
-            bytes: self.budget.bytes(),
-            ..self.counts
-        }
-    }
-
-    fn record(&self, slot: Slot) -> &Record<A> {
-        &self.records[slot.0 as usize]
-    }
-
-    fn record_mut(&mut self, slot: Slot) -> &mut Record<A> {
-        &mut self.records[slot.0 as usize]
     }
 }
 
@@ -488,24 +388,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_without_references_to_give_makes_way_for_another_that_serves() {
+    fn an_entry_without_references_to_grant_makes_way_for_another_that_serves() {
         let slab: Slab<u8> = Slab::new(8).unwrap();
-        let mut ledger: Ledger<()> = Ledger::new(8, 1 << 20);
+        let mut table: Table<()> = Table::new(8, 1 << 20);
         let range =
             |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
-        let enter = |ledger: &mut Ledger<()>, r| {
-            let found = ledger.find(&slab, r, (), false);
+        let enter = |table: &mut Table<()>, range| {
+            let found = table.find(&slab, range, (), false);
             assert!(found.is_none());
-            let (slot, _) = ledger.reserve(r, (), false, 1).unwrap();
-            ledger.link(&slab, slot);
-            // SAFETY: reserved, so vacant and nobody else's.
+            let request = Request {
+                range,
+                access: (),
+                revocable: false,
+                bytes: 1,
+            };
+            let (slot, _) = table.reserve(request).unwrap();
+            table.link(&slab, slot);
+            // SAFETY: the slot is reserved, so its entry is vacant and nobody else's.
             unsafe { slab.get(slot).unwrap().publish(0, false) };
             slot
         };
-        let a = enter(&mut ledger, range(10, 20));
-        let b = enter(&mut ledger, range(12, 22));
+        let a = enter(&mut table, range(10, 20));
+        let b = enter(&mut table, range(12, 22));
         slab.get(b).unwrap().saturate();
-        let (found, ..) = ledger.find(&slab, range(13, 19), (), false).unwrap();
+        let (found, ..) = table.find(&slab, range(13, 19), (), false).unwrap();
         assert_eq!(found, a);
     }
 }

@@ -1,19 +1,19 @@
 //! [`Widening`]: registering more than was asked for, so that later lookups are hits.
 //!
-//! Whatever is registered is also watched, so that no registration becomes stale by being wider. A
-//! wider one may be refused, because of a hole beside the range, or be spoilt by somebody else's
-//! changes; then the range that was asked for is what is registered.
+//! The whole of a wider registration is watched, so it is never stale either. The device may refuse
+//! it because of a hole beside the range, and another thread's changes may spoil it. Then the range
+//! itself is registered.
 
 use std::io;
 
-use crate::VaRange;
+use crate::range::VaRange;
 
-/// By how much.
+/// The limits of widening.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Widening {
-    /// To blocks of so many bytes.
+    /// The size of the blocks that a range is rounded to, in bytes.
     pub(crate) granularity: usize,
-    /// By neighbours, up to so many bytes.
+    /// The size up to which a range is merged with its neighbours, in bytes.
     pub(crate) merge_up_to: usize,
 }
 
@@ -27,15 +27,17 @@ impl Default for Widening {
 }
 
 impl Widening {
+    /// Refuses a granularity that is not a power of two.
     pub(crate) fn check(&self) -> io::Result<()> {
         if self.granularity.is_power_of_two() {
             return Ok(());
         }
-        let why = format!("the granularity {} is no power of two", self.granularity);
+        let why = format!("the granularity {} is not a power of two", self.granularity);
         Err(io::Error::new(io::ErrorKind::InvalidInput, why))
     }
 
-    /// What to register for `range`, given a way to ask which registrations overlap or touch a range.
+    /// Returns the range to register for `range`. `neighbours` returns the registrations that
+    /// overlap or touch a range.
     pub(crate) fn widen<I>(&self, range: VaRange, neighbours: impl Fn(VaRange) -> I) -> VaRange
     where
         I: Iterator<Item = VaRange>,

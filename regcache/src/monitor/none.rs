@@ -1,15 +1,16 @@
-//! The monitor for a machine without one: watches nothing, so that nothing is cached.
+//! [`NoMonitor`], for a machine without a monitor: it watches nothing, so nothing is cached.
 
 use std::io;
 
 use super::{Cookie, Monitor};
-use crate::VaRange;
+use crate::range::VaRange;
 
-/// Refuses every watch. A cache on it registers for each lookup: slow, never stale.
+/// A monitor that refuses every watch. A cache on it registers at each lookup, which is slow and
+/// never stale.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoMonitor;
 
-// SAFETY: nothing is ever watched, so there is nothing to report.
+// SAFETY: no range is ever watched, so there is nothing to report.
 unsafe impl Monitor for NoMonitor {
     #[inline]
     fn generation(&self) -> u64 {

@@ -1,15 +1,14 @@
-//! Knowing that this process is not the one that built the cache.
+//! [`ForkMark`]: a word that shows whether this process was forked from the cache's own.
 //!
-//! A child by fork has a copy of the cache, and of nothing that it stands for: the pages it finds
-//! at the same addresses are its own, the adapter's registrations are its parent's. `getpid` would
-//! tell the two apart at the price of a system call, `pthread_atfork` not when somebody calls
-//! `clone` directly. So the kernel is asked to leave a mark: a page under `MADV_WIPEONFORK` reads as
-//! zeros in any process that has got a copy of the address space. Threads, vfork and `CLONE_VM`
-//! children share the memory, the registrations and the mark.
-
+//! A forked child has a copy of the cache, but not of the pages and registrations behind it. The
+//! pages that it finds at the same addresses are its own; the adapter's registrations are its
+//! parent's. `getpid` would tell the two apart at the price of a system call. `pthread_atfork`
+//! would miss a child made by `clone`. So the kernel keeps the mark: a page under
+//! `MADV_WIPEONFORK` reads as zeros in any process that got a copy of the address space. Threads,
+//! vfork children and `CLONE_VM` children share the memory, the registrations and the mark.
 //!
-//! What the mark says in the process that made it is a number, so that the hit path reads one word
-//! for two questions (`cache.rs`).
+//! In the process that made it the mark is a number. So the hit path answers two questions with
+//! one load: `design.rs` says which.
 
 #[cfg(not(loom))]
 pub(crate) use mapped::ForkMark;
@@ -32,7 +31,7 @@ mod mapped {
             let mut mark = Self(MmapMut::map_anon(size_of::<AtomicU64>())?);
             let len = mark.0.len();
             let start = NonNull::from(&mut mark.0[..]).cast();
-            // SAFETY: this mapping's own page, which nothing has been written to yet.
+            // SAFETY: the page is this mapping's own, and nothing has been written to it yet.
             unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }?;
             mark.store(value, Ordering::Relaxed);
             Ok(mark)
@@ -48,7 +47,7 @@ mod mapped {
             self.word().load(ordering)
         }
 
-        /// Not to be called in a child.
+        /// Stores a number other than 0. A child must not call this.
         pub(crate) fn store(&self, value: u64, ordering: Ordering) {
             debug_assert_ne!(value, 0);
             self.word().store(value, ordering);
@@ -56,14 +55,14 @@ mod mapped {
 
         #[inline]
         fn word(&self) -> &AtomicU64 {
-            // SAFETY: a mapping is page-aligned, at least a page long, lives as long as `self`, and is
-            // only accessed here, as an atomic.
+            // SAFETY: a mapping is page-aligned, at least a page long and lives as long as `self`.
+            // All accesses are made here, as an atomic.
             unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast_mut().cast()) }
         }
     }
 }
 
-/// loom sees the number, and knows no fork.
+/// The number as loom's atomic. Under loom no process is forked.
 #[cfg(loom)]
 #[derive(Debug)]
 pub(crate) struct ForkMark(loom::sync::atomic::AtomicU64);

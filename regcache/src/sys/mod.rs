@@ -1,4 +1,4 @@
-//! The operating system and the primitives of synchronisation, as the cache uses them.
+//! The operating system and the synchronisation primitives, as the cache uses them.
 
 pub(crate) mod fork;
 pub(crate) mod sync;

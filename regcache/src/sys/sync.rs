@@ -1,11 +1,12 @@
 //! The primitives that the protocol is built on: std's, or loom's under `--cfg loom`.
 //!
-//! loom sees every atomic, lock and [`UnsafeCell`] that comes from here. It does not see the
-//! contents of an entry after [`UnsafeCell::with`] has returned a reference to them, nor the
-//! counter page and the fork mark, which are memory that the kernel writes. And it runs threads in
-//! turn: that `drained` is stored with release and loaded with acquire ordering (`cache.rs`, step 3)
-//! makes a difference only where two processors see two stores in different orders, which no test
-//! here can show.
+//! loom sees every atomic, lock and [`UnsafeCell`] of this module. It does not see
+//!
+//! - the content of an entry, once [`UnsafeCell::with`] has returned a reference to it;
+//! - the counter page and the fork mark, which are memory that the kernel writes;
+//! - two stores that two CPUs see in different orders, because it runs one thread at a time. Only
+//!   such a case shows that `drained` needs release and acquire ordering (`design.rs`, step 3), so
+//!   no test here covers that ordering.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
@@ -22,7 +23,7 @@ pub(crate) use loom::{
     },
 };
 
-/// std's cell behind loom's interface.
+/// std's cell with loom's interface.
 #[cfg(not(loom))]
 #[derive(Debug)]
 pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
@@ -44,15 +45,15 @@ impl<T> UnsafeCell<T> {
     }
 }
 
-/// Locks, also after another thread panicked: what the lock guards is consistent between any two
-/// statements that can panic.
+/// Takes the lock, even if another thread panicked while it held it. This is sound because the
+/// data is consistent between any two statements that can panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Waits for the condition to be signalled, for `timeout` at most, with the lock given up meanwhile.
+/// Waits until the condition is signalled, for `timeout` at most. The lock is free meanwhile.
 pub(crate) fn wait_for<'l, T>(
     condition: &Condvar,
     locked: MutexGuard<'l, T>,

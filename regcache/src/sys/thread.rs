@@ -1,14 +1,14 @@
-//! Threads of the library's own.
+//! Starting the library's own threads.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
-/// Starts a thread that handles no signals: the application's are for its own threads.
+/// Starts a thread with all signals blocked, so that the application's threads handle its signals.
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     let mut before = SigSet::empty();
-    // A thread inherits the mask.
+    // A new thread inherits the mask.
     pthread_sigmask(
         SigmaskHow::SIG_BLOCK,
         Some(&SigSet::all()),

@@ -1,27 +1,27 @@
-//! [`Array`]: room for many, of which few may ever be used.
+//! [`Zeroed`]: a large array of which few elements may ever be used.
 //!
-//! It is address space; the kernel gives memory, zeroed, to what is used. It is a mapping and not the
-//! allocator's: glibc's raises the size from which it maps memory to that of the largest block it has
-//! got back, and then keeps what the application frees.
+//! The array reserves address space. The kernel adds zeroed memory, a page at a time, when an
+//! element is first touched. The array does not come from malloc: when glibc frees a large block it
+//! raises the size from which it maps memory, and then keeps memory that the application frees.
 
-/// What memory that was never written is one of.
+/// Types for which all-zero bytes are a valid value.
 ///
 /// # Safety
 ///
-/// Zeros are one.
+/// All-zero bytes are a valid value of the type.
 #[cfg(not(loom))]
-pub(crate) unsafe trait Zeros: Sized {}
+pub(crate) unsafe trait FromZeros: Sized {}
 
-/// What loom's memory is filled with.
+/// Types whose values under loom are made one by one.
 #[cfg(loom)]
-pub(crate) trait Zeros: Sized {
+pub(crate) trait FromZeros: Sized {
     fn zeros() -> Self;
 }
 
 #[cfg(loom)]
-pub(crate) use boxed::Array;
+pub(crate) use boxed::Zeroed;
 #[cfg(not(loom))]
-pub(crate) use mapped::Array;
+pub(crate) use mapped::Zeroed;
 
 #[cfg(not(loom))]
 mod mapped {
@@ -31,27 +31,29 @@ mod mapped {
 
     use memmap2::{MmapMut, MmapOptions};
 
-    use super::Zeros;
+    use super::FromZeros;
 
-    /// Zeroed memory of the kernel's, which no swap is reserved for.
+    /// Zeroed memory from the kernel, without a reservation of swap.
     #[derive(Debug)]
-    pub(crate) struct Array<T> {
-        /// Of the mapping, or dangling if there are none.
+    pub(crate) struct Zeroed<T> {
+        /// The first element in the mapping; dangling if there are no elements.
         first: NonNull<T>,
         len: usize,
         _mapping: Option<MmapMut>,
         owns: PhantomData<T>,
     }
 
-    // SAFETY: it owns what it gives out references to.
-    unsafe impl<T: Send> Send for Array<T> {}
+    // SAFETY: the array owns its elements.
+    unsafe impl<T: Send> Send for Zeroed<T> {}
     // SAFETY: as above.
-    unsafe impl<T: Sync> Sync for Array<T> {}
+    unsafe impl<T: Sync> Sync for Zeroed<T> {}
 
-    impl<T: Zeros> Array<T> {
+    impl<T: FromZeros> Zeroed<T> {
+        /// Makes an array of `len` zeroed elements.
+        ///
         /// # Errors
         ///
-        /// If the kernel does not give the address space.
+        /// The kernel's error if there is no address space left.
         pub(crate) fn new(len: usize) -> io::Result<Self> {
             const { assert!(align_of::<T>() <= 4096) };
             let bytes = len
@@ -76,25 +78,28 @@ mod mapped {
 
         #[inline]
         pub(crate) fn as_slice(&self) -> &[T] {
-            // SAFETY: the mapping has room for `len` of them, aligned as a page is, and zeros are one. It
-            // lives as long as `self`, and is accessed in no other way.
+            // SAFETY: the mapping has room for `len` elements, is aligned as a page is, and zeros
+            // are a valid element. It lives as long as `self`, and is accessed in no other way.
             unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
         }
     }
 }
 
-/// loom's atomics are more than zeros.
+/// An array on the heap: loom's atomics are not valid as zeros.
 #[cfg(loom)]
 mod boxed {
     use std::io;
 
-    use super::Zeros;
+    use super::FromZeros;
 
     #[derive(Debug)]
-    pub(crate) struct Array<T>(Box<[T]>);
+    pub(crate) struct Zeroed<T>(Box<[T]>);
 
-    impl<T: Zeros> Array<T> {
-        #[expect(clippy::unnecessary_wraps, reason = "as the other one")]
+    impl<T: FromZeros> Zeroed<T> {
+        #[expect(
+            clippy::unnecessary_wraps,
+            reason = "the signature of the mapped array"
+        )]
         pub(crate) fn new(len: usize) -> io::Result<Self> {
             Ok(Self((0..len).map(|_| T::zeros()).collect()))
         }

@@ -12,6 +12,10 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use regcache::monitor::abi::{self, Event, Register};
 
+fn errno(error: io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or_default())
+}
+
 /// An open file of the driver.
 #[derive(Debug)]
 pub struct DriverFile(File);
@@ -80,7 +84,7 @@ impl DriverFile {
     /// The error of the call.
     pub fn exchange(&self, mask: &mut u32) -> nix::Result<()> {
         // SAFETY: the mask may be written.
-        unsafe { abi::exchange_features(self.raw(), mask) }.map(drop)
+        unsafe { abi::exchange_features(self.raw(), mask) }.map_err(errno)
     }
 
     /// Watches `[start, start + len)`.
@@ -107,7 +111,7 @@ impl DriverFile {
     /// The error of the call.
     pub fn register(&self, region: &Register) -> nix::Result<()> {
         // SAFETY: the structure may be read.
-        unsafe { abi::register_region(self.raw(), region) }.map(drop)
+        unsafe { abi::register_region(self.raw(), region) }.map_err(errno)
     }
 
     /// Unwatches a range.
@@ -117,7 +121,7 @@ impl DriverFile {
     /// The error of the call.
     pub fn unwatch(&self, cookie: u64) -> nix::Result<()> {
         // SAFETY: the cookie may be read.
-        unsafe { abi::unregister_region(self.raw(), &raw const cookie) }.map(drop)
+        unsafe { abi::unregister_region(self.raw(), &raw const cookie) }.map_err(errno)
     }
 
     /// Reads at most `max` events by one call.

@@ -4,6 +4,8 @@ use std::ffi::c_int;
 use std::fmt;
 use std::io;
 
+use regcache::error::chain;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("{what} is NULL")]
@@ -94,7 +96,7 @@ impl Error {
 
     /// Returns the message, with the causes of the error.
     pub(crate) fn message(&self) -> impl fmt::Display + '_ {
-        Whole(self)
+        chain(self)
     }
 }
 
@@ -107,26 +109,6 @@ fn of(error: &io::Error) -> c_int {
 
 /// Returns the errno of the system's error among the causes of `error`.
 fn errno_within(error: &(dyn std::error::Error + 'static), otherwise: c_int) -> c_int {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(system) = error.downcast_ref::<io::Error>() {
-            return of(system);
-        }
-        cause = error.source();
-    }
-    otherwise
-}
-
-struct Whole<'e>(&'e Error);
-
-impl fmt::Display for Whole<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = std::error::Error::source(self.0);
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
+    let mut systems = chain(error).filter_map(|cause| cause.downcast_ref());
+    systems.next().map_or(otherwise, of)
 }

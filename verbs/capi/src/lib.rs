@@ -17,6 +17,7 @@
 //! - `thread_record.rs`, `free_slots.rs`: each thread's own state, so that hits of several threads
 //!   share no cache line.
 //! - `types.rs`: the structures and constants.
+//! - `error.rs`: the errors, with their messages and errnos.
 //! - `handle.rs`: the layout of handles.
 //! - `membarrier.rs`: the asymmetric fence.
 //!

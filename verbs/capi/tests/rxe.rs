@@ -1,6 +1,6 @@
-//! The C library on the driver and an RDMA device: the example of the README, what a protection
-//! domain's cache hands out, also under valgrind, and callbacks. Needs the virtual machine, and the
-//! library installed: `cargo xtask test` does that.
+//! Runs the C library on the driver and an RDMA device: the guide's example, a cache of a
+//! protection domain, also under valgrind, and callbacks. `cargo xtask test` runs this in the
+//! virtual machine, with the library installed.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod site;

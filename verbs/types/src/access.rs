@@ -1,25 +1,25 @@
-//! [`Access`]: what a registration lets the device do.
+//! [`Access`]: the operations that a registration allows.
 
 bitflags::bitflags! {
-    /// What a registration allows, beyond reading by this process's own work requests, which is
-    /// always allowed: [`Access::empty`] is enough for the source of a send or of an RDMA write.
+    /// The operations that a registration allows. Work requests of this process may always read, so
+    /// [`Access::empty`] is enough for the source of a send or of an RDMA write.
     ///
     /// The values are libibverbs's (`enum ibv_access_flags`).
     ///
     /// **[`REMOTE_WRITE`](Self::REMOTE_WRITE) and [`REMOTE_ATOMIC`](Self::REMOTE_ATOMIC) imply
-    /// [`LOCAL_WRITE`](Self::LOCAL_WRITE)**, which the verbs demand of the caller. Implying gives
-    /// nothing away: it lets this process's own work requests write where it has just let a peer
-    /// write. Refusing would turn a slip into `EINVAL` at the first transfer.
+    /// [`LOCAL_WRITE`](Self::LOCAL_WRITE)**, which the verbs require beside them. That is safe: it
+    /// lets work requests of this process write to memory that a peer may write to. Without it, a
+    /// missing flag would fail with `EINVAL` at the first transfer.
     ///
-    /// # What is missing, and why
+    /// # Flags that are missing
     ///
     /// - `ON_DEMAND` pins nothing: the device follows the page tables, so there is nothing to cache
-    ///   and nothing to keep from going stale; and a registrar must promise pinned pages.
+    ///   and nothing that can go stale. A registrar must promise pinned pages.
     /// - `ZERO_BASED` makes the device's addresses differ from the process's. A cache hands one
     ///   registration to lookups of any range inside it, all of which address it by the process's
     ///   addresses.
     /// - `MW_BIND` lets the holder hang memory windows, with keys of their own, on a registration.
-    ///   The device then refuses to deregister it, which the cache must be free to do at any time.
+    ///   The device then refuses to deregister it, and the cache must be able to at any time.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct Access: u32 {
         /// Work requests of this process may write: the destination of a receive or an RDMA read.
@@ -30,22 +30,22 @@ bitflags::bitflags! {
         const REMOTE_READ = 1 << 2;
         /// A peer may do atomic operations.
         const REMOTE_ATOMIC = 1 << 3;
-        /// The memory is made of huge pages, and the device may count on it. Not a permission.
+        /// The memory consists of huge pages, and the device may rely on it. Not a permission.
         const HUGETLB = 1 << 7;
-        /// The device's writes may reach memory in another order than it made them. Not a
-        /// permission. Kernels and devices that do not know it ignore it.
+        /// The device may write to memory in any order. Not a permission. Kernels and devices that
+        /// do not know it ignore it.
         const RELAXED_ORDERING = 1 << 20;
     }
 }
 
 impl Access {
-    /// The flags of which a registration may have more than was asked.
+    /// The permissions. A registration may have more of them than a lookup asks for.
     const PERMISSIONS: Self = Self::LOCAL_WRITE
         .union(Self::REMOTE_WRITE)
         .union(Self::REMOTE_READ)
         .union(Self::REMOTE_ATOMIC);
 
-    /// With what is implied: the flags that the device is given.
+    /// Returns the flags with those that they imply, as the device gets them.
     #[inline]
     #[must_use]
     pub const fn with_implied(self) -> Self {
@@ -57,11 +57,12 @@ impl Access {
     }
 }
 
-/// More permissions serve fewer; flags that are no permissions must be the same.
+/// A registration with more permissions serves a lookup with fewer. Flags that are not permissions
+/// must be equal.
 ///
-/// A transfer that counts on its writes landing in order is not served by a registration with
-/// [`RELAXED_ORDERING`](Access::RELAXED_ORDERING); one that asked for relaxed ordering would be
-/// served by a strict one, but slowly, and would not find out.
+/// A registration with [`RELAXED_ORDERING`](Access::RELAXED_ORDERING) does not serve a transfer
+/// that relies on the order of its writes. A strict one could serve a transfer with relaxed
+/// ordering, but more slowly, and the caller would not notice.
 impl regcache::Access for Access {
     #[inline]
     fn serves(self, wanted: Self) -> bool {

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-/// `struct ibv_context`: an open device. Only ever behind a pointer.
+/// `struct ibv_context`: an open device. It is used only behind a pointer.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Context {
@@ -13,7 +13,7 @@ pub struct Context {
 #[repr(C)]
 #[derive(Debug)]
 pub struct Pd {
-    /// The device it is on.
+    /// The device that it is on.
     pub context: *mut Context,
     /// The kernel's number for it, within its context.
     pub handle: u32,
@@ -23,18 +23,18 @@ pub struct Pd {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Mr {
-    /// The device it is on.
+    /// The device that it is on.
     pub context: *mut Context,
-    /// The domain it is in.
+    /// The domain that it is in.
     pub pd: *mut Pd,
-    /// Address of its first byte.
+    /// The address of its first byte.
     pub addr: *mut c_void,
-    /// Length in bytes.
+    /// Its length in bytes.
     pub length: usize,
     /// The kernel's number for it, within its context.
     pub handle: u32,
-    /// The key for this process's work requests.
+    /// The key for the work requests of this process.
     pub lkey: u32,
-    /// The key for a peer's.
+    /// The key for the requests of a peer.
     pub rkey: u32,
 }

@@ -1,15 +1,15 @@
-//! [`Removal`]: pages that are about to go, and how it is known that they have gone.
+//! [`Removal`]: a removal of pages that was reported, and the proof that it is over.
 //!
-//! `MADV_DONTNEED` and its like are reported *before* the pages go: the thread that removes them goes on
-//! when the report has been read, and nothing tells when it is done. Memory registered in between is
-//! registered with pages that are about to go. So from the report on, the pages are under suspicion:
-//! what is looked up there is not cached, until it has been seen of every thread that the process had
-//! then that it was somewhere else. A thread is somewhere else if it is the one that asks, or if it
-//! sleeps in some other system call, which `/proc/self/task/TID/syscall` tells. One that is running
-//! all the time, and never misses the cache, keeps the suspicion alive: slow, not stale.
+//! `MADV_DONTNEED` and its like are reported *before* the pages go. The removing thread goes on
+//! when the report was read, and nothing reports the end. Memory registered in between is
+//! registered with pages that are about to go. So the pages are under suspicion from the report on,
+//! and lookups of them are not cached. The suspicion ends when each thread that the process had
+//! then was seen elsewhere. A thread is elsewhere if it is the one that asks, or if it sleeps in
+//! another system call, which `/proc/self/task/TID/syscall` shows. A thread that runs all the time
+//! and never misses the cache keeps the suspicion alive: lookups are slow then, and not stale.
 //!
-//! What this cannot see are processes, not threads, that share the memory without `vfork`, whose
-//! parent sleeps in a call that is not above suspicion.
+//! One case is not seen: a process, not a thread, that shares the memory without `vfork`. After
+//! `vfork`, the parent sleeps in a call that is under suspicion.
 
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ use super::coverage::Pages;
 #[derive(Debug)]
 pub(super) struct Removal {
     pub(super) pages: Pages,
-    /// Threads that may be at it; `None` if they have not been listed yet.
+    /// The threads that may be removing the pages; `None` until they are listed.
     suspects: Option<Vec<i32>>,
 }
 
@@ -35,9 +35,9 @@ impl Removal {
         self.pages.0 < end && start < self.pages.1
     }
 
-    /// True if it is over. Threads in `innocent` are known to remove nothing.
+    /// Returns true if the removal is over. The `innocent` threads are known not to remove pages.
     pub(super) fn is_over(&mut self, innocent: &[i32]) -> bool {
-        // A thread that was made later is not the one.
+        // A thread that starts later is not the one.
         if self.suspects.is_none() {
             self.suspects = threads().ok();
         }
@@ -49,11 +49,12 @@ impl Removal {
     }
 }
 
-/// The caller's id.
+/// Returns the id of the calling thread.
 pub(super) fn this_thread() -> i32 {
     nix::unistd::gettid().as_raw()
 }
 
+/// Returns the ids of all threads of the process.
 fn threads() -> io::Result<Vec<i32>> {
     let mut threads = Vec::new();
     for entry in fs::read_dir("/proc/self/task")? {
@@ -64,19 +65,20 @@ fn threads() -> io::Result<Vec<i32>> {
     Ok(threads)
 }
 
-/// False if the thread is certainly not removing pages.
+/// Returns false if the thread is certainly not removing pages.
 fn may_remove(thread: i32) -> bool {
     let task = format!("/proc/self/task/{thread}");
     match fs::read_to_string(format!("{task}/syscall")) {
         Ok(said) => may_be_removing(&said),
-        // It has ended, or the kernel does not tell.
+        // The thread has ended, or the kernel does not tell.
         Err(_) => !matches!(fs::exists(task), Ok(false)),
     }
 }
 
-/// What the file says is `running`, or the number of the system call that the thread sleeps in and its
-/// arguments. -1 is no call of the thread's own: a page fault, or a worker of the kernel's, io_uring's
-/// perhaps, which remove pages as well.
+/// Judges the content of `/proc/self/task/TID/syscall`. It is `running`, or the number of the
+/// system call that the thread sleeps in, and its arguments. -1 stands for no call: the thread is
+/// in a page fault, or it is a worker of the kernel (io_uring's, for example), which may remove
+/// pages as well.
 fn may_be_removing(said: &str) -> bool {
     let call = said
         .split_whitespace()
@@ -85,7 +87,7 @@ fn may_be_removing(said: &str) -> bool {
     let Some(call) = call.filter(|&call| call >= 0) else {
         return true;
     };
-    // The last of them wait for a child that shares the memory.
+    // The clone and vfork calls wait for a child that shares the memory.
     [
         libc::SYS_madvise,
         libc::SYS_process_madvise,

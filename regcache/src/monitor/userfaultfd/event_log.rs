@@ -1,38 +1,39 @@
-//! [`Log`]: what the reader has read, until somebody with a lock looks at it.
+//! [`Log`]: a ring of the events that the reader has read.
 //!
-//! Written by the reader alone, and read under the lock of the table of watches. The reader may wait
-//! for nobody, so the log is of a fixed size; if it is full, all that does not fit becomes one entry
-//! for everything there is. Nothing is lost by that, only precision.
+//! Only the reader writes to it. Threads read it under the lock of the monitor's table. The reader
+//! must not wait, so the ring has a fixed size. If it is full, the events that do not fit become
+//! one entry for everything. That loses precision, and no event.
 
 use std::array;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::coverage::Pages;
 
-/// 4 KiB of them.
+/// The number of entries: 4 KiB of them.
 const ENTRIES: usize = 256;
 
-/// In the lowest bit of an entry's start, which is a page's.
+/// A flag in the lowest bit of an entry's start, which is the start of a page.
 const REMOVAL: usize = 1;
 
-/// Everything.
+/// The pages of an entry for everything.
 const ALL: Pages = (0, usize::MAX);
 
+/// See the head of this file.
 #[derive(Debug)]
 pub(super) struct Log {
     generation: AtomicU64,
-    /// While what has been read is not in here yet.
+    /// True while the reader may have read events that are not entered yet.
     reading: AtomicBool,
-    /// Removals that were ever entered.
+    /// The number of removals ever entered.
     removals: AtomicU64,
     entries: [[AtomicUsize; 2]; ENTRIES],
-    /// How many were ever written, and read.
+    /// The numbers of entries ever written and ever read.
     written: AtomicUsize,
     read: AtomicUsize,
     overflown: AtomicBool,
 }
 
-/// Pages that are not what they were, and whether they are about to be so only.
+/// Pages that have changed, or, if this is a removal, that are about to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) pages: Pages,
@@ -56,27 +57,27 @@ impl Log {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Raises the generation, after what it stands for was entered.
+    /// Raises the generation, after the changes that it stands for were entered.
     pub(super) fn raise(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// To be called by the reader before it reads, and after it has entered what it read.
+    /// Sets the flag before the reader reads, and clears it after its events are entered.
     pub(super) fn set_reading(&self, reading: bool) {
         self.reading.store(reading, Ordering::SeqCst);
     }
 
-    /// False if all that has been read is here, and the generation raised.
+    /// Returns false if all events that were read are entered, and the generation was raised.
     pub(super) fn is_reading(&self) -> bool {
         self.reading.load(Ordering::SeqCst)
     }
 
-    /// How many removals were ever entered.
+    /// Returns the number of removals ever entered.
     pub(super) fn removals(&self) -> u64 {
         self.removals.load(Ordering::Acquire)
     }
 
-    /// The reader's.
+    /// Enters a change. Only the reader calls this.
     pub(super) fn enter(&self, change: Change) {
         let written = self.written.load(Ordering::Relaxed);
         if written.wrapping_sub(self.read.load(Ordering::Acquire)) == ENTRIES {
@@ -95,7 +96,7 @@ impl Log {
         }
     }
 
-    /// Takes the oldest entry out. For one thread at a time.
+    /// Takes the oldest entry out. Only one thread at a time may call this.
     pub(super) fn take(&self) -> Option<Change> {
         if self.overflown.swap(false, Ordering::AcqRel) {
             return Some(Change {

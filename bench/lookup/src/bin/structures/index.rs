@@ -99,7 +99,7 @@ impl Index for Nothing {
 /// 2^64 divided by the golden ratio.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The structure of `regcache/src/hints.rs`. It does not find an entry that was pushed out.
+/// The structure of `regcache/src/core/hints.rs`. It does not find an entry that was pushed out.
 struct Ways {
     sets: Box<[[u64; 4]]>,
     shift: u32,

@@ -75,7 +75,7 @@ trait Acquire: Sync {
     fn acquire(state: &AtomicU64) -> bool;
 }
 
-/// The way of `regcache/src/entry.rs`.
+/// The way of `regcache/src/core/entry.rs`.
 struct Swap;
 
 impl Acquire for Swap {

@@ -1,6 +1,5 @@
-//! What a cache can be told beyond its limits: to register more than was asked for, to revoke remote
-//! keys, to give something up, to release what was freed, to share its monitor. On a modelled kernel
-//! and device.
+//! The options and calls of a cache beyond its limits, on a modelled kernel and device: widening,
+//! merging, revoking remote keys, invalidating, reaping and sharing a monitor.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -45,12 +44,15 @@ fn live(cache: &FakeCache) -> u32 {
 fn until(what: impl Fn() -> bool) {
     let started = Instant::now();
     while !what() {
-        assert!(started.elapsed() < LONG, "it did not happen");
+        assert!(
+            started.elapsed() < LONG,
+            "the condition was not met in time"
+        );
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// First page and number of pages.
+/// Returns the first page and the number of pages.
 fn extent(guard: &Guard<FakeDevice, FakeMonitor>) -> (usize, usize) {
     let range = guard.range();
     assert_eq!((range.start() % PAGE, range.len() % PAGE), (0, 0));
@@ -274,7 +276,7 @@ fn closing_tells_what_is_still_in_use() {
     });
     assert_eq!(live.load(Ordering::Relaxed), 0);
     drop(left);
-    assert_eq!(Arc::strong_count(&live), 1, "the core has gone");
+    assert_eq!(Arc::strong_count(&live), 1, "the core is gone");
 }
 
 #[test]
@@ -287,7 +289,7 @@ fn what_was_freed_is_released_though_nobody_looks_up() {
     until(|| live(&cache) == 2);
     kernel.remap(2);
     until(|| cache.stats().unreleased == 1);
-    assert_eq!(live(&cache), 2, "not what is in use");
+    assert_eq!(live(&cache), 2, "the one in use stays");
     drop(held);
     assert_eq!((live(&cache), kernel.watches()), (1, 1));
     drop(cache);
@@ -307,7 +309,7 @@ fn an_event_loop_can_release_what_was_freed() {
     assert!(!readable(0));
     kernel.remap(0);
     assert!(readable(200));
-    assert_eq!(live(&cache), 1, "no thread does it");
+    assert_eq!(live(&cache), 1, "no thread reaps");
     cache.reap().unwrap();
     assert_eq!(live(&cache), 0);
     assert!(!readable(0));

@@ -1,5 +1,5 @@
-//! What is for users of a machine: the C library with its header, pkg-config file and manual page, and the command-line tool,
-//! built and put below a directory.
+//! Installs the parts for a machine's users below a directory: the C library with its header,
+//! pkg-config file and manual page, the preload shim, and the command-line tool.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,24 +14,36 @@ use crate::setup;
 /// The C library's package.
 const LIBRARY: &str = "regcache-capi";
 
-/// How it is built.
+/// The kind of build.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Profile {
     /// For use.
     Release,
-    /// For tests: sooner there, and with the programs in C that they run.
+    /// For tests: built faster, and with the C programs that they run.
     Dev,
 }
 
-/// What else is put in place, if the workspace has it: the package, what cargo calls its product, and where that goes.
+/// The other files, if the workspace has their packages: the package, the name of cargo's product,
+/// and its place.
 const PROGRAMS: &[(&str, &str, &str)] = &[
     ("regcache-cli", "regcache", "bin/regcache"),
     ("regcache-repro-rdma", "reuse", "libexec/regcache/reuse"),
     ("regcache-preload", "librcpreload.so", "lib/librcpreload.so"),
 ];
 
-/// Builds and installs, and tells what.
-pub(crate) fn install(project: &Project, prefix: &Path, profile: Profile) -> Result<(), Error> {
+/// Manual pages besides regcache(3), which the C library's Makefile installs: the source, and where
+/// it goes below `share/man`.
+const MANUALS: &[(&str, &str)] = &[
+    ("cli/man/regcache.1", "man1/regcache.1"),
+    ("kernel/Documentation/ummunotify.4", "man4/ummunotify.4"),
+    (
+        "verbs/preload/regcache-preload.7",
+        "man7/regcache-preload.7",
+    ),
+];
+
+/// Builds and installs all of them.
+pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<(), Error> {
     setup::packages(project, setup::BUILD)?;
     let prefix = std::path::absolute(prefix).at(prefix)?;
     let there = |(package, _, _): &&(&str, &str, &str)| project.version_of(package).is_some();
@@ -62,7 +74,7 @@ pub(crate) fn install(project: &Project, prefix: &Path, profile: Profile) -> Res
     make.arg("-C").arg(project.root.join("verbs/capi"));
     make.arg(match profile {
         Profile::Release => "install",
-        // Compiled here rather than in the virtual machine, which takes its time.
+        // They are compiled here because the virtual machine is slow.
         Profile::Dev => "programs",
     });
     let variables = [
@@ -74,25 +86,29 @@ pub(crate) fn install(project: &Project, prefix: &Path, profile: Profile) -> Res
     for (name, value) in variables {
         make.arg(format!("{name}={}", value.display()));
     }
-    // The prefix is in it.
+    // The file holds the prefix, so make must write it again.
     let _ = fs::remove_file(built.join("capi/regcache.pc"));
     cmd::without_make_settings(&mut make);
     cmd::read(&mut make)?;
 
     for (_, product, place) in programs {
-        put(&built.join(product), &prefix.join(place))?;
+        put(&built.join(product), &prefix.join(place), 0o755)?;
+    }
+    for (page, place) in MANUALS {
+        let to = prefix.join("share/man").join(place);
+        put(&project.root.join(page), &to, 0o644)?;
     }
     eprintln!("xtask: installed below {}", prefix.display());
     Ok(())
 }
 
-/// Puts a file in the place of what is there, which may be in use.
-fn put(from: &Path, to: &Path) -> Result<(), Error> {
+/// Installs a file with these permissions. It replaces one that may be in use.
+fn put(from: &Path, to: &Path, mode: u32) -> Result<(), Error> {
     if let Some(dir) = to.parent() {
         fs::create_dir_all(dir).at(dir)?;
     }
     let new = to.with_extension("new");
     fs::copy(from, &new).at(from)?;
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).at(&new)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(mode)).at(&new)?;
     fs::rename(&new, to).at(to)
 }

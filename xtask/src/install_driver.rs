@@ -1,5 +1,8 @@
-//! The driver installed as its users install it, by make and by DKMS, in a copy of a root file system whose changes are
-//! lost. A virtual machine boots from there and loads it; it is removed, and nothing may be left.
+//! Tries the driver's installation, by make and by DKMS, as a user does it.
+//!
+//! The driver is installed in a copy of a root file system, and the copy's changes are lost. A
+//! virtual machine boots from the copy and loads the driver. Then the driver is removed, and
+//! nothing may be left.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -18,10 +21,10 @@ use crate::sandbox::{self, Sandbox};
 use crate::setup;
 use crate::vm;
 
-/// Beside what is needed to build the driver and to boot.
+/// The packages that this needs, in addition to those that build the driver and boot.
 pub(crate) const PACKAGES: &[&str] = &["dkms"];
 
-/// What goes with the module, and where from.
+/// The files that are installed with the module, and their sources.
 const REST: &[(&str, &str)] = &[
     (
         "usr/include/linux/ummunotify.h",
@@ -34,10 +37,10 @@ const REST: &[(&str, &str)] = &[
     ),
 ];
 
-/// What DKMS makes for itself when it first builds anything, and keeps: its key to sign modules with.
+/// The key that DKMS makes when it first builds a module, and keeps to sign modules with.
 const DKMS_KEEPS: &[&str] = &["var/lib/dkms/mok.key", "var/lib/dkms/mok.pub"];
 
-/// What `modinfo` must have to say.
+/// The fields that `modinfo` must print.
 const FIELDS: &[(&str, &str)] = &[
     (
         "description",
@@ -60,11 +63,11 @@ struct Site<'a> {
     version: String,
 }
 
-/// Does it all with the kernel of this series, in its root.
+/// Tries both ways with the kernel of this series, in its root.
 pub(crate) fn run(project: &Project, series: Series) -> Result<(), Error> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::SetUp(
-            "only root can install the driver, even where it is lost again".to_owned(),
+            "only root can try the driver's installation: run this command as root".to_owned(),
         ));
     }
     setup::packages(project, &[setup::VM, PACKAGES].concat())?;
@@ -88,7 +91,7 @@ pub(crate) fn run(project: &Project, series: Series) -> Result<(), Error> {
 }
 
 impl Site<'_> {
-    /// `DESTDIR` gets just the files of either kind of package, and they can be removed again.
+    /// `DESTDIR` gets the files of each kind of package and no others, and they can be removed.
     fn package(&self) -> Result<(), Error> {
         let rest = REST.iter().map(|(to, _)| PathBuf::from(to));
         let module = format!("lib/modules/{}/updates/ummunotify.ko", self.kernel.version);
@@ -169,7 +172,7 @@ impl Site<'_> {
         Ok(())
     }
 
-    /// Boots from the root and lets `installed.sh` look at the driver.
+    /// Boots from the root and runs `installed.sh`, which checks the driver.
     fn boot(&self, place: &str) -> Result<(), Error> {
         let script = include_str!("installed.sh");
         let command = ["sh", "-c", script, "installed.sh", &self.version, place];
@@ -196,7 +199,7 @@ impl Site<'_> {
     fn check_removed(&self, kept: &[&str]) -> Result<(), Error> {
         let mut left = self.sandbox.changes()?;
         left.retain(|path| !kept.iter().any(|it| path == Path::new(it)));
-        // A directory that others use too may stay, if it is empty.
+        // An empty directory that other packages use too may stay.
         for (to, _) in REST {
             for dir in Path::new(to).ancestors().skip(1) {
                 if left.contains(dir) && files(&self.sandbox.root.join(dir))?.is_empty() {
@@ -223,7 +226,7 @@ impl Site<'_> {
     }
 }
 
-/// The driver's version, from its one home.
+/// The driver's version, which `dkms.conf` alone defines.
 fn version(conf: &Path) -> Result<String, Error> {
     let text = fs::read_to_string(conf).at(conf)?;
     let version = text.lines().find_map(|line| {
@@ -235,7 +238,7 @@ fn version(conf: &Path) -> Result<String, Error> {
         .ok_or_else(|| wrong(&conf.to_string_lossy(), "without PACKAGE_VERSION=\"...\""))
 }
 
-/// The name that a module has where the kernel is not configured to compress modules.
+/// The name of a module without the suffix of its compression.
 fn uncompressed(path: PathBuf) -> PathBuf {
     let extension = path.extension().unwrap_or_default();
     if ["gz", "xz", "zst"].iter().any(|it| extension == *it) {
@@ -244,7 +247,7 @@ fn uncompressed(path: PathBuf) -> PathBuf {
     path
 }
 
-/// All that is not a directory, relative to `dir`.
+/// Everything except directories, relative to `dir`.
 fn files(dir: &Path) -> Result<BTreeSet<PathBuf>, Error> {
     let mut found = BTreeSet::new();
     let mut todo = vec![PathBuf::new()];

@@ -1,4 +1,5 @@
-//! What a review once broke: panics, remote keys, and a shared monitor, in the order of events that did it.
+//! Regressions that a review once found, of panics, remote keys and a shared monitor. Each test
+//! plays the order of events that failed.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -19,9 +20,9 @@ fn builder<R: Registrar>(device: R, kernel: &Arc<FakeKernel>) -> Builder<R, Fake
     Cache::builder(device).monitor(FakeMonitor(Arc::clone(kernel)))
 }
 
-/// Deregisters with a panic, once, when told to.
+/// A device whose next deregistration panics when the flag is set.
 struct Panicky(FakeDevice, AtomicBool);
-// SAFETY: it is a model; there is no device to reach memory.
+// SAFETY: this is a model, without a device that reaches memory.
 unsafe impl Registrar for Panicky {
     type Access = Bits;
     type Registration = Pinned;
@@ -37,7 +38,7 @@ unsafe impl Registrar for Panicky {
 }
 
 #[test]
-fn a_panic_while_burying_leaves_no_unwatched_entry() {
+fn a_panic_in_deregister_leaves_no_unwatched_entry() {
     let kernel = FakeKernel::new(8);
     let cache = builder(
         Panicky(FakeDevice::new(&kernel), AtomicBool::new(false)),
@@ -47,7 +48,7 @@ fn a_panic_while_burying_leaves_no_unwatched_entry() {
     .unwrap();
     drop(cache.get(page(0), PAGE, READ).unwrap());
     cache.registrar().1.store(true, Ordering::Relaxed);
-    // the wider one merges the first, whose deregistration panics
+    // The wider registration replaces the first one, whose deregistration panics.
     drop(cache.get(page(0), 2 * PAGE, READ).unwrap());
     assert_eq!(cache.stats().leaked, 1);
     kernel.remap(1);
@@ -56,9 +57,9 @@ fn a_panic_while_burying_leaves_no_unwatched_entry() {
     assert!(!guard.registration().is_stale(&kernel, wanted), "STALE");
 }
 
-/// The same, then the slot is used again: content of a live entry is overwritten.
+/// The same, and then the slot is used again: the failure overwrote the content of a live entry.
 #[test]
-fn a_panic_while_burying_does_not_recycle_a_live_slot() {
+fn a_panic_in_deregister_does_not_recycle_a_live_slot() {
     let kernel = FakeKernel::new(8);
     let cache = builder(
         Panicky(FakeDevice::new(&kernel), AtomicBool::new(false)),
@@ -81,7 +82,7 @@ fn a_panic_while_burying_does_not_recycle_a_live_slot() {
 }
 
 #[test]
-fn a_fleeting_registration_serves_no_local_lookup() {
+fn a_revocable_registration_serves_no_local_lookup() {
     let kernel = FakeKernel::new(8);
     let cache = builder(FakeDevice::new(&kernel), &kernel)
         .revoke_remote_keys(true)
@@ -119,14 +120,15 @@ fn the_remote_key_ends_with_the_last_remote_guard() {
 }
 
 #[test]
-fn waiting_for_ever_does_not_panic() {
+fn waiting_forever_does_not_panic() {
     let kernel = FakeKernel::new(8);
     let cache = builder(FakeDevice::new(&kernel), &kernel).build().unwrap();
     assert!(cache.flush().unwrap().wait(Duration::MAX));
 }
 
-/// A kernel whose invalidations take time: start raises and marks, end puts the new page there, and reports
-/// once more what was *reported* (read) in between - as the driver does (record_again: early && NOT_HIT).
+/// A kernel whose invalidations take time. The start marks the watches and raises the generation.
+/// The end puts the new page in place, and repeats the early reports: those that were read in
+/// between. The driver does the same.
 struct Slow {
     k: std::sync::Mutex<SlowState>,
 }
@@ -134,29 +136,29 @@ struct Slow {
 struct SlowState {
     gen_: u64,
     live: std::collections::BTreeMap<u64, VaRange>,
-    hit: std::collections::BTreeSet<u64>,
+    invalidated: std::collections::BTreeSet<u64>,
     early: std::collections::BTreeSet<u64>,
-    running: bool,
+    in_flight: bool,
     version: u64,
 }
 impl Slow {
     fn start(&self) {
         let mut s = self.k.lock().unwrap();
-        s.running = true;
+        s.in_flight = true;
         let c: Vec<_> = s.live.keys().copied().collect();
         if !c.is_empty() {
-            s.hit.extend(c);
+            s.invalidated.extend(c);
             s.gen_ += 1;
         }
     }
     fn end(&self) {
         let mut s = self.k.lock().unwrap();
         s.version += 1;
-        s.running = false;
+        s.in_flight = false;
         let early = std::mem::take(&mut s.early);
         let mut more = false;
         for c in early {
-            if s.live.contains_key(&c) && s.hit.insert(c) {
+            if s.live.contains_key(&c) && s.invalidated.insert(c) {
                 more = true;
             }
         }
@@ -166,29 +168,29 @@ impl Slow {
     }
 }
 struct SlowMonitor(Arc<Slow>);
-// SAFETY: it is a model; there is no device to reach memory.
+// SAFETY: this is a model, without a device that reaches memory.
 unsafe impl Monitor for SlowMonitor {
     fn generation(&self) -> u64 {
         self.0.k.lock().unwrap().gen_
     }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
         let mut s = self.0.k.lock().unwrap();
-        assert!(!s.running, "would wait");
+        assert!(!s.in_flight, "would wait");
         s.live.insert(c.0, r);
         Ok(())
     }
     fn unwatch(&self, c: Cookie) -> io::Result<()> {
         let mut s = self.0.k.lock().unwrap();
-        s.hit.remove(&c.0);
+        s.invalidated.remove(&c.0);
         s.early.remove(&c.0);
         s.live.remove(&c.0);
         Ok(())
     }
     fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
         let mut s = self.0.k.lock().unwrap();
-        let running = s.running;
-        for c in std::mem::take(&mut s.hit) {
-            if running {
+        let in_flight = s.in_flight;
+        for c in std::mem::take(&mut s.invalidated) {
+            if in_flight {
                 s.early.insert(c);
             }
             f(Cookie(c));
@@ -200,7 +202,7 @@ unsafe impl Monitor for SlowMonitor {
     }
 }
 struct SlowDevice(Arc<Slow>);
-// SAFETY: it is a model; there is no device to reach memory.
+// SAFETY: this is a model, without a device that reaches memory.
 unsafe impl Registrar for SlowDevice {
     type Access = ();
     type Registration = u64;
@@ -212,7 +214,7 @@ unsafe impl Registrar for SlowDevice {
     }
 }
 
-/// The kernel, and two shares of its monitor.
+/// Returns the kernel, and two shares of its monitor.
 fn slow() -> (Arc<Slow>, [Shared<SlowMonitor>; 2]) {
     let kernel = Arc::new(Slow {
         k: Default::default(),
@@ -246,7 +248,7 @@ fn a_cache_built_during_an_invalidation_on_a_shared_monitor_is_never_stale() {
     );
 }
 
-/// The control: the second cache was built before.
+/// The control of the test above: the second cache was built before the invalidation.
 #[test]
 fn control_a_cache_built_before() {
     let (k, [one, two]) = slow();
@@ -289,21 +291,21 @@ fn reaping_makes_the_descriptor_quiet() {
     assert_eq!(
         poll(&mut fds, PollTimeout::ZERO).unwrap(),
         0,
-        "readable for ever"
+        "readable forever"
     );
 }
 
-/// What a monitor is asked to do.
+/// A request to a monitor.
 #[derive(Clone, Copy, PartialEq)]
 enum Asked {
     Watch(VaRange),
     Drain,
 }
 
-/// Does what it is asked to if this allows it.
+/// A monitor that asks a function about each request first.
 struct Asking<F>(FakeMonitor, F);
 
-// SAFETY: it is a model; there is no device to reach memory.
+// SAFETY: this is a model, without a device that reaches memory.
 unsafe impl<F: Fn(Asked) -> io::Result<()> + Send + Sync + 'static> Monitor for Asking<F> {
     fn generation(&self) -> u64 {
         self.0.generation()
@@ -332,7 +334,7 @@ unsafe impl<F: Fn(Asked) -> io::Result<()> + Send + Sync + 'static> Monitor for 
 fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
     let kernel = FakeKernel::new(8);
     let owner = std::process::id();
-    // As the driver: refuses those who are not the owner.
+    // The driver also refuses processes that are not the owner.
     let owned = move |_| match std::process::id() {
         id if id == owner => Ok(()),
         _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
@@ -343,7 +345,7 @@ fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
         .build()
         .unwrap();
     drop(a.get(page(0), PAGE, READ).unwrap());
-    // SAFETY: the child touches the model's memory, which is its own copy, and ends by _exit.
+    // SAFETY: the child touches only its own copy of the model's memory, and ends by _exit.
     match unsafe { libc::fork() } {
         0 => {
             let builder = Cache::builder(FakeDevice::new(&kernel)).monitor(spare);
@@ -351,12 +353,12 @@ fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
                 let guard = own.get(page(0), PAGE, READ);
                 guard.is_ok_and(|guard| guard.is_cached())
             });
-            // SAFETY: ends the child.
+            // SAFETY: this ends the child.
             unsafe { libc::_exit(i32::from(kept)) }
         }
         child => {
             let mut status = 0;
-            // SAFETY: waits for the child made above.
+            // SAFETY: this waits for the child made above.
             unsafe { libc::waitpid(child, &raw mut status, 0) };
             assert_eq!(
                 status, 0,
@@ -389,7 +391,7 @@ fn a_panic_while_the_cache_is_dropped_leaks_one_registration() {
     );
 }
 
-/// Watching one page waits until it is let go.
+/// A gate at which the watch of one page waits.
 struct Gate {
     inside: std::sync::Barrier,
     go: AtomicBool,
@@ -458,7 +460,7 @@ fn a_completion_knows_of_uncached_registrations_of_the_range() {
 #[test]
 fn idle_entries_make_way_when_the_monitor_is_full() {
     let kernel = FakeKernel::new(8);
-    // The driver has its max_regions.
+    // The driver's limit is max_regions.
     let few = {
         let kernel = Arc::clone(&kernel);
         move |asked| match asked {
@@ -481,7 +483,7 @@ fn idle_entries_make_way_when_the_monitor_is_full() {
     let stats = cache.stats();
     assert!(
         stats.uncached < 10,
-        "{} lookups of one page uncached while two idle entries sit there",
+        "{} lookups of one page were uncached, although two entries are idle",
         stats.uncached
     );
 }
