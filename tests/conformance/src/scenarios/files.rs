@@ -57,7 +57,7 @@ pub(super) const FILES: &[Scenario] = &[
     Scenario {
         make: || {
             mmap(
-                ptr::null_mut(),
+                None,
                 SCENARIO_LEN,
                 libc::MAP_SHARED | libc::MAP_ANONYMOUS,
                 -1,
@@ -126,7 +126,7 @@ pub(super) fn map_file(how: i32) -> io::Result<Memory> {
     FILE.store(fd, Ordering::Relaxed);
     // SAFETY: the file descriptor made above.
     Errno::result(unsafe { libc::ftruncate(fd, SCENARIO_LEN as libc::off_t) })?;
-    mmap(ptr::null_mut(), SCENARIO_LEN, how, fd)
+    mmap(None, SCENARIO_LEN, how, fd)
 }
 
 pub(super) fn free_file(memory: Memory) {

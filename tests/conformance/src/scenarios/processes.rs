@@ -203,7 +203,8 @@ fn start_thread() -> io::Result<Memory> {
     })?;
     let here = told.recv().map_err(io::Error::other)?;
     *THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Waiting { thread, end });
-    Memory::at((here - STACK / 2) & !(PAGE - 1), SCENARIO_LEN)
+    // SAFETY: memory of the scenario's thread or library, which nothing else uses.
+    unsafe { Memory::at((here - STACK / 2) & !(PAGE - 1), SCENARIO_LEN) }
 }
 
 fn end_thread() {
