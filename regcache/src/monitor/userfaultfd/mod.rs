@@ -87,7 +87,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::unistd::{SysconfVar, sysconf};
 
-use super::{Cookie, Monitor};
+use super::contract::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::sys::fork::ForkMark;
 use coverage::{Coverage, Pages};
