@@ -45,9 +45,9 @@ impl fmt::Debug for Cookie {
 /// # Safety
 ///
 /// A cache returns registrations of the memory that is mapped, and a device reads and writes by
-/// them. If one is stale, the pages that it reaches may by now be mapped elsewhere, moved there by
-/// `mremap` or `realloc`, under references that do not expect a device. So a monitor must keep
-/// these rules:
+/// them. If one is stale, its pages may be mapped elsewhere by now, moved there by `mremap` or
+/// `realloc`. The references to that memory do not expect a device. So a monitor must keep these
+/// rules:
 ///
 /// - **M1, nothing lost**: an invalidation that starts after [`watch`](Self::watch) has returned is
 ///   reported by [`drain`](Self::drain).

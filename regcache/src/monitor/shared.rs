@@ -1,7 +1,7 @@
 //! [`Shared`]: one monitor for several caches.
 //!
-//! Each protection domain or device has a cache of its own, and the kernel has one set of watches:
-//! a range that several caches have registered is watched once.
+//! Each protection domain or device has a cache of its own. The kernel has one set of watches: a
+//! range that several caches have registered is watched once.
 //!
 //! # Why each cache can rely on it
 //!
