@@ -1,5 +1,5 @@
-//! In time (M3): no munmap returns before the counter has moved, and no lookup after it is stale,
-//! whatever other threads do with the driver and the cache meanwhile. Needs the VM.
+//! Rule M3: no munmap returns before the counter has moved, and no lookup after it is stale,
+//! whatever other threads do with the driver and the cache at the same time. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io;
@@ -14,7 +14,7 @@ use regcache_verbs::{Access, Context, Loopback, Mr, MrRegistrar, Pd};
 
 const ROUNDS: u64 = 20_000;
 
-/// Runs `rounds` while so many other threads run `contender` over and over again.
+/// Runs `rounds` while this many other threads repeat `contender`.
 fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -26,7 +26,7 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
                 }
             });
         }
-        // Also when it panics: the scope waits for the threads.
+        // The threads must stop after a panic as well, since the scope waits for them.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {
             fn drop(&mut self) {
@@ -38,12 +38,12 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
     });
 }
 
-/// The driver alone: on one thread mmap, register, munmap, look at the counter; on the others,
-/// on the same file, register, unregister and drain. Nothing but the munmap moves the counter.
+/// Tests the driver alone. One thread maps, watches, unmaps and reads the counter; the others
+/// watch, unwatch and drain on the same file. Only the munmap moves the counter.
 fn counter_has_moved_when_munmap_returns(contenders: usize) {
     let monitor = Ummunotify::open().unwrap();
-    // No page is in them: one that is not pinned the kernel may move elsewhere (compaction), and that
-    // is announced.
+    // The ranges have no pages: the kernel could move a page that is not pinned (compaction), and
+    // would report that.
     let theirs = Pages::new(contenders.max(1)).unwrap();
     theirs
         .advise(0, contenders.max(1), libc::MADV_DONTNEED)
@@ -67,7 +67,7 @@ fn counter_has_moved_when_munmap_returns(contenders: usize) {
                 .unwrap();
             let before = monitor.generation();
             memory.unmap(0, 1).unwrap();
-            // Twice, if another thread has read the report before the munmap was over.
+            // The counter moves twice if another thread reads the report before the munmap ends.
             late += u64::from(![before + 1, before + 2].contains(&monitor.generation()));
             monitor.unwatch(cookie).unwrap();
         }
@@ -83,7 +83,7 @@ fn the_counter_has_moved_when_munmap_returns() {
     }
 }
 
-/// Verbs registrations that know their age.
+/// A verbs registrar that numbers its registrations.
 struct Dated {
     registrar: MrRegistrar,
     made: AtomicU64,
@@ -112,9 +112,9 @@ unsafe impl Registrar for Dated {
     }
 }
 
-/// The cache on the driver and the device: on one thread mmap, look up, munmap; on the others, look
-/// up memory of their own and unmap it. A registration returned for a new mapping must have been
-/// begun after the munmap of the old one; every so often the bytes are looked at as well.
+/// Tests the cache on the driver and the device. One thread maps, looks up and unmaps; the others
+/// look memory of their own up and unmap it. The registration of a new mapping must have begun
+/// after the munmap of the old one. Some rounds check the bytes as well.
 fn no_lookup_after_munmap_is_stale(contenders: usize) {
     let pd = Pd::alloc(&Context::open_first().unwrap()).unwrap();
     let mut loopback = Loopback::connect(&pd).unwrap();
@@ -139,7 +139,7 @@ fn no_lookup_after_munmap_is_stale(contenders: usize) {
     };
     let mut stale = 0;
     against(contenders, contender, || {
-        // One place, mapped over and over again.
+        // The same address is mapped again and again.
         let memory = Pages::new(1).unwrap();
         for round in 0..ROUNDS {
             let unmapped_at = cache.registrar().made.load(Ordering::SeqCst);
@@ -150,7 +150,7 @@ fn no_lookup_after_munmap_is_stale(contenders: usize) {
             let guard = cache.get(memory.page(0), PAGE, access).unwrap();
             let mut is_stale = guard.registration().number < unmapped_at;
             if round % 64 == 0 {
-                // SAFETY: mapped, and not written until the slice is gone.
+                // SAFETY: mapped, and not written while the slice lives.
                 let bytes = unsafe { std::slice::from_raw_parts(memory.page(0), PAGE) };
                 let out = cache.get(sink.as_ptr(), PAGE, access).unwrap();
                 let (from, to) = (&guard.registration().mr, &out.registration().mr);

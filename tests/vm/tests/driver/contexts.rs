@@ -1,4 +1,4 @@
-//! What an administrator sees of the open files.
+//! The list of open files that an administrator reads.
 
 use std::fs;
 
@@ -26,21 +26,21 @@ fn ours() -> Vec<String> {
 
 #[test]
 fn each_open_file_is_a_line_with_its_figures() {
-    // By itself: other tests of this process open files as well.
+    // In a child, since other tests of this process open files as well.
     let alone = Child::fork(|| {
         let nothing = ours().is_empty();
         let (device, memory) = watched(3);
         let quiet = ours() == ["3\t0\t0\t0"];
         memory.unmap(1, 1).unwrap();
         device.watch(memory.page(0), PAGE, 9).unwrap();
-        let hit = ours() == ["4\t1\t1\t0"];
+        let invalidated = ours() == ["4\t1\t1\t0"];
         device.drain().unwrap();
         let (another, _memory) = watched(2);
         let two = ours() == ["4\t1\t0\t0", "2\t0\t0\t0"];
         drop(device);
         let one = ours() == ["2\t0\t0\t0"];
         drop(another);
-        nothing && quiet && hit && two && one && ours().is_empty()
+        nothing && quiet && invalidated && two && one && ours().is_empty()
     });
     assert!(alone.unwrap().succeeded().unwrap());
 }
@@ -48,7 +48,7 @@ fn each_open_file_is_a_line_with_its_figures() {
 #[test]
 fn a_name_cannot_make_lines_of_its_own() {
     let name = Child::fork(|| {
-        // SAFETY: a string literal with its end.
+        // SAFETY: a terminated string.
         unsafe { libc::prctl(libc::PR_SET_NAME, c"a\nb\tc".as_ptr()) };
         let (_device, _memory) = watched(1);
         ours() == ["1\t0\t0\t0"] && contexts().contains("\ta\\012b\\011c\t")

@@ -32,7 +32,7 @@ fn closing_while_another_thread_reads_leaves_the_reader_its_events() {
     thread::scope(|scope| {
         let reader = scope.spawn(|| device.read(4));
         thread::sleep(Duration::from_millis(200));
-        // dup2 over it closes the file without giving the number away.
+        // dup2 over the file closes it without freeing its number.
         let null = fs::File::open("/dev/null").unwrap();
         // SAFETY: the number stays open, for `device` to close.
         let duplicated = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), fd) };
@@ -44,7 +44,8 @@ fn closing_while_another_thread_reads_leaves_the_reader_its_events() {
 
 #[test]
 fn a_file_may_outlive_the_memory_that_it_watches() {
-    // A parent opens, forks a child that keeps the descriptor, and goes; the child closes it then.
+    // A parent opens the file, forks a child that keeps it, and exits. Then the child closes the
+    // file.
     let (child_end, our_end) = pipe().unwrap();
     let (told, tell) = pipe().unwrap();
     let parent = Child::fork(|| {
@@ -58,7 +59,7 @@ fn a_file_may_outlive_the_memory_that_it_watches() {
             drop(device);
             write(&tell, &[u8::from(go && refused)]) == Ok(1)
         });
-        // Leaves the grandchild to itself.
+        // The grandchild goes on alone.
         std::mem::forget(grandchild);
         true
     })
@@ -129,7 +130,7 @@ fn a_forgotten_descriptor_does_not_keep_dead_memory() {
 #[test]
 fn the_module_cannot_be_unloaded_while_a_file_is_open() {
     let (device, memory) = watched(1);
-    // SAFETY: a string literal with its end.
+    // SAFETY: a terminated string.
     let result = unsafe {
         libc::syscall(
             libc::SYS_delete_module,
@@ -142,7 +143,7 @@ fn the_module_cannot_be_unloaded_while_a_file_is_open() {
     assert_eq!(device.drain().unwrap(), (vec![0], 1));
 }
 
-/// Ranges that one file may watch; changed, so that the test does not need a million.
+/// The limit of ranges of a file, which the test lowers so that it does not need a million.
 struct Limit(String);
 
 const LIMIT: &str = "/sys/module/ummunotify/parameters/max_regions";
@@ -196,8 +197,8 @@ fn a_process_may_die_with_everything_in_use() {
     }
 }
 
-/// Opening takes all locks of the address space, and gives up when a signal comes meanwhile. It must not
-/// say then that it watches.
+/// Opening takes all locks of the address space, and fails if a signal comes in the meantime. A
+/// failed open must not claim to watch.
 #[test]
 fn an_open_that_a_signal_interrupts_fails_or_watches() {
     extern "C" fn nothing(_: i32) {}
@@ -210,7 +211,7 @@ fn an_open_that_a_signal_interrupts_fails_or_watches() {
         );
         // SAFETY: the handler does nothing.
         unsafe { sigaction(Signal::SIGALRM, &action) }.unwrap();
-        // Many mappings, so that there are many locks.
+        // There are many mappings, and so many locks.
         let many = Pages::new(8000).unwrap();
         for page in (0..8000).step_by(2) {
             many.protect(page, 1, libc::PROT_READ).unwrap();
@@ -218,7 +219,7 @@ fn an_open_that_a_signal_interrupts_fails_or_watches() {
         let memory = Pages::new(1).unwrap();
         let (mut interrupted, mut opened) = (0, 0);
         for round in 0..3000 {
-            // Sooner or later in the call.
+            // The signal comes at different times of the call.
             let after = libc::timeval {
                 tv_sec: 0,
                 tv_usec: 20 + round * 37 % 2000,
@@ -230,7 +231,7 @@ fn an_open_that_a_signal_interrupts_fails_or_watches() {
                 },
                 it_value: after,
             };
-            // SAFETY: a structure that may be read.
+            // SAFETY: the structure may be read.
             unsafe { libc::setitimer(libc::ITIMER_REAL, &once, std::ptr::null_mut()) };
             match open("/dev/ummunotify", OFlag::O_RDONLY, Mode::empty()) {
                 Err(Errno::EINTR) => interrupted += 1,
