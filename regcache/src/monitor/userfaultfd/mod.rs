@@ -206,8 +206,8 @@ impl Userfaultfd {
         })
     }
 
-    /// Takes the lock of the watches. The reader never does, so its holder may allocate and call the
-    /// kernel.
+    /// Takes the lock of the watches. The reader never does, so its holder may allocate and call
+    /// the kernel.
     fn lock(&self) -> MutexGuard<'_, Watches> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
