@@ -14,10 +14,38 @@ pub struct Register {
     pub end: u64,
     /// Names the range in events and for unregistering.
     pub user_cookie: u64,
-    /// [`PROTECTION`] or 0.
+    /// Ignored, whatever it holds.
     pub flags: u32,
-    /// Ignored.
+    /// Ignored, whatever it holds.
     pub reserved: u32,
+}
+
+/// `struct ummunotify_register2`: a range to watch, and how.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Register2 {
+    /// Size of this structure, as the caller knows it.
+    pub size: u32,
+    /// [`PROTECTION`] and [`MUST_BE_BACKED`], or neither.
+    pub flags: u32,
+    /// Address of the first byte.
+    pub start: u64,
+    /// Address one past the last byte.
+    pub end: u64,
+    /// Names the range in events and for unregistering.
+    pub user_cookie: u64,
+}
+
+impl Default for Register2 {
+    fn default() -> Self {
+        Self {
+            size: size_of::<Self>() as u32,
+            flags: 0,
+            start: 0,
+            end: 0,
+            user_cookie: 0,
+        }
+    }
 }
 
 /// `struct ummunotify_event`: what `read` returns, an array of.
@@ -36,8 +64,10 @@ pub struct Event {
     pub user_cookie_counter: u64,
 }
 
-/// A flag of [`Register`]: changes of protection invalidate the range as well.
+/// A flag of [`Register2`]: changes of protection invalidate the range as well.
 pub const PROTECTION: u32 = 1;
+/// A flag of [`Register2`]: a range without memory whose changes are announced is refused with `ENXIO`.
+pub const MUST_BE_BACKED: u32 = 1 << 1;
 /// A watched range was invalidated.
 pub const INVAL: u32 = 0;
 /// No range is invalid.
@@ -45,7 +75,9 @@ pub const LAST: u32 = 1;
 /// Exactly one invalidation hit the range, where the hint says.
 pub const HINT: u32 = 1;
 
-const _: () = assert!(size_of::<Register>() == 32 && size_of::<Event>() == 32);
+const _: () = assert!(
+    size_of::<Register>() == 32 && size_of::<Register2>() == 32 && size_of::<Event>() == 32
+);
 
 nix::ioctl_readwrite! {
     /// Asks which features the driver has; grants none.
@@ -70,4 +102,12 @@ nix::ioctl_write_ptr! {
     ///
     /// `data` points to a cookie that may be read.
     unregister_region, b'U', 3, u64
+}
+nix::ioctl_write_ptr_bad! {
+    /// Watches a range, as its flags say. `ENOTTY` if the driver is older than this call.
+    ///
+    /// # Safety
+    ///
+    /// `data` points to a range that may be read, and to as many bytes as its size says.
+    register_region2, nix::request_code_none!(b'U', 4), Register2
 }

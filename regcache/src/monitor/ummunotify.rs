@@ -7,6 +7,10 @@
 //! return is the one loaded *before* that `read`. At the time of the `read` no watched range was
 //! invalid, so that every invalidation up to the earlier load has been reported or belonged to a
 //! range that is no longer watched.
+//!
+//! [`watch`](Monitor::watch) asks the driver to refuse a range without memory whose changes the kernel
+//! announces. A driver that is too old to be asked watches it, and is as good for a registrar that
+//! registers only what `get_user_pages` finds.
 
 use std::fs::File;
 use std::io;
@@ -170,6 +174,19 @@ impl Ummunotify {
         }
     }
 
+    /// Watches a range by the call of 2010, which takes no flags.
+    fn watch_unchecked(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        let region = abi::Register {
+            start: range.start() as u64,
+            end: range.end() as u64,
+            user_cookie: cookie.0,
+            ..abi::Register::default()
+        };
+        // SAFETY: the driver reads the structure during the call, and nothing else.
+        unsafe { abi::register_region(self.device.as_raw_fd(), &raw const region) }?;
+        Ok(())
+    }
+
     /// How many events were read, 0 if there was none.
     fn read(&self, events: &mut [abi::Event; BATCH]) -> io::Result<usize> {
         loop {
@@ -203,16 +220,23 @@ unsafe impl Monitor for Ummunotify {
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
-        let region = abi::Register {
+        let region = abi::Register2 {
+            flags: abi::MUST_BE_BACKED,
             start: range.start() as u64,
             end: range.end() as u64,
             user_cookie: cookie.0,
-            flags: 0,
-            reserved: 0,
+            ..abi::Register2::default()
         };
-        // SAFETY: the driver reads the structure during the call, and nothing else.
-        unsafe { abi::register_region(self.device.as_raw_fd(), &raw const region) }?;
-        Ok(())
+        loop {
+            // SAFETY: the driver reads the structure during the call, and nothing else.
+            match unsafe { abi::register_region2(self.device.as_raw_fd(), &raw const region) } {
+                Ok(_) => return Ok(()),
+                // A signal came while it waited: nothing is watched yet.
+                Err(Errno::EINTR) => {}
+                Err(Errno::ENOTTY) => return self.watch_unchecked(range, cookie),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
     }
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {

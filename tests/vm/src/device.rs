@@ -10,7 +10,7 @@ use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use regcache::monitor::abi::{self, Event, Register};
+use regcache::monitor::abi::{self, Event, Register, Register2};
 
 /// An open file of the driver.
 #[derive(Debug)]
@@ -108,6 +108,39 @@ impl Device {
     pub fn register(&self, region: &Register) -> nix::Result<()> {
         // SAFETY: the structure may be read.
         unsafe { abi::register_region(self.raw(), region) }.map(drop)
+    }
+
+    /// Watches a range by the extended call.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn register2(&self, region: &Register2) -> nix::Result<()> {
+        assert!(region.size as usize <= size_of::<Register2>());
+        // SAFETY: the structure may be read.
+        unsafe { abi::register_region2(self.raw(), region) }.map(drop)
+    }
+
+    /// Watches `[start, start + len)` with these flags.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn watch_with(
+        &self,
+        flags: u32,
+        start: *const u8,
+        len: usize,
+        cookie: u64,
+    ) -> nix::Result<()> {
+        let start = start.addr() as u64;
+        self.register2(&Register2 {
+            flags,
+            start,
+            end: start + len as u64,
+            user_cookie: cookie,
+            ..Register2::default()
+        })
     }
 
     /// Stops watching.

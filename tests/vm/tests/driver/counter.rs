@@ -132,3 +132,30 @@ fn the_page_comes_back_after_madvise_dontneed() {
     assert_eq!(dropped, 0);
     assert_eq!(counter.get(), 1);
 }
+
+#[test]
+fn the_page_cannot_be_executed_and_is_not_dumped() {
+    let device = Device::open().unwrap();
+    for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
+        let executable = libc::PROT_READ | libc::PROT_EXEC;
+        let said = map(&device, PAGE, executable, flags, 0).unwrap_err();
+        assert_eq!(said.raw_os_error(), Some(libc::EACCES));
+        let page = map(&device, PAGE, libc::PROT_READ, flags, 0).unwrap();
+        // SAFETY: this test's own mapping, which nobody uses.
+        let made = unsafe { libc::mprotect(page.cast(), PAGE, executable) };
+        assert_eq!(Errno::result(made), Err(Errno::EACCES));
+
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", page.addr());
+        let ours = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let flags = ours
+            .into_iter()
+            .find_map(|line| line.strip_prefix("VmFlags:"));
+        let flags: Vec<_> = flags.unwrap().split_whitespace().collect();
+        assert!(flags.contains(&"dd"), "not dumped: {flags:?}");
+        assert!(
+            !flags.contains(&"me") && !flags.contains(&"mw"),
+            "{flags:?}"
+        );
+    }
+}

@@ -151,6 +151,13 @@ impl Arena {
             .any(Option::is_some)
     }
 
+    /// True if each byte is mapped, and may be accessed.
+    pub(crate) fn is_backed(&self, span: Span) -> bool {
+        let page = |address: u64| ((address - BASE) / PAGE) as usize;
+        (page(span.start)..=page(span.end - 1))
+            .all(|page| !matches!(self.access(page), None | Some(Access::Nothing)))
+    }
+
     /// True if they are in one mapping for certain.
     pub(crate) fn is_one_mapping(&self, run: Run) -> bool {
         let inner = bits(run.first + 1, run.first + run.pages);
@@ -384,14 +391,31 @@ struct Region {
 pub(crate) struct Watch {
     /// By start, and those with the same start as they were registered.
     regions: Vec<Region>,
-    /// Cookies of the ranges to report, oldest hit first.
-    queue: VecDeque<u64>,
+    /// The ranges to report, oldest hit first.
+    queue: VecDeque<Queued>,
+    /// Of the next hits to be queued.
+    turn: u64,
     last_owed: bool,
     pub(crate) counter: u64,
     /// EXCHANGE_FEATURES is no longer possible.
     pub(crate) used: bool,
     /// Taken off the queue, on their way to a buffer.
-    picked: Vec<(u64, Hits)>,
+    picked: Vec<(Queued, Hits)>,
+}
+
+/// A range that waits to be reported.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    cookie: u64,
+    start: u64,
+    /// Ranges with one start that are hit at once are reported in whatever order.
+    turn: u64,
+}
+
+impl Queued {
+    fn ties(self, other: Self) -> bool {
+        (self.start, self.turn) == (other.start, other.turn)
+    }
 }
 
 /// What a read must deliver.
@@ -410,6 +434,7 @@ impl Watch {
         Self {
             regions: Vec::with_capacity(32),
             queue: VecDeque::with_capacity(32),
+            turn: 0,
             last_owed: false,
             counter: 0,
             used: false,
@@ -438,7 +463,7 @@ impl Watch {
     pub(crate) fn unregister(&mut self, cookie: u64) -> bool {
         let known = self.regions.len();
         self.regions.retain(|region| region.cookie != cookie);
-        self.queue.retain(|&queued| queued != cookie);
+        self.queue.retain(|queued| queued.cookie != cookie);
         self.regions.len() < known
     }
 
@@ -549,13 +574,18 @@ impl Watch {
     }
 
     fn hit(&mut self, hits: impl Fn(Span) -> Option<Hits>) {
+        self.turn += 1;
         for region in &mut self.regions {
             let Some(hits) = hits(region.span) else {
                 continue;
             };
             if region.hits == Hits::Not {
                 region.hits = hits;
-                self.queue.push_back(region.cookie);
+                self.queue.push_back(Queued {
+                    cookie: region.cookie,
+                    start: region.span.start,
+                    turn: self.turn,
+                });
             } else {
                 region.hits = Hits::Often;
             }
@@ -584,12 +614,12 @@ impl Watch {
         let reports = events - usize::from(due.last.is_some() && events == due.events);
         self.picked.clear();
         for _ in 0..reports {
-            let Some(cookie) = self.queue.pop_front() else {
+            let Some(queued) = self.queue.pop_front() else {
                 break;
             };
-            if let Some(region) = self.region(cookie) {
+            if let Some(region) = self.region(queued.cookie) {
                 let hits = std::mem::replace(&mut region.hits, Hits::Not);
-                self.picked.push((cookie, hits));
+                self.picked.push((queued, hits));
             }
         }
         if events > reports {
@@ -599,10 +629,31 @@ impl Watch {
         }
     }
 
+    /// Has what was picked `i`th be the range with this cookie, if the two may change places.
+    fn is_instead(&mut self, i: usize, cookie: u64) {
+        let (expected, hits) = self.picked[i];
+        let fits = |it: &Queued| it.cookie == cookie && it.ties(expected);
+        if let Some(other) = (i..self.picked.len()).find(|&j| fits(&self.picked[j].0)) {
+            self.picked.swap(i, other);
+        } else if let Some(other) = self.queue.iter().position(fits) {
+            let came = std::mem::replace(&mut self.queue[other], expected);
+            if let Some(region) = self.region(expected.cookie) {
+                region.hits = hits;
+            }
+            if let Some(region) = self.region(cookie) {
+                let hits = std::mem::replace(&mut region.hits, Hits::Not);
+                self.picked[i] = (came, hits);
+            }
+        }
+    }
+
     /// They have arrived as these.
     pub(crate) fn arrived(&mut self, due: Delivery, events: &[Event]) -> Result<(), String> {
         for (i, &event) in events.iter().enumerate() {
-            let Some(&(cookie, hits)) = self.picked.get(i) else {
+            if i < self.picked.len() {
+                self.is_instead(i, event.user_cookie_counter);
+            }
+            let Some(&(Queued { cookie, .. }, hits)) = self.picked.get(i) else {
                 let last = Event {
                     kind: abi::LAST,
                     flags: 0,
@@ -644,13 +695,13 @@ impl Watch {
 
     /// The buffer could not be written: they have not arrived.
     pub(crate) fn put_back(&mut self, due: Delivery) {
-        while let Some((cookie, hits)) = self.picked.pop() {
-            let Some(region) = self.region(cookie) else {
+        while let Some((queued, hits)) = self.picked.pop() {
+            let Some(region) = self.region(queued.cookie) else {
                 continue;
             };
             if region.hits == Hits::Not {
                 region.hits = hits;
-                self.queue.push_front(cookie);
+                self.queue.push_front(queued);
             } else {
                 region.hits = Hits::Often;
             }
