@@ -31,9 +31,9 @@ fn driver_of(files: &Files, opened: Result<(), OpenError>) -> Finding {
             return Finding::good(
                 subject,
                 format!(
-                    "/dev/ummunotify opens; version {}, {} ranges a file",
+                    "/dev/ummunotify opens; version {}, {} ranges a user",
                     said("version"),
-                    said("parameters/max_regions")
+                    said("parameters/max_user_regions")
                 ),
             );
         }

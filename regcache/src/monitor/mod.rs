@@ -55,6 +55,8 @@ impl fmt::Debug for Cookie {
 /// - **M3, in time**: [`generation`](Self::generation) has changed before any thread can be given
 ///   the addresses of an invalidated range for something new, and before the invalidating call
 ///   returns; or [`is_intact`](Self::is_intact) tells, if lookups have to ask it;
+/// - **Backed**: where no memory is whose changes are announced, `watch` refuses the range, or the
+///   registrar must be one that does so; see [`Registrar`](crate::Registrar);
 /// - **M4, bounded**: its memory is proportional to the number of watches, whatever happens to
 ///   them;
 /// - **M5, not hijackable**: no other code in the process can switch it off.

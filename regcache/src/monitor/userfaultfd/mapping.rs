@@ -3,6 +3,9 @@
 //! Only private anonymous memory can be watched. The pages of a file, memfds and System V segments
 //! among them, change by truncation and holes punched through any descriptor of it, in any process,
 //! of which userfaultfd tells nothing; so do the pages of its private mappings, copied or not.
+//!
+//! Memory that may not be accessed (`PROT_NONE`) has no pages to register. A device may have its own
+//! memory at these addresses, whose changes nobody announces.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -74,7 +77,7 @@ impl Mappings {
         Ok(unsafe { raw::pagemap_scan(self.pagemap.as_raw_fd(), &raw mut scan) }? > 0)
     }
 
-    /// Refuses what is not private anonymous memory.
+    /// Refuses what is not private anonymous memory, or may not be accessed.
     pub(super) fn check_kind(&self, pages: Pages) -> io::Result<()> {
         let maps = &mut *self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         let mut at = pages.0;
@@ -86,6 +89,9 @@ impl Mappings {
             };
             if mapping.inode != 0 || mapping.vma_flags & raw::VMA_SHARED != 0 {
                 return Err(unsupported());
+            }
+            if mapping.vma_flags & raw::VMA_ACCESSIBLE == 0 {
+                return Err(inaccessible());
             }
             at = usize::try_from(mapping.vma_end).map_err(|_| Errno::EOVERFLOW)?;
         }
@@ -120,6 +126,9 @@ fn check_text(maps: &mut File, (start, end): Pages) -> io::Result<()> {
         if !mapping.is_private_anonymous {
             return Err(unsupported());
         }
+        if !mapping.is_accessible {
+            return Err(inaccessible());
+        }
         at = mapping.end;
         if at >= end {
             return Ok(());
@@ -132,6 +141,7 @@ struct Line {
     start: usize,
     end: usize,
     is_private_anonymous: bool,
+    is_accessible: bool,
 }
 
 impl Line {
@@ -145,6 +155,7 @@ impl Line {
             start: usize::from_str_radix(start, 16).ok()?,
             end: usize::from_str_radix(end, 16).ok()?,
             is_private_anonymous: permissions.ends_with('p') && inode == "0",
+            is_accessible: !permissions.starts_with("---"),
         })
     }
 }
@@ -165,6 +176,13 @@ fn unsupported() -> io::Error {
     io::Error::new(
         io::ErrorKind::Unsupported,
         "not private anonymous memory: userfaultfd does not tell when a file's pages change",
+    )
+}
+
+fn inaccessible() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "memory that may not be accessed: if a device has memory there, nobody tells when it changes",
     )
 }
 
@@ -189,6 +207,13 @@ mod tests {
         let file = unsafe { memmap2::MmapOptions::new().map_copy(&file) }.unwrap();
         let private = check_text(maps, pages(&file)).unwrap_err();
         assert_eq!(private.kind(), io::ErrorKind::Unsupported);
+        let mut nothing = MmapMut::map_anon(4096).unwrap();
+        let (start, len) = (nothing.as_mut_ptr(), nothing.len());
+        // SAFETY: this test's own mapping, which it does not touch any more.
+        let closing = unsafe { libc::mprotect(start.cast(), len, libc::PROT_NONE) };
+        assert_eq!(closing, 0);
+        let refused = check_text(maps, pages(&nothing)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
         let hole = check_text(maps, (4096, 8192)).unwrap_err();
         assert_eq!(hole.kind(), io::ErrorKind::NotFound);
     }

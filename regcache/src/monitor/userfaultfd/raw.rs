@@ -113,6 +113,8 @@ pub(super) struct Region {
 /// Advice of `asm-generic/mman-common.h`, Linux 6.13.
 pub(super) const MADV_GUARD_INSTALL: i32 = 102;
 
+/// Flags of a mapping: readable, writable or executable.
+pub(super) const VMA_ACCESSIBLE: u64 = 7;
 /// A flag of a mapping: shared.
 pub(super) const VMA_SHARED: u64 = 8;
 

@@ -189,7 +189,7 @@ fn a_change_of_protection_costs_no_more_under_watches_that_it_does_not_matter_to
             memory.touch();
         };
         median(TIMES, writable, || {
-            memory.protect(0, 1, libc::PROT_READ).unwrap()
+            memory.protect(0, 1, libc::PROT_READ).unwrap();
         })
     };
     let (unwatched, watched) = (cost(&bare), cost(&memory));
