@@ -689,15 +689,11 @@ static void ummunotify_end_gap(struct ummunotify_file *file,
 }
 
 /*
- * The trees whose regions an invalidation matters to: with @protection, which
- * says that it changes protection alone, those of one kind.
- */
-#define ummunotify_for_each_kind(kind, protection) \
-	for ((kind) = (protection); (kind) <= 1; (kind)++)
-
-/*
  * Record an invalidation that meets a region. Returns true if there is more to
  * read than before. Not inline, for the sake of the many that meet none.
+ *
+ * Trees are indexed by whether changes of protection matter to their regions. So
+ * an invalidation of protection alone begins with the second.
  */
 static noinline bool ummunotify_record_met(struct ummunotify_file *file, unsigned long start,
 					   unsigned long last, bool protection)
@@ -708,7 +704,7 @@ static noinline bool ummunotify_record_met(struct ummunotify_file *file, unsigne
 
 	lockdep_assert_held(&file->lock);
 
-	ummunotify_for_each_kind(kind, protection) {
+	for (kind = protection; kind <= 1; kind++) {
 		node = interval_tree_iter_first(&file->watched[kind], start, last);
 		for (; node; node = next) {
 			next = interval_tree_iter_next(node, start, last);
@@ -730,7 +726,7 @@ static bool ummunotify_record(struct ummunotify_file *file, unsigned long start,
 
 	if (ummunotify_in_gap(file, start, last))
 		return false;
-	ummunotify_for_each_kind(kind, protection) {
+	for (kind = protection; kind <= 1; kind++) {
 		if (interval_tree_iter_first(&file->watched[kind], start, last) ||
 		    interval_tree_iter_first(&file->saturated[kind], start, last))
 			return ummunotify_record_met(file, start, last, protection);
@@ -755,7 +751,7 @@ static noinline bool ummunotify_record_again(struct ummunotify_file *file,
 
 	lockdep_assert_held(&file->lock);
 
-	ummunotify_for_each_kind(kind, protection) {
+	for (kind = protection; kind <= 1; kind++) {
 		node = interval_tree_iter_first(&file->watched[kind], start, last);
 		for (; node; node = interval_tree_iter_next(node, start, last)) {
 			struct ummunotify_region *region =
@@ -882,8 +878,10 @@ static int ummunotify_attach(struct ummunotify_file *file)
 		sigprocmask(SIG_BLOCK, &most, &before);
 		ret = mmu_notifier_register(&file->mn, file->mm);
 		sigprocmask(SIG_SETMASK, &before, NULL);
-		if (!ret)
+		if (!ret) {
+			/* Pairs with the acquire above. */
 			smp_store_release(&file->attached, true);
+		}
 	}
 	mutex_unlock(&file->attach);
 	/* It is killed, or has work of io_uring to do first. */
@@ -1477,7 +1475,7 @@ static int ummunotify_release(struct inode *inode, struct file *filp)
 	int i;
 
 	if (file->attached) {
-		/* Callbacks find no range from here on: not the address space goes, its file does. */
+		/* Callbacks find no range from here on: only the file goes. */
 		spin_lock(&file->lock);
 		for (i = 0; i <= 1; i++) {
 			file->watched[i] = RB_ROOT_CACHED;
