@@ -116,22 +116,21 @@ fn the_counter_has_moved_when_munmap_returns() {
 #[test]
 fn the_counter_has_moved_when_munmap_returns_whatever_other_processes_do() {
     for contenders in [1, 3] {
-        let monitor = Ummunotify::open().unwrap();
         let contend = || {
             let monitor = Ummunotify::open().unwrap();
             move || {
                 let memory = Pages::new(1).unwrap();
                 let range = VaRange::new(memory.page(0), PAGE).unwrap();
                 monitor.watch(range, Cookie(1)).unwrap();
-                let before = monitor.generation();
                 memory.unmap(0, 1).unwrap();
-                assert_eq!(monitor.generation(), before + 1);
                 monitor.unwatch(Cookie(1)).unwrap();
                 monitor.drain(&mut |_| ()).unwrap();
             }
         };
         let mut late = 0;
-        against_processes(contenders, contend, || late = late_rounds(&monitor));
+        against_processes(contenders, contend, || {
+            late = late_rounds(&Ummunotify::open().unwrap());
+        });
         println!("processes={contenders} rounds={ROUNDS} late={late}");
         assert_eq!(late, 0);
     }
@@ -262,9 +261,9 @@ fn no_lookup_after_a_munmap_is_stale_whatever_other_processes_do() {
             let rig = Rig::new();
             move || look_up_and_unmap(&rig.cache)
         };
-        let mut rig = Rig::new();
         let mut stale = 0;
         against_processes(contenders, contend, || {
+            let mut rig = Rig::new();
             stale = stale_rounds(&rig.cache, &mut rig.loopback, &mut rig.sink);
         });
         assert_eq!(stale, 0, "against {contenders} processes");
