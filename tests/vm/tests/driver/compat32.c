@@ -72,6 +72,9 @@ int main(void)
 	CHECK(!mprotect(memory, PAGE, PROT_NONE));
 	region2.user_cookie = 3;
 	CHECK(ioctl(fd, UMMUNOTIFY_REGISTER_REGION2, &region2) == -1 && errno == ENXIO);
+	last = 2;
+	CHECK(!ioctl(fd, UMMUNOTIFY_UNREGISTER_REGION, &last));
+	last = 1;
 
 	CHECK(read(fd, events, sizeof(events)) == -1 && errno == EAGAIN);
 	CHECK(!munmap(memory + PAGE, PAGE));

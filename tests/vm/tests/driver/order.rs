@@ -136,7 +136,8 @@ fn register_among_signals(mut register: impl FnMut(u64) + Send) {
     // SAFETY: the handler does nothing.
     unsafe { sigaction(Signal::SIGPROF, &action) }.unwrap();
     let memory = Pages::new(PAGES).unwrap();
-    let (start, stop) = (memory.page(PAGES - 1).addr() as u64, AtomicBool::new(false));
+    let start = memory.page(PAGES - 1).addr() as u64;
+    let (dropping, stop) = (&AtomicBool::new(false), &AtomicBool::new(false));
     thread::scope(|scope| {
         let (tell, told) = std::sync::mpsc::channel();
         scope.spawn(|| {
@@ -147,21 +148,23 @@ fn register_among_signals(mut register: impl FnMut(u64) + Send) {
             }
         });
         let registering = told.recv().unwrap();
+        // It is there before: a thread that starts needs the lock that dropping holds.
+        let signalling = scope.spawn(move || {
+            while !stop.load(Ordering::Acquire) {
+                if dropping.load(Ordering::Acquire) {
+                    pthread_kill(registering, Signal::SIGPROF).unwrap();
+                }
+                thread::sleep(Duration::from_micros(300));
+            }
+        });
         for _ in 0..ROUNDS {
             memory.touch();
-            let dropped = AtomicBool::new(false);
-            thread::scope(|scope| {
-                scope.spawn(|| {
-                    while !dropped.load(Ordering::Acquire) {
-                        pthread_kill(registering, Signal::SIGPROF).unwrap();
-                        thread::sleep(Duration::from_micros(300));
-                    }
-                });
-                memory.advise(0, PAGES, libc::MADV_DONTNEED).unwrap();
-                dropped.store(true, Ordering::Release);
-            });
+            dropping.store(true, Ordering::Release);
+            memory.advise(0, PAGES, libc::MADV_DONTNEED).unwrap();
+            dropping.store(false, Ordering::Release);
         }
         stop.store(true, Ordering::Release);
+        signalling.join().unwrap();
     });
 }
 
