@@ -1,7 +1,7 @@
 //! Monitors: the sources that report changes of memory to the cache.
 //!
 //! A monitor watches ranges of the process's own memory. It raises its generation when the pages
-//! behind one of them change. The rules M1 to M5 of [`Monitor`] are what the cache needs so that it
+//! behind one of them change. The rules M1 to M6 of [`Monitor`] are what the cache needs so that it
 //! never returns a stale registration.
 
 pub mod abi;
@@ -62,6 +62,9 @@ impl fmt::Debug for Cookie {
 /// - **M4, bounded**: the monitor's memory is proportional to the number of watches, whatever
 ///   happens to them.
 /// - **M5, not hijackable**: no other code in the process can switch the monitor off.
+/// - **M6, backed**: `watch` refuses a range if the kernel reports no changes of the memory behind
+///   it. A monitor that cannot is for registrars that refuse it themselves; see
+///   [`Registrar`](crate::Registrar).
 ///
 /// Safety rests on the first three. The cache calls `generation` and `drain` under its lock. So
 /// they must not call into the cache, drop a guard or panic.
