@@ -71,8 +71,8 @@ impl Memory {
     }
 }
 
-/// Maps `len` readable and writable bytes with these flags, at the addresses of `at` or where the kernel
-/// likes.
+/// Maps `len` readable and writable bytes with these flags, at the addresses of `at` or where the
+/// kernel likes.
 ///
 /// # Errors
 ///

@@ -27,8 +27,8 @@ use nix::errno::Errno;
 use nix::sys::epoll::Epoll;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::contract::{Cookie, Monitor};
 use super::poll_fd::when_readable;
-use super::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::sys::fork::ForkMark;
 use crate::sys::sync::{Arc, Mutex, lock};

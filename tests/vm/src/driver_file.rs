@@ -192,6 +192,20 @@ impl DriverFile {
         }
     }
 
+    /// Returns the cookies of the ranges that were invalidated since the last call, in ascending
+    /// order.
+    ///
+    /// # Errors
+    ///
+    /// The error of the call.
+    pub fn invalidated(&self) -> nix::Result<Vec<u64>> {
+        match self.drain() {
+            Ok((cookies, _)) => Ok(cookies),
+            Err(Errno::EAGAIN) => Ok(Vec::new()),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// Maps the counter.
     ///
     /// # Errors

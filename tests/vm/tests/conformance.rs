@@ -30,6 +30,6 @@ fn a_thread_that_is_handed_the_address_gets_the_new_page() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let device = Uring::new(Ummunotify::open().unwrap()).unwrap();
     let played = thread_reuse(&device, ROUNDS, |_| ControlFlow::Continue(())).unwrap();
-    assert_eq!(played, (0, ROUNDS), "stale, of so many");
+    assert_eq!(played, (0, ROUNDS), "stale rounds, and all rounds");
     assert!(device.cache().stats().misses > 0);
 }

@@ -75,7 +75,7 @@ unsafe impl Registrar for Kept {
     }
 }
 
-/// What the threads share.
+/// The state that the threads share.
 struct Field<M: Monitor> {
     cache: Cache<Kept, M>,
     /// The thread that holds the lock may change the memory, and knows its contents. Any thread may

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::monitor::Cookie;
+use crate::monitor::contract::Cookie;
 
 /// A run of pages, as addresses: `[start, end)`.
 pub(super) type Pages = (usize, usize);

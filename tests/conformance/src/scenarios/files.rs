@@ -135,7 +135,7 @@ pub(super) fn free_file(memory: Memory) {
     unsafe { libc::close(FILE.swap(-1, Ordering::Relaxed)) };
 }
 
-/// Truncates the file by its descriptor, which a process without the mapping can do as well.
+/// Truncates the file by its file descriptor, which a process without the mapping can do as well.
 pub(super) fn truncate_and_extend(_: Memory) -> io::Result<()> {
     let fd = FILE.load(Ordering::Relaxed);
     for len in [0, SCENARIO_LEN] {

@@ -100,7 +100,7 @@ fn the_counter_rises_once_for_an_invalidation_that_hits_many_ranges() {
     }
     let counter = device.counter().unwrap();
     memory.unmap(1, 1).unwrap();
-    assert_eq!(counter.get(), 0, "hit none");
+    assert_eq!(counter.get(), 0, "no range was invalidated");
     memory.unmap(0, 1).unwrap();
     assert_eq!(counter.get(), 1);
     let mut cookies = Vec::new();

@@ -126,7 +126,7 @@ fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> OwnedFd {
     let fd = socket.as_raw_fd();
     let message = recvmsg::<()>(fd, &mut parts, Some(&mut buffer), MsgFlags::empty()).unwrap();
     let Some(ControlMessageOwned::ScmRights(fds)) = message.cmsgs().unwrap().next() else {
-        panic!("no descriptor came");
+        panic!("no file descriptor came");
     };
     // SAFETY: received above, and nobody else has it.
     unsafe { OwnedFd::from_raw_fd(fds[0]) }

@@ -3,7 +3,6 @@
 use std::ptr;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use regcache::monitor::abi::PROTECTION;
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
@@ -26,28 +25,17 @@ fn both() -> (DriverFile, Pages) {
     (device, memory)
 }
 
-/// Returns which of the two were invalidated.
-fn invalidated(device: &DriverFile) -> Vec<u64> {
-    match device.drain() {
-        Ok((cookies, _)) => cookies,
-        Err(errno) => {
-            assert_eq!(errno, Errno::EAGAIN);
-            Vec::new()
-        }
-    }
-}
-
 #[test]
 fn mprotect_counts_where_it_was_asked_for() {
     let (device, memory) = both();
     let counter = device.counter().unwrap();
     memory.protect(1, 2, libc::PROT_READ).unwrap();
     assert_eq!(counter.get(), 1);
-    assert_eq!(invalidated(&device), [STRICT]);
+    assert_eq!(device.invalidated().unwrap(), [STRICT]);
     memory
         .protect(1, 2, libc::PROT_READ | libc::PROT_WRITE)
         .unwrap();
-    assert_eq!(invalidated(&device), [STRICT]);
+    assert_eq!(device.invalidated().unwrap(), [STRICT]);
     assert_eq!(counter.get(), 2);
 }
 
@@ -57,24 +45,27 @@ fn the_counter_stands_still_where_nobody_asked() {
     let counter = device.counter().unwrap();
     device.unwatch(STRICT).unwrap();
     memory.protect(0, 4, libc::PROT_READ).unwrap();
-    assert_eq!((counter.get(), invalidated(&device)), (0, vec![]));
+    assert_eq!((counter.get(), device.invalidated().unwrap()), (0, vec![]));
     watch(&device, &memory, STRICT, PROTECTION);
     memory.protect(0, 4, libc::PROT_NONE).unwrap();
-    assert_eq!((counter.get(), invalidated(&device)), (1, vec![STRICT]));
+    assert_eq!(
+        (counter.get(), device.invalidated().unwrap()),
+        (1, vec![STRICT])
+    );
 }
 
 #[test]
 fn changes_of_the_mapping_count_for_both() {
     let (device, memory) = both();
     memory.unmap(1, 1).unwrap();
-    assert_eq!(invalidated(&device), [PLAIN, STRICT]);
+    assert_eq!(device.invalidated().unwrap(), [PLAIN, STRICT]);
 }
 
 #[test]
 fn fork_counts_where_it_was_asked_for() {
     let (device, _memory) = both();
     assert!(Child::fork(|| true).unwrap().succeeded().unwrap());
-    assert_eq!(invalidated(&device), [STRICT]);
+    assert_eq!(device.invalidated().unwrap(), [STRICT]);
 }
 
 #[test]
@@ -82,7 +73,7 @@ fn clearing_soft_dirty_bits_counts_for_nobody() {
     let (device, memory) = both();
     std::fs::write("/proc/self/clear_refs", "4").unwrap();
     memory.touch();
-    assert_eq!(invalidated(&device), []);
+    assert_eq!(device.invalidated().unwrap(), []);
 }
 
 #[test]
@@ -93,7 +84,7 @@ fn a_range_beside_the_change_is_not_hit() {
         .watch_with(PROTECTION, memory.page(3), PAGE, STRICT)
         .unwrap();
     memory.protect(0, 3, libc::PROT_READ).unwrap();
-    assert_eq!(invalidated(&device), []);
+    assert_eq!(device.invalidated().unwrap(), []);
 }
 
 #[test]
@@ -120,7 +111,7 @@ fn changes_of_protection_at_address_0_do_not_keep_registrations_waiting() {
         }
         // SAFETY: as above.
         assert_eq!(unsafe { libc::mprotect(page, PAGE, libc::PROT_READ) }, 0);
-        assert_eq!(invalidated(&device), [STRICT]);
+        assert_eq!(device.invalidated().unwrap(), [STRICT]);
         true
     })
     .unwrap();

@@ -151,7 +151,7 @@ impl World {
                 if let (Some(forked), Some(file)) = (&self.children[child], &mut self.files[file]) {
                     let refused = forked.tries(file.fd().as_fd());
                     let refused = refused.map_err(failed("sendmsg"))?;
-                    ensure!(refused, "a child was not refused a passed descriptor");
+                    ensure!(refused, "a child was not refused a passed file descriptor");
                 }
             }
             Op::ReadIntoArena {
@@ -583,7 +583,8 @@ fn on_file(file: &mut File, arena: &Arena, op: Op) -> Check {
             child::send(&here, 0, Some(file.fd())).map_err(failed("sendmsg"))?;
             let received = child::receive(&there).map_err(failed("recvmsg"))?;
             let fd = received.and_then(|(_, fd)| fd);
-            file.fds.push(fd.ok_or("the descriptor did not arrive")?);
+            file.fds
+                .push(fd.ok_or("the file descriptor did not arrive")?);
         }
         Op::CloseDup { .. } if file.fds.len() > 1 => {
             file.fds.swap_remove(0);

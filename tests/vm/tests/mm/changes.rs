@@ -14,9 +14,9 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe, read, write};
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
+use crate::alone;
 use crate::machine::{Group, HugePages, Setting, Swap, kernel, wait_until};
 use crate::memory::{Kind, LEN, Memory};
-use crate::{alone, invalidated};
 
 const COOKIE: u64 = 7;
 
@@ -71,7 +71,7 @@ impl Owner {
             let device = watch(&memory);
             write(&tell, &memory.page(0).addr().to_ne_bytes()).unwrap();
             assert_eq!(read(&wait, &mut [0]), Ok(1));
-            is_right(&memory, invalidated(&device) == [COOKIE], &before)
+            is_right(&memory, device.invalidated().unwrap() == [COOKIE], &before)
         })
         .unwrap();
         let mut start = [0; size_of::<usize>()];
@@ -155,10 +155,10 @@ fn process_madvise_drops_pages_of_the_caller_only_and_that_counts() {
         // Linux 6.13 allows a process all advice about itself.
         if kernel() < (6, 13) {
             assert_eq!(of_its_own, Err(Errno::EINVAL));
-            assert_eq!(invalidated(&device), []);
+            assert_eq!(device.invalidated().unwrap(), []);
         } else {
             assert_eq!(of_its_own, Ok(()));
-            assert_eq!(invalidated(&device), [COOKIE]);
+            assert_eq!(device.invalidated().unwrap(), [COOKIE]);
         }
     }
 }
@@ -174,7 +174,7 @@ fn a_word_poked_by_a_debugger_counts_where_it_copies() {
         device.watch(pages.page(0), pages.len(), COOKIE).unwrap();
         ptrace::traceme().unwrap();
         raise(Signal::SIGSTOP).unwrap();
-        invalidated(&device) == [COOKIE]
+        device.invalidated().unwrap() == [COOKIE]
     })
     .unwrap();
     let traced = child.id();
@@ -220,7 +220,7 @@ fn khugepaged_counts() {
     let device = watch(&memory);
     memory.advise(libc::MADV_HUGEPAGE).unwrap();
     wait_until("khugepaged has come by", || memory.frames() != before);
-    assert_eq!(invalidated(&device), [COOKIE]);
+    assert_eq!(device.invalidated().unwrap(), [COOKIE]);
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn detaching_shared_memory_counts() {
     device.watch(start.cast(), LEN, COOKIE).unwrap();
     // SAFETY: there are no references to it.
     Errno::result(unsafe { libc::shmdt(start) }).unwrap();
-    assert_eq!(invalidated(&device), [COOKIE]);
+    assert_eq!(device.invalidated().unwrap(), [COOKIE]);
 }
 
 #[test]
@@ -249,11 +249,15 @@ fn huge_pages_that_are_dropped_or_unmapped_count() {
     let memory = Memory::new(Kind::Hugetlb);
     let device = watch(&memory);
     memory.advise(libc::MADV_DONTNEED).unwrap();
-    assert_eq!(invalidated(&device), [COOKIE]);
+    assert_eq!(device.invalidated().unwrap(), [COOKIE]);
     memory.write(0, 1);
-    assert_eq!(invalidated(&device), [], "there was no page to replace");
+    assert_eq!(
+        device.invalidated().unwrap(),
+        [],
+        "there was no page to replace"
+    );
     drop(memory);
-    assert_eq!(invalidated(&device), [COOKIE]);
+    assert_eq!(device.invalidated().unwrap(), [COOKIE]);
 }
 
 #[test]
@@ -272,16 +276,16 @@ fn a_file_of_huge_pages_that_another_process_cuts_counts() {
     let by_a_child = |cut: &dyn Fn() -> bool| Child::fork(cut).unwrap().succeeded().unwrap();
 
     memory[LEN] = 1;
-    assert_eq!(invalidated(&device), []);
+    assert_eq!(device.invalidated().unwrap(), []);
     assert!(by_a_child(&|| {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let len = LEN as libc::off_t;
         // SAFETY: no memory of the child's is involved.
         unsafe { libc::fallocate(file.as_raw_fd(), mode, len, len) == 0 }
     }));
-    assert_eq!(invalidated(&device), [COOKIE], "punched");
+    assert_eq!(device.invalidated().unwrap(), [COOKIE], "punched");
 
     memory[LEN] = 1;
     assert!(by_a_child(&|| file.set_len(LEN as u64).is_ok()));
-    assert_eq!(invalidated(&device), [COOKIE], "truncated");
+    assert_eq!(device.invalidated().unwrap(), [COOKIE], "truncated");
 }

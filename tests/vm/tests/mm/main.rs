@@ -14,9 +14,6 @@ mod pinned;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::errno::Errno;
-use regcache_tests_vm::DriverFile;
-
 use machine::Setting;
 
 /// Each test holds it while it runs. Then only the test itself moves pages.
@@ -30,16 +27,5 @@ fn alone() -> Alone {
     Alone {
         _lock: ALONE.lock().unwrap_or_else(PoisonError::into_inner),
         _still: Setting::set("/proc/sys/vm/compaction_proactiveness", "0"),
-    }
-}
-
-/// Returns the cookies of the ranges that were invalidated since the last call.
-fn invalidated(device: &DriverFile) -> Vec<u64> {
-    match device.drain() {
-        Ok((cookies, _)) => cookies,
-        Err(errno) => {
-            assert_eq!(errno, Errno::EAGAIN);
-            Vec::new()
-        }
     }
 }

@@ -126,7 +126,7 @@ impl Memory {
     ///
     /// Nothing writes to the memory as long as the result lives.
     pub(crate) unsafe fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped; and by the caller's promise.
+        // SAFETY: mapped, and the caller promises that nothing writes to it.
         unsafe { std::slice::from_raw_parts(self.start, LEN) }
     }
 
@@ -232,7 +232,7 @@ impl Drop for Memory {
 fn memfd() -> i32 {
     // SAFETY: a terminated string.
     let fd = Errno::result(unsafe { libc::memfd_create(c"mm-test".as_ptr(), 0) }).unwrap();
-    // SAFETY: the descriptor made above.
+    // SAFETY: the file descriptor made above.
     Errno::result(unsafe { libc::ftruncate(fd, LEN as libc::off_t) }).unwrap();
     fd
 }

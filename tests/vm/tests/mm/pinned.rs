@@ -17,11 +17,11 @@ use regcache::VaRange;
 use regcache_tests_vm::{Child, DriverFile, PAGE};
 use regcache_verbs::{Access, Context, Loopback, Mr, Pd};
 
+use crate::alone;
 use crate::machine::{
     self, Bound, Flag, Group, HugePages, Setting, Swap, kernel, vmstat, wait_until,
 };
 use crate::memory::{Kind, LEN, Memory, PAGES};
-use crate::{alone, invalidated};
 
 /// The fate of some memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,7 +66,11 @@ impl Pair {
         device.watch(pinned.page(0), LEN, PINNED).unwrap();
         device.watch(control.page(0), LEN, CONTROL).unwrap();
         let mr = adapter.register(pinned.page(0));
-        assert_eq!(invalidated(&device), [], "the pages were the process's own");
+        assert_eq!(
+            device.invalidated().unwrap(),
+            [],
+            "the pages were the process's own"
+        );
         Self {
             pinned_frames: pinned.frames(),
             control_frames: control.frames(),
@@ -93,7 +97,7 @@ impl Pair {
             self.pinned.frames() != self.pinned_frames,
             self.control_has_moved(),
         ];
-        let reported = invalidated(&self.device);
+        let reported = self.device.invalidated().unwrap();
         let [pinned, control] = [PINNED, CONTROL].map(|cookie| reported.contains(&cookie));
         assert!(pinned || !changed[0], "{kind:?}: missed, pinned");
         assert!(control || !changed[1], "{kind:?}: missed");
