@@ -1,4 +1,5 @@
-//! Has librcpreload.so linked with symbol versions, which rustc has no word for, and compiles the tests' programs.
+//! Has librcpreload.so linked with symbol versions, which rustc has no word for, and compiles the
+//! tests' programs.
 
 use std::env;
 use std::error::Error;
@@ -17,7 +18,8 @@ const LIBRARIES: &[(&str, &str)] = &[("naive", "-ldl"), ("early", "-libverbs")];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
-    // `ld.bfd` there is found before the linker of that name, because the compiler looks in this directory first.
+    // `ld.bfd` there is found before the linker of that name, because the compiler looks in this
+    // directory first.
     println!("cargo::rustc-cdylib-link-arg=-B{}", here.display());
     println!("cargo::rustc-cdylib-link-arg=-fuse-ld=bfd");
     println!(

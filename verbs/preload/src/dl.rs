@@ -1,12 +1,18 @@
 //! `dlsym` and `dlvsym`, for programs that load libibverbs themselves and ask it for its functions.
 //!
-//! Where the answer would be one of libibverbs's functions that we stand before, it is ours. Any other call
-//! is not made but *jumped to*: libc's `dlsym` looks at its return address to know which library asks, for
-//! `RTLD_NEXT`, and must find the program's.
+//! Where the answer would be one of libibverbs's functions that we stand before, it is ours. Any
+//! other call is not made but *jumped to*: libc's `dlsym` looks at its return address to know which
+//! library asks, for `RTLD_NEXT`, and must find the program's.
 //!
 //! x86-64 only. Elsewhere programs that look functions up by name are not reached.
 
-#![cfg_attr(any(test, not(target_arch = "x86_64")), allow(dead_code))]
+#![cfg_attr(
+    any(test, not(target_arch = "x86_64")),
+    expect(
+        dead_code,
+        reason = "only the assembly at the end calls these functions"
+    )
+)]
 
 use std::ffi::{CStr, c_char, c_void};
 use std::mem;
@@ -60,8 +66,9 @@ fn ours() -> [(&'static Function, *mut c_void); 8] {
     ]
 }
 
-/// `version` is null for any. `ask` is libc's function with all of its arguments but the handle. It is called with the program's handle,
-/// or in place of `RTLD_DEFAULT` with `RTLD_NEXT`, for what comes after us.
+/// `version` is null for any. `ask` is libc's function with all of its arguments but the handle. It
+/// is called with the program's handle, or in place of `RTLD_DEFAULT` with `RTLD_NEXT`, for what
+/// comes after us.
 fn judge(
     handle: *mut c_void,
     name: *const c_char,
@@ -109,7 +116,8 @@ fn judge(
 unsafe extern "C" fn judge_dlsym(handle: *mut c_void, name: *const c_char) -> Verdict {
     let dlsym = real::libc_dlsym();
     judge(handle, name, ptr::null(), dlsym, |handle| {
-        // SAFETY: libc's dlsym, with the caller's name; `judge` has found the address not to be null.
+        // SAFETY: libc's dlsym, with the caller's name; `judge` has found the address not to be
+        // null.
         unsafe { mem::transmute::<*mut c_void, Dlsym>(dlsym)(handle, name) }
     })
 }
@@ -126,8 +134,9 @@ unsafe extern "C" fn judge_dlvsym(
     })
 }
 
-// Each saves its arguments, with the stack aligned to 16 at the call, and restores them. A `Verdict` is
-// returned in rax and rdx. libc has both under two versions, since libdl became part of it.
+// Each saves its arguments, with the stack aligned to 16 at the call, and restores them. A
+// `Verdict` is returned in rax and rdx. libc has both under two versions, since libdl became part
+// of it.
 //
 // Not in the library's own tests: an executable has no versions.
 #[cfg(all(target_arch = "x86_64", not(test)))]

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use regcache::monitor::{Auto, Shared};
 use regcache::{Cache, Error, Guard, Registrar, Stats, VaRange};
-use regcache_verbs_abi::{Access, Context, Mr, Pd};
+use regcache_verbs_types::{Access, Context, Mr, Pd};
 
 use crate::real::{self, Inside};
 use crate::settings::Settings;
 
-/// How long registrations may take to go, before a domain is deallocated that the program has none left in.
+/// How long registrations may take to go, before a domain is deallocated that the program has none
+/// left in.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// A protection domain that the program has registered memory in.
@@ -118,8 +119,8 @@ impl Domain {
         self.cache.stats()
     }
 
-    /// Gives up what the program does not hold; true if there was anything. Returns when it is gone, as long as
-    /// there is nothing else to wait for.
+    /// Gives up what the program does not hold; true if there was anything. Returns when it is
+    /// gone, as long as there is nothing else to wait for.
     pub(crate) fn give_up_idle(&self) -> bool {
         let stats = self.cache.stats();
         let Ok(mut leaving) = self.cache.flush() else {
@@ -131,8 +132,8 @@ impl Domain {
         stats.entries > stats.unreleased
     }
 
-    /// The domain is gone, or is going, with all that was made in it: libibverbs must not be asked to
-    /// deregister any of that.
+    /// The domain is gone, or is going, with all that was made in it: libibverbs must not be asked
+    /// to deregister any of that.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
@@ -165,11 +166,12 @@ unsafe impl Send for Registered {}
 unsafe impl Sync for Registered {}
 
 // SAFETY:
-// - libibverbs covers the whole range or fails, with the access asked for, at the process's own addresses: the
-//   function without an iova, or the start as the iova.
-// - It has the kernel pin the pages between call and return, until deregistered; `Access` has no ON_DEMAND.
-// - `ibv_dereg_mr` returns 0 once the kernel has invalidated the key and unpinned, and `Access` has no MW_BIND. Of a
-//   device that is closed the kernel has taken all registrations back.
+// - libibverbs covers the whole range or fails, with the access asked for, at the process's own
+//   addresses: the function without an iova, or the start as the iova.
+// - It has the kernel pin the pages between call and return, until deregistered; `Access` has no
+//   ON_DEMAND.
+// - `ibv_dereg_mr` returns 0 once the kernel has invalidated the key and unpinned, and `Access` has
+//   no MW_BIND. Of a device that is closed the kernel has taken all registrations back.
 unsafe impl Registrar for PdRegistrar {
     type Access = Access;
     type Registration = Registered;
@@ -202,7 +204,8 @@ unsafe impl Registrar for PdRegistrar {
     }
 }
 
-/// libibverbs's registration of a range at its own addresses; null with `errno` set if it is refused.
+/// libibverbs's registration of a range at its own addresses; null with `errno` set if it is
+/// refused.
 ///
 /// # Safety
 ///
@@ -211,10 +214,12 @@ pub(crate) unsafe fn register(pd: NonNull<Pd>, range: VaRange, access: Access) -
     let start = range.start();
     let addr = std::ptr::without_provenance_mut(start);
     let _inside = Inside::enter();
-    // What the header's macro calls: flags that may be ignored are for the one that can ignore them.
+    // What the header's macro calls: flags that may be ignored are for the one that can ignore
+    // them.
     match (real::reg_mr_iova2(), real::reg_mr()) {
         (Some(register), _) if access.contains(Access::RELAXED_ORDERING) => {
-            // SAFETY: libibverbs's function, with a domain. The address is only passed to the kernel.
+            // SAFETY: libibverbs's function, with a domain. The address is only passed to the
+            // kernel.
             unsafe { register(pd.as_ptr(), addr, range.len(), start as u64, access.bits()) }
         }
         (_, Some(register)) => {

@@ -1,7 +1,8 @@
 //! Finds libc's `dlsym` and `dlvsym` while ours stand before them.
 //!
-//! Any way of asking the loader for a symbol by name goes through these two, and ours are found first.
-//! So libc's symbol table is read as the loader does it: it is among what the loader has mapped.
+//! Any way of asking the loader for a symbol by name goes through these two, and ours are found
+//! first. So libc's symbol table is read as the loader does it: it is among what the loader has
+//! mapped.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
@@ -30,13 +31,15 @@ struct Tables {
     hash: *const u32,
 }
 
-/// The address of a function of libc, or of libdl where that is a library of its own; null if there is none.
+/// The address of a function of libc, or of libdl where that is a library of its own; null if there
+/// is none.
 pub(crate) fn libc_function(name: &CStr) -> *mut c_void {
     let mut search = Search {
         name,
         found: ptr::null_mut(),
     };
-    // SAFETY: `look_in` takes its last argument for a `Search`, which this is, alive through the call.
+    // SAFETY: `look_in` takes its last argument for a `Search`, which this is, alive through the
+    // call.
     unsafe { libc::dl_iterate_phdr(Some(look_in), (&raw mut search).cast()) };
     search.found
 }
@@ -117,14 +120,16 @@ impl Tables {
     ///
     /// The tables are a loaded library's.
     unsafe fn function(self, name: &CStr) -> *mut c_void {
-        // SAFETY: the table begins with four numbers: of buckets, of the first symbol that is in a bucket, of
-        // 64-bit words in the filter that follows, and a shift that belongs to the filter.
+        // SAFETY: the table begins with four numbers: of buckets, of the first symbol that is in a
+        // bucket, of 64-bit words in the filter that follows, and a shift that belongs to the
+        // filter.
         let [buckets, first, filter, _] = unsafe { self.hash.cast::<[u32; 4]>().read() };
         if buckets == 0 {
             return ptr::null_mut();
         }
         let wanted = gnu_hash(name.to_bytes());
-        // SAFETY: after the filter come the buckets, and after them the chains, as long as the table of symbols.
+        // SAFETY: after the filter come the buckets, and after them the chains, as long as the
+        // table of symbols.
         let (bucket, chains) = unsafe {
             let table = self.hash.add(4 + 2 * filter as usize);
             let bucket = table.add((wanted % buckets) as usize).read();
@@ -135,8 +140,8 @@ impl Tables {
         }
         let mut number = bucket;
         loop {
-            // SAFETY: a chain has a word for each symbol from the first on, and the last of a chain is marked by its
-            // lowest bit, which ends the loop.
+            // SAFETY: a chain has a word for each symbol from the first on, and the last of a chain
+            // is marked by its lowest bit, which ends the loop.
             let hash = unsafe { chains.add((number - first) as usize).read() };
             if hash | 1 == wanted | 1 {
                 // SAFETY: the number is of a symbol.

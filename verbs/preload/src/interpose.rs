@@ -7,13 +7,14 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
 use regcache::{Access as _, Error, VaRange};
-use regcache_verbs_abi::{Access, Context, Mr, Pd};
+use regcache_verbs_types::{Access, Context, Mr, Pd};
 
+use crate::counts::Counts;
 use crate::domain::{self, cacheable};
 use crate::mrs::{Content, Mrs, Origin, Ours, Owner};
-use crate::process::{Process, add_one, notice};
+use crate::notice::{add_one, notice};
+use crate::process::Process;
 use crate::real::{self, Inside};
-use crate::summary::Counts;
 
 /// `IBV_ACCESS_OPTIONAL_RANGE`: flags that may be ignored, for which there is `ibv_reg_mr_iova2`.
 const OPTIONAL: c_uint = 0x3ff0_0000;
@@ -39,6 +40,35 @@ struct Wanted {
     flags: c_uint,
 }
 
+impl Wanted {
+    fn new(pd: *mut Pd, addr: *mut c_void, length: usize, flags: c_uint) -> Self {
+        Self {
+            pd,
+            addr,
+            length,
+            flags,
+        }
+    }
+
+    /// Refuses flags that `ibv_reg_mr_iova2` alone may ignore: the other functions pass them to the
+    /// device.
+    fn with_strict_flags(self) -> Result<Self, Not> {
+        match self.flags & OPTIONAL {
+            0 => Ok(self),
+            _ => Err(FLAGS),
+        }
+    }
+
+    /// Refuses device addresses that differ from the process's.
+    fn at_own_address(self, iova: u64) -> Result<Self, Not> {
+        if iova == self.addr.addr() as u64 {
+            Ok(self)
+        } else {
+            Err(IOVA)
+        }
+    }
+}
+
 /// Why the cache has no registration for it.
 enum Not {
     /// It is libibverbs's to serve or refuse; counted here.
@@ -60,14 +90,7 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr(
         Some(register) => unsafe { register(pd, addr, length, access) },
         None => missing(),
     };
-    let wanted = Wanted {
-        pd,
-        addr,
-        length,
-        flags,
-    };
-    // This function passes such flags as they are, and so may be refused for them.
-    let wanted = (flags & OPTIONAL == 0).then_some(wanted).ok_or(FLAGS);
+    let wanted = Wanted::new(pd, addr, length, flags).with_strict_flags();
     // SAFETY: the program's arguments.
     unsafe { register(wanted, theirs) }
 }
@@ -86,16 +109,8 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova(
         Some(register) => unsafe { register(pd, addr, length, iova, access) },
         None => missing(),
     };
-    let wanted = Wanted {
-        pd,
-        addr,
-        length,
-        flags,
-    };
-    let wanted = match flags & OPTIONAL {
-        0 => at_own_address(wanted, iova),
-        _ => Err(FLAGS),
-    };
+    let wanted = Wanted::new(pd, addr, length, flags).with_strict_flags();
+    let wanted = wanted.and_then(|wanted| wanted.at_own_address(iova));
     // SAFETY: the program's arguments.
     unsafe { register(wanted, theirs) }
 }
@@ -113,14 +128,9 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova2(
         Some(register) => unsafe { register(pd, addr, length, iova, access) },
         None => missing(),
     };
-    let wanted = Wanted {
-        pd,
-        addr,
-        length,
-        flags: access,
-    };
+    let wanted = Wanted::new(pd, addr, length, access).at_own_address(iova);
     // SAFETY: the program's arguments.
-    unsafe { register(at_own_address(wanted, iova), theirs) }
+    unsafe { register(wanted, theirs) }
 }
 
 /// Refused as the device would, if it knew; else as libibverbs does.
@@ -156,37 +166,13 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
         return REREG_REFUSED;
     };
     let (face, old_flags) = ours.face();
-    let has = |flag| flags & flag != 0;
-    let is_odd = flags & !(change::TRANSLATION | change::PD | change::ACCESS) != 0
-        || (has(change::TRANSLATION) && (addr.is_null() || length == 0))
-        || (has(change::PD) && pd.is_null())
-        || (access != 0 && !has(change::ACCESS));
-    let mut wanted = Wanted {
-        pd: face.pd,
-        addr: face.addr,
-        length: face.length,
-        flags: old_flags.cast_unsigned(),
-    };
-    if has(change::PD) {
-        wanted.pd = pd;
-    }
-    if has(change::TRANSLATION) {
-        (wanted.addr, wanted.length) = (addr, length);
-    }
-    if has(change::ACCESS) {
-        wanted.flags = access.cast_unsigned();
-    }
-    let new = if is_odd {
-        Err(libc::EINVAL)
-    } else {
-        // SAFETY: the program's arguments, a domain among them.
-        unsafe { renew(process, wanted) }
-    };
+    let asked = Wanted::new(pd, addr, length, access.cast_unsigned());
+    let wanted = changed(face, old_flags, flags, asked);
+    // SAFETY: the program's arguments, a domain among them.
+    let new = wanted.and_then(|wanted| unsafe { renew(process, wanted) });
     match new {
-        Ok((content, face)) => {
-            process
-                .mrs()
-                .fill(ours, face, wanted.flags.cast_signed(), content);
+        Ok((content, face, flags)) => {
+            process.mrs().fill(ours, face, flags, content);
             // SAFETY: taken out above, and nobody has it any more.
             let _ = unsafe { end(old) };
             0
@@ -258,7 +244,8 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
     refused
 }
 
-/// The domain stays, for the process that has it from elsewhere, but this one's name for it does not.
+/// The domain stays, for the process that has it from elsewhere, but this one's name for it does
+/// not.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_unimport_pd(pd: *mut Pd) {
     if let Some(process) = Process::started()
@@ -291,14 +278,6 @@ const REMOTE: Not = Not::Passed(|counts| &counts.remote);
 const FLAGS: Not = Not::Passed(|counts| &counts.flags);
 const IOVA: Not = Not::Passed(|counts| &counts.iova);
 const OFF: Not = Not::Passed(|counts| &counts.off);
-
-fn at_own_address(wanted: Wanted, iova: u64) -> Result<Wanted, Not> {
-    if iova == wanted.addr.addr() as u64 {
-        Ok(wanted)
-    } else {
-        Err(IOVA)
-    }
-}
 
 /// One registration for the program: from the cache, or `theirs`.
 ///
@@ -347,7 +326,8 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
 unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Content, Mr, c_int), Not> {
     let access = cacheable(wanted.flags).ok_or(FLAGS)?;
     if access.is_remote() && !process.settings.keep_remote {
-        // Not even shared by two that are held at the same time: each has a key that must end with it.
+        // Not even shared by two that are held at the same time: each has a key that must end with
+        // it.
         return Err(REMOTE);
     }
     let pd = NonNull::new(wanted.pd).ok_or(OFF)?;
@@ -371,10 +351,35 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Content, Mr, c_in
                 }
                 refused = Some(errno);
             }
-            Err(Error::ZeroLength { .. } | Error::AddressWraps { .. }) => return Err(FLAGS),
+            Err(Error::Range(_)) => return Err(FLAGS),
             Err(_) => return Err(OFF),
         }
     }
+}
+
+/// What `ibv_rereg_mr` asks for: the old registration with the changes that `flags` names. `Err`
+/// with the errno if the device would refuse the call.
+fn changed(face: Mr, old_flags: c_int, flags: c_int, asked: Wanted) -> Result<Wanted, c_int> {
+    let has = |flag| flags & flag != 0;
+    let is_odd = flags & !(change::TRANSLATION | change::PD | change::ACCESS) != 0
+        || (has(change::TRANSLATION) && (asked.addr.is_null() || asked.length == 0))
+        || (has(change::PD) && asked.pd.is_null())
+        || (asked.flags != 0 && !has(change::ACCESS));
+    if is_odd {
+        return Err(libc::EINVAL);
+    }
+    let old = Wanted::new(face.pd, face.addr, face.length, old_flags.cast_unsigned());
+    let (of_place, of_pd, of_access) = (
+        if has(change::TRANSLATION) { asked } else { old },
+        if has(change::PD) { asked } else { old },
+        if has(change::ACCESS) { asked } else { old },
+    );
+    Ok(Wanted::new(
+        of_pd.pd,
+        of_place.addr,
+        of_place.length,
+        of_access.flags,
+    ))
 }
 
 /// A registration to stand behind an `ibv_mr` that is ours already.
@@ -382,10 +387,10 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Content, Mr, c_in
 /// # Safety
 ///
 /// The domain is one.
-unsafe fn renew(process: &Process, wanted: Wanted) -> Result<(Content, Mr), c_int> {
+unsafe fn renew(process: &Process, wanted: Wanted) -> Result<(Content, Mr, c_int), c_int> {
     // SAFETY: by the contract.
     match unsafe { cached(process, wanted) } {
-        Ok((content, face, _)) => Ok((content, face)),
+        Ok(new) => Ok(new),
         Err(Not::Refused(errno)) => Err(errno),
         Err(Not::Passed(_)) => {
             let pd = NonNull::new(wanted.pd).ok_or(libc::EINVAL)?;
@@ -403,12 +408,13 @@ unsafe fn renew(process: &Process, wanted: Wanted) -> Result<(Content, Mr), c_in
             // SAFETY: just made, and nobody else's.
             let numbers = unsafe { mr.as_ref() };
             let face = face(wanted, numbers.handle, numbers.lkey, numbers.rkey);
-            Ok((Content::Private(mr), face))
+            Ok((Content::Private(mr), face, wanted.flags.cast_signed()))
         }
     }
 }
 
-/// Gives back what stood behind an `ibv_mr`; if libibverbs refuses, with what it said, it is still there.
+/// Gives back what stood behind an `ibv_mr`; if libibverbs refuses, with what it said, it is still
+/// there.
 ///
 /// # Safety
 ///

@@ -1,9 +1,9 @@
 //! The `struct ibv_mr`s that programs are given in place of libibverbs's own.
 //!
-//! Each `ibv_reg_mr` gets one of its own, whichever registration stands behind it. They live in chunks that are never freed,
-//! so that an address tells for ever whether it is one of ours: of this process, or inherited from the
-//! process that forked it. Those that were given back are used again last of all, so that giving one back
-//! twice is nearly always noticed.
+//! Each `ibv_reg_mr` gets one of its own, whichever registration stands behind it. They live in
+//! chunks that are never freed, so that an address tells for ever whether it is one of ours: of
+//! this process, or inherited from the process that forked it. Those that were given back are used
+//! again last of all, so that giving one back twice is nearly always noticed.
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
@@ -12,7 +12,7 @@ use std::mem;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use regcache_verbs_abi::Mr;
+use regcache_verbs_types::Mr;
 
 use crate::domain::Held;
 
@@ -24,8 +24,8 @@ pub(crate) enum Content {
     Private(NonNull<Mr>),
 }
 
-/// What a program sees, and what libibverbs's providers look for after it: they have these two in front of what is
-/// their own (`struct verbs_mr`).
+/// What a program sees, and what libibverbs's providers look for after it: they have these two in
+/// front of what is their own (`struct verbs_mr`).
 #[repr(C)]
 struct Face {
     mr: Mr,
@@ -85,7 +85,8 @@ pub(crate) struct Mrs {
     made: usize,
 }
 
-// SAFETY: what the slots hold, a guard or the address of a registration, may be used from any thread.
+// SAFETY: what the slots hold, a guard or the address of a registration, may be used from any
+// thread.
 unsafe impl Send for Mrs {}
 
 impl Mrs {
@@ -135,13 +136,14 @@ impl Mrs {
             kind: 0,
             access,
         };
-        // SAFETY: under the lock, and the program does not read it: it has not been given it yet, or is in the call
-        // that changes it.
+        // SAFETY: under the lock, and the program does not read it: it has not been given it yet,
+        // or is in the call that changes it.
         unsafe { ours.0.as_ref().face.get().write(face) };
         self.set(ours, State::Full(content));
     }
 
-    /// Takes out what is behind it; `None` if the program has given it back before, or is just doing so.
+    /// Takes out what is behind it; `None` if the program has given it back before, or is just
+    /// doing so.
     pub(crate) fn take(&mut self, ours: Ours) -> Option<Content> {
         match self.set(ours, State::Taken) {
             State::Full(content) => Some(content),

@@ -1,27 +1,30 @@
-//! All that belongs to one process: settings, monitor, domains, the `ibv_mr`s given out, the counts.
+//! All that belongs to one process: settings, monitor, domains, the `ibv_mr`s given out, the
+//! counts.
 //!
-//! A forked child has a copy of the parent's memory and nothing of what it stands for, and locks that other threads
-//! of the parent's held stay locked in the copy for ever. So a child starts anew, and looks at nothing of
-//! its parent's: where the process is found, in a page under `MADV_WIPEONFORK`, a child finds nothing, and makes
-//! its own when it first registers memory. The parent's is left as it is.
+//! A forked child has a copy of the parent's memory and nothing of what it stands for, and locks
+//! that other threads of the parent's held stay locked in the copy for ever. So a child starts
+//! anew, and looks at nothing of its parent's: where the process is found, in a page under
+//! `MADV_WIPEONFORK`, a child finds nothing, and makes its own when it first registers memory. The
+//! parent's is left as it is.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use memmap2::MmapMut;
 use nix::sys::mman::{MmapAdvise, madvise};
 use regcache::monitor::{Auto, Shared, Ummunotify, Userfaultfd, auto};
-use regcache_verbs_abi::{Context, Pd};
+use regcache_verbs_types::{Context, Pd};
 
+use crate::counts::{Counts, Gone};
 use crate::domain::Domain;
 use crate::mrs::{Mrs, Owner};
+use crate::notice::{chain, lock, notice};
 use crate::real;
 use crate::settings::{Settings, Watching};
-use crate::summary::{Counts, Gone};
 
 /// See the file's head.
 pub(crate) struct Process {
@@ -49,7 +52,8 @@ enum Monitoring {
 static PAGE: AtomicPtr<AtomicPtr<Process>> = AtomicPtr::new(ptr::null_mut());
 
 impl Process {
-    /// This process; `None` if the kernel cannot mark what children are not to see (before Linux 4.14).
+    /// This process; `None` if the kernel cannot mark what children are not to see (before Linux
+    /// 4.14).
     pub(crate) fn current() -> Option<&'static Self> {
         let is_child = !PAGE.load(Ordering::Acquire).is_null();
         let place = page()?;
@@ -162,7 +166,7 @@ impl Process {
         let Monitoring::By(shared) = &*monitoring else {
             return None;
         };
-        match shared.another() {
+        match shared.subscribe() {
             Ok(another) => Some(another),
             Err(error) => {
                 self.turn_off(format_args!("cannot wait for the monitor: {error}"));
@@ -187,7 +191,7 @@ impl Process {
                 .map(|monitor| Auto::Userfaultfd(Box::new(monitor)))
                 .map_err(|error| chain(&error))?,
             Watching::Auto => match auto() {
-                Auto::Nothing(_) => {
+                Auto::None(_) => {
                     return Err(
                         "there is neither /dev/ummunotify nor a userfaultfd that tells enough"
                             .to_owned(),
@@ -259,8 +263,8 @@ impl Process {
         lock(&self.gone).add(&domain.stats());
     }
 
-    /// The process ends. The kernel takes back what it has registered, unless it was in a domain of its parent's: that
-    /// stays as long as the parent has the device open.
+    /// The process ends. The kernel takes back what it has registered, unless it was in a domain of
+    /// its parent's: that stays as long as the parent has the device open.
     pub(crate) fn end(&self) {
         if self.is_child {
             self.relieve();
@@ -296,32 +300,4 @@ fn page() -> Option<&'static AtomicPtr<Process>> {
     }
     // SAFETY: a page that is never unmapped and only used as this; zeros are a null pointer.
     unsafe { known.as_ref() }
-}
-
-/// Locks; what a thread that panicked left is used as it is.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One line to stderr, in one piece.
-pub(crate) fn notice(text: fmt::Arguments<'_>) {
-    let line = format!("regcache: {text}\n");
-    // SAFETY: the bytes may be read. If the program has closed stderr, nobody is told.
-    unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
-}
-
-/// An error with what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
-}
-
-/// A number in `counts`.
-pub(crate) fn add_one(count: &AtomicU64) {
-    count.fetch_add(1, Ordering::Relaxed);
 }

@@ -1,7 +1,8 @@
 //! libibverbs's own functions, which ours call.
 //!
-//! libibverbs may be loaded with the program, or later by `dlopen`, where `RTLD_NEXT` does not see it. It
-//! is looked for when it is first needed, and held then: what has a registration must not be unloaded.
+//! libibverbs may be loaded with the program, or later by `dlopen`, where `RTLD_NEXT` does not see
+//! it. It is looked for when it is first needed, and held then: what has a registration must not be
+//! unloaded.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -9,7 +10,7 @@ use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use regcache_verbs_abi::{Context, Mr, Pd};
+use regcache_verbs_types::{Context, Mr, Pd};
 
 use crate::elf;
 
@@ -92,8 +93,9 @@ typed! {
     is_fork_initialized: IS_FORK_INITIALIZED as IsForkInitialized;
 }
 
-/// True if libibverbs keeps registered memory out of children (`ibv_fork_init` on a kernel before 5.12). It
-/// then counts registrations, and memory would stay unseen by children for as long as the cache has it.
+/// True if libibverbs keeps registered memory out of children (`ibv_fork_init` on a kernel before
+/// 5.12). It then counts registrations, and memory would stay unseen by children for as long as the
+/// cache has it.
 pub(crate) fn keeps_memory_from_children() -> bool {
     const ENABLED: c_int = 1;
     match is_fork_initialized() {
@@ -133,7 +135,8 @@ fn find(name: &CStr, version: &CStr) -> *mut c_void {
     let Some(dlvsym) = dlvsym else {
         return ptr::null_mut();
     };
-    // SAFETY: the strings are terminated. What follows us is libibverbs, or another library that is preloaded.
+    // SAFETY: the strings are terminated. What follows us is libibverbs, or another library that is
+    // preloaded.
     let next = unsafe { dlvsym(libc::RTLD_NEXT, name.as_ptr(), version.as_ptr()) };
     if !next.is_null() {
         return next;
@@ -156,8 +159,8 @@ fn find(name: &CStr, version: &CStr) -> *mut c_void {
     unsafe { dlvsym(library, name.as_ptr(), version.as_ptr()) }
 }
 
-/// Says that this thread is in libibverbs on our behalf. libibverbs calls its own exported functions, which
-/// are ours then, and must be passed on.
+/// Says that this thread is in libibverbs on our behalf. libibverbs calls its own exported
+/// functions, which are ours then, and must be passed on.
 pub(crate) struct Inside(());
 
 thread_local! {

@@ -59,8 +59,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads the environment. A value that means nothing is returned as a message, and then nothing is cached: what
-    /// was meant cannot be known, and without a cache every program is right.
+    /// Reads the environment. A value that means nothing is returned as a message, and then nothing
+    /// is cached: what was meant cannot be known, and without a cache every program is right.
     pub(crate) fn read() -> (Self, Option<String>) {
         match Self::parse(|name| env::var_os(name)) {
             Ok(settings) => (settings, None),

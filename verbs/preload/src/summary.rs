@@ -1,52 +1,14 @@
-//! What was counted, and the line about it at exit.
+//! The summary: one line at exit that says how often the shim helped.
 
 use std::env;
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use regcache::Stats;
-
-use crate::process::{Process, lock, notice};
+use crate::counts::Gone;
+use crate::notice::{lock, notice};
+use crate::process::Process;
 use crate::settings::Summary;
-
-/// What the program asked for, and what came of it.
-#[derive(Default)]
-pub(crate) struct Counts {
-    /// Registrations asked for.
-    pub(crate) asked: AtomicU64,
-    /// Of these, those that the cache answered.
-    pub(crate) cached: AtomicU64,
-    /// Those passed on because a peer may use them.
-    pub(crate) remote: AtomicU64,
-    /// Those passed on because of other flags.
-    pub(crate) flags: AtomicU64,
-    /// Those passed on because the device's addresses are not the process's.
-    pub(crate) iova: AtomicU64,
-    /// Those passed on because there is no cache.
-    pub(crate) off: AtomicU64,
-    /// Those that were refused.
-    pub(crate) refused: AtomicU64,
-    /// Registrations that the cache has made, by number of calls to libibverbs.
-    pub(crate) made: Arc<AtomicU64>,
-}
-
-/// Of caches that are no more.
-#[derive(Default)]
-pub(crate) struct Gone {
-    hits: u64,
-    invalidations: u64,
-    evictions: u64,
-}
-
-impl Gone {
-    pub(crate) fn add(&mut self, stats: &Stats) {
-        self.hits += stats.hits;
-        self.invalidations += stats.invalidations;
-        self.evictions += stats.evictions;
-    }
-}
 
 /// The loader calls this when the program ends by `exit`, or returns from main.
 extern "C" fn at_exit() {

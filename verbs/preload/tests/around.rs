@@ -1,5 +1,5 @@
-//! A program that registers and deregisters around each transfer, with the buffer unmapped and mapped anew between
-//! some of them: without a cache, under the shim, and under a naive one.
+//! A program that registers and deregisters around each transfer, with the buffer unmapped and
+//! mapped anew between some of them: without a cache, under the shim, and under a naive one.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;

@@ -1,7 +1,8 @@
-//! Programs of Debian's, as they are, on a real device: with the shim and without, their verdict is the same.
+//! Programs of Debian's, as they are, on a real device: with the shim and without, their verdict is
+//! the same.
 //!
-//! Each runs as server and client on this machine. docs/guide/preload.md has a table, of which each test prints a row if
-//! `REGCACHE_PROGRAMS=all`: then with all settings.
+//! Each runs as server and client on this machine. docs/guide/preload.md has a table, of which each
+//! test prints a row if `REGCACHE_PROGRAMS=all`: then with all settings.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;

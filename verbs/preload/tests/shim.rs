@@ -97,7 +97,8 @@ fn threads_share_registrations_while_memory_comes_and_goes() {
 #[test]
 fn children_begin_anew_and_leave_the_parents_registrations_alone() {
     let ran = part(&["forks"]);
-    // Those 20 end by _exit, which nobody is told of, and the one that became another program tells as that.
+    // Those 20 end by _exit, which nobody is told of, and the one that became another program tells
+    // as that.
     let programs: Vec<_> = ran.summaries.iter().map(|it| it.text("program")).collect();
     assert_eq!(programs, ["contract", "contract"], "{:?}", ran.summaries);
 }
@@ -213,8 +214,8 @@ fn limits_are_kept() {
     assert_eq!(ran.summary().number("hits"), 49);
 }
 
-/// memcheck finds no error, and nothing that is lost. It takes for possibly lost what is held by a pointer to its middle,
-/// as Rust's `Arc`s and hash tables are, and libibverbs's contexts.
+/// memcheck finds no error, and nothing that is lost. It takes for possibly lost what is held by a
+/// pointer to its middle, as Rust's `Arc`s and hash tables are, and libibverbs's contexts.
 #[test]
 fn valgrind_finds_nothing() {
     let mut command = preloading(&[shim()], "valgrind");

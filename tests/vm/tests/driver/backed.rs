@@ -9,16 +9,16 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::unistd::ftruncate;
 use regcache::monitor::abi::MUST_BE_BACKED;
-use regcache_tests::{Device, PAGE, Pages};
+use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
 const UNBACKED: nix::Result<()> = Err(Errno::ENXIO);
 
-fn watch(device: &Device, start: *const u8, pages: usize) -> nix::Result<()> {
+fn watch(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()> {
     device.watch_with(MUST_BE_BACKED, start, pages * PAGE, 1)
 }
 
 /// What came of watching the pages; they are not watched any more.
-fn tried(device: &Device, start: *const u8, pages: usize) -> nix::Result<()> {
+fn tried(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()> {
     let said = watch(device, start, pages);
     let known = device.unwatch(1);
     assert_eq!(
@@ -39,7 +39,7 @@ fn mapping(name: &str) -> *const u8 {
 
 #[test]
 fn memory_is_backed_and_its_changes_are_reported() {
-    let (device, memory) = (Device::open().unwrap(), Pages::new(4).unwrap());
+    let (device, memory) = (DriverFile::open().unwrap(), Pages::new(4).unwrap());
     // Never touched; read-only; and both in two mappings that follow each other.
     memory.advise(0, 4, libc::MADV_DONTNEED).unwrap();
     memory.protect(2, 2, libc::PROT_READ).unwrap();
@@ -55,7 +55,7 @@ fn memory_is_backed_and_its_changes_are_reported() {
 fn a_files_pages_are_backed() {
     let file = memfd_create(c"backed", MFdFlags::empty()).unwrap();
     ftruncate(&file, PAGE as i64).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for flags in [MapFlags::MAP_SHARED, MapFlags::MAP_PRIVATE] {
         let len = NonZeroUsize::new(PAGE).unwrap();
         // SAFETY: where the kernel likes.
@@ -66,7 +66,7 @@ fn a_files_pages_are_backed() {
 
 #[test]
 fn where_nothing_is_mapped_nothing_is_backed() {
-    let (device, memory) = (Device::open().unwrap(), Pages::new(5).unwrap());
+    let (device, memory) = (DriverFile::open().unwrap(), Pages::new(5).unwrap());
     memory.unmap(1, 1).unwrap();
     memory.unmap(4, 1).unwrap();
     // All of a hole, its end, its beginning, across it, and to behind the last mapping.
@@ -80,7 +80,7 @@ fn where_nothing_is_mapped_nothing_is_backed() {
 
 #[test]
 fn what_may_not_be_accessed_is_not_backed() {
-    let (device, memory) = (Device::open().unwrap(), Pages::new(3).unwrap());
+    let (device, memory) = (DriverFile::open().unwrap(), Pages::new(3).unwrap());
     memory.protect(1, 1, libc::PROT_NONE).unwrap();
     for (first, pages) in [(1, 1), (0, 2), (1, 2), (0, 3)] {
         assert_eq!(tried(&device, memory.page(first), pages), UNBACKED);
@@ -93,13 +93,13 @@ fn what_may_not_be_accessed_is_not_backed() {
 /// The kernel's own page of clocks is mapped as devices' memory is: without a page structure.
 #[test]
 fn what_a_driver_maps_is_not_backed() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     assert_eq!(tried(&device, mapping("[vvar]"), 1), UNBACKED);
 }
 
 #[test]
 fn all_of_these_can_be_watched_without_the_flag() {
-    let (device, memory) = (Device::open().unwrap(), Pages::new(2).unwrap());
+    let (device, memory) = (DriverFile::open().unwrap(), Pages::new(2).unwrap());
     memory.protect(0, 1, libc::PROT_NONE).unwrap();
     memory.unmap(1, 1).unwrap();
     let places = [
@@ -114,7 +114,7 @@ fn all_of_these_can_be_watched_without_the_flag() {
 
 #[test]
 fn a_refused_range_is_not_reported() {
-    let (device, memory) = (Device::open().unwrap(), Pages::new(2).unwrap());
+    let (device, memory) = (DriverFile::open().unwrap(), Pages::new(2).unwrap());
     let counter = device.counter().unwrap();
     memory.protect(1, 1, libc::PROT_NONE).unwrap();
     assert_eq!(watch(&device, memory.page(0), 2), UNBACKED);

@@ -7,12 +7,12 @@ use std::ptr;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, mknod};
-use regcache_tests::{Device, PAGE};
+use regcache_tests_vm::{DriverFile, PAGE};
 
 use crate::watched;
 
 fn map(
-    device: &Device,
+    device: &DriverFile,
     len: usize,
     protection: i32,
     flags: i32,
@@ -57,7 +57,7 @@ fn the_counter_starts_at_zero_and_counts_invalidations() {
 
 #[test]
 fn only_one_page_at_offset_0_can_be_mapped_and_only_for_reading() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let read = libc::PROT_READ;
     let errno = |result: io::Result<*mut u8>| result.unwrap_err().raw_os_error().unwrap();
     for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
@@ -74,7 +74,7 @@ fn only_one_page_at_offset_0_can_be_mapped_and_only_for_reading() {
 
 #[test]
 fn the_page_cannot_be_made_writable_or_grow() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
         let page = map(&device, PAGE, libc::PROT_READ, flags, 0)
             .unwrap()
@@ -137,7 +137,7 @@ fn the_page_comes_back_after_madvise_dontneed() {
 }
 
 /// The device under a name of its own: /dev may be mounted so that nothing there can be executed.
-fn device_elsewhere() -> Device {
+fn device_elsewhere() -> DriverFile {
     let dir = std::env::temp_dir().join(format!("ummunotify-{}", std::process::id()));
     std::fs::create_dir(&dir).unwrap();
     let (tmpfs, none) = (Some("tmpfs"), None::<&str>);
@@ -148,7 +148,7 @@ fn device_elsewhere() -> Device {
     let file = std::fs::File::open(&node);
     umount2(&dir, MntFlags::MNT_DETACH).unwrap();
     std::fs::remove_dir(&dir).unwrap();
-    Device::from(file.unwrap())
+    DriverFile::from(file.unwrap())
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::errno::Errno;
-use regcache_tests::{Device, PAGE, Pages};
+use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
 /// More than any one call has.
 const MOST: usize = 1000;
@@ -97,7 +97,7 @@ fn an_open_that_fails_leaves_nothing_and_one_that_succeeds_watches() {
         return;
     };
     let memory = Pages::new(1).unwrap();
-    switch.each(Device::open, |injected, opened| match opened {
+    switch.each(DriverFile::open, |injected, opened| match opened {
         Ok(device) => {
             device.watch(memory.page(0), PAGE, 1).unwrap();
             memory.advise(0, 1, libc::MADV_DONTNEED).unwrap();
@@ -121,7 +121,7 @@ fn a_registration_that_fails_is_none_and_one_that_succeeds_is_whole() {
         return;
     };
     let memory = Pages::new(1).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let mut hits = 0;
     switch.each(
         || device.watch(memory.page(0), PAGE, 1),
@@ -148,7 +148,7 @@ fn a_first_registration_that_fails_is_none_and_the_next_watches() {
         return;
     };
     let memory = Pages::new(1).unwrap();
-    let mut device = Device::open().unwrap();
+    let mut device = DriverFile::open().unwrap();
     for nth in 1..MOST {
         let (injected, result) = switch.run(nth, || device.watch(memory.page(0), PAGE, 1));
         expect(injected, &result, &[Errno::ENOMEM, Errno::EFAULT]);
@@ -161,7 +161,7 @@ fn a_first_registration_that_fails_is_none_and_the_next_watches() {
         if !injected {
             return;
         }
-        device = Device::open().unwrap();
+        device = DriverFile::open().unwrap();
     }
     panic!("more than {MOST} faults in one call");
 }
@@ -172,7 +172,7 @@ fn unregistering_that_fails_leaves_the_range() {
         return;
     };
     let memory = Pages::new(1).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     device.watch(memory.page(0), PAGE, 1).unwrap();
     switch.each(
         || device.unwatch(1),
@@ -198,7 +198,7 @@ fn a_read_that_fails_loses_nothing() {
         return;
     };
     let memory = Pages::new(RANGES).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for i in 0..RANGES {
         device.watch(memory.page(i), PAGE, i as u64).unwrap();
     }
@@ -242,7 +242,7 @@ fn a_mapping_of_the_counter_that_fails_is_none() {
     let Some(switch) = Switch::find() else {
         return;
     };
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     switch.each(
         || device.counter(),
         |injected, result| match result {

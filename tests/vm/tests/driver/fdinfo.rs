@@ -2,12 +2,12 @@
 
 use std::fs;
 
-use regcache_tests::{Child, Device, PAGE};
+use regcache_tests_vm::{Child, DriverFile, PAGE};
 
 use crate::watched;
 
 /// A figure that the file's fdinfo has.
-fn figure(device: &Device, name: &str) -> u64 {
+fn figure(device: &DriverFile, name: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.raw())).unwrap();
     let value = text.lines().find_map(|line| {
         line.strip_prefix("ummunotify-")?
@@ -21,7 +21,7 @@ fn figure(device: &Device, name: &str) -> u64 {
 }
 
 /// Ranges, counter, readable, in flight.
-fn figures(device: &Device) -> [u64; 4] {
+fn figures(device: &DriverFile) -> [u64; 4] {
     ["ranges", "counter", "readable", "in-flight"].map(|name| figure(device, name))
 }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use regcache_tests::{Child, Device, Pages};
+use regcache_tests_vm::{Child, DriverFile, Pages};
 
 #[test]
 fn opening_does_not_wait_for_the_lock_of_the_address_space() {
@@ -28,7 +28,7 @@ fn opening_does_not_wait_for_the_lock_of_the_address_space() {
                     }
                     thread::sleep(Duration::from_millis(3));
                     let start = Instant::now();
-                    drop(Device::open().unwrap());
+                    drop(DriverFile::open().unwrap());
                     start.elapsed()
                 });
                 let start = Instant::now();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use regcache_tests::{Device, PAGE, Pages};
+use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
 /// True if there is a page behind the address.
 fn is_present(pagemap: &File, address: usize) -> bool {
@@ -31,7 +31,7 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     const ENOUGH: usize = 50;
     const MOST_ROUNDS: usize = 500;
     let memory = Pages::new(PAGES).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let pagemap = File::open("/proc/self/pagemap").unwrap();
     let (mut during, mut unreported) = (0, 0);
     for _ in 0..MOST_ROUNDS {
@@ -85,7 +85,7 @@ fn what_is_reported_before_it_is_over_is_reported_again() {
     const MOST_ROUNDS: usize = 200;
     let memory = Pages::new(PAGES).unwrap();
     let last_page = || memory.page(PAGES - 1);
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     device.watch(last_page(), PAGE, 7).unwrap();
     let pagemap = File::open("/proc/self/pagemap").unwrap();
     let mut early = 0;
@@ -171,7 +171,7 @@ fn register_among_signals(mut register: impl FnMut(u64) + Send) {
 /// It is neither registered nor half registered then.
 #[test]
 fn a_registration_that_waits_can_be_interrupted_and_leaves_nothing() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let (mut interrupted, mut registered) = (0, 0);
     register_among_signals(|start| {
         let said = device.watch_with(0, std::ptr::without_provenance(start as usize), PAGE, 1);
@@ -189,7 +189,7 @@ fn a_registration_that_waits_can_be_interrupted_and_leaves_nothing() {
 /// Programs of 2010 do not look at what it says.
 #[test]
 fn a_registration_of_old_is_never_interrupted() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     register_among_signals(|start| {
         let start = std::ptr::without_provenance(start as usize);
         device.watch(start, PAGE, 1).unwrap();

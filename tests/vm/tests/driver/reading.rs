@@ -13,13 +13,13 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use regcache::monitor::abi::{Event, INVAL, LAST};
-use regcache_tests::{Child, Device, PAGE, Pages};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::{hit_once, last, watched};
 
-fn blocking() -> (Device, Pages) {
+fn blocking() -> (DriverFile, Pages) {
     let memory = Pages::new(2).unwrap();
-    let device = Device::open_with(OFlag::O_CLOEXEC).unwrap();
+    let device = DriverFile::open_with(OFlag::O_CLOEXEC).unwrap();
     device.watch(memory.page(0), PAGE, 0).unwrap();
     (device, memory)
 }
@@ -251,7 +251,7 @@ fn a_hint_survives_a_fault_and_a_hit_in_between_is_not_lost() {
 }
 
 /// readv into buffers of one event each, with these flags of preadv2.
-fn readv(device: &Device, buffers: usize, flags: i32) -> nix::Result<Vec<u32>> {
+fn readv(device: &DriverFile, buffers: usize, flags: i32) -> nix::Result<Vec<u32>> {
     let mut events = vec![Event::default(); buffers];
     let parts: Vec<_> = events
         .iter_mut()
@@ -303,7 +303,7 @@ fn a_long_read_ends_when_the_process_is_killed() {
     const RANGES: u64 = 200_000;
     let child = Child::fork(|| {
         let memory = Pages::new(1).unwrap();
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         for cookie in 0..RANGES {
             device.watch(memory.page(0), PAGE, cookie).unwrap();
         }

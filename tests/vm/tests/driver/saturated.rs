@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use regcache::monitor::abi::PROTECTION;
-use regcache_tests::{Child, Device, PAGE, Pages};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::{hit_often, hit_once, last, watched};
 
@@ -81,7 +81,7 @@ fn a_read_that_faults_leaves_it_as_it_was() {
 
 #[test]
 fn changes_of_protection_saturate_the_ranges_that_ask_for_them() {
-    let (device, memory) = (Device::open().unwrap(), Pages::new(1).unwrap());
+    let (device, memory) = (DriverFile::open().unwrap(), Pages::new(1).unwrap());
     let counter = device.counter().unwrap();
     device.watch(memory.page(0), PAGE, 0).unwrap();
     device
@@ -156,8 +156,8 @@ fn costs_the_same(
 }
 
 /// A page that nobody watches, and one that a file watches so many times.
-fn bare_and_watched(flags: u32) -> (Device, Pages, Pages) {
-    let device = Device::open().unwrap();
+fn bare_and_watched(flags: u32) -> (DriverFile, Pages, Pages) {
+    let device = DriverFile::open().unwrap();
     let (bare, memory) = (Pages::new(1).unwrap(), Pages::new(1).unwrap());
     for cookie in 0..WATCHES {
         device

@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, close, pipe, read, write};
-use regcache_tests::{Child, Device, PAGE, Pages};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::watched;
 
@@ -26,7 +26,7 @@ fn a_file_is_closed_with_ranges_and_events_outstanding() {
 #[test]
 fn closing_while_another_thread_reads_leaves_the_reader_its_events() {
     let memory = Pages::new(1).unwrap();
-    let device = Device::open_with(OFlag::O_CLOEXEC).unwrap();
+    let device = DriverFile::open_with(OFlag::O_CLOEXEC).unwrap();
     device.watch(memory.page(0), PAGE, 0).unwrap();
     let fd = device.raw();
     thread::scope(|scope| {
@@ -100,7 +100,7 @@ fn a_forgotten_descriptor_does_not_keep_dead_memory() {
     let (child_end, our_end) = pipe().unwrap();
     let before = free_mib();
     let parent = Child::fork(|| {
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         let grandchild = Child::fork(|| {
             let mut byte = [0];
             let held = device.raw() >= 0;
@@ -149,7 +149,7 @@ fn a_process_may_die_with_everything_in_use() {
             let (device, memory) = watched(8);
             let counter = device.counter().unwrap();
             thread::spawn(move || {
-                let blocked = Device::open_with(OFlag::O_CLOEXEC).unwrap();
+                let blocked = DriverFile::open_with(OFlag::O_CLOEXEC).unwrap();
                 let _ = blocked.read(1);
             });
             memory.unmap(0, 4).unwrap();
@@ -168,7 +168,7 @@ fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
     const ROUNDS: usize = 3000;
     extern "C" fn register(device: *mut libc::c_void) -> i32 {
         // SAFETY: the device below, which outlives the child.
-        let device = unsafe { &*device.cast::<Device>() };
+        let device = unsafe { &*device.cast::<DriverFile>() };
         i32::from(device.watch(std::ptr::null(), PAGE, 1).is_err())
     }
     let child = Child::fork(|| {
@@ -181,7 +181,7 @@ fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
         let mut stack = vec![0_u128; 16 << 10];
         let (mut killed, mut registered) = (0, 0);
         for round in 0..ROUNDS {
-            let mut device = Device::open().unwrap();
+            let mut device = DriverFile::open().unwrap();
             let counter = device.counter().unwrap();
             let (top, flags) = (stack.as_mut_ptr_range().end, libc::CLONE_VM | libc::SIGCHLD);
             let argument = (&raw mut device).cast();
@@ -229,7 +229,7 @@ fn a_first_registration_ends_though_a_timer_interrupts_it_all_the_time() {
         );
         // SAFETY: the handler does nothing.
         unsafe { sigaction(Signal::SIGALRM, &action) }.unwrap();
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         let often = libc::timeval {
             tv_sec: 0,
             tv_usec: 1000,

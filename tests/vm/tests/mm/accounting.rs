@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::mman::{MapFlags, MlockAllFlags, ProtFlags, mlockall, mmap_anonymous};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, setgid, setuid};
-use regcache_tests::{Child, Device, PAGE, Pages};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::alone;
 use crate::machine::{self, Group, Setting, Swap, wait_until};
@@ -66,7 +66,7 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
         setgid(Gid::from_raw(65534)).unwrap();
         setuid(Uid::from_raw(65534)).unwrap();
         let memory = Pages::new(1).unwrap();
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         let counter = device.counter().unwrap();
         assert_eq!(counter.get(), 0);
         let mut ranges = 0;
@@ -114,7 +114,7 @@ fn a_million_invalidations_that_nobody_reads_take_no_more_memory_than_a_thousand
     let child = Child::fork(|| {
         group.enter();
         let memory = Pages::new(RANGES).unwrap();
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         for i in 0..RANGES {
             device.watch(memory.page(i), PAGE, i as u64).unwrap();
         }
@@ -158,7 +158,7 @@ fn become_user(uid: u32) {
 }
 
 /// Watches the page under ever new cookies until that is refused; how often it was not, and the error.
-fn watch_until_refused(device: &Device, memory: &Pages) -> (u64, Errno) {
+fn watch_until_refused(device: &DriverFile, memory: &Pages) -> (u64, Errno) {
     for cookie in 0.. {
         if let Err(errno) = device.watch(memory.page(0), PAGE, cookie) {
             return (cookie, errno);
@@ -176,7 +176,7 @@ fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
     let child = Child::fork(|| {
         become_user(OURS);
         let memory = Pages::new(1).unwrap();
-        let (one, two) = (Device::open().unwrap(), Device::open().unwrap());
+        let (one, two) = (DriverFile::open().unwrap(), DriverFile::open().unwrap());
         let (ranges, refused) = watch_until_refused(&one, &memory);
         // The rest is what two files take.
         assert!(ranges > MAX - 500 && ranges < MAX, "{ranges}");
@@ -186,7 +186,7 @@ fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
         let in_child = Child::fork(|| {
             unshare(CloneFlags::CLONE_NEWUSER).unwrap();
             // There is no room for the file either.
-            Device::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
+            DriverFile::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
         });
         assert!(in_child.unwrap().succeeded().unwrap());
         // Others are not concerned, and what is given back may be had again.
@@ -208,7 +208,7 @@ fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
     let other = Child::fork(|| {
         become_user(OURS + 1);
         let memory = Pages::new(1).unwrap();
-        watch_until_refused(&Device::open().unwrap(), &memory).0 > MAX - 500
+        watch_until_refused(&DriverFile::open().unwrap(), &memory).0 > MAX - 500
     });
     assert!(other.unwrap().succeeded().unwrap());
 }
@@ -227,7 +227,7 @@ fn the_users_of_a_namespace_are_the_one_who_made_it() {
         progress.spin_until(2);
         setuid(Uid::from_raw(5)).unwrap();
         let memory = Pages::new(1).unwrap();
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         let (_, refused) = watch_until_refused(&device, &memory);
         progress.reach(3);
         progress.spin_until(4);
@@ -240,7 +240,7 @@ fn the_users_of_a_namespace_are_the_one_who_made_it() {
     wait_until("it is full", || progress.has_reached(3));
     let outside = Child::fork(|| {
         become_user(OURS);
-        Device::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
+        DriverFile::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
     });
     assert!(outside.unwrap().succeeded().unwrap());
     progress.reach(4);
@@ -257,7 +257,7 @@ fn the_files_of_a_user_are_bounded_and_all_is_given_back() {
             setrlimit(Resource::RLIMIT_NOFILE, 1024, 1024).unwrap();
             let mut files = Vec::new();
             let refused = loop {
-                match Device::open() {
+                match DriverFile::open() {
                     Ok(device) => files.push(device),
                     Err(error) => break error,
                 }
@@ -276,7 +276,7 @@ fn the_files_of_a_user_are_bounded_and_all_is_given_back() {
 fn one_file_may_watch_half_a_million_ranges() {
     let _alone = alone();
     let memory = Pages::new(1).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for cookie in 0..512 << 10 {
         device.watch(memory.page(0), PAGE, cookie).unwrap();
     }
@@ -327,7 +327,7 @@ fn a_user_who_registers_without_end_is_enospc_and_nobody_is_killed() {
         let memory = Pages::new(1).unwrap();
         let (mut files, mut ranges) = (Vec::new(), 0);
         let refused = loop {
-            let device = Device::open().unwrap();
+            let device = DriverFile::open().unwrap();
             let (some, refused) = watch_until_refused(&device, &memory);
             files.push(device);
             ranges += some;
@@ -357,7 +357,7 @@ fn reclaim(watches: u64, invalidations: usize) -> Duration {
         group.enter();
         become_user(65_534);
         let memory = Pages::new(PAGES).unwrap();
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         for cookie in 0..watches {
             device.watch(memory.page(0), memory.len(), cookie).unwrap();
         }

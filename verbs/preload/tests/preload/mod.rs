@@ -144,7 +144,8 @@ impl Ran {
     }
 }
 
-/// A second RDMA device, rxe1, at an address that connections can be made to: rdma_cm finds no way over lo.
+/// A second RDMA device, rxe1, at an address that connections can be made to: rdma_cm finds no way
+/// over lo.
 pub(crate) struct SecondDevice(());
 
 impl SecondDevice {
