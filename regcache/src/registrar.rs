@@ -62,11 +62,11 @@ impl Access for () {
 ///   through that registration.
 ///
 /// These pages are those that `get_user_pages` finds, and monitors announce changes of no others. A
-/// registrar may also register addresses behind which a device has memory of its own, as `ibv_reg_mr`
-/// does with nvidia-peermem loaded. The sound monitors refuse to watch ranges that are not mapped, that
-/// may not be accessed, or that a driver maps without pages, and the cache hands out a registration
-/// that it does not keep. An ummunotify driver that is older than its `REGISTER_REGION2` cannot refuse
-/// them, so that such a registrar must not be used with one.
+/// registrar may also register addresses behind which a device has memory of its own, as
+/// `ibv_reg_mr` does with nvidia-peermem loaded. The sound monitors refuse to watch ranges that are
+/// not mapped, that may not be accessed, or that a driver maps without pages, and the cache hands
+/// out a registration that it does not keep. An ummunotify driver that is older than its
+/// `REGISTER_REGION2` cannot refuse them, so that such a registrar must not be used with one.
 pub unsafe trait Registrar: Send + Sync + 'static {
     /// The access to register memory for.
     type Access: Access;

@@ -42,7 +42,8 @@ fn look_with(files: &Files, verbs: &Verbs, open: impl Fn(&str) -> io::Result<()>
     findings
 }
 
-/// With this module `ibv_reg_mr` takes addresses of a GPU's memory, of whose changes no monitor is told.
+/// With this module `ibv_reg_mr` takes addresses of a GPU's memory, of whose changes no monitor is
+/// told.
 fn peer_memory(files: &Files) -> Option<Finding> {
     files.exists("/sys/module/nvidia_peermem").then(|| {
         Finding::note(

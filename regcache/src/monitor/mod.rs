@@ -59,7 +59,8 @@ impl fmt::Debug for Cookie {
 ///   the addresses of an invalidated range for something new, and before the invalidating call
 ///   returns. If lookups have to ask [`is_intact`](Self::is_intact), that answer may come in its
 ///   place.
-/// - **Backed**: `watch` refuses a range without memory whose changes are announced, or the registrar
+/// - **Backed**: `watch` refuses a range without memory whose changes are announced, or the
+///   registrar
 ///   must be one that refuses to register it: [`Registrar`](crate::Registrar).
 /// - **M4, bounded**: the monitor's memory is proportional to the number of watches, whatever
 ///   happens to them.

@@ -45,7 +45,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn open() -> io::Result<Self> {
         Self::open_with(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
     }
@@ -54,7 +54,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn open_with(flags: OFlag) -> io::Result<Self> {
         let mut options = File::options();
         Ok(Self(
@@ -81,7 +81,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn exchange(&self, mask: &mut u32) -> nix::Result<()> {
         // SAFETY: the mask may be written.
         unsafe { abi::exchange_features(self.raw(), mask) }.map_err(errno)
@@ -91,7 +91,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn watch(&self, start: *const u8, len: usize, cookie: u64) -> nix::Result<()> {
         let start = start.addr() as u64;
         let end = start + len as u64;
@@ -108,7 +108,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn register(&self, region: &Register) -> nix::Result<()> {
         // SAFETY: the structure may be read.
         unsafe { abi::register_region(self.raw(), region) }.map_err(errno)
@@ -118,7 +118,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn register2(&self, region: &Register2) -> nix::Result<()> {
         assert!(region.size as usize <= size_of::<Register2>());
         // SAFETY: the structure may be read.
@@ -129,7 +129,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn watch_with(
         &self,
         flags: u32,
@@ -151,7 +151,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn unwatch(&self, cookie: u64) -> nix::Result<()> {
         // SAFETY: the cookie may be read.
         unsafe { abi::unregister_region(self.raw(), &raw const cookie) }.map_err(errno)
@@ -161,7 +161,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn read(&self, max: usize) -> nix::Result<Vec<Event>> {
         let mut events = vec![Event::default(); max];
         let bytes = size_of_val(&events[..]);
@@ -177,7 +177,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says; EAGAIN if there is nothing to read.
+    /// The kernel's error; EAGAIN if there is nothing to read.
     pub fn drain(&self) -> nix::Result<(Vec<u64>, u64)> {
         let mut cookies = Vec::new();
         loop {
@@ -195,17 +195,17 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn counter(&self) -> io::Result<Counter> {
         // SAFETY: `Counter` reads it as an atomic.
         Ok(Counter(unsafe { MmapOptions::new().len(8).map(&self.0) }?))
     }
 
-    /// What poll says, within `timeout_ms` milliseconds.
+    /// The events that poll returns, within `timeout_ms` milliseconds.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn poll(&self, timeout_ms: u16) -> nix::Result<PollFlags> {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::from(timeout_ms))?;

@@ -18,7 +18,8 @@ use regcache_verbs::{
     Access, Context, Cq, Loopback, MrRegistrar, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
 };
 
-/// What a process has pinned is counted for all its threads, so that these tests run one by one.
+/// Memory that a process has pinned is counted for all its threads, so that these tests run one by
+/// one.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -32,7 +33,8 @@ fn builder(pd: &Arc<Pd>) -> Builder<MrRegistrar, Ummunotify> {
     Cache::builder(MrRegistrar::new(pd)).monitor(Ummunotify::open().unwrap())
 }
 
-/// A cache without a reaper, with a registration of 16 KiB that were freed since; and what was pinned before.
+/// A cache without a reaper, with a registration of 16 KiB that were freed since; and what was
+/// pinned before.
 fn freed_and_not_reaped() -> (Cache<MrRegistrar, Ummunotify>, u64) {
     let cache = builder(&domain()).background_reaper(false).build().unwrap();
     let memory = Pages::new(4).unwrap();
@@ -182,8 +184,8 @@ fn devices_and_domains_do_not_mix_their_registrations() {
     assert_eq!(keys.len(), 2);
 }
 
-/// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with nvidia-peermem: the number is
-/// that of the memory that is there at the time.
+/// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with
+/// nvidia-peermem: the number is that of the memory that is there at the time.
 struct PeerMemory(AtomicU64);
 
 // SAFETY: nobody reaches any memory by the number.
@@ -217,7 +219,7 @@ fn memory_that_only_a_device_has_is_never_stale() {
         }
     }
     assert_eq!(cache.stats().uncached, 200);
-    // What is mapped and may be accessed is kept.
+    // Memory that is mapped and may be accessed is kept.
     let memory = Pages::new(1).unwrap();
     for _ in 0..2 {
         cache.get(memory.page(0), PAGE, ()).unwrap();

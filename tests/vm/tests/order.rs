@@ -38,9 +38,9 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
     });
 }
 
-/// Runs `rounds` while so many processes run what `contend` sets up over and over again. Threads of one
-/// address space are kept apart by its lock, where other processes are in the kernel's same code at the
-/// same time: a monitor that loses invalidations there shows it to processes only.
+/// Runs `rounds` while so many processes run what `contend` sets up over and over again. Threads of
+/// one address space are kept apart by its lock, where other processes are in the kernel's same
+/// code at the same time: a monitor that loses invalidations there shows it to processes only.
 fn against_processes<T: FnMut()>(
     contenders: usize,
     contend: impl Fn() -> T,
@@ -84,8 +84,8 @@ fn late_rounds(monitor: &Ummunotify) -> u64 {
 /// on the same file, register, unregister and drain. Nothing but the munmap moves the counter.
 fn counter_has_moved_when_munmap_returns(contenders: usize) {
     let monitor = Ummunotify::open().unwrap();
-    // No page is in them: one that is not pinned the kernel may move elsewhere (compaction), and that
-    // is announced.
+    // No page is in them: one that is not pinned the kernel may move elsewhere (compaction), and
+    // that is announced.
     let theirs = Pages::new(contenders.max(1)).unwrap();
     theirs
         .advise(0, contenders.max(1), libc::MADV_DONTNEED)
@@ -204,9 +204,9 @@ fn look_up_and_unmap(cache: &Cache<Dated, Ummunotify>) {
     drop(cache.get(memory.page(0), PAGE, ACCESS).unwrap());
 }
 
-/// One place, mapped, looked up and unmapped over and over again; how often what the lookup returned was
-/// stale. A registration returned for a new mapping must have been begun after the munmap of the old
-/// one; every so often the bytes are looked at as well.
+/// One place, mapped, looked up and unmapped over and over again; how often what the lookup
+/// returned was stale. A registration returned for a new mapping must have been begun after the
+/// munmap of the old one; every so often the bytes are looked at as well.
 fn stale_rounds(
     cache: &Cache<Dated, Ummunotify>,
     loopback: &mut Loopback,

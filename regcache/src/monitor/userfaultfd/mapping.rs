@@ -5,8 +5,8 @@
 //! and System V segments are files here. Private mappings of a file are affected as well, copied or
 //! not.
 //!
-//! Memory that may not be accessed (`PROT_NONE`) has no pages to register. A device may have its own
-//! memory at these addresses, and nobody announces its changes.
+//! Memory that may not be accessed (`PROT_NONE`) has no pages to register. A device may have its
+//! own memory at these addresses, and nobody announces its changes.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};

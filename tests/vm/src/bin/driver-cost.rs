@@ -1,8 +1,9 @@
-//! What the driver costs, in instructions of the machine: `cargo xtask cost` runs it in a virtual machine
-//! whose time stamp counter counts them.
+//! The driver's cost, in instructions of the machine: `cargo xtask cost` runs it in a virtual
+//! machine whose time stamp counter counts them.
 //!
-//! Operations are measured one by one. Each figure is the mean without the lowest and the highest tenth: what the
-//! kernel does once in a while for many operations counts, the timer's interrupts do not.
+//! Operations are measured one by one. Each figure is the mean without the lowest and the highest
+//! tenth: what the kernel does once in a while for many operations counts, the timer's interrupts
+//! do not.
 
 use std::arch::x86_64::{_mm_lfence, _rdtsc};
 use std::error::Error;
@@ -93,8 +94,8 @@ fn unmap(at: *mut u8) -> nix::Result<()> {
     Errno::result(unsafe { libc::munmap(at.cast(), MAPPED * PAGE) }).map(drop)
 }
 
-/// Means of mmap + touch + munmap and of the munmap alone, with what is mapped watched so many times, and each
-/// report read before the next cycle.
+/// Means of mmap + touch + munmap and of the munmap alone, with what is mapped watched so many
+/// times, and each report read before the next cycle.
 fn cycle(place: Place, device: Option<&DriverFile>, times: u64) -> Result<(u64, u64)> {
     const OURS: u64 = 1 << 40;
     let (mut cycles, mut unmaps) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! What the calls refuse, and that nothing comes of it.
+//! Arguments that the calls refuse, and that nothing comes of it.
 
 use std::ptr;
 
@@ -224,7 +224,7 @@ fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
         longer.1[last] = 1;
         assert_eq!(register(&longer), Err(Errno::E2BIG), "{size}");
         longer.1[last] = 0;
-        // What is behind the structure is not looked at.
+        // The bytes behind the structure are not looked at.
         longer.1[last + 1] = 1;
         register(&longer).unwrap();
         longer.1[last + 1] = 0;

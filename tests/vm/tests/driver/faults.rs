@@ -1,6 +1,6 @@
-//! Calls in which the kernel runs out of memory, or cannot reach the caller's: each place where one can be made to
-//! fail, in turn. That takes a kernel with fault injection, as `cargo xtask test --kernel debug` has it; on others
-//! these tests have nothing to try and say so.
+//! Calls in which the kernel runs out of memory, or cannot reach the caller's: each place where one
+//! can be made to fail, in turn. That takes a kernel with fault injection, as `cargo xtask test
+//! --kernel debug` has it; on others these tests have nothing to try and say so.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -39,7 +39,8 @@ impl Switch {
         }
         for kind in ["failslab", "fail_page_alloc", "fail_usercopy"] {
             let dir = debugfs().join(kind);
-            // As it comes it spares those allocations that may wait, and writes a trace for each fault.
+            // As it comes it spares those allocations that may wait, and writes a trace for each
+            // fault.
             for (setting, value) in [
                 ("ignore-gfp-wait", "N"),
                 ("min-order", "0"),
@@ -67,7 +68,8 @@ impl Switch {
         (injected, result)
     }
 
-    /// Runs the call with each of its faults in turn, and then with none; `check` is told what came of it each time.
+    /// Runs the call with each of its faults in turn, and then with none; `check` is told what came
+    /// of it each time.
     fn each<T>(&self, mut call: impl FnMut() -> T, mut check: impl FnMut(bool, T)) {
         for nth in 1..MOST {
             let (injected, result) = self.run(nth, &mut call);

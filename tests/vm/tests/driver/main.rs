@@ -1,4 +1,5 @@
-//! The driver's contract, call by call. Needs /dev/ummunotify; `cargo xtask test` runs it in its VM.
+//! The driver's contract, call by call. Needs /dev/ummunotify; `cargo xtask test` runs it in its
+//! VM.
 //!
 //! Each file is a part of `kernel/Documentation/ummunotify.rst`.
 #![expect(clippy::unwrap_used, reason = "a test")]

@@ -1,4 +1,4 @@
-//! What counts as an invalidation: a change of the pages behind the addresses, whoever makes it, and
+//! Events that count as invalidations: changes of the pages behind the addresses, by any task, and
 //! nothing else.
 
 use std::fs::File;
@@ -176,7 +176,8 @@ fn a_page_written_by_the_tracer_counts_where_it_copies() {
     memory.protect(0, 2, libc::PROT_READ).unwrap();
     let mem = File::options().write(true).open("/proc/self/mem").unwrap();
     let page = memory.page(1).addr() as u64;
-    // The page is shared with the child. From 6.12 on a kernel may let nobody but the tracer write where the owner may not.
+    // The page is shared with the child. From 6.12 on a kernel may let nobody but the tracer write
+    // where the owner may not.
     let child = Child::fork(|| {
         let none = std::ptr::null_mut::<libc::c_void>();
         // SAFETY: changes no memory; ends with the child.

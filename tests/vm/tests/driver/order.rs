@@ -21,9 +21,9 @@ fn is_present(pagemap: &File, address: usize) -> bool {
     u64::from_ne_bytes(entry) >> 63 != 0
 }
 
-/// While one thread drops 64 MiB, which takes a while, another registers the last page over and over
-/// again. Each time one of two things must hold once it is registered: the page has gone already, or
-/// its going is reported.
+/// While one thread drops 64 MiB, which takes a while, another registers the last page over and
+/// over again. Each time one of two things must hold once it is registered: the page has gone
+/// already, or its going is reported.
 #[test]
 fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     const PAGES: usize = 64 << 20 >> 12;
@@ -75,9 +75,9 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     assert_eq!(unreported, 0, "of {during}");
 }
 
-/// While one thread drops 64 MiB, another waits for the report of the last page. When it has it, one
-/// of two things must hold: the page has gone already, or the range is reported again, so that
-/// whoever pins it under the same watch now finds out.
+/// While one thread drops 64 MiB, another waits for the report of the last page. When it has it,
+/// one of two things must hold: the page has gone already, or the range is reported again, so that
+/// a thread that pins it under the same watch now finds out.
 #[test]
 fn what_is_reported_before_it_is_over_is_reported_again() {
     const PAGES: usize = 64 << 20 >> 12;
@@ -122,8 +122,8 @@ fn what_is_reported_before_it_is_over_is_reported_again() {
     panic!("only {early} reports came early");
 }
 
-/// While one thread drops 64 MiB again and again, `register` is called on another for the last page, which
-/// is sent signals meanwhile.
+/// While one thread drops 64 MiB again and again, `register` is called on another for the last
+/// page, which is sent signals meanwhile.
 fn register_among_signals(mut register: impl FnMut(u64) + Send) {
     const PAGES: usize = 64 << 20 >> 12;
     const ROUNDS: usize = 40;

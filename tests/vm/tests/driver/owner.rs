@@ -119,7 +119,8 @@ fn pass(socket: &OwnedFd, device: &DriverFile, bytes: &[u8]) {
     sendmsg::<()>(fd, &parts, &message, MsgFlags::empty(), None).unwrap();
 }
 
-/// Receives the descriptor, and the bytes. Panics if none comes, which fails the child it is called in.
+/// Receives the descriptor, and the bytes. Panics if none comes, which fails the child it is called
+/// in.
 fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> OwnedFd {
     let mut buffer = nix::cmsg_space!([i32; 1]);
     let mut parts = [IoSliceMut::new(bytes)];

@@ -15,7 +15,7 @@ use regcache_tests_vm::Child;
 use crate::model::{BASE, PAGE, PAGES};
 use crate::sys::{self, Counter};
 
-/// What a child is told to do.
+/// Orders to a child.
 const DROP: u8 = b'd';
 const TRY: u8 = b't';
 

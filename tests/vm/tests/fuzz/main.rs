@@ -1,5 +1,5 @@
-//! A model-based fuzzer of the driver: random steps, each compared with what a reference model in Rust
-//! says must come of it. Needs /dev/ummunotify; `cargo xtask test` runs it in its VM.
+//! A model-based fuzzer of the driver: random steps, each compared with what a reference model in
+//! Rust says must come of it. Needs /dev/ummunotify; `cargo xtask test` runs it in its VM.
 //!
 //! `REGCACHE_FUZZ_OPS` says how many steps, `REGCACHE_FUZZ_SEED` which. Each failure names the seed
 //! that leads to it at once.

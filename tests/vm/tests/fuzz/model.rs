@@ -5,8 +5,8 @@
 //!
 //! [`Arena`] predicts those. Where their number is the kernel's business and not promised to
 //! anybody, it gives bounds: whether two mappings side by side are one to the kernel, how often a
-//! move invalidates the old place, whether a page that a dead child had is copied once more. What
-//! the counter then shows narrows it down for all files alike.
+//! move invalidates the old place, whether a page that a dead child had is copied once more.
+//! The counter then narrows it down for all files alike.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -106,7 +106,7 @@ impl Mappings {
     }
 }
 
-/// What a page table entry of the arena holds.
+/// The content of a page table entry of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Page {
     /// Nothing.
@@ -182,7 +182,7 @@ impl Arena {
         }
     }
 
-    /// What is mapped there no longer is.
+    /// The mappings there are gone.
     fn clear(&mut self, run: Run) {
         let end = run.first + run.pages;
         self.access[run.first..end].fill(None);
@@ -418,14 +418,14 @@ impl Queued {
     }
 }
 
-/// What a read must deliver.
+/// The events that a read must deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery {
     /// Events in all.
     pub(crate) events: usize,
     /// The last of them is LAST, with this counter.
     last: Option<u64>,
-    /// What was owed before.
+    /// True if LAST was owed before.
     last_was_owed: bool,
 }
 
@@ -598,7 +598,7 @@ impl Watch {
             .find(|region| region.cookie == cookie)
     }
 
-    /// What a read with room for so many must deliver.
+    /// The events that a read with room for so many must deliver.
     pub(crate) fn due(&self, max: usize) -> Delivery {
         let reports = self.queue.len().min(max);
         let last = reports < max && (reports > 0 || self.last_owed);

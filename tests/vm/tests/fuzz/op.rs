@@ -1,7 +1,7 @@
-//! What the fuzzer may do, and how often it does it.
+//! The steps of the fuzzer, and how often it takes each.
 //!
-//! Steps are drawn by a strategy of our own: proptest's unions of unions take a hundred times as long
-//! as the steps themselves, under emulation.
+//! Steps are drawn by a strategy of our own: proptest's unions of unions take a hundred times as
+//! long as the steps themselves, under emulation.
 
 use proptest::prelude::Rng;
 use proptest::strategy::{NewTree, Strategy, ValueTree};
@@ -21,7 +21,7 @@ pub(crate) struct Run {
     pub(crate) pages: usize,
 }
 
-/// What a mapping allows.
+/// The accesses that a mapping allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     Nothing,
@@ -475,7 +475,7 @@ impl Dice {
         }
     }
 
-    /// What takes long, and is rare therefore.
+    /// Steps that take long, and are rare therefore.
     fn on_processes(&mut self) -> Op {
         let child = self.below(CHILDREN);
         match self.below(10) {

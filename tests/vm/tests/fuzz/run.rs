@@ -33,7 +33,7 @@ pub(crate) fn prepare() -> Check {
     Ok(())
 }
 
-/// What went wrong.
+/// The failure.
 pub(crate) type Check = Result<(), String>;
 
 macro_rules! ensure {

@@ -1,8 +1,8 @@
 //! Several threads on one file, and each on a file of its own.
 //!
 //! A thread changes pages that are its alone, so that it knows what its own file must say, to the
-//! bit. Of the shared file, which one thread reads for all, it checks what must hold in whatever order
-//! things happen.
+//! bit. Of the shared file, which one thread reads for all, it checks what must hold in whatever
+//! order things happen.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -372,19 +372,19 @@ pub(crate) fn run(seed: u64, steps: u64) -> Result<u64, String> {
     Ok(done)
 }
 
-/// What holds of the shared file when all is read and nothing moves.
+/// Checks the shared file when all is read and nothing moves.
 fn at_rest(shared: &Shared, workers: &[Worker]) -> Check {
     let counter = shared.counter.load();
     let least: u64 = workers.iter().map(|worker| worker.raised.0).sum();
     let most: u64 = workers.iter().map(|worker| worker.raised.1).sum();
-    // What is read before it is over counts twice.
+    // An invalidation that is read before its end counts twice.
     let again = shared.reports.load(Acquire);
     ensure!(
         (least..=most + again).contains(&counter),
         "the shared counter is {counter}, not {least} to {most}, or {again} more"
     );
-    // What each counted last is a hit of a range that is still there. Of ranges that are not, a hit may have counted and
-    // never be told: no LAST follows if there is nothing to report.
+    // The last hit that each counted is of a range that is still there. Of ranges that are not, a
+    // hit may have counted and never be told: no LAST follows if there is nothing to report.
     if workers
         .iter()
         .all(|worker| worker.shared.cookies().len() > 0)

@@ -19,8 +19,8 @@ use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 use crate::alone;
 use crate::machine::{self, Group, Setting, Swap, wait_until};
 
-/// How far a process has come, for another to see: memory that both have, so that telling takes none.
-/// Stays mapped.
+/// How far a process has come, for another to see: memory that both have, so that telling takes
+/// none. Stays mapped.
 struct Progress(NonNull<AtomicU32>);
 
 impl Progress {
@@ -157,7 +157,8 @@ fn become_user(uid: u32) {
     setuid(Uid::from_raw(uid)).unwrap();
 }
 
-/// Watches the page under ever new cookies until that is refused; how often it was not, and the error.
+/// Watches the page under ever new cookies until that is refused; how often it was not, and the
+/// error.
 fn watch_until_refused(device: &DriverFile, memory: &Pages) -> (u64, Errno) {
     for cookie in 0.. {
         if let Err(errno) = device.watch(memory.page(0), PAGE, cookie) {
@@ -189,7 +190,7 @@ fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
             DriverFile::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
         });
         assert!(in_child.unwrap().succeeded().unwrap());
-        // Others are not concerned, and what is given back may be had again.
+        // Others are not concerned, and all that is given back can be taken again.
         one.unwatch(17).unwrap();
         two.watch(memory.page(0), PAGE, 1).unwrap();
         assert_eq!(one.watch(memory.page(0), PAGE, 17), Err(Errno::ENOSPC));
@@ -282,7 +283,7 @@ fn one_file_may_watch_half_a_million_ranges() {
     }
 }
 
-/// What the kernel has logged since.
+/// The lines that the kernel has logged since.
 struct Log(File);
 
 impl Log {

@@ -1,5 +1,5 @@
-//! True changes of a mapping, made by somebody else: another process, another task's need of memory,
-//! the kernel's own threads.
+//! True changes of a mapping, made by somebody else: another process, another task's need of
+//! memory, the kernel's own threads.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

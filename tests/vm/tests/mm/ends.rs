@@ -1,5 +1,5 @@
-//! The end of the memory that is watched, as somebody sees it who has inherited the counter: a child
-//! of the owner, whose copy of the mapping outlives the owner's memory.
+//! The end of the memory that is watched, as somebody sees it who has inherited the counter: a
+//! child of the owner, whose copy of the mapping outlives the owner's memory.
 
 use std::fs;
 use std::os::fd::AsRawFd;

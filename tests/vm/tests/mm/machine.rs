@@ -1,4 +1,4 @@
-//! The machine: its settings, its counts, its swap, its control groups. What is changed is put back
+//! The machine: its settings, its counts, its swap, its control groups. Each change is undone
 //! when the guard is dropped.
 
 use std::fs::{self, File};
@@ -222,7 +222,7 @@ impl Drop for Group {
     }
 }
 
-/// What the kernel knows of a page: /proc/kpageflags.
+/// Flags that the kernel has for a page: /proc/kpageflags.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Flag {
     Hugetlb = 17,

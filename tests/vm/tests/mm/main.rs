@@ -1,4 +1,5 @@
-//! What the kernel does to memory by itself, and what others do to it: which of that the driver reports.
+//! Changes to memory that the kernel makes by itself, and that others make: which of that the
+//! driver reports.
 //!
 //! These tests change settings of the whole machine, and put them back. They run one at a time, and
 //! in a program of their own: a compaction, say, moves every process's pages, and would make

@@ -10,7 +10,7 @@ use regcache_tests_vm::PAGE;
 
 use crate::machine::{self, Flag};
 
-/// What is behind the addresses.
+/// The memory behind the addresses.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
     /// Private, in pages of 4 KiB.

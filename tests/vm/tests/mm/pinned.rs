@@ -1,4 +1,4 @@
-//! What the kernel does, or tries, to memory that a registration has pinned.
+//! Operations that the kernel does, or tries, on memory that a registration has pinned.
 //!
 //! Each test lets one mechanism loose on two pieces of memory of each kind, both watched, one of
 //! them registered with an RDMA device as well. The other is the control: what happens to it shows
@@ -23,7 +23,7 @@ use crate::machine::{
 use crate::memory::{Kind, LEN, Memory, PAGES};
 use crate::{alone, hits};
 
-/// What has become of some memory.
+/// The fate of some memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {
     /// Nothing: the same pages are there, and nothing was reported.
@@ -183,7 +183,8 @@ fn numa_balancing_leaves_pinned_pages_and_announces_some() {
     .map(|(name, value)| Setting::set(scans.join(name), value));
     let _pages = HugePages::on_each_node(4);
     let far = Bound::to(machine::other_node());
-    // The kernels that were looked at are 6.1, 6.12 and 7.3: where in between it changed is not known.
+    // The kernels that were looked at are 6.1, 6.12 and 7.3: where in between it changed is not
+    // known.
     let shared = match kernel() {
         version if version < (6, 12) => (Shmem, Kept, Kept),
         version if version < (7, 3) => (Shmem, Announced, Changed),
@@ -433,7 +434,7 @@ fn reclaim_under_a_limit_unmaps_shared_pages_though_they_are_pinned() {
     let _alone = alone();
     let _swap = Swap::on();
     let group = Group::new();
-    // What is charged to the group is the child's.
+    // The memory charged to the group is the child's.
     let child = Child::fork(|| {
         group.enter();
         let found = fates([Anonymous, Shmem, Thp], |pairs| {
@@ -464,7 +465,8 @@ fn fork_and_the_parents_writes_leave_pinned_pages_of_4_kib() {
     let _alone = alone();
     let _pages = HugePages::on_each_node(6);
     let found = fates(Kind::ALL, |pairs| {
-        // khugepaged would put what is split together again, in the very page that the child gives back.
+        // khugepaged would put what is split together again, in the very page that the child gives
+        // back.
         for memory in pairs.iter().flat_map(Pair::both) {
             if memory.kind == Thp {
                 memory.advise(libc::MADV_NOHUGEPAGE).unwrap();
