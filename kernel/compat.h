@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What older kernels do not have. Kbuild finds out what that is, and nothing
+ * Functions that older kernels do not have. Kbuild finds out which these are, and nothing
  * else in the driver depends on the kernel that it is built for.
  */
 #ifndef _UMMUNOTIFY_COMPAT_H

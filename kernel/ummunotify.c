@@ -102,8 +102,8 @@
  *   where one invalidation ends and the next begins.
  * - An interval takes 88 bytes where an interval tree node takes 48.
  *
- * What is taken from it is the idea: remember what was in flight first, and wait
- * for that. The notifier belongs to the file and not to the mm. Processes have
+ * The idea is taken from it: remember the invalidations that were in flight
+ * first, and wait for these. The notifier belongs to the file and not to the mm. Processes have
  * one or two files, and a notifier for each mm would add a lock and a list to
  * each invalidation to save them one callback.
  *
@@ -192,7 +192,7 @@ enum ummunotify_state {
  * @id: names the region among all that the file has ever had
  * @hint_start: first byte invalidated, if invalidated once
  * @hint_last: last byte invalidated, if invalidated once
- * @state: what read() has to report
+ * @state: tells read() what to report
  * @protection: changes of protection invalidate it as well
  * @reported_early: reported while an invalidation of it was in flight
  *
@@ -905,7 +905,7 @@ static bool ummunotify_is_readable(struct ummunotify_file *file)
 
 struct ummunotify_batch {
 	struct ummunotify_event event[UMMUNOTIFY_BATCH];
-	/* what each event reports; LAST has none */
+	/* of which each event tells; LAST has none */
 	struct ummunotify_region *region[UMMUNOTIFY_BATCH];
 	size_t len;
 };

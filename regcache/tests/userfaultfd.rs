@@ -649,8 +649,8 @@ fn a_closed_descriptor_is_noticed() {
     }
 }
 
-/// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with nvidia-peermem: the number is
-/// that of the memory that is there at the time.
+/// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with
+/// nvidia-peermem: the number is that of the memory that is there at the time.
 struct PeerMemory(AtomicU64);
 
 // SAFETY: nobody reaches any memory by the number.

@@ -1,4 +1,4 @@
-//! What an administrator sees of an open file, in its `fdinfo`.
+//! The view that an administrator has of an open file: its `fdinfo`.
 
 use std::fs;
 

@@ -157,7 +157,7 @@ fn become_user(uid: u32) {
     setuid(Uid::from_raw(uid)).unwrap();
 }
 
-/// Watches the page under ever new cookies until that is refused; how often it was not, and the error.
+/// Watches the page under new cookies until one is refused. Returns their number and the error.
 fn watch_until_refused(device: &DriverFile, memory: &Pages) -> (u64, Errno) {
     for cookie in 0.. {
         if let Err(errno) = device.watch(memory.page(0), PAGE, cookie) {
@@ -189,7 +189,7 @@ fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
             DriverFile::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
         });
         assert!(in_child.unwrap().succeeded().unwrap());
-        // Others are not concerned, and what is given back may be had again.
+        // Others are not concerned, and all that is given back can be taken again.
         one.unwatch(17).unwrap();
         two.watch(memory.page(0), PAGE, 1).unwrap();
         assert_eq!(one.watch(memory.page(0), PAGE, 17), Err(Errno::ENOSPC));
@@ -282,7 +282,7 @@ fn one_file_may_watch_half_a_million_ranges() {
     }
 }
 
-/// What the kernel has logged since.
+/// The lines that the kernel has logged since.
 struct Log(File);
 
 impl Log {
@@ -325,18 +325,14 @@ fn a_user_who_registers_without_end_is_enospc_and_nobody_is_killed() {
     let child = Child::fork(|| {
         become_user(65_534);
         let memory = Pages::new(1).unwrap();
-        let (mut files, mut ranges) = (Vec::new(), 0);
-        let refused = loop {
-            let device = DriverFile::open().unwrap();
-            let (some, refused) = watch_until_refused(&device, &memory);
-            files.push(device);
+        let files = [(); 4].map(|()| DriverFile::open().unwrap());
+        let mut ranges = 0;
+        for device in &files {
+            let (some, refused) = watch_until_refused(device, &memory);
+            assert_eq!(refused, Errno::ENOSPC);
             ranges += some;
-            if files.len() == 4 {
-                break refused;
-            }
-        };
-        println!("{ranges} ranges, then {refused}");
-        assert_eq!(refused, Errno::ENOSPC);
+        }
+        println!("{ranges} ranges of {most}");
         ranges > most / 2 && ranges < most
     });
     let done = child.unwrap().succeeded().unwrap();
