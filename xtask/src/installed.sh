@@ -55,8 +55,8 @@ rm /run/udev/rules.d/$rules
 udevadm control --reload
 
 mkdir -p /run/modprobe.d
-echo "options ummunotify max_regions=7" >/run/modprobe.d/ummunotify.conf
+echo "options ummunotify max_user_regions=7" >/run/modprobe.d/ummunotify.conf
 modprobe -r ummunotify && modprobe ummunotify || exit 1
-is "max_regions by modprobe.d" "$(cat $sys/parameters/max_regions)" 7
+is "max_user_regions by modprobe.d" "$(cat $sys/parameters/max_user_regions)" 7
 is "mode" "$(mode)" 444
 modprobe -r ummunotify || exit 1

@@ -1,4 +1,4 @@
-//! [`Monitor`]: the contract between the cache and a source of reports, with its rules M1 to M5.
+//! [`Monitor`]: the contract between the cache and a source of reports, with its rules M1 to M6.
 
 use std::fmt;
 use std::io;
@@ -41,8 +41,11 @@ impl fmt::Debug for Cookie {
 /// - **M4, bounded**: the monitor's memory is proportional to the number of watches, whatever
 ///   happens to them.
 /// - **M5, not hijackable**: no other code in the process can switch the monitor off.
+/// - **M6, backed**: `watch` refuses a range if the kernel does not report the changes of its
+///   memory. A monitor without this rule is only for registrars that refuse such memory
+///   themselves; see [`Registrar`](crate::Registrar).
 ///
-/// Safety rests on the first three. The cache calls `generation` and `drain` under its lock. So
+/// Safety rests on M1 to M3 and M6. The cache calls `generation` and `drain` under its lock. So
 /// they must not call into the cache, drop a guard or panic.
 pub unsafe trait Monitor: Send + Sync + 'static {
     /// True if each lookup has to ask [`is_intact`](Self::is_intact) before anything else. False if

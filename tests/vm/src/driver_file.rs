@@ -10,7 +10,7 @@ use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use regcache::monitor::abi::{self, Event, Register};
+use regcache::monitor::abi::{self, Event, Register, Register2};
 
 fn errno(error: io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or_default())
@@ -112,6 +112,39 @@ impl DriverFile {
     pub fn register(&self, region: &Register) -> nix::Result<()> {
         // SAFETY: the structure may be read.
         unsafe { abi::register_region(self.raw(), region) }.map_err(errno)
+    }
+
+    /// Watches a range by the extended call.
+    ///
+    /// # Errors
+    ///
+    /// The error of the call.
+    pub fn register2(&self, region: &Register2) -> nix::Result<()> {
+        assert!(region.size as usize <= size_of::<Register2>());
+        // SAFETY: the structure may be read.
+        unsafe { abi::register_region2(self.raw(), region) }.map_err(errno)
+    }
+
+    /// Watches `[start, start + len)` with these flags.
+    ///
+    /// # Errors
+    ///
+    /// The error of the call.
+    pub fn watch_with(
+        &self,
+        flags: u32,
+        start: *const u8,
+        len: usize,
+        cookie: u64,
+    ) -> nix::Result<()> {
+        let start = start.addr() as u64;
+        self.register2(&Register2 {
+            flags,
+            start,
+            end: start + len as u64,
+            user_cookie: cookie,
+            ..Register2::default()
+        })
     }
 
     /// Unwatches a range.

@@ -4,12 +4,15 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use regcache::monitor::{Shared, Ummunotify};
-use regcache::{Builder, Cache};
+use regcache::{Builder, Cache, Registrar, VaRange};
 use regcache_tests_vm::{PAGE, Pages, pinned};
 use regcache_verbs::{
     Access, Context, Cq, Loopback, MrRegistrar, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
@@ -178,4 +181,47 @@ fn devices_and_domains_do_not_mix_their_registrations() {
         })
         .collect();
     assert_eq!(keys.len(), 2);
+}
+
+/// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with nvidia-peermem: the number is
+/// that of the memory that is there at the time.
+struct PeerMemory(AtomicU64);
+
+// SAFETY: nobody reaches any memory by the number.
+unsafe impl Registrar for PeerMemory {
+    type Access = ();
+    type Registration = u64;
+
+    fn register(&self, _: VaRange, (): ()) -> io::Result<u64> {
+        Ok(self.0.load(Ordering::Relaxed))
+    }
+
+    fn deregister(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_that_only_a_device_has_is_never_stale() {
+    let _alone = alone();
+    let cache = Cache::builder(PeerMemory(AtomicU64::new(0)))
+        .monitor(Ummunotify::open().unwrap())
+        .build()
+        .unwrap();
+    let reserved = Pages::new(1).unwrap();
+    reserved.protect(0, 1, libc::PROT_NONE).unwrap();
+    let nowhere = ptr::without_provenance::<u8>(0x2000_0000_0000);
+    for at in [reserved.page(0).cast_const(), nowhere] {
+        for memory in 0..100 {
+            cache.registrar().0.store(memory, Ordering::Relaxed);
+            assert_eq!(*cache.get(at, PAGE, ()).unwrap().registration(), memory);
+        }
+    }
+    assert_eq!(cache.stats().uncached, 200);
+    // What is mapped and may be accessed is kept.
+    let memory = Pages::new(1).unwrap();
+    for _ in 0..2 {
+        cache.get(memory.page(0), PAGE, ()).unwrap();
+    }
+    assert_eq!((cache.stats().uncached, cache.stats().hits), (200, 1));
 }

@@ -50,6 +50,8 @@
 //! - **M5**: no other code has the file descriptor. Code that closes file descriptors which it does
 //!   not own ends the events. The check then fails, unless the number has become another
 //!   userfaultfd's.
+//! - **M6**: a range is refused unless each page is mapped, private and anonymous, and may be
+//!   accessed (`mapping.rs`).
 //!
 //! # The cost
 //!

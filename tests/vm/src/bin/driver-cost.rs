@@ -195,8 +195,6 @@ impl Bare {
 }
 
 fn main() -> Result<()> {
-    // The limit must allow the numbers of ranges below.
-    std::fs::write("/sys/module/ummunotify/parameters/max_regions", "200000")?;
     // Warms up page tables and per-CPU lists.
     for place in [Placement::Same, Placement::Changing] {
         cycle(place, None, 0)?;
@@ -225,6 +223,18 @@ fn main() -> Result<()> {
         let what = format!("the range itself watched, {times} times");
         same.row(&what, Some(&device), times)?;
     }
+    drop(device);
+
+    let device = DriverFile::open()?;
+    for cookie in 0..65_536 {
+        device.watch(Placement::Same.address(0), MAPPED * PAGE, cookie)?;
+    }
+    for _ in 0..2 {
+        map_and_touch(Placement::Same.address(0))?;
+        unmap(Placement::Same.address(0), MAPPED * PAGE)?;
+    }
+    let what = "the range itself watched, 65536 times, and not read";
+    same.row(what, Some(&device), 0)?;
     drop(device);
 
     let changing = Bare::measure(Placement::Changing)?;

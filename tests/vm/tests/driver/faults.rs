@@ -4,15 +4,27 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::errno::Errno;
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-use crate::debugfs;
-
 /// More faults than any call has.
 const MOST: usize = 1000;
+
+/// Returns the directory of debugfs, and mounts it if necessary.
+fn debugfs() -> PathBuf {
+    let dir = Path::new("/sys/kernel/debug");
+    if !dir.join("sched").exists() {
+        let mounted = Command::new("mount")
+            .args(["-t", "debugfs", "debugfs"])
+            .arg(dir)
+            .status();
+        assert!(mounted.unwrap().success());
+    }
+    dir.to_path_buf()
+}
 
 /// The fault switch of this thread. Its number N makes the Nth allocation or copy fail.
 struct Switch(File);
@@ -129,6 +141,30 @@ fn a_registration_that_fails_is_none_and_one_that_succeeds_is_whole() {
         },
     );
     assert!(invalidations > 0);
+}
+
+#[test]
+fn a_first_registration_that_fails_is_none_and_the_next_watches() {
+    let Some(switch) = Switch::find() else {
+        return;
+    };
+    let memory = Pages::new(1).unwrap();
+    let mut device = DriverFile::open().unwrap();
+    for nth in 1..MOST {
+        let (injected, result) = switch.run(nth, || device.watch(memory.page(0), PAGE, 1));
+        expect(injected, &result, &[Errno::ENOMEM, Errno::EFAULT]);
+        if result.is_err() {
+            device.watch(memory.page(0), PAGE, 1).unwrap();
+        }
+        memory.advise(0, 1, libc::MADV_DONTNEED).unwrap();
+        memory.touch();
+        assert_eq!(device.drain(), Ok((vec![1], 1)));
+        if !injected {
+            return;
+        }
+        device = DriverFile::open().unwrap();
+    }
+    panic!("more than {MOST} faults in one call");
 }
 
 #[test]

@@ -6,20 +6,20 @@
 
 mod aio;
 mod arguments;
+mod backed;
 mod compat;
-mod contexts;
 mod counter;
 mod events;
 mod faults;
+mod fdinfo;
 mod mapping;
+mod misc;
 mod order;
 mod owner;
 mod protection;
 mod reading;
+mod saturated;
 mod teardown;
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use regcache::monitor::abi::{Event, HINT, INVAL, LAST};
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
@@ -40,19 +40,6 @@ fn watched_as_one(pages: usize) -> (DriverFile, Pages) {
     let device = DriverFile::open().unwrap();
     device.watch(memory.page(0), memory.len(), 7).unwrap();
     (device, memory)
-}
-
-/// Returns the directory of debugfs, and mounts it if necessary.
-fn debugfs() -> PathBuf {
-    let dir = Path::new("/sys/kernel/debug");
-    if !dir.join("ummunotify").exists() {
-        let mounted = Command::new("mount")
-            .args(["-t", "debugfs", "debugfs"])
-            .arg(dir)
-            .status();
-        assert!(mounted.unwrap().success());
-    }
-    dir.to_path_buf()
 }
 
 /// The event of a range that was invalidated once, from `start` for `len` bytes.

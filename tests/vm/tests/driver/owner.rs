@@ -11,7 +11,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
 };
-use regcache_tests_vm::{Child, DriverFile, PAGE};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::{invalidated_once, last, watched};
 
@@ -31,6 +31,7 @@ fn is_refused(device: &DriverFile) -> bool {
     device.read(1).err() == Some(Errno::EPERM)
         && device.exchange(&mut mask) == eperm
         && device.watch(std::ptr::without_provenance(PAGE), PAGE, 99) == eperm
+        && device.watch_with(0, std::ptr::without_provenance(PAGE), PAGE, 99) == eperm
         && device.unwatch(0) == eperm
         && map.is_err_and(|e| e.raw_os_error() == Some(libc::EPERM))
         && fasync == -1
@@ -53,6 +54,40 @@ fn a_forked_child_is_refused_and_the_owner_loses_nothing() {
         (vec![1], 2),
         "and is still watched"
     );
+}
+
+/// The driver takes notice of the memory with the first range; until then it must know whose it is.
+#[test]
+fn a_file_that_was_never_used_is_its_openers_all_the_same() {
+    let (device, memory) = (DriverFile::open().unwrap(), Pages::new(1).unwrap());
+    let child = Child::fork(|| is_refused(&device)).unwrap();
+    assert!(child.succeeded().unwrap());
+    let counter = device.counter().unwrap();
+    device.watch(memory.page(0), PAGE, 1).unwrap();
+    let child = Child::fork(|| memory.unmap(0, 1).is_ok()).unwrap();
+    assert!(child.succeeded().unwrap());
+    assert_eq!(counter.get(), 0);
+    memory.unmap(0, 1).unwrap();
+    assert_eq!((device.drain(), counter.get()), (Ok((vec![1], 1)), 1));
+}
+
+#[test]
+fn a_file_whose_opener_is_gone_serves_nobody() {
+    let (ours, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .unwrap();
+    let opener = Child::fork(|| {
+        pass(&theirs, &DriverFile::open().unwrap(), &[1]);
+        true
+    })
+    .unwrap();
+    let device = DriverFile::from(std::fs::File::from(receive(&ours, &mut [0])));
+    assert!(opener.succeeded().unwrap());
+    assert!(is_refused(&device));
 }
 
 #[test]

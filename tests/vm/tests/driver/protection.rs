@@ -3,7 +3,7 @@
 use std::ptr;
 use std::time::Duration;
 
-use regcache::monitor::abi::{PROTECTION, Register};
+use regcache::monitor::abi::PROTECTION;
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 /// The cookies of the two ranges that `both` watches.
@@ -11,15 +11,9 @@ const PLAIN: u64 = 0;
 const STRICT: u64 = 1;
 
 fn watch(device: &DriverFile, memory: &Pages, cookie: u64, flags: u32) {
-    let start = memory.page(0).addr() as u64;
-    let region = Register {
-        start,
-        end: start + memory.len() as u64,
-        user_cookie: cookie,
-        flags,
-        reserved: 0,
-    };
-    device.register(&region).unwrap();
+    device
+        .watch_with(flags, memory.page(0), memory.len(), cookie)
+        .unwrap();
 }
 
 /// Some pages that are watched twice, without and with the flag.
@@ -86,15 +80,9 @@ fn clearing_soft_dirty_bits_counts_for_nobody() {
 fn a_range_beside_the_change_is_not_hit() {
     let memory = Pages::new(4).unwrap();
     let device = DriverFile::open().unwrap();
-    let start = memory.page(3).addr() as u64;
-    let region = Register {
-        start,
-        end: start + PAGE as u64,
-        user_cookie: STRICT,
-        flags: PROTECTION,
-        reserved: 0,
-    };
-    device.register(&region).unwrap();
+    device
+        .watch_with(PROTECTION, memory.page(3), PAGE, STRICT)
+        .unwrap();
     memory.protect(0, 3, libc::PROT_READ).unwrap();
     assert_eq!(device.invalidated().unwrap(), []);
 }
@@ -119,14 +107,7 @@ fn changes_of_protection_at_address_0_do_not_keep_registrations_waiting() {
             }
         }
         for (cookie, flags) in [(PLAIN, 0), (STRICT, PROTECTION)] {
-            let region = Register {
-                start: 0,
-                end: PAGE as u64,
-                user_cookie: cookie,
-                flags,
-                reserved: 0,
-            };
-            device.register(&region).unwrap();
+            device.watch_with(flags, ptr::null(), PAGE, cookie).unwrap();
         }
         // SAFETY: as above.
         assert_eq!(unsafe { libc::mprotect(page, PAGE, libc::PROT_READ) }, 0);

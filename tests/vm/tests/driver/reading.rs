@@ -12,7 +12,8 @@ use nix::poll::PollFlags;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use regcache_tests_vm::{DriverFile, PAGE, Pages};
+use regcache::monitor::abi::{Event, INVAL, LAST};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::{invalidated_once, last, watched};
 
@@ -248,4 +249,75 @@ fn a_hint_survives_a_fault_and_a_hit_in_between_is_not_lost() {
     assert_eq!(device.read(2).unwrap(), expected);
     bad();
     assert_eq!(device.read(2).unwrap(), [last(2)], "LAST is still owed");
+}
+
+/// readv into buffers of one event each, with these flags of preadv2.
+fn readv(device: &DriverFile, buffers: usize, flags: i32) -> nix::Result<Vec<u32>> {
+    let mut events = vec![Event::default(); buffers];
+    let parts: Vec<_> = events
+        .iter_mut()
+        .map(|event| libc::iovec {
+            iov_base: (&raw mut *event).cast(),
+            iov_len: size_of::<Event>(),
+        })
+        .collect();
+    let (parts, count) = (parts.as_ptr(), parts.len() as i32);
+    // SAFETY: each part may be written, and any bytes are an event.
+    let n = unsafe { libc::preadv2(device.raw(), parts, count, -1, flags) };
+    let n = Errno::result(n)?.unsigned_abs();
+    let kinds = events[..n / size_of::<Event>()]
+        .iter()
+        .map(|event| event.kind);
+    Ok(kinds.collect())
+}
+
+#[test]
+fn a_read_into_several_buffers_returns_what_there_is() {
+    let (device, memory) = blocking();
+    memory.unmap(0, 1).unwrap();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| readv(&device, 3, 0));
+        thread::sleep(SHORTLY);
+        let slept = !reader.is_finished();
+        if slept {
+            memory.map_over(0, 1).unwrap();
+            memory.write(0, 1);
+            memory.unmap(0, 1).unwrap();
+        }
+        assert_eq!(reader.join().unwrap(), Ok(vec![INVAL, LAST]));
+        assert!(!slept, "with all events delivered");
+    });
+}
+
+#[test]
+fn a_read_that_must_not_wait_does_not_though_the_file_blocks() {
+    let (device, memory) = blocking();
+    assert_eq!(readv(&device, 2, libc::RWF_NOWAIT), Err(Errno::EAGAIN));
+    memory.unmap(0, 1).unwrap();
+    assert_eq!(readv(&device, 1, libc::RWF_NOWAIT), Ok(vec![INVAL]));
+    assert_eq!(readv(&device, 2, libc::RWF_NOWAIT), Ok(vec![LAST]));
+    assert_eq!(readv(&device, 2, libc::RWF_NOWAIT), Err(Errno::EAGAIN));
+}
+
+#[test]
+fn a_long_read_ends_when_the_process_is_killed() {
+    const RANGES: u64 = 200_000;
+    let child = Child::fork(|| {
+        let memory = Pages::new(1).unwrap();
+        let device = DriverFile::open().unwrap();
+        for cookie in 0..RANGES {
+            device.watch(memory.page(0), PAGE, cookie).unwrap();
+        }
+        loop {
+            memory.advise(0, 1, libc::MADV_DONTNEED).unwrap();
+            memory.touch();
+            let read = device.read(RANGES as usize + 1).unwrap();
+            assert_eq!(read.len() as u64, RANGES + 1);
+        }
+    })
+    .unwrap();
+    thread::sleep(10 * SHORTLY);
+    let started = Instant::now();
+    drop(child);
+    assert!(started.elapsed() < Duration::from_secs(20));
 }

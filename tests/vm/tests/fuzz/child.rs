@@ -9,7 +9,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
 };
-use regcache::monitor::abi::Register;
+use regcache::monitor::abi::{Register, Register2};
 use regcache_tests_vm::Child;
 
 use crate::model::{BASE, PAGE, PAGES};
@@ -41,6 +41,7 @@ pub(crate) fn is_refused(fd: &OwnedFd, buffer: u64) -> bool {
     sys::read(fd, buffer, 64).err() == eperm
         && sys::exchange(fd, &mut mask).err() == eperm
         && sys::register(fd, &region).err() == eperm
+        && sys::register2(fd, Register2::default(), size_of::<Register2>(), None).err() == eperm
         && sys::unregister(fd, 0).err() == eperm
         && Counter::map(fd).err() == eperm
         && poll(&mut polled, PollTimeout::ZERO).is_ok()

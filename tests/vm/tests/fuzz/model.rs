@@ -152,6 +152,13 @@ impl Arena {
             .any(Option::is_some)
     }
 
+    /// Returns true if each byte is mapped, and may be accessed.
+    pub(crate) fn is_backed(&self, span: Span) -> bool {
+        let page = |address: u64| ((address - BASE) / PAGE) as usize;
+        (page(span.start)..=page(span.end - 1))
+            .all(|page| !matches!(self.access(page), None | Some(Access::Nothing)))
+    }
+
     /// Returns true if the pages are in one mapping for certain.
     pub(crate) fn is_one_mapping(&self, run: Run) -> bool {
         let inner = bits(run.first + 1, run.first + run.pages);
@@ -386,14 +393,32 @@ struct Region {
 pub(crate) struct Watch {
     /// The regions by start, and in the order of registration for the same start.
     regions: Vec<Region>,
-    /// The cookies of the ranges to report, in the order of their first invalidations.
-    queue: VecDeque<u64>,
+    /// The ranges to report, in the order of their first invalidations.
+    queue: VecDeque<Queued>,
+    /// The number of the latest invalidation that was marked.
+    turn: u64,
     last_owed: bool,
     pub(crate) counter: u64,
     /// EXCHANGE_FEATURES is no longer possible.
     pub(crate) used: bool,
     /// The reports that were taken off the queue and are on their way to a buffer.
-    picked: Vec<(u64, Pending)>,
+    picked: Vec<(Queued, Pending)>,
+}
+
+/// A range that waits to be reported.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    cookie: u64,
+    start: u64,
+    /// The invalidation that queued the range. Ranges with one start that it queued tie: their
+    /// reports may come in any order.
+    turn: u64,
+}
+
+impl Queued {
+    fn ties(self, other: Self) -> bool {
+        (self.start, self.turn) == (other.start, other.turn)
+    }
 }
 
 /// The events that a read must deliver.
@@ -412,6 +437,7 @@ impl Watch {
         Self {
             regions: Vec::with_capacity(32),
             queue: VecDeque::with_capacity(32),
+            turn: 0,
             last_owed: false,
             counter: 0,
             used: false,
@@ -447,7 +473,7 @@ impl Watch {
     pub(crate) fn unregister(&mut self, cookie: u64) -> bool {
         let known = self.regions.len();
         self.regions.retain(|region| region.cookie != cookie);
-        self.queue.retain(|&queued| queued != cookie);
+        self.queue.retain(|queued| queued.cookie != cookie);
         self.regions.len() < known
     }
 
@@ -557,13 +583,18 @@ impl Watch {
     }
 
     fn mark(&mut self, pending: impl Fn(Span) -> Option<Pending>) {
+        self.turn += 1;
         for region in &mut self.regions {
             let Some(pending) = pending(region.span) else {
                 continue;
             };
             if region.pending == Pending::Not {
                 region.pending = pending;
-                self.queue.push_back(region.cookie);
+                self.queue.push_back(Queued {
+                    cookie: region.cookie,
+                    start: region.span.start,
+                    turn: self.turn,
+                });
             } else {
                 region.pending = Pending::Often;
             }
@@ -592,12 +623,12 @@ impl Watch {
         let reports = events - usize::from(due.last.is_some() && events == due.events);
         self.picked.clear();
         for _ in 0..reports {
-            let Some(cookie) = self.queue.pop_front() else {
+            let Some(queued) = self.queue.pop_front() else {
                 break;
             };
-            if let Some(region) = self.region(cookie) {
+            if let Some(region) = self.region(queued.cookie) {
                 let pending = std::mem::replace(&mut region.pending, Pending::Not);
-                self.picked.push((cookie, pending));
+                self.picked.push((queued, pending));
             }
         }
         if events > reports {
@@ -607,10 +638,31 @@ impl Watch {
         }
     }
 
+    /// Puts the range with this cookie in place `i` of the picked reports, if the two tie.
+    fn pick_instead(&mut self, i: usize, cookie: u64) {
+        let (expected, pending) = self.picked[i];
+        let fits = |it: &Queued| it.cookie == cookie && it.ties(expected);
+        if let Some(other) = (i..self.picked.len()).find(|&j| fits(&self.picked[j].0)) {
+            self.picked.swap(i, other);
+        } else if let Some(other) = self.queue.iter().position(fits) {
+            let came = std::mem::replace(&mut self.queue[other], expected);
+            if let Some(region) = self.region(expected.cookie) {
+                region.pending = pending;
+            }
+            if let Some(region) = self.region(cookie) {
+                let pending = std::mem::replace(&mut region.pending, Pending::Not);
+                self.picked[i] = (came, pending);
+            }
+        }
+    }
+
     /// Checks the events that have arrived.
     pub(crate) fn arrived(&mut self, due: Delivery, events: &[Event]) -> Result<(), String> {
         for (i, &event) in events.iter().enumerate() {
-            let Some(&(cookie, pending)) = self.picked.get(i) else {
+            if i < self.picked.len() {
+                self.pick_instead(i, event.user_cookie_counter);
+            }
+            let Some(&(Queued { cookie, .. }, pending)) = self.picked.get(i) else {
                 let last = Event {
                     kind: abi::LAST,
                     flags: 0,
@@ -652,13 +704,13 @@ impl Watch {
 
     /// Puts the events back, since the buffer could not be written.
     pub(crate) fn put_back(&mut self, due: Delivery) {
-        while let Some((cookie, pending)) = self.picked.pop() {
-            let Some(region) = self.region(cookie) else {
+        while let Some((queued, pending)) = self.picked.pop() {
+            let Some(region) = self.region(queued.cookie) else {
                 continue;
             };
             if region.pending == Pending::Not {
                 region.pending = pending;
-                self.queue.push_front(cookie);
+                self.queue.push_front(queued);
             } else {
                 region.pending = Pending::Often;
             }

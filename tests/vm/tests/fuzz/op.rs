@@ -32,8 +32,6 @@ pub(crate) enum Access {
 /// Bad arguments of a registration, which the driver refuses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadRange {
-    /// The end is the start.
-    Empty,
     /// The end is below the start.
     Backwards,
     /// The end is beyond the address space.
@@ -42,8 +40,23 @@ pub(crate) enum BadRange {
     Kernels,
     /// The range ends at the last address.
     Endless,
+    /// The structure cannot be read.
+    Pointer,
+}
+
+/// Bad arguments of the extended registration, which the driver refuses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum BadRegister2 {
     /// This unknown bit of the flags is set.
     Flag(u8),
+    /// The structure is shorter than the first version.
+    Short(u8),
+    /// The structure is longer than the driver knows, and this byte of the rest is not 0.
+    Tail(u8),
+    /// The structure is longer than a page.
+    Huge,
+    /// The end is below the start.
+    Backwards,
     /// The structure cannot be read.
     Pointer,
 }
@@ -72,11 +85,27 @@ pub(crate) enum Op {
         file: usize,
         mask: u32,
     },
+    /// With junk in `flags` and `reserved`.
     Register {
         file: usize,
         span: Span,
         cookie: u64,
-        reserved: u32,
+        junk: u64,
+        /// The end is given as the start, which watches the first byte.
+        empty: bool,
+    },
+    /// By the extended call, in a structure that has so many bytes of zeroes more.
+    Register2 {
+        file: usize,
+        span: Span,
+        cookie: u64,
+        must_be_backed: bool,
+        longer: u8,
+    },
+    Register2Bad {
+        file: usize,
+        bad: BadRegister2,
+        cookie: u64,
     },
     RegisterBad {
         file: usize,
@@ -277,15 +306,25 @@ impl Dice {
     }
 
     fn bad_range(&mut self) -> BadRange {
-        let flag = BadRange::Flag(1 + self.below(31) as u8);
         self.pick(&[
-            (1, BadRange::Empty),
             (1, BadRange::Backwards),
             (1, BadRange::TooHigh),
             (1, BadRange::Kernels),
             (1, BadRange::Endless),
-            (1, flag),
             (1, BadRange::Pointer),
+        ])
+    }
+
+    fn bad_register2(&mut self) -> BadRegister2 {
+        let flag = BadRegister2::Flag(2 + self.below(30) as u8);
+        let (short, tail) = (self.below(32) as u8, self.below(256) as u8);
+        self.pick(&[
+            (1, flag),
+            (1, BadRegister2::Short(short)),
+            (1, BadRegister2::Tail(tail)),
+            (1, BadRegister2::Huge),
+            (1, BadRegister2::Backwards),
+            (1, BadRegister2::Pointer),
         ])
     }
 
@@ -352,11 +391,24 @@ impl Dice {
     fn on_ranges(&mut self) -> Op {
         let (file, cookie) = (self.file(), self.cookie());
         match self.below(91) {
-            0..60 => Op::Register {
+            0..30 => Op::Register {
                 file,
                 span: self.span(),
                 cookie,
-                reserved: self.bits() as u32,
+                junk: self.bits(),
+                empty: self.percent(10),
+            },
+            30..56 => Op::Register2 {
+                file,
+                span: self.span(),
+                cookie,
+                must_be_backed: self.percent(50),
+                longer: self.pick(&[(3, 0), (1, 8), (1, 255)]),
+            },
+            56..60 => Op::Register2Bad {
+                file,
+                bad: self.bad_register2(),
+                cookie,
             },
             60..80 => Op::Unregister { file, cookie },
             80..88 => Op::RegisterBad {

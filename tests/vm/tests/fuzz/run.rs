@@ -4,12 +4,12 @@ use std::fmt::Debug;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use regcache::monitor::abi::{Event, Register};
+use regcache::monitor::abi::{self, Event, Register, Register2};
 use regcache_tests_vm::Child;
 
 use crate::child::{self, Forked};
 use crate::model::{Arena, BASE, Invalidation, PAGE, PAGES, Span, Watch};
-use crate::op::{Access, BadMapping, BadRange, CHILDREN, FILES, Op, Run};
+use crate::op::{Access, BadMapping, BadRange, BadRegister2, CHILDREN, FILES, Op, Run};
 use crate::sys::{self, Counter};
 
 /// Pages that can be written, each with a page behind it that cannot.
@@ -163,6 +163,8 @@ impl World {
             Op::Exchange { file, .. }
             | Op::Register { file, .. }
             | Op::RegisterBad { file, .. }
+            | Op::Register2 { file, .. }
+            | Op::Register2Bad { file, .. }
             | Op::Unregister { file, .. }
             | Op::UnregisterNowhere { file }
             | Op::Unknown { file, .. }
@@ -177,7 +179,7 @@ impl World {
             | Op::MapCounterBadly { file, .. }
             | Op::AbuseCounter { file } => {
                 if let Some(file) = &mut self.files[file] {
-                    on_file(file, op)?;
+                    on_file(file, &self.arena, op)?;
                 }
             }
             Op::Touch { .. }
@@ -433,30 +435,98 @@ fn move_to(
     Ok(())
 }
 
+fn register2(span: Span, cookie: u64) -> Register2 {
+    Register2 {
+        start: span.start,
+        end: span.end,
+        user_cookie: cookie,
+        ..Register2::default()
+    }
+}
+
 /// Takes a step on one file that changes no memory.
-fn on_file(file: &mut File, op: Op) -> Check {
+fn on_file(file: &mut File, arena: &Arena, op: Op) -> Check {
     match op {
         Op::Exchange { mask, .. } => {
             let fd = &file.fds[file.turn];
             exchange(fd, &mut file.watch, mask)?;
         }
         Op::Register {
-            span,
+            mut span,
             cookie,
-            reserved,
+            junk,
+            empty,
             ..
         } => {
             let region = Register {
                 start: span.start,
-                end: span.end,
+                end: if empty { span.start } else { span.end },
                 user_cookie: cookie,
-                flags: 0,
-                reserved,
+                flags: junk as u32,
+                reserved: (junk >> 32) as u32,
             };
+            if empty {
+                span.end = span.start + 1;
+            }
             let said = sys::register(file.fd(), &region);
             let free = file.watch.register(span, cookie);
             let expected = free.then_some(()).ok_or(Errno::EINVAL);
             same("REGISTER_REGION", &said, &expected)?;
+        }
+        Op::Register2 {
+            span,
+            cookie,
+            must_be_backed,
+            longer,
+            ..
+        } => {
+            let region = Register2 {
+                flags: if must_be_backed {
+                    abi::MUST_BE_BACKED
+                } else {
+                    0
+                },
+                ..register2(span, cookie)
+            };
+            let longer = usize::from(longer);
+            let said = sys::register2(file.fd(), region, size_of::<Register2>() + longer, None);
+            let mut expected = Ok(());
+            if !file.watch.register(span, cookie) {
+                expected = Err(Errno::EINVAL);
+            } else if must_be_backed && !arena.is_backed(span) {
+                expected = Err(Errno::ENXIO);
+                file.watch.unregister(cookie);
+            }
+            same("REGISTER_REGION2", &said, &expected)?;
+        }
+        Op::Register2Bad { bad, cookie, .. } => {
+            let page = Span {
+                start: BASE,
+                end: BASE + PAGE,
+            };
+            let mut region = register2(page, cookie);
+            let mut size = size_of::<Register2>();
+            let (mut expected, mut tail) = (Errno::EINVAL, None);
+            match bad {
+                BadRegister2::Flag(bit) => region.flags = 1 << bit,
+                BadRegister2::Short(short) => size = usize::from(short),
+                BadRegister2::Tail(byte) => {
+                    tail = Some(size + usize::from(byte));
+                    size += 256;
+                    expected = Errno::E2BIG;
+                }
+                BadRegister2::Huge => {
+                    size = PAGE as usize + 1;
+                    expected = Errno::E2BIG;
+                }
+                BadRegister2::Backwards => region.end = region.start - 1,
+                BadRegister2::Pointer => expected = Errno::EFAULT,
+            }
+            let said = match bad {
+                BadRegister2::Pointer => sys::register2_nothing(file.fd()),
+                _ => sys::register2(file.fd(), region, size, tail),
+            };
+            same("REGISTER_REGION2", &said, &Err(expected))?;
         }
         Op::RegisterBad { bad, cookie, .. } => {
             let mut region = Register {
@@ -467,7 +537,6 @@ fn on_file(file: &mut File, op: Op) -> Check {
             };
             let mut expected = Errno::EINVAL;
             match bad {
-                BadRange::Empty => region.end = region.start,
                 BadRange::Backwards => region.end = region.start - 1,
                 BadRange::TooHigh => region.end = 1 << 57,
                 BadRange::Kernels => {
@@ -475,7 +544,6 @@ fn on_file(file: &mut File, op: Op) -> Check {
                     region.end = region.start + PAGE;
                 }
                 BadRange::Endless => region.end = u64::MAX,
-                BadRange::Flag(bit) => region.flags = 1 << bit,
                 BadRange::Pointer => expected = Errno::EFAULT,
             }
             let said = match bad {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::Result;
 use nix::errno::Errno;
-use regcache::monitor::abi::{self, Register};
+use regcache::monitor::abi::{self, Register, Register2};
 
 use crate::model::PAGE;
 use crate::op::Access;
@@ -56,6 +56,31 @@ pub(crate) fn register(fd: &OwnedFd, region: &Register) -> Result<()> {
 pub(crate) fn register_nothing(fd: &OwnedFd) -> Result<()> {
     // SAFETY: the kernel checks the pointer.
     unsafe { abi::register_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
+}
+
+/// REGISTER_REGION2 of a structure of `size` bytes, of which the one at `tail` is not 0.
+pub(crate) fn register2(
+    fd: &OwnedFd,
+    mut region: Register2,
+    size: usize,
+    tail: Option<usize>,
+) -> Result<()> {
+    /// A structure longer than any that is passed.
+    #[repr(C)]
+    struct Long(Register2, [u8; 2 * PAGE as usize]);
+    region.size = size as u32;
+    let mut long = Long(region, [0; 2 * PAGE as usize]);
+    if let Some(byte) = tail {
+        long.1[byte - size_of::<Register2>()] = 1;
+    }
+    // SAFETY: as many bytes may be read as the structure says.
+    unsafe { abi::register_region2(fd.as_raw_fd(), (&raw const long).cast()) }.map_err(errno)
+}
+
+/// REGISTER_REGION2 of a structure that cannot be read.
+pub(crate) fn register2_nothing(fd: &OwnedFd) -> Result<()> {
+    // SAFETY: the kernel checks the pointer.
+    unsafe { abi::register_region2(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
 }
 
 pub(crate) fn unregister(fd: &OwnedFd, cookie: u64) -> Result<()> {
