@@ -22,14 +22,22 @@
 //! a constructor of its own maybe, has everything set up. Nothing is kept that the program could
 //! tell: what is passed on is passed on as it came.
 
+mod abi;
 mod counts;
+mod create;
+mod directory;
 mod dl;
 mod domain;
 mod elf;
 mod interpose;
 mod mrs;
 mod notice;
+mod objects;
+mod outstanding;
+mod poll;
+mod post;
 mod process;
+mod provider;
 mod real;
 mod settings;
 mod summary;
