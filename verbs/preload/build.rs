@@ -11,6 +11,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("around", &["-libverbs"]),
     ("contract", &["-libverbs", "-lpthread"]),
     ("dlopened", &["-ldl"]),
+    ("posted", &["-libverbs", "-lpthread"]),
 ];
 
 /// Each is tests/c/NAME.c, a library to be preloaded.

@@ -347,3 +347,113 @@ impl VerbsContext {
         this
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use rdma_sys as theirs;
+
+    use super::*;
+
+    macro_rules! same {
+        ($ours:ident = $theirs:ident: $($field:ident = $($name:ident).+),* $(,)?) => {
+            $(assert_eq!(
+                offset_of!($ours, $field),
+                offset_of!(theirs::$theirs, $($name).+),
+                stringify!($theirs.$($name).+)
+            );)*
+        };
+    }
+
+    #[test]
+    fn every_offset_is_the_headers() {
+        same!(Sge = ibv_sge: addr = addr, length = length, lkey = lkey);
+        same!(SendWr = ibv_send_wr:
+            next = next, sg_list = sg_list, num_sge = num_sge, opcode = opcode,
+            send_flags = send_flags);
+        same!(RecvWr = ibv_recv_wr: next = next, sg_list = sg_list, num_sge = num_sge);
+        same!(MwBind = ibv_mw_bind: send_flags = send_flags);
+        same!(Wc = ibv_wc: status = status, opcode = opcode, qp_num = qp_num);
+        same!(IbvSrq = ibv_srq: context = context);
+        same!(IbvQp = ibv_qp:
+            context = context, pd = pd, send_cq = send_cq, recv_cq = recv_cq, srq = srq,
+            qp_num = qp_num, qp_type = qp_type);
+        same!(IbvCq = ibv_cq: context = context);
+        same!(IbvCqEx = ibv_cq_ex:
+            status = status, start_poll = start_poll, next_poll = next_poll,
+            end_poll = end_poll, read_opcode = read_opcode, read_qp_num = read_qp_num);
+        same!(IbvQpEx = ibv_qp_ex: wr_flags = wr_flags, post = wr_atomic_cmp_swp);
+        same!(QpInitAttr = ibv_qp_init_attr: cap = cap, sq_sig_all = sq_sig_all);
+        same!(QpCap = ibv_qp_cap:
+            max_send_wr = max_send_wr, max_recv_wr = max_recv_wr,
+            max_send_sge = max_send_sge, max_recv_sge = max_recv_sge);
+        same!(QpInitAttrEx = ibv_qp_init_attr_ex:
+            cap = cap, sq_sig_all = sq_sig_all, comp_mask = comp_mask,
+            send_ops_flags = send_ops_flags);
+        same!(SrqInitAttr = ibv_srq_init_attr: max_wr = attr.max_wr, max_sge = attr.max_sge);
+        same!(QpAttr = ibv_qp_attr: qp_state = qp_state);
+        same!(CqInitAttrEx = ibv_cq_init_attr_ex: wc_flags = wc_flags);
+        same!(ContextOps = ibv_context_ops:
+            bind_mw = bind_mw, poll_cq = poll_cq, post_srq_recv = post_srq_recv,
+            post_send = post_send, post_recv = post_recv);
+        same!(OpenContext = ibv_context: ops = ops, abi_compat = abi_compat);
+        assert_eq!(size_of::<Sge>(), size_of::<theirs::ibv_sge>());
+        assert_eq!(size_of::<Wc>(), size_of::<theirs::ibv_wc>());
+        assert_eq!(
+            size_of::<ContextOps>(),
+            size_of::<theirs::ibv_context_ops>()
+        );
+        assert_eq!(size_of::<OpenContext>(), size_of::<theirs::ibv_context>());
+    }
+
+    /// These are at the end of structures, of which only the end stays as it is.
+    #[test]
+    fn every_distance_from_the_end_is_the_headers() {
+        macro_rules! same_distance {
+            ($($field:ident),*) => {
+                $(assert_eq!(
+                    offset_of!(VerbsContext, context) - offset_of!(VerbsContext, $field),
+                    offset_of!(theirs::verbs_context, context)
+                        - offset_of!(theirs::verbs_context, $field),
+                    stringify!($field)
+                );)*
+            };
+        }
+        same_distance!(
+            create_wq,
+            create_cq_ex,
+            open_qp,
+            create_qp_ex,
+            create_srq_ex,
+            sz
+        );
+        macro_rules! same_function {
+            ($($ours:ident = $theirs:ident),*) => {
+                $(assert_eq!(
+                    offset_of!(ExtendedPost, $ours),
+                    offset_of!(theirs::ibv_qp_ex, $theirs)
+                        - offset_of!(theirs::ibv_qp_ex, wr_atomic_cmp_swp),
+                    stringify!($theirs)
+                );)*
+            };
+        }
+        same_function!(
+            atomic_fetch_add = wr_atomic_fetch_add,
+            bind_mw = wr_bind_mw,
+            local_inv = wr_local_inv,
+            rdma_read = wr_rdma_read,
+            rdma_write = wr_rdma_write,
+            rdma_write_imm = wr_rdma_write_imm,
+            send = wr_send,
+            send_imm = wr_send_imm,
+            send_inv = wr_send_inv,
+            send_tso = wr_send_tso,
+            set_sge = wr_set_sge,
+            set_sge_list = wr_set_sge_list,
+            start = wr_start,
+            complete = wr_complete,
+            abort = wr_abort
+        );
+    }
+}

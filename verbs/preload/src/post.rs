@@ -73,12 +73,10 @@ fn requests<'a, R: Request + 'a>(mut next: *mut R) -> impl Iterator<Item = &'a R
 #[inline]
 fn keys<R: Request>(request: &R, most: u32) -> impl Iterator<Item = u32> {
     let (list, count) = request.list();
-    let count = usize::try_from(count).unwrap_or(0).min(most as usize);
-    let list = if list.is_null() || count == 0 {
-        &[]
-    } else {
+    let list = match u32::try_from(count) {
         // SAFETY: the program's list.
-        unsafe { slice::from_raw_parts(list, count) }
+        Ok(count @ 1..) if count <= most => unsafe { slice::from_raw_parts(list, count as usize) },
+        _ => &[],
     };
     list.iter().map(|sge| sge.lkey)
 }

@@ -77,6 +77,10 @@ mod device;
 mod keys;
 mod queue;
 mod sync;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub(crate) use device::{Device, Release};
 pub(crate) use queue::{Order, Post, Queue};
+#[cfg(all(test, not(loom)))]
+use sync::Arc;
