@@ -12,6 +12,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("contract", &["-libverbs", "-lpthread"]),
     ("dlopened", &["-ldl"]),
     ("posted", &["-libverbs", "-lpthread"]),
+    ("stress", &["-libverbs"]),
 ];
 
 /// Each is tests/c/NAME.c, a library to be preloaded.

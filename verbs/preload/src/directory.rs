@@ -48,12 +48,15 @@ impl<T> Bucket<T> {
         }
     }
 
+    /// The one behind it.
+    fn next(&self) -> Option<&Self> {
+        // SAFETY: null, or a bucket that was leaked.
+        unsafe { self.next.load(Ordering::Acquire).as_ref() }
+    }
+
     /// This one and those behind it.
     fn chain(&self) -> impl Iterator<Item = &Self> {
-        std::iter::successors(Some(self), |bucket| {
-            // SAFETY: null, or a bucket that was leaked.
-            unsafe { bucket.next.load(Ordering::Acquire).as_ref() }
-        })
+        std::iter::successors(Some(self), |bucket| bucket.next())
     }
 
     fn places(&self) -> impl Iterator<Item = &Place<T>> {
@@ -88,12 +91,16 @@ impl<T: Send + Sync> Directory<T> {
     /// Nobody [removes](Self::remove) it while the result is used.
     #[inline]
     pub(crate) unsafe fn get<'a>(&self, object: usize) -> Option<&'a T> {
-        let place = self
-            .bucket(object)
-            .places()
-            .find(|place| place.object.load(Ordering::Acquire) == object)?;
-        // SAFETY: null, or of an `Arc` that is owned by the place.
-        unsafe { place.known.load(Ordering::Acquire).as_ref() }
+        let mut bucket = self.bucket(object);
+        loop {
+            for place in &bucket.places {
+                if place.object.load(Ordering::Acquire) == object {
+                    // SAFETY: null, or of an `Arc` that is owned by the place.
+                    return unsafe { place.known.load(Ordering::Acquire).as_ref() };
+                }
+            }
+            bucket = bucket.next()?;
+        }
     }
 
     /// As [`get`](Self::get), with a share in it.

@@ -16,7 +16,7 @@ use crate::abi::{
 };
 use crate::directory::Directory;
 use crate::notice::{lock, notice};
-use crate::outstanding::{Device, Order, Post, Queue};
+use crate::outstanding::{Device, Mark, Order, Post, Queue};
 use crate::process;
 
 pub(crate) static DEVICES: Directory<OpenDevice> = Directory::new();
@@ -153,7 +153,7 @@ pub(crate) struct QueuePair {
     /// What it had for extended posts.
     pub(crate) extended: Option<ExtendedPost>,
     /// From `ibv_wr_start` to `ibv_wr_complete`. Borrows `sends`.
-    extended_post: UnsafeCell<Option<Post<'static>>>,
+    extended_post: UnsafeCell<Option<(Post<'static>, Mark)>>,
 }
 
 // SAFETY: the post is touched only by the thread that has the lock of `sends`, by the rules of the
@@ -270,8 +270,9 @@ impl QueuePair {
         // SAFETY: `self` lives until the queue pair is destroyed, which is not done between the calls.
         let sends: &'static Queue = unsafe { &*Arc::as_ptr(&self.sends) };
         let post = sends.post();
+        let mark = post.mark();
         // SAFETY: this thread has the lock.
-        unsafe { *self.extended_post.get() = Some(post) };
+        unsafe { *self.extended_post.get() = Some((post, mark)) };
     }
 
     /// The post that was begun.
@@ -283,7 +284,7 @@ impl QueuePair {
         clippy::mut_from_ref,
         reason = "only the thread that has the lock of the queue"
     )]
-    pub(crate) unsafe fn begun(&self) -> &mut Option<Post<'static>> {
+    pub(crate) unsafe fn begun(&self) -> &mut Option<(Post<'static>, Mark)> {
         // SAFETY: by the contract this thread has the lock.
         unsafe { &mut *self.extended_post.get() }
     }
@@ -316,7 +317,7 @@ unsafe impl Send for CompletionQueue {}
 unsafe impl Sync for CompletionQueue {}
 
 /// Where the completions of a queue pair are counted.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Counted {
     sends: Option<Arc<Queue>>,
     receives: Option<Arc<Queue>>,
@@ -328,6 +329,8 @@ struct Counted {
 #[derive(Default)]
 pub(crate) struct Counting {
     pairs: HashMap<u32, Counted, BuildHasherDefault<Spread>>,
+    /// The one that was looked up last, with its number.
+    latest: Option<(u32, Counted)>,
     /// Completions of before a reset, or of a queue pair that is destroyed, may be in the queue.
     unsettled: bool,
 }
@@ -371,6 +374,7 @@ impl CompletionQueue {
 
     fn count(&self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
         let mut counting = self.counting();
+        counting.latest = None;
         let counted = counting.pairs.entry(number).or_default();
         // Completions of another queue pair that had this number may come yet. Those of this one are
         // then ignored as well.
@@ -382,6 +386,7 @@ impl CompletionQueue {
 
     fn ignore(&self, number: u32) {
         let mut counting = self.counting();
+        counting.latest = None;
         counting.unsettled = true;
         let gone = Counted {
             gone: true,
@@ -425,12 +430,16 @@ impl CompletionQueue {
 impl Counting {
     /// Counts a completion.
     #[inline]
-    pub(crate) fn add(&self, status: c_int, number: u32, opcode: impl FnOnce() -> c_int) {
+    pub(crate) fn add(&mut self, status: c_int, number: u32, opcode: impl FnOnce() -> c_int) {
         if status != SUCCESS {
             return;
         }
-        let Some(counted) = self.pairs.get(&number) else {
-            return;
+        let counted = match &self.latest {
+            Some((latest, counted)) if *latest == number => counted,
+            _ => match self.look_up(number) {
+                Some(counted) => counted,
+                None => return,
+            },
         };
         let queue = if opcode() & RECEIVED == 0 {
             &counted.sends
@@ -442,8 +451,15 @@ impl Counting {
         }
     }
 
+    /// Remembers it as the latest.
+    fn look_up(&mut self, number: u32) -> Option<&Counted> {
+        let counted = self.pairs.get(&number)?;
+        let (_, latest) = self.latest.insert((number, counted.clone()));
+        Some(latest)
+    }
+
     #[inline]
-    pub(crate) fn add_all(&self, completions: &[Wc]) {
+    pub(crate) fn add_all(&mut self, completions: &[Wc]) {
         for wc in completions {
             self.add(wc.status, wc.qp_num, || wc.opcode);
         }

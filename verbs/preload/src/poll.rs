@@ -69,7 +69,7 @@ unsafe fn extended<'a>(cq: *mut IbvCqEx) -> Option<(&'a CompletionQueue, &'a Ext
 /// # Safety
 ///
 /// The queue shows one.
-unsafe fn count(counting: &Counting, cq: *mut IbvCqEx) {
+unsafe fn count(counting: &mut Counting, cq: *mut IbvCqEx) {
     // SAFETY: by the contract.
     let (status, read_opcode, read_qp_num) = unsafe {
         let cq = &*cq;

@@ -68,17 +68,18 @@ fn requests<'a, R: Request + 'a>(mut next: *mut R) -> impl Iterator<Item = &'a R
     })
 }
 
-/// The keys of a request. The device refuses a request with more of them than `most`, and does not
+/// The memory of a request. The device refuses a request with more pieces than `most`, and does not
 /// look at them.
 #[inline]
-fn keys<R: Request>(request: &R, most: u32) -> impl Iterator<Item = u32> {
+fn list<R: Request>(request: &R, most: u32) -> &[Sge] {
     let (list, count) = request.list();
-    let list = match u32::try_from(count) {
-        // SAFETY: the program's list.
-        Ok(count @ 1..) if count <= most => unsafe { slice::from_raw_parts(list, count as usize) },
-        _ => &[],
-    };
-    list.iter().map(|sge| sge.lkey)
+    // A number below 0 is a large one here.
+    let count = count.cast_unsigned();
+    if count == 0 || count > most {
+        return &[];
+    }
+    // SAFETY: the program's list.
+    unsafe { slice::from_raw_parts(list, count as usize) }
 }
 
 /// Posts a list: counts it, has `real` post it, and takes back what the device has not accepted.
@@ -94,33 +95,59 @@ unsafe fn post<R: Request>(
     (first, bad): (*mut R, *mut *mut R),
     real: impl FnOnce() -> c_int,
 ) -> c_int {
-    for request in requests(first) {
-        posting.request(request.is_signaled(all_signaled));
-        for key in keys(request, max_sge) {
-            posting.key(key);
-        }
-    }
-    device.work.noted();
-    for request in requests(first) {
-        for key in keys(request, max_sge) {
-            if device.work.is_idle(key) {
-                end_idle(device, key);
+    // SAFETY: the program's list.
+    match unsafe { first.as_ref() }.map(|it| (it, list(it, max_sge))) {
+        // Nearly all lists are of one request, with one piece of memory.
+        Some((request, [sge])) if request.next().is_null() => {
+            posting.request(request.is_signaled(all_signaled));
+            posting.key(sge.lkey);
+            device.work.noted();
+            if device.work.is_idle(sge.lkey) {
+                end_idle(device, sge.lkey);
             }
         }
+        _ => count(device, &mut posting, (all_signaled, max_sge), first),
     }
     let refused = real();
     if refused != 0 && !bad.is_null() {
         // SAFETY: the device says here which request it refused first.
-        let bad = unsafe { *bad };
-        let in_list = |it: &R| std::ptr::from_ref(it) == bad.cast_const();
-        // If it does not say, it may have accepted any.
-        if requests(first).any(in_list) {
-            let signaled = requests(bad).filter(|it| it.is_signaled(all_signaled));
-            let (count, signaled) = (requests(bad).count(), signaled.count());
-            posting.take_back(count as u64, signaled as u64);
-        }
+        take_back(&mut posting, all_signaled, first, unsafe { *bad });
     }
     refused
+}
+
+/// Counts the requests of a list, and notes their keys.
+#[inline(never)]
+fn count<R: Request>(
+    device: &OpenDevice,
+    posting: &mut Post<'_>,
+    (all_signaled, max_sge): (bool, u32),
+    first: *mut R,
+) {
+    for request in requests(first) {
+        posting.request(request.is_signaled(all_signaled));
+        for sge in list(request, max_sge) {
+            posting.key(sge.lkey);
+        }
+    }
+    device.work.noted();
+    for request in requests(first) {
+        for sge in list(request, max_sge) {
+            if device.work.is_idle(sge.lkey) {
+                end_idle(device, sge.lkey);
+            }
+        }
+    }
+}
+
+/// Takes back the requests from `bad` on, which the device has not accepted. If it does not say which
+/// these are, it may have accepted any.
+#[cold]
+fn take_back<R: Request>(posting: &mut Post<'_>, all: bool, first: *mut R, bad: *mut R) {
+    if requests(first).any(|it| std::ptr::from_ref(it) == bad.cast_const()) {
+        let signaled = requests(bad).filter(|it| it.is_signaled(all)).count();
+        posting.take_back(requests(bad).count() as u64, signaled as u64);
+    }
 }
 
 /// Has all that is idle on the device deregistered, since the program posts with a key of it.
@@ -234,17 +261,18 @@ pub(crate) unsafe extern "C" fn bind_mw(
     };
     let posting = pair.map(|pair| {
         let mut posting = pair.sends.post();
+        let mark = posting.mark();
         // SAFETY: the program's argument.
         let flags = unsafe { (*bind).send_flags };
         posting.request(pair.all_signaled || flags & send::SIGNALED != 0);
-        posting
+        (posting, mark)
     });
     // SAFETY: the program's call.
     let refused = unsafe { real(qp, window, bind) };
-    if let Some(mut posting) = posting
+    if let Some((mut posting, mark)) = posting
         && refused != 0
     {
-        posting.take_back_all();
+        posting.take_back_to(mark);
     }
     refused
 }
@@ -329,7 +357,7 @@ mod wr {
         // SAFETY: as above.
         let flags = unsafe { (*qp).wr_flags };
         // SAFETY: the program is between `ibv_wr_start` and its end, in this thread.
-        if let Some(post) = unsafe { pair.begun() } {
+        if let Some((post, _)) = unsafe { pair.begun() } {
             post.request(pair.all_signaled || flags & crate::abi::send::SIGNALED != 0);
         }
         Some(its)
@@ -343,7 +371,7 @@ mod wr {
         // SAFETY: the program's queue pair.
         let (pair, its) = unsafe { extended_pair(qp) }?;
         // SAFETY: as in `count`.
-        if let Some(post) = unsafe { pair.begun() } {
+        if let Some((post, _)) = unsafe { pair.begun() } {
             for key in keys.clone() {
                 post.key(key);
             }
@@ -408,10 +436,10 @@ mod wr {
             .complete
             .map_or(libc::EINVAL, |real| unsafe { real(qp) });
         // SAFETY: this thread has begun it.
-        if let Some(mut post) = unsafe { pair.begun() }.take()
+        if let Some((mut post, mark)) = unsafe { pair.begun() }.take()
             && refused != 0
         {
-            post.take_back_all();
+            post.take_back_to(mark);
         }
         refused
     }
@@ -426,8 +454,8 @@ mod wr {
             unsafe { real(qp) }
         }
         // SAFETY: this thread has begun it.
-        if let Some(mut post) = unsafe { pair.begun() }.take() {
-            post.take_back_all();
+        if let Some((mut post, mark)) = unsafe { pair.begun() }.take() {
+            post.take_back_to(mark);
         }
     }
 }

@@ -5,7 +5,8 @@
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use loom::sync::Arc;
+use std::sync::Arc;
+
 use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
@@ -39,12 +40,13 @@ impl Model {
     /// Posts one request, as the shim does; false if the key had to be deregistered first.
     fn post(&self, signaled: bool) -> bool {
         let mut post = self.queue.post();
+        let mark = post.mark();
         post.request(signaled);
         post.key(KEY);
         self.device.noted();
         if self.device.is_idle(KEY) {
             // In the shim the key is deregistered now, and then the device refuses the request.
-            post.take_back_all();
+            post.take_back_to(mark);
             return false;
         }
         self.outstanding.store(true, Ordering::Relaxed);

@@ -81,6 +81,4 @@ mod sync;
 mod tests;
 
 pub(crate) use device::{Device, Release};
-pub(crate) use queue::{Order, Post, Queue};
-#[cfg(all(test, not(loom)))]
-use sync::Arc;
+pub(crate) use queue::{Mark, Order, Post, Queue};

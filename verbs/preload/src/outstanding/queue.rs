@@ -39,10 +39,8 @@ pub(crate) struct Queue {
 struct Posting {
     /// The number of the next request.
     next: u64,
-    /// As `expected`.
-    expected: u64,
-    /// `completed`, when it was last looked at.
-    completed: u64,
+    /// What `expected` may become without a look at `completed`.
+    limit: u64,
 }
 
 impl Queue {
@@ -51,16 +49,14 @@ impl Queue {
         let requests = requests as usize;
         let keys = requests.saturating_mul(keys_each.max(1) as usize);
         let signaled = match order {
-            // One more, since the last one that completed is looked at.
-            Order::Signaled => (requests + 1).next_power_of_two(),
+            Order::Signaled => requests.max(1).next_power_of_two(),
             Order::Each | Order::Any => 0,
         };
         Self {
             order,
             posting: Mutex::new(Posting {
                 next: 1,
-                expected: 0,
-                completed: 0,
+                limit: signaled as u64,
             }),
             in_use: InUse::with_room_for(keys),
             expected: AtomicU64::new(0),
@@ -75,13 +71,10 @@ impl Queue {
     /// Begins to post. No other thread can until the result is dropped.
     #[inline]
     pub(crate) fn post(&self) -> Post<'_> {
-        let posting = lock(&self.posting);
         Post {
-            first: posting.next,
-            expected: posting.expected,
-            over: self.over.load(Ordering::Relaxed) as u32,
-            posting,
+            posting: lock(&self.posting),
             queue: self,
+            over: self.over.load(Ordering::Relaxed) as u32,
         }
     }
 
@@ -130,8 +123,9 @@ impl Queue {
     pub(crate) fn reset(&self) -> bool {
         let posting = lock(&self.posting);
         self.raise(posting.next);
-        self.settled.store(posting.expected, Ordering::Relaxed);
-        self.completed.load(Ordering::Relaxed) < posting.expected
+        let expected = self.expected.load(Ordering::Relaxed);
+        self.settled.store(expected, Ordering::Relaxed);
+        self.completed.load(Ordering::Relaxed) < expected
     }
 
     /// The completion queue was seen empty since the reset. The caller has its lock.
@@ -171,64 +165,77 @@ impl Queue {
 pub(crate) struct Post<'q> {
     posting: MutexGuard<'q, Posting>,
     queue: &'q Queue,
-    first: u64,
-    /// As `Posting::expected`, when this began.
-    expected: u64,
     over: u32,
+}
+
+/// How far a queue was at some time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    next: u64,
+    expected: u64,
 }
 
 impl Post<'_> {
     /// Counts one more request. Keys that are noted from now on are its keys.
     #[inline]
     pub(crate) fn request(&mut self, signaled: bool) {
-        let (queue, posting) = (self.queue, &mut *self.posting);
-        let number = posting.next;
-        posting.next += 1;
+        let queue = self.queue;
+        let number = self.posting.next;
+        self.posting.next = number + 1;
+        if !signaled {
+            return;
+        }
+        let expected = queue.expected.load(Ordering::Relaxed);
         if queue.order == Order::Signaled {
-            if !signaled {
+            if expected >= self.posting.limit && !self.has_room(expected) {
                 return;
             }
-            if posting.expected - posting.completed >= queue.signaled.len() as u64 {
-                posting.completed = queue.completed.load(Ordering::Acquire);
-                if posting.expected - posting.completed >= queue.signaled.len() as u64 {
-                    queue.lose();
-                    return;
-                }
-            }
-            let place = queue.signaled(posting.expected);
+            let place = queue.signaled(expected);
             place.store(number, Ordering::Relaxed);
         }
-        posting.expected += 1;
-        queue.expected.store(posting.expected, Ordering::Release);
+        queue.expected.store(expected + 1, Ordering::Release);
+    }
+
+    /// Looks at `completed` again. If there is no room still, the queue is lost.
+    #[cold]
+    fn has_room(&mut self, expected: u64) -> bool {
+        let completed = self.queue.completed.load(Ordering::Acquire);
+        self.posting.limit = completed + self.queue.signaled.len() as u64;
+        let has_room = expected < self.posting.limit;
+        if !has_room {
+            self.queue.lose();
+        }
+        has_room
     }
 
     /// Notes a key of the request that was counted last.
     #[inline]
     pub(crate) fn key(&mut self, key: u32) {
-        let request = (self.posting.next - 1) as u32;
+        let request = (self.posting.next as u32).wrapping_sub(1);
         self.queue.in_use.note(key, request, self.over);
     }
 
     /// The device has not accepted the last `requests`, of which so many were signaled. Their keys
     /// stay noted, under numbers that later requests get.
     pub(crate) fn take_back(&mut self, requests: u64, signaled: u64) {
-        let expected = match self.queue.order {
-            Order::Signaled => signaled,
-            Order::Each | Order::Any => requests,
-        };
-        self.posting.next = self.posting.next.saturating_sub(requests).max(self.first);
-        self.posting.expected = self
-            .posting
-            .expected
-            .saturating_sub(expected)
-            .max(self.expected);
-        self.queue
-            .expected
-            .store(self.posting.expected, Ordering::Release);
+        let expected = self.queue.expected.load(Ordering::Relaxed);
+        self.take_back_to(Mark {
+            next: self.posting.next.saturating_sub(requests),
+            expected: expected.saturating_sub(signaled),
+        });
     }
 
-    /// The device has not accepted any.
-    pub(crate) fn take_back_all(&mut self) {
-        self.take_back(u64::MAX, u64::MAX);
+    /// How far the queue is now.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark {
+            next: self.posting.next,
+            expected: self.queue.expected.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The device has not accepted any since.
+    pub(crate) fn take_back_to(&mut self, mark: Mark) {
+        self.posting.next = mark.next;
+        self.queue.expected.store(mark.expected, Ordering::Release);
     }
 }

@@ -1,19 +1,23 @@
-//! The primitives that the accounting is built on: std's, or loom's under `--cfg loom`.
+//! The primitives that the accounting is built on: std's, or loom's under `--cfg loom`. What is shared
+//! by an `Arc` is never taken back in the models, so that is std's always.
+
+pub(crate) use std::sync::Arc;
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
-    Arc, Mutex, MutexGuard, RwLock,
+    Mutex, MutexGuard, RwLock,
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
 };
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
-    Arc, Mutex, MutexGuard, RwLock,
+    Mutex, MutexGuard, RwLock,
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
 };
 
 /// Locks, also after another thread panicked: nothing here panics between two statements that
 /// belong together.
+#[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()

@@ -7,7 +7,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
 
-use super::{Arc, Device, Order, Queue, Release};
+use super::sync::Arc;
+use super::{Device, Order, Queue, Release};
 
 /// A fault of the accounting.
 #[derive(Clone, Copy, Debug, PartialEq)]
