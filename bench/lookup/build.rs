@@ -1,4 +1,4 @@
-//! With the feature `ucx`: compiles the shim against the installed header and links libucs.
+//! Compiles the shim against UCX's installed header and links libucs, with the feature `ucx`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -25,7 +25,7 @@ fn shim() -> Result<(), Box<dyn std::error::Error>> {
         .flag("-Werror=incompatible-pointer-types")
         .extra_warnings(true)
         .try_compile("regcache_bench_ucx")?;
-    // After the shim, which needs it.
+    // libucs comes after the shim, which needs it.
     for path in &ucs.link_paths {
         println!("cargo::rustc-link-search=native={}", path.display());
     }

@@ -1,20 +1,19 @@
-//! With the feature `libfabric`, compiles what calls it.
+//! Compiles the calls of libfabric, with the feature `libfabric`.
 
 fn main() {
-    println!("cargo::rerun-if-changed=fabric/link.c");
+    println!("cargo::rerun-if-changed=libfabric/link.c");
     #[cfg(feature = "libfabric")]
     libfabric();
 }
 
 #[cfg(feature = "libfabric")]
 fn libfabric() {
-    // Debian's libfabric-dev, or what else pkg-config knows by that name.
     let library = pkg_config::Config::new()
         .atleast_version("1.14")
         .probe("libfabric")
         .expect("the feature `libfabric` needs libfabric and its headers (Debian: libfabric-dev)");
     cc::Build::new()
-        .file("fabric/link.c")
+        .file("libfabric/link.c")
         .includes(library.include_paths)
         .warnings(true)
         .compile("link");

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Two hosts on one machine: two network namespaces, connected by a veth, each with an rxe device. Runs `bench server` in one
-# and `bench client` with the arguments given in the other, and exits as the client does; with 77 where rxe cannot be used in
-# a namespace. As root, in a virtual machine: `cargo xtask vm --kernel 7.3 -- sh bench/transfer/hosts.sh target/release/bench --move 1024`
-# Usage: hosts.sh BENCH [ARGUMENT...]
+# Simulates two hosts by two network namespaces, which a veth connects, each with an rxe device. Runs `transfer server` in
+# one and `transfer client ARGUMENT...` in the other. Exits with the status of the client, or with 77 where rxe cannot be
+# used in a namespace. Needs root, in a virtual machine:
+#     cargo xtask vm --kernel 7.3 -- sh bench/transfer/hosts.sh target/release/transfer --move 1024
+# Usage: hosts.sh TRANSFER [ARGUMENT...]
 
 set -e
-bench=$1
+transfer=$1
 shift
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -13,7 +14,7 @@ server=
 said=
 
 clean() {
-	# If the client was served, the server has ended.
+	# A server that has served its client has ended already.
 	[ -z "$server" ] || kill $server 2>/dev/null || true
 	[ -z "$said" ] || rm -f "$said"
 	for side in left right; do
@@ -35,13 +36,13 @@ for side in left right; do
 	ip netns exec $side rdma link add rxe_$side type rxe netdev veth_$side
 done
 
-# RoCE is UDP port 4791, 12B7 in hexadecimal. Older kernels listen there in the first namespace only.
+# RoCE uses UDP port 4791, which is 12B7 in hexadecimal. Older kernels listen there in the first namespace only.
 if ! ip netns exec right grep -qi ':12b7 ' /proc/net/udp; then
 	echo "hosts.sh: Linux $(uname -r): rxe does not listen in the namespace of its interface" >&2
 	exit 77
 fi
 
-# Neither is there at once: the carrier of an interface, without which nobody answers, and the address of a device.
+# The carrier of an interface and the address of a device both take some time to appear.
 ready() {
 	[ "$(ip netns exec $1 cat /sys/class/net/veth_$1/operstate)" = up ] &&
 		grep -qs "0000:0000:0000:0000:0000:ffff:0a4d:000$2" /sys/class/infiniband/rxe_$1/ports/1/gids/*
@@ -54,12 +55,12 @@ until ready left 1 && ready right 2; do
 done
 
 said=$(mktemp)
-ip netns exec right "$bench" server 10.77.0.2:18515 --clients 1 >"$said" &
+ip netns exec right "$transfer" server 10.77.0.2:18515 --clients 1 >"$said" &
 server=$!
 until grep -q listening "$said"; do
 	kill -0 $server 2>/dev/null || exit 1
 	sleep 0.1
 done
-ip netns exec left "$bench" client 10.77.0.2 "$@"
+ip netns exec left "$transfer" client 10.77.0.2 "$@"
 wait $server
 server=

@@ -1,6 +1,6 @@
 #!/bin/sh
-# An interface with an address, 10.78.0.1, and an rxe device on it, rxe_if, for as long as a command runs: librdmacm finds no
-# route over lo where the kernel's rxe does not say which interface it is on (6.1). As root, in a virtual machine.
+# Makes an interface with the address 10.78.0.1 and an rxe device on it, rxe_if, for as long as a command runs. librdmacm finds
+# no route over lo with the rxe of older kernels (6.1), which does not name its interface. Needs root, in a virtual machine.
 # Usage: interface.sh COMMAND [ARGUMENT...]
 
 set -e

@@ -1,4 +1,4 @@
-//! Whether a program can be reached by a library that is preloaded into it.
+//! Checks whether a library can be preloaded into a program.
 
 use std::env;
 use std::ffi::OsStr;
@@ -7,7 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The file that a shell would run.
+/// Finds the file that a shell would run.
 pub(crate) fn in_path(program: &OsStr) -> Option<PathBuf> {
     let as_path = Path::new(program);
     if as_path.components().count() > 1 {
@@ -18,22 +18,23 @@ pub(crate) fn in_path(program: &OsStr) -> Option<PathBuf> {
     places.find(|place| fs::metadata(place).is_ok_and(|it| it.is_file() && it.mode() & 0o111 != 0))
 }
 
-/// Why it cannot be reached, if it cannot.
+/// Returns the reason why nothing can be preloaded into `program`, if there is one.
 pub(crate) fn out_of_reach(program: &Path) -> io::Result<Option<&'static str>> {
     if fs::metadata(program)?.mode() & 0o6000 != 0 {
         return Ok(Some(
-            "it changes its user or group, and such programs are not preloaded into: run it as that user, from a copy without the bit",
+            "it changes its user or group, and the dynamic linker preloads nothing into such a \
+             program: run a copy without the setuid bit, as that user",
         ));
     }
     let mut file = File::open(program)?;
     let mut header = [0; 64];
     if file.read_exact(&mut header).is_err() || header[..4] != *b"\x7fELF" {
-        // A script: its interpreter passes the variable on.
+        // This is a script. Its interpreter passes the variable on.
         return Ok(None);
     }
     if header[4] != 2 {
         return Ok(Some(
-            "it is a 32-bit program, and the shim is for 64-bit ones",
+            "it is a 32-bit program, and the shim is for 64-bit programs",
         ));
     }
     let word = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
@@ -42,12 +43,12 @@ pub(crate) fn out_of_reach(program: &Path) -> io::Result<Option<&'static str>> {
     file.seek(SeekFrom::Start(offset))?;
     let mut table = vec![0; size * count];
     file.read_exact(&mut table)?;
-    // PT_INTERP: a dynamic linker is asked for.
+    // A segment of type PT_INTERP names the dynamic linker.
     let dynamic = size >= 4
         && table
             .chunks_exact(size)
             .any(|entry| entry[..4] == [3, 0, 0, 0]);
     Ok((!dynamic).then_some(
-        "it is linked statically, so that nothing can be preloaded into it: link it dynamically",
+        "it is linked statically, so nothing can be preloaded into it: link it dynamically",
     ))
 }

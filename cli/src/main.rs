@@ -1,11 +1,13 @@
-//! `regcache`: what this machine has for a registration cache, the bug on it, and the shim for programs that cannot be
-//! changed.
+//! `regcache`: the command-line tool. It checks a machine for registration caching, reproduces the
+//! bug that the cache prevents, and runs programs under the preload shim.
 //!
-//! It starts where there is nothing: neither the driver nor libibverbs nor a device.
+//! It starts on any machine, also without the driver, libibverbs or a device.
 
 mod doctor;
 mod elf;
-mod place;
+mod installed;
+#[cfg(test)]
+mod man;
 mod repro;
 mod run;
 
@@ -24,35 +26,51 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Tool {
-    /// Tell what this machine has, what is missing, and the command that mends it
+    /// Check whether this machine can cache registrations, and how to fix what is missing
     ///
-    /// Looks at the monitors, the devices, and the limits, as the user who asks. Exits with 0 if registrations are cached here,
-    /// for some device, and with 1 if not.
+    /// Run it first, and whenever a program reports that nothing is cached. It checks the monitors,
+    /// the devices and the limits, with the rights of the user who runs it. Below each problem it
+    /// prints the commands, for root, that fix it.
+    ///
+    /// Exits with 0 if registrations are cached for some device, and with 1 if not.
     Doctor {
-        /// Only the commands that mend things, one a line
+        /// Print only the commands that fix problems, one per line
         #[arg(long)]
         commands: bool,
     },
-    /// Show the bug on this machine: a naive cache moves old bytes, regcache does not
+    /// Reproduce the bug: a naive cache moves stale bytes, and regcache does not
     ///
-    /// With io_uring for a device, and with an RDMA device if there is one; on the best monitor there is. Exits with 0 if the naive cache
-    /// was wrong each time and regcache never, with 1 if not, and with 77 if there is no device.
+    /// Run it to see on this machine what a stale registration does. It moves data with io_uring,
+    /// and with an RDMA device if there is one, on the best monitor that is available.
+    ///
+    /// Exits with 0 if the naive cache was wrong each time and regcache never, with 1 if not, and
+    /// with 77 if there is no device.
     Repro {
-        /// How often with each cache
+        /// Set the number of transfers with each cache
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
     },
     /// Run a program under the preload shim, which caches its registrations
     ///
-    /// What the shim is to do it is told by environment variables, which begin with REGCACHE_, set with -e or before.
+    /// Use it for programs that register memory around each transfer and cannot be changed. The
+    /// shim is configured by REGCACHE_* variables, from the environment or with -e.
+    /// regcache-preload(7) lists them.
+    ///
+    /// Exits with the program's own status, with 126 if it cannot run under the shim, and with 127
+    /// if it is not found.
     Run {
-        /// The shim, if not the one that is installed with this tool
+        /// Use this shim instead of the one that is installed with this tool
         #[arg(long, value_name = "FILE")]
         shim: Option<PathBuf>,
-        /// An environment variable for the shim
-        #[arg(short = 'e', long = "env", value_name = "REGCACHE_NAME=VALUE", value_parser = run::setting)]
+        /// Set an environment variable for the shim; may be repeated
+        #[arg(
+            short = 'e',
+            long = "env",
+            value_name = "REGCACHE_NAME=VALUE",
+            value_parser = run::setting
+        )]
         settings: Vec<(String, String)>,
-        /// The program and its arguments
+        /// Name the program and its arguments
         #[arg(required = true, last = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
@@ -77,7 +95,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Why a command could not do what it is for.
+/// The reason why a command failed, and its exit status.
 #[derive(Debug)]
 struct Failure {
     message: String,

@@ -1,17 +1,17 @@
-//! `regcache repro`: the bug on this machine, and its end.
+//! `regcache repro`: reproduces the bug on this machine, and shows that the cache prevents it.
 
 use std::fs;
 use std::process::Command;
 
 use regcache::monitor::auto;
-use regcache_conformance::{NeverReports, Uring, demonstrate};
+use regcache_repro::{NeverReports, Uring, demonstrate};
 
-use crate::{Failure, place};
+use crate::{Failure, installed};
 
-/// What does it with an RDMA device. A program of its own, because it needs libibverbs.
+/// The program that does it with an RDMA device. It is separate because it needs libibverbs.
 const RDMA: &str = "reuse";
 
-/// Exit status where there is no device.
+/// The exit status if there is no device.
 const NOT_HERE: u8 = 77;
 
 pub(crate) fn run(rounds: u32) -> Result<u8, Failure> {
@@ -36,13 +36,14 @@ pub(crate) fn run(rounds: u32) -> Result<u8, Failure> {
 }
 
 fn by_rdma(rounds: u32) -> Result<bool, Failure> {
-    let program = place::find("libexec/regcache", RDMA).map_err(|places| {
+    let program = installed::find("libexec/regcache", RDMA).map_err(|places| {
         let places: Vec<_> = places.iter().map(|it| it.display().to_string()).collect();
         let places = places.join(" or ");
         Failure::new(
             1,
             format!(
-                "what shows the bug with an RDMA device is not at {places}: install this tool anew"
+                "the program that shows the bug with an RDMA device is not at {places}: install \
+                 this tool again"
             ),
         )
     })?;

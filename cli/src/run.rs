@@ -1,4 +1,4 @@
-//! `regcache run`: a program under the preload shim.
+//! `regcache run`: runs a program under the preload shim.
 
 use std::env;
 use std::ffi::OsString;
@@ -6,11 +6,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Failure, elf, place};
+use crate::{Failure, elf, installed};
 
 pub(crate) const SHIM: &str = "librcpreload.so";
 
-/// As a shell has it.
+/// The exit statuses of a shell.
 const CANNOT_RUN: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
@@ -20,19 +20,19 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
         Some((name, value)) if name.starts_with("REGCACHE_") => {
             Ok((name.to_owned(), value.to_owned()))
         }
-        _ => Err("the shim's settings are like REGCACHE_NAME=VALUE".to_owned()),
+        _ => Err("a setting of the shim has the form REGCACHE_NAME=VALUE".to_owned()),
     }
 }
 
-/// Where the shim is: this one, or where it is installed.
+/// Finds the shim: the one named, or else the one installed with this tool.
 pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
     match named {
         Some(shim) => shim.canonicalize().map_err(|_| vec![shim.to_owned()]),
-        None => place::find("lib", SHIM),
+        None => installed::find("lib", SHIM),
     }
 }
 
-/// Becomes the program. Returns only if that fails.
+/// Replaces this process by the program. Returns only on failure.
 pub(crate) fn run(
     named: Option<&Path>,
     settings: &[(String, String)],
@@ -44,7 +44,8 @@ pub(crate) fn run(
         Failure::new(
             CANNOT_RUN,
             format!(
-                "there is no shim at {places}: install it (`cargo xtask install --prefix DIR`), or name it by --shim"
+                "there is no shim at {places}: install it (`cargo xtask install --prefix DIR`), or \
+                 name one with --shim"
             ),
         )
     })?;
@@ -52,8 +53,12 @@ pub(crate) fn run(
         return Err(Failure::new(NOT_FOUND, "no program to run"));
     };
     let shown = name.to_string_lossy();
-    let program = elf::in_path(name)
-        .ok_or_else(|| Failure::new(NOT_FOUND, format!("there is no program {shown}")))?;
+    let program = elf::in_path(name).ok_or_else(|| {
+        Failure::new(
+            NOT_FOUND,
+            format!("there is no program {shown}: check PATH"),
+        )
+    })?;
     let cannot = |why: String| {
         Failure::new(
             CANNOT_RUN,
@@ -63,13 +68,17 @@ pub(crate) fn run(
     match elf::out_of_reach(&program) {
         Ok(None) => {}
         Ok(Some(why)) => return Err(cannot(why.to_owned())),
-        // Who may run it may not read it.
-        Err(error) => eprintln!("regcache: cannot see whether the shim reaches {shown}: {error}"),
+        // A user who may run the program need not be allowed to read it.
+        Err(error) => {
+            eprintln!(
+                "regcache: cannot read {shown} to check whether the shim works in it: {error}"
+            );
+        }
     }
     let mut preload = shim.into_os_string();
     if preload.to_string_lossy().contains([' ', ':']) {
         return Err(cannot(format!(
-            "a path that is preloaded must have no space and no colon in it: {}",
+            "LD_PRELOAD allows no space and no colon in a path, so copy the shim elsewhere: {}",
             preload.to_string_lossy()
         )));
     }

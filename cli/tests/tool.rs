@@ -1,4 +1,4 @@
-//! The tool on this machine, whatever it has.
+//! Checks the tool on this machine, also without a driver or a device.
 #![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -23,7 +23,7 @@ fn tool(arguments: &[&str]) -> (i32, String, String) {
     output(Command::new(TOOL).args(arguments))
 }
 
-/// A directory of this test's own.
+/// Makes an empty directory for a test.
 fn dir(name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tool-{name}"));
     let _ = fs::remove_dir_all(&dir);
@@ -38,7 +38,7 @@ fn compile(source: &str, to: &Path, flags: &[&str]) {
     assert_eq!(status, 0, "{said}");
 }
 
-/// A library that tells that it was preloaded, and one of its settings.
+/// Compiles a library that prints that it was preloaded, and one of its settings.
 fn shim(to: &Path) {
     let source = r#"
 #include <stdio.h>
@@ -142,7 +142,7 @@ fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does(
         "{errors}"
     );
 
-    // Beside others that are preloaded already.
+    // Other preloaded libraries stay.
     let other = prefix.join("other.so");
     shim(&other);
     let mut command = Command::new(&installed);
@@ -150,7 +150,7 @@ fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does(
         .args(["run", "--", "true"])
         .env("LD_PRELOAD", &other);
     let (_, said, _) = output(&mut command);
-    // The tool itself, and the program twice.
+    // The other library is loaded into the tool, and both into the program.
     assert_eq!(said.matches("preloaded").count(), 3, "{said}");
 }
 
@@ -190,7 +190,7 @@ fn run_refuses_what_the_shim_cannot_reach() {
     let (status, _, errors) = tool(&["run", "--shim", library, "-e", "PATH=/", "--", "true"]);
     assert_eq!(status, 2);
     assert!(errors.contains("REGCACHE_NAME=VALUE"), "{errors}");
-    // A script's interpreter is.
+    // The interpreter of a script is within reach.
     let script = dir.join("script");
     fs::write(&script, "#!/bin/sh\necho script\n").unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();

@@ -1,5 +1,6 @@
-//! The tool where there is everything: what it says is missing after it was taken away, and is there again after its commands
-//! were run. Needs the virtual machine, and the tool installed: `cargo xtask test` does that.
+//! Checks the tool on a machine that has everything. After a part is taken away, the tool must
+//! report it, and the commands that it prints must bring it back. `cargo xtask test` runs this in
+//! the virtual machine, with the tool installed.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::env;
@@ -9,13 +10,13 @@ use std::sync::{LazyLock, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// A user that may do nothing.
+/// A user without any rights.
 const NOBODY: &str = "65534";
 
-/// The same, by a login.
+/// The same user, after a login.
 const LOGIN: &str = "login";
 
-/// The tool, copied to where it need not come through the machine's walls each time.
+/// Copies the tool into the machine once. The shared file system is slow.
 fn tool() -> PathBuf {
     static COPY: LazyLock<PathBuf> = LazyLock::new(|| {
         let prefix = env::var("REGCACHE_PREFIX").expect(
@@ -42,7 +43,7 @@ fn sh(script: &str) {
     assert!(status.success(), "{script}");
 }
 
-/// What doctor tells a user, or somebody who has just logged in.
+/// Runs doctor as a user, or as one who has just logged in.
 fn doctor(user: &str) -> (bool, String) {
     if user == LOGIN {
         let doctor = format!("{} doctor", tool().display());
@@ -53,8 +54,9 @@ fn doctor(user: &str) -> (bool, String) {
     said(command.arg(tool()).arg("doctor"))
 }
 
-/// Something is taken away, doctor says so, and the commands that it shows right below bring it back.
-fn is_mended(user: &str, taken: &str, subject: &str) {
+/// Takes something away by the script `taken`. doctor must report it, and the commands that it
+/// prints below must bring it back.
+fn is_fixed(user: &str, taken: &str, subject: &str) {
     sh(taken);
     let (_, before) = doctor(user);
     let mut lines = before
@@ -82,7 +84,7 @@ fn is_mended(user: &str, taken: &str, subject: &str) {
     }
 }
 
-/// One test at a time: devices come and go.
+/// Held by each test, as the tests add and remove devices.
 static TURN: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -94,35 +96,35 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
     let verdict = "Registrations are cached here, for an RDMA device and io_uring, on ummunotify.";
     assert!(all.contains(verdict), "{all}");
 
-    is_mended(NOBODY, "chmod 0400 /dev/ummunotify", "ummunotify:");
-    is_mended(NOBODY, "rm /dev/ummunotify", "ummunotify:");
-    is_mended(NOBODY, "chmod 0600 /dev/infiniband/uverbs0", "device rxe0:");
-    is_mended(NOBODY, "rm /dev/infiniband/uverbs0", "device rxe0:");
-    is_mended("0", "ip link set lo down", "device rxe0:");
-    is_mended("0", "rdma link delete rxe0", "device");
+    is_fixed(NOBODY, "chmod 0400 /dev/ummunotify", "ummunotify:");
+    is_fixed(NOBODY, "rm /dev/ummunotify", "ummunotify:");
+    is_fixed(NOBODY, "chmod 0600 /dev/infiniband/uverbs0", "device rxe0:");
+    is_fixed(NOBODY, "rm /dev/infiniband/uverbs0", "device rxe0:");
+    is_fixed("0", "ip link set lo down", "device rxe0:");
+    is_fixed("0", "rdma link delete rxe0", "device");
     if PathBuf::from("/proc/sys/kernel/io_uring_disabled").exists() {
-        is_mended("0", "sysctl -q kernel.io_uring_disabled=2", "io_uring:");
+        is_fixed("0", "sysctl -q kernel.io_uring_disabled=2", "io_uring:");
     }
-    // The file goes with the mount, and is for those who log in then.
+    // The new file is below the mount, and goes away with it. It applies to users who log in later.
     let dir = "/etc/security/limits.d";
-    is_mended(
+    is_fixed(
         LOGIN,
         &format!("mount -t tmpfs none {dir}"),
         "pinned memory:",
     );
     sh(&format!("umount {dir}"));
-    // On kernels whose userfaultfd can be relied upon, not everybody may have it; and where it is what there is,
-    // mappings matter.
+    // If userfaultfd works on this kernel, a switch can keep it from users. If it is the monitor,
+    // the limit on mappings matters.
     let (_, alone) = doctor(NOBODY);
     if alone.contains("sysctl vm.unprivileged_userfaultfd=1") {
         let nobody = "sysctl -q vm.unprivileged_userfaultfd=0";
-        is_mended(NOBODY, nobody, "userfaultfd:");
+        is_fixed(NOBODY, nobody, "userfaultfd:");
         let few = "chmod 0400 /dev/ummunotify; sysctl -q vm.max_map_count=65530";
-        is_mended(NOBODY, few, "mappings:");
+        is_fixed(NOBODY, few, "mappings:");
         sh("chmod a+r /dev/ummunotify; sysctl -q vm.max_map_count=65530");
         sh(nobody);
     }
-    // What else uses this device finds it as it was.
+    // Other suites need the device as it was.
     let gid = "0000:0000:0000:0000:0000:ffff:7f00:0001";
     let gids = "/sys/class/infiniband/rxe0/ports/1/gids/1";
     sh(&format!(

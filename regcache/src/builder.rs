@@ -1,4 +1,4 @@
-//! [`Builder`]: what a cache can be told, and what it does when it is not.
+//! [`Builder`]: the options of a cache, and their defaults.
 
 use std::io;
 
@@ -6,23 +6,43 @@ use crossbeam_utils::CachePadded;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::unistd::{SysconfVar, sysconf};
 
-use crate::Registrar;
-use crate::cache::{Cache, Core};
-use crate::fork::ForkMark;
-use crate::hints::Hints;
-use crate::ledger::Ledger;
+use crate::cache::Cache;
+use crate::core::Core;
+use crate::core::hints::Hints;
+use crate::core::reaper::Reaper;
+use crate::core::slab::{Slab, Slot};
+use crate::core::table::Table;
+use crate::core::widen::Widening;
 use crate::monitor::{Auto, Monitor, auto};
-use crate::reaper::Reaper;
-use crate::slab::{Slab, Slot};
-use crate::sync::{Arc, Condvar, Mutex};
-use crate::widen::Widening;
+use crate::registrar::Registrar;
+use crate::sys::fork::ForkMark;
+use crate::sys::sync::{Arc, Condvar, Mutex};
 
 const DEFAULT_MAX_ENTRIES: u32 = 65_536;
 
-/// What any cache can hold: 16 777 216.
+/// The most registrations that any cache holds: 16 777 216.
 const MAX_ENTRIES: u32 = 1 << Slot::BITS;
 
 /// Builds a [`Cache`]; see [`Cache::builder`].
+///
+/// ```
+/// # use std::io;
+/// # use regcache::{Cache, Registrar, VaRange};
+/// # struct Device;
+/// # // SAFETY: there is no device that reaches memory.
+/// # unsafe impl Registrar for Device {
+/// #     type Access = ();
+/// #     type Registration = VaRange;
+/// #     fn register(&self, range: VaRange, (): ()) -> io::Result<VaRange> { Ok(range) }
+/// #     fn deregister(&self, _: VaRange) -> io::Result<()> { Ok(()) }
+/// # }
+/// let cache = Cache::builder(Device)
+///     .max_entries(1024)
+///     .max_bytes(1 << 30)
+///     .granularity(4096)
+///     .build()?;
+/// # Ok::<_, io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Builder<R, M> {
     registrar: R,
@@ -39,21 +59,23 @@ struct Options {
     background_reaper: bool,
 }
 
-/// Stands for [`auto`] until [`Builder::build`].
+/// Stands for the monitor that [`auto`] chooses in [`Builder::build`].
 #[derive(Debug)]
-pub struct Unchosen(());
+pub struct DefaultMonitor(());
 
 impl<R: Registrar> Cache<R> {
     /// Starts building a cache over `registrar`.
     ///
-    /// Unless told otherwise it uses the best sound monitor that there is ([`auto`]), holds up to
-    /// 65 536 registrations, and pins as much memory as `RLIMIT_MEMLOCK` allows, at most half of the
-    /// machine's. What the application frees is released within milliseconds, by a thread of the
-    /// cache's own.
-    pub fn builder(registrar: R) -> Builder<R, Unchosen> {
+    /// By default the cache
+    ///
+    /// - uses the best sound monitor of this machine ([`auto`]);
+    /// - holds up to 65 536 registrations;
+    /// - pins as much memory as `RLIMIT_MEMLOCK` allows, and at most half of the machine's;
+    /// - has a thread that deregisters freed memory within milliseconds.
+    pub fn builder(registrar: R) -> Builder<R, DefaultMonitor> {
         Builder {
             registrar,
-            monitor: Unchosen(()),
+            monitor: DefaultMonitor(()),
             options: Options {
                 max_entries: DEFAULT_MAX_ENTRIES,
                 max_bytes: None,
@@ -65,9 +87,10 @@ impl<R: Registrar> Cache<R> {
     }
 }
 
-impl<R: Registrar> Builder<R, Unchosen> {
-    /// Uses this monitor, which the cache becomes the only reader of. One monitor for several caches
-    /// is a [`Shared`](crate::monitor::Shared).
+impl<R: Registrar> Builder<R, DefaultMonitor> {
+    /// Uses this monitor, of which the cache becomes the only reader.
+    ///
+    /// Several caches can have one monitor by [`Shared`](crate::monitor::Shared).
     pub fn monitor<M: Monitor>(self, monitor: M) -> Builder<R, M> {
         Builder {
             registrar: self.registrar,
@@ -80,60 +103,60 @@ impl<R: Registrar> Builder<R, Unchosen> {
     ///
     /// # Errors
     ///
-    /// As the other [`build`](Builder::build).
+    /// As the [`build`](Builder::build) of other monitors.
     pub fn build(self) -> io::Result<Cache<R, Auto>> {
         self.monitor(auto()).build()
     }
 }
 
 impl<R, M> Builder<R, M> {
-    /// Holds at most so many registrations, and never more than 16 777 216. With 0 nothing is cached.
+    /// Limits the number of registrations that the cache holds, which is never more than 16 777
+    /// 216. With 0 nothing is cached.
     #[must_use]
     pub fn max_entries(mut self, entries: u32) -> Self {
         self.options.max_entries = entries.min(MAX_ENTRIES);
         self
     }
 
-    /// Pins at most so many bytes by registrations that are kept, whole pages counted. A range larger
-    /// than this is not kept, and not counted.
+    /// Limits the bytes that cached registrations pin, counted in whole pages. A larger range is
+    /// not cached, and not counted.
     #[must_use]
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.options.max_bytes = Some(bytes);
         self
     }
 
-    /// Registers whole blocks of `bytes`, a power of two, aligned: a range is widened to those it
-    /// lies in, so that lookups of other parts of a block are hits. 1, the default, registers what
-    /// was asked for. Where the block cannot be registered, the range is.
+    /// Registers whole aligned blocks of `bytes`, a power of two. A range is widened to the blocks
+    /// that it lies in, so that lookups of other parts of a block are hits. If the blocks cannot be
+    /// registered, the range alone is. 1, the default, does not widen.
     ///
-    /// No registration becomes stale by this: what is registered is watched, all of it. What it does
-    /// is
+    /// No registration becomes stale by this, because the whole of it is watched. The effects are:
     ///
-    /// - up to the page size (4096), nothing is pinned that would not be: the device pins whole pages
-    ///   anyway, and the bytes of a page share its mapping. But the registration *allows access* to
-    ///   the rest of the page, to a peer as well if the access is remote;
-    /// - beyond it, also neighbouring pages are pinned, counted, accessible and watched: they may be
-    ///   somebody else's, and when they go the registration goes.
+    /// - Up to the page size (4096) no other page is pinned. The device pins whole pages anyway,
+    ///   and the bytes of a page share its mapping. But the registration *allows access* to the
+    ///   rest of the page, also for a peer if the access is remote.
+    /// - Beyond the page size, neighbouring pages are pinned, counted, accessible and watched as
+    ///   well. They may have another owner, and when they change the registration is invalidated.
     #[must_use]
     pub fn granularity(mut self, bytes: usize) -> Self {
         self.options.widening.granularity = bytes;
         self
     }
 
-    /// On a miss, registers a range in one piece with the registrations of the same access that it
-    /// overlaps or touches, as long as that makes no more than `bytes`. 0, the default, does not.
+    /// On a miss, merges the range with the registrations of the same access that it overlaps or
+    /// touches, up to `bytes` in one registration. 0, the default, does not merge.
     ///
-    /// Good for memory that is looked up piece by piece. Each piece that joins has the whole
-    /// registered again, so that `bytes` bounds what a miss can cost.
+    /// This is good for memory that is looked up piece by piece. Each piece that joins registers
+    /// the whole again, so `bytes` bounds the cost of a miss.
     #[must_use]
     pub fn merge_up_to(mut self, bytes: usize) -> Self {
         self.options.widening.merge_up_to = bytes;
         self
     }
 
-    /// Deregisters memory that was registered for remote access ([`Access::is_remote`]) when its last
-    /// guard is dropped, so that a key handed to a peer ends there. Not the default: such
-    /// registrations are kept like others.
+    /// Deregisters memory with remote access ([`Access::is_remote`]) when its last guard is
+    /// dropped, so that a key which a peer has ends there. By default such registrations are
+    /// retained like others.
     ///
     /// [`Access::is_remote`]: crate::Access::is_remote
     #[must_use]
@@ -142,11 +165,12 @@ impl<R, M> Builder<R, M> {
         self
     }
 
-    /// Whether the cache has a thread that waits for the monitor to report something and then
-    /// releases what became stale. The default, where the monitor has a
-    /// [descriptor](Monitor::descriptor) to wait on. Without it, freed memory stays pinned until the
-    /// next lookup that is a miss or finds the generation moved, or the application calls
-    /// [`Cache::reap`] from an event loop of its own.
+    /// Chooses whether a thread of the cache waits for reports of the monitor, and deregisters
+    /// invalidated memory. This is the default if the monitor has a
+    /// [descriptor](Monitor::descriptor) to wait on.
+    ///
+    /// Without the thread, freed memory stays pinned until a lookup misses or sees a new
+    /// generation, or the application calls [`Cache::reap`] from its event loop.
     #[must_use]
     pub fn background_reaper(mut self, reap: bool) -> Self {
         self.options.background_reaper = reap;
@@ -159,9 +183,10 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. What the kernel
-    /// says, if it does not give a page under `MADV_WIPEONFORK` (Linux 4.14), by which the cache
-    /// knows a forked child, or address space for the entries, or the thread that reaps.
+    /// [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Otherwise the
+    /// kernel's error, if it refuses a page under `MADV_WIPEONFORK` (Linux 4.14), by which the
+    /// cache recognises a forked child; or the address space for the entries; or the reaper's
+    /// thread.
     pub fn build(self) -> io::Result<Cache<R, M>> {
         let Self {
             registrar,
@@ -170,7 +195,7 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
         } = self;
         options.widening.check()?;
         let max_bytes = options.max_bytes.unwrap_or_else(default_max_bytes);
-        let ledger = Ledger::new(options.max_entries as usize, max_bytes);
+        let table = Table::new(options.max_entries as usize, max_bytes);
         let core = Arc::new(Core {
             drained: ForkMark::new(!monitor.drain(&mut |_| {})?)?,
             monitor,
@@ -180,8 +205,8 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
             page_size: system_value(SysconfVar::PAGE_SIZE, 4096),
             widening: options.widening,
             revoke_remote_keys: options.revoke_remote_keys,
-            ledger: CachePadded::new(Mutex::new(ledger)),
-            vacated: Condvar::new(),
+            table: CachePadded::new(Mutex::new(table)),
+            deregistered: Condvar::new(),
         });
         let reaper = match options.background_reaper {
             true => Reaper::start(&core)?,
@@ -198,7 +223,7 @@ fn system_value(which: SysconfVar, otherwise: usize) -> usize {
     }
 }
 
-/// What `RLIMIT_MEMLOCK` allows, or half of the memory if that is less.
+/// Returns the bytes that `RLIMIT_MEMLOCK` allows, or half of the machine's memory if that is less.
 fn default_max_bytes() -> usize {
     let memory = system_value(SysconfVar::_PHYS_PAGES, 1 << 18)
         .saturating_mul(system_value(SysconfVar::PAGE_SIZE, 4096));

@@ -1,32 +1,25 @@
-//! What can go wrong, and what its reader can do about it.
+//! The errors that a lookup returns, and two questions to ask of any error.
+//!
+//! Each message says what its reader can do about it.
 
+use std::error;
+use std::fmt;
 use std::fs;
 use std::io;
 
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
-use crate::VaRange;
+use crate::range::{RangeError, VaRange};
 
-/// Why a lookup could not be served.
+/// The reason why a lookup was not served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The range is empty.
-    #[error("cannot register 0 bytes at {start:#x}: ask for at least one")]
-    ZeroLength {
-        /// Address asked for.
-        start: usize,
-    },
-    /// The range runs past the end of the address space.
-    #[error("{len} bytes at {start:#x} run past the end of the address space: check the length")]
-    AddressWraps {
-        /// Address asked for.
-        start: usize,
-        /// Bytes asked for.
-        len: usize,
-    },
-    /// This process is a child, by fork, of the one that built the cache.
+    /// The bytes asked for are no range: there are none, or they wrap.
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    /// This process was forked from the one that built the cache.
     #[error(
         "this cache belongs to the parent process: registrations are not inherited over fork, build a cache of your own after it"
     )]
@@ -34,69 +27,127 @@ pub enum Error {
     /// The device or the kernel refused to register the range.
     #[error(transparent)]
     Register(#[from] RegisterError),
-    /// The monitor did not say what was invalidated, so that the cache has given up all it had. The next
-    /// lookup asks it again.
+    /// The monitor could not report what was invalidated, so the cache has dropped all its
+    /// entries. The next lookup asks the monitor again.
     #[error(
-        "the {monitor} monitor failed: all that was cached has been given up, and nothing is until it answers again"
+        "the {monitor} monitor failed: every cached registration was dropped, and none is made until the monitor answers again"
     )]
     Monitor {
-        /// Which monitor.
+        /// The monitor's name.
         monitor: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// Why a registration was refused.
+/// The reason why a registration was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
     /// Part of the range is not mapped.
-    #[error("cannot register {range:?}: nothing is mapped at {hole:#x}")]
+    #[error("cannot register {range}: nothing is mapped at {hole:#x}")]
     NotMapped {
-        /// What was to be registered.
+        /// The range that was to be registered.
         range: VaRange,
         /// The first address that is not mapped.
         hole: usize,
-        /// What the device said.
+        /// The device's error.
         source: io::Error,
     },
     /// Part of the range does not allow the access asked for.
     #[error(
-        "cannot register {range:?}: memory at {at:#x} is mapped {permissions}, which the access asked for exceeds (mprotect it, or ask for less)"
+        "cannot register {range}: memory at {at:#x} is mapped {permissions}, which does not allow the access asked for (mprotect it, or ask for less)"
     )]
     Protected {
-        /// What was to be registered.
+        /// The range that was to be registered.
         range: VaRange,
-        /// The first address of the mapping that is in the way.
+        /// The first address that does not allow the access.
         at: usize,
-        /// Its permissions as in `/proc/self/maps`, such as `r--p`.
+        /// The permissions there, as in `/proc/self/maps`, for example `r--p`.
         permissions: String,
-        /// What the device said.
+        /// The device's error.
         source: io::Error,
     },
-    /// The memory may not be pinned: the limit on locked memory is reached.
+    /// The process has pinned as much memory as its limit on locked memory allows.
     #[error(
-        "cannot register {range:?} ({} bytes): RLIMIT_MEMLOCK allows {limit} bytes of pinned memory in all (raise it with `ulimit -l`, in limits.conf or by LimitMEMLOCK=, grant CAP_IPC_LOCK, or lower the cache's max_bytes)",
+        "cannot register {range} ({} bytes): RLIMIT_MEMLOCK allows {limit} bytes of pinned memory in all (raise it with `ulimit -l`, in limits.conf or by LimitMEMLOCK=, grant CAP_IPC_LOCK, or lower the cache's max_bytes)",
         range.len()
     )]
     MemlockLimit {
-        /// What was to be registered.
+        /// The range that was to be registered.
         range: VaRange,
         /// The soft limit, in bytes.
         limit: u64,
-        /// What the device said.
+        /// The device's error.
         source: io::Error,
     },
-    /// Another refusal; the source says which.
-    #[error("the device refused to register {range:?}")]
+    /// The device refused for another reason, which the source names.
+    #[error("the device refused to register {range}")]
     Device {
-        /// What was to be registered.
+        /// The range that was to be registered.
         range: VaRange,
-        /// What the device said.
+        /// The device's error.
         #[source]
         source: io::Error,
     },
+}
+
+/// Returns true if the device or the kernel is out of something that other registrations hold:
+/// `ENOMEM`, `EAGAIN` or `ENOSPC`.
+///
+/// The same request may succeed once some of them are deregistered.
+#[must_use]
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOMEM | Errno::EAGAIN | Errno::ENOSPC)
+    )
+}
+
+/// Returns `error` and its causes, outermost first.
+///
+/// Displayed, they stand in one line with colons between them.
+///
+/// ```
+/// use std::io;
+///
+/// let source = io::Error::from_raw_os_error(12);
+/// let error = regcache::Error::Monitor { monitor: "ummunotify", source };
+/// let chain = regcache::error::chain(&error);
+/// assert!(chain.to_string().ends_with("answers again: Cannot allocate memory (os error 12)"));
+///
+/// let mut systems = chain.filter_map(|cause| cause.downcast_ref::<io::Error>());
+/// assert_eq!(systems.next().and_then(io::Error::raw_os_error), Some(12));
+/// ```
+#[must_use]
+pub fn chain<'e>(error: &'e (dyn error::Error + 'static)) -> Chain<'e> {
+    Chain { next: Some(error) }
+}
+
+/// An error and its causes; see [`chain`].
+#[derive(Debug, Clone, Copy)]
+pub struct Chain<'e> {
+    next: Option<&'e (dyn error::Error + 'static)>,
+}
+
+impl<'e> Iterator for Chain<'e> {
+    type Item = &'e (dyn error::Error + 'static);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let error = self.next?;
+        self.next = error.source();
+        Some(error)
+    }
+}
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, error) in self.enumerate() {
+            let colon = if i == 0 { "" } else { ": " };
+            write!(f, "{colon}{error}")?;
+        }
+        Ok(())
+    }
 }
 
 impl RegisterError {
@@ -132,16 +183,8 @@ impl RegisterError {
     }
 }
 
-/// True if the refusal may go away when the cache gives up other registrations.
-pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error().map(Errno::from_raw),
-        Some(Errno::ENOMEM | Errno::EAGAIN | Errno::ENOSPC)
-    )
-}
-
-/// The first address in `range` that cannot be accessed: without permissions, one that is not
-/// mapped. `None` if there is no such address, or it cannot be found out.
+/// Returns the first address in `range` that cannot be accessed, with its permissions if it is
+/// mapped. Returns `None` if there is no such address, or `/proc/self/maps` does not say.
 fn first_obstacle(range: VaRange, writes: bool) -> Option<(usize, Option<String>)> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     let mut at = range.start();

@@ -2,51 +2,69 @@
 
 use std::fmt;
 
-use crate::Error;
-
 /// A half-open range of virtual addresses, `[start, end)`, in bytes.
 ///
-/// Never empty and never wrapping: both are refused when it is made, so that nothing below the
-/// cache's front door has to ask again.
+/// A range is never empty and never wraps. Its constructors refuse both, so that no later code
+/// has to check again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VaRange {
     start: usize,
     end: usize,
 }
 
+/// The reason why some bytes are no [`VaRange`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RangeError {
+    /// The range is empty.
+    #[error("cannot register 0 bytes at {start:#x}: ask for at least one")]
+    ZeroLength {
+        /// The address asked for.
+        start: usize,
+    },
+    /// The range runs past the end of the address space.
+    #[error("{len} bytes at {start:#x} run past the end of the address space: check the length")]
+    AddressWraps {
+        /// The address asked for.
+        start: usize,
+        /// The number of bytes asked for.
+        len: usize,
+    },
+}
+
 impl VaRange {
-    /// The `len` bytes at `start`.
+    /// Returns the range of the `len` bytes at `start`.
     ///
     /// # Errors
     ///
-    /// [`Error::ZeroLength`] if `len` is 0, [`Error::AddressWraps`] if the range runs past the end
-    /// of the address space.
-    pub fn new(start: *const u8, len: usize) -> Result<Self, Error> {
+    /// [`RangeError::ZeroLength`] if `len` is 0, [`RangeError::AddressWraps`] if the range runs
+    /// past the end of the address space.
+    pub fn new(start: *const u8, len: usize) -> Result<Self, RangeError> {
         let start = start.addr();
         if len == 0 {
-            return Err(Error::ZeroLength { start });
+            return Err(RangeError::ZeroLength { start });
         }
         match start.checked_add(len) {
             Some(end) => Ok(Self { start, end }),
-            None => Err(Error::AddressWraps { start, len }),
+            None => Err(RangeError::AddressWraps { start, len }),
         }
     }
 
-    /// Address of the first byte.
+    /// Returns the address of the first byte.
     #[inline]
     #[must_use]
     pub fn start(&self) -> usize {
         self.start
     }
 
-    /// Address one past the last byte.
+    /// Returns the address one past the last byte.
     #[inline]
     #[must_use]
     pub fn end(&self) -> usize {
         self.end
     }
 
-    /// Length in bytes; never 0.
+    /// Returns the length in bytes, which is never 0.
     #[inline]
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
@@ -54,22 +72,22 @@ impl VaRange {
         self.end - self.start
     }
 
-    /// True if every byte of `other` is in `self`.
+    /// Returns true if every byte of `other` is in `self`.
     #[inline]
     #[must_use]
     pub fn contains(&self, other: &Self) -> bool {
         self.start <= other.start && other.end <= self.end
     }
 
-    /// True if some byte is in both.
+    /// Returns true if some byte is in both ranges.
     #[inline]
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.start < other.end && other.start < self.end
     }
 
-    /// The blocks of `granularity` bytes, a power of two, that this lies in; `None` if the last of them
-    /// runs past the end of the address space.
+    /// Rounds outward to blocks of `granularity` bytes, a power of two. Returns `None` if the last
+    /// block runs past the end of the address space.
     pub(crate) fn aligned(&self, granularity: usize) -> Option<Self> {
         Some(Self {
             start: self.start & !(granularity - 1),
@@ -77,7 +95,7 @@ impl VaRange {
         })
     }
 
-    /// The smallest range that contains both.
+    /// Returns the smallest range that contains both.
     pub(crate) fn hull(&self, other: &Self) -> Self {
         Self {
             start: self.start.min(other.start),
@@ -86,8 +104,44 @@ impl VaRange {
     }
 }
 
-impl fmt::Debug for VaRange {
+/// The addresses of the slice's bytes. Fails if the slice is empty.
+impl TryFrom<&[u8]> for VaRange {
+    type Error = RangeError;
+
+    fn try_from(bytes: &[u8]) -> Result<Self, RangeError> {
+        Self::new(bytes.as_ptr(), bytes.len())
+    }
+}
+
+impl fmt::Display for VaRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{:#x}, {:#x})", self.start, self.end)
+    }
+}
+
+impl fmt::Debug for VaRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_that_is_not_empty_is_a_range() {
+        let bytes = [0_u8; 24];
+        let range = VaRange::try_from(&bytes[..]).unwrap();
+        let start = bytes.as_ptr().addr();
+        assert_eq!((range.start(), range.end()), (start, start + 24));
+        assert_eq!(
+            range.to_string(),
+            format!("[{start:#x}, {:#x})", start + 24)
+        );
+        assert!(matches!(
+            VaRange::try_from(&bytes[..0]),
+            Err(RangeError::ZeroLength { .. })
+        ));
     }
 }

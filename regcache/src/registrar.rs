@@ -1,38 +1,40 @@
-//! [`Registrar`]: what the cache caches for.
+//! [`Registrar`]: the interface between the cache and a device.
 //!
 //! A registrar makes and destroys registrations for one protection domain: `ibv_mr`s, io_uring
-//! fixed buffers, whatever pins pages and hands out a key. The cache knows no more of a device than
-//! these two traits.
+//! fixed buffers, or anything else that pins pages and has a key. The cache knows no more of a
+//! device than the two traits in this file.
 
 use std::fmt::Debug;
 use std::io;
 
-use crate::VaRange;
+use crate::range::VaRange;
 
-/// What a registration allows the device to do.
+/// The operations that a registration allows.
 ///
-/// Part of the cache's key. A lookup may be served by a registration that allows more than was
-/// asked, and [`Access::serves`] decides what "more" means: for verbs, a superset of the permission
-/// flags and the same ordering flags.
+/// The access is part of the cache's key. A registration that allows more than was asked for may
+/// serve a lookup. [`Access::serves`] decides what "more" means: for verbs, a superset of the
+/// permission flags and the same ordering flags.
 pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
-    /// True if a registration made with `self` can stand in for one made with `wanted`.
+    /// Returns true if a registration made with `self` can replace one made with `wanted`.
     ///
-    /// Must be reflexive and transitive, and must not panic: it is called under the cache's lock.
+    /// The relation must be reflexive and transitive. The method is called under the cache's lock,
+    /// so it must not panic.
     fn serves(self, wanted: Self) -> bool;
 
-    /// True if the device may write to the memory. Only to explain a refusal.
+    /// Returns true if the device may write to the memory. The cache uses the answer to explain a
+    /// refusal.
     fn writes(self) -> bool {
         true
     }
 
-    /// True if a registration gives out a key with which somebody else reaches the memory. For
-    /// [`Builder::revoke_remote_keys`](crate::Builder::revoke_remote_keys).
+    /// Returns true if a registration has a key by which a peer reaches the memory.
+    /// [`Builder::revoke_remote_keys`](crate::Builder::revoke_remote_keys) concerns such access.
     fn is_remote(self) -> bool {
         false
     }
 }
 
-/// For devices with a single kind of access.
+/// The access of devices that have a single kind.
 impl Access for () {
     fn serves(self, (): ()) -> bool {
         true
@@ -41,11 +43,12 @@ impl Access for () {
 
 /// Makes and destroys registrations.
 ///
-/// Both methods are called without any lock of the cache held, from whichever thread calls into the
-/// cache or drops a guard, and from the cache's own thread that
-/// [reaps](crate::Builder::background_reaper), in which all signals are blocked. They must not call back
-/// into the same cache. A panic in `register` is the caller's of the lookup; one in `deregister` is
-/// caught, and the registration counted as leaked.
+/// The cache calls both methods without holding a lock. The calling thread is one that calls into
+/// the cache or drops a guard, or the cache's own [reaper](crate::Builder::background_reaper), in
+/// which all signals are blocked. The methods must not call back into the same cache.
+///
+/// A panic in `register` propagates to the caller of the lookup. A panic in `deregister` is caught,
+/// and the registration is counted as leaked.
 ///
 /// # Safety
 ///
@@ -58,10 +61,10 @@ impl Access for () {
 /// - once [`deregister`](Self::deregister) has returned `Ok`, the device no longer reaches memory
 ///   through that registration.
 pub unsafe trait Registrar: Send + Sync + 'static {
-    /// The access asked for when registering.
+    /// The access to register memory for.
     type Access: Access;
 
-    /// The handle the device gives out: what a caller needs to post a transfer.
+    /// The device's registration, which has what a caller needs to post a transfer.
     type Registration: Send + Sync + 'static;
 
     /// Registers `range` for `access`, pinning its pages.
@@ -69,14 +72,13 @@ pub unsafe trait Registrar: Send + Sync + 'static {
     /// # Errors
     ///
     /// The operating system's error. The cache turns `EFAULT`, `ENOMEM`, `EPERM` and `EACCES` into
-    /// advice; see [`RegisterError`](crate::RegisterError).
+    /// advice, as [`RegisterError`](crate::RegisterError) describes.
     fn register(&self, range: VaRange, access: Self::Access) -> io::Result<Self::Registration>;
 
-    /// Destroys a registration. Its memory may already be unmapped.
+    /// Destroys a registration. Its memory may be unmapped already.
     ///
     /// # Errors
     ///
-    /// The operating system's error. The registration is then considered leaked: the cache counts
-    /// it and goes on.
+    /// The operating system's error. The cache then counts the registration as leaked, and goes on.
     fn deregister(&self, registration: Self::Registration) -> io::Result<()>;
 }

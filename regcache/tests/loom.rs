@@ -1,8 +1,10 @@
-//! The cache's protocol under loom: every interleaving of a few threads, within the bound that
-//! `LOOM_MAX_PREEMPTIONS` sets, on a modelled kernel of one page. And the other way round: on a
-//! kernel that breaks a rule of the contract, loom finds the stale registration.
+//! The cache's protocol under loom, on a modelled kernel of one page. loom runs every interleaving
+//! of a few threads, within the bound of `LOOM_MAX_PREEMPTIONS`. On a kernel that breaks a rule of
+//! the contract, loom must find the stale registration.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p regcache --release --test loom`
+//! ```sh
+//! RUSTFLAGS="--cfg loom" cargo test -p regcache --release --test loom
+//! ```
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -18,11 +20,11 @@ use regcache::{Access, Builder, Cache, Registrar, VaRange};
 
 const PAGE: *const u8 = std::ptr::without_provenance(0x1000);
 
-/// How the watching goes wrong.
+/// The rule that the kernel breaks.
 #[derive(Clone, Copy, PartialEq)]
 enum Flaw {
     None,
-    /// M2: watching does not wait for an invalidation that is under way.
+    /// M2: a watch does not wait for an invalidation that is in flight.
     WatchDoesNotWait,
     /// M3: the report comes after the change, as userfaultfd's does.
     ReportIsLate,
@@ -31,20 +33,20 @@ enum Flaw {
 /// One page and its watches.
 struct FakeKernel {
     flaw: Flaw,
-    /// Held from start to end of an invalidation.
-    running: Mutex<()>,
+    /// The lock is held from start to end of an invalidation.
+    in_flight: Mutex<()>,
     version: AtomicU64,
     generation: AtomicU64,
     watches: Mutex<Watches>,
     registered: AtomicU64,
-    /// Registrations that the device has room for.
+    /// The number of registrations that the device has room for.
     room: u64,
 }
 
 #[derive(Default)]
 struct Watches {
     live: BTreeSet<u64>,
-    hit: BTreeSet<u64>,
+    invalidated: BTreeSet<u64>,
 }
 
 impl FakeKernel {
@@ -55,7 +57,7 @@ impl FakeKernel {
     fn with_room(flaw: Flaw, room: u64) -> Arc<Self> {
         Arc::new(Self {
             flaw,
-            running: Mutex::new(()),
+            in_flight: Mutex::new(()),
             version: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             watches: Mutex::default(),
@@ -64,13 +66,13 @@ impl FakeKernel {
         })
     }
 
-    /// munmap and mmap by one thread, as the driver sees it: first the report, then the change.
-    /// Returns the version of the new page.
+    /// Does a munmap and a mmap in one thread, as the driver sees them: the report comes before the
+    /// change. Returns the version of the new page.
     fn remap(&self) -> u64 {
-        let running = self.running.lock().unwrap();
+        let in_flight = self.in_flight.lock().unwrap();
         if self.flaw == Flaw::ReportIsLate {
             let version = self.version.fetch_add(1, Ordering::AcqRel) + 1;
-            drop(running);
+            drop(in_flight);
             self.report();
             return version;
         }
@@ -81,7 +83,7 @@ impl FakeKernel {
     fn report(&self) {
         let mut watches = self.watches.lock().unwrap();
         if !watches.live.is_empty() {
-            watches.hit = watches.live.clone();
+            watches.invalidated = watches.live.clone();
             self.generation.fetch_add(1, Ordering::Release);
         }
     }
@@ -89,7 +91,7 @@ impl FakeKernel {
 
 struct FakeMonitor(Arc<FakeKernel>);
 
-// SAFETY: it is a model; there is no device to reach memory.
+// SAFETY: this is a model, without a device that reaches memory.
 unsafe impl Monitor for FakeMonitor {
     fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
@@ -98,7 +100,7 @@ unsafe impl Monitor for FakeMonitor {
     fn watch(&self, _: VaRange, cookie: Cookie) -> io::Result<()> {
         assert!(self.0.watches.lock().unwrap().live.insert(cookie.0));
         if self.0.flaw != Flaw::WatchDoesNotWait {
-            drop(self.0.running.lock().unwrap());
+            drop(self.0.in_flight.lock().unwrap());
         }
         Ok(())
     }
@@ -106,13 +108,13 @@ unsafe impl Monitor for FakeMonitor {
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
         let mut watches = self.0.watches.lock().unwrap();
         assert!(watches.live.remove(&cookie.0));
-        watches.hit.remove(&cookie.0);
+        watches.invalidated.remove(&cookie.0);
         Ok(())
     }
 
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
         let mut watches = self.0.watches.lock().unwrap();
-        for cookie in std::mem::take(&mut watches.hit) {
+        for cookie in std::mem::take(&mut watches.invalidated) {
             invalidated(Cookie(cookie));
         }
         Ok(self.0.generation.load(Ordering::Acquire))
@@ -123,13 +125,13 @@ unsafe impl Monitor for FakeMonitor {
     }
 }
 
-/// For registrations of this access.
+/// A device for registrations of one kind of access.
 struct FakeDevice<A>(Arc<FakeKernel>, PhantomData<A>);
 
-/// The version of the page that was pinned.
+/// A registration: the version of the page that was pinned.
 struct Pinned(u64);
 
-// SAFETY: it is a model; there is no device to reach memory.
+// SAFETY: this is a model, without a device that reaches memory.
 unsafe impl<A: Access> Registrar for FakeDevice<A> {
     type Access = A;
     type Registration = Pinned;
@@ -172,7 +174,7 @@ fn assert_balanced<A: Access>(kernel: &FakeKernel, cache: Arc<FakeCache<A>>) {
     );
 }
 
-/// A thread remaps the page and looks it up, while another looks it up too.
+/// One thread remaps the page and looks it up, while another one looks it up.
 fn remap_against_lookup(cached_before: bool, flaw: Flaw) {
     let kernel = FakeKernel::new(flaw);
     let cache = cache(&kernel, 2);
@@ -182,7 +184,7 @@ fn remap_against_lookup(cached_before: bool, flaw: Flaw) {
     let other = {
         let cache = Arc::clone(&cache);
         thread::spawn(move || {
-            // Concurrent with the remap, so of either version.
+            // The lookup is concurrent with the remap, so either version is right.
             let guard = cache.get(PAGE, 1, ()).unwrap();
             assert!(guard.registration().0 <= 1);
         })
@@ -211,7 +213,7 @@ fn loom_finds_the_stale_hit_when_watching_does_not_wait() {
     loom::model(|| remap_against_lookup(true, Flaw::WatchDoesNotWait));
 }
 
-/// A thread is handed the address after another thread has unmapped the page: by mmap, which the
+/// One thread is given the address after another one has unmapped the page: by `mmap`, which the
 /// kernel can satisfy as soon as the change is made.
 fn handed_to_another_thread(flaw: Flaw) {
     let kernel = FakeKernel::new(flaw);
@@ -241,7 +243,7 @@ fn loom_finds_the_stale_hit_when_the_report_is_late() {
     loom::model(|| handed_to_another_thread(Flaw::ReportIsLate));
 }
 
-/// A guard dropped in one thread, an eviction and a remap in another: one deregistration each.
+/// One thread drops a guard, another evicts and remaps: each registration is deregistered once.
 #[test]
 fn loom_eviction_and_last_guard_destroy_a_registration_once() {
     loom::model(|| {
@@ -261,7 +263,7 @@ fn loom_eviction_and_last_guard_destroy_a_registration_once() {
     });
 }
 
-/// Two guards of one registration are dropped in two threads, the cache in a third.
+/// Two threads drop guards of one registration, and a third drops the cache.
 #[test]
 fn loom_cache_and_last_guards_may_go_at_once() {
     loom::model(|| {
@@ -286,9 +288,9 @@ fn loom_cache_and_last_guards_may_go_at_once() {
     });
 }
 
-/// Two threads bury what was given up, and a third drops the last guard of one of them.
+/// Two threads deregister dead entries, and a third drops the last guard of an unlinked one.
 #[test]
-fn loom_several_threads_bury_each_registration_once() {
+fn loom_several_threads_deregister_each_registration_once() {
     loom::model(|| {
         let kernel = FakeKernel::new(Flaw::None);
         let cache = cache(&kernel, 4);
@@ -328,7 +330,8 @@ fn revoking_cache(kernel: &Arc<FakeKernel>) -> Arc<FakeCache<Bits>> {
 const READ: Bits = Bits(1);
 const REMOTE: Bits = Bits(5);
 
-/// A lookup that comes to a fleeting entry by an outdated hint, and declines, while its last guard goes.
+/// A lookup finds a revocable entry by a stale hint, and declines it, while its last guard is
+/// dropped.
 #[test]
 fn loom_a_declining_reader_does_not_keep_a_remote_key() {
     loom::model(|| {
@@ -344,7 +347,7 @@ fn loom_a_declining_reader_does_not_keep_a_remote_key() {
         };
         drop(remote);
         other.join().unwrap();
-        // what `other` registered, and nothing else
+        // Only the registration of `other` is left.
         assert_eq!(
             cache.stats().entries,
             1,
@@ -354,9 +357,9 @@ fn loom_a_declining_reader_does_not_keep_a_remote_key() {
     });
 }
 
-/// Last guards of a fleeting registration against lookups of it, and a flush.
+/// The last guards of a revocable registration are dropped during lookups of it, and a flush.
 #[test]
-fn loom_fleeting_guards_lookups_and_flush() {
+fn loom_revocable_guards_lookups_and_flush() {
     loom::model(|| {
         let kernel = FakeKernel::new(Flaw::None);
         let cache = revoking_cache(&kernel);
@@ -378,7 +381,7 @@ fn loom_fleeting_guards_lookups_and_flush() {
     });
 }
 
-/// flush, and wait for a guard that another thread drops.
+/// One thread flushes, and waits for a guard that another one drops.
 #[test]
 fn loom_completion_sees_the_last_guard_go() {
     loom::model(|| {
@@ -394,9 +397,9 @@ fn loom_completion_sees_the_last_guard_go() {
     });
 }
 
-/// A lookup that the device has no room for until another thread has destroyed what it gave up.
+/// A full device serves a lookup once another thread has deregistered an unlinked entry.
 #[test]
-fn loom_a_full_device_has_room_once_another_thread_has_destroyed() {
+fn loom_a_full_device_has_room_once_another_thread_has_deregistered() {
     loom::model(|| {
         let kernel = FakeKernel::with_room(Flaw::None, 1);
         let cache = cache(&kernel, 2);

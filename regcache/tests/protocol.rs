@@ -1,4 +1,4 @@
-//! The cache's side of the contract, and its policy, on a modelled kernel and device.
+//! The cache's side of the contract, its limits and its eviction, on a modelled kernel and device.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use model::{BASE, Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, page};
-use regcache::monitor::{Cookie, Monitor, Nothing};
-use regcache::{Builder, Cache, Error, Guard, RegisterError, VaRange};
+use regcache::monitor::{Cookie, Monitor, NoMonitor};
+use regcache::{Builder, Cache, Error, Guard, RangeError, RegisterError, VaRange};
 
 type FakeCache = Cache<FakeDevice, FakeMonitor>;
 
@@ -56,7 +56,7 @@ fn wider_access_serves_a_lookup_and_narrower_does_not() {
     assert_ne!(read, write);
     assert_eq!(lookup(READ), write);
     assert_eq!(lookup(WRITE), write);
-    assert_eq!(cache.stats().merges, 1, "the narrower one was given up");
+    assert_eq!(cache.stats().merges, 1, "the narrower one was replaced");
     assert_eq!(live(&cache), 1);
 }
 
@@ -148,7 +148,7 @@ fn what_cannot_be_watched_is_not_kept() {
 fn without_a_monitor_every_lookup_registers() {
     let kernel = FakeKernel::new(8);
     let cache = Cache::builder(FakeDevice::new(&kernel))
-        .monitor(Nothing)
+        .monitor(NoMonitor)
         .build()
         .unwrap();
     let first = cache.get(page(0), PAGE, READ).unwrap().registration().id;
@@ -170,7 +170,7 @@ fn the_least_recently_used_registration_makes_room() {
     for i in [0, 2, 3] {
         drop(get(&cache, i, 1));
     }
-    assert_eq!(cache.stats().misses, misses, "1 was the one to go");
+    assert_eq!(cache.stats().misses, misses, "1 was evicted");
     assert_eq!(live(&cache), 3);
     assert_eq!(cache.stats().evictions, 1);
 }
@@ -237,7 +237,7 @@ fn a_full_device_is_relieved_of_idle_registrations() {
         other => panic!("{other}"),
     }
     drop(held);
-    assert_eq!(kernel.watches(), 2, "the failed one left nothing behind");
+    assert_eq!(kernel.watches(), 2, "the failed one left no watch");
     drop(get(&cache, 0, 1));
 }
 
@@ -259,11 +259,11 @@ fn what_is_stale_goes_before_the_device_is_asked_for_more() {
 
     kernel.remap(0);
     assert!(cache.get(page(7), PAGE, READ).is_err());
-    assert_eq!(live(&cache), 1, "nor does it stay if the lookup fails,");
+    assert_eq!(live(&cache), 1, "it does not stay if the lookup fails");
     kernel.remap(1);
     kernel.refuse_watches.store(true, Ordering::Relaxed);
     assert!(!get(&cache, 2, 1).is_cached());
-    assert_eq!(live(&cache), 0, "or what it is for cannot be kept");
+    assert_eq!(live(&cache), 0, "nor if the registration cannot be cached");
 }
 
 #[test]
@@ -311,15 +311,15 @@ fn bad_ranges_are_typed_errors() {
     let cache = builder(&kernel).build().unwrap();
     assert!(matches!(
         cache.get(page(0), 0, READ),
-        Err(Error::ZeroLength { start: BASE })
+        Err(Error::Range(RangeError::ZeroLength { start: BASE }))
     ));
     let wrapped = cache.get(page(0), usize::MAX, READ);
     assert!(matches!(
         wrapped,
-        Err(Error::AddressWraps {
+        Err(Error::Range(RangeError::AddressWraps {
             len: usize::MAX,
             ..
-        })
+        }))
     ));
     assert_eq!(cache.stats().entries, 0);
 }
@@ -355,7 +355,7 @@ fn a_monitor_that_fails_fails_the_lookup() {
     assert!(!guard.registration().is_stale(&kernel, guard.range()));
 }
 
-/// A monitor that does something once, at the end of its next drain, or does not end watches.
+/// A monitor that remaps a page once, at the end of its next drain, or that does not end watches.
 struct Twisted {
     inner: FakeMonitor,
     /// The page to remap at the end of a drain.
@@ -375,7 +375,7 @@ impl Twisted {
 
 struct Shared(Arc<Twisted>);
 
-// SAFETY: it is a model; there is no device to reach memory.
+// SAFETY: this is a model, without a device that reaches memory.
 unsafe impl Monitor for Shared {
     fn generation(&self) -> u64 {
         self.0.inner.generation()
@@ -454,12 +454,16 @@ fn of_two_misses_at_once_the_first_to_be_published_serves_both() {
         }
     }));
     let cache = CACHE.get_or_init(|| device.builder().build().unwrap());
-    assert_eq!(get(cache, 0, 1).registration().id, 1, "the other thread's");
+    assert_eq!(
+        get(cache, 0, 1).registration().id,
+        1,
+        "the other thread's registration"
+    );
     assert_eq!(
         (cache.stats().merges, live(cache), kernel.watches()),
         (0, 1, 1)
     );
-    // A static is not dropped, and LeakSanitizer does not see what only an entry points to.
+    // A static is not dropped, and LeakSanitizer does not see memory that only an entry points to.
     drop(cache.flush());
 }
 
@@ -512,19 +516,18 @@ fn a_registration_that_the_device_cannot_make_costs_no_more_than_its_own_size() 
     assert_eq!(cache.stats().entries, 90);
 }
 
-/// Forks, ends the child with what `body` returns there, and returns the status that it was seen to
-/// end with.
+/// Forks, and ends the child with the result of `body`. Returns the child's exit status.
 fn in_a_forked_child(body: impl FnOnce() -> i32) -> i32 {
-    // SAFETY: the child touches the model's memory, which is its own copy, and ends by _exit.
+    // SAFETY: the child touches only its own copy of the model's memory, and ends by _exit.
     match unsafe { libc::fork() } {
         0 => {
             let status = body();
-            // SAFETY: ends the child.
+            // SAFETY: this ends the child.
             unsafe { libc::_exit(status) }
         }
         child => {
             let mut status = 0;
-            // SAFETY: waits for the child made above.
+            // SAFETY: this waits for the child made above.
             assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
             status
         }
@@ -580,9 +583,9 @@ fn a_forked_child_that_drops_an_empty_cache_closes_nothing() {
     assert_eq!(status, 0, "registrar and monitor were dropped");
 }
 
-/// Several threads look up ranges of their own pages, which they remap, and of shared ones; a small
-/// cache evicts all the time. What a thread has not remapped itself since the lookup must be what
-/// was pinned.
+/// Several threads look up and remap their own pages, and look up shared ones, in a small cache
+/// that evicts all the time. A page that its thread has not remapped since the lookup must be the
+/// page that was pinned.
 #[test]
 fn many_threads_never_see_a_stale_registration() {
     const OWN: usize = 6;

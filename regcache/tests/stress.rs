@@ -1,10 +1,13 @@
-//! Many lookups in some threads against remapping in others, on a modelled kernel and device whose hot
-//! paths take no common lock, so that the cache is what the threads meet in.
+//! Some threads look up while others remap, on a modelled kernel and device. The model's hot paths
+//! share no lock, so the threads meet in the cache only.
 //!
-//! A few seconds by default. A billion lookups against a million changes, in release, which takes about
-//! a minute on two processors:
+//! By default this takes a few seconds. A billion lookups against a million changes take about a
+//! minute on two CPUs:
 //!
-//! `REGCACHE_STRESS_LOOKUPS=1000000000 REGCACHE_STRESS_CHANGES=1000000 cargo test --release -p regcache --test stress -- --nocapture`
+//! ```sh
+//! REGCACHE_STRESS_LOOKUPS=1000000000 REGCACHE_STRESS_CHANGES=1000000 \
+//!     cargo test --release -p regcache --test stress -- --nocapture
+//! ```
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -22,10 +25,10 @@ const PAGE: usize = 4096;
 const BASE: usize = 0x10_0000;
 const PAGES: usize = 96;
 
-/// Fewer than there are pages, so that there are evictions as well.
+/// The size of the cache: fewer entries than there are pages, so that it evicts.
 const ENTRIES: u32 = 94;
 
-/// Lookups after which a thread says how far it has come.
+/// The number of lookups after which a thread publishes its progress.
 const STEP: u64 = 1 << 10;
 
 fn address(page: usize) -> *const u8 {
@@ -36,19 +39,19 @@ fn page(range: VaRange) -> usize {
     (range.start() - BASE) / PAGE
 }
 
-/// When a change is told of.
+/// The time at which a change is reported.
 #[derive(Clone, Copy, PartialEq)]
 enum Report {
-    /// Before it happens, as the driver does.
+    /// Before the change, as the driver does.
     InTime,
-    /// After it has happened, as userfaultfd does.
+    /// After the change, as userfaultfd does.
     Late,
 }
 
 struct Mapping {
-    /// Which page is mapped: another number is another one.
+    /// The physical page that is mapped: another number is another page.
     version: AtomicU64,
-    /// Held from start to end of a change, and to place a watch (M2).
+    /// The lock is held from start to end of a change, and while a watch is placed (M2).
     watches: Mutex<Vec<u64>>,
 }
 
@@ -81,7 +84,7 @@ impl FakeKernel {
         self.mappings[page].version.load(Ordering::Acquire)
     }
 
-    /// munmap and mmap.
+    /// Does a munmap and a mmap.
     fn change(&self, page: usize) {
         let mapping = &self.mappings[page];
         let watches = mapping.watches.lock().unwrap();
@@ -105,7 +108,7 @@ impl FakeKernel {
 
 struct FakeMonitor(Arc<FakeKernel>);
 
-// SAFETY: it is a model; there is no device to reach memory.
+// SAFETY: this is a model, without a device that reaches memory.
 unsafe impl Monitor for FakeMonitor {
     fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
@@ -145,13 +148,13 @@ unsafe impl Monitor for FakeMonitor {
 
 struct FakeDevice(Arc<FakeKernel>);
 
-/// Goes wrong if it is used after it was destroyed, or destroyed twice.
+/// A registration that detects its use after deregistration, and a second deregistration.
 struct Pinned {
     version: u64,
     live: Arc<AtomicBool>,
 }
 
-// SAFETY: it is a model; there is no device to reach memory.
+// SAFETY: this is a model, without a device that reaches memory.
 unsafe impl Registrar for FakeDevice {
     type Access = ();
     type Registration = Pinned;
@@ -176,7 +179,7 @@ unsafe impl Registrar for FakeDevice {
 
 type FakeCache = Cache<FakeDevice, FakeMonitor>;
 
-/// xorshift64.
+/// The generator xorshift64.
 struct Random(u64);
 
 impl Random {
@@ -188,7 +191,7 @@ impl Random {
     }
 }
 
-/// Where guards are left for other threads to drop.
+/// A place where guards wait for other threads to drop them.
 type Shelf = [Mutex<Option<Guard<FakeDevice, FakeMonitor>>>; 8];
 
 fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &AtomicU64) -> u64 {
@@ -196,12 +199,12 @@ fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &Ato
     let mut random = Random(seed);
     let mut stale = 0;
     for i in 0..lookups {
-        // Half of the lookups are of a quarter of the pages.
+        // Half of the lookups go to a quarter of the pages.
         let page = match random.below(2) {
             0 => random.below(PAGES),
             _ => random.below(PAGES / 4),
         };
-        // Whoever sees this version may have been given the address for it.
+        // A thread that loads this version may have been given the address for it.
         let mapped = kernel.version(page);
         let guard = cache.get(address(page), PAGE, ()).unwrap();
         let pinned = guard.registration();
@@ -224,7 +227,7 @@ fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &Ato
     stale
 }
 
-/// Stale lookups of so many, while the memory changes so often, all the time.
+/// Returns the number of stale lookups, of `lookups` made while the memory changes `changes` times.
 fn run(report: Report, lookups: u64, changes: u64) -> u64 {
     const THREADS: u64 = 2;
     let kernel = FakeKernel::new(report);
@@ -244,7 +247,7 @@ fn run(report: Report, lookups: u64, changes: u64) -> u64 {
             .collect();
         let mut random = Random(99);
         for i in 0..changes {
-            // As far as the lookups have come.
+            // Changes keep pace with the lookups.
             while done.load(Ordering::Relaxed) < lookups / changes * i
                 && !lookers.iter().all(thread::ScopedJoinHandle::is_finished)
             {

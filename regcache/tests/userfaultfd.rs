@@ -1,7 +1,7 @@
-//! The userfaultfd monitor on this machine's kernel: what it reports, what it refuses, what its check finds.
+//! The userfaultfd monitor on this machine's kernel: its reports, its refusals and its check.
 //!
-//! On a kernel that cannot check (before 6.7) there is nothing to test, but for the error that says so.
-#![cfg(not(loom))]
+//! On a kernel that cannot check (before 6.7) only the error can be tested.
+#![cfg(all(feature = "userfaultfd", not(loom)))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io;
@@ -16,7 +16,7 @@ use regcache::monitor::{Cookie, Monitor, Userfaultfd, UserfaultfdError};
 
 const PAGE: usize = 4096;
 
-/// One test at a time: what they unmap must not be given to another.
+/// Tests run one at a time, so that memory which one unmaps is not given to another.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn monitor() -> Option<(Userfaultfd, MutexGuard<'static, ()>)> {
@@ -34,14 +34,14 @@ fn monitor() -> Option<(Userfaultfd, MutexGuard<'static, ()>)> {
 
 fn open() -> Result<Userfaultfd, UserfaultfdError> {
     match Userfaultfd::open() {
-        // SAFETY: the one test that makes guard pages opens its own.
+        // SAFETY: the one test that installs guard pages opens a monitor of its own.
         Err(UserfaultfdError::GuardPages { .. }) => unsafe { Userfaultfd::open_unprivileged() },
         opened => opened,
     }
 }
 
 fn map_with(at: *mut u8, len: usize, protection: i32, flags: i32, fd: i32) -> *mut u8 {
-    // SAFETY: where nothing is, or over a test's own mapping.
+    // SAFETY: the new mapping replaces nothing but a test's own mapping.
     let start = unsafe { libc::mmap(at.cast(), len, protection, flags, fd, 0) };
     assert_ne!(start, libc::MAP_FAILED, "{}", io::Error::last_os_error());
     start.cast()
@@ -50,7 +50,7 @@ fn map_with(at: *mut u8, len: usize, protection: i32, flags: i32, fd: i32) -> *m
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const ANON: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 
-/// Touched pages with a hole around them.
+/// Maps and touches some pages, with a hole on either side.
 fn map(pages: usize) -> *mut u8 {
     let start = map_with(
         ptr::null_mut(),
@@ -61,18 +61,18 @@ fn map(pages: usize) -> *mut u8 {
     );
     let start = start.wrapping_add(PAGE);
     map_with(start, pages * PAGE, RW, ANON | libc::MAP_FIXED, -1);
-    // SAFETY: mapped above.
+    // SAFETY: the pages were mapped above.
     unsafe { start.write_bytes(1, pages * PAGE) };
     start
 }
 
 fn unmap(start: *mut u8, len: usize) {
-    // SAFETY: a test's own mapping.
+    // SAFETY: this is a test's own mapping.
     assert_eq!(unsafe { libc::munmap(start.cast(), len) }, 0);
 }
 
 fn advise(start: *mut u8, len: usize, advice: i32) -> io::Result<()> {
-    // SAFETY: a test's own mapping.
+    // SAFETY: this is a test's own mapping.
     match unsafe { libc::madvise(start.cast(), len, advice) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -83,13 +83,13 @@ fn range(start: *const u8, len: usize) -> VaRange {
     VaRange::new(start, len).unwrap()
 }
 
-/// A page that is always there.
+/// Returns a page that is never unmapped.
 fn own_page() -> *const u8 {
     static OWN: OnceLock<usize> = OnceLock::new();
     ptr::with_exposed_provenance(*OWN.get_or_init(|| map(1).expose_provenance()))
 }
 
-/// Waits until everything that was under way is entered, by asking about some other memory.
+/// Waits until every change in flight is entered, by asking about other memory.
 fn settle(monitor: &Userfaultfd) {
     let (own, cookie) = (range(own_page(), PAGE), Cookie(u64::MAX));
     while monitor.watch(own, cookie).is_err() {
@@ -101,7 +101,7 @@ fn settle(monitor: &Userfaultfd) {
     monitor.unwatch(cookie).unwrap();
 }
 
-/// The cookies reported, after whatever is under way.
+/// Returns the cookies reported, after every change in flight.
 fn reported(monitor: &Userfaultfd) -> Vec<u64> {
     settle(monitor);
     let before = monitor.generation();
@@ -153,19 +153,19 @@ fn mappings_over_it_and_moved_away_are_reported() {
     check("mremap", |start, len| {
         let to = map(8);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: a test's own mappings.
+        // SAFETY: this is a test's own mappings.
         let moved = unsafe { libc::mremap(start.cast(), len, len, flags, to) };
         assert_eq!(moved.cast(), to);
     });
     check("mremap onto it", |start, len| {
         let from = map(8);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: a test's own mappings.
+        // SAFETY: this is a test's own mappings.
         let moved = unsafe { libc::mremap(from.cast(), len, len, flags, start) };
         assert_eq!(moved.cast(), start);
     });
     check("mremap to shrink", |start, len| {
-        // SAFETY: a test's own mapping.
+        // SAFETY: this is a test's own mapping.
         let moved = unsafe { libc::mremap(start.cast(), len, PAGE, 0) };
         assert_eq!(moved.cast(), start);
     });
@@ -188,7 +188,7 @@ fn discarded_pages_are_reported() {
 const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
 
-/// A page of guard in the middle, and none any more.
+/// Installs a guard page in the middle, and removes it again.
 fn guard_there_and_back(start: *mut u8) -> io::Result<*mut u8> {
     let page = start.wrapping_add(3 * PAGE);
     advise(page, PAGE, MADV_GUARD_INSTALL)?;
@@ -197,7 +197,7 @@ fn guard_there_and_back(start: *mut u8) -> io::Result<*mut u8> {
 }
 
 #[test]
-fn guard_pages_are_noticed_though_they_are_gone_and_whoever_touches_the_page_that_comes_instead() {
+fn guard_pages_are_noticed_after_they_are_gone() {
     let known = {
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         guard_there_and_back(map(8)).is_ok()
@@ -213,33 +213,37 @@ fn guard_pages_are_noticed_though_they_are_gone_and_whoever_touches_the_page_tha
     check("guard pages", |start, _| {
         advise(start.wrapping_add(3 * PAGE), PAGE, MADV_GUARD_INSTALL).unwrap();
     });
-    check("guard pages there and back", |start, _| {
+    check("guard pages installed and removed", |start, _| {
         guard_there_and_back(start).unwrap();
     });
-    check("guard pages there and back, then written", |start, _| {
-        let page = guard_there_and_back(start).unwrap();
-        // SAFETY: a page of the test's own mapping.
-        unsafe {
-            assert_eq!(page.read(), 0, "a page of zeros");
-            page.write(1);
-        }
-    });
     check(
-        "guard pages there and back, then written by the kernel",
+        "guard pages installed and removed, then written",
         |start, _| {
             let page = guard_there_and_back(start).unwrap();
             // SAFETY: a page of the test's own mapping.
+            unsafe {
+                assert_eq!(page.read(), 0, "a page of zeros");
+                page.write(1);
+            }
+        },
+    );
+    check(
+        "guard pages installed and removed, then written by the kernel",
+        |start, _| {
+            let page = guard_there_and_back(start).unwrap();
+            // SAFETY: the page is in the test's own mapping.
             let read = unsafe { libc::getrandom(page.cast(), PAGE, 0) };
             assert_eq!(read, PAGE as isize, "{}", io::Error::last_os_error());
         },
     );
     check(
-        "guard pages there and back, then written by eight threads",
+        "guard pages installed and removed, then written by eight threads",
         |start, _| {
             let page = guard_there_and_back(start).unwrap().expose_provenance();
             thread::scope(|scope| {
                 for i in 0..8 {
-                    // SAFETY: a page of the test's own mapping, each thread its byte.
+                    // SAFETY: the page is in the test's own mapping, and each thread has its own
+                    // byte.
                     scope.spawn(move || unsafe {
                         ptr::with_exposed_provenance_mut::<u8>(page).add(i).write(1);
                     });
@@ -262,16 +266,17 @@ fn discarded_memory_is_touched_again_without_anybody_being_asked() {
     advise(memory, pages * PAGE, libc::MADV_DONTNEED).unwrap();
     settle(&monitor);
     let before = monitor.generation();
-    // SAFETY: the test's own mapping.
+    // SAFETY: this is the test's own mapping.
     unsafe { memory.write_bytes(1, pages * PAGE) };
     settle(&monitor);
     assert_eq!(monitor.generation(), before);
 }
 
-/// `shmat(SHM_REMAP)` replaces mappings and sends no event.
+/// Replaces mappings by `shmat(SHM_REMAP)`, which sends no event.
 fn remap_shm(start: *mut u8, len: usize) {
     const SHM_REMAP: i32 = 0o40000;
-    // SAFETY: makes a segment, attaches it over the test's own mapping, and has it end with that.
+    // SAFETY: this makes a segment, attaches it over the test's own mapping, and has it end with
+    // that.
     unsafe {
         let id = libc::shmget(libc::IPC_PRIVATE, len, libc::IPC_CREAT | 0o600);
         assert!(id >= 0);
@@ -282,7 +287,7 @@ fn remap_shm(start: *mut u8, len: usize) {
 }
 
 fn detach_shm(start: *mut u8) {
-    // SAFETY: attached by `remap_shm`.
+    // SAFETY: the segment was attached by `remap_shm`.
     assert_eq!(unsafe { libc::shmdt(start.cast()) }, 0);
 }
 
@@ -315,7 +320,7 @@ fn a_new_watch_inside_or_over_an_old_one_does_not_make_the_old_one_look_alive() 
         let new = range(memory.wrapping_add(first * PAGE), pages * PAGE);
         assert!(
             monitor.watch(new, Cookie(2)).is_err(),
-            "the old watch is still there"
+            "the old watch has not ended"
         );
         assert!(!monitor.is_intact(old));
         assert!(!monitor.is_intact(range(memory.wrapping_add(2 * PAGE), PAGE)));
@@ -336,7 +341,7 @@ fn a_watch_goes_on_when_others_of_the_same_pages_end() {
     let at = |page: usize, pages: usize| range(memory.wrapping_add(page * PAGE), pages * PAGE);
     monitor.watch(at(0, 8), Cookie(1)).unwrap();
     monitor.watch(at(2, 2), Cookie(2)).unwrap();
-    // Parts of pages that others watch.
+    // Parts of pages that other watches have.
     monitor
         .watch(range(memory.wrapping_add(4 * PAGE + 8), 16), Cookie(3))
         .unwrap();
@@ -347,7 +352,7 @@ fn a_watch_goes_on_when_others_of_the_same_pages_end() {
     assert!(monitor.is_intact(at(0, 8)));
     unmap(memory.wrapping_add(3 * PAGE), PAGE);
     assert_eq!(reported(&monitor), [1]);
-    // Watched in part, where only one of two neighbours ended.
+    // Pages of two neighbouring watches, of which only one has ended.
     let next = map(8);
     monitor.watch(range(next, 4 * PAGE), Cookie(5)).unwrap();
     monitor
@@ -371,7 +376,7 @@ fn what_cannot_be_watched_is_refused() {
         );
         assert!(monitor.unwatch(Cookie(1)).is_err(), "{what}");
     };
-    // SAFETY: a descriptor of this test's own.
+    // SAFETY: the file descriptor is this test's own.
     let fd = unsafe { libc::memfd_create(c"test".as_ptr(), 0) };
     // SAFETY: as above.
     assert_eq!(unsafe { libc::ftruncate(fd, PAGE as libc::off_t) }, 0);
@@ -393,7 +398,7 @@ fn what_cannot_be_watched_is_refused() {
         PAGE,
         "shared anonymous memory",
     );
-    // SAFETY: a string literal with its end.
+    // SAFETY: the path is a string literal with its terminator.
     let fd = unsafe { libc::open(c"/proc/self/exe".as_ptr(), libc::O_RDONLY) };
     refused(
         map_with(
@@ -411,7 +416,7 @@ fn what_cannot_be_watched_is_refused() {
         PAGE,
         "a file, read-only",
     );
-    // SAFETY: the descriptor opened above.
+    // SAFETY: the file descriptor was opened above.
     unsafe { libc::close(fd) };
     let holed = map(3);
     unmap(holed.wrapping_add(PAGE), PAGE);
@@ -424,7 +429,7 @@ fn what_cannot_be_watched_is_refused() {
     refused(memory, PAGE, "memory under another userfaultfd");
     assert!(
         other.is_intact(range(memory, PAGE)),
-        "it is still the other's"
+        "it is still armed for the other one"
     );
     drop(other);
     monitor.watch(range(memory, PAGE), Cookie(2)).unwrap();
@@ -462,7 +467,7 @@ fn no_more_mappings_than_the_kernel_allows_is_an_error_and_no_more() {
     unmap(memory, pages * PAGE);
 }
 
-/// Says so when it is dropped, also by a panic.
+/// Sets a flag when it is dropped, also by a panic.
 struct Ended<'a>(&'a AtomicBool);
 
 impl Drop for Ended<'_> {
@@ -481,7 +486,7 @@ fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
     let (stop, running) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
         let ended = Ended(&stop);
-        // Never in a system call: nobody can tell that it is not about to remove pages.
+        // The thread is never in a system call, so it may be about to remove pages.
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 running.store(true, Ordering::Relaxed);
@@ -494,7 +499,7 @@ fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
         assert!(!monitor.is_intact(range(memory, 8 * PAGE)));
         assert!(
             monitor.is_intact(range(memory.wrapping_add(2 * PAGE), PAGE)),
-            "beside it"
+            "other pages are not suspected"
         );
         assert!(
             monitor
@@ -504,7 +509,7 @@ fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
         assert_eq!(reported(&monitor), [1]);
         drop(ended);
     });
-    // The watch ends and another begins, as a cache has it.
+    // The watch ends and another begins, as in a cache.
     monitor.unwatch(Cookie(1)).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while monitor.watch(range(memory, 8 * PAGE), Cookie(3)).is_err() {
@@ -514,8 +519,8 @@ fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
         );
         thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(reported(&monitor), [3], "once more when it is over");
-    // SAFETY: the test's own mapping.
+    assert_eq!(reported(&monitor), [3], "reported again when it is over");
+    // SAFETY: this is the test's own mapping.
     unsafe { memory.write_bytes(1, 8 * PAGE) };
     assert!(monitor.is_intact(range(memory, 8 * PAGE)));
 }
@@ -527,10 +532,10 @@ fn a_forked_child_unmaps_without_waiting_for_anybody() {
     };
     let memory = map(8);
     monitor.watch(range(memory, 8 * PAGE), Cookie(1)).unwrap();
-    // SAFETY: the child calls nothing but the kernel.
+    // SAFETY: the child only makes system calls.
     match unsafe { libc::fork() } {
         0 => {
-            // SAFETY: the child's own copy, and the end of the child.
+            // SAFETY: this touches the child's own copy, and ends the child.
             unsafe {
                 libc::alarm(5);
                 let unmapped = libc::munmap(memory.cast(), 8 * PAGE) == 0;
@@ -540,7 +545,7 @@ fn a_forked_child_unmaps_without_waiting_for_anybody() {
         }
         child => {
             let mut status = 0;
-            // SAFETY: waits for the child made above.
+            // SAFETY: this waits for the child made above.
             assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
             assert_eq!(status, 0);
         }
@@ -561,7 +566,7 @@ fn a_dropped_monitor_leaves_nothing_armed_though_a_child_has_its_descriptor() {
     let to = map(8);
     // SAFETY: a test's own mappings.
     unsafe { libc::mremap(moved.cast(), 8 * PAGE, 8 * PAGE, flags, to) };
-    // SAFETY: the child only waits to be killed.
+    // SAFETY: the child only waits until it is killed.
     let child = unsafe { libc::fork() };
     if child == 0 {
         // SAFETY: as above.
@@ -585,12 +590,12 @@ fn a_dropped_monitor_leaves_nothing_armed_though_a_child_has_its_descriptor() {
         thread::sleep(Duration::from_millis(1));
     }
     let finished = unmapping.is_finished();
-    // SAFETY: the child made above.
+    // SAFETY: this is the child made above.
     unsafe {
         libc::kill(child, libc::SIGKILL);
         libc::waitpid(child, ptr::null_mut(), 0);
     }
-    assert!(finished, "munmap waits for a reader that is gone");
+    assert!(finished, "munmap waits for a reader that has ended");
 }
 
 #[test]
@@ -609,26 +614,26 @@ fn more_events_than_the_log_holds_are_one_about_everything() {
 
 #[test]
 fn a_closed_descriptor_is_noticed() {
-    // In a child: others may be given the number.
+    // The test runs in a child, because another file may be given the number.
     let Some((monitor, _alone)) = monitor() else {
         return;
     };
     drop(monitor);
-    // SAFETY: the child is single-threaded from here, and exits below.
+    // SAFETY: the child is single-threaded from here on, and exits below.
     match unsafe { libc::fork() } {
         0 => {
             let monitor = open().unwrap();
             let memory = map(1);
             monitor.watch(range(memory, PAGE), Cookie(1)).unwrap();
-            // SAFETY: as a daemon would, closes what is not its own.
+            // SAFETY: this closes a file descriptor of another owner, as a daemon would.
             unsafe { libc::close_range(3, u32::MAX, 0) };
             let noticed = !monitor.is_intact(range(memory, PAGE));
-            // SAFETY: the end of the child.
+            // SAFETY: this ends the child.
             unsafe { libc::_exit(i32::from(!noticed)) }
         }
         child => {
             let mut status = 0;
-            // SAFETY: waits for the child made above.
+            // SAFETY: this waits for the child made above.
             assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
             assert_eq!(status, 0);
         }

@@ -1,4 +1,4 @@
-//! [`FileIo`]: reads and writes of files by fixed buffers, one at a time.
+//! [`FileIo`]: reads and writes files by fixed buffers, one transfer at a time.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -6,39 +6,47 @@ use std::sync::{Mutex, PoisonError};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use regcache::monitor::Monitor;
-use regcache::{Cache, VaRange};
+use regcache::{Cache, RangeError, VaRange};
 
 use crate::{FixedBuffer, UringRegistrar};
 
-/// Slots of its table.
+/// The slots of its table.
 const SLOTS: u32 = 4096;
 
-/// Bytes that one request is for at most, as for `write(2)`.
+/// The most bytes of one request, which is also the limit of `write(2)`.
 const MAX_TRANSFER: usize = 0x7fff_f000;
 
-/// Why a transfer failed.
+/// The reason why a transfer failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The buffer could not be registered.
+    /// The lookup of the buffer failed.
     #[error(transparent)]
     Lookup(#[from] regcache::Error),
-    /// The registration is not of this ring, or does not cover the bytes.
-    #[error("the buffer {buffer:?} is not of this ring, or not one for {wanted:?}")]
+    /// The buffer belongs to another ring, or does not cover the bytes.
+    #[error(
+        "the buffer {buffer:?} belongs to another ring or does not cover {wanted:?}: use a cache that was built on this ring's registrar"
+    )]
     WrongBuffer {
-        /// What it was made for.
+        /// The addresses that the buffer was made for.
         buffer: VaRange,
-        /// What was to be transferred.
+        /// The addresses of the transfer.
         wanted: VaRange,
     },
-    /// The file's, or the ring's.
-    #[error("io_uring failed")]
+    /// The file or the ring failed.
+    #[error("io_uring could not transfer the bytes")]
     Io(#[from] io::Error),
+}
+
+impl From<RangeError> for Error {
+    fn from(error: RangeError) -> Self {
+        Self::Lookup(error.into())
+    }
 }
 
 /// A ring for reads and writes that block.
 ///
-/// Shared between threads by reference; their transfers wait for each other.
+/// Threads share it by reference. Their transfers wait for each other.
 #[derive(Debug)]
 pub struct FileIo {
     ring: Mutex<Ring>,
@@ -47,8 +55,8 @@ pub struct FileIo {
 
 struct Ring {
     ring: IoUring,
-    /// A request could not be submitted and is still queued: it must never be, its memory is not borrowed
-    /// any more.
+    /// A request could not be submitted and is still queued. It must never be submitted, because
+    /// its memory is no longer borrowed.
     is_broken: bool,
 }
 
@@ -63,8 +71,8 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// What the kernel says: `EPERM` where `kernel.io_uring_disabled` forbids it, `ENOSYS` in a sandbox;
-    /// and as [`UringRegistrar::new`].
+    /// The errors of the kernel: `EPERM` where `kernel.io_uring_disabled` forbids it, `ENOSYS` in a
+    /// sandbox; and those of [`UringRegistrar::new`].
     pub fn new() -> io::Result<Self> {
         let ring = IoUring::new(2)?;
         Ok(Self {
@@ -76,17 +84,18 @@ impl FileIo {
         })
     }
 
-    /// The registrar of this ring's buffers: to build the cache on.
+    /// Returns the registrar of this ring, on which the cache is to be built.
     #[must_use]
     pub fn registrar(&self) -> &UringRegistrar {
         &self.registrar
     }
 
-    /// Writes `bytes` to `file` at `offset`, of no meaning for a pipe, and returns how many were written.
+    /// Writes `bytes` to `file` at `offset`, and returns how many bytes were written. A pipe
+    /// ignores the offset.
     ///
     /// # Errors
     ///
-    /// [`Error`]; also if `cache` is one for another ring.
+    /// [`Error`]; [`Error::WrongBuffer`] if `cache` was built for another ring.
     pub fn write<M: Monitor>(
         &self,
         cache: &Cache<UringRegistrar, M>,
@@ -98,12 +107,13 @@ impl FileIo {
             return Ok(0);
         }
         let guard = cache.get(bytes.as_ptr(), bytes.len(), ())?;
-        // SAFETY: by the cache's promise the buffer is the memory that is mapped there, which is borrowed.
+        // SAFETY: the cache guarantees that the buffer is the memory that is mapped there, and
+        // `bytes` borrows that.
         unsafe { self.write_registered(file, bytes, guard.registration(), offset) }
     }
 
-    /// Reads from `file` at `offset` into `bytes`, and returns how many were read: fewer than there is room
-    /// for at the end of the file.
+    /// Reads from `file` at `offset` into `bytes`, and returns how many bytes were read. At the end
+    /// of the file these are fewer than `bytes` has.
     ///
     /// # Errors
     ///
@@ -119,11 +129,11 @@ impl FileIo {
             return Ok(0);
         }
         let guard = cache.get(bytes.as_ptr(), bytes.len(), ())?;
-        // SAFETY: as in `write`; borrowed mutably.
+        // SAFETY: as in `write`; `bytes` borrows the memory mutably.
         unsafe { self.read_registered(file, bytes, guard.registration(), offset) }
     }
 
-    /// As [`write`](Self::write), by a registration that is at hand.
+    /// Writes as [`write`](Self::write) does, by a registration of the caller.
     ///
     /// # Errors
     ///
@@ -131,8 +141,8 @@ impl FileIo {
     ///
     /// # Safety
     ///
-    /// The registration is not stale; or nobody minds which bytes are written, and the pages that it
-    /// reaches are mapped nowhere.
+    /// The registration is not stale; or any bytes may be written, and the pages that it reaches
+    /// are mapped nowhere.
     pub unsafe fn write_registered(
         &self,
         file: BorrowedFd<'_>,
@@ -147,7 +157,7 @@ impl FileIo {
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
-    /// As [`read`](Self::read), by a registration that is at hand.
+    /// Reads as [`read`](Self::read) does, by a registration of the caller.
     ///
     /// # Errors
     ///
@@ -170,7 +180,7 @@ impl FileIo {
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
-    /// How many bytes to ask for.
+    /// Checks the buffer, and returns how many bytes to ask for.
     fn check(&self, bytes: &[u8], buffer: &FixedBuffer) -> Result<u32, Error> {
         let wanted = VaRange::new(bytes.as_ptr(), bytes.len())?;
         if !(self.registrar.owns(buffer) && buffer.range().contains(&wanted)) {
@@ -184,14 +194,14 @@ impl FileIo {
     ///
     /// # Safety
     ///
-    /// The memory that it reaches may be accessed until this returns.
+    /// The kernel may access the memory of the request until this returns.
     unsafe fn transfer(&self, request: &squeue::Entry) -> Result<usize, Error> {
         let Ring { ring, is_broken } =
             &mut *self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if *is_broken {
-            return Err(io::Error::other("the ring failed before").into());
+            return Err(io::Error::other("the ring has failed before: make a new FileIo").into());
         }
-        // SAFETY: the caller's promise; the request does not outlive this call, or is never submitted.
+        // SAFETY: the caller's promise. The request ends in this call or is never submitted.
         let pushed = unsafe { ring.submission().push(request) };
         pushed.map_err(io::Error::other)?;
         loop {
@@ -214,7 +224,7 @@ impl FileIo {
     }
 }
 
-/// Whether to try again: a signal, or something that the kernel is short of at the moment.
+/// Whether to try again: after a signal, or while the kernel lacks some resource.
 fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -1,14 +1,15 @@
 //! io_uring for [`regcache`]: fixed buffers as registrations.
 //!
-//! A fixed buffer is to io_uring what a memory region is to an RDMA adapter: its pages are pinned
-//! once, requests name it by its index, and when the memory is unmapped and the address given out
-//! again, the buffer still is the old pages. `READ_FIXED` and `WRITE_FIXED` save the pinning for each
-//! request, and need somebody to know which buffers there are: that is what the cache is for.
+//! A fixed buffer is to io_uring what a memory region is to an RDMA adapter. Its pages are pinned
+//! once, and requests name it by its index. If the memory is unmapped and the kernel gives out the
+//! address again, the buffer still names the old pages. `READ_FIXED` and `WRITE_FIXED` save the
+//! pinning in each request, but the program has to know its fixed buffers. A cache keeps track of
+//! them.
 //!
-//! - [`UringRegistrar`] is the [`regcache::Registrar`] that makes [`FixedBuffer`]s, in the table of a
-//!   ring of yours.
-//! - [`FileIo`] is a ring of its own, whose transfers block, borrow the memory they touch, and are safe
-//!   to call.
+//! - [`UringRegistrar`] is a [`regcache::Registrar`] that makes [`FixedBuffer`]s in the table of
+//!   your ring.
+//! - [`FileIo`] has a ring of its own. Its transfers block, borrow the memory they touch, and are
+//!   safe to call.
 //!
 //! ```
 //! use std::fs::File;
@@ -29,8 +30,8 @@
 //! # }
 //! ```
 //!
-//! With a ring of your own it is a lookup, a request with the buffer's index, and a guard that is kept
-//! until the completion:
+//! With your own ring, a transfer takes a lookup, a request with the index of the buffer, and a
+//! guard that lives until the completion:
 //!
 //! ```
 //! use io_uring::{IoUring, opcode, types};
@@ -64,7 +65,7 @@ mod table;
 pub use file_io::{Error, FileIo};
 pub use registrar::{FixedBuffer, UringRegistrar};
 
-/// Any thread may use any of them.
+/// Any thread may use both types.
 const _: () = {
     const fn any_thread<T: Send + Sync>() {}
     any_thread::<UringRegistrar>();

@@ -1,4 +1,4 @@
-//! [`UringRegistrar`], what a cache of fixed buffers caches for.
+//! [`UringRegistrar`]: makes the fixed buffers that a cache retains.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -12,10 +12,10 @@ use crate::table::Table;
 /// The largest buffer that the kernel registers.
 const MAX_BUFFER: usize = 1 << 30;
 
-/// A buffer in a ring's table.
+/// A buffer in the table of a ring.
 ///
-/// Says which addresses it was made for, not what is mapped there now: after `munmap` it still is the
-/// old pages. That is what the cache is for.
+/// It has the addresses that it was made for, whatever is mapped there now. After `munmap` it still
+/// names the old pages, so a program uses it through a cache.
 #[derive(Debug)]
 pub struct FixedBuffer {
     index: u16,
@@ -24,14 +24,14 @@ pub struct FixedBuffer {
 }
 
 impl FixedBuffer {
-    /// What a request names it by: the `buf_index` of `READ_FIXED` and `WRITE_FIXED`.
+    /// Returns its index, which is the `buf_index` of `READ_FIXED` and `WRITE_FIXED`.
     #[inline]
     #[must_use]
     pub fn index(&self) -> u16 {
         self.index
     }
 
-    /// The addresses it was made for. A request's must lie within.
+    /// Returns the addresses that it was made for. The addresses of a request must lie within them.
     #[inline]
     #[must_use]
     pub fn range(&self) -> VaRange {
@@ -39,23 +39,23 @@ impl FixedBuffer {
     }
 }
 
-/// Makes and destroys [`FixedBuffer`]s in the table of one ring.
+/// A registrar that makes and destroys [`FixedBuffer`]s in the table of one ring.
 #[derive(Clone, Debug)]
 pub struct UringRegistrar {
     table: Arc<Table>,
 }
 
 impl UringRegistrar {
-    /// A registrar for `ring`, which must have no buffers registered, with a table of so many slots: from 1
-    /// to 16 384. When all are in use the cache gives up registrations that are not.
+    /// Makes a registrar for `ring`, with a table of 1 to 16 384 slots. The ring must have no
+    /// registered buffers. When no slot is free, the cache evicts idle entries.
     ///
-    /// The ring must not be one for a single issuer (`setup_single_issuer`): buffers are registered by
-    /// whichever thread looks up.
+    /// Any thread that looks up registers buffers. So the ring must not be set up for a single
+    /// issuer (`setup_single_issuer`).
     ///
     /// # Errors
     ///
-    /// What the kernel says: `EBUSY` if the ring has buffers, `EINVAL` before Linux 5.19.
-    /// [`io::ErrorKind::InvalidInput`] for a number of slots that is out of bounds.
+    /// The errors of the kernel: `EBUSY` if the ring has buffers, `EINVAL` before Linux 5.19.
+    /// [`io::ErrorKind::InvalidInput`] if the number of slots is out of bounds.
     pub fn new(ring: &IoUring, slots: u32) -> io::Result<Self> {
         // SAFETY: the ring has it open as long as it is borrowed.
         let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
@@ -64,7 +64,7 @@ impl UringRegistrar {
         })
     }
 
-    /// True if `buffer` is in this registrar's ring.
+    /// Returns true if `buffer` belongs to the ring of this registrar.
     #[must_use]
     pub fn owns(&self, buffer: &FixedBuffer) -> bool {
         Arc::ptr_eq(&self.table, &buffer.table)
@@ -72,18 +72,21 @@ impl UringRegistrar {
 }
 
 // SAFETY:
-// - The update pins all the pages of the range, for writing and for long, between call and return, or
-//   fails; they stay pinned until the slot is cleared.
-// - When the update that clears the slot has returned, requests that name it fail. Those under way are
-//   covered by guards.
+// - Between its call and its return, the update pins all pages of the range for long-term writing,
+//   or it fails. The pages stay pinned until the slot is cleared.
+// - After the update that clears the slot has returned, requests that name the slot fail. Guards
+//   cover the requests in flight.
 unsafe impl Registrar for UringRegistrar {
     type Access = ();
     type Registration = FixedBuffer;
 
     fn register(&self, range: VaRange, (): ()) -> io::Result<FixedBuffer> {
         if range.len() > MAX_BUFFER {
-            // The kernel's EFAULT would read as if part of it were not mapped.
-            let why = format!("{} bytes: a fixed buffer has 1 GiB at most", range.len());
+            // The kernel returns EFAULT here, which the cache would report as unmapped memory.
+            let why = format!(
+                "{} bytes are too many: a fixed buffer has at most 1 GiB",
+                range.len()
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let index = self.table.fill(range.start(), range.len())?;

@@ -1,9 +1,9 @@
-//! [`Table`]: a ring's table of fixed buffers, and which of its slots are free.
+//! [`Table`]: the table of fixed buffers of a ring, and its free slots.
 //!
-//! The table is registered sparse, all slots empty, and filled and cleared one slot at a time by
-//! `IORING_REGISTER_BUFFERS_UPDATE`. A slot is free again only after the update that clears it: until
-//! then a request that names it would reach the old buffer. Requests under way keep the buffer they
-//! began with, whatever becomes of the slot.
+//! The table is registered sparse, with all slots empty. `IORING_REGISTER_BUFFERS_UPDATE` fills and
+//! clears one slot at a time. A slot is free again only after the update that clears it: until then
+//! a request that names it reaches the old buffer. A request in flight keeps its buffer when the
+//! slot is cleared.
 
 use std::io;
 use std::mem::size_of;
@@ -19,7 +19,7 @@ const BUFFERS_UPDATE: u32 = 16;
 /// `IORING_RSRC_REGISTER_SPARSE`, Linux 5.19.
 const SPARSE: u32 = 1;
 
-/// What the kernel allows a ring, and fits into a request's index.
+/// The most slots that the kernel allows, all of which fit into the index of a request.
 pub(crate) const MAX_SLOTS: u32 = 1 << 14;
 
 /// `struct io_uring_rsrc_register`.
@@ -54,10 +54,10 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Registers an empty table of so many slots with a ring that has none.
+    /// Registers an empty table of this many slots with a ring that has no table.
     pub(crate) fn new(ring: OwnedFd, slots: u32) -> io::Result<Self> {
         if slots == 0 || slots > MAX_SLOTS {
-            let why = format!("{slots} slots: a ring can have from 1 to {MAX_SLOTS}");
+            let why = format!("a ring cannot have {slots} slots: choose 1 to {MAX_SLOTS}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let table = Register {
@@ -65,7 +65,7 @@ impl Table {
             flags: SPARSE,
             ..Register::default()
         };
-        // SAFETY: a structure of the size that is given, which names no memory.
+        // SAFETY: a structure of the given size, which names no memory.
         unsafe {
             register(
                 &ring,
@@ -74,7 +74,7 @@ impl Table {
                 size_of::<Register>(),
             )
         }?;
-        // The lowest first. No more than fit, as there are no more than `MAX_SLOTS`.
+        // The lowest slot is used first. `MAX_SLOTS` slots fit into 16 bits.
         let free = (0..slots).rev().map(|slot| slot as u16).collect();
         Ok(Self {
             ring,
@@ -82,7 +82,7 @@ impl Table {
         })
     }
 
-    /// Puts the `len` bytes at `start` into a free slot, pinning their pages.
+    /// Puts the `len` bytes at `start` into a free slot, which pins their pages.
     pub(crate) fn fill(&self, start: usize, len: usize) -> io::Result<u16> {
         let slot = self.free().pop().ok_or(Errno::ENOSPC)?;
         if let Err(error) = self.update(slot, start, len) {
@@ -92,7 +92,7 @@ impl Table {
         Ok(slot)
     }
 
-    /// Clears a slot. If that fails it is not free.
+    /// Clears a slot. If that fails, the slot is never used again.
     pub(crate) fn clear(&self, slot: u16) -> io::Result<()> {
         self.update(slot, 0, 0)?;
         self.free().push(slot);
@@ -110,8 +110,9 @@ impl Table {
             nr: 1,
             ..Update::default()
         };
-        // SAFETY: a structure of the size that is given; it names one iovec, which is read during the
-        // call. What that names is only pinned: to reach it takes a request.
+        // SAFETY: a structure of the given size, which names one iovec; the kernel reads that
+        // during the call. The kernel only pins the memory that the iovec names: a request is
+        // needed to access it.
         let done = unsafe {
             register(
                 &self.ring,
@@ -132,11 +133,11 @@ impl Table {
     }
 }
 
-/// `io_uring_register(2)`.
+/// Calls `io_uring_register(2)`.
 ///
 /// # Safety
 ///
-/// As for the operation.
+/// The conditions of the operation hold.
 unsafe fn register<T>(
     ring: &OwnedFd,
     operation: u32,

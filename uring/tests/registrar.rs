@@ -1,5 +1,5 @@
-//! Fixed buffers through the cache: the reuse bug, and the table's limits. Judged by bytes that the
-//! kernel moved.
+//! Fixed buffers through the cache: the reuse bug, and the limits of the table. The bytes that the
+//! kernel moves are the judge.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io;
@@ -11,36 +11,24 @@ use io_uring::IoUring;
 use memmap2::MmapMut;
 use regcache::monitor::{Monitor, Userfaultfd};
 use regcache::{Cache, RegisterError, Registrar, VaRange};
-use regcache_conformance::NeverReports;
+use regcache_test_support::{NeverReports, PAGE, map_fixed, unmap};
 use regcache_uring::{Error, FileIo, UringRegistrar};
 
-const PAGE: usize = 4096;
-
-/// One test at a time: the address must come back.
+/// Runs one test at a time, since the kernel has to give out the same address again.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A page where the kernel maps nothing of its own choice, so that other tests' threads are not given it, and where
-/// ThreadSanitizer allows something to be.
+/// Maps a page where the kernel maps nothing by itself, so that no thread of another test is given
+/// it. The address is one that ThreadSanitizer allows.
 fn map() -> *mut u8 {
-    let apart = ptr::without_provenance_mut(0x5900_0000_0000);
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: nothing is replaced.
-    let start = unsafe { libc::mmap(apart, PAGE, protection, flags, -1, 0) };
-    assert_eq!(start, apart);
-    start.cast()
+    map_fixed(0x5900_0000_0000, PAGE, libc::MAP_FIXED_NOREPLACE).unwrap()
 }
 
-fn unmap(start: *mut u8) {
-    // SAFETY: from `map`, and no reference is left.
-    assert_eq!(unsafe { libc::munmap(start.cast(), PAGE) }, 0);
-}
-
-/// What a page that is filled with 2 arrives as, after one at the same address that was filled with 1.
+/// Writes a page of 1s, replaces it by a page of 2s at the same address and writes that. Returns
+/// the byte that arrives from the second page.
 fn reuse<M: Monitor>(monitor: M) -> u8 {
     let io = FileIo::new().unwrap();
     let cache = Cache::builder(io.registrar().clone())
@@ -60,10 +48,10 @@ fn reuse<M: Monitor>(monitor: M) -> u8 {
     };
     let old = map();
     assert_eq!(arrived(old, 1), 1);
-    unmap(old);
+    unmap(old, PAGE).unwrap();
     let new = map();
     let second = arrived(new, 2);
-    unmap(new);
+    unmap(new, PAGE).unwrap();
     second
 }
 
@@ -115,7 +103,7 @@ fn a_cleared_slot_is_empty_and_comes_back() {
     let second = registrar.register(range(1), ()).unwrap();
     assert_eq!(second.index(), index);
     let (_reader, writer) = io::pipe().unwrap();
-    // SAFETY: the memory is there.
+    // SAFETY: the memory is mapped.
     let written = unsafe { io.write_registered(writer.as_fd(), &memory[..PAGE], &second, 0) };
     assert!(matches!(written, Err(Error::WrongBuffer { .. })));
     let other = FileIo::new().unwrap();
@@ -123,7 +111,7 @@ fn a_cleared_slot_is_empty_and_comes_back() {
     let written = unsafe { other.write_registered(writer.as_fd(), &memory[PAGE..], &second, 0) };
     assert!(
         matches!(written, Err(Error::WrongBuffer { .. })),
-        "another ring's"
+        "of another ring"
     );
     registrar.deregister(second).unwrap();
 }
@@ -162,9 +150,9 @@ fn what_the_kernel_cannot_register_is_an_error_that_says_why() {
 fn files_are_read_and_written_at_offsets() {
     let io = FileIo::new().unwrap();
     let cache = Cache::builder(io.registrar().clone()).build().unwrap();
-    // SAFETY: a string literal with its end.
+    // SAFETY: a terminated string.
     let fd = unsafe { libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC) };
-    // SAFETY: just made.
+    // SAFETY: made above, and nobody else has it.
     let file = unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
     let source: Vec<u8> = (0..3 * PAGE).map(|i| (i % 251) as u8).collect();
     let mut sink = vec![0; PAGE];

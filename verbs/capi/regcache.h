@@ -1,12 +1,18 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * regcache: a memory-registration cache for RDMA that is never stale. See regcache(3).
+ * regcache: a memory-registration cache for RDMA that is never stale.
+ * The reference is regcache(3).
  *
- * Functions that return an int return 0, or something that is not negative, or a negative errno; regcache_error() then has
- * the message. All may be called by any thread at any time, but not in a signal handler.
+ * A function that returns an int returns a negative errno on failure, and 0 or
+ * a positive value on success. After a failure, regcache_error() returns the
+ * message. Any function may be called from any thread at any time, but not from
+ * a signal handler.
  *
- * A handle is checked by every function: one that was put or destroyed, that was never given out, or is of another kind
- * gives -EBADF, and NULL -EINVAL. In a child by fork the parent's caches give -ESTALE: it must make its own.
+ * Caches and guards are handles, which every function checks. -EBADF means that
+ * the handle was put or destroyed, was never returned, or is of the other kind.
+ * -EINVAL means that it is NULL. In a child by fork(2), the parent's caches
+ * fail with -ESTALE: a child creates its own. A call that runs into a bug of
+ * the library fails with -ENOTRECOVERABLE.
  */
 
 #ifndef REGCACHE_H
@@ -18,85 +24,110 @@
 #include <stdint.h>
 
 /**
- * This process's work requests may write: the destination of a receive or an RDMA read. Reading by them is
- * always allowed. The access flags have the values of `enum ibv_access_flags`.
+ * The major version of this header. regcache_version() returns the version of
+ * the library, as "MAJOR.MINOR.PATCH".
+ */
+#define REGCACHE_VERSION_MAJOR 0
+
+/**
+ * The minor version of this header.
+ */
+#define REGCACHE_VERSION_MINOR 1
+
+/**
+ * The patch level of this header.
+ */
+#define REGCACHE_VERSION_PATCH 0
+
+/**
+ * Access flag: work requests of this process may write, as for the destination
+ * of a receive or of an RDMA read. Work requests of this process may always
+ * read. The access flags have the values of `enum ibv_access_flags`.
  */
 #define REGCACHE_LOCAL_WRITE 1
 
 /**
- * A peer may write. Implies REGCACHE_LOCAL_WRITE.
+ * Access flag: a peer may write. Implies REGCACHE_LOCAL_WRITE.
  */
 #define REGCACHE_REMOTE_WRITE 2
 
 /**
- * A peer may read.
+ * Access flag: a peer may read.
  */
 #define REGCACHE_REMOTE_READ 4
 
 /**
- * A peer may do atomic operations. Implies REGCACHE_LOCAL_WRITE.
+ * Access flag: a peer may do atomic operations. Implies REGCACHE_LOCAL_WRITE.
  */
 #define REGCACHE_REMOTE_ATOMIC 8
 
 /**
- * The memory is made of huge pages, and the device may count on it.
+ * Access flag: the memory consists of huge pages, and the device may rely on
+ * it.
  */
 #define REGCACHE_HUGETLB 128
 
 /**
- * The device's writes may reach memory in another order than it made them.
+ * Access flag: the device may write to memory in any order.
  */
 #define REGCACHE_RELAXED_ORDERING (1 << 20)
 
 /**
- * The best sound monitor that there is: ummunotify; else userfaultfd, from Linux 6.7 on; else none.
+ * Monitor: the best one that is available. That is ummunotify; or else
+ * userfaultfd, on Linux 6.7 and later; or else none.
  */
 #define REGCACHE_MONITOR_AUTO 0
 
 /**
- * The ummunotify driver, or an error.
+ * Monitor: the ummunotify driver. Creating the cache fails if it is not
+ * available.
  */
 #define REGCACHE_MONITOR_UMMUNOTIFY 1
 
 /**
- * userfaultfd with a check at each lookup, or an error.
+ * Monitor: userfaultfd, with a check at each lookup. Creating the cache fails
+ * if it is not available.
  */
 #define REGCACHE_MONITOR_USERFAULTFD 2
 
 /**
- * None: nothing is cached, each lookup registers.
+ * Monitor: none. Each lookup registers, and nothing is cached.
  */
 #define REGCACHE_MONITOR_NONE 3
 
 /**
- * Deregister memory that was registered for remote access when its last guard is put, so that a key which a
- * peer was given ends there. Without it such registrations are kept like others.
+ * Flag of a cache: deregister memory that was registered for remote access when
+ * its last guard is put. A key that a peer was given is invalid from then on.
+ * Without this flag such registrations are retained like others.
  */
 #define REGCACHE_REVOKE_REMOTE_KEYS 1
 
 /**
- * No thread that releases freed memory: the application polls regcache_fd() and calls regcache_reap().
+ * Flag of a cache: do not start a reaper, the thread that deregisters memory
+ * after it was unmapped. The application polls regcache_fd() and calls
+ * regcache_reap().
  */
 #define REGCACHE_NO_REAPER 2
 
 /**
- * A cache.
+ * A cache of registrations.
  */
 struct regcache;
 
 /**
- * A registration in use, from regcache_get() to regcache_put().
+ * A reference to a registration, from regcache_get() to regcache_put().
  */
 struct regcache_guard;
 
 /**
- * A protection domain of libibverbs's.
+ * A protection domain of libibverbs.
  */
 struct ibv_pd;
 
 /**
- * What a cache is to be like. Everything that is 0 is the default, so that it is enough to set what should not be,
- * as in `struct regcache_attr attr = { .size = sizeof attr, .max_entries = 1000 };`.
+ * Attributes of a cache. A field that is 0 selects the default, so set only
+ * those that differ:
+ * `struct regcache_attr attr = { .size = sizeof attr, .max_entries = 1000 };`
  */
 struct regcache_attr {
         /**
@@ -108,60 +139,67 @@ struct regcache_attr {
          */
         unsigned int monitor;
         /**
-         * Any of REGCACHE_REVOKE_REMOTE_KEYS and REGCACHE_NO_REAPER.
+         * REGCACHE_REVOKE_REMOTE_KEYS, REGCACHE_NO_REAPER, both or none.
          */
         unsigned int flags;
         /**
-         * A cache whose monitor this one is to use as well, instead of one of its own: what both have registered is
-         * watched once. Needed where two caches on userfaultfd are to keep the same memory.
+         * Another cache, whose monitor this cache shares; `monitor` is ignored
+         * then. Memory that both have registered is watched once. Two caches on
+         * userfaultfd can watch the same memory only if they share.
          */
         struct regcache *monitor_of;
         /**
-         * Registrations that are kept, at most; 65536, and no more than 16777216.
+         * Most registrations that the cache retains. Default 65536, at most
+         * 16777216.
          */
         uint64_t max_entries;
         /**
-         * Bytes that they may pin; as many as RLIMIT_MEMLOCK allows, and at most half of the memory.
+         * Most bytes that the cache pins. Default RLIMIT_MEMLOCK, and at most
+         * half of the machine's memory.
          */
         uint64_t max_bytes;
         /**
-         * Whole blocks of so many bytes are registered, a power of two; 1. They pin, and open to whoever has the key, what
-         * the caller did not name.
+         * Size in bytes, a power of two, of the aligned blocks that are
+         * registered whole. Default 1. A larger block also pins the memory
+         * around the caller's range, and opens it to peers that have the key.
          */
         uint64_t granularity;
         /**
-         * On a miss, neighbours are registered in one piece of at most so many bytes; 0: they are not.
+         * Most bytes of one registration into which a miss merges neighbouring
+         * ones. Default 0, which disables merging.
          */
         uint64_t merge_up_to;
 };
 
 /**
- * What a `reg_mr` gives.
+ * A registration that a `reg_mr` callback has made.
  */
 struct regcache_registration {
         /**
-         * What `dereg_mr` will be given.
+         * Any pointer. The cache passes it to `dereg_mr`.
          */
         void *registration;
         /**
-         * For struct regcache_mr.
+         * Local key, for struct regcache_mr.
          */
         uint32_t lkey;
         /**
-         * For struct regcache_mr.
+         * Remote key, for struct regcache_mr.
          */
         uint32_t rkey;
 };
 
 /**
- * A device other than libibverbs's.
+ * A device that the application implements by two callbacks.
  *
- * Both functions are called from whichever thread calls into the cache, and from the thread that releases freed
- * memory, in which all signals are blocked; several at once. They return 0 or an errno, negative or not. Calls with a
- * cache are refused in them (-EDEADLK), and they must not throw or longjmp.
+ * The cache calls them from any thread that calls it, and from the reaper, in
+ * which all signals are blocked. Several calls may run at once. A callback
+ * returns 0 or an errno of either sign. In a callback, functions that take a
+ * cache fail with -EDEADLK. A callback must not throw or longjmp.
  *
- * What `reg_mr` registers are the pages that are mapped in the range while it runs, all of them, and they must be kept
- * from being used otherwise until `dereg_mr`: a device that follows the page tables has nothing to cache.
+ * `reg_mr` must register the pages that are mapped in the range while it runs.
+ * The device must keep those pages until `dereg_mr`. A device that follows the
+ * page tables needs no cache.
  */
 struct regcache_device {
         /**
@@ -169,12 +207,14 @@ struct regcache_device {
          */
         size_t size;
         /**
-         * What both functions get.
+         * First argument of both callbacks.
          */
         void *user;
         /**
-         * Registers. Access flags beside the four permissions, from REGCACHE_LOCAL_WRITE to REGCACHE_REMOTE_ATOMIC, are
-         * the device's own: a registration serves lookups that have the same.
+         * Registers a range. Access flags other than the four from
+         * REGCACHE_LOCAL_WRITE to REGCACHE_REMOTE_ATOMIC have the meaning that
+         * the device gives them. A registration serves only lookups with the
+         * same such flags.
          */
         int (*reg_mr)(void *user,
                       void *addr,
@@ -182,95 +222,98 @@ struct regcache_device {
                       unsigned int access,
                       struct regcache_registration *registration);
         /**
-         * Destroys a registration; its memory may be unmapped. If it fails the registration is counted as leaked.
+         * Deregisters. The memory may have been unmapped. If this fails, the
+         * registration counts as leaked.
          */
         int (*dereg_mr)(void *user, void *registration);
 };
 
 /**
- * What regcache_get() finds.
+ * A registration that regcache_get() found.
  */
 struct regcache_mr {
         /**
-         * To be given to regcache_put().
+         * The guard, to be given to regcache_put().
          */
         struct regcache_guard *guard;
         /**
-         * What this process's work requests name the memory by.
+         * Key for the work requests of this process.
          */
         uint32_t lkey;
         /**
-         * What a peer's requests name it by; of use only with remote access.
+         * Key for the requests of a peer. Valid only with remote access.
          */
         uint32_t rkey;
         /**
-         * The `struct ibv_mr *`, or what `reg_mr` gave. Not to be deregistered.
+         * The `struct ibv_mr *`, or the pointer that `reg_mr` returned. Do not
+         * deregister it.
          */
         void *registration;
         /**
-         * Where the registration starts: at the address asked for or before.
+         * Start of the registration, at or before the address that was looked
+         * up.
          */
         void *addr;
         /**
-         * Bytes in it.
+         * Length of the registration in bytes.
          */
         size_t length;
 };
 
 /**
- * What a cache has done and holds.
+ * The statistics of a cache: counts since it was created, and its contents now.
  */
 struct regcache_stats {
         /**
-         * Lookups served by a cached registration.
+         * Lookups that found a live entry.
          */
         uint64_t hits;
         /**
-         * Lookups for which a registration was made.
+         * Lookups that registered memory.
          */
         uint64_t misses;
         /**
-         * Misses whose registration could not be kept: it ends with its guard.
+         * Misses whose registration was not retained: it ends with its guard.
          */
         uint64_t uncached;
         /**
-         * Cached registrations given up because memory under them changed.
+         * Entries unlinked because memory under them changed.
          */
         uint64_t invalidations;
         /**
-         * Times that the monitor reported something and no registration was given up for it.
+         * Drains that invalidated nothing: the entries reported were unlinked before.
          */
         uint64_t spurious;
         /**
-         * Cached registrations given up to make room.
+         * Idle entries unlinked to make room.
          */
         uint64_t evictions;
         /**
-         * Cached registrations given up because a wider one came.
+         * Entries unlinked because a wider registration replaced them.
          */
         uint64_t merges;
         /**
-         * Registrations made again because their memory changed while they were being made.
+         * Registrations made again because their memory changed while they were made.
          */
         uint64_t retries;
         /**
-         * Registrations that the device refused to destroy.
+         * Registrations that the device refused to deregister.
          */
         uint64_t leaked;
         /**
-         * Registrations held now: cached, being made, or waiting for their last guard.
+         * Registrations in the cache now: linked, being made, or not yet deregistered.
          */
         uint64_t entries;
         /**
-         * Bytes that they pin, whole pages counted.
+         * Bytes that the registrations in the cache pin now, in whole pages.
          */
         uint64_t bytes;
         /**
-         * Of the entries, those that were given up and wait for their last guard.
+         * Registrations that were unlinked and that guards still hold.
          */
         uint64_t unreleased;
         /**
-         * Of the bytes, those pinned by them.
+         * Bytes pinned by registrations that were unlinked and that guards still hold.
          */
         uint64_t unreleased_bytes;
 };
@@ -280,25 +323,61 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * Makes a cache of registrations in a protection domain. The domain must stay until the cache is destroyed. `attr` may be
- * NULL.
+ * Creates a cache for a protection domain.
+ *
+ * @param pd     The domain. It must stay allocated until the cache is destroyed.
+ * @param attr   The attributes; NULL selects all defaults.
+ * @param cache  Receives the cache.
+ * @return       0, or a negative errno:
+ *               -EINVAL: `pd` or `cache` is NULL, or an attribute has a bad value.
+ *               -E2BIG: an attribute is set that this library does not know.
+ *               -EBADF: `monitor_of` is not a cache, or was destroyed.
+ *               -ESTALE: `monitor_of` belongs to the parent process.
+ *               -ENODEV, -ENOENT, -EACCES, -EPERM: the monitor is not available.
+ *               -ENOSPC: the process has 1024 caches.
+ *               -EDEADLK: called with `monitor_of` from within a callback.
+ *               Others, such as -ENOMEM and -EMFILE: the system's.
  */
 int regcache_create(struct ibv_pd *pd,
                     const struct regcache_attr *attr,
                     struct regcache **cache);
 
 /**
- * Makes a cache of the registrations of another device. What `device` points to is copied; `user` must stay until the
- * cache is destroyed. `attr` may be NULL.
+ * Creates a cache for a device that the application implements.
+ *
+ * @param device  The callbacks, which are copied. `user` must stay valid until the
+ *                cache is destroyed.
+ * @param attr    The attributes; NULL selects all defaults.
+ * @param cache   Receives the cache.
+ * @return        0, or a negative errno: those of regcache_create(), and
+ *                -EINVAL: `device` or one of its callbacks is NULL.
  */
 int regcache_create_for(const struct regcache_device *device,
                         const struct regcache_attr *attr,
                         struct regcache **cache);
 
 /**
- * Finds a registration that covers the `length` bytes at `addr` and allows `access`, or makes one: never a stale one. It
- * covers the memory that is mapped there now, and no other, until the guard is put. Fills `*mr` in; on an
- * error with zeros.
+ * Finds a registration that covers a range and allows an access, or makes one.
+ *
+ * The registration is never stale: it covers the pages that are mapped in the
+ * range now. It stays valid for them until the guard is put, even if they are
+ * unmapped.
+ *
+ * @param cache   The cache.
+ * @param addr    Start of the range.
+ * @param length  Length of the range in bytes, not 0.
+ * @param access  REGCACHE_LOCAL_WRITE and so on, or 0 for local reads.
+ * @param mr      Receives the registration, or zeros on an error.
+ * @return        0, or a negative errno:
+ *                -EINVAL: a pointer is NULL, `length` is 0, the range runs past the
+ *                end of the address space, or the device does not know a flag.
+ *                -EBADF: `cache` is not a cache, or was destroyed.
+ *                -ESTALE: `cache` belongs to the parent process.
+ *                -EDEADLK: called from within a callback.
+ *                -EFAULT: part of the range is not mapped, or not writable.
+ *                -ENOMEM: RLIMIT_MEMLOCK is reached, or the device is exhausted.
+ *                -ENOSPC: the process has 16777216 guards out.
+ *                Others: the device's.
  */
 int regcache_get(struct regcache *cache,
                  const void *addr,
@@ -307,16 +386,36 @@ int regcache_get(struct regcache *cache,
                  struct regcache_mr *mr);
 
 /**
- * Ends the use of a registration, once the transfers that were posted with it are complete. In any thread. Each guard is to
- * be put once.
+ * Gives back a guard. Call it once for each guard, from any thread, after the
+ * transfers that use the registration have completed.
+ *
+ * @param guard  The guard.
+ * @return       0, or a negative errno:
+ *               -EINVAL: `guard` is NULL.
+ *               -EBADF: `guard` is not a guard, or was put already.
  */
 int regcache_put(struct regcache_guard *guard);
 
 /**
- * Gives up all registrations that cover any of the `length` bytes at `addr`: what is looked up from now on is registered
- * anew. There is no need to call this before memory is unmapped. Those that guards hold go with their last guard, for
- * which this waits `timeout_ms` milliseconds, or for ever if that is negative. How many are held even then is
- * in `*held`, which may be NULL.
+ * Unlinks all registrations that overlap a range, so that later lookups
+ * register it again. There is no need to call this before memory is unmapped.
+ *
+ * A registration that guards hold is deregistered with its last guard. This
+ * function waits for that.
+ *
+ * @param cache       The cache.
+ * @param addr        Start of the range.
+ * @param length      Length of the range in bytes, not 0.
+ * @param timeout_ms  Longest time to wait, in milliseconds; negative is unlimited.
+ * @param held        Receives the number of registrations that are still held. May
+ *                    be NULL.
+ * @return            0, also if some are still held, or a negative errno:
+ *                    -EINVAL: `cache` or `addr` is NULL, `length` is 0, or the range
+ *                    runs past the end of the address space.
+ *                    -EBADF: `cache` is not a cache, or was destroyed.
+ *                    -ESTALE: `cache` belongs to the parent process.
+ *                    -EDEADLK: called from within a callback.
+ *                    Others: the monitor's.
  */
 int regcache_invalidate(struct regcache *cache,
                         const void *addr,
@@ -325,48 +424,108 @@ int regcache_invalidate(struct regcache *cache,
                         size_t *held);
 
 /**
- * Gives up all registrations, as regcache_invalidate() does those of a range.
+ * Unlinks all registrations, as regcache_invalidate() does those of a range.
+ *
+ * @param cache       The cache.
+ * @param timeout_ms  Longest time to wait, in milliseconds; negative is unlimited.
+ * @param held        Receives the number of registrations that are still held. May
+ *                    be NULL.
+ * @return            0, also if some are still held, or a negative errno:
+ *                    -EINVAL: `cache` is NULL.
+ *                    -EBADF: `cache` is not a cache, or was destroyed.
+ *                    -ESTALE: `cache` belongs to the parent process.
+ *                    -EDEADLK: called from within a callback.
+ *                    Others: the monitor's.
  */
-int regcache_flush(struct regcache *cache, int timeout_ms, size_t *held);
+int regcache_flush(struct regcache *cache,
+                   int timeout_ms,
+                   size_t *held);
 
 /**
- * Reads the counters. `size` is sizeof(struct regcache_stats).
+ * Reads the statistics of a cache.
+ *
+ * @param cache  The cache.
+ * @param stats  Receives the statistics. Fields that this library does not know
+ *               become 0.
+ * @param size   sizeof(struct regcache_stats).
+ * @return       0, or a negative errno:
+ *               -EINVAL: a pointer is NULL, or `size` is less than 8.
+ *               -EBADF: `cache` is not a cache, or was destroyed.
+ *               -EDEADLK: called from within a callback.
  */
-int regcache_query_stats(struct regcache *cache, struct regcache_stats *stats, size_t size);
+int regcache_query_stats(struct regcache *cache,
+                         struct regcache_stats *stats,
+                         size_t size);
 
 /**
- * A descriptor that polls readable when regcache_reap() has something to do, for an event loop. There is nothing to be read
- * from it; it is the cache's, and goes with it. -EOPNOTSUPP if the monitor has none.
+ * Returns a file descriptor that polls readable when regcache_reap() has work.
+ * It is for an event loop. Do not read from it. It is closed with the cache.
+ *
+ * @param cache  The cache.
+ * @return       The descriptor, or a negative errno:
+ *               -EINVAL: `cache` is NULL.
+ *               -EBADF: `cache` is not a cache, or was destroyed.
+ *               -EDEADLK: called from within a callback.
+ *               -EOPNOTSUPP: the monitor has no descriptor.
  */
 int regcache_fd(struct regcache *cache);
 
 /**
- * Releases what the monitor reports to have been unmapped, without waiting for a lookup to do it. Of use with
+ * Deregisters memory that was unmapped, without waiting for a lookup to do it.
+ * Call it when regcache_fd() polls readable, in a cache with
  * REGCACHE_NO_REAPER.
+ *
+ * @param cache  The cache.
+ * @return       0, or a negative errno:
+ *               -EINVAL: `cache` is NULL.
+ *               -EBADF: `cache` is not a cache, or was destroyed.
+ *               -ESTALE: `cache` belongs to the parent process.
+ *               -EDEADLK: called from within a callback.
+ *               Others: the monitor's.
  */
 int regcache_reap(struct regcache *cache);
 
 /**
- * Destroys the cache and all its registrations; from then on no callback is called, and the protection domain can be
- * deallocated. -EBUSY if guards are still out: the cache then stays, and regcache_error() says how many. Waits for other threads
- * that are in a call with it.
+ * Destroys a cache and deregisters its memory. Waits for other threads that are
+ * in a call with the cache.
+ *
+ * After success no callback is called any more, and the protection domain may
+ * be deallocated. After -EBUSY the cache stays usable; its registrations are
+ * unlinked.
+ *
+ * @param cache  The cache.
+ * @return       0, or a negative errno:
+ *               -EBUSY: guards are out; regcache_error() says how many.
+ *               -EINVAL: `cache` is NULL.
+ *               -EBADF: `cache` is not a cache, or was destroyed.
+ *               -ESTALE: `cache` belongs to the parent process.
+ *               -EDEADLK: called from within a callback.
+ *               Others: the monitor's, or membarrier(2)'s.
  */
 int regcache_destroy(struct regcache *cache);
 
 /**
- * The monitor that the cache uses: "ummunotify", "userfaultfd" or "nothing", which is that nothing is cached. NULL if this is
- * no cache.
+ * Returns the name of the monitor that a cache uses.
+ *
+ * @param cache  The cache.
+ * @return       "ummunotify"; "userfaultfd"; "nothing", with which nothing is cached;
+ *               or NULL on an error.
  */
 const char *regcache_monitor_name(struct regcache *cache);
 
 /**
- * What the last call that failed in this thread failed for, in English and with advice. Never NULL. Stays as it is until the
- * next call that fails in this thread.
+ * Returns the message of the last call that failed in this thread. It says in
+ * English what is wrong, and what to do.
+ *
+ * @return  The message, never NULL. It is valid until the next call that fails in
+ *          this thread.
  */
 const char *regcache_error(void);
 
 /**
- * The library's version, such as "0.1.0".
+ * Returns the version of the library.
+ *
+ * @return  A string such as "0.1.0".
  */
 const char *regcache_version(void);
 

@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pd = Pd::alloc(&context)?;
     let cache = Cache::builder(MrRegistrar::new(&pd)).build()?;
 
-    // The peer's memory, which it has told us the key of.
+    // The peer's memory. It has sent us the key.
     let theirs = vec![0; LEN];
     let key = cache.get(theirs.as_ptr(), LEN, Access::REMOTE_WRITE)?;
     let to = RemoteMemory {
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         while under_way.len() == DEPTH || number == 99 && !under_way.is_empty() {
             if let Some(completion) = cq.poll()? {
                 assert_eq!(completion.status, WcStatus::SUCCESS);
-                // They complete in order: the buffer is freed, the guard dropped.
+                // Completions come in order. Free the buffer and drop its guard.
                 under_way.pop_front();
             }
         }

@@ -1,8 +1,9 @@
-//! Connections between hosts: [`Dial`] and [`Listener`], which find the device for an IP address and connect a [`Qp`] with
-//! one at another address, by librdmacm.
+//! Connections between hosts, by librdmacm. [`Dial`] and [`Listener`] find the device for an IP
+//! address, and connect a [`Qp`] to one at another address.
 //!
-//! librdmacm opens devices for itself. Its objects are used here only to find and to connect; the queue pair is one of ours,
-//! on a [`Context`](crate::Context) of ours, which the connection's number and the states are given for.
+//! librdmacm opens devices for itself. Its objects are used here only to find the device and to
+//! connect. The queue pair is one of this crate, on a [`Context`](crate::Context) of this crate.
+//! librdmacm gets its number, and gives the attributes of its states.
 
 use std::ffi::c_int;
 use std::io;
@@ -33,14 +34,15 @@ type Event = rdma_cm_event_type::Type;
 /// How long the network may take for each step.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long the kernel is told to look for an address at a time. Where the answer to its ARP request comes before it has begun to
-/// wait for one, as over veth it does, it looks again when this has passed, and not before.
+/// The time that the kernel gets to resolve an address, for each attempt. If the answer to its ARP
+/// request comes before it waits for one, as happens over veth, it notices only when this has
+/// passed.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Bytes that each side can tell the other while connecting.
+/// Most bytes that each side can send to the other while connecting.
 pub const HELLO: usize = 56;
 
-/// An event channel, and the one identifier on it.
+/// An event channel, and the only identifier on it.
 struct Id {
     channel: NonNull<rdma_event_channel>,
     id: NonNull<rdma_cm_id>,
@@ -80,7 +82,7 @@ fn done(step: &'static str, result: c_int) -> Result<(), Error> {
     check(result).map_err(|source| failed(step, source))
 }
 
-/// What an event said.
+/// The contents of an event.
 struct Said {
     id: *mut rdma_cm_id,
     private: Vec<u8>,
@@ -109,7 +111,8 @@ impl Id {
         }
     }
 
-    /// Waits for the event that ends `step`; another one is what went wrong. `None`: however long it takes.
+    /// Waits for the event that ends `step`. Another event is an error. Without a limit it waits
+    /// for ever.
     fn wait(
         &self,
         step: &'static str,
@@ -139,8 +142,8 @@ impl Id {
         let (came, status, id) = unsafe { ((*event).event, (*event).status, (*event).id) };
         let mut private = Vec::new();
         if came == wanted {
-            // SAFETY: the events waited for that carry anything carry connection parameters, in all others the length is
-            // zero: librdmacm clears the event.
+            // SAFETY: of the events waited for, those with data have connection parameters. In the
+            // others the length is zero, as librdmacm clears the event.
             unsafe {
                 let conn = &(*event).param.conn;
                 if !conn.private_data.is_null() {
@@ -164,7 +167,7 @@ impl Id {
         Err(failed(step, why))
     }
 
-    /// The name of the device that the address led to.
+    /// Returns the name of the device that the address belongs to.
     fn device(&self) -> Result<String, Error> {
         // SAFETY: the identifier lives as long as `self`.
         let verbs = unsafe { self.id.as_ref().verbs };
@@ -178,13 +181,13 @@ impl Id {
         Ok(unsafe { string(ibv_get_device_name((*verbs).device)) })
     }
 
-    /// Takes the queue pair to `state`, with what librdmacm knows of the connection.
+    /// Moves the queue pair to `state`, with the attributes that librdmacm has for the connection.
     fn to(&self, qp: &Qp, name: &'static str, state: ibv_qp_state::Type) -> Result<(), Error> {
         // SAFETY: a C struct of integers and of a union of such, for which zero is a value.
         let mut attr: ibv_qp_attr = unsafe { mem::zeroed() };
         attr.qp_state = state;
         let mut mask = 0;
-        // SAFETY: the identifier is alive, and both places live through the call.
+        // SAFETY: the identifier is alive, and both variables live through the call.
         let known = unsafe { rdma_init_qp_attr(self.id.as_ptr(), &raw mut attr, &raw mut mask) };
         done("prepare", known)?;
         if mask & ibv_qp_attr_mask::IBV_QP_ACCESS_FLAGS.0.cast_signed() != 0 {
@@ -208,8 +211,8 @@ impl Id {
 
 impl Drop for Id {
     fn drop(&mut self) {
-        // SAFETY: both were made by `new` or are a request's; every event was acknowledged; destroyed once, in this
-        // order.
+        // SAFETY: `new` made both, or they belong to a request. Every event was acknowledged. They
+        // are destroyed once, in this order.
         unsafe {
             rdma_destroy_id(self.id.as_ptr());
             rdma_destroy_event_channel(self.channel.as_ptr());
@@ -217,10 +220,10 @@ impl Drop for Id {
     }
 }
 
-/// What the sides tell each other while connecting.
+/// Makes the parameters that the sides exchange while connecting.
 fn parameters(qp: &Qp, hello: &[u8]) -> Result<rdma_conn_param, Error> {
     if hello.len() > HELLO {
-        let why = format!("{} bytes to say hello with: {HELLO} at most", hello.len());
+        let why = format!("the hello has {} bytes: {HELLO} are allowed", hello.len());
         return Err(failed(
             "connect",
             io::Error::new(io::ErrorKind::InvalidInput, why),
@@ -239,7 +242,7 @@ fn parameters(qp: &Qp, hello: &[u8]) -> Result<rdma_conn_param, Error> {
     })
 }
 
-/// An address as C has it.
+/// Calls `call` with the address as a C structure.
 fn with_sockaddr<T>(address: SocketAddr, call: impl FnOnce(*mut libc::sockaddr) -> T) -> T {
     match address {
         SocketAddr::V4(v4) => {
@@ -268,11 +271,11 @@ fn with_sockaddr<T>(address: SocketAddr, call: impl FnOnce(*mut libc::sockaddr) 
     }
 }
 
-/// An address that has been found, and the device that leads there.
+/// A resolved address, and the device with the route there.
 pub struct Dial(Id);
 
 impl Dial {
-    /// Finds the way to `address`.
+    /// Resolves `address`.
     ///
     /// # Errors
     ///
@@ -292,7 +295,8 @@ impl Dial {
     fn look(address: SocketAddr) -> Result<Self, Error> {
         let id = Id::new()?;
         let timeout = LOOK.as_millis() as c_int;
-        // SAFETY: the identifier is alive; the address is copied. No source address: the routing table chooses.
+        // SAFETY: the identifier is alive, and the address is copied. Without a source address the
+        // routing table chooses.
         let resolving = with_sockaddr(address, |to| unsafe {
             rdma_resolve_addr(id.id.as_ptr(), ptr::null_mut(), to.cast(), timeout)
         });
@@ -311,7 +315,7 @@ impl Dial {
         Ok(Self(id))
     }
 
-    /// The name of the device, to make the queue pair on.
+    /// Returns the name of the device, on which to create the queue pair.
     ///
     /// # Errors
     ///
@@ -320,11 +324,11 @@ impl Dial {
         self.0.device()
     }
 
-    /// Connects `qp`, which is new, and says `hello`, of [`HELLO`] bytes at most.
+    /// Connects `qp`, which is new, and sends `hello`, of at most [`HELLO`] bytes.
     ///
     /// # Errors
     ///
-    /// [`Error::Connection`], also if nobody listens; [`Error::ConnectQp`].
+    /// [`Error::Connection`], also if no program listens; [`Error::ConnectQp`].
     pub fn connect(self, qp: &Qp, hello: &[u8]) -> Result<Connection, Error> {
         let Self(id) = self;
         let mut parameters = parameters(qp, hello)?;
@@ -344,11 +348,11 @@ impl Dial {
     }
 }
 
-/// Waits for others to connect.
+/// Listens for connections.
 pub struct Listener(Id);
 
 impl Listener {
-    /// Listens at `address`; 0.0.0.0 stands for every device.
+    /// Listens at `address`. 0.0.0.0 stands for every device.
     ///
     /// # Errors
     ///
@@ -365,7 +369,7 @@ impl Listener {
         Ok(Self(id))
     }
 
-    /// The next that wants to connect. Waits for it, `limit` at most if there is one.
+    /// Waits for the next connection request, for at most `limit` if there is one.
     ///
     /// # Errors
     ///
@@ -377,7 +381,8 @@ impl Listener {
             return Err(failed("wait for", io::Error::from_raw_os_error(libc::EIO)));
         };
         let migrated = Channel::new().and_then(|channel| {
-            // SAFETY: a new identifier, ours to destroy, with no event that is not acknowledged; and an open channel.
+            // SAFETY: the identifier is new and owned, all its events are acknowledged, and the
+            // channel is open.
             done("wait for", unsafe {
                 rdma_migrate_id(id.as_ptr(), channel.0.as_ptr())
             })?;
@@ -397,20 +402,20 @@ impl Listener {
     }
 }
 
-/// Somebody who wants to connect. Dropped, it is refused.
+/// A connection request. It is refused on drop.
 pub struct Incoming {
     id: Id,
     hello: Vec<u8>,
 }
 
 impl Incoming {
-    /// What it said: more bytes than it gave may follow, all zero.
+    /// Returns the bytes that the peer sent. Zeros may follow them.
     #[must_use]
     pub fn hello(&self) -> &[u8] {
         &self.hello
     }
 
-    /// The name of the device, to make the queue pair on.
+    /// Returns the name of the device, on which to create the queue pair.
     ///
     /// # Errors
     ///
@@ -419,12 +424,12 @@ impl Incoming {
         self.id.device()
     }
 
-    /// Connects `qp`, which is new, and says `hello`, of [`HELLO`] bytes at most. Receives may be posted in
-    /// `before_accepting`, when the queue pair takes them: the peer's first send may come at once.
+    /// Connects `qp`, which is new, and sends `hello`, of at most [`HELLO`] bytes. Post receives in
+    /// `before_accepting`, when the queue pair accepts them: the peer may send at once.
     ///
     /// # Errors
     ///
-    /// [`Error::Connection`], [`Error::ConnectQp`]; what `before_accepting` says.
+    /// [`Error::Connection`], [`Error::ConnectQp`], and the errors of `before_accepting`.
     pub fn accept<E: From<Error>>(
         self,
         qp: &Qp,
@@ -445,20 +450,20 @@ impl Incoming {
     }
 }
 
-/// A connection. Dropped, it is closed.
+/// A connection. It is closed on drop.
 pub struct Connection {
     id: Id,
     hello: Vec<u8>,
 }
 
 impl Connection {
-    /// What the peer said: more bytes than it gave may follow, all zero.
+    /// Returns the bytes that the peer sent. Zeros may follow them.
     #[must_use]
     pub fn hello(&self) -> &[u8] {
         &self.hello
     }
 
-    /// Whether the peer has closed it. Does not wait.
+    /// Returns whether the peer has closed it. It does not wait.
     ///
     /// # Errors
     ///
@@ -479,7 +484,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // SAFETY: the identifier is alive. An error says that the peer was first.
+        // SAFETY: the identifier is alive. An error means that the peer was first.
         unsafe { rdma_disconnect(self.id.id.as_ptr()) };
     }
 }

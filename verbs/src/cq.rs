@@ -1,4 +1,4 @@
-//! [`Cq`], a completion queue, and what comes out of it.
+//! [`Cq`]: a completion queue, and the completions in it.
 
 use std::ffi::c_int;
 use std::fmt;
@@ -14,27 +14,27 @@ use crate::device::string;
 use crate::errno::{check, check_ptr};
 use crate::{Context, Error};
 
-/// How a work request ended, as the device says (`enum ibv_wc_status`).
+/// The status of a completed work request (`enum ibv_wc_status`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WcStatus(pub u32);
 
 impl WcStatus {
-    /// Done.
+    /// Succeeded.
     pub const SUCCESS: Self = Self(ibv_wc_status::IBV_WC_SUCCESS);
-    /// The work request does not fit the queue pair, or (rxe) as `LOC_PROT_ERR`.
+    /// The work request does not fit the queue pair. rxe also reports it for `LOC_PROT_ERR`.
     pub const LOC_QP_OP_ERR: Self = Self(ibv_wc_status::IBV_WC_LOC_QP_OP_ERR);
     /// A key, address or permission on this side did not allow it.
     pub const LOC_PROT_ERR: Self = Self(ibv_wc_status::IBV_WC_LOC_PROT_ERR);
-    /// Not done, because the queue pair had failed before.
+    /// Not executed, because the queue pair had failed before.
     pub const WR_FLUSH_ERR: Self = Self(ibv_wc_status::IBV_WC_WR_FLUSH_ERR);
     /// A key, address or permission on the peer's side did not allow it.
     pub const REM_ACCESS_ERR: Self = Self(ibv_wc_status::IBV_WC_REM_ACCESS_ERR);
-    /// The peer could not do its part.
+    /// The peer could not execute its part.
     pub const REM_OP_ERR: Self = Self(ibv_wc_status::IBV_WC_REM_OP_ERR);
     /// The peer did not answer.
     pub const RETRY_EXC_ERR: Self = Self(ibv_wc_status::IBV_WC_RETRY_EXC_ERR);
 
-    /// What to look at; starts with ": ", or is empty.
+    /// Returns advice that starts with ": ", or nothing.
     pub(crate) fn advice(self) -> &'static str {
         match self {
             Self::LOC_PROT_ERR | Self::LOC_QP_OP_ERR | Self::REM_ACCESS_ERR | Self::REM_OP_ERR => {
@@ -48,7 +48,7 @@ impl WcStatus {
     }
 }
 
-/// libibverbs's own words.
+/// Displays the text of libibverbs.
 impl fmt::Display for WcStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // SAFETY: takes any number, and returns a string of static lifetime for it.
@@ -64,18 +64,18 @@ impl fmt::Debug for WcStatus {
     }
 }
 
-/// The end of one work request.
+/// The completion of one work request.
 #[derive(Clone, Copy, Debug)]
 pub struct Completion {
-    /// The number it was posted with.
+    /// The number that the work request was posted with.
     pub wr_id: u64,
-    /// How it ended.
+    /// Its status.
     pub status: WcStatus,
-    /// The vendor's number for a failure; 0 if it gives none.
+    /// The vendor's error code; 0 if there is none.
     pub vendor_err: u32,
 }
 
-/// A completion queue, polled.
+/// A completion queue. It is polled, and has no event channel.
 #[derive(Debug)]
 pub struct Cq {
     cq: NonNull<ibv_cq>,
@@ -89,16 +89,16 @@ unsafe impl Send for Cq {}
 unsafe impl Sync for Cq {}
 
 impl Cq {
-    /// Creates a queue with room for `depth` completions at least. If more are left in it, it
-    /// overflows, and is lost.
+    /// Creates a queue with room for at least `depth` completions. With more, it overflows and
+    /// fails for good.
     ///
     /// # Errors
     ///
     /// [`Error::CreateQueue`].
     pub fn create(context: &Arc<Context>, depth: u32) -> Result<Arc<Self>, Error> {
         let depth = c_int::try_from(depth).unwrap_or(c_int::MAX);
-        // SAFETY: the context is open and the queue keeps it so; no completion channel, whence
-        // vector 0 and no private pointer.
+        // SAFETY: the context is open, and the queue keeps it open. There is no completion channel,
+        // so the vector is 0 and the private pointer is null.
         let cq =
             unsafe { ibv_create_cq(context.as_ptr(), depth, ptr::null_mut(), ptr::null_mut(), 0) };
         let cq = check_ptr(cq).map_err(|source| Error::CreateQueue {
@@ -111,7 +111,7 @@ impl Cq {
         }))
     }
 
-    /// Takes the next completion out, if there is one. Does not wait.
+    /// Takes the next completion, if there is one. It does not wait.
     ///
     /// # Errors
     ///
@@ -134,7 +134,7 @@ impl Cq {
         }))
     }
 
-    /// Valid as long as `self` is.
+    /// Returns the pointer, which is valid as long as `self`.
     pub(crate) fn as_ptr(&self) -> *mut ibv_cq {
         self.cq.as_ptr()
     }

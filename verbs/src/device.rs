@@ -1,4 +1,4 @@
-//! Devices: the list of them, and [`Context`], an open one.
+//! The list of devices, and [`Context`], an open device.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
@@ -15,7 +15,7 @@ use rdma_sys::{
 use crate::Error;
 use crate::errno::{check, check_ptr};
 
-/// The names of the RDMA devices that libibverbs can use, as `ibv_devices` lists them.
+/// Returns the names of the RDMA devices that libibverbs can use, as `ibv_devices` lists them.
 ///
 /// # Errors
 ///
@@ -91,7 +91,7 @@ impl Device<'_> {
         unsafe { string(name) }
     }
 
-    /// The character device that opening opens.
+    /// Returns the character device that `open` opens.
     fn node(&self) -> String {
         // SAFETY: as in `name`; the array is a field, and a place expression reads nothing.
         let dev_name = unsafe { &raw const (*self.device.as_ptr()).dev_name };
@@ -119,7 +119,7 @@ impl Device<'_> {
     }
 }
 
-/// The text at `text`; empty if it is null.
+/// Copies the text at `text`. It is empty if `text` is null.
 ///
 /// # Safety
 ///
@@ -136,7 +136,7 @@ pub(crate) unsafe fn string(text: *const c_char) -> String {
 /// An open RDMA device. Closed when the last object made from it is gone.
 pub struct Context {
     context: *mut ibv_context,
-    /// False if it is somebody else's to close.
+    /// False if other code closes it.
     owned: bool,
     device: String,
     process: u32,
@@ -178,7 +178,7 @@ impl Context {
         first.map_or_else(|| Err(no_devices()), |device| device.open())
     }
 
-    /// A device that somebody else has opened, and will close.
+    /// Wraps a device that other code has opened, and will close.
     ///
     /// # Safety
     ///
@@ -195,13 +195,13 @@ impl Context {
         })
     }
 
-    /// The device's name.
+    /// Returns the device's name.
     #[must_use]
     pub fn device(&self) -> &str {
         &self.device
     }
 
-    /// Refuses in a process that did not open the device.
+    /// Fails in a process that did not open the device.
     pub(crate) fn check_process(&self) -> Result<(), Error> {
         if std::process::id() == self.process {
             Ok(())
@@ -212,13 +212,13 @@ impl Context {
         }
     }
 
-    /// True if this process may destroy what was made from this context: see the crate's notes on
-    /// forks.
+    /// Returns whether this process may destroy objects made from this context: see the crate's
+    /// notes on forks.
     pub(crate) fn is_ours(&self) -> bool {
         self.check_process().is_ok()
     }
 
-    /// Valid as long as `self` is.
+    /// Returns the pointer, which is valid as long as `self`.
     pub(crate) fn as_ptr(&self) -> *mut ibv_context {
         self.context
     }
@@ -232,7 +232,7 @@ impl Context {
     }
 }
 
-/// Why libibverbs lists nothing.
+/// Finds out why libibverbs lists no device.
 fn no_devices() -> Error {
     let devices: Vec<String> = std::fs::read_dir("/sys/class/infiniband")
         .into_iter()

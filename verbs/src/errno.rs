@@ -1,11 +1,11 @@
-//! How a verb says that it failed.
+//! Turns the results of verbs into `io::Result`s.
 
 use std::ffi::c_int;
 use std::io;
 use std::ptr::NonNull;
 
-/// What a verb that returns an `int` says: 0, or a positive errno. Some providers return -1 and set
-/// `errno`, some return a negative errno, as the kernel does.
+/// Reads the result of a verb that returns an `int`: 0, or a positive errno. Some providers return
+/// -1 and set `errno`, and some return a negative errno, as the kernel does.
 pub(crate) fn check(result: c_int) -> io::Result<()> {
     match result {
         0 => Ok(()),
@@ -14,7 +14,7 @@ pub(crate) fn check(result: c_int) -> io::Result<()> {
     }
 }
 
-/// What a verb that returns a pointer says: the object, or null with `errno` set.
+/// Reads the result of a verb that returns a pointer: the object, or null with `errno` set.
 pub(crate) fn check_ptr<T>(result: *mut T) -> io::Result<NonNull<T>> {
     NonNull::new(result).ok_or_else(io::Error::last_os_error)
 }

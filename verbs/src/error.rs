@@ -1,4 +1,4 @@
-//! What can go wrong, and what its reader can do about it.
+//! [`Error`]: each variant says what went wrong, and what the user can do.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use regcache::VaRange;
 
 use crate::{Access, PortState, WcStatus};
 
-/// A transfer that [`Loopback`](crate::Loopback) does.
+/// The kind of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// A send into a posted receive.
@@ -20,7 +20,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// What the registrations of source and destination must allow.
+    /// Returns the access that the registrations of source and destination need.
     pub(crate) fn access(self) -> (Access, Access) {
         match self {
             Self::Send => (Access::empty(), Access::LOCAL_WRITE),
@@ -58,9 +58,9 @@ impl fmt::Display for End {
     }
 }
 
-/// Why something of this crate was refused.
+/// An error of this crate.
 ///
-/// Registering is not among it: that is an [`io::Error`], which the cache turns into advice.
+/// Registering fails with an [`io::Error`] instead, to which the cache adds advice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -127,7 +127,7 @@ pub enum Error {
     Query {
         /// The device's name.
         device: String,
-        /// What was asked.
+        /// The information that was asked for.
         what: &'static str,
         /// The system's error.
         #[source]
@@ -140,7 +140,7 @@ pub enum Error {
         device: String,
         /// The port asked for.
         port: u8,
-        /// How many there are.
+        /// The number of ports.
         ports: u8,
     },
     /// The port carries no traffic now.
@@ -169,16 +169,16 @@ pub enum Error {
         /// The port's number.
         port: u8,
     },
-    /// The device gave no protection domain.
+    /// The device refused to allocate a protection domain.
     #[error(
-        "cannot allocate a protection domain: the device may be out of them (`ibv_devinfo -v`)"
+        "cannot allocate a protection domain: the device may have none left (`ibv_devinfo -v`)"
     )]
     AllocPd {
         /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The device gave no completion or queue pair.
+    /// The device refused to create a completion queue or a queue pair.
     #[error(
         "cannot create a {what}: {}",
         match source.raw_os_error() {
@@ -186,7 +186,7 @@ pub enum Error {
                 "its rings are locked memory: raise RLIMIT_MEMLOCK (`ulimit -l unlimited`; for a \
                  service, LimitMEMLOCK=infinity)"
             }
-            _ => "the device may be out of them, or refuse the depth (`ibv_devinfo -v`)",
+            _ => "the device may have none left, or refuse the depth (`ibv_devinfo -v`)",
         }
     )]
     CreateQueue {
@@ -212,27 +212,33 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// No connection with another host.
+    /// A connection with another host failed.
     #[error(
         "cannot {step} the peer: {}",
         match source.raw_os_error() {
-            Some(libc::ENODEV) => "no RDMA device has an address on the way there (`rdma link`), or the kernel has no \
-                                   connection manager (`modprobe rdma_ucm`)",
-            Some(libc::EADDRNOTAVAIL) => "this host does not have that address, or not on an RDMA device (`rdma link`)",
-            Some(libc::ETIMEDOUT) => "it does not answer: is it up, and does a firewall pass UDP port 4791?",
-            _ => "does anybody listen there?",
+            Some(libc::ENODEV) => {
+                "no RDMA device has a route there (`rdma link`), or the kernel has no connection \
+                 manager (`modprobe rdma_ucm`)"
+            }
+            Some(libc::EADDRNOTAVAIL) => {
+                "no RDMA device of this host has that address (`rdma link`)"
+            }
+            Some(libc::ETIMEDOUT) => {
+                "it does not answer: is it up, and does a firewall pass UDP port 4791?"
+            }
+            _ => "does a program listen there?",
         }
     )]
     Connection {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
         /// The system's error, or the event that came.
         #[source]
         source: io::Error,
     },
-    /// The work request was not taken.
+    /// The device did not accept a work request.
     #[error(
-        "the device did not take the work request: the queue is full, or the connection is lost"
+        "the device did not accept the work request: the queue is full, or the connection is lost"
     )]
     Post {
         /// The system's error.
@@ -240,7 +246,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The completion queue is broken.
-    #[error("cannot poll the completion queue: make a new one, this one is lost")]
+    #[error("cannot poll the completion queue: it is lost, create a new one")]
     Poll {
         /// The provider's error.
         #[source]
@@ -256,15 +262,15 @@ pub enum Error {
         operation: Operation,
         /// The end whose work request failed: the one that was posted for that memory.
         end: End,
-        /// What the device says.
+        /// The status that the device reported.
         status: WcStatus,
-        /// The vendor's number; 0 if it gives none.
+        /// The vendor's error code; 0 if there is none.
         vendor_err: u32,
     },
     /// The transfer did not complete in time.
     #[error(
-        "{operation} of {len} bytes did not complete in {after:?}: allow it longer \
-         (`Loopback::set_timeout`), or see whether the port is up"
+        "{operation} of {len} bytes did not complete in {after:?}: allow more time \
+         (`Loopback::set_timeout`), or check that the port is up"
     )]
     TimedOut {
         /// The transfer.
@@ -297,7 +303,7 @@ pub enum Error {
         /// The registration's range.
         registered: VaRange,
     },
-    /// The registration was made in another protection domain than the connection.
+    /// The registration and the connection are in different protection domains.
     #[error(
         "the {end}'s registration belongs to another protection domain: register and connect \
          through the same `Pd`"
@@ -306,9 +312,10 @@ pub enum Error {
         /// Which end.
         end: End,
     },
-    /// A forked child uses what its parent opened.
+    /// A forked child uses a device that its parent opened.
     #[error(
-        "process {process} opened the device, and this is a forked child: open the device again here"
+        "process {process} opened the device, and this is a forked child: open the device again \
+         in this process"
     )]
     ForkedChild {
         /// The process that opened the device.

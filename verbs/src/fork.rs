@@ -1,4 +1,4 @@
-//! [`fork_init`]: what libibverbs does for parents that fork.
+//! [`fork_init`]: prepares libibverbs for a parent that forks.
 
 use std::io;
 
@@ -6,13 +6,12 @@ use rdma_sys::ibv_fork_init;
 
 use crate::errno::check;
 
-/// Has libibverbs keep registered memory out of the children of this process, where the kernel does
-/// not say that it gives them pages of their own of what is pinned (Linux 5.12 and later gives them).
-/// To be called before anything is registered.
+/// Makes libibverbs keep registered memory out of the children of this process. Call it before
+/// anything is registered.
 ///
-/// Where it does something it marks registered memory `MADV_DONTFORK`, and keeps count of it by
-/// address. A cache goes well with that: it deregisters what has been unmapped by its old address,
-/// once.
+/// It does nothing on Linux 5.12 and later, which copies pinned pages for a child. On older kernels
+/// libibverbs marks registered memory `MADV_DONTFORK`, and counts registrations by address. That
+/// works with a cache, which deregisters each range once, by the address that it registered.
 ///
 /// # Errors
 ///

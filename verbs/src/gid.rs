@@ -1,4 +1,4 @@
-//! GIDs: the addresses of ports on Ethernet, and which of them to use.
+//! GIDs: the addresses of ports on Ethernet, and the choice among them.
 
 use std::ffi::c_int;
 use std::fmt;
@@ -15,9 +15,9 @@ use rdma_sys::{
 use crate::{Context, Error};
 
 unsafe extern "C" {
-    /// What `ibv_query_gid_table` of `<infiniband/verbs.h>` calls. rdma-sys translates neither that
-    /// inline function nor this one. In libibverbs since rdma-core 33; for kernels without the
-    /// ioctl it reads sysfs itself.
+    /// The function that the inline `ibv_query_gid_table` of `<infiniband/verbs.h>` calls. rdma-sys
+    /// has neither. libibverbs has it since rdma-core 33. On kernels without the ioctl it reads
+    /// sysfs.
     fn _ibv_query_gid_table(
         context: *mut ibv_context,
         entries: *mut ibv_gid_entry,
@@ -36,7 +36,7 @@ impl Gid {
         self.0 == [0; 16]
     }
 
-    /// True for `::ffff:a.b.c.d`.
+    /// Returns true for `::ffff:a.b.c.d`.
     #[must_use]
     pub fn is_ipv4_mapped(self) -> bool {
         Ipv6Addr::from(self.0).to_ipv4_mapped().is_some()
@@ -59,7 +59,7 @@ impl fmt::Debug for Gid {
     }
 }
 
-/// What packets sent with a GID look like.
+/// The format of packets that are sent with a GID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GidType {
     /// InfiniBand.
@@ -68,16 +68,16 @@ pub enum GidType {
     RoceV1,
     /// UDP (RoCE v2).
     RoceV2,
-    /// Another, by its number in `enum ibv_gid_type`.
+    /// Another one, by its number in `enum ibv_gid_type`.
     Other(u32),
 }
 
-/// A line of a device's GID table.
+/// An entry of a device's GID table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GidEntry {
     /// The port, from 1.
     pub port: u8,
-    /// Place in that port's table.
+    /// Its index in the table of that port.
     pub index: u8,
     /// The address.
     pub gid: Gid,
@@ -86,7 +86,7 @@ pub struct GidEntry {
 }
 
 impl Context {
-    /// The GIDs of all ports of the device, the empty ones left out.
+    /// Returns the GIDs of all ports of the device, without the empty ones.
     ///
     /// # Errors
     ///
@@ -124,7 +124,8 @@ impl Context {
     }
 }
 
-/// An index that does not fit its field in an address (`sgid_index`, 8 bits) is left out.
+/// Converts an entry. `None` if its index does not fit `sgid_index` of an address, which has 8
+/// bits.
 fn entry(entry: &ibv_gid_entry) -> Option<GidEntry> {
     Some(GidEntry {
         port: u8::try_from(entry.port_num).ok()?,

@@ -1,7 +1,7 @@
-//! RDMA verbs for [`regcache`]: what registers memory, and what moves it.
+//! RDMA verbs for [`regcache`]: a registrar that registers memory, and connections that move it.
 //!
-//! - [`MrRegistrar`] is the [`regcache::Registrar`] that makes [`Mr`]s, the registrations of an RDMA
-//!   device, in one [protection domain](Pd).
+//! - [`MrRegistrar`] is the [`regcache::Registrar`] of one [protection domain](Pd). It makes
+//!   [`Mr`]s, the registrations of an RDMA device.
 //! - [`Loopback`] is a connection of this process with itself through the device. Its transfers
 //!   block, borrow the memory they touch, and are safe to call.
 //!
@@ -20,7 +20,7 @@
 //! # }
 //! ```
 //!
-//! # Who keeps whom alive
+//! # Lifetimes
 //!
 //! A verbs object may be destroyed only after everything made from it. Each holds an [`Arc`] of
 //! what it was made from, so the order in which a program drops its handles does not matter:
@@ -36,8 +36,8 @@
 //! all handles are [`Send`] and [`Sync`].
 //!
 //! The objects belong to the process that opened the device. A forked child has the same file
-//! descriptor and could destroy its parent's registrations through it, so in a child dropping a
-//! handle does nothing and [`Loopback`] refuses with [`Error::ForkedChild`]. Open the device again.
+//! descriptor and could destroy its parent's registrations through it. So in a child, dropping a
+//! handle does nothing, and [`Loopback`] fails with [`Error::ForkedChild`]. Open the device again.
 //!
 //! [`Arc`]: std::sync::Arc
 #![warn(missing_docs)]
@@ -69,24 +69,24 @@ pub use on_demand::{OnDemand, OnDemandMr};
 pub use pd::Pd;
 pub use port::{LinkLayer, Port, PortState};
 pub use qp::{Qp, RemoteMemory, Sge};
-pub use regcache_verbs_abi::Access;
+pub use regcache_verbs_types::Access;
 pub use registrar::MrRegistrar;
 pub use route::Route;
 
-/// What the notes on threads say, of the types whose parts say it for them.
+/// Checks the notes on threads for the types that are `Send` and `Sync` through their fields.
 const _: () = {
     const fn any_thread<T: Send + Sync>() {}
     any_thread::<MrRegistrar>();
     any_thread::<Loopback>();
 };
 
-/// `regcache-verbs-abi` says what the header says.
+/// Compares `regcache-verbs-types` with the header.
 #[cfg(test)]
-mod abi {
+mod types {
     use std::mem::offset_of;
 
     use rdma_sys::{ibv_access_flags, ibv_mr, ibv_pd};
-    use regcache_verbs_abi::{Access, Mr, Pd};
+    use regcache_verbs_types::{Access, Mr, Pd};
 
     #[test]
     fn flags_are_the_headers() {
@@ -135,7 +135,7 @@ mod abi {
     }
 }
 
-/// The programs of README and tutorial compile.
+/// Compiles the programs in README and tutorial.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 #[doc = include_str!("../../docs/guide/tutorial.md")]

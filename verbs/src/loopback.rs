@@ -6,8 +6,8 @@
 //! destroyed, which takes their work requests with them. So the device never touches memory for a
 //! transfer whose borrow is over.
 //!
-//! Destroyed and made anew, rather than reset: a packet late from the failed transfer then finds
-//! neither its queue pair nor its sequence number.
+//! After a failure the queue pairs are destroyed and replaced, not reset. A late packet of the
+//! failed transfer then matches neither a queue pair nor a sequence number.
 
 use std::sync::Arc;
 use std::thread;
@@ -19,54 +19,53 @@ use crate::{
     Cq, End, Error, Mr, MrRegistrar, Operation, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
 };
 
-/// Generous: an emulated machine moves 16 MiB in half a second.
+/// The default timeout. It is generous: an emulated machine moves 16 MiB in half a second.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes in a message at most, whatever the port says: the verbs' own limit is 2^31.
+/// Most bytes of a message, even if the port allows more. The limit of the verbs is 2^31.
 const MAX_MESSAGE: usize = 1 << 30;
 
-/// A transfer has at most a send and a receive outstanding.
+/// Entries of a queue. A transfer has at most a send and a receive outstanding.
 const QP_DEPTH: u32 = 2;
 const CQ_DEPTH: u32 = 2 * 2 * QP_DEPTH;
 
-/// How often to try to destroy a queue pair, 10 ms apart, before giving up; see `quiesce`.
+/// Attempts to destroy a queue pair, 10 ms apart, before the process aborts; see `quiesce`.
 const DESTROY_TRIES: u32 = 200;
 
-/// A connection of this process with itself: two queue pairs of one port, connected with each other.
+/// A connection of this process with itself: two queue pairs of one port, connected to each other.
 ///
-/// Its transfers block until they are done, polling, and yielding the processor between polls. The
-/// source is borrowed, the destination mutably so, and their registrations come from a cache. The
-/// device uses the slice's address and the registration's key, and no more: through a stale
-/// registration it would move the bytes of the old pages.
+/// A transfer blocks until it is done. It polls, and yields the CPU between polls. It borrows the
+/// source and the destination, and takes their registrations from a cache. The device uses only the
+/// address of the slice and the key of the registration. Through a stale registration it would move
+/// the bytes of the old pages.
 ///
-/// A registration that was made without a cache may be stale and its pages mapped elsewhere by now,
-/// where the device would write under somebody else's references; so the transfers that take one
-/// ([`send_registered`](Self::send_registered)) are unsafe.
+/// A registration that was made without a cache may be stale. Its pages may be mapped elsewhere,
+/// and the device would write under other references. So the transfers that take one, such as
+/// [`send_registered`](Self::send_registered), are unsafe.
 ///
-/// Transfers longer than the port's largest message go in several. A transfer of 0 bytes does
+/// A transfer that is longer than the port's largest message is split. A transfer of 0 bytes does
 /// nothing.
 ///
 /// # After an error
 ///
-/// When a transfer returns an error, the device has let go of it, and the next transfer finds a
-/// fresh connection. How much of the destination was written is not known.
+/// When a transfer returns an error, the device no longer touches the memory, and the next transfer
+/// makes a new connection. The contents of the destination are unspecified.
 ///
 /// # Aborts
 ///
-/// If the device refuses for two seconds to destroy a queue pair with a failed transfer's work
-/// requests in it, the process is aborted: it could not return the borrowed memory, which the device
-/// may still write.
+/// The process aborts if the device refuses for two seconds to destroy the queue pair of a failed
+/// transfer. The device may still write to the borrowed memory, so the call cannot return.
 #[derive(Debug)]
 pub struct Loopback {
     pd: Arc<Pd>,
     route: Route,
     timeout: Duration,
-    /// `None` after a failed transfer, until the next.
+    /// `None` after a failed transfer, until the next one.
     pair: Option<Pair>,
 }
 
 impl Loopback {
-    /// Connects through the first ACTIVE port of the device that `pd` is on.
+    /// Connects through the first ACTIVE port of the device of `pd`.
     ///
     /// # Errors
     ///
@@ -77,7 +76,7 @@ impl Loopback {
         Self::connect_by(pd, Route::to_self(pd.context(), &port)?)
     }
 
-    /// Connects by `route`.
+    /// Connects through `route`.
     ///
     /// # Errors
     ///
@@ -92,24 +91,26 @@ impl Loopback {
         })
     }
 
-    /// How long a transfer may take before it fails with [`Error::TimedOut`]; 30 seconds if not set.
+    /// Sets the time after which a transfer fails with [`Error::TimedOut`]. The default is 30
+    /// seconds.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
     }
 
-    /// The way it goes.
+    /// Returns the route of the connection.
     #[must_use]
     pub fn route(&self) -> &Route {
         &self.route
     }
 
-    /// Sends `source`, received into `destination`.
+    /// Sends `source`, and receives it into `destination`.
     ///
     /// # Errors
     ///
-    /// [`Error::Lookup`] if the cache refuses; [`Error::LengthMismatch`], [`Error::OtherDomain`],
-    /// [`Error::ForkedChild`]: nothing was moved. [`Error::Completion`] if the device refused,
-    /// [`Error::TimedOut`]; those of [`connect`](Self::connect) after an earlier error.
+    /// Without moving a byte: [`Error::Lookup`] if the cache fails, [`Error::LengthMismatch`],
+    /// [`Error::OtherDomain`], [`Error::ForkedChild`]; after an earlier error, those of
+    /// [`connect`](Self::connect). During the transfer: [`Error::Completion`] if the device fails,
+    /// [`Error::TimedOut`].
     pub fn send<M: Monitor>(
         &mut self,
         cache: &Cache<MrRegistrar, M>,
@@ -119,7 +120,7 @@ impl Loopback {
         self.cached(Operation::Send, cache, source, destination)
     }
 
-    /// Writes `source` to `destination`, which is the remote side.
+    /// Writes `source` to `destination` by RDMA. `destination` is the remote side.
     ///
     /// # Errors
     ///
@@ -133,7 +134,7 @@ impl Loopback {
         self.cached(Operation::RdmaWrite, cache, source, destination)
     }
 
-    /// Reads `source`, which is the remote side, into `destination`.
+    /// Reads `source` into `destination` by RDMA. `source` is the remote side.
     ///
     /// # Errors
     ///
@@ -163,10 +164,10 @@ impl Loopback {
         let (from, to) = (from.registration(), to.registration());
         // SAFETY: both registrations were looked up while the slices are borrowed, so that their
         // memory cannot be moved or unmapped since, and a lookup never returns a stale one.
-        unsafe { self.transfer(operation, source, from, destination, to) }
+        unsafe { self.transfer(operation, Ends::new(source, from, destination, to)) }
     }
 
-    /// Sends `source`, received into `destination`, by registrations of the caller's.
+    /// Sends `source`, and receives it into `destination`, with the caller's registrations.
     ///
     /// `destination_mr` must allow [`LOCAL_WRITE`](crate::Access::LOCAL_WRITE).
     ///
@@ -176,9 +177,9 @@ impl Loopback {
     ///
     /// # Safety
     ///
-    /// No page that `source_mr` and `destination_mr` have pinned under the slices is mapped anywhere
-    /// but there. It is if the registration is stale because its memory was moved, by `mremap` or by
-    /// a `realloc` that uses it.
+    /// The pages that `source_mr` and `destination_mr` have pinned under the slices are mapped
+    /// there and nowhere else. That is false for a registration that is stale because its memory
+    /// was moved, by `mremap` or by a `realloc` that uses it.
     pub unsafe fn send_registered(
         &mut self,
         source: &[u8],
@@ -186,19 +187,13 @@ impl Loopback {
         destination: &mut [u8],
         destination_mr: &Mr,
     ) -> Result<(), Error> {
-        // SAFETY: passed on.
-        unsafe {
-            self.transfer(
-                Operation::Send,
-                source,
-                source_mr,
-                destination,
-                destination_mr,
-            )
-        }
+        let ends = Ends::new(source, source_mr, destination, destination_mr);
+        // SAFETY: the caller keeps the same contract.
+        unsafe { self.transfer(Operation::Send, ends) }
     }
 
-    /// Writes `source` to `destination`, which is the remote side, by registrations of the caller's.
+    /// Writes `source` to `destination` by RDMA, with the caller's registrations. `destination` is
+    /// the remote side.
     ///
     /// `destination_mr` must allow [`REMOTE_WRITE`](crate::Access::REMOTE_WRITE).
     ///
@@ -216,20 +211,13 @@ impl Loopback {
         destination: &mut [u8],
         destination_mr: &Mr,
     ) -> Result<(), Error> {
-        // SAFETY: passed on.
-        unsafe {
-            self.transfer(
-                Operation::RdmaWrite,
-                source,
-                source_mr,
-                destination,
-                destination_mr,
-            )
-        }
+        let ends = Ends::new(source, source_mr, destination, destination_mr);
+        // SAFETY: the caller keeps the same contract.
+        unsafe { self.transfer(Operation::RdmaWrite, ends) }
     }
 
-    /// Reads `source`, which is the remote side, into `destination`, by registrations of the
-    /// caller's.
+    /// Reads `source` into `destination` by RDMA, with the caller's registrations. `source` is the
+    /// remote side.
     ///
     /// `source_mr` must allow [`REMOTE_READ`](crate::Access::REMOTE_READ), `destination_mr`
     /// [`LOCAL_WRITE`](crate::Access::LOCAL_WRITE).
@@ -248,50 +236,36 @@ impl Loopback {
         destination: &mut [u8],
         destination_mr: &Mr,
     ) -> Result<(), Error> {
-        // SAFETY: passed on.
-        unsafe {
-            self.transfer(
-                Operation::RdmaRead,
-                source,
-                source_mr,
-                destination,
-                destination_mr,
-            )
-        }
+        let ends = Ends::new(source, source_mr, destination, destination_mr);
+        // SAFETY: the caller keeps the same contract.
+        unsafe { self.transfer(Operation::RdmaRead, ends) }
     }
 
     /// # Safety
     ///
     /// As [`send_registered`](Self::send_registered).
-    unsafe fn transfer(
-        &mut self,
-        operation: Operation,
-        source: &[u8],
-        source_mr: &Mr,
-        destination: &mut [u8],
-        destination_mr: &Mr,
-    ) -> Result<(), Error> {
+    unsafe fn transfer(&mut self, operation: Operation, ends: Ends<'_>) -> Result<(), Error> {
         self.pd.context().check_process()?;
-        let len = source.len();
-        if len != destination.len() {
+        let len = ends.source.len();
+        if len != ends.destination.len() {
             return Err(Error::LengthMismatch {
                 source_len: len,
-                destination_len: destination.len(),
+                destination_len: ends.destination.len(),
             });
         }
         if len == 0 {
             return Ok(());
         }
-        self.check_end(End::Source, source, source_mr)?;
-        self.check_end(End::Destination, destination, destination_mr)?;
+        self.check_end(End::Source, ends.source, ends.source_mr)?;
+        self.check_end(End::Destination, ends.destination, ends.destination_mr)?;
 
-        // The device reaches the memory by address: outside of what the compiler sees, as foreign
-        // code would with a pointer that it was given.
+        // The device reaches the memory by address, which the compiler does not see. The pointers
+        // are exposed, as they would be to foreign code.
         let message = Message {
-            source: source.as_ptr().expose_provenance(),
-            source_mr,
-            destination: destination.as_mut_ptr().expose_provenance(),
-            destination_mr,
+            source: ends.source.as_ptr().expose_provenance(),
+            source_mr: ends.source_mr,
+            destination: ends.destination.as_mut_ptr().expose_provenance(),
+            destination_mr: ends.destination_mr,
             len,
         };
         let attempt = Attempt {
@@ -300,8 +274,8 @@ impl Loopback {
             started: Instant::now(),
             timeout: self.timeout,
         };
-        // Out of `self` while work requests are outstanding: whichever way this function is left,
-        // a pair that may have some is not used again.
+        // The pair is out of `self` while work requests are outstanding. So no way out of this
+        // function leaves a pair in use that may have some.
         let pair = match self.pair.take() {
             Some(pair) => pair,
             None => Pair::connect(&self.pd, &self.route)?,
@@ -314,9 +288,10 @@ impl Loopback {
                     if index > 0 {
                         attempt.check_time()?;
                     }
-                    // SAFETY: the slices given to this function are borrowed until it returns, `source`
-                    // shared and `destination` exclusively, and so are the registrations. It returns after
-                    // all pieces have succeeded, with nothing outstanding, or after `quiesce`.
+                    // SAFETY: the slices given to this function are borrowed until it returns,
+                    // `source` shared and `destination` exclusively, and so are the registrations.
+                    // It returns after all pieces have succeeded, with nothing outstanding, or
+                    // after `quiesce`.
                     unsafe { pair.exchange(&piece, &attempt) }
                 });
         match moved {
@@ -326,7 +301,7 @@ impl Loopback {
         moved
     }
 
-    /// Refuses a slice that is not inside the registration, or a registration of another domain.
+    /// Fails if the slice is not inside the registration, or the registration is of another domain.
     fn check_end(&self, end: End, slice: &[u8], mr: &Mr) -> Result<(), Error> {
         if !Arc::ptr_eq(mr.pd(), &self.pd) {
             return Err(Error::OtherDomain { end });
@@ -344,17 +319,41 @@ impl Loopback {
 
     fn max_message(&self) -> usize {
         match self.route.port().max_message as usize {
-            // A port that does not say.
+            // The port does not say.
             0 => MAX_MESSAGE,
             max => max.min(MAX_MESSAGE),
         }
     }
 }
 
-/// A transfer under way: what it is, and when it is given up.
+/// The memory of a transfer, with the registrations that cover it.
+struct Ends<'a> {
+    source: &'a [u8],
+    source_mr: &'a Mr,
+    destination: &'a mut [u8],
+    destination_mr: &'a Mr,
+}
+
+impl<'a> Ends<'a> {
+    fn new(
+        source: &'a [u8],
+        source_mr: &'a Mr,
+        destination: &'a mut [u8],
+        destination_mr: &'a Mr,
+    ) -> Self {
+        Self {
+            source,
+            source_mr,
+            destination,
+            destination_mr,
+        }
+    }
+}
+
+/// A transfer in progress, and its deadline.
 struct Attempt {
     operation: Operation,
-    /// Of all its pieces.
+    /// Bytes of all pieces.
     len: usize,
     started: Instant,
     timeout: Duration,
@@ -385,7 +384,7 @@ struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// In pieces of at most `max` bytes, which is not 0.
+    /// Splits it into pieces of at most `max` bytes, which is not 0.
     fn pieces(self, max: usize) -> impl Iterator<Item = Self> {
         (0..self.len).step_by(max).map(move |offset| Self {
             source: self.source + offset,
@@ -395,7 +394,7 @@ impl Message<'_> {
         })
     }
 
-    /// A piece is at most `MAX_MESSAGE` long, which fits 32 bits.
+    /// Returns the length of a piece. It is at most `MAX_MESSAGE`, which fits 32 bits.
     fn length(&self) -> u32 {
         self.len as u32
     }
@@ -417,12 +416,12 @@ impl Message<'_> {
     }
 }
 
-/// Two queue pairs connected with each other, and the queue of both's completions.
+/// Two queue pairs that are connected to each other, and their common completion queue.
 #[derive(Debug)]
 struct Pair {
     /// Posts the send, RDMA write or RDMA read.
     requester: Qp,
-    /// Receives the send; is the remote side of the others.
+    /// Receives the send, and is the remote side of RDMA writes and reads.
     responder: Qp,
     cq: Arc<Cq>,
 }
@@ -444,7 +443,7 @@ impl Pair {
     ///
     /// # Errors
     ///
-    /// Work requests may be outstanding then.
+    /// After an error, work requests may be outstanding.
     ///
     /// # Safety
     ///
@@ -484,7 +483,7 @@ impl Pair {
         }
     }
 
-    /// Polls until `expected` work requests, which are all that are outstanding, have succeeded.
+    /// Polls until all outstanding work requests, which are `expected`, have succeeded.
     fn wait(&self, expected: u32, attempt: &Attempt) -> Result<(), Error> {
         let mut done = 0;
         while done < expected {
@@ -507,7 +506,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Returns when the device has let go of every outstanding work request.
+    /// Destroys the queue pairs. The device then touches no memory for their work requests.
     fn quiesce(self) {
         for qp in [self.requester, self.responder] {
             let mut destroyed = qp.destroy();
@@ -529,7 +528,7 @@ impl Pair {
     }
 }
 
-/// The number of the work request posted for the memory at `end`, and back.
+/// Returns the number of the work request for the memory at `end`.
 fn id(end: End) -> u64 {
     match end {
         End::Source => 0,
@@ -537,6 +536,7 @@ fn id(end: End) -> u64 {
     }
 }
 
+/// Returns the end whose work request has this number.
 fn end(id: u64) -> End {
     if id == 0 {
         End::Source

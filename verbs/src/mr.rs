@@ -1,4 +1,4 @@
-//! [`Mr`], a registration.
+//! [`Mr`]: a registration.
 
 use std::io;
 use std::ptr::{self, NonNull};
@@ -10,12 +10,12 @@ use regcache::VaRange;
 use crate::errno::{check, check_ptr};
 use crate::{Access, Pd};
 
-/// Memory that the device can reach: its pages pinned, its keys given out.
+/// A registration: memory whose pages are pinned, and whose keys let the device reach it.
 ///
-/// It says which addresses it was made for, not what is mapped there now: after `munmap` it still
-/// reaches the old pages. That is what the cache is for.
+/// It reaches the pages that were mapped when it was made. After `munmap` it still reaches those
+/// pages, whatever is mapped at the address. A cache solves this.
 ///
-/// Deregistered on drop; [`deregister`](Self::deregister) also tells whether that worked.
+/// It is deregistered on drop. [`deregister`](Self::deregister) also reports whether that worked.
 #[derive(Debug)]
 pub struct Mr {
     mr: NonNull<ibv_mr>,
@@ -46,7 +46,7 @@ impl Mr {
         Self::register_with(pd, range, access, 0)
     }
 
-    /// The same with flags that [`Access`] does not name, and that are not for a cache.
+    /// Registers with flags that are not in [`Access`], because a cache cannot use them.
     pub(crate) fn register_with(
         pd: &Arc<Pd>,
         range: VaRange,
@@ -58,7 +58,7 @@ impl Mr {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!(
-                    "access flags {foreign:#x} are not for a cache: see regcache_verbs::Access"
+                    "a cache cannot use the access flags {foreign:#x}: see regcache_verbs::Access"
                 ),
             ));
         }
@@ -93,73 +93,74 @@ impl Mr {
         })
     }
 
-    /// The key that this process's work requests name it by.
+    /// Returns the key for the work requests of this process.
     #[inline]
     #[must_use]
     pub fn lkey(&self) -> u32 {
         self.lkey
     }
 
-    /// The key that a peer's requests name it by. Of use only with remote access.
+    /// Returns the key for the requests of a peer. It is valid only with remote access.
     #[inline]
     #[must_use]
     pub fn rkey(&self) -> u32 {
         self.rkey
     }
 
-    /// Address of its first byte.
+    /// Returns the address of its first byte.
     #[inline]
     #[must_use]
     pub fn addr(&self) -> usize {
         self.range.start()
     }
 
-    /// Length in bytes; never 0.
+    /// Returns its length in bytes, which is never 0.
     #[inline]
     #[must_use]
     pub fn length(&self) -> usize {
         self.range.len()
     }
 
-    /// The addresses it was made for.
+    /// Returns its range.
     #[inline]
     #[must_use]
     pub fn range(&self) -> VaRange {
         self.range
     }
 
-    /// The access it was asked for.
+    /// Returns the access that was asked for.
     #[inline]
     #[must_use]
     pub fn access(&self) -> Access {
         self.access
     }
 
-    /// libibverbs's own structure, valid as long as `self` is. Not to be deregistered, nor registered anew.
+    /// Returns libibverbs's structure, which is valid as long as `self`. Do not deregister or
+    /// reregister it.
     #[inline]
     #[must_use]
     pub fn as_ptr(&self) -> *mut ibv_mr {
         self.mr.as_ptr()
     }
 
-    /// The protection domain it is in.
+    /// Returns the protection domain that it is in.
     #[inline]
     #[must_use]
     pub fn pd(&self) -> &Arc<Pd> {
         &self.pd
     }
 
-    /// Deregisters. Its memory may have been unmapped.
+    /// Deregisters it. Its memory may have been unmapped.
     ///
     /// # Errors
     ///
-    /// The system's error; the registration then lives, unreachable, until the device is closed.
-    /// In a forked child always an error: the registration is the parent's, and stays.
+    /// The system's error. The registration then stays until the device is closed. In a forked
+    /// child this always fails, as the registration belongs to the parent.
     pub fn deregister(mut self) -> io::Result<()> {
         self.destroy()
     }
 
-    /// Deregisters once; `self` must not be used afterwards.
+    /// Deregisters it, once. `self` must not be used afterwards.
     fn destroy(&mut self) -> io::Result<()> {
         self.live = false;
         if let Err(forked) = self.pd.context().check_process() {

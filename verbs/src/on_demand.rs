@@ -1,7 +1,8 @@
-//! On-demand paging: [`OnDemand`], what a device offers of it, and [`OnDemandMr`], a registration that pins nothing.
+//! On-demand paging: [`OnDemand`], the operations for which a device has it, and [`OnDemandMr`], a
+//! registration that pins nothing.
 //!
-//! It is no registration for a cache, whose registrars promise pinned pages: it follows the page tables, whatever becomes of
-//! the mapping. It is here to be measured beside one.
+//! A cache cannot use it, as registrars promise pinned pages. It follows the page tables when the
+//! mapping changes. Benchmarks compare it with a cache.
 
 use std::io;
 use std::mem::{self, offset_of};
@@ -18,8 +19,8 @@ use crate::errno::check;
 use crate::{Access, Context, Error, Mr, Pd};
 
 bitflags::bitflags! {
-    /// What of a reliable connection's may use a registration that pins nothing. Empty where the device has no such
-    /// registrations.
+    /// The operations of a reliable connection that may use a registration that pins nothing. It is
+    /// empty if the device has no such registrations.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct OnDemand: u32 {
         /// The source of a send.
@@ -38,18 +39,20 @@ bitflags::bitflags! {
 }
 
 impl Context {
-    /// For what on reliable connections the device offers registrations that pin nothing, each of one range: *explicit*
-    /// on-demand paging. Empty where it offers none, or its provider cannot be asked.
+    /// Returns the operations of reliable connections for which the device has *explicit* on-demand
+    /// paging: registrations of single ranges that pin nothing. It is empty if the device has none,
+    /// or its provider cannot be asked.
     ///
     /// # Errors
     ///
     /// [`Error::Query`].
     pub fn on_demand(&self) -> Result<OnDemand, Error> {
-        // C's inline `ibv_query_device_ex`, which is a function of the provider's that no library exports. (rdma-sys 0.3 has it,
-        // but never finds the function on 64-bit machines: see `Context::port`.)
+        // This is C's inline `ibv_query_device_ex`, which calls a function of the provider that no
+        // library exports. (rdma-sys 0.3 has it, but never finds the function on 64-bit machines:
+        // see `Context::port`.)
         //
-        // SAFETY: the context is open, so libibverbs has filled it in; all ones in `abi_compat` says that it is the last field
-        // of a `verbs_context`.
+        // SAFETY: the context is open, so libibverbs has filled it in. All ones in `abi_compat`
+        // mean that it is the last field of a `verbs_context`.
         let verbs = unsafe {
             let context = self.as_ptr();
             if (*context).abi_compat.addr() != usize::MAX {
@@ -60,9 +63,9 @@ impl Context {
                 .wrapping_sub(offset_of!(verbs_context, context))
                 .cast::<verbs_context>()
         };
-        // The structure grows at its front, and says how much of it there is.
+        // The structure grows at its front, and has its size in `sz`.
         let needed = size_of::<verbs_context>() - offset_of!(verbs_context, query_device_ex);
-        // SAFETY: as above; `sz` was there from the first, and says that the other field is there.
+        // SAFETY: as above. Every version has `sz`, and it says that the other field exists.
         let query = unsafe {
             if (*verbs).sz < needed {
                 return Ok(OnDemand::empty());
@@ -74,7 +77,8 @@ impl Context {
         };
         // SAFETY: a C struct of integers and arrays of them, for which zero is a value.
         let mut attr: ibv_device_attr_ex = unsafe { mem::zeroed() };
-        // SAFETY: the context is open, no input is what C's callers give as well, and `attr` lives through the call.
+        // SAFETY: the context is open, C callers pass no input either, and `attr` lives through the
+        // call.
         let queried = unsafe {
             query(
                 self.as_ptr(),
@@ -99,33 +103,34 @@ fn of(attr: &ibv_device_attr_ex) -> OnDemand {
     OnDemand::from_bits_truncate(attr.odp_caps.per_transport_caps.rc_odp_caps)
 }
 
-/// Memory that the device can reach through the page tables of this process: nothing of it is pinned, and what is mapped
-/// there when a transfer comes by is what it moves. A page that is not there then is faulted in.
+/// A registration through which the device follows the page tables of this process. It pins
+/// nothing. A transfer moves the pages that are mapped at that time, and faults in missing ones.
 ///
-/// SoftRoCE offers it and moves wrong bytes, up to Linux 7.3 at least, of each packet that does not start where a page does.
+/// SoftRoCE has it, but up to Linux 7.3 at least it moves wrong bytes in each packet that does not
+/// start at a page boundary.
 ///
-/// Deregistered on drop.
+/// It is deregistered on drop.
 #[derive(Debug)]
 pub struct OnDemandMr(Mr);
 
 impl OnDemandMr {
-    /// Registers `range` in `pd`, whose device offers it ([`Context::on_demand`]).
+    /// Registers `range` in `pd`, whose device must have it ([`Context::on_demand`]).
     ///
     /// # Errors
     ///
-    /// The system's error: `EOPNOTSUPP` where the device does not offer it.
+    /// The system's error: `EOPNOTSUPP` if the device does not have it.
     pub fn register(pd: &Arc<Pd>, range: VaRange, access: Access) -> io::Result<Self> {
         let on_demand = ibv_access_flags::IBV_ACCESS_ON_DEMAND.0;
         Mr::register_with(pd, range, access, on_demand).map(Self)
     }
 
-    /// The key that this process's work requests name it by.
+    /// Returns the key for the work requests of this process.
     #[must_use]
     pub fn lkey(&self) -> u32 {
         self.0.lkey()
     }
 
-    /// The key that a peer's requests name it by. Of use only with remote access.
+    /// Returns the key for the requests of a peer. It is valid only with remote access.
     #[must_use]
     pub fn rkey(&self) -> u32 {
         self.0.rkey()
@@ -142,7 +147,7 @@ mod tests {
         let mut attr: ibv_device_attr_ex = unsafe { mem::zeroed() };
         attr.odp_caps.per_transport_caps.rc_odp_caps = 0b1101;
         assert_eq!(of(&attr), OnDemand::empty());
-        // Only of the whole address space at once.
+        // Bit 1 alone means the whole address space at once.
         attr.odp_caps.general_caps = 2;
         assert_eq!(of(&attr), OnDemand::empty());
         attr.odp_caps.general_caps = 3;

@@ -1,4 +1,4 @@
-//! [`Pd`], a protection domain.
+//! [`Pd`]: a protection domain.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::{Context, Error};
 #[derive(Debug)]
 pub struct Pd {
     pd: NonNull<ibv_pd>,
-    /// False if it is somebody else's to deallocate.
+    /// False if other code deallocates it.
     owned: bool,
     context: Arc<Context>,
 }
@@ -39,13 +39,13 @@ impl Pd {
         }))
     }
 
-    /// A protection domain that somebody else has allocated, and will deallocate, on a device that they have
-    /// opened. For programs that are not written in Rust, or with another crate.
+    /// Wraps a protection domain that other code has allocated, and will deallocate. Use it in a
+    /// program that uses libibverbs directly or through another crate.
     ///
     /// # Safety
     ///
-    /// `pd` is allocated, and stays so while the result, or anything made from it, lives; its device was opened by
-    /// this process.
+    /// This process has opened the device of `pd`. `pd` stays allocated while the result, or
+    /// anything made from it, lives.
     #[must_use]
     pub unsafe fn borrowed(pd: NonNull<ibv_pd>) -> Arc<Self> {
         // SAFETY: allocated, so that libibverbs has filled it in.
@@ -57,13 +57,13 @@ impl Pd {
         })
     }
 
-    /// The device it is on.
+    /// Returns the device that it is on.
     #[must_use]
     pub fn context(&self) -> &Arc<Context> {
         &self.context
     }
 
-    /// Valid as long as `self` is.
+    /// Returns the pointer, which is valid as long as `self`.
     pub(crate) fn as_ptr(&self) -> *mut ibv_pd {
         self.pd.as_ptr()
     }
@@ -78,8 +78,8 @@ impl Drop for Pd {
         // pairs made in it held an `Arc` of `self` and are gone. `context` is dropped after this.
         let deallocated = unsafe { ibv_dealloc_pd(self.as_ptr()) };
         if let Err(error) = check(deallocated) {
-            // A registration that the device refused to let go keeps it; closing the device frees
-            // both.
+            // A registration that the device refused to deregister keeps it. Closing the device
+            // frees both.
             tracing::warn!(%error, "cannot deallocate the protection domain");
         }
     }

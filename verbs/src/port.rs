@@ -1,4 +1,4 @@
-//! [`Port`]: what a device says of one of its ports.
+//! [`Port`]: the attributes of a port.
 
 use std::fmt;
 use std::mem;
@@ -17,14 +17,14 @@ const LINK_LAYER_ETHERNET: u8 = 2;
 /// `IBV_QPF_GRH_REQUIRED` in the port's flags: every packet must carry a global address.
 const GRH_REQUIRED: u8 = 1;
 
-/// What a port runs on.
+/// The link layer of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkLayer {
     /// InfiniBand: ports are addressed by LID.
     InfiniBand,
     /// Ethernet (RoCE, iWARP): ports are addressed by GID.
     Ethernet,
-    /// A device that does not say. By the manual of `ibv_query_port`, InfiniBand.
+    /// The device does not say. The manual of `ibv_query_port` takes that as InfiniBand.
     Unspecified,
 }
 
@@ -39,9 +39,9 @@ pub enum PortState {
     Armed,
     /// Carries traffic.
     Active,
-    /// Was active, and the link is lost for a moment.
+    /// Was active, and has lost the link for a moment.
     ActiveDefer,
-    /// A state that is not in the verbs, or none.
+    /// A state that the verbs do not define.
     Other(u32),
 }
 
@@ -71,22 +71,22 @@ impl fmt::Display for PortState {
     }
 }
 
-/// What a device says of one of its ports, at the time of asking.
+/// The attributes of a port, as they were when it was queried.
 #[derive(Clone, Debug)]
 pub struct Port {
     /// Its number, from 1.
     pub number: u8,
     /// Its state.
     pub state: PortState,
-    /// What it runs on.
+    /// Its link layer.
     pub link_layer: LinkLayer,
     /// Its local identifier on InfiniBand; 0 on Ethernet.
     pub lid: u16,
-    /// Bytes of payload in a packet at most: 256 to 4096.
+    /// Most bytes of payload in a packet: 256 to 4096.
     pub mtu: u32,
-    /// Bytes in a message at most.
+    /// Most bytes in a message.
     pub max_message: u32,
-    /// Entries in its GID table, the empty ones included.
+    /// Entries in its GID table, including empty ones.
     pub gid_table_len: u32,
     /// True if packets must carry a GID even on InfiniBand.
     pub grh_required: bool,
@@ -115,7 +115,7 @@ impl Port {
 }
 
 impl Context {
-    /// How many ports the device has; they are numbered from 1.
+    /// Returns the number of ports of the device. Ports are numbered from 1.
     ///
     /// # Errors
     ///
@@ -129,7 +129,7 @@ impl Context {
         Ok(attr.phys_port_cnt)
     }
 
-    /// What the device says of port `number`.
+    /// Queries port `number`.
     ///
     /// # Errors
     ///
@@ -157,7 +157,8 @@ impl Context {
         Ok(Port::new(number, &attr))
     }
 
-    /// The first port that is ACTIVE; if none is, says what state the first one is in.
+    /// Returns the first port that is ACTIVE. If none is, the error has the state of the first
+    /// port.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! [`Qp`], a reliably connected queue pair.
+//! [`Qp`]: a reliably connected queue pair.
 
 use std::ffi::c_int;
 use std::hash::{BuildHasher, RandomState};
@@ -16,24 +16,24 @@ use rdma_sys::{
 use crate::errno::{check, check_ptr};
 use crate::{Access, Cq, Error, Pd, Route};
 
-/// Time to wait for an acknowledgement before sending again, as 4.096 us * 2^17 = 0.54 s, and how
-/// often to do so. Long for a wire, where 2^14 is usual, because a software device on a busy machine
-/// may not run for that long.
+/// The time to wait for an acknowledgement before sending again: 4.096 us * 2^17 = 0.54 s; and the
+/// number of retries. Hardware usually uses 2^14. A software device on a busy machine may not run
+/// for longer than that.
 const ACK_TIMEOUT: u8 = 17;
 pub(crate) const RETRIES: u8 = 7;
 
-/// Wait as long as it takes if the peer has no receive posted (7 means no limit), asking again
-/// after 0.64 ms (12).
+/// The number of retries if the peer has posted no receive, where 7 means no limit; and the time
+/// between them, where 12 means 0.64 ms.
 pub(crate) const RNR_RETRIES: u8 = 7;
 const RNR_TIMER: u8 = 12;
 
-/// RDMA reads under way at once.
+/// RDMA reads in flight at once.
 pub(crate) const READS: u8 = 1;
 
 /// Packet sequence numbers have 24 bits.
 const PSN_MASK: u64 = 0xff_ffff;
 
-/// How long to wait for the peer, whoever knows the rest of the connection.
+/// Sets how long to wait for the peer.
 pub(crate) fn patience(attr: &mut ibv_qp_attr) {
     attr.min_rnr_timer = RNR_TIMER;
     attr.rnr_retry = RNR_RETRIES;
@@ -41,14 +41,14 @@ pub(crate) fn patience(attr: &mut ibv_qp_attr) {
     attr.retry_cnt = RETRIES;
 }
 
-/// Memory of this process, for a work request.
+/// A piece of this process's memory, for a work request.
 #[derive(Clone, Copy, Debug)]
 pub struct Sge {
     /// Its address.
     pub addr: u64,
-    /// Its length in bytes. Not 0, which devices read as 2^31.
+    /// Its length in bytes. It must not be 0, which devices take as 2^31.
     pub length: u32,
-    /// Key of a registration that covers it.
+    /// The key of a registration that covers it.
     pub lkey: u32,
 }
 
@@ -62,7 +62,7 @@ impl Sge {
     }
 }
 
-/// Memory at the peer.
+/// The start of memory at the peer.
 #[derive(Clone, Copy, Debug)]
 pub struct RemoteMemory {
     /// Its address in the peer's process.
@@ -71,7 +71,7 @@ pub struct RemoteMemory {
     pub rkey: u32,
 }
 
-/// A reliably connected (RC) queue pair. Each work request has one piece of memory and ends in a
+/// A reliably connected (RC) queue pair. Each work request has one piece of memory, and produces a
 /// completion.
 #[derive(Debug)]
 pub struct Qp {
@@ -79,7 +79,7 @@ pub struct Qp {
     /// False once destroyed, which only a method that consumes `self` does.
     live: bool,
     number: u32,
-    /// Of the first packet it sends.
+    /// The sequence number of the first packet that it sends.
     psn: u32,
     pd: Arc<Pd>,
     _send_cq: Arc<Cq>,
@@ -94,7 +94,7 @@ unsafe impl Sync for Qp {}
 
 impl Qp {
     /// Creates an unconnected queue pair in `pd` that takes `depth` sends and as many receives at a
-    /// time. Their completions come out of the queues given, which must have room for them.
+    /// time. The completion queues must have room for their completions.
     ///
     /// # Errors
     ///
@@ -134,26 +134,26 @@ impl Qp {
         })
     }
 
-    /// Its number, 24 bits, by which the port's packets name it.
+    /// Returns its number, of 24 bits, which packets of the port carry.
     #[must_use]
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// Connects two new queue pairs of one port with each other.
+    /// Connects two new queue pairs of one port to each other.
     ///
-    /// The first sequence number of each direction is random, so that a packet that is late from an
-    /// earlier queue pair of the same number is not taken for one of this connection.
+    /// The first sequence number of each direction is random. So a late packet of an earlier queue
+    /// pair with the same number does not match this connection.
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectQp`]. Destroy both then.
+    /// [`Error::ConnectQp`]. Destroy both queue pairs then.
     pub fn connect(one: &Self, other: &Self, route: &Route) -> Result<(), Error> {
         one.to_rts(other, route)?;
         other.to_rts(one, route)
     }
 
-    /// RESET -> INIT -> RTR -> RTS.
+    /// Moves the queue pair from RESET over INIT and RTR to RTS.
     fn to_rts(&self, peer: &Self, route: &Route) -> Result<(), Error> {
         type Mask = ibv_qp_attr_mask;
         // SAFETY: a C struct of integers and of a union of such, for which zero is a value.
@@ -207,23 +207,23 @@ impl Qp {
 
     /// Sets the attributes that `mask` names.
     pub(crate) fn modify(&self, attr: &mut ibv_qp_attr, mask: c_int) -> io::Result<()> {
-        // SAFETY: the queue pair is alive, and `attr` has all fields. What the peer may reach by a
-        // connection is what was registered for remote access, and what this side may reach by it
-        // takes work requests, whose posting is unsafe.
+        // SAFETY: the queue pair is alive, and `attr` has all fields. Over a connection the peer
+        // reaches only memory that was registered for remote access. This side reaches memory by
+        // work requests, and posting them is unsafe.
         check(unsafe { ibv_modify_qp(self.as_ptr(), attr, mask) })
     }
 
-    /// Posts a receive: the peer's next send lands in `into`.
+    /// Posts a receive. The next send of the peer goes to `into`.
     ///
     /// # Errors
     ///
-    /// [`Error::Post`]; nothing was posted then.
+    /// [`Error::Post`]. Nothing was posted then.
     ///
     /// # Safety
     ///
-    /// The device may write the memory at `into` until the completion has been polled or the queue
-    /// pair destroyed. Until then the memory belongs to nobody else, and the registration that
-    /// `into.lkey` names is not deregistered.
+    /// The device may write the memory at `into` until the completion was polled or the queue pair
+    /// destroyed. Until then no other code uses the memory, and the registration of `into.lkey` is
+    /// not deregistered.
     pub unsafe fn post_recv(&self, wr_id: u64, into: Sge) -> Result<(), Error> {
         let mut sge = into.to_verbs();
         let mut wr = ibv_recv_wr {
@@ -244,13 +244,13 @@ impl Qp {
     ///
     /// # Errors
     ///
-    /// [`Error::Post`]; nothing was posted then.
+    /// [`Error::Post`]. Nothing was posted then.
     ///
     /// # Safety
     ///
-    /// The device may read the memory at `from` until the completion has been polled or the queue
-    /// pair destroyed. Until then nobody writes to the memory, and the registration that
-    /// `from.lkey` names is not deregistered.
+    /// The device may read the memory at `from` until the completion was polled or the queue pair
+    /// destroyed. Until then no code writes to the memory, and the registration of `from.lkey` is
+    /// not deregistered.
     pub unsafe fn post_send(&self, wr_id: u64, from: Sge) -> Result<(), Error> {
         // SAFETY: the contract of `post` for a send, of which the caller keeps it.
         unsafe { self.post(ibv_wr_opcode::IBV_WR_SEND, wr_id, from, None) }
@@ -260,12 +260,12 @@ impl Qp {
     ///
     /// # Errors
     ///
-    /// [`Error::Post`]; nothing was posted then.
+    /// [`Error::Post`]. Nothing was posted then.
     ///
     /// # Safety
     ///
-    /// For `from`, as [`post_send`](Self::post_send). The same number of bytes at `to` belongs to
-    /// nobody else until then: it is this process's memory, as both ends are.
+    /// For `from`, as [`post_send`](Self::post_send). Until then no other code uses as many bytes
+    /// at `to`, if that is memory of this process.
     pub unsafe fn post_rdma_write(
         &self,
         wr_id: u64,
@@ -280,12 +280,12 @@ impl Qp {
     ///
     /// # Errors
     ///
-    /// [`Error::Post`]; nothing was posted then.
+    /// [`Error::Post`]. Nothing was posted then.
     ///
     /// # Safety
     ///
-    /// For `into`, as [`post_recv`](Self::post_recv). Nobody writes to the same number of bytes at
-    /// `from` until then.
+    /// For `into`, as [`post_recv`](Self::post_recv). Until then no code writes to as many bytes at
+    /// `from`, if that is memory of this process.
     pub unsafe fn post_rdma_read(
         &self,
         wr_id: u64,
@@ -300,9 +300,9 @@ impl Qp {
     ///
     /// # Safety
     ///
-    /// The device may do to the memory at `local` and `remote` what `opcode` says until the
-    /// completion has been polled or the queue pair destroyed. Until then nobody writes to what it
-    /// reads, nobody touches what it writes, and the registrations named live.
+    /// The device may execute `opcode` on the memory at `local` and `remote` until the completion
+    /// was polled or the queue pair destroyed. Until then no code writes to memory that it reads or
+    /// uses memory that it writes, and the registrations stay.
     unsafe fn post(
         &self,
         opcode: ibv_wr_opcode::Type,
@@ -334,12 +334,11 @@ impl Qp {
         check(posted).map_err(|source| Error::Post { source })
     }
 
-    /// Destroys the queue pair. When it returns `Ok`, the device has let go of every work request
-    /// posted to it, and touches no memory for them.
+    /// Destroys the queue pair. After `Ok`, the device touches no memory for its work requests.
     ///
     /// # Errors
     ///
-    /// The queue pair, as it was, and the system's error.
+    /// Returns the unchanged queue pair, and the system's error.
     pub fn destroy(mut self) -> Result<(), (Self, io::Error)> {
         if let Err(forked) = self.pd.context().check_process() {
             return Err((self, io::Error::other(forked)));
@@ -353,7 +352,7 @@ impl Qp {
         }
     }
 
-    /// If it returns `Ok`, `self` must not be used afterwards.
+    /// Destroys the queue pair. After `Ok`, `self` must not be used.
     fn destroy_once(&mut self) -> io::Result<()> {
         // SAFETY: `qp` came from `ibv_create_qp` and was not destroyed: `destroy` consumes `self`
         // when it succeeds, and `live` then keeps `drop` from a second time. A failing
@@ -361,7 +360,7 @@ impl Qp {
         check(unsafe { ibv_destroy_qp(self.as_ptr()) })
     }
 
-    /// Valid as long as `self` is.
+    /// Returns the pointer, which is valid as long as `self`.
     fn as_ptr(&self) -> *mut ibv_qp {
         self.qp.as_ptr()
     }

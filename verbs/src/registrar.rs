@@ -1,4 +1,4 @@
-//! [`MrRegistrar`], what a cache of RDMA registrations caches for.
+//! [`MrRegistrar`]: the registrar of a protection domain.
 
 use std::io;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ pub struct MrRegistrar {
 }
 
 impl MrRegistrar {
-    /// A registrar for `pd`.
+    /// Makes a registrar for `pd`.
     #[must_use]
     pub fn new(pd: &Arc<Pd>) -> Self {
         Self { pd: Arc::clone(pd) }
     }
 
-    /// The protection domain.
+    /// Returns the protection domain.
     #[must_use]
     pub fn pd(&self) -> &Arc<Pd> {
         &self.pd
@@ -30,9 +30,9 @@ impl MrRegistrar {
 // SAFETY:
 // - `ibv_reg_mr` covers the whole range or fails, with the access asked for or more
 //   (`Access::with_implied`), at the process's own addresses (the iova given is the start).
-// - It takes the pages by `pin_user_pages` between call and return and keeps the pins until
-//   deregistered. What would not pin, ON_DEMAND, is not in `Access`, and `Mr::register` refuses
-//   flags that are not.
+// - It pins the pages with `pin_user_pages` between call and return, and keeps the pins until it is
+//   deregistered. ON_DEMAND, which would not pin, is not in `Access`, and `Mr::register` refuses
+//   flags that are not in it.
 // - `ibv_dereg_mr` returns 0 once the kernel has invalidated the key in the device and unpinned.
 //   `Access` has no MW_BIND, so no memory window keeps a second way in.
 unsafe impl Registrar for MrRegistrar {

@@ -1,24 +1,24 @@
-//! [`Route`]: by which address a port is reached.
+//! [`Route`]: the address by which a port is reached.
 
 use rdma_sys::{ibv_ah_attr, ibv_global_route};
 
 use crate::gid::{self, GidEntry};
 use crate::{Context, Error, LinkLayer, Port, PortState};
 
-/// A router or host may pass a packet on this many times; the usual value of IP stacks.
+/// Most routers that a packet may pass. IP stacks usually use this value.
 const HOP_LIMIT: u8 = 64;
 
-/// The way from a port of this machine back to itself.
+/// The route from a port of this machine back to the same port.
 #[derive(Clone, Debug)]
 pub struct Route {
     port: Port,
-    /// Of use on Ethernet, and on InfiniBand where the port demands it.
+    /// Set on Ethernet, and on InfiniBand if the port requires it.
     gid: Option<GidEntry>,
 }
 
 impl Route {
-    /// From `port` of `context` to itself: by LID on InfiniBand, else by the best GID of the port,
-    /// which is an IPv4 address over RoCE v2 if it has one.
+    /// Finds the route from `port` of `context` to itself. It goes by LID on InfiniBand, and else
+    /// by the best GID of the port, which is an IPv4 address over RoCE v2 if there is one.
     ///
     /// # Errors
     ///
@@ -46,19 +46,19 @@ impl Route {
         })
     }
 
-    /// The port it starts and ends at.
+    /// Returns the port.
     #[must_use]
     pub fn port(&self) -> &Port {
         &self.port
     }
 
-    /// The GID it goes by; `None` if it goes by LID.
+    /// Returns the GID that it uses. `None` if it uses the LID.
     #[must_use]
     pub fn gid(&self) -> Option<&GidEntry> {
         self.gid.as_ref()
     }
 
-    /// `attr` with this route's address in it, the rest as it was.
+    /// Returns `attr` with the address of this route in it.
     pub(crate) fn address(&self, attr: ibv_ah_attr) -> ibv_ah_attr {
         let grh = match self.gid {
             Some(entry) => ibv_global_route {

@@ -1,7 +1,7 @@
-//! What the registrar and the loopback connection promise, on a real device.
+//! Checks the promises of the registrar and of the loopback connection, on a real device.
 //!
-//! Any device with an ACTIVE port will do; a software one is made, as root, by
-//! `modprobe rdma_rxe && ip link set lo up && rdma link add rxe0 type rxe netdev lo`. Then:
+//! Any device with an ACTIVE port is good enough. Root makes a software one by
+//! `modprobe rdma_rxe && ip link set lo up && rdma link add rxe0 type rxe netdev lo`. Then run
 //! `cargo test -p regcache-verbs --features rdma-device`.
 
 #![expect(clippy::unwrap_used, reason = "how a test fails")]
@@ -25,7 +25,7 @@ use regcache_verbs::{
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
 
-/// Around the path MTU (1024 or 4096), the page, and the largest message of rxe (8 MiB).
+/// Sizes around the path MTU (1024 or 4096), the page, and the largest message of rxe (8 MiB).
 const SIZES: [usize; 13] = [
     1,
     2,
@@ -68,8 +68,9 @@ impl Pages {
         }
     }
 
-    /// At addresses that no mapping call of another thread is given: far below the mappings that the
-    /// kernel places, next to which it places more. So nobody takes them between munmap and mmap.
+    /// Maps a page at an address that no mapping call of another thread gets, also between munmap
+    /// and mmap. It is far below the mappings that the kernel places, and the kernel places new
+    /// ones next to those.
     fn map_apart() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0x6000_0000_0000);
         let at = NEXT.fetch_add(16 * PAGE, Ordering::Relaxed);
@@ -78,7 +79,7 @@ impl Pages {
         Self::map_at(at, PAGE, protection, libc::MAP_FIXED_NOREPLACE)
     }
 
-    /// The same addresses, mapped anew: what the kernel may always answer to munmap and mmap.
+    /// Unmaps the pages and maps others at the same address, which the kernel may always choose.
     fn unmapped_and_mapped_again(self) -> Self {
         let (start, len) = (self.start, self.len);
         drop(self);
@@ -131,7 +132,7 @@ fn register(pd: &Arc<Pd>, pages: &Pages, access: Access) -> Mr {
         .unwrap()
 }
 
-/// Bytes that differ from one packet, page and seed to the next.
+/// Fills `bytes` with a pattern that differs from packet to packet, page to page and seed to seed.
 fn pattern(bytes: &mut [u8], seed: u32) {
     let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
     for byte in bytes {
@@ -142,7 +143,7 @@ fn pattern(bytes: &mut [u8], seed: u32) {
     }
 }
 
-/// Transfers by the tests' own registrations.
+/// Transfers with the tests' own registrations.
 trait Raw {
     fn raw_send(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error>;
     fn raw_write(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error>;
@@ -151,7 +152,7 @@ trait Raw {
 
 impl Raw for Loopback {
     fn raw_send(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error> {
-        // SAFETY: the tests unmap and map anew, but move no mapping elsewhere.
+        // SAFETY: the tests unmap memory and map it again, but move no mapping elsewhere.
         unsafe { self.send_registered(from, fm, to, tm) }
     }
 
@@ -168,7 +169,7 @@ impl Raw for Loopback {
 
 type Transfer = fn(&mut Loopback, &[u8], &Mr, &mut [u8], &Mr) -> Result<(), Error>;
 
-/// Every size, at unaligned addresses; and the bytes before and after the destination stay.
+/// Moves every size, at unaligned addresses. The bytes before and after the destination must stay.
 fn moves_the_bytes_at_every_size(transfer: Transfer, source: Access, destination: Access) {
     let pd = domain();
     let mut loopback = Loopback::connect(&pd).unwrap();
@@ -223,7 +224,7 @@ fn rdma_read_brings_the_source_at_every_size() {
     moves_the_bytes_at_every_size(Loopback::raw_read, Access::REMOTE_READ, Access::LOCAL_WRITE);
 }
 
-/// The bug that the cache exists for, at the device's level.
+/// Shows the bug that the cache prevents, without a cache.
 #[test]
 fn a_registration_reads_the_old_page_after_munmap_and_mmap() {
     let transfers: [Transfer; 3] = [Loopback::raw_send, Loopback::raw_write, Loopback::raw_read];
@@ -380,7 +381,7 @@ fn a_registration_of_another_domain_is_refused() {
     ));
 }
 
-/// One transfer that its registrations do not allow, and what the device must say of it.
+/// Checks the error of a transfer that its registrations do not allow.
 fn is_refused_and_the_next_is_not(
     transfer: Transfer,
     source: Access,
@@ -456,18 +457,18 @@ fn a_receive_without_local_write_fails_and_leaves_the_connection_usable() {
         Access::REMOTE_READ,
         &[
             (End::Destination, WcStatus::LOC_PROT_ERR),
-            // What rxe says of it.
+            // rxe reports this status.
             (End::Destination, WcStatus::LOC_QP_OP_ERR),
             (End::Source, WcStatus::REM_OP_ERR),
         ],
     );
 }
 
-/// Not only that the error comes: that the device has stopped writing when it does.
+/// Checks that the device has stopped writing when the error comes.
 ///
-/// On rxe, which does nearly all of the work inside the call that posts it, most of these are given
-/// up between the two messages of the transfer, few within one. That work requests which are
-/// certainly outstanding are let go is `a_destroyed_queue_pair_lets_go_of_its_receive`.
+/// rxe does nearly all the work in the call that posts it. So most of these transfers end between
+/// their two messages, and few within one. `a_destroyed_queue_pair_lets_go_of_its_receive` has a
+/// work request that is certainly outstanding.
 #[test]
 fn a_transfer_given_up_writes_no_more_and_leaves_the_connection_usable() {
     const SIZE: usize = 16 * MIB;
@@ -573,7 +574,7 @@ fn a_registration_says_what_it_was_made_for() {
     assert_ne!(mr.lkey(), other.lkey());
 }
 
-/// What a registrar promises of `deregister`, asked with the keys as a peer would keep them.
+/// Checks the promise of `deregister`, with keys that a peer has kept.
 #[test]
 fn a_deregistered_key_reaches_no_memory() {
     let pd = domain();
@@ -618,8 +619,8 @@ fn a_deregistered_key_reaches_no_memory() {
     two.destroy().unwrap();
 }
 
-/// What `Loopback` relies on after an error. A receive is outstanding for as long as nobody sends,
-/// so that this needs no luck with timing.
+/// Checks the property that `Loopback` relies on after an error. A receive is outstanding until a
+/// send comes, so this does not depend on timing.
 #[test]
 fn a_destroyed_queue_pair_lets_go_of_its_receive() {
     let pd = domain();
@@ -734,7 +735,7 @@ fn flags_that_are_no_permissions_are_accepted() {
     Mr::register(&pd, pages.range(), ALL | Access::RELAXED_ORDERING).unwrap();
 }
 
-/// A child that drops everything it inherited must not take it from its parent.
+/// A child that drops all that it has inherited must not deregister it for its parent.
 #[test]
 fn a_forked_child_deregisters_nothing_of_its_parents() {
     let pd = domain();
@@ -767,7 +768,7 @@ fn a_forked_child_deregisters_nothing_of_its_parents() {
     to_mr.deregister().unwrap();
 }
 
-/// Runs the ignored test `name` of this program in a process of its own.
+/// Runs the ignored test `name` of this program in its own process.
 fn in_a_process_of_its_own(name: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", name])
@@ -784,7 +785,7 @@ fn assert_passed(output: &Output) {
     );
 }
 
-/// To user and group nobody, which takes the capabilities of root away.
+/// Changes to user and group nobody, which drops the capabilities of root.
 fn become_nobody() {
     // SAFETY: changes credentials only. (libc's call does it for all threads.)
     let group = unsafe { libc::setgid(65534) };
@@ -827,7 +828,7 @@ fn a_device_that_this_user_may_not_open_says_so() {
 #[test]
 #[ignore = "changes its process; run by a_device_that_this_user_may_not_open_says_so"]
 fn as_nobody_opening_a_device_of_roots() {
-    // Many systems let everybody open it. This process gets a /dev/infiniband of its own, where
+    // On many systems every user may open it. This process gets its own /dev/infiniband, in which
     // each device is a file that only root may open.
     // SAFETY: takes this process out of the shared mount namespace, and no memory.
     let unshared = unsafe { libc::unshare(libc::CLONE_NEWNS) };
@@ -873,8 +874,8 @@ fn mount(from: &CStr, at: &CStr, flags: libc::c_ulong) {
     assert_eq!(mounted, 0, "{at:?}: {}", io::Error::last_os_error());
 }
 
-/// Its work requests are gone with it. (rxe seldom leaves one outstanding, so that no other test
-/// would see one that was.)
+/// A destroyed queue pair has no work requests. rxe seldom leaves one outstanding, so no other test
+/// would notice one.
 #[test]
 fn a_failed_transfer_leaves_no_queue_pair_behind() {
     let pd = domain();
@@ -898,8 +899,8 @@ fn a_failed_transfer_leaves_no_queue_pair_behind() {
     assert_eq!(queue_pairs_of_this_thread(), 0);
 }
 
-/// As the kernel counts them for the thread that made them, by iproute2's `rdma`, which also makes
-/// software devices.
+/// Counts the queue pairs that this thread has made, as the kernel lists them. It asks `rdma` of
+/// iproute2, which also makes software devices.
 fn queue_pairs_of_this_thread() -> usize {
     let output = Command::new("rdma")
         .args(["resource", "show", "qp"])
@@ -910,7 +911,7 @@ fn queue_pairs_of_this_thread() -> usize {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    // SAFETY: asks for a number.
+    // SAFETY: returns a number.
     let thread = unsafe { libc::gettid() };
     let thread = format!(" pid {thread} ");
     String::from_utf8_lossy(&output.stdout)

@@ -1,5 +1,5 @@
-//! What a machine without an RDMA device is told. Runs on any machine: where there is a device, it is
-//! opened instead.
+//! Checks the error on a machine without an RDMA device. On a machine with one, it opens the
+//! device.
 
 use regcache_verbs::{Context, Error, device_names};
 

@@ -1,6 +1,6 @@
-//! What a lookup costs, beside UCX's registration cache: builds the program `compare` with UCX and runs it. And what a
-//! transfer costs, by each way of registering its buffer: the program `bench`, on this machine over io_uring, and in a
-//! virtual machine over rxe.
+//! Runs the two benchmarks. One measures lookups beside UCX's registration cache, on this machine.
+//! The other measures transfers for each way to register their buffers: on this machine over
+//! io_uring, and in a virtual machine over rxe.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,48 +14,48 @@ use crate::project::{Project, cargo};
 use crate::setup;
 use crate::vm;
 
-/// What UCX's cache is linked from, and what counts instructions.
+/// The packages that link UCX's cache and count instructions.
 const PACKAGES: &[&str] = &["gcc", "libc6-dev", "libucx-dev", "pkg-config", "valgrind"];
 
-/// What else is measured beside transfers by the cache.
+/// The packages of the other libraries whose transfers are measured.
 const PEERS: &[&str] = &["libfabric-dev"];
 
 /// How much to measure.
 #[derive(clap::Args)]
 pub(crate) struct Amount {
-    /// A tenth of the measurements: a minute or two
+    /// Make a tenth of the measurements, which takes a minute or two
     #[arg(long)]
     quick: bool,
-    /// Instead of lookups, transfers: over rxe in a virtual machine, and over io_uring on this one; makes a report
+    /// Measure transfers instead of lookups, and write a report
     #[arg(long)]
     rxe: bool,
-    /// Where the report goes; if not told, target/report
+    /// Write the report into this directory instead of target/report
     #[arg(long, value_name = "DIR", requires = "rxe")]
     into: Option<PathBuf>,
-    /// The kernel of the virtual machine
+    /// Boot this kernel in the virtual machine
     #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default(), requires = "rxe")]
     kernel: Series,
-    /// Only the figures whose names begin so, as hit/2threads
+    /// Measure only the figures whose names begin with this, such as hit/2threads
     #[arg(value_name = "FIGURE", conflicts_with = "rxe")]
     only: Option<String>,
 }
 
-/// Measures; the program prints the table.
+/// Measures. The programs print the tables.
 pub(crate) fn run(project: &Project, amount: &Amount) -> Result<u8, Error> {
     if amount.rxe {
         return transfers(project, amount);
     }
     setup::packages(project, PACKAGES)?;
     let mut build = cargo();
-    build.args(["build", "--release", "--package", "regcache-bench"]);
+    build.args(["build", "--release", "--package", "regcache-bench-lookup"]);
     build.args(["--features", "ucx", "--bins"]);
     cmd::run(&mut build)?;
-    let mut compare = Command::new(project.target.join("release/compare"));
+    let mut lookup = Command::new(project.target.join("release/lookup"));
     if amount.quick {
-        compare.arg("--quick");
+        lookup.arg("--quick");
     }
-    compare.args(&amount.only);
-    cmd::run(&mut compare).map(|()| 0)
+    lookup.args(&amount.only);
+    cmd::run(&mut lookup).map(|()| 0)
 }
 
 /// Measures transfers and makes the report.
@@ -78,7 +78,8 @@ fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
     }
     command.extend(amount.flags().map(OsString::from));
     command.extend(["--json".into(), rxe.clone().into()]);
-    // An emulated processor's time on the wall is that of whoever else is on this machine; its instructions are its own.
+    // The time of an emulated CPU depends on the load of this machine. Its instruction count does
+    // not.
     let icount = !vm::has_kvm();
     if icount {
         command.extend(["--clock", "instructions"].map(OsString::from));
@@ -114,24 +115,24 @@ fn report(project: &Project, amount: &Amount, program: &Path, runs: &[&Path]) ->
     cmd::run(&mut report)
 }
 
-/// Builds the program and returns where it is.
+/// Builds the program and returns its path.
 fn transfer_program(project: &Project, kernel: Series) -> Result<PathBuf, Error> {
     let mut build = cargo();
-    build.args(["build", "--release", "--package", "regcache-transfer"]);
+    build.args(["build", "--release", "--package", "regcache-bench-transfer"]);
     if kernel == Series::default() {
         build.args(["--features", "libfabric"]);
     }
     cmd::run(&mut build)?;
-    Ok(project.target.join("release/bench"))
+    Ok(project.target.join("release/transfer"))
 }
 
 impl Amount {
-    /// What the program is told.
+    /// The options that the program takes.
     fn flags(&self) -> impl Iterator<Item = &'static str> {
         self.quick.then_some("--quick").into_iter()
     }
 
-    /// As one would type it.
+    /// The options as a user types them.
     fn words(&self) -> String {
         self.flags().map(|flag| format!(" {flag}")).collect()
     }

@@ -19,13 +19,13 @@ pub(crate) fn status(command: &mut Command) -> Result<ExitStatus, Error> {
     ended.map_err(|source| not_started(command, &source))
 }
 
-/// Runs the command and returns what it printed, whether it succeeded or not.
+/// Runs the command and returns its output and status, whether it succeeded or not.
 pub(crate) fn output(command: &mut Command) -> Result<Output, Error> {
     let ended = command.stdin(Stdio::null()).output();
     ended.map_err(|source| not_started(command, &source))
 }
 
-/// Runs the command and returns what it printed on stdout; its stderr goes into the error if it fails.
+/// Runs the command and returns its stdout. If it fails, its stderr is in the error.
 pub(crate) fn read(command: &mut Command) -> Result<String, Error> {
     let output = output(command)?;
     if !output.status.success() {
@@ -35,12 +35,12 @@ pub(crate) fn read(command: &mut Command) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs the command with its stderr shown and returns what it printed on stdout.
+/// Runs the command with its stderr shown and returns its stdout.
 pub(crate) fn read_showing_stderr(command: &mut Command) -> Result<String, Error> {
     read(command.stderr(Stdio::inherit()))
 }
 
-/// Keeps what cargo and a make above us say from the build of a kernel or its modules.
+/// Removes the variables by which cargo, or a make that runs us, would change a kernel's build.
 pub(crate) fn without_make_settings(command: &mut Command) {
     for name in [
         "MAKEFLAGS",
@@ -56,7 +56,7 @@ pub(crate) fn without_make_settings(command: &mut Command) {
     command.env("LC_ALL", "C");
 }
 
-/// The command line, as one would type it.
+/// The command line, as a user types it.
 pub(crate) fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words: Vec<_> = words

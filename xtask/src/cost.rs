@@ -1,4 +1,5 @@
-//! What the driver costs, in instructions: the program `cost` in a machine that counts them.
+//! Counts the instructions that the driver costs: runs the program `driver-cost` in a virtual
+//! machine whose clock counts them.
 
 use std::ffi::OsString;
 use std::io;
@@ -10,10 +11,10 @@ use crate::project::Project;
 use crate::setup;
 use crate::vm;
 
-/// Runs the program on this kernel; it prints the table.
+/// Runs the program on this kernel. The program prints the table.
 pub(crate) fn run(project: &Project, kernel: Series) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
-    let program = demo::build(project, "cost")?;
+    let program = demo::build(project, "regcache-tests-vm", "driver-cost")?;
     let machine = vm::Machine {
         kernel,
         icount: true,

@@ -1,7 +1,8 @@
-//! A kernel that looks for faults in itself, made from Debian's source of Linux 6.1 with as little else as will run the
-//! tests (`debug.config`): KASAN, lockdep, kmemleak and fault injection, each switched on in its debugfs way.
+//! Builds a kernel that looks for faults in itself, from Debian's source of Linux 6.1.
 //!
-//! It is built once, in the target directory, and again when the configuration changes, then only what that touches.
+//! `debug.config` switches on KASAN, lockdep, kmemleak and fault injection, and little else but
+//! what the tests need. The kernel is built once, in the target directory. A changed configuration
+//! rebuilds the parts that it affects.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,14 +18,14 @@ use crate::source;
 
 const CONFIG: &str = include_str!("debug.config");
 
-/// Parts of the source that KASAN leaves alone, by their Makefiles. The first report of anything there would have
-/// lockdep stop for good.
+/// The Makefiles of the parts that KASAN does not check. After its first report, lockdep stops for
+/// good.
 ///
-/// rxe 6.1 loads a pointer from past the end of a registration's map, and does not use it, when it has copied to the end
-/// (`rxe_mr_copy`; gone since Linux 6.3).
+/// When rxe 6.1 has copied to the end of a registration, it loads a pointer from past the end of
+/// the map and does not use it (`rxe_mr_copy`; gone since Linux 6.3).
 const WITHOUT_KASAN: &[&str] = &["drivers/infiniband/sw/rxe/Makefile"];
 
-/// What a kernel is built with, beside the source.
+/// The packages that build a kernel, in addition to its source.
 const PACKAGES: &[&str] = &[
     "bc",
     "bison",
@@ -36,7 +37,8 @@ const PACKAGES: &[&str] = &[
     source::PACKAGE,
 ];
 
-/// The tree it is built in, built now if it is not, or was from something else.
+/// The tree with the built kernel. It is built now if it is missing or was built from other
+/// sources.
 pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
     let dir = project.own_dir().join("debug");
     let tree = dir.join("linux");
@@ -60,7 +62,7 @@ pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
     let log = dir.join("build.log");
     let jobs = thread::available_parallelism().map_or(1, usize::from);
     eprintln!(
-        "xtask: building the debug kernel, which takes 2 GB and, on two cores, up to an hour; progress: {}",
+        "xtask: building the debug kernel. It needs 2 GB and, on two cores, up to an hour. Progress: {}",
         log.display()
     );
     let output = fs::File::create(&log).at(&log)?;
@@ -81,7 +83,8 @@ fn leave_alone(makefile: &Path) -> Result<(), Error> {
     fs::write(makefile, format!("{before}\n{LINE}")).at(makefile)
 }
 
-/// Configures nothing but what `debug.config` asks for and that depends on, and makes sure to have got it.
+/// Configures the settings of `debug.config` and their dependencies, and nothing else. Fails if a
+/// setting did not take effect.
 fn configure(dir: &Path, tree: &Path) -> Result<(), Error> {
     let wanted = dir.join("debug.config");
     fs::write(&wanted, CONFIG).at(&wanted)?;
@@ -98,13 +101,13 @@ fn configure(dir: &Path, tree: &Path) -> Result<(), Error> {
     Err(Error::Unexpected {
         command: cmd::line(&make),
         what: format!(
-            "debug.config's {} did not come into effect: something it depends on is missing there",
+            "debug.config's {} did not take effect: add the settings that it depends on",
             refused.join(", ")
         ),
     })
 }
 
-/// The settings wanted that are not among those got.
+/// The wanted settings that the configuration does not have.
 fn not_taken<'a>(wanted: &'a str, got: &str) -> Vec<&'a str> {
     let got: Vec<_> = got.lines().collect();
     let settings = wanted.lines().filter(|line| line.starts_with("CONFIG_"));

@@ -1,5 +1,8 @@
-//! The bug and its end: on this machine as it is, by io_uring and userfaultfd; and by another program where this machine
-//! has the driver and a device, and in the virtual machine.
+//! Shows the bug, and that regcache does not have it.
+//!
+//! One program needs only this machine: it uses io_uring and userfaultfd. Another program needs
+//! the driver and an RDMA device. It runs in the virtual machine, and on this machine if both are
+//! here.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,20 +16,20 @@ use crate::setup;
 use crate::tee::{self, Tee};
 use crate::vm;
 
-const PACKAGE: &str = "regcache-tests";
+const PACKAGE: &str = "regcache-repro-rdma";
 const PROGRAM: &str = "reuse";
 
-/// What needs no system package.
-const HOST_PACKAGE: &str = "regcache-conformance";
+/// The package that needs no system package.
+const HOST_PACKAGE: &str = "regcache-repro";
 const HOST_PROGRAM: &str = "reuse-host";
 
-/// The exit status by which it says that this machine has no io_uring.
+/// Its exit status on a machine without io_uring.
 const NOT_HERE: i32 = 77;
 
-/// How the program's line of results begins.
+/// The beginning of each line of results.
 const RESULT: &str = "reuse:";
 
-/// Runs the programs everywhere they can run and ends with their lines of results.
+/// Runs the programs wherever they can run, and prints their lines of results at the end.
 pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8, Error> {
     let arguments = ["--rounds".to_owned(), rounds.to_string()];
 
@@ -53,7 +56,7 @@ pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8,
         }
     };
 
-    let bare = build_of(project, HOST_PACKAGE, HOST_PROGRAM)?;
+    let bare = build(project, HOST_PACKAGE, HOST_PROGRAM)?;
     let (status, text) = tee::run(Command::new(&bare).args(&arguments), RESULT)?;
     if status.code() != Some(NOT_HERE) || host_only {
         judge(HOST_PROGRAM, "on this machine", &text, as_result(status));
@@ -64,7 +67,7 @@ pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8,
     }
 
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
-    let program = build(project, PROGRAM)?;
+    let program = build(project, PACKAGE, PROGRAM)?;
     if has_driver_and_device() {
         eprintln!("xtask: running {PROGRAM} on this machine");
         let (status, text) = tee::run(Command::new(&program).args(&arguments), RESULT)?;
@@ -90,11 +93,6 @@ pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8,
     Ok(u8::from(failed))
 }
 
-/// Builds a program of the tests' package and returns where it is.
-pub(crate) fn build(project: &Project, program: &str) -> Result<PathBuf, Error> {
-    build_of(project, PACKAGE, program)
-}
-
 fn as_result(status: ExitStatus) -> Result<(), String> {
     if status.success() {
         Ok(())
@@ -103,7 +101,8 @@ fn as_result(status: ExitStatus) -> Result<(), String> {
     }
 }
 
-fn build_of(project: &Project, package: &str, program: &str) -> Result<PathBuf, Error> {
+/// Builds a program of this package and returns where it is.
+pub(crate) fn build(project: &Project, package: &str, program: &str) -> Result<PathBuf, Error> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", package, "--bin", program]);
     cmd::run(&mut build)?;

@@ -1,4 +1,4 @@
-//! What can go wrong in a developer's command. Each message ends with what to do about it.
+//! The errors of the developers' commands. Each message says what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,35 +11,39 @@ pub(crate) enum Error {
     File {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 
     /// A program could not be started, or ended with a failure.
     #[error("{command}: {why}")]
     Command {
-        /// The command line, as one would type it.
+        /// The command line, as a user types it.
         command: String,
-        /// Its status, and its output where that was not shown already.
+        /// Its status, and its output unless that was shown already.
         why: String,
     },
 
-    /// A command printed something other than what it is known to print.
+    /// The output of a command has another form than expected.
     #[error("{command} printed something unexpected: {what}")]
     Unexpected {
         /// The command line.
         command: String,
-        /// What was looked for.
+        /// The part that is missing or wrong.
         what: String,
     },
 
-    /// Something must be installed, and we may not or cannot do it.
+    /// Something is missing that only the user can install.
     #[error("{0}")]
     SetUp(String),
 
     /// The driver does not build without warnings.
     #[error("{0}")]
     Driver(String),
+
+    /// The sources break a rule of `cargo xtask check`. The violations are printed already.
+    #[error("{0}")]
+    Check(String),
 
     /// The virtual machine did not come up, died, or its kernel complained.
     #[error("{0}")]
@@ -51,8 +55,8 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// The exit status for this error: as `timeout(1)` has it, 124 for a command that ran too long and 125 for a
-    /// fault that is not the command's.
+    /// The exit status for this error, by the convention of `timeout(1)`: 124 for a command that
+    /// ran too long, and 125 for a fault that is not the command's.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::TimedOut(_) => 124,
@@ -63,7 +67,7 @@ impl Error {
 
 /// Adds the path to an I/O error.
 pub(crate) trait AtPath<T> {
-    /// Says which file the error is about.
+    /// Names the file that the error is about.
     fn at(self, path: impl AsRef<Path>) -> Result<T, Error>;
 }
 

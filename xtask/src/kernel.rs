@@ -1,7 +1,9 @@
-//! Finds the Debian kernel to boot and builds the driver for it, on this machine or in the kernel's own root.
+//! Finds the Debian kernel to boot and builds the driver for it, on this machine or in the
+//! kernel's own root.
 //!
-//! The driver is built in a copy under the target directory, so that the source stays clean and kernels do not
-//! disturb each other. A file is copied only when its content differs, so that make rebuilds only what it must.
+//! The driver is built in a copy under the target directory, so that the source stays clean and
+//! builds for different kernels do not disturb each other. A file is copied only when its content
+//! differs, so that make rebuilds no more than necessary.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,22 +20,22 @@ use crate::rootfs::{self, Recipe};
 /// The kernels that the driver is tested on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, clap::ValueEnum)]
 pub(crate) enum Series {
-    /// The newest that is installed here: 6.1 on Debian 12
+    /// Use the newest kernel that is installed here: 6.1 on Debian 12
     #[default]
     #[value(name = "6.1")]
     Installed,
-    /// Debian 13's, in a root of its own
+    /// Use Debian 13's kernel, in a root file system of its own
     #[value(name = "6.12")]
     Trixie,
-    /// Debian 13's backport, in a root of its own
+    /// Use Debian 13's backported kernel, in a root file system of its own
     #[value(name = "7.3")]
     TrixieBackports,
-    /// Linux 6.1 with KASAN, lockdep, kmemleak and fault injection, built from source
+    /// Use Linux 6.1 with KASAN, lockdep, kmemleak and fault injection, built from source
     Debug,
 }
 
 impl Series {
-    /// How many times as long as on an ordinary kernel things may take.
+    /// The factor by which time limits are longer than on an ordinary kernel.
     pub(crate) fn patience(self) -> u64 {
         match self {
             Self::Debug => 5,
@@ -48,8 +50,8 @@ const TRIXIE: Recipe = Recipe {
     kernel: &["linux-headers-amd64", "linux-image-amd64"],
 };
 
-/// Named by its version, because the release's newest will not stay 7.3; and not as linux-image, which wants a
-/// generator of initramfs.
+/// The packages carry their version, because the newest backport will not stay 7.3. linux-image is
+/// not among them, because it depends on a generator of initramfs.
 const TRIXIE_BACKPORTS: Recipe = Recipe {
     name: "7.3",
     suites: &["trixie", "trixie-backports"],
@@ -58,18 +60,18 @@ const TRIXIE_BACKPORTS: Recipe = Recipe {
 
 /// An installed kernel that has its headers and the software RDMA device.
 pub(crate) struct Kernel {
-    /// As `uname -r` says it in the guest.
+    /// The output of `uname -r` in the guest.
     pub(crate) version: String,
     /// The kernel to boot.
     pub(crate) image: PathBuf,
-    /// The root file system that it is installed in, which is the guest's too: `/` or one made by `rootfs`.
+    /// The root file system that holds it and that the guest uses: `/`, or one made by `rootfs`.
     pub(crate) root: PathBuf,
-    /// What `KDIR` is for the driver, as the root has it.
+    /// The driver's `KDIR`, as a path in the root.
     pub(crate) headers: PathBuf,
 }
 
 impl Kernel {
-    /// Whether the guest lives on this machine's own files.
+    /// Whether the guest uses this machine's own files.
     pub(crate) fn is_at_home(&self) -> bool {
         self.root == Path::new("/")
     }
@@ -114,7 +116,8 @@ pub(crate) fn newest() -> Result<Kernel, Error> {
     })
 }
 
-/// The debug kernel. virtme-ng sees that its image is in the tree it was built in, and takes the modules from there.
+/// The debug kernel. Its image is in the tree that built it, and virtme-ng takes the modules from
+/// there.
 fn debug(project: &Project) -> Result<Kernel, Error> {
     let tree = debug::tree(project)?;
     let release = tree.join("include/config/kernel.release");
@@ -173,8 +176,8 @@ pub(crate) fn build_driver_in(build: &Path, kernel: &Kernel, into: &Path) -> Res
     Ok(())
 }
 
-/// Makes the driver from the sources in `build`, with these settings for make beside those that have it warn of all that
-/// it can. A warning is an error, whichever tool gives it.
+/// Makes the driver from the sources in `build`, with all warnings on, and these settings for make.
+/// A warning of any tool is an error.
 pub(crate) fn make_driver(
     build: &Path,
     kernel: &Kernel,
@@ -209,15 +212,15 @@ pub(crate) fn make_driver(
         return Ok(module);
     };
     Err(Error::Driver(format!(
-        "{}: {why}\n{}\nthe driver does not build for Linux {}: mend kernel/",
+        "{}: {why}\n{}\nthe driver does not build for Linux {}: correct kernel/",
         cmd::line(&make),
         said.trim_end(),
         kernel.version
     )))
 }
 
-/// Whether make's output holds a warning about the driver, or an error in spite of which make went on, as it does with
-/// those of sparse. What Debian's headers always say about the compiler is none.
+/// Whether make's output holds a warning about the driver, or an error that did not stop make, such
+/// as those of sparse. The remark of Debian's headers about the compiler is not a warning.
 fn has_warning(said: &str) -> bool {
     said.lines().any(|line| {
         let line = line.to_ascii_lowercase();
@@ -226,7 +229,8 @@ fn has_warning(said: &str) -> bool {
     })
 }
 
-/// Makes the sources in `to` those in `from`. What a build left in either is neither copied nor removed.
+/// Makes the sources in `to` equal to those in `from`. The products of a build in either directory
+/// are neither copied nor removed.
 pub(crate) fn mirror(from: &Path, to: &Path) -> Result<(), Error> {
     fs::create_dir_all(to).at(to)?;
     let mut there = BTreeSet::new();
@@ -278,7 +282,7 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Orders versions by their numbers: 6.1.0-9 before 6.1.0-10.
+/// The key that orders versions by their numbers: 6.1.0-9 before 6.1.0-10.
 fn version_key(version: &str) -> Vec<u64> {
     let numbers = version.split(|c: char| !c.is_ascii_digit());
     numbers.filter_map(|number| number.parse().ok()).collect()

@@ -1,4 +1,4 @@
-//! One xtask at a time where two would spoil each other's files: the set-up and the driver's build.
+//! A lock for steps that only one xtask may run at a time, such as set-up and the driver's build.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -8,12 +8,12 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{AtPath, Error};
 
-/// Held until dropped; the kernel drops it should the process die.
+/// A lock that is held until it is dropped. The kernel releases it if the process dies.
 pub(crate) struct Lock {
     _file: Flock<File>,
 }
 
-/// Takes the lock on `path`, waiting for another xtask to be done with it and saying so.
+/// Takes the lock on `path`. If another xtask holds it, this says so and waits.
 pub(crate) fn take(path: &Path) -> Result<Lock, Error> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).at(parent)?;

@@ -1,19 +1,19 @@
-//! The developers' commands. Each installs what it needs, or says what to install.
+//! The developers' commands. Each installs the packages that it needs, or says how to.
 
 mod bench;
+mod check;
 mod cmd;
 mod cost;
 mod debug;
 mod demo;
 mod error;
-mod install;
+mod install_driver;
+mod install_user;
 mod kernel;
-mod lint;
 mod lock;
 mod matrix;
 mod model;
 mod mutants;
-mod prefix;
 mod project;
 mod rootfs;
 mod sandbox;
@@ -33,12 +33,16 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
+use crate::install_user::Profile;
 use crate::kernel::Series;
-use crate::prefix::Profile;
 use crate::project::Project;
 
+/// Build, test and measure regcache.
+///
+/// Each command installs the packages that it needs, if you are root on Debian, or prints the
+/// command that does. On another distribution it prints the packages' names.
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask", about, max_term_width = 100)]
+#[command(bin_name = "cargo xtask", max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Xtask,
@@ -46,110 +50,119 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Xtask {
-    /// Show the bug and its end on this machine as it is, with the driver and a device if it has them, and in a virtual machine
+    /// Show the bug, and that regcache does not have it
+    ///
+    /// The demo reuses freed memory with a naive cache and with regcache, and counts stale
+    /// transfers. It runs on this machine, and in a virtual machine that has the driver and an
+    /// RDMA device.
     Demo {
-        /// How often memory is unmapped and mapped again
+        /// Unmap and map memory this many times
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
-        /// Only on this machine, by io_uring and userfaultfd: needs nothing but a Rust toolchain
+        /// Run only on this machine, with io_uring and userfaultfd; this needs nothing but a Rust
+        /// toolchain
         #[arg(long)]
         host_only: bool,
     },
-    /// Run every test: on this machine, under loom, and in a virtual machine those that need the driver
+    /// Run the checks and every test, and print a table of results
+    ///
+    /// The order is: `cargo xtask check`, the workspace's tests, the models under loom, the
+    /// driver's installation, and the suites that need the driver in a virtual machine. The exit
+    /// status is 0 if everything passed.
     Test {
         #[command(flatten)]
         place: test::Where,
     },
-    /// Explore every interleaving of a model of kernel, driver, cache and threads, and find the faults put into it
+    /// Check the sources against every rule that a machine can check
+    ///
+    /// Use it before each commit. It runs rustfmt, clippy, rustdoc, cargo-deny, sparse and
+    /// checkpatch, and checks the width of comments, links between documents, and prose. It
+    /// reports every violation with its file and line. Sparse and checkpatch need the kernel's
+    /// headers and source, which `--host-only` leaves out.
+    Check {
+        #[command(flatten)]
+        scope: check::Scope,
+    },
+    /// Explore every interleaving of a model of the protocol
+    ///
+    /// The model has a kernel, the driver, a cache and threads. The command also checks that the
+    /// model finds faults that are put into it. Use it after a change to the order of steps in
+    /// the cache or the driver.
     Model,
-    /// Run this machine's tests under AddressSanitizer, with leak detection, and ThreadSanitizer
+    /// Run this machine's tests under AddressSanitizer and ThreadSanitizer
+    ///
+    /// AddressSanitizer also detects leaks. ThreadSanitizer needs a nightly toolchain.
     Sanitize {
-        /// Only this one
+        /// Run only this sanitizer
         #[arg(value_enum)]
         sanitizer: Option<sanitize::Sanitizer>,
     },
-    /// Count the instructions that the driver costs, in a virtual machine, and print them as a table
+    /// Count the instructions that the driver costs, and print a table
+    ///
+    /// It runs in a virtual machine that counts instructions, so that the load of this machine
+    /// does not matter. Use it before and after a change to the driver.
     Cost {
-        /// The kernel of the virtual machine
+        /// Boot this kernel in the virtual machine
         #[arg(long, value_name = "SERIES", value_enum, default_value_t = kernel::Series::default())]
         kernel: kernel::Series,
     },
-    /// Measure what a lookup costs, by turns with UCX's registration cache, or with --rxe what a transfer costs by each way of
-    /// registering its buffer, and print a table and a line a figure
+    /// Measure lookups against UCX's cache, or transfers with --rxe
+    ///
+    /// Without --rxe it measures lookups on this machine and prints a table. With --rxe it
+    /// measures transfers for each way to register their buffers: over io_uring on this machine,
+    /// and over rxe in a virtual machine. That makes a report.
     Bench {
         #[command(flatten)]
         amount: bench::Amount,
     },
-    /// Break the driver on purpose, in the ways of tests/mutants, and check that the tests notice
+    /// Break the driver on purpose, and check that the tests notice
+    ///
+    /// Each patch in tests/mutants breaks one claim of the driver. The command applies one after
+    /// the other, runs the tests that it names in a virtual machine, and fails if one of them
+    /// passes.
     Mutants {
-        /// Only those whose names contain one of these
+        /// Use only the mutants whose names contain one of these
         names: Vec<String>,
     },
-    /// Look over the driver with sparse and the kernel's checkpatch
-    Lint,
-    /// Install the C library and the command-line tool with `--prefix`; without, try installing the driver
+    /// Install the C library and the tool, or try the driver's installation
     ///
-    /// Without `--prefix` the driver is installed by make and by DKMS, loaded in a virtual machine and removed, in a copy of
-    /// the root file system whose changes are lost. To install it for good see docs/guide/install.md.
+    /// With `--prefix` it installs the C library, the preload shim and the command-line tool.
+    /// Without `--prefix` it tries the driver's installation by make and by DKMS: it installs the
+    /// driver in a copy of the root file system, loads it in a virtual machine and removes it.
+    /// The copy's changes are lost. docs/guide/install.md tells how to install the driver for
+    /// good.
     Install {
-        /// The kernel to try the driver's installation for
+        /// Try the driver's installation for this kernel
         #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default())]
         kernel: Series,
-        /// Put libregcache with its header, pkg-config file and manual page, and `regcache`, below this directory
+        /// Install for users below this directory: libregcache, its header, pkg-config file and
+        /// manual page, and `regcache`
         #[arg(long, value_name = "DIR", conflicts_with = "kernel")]
         prefix: Option<PathBuf>,
-        /// Not optimized, and with the programs that the tests run
+        /// Install a build without optimization, with the programs that the tests run
         #[arg(long, requires = "prefix")]
         dev: bool,
     },
-    /// Run a command in a virtual machine that has the driver loaded and an RDMA device, rxe0
+    /// Run a command in a virtual machine with the driver and an RDMA device
     ///
-    /// The command runs as root in the repository's root. The guest sees this machine's files, or with `--kernel` those of
-    /// a Debian made for it and the repository, read-only or with changes that are lost, but for the target directory,
-    /// which it can write. Output and exit status are the command's;
-    /// 124 means that it ran too long, 125 that the machine failed or its kernel complained.
+    /// The command runs as root in the repository's root, with the driver loaded and a software
+    /// RDMA device, rxe0. The guest sees this machine's files, or with `--kernel` those of a
+    /// Debian made for that kernel. Everything is read-only or loses its changes, except the
+    /// target directory, which the guest can write.
+    ///
+    /// Output and exit status are the command's. 124 means that the command ran too long. 125
+    /// means that the machine failed or that its kernel complained.
     Vm {
         #[command(flatten)]
         machine: vm::Machine,
-        /// The command and its arguments
+        /// Run this command with these arguments
         #[arg(required = true, last = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
-        Xtask::Demo { rounds, host_only } => {
-            Project::find().and_then(|project| demo::run(&project, rounds, host_only))
-        }
-        Xtask::Test { place } => Project::find().and_then(|project| test::run(&project, &place)),
-        Xtask::Model => model::run(),
-        Xtask::Sanitize { sanitizer } => {
-            Project::find().and_then(|project| sanitize::run(&project, sanitizer))
-        }
-        Xtask::Cost { kernel } => Project::find().and_then(|project| cost::run(&project, kernel)),
-        Xtask::Bench { amount } => {
-            Project::find().and_then(|project| bench::run(&project, &amount))
-        }
-        Xtask::Mutants { names } => {
-            Project::find().and_then(|project| mutants::run(&project, &names))
-        }
-        Xtask::Lint => Project::find().and_then(|project| lint::run(&project).map(|()| 0)),
-        Xtask::Install {
-            kernel,
-            prefix,
-            dev,
-        } => Project::find().and_then(|project| {
-            let profile = if dev { Profile::Dev } else { Profile::Release };
-            match prefix {
-                Some(dir) => prefix::install(&project, &dir, profile),
-                None => install::run(&project, kernel),
-            }
-            .map(|()| 0)
-        }),
-        Xtask::Vm { machine, command } => run_in_vm(&machine, &command),
-    };
-    match done {
+    match run(Cli::parse().command) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("xtask: {error}");
@@ -158,24 +171,50 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_in_vm(machine: &vm::Machine, command: &[OsString]) -> Result<u8, Error> {
+fn run(command: Xtask) -> Result<u8, Error> {
     let project = Project::find()?;
+    match command {
+        Xtask::Model => model::run(),
+        Xtask::Demo { rounds, host_only } => demo::run(&project, rounds, host_only),
+        Xtask::Test { place } => test::run(&project, &place),
+        Xtask::Check { scope } => check::run(&project, &scope),
+        Xtask::Sanitize { sanitizer } => sanitize::run(&project, sanitizer),
+        Xtask::Cost { kernel } => cost::run(&project, kernel),
+        Xtask::Bench { amount } => bench::run(&project, &amount),
+        Xtask::Mutants { names } => mutants::run(&project, &names),
+        Xtask::Install {
+            kernel,
+            prefix,
+            dev,
+        } => {
+            let profile = if dev { Profile::Dev } else { Profile::Release };
+            match prefix {
+                Some(dir) => install_user::run(&project, &dir, profile),
+                None => install_driver::run(&project, kernel),
+            }
+            .map(|()| 0)
+        }
+        Xtask::Vm { machine, command } => run_in_vm(&project, &machine, &command),
+    }
+}
+
+fn run_in_vm(project: &Project, machine: &vm::Machine, command: &[OsString]) -> Result<u8, Error> {
     let stderr: Box<dyn io::Write + Send> = Box::new(io::stderr());
     let job = vm::Job {
         command,
         stdout: Box::new(io::stdout()),
-        // One channel for both keeps them in order, which matters only where they end up in one place.
+        // One channel for both keeps their order, which matters only if they end in one place.
         stderr: (!stdout_is_stderr()).then_some(stderr),
     };
-    vm::run(&project, machine, job)
+    vm::run(project, machine, job)
 }
 
-/// Whether what we print on either ends up in the same terminal, pipe or file.
+/// Whether stdout and stderr are the same terminal, pipe or file.
 fn stdout_is_stderr() -> bool {
-    let place = |fd| {
+    let identity = |fd| {
         std::fs::metadata(format!("/proc/self/fd/{fd}"))
             .map(|it| (it.dev(), it.ino()))
             .ok()
     };
-    place(1).is_some() && place(1) == place(2)
+    identity(1).is_some() && identity(1) == identity(2)
 }

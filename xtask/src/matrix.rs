@@ -1,5 +1,7 @@
-//! The matrix of scenarios and monitors: builds the programs that play it, runs them on this machine and in virtual
-//! machines, and writes what they print into the documentation, as one table.
+//! Makes the matrix of scenarios and monitors for the documentation.
+//!
+//! It builds the programs that run the scenarios, and runs them on this machine and in virtual
+//! machines. It joins their tables into one and writes that into the documentation.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -14,28 +16,28 @@ use crate::setup;
 use crate::tee::{self, Tee};
 use crate::vm;
 
-/// Where the table is, between these lines.
+/// The document that holds the table, between these two lines.
 const DOCUMENT: &str = "docs/design/why-a-driver.md";
 const BEGIN: &str = "<!-- cargo xtask test --matrix: from here -->\n";
 const END: &str = "<!-- cargo xtask test --matrix: to here -->\n";
 
-/// How a program's table begins.
+/// The beginning of a program's table.
 const HEAD: &str = "| scenario |";
 
-/// A program that has nothing of this machine's libc.
+/// The target of a program that uses nothing of this machine's libc.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// Of the scenarios those in which libc has a part.
+/// The scenarios in which libc has a part.
 const STATIC_SCENARIOS: &str = "munmap_then_mmap raw_munmap_then_mmap madvise_dontneed map_fixed_over fork_then_write \
                                 munmap_in_another_thread_then_mmap thread_ends_and_another_has_its_stack";
 
-/// The allocators, told to give memory back at once.
+/// The programs with other allocators, which are set to give memory back at once.
 const ALLOCATORS: [&str; 2] = [
     "_RJEM_MALLOC_CONF=dirty_decay_ms:0,muzzy_decay_ms:0 target/release/matrix-jemalloc --label 'jemalloc: '",
     "MIMALLOC_PURGE_DELAY=0 target/release/matrix-mimalloc --label 'mimalloc: '",
 ];
 
-/// Plays the matrix everywhere. 1 if a cell is not as it has to be.
+/// Runs the matrix everywhere. Returns 1 if a cell is wrong.
 pub(crate) fn run(project: &Project) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
     build(project)?;
@@ -81,7 +83,7 @@ pub(crate) fn run(project: &Project) -> Result<u8, Error> {
 fn build(project: &Project) -> Result<(), Error> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", "regcache-conformance"]);
-    build.args(["--package", "regcache-tests", "--bin", "matrix"]);
+    build.args(["--package", "regcache-tests-vm", "--bin", "matrix"]);
     for program in ["matrix-rxe", "matrix-jemalloc", "matrix-mimalloc"] {
         build.args(["--bin", program]);
     }
@@ -95,7 +97,7 @@ fn build(project: &Project) -> Result<(), Error> {
     cmd::run(&mut build)
 }
 
-/// Runs them all, and fails if any does.
+/// A script that runs all commands, and fails if one of them fails.
 fn script(commands: &[String]) -> String {
     let mut script = "failed=0\n".to_owned();
     for command in commands {

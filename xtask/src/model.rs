@@ -1,10 +1,10 @@
-//! The exhaustive model of the protocol, `regcache/tests/exhaustive`: its report, and the faults it finds.
+//! Runs the exhaustive model of the protocol, `regcache/tests/exhaustive`.
 
 use crate::cmd;
 use crate::error::Error;
 use crate::project::cargo;
 
-/// Runs it whole, optimised, and shows what it prints.
+/// Runs all of it, optimized, and shows its output.
 pub(crate) fn run() -> Result<u8, Error> {
     let mut command = cargo();
     command.args(["test", "--release", "--package", "regcache"]);

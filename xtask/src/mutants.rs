@@ -1,8 +1,10 @@
 //! Breaks the driver on purpose, one claim at a time, and checks that the tests notice.
 //!
-//! `tests/mutants/NAME.patch` is a change to `kernel/` under a few lines of text: what it breaks, `Suite:` the test
-//! target, and `Fails:` each test that must fail then. The mutants are built here; one virtual machine loads them in
-//! turn in place of the driver. One that takes the machine down is noticed as well, and the rest go on in another.
+//! `tests/mutants/NAME.patch` is a change to `kernel/` with a header: a sentence that says what is
+//! broken, `Suite:` with the test target, and `Fails:` for each test that must fail. The mutants
+//! are built on this machine. One virtual machine loads them one after the other in place of the
+//! driver. A mutant that crashes the machine counts as noticed, and another machine goes on with
+//! the rest.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -29,7 +31,8 @@ struct Mutant {
     fails: Vec<String>,
 }
 
-/// Builds and tests the mutants whose names contain one of `wanted`, or all. An error if one survives.
+/// Builds and tests the mutants whose names contain one of `wanted`, or all mutants. Returns 1 if
+/// one survives.
 pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
     let mut mutants = read_all(&project.root.join("tests/mutants"))?;
@@ -48,14 +51,17 @@ pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
         let rest = &mutants[verdicts.len()..];
         let text = test_in_vm(project, rest, &dir, &suites)?;
         if !text.contains(&begin(next)) {
-            return Err(Error::Vm(format!("{} was never loaded", next.name)));
+            return Err(Error::Vm(format!(
+                "{} was never loaded: the output above says why",
+                next.name
+            )));
         }
         verdicts.extend(rest.iter().map_while(|mutant| judge(mutant, &text)));
-        // The one that was running when the machine went down, if it did.
+        // If the machine crashed, this one was running.
         if let Some(mutant) = mutants.get(verdicts.len())
             && text.contains(&begin(mutant))
         {
-            let noticed = "the kernel, which went down".to_owned();
+            let noticed = "the kernel, which crashed".to_owned();
             verdicts.push((mutant.name.clone(), Ok(noticed)));
         }
     }
@@ -79,7 +85,7 @@ fn read_all(dir: &Path) -> Result<Vec<Mutant>, Error> {
         let (suite, fails) = (field("Suite:"), field("Fails:"));
         let (Some(suite), false) = (suite.into_iter().next(), fails.is_empty()) else {
             return Err(Error::Driver(format!(
-                "{} has no Suite: or no Fails:",
+                "{} has no line Suite: or no line Fails:. Add them, as CONTRIBUTING.md describes",
                 patch.display()
             )));
         };
@@ -133,7 +139,7 @@ fn test_in_vm(
         let module = dir.join(format!("{}.ko", mutant.name));
         let suite = suites.get(&mutant.suite).ok_or_else(|| {
             Error::SetUp(format!(
-                "{}: no suite is called {}",
+                "{}: there is no suite {}. Correct its line Suite:",
                 mutant.name, mutant.suite
             ))
         })?;
@@ -165,14 +171,14 @@ fn test_in_vm(
         stderr: None,
     };
     if let Err(error) = vm::run(project, &machine, job) {
-        // A broken driver may well make the kernel complain; what was printed says how far it came.
+        // A broken driver may make the kernel complain. The output says how far it came.
         eprintln!("xtask: {error}");
     }
     let _ = fs::remove_file(&path);
     Ok(kept.text())
 }
 
-/// By what it was noticed, or why not; `None` if its tests did not end.
+/// The tests that noticed the mutant, or those that did not. `None` if its tests did not end.
 fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)> {
     let (_, output) = text.split_once(&begin(mutant))?;
     let (output, after) = output.split_once(END)?;
@@ -180,7 +186,7 @@ fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)
         .lines()
         .next()
         .and_then(|status| status.parse::<u32>().ok());
-    // 124 and more: the time limit, or a signal.
+    // A status of 124 or more means the time limit or a signal.
     let cut_short = status.is_none_or(|status| status >= 124);
     let has_failed = |test: &&String| {
         let failed = output.lines().any(|line| {

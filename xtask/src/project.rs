@@ -1,4 +1,4 @@
-//! Where things are, as cargo itself sees it: the workspace, its target directory, its packages' targets.
+//! The workspace as cargo sees it: its root, its target directory, and its packages' targets.
 
 use std::env;
 use std::ffi::OsString;
@@ -14,7 +14,7 @@ use crate::error::Error;
 pub(crate) struct Project {
     /// The repository's root.
     pub(crate) root: PathBuf,
-    /// Cargo's target directory; `CARGO_TARGET_DIR` is honoured.
+    /// Cargo's target directory, which may come from `CARGO_TARGET_DIR`.
     pub(crate) target: PathBuf,
     metadata: Value,
 }
@@ -25,7 +25,7 @@ pub(crate) struct GatedTarget {
     pub(crate) package: String,
     /// The target's name.
     pub(crate) name: String,
-    /// The target's source file, which is unique where names are not.
+    /// The target's source file. It is unique, and names are not.
     pub(crate) source: PathBuf,
     /// The directory of the package's manifest.
     pub(crate) package_root: PathBuf,
@@ -58,12 +58,12 @@ impl Project {
         })
     }
 
-    /// What xtask keeps for itself in the target directory.
+    /// The directory for xtask's own files, in the target directory.
     pub(crate) fn own_dir(&self) -> PathBuf {
         self.target.join("xtask")
     }
 
-    /// The test targets of the workspace that carry `required-features`.
+    /// The test targets of the workspace that have `required-features`.
     pub(crate) fn gated_tests(&self) -> Vec<GatedTarget> {
         let mut found = Vec::new();
         for package in self.packages() {
@@ -104,7 +104,7 @@ pub(crate) fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
 }
 
-/// The elements of a JSON array; none if it is something else.
+/// The elements of a JSON array. Any other value has none.
 fn array(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }

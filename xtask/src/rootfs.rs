@@ -1,11 +1,13 @@
-//! Root file systems of newer Debian releases, for kernels that this machine's own release does not have.
+//! Root file systems of newer Debian releases, for kernels that this machine's release does not
+//! have.
 //!
-//! A kernel's headers come with tools that want their own release's libc, and its RDMA devices want a library that
-//! knows them. So the driver is built in such a root, and the guest that boots the kernel lives on it.
+//! The tools in a kernel's headers need the libc of their own release, and RDMA devices need a
+//! library that knows them. So the driver is built in such a root, and the guest that boots the
+//! kernel uses it.
 //!
-//! They are kept in the target directory, like everything that xtask makes: `cargo clean` leaves nothing behind, and two
-//! checkouts cannot spoil each other's. One is made by a single mmdebstrap, whose last act is to write into it what it was
-//! made from. A root that does not say so, or says something else, is made anew.
+//! The roots are kept in the target directory, like everything that xtask makes. So `cargo clean`
+//! removes them, and two checkouts cannot spoil each other's. One run of mmdebstrap makes a root,
+//! and its last step writes the recipe into the root. A root without that recipe is made again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,18 +21,18 @@ use crate::setup;
 
 /// A root, and the kernel in it.
 pub(crate) struct Recipe {
-    /// The directory's name, for which the series of the kernel is a good one.
+    /// The directory's name: the kernel's series.
     pub(crate) name: &'static str,
-    /// The releases it takes packages from. One that comes after the first is asked only for what the first has not.
+    /// The releases that packages come from. Packages that the first release has come from there.
     pub(crate) suites: &'static [&'static str],
-    /// The kernel's packages, as apt-get takes them.
+    /// The kernel's packages, as arguments for apt-get.
     pub(crate) kernel: &'static [&'static str],
 }
 
 const MIRROR: &str = "http://deb.debian.org/debian";
 
-/// What a guest with an RDMA device takes, what modules are built and installed with, and what the tests call beside
-/// `setup::PROGRAMS`.
+/// The packages for a guest with an RDMA device, for building and installing modules, and for the
+/// tests, in addition to `setup::PROGRAMS`.
 const PACKAGES: &[&str] = &[
     "dkms",
     "file",
@@ -49,10 +51,10 @@ const PACKAGES: &[&str] = &[
     "udev",
 ];
 
-/// The file that says what a root was made from. Only a complete one has it.
+/// The file that holds the recipe of a root. Only a complete root has it.
 const MARK: &str = "etc/xtask-root";
 
-/// The root made from the recipe, made now if it is not there.
+/// The root for the recipe. It is made now if it is missing.
 pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
     let roots = project.own_dir().join("roots");
     let root = roots.join(recipe.name);
@@ -91,13 +93,14 @@ pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
     }
     Err(Error::Unexpected {
         command: cmd::line(&make),
-        what: format!("{} is not what it should be", root.join(MARK).display()),
+        what: format!("{} does not hold the recipe", root.join(MARK).display()),
     })
 }
 
-/// A command in the root, with `dir` at /mnt. As anybody but root it runs in a user namespace of its own.
+/// A command in the root, with `dir` at /mnt. For a user who is not root it runs in a user
+/// namespace.
 ///
-/// What it mounts is its own and goes with it.
+/// Its mounts are private and end with it.
 pub(crate) fn enter(root: &Path, dir: &Path, program: &str) -> Command {
     let mut command = Command::new("unshare");
     command.arg("--mount");
@@ -110,12 +113,12 @@ pub(crate) fn enter(root: &Path, dir: &Path, program: &str) -> Command {
         .arg(root)
         .arg(dir)
         .arg(program);
-    // Debian's users have no chroot in their PATH, and the root has its own idea of where programs are.
+    // On Debian the PATH of users does not lead to chroot, and programs in the root have its paths.
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command
 }
 
-/// Whether the root is complete, and of the present recipe.
+/// Whether the root is complete and made from this recipe.
 fn is_made(root: &Path, made_from: &str) -> bool {
     fs::read_to_string(root.join(MARK)).is_ok_and(|mark| mark == made_from)
 }
@@ -131,7 +134,8 @@ fn made_from(project: &Project, recipe: &Recipe) -> String {
 }
 
 fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) -> Command {
-    // A guest cannot make a directory in its root; these are where it finds the repository and the target directory.
+    // A guest cannot make directories in its root. It mounts the repository and the target
+    // directory at these.
     let finish = format!(
         r#"mkdir -p "$1"{} "$1"{} && printf %s {} >"$1/{MARK}""#,
         cmd::shell_quote(&project.root.to_string_lossy()),
@@ -139,7 +143,8 @@ fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) 
         cmd::shell_quote(made_from),
     );
     let release = recipe.suites[0];
-    // INITRD: the kernel's package would make an initramfs, slowly, that nobody boots.
+    // Without INITRD=No the kernel's package would make an initramfs, which is slow and never
+    // booted.
     let mut make = Command::new("env");
     make.args(["INITRD=No", "mmdebstrap", "--variant=minbase"]);
     make.arg(format!("--aptopt=APT::Default-Release \"{release}\"",));
@@ -164,7 +169,7 @@ fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) 
 mod tests {
     use super::*;
 
-    /// A directory in which mmdebstrap's last act, and nothing else of it, has been run.
+    /// Only the last step of mmdebstrap is run, in an empty directory.
     #[test]
     fn only_a_complete_root_of_this_recipe_is_taken_for_made() {
         let project = Project::find().unwrap();

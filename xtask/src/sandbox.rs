@@ -1,7 +1,8 @@
-//! A root file system as it is, whose changes are lost.
+//! A view of a root file system whose changes are lost.
 //!
-//! It is an overlay over the root, and what changes goes into memory. The mounts are in a namespace that one thread has
-//! to itself: nobody else sees them, and however we end the kernel takes them away.
+//! The view is an overlay over the root, and changes go into memory. The mounts are in a namespace
+//! that belongs to one thread. So no other process sees them, and the kernel removes them however
+//! this process ends.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
@@ -19,15 +20,16 @@ use crate::project::Project;
 
 /// The overlay, for as long as its thread runs.
 pub(crate) struct Sandbox {
-    /// The root as it was.
+    /// The root before any change.
     lower: PathBuf,
-    /// The root as it is.
+    /// The root with all changes.
     pub(crate) root: PathBuf,
-    /// What the overlay keeps of the difference, in a form that is its own affair.
+    /// The overlay's own record of the changes.
     upper: PathBuf,
 }
 
-/// Runs the job, and all programs that it starts, where the sandbox over `root` can be seen. Only root can do this.
+/// Runs the job, and all programs that it starts, with the sandbox over `root` mounted. Only root
+/// can do this.
 pub(crate) fn over<T: Send>(
     project: &Project,
     root: &Path,
@@ -79,15 +81,16 @@ impl Sandbox {
         })
     }
 
-    /// What was added, removed or changed, relative to the root: names, content, modes and owners, not times. Of what is
-    /// in a directory that was added only the directory.
+    /// The paths that were added, removed or changed, relative to the root. A change is one of
+    /// name, content, mode or owner, not of time. An added directory stands for all that it
+    /// holds.
     pub(crate) fn changes(&self) -> Result<BTreeSet<PathBuf>, Error> {
         let mut found = BTreeSet::new();
         self.compare(Path::new(""), &mut found)?;
         Ok(found)
     }
 
-    /// Compares a directory that is in both, and in `upper`: others did not change.
+    /// Compares a directory that is in both roots and in `upper`. Other directories did not change.
     fn compare(&self, dir: &Path, found: &mut BTreeSet<PathBuf>) -> Result<(), Error> {
         let before = names(&self.lower.join(dir))?;
         let after = names(&self.root.join(dir))?;
@@ -95,7 +98,7 @@ impl Sandbox {
         for name in before.intersection(&after) {
             let path = dir.join(name);
             let (old, new) = (self.lower.join(&path), self.root.join(&path));
-            // Mount points are as they were, whatever is mounted there.
+            // A mount point has not changed, whatever is mounted on it.
             if fs::symlink_metadata(self.upper.join(&path)).is_err() {
                 continue;
             }

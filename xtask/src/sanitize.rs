@@ -1,8 +1,9 @@
-//! The tests of this machine under a sanitizer of the compiler.
+//! Runs this machine's tests under a sanitizer of the compiler.
 //!
-//! Sanitizers are unstable options. AddressSanitizer is content with a standard library that was built without it, so that
-//! a stable compiler does, told to accept the option; it ships the runtime. ThreadSanitizer has to see how std's locks
-//! and channels order things, or takes that for races: it needs a nightly toolchain and std's source.
+//! Sanitizers are unstable options. AddressSanitizer works with a standard library that was built
+//! without it. So a stable compiler, which ships the runtime, suffices once it accepts the option.
+//! ThreadSanitizer has to see the order that std's locks and channels make, or it reports races
+//! there. So it needs a nightly toolchain and std's source.
 
 use std::env;
 use std::ffi::OsString;
@@ -15,9 +16,9 @@ use crate::setup;
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 pub(crate) enum Sanitizer {
-    /// Memory errors and leaks
+    /// Find memory errors and leaks
     Address,
-    /// Data races
+    /// Find data races
     Thread,
 }
 
@@ -40,7 +41,7 @@ impl Sanitizer {
                 has_std_source()?;
                 let mut command = Command::new("rustup");
                 command.args(["run", "nightly", "cargo", "test", "-Zbuild-std"]);
-                // Of the toolchain that runs us.
+                // These belong to the toolchain that runs us.
                 for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
                     command.env_remove(name);
                 }
@@ -71,9 +72,9 @@ pub(crate) fn run(project: &Project, only: Option<Sanitizer>) -> Result<u8, Erro
 fn under(project: &Project, sanitizer: Sanitizer) -> Result<Command, Error> {
     let name = sanitizer.name();
     let mut command = sanitizer.cargo()?;
-    // Not xtask: it is no part of what is shipped, and has neither threads of its own nor unsafe code.
+    // xtask is left out: it is not shipped, and has no unsafe code.
     command.args(["--workspace", "--exclude", "xtask"]);
-    // Nor what is preloaded into programs that have no sanitizer: valgrind looks at that, in its tests.
+    // The shim is left out: it is loaded into programs without a sanitizer. Its tests use valgrind.
     command.args(["--exclude", "regcache-preload"]);
     command.args(["--lib", "--bins", "--tests", "--no-fail-fast"]);
     // With a target, build scripts and procedural macros are built without the flags.
@@ -84,7 +85,7 @@ fn under(project: &Project, sanitizer: Sanitizer) -> Result<Command, Error> {
     command.env("RUSTFLAGS", flags);
     for (variable, ours) in [
         ("ASAN_OPTIONS", "detect_leaks=1"),
-        // The children that tests fork go on, and a test may report more than one race.
+        // Forked children of tests go on, and a test may report more than one race.
         ("TSAN_OPTIONS", "die_after_fork=0:halt_on_error=0"),
     ] {
         let mut options = OsString::from(ours);

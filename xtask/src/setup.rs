@@ -1,7 +1,7 @@
-//! What must be installed before a command can work: finds out, and installs it where that is allowed.
+//! Installs the packages that a command needs.
 //!
-//! Debian's packages are checked with `dpkg-query`, so that a machine that has them all is left alone and needs no
-//! network. As root the missing ones are installed; as anybody else the command to run is printed.
+//! `dpkg-query` says which packages are missing, so a machine that has all of them needs no
+//! network. Root gets the missing packages installed. Any other user gets the command to run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::lock;
 use crate::project::Project;
 
-/// What a virtual machine with an RDMA device takes, and what its kernel's modules are built with.
+/// The packages for a virtual machine with an RDMA device, and for building modules of its kernel.
 pub(crate) const VM: &[&str] = &[
     "busybox-static",
     "file",
@@ -30,7 +30,7 @@ pub(crate) const VM: &[&str] = &[
     "udev",
 ];
 
-/// What the crates that use libibverbs, the tests in C, and jemalloc are built with.
+/// The packages that build the crates over libibverbs, the tests in C, and jemalloc.
 pub(crate) const BUILD: &[&str] = &[
     "g++",
     "gcc",
@@ -46,18 +46,19 @@ pub(crate) const BUILD: &[&str] = &[
     "valgrind",
 ];
 
-/// What the tests in the virtual machine run: verbs programs of Debian's, and memcheck, which wants to know libc.
+/// The packages of programs that the tests run in the virtual machine: Debian's verbs programs, and
+/// memcheck, which needs libc's symbols.
 pub(crate) const PROGRAMS: &[&str] = &["libc6-dbg", "perftest", "rdmacm-utils", "valgrind"];
 
-/// The release that the guest's set-up was tried with.
+/// The release that `guest.sh` was tried with.
 const VIRTME_NG: &str = "1.42";
 
 /// Makes sure that the packages are installed.
 pub(crate) fn packages(project: &Project, wanted: &[&str]) -> Result<(), Error> {
     if !on_debian() {
-        // The packages have other names here, if they are packages: the commands that need them will tell.
+        // The packages have other names here. A command that lacks one will say so.
         eprintln!(
-            "xtask: this is not Debian, so nothing is installed. Needed is what these Debian packages hold: {}",
+            "xtask: this is not Debian, so nothing is installed. Install the equivalents of these packages: {}",
             wanted.join(" ")
         );
         return Ok(());
@@ -86,7 +87,7 @@ pub(crate) fn packages(project: &Project, wanted: &[&str]) -> Result<(), Error> 
     )
 }
 
-/// The Python that has virtme-ng: an environment of its own in the target directory, made with Debian's python3,
+/// The Python of an environment that has virtme-ng. The environment is in the target directory,
 /// because Debian forbids pip to install system-wide.
 pub(crate) fn virtme_python(project: &Project) -> Result<PathBuf, Error> {
     let venv = project.own_dir().join("venv");
@@ -120,7 +121,7 @@ pub(crate) fn virtme_python(project: &Project) -> Result<PathBuf, Error> {
     Ok(python)
 }
 
-/// A command that Python's settings for other projects do not reach.
+/// A command without the variables that set Python up for other projects.
 pub(crate) fn without_python_settings(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
     for name in [

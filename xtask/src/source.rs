@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::cmd;
 use crate::error::{AtPath, Error};
 
-/// Debian's package of it.
+/// The Debian package.
 pub(crate) const PACKAGE: &str = "linux-source-6.1";
 
 /// The version that is installed.
@@ -15,8 +15,8 @@ pub(crate) fn version() -> Result<String, Error> {
     cmd::read(Command::new("dpkg-query").args(["-W", "-f", "${Version}", PACKAGE]))
 }
 
-/// Unpacks those files that one of the patterns matches into `dir`, unless this version of them is there, and returns
-/// the tree. The caller keeps others away.
+/// Unpacks the files that one of the patterns matches into `dir`, and returns the tree. Does
+/// nothing if this version is there. The caller holds a lock on `dir`.
 pub(crate) fn unpack(dir: &Path, patterns: &[&str]) -> Result<PathBuf, Error> {
     let tree = dir.join("linux");
     let extracted = dir.join("extracted");

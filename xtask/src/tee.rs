@@ -1,4 +1,4 @@
-//! Shows a program's output as it comes and keeps a copy, so that it can be read for results.
+//! Shows a program's output while it runs, and keeps a copy in which results are looked up.
 
 use std::io::{self, Read, Write};
 use std::process::{Command, ExitStatus, Stdio};
@@ -7,28 +7,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::cmd;
 use crate::error::{AtPath, Error};
 
-/// Writes through to our stdout, line by line, and keeps all of it.
+/// A writer that passes each line to our stdout and keeps all of them.
 pub(crate) struct Tee {
     kept: Kept,
     line: Vec<u8>,
     withheld: &'static str,
 }
 
-/// What has gone through a `Tee`.
+/// The bytes that went through a `Tee`.
 #[derive(Clone, Default)]
 pub(crate) struct Kept(Arc<Mutex<Vec<u8>>>);
 
 impl Kept {
     /// The text so far.
     pub(crate) fn text(&self) -> String {
-        // Appending cannot leave the bytes broken, whoever panicked meanwhile.
+        // The bytes are valid even if a thread panicked while it appended.
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
 impl Tee {
-    /// A new one. Lines that begin with `withheld` are kept but not shown; an empty string withholds none.
+    /// Makes a `Tee` that keeps the lines that begin with `withheld` and does not show them. An
+    /// empty string withholds none.
     pub(crate) fn new(withheld: &'static str) -> (Self, Kept) {
         let kept = Kept::default();
         let tee = Self {
@@ -67,7 +68,8 @@ impl Write for Tee {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // What cannot be the start of a withheld line need not wait for the line's end: a test's name before its verdict.
+        // Part of a line that cannot become a withheld line is shown at once, such as a test's name
+        // before its verdict.
         let withheld = self.withheld.as_bytes();
         if withheld.is_empty()
             || !withheld.starts_with(&self.line) && !self.line.starts_with(withheld)
@@ -80,13 +82,13 @@ impl Write for Tee {
 
 impl Drop for Tee {
     fn drop(&mut self) {
-        // If nobody listens any more, there is nobody to tell.
+        // If stdout is closed, nobody can read an error either.
         let _ = self.end_line();
         let _ = io::stdout().flush();
     }
 }
 
-/// Runs the command here, both its outputs through one `Tee`.
+/// Runs the command on this machine, with stdout and stderr through one `Tee`.
 pub(crate) fn run(
     command: &mut Command,
     withheld: &'static str,
@@ -101,7 +103,7 @@ pub(crate) fn run(
         command: line,
         why: format!("could not be started: {source}"),
     })?;
-    // Our copies of the pipe's writing end would keep it open for ever.
+    // Our copies of the pipe's write end would keep it open for ever.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let (mut tee, kept) = Tee::new(withheld);
     let mut buffer = vec![0; 1 << 16];

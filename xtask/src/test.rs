@@ -1,8 +1,11 @@
-//! Every test: on this machine, the models under loom, what tools find in the driver, its installation, and, in one
-//! virtual machine, the suites that need the driver and an RDMA device.
+//! Runs every check and every test.
 //!
-//! A suite for the virtual machine is a `[[test]]` whose `required-features` are among `VM_FEATURES`; so a plain
-//! `cargo test` leaves it out, and a new one is found here without being listed anywhere.
+//! The order is: the checks, the workspace's tests on this machine, the models under loom, the
+//! driver's installation, and the suites that need the driver and an RDMA device in one virtual
+//! machine.
+//!
+//! A suite for the virtual machine is a `[[test]]` whose `required-features` are among
+//! `VM_FEATURES`. So a plain `cargo test` leaves it out, and a new suite is found without a list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -13,19 +16,19 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use crate::check;
 use crate::cmd;
 use crate::error::{AtPath, Error};
-use crate::install;
+use crate::install_driver;
+use crate::install_user;
 use crate::kernel::Series;
-use crate::lint;
 use crate::matrix;
-use crate::prefix;
 use crate::project::{GatedTarget, Project, cargo};
 use crate::setup;
 use crate::tee::{self, Tee};
 use crate::vm;
 
-/// The features that say "this test needs the virtual machine".
+/// The features of tests that need the virtual machine.
 const VM_FEATURES: &[&str] = &["vm", "rdma-device"];
 
 /// Seconds that one suite may take in the virtual machine.
@@ -34,33 +37,36 @@ const SUITE_LIMIT: u64 = 900;
 /// Seconds that all of them may take together.
 const SUITES_LIMIT: u64 = 2400;
 
-/// How many of loom's threads may be preempted how often: more finds rarer interleavings, and takes longer.
+/// The number of preemptions in each of loom's executions. A larger number finds rarer
+/// interleavings and takes longer.
 const LOOM_MAX_PREEMPTIONS: &str = "3";
 
-/// Where the C library is installed for them, among what is xtask's own.
+/// The directory, among xtask's own, in which the C library is installed for the suites.
 const PREFIX: &str = "prefix";
 
-/// Where to run tests.
+/// The tests to run, and where.
 #[derive(clap::Args)]
 pub(crate) struct Where {
-    /// Leave out the suites that need the virtual machine
+    /// Leave out everything that needs the virtual machine or the kernel's headers
     #[arg(long, conflicts_with = "vm_only")]
     host_only: bool,
-    /// Run only the suites that need the virtual machine
+    /// Run only the suites that need the virtual machine, without the checks
     #[arg(long)]
     vm_only: bool,
-    /// The kernel of the virtual machine
+    /// Boot this kernel in the virtual machine
     #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default(), conflicts_with = "host_only")]
     kernel: Series,
-    /// Only the matrix of scenarios and monitors, here and in two virtual machines: writes it into docs/design/why-a-driver.md
+    /// Run only the matrix of scenarios and monitors, and write it into docs/design/why-a-driver.md
+    ///
+    /// The matrix runs on this machine and in two virtual machines.
     #[arg(long, conflicts_with_all = ["host_only", "vm_only", "kernel"])]
     matrix: bool,
-    /// Only the virtual machine's suites whose names contain one of these
+    /// Run only the virtual machine's suites whose names contain one of these
     #[arg(value_name = "SUITE", requires = "vm_only")]
     suites: Vec<String>,
 }
 
-/// What came of one suite.
+/// The result of one suite.
 #[derive(Debug, PartialEq)]
 struct Outcome {
     suite: String,
@@ -71,7 +77,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// One thing that xtask tries itself.
+    /// The result of a step of xtask's own, as one test.
     fn of(suite: &str, attempt: impl FnOnce() -> Result<(), Error>) -> Self {
         let started = Instant::now();
         let done = attempt();
@@ -92,7 +98,7 @@ impl Outcome {
         outcome
     }
 
-    /// Something that ran no test because it could not, told by the first line of `why`.
+    /// A failure before any test could run. The remark is the first line of `why`.
     fn failure(suite: &str, why: &str) -> Self {
         Self {
             suite: suite.to_owned(),
@@ -109,22 +115,20 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
     if place.matrix {
         return matrix::run(project);
     }
-    let mut needed = setup::BUILD.to_vec();
+    let scope = check::Scope {
+        host_only: place.host_only,
+    };
+    let mut needed = scope.packages();
     if !place.host_only {
-        needed.extend(
-            [
-                setup::VM,
-                setup::PROGRAMS,
-                lint::PACKAGES,
-                install::PACKAGES,
-            ]
-            .concat(),
-        );
+        needed.extend([setup::PROGRAMS, install_driver::PACKAGES].concat());
     }
     setup::packages(project, &needed)?;
 
     let mut outcomes = Vec::new();
     if !place.vm_only {
+        for step in scope.steps() {
+            outcomes.push(Outcome::of(step.name, || step.run(project)));
+        }
         let mut workspace = cargo();
         workspace.args(["test", "--workspace", "--no-fail-fast"]);
         outcomes.push(on_host("host: cargo test --workspace", &mut workspace)?);
@@ -132,15 +136,11 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
             outcomes.push(under_loom(project)?);
         }
     }
-    if !place.host_only && !place.vm_only {
-        let lint = || lint::run(project);
-        outcomes.push(Outcome::of("driver: sparse, checkpatch", lint));
-    }
     // The debug kernel is in no root file system.
     if !place.host_only && place.kernel != Series::Debug && place.suites.is_empty() {
         let suite = "driver: make install, DKMS";
         outcomes.push(if nix::unistd::geteuid().is_root() {
-            Outcome::of(suite, || install::run(project, place.kernel))
+            Outcome::of(suite, || install_driver::run(project, place.kernel))
         } else {
             Outcome {
                 failed: 0,
@@ -171,8 +171,8 @@ fn on_host(suite: &str, command: &mut std::process::Command) -> Result<Outcome, 
     ))
 }
 
-/// The models are compiled with `--cfg loom`, in a target directory of their own so that the two kinds of build do not
-/// undo each other.
+/// Runs the models, compiled with `--cfg loom`. They have their own target directory, because each
+/// kind of build would undo the other.
 fn under_loom(project: &Project) -> Result<Outcome, Error> {
     let mut command = cargo();
     command.args([
@@ -186,7 +186,7 @@ fn under_loom(project: &Project) -> Result<Outcome, Error> {
         "--target-dir",
     ]);
     command.arg(project.target.join("loom"));
-    // Of the library's own tests those named so; the others are not for loom.
+    // Only the tests of this name are for loom, among the library's own.
     command.arg("loom");
     let mut flags = env::var_os("RUSTFLAGS").unwrap_or_default();
     flags.push(" --cfg loom");
@@ -195,7 +195,7 @@ fn under_loom(project: &Project) -> Result<Outcome, Error> {
     on_host("loom: regcache", &mut command)
 }
 
-/// What came of the suites that ran, and what kept the others from it.
+/// The results of the suites that ran, and the error that kept others from running.
 fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, Result<(), Error>) {
     let is_ours = |feature: &String| VM_FEATURES.contains(&feature.as_str());
     let is_meant = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
@@ -216,9 +216,9 @@ fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, R
         Ok(script) => script,
         Err(error) => return (Vec::new(), Err(error)),
     };
-    // What the suites in C use as it is installed.
+    // The suites in C use an installed library.
     let prefix = project.own_dir().join(PREFIX);
-    if let Err(error) = prefix::install(project, &prefix, prefix::Profile::Dev) {
+    if let Err(error) = install_user::run(project, &prefix, install_user::Profile::Dev) {
         return (Vec::new(), Err(error));
     }
     let machine = vm::Machine {
@@ -234,12 +234,12 @@ fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, R
         stderr: None,
     };
     let ended = vm::run(project, &machine, job);
-    // It is ours alone; if it stays, it does no harm.
+    // No other process uses the script, so one that stays does no harm.
     let _ = fs::remove_file(&script);
     (read_outcomes(&suites, &kept.text()), ended.map(|_| ()))
 }
 
-/// Builds the suites and writes the script that runs them to where the guest can read it.
+/// Builds the suites and writes the script that runs them into a directory that the guest can read.
 fn write_script(project: &Project, suites: &[GatedTarget], limit: u64) -> Result<PathBuf, Error> {
     let prefix = project.own_dir().join(PREFIX);
     let script = format!(
@@ -265,8 +265,8 @@ pub(crate) fn executables(project: &Project) -> Result<BTreeMap<String, PathBuf>
 
 /// Builds the suites and returns their executables, in the same order.
 fn build(suites: &[GatedTarget]) -> Result<Vec<PathBuf>, Error> {
-    // The whole workspace is selected, as on the host, so that dependencies get the same features and are not built
-    // twice; `--test` then picks the suites.
+    // The whole workspace is selected, as on the host, so that dependencies get the same features
+    // and are not built twice. `--test` picks the suites.
     let mut command = cargo();
     command.args([
         "test",
@@ -314,7 +314,8 @@ fn build(suites: &[GatedTarget]) -> Result<Vec<PathBuf>, Error> {
     suites.iter().map(executable).collect()
 }
 
-/// The script that runs them all, each as cargo would but for at most `limit` seconds, with a line before and after each that `read_outcomes` knows.
+/// The script that runs all suites as cargo would, each for at most `limit` seconds. A line
+/// before and after each tells `read_outcomes` which suite it is.
 fn suites_script(suites: &[GatedTarget], executables: &[PathBuf], limit: u64) -> String {
     let mut script = String::from("#!/bin/sh\n");
     for (number, (suite, executable)) in suites.iter().zip(executables).enumerate() {
@@ -368,7 +369,8 @@ fn read_outcomes(suites: &[GatedTarget], text: &str) -> Vec<Outcome> {
     outcomes
 }
 
-/// Counts what the test harness reported. A suite that ran nothing, or whose end does not fit its counts, has failed.
+/// Adds up the counts of the test harness. A suite that ran no test, or whose exit status
+/// contradicts its counts, has failed.
 fn judge(suite: &str, output: &str, status: Option<i32>, seconds: u64) -> Outcome {
     let results: Vec<_> = output
         .lines()

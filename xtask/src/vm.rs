@@ -1,13 +1,15 @@
-//! Runs a command in a virtual machine: a Debian kernel with the driver loaded and rxe0 up, on this machine's own root
-//! file system or, for a kernel of another release, on one of that release, read-only but for the target directory.
+//! Runs a command in a virtual machine that has the driver loaded and an RDMA device, rxe0.
 //!
-//! virtme-ng makes the machine; nothing else passes through it. The command's output comes through two virtio ports
-//! whose host ends are FIFOs, byte for byte, and everything else through files of a run directory
-//! (`target/xtask/runs/*`), which the guest can write; `guest.sh` tells which. So neither a terminal nor its absence
-//! makes a difference.
+//! The machine boots a Debian kernel on this machine's root file system, or on a root file system
+//! of the kernel's own release. The guest can write only the target directory.
 //!
-//! The machine cannot outlive us, however we die: each process between us and QEMU, and QEMU itself, asks the kernel
-//! to be killed when its parent goes.
+//! virtme-ng makes the machine, and carries no data. The command's output comes byte for byte
+//! through two virtio ports whose host ends are FIFOs. Everything else goes through files of a run
+//! directory (`target/xtask/runs/*`), which `guest.sh` lists. So the result does not depend on a
+//! terminal.
+//!
+//! The machine cannot outlive this process, however it dies. Each process between it and QEMU, and
+//! QEMU itself, asks the kernel to be killed when its parent ends.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -29,34 +31,34 @@ use crate::kernel::{self, Kernel, Series};
 use crate::project::Project;
 use crate::setup;
 
-/// The machine, and how long it may take.
+/// The machine and its time limits.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Machine {
-    /// The kernel to boot
+    /// Boot this kernel
     #[arg(long, value_name = "SERIES", value_enum, default_value_t = Self::default().kernel)]
     pub(crate) kernel: Series,
-    /// Memory of the guest, as QEMU takes it
+    /// Give the guest this much memory, in QEMU's notation
     #[arg(long, default_value_t = Self::default().memory)]
     pub(crate) memory: String,
-    /// CPUs of the guest
+    /// Give the guest this many CPUs
     #[arg(long, default_value_t = Self::default().cpus)]
     pub(crate) cpus: u16,
-    /// Seconds that the command may run
+    /// Stop the command after this many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = Self::default().timeout)]
     pub(crate) timeout: u64,
-    /// Seconds that the guest may take until the command starts
+    /// Give up if the command has not started after this many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = Self::default().boot_timeout)]
     pub(crate) boot_timeout: u64,
-    /// Neither build nor load the driver, and no RDMA device either: a bare kernel
+    /// Boot a bare kernel, without the driver and the RDMA device
     #[arg(long)]
     pub(crate) no_driver: bool,
-    /// Make the guest's time stamp counter tick once an instruction: emulation, one CPU
+    /// Count instructions with the time stamp counter, which takes emulation and one CPU
     #[arg(long)]
     pub(crate) icount: bool,
 }
 
 impl Default for Machine {
-    /// What the command line's defaults are.
+    /// The defaults of the command line.
     fn default() -> Self {
         Self {
             kernel: Series::default(),
@@ -70,20 +72,21 @@ impl Default for Machine {
     }
 }
 
-/// What to run, and where its output goes.
+/// The command, and the receivers of its output.
 pub(crate) struct Job<'a> {
     /// The program and its arguments.
     pub(crate) command: &'a [OsString],
-    /// Takes stdout, and stderr too if that has no place of its own; then the two are in the order they were written.
+    /// Takes stdout. Takes stderr too, in the order of writing, if that has no receiver of its own.
     pub(crate) stdout: Box<dyn Write + Send>,
     /// Takes stderr.
     pub(crate) stderr: Option<Box<dyn Write + Send>>,
 }
 
-/// How many run directories are kept, for a look at what happened.
+/// The number of run directories that are kept, for the analysis of failures.
 const RUNS_KEPT: usize = 8;
 
-/// Variables that the guest gets from us, beside all that begin with one of `PASSED_PREFIXES`.
+/// The variables that the guest gets, in addition to those that begin with one of
+/// `PASSED_PREFIXES`.
 const PASSED: &[&str] = &[
     "RUST_BACKTRACE",
     "RUST_LOG",
@@ -94,7 +97,8 @@ const PASSED: &[&str] = &[
 ];
 const PASSED_PREFIXES: &[&str] = &["PROPTEST_", "REGCACHE_"];
 
-/// What the kernel prints when something is wrong with it. A soft lockup is among them ("watchdog: BUG: …").
+/// Parts of the messages that the kernel prints for a fault. A soft lockup has one of them
+/// ("watchdog: BUG: …").
 const COMPLAINTS: &[&str] = &[
     "BUG:",
     "WARNING:",
@@ -112,8 +116,8 @@ const COMPLAINTS: &[&str] = &[
     "sleeping function called",
 ];
 
-/// An oops ends the machine instead of leaving it half dead (virtme-ng has QEMU exit where it would reboot), no message
-/// is lost, and a CPU that the host gave no time for half a minute is not taken for a stuck one.
+/// An oops ends the machine (virtme-ng has QEMU exit instead of reboot), and no message is lost.
+/// A CPU that got no time from the host for half a minute is not reported as stuck.
 const KERNEL_OPTIONS: &[&str] = &[
     "oops=panic",
     "panic=-1",
@@ -123,20 +127,21 @@ const KERNEL_OPTIONS: &[&str] = &[
     "rcupdate.rcu_cpu_stall_timeout=120",
 ];
 
-/// Two nodes, between which pages can move; scans for it only where a test wants them.
+/// Two nodes, between which pages can move. Only tests that need NUMA balancing switch it on.
 const NUMA_OPTIONS: &[&str] = &["numa=fake=2", "numa_balancing=disable"];
 
-/// How many lines are shown from the first complaint on, and how many complaints after those.
+/// The number of lines shown from the first complaint on, and of complaints shown after those.
 const COMPLAINT_LINES: usize = 20;
 
-/// Installs what is missing, builds the driver, boots, runs the job, and returns the command's exit status.
+/// Installs missing packages, builds the driver, boots, runs the job, and returns the command's
+/// exit status.
 pub(crate) fn run(project: &Project, machine: &Machine, job: Job<'_>) -> Result<u8, Error> {
     setup::packages(project, setup::VM)?;
     let kernel = kernel::find(project, machine.kernel)?;
     run_on(project, &kernel, machine, job)
 }
 
-/// The same on this very kernel and its root, whatever the machine's series has.
+/// Does the same on this kernel and its root, and ignores the machine's series.
 pub(crate) fn run_on(
     project: &Project,
     kernel: &Kernel,
@@ -150,7 +155,7 @@ pub(crate) fn run_on(
     }
     run.write("guest.sh", include_bytes!("guest.sh"))?;
     run.write("command.sh", &command_script(&project.root, job.command))?;
-    // virtme-ng starts QEMU itself, so this is where it learns to die with virtme-ng.
+    // virtme-ng starts QEMU itself, so this script makes QEMU die with virtme-ng.
     run.write(
         "qemu",
         b"#!/bin/sh\nexec setpriv --pdeathsig=KILL qemu-system-x86_64 \"$@\"\n",
@@ -186,24 +191,25 @@ pub(crate) fn run_on(
     verdict(&run, machine, ended?)
 }
 
-/// How the guest's life ended, as seen from outside.
+/// The end of the guest, as seen from outside.
 enum Ended {
     /// It powered itself off, or virtme-ng could not start it.
     ByItself(ExitStatus),
     /// It was killed: the command had not started within `boot_timeout`.
     NotUp,
-    /// It was killed: the command ran for longer than `timeout` and the guest did not stop it.
+    /// It was killed: the command ran longer than `timeout`, and the guest did not stop it.
     Hung,
 }
 
-/// A running guest; dropping it kills it.
+/// A running guest. Dropping it kills it.
 struct Guest {
     child: Child,
 }
 
 impl Guest {
     fn wait(mut self, run: &RunDir, machine: &Machine, started: Instant) -> Result<Ended, Error> {
-        // The guest stops the command itself, which leaves a better trace; if it has not, it hangs.
+        // The guest stops the command itself, which leaves a better trace. If it does not, it
+        // hangs.
         let grace = Duration::from_secs(30);
         let mut up_since = None;
         loop {
@@ -228,13 +234,13 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // QEMU is killed by the kernel as its parent dies. Both fail only if it is dead already.
+        // The kernel kills QEMU when its parent dies. Both calls fail only if that is dead already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// What came of it, from what the guest and its kernel left in the run directory.
+/// The result, from the files that the guest and its kernel left in the run directory.
 fn verdict(run: &RunDir, machine: &Machine, ended: Ended) -> Result<u8, Error> {
     let dir = run.dir.display();
     let console = run.read("console.log");
@@ -257,8 +263,8 @@ fn verdict(run: &RunDir, machine: &Machine, ended: Ended) -> Result<u8, Error> {
     let console_tail = || tail(&console, 25);
     if let Ended::NotUp = ended {
         return Err(Error::Vm(format!(
-            "the guest did not come up within {} s and was killed. Its console ended with:\n{}\n{}\nif the machine is \
-             only slow, allow more with --boot-timeout; all logs are in {dir}",
+            "the guest did not come up within {} s and was killed. Its console ended with:\n{}\n{}\nIf this machine is \
+             only slow, allow more with --boot-timeout. All logs are in {dir}",
             machine.boot_timeout,
             console_tail(),
             tail(&run.read("setup.log"), 10),
@@ -287,7 +293,7 @@ fn verdict(run: &RunDir, machine: &Machine, ended: Ended) -> Result<u8, Error> {
             return Ok(status);
         }
         return Err(Error::TimedOut(format!(
-            "{overran}. What was blocked in the kernel then is at the end of {dir}/dmesg.log"
+            "{overran}. The tasks that were blocked in the kernel are at the end of {dir}/dmesg.log"
         )));
     }
     let when = match ended {
@@ -341,7 +347,8 @@ fn virtme(
     } else {
         let root = text(&project.root)?;
         command.arg("--root").arg(&kernel.root);
-        // virtme-ng mounts what is read-only last, which would hide a target directory inside the repository.
+        // virtme-ng mounts read-only directories last, which would hide a target directory inside
+        // the repository.
         command.arg(format!("--rodir={root}={root}"));
         command.arg(format!("--rwdir=/mnt={target}"));
         format!("mount --bind /mnt {} && {script}", cmd::shell_quote(target))
@@ -349,11 +356,12 @@ fn virtme(
     command.arg("--overlay-rwdir=/tmp");
     if !kvm {
         command.arg("--disable-kvm");
-        // Where one emulated CPU runs code that the kernel is patching on another, it can meet a breakpoint that is no
-        // longer there, and newer kernels patch much while they boot. guest.sh brings up the others.
+        // An emulated CPU can meet a breakpoint that the kernel has already removed, if another CPU
+        // patches the code that it runs. Newer kernels patch much while they boot. guest.sh brings
+        // the other CPUs up later.
         command.args(["-a", "maxcpus=1"]);
     }
-    // A node without a CPU is nothing that every kernel expects.
+    // Not every kernel can handle a node without a CPU.
     let numa = if cpus > 1 { NUMA_OPTIONS } else { &[] };
     for option in KERNEL_OPTIONS.iter().chain(numa) {
         command.args(["-a", option]);
@@ -375,30 +383,31 @@ fn virtme(
     for name in ["PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV"] {
         command.env_remove(name);
     }
-    // virtme-ng calls scripts of its own by name, and Debian gives only root the directories with modprobe and depmod.
+    // virtme-ng calls its own scripts by name. On Debian only root's PATH leads to modprobe and
+    // depmod.
     let mut path = python.parent().unwrap_or(python).as_os_str().to_owned();
     path.push(":");
     path.push(env::var_os("PATH").unwrap_or_default());
     path.push(":/usr/sbin:/sbin");
     command.env("PATH", path);
     command.env("TMPDIR", &run.dir);
-    // Ctrl-C is for us; the guest's processes go when we do.
+    // Ctrl-C reaches this process alone, and the guest's processes end with it.
     command.process_group(0);
     Ok(command)
 }
 
-/// A path as virtme-ng and QEMU can take it.
+/// The path as a text that virtme-ng and QEMU accept.
 fn text(path: &Path) -> Result<&str, Error> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_+ /.-".contains(c);
     path.to_str().filter(|text| text.chars().all(plain)).ok_or_else(|| {
         Error::Vm(format!(
-            "{}: virtme-ng takes only letters, digits, spaces and _+.- in a path; set CARGO_TARGET_DIR to such a one",
+            "{}: virtme-ng takes only letters, digits, spaces and _+.- in a path. Set CARGO_TARGET_DIR to such a path",
             path.display()
         ))
     })
 }
 
-/// The script that becomes the command, in the repository's root.
+/// The script that executes the command in the repository's root.
 fn command_script(root: &Path, command: &[OsString]) -> Vec<u8> {
     let mut script = Vec::new();
     for (name, value) in env::vars_os() {
@@ -424,7 +433,7 @@ fn command_script(root: &Path, command: &[OsString]) -> Vec<u8> {
     script
 }
 
-/// Appends the word, quoted for a POSIX shell, whatever bytes it is made of.
+/// Appends the word, quoted for a POSIX shell. The word may hold any bytes.
 fn quote(word: &OsStr, script: &mut Vec<u8>) {
     script.push(b'\'');
     for &byte in word.as_bytes() {
@@ -436,7 +445,8 @@ fn quote(word: &OsStr, script: &mut Vec<u8>) {
     script.push(b'\'');
 }
 
-/// KVM works where its module for this CPU is; some hosts have a /dev/kvm on which a guest hangs.
+/// Whether KVM works. Its module for this CPU must be loaded, because some hosts have a /dev/kvm on
+/// which a guest hangs.
 pub(crate) fn has_kvm() -> bool {
     let module = ["kvm_intel", "kvm_amd"]
         .iter()
@@ -449,7 +459,8 @@ pub(crate) fn has_kvm() -> bool {
             .is_ok()
 }
 
-/// The lines of the kernel's log that tell of a fault, the first with what follows it: most often a trace.
+/// The lines of the kernel's log that report a fault, with the lines after the first, which are
+/// most often a trace.
 fn complaints(messages: &str) -> String {
     // virtme-ng's init writes its own warnings into the kernel's log.
     let complains = |line: &str| {
@@ -473,7 +484,7 @@ fn complaints(messages: &str) -> String {
         .join("\n")
 }
 
-/// Those of the objects kmemleak lists that the driver allocated; the first few.
+/// The first few of the objects in kmemleak's list that the driver allocated.
 fn leaks(listed: &str) -> String {
     let mut objects: Vec<Vec<&str>> = Vec::new();
     for line in listed.lines() {
@@ -499,13 +510,13 @@ fn tail(text: &str, lines: usize) -> String {
     last.join("\n")
 }
 
-/// The directory in which host and guest leave each other files.
+/// The directory through which host and guest exchange files.
 struct RunDir {
     dir: PathBuf,
 }
 
 impl RunDir {
-    /// Makes a new one and removes the oldest of those whose xtask is gone.
+    /// Makes a new directory, and removes the oldest of those whose xtask has ended.
     fn create(project: &Project) -> Result<Self, Error> {
         let runs = project.own_dir().join("runs");
         fs::create_dir_all(&runs).at(&runs)?;
@@ -519,7 +530,7 @@ impl RunDir {
         for dir in old {
             let pid = dir.extension().unwrap_or_default();
             if !Path::new("/proc").join(pid).exists() {
-                // Another xtask may be at the same thing.
+                // Another xtask may remove the same directory.
                 let _ = fs::remove_dir_all(&dir);
             }
         }
@@ -543,14 +554,14 @@ impl RunDir {
         fs::write(self.path(name), content).at(self.path(name))
     }
 
-    /// The file's text; none if it is not there.
+    /// The file's text, which is empty if the file is missing.
     fn read(&self, name: &str) -> String {
         let content = fs::read(self.path(name)).unwrap_or_default();
         String::from_utf8_lossy(&content).into_owned()
     }
 }
 
-/// Copies what QEMU writes into a FIFO to where it belongs, as it comes.
+/// A thread that copies QEMU's output from a FIFO to its receiver.
 struct Copier {
     fifo: PathBuf,
     thread: JoinHandle<()>,
@@ -571,7 +582,7 @@ impl Copier {
             loop {
                 match from.read(&mut buffer) {
                     Ok(0) => return,
-                    // Nobody may be listening any more; the guest must not block on that.
+                    // A receiver that is gone must not block the guest.
                     Ok(n) if wanted => {
                         wanted = to.write_all(&buffer[..n]).and_then(|()| to.flush()).is_ok();
                     }
@@ -586,7 +597,8 @@ impl Copier {
 
     /// Waits until everything written has been copied. QEMU must be gone.
     fn finish(self) {
-        // If QEMU never came to open the FIFO, the thread still waits for a writer; opening for both never blocks.
+        // If QEMU never opened the FIFO, the thread still waits for a writer. Opening for both
+        // directions never blocks.
         drop(OpenOptions::new().read(true).write(true).open(&self.fifo));
         let _ = self.thread.join();
         let _ = fs::remove_file(&self.fifo);

@@ -1,4 +1,4 @@
-//! What changes the cache: `cargo bench -p regcache-bench --bench change`.
+//! Operations that change the cache: `cargo bench -p regcache-bench-lookup --bench change`.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use regcache_bench::{Addresses, Regcache, Subject, loops};
+use regcache_bench_lookup::{Addresses, Regcache, Subject, loops};
 
 fn miss_and_invalidate(c: &mut Criterion) {
     let (cache, addresses) = filled(100_000, 1 << 17);
     let next = Cell::new(0);
-    // Criterion says how many; each goes on where the one before it ended.
+    // Criterion chooses the number of operations; each call goes on where the last one ended.
     let take = |operations: u64| -> Range<usize> {
         let from = next.get();
         next.set(from + operations as usize);

@@ -1,11 +1,12 @@
-//! Lookups of what is there, with one thread: `cargo bench -p regcache-bench --bench hit`.
+//! Lookups that are hits, in one thread: `cargo bench -p regcache-bench-lookup --bench hit`.
 //!
-//! Of use to see what a change to the cache does; compared with UCX it is by `cargo xtask bench`.
+//! They show what a change of the cache does. `cargo xtask bench` compares the cache with UCX's.
 
 use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use regcache_bench::{Addresses, Random, Regcache, Subject, loops};
+use regcache_bench_harness::Random;
+use regcache_bench_lookup::{Addresses, Regcache, Subject, loops};
 
 fn same(c: &mut Criterion) {
     let mut group = c.benchmark_group("hit/same");

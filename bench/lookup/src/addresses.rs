@@ -1,13 +1,13 @@
-//! [`Addresses`]: the memory that is looked up.
+//! [`Addresses`]: the memory that lookups name.
 
 use std::io;
 
 use memmap2::{MmapMut, MmapOptions};
 
-/// Ranges of one length at equal distances, and between each and the next another one that is not
-/// registered to begin with.
+/// Ranges of one length at equal distances. Between each range and the next lies another one, which
+/// is not registered at the start.
 ///
-/// The addresses are this process's own, so that nothing else can be there; none is ever touched.
+/// This process has reserved the addresses, so nothing else is there. No loop touches them.
 #[derive(Debug)]
 pub struct Addresses {
     base: usize,
@@ -18,11 +18,11 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Room for `count` ranges of `len` bytes, a power of two of at least a page.
+    /// Reserves room for `count` ranges of `len` bytes, a power of two of at least a page.
     ///
     /// # Errors
     ///
-    /// If there is not that much address space.
+    /// If the address space has no room.
     pub fn new(count: usize, len: usize) -> io::Result<Self> {
         let stride = 4 * len;
         let reserved = MmapOptions::new()
@@ -39,36 +39,36 @@ impl Addresses {
         })
     }
 
-    /// How many there are.
+    /// Returns the number of ranges.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Bytes of each.
+    /// Returns the length of each range in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// True if there are none.
+    /// Returns true if there are no ranges.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Start of range `i`.
+    /// Returns the start of range `i`.
     #[inline(always)]
     pub fn entry(&self, i: usize) -> usize {
         self.base + i * self.stride
     }
 
-    /// Start of the range that lies between `i` and the next, and touches neither.
+    /// Returns the start of the range between `i` and the next, which touches neither.
     #[inline(always)]
     pub fn between(&self, i: usize) -> usize {
         self.entry(i) + self.stride / 2
     }
 
-    /// Numbers all starts, of both kinds, from 0 to `2 * count`.
+    /// The number of a start of either kind, from 0 to `2 * count`.
     #[inline]
-    pub(crate) fn place(&self, start: usize) -> usize {
+    pub(crate) fn number(&self, start: usize) -> usize {
         (start - self.base) >> (self.stride.trailing_zeros() - 1)
     }
 }

@@ -1,4 +1,4 @@
-//! Instructions, counted by callgrind.
+//! Counts instructions by callgrind.
 
 use std::io;
 use std::path::Path;
@@ -7,13 +7,13 @@ use std::process::Command;
 const FEW: u32 = 20_000;
 const MANY: u32 = 120_000;
 
-/// Whether valgrind is installed.
-pub fn is_there() -> bool {
+/// Returns whether valgrind is installed.
+pub fn is_installed() -> bool {
     Command::new("valgrind").arg("--version").output().is_ok()
 }
 
-/// Instructions an operation of a program whose last argument is how many to do: the difference of
-/// two runs that differ in that, so that all else cancels out.
+/// Returns the instructions of an operation of a program whose last argument is their number. It is
+/// the difference of two runs with different numbers, so that everything else cancels out.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! A device and monitors that do nothing but what the cache can see of them.
+//! A device and monitors that do only what the cache can observe.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -10,7 +10,7 @@ use regcache::{Registrar, VaRange};
 
 use crate::Addresses;
 
-/// Registers nothing, and counts.
+/// A registrar that registers nothing and counts its calls.
 #[derive(Debug, Default)]
 pub struct DummyRegistrar {
     made: AtomicU64,
@@ -18,7 +18,7 @@ pub struct DummyRegistrar {
 }
 
 impl DummyRegistrar {
-    /// Registrations made, and of those how many were destroyed.
+    /// Returns how many registrations were made, and how many of them were destroyed.
     pub fn counts(&self) -> (u64, u64) {
         let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
         (count(&self.made), count(&self.destroyed))
@@ -60,7 +60,7 @@ impl Page {
         unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast_mut().cast()) }
     }
 
-    /// As the real one does it.
+    /// Reads it with the same ordering as the real monitor.
     #[inline]
     fn generation(&self) -> u64 {
         let generation = self.word().load(Ordering::Relaxed);
@@ -69,11 +69,13 @@ impl Page {
     }
 }
 
-/// Has a generation, and watches nothing.
+/// A monitor with a generation that watches nothing.
 #[derive(Debug)]
 pub struct DummyMonitor(Page);
 
 impl DummyMonitor {
+    /// Makes one with a generation of its own.
+    ///
     /// # Errors
     ///
     /// If there is no memory for the page of the generation.
@@ -107,22 +109,23 @@ unsafe impl Monitor for DummyMonitor {
     }
 }
 
-/// What [`FakeMonitor`] shares with who invalidates.
+/// The state that a [`FakeMonitor`] shares with the code that invalidates.
 #[derive(Debug)]
 struct Kernel {
     page: Page,
     addresses: Arc<Addresses>,
-    /// For each start of a range the cookie that it is watched by, or 0.
+    /// The cookie of the watch at each start of a range, or 0.
     cookies: Box<[AtomicU64]>,
-    hit: Mutex<Vec<u64>>,
+    invalidated: Mutex<Vec<u64>>,
 }
 
-/// Models ummunotify: the generation is a word of a shared mapping, what was hit is reported once.
+/// A model of ummunotify: the generation is a word of a shared mapping, and each invalidation is
+/// reported once.
 #[derive(Debug, Clone)]
 pub struct FakeMonitor(Arc<Kernel>);
 
 impl FakeMonitor {
-    /// Watches ranges that start where `addresses` has one.
+    /// Makes a monitor of ranges that start where `addresses` has one.
     ///
     /// # Errors
     ///
@@ -134,20 +137,23 @@ impl FakeMonitor {
             cookies: (0..2 * addresses.count() + 2)
                 .map(|_| AtomicU64::new(0))
                 .collect(),
-            hit: Mutex::default(),
+            invalidated: Mutex::default(),
         })))
     }
 
-    /// The memory of the range that starts here changes.
+    /// Invalidates the range that starts here.
     #[inline]
     pub fn invalidate(&self, start: usize) {
         let kernel = &*self.0;
-        let cookie = kernel.cookies[kernel.addresses.place(start)].load(Ordering::Relaxed);
+        let cookie = kernel.cookies[kernel.addresses.number(start)].load(Ordering::Relaxed);
         if cookie == 0 {
             return;
         }
-        let mut hit = kernel.hit.lock().unwrap_or_else(PoisonError::into_inner);
-        hit.push(cookie);
+        let mut invalidated = kernel
+            .invalidated
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        invalidated.push(cookie);
         kernel.page.word().fetch_add(1, Ordering::Release);
     }
 }
@@ -160,8 +166,8 @@ unsafe impl Monitor for FakeMonitor {
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
-        let place = self.0.addresses.place(range.start());
-        self.0.cookies[place].store(cookie.0, Ordering::Relaxed);
+        let number = self.0.addresses.number(range.start());
+        self.0.cookies[number].store(cookie.0, Ordering::Relaxed);
         Ok(())
     }
 
@@ -170,8 +176,12 @@ unsafe impl Monitor for FakeMonitor {
     }
 
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
-        let mut hit = self.0.hit.lock().unwrap_or_else(PoisonError::into_inner);
-        for cookie in hit.drain(..) {
+        let mut pending = self
+            .0
+            .invalidated
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for cookie in pending.drain(..) {
             invalidated(Cookie(cookie));
         }
         Ok(self.generation())

@@ -1,24 +1,24 @@
-//! [`Figure`]: one number of the report, and what it is held against.
+//! [`Figure`]: one number of the report, and the threshold that it has to meet.
 
 use std::fmt::Write as _;
 
-/// What a figure may be at most.
+/// The most that a figure may be.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Limit {
-    /// Nothing was promised.
+pub enum Threshold {
+    /// There is no threshold.
     None,
-    /// In the figure's own unit.
+    /// A value in the figure's own unit.
     Value(f64),
-    /// Of UCX's in the same run.
+    /// A ratio to UCX's figure of the same run.
     OfUcx(f64),
-    /// Of what one thread takes in the same run.
+    /// A ratio to the figure of one thread in the same run.
     OfOneThread(f64),
 }
 
 /// One number of the report.
 #[derive(Debug, Clone)]
 pub struct Figure {
-    /// What was measured, words divided by slashes.
+    /// What was measured: words divided by slashes.
     pub name: String,
     /// regcache's number.
     pub value: f64,
@@ -26,16 +26,16 @@ pub struct Figure {
     pub unit: &'static str,
     /// UCX's number.
     pub ucx: Option<f64>,
-    /// regcache's divided by UCX's: the median of the ratios, where both are medians.
+    /// The median of regcache's ratios to UCX, round by round.
     pub ratio_ucx: Option<f64>,
-    /// That of two threads divided by that of one.
+    /// The median of the ratios of two threads to one.
     pub ratio_one_thread: Option<f64>,
-    /// What was promised.
-    pub limit: Limit,
+    /// The threshold.
+    pub threshold: Threshold,
 }
 
 impl Figure {
-    /// A figure with nothing to compare it with.
+    /// Makes a figure that is compared with nothing.
     pub fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
         Self {
             name: name.into(),
@@ -44,28 +44,29 @@ impl Figure {
             ucx: None,
             ratio_ucx: None,
             ratio_one_thread: None,
-            limit: Limit::None,
+            threshold: Threshold::None,
         }
     }
 
-    /// With a limit.
+    /// Sets the threshold.
     #[must_use]
-    pub fn limit(mut self, limit: Limit) -> Self {
-        self.limit = limit;
+    pub fn threshold(mut self, threshold: Threshold) -> Self {
+        self.threshold = threshold;
         self
     }
 
-    /// Whether the limit is met; `None` if there is none, or nothing to hold it against.
+    /// Returns whether the threshold is met, or `None` if there is none or the other figure is
+    /// missing.
     pub fn is_met(&self) -> Option<bool> {
-        match self.limit {
-            Limit::None => None,
-            Limit::Value(most) => Some(self.value <= most),
-            Limit::OfUcx(most) => self.ratio_ucx.map(|ratio| ratio <= most),
-            Limit::OfOneThread(most) => self.ratio_one_thread.map(|ratio| ratio <= most),
+        match self.threshold {
+            Threshold::None => None,
+            Threshold::Value(most) => Some(self.value <= most),
+            Threshold::OfUcx(most) => self.ratio_ucx.map(|ratio| ratio <= most),
+            Threshold::OfOneThread(most) => self.ratio_one_thread.map(|ratio| ratio <= most),
         }
     }
 
-    /// The line that a script reads.
+    /// Returns the line that scripts read.
     pub fn line(&self) -> String {
         let mut line = format!("bench {} {} {}", self.name, number(self.value), self.unit);
         for (key, ratio) in [
@@ -88,11 +89,11 @@ impl Figure {
             self.ucx.map_or_else(String::new, number),
             ratio(self.ratio_ucx),
             ratio(self.ratio_one_thread),
-            match self.limit {
-                Limit::None => String::new(),
-                Limit::Value(most) => format!("<= {most} {}", self.unit),
-                Limit::OfUcx(most) => format!("<= {most} of UCX's"),
-                Limit::OfOneThread(most) => format!("<= {most} of one thread's"),
+            match self.threshold {
+                Threshold::None => String::new(),
+                Threshold::Value(most) => format!("<= {most} {}", self.unit),
+                Threshold::OfUcx(most) => format!("<= {most} of UCX's"),
+                Threshold::OfOneThread(most) => format!("<= {most} of one thread's"),
             },
             match self.is_met() {
                 None => "",
@@ -104,7 +105,7 @@ impl Figure {
     }
 }
 
-/// With as many digits as mean something.
+/// The number with its significant digits.
 fn number(value: f64) -> String {
     match value.abs() {
         v if v < 100.0 => format!("{value:.1}"),
@@ -112,7 +113,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// The table for people.
+/// Returns the table that people read.
 pub fn table(figures: &[Figure]) -> String {
     let head = [
         "figure",
@@ -121,7 +122,7 @@ pub fn table(figures: &[Figure]) -> String {
         "UCX",
         "/UCX",
         "/1 thread",
-        "limit",
+        "threshold",
         "",
     ];
     let mut rows = vec![head.map(str::to_owned)];
@@ -131,7 +132,7 @@ pub fn table(figures: &[Figure]) -> String {
     for row in &rows {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
-            // Numbers to the right.
+            // Numbers are aligned to the right.
             let _ = match column {
                 1 | 3 | 4 | 5 => write!(line, "{cell:>0$}  ", width(column)),
                 _ => write!(line, "{cell:<0$}  ", width(column)),
@@ -148,12 +149,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_is_held_against_the_ratio_that_it_names() {
-        let mut figure = Figure::new("hit/same/1", 9.0, "ns").limit(Limit::OfUcx(0.35));
-        assert_eq!(figure.is_met(), None, "nothing to hold it against");
+    fn a_threshold_is_compared_with_the_ratio_that_it_names() {
+        let mut figure = Figure::new("hit/same/1", 9.0, "ns").threshold(Threshold::OfUcx(0.35));
+        assert_eq!(figure.is_met(), None, "there is no ratio");
         figure.ratio_ucx = Some(0.36);
         assert_eq!(figure.is_met(), Some(false));
-        figure.limit = Limit::Value(9.0);
+        figure.threshold = Threshold::Value(9.0);
         assert_eq!(figure.is_met(), Some(true));
         assert_eq!(figure.line(), "bench hit/same/1 9.0 ns ratio_ucx=0.360");
     }

@@ -1,20 +1,20 @@
-//! What a lookup costs, and beside it what UCX's registration cache takes for the same.
+//! The cost of a lookup, beside that of UCX's registration cache.
 //!
-//! Both caches are driven by the same loops through [`Subject`], over the same addresses
-//! ([`Addresses`]), with a device that does nothing ([`DummyRegistrar`], and its like in
-//! `ucx/shim.c`). regcache's monitor is a model ([`FakeMonitor`]) whose generation is a word of
-//! shared memory, as the driver's is, so that every figure has the check of the generation in it.
+//! The same [`loops`] drive both caches through [`Subject`], over the same [`Addresses`], with a
+//! device that does nothing: [`DummyRegistrar`], and its counterpart in `ucx/shim.c`. regcache's
+//! monitor is a model ([`FakeMonitor`]) whose generation is a word of shared memory, as the
+//! driver's is. So every figure includes the check of the generation.
 //!
-//! The program `compare` measures and prints; `cargo xtask bench` runs it.
+//! The program `lookup` measures and prints; `cargo xtask bench` runs it.
 #![warn(missing_docs)]
 
 mod addresses;
-pub mod block;
+
 pub mod callgrind;
 mod fake;
 pub mod figure;
 pub mod loops;
-mod random;
+
 mod regcache;
 mod subject;
 #[cfg(feature = "ucx")]
@@ -24,25 +24,25 @@ use std::io;
 
 pub use addresses::Addresses;
 pub use fake::{DummyMonitor, DummyRegistrar, FakeMonitor};
-pub use random::Random;
+
 pub use regcache::{Regcache, Unwatched};
 pub use subject::{Nothing, Subject};
 #[cfg(feature = "ucx")]
 pub use ucx::Ucx;
 
-/// What regcache is compared with.
+/// The cache that regcache is compared with.
 #[cfg(feature = "ucx")]
-pub type Rival = Ucx;
-/// What regcache would be compared with.
+pub type Peer = Ucx;
+/// Stands for UCX's cache in a build without it.
 #[cfg(not(feature = "ucx"))]
-pub type Rival = Nothing;
+pub type Peer = Nothing;
 
-/// An empty cache of UCX's, of at most so many entries; `None` without the feature `ucx`.
+/// Makes an empty UCX cache of at most this many entries; `None` without the feature `ucx`.
 ///
 /// # Errors
 ///
 /// If UCX refuses.
-pub fn rival(max_entries: usize) -> io::Result<Option<Rival>> {
+pub fn peer(max_entries: usize) -> io::Result<Option<Peer>> {
     #[cfg(feature = "ucx")]
     return Ucx::new(max_entries)
         .map(Some)

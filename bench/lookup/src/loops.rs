@@ -1,24 +1,27 @@
-//! The loops that are measured, the same for each cache.
+//! The measured loops, which are the same for each cache.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::{Addresses, Random, Subject};
+use regcache_bench_harness::Random;
 
-/// How many ranges change at once where what is measured has to be undone again.
+use crate::{Addresses, Subject};
+
+/// How many ranges change at once in a loop that undoes what it measures.
 const BATCH: usize = 1000;
 
-/// Co-prime to every number of entries here: steps by it visit all of them in no simple order.
+/// A step that is co-prime to every number of entries here, so that it visits all in no simple
+/// order.
 const STEP: usize = 7919;
 
-/// Registers all.
+/// Registers all ranges.
 pub fn fill(subject: &impl Subject, addresses: &Addresses) {
     for k in 0..addresses.count() {
         subject.get_put(addresses.entry(step(k, addresses)), addresses.len());
     }
 }
 
-/// `operations` lookups of one range.
+/// Looks one range up `operations` times.
 #[inline(always)]
 pub fn same(subject: &impl Subject, start: usize, len: usize, operations: usize) {
     for _ in 0..operations {
@@ -26,7 +29,7 @@ pub fn same(subject: &impl Subject, start: usize, len: usize, operations: usize)
     }
 }
 
-/// `operations` lookups of any of the ranges that were registered.
+/// Looks random registered ranges up `operations` times.
 #[inline(always)]
 pub fn random(
     subject: &impl Subject,
@@ -42,7 +45,7 @@ pub fn random(
     }
 }
 
-/// `operations` lookups of one of the pages in any of the ranges that were registered.
+/// Looks random pages of registered ranges up `operations` times.
 pub fn within(
     subject: &impl Subject,
     addresses: &Addresses,
@@ -57,8 +60,8 @@ pub fn within(
     }
 }
 
-/// Lookups, number this to that, of ranges that are not registered, and are registered; then, not
-/// counted, they are invalidated again. Returns the time of the lookups.
+/// Does the lookups of these numbers, each a miss, and returns their time. Invalidating the ranges
+/// again is not timed.
 pub fn miss(subject: &impl Subject, addresses: &Addresses, operations: Range<usize>) -> Duration {
     let mut time = Duration::ZERO;
     for_batches(operations, addresses, |numbers| {
@@ -79,8 +82,8 @@ pub fn miss(subject: &impl Subject, addresses: &Addresses, operations: Range<usi
     time
 }
 
-/// Each time, number this to that, one of the ranges changes, and the cache gives its registration
-/// up; then, not counted, they are registered again. Returns the time of the former.
+/// Does the invalidations of these numbers, each of which makes the cache destroy a registration,
+/// and returns their time. Registering the ranges again is not timed.
 pub fn invalidate(
     subject: &impl Subject,
     addresses: &Addresses,
@@ -88,7 +91,7 @@ pub fn invalidate(
 ) -> Duration {
     let mut time = Duration::ZERO;
     for_batches(operations, addresses, |numbers| {
-        // All but the first, which is who notices.
+        // The first range is left out: the lookup that drains is one of it.
         let starts = || {
             let numbers = numbers.clone().map(|k| step(k, addresses));
             numbers.filter(|&i| i != 0).map(|i| addresses.entry(i))
@@ -105,8 +108,7 @@ pub fn invalidate(
     time
 }
 
-/// `operations` lookups of ranges that are not registered, in a cache whose limit is reached. Goes
-/// on from lookup number `from`.
+/// Does `operations` lookups from number `from` on, each a miss, in a cache that is at its limit.
 pub fn evict(subject: &impl Subject, addresses: &Addresses, from: usize, operations: usize) {
     for k in from..from + operations {
         let i = k.wrapping_mul(STEP) % (2 * addresses.count());
@@ -118,7 +120,7 @@ pub fn evict(subject: &impl Subject, addresses: &Addresses, from: usize, operati
     }
 }
 
-/// Spreads the operations over batches, in none of which a range comes twice.
+/// Divides the operations into batches, none of which has a range twice.
 fn for_batches(
     mut operations: Range<usize>,
     addresses: &Addresses,
@@ -132,7 +134,7 @@ fn for_batches(
     }
 }
 
-/// Number `k` of an order in which each range comes once before one comes again.
+/// Number `k` of an order that visits each range once before any range again.
 fn step(k: usize, addresses: &Addresses) -> usize {
     k.wrapping_mul(STEP) % addresses.count()
 }
@@ -148,11 +150,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{Regcache, Unwatched, rival};
+    use crate::{Regcache, Unwatched, peer};
 
     const ENTRIES: usize = 1000;
 
-    /// The loops themselves check that what they measure is what they say.
+    /// The loops check themselves that they measure misses or invalidations.
     fn run_all(subject: &impl Subject, addresses: &Addresses) {
         fill(subject, addresses);
         assert_eq!(subject.counts(), (ENTRIES as u64, 0));
@@ -161,7 +163,7 @@ mod tests {
         random(subject, addresses, &mut order, 5000);
         within(subject, addresses, &mut order, 5000);
         assert_eq!(subject.counts(), (ENTRIES as u64, 0), "these are hits");
-        // More than a batch, and not a multiple of one.
+        // More than a batch, and no multiple of it.
         miss(subject, addresses, 0..2500);
         invalidate(subject, addresses, 0..2500);
         assert_eq!(subject.live(), ENTRIES as u64);
@@ -172,8 +174,8 @@ mod tests {
         let addresses = Arc::new(Addresses::new(ENTRIES, 16 * 4096).unwrap());
         run_all(&Regcache::new(&addresses, 2 * ENTRIES).unwrap(), &addresses);
         run_all(&Unwatched::new(2 * ENTRIES).unwrap(), &addresses);
-        if let Some(rival) = rival(2 * ENTRIES).unwrap() {
-            run_all(&rival, &addresses);
+        if let Some(peer) = peer(2 * ENTRIES).unwrap() {
+            run_all(&peer, &addresses);
         }
     }
 
@@ -190,8 +192,8 @@ mod tests {
     fn each_cache_evicts_at_its_limit() {
         let addresses = Arc::new(Addresses::new(ENTRIES, 4096).unwrap());
         evict_all(&Regcache::new(&addresses, ENTRIES).unwrap(), &addresses);
-        if let Some(rival) = rival(ENTRIES).unwrap() {
-            evict_all(&rival, &addresses);
+        if let Some(peer) = peer(ENTRIES).unwrap() {
+            evict_all(&peer, &addresses);
         }
     }
 }

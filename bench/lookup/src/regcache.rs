@@ -1,4 +1,4 @@
-//! [`Regcache`] and [`Unwatched`]: this repository's cache as a [`Subject`].
+//! [`Regcache`] and [`Unwatched`]: regcache as a [`Subject`].
 
 use std::hint::black_box;
 use std::io;
@@ -19,7 +19,7 @@ pub struct Regcache {
 }
 
 impl Regcache {
-    /// An empty cache of at most so many entries.
+    /// Makes an empty cache of at most this many entries.
     ///
     /// # Errors
     ///
@@ -33,14 +33,14 @@ impl Regcache {
         })
     }
 
-    /// The memory of the range changes. The next lookup will notice.
+    /// Changes the memory of the range, which the next lookup notices.
     #[inline]
     pub fn mark(&self, start: usize) {
         self.monitor.invalidate(start);
     }
 }
 
-/// An empty cache of at most so many entries.
+/// Makes an empty cache of at most this many entries.
 fn of<M: Monitor>(monitor: M, max_entries: usize) -> io::Result<Cache<DummyRegistrar, M>> {
     Cache::builder(DummyRegistrar::default())
         .monitor(monitor)
@@ -53,7 +53,7 @@ fn of<M: Monitor>(monitor: M, max_entries: usize) -> io::Result<Cache<DummyRegis
 fn get_put<M: Monitor>(cache: &Cache<DummyRegistrar, M>, start: usize, len: usize) {
     let guard = cache
         .get(ptr::without_provenance(start), len, ())
-        .expect("nothing here refuses");
+        .expect("no call of the dummies fails");
     black_box(*guard.registration());
 }
 
@@ -65,7 +65,7 @@ impl Subject for Regcache {
         get_put(&self.cache, start, len);
     }
 
-    /// The lookup that notices is one of the first range, which stays.
+    /// The lookup that drains is one of the first range, which stays.
     #[inline(always)]
     fn invalidate(&self, start: usize, _: usize) {
         self.mark(start);
@@ -77,13 +77,13 @@ impl Subject for Regcache {
     }
 }
 
-/// A cache on [`DummyRegistrar`] and [`DummyMonitor`], for what is measured without the cost of a monitor that
-/// remembers what it watches.
+/// A cache on [`DummyRegistrar`] and [`DummyMonitor`], for figures without the cost of a monitor
+/// that remembers its watches.
 #[derive(Debug)]
 pub struct Unwatched(Cache<DummyRegistrar, DummyMonitor>);
 
 impl Unwatched {
-    /// An empty cache of at most so many entries.
+    /// Makes an empty cache of at most this many entries.
     ///
     /// # Errors
     ///
@@ -101,11 +101,11 @@ impl Subject for Unwatched {
         get_put(&self.0, start, len);
     }
 
-    /// By word of the application.
+    /// Invalidates by a call of the application.
     fn invalidate(&self, start: usize, len: usize) {
         self.0
             .invalidate(ptr::without_provenance(start), len)
-            .expect("nothing here refuses");
+            .expect("no call of the dummies fails");
     }
 
     fn counts(&self) -> (u64, u64) {

@@ -1,29 +1,29 @@
-//! [`Subject`]: a cache, as the loops see it.
+//! [`Subject`]: a cache as the loops see it.
 
 /// A registration cache of ranges that start where an [`Addresses`](crate::Addresses) has one.
 ///
-/// Panics where a cache fails: what was measured then would be something else.
+/// It panics where a cache fails, since the loop would measure something else.
 pub trait Subject: Sync {
-    /// What it is called in the report.
+    /// Its name in the report.
     const NAME: &'static str;
 
-    /// Looks a range up, registers it if need be, and lets go of it.
+    /// Looks a range up, which registers it if it is missing, and drops the guard.
     fn get_put(&self, start: usize, len: usize);
 
-    /// The range is not what it was: brings the cache to see it and to destroy the registration.
+    /// Changes the range and makes the cache destroy its registration.
     fn invalidate(&self, start: usize, len: usize);
 
-    /// Registrations made, and of those how many were destroyed.
+    /// Returns how many registrations were made, and how many of them were destroyed.
     fn counts(&self) -> (u64, u64);
 
-    /// Registrations that the device has.
+    /// Returns how many registrations the device has.
     fn live(&self) -> u64 {
         let (made, destroyed) = self.counts();
         made - destroyed
     }
 }
 
-/// No cache: what the loops themselves cost.
+/// No cache, which shows what the loops themselves cost.
 #[derive(Debug, Default)]
 pub struct Nothing;
 

@@ -1,8 +1,8 @@
 //! [`Ucx`]: UCX's registration cache as a [`Subject`], by its thread-safe functions.
 //!
-//! Declared here are the functions of `ucs/memory/rcache.h` that a lookup calls; the types are
-//! opaque. `ucx/shim.c` has what depends on their layout, and does not compile against a header
-//! whose functions are others than these.
+//! This module declares the functions of `ucs/memory/rcache.h` that a lookup calls, with opaque
+//! types. `ucx/shim.c` has the code that depends on their layout. It compiles only against a header
+//! with these very functions.
 
 use std::ffi::{c_int, c_ulong, c_void};
 use std::hint::black_box;
@@ -23,7 +23,7 @@ struct Region {
     _opaque: [u8; 0],
 }
 
-/// `struct dummy_device` of the shim, which counts in it.
+/// `struct dummy_device` of the shim, which has its counts.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct Device {
@@ -34,18 +34,18 @@ struct Device {
 /// `ucs_status_t`: 0 or a negative number.
 type Status = i8;
 
-/// `PROT_READ | PROT_WRITE`: what is asked for each time.
+/// `PROT_READ | PROT_WRITE`, the protection that each lookup asks for.
 const PROT: c_int = 3;
 
 unsafe extern "C" {
-    /// The shim's: makes a cache of at most so many regions that counts in `device`.
+    /// Makes a cache of at most this many regions, which counts in `device` (shim.c).
     fn regcache_bench_ucx_create(
         max_regions: c_ulong,
         device: *const Device,
         rcache: *mut *mut Rcache,
     ) -> c_int;
 
-    /// Destroys a cache none of whose regions is in use.
+    /// Destroys a cache that has no region in use.
     fn ucs_rcache_destroy(rcache: *mut Rcache);
 
     /// Finds or registers a region that covers the range, and counts a reference to it.
@@ -81,11 +81,11 @@ pub struct Ucx {
 unsafe impl Sync for Ucx {}
 
 impl Ucx {
-    /// An empty cache of at most so many entries.
+    /// Makes an empty cache of at most this many entries.
     ///
     /// # Errors
     ///
-    /// UCX's status, if it cannot be made.
+    /// UCX's status.
     pub fn new(max_entries: usize) -> Result<Self, i32> {
         let device = Box::<Device>::default();
         let mut rcache = ptr::null_mut();
@@ -114,7 +114,7 @@ impl Ucx {
                 &raw mut region,
             )
         };
-        assert_eq!(status, 0, "nothing here refuses");
+        assert_eq!(status, 0, "no call of the dummies fails");
         region
     }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * What has to be compiled against UCX's header because it depends on the layout of its structures: creating a
- * registration cache whose registrations are dummies. Lookups do not go through here.
+ * Creates a UCX registration cache whose registrations are dummies. This part depends on the layout of UCX's
+ * structures, so it is compiled against the installed header. Lookups do not go through here.
  */
 #include <ucs/memory/rcache.h>
 
@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 /*
- * What ../src/ucx.rs declares. If the installed header says otherwise this does not compile.
+ * The declarations of ../src/ucx.rs. If the installed header differs, this does not compile.
  */
 typedef ucs_status_t (*get_t)(ucs_rcache_t *, void *, size_t, int, void *, ucs_rcache_region_t **);
 typedef void (*put_t)(ucs_rcache_t *, ucs_rcache_region_t *);
@@ -73,8 +73,8 @@ static const ucs_rcache_ops_t dummy_ops = {
 };
 
 /*
- * Makes a cache of at most so many regions; 0 if that worked. No memory events are asked for: a lookup does the same
- * with and without, and the process's mmap and munmap stay as they are.
+ * Makes a cache of at most max_regions regions and returns 0, or UCX's status. It asks for no memory events: a lookup
+ * does the same with and without them, and the process's mmap and munmap stay as they are.
  */
 int regcache_bench_ucx_create(unsigned long max_regions, struct dummy_device *device, ucs_rcache_t **rcache)
 {

@@ -1,23 +1,23 @@
-//! [`Buffers`]: the application's memory, which it may unmap between two transfers, and the payload by which a
-//! transfer of the wrong pages is noticed.
+//! [`Buffers`]: the application's memory, which it may unmap between two transfers, and the
+//! payloads that expose a transfer of the wrong pages.
 
 use std::io;
-use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
-use regcache_conformance::PAGE;
+use regcache_test_support::{PAGE, map_fixed, unmap};
 
 use crate::Error;
 use crate::error::Trying;
 
 const HUGE: usize = 2 << 20;
 
-/// Where the next buffers go: far below where the kernel puts mappings of its own choice, and never the same twice, so that
-/// what is unmapped for a moment is not given to another thread. ThreadSanitizer allows this part of the address space.
+/// Where the next buffers go: far below the addresses that the kernel chooses, and never the same
+/// twice. So the kernel gives no other thread a buffer that is unmapped for a moment.
+/// ThreadSanitizer allows this part of the address space.
 static NEXT: AtomicUsize = AtomicUsize::new(0x5700_0000_0000);
 
-/// So many buffers of one size, each on pages of its own.
+/// Buffers of one size, each on pages of its own.
 #[derive(Debug)]
 pub(crate) struct Buffers {
     start: *mut u8,
@@ -30,27 +30,27 @@ pub(crate) struct Buffers {
 unsafe impl Send for Buffers {}
 
 impl Buffers {
-    /// Maps and touches them. Below 2 MiB they are in small pages: what happens to one must not reach its
-    /// neighbours.
+    /// Maps and touches the buffers. Buffers below 2 MiB are in small pages, so that unmapping one
+    /// does not split a huge page under its neighbours.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's errors.
     pub(crate) fn new(count: usize, size: usize) -> Result<Self, Error> {
         let stride = size.next_multiple_of(PAGE);
         let mapped = stride * count;
-        let place = NEXT.fetch_add((mapped + PAGE).next_multiple_of(HUGE), Ordering::Relaxed);
-        let start =
-            map(ptr::with_exposed_provenance_mut(place), mapped).trying("map the buffers")?;
+        let start = NEXT.fetch_add((mapped + PAGE).next_multiple_of(HUGE), Ordering::Relaxed);
+        let start = map(start, mapped).trying("map the buffers")?;
         let this = Self {
             start,
             mapped,
             stride,
             size,
         };
-        this.choose_pages(start, mapped).trying("advise")?;
+        this.choose_pages(start, mapped)
+            .trying("choose the page size of the buffers")?;
         for page in (0..mapped).step_by(PAGE) {
-            // SAFETY: just mapped, and nobody has references to it.
+            // SAFETY: mapped above, and there is no reference to it.
             unsafe { start.add(page).write_volatile(1) };
         }
         Ok(this)
@@ -60,45 +60,46 @@ impl Buffers {
         if self.stride >= HUGE {
             return Ok(());
         }
-        // SAFETY: our mapping; what is in it stays.
+        // SAFETY: our mapping, whose contents stay.
         let advised = unsafe { libc::madvise(start.cast(), len, libc::MADV_NOHUGEPAGE) };
         match Errno::result(advised) {
-            // A kernel without huge pages.
+            // This kernel has no huge pages.
             Err(Errno::EINVAL) => Ok(()),
             other => other.map(drop),
         }
     }
 
-    /// The address of one.
+    /// Returns the address of a buffer.
     #[must_use]
     pub(crate) fn at(&self, index: usize) -> *mut u8 {
         self.start.wrapping_add(index * self.stride)
     }
 
-    /// Unmaps one, and maps new pages at the same address.
+    /// Unmaps a buffer and maps new pages at the same address.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's errors.
     pub(crate) fn remap(&mut self, index: usize) -> Result<(), Error> {
         let at = self.at(index);
-        // SAFETY: ours, and there is no reference to it: those of `fill` and `wrong_bytes` do not leave them.
-        let unmapped = unsafe { libc::munmap(at.cast(), self.stride) };
-        Errno::result(unmapped).trying("unmap a buffer")?;
-        map(at, self.stride).trying("map a buffer again")?;
-        self.choose_pages(at, self.stride).trying("advise")
+        // No reference is left: those of `fill` and `wrong_bytes` end in these functions.
+        unmap(at, self.stride).trying("unmap a buffer")?;
+        map(at.expose_provenance(), self.stride).trying("map a buffer again")?;
+        self.choose_pages(at, self.stride)
+            .trying("choose the page size of a buffer")
     }
 
-    /// Writes the payload of this number.
+    /// Writes the payload of this seed into a buffer.
     pub(crate) fn fill(&mut self, index: usize, seed: u64) {
-        // SAFETY: mapped, borrowed for the call; a device that writes it meanwhile was posted by the caller.
+        // SAFETY: mapped, and borrowed for the call. The caller has no transfer in flight that
+        // writes it.
         fill(
             unsafe { std::slice::from_raw_parts_mut(self.at(index), self.size) },
             seed,
         );
     }
 
-    /// How many bytes of one are not the payload of this number.
+    /// Returns how many bytes of a buffer differ from the payload of this seed.
     #[must_use]
     pub(crate) fn wrong_bytes(&self, index: usize, seed: u64) -> u64 {
         // SAFETY: as in `fill`.
@@ -111,41 +112,33 @@ impl Buffers {
 
 impl Drop for Buffers {
     fn drop(&mut self) {
-        // SAFETY: ours alone; whatever is mapped in it goes.
-        unsafe { libc::munmap(self.start.cast(), self.mapped) };
+        let _ = unmap(self.start, self.mapped);
     }
 }
 
-fn map(at: *mut u8, len: usize) -> io::Result<*mut u8> {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    // SAFETY: where nothing is.
-    let start = unsafe { libc::mmap(at.cast(), len, protection, flags, -1, 0) };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(start.cast())
+fn map(start: usize, len: usize) -> io::Result<*mut u8> {
+    map_fixed(start, len, libc::MAP_FIXED_NOREPLACE)
 }
 
-/// The word at this place of the payload. Payloads whose numbers differ by less than 2^32 differ in each four bytes: the
-/// factor is odd.
-fn word(seed: u64, place: usize) -> u64 {
+/// Word `index` of a payload. Payloads whose seeds differ by less than 2^32 differ in every four
+/// bytes, because the factor is odd.
+fn word(seed: u64, index: usize) -> u64 {
     seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        .wrapping_add(place as u64 + 1)
+        .wrapping_add(index as u64 + 1)
 }
 
-/// Writes the payload of this number.
+/// Writes the payload of this seed.
 pub(crate) fn fill(buffer: &mut [u8], seed: u64) {
-    for (place, bytes) in buffer.chunks_mut(8).enumerate() {
-        bytes.copy_from_slice(&word(seed, place).to_le_bytes()[..bytes.len()]);
+    for (index, bytes) in buffer.chunks_mut(8).enumerate() {
+        bytes.copy_from_slice(&word(seed, index).to_le_bytes()[..bytes.len()]);
     }
 }
 
-/// How many bytes are not the payload of this number, of words counted whole.
+/// Returns how many bytes differ from the payload of this seed. A word that differs counts whole.
 #[must_use]
 pub(crate) fn wrong_bytes(buffer: &[u8], seed: u64) -> u64 {
-    let is_wrong = |(place, bytes): &(usize, &[u8])| {
-        *bytes != &word(seed, *place).to_le_bytes()[..bytes.len()]
+    let is_wrong = |(index, bytes): &(usize, &[u8])| {
+        *bytes != &word(seed, *index).to_le_bytes()[..bytes.len()]
     };
     let wrong = buffer.chunks(8).enumerate().filter(is_wrong);
     wrong.map(|(_, bytes)| bytes.len() as u64).sum()

@@ -1,29 +1,34 @@
-//! Two runs beside each other.
+//! Compares two runs.
 
 use crate::bytes;
 use crate::results::{Cell, Outcome, Run};
 use crate::table::{Rows, number};
 
-/// What both have measured: the time of a transfer, the time in registration, and the later's of the earlier's.
+/// Returns the table of all that both runs measured: times and overheads, and the ratios of the
+/// later to the earlier run.
 #[must_use]
 pub fn rows(earlier: &Run, later: &Run) -> Rows {
     let head = [
         "transfer",
         "size",
-        "policy",
+        "strategy",
         "us before",
         "us after",
-        "after, of before",
-        "registering before",
-        "registering after",
-        "after, of before",
+        "ratio",
+        "overhead before",
+        "overhead after",
+        "ratio",
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for cell in &earlier.cells {
         let Some(other) = later.cell(cell.workload) else {
             continue;
         };
-        let both = |outcome: &Outcome| other.outcome(&outcome.policy, outcome.unmap_every).cloned();
+        let both = |outcome: &Outcome| {
+            other
+                .outcome(&outcome.strategy, outcome.unmap_every)
+                .cloned()
+        };
         let pairs = cell
             .outcomes
             .iter()
@@ -37,7 +42,7 @@ fn row(cell: &Cell, before: &Outcome, after: &Outcome) -> Vec<String> {
     vec![
         cell.workload_of(before).name(),
         bytes(cell.workload.size),
-        before.policy.clone(),
+        before.strategy.clone(),
         number(before.us),
         number(after.us),
         format!("{:.3}", after.us / before.us),

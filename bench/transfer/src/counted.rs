@@ -1,4 +1,4 @@
-//! [`Counted`]: a registrar or a monitor whose calls are counted, each of which is a system call.
+//! [`Counted`]: a registrar or a monitor whose calls are counted. Each call is a system call.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use regcache::monitor::{Cookie, Monitor};
 use regcache::{Registrar, VaRange};
-use regcache_conformance::PAGE;
+use regcache_test_support::PAGE;
 
-/// What was counted.
+/// Counters of calls and of pinned bytes.
 #[derive(Debug, Default)]
 pub struct Counts {
     registrations: AtomicU64,
@@ -19,23 +19,23 @@ pub struct Counts {
     most_pinned: AtomicU64,
 }
 
-/// A reading of [`Counts`].
+/// The values of [`Counts`] at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// Registrations made.
+    /// Registrations that were made.
     pub registrations: u64,
-    /// Registrations destroyed.
+    /// Registrations that were destroyed.
     pub deregistrations: u64,
-    /// Ranges watched, watches ended, reports read; with a monitor that is asked at each lookup, those too.
+    /// Calls of watch, unwatch and drain, and the checks of a monitor that is asked at each lookup.
     pub monitor_calls: u64,
-    /// Bytes pinned by registrations now, whole pages counted, as often as they are.
+    /// The bytes that registrations pin now. Each registration counts all pages that it touches.
     pub pinned: u64,
-    /// The most that this was.
+    /// The largest value of `pinned`.
     pub most_pinned: u64,
 }
 
 impl Counts {
-    /// What they are.
+    /// Returns the values.
     #[must_use]
     pub fn read(&self) -> Reading {
         let value = |of: &AtomicU64| of.load(Ordering::Relaxed);
@@ -48,7 +48,7 @@ impl Counts {
         }
     }
 
-    /// A registration of `range` was made.
+    /// Counts a registration of `range`.
     pub(crate) fn registered(&self, range: VaRange) {
         self.registrations.fetch_add(1, Ordering::Relaxed);
         let pages = pages(range);
@@ -56,7 +56,7 @@ impl Counts {
         self.most_pinned.fetch_max(pinned, Ordering::Relaxed);
     }
 
-    /// One was destroyed.
+    /// Counts a deregistration.
     pub(crate) fn deregistered(&self, range: VaRange) {
         self.deregistrations.fetch_add(1, Ordering::Relaxed);
         self.pinned.fetch_sub(pages(range), Ordering::Relaxed);
@@ -67,12 +67,12 @@ impl Counts {
     }
 }
 
-/// Bytes of the pages that `range` touches.
+/// The bytes of all pages that `range` touches.
 fn pages(range: VaRange) -> u64 {
     (range.end().next_multiple_of(PAGE) - range.start() / PAGE * PAGE) as u64
 }
 
-/// Counts the calls of what it wraps.
+/// Wraps a registrar or a monitor and counts its calls.
 #[derive(Debug, Clone)]
 pub struct Counted<T> {
     inner: T,
@@ -80,7 +80,7 @@ pub struct Counted<T> {
 }
 
 impl<T> Counted<T> {
-    /// Counts into `counts`.
+    /// Wraps `inner` and counts in `counts`.
     pub fn new(inner: T, counts: &Arc<Counts>) -> Self {
         Self {
             inner,
@@ -89,7 +89,7 @@ impl<T> Counted<T> {
     }
 }
 
-/// A registration and the pages that it is known to pin.
+/// A registration and the range whose pages it pins.
 #[derive(Debug)]
 pub struct CountedRegistration<T> {
     inner: T,
@@ -97,13 +97,13 @@ pub struct CountedRegistration<T> {
 }
 
 impl<T> CountedRegistration<T> {
-    /// The device's registration.
+    /// Returns the device's registration.
     pub fn get(&self) -> &T {
         &self.inner
     }
 }
 
-// SAFETY: the promises are those of the registrar that does the work.
+// SAFETY: the wrapped registrar keeps the contract.
 unsafe impl<R: Registrar> Registrar for Counted<R> {
     type Access = R::Access;
     type Registration = CountedRegistration<R::Registration>;
@@ -120,7 +120,7 @@ unsafe impl<R: Registrar> Registrar for Counted<R> {
     }
 }
 
-// SAFETY: the promises are those of the monitor that does the work.
+// SAFETY: the wrapped monitor keeps the contract.
 unsafe impl<M: Monitor> Monitor for Counted<M> {
     const CHECKED: bool = M::CHECKED;
 

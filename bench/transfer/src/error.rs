@@ -1,84 +1,83 @@
-//! What can go wrong while measuring.
+//! [`Error`]: the reasons why a measurement fails.
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why a measurement failed.
+/// The reason why a measurement failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The device's.
+    /// The device failed.
     #[error(transparent)]
     Verbs(#[from] regcache_verbs::Error),
-    /// The cache refused.
+    /// A lookup failed.
     #[error(transparent)]
     Lookup(#[from] regcache::Error),
-    /// The kernel's.
+    /// A call of the kernel failed.
     #[error("cannot {what}")]
     Io {
-        /// What was tried.
+        /// The action that failed.
         what: &'static str,
-        /// The system's error.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A file's.
-    #[error("{}", path.display())]
+    /// A file could not be read or written.
+    #[error("cannot use the file {}", path.display())]
     File {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// The system's error.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// A transfer ended badly.
+    /// A transfer failed.
     #[error("a transfer failed: {0}")]
     Transfer(String),
-    /// A transfer did not end.
-    #[error("nothing completed for {after:?}: is the peer still there?")]
+    /// A transfer did not end in time.
+    #[error("no transfer completed for {after:?}: check that the peer is still there")]
     TimedOut {
-        /// How long was waited.
+        /// The time that was waited.
         after: Duration,
     },
-    /// What was asked for cannot be measured.
+    /// The device or the program cannot do what was asked for.
     #[error("{0}")]
     Cannot(String),
-    /// Bytes arrived that nobody had sent.
+    /// Stale bytes arrived.
     #[error(
-        "{bytes} stale bytes by {policy} in {workload} of {size} bytes: the registration was not of the memory that is \
-         mapped"
+        "{bytes} stale bytes by {strategy} in {workload} of {size} bytes: the registration was stale"
     )]
     Stale {
-        /// By which policy.
-        policy: String,
-        /// In which workload.
+        /// The strategy.
+        strategy: String,
+        /// The workload.
         workload: String,
-        /// Of which size.
+        /// The bytes of a transfer.
         size: usize,
-        /// How many.
+        /// The number of stale bytes.
         bytes: u64,
     },
     /// A plot could not be drawn.
     #[error("cannot draw {name}: {why}")]
     Plot {
-        /// Which.
+        /// Its title.
         name: String,
-        /// Why not.
+        /// The cause.
         why: String,
     },
-    /// Results that are not ours.
-    #[error("{}: not results of this program, or of another version", path.display())]
+    /// A file has no results of this program.
+    #[error("{} has no results of this version of the program", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: serde_json::Error,
     },
 }
 
-/// Says what was tried.
+/// Adds the action that failed to an error.
 pub(crate) trait Trying<T> {
     fn trying(self, what: &'static str) -> Result<T, Error>;
 }
@@ -92,5 +91,11 @@ impl<T> Trying<T> for io::Result<T> {
 impl<T> Trying<T> for nix::Result<T> {
     fn trying(self, what: &'static str) -> Result<T, Error> {
         self.map_err(io::Error::from).trying(what)
+    }
+}
+
+impl From<regcache::RangeError> for Error {
+    fn from(error: regcache::RangeError) -> Self {
+        Self::Lookup(error.into())
     }
 }

@@ -1,47 +1,49 @@
-//! What a transfer costs by each way of registering its buffer.
+//! The cost of a transfer by the strategy that registers its buffer.
 //!
-//! The program `bench` measures it over any verbs device, connected with itself or between two hosts, and over
-//! io_uring's fixed buffers; writes what it has measured as JSON; and makes reports, comparisons and projections of such
-//! files.
+//! The program `transfer` measures it over any verbs device, connected with itself or between two
+//! hosts, and over io_uring's fixed buffers. It writes its results as JSON, and makes reports,
+//! comparisons and projections of such files.
 //!
-//! A [`Workload`] is done by [`Contestant`]s by [turns], on a [`Fabric`]. Each has a [policy] for its buffers.
+//! A [`Workload`] is done in [rounds] by [`Variant`]s, each of which has a [`Strategy`] for its
+//! buffers. A [`Provider`] gives them [endpoints](Endpoint) and registrations.
 #![warn(missing_docs)]
 
 mod buffers;
+mod bulk;
 pub mod compare;
-mod contestant;
-pub mod cost;
 mod counted;
+mod endpoint;
 mod error;
-mod moving;
 pub mod peer;
 pub mod plan;
 mod plot;
-pub mod policy;
+pub mod preparer;
 pub mod project;
-pub mod promise;
+mod qp_endpoint;
+pub mod registration_cost;
 mod remote;
 pub mod report;
 pub mod results;
-mod sample;
+pub mod rounds;
 pub mod scaling;
 mod server;
 pub mod table;
-pub mod turns;
-mod uring_wire;
-mod verbs_wire;
-mod wire;
+pub mod threshold;
+mod timing;
+mod uring;
+mod variant;
+mod verbs;
 mod worker;
 mod workload;
 
-pub use contestant::{Contestant, contestant};
+pub use bulk::{Moved, move_bytes};
 pub use counted::{Counted, Counts, Reading};
+pub use endpoint::{Endpoint, Keyed, Memory, OnDemandRegistration, Provider};
 pub use error::Error;
-pub use moving::{Moved, move_bytes};
 pub use remote::Remote;
-pub use sample::Tally;
 pub use server::serve;
-pub use uring_wire::Uring;
-pub use verbs_wire::Verbs;
-pub use wire::{Fabric, Keyed, Memory, OnDemandRegistration, Wire};
-pub use workload::{Op, Policy, Workload, bytes};
+pub use timing::Tally;
+pub use uring::Uring;
+pub use variant::{Variant, variant};
+pub use verbs::Verbs;
+pub use workload::{Op, Strategy, Workload, bytes};

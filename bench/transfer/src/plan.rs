@@ -1,61 +1,63 @@
-//! What is measured if nothing else is asked for.
+//! The plan: the cells that are measured by default.
 
-use crate::{Op, Policy, Workload};
+use crate::{Op, Strategy, Workload};
 
-/// From 64 B to 16 MiB, by factors of 8.
+/// The sizes of transfers: from 64 B to 16 MiB, by factors of 8.
 pub const SIZES: [usize; 7] = [64, 512, 4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20];
 
-/// A policy, and before which of its transfers the buffer is unmapped.
-pub type Entry = (Policy, u64);
+/// A strategy, and N if the buffer is unmapped before every Nth transfer, or 0.
+pub type Entry = (Strategy, u64);
 
 /// A cell of the plan.
 #[derive(Clone, Debug)]
 pub struct Planned {
-    /// The work.
+    /// The workload.
     pub workload: Workload,
-    /// Who does it; the first is who the others are compared with.
+    /// The variants. The others are compared with the first.
     pub entries: Vec<Entry>,
 }
 
 impl Planned {
-    /// By every policy that can do it. Where buffers are unmapped, that leaves out those whose registrations would be
-    /// stale, and the cache is compared with itself without unmapping.
+    /// Plans a workload with every strategy that can do it. If buffers are unmapped, the plan
+    /// leaves out the strategies with stale registrations, and compares the cache with itself
+    /// without unmaps.
     #[must_use]
     pub fn new(workload: Workload) -> Self {
         let every = workload.unmap_every;
         let entries = match every {
-            0 => Policy::ALL.map(|policy| (policy, 0)).to_vec(),
+            0 => Strategy::ALL.map(|strategy| (strategy, 0)).to_vec(),
             _ => vec![
-                (Policy::Regcache, 0),
-                (Policy::Regcache, every),
-                (Policy::RegisterEachTime, every),
-                (Policy::Copy, every),
+                (Strategy::Regcache, 0),
+                (Strategy::Regcache, every),
+                (Strategy::PerTransfer, every),
+                (Strategy::Copy, every),
             ],
         };
         Self { workload, entries }
     }
 }
 
-/// Where the cache has to ask its monitor at each lookup: adds the cache with a monitor that is a word in memory and never
-/// changes, as the driver's is while nothing is unmapped. Only for work that unmaps nothing.
+/// Adds a cache whose monitor is a word in memory that never changes, as the driver's is while
+/// nothing is unmapped. It shows a hit with the driver on a machine whose monitor is asked at each
+/// lookup. Cells that unmap are left as they are.
 pub fn add_drivers_hit(planned: &mut [Planned]) {
     for planned in planned {
         if planned.workload.unmap_every == 0 {
-            planned.entries.push((Policy::Naive, 0));
+            planned.entries.push((Strategy::Naive, 0));
         }
     }
 }
 
-/// Adds registrations that pin nothing, for the transfers for which the device offers them.
+/// Adds on-demand paging to the cells whose operation the device offers it for.
 pub fn add_on_demand(planned: &mut [Planned], offered: &[Op]) {
     for Planned { workload, entries } in planned {
         if offered.contains(&workload.op) {
-            entries.push((Policy::Odp, workload.unmap_every));
+            entries.push((Strategy::Odp, workload.unmap_every));
         }
     }
 }
 
-/// The cells for a device that can do `ops`, with up to `threads` threads.
+/// Returns the cells for a device that can do `ops`, with up to `threads` threads.
 #[must_use]
 pub fn plan(ops: &[Op], threads: usize, quick: bool) -> Vec<Planned> {
     let mut all = Vec::new();

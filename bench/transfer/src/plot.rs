@@ -1,40 +1,41 @@
-//! Plots, as SVG.
+//! Plots of results, as SVG.
 
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
 use crate::project::{LATENCY_NS, LINKS, share};
 use crate::results::{Outcome, Run};
-use crate::{Error, Op, Policy, bytes};
+use crate::{Error, Op, Strategy, bytes};
 
 const SIZE: (u32, u32) = (1040, 440);
 
-/// Of the width, for the names of the lines: beside the chart, so that they hide nothing of it.
+/// The width for the names of the lines. They stand beside the chart, so that they hide no part of
+/// it.
 const NAMES: u32 = 250;
 const NAME_HEIGHT: i32 = 22;
 const FONT: &str = "sans-serif";
 
-/// A line of a plot: its name, its points, and below and above each where it may be as well.
+/// A line of a plot: its name, its points, and the confidence interval of each point.
 struct Series {
     name: String,
     points: Vec<(f64, f64)>,
     between: Vec<(f64, f64, f64)>,
 }
 
-/// What a plot looks like.
+/// The axes and the title of a plot.
 struct Frame<'a> {
     title: &'a str,
     y: &'a str,
     /// Whether the vertical axis is logarithmic.
     log: bool,
     range: (f64, f64),
-    /// A horizontal line, and what it stands for.
+    /// A horizontal line and its name.
     line: Option<(f64, &'a str)>,
     label: &'a dyn Fn(f64) -> String,
 }
 
 fn color(index: usize) -> RGBColor {
-    // Told apart also by those who do not see red and green (Okabe and Ito).
+    // Readers who do not see red and green can tell these colours apart (Okabe and Ito).
     const COLORS: [RGBColor; 6] = [
         RGBColor(0, 114, 178),
         RGBColor(213, 94, 0),
@@ -77,7 +78,7 @@ where
     let to_text = |why: &dyn std::fmt::Display| why.to_string();
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE).map_err(|e| to_text(&e))?;
-    // The sizes stand at equal distances: they are powers of the same number.
+    // The sizes are powers of one number, so they stand at equal distances.
     let place = |size: f64| {
         let index = sizes.iter().position(|&it| it as f64 == size);
         index.unwrap_or(0) as f64
@@ -124,7 +125,7 @@ where
             .map_err(|e| to_text(&e))?;
         names.push((&line.name, color));
         let bars = line.between.iter().map(|&(size, low, high)| {
-            // Next to each other, where several lines have them.
+            // The intervals of several lines stand side by side.
             let x = place(size) + 0.03 * index as f64;
             PathElement::new([(x, low), (x, high)], color.stroke_width(1))
         });
@@ -146,22 +147,22 @@ fn sizes(run: &Run, op: Op) -> Vec<usize> {
     plain.map(|workload| workload.size).collect()
 }
 
-/// A policy's figure over the sizes of the plain workloads.
-fn line(run: &Run, op: Op, policy: Policy, figure: fn(&Outcome) -> f64) -> Series {
+/// The line of a strategy's figure over the sizes of the plain workloads.
+fn line(run: &Run, op: Op, strategy: Strategy, figure: fn(&Outcome) -> f64) -> Series {
     let cells = run.cells.iter();
     let cells = cells.filter(|cell| cell.workload.op == op && cell.workload.is_plain());
     let points = cells.filter_map(|cell| {
-        let outcome = cell.outcome(policy.name(), 0)?;
+        let outcome = cell.outcome(strategy.name(), 0)?;
         Some((cell.workload.size as f64, figure(outcome)))
     });
     Series {
-        name: policy.name().to_owned(),
+        name: strategy.name().to_owned(),
         points: points.collect(),
         between: Vec::new(),
     }
 }
 
-/// From below the least to above the most, in whole powers of ten.
+/// The whole powers of ten below the least value and above the largest.
 fn decades(series: &[Series]) -> (f64, f64) {
     let values = || {
         series
@@ -186,7 +187,7 @@ fn micros(us: f64) -> String {
     }
 }
 
-/// Time in the policy for each transfer, over sizes.
+/// Plots the overhead of each transfer over sizes.
 ///
 /// # Errors
 ///
@@ -194,19 +195,19 @@ fn micros(us: f64) -> String {
 pub(crate) fn registering(
     run: &Run,
     title: &str,
-    policies: &[(Policy, &str)],
+    strategies: &[(Strategy, &str)],
 ) -> Result<String, Error> {
-    let series: Vec<_> = policies
+    let series: Vec<_> = strategies
         .iter()
-        .map(|&(policy, name)| Series {
+        .map(|&(strategy, name)| Series {
             name: name.to_owned(),
-            ..line(run, Op::Write, policy, |outcome| outcome.prepare_us)
+            ..line(run, Op::Write, strategy, |outcome| outcome.prepare_us)
         })
         .filter(|line| !line.points.is_empty())
         .collect();
     let frame = Frame {
         title,
-        y: "time in registration for each transfer",
+        y: "registration overhead of a transfer",
         log: true,
         range: decades(&series),
         line: None,
@@ -215,12 +216,12 @@ pub(crate) fn registering(
     draw(&frame, &sizes(run, Op::Write), &series)
 }
 
-/// The time of a transfer by the cache, of that with memory registered once, with the confidence.
+/// Plots the cache's ratio to pre-registered memory, with its confidence interval.
 ///
 /// # Errors
 ///
 /// [`Error::Plot`].
-pub(crate) fn of_once(run: &Run, title: &str) -> Result<String, Error> {
+pub(crate) fn of_pre_registered(run: &Run, title: &str) -> Result<String, Error> {
     let series: Vec<_> = Op::ALL
         .into_iter()
         .filter(|&op| !sizes(run, op).is_empty())
@@ -228,19 +229,19 @@ pub(crate) fn of_once(run: &Run, title: &str) -> Result<String, Error> {
             let cells = run.cells.iter();
             let cells = cells.filter(|cell| cell.workload.op == op && cell.workload.is_plain());
             let between = cells.filter_map(|cell| {
-                let [low, high] = cell.outcome(Policy::Regcache.name(), 0)?.ratio_between;
+                let [low, high] = cell.outcome(Strategy::Regcache.name(), 0)?.ratio_between;
                 Some((cell.workload.size as f64, low.max(0.9), high.min(1.1)))
             });
             Series {
                 name: op.to_string(),
                 between: between.collect(),
-                ..line(run, op, Policy::Regcache, |outcome| outcome.ratio)
+                ..line(run, op, Strategy::Regcache, |outcome| outcome.ratio)
             }
         })
         .collect();
     let frame = Frame {
         title,
-        y: "regcache's time, of registered-once's",
+        y: "ratio to pre-registered",
         log: false,
         range: (0.9, 1.1),
         line: Some((1.03, "1.03")),
@@ -249,7 +250,8 @@ pub(crate) fn of_once(run: &Run, title: &str) -> Result<String, Error> {
     draw(&frame, &sizes(run, Op::Write), &series)
 }
 
-/// The share of a transfer's time that registering takes on links, and that a hit would take on the fastest.
+/// Plots the share of a transfer's time that registering takes on several links, and that a hit
+/// takes on the fastest.
 ///
 /// # Errors
 ///
@@ -271,7 +273,7 @@ pub(crate) fn links(run: &Run, title: &str) -> Result<String, Error> {
         .iter()
         .filter(|&&gbps| gbps != 50.0 && gbps != 200.0)
         .map(|&gbps| {
-            over_sizes(format!("each time, {gbps} Gb/s"), gbps, |cost| {
+            over_sizes(format!("per transfer, {gbps} Gb/s"), gbps, |cost| {
                 cost.both_ns()
             })
         })
@@ -284,7 +286,7 @@ pub(crate) fn links(run: &Run, title: &str) -> Result<String, Error> {
     let sizes: Vec<_> = run.costs.iter().map(|cost| cost.size).collect();
     let frame = Frame {
         title,
-        y: "registration, % of a transfer's time",
+        y: "registering, % of a transfer's time",
         log: false,
         range: (0.0, 100.0),
         line: None,

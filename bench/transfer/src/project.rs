@@ -1,51 +1,53 @@
-//! What registering would eat of a real link: a projection, from what it costs and a link's rate.
+//! Projects the share of a link's time that registering takes, from its cost and the rate of the
+//! link.
 //!
-//! With `R` the time to register and deregister a buffer of `s` bytes, `B` the link's rate in bits a second and `L` the
-//! time that a transfer takes besides its bytes (1 us if not told otherwise), a transfer that waits for its registration
-//! takes `R + L + 8 s / B`, of which registering is the share
+//! `R` is the time to register and deregister a buffer of `s` bytes, `B` the rate of the link in
+//! bits a second, and `L` the rest of a transfer's time (1 us by default). A transfer that waits
+//! for its registration takes `R + L + 8 s / B`. The share of registering is
 //!
 //! ```text
 //! R / (R + L + 8 s / B)
 //! ```
 //!
-//! With enough transfers under way latency is hidden, but a processor that registers one buffer after another still
-//! passes no more than `s` bytes in each `R`: the rate is at most
+//! With enough transfers in flight the latency is hidden. A CPU that registers one buffer after
+//! another still moves at most `s` bytes in each `R`, so its share of the link's rate is at most
 //!
 //! ```text
 //! min(1, (8 s / B) / R)
 //! ```
 //!
-//! of the link's. With a cache `R` is the time of a hit with the driver.
+//! With a cache, `R` is the time of a hit with the driver.
 
 use crate::results::{Cost, Run};
 use crate::table::Rows;
 use crate::{bytes, table};
 
-/// Rates of links that are sold, in Gb/s.
+/// The rates of common links in Gb/s.
 pub const LINKS: [f64; 6] = [25.0, 50.0, 100.0, 200.0, 400.0, 800.0];
 
-/// What a transfer takes besides its bytes, in nanoseconds, if it is not told.
+/// The default of `L`, in nanoseconds.
 pub const LATENCY_NS: f64 = 1000.0;
 
-/// Nanoseconds that `size` bytes take on a link of so many Gb/s.
+/// Returns the nanoseconds that `size` bytes take on a link of this rate.
 #[must_use]
 pub fn wire_ns(size: usize, gbps: f64) -> f64 {
     8.0 * size as f64 / gbps
 }
 
-/// The share of a transfer's time that registering takes.
+/// Returns the share of a transfer's time that registering takes.
 #[must_use]
 pub fn share(registering_ns: f64, size: usize, gbps: f64, latency_ns: f64) -> f64 {
     registering_ns / (registering_ns + latency_ns + wire_ns(size, gbps))
 }
 
-/// The share of the link's rate that one processor which registers each buffer can fill.
+/// Returns the share of the link's rate that one CPU reaches if it registers each buffer.
 #[must_use]
 pub fn filled(registering_ns: f64, size: usize, gbps: f64) -> f64 {
     (wire_ns(size, gbps) / registering_ns).min(1.0)
 }
 
-/// The table: what registering each time takes of a transfer, and in brackets what a hit takes with the driver.
+/// Returns the table of the shares of registering per transfer, with the share of a hit in
+/// brackets.
 #[must_use]
 pub fn shares(run: &Run, latency_ns: f64) -> Rows {
     rows(run, |cost, gbps| {
@@ -58,7 +60,7 @@ pub fn shares(run: &Run, latency_ns: f64) -> Rows {
     })
 }
 
-/// The table: which share of the link one processor can fill that registers each time.
+/// Returns the table of the shares of the link that one CPU reaches if it registers per transfer.
 #[must_use]
 pub fn fills(run: &Run) -> Rows {
     rows(run, |cost, gbps| {

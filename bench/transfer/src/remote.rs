@@ -1,32 +1,31 @@
-//! [`Remote`]: a device whose wires lead to a server ([`serve`](crate::serve)) on another host; and what the two tell
-//! each other.
+//! [`Remote`]: a device whose endpoints lead to a server ([`serve`](crate::serve)) on another host,
+//! and the messages with which the two connect.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use regcache::VaRange;
 use regcache_verbs::cm::{Connection, Dial};
-use regcache_verbs::{Access, Context, Cq, MrRegistrar, Pd, Qp, RemoteMemory};
+use regcache_verbs::{Context, Cq, Pd, Qp, RemoteMemory};
 
-use crate::verbs_wire::{Connected, access, is_software, offers_on_demand, register_on_demand};
-use crate::wire::{Fabric, Memory, OnDemandRegistration, Wire};
-use crate::{Error, Op};
+use crate::Error;
+use crate::endpoint::Endpoint;
+use crate::qp_endpoint::{QpEndpoint, VerbsProvider, is_software, queue_pairs};
 
-/// Says that it is us, in this version.
+/// The first word of each message, which names this program and its version.
 const MAGIC: u32 = 0x7263_6231;
 
-/// What a client wants.
+/// The request of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Wish {
-    /// Bytes of a transfer at most.
+pub(crate) struct Request {
+    /// The most bytes of a transfer.
     pub(crate) size: u64,
-    /// Transfers under way at most.
+    /// The most transfers in flight.
     pub(crate) depth: u32,
-    /// Bytes that will be sent and are to be checked; 0 for a benchmark.
+    /// The bytes that the client sends and the server checks; 0 for a benchmark.
     pub(crate) total: u64,
 }
 
-/// What a server offers: memory to read and write, a piece for each transfer under way.
+/// The offer of a server: memory to read and write, with a part for each transfer in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Offer {
     pub(crate) addr: u64,
@@ -38,7 +37,7 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
-impl Wish {
+impl Request {
     pub(crate) fn to_bytes(self) -> Vec<u8> {
         let mut bytes = MAGIC.to_le_bytes().to_vec();
         bytes.extend(self.depth.to_le_bytes());
@@ -48,13 +47,13 @@ impl Wish {
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let wish = Self {
+        let request = Self {
             depth: u32::from_le_bytes(number(bytes, 4)?),
             size: u64::from_le_bytes(number(bytes, 8)?),
             total: u64::from_le_bytes(number(bytes, 16)?),
         };
-        let is_sane = (1..=1024).contains(&wish.depth) && (1..=1 << 30).contains(&wish.size);
-        (u32::from_le_bytes(number(bytes, 0)?) == MAGIC && is_sane).then_some(wish)
+        let is_sane = (1..=1024).contains(&request.depth) && (1..=1 << 30).contains(&request.size);
+        (u32::from_le_bytes(number(bytes, 0)?) == MAGIC && is_sane).then_some(request)
     }
 }
 
@@ -85,39 +84,40 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Finds the way to the server's address, and opens the device that leads there.
+    /// Resolves the server's address, and opens the device that leads there.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// The device's errors.
     pub fn open(address: SocketAddr) -> Result<Self, Error> {
         let device = Dial::resolve(address)?.device()?;
         let pd = Pd::alloc(&Context::open(&device)?)?;
         Ok(Self { address, pd })
     }
 
-    /// The protection domain of all registrations.
+    /// Returns the protection domain of all registrations.
     #[must_use]
     pub fn pd(&self) -> &Arc<Pd> {
         &self.pd
     }
 
-    /// Connects.
-    pub(crate) fn connect(&self, wish: Wish) -> Result<Line, Error> {
-        let entries = wish.depth + 1;
-        let cq = Cq::create(self.pd.context(), 4 * entries)?;
-        let qp = Qp::create(&self.pd, &cq, &cq, entries)?;
+    /// Connects with the server.
+    pub(crate) fn connect(&self, request: Request) -> Result<Connected, Error> {
+        let (cq, [qp]) = queue_pairs(&self.pd, request.depth)?;
         let dial = Dial::resolve(self.address)?;
         if dial.device()? != self.pd.context().device() {
-            let why = format!("{} is reached by another device than before", self.address);
+            let why = format!("another device leads to {} than before", self.address);
             return Err(Error::Cannot(why));
         }
-        let connection = dial.connect(&qp, &wish.to_bytes())?;
+        let connection = dial.connect(&qp, &request.to_bytes())?;
         let offer = Offer::from_bytes(connection.hello());
         let offer = offer.ok_or_else(|| {
-            Error::Cannot(format!("{} is not a server of this version", self.address))
+            Error::Cannot(format!(
+                "{} is not a transfer server of this version: run the same build on both hosts",
+                self.address
+            ))
         })?;
-        Ok(Line {
+        Ok(Connected {
             qp,
             cq,
             connection,
@@ -127,39 +127,25 @@ impl Remote {
 }
 
 /// A connection with a server.
-pub(crate) struct Line {
+pub(crate) struct Connected {
     pub(crate) qp: Qp,
     pub(crate) cq: Arc<Cq>,
     pub(crate) connection: Connection,
     offer: Offer,
 }
 
-impl Fabric for Remote {
-    type Registrar = MrRegistrar;
-
-    fn registrar(&self) -> MrRegistrar {
-        MrRegistrar::new(&self.pd)
+impl VerbsProvider for Remote {
+    fn pd(&self) -> &Arc<Pd> {
+        &self.pd
     }
 
-    fn access(&self, op: Op) -> Access {
-        access(op)
-    }
-
-    fn offers_on_demand(&self, op: Op) -> Result<bool, Error> {
-        offers_on_demand(&self.pd, op)
-    }
-
-    fn register_on_demand(&self, op: Op, range: VaRange) -> Result<OnDemandRegistration, Error> {
-        register_on_demand(&self.pd, op, range)
-    }
-
-    fn wire(&self, size: usize, depth: usize) -> Result<Box<dyn Wire>, Error> {
-        let Line {
+    fn endpoint(&self, size: usize, depth: usize) -> Result<Box<dyn Endpoint>, Error> {
+        let Connected {
             qp,
             cq,
             connection,
             offer,
-        } = self.connect(Wish {
+        } = self.connect(Request {
             size: size as u64,
             depth: depth as u32,
             total: 0,
@@ -168,47 +154,16 @@ impl Fabric for Remote {
             addr: offer.addr + place * offer.stride,
             rkey: offer.rkey,
         });
-        Ok(Box::new(Distant {
-            wire: Connected {
-                requester: qp,
-                responder: None,
-                cq,
-                remote: remote.collect(),
-                awaited: vec![0; depth],
-                peers: Vec::new(),
-                is_software: is_software(self.pd.context().device()),
-            },
-            _connection: connection,
+        Ok(Box::new(QpEndpoint {
+            requester: qp,
+            responder: None,
+            cq,
+            remote: remote.collect(),
+            awaited: vec![0; depth],
+            peers: Vec::new(),
+            is_software: is_software(self.pd.context().device()),
+            _connection: Some(connection),
         }))
-    }
-}
-
-/// A wire with its connection.
-struct Distant {
-    wire: Connected,
-    _connection: Connection,
-}
-
-impl Wire for Distant {
-    unsafe fn post(&mut self, place: usize, op: Op, memory: Memory) -> Result<(), Error> {
-        // SAFETY: passed on.
-        unsafe { self.wire.post(place, op, memory) }
-    }
-
-    fn poll(&mut self) -> Result<Option<usize>, Error> {
-        self.wire.poll()
-    }
-
-    fn idle(&self, polls: u32) {
-        self.wire.idle(polls);
-    }
-
-    fn is_software(&self) -> bool {
-        self.wire.is_software()
-    }
-
-    fn peer(&mut self, place: usize) -> Result<&mut [u8], Error> {
-        self.wire.peer(place)
     }
 }
 
@@ -217,23 +172,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_is_understood_and_nothing_else() {
-        let wish = Wish {
+    fn messages_are_understood_and_nothing_else_is() {
+        let request = Request {
             size: 1 << 20,
             depth: 4,
             total: 1 << 30,
         };
-        let mut bytes = wish.to_bytes();
+        let mut bytes = request.to_bytes();
         bytes.resize(regcache_verbs::cm::HELLO, 0);
-        assert_eq!(Wish::from_bytes(&bytes), Some(wish));
+        assert_eq!(Request::from_bytes(&bytes), Some(request));
         bytes[0] ^= 1;
-        assert_eq!(Wish::from_bytes(&bytes), None);
-        assert_eq!(Wish::from_bytes(&[]), None);
-        let huge = Wish {
+        assert_eq!(Request::from_bytes(&bytes), None);
+        assert_eq!(Request::from_bytes(&[]), None);
+        let huge = Request {
             size: u64::MAX,
-            ..wish
+            ..request
         };
-        assert_eq!(Wish::from_bytes(&huge.to_bytes()), None);
+        assert_eq!(Request::from_bytes(&huge.to_bytes()), None);
 
         let offer = Offer {
             addr: 7 << 40,

@@ -1,37 +1,37 @@
-//! The report of one or more runs: Markdown with its plots beside it, and one HTML file with the plots in it.
+//! The report of one or more runs: Markdown with plots beside it, and HTML with the plots inside.
 
 use std::path::{Path, PathBuf};
 
 use crate::results::{Run, write};
 use crate::table::{self, Rows};
-use crate::{Error, Policy, bytes, plot, project, promise};
+use crate::{Error, Strategy, bytes, plot, project, threshold};
 
-/// A piece of a report.
+/// A part of a report.
 enum Part {
     Heading(String),
     Text(String),
     Table(Rows),
     Lines(Vec<String>),
-    /// File name, what it shows, the drawing.
+    /// The file name, the caption, the SVG text.
     Plot(String, String, String),
 }
 
-/// Writes `report.md`, `report.html` and the plots into `dir`, and returns where they are, the page first. `command` is what
-/// made the runs.
+/// Writes `report.md`, `report.html` and the plots into `dir`, and returns their paths, the HTML
+/// first. `command` is the command that made the runs.
 ///
 /// # Errors
 ///
-/// The files'; [`Error::Plot`].
+/// The errors of the files; [`Error::Plot`].
 pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut files = vec![dir.join("report.html"), dir.join("report.md")];
     let mut parts = Vec::new();
     for run in runs {
         parts.extend(of_run(run)?);
     }
-    let mut markdown = format!("# What a transfer costs\n\nMade by `{command}`.\n");
+    let mut markdown = format!("# The cost of a transfer\n\nMade by `{command}`.\n");
     let mut html = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>regcache: what a transfer costs</title>\n\
-         <style>{STYLE}</style>\n<h1>What a transfer costs</h1>\n<p>Made by <code>{}</code>.</p>\n",
+        "<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>regcache: the cost of a transfer</title>\n\
+         <style>{STYLE}</style>\n<h1>The cost of a transfer</h1>\n<p>Made by <code>{}</code>.</p>\n",
         table::escape(command)
     );
     for part in parts {
@@ -71,7 +71,7 @@ pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<Vec<PathBuf>, E
     Ok(files)
 }
 
-/// A text whose pieces between backticks are code.
+/// The HTML of a text that has code between backticks.
 fn in_html(text: &str) -> String {
     let pieces = table::escape(text);
     let pieces = pieces.split('`').enumerate();
@@ -94,52 +94,52 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
     let kind = &run.machine.kind;
     let mut parts = heading(run);
     parts.push(Part::Text(
-        "Microseconds of a transfer with memory registered once, and the others' times as parts of it, with the interval \
-         in which the cache's is with 95 % confidence. Registering is the time in the policy, before and after the \
-         transfer: two readings of the clock are in it."
+        "The table has the microseconds of a transfer with pre-registered memory, and the other times as ratios to it. The \
+         cache's ratio has its interval with 95 % confidence. The overhead is the time in the strategy before and after \
+         the transfer. It includes the timer overhead, which is two clock readings."
             .to_owned(),
     ));
     parts.push(Part::Table(table::transfers(run)));
     let plotted = run.cells.iter().filter(|cell| cell.workload.is_plain());
     if plotted.count() > 1 {
-        let policies = [
-            (Policy::RegisterEachTime, "register each time"),
-            (Policy::Copy, "copy"),
-            (Policy::Regcache, "regcache"),
-            (Policy::RegisteredOnce, "registered once: only the clock"),
+        let strategies = [
+            (Strategy::PerTransfer, "register per transfer"),
+            (Strategy::Copy, "copy"),
+            (Strategy::Regcache, "regcache"),
+            (Strategy::PreRegistered, "pre-registered: timer overhead"),
         ];
         let title = "Before and after each RDMA write";
         parts.push(Part::Plot(
             format!("{kind}-registering.svg"),
-            "Time in registration for each transfer, by size and policy".to_owned(),
-            plot::registering(run, title, &policies)?,
+            "Registration overhead of a transfer, by size and strategy".to_owned(),
+            plot::registering(run, title, &strategies)?,
         ));
-        let title = "A transfer by the cache, and with memory registered once";
+        let title = "A transfer by the cache, as a ratio to pre-registered memory";
         parts.push(Part::Plot(
             format!("{kind}-of-once.svg"),
-            "The cache's time as a part of registered-once's, by size".to_owned(),
-            plot::of_once(run, title)?,
+            "The cache's time as a ratio to pre-registered, by size".to_owned(),
+            plot::of_pre_registered(run, title)?,
         ));
     }
     parts.push(Part::Text(crossover(run)));
     let peers = table::peers(run);
     if !peers.is_empty() {
         parts.push(Part::Text(
-            "Others that do the same work, by turns with the above: odp is a registration that pins nothing, from which the \
-             device pages in what it finds; libfabric-* the registration cache of its verbs provider by that monitor, or none. \
-             Times of a transfer as parts of registered-once's."
+            "Peers do the same work in the same rounds. odp is a registration that pins nothing, for which the device pages \
+             memory in on demand. libfabric-* is the registration cache of libfabric's verbs provider with that monitor, or \
+             no cache. The times of a transfer are ratios to pre-registered memory."
                 .to_owned(),
         ));
         parts.push(Part::Table(peers));
     }
     parts.push(Part::Text(
-        "With buffers unmapped and mapped again at the same address before a part of the transfers, each payload checked \
-         byte by byte:"
+        "Here the buffer is unmapped and mapped again at the same address before some of the transfers, and every byte of \
+         each payload is checked:"
             .to_owned(),
     ));
     parts.push(Part::Table(table::unmaps(run)));
-    parts.push(Part::Text("What was promised:".to_owned()));
-    let verdicts = promise::judge(run);
+    parts.push(Part::Text("The thresholds:".to_owned()));
+    let verdicts = threshold::judge(run);
     parts.push(Part::Lines(
         verdicts.iter().map(ToString::to_string).collect(),
     ));
@@ -150,27 +150,27 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
 fn of_uring(run: &Run) -> Result<Vec<Part>, Error> {
     let mut parts = heading(run);
     parts.push(Part::Text(format!(
-        "On the machine itself, not emulated: writes and reads of a file in memory by fixed buffers, whose pages are pinned \
-         as an adapter's are, and nothing else done. The cache's monitor is {}, which has to be asked at each lookup; \
-         beside it stands what the same cache takes with the driver, whose generation is a word in memory (a monitor that \
-         reports nothing: for work that unmaps nothing the same).",
+        "These transfers are writes and reads of a file in memory by fixed buffers, on the machine itself and not emulated. \
+         io_uring pins the pages of a fixed buffer as an adapter does. The cache's monitor is {}, which each lookup has to \
+         ask. The column naive shows the same cache with a monitor whose generation is a word in memory: that is the cost \
+         with the driver, as long as nothing is unmapped.",
         run.machine.monitor
     )));
-    let policies = [
-        (Policy::RegisterEachTime, "register each time"),
-        (Policy::Copy, "copy"),
-        (Policy::Regcache, "regcache, by userfaultfd"),
-        (Policy::Naive, "regcache, as with the driver"),
-        (Policy::RegisteredOnce, "registered once: only the clock"),
+    let strategies = [
+        (Strategy::PerTransfer, "register per transfer"),
+        (Strategy::Copy, "copy"),
+        (Strategy::Regcache, "regcache, with userfaultfd"),
+        (Strategy::Naive, "regcache, as with the driver"),
+        (Strategy::PreRegistered, "pre-registered: timer overhead"),
     ];
     parts.push(Part::Table(table::transfers(run)));
     parts.push(Part::Plot(
         "io_uring-registering.svg".to_owned(),
-        "Time in registration for each transfer, by size and policy".to_owned(),
+        "Registration overhead of a transfer, by size and strategy".to_owned(),
         plot::registering(
             run,
             "Before and after each write by a fixed buffer",
-            &policies,
+            &strategies,
         )?,
     ));
     parts.push(Part::Text(crossover(run)));
@@ -183,7 +183,7 @@ fn heading(run: &Run) -> Vec<Part> {
     vec![
         Part::Heading(format!("{}: {}", run.machine.kind, run.machine.line())),
         Part::Text(format!(
-            "`bench {}`. A reading of the clock takes {:.0} ns here.",
+            "`transfer {}`. A clock reading takes {:.0} ns here.",
             run.command, run.machine.clock_ns
         )),
     ]
@@ -195,51 +195,52 @@ fn projected(run: &Run) -> Result<Vec<Part>, Error> {
     }
     let kind = &run.machine.kind;
     Ok(vec![
-        Part::Text("What registering costs, with no transfer beside it (medians):".to_owned()),
+        Part::Text("The cost of registering without transfers (medians):".to_owned()),
         Part::Table(table::costs(run)),
         Part::Text(format!(
-            "Projected to links that are faster than this one: the share of a transfer's time that registering and \
-             deregistering take, R / (R + L + 8 s / B), with R from the table above, s bytes, B the link's rate and L = {} ns \
-             for all the rest; in brackets, of a hit with the driver.",
+            "A projection to faster links: the share of a transfer's time that registering and deregistering take, \
+             R / (R + L + 8 s / B). R is from the table above, s is the size, B the rate of the link and L = {} ns the rest \
+             of the transfer. The share of a hit with the driver is in brackets.",
             project::LATENCY_NS
         )),
         Part::Table(project::shares(run, project::LATENCY_NS)),
         Part::Plot(
             format!("{kind}-links.svg"),
-            "Share of a transfer's time that registration takes, by size and link".to_owned(),
-            plot::links(run, "What registering each time takes of a transfer (projected)")?,
+            "Share of a transfer's time that registering takes, by size and link".to_owned(),
+            plot::links(run, "Share of a transfer that registering per transfer takes (projected)")?,
         ),
         Part::Text(
-            "How much of the link one processor can fill that registers each buffer, however many are under way: \
-             min(1, (8 s / B) / R)."
+            "The share of the link's rate that one CPU reaches if it registers each buffer, with any number of transfers in \
+             flight: min(1, (8 s / B) / R)."
                 .to_owned(),
         ),
         Part::Table(project::fills(run)),
     ])
 }
 
-/// Up to which size copying is cheaper than registering each time, and than the cache.
+/// The sizes up to which copying is cheaper than registering per transfer, and than the cache.
 fn crossover(run: &Run) -> String {
     let plain = run.cells.iter().filter(|cell| cell.workload.is_plain());
     let mut writes: Vec<_> = plain
         .filter(|cell| cell.workload.op == crate::Op::Write)
         .collect();
     writes.sort_by_key(|cell| cell.workload.size);
-    let cheaper_than = |policy: Policy| {
+    let cheaper_than = |strategy: Strategy| {
         let cheaper = writes.iter().filter(|cell| {
-            let prepare = |policy: Policy| cell.outcome(policy.name(), 0).map(|it| it.prepare_us);
-            prepare(Policy::Copy) < prepare(policy)
+            let prepare =
+                |strategy: Strategy| cell.outcome(strategy.name(), 0).map(|it| it.prepare_us);
+            prepare(Strategy::Copy) < prepare(strategy)
         });
         cheaper.map(|cell| cell.workload.size).max()
     };
-    let upto = |policy| match cheaper_than(policy) {
+    let up_to = |strategy| match cheaper_than(strategy) {
         Some(size) => format!("up to {} of the sizes measured", bytes(size)),
         None => "at no size measured".to_owned(),
     };
     format!(
-        "Copying through memory that is registered for good is cheaper than registering each time {}, and cheaper than the \
+        "Copying through memory that stays registered is cheaper than registering per transfer {}, and cheaper than the \
          cache {}.",
-        upto(Policy::RegisterEachTime),
-        upto(Policy::Regcache)
+        up_to(Strategy::PerTransfer),
+        up_to(Strategy::Regcache)
     )
 }

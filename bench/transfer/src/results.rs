@@ -1,4 +1,4 @@
-//! What is kept of a run, as JSON: [`Run`].
+//! [`Run`]: the results of one run, and their JSON file.
 
 use std::fs;
 use std::path::Path;
@@ -7,58 +7,60 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Workload};
 
-/// Of the format of the file; another number is another format.
-const FORMAT: u32 = 1;
+/// The version of the file format.
+const FORMAT: u32 = 2;
 
-/// One run of the program on one device.
+/// The results of one run on one device.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
     format: u32,
-    /// On what.
+    /// The machine and the device.
     pub machine: Machine,
     /// The command line.
     pub command: String,
-    /// What registering costs, size by size.
+    /// The cost of registering by size.
     pub costs: Vec<Cost>,
-    /// What was measured.
+    /// The measured cells.
     pub cells: Vec<Cell>,
 }
 
-/// On what was measured.
+/// The machine, the device and the monitor of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
-    /// First word of the lines: what kind of device.
+    /// The kind of device, which is the first word of the figure lines.
     pub kind: String,
     /// The device's name.
     pub device: String,
-    /// What tells the cache of changes.
+    /// The name of the cache's monitor.
     pub monitor: String,
     /// The kernel's release.
     pub kernel: String,
-    /// The processor's name. QEMU's says so, where it is emulated.
+    /// The model name of the CPU, which names QEMU where the CPU is emulated.
     pub processor: String,
-    /// How many there are.
+    /// The number of CPUs.
     pub processors: usize,
-    /// What a second is: of the clock on the wall, or so many instructions of an emulated processor.
+    /// The unit of time: the clock on the wall, or instructions of an emulated CPU.
     pub clock: Clock,
-    /// What a reading of the clock takes, in nanoseconds.
+    /// The nanoseconds that one clock reading takes.
     pub clock_ns: f64,
 }
 
-/// What time is measured in.
+/// The unit that times are measured in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Clock {
-    /// As everybody does.
+    /// The clock on the wall
     #[default]
     Wall,
-    /// In instructions, each a nanosecond: an emulated processor's time on a clock says more about who else is on the
-    /// machine. What caches and memory would add is not in it.
+    /// Instructions of an emulated CPU, one nanosecond each
+    ///
+    /// The wall clock of an emulated CPU depends on the other load of the machine. The cost of
+    /// caches and memory is not included.
     Instructions,
 }
 
 impl Machine {
-    /// This machine with this device and monitor.
+    /// Describes this machine with this device and monitor.
     #[must_use]
     pub fn here(kind: &str, device: &str, monitor: &str) -> Self {
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -73,11 +75,11 @@ impl Machine {
             processor: processor.map_or("unknown", |(_, name)| name).to_owned(),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             clock: Clock::default(),
-            clock_ns: crate::sample::clock_ns(),
+            clock_ns: crate::timing::clock_ns(),
         }
     }
 
-    /// In one line.
+    /// Formats the description as one line.
     #[must_use]
     pub fn line(&self) -> String {
         let Self {
@@ -97,53 +99,53 @@ impl Machine {
     }
 }
 
-/// What registering and its alternatives cost at one size, in nanoseconds.
+/// The cost of registering and of its alternatives at one size, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Bytes.
+    /// The size in bytes.
     pub size: usize,
-    /// Registering.
+    /// To register.
     pub register_ns: f64,
-    /// Deregistering.
+    /// To deregister.
     pub deregister_ns: f64,
-    /// A lookup that is a hit, and the drop of its guard.
+    /// To look up with a hit, and to drop the guard.
     pub hit_ns: f64,
-    /// The same with a monitor whose generation is a word in memory, as the driver's.
+    /// The same with a monitor whose generation is a word in memory, as the driver's is.
     pub word_hit_ns: f64,
-    /// Copying as many bytes.
+    /// To copy the bytes.
     pub copy_ns: f64,
 }
 
 impl Cost {
-    /// Registering and deregistering.
+    /// Returns the cost of registering and deregistering together.
     #[must_use]
     pub fn both_ns(&self) -> f64 {
         self.register_ns + self.deregister_ns
     }
 }
 
-/// One kind of work, and what came of each contestant.
+/// The results of all variants of one workload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cell {
-    /// The work.
+    /// The workload.
     pub workload: Workload,
-    /// Turns that each contestant had, and transfers in each.
-    pub turns: usize,
-    /// Transfers of each thread in a turn.
-    pub transfers_a_turn: u64,
-    /// By contestant; the first is the one that the others are compared with.
+    /// The number of rounds.
+    pub rounds: usize,
+    /// The transfers of each thread in a sample.
+    pub transfers_per_sample: u64,
+    /// One outcome for each variant. The others are compared with the first.
     pub outcomes: Vec<Outcome>,
 }
 
 impl Cell {
-    /// The outcome of this policy, under this share of unmaps.
+    /// Returns the outcome of this strategy with this rate of unmaps.
     #[must_use]
-    pub fn outcome(&self, policy: &str, unmap_every: u64) -> Option<&Outcome> {
+    pub fn outcome(&self, strategy: &str, unmap_every: u64) -> Option<&Outcome> {
         let mut all = self.outcomes.iter();
-        all.find(|outcome| outcome.policy == policy && outcome.unmap_every == unmap_every)
+        all.find(|outcome| outcome.strategy == strategy && outcome.unmap_every == unmap_every)
     }
 
-    /// The workload as this contestant did it.
+    /// Returns the workload as this variant did it.
     #[must_use]
     pub fn workload_of(&self, outcome: &Outcome) -> Workload {
         Workload {
@@ -153,52 +155,53 @@ impl Cell {
     }
 }
 
-/// What came of a contestant. Times are in microseconds, a transfer.
+/// The results of one variant. Times are microseconds of a transfer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Its policy.
-    pub policy: String,
-    /// Before every so manieth transfer its buffer was unmapped.
+    /// The name of the strategy.
+    pub strategy: String,
+    /// The buffer was unmapped before every Nth transfer; 0: never.
     pub unmap_every: u64,
-    /// Transfers counted, of all threads.
+    /// The number of transfers of all threads.
     pub transfers: u64,
-    /// Median time of a transfer, of all threads together, over the turns: the rate is its inverse.
+    /// The median over the rounds of the time of a transfer, with all threads together. The rate is
+    /// its inverse.
     pub us: f64,
     /// Transfers a second.
     pub rate: f64,
     /// Bytes a second.
     pub bandwidth: f64,
-    /// Latency: the percentiles 50, 90, 99, 99.9, and the longest.
+    /// The latency: its percentiles 50, 90, 99 and 99.9, and the longest.
     pub latency_us: [f64; 5],
-    /// Time in the policy: median.
+    /// The overhead, which is the time in the strategy: its median.
     pub prepare_us: f64,
-    /// Time in the policy: mean.
+    /// The mean of the overhead.
     pub prepare_mean_us: f64,
-    /// Processor time in the policy: mean.
+    /// The mean CPU time in the strategy.
     pub cpu_us: f64,
-    /// Calls of register and deregister, each a system call.
+    /// The calls of register and deregister for each transfer. Each is a system call.
     pub registration_calls: f64,
-    /// Calls of the monitor, each a system call with ummunotify.
+    /// The calls of the monitor for each transfer. Each is a system call with ummunotify.
     pub monitor_calls: f64,
-    /// Bytes pinned by registrations of the buffers at most.
+    /// The most bytes that registrations of buffers pinned.
     pub pinned: u64,
-    /// Buffers unmapped and mapped again.
+    /// How often a buffer was unmapped and mapped again.
     pub remaps: u64,
     /// Whether payloads were checked.
     pub checked: bool,
-    /// Bytes that were not what was sent.
+    /// The bytes that differed from the payload.
     pub stale_bytes: u64,
-    /// Time of a transfer divided by that of the first contestant in the same turn: the median over the turns.
+    /// The median over the rounds of the ratio to the first variant of the same round.
     pub ratio: f64,
-    /// Between which that median is, with 95 % confidence.
+    /// The bounds of that median with 95 % confidence.
     pub ratio_between: [f64; 2],
 }
 
 impl Run {
-    /// An empty one, of this process.
+    /// Makes an empty run of this process.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
-        // Where the result goes is of no interest to who reads it.
+        // The path of the result file tells its reader nothing.
         let words = std::env::args().skip(1);
         let mut words: Vec<_> = words.filter(|word| !word.starts_with("--json=")).collect();
         if let Some(i) = words.iter().position(|word| word == "--json") {
@@ -213,11 +216,11 @@ impl Run {
         }
     }
 
-    /// Writes it to a file.
+    /// Writes the run to a file.
     ///
     /// # Errors
     ///
-    /// The file's.
+    /// The errors of the file.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let text = serde_json::to_string_pretty(self).map_err(|source| Error::Json {
             path: path.to_owned(),
@@ -226,11 +229,11 @@ impl Run {
         write(path, &text)
     }
 
-    /// Reads one.
+    /// Reads a run from a file.
     ///
     /// # Errors
     ///
-    /// The file's; [`Error::Json`], [`Error::Cannot`] for another format.
+    /// The errors of the file; [`Error::Json`], or [`Error::Cannot`] for another format.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = fs::read_to_string(path).map_err(|source| Error::File {
             path: path.to_owned(),
@@ -241,20 +244,24 @@ impl Run {
             source,
         })?;
         if run.format != FORMAT {
-            let why = format!("{}: format {}, not {FORMAT}", path.display(), run.format);
+            let why = format!(
+                "{} has format {}, and this program reads format {FORMAT}: measure again",
+                path.display(),
+                run.format
+            );
             return Err(Error::Cannot(why));
         }
         Ok(run)
     }
 
-    /// The cell of this workload.
+    /// Returns the cell of this workload.
     #[must_use]
     pub fn cell(&self, workload: Workload) -> Option<&Cell> {
         self.cells.iter().find(|cell| cell.workload == workload)
     }
 }
 
-/// Writes a file, and its directory.
+/// Writes a file, and makes its directory.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
     let written = match path.parent() {
         Some(parent) => fs::create_dir_all(parent),

@@ -1,5 +1,5 @@
-//! What many ranks on one node come to: [`table`], from what one cache takes here ([`measure`]) and from what the driver
-//! takes (`cargo xtask cost`).
+//! Scales the needs of one rank to many ranks on one node: [`table`], from the memory of one cache
+//! here ([`measure`]) and from the cost of the driver (`cargo xtask cost`).
 
 use std::fs;
 use std::io;
@@ -7,53 +7,55 @@ use std::io;
 use memmap2::MmapMut;
 use nix::unistd::{SysconfVar, sysconf};
 use regcache::{Cache, Registrar, VaRange};
-use regcache_conformance::{NeverReports, PAGE};
+use regcache_test_support::{NeverReports, PAGE};
 
 use crate::Error;
 use crate::error::Trying;
 use crate::table::{Rows, number};
 
-/// The driver's memory for an open file, and for a range: `kernel/Documentation/ummunotify.rst`, Cost.
+/// The driver's memory for an open file and for a range, from
+/// `kernel/Documentation/ummunotify.rst`.
 const FILE_BYTES: f64 = 8192.0;
 const RANGE_BYTES: f64 = 128.0;
 
-/// Instructions to report one event and to stop and start watching its range, among 10 000: `cargo xtask cost`.
+/// The instructions to report one event and to unwatch and watch its range among 10 000, from
+/// `cargo xtask cost`.
 const EVENT_INSTRUCTIONS: f64 = 586.0 + 2610.0;
 
-/// Instructions a second of one processor, for an order of magnitude.
+/// The instructions of one CPU in a second, as an order of magnitude.
 const INSTRUCTIONS: f64 = 3e9;
 
-/// What ranks do.
+/// The work of each rank.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Rank {
-    /// Registrations that each rank keeps
+    /// Registrations that the cache of each rank retains
     #[arg(long, default_value_t = 1000)]
     pub entries: u32,
-    /// MiB of memory under them
+    /// MiB of memory that they pin
     #[arg(long, default_value_t = 64)]
     pub mib: u64,
-    /// Registered buffers that each rank frees, and registers anew, each second
+    /// Registered buffers that each rank frees and registers again in a second
     #[arg(long, default_value_t = 100)]
     pub frees: u32,
-    /// Microseconds that registering and deregistering one of them takes: `bench cost`
+    /// Microseconds to register and deregister one of them, as `transfer cost` measures
     #[arg(long, default_value_t = 30.0)]
     pub registering: f64,
 }
 
-/// What a cache takes, in bytes of memory that is used.
+/// The resident memory of a cache, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Footprint {
-    /// Empty.
+    /// An empty cache.
     pub empty: f64,
-    /// For each registration, but for the registrar's own.
+    /// Each registration, without the memory of the registrar.
     pub entry: f64,
 }
 
-/// Registers nothing.
-struct Nothing;
+/// A registrar that registers nothing.
+struct RegistersNothing;
 
 // SAFETY: the registrations reach no memory at all.
-unsafe impl Registrar for Nothing {
+unsafe impl Registrar for RegistersNothing {
     type Access = ();
     type Registration = ();
 
@@ -66,18 +68,18 @@ unsafe impl Registrar for Nothing {
     }
 }
 
-/// Builds a cache and fills it, and sees by how much this process has grown.
+/// Builds and fills caches, and measures by how much this process grows.
 ///
 /// # Errors
 ///
-/// What the kernel says.
+/// The errors of the cache and of the kernel.
 pub fn measure(rank: Rank) -> Result<Footprint, Error> {
     const CACHES: usize = 8;
     let memory = MmapMut::map_anon(rank.entries as usize * PAGE).trying("map memory")?;
     let bare = resident()?;
     let mut caches = Vec::new();
     for _ in 0..CACHES {
-        let cache = Cache::builder(Nothing).monitor(NeverReports);
+        let cache = Cache::builder(RegistersNothing).monitor(NeverReports);
         let cache = cache.max_bytes(usize::MAX).build();
         caches.push(cache.trying("build a cache")?);
     }
@@ -103,26 +105,26 @@ fn resident() -> Result<f64, Error> {
     Ok(pages.unwrap_or(f64::NAN) * PAGE as f64)
 }
 
-/// Memory of this machine, in bytes.
+/// The memory of this machine, in bytes.
 fn machine() -> f64 {
     let value = |which| sysconf(which).ok().flatten().unwrap_or(0) as f64;
     value(SysconfVar::_PHYS_PAGES) * value(SysconfVar::PAGE_SIZE)
 }
 
-/// The table, for 1 to 1 000 ranks.
+/// Returns the table for 1 to 1 000 ranks.
 #[must_use]
 pub fn table(rank: Rank, footprint: Footprint) -> Rows {
     let head = [
         "ranks",
         "pinned",
-        "of this machine's memory",
+        "share of this machine's memory",
         "ranges watched",
         "driver's memory",
         "caches' memory",
         "registrations of the adapter",
         "events/s",
-        "processors for watching",
-        "processors for registering",
+        "CPUs for watching",
+        "CPUs for registering",
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for ranks in [1.0, 10.0, 100.0, 250.0, 1000.0] {

@@ -7,25 +7,26 @@ use std::time::Duration;
 
 use memmap2::MmapMut;
 use regcache::VaRange;
-use regcache_conformance::PAGE;
+use regcache_test_support::PAGE;
 use regcache_verbs::cm::{Connection, Incoming, Listener};
 use regcache_verbs::{Context, Cq, Mr, Pd, Qp, Sge, WcStatus};
 
 use crate::Error;
 use crate::buffers::wrong_bytes;
 use crate::error::Trying;
-use crate::remote::{Offer, Wish};
-use crate::verbs_wire::PEER_ACCESS;
+use crate::qp_endpoint::{PEER_ACCESS, queue_pairs};
+use crate::remote::{Offer, Request};
 
-/// How long it sleeps when there is nothing to do.
+/// How long a thread sleeps when there is nothing to do.
 const REST: Duration = Duration::from_micros(50);
 
-/// Listens at `address` and serves, each client by a thread: for ever, or until so many have come and gone. `ready` is
-/// called when it listens.
+/// Listens at `address` and serves each client in a thread, for ever or until this many clients
+/// were served. `ready` is called when it listens.
 ///
 /// # Errors
 ///
-/// The device's, while listening; of clients that went wrong it tells, and goes on, unless it was to serve so many.
+/// The device's errors while listening. The error of a client is printed; it is returned as well if
+/// the number of clients is limited.
 pub fn serve(
     address: SocketAddr,
     clients: Option<usize>,
@@ -49,35 +50,37 @@ pub fn serve(
 }
 
 fn serve_one(incoming: Incoming) -> Result<(), Error> {
-    let served = Wish::from_bytes(incoming.hello())
-        .ok_or_else(|| Error::Cannot("a client of another version".to_owned()))
-        .and_then(|wish| Served::accept(incoming, wish)?.run());
+    let served = Request::from_bytes(incoming.hello())
+        .ok_or_else(|| {
+            Error::Cannot(
+                "a client of another version: run the same build on both hosts".to_owned(),
+            )
+        })
+        .and_then(|request| Served::accept(incoming, request)?.run());
     if let Err(error) = &served {
-        eprintln!("bench: a client: {error}");
+        eprintln!("transfer: client failed: {error}");
     }
     served
 }
 
-/// A client that is being served.
+/// A client that is served.
 struct Served {
-    // First: when it is gone, the device has let go of the memory.
+    // First: when it is destroyed, the device has let go of the memory.
     qp: Qp,
     cq: Arc<Cq>,
     connection: Connection,
     mr: Mr,
     memory: MmapMut,
     stride: usize,
-    wish: Wish,
+    request: Request,
 }
 
 impl Served {
-    fn accept(incoming: Incoming, wish: Wish) -> Result<Self, Error> {
+    fn accept(incoming: Incoming, request: Request) -> Result<Self, Error> {
         let pd = Pd::alloc(&Context::open(&incoming.device()?)?)?;
-        let entries = wish.depth + 1;
-        let cq = Cq::create(pd.context(), 4 * entries)?;
-        let qp = Qp::create(&pd, &cq, &cq, entries)?;
-        let stride = (wish.size as usize).next_multiple_of(PAGE);
-        let memory = MmapMut::map_anon(stride * wish.depth as usize).trying("map memory")?;
+        let (cq, [qp]) = queue_pairs(&pd, request.depth)?;
+        let stride = (request.size as usize).next_multiple_of(PAGE);
+        let memory = MmapMut::map_anon(stride * request.depth as usize).trying("map memory")?;
         let range = VaRange::new(memory.as_ptr(), memory.len())?;
         let mr = Mr::register(&pd, range, PEER_ACCESS).trying("register memory")?;
         let offer = Offer {
@@ -86,7 +89,7 @@ impl Served {
             stride: stride as u64,
         };
         let connection = incoming.accept(&qp, &offer.to_bytes(), || {
-            (0..wish.depth).try_for_each(|place| receive(&qp, &mr, stride, wish, place))
+            (0..request.depth).try_for_each(|place| receive(&qp, &mr, stride, request, place))
         })?;
         Ok(Self {
             qp,
@@ -95,11 +98,11 @@ impl Served {
             mr,
             memory,
             stride,
-            wish,
+            request,
         })
     }
 
-    /// Until the client goes, or has sent all that it wanted to have checked.
+    /// Serves until the client disconnects or has sent all bytes that are to be checked.
     fn run(self) -> Result<(), Error> {
         let (mut received, mut wrong, mut messages) = (0, 0, 0);
         loop {
@@ -114,21 +117,21 @@ impl Served {
                 return Err(Error::Transfer(completion.status.to_string()));
             }
             let place = completion.wr_id as u32;
-            if self.wish.total > 0 {
-                let len = self.wish.size.min(self.wish.total - received);
+            if self.request.total > 0 {
+                let len = self.request.size.min(self.request.total - received);
                 let start = place as usize * self.stride;
                 wrong += wrong_bytes(&self.memory[start..start + len as usize], messages);
                 received += len;
                 messages += 1;
-                if received == self.wish.total {
+                if received == self.request.total {
                     return self.answer(received, wrong);
                 }
             }
-            receive(&self.qp, &self.mr, self.stride, self.wish, place)?;
+            receive(&self.qp, &self.mr, self.stride, self.request, place)?;
         }
     }
 
-    /// Tells the client what came, and waits until it has gone.
+    /// Sends the client the result, and waits until it disconnects.
     fn answer(mut self, received: u64, wrong: u64) -> Result<(), Error> {
         self.memory[..8].copy_from_slice(&received.to_le_bytes());
         self.memory[8..16].copy_from_slice(&wrong.to_le_bytes());
@@ -137,7 +140,8 @@ impl Served {
             length: 16,
             lkey: self.mr.lkey(),
         };
-        // SAFETY: the memory is ours, registered, and left alone from here on; the client sends no more.
+        // SAFETY: the memory is ours and registered, and nothing writes it from here on: the client
+        // sends no more.
         unsafe { self.qp.post_send(u64::MAX, from) }?;
         while !self.connection.is_closed()? {
             thread::sleep(REST);
@@ -146,13 +150,13 @@ impl Served {
     }
 }
 
-fn receive(qp: &Qp, mr: &Mr, stride: usize, wish: Wish, place: u32) -> Result<(), Error> {
+fn receive(qp: &Qp, mr: &Mr, stride: usize, request: Request, place: u32) -> Result<(), Error> {
     let into = Sge {
         addr: (mr.addr() + place as usize * stride) as u64,
-        length: wish.size as u32,
+        length: request.size as u32,
         lkey: mr.lkey(),
     };
-    // SAFETY: the place's memory, which is read only after its receive has completed and before the next is posted; it
-    // and its registration outlive the queue pair.
+    // SAFETY: the memory of a place is read only after its receive has completed and before the
+    // next is posted. It and its registration outlive the queue pair.
     Ok(unsafe { qp.post_recv(u64::from(place), into) }?)
 }

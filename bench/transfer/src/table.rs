@@ -1,11 +1,11 @@
-//! Results as text: a line for each figure, for scripts, and tables for people.
+//! Results as text: lines of figures that scripts read, and tables that people read.
 
 use std::fmt::Write as _;
 
 use crate::results::{Cell, Outcome, Run};
-use crate::{Policy, bytes};
+use crate::{Strategy, bytes};
 
-/// Three significant digits, or all before the point.
+/// Formats a number with three significant digits, or all digits before the point.
 #[must_use]
 pub fn number(value: f64) -> String {
     let digits = match value.abs() {
@@ -21,7 +21,7 @@ pub fn number(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// The lines of a cell: `rxe <op> <size> <policy> <value> <unit>`.
+/// Returns the figure lines of a cell: `rxe <op> <size> <strategy> <value> <unit>`.
 #[must_use]
 pub fn lines(kind: &str, cell: &Cell) -> String {
     let mut text = String::new();
@@ -31,7 +31,7 @@ pub fn lines(kind: &str, cell: &Cell) -> String {
             "{kind} {} {} {}",
             workload.name(),
             workload.size,
-            outcome.policy
+            outcome.strategy
         );
         let [p50, p90, p99, p999, max] = outcome.latency_us;
         let figures = [
@@ -61,21 +61,21 @@ pub fn lines(kind: &str, cell: &Cell) -> String {
     text
 }
 
-/// Rows of cells, the first of them the head.
+/// The rows of a table, the first of which is the head.
 pub type Rows = Vec<Vec<String>>;
 
-/// The table of the transfers of which nothing is unmapped: what they take, and what of it is registering.
+/// Returns the table of the transfers without unmaps: their times and overheads.
 #[must_use]
 pub fn transfers(run: &Run) -> Rows {
     let head = [
         "transfer",
         "size",
-        "registered once, us",
-        "regcache",
+        "pre-registered, us",
+        "regcache (ratio)",
         "(95 %)",
-        "each time",
-        "copy",
-        "registering: each time, us",
+        "per transfer (ratio)",
+        "copy (ratio)",
+        "overhead: per transfer, us",
         "regcache, us",
         "copy, us",
         "times less",
@@ -86,30 +86,30 @@ pub fn transfers(run: &Run) -> Rows {
         .iter()
         .filter(|cell| cell.workload.unmap_every == 0)
     {
-        let of = |policy: Policy, figure: fn(&Outcome) -> f64| {
-            let outcome = cell.outcome(policy.name(), 0);
+        let of = |strategy: Strategy, figure: fn(&Outcome) -> f64| {
+            let outcome = cell.outcome(strategy.name(), 0);
             outcome.map_or_else(String::new, |outcome| number(figure(outcome)))
         };
-        let ratio = |policy: Policy| {
-            let outcome = cell.outcome(policy.name(), 0);
+        let ratio = |strategy: Strategy| {
+            let outcome = cell.outcome(strategy.name(), 0);
             outcome.map_or_else(String::new, |outcome| format!("{:.3}", outcome.ratio))
         };
-        let prepare = |policy: Policy| cell.outcome(policy.name(), 0).map(|it| it.prepare_us);
-        let (each, ours) = (prepare(Policy::RegisterEachTime), prepare(Policy::Regcache));
+        let prepare = |strategy: Strategy| cell.outcome(strategy.name(), 0).map(|it| it.prepare_us);
+        let (each, ours) = (prepare(Strategy::PerTransfer), prepare(Strategy::Regcache));
         rows.push(vec![
             cell.workload.name(),
             bytes(cell.workload.size),
-            of(Policy::RegisteredOnce, |it| it.us),
-            ratio(Policy::Regcache),
-            cell.outcome(Policy::Regcache.name(), 0)
+            of(Strategy::PreRegistered, |it| it.us),
+            ratio(Strategy::Regcache),
+            cell.outcome(Strategy::Regcache.name(), 0)
                 .map_or_else(String::new, |it| {
                     format!("{:.3}-{:.3}", it.ratio_between[0], it.ratio_between[1])
                 }),
-            ratio(Policy::RegisterEachTime),
-            ratio(Policy::Copy),
-            of(Policy::RegisterEachTime, |it| it.prepare_us),
-            of(Policy::Regcache, |it| it.prepare_us),
-            of(Policy::Copy, |it| it.prepare_us),
+            ratio(Strategy::PerTransfer),
+            ratio(Strategy::Copy),
+            of(Strategy::PerTransfer, |it| it.prepare_us),
+            of(Strategy::Regcache, |it| it.prepare_us),
+            of(Strategy::Copy, |it| it.prepare_us),
             match (each, ours) {
                 (Some(each), Some(ours)) => format!("{:.0}", each / ours),
                 _ => String::new(),
@@ -119,26 +119,26 @@ pub fn transfers(run: &Run) -> Rows {
     rows
 }
 
-/// The table of what does the same work otherwise, beside the cache: on-demand paging, and libfabric's caches. Their times of a
-/// transfer are parts of registered-once's.
+/// Returns the table of the peers beside the cache: on-demand paging and libfabric's caches. Their
+/// times of a transfer are ratios to pre-registered memory.
 #[must_use]
 pub fn peers(run: &Run) -> Rows {
     let plain = || run.cells.iter().filter(|cell| cell.workload.is_plain());
     let mut names: Vec<&str> = Vec::new();
     for outcome in plain().flat_map(|cell| &cell.outcomes) {
         let is_peer =
-            outcome.policy == Policy::Odp.name() || outcome.policy.starts_with("libfabric");
-        if is_peer && !names.contains(&&*outcome.policy) {
-            names.push(&outcome.policy);
+            outcome.strategy == Strategy::Odp.name() || outcome.strategy.starts_with("libfabric");
+        if is_peer && !names.contains(&&*outcome.strategy) {
+            names.push(&outcome.strategy);
         }
     }
     if names.is_empty() {
         return Vec::new();
     }
-    names.insert(0, Policy::Regcache.name());
+    names.insert(0, Strategy::Regcache.name());
     let mut head = vec!["transfer".to_owned(), "size".to_owned()];
-    head.extend(names.iter().map(|name| format!("{name}: transfer")));
-    head.extend(names.iter().map(|name| format!("{name}: registering, us")));
+    head.extend(names.iter().map(|name| format!("{name} (ratio)")));
+    head.extend(names.iter().map(|name| format!("{name}: overhead, us")));
     let mut rows = vec![head];
     for cell in plain() {
         let of = |figure: fn(&Outcome) -> String| {
@@ -153,16 +153,16 @@ pub fn peers(run: &Run) -> Rows {
     rows
 }
 
-/// The table of the transfers whose buffers are unmapped meanwhile.
+/// Returns the table of the transfers with unmaps.
 #[must_use]
 pub fn unmaps(run: &Run) -> Rows {
     let head = [
         "transfer",
         "size",
-        "policy",
+        "strategy",
         "us",
-        "rate, of regcache without",
-        "registering, us (mean)",
+        "rate (ratio to regcache without unmaps)",
+        "overhead, us (mean)",
         "registration calls",
         "monitor calls",
         "remaps",
@@ -179,7 +179,7 @@ pub fn unmaps(run: &Run) -> Rows {
             rows.push(vec![
                 workload.name(),
                 bytes(workload.size),
-                outcome.policy.clone(),
+                outcome.strategy.clone(),
                 number(outcome.us),
                 format!("{:.3}", 1.0 / outcome.ratio),
                 number(outcome.prepare_mean_us),
@@ -193,7 +193,7 @@ pub fn unmaps(run: &Run) -> Rows {
     rows
 }
 
-/// What registering costs, without any transfer.
+/// Returns the table of the cost of registering without transfers.
 #[must_use]
 pub fn costs(run: &Run) -> Rows {
     let head = [
@@ -219,7 +219,7 @@ pub fn costs(run: &Run) -> Rows {
     rows
 }
 
-/// In columns, numbers to the right.
+/// Formats a table in columns, with numbers aligned to the right.
 #[must_use]
 pub fn text(rows: &Rows) -> String {
     let columns = rows.first().map_or(0, Vec::len);
@@ -243,7 +243,7 @@ pub fn text(rows: &Rows) -> String {
     text
 }
 
-/// In Markdown.
+/// Formats a table as Markdown.
 #[must_use]
 pub fn markdown(rows: &Rows) -> String {
     let mut text = String::new();
@@ -256,7 +256,7 @@ pub fn markdown(rows: &Rows) -> String {
     text
 }
 
-/// In HTML.
+/// Formats a table as HTML.
 #[must_use]
 pub fn html(rows: &Rows) -> String {
     let mut text = String::from("<table>\n");
@@ -272,7 +272,7 @@ pub fn html(rows: &Rows) -> String {
     text + "</table>\n"
 }
 
-/// For HTML.
+/// Escapes a text for HTML.
 #[must_use]
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_the_digits_that_mean_something() {
+    fn numbers_have_their_significant_digits() {
         let cases = [
             (0.0, "0"),
             (0.0049, "4.9e-3"),

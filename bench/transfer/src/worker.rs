@@ -1,24 +1,25 @@
-//! [`Worker`]: one thread's transfers.
+//! [`Worker`]: the transfers of one thread.
 
 use std::time::{Duration, Instant};
 
-use regcache_conformance::Random;
+use regcache_test_support::Random;
 
 use crate::buffers::{Buffers, fill, wrong_bytes};
-use crate::policy::{Piece, Preparer};
-use crate::sample::{Sample, Stopwatch, Tally};
-use crate::wire::{PATIENCE, Wire};
+use crate::endpoint::{Endpoint, PATIENCE};
+use crate::preparer::{Piece, Preparer};
+use crate::timing::{Stopwatch, Tally, Timing};
 use crate::{Error, Workload};
 
-/// At most how long is paused before a transfer, in nanoseconds.
+/// The longest pause before a transfer, in nanoseconds.
 const PAUSE: usize = 20_000;
 
-/// How long what a software device does after a transfer may take.
+/// How long the kernel threads of a software device may work after a transfer.
 const REST: Duration = Duration::from_micros(20);
 
-/// Pauses for a while that is never the same. On an emulated machine each transfer begins where the one before has left the
-/// kernel's threads, and so they all are like the first: a tenth of a microsecond more decides whether all of them are found complete
-/// by one poll or by the one after. `idle` lets these threads come to rest first.
+/// Pauses for a random time, so that transfers have no common phase with the polls. On an emulated
+/// machine each transfer repeats the timing of the one before. A tenth of a microsecond would then
+/// decide which poll finds all of them complete. With `idle` the kernel threads finish their work
+/// first.
 pub(crate) fn pause(random: &mut Random, idle: bool) -> Duration {
     let started = Instant::now();
     if idle {
@@ -32,7 +33,7 @@ pub(crate) fn pause(random: &mut Random, idle: bool) -> Duration {
     started.elapsed()
 }
 
-/// A transfer under way.
+/// A transfer in flight.
 struct Flight<H> {
     piece: Piece,
     index: usize,
@@ -41,13 +42,13 @@ struct Flight<H> {
     watch: Stopwatch,
 }
 
-/// One thread's wire, buffers and results.
+/// The endpoint, the buffers and the results of one thread.
 pub(crate) struct Worker {
-    // First: when it is gone, the device has let go of the buffers.
-    wire: Box<dyn Wire>,
+    // First: when it is dropped, the device has let go of the buffers.
+    endpoint: Box<dyn Endpoint>,
     buffers: Buffers,
     workload: Workload,
-    /// Of its first buffer and place among those of all threads.
+    /// The numbers of its first buffer and of its first place among those of all threads.
     first: (usize, usize),
     random: Random,
     begun: u64,
@@ -55,53 +56,53 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// The `number`th of the workload's threads.
+    /// Makes the worker of thread `number` of the workload.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The kernel's errors; [`Error::Cannot`] for unmaps or checks at a depth above 1.
     pub(crate) fn new(
         workload: Workload,
         number: usize,
-        wire: Box<dyn Wire>,
+        endpoint: Box<dyn Endpoint>,
     ) -> Result<Self, Error> {
         if (workload.checked || workload.unmap_every > 0) && workload.depth > 1 {
             return Err(Error::Cannot(
-                "buffers are unmapped and payloads checked between transfers: depth 1".to_owned(),
+                "unmaps and checks happen between transfers: use --depth 1".to_owned(),
             ));
         }
         Ok(Self {
-            wire,
+            endpoint,
             buffers: Buffers::new(workload.set, workload.size)?,
             workload,
             first: (number * workload.set, number * workload.depth),
-            random: Random(0x9e37_79b9_7f4a_7c15 + number as u64),
+            random: Random::new(0x9e37_79b9_7f4a_7c15 + number as u64),
             begun: 0,
             tally: Tally::new()?,
         })
     }
 
-    /// Its buffers.
+    /// Returns its buffers.
     #[must_use]
     pub(crate) fn buffers(&self) -> &Buffers {
         &self.buffers
     }
 
-    /// What came of it.
+    /// Returns its results.
     #[must_use]
     pub(crate) fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    /// Forgets what came of it: the transfers so far were to warm up.
+    /// Forgets its results: the transfers so far were a warm-up.
     ///
     /// # Errors
     ///
-    /// None.
+    /// If there is no memory for new results.
     pub(crate) fn forget(&mut self) -> Result<(), Error> {
         let wrong_bytes = self.tally.wrong_bytes;
         self.tally = Tally::new()?;
-        // What is wrong stays wrong.
+        // Stale bytes of the warm-up count as well.
         self.tally.wrong_bytes = wrong_bytes;
         Ok(())
     }
@@ -110,12 +111,12 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// The policy's.
-    pub(crate) fn visit<P: Preparer>(&self, policy: &P) -> Result<(), Error> {
+    /// The errors of the strategy.
+    pub(crate) fn visit<P: Preparer>(&self, strategy: &P) -> Result<(), Error> {
         for index in 0..self.workload.set {
             let piece = self.piece(index, 0);
-            let (_, held) = policy.prepare(piece)?;
-            policy.release(piece, held)?;
+            let (_, held) = strategy.prepare(piece)?;
+            strategy.release(piece, held)?;
         }
         Ok(())
     }
@@ -129,14 +130,14 @@ impl Worker {
         }
     }
 
-    /// So many transfers. Returns how long they took, without the filling and checking of payloads.
+    /// Does this many transfers. Returns their time without that of filling and checking payloads.
     ///
     /// # Errors
     ///
-    /// The device's, or the policy's.
+    /// The errors of the device or of the strategy.
     pub(crate) fn run<P: Preparer>(
         &mut self,
-        policy: &P,
+        strategy: &P,
         transfers: u64,
     ) -> Result<Duration, Error> {
         let mut flights: Vec<Option<Flight<P::Held>>> = Vec::new();
@@ -146,20 +147,20 @@ impl Worker {
         let (mut begun, mut ended) = (0, 0);
         let mut quiet_since = None;
         let mut polls = 0;
-        // Entered when all is over: it would be a part of each transfer.
-        let mut samples = Vec::with_capacity(usize::try_from(transfers).unwrap_or(0));
+        // Recorded after the last transfer, since recording takes time.
+        let mut timings = Vec::with_capacity(usize::try_from(transfers).unwrap_or(0));
         while ended < transfers {
             while begun < transfers
                 && let Some(place) = flights.iter().position(Option::is_none)
             {
-                flights[place] = Some(self.begin(policy, place, &mut aside)?);
+                flights[place] = Some(self.begin(strategy, place, &mut aside)?);
                 begun += 1;
             }
-            match self.wire.poll()? {
+            match self.endpoint.poll()? {
                 Some(place) => {
                     (quiet_since, polls) = (None, 0);
                     if let Some(flight) = flights.get_mut(place).and_then(Option::take) {
-                        samples.push(self.end(policy, flight, &mut aside)?);
+                        timings.push(self.end(strategy, flight, &mut aside)?);
                         ended += 1;
                     }
                 }
@@ -168,21 +169,21 @@ impl Worker {
                     if since.elapsed() > PATIENCE {
                         return Err(Error::TimedOut { after: PATIENCE });
                     }
-                    self.wire.idle(polls);
+                    self.endpoint.idle(polls);
                     polls = polls.saturating_add(1);
                 }
             }
         }
         let took = started.elapsed().saturating_sub(aside);
-        for sample in samples {
-            self.tally.record(sample);
+        for timing in timings {
+            self.tally.record(timing);
         }
         Ok(took)
     }
 
     fn begin<P: Preparer>(
         &mut self,
-        policy: &P,
+        strategy: &P,
         place: usize,
         aside: &mut Duration,
     ) -> Result<Flight<P::Held>, Error> {
@@ -193,9 +194,9 @@ impl Worker {
             checked,
             ..
         } = self.workload;
-        // With more under way they have no common phase.
+        // At a larger depth transfers have no common phase with the polls.
         if self.workload.depth == 1 {
-            *aside += pause(&mut self.random, self.wire.is_software());
+            *aside += pause(&mut self.random, self.endpoint.is_software());
         }
         self.begun += 1;
         let seed = self.begun;
@@ -209,17 +210,17 @@ impl Worker {
             if op.is_from_buffer() {
                 self.buffers.fill(index, seed);
             } else {
-                fill(self.wire.peer(place)?, seed);
+                fill(self.endpoint.peer(place)?, seed);
             }
             *aside += filling.elapsed();
         }
         let piece = self.piece(index, place);
-        let ((memory, held), watch) = Stopwatch::prepare(self.begun, || policy.prepare(piece))?;
-        // SAFETY: the buffers are ours, and not unmapped but by `begin`, which chooses a buffer that may be under way
-        // only where the depth is above 1, and that goes without unmapping (`new`). `held` keeps the registration; if it
-        // goes early, after an error, the device refuses the key. If this worker goes before the transfer has ended, its
-        // wire goes first.
-        unsafe { self.wire.post(place, op, memory) }?;
+        let ((memory, held), watch) = Stopwatch::prepare(self.begun, || strategy.prepare(piece))?;
+        // SAFETY: the buffers are ours, and only `begin` unmaps one. It can choose a buffer in
+        // flight only at a depth above 1, where nothing is unmapped (`new`). `held` keeps the
+        // registration. After an error `held` may be dropped early, and then the device refuses the
+        // key. A worker that is dropped before the transfer has ended drops its endpoint first.
+        unsafe { self.endpoint.post(place, op, memory) }?;
         Ok(Flight {
             piece,
             index,
@@ -231,22 +232,22 @@ impl Worker {
 
     fn end<P: Preparer>(
         &mut self,
-        policy: &P,
+        strategy: &P,
         flight: Flight<P::Held>,
         aside: &mut Duration,
-    ) -> Result<Sample, Error> {
+    ) -> Result<Timing, Error> {
         let Flight { piece, held, .. } = flight;
-        let sample = flight.watch.release(|| policy.release(piece, held))?;
+        let timing = flight.watch.release(|| strategy.release(piece, held))?;
         if self.workload.checked {
             let checking = Instant::now();
             let place = piece.place - self.first.1;
             self.tally.wrong_bytes += if self.workload.op.is_from_buffer() {
-                wrong_bytes(self.wire.peer(place)?, flight.seed)
+                wrong_bytes(self.endpoint.peer(place)?, flight.seed)
             } else {
                 self.buffers.wrong_bytes(flight.index, flight.seed)
             };
             *aside += checking.elapsed();
         }
-        Ok(sample)
+        Ok(timing)
     }
 }

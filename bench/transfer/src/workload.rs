@@ -1,26 +1,26 @@
-//! What is measured: [`Workload`], and by whom: [`Policy`].
+//! [`Workload`]: the work that is measured, and [`Strategy`]: how its buffers are registered.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Which transfer.
+/// The operation of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Op {
-    /// An RDMA write of the buffer; with io_uring, `WRITE_FIXED`.
+    /// An RDMA write of the buffer; `WRITE_FIXED` with io_uring
     Write,
-    /// An RDMA read into the buffer; with io_uring, `READ_FIXED`.
+    /// An RDMA read into the buffer; `READ_FIXED` with io_uring
     Read,
-    /// A send of the buffer.
+    /// A send of the buffer
     Send,
 }
 
 impl Op {
-    /// All of them.
+    /// All operations.
     pub const ALL: [Self; 3] = [Self::Write, Self::Read, Self::Send];
 
-    /// True if the buffer is where the bytes come from.
+    /// Returns true if the buffer is the source of the bytes.
     #[must_use]
     pub fn is_from_buffer(self) -> bool {
         self != Self::Read
@@ -37,39 +37,40 @@ impl fmt::Display for Op {
     }
 }
 
-/// How a buffer comes to be registered when a transfer wants it.
+/// How the buffers of a workload are registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Policy {
-    /// Registered before each transfer, deregistered after it.
-    RegisterEachTime,
-    /// Looked up in a cache.
+pub enum Strategy {
+    /// Register before each transfer and deregister after it
+    #[value(name = "register-per-transfer")]
+    PerTransfer,
+    /// Look the buffer up in a cache
     Regcache,
-    /// Registered before the first transfer, for good: what no program that frees memory can do.
-    RegisteredOnce,
-    /// Copied through memory that is registered for good: what many do instead.
+    /// Register before the first transfer, which a program that frees memory cannot do
+    PreRegistered,
+    /// Copy through memory that stays registered, as many programs do
     Copy,
-    /// Registered before the first transfer, without pinning anything: the device pages in what it finds mapped.
+    /// Register before the first transfer without pinning: the device pages memory in on demand
     Odp,
-    /// Looked up in a cache that is told of nothing: fast, and wrong.
+    /// Look the buffer up in a cache without a monitor, which moves stale bytes
     Naive,
 }
 
-impl Policy {
-    /// What every device can do, the one that others are compared with first.
+impl Strategy {
+    /// The strategies that every device offers. The others are compared with the first.
     pub const ALL: [Self; 4] = [
-        Self::RegisteredOnce,
+        Self::PreRegistered,
         Self::Regcache,
-        Self::RegisterEachTime,
+        Self::PerTransfer,
         Self::Copy,
     ];
 
-    /// As reports call it.
+    /// Returns its name in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::RegisterEachTime => "register-each-time",
+            Self::PerTransfer => "register-per-transfer",
             Self::Regcache => "regcache",
-            Self::RegisteredOnce => "registered-once",
+            Self::PreRegistered => "pre-registered",
             Self::Copy => "copy",
             Self::Odp => "odp",
             Self::Naive => "naive",
@@ -77,27 +78,27 @@ impl Policy {
     }
 }
 
-/// One kind of work, which contestants do by turns.
+/// One kind of work, which the variants do in interleaved rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
-    /// Which transfer.
+    /// The operation.
     pub op: Op,
-    /// Bytes of each.
+    /// The bytes of each transfer.
     pub size: usize,
-    /// Buffers in turn, in random order; each thread has as many.
+    /// The number of buffers of each thread, which it uses in random order.
     pub set: usize,
-    /// Transfers under way at a time, of each thread.
+    /// The number of transfers in flight, of each thread.
     pub depth: usize,
-    /// Threads, each with a connection of its own.
+    /// The number of threads, each with a connection of its own.
     pub threads: usize,
-    /// Before every so manieth transfer its buffer is unmapped, and mapped anew at the same address. 0: never.
+    /// The buffer is unmapped and mapped again before every Nth transfer; 0 disables this.
     pub unmap_every: u64,
-    /// The other end of each transfer is compared, byte by byte, with what should be there.
+    /// Whether the bytes at the other end of each transfer are checked.
     pub checked: bool,
 }
 
 impl Workload {
-    /// One buffer, used again and again.
+    /// Makes a workload of one buffer that every transfer uses.
     #[must_use]
     pub fn plain(op: Op, size: usize) -> Self {
         Self {
@@ -111,25 +112,25 @@ impl Workload {
         }
     }
 
-    /// With so many buffers.
+    /// Sets the number of buffers.
     #[must_use]
     pub fn set(self, set: usize) -> Self {
         Self { set, ..self }
     }
 
-    /// With so many transfers under way.
+    /// Sets the number of transfers in flight.
     #[must_use]
     pub fn depth(self, depth: usize) -> Self {
         Self { depth, ..self }
     }
 
-    /// With so many threads.
+    /// Sets the number of threads.
     #[must_use]
     pub fn threads(self, threads: usize) -> Self {
         Self { threads, ..self }
     }
 
-    /// With unmaps, and every payload checked.
+    /// Unmaps the buffer before every Nth transfer, and checks every payload.
     #[must_use]
     pub fn unmap_every(self, transfers: u64) -> Self {
         Self {
@@ -139,13 +140,13 @@ impl Workload {
         }
     }
 
-    /// True if one transfer at a time uses one buffer that stays.
+    /// Returns true if one transfer at a time uses one buffer that is never unmapped.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         *self == Self::plain(self.op, self.size)
     }
 
-    /// The transfer and what is unusual about it, divided by slashes: `write/set=100`.
+    /// Returns the operation and all that is unusual, divided by slashes: `write/set=100`.
     #[must_use]
     pub fn name(&self) -> String {
         let mut name = self.op.to_string();
@@ -165,7 +166,7 @@ impl Workload {
     }
 }
 
-/// Bytes as people write them: `64 B`, `4 KiB`, `16 MiB`.
+/// Formats a size as people write it: `64 B`, `4 KiB`, `16 MiB`.
 #[must_use]
 pub fn bytes(n: usize) -> String {
     match n {

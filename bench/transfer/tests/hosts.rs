@@ -1,16 +1,16 @@
-//! Between two hosts: between two network namespaces, where rxe can be used in one, and between two processes by the address
-//! of an interface. Needs the VM.
+//! Transfers between two hosts, which are two network namespaces where the kernel's rxe works in
+//! one, or two processes by the address of an interface. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// By which hosts.sh says that rxe cannot be used in a namespace.
+/// The exit status of hosts.sh where rxe cannot be used in a namespace.
 const NOT_HERE: i32 = 77;
 
-const BENCH: &str = env!("CARGO_BIN_EXE_bench");
+const TRANSFER: &str = env!("CARGO_BIN_EXE_transfer");
 
-/// They make interfaces of the same names.
+/// Runs one test at a time, since they make interfaces of the same names.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -26,16 +26,16 @@ fn script(name: &str, arguments: &[&str]) -> (Output, String) {
     (output, text)
 }
 
-/// A server and, when it listens, a client, on an interface with an address.
+/// Runs a server and then a client on an interface with an address.
 fn by_an_interface(client: &str) -> (Output, String) {
     let both = format!(
-        "timeout 300 {BENCH} server 10.78.0.1:18515 --clients 1 & sleep 3; \
-         {BENCH} client 10.78.0.1 {client}"
+        "timeout 300 {TRANSFER} server 10.78.0.1:18515 --clients 1 & sleep 3; \
+         {TRANSFER} client 10.78.0.1 {client}"
     );
     script("interface.sh", &["sh", "-c", &both])
 }
 
-/// Which the kernel has been since rxe has had its sockets where its interfaces are.
+/// Whether the kernel's rxe opens its sockets in the namespace of its interface.
 fn rxe_has_namespaces() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let major = release.split('.').next().unwrap();
@@ -45,7 +45,10 @@ fn rxe_has_namespaces() -> bool {
 #[test]
 fn bytes_are_moved_between_namespaces_and_checked_while_their_memory_is_freed() {
     let _alone = alone();
-    let (output, text) = script("hosts.sh", &[BENCH, "--move", "8", "--message", "300000"]);
+    let (output, text) = script(
+        "hosts.sh",
+        &[TRANSFER, "--move", "8", "--message", "300000"],
+    );
     if rxe_has_namespaces() {
         assert!(output.status.success(), "{:?}", output.status);
         assert!(text.contains("moved 8388608 bytes"));
@@ -56,7 +59,7 @@ fn bytes_are_moved_between_namespaces_and_checked_while_their_memory_is_freed() 
         assert_eq!(
             status,
             Some(NOT_HERE),
-            "it can be used here: take this away"
+            "rxe works in a namespace here: remove this branch"
         );
     }
 }
@@ -86,8 +89,8 @@ fn the_receiver_finds_a_cache_out_that_is_told_nothing() {
 #[test]
 fn a_benchmark_runs_against_a_server() {
     let _alone = alone();
-    // A connection each.
-    let one = "--size 10000 --depth 4 --seconds 0.1 --policy regcache --op";
+    // Each operation has a connection of its own.
+    let one = "--size 10000 --depth 4 --seconds 0.1 --strategy regcache --op";
     for op in ["write", "read", "send"] {
         let (output, text) = by_an_interface(&format!("{one} {op}"));
         assert!(output.status.success(), "{:?}", output.status);
@@ -101,8 +104,8 @@ fn where_nobody_listens_it_says_so() {
     let _alone = alone();
     let (output, text) = script(
         "interface.sh",
-        &[BENCH, "client", "10.78.0.1:18599", "--move", "1"],
+        &[TRANSFER, "client", "10.78.0.1:18599", "--move", "1"],
     );
     assert!(!output.status.success());
-    assert!(text.contains("does anybody listen there?"), "{text}");
+    assert!(text.contains("does a program listen there?"), "{text}");
 }

@@ -1,14 +1,14 @@
-//! The benchmark measures what it says: on an RDMA device, with the driver. Needs the VM.
+//! The benchmark measures what it says, on an RDMA device with the driver. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use regcache::monitor::Ummunotify;
-use regcache_transfer::{Contestant, Error, Fabric, Op, Policy, Verbs, Workload, contestant};
+use regcache_bench_transfer::{Error, Op, Provider, Strategy, Variant, Verbs, Workload, variant};
 
 const TRANSFERS: u64 = 12;
 
-/// For those that look at what the whole process has pinned, and those that pin meanwhile.
+/// Runs one test at a time, since some look at the pinned memory of the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -18,9 +18,9 @@ fn ummunotify() -> Result<Ummunotify, Error> {
     Ummunotify::open().map_err(|why| Error::Cannot(why.to_string()))
 }
 
-fn on_rxe(policy: Policy, workload: Workload) -> Box<dyn Contestant> {
+fn on_rxe(strategy: Strategy, workload: Workload) -> Box<dyn Variant> {
     let verbs = Verbs::open(None).unwrap();
-    let mut one = contestant(&verbs, ummunotify, policy, workload).unwrap();
+    let mut one = variant(&verbs, ummunotify, strategy, workload).unwrap();
     one.visit().unwrap();
     one.start().unwrap();
     one
@@ -34,30 +34,30 @@ fn each_policy_moves_the_bytes_and_registers_as_often_as_it_says() {
             checked: true,
             ..Workload::plain(op, 5000).set(3)
         };
-        for policy in Policy::ALL {
-            let mut one = on_rxe(policy, workload);
+        for strategy in Strategy::ALL {
+            let mut one = on_rxe(strategy, workload);
             one.run(TRANSFERS).unwrap();
             let (tally, counts) = (one.tally().unwrap(), one.counts());
             assert_eq!(
                 (tally.transfers, tally.wrong_bytes),
                 (TRANSFERS, 0),
-                "{op} {policy:?}"
+                "{op} {strategy:?}"
             );
-            let (calls, pinned) = match policy {
-                Policy::RegisterEachTime => (TRANSFERS, 8192),
-                Policy::Copy => (0, 8192),
+            let (calls, pinned) = match strategy {
+                Strategy::PerTransfer => (TRANSFERS, 8192),
+                Strategy::Copy => (0, 8192),
                 _ => (0, 3 * 8192),
             };
-            assert_eq!(counts.registrations, calls, "{op} {policy:?}");
-            assert_eq!(counts.deregistrations, calls, "{op} {policy:?}");
-            assert_eq!(counts.most_pinned, pinned, "{op} {policy:?}");
-            assert_eq!(counts.monitor_calls, 0, "{op} {policy:?}");
+            assert_eq!(counts.registrations, calls, "{op} {strategy:?}");
+            assert_eq!(counts.deregistrations, calls, "{op} {strategy:?}");
+            assert_eq!(counts.most_pinned, pinned, "{op} {strategy:?}");
+            assert_eq!(counts.monitor_calls, 0, "{op} {strategy:?}");
         }
     }
 }
 
-/// Transfers of which every third comes after an unmap; no byte is wrong.
-fn run_with_unmaps(one: &mut dyn Contestant, op: Op) {
+/// Does transfers, every third of which follows an unmap, and checks that no byte is stale.
+fn run_with_unmaps(one: &mut dyn Variant, op: Op) {
     one.run(TRANSFERS).unwrap();
     let tally = one.tally().unwrap();
     assert_eq!(
@@ -71,20 +71,20 @@ fn run_with_unmaps(one: &mut dyn Contestant, op: Op) {
 fn with_unmaps_each_is_registered_once_more_and_no_byte_is_stale() {
     let _alone = alone();
     for op in Op::ALL {
-        let mut one = on_rxe(Policy::Regcache, Workload::plain(op, 9000).unmap_every(3));
+        let mut one = on_rxe(Strategy::Regcache, Workload::plain(op, 9000).unmap_every(3));
         run_with_unmaps(&mut *one, op);
         assert_eq!(one.counts().registrations, TRANSFERS / 3, "{op}");
     }
 }
 
-/// Whether the kernel is one whose rxe has on-demand paging.
+/// Whether the kernel's rxe offers on-demand paging.
 fn rxe_pages_on_demand() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let major = release.split('.').next().unwrap();
     major.parse::<u32>().unwrap() >= 7
 }
 
-/// What this process has pinned, in KiB.
+/// The memory that this process has pinned, in KiB.
 fn pinned() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
@@ -102,15 +102,15 @@ fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
         assert_eq!(offered, rxe_pages_on_demand(), "{op}");
         let workload = Workload::plain(op, SIZE).set(2).unmap_every(3);
         if !offered {
-            // Nor does it do so unasked.
-            let refused = contestant(&verbs, ummunotify, Policy::Odp, workload);
+            // The strategy is refused as well.
+            let refused = variant(&verbs, ummunotify, Strategy::Odp, workload);
             assert!(refused.is_err(), "{op}");
             println!("{op}: this kernel's rxe does not page on demand");
             continue;
         }
         let before = pinned();
-        let mut one = on_rxe(Policy::Odp, workload);
-        // The other end's memory is.
+        let mut one = on_rxe(Strategy::Odp, workload);
+        // Only the other end's memory is pinned.
         assert_eq!(pinned() - before, 12, "{op}");
         run_with_unmaps(&mut *one, op);
         assert_eq!(one.counts().registrations, 0, "{op}");
@@ -121,9 +121,9 @@ fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
 fn a_cache_that_is_told_nothing_is_found_out() {
     let _alone = alone();
     for op in Op::ALL {
-        let mut one = on_rxe(Policy::Naive, Workload::plain(op, 9000).unmap_every(3));
+        let mut one = on_rxe(Strategy::Naive, Workload::plain(op, 9000).unmap_every(3));
         one.run(TRANSFERS).unwrap();
-        // From the third transfer on the pages are others.
+        // From the third transfer on there are other pages.
         let wrong = one.tally().unwrap().wrong_bytes;
         assert_eq!(wrong, (TRANSFERS - 2) * 9000, "{op}");
     }
@@ -134,7 +134,7 @@ fn transfers_are_under_way_at_a_time_and_in_several_threads() {
     let _alone = alone();
     for op in Op::ALL {
         let workload = Workload::plain(op, 4096).set(5).depth(8).threads(2);
-        let mut one = on_rxe(Policy::Regcache, workload);
+        let mut one = on_rxe(Strategy::Regcache, workload);
         one.run(3 * TRANSFERS).unwrap();
         assert_eq!(one.tally().unwrap().transfers, 2 * 3 * TRANSFERS);
         assert_eq!(one.counts().registrations, 0);

@@ -1,51 +1,53 @@
-//! The benchmark measures what it says: over io_uring, on any machine. And what is made of what it has measured.
+//! The benchmark measures what it says over io_uring, on any machine, and its results are saved,
+//! reported and compared.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::fs;
 use std::time::Duration;
 
 use regcache::monitor::auto;
-use regcache_transfer::results::{Machine, Run};
-use regcache_transfer::turns::{Effort, take_turns};
-use regcache_transfer::{
-    Contestant, Error, Op, Policy, Uring, Workload, compare, contestant, cost, report, table,
+use regcache_bench_transfer::results::{Machine, Run};
+use regcache_bench_transfer::rounds::{Effort, measure_cell};
+use regcache_bench_transfer::{
+    Error, Op, Strategy, Uring, Variant, Workload, compare, registration_cost, report, table,
+    variant,
 };
 
 const EFFORT: Effort = Effort {
     cell: Duration::from_millis(20),
-    turns: 3,
-    turn: Duration::from_millis(1),
+    rounds: 3,
+    sample: Duration::from_millis(1),
 };
 
-fn on_uring(policy: Policy, workload: Workload) -> Box<dyn Contestant> {
+fn on_uring(strategy: Strategy, workload: Workload) -> Box<dyn Variant> {
     let uring = Uring::open().unwrap();
-    contestant(&uring, || Ok(auto()), policy, workload).unwrap()
+    variant(&uring, || Ok(auto()), strategy, workload).unwrap()
 }
 
 #[test]
 fn a_cache_that_is_told_nothing_is_found_out_and_the_others_are_not() {
     for op in [Op::Write, Op::Read] {
         let workload = Workload::plain(op, 9000).unmap_every(3);
-        for policy in [
-            Policy::Regcache,
-            Policy::RegisterEachTime,
-            Policy::Copy,
-            Policy::Naive,
+        for strategy in [
+            Strategy::Regcache,
+            Strategy::PerTransfer,
+            Strategy::Copy,
+            Strategy::Naive,
         ] {
-            let mut one = on_uring(policy, workload);
+            let mut one = on_uring(strategy, workload);
             one.run(12).unwrap();
             let wrong = one.tally().unwrap().wrong_bytes;
-            assert_eq!(wrong > 0, policy == Policy::Naive, "{op} {policy:?}");
+            assert_eq!(wrong > 0, strategy == Strategy::Naive, "{op} {strategy:?}");
         }
     }
 }
 
 #[test]
 fn stale_bytes_end_a_measurement() {
-    // Registered once, and unmapped all the same.
+    // The buffer is registered once and unmapped all the same.
     let workload = Workload::plain(Op::Write, 4096).unmap_every(2);
-    let mut contestants = [on_uring(Policy::RegisteredOnce, workload)];
-    let taken = take_turns(workload, EFFORT, &mut contestants, &mut |_| {});
+    let mut variants = [on_uring(Strategy::PreRegistered, workload)];
+    let taken = measure_cell(workload, EFFORT, &mut variants, &mut |_| {});
     assert!(matches!(taken, Err(Error::Stale { .. })), "{taken:?}");
 }
 
@@ -55,12 +57,12 @@ fn a_run_is_saved_reported_and_compared() {
     let mut run = Run::new(Machine::here("io_uring", "io_uring", "userfaultfd"));
     let sizes = [64, 4096];
     let each = Duration::ZERO;
-    run.costs = cost::measure(&Uring::open().unwrap(), auto(), &sizes, each).unwrap();
+    run.costs = registration_cost::measure(&Uring::open().unwrap(), auto(), &sizes, each).unwrap();
     for size in sizes {
         let workload = Workload::plain(Op::Write, size);
-        let mut contestants = Policy::ALL.map(|policy| on_uring(policy, workload));
+        let mut variants = Strategy::ALL.map(|strategy| on_uring(strategy, workload));
         run.cells
-            .push(take_turns(workload, EFFORT, &mut contestants, &mut |_| {}).unwrap());
+            .push(measure_cell(workload, EFFORT, &mut variants, &mut |_| {}).unwrap());
     }
     let json = dir.join("run.json");
     run.save(&json).unwrap();
@@ -77,13 +79,13 @@ fn a_run_is_saved_reported_and_compared() {
     }
 
     let compared = compare::rows(&run, &loaded);
-    assert_eq!(compared.len(), 1 + 2 * Policy::ALL.len());
+    assert_eq!(compared.len(), 1 + 2 * Strategy::ALL.len());
     assert!(compared[1..].iter().all(|row| row[5] == "1.000"));
 
     let lines = table::lines("io_uring", &loaded.cells[1]);
     let line = lines.lines().next().unwrap();
     assert!(
-        line.starts_with("io_uring write 4096 registered-once "),
+        line.starts_with("io_uring write 4096 pre-registered "),
         "{line}"
     );
     fs::remove_dir_all(&dir).unwrap();

@@ -1,4 +1,5 @@
-//! The devices that register memory: RDMA adapters, as sysfs and libibverbs list them, and io_uring.
+//! Checks the devices that register memory: io_uring, and RDMA adapters as sysfs and libibverbs
+//! list them.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +12,7 @@ use super::{Files, Finding, Level};
 const CLASS: &str = "/sys/class/infiniband";
 const UVERBS: &str = "/sys/class/infiniband_verbs";
 
-/// Whether any device of a part can be used.
+/// Returns whether any device among the findings can be used.
 pub(crate) fn usable(findings: &[Finding]) -> bool {
     let device = |it: &&Finding| it.subject.starts_with("device") || it.subject == "io_uring";
     let lists = |it: &Finding| it.subject != "libibverbs" || it.level == Level::Good;
@@ -47,22 +48,22 @@ fn library(verbs: &Verbs, devices: &[String]) -> Finding {
             subject,
             "not installed: no program here can use an RDMA device",
         )
-        .mended_by("apt-get install --no-install-recommends libibverbs1 ibverbs-providers"),
+        .fixed_by("apt-get install --no-install-recommends libibverbs1 ibverbs-providers"),
         Verbs::Lists(listed) => {
             let missing: Vec<_> = devices.iter().filter(|it| !listed.contains(it)).collect();
             if missing.is_empty() {
-                return Finding::good(subject, "installed, and knows all devices of the kernel's");
+                return Finding::good(subject, "installed, and can use every device of the kernel");
             }
             let missing: Vec<_> = missing.into_iter().map(String::as_str).collect();
             Finding::missing(
                 subject,
                 format!(
-                    "cannot use {}: it has no provider for it, or ib_uverbs is not loaded",
+                    "cannot use {}: its provider is not installed, or ib_uverbs is not loaded",
                     missing.join(", ")
                 ),
             )
-            .mended_by("apt-get install --no-install-recommends ibverbs-providers")
-            .mended_by("modprobe ib_uverbs")
+            .fixed_by("apt-get install --no-install-recommends ibverbs-providers")
+            .fixed_by("modprobe ib_uverbs")
         }
     }
 }
@@ -72,23 +73,23 @@ fn no_device(files: &Files) -> Finding {
     if !files.has_module("rdma_rxe") {
         return Finding::missing(
             subject,
-            "none, and this kernel has no rdma_rxe to make one of a network interface",
+            "none, and this kernel has no rdma_rxe module to make a software device with",
         );
     }
     let mut finding = Finding::missing(
         subject,
-        "none. One in software, on lo, for trying things out:",
+        "none. To try things out with a software device on lo:",
     );
     if !["/usr/bin/rdma", "/bin/rdma", "/usr/sbin/rdma", "/sbin/rdma"]
         .iter()
         .any(|it| files.exists(it))
     {
-        finding = finding.mended_by("apt-get install --no-install-recommends iproute2");
+        finding = finding.fixed_by("apt-get install --no-install-recommends iproute2");
     }
     finding
-        .mended_by("modprobe -a ib_uverbs rdma_rxe")
-        .mended_by("ip link set lo up")
-        .mended_by("rdma link add rxe0 type rxe netdev lo")
+        .fixed_by("modprobe -a ib_uverbs rdma_rxe")
+        .fixed_by("ip link set lo up")
+        .fixed_by("rdma link add rxe0 type rxe netdev lo")
 }
 
 fn device_of(files: &Files, device: &str, open: &impl Fn(&str) -> io::Result<()>) -> Finding {
@@ -96,22 +97,25 @@ fn device_of(files: &Files, device: &str, open: &impl Fn(&str) -> io::Result<()>
     let Some(node) = node_of(files, device) else {
         return Finding::missing(
             subject,
-            "user space cannot reach it: ib_uverbs is not loaded",
+            "not reachable from user space: ib_uverbs is not loaded",
         )
-        .mended_by("modprobe ib_uverbs");
+        .fixed_by("modprobe ib_uverbs");
     };
     if let Err(error) = open(&node) {
         return match error.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => {
-                Finding::missing(subject, format!("{node} may not be opened by this user"))
-                    .mended_by(format!("chmod a+rw {node}"))
+                Finding::missing(subject, format!("this user may not open {node}"))
+                    .fixed_by(format!("chmod a+rw {node}"))
             }
             Some(libc::ENOENT) => Finding::missing(
                 subject,
-                format!("{node} is not here: udev is not running, or in a container it was not passed in (docker run --device={node})"),
+                format!(
+                    "{node} does not exist: udev is not running, or the container was not given it \
+                     (docker run --device={node})"
+                ),
             )
-            .mended_by(make_node(files, device, &node)),
-            _ => Finding::missing(subject, format!("{node} does not open: {error}")),
+            .fixed_by(make_node(files, device, &node)),
+            _ => Finding::missing(subject, format!("cannot open {node}: {error}")),
         };
     }
     let ports = ports_of(files, device);
@@ -121,16 +125,16 @@ fn device_of(files: &Files, device: &str, open: &impl Fn(&str) -> io::Result<()>
     match down.filter(|_| ports.iter().all(|port| !port.1)) {
         None => Finding::good(subject, says),
         Some((_, _, netdev)) => {
-            let finding = Finding::note(subject, format!("{says}: no port carries traffic"));
+            let finding = Finding::note(subject, format!("{says}; no port is active"));
             match netdev {
-                Some(netdev) => finding.mended_by(format!("ip link set {netdev} up")),
+                Some(netdev) => finding.fixed_by(format!("ip link set {netdev} up")),
                 None => finding,
             }
         }
     }
 }
 
-/// The file by which user space reaches a device.
+/// Finds the file through which user space reaches a device.
 fn node_of(files: &Files, device: &str) -> Option<String> {
     let uverbs = files.names(UVERBS).into_iter().find(|uverbs| {
         let of = files.read(&format!("{UVERBS}/{uverbs}/ibdev"));
@@ -149,7 +153,7 @@ fn make_node(files: &Files, device: &str, node: &str) -> String {
     format!("mkdir -p /dev/infiniband && mknod -m 666 {node} c {major} {minor}")
 }
 
-/// Of each port what there is to say, whether it is active, and its network interface.
+/// Returns, for each port, its description, whether it is active, and its network interface.
 fn ports_of(files: &Files, device: &str) -> Vec<(String, bool, Option<String>)> {
     let ports = format!("{CLASS}/{device}/ports");
     let of = |port: String| {
@@ -166,23 +170,23 @@ fn ports_of(files: &Files, device: &str) -> Vec<(String, bool, Option<String>)> 
     files.names(&ports).into_iter().map(of).collect()
 }
 
-/// io_uring's fixed buffers.
+/// Checks whether io_uring has fixed buffers.
 pub(crate) fn look_at_io_uring(files: &Files) -> Vec<Finding> {
     let subject = "io_uring";
     let Err(error) = FileIo::new() else {
-        let says = "rings with fixed buffers can be made";
+        let says = "works, with fixed buffers";
         return vec![Finding::good(subject, says)];
     };
     let switch = files.read("/proc/sys/kernel/io_uring_disabled");
     vec![match switch.as_deref() {
         Some(off @ ("1" | "2")) => Finding::missing(
             subject,
-            format!("switched off (kernel.io_uring_disabled is {off})"),
+            format!("disabled (kernel.io_uring_disabled is {off})"),
         )
-        .mended_by("sysctl kernel.io_uring_disabled=0"),
+        .fixed_by("sysctl kernel.io_uring_disabled=0"),
         _ => Finding::missing(
             subject,
-            format!("{error}: the kernel is without it, or a sandbox forbids it"),
+            format!("{error}: the kernel is built without it, or a sandbox forbids it"),
         ),
     }]
 }
@@ -230,35 +234,35 @@ mod tests {
         fs::write(down, "1: DOWN\n").unwrap();
         let found = look_with(&files, &knows_rxe0(), |_| Ok(()));
         assert!(!usable(&found));
-        assert_eq!(found[1].mend, ["ip link set lo up"]);
+        assert_eq!(found[1].fix, ["ip link set lo up"]);
         fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
     fn what_keeps_a_device_from_being_used_has_its_command() {
         let (root, files) = machine("nodes", RXE);
-        let mend = |verbs: &Verbs, errno| {
+        let fix = |verbs: &Verbs, errno| {
             let found = look_with(&files, verbs, refuse(errno));
             assert!(!usable(&found));
-            found.into_iter().flat_map(|it| it.mend).collect::<Vec<_>>()
+            found.into_iter().flat_map(|it| it.fix).collect::<Vec<_>>()
         };
         assert_eq!(
-            mend(&knows_rxe0(), libc::EACCES),
+            fix(&knows_rxe0(), libc::EACCES),
             ["chmod a+rw /dev/infiniband/uverbs0"]
         );
         assert_eq!(
-            mend(&knows_rxe0(), libc::ENOENT),
+            fix(&knows_rxe0(), libc::ENOENT),
             ["mkdir -p /dev/infiniband && mknod -m 666 /dev/infiniband/uverbs0 c 231 192"]
         );
         let found = look_with(&files, &Verbs::NotThere, |_| Ok(()));
         assert!(!usable(&found));
-        assert!(found[0].mend[0].contains("libibverbs1"));
+        assert!(found[0].fix[0].contains("libibverbs1"));
         let found = look_with(&files, &Verbs::Lists(Vec::new()), |_| Ok(()));
         assert!(!usable(&found));
         assert!(found[0].says.contains("cannot use rxe0"));
         fs::remove_dir_all(root.join("sys/class/infiniband_verbs")).unwrap();
         let found = look_with(&files, &knows_rxe0(), |_| Ok(()));
-        assert_eq!(found[1].mend, ["modprobe ib_uverbs"]);
+        assert_eq!(found[1].fix, ["modprobe ib_uverbs"]);
         fs::remove_dir_all(root).unwrap();
     }
 
@@ -267,12 +271,12 @@ mod tests {
         let dep = [("/lib/modules/6.1.0/modules.dep", "kernel/rdma_rxe.ko:")];
         let (root, files) = machine("no-device", &dep);
         let found = look_with(&files, &Verbs::Lists(Vec::new()), |_| Ok(()));
-        let last = found[1].mend.last().unwrap();
+        let last = found[1].fix.last().unwrap();
         assert_eq!(last, "rdma link add rxe0 type rxe netdev lo");
         fs::remove_dir_all(root).unwrap();
         let (root, files) = machine("no-rxe", &[("/proc/modules", "")]);
         let found = look_with(&files, &Verbs::Lists(Vec::new()), |_| Ok(()));
-        assert!(found[1].mend.is_empty() && found[1].level == Level::Missing);
+        assert!(found[1].fix.is_empty() && found[1].level == Level::Missing);
         fs::remove_dir_all(root).unwrap();
     }
 }

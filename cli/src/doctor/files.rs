@@ -1,4 +1,5 @@
-//! [`Files`]: what the kernel says about itself in files, on this machine or in a directory that a test has made.
+//! [`Files`]: the files in which the kernel describes itself, below `/` or below a directory that a
+//! test has made.
 
 use std::fs;
 use std::path::PathBuf;
@@ -27,12 +28,12 @@ impl Files {
         }
     }
 
-    /// The kernel's.
+    /// Returns the kernel's release.
     pub(crate) fn release(&self) -> &str {
         &self.release
     }
 
-    /// The path, which begins with a slash.
+    /// Returns where a path lies that begins with a slash.
     pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
@@ -41,13 +42,13 @@ impl Files {
         self.at(path).exists()
     }
 
-    /// The text, without what is around it. `None` if there is no such file.
+    /// Reads a file, and trims the text. `None` if there is no such file.
     pub(crate) fn read(&self, path: &str) -> Option<String> {
         let text = fs::read_to_string(self.at(path)).ok()?;
         Some(text.trim().to_owned())
     }
 
-    /// The names in a directory, sorted.
+    /// Returns the names in a directory, sorted.
     pub(crate) fn names(&self, dir: &str) -> Vec<String> {
         let entries = fs::read_dir(self.at(dir)).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries
@@ -57,15 +58,15 @@ impl Files {
         names
     }
 
-    /// Whether the kernel loads modules at all.
+    /// Returns whether the kernel loads modules at all.
     pub(crate) fn loads_modules(&self) -> bool {
         self.exists("/proc/modules")
     }
 
-    /// Whether there is such a module for this kernel, to be loaded with modprobe.
+    /// Returns whether modprobe would find this module for this kernel.
     pub(crate) fn has_module(&self, name: &str) -> bool {
         let modules = self.at(&format!("/lib/modules/{}", self.release));
-        // The list that modprobe looks in.
+        // modprobe reads this list.
         let listed = fs::read_to_string(modules.join("modules.dep")).unwrap_or_default();
         let file = format!("/{name}.ko");
         listed.lines().any(|line| {
@@ -74,7 +75,7 @@ impl Files {
         })
     }
 
-    /// Whether what modules are built with is there for this kernel.
+    /// Returns whether this kernel's headers, which modules are built with, are installed.
     pub(crate) fn has_headers(&self) -> bool {
         let build = format!("/lib/modules/{}/build", self.release);
         self.exists(&format!("{build}/Makefile"))
@@ -85,7 +86,7 @@ impl Files {
 pub(crate) mod tests {
     use super::*;
 
-    /// A machine with these files.
+    /// Makes a directory with these files, as the root of a machine.
     pub(crate) fn machine(name: &str, files: &[(&str, &str)]) -> (PathBuf, Files) {
         let root = std::env::temp_dir().join(format!("doctor-{name}-{}", std::process::id()));
         for (path, text) in files {

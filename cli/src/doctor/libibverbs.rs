@@ -1,13 +1,13 @@
-//! Which devices libibverbs can use, asked without being linked with it.
+//! Asks libibverbs which devices it can use, without linking it.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-/// What there is of it.
+/// The answer of libibverbs.
 #[derive(Debug)]
 pub(crate) enum Verbs {
     NotThere,
-    /// The names of the devices.
+    /// The names of the devices that it can use.
     Lists(Vec<String>),
 }
 
@@ -15,9 +15,10 @@ type GetList = unsafe extern "C" fn(*mut c_int) -> *mut *mut c_void;
 type FreeList = unsafe extern "C" fn(*mut *mut c_void);
 type GetName = unsafe extern "C" fn(*mut c_void) -> *const c_char;
 
-/// Loads it, for good: it is not made to be unloaded.
+/// Loads libibverbs and asks it. It stays loaded, as it is not made to be unloaded.
 pub(crate) fn look() -> Verbs {
-    // SAFETY: a library's own constructors run, and libibverbs's do nothing that matters here.
+    // SAFETY: loading runs the library's constructors, and libibverbs's have no effect on this
+    // tool.
     let library = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOW) };
     if library.is_null() {
         return Verbs::NotThere;
@@ -35,7 +36,8 @@ pub(crate) fn look() -> Verbs {
     let (Some(get_list), Some(free_list), Some(get_name)) = functions else {
         return Verbs::NotThere;
     };
-    // SAFETY: libibverbs's functions of these names, with the types that verbs.h declares, the structures being opaque.
+    // SAFETY: libibverbs's functions of these names have the types that verbs.h declares. Their
+    // structures are opaque here.
     let (get_list, free_list, get_name) = unsafe {
         (
             std::mem::transmute::<*mut c_void, GetList>(get_list),
@@ -43,7 +45,7 @@ pub(crate) fn look() -> Verbs {
             std::mem::transmute::<*mut c_void, GetName>(get_name),
         )
     };
-    // SAFETY: the count is not asked for.
+    // SAFETY: the argument may be null, which says that the count is not wanted.
     let list = unsafe { get_list(ptr::null_mut()) };
     if list.is_null() {
         // The kernel has no RDMA.
@@ -59,7 +61,7 @@ pub(crate) fn look() -> Verbs {
         // SAFETY: this one was not the last.
         next = unsafe { next.add(1) };
     }
-    // SAFETY: the list, once.
+    // SAFETY: the list is freed once.
     unsafe { free_list(list) };
     Verbs::Lists(names)
 }

@@ -1,16 +1,16 @@
-//! Limits: memory that may be pinned, mappings, descriptors.
+//! Checks the limits: pinned memory, mappings, file descriptors.
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::{Files, Finding};
 
-/// Registrations that a cache keeps unless told otherwise.
+/// Registrations that a cache retains by default.
 const ENTRIES: u64 = 65_536;
 
-/// What a cache holds open: its monitor's and what it is woken by.
+/// File descriptors that a cache holds: those of its monitor, and those that wake its reaper.
 const DESCRIPTORS: u64 = 8;
 
-/// The bit of the capability to pin any amount.
+/// The bit of the capability to pin any amount of memory.
 const CAP_IPC_LOCK: u32 = 14;
 
 pub(crate) fn look(files: &Files, monitor: Option<&str>) -> Vec<Finding> {
@@ -25,17 +25,17 @@ pub(crate) fn look(files: &Files, monitor: Option<&str>) -> Vec<Finding> {
 fn locked(files: &Files, limit: u64) -> Finding {
     let subject = "pinned memory";
     if may_pin_any_amount(files) {
-        return Finding::good(subject, "any amount (CAP_IPC_LOCK)");
+        return Finding::good(subject, "unlimited (CAP_IPC_LOCK)");
     }
     if limit == RLIM_INFINITY {
-        return Finding::good(subject, "any amount (RLIMIT_MEMLOCK)");
+        return Finding::good(subject, "unlimited (RLIMIT_MEMLOCK)");
     }
     let says = format!(
-        "{} MiB in all (RLIMIT_MEMLOCK), and a cache keeps within it. For more, and a new login:",
+        "{} MiB (RLIMIT_MEMLOCK), which a cache stays within. To raise it from the next login on:",
         limit >> 20
     );
     Finding::note(subject, says)
-        .mended_by("echo '* - memlock unlimited' >/etc/security/limits.d/rdma.conf")
+        .fixed_by("echo '* - memlock unlimited' >/etc/security/limits.d/rdma.conf")
 }
 
 fn may_pin_any_amount(files: &Files) -> bool {
@@ -45,30 +45,31 @@ fn may_pin_any_amount(files: &Files) -> bool {
     effective.is_some_and(|it| it >> CAP_IPC_LOCK & 1 == 1)
 }
 
-/// userfaultfd splits mappings where what it watches begins and ends.
+/// Checks the limit on mappings. userfaultfd splits mappings at both ends of a watched range.
 fn mappings(files: &Files, monitor: Option<&str>) -> Finding {
     let subject = "mappings";
     let limit = files.read("/proc/sys/vm/max_map_count");
     let limit = limit.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
-    let says = format!("{limit} a process (vm.max_map_count)");
+    let says = format!("{limit} per process (vm.max_map_count)");
     if monitor != Some("userfaultfd") || limit >= 3 * ENTRIES {
         return Finding::good(subject, says);
     }
     let says = format!(
-        "{says}; each range that is watched can take two, so that no more than {} are cached. For all that a cache can keep:",
+        "{says}. Each watched range can take two, so a cache retains at most {} registrations. \
+         To retain the default of {ENTRIES}:",
         limit / 2
     );
-    Finding::note(subject, says).mended_by(format!("sysctl vm.max_map_count={}", 3 * ENTRIES))
+    Finding::note(subject, says).fixed_by(format!("sysctl vm.max_map_count={}", 3 * ENTRIES))
 }
 
 fn descriptors(limit: u64) -> Finding {
-    let subject = "descriptors";
+    let subject = "file descriptors";
     let says =
-        format!("{limit} a process (RLIMIT_NOFILE), of which a cache takes up to {DESCRIPTORS}");
+        format!("{limit} per process (RLIMIT_NOFILE), of which a cache takes up to {DESCRIPTORS}");
     if limit >= 8 * DESCRIPTORS {
         return Finding::good(subject, says);
     }
-    Finding::note(subject, says).mended_by("ulimit -n 1024")
+    Finding::note(subject, says).fixed_by("ulimit -n 1024")
 }
 
 #[cfg(test)]
@@ -102,7 +103,7 @@ mod tests {
         let (root, files) = machine("maps", &[("/proc/sys/vm/max_map_count", "65530\n")]);
         assert_eq!(mappings(&files, Some("ummunotify")).level, Level::Good);
         let found = mappings(&files, Some("userfaultfd"));
-        assert_eq!(found.mend, ["sysctl vm.max_map_count=196608"]);
+        assert_eq!(found.fix, ["sysctl vm.max_map_count=196608"]);
         fs::remove_dir_all(root).unwrap();
     }
 }

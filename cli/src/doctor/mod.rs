@@ -1,7 +1,8 @@
-//! `regcache doctor`: what this machine has for a cache of registrations.
+//! `regcache doctor`: checks whether this machine can cache registrations.
 //!
-//! Each part looks at what it is about and makes [`Finding`]s. Whatever is not as it should be has commands that mend it, or says
-//! that none does. A command is for root, and works as it stands on Debian.
+//! Each part checks one area and returns [`Finding`]s. A finding that is a problem has the commands
+//! that fix it, or says that no command does. The commands are for root, and run unchanged on
+//! Debian.
 
 mod devices;
 mod files;
@@ -11,25 +12,25 @@ mod monitors;
 
 use files::Files;
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// As it should be.
+    /// Works.
     Good,
-    /// It works, and could be better, or is not needed.
+    /// Works but could be better, or is not needed.
     Note,
-    /// It is not there.
+    /// Does not work.
     Missing,
 }
 
-/// Something that was looked at.
+/// The result of one check.
 #[derive(Debug)]
 pub(crate) struct Finding {
     level: Level,
     subject: String,
     says: String,
-    /// Commands that mend it, in order.
-    mend: Vec<String>,
+    /// Commands that fix it, in order.
+    fix: Vec<String>,
 }
 
 impl Finding {
@@ -50,18 +51,18 @@ impl Finding {
             level,
             subject: subject.into(),
             says: says.into(),
-            mend: Vec::new(),
+            fix: Vec::new(),
         }
     }
 
-    /// With a command that mends it.
-    fn mended_by(mut self, command: impl Into<String>) -> Self {
-        self.mend.push(command.into());
+    /// Adds a command that fixes it.
+    fn fixed_by(mut self, command: impl Into<String>) -> Self {
+        self.fix.push(command.into());
         self
     }
 }
 
-/// What a part came to.
+/// An area, and the findings in it.
 #[derive(Debug)]
 struct Part {
     title: &'static str,
@@ -74,7 +75,7 @@ impl Part {
     }
 }
 
-/// Looks, prints, and returns 0 if registrations are cached here.
+/// Runs all checks, prints the findings, and returns 0 if registrations are cached here.
 pub(crate) fn run(commands_only: bool) -> u8 {
     let files = Files::of_this_machine();
     let monitor = monitors::best();
@@ -89,7 +90,7 @@ pub(crate) fn run(commands_only: bool) -> u8 {
         for command in parts
             .iter()
             .flat_map(|part| &part.findings)
-            .flat_map(|it| &it.mend)
+            .flat_map(|it| &it.fix)
         {
             println!("{command}");
         }
@@ -122,7 +123,8 @@ fn verdict(monitor: Option<&str>, rdma: bool, uring: bool) -> (String, u8) {
         ),
         None => (
             format!(
-                "Registrations for {devices} are not cached here, as there is no monitor: each lookup registers. Slow, and never stale."
+                "Registrations for {devices} are not cached here: there is no monitor, so each \
+                 lookup registers. That is slow, and never stale."
             ),
             1,
         ),
@@ -138,7 +140,7 @@ fn print_part(part: &Part) {
             Level::Missing => "MISSING",
         };
         println!("  {level:<7}  {}: {}", finding.subject, finding.says);
-        for command in &finding.mend {
+        for command in &finding.fix {
             println!("{:11}# {command}", "");
         }
     }
@@ -151,7 +153,7 @@ fn shim() -> Finding {
             "preload shim",
             "not installed with this tool; `regcache run` needs it",
         )
-        .mended_by("cargo xtask install --prefix /usr/local"),
+        .fixed_by("cargo xtask install --prefix /usr/local"),
     }
 }
 

@@ -1,12 +1,11 @@
-//! The monitors: the driver, and userfaultfd.
+//! Checks the monitors: the driver, and userfaultfd.
 
-use std::error::Error;
-
+use regcache::error::chain;
 use regcache::monitor::{OpenError, Ummunotify, Userfaultfd, UserfaultfdError};
 
 use super::{Files, Finding};
 
-/// What a cache would be on.
+/// Returns the monitor that a cache would use.
 pub(crate) fn best() -> Option<&'static str> {
     if Ummunotify::open().is_ok() {
         return Some("ummunotify");
@@ -31,7 +30,7 @@ fn driver_of(files: &Files, opened: Result<(), OpenError>) -> Finding {
             return Finding::good(
                 subject,
                 format!(
-                    "/dev/ummunotify opens; version {}, {} ranges a file",
+                    "/dev/ummunotify opens; version {}, up to {} ranges per file",
                     said("version"),
                     said("parameters/max_regions")
                 ),
@@ -41,17 +40,17 @@ fn driver_of(files: &Files, opened: Result<(), OpenError>) -> Finding {
     };
     match error {
         OpenError::NoPermission { .. } => {
-            Finding::missing(subject, "/dev/ummunotify may not be opened by this user")
-                .mended_by("chmod a+r /dev/ummunotify")
+            Finding::missing(subject, "this user may not open /dev/ummunotify")
+                .fixed_by("chmod a+r /dev/ummunotify")
         }
         OpenError::NoDriver { .. } => no_driver(files),
-        // A node of a driver that is not loaded any more.
+        // The node is left over from a driver that is no longer loaded.
         OpenError::Open { ref source, .. }
             if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) =>
         {
             no_driver(files)
         }
-        other => Finding::missing(subject, whole(&other)),
+        other => Finding::missing(subject, chain(&other).to_string()),
     }
 }
 
@@ -59,37 +58,39 @@ fn no_driver(files: &Files) -> Finding {
     let missing = |says: &str| Finding::missing("ummunotify", says);
     if files.exists("/sys/module/ummunotify") {
         return missing(
-            "the driver is loaded, but /dev/ummunotify is not here (in a container: pass it in, docker run --device=/dev/ummunotify:r)",
+            "the driver is loaded, but /dev/ummunotify does not exist (in a container, pass it in: \
+             docker run --device=/dev/ummunotify:r)",
         )
-        .mended_by(format!(
+        .fixed_by(format!(
             "mknod -m 444 /dev/ummunotify c 10 {}",
             minor(files).as_deref().unwrap_or("MINOR")
         ));
     }
     if files.has_module("ummunotify") {
-        return missing("the driver is installed and not loaded").mended_by("modprobe ummunotify");
+        return missing("the driver is installed, but not loaded").fixed_by("modprobe ummunotify");
     }
     if !files.loads_modules() {
         return missing(
-            "this kernel loads no modules, so that the driver cannot be had: take one that does",
+            "this kernel loads no modules, so the driver is not available: boot one that does",
         );
     }
-    let missing =
-        missing("the driver is not installed (docs/guide/install.md; in the repository's root)");
+    let missing = missing(
+        "the driver is not installed. In the root of the repository (docs/guide/install.md):",
+    );
     let missing = if files.has_headers() {
         missing
     } else {
-        missing.mended_by(format!(
+        missing.fixed_by(format!(
             "apt-get install --no-install-recommends gcc make kmod linux-headers-{}",
             files.release()
         ))
     };
     missing
-        .mended_by("make -C kernel install")
-        .mended_by("modprobe ummunotify")
+        .fixed_by("make -C kernel install")
+        .fixed_by("modprobe ummunotify")
 }
 
-/// The driver's minor number.
+/// Reads the driver's minor number.
 fn minor(files: &Files) -> Option<String> {
     let misc = files.read("/proc/misc")?;
     let mut words = misc.lines().map(str::split_whitespace);
@@ -104,40 +105,32 @@ fn fallback_of(opened: Result<(), UserfaultfdError>) -> Finding {
     match opened {
         Ok(()) => Finding::good(
             subject,
-            "with the check at each lookup; for private anonymous memory, where there is no driver",
+            "works, with a check at each lookup; caches private anonymous memory if there is no driver",
         ),
         Err(UserfaultfdError::NoCheck { .. }) => Finding::note(
             subject,
-            "this kernel has no check (Linux 6.7 has): its events alone come too late. Not needed where the driver is",
+            "this kernel cannot check memory at each lookup (Linux 6.7 can), and events alone come \
+             too late. Not needed with the driver",
         ),
         Err(UserfaultfdError::GuardPages { .. }) => Finding::note(
             subject,
-            "this kernel has guard pages, and a user who may not serve the kernel's page faults does not see them. Not needed where the driver is",
+            "this kernel has guard pages, which this user cannot detect without permission to handle \
+             kernel page faults. Not needed with the driver",
         )
-        .mended_by("sysctl vm.unprivileged_userfaultfd=1"),
+        .fixed_by("sysctl vm.unprivileged_userfaultfd=1"),
         Err(UserfaultfdError::Refused { source }) => {
             let why = match source.raw_os_error() {
                 Some(libc::ENOSYS) => "this kernel is built without it",
                 Some(libc::EPERM) => {
-                    "a sandbox forbids it (docker: --security-opt seccomp=FILE with userfaultfd allowed)"
+                    "a sandbox forbids it (docker: --security-opt seccomp=FILE, with a file that \
+                     allows userfaultfd)"
                 }
                 _ => return Finding::note(subject, format!("refused: {source}")),
             };
-            Finding::note(subject, format!("{why}. Not needed where the driver is"))
+            Finding::note(subject, format!("{why}. Not needed with the driver"))
         }
-        Err(other) => Finding::note(subject, whole(&other)),
+        Err(other) => Finding::note(subject, chain(&other).to_string()),
     }
-}
-
-/// The error and what led to it.
-fn whole(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -156,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_mends_a_missing_driver_is_what_is_missing_of_it() {
+    fn the_commands_for_a_missing_driver_are_those_that_are_needed() {
         let dep = ("/lib/modules/6.1.0/modules.dep", "updates/ummunotify.ko:");
         let modules = ("/proc/modules", "");
         let makefile = ("/lib/modules/6.1.0/build/Makefile", "");
@@ -190,7 +183,7 @@ mod tests {
             let (root, files) = machine(&format!("driver-{name}"), has);
             let found = driver_of(&files, not_there());
             assert_eq!(found.level, Level::Missing, "{name}");
-            assert_eq!(found.mend, expected, "{name}");
+            assert_eq!(found.fix, expected, "{name}");
             fs::remove_dir_all(root).unwrap();
         }
     }

@@ -1,96 +1,116 @@
-//! The best sound monitor that this machine has.
+//! [`Auto`]: the best sound monitor of this machine.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::{Cookie, Monitor, Nothing, Ummunotify, Userfaultfd};
-use crate::VaRange;
+#[cfg(feature = "userfaultfd")]
+use super::Userfaultfd;
+use super::{Cookie, Monitor, NoMonitor, Ummunotify};
+use crate::range::VaRange;
 
-/// What [`auto`] has chosen.
+/// The monitor that [`auto`] has chosen.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Auto {
     /// The ummunotify driver.
     Ummunotify(Ummunotify),
     /// userfaultfd, with strict checking.
+    #[cfg(feature = "userfaultfd")]
     Userfaultfd(Box<Userfaultfd>),
-    /// None: nothing is cached.
-    Nothing(Nothing),
+    /// No monitor: nothing is cached.
+    None(NoMonitor),
 }
 
-/// ummunotify if `/dev/ummunotify` opens; else userfaultfd with strict checking, where the kernel can
-/// (6.7) and lets this process (since 6.13: [`UserfaultfdError::GuardPages`](super::UserfaultfdError)); else [`Nothing`], with a warning that says why.
+/// Returns the first of these monitors that this machine has:
 ///
-/// Open [`Ummunotify`] yourself where anything else should be an error.
+/// 1. [`Ummunotify`], if `/dev/ummunotify` opens;
+/// 2. `Userfaultfd` with strict checking, if the crate has the feature `userfaultfd`. The kernel
+///    must support it (6.7) and allow it to this process. Since 6.13 it may not
+///    (`UserfaultfdError::GuardPages`);
+/// 3. [`NoMonitor`], with a warning that has the reasons.
+///
+/// If an application must not run without the driver, it should call [`Ummunotify::open`] itself.
 #[must_use]
 pub fn auto() -> Auto {
-    let no_driver = match Ummunotify::open() {
-        Ok(monitor) => return Auto::Ummunotify(monitor),
-        Err(error) => error,
-    };
+    match Ummunotify::open() {
+        Ok(monitor) => Auto::Ummunotify(monitor),
+        Err(error) => without_driver(&error),
+    }
+}
+
+#[cfg(feature = "userfaultfd")]
+fn without_driver(no_driver: &super::OpenError) -> Auto {
     match Userfaultfd::open() {
         Ok(monitor) => {
             tracing::debug!(
-                why = &no_driver as &dyn std::error::Error,
+                why = no_driver as &dyn std::error::Error,
                 "userfaultfd in place of ummunotify: a hit takes some system calls"
             );
             Auto::Userfaultfd(Box::new(monitor))
         }
         Err(error) => {
             tracing::warn!(
-                ummunotify = &no_driver as &dyn std::error::Error,
+                ummunotify = no_driver as &dyn std::error::Error,
                 userfaultfd = &error as &dyn std::error::Error,
                 "no sound monitor: registrations are not cached"
             );
-            Auto::Nothing(Nothing)
+            Auto::None(NoMonitor)
         }
     }
 }
 
-macro_rules! either {
+#[cfg(not(feature = "userfaultfd"))]
+fn without_driver(no_driver: &super::OpenError) -> Auto {
+    tracing::warn!(
+        ummunotify = no_driver as &dyn std::error::Error,
+        "no sound monitor: registrations are not cached"
+    );
+    Auto::None(NoMonitor)
+}
+
+/// Calls a method of the chosen monitor.
+macro_rules! chosen {
     ($auto:expr, $monitor:ident => $result:expr) => {
         match $auto {
             Auto::Ummunotify($monitor) => $result,
+            #[cfg(feature = "userfaultfd")]
             Auto::Userfaultfd($monitor) => $result,
-            Auto::Nothing($monitor) => $result,
+            Auto::None($monitor) => $result,
         }
     };
 }
 
-// SAFETY: each of the choices is a sound monitor.
+// SAFETY: each of the monitors is sound.
 unsafe impl Monitor for Auto {
     const CHECKED: bool = true;
 
     #[inline]
     fn generation(&self) -> u64 {
-        either!(self, m => m.generation())
+        chosen!(self, m => m.generation())
     }
 
     #[inline]
     fn is_intact(&self, range: VaRange) -> bool {
-        match self {
-            Auto::Userfaultfd(monitor) => monitor.is_intact(range),
-            Auto::Ummunotify(_) | Auto::Nothing(_) => true,
-        }
+        chosen!(self, m => m.is_intact(range))
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
-        either!(self, m => m.watch(range, cookie))
+        chosen!(self, m => m.watch(range, cookie))
     }
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
-        either!(self, m => m.unwatch(cookie))
+        chosen!(self, m => m.unwatch(cookie))
     }
 
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
-        either!(self, m => m.drain(invalidated))
+        chosen!(self, m => m.drain(invalidated))
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        either!(self, m => m.descriptor())
+        chosen!(self, m => m.descriptor())
     }
 
     fn name(&self) -> &'static str {
-        either!(self, m => m.name())
+        chosen!(self, m => m.name())
     }
 }

@@ -1,24 +1,23 @@
 //! [`Shared`]: one monitor for several caches.
 //!
-//! A cache for each protection domain or device, and one set of watches in the kernel: a range that
-//! several of them have registered is watched once.
+//! Each protection domain or device has a cache of its own, and the kernel has one set of watches:
+//! a range that several caches have registered is watched once.
 //!
 //! # Why each cache can rely on it
 //!
-//! All that is not the monitor's own is done under one lock.
+//! One lock protects everything but the monitor itself.
 //!
-//! - M1: a report names a watch of the monitor's; whoever drains it marks every subscriber of that
-//!   watch, and each cache finds its marks when it drains in its turn. A mark stays until then.
-//! - M2: a watch that is not placed yet can be joined by nobody. A subscriber that joins a watch which is there already would miss an invalidation that is
-//!   under way and was reported before it joined. The monitor's M2 has such a report repeated after
-//!   the end.
-//! - M3: the generation is the monitor's. The one that a cache's drain returns is that of the last
-//!   drain of the monitor; all that was invalidated up to it has been marked, and the marks of this
-//!   cache have been reported.
-//! - M4: a mark is a flag in a subscription; the lists of marks have had room made for all of them
-//!   when they were made.
-//! - Reports that are lost, because draining the monitor failed, are lost to all: each cache's next
-//!   drain fails.
+//! - M1: a report names a watch of the monitor. The thread that drains the monitor marks every
+//!   subscriber of that watch. Each cache finds its marks when it drains. A mark stays until then.
+//! - M2: no cache can join a watch that is not placed yet. A cache that joins an existing watch
+//!   would miss an invalidation that is in flight and was reported before it joined. The monitor's
+//!   M2 repeats such a report after the end.
+//! - M3: the generation is the monitor's. A cache's drain returns the generation of the last drain
+//!   of the monitor. All invalidations up to it have been marked, and this cache's marks were
+//!   reported.
+//! - M4: a mark is a flag in a subscription. A member's list of marks gets room for all its
+//!   subscriptions when they are made, so that draining does not allocate.
+//! - If draining the monitor fails, its reports are lost to all: each cache's next drain fails.
 
 use std::collections::HashMap;
 use std::io;
@@ -28,19 +27,40 @@ use nix::errno::Errno;
 use nix::sys::epoll::Epoll;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::ready::when_readable;
+use super::poll_fd::when_readable;
 use super::{Cookie, Monitor};
-use crate::VaRange;
-use crate::fork::ForkMark;
-use crate::sync::{Arc, Mutex, lock};
+use crate::range::VaRange;
+use crate::sys::fork::ForkMark;
+use crate::sys::sync::{Arc, Mutex, lock};
 
-/// A share in a monitor: to be given to one cache. [`Shared::another`] makes the next one.
+/// One cache's share of a monitor. [`Shared::subscribe`] makes a share for another cache.
+///
+/// ```
+/// # use std::io;
+/// # use regcache::{Cache, Registrar, VaRange};
+/// # struct Device;
+/// # // SAFETY: there is no device that reaches memory.
+/// # unsafe impl Registrar for Device {
+/// #     type Access = ();
+/// #     type Registration = VaRange;
+/// #     fn register(&self, range: VaRange, (): ()) -> io::Result<VaRange> { Ok(range) }
+/// #     fn deregister(&self, _: VaRange) -> io::Result<()> { Ok(()) }
+/// # }
+/// use regcache::monitor::{Shared, auto};
+///
+/// let first = Shared::new(auto())?;
+/// let second = first.subscribe()?;
+/// let one = Cache::builder(Device).monitor(first).build()?;
+/// let other = Cache::builder(Device).monitor(second).build()?;
+/// # Ok::<_, io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Shared<M: Monitor> {
     hub: Arc<Hub<M>>,
     member: usize,
-    /// Readable if the monitor has something to report, or another's drain has marked something of
-    /// ours; and what the latter is told by. None if the monitor has no descriptor.
+    /// The epoll instance polls readable if the monitor has something to report, or if the eventfd
+    /// was signalled. Another member's drain signals the eventfd after it has marked a watch of
+    /// this member. `None` if the monitor has no file descriptor.
     ready: Option<(Epoll, Arc<EventFd>)>,
 }
 
@@ -56,7 +76,7 @@ struct Board {
     /// The generation up to which the monitor was drained.
     drained: u64,
     last_cookie: u64,
-    /// By the monitor's cookie.
+    /// The monitor's watches, by its cookies.
     watches: HashMap<u64, Watch>,
     by_range: HashMap<VaRange, u64>,
     members: Vec<Member>,
@@ -68,15 +88,16 @@ struct Watch {
     subscribers: Vec<(usize, Cookie)>,
 }
 
-/// One cache's part.
+/// The subscriptions of one cache.
 #[derive(Debug, Default)]
 struct Member {
-    /// False if its place can be another's.
+    /// False if another cache may take this place.
     joined: bool,
-    /// The monitor's cookie, and whether it has been hit since the last drain.
+    /// The monitor's cookie, and true if it was invalidated since the last drain.
     subscriptions: HashMap<Cookie, (u64, bool)>,
+    /// The cookies of the subscriptions that were invalidated.
     marked: Vec<Cookie>,
-    /// Reports may have been lost.
+    /// True if reports may have been lost.
     lost: bool,
     signal: Option<Arc<EventFd>>,
 }
@@ -86,7 +107,7 @@ impl<M: Monitor> Shared<M> {
     ///
     /// # Errors
     ///
-    /// If the kernel gives no descriptors to wait on.
+    /// The kernel's error if it refuses the file descriptors to wait on.
     pub fn new(monitor: M) -> io::Result<Self> {
         let board = Board {
             drained: monitor.generation(),
@@ -103,16 +124,17 @@ impl<M: Monitor> Shared<M> {
         Self::join(hub)
     }
 
-    /// A share in the same monitor, for another cache.
+    /// Returns a share of the same monitor, for another cache.
     ///
     /// # Errors
     ///
     /// As [`new`](Self::new).
-    pub fn another(&self) -> io::Result<Self> {
+    pub fn subscribe(&self) -> io::Result<Self> {
         Self::join(Arc::clone(&self.hub))
     }
 
-    /// Ranges watched now, for all the caches together. In a forked child 0.
+    /// Returns the number of ranges watched now, for all caches together. In a forked child it is
+    /// 0.
     pub fn watches(&self) -> usize {
         if self.hub.fork.in_child() {
             return 0;
@@ -164,7 +186,8 @@ impl<M> Hub<M> {
 }
 
 impl Board {
-    /// Has the member hear of `range`. Returns the monitor's cookie, and whether it is to be placed yet.
+    /// Subscribes the member to `range`. Returns the monitor's cookie, and true if the watch is
+    /// still to be placed.
     fn subscribe(&mut self, member: usize, range: VaRange, cookie: Cookie) -> (u64, bool) {
         let placed = self.by_range.get(&range).copied();
         let ours = placed.unwrap_or_else(|| {
@@ -178,7 +201,7 @@ impl Board {
         watch.subscribers.push((member, cookie));
         let member = &mut self.members[member];
         member.subscriptions.insert(cookie, (ours, false));
-        // Draining allocates nothing.
+        // Draining must not allocate.
         let missing = member
             .subscriptions
             .len()
@@ -187,7 +210,7 @@ impl Board {
         (ours, placed.is_none())
     }
 
-    /// Marks what the monitor reports, for all.
+    /// Drains the monitor, and marks its reports for all members.
     fn drain(&mut self, monitor: &impl Monitor, by: usize) -> io::Result<()> {
         if monitor.generation() == self.drained {
             return Ok(());
@@ -209,7 +232,7 @@ impl Board {
         }
         for (i, member) in self.members.iter().enumerate() {
             if i != by && (member.lost || !member.marked.is_empty()) {
-                member.tell();
+                member.notify();
             }
         }
         drained.map(drop)
@@ -233,16 +256,16 @@ impl Member {
         }
     }
 
-    /// Has the member's descriptor be readable.
-    fn tell(&self) {
+    /// Makes the member's file descriptor readable.
+    fn notify(&self) {
         if let Some(signal) = &self.signal {
-            // Fails only where it is readable already.
+            // A write fails only if the eventfd is readable already.
             let _ = signal.write(1);
         }
     }
 }
 
-// SAFETY: see the file's head.
+// SAFETY: see the head of this file.
 unsafe impl<M: Monitor> Monitor for Shared<M> {
     const CHECKED: bool = M::CHECKED;
 
@@ -262,8 +285,8 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
         if !is_new {
             return Ok(());
         }
-        // Without the lock: it may wait for an invalidation, and lookups in other caches need not. Whoever
-        // wants the same range meanwhile has a watch of his own.
+        // This may wait for an invalidation, so it runs without the lock, and lookups in other
+        // caches go on. A cache that wants the same range meanwhile gets a watch of its own.
         let placed = self.hub.monitor.watch(range, Cookie(ours));
         let board = &mut *lock(&self.hub.board);
         match placed {
@@ -340,11 +363,11 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
 impl<M: Monitor> Drop for Shared<M> {
     fn drop(&mut self) {
         if self.hub.fork.in_child() {
-            // What the monitor would close is the parent's.
+            // The monitor would close what is the parent's.
             std::mem::forget(Arc::clone(&self.hub));
             return;
         }
-        // A cache ends its watches itself, unless it is leaked.
+        // A cache ends its watches itself, unless it was leaked.
         let left: Vec<_> = {
             let board = lock(&self.hub.board);
             let subscriptions = &board.members[self.member].subscriptions;

@@ -1,12 +1,13 @@
-//! The monitor on the ummunotify driver.
+//! [`Ummunotify`]: the monitor on the ummunotify driver.
 //!
-//! M1 to M4 are the driver's, and argued in its documentation. M5: the kernel does not ask the
-//! process's other code. What is left to argue here is [`drain`](Monitor::drain), in the one case
-//! in which the driver has moved its counter and has nothing to report: the range that was hit has
-//! been unregistered since. `read` then says `EAGAIN` instead of `LAST`, and the generation to
-//! return is the one loaded *before* that `read`. At the time of the `read` no watched range was
-//! invalid, so that every invalidation up to the earlier load has been reported or belonged to a
-//! range that is no longer watched.
+//! The driver keeps M1 to M4, and its documentation has the argument. M5 holds because the kernel
+//! does not depend on other code of the process.
+//!
+//! One case of [`drain`](Monitor::drain) is left to argue here. The driver may have raised its
+//! counter and have nothing to report, because the invalidated range has been unregistered since.
+//! Then `read` returns `EAGAIN` in place of `LAST`, and `drain` has to return the generation that
+//! was loaded *before* that `read`. At the time of the `read` no watched range was invalid. So each
+//! invalidation up to the earlier load was reported, or met a range that is no longer watched.
 
 use std::fs::File;
 use std::io;
@@ -21,71 +22,69 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::Epoll;
 
-use super::ready::when_readable;
+use super::poll_fd::when_readable;
 use super::{Cookie, Monitor, abi};
-use crate::VaRange;
+use crate::range::VaRange;
 
-const _: () = assert!(usize::BITS == 64, "the counter is loaded in one piece");
-
-/// Where udev puts the driver's device.
+/// The driver's device, where udev puts it.
 const DEVICE: &str = "/dev/ummunotify";
 
-/// Events asked for by one `read`: 2 KiB of stack.
+/// The number of events that one `read` asks for. They take 2 KiB of stack.
 const BATCH: usize = 64;
 
-/// Why the driver could not be used.
+/// The reason why the driver could not be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// There is no such device.
+    /// The device does not exist.
     #[error(
         "{path} does not exist: build the driver with `make -C kernel`, load it with `insmod kernel/ummunotify.ko`"
     )]
     NoDriver {
-        /// The device looked for.
+        /// The path of the device.
         path: PathBuf,
     },
-    /// The device is there, for others.
+    /// The process may not open the device.
     #[error("no permission to open {path}: it needs read access (`chmod a+r {path}`)")]
     NoPermission {
-        /// The device looked for.
+        /// The path of the device.
         path: PathBuf,
     },
-    /// The device could not be opened, for another reason.
+    /// The device could not be opened for another reason.
     #[error("cannot open {path}")]
     Open {
-        /// The device looked for.
+        /// The path of the device.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// It opens, and is something else.
+    /// The file opens, but is not the driver's device.
     #[error("{path} is not the ummunotify driver's device")]
     NotTheDriver {
-        /// The device looked for.
+        /// The path of the device.
         path: PathBuf,
-        /// What the kernel said when it was asked for the driver's features.
+        /// The kernel's answer to a request for the driver's features.
         source: io::Error,
     },
-    /// It does not give its generation counter.
+    /// The generation counter could not be mapped.
     #[error("cannot map the generation counter of {path}")]
     Map {
-        /// The device looked for.
+        /// The path of the device.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// Watches by `/dev/ummunotify`.
+/// The monitor on `/dev/ummunotify`.
 ///
-/// The device's descriptor stays inside: whoever read from it would take reports away from the cache. What
-/// [`descriptor`](Monitor::descriptor) gives can only be polled.
+/// The device's file descriptor stays inside, because reading from it would take reports away from
+/// the cache. The one that [`descriptor`](Monitor::descriptor) returns can only be polled.
 #[derive(Debug)]
 pub struct Ummunotify {
     device: File,
     counter: Mmap,
-    /// Readable when the device is, and nothing else: what is given out to poll.
+    /// Polls readable when the device does; this is for callers.
     ready: Epoll,
 }
 
@@ -94,12 +93,12 @@ impl Ummunotify {
     ///
     /// # Errors
     ///
-    /// [`OpenError`], which says what to do about it.
+    /// [`OpenError`], whose message says what to do.
     pub fn open() -> Result<Self, OpenError> {
         Self::open_at(DEVICE)
     }
 
-    /// Opens the driver's device under another name.
+    /// Opens the driver's device at another path.
     ///
     /// # Errors
     ///
@@ -119,16 +118,16 @@ impl Ummunotify {
                 }
             })?;
         let mut features = 0;
-        // SAFETY: the driver reads and writes a mask.
+        // SAFETY: the driver reads and writes the mask.
         unsafe { abi::exchange_features(device.as_raw_fd(), &raw mut features) }.map_err(
-            |errno| OpenError::NotTheDriver {
+            |source| OpenError::NotTheDriver {
                 path: path.to_owned(),
-                source: errno.into(),
+                source,
             },
         )?;
         let page = size_of::<AtomicU64>();
-        // SAFETY: the mapping is only read through `counter()`, as an atomic, so that the kernel's
-        // writes to it are no data race.
+        // SAFETY: the mapping is only read by `counter()`, as an atomic, so the kernel's writes to
+        // it are no data race.
         let counter = unsafe { MmapOptions::new().len(page).map(&device) }.map_err(|source| {
             OpenError::Map {
                 path: path.to_owned(),
@@ -148,33 +147,32 @@ impl Ummunotify {
 
     #[inline]
     fn counter(&self) -> &AtomicU64 {
-        // SAFETY: a mapping is page-aligned and at least a page long, lives as long as `self`, and
-        // is written by the kernel alone, by aligned stores of 8 bytes. Relaxed loads are all that is
-        // ever done with it, which read-only memory allows where 8 bytes are loaded at once.
+        // SAFETY: a mapping is page-aligned, at least a page long and lives as long as `self`. Only
+        // the kernel writes to it, by aligned stores of 8 bytes. Only relaxed loads read it, which
+        // read-only memory allows on targets that load 8 bytes at once.
         unsafe { AtomicU64::from_ptr(self.counter.as_ptr().cast_mut().cast()) }
     }
 
-    /// Waits until a watched range is invalid, for at most `timeout_ms` milliseconds; true if one
-    /// is.
+    /// Waits until a watched range is invalid, for at most `timeout_ms` milliseconds. Returns true
+    /// if one is. A signal ends the wait as a time-out does.
     ///
     /// # Errors
     ///
-    /// What `poll` says; a signal counts as a time-out.
+    /// The error of `poll`.
     pub fn wait(&self, timeout_ms: u16) -> io::Result<bool> {
         let mut fds = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(timeout_ms)) {
-            // An error is no event: a forked child gets one.
+            // POLLERR is no event: a forked child gets that.
             Ok(_) => Ok(fds[0].revents() == Some(PollFlags::POLLIN)),
             Err(Errno::EINTR) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// How many events were read, 0 if there was none.
+    /// Returns the number of events read, which is 0 if there was none.
     fn read(&self, events: &mut [abi::Event; BATCH]) -> io::Result<usize> {
         loop {
-            // SAFETY: the buffer is valid for the bytes that it has, and every bit pattern is an
-            // `Event`.
+            // SAFETY: the buffer is valid for its size, and every bit pattern is an `Event`.
             let n = unsafe {
                 libc::read(
                     self.device.as_raw_fd(),
@@ -197,7 +195,8 @@ unsafe impl Monitor for Ummunotify {
     #[inline]
     fn generation(&self) -> u64 {
         let generation = self.counter().load(Ordering::Relaxed);
-        // No instruction on x86-64; a load that acquires is not allowed from read-only memory.
+        // An acquiring load is not allowed from read-only memory. On x86-64 this fence is no
+        // instruction.
         fence(Ordering::Acquire);
         generation
     }
@@ -211,14 +210,12 @@ unsafe impl Monitor for Ummunotify {
             reserved: 0,
         };
         // SAFETY: the driver reads the structure during the call, and nothing else.
-        unsafe { abi::register_region(self.device.as_raw_fd(), &raw const region) }?;
-        Ok(())
+        unsafe { abi::register_region(self.device.as_raw_fd(), &raw const region) }
     }
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
         // SAFETY: as in `watch`.
-        unsafe { abi::unregister_region(self.device.as_raw_fd(), &raw const cookie.0) }?;
-        Ok(())
+        unsafe { abi::unregister_region(self.device.as_raw_fd(), &raw const cookie.0) }
     }
 
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
@@ -233,7 +230,7 @@ unsafe impl Monitor for Ummunotify {
                 match event.kind {
                     abi::INVAL => invalidated(Cookie(event.user_cookie_counter)),
                     abi::LAST => return Ok(event.user_cookie_counter),
-                    // What it stands for is lost, and the cache gives up all it has.
+                    // The report is lost, so the cache has to drop all entries.
                     kind => {
                         return Err(io::Error::new(
                             io::ErrorKind::InvalidData,

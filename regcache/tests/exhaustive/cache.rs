@@ -1,13 +1,13 @@
-//! The cache: what a lookup, a guard's drop and a burial do, a step at a time.
+//! The cache: the steps of a lookup, of a guard's drop and of a deferred deregistration.
 //!
-//! A step is what other threads cannot see half done: one load, one compare-and-swap, one call of
-//! the driver or the device, or what is done under the lock and touched by nobody without it.
-//! The names are those of `regcache/src/cache.rs`.
+//! Other threads never see a step half done. A step is one load, one compare-and-swap, one call of
+//! the driver or the device, or a change under the lock that nobody sees without it. The names are
+//! those of `regcache/src/core`.
 
 use crate::fault::Fault;
 use crate::kernel::bit;
 use crate::model::{ATTEMPTS, Protocol, Say, Sight};
-use crate::state::{At, Buried, Goal, Guard, Phase, Pin, State, Then, Violation};
+use crate::state::{AfterDead, At, Goal, Guard, Phase, Pin, State, Then, Violation};
 
 impl Protocol {
     pub(crate) fn go(&self, state: &mut State, thread: usize, choice: Option<u8>, say: Say<'_>) {
@@ -47,7 +47,7 @@ impl Protocol {
                 self.use_entry(state, thread, slot, say)
             }
             At::Release { slot } => {
-                say(format_args!("gives slot {slot} back"));
+                say(format_args!("releases slot {slot}"));
                 self.release(state, slot, Then::Slow, At::Enter(Goal::Find), say)
             }
 
@@ -99,7 +99,7 @@ impl Protocol {
                     state.slot(slot).references += 1;
                     state.cache.lock = None;
                     self.hand_out(state, thread, Guard::Cached(slot), say);
-                    At::Bury(Buried::Return)
+                    At::NextDead(AfterDead::Return)
                 } else if lookup.attempts == ATTEMPTS {
                     say(format_args!("gives up caching it, unlocks"));
                     state.cache.lock = None;
@@ -138,7 +138,7 @@ impl Protocol {
                 }
                 self.unlink(state, victim, say);
                 state.cache.lock = None;
-                At::Bury(Buried::Reserve)
+                At::NextDead(AfterDead::Reserve)
             }
             At::Watch { slot, pin } => {
                 say(format_args!("watches page {page} for slot {slot}"));
@@ -159,7 +159,7 @@ impl Protocol {
                         state.threads[thread].lookup = None;
                         At::Unwatch {
                             slot,
-                            then: Then::Bury(Buried::Return),
+                            then: Then::NextDead(AfterDead::Return),
                         }
                     }
                     pin if self.fault == Some(Fault::WatchAfterRegistration) => {
@@ -175,7 +175,7 @@ impl Protocol {
                     self.hand_out(state, thread, Guard::Own(pin), say);
                 }
                 state.threads[thread].lookup = None;
-                At::Bury(Buried::Return)
+                At::NextDead(AfterDead::Return)
             }
 
             At::TakeOut { slot, then } => {
@@ -207,28 +207,28 @@ impl Protocol {
                 match then {
                     Then::Idle => At::Idle,
                     Then::Slow => At::Enter(Goal::Find),
-                    Then::Bury(then) => At::Bury(then),
+                    Then::NextDead(then) => At::NextDead(then),
                 }
             }
-            At::Bury(then) => {
-                let queued = Phase::Unlinked { queued: true };
-                match state.cache.slots.iter().position(|s| s.phase == queued) {
+            At::NextDead(then) => {
+                let dead = Phase::Unlinked { dead: true };
+                match state.cache.slots.iter().position(|s| s.phase == dead) {
                     Some(slot) => {
-                        say(format_args!("buries slot {slot}"));
+                        say(format_args!("takes dead slot {slot}"));
                         state.cache.slots[slot].phase = Phase::Unlinked {
-                            queued: self.fault == Some(Fault::BuriedTwice),
+                            dead: self.fault == Some(Fault::BuriedTwice),
                         };
                         At::TakeOut {
                             slot: slot as u8,
-                            then: Then::Bury(then),
+                            then: Then::NextDead(then),
                         }
                     }
                     None => {
-                        say(format_args!("nothing to bury"));
+                        say(format_args!("no slot is dead"));
                         match then {
-                            Buried::Return => At::Idle,
-                            Buried::Reserve => At::Reenter,
-                            Buried::Register(slot) => self.begin_to_register(slot),
+                            AfterDead::Return => At::Idle,
+                            AfterDead::Reserve => At::Reenter,
+                            AfterDead::Register(slot) => self.begin_to_register(slot),
                         }
                     }
                 }
@@ -237,7 +237,7 @@ impl Protocol {
         state.threads[thread].at = next;
     }
 
-    /// Has a reference to an entry that may be another than was looked for.
+    /// With a reference to an entry, which may be another one than was looked for.
     fn use_entry(&self, state: &mut State, thread: usize, slot: u8, say: Say<'_>) -> At {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
         let entry = state.slot(slot);
@@ -261,7 +261,7 @@ impl Protocol {
         }
     }
 
-    /// A lookup returns a guard: the contract is checked.
+    /// Returns a guard from a lookup, and checks the contract.
     fn hand_out(&self, state: &mut State, thread: usize, guard: Guard, say: Say<'_>) {
         let this = &mut state.threads[thread];
         this.guard = Some(guard);
@@ -306,12 +306,12 @@ impl Protocol {
         state.threads[thread].at = next;
     }
 
-    /// Gives a reference back; if it was a dead entry's last, its registration is to be destroyed.
+    /// Releases a reference. If it was a dead entry's last, the registration is deregistered next.
     fn release(&self, state: &mut State, slot: u8, last: Then, otherwise: At, say: Say<'_>) -> At {
         let entry = state.slot(slot);
         entry.references -= 1;
-        let queued = entry.phase == Phase::Unlinked { queued: true };
-        if entry.references > 0 || entry.live || queued {
+        let dead = entry.phase == Phase::Unlinked { dead: true };
+        if entry.references > 0 || entry.live || dead {
             return otherwise;
         }
         say(format_args!("  it was a dead entry's last reference"));
@@ -328,7 +328,9 @@ impl Protocol {
         say: Say<'_>,
     ) -> At {
         if let Some(slot) = Self::read(state) {
-            say(format_args!("reads that the watch of slot {slot} was hit"));
+            say(format_args!(
+                "reads that the watch of slot {slot} was invalidated"
+            ));
             if self.fault == Some(Fault::DrainedBeforeKilled) {
                 held_back |= bit(slot);
             } else {
@@ -355,11 +357,11 @@ impl Protocol {
         }
     }
 
-    /// The ledger hears that a watch was hit.
+    /// Marks or unlinks the entry whose watch was invalidated.
     fn invalidate(&self, state: &mut State, slot: u8, say: Say<'_>) {
         match &mut state.slot(slot).phase {
-            Phase::Pending { hit } => {
-                *hit = true;
+            Phase::Pending { invalidated } => {
+                *invalidated = true;
                 say(format_args!("  marks the registration being made"));
                 self.saw(Sight::PendingHit);
             }
@@ -379,7 +381,7 @@ impl Protocol {
         entry.live = false;
         entry.references -= 1;
         entry.phase = Phase::Unlinked {
-            queued: entry.references == 0 || at_once,
+            dead: entry.references == 0 || at_once,
         };
     }
 
@@ -391,19 +393,19 @@ impl Protocol {
         }
     }
 
-    /// Has the lock. Sets a slot aside, and unlocks; or makes room first.
+    /// With the lock: reserves a slot and unlocks, or makes room first.
     fn reserve(&self, state: &mut State, page: u8, say: Say<'_>) -> At {
-        let queued = Phase::Unlinked { queued: true };
-        let some_wait = state.cache.slots.iter().any(|slot| slot.phase == queued);
+        let dead = Phase::Unlinked { dead: true };
+        let some_wait = state.cache.slots.iter().any(|slot| slot.phase == dead);
         if let Some(slot) = state.find_vacant(self.scenario.slots) {
             say(format_args!("reserves slot {slot}, unlocks"));
             let record = state.slot(slot);
-            record.phase = Phase::Pending { hit: false };
+            record.phase = Phase::Pending { invalidated: false };
             record.page = page;
             state.cache.lock = None;
             return if some_wait {
                 self.saw(Sight::StaleFirst);
-                At::Bury(Buried::Register(slot))
+                At::NextDead(AfterDead::Register(slot))
             } else {
                 self.begin_to_register(slot)
             };
@@ -411,18 +413,18 @@ impl Protocol {
         if some_wait {
             say(format_args!("no slot is vacant, but some wait, unlocks"));
             state.cache.lock = None;
-            return At::Bury(Buried::Reserve);
+            return At::NextDead(AfterDead::Reserve);
         }
         say(format_args!("no slot is vacant"));
         At::ChooseVictim
     }
 
-    /// Has the lock, and all that was hit is marked.
+    /// With the lock, and all invalidated entries marked.
     fn publish(&self, state: &mut State, thread: usize, slot: u8, pin: u8, say: Say<'_>) -> At {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
-        let hit = state.slot(slot).phase == Phase::Pending { hit: true };
-        if hit && self.fault == Some(Fault::LockKept) {
-            say(format_args!("it was hit meanwhile: tries again"));
+        let invalidated = state.slot(slot).phase == Phase::Pending { invalidated: true };
+        if invalidated && self.fault == Some(Fault::LockKept) {
+            say(format_args!("it was invalidated meanwhile: tries again"));
             return At::Deregister {
                 slot,
                 pin,
@@ -430,15 +432,19 @@ impl Protocol {
             };
         }
         state.cache.lock = None;
-        if hit && self.fault == Some(Fault::SpoiltForgotten) {
-            say(format_args!("it was hit meanwhile: unlocks, tries again"));
+        if invalidated && self.fault == Some(Fault::SpoiltForgotten) {
+            say(format_args!(
+                "it was invalidated meanwhile: unlocks, tries again"
+            ));
             return At::Unwatch {
                 slot,
                 then: Then::Slow,
             };
         }
-        if hit && self.fault != Some(Fault::MarkNotLookedAt) {
-            say(format_args!("it was hit meanwhile: unlocks, tries again"));
+        if invalidated && self.fault != Some(Fault::MarkNotLookedAt) {
+            say(format_args!(
+                "it was invalidated meanwhile: unlocks, tries again"
+            ));
             return At::Deregister {
                 slot,
                 pin,
@@ -447,7 +453,7 @@ impl Protocol {
         }
         if let Some(other) = state.find(page) {
             say(format_args!(
-                "finds slot {other} of somebody faster, unlocks"
+                "finds slot {other} of a faster thread, unlocks"
             ));
             self.saw(Sight::OtherWasFaster);
             state.slot(other).references += 1;
@@ -455,7 +461,7 @@ impl Protocol {
             return At::Deregister {
                 slot,
                 pin,
-                then: Then::Bury(Buried::Return),
+                then: Then::NextDead(AfterDead::Return),
             };
         }
         say(format_args!("publishes slot {slot}, unlocks"));
@@ -465,7 +471,7 @@ impl Protocol {
         entry.references = 2;
         entry.content = Some((page, pin));
         self.hand_out(state, thread, Guard::Cached(slot), say);
-        At::Bury(Buried::Return)
+        At::NextDead(AfterDead::Return)
     }
 
     /// The device pins a page.
@@ -480,7 +486,7 @@ impl Protocol {
         say(format_args!(
             "registers page {page}: pins version {version}"
         ));
-        // More than there are slots and threads cannot be.
+        // There are never more than slots and threads.
         let pin = state.pins.iter().position(Option::is_none)?;
         state.pins[pin] = Some(Pin { page, version });
         Some(pin as u8)

@@ -1,35 +1,35 @@
-//! What can be broken in the model, to see that the check notices.
+//! The faults that can be injected into the model, each of which the check must find.
 
 use crate::model::{IN_USE, LEAKS, OTHER_RANGE, STALE, STUCK, TWICE};
 
-/// A rule of the protocol that is not kept.
+/// A rule of the protocol that is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The report comes after the address can be handed out again.
     LateReport,
-    /// The driver only tries its lock, and leaves the report to a worker if somebody has it.
+    /// The driver only tries its lock, and leaves the report to a worker if the lock is taken.
     DeferredReport,
-    /// Watching does not wait for an invalidation that is under way.
+    /// A watch does not wait for an invalidation that is in flight.
     WatchDoesNotWait,
     /// A report is dropped if another one has not been read yet.
     LostReport,
-    /// The cache registers, and then watches.
+    /// The cache registers before it watches.
     WatchAfterRegistration,
-    /// A drain says that it is done, and then kills what was reported.
+    /// A drain stores `drained` before it kills the reported entries.
     DrainedBeforeKilled,
-    /// A miss publishes without looking whether its memory has changed meanwhile.
+    /// A miss publishes without checking whether its memory has changed meanwhile.
     MarkNotLookedAt,
-    /// A hit looks whether an entry is live, and then takes a reference to it.
+    /// A hit checks that an entry is live, and takes a reference to it in a second step.
     ReferenceAfterLiveness,
-    /// A hit does not ask the entry whether it is the one that was looked for.
+    /// A hit does not check that the entry serves its request.
     EntryNotAsked,
-    /// An entry that is given up is destroyed at once, whoever uses it.
+    /// An unlinked entry is deregistered at once, although it is in use.
     DestroyedInUse,
-    /// What is buried is not struck off the list.
+    /// A dead entry that is deregistered stays on the list.
     BuriedTwice,
-    /// A registration whose memory changed while it was made is forgotten.
+    /// A registration whose memory changed while it was made is leaked.
     SpoiltForgotten,
-    /// The lock is kept when a registration was made in vain.
+    /// The lock is not released when a registration was made in vain.
     LockKept,
 }
 
@@ -50,7 +50,7 @@ impl Fault {
         Self::LockKept,
     ];
 
-    /// The property that does not hold then, or either of two.
+    /// Returns the property that is violated then, or two of which one is.
     pub(crate) fn breaks(self) -> &'static [&'static str] {
         match self {
             Self::LateReport

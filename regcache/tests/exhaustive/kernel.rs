@@ -1,16 +1,16 @@
-//! The kernel: pages that come and go, and the driver that watches them.
+//! The kernel: pages that are mapped and unmapped, and the driver that watches them.
 
 use crate::fault::Fault;
 use crate::model::{Protocol, Say, Sight};
 use crate::state::{At, Change, Stage, State, THREADS, Watch};
 
-/// In a mask.
+/// Returns bit `i` of a mask.
 pub(crate) fn bit(i: impl Into<usize>) -> u8 {
     1 << i.into()
 }
 
 impl Protocol {
-    /// mmap of a page, and the first touch.
+    /// Maps a page, and touches it.
     pub(crate) fn map(&self, state: &mut State, page: u8, say: Say<'_>) {
         let page_state = &mut state.kernel.pages[usize::from(page)];
         page_state.mapped = true;
@@ -29,7 +29,7 @@ impl Protocol {
         }
     }
 
-    /// The next stage of a change by `thread`.
+    /// Makes the next stage of a change by `thread`.
     pub(crate) fn change(&self, state: &mut State, thread: usize, change: Change, say: Say<'_>) {
         let Change { page, unmaps, .. } = change;
         let call = if unmaps { "munmap" } else { "discard" };
@@ -97,13 +97,17 @@ impl Protocol {
     /// Marks the watches on a page, which are returned, and raises the generation if there are any.
     fn record(&self, state: &mut State, page: u8, say: Say<'_>) -> u8 {
         let kernel = &mut state.kernel;
-        let unread = kernel.watches.iter().flatten().any(|watch| watch.hit);
+        let unread = kernel
+            .watches
+            .iter()
+            .flatten()
+            .any(|watch| watch.invalidated);
         let mut struck = 0;
         for (i, watch) in kernel.watches.iter_mut().enumerate() {
             if let Some(watch) = watch.as_mut().filter(|watch| watch.page == page) {
                 struck |= bit(i);
-                watch.hit |= !(unread && self.fault == Some(Fault::LostReport));
-                say(format_args!("  the watch of slot {i} is hit"));
+                watch.invalidated |= !(unread && self.fault == Some(Fault::LostReport));
+                say(format_args!("  the watch of slot {i} is invalidated"));
             }
         }
         if struck != 0 {
@@ -113,18 +117,18 @@ impl Protocol {
         struck
     }
 
-    /// What was reported of an invalidation before its end is reported again.
+    /// Repeats the early reports of an invalidation at its end.
     fn record_again(&self, state: &mut State, change: Change, say: Say<'_>) {
         let kernel = &mut state.kernel;
         let mut raised = false;
         for (i, watch) in kernel.watches.iter_mut().enumerate() {
-            if let Some(watch) = watch.as_mut().filter(|watch| !watch.hit)
+            if let Some(watch) = watch.as_mut().filter(|watch| !watch.invalidated)
                 && change.reported & bit(i) != 0
             {
-                watch.hit = true;
+                watch.invalidated = true;
                 raised = true;
                 say(format_args!(
-                    "  the watch of slot {i} is hit again: it was read too early"
+                    "  the watch of slot {i} is invalidated again: its report was early"
                 ));
             }
         }
@@ -135,7 +139,7 @@ impl Protocol {
         }
     }
 
-    /// The worker makes up for a report.
+    /// Makes a report that was left to the worker.
     pub(crate) fn worker(&self, state: &mut State, page: u8, say: Say<'_>) {
         state.kernel.deferred[usize::from(page)] = false;
         say(format_args!("reports the change of page {page}"));
@@ -144,7 +148,10 @@ impl Protocol {
 
     /// Watches a page for a slot. Returns the threads whose invalidations must end first.
     pub(crate) fn watch(&self, state: &mut State, page: u8, slot: u8) -> u8 {
-        state.kernel.watches[usize::from(slot)] = Some(Watch { page, hit: false });
+        state.kernel.watches[usize::from(slot)] = Some(Watch {
+            page,
+            invalidated: false,
+        });
         if matches!(
             self.fault,
             Some(Fault::WatchDoesNotWait | Fault::LateReport | Fault::DeferredReport)
@@ -167,10 +174,10 @@ impl Protocol {
 
     /// Reads one report.
     pub(crate) fn read(state: &mut State) -> Option<u8> {
-        let is_hit = |watch: &Option<Watch>| watch.is_some_and(|watch| watch.hit);
-        let slot = state.kernel.watches.iter().position(is_hit)?;
+        let is_invalidated = |watch: &Option<Watch>| watch.is_some_and(|watch| watch.invalidated);
+        let slot = state.kernel.watches.iter().position(is_invalidated)?;
         if let Some(watch) = &mut state.kernel.watches[slot] {
-            watch.hit = false;
+            watch.invalidated = false;
         }
         state.kernel.last_owed = true;
         for t in 0..THREADS {
@@ -182,7 +189,7 @@ impl Protocol {
     }
 }
 
-/// A thread is in a call of the driver, and has its lock or might.
+/// Returns true if a thread is in a call of the driver, and may have its lock.
 fn driver_is_busy(state: &State) -> bool {
     let in_driver =
         |at: &At| matches!(at, At::Watch { .. } | At::Unwatch { .. } | At::Drain { .. });

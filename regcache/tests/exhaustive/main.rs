@@ -1,9 +1,9 @@
-//! The contract, checked in every interleaving of a model: memory, the driver, the cache and a few
-//! application threads, each a step at a time. And the other way round: with a rule broken, the
-//! check finds a violation, and tells step by step how it comes about.
+//! The contract, checked in every interleaving of a model of memory, the driver, the cache and a
+//! few application threads. If one rule is broken on purpose, the check must find a violation, and
+//! it prints the steps that lead there.
 //!
-//! What is modelled and what is not is in `docs/design/proof.md`. `state.rs` has everything there is,
-//! `kernel.rs` and `cache.rs` what is done to it, `model.rs` what must hold.
+//! `docs/design/proof.md` defines the scope of the model. `state.rs` has the state, `kernel.rs` and
+//! `cache.rs` have the steps, and `model.rs` has the properties.
 #![cfg(not(any(loom, sanitizer = "address", sanitizer = "thread")))]
 
 mod cache;
@@ -19,7 +19,7 @@ use fault::Fault;
 use model::{Protocol, Scenario, Sight, tell};
 use stateright::{Checker, HasDiscoveries, Model};
 
-/// Explored completely, each in seconds.
+/// The scenarios that are explored completely, each in seconds.
 const SCENARIOS: &[Scenario] = &[
     scenario(2, 3, 1, 1),
     scenario(2, 3, 1, 2),
@@ -27,7 +27,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario(2, 3, 2, 2),
 ];
 
-/// Those take longer.
+/// The scenarios that take longer.
 const THREE_THREADS: &[Scenario] = &[scenario(3, 2, 1, 1), scenario(3, 2, 1, 2)];
 
 const fn scenario(threads: usize, operations: u8, pages: u8, slots: usize) -> Scenario {
@@ -91,7 +91,7 @@ fn the_contract_holds_among_three_threads() {
 #[test]
 fn each_injected_fault_is_found() {
     for fault in Fault::ALL {
-        // The same bounds under which the contract holds.
+        // The bounds are those under which the contract holds.
         let found = SCENARIOS.iter().find_map(|&scenario| {
             let checker = Protocol::new(scenario, Some(fault))
                 .checker()

@@ -1,4 +1,4 @@
-//! The state machine as the checker sees it: what may happen next, and what must always hold.
+//! The state machine as the checker sees it: its actions and its properties.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,38 +18,38 @@ pub(crate) const TWICE: &str = "none is destroyed twice";
 pub(crate) const LEAKS: &str = "none leaks";
 pub(crate) const STUCK: &str = "somebody can always go on";
 
-/// Bounds, and what is broken.
+/// A scenario, and the rule that is broken in it.
 #[derive(Debug)]
 pub(crate) struct Protocol {
     pub(crate) scenario: Scenario,
     pub(crate) fault: Option<Fault>,
-    /// What has been seen to happen, one bit a [`Sight`].
+    /// The events that have happened, one bit for each [`Sight`].
     sights: AtomicU32,
 }
 
-/// How much of everything there is.
+/// The bounds of the model.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scenario {
     pub(crate) threads: usize,
-    /// Operations that each thread begins, guards' drops not counted.
+    /// The number of operations that each thread begins, without the drops of guards.
     pub(crate) operations: u8,
     pub(crate) pages: u8,
     pub(crate) slots: usize,
 }
 
-/// Attempts of a miss, before it is answered with a registration that is not cached.
+/// The number of attempts of a miss, before it returns an uncached registration.
 pub(crate) const ATTEMPTS: u8 = 2;
 
-/// Hears in words what a step does.
+/// Takes a description of each step.
 pub(crate) type Say<'a> = &'a mut dyn FnMut(fmt::Arguments<'_>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// A thread begins an operation.
     Begin(usize, Operation),
-    /// A thread makes its next step; where it chooses, it chooses this slot.
+    /// A thread makes its next step. If it has a choice, it chooses this slot.
     Go(usize, Option<u8>),
-    /// The worker that reports were left to, with a fault.
+    /// With a fault: the worker makes a report that was left to it.
     Worker(u8),
 }
 
@@ -62,7 +62,7 @@ pub(crate) enum Operation {
     Drop,
 }
 
-/// What must have happened somewhere, or the model shows less than it seems to.
+/// An event that must have happened in some state. If not, the model covers less than it seems to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Sight {
     Hit,
@@ -139,7 +139,7 @@ impl Protocol {
         self.sights.load(Ordering::Relaxed)
     }
 
-    /// Does an action, and says what it does.
+    /// Makes an action, and describes it.
     pub(crate) fn act(&self, state: &mut State, action: Action, say: Say<'_>) {
         match action {
             Action::Worker(page) => self.worker(state, page, say),
@@ -250,7 +250,7 @@ impl Model for Protocol {
                         }
                     }
                 }
-                At::Enter(_) | At::Reenter | At::Vacate { .. } | At::Bury(_) => {
+                At::Enter(_) | At::Reenter | At::Vacate { .. } | At::NextDead(_) => {
                     if state.cache.lock.is_none() {
                         go(None);
                     }
@@ -308,7 +308,7 @@ impl Model for Protocol {
     }
 }
 
-/// A trace in words, a line a step.
+/// Returns a trace in words, one line for each step.
 pub(crate) fn tell(model: &Protocol, path: stateright::Path<State, Action>) -> String {
     let mut told = String::new();
     for (before, action) in path.into_vec() {

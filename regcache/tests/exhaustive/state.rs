@@ -1,52 +1,51 @@
-//! Everything that there is in the model, small enough to visit every combination that can come
-//! about.
+//! The state of the model, small enough to visit every combination that can be reached.
 
-/// Sizes of the arrays below; a scenario may use less.
+/// The sizes of the arrays below. A scenario may use less.
 pub(crate) const PAGES: usize = 2;
 pub(crate) const SLOTS: usize = 2;
 pub(crate) const THREADS: usize = 3;
-/// One in each slot, and one that a thread has not published.
+/// One registration in each slot, and one in each thread that has not published it.
 const REGISTRATIONS: usize = SLOTS + THREADS;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct State {
-    /// Threads and pages of the scenario.
+    /// The numbers of threads and pages of the scenario.
     pub(crate) in_use: (u8, u8),
     pub(crate) kernel: Kernel,
-    /// What the device has pinned.
+    /// The registrations of the device.
     pub(crate) pins: [Option<Pin>; REGISTRATIONS],
     pub(crate) cache: Cache,
     pub(crate) threads: [Thread; THREADS],
     pub(crate) violation: Option<Violation>,
 }
 
-/// Memory, and the driver.
+/// The memory, and the driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Kernel {
     pub(crate) pages: [Page; PAGES],
     pub(crate) generation: u8,
-    /// Something was reported since the last LAST.
+    /// True if something was reported since the last LAST.
     pub(crate) last_owed: bool,
-    /// By the slot that is the cookie.
+    /// The watches. Their cookies are the slots.
     pub(crate) watches: [Option<Watch>; SLOTS],
-    /// Invalidations that were left to the worker.
+    /// The pages whose invalidations were left to the worker.
     pub(crate) deferred: [bool; PAGES],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Page {
     pub(crate) mapped: bool,
-    /// Which physical page is there, or was there last.
+    /// The physical page that is mapped, or was mapped last.
     pub(crate) version: u8,
-    /// The version that a lookup that begins now may not be older than: every change that made
-    /// an older one go has returned, or a mapping call that was given its address has.
+    /// The oldest version that a lookup may return if it begins now. Every change that removed an
+    /// older one has returned, or a mapping call has returned its address.
     pub(crate) floor: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Watch {
     pub(crate) page: u8,
-    pub(crate) hit: bool,
+    pub(crate) invalidated: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,19 +57,19 @@ pub(crate) struct Pin {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Cache {
     pub(crate) drained: u8,
-    /// Who has the ledger's lock.
+    /// The thread that holds the table's lock.
     pub(crate) lock: Option<u8>,
     pub(crate) slots: [Slot; SLOTS],
 }
 
-/// An entry and its record in the ledger.
+/// An entry and its record in the table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Slot {
     pub(crate) phase: Phase,
     pub(crate) page: u8,
     pub(crate) live: bool,
     pub(crate) references: u8,
-    /// The page and the registration, by its place among the pins.
+    /// The page, and the index of the registration among the pins.
     pub(crate) content: Option<(u8, u8)>,
 }
 
@@ -79,21 +78,21 @@ pub(crate) enum Phase {
     #[default]
     Vacant,
     Pending {
-        hit: bool,
+        invalidated: bool,
     },
     Linked,
-    /// `queued` if it waits to be buried.
+    /// `dead` if it waits for a thread that deregisters it.
     Unlinked {
-        queued: bool,
+        dead: bool,
     },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Thread {
-    /// Operations that it has still to begin.
+    /// The number of operations that the thread has yet to begin.
     pub(crate) left: u8,
     pub(crate) guard: Option<Guard>,
-    /// Until its answer is found.
+    /// The lookup that the thread has begun and not finished.
     pub(crate) lookup: Option<Lookup>,
     pub(crate) at: At,
 }
@@ -102,7 +101,7 @@ pub(crate) struct Thread {
 pub(crate) enum Guard {
     /// A reference to this slot's entry.
     Cached(u8),
-    /// A registration that is not cached.
+    /// An uncached registration.
     Own(u8),
 }
 
@@ -114,76 +113,76 @@ pub(crate) struct Lookup {
     pub(crate) attempts: u8,
 }
 
-/// What a thread does next.
+/// The next step of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum At {
     #[default]
     Idle,
-    /// In the kernel.
+    /// The thread is in the kernel.
     Change(Change),
-    /// Hit: compare what was loaded of the generation with `drained`.
+    /// Hit: compare the generation that was loaded with `drained`.
     Compare { generation: u8 },
     /// Hit: take a reference to an entry that the hints name.
     Probe,
     /// Hit, with a fault: take a reference to the entry that was live.
     Take { slot: u8 },
-    /// Hit: give back the reference to an entry that does not serve.
+    /// Hit: release the reference to an entry that does not serve.
     Release { slot: u8 },
     /// Take the lock, and look at the generation.
     Enter(Goal),
-    /// Have the lock; read one report.
+    /// With the lock: read one report.
     Drain {
         goal: Goal,
-        /// The generation before.
+        /// The generation before the drain.
         before: u8,
-        /// With a fault: reported and not yet killed, one bit a slot.
+        /// With a fault: the slots reported and not killed yet, one bit each.
         held_back: u8,
     },
-    /// Have the lock; all is reported: store `drained`.
+    /// With the lock, and no report left: store `drained`.
     Drained {
         goal: Goal,
         generation: u8,
         held_back: u8,
     },
-    /// Have the lock, with a fault: kill what was held back.
+    /// With the lock and a fault: kill the entries that were held back.
     Kill { goal: Goal, held_back: u8 },
-    /// Have the lock, and all that was hit is out.
+    /// With the lock, and all invalidated entries unlinked.
     Current(Goal),
-    /// Have the lock; choose an idle entry to give up.
+    /// With the lock: choose an idle entry.
     ChooseVictim,
-    /// Have the lock; give it up.
+    /// With the lock: evict the entry.
     Evict { victim: u8 },
     /// Take the lock, to reserve a slot.
     Reenter,
     /// Ask the driver to watch; with a fault, after registering.
     Watch { slot: u8, pin: Option<u8> },
-    /// Register, when the invalidations `awaited` are over: one bit a thread.
+    /// Register, once the invalidations of the threads `awaited` are over, one bit each.
     Register { slot: u8, awaited: u8 },
-    /// Register what will not be cached.
+    /// Make an uncached registration.
     Uncached,
-    /// Destroy the registration in a dead entry.
+    /// Deregister the registration in a dead entry.
     TakeOut { slot: u8, then: Then },
-    /// Destroy a registration that was not published.
+    /// Deregister a registration that was not published.
     Deregister { slot: u8, pin: u8, then: Then },
     /// End the slot's watch.
     Unwatch { slot: u8, then: Then },
-    /// Take the lock and give the slot back.
+    /// Take the lock and make the slot vacant.
     Vacate { slot: u8, then: Then },
-    /// Take the lock and look for something to bury.
-    Bury(Buried),
+    /// Take the lock and look for a dead entry.
+    NextDead(AfterDead),
 }
 
-/// munmap, or a discard: the mapping stays, another page comes.
+/// A munmap, or a discard: the mapping stays, and another page comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Change {
     pub(crate) page: u8,
     pub(crate) unmaps: bool,
     pub(crate) stage: Stage,
-    /// Watches that it has hit, one bit a slot.
+    /// The slots whose watches it has invalidated, one bit each.
     pub(crate) struck: u8,
     /// Those of them that were reported since.
     pub(crate) reported: u8,
-    /// The first version after it.
+    /// The first version after the change.
     pub(crate) next: u8,
 }
 
@@ -191,7 +190,7 @@ pub(crate) struct Change {
 pub(crate) enum Stage {
     /// `invalidate_range_start`.
     Start,
-    /// The page table entry goes.
+    /// The page table entry is removed.
     Zap,
     /// With a fault: the report.
     Report,
@@ -199,33 +198,33 @@ pub(crate) enum Stage {
     End,
 }
 
-/// What the lock is taken for.
+/// The reason for taking the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Goal {
     Find,
     Publish { slot: u8, pin: u8 },
 }
 
-/// What comes when a registration has been destroyed.
+/// The continuation after a deregistration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Then {
-    /// It was a guard's drop.
+    /// The guard's drop is over.
     Idle,
-    /// The lookup goes on behind the lock.
+    /// The lookup goes on with its slow path.
     Slow,
-    Bury(Buried),
+    NextDead(AfterDead),
 }
 
-/// What comes when all are buried.
+/// The continuation when no dead entry is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Buried {
+pub(crate) enum AfterDead {
     Return,
     Reserve,
-    /// A registration is made for this slot.
+    /// Register for this slot.
     Register(u8),
 }
 
-/// What must not be.
+/// A violation of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Violation {
     /// A lookup returned a registration that was made before the change.
@@ -234,14 +233,14 @@ pub(crate) enum Violation {
     WrongRange,
     /// A reader looked into an entry that is vacant.
     Vacant,
-    /// A registration was destroyed that somebody uses.
+    /// A registration in use was deregistered.
     InUse,
-    /// A registration was destroyed twice.
+    /// A registration was deregistered twice.
     Twice,
 }
 
 impl State {
-    /// The change that a thread is in the middle of.
+    /// Returns the change that a thread is in the middle of.
     pub(crate) fn change(&mut self, thread: usize) -> Option<&mut Change> {
         match &mut self.threads[thread].at {
             At::Change(change) => Some(change),
@@ -249,13 +248,13 @@ impl State {
         }
     }
 
-    /// The entry of a page in the index.
+    /// Returns the entry of a page in the index.
     pub(crate) fn find(&self, page: u8) -> Option<u8> {
         let is_it = |slot: &Slot| slot.phase == Phase::Linked && slot.page == page;
         self.cache.slots.iter().position(is_it).map(|i| i as u8)
     }
 
-    /// The first of `slots` that is vacant.
+    /// Returns the first of `slots` that is vacant.
     pub(crate) fn find_vacant(&self, slots: usize) -> Option<u8> {
         let mut slots = self.cache.slots[..slots].iter();
         let vacant = slots.position(|slot| slot.phase == Phase::Vacant)?;
@@ -266,13 +265,13 @@ impl State {
         &mut self.cache.slots[usize::from(slot)]
     }
 
-    /// All threads are done.
+    /// Returns true if all threads are done.
     pub(crate) fn is_over(&self) -> bool {
         let done = |t: &Thread| t.left == 0 && t.guard.is_none() && t.at == At::Idle;
         self.threads.iter().all(done) && !self.kernel.deferred.contains(&true)
     }
 
-    /// There is nothing but what the cache keeps, and that is idle and watched.
+    /// Returns true if only cached registrations are left, all idle and watched.
     pub(crate) fn is_balanced(&self) -> bool {
         let mut pins = [false; REGISTRATIONS];
         for (slot, watch) in self.cache.slots.iter().zip(&self.kernel.watches) {

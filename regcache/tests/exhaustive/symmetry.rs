@@ -1,16 +1,17 @@
-//! States that differ in names alone are explored once.
+//! The reduction by symmetry: states that differ in names alone are explored once.
 //!
-//! Threads that have begun with the same number of operations are alike, and so are pages; which of
-//! the pins a registration is, which number the oldest version has and which the oldest generation
-//! that anybody remembers, decides nothing: versions and generations are only compared with one
-//! another. Slots are not alike, because the first that fits is taken.
+//! Threads that have begun with the same number of operations are alike, and so are pages. Four
+//! things have no effect: the names of threads, the names of pages, the index of a registration's
+//! pin, and the numbers of the oldest version and generation that the state holds. Versions and
+//! generations are only compared with one another. Slots are not alike, because the first that fits
+//! is taken.
 
 use stateright::Representative;
 
 use crate::kernel::bit;
 use crate::state::{At, Goal, Guard, PAGES, Phase, State, THREADS};
 
-/// Orders in which threads and pages are tried; more than one only for those that are in use.
+/// The orders in which threads and pages are tried. Unused ones have only one.
 const THREAD_ORDERS: [[usize; THREADS]; 6] = [
     [0, 1, 2],
     [1, 0, 2],
@@ -41,7 +42,7 @@ impl Representative for State {
 }
 
 impl State {
-    /// Thread `i` becomes thread `threads[i]`, and so with pages.
+    /// Renames thread `i` to `threads[i]`, and each page likewise.
     fn renamed(&self, threads: &[usize; THREADS], pages: &[usize; PAGES]) -> Self {
         let mut new = self.clone();
         let page = |old: &mut u8| *old = pages[usize::from(*old)] as u8;
@@ -90,14 +91,14 @@ impl State {
         new
     }
 
-    /// Pins in the order in which slots and threads refer to them.
+    /// Renumbers the pins in the order in which slots and threads refer to them.
     fn number_pins(&mut self) {
         let mut old = std::mem::take(&mut self.pins);
         let mut next = 0;
         let pins = &mut self.pins;
         let mut number = |pin: &mut u8| {
             let was = old[usize::from(*pin)].take();
-            // One that is destroyed and still referred to is a violation, and stays what it is.
+            // A pin that is gone and still referred to is a violation, and stays as it is.
             if was.is_some() {
                 pins[usize::from(next)] = was;
                 *pin = next;
@@ -133,14 +134,14 @@ impl State {
                 _ => {}
             }
         }
-        // Nobody refers to these: a leak, which must stay visible.
+        // Nobody refers to these pins. That is a leak, which must stay visible.
         let kept = usize::from(next);
         for (place, leaked) in self.pins[kept..].iter_mut().zip(old.iter().flatten()) {
             *place = Some(*leaked);
         }
     }
 
-    /// The oldest generation that anybody remembers is 0.
+    /// Renumbers generations so that the oldest one in the state is 0.
     fn number_generations(&mut self) {
         let oldest = self.generations().map(|it| *it).min().unwrap_or(0);
         self.generations().for_each(|it| *it -= oldest);
@@ -160,7 +161,7 @@ impl State {
             .chain(remembered)
     }
 
-    /// The oldest version of a page that anybody remembers is 0.
+    /// Renumbers the versions of a page so that the oldest one in the state is 0.
     fn number_versions(&mut self) {
         for page in 0..PAGES as u8 {
             let mut oldest = u8::MAX;

@@ -1,8 +1,8 @@
-//! A modelled kernel and device, for tests of policy and protocol on a machine without either.
+//! A modelled kernel and device, for tests on a machine that has neither.
 //!
-//! Memory is a few pages, each with a version: another version is another physical page. The fake
-//! device pins by noting versions. Remapping a page marks the watches on it and raises the
-//! generation, and only then changes the version, as the driver does it.
+//! Memory is a few pages, each with a version. Another version is another physical page. The fake
+//! device pins a page by noting its version. Remapping a page marks the watches on it, raises the
+//! generation, and then changes the version. The driver has the same order.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
@@ -18,10 +18,10 @@ use regcache::monitor::{Cookie, Monitor};
 use regcache::{Access, Builder, Cache, Registrar, VaRange};
 
 pub(crate) const PAGE: usize = 4096;
-/// Address of the first modelled page.
+/// The address of the first modelled page.
 pub(crate) const BASE: usize = 0x10_0000;
 
-/// Address of page `i`.
+/// Returns the address of page `i`.
 pub(crate) fn page(i: usize) -> *const u8 {
     std::ptr::without_provenance(BASE + i * PAGE)
 }
@@ -33,17 +33,17 @@ fn pages(range: VaRange) -> Range<usize> {
 #[derive(Default)]
 struct Watches {
     live: BTreeMap<u64, VaRange>,
-    hit: BTreeSet<u64>,
+    invalidated: BTreeSet<u64>,
 }
 
-/// Pages, and who watches them.
+/// The pages, and their watches.
 pub(crate) struct FakeKernel {
     versions: Vec<AtomicU64>,
     generation: AtomicU64,
     watches: Mutex<Watches>,
     pub(crate) refuse_watches: AtomicBool,
     pub(crate) break_reports: AtomicBool,
-    /// Readable while there is something to report.
+    /// Polls readable while there is something to report.
     readable: Option<EventFd>,
 }
 
@@ -52,7 +52,7 @@ impl FakeKernel {
         Self::with(pages, None)
     }
 
-    /// One whose monitors have a descriptor.
+    /// Makes a kernel whose monitors have a file descriptor.
     pub(crate) fn with_descriptor(pages: usize) -> Arc<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Self::with(pages, Some(EventFd::from_flags(flags).unwrap()))
@@ -73,17 +73,17 @@ impl FakeKernel {
         self.versions[page].load(Ordering::Acquire)
     }
 
-    /// munmap and mmap of one page.
+    /// Does a munmap and a mmap of one page.
     pub(crate) fn remap(&self, page: usize) {
         let mut watches = self.watches.lock().unwrap();
-        let hit: Vec<_> = watches
+        let watched: Vec<_> = watches
             .live
             .iter()
             .filter(|(_, r)| pages(**r).contains(&page))
             .map(|w| *w.0)
             .collect();
-        if !hit.is_empty() {
-            watches.hit.extend(hit);
+        if !watched.is_empty() {
+            watches.invalidated.extend(watched);
             self.generation.fetch_add(1, Ordering::Release);
             if let Some(readable) = &self.readable {
                 readable.write(1).unwrap();
@@ -98,10 +98,10 @@ impl FakeKernel {
     }
 }
 
-/// Sound, as far as the model goes.
+/// A monitor that keeps the rules on the modelled kernel.
 pub(crate) struct FakeMonitor(pub(crate) Arc<FakeKernel>);
 
-// SAFETY: it is a model; there is no device to reach memory.
+// SAFETY: this is a model, without a device that reaches memory.
 unsafe impl Monitor for FakeMonitor {
     fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
@@ -118,7 +118,7 @@ unsafe impl Monitor for FakeMonitor {
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
         let mut watches = self.0.watches.lock().unwrap();
-        watches.hit.remove(&cookie.0);
+        watches.invalidated.remove(&cookie.0);
         watches
             .live
             .remove(&cookie.0)
@@ -134,7 +134,7 @@ unsafe impl Monitor for FakeMonitor {
         if let Some(readable) = &self.0.readable {
             let _ = readable.read();
         }
-        for cookie in std::mem::take(&mut watches.hit) {
+        for cookie in std::mem::take(&mut watches.invalidated) {
             invalidated(Cookie(cookie));
         }
         Ok(self.0.generation.load(Ordering::Acquire))
@@ -149,7 +149,7 @@ unsafe impl Monitor for FakeMonitor {
     }
 }
 
-/// Bits: more of them serve fewer.
+/// An access of bits, where a superset serves a subset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Bits(pub(crate) u8);
 
@@ -163,25 +163,26 @@ impl Access for Bits {
     }
 }
 
-/// What the device pinned.
+/// A registration: the pages that the device pinned.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     pub(crate) id: u32,
-    /// First page, and the version of each page from there.
+    /// The first page.
     pub(crate) first: usize,
+    /// The version of each page, from the first on.
     pub(crate) versions: Vec<u64>,
 }
 
-/// Called in the middle of each registration, after the pages were pinned.
+/// A function that is called in the middle of each registration, after the pages were pinned.
 type Hook = Box<dyn Fn(&FakeDevice, VaRange) + Send + Sync>;
 
 pub(crate) struct FakeDevice {
     pub(crate) kernel: Arc<FakeKernel>,
     pub(crate) live: Arc<AtomicU32>,
     pub(crate) made: Arc<AtomicU32>,
-    /// Registrations that it has room for.
+    /// The number of registrations that the device has room for.
     pub(crate) capacity: u32,
-    /// Pages of the largest that it can make.
+    /// The size of the largest registration that the device makes, in pages.
     pub(crate) largest: usize,
     /// A page that is not mapped.
     pub(crate) hole: Option<usize>,
@@ -201,14 +202,14 @@ impl FakeDevice {
         }
     }
 
-    /// Of a cache on this device, and on its kernel's monitor.
+    /// Builds a cache on this device and on its kernel's monitor.
     pub(crate) fn builder(self) -> Builder<Self, FakeMonitor> {
         let monitor = FakeMonitor(Arc::clone(&self.kernel));
         Cache::builder(self).monitor(monitor)
     }
 }
 
-// SAFETY: it is a model; there is no device to reach memory.
+// SAFETY: this is a model, without a device that reaches memory.
 unsafe impl Registrar for FakeDevice {
     type Access = Bits;
     type Registration = Pinned;
@@ -246,7 +247,7 @@ unsafe impl Registrar for FakeDevice {
 }
 
 impl Pinned {
-    /// True if a page under `range` is not the one that was pinned.
+    /// Returns true if a page under `range` is not the one that was pinned.
     pub(crate) fn is_stale(&self, kernel: &FakeKernel, range: VaRange) -> bool {
         pages(range).any(|page| self.versions[page - self.first] != kernel.version(page))
     }

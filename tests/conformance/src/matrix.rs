@@ -1,32 +1,31 @@
-//! The matrix: each scenario, with each monitor on each device: what the device read afterwards.
+//! The matrix: what a device reads after each scenario, with each monitor on each device.
 
 use std::error::Error as StdError;
 use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
-use regcache::monitor::{Monitor, Nothing, Ummunotify, Userfaultfd};
+use regcache::monitor::{Monitor, NoMonitor, Ummunotify, Userfaultfd};
 
-use crate::device::{Device, Outcome, Result, reuse};
-use crate::remap::Way;
-use crate::{NeverReports, Uring};
+use regcache_repro::{Device, NeverReports, Outcome, Result, Scenario, Uring, reuse};
 
-/// What a column has to show.
+/// The cells that a column has to show.
 #[derive(Debug, Clone, Copy)]
 pub enum Verdict {
-    /// Nothing stale.
+    /// No stale cell.
     Sound,
-    /// Old pages in these scenarios, or the suite sees nothing: the monitor is a negative control.
-    StaleWhere(fn(&Way) -> bool),
+    /// A stale cell for each of these scenarios: the monitor is a negative control, which proves
+    /// that the suite sees stale bytes.
+    StaleWhere(fn(&Scenario) -> bool),
 }
 
-type Play = Box<dyn Fn(&Way) -> Result<Outcome>>;
+type Play = Box<dyn Fn(&Scenario) -> Result<Outcome>>;
 
 /// A monitor on a device.
 pub struct Column {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// What it has to show.
+    /// The cells that it has to show.
     pub verdict: Verdict,
     play: Play,
 }
@@ -38,7 +37,7 @@ impl std::fmt::Debug for Column {
 }
 
 impl Column {
-    /// Of a device that is made anew for each scenario.
+    /// Makes a column of a device, which is made again for each scenario.
     pub fn new<D: Device>(
         name: &str,
         verdict: Verdict,
@@ -47,11 +46,11 @@ impl Column {
         Self {
             name: name.to_owned(),
             verdict,
-            play: Box::new(move |way| reuse(&device()?, way)),
+            play: Box::new(move |scenario| reuse(&device()?, scenario)),
         }
     }
 
-    /// Of io_uring.
+    /// Makes a column of io_uring.
     pub fn of_uring<M: Monitor>(
         monitor_name: &str,
         verdict: Verdict,
@@ -62,19 +61,22 @@ impl Column {
     }
 }
 
-/// What an event, or none, cannot tell.
-fn is_silent(way: &Way) -> bool {
-    way.name.starts_with("guard_pages") || way.name == "shmat_over_it_then_mmap"
+/// Whether no event of userfaultfd reports this scenario.
+fn is_silent(scenario: &Scenario) -> bool {
+    scenario.name.starts_with("guard_pages") || scenario.name == "shmat_over_it_then_mmap"
 }
 
-/// The columns of io_uring that this machine can have. Says why, of those that it cannot.
+/// Returns the columns of io_uring that this machine can play, and prints why it cannot play
+/// others.
 #[must_use]
 pub fn uring_columns() -> Vec<Column> {
     let mut columns = vec![
-        Column::of_uring("naive", Verdict::StaleWhere(Way::replaces), || {
-            Ok(NeverReports)
-        }),
-        Column::of_uring("nothing", Verdict::Sound, || Ok(Nothing)),
+        Column::of_uring(
+            "naive",
+            Verdict::StaleWhere(|scenario| scenario.replaces),
+            || Ok(NeverReports),
+        ),
+        Column::of_uring("nothing", Verdict::Sound, || Ok(NoMonitor)),
     ];
     // SAFETY: the device only reads, from pages that are mapped nowhere.
     let racy = || unsafe { Userfaultfd::open_racy() };
@@ -98,22 +100,22 @@ pub fn uring_columns() -> Vec<Column> {
     columns
 }
 
-/// Plays the scenarios and prints a table; the scenarios' names begin with `label`. Returns what is not as it has to
-/// be.
+/// Plays the scenarios and prints a table, in which `label` precedes each name. Returns the cells
+/// that are not as they have to be.
 #[must_use]
-pub fn matrix<'w>(
+pub fn matrix<'s>(
     columns: &[Column],
-    ways: impl IntoIterator<Item = &'w Way>,
+    scenarios: impl IntoIterator<Item = &'s Scenario>,
     label: &str,
 ) -> Vec<String> {
     let names: Vec<_> = columns.iter().map(|column| column.name.as_str()).collect();
     println!("| scenario | {} |", names.join(" | "));
     println!("|---|{}", "---|".repeat(columns.len()));
     let mut wrong = Vec::new();
-    for way in ways {
+    for scenario in scenarios {
         let mut cells = Vec::new();
         for column in columns {
-            let outcome = (column.play)(way);
+            let outcome = (column.play)(scenario);
             let cell = match &outcome {
                 Ok(Outcome::Fresh) => "ok".to_owned(),
                 Ok(Outcome::Uncached) => "uncached".to_owned(),
@@ -121,71 +123,73 @@ pub fn matrix<'w>(
                 Err(error) if is_unsupported(error.as_ref()) => "-".to_owned(),
                 Err(error) => format!("failed: {error}"),
             };
-            if !is_as_it_has_to_be(column.verdict, way, &outcome) {
-                wrong.push(format!("{}, {}: {cell}", way.name, column.name));
+            if !is_as_it_has_to_be(column.verdict, scenario, &outcome) {
+                wrong.push(format!("{}, {}: {cell}", scenario.name, column.name));
             }
             cells.push(cell);
         }
-        println!("| {label}{} | {} |", way.name, cells.join(" | "));
+        println!("| {label}{} | {} |", scenario.name, cells.join(" | "));
     }
     wrong
 }
 
-fn is_as_it_has_to_be(verdict: Verdict, way: &Way, outcome: &Result<Outcome>) -> bool {
+fn is_as_it_has_to_be(verdict: Verdict, scenario: &Scenario, outcome: &Result<Outcome>) -> bool {
     match (verdict, outcome) {
         (Verdict::Sound, Ok(outcome)) => *outcome != Outcome::Stale,
-        (Verdict::StaleWhere(must), Ok(outcome)) => *outcome == Outcome::Stale || !must(way),
+        (Verdict::StaleWhere(must), Ok(outcome)) => *outcome == Outcome::Stale || !must(scenario),
         (_, Err(error)) => is_unsupported(error.as_ref()),
     }
 }
 
-/// Whether the kernel cannot do what the scenario is about, or the device not register such memory.
+/// Whether the kernel does not know the scenario, or the device cannot register such memory.
 fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>()
-            && (error.kind() == io::ErrorKind::Unsupported
-                || error.raw_os_error() == Some(libc::EOPNOTSUPP))
-        {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    let mut causes = regcache::error::chain(error);
+    causes.any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| {
+            error.kind() == io::ErrorKind::Unsupported
+                || error.raw_os_error() == Some(libc::EOPNOTSUPP)
+        })
+    })
 }
 
-/// Plays scenarios, prints a table, and exits with 1 if a sound monitor is stale anywhere, or one that is not, where it
-/// must be, is not.
+/// Play the scenarios with each monitor, and print a table of what the device read
+///
+/// Exits with 1 if a sound monitor is stale in any scenario, or if a negative control is not stale
+/// where it has to be.
 #[derive(Parser)]
 struct Options {
-    /// What the scenarios' names are to begin with
+    /// Print this before the name of each scenario
     #[arg(long, default_value = "")]
     label: String,
-    /// Only columns whose names end so
+    /// Play only the columns whose names end with this
     #[arg(long)]
     column: Vec<String>,
-    /// Only these scenarios
+    /// Play only these scenarios
     only: Vec<String>,
 }
 
-/// What a program does that plays these scenarios in these columns.
-pub fn matrix_program<'w>(
+/// Runs a program that plays these scenarios in these columns.
+pub fn matrix_program<'s>(
     mut columns: Vec<Column>,
-    ways: impl IntoIterator<Item = &'w Way>,
+    scenarios: impl IntoIterator<Item = &'s Scenario>,
 ) -> ExitCode {
     let options = Options::parse();
-    let is_wanted =
-        |way: &&Way| options.only.is_empty() || options.only.iter().any(|name| name == way.name);
-    let ways = ways.into_iter().filter(is_wanted);
+    let is_wanted = |scenario: &&Scenario| {
+        options.only.is_empty() || options.only.iter().any(|name| name == scenario.name)
+    };
+    let scenarios = scenarios.into_iter().filter(is_wanted);
     let is_asked_for = |column: &Column| options.column.iter().any(|it| column.name.ends_with(it));
     if !options.column.is_empty() {
         columns.retain(is_asked_for);
     }
     if columns.is_empty() {
-        eprintln!("matrix: there is none of {:?} here", options.column);
+        eprintln!(
+            "matrix: this machine has no column that ends with one of {:?}",
+            options.column
+        );
         return ExitCode::FAILURE;
     }
-    let wrong = matrix(&columns, ways, &options.label);
+    let wrong = matrix(&columns, scenarios, &options.label);
     for cell in &wrong {
         eprintln!("matrix: not as it has to be: {cell}");
     }

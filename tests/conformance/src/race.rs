@@ -1,47 +1,27 @@
-//! Thread A unmaps, thread B is handed the address and looks it up.
+//! A race for an address: thread A unmaps it, and thread B maps it again and looks it up.
 //!
-//! B is told by nobody that A has unmapped: it asks for the address, by `MAP_FIXED_NOREPLACE`, until the
-//! kernel gives it. From then on what was registered there is stale. Where the news of an unmapping
-//! comes after the address can be handed out again, this finds it.
+//! No message tells B that A has unmapped. B asks for the address with `MAP_FIXED_NOREPLACE` until
+//! the kernel gives it out. From then on the old registration is stale. The race finds a monitor
+//! whose report comes later than that.
 
 use std::hint;
-use std::io;
 use std::ops::ControlFlow;
-use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 
-use nix::errno::Errno;
 use regcache::monitor::Monitor;
 
-use crate::device::{Device, Result};
-use crate::{PAGE, Uring};
+use regcache_repro::{Device, PAGE, Result, Uring};
+use regcache_test_support::{map_fixed, unmap};
 
 const OLD: u8 = 0xA5;
 const NEW: u8 = 0x3C;
 
-/// How often to look before other threads are let run.
+/// How often to look before yielding the CPU.
 const SPINS: u32 = 200;
 
-fn map(at: usize, how: i32) -> io::Result<*mut u8> {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
-    let at = ptr::with_exposed_provenance_mut(at);
-    // SAFETY: where nothing is.
-    let start = unsafe { libc::mmap(at, PAGE, protection, flags, -1, 0) };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(start.cast())
-}
-
-fn unmap(start: *mut u8) -> io::Result<()> {
-    // SAFETY: from `map`, and no reference is left.
-    Errno::result(unsafe { libc::munmap(start.cast(), PAGE) })?;
-    Ok(())
-}
-
-/// Has the device read the page, filled with `byte`; true if that is what it read.
+/// Fills the page with `byte` and lets the device read it. Returns true if the device read that
+/// byte.
 fn reads<M: Monitor>(device: &Uring<M>, page: *mut u8, byte: u8) -> Result<bool> {
     // SAFETY: mapped by this thread, and the only reference.
     let bytes = unsafe { std::slice::from_raw_parts_mut(page, PAGE) };
@@ -50,7 +30,7 @@ fn reads<M: Monitor>(device: &Uring<M>, page: *mut u8, byte: u8) -> Result<bool>
     Ok(arrived.iter().all(|&it| it == byte))
 }
 
-/// Waits until `place` is not `value`, and returns what it is.
+/// Waits until `place` differs from `value`, and returns its value.
 fn wait_while(place: &AtomicUsize, value: usize) -> usize {
     for round in 0_u32.. {
         let now = place.load(Ordering::Acquire);
@@ -65,21 +45,21 @@ fn wait_while(place: &AtomicUsize, value: usize) -> usize {
     value
 }
 
-/// Plays up to `rounds` rounds, and returns how many the device read the old page in, and how many were
-/// played: after each `goes_on` is asked, with how many were stale so far.
+/// Plays up to `rounds` rounds. Returns in how many the device read the old page, and how many were
+/// played. After each round, `goes_on` decides by the number of stale rounds.
 ///
 /// # Errors
 ///
-/// What the kernel or the device says.
+/// The errors of the kernel or the device.
 pub fn thread_reuse<M: Monitor>(
     device: &Uring<M>,
     rounds: u32,
     goes_on: impl Fn(u32) -> ControlFlow<()>,
 ) -> Result<(u32, u32)> {
-    /// What the address is when there is none.
+    /// The value of `address` between two rounds.
     const NONE: usize = 0;
     const END: usize = 1;
-    // The address that A is about to unmap, until B has played the round.
+    // The address that A unmaps in this round, until B has played it.
     let address = AtomicUsize::new(NONE);
     let stale = AtomicU32::new(0);
     thread::scope(|scope| {
@@ -90,7 +70,7 @@ pub fn thread_reuse<M: Monitor>(
                     return Ok(());
                 }
                 let page = loop {
-                    match map(wanted, libc::MAP_FIXED_NOREPLACE) {
+                    match map_fixed(wanted, PAGE, libc::MAP_FIXED_NOREPLACE) {
                         Ok(page) => break page,
                         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
                         Err(error) => {
@@ -103,7 +83,7 @@ pub fn thread_reuse<M: Monitor>(
                 if !matches!(read, Ok(true)) {
                     stale.fetch_add(1, Ordering::Relaxed);
                 }
-                unmap(page)?;
+                unmap(page, PAGE)?;
                 let next = if read.is_ok() { NONE } else { END };
                 address.store(next, Ordering::Release);
                 read?;
@@ -112,15 +92,18 @@ pub fn thread_reuse<M: Monitor>(
         let mut played = 0;
         let mut a = || -> Result<()> {
             while played < rounds {
-                // Far from where the kernel puts things, so that nobody else is given it.
+                // Far from the addresses that the kernel chooses, so that no other thread is given
+                // it.
                 let place = 0x5000_0000_0000 + (played as usize % 1024) * 2 * PAGE;
-                let page = map(place, libc::MAP_FIXED_NOREPLACE)?;
+                let page = map_fixed(place, PAGE, libc::MAP_FIXED_NOREPLACE)?;
                 if !reads(device, page, OLD)? {
-                    return Err("stale where nothing was unmapped lately".into());
+                    return Err(
+                        "the device read an old page at an address that was mapped first".into(),
+                    );
                 }
                 let wanted = page.expose_provenance();
                 address.store(wanted, Ordering::Release);
-                unmap(page)?;
+                unmap(page, PAGE)?;
                 played += 1;
                 let ended = wait_while(&address, wanted) == END;
                 if ended || goes_on(stale.load(Ordering::Relaxed)).is_break() {

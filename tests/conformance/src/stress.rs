@@ -1,8 +1,8 @@
-//! Threads that allocate, free, fork and look up, with malloc's own memory cached.
+//! Threads that allocate, free, fork and look up, while malloc's own memory is cached.
 //!
-//! With userfaultfd, an unmapping thread sleeps until its event has been read, in `free`, with malloc's
-//! lock held, or in the cache, with the cache's. If the one that reads ever waited for such a lock,
-//! all would stand still.
+//! With userfaultfd, a thread that unmaps sleeps until its event was read. It may hold malloc's
+//! lock, in `free`, or the cache's lock. If the thread that reads events ever waited for such a
+//! lock, all threads would be deadlocked.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -16,28 +16,28 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 use regcache::monitor::{Monitor, Userfaultfd};
 
-use crate::device::{Device, Result};
-use crate::{Random, Uring};
+use regcache_repro::{Device, Result, Uring};
+use regcache_test_support::Random;
 
-/// What was done.
+/// The work done so far.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Lookups of memory that malloc gave.
+    /// Lookups of memory of malloc.
     pub lookups: AtomicU64,
-    /// Of those, the ones whose bytes were checked.
+    /// The lookups among them whose bytes were checked.
     pub checked: AtomicU64,
-    /// Of those, the ones that were stale.
+    /// The checked lookups that were stale.
     pub stale: AtomicU64,
-    /// Children.
+    /// Forks.
     pub forks: AtomicU64,
 }
 
-/// Runs `threads` threads for so long.
+/// Runs `threads` threads for this time.
 ///
 /// # Errors
 ///
-/// What the kernel or the device says; and if nothing moves for `patience`, but then the threads that
-/// stand still are left behind, and the process had better end.
+/// The errors of the kernel or the device; an error if nothing moves for `patience`. In that case
+/// the deadlocked threads are left behind, and the process should exit.
 pub fn allocate_free_fork_and_look_up<M: Monitor>(
     device: &'static Uring<M>,
     threads: u64,
@@ -46,7 +46,7 @@ pub fn allocate_free_fork_and_look_up<M: Monitor>(
 ) -> Result<&'static Progress> {
     let progress: &'static Progress = Box::leak(Box::default());
     let stop: &'static AtomicBool = Box::leak(Box::default());
-    // The pipe is one thread's at a time.
+    // One thread uses the pipe at a time.
     let pipe: &'static Mutex<()> = Box::leak(Box::default());
     let running: Vec<_> = (0..threads)
         .map(|seed| thread::spawn(move || run(device, seed, progress, stop, pipe)))
@@ -59,7 +59,7 @@ pub fn allocate_free_fork_and_look_up<M: Monitor>(
         if now != seen {
             (seen, moved) = (now, Instant::now());
         } else if moved.elapsed() > patience {
-            return Err(format!("nothing has moved for {patience:?}: {progress:?}").into());
+            return Err(format!("no lookup has returned for {patience:?}, so the threads are deadlocked: {progress:?}").into());
         }
     }
     stop.store(true, Ordering::Relaxed);
@@ -83,11 +83,11 @@ fn run<M: Monitor>(
     stop: &AtomicBool,
     pipe: &Mutex<()>,
 ) -> Result<()> {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let mut next = move |below| random.below(below);
     let mut kept: Vec<Vec<u8>> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        // From malloc's bins, its heap, and by mmap.
+        // These sizes come from malloc's bins, from its heap, and from mmap.
         let len = [64, 4096, 60_000, 300_000][next(4)] + next(5000);
         let mut bytes = vec![0; len];
         bytes.fill(next(256) as u8);
@@ -126,29 +126,31 @@ fn run<M: Monitor>(
     Ok(())
 }
 
-/// Allocates, frees, forks and looks up in several threads, with malloc's own memory cached by userfaultfd. Exits with
-/// 1 if anything stands still, or a lookup was stale.
+/// Allocate, free, fork and look up in several threads, while malloc's own memory is cached
+///
+/// The monitor is userfaultfd. Exits with 1 if a lookup is stale, and aborts if the threads are
+/// deadlocked.
 #[derive(Parser)]
 struct Options {
-    /// How long
+    /// Run for this many seconds
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// In how many threads
+    /// Run this many threads
     #[arg(long, default_value_t = 4)]
     threads: u64,
 }
 
-/// How long nothing may move.
+/// How long the threads may make no progress.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a program does whose global allocator is `allocator`.
+/// Runs the stress in a program whose global allocator is `allocator`.
 pub fn stress_program(allocator: &str) -> ExitCode {
     match stress(&Options::parse(), allocator) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("stress: {error}");
-            // Returning would wait for those that stand still.
+            // Returning would wait for the deadlocked threads.
             std::process::abort()
         }
     }

@@ -1,16 +1,16 @@
-//! The matrix, on io_uring: the program `matrix`, which has a negative control that no other program is to be linked with,
-//! ends well only if every cell is as it has to be.
+//! The matrix on io_uring. It runs the program `matrix`, which succeeds only if every cell is as it
+//! has to be. The program is linked with a negative control, so it stays a program of its own.
 
 use std::process::{Command, Stdio};
 
 #[test]
 #[cfg_attr(
     sanitizer = "address",
-    ignore = "of libc's malloc, which is the sanitizer's then"
+    ignore = "needs libc's malloc, which the sanitizer replaces"
 )]
 #[cfg_attr(
     sanitizer = "thread",
-    ignore = "ThreadSanitizer stops at a clone that shares the memory"
+    ignore = "ThreadSanitizer does not support a clone that shares memory"
 )]
 fn no_sound_monitor_is_stale_and_the_others_are_where_they_must_be() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_matrix"));

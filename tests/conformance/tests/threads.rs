@@ -1,6 +1,6 @@
-//! The race for an address, and whether anything can stand still, on userfaultfd and io_uring.
+//! The race for an address and the search for deadlocks, on userfaultfd and io_uring.
 //!
-//! `REGCACHE_STRESS_SECONDS` has the second take longer than its 20 s.
+//! The search takes 20 s; `REGCACHE_STRESS_SECONDS` sets another time.
 
 use std::env;
 use std::ops::ControlFlow;
@@ -9,9 +9,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use regcache::monitor::Userfaultfd;
-use regcache_conformance::{Uring, allocate_free_fork_and_look_up, thread_reuse};
+use regcache_conformance::{allocate_free_fork_and_look_up, thread_reuse};
+use regcache_repro::Uring;
 
-/// One test at a time: each wants both processors.
+/// Runs one test at a time, since each needs two CPUs.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn strict() -> Option<Userfaultfd> {
@@ -23,7 +24,7 @@ fn strict() -> Option<Userfaultfd> {
 #[test]
 #[cfg_attr(
     sanitizer = "thread",
-    ignore = "maps where ThreadSanitizer allows nothing"
+    ignore = "maps addresses that ThreadSanitizer does not allow"
 )]
 fn a_thread_that_is_handed_the_address_gets_the_new_page() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,7 +37,7 @@ fn a_thread_that_is_handed_the_address_gets_the_new_page() {
 #[test]
 #[cfg_attr(
     sanitizer = "thread",
-    ignore = "maps where ThreadSanitizer allows nothing"
+    ignore = "maps addresses that ThreadSanitizer does not allow"
 )]
 fn with_events_alone_it_is_at_times_given_the_old_one() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,7 +60,7 @@ fn with_events_alone_it_is_at_times_given_the_old_one() {
 #[test]
 #[cfg_attr(
     sanitizer = "address",
-    ignore = "of libc's malloc, which is the sanitizer's then"
+    ignore = "needs libc's malloc, which the sanitizer replaces"
 )]
 fn allocating_freeing_and_forking_with_mallocs_memory_cached_never_stands_still() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -68,7 +69,7 @@ fn allocating_freeing_and_forking_with_mallocs_memory_cached_never_stands_still(
     let seconds = seconds.map_or(20, |it| it.parse().unwrap());
     // SAFETY: mallopt has no preconditions.
     unsafe {
-        // Memory comes and goes often.
+        // malloc gets memory from the kernel and gives it back often.
         libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 10);
     }
@@ -79,7 +80,7 @@ fn allocating_freeing_and_forking_with_mallocs_memory_cached_never_stands_still(
         Ok(progress) => progress,
         Err(error) => {
             eprintln!("{error}");
-            // Unwinding would wait for those that stand still.
+            // Unwinding would wait for the deadlocked threads.
             std::process::abort();
         }
     };

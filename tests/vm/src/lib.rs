@@ -1,15 +1,11 @@
-//! What the regression suite shares: the ways in which memory changes under an address, the rig that
-//! moves bytes between such memory and a device, and the monitor that makes a cache naive.
+//! What the suites of the virtual machine share: the driver's file, child processes, and an RDMA device
+//! for the conformance suite.
 
-mod device;
-mod memory;
+mod driver_file;
 mod process;
-mod rig;
 mod rxe;
 
-pub use device::{Counter, Device};
-pub use memory::{Pages, pinned, resident};
+pub use driver_file::{Counter, DriverFile};
 pub use process::Child;
-pub use regcache_conformance::{NeverReports, PAGE, Random, remap};
-pub use rig::{Direction, Outcome, Result, Rig};
+pub use regcache_test_support::{NeverReports, PAGE, Pages, Random, pinned, resident};
 pub use rxe::{Rxe, rxe_columns};

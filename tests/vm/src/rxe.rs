@@ -6,11 +6,9 @@ use std::sync::PoisonError;
 use memmap2::MmapMut;
 use regcache::Cache;
 use regcache::monitor::{Monitor, Ummunotify};
-use regcache_conformance::remap::Way;
-use regcache_conformance::{Column, Device, NeverReports, Verdict};
+use regcache_conformance::{Column, Verdict};
+use regcache_repro::{Device, NeverReports, Result};
 use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd};
-
-use crate::rig::Result;
 
 /// The largest memory that can be read out at once.
 const CAPACITY: usize = 1 << 20;
@@ -71,7 +69,7 @@ impl<M: Monitor> Device for Rxe<M> {
 /// The matrix's columns of this device.
 #[must_use]
 pub fn rxe_columns() -> Vec<Column> {
-    let naive = Verdict::StaleWhere(Way::replaces);
+    let naive = Verdict::StaleWhere(|scenario| scenario.replaces);
     vec![
         Column::new("rxe, naive", naive, || Rxe::new(NeverReports)),
         Column::new("rxe, ummunotify", Verdict::Sound, || {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use regcache::monitor::{Shared, Ummunotify};
 use regcache::{Builder, Cache};
-use regcache_tests::{PAGE, Pages, pinned};
+use regcache_tests_vm::{PAGE, Pages, pinned};
 use regcache_verbs::{
     Access, Context, Cq, Loopback, MrRegistrar, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
 };
@@ -95,7 +95,7 @@ fn domains_share_a_monitor() {
     let first = Shared::new(Ummunotify::open().unwrap()).unwrap();
     let domains = [domain(), domain()];
     let caches = domains.each_ref().map(|pd| {
-        let monitor = first.another().unwrap();
+        let monitor = first.subscribe().unwrap();
         let builder = Cache::builder(MrRegistrar::new(pd));
         builder.monitor(monitor).build().unwrap()
     });

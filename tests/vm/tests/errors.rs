@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use regcache::monitor::{OpenError, Ummunotify};
-use regcache::{Cache, Error, RegisterError};
-use regcache_tests::{Child, PAGE, Pages};
+use regcache::{Cache, Error, RangeError, RegisterError};
+use regcache_tests_vm::{Child, PAGE, Pages};
 use regcache_verbs::{Access, Context, MrRegistrar, Pd};
 
 type VerbsCache = Cache<MrRegistrar, Ummunotify>;
@@ -38,7 +38,7 @@ fn says(error: &dyn std::error::Error, advice: &str) {
 fn zero_bytes() {
     let (cache, memory) = (cache(), Pages::new(1).unwrap());
     let error = refused(&cache, memory.page(0), 0, Access::LOCAL_WRITE);
-    assert!(matches!(error, Error::ZeroLength { .. }));
+    assert!(matches!(error, Error::Range(RangeError::ZeroLength { .. })));
     says(&error, "ask for at least one");
 }
 
@@ -48,10 +48,10 @@ fn a_range_that_wraps() {
     let error = refused(&cache, memory.page(0), usize::MAX, Access::LOCAL_WRITE);
     assert!(matches!(
         error,
-        Error::AddressWraps {
+        Error::Range(RangeError::AddressWraps {
             len: usize::MAX,
             ..
-        }
+        })
     ));
     says(&error, "check the length");
 }

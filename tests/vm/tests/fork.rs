@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use regcache::monitor::Ummunotify;
 use regcache::{Cache, Error};
-use regcache_tests::{Child, PAGE, Pages, pinned};
+use regcache_tests_vm::{Child, PAGE, Pages, pinned};
 use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd, fork_init};
 
 type VerbsCache = Cache<MrRegistrar, Ummunotify>;

@@ -9,7 +9,7 @@ use std::thread;
 use memmap2::MmapMut;
 use regcache::monitor::{Cookie, Monitor, Ummunotify};
 use regcache::{Cache, Registrar, VaRange};
-use regcache_tests::{PAGE, Pages};
+use regcache_tests_vm::{PAGE, Pages};
 use regcache_verbs::{Access, Context, Loopback, Mr, MrRegistrar, Pd};
 
 const ROUNDS: u64 = 20_000;

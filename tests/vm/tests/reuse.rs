@@ -6,16 +6,17 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use regcache::monitor::{Monitor, Ummunotify};
-use regcache_tests::remap::{WAYS, Way};
-use regcache_tests::{Direction, NeverReports, Outcome, Rig};
+use regcache_conformance::BASIC;
+use regcache_repro::{NeverReports, Outcome, Scenario};
+use regcache_repro_rdma::{Direction, Rig};
 
 fn expect<M: Monitor>(
     monitor: M,
-    way: &Way,
+    scenario: &Scenario,
     direction: Direction,
     expected: Outcome,
 ) -> Result<(), Failed> {
-    let outcome = Rig::new(None, monitor)?.reuse(way, direction)?;
+    let outcome = Rig::new(None, monitor)?.reuse(scenario, direction)?;
     if outcome == expected {
         return Ok(());
     }
@@ -27,15 +28,15 @@ fn main() -> ExitCode {
     // The address must come back: no other thread may map memory meanwhile.
     arguments.test_threads = Some(1);
     let mut trials = Vec::new();
-    for way in WAYS {
+    for scenario in BASIC {
         for direction in Direction::ALL {
-            let name = format!("{}::{}", way.name, direction.name());
+            let name = format!("{}::{}", scenario.name, direction.name());
             trials.push(Trial::test(format!("{name}::naive_is_stale"), move || {
-                expect(NeverReports, way, direction, Outcome::Stale)
+                expect(NeverReports, scenario, direction, Outcome::Stale)
             }));
             trials.push(Trial::test(
                 format!("{name}::regcache_is_fresh"),
-                move || expect(Ummunotify::open()?, way, direction, Outcome::Fresh),
+                move || expect(Ummunotify::open()?, scenario, direction, Outcome::Fresh),
             ));
         }
     }

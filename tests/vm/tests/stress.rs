@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use memmap2::MmapMut;
 use regcache::monitor::{Monitor, Ummunotify};
 use regcache::{Cache, Error, Guard, Registrar, VaRange};
-use regcache_tests::{NeverReports, PAGE, Pages, Random, pinned};
+use regcache_tests_vm::{NeverReports, PAGE, Pages, Random, pinned};
 use regcache_verbs::{Access, Context, Loopback, Mr, MrRegistrar, Pd};
 
 const AREAS: usize = 16;
@@ -111,7 +111,7 @@ impl<M: Monitor> Field<M> {
 
     /// Looks up memory that may be changing, or be gone.
     fn look_up(&self, seed: u64) {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let (mut answers, mut refusals) = (0, 0);
         while self.goes_on() {
             if random.below(64) == 0 {
@@ -136,7 +136,7 @@ impl<M: Monitor> Field<M> {
 
     /// Changes memory and moves bytes out of it and into it.
     fn move_bytes(&self, seed: u64, loopback: &mut Loopback, unmapper: &Sender<usize>) {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let mut sink = MmapMut::map_anon(AREA).unwrap();
         let (mut moves, mut stale, mut changes, mut handed) = (0, 0, 0, 0);
         while self.goes_on() {

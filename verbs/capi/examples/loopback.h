@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A queue pair that is connected with itself: what is sent arrives in this process. For the example, which is about
- * registrations and not about connections.
+ * A queue pair that is connected with itself, so that this process receives what it sends. It keeps
+ * connections out of the example, which shows registrations.
  */
 #ifndef LOOPBACK_H
 #define LOOPBACK_H
@@ -19,7 +19,7 @@ struct loopback {
 	struct ibv_qp *qp;
 };
 
-/* The GID index of RoCE v2 by the port's IPv4 address, or 0. */
+/* Returns the GID index of the port's IPv4 address, for RoCE v2, or 0. */
 static inline uint8_t gid_index(struct ibv_context *context, int entries)
 {
 	static const uint8_t mapped[12] = { [10] = 0xff, [11] = 0xff };
@@ -91,9 +91,9 @@ static inline struct loopback loopback_open(void)
 	return link;
 }
 
-/* Receives into `to` what it sends from `from`, and returns when both are done. */
-static inline void loopback_send(struct loopback *link, const void *from, uint32_t from_lkey, void *to, uint32_t to_lkey,
-				 uint32_t length)
+/* Sends `from`, receives it into `to`, and returns when both have completed. */
+static inline void loopback_send(struct loopback *link, const void *from, uint32_t from_lkey,
+				 void *to, uint32_t to_lkey, uint32_t length)
 {
 	struct ibv_sge source = { .addr = (uintptr_t)from, .length = length, .lkey = from_lkey };
 	struct ibv_sge sink = { .addr = (uintptr_t)to, .length = length, .lkey = to_lkey };

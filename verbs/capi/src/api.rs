@@ -1,7 +1,7 @@
-//! The functions of `regcache.h`. The comments are the header's.
+//! The functions of `regcache.h`. Their comments are the header's.
 #![expect(
     clippy::missing_safety_doc,
-    reason = "what a pointer has to be is what it has to be anywhere in C, or said of the structure"
+    reason = "pointers are valid as C convention has it; the structures state exceptions"
 )]
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
@@ -10,19 +10,31 @@ use std::ptr::{self, NonNull};
 use std::time::Duration;
 
 use regcache::Completion;
-use regcache::monitor::{Auto, Nothing, Shared, Ummunotify, Userfaultfd, auto};
+use regcache::monitor::{Auto, NoMonitor, Shared, Ummunotify, Userfaultfd, auto};
 use regcache_verbs::{Access, MrRegistrar, Pd};
 
+use crate::boundary::call;
 use crate::caches::{self, Instance};
-use crate::call::call;
 use crate::device::{AnyDevice, Callbacks};
 use crate::error::Error;
 use crate::guards;
-use crate::thread::Thread;
+use crate::thread_record::ThreadRecord;
 use crate::types::{self, Attr, Cache, Device, Guard, Mr, Stats, ibv_pd};
 
-/// Makes a cache of registrations in a protection domain. The domain must stay until the cache is destroyed. `attr` may be
-/// NULL.
+/// Creates a cache for a protection domain.
+///
+/// @param pd     The domain. It must stay allocated until the cache is destroyed.
+/// @param attr   The attributes; NULL selects all defaults.
+/// @param cache  Receives the cache.
+/// @return       0, or a negative errno:
+///               -EINVAL: `pd` or `cache` is NULL, or an attribute has a bad value.
+///               -E2BIG: an attribute is set that this library does not know.
+///               -EBADF: `monitor_of` is not a cache, or was destroyed.
+///               -ESTALE: `monitor_of` belongs to the parent process.
+///               -ENODEV, -ENOENT, -EACCES, -EPERM: the monitor is not available.
+///               -ENOSPC: the process has 1024 caches.
+///               -EDEADLK: called with `monitor_of` from within a callback.
+///               Others, such as -ENOMEM and -EMFILE: the system's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_create(
     pd: *mut ibv_pd,
@@ -32,16 +44,23 @@ pub unsafe extern "C" fn regcache_create(
     call(|thread| {
         not_null(cache, "cache")?;
         let pd = NonNull::new(pd).ok_or(Error::Null { what: "pd" })?;
-        // SAFETY: not null, and so by the header a domain that outlives the cache, which is what uses this `Pd`.
+        // SAFETY: not null, and so, as the header demands, a domain that outlives the cache. Only
+        // the cache uses this `Pd`.
         let pd = unsafe { Pd::borrowed(pd.cast()) };
         let device = AnyDevice::Verbs(MrRegistrar::new(&pd));
-        // SAFETY: the caller's.
+        // SAFETY: `cache` is not null; the caller answers for the rest.
         unsafe { create(thread, device, attr, cache) }
     })
 }
 
-/// Makes a cache of the registrations of another device. What `device` points to is copied; `user` must stay until the
-/// cache is destroyed. `attr` may be NULL.
+/// Creates a cache for a device that the application implements.
+///
+/// @param device  The callbacks, which are copied. `user` must stay valid until the
+///                cache is destroyed.
+/// @param attr    The attributes; NULL selects all defaults.
+/// @param cache   Receives the cache.
+/// @return        0, or a negative errno: those of regcache_create(), and
+///                -EINVAL: `device` or one of its callbacks is NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_create_for(
     device: *const Device,
@@ -50,7 +69,7 @@ pub unsafe extern "C" fn regcache_create_for(
 ) -> c_int {
     call(|thread| {
         not_null(cache, "cache")?;
-        // SAFETY: the caller's, null or as long as its size says.
+        // SAFETY: null, or by the header as long as its size says.
         let device: Device = unsafe { sized(device, "device") }?;
         let null = |what| Error::Null { what };
         let device = AnyDevice::Callbacks(Callbacks {
@@ -58,14 +77,32 @@ pub unsafe extern "C" fn regcache_create_for(
             reg_mr: device.reg_mr.ok_or(null("reg_mr"))?,
             dereg_mr: device.dereg_mr.ok_or(null("dereg_mr"))?,
         });
-        // SAFETY: the caller's.
+        // SAFETY: `cache` is not null; the caller answers for the rest.
         unsafe { create(thread, device, attr, cache) }
     })
 }
 
-/// Finds a registration that covers the `length` bytes at `addr` and allows `access`, or makes one: never a stale one. It
-/// covers the memory that is mapped there now, and no other, until the guard is put. Fills `*mr` in; on an
-/// error with zeros.
+/// Finds a registration that covers a range and allows an access, or makes one.
+///
+/// The registration is never stale: it covers the pages that are mapped in the
+/// range now. It stays valid for them until the guard is put, even if they are
+/// unmapped.
+///
+/// @param cache   The cache.
+/// @param addr    Start of the range.
+/// @param length  Length of the range in bytes, not 0.
+/// @param access  REGCACHE_LOCAL_WRITE and so on, or 0 for local reads.
+/// @param mr      Receives the registration, or zeros on an error.
+/// @return        0, or a negative errno:
+///                -EINVAL: a pointer is NULL, `length` is 0, the range runs past the
+///                end of the address space, or the device does not know a flag.
+///                -EBADF: `cache` is not a cache, or was destroyed.
+///                -ESTALE: `cache` belongs to the parent process.
+///                -EDEADLK: called from within a callback.
+///                -EFAULT: part of the range is not mapped, or not writable.
+///                -ENOMEM: RLIMIT_MEMLOCK is reached, or the device is exhausted.
+///                -ENOSPC: the process has 16777216 guards out.
+///                Others: the device's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_get(
     cache: *mut Cache,
@@ -93,22 +130,27 @@ pub unsafe extern "C" fn regcache_get(
                 addr: ptr::without_provenance_mut(range.start()),
                 length: range.len(),
             };
-            let number = guards::enter(thread, cache, guard)?;
-            let guard = ptr::without_provenance_mut(number as usize);
-            // SAFETY: not null, and so the caller's to be written.
+            let handle = guards::enter(thread, cache, guard)?;
+            let guard = ptr::without_provenance_mut(handle as usize);
+            // SAFETY: not null, and so by the header writable.
             unsafe { mr.write(Mr { guard, ..found }) };
             Ok(0)
         })
     });
     if status < 0 && !mr.is_null() {
-        // SAFETY: as above.
+        // SAFETY: not null, and so by the header writable.
         unsafe { mr.write_bytes(0, 1) };
     }
     status
 }
 
-/// Ends the use of a registration, once the transfers that were posted with it are complete. In any thread. Each guard is to
-/// be put once.
+/// Gives back a guard. Call it once for each guard, from any thread, after the
+/// transfers that use the registration have completed.
+///
+/// @param guard  The guard.
+/// @return       0, or a negative errno:
+///               -EINVAL: `guard` is NULL.
+///               -EBADF: `guard` is not a guard, or was put already.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_put(guard: *mut Guard) -> c_int {
     call(|thread| {
@@ -118,10 +160,25 @@ pub unsafe extern "C" fn regcache_put(guard: *mut Guard) -> c_int {
     })
 }
 
-/// Gives up all registrations that cover any of the `length` bytes at `addr`: what is looked up from now on is registered
-/// anew. There is no need to call this before memory is unmapped. Those that guards hold go with their last guard, for
-/// which this waits `timeout_ms` milliseconds, or for ever if that is negative. How many are held even then is
-/// in `*held`, which may be NULL.
+/// Unlinks all registrations that overlap a range, so that later lookups
+/// register it again. There is no need to call this before memory is unmapped.
+///
+/// A registration that guards hold is deregistered with its last guard. This
+/// function waits for that.
+///
+/// @param cache       The cache.
+/// @param addr        Start of the range.
+/// @param length      Length of the range in bytes, not 0.
+/// @param timeout_ms  Longest time to wait, in milliseconds; negative is unlimited.
+/// @param held        Receives the number of registrations that are still held. May
+///                    be NULL.
+/// @return            0, also if some are still held, or a negative errno:
+///                    -EINVAL: `cache` or `addr` is NULL, `length` is 0, or the range
+///                    runs past the end of the address space.
+///                    -EBADF: `cache` is not a cache, or was destroyed.
+///                    -ESTALE: `cache` belongs to the parent process.
+///                    -EDEADLK: called from within a callback.
+///                    Others: the monitor's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_invalidate(
     cache: *mut Cache,
@@ -133,16 +190,27 @@ pub unsafe extern "C" fn regcache_invalidate(
     call(|thread| {
         not_null(addr.cast_mut(), "addr")?;
         let left = caches::with(thread, cache.addr() as u64, |instance| {
-            let given_up = instance.cache.invalidate(addr.cast(), length)?;
-            Ok(wait(given_up, timeout_ms))
+            let unlinked = instance.cache.invalidate(addr.cast(), length)?;
+            Ok(wait(unlinked, timeout_ms))
         })?;
-        // SAFETY: the caller's.
-        unsafe { say(held, left) };
+        // SAFETY: null or by the header writable.
+        unsafe { store(held, left) };
         Ok(0)
     })
 }
 
-/// Gives up all registrations, as regcache_invalidate() does those of a range.
+/// Unlinks all registrations, as regcache_invalidate() does those of a range.
+///
+/// @param cache       The cache.
+/// @param timeout_ms  Longest time to wait, in milliseconds; negative is unlimited.
+/// @param held        Receives the number of registrations that are still held. May
+///                    be NULL.
+/// @return            0, also if some are still held, or a negative errno:
+///                    -EINVAL: `cache` is NULL.
+///                    -EBADF: `cache` is not a cache, or was destroyed.
+///                    -ESTALE: `cache` belongs to the parent process.
+///                    -EDEADLK: called from within a callback.
+///                    Others: the monitor's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_flush(
     cache: *mut Cache,
@@ -153,13 +221,22 @@ pub unsafe extern "C" fn regcache_flush(
         let left = caches::with(thread, cache.addr() as u64, |instance| {
             Ok(wait(instance.cache.flush()?, timeout_ms))
         })?;
-        // SAFETY: the caller's.
-        unsafe { say(held, left) };
+        // SAFETY: null or by the header writable.
+        unsafe { store(held, left) };
         Ok(0)
     })
 }
 
-/// Reads the counters. `size` is sizeof(struct regcache_stats).
+/// Reads the statistics of a cache.
+///
+/// @param cache  The cache.
+/// @param stats  Receives the statistics. Fields that this library does not know
+///               become 0.
+/// @param size   sizeof(struct regcache_stats).
+/// @return       0, or a negative errno:
+///               -EINVAL: a pointer is NULL, or `size` is less than 8.
+///               -EBADF: `cache` is not a cache, or was destroyed.
+///               -EDEADLK: called from within a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_query_stats(
     cache: *mut Cache,
@@ -174,27 +251,12 @@ pub unsafe extern "C" fn regcache_query_stats(
             return Err(Error::Small { what, size, least });
         }
         let read = caches::with(thread, cache.addr() as u64, |instance| {
-            Ok(instance.cache.stats())
+            Ok(Stats::from(instance.cache.stats()))
         })?;
-        let read = Stats {
-            hits: read.hits,
-            misses: read.misses,
-            uncached: read.uncached,
-            invalidations: read.invalidations,
-            spurious: read.spurious,
-            evictions: read.evictions,
-            merges: read.merges,
-            retries: read.retries,
-            leaked: read.leaked,
-            entries: read.entries as u64,
-            bytes: read.bytes as u64,
-            unreleased: read.unreleased as u64,
-            unreleased_bytes: read.unreleased_bytes as u64,
-        };
         let known = size.min(size_of::<Stats>());
         let (from, to) = ((&raw const read).cast::<u8>(), stats.cast::<u8>());
-        // SAFETY: the caller has given `size` bytes to be written, `known` of which are ours, and what
-        // is beyond is of a later version.
+        // SAFETY: the caller has given `size` bytes to be written. The first `known` of them are
+        // ours; the rest belong to a later version of the structure.
         unsafe {
             to.copy_from_nonoverlapping(from, known);
             to.add(known).write_bytes(0, size - known);
@@ -203,8 +265,15 @@ pub unsafe extern "C" fn regcache_query_stats(
     })
 }
 
-/// A descriptor that polls readable when regcache_reap() has something to do, for an event loop. There is nothing to be read
-/// from it; it is the cache's, and goes with it. -EOPNOTSUPP if the monitor has none.
+/// Returns a file descriptor that polls readable when regcache_reap() has work.
+/// It is for an event loop. Do not read from it. It is closed with the cache.
+///
+/// @param cache  The cache.
+/// @return       The descriptor, or a negative errno:
+///               -EINVAL: `cache` is NULL.
+///               -EBADF: `cache` is not a cache, or was destroyed.
+///               -EDEADLK: called from within a callback.
+///               -EOPNOTSUPP: the monitor has no descriptor.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_fd(cache: *mut Cache) -> c_int {
     use std::os::fd::AsRawFd;
@@ -219,8 +288,17 @@ pub unsafe extern "C" fn regcache_fd(cache: *mut Cache) -> c_int {
     })
 }
 
-/// Releases what the monitor reports to have been unmapped, without waiting for a lookup to do it. Of use with
+/// Deregisters memory that was unmapped, without waiting for a lookup to do it.
+/// Call it when regcache_fd() polls readable, in a cache with
 /// REGCACHE_NO_REAPER.
+///
+/// @param cache  The cache.
+/// @return       0, or a negative errno:
+///               -EINVAL: `cache` is NULL.
+///               -EBADF: `cache` is not a cache, or was destroyed.
+///               -ESTALE: `cache` belongs to the parent process.
+///               -EDEADLK: called from within a callback.
+///               Others: the monitor's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_reap(cache: *mut Cache) -> c_int {
     call(|thread| {
@@ -231,9 +309,21 @@ pub unsafe extern "C" fn regcache_reap(cache: *mut Cache) -> c_int {
     })
 }
 
-/// Destroys the cache and all its registrations; from then on no callback is called, and the protection domain can be
-/// deallocated. -EBUSY if guards are still out: the cache then stays, and regcache_error() says how many. Waits for other threads
-/// that are in a call with it.
+/// Destroys a cache and deregisters its memory. Waits for other threads that are
+/// in a call with the cache.
+///
+/// After success no callback is called any more, and the protection domain may
+/// be deallocated. After -EBUSY the cache stays usable; its registrations are
+/// unlinked.
+///
+/// @param cache  The cache.
+/// @return       0, or a negative errno:
+///               -EBUSY: guards are out; regcache_error() says how many.
+///               -EINVAL: `cache` is NULL.
+///               -EBADF: `cache` is not a cache, or was destroyed.
+///               -ESTALE: `cache` belongs to the parent process.
+///               -EDEADLK: called from within a callback.
+///               Others: the monitor's, or membarrier(2)'s.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_destroy(cache: *mut Cache) -> c_int {
     call(|thread| {
@@ -242,8 +332,11 @@ pub unsafe extern "C" fn regcache_destroy(cache: *mut Cache) -> c_int {
     })
 }
 
-/// The monitor that the cache uses: "ummunotify", "userfaultfd" or "nothing", which is that nothing is cached. NULL if this is
-/// no cache.
+/// Returns the name of the monitor that a cache uses.
+///
+/// @param cache  The cache.
+/// @return       "ummunotify"; "userfaultfd"; "nothing", with which nothing is cached;
+///               or NULL on an error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_monitor_name(cache: *mut Cache) -> *const c_char {
     let mut name = ptr::null();
@@ -261,14 +354,19 @@ pub unsafe extern "C" fn regcache_monitor_name(cache: *mut Cache) -> *const c_ch
     name
 }
 
-/// What the last call that failed in this thread failed for, in English and with advice. Never NULL. Stays as it is until the
-/// next call that fails in this thread.
+/// Returns the message of the last call that failed in this thread. It says in
+/// English what is wrong, and what to do.
+///
+/// @return  The message, never NULL. It is valid until the next call that fails in
+///          this thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_error() -> *const c_char {
-    Thread::mine().map_or(c"out of memory".as_ptr(), Thread::message)
+    ThreadRecord::mine().map_or(c"out of memory".as_ptr(), ThreadRecord::message)
 }
 
-/// The library's version, such as "0.1.0".
+/// Returns the version of the library.
+///
+/// @return  A string such as "0.1.0".
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
@@ -291,61 +389,68 @@ fn unknown(what: &'static str, value: c_uint, known: c_uint) -> Error {
     }
 }
 
-/// Waits, and says how many are left.
-fn wait(mut given_up: Completion<AnyDevice, Shared<Auto>>, timeout_ms: c_int) -> usize {
+/// Waits for unlinked registrations to be deregistered. Returns how many are
+/// still held.
+fn wait(mut unlinked: Completion<AnyDevice, Shared<Auto>>, timeout_ms: c_int) -> usize {
     match u64::try_from(timeout_ms) {
         Ok(0) => {}
-        Ok(ms) => drop(given_up.wait(Duration::from_millis(ms))),
-        Err(_) => while !given_up.wait(Duration::from_secs(3600)) {},
+        Ok(ms) => drop(unlinked.wait(Duration::from_millis(ms))),
+        Err(_) => while !unlinked.wait(Duration::from_secs(3600)) {},
     }
-    given_up.in_use()
+    unlinked.in_use()
 }
 
+/// Stores `value`, unless `to` is null.
+///
 /// # Safety
 ///
-/// `to` is null or can be written.
-unsafe fn say(to: *mut usize, value: usize) {
+/// `to` is null or writable.
+unsafe fn store(to: *mut usize, value: usize) {
     if !to.is_null() {
         // SAFETY: the caller's promise.
         unsafe { to.write(value) };
     }
 }
 
-/// A structure that begins with its size, in a version of the caller's: what it does not have is 0, and what we do not know has to
-/// be.
+/// Reads a structure that begins with its size, which may be of another version
+/// than ours. It must have the fields of the first version. Fields that we do
+/// not know must be 0.
 ///
 /// # Safety
 ///
-/// `from` is null, or points to a `size_t` that says how many bytes can be read there; and a `T` of zeros is a value.
+/// `from` is null, or points to a `size_t` that is the number of readable bytes
+/// there. C may have written any `T`.
 unsafe fn sized<T>(from: *const T, what: &'static str) -> Result<T, Error> {
     not_null(from.cast_mut(), what)?;
     // SAFETY: a `size_t` by the caller's promise.
     let size = unsafe { from.cast::<usize>().read_unaligned() };
-    // All that the first version has.
+    // The size of the first version.
     let least = size_of::<T>();
     if size < least {
         return Err(Error::Small { what, size, least });
     }
-    // SAFETY: so many bytes can be read, by the caller's promise.
+    // SAFETY: `size` bytes are readable, by the caller's promise.
     let bytes = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), size) };
     if bytes[least..].iter().any(|&byte| byte != 0) {
         return Err(Error::Large { what });
     }
-    // SAFETY: at least a `T`'s bytes, as C wrote them.
+    // SAFETY: at least as many bytes as a `T` has, and C has written a `T`.
     Ok(unsafe { from.read_unaligned() })
 }
 
+/// Creates a cache and stores its handle.
+///
 /// # Safety
 ///
-/// `attr` is null or as its size says, `cache` can be written.
+/// `attr` is null, or as long as its size says. `cache` is writable.
 unsafe fn create(
-    thread: &Thread,
+    thread: &ThreadRecord,
     device: AnyDevice,
     attr: *const Attr,
     cache: *mut *mut Cache,
 ) -> Result<c_int, Error> {
     let attr = if attr.is_null() {
-        // SAFETY: integers and a pointer.
+        // SAFETY: a structure of integers and a pointer, for which zeros are a value.
         unsafe { std::mem::zeroed() }
     } else {
         // SAFETY: the caller's promise.
@@ -353,7 +458,7 @@ unsafe fn create(
     };
     let unknown_access = device.unknown_access();
     let monitor = monitor(thread, &attr)?;
-    let shared = monitor.another().map_err(Error::SetUp)?;
+    let shared = monitor.subscribe().map_err(Error::SetUp)?;
     let known = types::REGCACHE_REVOKE_REMOTE_KEYS | types::REGCACHE_NO_REAPER;
     if attr.flags & !known != 0 {
         return Err(unknown("attr.flags", attr.flags, known));
@@ -373,23 +478,24 @@ unsafe fn create(
         builder = builder.granularity(bytes as usize);
     }
     let built = builder.monitor(shared).build().map_err(Error::SetUp)?;
-    let number = caches::enter(Instance {
+    let handle = caches::enter(Instance {
         cache: built,
         monitor,
         unknown_access,
     })?;
     // SAFETY: the caller's promise.
-    unsafe { cache.write(ptr::without_provenance_mut(number as usize)) };
+    unsafe { cache.write(ptr::without_provenance_mut(handle as usize)) };
     Ok(0)
 }
 
-/// A share in the monitor that is asked for.
-fn monitor(thread: &Thread, attr: &Attr) -> Result<Shared<Auto>, Error> {
+/// Opens the monitor that `attr` asks for, or subscribes to that of another
+/// cache.
+fn monitor(thread: &ThreadRecord, attr: &Attr) -> Result<Shared<Auto>, Error> {
     if !attr.monitor_of.is_null() {
         return caches::with(thread, attr.monitor_of.addr() as u64, |other| {
-            // Refused in a forked child.
+            // This refuses in a forked child.
             other.cache.reap()?;
-            other.monitor.another().map_err(Error::SetUp)
+            other.monitor.subscribe().map_err(Error::SetUp)
         });
     }
     let monitor = match attr.monitor {
@@ -401,7 +507,7 @@ fn monitor(thread: &Thread, attr: &Attr) -> Result<Shared<Auto>, Error> {
             let monitor = Userfaultfd::open().map_err(Error::Userfaultfd)?;
             Auto::Userfaultfd(Box::new(monitor))
         }
-        types::REGCACHE_MONITOR_NONE => Auto::Nothing(Nothing),
+        types::REGCACHE_MONITOR_NONE => Auto::None(NoMonitor),
         other => return Err(unknown("attr.monitor", other, 3)),
     };
     Shared::new(monitor).map_err(Error::SetUp)

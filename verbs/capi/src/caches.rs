@@ -1,12 +1,33 @@
-//! The table of caches, and why none is destroyed under somebody who uses it.
+//! The table of caches, and the proof that no cache is destroyed while a thread uses it.
 //!
-//! A place in the table holds a cache while its word is the cache's number (`number.rs`). Counting who uses a cache would have
-//! every lookup of every thread write one cache line. Instead a thread says in a word of its own which cache it uses,
-//! and looks at the place after that. [`destroy`] marks the place, and after that looks at the words of all
-//! threads, and waits for those that name the cache (`fence.rs`): either the thread has seen the mark, and does not use the
-//! cache, or it is waited for.
+//! A slot of the table holds a cache while its word is the cache's handle (`handle.rs`). A count of
+//! users would make every lookup of every thread write one cache line. Instead each thread has a
+//! word of its own, [`ThreadRecord::busy`], and the two sides do this:
 //!
-//! Numbers are valid once, so that a word which a thread left when the process forked is waited for by nobody.
+//! ```text
+//!   lookup ([`with`])                     destroy ([`destroy`])
+//!   L1  busy = handle                     D1  slot word: handle -> closing
+//!   L2  light fence                       D2  heavy fence
+//!   L3  load the slot's word; if it is    D3  load every thread's busy; wait while
+//!       not the handle, return an error       it is the handle
+//!   L4  use the cache                     D4  free the cache
+//!   L5  busy = 0                          D5  slot word: the next free one
+//! ```
+//!
+//! The argument:
+//!
+//! 1. D1 is an exchange, so that one thread destroys each cache.
+//! 2. D2 runs a full fence in the looking thread at some point of its program (`membarrier.rs`). If
+//!    that point is before L3, then L3 sees D1 and the lookup ends with an error.
+//! 3. If that point is after L3, it is after L1, and D3 sees L1 or a later store of `busy`. If it
+//!    sees L1, destroy waits.
+//! 4. If it sees a later store, that store is L5 of this lookup, or follows it. L5 releases and D3
+//!    acquires, so that L4 happened before D4. A later lookup of the same handle is after the
+//!    fence, and falls under 2.
+//! 5. A thread that D3 does not find in the list of records put its record there after the fence.
+//!    Its L3 is later still, and falls under 2.
+//! 6. Handles are never reused. So a `busy` word that a fork left behind, of a thread that the
+//!    child does not have, never equals the handle of a live cache of the child.
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -18,51 +39,49 @@ use regcache::monitor::{Auto, Shared};
 
 use crate::device::AnyDevice;
 use crate::error::Error;
-use crate::fence;
 use crate::guards;
-use crate::number;
-use crate::thread::Thread;
+use crate::handle;
+use crate::membarrier;
+use crate::thread_record::ThreadRecord;
 
-/// What a process can have.
+/// Caches that a process can have.
 const MOST: usize = 1024;
 
-/// What a thread says that is in one of the application's callbacks.
-pub(crate) const OUTSIDE: u64 = u64::MAX;
-
-/// What is in the table.
+/// A cache, with what the C functions need beside it.
 pub(crate) struct Instance {
     pub(crate) cache: Cache<AnyDevice, Shared<Auto>>,
-    /// A share that watches nothing, for other caches to get theirs from.
+    /// A subscriber of the cache's monitor that watches nothing. Other caches subscribe through it.
     pub(crate) monitor: Shared<Auto>,
-    /// Access flags that mean nothing to its device.
+    /// Access flags that the device does not know.
     pub(crate) unknown_access: u32,
 }
 
-struct Place {
+/// A place for one cache.
+struct CacheSlot {
     word: AtomicU64,
     instance: AtomicPtr<Instance>,
 }
 
-static TABLE: [Place; MOST] = [const {
-    Place {
+static TABLE: [CacheSlot; MOST] = [const {
+    CacheSlot {
         word: AtomicU64::new(0),
         instance: AtomicPtr::new(ptr::null_mut()),
     }
 }; MOST];
 
-/// Enters a cache, and returns its number.
+/// Enters a cache, and returns its handle.
 pub(crate) fn enter(instance: Instance) -> Result<u64, Error> {
-    fence::prepare();
-    for (index, place) in TABLE.iter().enumerate() {
-        let free = place.word.load(Ordering::Relaxed);
-        if number::kind(free) != number::FREE {
+    membarrier::prepare();
+    for (index, slot) in TABLE.iter().enumerate() {
+        let free = slot.word.load(Ordering::Relaxed);
+        if handle::kind(free) != handle::FREE {
             continue;
         }
-        let generation = if free == 0 { number::FIRST } else { free };
-        let number = number::valid(generation, index as u32, number::CACHE);
+        let generation = if free == 0 { handle::FIRST } else { free };
+        let handle = handle::valid(generation, index as u32, handle::CACHE);
         let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
-        let ours = number::closing(number);
-        if place
+        let ours = handle::closing(handle);
+        if slot
             .word
             .compare_exchange(free, ours, acquire, relaxed)
             .is_err()
@@ -70,15 +89,15 @@ pub(crate) fn enter(instance: Instance) -> Result<u64, Error> {
             continue;
         }
         let instance = Box::into_raw(Box::new(instance));
-        place.instance.store(instance, Ordering::Relaxed);
-        place.word.store(number, Ordering::Release);
-        return Ok(number);
+        slot.instance.store(instance, Ordering::Relaxed);
+        slot.word.store(handle, Ordering::Release);
+        return Ok(handle);
     }
     Err(Error::TooManyCaches { most: MOST })
 }
 
-/// What this thread says that it uses, until it is dropped.
-struct Using<'t>(&'t Thread);
+/// Clears the thread's `busy` word when dropped: L5.
+struct Using<'t>(&'t ThreadRecord);
 
 impl Drop for Using<'_> {
     #[inline]
@@ -87,102 +106,103 @@ impl Drop for Using<'_> {
     }
 }
 
-/// Does something with a cache, which is there until it is done.
+/// Calls `action` with a cache, which stays until `action` returns.
 #[inline]
 pub(crate) fn with<T>(
-    thread: &Thread,
-    number: u64,
-    what: impl FnOnce(&Instance) -> Result<T, Error>,
+    thread: &ThreadRecord,
+    handle: u64,
+    action: impl FnOnce(&Instance) -> Result<T, Error>,
 ) -> Result<T, Error> {
     if thread.busy.load(Ordering::Relaxed) != 0 {
         return Err(Error::Nested);
     }
-    let place = find(number)?;
-    thread.busy.store(number, Ordering::Relaxed);
+    let slot = find(handle)?;
+    thread.busy.store(handle, Ordering::Relaxed);
     let _using = Using(thread);
-    fence::here();
-    let word = place.word.load(Ordering::Acquire);
-    if word != number {
-        return Err(not_there(number, word));
+    membarrier::light();
+    let word = slot.word.load(Ordering::Acquire);
+    if word != handle {
+        return Err(not_there(handle, word));
     }
-    // SAFETY: the place holds this cache, whose pointer was stored before the word, and it stays as long as this thread
-    // says that it uses it: see the file's head.
-    what(unsafe { &*place.instance.load(Ordering::Relaxed) })
+    // SAFETY: the slot holds this cache, whose pointer was stored before the word; and it stays
+    // while this thread's `busy` is its handle: the argument at the head of the file.
+    action(unsafe { &*slot.instance.load(Ordering::Relaxed) })
 }
 
+/// Returns the slot that a cache's handle names.
 #[inline]
-fn find(number: u64) -> Result<&'static Place, Error> {
-    if number::kind(number) != number::CACHE {
-        return Err(match number {
+fn find(handle: u64) -> Result<&'static CacheSlot, Error> {
+    if handle::kind(handle) != handle::CACHE {
+        return Err(match handle {
             0 => Error::Null { what: "cache" },
-            _ => Error::NoCache { number },
+            _ => Error::NoCache { handle },
         });
     }
-    let place = TABLE.get(number::place(number) as usize);
-    place.ok_or(Error::NoCache { number })
+    let slot = TABLE.get(handle::slot(handle) as usize);
+    slot.ok_or(Error::NoCache { handle })
 }
 
 #[cold]
-fn not_there(number: u64, word: u64) -> Error {
-    if number::is_past(number, word) {
-        Error::Destroyed { number }
+fn not_there(handle: u64, word: u64) -> Error {
+    if handle::is_past(handle, word) {
+        Error::Destroyed { handle }
     } else {
-        Error::NoCache { number }
+        Error::NoCache { handle }
     }
 }
 
-/// Takes a cache out and drops it, unless guards hold some of its registrations.
-pub(crate) fn destroy(thread: &Thread, number: u64) -> Result<(), Error> {
-    // Before anybody is turned away; and in a child, which has no business with it.
-    with(thread, number, |instance| {
+/// Takes a cache out and drops it. Fails if guards of it are out.
+pub(crate) fn destroy(thread: &ThreadRecord, handle: u64) -> Result<(), Error> {
+    // This comes first, so that a destroy that has to fail turns no lookup away. It also refuses in
+    // a forked child, which may not touch its parent's cache.
+    with(thread, handle, |instance| {
         instance.cache.flush()?;
-        none_out(number)
+        none_out(handle)
     })?;
-    let place = find(number)?;
-    let closing = number::closing(number);
+    let slot = find(handle)?;
+    let closing = handle::closing(handle);
     let (acquire, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
-    place
-        .word
-        .compare_exchange(number, closing, acquire, relaxed)
-        .map_err(|word| not_there(number, word))?;
-    let closed = fence::everywhere().map_err(Error::Fence).and_then(|()| {
-        wait_for_users(number);
-        none_out(number)
+    slot.word
+        .compare_exchange(handle, closing, acquire, relaxed)
+        .map_err(|word| not_there(handle, word))?;
+    let closed = membarrier::heavy().map_err(Error::Fence).and_then(|()| {
+        wait_for_users(handle);
+        none_out(handle)
     });
     if let Err(error) = closed {
-        place.word.store(number, Ordering::Release);
+        slot.word.store(handle, Ordering::Release);
         return Err(error);
     }
-    let instance = place.instance.swap(ptr::null_mut(), Ordering::Relaxed);
-    // SAFETY: made by `Box::into_raw`, taken out once, and used by nobody: no thread says that it uses it, and none can find
-    // it any more.
+    let instance = slot.instance.swap(ptr::null_mut(), Ordering::Relaxed);
+    // SAFETY: made by `Box::into_raw`, and taken out once. No thread uses it, and none can find it
+    // any more: the argument at the head of the file.
     let instance = unsafe { Box::from_raw(instance) };
-    let gone = wait_for_the_rest(&instance);
+    let gone = wait_for_deregistrations(&instance);
     drop(instance);
-    place.word.store(number::after(number), Ordering::Release);
+    slot.word.store(handle::after(handle), Ordering::Release);
     gone
 }
 
-/// Whether all guards were put.
-fn none_out(number: u64) -> Result<(), Error> {
-    match guards::of(number) {
+/// Fails if guards of the cache are out.
+fn none_out(handle: u64) -> Result<(), Error> {
+    match guards::of(handle) {
         0 => Ok(()),
         held => Err(Error::Held { held }),
     }
 }
 
-/// Gives all registrations up, and waits for those that other threads are destroying: one that puts the last guard, or the
-/// reaper.
-fn wait_for_the_rest(instance: &Instance) -> Result<(), Error> {
-    let mut given_up = instance.cache.flush()?;
-    while !given_up.wait(Duration::from_secs(3600)) {}
+/// Flushes the cache, and waits for the registrations that other threads are destroying: a thread
+/// that puts a last guard, or the reaper.
+fn wait_for_deregistrations(instance: &Instance) -> Result<(), Error> {
+    let mut flushed = instance.cache.flush()?;
+    while !flushed.wait(Duration::from_secs(3600)) {}
     Ok(())
 }
 
-fn wait_for_users(number: u64) {
+fn wait_for_users(handle: u64) {
     let mut pause = Duration::from_micros(10);
-    for thread in Thread::all() {
-        while thread.busy.load(Ordering::Acquire) == number {
+    for thread in ThreadRecord::all() {
+        while thread.busy.load(Ordering::Acquire) == handle {
             sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(10));
         }

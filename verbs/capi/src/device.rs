@@ -1,4 +1,4 @@
-//! [`AnyDevice`]: `ibv_mr`s, or what callbacks make, behind one registrar.
+//! [`AnyDevice`]: one registrar for `ibv_mr`s and for the registrations of callbacks.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;
@@ -8,18 +8,17 @@ use std::sync::atomic::Ordering;
 use regcache::{Registrar, VaRange};
 use regcache_verbs::{Access, Mr, MrRegistrar};
 
-use crate::caches;
-use crate::thread::Thread;
+use crate::thread_record::{OUTSIDE, ThreadRecord};
 use crate::types;
 
-/// See the file's head.
+/// A device of libibverbs, or one that the application implements.
 pub(crate) enum AnyDevice {
     Verbs(MrRegistrar),
     Callbacks(Callbacks),
 }
 
 impl AnyDevice {
-    /// The access flags that mean nothing to it.
+    /// Returns the access flags that the device does not know.
     pub(crate) fn unknown_access(&self) -> c_uint {
         match self {
             Self::Verbs(_) => !Access::all().bits(),
@@ -37,34 +36,36 @@ type RegMr = unsafe extern "C" fn(
 ) -> c_int;
 type DeregMr = unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int;
 
-/// A `struct regcache_device` with both functions.
+/// A `struct regcache_device` whose functions are both set.
 pub(crate) struct Callbacks {
     pub(crate) user: *mut c_void,
     pub(crate) reg_mr: RegMr,
     pub(crate) dereg_mr: DeregMr,
 }
 
-// SAFETY: the header says that the functions are called from any thread, several at once, with `user`.
+// SAFETY: the header says that the functions are called from any thread, several at once, with
+// `user`.
 unsafe impl Send for Callbacks {}
 // SAFETY: as above.
 unsafe impl Sync for Callbacks {}
 
-/// A registration. What a lookup hands out comes first.
+/// A registration. The fields that every lookup reads come first.
 pub(crate) struct Registered {
     pub(crate) lkey: u32,
     pub(crate) rkey: u32,
     pub(crate) registration: *mut c_void,
-    /// Of verbs.
+    /// Of libibverbs; `None` with callbacks.
     mr: Option<Mr>,
 }
 
-// SAFETY: the pointer is the device's, for any thread: an `ibv_mr`'s, as `Mr` is, or the callbacks'.
+// SAFETY: the pointer is the device's, for any thread: an `ibv_mr`'s, as `Mr` is, or the
+// callbacks'.
 unsafe impl Send for Registered {}
 // SAFETY: as above; it is not dereferenced here.
 unsafe impl Sync for Registered {}
 
-// SAFETY: for verbs the promise is `MrRegistrar`'s; for callbacks it is what the header says of them, and so that of
-// whoever wrote them.
+// SAFETY: for verbs, `MrRegistrar` keeps the contract. For callbacks, the header states the
+// contract, and their author keeps it.
 unsafe impl Registrar for AnyDevice {
     type Access = Access;
     type Registration = Registered;
@@ -103,7 +104,7 @@ impl Callbacks {
         let addr = ptr::without_provenance_mut(range.start());
         let access = access.with_implied().bits();
         let _outside = Outside::go();
-        // SAFETY: the application's function, called as the header says.
+        // SAFETY: the application's function, called as the header states.
         let status = unsafe { (self.reg_mr)(self.user, addr, range.len(), access, &raw mut made) };
         check(status)?;
         Ok(Registered {
@@ -116,12 +117,12 @@ impl Callbacks {
 
     fn deregister(&self, registration: *mut c_void) -> io::Result<()> {
         let _outside = Outside::go();
-        // SAFETY: the application's function, called as the header says.
+        // SAFETY: the application's function, called as the header states.
         check(unsafe { (self.dereg_mr)(self.user, registration) })
     }
 }
 
-/// 0, or an errno, negative or not.
+/// Reads a callback's status: 0, or an errno of either sign.
 fn check(status: c_int) -> io::Result<()> {
     match status {
         0 => Ok(()),
@@ -129,16 +130,17 @@ fn check(status: c_int) -> io::Result<()> {
     }
 }
 
-/// This thread is in a function of the application's: caches refuse it.
-struct Outside(Option<&'static Thread>);
+/// Marks this thread as being in a callback, so that caches refuse its calls. Dropping it ends
+/// that.
+struct Outside(Option<&'static ThreadRecord>);
 
 impl Outside {
     fn go() -> Self {
-        // If it uses a cache already, that is what they refuse it for.
-        let idle = |thread: &&Thread| thread.busy.load(Ordering::Relaxed) == 0;
-        let thread = Thread::mine().filter(idle);
+        // A thread that uses a cache is refused for that already.
+        let idle = |thread: &&ThreadRecord| thread.busy.load(Ordering::Relaxed) == 0;
+        let thread = ThreadRecord::mine().filter(idle);
         if let Some(thread) = thread {
-            thread.busy.store(caches::OUTSIDE, Ordering::Relaxed);
+            thread.busy.store(OUTSIDE, Ordering::Relaxed);
         }
         Self(thread)
     }

@@ -1,29 +1,33 @@
-//! What a call can fail with: its message and its errno.
+//! The errors of a call: their messages and their errnos.
 
 use std::ffi::c_int;
 use std::fmt;
 use std::io;
 
+use regcache::error::chain;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("{what} is NULL")]
     Null { what: &'static str },
-    #[error("{number:#x} is not a cache: none with this handle was ever made in this process")]
-    NoCache { number: u64 },
-    #[error("cache {number:#x} was destroyed, or is being destroyed")]
-    Destroyed { number: u64 },
-    #[error("{number:#x} is not a guard: regcache_get never gave it to this process")]
-    NoGuard { number: u64 },
-    #[error("guard {number:#x} was put already: each is to be put once")]
-    PutAlready { number: u64 },
+    #[error("{handle:#x} is not a cache: no cache of this process ever had this handle")]
+    NoCache { handle: u64 },
+    #[error("cache {handle:#x} was destroyed, or is being destroyed: create another one")]
+    Destroyed { handle: u64 },
+    #[error("{handle:#x} is not a guard: regcache_get() never returned it in this process")]
+    NoGuard { handle: u64 },
+    #[error("guard {handle:#x} was put already: put each guard once")]
+    PutAlready { handle: u64 },
     #[error(
-        "this is called from within reg_mr or dereg_mr of a cache: no cache can be used there, guards can be put"
+        "this call comes from within reg_mr or dereg_mr of a cache: call regcache_put() there, and \
+         no other function"
     )]
     Nested,
-    #[error("guards of the cache that are still out: {held}. Put them first, then destroy it")]
+    #[error("guards of the cache are still out: {held}. Put them first, then destroy the cache")]
     Held { held: usize },
     #[error(
-        "{what}: size is {size}, but a struct regcache_{what} has at least {least} bytes: set it to sizeof"
+        "{what}: size is {size}, but a struct regcache_{what} has at least {least} bytes: set it \
+         to sizeof"
     )]
     Small {
         what: &'static str,
@@ -31,39 +35,41 @@ pub(crate) enum Error {
         least: usize,
     },
     #[error(
-        "{what} has something set that this version of the library does not know: it is older than the header"
+        "{what} sets a field that this version of the library does not know: the library is older \
+         than the header. Install a newer library, or leave the field 0"
     )]
     Large { what: &'static str },
-    #[error("{what} is {value:#x}, of which {unknown:#x} means nothing here")]
+    #[error("{what} is {value:#x}, of which {unknown:#x} is not defined: see regcache.h")]
     Unknown {
         what: &'static str,
         value: u64,
         unknown: u64,
     },
-    #[error("too many guards are out: 16777216 is what a process can have")]
+    #[error("too many guards are out: put some. A process can have 16777216")]
     TooManyGuards,
-    #[error("too many caches: {most} is what a process can have")]
+    #[error("too many caches: destroy some. A process can have {most}")]
     TooManyCaches { most: usize },
-    #[error("the ummunotify monitor cannot be had")]
+    #[error("the ummunotify monitor is not available")]
     Ummunotify(#[source] regcache::monitor::OpenError),
-    #[error("the userfaultfd monitor cannot be had")]
+    #[error("the userfaultfd monitor is not available")]
     Userfaultfd(#[source] regcache::monitor::UserfaultfdError),
-    #[error("the {monitor} monitor has no descriptor to wait for")]
+    #[error("the {monitor} monitor has no file descriptor to poll")]
     NoDescriptor { monitor: &'static str },
     #[error("the cache cannot be set up")]
     SetUp(#[source] io::Error),
     #[error(
-        "no fence in the other threads: membarrier(2) was allowed when the cache was made, and now is not"
+        "the cache cannot be destroyed: membarrier(2) was allowed when the cache was made, and \
+         now is not. Allow it in the sandbox"
     )]
     Fence(#[source] io::Error),
     #[error(transparent)]
     Cache(#[from] regcache::Error),
-    #[error("a bug of libregcache's, please report it: {message}")]
+    #[error("a bug in libregcache, please report it: {message}")]
     Panicked { message: String },
 }
 
 impl Error {
-    /// Positive.
+    /// Returns the errno, which is positive.
     pub(crate) fn errno(&self) -> c_int {
         match self {
             Self::Null { .. } | Self::Small { .. } | Self::Unknown { .. } => libc::EINVAL,
@@ -80,9 +86,7 @@ impl Error {
             Self::Userfaultfd(error) => errno_within(error, libc::ENODEV),
             Self::SetUp(error) | Self::Fence(error) => of(error),
             Self::Cache(error) => match error {
-                regcache::Error::ZeroLength { .. } | regcache::Error::AddressWraps { .. } => {
-                    libc::EINVAL
-                }
+                regcache::Error::Range(_) => libc::EINVAL,
                 regcache::Error::Forked => libc::ESTALE,
                 other => errno_within(other, libc::EIO),
             },
@@ -90,9 +94,9 @@ impl Error {
         }
     }
 
-    /// With all that led to it.
+    /// Returns the message, with the causes of the error.
     pub(crate) fn message(&self) -> impl fmt::Display + '_ {
-        Whole(self)
+        chain(self)
     }
 }
 
@@ -103,28 +107,8 @@ fn of(error: &io::Error) -> c_int {
     }
 }
 
-/// The errno of the system's error that led to this one.
+/// Returns the errno of the system's error among the causes of `error`.
 fn errno_within(error: &(dyn std::error::Error + 'static), otherwise: c_int) -> c_int {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(system) = error.downcast_ref::<io::Error>() {
-            return of(system);
-        }
-        cause = error.source();
-    }
-    otherwise
-}
-
-struct Whole<'e>(&'e Error);
-
-impl fmt::Display for Whole<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = std::error::Error::source(self.0);
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
-    }
+    let mut systems = chain(error).filter_map(|cause| cause.downcast_ref());
+    systems.next().map_or(otherwise, of)
 }

@@ -1,11 +1,15 @@
-//! The table of guards: a number for each guard that is out, and why it is taken back once.
+//! The table of guards: one slot for each guard that is out.
 //!
-//! A place in the table holds a guard while its word is the guard's number (`number.rs`). [`put`] compares and exchanges
-//! that word: of all the threads that put a number, at any time, one succeeds, and it alone reads the guard. Places are in
-//! chunks that are never freed or moved, so that any number may be looked up.
+//! Each guard is taken back once:
 //!
-//! A free place is either in a thread's [`Magazine`], or in a batch of them in the common pool, or was never used. Lookups and
-//! puts of one thread touch nothing that is another's. Threads that only look up, while others put, exchange batches.
+//! 1. A slot holds a guard while its word is the guard's handle (`handle.rs`).
+//! 2. [`take`] exchanges that word for the next one. Of all threads that put a handle, at any time,
+//!    one succeeds, and it alone reads the guard.
+//! 3. Slots lie in chunks that are never freed or moved, so that any handle may be looked up.
+//!
+//! A free slot is in one of three places: a thread's [`FreeSlots`], a batch in the common pool, or
+//! the part of the table that was never used. Lookups and puts of one thread write nothing that
+//! another thread uses. If some threads only look up and others only put, they exchange batches.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::UnsafeCell;
@@ -17,154 +21,144 @@ use regcache::monitor::{Auto, Shared};
 
 use crate::device::AnyDevice;
 use crate::error::Error;
-use crate::number;
-use crate::thread::Thread;
+use crate::free_slots::{BATCH, FreeSlots};
+use crate::handle;
+use crate::thread_record::ThreadRecord;
 
-/// What is in the table.
 pub(crate) type Guard = regcache::Guard<AnyDevice, Shared<Auto>>;
 
-/// Places that move at once between a magazine and the pool.
-const BATCH: usize = 32;
-
 const CHUNK: u32 = 4096;
-const CHUNKS: usize = (number::PLACES / CHUNK) as usize;
+const CHUNKS: usize = (handle::SLOTS / CHUNK) as usize;
 
-/// All zero is a place that was never used.
+/// A place for one guard. Zeros are a slot that was never used.
 #[repr(C)]
-struct Place {
+struct GuardSlot {
     word: AtomicU64,
     guard: UnsafeCell<MaybeUninit<Guard>>,
-    /// The number of the cache that it is of.
+    /// The handle of the cache that the guard is of.
     cache: AtomicU64,
-    /// In the pool: the next place of the batch, plus 1.
+    /// In the pool: the next slot of the batch, plus 1; 0 in the last.
     next: AtomicU32,
-    /// And the next batch, plus 1.
+    /// In the pool: the first slot of the next batch, plus 1; 0 in the last.
     next_batch: AtomicU32,
 }
 
-static TABLE: [AtomicPtr<Place>; CHUNKS] = [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS];
+static TABLE: [AtomicPtr<GuardSlot>; CHUNKS] = [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS];
 
-/// The first place of the first batch, plus 1, and above it how often the pool was changed, so that a thread that was
-/// stopped between its look and its exchange does not take what has come back meanwhile for what it saw: 2^40 changes
-/// tell them apart.
+/// The pool: a stack of batches. The low 24 bits hold the first slot of the first batch, plus 1.
+///
+/// The bits above count changes of the pool. A thread that stops between its load and its exchange
+/// would otherwise mistake a batch that has come back for an unchanged pool. The count wraps after
+/// 2^40 changes.
 static POOL: AtomicU64 = AtomicU64::new(0);
-const POOL_PLACE: u64 = (1 << 24) - 1;
+const POOL_SLOT: u64 = (1 << 24) - 1;
 const POOL_CHANGE: u64 = 1 << 24;
 
-/// The first place that was never used.
+/// The first slot that was never used.
 static FRESH: AtomicU32 = AtomicU32::new(0);
 
-/// Free places of one thread. All of it zero is none.
-pub(crate) struct Magazine {
-    len: usize,
-    places: [u32; 2 * BATCH],
-}
-
-impl Magazine {
-    #[inline]
-    fn pop(&mut self) -> Option<u32> {
-        if self.len == 0 {
-            self.refill();
-        }
-        self.len = self.len.checked_sub(1)?;
-        self.places.get(self.len).copied()
-    }
-
-    #[inline]
-    fn push(&mut self, place: u32) {
-        if self.len == self.places.len() {
-            self.spill();
-        }
-        self.places[self.len] = place;
-        self.len += 1;
-    }
-
-    /// From the pool, or else places that were never used. Nothing if there are none.
-    #[cold]
-    #[inline(never)]
-    fn refill(&mut self) {
-        let mut next = pool_pop();
-        while let Some(index) = next {
-            self.places[self.len] = index;
-            self.len += 1;
-            next = at(index).and_then(|place| place.next.load(Ordering::Relaxed).checked_sub(1));
-        }
-        if self.len > 0 {
-            return;
-        }
-        let batch = BATCH as u32;
-        let take = |fresh: u32| (fresh < number::PLACES).then_some(fresh + batch);
-        let Ok(first) = FRESH.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) else {
-            return;
-        };
-        if make_chunk(first / CHUNK).is_none() {
-            // Without memory; the places are lost, which there are enough of.
-            return;
-        }
-        for index in (first..first + batch).rev() {
-            if let Some(place) = at(index) {
-                place.word.store(number::FIRST, Ordering::Relaxed);
-            }
-            self.places[self.len] = index;
-            self.len += 1;
-        }
-    }
-
-    /// Half of them to the pool.
-    #[cold]
-    #[inline(never)]
-    fn spill(&mut self) {
-        self.len -= BATCH;
-        let batch = &self.places[self.len..];
-        for (&index, &next) in batch.iter().zip(&batch[1..]) {
-            if let Some(place) = at(index) {
-                place.next.store(next + 1, Ordering::Relaxed);
-            }
-        }
-        if let Some(last) = at(batch[BATCH - 1]) {
-            last.next.store(0, Ordering::Relaxed);
-        }
-        pool_push(batch[0]);
-    }
-}
-
-/// The place, if it exists.
+/// Takes a free slot of this thread's. `None` if no slot, or no memory for one, is left.
 #[inline]
-fn at(index: u32) -> Option<&'static Place> {
+fn pop_free(free: &mut FreeSlots) -> Option<u32> {
+    if free.is_empty() {
+        refill(free);
+    }
+    free.pop()
+}
+
+/// Gives a slot to this thread's free ones.
+#[inline]
+fn push_free(free: &mut FreeSlots, slot: u32) {
+    if free.is_full() {
+        spill(free);
+    }
+    free.push(slot);
+}
+
+/// Fills an empty list with a batch from the pool, or else with slots that were never used. Leaves
+/// it empty if there are none.
+#[cold]
+#[inline(never)]
+fn refill(free: &mut FreeSlots) {
+    let mut next = pool_pop();
+    while let Some(index) = next {
+        free.push(index);
+        next = at(index).and_then(|slot| slot.next.load(Ordering::Relaxed).checked_sub(1));
+    }
+    if !free.is_empty() {
+        return;
+    }
+    let batch = BATCH as u32;
+    let take = |fresh: u32| (fresh < handle::SLOTS).then_some(fresh + batch);
+    let Ok(first) = FRESH.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) else {
+        return;
+    };
+    if make_chunk(first / CHUNK).is_none() {
+        // There is no memory. These slots are lost; there are plenty.
+        return;
+    }
+    for index in (first..first + batch).rev() {
+        if let Some(slot) = at(index) {
+            slot.word.store(handle::FIRST, Ordering::Relaxed);
+        }
+        free.push(index);
+    }
+}
+
+/// Moves half of a full list to the pool.
+#[cold]
+#[inline(never)]
+fn spill(free: &mut FreeSlots) {
+    let batch = free.pop_batch();
+    for (&index, &next) in batch.iter().zip(&batch[1..]) {
+        if let Some(slot) = at(index) {
+            slot.next.store(next + 1, Ordering::Relaxed);
+        }
+    }
+    if let Some(last) = at(batch[BATCH - 1]) {
+        last.next.store(0, Ordering::Relaxed);
+    }
+    pool_push(batch[0]);
+}
+
+/// Returns the slot, if it exists.
+#[inline]
+fn at(index: u32) -> Option<&'static GuardSlot> {
     let chunk = TABLE.get((index / CHUNK) as usize)?;
     let chunk = chunk.load(Ordering::Acquire);
     if chunk.is_null() {
         return None;
     }
-    // SAFETY: a chunk has `CHUNK` places, zeroed before it was stored, and is never freed.
+    // SAFETY: a chunk has `CHUNK` slots, zeroed before it was stored, and is never freed.
     Some(unsafe { &*chunk.add((index % CHUNK) as usize) })
 }
 
-/// Makes the chunk exist. `None` without memory.
+/// Makes the chunk exist. `None` if there is no memory for it.
 fn make_chunk(number: u32) -> Option<()> {
     let chunk = TABLE.get(number as usize)?;
     if !chunk.load(Ordering::Acquire).is_null() {
         return Some(());
     }
-    let layout = Layout::array::<Place>(CHUNK as usize).ok()?;
+    let layout = Layout::array::<GuardSlot>(CHUNK as usize).ok()?;
     // SAFETY: not of size 0.
-    let new: *mut Place = unsafe { alloc_zeroed(layout) }.cast();
+    let new: *mut GuardSlot = unsafe { alloc_zeroed(layout) }.cast();
     if new.is_null() {
         return None;
     }
     let stored = chunk.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
     if stored.is_err() {
-        // SAFETY: allocated above with this layout, and nobody else has it.
+        // SAFETY: allocated above with this layout, and no other thread has it.
         unsafe { dealloc(new.cast(), layout) };
     }
     Some(())
 }
 
+/// Takes the first batch of the pool, and returns its first slot.
 fn pool_pop() -> Option<u32> {
     let mut pool = POOL.load(Ordering::Acquire);
     loop {
-        let index = ((pool & POOL_PLACE) as u32).checked_sub(1)?;
-        // Whoever else has it by now may write this; then the exchange fails.
+        let index = ((pool & POOL_SLOT) as u32).checked_sub(1)?;
+        // Another thread may have taken the batch and write this now; then the exchange fails.
         let next = at(index)?.next_batch.load(Ordering::Relaxed);
         let now = pool_word(pool, next);
         match POOL.compare_exchange_weak(pool, now, Ordering::Acquire, Ordering::Acquire) {
@@ -174,13 +168,13 @@ fn pool_pop() -> Option<u32> {
     }
 }
 
+/// Puts the batch that begins with this slot into the pool.
 fn pool_push(index: u32) {
-    let Some(place) = at(index) else { return };
+    let Some(slot) = at(index) else { return };
     let mut pool = POOL.load(Ordering::Relaxed);
     loop {
-        place
-            .next_batch
-            .store((pool & POOL_PLACE) as u32, Ordering::Relaxed);
+        slot.next_batch
+            .store((pool & POOL_SLOT) as u32, Ordering::Relaxed);
         let now = pool_word(pool, index + 1);
         match POOL.compare_exchange_weak(pool, now, Ordering::AcqRel, Ordering::Relaxed) {
             Ok(_) => return,
@@ -189,59 +183,60 @@ fn pool_push(index: u32) {
     }
 }
 
-/// The pool with another first batch.
+/// Makes the pool's word with another first batch.
 fn pool_word(before: u64, first: u32) -> u64 {
-    (before & !POOL_PLACE).wrapping_add(POOL_CHANGE) | u64::from(first)
+    (before & !POOL_SLOT).wrapping_add(POOL_CHANGE) | u64::from(first)
 }
 
-/// Enters a guard of a cache, and returns its number. If there are too many out the guard is dropped.
+/// Enters a guard of a cache, and returns its handle. Drops the guard if no slot is left.
 #[inline]
-pub(crate) fn enter(thread: &Thread, cache: u64, guard: Guard) -> Result<u64, Error> {
-    let free = thread.with_magazine(Magazine::pop);
-    let Some((index, place)) = free.and_then(|index| Some((index, at(index)?))) else {
+pub(crate) fn enter(thread: &ThreadRecord, cache: u64, guard: Guard) -> Result<u64, Error> {
+    let free = thread.with_free_slots(pop_free);
+    let Some((index, slot)) = free.and_then(|index| Some((index, at(index)?))) else {
         return Err(Error::TooManyGuards);
     };
-    let number = number::valid(place.word.load(Ordering::Relaxed), index, number::GUARD);
-    // SAFETY: a free place that this thread has taken out of its magazine: nobody reads it before the word says so.
-    unsafe { (*place.guard.get()).write(guard) };
-    place.cache.store(cache, Ordering::Relaxed);
-    place.word.store(number, Ordering::Release);
-    Ok(number)
+    let handle = handle::valid(slot.word.load(Ordering::Relaxed), index, handle::GUARD);
+    // SAFETY: a free slot, which this thread alone has taken. Other threads read the guard only
+    // after the word says that it is there.
+    unsafe { (*slot.guard.get()).write(guard) };
+    slot.cache.store(cache, Ordering::Relaxed);
+    slot.word.store(handle, Ordering::Release);
+    Ok(handle)
 }
 
-/// Takes the guard back out.
+/// Takes a guard back out.
 #[inline]
-pub(crate) fn take(thread: &Thread, number: u64) -> Result<Guard, Error> {
-    let place = (number::kind(number) == number::GUARD)
-        .then(|| at(number::place(number)))
+pub(crate) fn take(thread: &ThreadRecord, handle: u64) -> Result<Guard, Error> {
+    let slot = (handle::kind(handle) == handle::GUARD)
+        .then(|| at(handle::slot(handle)))
         .flatten();
-    let Some(place) = place else {
-        return Err(Error::NoGuard { number });
+    let Some(slot) = slot else {
+        return Err(Error::NoGuard { handle });
     };
-    let after = number::after(number);
+    let after = handle::after(handle);
     let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
-    if let Err(word) = place.word.compare_exchange(number, after, acquire, relaxed) {
-        return Err(if number::is_past(number, word) {
-            Error::PutAlready { number }
+    if let Err(word) = slot.word.compare_exchange(handle, after, acquire, relaxed) {
+        return Err(if handle::is_past(handle, word) {
+            Error::PutAlready { handle }
         } else {
-            Error::NoGuard { number }
+            Error::NoGuard { handle }
         });
     }
-    // SAFETY: the word was the guard's number, stored after the guard was written; and by exchanging it this thread alone
-    // has come here.
-    let guard = unsafe { (*place.guard.get()).assume_init_read() };
-    if number::kind(after) == number::FREE {
-        thread.with_magazine(|magazine| magazine.push(number::place(number)));
+    // SAFETY: the word was the guard's handle, stored after the guard was written; and this thread
+    // alone has exchanged it.
+    let guard = unsafe { (*slot.guard.get()).assume_init_read() };
+    if handle::kind(after) == handle::FREE {
+        thread.with_free_slots(|free| push_free(free, handle::slot(handle)));
     }
     Ok(guard)
 }
 
-/// How many guards of a cache are out. Exact if nobody looks up or puts meanwhile.
+/// Counts the guards of a cache that are out. Exact if no thread looks up or puts meanwhile.
 pub(crate) fn of(cache: u64) -> usize {
     let used = FRESH.load(Ordering::Acquire);
-    let is_out = |place: &&Place| {
-        number::kind(place.word.load(Ordering::Acquire)) == number::GUARD
-            && place.cache.load(Ordering::Relaxed) == cache
+    let is_out = |slot: &&GuardSlot| {
+        handle::kind(slot.word.load(Ordering::Acquire)) == handle::GUARD
+            && slot.cache.load(Ordering::Relaxed) == cache
     };
     (0..used).filter_map(at).filter(is_out).count()
 }

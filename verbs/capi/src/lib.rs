@@ -1,28 +1,39 @@
-//! The C library: what `regcache.h` declares. The manual page `regcache.3` has the whole of it.
+//! The C library, libregcache: everything that `regcache.h` declares. The manual page `regcache.3`
+//! is its reference.
 //!
-//! Nothing that C hands in is dereferenced before it is known to be what it should be, as far as that can be known: handles
-//! are numbers, looked up in tables whose memory is never given back, and no number is ever given out twice. A put of a
-//! guard that was put, and a lookup in a cache that was destroyed, by any number of threads at once, is an errno.
+//! No bad argument is dereferenced, as far as it can be told from a good one. A handle is a number,
+//! looked up in a table whose memory is never freed, and no number is given out twice. A second put
+//! of a guard, or a lookup in a cache that was destroyed, is an errno, with any number of threads.
 //!
-//! - `types.rs`, `api.rs`: the header, in its order. `cbindgen` makes it of these two.
-//! - `call.rs`: what goes on around every call: panics end there, errors become numbers and messages.
-//! - `guards.rs`: the table of guards, and why a put happens once.
-//! - `caches.rs`: the table of caches, and why none is destroyed under somebody who uses it.
-//! - `thread.rs`: what a thread has for itself, so that hits of several threads share no cache line.
-//! - `device.rs`: `ibv_mr`s and callbacks, one registrar.
+//! `cbindgen` generates the header from `types.rs` and `api.rs`, in this order. From the top down,
+//! no file uses one above it:
 //!
-//! There are no locks here: whatever a thread was doing when another one forked, the child finds nothing locked.
+//! - `api.rs`: the functions.
+//! - `boundary.rs`: the frame around every call. It turns panics and errors into errnos and
+//!   messages.
+//! - `caches.rs`: the table of caches, and the proof that none is destroyed while a thread uses it.
+//! - `guards.rs`: the table of guards, and the proof that each is taken back once.
+//! - `device.rs`: one registrar for `ibv_mr`s and for callbacks.
+//! - `thread_record.rs`, `free_slots.rs`: each thread's own state, so that hits of several threads
+//!   share no cache line.
+//! - `types.rs`: the structures and constants.
+//! - `error.rs`: the errors, with their messages and errnos.
+//! - `handle.rs`: the layout of handles.
+//! - `membarrier.rs`: the asymmetric fence.
+//!
+//! The library has no locks of its own, so that a forked child finds none locked.
 #![warn(missing_docs)]
 
 pub mod api;
+mod boundary;
 mod caches;
-mod call;
 mod device;
 mod error;
-mod fence;
+mod free_slots;
 mod guards;
-mod number;
-mod thread;
+mod handle;
+mod membarrier;
+mod thread_record;
 pub mod types;
 
 const _: () = assert!(usize::BITS == 64, "handles are 64-bit numbers");

@@ -1,8 +1,8 @@
-//! The C library from C: programs that use it as it is installed, by themselves and under valgrind, which finds no error and no
-//! leak.
+//! Runs programs in C that use the installed C library, by themselves and under valgrind, which
+//! must find no error and no leak.
 //!
-//! The device is one of callbacks, and the monitor whichever this machine has. Under valgrind that is none, as it does not know
-//! userfaultfd; the suite `rxe` has the driver.
+//! The device is one of callbacks, and the monitor is the best one of this machine. Under valgrind
+//! that is none, as valgrind does not know userfaultfd. The suite `rxe` has the driver.
 #![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 

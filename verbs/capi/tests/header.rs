@@ -1,7 +1,9 @@
-//! `regcache.h` is what `cbindgen` makes of the source, compiles as C99 and as C++17 with every warning an error, and it, the
-//! version script, and the manual page name the same functions.
+//! Checks `regcache.h`. `cbindgen` generates it from the source, and it compiles as C99 and as
+//! C++17 without warnings. The header, the version script and the manual page name the same
+//! functions. The header has cargo's version, and describes the statistics as the core's table
+//! does.
 //!
-//! `REGCACHE_WRITE_HEADER=1` writes the header anew.
+//! `REGCACHE_WRITE_HEADER=1` writes a new header.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;
@@ -17,11 +19,35 @@ fn read(name: &str) -> String {
     fs::read_to_string(here().join(name)).unwrap()
 }
 
+/// A row of the table of statistics: the field, the Prometheus metric and the description.
+type Row = (&'static str, &'static str, &'static str);
+
+macro_rules! rows {
+    ($({ $field:ident: $type:ty, $metric:literal, $description:literal })*) => {
+        &[$((stringify!($field), $metric, $description),)*]
+    };
+}
+
+const STATISTICS: &[Row] = regcache::for_each_statistic!(rows);
+
+/// Writes the source of `struct regcache_stats` with its macro expanded, as `cbindgen` expands
+/// none.
+fn source_of_stats() -> PathBuf {
+    let field = |(field, _, description): &Row| format!("/// {description}\npub {field}: u64,\n");
+    let fields: String = STATISTICS.iter().map(field).collect();
+    let text = "/// The statistics of a cache: counts since it was created, and its contents now.";
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stats.rs");
+    let source = format!("{text}\n#[repr(C)]\npub struct Stats {{\n{fields}}}\n");
+    fs::write(&file, source).unwrap();
+    file
+}
+
 fn generated() -> String {
     let config = cbindgen::Config::from_file(here().join("cbindgen.toml")).unwrap();
     let bindings = cbindgen::Builder::new()
         .with_config(config)
         .with_src(here().join("src/types.rs"))
+        .with_src(source_of_stats())
         .with_src(here().join("src/api.rs"))
         .generate()
         .unwrap();
@@ -40,6 +66,49 @@ fn the_header_is_what_the_source_says() {
         read("regcache.h") == made,
         "regcache.h is out of date: REGCACHE_WRITE_HEADER=1 cargo test -p regcache-capi --test header"
     );
+}
+
+#[test]
+fn the_header_has_the_version_of_the_package() {
+    let header = read("regcache.h");
+    for (part, is) in [
+        ("MAJOR", env!("CARGO_PKG_VERSION_MAJOR")),
+        ("MINOR", env!("CARGO_PKG_VERSION_MINOR")),
+        ("PATCH", env!("CARGO_PKG_VERSION_PATCH")),
+    ] {
+        let line = format!("\n#define REGCACHE_VERSION_{part} {is}\n");
+        assert!(header.contains(&line), "the header lacks {line}");
+    }
+}
+
+#[test]
+fn the_header_fits_100_columns() {
+    let header = read("regcache.h");
+    let long: Vec<_> = header.lines().filter(|line| width(line) > 100).collect();
+    assert!(long.is_empty(), "{long:#?}");
+}
+
+/// Columns of a line whose tabs are 8 wide.
+fn width(line: &str) -> usize {
+    line.chars().fold(
+        0,
+        |at, char| if char == '\t' { at / 8 * 8 + 8 } else { at + 1 },
+    )
+}
+
+#[test]
+fn statistics_are_described_in_the_same_words_everywhere() {
+    let header = read("regcache.h");
+    let guide = read("../../docs/guide/operations.md");
+    let metrics = regcache::Stats::default().prometheus("x").to_string();
+    for (field, metric, description) in STATISTICS {
+        let in_header = format!("* {description}\n         */\n        uint64_t {field};");
+        assert!(header.contains(&in_header), "the header lacks {in_header}");
+        let help = format!("# HELP regcache_{metric} {description}\n");
+        assert!(metrics.contains(&help), "the metrics lack {help}");
+        let row = format!("| `{field}` | {description} |");
+        assert!(guide.contains(&row), "operations.md lacks {row}");
+    }
 }
 
 /// Words that are followed by a parenthesis in the code of the header.

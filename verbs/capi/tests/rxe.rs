@@ -1,5 +1,6 @@
-//! The C library on the driver and an RDMA device: the example of the README, what a protection domain's cache hands out, also under
-//! valgrind, and callbacks. Needs the virtual machine, and the library installed: `cargo xtask test` does that.
+//! Runs the C library on the driver and an RDMA device: the guide's example, a cache of a
+//! protection domain, also under valgrind, and callbacks. `cargo xtask test` runs this in the
+//! virtual machine, with the library installed.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod site;
@@ -18,12 +19,12 @@ fn site() -> Site {
 }
 
 #[test]
-fn the_example_of_the_readme_sends_the_right_bytes() {
+fn the_example_of_the_guide_sends_the_right_bytes() {
     let example = include_str!("../examples/first.c");
-    let readme = include_str!("../../../README.md");
+    let guide = include_str!("../../../docs/guide/c.md");
     assert!(
-        readme.contains(example.trim_end()),
-        "the README has another"
+        guide.contains(example.trim_end()),
+        "docs/guide/c.md has another"
     );
     succeeds(&mut Command::new(site().program("first")));
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 
-use regcache_verbs_abi::{Context, Pd};
+use regcache_verbs_types::{Context, Pd};
 
 /// `IBV_WC_SUCCESS`.
 pub(crate) const SUCCESS: c_int = 0;

@@ -7,7 +7,7 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
 
-use regcache_verbs_abi::{Context, Pd};
+use regcache_verbs_types::{Context, Pd};
 
 use crate::abi::{
     CqInitAttrEx, IbvCq, IbvCqEx, IbvQp, IbvSrq, KNOWN_SEND_OPS, OpenContext, QP_STATE, QPS_RESET,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use regcache::monitor::{Auto, Shared};
 use regcache::{Cache, Error, Guard, Registrar, Stats, VaRange};
-use regcache_verbs_abi::{Access, Context, Mr, Pd};
+use regcache_verbs_types::{Access, Context, Mr, Pd};
 
 use crate::objects::OpenDevice;
 use crate::outstanding::Release;

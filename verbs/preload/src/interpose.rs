@@ -1,13 +1,13 @@
 //! The functions that programs call in place of libibverbs's.
 
-use std::error::Error as _;
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
+use regcache::error::{chain, is_exhaustion};
 use regcache::{Access as _, Error};
-use regcache_verbs_abi::{Context, Mr, Pd};
+use regcache_verbs_types::{Context, Mr, Pd};
 
 use crate::counts::Counts;
 use crate::domain::{Ended, Held, Registered, cacheable};
@@ -347,7 +347,7 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
             add_one(count(counts));
             let mut mr = theirs();
             // What is cached counts against the same limits.
-            if mr.is_null() && is_exhaustion(io::Error::last_os_error()) && process.relieve() {
+            if mr.is_null() && is_exhaustion(&io::Error::last_os_error()) && process.relieve() {
                 mr = theirs();
             }
             mr
@@ -390,14 +390,14 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
             Ok(None) => return Err(IN_USE),
             Err(Error::Register(error)) => {
                 let errno = errno_of(&error);
-                let exhausted = is_exhaustion(io::Error::from_raw_os_error(errno));
+                let exhausted = is_exhaustion(&io::Error::from_raw_os_error(errno));
                 // What other domains have idle counts as well.
                 if !(exhausted && refused.is_none() && process.relieve()) {
                     return Err(Not::Refused(errno));
                 }
                 refused = Some(errno);
             }
-            Err(Error::ZeroLength { .. } | Error::AddressWraps { .. }) => return Err(FLAGS),
+            Err(Error::Range(_)) => return Err(FLAGS),
             Err(_) => return Err(OFF),
         }
     }
@@ -440,23 +440,9 @@ fn missing() -> *mut Mr {
     ptr::null_mut()
 }
 
-/// True if it may go away when registrations are given up.
-fn is_exhaustion(error: io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOMEM | libc::EAGAIN | libc::ENOSPC)
-    )
-}
-
 /// What the device said.
 fn errno_of(error: &regcache::RegisterError) -> c_int {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let errno = error.downcast_ref().and_then(io::Error::raw_os_error);
-        if let Some(errno) = errno {
-            return errno;
-        }
-        cause = error.source();
-    }
-    libc::EINVAL
+    let mut systems = chain(error).filter_map(|cause| cause.downcast_ref::<io::Error>());
+    let errno = systems.find_map(io::Error::raw_os_error);
+    errno.unwrap_or(libc::EINVAL)
 }

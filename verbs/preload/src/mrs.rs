@@ -12,7 +12,7 @@ use std::mem;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use regcache_verbs_abi::Mr;
+use regcache_verbs_types::Mr;
 
 use crate::domain::Held;
 

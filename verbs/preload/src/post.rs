@@ -8,7 +8,7 @@ use std::slice;
 use std::thread;
 use std::time::Duration;
 
-use regcache_verbs_abi::Context;
+use regcache_verbs_types::Context;
 
 use crate::abi::{ExtendedPost, IbvQp, IbvQpEx, IbvSrq, MwBind, RecvWr, SendWr, Sge, send};
 use crate::objects::{DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, SHARED_QUEUES, address};

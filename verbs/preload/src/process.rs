@@ -16,13 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use memmap2::MmapMut;
 use nix::sys::mman::{MmapAdvise, madvise};
+use regcache::error::chain;
 use regcache::monitor::{Auto, Shared, Ummunotify, Userfaultfd, auto};
-use regcache_verbs_abi::{Context, Pd};
+use regcache_verbs_types::{Context, Pd};
 
 use crate::counts::{Counts, Gone};
 use crate::domain::Domain;
 use crate::mrs::{Mrs, Owner};
-use crate::notice::{chain, lock, notice};
+use crate::notice::{lock, notice};
 use crate::objects::{DEVICES, OpenDevice, address, say_that_nothing_is_kept};
 use crate::real;
 use crate::settings::{Settings, Watching};
@@ -235,7 +236,7 @@ impl Process {
         let Monitoring::By(shared) = &*monitoring else {
             return None;
         };
-        match shared.another() {
+        match shared.subscribe() {
             Ok(another) => Some(another),
             Err(error) => {
                 self.turn_off(format_args!("cannot wait for the monitor: {error}"));
@@ -255,12 +256,12 @@ impl Process {
         let monitor = match self.settings.monitor {
             Watching::Ummunotify => Ummunotify::open()
                 .map(Auto::Ummunotify)
-                .map_err(|error| chain(&error))?,
+                .map_err(|error| chain(&error).to_string())?,
             Watching::Userfaultfd => Userfaultfd::open()
                 .map(|monitor| Auto::Userfaultfd(Box::new(monitor)))
-                .map_err(|error| chain(&error))?,
+                .map_err(|error| chain(&error).to_string())?,
             Watching::Auto => match auto() {
-                Auto::Nothing(_) => {
+                Auto::None(_) => {
                     return Err(
                         "there is neither /dev/ummunotify nor a userfaultfd that tells enough"
                             .to_owned(),

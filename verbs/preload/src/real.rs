@@ -10,7 +10,7 @@ use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use regcache_verbs_abi::{Context, Mr, Pd};
+use regcache_verbs_types::{Context, Mr, Pd};
 
 use crate::abi::{IbvCq, IbvQp, IbvQpEx, IbvSrq, QpAttr, QpInitAttr, SrqInitAttr};
 use crate::elf;

@@ -1,10 +1,10 @@
-//! Peers: registration caches of other libraries, doing the same work by turns with ours.
+//! Peers: registration caches of other libraries, which are variants beside regcache.
 //!
-//! libfabric reads which monitor its cache shall have once in the life of a process, so that each is a process of its own,
-//! which does its transfers when it is told to. It says how long each took, and of that the preparing and releasing.
+//! A process of libfabric chooses the monitor of its cache once, so each peer is a process of its
+//! own. It does its transfers on command, and reports the time of each and the part in its cache.
 
 #[cfg(feature = "libfabric")]
-pub mod fabric;
+pub mod libfabric;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
@@ -12,28 +12,28 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use crate::contestant::Contestant;
 use crate::counted::Reading;
 use crate::error::Trying;
-use crate::sample::{Sample, Tally};
+use crate::timing::{Tally, Timing};
+use crate::variant::Variant;
 use crate::{Error, Workload};
 
 /// A monitor of libfabric's registration cache, as `FI_MR_CACHE_MONITOR` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Monitor {
-    /// Hooks in the C library and patched code.
+    /// Hooks in the C library by patched code.
     Memhooks,
-    /// userfaultfd's events.
+    /// Events of userfaultfd.
     Userfaultfd,
-    /// No cache: registers each time.
+    /// No cache: register per transfer.
     Disabled,
 }
 
 impl Monitor {
-    /// All of them.
+    /// All monitors.
     pub const ALL: [Self; 3] = [Self::Memhooks, Self::Userfaultfd, Self::Disabled];
 
-    /// As the variable has it.
+    /// Returns its value of the variable.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -44,7 +44,7 @@ impl Monitor {
     }
 }
 
-/// A peer at work.
+/// The process of a peer.
 pub struct Peer {
     name: String,
     process: Child,
@@ -54,11 +54,12 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts `program fabric ADDRESS OP SIZE` with this monitor; by the address it finds the device.
+    /// Starts `program libfabric ADDRESS OP SIZE` with this monitor. The address is that of the
+    /// device.
     ///
     /// # Errors
     ///
-    /// What the system says, or the peer.
+    /// The errors of starting it, or of its first transfer.
     pub fn start(
         program: &Path,
         address: IpAddr,
@@ -66,7 +67,7 @@ impl Peer {
         workload: Workload,
     ) -> Result<Self, Error> {
         let mut process = Command::new(program)
-            .args(["fabric", &address.to_string()])
+            .args(["libfabric", &address.to_string()])
             .args([workload.op.to_string(), workload.size.to_string()])
             .env("FI_MR_CACHE_MONITOR", monitor.name())
             .env("FI_LOG_LEVEL", "warn")
@@ -75,7 +76,7 @@ impl Peer {
             .spawn()
             .trying("start a peer")?;
         let (Some(orders), Some(answers)) = (process.stdin.take(), process.stdout.take()) else {
-            return Err(Error::Cannot("a peer has no pipes".to_owned()));
+            return Err(Error::Cannot("the peer has no pipes".to_owned()));
         };
         let mut peer = Self {
             name: format!("libfabric-{}", monitor.name()),
@@ -84,22 +85,28 @@ impl Peer {
             answers: BufReader::new(answers),
             tally: Tally::new()?,
         };
-        // It is connected when it answers.
+        // The answer shows that it is connected.
         peer.run(1)?;
         Ok(peer)
     }
 
     fn answer(&mut self) -> Result<String, Error> {
         let mut line = String::new();
-        let read = self.answers.read_line(&mut line).trying("hear of a peer")?;
+        let read = self
+            .answers
+            .read_line(&mut line)
+            .trying("read the answer of a peer")?;
         if read == 0 {
-            return Err(Error::Cannot(format!("{} has ended", self.name)));
+            return Err(Error::Cannot(format!(
+                "{} ended early: run it with FI_LOG_LEVEL=info to see why",
+                self.name
+            )));
         }
         Ok(line)
     }
 }
 
-impl Contestant for Peer {
+impl Variant for Peer {
     fn name(&self) -> String {
         self.name.clone()
     }
@@ -109,12 +116,12 @@ impl Contestant for Peer {
     }
 
     fn run(&mut self, transfers: u64) -> Result<Duration, Error> {
-        writeln!(self.orders, "{transfers}").trying("tell a peer")?;
+        writeln!(self.orders, "{transfers}").trying("command a peer")?;
         let line = self.answer()?;
         let mut words = line.split_whitespace();
         let took = words.next().and_then(|word| word.parse().ok());
-        for sample in words.map_while(Sample::parse) {
-            self.tally.record(sample);
+        for timing in words.map_while(Timing::parse) {
+            self.tally.record(timing);
         }
         match took {
             Some(took) => Ok(Duration::from_nanos(took)),
@@ -136,14 +143,14 @@ impl Contestant for Peer {
     }
 
     fn counts(&self) -> Reading {
-        // Nobody outside can count them.
+        // The calls inside the peer cannot be counted.
         Reading::default()
     }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It fails if it has ended by itself.
+        // An error means that it has already ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

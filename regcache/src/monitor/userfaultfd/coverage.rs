@@ -1,32 +1,32 @@
-//! [`Coverage`]: which watches each page has.
+//! [`Coverage`]: the watches of each page.
 //!
-//! The kernel keeps one bit for a page, whether its mapping is armed, and several watches may want it.
-//! So the pages are kept in runs with the same watches: a run is armed when its first watch comes and
-//! disarmed when its last one goes, and *never armed in between*. The latter is what the check rests
-//! on: if the mapping behind a watched page is replaced and nobody is told, the new one is not armed,
-//! and stays so until nobody watches that page.
+//! The kernel keeps one bit for a mapping, whether it is armed, and several watches may want it. So
+//! pages are kept in runs with the same watches. A run is armed when its first watch comes,
+//! disarmed when its last one goes, and *never armed in between*. The check rests on this: if the
+//! mapping behind a watched page is replaced without an event, the new mapping is not armed, and
+//! stays so until nobody watches that page.
 //!
-//! Neighbouring runs with the same watches are one, so that there are fewer than twice as many as
-//! there are watches.
+//! Neighbouring runs with the same watches are joined. So there are fewer than twice as many runs
+//! as watches.
 
 use std::collections::BTreeMap;
 
 use crate::monitor::Cookie;
 
-/// Pages, as addresses: `[start, end)`.
+/// A run of pages, as addresses: `[start, end)`.
 pub(super) type Pages = (usize, usize);
 
 #[derive(Debug, PartialEq, Eq)]
 struct Run {
     end: usize,
-    /// In ascending order.
+    /// The watches, in ascending order.
     watches: Vec<Cookie>,
 }
 
-/// See the file's head.
+/// See the head of this file.
 #[derive(Debug, Default)]
 pub(super) struct Coverage {
-    /// By start; they do not overlap.
+    /// The runs by their starts. They do not overlap.
     runs: BTreeMap<usize, Run>,
 }
 
@@ -83,7 +83,7 @@ impl Coverage {
         bare
     }
 
-    /// The watches of any of the pages, some of them perhaps several times.
+    /// Returns the watches of any of the pages. One watch may come several times.
     pub(super) fn over(&self, (start, end): Pages) -> impl Iterator<Item = Cookie> {
         let before = self.runs.range(..start).next_back();
         let before = before.filter(move |(_, run)| run.end > start);
@@ -93,12 +93,12 @@ impl Coverage {
         runs.flat_map(|(_, run)| run.watches.iter().copied())
     }
 
-    /// All pages that have a watch.
+    /// Returns all pages that have a watch.
     pub(super) fn all(&self) -> impl Iterator<Item = Pages> {
         self.runs.iter().map(|(&start, run)| (start, run.end))
     }
 
-    /// Has a run begin at `at`, if one goes across it.
+    /// Splits the run that goes across `at`, if there is one.
     fn split(&mut self, at: usize) {
         let Some((_, run)) = self.runs.range_mut(..at).next_back() else {
             return;
@@ -110,7 +110,7 @@ impl Coverage {
         }
     }
 
-    /// Makes one of the neighbours with the same watches, from the run before `start` to that at `end`.
+    /// Joins neighbours with the same watches, from the run before `start` to the one at `end`.
     fn join(&mut self, start: usize, end: usize) {
         let before = self.runs.range(..start).next_back();
         let mut at = before.map_or(start, |(&first, _)| first);

@@ -1,20 +1,21 @@
-//! [`Faults`]: pages that are missing where memory is watched, and that somebody has touched.
+//! [`Faults`]: faults on missing pages of watched memory.
 //!
-//! Registered pages are present for as long as a device has them pinned. If one is missing it was taken
-//! away, and if that sent no event, this is the first to be heard of it: still in time, because the page
-//! that takes its place is the one that is given here, after the change was entered.
+//! Registered pages are present as long as a device has them pinned. So a page that is missing was
+//! removed. If no event said so, its fault is the first sign. The sign is still in time, because
+//! the page that takes its place is supplied here, after the change was entered in the log.
 
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
 use super::raw;
-use super::reader::{Source, range};
+use super::source::{Source, range};
 
-/// Pages that are told apart while the kernel is busy; those that touch more than these ask again.
+/// The number of pages kept while the kernel is busy. A thread that touches another one faults
+/// again.
 const MAX_LATER: usize = 32;
 
-/// Those that could not be given yet.
+/// The pages that could not be supplied yet.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     later: [usize; MAX_LATER],
@@ -22,9 +23,9 @@ pub(super) struct Faults {
 }
 
 impl Faults {
-    /// Gives the page at `page`, of zeros, to those who wait for it; or keeps it in mind.
+    /// Supplies a page of zeros at `page` to the threads that wait for it, now or later.
     pub(super) fn serve(&mut self, source: &Source, page: usize) {
-        if give(source, page) {
+        if supply(source, page) {
             return;
         }
         match self.later.get_mut(self.len) {
@@ -36,12 +37,12 @@ impl Faults {
         }
     }
 
-    /// Tries once more what could not be given. True if there is nothing left.
+    /// Retries the pages that could not be supplied. Returns true if none is left.
     pub(super) fn serve_rest(&mut self, source: &Source) -> bool {
         let mut left = 0;
         for i in 0..self.len {
             let page = self.later[i];
-            if !give(source, page) {
+            if !supply(source, page) {
                 self.later[left] = page;
                 left += 1;
             }
@@ -51,18 +52,19 @@ impl Faults {
     }
 }
 
-/// False if the kernel is in the middle of a change, whose event has to be read first.
-fn give(source: &Source, page: usize) -> bool {
+/// Supplies a page. Returns false if the kernel is in the middle of a change, whose event has to be
+/// read first.
+fn supply(source: &Source, page: usize) -> bool {
     let mut zeros = raw::ZeroPage {
         range: range(page, page + source.page),
         ..raw::ZeroPage::default()
     };
-    // SAFETY: the structure may be read and written. A page is given where there is none, and somebody
-    // waits for one.
+    // SAFETY: the structure may be read and written. A page is supplied only where there is none,
+    // and some thread waits for one.
     match unsafe { raw::zero_page(source.uffd.as_raw_fd(), &raw mut zeros) } {
         Ok(_) => true,
         Err(Errno::EAGAIN) => false,
-        // There is one already, or no mapping any more: whoever waits is to look again.
+        // There is a page already, or no mapping any more: waiting threads have to look again.
         Err(_) => {
             wake(source, page);
             true

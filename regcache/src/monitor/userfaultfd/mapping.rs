@@ -1,8 +1,9 @@
-//! What the kernel says about the mappings behind some pages.
+//! [`Mappings`]: the kernel's answers about the mappings behind some pages.
 //!
-//! Only private anonymous memory can be watched. The pages of a file, memfds and System V segments
-//! among them, change by truncation and holes punched through any descriptor of it, in any process,
-//! of which userfaultfd tells nothing; so do the pages of its private mappings, copied or not.
+//! Only private anonymous memory can be watched. The pages of a file change by truncation and by
+//! holes, through any file descriptor and in any process. userfaultfd reports none of that. Memfds
+//! and System V segments are files here. Private mappings of a file are affected as well, copied or
+//! not.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -19,7 +20,7 @@ use super::raw;
 /// `/proc/self/maps` and `/proc/self/pagemap`, of the process that opened them.
 #[derive(Debug)]
 pub(super) struct Mappings {
-    /// Under a lock for its offset, where it has to be read as text.
+    /// The lock is for the file's offset, since old kernels' maps have to be read as text.
     maps: Mutex<File>,
     pagemap: File,
 }
@@ -32,11 +33,11 @@ impl Mappings {
         })
     }
 
-    /// True if all of the pages are mapped, and none by a mapping that is not armed.
+    /// Returns true if all of the pages are mapped by armed mappings.
     ///
-    /// The scan does not report holes, so the mappings' being there is asked for separately, and
-    /// afterwards: what the scan has seen may have gone. Neither looks at single pages, so that the time
-    /// does not depend on how many there are.
+    /// The scan does not report holes, so a second call looks for them. It comes after the scan,
+    /// because mappings that the scan has seen may have gone. Neither call looks at single pages,
+    /// so the time does not depend on their number.
     pub(super) fn are_armed(&self, pages: Pages) -> io::Result<bool> {
         let unarmed = raw::Scan {
             category_inverted: raw::PAGE_IS_WPALLOWED,
@@ -46,7 +47,8 @@ impl Mappings {
         Ok(!self.finds(unarmed, pages)? && is_covered(pages))
     }
 
-    /// The same, and no page is missing. This looks at each page, or huge page: 3 ns.
+    /// Returns true if, in addition, no page is missing. This takes 3 ns for each page or huge
+    /// page.
     pub(super) fn are_armed_and_present(&self, pages: Pages) -> io::Result<bool> {
         let either = raw::PAGE_IS_WPALLOWED | raw::PAGE_IS_PRESENT;
         let unarmed_or_missing = raw::Scan {
@@ -57,7 +59,7 @@ impl Mappings {
         Ok(!self.finds(unarmed_or_missing, pages)? && is_covered(pages))
     }
 
-    /// Whether there is a page such as `scan` looks for.
+    /// Returns true if there is a page that `scan` looks for.
     fn finds(&self, scan: raw::Scan, (start, end): Pages) -> io::Result<bool> {
         let mut found = raw::Region::default();
         let mut scan = raw::Scan {
@@ -70,17 +72,17 @@ impl Mappings {
             return_mask: raw::PAGE_IS_WPALLOWED,
             ..scan
         };
-        // SAFETY: the kernel writes the structure, and one region at most, which is `found`.
+        // SAFETY: the kernel writes to the structure and to one region at most, which is `found`.
         Ok(unsafe { raw::pagemap_scan(self.pagemap.as_raw_fd(), &raw mut scan) }? > 0)
     }
 
-    /// Refuses what is not private anonymous memory.
+    /// Refuses memory that is not private and anonymous.
     pub(super) fn check_kind(&self, pages: Pages) -> io::Result<()> {
         let maps = &mut *self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         let mut at = pages.0;
         while at < pages.1 {
             let mapping = match query(maps, at) {
-                // Before Linux 6.11.
+                // Linux before 6.11 does not have the query.
                 Err(Errno::ENOTTY) => return check_text(maps, pages),
                 asked => asked?,
             };
@@ -93,24 +95,26 @@ impl Mappings {
     }
 }
 
+/// Returns the mapping at an address.
 fn query(maps: &File, address: usize) -> nix::Result<raw::Query> {
     let mut query = raw::Query {
         size: size_of::<raw::Query>() as u64,
         query_addr: address as u64,
         ..raw::Query::default()
     };
-    // SAFETY: the kernel writes the structure; no buffers for names are given.
+    // SAFETY: the kernel writes to the structure, which has no buffers for names.
     unsafe { raw::procmap_query(maps.as_raw_fd(), &raw mut query) }?;
     Ok(query)
 }
 
+/// Does as [`Mappings::check_kind`], by the text of the file.
 fn check_text(maps: &mut File, (start, end): Pages) -> io::Result<()> {
     let mut text = String::new();
     maps.rewind()?;
     maps.read_to_string(&mut text)?;
     let mut at = start;
     for line in text.lines() {
-        let mapping = Line::parse(line).ok_or(io::ErrorKind::InvalidData)?;
+        let mapping = MapsLine::parse(line).ok_or(io::ErrorKind::InvalidData)?;
         if mapping.end <= at {
             continue;
         }
@@ -128,14 +132,15 @@ fn check_text(maps: &mut File, (start, end): Pages) -> io::Result<()> {
     Err(Errno::ENOENT.into())
 }
 
-struct Line {
+/// A line of `/proc/self/maps`.
+struct MapsLine {
     start: usize,
     end: usize,
     is_private_anonymous: bool,
 }
 
-impl Line {
-    /// `7f00-7f01 rw-p 00000000 00:00 0 [name]`
+impl MapsLine {
+    /// Parses a line such as `7f00-7f01 rw-p 00000000 00:00 0 [name]`.
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.split_whitespace();
         let (start, end) = words.next()?.split_once('-')?;
@@ -149,9 +154,9 @@ impl Line {
     }
 }
 
-/// True if there is no hole: `msync` does nothing with `MS_ASYNC` but look for one.
+/// Returns true if there is no hole. With `MS_ASYNC`, `msync` does nothing else than look for one.
 fn is_covered((start, end): Pages) -> bool {
-    // SAFETY: changes nothing, whatever is mapped there.
+    // SAFETY: the call changes nothing, whatever is mapped there.
     unsafe {
         libc::msync(
             std::ptr::without_provenance_mut(start),
@@ -164,7 +169,7 @@ fn is_covered((start, end): Pages) -> bool {
 fn unsupported() -> io::Error {
     io::Error::new(
         io::ErrorKind::Unsupported,
-        "not private anonymous memory: userfaultfd does not tell when a file's pages change",
+        "not private anonymous memory: userfaultfd does not report changes of a file's pages",
     )
 }
 

@@ -1,71 +1,79 @@
 //! The monitor on userfaultfd, for machines without the driver: slower, and as strict.
 //!
 //! Watched mappings are registered with a userfaultfd in write-protect mode, and no page is ever
-//! protected. So no fault of a page that is there ever comes, but the events do: unmapped, moved, about
-//! to be removed. A thread (`reader.rs`) reads them. For kernels that can take pages away without an event
-//! they are registered for missing pages as well (`open.rs`).
+//! protected. So pages that are present never fault, but the events come: a mapping was unmapped or
+//! moved, or its pages are about to be removed. A thread (`reader.rs`) reads them. On kernels that
+//! can remove pages without an event, the mappings are registered for missing pages as well
+//! (`open.rs`).
 //!
 //! Events alone are not sound. The kernel queues them after it has dropped the lock of the address
-//! space: by the time one can be read, another thread may have been given the address by `mmap`, and
-//! looked it up. And there are changes without an event. Hence the check, which the cache asks for at
-//! the beginning of each lookup ([`is_intact`](Monitor::is_intact)).
+//! space. By the time that an event can be read, another thread may have been given the address by
+//! `mmap`, and may have looked it up. Some changes send no event at all. Hence the check, which the
+//! cache makes at the beginning of each lookup ([`is_intact`](Monitor::is_intact)).
 //!
 //! # The check
 //!
-//! 1. *Nothing is under way.* Before an unmapping thread drops the kernel's lock, the kernel has
-//!    counted its change as under way, and it does so until the event has been read. While the count is
-//!    not 0, it answers any attempt to protect pages with `EAGAIN`, so that an attempt that it must
-//!    refuse (0 bytes) tells. The reader says that it reads before it does, and that it has entered
-//!    what it read after it has. So if there is nothing under way, and *then* the reader is not
-//!    reading, every change whose address could have been handed out by now has been entered and has
-//!    raised the generation. Otherwise this waits, and if that takes too long gives up: the range is
-//!    then treated as changed.
-//! 2. *The mapping is the one that was watched.* Pages are armed when the first watch of them comes and
-//!    never again until the last one has gone (`coverage.rs`); a mapping that was put there without an
-//!    event, by `shmat(SHM_REMAP)`, is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are not, and
-//!    `msync` holes, which the scan skips. A mapping that is armed and was moved there has sent an event
-//!    that names where it went.
-//! 3. *No page is missing*, where the kernel can take pages away without an event; a registered page is
-//!    present. And if it was touched since, whoever did was made to wait until the reader had entered
-//!    that, and only then was given a page (`faults.rs`).
-//! 4. *No removal is under way* of these pages (`removal.rs`).
+//! 1. *No change is in flight.* Before an unmapping thread drops the kernel's lock, the kernel
+//!    counts its change as in flight, until the event was read. While the count is not 0, the
+//!    kernel answers any attempt to protect pages with `EAGAIN`. So an attempt that it must refuse
+//!    (0 bytes) shows the count. The reader sets a flag before it reads, and clears it after it has
+//!    entered its events. If nothing is in flight, and *then* the reader is not reading, every
+//!    change whose address could have been handed out by now is entered and has raised the
+//!    generation. Otherwise the check waits. If that takes too long it gives up, and the range is
+//!    treated as changed.
+//! 2. *The mapping is the one that was watched.* Pages are armed when their first watch comes, and
+//!    never again until the last one is gone (`coverage.rs`). A mapping that was put there without
+//!    an event, by `shmat(SHM_REMAP)`, is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are
+//!    not armed, and `msync` finds holes, which the scan skips. An armed mapping that was moved
+//!    there has sent an event that names its new place.
+//! 3. *No page is missing*, if the kernel can remove pages without an event. A registered page is
+//!    present. If such a page was touched since, that thread had to wait until the reader had
+//!    entered the fault, and got a page only then (`faults.rs`).
+//! 4. *No removal of these pages is in flight* (`dontneed.rs`).
 //!
-//! # What holds
+//! # The rules
 //!
-//! - **M1**: every change of mappings sends an event, but for `shmat(SHM_REMAP)`, which the check finds. Of
-//!   changes of the pages of a mapping: those of files send none, so only private anonymous memory is
-//!   watched (`mapping.rs`). Pages that a device has pinned are not swapped out, migrated, merged or
-//!   moved. `MADV_GUARD_INSTALL` (Linux 6.13) sends none either: point 3.
-//! - **M2**: arming takes the kernel's lock for writing. A change that has not come to look at the mapping
-//!   by then will find it armed, and one that has is over, as the kernel has the lock until it is;
-//!   except a removal, which drops it to wait for its event. From that event on until every thread
-//!   has been seen elsewhere, the pages are neither watched nor intact, and then they are reported once
-//!   more.
-//! - **M3**: by point 1, for a lookup that has asked `is_intact`. The generation alone is *not* in time.
-//! - **M4**: the log is of a fixed size, and what does not fit becomes a report of everything. Runs of pages
-//!   are fewer than twice the watches; removals under suspicion are bounded by becoming one.
-//! - **M5**: nobody else has the descriptor. Code that closes descriptors which it does not own ends the
-//!   events, and the check as well, which then fails; unless the number has become another userfaultfd's.
+//! - **M1**: every change of mappings sends an event, except `shmat(SHM_REMAP)`, which the check
+//!   finds. Changes of a file's pages send none, so only private anonymous memory is watched
+//!   (`mapping.rs`). Pages that a device has pinned are not swapped out, migrated, merged or moved.
+//!   `MADV_GUARD_INSTALL` (Linux 6.13) sends no event either: point 3 is for it.
+//! - **M2**: arming takes the kernel's lock for writing. A change that has not looked at the
+//!   mapping by then will find it armed. A change that has is over, because the kernel holds the
+//!   lock until it is. The exception is a removal, which drops the lock to wait for its event. From
+//!   that event on, its pages are neither watched nor intact until every thread was seen elsewhere.
+//!   Then they are reported again.
+//! - **M3**: point 1 shows it for a lookup that has asked `is_intact`. The generation alone is
+//!   *not* in time.
+//! - **M4**: the log has a fixed size, and events that do not fit become a report of everything.
+//!   There are fewer than twice as many runs of pages as watches. Removals under suspicion are
+//!   bounded, because too many become one.
+//! - **M5**: no other code has the file descriptor. Code that closes file descriptors which it does
+//!   not own ends the events. The check then fails, unless the number has become another
+//!   userfaultfd's.
 //!
-//! # What it costs
+//! # The cost
 //!
-//! Three system calls at each lookup, 0.5 to 1 us in all, and since Linux 6.13 another 3 ns for each page of 4 KiB;
-//! some microseconds for a watch; and for each munmap of watched memory a switch to the reader and back. Watching splits mappings, of which a process
-//! may have `vm.max_map_count` (65 530): beyond that nothing more is cached. Memory under an
-//! application's own userfaultfd is not cached, nor is what another of these monitors watches: several
-//! caches are to have one [`Shared`](super::Shared).
+//! - A lookup takes three system calls, 0.5 to 1 us in all. Since Linux 6.13 each page of 4 KiB
+//!   adds 3 ns.
+//! - A watch takes some microseconds. A munmap of watched memory takes a switch to the reader and
+//!   back.
+//! - Watching splits mappings, of which a process may have `vm.max_map_count` (65 530). Beyond that
+//!   number, registrations are not cached.
+//! - Memory under an application's own userfaultfd is not cached, nor is memory that another
+//!   monitor of this kind watches. Several caches should share one by [`Shared`](super::Shared).
 //!
-//! A forked child has the descriptor and no armed memory; if it lives on after the monitor was dropped, the
-//! kernel keeps what was armed so. All that was watched is disarmed before.
+//! A forked child has the file descriptor and no armed memory. If the child outlives the monitor,
+//! the kernel keeps mappings armed; so the monitor disarms all of them when it is dropped.
 
 mod coverage;
+mod dontneed;
+mod event_log;
 mod faults;
-mod log;
 mod mapping;
 mod open;
 mod raw;
 mod reader;
-mod removal;
+mod source;
 
 use std::collections::HashMap;
 use std::hint;
@@ -80,36 +88,37 @@ use nix::errno::Errno;
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::{Cookie, Monitor};
-use crate::VaRange;
-use crate::fork::ForkMark;
+use crate::range::VaRange;
+use crate::sys::fork::ForkMark;
 use coverage::{Coverage, Pages};
+use dontneed::{Removal, this_thread};
 use mapping::Mappings;
 use open::{Opened, Sight};
-use reader::{Reader, Source};
-use removal::{Removal, this_thread};
+use reader::Reader;
+use source::Source;
 
 pub use open::UserfaultfdError;
 
-/// How long a lookup waits for changes under way, before it is answered with a registration that is made for it.
+/// The time that a lookup waits for changes in flight, at most. After that it registers again.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// How often it asks before it lets other threads run in between.
+/// The number of times that it asks before it yields in between.
 const SPINS: u32 = 16;
 
-/// Removals under suspicion that are told apart.
+/// The number of suspected removals that are kept apart, at most.
 const MAX_REMOVALS: usize = 64;
 
-/// Watches private anonymous memory by userfaultfd. See the
-/// [source](https://docs.rs/regcache) of this module for what it promises and how.
+/// The monitor on userfaultfd, for private anonymous memory. The [module](self) has the promises
+/// and the argument.
 ///
-/// Anything else is not cached: files, shared memory, huge pages of hugetlbfs.
+/// Registrations of other memory are not cached: files, shared memory, huge pages of hugetlbfs.
 #[derive(Debug)]
 pub struct Userfaultfd {
     source: Arc<Source>,
     reader: Reader,
     table: Mutex<Table>,
     mappings: Mappings,
-    /// The log's count of removals up to which all are over.
+    /// The number of removals in the log up to which all are over.
     removals_over: AtomicU64,
     strict: bool,
     fork: ForkMark,
@@ -120,14 +129,14 @@ struct Table {
     watches: HashMap<u64, Watch>,
     coverage: Coverage,
     removals: Vec<Removal>,
-    /// Hit and not reported. May have some that are not watched any more.
-    hit: Vec<Cookie>,
+    /// The watches that were invalidated and not reported. Some may have ended since.
+    invalidated: Vec<Cookie>,
 }
 
 #[derive(Debug)]
 struct Watch {
     pages: Pages,
-    hit: bool,
+    invalidated: bool,
 }
 
 impl Userfaultfd {
@@ -135,38 +144,41 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// [`UserfaultfdError`]; on a kernel before 6.7 [`UserfaultfdError::NoCheck`], on one since 6.13
-    /// [`UserfaultfdError::GuardPages`] without the privilege that it takes there.
+    /// [`UserfaultfdError`]. On a kernel before 6.7 that is [`UserfaultfdError::NoCheck`]. On a
+    /// kernel since 6.13 it is [`UserfaultfdError::GuardPages`], if the process lacks the
+    /// privilege.
     pub fn open() -> Result<Self, UserfaultfdError> {
         Self::checked(Sight::Pages)
     }
 
-    /// As [`open`](Self::open), but without a privilege on any kernel.
+    /// Opens it as [`open`](Self::open) does, but needs no privilege on any kernel.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open), but for `GuardPages`.
+    /// As [`open`](Self::open), except `GuardPages`.
     ///
     /// # Safety
     ///
-    /// Nobody puts guard pages, by `MADV_GUARD_INSTALL`, where memory was looked up, unless the cache's
-    /// [`invalidate`](crate::Cache::invalidate) is called for it before.
+    /// No code installs guard pages (`MADV_GUARD_INSTALL`) in memory that was looked up, unless it
+    /// calls the cache's [`invalidate`](crate::Cache::invalidate) for that memory before.
     pub unsafe fn open_unprivileged() -> Result<Self, UserfaultfdError> {
         Self::checked(Sight::Mappings)
     }
 
-    /// Without the check: what others do. A lookup in one thread may be answered with a stale registration
-    /// after another thread has unmapped the memory, and always after changes that send no event.
+    /// Opens it without the check, as other libraries do.
+    ///
+    /// A lookup in one thread may return a stale registration after another thread has unmapped the
+    /// memory. After changes that send no event, it always does.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open), but any kernel since 5.11 will do.
+    /// As [`open`](Self::open), but any kernel since 5.11 suffices.
     ///
     /// # Safety
     ///
-    /// No thread looks up memory that another one unmaps, moves or discards, or has, unless something
-    /// other than the address's being handed out again orders the two, by more than the time that the
-    /// reading thread takes.
+    /// The caller must synchronise lookups with other threads' unmapping, moving or discarding of
+    /// the same memory, and allow time for the event to be read. Receiving the address from `mmap`
+    /// does not count as synchronisation.
     pub unsafe fn open_racy() -> Result<Self, UserfaultfdError> {
         let mut monitor = Self::with(Sight::Events)?;
         monitor.strict = false;
@@ -175,7 +187,7 @@ impl Userfaultfd {
 
     fn checked(sight: Sight) -> Result<Self, UserfaultfdError> {
         let monitor = Self::with(sight)?;
-        // Any page will do, to see whether the kernel knows the question.
+        // Any page serves to find out whether the kernel supports the check.
         let here = (&raw const monitor).addr() & !(monitor.source.page - 1);
         match monitor
             .mappings
@@ -211,7 +223,8 @@ impl Userfaultfd {
         })
     }
 
-    /// Never taken by the reader, so that whoever has it may allocate and call the kernel.
+    /// Takes the lock of the table. The reader never does, so its holder may allocate and call the
+    /// kernel.
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -223,12 +236,12 @@ impl Userfaultfd {
         Ok((pages.start(), pages.end()))
     }
 
-    /// True when every change that was under way when this was called has been entered in the log.
-    /// False if that takes too long, or the kernel does not say any more.
+    /// Waits until every change that was in flight at the time of the call is entered in the log.
+    /// Returns false if that takes too long, or if the kernel does not answer any more.
     fn settle(&self) -> bool {
         let mut until = None;
         for round in 0_u32.. {
-            match self.is_under_way() {
+            match self.is_in_flight() {
                 Some(false) if !self.source.log.is_reading() => return true,
                 Some(_) => {}
                 None => return false,
@@ -246,12 +259,14 @@ impl Userfaultfd {
         false
     }
 
-    /// Whether there is a change whose event has not been read. `None` if the kernel does not say.
-    fn is_under_way(&self) -> Option<bool> {
+    /// Returns true if there is a change whose event was not read yet. Returns `None` if the kernel
+    /// does not answer.
+    fn is_in_flight(&self) -> Option<bool> {
         let mut nothing = raw::WriteProtect::default();
-        // SAFETY: the structure may be read. Nothing is protected: the range is empty, which is refused.
+        // SAFETY: the structure may be read. The range is empty, so the kernel refuses to protect
+        // it.
         let refused = unsafe { raw::write_protect(self.source.uffd.as_raw_fd(), &raw mut nothing) };
-        // What is loaded after this is loaded after the kernel's count.
+        // Later loads come after the kernel's load of its count.
         fence(Ordering::SeqCst);
         match refused {
             Err(Errno::EINVAL) => Some(false),
@@ -260,7 +275,7 @@ impl Userfaultfd {
         }
     }
 
-    /// True if a removal of some of the pages may not be over.
+    /// Returns true if a removal of some of the pages may not be over.
     fn is_suspect(&self, pages: Pages) -> bool {
         if self.source.log.removals() == self.removals_over.load(Ordering::Acquire) {
             return false;
@@ -270,7 +285,7 @@ impl Userfaultfd {
         self.is_suspect_in(table, pages)
     }
 
-    /// As `is_suspect`, the log having been absorbed.
+    /// Does as `is_suspect`, after the log was absorbed.
     fn is_suspect_in(&self, table: &mut Table, pages: Pages) -> bool {
         if table.removals.iter().any(|removal| removal.overlaps(pages)) {
             self.clear(table, pages);
@@ -278,7 +293,7 @@ impl Userfaultfd {
         table.removals.iter().any(|removal| removal.overlaps(pages))
     }
 
-    /// Takes over what the reader has entered.
+    /// Moves the reader's entries from the log to the table.
     fn absorb(&self, table: &mut Table) {
         let log = &self.source.log;
         let removals = log.removals();
@@ -293,7 +308,7 @@ impl Userfaultfd {
         }
     }
 
-    /// Drops suspicions of these pages that have proved to be over, and reports them once more.
+    /// Drops the removals of these pages that are over, and reports their pages again.
     fn clear(&self, table: &mut Table, pages: Pages) {
         let innocent = [this_thread(), self.reader.id()];
         let mut over = Vec::new();
@@ -313,14 +328,14 @@ impl Userfaultfd {
         }
     }
 
-    /// Ends a watch, and disarms what nobody else watches.
+    /// Ends a watch, and disarms the pages that have no other one.
     fn end(&self, table: &mut Table, cookie: Cookie) -> io::Result<()> {
         let watch = table
             .watches
             .remove(&cookie.0)
             .ok_or(io::ErrorKind::NotFound)?;
-        if watch.hit {
-            table.hit.retain(|&other| other != cookie);
+        if watch.invalidated {
+            table.invalidated.retain(|&other| other != cookie);
         }
         for (start, end) in table.coverage.remove(watch.pages, cookie) {
             self.source.disarm(start, end);
@@ -328,10 +343,10 @@ impl Userfaultfd {
         Ok(())
     }
 
-    /// Arms `fresh`, and sees to it that all of `pages` is memory that can be watched.
+    /// Arms the `fresh` pages, and refuses `pages` that cannot be watched.
     fn arm(&self, table: &mut Table, fresh: &[Pages], pages: Pages) -> io::Result<()> {
         if !self.strict {
-            // Without the check nothing tells whether what was armed still is.
+            // Without the check, pages that were armed before may not be armed any more.
             self.source.arm(pages.0, pages.1)?;
             return self.mappings.check_kind(pages);
         }
@@ -361,14 +376,15 @@ impl Table {
     fn mark(&mut self, pages: Pages) {
         for cookie in self.coverage.over(pages) {
             if let Some(watch) = self.watches.get_mut(&cookie.0)
-                && !watch.hit
+                && !watch.invalidated
             {
-                watch.hit = true;
-                self.hit.push(cookie);
+                watch.invalidated = true;
+                self.invalidated.push(cookie);
             }
         }
     }
 
+    /// Puts the pages of a removal under suspicion.
     fn suspect(&mut self, pages: Pages) {
         self.removals.push(Removal::new(pages));
         if self.removals.len() > MAX_REMOVALS {
@@ -379,8 +395,8 @@ impl Table {
     }
 }
 
-// SAFETY: see the file's head, and there M1 for what is not seen. What `open_racy` gives is what its own
-// safety section says.
+// SAFETY: see the head of this file, and M1 there for changes that are not seen. A monitor of
+// `open_racy` keeps what the safety section of that function leaves.
 unsafe impl Monitor for Userfaultfd {
     const CHECKED: bool = true;
 
@@ -393,7 +409,7 @@ unsafe impl Monitor for Userfaultfd {
         if !self.strict {
             return true;
         }
-        // What was opened is the parent's: the answers would be about its memory.
+        // The files are the parent's: the answers would be about its memory.
         if self.fork.in_child() {
             return false;
         }
@@ -412,7 +428,13 @@ unsafe impl Monitor for Userfaultfd {
         let pages = self.pages(range)?;
         let table = &mut *self.table();
         let fresh = table.coverage.add(pages, cookie);
-        table.watches.insert(cookie.0, Watch { pages, hit: false });
+        table.watches.insert(
+            cookie.0,
+            Watch {
+                pages,
+                invalidated: false,
+            },
+        );
         let armed = self.arm(table, &fresh, pages);
         if armed.is_err() {
             self.end(table, cookie)?;
@@ -432,9 +454,9 @@ unsafe impl Monitor for Userfaultfd {
         }
         let table = &mut *self.table();
         self.absorb(table);
-        while let Some(cookie) = table.hit.pop() {
+        while let Some(cookie) = table.invalidated.pop() {
             if let Some(watch) = table.watches.get_mut(&cookie.0) {
-                watch.hit = false;
+                watch.invalidated = false;
                 invalidated(cookie);
             }
         }
@@ -460,7 +482,7 @@ impl Drop for Userfaultfd {
             self.reader.forget();
             return;
         }
-        // While there is still somebody to read what that may bring about.
+        // The reader still runs, and reads the events that this may cause.
         let table = self.table.get_mut().unwrap_or_else(PoisonError::into_inner);
         for (start, end) in table.coverage.all() {
             self.source.disarm(start, end);
@@ -477,7 +499,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_under_way_until_its_event_has_been_read_and_entered() {
+    fn a_change_is_in_flight_until_its_event_has_been_read_and_entered() {
         let Ok(opened) = Opened::with(Sight::Pages) else {
             eprintln!("not tested here");
             return;
@@ -486,7 +508,7 @@ mod tests {
             MmapMut::map_anon(4096).unwrap(),
             MmapMut::map_anon(4096).unwrap(),
         );
-        // Nobody reads yet. Dropped before the memory is: then nobody waits.
+        // There is no reader yet. The monitor is dropped before the memory, so that nobody waits.
         let monitor = Userfaultfd::around(opened, |source| Ok(Reader::absent(source))).unwrap();
         let whole = VaRange::new(memory.as_ptr(), memory.len()).unwrap();
         let beside = VaRange::new(other.as_ptr(), other.len()).unwrap();
@@ -495,11 +517,11 @@ mod tests {
         assert!(monitor.is_intact(beside));
 
         let unmapping = thread::spawn(move || drop(memory));
-        while monitor.is_under_way() != Some(true) {
+        while monitor.is_in_flight() != Some(true) {
             thread::yield_now();
         }
         let before = monitor.generation();
-        assert!(!monitor.is_intact(beside), "something is under way");
+        assert!(!monitor.is_intact(beside), "something is in flight");
         assert!(!unmapping.is_finished(), "munmap waits");
         assert!(monitor.watch(beside, Cookie(3)).is_err());
 
@@ -509,13 +531,16 @@ mod tests {
             thread::yield_now();
         }
         assert!(monitor.generation() > before);
-        let mut hit = Vec::new();
-        monitor.drain(&mut |cookie| hit.push(cookie)).unwrap();
-        assert_eq!(hit, [Cookie(1)]);
+        let mut reported = Vec::new();
+        monitor.drain(&mut |cookie| reported.push(cookie)).unwrap();
+        assert_eq!(reported, [Cookie(1)]);
 
         drop(reader);
         monitor.source.log.set_reading(true);
-        assert!(!monitor.is_intact(beside), "what was read is not entered");
+        assert!(
+            !monitor.is_intact(beside),
+            "an event was read and is not entered"
+        );
         monitor.source.log.set_reading(false);
         assert!(monitor.is_intact(beside));
     }

@@ -1,10 +1,12 @@
-//! Which userfaultfd this process can have.
+//! [`Opened`]: the kind of userfaultfd that this process can have.
 //!
-//! One for faults of user mode only is to be had by everybody, and does where every change of pages sends an
-//! event. Linux 6.13 brought one that sends none: `MADV_GUARD_INSTALL` takes pages away, and after
-//! `MADV_GUARD_REMOVE` the next touch brings others. What remains is to be asked for each page that is
-//! missing, which stops whoever touches it, the kernel included: `read(2)` into such a page would fail if
-//! nobody could serve the kernel's faults. That takes a userfaultfd for all faults, and so a privilege.
+//! Every process may have a userfaultfd for faults of user mode. It suffices on kernels where every
+//! change of pages sends an event. Linux 6.13 brought a change that sends none:
+//! `MADV_GUARD_INSTALL` removes pages, and after `MADV_GUARD_REMOVE` the next touch brings others.
+//! To see that, the monitor has to handle the fault on each missing page. Such a fault stops the
+//! thread that touches the page, also inside the kernel: `read(2)` into it would fail if nobody
+//! could serve the kernel's faults. So it takes a userfaultfd for all faults, and that takes a
+//! privilege.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -15,50 +17,50 @@ use nix::errno::Errno;
 
 use super::raw;
 
-/// Why userfaultfd could not be used.
+/// The reason why userfaultfd could not be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UserfaultfdError {
-    /// The kernel, or a sandbox, does not allow the system call.
+    /// The kernel or a sandbox refuses the system call.
     #[error(
         "userfaultfd(2) is refused: it takes Linux 5.11 or later with CONFIG_USERFAULTFD, and no sandbox that forbids it"
     )]
     Refused {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel cannot tell in time what was unmapped.
+    /// The kernel cannot report in time what was unmapped.
     #[error(
-        "this kernel cannot check whether memory is what it was (that takes Linux 6.7: WP_ASYNC and PAGEMAP_SCAN), and userfaultfd's events alone come too late: another thread can be given an address before the event of its being unmapped can be read"
+        "this kernel cannot check whether memory has changed (that takes Linux 6.7: WP_ASYNC and PAGEMAP_SCAN), and userfaultfd's events alone come too late: another thread can be given an address before the event of its unmapping can be read"
     )]
     NoCheck {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel can put guard pages where memory was without telling anybody (Linux 6.13).
+    /// The kernel can put guard pages in place of memory without an event (Linux 6.13).
     #[error(
-        "this kernel has guard pages (MADV_GUARD_INSTALL), which take memory away unseen by a process that may not serve the kernel's page faults: allow it to open /dev/userfaultfd, give it CAP_SYS_PTRACE, or set vm.unprivileged_userfaultfd=1; a program that makes no guard pages of registered memory can open it by open_unprivileged"
+        "this kernel has guard pages (MADV_GUARD_INSTALL), which a process cannot detect unless it may handle the kernel's page faults: allow it to open /dev/userfaultfd, give it CAP_SYS_PTRACE, or set vm.unprivileged_userfaultfd=1; a program that installs no guard pages in registered memory can call open_unprivileged"
     )]
     GuardPages {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Something else that it needs is not to be had.
+    /// The kernel refused something else that the monitor needs.
     #[error("cannot set userfaultfd up")]
     SetUp {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// What a monitor is to see.
+/// The changes that a monitor has to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sight {
-    /// Events, and no more.
+    /// Those that events report.
     Events,
-    /// What the check finds, without a privilege.
+    /// In addition, those that the check finds without a privilege.
     Mappings,
-    /// All of it.
+    /// In addition, removals of single pages.
     Pages,
 }
 
@@ -66,7 +68,7 @@ pub(super) enum Sight {
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) uffd: OwnedFd,
-    /// Whether it is to be told of missing pages as well.
+    /// True if faults on missing pages have to be served as well.
     pub(super) asks_for_pages: bool,
 }
 
@@ -107,20 +109,23 @@ impl Opened {
 
 const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
 
+/// Calls `userfaultfd(2)`.
 fn call(flags: i32) -> nix::Result<OwnedFd> {
-    // SAFETY: takes flags, gives a descriptor.
+    // SAFETY: the call takes flags and returns a file descriptor.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS | flags) })?;
-    // SAFETY: just made, and nobody else's. Descriptors fit.
+    // SAFETY: the file descriptor was just made, and belongs to nobody else. It fits in an i32.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Opens a userfaultfd for faults of user mode, which needs no privilege.
 fn for_user_mode() -> Result<OwnedFd, UserfaultfdError> {
     call(raw::USER_MODE_ONLY).map_err(|errno| UserfaultfdError::Refused {
         source: errno.into(),
     })
 }
 
-/// By the capability or the sysctl; else by the device, which an administrator gives out.
+/// Opens a userfaultfd for all faults: by the capability or the sysctl, or else by the device, to
+/// which an administrator grants access.
 fn for_all_faults() -> Result<OwnedFd, UserfaultfdError> {
     let refusal = match call(0) {
         Ok(uffd) => return Ok(uffd),
@@ -128,7 +133,7 @@ fn for_all_faults() -> Result<OwnedFd, UserfaultfdError> {
     };
     match by_device() {
         Ok(uffd) => Ok(uffd),
-        // Only if the rest is to be had.
+        // The advice is given only if the rest would work.
         Err(source) if refusal == Errno::EPERM => {
             for_user_mode().and(Err(UserfaultfdError::GuardPages { source }))
         }
@@ -138,17 +143,18 @@ fn for_all_faults() -> Result<OwnedFd, UserfaultfdError> {
     }
 }
 
+/// Opens a userfaultfd by `/dev/userfaultfd`.
 fn by_device() -> io::Result<OwnedFd> {
     let mut options = OpenOptions::new();
     let device = options.read(true).write(true).open("/dev/userfaultfd")?;
-    // SAFETY: takes flags, gives a descriptor.
+    // SAFETY: the call takes flags and returns a file descriptor.
     let fd = unsafe { raw::new(device.as_raw_fd(), FLAGS) }?;
-    // SAFETY: just made, and nobody else's.
+    // SAFETY: the file descriptor was just made, and belongs to nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Whether the kernel knows `MADV_GUARD_INSTALL`; for no bytes at all it does nothing else.
+/// Returns true if the kernel knows `MADV_GUARD_INSTALL`. For 0 bytes the call has no other effect.
 fn has_guard_pages() -> bool {
-    // SAFETY: no memory is affected.
+    // SAFETY: the call affects no memory.
     unsafe { libc::madvise(ptr::null_mut(), 0, raw::MADV_GUARD_INSTALL) == 0 }
 }

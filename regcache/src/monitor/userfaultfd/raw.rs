@@ -1,20 +1,19 @@
-//! `linux/userfaultfd.h` in Rust, and of `linux/fs.h` what is asked about mappings: as much of either
-//! as the monitor needs.
+//! The parts of `linux/userfaultfd.h` and `linux/fs.h` that the monitor needs.
 
 use std::mem::size_of;
 
 /// The version of the interface.
 pub(super) const API: u64 = 0xaa;
 
-/// A flag of `userfaultfd(2)`: no faults of the kernel's, and so no privileges.
+/// A flag of `userfaultfd(2)`: no faults of the kernel, and so no privilege.
 pub(super) const USER_MODE_ONLY: i32 = 1;
 
 pub(super) const FEATURE_EVENT_REMAP: u64 = 1 << 2;
 pub(super) const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 pub(super) const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
-/// Linux 6.4. `WPALLOWED` is said only with it.
+/// Since Linux 6.4. The kernel reports `WPALLOWED` only with this feature.
 pub(super) const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
-/// Linux 6.7. `WPALLOWED` is said only with it.
+/// Since Linux 6.7. The kernel reports `WPALLOWED` only with this feature.
 pub(super) const FEATURE_WP_ASYNC: u64 = 1 << 15;
 
 pub(super) const MODE_MISSING: u64 = 1 << 0;
@@ -68,7 +67,7 @@ pub(super) struct ZeroPage {
     pub(super) zeroed: i64,
 }
 
-/// `struct uffd_msg`, whose union is three words for each event read here.
+/// `struct uffd_msg`. Its union is three words in each event read here.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Message {
@@ -77,10 +76,10 @@ pub(super) struct Message {
     pub(super) words: [u64; 3],
 }
 
-/// A category of pages: in a mapping that is registered for write protection, under the two
+/// A category of pages: those in a mapping that is registered for write protection, with the two
 /// features above.
 pub(super) const PAGE_IS_WPALLOWED: u64 = 1;
-/// Another: mapped, as pages are while a device has them pinned.
+/// A category of pages: those that are mapped, as pages are while a device has them pinned.
 pub(super) const PAGE_IS_PRESENT: u64 = 1 << 3;
 
 /// `struct pm_scan_arg`.
@@ -110,10 +109,10 @@ pub(super) struct Region {
     pub(super) categories: u64,
 }
 
-/// Advice of `asm-generic/mman-common.h`, Linux 6.13.
+/// An advice of `asm-generic/mman-common.h`, since Linux 6.13.
 pub(super) const MADV_GUARD_INSTALL: i32 = 102;
 
-/// A flag of a mapping: shared.
+/// A flag of a mapping: it is shared.
 pub(super) const VMA_SHARED: u64 = 8;
 
 /// `struct procmap_query`.
@@ -143,15 +142,15 @@ const _: () = assert!(size_of::<ZeroPage>() == 32);
 const _: () = assert!(size_of::<Scan>() == 96 && size_of::<Query>() == 104);
 
 nix::ioctl_write_int_bad!(
-    /// Of `/dev/userfaultfd`: makes a descriptor with these flags.
+    /// Makes a file descriptor with these flags, by `/dev/userfaultfd`.
     ///
     /// # Safety
     ///
-    /// None.
+    /// There are no preconditions.
     new, nix::request_code_none!(0xaa, 0x00)
 );
 nix::ioctl_readwrite!(
-    /// Agrees on version and features.
+    /// Negotiates version and features.
     ///
     /// # Safety
     ///
@@ -175,7 +174,7 @@ nix::ioctl_read!(
     unregister, 0xaa, 0x01, Range
 );
 nix::ioctl_read!(
-    /// Has those who wait for pages of a range look again.
+    /// Wakes the threads that wait for pages of a range, so that they look again.
     ///
     /// # Safety
     ///
@@ -183,7 +182,7 @@ nix::ioctl_read!(
     wake, 0xaa, 0x02, Range
 );
 nix::ioctl_readwrite!(
-    /// Puts pages of zeros where there are none.
+    /// Supplies pages of zeros where there are none.
     ///
     /// # Safety
     ///
@@ -191,7 +190,7 @@ nix::ioctl_readwrite!(
     zero_page, 0xaa, 0x04, ZeroPage
 );
 nix::ioctl_readwrite!(
-    /// Protects a range, or says why not.
+    /// Protects a range, or returns the reason why not.
     ///
     /// # Safety
     ///
@@ -207,7 +206,7 @@ nix::ioctl_readwrite!(
     pagemap_scan, b'f', 16, Scan
 );
 nix::ioctl_readwrite!(
-    /// Tells about the mapping at an address.
+    /// Returns the mapping at an address.
     ///
     /// # Safety
     ///

@@ -1,113 +1,31 @@
-//! The thread that reads userfaultfd's events.
+//! [`Reader`]: the thread that reads userfaultfd's events.
 //!
-//! A thread that unmaps watched memory sleeps in `munmap` until its event has been read, with any lock
-//! held that the application, malloc or the cache holds around it. So this thread waits for nobody
-//! but the kernel: it takes no lock, allocates and frees nothing, logs nothing, and calls the kernel
-//! only to poll, to read, to signal that there is something, and to disarm. The last takes the
-//! kernel's lock of the address space, which no thread holds while it waits for its event to be read.
-//! Faults it may take, but for one of those that it serves itself: what it touches is in use and
-//! present.
+//! A thread that unmaps watched memory sleeps in `munmap` until its event has been read. It may
+//! hold any lock of the application, of malloc or of the cache meanwhile. So the reader waits for
+//! nobody but the kernel. It takes no lock, allocates and frees nothing, and logs nothing. It calls
+//! the kernel only to poll, to read, to signal that there is something to drain, and to disarm.
+//! Disarming takes the kernel's lock of the address space, which no thread holds while it waits for
+//! its event to be read. The reader may take faults, but not one of those that it serves itself:
+//! the memory that it touches is in use and present.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::dontneed::this_thread;
+use super::event_log::Change;
 use super::faults::Faults;
-use super::log::{Change, Log};
-use super::open::Opened;
 use super::raw;
-use super::removal::this_thread;
-use crate::thread::spawn;
+use super::source::Source;
+use crate::sys::thread::spawn;
 
-/// Events asked for by one `read`: 512 bytes of stack.
+/// The number of events that one `read` asks for. They take 512 bytes of stack.
 const BATCH: usize = 16;
-
-/// What the thread shares with the monitor.
-#[derive(Debug)]
-pub(super) struct Source {
-    pub(super) uffd: OwnedFd,
-    /// Whether missing pages of what is armed are asked for.
-    asks_for_pages: bool,
-    /// A page's size.
-    pub(super) page: usize,
-    pub(super) log: Log,
-    /// Readable while there may be something to drain.
-    pub(super) ready: EventFd,
-    stop: EventFd,
-    /// The thread's id, 0 before it has one.
-    reader: AtomicI32,
-}
-
-impl Source {
-    pub(super) fn new(opened: Opened, page: usize) -> io::Result<Self> {
-        let event = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        Ok(Self {
-            uffd: opened.uffd,
-            asks_for_pages: opened.asks_for_pages,
-            page,
-            log: Log::new(),
-            ready: event()?,
-            stop: event()?,
-            reader: AtomicI32::new(0),
-        })
-    }
-
-    /// Whether a page that is missing where something is armed is asked for, and was taken away.
-    pub(super) fn asks_for_pages(&self) -> bool {
-        self.asks_for_pages
-    }
-
-    /// Arms the mappings in a range.
-    pub(super) fn arm(&self, start: usize, end: usize) -> io::Result<()> {
-        let mut mode = raw::MODE_WP;
-        if self.asks_for_pages {
-            mode |= raw::MODE_MISSING;
-            populate(start, end);
-        }
-        let mut register = raw::Register {
-            range: range(start, end),
-            mode,
-            ioctls: 0,
-        };
-        // SAFETY: the structure may be read and written. No page is protected by it, nor can it be for
-        // others: the descriptor is ours.
-        unsafe { raw::register(self.uffd.as_raw_fd(), &raw mut register) }?;
-        Ok(())
-    }
-
-    /// The page that a fault is about.
-    fn page_of(&self, message: &raw::Message) -> usize {
-        message.words[1] as usize & !(self.page - 1)
-    }
-
-    /// Disarms them. If that fails, for a part of them, they go on sending events, which are nobody's.
-    pub(super) fn disarm(&self, start: usize, end: usize) {
-        let mut range = range(start, end);
-        // SAFETY: the structure may be read.
-        let _ = unsafe { raw::unregister(self.uffd.as_raw_fd(), &raw mut range) };
-    }
-}
-
-/// Has the kernel bring the pages that a registration would need anyway, without asking for each. Where it cannot, the
-/// registration will tell.
-fn populate(start: usize, end: usize) {
-    let at = std::ptr::without_provenance_mut(start);
-    // SAFETY: no page is replaced but such as a write would replace.
-    let _ = unsafe { libc::madvise(at, end - start, libc::MADV_POPULATE_WRITE) };
-}
-
-pub(super) fn range(start: usize, end: usize) -> raw::Range {
-    raw::Range {
-        start: start as u64,
-        len: (end - start) as u64,
-    }
-}
 
 /// The thread, which is stopped when this is dropped.
 #[derive(Debug)]
@@ -121,7 +39,7 @@ impl Reader {
         let source = Arc::clone(source);
         let its = Arc::clone(&source);
         let thread = spawn("regcache-uffd", move || run(&its))?;
-        // Until it has said who it is: by then it has mapped what a thread maps for itself.
+        // Once the thread has stored its id, it has mapped all that a thread maps for itself.
         while source.reader.load(Ordering::Relaxed) == 0 {
             thread::yield_now();
         }
@@ -131,7 +49,7 @@ impl Reader {
         })
     }
 
-    /// None.
+    /// Returns a reader without a thread.
     #[cfg(all(test, not(loom)))]
     pub(super) fn absent(source: &Arc<Source>) -> Self {
         Self {
@@ -140,12 +58,12 @@ impl Reader {
         }
     }
 
-    /// The thread's id.
+    /// Returns the thread's id.
     pub(super) fn id(&self) -> i32 {
         self.source.reader.load(Ordering::Relaxed)
     }
 
-    /// In a forked child, where there is no such thread.
+    /// Forgets the thread in a forked child, where it does not exist.
     pub(super) fn forget(&mut self) {
         std::mem::forget(self.thread.take());
     }
@@ -156,9 +74,9 @@ impl Drop for Reader {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        // Cannot fail: it would take 2^64 - 1 of them.
+        // A write fails only after 2^64 - 1 others.
         let _ = self.source.stop.write(1);
-        // It does not panic.
+        // The thread does not panic.
         let _ = thread.join();
     }
 }
@@ -179,8 +97,8 @@ fn run(source: &Source) {
         let read = read_all(source, &mut faults);
         source.log.set_reading(false);
         let stopped = fds[1].revents().is_some_and(|it| !it.is_empty());
-        // Without the descriptor there is nothing to wait for; that there are no reports any more, the
-        // check tells.
+        // Without the file descriptor there is nothing to wait for. The check finds out that there
+        // are no more reports.
         if stopped || read.is_err() {
             return;
         }
@@ -192,13 +110,13 @@ fn read_all(source: &Source, faults: &mut Faults) -> nix::Result<()> {
     let bytes = size_of_val(&messages);
     loop {
         let buffer = messages.as_mut_ptr().cast();
-        // SAFETY: the buffer may be written, and any bytes are messages.
+        // SAFETY: the buffer may be written, and any bytes are valid messages.
         let n = unsafe { libc::read(source.uffd.as_raw_fd(), buffer, bytes) };
         let n = match Errno::result(n) {
             Ok(n) => n.unsigned_abs() / size_of::<raw::Message>(),
             Err(Errno::EAGAIN) if faults.serve_rest(source) => return Ok(()),
             Err(Errno::EAGAIN) => {
-                // The kernel goes on with its change when the thread runs whose event was read.
+                // The kernel finishes its change when the thread runs whose event was read.
                 thread::yield_now();
                 continue;
             }
@@ -212,7 +130,7 @@ fn read_all(source: &Source, faults: &mut Faults) -> nix::Result<()> {
         for message in &messages[..n] {
             answer(source, message, faults);
         }
-        // Fails only where it is readable already.
+        // A write fails only if the eventfd is readable already.
         let _ = source.ready.write(1);
     }
 }
@@ -231,8 +149,9 @@ fn enter(source: &Source, message: &raw::Message) {
             source
                 .log
                 .enter(change(from, from.saturating_add(len), false));
-            // The mapping is armed where it is now. If anybody watches it there, it was watched as
-            // something else before, or armed twice: it starts over.
+            // The mapping is armed at its new place. If somebody watches that place, other memory
+            // was watched there before, or the mapping was armed twice. So it is disarmed and
+            // reported.
             source.disarm(to, to.saturating_add(len));
             source.log.enter(change(to, to.saturating_add(len), false));
         }
@@ -246,12 +165,12 @@ fn enter(source: &Source, message: &raw::Message) {
     }
 }
 
-/// What is to be done when the messages have been entered, and the generation raised.
+/// Answers a message after all messages were entered and the generation was raised.
 fn answer(source: &Source, message: &raw::Message, faults: &mut Faults) {
     match message.event {
         raw::EVENT_PAGEFAULT => faults.serve(source, source.page_of(message)),
-        // They will be missing, and whoever touches them need not ask.
-        raw::EVENT_REMOVE if source.asks_for_pages => {
+        // The pages will be missing. Disarmed, they are brought without a fault here.
+        raw::EVENT_REMOVE if source.asks_for_pages() => {
             let [start, end, _] = message.words.map(|word| word as usize);
             source.disarm(start, end);
         }

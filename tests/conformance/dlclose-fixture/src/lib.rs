@@ -1,15 +1,15 @@
-//! A library that is loaded and unloaded again by the scenario `dlclose_then_mmap`: it has nothing but memory.
+//! The library that the scenario `dlclose_then_mmap` loads and unloads. It consists of memory.
 
 use std::cell::UnsafeCell;
 
-/// Whole pages, of zeros until somebody writes them.
+/// Whole pages of zeros, which the scenario writes.
 #[repr(align(4096))]
 #[derive(Debug)]
 pub struct Memory(pub UnsafeCell<[u8; 64 << 10]>);
 
-// SAFETY: nobody here touches it.
+// SAFETY: this library does not touch it.
 unsafe impl Sync for Memory {}
 
-/// What is written, and registered.
+/// The memory that the scenario writes and registers.
 #[unsafe(no_mangle)]
-pub static REGCACHE_LOADED: Memory = Memory(UnsafeCell::new([0; 64 << 10]));
+pub static REGCACHE_DLCLOSE_FIXTURE: Memory = Memory(UnsafeCell::new([0; 64 << 10]));

@@ -1,5 +1,5 @@
-//! The calls that take the place of libc's. Each says what is about to change and makes the system call; they
-//! allocate nothing, since malloc calls them.
+//! The calls that replace libc's. Each records the change and makes the system call. They allocate
+//! nothing, since malloc calls them.
 
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::hint;
@@ -8,7 +8,8 @@ use std::ptr;
 
 use crate::changes;
 
-/// Has the linker take these for libc's, whatever it thinks of the order of libraries.
+/// Refers to the calls, so that the linker uses them instead of libc's whatever the order of
+/// libraries.
 pub(crate) fn keep() {
     hint::black_box([
         munmap as *const (),
@@ -24,7 +25,7 @@ pub(crate) fn keep() {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn munmap(start: *mut c_void, len: usize) -> c_int {
     changes(start.addr(), len);
-    // SAFETY: as the caller's.
+    // SAFETY: passed on from the caller.
     unsafe { libc::syscall(libc::SYS_munmap, start, len) as c_int }
 }
 
@@ -40,20 +41,20 @@ unsafe extern "C" fn mremap(
     if flags & libc::MREMAP_FIXED != 0 {
         changes(to.addr(), new_len);
     }
-    // SAFETY: as the caller's.
+    // SAFETY: passed on from the caller.
     address(unsafe { libc::syscall(libc::SYS_mremap, start, len, new_len, flags, to) })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn madvise(start: *mut c_void, len: usize, advice: c_int) -> c_int {
-    // Those that libfabric and UCX know.
+    // The advice that libfabric and UCX intercept.
     if matches!(
         advice,
         libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE | libc::MADV_HWPOISON
     ) {
         changes(start.addr(), len);
     }
-    // SAFETY: as the caller's.
+    // SAFETY: passed on from the caller.
     unsafe { libc::syscall(libc::SYS_madvise, start, len, advice) as c_int }
 }
 
@@ -70,7 +71,7 @@ unsafe extern "C" fn mmap(
         changes(start.addr(), len);
     }
     let call = libc::SYS_mmap;
-    // SAFETY: as the caller's.
+    // SAFETY: passed on from the caller.
     address(unsafe { libc::syscall(call, start, len, protection, flags, fd, offset) })
 }
 
@@ -83,7 +84,7 @@ unsafe extern "C" fn mmap64(
     fd: c_int,
     offset: i64,
 ) -> *mut c_void {
-    // SAFETY: as the caller's.
+    // SAFETY: passed on from the caller.
     unsafe { mmap(start, len, protection, flags, fd, offset) }
 }
 
@@ -93,9 +94,9 @@ unsafe extern "C" fn brk(end: *mut c_void) -> c_int {
     let Some(theirs) = next(c"brk") else {
         return -1;
     };
-    // SAFETY: libc's, of this type.
+    // SAFETY: libc's function has this type.
     let theirs: unsafe extern "C" fn(*mut c_void) -> c_int = unsafe { mem::transmute(theirs) };
-    // SAFETY: as the caller's.
+    // SAFETY: passed on from the caller.
     unsafe { theirs(end) }
 }
 
@@ -104,20 +105,20 @@ unsafe extern "C" fn sbrk(by: isize) -> *mut c_void {
     let Some(theirs) = next(c"sbrk") else {
         return address(-1);
     };
-    // SAFETY: libc's, of this type.
+    // SAFETY: libc's function has this type.
     let theirs: unsafe extern "C" fn(isize) -> *mut c_void = unsafe { mem::transmute(theirs) };
     if by < 0 {
-        // SAFETY: asks where the end is.
+        // SAFETY: only reads the end of the heap.
         let end = unsafe { theirs(0) }.addr();
         changes(end - by.unsigned_abs(), by.unsigned_abs());
     }
-    // SAFETY: as the caller's.
+    // SAFETY: passed on from the caller.
     unsafe { theirs(by) }
 }
 
-/// libc's own, which knows where the heap ends; none in a program without a dynamic loader.
+/// libc's own function, which knows the end of the heap. A static program has none.
 fn next(name: &CStr) -> Option<*mut c_void> {
-    // SAFETY: a string with its end.
+    // SAFETY: a terminated string.
     let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
     (!found.is_null()).then_some(found)
 }

@@ -1,10 +1,11 @@
-//! The monitor of those who have no driver: hooks in libc's calls, as a library in `LD_PRELOAD` puts them there.
+//! A monitor without a driver: hooks in libc's calls, as a library in `LD_PRELOAD` installs them.
 //!
-//! A program that uses [`Hooks`] has its own `munmap`, `mremap`, `madvise`, `mmap`, `brk` and `sbrk`, which take the place
-//! of libc's for everybody who calls them by name. What does not is not seen: libc itself, in `free`, when a thread ends
-//! and when a library is unloaded; whoever makes the system call; other calls; other processes.
+//! A program that uses [`Hooks`] has its own `munmap`, `mremap`, `madvise`, `mmap`, `brk` and
+//! `sbrk`, which replace libc's for every caller by name. Other changes are not seen: those of libc
+//! itself, in `free`, at the end of a thread and at the unloading of a library; direct system
+//! calls; other calls; other processes.
 //!
-//! It is a negative control, and linked into nothing but the programs that are one.
+//! It is a negative control, so only programs that need one are linked with it.
 
 mod calls;
 
@@ -16,20 +17,20 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use regcache::VaRange;
 use regcache::monitor::{Cookie, Monitor};
 
-/// The hooks as a monitor. One at a time in a process, with few watches.
+/// The hooks as a monitor. A process has one at a time, with at most 256 watches.
 #[derive(Debug)]
 pub struct Hooks(());
 
-/// Watches at a time.
+/// The most watches at a time.
 const MAX_WATCHES: usize = 256;
 
-/// A watch, or none if `end` is 0.
+/// A watch; an `end` of 0 marks a free place.
 struct Watch {
     start: AtomicUsize,
     end: AtomicUsize,
     cookie: AtomicU64,
-    /// 1 if it was hit and not reported.
-    hit: AtomicUsize,
+    /// 1 if it was invalidated and not reported yet.
+    invalidated: AtomicUsize,
 }
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
@@ -38,15 +39,16 @@ static WATCHES: [Watch; MAX_WATCHES] = [const {
         start: AtomicUsize::new(0),
         end: AtomicUsize::new(0),
         cookie: AtomicU64::new(0),
-        hit: AtomicUsize::new(0),
+        invalidated: AtomicUsize::new(0),
     }
 }; MAX_WATCHES];
 
-/// Of those who change the table. A hook is called with malloc's locks held, and only looks.
+/// The lock of changes of the table. A hook runs with malloc's locks held, and only reads the
+/// table.
 static CHANGES: Mutex<()> = Mutex::new(());
 
 impl Hooks {
-    /// Forgets what the last one watched.
+    /// Makes the monitor, and ends the watches of an earlier one.
     #[must_use]
     pub fn new() -> Self {
         calls::keep();
@@ -63,13 +65,13 @@ impl Default for Hooks {
     }
 }
 
-/// What a hook calls before libc's call is made.
+/// Records a change; a hook calls it before the system call.
 fn changes(start: usize, len: usize) {
     let end = start.saturating_add(len);
     let mut any = false;
     for watch in &WATCHES {
         if start < watch.end.load(Ordering::SeqCst) && watch.start.load(Ordering::SeqCst) < end {
-            watch.hit.store(1, Ordering::SeqCst);
+            watch.invalidated.store(1, Ordering::SeqCst);
             any = true;
         }
     }
@@ -79,7 +81,7 @@ fn changes(start: usize, len: usize) {
     hint::black_box(any);
 }
 
-// SAFETY: it is not sound, which is what it is for. The device of the suite only reads, from pages that are
+// SAFETY: it is deliberately unsound. The device of the suite only reads, from pages that are
 // mapped nowhere.
 unsafe impl Monitor for Hooks {
     fn generation(&self) -> u64 {
@@ -92,7 +94,7 @@ unsafe impl Monitor for Hooks {
             .iter()
             .find(|watch| watch.end.load(Ordering::SeqCst) == 0);
         let watch = free.ok_or(io::ErrorKind::QuotaExceeded)?;
-        watch.hit.store(0, Ordering::SeqCst);
+        watch.invalidated.store(0, Ordering::SeqCst);
         watch.cookie.store(cookie.0, Ordering::SeqCst);
         watch.start.store(range.start(), Ordering::SeqCst);
         watch.end.store(range.end(), Ordering::SeqCst);
@@ -112,7 +114,9 @@ unsafe impl Monitor for Hooks {
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
         let generation = self.generation();
         for watch in &WATCHES {
-            if watch.end.load(Ordering::SeqCst) != 0 && watch.hit.swap(0, Ordering::SeqCst) != 0 {
+            if watch.end.load(Ordering::SeqCst) != 0
+                && watch.invalidated.swap(0, Ordering::SeqCst) != 0
+            {
                 invalidated(Cookie(watch.cookie.load(Ordering::SeqCst)));
             }
         }

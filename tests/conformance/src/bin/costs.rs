@@ -1,14 +1,15 @@
-//! What the monitors cost that this machine has, by turns, in one run.
+//! The costs of all monitors of this machine, in one run.
 
 use clap::Parser;
 use regcache::monitor::{Ummunotify, Userfaultfd};
-use regcache_conformance::{Costed, NeverReports, Result, Uring, costs};
+use regcache_repro::{Costed, NeverReports, Result, Uring, monitor_costs};
 
-/// Prints what a hit, a miss, a registration and munmap cost with each monitor that there is here, and how many times
-/// as much as with none.
+/// Print the cost of a hit, a miss, a registration and munmap with each monitor of this machine
+///
+/// Each figure has its ratio to a cache without a monitor.
 #[derive(Parser)]
 struct Options {
-    /// How often
+    /// Take this many samples of each
     #[arg(long, default_value_t = 2000)]
     times: usize,
 }
@@ -34,5 +35,5 @@ fn main() -> Result<()> {
         .iter()
         .map(|(name, cache)| (*name, cache.as_ref()))
         .collect();
-    costs(&columns, options.times)
+    monitor_costs(&columns, options.times)
 }

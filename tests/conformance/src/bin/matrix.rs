@@ -1,11 +1,11 @@
-//! Each way in which memory changes, with each monitor, on io_uring: what the device read afterwards.
+//! Plays each scenario with each monitor on io_uring, and prints what the device read afterwards.
 
 use std::process::ExitCode;
 
 use regcache_conformance::{Column, Verdict, matrix_program, scenarios, uring_columns};
 use regcache_hooks::Hooks;
 
-/// Where nobody calls libc by name.
+/// The scenarios in which no call goes through libc's names.
 const UNSEEN: &[&str] = &[
     "raw_munmap_then_mmap",
     "madvise_dontneed_locked",
@@ -18,7 +18,7 @@ const UNSEEN: &[&str] = &[
 
 fn main() -> ExitCode {
     let mut columns = uring_columns();
-    let verdict = Verdict::StaleWhere(|way| UNSEEN.contains(&way.name));
+    let verdict = Verdict::StaleWhere(|scenario| UNSEEN.contains(&scenario.name));
     columns.insert(2, Column::of_uring("hooks", verdict, || Ok(Hooks::new())));
     matrix_program(columns, scenarios())
 }

@@ -1,4 +1,4 @@
-//! Thread A unmaps, thread B is handed the address and looks it up: how often a monitor is late.
+//! Counts how often a monitor is late when one thread unmaps and another is given the address.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -6,27 +6,29 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use regcache::monitor::{Monitor, Ummunotify, Userfaultfd};
-use regcache_conformance::{Device, Result, Uring, thread_reuse};
+use regcache_conformance::thread_reuse;
+use regcache_repro::{Device, Result, Uring};
 
-/// Prints how often the device read the old page. Exits with 1 if a sound monitor was ever late, or an
-/// unsound one never.
+/// Race two threads for an address, and count how often the device reads the old page
+///
+/// Exits with 1 if a sound monitor is ever late, or if an unsound one never is.
 #[derive(Parser)]
 struct Options {
-    /// Whose word to take
+    /// Use this monitor
     #[arg(long, value_enum, default_value_t = Choice::Userfaultfd)]
     monitor: Choice,
-    /// How often
+    /// Play this many rounds
     #[arg(long, default_value_t = 100_000)]
     rounds: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Choice {
-    /// With strict checking
+    /// userfaultfd with strict checks
     Userfaultfd,
-    /// Its events alone
+    /// userfaultfd by its events alone, which is unsound
     UserfaultfdRacy,
-    /// The driver
+    /// The driver ummunotify
     Ummunotify,
 }
 

@@ -1,5 +1,4 @@
-//! Threads that allocate, free, fork and look up for a long time, with malloc's own memory cached: whether anything
-//! ever stands still.
+//! Allocates, frees, forks and looks up in threads for a long time, to find deadlocks with malloc.
 
 fn main() -> std::process::ExitCode {
     regcache_conformance::stress_program("libc's malloc")

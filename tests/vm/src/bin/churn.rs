@@ -10,7 +10,7 @@ use clap::Parser;
 use memmap2::MmapMut;
 use regcache::Cache;
 use regcache::monitor::Ummunotify;
-use regcache_tests::{PAGE, Random, pinned, resident};
+use regcache_tests_vm::{PAGE, Random, pinned, resident};
 use regcache_verbs::{Access, Context, MrRegistrar, Pd};
 
 const MAX_ENTRIES: u32 = 256;
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for seed in 1..=cli.threads {
             let (cache, stop, lookups) = (&cache, &stop, &lookups);
             scope.spawn(move || {
-                let mut random = Random(seed * 0x9E37_79B9_7F4A_7C15);
+                let mut random = Random::new(seed * 0x9E37_79B9_7F4A_7C15);
                 let mut buffers: Vec<_> = (0..BUFFERS).map(|_| buffer(&mut random)).collect();
                 while !stop.load(Ordering::Relaxed) {
                     let i = random.below(BUFFERS);

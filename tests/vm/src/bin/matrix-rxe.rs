@@ -6,5 +6,5 @@ use std::process::ExitCode;
 use regcache_conformance::{matrix_program, scenarios};
 
 fn main() -> ExitCode {
-    matrix_program(regcache_tests::rxe_columns(), scenarios())
+    matrix_program(regcache_tests_vm::rxe_columns(), scenarios())
 }

@@ -5,7 +5,7 @@ use std::ptr;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use regcache::monitor::abi::Register;
-use regcache_tests::{Device, PAGE, Pages};
+use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
 use crate::watched;
 
@@ -21,7 +21,7 @@ fn opening_for_writing_is_refused() {
 fn no_feature_is_granted_whatever_is_asked() {
     for asked in [0, 1, 0xDEAD_BEEF, u32::MAX] {
         let mut mask = asked;
-        Device::open().unwrap().exchange(&mut mask).unwrap();
+        DriverFile::open().unwrap().exchange(&mut mask).unwrap();
         assert_eq!(mask, 0);
     }
 }
@@ -29,7 +29,7 @@ fn no_feature_is_granted_whatever_is_asked() {
 #[test]
 fn features_are_exchanged_first_or_not_at_all() {
     let memory = Pages::new(1).unwrap();
-    let uses: [&dyn Fn(&Device); 5] = [
+    let uses: [&dyn Fn(&DriverFile); 5] = [
         &|device| device.exchange(&mut 0).unwrap(),
         &|device| device.watch(memory.page(0), PAGE, 1).unwrap(),
         &|device| assert_eq!(device.unwatch(1), Err(Errno::EINVAL)),
@@ -37,7 +37,7 @@ fn features_are_exchanged_first_or_not_at_all() {
         &|device| drop(device.counter().unwrap()),
     ];
     for used in uses {
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         used(&device);
         let mut mask = 5;
         assert_eq!(device.exchange(&mut mask), Err(Errno::EINVAL));
@@ -47,7 +47,7 @@ fn features_are_exchanged_first_or_not_at_all() {
 
 #[test]
 fn ranges_that_make_no_sense_are_refused() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let memory = Pages::new(1).unwrap();
     let start = memory.page(0).addr() as u64;
     for (start, end) in [
@@ -79,7 +79,7 @@ fn ranges_that_make_no_sense_are_refused() {
 
 #[test]
 fn any_range_below_the_end_of_user_space_can_be_watched() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for (cookie, (start, end)) in [(0, 1), (0, 0x7FFF_FFFF_F000), (0x1001, 0x1002)]
         .iter()
         .enumerate()
@@ -97,7 +97,7 @@ fn any_range_below_the_end_of_user_space_can_be_watched() {
 
 #[test]
 fn unknown_flags_are_refused_and_the_reserved_word_is_ignored() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let region = Register {
         start: 4096,
         end: 8192,
@@ -146,7 +146,7 @@ fn a_live_cookie_is_refused_and_a_free_one_is_not() {
 
 #[test]
 fn bad_pointers_are_efault() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for (request, pointer) in [
         (nix::request_code_readwrite!(b'U', 1, 4), 0),
         (nix::request_code_write!(b'U', 2, 32), 0),
@@ -162,7 +162,7 @@ fn bad_pointers_are_efault() {
 
 #[test]
 fn unknown_calls_are_enotty() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for request in [
         nix::request_code_readwrite!(b'U', 0, 4),
         nix::request_code_readwrite!(b'U', 4, 8),
@@ -190,7 +190,7 @@ fn a_read_smaller_than_an_event_is_refused() {
 
 #[test]
 fn the_file_has_no_position() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     // SAFETY: no memory is involved.
     let sought = unsafe { libc::lseek(device.raw(), 0, libc::SEEK_CUR) };
     assert_eq!(Errno::result(sought), Err(Errno::ESPIPE));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use regcache_tests::{Child, PAGE};
+use regcache_tests_vm::{Child, PAGE};
 
 use crate::{debugfs, watched};
 

@@ -4,12 +4,12 @@ use std::io;
 use std::ptr;
 
 use nix::errno::Errno;
-use regcache_tests::{Device, PAGE};
+use regcache_tests_vm::{DriverFile, PAGE};
 
 use crate::watched;
 
 fn map(
-    device: &Device,
+    device: &DriverFile,
     len: usize,
     protection: i32,
     flags: i32,
@@ -54,7 +54,7 @@ fn the_counter_starts_at_zero_and_counts_invalidations() {
 
 #[test]
 fn only_one_page_at_offset_0_can_be_mapped_and_only_for_reading() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let read = libc::PROT_READ;
     let errno = |result: io::Result<*mut u8>| result.unwrap_err().raw_os_error().unwrap();
     for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
@@ -71,7 +71,7 @@ fn only_one_page_at_offset_0_can_be_mapped_and_only_for_reading() {
 
 #[test]
 fn the_page_cannot_be_made_writable_or_grow() {
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
         let page = map(&device, PAGE, libc::PROT_READ, flags, 0)
             .unwrap()

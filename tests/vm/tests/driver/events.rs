@@ -1,7 +1,7 @@
 //! Events: one a range, however often it was hit, and LAST when there is no more.
 
 use nix::errno::Errno;
-use regcache_tests::{Device, PAGE, Pages};
+use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
 use crate::{hit_often, hit_once, last, watched, watched_as_one};
 
@@ -18,7 +18,7 @@ fn one_invalidation_is_reported_with_where_it_hit() {
 #[test]
 fn the_hint_is_within_the_range() {
     let memory = Pages::new(8).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let (start, len) = (memory.page(2).wrapping_add(100), 2 * PAGE);
     device.watch(start, len, 7).unwrap();
     memory.unmap(0, 8).unwrap();
@@ -34,7 +34,7 @@ fn the_hint_is_within_the_range() {
 #[test]
 fn a_byte_beside_the_range_is_not_in_it() {
     let memory = Pages::new(4).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     device.watch(memory.page(1), 2 * PAGE, 7).unwrap();
     memory.unmap(0, 1).unwrap();
     memory.unmap(3, 1).unwrap();
@@ -45,7 +45,7 @@ fn a_byte_beside_the_range_is_not_in_it() {
 #[test]
 fn a_range_is_hit_where_nothing_was_watched_a_moment_before() {
     let memory = Pages::new(8).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let drop_pages = |first, pages| {
         memory.advise(first, pages, libc::MADV_DONTNEED).unwrap();
         memory.touch();
@@ -91,7 +91,7 @@ fn a_range_stays_watched_after_it_was_reported() {
 fn the_counter_rises_once_for_an_invalidation_that_hits_many_ranges() {
     const RANGES: u64 = 1000;
     let memory = Pages::new(2).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for cookie in 0..RANGES {
         device.watch(memory.page(0), PAGE, cookie).unwrap();
     }
@@ -132,7 +132,7 @@ fn the_oldest_hit_is_reported_first() {
 #[test]
 fn overlapping_and_identical_ranges_are_reported_each() {
     let memory = Pages::new(4).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     device.watch(memory.page(0), 4 * PAGE, 1).unwrap();
     device.watch(memory.page(0), 4 * PAGE, 2).unwrap();
     device.watch(memory.page(1), PAGE, 3).unwrap();
@@ -192,7 +192,7 @@ fn a_cookie_used_anew_does_not_inherit_the_old_event() {
 #[test]
 fn two_files_have_nothing_to_do_with_one_another() {
     let memory = Pages::new(2).unwrap();
-    let (one, other) = (Device::open().unwrap(), Device::open().unwrap());
+    let (one, other) = (DriverFile::open().unwrap(), DriverFile::open().unwrap());
     one.watch(memory.page(0), PAGE, 1).unwrap();
     other.watch(memory.page(1), PAGE, 1).unwrap();
     memory.unmap(0, 1).unwrap();

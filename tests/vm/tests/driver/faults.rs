@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use regcache_tests::{Device, PAGE, Pages};
+use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
 use crate::debugfs;
 
@@ -85,7 +85,7 @@ fn an_open_that_fails_leaves_nothing_and_one_that_succeeds_watches() {
         return;
     };
     let memory = Pages::new(1).unwrap();
-    switch.each(Device::open, |injected, opened| match opened {
+    switch.each(DriverFile::open, |injected, opened| match opened {
         Ok(device) => {
             device.watch(memory.page(0), PAGE, 1).unwrap();
             memory.advise(0, 1, libc::MADV_DONTNEED).unwrap();
@@ -109,7 +109,7 @@ fn a_registration_that_fails_is_none_and_one_that_succeeds_is_whole() {
         return;
     };
     let memory = Pages::new(1).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let mut hits = 0;
     switch.each(
         || device.watch(memory.page(0), PAGE, 1),
@@ -136,7 +136,7 @@ fn unregistering_that_fails_leaves_the_range() {
         return;
     };
     let memory = Pages::new(1).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     device.watch(memory.page(0), PAGE, 1).unwrap();
     switch.each(
         || device.unwatch(1),
@@ -162,7 +162,7 @@ fn a_read_that_fails_loses_nothing() {
         return;
     };
     let memory = Pages::new(RANGES).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for i in 0..RANGES {
         device.watch(memory.page(i), PAGE, i as u64).unwrap();
     }
@@ -206,7 +206,7 @@ fn a_mapping_of_the_counter_that_fails_is_none() {
     let Some(switch) = Switch::find() else {
         return;
     };
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     switch.each(
         || device.counter(),
         |injected, result| match result {

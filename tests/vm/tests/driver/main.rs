@@ -21,12 +21,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use regcache::monitor::abi::{Event, HINT, INVAL, LAST};
-use regcache_tests::{Device, PAGE, Pages};
+use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
 /// A device that watches some pages, each under its number as cookie.
-fn watched(pages: usize) -> (Device, Pages) {
+fn watched(pages: usize) -> (DriverFile, Pages) {
     let memory = Pages::new(pages).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for i in 0..pages {
         device.watch(memory.page(i), PAGE, i as u64).unwrap();
     }
@@ -34,9 +34,9 @@ fn watched(pages: usize) -> (Device, Pages) {
 }
 
 /// A device that watches some pages as one range, under cookie 7.
-fn watched_as_one(pages: usize) -> (Device, Pages) {
+fn watched_as_one(pages: usize) -> (DriverFile, Pages) {
     let memory = Pages::new(pages).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     device.watch(memory.page(0), memory.len(), 7).unwrap();
     (device, memory)
 }

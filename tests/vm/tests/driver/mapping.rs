@@ -8,12 +8,12 @@ use std::ptr;
 use std::thread;
 
 use nix::errno::Errno;
-use regcache_tests::{Child, Device, PAGE, Pages};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::watched_as_one;
 
 /// True if the ranges, all under cookie 7, were hit.
-fn hit(device: &Device) -> bool {
+fn hit(device: &DriverFile) -> bool {
     match device.drain() {
         Ok((cookies, _)) => {
             assert_eq!(cookies, [7]);
@@ -127,7 +127,7 @@ fn a_file_that_is_truncated_or_punched_counts_also_by_another_process() {
     let file = memfd(4);
     let memory = Pages::new(4).unwrap();
     map_shared(&file, &memory);
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     device.watch(memory.page(0), memory.len(), 7).unwrap();
 
     assert!(punch(&file, 1, 1));

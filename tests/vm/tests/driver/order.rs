@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use regcache_tests::{Device, PAGE, Pages};
+use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
 /// True if there is a page behind the address.
 fn is_present(pagemap: &File, address: usize) -> bool {
@@ -27,7 +27,7 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     const ENOUGH: usize = 50;
     const MOST_ROUNDS: usize = 500;
     let memory = Pages::new(PAGES).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let pagemap = File::open("/proc/self/pagemap").unwrap();
     let (mut during, mut unreported) = (0, 0);
     for _ in 0..MOST_ROUNDS {
@@ -81,7 +81,7 @@ fn what_is_reported_before_it_is_over_is_reported_again() {
     const MOST_ROUNDS: usize = 200;
     let memory = Pages::new(PAGES).unwrap();
     let last_page = || memory.page(PAGES - 1);
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     device.watch(last_page(), PAGE, 7).unwrap();
     let pagemap = File::open("/proc/self/pagemap").unwrap();
     let mut early = 0;

@@ -11,12 +11,12 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
 };
-use regcache_tests::{Child, Device, PAGE};
+use regcache_tests_vm::{Child, DriverFile, PAGE};
 
 use crate::{hit_once, last, watched};
 
 /// True if every call of a process that is not the owner is refused.
-fn is_refused(device: &Device) -> bool {
+fn is_refused(device: &DriverFile) -> bool {
     let eperm = Err(Errno::EPERM);
     let mut mask = 0;
     let map = device.counter();
@@ -76,7 +76,7 @@ fn a_program_started_with_the_descriptor_is_refused() {
 }
 
 /// Sends the descriptor, with so many bytes.
-fn pass(socket: &OwnedFd, device: &Device, bytes: &[u8]) {
+fn pass(socket: &OwnedFd, device: &DriverFile, bytes: &[u8]) {
     let fds = [device.raw()];
     let message = [ControlMessage::ScmRights(&fds)];
     let parts = [IoSlice::new(bytes)];
@@ -158,7 +158,7 @@ fn a_child_that_shares_the_memory_is_welcome() {
     memory.unmap(0, 1).unwrap();
     let read = |device: usize| {
         // SAFETY: the device below, which outlives the child.
-        let device = unsafe { &*std::ptr::with_exposed_provenance::<Device>(device) };
+        let device = unsafe { &*std::ptr::with_exposed_provenance::<DriverFile>(device) };
         let mut mask = 0;
         device.poll(0) == Ok(PollFlags::POLLIN) && device.exchange(&mut mask) == Err(Errno::EINVAL)
     };
@@ -190,7 +190,7 @@ fn anybody_may_open_it() {
 
 #[test]
 fn a_blocking_read_by_a_child_is_refused_and_does_not_block() {
-    let device = Device::open_with(OFlag::O_CLOEXEC).unwrap();
+    let device = DriverFile::open_with(OFlag::O_CLOEXEC).unwrap();
     let child = Child::fork(|| device.read(1) == Err(Errno::EPERM)).unwrap();
     assert!(child.succeeded().unwrap());
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use regcache::monitor::abi::{PROTECTION, Register};
-use regcache_tests::{Child, Device, PAGE, Pages};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 /// Cookies of the two ranges that `both` watches.
 const PLAIN: u64 = 0;
 const STRICT: u64 = 1;
 
-fn watch(device: &Device, memory: &Pages, cookie: u64, flags: u32) {
+fn watch(device: &DriverFile, memory: &Pages, cookie: u64, flags: u32) {
     let start = memory.page(0).addr() as u64;
     let region = Register {
         start,
@@ -24,16 +24,16 @@ fn watch(device: &Device, memory: &Pages, cookie: u64, flags: u32) {
 }
 
 /// Some pages, watched twice: as they always were, and with the flag.
-fn both() -> (Device, Pages) {
+fn both() -> (DriverFile, Pages) {
     let memory = Pages::new(4).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     watch(&device, &memory, PLAIN, 0);
     watch(&device, &memory, STRICT, PROTECTION);
     (device, memory)
 }
 
 /// Which of the two were hit.
-fn hit(device: &Device) -> Vec<u64> {
+fn hit(device: &DriverFile) -> Vec<u64> {
     match device.drain() {
         Ok((cookies, _)) => cookies,
         Err(errno) => {
@@ -94,7 +94,7 @@ fn clearing_soft_dirty_bits_counts_for_nobody() {
 #[test]
 fn a_range_beside_the_change_is_not_hit() {
     let memory = Pages::new(4).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     let start = memory.page(3).addr() as u64;
     let region = Register {
         start,
@@ -113,7 +113,7 @@ fn changes_of_protection_at_address_0_do_not_keep_registrations_waiting() {
     // By a child, for nobody else wants a page there.
     let child = Child::fork(|| {
         std::fs::write("/proc/sys/vm/mmap_min_addr", "0").unwrap();
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_POPULATE;
         // SAFETY: where nothing is, and is supposed to be.

@@ -12,13 +12,13 @@ use nix::poll::PollFlags;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use regcache_tests::{Device, PAGE, Pages};
+use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
 use crate::{hit_once, last, watched};
 
-fn blocking() -> (Device, Pages) {
+fn blocking() -> (DriverFile, Pages) {
     let memory = Pages::new(2).unwrap();
-    let device = Device::open_with(OFlag::O_CLOEXEC).unwrap();
+    let device = DriverFile::open_with(OFlag::O_CLOEXEC).unwrap();
     device.watch(memory.page(0), PAGE, 0).unwrap();
     (device, memory)
 }

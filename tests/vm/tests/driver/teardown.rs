@@ -9,7 +9,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::stat::Mode;
 use nix::unistd::{close, pipe, read, write};
-use regcache_tests::{Child, Device, PAGE, Pages};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::watched;
 
@@ -26,7 +26,7 @@ fn a_file_is_closed_with_ranges_and_events_outstanding() {
 #[test]
 fn closing_while_another_thread_reads_leaves_the_reader_its_events() {
     let memory = Pages::new(1).unwrap();
-    let device = Device::open_with(OFlag::O_CLOEXEC).unwrap();
+    let device = DriverFile::open_with(OFlag::O_CLOEXEC).unwrap();
     device.watch(memory.page(0), PAGE, 0).unwrap();
     let fd = device.raw();
     thread::scope(|scope| {
@@ -100,7 +100,7 @@ fn a_forgotten_descriptor_does_not_keep_dead_memory() {
     let (child_end, our_end) = pipe().unwrap();
     let before = free_mib();
     let parent = Child::fork(|| {
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         let grandchild = Child::fork(|| {
             let mut byte = [0];
             let held = device.raw() >= 0;
@@ -167,7 +167,7 @@ fn a_full_table_is_enospc_and_loses_nothing() {
     const MAX: u64 = 5000;
     let _limit = Limit::set(MAX as u32);
     let memory = Pages::new(1).unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     for cookie in 0..MAX {
         device.watch(memory.page(0), PAGE, cookie).unwrap();
     }
@@ -185,7 +185,7 @@ fn a_process_may_die_with_everything_in_use() {
             let (device, memory) = watched(8);
             let counter = device.counter().unwrap();
             thread::spawn(move || {
-                let blocked = Device::open_with(OFlag::O_CLOEXEC).unwrap();
+                let blocked = DriverFile::open_with(OFlag::O_CLOEXEC).unwrap();
                 let _ = blocked.read(1);
             });
             memory.unmap(0, 4).unwrap();
@@ -237,7 +237,7 @@ fn an_open_that_a_signal_interrupts_fails_or_watches() {
                 Err(_) => return false,
                 Ok(fd) => {
                     opened += 1;
-                    let device = Device::from(fs::File::from(fd));
+                    let device = DriverFile::from(fs::File::from(fd));
                     let counter = device.counter().unwrap();
                     device.watch(memory.page(0), PAGE, 1).unwrap();
                     memory.map_over(0, 1).unwrap();

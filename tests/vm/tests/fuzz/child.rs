@@ -10,7 +10,7 @@ use nix::sys::socket::{
     sendmsg, socketpair,
 };
 use regcache::monitor::abi::Register;
-use regcache_tests::Child;
+use regcache_tests_vm::Child;
 
 use crate::model::{BASE, PAGE, PAGES};
 use crate::sys::{self, Counter};

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use regcache::monitor::abi::{Event, Register};
-use regcache_tests::Child;
+use regcache_tests_vm::Child;
 
 use crate::child::{self, Forked};
 use crate::model::{Arena, BASE, Invalidation, PAGE, PAGES, Span, Watch};

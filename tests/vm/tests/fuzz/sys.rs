@@ -20,6 +20,10 @@ fn pointer<T>(address: u64) -> *mut T {
     ptr::with_exposed_provenance_mut(address as usize)
 }
 
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or_default())
+}
+
 fn done(result: i32) -> Result<()> {
     Errno::result(result).map(drop)
 }
@@ -40,29 +44,29 @@ pub(crate) fn set_blocking(fd: &OwnedFd, on: bool) -> Result<()> {
 
 pub(crate) fn exchange(fd: &OwnedFd, mask: &mut u32) -> Result<()> {
     // SAFETY: the mask may be written.
-    unsafe { abi::exchange_features(fd.as_raw_fd(), mask) }.map(drop)
+    unsafe { abi::exchange_features(fd.as_raw_fd(), mask) }.map_err(errno)
 }
 
 pub(crate) fn register(fd: &OwnedFd, region: &Register) -> Result<()> {
     // SAFETY: the structure may be read.
-    unsafe { abi::register_region(fd.as_raw_fd(), region) }.map(drop)
+    unsafe { abi::register_region(fd.as_raw_fd(), region) }.map_err(errno)
 }
 
 /// REGISTER_REGION of a structure that cannot be read.
 pub(crate) fn register_nothing(fd: &OwnedFd) -> Result<()> {
     // SAFETY: the kernel finds that out itself.
-    unsafe { abi::register_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map(drop)
+    unsafe { abi::register_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
 }
 
 pub(crate) fn unregister(fd: &OwnedFd, cookie: u64) -> Result<()> {
     // SAFETY: the cookie may be read.
-    unsafe { abi::unregister_region(fd.as_raw_fd(), &raw const cookie) }.map(drop)
+    unsafe { abi::unregister_region(fd.as_raw_fd(), &raw const cookie) }.map_err(errno)
 }
 
 /// UNREGISTER_REGION of a cookie that cannot be read.
 pub(crate) fn unregister_nothing(fd: &OwnedFd) -> Result<()> {
     // SAFETY: the kernel finds that out itself.
-    unsafe { abi::unregister_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map(drop)
+    unsafe { abi::unregister_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
 }
 
 /// An ioctl that there is not.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MlockAllFlags, ProtFlags, mlockall, mmap_anonymous};
 use nix::unistd::{Gid, Uid, setgid, setuid};
-use regcache_tests::{Child, Device, PAGE, Pages};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::alone;
 use crate::machine::{self, Group, wait_until};
@@ -61,7 +61,7 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
         setgid(Gid::from_raw(65534)).unwrap();
         setuid(Uid::from_raw(65534)).unwrap();
         let memory = Pages::new(1).unwrap();
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         let counter = device.counter().unwrap();
         assert_eq!(counter.get(), 0);
         let mut ranges = 0;
@@ -109,7 +109,7 @@ fn a_million_invalidations_that_nobody_reads_take_no_more_memory_than_a_thousand
     let child = Child::fork(|| {
         group.enter();
         let memory = Pages::new(RANGES).unwrap();
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         for i in 0..RANGES {
             device.watch(memory.page(i), PAGE, i as u64).unwrap();
         }

@@ -12,7 +12,7 @@ use nix::sys::ptrace;
 use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe, read, write};
-use regcache_tests::{Child, Device, PAGE, Pages};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::machine::{Group, HugePages, Setting, Swap, kernel, wait_until};
 use crate::memory::{Kind, LEN, Memory};
@@ -20,8 +20,8 @@ use crate::{alone, hits};
 
 const COOKIE: u64 = 7;
 
-fn watch(memory: &Memory) -> Device {
-    let device = Device::open().unwrap();
+fn watch(memory: &Memory) -> DriverFile {
+    let device = DriverFile::open().unwrap();
     device.watch(memory.page(0), LEN, COOKIE).unwrap();
     device
 }
@@ -169,7 +169,7 @@ fn a_word_poked_by_a_debugger_counts_where_it_copies() {
     pages.protect(0, 2, libc::PROT_READ).unwrap();
     // The child's pages are this process's too, so that writing copies.
     let child = Child::fork(|| {
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         device.watch(pages.page(0), pages.len(), COOKIE).unwrap();
         ptrace::traceme().unwrap();
         raise(Signal::SIGSTOP).unwrap();
@@ -234,7 +234,7 @@ fn detaching_shared_memory_counts() {
     assert_ne!(start.addr(), usize::MAX);
     // SAFETY: just attached.
     unsafe { start.cast::<u8>().write_volatile(1) };
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     device.watch(start.cast(), LEN, COOKIE).unwrap();
     // SAFETY: nobody keeps references to it.
     Errno::result(unsafe { libc::shmdt(start) }).unwrap();
@@ -266,7 +266,7 @@ fn a_file_of_huge_pages_that_another_process_cuts_counts() {
     file.set_len(2 * LEN as u64).unwrap();
     // SAFETY: no references to it outlive a change.
     let mut memory = unsafe { MmapMut::map_mut(&file) }.unwrap();
-    let device = Device::open().unwrap();
+    let device = DriverFile::open().unwrap();
     device.watch(memory.as_ptr(), 2 * LEN, COOKIE).unwrap();
     let by_a_child = |cut: &dyn Fn() -> bool| Child::fork(cut).unwrap().succeeded().unwrap();
 

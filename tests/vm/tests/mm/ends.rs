@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe, read, write};
-use regcache_tests::{Child, Counter, Device};
+use regcache_tests_vm::{Child, Counter, DriverFile};
 
 use crate::alone;
 use crate::changes::pidfd;
@@ -23,7 +23,7 @@ use crate::memory::{Kind, LEN, Memory};
 /// is given the counter and the process, says so.
 fn heir_of(
     ranges: u64,
-    end: impl FnOnce(&Device),
+    end: impl FnOnce(&DriverFile),
     heir: impl FnOnce(&Counter, Pid) -> bool,
 ) -> bool {
     let (answer, tell) = pipe().unwrap();
@@ -31,7 +31,7 @@ fn heir_of(
     let owner = Child::fork(|| {
         let memory = Memory::new(Kind::Anonymous);
         // Stays open when another program is executed.
-        let device = Device::open_with(OFlag::O_NONBLOCK).unwrap();
+        let device = DriverFile::open_with(OFlag::O_NONBLOCK).unwrap();
         for cookie in 0..ranges {
             device.watch(memory.page(0), LEN, cookie).unwrap();
         }

@@ -15,7 +15,7 @@ mod pinned;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use regcache_tests::Device;
+use regcache_tests_vm::DriverFile;
 
 use machine::Setting;
 
@@ -34,7 +34,7 @@ fn alone() -> Alone {
 }
 
 /// The cookies of the ranges that were hit since the last time.
-fn hits(device: &Device) -> Vec<u64> {
+fn hits(device: &DriverFile) -> Vec<u64> {
     match device.drain() {
         Ok((cookies, _)) => cookies,
         Err(errno) => {

@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
-use regcache_tests::PAGE;
+use regcache_tests_vm::PAGE;
 
 use crate::machine::{self, Flag};
 

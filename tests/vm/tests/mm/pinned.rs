@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use memmap2::MmapMut;
 use nix::errno::Errno;
 use regcache::VaRange;
-use regcache_tests::{Child, Device, PAGE};
+use regcache_tests_vm::{Child, DriverFile, PAGE};
 use regcache_verbs::{Access, Context, Loopback, Mr, Pd};
 
 use crate::machine::{
@@ -45,7 +45,7 @@ struct Pair {
     control: Memory,
     pinned_frames: Vec<Option<u64>>,
     control_frames: Vec<Option<u64>>,
-    device: Device,
+    device: DriverFile,
     mr: Mr,
 }
 
@@ -55,7 +55,7 @@ impl Pair {
     }
 
     fn with(pinned: Memory, control: Memory, adapter: &Adapter) -> Self {
-        let device = Device::open().unwrap();
+        let device = DriverFile::open().unwrap();
         device.watch(pinned.page(0), LEN, PINNED).unwrap();
         device.watch(control.page(0), LEN, CONTROL).unwrap();
         let mr = adapter.register(pinned.page(0));

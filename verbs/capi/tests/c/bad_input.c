@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Every function with everything that it must not be given: an errno, a message, and no crash. */
+/* Gives every function every bad argument: it must return an errno with a message. */
 #include "check.h"
 
-/* What could be a handle. */
-static const uint64_t numbers[] = { 1, 2, 3, 4, 5, 6, 7, 4096, 0x7ffc00000000, UINT32_MAX, UINT64_MAX,
-	UINT64_MAX - 1, UINT64_MAX - 2, UINT64_MAX - 3, (uint64_t)1 << 63, 0x4000001, 0x4000002 };
+/* Numbers that might be mistaken for handles. */
+static const uint64_t numbers[] = {
+	1, 2, 3, 4, 5, 6, 7, 4096, 0x7ffc00000000, UINT32_MAX, UINT64_MAX, UINT64_MAX - 1,
+	UINT64_MAX - 2, UINT64_MAX - 3, (uint64_t)1 << 63, 0x4000001, 0x4000002,
+};
 
 static void every_function_with_this_cache(struct regcache *cache, int error, const char *text)
 {
@@ -48,14 +50,14 @@ static void handles(void)
 	}
 
 	IS(regcache_get(cache, page, PAGE, 0, &mr), 0);
-	/* Of the other kind. */
+	/* Handles of the other kind. */
 	every_function_with_this_cache((struct regcache *)mr.guard, EBADF, "not a cache");
 	FAILS(regcache_put((struct regcache_guard *)cache), EBADF, "not a guard");
-	/* In use: it stays. */
+	/* A cache in use stays. */
 	FAILS(regcache_destroy(cache), EBUSY, "still out: 1");
 	IS(regcache_put(mr.guard), 0);
 	FAILS(regcache_put(mr.guard), EBADF, "put already");
-	/* The place is used again, the number is not. */
+	/* The slot is used again, the handle is not. */
 	IS(regcache_get(cache, page, PAGE, 0, &second), 0);
 	IS(second.guard != mr.guard, 1);
 	FAILS(regcache_put(mr.guard), EBADF, "put already");
@@ -63,7 +65,7 @@ static void handles(void)
 	IS(regcache_destroy(cache), 0);
 	FAILS(regcache_put(second.guard), EBADF, "put already");
 	every_function_with_this_cache(cache, EBADF, "was destroyed");
-	/* And the cache's place. */
+	/* So it is with the slot of the cache. */
 	again = cache_of(&fake);
 	IS(again != cache, 1);
 	every_function_with_this_cache(cache, EBADF, "was destroyed");
@@ -92,7 +94,7 @@ static void arguments(void)
 	FAILS(regcache_query_stats(cache, &stats, 0), EINVAL, "sizeof");
 	IS(fake.registered, 0);
 
-	/* What the device says. */
+	/* Errors of the device pass through. */
 	fake.fails = -EFAULT;
 	FAILS(regcache_get(cache, page, PAGE, 0, &mr), EFAULT, "the device refused");
 	fake.fails = EIO;
@@ -151,7 +153,7 @@ static void structures(void)
 	IS(stats.later, 7);
 	IS(regcache_destroy(cache), 0);
 
-	/* As many caches as there can be, of which none cost more than it is worth here. */
+	/* As many small caches as a process can have. */
 	{
 		static struct regcache *many[2048];
 		struct regcache_attr small = { .size = sizeof small, .monitor = REGCACHE_MONITOR_NONE,

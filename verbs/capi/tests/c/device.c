@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* What a cache of callbacks does: hits, misses, memory that goes, keys that end, calls from within. */
+/* A cache of callbacks: hits, misses, unmapped memory, revoked keys, nested calls. */
 #include "check.h"
 
 #include <poll.h>
@@ -25,24 +25,24 @@ static void hits_and_misses(void)
 	IS(first.lkey, 1);
 	IS(first.rkey, 1001);
 	IS(first.addr == memory && first.length == 2 * PAGE && first.registration != NULL, 1);
-	/* A part of it, with less access. */
+	/* A part of the range, with less access, hits. */
 	IS(regcache_get(cache, memory + 100, PAGE, REGCACHE_LOCAL_WRITE, &second), 0);
 	IS(second.lkey, kept ? 1 : 2);
 	IS(second.guard != first.guard, 1);
 	IS(second.addr == (kept ? memory : memory + 100), 1);
 	IS(regcache_put(second.guard), 0);
-	/* With more. */
+	/* More access misses. */
 	IS(regcache_get(cache, memory, PAGE, REGCACHE_REMOTE_READ, &second), 0);
 	IS(second.lkey, kept ? 2 : 3);
 	IS(regcache_put(second.guard), 0);
-	/* With a flag that is the device's own. */
+	/* So does a flag that only the device knows. */
 	IS(regcache_get(cache, memory, PAGE, REGCACHE_REMOTE_READ | 1 << 25, &second), 0);
 	IS(second.lkey, kept ? 3 : 4);
 	IS(regcache_put(second.guard), 0);
 	IS(stats_of(cache).hits, kept);
 	IS(stats_of(cache).misses, kept ? 3 : 4);
 
-	/* What is in use goes with its last guard. */
+	/* A registration in use is deregistered with its last guard. */
 	IS(regcache_invalidate(cache, memory, 1, 0, &held), 0);
 	IS(held, 1);
 	IS(regcache_flush(cache, 1, &held), 0);
@@ -87,7 +87,7 @@ static void memory_that_goes(void)
 	IS(again == memory, 1);
 	IS(regcache_get(cache, memory, PAGE, 0, &mr), 0);
 	IS(mr.lkey, 2);
-	/* Replaced while it is in use, and looked up before anybody has reaped. */
+	/* The memory is replaced while in use, and looked up before a reap. */
 	IS(mmap(memory, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory, 1);
 	struct regcache_mr fresh;
 	IS(regcache_get(cache, memory, PAGE, 0, &fresh), 0);
@@ -118,11 +118,11 @@ static void attributes(void)
 		munmap(memory, 2 * PAGE);
 		return;
 	}
-	/* Revoked. */
+	/* The key is revoked. */
 	IS(regcache_get(cache, memory, PAGE, REGCACHE_REMOTE_READ, &mr), 0);
 	IS(regcache_put(mr.guard), 0);
 	IS(fake.live, 0);
-	/* In blocks, and one of them. */
+	/* Whole blocks are registered. */
 	IS(regcache_get(cache, memory + 5, 7, 0, &mr), 0);
 	IS(mr.addr == memory && mr.length == PAGE, 1);
 	IS(regcache_put(mr.guard), 0);
@@ -131,7 +131,7 @@ static void attributes(void)
 	IS(fake.live, 1);
 	IS(stats_of(cache).evictions, 1);
 
-	/* One monitor for two caches, of which the first goes first. */
+	/* Two caches share a monitor, and the first is destroyed first. */
 	attr.monitor_of = cache;
 	IS(regcache_create_for(&other_device, &attr, &other), 0);
 	IS(strcmp(regcache_monitor_name(other), regcache_monitor_name(cache)), 0);
@@ -140,7 +140,7 @@ static void attributes(void)
 	IS(regcache_destroy(cache), 0);
 	IS(other_fake.live, 1);
 	munmap(memory, 2 * PAGE);
-	/* userfaultfd's event is read a moment after munmap has returned. */
+	/* The event of userfaultfd is read a moment after munmap has returned. */
 	for (int i = 0; i < 60000 && other_fake.live; i++) {
 		poll(NULL, 0, 1);
 		IS(regcache_reap(other), 0);
@@ -162,13 +162,13 @@ static void calls_from_within(void)
 	IS(strstr(regcache_error(), "within reg_mr") != NULL, 1);
 	fake.tried = 0;
 	IS(regcache_flush(cache, 0, NULL), 0);
-	/* The last guard's put is what destroys it now. */
+	/* The put of the last guard deregisters it. */
 	IS(fake.tried, 0);
 	IS(regcache_put(mr.guard), 0);
 	IS(fake.tried, -EDEADLK);
 	fake.cache = NULL;
 
-	/* A device that does not let go. */
+	/* A device that refuses to deregister. */
 	fake.refuses = EBUSY;
 	IS(regcache_get(cache, memory, PAGE, 0, &mr), 0);
 	IS(regcache_put(mr.guard), 0);
@@ -178,7 +178,7 @@ static void calls_from_within(void)
 	munmap(memory, PAGE);
 }
 
-/* The thread that the cache has by default releases what was unmapped. */
+/* The reaper, which a cache has by default, deregisters unmapped memory. */
 static void the_reaper(void)
 {
 	struct fake fake = { 0 };

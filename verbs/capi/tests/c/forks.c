@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Children by fork: the parent's caches refuse them, caches of their own serve them, and the parent notices nothing. */
+/*
+ * Forked children: the parent's caches refuse them, their own caches serve them, and the parent
+ * notices nothing.
+ */
 #include "check.h"
 
 #include <sys/wait.h>
@@ -38,7 +41,7 @@ static void child(struct fake *fake, struct regcache_guard *guard)
 	FAILS(regcache_create_for(&device, &attr, &own), ESTALE, "parent process");
 	IS(regcache_query_stats(parents, &stats, sizeof stats), 0);
 	IS(stats.hits + stats.misses, 0);
-	/* The child's copy of the guard, once. */
+	/* The child puts its copy of the guard once. */
 	IS(regcache_put(guard), 0);
 	FAILS(regcache_put(guard), EBADF, "put already");
 	IS(fake->live, live);
@@ -65,13 +68,13 @@ int main(void)
 	IS(regcache_get(parents, memory, PAGE, 0, &mr), 0);
 	for (i = 0; i < 2; i++)
 		pthread_create(&threads[i], NULL, look_up, NULL);
-	/* Whatever they are doing then. */
+	/* The threads are in any state when the process forks. */
 	for (i = 0; i < 20; i++) {
 		pid_t pid = fork();
 		if (pid == 0) {
 			alarm(300);
 			child(&fake, mr.guard);
-			/* Not by an exit, at which valgrind finds what the child has of its parent's threads. */
+			/* Exec, as at exit valgrind reports leaks of the parent's threads. */
 			execl("/bin/true", "true", (char *)NULL);
 			_exit(1);
 		}

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* What a lookup and its put cost, in processor time of a thread. Usage: lookups COUNT THREADS MONITOR */
+/*
+ * Prints the CPU time that a lookup and its put take in a thread.
+ * Usage: lookups COUNT THREADS MONITOR
+ */
 #include "check.h"
 
 #include <time.h>

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Threads that look up, put what others have looked up, put the same guard at once, and use caches that are being destroyed.
+ * Threads that look up, put guards of other threads, put the same guard at once, and use caches
+ * that are being destroyed.
  * Usage: threads ROUNDS
  */
 #include "check.h"
@@ -18,7 +19,7 @@ static _Atomic(struct regcache_guard *) handed[HANDED];
 static atomic_int succeeded;
 static pthread_key_t key;
 
-/* Guards go from hand to hand. */
+/* Guards pass from thread to thread. */
 static void *hand_over(void *seed)
 {
 	unsigned int state = (unsigned int)(uintptr_t)seed;
@@ -35,7 +36,7 @@ static void *hand_over(void *seed)
 	return NULL;
 }
 
-/* All threads put each guard: one succeeds. */
+/* All threads put each guard, and one succeeds. */
 static void *put_the_same(void *mine)
 {
 	int i;
@@ -62,7 +63,7 @@ static void *put_the_same(void *mine)
 	return NULL;
 }
 
-/* Looks up in whichever cache there is, which is destroyed meanwhile. */
+/* Looks up in the current cache, which is destroyed meanwhile. */
 static _Atomic(struct regcache *) current;
 static atomic_int stop;
 static atomic_ulong served, refused;
@@ -99,11 +100,11 @@ static void destroy_under_use(void)
 		int status;
 		while (served == before)
 			sched_yield();
-		/* A guard may be out at any moment. */
+		/* It fails while a thread holds a guard. */
 		while ((status = regcache_destroy(old)) == -EBUSY)
 			;
 		IS(status, 0);
-		/* No callback after that: not one is in one either. */
+		/* After it no callback is called, and none still runs. */
 		IS(fake.live, 0);
 		current = cache_of(&fake);
 	}
@@ -114,7 +115,7 @@ static void destroy_under_use(void)
 	printf("threads: %lu lookups served, %lu refused by %d caches that went\n", served, refused, gone);
 }
 
-/* A guard that a thread puts in the destructor of a key of its own, after Rust's and before nobody's. */
+/* A guard that a thread puts in the destructor of its own key, which runs after Rust's. */
 static void put_late(void *guard)
 {
 	IS(regcache_put(guard), 0);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* A cache in a protection domain: what it hands out is libibverbs's, and what it must not register it refuses. */
+/* A cache of a protection domain returns registrations of libibverbs, and refuses bad requests. */
 #include "check.h"
 
 #include "../../examples/loopback.h"
@@ -30,7 +30,7 @@ int main(void)
 	FAILS(regcache_destroy(cache), EBUSY, "still out: 1");
 	IS(regcache_put(mr.guard), 0);
 
-	/* Unmapped while it is in use, and looked up again. */
+	/* The memory is unmapped while in use, and looked up again. */
 	IS(regcache_get(cache, memory, PAGE, 0, &mr), 0);
 	IS(mmap(memory, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory, 1);
 	IS(regcache_get(cache, memory, PAGE, 0, &again), 0);
@@ -39,7 +39,7 @@ int main(void)
 	IS(regcache_put(again.guard), 0);
 	IS(regcache_flush(cache, -1, NULL), 0);
 	IS(regcache_destroy(cache), 0);
-	/* The domain is not in use any more. */
+	/* The domain is no longer in use. */
 	loopback_close(&link);
 	munmap(memory, PAGE);
 	puts("verbs: ok");

@@ -1,11 +1,11 @@
-//! The C library as it is installed, and programs in C that use it.
+//! An installation of the C library, with programs in C that use it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// A prefix that it is installed in.
+/// An installation below a prefix.
 pub(crate) struct Site {
     prefix: PathBuf,
 }
@@ -15,13 +15,13 @@ fn here() -> PathBuf {
 }
 
 impl Site {
-    /// Where it is installed already.
+    /// An installation that exists.
     #[allow(dead_code, reason = "some suites install it")]
     pub(crate) fn at(prefix: PathBuf) -> Self {
         Self { prefix }
     }
 
-    /// Installs what cargo has built for this test, under a name of the caller's.
+    /// Installs the library that cargo has built for this test, in a directory of this name.
     #[allow(dead_code, reason = "some suites find it installed")]
     pub(crate) fn install(name: &str) -> Self {
         let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -38,7 +38,7 @@ impl Site {
         Self { prefix }
     }
 
-    /// A program that uses it.
+    /// Returns the path of a program that uses the library.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.prefix.join("programs").join(name)
     }
@@ -49,8 +49,8 @@ impl Site {
     }
 }
 
-/// The static library that cargo built along with this test. Of several, for other profiles, the last one that was built is
-/// of the same source: else cargo would have built this one's after it.
+/// Finds the static library that cargo built along with this test. If there are several, for other
+/// profiles, the newest is of the same source: cargo would otherwise have built another after it.
 fn newest_library() -> PathBuf {
     let this = std::env::current_exe().unwrap();
     let files = fs::read_dir(this.parent().unwrap()).unwrap().flatten();
@@ -62,15 +62,16 @@ fn newest_library() -> PathBuf {
     ours.max_by_key(built).expect("cargo builds it with this")
 }
 
-/// Runs the command and returns what it printed, or fails with it.
+/// Runs a command that must succeed, and returns its output.
 pub(crate) fn succeeds(command: &mut Command) -> String {
     said(command).0
 }
 
-/// The same for a program under valgrind, which finds no error and no leak, in its children neither.
+/// Runs a program under valgrind, which must find no error and no leak, and returns its output.
 pub(crate) fn clean_under_valgrind(program: &Path, arguments: &[&str]) -> String {
-    // valgrind lets one thread run at a time, and so waits for ever in a munmap that another has to read the event of. The
-    // system call for userfaultfd it does not know; the device, which root may open, it does not get.
+    // valgrind runs one thread at a time. A munmap would wait for ever for the thread that has to
+    // read its userfaultfd event. valgrind does not know the system call userfaultfd, so only the
+    // device, which root may open, has to be hidden.
     const WITHOUT_USERFAULTFD: &str = "
         if [ -e /dev/userfaultfd ]; then
             mount --bind /dev/userfaultfd /dev/userfaultfd
@@ -90,13 +91,13 @@ pub(crate) fn clean_under_valgrind(program: &Path, arguments: &[&str]) -> String
     let suppressions = here().join("tests/c/libibverbs.supp");
     command.arg(format!("--suppressions={}", suppressions.display()));
     let (stdout, stderr) = said(command.arg(program).args(arguments));
-    // What it only remarks begins with dashes.
+    // Mere remarks of valgrind begin with dashes.
     let found = stderr.lines().find(|line| line.starts_with("=="));
     assert!(found.is_none(), "{stderr}");
     stdout
 }
 
-/// What a command that succeeds prints, on both channels.
+/// Runs a command that must succeed, and returns its stdout and its stderr.
 fn said(command: &mut Command) -> (String, String) {
     let Output {
         status,

@@ -1,14 +1,14 @@
-//! From an address to the entry whose range it is in.
+//! Structures that find the entry of an address.
 //!
-//! Each lookup waits for the one before it, as in a hit, whose reference is taken by an instruction
-//! that waits: what is measured is how long one takes, not how many overlap.
+//! Each lookup depends on the one before it, as in a hit, where the atomic instruction that takes
+//! the reference waits. So the figure is the latency of one lookup, not the throughput of several.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
 use intervaltree::IntervalTree;
-use regcache_bench::Random;
+use regcache_bench_harness::Random;
 
 use crate::{Candidate, Run};
 
@@ -40,7 +40,7 @@ const PAGE: usize = 1 << 12;
 const STRIDE: usize = 4 * PAGE;
 const BASE: usize = 0x7f12_3456_0000;
 
-/// Ranges of a page, at distances of four, as `compare` has them.
+/// Ranges of a page, at distances of four, as `lookup` has them.
 fn start(entry: usize) -> usize {
     BASE + entry * STRIDE
 }
@@ -50,7 +50,7 @@ fn starts(entries: usize) -> impl ExactSizeIterator<Item = (usize, u32)> {
 }
 
 trait Index: Sync {
-    /// The entry; anything if there is none.
+    /// Returns the entry of an address, or any number if there is none.
     fn find(&self, address: usize) -> u32;
 }
 
@@ -83,7 +83,7 @@ impl<I: Index> Run for Looking<I> {
     }
 }
 
-/// What the loop finds that has no index.
+/// The result of the loop without an index.
 const NONE: u32 = u32::MAX;
 
 struct Nothing;
@@ -99,7 +99,7 @@ impl Index for Nothing {
 /// 2^64 divided by the golden ratio.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// As `regcache/src/hints.rs`; an entry that is pushed out is not found.
+/// The structure of `regcache/src/core/hints.rs`. It does not find an entry that was pushed out.
 struct Ways {
     sets: Box<[[u64; 4]]>,
     shift: u32,
@@ -142,9 +142,9 @@ impl Index for Ways {
     }
 }
 
-/// The page and its entry, or 0; half full at most.
+/// A page and its entry in each bucket, or 0; at most half of the buckets are used.
 struct Probing {
-    places: Box<[(u64, u32)]>,
+    buckets: Box<[(u64, u32)]>,
     shift: u32,
 }
 
@@ -152,15 +152,15 @@ impl Probing {
     fn new(entries: usize) -> Self {
         let count = 2 * entries.max(1 << 16).next_power_of_two();
         let mut it = Self {
-            places: vec![(0, 0); count].into(),
+            buckets: vec![(0, 0); count].into(),
             shift: u64::BITS - count.trailing_zeros(),
         };
         for (start, entry) in starts(entries) {
             let mut i = it.place(start);
-            while it.places[i].0 != 0 {
+            while it.buckets[i].0 != 0 {
                 i = (i + 1) % count;
             }
-            it.places[i] = ((start / PAGE) as u64, entry);
+            it.buckets[i] = ((start / PAGE) as u64, entry);
         }
         it
     }
@@ -177,20 +177,20 @@ impl Index for Probing {
         let page = (address / PAGE) as u64;
         let mut i = self.place(address);
         loop {
-            let (there, entry) = self.places[i];
+            let (there, entry) = self.buckets[i];
             if there == page {
                 return entry;
             }
             if there == 0 {
                 return NONE;
             }
-            i = (i + 1) & (self.places.len() - 1);
+            i = (i + 1) & (self.buckets.len() - 1);
         }
     }
 }
 
 thread_local! {
-    /// Page and entry found last.
+    /// The page and the entry that this thread found last.
     static LAST: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
 }
 
@@ -217,7 +217,7 @@ impl Index for Memo {
     }
 }
 
-/// The page's number, so many bits a level; a node's elements are numbers of nodes, or of entries.
+/// A radix tree over the bits of the page number; the elements of a node number nodes or entries.
 struct Radix<const LEVELS: u32, const BITS: u32> {
     nodes: Vec<Box<[u32]>>,
 }

@@ -1,8 +1,8 @@
-//! What the parts of a hit cost, by the structure they are made of: prints the tables of
+//! The cost of a hit's parts by the data structures they could be made of: prints the tables of
 //! `docs/design/hit-path.md`.
 //!
-//! Times are by turns, as in `compare`, and less what the loop takes; instructions are callgrind's,
-//! of this program run as `structures count GROUP NAME ENTRIES OPERATIONS`.
+//! Times are from interleaved rounds, less the time of the loop. Instructions are those that
+//! callgrind counts in `structures count GROUP NAME ENTRIES OPERATIONS`.
 
 mod index;
 mod membarrier;
@@ -12,14 +12,14 @@ use std::env;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use regcache_bench::block::{
-    Block, Contestant, Effort, Pinned, Turns, take_turns, timed, timed_by_two,
+use regcache_bench_harness::{
+    Effort, Pinned, Rounds, Sample, Variant, measure, timed, timed_by_two,
 };
-use regcache_bench::callgrind;
+use regcache_bench_lookup::callgrind;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Measures the structures that a hit could be made of
+/// Measure the data structures that a hit could be made of
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -28,7 +28,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Do so many operations, for callgrind
+    /// Do this many operations, for callgrind
     #[command(hide = true)]
     Count {
         group: Group,
@@ -44,25 +44,25 @@ enum Group {
     Index,
 }
 
-/// Runs so many operations, in the first or the second thread.
+/// Runs this many operations in thread 0 or 1.
 trait Run: Sync {
     fn run(&self, which: usize, operations: usize);
 }
 
-/// A structure by name, and how it is set up for so many entries. The first one of a list is none:
-/// the loop itself.
+/// The name of a structure, and the function that builds it for a number of entries. The first of
+/// each list is no structure but the loop itself.
 type Candidate = (&'static str, fn(usize) -> Box<dyn Run>);
 
-/// For structures that stay in the processor's nearest cache.
+/// For structures that stay in the CPU's nearest cache.
 const SMALL: Effort = Effort {
-    turns: 301,
-    block: Duration::from_millis(1),
+    rounds: 301,
+    sample: Duration::from_millis(1),
 };
 
-/// For those that have to come back into it, or into the next one, after the others ran.
+/// For structures that have to come back into a cache after the others ran.
 const LARGE: Effort = Effort {
-    turns: 61,
-    block: Duration::from_millis(20),
+    rounds: 61,
+    sample: Duration::from_millis(20),
 };
 
 fn main() -> Result<()> {
@@ -80,7 +80,7 @@ fn main() -> Result<()> {
         let (_, build) = candidates
             .iter()
             .find(|candidate| candidate.0 == name)
-            .ok_or("no such structure")?;
+            .ok_or("no structure has this name")?;
         build(entries).run(0, operations);
         return Ok(());
     }
@@ -100,11 +100,11 @@ fn references() -> Result<()> {
         .collect();
     let one = {
         let _here = Pinned::to(0);
-        by_turns(SMALL, &built, |run, operations| {
+        interleaved(SMALL, &built, |run, operations| {
             timed(operations, || run.run(0, operations))
         })
     };
-    let two = by_turns(SMALL, &built, |run, operations| {
+    let two = interleaved(SMALL, &built, |run, operations| {
         timed_by_two(operations, |which| run.run(which, operations))
     });
     for (i, (name, _)) in reference::CANDIDATES.iter().enumerate().skip(1) {
@@ -133,14 +133,14 @@ fn indices() -> Result<()> {
             .iter()
             .map(|(_, build)| build(entries))
             .collect();
-        let turns = by_turns(
+        let rounds = interleaved(
             if entries < 10_000 { SMALL } else { LARGE },
             &built,
             |run, operations| timed(operations, || run.run(0, operations)),
         );
         for (i, (name, _)) in index::CANDIDATES.iter().enumerate().skip(1) {
             let count = instructions("index", name, index::CANDIDATES[0].0, entries)?;
-            rows[i] += &format!("| {:.1} ({count}) ", turns.ns(i) - turns.ns(0));
+            rows[i] += &format!("| {:.1} ({count}) ", rounds.ns(i) - rounds.ns(0));
         }
     }
     for row in &rows[1..] {
@@ -149,26 +149,22 @@ fn indices() -> Result<()> {
     Ok(())
 }
 
-fn by_turns(
+fn interleaved(
     effort: Effort,
     built: &[Box<dyn Run>],
-    block: impl Fn(&dyn Run, usize) -> Block,
-) -> Turns {
-    let block = &block;
-    let mut contestants: Vec<_> = built
-        .iter()
-        .map(|run| move |operations| block(&**run, operations))
-        .collect();
-    let mut contestants: Vec<&mut Contestant<'_>> = contestants
-        .iter_mut()
-        .map(|contestant| contestant as &mut Contestant<'_>)
-        .collect();
-    take_turns(effort, &mut contestants)
+    sample: impl Fn(&dyn Run, usize) -> Sample,
+) -> Rounds {
+    let sample = &sample;
+    let variants = built.iter().map(|run| {
+        let variant: Box<Variant<'_>> = Box::new(move |operations| sample(&**run, operations));
+        variant
+    });
+    measure(effort, &mut variants.collect::<Vec<_>>())
 }
 
-/// Instructions an operation, less the loop's; `-` without valgrind.
+/// Instructions of an operation, less those of the loop; `-` without valgrind.
 fn instructions(group: &str, name: &str, nothing: &str, entries: usize) -> Result<String> {
-    if !callgrind::is_there() {
+    if !callgrind::is_installed() {
         return Ok("-".to_owned());
     }
     let program = env::current_exe()?;

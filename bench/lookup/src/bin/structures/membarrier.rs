@@ -1,10 +1,10 @@
-//! What a fence in all other threads costs the one that asks for it.
+//! The cost of membarrier, a fence in all other threads, to the thread that calls it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use nix::errno::Errno;
-use regcache_bench::block::{Pinned, median, timed};
+use regcache_bench_harness::{Pinned, median, timed};
 
 use crate::Result;
 
@@ -14,10 +14,10 @@ const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
 
 pub(crate) fn report() -> Result<()> {
     if let Err(errno) = membarrier(REGISTER_PRIVATE_EXPEDITED) {
-        println!("No membarrier on this kernel: {errno}\n");
+        println!("This kernel has no membarrier: {errno}\n");
         return Ok(());
     }
-    println!("| what the asymmetric fence costs who reclaims | ns |");
+    println!("| cost of the asymmetric fence to the thread that reclaims | ns |");
     println!("|---|---|");
     println!("| `membarrier`, no other thread running | {:.0} |", cost()?);
     let (started, stop) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -42,22 +42,22 @@ pub(crate) fn report() -> Result<()> {
 
 fn cost() -> Result<f64> {
     let _here = Pinned::to(0);
-    let mut blocks = Vec::new();
+    let mut samples = Vec::new();
     for _ in 0..101 {
         let mut worked = Ok(());
-        let block = timed(20, || {
+        let sample = timed(20, || {
             for _ in 0..20 {
                 worked = worked.and(membarrier(PRIVATE_EXPEDITED));
             }
         });
         worked?;
-        blocks.push(block.ns);
+        samples.push(sample.ns);
     }
-    Ok(median(blocks))
+    Ok(median(samples))
 }
 
 fn membarrier(command: libc::c_int) -> nix::Result<()> {
-    // SAFETY: it has no effect but on the order of memory accesses, which it only restricts.
+    // SAFETY: it only restricts the order of memory accesses.
     let status = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
     Errno::result(status).map(drop)
 }

@@ -1,4 +1,4 @@
-//! A reference to a live entry: taken, checked, given back.
+//! Ways to take a reference to a live entry, to check it, and to give it back.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -31,7 +31,7 @@ pub(crate) const CANDIDATES: &[Candidate] = &[
     ("`RwLock`, `Arc`", |_| Box::new(Loop(Shared::new()))),
 ];
 
-/// One of the ways.
+/// A way to count references.
 trait Reference: Sync {
     fn take_and_give_back(&self, which: usize);
 }
@@ -75,7 +75,7 @@ trait Acquire: Sync {
     fn acquire(state: &AtomicU64) -> bool;
 }
 
-/// As `regcache/src/entry.rs` does.
+/// The way of `regcache/src/core/entry.rs`.
 struct Swap;
 
 impl Acquire for Swap {
@@ -93,7 +93,7 @@ impl Acquire for Swap {
     }
 }
 
-/// Counts first, and takes it back if the entry is dead.
+/// Counts first, and undoes that if the entry is dead.
 struct Add;
 
 impl Acquire for Add {
@@ -139,7 +139,7 @@ trait Fence: Sync {
     fn fence();
 }
 
-/// Who reclaims reads the slots after a fence of its own.
+/// A fence in each lookup: the thread that reclaims reads the slots after its own fence.
 struct Full;
 
 impl Fence for Full {
@@ -149,7 +149,8 @@ impl Fence for Full {
     }
 }
 
-/// Who reclaims has the kernel put a fence into each thread (`membarrier`).
+/// No fence in lookups: the thread that reclaims has the kernel put one into each thread
+/// (`membarrier`).
 struct Asymmetric;
 
 impl Fence for Asymmetric {
@@ -161,7 +162,7 @@ impl Fence for Asymmetric {
 
 const SLOTS: usize = 8;
 
-/// Entries that a thread has references to; a slot is emptied by whoever gives the reference back.
+/// The entries that a thread has references to. Giving a reference back empties its slot.
 #[repr(align(128))]
 struct Slots([AtomicPtr<Entry>; SLOTS]);
 
@@ -176,7 +177,7 @@ fn my_slots() -> &'static Slots {
 
 #[cold]
 fn new_slots() -> &'static Slots {
-    // Few threads, until the program ends.
+    // There are few threads, and the slots may live until the program ends.
     let slots = Box::leak(Box::new(Slots(array::from_fn(|_| AtomicPtr::default()))));
     MINE.set(Some(slots));
     slots
@@ -206,7 +207,7 @@ impl<F: Fence> Reference for Announced<F> {
             .0
             .iter()
             .find(|slot| slot.load(Ordering::Acquire).is_null());
-        // All in use: one would count in the entry.
+        // With all slots in use a real cache would count in the entry.
         let Some(slot) = free else { return };
         slot.store(ptr::from_ref(entry).cast_mut(), Ordering::Relaxed);
         F::fence();
@@ -217,8 +218,7 @@ impl<F: Fence> Reference for Announced<F> {
     }
 }
 
-/// A thread's own count of references to one entry: what was taken there, less what was given back
-/// there.
+/// A thread's own count of references to one entry: those taken in it less those given back in it.
 #[repr(align(128))]
 struct Count(AtomicU64);
 
@@ -249,7 +249,7 @@ impl Reference for PerThread {
         if entry.state.load(Ordering::Acquire) & LIVE != 0 {
             black_box(entry.content);
         }
-        // May be another thread, with another count.
+        // A real guard may be dropped by another thread, which has another count.
         let count = black_box(COUNTS.get().unwrap_or_else(new_count));
         count.0.store(
             count.0.load(Ordering::Relaxed).wrapping_sub(1),
@@ -258,7 +258,7 @@ impl Reference for PerThread {
     }
 }
 
-/// Looks under a lock, counts in the entry.
+/// Checks under a lock, and counts in the entry.
 struct Locked(Mutex<()>, Entry);
 
 impl Locked {

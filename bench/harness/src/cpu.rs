@@ -1,0 +1,46 @@
+//! Which CPU a thread runs on.
+
+use std::io;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// Keeps this thread on one CPU until it is dropped.
+#[derive(Debug)]
+pub struct Pinned(Option<CpuSet>);
+
+impl Pinned {
+    /// Pins this thread to the CPU of this number among those it may use, if there is one.
+    #[must_use]
+    pub fn to(which: usize) -> Self {
+        let pin = || -> io::Result<CpuSet> {
+            let allowed = sched_getaffinity(Pid::from_raw(0))?;
+            if let Some(cpu) = cpus(&allowed).nth(which) {
+                let mut one = CpuSet::new();
+                one.set(cpu)?;
+                sched_setaffinity(Pid::from_raw(0), &one)?;
+            }
+            Ok(allowed)
+        };
+        Self(pin().ok())
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Some(allowed) = &self.0 {
+            // The thread was allowed to use them before.
+            let _ = sched_setaffinity(Pid::from_raw(0), allowed);
+        }
+    }
+}
+
+/// Returns the number of CPUs that this thread may use.
+#[must_use]
+pub fn cpu_count() -> usize {
+    sched_getaffinity(Pid::from_raw(0)).map_or(1, |allowed| cpus(&allowed).count())
+}
+
+fn cpus(allowed: &CpuSet) -> impl Iterator<Item = usize> {
+    (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap_or(false))
+}

@@ -1,0 +1,60 @@
+//! Does lookups and nothing else, for callgrind to count. `count-lookups regcache 10000 200000`
+//! registers 10 000 ranges and looks random ones up 200 000 times.
+
+use std::sync::Arc;
+
+use clap::{Parser, ValueEnum};
+use regcache_bench_harness::Random;
+use regcache_bench_lookup::{Addresses, Nothing, Regcache, Subject, loops};
+
+/// Look ranges up, so that callgrind can count instructions
+#[derive(Parser)]
+struct Cli {
+    /// The cache
+    cache: Which,
+    /// The number of registered ranges
+    entries: usize,
+    /// The number of lookups
+    lookups: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Which {
+    /// regcache
+    Regcache,
+    /// UCX's cache
+    Ucx,
+    /// No cache, only the loop
+    Nothing,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let Cli {
+        cache,
+        entries,
+        lookups,
+    } = Cli::parse();
+    let addresses = Arc::new(Addresses::new(entries, 4096)?);
+    match cache {
+        Which::Regcache => run(&Regcache::new(&addresses, 1 << 17)?, &addresses, lookups),
+        Which::Ucx => {
+            let peer = regcache_bench_lookup::peer(1 << 17)?;
+            run(
+                &peer.ok_or("this program was built without UCX: use --features ucx")?,
+                &addresses,
+                lookups,
+            );
+        }
+        Which::Nothing => run(&Nothing, &addresses, lookups),
+    }
+    Ok(())
+}
+
+fn run(subject: &impl Subject, addresses: &Addresses, lookups: usize) {
+    loops::fill(subject, addresses);
+    if addresses.count() == 1 {
+        loops::same(subject, addresses.entry(0), addresses.len(), lookups);
+    } else {
+        loops::random(subject, addresses, &mut Random::new(1), lookups);
+    }
+}

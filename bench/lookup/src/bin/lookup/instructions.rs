@@ -1,0 +1,42 @@
+//! Instructions of a hit: those of the program `count-lookups`, less those of its loop.
+
+use std::env;
+
+use regcache_bench_lookup::callgrind;
+use regcache_bench_lookup::figure::{Figure, Threshold};
+
+use crate::Result;
+use crate::report::Report;
+
+pub(crate) fn measure(report: &mut Report) -> Result<()> {
+    if !report.wants("instructions") {
+        return Ok(());
+    }
+    if !callgrind::is_installed() {
+        eprintln!("lookup: valgrind is not installed, so instructions are not counted");
+        return Ok(());
+    }
+    let program = env::current_exe()?.with_file_name("count-lookups");
+    for (entries, threshold) in [
+        (1, Threshold::Value(60.0)),
+        (100, Threshold::None),
+        (10_000, Threshold::None),
+        (100_000, Threshold::Value(110.0)),
+    ] {
+        let name = format!("instructions/hit/{entries}");
+        if !report.wants(&name) {
+            continue;
+        }
+        let of = |cache: &str| callgrind::per_operation(&program, &[cache, &entries.to_string()]);
+        let loops = of("nothing")?;
+        let regcache = of("regcache")? - loops;
+        let mut figure = Figure::new(name, regcache, "instructions");
+        if cfg!(feature = "ucx") {
+            let ucx = of("ucx")? - loops;
+            figure.ucx = Some(ucx);
+            figure.ratio_ucx = Some(regcache / ucx);
+        }
+        report.add(figure.threshold(threshold));
+    }
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! [`Pair`]: regcache and its peer with the same ranges, and the [`Loop`]s that measure both.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use regcache_bench_harness::{Pinned, Random, Sample, Variant, timed, timed_by_two};
+use regcache_bench_lookup::{Addresses, Peer, Regcache, Subject, Unwatched, loops, peer};
+
+use crate::Result;
+
+/// The default limit of entries, and the next power of two, for 100 000 entries.
+const ROOM: usize = 1 << 16;
+const MORE_ROOM: usize = 1 << 17;
+
+/// The limit of a cache for this many entries.
+pub(crate) fn room(entries: usize) -> usize {
+    if entries <= ROOM { ROOM } else { MORE_ROOM }
+}
+
+/// Both caches, with the same ranges registered.
+pub(crate) struct Pair<S> {
+    pub(crate) addresses: Arc<Addresses>,
+    pub(crate) regcache: S,
+    peer: Option<Peer>,
+}
+
+impl Pair<Regcache> {
+    /// Builds both caches with `entries` ranges of `len` bytes and a limit of `room` entries.
+    pub(crate) fn new(entries: usize, len: usize, room: usize) -> Result<Self> {
+        let addresses = Arc::new(Addresses::new(entries, len)?);
+        let regcache = Regcache::new(&addresses, room)?;
+        Self::filled(addresses, regcache, room)
+    }
+}
+
+impl Pair<Unwatched> {
+    /// Builds the pair with a monitor that does nothing, since UCX's cache has none.
+    pub(crate) fn unwatched(entries: usize) -> Result<Self> {
+        let addresses = Arc::new(Addresses::new(entries, 4096)?);
+        let regcache = Unwatched::new(room(entries))?;
+        Self::filled(addresses, regcache, room(entries))
+    }
+}
+
+impl<S: Subject> Pair<S> {
+    fn filled(addresses: Arc<Addresses>, regcache: S, room: usize) -> Result<Self> {
+        let peer = peer(room)?;
+        loops::fill(&regcache, &addresses);
+        if let Some(peer) = &peer {
+            loops::fill(peer, &addresses);
+        }
+        Ok(Self {
+            addresses,
+            regcache,
+            peer,
+        })
+    }
+
+    /// Returns a variant for each cache that runs `measured`, and one that runs `one_thread`.
+    pub(crate) fn variants(
+        &self,
+        measured: Loop,
+        one_thread: Option<Loop>,
+    ) -> Vec<Box<Variant<'_>>> {
+        let mut variants = vec![measured.variant(&self.regcache, &self.addresses)];
+        let peer = self.peer.as_ref();
+        variants.extend(peer.map(|peer| measured.variant(peer, &self.addresses)));
+        variants.extend(one_thread.map(|it| it.variant(&self.regcache, &self.addresses)));
+        variants
+    }
+
+    /// Checks that no registration was leaked or destroyed twice.
+    pub(crate) fn check_balance(&self) {
+        let entries = self.addresses.count() as u64;
+        assert_eq!(self.regcache.live(), entries);
+        if let Some(peer) = &self.peer {
+            assert_eq!(peer.live(), entries);
+        }
+    }
+}
+
+/// A measured loop, in one thread if nothing else is said.
+#[derive(Clone, Copy)]
+pub(crate) enum Loop {
+    /// Looks the middle range up.
+    Same,
+    /// Looks random ranges up.
+    Random,
+    /// Looks random pages within the ranges up.
+    Within,
+    /// Looks the first range up on the first CPU, to compare with two threads.
+    SamePinned,
+    /// Looks random ranges up on the first CPU, to compare with two threads.
+    RandomPinned,
+    /// Looks the first range up in two threads.
+    SameByTwo,
+    /// Looks a range of its own up in each of two threads.
+    OwnByTwo,
+    /// Looks random ranges up in two threads.
+    RandomByTwo,
+    /// Looks missing ranges up.
+    Miss,
+    /// Invalidates ranges.
+    Invalidate,
+    /// Looks missing ranges up in a cache at its limit.
+    Evict,
+}
+
+impl Loop {
+    fn variant<'a>(self, subject: &'a impl Subject, addresses: &'a Addresses) -> Box<Variant<'a>> {
+        let len = addresses.len();
+        let mut order = Random::new(1);
+        match self {
+            Self::Same => {
+                let start = addresses.entry(addresses.count() / 2);
+                Box::new(move |n| timed(n, || loops::same(subject, start, len, n)))
+            }
+            Self::SamePinned => {
+                let start = addresses.entry(0);
+                Box::new(move |n| {
+                    let _here = Pinned::to(0);
+                    timed(n, || loops::same(subject, start, len, n))
+                })
+            }
+            Self::Random => {
+                Box::new(move |n| timed(n, || loops::random(subject, addresses, &mut order, n)))
+            }
+            Self::RandomPinned => Box::new(move |n| {
+                let _here = Pinned::to(0);
+                timed(n, || loops::random(subject, addresses, &mut order, n))
+            }),
+            Self::Within => {
+                loops::within(subject, addresses, &mut order, 32 * addresses.count());
+                Box::new(move |n| timed(n, || loops::within(subject, addresses, &mut order, n)))
+            }
+            Self::SameByTwo => {
+                let start = addresses.entry(0);
+                Box::new(move |n| timed_by_two(n, |_| loops::same(subject, start, len, n)))
+            }
+            Self::OwnByTwo => Box::new(move |n| {
+                timed_by_two(n, |which| {
+                    loops::same(subject, addresses.entry(which), len, n);
+                })
+            }),
+            Self::RandomByTwo => {
+                let mut seed = 0;
+                Box::new(move |n| {
+                    seed += 2;
+                    timed_by_two(n, |which| {
+                        let mut order = Random::new(seed + which as u64);
+                        loops::random(subject, addresses, &mut order, n);
+                    })
+                })
+            }
+            Self::Miss => times_itself(move |range| loops::miss(subject, addresses, range)),
+            Self::Invalidate => {
+                times_itself(move |range| loops::invalidate(subject, addresses, range))
+            }
+            Self::Evict => evictions(subject, addresses),
+        }
+    }
+}
+
+/// A variant that is a loop which times itself.
+fn times_itself<'a>(run: impl Fn(Range<usize>) -> Duration + 'a) -> Box<Variant<'a>> {
+    let mut from = 0;
+    Box::new(move |operations| {
+        let mut time = Duration::ZERO;
+        let Sample { undisturbed, .. } = timed(operations, || time = run(from..from + operations));
+        from += operations;
+        Sample {
+            ns: time.as_nanos() as f64 / operations as f64,
+            undisturbed,
+        }
+    })
+}
+
+fn evictions<'a>(subject: &'a impl Subject, addresses: &'a Addresses) -> Box<Variant<'a>> {
+    // In the first pass a lookup may find an entry that `fill` has left.
+    let mut from = 2 * addresses.count();
+    loops::evict(subject, addresses, 0, from);
+    Box::new(move |operations| {
+        let before = subject.counts().0;
+        let sample = timed(operations, || {
+            loops::evict(subject, addresses, from, operations);
+        });
+        from += operations;
+        assert_eq!(
+            subject.counts().0 - before,
+            operations as u64,
+            "not all were misses"
+        );
+        sample
+    })
+}

@@ -1,0 +1,112 @@
+//! [`Report`]: the figures so far.
+
+use std::time::Duration;
+
+use regcache_bench_harness::{Effort, Rounds, Variant, measure};
+use regcache_bench_lookup::figure::{Figure, Threshold, table};
+
+use crate::Result;
+
+/// How often caches are built for a figure, since the placement of their memory matters.
+const BUILDS: usize = 5;
+
+const LONGEST_SAMPLE: Duration = Duration::from_millis(5);
+
+pub(crate) struct Report {
+    only: String,
+    pub(crate) effort: Effort,
+    figures: Vec<Figure>,
+    /// The rounds that were discarded, and all rounds.
+    rounds: (usize, usize),
+}
+
+impl Report {
+    pub(crate) fn new(only: String, effort: Effort) -> Self {
+        Self {
+            only,
+            effort,
+            figures: Vec::new(),
+            rounds: (0, 0),
+        }
+    }
+
+    /// Whether a figure is asked for whose name is `name` or begins with it.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        name.starts_with(&self.only) || self.only.starts_with(name)
+    }
+
+    pub(crate) fn add(&mut self, figure: Figure) {
+        eprintln!("{}", figure.line());
+        self.figures.push(figure);
+    }
+
+    /// Measures rounds of the variants: regcache, UCX if there is one, one thread if it is asked for.
+    pub(crate) fn compare(
+        &mut self,
+        name: &str,
+        threshold: Threshold,
+        variants: &mut [Box<Variant<'_>>],
+    ) {
+        if self.wants(name) {
+            let rounds = measure(self.effort, variants);
+            self.add_rounds(name, threshold, &rounds);
+        }
+    }
+
+    /// Measures caches of this many entries, which `run` builds and measures several times.
+    pub(crate) fn compare_rebuilt(
+        &mut self,
+        name: &str,
+        threshold: Threshold,
+        entries: usize,
+        mut run: impl FnMut(Effort) -> Result<Rounds>,
+    ) -> Result<()> {
+        if !self.wants(name) {
+            return Ok(());
+        }
+        let mut effort = self.effort;
+        effort.rounds = effort.rounds.div_ceil(BUILDS);
+        if entries >= 10_000 {
+            // Each cache evicts the other's entries from the CPU's caches. The sample is long
+            // enough to run mostly with its own entries back.
+            let sample = Duration::from_micros(entries as u64 / 5).min(LONGEST_SAMPLE);
+            effort.sample = effort.sample.max(sample);
+            effort.rounds = effort.rounds.div_ceil(2);
+        }
+        let mut rounds = Rounds::default();
+        for _ in 0..BUILDS {
+            rounds.extend(run(effort)?);
+        }
+        self.add_rounds(name, threshold, &rounds);
+        Ok(())
+    }
+
+    /// Adds the figure of rounds of such variants.
+    pub(crate) fn add_rounds(&mut self, name: &str, threshold: Threshold, rounds: &Rounds) {
+        let ucx = cfg!(feature = "ucx");
+        let one_thread = rounds.variants() > 1 + usize::from(ucx);
+        let (disturbed, all) = rounds.disturbed();
+        self.rounds.0 += disturbed;
+        self.rounds.1 += all;
+        self.add(Figure {
+            name: name.to_owned(),
+            value: rounds.ns(0),
+            unit: "ns",
+            ucx: ucx.then(|| rounds.ns(1)),
+            ratio_ucx: ucx.then(|| rounds.ratio(0, 1).median),
+            ratio_one_thread: one_thread.then(|| rounds.ratio(0, 1 + usize::from(ucx)).median),
+            threshold,
+        });
+    }
+
+    pub(crate) fn print(&self) {
+        println!("{}", table(&self.figures));
+        println!(
+            "Medians; a ratio is the median of the ratios within a round. {} of {} rounds were disturbed and repeated.\n",
+            self.rounds.0, self.rounds.1
+        );
+        for figure in &self.figures {
+            println!("{}", figure.line());
+        }
+    }
+}

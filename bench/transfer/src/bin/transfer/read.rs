@@ -1,0 +1,69 @@
+//! `transfer report` and `transfer compare`: they read result files.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use regcache_bench_transfer::results::Run;
+use regcache_bench_transfer::threshold::judge;
+use regcache_bench_transfer::{Error, compare, report, table};
+
+/// The result files and the place of the report.
+#[derive(clap::Args)]
+pub(crate) struct Report {
+    /// Report these files, which `measure --json` has written
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+    /// Write report.md, report.html and the plots into this directory
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    into: PathBuf,
+    /// Name this command in the report as the one that made it
+    #[arg(long, default_value = "transfer report")]
+    command: String,
+}
+
+/// The two result files.
+#[derive(clap::Args)]
+pub(crate) struct Compare {
+    /// The file of the earlier run
+    before: PathBuf,
+    /// The file of the later run
+    after: PathBuf,
+}
+
+/// Writes the report and prints its table. Fails if a threshold is missed.
+pub(crate) fn report(files: &Report) -> Result<ExitCode, Error> {
+    let runs = files.runs.iter().map(|path| Run::load(path));
+    let runs: Vec<_> = runs.collect::<Result<_, _>>()?;
+    let written = report::report(&runs, &files.command, &files.into)?;
+    print!("{}", table::text(&table::transfers(&runs[0])));
+    println!();
+    for file in written {
+        println!("{}", file.display());
+    }
+    let verdicts: Vec<_> = runs.iter().flat_map(judge).collect();
+    let missed: Vec<_> = verdicts.iter().filter(|verdict| !verdict.met).collect();
+    println!(
+        "\n{} thresholds met, {} missed",
+        verdicts.len() - missed.len(),
+        missed.len()
+    );
+    for verdict in &missed {
+        println!("{verdict}");
+    }
+    Ok(if missed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+pub(crate) fn compare(files: &Compare) -> Result<ExitCode, Error> {
+    let (before, after) = (Run::load(&files.before)?, Run::load(&files.after)?);
+    println!(
+        "before: {}\nafter:  {}\n",
+        before.machine.line(),
+        after.machine.line()
+    );
+    print!("{}", table::text(&compare::rows(&before, &after)));
+    Ok(ExitCode::SUCCESS)
+}

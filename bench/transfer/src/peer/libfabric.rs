@@ -1,0 +1,143 @@
+//! The process of a libfabric [`Peer`](super::Peer).
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::fmt::Write as _;
+use std::io::{self, BufRead, Write};
+use std::net::IpAddr;
+use std::ptr;
+use std::time::{Duration, Instant};
+
+use regcache_test_support::Random;
+
+use crate::buffers::Buffers;
+use crate::error::Trying;
+use crate::timing::{Stopwatch, Timing};
+use crate::worker::pause;
+use crate::{Error, Op};
+
+#[repr(C)]
+struct Link {
+    _private: [u8; 0],
+}
+
+#[repr(C)]
+struct Mr {
+    _private: [u8; 0],
+}
+
+unsafe extern "C" {
+    fn fabric_link_open(node: *const c_char, size: usize, out: *mut *mut Link) -> c_int;
+    fn fabric_link_prepare(
+        link: *mut Link,
+        op: c_int,
+        buffer: *mut c_void,
+        len: usize,
+        mr: *mut *mut Mr,
+    ) -> c_int;
+    fn fabric_link_release(mr: *mut Mr) -> c_int;
+    fn fabric_link_post(
+        link: *mut Link,
+        op: c_int,
+        buffer: *mut c_void,
+        len: usize,
+        mr: *mut Mr,
+    ) -> c_int;
+    fn fabric_link_poll(link: *mut Link) -> c_int;
+}
+
+/// The number of polls before the poller sleeps, and for how long: the same as for regcache.
+const POLLS: u32 = 30;
+const SLEEP: Duration = Duration::from_micros(20);
+
+fn check(what: &'static str, result: c_int) -> Result<c_int, Error> {
+    if result < 0 {
+        return Err(io::Error::from_raw_os_error(-result)).trying(what);
+    }
+    Ok(result)
+}
+
+/// Does as many transfers as each input line says, and answers with a line: the nanoseconds of all,
+/// then the [`Timing`] of each. It ends with the input.
+///
+/// # Errors
+///
+/// The errors of libfabric.
+pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
+    let node = CString::new(address.to_string());
+    let node = node.map_err(|why| Error::Cannot(why.to_string()))?;
+    let mut link = ptr::null_mut();
+    // SAFETY: both outlive the call. The link lives as long as the process.
+    let opened = unsafe { fabric_link_open(node.as_ptr(), size, &raw mut link) };
+    check("connect by libfabric", opened)?;
+    let buffers = Buffers::new(1, size)?;
+    let mut random = Random::new(0x9e37_79b9_7f4a_7c15);
+    let mut begun = 0;
+    for line in io::stdin().lock().lines() {
+        let line = line.trying("read a command")?;
+        let transfers: u64 = line.trim().parse().unwrap_or(0);
+        let mut timings = Vec::with_capacity(usize::try_from(transfers).unwrap_or(0));
+        let mut aside = Duration::ZERO;
+        let started = Instant::now();
+        for _ in 0..transfers {
+            begun += 1;
+            aside += pause(&mut random, true);
+            // SAFETY: the link is open, the buffer mapped and of that size.
+            timings.push(unsafe { transfer(begun, link, op, buffers.at(0).cast(), size) }?);
+        }
+        let took = started.elapsed().saturating_sub(aside);
+        let mut answer = took.as_nanos().to_string();
+        for timing in timings {
+            let _ = write!(answer, " {timing}");
+        }
+        println!("{answer}");
+        io::stdout().flush().trying("answer")?;
+    }
+    Ok(())
+}
+
+/// # Safety
+///
+/// The link is open, and the buffer has that many bytes, which nobody else uses.
+unsafe fn transfer(
+    number: u64,
+    link: *mut Link,
+    op: Op,
+    buffer: *mut c_void,
+    size: usize,
+) -> Result<Timing, Error> {
+    let (code, awaited) = match op {
+        Op::Write => (0, 1),
+        Op::Read => (1, 1),
+        Op::Send => (2, 2),
+    };
+    let prepare = || {
+        let mut mr = ptr::null_mut();
+        // SAFETY: the caller's promise.
+        let prepared = unsafe { fabric_link_prepare(link, code, buffer, size, &raw mut mr) };
+        check("register by libfabric", prepared).map(|_| mr)
+    };
+    let (mr, watch) = Stopwatch::prepare(number, prepare)?;
+    // SAFETY: as above, and registered.
+    check("post by libfabric", unsafe {
+        fabric_link_post(link, code, buffer, size, mr)
+    })?;
+    let (mut done, mut polls) = (0, 0);
+    while done < awaited {
+        // SAFETY: the link is open.
+        let polled = check("poll libfabric", unsafe { fabric_link_poll(link) })?;
+        done += polled;
+        if polled == 0 {
+            polls += 1;
+            if polls > POLLS {
+                std::thread::sleep(SLEEP);
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+    watch.release(|| {
+        // SAFETY: registered above, and no transfer uses it.
+        let released = unsafe { fabric_link_release(mr) };
+        check("deregister by libfabric", released).map(drop)
+    })
+}

@@ -1,0 +1,206 @@
+//! [`QpEndpoint`]: a queue pair on which transfers are posted, whose other end may be in this
+//! process or on another host; and the parts that every connection of verbs needs.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use memmap2::MmapMut;
+use regcache::VaRange;
+use regcache_verbs::cm::Connection;
+use regcache_verbs::{
+    Access, Cq, Mr, MrRegistrar, OnDemand, OnDemandMr, Pd, Qp, RemoteMemory, Sge, WcStatus,
+};
+
+use crate::endpoint::{Endpoint, Keyed, Memory, OnDemandRegistration, Provider};
+use crate::error::Trying;
+use crate::{Error, Op};
+
+/// How often a thread polls a software device before it sleeps, and for how long it sleeps. The
+/// kernel thread that moves the bytes competes with the poller for the CPU, and a poller that never
+/// sleeps can keep it waiting for milliseconds.
+const POLLS: u32 = 30;
+const SLEEP: Duration = Duration::from_micros(20);
+
+/// The access that memory at the other end is registered for.
+pub(crate) const PEER_ACCESS: Access = Access::LOCAL_WRITE
+    .union(Access::REMOTE_READ)
+    .union(Access::REMOTE_WRITE);
+
+impl Keyed for Mr {
+    fn key(&self) -> u32 {
+        self.lkey()
+    }
+}
+
+impl Keyed for OnDemandMr {
+    fn key(&self) -> u32 {
+        self.lkey()
+    }
+}
+
+/// Creates a completion queue, and queue pairs on it for `depth` transfers each.
+pub(crate) fn queue_pairs<const N: usize>(
+    pd: &Arc<Pd>,
+    depth: u32,
+) -> Result<(Arc<Cq>, [Qp; N]), Error> {
+    let entries = depth + 1;
+    let cq = Cq::create(pd.context(), 4 * entries)?;
+    let qps: Vec<_> = (0..N)
+        .map(|_| Qp::create(pd, &cq, &cq, entries))
+        .collect::<Result<_, _>>()?;
+    let qps = <[Qp; N]>::try_from(qps).map_err(|_| Error::Cannot("no queue pairs".to_owned()))?;
+    Ok((cq, qps))
+}
+
+/// Memory that stays registered with the device.
+pub(crate) struct Region {
+    // First: it is deregistered before the memory is unmapped.
+    pub(crate) mr: Mr,
+    pub(crate) bytes: MmapMut,
+}
+
+impl Region {
+    pub(crate) fn new(pd: &Arc<Pd>, len: usize) -> Result<Self, Error> {
+        let bytes = MmapMut::map_anon(len).trying("map the peer's memory")?;
+        let range = VaRange::new(bytes.as_ptr(), len)?;
+        let mr = Mr::register(pd, range, PEER_ACCESS).trying("register the peer's memory")?;
+        Ok(Self { mr, bytes })
+    }
+
+    pub(crate) fn sge(&self) -> Sge {
+        Sge {
+            addr: self.mr.addr() as u64,
+            length: self.mr.length() as u32,
+            lkey: self.mr.lkey(),
+        }
+    }
+}
+
+/// A provider whose endpoints are queue pairs of one protection domain.
+pub(crate) trait VerbsProvider {
+    fn pd(&self) -> &Arc<Pd>;
+
+    fn endpoint(&self, size: usize, depth: usize) -> Result<Box<dyn Endpoint>, Error>;
+}
+
+impl<T: VerbsProvider> Provider for T {
+    type Registrar = MrRegistrar;
+
+    fn registrar(&self) -> MrRegistrar {
+        MrRegistrar::new(self.pd())
+    }
+
+    fn access(&self, op: Op) -> Access {
+        if op.is_from_buffer() {
+            Access::empty()
+        } else {
+            Access::LOCAL_WRITE
+        }
+    }
+
+    fn offers_on_demand(&self, op: Op) -> Result<bool, Error> {
+        let needed = match op {
+            Op::Write => OnDemand::WRITE,
+            Op::Read => OnDemand::READ,
+            Op::Send => OnDemand::SEND,
+        };
+        Ok(self.pd().context().on_demand()?.contains(needed))
+    }
+
+    fn register_on_demand(&self, op: Op, range: VaRange) -> Result<OnDemandRegistration, Error> {
+        let registration = OnDemandMr::register(self.pd(), range, self.access(op));
+        Ok(Box::new(
+            registration.trying("register a buffer on demand")?,
+        ))
+    }
+
+    fn endpoint(&self, size: usize, depth: usize) -> Result<Box<dyn Endpoint>, Error> {
+        VerbsProvider::endpoint(self, size, depth)
+    }
+}
+
+/// A queue pair on which transfers are posted.
+pub(crate) struct QpEndpoint {
+    // First: when they are destroyed, the device has let go of all memory.
+    pub(crate) requester: Qp,
+    /// The other end, if it is in this process.
+    pub(crate) responder: Option<Qp>,
+    pub(crate) cq: Arc<Cq>,
+    /// The other end's memory, by place.
+    pub(crate) remote: Vec<RemoteMemory>,
+    /// The completions that the transfer in each place waits for.
+    pub(crate) awaited: Vec<u8>,
+    /// The other end's memory, if it is in this process.
+    pub(crate) peers: Vec<Region>,
+    pub(crate) is_software: bool,
+    /// The connection with another host, which ends after the queue pair.
+    pub(crate) _connection: Option<Connection>,
+}
+
+/// Returns whether the kernel moves the bytes of this device, on the CPUs that measure.
+pub(crate) fn is_software(device: &str) -> bool {
+    device.starts_with("rxe") || device.starts_with("siw")
+}
+
+impl Endpoint for QpEndpoint {
+    unsafe fn post(&mut self, place: usize, op: Op, memory: Memory) -> Result<(), Error> {
+        let id = place as u64;
+        let sge = Sge {
+            addr: memory.at.expose_provenance() as u64,
+            length: memory.len as u32,
+            lkey: memory.key,
+        };
+        self.awaited[place] = 1;
+        // SAFETY: the caller's promise for the buffer. The other end's memory belongs to this
+        // place, which has no other transfer, and lives longer than the queue pairs.
+        unsafe {
+            match op {
+                Op::Write => self
+                    .requester
+                    .post_rdma_write(id, sge, self.remote[place])?,
+                Op::Read => self.requester.post_rdma_read(id, sge, self.remote[place])?,
+                Op::Send => {
+                    if let Some(responder) = &self.responder {
+                        self.awaited[place] = 2;
+                        responder.post_recv(id, self.peers[place].sge())?;
+                    }
+                    self.requester.post_send(id, sge)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self) -> Result<Option<usize>, Error> {
+        while let Some(completion) = self.cq.poll()? {
+            if completion.status != WcStatus::SUCCESS {
+                return Err(Error::Transfer(completion.status.to_string()));
+            }
+            let place = completion.wr_id as usize;
+            self.awaited[place] -= 1;
+            if self.awaited[place] == 0 {
+                return Ok(Some(place));
+            }
+        }
+        Ok(None)
+    }
+
+    fn idle(&self, polls: u32) {
+        if self.is_software && polls > POLLS {
+            thread::sleep(SLEEP);
+        } else {
+            thread::yield_now();
+        }
+    }
+
+    fn is_software(&self) -> bool {
+        self.is_software
+    }
+
+    fn peer(&mut self, place: usize) -> Result<&mut [u8], Error> {
+        let peer = self.peers.get_mut(place);
+        let peer = peer.ok_or_else(|| Error::Cannot("the other end is elsewhere".to_owned()))?;
+        Ok(&mut peer.bytes)
+    }
+}

@@ -1,0 +1,122 @@
+//! The thresholds of the figures, and whether a run meets them: [`judge`].
+
+use std::fmt;
+
+use crate::results::{Cell, Outcome, Run};
+use crate::{Strategy, bytes};
+
+/// The most that the cache's time of a transfer may be, as a ratio to pre-registered memory.
+const OF_PRE_REGISTERED: f64 = 1.03;
+
+/// The least that registering per transfer has to cost, as a ratio to the cache's overhead.
+const TIMES_LESS: f64 = 20.0;
+
+/// The least rate of the cache with 1 % of the transfers after an unmap, as a ratio to that
+/// without.
+const OF_QUIET: f64 = 0.9;
+
+const STALE: &str = "stale bytes";
+
+/// One threshold, for one cell.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// The workload.
+    pub workload: String,
+    /// The bytes of a transfer.
+    pub size: usize,
+    /// The threshold in words.
+    pub threshold: &'static str,
+    /// The measured figure.
+    pub value: f64,
+    /// The bounds of the figure with 95 % confidence, if they are known.
+    pub between: Option<[f64; 2]>,
+    /// Whether the figure meets the threshold.
+    pub met: bool,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let met = if self.met { "met" } else { "MISSED" };
+        write!(
+            f,
+            "{met}: {} of {}: {}: {:.3}",
+            self.workload,
+            bytes(self.size),
+            self.threshold,
+            self.value
+        )?;
+        match self.between {
+            Some([low, high]) => write!(f, " (95 %: {low:.3} to {high:.3})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Compares a run with the thresholds, which hold for RDMA devices. io_uring registers a page in
+/// less than a microsecond, so the only threshold of its runs is that no byte is stale.
+#[must_use]
+pub fn judge(run: &Run) -> Vec<Verdict> {
+    let mut all: Vec<_> = run.cells.iter().flat_map(of_cell).collect();
+    if run.machine.kind == "io_uring" {
+        all.retain(|verdict| verdict.threshold == STALE);
+    }
+    all
+}
+
+fn of_cell(cell: &Cell) -> Vec<Verdict> {
+    let workload = cell.workload;
+    let outcome = |strategy: Strategy, every| cell.outcome(strategy.name(), every);
+    let verdict = |threshold, value: f64, between, met| Verdict {
+        workload: workload.name(),
+        size: workload.size,
+        threshold,
+        value,
+        between,
+        met,
+    };
+    let mut verdicts = Vec::new();
+    if let (0, Some(ours)) = (workload.unmap_every, outcome(Strategy::Regcache, 0)) {
+        if outcome(Strategy::PreRegistered, 0).is_some() {
+            verdicts.push(verdict(
+                "regcache takes at most 1.03 of pre-registered",
+                ours.ratio,
+                Some(ours.ratio_between),
+                ours.ratio <= OF_PRE_REGISTERED,
+            ));
+        }
+        if let Some(each) = outcome(Strategy::PerTransfer, 0) {
+            let times = each.prepare_us / ours.prepare_us;
+            let threshold = "registering per transfer has at least 20 times the overhead";
+            verdicts.push(verdict(threshold, times, None, times >= TIMES_LESS));
+        }
+    }
+    let peers = cell.outcomes.iter();
+    let peers = peers.filter(|outcome| outcome.strategy.starts_with("libfabric"));
+    let least = peers.map(|peer| peer.prepare_us).reduce(f64::min);
+    if let (Some(least), Some(ours)) = (least, outcome(Strategy::Regcache, 0)) {
+        verdicts.push(verdict(
+            "no more overhead than the best of libfabric's caches",
+            ours.prepare_us / least,
+            None,
+            ours.prepare_us <= least,
+        ));
+    }
+    if let (100, Some(ours)) = (workload.unmap_every, outcome(Strategy::Regcache, 100)) {
+        let rate = 1.0 / ours.ratio;
+        let [low, high] = ours.ratio_between;
+        verdicts.push(verdict(
+            "with an unmap before 1 % of the transfers, at least 0.9 of the rate without",
+            rate,
+            Some([1.0 / high, 1.0 / low]),
+            rate >= OF_QUIET,
+        ));
+    }
+    if workload.checked {
+        // The kernel decides what the device pages in; the table shows it.
+        let ours = cell.outcomes.iter();
+        let ours = ours.filter(|outcome: &&Outcome| outcome.strategy != Strategy::Odp.name());
+        let stale: u64 = ours.map(|outcome| outcome.stale_bytes).sum();
+        verdicts.push(verdict(STALE, stale as f64, None, stale == 0));
+    }
+    verdicts
+}

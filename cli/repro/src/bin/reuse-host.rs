@@ -1,0 +1,53 @@
+//! Shows the reuse bug on a machine without a driver or an adapter, with io_uring and userfaultfd.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use regcache::monitor::{NoMonitor, Userfaultfd, UserfaultfdError};
+use regcache_repro::{NeverReports, Result, Uring, demonstrate};
+
+/// The exit status where there is no io_uring.
+const NOT_HERE: u8 = 77;
+
+/// Show the reuse bug with io_uring: a naive cache writes stale bytes, regcache does not
+///
+/// Exits with 1 if stale bytes arrive in any round with regcache, or not in every round with a
+/// naive cache, and with 77 where there is no io_uring.
+#[derive(Parser)]
+struct Options {
+    /// Play this many rounds with each cache
+    #[arg(long, default_value_t = 1000)]
+    rounds: u32,
+}
+
+fn run(rounds: u32) -> Result<bool> {
+    match Userfaultfd::open() {
+        Ok(monitor) => demonstrate(monitor, rounds),
+        Err(error @ UserfaultfdError::GuardPages { .. }) => {
+            println!("{error}\n");
+            // SAFETY: this program makes no guard pages.
+            demonstrate(unsafe { Userfaultfd::open_unprivileged() }?, rounds)
+        }
+        Err(error) => {
+            println!("{error}");
+            println!("So regcache retains no registration here: slow, and never stale.\n");
+            demonstrate(NoMonitor, rounds)
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if let Err(error) = Uring::new(NeverReports) {
+        eprintln!("reuse-host: no io_uring here: {error}");
+        return ExitCode::from(NOT_HERE);
+    }
+    match run(options.rounds) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("reuse-host: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

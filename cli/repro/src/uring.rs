@@ -1,0 +1,97 @@
+//! [`Uring`]: io_uring's fixed buffers as a [`Device`].
+
+use std::io::{self, PipeReader, PipeWriter, Read};
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::errno::Errno;
+use regcache::monitor::Monitor;
+use regcache::{Cache, Guard};
+use regcache_uring::{FileIo, UringRegistrar};
+
+use crate::device::{Device, Result};
+
+/// The capacity of the pipe, which is the largest memory that the device can read at once.
+const CAPACITY: usize = 1 << 20;
+
+/// A ring, a cache of its fixed buffers, and a pipe from which the bytes are read back.
+#[derive(Debug)]
+pub struct Uring<M: Monitor> {
+    io: FileIo,
+    cache: Cache<UringRegistrar, M>,
+    reader: PipeReader,
+    writer: PipeWriter,
+}
+
+impl<M: Monitor> Uring<M> {
+    /// Makes a ring, with a cache on `monitor`.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the kernel.
+    pub fn new(monitor: M) -> io::Result<Self> {
+        let io = FileIo::new()?;
+        let cache = Cache::builder(io.registrar().clone())
+            .monitor(monitor)
+            // The kernel could map the stack of a new thread where a scenario has unmapped.
+            .background_reaper(false)
+            .build()?;
+        let (reader, writer) = io::pipe()?;
+        // SAFETY: the file descriptor of the pipe.
+        let sized = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, CAPACITY) };
+        Errno::result(sized)?;
+        Ok(Self {
+            io,
+            cache,
+            reader,
+            writer,
+        })
+    }
+
+    /// Returns the cache.
+    #[must_use]
+    pub fn cache(&self) -> &Cache<UringRegistrar, M> {
+        &self.cache
+    }
+
+    /// Lets the device read `bytes`, at most 1 MiB, by the registration of `guard`. Only one thread
+    /// may call it at a time.
+    ///
+    /// # Errors
+    ///
+    /// The errors of the device.
+    pub fn read_by(&self, bytes: &[u8], guard: &Guard<UringRegistrar, M>) -> Result<Vec<u8>> {
+        // SAFETY: the registration may be stale, which is the point of the suite. The device only
+        // reads.
+        let moved = unsafe {
+            self.io
+                .write_registered(self.writer.as_fd(), bytes, guard.registration(), 0)
+        }?;
+        let mut arrived = vec![0; moved];
+        (&self.reader).read_exact(&mut arrived)?;
+        if moved != bytes.len() {
+            return Err(format!("{moved} bytes of {} arrived", bytes.len()).into());
+        }
+        Ok(arrived)
+    }
+}
+
+impl<M: Monitor> Device for Uring<M> {
+    fn name(&self) -> &'static str {
+        "io_uring"
+    }
+
+    fn monitor_name(&self) -> &'static str {
+        self.cache.monitor_name()
+    }
+
+    fn read_out(&self, bytes: &[u8]) -> Result<(Vec<u8>, bool)> {
+        let guard = self.cache.get(bytes.as_ptr(), bytes.len(), ())?;
+        let arrived = self.read_by(bytes, &guard)?;
+        Ok((arrived, guard.is_cached()))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.cache.flush()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,16 @@
+//! Finds the files that are installed with this tool.
+
+use std::env;
+use std::path::PathBuf;
+
+/// Finds the file `name`: next to this executable, as cargo builds it, or in `../<installed_in>`.
+/// Returns the places it looked in if it is in neither.
+pub(crate) fn find(installed_in: &str, name: &str) -> Result<PathBuf, Vec<PathBuf>> {
+    let tool = env::current_exe().unwrap_or_default();
+    let dir = tool.parent().unwrap_or(&tool);
+    let places = [dir.join(name), dir.join("..").join(installed_in).join(name)];
+    match places.iter().find(|place| place.exists()) {
+        Some(place) => Ok(place.canonicalize().unwrap_or_else(|_| place.clone())),
+        None => Err(places.to_vec()),
+    }
+}

@@ -1,0 +1,116 @@
+//! regcache(1), generated from the command line's definition.
+//!
+//! `REGCACHE_WRITE_MAN=1 cargo test -p regcache-cli man` writes a new page.
+
+use std::path::Path;
+use std::{env, fs};
+
+use clap::{Command, CommandFactory};
+use clap_mangen::Man;
+
+use crate::Cli;
+
+/// The sections that the command line does not define.
+const REST: &str = r#".SH ENVIRONMENT
+.B regcache run
+passes the variables of the shim on, which
+.BR regcache\-preload (7)
+lists.
+.B LD_PRELOAD
+may have other libraries, which stay behind the shim.
+.SH FILES
+.TP
+.I PREFIX/lib/librcpreload.so
+The shim that
+.B regcache run
+preloads.
+.TP
+.I PREFIX/libexec/regcache/reuse
+The program with which
+.B regcache repro
+uses an RDMA device.
+.SH EXAMPLES
+Fix everything that is missing, as root:
+.PP
+.nf
+.RS
+regcache doctor \-\-commands | sh \-ex
+.RE
+.fi
+.PP
+Run a program with cached registrations, and print what the cache did:
+.PP
+.nf
+.RS
+regcache run \-e REGCACHE_SUMMARY=1 \-\- ./program
+.RE
+.fi
+.SH SEE ALSO
+.BR regcache (3),
+.BR regcache\-preload (7),
+.BR ummunotify (4)
+"#;
+
+/// Renders one section of a page, without its title. `clap_mangen` defines the apostrophe for each
+/// section; [`page`] defines it once.
+fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>) -> String {
+    let mut text = Vec::new();
+    render(&mut text).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    let skipped = [".SH", ".ie ", ".el "];
+    let lines = text
+        .lines()
+        .filter(|line| !skipped.iter().any(|start| line.starts_with(start)));
+    lines.map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// Renders the synopsis, the description and the options of a command, each below its heading.
+fn sections(command: &Command, headings: [&str; 3]) -> String {
+    let man = Man::new(command.clone());
+    let [synopsis, description, options] = headings;
+    [
+        synopsis.to_owned(),
+        section(|to| man.render_synopsis_section(to)),
+        description.to_owned(),
+        section(|to| man.render_description_section(to)),
+        options.to_owned(),
+        section(|to| man.render_options_section(to)),
+    ]
+    .concat()
+}
+
+fn page() -> String {
+    let mut cli = Cli::command()
+        .disable_help_subcommand(true)
+        .subcommand_value_name("COMMAND");
+    cli.build();
+    let head = concat!(
+        ".\\\" SPDX-License-Identifier: MIT OR Apache-2.0\n",
+        ".\\\" Generated from cli/src/main.rs by cli/src/man.rs. Do not edit.\n",
+        ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n",
+        ".TH REGCACHE 1 \"\" \"regcache ",
+        env!("CARGO_PKG_VERSION"),
+        "\" \"User Commands\"\n.SH NAME\n",
+    );
+    let name = section(|to| Man::new(cli.clone()).render_name_section(to));
+    let headings = [".SH SYNOPSIS\n", ".SH DESCRIPTION\n", ".SH OPTIONS\n"];
+    let mut text = format!("{head}{name}{}.SH COMMANDS\n", sections(&cli, headings));
+    for command in cli.get_subcommands() {
+        text += &format!(".SS regcache {}\n", command.get_name());
+        text += &sections(command, ["", ".PP\n", ""]);
+    }
+    text + REST
+}
+
+#[test]
+fn the_manual_page_is_what_the_command_line_defines() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/regcache.1");
+    let page = page();
+    if env::var_os("REGCACHE_WRITE_MAN").is_some() {
+        fs::write(&file, &page).unwrap();
+    }
+    assert!(
+        fs::read_to_string(&file).unwrap() == page,
+        "regcache.1 is out of date: REGCACHE_WRITE_MAN=1 cargo test -p regcache-cli man"
+    );
+}

@@ -1,0 +1,47 @@
+// A registrar over a list. It stands for any device: only its two methods matter to the cache.
+use std::error::Error;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use regcache::{Cache, Registrar, VaRange};
+
+/// A device with a table of registered ranges, of which the index is the key.
+#[derive(Default)]
+struct Device {
+    table: Mutex<Vec<Option<VaRange>>>,
+}
+
+// SAFETY: a key is only a number here. No device reaches memory by it.
+unsafe impl Registrar for Device {
+    type Access = ();
+    type Registration = usize;
+
+    fn register(&self, range: VaRange, (): ()) -> io::Result<usize> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.push(Some(range));
+        Ok(table.len() - 1)
+    }
+
+    fn deregister(&self, key: usize) -> io::Result<()> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table[key] = None;
+        Ok(())
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let cache = Cache::builder(Device::default()).build()?;
+    let buffer = vec![0_u8; 64 << 10];
+
+    for transfer in 1..=3 {
+        let guard = cache.get_slice(&buffer, ())?;
+        let key = guard.registration();
+        println!("transfer {transfer} uses key {key} for {}", guard.range());
+        // A program posts the transfer here, and drops the guard when it completes.
+    }
+
+    // With a monitor the first lookup is the only miss. Without one, all are.
+    println!("{}: {}", cache.monitor_name(), cache.stats());
+    drop(buffer);
+    Ok(())
+}

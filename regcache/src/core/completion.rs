@@ -1,0 +1,91 @@
+//! [`Completion`]: waiting until registrations are deregistered.
+
+use std::fmt;
+use std::mem;
+use std::time::{Duration, Instant};
+
+use crate::core::Core;
+use crate::core::slab::EntryId;
+use crate::core::table::Table;
+use crate::monitor::{Auto, Monitor};
+use crate::registrar::Registrar;
+use crate::sys::sync::{Arc, lock, wait_for};
+
+/// Registrations that no later lookup returns, and that guards may still hold. Uncached ones are
+/// among them.
+///
+/// Each is deregistered when its last guard is dropped, and a completion can wait for that.
+/// Dropping the completion has no effect on them.
+pub struct Completion<R: Registrar, M: Monitor = Auto> {
+    core: Arc<Core<R, M>>,
+    /// Those that are not known to be deregistered.
+    left: Vec<EntryId>,
+}
+
+impl<R: Registrar, M: Monitor> Completion<R, M> {
+    pub(crate) fn of(core: &Arc<Core<R, M>>, left: Vec<EntryId>) -> Self {
+        Self {
+            core: Arc::clone(core),
+            left,
+        }
+    }
+
+    /// Returns the number of registrations that are not deregistered yet. Returns 0 in a forked
+    /// child, because they are the parent's.
+    pub fn in_use(&mut self) -> usize {
+        if self.core.in_child() {
+            return 0;
+        }
+        let core = Arc::clone(&self.core);
+        self.count(&lock(&core.table))
+    }
+
+    /// Waits until all are deregistered, for `timeout` at most. Returns true if they are.
+    ///
+    /// Other threads have to drop the guards.
+    pub fn wait(&mut self, timeout: Duration) -> bool {
+        if self.core.in_child() {
+            return true;
+        }
+        let core = Arc::clone(&self.core);
+        let until = Instant::now().checked_add(timeout);
+        let mut table = lock(&core.table);
+        table.waiting += 1;
+        let mut done = self.count(&table) == 0;
+        while !done {
+            // The deadline overflowed: wait without one.
+            let rest = until.map_or(timeout, |until| {
+                until.saturating_duration_since(Instant::now())
+            });
+            if rest.is_zero() {
+                break;
+            }
+            table = wait_for(&core.deregistered, table, rest);
+            done = self.count(&table) == 0;
+        }
+        table.waiting -= 1;
+        done
+    }
+
+    fn count(&mut self, table: &Table<R::Access>) -> usize {
+        self.left.retain(|&id| !table.is_gone(id));
+        self.left.len()
+    }
+}
+
+impl<R: Registrar, M: Monitor> Drop for Completion<R, M> {
+    fn drop(&mut self) {
+        if self.core.in_child() {
+            // The registrar and the monitor would close what is the parent's.
+            mem::forget(Arc::clone(&self.core));
+        }
+    }
+}
+
+impl<R: Registrar, M: Monitor> fmt::Debug for Completion<R, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completion")
+            .field("left", &self.left.len())
+            .finish_non_exhaustive()
+    }
+}

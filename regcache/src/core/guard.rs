@@ -1,0 +1,162 @@
+//! [`Guard`]: a registration in use, and the end of its use.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem;
+use std::ptr::NonNull;
+
+use crate::core::entry::{Entry, Left};
+use crate::core::slab::EntryId;
+use crate::core::{Content, Core};
+use crate::monitor::{Auto, Monitor};
+use crate::range::VaRange;
+use crate::registrar::Registrar;
+use crate::sys::sync::{Arc, lock};
+
+/// A registration in use.
+///
+/// While a guard lives its registration is not deregistered, even if its memory is unmapped or the
+/// cache is dropped. So a transfer that was posted with it can complete. A guard may be sent to the
+/// thread that sees the completion, and dropped there.
+///
+/// Dropping the guard does not end the registration on the device. A peer with a remote key can use
+/// it until the cache deregisters the memory, which may be never. If that matters, set
+/// [`Builder::revoke_remote_keys`](crate::Builder::revoke_remote_keys).
+pub struct Guard<R: Registrar, M: Monitor = Auto> {
+    /// The entry, of which the guard owns a reference.
+    entry: NonNull<Entry<Content<R, M>>>,
+    owns: PhantomData<Content<R, M>>,
+}
+
+// SAFETY: a guard is a counted reference to an entry, which any thread may release. The content
+// that it reaches is a registration, `Send + Sync` by the trait, and the core, which is `Sync` and
+// may be dropped in any thread.
+unsafe impl<R: Registrar, M: Monitor> Send for Guard<R, M> {}
+// SAFETY: by shared reference a guard gives nothing but `&R::Registration` and `Copy` values.
+unsafe impl<R: Registrar, M: Monitor> Sync for Guard<R, M> {}
+
+impl<R: Registrar, M: Monitor> Guard<R, M> {
+    /// Takes over a reference to `entry` that the caller owns.
+    #[inline]
+    pub(crate) fn owning(entry: NonNull<Entry<Content<R, M>>>) -> Self {
+        Self {
+            entry,
+            owns: PhantomData,
+        }
+    }
+
+    #[inline]
+    fn entry(&self) -> &Entry<Content<R, M>> {
+        // SAFETY: the entry is in a slab that the content keeps alive by its core, or in a box of
+        // its own. Both last until the reference that this guard owns is released.
+        unsafe { self.entry.as_ref() }
+    }
+
+    #[inline]
+    pub(crate) fn content(&self) -> &Content<R, M> {
+        // SAFETY: this guard owns a reference at least as long as `self` is borrowed.
+        unsafe { self.entry().content() }
+    }
+
+    /// Returns the registration, which has what it takes to post a transfer.
+    #[inline]
+    pub fn registration(&self) -> &R::Registration {
+        &self.content().registration
+    }
+
+    /// Returns the addresses that the registration covers, at least those asked for.
+    #[inline]
+    pub fn range(&self) -> VaRange {
+        self.content().range
+    }
+
+    /// Returns the access that the registration allows, at least the one asked for.
+    #[inline]
+    pub fn access(&self) -> R::Access {
+        self.content().access
+    }
+
+    /// Returns false if the registration dies with this guard.
+    pub fn is_cached(&self) -> bool {
+        matches!(self.content().id, EntryId::Cached(..))
+    }
+
+    /// Drops a guard that does not serve the lookup, and takes back its hit.
+    #[cold]
+    pub(crate) fn decline(self) {
+        let entry = self.entry;
+        mem::forget(self);
+        // SAFETY: the guard owned the reference and is not used any more. The entry exists until
+        // the reference is released.
+        if unsafe { entry.as_ref().decline() } == Left::Nobody {
+            deregister_last(entry);
+        }
+    }
+}
+
+impl<R: Registrar, M: Monitor> Drop for Guard<R, M> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.entry().is_revocable() {
+            release_revocable(self.entry);
+            return;
+        }
+        // SAFETY: this guard owns the reference and is not used afterwards.
+        if unsafe { self.entry().release() } == Left::Nobody {
+            deregister_last(self.entry);
+        }
+    }
+}
+
+/// Deregisters a registration whose last guard was dropped.
+#[cold]
+fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
+    // SAFETY: as in `Guard::entry`. The content, and with it the core, is still in place.
+    let shared = unsafe { entry.as_ref() };
+    // SAFETY: `release` has just said to.
+    let content = unsafe { shared.take() };
+    if content.core.in_child() {
+        // The registration is the parent's.
+        mem::forget(content);
+        return;
+    }
+    if let EntryId::Uncached(_) = content.id {
+        // SAFETY: entries outside the slab come from a box, and this was the last reference.
+        drop(unsafe { Box::from_raw(entry.as_ptr()) });
+    }
+    let core = Arc::clone(&content.core);
+    core.deregister_entry(content);
+}
+
+/// Releases a reference to a revocable registration, and revokes the registration if this was the
+/// last guard.
+#[cold]
+fn release_revocable<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
+    // SAFETY: as in `Guard::entry`. The reference is released below.
+    let shared = unsafe { entry.as_ref() };
+    // SAFETY: as above.
+    let content = unsafe { shared.content() };
+    let (core, id) = (Arc::clone(&content.core), content.id);
+    // SAFETY: this is the caller's reference, which is not used afterwards.
+    match unsafe { shared.release() } {
+        Left::Nobody => deregister_last(entry),
+        Left::Index if core.in_child() => {}
+        Left::Index => {
+            if let EntryId::Cached(slot, cookie) = id {
+                lock(&core.table).revoke(&core.slab, slot, cookie);
+            }
+            Core::deregister_dead(&core);
+        }
+        Left::Others => {}
+    }
+}
+
+impl<R: Registrar, M: Monitor> fmt::Debug for Guard<R, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard")
+            .field("range", &self.range())
+            .field("access", &self.access())
+            .field("cached", &self.is_cached())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,372 @@
+//! [`Hints`]: a guess at the slot for an address, where the hit path looks first.
+//!
+//! This is a set-associative table, like a TLB, from an address to the slot of an entry that has
+//! served it. It may forget, and it may be wrong: the entry at a slot may have been recycled. The
+//! reader checks the entry itself (`entry.rs`, point 3), so nothing here needs ordering. A hit
+//! reads one cache line of this table and one of the entry. An address without a hint is looked up
+//! in the index, under the lock.
+//!
+//! As in a TLB, a hint is for a whole page, and there are pages of several sizes. A registration is
+//! entered by the largest size that is no larger than itself. So when parts of a large registration
+//! are looked up one after another, they do not evict all other hints. A lookup first tries the
+//! size that was noted last, and then all sizes that were ever noted.
+
+use std::io;
+
+use crate::core::slab::Slot;
+use crate::range::VaRange;
+use crate::sys::sync::{AtomicU32, Ordering};
+use crate::sys::zeroed::{FromZeros, Zeroed};
+
+/// The binary logarithm of the smallest page: 4096 bytes. Page sizes only matter for speed here, so
+/// they need not be the kernel's.
+const SMALLEST: u32 = 12;
+
+/// The binary logarithm of the ratio of one page size to the one before: 16.
+const STEP: u32 = 4;
+
+/// The number of page sizes, of which the largest is 256 MiB.
+const SIZES: u32 = 5;
+
+/// The number of hints in a set. A set is a quarter of a cache line.
+const WAYS: usize = 4;
+
+/// The bits of a hint that hold its tag. The others hold the slot.
+const TAG_BITS: u32 = u32::BITS - Slot::BITS;
+
+/// 2^64 divided by the golden ratio. Multiplying by it spreads pages over the upper bits.
+const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// The number of pages of a registration that are forgotten with it, at most. These are all pages
+/// of any registration below 4 GiB.
+const FORGOTTEN: usize = 1 + (1 << STEP);
+
+/// The number of sets that a new table uses: 1 KiB.
+const FIRST_SETS: usize = 64;
+
+/// The number of sets of a table, at most: 4 MiB, enough for 1 048 576 pages.
+const MAX_SETS: usize = 1 << 18;
+
+/// A few slots, each with the tag of the page that it is for. Tags are short. So about one in a
+/// hundred lookups that should find nothing finds another page's slot, which is a wrong hint like
+/// any other.
+#[derive(Debug, Default)]
+#[repr(align(16))]
+struct Set([AtomicU32; WAYS]);
+
+// SAFETY: all-zero bytes are a set without hints.
+#[cfg(not(loom))]
+unsafe impl FromZeros for Set {}
+
+#[cfg(loom)]
+impl FromZeros for Set {
+    fn zeros() -> Self {
+        Self::default()
+    }
+}
+
+impl Set {
+    #[inline]
+    fn of_tag(&self, tag: u8) -> impl Iterator<Item = Slot> {
+        let ways = self.0.iter().map(|way| way.load(Ordering::Relaxed));
+        ways.filter(move |&its| its as u8 == tag)
+            .map(|its| Slot(its >> TAG_BITS))
+    }
+}
+
+fn hint(slot: Slot, tag: u8) -> u32 {
+    slot.0 << TAG_BITS | u32::from(tag)
+}
+
+/// Returns the number of the page size that a registration is entered by.
+fn size_of(range: VaRange) -> u32 {
+    ((range.len().ilog2().max(SMALLEST) - SMALLEST) / STEP).min(SIZES - 1)
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub(crate) struct Hints {
+    sets: Zeroed<Set>,
+    /// The table uses 2^(64 - `shift`) sets.
+    shift: AtomicU32,
+    /// The number of hints to older entries, noted since the table last grew.
+    found: AtomicU32,
+    /// One bit for each page size that was ever noted.
+    sizes: AtomicU32,
+    /// The binary logarithm of the page size that was noted last.
+    latest: AtomicU32,
+}
+
+impl Hints {
+    /// Makes a table for up to `entries` entries, of 8 to 16 bytes each.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's error if there is no address space left.
+    pub(crate) fn new(entries: u32) -> io::Result<Self> {
+        let sets = (entries as usize)
+            .div_ceil(WAYS / 2)
+            .next_power_of_two()
+            .clamp(2, MAX_SETS);
+        Ok(Self {
+            sets: Zeroed::new(sets)?,
+            shift: AtomicU32::new(u64::BITS - sets.min(FIRST_SETS).trailing_zeros()),
+            found: AtomicU32::new(0),
+            sizes: AtomicU32::new(0),
+            latest: AtomicU32::new(SMALLEST),
+        })
+    }
+
+    /// Returns the set and the tag of an address in pages of 2^`shift` bytes.
+    #[inline]
+    fn locate(&self, address: usize, shift: u32) -> (&Set, u8) {
+        let hash = (address as u64 >> (shift & 63)).wrapping_mul(SPREAD);
+        // The upper bits of the product choose the set, and those in the middle are the tag. The
+        // tag is never 0, which is the tag of an unused way.
+        let set = (hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize;
+        let tag = (hash >> 32) as u8 | 1;
+        // SAFETY: the index has 64 - `shift` bits, and there are at least that many sets.
+        (unsafe { self.sets.as_slice().get_unchecked(set) }, tag)
+    }
+
+    /// Returns the slot that is most likely to serve `address`.
+    #[inline]
+    pub(crate) fn first(&self, address: usize) -> Option<Slot> {
+        let (set, tag) = self.locate(address, self.latest.load(Ordering::Relaxed));
+        set.of_tag(tag).next()
+    }
+
+    /// Tries the slots that may serve `address`, and returns the first result of `serve`.
+    pub(crate) fn any<T>(
+        &self,
+        address: usize,
+        mut serve: impl FnMut(Slot) -> Option<T>,
+    ) -> Option<T> {
+        let mut sizes = self.sizes.load(Ordering::Relaxed);
+        while sizes != 0 {
+            let (set, tag) = self.locate(address, SMALLEST + STEP * sizes.trailing_zeros());
+            sizes &= sizes - 1;
+            for slot in set.of_tag(tag) {
+                if let Some(found) = serve(slot) {
+                    return Some(found);
+                }
+            }
+        }
+        None
+    }
+
+    /// Notes that `slot`, an older entry of `range`, serves `address`, for which no hint was found.
+    /// Callers hold the table's lock, as for [`note`](Self::note).
+    pub(crate) fn note_found(&self, address: usize, slot: Slot, range: VaRange) {
+        let found = self.found.load(Ordering::Relaxed) + 1;
+        self.found.store(found, Ordering::Relaxed);
+        if found as usize > self.in_use() {
+            self.grow();
+        }
+        self.note(address, slot, range);
+    }
+
+    /// Notes that `slot`, a new entry of `range`, serves `address`.
+    pub(crate) fn note(&self, address: usize, slot: Slot, range: VaRange) {
+        // Slots are first used in ascending order.
+        if slot.0 as usize >= self.in_use() * WAYS / 2 {
+            self.grow();
+        }
+        let size = size_of(range);
+        let sizes = self.sizes.load(Ordering::Relaxed) | 1 << size;
+        self.sizes.store(sizes, Ordering::Relaxed);
+        let shift = SMALLEST + STEP * size;
+        self.latest.store(shift, Ordering::Relaxed);
+        let (set, tag) = self.locate(address, shift);
+        if set.of_tag(tag).any(|other| other == slot) {
+            return;
+        }
+        // Ways are ordered by age, and the oldest falls out.
+        for i in (1..WAYS).rev() {
+            set.0[i].store(set.0[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        set.0[0].store(hint(slot, tag), Ordering::Relaxed);
+    }
+
+    /// Drops the hints to `slot`, which is no longer an entry of `range`. So a lookup after the
+    /// same memory was registered again does not probe that slot first. Very large registrations
+    /// may leave stale hints, which cost a probe and nothing else. Callers hold the table's lock.
+    pub(crate) fn forget(&self, slot: Slot, range: VaRange) {
+        let shift = SMALLEST + STEP * size_of(range);
+        let pages = (range.start() >> shift)..=((range.end() - 1) >> shift);
+        for page in pages.take(FORGOTTEN) {
+            let (set, tag) = self.locate(page << shift, shift);
+            let hint = hint(slot, tag);
+            let mut to = 0;
+            for from in 0..WAYS {
+                let its = set.0[from].load(Ordering::Relaxed);
+                if its != hint {
+                    if to != from {
+                        set.0[to].store(its, Ordering::Relaxed);
+                    }
+                    to += 1;
+                }
+            }
+            for rest in to..WAYS {
+                set.0[rest].store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Returns the number of sets in use.
+    fn in_use(&self) -> usize {
+        1 << (u64::BITS - self.shift.load(Ordering::Relaxed))
+    }
+
+    /// Doubles the number of sets in use, if there are more. An old set's hints belong in one of
+    /// two new sets. They are copied into both, since a wrong hint is harmless.
+    #[cold]
+    fn grow(&self) {
+        let (sets, before) = (self.sets.as_slice(), self.in_use());
+        self.found.store(0, Ordering::Relaxed);
+        if before == sets.len() {
+            return;
+        }
+        for i in (0..before).rev() {
+            for way in 0..WAYS {
+                let hint = sets[i].0[way].load(Ordering::Relaxed);
+                sets[2 * i].0[way].store(hint, Ordering::Relaxed);
+                sets[2 * i + 1].0[way].store(hint, Ordering::Relaxed);
+            }
+        }
+        let shift = self.shift.load(Ordering::Relaxed) - 1;
+        self.shift.store(shift, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::ptr;
+
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    fn range(start: usize, len: usize) -> VaRange {
+        VaRange::new(ptr::without_provenance(start), len).expect("neither empty nor wrapping")
+    }
+
+    fn slots(hints: &Hints, address: usize) -> Vec<u32> {
+        let mut slots = Vec::new();
+        hints.any(address, |slot| -> Option<()> {
+            slots.push(slot.0);
+            None
+        });
+        slots
+    }
+
+    #[test]
+    fn what_was_noted_is_found_for_the_whole_page_until_others_push_it_out() {
+        let hints = Hints::new(4).unwrap();
+        let page = range(0x7000_1000, PAGE);
+        hints.note(0x7000_1234, Slot(3), page);
+        assert_eq!(slots(&hints, 0x7000_1fff), [3]);
+        assert!(slots(&hints, 0x7000_2000).is_empty());
+        hints.note(0x7000_1000, Slot(3), page);
+        assert_eq!(slots(&hints, 0x7000_1000), [3], "noted once");
+        for slot in 4..8 {
+            hints.note(0x7000_1000, Slot(slot), page);
+        }
+        let now = slots(&hints, 0x7000_1000);
+        assert_eq!(now, [7, 6, 5, 4], "newest first, the oldest gone");
+    }
+
+    #[test]
+    fn a_table_of_hints_finds_nearly_all_of_its_entries() {
+        let n = 10_000;
+        let hints = Hints::new(n).unwrap();
+        let address = |i: u32| 0x7f00_0000_0000 + i as usize * 0x3000;
+        for i in 0..n {
+            hints.note(address(i), Slot(i), range(address(i), PAGE));
+        }
+        let found = (0..n).filter(|&i| slots(&hints, address(i)).contains(&i));
+        assert!(found.count() > 9_500);
+    }
+
+    #[test]
+    fn a_table_grows_with_its_entries_and_forgets_none_meanwhile() {
+        let hints = Hints::new(1 << 16).unwrap();
+        let address = |i: u32| 0x7f00_0000_0000 + i as usize * 0x3000;
+        let sets = hints.in_use();
+        for i in 0..100 {
+            hints.note(address(i), Slot(i), range(address(i), PAGE));
+        }
+        assert_eq!(hints.in_use(), sets, "there was room");
+        let found = |i: &u32| slots(&hints, address(*i)).contains(i);
+        let before: Vec<_> = (0..100).filter(found).collect();
+        while hints.in_use() < sets << 4 {
+            hints.grow();
+            assert!(before.iter().all(found));
+        }
+    }
+
+    #[test]
+    fn a_table_that_has_no_place_for_what_is_looked_up_grows() {
+        let hints = Hints::new(1 << 16).unwrap();
+        let sets = hints.in_use();
+        let large = range(0x7f00_0000_0000, 15 << 28);
+        for address in (large.start()..large.end()).step_by(PAGE << 16) {
+            hints.note_found(address, Slot(1), large);
+        }
+        assert_eq!(hints.in_use(), sets);
+        for _ in 0..sets {
+            hints.note_found(large.start(), Slot(1), large);
+        }
+        assert_eq!(hints.in_use(), 2 * sets);
+    }
+
+    #[test]
+    fn what_is_gone_is_forgotten_and_others_of_its_page_are_not() {
+        let hints = Hints::new(64).unwrap();
+        let page = range(0x7e00_0000_0000, PAGE);
+        for slot in 1..4 {
+            hints.note(page.start(), Slot(slot), page);
+        }
+        hints.forget(Slot(2), page);
+        assert_eq!(slots(&hints, page.start()), [3, 1]);
+        let large = range(0x7f00_0000_3000, 64 << 20);
+        for address in (large.start()..large.end()).step_by(PAGE) {
+            hints.note(address, Slot(2), large);
+        }
+        hints.forget(Slot(2), large);
+        for address in (large.start()..large.end()).step_by(PAGE) {
+            assert!(!slots(&hints, address).contains(&2));
+        }
+    }
+
+    #[test]
+    fn a_large_registration_takes_few_places() {
+        let hints = Hints::new(64).unwrap();
+        let small = range(0x7e00_0000_0000, PAGE);
+        hints.note(small.start(), Slot(1), small);
+        let large = range(0x7f00_0000_3000, 64 << 20);
+        let mut misses = 0;
+        for address in (large.start()..large.end()).step_by(PAGE) {
+            if !slots(&hints, address).contains(&2) {
+                misses += 1;
+                hints.note(address, Slot(2), large);
+            }
+        }
+        assert_eq!(misses, 5);
+        assert_eq!(slots(&hints, small.start()), [1]);
+        assert!(slots(&hints, large.end() + (16 << 20)).is_empty());
+    }
+
+    #[test]
+    fn pages_of_all_sizes_are_told_apart() {
+        let hints = Hints::new(1024).unwrap();
+        let base = 0x7f00_0000_0000;
+        for (slot, len) in [(1, PAGE), (2, 1 << 20), (3, 2 << 30)] {
+            hints.note(base, Slot(slot), range(base, len));
+        }
+        assert_eq!(slots(&hints, base), [1, 2, 3], "the smallest first");
+        assert_eq!(slots(&hints, base + PAGE), [2, 3]);
+        assert_eq!(slots(&hints, base + (1 << 20)), [3]);
+        assert!(slots(&hints, base + (256 << 20)).is_empty());
+    }
+}

@@ -1,0 +1,179 @@
+//! [`Index`]: the exact answer to which entry serves an address range.
+//!
+//! The index has one map, ordered by address, for each access in use. There are few of them. Within
+//! one map *no range contains another*: when a range is inserted, the ranges that it contains are
+//! taken out. So ranges sorted by start are sorted by end as well. Of all ranges that start at or
+//! before an address, the last reaches furthest. One predecessor search therefore finds a range
+//! that contains another, without an interval tree.
+
+use crate::core::range_map::{Item, RangeMap};
+use crate::core::slab::Slot;
+use crate::range::VaRange;
+use crate::registrar::Access;
+
+/// See the head of this file.
+#[derive(Debug)]
+pub(crate) struct Index<A> {
+    /// One map for each access that was ever used.
+    maps: Vec<(A, RangeMap)>,
+}
+
+impl<A: Access> Index<A> {
+    pub(crate) fn new() -> Self {
+        Self { maps: Vec::new() }
+    }
+
+    /// Returns an entry that serves `range` with `access`.
+    pub(crate) fn find(&mut self, range: VaRange, access: A) -> Option<Slot> {
+        let mut maps = self.maps.iter_mut().filter(|(a, _)| a.serves(access));
+        maps.find_map(|(_, map)| {
+            let item = map.last_to(range.start())?;
+            (item.end >= range.end()).then_some(item.slot)
+        })
+    }
+
+    /// Returns an entry that one of `range` and `access` would replace. Such entries have to be
+    /// removed before that one is inserted.
+    pub(crate) fn contained(&mut self, range: VaRange, access: A) -> Option<Slot> {
+        let mut maps = self.maps.iter_mut().filter(|(a, _)| access.serves(*a));
+        maps.find_map(|(_, map)| {
+            let item = map.first_from(range.start())?;
+            (item.end <= range.end()).then_some(item.slot)
+        })
+    }
+
+    /// Returns the entries that share a byte with `range`.
+    pub(crate) fn overlapping(&self, range: VaRange) -> impl Iterator<Item = Slot> {
+        let maps = self.maps.iter();
+        maps.flat_map(move |(_, map)| between(map, range.start() + 1, range.end() - 1))
+    }
+
+    /// Returns the entries of exactly this access that share a byte with `range` or touch it.
+    pub(crate) fn neighbours(&self, range: VaRange, access: A) -> impl Iterator<Item = Slot> {
+        let maps = self.maps.iter().filter(move |(a, _)| *a == access);
+        maps.flat_map(move |(_, map)| between(map, range.start(), range.end()))
+    }
+
+    /// Adds an entry that contains none of the others, and is contained in none.
+    pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot) {
+        debug_assert!(self.find(range, access).is_none());
+        debug_assert!(self.contained(range, access).is_none());
+        let i = self
+            .maps
+            .iter()
+            .position(|(a, _)| *a == access)
+            .unwrap_or_else(|| {
+                self.maps.push((access, RangeMap::default()));
+                self.maps.len() - 1
+            });
+        self.maps[i].1.insert(range, slot);
+    }
+
+    /// Removes the entry of this range and access.
+    pub(crate) fn remove(&mut self, range: VaRange, access: A) {
+        if let Some((_, map)) = self.maps.iter_mut().find(|(a, _)| *a == access) {
+            map.remove(range.start());
+        }
+    }
+}
+
+/// Returns the entries that end at `first` or later and start at `last` or earlier.
+fn between(map: &RangeMap, first: usize, last: usize) -> impl Iterator<Item = Slot> {
+    // Ranges are sorted by end as well, so these entries are one run, backwards from `last`.
+    map.back_from(last)
+        .take_while(move |item: &Item| item.end >= first)
+        .map(|item| item.slot)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::ptr;
+
+    use intervaltree::IntervalTree;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An access of bits, where a superset serves a subset.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    struct Bits(u8);
+
+    impl Access for Bits {
+        fn serves(self, wanted: Self) -> bool {
+            self.0 & wanted.0 == wanted.0
+        }
+    }
+
+    fn range(start: usize, len: usize) -> VaRange {
+        VaRange::new(ptr::without_provenance(start), len).expect("neither empty nor wrapping")
+    }
+
+    fn ranges() -> impl Strategy<Value = (VaRange, Bits)> {
+        (1..60_usize, 1..20_usize, 0..4_u8).prop_map(|(s, l, a)| (range(s, l), Bits(a)))
+    }
+
+    proptest! {
+        /// The reference is an interval tree of the same entries, which looks at all overlaps.
+        #[test]
+        fn finds_what_contains_overlaps_or_touches_a_range(
+            entries in prop::collection::vec(ranges(), 0..40),
+            removed in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+            queries in prop::collection::vec(ranges(), 1..40),
+        ) {
+            let mut index = Index::new();
+            let mut model: Vec<(VaRange, Bits, Slot)> = Vec::new();
+            for (i, &(r, a)) in entries.iter().enumerate() {
+                if index.find(r, a).is_some() {
+                    continue;
+                }
+                let mut gone = Vec::new();
+                while let Some(slot) = index.contained(r, a) {
+                    let &(r, a, _) = model.iter().find(|e| e.2 == slot).unwrap();
+                    index.remove(r, a);
+                    gone.push(slot);
+                }
+                let expected: Vec<_> = model
+                    .iter()
+                    .filter(|e| r.contains(&e.0) && a.serves(e.1))
+                    .map(|e| e.2)
+                    .collect();
+                prop_assert_eq!(gone.len(), expected.len());
+                prop_assert!(expected.iter().all(|slot| gone.contains(slot)));
+                model.retain(|e| !gone.contains(&e.2));
+                let slot = Slot(i as u32);
+                index.insert(r, a, slot);
+                model.push((r, a, slot));
+            }
+            for which in removed {
+                if !model.is_empty() {
+                    let (r, a, _) = model.swap_remove(which.index(model.len()));
+                    index.remove(r, a);
+                }
+            }
+            let tree: IntervalTree<usize, (VaRange, Bits, Slot)> =
+                model.iter().map(|&e| (e.0.start()..e.0.end(), e)).collect();
+            for (r, a) in queries {
+                let candidates: Vec<_> = tree
+                    .query(r.start()..r.end())
+                    .map(|e| e.value)
+                    .filter(|e| e.0.contains(&r) && e.1.serves(a))
+                    .map(|e| e.2)
+                    .collect();
+                match index.find(r, a) {
+                    Some(slot) => prop_assert!(candidates.contains(&slot)),
+                    None => prop_assert!(candidates.is_empty()),
+                }
+                let sorted = |slots: &mut dyn Iterator<Item = Slot>| {
+                    let mut slots: Vec<_> = slots.collect();
+                    slots.sort_unstable();
+                    slots
+                };
+                let overlapping = &mut tree.query(r.start()..r.end()).map(|e| e.value.2);
+                prop_assert_eq!(sorted(&mut index.overlapping(r)), sorted(overlapping));
+                let near = tree.query(r.start() - 1..r.end() + 1).map(|e| e.value);
+                let neighbours = &mut near.filter(|e| e.1 == a).map(|e| e.2);
+                prop_assert_eq!(sorted(&mut index.neighbours(r, a)), sorted(neighbours));
+            }
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! The slow path of a lookup: hits that the hints did not find, and misses.
+//!
+//! A miss makes room; *watches, then registers*; drains; and publishes the registration unless its
+//! watch was invalidated meanwhile. `design.rs` argues why that order is right.
+//!
+//! One lookup may take several attempts. [`Outcome`] names the reasons for another one.
+
+use std::io;
+use std::mem;
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use crate::core::completion::Completion;
+use crate::core::entry::Entry;
+use crate::core::guard::Guard;
+use crate::core::slab::{EntryId, Slot};
+use crate::core::slots::Request;
+use crate::core::table::Table;
+use crate::core::{Content, Core};
+use crate::error::{Error, is_exhaustion};
+use crate::monitor::{Cookie, Monitor};
+use crate::range::VaRange;
+use crate::registrar::Registrar;
+use crate::sys::sync::{Arc, MutexGuard, lock};
+
+/// The number of attempts to cache a registration of one range. If all fail because its memory
+/// keeps changing, the lookup is answered with an uncached registration.
+const MAX_ATTEMPTS: u32 = 8;
+
+/// The time that a lookup on an exhausted device waits for another thread to deregister, at most.
+const RECLAIM_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Hits.
+impl<R: Registrar, M: Monitor> Core<R, M> {
+    /// Returns a guard of the entry at `slot`, if the entry serves the request.
+    pub(crate) fn hit(&self, slot: Slot, range: VaRange, access: R::Access) -> Option<Guard<R, M>> {
+        let entry = self.slab.get(slot)?;
+        if !entry.acquire_retained() {
+            return None;
+        }
+        let guard = Guard::owning(NonNull::from(entry));
+        if guard.content().serves(range, access) {
+            entry.touch();
+            return Some(guard);
+        }
+        guard.decline();
+        None
+    }
+
+    /// Returns a guard of an entry that the index has for the request, and notes a hint to it.
+    fn find(
+        &self,
+        table: &mut Table<R::Access>,
+        range: VaRange,
+        access: R::Access,
+    ) -> Option<Guard<R, M>> {
+        let revocable = self.is_revocable(access);
+        let (slot, entry, whole) = table.find(&self.slab, range, access, revocable)?;
+        if !revocable {
+            self.hints.note_found(range.start(), slot, whole);
+        }
+        entry.touch();
+        Some(Guard::owning(NonNull::from(entry)))
+    }
+}
+
+/// Serves a lookup under the lock: by the index, or by a new registration.
+pub(crate) fn lookup<R: Registrar, M: Monitor>(
+    core: &Arc<Core<R, M>>,
+    range: VaRange,
+    access: R::Access,
+) -> Result<Guard<R, M>, Error> {
+    let bytes = core.pinned(range);
+    let mut lookup = Lookup {
+        core,
+        range,
+        access,
+        bytes,
+        quota: bytes,
+        attempts: 0,
+        may_widen: true,
+    };
+    loop {
+        match lookup.attempt()? {
+            Outcome::Served(guard) => return Ok(guard),
+            Outcome::Uncacheable => return uncached(core, range, access, lookup.quota),
+            Outcome::Changed | Outcome::TooWide => {}
+            Outcome::TooWideForDevice | Outcome::Reclaimed => lookup.attempts -= 1,
+        }
+    }
+}
+
+/// A lookup on its slow path.
+struct Lookup<'c, R: Registrar, M: Monitor> {
+    core: &'c Arc<Core<R, M>>,
+    range: VaRange,
+    access: R::Access,
+    /// The number of bytes that a registration of the range pins.
+    bytes: usize,
+    /// The number of bytes that may still be reclaimed for this lookup.
+    quota: usize,
+    attempts: u32,
+    /// A wider registration is tried once: there may be holes in its range, and other threads may
+    /// change it.
+    may_widen: bool,
+}
+
+/// The end of one attempt.
+enum Outcome<G> {
+    /// The lookup is served.
+    Served(G),
+    /// The registration cannot be cached.
+    Uncacheable,
+    /// The memory changed while it was being registered: try again.
+    Changed,
+    /// The cache has no room for a wider range, or the monitor refused it: try again with the range
+    /// itself.
+    TooWide,
+    /// The device refused a wider range. As above, but this does not count as an attempt.
+    TooWideForDevice,
+    /// The device or the monitor was exhausted, and something was reclaimed: try again. This does
+    /// not count as an attempt.
+    Reclaimed,
+}
+
+impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
+    fn attempt(&mut self) -> Result<Outcome<Guard<R, M>>, Error> {
+        let core = self.core;
+        let mut table = core.lock_current()?;
+        if let Some(guard) = core.find(&mut table, self.range, self.access) {
+            core.unlock(table);
+            return Ok(Outcome::Served(guard));
+        }
+        if !table.could_hold(self.bytes) {
+            core.unlock(table);
+            // A range larger than the cache's limit is no reason to evict what the cache holds.
+            self.quota = 0;
+            return Ok(Outcome::Uncacheable);
+        }
+        if self.attempts == MAX_ATTEMPTS {
+            core.unlock(table);
+            tracing::debug!(range = ?self.range, "changes faster than it can be registered");
+            return Ok(Outcome::Uncacheable);
+        }
+        self.attempts += 1;
+        let whole = if mem::take(&mut self.may_widen) {
+            core.widened(&table, self.range, self.access)
+        } else {
+            self.range
+        };
+        match Reservation::new(core, table, whole, self.access) {
+            Some(reservation) => self.register(reservation),
+            None if whole == self.range => Ok(Outcome::Uncacheable),
+            None => Ok(Outcome::TooWide),
+        }
+    }
+
+    /// Watches, registers and publishes.
+    fn register(
+        &mut self,
+        mut reservation: Reservation<'c, R, M>,
+    ) -> Result<Outcome<Guard<R, M>>, Error> {
+        let core = self.core;
+        let (whole, version) = (reservation.range, reservation.room_version);
+        let is_wider = whole != self.range;
+        if let Err(error) = reservation.watch() {
+            drop(reservation);
+            if is_wider {
+                return Ok(Outcome::TooWide);
+            }
+            // As for the device: evicted entries make room for this watch.
+            if is_exhaustion(&error) && reclaim(core, &mut self.quota, version) {
+                return Ok(Outcome::Reclaimed);
+            }
+            tracing::debug!(?whole, %error, "cannot be watched");
+            return Ok(Outcome::Uncacheable);
+        }
+        match core.registrar.register(whole, self.access) {
+            Ok(registration) => {
+                let published = reservation.publish(registration, self.range)?;
+                Ok(published.map_or(Outcome::Changed, Outcome::Served))
+            }
+            Err(source) => {
+                drop(reservation);
+                if is_wider {
+                    tracing::trace!(?whole, %source, "only the range asked for is registered");
+                    return Ok(Outcome::TooWideForDevice);
+                }
+                if is_exhaustion(&source) && reclaim(core, &mut self.quota, version) {
+                    return Ok(Outcome::Reclaimed);
+                }
+                Err(core.refusal(self.range, self.access, source))
+            }
+        }
+    }
+}
+
+/// Makes an uncached registration. Reclaims up to `quota` bytes if the device is exhausted.
+fn uncached<R: Registrar, M: Monitor>(
+    core: &Arc<Core<R, M>>,
+    range: VaRange,
+    access: R::Access,
+    mut quota: usize,
+) -> Result<Guard<R, M>, Error> {
+    let registration = loop {
+        let version = lock(&core.table).room_version();
+        match core.registrar.register(range, access) {
+            Ok(registration) => break registration,
+            Err(source) if is_exhaustion(&source) && reclaim(core, &mut quota, version) => {}
+            Err(source) => return Err(core.refusal(range, access, source)),
+        }
+    };
+    let number = lock(&core.table).add_uncached(range);
+    let entry = Box::new(Entry::vacant());
+    let content = Content {
+        range,
+        access,
+        registration,
+        id: EntryId::Uncached(number),
+        core: Arc::clone(core),
+    };
+    // SAFETY: the entry is new, and not shared yet.
+    unsafe { entry.occupy(content) };
+    let entry = NonNull::from(Box::leak(entry));
+    Ok(Guard::owning(entry))
+}
+
+/// Makes room on an exhausted device or monitor: evicts an idle entry, or waits for one that was
+/// unlinked before, and takes its bytes off the `quota`.
+///
+/// Returns false, and retrying is pointless, if the quota is used up. The same holds if there is no
+/// such entry and the table's room version is the `version` from before the device was asked.
+fn reclaim<R: Registrar, M: Monitor>(
+    core: &Arc<Core<R, M>>,
+    quota: &mut usize,
+    version: u64,
+) -> bool {
+    if *quota == 0 {
+        return false;
+    }
+    let (id, bytes) = {
+        let mut table = lock(&core.table);
+        let outgoing = table.evict(&core.slab).or_else(|| table.any_outgoing());
+        match outgoing {
+            Some(outgoing) => outgoing,
+            // There may be room by now, or another thread's registration that serves.
+            None if table.room_version() != version => (None, core.page_size),
+            None => return false,
+        }
+    };
+    *quota = quota.saturating_sub(bytes);
+    core.deregister_dead();
+    // Another thread may have taken the entry, and be deregistering it.
+    Completion::of(core, Vec::from_iter(id)).wait(RECLAIM_TIMEOUT);
+    true
+}
+
+impl<R: Registrar, M: Monitor> Core<R, M> {
+    /// Returns the range to register for `range`.
+    fn widened(&self, table: &Table<R::Access>, range: VaRange, access: R::Access) -> VaRange {
+        // A key that a peer gets for one transfer must not reach other memory.
+        if self.is_revocable(access) {
+            return range;
+        }
+        let whole = self
+            .widening
+            .widen(range, |block| table.neighbours(block, access));
+        if table.could_hold(self.pinned(whole)) {
+            whole
+        } else {
+            range
+        }
+    }
+}
+
+/// A pending slot and room for a registration that is being made, and its watch. Both are released
+/// when this is dropped.
+struct Reservation<'c, R: Registrar, M: Monitor> {
+    core: &'c Arc<Core<R, M>>,
+    range: VaRange,
+    access: R::Access,
+    slot: Slot,
+    cookie: Cookie,
+    watched: bool,
+    /// The table's link version when the range was not found.
+    link_version: u64,
+    /// The table's room version when the slot was reserved.
+    room_version: u64,
+}
+
+impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
+    /// Makes room. Returns `None` if entries in use leave none.
+    fn new(
+        core: &'c Arc<Core<R, M>>,
+        mut table: MutexGuard<'c, Table<R::Access>>,
+        range: VaRange,
+        access: R::Access,
+    ) -> Option<Self> {
+        let bytes = core.pinned(range);
+        let request = Request {
+            range,
+            access,
+            revocable: core.is_revocable(access),
+            bytes,
+        };
+        let link_version = table.link_version();
+        loop {
+            if let Some((slot, cookie)) = table.reserve(request) {
+                let reservation = Self {
+                    core,
+                    range,
+                    access,
+                    slot,
+                    cookie,
+                    watched: false,
+                    link_version,
+                    room_version: table.room_version(),
+                };
+                // Entries that died in a drain are deregistered before the device is asked for
+                // more.
+                core.unlock(table);
+                return Some(reservation);
+            }
+            if !table.has_dead() {
+                table.make_room(&core.slab, bytes)?;
+            }
+            // Room comes back when the dead entries are deregistered, which may be other threads'.
+            drop(table);
+            core.deregister_dead();
+            table = lock(&core.table);
+        }
+    }
+
+    fn watch(&mut self) -> io::Result<()> {
+        self.core.monitor.watch(self.range, self.cookie)?;
+        self.watched = true;
+        Ok(())
+    }
+
+    /// Puts the registration into the cache, unless its memory has changed since the watch was
+    /// placed: then deregisters it and returns `None`. If another thread was faster with a
+    /// registration that serves, returns a guard of that one.
+    fn publish(
+        self,
+        registration: R::Registration,
+        wanted: VaRange,
+    ) -> Result<Option<Guard<R, M>>, Error> {
+        let core = self.core;
+        let mut table = match core.lock_current() {
+            Ok(table) => table,
+            Err(error) => {
+                core.deregister(registration);
+                return Err(error);
+            }
+        };
+        let invalidated = table.was_invalidated(self.slot);
+        let other = if invalidated || table.link_version() == self.link_version {
+            None
+        } else {
+            core.find(&mut table, self.range, self.access)
+        };
+        if invalidated || other.is_some() {
+            table.counts.retries += u64::from(other.is_none());
+            core.unlock(table);
+            core.deregister(registration);
+            return Ok(other);
+        }
+        table.link(&core.slab, self.slot);
+        let revocable = core.is_revocable(self.access);
+        if !revocable {
+            core.hints.note(wanted.start(), self.slot, self.range);
+        }
+        let guard = self.fill(registration, revocable);
+        core.unlock(table);
+        tracing::trace!(range = ?guard.range(), "registered");
+        Ok(Some(guard))
+    }
+
+    /// Moves the registration into its entry, which owns the slot and the watch from now on.
+    fn fill(self, registration: R::Registration, revocable: bool) -> Guard<R, M> {
+        let core = self.core;
+        let entry = core.slab.get(self.slot).expect("within the capacity");
+        let content = Content {
+            range: self.range,
+            access: self.access,
+            registration,
+            id: EntryId::Cached(self.slot, self.cookie),
+            core: Arc::clone(core),
+        };
+        // SAFETY: the slot was vacant when it was reserved, and belongs to this reservation alone.
+        unsafe { entry.publish(content, revocable) };
+        mem::forget(self);
+        Guard::owning(NonNull::from(entry))
+    }
+}
+
+impl<R: Registrar, M: Monitor> Drop for Reservation<'_, R, M> {
+    fn drop(&mut self) {
+        if self.watched {
+            self.core.unwatch(self.cookie);
+        }
+        let mut table = lock(&self.core.table);
+        table.vacate(self.slot);
+        self.core.notify_waiting(&table);
+    }
+}

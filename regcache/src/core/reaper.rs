@@ -1,0 +1,111 @@
+//! [`Reaper`]: the background thread that releases freed memory when nobody looks up.
+//!
+//! The thread sleeps until the monitor has something to report. Then it drains the monitor as a
+//! lookup would, and deregisters the entries that nobody uses. Hits do not interact with it.
+//! Lookups are right without it.
+//!
+//! Memory that changes all the time would keep the thread busy. So it pauses after each round, and
+//! there are at most a thousand rounds a second.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::thread::JoinHandleExt;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::core::Core;
+use crate::monitor::Monitor;
+use crate::registrar::Registrar;
+use crate::sys::sync::Arc;
+use crate::sys::thread::spawn;
+
+/// The pause between rounds.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The pause after the monitor has failed.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
+
+/// The thread, which is stopped when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reaper {
+    stop: std::sync::Arc<EventFd>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Reaper {
+    /// Starts the thread, if the monitor has a file descriptor to wait on.
+    pub(crate) fn start<R: Registrar, M: Monitor>(
+        core: &Arc<Core<R, M>>,
+    ) -> io::Result<Option<Self>> {
+        if core.monitor.descriptor().is_none() {
+            return Ok(None);
+        }
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let stop = std::sync::Arc::new(stop);
+        let (core, stopped) = (Arc::clone(core), std::sync::Arc::clone(&stop));
+        let run = move || run(&core, &stopped);
+        let thread = spawn("regcache-reaper", run)?;
+        Ok(Some(Self {
+            stop,
+            thread: Some(thread),
+        }))
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        // A write fails only after 2^64 - 1 others.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take()
+            && !is_this(&thread)
+        {
+            // A panic of the registrar was logged.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Returns true in this thread. `thread::current` would leak a record in a thread that is not
+/// Rust's.
+fn is_this<T>(thread: &thread::JoinHandle<T>) -> bool {
+    // SAFETY: the call has no preconditions.
+    let this = unsafe { libc::pthread_self() };
+    // The id is a pointer in musl, and a number in glibc and everywhere in std.
+    thread.as_pthread_t() as usize == this as usize
+}
+
+fn run<R: Registrar, M: Monitor>(core: &Core<R, M>, stop: &EventFd) {
+    let Some(descriptor) = core.monitor.descriptor() else {
+        return;
+    };
+    loop {
+        let watched = PollFd::new(descriptor, PollFlags::POLLIN);
+        match poll(&mut [watched, stop_fd(stop)], PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot wait for the monitor: freed memory stays pinned");
+                return;
+            }
+        }
+        let mut pause = PAUSE;
+        if let Err(error) = core.reap() {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot reap");
+            pause = PAUSE_AFTER_FAILURE;
+        }
+        let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
+        if !matches!(
+            poll(&mut [stop_fd(stop)], timeout),
+            Ok(0) | Err(Errno::EINTR)
+        ) {
+            return;
+        }
+    }
+}
+
+fn stop_fd(stop: &EventFd) -> PollFd<'_> {
+    PollFd::new(stop.as_fd(), PollFlags::POLLIN)
+}

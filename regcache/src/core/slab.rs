@@ -1,0 +1,74 @@
+//! [`Slab`]: the array of all entries.
+//!
+//! Entries never move and are not freed before the slab is. So a reader may load the state of an
+//! entry whose registration is gone (`entry.rs`, point 3), and finds an entry without another load.
+//! The slab has room for as many entries as the cache may hold (`zeroed.rs`).
+//!
+//! LeakSanitizer does not look into mappings. If a cache is never dropped, it reports memory that
+//! only an entry points to as lost.
+
+use std::io;
+
+use crossbeam_utils::CachePadded;
+
+use crate::core::entry::Entry;
+use crate::monitor::Cookie;
+use crate::sys::zeroed::{FromZeros, Zeroed};
+
+/// The index of an entry in the slab.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Slot(pub(crate) u32);
+
+impl Slot {
+    /// The number of bits that a slot takes, at most. Hints and range maps pack it beside others.
+    pub(crate) const BITS: u32 = 24;
+}
+
+/// An entry with cache lines of its own, so that threads which use different entries share none.
+type Padded<T> = CachePadded<Entry<T>>;
+
+// SAFETY: all-zero bytes are a vacant entry.
+#[cfg(not(loom))]
+unsafe impl<T> FromZeros for Padded<T> {}
+
+#[cfg(loom)]
+impl<T> FromZeros for Padded<T> {
+    fn zeros() -> Self {
+        CachePadded::new(Entry::vacant())
+    }
+}
+
+/// The name of one registration, which no other registration of the cache ever has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EntryId {
+    /// An entry of the slab, with the cookie of its watch.
+    Cached(Slot, Cookie),
+    /// A registration that is not cached and not watched, in a box of its own.
+    Uncached(u64),
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub(crate) struct Slab<T> {
+    entries: Zeroed<Padded<T>>,
+}
+
+impl<T> Slab<T> {
+    /// Makes a slab of `capacity` vacant entries.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's error if there is no address space left.
+    pub(crate) fn new(capacity: u32) -> io::Result<Self> {
+        Ok(Self {
+            entries: Zeroed::new(capacity as usize)?,
+        })
+    }
+
+    /// Returns the entry at `slot`, if the slab has that many.
+    #[inline]
+    pub(crate) fn get(&self, slot: Slot) -> Option<&Entry<T>> {
+        let padded = self.entries.as_slice().get(slot.0 as usize)?;
+        Some(padded)
+    }
+}

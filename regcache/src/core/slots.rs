@@ -1,0 +1,209 @@
+//! [`Slots`]: the life of each slot of the slab, and what the slot is used for.
+//!
+//! ```text
+//!              reserve             link                 unlink
+//!   Vacant ─────────────▶ Pending ────────▶ Linked ───────────────▶ Unlinked
+//!     ▲                      │                                          │
+//!     └──────────────────────┴────────────── vacate ────────────────────┘
+//! ```
+//!
+//! - A *vacant* slot belongs to nobody.
+//! - A *pending* slot is reserved for a registration that is being made. If the memory changes
+//!   meanwhile, the slot is marked as invalidated and the registration is made again.
+//! - A *linked* slot holds an entry that lookups find: it is in an index, and in the list of live
+//!   entries.
+//! - An *unlinked* slot holds an entry that no lookup finds and that is not deregistered yet.
+//!
+//! All transitions are made here, under the lock of the table.
+
+use std::mem;
+
+use crate::core::slab::{EntryId, Slot};
+use crate::monitor::Cookie;
+use crate::range::VaRange;
+
+/// The state of a slot; the head of this file has the transitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Nobody uses the slot.
+    Vacant,
+    /// A registration is being made. `invalidated` if its memory has changed since.
+    Pending { invalidated: bool },
+    /// The entry is in its index and in the list of live entries.
+    Linked,
+    /// The entry is out of the index and not deregistered yet. If `held`, guards kept it alive when
+    /// it was unlinked, and it is on the list of draining entries. Otherwise it is on the list of
+    /// dead ones until a thread takes it, then on that of draining ones.
+    Unlinked { held: bool },
+}
+
+/// One slot's phase, and the registration that the slot is for.
+#[derive(Debug)]
+pub(crate) struct Record<A> {
+    phase: Phase,
+    pub(crate) cookie: Cookie,
+    pub(crate) range: VaRange,
+    pub(crate) access: A,
+    /// The registration is not retained: its last guard revokes it.
+    pub(crate) revocable: bool,
+    /// The number of bytes pinned.
+    pub(crate) bytes: usize,
+}
+
+/// The registration that a slot is to be reserved for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Request<A> {
+    pub(crate) range: VaRange,
+    pub(crate) access: A,
+    pub(crate) revocable: bool,
+    pub(crate) bytes: usize,
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub(crate) struct Slots<A> {
+    /// One for each slot that was ever used.
+    records: Vec<Record<A>>,
+    vacant: Vec<Slot>,
+    pending: Vec<Slot>,
+    serial: u32,
+}
+
+impl<A> Record<A> {
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+}
+
+impl<A: Copy> Slots<A> {
+    pub(crate) fn new() -> Self {
+        Self {
+            records: Vec::new(),
+            vacant: Vec::new(),
+            pending: Vec::new(),
+            serial: 0,
+        }
+    }
+
+    /// Returns the record of a slot that was used before.
+    pub(crate) fn at(&self, slot: Slot) -> &Record<A> {
+        &self.records[slot.0 as usize]
+    }
+
+    fn at_mut(&mut self, slot: Slot) -> &mut Record<A> {
+        &mut self.records[slot.0 as usize]
+    }
+
+    /// Returns the slot that a report's cookie names, unless its registration is gone.
+    pub(crate) fn watched_by(&self, cookie: Cookie) -> Option<Slot> {
+        let slot = Slot(cookie.0 as u32);
+        let record = self.records.get(slot.0 as usize)?;
+        (record.cookie == cookie).then_some(slot)
+    }
+
+    /// Vacant to pending. Returns the slot and the cookie for its watch.
+    ///
+    /// A slot is vacant only after its watch has ended, and its next cookie has another serial
+    /// number. So no cookie names two watches, unless one cache misses 2^32 times between a watch
+    /// and its report, or while a thread waits for a deregistration.
+    pub(crate) fn reserve(&mut self, request: Request<A>) -> (Slot, Cookie) {
+        self.serial = self.serial.wrapping_add(1);
+        let (slot, fresh) = match self.vacant.pop() {
+            Some(slot) => (slot, false),
+            // The budget bounds the slots in use by a number of entries that fits in u32.
+            None => (Slot(self.records.len() as u32), true),
+        };
+        let cookie = Cookie(u64::from(self.serial) << 32 | u64::from(slot.0));
+        let record = Record {
+            phase: Phase::Pending { invalidated: false },
+            cookie,
+            range: request.range,
+            access: request.access,
+            revocable: request.revocable,
+            bytes: request.bytes,
+        };
+        self.pending.push(slot);
+        if fresh {
+            self.records.push(record);
+        } else {
+            self.records[slot.0 as usize] = record;
+        }
+        (slot, cookie)
+    }
+
+    /// Marks a pending slot: its registration has to be made again.
+    pub(crate) fn invalidate(&mut self, slot: Slot) {
+        self.at_mut(slot).phase = Phase::Pending { invalidated: true };
+    }
+
+    /// Marks the pending slots of the ranges that are `meant`.
+    pub(crate) fn invalidate_pending(&mut self, meant: impl Fn(&VaRange) -> bool) {
+        for i in 0..self.pending.len() {
+            let record = self.at_mut(self.pending[i]);
+            if meant(&record.range) {
+                record.phase = Phase::Pending { invalidated: true };
+            }
+        }
+    }
+
+    /// Returns true if the memory of a pending slot has changed.
+    pub(crate) fn was_invalidated(&self, slot: Slot) -> bool {
+        self.at(slot).phase == Phase::Pending { invalidated: true }
+    }
+
+    /// Returns the pending slots whose registrations have to be made again.
+    pub(crate) fn invalidated(&self) -> impl Iterator<Item = Slot> {
+        let pending = self.pending.iter().copied();
+        pending.filter(|&slot| self.was_invalidated(slot))
+    }
+
+    /// Pending to linked.
+    pub(crate) fn link(&mut self, slot: Slot) {
+        self.remove_pending(slot);
+        self.at_mut(slot).phase = Phase::Linked;
+    }
+
+    /// Linked to unlinked.
+    pub(crate) fn unlink(&mut self, slot: Slot, held: bool) {
+        self.at_mut(slot).phase = Phase::Unlinked { held };
+    }
+
+    /// Pending or unlinked to vacant. Returns the phase before and the number of bytes pinned.
+    pub(crate) fn vacate(&mut self, slot: Slot) -> (Phase, usize) {
+        let record = self.at_mut(slot);
+        let bytes = record.bytes;
+        let before = mem::replace(&mut record.phase, Phase::Vacant);
+        if matches!(before, Phase::Pending { .. }) {
+            self.remove_pending(slot);
+        }
+        self.vacant.push(slot);
+        (before, bytes)
+    }
+
+    fn remove_pending(&mut self, slot: Slot) {
+        if let Some(i) = self.pending.iter().rposition(|&its| its == slot) {
+            self.pending.swap_remove(i);
+        }
+    }
+
+    /// Returns the id of the registration at a slot.
+    pub(crate) fn id(&self, slot: Slot) -> EntryId {
+        EntryId::Cached(slot, self.at(slot).cookie)
+    }
+
+    /// Returns true if the registration that had this slot and this cookie is gone.
+    pub(crate) fn is_gone(&self, slot: Slot, cookie: Cookie) -> bool {
+        let record = self.at(slot);
+        record.cookie != cookie || record.phase == Phase::Vacant
+    }
+
+    /// Returns the number of slots that were ever used.
+    pub(crate) fn ever_used(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Returns the number of slots that are not vacant.
+    pub(crate) fn in_use(&self) -> usize {
+        self.records.len() - self.vacant.len()
+    }
+}

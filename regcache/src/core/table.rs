@@ -1,0 +1,417 @@
+//! [`Table`]: everything that the cache's lock protects.
+//!
+//! The table has the phase of each slot (`slots.rs`), the indexes, the budget, the order of
+//! eviction (`eviction.rs`) and the counters. Nothing here registers, deregisters or calls the
+//! monitor. The content of dead entries is taken out without the lock.
+//!
+//! There are two indexes. A *revocable* entry is deregistered when its last guard is dropped, as
+//! remote access is if its keys are to be revoked. It serves only lookups of its kind: a guard for
+//! another kind would keep the key alive.
+
+use crate::core::budget::Budget;
+use crate::core::entry::Entry;
+use crate::core::eviction::{Eviction, List};
+use crate::core::index::Index;
+use crate::core::slab::{EntryId, Slab, Slot};
+use crate::core::slots::{Phase, Request, Slots};
+use crate::core::uncached::Uncached;
+use crate::monitor::Cookie;
+use crate::range::VaRange;
+use crate::registrar::Access;
+use crate::stats::Stats;
+
+/// See the head of this file.
+#[derive(Debug)]
+pub(crate) struct Table<A> {
+    slots: Slots<A>,
+    retained: Index<A>,
+    revocable: Index<A>,
+    budget: Budget,
+    eviction: Eviction,
+    uncached: Uncached,
+    /// The counters, and the totals of unreleased registrations.
+    pub(crate) counts: Stats,
+    links: u64,
+    deregistrations: u64,
+    /// The number of threads that wait for a deregistration.
+    pub(crate) waiting: usize,
+}
+
+/// An unlinked registration whose room comes back, and its pinned size. The id is to wait on; it is
+/// `None` if a reader took a guard at the last moment, which holds the registration for now.
+pub(crate) type Outgoing = (Option<EntryId>, usize);
+
+impl<A: Access> Table<A> {
+    pub(crate) fn new(max_entries: usize, max_bytes: usize) -> Self {
+        Self {
+            slots: Slots::new(),
+            retained: Index::new(),
+            revocable: Index::new(),
+            budget: Budget::new(max_entries, max_bytes),
+            eviction: Eviction::new(),
+            uncached: Uncached::default(),
+            counts: Stats::default(),
+            links: 0,
+            deregistrations: 0,
+            waiting: 0,
+        }
+    }
+
+    /// Returns true if a registration of `bytes` could be cached once all others are gone.
+    pub(crate) fn could_hold(&self, bytes: usize) -> bool {
+        self.budget.could_hold(bytes)
+    }
+
+    /// A version counter, which rises when a registration is linked. While it is unchanged, a
+    /// range that was not found is still not in the index.
+    pub(crate) fn link_version(&self) -> u64 {
+        self.links
+    }
+
+    /// A version counter, which rises when a registration is linked or deregistered. While it is
+    /// unchanged, retrying a registration that the device had no room for is pointless.
+    pub(crate) fn room_version(&self) -> u64 {
+        self.links + self.deregistrations
+    }
+
+    fn index_mut(&mut self, revocable: bool) -> &mut Index<A> {
+        if revocable {
+            &mut self.revocable
+        } else {
+            &mut self.retained
+        }
+    }
+
+    /// Returns an entry that serves `range` with `access`, with a reference for the caller, and
+    /// the entry's range.
+    pub(crate) fn find<'s, T>(
+        &mut self,
+        slab: &'s Slab<T>,
+        range: VaRange,
+        access: A,
+        revocable: bool,
+    ) -> Option<(Slot, &'s Entry<T>, VaRange)> {
+        loop {
+            let slot = self.index_mut(revocable).find(range, access)?;
+            let record = self.slots.at(slot);
+            // The index's invariant guarantees this, if `Access` keeps its promises.
+            if !(record.range.contains(&range) && record.access.serves(access)) {
+                return None;
+            }
+            let whole = record.range;
+            let entry = slab.get(slot)?;
+            if entry.acquire() {
+                return Some((slot, entry, whole));
+            }
+            // The entry is live, but has no more references to grant (`entry.rs`, point 4).
+            self.unlink(slab, slot);
+        }
+    }
+
+    /// Returns the ranges registered for `access` that overlap `range` or touch it.
+    pub(crate) fn neighbours(&self, range: VaRange, access: A) -> impl Iterator<Item = VaRange> {
+        let slots = self.retained.neighbours(range, access);
+        slots.map(|slot| self.slots.at(slot).range)
+    }
+
+    /// Reserves a slot and room in the budget for a registration, if there is room.
+    pub(crate) fn reserve(&mut self, request: Request<A>) -> Option<(Slot, Cookie)> {
+        let fits = self.budget.reserve(request.bytes);
+        fits.then(|| self.slots.reserve(request))
+    }
+
+    /// Returns true if the memory of a pending registration has changed.
+    pub(crate) fn was_invalidated(&self, slot: Slot) -> bool {
+        self.slots.was_invalidated(slot)
+    }
+
+    /// Puts a pending registration into its index, and unlinks the entries that it contains. The
+    /// entry must be published before the lock is released.
+    pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot) {
+        let record = self.slots.at(slot);
+        let (range, access, revocable) = (record.range, record.access, record.revocable);
+        while let Some(smaller) = self.index_mut(revocable).contained(range, access) {
+            self.unlink(slab, smaller);
+            self.counts.merges += 1;
+        }
+        self.index_mut(revocable).insert(range, access, slot);
+        self.eviction.push(List::Live, slot);
+        self.links += 1;
+        self.slots.link(slot);
+        self.counts.misses += 1;
+    }
+
+    /// Takes an entry out of its index and kills it. Returns false if it is not linked. If the
+    /// entry is not in use it is dead now; otherwise its last guard deregisters it.
+    fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
+        let record = self.slots.at(slot);
+        let (range, access, bytes) = (record.range, record.access, record.bytes);
+        let (phase, revocable) = (record.phase(), record.revocable);
+        if phase != Phase::Linked {
+            return false;
+        }
+        let Some(entry) = slab.get(slot) else {
+            return false;
+        };
+        self.index_mut(revocable).remove(range, access);
+        self.eviction.remove(List::Live, slot);
+        // SAFETY: linked entries are live, and the phase below makes this the only kill.
+        let held = !unsafe { entry.kill() };
+        self.slots.unlink(slot, held);
+        if held {
+            self.eviction.push(List::Draining, slot);
+            self.counts.unreleased += 1;
+            self.counts.unreleased_bytes += bytes;
+        } else {
+            self.eviction.push(List::Dead, slot);
+        }
+        true
+    }
+
+    /// Makes a slot vacant whose registration is deregistered, or was never made.
+    pub(crate) fn vacate(&mut self, slot: Slot) {
+        let (before, bytes) = self.slots.vacate(slot);
+        if let Phase::Unlinked { held } = before {
+            self.eviction.remove(List::Draining, slot);
+            self.deregistrations += 1;
+            if held {
+                self.counts.unreleased -= 1;
+                self.counts.unreleased_bytes -= bytes;
+            }
+        }
+        self.budget.release(bytes);
+    }
+
+    /// Adds a registration that is not cached, and returns its number.
+    pub(crate) fn add_uncached(&mut self, range: VaRange) -> u64 {
+        self.counts.misses += 1;
+        self.counts.uncached += 1;
+        self.uncached.add(range)
+    }
+
+    /// Removes an uncached registration, which is deregistered.
+    pub(crate) fn remove_uncached(&mut self, number: u64) {
+        self.uncached.remove(number);
+        self.deregistrations += 1;
+    }
+
+    /// Returns the number of slots that were ever used.
+    pub(crate) fn slots(&self) -> u32 {
+        self.slots.ever_used() as u32
+    }
+
+    /// Returns all counters but the hits, which the entries count.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            entries: self.slots.in_use(),
+            bytes: self.budget.bytes(),
+            ..self.counts
+        }
+    }
+}
+
+/// Invalidation.
+impl<A: Access> Table<A> {
+    /// Takes note that the memory under a watch has changed. A linked entry is unlinked, and a
+    /// pending registration will be made again. Returns false if neither was needed.
+    pub(crate) fn invalidate<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> bool {
+        let Some(slot) = self.slots.watched_by(cookie) else {
+            return false;
+        };
+        match self.slots.at(slot).phase() {
+            Phase::Pending { .. } => {
+                self.slots.invalidate(slot);
+                true
+            }
+            Phase::Linked => {
+                self.unlink(slab, slot);
+                self.counts.invalidations += 1;
+                true
+            }
+            Phase::Vacant | Phase::Unlinked { .. } => false,
+        }
+    }
+
+    /// Unlinks the entries that overlap `range`, has pending registrations of it made again, and
+    /// returns the ids of those that are not deregistered yet.
+    pub(crate) fn invalidate_overlapping<T>(
+        &mut self,
+        slab: &Slab<T>,
+        range: VaRange,
+    ) -> Vec<EntryId> {
+        self.unlink_overlapping(slab, range, |_| true);
+        self.outstanding(|its| its.overlaps(&range))
+    }
+
+    /// Unlinks the entries that cover `range`, and has pending registrations that would cover it
+    /// made again.
+    pub(crate) fn invalidate_covering<T>(&mut self, slab: &Slab<T>, range: VaRange) {
+        let unlinked = self.unlink_overlapping(slab, range, |its| its.contains(&range));
+        self.counts.invalidations += unlinked;
+    }
+
+    /// Unlinks the entries that overlap `range` and are `meant`, has such pending registrations
+    /// made again, and returns the number of entries unlinked.
+    fn unlink_overlapping<T>(
+        &mut self,
+        slab: &Slab<T>,
+        range: VaRange,
+        meant: impl Fn(&VaRange) -> bool,
+    ) -> u64 {
+        let indexes = [&self.retained, &self.revocable];
+        let linked = indexes.iter().flat_map(|it| it.overlapping(range));
+        let mut linked: Vec<_> = linked.collect();
+        linked.retain(|&slot| meant(&self.slots.at(slot).range));
+        for &slot in &linked {
+            self.unlink(slab, slot);
+        }
+        let pending = |its: &VaRange| its.overlaps(&range) && meant(its);
+        self.slots.invalidate_pending(pending);
+        linked.len() as u64
+    }
+
+    /// Unlinks all entries, and has all pending registrations made again.
+    pub(crate) fn unlink_all<T>(&mut self, slab: &Slab<T>) {
+        self.slots.invalidate_pending(|_| true);
+        while let Some(slot) = self.eviction.head(List::Live)
+            && self.unlink(slab, slot)
+        {}
+    }
+
+    /// Returns the registrations of such ranges that exist and that no later lookup finds: dead
+    /// and draining ones, pending ones that are made again, and uncached ones.
+    pub(crate) fn outstanding(&self, meant: impl Fn(&VaRange) -> bool) -> Vec<EntryId> {
+        let dead = self.eviction.all(List::Dead);
+        let draining = self.eviction.all(List::Draining);
+        let slots = dead.chain(draining).chain(self.slots.invalidated());
+        slots
+            .filter(|&slot| meant(&self.slots.at(slot).range))
+            .map(|slot| self.slots.id(slot))
+            .chain(self.uncached.ids(&meant))
+            .collect()
+    }
+
+    /// Returns true if the registration is deregistered.
+    pub(crate) fn is_gone(&self, id: EntryId) -> bool {
+        match id {
+            EntryId::Cached(slot, cookie) => self.slots.is_gone(slot, cookie),
+            EntryId::Uncached(number) => !self.uncached.contains(number),
+        }
+    }
+
+    /// Unlinks a revocable entry, if no guard has come in the meantime.
+    pub(crate) fn revoke<T>(&mut self, slab: &Slab<T>, slot: Slot, cookie: Cookie) {
+        let idle = slab.get(slot).is_some_and(|entry| !entry.is_in_use());
+        if idle && self.slots.at(slot).cookie == cookie {
+            self.unlink(slab, slot);
+        }
+    }
+}
+
+/// Eviction, reclaim and deferred deregistration.
+impl<A: Access> Table<A> {
+    /// Evicts idle entries until another one of `bytes` fits. Returns `None`, and evicts nothing,
+    /// if that cannot be reached.
+    pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<()> {
+        let mut victims = Vec::new();
+        let mut freed = 0;
+        while !self.budget.would_hold(bytes, victims.len(), freed) {
+            let Some(slot) = self.victim(slab) else {
+                for slot in victims.into_iter().rev() {
+                    self.eviction.put_back(slot);
+                }
+                return None;
+            };
+            freed += self.slots.at(slot).bytes;
+            victims.push(slot);
+        }
+        for slot in victims {
+            self.evict_victim(slab, slot);
+        }
+        Some(())
+    }
+
+    /// Evicts the coldest idle entry.
+    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<Outgoing> {
+        let slot = self.victim(slab)?;
+        self.evict_victim(slab, slot);
+        Some((self.unheld(slot), self.slots.at(slot).bytes))
+    }
+
+    /// Returns an unlinked entry that no guard holds: some thread deregisters it, or will soon.
+    pub(crate) fn any_outgoing(&self) -> Option<Outgoing> {
+        let dead = self.eviction.all(List::Dead);
+        let mut unlinked = dead.chain(self.eviction.all(List::Draining));
+        unlinked.find_map(|slot| {
+            let id = self.unheld(slot)?;
+            Some((Some(id), self.slots.at(slot).bytes))
+        })
+    }
+
+    /// Returns the id of an unlinked entry, if no guard held it when it was unlinked.
+    fn unheld(&self, slot: Slot) -> Option<EntryId> {
+        let unheld = self.slots.at(slot).phase() == Phase::Unlinked { held: false };
+        unheld.then(|| self.slots.id(slot))
+    }
+
+    fn evict_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) {
+        self.eviction.put_back(slot);
+        self.unlink(slab, slot);
+        self.counts.evictions += 1;
+    }
+
+    /// Takes the coldest idle entry out of the list of live ones.
+    fn victim<T>(&mut self, slab: &Slab<T>) -> Option<Slot> {
+        self.eviction.victim(|slot| {
+            let entry = slab.get(slot);
+            entry.is_some_and(|entry| !entry.is_in_use() && !entry.was_used())
+        })
+    }
+
+    /// Returns true if there are dead entries to deregister.
+    pub(crate) fn has_dead(&self) -> bool {
+        self.eviction.head(List::Dead).is_some()
+    }
+
+    /// Takes a dead entry, which is draining from now on. The caller must take its content out and
+    /// deregister it.
+    pub(crate) fn pop_dead(&mut self) -> Option<Slot> {
+        let slot = self.eviction.head(List::Dead)?;
+        self.eviction.remove(List::Dead, slot);
+        self.eviction.push(List::Draining, slot);
+        Some(slot)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_without_references_to_grant_makes_way_for_another_that_serves() {
+        let slab: Slab<u8> = Slab::new(8).unwrap();
+        let mut table: Table<()> = Table::new(8, 1 << 20);
+        let range =
+            |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
+        let enter = |table: &mut Table<()>, range| {
+            let found = table.find(&slab, range, (), false);
+            assert!(found.is_none());
+            let request = Request {
+                range,
+                access: (),
+                revocable: false,
+                bytes: 1,
+            };
+            let (slot, _) = table.reserve(request).unwrap();
+            table.link(&slab, slot);
+            // SAFETY: the slot is reserved, so its entry is vacant and nobody else's.
+            unsafe { slab.get(slot).unwrap().publish(0, false) };
+            slot
+        };
+        let a = enter(&mut table, range(10, 20));
+        let b = enter(&mut table, range(12, 22));
+        slab.get(b).unwrap().saturate();
+        let (found, ..) = table.find(&slab, range(13, 19), (), false).unwrap();
+        assert_eq!(found, a);
+    }
+}

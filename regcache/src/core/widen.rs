@@ -1,0 +1,111 @@
+//! [`Widening`]: registering more than was asked for, so that later lookups are hits.
+//!
+//! The whole of a wider registration is watched, so it is never stale either. The device may refuse
+//! it because of a hole beside the range, and another thread's changes may spoil it. Then the range
+//! itself is registered.
+
+use std::io;
+
+use crate::range::VaRange;
+
+/// The limits of widening.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Widening {
+    /// The size of the blocks that a range is rounded to, in bytes.
+    pub(crate) granularity: usize,
+    /// The size up to which a range is merged with its neighbours, in bytes.
+    pub(crate) merge_up_to: usize,
+}
+
+impl Default for Widening {
+    fn default() -> Self {
+        Self {
+            granularity: 1,
+            merge_up_to: 0,
+        }
+    }
+}
+
+impl Widening {
+    /// Refuses a granularity that is not a power of two.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        if self.granularity.is_power_of_two() {
+            return Ok(());
+        }
+        let why = format!("the granularity {} is not a power of two", self.granularity);
+        Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+    }
+
+    /// Returns the range to register for `range`. `neighbours` returns the registrations that
+    /// overlap or touch a range.
+    pub(crate) fn widen<I>(&self, range: VaRange, neighbours: impl Fn(VaRange) -> I) -> VaRange
+    where
+        I: Iterator<Item = VaRange>,
+    {
+        let blocks = range.aligned(self.granularity).unwrap_or(range);
+        if blocks.len() >= self.merge_up_to {
+            return blocks;
+        }
+        let mut whole = blocks;
+        for neighbour in neighbours(blocks) {
+            let both = whole.hull(&neighbour);
+            if both.len() <= self.merge_up_to {
+                whole = both;
+            }
+        }
+        whole
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::iter;
+    use std::ptr;
+
+    use super::*;
+
+    fn range(start: usize, end: usize) -> VaRange {
+        let start_at = ptr::without_provenance(start);
+        VaRange::new(start_at, end - start).expect("neither empty nor wrapping")
+    }
+
+    #[test]
+    fn a_range_is_widened_to_whole_blocks_unless_there_is_no_room_for_them() {
+        let widening = Widening {
+            granularity: 0x1000,
+            merge_up_to: 0,
+        };
+        let widen = |r| widening.widen(r, |_| iter::empty());
+        assert_eq!(widen(range(0x1fff, 0x2001)), range(0x1000, 0x3000));
+        assert_eq!(widen(range(0x1000, 0x2000)), range(0x1000, 0x2000));
+        let last = range(usize::MAX - 5, usize::MAX - 1);
+        assert_eq!(widen(last), last);
+    }
+
+    #[test]
+    fn neighbours_join_as_long_as_they_fit() {
+        let widening = Widening {
+            granularity: 1,
+            merge_up_to: 0x3000,
+        };
+        let neighbours = [
+            range(0x800, 0x1000),
+            range(0x2000, 0x9000),
+            range(0x1800, 0x2800),
+        ];
+        let widen = |r| widening.widen(r, |_| neighbours.into_iter());
+        assert_eq!(widen(range(0x1000, 0x2000)), range(0x800, 0x2800));
+        assert_eq!(widen(range(0x1000, 0x5000)), range(0x1000, 0x5000));
+    }
+
+    #[test]
+    fn only_powers_of_two_are_granularities() {
+        for (granularity, good) in [(0, false), (1, true), (3, false), (1 << 21, true)] {
+            let widening = Widening {
+                granularity,
+                merge_up_to: 0,
+            };
+            assert_eq!(widening.check().is_ok(), good);
+        }
+    }
+}

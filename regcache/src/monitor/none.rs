@@ -1,0 +1,35 @@
+//! [`NoMonitor`], for a machine without a monitor: it watches nothing, so nothing is cached.
+
+use std::io;
+
+use super::{Cookie, Monitor};
+use crate::range::VaRange;
+
+/// A monitor that refuses every watch. A cache on it registers at each lookup, which is slow and
+/// never stale.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoMonitor;
+
+// SAFETY: no range is ever watched, so there is nothing to report.
+unsafe impl Monitor for NoMonitor {
+    #[inline]
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    fn watch(&self, _: VaRange, _: Cookie) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn unwatch(&self, _: Cookie) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn drain(&self, _: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        Ok(0)
+    }
+
+    fn name(&self) -> &'static str {
+        "nothing"
+    }
+}

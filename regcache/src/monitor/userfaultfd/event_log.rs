@@ -1,0 +1,158 @@
+//! [`Log`]: a ring of the events that the reader has read.
+//!
+//! Only the reader writes to it. Threads read it under the lock of the monitor's table. The reader
+//! must not wait, so the ring has a fixed size. If it is full, the events that do not fit become
+//! one entry for everything. That loses precision, and no event.
+
+use std::array;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use super::coverage::Pages;
+
+/// The number of entries: 4 KiB of them.
+const ENTRIES: usize = 256;
+
+/// A flag in the lowest bit of an entry's start, which is the start of a page.
+const REMOVAL: usize = 1;
+
+/// The pages of an entry for everything.
+const ALL: Pages = (0, usize::MAX);
+
+/// See the head of this file.
+#[derive(Debug)]
+pub(super) struct Log {
+    generation: AtomicU64,
+    /// True while the reader may have read events that are not entered yet.
+    reading: AtomicBool,
+    /// The number of removals ever entered.
+    removals: AtomicU64,
+    entries: [[AtomicUsize; 2]; ENTRIES],
+    /// The numbers of entries ever written and ever read.
+    written: AtomicUsize,
+    read: AtomicUsize,
+    overflown: AtomicBool,
+}
+
+/// Pages that have changed, or, if this is a removal, that are about to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) pages: Pages,
+    pub(super) is_removal: bool,
+}
+
+impl Log {
+    pub(super) fn new() -> Self {
+        Self {
+            generation: AtomicU64::new(0),
+            reading: AtomicBool::new(false),
+            removals: AtomicU64::new(0),
+            entries: array::from_fn(|_| [AtomicUsize::new(0), AtomicUsize::new(0)]),
+            written: AtomicUsize::new(0),
+            read: AtomicUsize::new(0),
+            overflown: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Raises the generation, after the changes that it stands for were entered.
+    pub(super) fn raise(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Sets the flag before the reader reads, and clears it after its events are entered.
+    pub(super) fn set_reading(&self, reading: bool) {
+        self.reading.store(reading, Ordering::SeqCst);
+    }
+
+    /// Returns false if all events that were read are entered, and the generation was raised.
+    pub(super) fn is_reading(&self) -> bool {
+        self.reading.load(Ordering::SeqCst)
+    }
+
+    /// Returns the number of removals ever entered.
+    pub(super) fn removals(&self) -> u64 {
+        self.removals.load(Ordering::Acquire)
+    }
+
+    /// Enters a change. Only the reader calls this.
+    pub(super) fn enter(&self, change: Change) {
+        let written = self.written.load(Ordering::Relaxed);
+        if written.wrapping_sub(self.read.load(Ordering::Acquire)) == ENTRIES {
+            self.overflown.store(true, Ordering::Release);
+            self.removals.fetch_add(1, Ordering::Release);
+            return;
+        }
+        let [start, end] = &self.entries[written % ENTRIES];
+        let flag = if change.is_removal { REMOVAL } else { 0 };
+        start.store(change.pages.0 | flag, Ordering::Relaxed);
+        end.store(change.pages.1, Ordering::Relaxed);
+        self.written
+            .store(written.wrapping_add(1), Ordering::Release);
+        if change.is_removal {
+            self.removals.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Takes the oldest entry out. Only one thread at a time may call this.
+    pub(super) fn take(&self) -> Option<Change> {
+        if self.overflown.swap(false, Ordering::AcqRel) {
+            return Some(Change {
+                pages: ALL,
+                is_removal: true,
+            });
+        }
+        let read = self.read.load(Ordering::Relaxed);
+        if read == self.written.load(Ordering::Acquire) {
+            return None;
+        }
+        let [start, end] = &self.entries[read % ENTRIES];
+        let (start, end) = (start.load(Ordering::Relaxed), end.load(Ordering::Relaxed));
+        self.read.store(read.wrapping_add(1), Ordering::Release);
+        Some(Change {
+            pages: (start & !REMOVAL, end),
+            is_removal: start & REMOVAL != 0,
+        })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn change(i: usize, is_removal: bool) -> Change {
+        let start = i * 4096;
+        Change {
+            pages: (start, start + 4096),
+            is_removal,
+        }
+    }
+
+    #[test]
+    fn entries_come_out_in_order() {
+        let log = Log::new();
+        for i in 0..3 * ENTRIES {
+            log.enter(change(i, i % 2 == 0));
+            assert_eq!(log.take(), Some(change(i, i % 2 == 0)));
+            assert_eq!(log.take(), None);
+        }
+        assert_eq!(log.removals(), 3 * ENTRIES as u64 / 2);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_everything() {
+        let log = Log::new();
+        for i in 0..=ENTRIES {
+            log.enter(change(i, false));
+        }
+        assert_eq!(log.removals(), 1, "it may have been one");
+        let all = log.take();
+        assert_eq!(all.map(|it| (it.pages, it.is_removal)), Some((ALL, true)));
+        for i in 0..ENTRIES {
+            assert_eq!(log.take(), Some(change(i, false)));
+        }
+        assert_eq!(log.take(), None);
+    }
+}

@@ -1,0 +1,114 @@
+//! [`ForkMark`]: a word that shows whether this process was forked from the cache's own.
+//!
+//! A forked child has a copy of the cache, but not of the pages and registrations behind it. The
+//! pages that it finds at the same addresses are its own; the adapter's registrations are its
+//! parent's. `getpid` would tell the two apart at the price of a system call. `pthread_atfork`
+//! would miss a child made by `clone`. So the kernel keeps the mark: a page under
+//! `MADV_WIPEONFORK` reads as zeros in any process that got a copy of the address space. Threads,
+//! vfork children and `CLONE_VM` children share the memory, the registrations and the mark.
+//!
+//! In the process that made it the mark is a number. So the hit path answers two questions with
+//! one load: `design.rs` says which.
+
+#[cfg(not(loom))]
+pub(crate) use mapped::ForkMark;
+
+#[cfg(not(loom))]
+mod mapped {
+    use std::io;
+    use std::ptr::NonNull;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use memmap2::MmapMut;
+    use nix::sys::mman::{MmapAdvise, madvise};
+
+    /// A number that is never 0 in the process that made it, and always 0 in its children.
+    #[derive(Debug)]
+    pub(crate) struct ForkMark(MmapMut);
+
+    impl ForkMark {
+        pub(crate) fn new(value: u64) -> io::Result<Self> {
+            let mut mark = Self(MmapMut::map_anon(size_of::<AtomicU64>())?);
+            let len = mark.0.len();
+            let start = NonNull::from(&mut mark.0[..]).cast();
+            // SAFETY: the page is this mapping's own, and nothing has been written to it yet.
+            unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }?;
+            mark.store(value, Ordering::Relaxed);
+            Ok(mark)
+        }
+
+        #[inline]
+        pub(crate) fn in_child(&self) -> bool {
+            self.load(Ordering::Relaxed) == 0
+        }
+
+        #[inline]
+        pub(crate) fn load(&self, ordering: Ordering) -> u64 {
+            self.word().load(ordering)
+        }
+
+        /// Stores a number other than 0. A child must not call this.
+        pub(crate) fn store(&self, value: u64, ordering: Ordering) {
+            debug_assert_ne!(value, 0);
+            self.word().store(value, ordering);
+        }
+
+        #[inline]
+        fn word(&self) -> &AtomicU64 {
+            // SAFETY: a mapping is page-aligned, at least a page long and lives as long as `self`.
+            // All accesses are made here, as an atomic.
+            unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast_mut().cast()) }
+        }
+    }
+}
+
+/// The number as loom's atomic. Under loom no process is forked.
+#[cfg(loom)]
+#[derive(Debug)]
+pub(crate) struct ForkMark(loom::sync::atomic::AtomicU64);
+
+#[cfg(loom)]
+impl ForkMark {
+    pub(crate) fn new(value: u64) -> std::io::Result<Self> {
+        Ok(Self(loom::sync::atomic::AtomicU64::new(value)))
+    }
+
+    pub(crate) fn in_child(&self) -> bool {
+        false
+    }
+
+    pub(crate) fn load(&self, ordering: loom::sync::atomic::Ordering) -> u64 {
+        self.0.load(ordering)
+    }
+
+    pub(crate) fn store(&self, value: u64, ordering: loom::sync::atomic::Ordering) {
+        self.0.store(value, ordering);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forked_child_sees_the_mark_wiped_and_a_thread_does_not() {
+        let mark = ForkMark::new(7).unwrap();
+        assert!(!mark.in_child());
+        std::thread::scope(|s| s.spawn(|| assert!(!mark.in_child())).join()).unwrap();
+        // SAFETY: the child calls nothing but _exit.
+        match unsafe { libc::fork() } {
+            0 => {
+                let status = i32::from(!mark.in_child());
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(status) }
+            }
+            child => {
+                let mut status = 0;
+                // SAFETY: waits for the child made above.
+                assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+                assert_eq!(status, 0, "the child saw the parent's mark");
+            }
+        }
+        assert_eq!(mark.load(std::sync::atomic::Ordering::Relaxed), 7);
+    }
+}

@@ -1,0 +1,6 @@
+//! The operating system and the synchronisation primitives, as the cache uses them.
+
+pub(crate) mod fork;
+pub(crate) mod sync;
+pub(crate) mod thread;
+pub(crate) mod zeroed;

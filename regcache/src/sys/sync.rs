@@ -1,0 +1,64 @@
+//! The primitives that the protocol is built on: std's, or loom's under `--cfg loom`.
+//!
+//! loom sees every atomic, lock and [`UnsafeCell`] of this module. It does not see
+//!
+//! - the content of an entry, once [`UnsafeCell::with`] has returned a reference to it;
+//! - the counter page and the fork mark, which are memory that the kernel writes;
+//! - two stores that two CPUs see in different orders, because it runs one thread at a time. Only
+//!   such a case shows that `drained` needs release and acquire ordering (`design.rs`, step 3), so
+//!   no test here covers that ordering.
+
+#[cfg(not(loom))]
+pub(crate) use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard,
+    atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+#[cfg(loom)]
+pub(crate) use loom::{
+    cell::UnsafeCell,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+/// std's cell with loom's interface.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
+
+#[cfg(not(loom))]
+impl<T> UnsafeCell<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(std::cell::UnsafeCell::new(value))
+    }
+
+    #[inline]
+    pub(crate) fn with<U>(&self, f: impl FnOnce(*const T) -> U) -> U {
+        f(self.0.get())
+    }
+
+    #[inline]
+    pub(crate) fn with_mut<U>(&self, f: impl FnOnce(*mut T) -> U) -> U {
+        f(self.0.get())
+    }
+}
+
+/// Takes the lock, even if another thread panicked while it held it. This is sound because the
+/// data is consistent between any two statements that can panic.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Waits until the condition is signalled, for `timeout` at most. The lock is free meanwhile.
+pub(crate) fn wait_for<'l, T>(
+    condition: &Condvar,
+    locked: MutexGuard<'l, T>,
+    timeout: std::time::Duration,
+) -> MutexGuard<'l, T> {
+    let waited = condition.wait_timeout(locked, timeout);
+    waited.unwrap_or_else(std::sync::PoisonError::into_inner).0
+}

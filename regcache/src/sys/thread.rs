@@ -1,0 +1,20 @@
+//! Starting the library's own threads.
+
+use std::io;
+use std::thread::{Builder, JoinHandle};
+
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+
+/// Starts a thread with all signals blocked, so that the application's threads handle its signals.
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let mut before = SigSet::empty();
+    // A new thread inherits the mask.
+    pthread_sigmask(
+        SigmaskHow::SIG_BLOCK,
+        Some(&SigSet::all()),
+        Some(&mut before),
+    )?;
+    let thread = Builder::new().name(name.to_owned()).spawn(run);
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    thread
+}

@@ -1,0 +1,111 @@
+//! [`Zeroed`]: a large array of which few elements may ever be used.
+//!
+//! The array reserves address space. The kernel adds zeroed memory, a page at a time, when an
+//! element is first touched. The array does not come from malloc: when glibc frees a large block it
+//! raises the size from which it maps memory, and then keeps memory that the application frees.
+
+/// Types for which all-zero bytes are a valid value.
+///
+/// # Safety
+///
+/// All-zero bytes are a valid value of the type.
+#[cfg(not(loom))]
+pub(crate) unsafe trait FromZeros: Sized {}
+
+/// Types whose values under loom are made one by one.
+#[cfg(loom)]
+pub(crate) trait FromZeros: Sized {
+    fn zeros() -> Self;
+}
+
+#[cfg(loom)]
+pub(crate) use boxed::Zeroed;
+#[cfg(not(loom))]
+pub(crate) use mapped::Zeroed;
+
+#[cfg(not(loom))]
+mod mapped {
+    use std::io;
+    use std::marker::PhantomData;
+    use std::ptr::NonNull;
+
+    use memmap2::{MmapMut, MmapOptions};
+
+    use super::FromZeros;
+
+    /// Zeroed memory from the kernel, without a reservation of swap.
+    #[derive(Debug)]
+    pub(crate) struct Zeroed<T> {
+        /// The first element in the mapping; dangling if there are no elements.
+        first: NonNull<T>,
+        len: usize,
+        _mapping: Option<MmapMut>,
+        owns: PhantomData<T>,
+    }
+
+    // SAFETY: the array owns its elements.
+    unsafe impl<T: Send> Send for Zeroed<T> {}
+    // SAFETY: as above.
+    unsafe impl<T: Sync> Sync for Zeroed<T> {}
+
+    impl<T: FromZeros> Zeroed<T> {
+        /// Makes an array of `len` zeroed elements.
+        ///
+        /// # Errors
+        ///
+        /// The kernel's error if there is no address space left.
+        pub(crate) fn new(len: usize) -> io::Result<Self> {
+            const { assert!(align_of::<T>() <= 4096) };
+            let bytes = len
+                .checked_mul(size_of::<T>())
+                .ok_or(io::ErrorKind::OutOfMemory)?;
+            if bytes == 0 {
+                return Ok(Self {
+                    first: NonNull::dangling(),
+                    len,
+                    _mapping: None,
+                    owns: PhantomData,
+                });
+            }
+            let mut mapping = MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?;
+            Ok(Self {
+                first: NonNull::from(&mut mapping[..]).cast(),
+                len,
+                _mapping: Some(mapping),
+                owns: PhantomData,
+            })
+        }
+
+        #[inline]
+        pub(crate) fn as_slice(&self) -> &[T] {
+            // SAFETY: the mapping has room for `len` elements, is aligned as a page is, and zeros
+            // are a valid element. It lives as long as `self`, and is accessed in no other way.
+            unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
+        }
+    }
+}
+
+/// An array on the heap: loom's atomics are not valid as zeros.
+#[cfg(loom)]
+mod boxed {
+    use std::io;
+
+    use super::FromZeros;
+
+    #[derive(Debug)]
+    pub(crate) struct Zeroed<T>(Box<[T]>);
+
+    impl<T: FromZeros> Zeroed<T> {
+        #[expect(
+            clippy::unnecessary_wraps,
+            reason = "the signature of the mapped array"
+        )]
+        pub(crate) fn new(len: usize) -> io::Result<Self> {
+            Ok(Self((0..len).map(|_| T::zeros()).collect()))
+        }
+
+        pub(crate) fn as_slice(&self) -> &[T] {
+            &self.0
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! Regressions that a review once found, of panics, remote keys and a shared monitor. Each test
+//! plays the order of events that failed.
+#![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod model;
+
+use model::{Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, Pinned, page};
+use regcache::monitor::{Cookie, Monitor, Shared};
+use regcache::{Builder, Cache, Registrar, VaRange};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const READ: Bits = Bits(1);
+const REMOTE: Bits = Bits(5);
+
+fn builder<R: Registrar>(device: R, kernel: &Arc<FakeKernel>) -> Builder<R, FakeMonitor> {
+    Cache::builder(device).monitor(FakeMonitor(Arc::clone(kernel)))
+}
+
+/// A device whose next deregistration panics when the flag is set.
+struct Panicky(FakeDevice, AtomicBool);
+// SAFETY: this is a model, without a device that reaches memory.
+unsafe impl Registrar for Panicky {
+    type Access = Bits;
+    type Registration = Pinned;
+    fn register(&self, r: VaRange, a: Bits) -> io::Result<Pinned> {
+        self.0.register(r, a)
+    }
+    fn deregister(&self, p: Pinned) -> io::Result<()> {
+        if self.1.swap(false, Ordering::Relaxed) {
+            panic!("registrar");
+        }
+        self.0.deregister(p)
+    }
+}
+
+#[test]
+fn a_panic_in_deregister_leaves_no_unwatched_entry() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(
+        Panicky(FakeDevice::new(&kernel), AtomicBool::new(false)),
+        &kernel,
+    )
+    .build()
+    .unwrap();
+    drop(cache.get(page(0), PAGE, READ).unwrap());
+    cache.registrar().1.store(true, Ordering::Relaxed);
+    // The wider registration replaces the first one, whose deregistration panics.
+    drop(cache.get(page(0), 2 * PAGE, READ).unwrap());
+    assert_eq!(cache.stats().leaked, 1);
+    kernel.remap(1);
+    let guard = cache.get(page(0), 2 * PAGE, READ).unwrap();
+    let wanted = VaRange::new(page(0), 2 * PAGE).unwrap();
+    assert!(!guard.registration().is_stale(&kernel, wanted), "STALE");
+}
+
+/// The same, and then the slot is used again: the failure overwrote the content of a live entry.
+#[test]
+fn a_panic_in_deregister_does_not_recycle_a_live_slot() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(
+        Panicky(FakeDevice::new(&kernel), AtomicBool::new(false)),
+        &kernel,
+    )
+    .build()
+    .unwrap();
+    drop(cache.get(page(0), PAGE, READ).unwrap());
+    cache.registrar().1.store(true, Ordering::Relaxed);
+    drop(cache.get(page(0), 2 * PAGE, READ).unwrap());
+    let held = cache.get(page(0), 2 * PAGE, READ).unwrap();
+    let (first, id) = (held.registration().first, held.registration().id);
+    let other = cache.get(page(5), PAGE, READ).unwrap();
+    assert_eq!(
+        (held.registration().first, held.registration().id),
+        (first, id),
+        "the guard's content was overwritten"
+    );
+    drop(other);
+}
+
+#[test]
+fn a_revocable_registration_serves_no_local_lookup() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(FakeDevice::new(&kernel), &kernel)
+        .revoke_remote_keys(true)
+        .build()
+        .unwrap();
+    drop(cache.get(page(0), PAGE, READ).unwrap());
+    cache.flush().unwrap();
+    let remote = cache.get(page(0), PAGE, REMOTE).unwrap();
+    let local = cache.get(page(0), PAGE, READ).unwrap();
+    assert_ne!(
+        local.registration().id,
+        remote.registration().id,
+        "local lookup got the remote key's registration"
+    );
+}
+
+#[test]
+fn the_remote_key_ends_with_the_last_remote_guard() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(FakeDevice::new(&kernel), &kernel)
+        .revoke_remote_keys(true)
+        .build()
+        .unwrap();
+    drop(cache.get(page(0), PAGE, READ).unwrap());
+    cache.flush().unwrap();
+    let remote = cache.get(page(0), PAGE, REMOTE).unwrap();
+    let _local = cache.get(page(0), PAGE, READ).unwrap();
+    let before = cache.registrar().live.load(Ordering::Relaxed);
+    drop(remote);
+    assert_eq!(
+        cache.registrar().live.load(Ordering::Relaxed),
+        before - 1,
+        "key still valid"
+    );
+}
+
+#[test]
+fn waiting_forever_does_not_panic() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(FakeDevice::new(&kernel), &kernel).build().unwrap();
+    assert!(cache.flush().unwrap().wait(Duration::MAX));
+}
+
+/// A kernel whose invalidations take time. The start marks the watches and raises the generation.
+/// The end puts the new page in place, and repeats the early reports: those that were read in
+/// between. The driver does the same.
+struct Slow {
+    k: std::sync::Mutex<SlowState>,
+}
+#[derive(Default)]
+struct SlowState {
+    gen_: u64,
+    live: std::collections::BTreeMap<u64, VaRange>,
+    invalidated: std::collections::BTreeSet<u64>,
+    early: std::collections::BTreeSet<u64>,
+    in_flight: bool,
+    version: u64,
+}
+impl Slow {
+    fn start(&self) {
+        let mut s = self.k.lock().unwrap();
+        s.in_flight = true;
+        let c: Vec<_> = s.live.keys().copied().collect();
+        if !c.is_empty() {
+            s.invalidated.extend(c);
+            s.gen_ += 1;
+        }
+    }
+    fn end(&self) {
+        let mut s = self.k.lock().unwrap();
+        s.version += 1;
+        s.in_flight = false;
+        let early = std::mem::take(&mut s.early);
+        let mut more = false;
+        for c in early {
+            if s.live.contains_key(&c) && s.invalidated.insert(c) {
+                more = true;
+            }
+        }
+        if more {
+            s.gen_ += 1;
+        }
+    }
+}
+struct SlowMonitor(Arc<Slow>);
+// SAFETY: this is a model, without a device that reaches memory.
+unsafe impl Monitor for SlowMonitor {
+    fn generation(&self) -> u64 {
+        self.0.k.lock().unwrap().gen_
+    }
+    fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
+        let mut s = self.0.k.lock().unwrap();
+        assert!(!s.in_flight, "would wait");
+        s.live.insert(c.0, r);
+        Ok(())
+    }
+    fn unwatch(&self, c: Cookie) -> io::Result<()> {
+        let mut s = self.0.k.lock().unwrap();
+        s.invalidated.remove(&c.0);
+        s.early.remove(&c.0);
+        s.live.remove(&c.0);
+        Ok(())
+    }
+    fn drain(&self, f: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        let mut s = self.0.k.lock().unwrap();
+        let in_flight = s.in_flight;
+        for c in std::mem::take(&mut s.invalidated) {
+            if in_flight {
+                s.early.insert(c);
+            }
+            f(Cookie(c));
+        }
+        Ok(s.gen_)
+    }
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+}
+struct SlowDevice(Arc<Slow>);
+// SAFETY: this is a model, without a device that reaches memory.
+unsafe impl Registrar for SlowDevice {
+    type Access = ();
+    type Registration = u64;
+    fn register(&self, _: VaRange, _: ()) -> io::Result<u64> {
+        Ok(self.0.k.lock().unwrap().version)
+    }
+    fn deregister(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Returns the kernel, and two shares of its monitor.
+fn slow() -> (Arc<Slow>, [Shared<SlowMonitor>; 2]) {
+    let kernel = Arc::new(Slow {
+        k: Default::default(),
+    });
+    let one = Shared::new(SlowMonitor(Arc::clone(&kernel))).unwrap();
+    let two = one.subscribe().unwrap();
+    (kernel, [one, two])
+}
+
+fn slow_cache(
+    kernel: &Arc<Slow>,
+    monitor: Shared<SlowMonitor>,
+) -> Cache<SlowDevice, Shared<SlowMonitor>> {
+    let builder = Cache::builder(SlowDevice(Arc::clone(kernel))).monitor(monitor);
+    builder.build().unwrap()
+}
+
+#[test]
+fn a_cache_built_during_an_invalidation_on_a_shared_monitor_is_never_stale() {
+    let (k, [one, two]) = slow();
+    let a = slow_cache(&k, one);
+    drop(a.get(page(0), PAGE, ()).unwrap());
+    k.start();
+    let b = slow_cache(&k, two);
+    drop(b.get(page(0), PAGE, ()).unwrap());
+    k.end();
+    assert_eq!(
+        *b.get(page(0), PAGE, ()).unwrap().registration(),
+        1,
+        "STALE"
+    );
+}
+
+/// The control of the test above: the second cache was built before the invalidation.
+#[test]
+fn control_a_cache_built_before() {
+    let (k, [one, two]) = slow();
+    let a = slow_cache(&k, one);
+    let b = slow_cache(&k, two);
+    drop(a.get(page(0), PAGE, ()).unwrap());
+    k.start();
+    drop(b.get(page(0), PAGE, ()).unwrap());
+    k.end();
+    assert_eq!(
+        *b.get(page(0), PAGE, ()).unwrap().registration(),
+        1,
+        "STALE"
+    );
+}
+
+#[test]
+fn reaping_makes_the_descriptor_quiet() {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let kernel = FakeKernel::with_descriptor(8);
+    let one = Shared::new(FakeMonitor(Arc::clone(&kernel))).unwrap();
+    let two = one.subscribe().unwrap();
+    let build = |m: Shared<FakeMonitor>| {
+        Cache::builder(FakeDevice::new(&kernel))
+            .monitor(m)
+            .background_reaper(false)
+            .build()
+            .unwrap()
+    };
+    let a = build(one);
+    drop(a.get(page(0), PAGE, READ).unwrap());
+    kernel.remap(0);
+    let b = build(two);
+    drop(b.get(page(0), PAGE, READ).unwrap());
+    a.reap().unwrap();
+    for _ in 0..3 {
+        b.reap().unwrap();
+    }
+    let mut fds = [PollFd::new(b.descriptor().unwrap(), PollFlags::POLLIN)];
+    assert_eq!(
+        poll(&mut fds, PollTimeout::ZERO).unwrap(),
+        0,
+        "readable forever"
+    );
+}
+
+/// A request to a monitor.
+#[derive(Clone, Copy, PartialEq)]
+enum Asked {
+    Watch(VaRange),
+    Drain,
+}
+
+/// A monitor that asks a function about each request first.
+struct Asking<F>(FakeMonitor, F);
+
+// SAFETY: this is a model, without a device that reaches memory.
+unsafe impl<F: Fn(Asked) -> io::Result<()> + Send + Sync + 'static> Monitor for Asking<F> {
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+
+    fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        self.1(Asked::Watch(range))?;
+        self.0.watch(range, cookie)
+    }
+
+    fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        self.0.unwatch(cookie)
+    }
+
+    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        self.1(Asked::Drain)?;
+        self.0.drain(invalidated)
+    }
+
+    fn name(&self) -> &'static str {
+        "asking"
+    }
+}
+
+#[test]
+fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
+    let kernel = FakeKernel::new(8);
+    let owner = std::process::id();
+    // The driver also refuses processes that are not the owner.
+    let owned = move |_| match std::process::id() {
+        id if id == owner => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
+    };
+    let spare = Shared::new(Asking(FakeMonitor(Arc::clone(&kernel)), owned)).unwrap();
+    let a = Cache::builder(FakeDevice::new(&kernel))
+        .monitor(spare.subscribe().unwrap())
+        .build()
+        .unwrap();
+    drop(a.get(page(0), PAGE, READ).unwrap());
+    // SAFETY: the child touches only its own copy of the model's memory, and ends by _exit.
+    match unsafe { libc::fork() } {
+        0 => {
+            let builder = Cache::builder(FakeDevice::new(&kernel)).monitor(spare);
+            let kept = builder.build().is_ok_and(|own| {
+                let guard = own.get(page(0), PAGE, READ);
+                guard.is_ok_and(|guard| guard.is_cached())
+            });
+            // SAFETY: this ends the child.
+            unsafe { libc::_exit(i32::from(kept)) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: this waits for the child made above.
+            unsafe { libc::waitpid(child, &raw mut status, 0) };
+            assert_eq!(
+                status, 0,
+                "the child keeps a registration that nobody watches for it"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_panic_while_the_cache_is_dropped_leaks_one_registration() {
+    let kernel = FakeKernel::new(8);
+    let device = FakeDevice::new(&kernel);
+    let live = Arc::clone(&device.live);
+    let cache = builder(Panicky(device, AtomicBool::new(false)), &kernel)
+        .build()
+        .unwrap();
+    for i in 0..4 {
+        drop(cache.get(page(i), PAGE, READ).unwrap());
+    }
+    cache.registrar().1.store(true, Ordering::Relaxed);
+    drop(cache);
+    assert_eq!(
+        (
+            live.load(Ordering::Relaxed),
+            kernel.watches(),
+            Arc::strong_count(&kernel)
+        ),
+        (1, 0, 1)
+    );
+}
+
+/// A gate at which the watch of one page waits.
+struct Gate {
+    inside: std::sync::Barrier,
+    go: AtomicBool,
+}
+
+#[test]
+fn a_watch_that_waits_does_not_stop_the_lookups_of_other_caches() {
+    let kernel = FakeKernel::new(8);
+    let gate = Arc::new(Gate {
+        inside: std::sync::Barrier::new(2),
+        go: AtomicBool::new(false),
+    });
+    let gated = {
+        let gate = Arc::clone(&gate);
+        move |asked| {
+            if matches!(asked, Asked::Watch(range) if range.start() == page(7).addr()) {
+                gate.inside.wait();
+                while !gate.go.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+            }
+            Ok(())
+        }
+    };
+    let one = Shared::new(Asking(FakeMonitor(Arc::clone(&kernel)), gated)).unwrap();
+    let two = one.subscribe().unwrap();
+    let [a, b] = [one, two].map(|monitor| {
+        let builder = Cache::builder(FakeDevice::new(&kernel)).monitor(monitor);
+        builder.build().unwrap()
+    });
+    drop(b.get(page(0), PAGE, READ).unwrap());
+    let done = AtomicBool::new(false);
+    let in_time = std::thread::scope(|s| {
+        s.spawn(|| drop(a.get(page(7), PAGE, READ).unwrap()));
+        gate.inside.wait();
+        kernel.remap(0);
+        s.spawn(|| {
+            drop(b.get(page(0), PAGE, READ).unwrap());
+            done.store(true, Ordering::Relaxed);
+        });
+        std::thread::sleep(Duration::from_millis(500));
+        let in_time = done.load(Ordering::Relaxed);
+        gate.go.store(true, Ordering::Relaxed);
+        in_time
+    });
+    assert!(in_time, "b's lookup waited for a's watch");
+}
+
+#[test]
+fn a_completion_knows_of_uncached_registrations_of_the_range() {
+    let kernel = FakeKernel::new(8);
+    let cache = builder(FakeDevice::new(&kernel), &kernel)
+        .max_entries(0)
+        .build()
+        .unwrap();
+    let held = cache.get(page(0), PAGE, READ).unwrap();
+    let mut left = cache.invalidate(page(0), PAGE).unwrap();
+    assert_eq!(
+        left.in_use(),
+        1,
+        "a guard still holds a registration of the range"
+    );
+    drop(held);
+}
+
+#[test]
+fn idle_entries_make_way_when_the_monitor_is_full() {
+    let kernel = FakeKernel::new(8);
+    // The driver's limit is max_regions.
+    let few = {
+        let kernel = Arc::clone(&kernel);
+        move |asked| match asked {
+            Asked::Watch(_) if kernel.watches() >= 2 => {
+                Err(io::Error::from_raw_os_error(libc::ENOSPC))
+            }
+            _ => Ok(()),
+        }
+    };
+    let cache = Cache::builder(FakeDevice::new(&kernel))
+        .monitor(Asking(FakeMonitor(Arc::clone(&kernel)), few))
+        .build()
+        .unwrap();
+    for i in 0..2 {
+        drop(cache.get(page(i), PAGE, READ).unwrap());
+    }
+    for _ in 0..100 {
+        drop(cache.get(page(5), PAGE, READ).unwrap());
+    }
+    let stats = cache.stats();
+    assert!(
+        stats.uncached < 10,
+        "{} lookups of one page were uncached, although two entries are idle",
+        stats.uncached
+    );
+}

@@ -1,0 +1,66 @@
+//! The system calls that several scenarios share.
+
+use std::io;
+use std::ops::Range;
+
+use nix::errno::Errno;
+use regcache_repro::{Memory, PAGE};
+
+/// The part that leaves out whole pages at both ends.
+pub(super) fn middle(memory: Memory) -> Range<usize> {
+    2 * PAGE..memory.len() - 3 * PAGE
+}
+
+/// No part: the scenario changes no page.
+pub(super) fn none(_: Memory) -> Range<usize> {
+    0..0
+}
+
+/// Returns `Unsupported` where the kernel does not know the request.
+pub(super) fn supported(done: io::Result<()>) -> io::Result<()> {
+    done.map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL | libc::EPERM | libc::ENOSYS) => io::ErrorKind::Unsupported.into(),
+        _ => error,
+    })
+}
+
+pub(super) fn mremap(from: Memory, to: Memory) -> io::Result<()> {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: both are the scenario's own, and there is no reference to them.
+    let moved = unsafe {
+        libc::mremap(
+            from.as_ptr().cast(),
+            from.len(),
+            to.len(),
+            flags,
+            to.as_ptr(),
+        )
+    };
+    if moved == libc::MAP_FAILED {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+pub(super) fn moved(memory: Memory, len: usize, flags: i32, to: *mut u8) -> io::Result<()> {
+    let start = memory.as_ptr();
+    // SAFETY: the memory is the scenario's own, and so is what is at `to`.
+    let moved = unsafe { libc::mremap(start.cast(), memory.len(), len, flags, to) };
+    if moved == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+pub(super) fn advise(memory: Memory, advice: i32) -> io::Result<()> {
+    // SAFETY: the memory is the scenario's own, and there is no reference to it.
+    Errno::result(unsafe { libc::madvise(memory.as_ptr().cast(), memory.len(), advice) })?;
+    Ok(())
+}
+
+pub(super) fn protect(memory: Memory, protection: i32) -> io::Result<()> {
+    // SAFETY: the memory is the scenario's own, and there is no reference to it.
+    Errno::result(unsafe { libc::mprotect(memory.as_ptr().cast(), memory.len(), protection) })?;
+    Ok(())
+}

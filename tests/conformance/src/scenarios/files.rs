@@ -1,0 +1,146 @@
+//! Scenarios of memory that has a file or a shared segment behind it.
+
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use nix::errno::Errno;
+use regcache_repro::{Memory, SCENARIO_LEN, Scenario, Written, map, map_at, mmap, scenario, unmap};
+
+use super::calls::{advise, middle};
+
+const SHM_REMAP: i32 = 0o40000;
+
+pub(super) const FILES: &[Scenario] = &[
+    scenario("shmat_over_it_then_mmap", |memory| {
+        attach(memory, SHM_REMAP)?;
+        detach(memory)?;
+        map_at(memory, libc::MAP_FIXED_NOREPLACE)
+    }),
+    Scenario {
+        make: || {
+            let memory = map(SCENARIO_LEN)?;
+            attach(memory, SHM_REMAP)?;
+            Ok(memory)
+        },
+        free: |memory| {
+            let _ = detach(memory);
+        },
+        ..scenario("shmdt_then_shmat_of_another", |memory| {
+            detach(memory)?;
+            attach(memory, 0)
+        })
+    },
+    Scenario {
+        make: || map_file(libc::MAP_SHARED),
+        free: free_file,
+        ..scenario("ftruncate_of_a_memfd", truncate_and_extend)
+    },
+    Scenario {
+        make: || map_file(libc::MAP_PRIVATE),
+        free: free_file,
+        ..scenario("ftruncate_under_a_private_mapping", truncate_and_extend)
+    },
+    Scenario {
+        make: || map_file(libc::MAP_SHARED),
+        changed: middle,
+        free: free_file,
+        ..scenario("fallocate_hole_in_a_memfd", |memory| {
+            let part = middle(memory);
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            let (at, len) = (part.start as libc::off_t, part.len() as libc::off_t);
+            // SAFETY: the file descriptor of `map_file`.
+            Errno::result(unsafe { libc::fallocate(FILE.load(Ordering::Relaxed), mode, at, len) })?;
+            Ok(())
+        })
+    },
+    Scenario {
+        make: || {
+            mmap(
+                ptr::null_mut(),
+                SCENARIO_LEN,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+            )
+        },
+        ..scenario("madvise_remove_of_shared_memory", |memory| {
+            advise(memory, libc::MADV_REMOVE)
+        })
+    },
+    Scenario {
+        make: || map_file(libc::MAP_PRIVATE),
+        free: free_file,
+        ..scenario("dontneed_of_a_private_mapping", |memory| {
+            advise(memory, libc::MADV_DONTNEED)
+        })
+    },
+    Scenario {
+        make: || map_file(libc::MAP_PRIVATE),
+        changed: middle,
+        free: free_file,
+        written: Written::ByTheChange,
+        // The registration or the first write copies the pages.
+        replaces: false,
+        ..scenario("first_write_to_a_private_mapping", |memory| {
+            // SAFETY: mapped, and the only reference.
+            let bytes = unsafe { memory.bytes() };
+            bytes[middle(memory)].fill(2);
+            Ok(())
+        })
+    },
+];
+
+/// The file of the current scenario. One scenario is played at a time.
+static FILE: AtomicI32 = AtomicI32::new(-1);
+
+/// Attaches a new segment, which ends when it is detached.
+fn attach(memory: Memory, flags: i32) -> io::Result<()> {
+    // SAFETY: the memory is the scenario's own, and there is no reference to it.
+    unsafe {
+        let id = Errno::result(libc::shmget(
+            libc::IPC_PRIVATE,
+            memory.len(),
+            libc::IPC_CREAT | 0o600,
+        ))?;
+        let at = libc::shmat(id, memory.as_ptr().cast(), flags);
+        let attached = if at.cast() == memory.as_ptr() {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        };
+        libc::shmctl(id, libc::IPC_RMID, ptr::null_mut());
+        attached
+    }
+}
+
+fn detach(memory: Memory) -> io::Result<()> {
+    // SAFETY: attached by `attach`, and there is no reference to it.
+    Errno::result(unsafe { libc::shmdt(memory.as_ptr().cast()) })?;
+    Ok(())
+}
+
+pub(super) fn map_file(how: i32) -> io::Result<Memory> {
+    // SAFETY: a string literal with its end.
+    let fd =
+        Errno::result(unsafe { libc::memfd_create(c"regcache-test".as_ptr(), libc::MFD_CLOEXEC) })?;
+    FILE.store(fd, Ordering::Relaxed);
+    // SAFETY: the file descriptor made above.
+    Errno::result(unsafe { libc::ftruncate(fd, SCENARIO_LEN as libc::off_t) })?;
+    mmap(ptr::null_mut(), SCENARIO_LEN, how, fd)
+}
+
+pub(super) fn free_file(memory: Memory) {
+    unmap(memory);
+    // SAFETY: the file descriptor of `map_file`, which is not used again.
+    unsafe { libc::close(FILE.swap(-1, Ordering::Relaxed)) };
+}
+
+/// Truncates the file by its descriptor, which a process without the mapping can do as well.
+pub(super) fn truncate_and_extend(_: Memory) -> io::Result<()> {
+    let fd = FILE.load(Ordering::Relaxed);
+    for len in [0, SCENARIO_LEN] {
+        // SAFETY: the file descriptor of `map_file`.
+        Errno::result(unsafe { libc::ftruncate(fd, len as libc::off_t) })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! What several suites and benchmarks share.
+
+mod mapping;
+mod memory_use;
+mod pages;
+mod random;
+
+pub use mapping::{map_fixed, unmap};
+pub use memory_use::{pinned, resident};
+pub use pages::Pages;
+pub use random::Random;
+/// Both are part of the tool's demonstration, which must not depend on a test crate.
+pub use regcache_repro::{NeverReports, PAGE};

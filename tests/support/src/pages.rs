@@ -1,0 +1,119 @@
+//! [`Pages`]: anonymous memory to change under a watch.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::errno::Errno;
+
+use crate::{PAGE, map_fixed, unmap};
+
+/// Where the next [`Pages`] go: far below the addresses that the kernel chooses, and never the same
+/// twice. So the kernel gives no other thread the memory that a test unmaps.
+static NEXT: AtomicUsize = AtomicUsize::new(0x6000_0000_0000);
+
+/// Anonymous memory at addresses that nothing else uses.
+///
+/// Its pages have 4 KiB, whatever the system's policy on huge pages, and are there from the start.
+/// Dropping it unmaps the addresses, whatever is mapped there by then.
+#[derive(Debug)]
+pub struct Pages {
+    start: *mut u8,
+    pages: usize,
+}
+
+// SAFETY: only an address; what is done with it is unsafe elsewhere.
+unsafe impl Send for Pages {}
+// SAFETY: as above.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// Maps and touches this many pages.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's error.
+    pub fn new(pages: usize) -> io::Result<Self> {
+        // One page stays free, so that mappings are not merged.
+        let start = NEXT.fetch_add((pages + 1) * PAGE, Ordering::Relaxed);
+        let start = map_fixed(start, pages * PAGE, libc::MAP_FIXED_NOREPLACE)?;
+        let this = Self { start, pages };
+        this.advise(0, pages, libc::MADV_NOHUGEPAGE)?;
+        this.touch();
+        Ok(this)
+    }
+
+    /// Returns the address of page `i`.
+    #[must_use]
+    pub fn page(&self, i: usize) -> *mut u8 {
+        self.start.wrapping_add(i * PAGE)
+    }
+
+    /// Returns the length in bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        self.pages * PAGE
+    }
+
+    /// Writes to each page.
+    pub fn touch(&self) {
+        for i in 0..self.pages {
+            self.write(i, 1);
+        }
+    }
+
+    /// Writes to one page.
+    pub fn write(&self, page: usize, byte: u8) {
+        // SAFETY: mapped writable by `new`, or the test faults.
+        unsafe { self.page(page).write_volatile(byte) }
+    }
+
+    /// Unmaps some pages.
+    ///
+    /// # Errors
+    ///
+    /// The error of `munmap`.
+    pub fn unmap(&self, first: usize, pages: usize) -> io::Result<()> {
+        unmap(self.page(first), pages * PAGE)
+    }
+
+    /// Maps new memory over some pages.
+    ///
+    /// # Errors
+    ///
+    /// The error of `mmap`.
+    pub fn map_over(&self, first: usize, pages: usize) -> io::Result<()> {
+        let start = self.page(first).expose_provenance();
+        map_fixed(start, pages * PAGE, libc::MAP_FIXED).map(drop)
+    }
+
+    /// Calls `madvise` for some pages.
+    ///
+    /// # Errors
+    ///
+    /// The error of `madvise`.
+    pub fn advise(&self, first: usize, pages: usize, advice: i32) -> io::Result<()> {
+        // SAFETY: nobody keeps references to these pages.
+        let result = unsafe { libc::madvise(self.page(first).cast(), pages * PAGE, advice) };
+        Errno::result(result)?;
+        Ok(())
+    }
+
+    /// Calls `mprotect` for some pages.
+    ///
+    /// # Errors
+    ///
+    /// The error of `mprotect`.
+    pub fn protect(&self, first: usize, pages: usize, protection: i32) -> io::Result<()> {
+        // SAFETY: nobody keeps references to these pages.
+        let result = unsafe { libc::mprotect(self.page(first).cast(), pages * PAGE, protection) };
+        Errno::result(result)?;
+        Ok(())
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        let _ = self.unmap(0, self.pages);
+    }
+}

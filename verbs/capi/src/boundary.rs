@@ -1,0 +1,73 @@
+//! The boundary between C and Rust, around every call: a panic ends here, and an error becomes an
+//! errno and a message.
+
+use std::any::Any;
+use std::ffi::c_int;
+use std::mem;
+use std::panic::{self, AssertUnwindSafe};
+
+use crate::error::Error;
+use crate::thread_record::ThreadRecord;
+
+/// Runs `body` and returns its value. If it fails, keeps its message and returns its negative
+/// errno.
+#[inline]
+pub(crate) fn call(body: impl FnOnce(&ThreadRecord) -> Result<c_int, Error>) -> c_int {
+    let Some(thread) = ThreadRecord::mine() else {
+        return -libc::ENOMEM;
+    };
+    match panic::catch_unwind(AssertUnwindSafe(|| body(thread))) {
+        Ok(Ok(value)) => value,
+        Ok(Err(error)) => failed(thread, &error),
+        Err(panicked) => failed(thread, &of_panic(panicked)),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn failed(thread: &ThreadRecord, error: &Error) -> c_int {
+    thread.set_message(error.message());
+    -error.errno()
+}
+
+fn of_panic(panicked: Box<dyn Any + Send>) -> Error {
+    let message = match panicked.downcast::<&str>() {
+        Ok(text) => (*text).to_owned(),
+        Err(panicked) => match panicked.downcast::<String>() {
+            Ok(text) => *text,
+            Err(panicked) => {
+                // Dropping it may panic as well.
+                mem::forget(panicked);
+                "a panic without a message".to_owned()
+            }
+        },
+    };
+    Error::Panicked { message }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::*;
+
+    struct PanicsWhenDropped;
+
+    impl Drop for PanicsWhenDropped {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+
+    #[test]
+    fn a_panic_is_an_errno_and_a_message() {
+        let status = call(|_| panic!("no {}", "luck"));
+        assert_eq!(status, -libc::ENOTRECOVERABLE);
+        // SAFETY: NUL-terminated, and this thread's.
+        let said = unsafe { CStr::from_ptr(ThreadRecord::mine().unwrap().message()) };
+        let said = said.to_str().unwrap();
+        assert!(said.ends_with("no luck"), "{said}");
+        let status = call(|_| panic::panic_any(PanicsWhenDropped));
+        assert_eq!(status, -libc::ENOTRECOVERABLE);
+    }
+}

@@ -1,0 +1,232 @@
+//! [`ThreadRecord`]: the state that each thread keeps for itself.
+//!
+//! Records are never freed. When a thread ends, its record passes to the next new thread, with the
+//! free slots in it. The number of records equals the peak number of threads. After a fork, the
+//! child leaks the records of the threads that were not copied.
+
+use std::alloc::{Layout, alloc_zeroed};
+use std::cell::{Cell, UnsafeCell};
+use std::ffi::{c_char, c_void};
+use std::fmt::{self, Write};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+
+use crate::free_slots::FreeSlots;
+
+/// Bytes of a message, with the NUL.
+const MESSAGE: usize = 1024;
+
+/// The value of [`ThreadRecord::busy`] while the thread is in a callback of the application.
+pub(crate) const OUTSIDE: u64 = u64::MAX;
+
+/// One thread's state. It shares no cache line with another thread's. Zeros are a record that no
+/// thread owns.
+#[repr(align(128))]
+pub(crate) struct ThreadRecord {
+    /// The handle of the cache that the thread's current call uses, 0, or [`OUTSIDE`]. Only the
+    /// owner writes it; a destroy reads it (`caches.rs`).
+    pub(crate) busy: AtomicU64,
+    owned: AtomicBool,
+    /// Only the owner touches it.
+    free_slots: UnsafeCell<FreeSlots>,
+    /// Only the owner touches it.
+    message: UnsafeCell<[u8; MESSAGE]>,
+    next: AtomicPtr<ThreadRecord>,
+}
+
+// SAFETY: the cells are only reached by the thread that has set `owned`, through `mine`. A record
+// passes from one thread to the next by release and acquire of that flag.
+unsafe impl Sync for ThreadRecord {}
+
+/// The first record of the list.
+static RECORDS: AtomicPtr<ThreadRecord> = AtomicPtr::new(ptr::null_mut());
+
+/// The key whose destructor gives back the record of a thread that ends, plus 1; 0 before it is
+/// made. Rust's thread-local destructors do not do: C programs put guards in destructors of their
+/// own keys, which run later. POSIX calls a key's destructor again if its value was set meanwhile.
+static KEY: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static MINE: Cell<*const ThreadRecord> = const { Cell::new(ptr::null()) };
+}
+
+impl ThreadRecord {
+    /// Returns this thread's record. `None` if there is no memory for one.
+    #[inline]
+    pub(crate) fn mine() -> Option<&'static Self> {
+        match NonNull::new(MINE.get().cast_mut()) {
+            // SAFETY: records are never freed.
+            Some(mine) => Some(unsafe { mine.as_ref() }),
+            None => Self::adopt(),
+        }
+    }
+
+    /// Returns the records of all threads.
+    pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
+        // SAFETY: records are never freed, and fully made before they are in the list.
+        let at = |record: *mut Self| unsafe { record.as_ref() };
+        std::iter::successors(at(RECORDS.load(Ordering::Acquire)), move |record| {
+            at(record.next.load(Ordering::Relaxed))
+        })
+    }
+
+    /// Takes over a record whose thread has ended, or makes one.
+    #[cold]
+    #[inline(never)]
+    fn adopt() -> Option<&'static Self> {
+        let free = |record: &&Self| {
+            let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
+            let taken = record.owned.compare_exchange(false, true, acquire, relaxed);
+            taken.is_ok()
+        };
+        let record = Self::all().find(free).or_else(Self::push_new)?;
+        MINE.set(record);
+        // Without a key the record is not given back.
+        if let Some(key) = key() {
+            // SAFETY: the key is made, and never deleted.
+            unsafe { libc::pthread_setspecific(key, ptr::from_ref(record).cast()) };
+        }
+        Some(record)
+    }
+
+    /// Makes a record and puts it into the list. `None` if there is no memory for it.
+    fn push_new() -> Option<&'static Self> {
+        // SAFETY: not of size 0.
+        let record: *mut Self = unsafe { alloc_zeroed(Layout::new::<Self>()) }.cast();
+        // SAFETY: null, or of the layout of a record, for which zeros are a value; never freed.
+        let record = unsafe { record.as_ref() }?;
+        record.owned.store(true, Ordering::Relaxed);
+        let mut first = RECORDS.load(Ordering::Relaxed);
+        loop {
+            record.next.store(first, Ordering::Relaxed);
+            let pushed = RECORDS.compare_exchange_weak(
+                first,
+                ptr::from_ref(record).cast_mut(),
+                // Point 5 of the argument in `caches.rs`.
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            );
+            match pushed {
+                Ok(_) => return Some(record),
+                Err(now) => first = now,
+            }
+        }
+    }
+
+    /// Calls `action` with the thread's free slots. `action` must not come here again.
+    #[inline]
+    pub(crate) fn with_free_slots<T>(&self, action: impl FnOnce(&mut FreeSlots) -> T) -> T {
+        // SAFETY: `self` is this thread's, from `mine`, and `action` does not come here again: the
+        // two callers, in `guards.rs`, only move slots.
+        action(unsafe { &mut *self.free_slots.get() })
+    }
+
+    /// Keeps the message until the next one. A message that is too long is cut.
+    pub(crate) fn set_message(&self, message: impl fmt::Display) {
+        // SAFETY: `self` is this thread's, from `mine`, and formatting an error calls no callback.
+        let buffer = unsafe { &mut *self.message.get() };
+        let mut text = Bounded { buffer, len: 0 };
+        // It fails when the buffer is full.
+        let _ = write!(text, "{message}");
+        let Bounded { buffer, len } = text;
+        buffer[len] = 0;
+    }
+
+    /// Returns the message, NUL-terminated.
+    pub(crate) fn message(&self) -> *const c_char {
+        self.message.get().cast()
+    }
+}
+
+/// Gives back the record of a thread that ends. The key's destructor.
+extern "C" fn give_back(record: *mut c_void) {
+    MINE.set(ptr::null());
+    // SAFETY: `adopt` has set the value to a record, and records are never freed.
+    if let Some(record) = unsafe { record.cast::<ThreadRecord>().as_ref() } {
+        record.owned.store(false, Ordering::Release);
+    }
+}
+
+/// Returns the key, and makes it at the first call. `None` if the process has no key left.
+fn key() -> Option<libc::pthread_key_t> {
+    let made = KEY.load(Ordering::Acquire);
+    if made != 0 {
+        return libc::pthread_key_t::try_from(made - 1).ok();
+    }
+    let mut key = 0;
+    // SAFETY: writes the key; the function stays loaded, as the library is never unloaded
+    // (`-z nodelete`).
+    if unsafe { libc::pthread_key_create(&raw mut key, Some(give_back)) } != 0 {
+        return None;
+    }
+    let ours = u64::from(key) + 1;
+    match KEY.compare_exchange(0, ours, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => Some(key),
+        Err(theirs) => {
+            // SAFETY: made above, and no other thread has it.
+            unsafe { libc::pthread_key_delete(key) };
+            libc::pthread_key_t::try_from(theirs - 1).ok()
+        }
+    }
+}
+
+/// Text in a buffer, with a byte left for the NUL.
+struct Bounded<'b> {
+    buffer: &'b mut [u8; MESSAGE],
+    len: usize,
+}
+
+impl Write for Bounded<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = MESSAGE - 1 - self.len;
+        let mut take = text.len().min(room);
+        while !text.is_char_boundary(take) {
+            take -= 1;
+        }
+        let text_that_fits = &text.as_bytes()[..take];
+        self.buffer[self.len..self.len + take].copy_from_slice(text_that_fits);
+        self.len += take;
+        if take < text.len() {
+            Err(fmt::Error)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::*;
+
+    fn message_of(thread: &ThreadRecord) -> &str {
+        // SAFETY: NUL-terminated, and this thread's.
+        unsafe { CStr::from_ptr(thread.message()) }
+            .to_str()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_cut_between_characters() {
+        let thread = ThreadRecord::mine().unwrap();
+        thread.set_message("é".repeat(MESSAGE));
+        assert_eq!(message_of(thread), "é".repeat((MESSAGE - 1) / 2));
+        thread.set_message("short");
+        assert_eq!(message_of(thread), "short");
+    }
+
+    #[test]
+    fn the_record_of_a_thread_that_has_ended_is_used_again() {
+        let address = || ptr::from_ref(ThreadRecord::mine().unwrap()).addr();
+        let mine = address();
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..100 {
+            let theirs = std::thread::spawn(address).join().unwrap();
+            assert_ne!(theirs, mine);
+            seen.insert(theirs);
+        }
+        // Other tests' threads start and end meanwhile.
+        assert!(seen.len() < 50, "{} records", seen.len());
+    }
+}

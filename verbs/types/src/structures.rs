@@ -1,0 +1,40 @@
+//! The structures, as libibverbs lays them out.
+
+use std::ffi::c_void;
+
+/// `struct ibv_context`: an open device. It is used only behind a pointer.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Context {
+    opaque: [u8; 0],
+}
+
+/// `struct ibv_pd`: a protection domain.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Pd {
+    /// The device that it is on.
+    pub context: *mut Context,
+    /// The kernel's number for it, within its context.
+    pub handle: u32,
+}
+
+/// `struct ibv_mr`: a registration.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Mr {
+    /// The device that it is on.
+    pub context: *mut Context,
+    /// The domain that it is in.
+    pub pd: *mut Pd,
+    /// The address of its first byte.
+    pub addr: *mut c_void,
+    /// Its length in bytes.
+    pub length: usize,
+    /// The kernel's number for it, within its context.
+    pub handle: u32,
+    /// The key for the work requests of this process.
+    pub lkey: u32,
+    /// The key for the requests of a peer.
+    pub rkey: u32,
+}

@@ -1,0 +1,73 @@
+//! The comments and string literals of a source as blocks of lines, without their marks.
+
+use super::pieces::{self, Kind, Language, Piece};
+
+/// A comment or a string literal, line by line.
+pub(crate) struct Block {
+    /// Whether it is a string literal.
+    pub(crate) is_text: bool,
+    /// Each line's number, and its text without marks.
+    pub(crate) lines: Vec<(usize, String)>,
+}
+
+/// The blocks of a source. Line comments that follow each other make one block.
+pub(crate) fn blocks(source: &str, language: Language) -> Vec<Block> {
+    let mut blocks: Vec<Block> = Vec::new();
+    let mut last: Option<(usize, char)> = None;
+    for piece in pieces::split(source, language) {
+        if piece.kind != Kind::LineComment {
+            last = None;
+            blocks.push(Block {
+                is_text: piece.kind != Kind::BlockComment,
+                lines: lines_of(&piece),
+            });
+            continue;
+        }
+        let mark = piece.text.chars().next().filter(|it| "/!".contains(*it));
+        let mark = mark.unwrap_or(' ');
+        let text = piece.text.trim_start_matches(['/', '!']);
+        let line = (piece.line, unindented(text).to_owned());
+        match blocks.last_mut() {
+            Some(block) if piece.alone && last == Some((piece.line - 1, mark)) => {
+                block.lines.push(line);
+            }
+            _ => blocks.push(Block {
+                is_text: false,
+                lines: vec![line],
+            }),
+        }
+        last = piece.alone.then_some((piece.line, mark));
+    }
+    blocks
+}
+
+fn lines_of(piece: &Piece<'_>) -> Vec<(usize, String)> {
+    let numbered = piece.text.split('\n').enumerate();
+    let numbered = numbered.map(|(index, line)| (piece.line + index, line));
+    match piece.kind {
+        Kind::Text => numbered.flat_map(unescaped).collect(),
+        Kind::RawText => numbered
+            .map(|(line, text)| (line, text.to_owned()))
+            .collect(),
+        Kind::LineComment | Kind::BlockComment => numbered
+            .map(|(line, text)| {
+                let text = text.trim_start().trim_start_matches('*');
+                (line, unindented(text).to_owned())
+            })
+            .collect(),
+    }
+}
+
+/// A line of a string literal, cut where it has a line break written as an escape.
+fn unescaped((line, text): (usize, &str)) -> Vec<(usize, String)> {
+    let text = text.trim_start().replace("\\\"", "\"");
+    let parts = text.split("\\n");
+    parts
+        .map(|part| (line, part.trim_end_matches('\\').to_owned()))
+        .collect()
+}
+
+/// The text without the blank that separates it from its mark.
+fn unindented(text: &str) -> &str {
+    text.strip_prefix(' ').unwrap_or(text)
+}

@@ -1,0 +1,111 @@
+//! Installs the parts for a machine's users below a directory: the C library with its header,
+//! pkg-config file and manual page, the preload shim, and the command-line tool.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cmd;
+use crate::error::{AtPath, Error};
+use crate::project::{Project, cargo};
+use crate::setup;
+
+/// The C library's package.
+const LIBRARY: &str = "regcache-capi";
+
+/// The kind of build.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Profile {
+    /// For use.
+    Release,
+    /// For tests: built faster, and with the C programs that they run.
+    Dev,
+}
+
+/// The other files, if the workspace has their packages: the package, the name of cargo's product,
+/// and its place.
+const PROGRAMS: &[(&str, &str, &str)] = &[
+    ("regcache-cli", "regcache", "bin/regcache"),
+    ("regcache-repro-rdma", "reuse", "libexec/regcache/reuse"),
+    ("regcache-preload", "librcpreload.so", "lib/librcpreload.so"),
+];
+
+/// Manual pages besides regcache(3), which the C library's Makefile installs: the source, and where
+/// it goes below `share/man`.
+const MANUALS: &[(&str, &str)] = &[
+    ("cli/man/regcache.1", "man1/regcache.1"),
+    ("kernel/Documentation/ummunotify.4", "man4/ummunotify.4"),
+    ("verbs/preload/regcache-preload.7", "man7/regcache-preload.7"),
+];
+
+/// Builds and installs all of them.
+pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<(), Error> {
+    setup::packages(project, setup::BUILD)?;
+    let prefix = std::path::absolute(prefix).at(prefix)?;
+    let there = |(package, _, _): &&(&str, &str, &str)| project.version_of(package).is_some();
+    let programs: Vec<_> = PROGRAMS.iter().filter(there).collect();
+
+    let mut build = cargo();
+    build.arg("build");
+    if profile == Profile::Release {
+        build.arg("--release");
+    }
+    let packages = programs.iter().map(|(package, _, _)| *package);
+    for package in packages.chain([LIBRARY]) {
+        build.args(["--package", package]);
+    }
+    cmd::run(&mut build)?;
+    let built = project.target.join(match profile {
+        Profile::Release => "release",
+        Profile::Dev => "debug",
+    });
+
+    let version = project
+        .version_of(LIBRARY)
+        .ok_or_else(|| Error::Unexpected {
+            command: "cargo metadata".to_owned(),
+            what: format!("no package {LIBRARY}"),
+        })?;
+    let mut make = Command::new("make");
+    make.arg("-C").arg(project.root.join("verbs/capi"));
+    make.arg(match profile {
+        Profile::Release => "install",
+        // They are compiled here because the virtual machine is slow.
+        Profile::Dev => "programs",
+    });
+    let variables = [
+        ("STATIC", built.join("libregcache_capi.a")),
+        ("VERSION", PathBuf::from(version)),
+        ("OUT", built.join("capi")),
+        ("PREFIX", prefix.clone()),
+    ];
+    for (name, value) in variables {
+        make.arg(format!("{name}={}", value.display()));
+    }
+    // The file holds the prefix, so make must write it again.
+    let _ = fs::remove_file(built.join("capi/regcache.pc"));
+    cmd::without_make_settings(&mut make);
+    cmd::read(&mut make)?;
+
+    for (_, product, place) in programs {
+        put(&built.join(product), &prefix.join(place), 0o755)?;
+    }
+    for (page, place) in MANUALS {
+        let to = prefix.join("share/man").join(place);
+        put(&project.root.join(page), &to, 0o644)?;
+    }
+    eprintln!("xtask: installed below {}", prefix.display());
+    Ok(())
+}
+
+/// Installs a file with these permissions. It replaces one that may be in use.
+fn put(from: &Path, to: &Path, mode: u32) -> Result<(), Error> {
+    if let Some(dir) = to.parent() {
+        fs::create_dir_all(dir).at(dir)?;
+    }
+    let new = to.with_extension("new");
+    fs::copy(from, &new).at(from)?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(mode)).at(&new)?;
+    fs::rename(&new, to).at(to)
+}
