@@ -11,7 +11,7 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
 #[path = "../src/outstanding/mod.rs"]
-#[expect(dead_code, reason = "the suite uses a part")]
+#[expect(dead_code, unused_imports, reason = "the suite uses a part")]
 mod outstanding;
 
 use outstanding::{Device, Order, Queue, Release};
