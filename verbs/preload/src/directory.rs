@@ -1,11 +1,11 @@
 //! [`Directory`]: what the shim knows of an object of libibverbs's, found by the object's address.
 //!
-//! A lookup takes no lock and writes nothing. The places for objects are in buckets, which are never
-//! freed: a reader can walk a bucket while another thread changes it. A bucket that is full gets
-//! another one behind it.
+//! A lookup takes no lock and writes nothing. The places for objects are in buckets, which are
+//! never freed: a reader can walk a bucket while another thread changes it. A bucket that is full
+//! gets another one behind it.
 //!
-//! An entry is freed when its object was destroyed. Using an object while another thread destroys it
-//! is a mistake of the program's, also without the shim; a lookup of one object does not look at
+//! An entry is freed when its object was destroyed. Using an object while another thread destroys
+//! it is a mistake of the program's, also without the shim; a lookup of one object does not look at
 //! what belongs to another.
 
 use std::ptr;

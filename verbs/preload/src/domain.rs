@@ -278,7 +278,8 @@ unsafe impl Sync for Registered {}
 // - It has the kernel pin the pages between call and return, until deregistered; `Access` has no
 //   ON_DEMAND.
 // - `ibv_dereg_mr` returns 0 once the kernel has invalidated the key and unpinned, and `Access` has
-//   no MW_BIND. What is OVER went that way. Of a device that is closed the kernel has taken all registrations back.
+//   no MW_BIND. What is OVER went that way. Of a device that is closed the kernel has taken all
+//   registrations back.
 unsafe impl Registrar for PdRegistrar {
     type Access = Access;
     type Registration = Registered;

@@ -1,7 +1,8 @@
 //! What the shim knows of devices, queue pairs, completion queues and shared receive queues.
 //!
-//! They are known from when they are created to when they are destroyed. What was created in another
-//! way is not known: [`OpenDevice::cannot_see`] then says that nothing is certain about the device.
+//! They are known from when they are created to when they are destroyed. What was created in
+//! another way is not known: [`OpenDevice::cannot_see`] then says that nothing is certain about the
+//! device.
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
@@ -267,7 +268,8 @@ impl QueuePair {
     ///
     /// The thread calls `ibv_wr_start` for this queue pair.
     pub(crate) unsafe fn begin(&self) {
-        // SAFETY: `self` lives until the queue pair is destroyed, which is not done between the calls.
+        // SAFETY: `self` lives until the queue pair is destroyed, which is not done between the
+        // calls.
         let sends: &'static Queue = unsafe { &*Arc::as_ptr(&self.sends) };
         let post = sends.post();
         let mark = post.mark();
@@ -376,8 +378,8 @@ impl CompletionQueue {
         let mut counting = self.counting();
         counting.latest = None;
         let counted = counting.pairs.entry(number).or_default();
-        // Completions of another queue pair that had this number may come yet. Those of this one are
-        // then ignored as well.
+        // Completions of another queue pair that had this number may come yet. Those of this one
+        // are then ignored as well.
         if !counted.gone {
             counted.sends = sends.cloned().or(counted.sends.take());
             counted.receives = receives.cloned().or(counted.receives.take());

@@ -140,8 +140,8 @@ fn count<R: Request>(
     }
 }
 
-/// Takes back the requests from `bad` on, which the device has not accepted. If it does not say which
-/// these are, it may have accepted any.
+/// Takes back the requests from `bad` on, which the device has not accepted. If it does not say
+/// which these are, it may have accepted any.
 #[cold]
 fn take_back<R: Request>(posting: &mut Post<'_>, all: bool, first: *mut R, bad: *mut R) {
     if requests(first).any(|it| std::ptr::from_ref(it) == bad.cast_const()) {

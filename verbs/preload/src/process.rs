@@ -377,6 +377,7 @@ fn page() -> Option<&'static Page> {
             Err(other) => other,
         };
     }
-    // SAFETY: a page that is never unmapped and only used as this; zeros are a null pointer and no number.
+    // SAFETY: a page that is never unmapped and only used as this; zeros are a null pointer and no
+    // number.
     unsafe { known.as_ref() }
 }

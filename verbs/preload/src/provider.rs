@@ -1,8 +1,8 @@
 //! Which device libraries the shim can follow.
 //!
-//! The queues of a device complete in order, as the verbs demand, for most but not for all: EFA's do
-//! not. And some libraries let a program write to the device's queues itself (mlx5dv and the like).
-//! Both are known by the name of the library that has the device's functions.
+//! The queues of a device complete in order, as the verbs demand, for most but not for all: EFA's
+//! do not. And some libraries let a program write to the device's queues itself (mlx5dv and the
+//! like). Both are known by the name of the library that has the device's functions.
 
 use std::ffi::{CStr, c_void};
 use std::ptr;

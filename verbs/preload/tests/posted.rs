@@ -1,4 +1,5 @@
-//! Registrations that are given back while work is outstanding: tests/c/posted.c does it, part by part.
+//! Registrations that are given back while work is outstanding: tests/c/posted.c does it, part by
+//! part.
 //!
 //! Each part runs without the shim and with it. The work completes in the same way, and no byte of
 //! the memory's next owner is overwritten or sent.
@@ -23,7 +24,8 @@ fn is_the_same(part: &str) -> Summary {
     summary
 }
 
-/// So many registrations were given back and kept, and so many deregistered for what was outstanding.
+/// So many registrations were given back and kept, and so many deregistered for what was
+/// outstanding.
 fn gives_back(part: &str, kept: u64, outstanding: u64) {
     let summary = is_the_same(part);
     let numbers = ["kept", "outstanding"].map(|name| summary.number(name));

@@ -25,8 +25,8 @@ struct Line([AtomicU64; LINE]);
 /// The keys of requests that may be outstanding, with the last request of each.
 ///
 /// A word is free when its request is over, so that nothing has to be removed. If all words of a
-/// line are taken by other keys that are outstanding, the request is noted as [`crowded`] and counts
-/// for every key.
+/// line are taken by other keys that are outstanding, the request is noted as [`crowded`] and
+/// counts for every key.
 ///
 /// [`crowded`]: Self::crowded
 pub(super) struct InUse {

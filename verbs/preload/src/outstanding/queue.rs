@@ -118,8 +118,8 @@ impl Queue {
     }
 
     /// All requests are over: the queue pair was reset. The caller has the locks of its completion
-    /// queues. True if completions of before may be polled yet; then [`settle`](Self::settle) has to
-    /// be called.
+    /// queues. True if completions of before may be polled yet; then [`settle`](Self::settle) has
+    /// to be called.
     pub(crate) fn reset(&self) -> bool {
         let posting = lock(&self.posting);
         self.raise(posting.next);

@@ -1,5 +1,6 @@
 //! The accounting against a modelled device that knows the truth, over random sequences of posts,
-//! completions, errors and resets. And the other way round: an accounting with a fault is found out.
+//! completions, errors and resets. And the other way round: an accounting with a fault is found
+//! out.
 
 use std::collections::VecDeque;
 

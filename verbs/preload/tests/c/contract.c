@@ -4,8 +4,8 @@
  *
  *     contract PART [ARGUMENT]
  *
- * It ends with 0, or says what was not so. `observe` judges nothing: what it prints has to be the same with the shim and
- * without.
+ * It ends with 0, or says what was not so. `observe` judges nothing: what it prints has to be the
+ * same with the shim and without.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -51,8 +51,10 @@ static void sends(struct loop *loop, char *from, const struct ibv_mr *mr, size_t
 	CHECK(munmap(sink, length) == 0);
 }
 
-/* Registrations that are held at the same time share nothing, and each is given back once. Those that follow one
- * another are one registration, within a larger one too. */
+/*
+ * Registrations that are held at the same time share nothing, and each is given back once. Those
+ * that follow one another are one registration, within a larger one too.
+ */
 static void distinct(void)
 {
 	struct loop loop;
@@ -112,8 +114,11 @@ static void fresh(int rounds)
 	loop_end(&loop);
 }
 
-/* A peer that has the rkey of what was deregistered is refused, though the same memory is registered a second
- * time. `expected` is how its write completes by the key of the first, which may have been kept. */
+/*
+ * A peer that has the rkey of what was deregistered is refused, though the same memory is
+ * registered a second time. `expected` is how its write completes by the key of the first, which
+ * may have been kept.
+ */
 static void revoked(enum ibv_wc_status expected)
 {
 	struct loop loop;
@@ -173,7 +178,10 @@ static void domains(void)
 	}
 	CHECK(ibv_close_device(context) == 0);
 
-	/* Closing takes what is cached along. A domain and a device that are not given back first are the kernel's. */
+	/*
+	 * Closing takes what is cached along. A domain and a device that are not given back first
+	 * are the kernel's.
+	 */
 	for (int i = 0; i < 5; i++) {
 		context = loop_open(NULL);
 		struct ibv_pd *pd = ibv_alloc_pd(context);
@@ -183,7 +191,10 @@ static void domains(void)
 	}
 }
 
-/* What was held when the device was closed is gone, and may still be given back. Without the shim that is a mistake. */
+/*
+ * What was held when the device was closed is gone, and may still be given back. Without the shim
+ * that is a mistake.
+ */
 static void late(void)
 {
 	char *memory = map(PAGE);
@@ -255,7 +266,10 @@ static void threads(void)
 	CHECK(ibv_close_device(context) == 0);
 }
 
-/* A child has nothing of its parent's and can begin anew; what it does leaves the parent's as it is. */
+/*
+ * A child has nothing of its parent's and can begin anew; what it does leaves the parent's as it
+ * is.
+ */
 static void forks(const char *self)
 {
 	struct loop loop;
@@ -267,7 +281,10 @@ static void forks(const char *self)
 
 	CHECK(ibv_dereg_mr(reg(loop.pd, memory, PAGE, LOCAL)) == 0);
 	sends(&loop, memory, mr, 4 * PAGE);
-	/* A child that gives back what it has inherited, then works on its own, then becomes another program. */
+	/*
+	 * A child that gives back what it has inherited, then works on its own, then becomes
+	 * another program.
+	 */
 	pid_t child = fork();
 
 	CHECK(child >= 0);
@@ -322,7 +339,10 @@ static void forks(const char *self)
 	loop_end(&loop);
 }
 
-/* ibv_rereg_mr of what the cache has given out is the device's to answer: this one cannot. Then all is as before. */
+/*
+ * ibv_rereg_mr of what the cache has given out is the device's to answer: this one cannot. Then all
+ * is as before.
+ */
 static void rereg(void)
 {
 	struct loop loop;
@@ -364,8 +384,10 @@ static void rereg(void)
 	loop_end(&loop);
 }
 
-/* What the cache has pinned and nobody holds is no reason to be refused. To be run with a limit of 1 MiB, and without
- * the right to exceed it. */
+/*
+ * What the cache has pinned and nobody holds is no reason to be refused. To be run with a limit of
+ * 1 MiB, and without the right to exceed it.
+ */
 static void limit(void)
 {
 	struct ibv_context *context = loop_open(NULL);
@@ -399,7 +421,10 @@ static void show(const char *what, struct ibv_pd *pd, void *addr, size_t length,
 	printf("%s: deregistered %d\n", what, ibv_dereg_mr(mr));
 }
 
-/* Flags that ibv_reg_mr is not told at compile time, so that the header has ibv_reg_mr_iova2 called. */
+/*
+ * Flags that ibv_reg_mr is not told at compile time, so that the header has ibv_reg_mr_iova2
+ * called.
+ */
 static volatile int zero;
 
 static void observe(void)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Every way in which a program can look up libibverbs's functions by name, before the library is loaded and after:
+ * Every way in which a program can look up libibverbs's functions by name, before the library is
+ * loaded and after:
  *
  *     lookup "under the shim" DIR
  *     lookup "" DIR

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Posts and polls so many times, each with a registration of its own or all with one, on the fake device:
+ * Posts and polls so many times, each with a registration of its own or all with one, on the fake
+ * device:
  *
  *     post-poll TIMES QUEUE-PAIRS send|receive|register
  *

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Registrations that are given back while work with their keys is outstanding, and their memory with them:
+ * Registrations that are given back while work with their keys is outstanding, and their memory
+ * with them:
  *
  *     posted PART
  *
- * Each part prints how the work completed, and how many bytes of the memory's next owner were overwritten or sent.
- * What is printed has to be the same with the shim and without. A part fails if the count is not 0.
+ * Each part prints how the work completed, and how many bytes of the memory's next owner were
+ * overwritten or sent. What is printed has to be the same with the shim and without. A part fails
+ * if the count is not 0.
  */
 #include <pthread.h>
 #include <unistd.h>
@@ -246,7 +248,10 @@ static int poll(const struct two *two, int most, struct done *done)
 
 		if (ibv_start_poll(two->extended, &attr))
 			return 0;
-		/* No more than one: in rdma-core 44 rxe spoils its queue if it is asked for one that is not there. */
+		/*
+		 * No more than one: in rdma-core 44 rxe spoils its queue if it is asked for one
+		 * that is not there.
+		 */
 		done->status[two->extended->wr_id] = two->extended->status;
 		ibv_end_poll(two->extended);
 		return 1;
@@ -372,7 +377,10 @@ static void behind(int how, int flags)
 	finish(&two);
 }
 
-/* A completion of before vouches for nothing that comes after; one that comes after does for what was before. */
+/*
+ * A completion of before vouches for nothing that comes after; one that comes after does for what
+ * was before.
+ */
 static void unsignaled(void)
 {
 	struct two two = begin(PLAIN);
@@ -586,7 +594,9 @@ static void moved(void)
 	finish(&two);
 }
 
-/* Registers around each transfer, waits for each completion, and counts the keys that it is given. */
+/*
+ * Registers around each transfer, waits for each completion, and counts the keys that it is given.
+ */
 static void awaits(int how)
 {
 	struct two two = begin(how);

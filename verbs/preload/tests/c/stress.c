@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Two processes send to each other, and give registrations back at random moments, also with work posted. The memory is
- * freed and in use by somebody else at once:
+ * Two processes send to each other, and give registrations back at random moments, also with work
+ * posted. The memory is freed and in use by somebody else at once:
  *
  *     stress ROUNDS [SEED]
  *
- * In each round one process posts receives and the other one sends. Afterwards memory that was given back has its new
- * owner's bytes, and none of these have arrived anywhere. Prints what was done, and how many bytes were wrong.
+ * In each round one process posts receives and the other one sends. Afterwards memory that was
+ * given back has its new owner's bytes, and none of these have arrived anywhere. Prints what was
+ * done, and how many bytes were wrong.
  */
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -33,6 +34,22 @@ struct work {
 };
 
 static long early, failed, wrong, done;
+
+/* A heap whose next block is the one that was freed last. */
+static unsigned char blocks[2 * MOST][LENGTH];
+static unsigned char *unused[2 * MOST];
+static int unused_count;
+
+static unsigned char *take(void)
+{
+	CHECK(unused_count > 0);
+	return unused[--unused_count];
+}
+
+static void put(unsigned char *block)
+{
+	unused[unused_count++] = block;
+}
 
 static uint32_t random_below(struct end *end, uint32_t limit)
 {
@@ -101,9 +118,8 @@ static void connect_again(struct end *end)
 
 static struct work begin(struct end *end, int fill)
 {
-	struct work work = { .at = malloc(LENGTH) };
+	struct work work = { .at = take() };
 
-	CHECK(work.at);
 	memset(work.at, fill, LENGTH);
 	work.mr = ibv_reg_mr(end->loop.pd, work.at, LENGTH, IBV_ACCESS_LOCAL_WRITE);
 	CHECK(work.mr);
@@ -113,11 +129,8 @@ static struct work begin(struct end *end, int fill)
 static void give_back(struct work *work)
 {
 	CHECK(ibv_dereg_mr(work->mr) == 0);
-	free(work->at);
-	unsigned char *mine = malloc(LENGTH);
-
-	CHECK(mine == work->at);
-	memset(mine, NEW_OWNER, LENGTH);
+	put(work->at);
+	memset(take(), NEW_OWNER, LENGTH);
 	work->early = 1;
 	early++;
 }
@@ -128,7 +141,7 @@ static void finish(struct work *work, int arrived)
 		wrong += work->early ? work->at[i] != NEW_OWNER : arrived && work->at[i] == NEW_OWNER;
 	if (!work->early)
 		CHECK(ibv_dereg_mr(work->mr) == 0);
-	free(work->at);
+	put(work->at);
 	done++;
 }
 
@@ -204,6 +217,8 @@ static int sends(struct end *end, struct work *work, int *count)
 static void run(struct end *end, int number, int rounds, uint64_t seed)
 {
 	end->random = seed * 2 + number;
+	for (int i = 0; i < 2 * MOST; i++)
+		put(blocks[i]);
 	loop_make(&end->loop, NULL);
 	CHECK(write(end->socket, &end->loop.qp->qp_num, 4) == 4 && read(end->socket, &end->peer, 4) == 4);
 	connect_again(end);
