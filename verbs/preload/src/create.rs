@@ -65,7 +65,7 @@ unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     let device = Arc::new(OpenDevice::new(*ops, extended));
     drop(DEVICES.insert(address(context), Arc::clone(&device)));
     check_provider(&device);
-    // What a device does not have it does not get.
+    // A device gets no function that it does not have.
     ops.post_send = ops.post_send.and(Some(post::post_send));
     ops.post_recv = ops.post_recv.and(Some(post::post_recv));
     ops.post_srq_recv = ops.post_srq_recv.and(Some(post::post_srq_recv));
@@ -82,7 +82,7 @@ unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     device
 }
 
-/// What a device's library can do behind the shim's back.
+/// Notes if the program can use the device without libibverbs.
 fn check_provider(device: &OpenDevice) {
     let Some(post_send) = device.ops.post_send else {
         return;

@@ -84,7 +84,7 @@ impl<T: Send + Sync> Directory<T> {
         &self.buckets[at as usize]
     }
 
-    /// What is known of the object.
+    /// Returns the knowledge about the object.
     ///
     /// # Safety
     ///
@@ -118,8 +118,8 @@ impl<T: Send + Sync> Directory<T> {
         }
     }
 
-    /// Adds what is known of an object. What was known of another one there, which was destroyed
-    /// without a word, is returned.
+    /// Adds the knowledge about an object. Returns the knowledge about another one at the same
+    /// address, which was destroyed without a word.
     pub(crate) fn insert(&self, object: usize, known: Arc<T>) -> Option<Arc<T>> {
         let _writing = lock(&self.writing);
         let old = self.take(object);

@@ -24,7 +24,7 @@ use crate::{create, interpose, provider};
 type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
 type Dlvsym = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char) -> *mut c_void;
 
-/// What is to be done about a call: return `answer`, unless there is a function to jump to.
+/// How to treat a call: return `answer`, unless there is a function to jump to.
 #[repr(C)]
 struct Verdict {
     answer: *mut c_void,

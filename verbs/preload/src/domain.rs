@@ -22,7 +22,8 @@ const GRACE: Duration = Duration::from_secs(30);
 
 /// A protection domain that the program has registered memory in.
 pub(crate) struct Domain {
-    /// What the domain was when this was made: another may come to be at the same address.
+    /// The context and the number that the domain had when this was made. Another domain may have
+    /// the same address later.
     context: *mut Context,
     handle: u32,
     device: Arc<OpenDevice>,
@@ -54,17 +55,16 @@ impl Drop for Count {
     }
 }
 
-/// What became of a registration that the program has given back.
+/// How a registration ended that the program gave back.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// It is idle.
     Kept,
     /// It was deregistered, since work that uses it may be outstanding.
     Outstanding,
-    /// It was deregistered, since nobody can tell whether work that uses it is outstanding.
-    Unseen,
-    /// It was deregistered, since it is another one since `ibv_rereg_mr`.
-    Changed,
+    /// It was deregistered for another reason: work is not seen, `ibv_rereg_mr` has changed it, or
+    /// too many are idle.
+    Deregistered,
 }
 
 impl Held {
@@ -79,15 +79,15 @@ impl Held {
     /// Ends it, for the program; if libibverbs refuses, with what it said, it is still there.
     pub(crate) fn end(self) -> Result<Ended, (c_int, Self)> {
         let (registration, device) = (self.registration(), &self.domain().device);
-        let ended = if self.changed {
-            Ended::Changed
-        } else if device.unseen().is_some() {
-            Ended::Unseen
-        } else if device.work.release(registration.lkey) == Release::Keep {
-            registration.state.store(IDLE, Ordering::Release);
-            return Ok(Ended::Kept);
-        } else {
-            Ended::Outstanding
+        let is_certain = !self.changed && device.unseen().is_none();
+        let release = is_certain.then(|| device.work.release(registration.lkey));
+        let ended = match release {
+            Some(Release::Keep) => {
+                registration.state.store(IDLE, Ordering::Release);
+                return Ok(Ended::Kept);
+            }
+            Some(Release::Outstanding) => Ended::Outstanding,
+            Some(Release::Crowded) | None => Ended::Deregistered,
         };
         match registration.end() {
             0 => {
@@ -278,8 +278,8 @@ unsafe impl Sync for Registered {}
 // - It has the kernel pin the pages between call and return, until deregistered; `Access` has no
 //   ON_DEMAND.
 // - `ibv_dereg_mr` returns 0 once the kernel has invalidated the key and unpinned, and `Access` has
-//   no MW_BIND. What is OVER went that way. Of a device that is closed the kernel has taken all
-//   registrations back.
+//   no MW_BIND. An OVER registration ended that way. Of a device that is closed the kernel has
+//   taken all registrations back.
 unsafe impl Registrar for PdRegistrar {
     type Access = Access;
     type Registration = Registered;
@@ -328,7 +328,7 @@ pub(crate) unsafe fn register(pd: NonNull<Pd>, range: VaRange, access: Access) -
     let start = range.start();
     let addr = std::ptr::without_provenance_mut(start);
     let _inside = Inside::enter();
-    // What the header's macro calls: flags that may be ignored are for the one that can ignore
+    // As the header's macro does: flags that may be ignored are for the function that can ignore
     // them.
     match (real::reg_mr_iova2(), real::reg_mr()) {
         (Some(register), _) if access.contains(Access::RELAXED_ORDERING) => {
@@ -366,6 +366,6 @@ pub(crate) unsafe fn deregister(mr: NonNull<Mr>) -> c_int {
 /// The flags as the program passes them, if they are all ones that can be cached.
 pub(crate) fn cacheable(flags: c_uint) -> Option<Access> {
     let access = Access::from_bits(flags)?;
-    // What the device would refuse is its to refuse.
+    // The device refuses the others itself.
     (access.with_implied() == access).then_some(access)
 }

@@ -23,8 +23,8 @@ struct Dynamic {
     value: usize,
 }
 
-/// True if something that is loaded needs the library of that name: `mlx5` for `libmlx5.so.1`. What
-/// is loaded by `dlopen` alone is needed by nobody.
+/// True if something that is loaded needs the library of that name: `mlx5` for `libmlx5.so.1`. A
+/// library that was loaded by `dlopen` alone is needed by nobody.
 pub(crate) fn is_needed(name: &[u8]) -> bool {
     let mut question = Question {
         name,

@@ -230,7 +230,7 @@ pub(crate) unsafe extern "C" fn ibv_dereg_mr(mr: *mut Mr) -> c_int {
             add_one(match ended {
                 Ended::Kept => &counts.kept,
                 Ended::Outstanding => &counts.outstanding,
-                Ended::Unseen | Ended::Changed => &counts.ended,
+                Ended::Deregistered => &counts.ended,
             });
             if ended == Ended::Outstanding && process.settings.report_outstanding {
                 notice(format_args!(
@@ -255,7 +255,7 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
     };
     let domain = Process::started().and_then(|process| process.known_domain(pd));
     if let Some(domain) = &domain {
-        // What the program does not hold must not keep its domain.
+        // Idle registrations must not keep the domain.
         domain.give_up_idle();
     }
     let refused = {
@@ -346,7 +346,7 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
         Not::Passed(count) => {
             add_one(count(counts));
             let mut mr = theirs();
-            // What is cached counts against the same limits.
+            // Cached registrations count against the same limits.
             if mr.is_null() && is_exhaustion(&io::Error::last_os_error()) && process.relieve() {
                 mr = theirs();
             }
@@ -360,7 +360,7 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
     }
 }
 
-/// What `wanted` says, from the cache if it can be.
+/// The registration that `wanted` describes, from the cache if it can be.
 ///
 /// # Safety
 ///
@@ -391,7 +391,7 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
             Err(Error::Register(error)) => {
                 let errno = errno_of(&error);
                 let exhausted = is_exhaustion(&io::Error::from_raw_os_error(errno));
-                // What other domains have idle counts as well.
+                // Idle registrations of other domains count as well.
                 if !(exhausted && refused.is_none() && process.relieve()) {
                     return Err(Not::Refused(errno));
                 }
@@ -403,7 +403,8 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
     }
 }
 
-/// What the program sees: what it asked for, with the numbers of what serves it.
+/// The `ibv_mr` that the program sees: its own address and length, and the keys of the
+/// registration.
 fn face(wanted: Wanted, numbers: &Registered) -> Mr {
     Mr {
         // SAFETY: a registration was made in it, so it is a domain.
@@ -440,7 +441,7 @@ fn missing() -> *mut Mr {
     ptr::null_mut()
 }
 
-/// What the device said.
+/// The errno that the device returned.
 fn errno_of(error: &regcache::RegisterError) -> c_int {
     let mut systems = chain(error).filter_map(|cause| cause.downcast_ref::<io::Error>());
     let errno = systems.find_map(io::Error::raw_os_error);

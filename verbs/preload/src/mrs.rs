@@ -16,7 +16,8 @@ use regcache_verbs_types::Mr;
 
 use crate::domain::Held;
 
-/// What a program sees, and what libibverbs's providers look for after it: they have these two in
+/// The `ibv_mr` that a program sees, and the fields that libibverbs's providers look for after it:
+/// they have these two in
 /// front of what is their own (`struct verbs_mr`).
 #[repr(C)]
 struct Face {
@@ -192,12 +193,12 @@ const NOTHING: Mr = Mr {
 };
 
 impl Ours {
-    /// What the program has.
+    /// The pointer that the program has.
     pub(crate) fn mr(self) -> *mut Mr {
         self.0.as_ptr().cast()
     }
 
-    /// What it shows, to the thread that has taken the content.
+    /// The `ibv_mr` that it shows, and its access, for the thread that has taken the content.
     pub(crate) fn face(self) -> (Mr, c_int) {
         // SAFETY: the slot is never freed, and only written by who has taken its content.
         let face = unsafe { &*self.0.as_ref().face.get() };

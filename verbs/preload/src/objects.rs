@@ -1,8 +1,8 @@
-//! What the shim knows of devices, queue pairs, completion queues and shared receive queues.
+//! The shim's knowledge about devices, queue pairs, completion queues and shared receive queues.
 //!
-//! They are known from when they are created to when they are destroyed. What was created in
-//! another way is not known: [`OpenDevice::cannot_see`] then says that nothing is certain about the
-//! device.
+//! They are known from when they are created to when they are destroyed. An object that was created
+//! in another way is not known: [`OpenDevice::cannot_see`] then says that nothing is certain about
+//! the device.
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
@@ -32,7 +32,7 @@ pub(crate) fn address<T>(object: *mut T) -> usize {
 
 /// A device that the program has opened.
 pub(crate) struct OpenDevice {
-    /// What the context had before the shim's functions took their place.
+    /// The functions that the context had before the shim's took their place.
     pub(crate) ops: ContextOps,
     pub(crate) create: Creators,
     /// The work that was posted to it.
@@ -151,7 +151,7 @@ pub(crate) struct QueuePair {
     recv_cq: Option<Arc<CompletionQueue>>,
     pub(crate) post_send: Option<PostSend>,
     pub(crate) post_recv: Option<PostRecv>,
-    /// What it had for extended posts.
+    /// Its own functions for extended posts.
     pub(crate) extended: Option<ExtendedPost>,
     /// From `ibv_wr_start` to `ibv_wr_complete`. Borrows `sends`.
     extended_post: UnsafeCell<Option<(Post<'static>, Mark)>>,
@@ -296,7 +296,7 @@ impl QueuePair {
 pub(crate) struct CompletionQueue {
     pub(crate) device: Arc<OpenDevice>,
     pub(crate) poll_cq: Option<PollCq>,
-    /// What it had for extended polling.
+    /// Its own functions for extended polling.
     pub(crate) extended: Option<ExtendedPoll>,
     /// Locked while it is polled.
     counting: Mutex<Counting>,

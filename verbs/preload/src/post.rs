@@ -242,7 +242,7 @@ pub(crate) unsafe extern "C" fn post_srq_recv(
     unsafe { post(&shared.device, shared.queue.post(), how, (first, bad), real) }
 }
 
-/// A bind is a request of the send queue. What is under it is not cached.
+/// A bind is a request of the send queue. The registration under it is not cached.
 pub(crate) unsafe extern "C" fn bind_mw(
     qp: *mut IbvQp,
     window: *mut c_void,
@@ -277,7 +277,7 @@ pub(crate) unsafe extern "C" fn bind_mw(
     refused
 }
 
-/// What a queue pair with extended posts has from now on in place of `its`.
+/// The functions that a queue pair with extended posts gets in place of `its`.
 pub(crate) fn extended(its: &ExtendedPost) -> ExtendedPost {
     let mut ours = *its;
     // A function is there if the operation was asked for.

@@ -3,7 +3,7 @@
 //!
 //! A forked child has a copy of the parent's memory and nothing of what it stands for, and locks
 //! that other threads of the parent's held stay locked in the copy for ever. So a child starts
-//! anew, and looks at nothing of its parent's: where the process is found, in a page under
+//! with nothing, and looks at nothing of its parent's: where the process is found, in a page under
 //! `MADV_WIPEONFORK`, a child finds nothing, and makes its own when it first registers memory. The
 //! parent's is left as it is.
 
@@ -73,7 +73,7 @@ impl NoDomain {
     }
 }
 
-/// What a child finds wiped, that is, zero.
+/// Memory that a child finds wiped, that is, zero.
 struct Page {
     /// The process, once it has registered memory.
     process: AtomicPtr<Process>,

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::elf;
 
-/// What the shim can tell of a device's library.
+/// Whether the shim can follow a device's library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Provider {
     /// Its queues complete in order, and all work goes through libibverbs.

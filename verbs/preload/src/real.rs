@@ -140,7 +140,7 @@ pub(crate) fn keeps_memory_from_children() -> bool {
     }
 }
 
-/// What libc has under this name, whatever stands before it.
+/// libc's function of this name, also if another library interposes it.
 pub(crate) fn libc_dlvsym() -> *mut c_void {
     static DLVSYM: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
     from_libc(&DLVSYM, c"dlvsym")
@@ -167,8 +167,8 @@ fn find(name: &CStr, version: &CStr) -> *mut c_void {
     let Some(dlvsym) = dlvsym else {
         return ptr::null_mut();
     };
-    // SAFETY: the strings are terminated. What follows us is libibverbs, or another library that is
-    // preloaded.
+    // SAFETY: the strings are terminated. After the shim comes libibverbs, or another library that
+    // is preloaded.
     let next = unsafe { dlvsym(libc::RTLD_NEXT, name.as_ptr(), version.as_ptr()) };
     if !next.is_null() {
         return next;
@@ -180,7 +180,7 @@ fn find(name: &CStr, version: &CStr) -> *mut c_void {
             libc::RTLD_LAZY | libc::RTLD_NOLOAD,
         )
     };
-    // What `dlerror` says is for the program, and this was not its question.
+    // The message of `dlerror` is for the program, which has not asked this.
     // SAFETY: takes nothing.
     unsafe { libc::dlerror() };
     if library.is_null() {

@@ -1,4 +1,4 @@
-//! What the environment says.
+//! The settings, which the environment has.
 
 use std::env;
 use std::ffi::OsString;

@@ -1,4 +1,4 @@
-//! What librcpreload.so stands before, and what it leaves alone. Needs no device.
+//! The functions that librcpreload.so interposes, and those that it leaves alone. Needs no device.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
@@ -9,7 +9,7 @@ use std::process::Command;
 
 use preload::{bounded, preloading, shim};
 
-/// What a library defines: names with versions, as nm prints them.
+/// The names that a library defines, with versions, as nm prints them.
 fn defined(library: &Path) -> BTreeSet<String> {
     let nm = Command::new("nm")
         .args(["-D", "--defined-only"])

@@ -67,7 +67,7 @@ parts! {
     a_registration_is_not_changed_where_the_device_cannot: "moved", 1, 0;
 }
 
-/// What completes is cached as before.
+/// Registrations are cached as before if their work has completed.
 #[test]
 fn registrations_around_each_transfer_are_made_once() {
     for part in ["awaits", "shared-awaits", "extended-awaits"] {

@@ -1,4 +1,5 @@
-//! What programs see under the shim, on a real device: tests/c/contract.c says what, part by part.
+//! The behaviour that programs see under the shim, on a real device. tests/c/contract.c describes
+//! it part by part.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
@@ -54,8 +55,9 @@ fn a_peer_is_refused_without_the_shim_and_served_if_keys_are_to_be_kept() {
     .ok();
     let summary = ran.summary();
     assert_eq!(summary.number("remote"), 0, "{summary:?}");
-    // Of the two that are held at once, one.
-    assert_eq!(summary.number("in_use"), 1, "{summary:?}");
+    // Of two that are held at once, one. That happens twice.
+    assert_eq!(summary.number("cached"), 2, "{summary:?}");
+    assert_eq!(summary.number("in_use"), 2, "{summary:?}");
 }
 
 #[test]
@@ -95,10 +97,13 @@ fn threads_share_registrations_while_memory_comes_and_goes() {
     let ran = part(&["threads"]);
     let summary = ran.summary();
     assert_eq!(summary.number("asked"), 1600, "{summary:?}");
-    // What two threads hold at once is not shared.
+    // Two threads that hold a registration at once do not share it.
     let (cached, in_use) = (summary.number("cached"), summary.number("in_use"));
     assert_eq!(cached + in_use, 1600, "{summary:?}");
-    assert_eq!(summary.number("kept"), cached, "{summary:?}");
+    // A few keys may want the same place.
+    let (kept, ended) = (summary.number("kept"), summary.number("ended"));
+    assert_eq!(kept + ended, cached, "{summary:?}");
+    assert!(ended < 20, "{summary:?}");
 }
 
 #[test]

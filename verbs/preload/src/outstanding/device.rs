@@ -4,13 +4,15 @@ use super::keys::Idle;
 use super::queue::Queue;
 use super::sync::{Arc, Ordering, RwLock, fence};
 
-/// What is to be done with a registration that the program gives back.
+/// How to end a registration that the program gives back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Release {
     /// Nothing outstanding uses its key: it may be kept.
     Keep,
-    /// It has to be deregistered for real.
-    Deregister,
+    /// It has to be deregistered for real, since something outstanding may use its key.
+    Outstanding,
+    /// It has to be deregistered for real, since there is no place for its key among the idle ones.
+    Crowded,
 }
 
 /// All queues of an open device, whose keys may be in use by any of them.
@@ -50,13 +52,13 @@ impl Device {
     /// Makes a held key idle, if nothing outstanding uses it.
     pub(crate) fn release(&self, key: u32) -> Release {
         if !self.idle.add(key) {
-            return Release::Deregister;
+            return Release::Crowded;
         }
         fence(Ordering::SeqCst);
         let queues = self.queues.read().unwrap_or_else(|it| it.into_inner());
         if queues.iter().any(|queue| queue.may_use(key)) {
             self.idle.remove(key);
-            return Release::Deregister;
+            return Release::Outstanding;
         }
         Release::Keep
     }

@@ -28,18 +28,18 @@ pub(crate) struct Queue {
     completed: AtomicU64,
     /// All requests with a smaller number are over.
     over: AtomicU64,
-    /// What `completed` is at least, once the completion queue was seen empty.
+    /// The least value of `completed` once the completion queue was seen empty.
     settled: AtomicU64,
     /// There was a completion without a request, or no room to remember a request: nothing is known
     /// any more.
     lost: AtomicBool,
 }
 
-/// What the posters know.
+/// The state of the posters.
 struct Posting {
     /// The number of the next request.
     next: u64,
-    /// What `expected` may become without a look at `completed`.
+    /// The value that `expected` may reach without a look at `completed`.
     limit: u64,
 }
 

@@ -1,5 +1,5 @@
-//! The primitives that the accounting is built on: std's, or loom's under `--cfg loom`. What is
-//! shared by an `Arc` is never taken back in the models, so that is std's always.
+//! The primitives that the accounting is built on: std's, or loom's under `--cfg loom`. `Arc` is
+//! std's always: the models never take its contents back.
 
 pub(crate) use std::sync::Arc;
 

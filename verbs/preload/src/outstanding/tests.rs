@@ -273,7 +273,7 @@ fn of_many_outstanding_requests_those_that_are_over_are_known() {
             let over = number - (depth - 1);
             kept += u32::from(device.release(key(over)) == Release::Keep);
             device.forget(key(over));
-            assert_eq!(device.release(key(number)), Release::Deregister);
+            assert_eq!(device.release(key(number)), Release::Outstanding);
         }
     }
     // Nearly all: two keys may want the same place.
@@ -289,7 +289,7 @@ fn more_completions_than_requests_leave_nothing_certain() {
         assert_eq!(device.release(7), Release::Keep);
         device.forget(7);
         queue.complete();
-        assert_eq!(device.release(7), Release::Deregister);
+        assert_eq!(device.release(7), Release::Outstanding);
         // Until it is destroyed.
         device.remove(&queue);
         assert_eq!(device.release(7), Release::Keep);

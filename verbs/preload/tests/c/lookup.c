@@ -93,7 +93,7 @@ int main(int argc, char **argv)
 
 	CHECK(error && strstr(error, "ibv_no_such_function"));
 
-	/* Who asks for the next one is who calls. */
+	/* The next one is the next after the caller. */
 	snprintf(path, sizeof(path), "%s/libnext.so", argv[2]);
 	void *next = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 

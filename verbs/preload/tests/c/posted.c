@@ -6,7 +6,7 @@
  *     posted PART
  *
  * Each part prints how the work completed, and how many bytes of the memory's next owner were
- * overwritten or sent. What is printed has to be the same with the shim and without. A part fails
+ * overwritten or sent. The output has to be the same with the shim and without. A part fails
  * if the count is not 0.
  */
 #include <pthread.h>
