@@ -9,14 +9,16 @@ use std::collections::HashMap;
 use std::ffi::c_int;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::abi::{
     ContextOps, EndPoll, ExtendedPost, IbvCq, IbvQp, IbvSrq, NextPoll, PollCq, PostRecv, PostSend,
     QpCap, RECEIVED, SUCCESS, StartPoll, VerbsContext, Wc, qp_type,
 };
 use crate::directory::Directory;
-use crate::notice::{lock, notice};
+use crate::notice::notice;
 use crate::outstanding::{Device, Mark, Order, Post, Queue};
 use crate::process;
 
@@ -329,7 +331,7 @@ pub(crate) struct ExtendedPoll {
 }
 
 // SAFETY: the guard is touched only by the thread that has the lock, by the rules of the functions
-// for extended polling. It may be released by another thread: std's lock is a futex.
+// for extended polling. parking_lot's lock may be released by another thread.
 unsafe impl Send for CompletionQueue {}
 // SAFETY: as above.
 unsafe impl Sync for CompletionQueue {}
@@ -388,7 +390,7 @@ impl CompletionQueue {
 
     #[inline]
     pub(crate) fn counting(&self) -> MutexGuard<'_, Counting> {
-        lock(&self.counting)
+        self.counting.lock()
     }
 
     fn count(&self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
