@@ -261,6 +261,7 @@ pub(crate) unsafe extern "C" fn ibv_modify_qp(
         && resets
         // SAFETY: the program does not destroy it meanwhile.
         && let Some(pair) = unsafe { QUEUE_PAIRS.get(address(qp)) }
+        && pair.device.is_ours()
     {
         pair.reset();
     }
@@ -274,6 +275,7 @@ pub(crate) unsafe extern "C" fn ibv_destroy_qp(qp: *mut IbvQp) -> c_int {
     };
     // Before it is gone: the next one may be at the same address, or have the same number.
     let known = QUEUE_PAIRS.remove(address(qp));
+    let known = known.filter(|pair| pair.device.is_ours());
     if let Some(pair) = &known {
         pair.ignore_completions();
     }
@@ -315,6 +317,7 @@ pub(crate) unsafe extern "C" fn ibv_destroy_srq(srq: *mut IbvSrq) -> c_int {
         return libc::ENOSYS;
     };
     let known = SHARED_QUEUES.remove(address(srq));
+    let known = known.filter(|shared| shared.device.is_ours());
     // SAFETY: the program's call.
     let refused = unsafe { destroy(srq) };
     if let Some(known) = known {

@@ -9,10 +9,10 @@
 //! what belongs to another.
 
 use std::ptr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
-use crate::notice::lock;
+use crate::process::ProcessLock;
 
 const PLACES: usize = 3;
 const BUCKETS: usize = 1024;
@@ -32,7 +32,7 @@ struct Place<T> {
 /// See the file's head.
 pub(crate) struct Directory<T> {
     buckets: [Bucket<T>; BUCKETS],
-    writing: Mutex<()>,
+    writing: ProcessLock,
 }
 
 impl<T> Bucket<T> {
@@ -68,7 +68,7 @@ impl<T: Send + Sync> Directory<T> {
     pub(crate) const fn new() -> Self {
         Self {
             buckets: [const { Bucket::new() }; BUCKETS],
-            writing: Mutex::new(()),
+            writing: ProcessLock::new(),
         }
     }
 
@@ -121,7 +121,7 @@ impl<T: Send + Sync> Directory<T> {
     /// Adds the knowledge about an object. Returns the knowledge about another one at the same
     /// address, which was destroyed without a word.
     pub(crate) fn insert(&self, object: usize, known: Arc<T>) -> Option<Arc<T>> {
-        let _writing = lock(&self.writing);
+        let _writing = self.writing.lock();
         let old = self.take(object);
         let bucket = self.bucket(object);
         let vacant = bucket
@@ -149,13 +149,13 @@ impl<T: Send + Sync> Directory<T> {
 
     /// Removes what is known of an object.
     pub(crate) fn remove(&self, object: usize) -> Option<Arc<T>> {
-        let _writing = lock(&self.writing);
+        let _writing = self.writing.lock();
         self.take(object)
     }
 
     /// Removes all of which this is true.
     pub(crate) fn remove_all(&self, is_meant: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
-        let _writing = lock(&self.writing);
+        let _writing = self.writing.lock();
         let meant = |place: &Place<T>| {
             // SAFETY: null, or of an `Arc` that the place owns; nobody removes it under the lock.
             let known = unsafe { place.known.load(Ordering::Relaxed).as_ref() }?;

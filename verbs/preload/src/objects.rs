@@ -8,15 +8,17 @@ use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::abi::{
     ContextOps, EndPoll, ExtendedPost, IbvCq, IbvQp, IbvSrq, NextPoll, PollCq, PostRecv, PostSend,
     QpCap, RECEIVED, SUCCESS, StartPoll, VerbsContext, Wc, qp_type,
 };
 use crate::directory::Directory;
-use crate::notice::{lock, notice};
+use crate::notice::notice;
 use crate::outstanding::{Device, Mark, Order, Post, Queue};
 use crate::process;
 
@@ -92,9 +94,15 @@ impl OpenDevice {
         }
     }
 
+    /// True if this process has opened it. The locks of a parent's queues may never be released in
+    /// its child.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.process == process::id()
+    }
+
     /// Why not all work is seen, if so.
     pub(crate) fn unseen(&self) -> Option<&'static str> {
-        if self.process == process::id() {
+        if self.is_ours() {
             self.unseen.get().copied()
         } else {
             Some("a device was opened by the parent of this process")
@@ -302,6 +310,16 @@ pub(crate) struct CompletionQueue {
     counting: Mutex<Counting>,
     /// From `ibv_start_poll` to `ibv_end_poll`. Borrows `counting`.
     extended_poll: UnsafeCell<Option<MutexGuard<'static, Counting>>>,
+    /// The thread that is between these two calls; 0 if none is.
+    extended_by: AtomicUsize,
+}
+
+/// Tells threads apart that live at the same time.
+fn this_thread() -> usize {
+    thread_local! {
+        static HERE: u8 = const { 0 };
+    }
+    HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
 /// The functions in `struct ibv_cq_ex` that the shim's stand before.
@@ -313,7 +331,7 @@ pub(crate) struct ExtendedPoll {
 }
 
 // SAFETY: the guard is touched only by the thread that has the lock, by the rules of the functions
-// for extended polling. It may be released by another thread: std's lock is a futex.
+// for extended polling. parking_lot's lock may be released by another thread.
 unsafe impl Send for CompletionQueue {}
 // SAFETY: as above.
 unsafe impl Sync for CompletionQueue {}
@@ -365,41 +383,37 @@ impl CompletionQueue {
             extended,
             counting: Mutex::default(),
             extended_poll: UnsafeCell::new(None),
+            extended_by: AtomicUsize::new(0),
         };
         drop(COMPLETION_QUEUES.insert(address(cq), Arc::new(known)));
     }
 
     #[inline]
     pub(crate) fn counting(&self) -> MutexGuard<'_, Counting> {
-        lock(&self.counting)
+        self.counting.lock()
     }
 
     fn count(&self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
-        let mut counting = self.counting();
-        counting.latest = None;
-        let counted = counting.pairs.entry(number).or_default();
-        // Completions of another queue pair that had this number may come yet. Those of this one
-        // are then ignored as well.
-        if !counted.gone {
-            counted.sends = sends.cloned().or(counted.sends.take());
-            counted.receives = receives.cloned().or(counted.receives.take());
+        self.change(|counting| counting.count(number, sends, receives));
+    }
+
+    /// Changes the queue pairs. A thread may do so while it polls.
+    fn change<T>(&self, change: impl FnOnce(&mut Counting) -> T) -> T {
+        if self.extended_by.load(Ordering::Relaxed) == this_thread() {
+            // SAFETY: this thread has begun it, and has not ended it.
+            if let Some(counting) = unsafe { self.begun() } {
+                return change(counting);
+            }
         }
+        change(&mut self.counting())
     }
 
     fn ignore(&self, number: u32) {
-        let mut counting = self.counting();
-        counting.latest = None;
-        counting.unsettled = true;
-        let gone = Counted {
-            gone: true,
-            ..Counted::default()
-        };
-        counting.pairs.insert(number, gone);
+        self.change(|counting| counting.ignore(number));
     }
 
     fn reset(&self, queue: &Queue) {
-        let mut counting = self.counting();
-        counting.unsettled |= queue.reset();
+        self.change(|counting| counting.unsettled |= queue.reset());
     }
 
     /// Begins an extended poll.
@@ -415,6 +429,18 @@ impl CompletionQueue {
         };
         // SAFETY: this thread has the lock.
         unsafe { *self.extended_poll.get() = Some(counting) };
+        self.extended_by.store(this_thread(), Ordering::Relaxed);
+    }
+
+    /// Ends it.
+    ///
+    /// # Safety
+    ///
+    /// The thread has begun it.
+    pub(crate) unsafe fn end(&self) {
+        self.extended_by.store(0, Ordering::Relaxed);
+        // SAFETY: by the contract this thread has the lock.
+        drop(unsafe { self.begun() }.take());
     }
 
     /// The poll that was begun.
@@ -430,6 +456,27 @@ impl CompletionQueue {
 }
 
 impl Counting {
+    fn count(&mut self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
+        self.latest = None;
+        let counted = self.pairs.entry(number).or_default();
+        // Completions of another queue pair that had this number may come yet. Those of this one are
+        // then ignored as well.
+        if !counted.gone {
+            counted.sends = sends.cloned().or(counted.sends.take());
+            counted.receives = receives.cloned().or(counted.receives.take());
+        }
+    }
+
+    fn ignore(&mut self, number: u32) {
+        self.latest = None;
+        self.unsettled = true;
+        let gone = Counted {
+            gone: true,
+            ..Counted::default()
+        };
+        self.pairs.insert(number, gone);
+    }
+
     /// Counts a completion.
     #[inline]
     pub(crate) fn add(&mut self, status: c_int, number: u32, opcode: impl FnOnce() -> c_int) {

@@ -103,8 +103,9 @@ unsafe extern "C" fn start_poll(cq: *mut IbvCqEx, attr: *mut c_void) -> c_int {
             _ => {}
         }
     }
-    // The program does not end what was not started.
-    drop(begun.take());
+    // The program ends only a poll that was started.
+    // SAFETY: this thread has begun it.
+    unsafe { known.end() };
     result
 }
 
@@ -136,5 +137,5 @@ unsafe extern "C" fn end_poll(cq: *mut IbvCqEx) {
     // SAFETY: the program's call.
     unsafe { (its.end)(cq) };
     // SAFETY: this thread has begun it.
-    drop(unsafe { known.begun() }.take());
+    unsafe { known.end() };
 }

@@ -13,6 +13,7 @@ use std::mem;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread;
 
 use memmap2::MmapMut;
 use nix::sys::mman::{MmapAdvise, madvise};
@@ -102,6 +103,45 @@ pub(crate) fn id() -> u64 {
     {
         Ok(_) => new,
         Err(other) => other,
+    }
+}
+
+/// A lock for short and rare use. A child finds it open, though another thread of its parent's may
+/// have had it when the child was forked.
+pub(crate) struct ProcessLock(AtomicU64);
+
+/// The lock, held.
+pub(crate) struct Locked<'a>(&'a ProcessLock);
+
+impl ProcessLock {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Waits until this thread has the lock.
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        // Without numbers there are no children to tell apart.
+        let this = id().max(FIRST);
+        let mut found = 0;
+        loop {
+            let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
+            match self.0.compare_exchange_weak(found, this, acquire, relaxed) {
+                Ok(_) => return Locked(self),
+                Err(0) => found = 0,
+                Err(other) if other == this => {
+                    found = 0;
+                    thread::yield_now();
+                }
+                // That thread is not in this process.
+                Err(other) => found = other,
+            }
+        }
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(0, Ordering::Release);
     }
 }
 

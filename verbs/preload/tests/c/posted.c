@@ -594,6 +594,29 @@ static void moved(void)
 	finish(&two);
 }
 
+/* Queue pairs come and go while this thread polls the queue that they use. */
+static void inside(void)
+{
+	struct two two = begin(EXTENDED);
+	struct buffer from = buffer(&two, 'S', LOCAL), to = buffer(&two, 'r', LOCAL);
+	struct ibv_poll_cq_attr attr = { 0 };
+
+	receive(&two, all_of(&to), 1);
+	send_signaled(&two, all_of(&from), 2);
+	for (int got = 0; got < 2; got++) {
+		while (ibv_start_poll(two.extended, &attr))
+			usleep(1000);
+		CHECK(two.extended->status == IBV_WC_SUCCESS);
+		struct ibv_qp *other = make(&two);
+
+		reset(other);
+		CHECK(ibv_destroy_qp(other) == 0);
+		ibv_end_poll(two.extended);
+	}
+	CHECK(ibv_dereg_mr(from.mr) == 0 && ibv_dereg_mr(to.mr) == 0);
+	finish(&two);
+}
+
 /*
  * Registers around each transfer, waits for each completion, and counts the keys that it is given.
  */
@@ -651,6 +674,7 @@ int main(int argc, char **argv)
 		{ "late-send", NULL, late_send, PLAIN },
 		{ "extended-late-send", NULL, late_send, EXTENDED },
 		{ "moved", moved, NULL, 0 },
+		{ "inside", inside, NULL, 0 },
 		{ "awaits", NULL, awaits, PLAIN },
 		{ "shared-awaits", NULL, awaits, SHARED },
 		{ "extended-awaits", NULL, awaits, EXTENDED },
