@@ -322,7 +322,7 @@ fn this_thread() -> usize {
     HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
-/// The functions in `struct ibv_cq_ex` that the shim's stand before.
+/// The functions in `struct ibv_cq_ex` that the shim interposes.
 #[derive(Clone, Copy)]
 pub(crate) struct ExtendedPoll {
     pub(crate) start: StartPoll,
@@ -459,8 +459,8 @@ impl Counting {
     fn count(&mut self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
         self.latest = None;
         let counted = self.pairs.entry(number).or_default();
-        // Completions of another queue pair that had this number may come yet. Those of this one are
-        // then ignored as well.
+        // Completions of another queue pair that had this number may come yet. Those of this one
+        // are then ignored as well.
         if !counted.gone {
             counted.sends = sends.cloned().or(counted.sends.take());
             counted.receives = receives.cloned().or(counted.receives.take());
