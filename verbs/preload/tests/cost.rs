@@ -4,49 +4,14 @@
 
 mod preload;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use preload::{bounded, preloading, shim};
+use preload::{bounded, post_poll, preloading, shim};
 
 /// A post and a poll may add so many, in the profile of tests. docs/guide/preload.md has the figures
 /// of a release build.
 const MOST: f64 = 360.0;
-
-fn directory() -> PathBuf {
-    PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-}
-
-/// Compiles the fake device and the program that uses it.
-fn post_poll() -> PathBuf {
-    let source = |name: &str| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c");
-        path.join(name).display().to_string()
-    };
-    let gcc = |arguments: &[String]| {
-        let mut gcc = Command::new("gcc");
-        gcc.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]);
-        let built = gcc.args(arguments).output().unwrap();
-        let stderr = String::from_utf8_lossy(&built.stderr);
-        assert!(built.status.success(), "{stderr}");
-    };
-    let (fake, program) = (
-        directory().join("librxe-fake.so"),
-        directory().join("post-poll"),
-    );
-    let map = format!("-Wl,--version-script={}", source("fake-device.map"));
-    let to = |path: &Path| format!("-o{}", path.display());
-    let shared = ["-shared", "-fPIC", "-Wl,-soname,librxe-fake.so"].map(str::to_owned);
-    gcc(&[&shared[..], &[map, to(&fake), source("fake-device.c")]].concat());
-    let path = format!("-Wl,-rpath,{}", directory().display());
-    gcc(&[
-        to(&program),
-        source("post-poll.c"),
-        fake.display().to_string(),
-        path,
-    ]);
-    program
-}
 
 /// Instructions of so many posts and polls, from the start of the program to its end.
 fn instructions(mut valgrind: Command, program: &Path, times: u32, what: &str) -> f64 {
@@ -69,7 +34,7 @@ fn each(command: impl Fn() -> Command, program: &Path, what: &str) -> f64 {
 
 #[test]
 fn posting_and_polling_cost_some_instructions_more() {
-    let program = post_poll();
+    let program = post_poll("rxe", "cost", None);
     for what in ["send", "receive"] {
         let without = each(|| bounded("valgrind"), &program, what);
         let with = each(|| preloading(&[shim()], "valgrind"), &program, what);
