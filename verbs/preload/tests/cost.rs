@@ -9,8 +9,8 @@ use std::process::Command;
 
 use preload::{bounded, post_poll, preloading, shim};
 
-/// A post and a poll may add so many, in the profile of tests. docs/guide/preload.md has the figures
-/// of a release build.
+/// A post and a poll may add so many, in the profile of tests. docs/guide/preload.md has the
+/// figures of a release build.
 const MOST: f64 = 360.0;
 
 /// Instructions of so many posts and polls, from the start of the program to its end.

@@ -1,5 +1,5 @@
-//! Devices that the shim can follow, and those that it cannot. They are fakes, which tests/c has: the
-//! shim knows a device by the name of its library.
+//! Devices that the shim can follow, and those that it cannot. They are fakes, which tests/c has:
+//! the shim knows a device by the name of its library.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
