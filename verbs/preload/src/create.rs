@@ -10,13 +10,15 @@ use std::sync::Arc;
 use regcache_verbs_types::{Context, Pd};
 
 use crate::abi::{
-    CqInitAttrEx, IbvCq, IbvCqEx, IbvQp, IbvSrq, KNOWN_SEND_OPS, OpenContext, QP_STATE, QPS_RESET,
-    QpAttr, QpInitAttr, QpInitAttrEx, SrqInitAttr, VerbsContext, WC_EX_WITH_QP_NUM, qp_init,
+    CqInitAttrEx, ExtendedPost, IbvCq, IbvCqEx, IbvQp, IbvSrq, KNOWN_SEND_OPS, OpenContext,
+    QP_STATE, QPS_RESET, QpAttr, QpInitAttr, QpInitAttrEx, SrqInitAttr, VerbsContext,
+    WC_EX_WITH_QP_NUM, qp_init, qp_type,
 };
 use crate::objects::{
     COMPLETION_QUEUES, CompletionQueue, DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, SHARED_QUEUES,
     SharedQueue, address,
 };
+use crate::process::cannot_see;
 use crate::provider::{self, Provider};
 use crate::real::{self, set_errno};
 use crate::{poll, post};
@@ -48,7 +50,7 @@ pub(crate) unsafe extern "C" fn ibv_import_device(file: c_int) -> *mut Context {
     if !context.is_null() {
         // SAFETY: just opened.
         let device = unsafe { opened(context) };
-        device.cannot_see("a device was imported from another process");
+        cannot_see(&device, "a device was imported from another process");
     }
     context
 }
@@ -89,10 +91,36 @@ fn check_provider(device: &OpenDevice) {
     };
     match provider::of(post_send as *const c_void) {
         Provider::Followed => {}
-        Provider::Unknown => device.cannot_see("the device's library is not known to the shim"),
+        Provider::Unknown => cannot_see(device, "the device's library is not known to the shim"),
         Provider::Direct => {
-            device.cannot_see("the program may use the device directly, without libibverbs");
+            cannot_see(
+                device,
+                "the program may use the device directly, without libibverbs",
+            );
         }
+    }
+}
+
+/// Follows a queue pair that was just created, if it is of a type whose completions are followed.
+///
+/// # Safety
+///
+/// `qp` is one, on this device.
+unsafe fn follow(
+    device: Arc<OpenDevice>,
+    qp: *mut IbvQp,
+    attr: &QpInitAttr,
+    extended: Option<ExtendedPost>,
+) {
+    // SAFETY: by the contract.
+    if (qp_type::RC..=qp_type::UD).contains(unsafe { &(*qp).qp_type }) {
+        // SAFETY: by the contract.
+        unsafe { QueuePair::create(device, qp, attr.cap, attr.sq_sig_all != 0, extended) };
+    } else {
+        cannot_see(
+            &device,
+            "a queue pair is of a type whose completions are not followed",
+        );
     }
 }
 
@@ -159,7 +187,10 @@ unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx
     // SAFETY: just created.
     match unsafe { poll::extend(cq) } {
         Some(its) => CompletionQueue::create(device, cq.cast(), Some(its)),
-        None => device.cannot_see("a completion queue does not tell what its completions are of"),
+        None => cannot_see(
+            &device,
+            "a completion queue does not tell what its completions are of",
+        ),
     }
     cq
 }
@@ -194,10 +225,7 @@ pub(crate) unsafe extern "C" fn ibv_create_qp(pd: *mut Pd, attr: *mut QpInitAttr
         && let Some(device) = unsafe { device((*qp).context) }
     {
         // SAFETY: the program's argument, and a queue pair that was just created.
-        unsafe {
-            let (cap, all_signaled) = ((*attr).cap, (*attr).sq_sig_all != 0);
-            QueuePair::create(device, qp, cap, all_signaled, None);
-        }
+        unsafe { follow(device, qp, &*attr, None) };
     }
     qp
 }
@@ -220,7 +248,10 @@ unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx
     let extended = mask & qp_init::SEND_OPS != 0;
     let known = qp_init::PD | qp_init::CREATE_FLAGS | qp_init::SEND_OPS;
     if mask & !known != 0 || (extended && operations & !KNOWN_SEND_OPS != 0) {
-        device.cannot_see("a queue pair has features that the shim does not know");
+        cannot_see(
+            &device,
+            "a queue pair has features that the shim does not know",
+        );
         return qp;
     }
     let mut its = None;
@@ -229,18 +260,14 @@ unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx
         let ex = real::qp_to_qp_ex().map_or(ptr::null_mut(), |ask| unsafe { ask(qp) });
         // SAFETY: null, or the queue pair's part for extended posts.
         let Some(ex) = (unsafe { ex.as_mut() }) else {
-            device.cannot_see("a queue pair has no functions for extended posts");
+            cannot_see(&device, "a queue pair has no functions for extended posts");
             return qp;
         };
         its = Some(ex.post);
         ex.post = post::extended(&ex.post);
     }
     // SAFETY: `ibv_qp_init_attr_ex` begins with what the other has; the queue pair is new.
-    unsafe {
-        let attr = attr.cast::<QpInitAttr>();
-        let (cap, all_signaled) = ((*attr).cap, (*attr).sq_sig_all != 0);
-        QueuePair::create(device, qp, cap, all_signaled, its);
-    }
+    unsafe { follow(device, qp, &*attr.cast::<QpInitAttr>(), its) };
     qp
 }
 
@@ -342,7 +369,7 @@ macro_rules! not_followed {
                     set_errno(libc::EOPNOTSUPP);
                     return ptr::null_mut();
                 };
-                device.cannot_see($why);
+                cannot_see(&device, $why);
                 // SAFETY: the program's call.
                 unsafe { create(context, attr) }
             }

@@ -12,7 +12,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-use crate::process::ProcessLock;
+use crate::fork::ProcessLock;
 
 const PLACES: usize = 3;
 const BUCKETS: usize = 1024;

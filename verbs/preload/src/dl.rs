@@ -1,8 +1,8 @@
 //! `dlsym` and `dlvsym`, for programs that load libibverbs themselves and ask it for its functions.
 //!
-//! Where the answer would be one of libibverbs's functions that we stand before, it is ours. Any
-//! other call is not made but *jumped to*: libc's `dlsym` looks at its return address to know which
-//! library asks, for `RTLD_NEXT`, and must find the program's.
+//! Where the answer would be one of libibverbs's functions that the shim interposes, it is ours.
+//! Any other call is not made but *jumped to*: libc's `dlsym` looks at its return address to know
+//! which library asks, for `RTLD_NEXT`, and must find the program's.
 //!
 //! x86-64 only. Elsewhere programs that look functions up by name are not reached.
 
@@ -40,7 +40,7 @@ impl Verdict {
     }
 }
 
-/// libibverbs's functions that we stand before, and ours.
+/// libibverbs's functions that the shim interposes, and ours.
 fn ours() -> [(&'static Function, *mut c_void); 17] {
     [
         (&real::REG_MR, interpose::ibv_reg_mr as *mut c_void),

@@ -1,4 +1,4 @@
-//! Finds libc's `dlsym` and `dlvsym` while ours stand before them, and which libraries are needed.
+//! Finds libc's `dlsym` and `dlvsym` while ours interpose them, and which libraries are needed.
 //!
 //! Any way of asking the loader for a symbol by name goes through these two, and ours are found
 //! first. So libc's symbol table is read as the loader does it: it is among what the loader has

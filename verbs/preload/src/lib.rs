@@ -8,7 +8,8 @@
 //!
 //! - `interpose.rs` has the functions that programs call, and decides which calls are cached and
 //!   which pass on to libibverbs.
-//! - `process.rs` has all that belongs to one process. A forked child starts with none of it.
+//! - `process.rs` has all that belongs to one process. A forked child starts with none of it, by
+//!   `fork.rs`.
 //! - `domain.rs` has one protection domain, with its cache.
 //! - `mrs.rs` has the `struct ibv_mr`s that programs get.
 //!
@@ -43,6 +44,7 @@ mod directory;
 mod dl;
 mod domain;
 mod elf;
+mod fork;
 mod interpose;
 mod mrs;
 mod notice;

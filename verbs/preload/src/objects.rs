@@ -8,19 +8,18 @@ use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::abi::{
     ContextOps, EndPoll, ExtendedPost, IbvCq, IbvQp, IbvSrq, NextPoll, PollCq, PostRecv, PostSend,
-    QpCap, RECEIVED, SUCCESS, StartPoll, VerbsContext, Wc, qp_type,
+    QpCap, RECEIVED, SUCCESS, StartPoll, VerbsContext, Wc,
 };
 use crate::directory::Directory;
-use crate::notice::notice;
+use crate::fork;
 use crate::outstanding::{Device, Mark, Order, Post, Queue};
-use crate::process;
 
 pub(crate) static DEVICES: Directory<OpenDevice> = Directory::new();
 pub(crate) static QUEUE_PAIRS: Directory<QueuePair> = Directory::new();
@@ -74,7 +73,7 @@ impl OpenDevice {
             ops,
             create,
             work: Device::new(),
-            process: process::id(),
+            process: fork::id(),
             unseen: OnceLock::new(),
         }
     }
@@ -87,17 +86,15 @@ impl OpenDevice {
         drop(SHARED_QUEUES.remove_all(|it| is_mine(&it.device)));
     }
 
-    /// From now on work may be posted, or complete, that is not seen.
-    pub(crate) fn cannot_see(&self, why: &'static str) {
-        if self.unseen.set(why).is_ok() && process::started() {
-            say_that_nothing_is_kept(why);
-        }
+    /// From now on work may be posted, or complete, that is not seen. True if that was not so yet.
+    pub(crate) fn cannot_see(&self, why: &'static str) -> bool {
+        self.unseen.set(why).is_ok()
     }
 
     /// True if this process has opened it. The locks of a parent's queues may never be released in
     /// its child.
     pub(crate) fn is_ours(&self) -> bool {
-        self.process == process::id()
+        self.process == fork::id()
     }
 
     /// Why not all work is seen, if so.
@@ -107,14 +104,6 @@ impl OpenDevice {
         } else {
             Some("a device was opened by the parent of this process")
         }
-    }
-}
-
-/// Tells the user once, and no more for other devices.
-pub(crate) fn say_that_nothing_is_kept(why: &str) {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    if !SAID.swap(true, Ordering::Relaxed) {
-        notice(format_args!("registrations end with ibv_dereg_mr: {why}"));
     }
 }
 
@@ -186,10 +175,6 @@ impl QueuePair {
     ) {
         // SAFETY: by the contract.
         let it = unsafe { &*qp };
-        if !(qp_type::RC..=qp_type::UD).contains(&it.qp_type) {
-            device.cannot_see("a queue pair is of a type whose completions are not followed");
-            return;
-        }
         let queue = |order, requests, keys| {
             let queue = Arc::new(Queue::new(order, requests, keys));
             device.work.add(Arc::clone(&queue));
@@ -322,7 +307,7 @@ fn this_thread() -> usize {
     HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
-/// The functions in `struct ibv_cq_ex` that the shim's stand before.
+/// The functions in `struct ibv_cq_ex` that the shim interposes.
 #[derive(Clone, Copy)]
 pub(crate) struct ExtendedPoll {
     pub(crate) start: StartPoll,
@@ -459,8 +444,8 @@ impl Counting {
     fn count(&mut self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
         self.latest = None;
         let counted = self.pairs.entry(number).or_default();
-        // Completions of another queue pair that had this number may come yet. Those of this one are
-        // then ignored as well.
+        // Completions of another queue pair that had this number may come yet. Those of this one
+        // are then ignored as well.
         if !counted.gone {
             counted.sends = sends.cloned().or(counted.sends.take());
             counted.receives = receives.cloned().or(counted.receives.take());

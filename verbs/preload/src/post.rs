@@ -13,7 +13,7 @@ use regcache_verbs_types::Context;
 use crate::abi::{ExtendedPost, IbvQp, IbvQpEx, IbvSrq, MwBind, RecvWr, SendWr, Sge, send};
 use crate::objects::{DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, SHARED_QUEUES, address};
 use crate::outstanding::Post;
-use crate::process::Process;
+use crate::process::{Process, cannot_see};
 
 /// A work request, of whatever queue.
 trait Request {
@@ -171,7 +171,10 @@ fn end_idle(device: &OpenDevice, key: u32) {
 fn unknown(context: *mut Context) -> Option<&'static OpenDevice> {
     // SAFETY: the program does not close the device while it posts.
     let device = unsafe { DEVICES.get(address(context)) }?;
-    device.cannot_see("work was posted to a queue that was created in another way");
+    cannot_see(
+        device,
+        "work was posted to a queue that was created in another way",
+    );
     Some(device)
 }
 

@@ -9,23 +9,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::mem;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::thread;
 
-use memmap2::MmapMut;
-use nix::sys::mman::{MmapAdvise, madvise};
 use regcache::error::chain;
 use regcache::monitor::{Auto, Shared, Ummunotify, Userfaultfd, auto};
 use regcache_verbs_types::{Context, Pd};
 
 use crate::counts::{Counts, Gone};
 use crate::domain::Domain;
+use crate::fork;
 use crate::mrs::{Mrs, Owner};
 use crate::notice::{lock, notice};
-use crate::objects::{DEVICES, OpenDevice, address, say_that_nothing_is_kept};
+use crate::objects::{DEVICES, OpenDevice, address};
 use crate::real;
 use crate::settings::{Settings, Watching};
 
@@ -67,6 +64,25 @@ fn seen(domain: Arc<Domain>) -> Result<Arc<Domain>, NoDomain> {
     }
 }
 
+/// From now on work may be posted to the device, or complete, that is not seen. All registrations
+/// that are idle on it end.
+pub(crate) fn cannot_see(device: &OpenDevice, why: &'static str) {
+    if device.cannot_see(why)
+        && let Some(process) = Process::started()
+    {
+        say_that_nothing_is_kept(why);
+        process.give_up_idle_of(device);
+    }
+}
+
+/// Tells the user once, and no more for other devices.
+fn say_that_nothing_is_kept(why: &str) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        notice(format_args!("registrations end with ibv_dereg_mr: {why}"));
+    }
+}
+
 impl NoDomain {
     fn unseen(why: &str) -> Self {
         say_that_nothing_is_kept(why);
@@ -74,96 +90,17 @@ impl NoDomain {
     }
 }
 
-/// Memory that a child finds wiped, that is, zero.
-struct Page {
-    /// The process, once it has registered memory.
-    process: AtomicPtr<Process>,
-    /// The process's number among those that it was forked from, once it was asked for.
-    id: AtomicU64,
-}
-
-/// Where the page is. The pointer is not wiped.
-static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
-
-/// Tells this process from those that it was forked from; 0 if the kernel cannot mark what children
-/// are not to see.
-pub(crate) fn id() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(FIRST);
-    let Some(page) = page() else {
-        return 0;
-    };
-    let known = page.id.load(Ordering::Acquire);
-    if known != 0 {
-        return known;
-    }
-    let new = NEXT.fetch_add(1, Ordering::Relaxed);
-    match page
-        .id
-        .compare_exchange(0, new, Ordering::AcqRel, Ordering::Acquire)
-    {
-        Ok(_) => new,
-        Err(other) => other,
-    }
-}
-
-/// A lock for short and rare use. A child finds it open, though another thread of its parent's may
-/// have had it when the child was forked.
-pub(crate) struct ProcessLock(AtomicU64);
-
-/// The lock, held.
-pub(crate) struct Locked<'a>(&'a ProcessLock);
-
-impl ProcessLock {
-    pub(crate) const fn new() -> Self {
-        Self(AtomicU64::new(0))
-    }
-
-    /// Waits until this thread has the lock.
-    pub(crate) fn lock(&self) -> Locked<'_> {
-        // Without numbers there are no children to tell apart.
-        let this = id().max(FIRST);
-        let mut found = 0;
-        loop {
-            let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
-            match self.0.compare_exchange_weak(found, this, acquire, relaxed) {
-                Ok(_) => return Locked(self),
-                Err(0) => found = 0,
-                Err(other) if other == this => {
-                    found = 0;
-                    thread::yield_now();
-                }
-                // That thread is not in this process.
-                Err(other) => found = other,
-            }
-        }
-    }
-}
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        self.0.0.store(0, Ordering::Release);
-    }
-}
-
-/// The number of a process that was not forked from one with a number.
-const FIRST: u64 = 1;
-
-/// True if this process has registered memory.
-pub(crate) fn started() -> bool {
-    Process::started().is_some()
-}
-
 impl Process {
     /// This process; `None` if the kernel cannot mark what children are not to see (before Linux
     /// 4.14).
     pub(crate) fn current() -> Option<&'static Self> {
-        let place = &page()?.process;
+        let place = fork::owned()?;
         if let Some(process) = Self::at(place) {
             return Some(process);
         }
         let (settings, refusal) = Settings::read();
         let new = Box::new(Self {
-            is_child: id() != FIRST,
+            is_child: fork::id() != fork::FIRST,
             off: AtomicBool::new(!settings.on),
             settings,
             monitoring: Mutex::new(Monitoring::Untried),
@@ -173,8 +110,12 @@ impl Process {
             gone: Mutex::default(),
         });
         let new = Box::into_raw(new);
-        let installed =
-            place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
+        let installed = place.compare_exchange(
+            ptr::null_mut(),
+            new.cast(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
         if installed.is_err() {
             // SAFETY: another thread was faster, and nobody has seen this one.
             drop(unsafe { Box::from_raw(new) });
@@ -186,14 +127,12 @@ impl Process {
 
     /// This process, if it has come to register anything.
     pub(crate) fn started() -> Option<&'static Self> {
-        // SAFETY: null, or the page, which is never unmapped.
-        let page = unsafe { PAGE.load(Ordering::Acquire).as_ref() }?;
-        Self::at(&page.process)
+        Self::at(fork::owned_already()?)
     }
 
-    fn at(place: &AtomicPtr<Self>) -> Option<&'static Self> {
+    fn at(place: &AtomicPtr<()>) -> Option<&'static Self> {
         // SAFETY: null, or what `current` has installed, which is never freed.
-        unsafe { place.load(Ordering::Acquire).as_ref() }
+        unsafe { place.load(Ordering::Acquire).cast::<Self>().as_ref() }
     }
 
     /// True if nothing is cached.
@@ -395,29 +334,4 @@ impl Process {
         let gave_up = |domain: &Arc<Domain>| domain.give_up_idle();
         self.domains().iter().filter(|it| gave_up(it)).count() > 0
     }
-}
-
-/// The page that children find wiped.
-fn page() -> Option<&'static Page> {
-    let mut known = PAGE.load(Ordering::Acquire);
-    if known.is_null() {
-        let mut page = MmapMut::map_anon(size_of::<Page>()).ok()?;
-        let len = page.len();
-        let start = NonNull::from(&mut page[..]).cast();
-        // SAFETY: this mapping's own page, which nothing has been written to yet.
-        unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }.ok()?;
-        let made = page.as_mut_ptr().cast();
-        let installed =
-            PAGE.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire);
-        known = match installed {
-            Ok(_) => {
-                mem::forget(page);
-                made
-            }
-            Err(other) => other,
-        };
-    }
-    // SAFETY: a page that is never unmapped and only used as this; zeros are a null pointer and no
-    // number.
-    unsafe { known.as_ref() }
 }

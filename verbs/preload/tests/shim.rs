@@ -29,7 +29,7 @@ fn each_registration_is_an_mr_of_its_own_and_is_given_back_once() {
 }
 
 #[test]
-fn memory_that_changed_is_registered_anew() {
+fn memory_that_changed_is_registered_again() {
     let ran = part(&["fresh", "50"]);
     let summary = ran.summary();
     // Under each round's new memory: the part of it, and in the next round all of it.
@@ -107,7 +107,7 @@ fn threads_share_registrations_while_memory_comes_and_goes() {
 }
 
 #[test]
-fn children_begin_anew_and_leave_the_parents_registrations_alone() {
+fn children_start_with_nothing_and_leave_the_parents_registrations_alone() {
     let ran = part(&["forks"]);
     // Those 20 end by _exit, which nobody is told of, and the one that became another program tells
     // as that.

@@ -3,10 +3,12 @@
  * Posts and polls so many times, each with a registration of its own or all with one, on the fake
  * device:
  *
- *     post-poll TIMES QUEUE-PAIRS send|receive|register
+ *     post-poll TIMES QUEUE-PAIRS send|receive|register [FUNCTION]
  *
- * `register` registers and deregisters around each send.
+ * `register` registers and deregisters around each send. The function is looked up first.
  */
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <infiniband/verbs.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +26,9 @@
 
 int main(int argc, char **argv)
 {
-	CHECK(argc == 4);
+	CHECK(argc == 4 || argc == 5);
+	if (argc == 5)
+		dlsym(RTLD_DEFAULT, argv[4]);
 	int times = atoi(argv[1]), pairs = atoi(argv[2]);
 	int receives = !strcmp(argv[3], "receive"), registers = !strcmp(argv[3], "register");
 	struct ibv_device device = { 0 };
