@@ -1,6 +1,6 @@
-//! Programs with their own allocators. Memory that these give back to the kernel is stale with a
-//! naive cache and never with a sound monitor. A sanitizer replaces the allocator, so these tests
-//! do not run under one.
+//! Tests programs that replace the global allocator. After such an allocator has returned memory to
+//! the kernel, a naive cache must return a stale registration, and a cache with a sound monitor
+//! must not. A sanitizer replaces the allocator, so these tests do not run under a sanitizer.
 #![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 

@@ -1,4 +1,5 @@
-//! Runs the program `stress` with jemalloc, which gives cached memory back to the kernel.
+//! Runs the stress with jemalloc as the global allocator. jemalloc returns memory to the kernel
+//! even if the cache has registered it.
 
 #[global_allocator]
 static JEMALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
