@@ -1,5 +1,5 @@
-//! Tests the uapi header. It must compile without other headers, as C and as C++. It must agree
-//! with `regcache::monitor::abi`.
+//! Tests the uapi header. It must compile if it is the only header of a program, as C and as C++.
+//! It must agree with `regcache::monitor::abi`.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 

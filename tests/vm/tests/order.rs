@@ -41,9 +41,10 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
 
 /// Runs `rounds` while other processes repeat the work that `contend` prepares.
 ///
-/// Threads of one process share the lock of their address space, so they rarely run the driver's
-/// code at the same time. Processes do not share this lock. So only processes can show that a
-/// driver loses an invalidation when two tasks run its code at the same time.
+/// The lock of an address space keeps the threads of one process from running the same code of the
+/// kernel at the same time. It does not keep different processes from doing so. A broken monitor
+/// may lose invalidations when two tasks run that code at the same time. Only different processes
+/// reveal such a monitor.
 fn against_processes<T: FnMut()>(
     contenders: usize,
     contend: impl Fn() -> T,

@@ -29,6 +29,7 @@ const ENTRIES: u32 = 24;
 
 /// The number of threads that move bytes and change memory.
 const MOVERS: usize = 2;
+/// The number of threads that only look memory up.
 const LOOKERS: usize = 2;
 
 const ACCESS: Access = Access::LOCAL_WRITE;

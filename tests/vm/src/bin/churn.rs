@@ -20,6 +20,7 @@ const MAX_BYTES: usize = 32 << 20;
 
 /// The number of buffers of each thread.
 const BUFFERS: usize = 300;
+/// The largest number of pages of a buffer.
 const PAGES: usize = 128;
 
 /// Churn a cache at its limits, and check that the memory of the process does not grow

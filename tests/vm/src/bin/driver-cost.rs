@@ -21,6 +21,7 @@ const ROUNDS: usize = 2000;
 
 /// The address in the middle of the ranges that are watched elsewhere.
 const HERE: usize = 0x5000_0000_0000;
+/// The distance in bytes between neighbouring ranges that are watched elsewhere.
 const STRIDE: usize = 64 * PAGE;
 
 /// The place at which a cycle maps its pages.
