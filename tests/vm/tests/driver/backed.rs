@@ -1,4 +1,5 @@
-//! Ranges that must be backed: by memory whose changes the kernel announces.
+//! Tests ranges that must be backed. A range is backed if it is mapped memory whose changes the
+//! kernel announces.
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -17,19 +18,19 @@ fn watch(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()>
     device.watch_with(MUST_BE_BACKED, start, pages * PAGE, 1)
 }
 
-/// Watches the pages, returns the result, and ends the watch.
+/// Watches the pages, ends the watch, and returns the result of the first call.
 fn tried(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()> {
     let said = watch(device, start, pages);
     let known = device.unwatch(1);
     assert_eq!(
         known.is_ok(),
         said.is_ok(),
-        "refused, and watched all the same"
+        "a watch exists if and only if it was granted"
     );
     said
 }
 
-/// The first address of this mapping of the process.
+/// Returns the first address of the process's mapping with this name.
 fn mapping(name: &str) -> *const u8 {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let line = maps.lines().find(|line| line.ends_with(name)).unwrap();
@@ -40,7 +41,8 @@ fn mapping(name: &str) -> *const u8 {
 #[test]
 fn memory_is_backed_and_its_changes_are_reported() {
     let (device, memory) = (DriverFile::open().unwrap(), Pages::new(4).unwrap());
-    // Never touched; read-only; and both in two mappings that follow each other.
+    // The first two pages are never touched. The last two pages are read-only, so they are a
+    // mapping of their own.
     memory.advise(0, 4, libc::MADV_DONTNEED).unwrap();
     memory.protect(2, 2, libc::PROT_READ).unwrap();
     for (first, pages) in [(0, 2), (2, 2), (1, 2), (0, 4)] {
@@ -58,7 +60,7 @@ fn a_files_pages_are_backed() {
     let device = DriverFile::open().unwrap();
     for flags in [MapFlags::MAP_SHARED, MapFlags::MAP_PRIVATE] {
         let len = NonZeroUsize::new(PAGE).unwrap();
-        // SAFETY: where the kernel likes.
+        // SAFETY: the kernel chooses the address, so the call replaces no mapping.
         let at = unsafe { mmap(None, len, ProtFlags::PROT_READ, flags, file.as_fd(), 0) };
         assert_eq!(tried(&device, at.unwrap().as_ptr().cast(), 1), Ok(()));
     }
@@ -69,7 +71,8 @@ fn where_nothing_is_mapped_nothing_is_backed() {
     let (device, memory) = (DriverFile::open().unwrap(), Pages::new(5).unwrap());
     memory.unmap(1, 1).unwrap();
     memory.unmap(4, 1).unwrap();
-    // All of a hole, its end, its beginning, across it, and to behind the last mapping.
+    // These ranges cover a hole, end in it, start in it, reach across it, and reach beyond the last
+    // mapping.
     for (first, pages) in [(1, 1), (0, 2), (1, 2), (0, 4), (2, 3)] {
         assert_eq!(tried(&device, memory.page(first), pages), UNBACKED);
     }
@@ -90,7 +93,7 @@ fn what_may_not_be_accessed_is_not_backed() {
     }
 }
 
-/// The kernel's own page of clocks is mapped as devices' memory is: without a page structure.
+/// The kernel maps its page of clocks as a driver maps a device's memory: without a page structure.
 #[test]
 fn what_a_driver_maps_is_not_backed() {
     let device = DriverFile::open().unwrap();

@@ -1,4 +1,5 @@
-//! open() runs under the lock of all misc devices, so that it must not wait for the address space.
+//! Tests that `open` does not wait for the lock of an address space. The kernel calls `open` under
+//! a lock that all misc devices share. So an `open` that waits would block every misc device.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -9,9 +10,11 @@ use regcache_tests_vm::{Child, DriverFile, Pages};
 #[test]
 fn opening_does_not_wait_for_the_lock_of_the_address_space() {
     const ROUNDS: usize = 15;
-    // By itself: what it has must not be copied for other tests' children.
+    // The test runs in a child. Otherwise the children of other tests would have to copy its large
+    // memory.
     let child = Child::fork(|| {
-        // To copy the page tables takes a fork long, with mmap_lock held.
+        // A fork copies the page tables while it holds mmap_lock. With this much memory, the copy
+        // takes long.
         let memory = Pages::new(256 << 20 >> 12).unwrap();
         memory.touch();
         let median = |times: &mut Vec<Duration>| {

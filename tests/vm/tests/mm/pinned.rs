@@ -510,7 +510,7 @@ fn mlock_and_munlock_leave_pinned_pages() {
             // SAFETY: the call changes no bytes of the memory.
             assert_eq!(unsafe { libc::mlock(start, LEN) }, 0);
             let locked = memory.smaps("Locked") > 0;
-            assert_eq!(locked, memory.kind != Hugetlb, "the kernel must count all memory as locked except hugetlbfs pages");
+            assert_eq!(locked, memory.kind != Hugetlb, "only hugetlbfs pages do not count as locked");
             // SAFETY: the call changes no bytes of the memory.
             assert_eq!(unsafe { libc::munlock(start, LEN) }, 0);
         }
