@@ -103,7 +103,8 @@ pub fn thread_reuse<M: Monitor>(
                 let page = map_fixed(place, PAGE, libc::MAP_FIXED_NOREPLACE)?;
                 if !reads(device, page, OLD)? {
                     return Err(
-                        "the device read an old page before thread A had unmapped the address".into(),
+                        "the device read an old page before thread A had unmapped the address"
+                            .into(),
                     );
                 }
                 let wanted = page.expose_provenance();

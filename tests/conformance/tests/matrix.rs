@@ -33,5 +33,8 @@ fn no_sound_monitor_is_stale_and_the_others_are_where_they_must_be() {
     let kept = rows[2..]
         .iter()
         .filter(|row| row[column].trim_end_matches(" |") == "ok");
-    assert!(kept.count() >= 20, "the cache retained a registration in too few scenarios");
+    assert!(
+        kept.count() >= 20,
+        "the cache retained a registration in too few scenarios"
+    );
 }

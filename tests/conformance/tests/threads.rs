@@ -56,7 +56,10 @@ fn with_events_alone_it_is_at_times_given_the_old_one() {
         ControlFlow::Continue(())
     })
     .unwrap();
-    assert!(stale > 0, "the monitor reported in time in each of {played} rounds");
+    assert!(
+        stale > 0,
+        "the monitor reported in time in each of {played} rounds"
+    );
 }
 
 #[test]

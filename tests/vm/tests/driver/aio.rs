@@ -107,7 +107,11 @@ fn aio_poll_by_the_owner_is_no_error() {
             n == 1 && result & (i64::from(libc::POLLIN | libc::POLLERR)) == i64::from(libc::POLLIN)
         };
         let bad: Vec<_> = results.iter().filter(|result| !good(result)).collect();
-        assert!(bad.is_empty(), "of {} results, these are wrong: {bad:?}", results.len());
+        assert!(
+            bad.is_empty(),
+            "of {} results, these are wrong: {bad:?}",
+            results.len()
+        );
     });
     // SAFETY: the call ends the pending requests, and the requests stay in place until it returns.
     unsafe { libc::syscall(libc::SYS_io_destroy, context) };

@@ -171,6 +171,9 @@ fn the_page_cannot_be_executed_and_is_not_dumped() {
         let mut ours = maps.lines().skip_while(|line| !line.starts_with(&start));
         let flags = ours.find_map(|line| line.strip_prefix("VmFlags:"));
         let flags: Vec<_> = flags.unwrap().split_whitespace().collect();
-        assert!(flags.contains(&"dd"), "a core dump would contain the page: {flags:?}");
+        assert!(
+            flags.contains(&"dd"),
+            "a core dump would contain the page: {flags:?}"
+        );
     }
 }

@@ -115,7 +115,10 @@ fn the_counter_rises_once_for_an_invalidation_that_hits_many_ranges() {
         );
     }
     cookies.sort_unstable();
-    assert!(cookies.into_iter().eq(0..RANGES), "each range must be reported once");
+    assert!(
+        cookies.into_iter().eq(0..RANGES),
+        "each range must be reported once"
+    );
 }
 
 #[test]
@@ -150,14 +153,22 @@ fn last_is_owed_after_an_event_and_only_then() {
     let (device, memory) = watched(3);
     assert_eq!(device.read(1), Err(Errno::EAGAIN));
     memory.unmap(0, 1).unwrap();
-    assert_eq!(device.read(1).unwrap().len(), 1, "the buffer has no room for LAST");
+    assert_eq!(
+        device.read(1).unwrap().len(),
+        1,
+        "the buffer has no room for LAST"
+    );
     memory.unmap(1, 1).unwrap();
     assert_eq!(
         device.read(2).unwrap()[1],
         last(2),
         "LAST must carry the counter at the time of its read"
     );
-    assert_eq!(device.read(1), Err(Errno::EAGAIN), "LAST must be reported once");
+    assert_eq!(
+        device.read(1),
+        Err(Errno::EAGAIN),
+        "LAST must be reported once"
+    );
     memory.unmap(2, 1).unwrap();
     device.read(1).unwrap();
     assert_eq!(
@@ -189,8 +200,16 @@ fn a_cookie_used_anew_does_not_inherit_the_old_event() {
     memory.unmap(0, 1).unwrap();
     device.unwatch(0).unwrap();
     device.watch(memory.page(1), PAGE, 0).unwrap();
-    assert_eq!(device.read(1), Err(Errno::EAGAIN), "an event or LAST was reported for the old watch");
-    assert_eq!(device.counter().unwrap().get(), 1, "the invalidation of the old watch still counts");
+    assert_eq!(
+        device.read(1),
+        Err(Errno::EAGAIN),
+        "an event or LAST was reported for the old watch"
+    );
+    assert_eq!(
+        device.counter().unwrap().get(),
+        1,
+        "the invalidation of the old watch still counts"
+    );
 }
 
 #[test]

@@ -73,7 +73,10 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
         during >= ENOUGH,
         "too few watches began while the memory was being dropped: {during}"
     );
-    assert_eq!(unreported, 0, "invalidations were not reported, of {during}");
+    assert_eq!(
+        unreported, 0,
+        "invalidations were not reported, of {during}"
+    );
 }
 
 /// One thread drops 64 MiB, and another thread waits for the report of the last page in the

@@ -119,5 +119,8 @@ fn changes_of_protection_at_address_0_do_not_keep_registrations_waiting() {
     .unwrap();
     let done = child.succeeded_within(Duration::from_secs(60));
     std::fs::write("/proc/sys/vm/mmap_min_addr", "65536").unwrap();
-    assert!(done.unwrap(), "the registration still waits, or the change was not reported");
+    assert!(
+        done.unwrap(),
+        "the registration still waits, or the change was not reported"
+    );
 }

@@ -226,7 +226,10 @@ fn a_buffer_that_faults_loses_no_event() {
             Err(errno) => assert_eq!(errno, Errno::EFAULT),
         }
     }
-    assert!(seen < RANGES, "the buffers must be too small for all events");
+    assert!(
+        seen < RANGES,
+        "the buffers must be too small for all events"
+    );
     let (cookies, counter) = device.drain().unwrap();
     assert_eq!(cookies.len() + seen, RANGES);
     assert_eq!(counter, 1);

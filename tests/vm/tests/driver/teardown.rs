@@ -116,7 +116,10 @@ fn a_forgotten_descriptor_does_not_keep_dead_memory() {
         free_mib() + MIB / 2 < before
     })
     .unwrap();
-    assert!(parent.succeeded().unwrap(), "the process must have used the memory");
+    assert!(
+        parent.succeeded().unwrap(),
+        "the process must have used the memory"
+    );
     let deadline = Instant::now() + Duration::from_secs(20);
     while free_mib() + MIB / 3 < before {
         assert!(

@@ -94,7 +94,10 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
     let kills = || machine::count(&events, "oom_kill");
     wait_until("it is refused", || progress.has_reached(1) || kills() > 0);
     assert_eq!(kills(), 0);
-    assert!(machine::count(&events, "max") > 0, "the group reached its limit");
+    assert!(
+        machine::count(&events, "max") > 0,
+        "the group reached its limit"
+    );
     group.set("memory.max", "max");
     progress.reach(2);
     assert!(child.succeeded().unwrap());

@@ -220,7 +220,9 @@ fn khugepaged_counts() {
     let before = memory.frames();
     let device = watch(&memory);
     memory.advise(libc::MADV_HUGEPAGE).unwrap();
-    wait_until("khugepaged has collapsed the memory", || memory.frames() != before);
+    wait_until("khugepaged has collapsed the memory", || {
+        memory.frames() != before
+    });
     assert_eq!(device.invalidated().unwrap(), [COOKIE]);
 }
 

@@ -156,7 +156,10 @@ impl Memory {
     pub(crate) fn frames(&self) -> Vec<Option<u64>> {
         let frame = |entry: u64| {
             let (is_present, frame) = (entry >> 63 != 0, entry & ((1 << 55) - 1));
-            assert!(!is_present || frame != 0, "only root can read frame numbers");
+            assert!(
+                !is_present || frame != 0,
+                "only root can read frame numbers"
+            );
             is_present.then_some(frame)
         };
         self.pagemap().into_iter().map(frame).collect()

@@ -102,8 +102,14 @@ impl Pair {
         ];
         let reported = self.device.invalidated().unwrap();
         let [pinned, control] = [PINNED, CONTROL].map(|cookie| reported.contains(&cookie));
-        assert!(pinned || !changed[0], "{kind:?}: a change of the pinned memory was not reported");
-        assert!(control || !changed[1], "{kind:?}: a change of the control was not reported");
+        assert!(
+            pinned || !changed[0],
+            "{kind:?}: a change of the pinned memory was not reported"
+        );
+        assert!(
+            control || !changed[1],
+            "{kind:?}: a change of the control was not reported"
+        );
 
         self.pinned.look();
         let stayed = self.pinned.frames() == self.pinned_frames;
@@ -510,7 +516,11 @@ fn mlock_and_munlock_leave_pinned_pages() {
             // SAFETY: the call changes no bytes of the memory.
             assert_eq!(unsafe { libc::mlock(start, LEN) }, 0);
             let locked = memory.smaps("Locked") > 0;
-            assert_eq!(locked, memory.kind != Hugetlb, "only hugetlbfs pages do not count as locked");
+            assert_eq!(
+                locked,
+                memory.kind != Hugetlb,
+                "only hugetlbfs pages do not count as locked"
+            );
             // SAFETY: the call changes no bytes of the memory.
             assert_eq!(unsafe { libc::munlock(start, LEN) }, 0);
         }
