@@ -30,7 +30,7 @@ fn run(rounds: u32) -> Result<bool> {
         }
         Err(error) => {
             println!("{error}");
-            println!("So regcache retains no registration here: it is slow, but never stale.\n");
+            println!("So regcache retains no registration on this machine. Lookups are slow, but never stale.\n");
             demonstrate(NoMonitor, rounds)
         }
     }

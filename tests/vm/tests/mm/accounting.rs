@@ -96,7 +96,7 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
     assert_eq!(kills(), 0);
     assert!(
         machine::count(&events, "max") > 0,
-        "the group reached its limit"
+        "the group did not reach its limit"
     );
     group.set("memory.max", "max");
     progress.reach(2);
