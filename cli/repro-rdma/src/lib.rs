@@ -35,7 +35,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// All directions.
+    /// The list of all directions.
     pub const ALL: [Self; 6] = [
         Self::Send,
         Self::Write,

@@ -27,9 +27,9 @@ struct Options {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Choice {
-    /// The driver ummunotify
+    /// Use the driver ummunotify
     Ummunotify,
-    /// The best monitor of this machine
+    /// Use the best monitor that this machine has
     Auto,
 }
 

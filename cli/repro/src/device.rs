@@ -21,7 +21,7 @@ pub trait Device {
     /// Returns the name of the device.
     fn name(&self) -> &'static str;
 
-    /// Returns the name of the monitor.
+    /// Returns the name of the cache's monitor.
     fn monitor_name(&self) -> &'static str;
 
     /// Looks `bytes` up, and lets the device read `bytes` by the registration. Returns the bytes

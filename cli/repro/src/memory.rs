@@ -22,7 +22,7 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if `start` is 0.
+    /// `EINVAL` if the address `start` is 0.
     ///
     /// # Safety
     ///
@@ -62,7 +62,7 @@ impl Memory {
     ///
     /// # Panics
     ///
-    /// If the offsets exceed the memory.
+    /// If the part does not lie within the memory.
     #[must_use]
     pub fn part(self, part: Range<usize>) -> Self {
         assert!(part.start <= part.end && part.end <= self.len);
@@ -115,7 +115,7 @@ pub fn map(len: usize) -> io::Result<Memory> {
 ///
 /// # Errors
 ///
-/// The error of `mmap`; `AddrNotAvailable` if the kernel chose another address.
+/// The error of `mmap`. `AddrNotAvailable` if the kernel chose another address.
 pub fn map_at(memory: Memory, how: i32) -> io::Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
     same_address(memory, mmap(Some(memory), memory.len, flags, -1)?)

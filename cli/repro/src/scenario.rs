@@ -20,12 +20,12 @@ pub const SCENARIO_LEN: usize = 8 * PAGE;
 /// scenario's address to another thread.
 const MAX_ATTEMPTS: u32 = 8;
 
-/// One way to change memory.
+/// One way in which memory changes.
 #[derive(Clone, Copy)]
 pub struct Scenario {
     /// The name of the scenario. It describes the change, as the name of a test does.
     pub name: &'static str,
-    /// Makes the memory.
+    /// Makes the memory of the scenario.
     pub make: fn() -> io::Result<Memory>,
     /// Changes the memory.
     pub change: fn(Memory) -> io::Result<()>,
@@ -84,7 +84,7 @@ pub const MUNMAP_THEN_MMAP: &Scenario = &scenario("munmap_then_mmap", |memory| {
 ///
 /// # Errors
 ///
-/// The error of `mmap`; `AddrNotAvailable` if the kernel chose an address other than that of
+/// The error of `mmap`. `AddrNotAvailable` if the kernel chose an address other than that of
 /// `memory`.
 pub fn map_again(memory: Memory) -> io::Result<()> {
     same_address(memory, map(memory.len())?)
@@ -102,7 +102,7 @@ impl Scenario {
     ///
     /// # Errors
     ///
-    /// The kernel's error; `Unsupported` if this kernel does not support the scenario.
+    /// The kernel's error. `Unsupported` if this kernel does not support the scenario.
     pub fn prepare(&self) -> io::Result<Prepared> {
         Ok(Prepared {
             scenario: *self,
@@ -173,7 +173,7 @@ impl Prepared {
     ///
     /// # Errors
     ///
-    /// The kernel's error; `AddrNotAvailable` if the kernel chose an address other than that of the
+    /// The kernel's error. `AddrNotAvailable` if the kernel chose an address other than that of the
     /// memory.
     ///
     /// # Safety

@@ -156,8 +156,8 @@ fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
 
 /// Run the scenarios with each monitor, and print a table of the outcomes
 ///
-/// Exits with 1 if a sound monitor is stale in any scenario, or if a negative control is not stale
-/// in a scenario that it must miss.
+/// Exits with 1 in two cases: a sound monitor is stale in any scenario, or a negative control is
+/// not stale in a scenario that it must miss.
 #[derive(Parser)]
 struct Options {
     /// Print this before the name of each scenario

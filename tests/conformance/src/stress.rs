@@ -20,7 +20,7 @@ use regcache::monitor::{Monitor, Userfaultfd};
 use regcache_repro::{Device, Result, Uring};
 use regcache_test_support::Random;
 
-/// The work done so far.
+/// The counts of the work that all threads have done so far.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// The number of lookups of malloc's memory.

@@ -72,7 +72,7 @@ impl Pages {
         unsafe { self.page(page).write_volatile(byte) }
     }
 
-    /// Unmaps some pages.
+    /// Unmaps `pages` pages from page `first` on.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl Pages {
         unmap(self.page(first), pages * PAGE)
     }
 
-    /// Maps new memory over some pages.
+    /// Maps new memory over `pages` pages from page `first` on.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl Pages {
         map_fixed(start, pages * PAGE, libc::MAP_FIXED).map(drop)
     }
 
-    /// Calls `madvise` for some pages.
+    /// Calls `madvise` for `pages` pages from page `first` on.
     ///
     /// # Errors
     ///
@@ -103,7 +103,7 @@ impl Pages {
         Ok(())
     }
 
-    /// Calls `mprotect` for some pages.
+    /// Calls `mprotect` for `pages` pages from page `first` on.
     ///
     /// # Errors
     ///

@@ -88,7 +88,7 @@ impl DriverFile {
         unsafe { abi::exchange_features(self.raw(), mask) }.map_err(errno)
     }
 
-    /// Watches `[start, start + len)`.
+    /// Watches the addresses `[start, start + len)`.
     ///
     /// # Errors
     ///
@@ -126,7 +126,7 @@ impl DriverFile {
         unsafe { abi::register_region2(self.raw(), region) }.map_err(errno)
     }
 
-    /// Watches `[start, start + len)` with these flags.
+    /// Watches the addresses `[start, start + len)` by the extended call, with these flags.
     ///
     /// # Errors
     ///
@@ -158,7 +158,7 @@ impl DriverFile {
         unsafe { abi::unregister_region(self.raw(), &raw const cookie) }.map_err(errno)
     }
 
-    /// Reads at most `max` events by one call.
+    /// Reads at most `max` events by one call of `read`.
     ///
     /// # Errors
     ///

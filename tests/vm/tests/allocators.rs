@@ -1,6 +1,7 @@
-//! Tests programs that replace the global allocator. After such an allocator has returned memory to
-//! the kernel, a naive cache must return a stale registration, and a cache with a sound monitor
-//! must not. A sanitizer replaces the allocator, so these tests do not run under a sanitizer.
+//! Tests programs that replace the global allocator. Such an allocator returns freed memory to the
+//! kernel. After that, a naive cache must return a stale registration, and a cache with a sound
+//! monitor must not. A sanitizer replaces the allocator, so these tests do not run under a
+//! sanitizer.
 #![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 

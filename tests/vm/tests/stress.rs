@@ -118,7 +118,8 @@ impl<M: Monitor> Field<M> {
         let (mut answers, mut refusals) = (0, 0);
         while self.goes_on() {
             if random.below(64) == 0 {
-                // The movers need the CPUs as well.
+                // This thread sleeps now and then, so that the threads that move bytes get the
+                // CPUs.
                 thread::sleep(Duration::from_millis(1));
             }
             let (memory, _) = &self.areas[random.below(AREAS)];
@@ -137,7 +138,7 @@ impl<M: Monitor> Field<M> {
         self.count(&[("looked up", answers), ("not mapped", refusals)]);
     }
 
-    /// Changes memory and moves bytes out of it and into it.
+    /// Changes memory, and lets the device move bytes from the memory or to it.
     fn move_bytes(&self, seed: u64, loopback: &mut Loopback, unmapper: &Sender<usize>) {
         let mut random = Random::new(seed);
         let mut sink = MmapMut::map_anon(AREA).unwrap();

@@ -25,7 +25,8 @@ fn run(rounds: u32) -> Result<bool> {
         Ok(monitor) => demonstrate(monitor, rounds),
         Err(error @ UserfaultfdError::GuardPages { .. }) => {
             println!("{error}\n");
-            // SAFETY: this program makes no guard pages.
+            // SAFETY: the caller of `open_unprivileged` must make no guard pages, and this program
+            // makes none.
             demonstrate(unsafe { Userfaultfd::open_unprivileged() }?, rounds)
         }
         Err(error) => {

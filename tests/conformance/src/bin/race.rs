@@ -25,11 +25,11 @@ struct Options {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Choice {
-    /// userfaultfd with strict checks
+    /// Use userfaultfd with strict checks
     Userfaultfd,
-    /// userfaultfd by its events alone, which is unsound
+    /// Use only the events of userfaultfd, which is unsound
     UserfaultfdRacy,
-    /// The driver ummunotify
+    /// Use the driver ummunotify
     Ummunotify,
 }
 

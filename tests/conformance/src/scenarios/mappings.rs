@@ -58,7 +58,7 @@ pub(super) const MAPPINGS: &[Scenario] = &[
         },
         ..scenario("mremap_grow_elsewhere_then_mmap", |memory| {
             let start = memory.as_ptr().cast();
-            // SAFETY: the memory is the scenario's own.
+            // SAFETY: the memory is the scenario's own, and no reference to it exists.
             let to = unsafe {
                 libc::mremap(start, SCENARIO_LEN, 2 * SCENARIO_LEN, libc::MREMAP_MAYMOVE)
             };

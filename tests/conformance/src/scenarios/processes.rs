@@ -221,7 +221,7 @@ fn end_thread() {
     }
 }
 
-/// The loaded library.
+/// The handle of the loaded library, or null.
 static LIBRARY: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
 
 /// Loads the library that cargo puts next to the program or the test. Returns memory of the

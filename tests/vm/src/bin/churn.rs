@@ -23,7 +23,7 @@ const BUFFERS: usize = 300;
 /// The largest number of pages of a buffer.
 const PAGES: usize = 128;
 
-/// Churn a cache at its limits, and check that the memory of the process does not grow
+/// Keep a cache busy at its limits, and check that the memory of the process does not grow
 #[derive(Parser)]
 struct Cli {
     /// Run for this many minutes
@@ -96,8 +96,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     verdict(&held)
 }
 
-/// Returns an error if the resident memory has grown from the first quarter of the run to the last,
-/// or if more memory was pinned than the limit allows.
+/// Returns an error if the resident memory was larger in the last quarter of the run than in the
+/// first. Also returns an error if more memory was pinned than the limit allows.
 fn verdict(held: &[(u64, u64)]) -> Result<(), Box<dyn std::error::Error>> {
     let quarter = held.len().div_ceil(4);
     let most = |part: &[(u64, u64)]| part.iter().map(|it| it.0).max().unwrap_or(0);

@@ -16,7 +16,8 @@ use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::{invalidated_once, last, watched};
 
-/// Returns true if every call of a process that is not the owner is refused.
+/// Makes every call on the file, in a process that is not the owner. Returns true if the driver
+/// refuses all calls.
 fn is_refused(device: &DriverFile) -> bool {
     let eperm = Err(Errno::EPERM);
     let mut mask = 0;

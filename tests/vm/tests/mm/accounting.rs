@@ -27,7 +27,7 @@ impl Progress {
     fn new() -> Self {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let len = NonZeroUsize::new(PAGE).unwrap();
-        // SAFETY: the kernel chooses the address.
+        // SAFETY: the kernel chooses the address, so the call replaces no mapping.
         let memory = unsafe { mmap_anonymous(None, len, protection, MapFlags::MAP_SHARED) };
         Self(memory.unwrap().cast())
     }

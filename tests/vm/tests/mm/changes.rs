@@ -26,7 +26,7 @@ fn watch(memory: &Memory) -> DriverFile {
     device
 }
 
-/// Opens a file descriptor of a process.
+/// Opens a pidfd of a process.
 pub(crate) fn pidfd(process: Pid) -> nix::Result<OwnedFd> {
     // SAFETY: the call accesses no memory.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) };

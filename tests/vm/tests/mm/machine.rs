@@ -118,7 +118,7 @@ pub(crate) fn mounted(kind: &str, options: &str) -> PathBuf {
     dir
 }
 
-/// The directory with the settings of NUMA balancing.
+/// Returns the directory with the settings of NUMA balancing.
 pub(crate) fn numa_balancing() -> PathBuf {
     mounted("debugfs", "").join("sched/numa_balancing")
 }
