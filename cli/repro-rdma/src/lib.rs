@@ -1,4 +1,4 @@
-//! The type [`Rig`]: an RDMA device, a cache of its registrations, and a buffer for the peer's end
+//! Defines [`Rig`]: an RDMA device, a cache of its registrations, and a buffer for the peer's end
 //! of transfers.
 
 use std::sync::Arc;
@@ -139,7 +139,7 @@ impl<M: Monitor> Rig<M> {
             return Err("the memory did not change".into());
         }
         if direction.is_source() {
-            // A device with a fresh registration reads these new bytes.
+            // If the registration is fresh, the device reads these new bytes.
             bytes.fill(NEW);
         }
         let arrived = self.exchange(&prepared, direction, NEW)?;

@@ -1,5 +1,5 @@
-//! The function [`demonstrate`]. It shows the reuse bug on io_uring with a naive cache and with
-//! regcache, and prints the costs of both caches.
+//! Defines [`demonstrate`], which shows the reuse bug on io_uring with a naive cache and with
+//! regcache. It also prints the costs of both caches.
 
 use regcache::monitor::Monitor;
 

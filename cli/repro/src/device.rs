@@ -1,4 +1,4 @@
-//! The trait [`Device`], and the function [`reuse`]. A [`Device`] reads memory by cached
+//! Defines the trait [`Device`] and the function [`reuse`]. A [`Device`] reads memory by cached
 //! registrations. [`reuse`] tests whether such a device reads stale pages.
 
 use std::error::Error as StdError;

@@ -1,4 +1,4 @@
-//! The type [`Memory`], a range of mapped addresses, and the functions that map and unmap such a
+//! Defines [`Memory`], a range of mapped addresses, and the functions that map and unmap such a
 //! range.
 
 use std::io;

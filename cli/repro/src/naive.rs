@@ -1,4 +1,4 @@
-//! The type [`NeverReports`], the monitor of a naive cache.
+//! Defines [`NeverReports`], the monitor of a naive cache.
 
 use std::io;
 

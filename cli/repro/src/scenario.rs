@@ -1,4 +1,4 @@
-//! The type [`Scenario`], one way in which the memory behind an address changes.
+//! Defines [`Scenario`], one way in which the memory behind an address changes.
 //!
 //! A scenario makes memory. When the caller requests the change, the scenario puts other pages
 //! behind a part of the memory's addresses, or behind all of them. After the change, the memory is

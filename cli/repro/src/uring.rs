@@ -1,4 +1,4 @@
-//! The type [`Uring`], which implements [`Device`] by fixed buffers of io_uring.
+//! Defines [`Uring`], which implements [`Device`] by fixed buffers of io_uring.
 
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, AsRawFd};

@@ -7,7 +7,7 @@
 //! - [`thread_reuse`] races two threads for an address.
 //! - [`allocate_free_fork_and_look_up`] searches for deadlocks.
 //!
-//! Each of these tests runs with any monitor.
+//! The matrix, the race and the search for deadlocks run with any monitor.
 
 mod matrix;
 mod race;

@@ -62,6 +62,7 @@ pub fn thread_reuse<M: Monitor>(
 ) -> Result<(u32, u32)> {
     /// The value of `address` while no round is running.
     const NONE: usize = 0;
+    /// The value of `address` when the race is over.
     const END: usize = 1;
     // The address that A unmaps in the current round. B resets it to `NONE` when the round has
     // ended.

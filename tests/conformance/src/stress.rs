@@ -1,5 +1,5 @@
-//! A stress of threads that allocate, free, fork and look up. The cache holds registrations of the
-//! memory that malloc hands out. The stress searches for deadlocks between the cache and malloc.
+//! A stress test that searches for deadlocks between the cache and malloc. Its threads allocate,
+//! free, fork and look up. The cache holds registrations of the memory that malloc returns.
 //!
 //! With userfaultfd, a thread that unmaps memory sleeps until the monitor has read the event of
 //! that unmap. The sleeping thread may hold the cache's lock, or malloc's lock if it is in `free`.
@@ -145,7 +145,7 @@ struct Options {
 /// The time without a lookup after which the threads count as deadlocked.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs the stress. `allocator` names the program's global allocator, for the report.
+/// Runs the stress test. `allocator` names the program's global allocator, for the report.
 pub fn stress_program(allocator: &str) -> ExitCode {
     match stress(&Options::parse(), allocator) {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! The type [`Pages`], anonymous memory that tests watch and change.
+//! Defines [`Pages`], anonymous memory that tests watch and change.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};

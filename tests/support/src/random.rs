@@ -1,4 +1,4 @@
-//! The type [`Random`]. Benchmarks and stress tests use it to choose the order of their operations.
+//! Defines [`Random`], by which benchmarks and stress tests choose the order of their operations.
 
 /// A linear congruential generator. Generators with the same seed return the same sequence.
 ///

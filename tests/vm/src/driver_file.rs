@@ -1,4 +1,4 @@
-//! The type [`DriverFile`], an open file of /dev/ummunotify, for tests of the driver itself.
+//! Defines [`DriverFile`], an open file of /dev/ummunotify, for tests of the driver itself.
 
 use std::fs::File;
 use std::io;

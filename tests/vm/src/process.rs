@@ -1,4 +1,4 @@
-//! The type [`Child`], a child process that runs a closure and returns the result in its exit
+//! Defines [`Child`], a child process that runs a closure and returns the result in its exit
 //! status.
 
 use std::io;

@@ -1,4 +1,4 @@
-//! The type [`Rxe`], an RDMA device for the conformance suite.
+//! Defines [`Rxe`], an RDMA device for the conformance suite.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;

@@ -1,8 +1,9 @@
-//! A stress of the cache on the real driver and device. Several threads change memory while they
-//! and others look it up, transfer it and hold guards. The test fails if a transfer moves stale
-//! bytes, or if a registration or pinned memory is left at the end. Needs the VM.
+//! A stress test of the cache on the real driver and device. Some threads change memory. At the
+//! same time, the threads look the memory up, transfer it and hold guards of it. The test fails if
+//! a transfer moves stale bytes, or if a registration or pinned memory is left at the end. Needs
+//! the VM.
 //!
-//! The stress runs for 20 s. The environment variable `REGCACHE_STRESS_SECONDS` sets another time.
+//! The test runs for 20 s. The environment variable `REGCACHE_STRESS_SECONDS` sets another time.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeMap;
@@ -230,8 +231,8 @@ fn map_when_free(start: *mut u8, len: usize) {
     }
 }
 
-/// Runs the stress. Returns the number of transfers that moved bytes of pages other than the mapped
-/// pages.
+/// Runs the stress test. Returns the number of transfers that moved bytes of pages other than the
+/// mapped pages.
 fn run<M: Monitor>(monitor: M, time: Duration) -> u64 {
     static ALONE: Mutex<()> = Mutex::new(());
     // Only one test runs at a time, because the kernel counts pinned memory for the whole process.

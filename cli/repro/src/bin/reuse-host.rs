@@ -31,7 +31,9 @@ fn run(rounds: u32) -> Result<bool> {
         }
         Err(error) => {
             println!("{error}");
-            println!("So regcache retains no registration on this machine. Lookups are slow, but never stale.\n");
+            println!(
+                "So regcache retains no registration on this machine. Lookups are slow, but never stale.\n"
+            );
             demonstrate(NoMonitor, rounds)
         }
     }

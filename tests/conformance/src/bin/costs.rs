@@ -6,7 +6,7 @@ use regcache_repro::{Costed, NeverReports, Result, Uring, monitor_costs};
 
 /// Print the cost of a hit, a miss, a registration and munmap with each monitor of this machine
 ///
-/// The ratio of each figure to that of a naive cache follows the figure.
+/// Each figure is followed by its ratio to the figure of a naive cache.
 #[derive(Parser)]
 struct Options {
     /// Take this many samples of each cost

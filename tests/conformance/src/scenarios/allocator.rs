@@ -25,8 +25,8 @@ const LAYOUT: Layout = match Layout::from_size_align(LEN, PAGE) {
     Err(_) => panic!("a power of two"),
 };
 
-/// Allocates a block, and returns the memory behind its first page. The allocator may write into
-/// the first page when the block is freed, so that page belongs to no scenario.
+/// Allocates a block, and returns the memory behind its first page. When the block is freed, the
+/// allocator may write into the first page. So the scenario does not use this page.
 fn allocate() -> io::Result<Memory> {
     // SAFETY: the size of the layout is not 0.
     let start = unsafe { alloc(LAYOUT) };

@@ -134,7 +134,7 @@ pub(super) fn map_file(how: i32) -> io::Result<Memory> {
 
 pub(super) fn free_file(memory: Memory) {
     unmap(memory);
-    // SAFETY: the file descriptor of `map_file`, and is not used after this call.
+    // SAFETY: the file descriptor is that of `map_file`, and is not used after this call.
     unsafe { libc::close(FILE.swap(-1, Ordering::Relaxed)) };
 }
 

@@ -141,7 +141,7 @@ fn a_receiver_of_the_descriptor_is_refused_and_may_close_it() {
     let (device, memory) = watched(1);
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
-    // The file is opened after the fork, so the child can get it only through the socket.
+    // The child uses only the file descriptor that it receives through the socket.
     let child = Child::fork(|| {
         let passed = receive(&theirs, &mut [0]);
         let mut event = [0; 32];

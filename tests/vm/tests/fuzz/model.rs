@@ -10,7 +10,7 @@
 //!
 //! - whether two adjacent mappings are merged;
 //! - how often a move invalidates the old place;
-//! - whether a page is copied once more that an exited child has shared.
+//! - whether a page that an exited child has shared is copied once more.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -252,7 +252,7 @@ impl Arena {
         }
     }
 
-    /// Returns true if a write to the page may or may not copy it.
+    /// Returns true if the kernel is free to decide whether a write copies the page.
     pub(crate) fn may_be_copied(&self, page: usize) -> bool {
         let left = Page::Own {
             sharers: 0,

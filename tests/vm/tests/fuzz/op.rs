@@ -1,7 +1,7 @@
 //! The steps of the fuzzer, and the strategy that draws them at random with certain frequencies.
 //!
-//! The module does not use proptest's unions. Under emulation, to draw steps by nested unions takes
-//! a hundred times as long as to execute the steps.
+//! The module does not use proptest's unions. Under emulation, drawing a step from nested unions
+//! takes a hundred times as long as executing the step.
 
 use proptest::prelude::Rng;
 use proptest::strategy::{NewTree, Strategy, ValueTree};

@@ -1,4 +1,4 @@
-//! The type [`Memory`], which provides each kind of memory that the kernel treats differently.
+//! Defines [`Memory`], which provides each kind of memory that the kernel treats differently.
 
 use std::io;
 use std::path::Path;
