@@ -183,8 +183,8 @@ fn devices_and_domains_do_not_mix_their_registrations() {
     assert_eq!(keys.len(), 2);
 }
 
-/// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with nvidia-peermem: the number is
-/// that of the memory that is there at the time.
+/// Registers addresses at which a device has its own memory, as `ibv_reg_mr` does with
+/// nvidia-peermem. A registration is the number of the memory that is there at the time.
 struct PeerMemory(AtomicU64);
 
 // SAFETY: nobody reaches any memory by the number.
@@ -218,7 +218,7 @@ fn memory_that_only_a_device_has_is_never_stale() {
         }
     }
     assert_eq!(cache.stats().uncached, 200);
-    // What is mapped and may be accessed is kept.
+    // Memory that is mapped and may be accessed is retained.
     let memory = Pages::new(1).unwrap();
     for _ in 0..2 {
         cache.get(memory.page(0), PAGE, ()).unwrap();

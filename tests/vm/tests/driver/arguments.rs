@@ -97,8 +97,8 @@ fn any_range_below_the_end_of_user_space_can_be_watched() {
     }
 }
 
-/// Makes the call as programs of 2010 do. They fill in the fields that they know, on a stack with old
-/// contents, and ignore the result.
+/// Makes the call as programs of 2010 do. They fill in the fields that they know, on a stack with
+/// old contents, and ignore the result.
 #[test]
 fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_on() {
     const CALLS: u64 = 10_000;
