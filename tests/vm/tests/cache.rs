@@ -183,8 +183,8 @@ fn devices_and_domains_do_not_mix_their_registrations() {
     assert_eq!(keys.len(), 2);
 }
 
-/// Registers addresses at which a device has its own memory, as `ibv_reg_mr` does with
-/// nvidia-peermem. A registration is the number of the memory that is there at the time.
+/// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with
+/// nvidia-peermem. The registration is the number of the memory that is there at the time.
 struct PeerMemory(AtomicU64);
 
 // SAFETY: nobody reaches any memory by the number.

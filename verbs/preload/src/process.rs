@@ -3,7 +3,7 @@
 //!
 //! A forked child has a copy of the parent's memory and nothing of what it stands for, and locks
 //! that other threads of the parent's held stay locked in the copy for ever. So a child starts
-//! anew, and looks at nothing of its parent's: where the process is found, in a page under
+//! with nothing, and looks at nothing of its parent's: where the process is found, in a page under
 //! `MADV_WIPEONFORK`, a child finds nothing, and makes its own when it first registers memory. The
 //! parent's is left as it is.
 
@@ -11,25 +11,28 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread;
 
 use memmap2::MmapMut;
 use nix::sys::mman::{MmapAdvise, madvise};
+use regcache::error::chain;
 use regcache::monitor::{Auto, Shared, Ummunotify, Userfaultfd, auto};
 use regcache_verbs_types::{Context, Pd};
 
 use crate::counts::{Counts, Gone};
 use crate::domain::Domain;
 use crate::mrs::{Mrs, Owner};
-use crate::notice::{chain, lock, notice};
+use crate::notice::{lock, notice};
+use crate::objects::{DEVICES, OpenDevice, address, say_that_nothing_is_kept};
 use crate::real;
 use crate::settings::{Settings, Watching};
 
 /// See the file's head.
 pub(crate) struct Process {
     pub(crate) settings: Settings,
-    /// The process is a child of one that had registered memory.
+    /// The process is a child of one that had opened a device or registered memory.
     is_child: bool,
     /// Nothing is cached, for a reason that has been told.
     off: AtomicBool,
@@ -48,21 +51,119 @@ enum Monitoring {
     Impossible,
 }
 
-/// Where the process is found. The page is wiped in children, this pointer to it is not.
-static PAGE: AtomicPtr<AtomicPtr<Process>> = AtomicPtr::new(ptr::null_mut());
+/// Why there is no cache for a domain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NoDomain {
+    /// Work may be posted that is not seen.
+    Unseen,
+    /// Nothing is cached in this process.
+    Off,
+}
+
+fn seen(domain: Arc<Domain>) -> Result<Arc<Domain>, NoDomain> {
+    match domain.unseen() {
+        None => Ok(domain),
+        Some(why) => Err(NoDomain::unseen(why)),
+    }
+}
+
+impl NoDomain {
+    fn unseen(why: &str) -> Self {
+        say_that_nothing_is_kept(why);
+        Self::Unseen
+    }
+}
+
+/// Memory that a child finds wiped, that is, zero.
+struct Page {
+    /// The process, once it has registered memory.
+    process: AtomicPtr<Process>,
+    /// The process's number among those that it was forked from, once it was asked for.
+    id: AtomicU64,
+}
+
+/// Where the page is. The pointer is not wiped.
+static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
+
+/// Tells this process from those that it was forked from; 0 if the kernel cannot mark what children
+/// are not to see.
+pub(crate) fn id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(FIRST);
+    let Some(page) = page() else {
+        return 0;
+    };
+    let known = page.id.load(Ordering::Acquire);
+    if known != 0 {
+        return known;
+    }
+    let new = NEXT.fetch_add(1, Ordering::Relaxed);
+    match page
+        .id
+        .compare_exchange(0, new, Ordering::AcqRel, Ordering::Acquire)
+    {
+        Ok(_) => new,
+        Err(other) => other,
+    }
+}
+
+/// A lock for short and rare use. A child finds it open, though another thread of its parent's may
+/// have had it when the child was forked.
+pub(crate) struct ProcessLock(AtomicU64);
+
+/// The lock, held.
+pub(crate) struct Locked<'a>(&'a ProcessLock);
+
+impl ProcessLock {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Waits until this thread has the lock.
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        // Without numbers there are no children to tell apart.
+        let this = id().max(FIRST);
+        let mut found = 0;
+        loop {
+            let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
+            match self.0.compare_exchange_weak(found, this, acquire, relaxed) {
+                Ok(_) => return Locked(self),
+                Err(0) => found = 0,
+                Err(other) if other == this => {
+                    found = 0;
+                    thread::yield_now();
+                }
+                // That thread is not in this process.
+                Err(other) => found = other,
+            }
+        }
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(0, Ordering::Release);
+    }
+}
+
+/// The number of a process that was not forked from one with a number.
+const FIRST: u64 = 1;
+
+/// True if this process has registered memory.
+pub(crate) fn started() -> bool {
+    Process::started().is_some()
+}
 
 impl Process {
     /// This process; `None` if the kernel cannot mark what children are not to see (before Linux
     /// 4.14).
     pub(crate) fn current() -> Option<&'static Self> {
-        let is_child = !PAGE.load(Ordering::Acquire).is_null();
-        let place = page()?;
+        let place = &page()?.process;
         if let Some(process) = Self::at(place) {
             return Some(process);
         }
         let (settings, refusal) = Settings::read();
         let new = Box::new(Self {
-            is_child,
+            is_child: id() != FIRST,
             off: AtomicBool::new(!settings.on),
             settings,
             monitoring: Mutex::new(Monitoring::Untried),
@@ -86,8 +187,8 @@ impl Process {
     /// This process, if it has come to register anything.
     pub(crate) fn started() -> Option<&'static Self> {
         // SAFETY: null, or the page, which is never unmapped.
-        let place = unsafe { PAGE.load(Ordering::Acquire).as_ref() }?;
-        Self::at(place)
+        let page = unsafe { PAGE.load(Ordering::Acquire).as_ref() }?;
+        Self::at(&page.process)
     }
 
     fn at(place: &AtomicPtr<Self>) -> Option<&'static Self> {
@@ -109,44 +210,53 @@ impl Process {
         lock(&self.mrs)
     }
 
-    /// The domain at `pd`, with a cache made for it if it has none. `None` if there can be none.
+    /// The domain at `pd`, with a cache made for it if it has none.
     ///
     /// # Safety
     ///
     /// `pd` is a protection domain.
-    pub(crate) unsafe fn domain(&self, pd: NonNull<Pd>) -> Option<Arc<Domain>> {
+    pub(crate) unsafe fn domain(&self, pd: NonNull<Pd>) -> Result<Arc<Domain>, NoDomain> {
         // SAFETY: by the contract a domain.
         let of = unsafe { pd.as_ref() };
         let domains = self.domains.read().unwrap_or_else(PoisonError::into_inner);
         match domains.get(&pd.addr().get()) {
-            Some(domain) if domain.is_of(of) => return Some(Arc::clone(domain)),
+            Some(domain) if domain.is_of(of) => return seen(Arc::clone(domain)),
             _ => drop(domains),
         }
         let mut domains = self.domains.write().unwrap_or_else(PoisonError::into_inner);
         match domains.remove(&pd.addr().get()) {
             Some(domain) if domain.is_of(of) => {
                 domains.insert(pd.addr().get(), Arc::clone(&domain));
-                return Some(domain);
+                return seen(domain);
             }
             // The program deallocated that one behind our back.
             Some(other) => self.retire(&other),
             None => {}
         }
         if self.is_off() {
-            return None;
+            return Err(NoDomain::Off);
         }
-        let monitor = self.monitor()?;
+        // SAFETY: the program does not close the device meanwhile.
+        let Some(device) = (unsafe { DEVICES.share(address(of.context)) }) else {
+            return Err(NoDomain::unseen(
+                "a device was opened in a way that is not seen",
+            ));
+        };
+        if let Some(why) = device.unseen() {
+            return Err(NoDomain::unseen(why));
+        }
+        let monitor = self.monitor().ok_or(NoDomain::Off)?;
         let made = Arc::clone(&self.counts.made);
         // SAFETY: as above.
-        match unsafe { Domain::new(pd, monitor, &self.settings, made) } {
+        match unsafe { Domain::new(pd, device, monitor, &self.settings, made) } {
             Ok(domain) => {
                 let domain = Arc::new(domain);
                 domains.insert(pd.addr().get(), Arc::clone(&domain));
-                Some(domain)
+                Ok(domain)
             }
             Err(error) => {
                 self.turn_off(format_args!("cannot set up a cache: {error}"));
-                None
+                Err(NoDomain::Off)
             }
         }
     }
@@ -186,10 +296,10 @@ impl Process {
         let monitor = match self.settings.monitor {
             Watching::Ummunotify => Ummunotify::open()
                 .map(Auto::Ummunotify)
-                .map_err(|error| chain(&error))?,
+                .map_err(|error| chain(&error).to_string())?,
             Watching::Userfaultfd => Userfaultfd::open()
                 .map(|monitor| Auto::Userfaultfd(Box::new(monitor)))
-                .map_err(|error| chain(&error))?,
+                .map_err(|error| chain(&error).to_string())?,
             Watching::Auto => match auto() {
                 Auto::None(_) => {
                     return Err(
@@ -271,6 +381,15 @@ impl Process {
         }
     }
 
+    /// Gives up all that is cached on the device and not held by the program.
+    pub(crate) fn give_up_idle_of(&self, device: &OpenDevice) {
+        for domain in self.domains() {
+            if domain.is_of_device(device) {
+                domain.give_up_idle();
+            }
+        }
+    }
+
     /// Gives up all that is cached and not held by the program; true if there was anything.
     pub(crate) fn relieve(&self) -> bool {
         let gave_up = |domain: &Arc<Domain>| domain.give_up_idle();
@@ -279,10 +398,10 @@ impl Process {
 }
 
 /// The page that children find wiped.
-fn page() -> Option<&'static AtomicPtr<Process>> {
+fn page() -> Option<&'static Page> {
     let mut known = PAGE.load(Ordering::Acquire);
     if known.is_null() {
-        let mut page = MmapMut::map_anon(size_of::<AtomicPtr<Process>>()).ok()?;
+        let mut page = MmapMut::map_anon(size_of::<Page>()).ok()?;
         let len = page.len();
         let start = NonNull::from(&mut page[..]).cast();
         // SAFETY: this mapping's own page, which nothing has been written to yet.
@@ -298,6 +417,7 @@ fn page() -> Option<&'static AtomicPtr<Process>> {
             Err(other) => other,
         };
     }
-    // SAFETY: a page that is never unmapped and only used as this; zeros are a null pointer.
+    // SAFETY: a page that is never unmapped and only used as this; zeros are a null pointer and no
+    // number.
     unsafe { known.as_ref() }
 }

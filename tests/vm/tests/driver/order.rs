@@ -121,7 +121,7 @@ fn what_is_reported_before_it_is_over_is_reported_again() {
     panic!("only {early} reports came early");
 }
 
-/// One thread drops 64 MiB again and again. Another calls `register` for the last page, and gets
+/// One thread drops 64 MiB again and again. Another calls `register` for the last page, and is sent
 /// signals meanwhile.
 fn register_among_signals(mut register: impl FnMut(u64) + Send) {
     const PAGES: usize = 64 << 20 >> 12;

@@ -57,7 +57,7 @@ pub(crate) fn bounded(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// What a program said, and the shim at its end.
+/// The output of a program, and the shim's summaries.
 pub(crate) struct Ran {
     pub(crate) output: Output,
     pub(crate) stdout: String,
@@ -189,7 +189,7 @@ impl SecondDevice {
 
 impl Drop for SecondDevice {
     fn drop(&mut self) {
-        // What is not there is gone.
+        // It may be gone already.
         let _ = Command::new("rdma")
             .args(["link", "delete", Self::NAME])
             .status();
