@@ -26,8 +26,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::Epoll;
 
+use super::abi;
+use super::contract::{Cookie, Monitor};
 use super::poll_fd::when_readable;
-use super::{Cookie, Monitor, abi};
 use crate::range::VaRange;
 
 /// The driver's device, where udev puts it.

@@ -1,5 +1,5 @@
-//! The cache on the real driver and device, in what it does beside looking up: releasing what was
-//! freed, sharing a monitor, revoking keys. Needs the VM.
+//! The cache on the real driver and device beside lookups: it releases freed memory, shares a
+//! monitor, revokes keys. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::cell::Cell;
@@ -18,8 +18,7 @@ use regcache_verbs::{
     Access, Context, Cq, Loopback, MrRegistrar, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
 };
 
-/// Memory that a process has pinned is counted for all its threads, so that these tests run one by
-/// one.
+/// Runs one test at a time, since the kernel counts pinned memory for the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -33,8 +32,8 @@ fn builder(pd: &Arc<Pd>) -> Builder<MrRegistrar, Ummunotify> {
     Cache::builder(MrRegistrar::new(pd)).monitor(Ummunotify::open().unwrap())
 }
 
-/// A cache without a reaper, with a registration of 16 KiB that were freed since; and what was
-/// pinned before.
+/// A cache without a reaper that has a registration of freed memory, 16 KiB; and the memory that
+/// was pinned before.
 fn freed_and_not_reaped() -> (Cache<MrRegistrar, Ummunotify>, u64) {
     let cache = builder(&domain()).background_reaper(false).build().unwrap();
     let memory = Pages::new(4).unwrap();
@@ -88,7 +87,7 @@ fn an_event_loop_can_do_the_releasing() {
 fn a_lookup_that_is_refused_unpins_what_was_freed() {
     let _alone = alone();
     let (cache, before) = freed_and_not_reaped();
-    // So low an address is nobody's.
+    // No mapping has so low an address.
     let nowhere = std::ptr::without_provenance(PAGE);
     cache.get(nowhere, PAGE, Access::LOCAL_WRITE).unwrap_err();
     assert_eq!(pinned(), before);
@@ -107,7 +106,7 @@ fn domains_share_a_monitor() {
     let mut links = domains.each_ref().map(|pd| Loopback::connect(pd).unwrap());
     let mut sink = vec![0; PAGE];
     for round in 1..100 {
-        // Freed at the end of each round, and mapped again at the same address.
+        // The memory is freed at the end of each round and mapped again at the same address.
         let mut source = memmap2::MmapMut::map_anon(PAGE).unwrap();
         source.fill(round);
         for (link, cache) in links.iter_mut().zip(&caches) {
@@ -152,7 +151,7 @@ fn a_revoked_key_reaches_no_memory() {
         let cq = Cq::create(context, 16).unwrap();
         let ends = [(); 2].map(|()| Qp::create(&pd, &cq, &cq, 4).unwrap());
         Qp::connect(&ends[0], &ends[1], &route).unwrap();
-        // SAFETY: `memory` is mapped and left alone until the completion has been polled.
+        // SAFETY: `memory` is mapped, and nothing touches it until the completion was polled.
         unsafe { ends[0].post_rdma_write(7, sge, remote) }.unwrap();
         let status = Cell::new(None);
         within(Duration::from_secs(30), || {

@@ -1,4 +1,4 @@
-//! The uapi header: compiles alone, as C and as C++, and says what `regcache::monitor::abi` says.
+//! The uapi header compiles alone, as C and as C++, and agrees with `regcache::monitor::abi`.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 

@@ -1,5 +1,5 @@
-//! In time (M3): no munmap returns before the counter has moved, and no lookup after it is stale,
-//! whatever other threads do with the driver and the cache meanwhile. Needs the VM.
+//! Rule M3: no munmap returns before the counter has moved, and no lookup after it is stale,
+//! whatever other threads do with the driver and the cache at the same time. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io;
@@ -14,7 +14,7 @@ use regcache_verbs::{Access, Context, Loopback, Mr, MrRegistrar, Pd};
 
 const ROUNDS: u64 = 20_000;
 
-/// Runs `rounds` while so many other threads run `contender` over and over again.
+/// Runs `rounds` while this many other threads repeat `contender`.
 fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -26,7 +26,7 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
                 }
             });
         }
-        // Also when it panics: the scope waits for the threads.
+        // The threads must stop after a panic as well, since the scope waits for them.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {
             fn drop(&mut self) {
@@ -84,8 +84,8 @@ fn late_rounds(monitor: &Ummunotify) -> u64 {
 /// on the same file, register, unregister and drain. Nothing but the munmap moves the counter.
 fn counter_has_moved_when_munmap_returns(contenders: usize) {
     let monitor = Ummunotify::open().unwrap();
-    // No page is in them: one that is not pinned the kernel may move elsewhere (compaction), and
-    // that is announced.
+    // The ranges have no pages: the kernel could move a page that is not pinned (compaction), and
+    // would report that.
     let theirs = Pages::new(contenders.max(1)).unwrap();
     theirs
         .advise(0, contenders.max(1), libc::MADV_DONTNEED)

@@ -17,18 +17,18 @@
 //!    counts its change as in flight, until the event was read. While the count is not 0, the
 //!    kernel answers any attempt to protect pages with `EAGAIN`. So an attempt that it must refuse
 //!    (0 bytes) shows the count. The reader sets a flag before it reads, and clears it after it has
-//!    entered its events. If nothing is in flight, and *then* the reader is not reading, every
-//!    change whose address could have been handed out by now is entered and has raised the
-//!    generation. Otherwise the check waits. If that takes too long it gives up, and the range is
-//!    treated as changed.
+//!    entered its events. Assume that nothing is in flight, and *then* the reader is not reading.
+//!    Then every change whose address could have been handed out by now is entered, and has raised
+//!    the generation. Otherwise the check waits. If that takes too long it gives up, and the range
+//!    is treated as changed.
 //! 2. *The mapping is the one that was watched.* Pages are armed when their first watch comes, and
 //!    never again until the last one is gone (`coverage.rs`). A mapping that was put there without
 //!    an event, by `shmat(SHM_REMAP)`, is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are
 //!    not armed, and `msync` finds holes, which the scan skips. An armed mapping that was moved
 //!    there has sent an event that names its new place.
 //! 3. *No page is missing*, if the kernel can remove pages without an event. A registered page is
-//!    present. If such a page was touched since, that thread had to wait until the reader had
-//!    entered the fault, and got a page only then (`faults.rs`).
+//!    present. A thread that touched such a page since got another one only after the reader had
+//!    entered the fault (`faults.rs`).
 //! 4. *No removal of these pages is in flight* (`dontneed.rs`).
 //!
 //! # The rules
@@ -87,7 +87,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::unistd::{SysconfVar, sysconf};
 
-use super::{Cookie, Monitor};
+use super::contract::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::sys::fork::ForkMark;
 use coverage::{Coverage, Pages};

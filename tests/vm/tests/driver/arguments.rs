@@ -1,4 +1,4 @@
-//! Arguments that the calls refuse, and that nothing comes of it.
+//! The calls refuse bad arguments, and a refused call has no effect.
 
 use std::ptr;
 
@@ -269,7 +269,7 @@ fn bad_pointers_are_efault() {
         (nix::request_code_none!(b'U', 4), usize::MAX),
     ] {
         let pointer = ptr::without_provenance_mut::<u8>(pointer);
-        // SAFETY: the driver is what checks the pointer.
+        // SAFETY: the driver checks the pointer.
         let result = unsafe { libc::ioctl(device.raw(), request, pointer) };
         assert_eq!(Errno::result(result), Err(Errno::EFAULT));
     }

@@ -19,7 +19,7 @@ fn map(
     offset: usize,
 ) -> io::Result<*mut u8> {
     let offset = offset as libc::off_t;
-    // SAFETY: a new mapping where the kernel likes.
+    // SAFETY: a new mapping, at an address that the kernel chooses.
     let start = unsafe {
         libc::mmap(
             ptr::null_mut(),
@@ -80,7 +80,7 @@ fn the_page_cannot_be_made_writable_or_grow() {
             .unwrap()
             .cast();
         for protection in [libc::PROT_WRITE, libc::PROT_READ | libc::PROT_WRITE] {
-            // SAFETY: this test's own mapping, which nobody uses.
+            // SAFETY: this test's own mapping, to which there is no reference.
             let result = unsafe { libc::mprotect(page, PAGE, protection) };
             assert_eq!(Errno::result(result), Err(Errno::EACCES));
         }
@@ -124,7 +124,7 @@ fn the_page_comes_back_after_madvise_dontneed() {
     let (device, memory) = watched(1);
     let counter = device.counter().unwrap();
     memory.unmap(0, 1).unwrap();
-    // SAFETY: the mapping is only read, and comes back.
+    // SAFETY: the mapping is only read, and returns to its address.
     let dropped = unsafe {
         libc::madvise(
             counter.as_ptr().cast_mut().cast(),

@@ -24,7 +24,7 @@ mod teardown;
 use regcache::monitor::abi::{Event, HINT, INVAL, LAST};
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-/// A device that watches some pages, each under its number as cookie.
+/// Opens a file that watches some pages, each with its number as cookie.
 fn watched(pages: usize) -> (DriverFile, Pages) {
     let memory = Pages::new(pages).unwrap();
     let device = DriverFile::open().unwrap();
@@ -34,7 +34,7 @@ fn watched(pages: usize) -> (DriverFile, Pages) {
     (device, memory)
 }
 
-/// A device that watches some pages as one range, under cookie 7.
+/// Opens a file that watches some pages as one range, with cookie 7.
 fn watched_as_one(pages: usize) -> (DriverFile, Pages) {
     let memory = Pages::new(pages).unwrap();
     let device = DriverFile::open().unwrap();
@@ -42,16 +42,16 @@ fn watched_as_one(pages: usize) -> (DriverFile, Pages) {
     (device, memory)
 }
 
-/// Hit once, from `start` for `len` bytes.
-fn hit_once(cookie: u64, start: *const u8, len: usize) -> Event {
+/// The event of a range that was invalidated once, from `start` for `len` bytes.
+fn invalidated_once(cookie: u64, start: *const u8, len: usize) -> Event {
     Event {
         flags: HINT,
-        ..hit_often(cookie, start, len)
+        ..invalidated_often(cookie, start, len)
     }
 }
 
-/// Hit more often; the range is all that is known.
-fn hit_often(cookie: u64, start: *const u8, len: usize) -> Event {
+/// The event of a range that was invalidated more often, which has no hint.
+fn invalidated_often(cookie: u64, start: *const u8, len: usize) -> Event {
     let start = start.addr() as u64;
     Event {
         kind: INVAL,

@@ -1,4 +1,4 @@
-//! A range registered while an invalidation of it is under way (M2).
+//! Rule M2: a range is watched while an invalidation of it is in flight.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,7 +12,7 @@ use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-/// True if there is a page behind the address.
+/// Returns true if there is a page behind the address.
 fn is_present(pagemap: &File, address: usize) -> bool {
     let mut entry = [0; 8];
     pagemap
@@ -21,13 +21,12 @@ fn is_present(pagemap: &File, address: usize) -> bool {
     u64::from_ne_bytes(entry) >> 63 != 0
 }
 
-/// While one thread drops 64 MiB, which takes a while, another registers the last page over and
-/// over again. Each time one of two things must hold once it is registered: the page has gone
-/// already, or its going is reported.
+/// While one thread drops 64 MiB, another repeatedly watches the last page. After each watch one of
+/// two conditions must hold: the page is gone already, or its loss is reported.
 #[test]
 fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     const PAGES: usize = 64 << 20 >> 12;
-    /// Registrations that began while the memory was being dropped.
+    /// The watches that began while the memory was being dropped.
     const ENOUGH: usize = 50;
     const MOST_ROUNDS: usize = 500;
     let memory = Pages::new(PAGES).unwrap();
@@ -75,9 +74,9 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     assert_eq!(unreported, 0, "of {during}");
 }
 
-/// While one thread drops 64 MiB, another waits for the report of the last page. When it has it,
-/// one of two things must hold: the page has gone already, or the range is reported again, so that
-/// a thread that pins it under the same watch now finds out.
+/// While one thread drops 64 MiB, another waits for the report of the last page. After the report
+/// one of two conditions must hold: the page is gone already, or the range is reported again. So a
+/// thread that pins the page in between, under the same watch, is notified.
 #[test]
 fn what_is_reported_before_it_is_over_is_reported_again() {
     const PAGES: usize = 64 << 20 >> 12;

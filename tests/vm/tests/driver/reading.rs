@@ -1,4 +1,4 @@
-//! Waiting for events: read, signals, poll, epoll, SIGIO; and buffers that fault.
+//! Waiting for events by read, poll, epoll and SIGIO, signals meanwhile, and buffers that fault.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
@@ -15,7 +15,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use regcache::monitor::abi::{Event, INVAL, LAST};
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
-use crate::{hit_once, last, watched};
+use crate::{invalidated_once, last, watched};
 
 fn blocking() -> (DriverFile, Pages) {
     let memory = Pages::new(2).unwrap();
@@ -38,7 +38,7 @@ fn a_blocked_read_wakes_when_a_range_is_hit() {
         memory.unmap(0, 1).unwrap();
         assert_eq!(
             reader.join().unwrap(),
-            [hit_once(0, memory.page(0), PAGE), last(1)]
+            [invalidated_once(0, memory.page(0), PAGE), last(1)]
         );
     });
 }
@@ -57,7 +57,7 @@ fn of_two_blocked_readers_one_is_given_the_event() {
         thread::sleep(SHORTLY);
         memory.unmap(0, 1).unwrap();
         thread::sleep(SHORTLY);
-        // Recorded twice if the reader was faster than the munmap.
+        // The event comes twice if the reader was faster than the munmap.
         let recorded = counter.get() as u32;
         let delivered = delivered.load(Ordering::SeqCst);
         assert_eq!(delivered, 2 * recorded, "INVAL and LAST, once for each");
@@ -80,7 +80,8 @@ fn handle(signal: Signal, flags: SaFlags) {
     unsafe { sigaction(signal, &action) }.unwrap();
 }
 
-/// Sends a signal to a thread that reads; what the read returned, and whether it had to be woken.
+/// Sends a signal to a thread that reads. Returns the result of the read, and whether the thread
+/// had to be woken.
 fn read_under(signal: Signal) -> nix::Result<usize> {
     let (device, memory) = blocking();
     thread::scope(|scope| {
@@ -135,7 +136,7 @@ fn poll_wakes_when_a_range_is_hit() {
         thread::sleep(SHORTLY);
         memory.unmap(0, 1).unwrap();
         assert_eq!(waiter.join().unwrap(), PollFlags::POLLIN);
-        // It looks once more when its time is up.
+        // poll looks once more at the end of its time.
         assert!(
             started.elapsed() < Duration::from_secs(25),
             "it was not woken"
@@ -162,8 +163,8 @@ fn an_edge_triggered_epoll_wakes_for_each_range_that_becomes_invalid() {
 static SIGIO_FROM: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn catch_sigio(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: with SA_SIGINFO the kernel passes one; of a SIGIO with F_SETSIG it has si_fd, at the
-    // place of the second word of the union (`si_band`, a long, comes first).
+    // SAFETY: with SA_SIGINFO the kernel passes a siginfo. For SIGIO with F_SETSIG it has si_fd,
+    // which is the second word of the union, after the long `si_band`.
     let fd = unsafe { (*info.cast::<[i32; 8]>())[6] };
     SIGIO_FROM.store(fd, Ordering::SeqCst);
 }
@@ -204,7 +205,7 @@ fn a_buffer_that_faults_loses_no_event() {
     let (device, memory) = watched(RANGES);
     let mut buffer = MmapMut::map_anon(2 * PAGE).unwrap();
     let end = buffer.as_mut_ptr().wrapping_add(PAGE);
-    // SAFETY: this test's own page, which it does not touch any more.
+    // SAFETY: this test's own page, which it does not touch again.
     let protected = unsafe { libc::mprotect(end.cast(), PAGE, libc::PROT_NONE) };
     assert_eq!(protected, 0);
     memory.unmap(0, RANGES).unwrap();
@@ -242,8 +243,8 @@ fn a_hint_survives_a_fault_and_a_hit_in_between_is_not_lost() {
     memory.unmap(1, 1).unwrap();
     bad();
     let expected = [
-        hit_once(0, memory.page(0), PAGE),
-        hit_once(1, memory.page(1), PAGE),
+        invalidated_once(0, memory.page(0), PAGE),
+        invalidated_once(1, memory.page(1), PAGE),
     ];
     assert_eq!(device.read(2).unwrap(), expected);
     bad();

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use regcache::monitor::abi::PROTECTION;
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
-use crate::{hit_often, hit_once, last, watched};
+use crate::{invalidated_often, invalidated_once, last, watched};
 
 /// Drops a page that is there.
 fn invalidate(memory: &Pages, page: usize) {
@@ -25,8 +25,8 @@ fn each_invalidation_still_counts_once_and_the_report_is_one() {
     }
     invalidate(&memory, 1);
     let events = [
-        hit_often(0, memory.page(0), PAGE),
-        hit_once(1, memory.page(1), PAGE),
+        invalidated_often(0, memory.page(0), PAGE),
+        invalidated_once(1, memory.page(1), PAGE),
         last(10),
     ];
     assert_eq!(device.read(4).unwrap(), events);
@@ -39,10 +39,13 @@ fn after_its_report_it_is_reported_again() {
         for _ in 0..3 {
             invalidate(&memory, 0);
         }
-        let events = [hit_often(0, memory.page(0), PAGE), last(4 * round - 1)];
+        let events = [
+            invalidated_often(0, memory.page(0), PAGE),
+            last(4 * round - 1),
+        ];
         assert_eq!(device.read(4).unwrap(), events);
         invalidate(&memory, 0);
-        let events = [hit_once(0, memory.page(0), PAGE), last(4 * round)];
+        let events = [invalidated_once(0, memory.page(0), PAGE), last(4 * round)];
         assert_eq!(device.read(4).unwrap(), events);
     }
 }
@@ -58,7 +61,7 @@ fn unregistered_it_is_neither_reported_nor_counted() {
     assert_eq!((counter.get(), device.read(1)), (2, Err(Errno::EAGAIN)));
     device.watch(memory.page(0), PAGE, 0).unwrap();
     invalidate(&memory, 0);
-    let events = [hit_once(0, memory.page(0), PAGE), last(3)];
+    let events = [invalidated_once(0, memory.page(0), PAGE), last(3)];
     assert_eq!(device.read(4).unwrap(), events);
 }
 
@@ -73,10 +76,13 @@ fn a_read_that_faults_leaves_it_as_it_was() {
     assert_eq!(Errno::result(n), Err(Errno::EFAULT));
     invalidate(&memory, 0);
     assert_eq!(counter.get(), 3);
-    let events = [hit_often(0, memory.page(0), PAGE), last(3)];
+    let events = [invalidated_often(0, memory.page(0), PAGE), last(3)];
     assert_eq!(device.read(4).unwrap(), events);
     invalidate(&memory, 0);
-    assert_eq!(device.read(1).unwrap(), [hit_once(0, memory.page(0), PAGE)]);
+    assert_eq!(
+        device.read(1).unwrap(),
+        [invalidated_once(0, memory.page(0), PAGE)]
+    );
 }
 
 #[test]
@@ -97,8 +103,8 @@ fn changes_of_protection_saturate_the_ranges_that_ask_for_them() {
     invalidate(&memory, 0);
     assert_eq!(counter.get(), 5);
     let events = [
-        hit_often(1, memory.page(0), PAGE),
-        hit_once(0, memory.page(0), PAGE),
+        invalidated_often(1, memory.page(0), PAGE),
+        invalidated_once(0, memory.page(0), PAGE),
         last(5),
     ];
     assert_eq!(device.read(4).unwrap(), events);

@@ -32,7 +32,7 @@ fn closing_while_another_thread_reads_leaves_the_reader_its_events() {
     thread::scope(|scope| {
         let reader = scope.spawn(|| device.read(4));
         thread::sleep(Duration::from_millis(200));
-        // dup2 over it closes the file without giving the number away.
+        // dup2 over the file closes it without freeing its number.
         let null = fs::File::open("/dev/null").unwrap();
         // SAFETY: the number stays open, for `device` to close.
         let duplicated = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), fd) };
@@ -44,7 +44,8 @@ fn closing_while_another_thread_reads_leaves_the_reader_its_events() {
 
 #[test]
 fn a_file_may_outlive_the_memory_that_it_watches() {
-    // A parent opens, forks a child that keeps the descriptor, and goes; the child closes it then.
+    // A parent opens the file, forks a child that keeps it, and exits. Then the child closes the
+    // file.
     let (child_end, our_end) = pipe().unwrap();
     let (told, tell) = pipe().unwrap();
     let parent = Child::fork(|| {
@@ -58,7 +59,7 @@ fn a_file_may_outlive_the_memory_that_it_watches() {
             drop(device);
             write(&tell, &[u8::from(go && refused)]) == Ok(1)
         });
-        // Leaves the grandchild to itself.
+        // The grandchild goes on alone.
         std::mem::forget(grandchild);
         true
     })
@@ -129,7 +130,7 @@ fn a_forgotten_descriptor_does_not_keep_dead_memory() {
 #[test]
 fn the_module_cannot_be_unloaded_while_a_file_is_open() {
     let (device, memory) = watched(1);
-    // SAFETY: a string literal with its end.
+    // SAFETY: a terminated string.
     let result = unsafe {
         libc::syscall(
             libc::SYS_delete_module,
@@ -160,8 +161,8 @@ fn a_process_may_die_with_everything_in_use() {
     }
 }
 
-/// The first range takes all locks of the address space, which is given up when a thread is killed
-/// meanwhile. A process that shares the memory must not be told later that it watches.
+/// Opening takes all locks of the address space, and fails if a signal comes in the meantime. A
+/// failed open must not claim to watch.
 #[test]
 fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
     const ENOUGH: usize = 10;

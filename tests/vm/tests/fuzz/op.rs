@@ -1,7 +1,7 @@
-//! The steps of the fuzzer, and how often it takes each.
+//! The steps of the fuzzer, and their frequencies.
 //!
-//! Steps are drawn by a strategy of our own: proptest's unions of unions take a hundred times as
-//! long as the steps themselves, under emulation.
+//! A strategy of this module draws the steps. Under emulation, proptest's unions of unions take a
+//! hundred times as long as the steps themselves.
 
 use proptest::prelude::Rng;
 use proptest::strategy::{NewTree, Strategy, ValueTree};
@@ -9,9 +9,9 @@ use proptest::test_runner::TestRunner;
 
 use crate::model::{BASE, PAGE, PAGES, Span};
 
-/// How many files may be open at a time.
+/// The most open files.
 pub(crate) const FILES: usize = 3;
-/// How many forked children may live at a time.
+/// The most live children.
 pub(crate) const CHILDREN: usize = 2;
 
 /// Consecutive pages of the arena.
@@ -21,7 +21,7 @@ pub(crate) struct Run {
     pub(crate) pages: usize,
 }
 
-/// The accesses that a mapping allows.
+/// The protection of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     Nothing,
@@ -29,16 +29,16 @@ pub(crate) enum Access {
     Write,
 }
 
-/// Arguments of a registration that the driver refuses.
+/// Bad arguments of a registration, which the driver refuses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadRange {
     /// Its end is below its start.
     Backwards,
-    /// Its end is beyond the address space.
+    /// The end is beyond the address space.
     TooHigh,
-    /// In the kernel's half.
+    /// The range is in the kernel's half.
     Kernels,
-    /// Ends at the last address there is.
+    /// The range ends at the last address.
     Endless,
     /// The structure cannot be read.
     Pointer,
@@ -61,7 +61,7 @@ pub(crate) enum BadRegister2 {
     Pointer,
 }
 
-/// A mapping of the counter page that is refused.
+/// A mapping of the counter page that the driver refuses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadMapping {
     TwoPages,
@@ -70,10 +70,10 @@ pub(crate) enum BadMapping {
     PrivateWritable,
 }
 
-/// One step. A file, child or mapping that is not there makes it do nothing.
+/// One step. It does nothing if its file, child or mapping does not exist.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
-    /// Opens a file, and asks for features so often.
+    /// Opens a file, and asks for features this often.
     Open {
         file: usize,
         exchanges: u8,
@@ -120,18 +120,18 @@ pub(crate) enum Op {
     UnregisterNowhere {
         file: usize,
     },
-    /// An ioctl that there is not.
+    /// An unknown ioctl.
     Unknown {
         file: usize,
         number: u8,
     },
-    /// A read of `bytes`, into a buffer of which so many can be written.
+    /// A read of `bytes` into a buffer that can be written only in part.
     Read {
         file: usize,
         bytes: usize,
         room: usize,
     },
-    /// A read into the arena itself, which begins so many events before the end of the page.
+    /// A read into the arena itself, which begins this many events before the end of the page.
     ReadIntoArena {
         file: usize,
         page: usize,
@@ -147,18 +147,18 @@ pub(crate) enum Op {
         file: usize,
         on: bool,
     },
-    /// One descriptor more for the file; calls go through them in turn.
+    /// Duplicates the file descriptor; calls use the descriptors in turn.
     Dup {
         file: usize,
     },
-    /// As `Dup`, through a socket.
+    /// Duplicates the file descriptor through a socket.
     PassToSelf {
         file: usize,
     },
     CloseDup {
         file: usize,
     },
-    /// One mapping more of the counter.
+    /// Maps the counter once more.
     MapCounter {
         file: usize,
     },
@@ -169,11 +169,11 @@ pub(crate) enum Op {
         file: usize,
         bad: BadMapping,
     },
-    /// mprotect and mremap that would make more of the counter page.
+    /// mprotect and mremap that would make the counter page writable or larger.
     AbuseCounter {
         file: usize,
     },
-    /// A child that tries every call on every file, and lives on with its copy of the arena.
+    /// Forks a child that tries every call on every file, and lives on with its copy of the arena.
     Fork {
         child: usize,
         keep: bool,
@@ -182,7 +182,7 @@ pub(crate) enum Op {
     ChildDrops {
         child: usize,
     },
-    /// The child is sent a descriptor, and tries every call on it.
+    /// Sends the child a file descriptor, on which it tries every call.
     PassToChild {
         child: usize,
         file: usize,
@@ -221,7 +221,7 @@ pub(crate) enum Op {
         run: Run,
         new_pages: usize,
     },
-    /// mremap to another address, of `new_pages` at most as many.
+    /// mremap to another address, with at most as many pages.
     Move {
         run: Run,
         to: usize,
@@ -230,7 +230,7 @@ pub(crate) enum Op {
     },
 }
 
-/// Draws from a seed; splitmix64.
+/// Draws random numbers from a seed by splitmix64.
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);
 
@@ -246,17 +246,17 @@ impl Dice {
         mixed ^ mixed >> 31
     }
 
-    /// Less than `n`.
+    /// Draws a number below `n`.
     pub(crate) fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.bits()) * n as u128) >> 64) as usize
     }
 
-    /// True so many times of a hundred.
+    /// Draws true with this percentage.
     pub(crate) fn percent(&mut self, n: usize) -> bool {
         self.below(100) < n
     }
 
-    /// One of these, each so often as its weight says.
+    /// Draws one of these by their weights.
     fn pick<T: Copy>(&mut self, from: &[(usize, T)]) -> T {
         let mut at = self.below(from.iter().map(|(weight, _)| weight).sum());
         for &(weight, value) in from {
@@ -288,13 +288,13 @@ impl Dice {
         self.pick(&[(6, Access::Write), (1, Access::Read), (1, Access::Nothing)])
     }
 
-    /// Few, so that they collide.
+    /// Draws a cookie out of few, so that cookies collide.
     fn cookie(&mut self) -> u64 {
         let common = self.below(24) as u64;
         self.pick(&[(20, common), (1, u64::MAX), (1, 1 << 63)])
     }
 
-    /// Of whole pages mostly, but bytes will do.
+    /// Draws a range, mostly of whole pages.
     fn span(&mut self) -> Span {
         let edges = [(6, 0), (1, 1), (1, PAGE - 1)];
         let start = BASE + self.page() as u64 * PAGE + self.pick(&edges);
@@ -368,7 +368,7 @@ impl Dice {
         }
     }
 
-    /// A step on some of these pages, by a thread whose they are.
+    /// Draws a step on some of these pages, for the thread that owns them.
     pub(crate) fn on_pages(&mut self, run: Run) -> Op {
         match self.below(100) {
             0..40 => Op::Touch {
@@ -475,7 +475,7 @@ impl Dice {
         }
     }
 
-    /// Steps that take long, and are rare therefore.
+    /// Draws a slow step, which is rare.
     fn on_processes(&mut self) -> Op {
         let child = self.below(CHILDREN);
         match self.below(10) {
@@ -493,7 +493,7 @@ impl Dice {
         }
     }
 
-    /// Any step.
+    /// Draws any step.
     fn op(&mut self) -> Op {
         match self.below(1000) {
             0..500 => self.on_memory(),
@@ -505,7 +505,7 @@ impl Dice {
     }
 }
 
-/// Sequences of so many steps.
+/// A strategy of sequences of this many steps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sequences {
     pub(crate) steps: usize,
@@ -532,10 +532,10 @@ impl Strategy for Sequences {
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     ops: Vec<Op>,
-    /// How many steps to try without next, and where.
+    /// The number of steps to leave out next, and their place.
     chunk: usize,
     at: usize,
-    /// Something was left out since the chunk is so large.
+    /// Whether something was left out at this size.
     shortened: bool,
     before: Option<Vec<Op>>,
 }
@@ -567,13 +567,13 @@ impl ValueTree for Sequence {
         self.ops.clone()
     }
 
-    /// It still fails: leave out more.
+    /// The sequence still fails, so leave out more.
     fn simplify(&mut self) -> bool {
         self.shortened |= self.before.take().is_some();
         self.next()
     }
 
-    /// It does not fail any more: put back what was left out, and leave out something else.
+    /// The sequence passes, so put the steps back and leave out others.
     fn complicate(&mut self) -> bool {
         let Some(before) = self.before.take() else {
             return false;

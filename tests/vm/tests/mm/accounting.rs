@@ -1,4 +1,4 @@
-//! The memory that the driver takes: whose it is, and what happens when there is no more.
+//! The memory of the driver: who is charged for it, and the errors when there is none left.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -19,21 +19,21 @@ use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 use crate::alone;
 use crate::machine::{self, Group, Setting, Swap, wait_until};
 
-/// How far a process has come, for another to see: memory that both have, so that telling takes
-/// none. Stays mapped.
+/// The progress of a process, in memory that it shares with another one, so that reporting needs no
+/// memory. It stays mapped.
 struct Progress(NonNull<AtomicU32>);
 
 impl Progress {
     fn new() -> Self {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let len = NonZeroUsize::new(PAGE).unwrap();
-        // SAFETY: where the kernel likes.
+        // SAFETY: the kernel chooses the address.
         let memory = unsafe { mmap_anonymous(None, len, protection, MapFlags::MAP_SHARED) };
         Self(memory.unwrap().cast())
     }
 
     fn step(&self) -> &AtomicU32 {
-        // SAFETY: mapped by `new` for good, and at first 0.
+        // SAFETY: `new` has mapped it, it starts as 0, and it is never unmapped.
         unsafe { self.0.as_ref() }
     }
 
@@ -45,7 +45,7 @@ impl Progress {
         self.step().load(Ordering::SeqCst) >= step
     }
 
-    /// Without sleeping: for one who must not need anything.
+    /// Waits without sleeping, for a process that must not allocate.
     fn spin_until(&self, step: u32) {
         while !self.has_reached(step) {
             thread::yield_now();
@@ -60,7 +60,7 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
     let progress = Progress::new();
     group.set("memory.max", "4M");
     let child = Child::fork(|| {
-        // At the limit not even a page of the program could be read any more.
+        // At the limit the kernel could not even read a page of the program.
         mlockall(MlockAllFlags::MCL_CURRENT).unwrap();
         group.enter();
         setgid(Gid::from_raw(65534)).unwrap();
@@ -98,9 +98,9 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
     assert!(child.succeeded().unwrap());
 }
 
-/// Bytes of kernel objects that are charged to the group.
+/// The bytes of kernel objects that are charged to the group.
 fn slab(group: &Group) -> u64 {
-    // The counts of each processor are added up every two seconds.
+    // The kernel adds up the counts of all CPUs every two seconds.
     thread::sleep(Duration::from_secs(5));
     machine::count(group.file("memory.stat"), "slab")
 }
