@@ -1,5 +1,5 @@
-//! Regressions that a review once found, of panics, remote keys and a shared monitor. Each test
-//! plays the order of events that failed.
+//! Regressions of panics, remote keys and a shared monitor. Each test repeats the order of events
+//! that failed.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -151,8 +151,12 @@ impl Slow {
             s.gen_ += 1;
         }
     }
+    /// Ends the invalidation, if one is in flight.
     fn end(&self) {
         let mut s = self.k.lock().unwrap();
+        if !s.in_flight {
+            return;
+        }
         s.version += 1;
         s.in_flight = false;
         let early = std::mem::take(&mut s.early);
@@ -174,9 +178,9 @@ unsafe impl Monitor for SlowMonitor {
         self.0.k.lock().unwrap().gen_
     }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        let mut s = self.0.k.lock().unwrap();
-        assert!(!s.in_flight, "would wait");
-        s.live.insert(c.0, r);
+        // The driver waits until the invalidation has ended.
+        self.0.end();
+        self.0.k.lock().unwrap().live.insert(c.0, r);
         Ok(())
     }
     fn unwatch(&self, c: Cookie) -> io::Result<()> {
@@ -389,6 +393,34 @@ fn a_panic_while_the_cache_is_dropped_leaks_one_registration() {
         ),
         (1, 0, 1)
     );
+}
+
+#[test]
+fn a_share_does_not_join_a_watch_whose_memory_has_lost_its_backing() {
+    let kernel = FakeKernel::new(8);
+    let backed = Arc::new(AtomicBool::new(true));
+    // The driver refuses a range that must be backed and is not.
+    let must_be_backed = {
+        let backed = Arc::clone(&backed);
+        move |asked| match asked {
+            Asked::Watch(_) if !backed.load(Ordering::Relaxed) => {
+                Err(io::Error::from_raw_os_error(libc::ENXIO))
+            }
+            _ => Ok(()),
+        }
+    };
+    let one = Shared::new(Asking(FakeMonitor(Arc::clone(&kernel)), must_be_backed)).unwrap();
+    let two = one.subscribe().unwrap();
+    let [a, b] = [one, two].map(|monitor| {
+        let builder = Cache::builder(FakeDevice::new(&kernel)).monitor(monitor);
+        builder.background_reaper(false).build().unwrap()
+    });
+    drop(a.get(page(0), PAGE, READ).unwrap());
+    kernel.remap(0);
+    backed.store(false, Ordering::Relaxed);
+    // `a` has not drained, and its watch is still placed.
+    drop(b.get(page(0), PAGE, READ).unwrap());
+    assert_eq!((b.stats().uncached, kernel.watches()), (1, 1));
 }
 
 /// A gate at which the watch of one page waits.

@@ -17,6 +17,8 @@
 //!   reported.
 //! - M4: a mark is a flag in a subscription. A member's list of marks gets room for all its
 //!   subscriptions when they are made, so that draining does not allocate.
+//! - M6: no cache can join a watch that was reported. A lookup drains before it watches. So the
+//!   memory of a watch that it joins is still the memory that the monitor accepted.
 //! - If draining the monitor fails, its reports are lost to all: each cache's next drain fails.
 
 use std::collections::HashMap;
@@ -216,12 +218,19 @@ impl Board {
             return Ok(());
         }
         let Self {
-            watches, members, ..
+            watches,
+            by_range,
+            members,
+            ..
         } = self;
         let drained = monitor.drain(&mut |cookie| {
             let Some(watch) = watches.get(&cookie.0) else {
                 return;
             };
+            // The memory may have lost its backing since the monitor accepted it.
+            if by_range.get(&watch.range) == Some(&cookie.0) {
+                by_range.remove(&watch.range);
+            }
             for &(member, cookie) in &watch.subscribers {
                 members[member].mark(cookie);
             }
