@@ -104,7 +104,7 @@ fn counter_has_moved_when_munmap_returns(contenders: usize) {
     };
     let mut late = 0;
     against(contenders, contender, || {
-        late = late_rounds(&monitor, ROUNDS)
+        late = late_rounds(&monitor, ROUNDS);
     });
     println!("contenders={contenders} rounds={ROUNDS} late={late}");
     assert_eq!(late, 0);
