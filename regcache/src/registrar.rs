@@ -61,12 +61,12 @@ impl Access for () {
 /// - once [`deregister`](Self::deregister) has returned `Ok`, the device no longer reaches memory
 ///   through that registration.
 ///
-/// These pages are those that `get_user_pages` finds, and monitors announce changes of no others. A
-/// registrar may also register addresses behind which a device has memory of its own, as
-/// `ibv_reg_mr` does with nvidia-peermem loaded. The sound monitors refuse to watch ranges that are
-/// not mapped, that may not be accessed, or that a driver maps without pages, and the cache hands
-/// out a registration that it does not keep. An ummunotify driver that is older than its
-/// `REGISTER_REGION2` cannot refuse them, so that such a registrar must not be used with one.
+/// These are the pages that `get_user_pages` finds, and monitors report the changes of no others. A
+/// registrar may also register addresses at which a device has its own memory, as `ibv_reg_mr` does
+/// with nvidia-peermem. The sound monitors refuse to watch such a range: it is not mapped, may not
+/// be accessed, or is mapped by a driver without pages. The cache then returns a registration that
+/// it does not retain. An ummunotify driver that lacks `REGISTER_REGION2` cannot refuse such a
+/// range, so that registrar must not be used with it.
 pub unsafe trait Registrar: Send + Sync + 'static {
     /// The access to register memory for.
     type Access: Access;

@@ -387,7 +387,13 @@ int regcache_get(struct regcache *cache,
 
 /**
  * Gives back a guard. Call it once for each guard, from any thread, after the
- * transfers that use the registration have completed.
+ * completions of all work with the registration's keys have been polled: the
+ * keys stay valid on the device. This teardown is wrong, since a peer's send
+ * can then overwrite memory that has another owner:
+ *
+ *     regcache_put(guard);    // A receive with its lkey is still posted.
+ *     free(buffer);
+ *     ibv_destroy_qp(qp);     // This has to come first: it ends all work.
  *
  * @param guard  The guard.
  * @return       0, or a negative errno:

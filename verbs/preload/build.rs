@@ -11,6 +11,8 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("around", &["-libverbs"]),
     ("contract", &["-libverbs", "-lpthread"]),
     ("dlopened", &["-ldl"]),
+    ("posted", &["-libverbs", "-lpthread"]),
+    ("stress", &["-libverbs"]),
 ];
 
 /// Each is tests/c/NAME.c, a library to be preloaded.

@@ -133,7 +133,14 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
         workspace.args(["test", "--workspace", "--no-fail-fast"]);
         outcomes.push(on_host("host: cargo test --workspace", &mut workspace)?);
         if project.root.join("regcache/tests/loom.rs").exists() {
-            outcomes.push(under_loom(project)?);
+            // Only the tests of this name are for loom, among the library's own.
+            let all = ["--lib", "--test", "loom", "loom"];
+            outcomes.push(under_loom(project, "regcache", &all)?);
+            outcomes.push(under_loom(
+                project,
+                "regcache-preload",
+                &["--test", "loom"],
+            )?);
         }
     }
     // The debug kernel is in no root file system.
@@ -173,26 +180,16 @@ fn on_host(suite: &str, command: &mut std::process::Command) -> Result<Outcome, 
 
 /// Runs the models, compiled with `--cfg loom`. They have their own target directory, because each
 /// kind of build would undo the other.
-fn under_loom(project: &Project) -> Result<Outcome, Error> {
+fn under_loom(project: &Project, package: &str, which: &[&str]) -> Result<Outcome, Error> {
     let mut command = cargo();
-    command.args([
-        "test",
-        "--release",
-        "--package",
-        "regcache",
-        "--lib",
-        "--test",
-        "loom",
-        "--target-dir",
-    ]);
+    command.args(["test", "--release", "--package", package, "--target-dir"]);
     command.arg(project.target.join("loom"));
-    // Only the tests of this name are for loom, among the library's own.
-    command.arg("loom");
+    command.args(which);
     let mut flags = env::var_os("RUSTFLAGS").unwrap_or_default();
     flags.push(" --cfg loom");
     command.env("RUSTFLAGS", flags);
     command.env("LOOM_MAX_PREEMPTIONS", LOOM_MAX_PREEMPTIONS);
-    on_host("loom: regcache", &mut command)
+    on_host(&format!("loom: {package}"), &mut command)
 }
 
 /// The results of the suites that ran, and the error that kept others from running.

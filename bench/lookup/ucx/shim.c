@@ -74,9 +74,9 @@ static const ucs_rcache_ops_t dummy_ops = {
 };
 
 /*
- * Makes a cache of at most max_regions regions and returns 0, or UCX's status. It asks for no memory
- * events: a lookup does the same with and without them, and the process's mmap and munmap stay as
- * they are.
+ * Makes a cache of at most max_regions regions and returns 0, or UCX's status. It asks for no
+ * memory events: a lookup does the same with and without them, and the process's mmap and munmap
+ * stay as they are.
  */
 int regcache_bench_ucx_create(unsigned long max_regions, struct dummy_device *device, ucs_rcache_t **rcache)
 {

@@ -42,13 +42,12 @@ fn look_with(files: &Files, verbs: &Verbs, open: impl Fn(&str) -> io::Result<()>
     findings
 }
 
-/// With this module `ibv_reg_mr` takes addresses of a GPU's memory, of whose changes no monitor is
-/// told.
+/// With this module `ibv_reg_mr` takes addresses of a GPU's memory, whose changes no monitor sees.
 fn peer_memory(files: &Files) -> Option<Finding> {
     files.exists("/sys/module/nvidia_peermem").then(|| {
         Finding::note(
             "nvidia_peermem",
-            "loaded: registrations of GPU memory by its address are made for each lookup and not kept. Register a dma-buf of it instead",
+            "loaded: the cache does not retain registrations of GPU memory by address. Register a dma-buf of it instead",
         )
     })
 }
@@ -234,14 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn registrations_of_gpu_memory_are_said_not_to_be_kept() {
+    fn registrations_of_gpu_memory_are_not_retained_and_the_note_says_so() {
         let says = |files: &[(&str, &str)], name: &str| {
             let (root, files) = machine(name, files);
             let found = look_with(&files, &knows_rxe0(), |_| Ok(()));
             fs::remove_dir_all(root).unwrap();
             found
                 .iter()
-                .any(|it| it.subject == "nvidia_peermem" && it.says.contains("not kept"))
+                .any(|it| it.subject == "nvidia_peermem" && it.says.contains("does not retain"))
         };
         let loaded = [RXE, &[("/sys/module/nvidia_peermem/version", "1\n")]].concat();
         assert!(says(&loaded, "peermem"));

@@ -13,7 +13,17 @@ use crate::range::VaRange;
 use crate::registrar::Registrar;
 use crate::sys::sync::{Arc, lock};
 
-/// A registration in use.
+/// A registration in use. Drop a guard only when the completions of all work that was posted with
+/// its keys have been polled: the keys stay valid on the device after the drop.
+///
+/// This teardown is wrong. A send of the peer then overwrites memory that has another owner:
+///
+/// ```text
+/// post_receive(&queue_pair, &buffer, guard.registration().lkey());
+/// drop(guard);       // The receive is still posted.
+/// drop(buffer);      // The allocator may give the memory to somebody else.
+/// drop(queue_pair);  // This has to come first: it ends all work.
+/// ```
 ///
 /// While a guard lives its registration is not deregistered, even if its memory is unmapped or the
 /// cache is dropped. So a transfer that was posted with it can complete. A guard may be sent to the

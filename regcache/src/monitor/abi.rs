@@ -22,13 +22,13 @@ pub struct Register {
     pub reserved: u32,
 }
 
-/// A range to watch, and how: `struct ummunotify_register2`.
+/// A range to watch, with options: `struct ummunotify_register2`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Register2 {
     /// The size of this structure, as the caller knows it.
     pub size: u32,
-    /// [`PROTECTION`] and [`MUST_BE_BACKED`], or neither.
+    /// Any of [`PROTECTION`] and [`MUST_BE_BACKED`], or 0.
     pub flags: u32,
     /// The address of the first byte.
     pub start: u64,
@@ -68,7 +68,8 @@ pub struct Event {
 
 /// A flag of [`Register2`]: changes of protection invalidate the range as well.
 pub const PROTECTION: u32 = 1;
-/// A flag of [`Register2`]: the driver refuses a range without memory whose changes are announced.
+/// A flag of [`Register2`]: the driver refuses a range with `ENXIO` unless the kernel reports the
+/// changes of the memory behind each byte.
 pub const MUST_BE_BACKED: u32 = 1 << 1;
 /// A kind of event: a watched range was invalidated.
 pub const INVAL: u32 = 0;
@@ -115,12 +116,12 @@ pub unsafe fn register_region(fd: RawFd, region: *const Register) -> io::Result<
 ///
 /// # Errors
 ///
-/// The driver's error: `ENXIO` if the range has to be backed and is not, `ENOTTY` if the driver is
-/// older than this call.
+/// The driver's error; `ENOTTY` if the driver is older than this call, and `EINTR` if a signal
+/// interrupted the wait for an invalidation in flight. The range is then not watched.
 ///
 /// # Safety
 ///
-/// `region` points to a structure of as many bytes as its size says, or to no memory at all.
+/// `region` points to as many bytes that may be read as its `size` says, or to no memory at all.
 pub unsafe fn register_region2(fd: RawFd, region: *const Register2) -> io::Result<()> {
     // SAFETY: the caller's promise.
     unsafe { ioctl::register_region2(fd, region) }?;

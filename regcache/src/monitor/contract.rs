@@ -1,4 +1,4 @@
-//! [`Monitor`]: the contract between the cache and a source of reports, with its rules M1 to M5.
+//! [`Monitor`]: the contract between the cache and a source of reports, with its rules M1 to M6.
 
 use std::fmt;
 use std::io;
@@ -38,13 +38,14 @@ impl fmt::Debug for Cookie {
 ///   the addresses of an invalidated range for something new, and before the invalidating call
 ///   returns. If lookups have to ask [`is_intact`](Self::is_intact), that answer may come in its
 ///   place.
-/// - **Backed**: `watch` refuses a range without memory whose changes are announced. If it cannot,
-///   the registrar must refuse to register the range: see [`Registrar`](crate::Registrar).
 /// - **M4, bounded**: the monitor's memory is proportional to the number of watches, whatever
 ///   happens to them.
 /// - **M5, not hijackable**: no other code in the process can switch the monitor off.
+/// - **M6, backed**: `watch` refuses a range if the kernel does not report the changes of its
+///   memory. A monitor without this rule is only for registrars that refuse such memory
+///   themselves; see [`Registrar`](crate::Registrar).
 ///
-/// Safety rests on the first three. The cache calls `generation` and `drain` under its lock. So
+/// Safety rests on M1 to M3 and M6. The cache calls `generation` and `drain` under its lock. So
 /// they must not call into the cache, drop a guard or panic.
 pub unsafe trait Monitor: Send + Sync + 'static {
     /// True if each lookup has to ask [`is_intact`](Self::is_intact) before anything else. False if

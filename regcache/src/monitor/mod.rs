@@ -1,7 +1,7 @@
 //! Monitors: the sources that report changes of memory to the cache.
 //!
 //! A monitor watches ranges of the process's own memory. It raises its generation when the pages
-//! behind one of them change. The rules M1 to M5 of [`Monitor`] are what the cache needs so that it
+//! behind one of them change. The rules M1 to M6 of [`Monitor`] are what the cache needs so that it
 //! never returns a stale registration.
 
 pub mod abi;

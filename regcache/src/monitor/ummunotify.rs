@@ -1,17 +1,16 @@
 //! [`Ummunotify`]: the monitor on the ummunotify driver.
 //!
 //! The driver keeps M1 to M4, and its documentation has the argument. M5 holds because the kernel
-//! does not depend on other code of the process.
+//! does not depend on other code of the process. For M6, [`watch`](Monitor::watch) asks the driver
+//! to refuse a range unless the kernel reports the changes of its memory. An older driver does not
+//! know this request and watches the range. It is sound for a registrar that registers only pages
+//! that `get_user_pages` finds.
 //!
 //! One case of [`drain`](Monitor::drain) is left to argue here. The driver may have raised its
 //! counter and have nothing to report, because the invalidated range has been unregistered since.
 //! Then `read` returns `EAGAIN` in place of `LAST`, and `drain` has to return the generation that
 //! was loaded *before* that `read`. At the time of the `read` no watched range was invalid. So each
 //! invalidation up to the earlier load was reported, or met a range that is no longer watched.
-//!
-//! [`watch`](Monitor::watch) has the driver refuse a range without memory whose changes the kernel
-//! announces. A driver that is too old to know the call watches the range. It serves registrars
-//! that register only pages which `get_user_pages` finds.
 
 use std::fs::File;
 use std::io;
@@ -174,7 +173,7 @@ impl Ummunotify {
         }
     }
 
-    /// Watches a range by the call of 2010, which takes no flags.
+    /// Watches a range by the call of 2010, whose flags the driver ignores.
     fn watch_unchecked(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
         let region = abi::Register {
             start: range.start() as u64,
@@ -228,14 +227,13 @@ unsafe impl Monitor for Ummunotify {
         };
         loop {
             // SAFETY: the driver reads the structure during the call, and nothing else.
-            let said = unsafe { abi::register_region2(self.device.as_raw_fd(), &raw const region) };
-            match said {
-                // A signal came while the call waited: nothing is watched yet.
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
-                    return self.watch_unchecked(range, cookie);
-                }
-                said => return said,
+            let watched =
+                unsafe { abi::register_region2(self.device.as_raw_fd(), &raw const region) };
+            match watched.as_ref().err().and_then(io::Error::raw_os_error) {
+                // A signal interrupted the wait, and the range is not watched yet.
+                Some(libc::EINTR) => {}
+                Some(libc::ENOTTY) => return self.watch_unchecked(range, cookie),
+                _ => return watched,
             }
         }
     }

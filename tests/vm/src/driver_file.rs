@@ -118,7 +118,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// The kernel's error.
+    /// The error of the call.
     pub fn register2(&self, region: &Register2) -> nix::Result<()> {
         assert!(region.size as usize <= size_of::<Register2>());
         // SAFETY: the structure may be read.
@@ -129,7 +129,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// The kernel's error.
+    /// The error of the call.
     pub fn watch_with(
         &self,
         flags: u32,
@@ -147,7 +147,7 @@ impl DriverFile {
         })
     }
 
-    /// Stops watching.
+    /// Unwatches a range.
     ///
     /// # Errors
     ///

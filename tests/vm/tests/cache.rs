@@ -184,7 +184,7 @@ fn devices_and_domains_do_not_mix_their_registrations() {
 }
 
 /// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with
-/// nvidia-peermem: the number is that of the memory that is there at the time.
+/// nvidia-peermem. The registration is the number of the memory that is there at the time.
 struct PeerMemory(AtomicU64);
 
 // SAFETY: nobody reaches any memory by the number.
@@ -218,7 +218,7 @@ fn memory_that_only_a_device_has_is_never_stale() {
         }
     }
     assert_eq!(cache.stats().uncached, 200);
-    // Memory that is mapped and may be accessed is kept.
+    // Memory that is mapped and may be accessed is retained.
     let memory = Pages::new(1).unwrap();
     for _ in 0..2 {
         cache.get(memory.page(0), PAGE, ()).unwrap();

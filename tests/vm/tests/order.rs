@@ -41,9 +41,9 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
     });
 }
 
-/// Runs `rounds` while so many processes run what `contend` sets up over and over again. Threads of
-/// one address space are kept apart by its lock, where other processes are in the kernel's same
-/// code at the same time: a monitor that loses invalidations there shows it to processes only.
+/// Runs `rounds` while other processes repeat the work that `contend` prepares. The lock of an
+/// address space keeps its threads apart, but not other processes. So a monitor that loses
+/// invalidations when two tasks are in the same code of the kernel shows it to processes only.
 fn against_processes<T: FnMut()>(
     contenders: usize,
     contend: impl Fn() -> T,
@@ -52,7 +52,7 @@ fn against_processes<T: FnMut()>(
     let _contenders: Vec<_> = (0..contenders)
         .map(|_| {
             Child::fork(|| {
-                // SAFETY: no memory is involved. It is to end with the test, however that ends.
+                // SAFETY: no memory is involved. The child ends with the test, however that ends.
                 unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
                 let mut contend = contend();
                 loop {
@@ -65,7 +65,7 @@ fn against_processes<T: FnMut()>(
     rounds();
 }
 
-/// The rounds of one who maps, watches, unmaps, and looks at the counter; how often it was late.
+/// Maps, watches, unmaps and reads the counter, each round. Returns how often it was late.
 fn late_rounds(monitor: &Ummunotify, rounds: u64) -> u64 {
     let mut late = 0;
     for round in 0..rounds {
@@ -76,15 +76,15 @@ fn late_rounds(monitor: &Ummunotify, rounds: u64) -> u64 {
             .unwrap();
         let before = monitor.generation();
         memory.unmap(0, 1).unwrap();
-        // Twice, if another thread has read the report before the munmap was over.
+        // The counter moves twice if another thread reads the report before the munmap ends.
         late += u64::from(![before + 1, before + 2].contains(&monitor.generation()));
         monitor.unwatch(cookie).unwrap();
     }
     late
 }
 
-/// The driver alone: on one thread mmap, register, munmap, look at the counter; on the others,
-/// on the same file, register, unregister and drain. Nothing but the munmap moves the counter.
+/// Tests the driver alone. One thread maps, watches, unmaps and reads the counter; the others
+/// watch, unwatch and drain on the same file. Only the munmap moves the counter.
 fn counter_has_moved_when_munmap_returns(contenders: usize) {
     let monitor = Ummunotify::open().unwrap();
     // The ranges have no pages: the kernel could move a page that is not pinned (compaction), and
@@ -117,7 +117,7 @@ fn the_counter_has_moved_when_munmap_returns() {
     }
 }
 
-/// The contenders do in their own memory what the test does, each with a monitor of its own.
+/// The contenders do in their own memory the same as the test, each with its own monitor.
 #[test]
 fn the_counter_has_moved_when_munmap_returns_whatever_other_processes_do() {
     for contenders in [1, 3] {
@@ -141,7 +141,7 @@ fn the_counter_has_moved_when_munmap_returns_whatever_other_processes_do() {
     }
 }
 
-/// Verbs registrations that know their age.
+/// A verbs registrar that numbers its registrations.
 struct Dated {
     registrar: MrRegistrar,
     made: AtomicU64,
@@ -170,7 +170,7 @@ unsafe impl Registrar for Dated {
     }
 }
 
-/// A cache on the driver and the device, and what is needed to look at bytes.
+/// A cache on the driver and the device, and the means to check bytes.
 struct Rig {
     cache: Cache<Dated, Ummunotify>,
     loopback: Loopback,
@@ -199,7 +199,7 @@ impl Rig {
 
 const ACCESS: Access = Access::LOCAL_WRITE;
 
-/// Looks up memory of its own, and unmaps it.
+/// Looks up memory of its own and unmaps it.
 fn look_up_and_unmap(cache: &Cache<Dated, Ummunotify>) {
     let memory = Pages::new(2).unwrap();
     let whole = cache.get(memory.page(0), 2 * PAGE, ACCESS).unwrap();
@@ -209,9 +209,9 @@ fn look_up_and_unmap(cache: &Cache<Dated, Ummunotify>) {
     drop(cache.get(memory.page(0), PAGE, ACCESS).unwrap());
 }
 
-/// One place, mapped, looked up and unmapped over and over again; how often what the lookup
-/// returned was stale. A registration returned for a new mapping must have been begun after the
-/// munmap of the old one; every so often the bytes are looked at as well.
+/// Maps, looks up and unmaps one address, each round. Returns how often the lookup was stale. The
+/// registration of a new mapping must have begun after the munmap of the old one. Some rounds check
+/// the bytes as well.
 fn stale_rounds(
     cache: &Cache<Dated, Ummunotify>,
     loopback: &mut Loopback,

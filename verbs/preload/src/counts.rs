@@ -18,10 +18,20 @@ pub(crate) struct Counts {
     pub(crate) flags: AtomicU64,
     /// Those passed on because the device's addresses are not the process's.
     pub(crate) iova: AtomicU64,
+    /// Those passed on because the program holds the registration that serves them.
+    pub(crate) in_use: AtomicU64,
+    /// Those passed on because the shim does not see all work of the device.
+    pub(crate) unseen: AtomicU64,
     /// Those passed on because there is no cache.
     pub(crate) off: AtomicU64,
     /// Those that were refused.
     pub(crate) refused: AtomicU64,
+    /// Registrations that the program has given back and that were kept.
+    pub(crate) kept: AtomicU64,
+    /// Those that were deregistered because work with their keys may have been outstanding.
+    pub(crate) outstanding: AtomicU64,
+    /// Those that were deregistered for another reason.
+    pub(crate) ended: AtomicU64,
     /// Registrations that the cache has made, by number of calls to libibverbs.
     pub(crate) made: Arc<AtomicU64>,
 }

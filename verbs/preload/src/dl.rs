@@ -1,8 +1,8 @@
 //! `dlsym` and `dlvsym`, for programs that load libibverbs themselves and ask it for its functions.
 //!
-//! Where the answer would be one of libibverbs's functions that we stand before, it is ours. Any
-//! other call is not made but *jumped to*: libc's `dlsym` looks at its return address to know which
-//! library asks, for `RTLD_NEXT`, and must find the program's.
+//! Where the answer would be one of libibverbs's functions that the shim interposes, it is ours.
+//! Any other call is not made but *jumped to*: libc's `dlsym` looks at its return address to know
+//! which library asks, for `RTLD_NEXT`, and must find the program's.
 //!
 //! x86-64 only. Elsewhere programs that look functions up by name are not reached.
 
@@ -18,13 +18,13 @@ use std::ffi::{CStr, c_char, c_void};
 use std::mem;
 use std::ptr;
 
-use crate::interpose;
 use crate::real::{self, Function};
+use crate::{create, interpose, provider};
 
 type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
 type Dlvsym = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char) -> *mut c_void;
 
-/// What is to be done about a call: return `answer`, unless there is a function to jump to.
+/// How to treat a call: return `answer`, unless there is a function to jump to.
 #[repr(C)]
 struct Verdict {
     answer: *mut c_void,
@@ -40,8 +40,8 @@ impl Verdict {
     }
 }
 
-/// libibverbs's functions that we stand before, and ours.
-fn ours() -> [(&'static Function, *mut c_void); 8] {
+/// libibverbs's functions that the shim interposes, and ours.
+fn ours() -> [(&'static Function, *mut c_void); 17] {
     [
         (&real::REG_MR, interpose::ibv_reg_mr as *mut c_void),
         (
@@ -63,6 +63,18 @@ fn ours() -> [(&'static Function, *mut c_void); 8] {
             &real::CLOSE_DEVICE,
             interpose::ibv_close_device as *mut c_void,
         ),
+        (&real::OPEN_DEVICE, create::ibv_open_device as *mut c_void),
+        (
+            &real::IMPORT_DEVICE,
+            create::ibv_import_device as *mut c_void,
+        ),
+        (&real::CREATE_CQ, create::ibv_create_cq as *mut c_void),
+        (&real::DESTROY_CQ, create::ibv_destroy_cq as *mut c_void),
+        (&real::CREATE_QP, create::ibv_create_qp as *mut c_void),
+        (&real::MODIFY_QP, create::ibv_modify_qp as *mut c_void),
+        (&real::DESTROY_QP, create::ibv_destroy_qp as *mut c_void),
+        (&real::CREATE_SRQ, create::ibv_create_srq as *mut c_void),
+        (&real::DESTROY_SRQ, create::ibv_destroy_srq as *mut c_void),
     ]
 }
 
@@ -89,6 +101,7 @@ fn judge(
     // SAFETY: the caller's name, by the contract of dlsym a terminated string.
     let name = unsafe { CStr::from_ptr(name) };
     if !name.to_bytes().starts_with(b"ibv_") {
+        provider::looked_up(name.to_bytes());
         return jump;
     }
     let Some((function, ours)) = ours().into_iter().find(|(it, _)| it.name == name) else {

@@ -1,4 +1,4 @@
-//! Finds libc's `dlsym` and `dlvsym` while ours stand before them.
+//! Finds libc's `dlsym` and `dlvsym` while ours interpose them, and which libraries are needed.
 //!
 //! Any way of asking the loader for a symbol by name goes through these two, and ours are found
 //! first. So libc's symbol table is read as the loader does it: it is among what the loader has
@@ -10,6 +10,7 @@ use std::ptr;
 /// From <elf.h>.
 mod dt {
     pub(super) const NULL: i64 = 0;
+    pub(super) const NEEDED: i64 = 1;
     pub(super) const STRTAB: i64 = 5;
     pub(super) const SYMTAB: i64 = 6;
     pub(super) const GNU_HASH: i64 = 0x6fff_fef5;
@@ -20,6 +21,54 @@ mod dt {
 struct Dynamic {
     tag: i64,
     value: usize,
+}
+
+/// True if something that is loaded needs the library of that name: `mlx5` for `libmlx5.so.1`. A
+/// library that was loaded by `dlopen` alone is needed by nobody.
+pub(crate) fn is_needed(name: &[u8]) -> bool {
+    let mut question = Question {
+        name,
+        is_needed: false,
+    };
+    // SAFETY: `needs` takes its last argument for a `Question`, which this is, alive through the
+    // call.
+    unsafe { libc::dl_iterate_phdr(Some(needs), (&raw mut question).cast()) };
+    question.is_needed
+}
+
+struct Question<'a> {
+    name: &'a [u8],
+    is_needed: bool,
+}
+
+/// Looks whether one of the libraries that are loaded, or the program, needs that library.
+unsafe extern "C" fn needs(
+    library: *mut libc::dl_phdr_info,
+    _size: usize,
+    question: *mut c_void,
+) -> c_int {
+    // SAFETY: `is_needed` passes a `Question` that nobody else uses meanwhile.
+    let question = unsafe { &mut *question.cast::<Question<'_>>() };
+    // SAFETY: the loader passes a description that is valid through the call.
+    let library = unsafe { &*library };
+    // SAFETY: the loader passes the description of what is loaded.
+    let Some((base, entries)) = (unsafe { dynamic(library) }) else {
+        return 0;
+    };
+    let value_of = |tag: i64| entries.iter().find(|it| it.tag == tag).map(|it| it.value);
+    let Some(strings) = value_of(dt::STRTAB) else {
+        return 0;
+    };
+    let strings = relocated(base, strings) as *const c_char;
+    for needed in entries.iter().filter(|it| it.tag == dt::NEEDED) {
+        // SAFETY: the value is the place of a terminated string in the table of strings.
+        let file = unsafe { CStr::from_ptr(strings.add(needed.value)) }.to_bytes();
+        let rest = file
+            .strip_prefix(b"lib")
+            .and_then(|file| file.strip_prefix(question.name));
+        question.is_needed |= rest.is_some_and(|rest| rest.starts_with(b".so"));
+    }
+    c_int::from(question.is_needed)
 }
 
 /// The tables of one library that are needed to find a symbol.
@@ -76,42 +125,52 @@ unsafe extern "C" fn look_in(
     c_int::from(!search.found.is_null())
 }
 
+/// Where a library is loaded, and the entries of its dynamic section.
+///
 /// # Safety
 ///
-/// `library` describes a library that is loaded, and stays loaded.
-unsafe fn tables(library: &libc::dl_phdr_info) -> Option<Tables> {
+/// `library` describes a library that is loaded, and stays loaded while the result is used.
+unsafe fn dynamic(library: &libc::dl_phdr_info) -> Option<(usize, &[Dynamic])> {
     let base = usize::try_from(library.dlpi_addr).ok()?;
+    if library.dlpi_phdr.is_null() {
+        return None;
+    }
     // SAFETY: the loader's description of the program headers.
     let headers =
         unsafe { std::slice::from_raw_parts(library.dlpi_phdr, usize::from(library.dlpi_phnum)) };
     let dynamic = headers
         .iter()
         .find(|header| header.p_type == libc::PT_DYNAMIC)?;
-    let mut entry = (base + usize::try_from(dynamic.p_vaddr).ok()?) as *const Dynamic;
-    let (mut symbols, mut strings, mut hash) = (0, 0, 0);
-    loop {
-        // SAFETY: the dynamic section is mapped, aligned, and ends with an entry DT_NULL.
-        let Dynamic { tag, value } = unsafe { entry.read() };
-        match tag {
-            dt::NULL => break,
-            dt::SYMTAB => symbols = value,
-            dt::STRTAB => strings = value,
-            dt::GNU_HASH => hash = value,
-            _ => {}
-        }
-        // SAFETY: not the last one.
-        entry = unsafe { entry.add(1) };
+    let first = (base + usize::try_from(dynamic.p_vaddr).ok()?) as *const Dynamic;
+    let mut count = 0;
+    // SAFETY: the dynamic section is mapped, aligned, and ends with an entry DT_NULL.
+    while unsafe { first.add(count).read() }.tag != dt::NULL {
+        count += 1;
     }
-    if symbols == 0 || strings == 0 || hash == 0 {
-        return None;
-    }
-    // glibc has added the base where it can write to the section, which is nearly everywhere.
-    let address = |value: usize| if value < base { base + value } else { value };
+    // SAFETY: as above.
+    Some((base, unsafe { std::slice::from_raw_parts(first, count) }))
+}
+
+/// glibc has added the base where it can write to the section, which is nearly everywhere.
+fn relocated(base: usize, value: usize) -> usize {
+    if value < base { base + value } else { value }
+}
+
+/// # Safety
+///
+/// As for [`dynamic`].
+unsafe fn tables(library: &libc::dl_phdr_info) -> Option<Tables> {
+    // SAFETY: by the contract.
+    let (base, entries) = unsafe { dynamic(library) }?;
+    let address = |tag: i64| {
+        let entry = entries.iter().find(|it| it.tag == tag)?;
+        (entry.value != 0).then(|| relocated(base, entry.value))
+    };
     Some(Tables {
         base,
-        symbols: address(symbols) as *const _,
-        strings: address(strings) as *const _,
-        hash: address(hash) as *const _,
+        symbols: address(dt::SYMTAB)? as *const _,
+        strings: address(dt::STRTAB)? as *const _,
+        hash: address(dt::GNU_HASH)? as *const _,
     })
 }
 

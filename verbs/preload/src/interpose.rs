@@ -1,32 +1,28 @@
 //! The functions that programs call in place of libibverbs's.
 
-use std::error::Error as _;
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
-use regcache::{Access as _, Error, VaRange};
-use regcache_verbs_types::{Access, Context, Mr, Pd};
+use regcache::error::{chain, is_exhaustion};
+use regcache::{Access as _, Error};
+use regcache_verbs_types::{Context, Mr, Pd};
 
 use crate::counts::Counts;
-use crate::domain::{self, cacheable};
-use crate::mrs::{Content, Mrs, Origin, Ours, Owner};
+use crate::domain::{Ended, Held, Registered, cacheable};
+use crate::mrs::{Mrs, Origin, Ours, Owner};
 use crate::notice::{add_one, notice};
-use crate::process::Process;
-use crate::real::{self, Inside};
+use crate::objects::{DEVICES, address};
+use crate::process::{NoDomain, Process};
+use crate::real::{self, Inside, set_errno};
 
 /// `IBV_ACCESS_OPTIONAL_RANGE`: flags that may be ignored, for which there is `ibv_reg_mr_iova2`.
 const OPTIONAL: c_uint = 0x3ff0_0000;
 
-/// `enum ibv_rereg_mr_flags`.
-mod change {
-    use std::ffi::c_int;
-
-    pub(super) const TRANSLATION: c_int = 1;
-    pub(super) const PD: c_int = 1 << 1;
-    pub(super) const ACCESS: c_int = 1 << 2;
-}
+/// `IBV_REREG_MR_CHANGE_TRANSLATION` and `IBV_REREG_MR_CHANGE_ACCESS`.
+const CHANGE_TRANSLATION: c_int = 1;
+const CHANGE_ACCESS: c_int = 1 << 2;
 
 /// `IBV_REREG_MR_ERR_INPUT`: refused, the registration is what it was.
 const REREG_REFUSED: c_int = -1;
@@ -133,7 +129,7 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova2(
     unsafe { register(wanted, theirs) }
 }
 
-/// Refused as the device would, if it knew; else as libibverbs does.
+/// Changes the registration itself, and answers as the device does.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     mr: *mut Mr,
@@ -143,46 +139,66 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     length: usize,
     access: c_int,
 ) -> c_int {
+    let theirs = |mr: *mut Mr, flags, addr, length| {
+        let _inside = Inside::enter();
+        match real::rereg_mr() {
+            // SAFETY: the program's call.
+            Some(reregister) => unsafe { reregister(mr, flags, pd, addr, length, access) },
+            None => {
+                set_errno(libc::ENOSYS);
+                REREG_REFUSED
+            }
+        }
+    };
     let (process, ours) = match whose(mr) {
         Whose::Ours(process, ours) => (process, ours),
         Whose::Inherited => {
             set_errno(libc::EINVAL);
             return REREG_REFUSED;
         }
-        Whose::Libibverbs => {
-            let _inside = Inside::enter();
-            return match real::rereg_mr() {
-                // SAFETY: the program's call.
-                Some(reregister) => unsafe { reregister(mr, flags, pd, addr, length, access) },
-                None => {
-                    set_errno(libc::ENOSYS);
-                    REREG_REFUSED
-                }
-            };
-        }
+        Whose::Libibverbs => return theirs(mr, flags, addr, length),
     };
-    let Some(old) = process.mrs().take(ours) else {
+    let Some(mut held) = process.mrs().take(ours) else {
         set_errno(libc::EINVAL);
         return REREG_REFUSED;
     };
-    let (face, old_flags) = ours.face();
-    let asked = Wanted::new(pd, addr, length, access.cast_unsigned());
-    let wanted = changed(face, old_flags, flags, asked);
-    // SAFETY: the program's arguments, a domain among them.
-    let new = wanted.and_then(|wanted| unsafe { renew(process, wanted) });
-    match new {
-        Ok((content, face, flags)) => {
-            process.mrs().fill(ours, face, flags, content);
-            // SAFETY: taken out above, and nobody has it any more.
-            let _ = unsafe { end(old) };
-            0
+    let (mut face, old_access) = ours.face();
+    let mut result = REREG_REFUSED;
+    let is_changed = held.change(|real| {
+        result = if flags & CHANGE_TRANSLATION == 0 && is_larger(real, face) {
+            // The registration may be larger than what the program knows of.
+            let flags = flags | CHANGE_TRANSLATION;
+            theirs(real.as_ptr(), flags, face.addr, face.length)
+        } else {
+            theirs(real.as_ptr(), flags, addr, length)
+        };
+        let is_as_before = result == REREG_REFUSED
+            || (result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP));
+        if !is_as_before {
+            // SAFETY: libibverbs's registration, which nobody else changes.
+            face = unsafe { *real.as_ptr() };
         }
-        Err(errno) => {
-            process.mrs().put_back(ours, old);
-            set_errno(errno);
-            REREG_REFUSED
-        }
+        !is_as_before
+    });
+    let mut mrs = process.mrs();
+    if is_changed {
+        let access = if flags & CHANGE_ACCESS == 0 {
+            old_access
+        } else {
+            access
+        };
+        mrs.fill(ours, face, access, held);
+    } else {
+        mrs.put_back(ours, held);
     }
+    result
+}
+
+/// True if libibverbs's registration is not of what the program sees.
+fn is_larger(real: NonNull<Mr>, face: Mr) -> bool {
+    // SAFETY: libibverbs's registration, which nobody changes now.
+    let real = unsafe { real.as_ref() };
+    (real.addr, real.length) != (face.addr, face.length)
 }
 
 #[unsafe(no_mangle)]
@@ -200,21 +216,33 @@ pub(crate) unsafe extern "C" fn ibv_dereg_mr(mr: *mut Mr) -> c_int {
             };
         }
     };
-    let Some(content) = process.mrs().take(ours) else {
+    let Some(held) = process.mrs().take(ours) else {
         notice(format_args!(
             "ibv_dereg_mr({mr:p}): it was deregistered before"
         ));
         set_errno(libc::EINVAL);
         return libc::EINVAL;
     };
-    // SAFETY: taken out, and nobody has it any more.
-    match unsafe { end(content) } {
-        Ok(()) => {
+    let lkey = held.registration().lkey;
+    let counts = &process.counts;
+    match held.end() {
+        Ok(ended) => {
+            add_one(match ended {
+                Ended::Kept => &counts.kept,
+                Ended::Outstanding => &counts.outstanding,
+                Ended::Deregistered => &counts.ended,
+            });
+            if ended == Ended::Outstanding && process.settings.report_outstanding {
+                notice(format_args!(
+                    "ibv_dereg_mr({mr:p}): work that was posted with lkey {lkey:#x} has not \
+                     completed, as far as can be seen"
+                ));
+            }
             process.mrs().free(ours);
             0
         }
-        Err((refused, content)) => {
-            process.mrs().put_back(ours, content);
+        Err((refused, held)) => {
+            process.mrs().put_back(ours, held);
             refused
         }
     }
@@ -227,7 +255,7 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
     };
     let domain = Process::started().and_then(|process| process.known_domain(pd));
     if let Some(domain) = &domain {
-        // What the program does not hold must not keep its domain.
+        // Idle registrations must not keep the domain.
         domain.give_up_idle();
     }
     let refused = {
@@ -266,17 +294,31 @@ pub(crate) unsafe extern "C" fn ibv_close_device(context: *mut Context) -> c_int
     if let Some(process) = Process::started() {
         process.forget_device(context);
     }
-    let _inside = Inside::enter();
-    match real::close_device() {
+    let Some(close) = real::close_device() else {
+        return libc::ENOSYS;
+    };
+    // Before it is gone, since the next one may be at the same address.
+    let device = DEVICES.remove(address(context));
+    let refused = {
+        let _inside = Inside::enter();
         // SAFETY: the program's call.
-        Some(close) => unsafe { close(context) },
-        None => libc::ENOSYS,
+        unsafe { close(context) }
+    };
+    if let Some(device) = device {
+        if refused == 0 {
+            device.closed();
+        } else {
+            drop(DEVICES.insert(address(context), device));
+        }
     }
+    refused
 }
 
 const REMOTE: Not = Not::Passed(|counts| &counts.remote);
 const FLAGS: Not = Not::Passed(|counts| &counts.flags);
 const IOVA: Not = Not::Passed(|counts| &counts.iova);
+const IN_USE: Not = Not::Passed(|counts| &counts.in_use);
+const UNSEEN: Not = Not::Passed(|counts| &counts.unseen);
 const OFF: Not = Not::Passed(|counts| &counts.off);
 
 /// One registration for the program: from the cache, or `theirs`.
@@ -304,8 +346,8 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
         Not::Passed(count) => {
             add_one(count(counts));
             let mut mr = theirs();
-            // What is cached counts against the same limits.
-            if mr.is_null() && is_exhaustion(io::Error::last_os_error()) && process.relieve() {
+            // Cached registrations count against the same limits.
+            if mr.is_null() && is_exhaustion(&io::Error::last_os_error()) && process.relieve() {
                 mr = theirs();
             }
             mr
@@ -318,12 +360,12 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
     }
 }
 
-/// What `wanted` says, from the cache if it can be.
+/// The registration that `wanted` describes, from the cache if it can be.
 ///
 /// # Safety
 ///
 /// The domain is one.
-unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Content, Mr, c_int), Not> {
+unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int), Not> {
     let access = cacheable(wanted.flags).ok_or(FLAGS)?;
     if access.is_remote() && !process.settings.keep_remote {
         // Not even shared by two that are held at the same time: each has a key that must end with
@@ -332,20 +374,24 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Content, Mr, c_in
     }
     let pd = NonNull::new(wanted.pd).ok_or(OFF)?;
     // SAFETY: by the contract.
-    let domain = unsafe { process.domain(pd) }.ok_or(OFF)?;
+    let domain = unsafe { process.domain(pd) }.map_err(|no| match no {
+        NoDomain::Unseen => UNSEEN,
+        NoDomain::Off => OFF,
+    })?;
     let mut refused = None;
     loop {
         match domain.register(wanted.addr.cast(), wanted.length, access) {
-            Ok(held) => {
+            Ok(Some(held)) => {
                 add_one(&process.counts.cached);
-                let numbers = held.registration();
-                let face = face(wanted, numbers.handle, numbers.lkey, numbers.rkey);
-                return Ok((Content::Cached(held), face, wanted.flags.cast_signed()));
+                let face = face(wanted, held.registration());
+                return Ok((held, face, wanted.flags.cast_signed()));
             }
+            // Each has a key that must end with it.
+            Ok(None) => return Err(IN_USE),
             Err(Error::Register(error)) => {
                 let errno = errno_of(&error);
-                let exhausted = is_exhaustion(io::Error::from_raw_os_error(errno));
-                // What other domains have idle counts as well.
+                let exhausted = is_exhaustion(&io::Error::from_raw_os_error(errno));
+                // Idle registrations of other domains count as well.
                 if !(exhausted && refused.is_none() && process.relieve()) {
                     return Err(Not::Refused(errno));
                 }
@@ -357,93 +403,18 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Content, Mr, c_in
     }
 }
 
-/// What `ibv_rereg_mr` asks for: the old registration with the changes that `flags` names. `Err`
-/// with the errno if the device would refuse the call.
-fn changed(face: Mr, old_flags: c_int, flags: c_int, asked: Wanted) -> Result<Wanted, c_int> {
-    let has = |flag| flags & flag != 0;
-    let is_odd = flags & !(change::TRANSLATION | change::PD | change::ACCESS) != 0
-        || (has(change::TRANSLATION) && (asked.addr.is_null() || asked.length == 0))
-        || (has(change::PD) && asked.pd.is_null())
-        || (asked.flags != 0 && !has(change::ACCESS));
-    if is_odd {
-        return Err(libc::EINVAL);
-    }
-    let old = Wanted::new(face.pd, face.addr, face.length, old_flags.cast_unsigned());
-    let (of_place, of_pd, of_access) = (
-        if has(change::TRANSLATION) { asked } else { old },
-        if has(change::PD) { asked } else { old },
-        if has(change::ACCESS) { asked } else { old },
-    );
-    Ok(Wanted::new(
-        of_pd.pd,
-        of_place.addr,
-        of_place.length,
-        of_access.flags,
-    ))
-}
-
-/// A registration to stand behind an `ibv_mr` that is ours already.
-///
-/// # Safety
-///
-/// The domain is one.
-unsafe fn renew(process: &Process, wanted: Wanted) -> Result<(Content, Mr, c_int), c_int> {
-    // SAFETY: by the contract.
-    match unsafe { cached(process, wanted) } {
-        Ok(new) => Ok(new),
-        Err(Not::Refused(errno)) => Err(errno),
-        Err(Not::Passed(_)) => {
-            let pd = NonNull::new(wanted.pd).ok_or(libc::EINVAL)?;
-            let range = VaRange::new(wanted.addr.cast(), wanted.length);
-            let range = range.map_err(|_| libc::EINVAL)?;
-            // All of them: the device may know more than we do.
-            let access = Access::from_bits_retain(wanted.flags);
-            // SAFETY: by the contract.
-            let mr = unsafe { domain::register(pd, range, access) };
-            let Some(mr) = NonNull::new(mr) else {
-                return Err(io::Error::last_os_error()
-                    .raw_os_error()
-                    .unwrap_or(libc::EINVAL));
-            };
-            // SAFETY: just made, and nobody else's.
-            let numbers = unsafe { mr.as_ref() };
-            let face = face(wanted, numbers.handle, numbers.lkey, numbers.rkey);
-            Ok((Content::Private(mr), face, wanted.flags.cast_signed()))
-        }
-    }
-}
-
-/// Gives back what stood behind an `ibv_mr`; if libibverbs refuses, with what it said, it is still
-/// there.
-///
-/// # Safety
-///
-/// The content is nobody else's.
-unsafe fn end(content: Content) -> Result<(), (c_int, Content)> {
-    match content {
-        Content::Cached(held) => drop(held),
-        Content::Private(mr) => {
-            // SAFETY: libibverbs's registration, which nobody else has.
-            let refused = unsafe { domain::deregister(mr) };
-            if refused != 0 {
-                return Err((refused, content));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// What the program sees: what it asked for, with the numbers of what serves it.
-fn face(wanted: Wanted, handle: u32, lkey: u32, rkey: u32) -> Mr {
+/// The `ibv_mr` that the program sees: its own address and length, and the keys of the
+/// registration.
+fn face(wanted: Wanted, numbers: &Registered) -> Mr {
     Mr {
         // SAFETY: a registration was made in it, so it is a domain.
         context: unsafe { (*wanted.pd).context },
         pd: wanted.pd,
         addr: wanted.addr,
         length: wanted.length,
-        handle,
-        lkey,
-        rkey,
+        handle: numbers.handle,
+        lkey: numbers.lkey,
+        rkey: numbers.rkey,
     }
 }
 
@@ -470,28 +441,9 @@ fn missing() -> *mut Mr {
     ptr::null_mut()
 }
 
-fn set_errno(errno: c_int) {
-    // SAFETY: this thread's.
-    unsafe { *libc::__errno_location() = errno };
-}
-
-/// True if it may go away when registrations are given up.
-fn is_exhaustion(error: io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOMEM | libc::EAGAIN | libc::ENOSPC)
-    )
-}
-
-/// What the device said.
+/// The errno that the device returned.
 fn errno_of(error: &regcache::RegisterError) -> c_int {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let errno = error.downcast_ref().and_then(io::Error::raw_os_error);
-        if let Some(errno) = errno {
-            return errno;
-        }
-        cause = error.source();
-    }
-    libc::EINVAL
+    let mut systems = chain(error).filter_map(|cause| cause.downcast_ref::<io::Error>());
+    let errno = systems.find_map(io::Error::raw_os_error);
+    errno.unwrap_or(libc::EINVAL)
 }

@@ -16,15 +16,8 @@ use regcache_verbs_types::Mr;
 
 use crate::domain::Held;
 
-/// What stands behind an `ibv_mr` of ours.
-pub(crate) enum Content {
-    /// A registration of the cache's.
-    Cached(Held),
-    /// One of libibverbs's for this alone: by `ibv_rereg_mr` it has become what is not cached.
-    Private(NonNull<Mr>),
-}
-
-/// What a program sees, and what libibverbs's providers look for after it: they have these two in
+/// The `ibv_mr` that a program sees, and the fields that libibverbs's providers look for after it:
+/// they have these two in
 /// front of what is their own (`struct verbs_mr`).
 #[repr(C)]
 struct Face {
@@ -38,7 +31,7 @@ enum State {
     Free,
     /// Somebody has taken the content, and will give this back or put some content in again.
     Taken,
-    Full(Content),
+    Full(Held),
 }
 
 /// The program reads the face; all else is done under the lock of the one who owns the `Mrs`.
@@ -112,13 +105,7 @@ impl Mrs {
     }
 
     /// A new one that shows `face`.
-    pub(crate) fn make(
-        &mut self,
-        owner: Owner,
-        face: Mr,
-        access: c_int,
-        content: Content,
-    ) -> *mut Mr {
+    pub(crate) fn make(&mut self, owner: Owner, face: Mr, access: c_int, content: Held) -> *mut Mr {
         if self.free.is_empty() {
             self.grow(owner);
         }
@@ -130,7 +117,7 @@ impl Mrs {
     }
 
     /// Puts content in where it was taken out, and shows `face` from now on.
-    pub(crate) fn fill(&mut self, ours: Ours, face: Mr, access: c_int, content: Content) {
+    pub(crate) fn fill(&mut self, ours: Ours, face: Mr, access: c_int, content: Held) {
         let face = Face {
             mr: face,
             kind: 0,
@@ -144,7 +131,7 @@ impl Mrs {
 
     /// Takes out what is behind it; `None` if the program has given it back before, or is just
     /// doing so.
-    pub(crate) fn take(&mut self, ours: Ours) -> Option<Content> {
+    pub(crate) fn take(&mut self, ours: Ours) -> Option<Held> {
         match self.set(ours, State::Taken) {
             State::Full(content) => Some(content),
             other => {
@@ -155,7 +142,7 @@ impl Mrs {
     }
 
     /// As it was before [`take`](Self::take).
-    pub(crate) fn put_back(&mut self, ours: Ours, content: Content) {
+    pub(crate) fn put_back(&mut self, ours: Ours, content: Held) {
         self.set(ours, State::Full(content));
     }
 
@@ -206,12 +193,12 @@ const NOTHING: Mr = Mr {
 };
 
 impl Ours {
-    /// What the program has.
+    /// The pointer that the program has.
     pub(crate) fn mr(self) -> *mut Mr {
         self.0.as_ptr().cast()
     }
 
-    /// What it shows, to the thread that has taken the content.
+    /// The `ibv_mr` that it shows, and its access, for the thread that has taken the content.
     pub(crate) fn face(self) -> (Mr, c_int) {
         // SAFETY: the slot is never freed, and only written by who has taken its content.
         let face = unsafe { &*self.0.as_ref().face.get() };

@@ -3,33 +3,33 @@
 //!
 //! A forked child has a copy of the parent's memory and nothing of what it stands for, and locks
 //! that other threads of the parent's held stay locked in the copy for ever. So a child starts
-//! anew, and looks at nothing of its parent's: where the process is found, in a page under
+//! with nothing, and looks at nothing of its parent's: where the process is found, in a page under
 //! `MADV_WIPEONFORK`, a child finds nothing, and makes its own when it first registers memory. The
 //! parent's is left as it is.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::mem;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use memmap2::MmapMut;
-use nix::sys::mman::{MmapAdvise, madvise};
+use regcache::error::chain;
 use regcache::monitor::{Auto, Shared, Ummunotify, Userfaultfd, auto};
 use regcache_verbs_types::{Context, Pd};
 
 use crate::counts::{Counts, Gone};
 use crate::domain::Domain;
+use crate::fork;
 use crate::mrs::{Mrs, Owner};
-use crate::notice::{chain, lock, notice};
+use crate::notice::{lock, notice};
+use crate::objects::{DEVICES, OpenDevice, address};
 use crate::real;
 use crate::settings::{Settings, Watching};
 
 /// See the file's head.
 pub(crate) struct Process {
     pub(crate) settings: Settings,
-    /// The process is a child of one that had registered memory.
+    /// The process is a child of one that had opened a device or registered memory.
     is_child: bool,
     /// Nothing is cached, for a reason that has been told.
     off: AtomicBool,
@@ -48,21 +48,59 @@ enum Monitoring {
     Impossible,
 }
 
-/// Where the process is found. The page is wiped in children, this pointer to it is not.
-static PAGE: AtomicPtr<AtomicPtr<Process>> = AtomicPtr::new(ptr::null_mut());
+/// Why there is no cache for a domain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NoDomain {
+    /// Work may be posted that is not seen.
+    Unseen,
+    /// Nothing is cached in this process.
+    Off,
+}
+
+fn seen(domain: Arc<Domain>) -> Result<Arc<Domain>, NoDomain> {
+    match domain.unseen() {
+        None => Ok(domain),
+        Some(why) => Err(NoDomain::unseen(why)),
+    }
+}
+
+/// From now on work may be posted to the device, or complete, that is not seen. All registrations
+/// that are idle on it end.
+pub(crate) fn cannot_see(device: &OpenDevice, why: &'static str) {
+    if device.cannot_see(why)
+        && let Some(process) = Process::started()
+    {
+        say_that_nothing_is_kept(why);
+        process.give_up_idle_of(device);
+    }
+}
+
+/// Tells the user once, and no more for other devices.
+fn say_that_nothing_is_kept(why: &str) {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        notice(format_args!("registrations end with ibv_dereg_mr: {why}"));
+    }
+}
+
+impl NoDomain {
+    fn unseen(why: &str) -> Self {
+        say_that_nothing_is_kept(why);
+        Self::Unseen
+    }
+}
 
 impl Process {
     /// This process; `None` if the kernel cannot mark what children are not to see (before Linux
     /// 4.14).
     pub(crate) fn current() -> Option<&'static Self> {
-        let is_child = !PAGE.load(Ordering::Acquire).is_null();
-        let place = page()?;
+        let place = fork::owned()?;
         if let Some(process) = Self::at(place) {
             return Some(process);
         }
         let (settings, refusal) = Settings::read();
         let new = Box::new(Self {
-            is_child,
+            is_child: fork::id() != fork::FIRST,
             off: AtomicBool::new(!settings.on),
             settings,
             monitoring: Mutex::new(Monitoring::Untried),
@@ -72,8 +110,12 @@ impl Process {
             gone: Mutex::default(),
         });
         let new = Box::into_raw(new);
-        let installed =
-            place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
+        let installed = place.compare_exchange(
+            ptr::null_mut(),
+            new.cast(),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
         if installed.is_err() {
             // SAFETY: another thread was faster, and nobody has seen this one.
             drop(unsafe { Box::from_raw(new) });
@@ -85,14 +127,12 @@ impl Process {
 
     /// This process, if it has come to register anything.
     pub(crate) fn started() -> Option<&'static Self> {
-        // SAFETY: null, or the page, which is never unmapped.
-        let place = unsafe { PAGE.load(Ordering::Acquire).as_ref() }?;
-        Self::at(place)
+        Self::at(fork::owned_already()?)
     }
 
-    fn at(place: &AtomicPtr<Self>) -> Option<&'static Self> {
+    fn at(place: &AtomicPtr<()>) -> Option<&'static Self> {
         // SAFETY: null, or what `current` has installed, which is never freed.
-        unsafe { place.load(Ordering::Acquire).as_ref() }
+        unsafe { place.load(Ordering::Acquire).cast::<Self>().as_ref() }
     }
 
     /// True if nothing is cached.
@@ -109,44 +149,53 @@ impl Process {
         lock(&self.mrs)
     }
 
-    /// The domain at `pd`, with a cache made for it if it has none. `None` if there can be none.
+    /// The domain at `pd`, with a cache made for it if it has none.
     ///
     /// # Safety
     ///
     /// `pd` is a protection domain.
-    pub(crate) unsafe fn domain(&self, pd: NonNull<Pd>) -> Option<Arc<Domain>> {
+    pub(crate) unsafe fn domain(&self, pd: NonNull<Pd>) -> Result<Arc<Domain>, NoDomain> {
         // SAFETY: by the contract a domain.
         let of = unsafe { pd.as_ref() };
         let domains = self.domains.read().unwrap_or_else(PoisonError::into_inner);
         match domains.get(&pd.addr().get()) {
-            Some(domain) if domain.is_of(of) => return Some(Arc::clone(domain)),
+            Some(domain) if domain.is_of(of) => return seen(Arc::clone(domain)),
             _ => drop(domains),
         }
         let mut domains = self.domains.write().unwrap_or_else(PoisonError::into_inner);
         match domains.remove(&pd.addr().get()) {
             Some(domain) if domain.is_of(of) => {
                 domains.insert(pd.addr().get(), Arc::clone(&domain));
-                return Some(domain);
+                return seen(domain);
             }
             // The program deallocated that one behind our back.
             Some(other) => self.retire(&other),
             None => {}
         }
         if self.is_off() {
-            return None;
+            return Err(NoDomain::Off);
         }
-        let monitor = self.monitor()?;
+        // SAFETY: the program does not close the device meanwhile.
+        let Some(device) = (unsafe { DEVICES.share(address(of.context)) }) else {
+            return Err(NoDomain::unseen(
+                "a device was opened in a way that is not seen",
+            ));
+        };
+        if let Some(why) = device.unseen() {
+            return Err(NoDomain::unseen(why));
+        }
+        let monitor = self.monitor().ok_or(NoDomain::Off)?;
         let made = Arc::clone(&self.counts.made);
         // SAFETY: as above.
-        match unsafe { Domain::new(pd, monitor, &self.settings, made) } {
+        match unsafe { Domain::new(pd, device, monitor, &self.settings, made) } {
             Ok(domain) => {
                 let domain = Arc::new(domain);
                 domains.insert(pd.addr().get(), Arc::clone(&domain));
-                Some(domain)
+                Ok(domain)
             }
             Err(error) => {
                 self.turn_off(format_args!("cannot set up a cache: {error}"));
-                None
+                Err(NoDomain::Off)
             }
         }
     }
@@ -186,10 +235,10 @@ impl Process {
         let monitor = match self.settings.monitor {
             Watching::Ummunotify => Ummunotify::open()
                 .map(Auto::Ummunotify)
-                .map_err(|error| chain(&error))?,
+                .map_err(|error| chain(&error).to_string())?,
             Watching::Userfaultfd => Userfaultfd::open()
                 .map(|monitor| Auto::Userfaultfd(Box::new(monitor)))
-                .map_err(|error| chain(&error))?,
+                .map_err(|error| chain(&error).to_string())?,
             Watching::Auto => match auto() {
                 Auto::None(_) => {
                     return Err(
@@ -271,33 +320,18 @@ impl Process {
         }
     }
 
+    /// Gives up all that is cached on the device and not held by the program.
+    pub(crate) fn give_up_idle_of(&self, device: &OpenDevice) {
+        for domain in self.domains() {
+            if domain.is_of_device(device) {
+                domain.give_up_idle();
+            }
+        }
+    }
+
     /// Gives up all that is cached and not held by the program; true if there was anything.
     pub(crate) fn relieve(&self) -> bool {
         let gave_up = |domain: &Arc<Domain>| domain.give_up_idle();
         self.domains().iter().filter(|it| gave_up(it)).count() > 0
     }
-}
-
-/// The page that children find wiped.
-fn page() -> Option<&'static AtomicPtr<Process>> {
-    let mut known = PAGE.load(Ordering::Acquire);
-    if known.is_null() {
-        let mut page = MmapMut::map_anon(size_of::<AtomicPtr<Process>>()).ok()?;
-        let len = page.len();
-        let start = NonNull::from(&mut page[..]).cast();
-        // SAFETY: this mapping's own page, which nothing has been written to yet.
-        unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }.ok()?;
-        let made = page.as_mut_ptr().cast();
-        let installed =
-            PAGE.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire);
-        known = match installed {
-            Ok(_) => {
-                mem::forget(page);
-                made
-            }
-            Err(other) => other,
-        };
-    }
-    // SAFETY: a page that is never unmapped and only used as this; zeros are a null pointer.
-    unsafe { known.as_ref() }
 }

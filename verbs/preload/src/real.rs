@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use regcache_verbs_types::{Context, Mr, Pd};
 
+use crate::abi::{IbvCq, IbvQp, IbvQpEx, IbvSrq, QpAttr, QpInitAttr, SrqInitAttr};
 use crate::elf;
 
 pub(crate) type RegMr = unsafe extern "C" fn(*mut Pd, *mut c_void, usize, c_int) -> *mut Mr;
@@ -25,6 +26,17 @@ pub(crate) type DeregMr = unsafe extern "C" fn(*mut Mr) -> c_int;
 pub(crate) type DeallocPd = unsafe extern "C" fn(*mut Pd) -> c_int;
 pub(crate) type UnimportPd = unsafe extern "C" fn(*mut Pd);
 pub(crate) type CloseDevice = unsafe extern "C" fn(*mut Context) -> c_int;
+pub(crate) type OpenDevice = unsafe extern "C" fn(*mut c_void) -> *mut Context;
+pub(crate) type ImportDevice = unsafe extern "C" fn(c_int) -> *mut Context;
+pub(crate) type CreateCq =
+    unsafe extern "C" fn(*mut Context, c_int, *mut c_void, *mut c_void, c_int) -> *mut IbvCq;
+pub(crate) type DestroyCq = unsafe extern "C" fn(*mut IbvCq) -> c_int;
+pub(crate) type CreateQp = unsafe extern "C" fn(*mut Pd, *mut QpInitAttr) -> *mut IbvQp;
+pub(crate) type ModifyQp = unsafe extern "C" fn(*mut IbvQp, *mut QpAttr, c_int) -> c_int;
+pub(crate) type DestroyQp = unsafe extern "C" fn(*mut IbvQp) -> c_int;
+pub(crate) type CreateSrq = unsafe extern "C" fn(*mut Pd, *mut SrqInitAttr) -> *mut IbvSrq;
+pub(crate) type DestroySrq = unsafe extern "C" fn(*mut IbvSrq) -> c_int;
+type QpToQpEx = unsafe extern "C" fn(*mut IbvQp) -> *mut IbvQpEx;
 type IsForkInitialized = unsafe extern "C" fn() -> c_int;
 type Dlvsym = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char) -> *mut c_void;
 
@@ -66,6 +78,16 @@ pub(crate) static DEREG_MR: Function = Function::new(c"ibv_dereg_mr", c"IBVERBS_
 pub(crate) static DEALLOC_PD: Function = Function::new(c"ibv_dealloc_pd", c"IBVERBS_1.1");
 pub(crate) static UNIMPORT_PD: Function = Function::new(c"ibv_unimport_pd", c"IBVERBS_1.10");
 pub(crate) static CLOSE_DEVICE: Function = Function::new(c"ibv_close_device", c"IBVERBS_1.1");
+pub(crate) static OPEN_DEVICE: Function = Function::new(c"ibv_open_device", c"IBVERBS_1.1");
+pub(crate) static IMPORT_DEVICE: Function = Function::new(c"ibv_import_device", c"IBVERBS_1.10");
+pub(crate) static CREATE_CQ: Function = Function::new(c"ibv_create_cq", c"IBVERBS_1.1");
+pub(crate) static DESTROY_CQ: Function = Function::new(c"ibv_destroy_cq", c"IBVERBS_1.1");
+pub(crate) static CREATE_QP: Function = Function::new(c"ibv_create_qp", c"IBVERBS_1.1");
+pub(crate) static MODIFY_QP: Function = Function::new(c"ibv_modify_qp", c"IBVERBS_1.1");
+pub(crate) static DESTROY_QP: Function = Function::new(c"ibv_destroy_qp", c"IBVERBS_1.1");
+pub(crate) static CREATE_SRQ: Function = Function::new(c"ibv_create_srq", c"IBVERBS_1.1");
+pub(crate) static DESTROY_SRQ: Function = Function::new(c"ibv_destroy_srq", c"IBVERBS_1.1");
+static QP_TO_QP_EX: Function = Function::new(c"ibv_qp_to_qp_ex", c"IBVERBS_1.6");
 static IS_FORK_INITIALIZED: Function = Function::new(c"ibv_is_fork_initialized", c"IBVERBS_1.13");
 
 macro_rules! typed {
@@ -90,6 +112,16 @@ typed! {
     dealloc_pd: DEALLOC_PD as DeallocPd;
     unimport_pd: UNIMPORT_PD as UnimportPd;
     close_device: CLOSE_DEVICE as CloseDevice;
+    open_device: OPEN_DEVICE as OpenDevice;
+    import_device: IMPORT_DEVICE as ImportDevice;
+    create_cq: CREATE_CQ as CreateCq;
+    destroy_cq: DESTROY_CQ as DestroyCq;
+    create_qp: CREATE_QP as CreateQp;
+    modify_qp: MODIFY_QP as ModifyQp;
+    destroy_qp: DESTROY_QP as DestroyQp;
+    create_srq: CREATE_SRQ as CreateSrq;
+    destroy_srq: DESTROY_SRQ as DestroySrq;
+    qp_to_qp_ex: QP_TO_QP_EX as QpToQpEx;
     is_fork_initialized: IS_FORK_INITIALIZED as IsForkInitialized;
 }
 
@@ -108,7 +140,7 @@ pub(crate) fn keeps_memory_from_children() -> bool {
     }
 }
 
-/// What libc has under this name, whatever stands before it.
+/// libc's function of this name, also if another library interposes it.
 pub(crate) fn libc_dlvsym() -> *mut c_void {
     static DLVSYM: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
     from_libc(&DLVSYM, c"dlvsym")
@@ -135,8 +167,8 @@ fn find(name: &CStr, version: &CStr) -> *mut c_void {
     let Some(dlvsym) = dlvsym else {
         return ptr::null_mut();
     };
-    // SAFETY: the strings are terminated. What follows us is libibverbs, or another library that is
-    // preloaded.
+    // SAFETY: the strings are terminated. After the shim comes libibverbs, or another library that
+    // is preloaded.
     let next = unsafe { dlvsym(libc::RTLD_NEXT, name.as_ptr(), version.as_ptr()) };
     if !next.is_null() {
         return next;
@@ -148,7 +180,7 @@ fn find(name: &CStr, version: &CStr) -> *mut c_void {
             libc::RTLD_LAZY | libc::RTLD_NOLOAD,
         )
     };
-    // What `dlerror` says is for the program, and this was not its question.
+    // The message of `dlerror` is for the program, which has not asked this.
     // SAFETY: takes nothing.
     unsafe { libc::dlerror() };
     if library.is_null() {
@@ -157,6 +189,12 @@ fn find(name: &CStr, version: &CStr) -> *mut c_void {
     // The handle is kept: it keeps the library.
     // SAFETY: as above, with an open handle.
     unsafe { dlvsym(library, name.as_ptr(), version.as_ptr()) }
+}
+
+/// Sets this thread's `errno`.
+pub(crate) fn set_errno(errno: c_int) {
+    // SAFETY: this thread's.
+    unsafe { *libc::__errno_location() = errno };
 }
 
 /// Says that this thread is in libibverbs on our behalf. libibverbs calls its own exported

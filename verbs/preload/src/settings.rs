@@ -1,4 +1,4 @@
-//! What the environment says.
+//! The settings, which the environment has.
 
 use std::env;
 use std::ffi::OsString;
@@ -43,6 +43,9 @@ pub(crate) struct Settings {
     pub(crate) max_bytes: Option<usize>,
     /// `REGCACHE_SUMMARY`.
     pub(crate) summary: Summary,
+    /// `REGCACHE_DEBUG_OUTSTANDING`: whether to report each registration that is given back while
+    /// work with its keys is outstanding.
+    pub(crate) report_outstanding: bool,
 }
 
 impl Default for Settings {
@@ -54,6 +57,7 @@ impl Default for Settings {
             max_entries: None,
             max_bytes: None,
             summary: Summary::default(),
+            report_outstanding: false,
         }
     }
 }
@@ -116,6 +120,9 @@ impl Settings {
                 }
             };
         }
+        if let Some(which) = one_of("REGCACHE_DEBUG_OUTSTANDING", &["0", "1"])? {
+            settings.report_outstanding = which == 1;
+        }
         Ok(settings)
     }
 }
@@ -164,6 +171,7 @@ mod tests {
             ("REGCACHE_MAX_ENTRIES", "17"),
             ("REGCACHE_MAX_BYTES", "3G"),
             ("REGCACHE_SUMMARY", "/tmp/summary"),
+            ("REGCACHE_DEBUG_OUTSTANDING", "1"),
         ]);
         let expected = Settings {
             on: false,
@@ -172,6 +180,7 @@ mod tests {
             max_entries: Some(17),
             max_bytes: Some(3 << 30),
             summary: Summary::File("/tmp/summary".into()),
+            report_outstanding: true,
         };
         assert_eq!(settings, Ok(expected));
     }
@@ -188,6 +197,7 @@ mod tests {
             ("REGCACHE_MAX_BYTES", "K"),
             ("REGCACHE_MAX_BYTES", "18446744073709551615G"),
             ("REGCACHE_SUMMARY", "yes"),
+            ("REGCACHE_DEBUG_OUTSTANDING", "yes"),
         ] {
             let refused = parse(&[(name, value)]).unwrap_err();
             assert!(

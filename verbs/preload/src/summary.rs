@@ -46,24 +46,25 @@ fn line(process: &Process) -> String {
     let program = env::current_exe().ok();
     let program = program.as_deref().and_then(|path| path.file_name());
     let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    let (remote, flags, iova, off) = (
-        get(&counts.remote),
-        get(&counts.flags),
-        get(&counts.iova),
-        get(&counts.off),
-    );
-    let passed_on = remote + flags + iova + off;
+    let (remote, flags, iova) = (get(&counts.remote), get(&counts.flags), get(&counts.iova));
+    let (in_use, unseen, off) = (get(&counts.in_use), get(&counts.unseen), get(&counts.off));
+    let passed_on = remote + flags + iova + in_use + unseen + off;
     format!(
-        "program={} pid={} monitor={} asked={} cached={} hits={} made={} passed_on={passed_on} (remote={remote} \
-         flags={flags} iova={iova} off={off}) refused={} invalidated={} evicted={}",
+        "program={} pid={} monitor={} asked={} cached={} hits={} made={} passed_on={passed_on} \
+         (remote={remote} flags={flags} iova={iova} in_use={in_use} unseen={unseen} off={off}) \
+         refused={} kept={} outstanding={} ended={} invalidated={} evicted={}",
         program.unwrap_or_default().display(),
         std::process::id(),
         process.monitor_name(),
         get(&counts.asked),
         get(&counts.cached),
-        now.hits + gone.hits,
+        // A lookup that finds a registration which the program holds is a hit of the cache alone.
+        (now.hits + gone.hits).saturating_sub(in_use),
         get(&counts.made),
         get(&counts.refused),
+        get(&counts.kept),
+        get(&counts.outstanding),
+        get(&counts.ended),
         now.invalidations + gone.invalidations,
         now.evictions + gone.evictions,
     )

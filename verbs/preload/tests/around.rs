@@ -1,5 +1,5 @@
 //! A program that registers and deregisters around each transfer, with the buffer unmapped and
-//! mapped anew between some of them: without a cache, under the shim, and under a naive one.
+//! mapped again between some of them: without a cache, under the shim, and under a naive one.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
@@ -29,7 +29,7 @@ fn the_shim_registers_once_for_each_mapping_and_no_byte_is_wrong() {
     let summary = ran.summary();
     assert_eq!(summary.number("made"), 30, "{summary:?}");
     assert_eq!(summary.number("hits"), 570, "{summary:?}");
-    // What the peer writes to.
+    // The one that the peer writes to.
     assert_eq!(summary.number("passed_on"), 1, "{summary:?}");
 }
 

@@ -1,4 +1,4 @@
-//! What librcpreload.so stands before, and what it leaves alone. Needs no device.
+//! The functions that librcpreload.so interposes, and those that it leaves alone. Needs no device.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
@@ -9,7 +9,7 @@ use std::process::Command;
 
 use preload::{bounded, preloading, shim};
 
-/// What a library defines: names with versions, as nm prints them.
+/// The names that a library defines, with versions, as nm prints them.
 fn defined(library: &Path) -> BTreeSet<String> {
     let nm = Command::new("nm")
         .args(["-D", "--defined-only"])
@@ -53,8 +53,17 @@ fn every_name_has_the_version_that_the_library_has() {
         "dlvsym@@GLIBC_2.34",
         "dlvsym@GLIBC_2.2.5",
         "ibv_close_device@@IBVERBS_1.1",
+        "ibv_create_cq@@IBVERBS_1.1",
+        "ibv_create_qp@@IBVERBS_1.1",
+        "ibv_create_srq@@IBVERBS_1.1",
         "ibv_dealloc_pd@@IBVERBS_1.1",
         "ibv_dereg_mr@@IBVERBS_1.1",
+        "ibv_destroy_cq@@IBVERBS_1.1",
+        "ibv_destroy_qp@@IBVERBS_1.1",
+        "ibv_destroy_srq@@IBVERBS_1.1",
+        "ibv_import_device@@IBVERBS_1.10",
+        "ibv_modify_qp@@IBVERBS_1.1",
+        "ibv_open_device@@IBVERBS_1.1",
         "ibv_reg_mr@@IBVERBS_1.1",
         "ibv_reg_mr_iova2@@IBVERBS_1.8",
         "ibv_reg_mr_iova@@IBVERBS_1.7",

@@ -6,7 +6,7 @@
 //! not.
 //!
 //! Memory that may not be accessed (`PROT_NONE`) has no pages to register. A device may have its
-//! own memory at these addresses, and nobody announces its changes.
+//! own memory at these addresses, and no monitor sees the changes of that.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -79,7 +79,7 @@ impl Mappings {
         Ok(unsafe { raw::pagemap_scan(self.pagemap.as_raw_fd(), &raw mut scan) }? > 0)
     }
 
-    /// Refuses memory that is not private and anonymous, or may not be accessed.
+    /// Refuses memory that is not private and anonymous, or that may not be accessed.
     pub(super) fn check_kind(&self, pages: Pages) -> io::Result<()> {
         let maps = &mut *self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         let mut at = pages.0;
@@ -187,7 +187,7 @@ fn unsupported() -> io::Error {
 fn inaccessible() -> io::Error {
     io::Error::new(
         io::ErrorKind::Unsupported,
-        "memory that may not be accessed: if a device has memory there, nobody tells when it changes",
+        "memory that may not be accessed: if a device has memory there, its changes are not reported",
     )
 }
 

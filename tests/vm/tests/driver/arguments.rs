@@ -97,8 +97,8 @@ fn any_range_below_the_end_of_user_space_can_be_watched() {
     }
 }
 
-/// As programs of 2010 call it: they fill in what they know of the structure, on a stack that holds
-/// whatever was there, and never look at what came of it.
+/// Makes the call as programs of 2010 do. They fill in the fields that they know, on a stack with
+/// old contents, and ignore the result.
 #[test]
 fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_on() {
     const CALLS: u64 = 10_000;
@@ -109,7 +109,7 @@ fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_o
     let unbacked = memory.page(1).addr() as u64;
     memory.unmap(1, 1).unwrap();
     for cookie in 0..CALLS {
-        // Each bit by itself, and then any of them.
+        // First each bit by itself, then random ones.
         let (flags, reserved) = match cookie {
             0..32 => (1 << cookie, 0),
             32..64 => (0, 1 << (cookie - 32)),
@@ -133,7 +133,7 @@ fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_o
     assert_eq!(counter.get(), 0, "changes of protection are not counted");
     memory.map_over(0, 1).unwrap();
     let (cookies, _) = device.drain().unwrap();
-    // Where nothing was mapped nothing has changed.
+    // Nothing changed at the address where nothing was mapped.
     assert!(cookies.into_iter().eq((0..CALLS).step_by(2)));
     for cookie in 0..CALLS {
         device.unwatch(cookie).unwrap();
@@ -180,7 +180,7 @@ fn the_extended_call_takes_the_flags_that_it_knows_and_no_others() {
     }
 }
 
-/// The extended structure in a longer one, as it may be some day.
+/// The extended structure in a longer one, as a later version may be.
 #[repr(C)]
 struct Longer(Register2, [u8; 8192]);
 
@@ -199,7 +199,7 @@ fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
     );
     let register = |longer: &Longer| {
         let request = nix::request_code_none!(b'U', 4);
-        // SAFETY: as many bytes may be read as the structure says, or fewer.
+        // SAFETY: as many bytes may be read as the structure says, or the driver refuses it.
         let said = unsafe { libc::ioctl(device.raw(), request, &raw const *longer) };
         Errno::result(said).map(drop)
     };
@@ -224,7 +224,7 @@ fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
         longer.1[last] = 1;
         assert_eq!(register(&longer), Err(Errno::E2BIG), "{size}");
         longer.1[last] = 0;
-        // The bytes behind the structure are not looked at.
+        // The driver does not read beyond the structure.
         longer.1[last + 1] = 1;
         register(&longer).unwrap();
         longer.1[last + 1] = 0;

@@ -17,7 +17,7 @@ fn watch(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()>
     device.watch_with(MUST_BE_BACKED, start, pages * PAGE, 1)
 }
 
-/// The result of watching the pages, which are not watched any more.
+/// Watches the pages, returns the result, and ends the watch.
 fn tried(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()> {
     let said = watch(device, start, pages);
     let known = device.unwatch(1);

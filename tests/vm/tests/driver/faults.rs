@@ -10,10 +10,10 @@ use std::process::Command;
 use nix::errno::Errno;
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-/// More than any one call has.
+/// More faults than any call has.
 const MOST: usize = 1000;
 
-/// The directory of debugfs, which is mounted if nobody has yet.
+/// Returns the directory of debugfs, and mounts it if necessary.
 fn debugfs() -> PathBuf {
     let dir = Path::new("/sys/kernel/debug");
     if !dir.join("sched").exists() {
@@ -26,7 +26,7 @@ fn debugfs() -> PathBuf {
     dir.to_path_buf()
 }
 
-/// This thread's switch: the number in it says which of its next allocations and copies fails.
+/// The fault switch of this thread. Its number N makes the Nth allocation or copy fail.
 struct Switch(File);
 
 impl Switch {

@@ -121,8 +121,8 @@ fn what_is_reported_before_it_is_over_is_reported_again() {
     panic!("only {early} reports came early");
 }
 
-/// While one thread drops 64 MiB again and again, `register` is called on another for the last
-/// page, which is sent signals meanwhile.
+/// One thread drops 64 MiB again and again. Another calls `register` for the last page, and is sent
+/// signals meanwhile.
 fn register_among_signals(mut register: impl FnMut(u64) + Send) {
     const PAGES: usize = 64 << 20 >> 12;
     const ROUNDS: usize = 40;

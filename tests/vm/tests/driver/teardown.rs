@@ -161,8 +161,8 @@ fn a_process_may_die_with_everything_in_use() {
     }
 }
 
-/// Opening takes all locks of the address space, and fails if a signal comes in the meantime. A
-/// failed open must not claim to watch.
+/// The first range takes all locks of the address space, and gives up if its thread is killed in
+/// the meantime. A process that shares the memory must not believe later that it watches.
 #[test]
 fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
     const ENOUGH: usize = 10;
@@ -173,7 +173,7 @@ fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
         i32::from(device.watch(std::ptr::null(), PAGE, 1).is_err())
     }
     let child = Child::fork(|| {
-        // Many mappings, so that there are many locks.
+        // There are many mappings, and so many locks.
         let many = Pages::new(8000).unwrap();
         for page in (0..8000).step_by(2) {
             many.protect(page, 1, libc::PROT_READ).unwrap();

@@ -152,14 +152,14 @@ impl Arena {
             .any(Option::is_some)
     }
 
-    /// True if each byte is mapped, and may be accessed.
+    /// Returns true if each byte is mapped, and may be accessed.
     pub(crate) fn is_backed(&self, span: Span) -> bool {
         let page = |address: u64| ((address - BASE) / PAGE) as usize;
         (page(span.start)..=page(span.end - 1))
             .all(|page| !matches!(self.access(page), None | Some(Access::Nothing)))
     }
 
-    /// True if they are in one mapping for certain.
+    /// Returns true if the pages are in one mapping for certain.
     pub(crate) fn is_one_mapping(&self, run: Run) -> bool {
         let inner = bits(run.first + 1, run.first + run.pages);
         self.access[run.first].is_some() && self.joined & inner == inner
@@ -393,9 +393,9 @@ struct Region {
 pub(crate) struct Watch {
     /// The regions by start, and in the order of registration for the same start.
     regions: Vec<Region>,
-    /// The ranges to report, oldest hit first.
+    /// The ranges to report, in the order of their first invalidations.
     queue: VecDeque<Queued>,
-    /// The turn of the next ranges to be queued.
+    /// The number of the latest invalidation that was marked.
     turn: u64,
     last_owed: bool,
     pub(crate) counter: u64,
@@ -410,7 +410,8 @@ pub(crate) struct Watch {
 struct Queued {
     cookie: u64,
     start: u64,
-    /// Ranges with one start that are invalidated at once are reported in any order.
+    /// The invalidation that queued the range. Ranges with one start that it queued tie: their
+    /// reports may come in any order.
     turn: u64,
 }
 
@@ -637,8 +638,8 @@ impl Watch {
         }
     }
 
-    /// Has what was picked `i`th be the range with this cookie, if the two may change places.
-    fn is_instead(&mut self, i: usize, cookie: u64) {
+    /// Puts the range with this cookie in place `i` of the picked reports, if the two tie.
+    fn pick_instead(&mut self, i: usize, cookie: u64) {
         let (expected, pending) = self.picked[i];
         let fits = |it: &Queued| it.cookie == cookie && it.ties(expected);
         if let Some(other) = (i..self.picked.len()).find(|&j| fits(&self.picked[j].0)) {
@@ -655,11 +656,11 @@ impl Watch {
         }
     }
 
-    /// They have arrived as these.
+    /// Checks the events that have arrived.
     pub(crate) fn arrived(&mut self, due: Delivery, events: &[Event]) -> Result<(), String> {
         for (i, &event) in events.iter().enumerate() {
             if i < self.picked.len() {
-                self.is_instead(i, event.user_cookie_counter);
+                self.pick_instead(i, event.user_cookie_counter);
             }
             let Some(&(Queued { cookie, .. }, pending)) = self.picked.get(i) else {
                 let last = Event {

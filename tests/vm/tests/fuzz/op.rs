@@ -32,7 +32,7 @@ pub(crate) enum Access {
 /// Bad arguments of a registration, which the driver refuses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadRange {
-    /// Its end is below its start.
+    /// The end is below the start.
     Backwards,
     /// The end is beyond the address space.
     TooHigh,
@@ -44,18 +44,18 @@ pub(crate) enum BadRange {
     Pointer,
 }
 
-/// Arguments of the extended registration that the driver refuses.
+/// Bad arguments of the extended registration, which the driver refuses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadRegister2 {
-    /// This bit of the flags is set, which is not one that is known.
+    /// This unknown bit of the flags is set.
     Flag(u8),
     /// The structure is shorter than the first version.
     Short(u8),
-    /// It is longer than the driver knows, and this byte of the rest is not 0.
+    /// The structure is longer than the driver knows, and this byte of the rest is not 0.
     Tail(u8),
-    /// It is longer than a page.
+    /// The structure is longer than a page.
     Huge,
-    /// Its end is below its start.
+    /// The end is below the start.
     Backwards,
     /// The structure cannot be read.
     Pointer,

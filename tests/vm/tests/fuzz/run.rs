@@ -444,7 +444,7 @@ fn register2(span: Span, cookie: u64) -> Register2 {
     }
 }
 
-/// A step on one file that leaves memory alone.
+/// Takes a step on one file that changes no memory.
 fn on_file(file: &mut File, arena: &Arena, op: Op) -> Check {
     match op {
         Op::Exchange { mask, .. } => {

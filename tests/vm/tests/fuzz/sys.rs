@@ -65,7 +65,7 @@ pub(crate) fn register2(
     size: usize,
     tail: Option<usize>,
 ) -> Result<()> {
-    /// Longer than any that is passed.
+    /// A structure longer than any that is passed.
     #[repr(C)]
     struct Long(Register2, [u8; 2 * PAGE as usize]);
     region.size = size as u32;
@@ -73,13 +73,13 @@ pub(crate) fn register2(
     if let Some(byte) = tail {
         long.1[byte - size_of::<Register2>()] = 1;
     }
-    // SAFETY: as many bytes may be read as it says.
+    // SAFETY: as many bytes may be read as the structure says.
     unsafe { abi::register_region2(fd.as_raw_fd(), (&raw const long).cast()) }.map_err(errno)
 }
 
 /// REGISTER_REGION2 of a structure that cannot be read.
 pub(crate) fn register2_nothing(fd: &OwnedFd) -> Result<()> {
-    // SAFETY: the kernel finds that out itself.
+    // SAFETY: the kernel checks the pointer.
     unsafe { abi::register_region2(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
 }
 

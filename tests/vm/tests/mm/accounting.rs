@@ -157,8 +157,7 @@ fn become_user(uid: u32) {
     setuid(Uid::from_raw(uid)).unwrap();
 }
 
-/// Watches the page under ever new cookies until that is refused; how often it was not, and the
-/// error.
+/// Watches the page under new cookies until one is refused. Returns their number and the error.
 fn watch_until_refused(device: &DriverFile, memory: &Pages) -> (u64, Errno) {
     for cookie in 0.. {
         if let Err(errno) = device.watch(memory.page(0), PAGE, cookie) {

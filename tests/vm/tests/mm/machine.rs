@@ -73,12 +73,12 @@ pub(crate) fn count(path: impl AsRef<Path>, name: &str) -> u64 {
         .unwrap()
 }
 
-/// The number that is all of a file.
+/// Reads a file that contains one number.
 pub(crate) fn count_in(path: impl AsRef<Path>) -> u64 {
     read(path).parse().unwrap()
 }
 
-/// How often something has happened since the machine came up.
+/// Reads how often an event has happened since the machine started.
 pub(crate) fn vmstat(name: &str) -> u64 {
     count("/proc/vmstat", name)
 }

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * What the shim is for: a program that registers and deregisters around each transfer. And what a cache gets
- * wrong: after every so many transfers the buffer is unmapped and mapped anew, where the kernel puts it at the
- * same address.
+ * Registers and deregisters around each transfer, which is what the shim is for. After every so
+ * many transfers the buffer is unmapped and mapped again, and the kernel puts it at the same
+ * address. A naive cache gets that wrong.
  *
  *     around TRANSFERS BYTES REMAP_EVERY
  *
- * Each transfer is an RDMA write of BYTES bytes that no earlier one had. What arrives is compared, all of it. The time in
- * ibv_reg_mr and ibv_dereg_mr, for each transfer, is without that of looking at the clock, which is timed in between.
+ * Each transfer is an RDMA write of BYTES bytes that no earlier one had. All bytes that arrive are
+ * compared. The time in ibv_reg_mr and ibv_dereg_mr, for each transfer, is without that of looking
+ * at the clock, which is timed in between.
  */
 #include <sys/mman.h>
 #include <time.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A program that loads libibverbs itself, as those do that are to run without it too, and registers the same memory
- * 100 times:
+ * A program that loads libibverbs itself, as those do that are to run without it too, and registers
+ * the same memory 100 times:
  *
  *     dlopened dlsym | dlvsym
  */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A library that registers memory before the program's main has begun, and again after it has returned. To be
- * preloaded after the shim: the loader then has this one's constructor run before the shim's would, if it had any.
+ * A library that registers memory before the program's main has begun, and again after it has
+ * returned. To be preloaded after the shim: the loader then has this one's constructor run before
+ * the shim's would, if it had any.
  */
 #include "loop.h"
 

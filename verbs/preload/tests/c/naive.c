@@ -1,8 +1,8 @@
 #define _GNU_SOURCE
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The preload shim that everybody writes first: it keeps registrations by address and length, and does not ask
- * what has become of the memory. For the tests to see that they would notice.
+ * The preload shim that everybody writes first: it keeps registrations by address and length, and
+ * does not ask what has become of the memory. For the tests to see that they would notice.
  */
 #include <dlfcn.h>
 #include <errno.h>

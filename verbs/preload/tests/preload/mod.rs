@@ -57,7 +57,7 @@ pub(crate) fn bounded(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// What a program said, and the shim at its end.
+/// The output of a program, and the shim's summaries.
 pub(crate) struct Ran {
     pub(crate) output: Output,
     pub(crate) stdout: String,
@@ -189,7 +189,7 @@ impl SecondDevice {
 
 impl Drop for SecondDevice {
     fn drop(&mut self) {
-        // What is not there is gone.
+        // It may be gone already.
         let _ = Command::new("rdma")
             .args(["link", "delete", Self::NAME])
             .status();
@@ -202,4 +202,46 @@ impl Drop for SecondDevice {
 fn must(program: &str, arguments: &[&str]) {
     let status = Command::new(program).args(arguments).status().unwrap();
     assert!(status.success(), "{program} {arguments:?}");
+}
+
+/// Compiles the fake device, as the library of that driver, and the program that posts to it. The
+/// program is also linked with an empty library of the name `needs`.
+pub(crate) fn post_poll(driver: &str, suite: &str, needs: Option<&str>) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{suite}-{driver}"));
+    fs::create_dir_all(&directory).unwrap();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c");
+    let source = |name: &str| sources.join(name).display().to_string();
+    let to = |path: &Path| format!("-o{}", path.display());
+    let gcc = |arguments: &[String]| {
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]);
+        let built = gcc.args(arguments).output().unwrap();
+        let stderr = String::from_utf8_lossy(&built.stderr);
+        assert!(built.status.success(), "{stderr}");
+    };
+    let library = |file: &str, more: &[String]| {
+        let path = directory.join(file);
+        let name = format!("-Wl,-soname,{file}");
+        let shared = ["-shared", "-fPIC", &name].map(str::to_owned);
+        gcc(&[&shared[..], &[to(&path)], more].concat());
+        path.display().to_string()
+    };
+    let map = format!("-Wl,--version-script={}", source("fake-device.map"));
+    let fake = [map, source("fake-device.c")];
+    let fake = library(&format!("lib{driver}-fake.so"), &fake);
+    let program = directory.join("post-poll");
+    let path = format!("-Wl,-rpath,{}", directory.display());
+    let mut arguments = vec![
+        to(&program),
+        source("post-poll.c"),
+        fake,
+        path,
+        "-ldl".to_owned(),
+    ];
+    if let Some(file) = needs {
+        let nothing = ["-xc", "/dev/null"].map(str::to_owned);
+        arguments.extend(["-Wl,--no-as-needed".to_owned(), library(file, &nothing)]);
+    }
+    gcc(&arguments);
+    program
 }

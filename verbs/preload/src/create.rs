@@ -1,0 +1,385 @@
+//! Opening devices and creating queues: what the shim has to know of before work is posted.
+//!
+//! When a device is opened, the shim's functions take the place of those that the header's inline
+//! functions call through the context: for posting and polling, and for creating extended objects.
+
+use std::ffi::{c_int, c_void};
+use std::ptr;
+use std::sync::Arc;
+
+use regcache_verbs_types::{Context, Pd};
+
+use crate::abi::{
+    CqInitAttrEx, ExtendedPost, IbvCq, IbvCqEx, IbvQp, IbvSrq, KNOWN_SEND_OPS, OpenContext,
+    QP_STATE, QPS_RESET, QpAttr, QpInitAttr, QpInitAttrEx, SrqInitAttr, VerbsContext,
+    WC_EX_WITH_QP_NUM, qp_init, qp_type,
+};
+use crate::objects::{
+    COMPLETION_QUEUES, CompletionQueue, DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, SHARED_QUEUES,
+    SharedQueue, address,
+};
+use crate::process::cannot_see;
+use crate::provider::{self, Provider};
+use crate::real::{self, set_errno};
+use crate::{poll, post};
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ibv_open_device(device: *mut c_void) -> *mut Context {
+    let Some(open) = real::open_device() else {
+        set_errno(libc::ENOSYS);
+        return ptr::null_mut();
+    };
+    // SAFETY: the program's call.
+    let context = unsafe { open(device) };
+    if !context.is_null() {
+        // SAFETY: just opened.
+        unsafe { opened(context) };
+    }
+    context
+}
+
+/// Other processes post with the keys of a device that this one has imported.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ibv_import_device(file: c_int) -> *mut Context {
+    let Some(import) = real::import_device() else {
+        set_errno(libc::ENOSYS);
+        return ptr::null_mut();
+    };
+    // SAFETY: the program's call.
+    let context = unsafe { import(file) };
+    if !context.is_null() {
+        // SAFETY: just opened.
+        let device = unsafe { opened(context) };
+        cannot_see(&device, "a device was imported from another process");
+    }
+    context
+}
+
+/// Has the context use the shim's functions.
+///
+/// # Safety
+///
+/// It was just opened.
+unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
+    let open = context.cast::<OpenContext>();
+    // SAFETY: by the contract. The extended part lies in front of it.
+    let (ops, extended) = unsafe { (&mut (*open).ops, VerbsContext::of(context)) };
+    let device = Arc::new(OpenDevice::new(*ops, extended));
+    drop(DEVICES.insert(address(context), Arc::clone(&device)));
+    check_provider(&device);
+    // A device gets no function that it does not have.
+    ops.post_send = ops.post_send.and(Some(post::post_send));
+    ops.post_recv = ops.post_recv.and(Some(post::post_recv));
+    ops.post_srq_recv = ops.post_srq_recv.and(Some(post::post_srq_recv));
+    ops.bind_mw = ops.bind_mw.and(Some(post::bind_mw));
+    ops.poll_cq = ops.poll_cq.and(Some(poll::poll_cq));
+    // SAFETY: null, or the extended part.
+    if let Some(extended) = unsafe { extended.as_mut() } {
+        extended.create_wq = extended.create_wq.and(Some(create_wq));
+        extended.create_cq_ex = extended.create_cq_ex.and(Some(create_cq_ex));
+        extended.open_qp = extended.open_qp.and(Some(open_qp));
+        extended.create_qp_ex = extended.create_qp_ex.and(Some(create_qp_ex));
+        extended.create_srq_ex = extended.create_srq_ex.and(Some(create_srq_ex));
+    }
+    device
+}
+
+/// Notes if the program can use the device without libibverbs.
+fn check_provider(device: &OpenDevice) {
+    let Some(post_send) = device.ops.post_send else {
+        return;
+    };
+    match provider::of(post_send as *const c_void) {
+        Provider::Followed => {}
+        Provider::Unknown => cannot_see(device, "the device's library is not known to the shim"),
+        Provider::Direct => {
+            cannot_see(
+                device,
+                "the program may use the device directly, without libibverbs",
+            );
+        }
+    }
+}
+
+/// Follows a queue pair that was just created, if it is of a type whose completions are followed.
+///
+/// # Safety
+///
+/// `qp` is one, on this device.
+unsafe fn follow(
+    device: Arc<OpenDevice>,
+    qp: *mut IbvQp,
+    attr: &QpInitAttr,
+    extended: Option<ExtendedPost>,
+) {
+    // SAFETY: by the contract.
+    if (qp_type::RC..=qp_type::UD).contains(unsafe { &(*qp).qp_type }) {
+        // SAFETY: by the contract.
+        unsafe { QueuePair::create(device, qp, attr.cap, attr.sq_sig_all != 0, extended) };
+    } else {
+        cannot_see(
+            &device,
+            "a queue pair is of a type whose completions are not followed",
+        );
+    }
+}
+
+/// The device of a context, if it was opened before the shim's eyes.
+///
+/// # Safety
+///
+/// The program does not close it meanwhile.
+unsafe fn device(context: *mut Context) -> Option<Arc<OpenDevice>> {
+    // SAFETY: by the contract.
+    let device = unsafe { DEVICES.share(address(context)) }?;
+    // Another library may have been loaded since.
+    check_provider(&device);
+    Some(device)
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ibv_create_cq(
+    context: *mut Context,
+    cqe: c_int,
+    cq_context: *mut c_void,
+    channel: *mut c_void,
+    vector: c_int,
+) -> *mut IbvCq {
+    let Some(create) = real::create_cq() else {
+        set_errno(libc::ENOSYS);
+        return ptr::null_mut();
+    };
+    // SAFETY: the program's call.
+    let cq = unsafe { create(context, cqe, cq_context, channel, vector) };
+    if !cq.is_null()
+        // SAFETY: the program does not close the device meanwhile.
+        && let Some(device) = unsafe { device(context) }
+    {
+        CompletionQueue::create(device, cq, None);
+    }
+    cq
+}
+
+unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx) -> *mut IbvCqEx {
+    // SAFETY: the program does not close the device meanwhile.
+    let device = unsafe { device(context) };
+    let Some((device, create)) = device.and_then(|it| it.create.cq_ex.map(|create| (it, create)))
+    else {
+        set_errno(libc::EOPNOTSUPP);
+        return ptr::null_mut();
+    };
+    // A completion tells which queue pair it is of only if that was asked for.
+    // SAFETY: the program's argument.
+    let asked = unsafe { (*attr).wc_flags };
+    // SAFETY: as above.
+    unsafe { (*attr).wc_flags = asked | WC_EX_WITH_QP_NUM };
+    // SAFETY: the program's call.
+    let mut cq = unsafe { create(context, attr) };
+    // SAFETY: as above.
+    unsafe { (*attr).wc_flags = asked };
+    if cq.is_null() && asked & WC_EX_WITH_QP_NUM == 0 {
+        // SAFETY: as above.
+        cq = unsafe { create(context, attr) };
+    }
+    if cq.is_null() {
+        return cq;
+    }
+    // SAFETY: just created.
+    match unsafe { poll::extend(cq) } {
+        Some(its) => CompletionQueue::create(device, cq.cast(), Some(its)),
+        None => cannot_see(
+            &device,
+            "a completion queue does not tell what its completions are of",
+        ),
+    }
+    cq
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ibv_destroy_cq(cq: *mut IbvCq) -> c_int {
+    let Some(destroy) = real::destroy_cq() else {
+        return libc::ENOSYS;
+    };
+    // Before it is gone, since the next one may be at the same address.
+    let known = COMPLETION_QUEUES.remove(address(cq));
+    // SAFETY: the program's call.
+    let refused = unsafe { destroy(cq) };
+    if refused != 0
+        && let Some(known) = known
+    {
+        drop(COMPLETION_QUEUES.insert(address(cq), known));
+    }
+    refused
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ibv_create_qp(pd: *mut Pd, attr: *mut QpInitAttr) -> *mut IbvQp {
+    let Some(create) = real::create_qp() else {
+        set_errno(libc::ENOSYS);
+        return ptr::null_mut();
+    };
+    // SAFETY: the program's call.
+    let qp = unsafe { create(pd, attr) };
+    if !qp.is_null()
+        // SAFETY: the program does not close the device meanwhile.
+        && let Some(device) = unsafe { device((*qp).context) }
+    {
+        // SAFETY: the program's argument, and a queue pair that was just created.
+        unsafe { follow(device, qp, &*attr, None) };
+    }
+    qp
+}
+
+unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx) -> *mut IbvQp {
+    // SAFETY: the program does not close the device meanwhile.
+    let device = unsafe { device(context) };
+    let Some((device, create)) = device.and_then(|it| it.create.qp_ex.map(|create| (it, create)))
+    else {
+        set_errno(libc::EOPNOTSUPP);
+        return ptr::null_mut();
+    };
+    // SAFETY: the program's call.
+    let qp = unsafe { create(context, attr) };
+    if qp.is_null() {
+        return qp;
+    }
+    // SAFETY: the program's argument.
+    let (mask, operations) = unsafe { ((*attr).comp_mask, (*attr).send_ops_flags) };
+    let extended = mask & qp_init::SEND_OPS != 0;
+    let known = qp_init::PD | qp_init::CREATE_FLAGS | qp_init::SEND_OPS;
+    if mask & !known != 0 || (extended && operations & !KNOWN_SEND_OPS != 0) {
+        cannot_see(
+            &device,
+            "a queue pair has features that the shim does not know",
+        );
+        return qp;
+    }
+    let mut its = None;
+    if extended {
+        // SAFETY: just created.
+        let ex = real::qp_to_qp_ex().map_or(ptr::null_mut(), |ask| unsafe { ask(qp) });
+        // SAFETY: null, or the queue pair's part for extended posts.
+        let Some(ex) = (unsafe { ex.as_mut() }) else {
+            cannot_see(&device, "a queue pair has no functions for extended posts");
+            return qp;
+        };
+        its = Some(ex.post);
+        ex.post = post::extended(&ex.post);
+    }
+    // SAFETY: `ibv_qp_init_attr_ex` begins with what the other has; the queue pair is new.
+    unsafe { follow(device, qp, &*attr.cast::<QpInitAttr>(), its) };
+    qp
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ibv_modify_qp(
+    qp: *mut IbvQp,
+    attr: *mut QpAttr,
+    mask: c_int,
+) -> c_int {
+    let Some(modify) = real::modify_qp() else {
+        return libc::ENOSYS;
+    };
+    // SAFETY: the program's argument.
+    let resets = mask & QP_STATE != 0 && unsafe { (*attr).qp_state } == QPS_RESET;
+    // SAFETY: the program's call.
+    let refused = unsafe { modify(qp, attr, mask) };
+    if refused == 0
+        && resets
+        // SAFETY: the program does not destroy it meanwhile.
+        && let Some(pair) = unsafe { QUEUE_PAIRS.get(address(qp)) }
+        && pair.device.is_ours()
+    {
+        pair.reset();
+    }
+    refused
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ibv_destroy_qp(qp: *mut IbvQp) -> c_int {
+    let Some(destroy) = real::destroy_qp() else {
+        return libc::ENOSYS;
+    };
+    // Before it is gone: the next one may be at the same address, or have the same number.
+    let known = QUEUE_PAIRS.remove(address(qp));
+    let known = known.filter(|pair| pair.device.is_ours());
+    if let Some(pair) = &known {
+        pair.ignore_completions();
+    }
+    // SAFETY: the program's call.
+    let refused = unsafe { destroy(qp) };
+    if let Some(pair) = known {
+        if refused == 0 {
+            pair.destroyed();
+        } else {
+            pair.count_completions();
+            drop(QUEUE_PAIRS.insert(address(qp), pair));
+        }
+    }
+    refused
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ibv_create_srq(pd: *mut Pd, attr: *mut SrqInitAttr) -> *mut IbvSrq {
+    let Some(create) = real::create_srq() else {
+        set_errno(libc::ENOSYS);
+        return ptr::null_mut();
+    };
+    // SAFETY: the program's call.
+    let srq = unsafe { create(pd, attr) };
+    if !srq.is_null()
+        // SAFETY: the program does not close the device meanwhile.
+        && let Some(device) = unsafe { device((*srq).context) }
+    {
+        // SAFETY: the program's argument.
+        let (max_wr, max_sge) = unsafe { ((*attr).max_wr, (*attr).max_sge) };
+        SharedQueue::create(device, srq, max_wr, max_sge);
+    }
+    srq
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ibv_destroy_srq(srq: *mut IbvSrq) -> c_int {
+    let Some(destroy) = real::destroy_srq() else {
+        return libc::ENOSYS;
+    };
+    let known = SHARED_QUEUES.remove(address(srq));
+    let known = known.filter(|shared| shared.device.is_ours());
+    // SAFETY: the program's call.
+    let refused = unsafe { destroy(srq) };
+    if let Some(known) = known {
+        if refused == 0 {
+            known.destroyed();
+        } else {
+            drop(SHARED_QUEUES.insert(address(srq), known));
+        }
+    }
+    refused
+}
+
+/// Functions that create what is not followed: they call the device's, and say so.
+macro_rules! not_followed {
+    ($($name:ident by $field:ident -> $made:ty: $why:literal;)*) => {
+        $(
+            unsafe extern "C" fn $name(context: *mut Context, attr: *mut c_void) -> $made {
+                // SAFETY: the program does not close the device meanwhile.
+                let device = unsafe { device(context) };
+                let create = device.as_ref().and_then(|it| it.create.$field);
+                let (Some(device), Some(create)) = (device, create) else {
+                    set_errno(libc::EOPNOTSUPP);
+                    return ptr::null_mut();
+                };
+                cannot_see(&device, $why);
+                // SAFETY: the program's call.
+                unsafe { create(context, attr) }
+            }
+        )*
+    };
+}
+
+not_followed! {
+    create_wq by wq -> *mut c_void: "a work queue (ibv_create_wq) is not followed";
+    open_qp by open_qp -> *mut IbvQp: "a queue pair of another process (ibv_open_qp) is not followed";
+    // Basic ones go by `ibv_create_srq`.
+    create_srq_ex by srq_ex -> *mut IbvSrq: "an extended shared receive queue is not followed";
+}

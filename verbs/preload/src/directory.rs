@@ -1,0 +1,207 @@
+//! [`Directory`]: what the shim knows of an object of libibverbs's, found by the object's address.
+//!
+//! A lookup takes no lock and writes nothing. The places for objects are in buckets, which are
+//! never freed: a reader can walk a bucket while another thread changes it. A bucket that is full
+//! gets another one behind it.
+//!
+//! An entry is freed when its object was destroyed. Using an object while another thread destroys
+//! it is a mistake of the program's, also without the shim; a lookup of one object does not look at
+//! what belongs to another.
+
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use crate::fork::ProcessLock;
+
+const PLACES: usize = 3;
+const BUCKETS: usize = 1024;
+
+#[repr(align(64))]
+struct Bucket<T> {
+    places: [Place<T>; PLACES],
+    next: AtomicPtr<Bucket<T>>,
+}
+
+/// One object. The address is 0 if there is none.
+struct Place<T> {
+    object: AtomicUsize,
+    known: AtomicPtr<T>,
+}
+
+/// See the file's head.
+pub(crate) struct Directory<T> {
+    buckets: [Bucket<T>; BUCKETS],
+    writing: ProcessLock,
+}
+
+impl<T> Bucket<T> {
+    const fn new() -> Self {
+        Self {
+            places: [const {
+                Place {
+                    object: AtomicUsize::new(0),
+                    known: AtomicPtr::new(ptr::null_mut()),
+                }
+            }; PLACES],
+            next: AtomicPtr::new(ptr::null_mut()),
+        }
+    }
+
+    /// The one behind it.
+    fn next(&self) -> Option<&Self> {
+        // SAFETY: null, or a bucket that was leaked.
+        unsafe { self.next.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// This one and those behind it.
+    fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |bucket| bucket.next())
+    }
+
+    fn places(&self) -> impl Iterator<Item = &Place<T>> {
+        self.chain().flat_map(|bucket| &bucket.places)
+    }
+}
+
+impl<T: Send + Sync> Directory<T> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            buckets: [const { Bucket::new() }; BUCKETS],
+            writing: ProcessLock::new(),
+        }
+    }
+
+    #[inline]
+    fn bucket(&self, object: usize) -> &Bucket<T> {
+        // Objects are allocated at multiples of 16.
+        let spread = (object as u64 >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let at = spread >> (u64::BITS - BUCKETS.trailing_zeros());
+        #[expect(
+            clippy::indexing_slicing,
+            reason = "the shift leaves a number below the length"
+        )]
+        &self.buckets[at as usize]
+    }
+
+    /// Returns the knowledge about the object.
+    ///
+    /// # Safety
+    ///
+    /// Nobody [removes](Self::remove) it while the result is used.
+    #[inline]
+    pub(crate) unsafe fn get<'a>(&self, object: usize) -> Option<&'a T> {
+        let mut bucket = self.bucket(object);
+        loop {
+            for place in &bucket.places {
+                if place.object.load(Ordering::Acquire) == object {
+                    // SAFETY: null, or of an `Arc` that is owned by the place.
+                    return unsafe { place.known.load(Ordering::Acquire).as_ref() };
+                }
+            }
+            bucket = bucket.next()?;
+        }
+    }
+
+    /// As [`get`](Self::get), with a share in it.
+    ///
+    /// # Safety
+    ///
+    /// Nobody removes it meanwhile.
+    pub(crate) unsafe fn share(&self, object: usize) -> Option<Arc<T>> {
+        // SAFETY: by the contract.
+        let known: *const T = unsafe { self.get(object) }?;
+        // SAFETY: of an `Arc`, of which the place owns one count.
+        unsafe {
+            Arc::increment_strong_count(known);
+            Some(Arc::from_raw(known))
+        }
+    }
+
+    /// Adds the knowledge about an object. Returns the knowledge about another one at the same
+    /// address, which was destroyed without a word.
+    pub(crate) fn insert(&self, object: usize, known: Arc<T>) -> Option<Arc<T>> {
+        let _writing = self.writing.lock();
+        let old = self.take(object);
+        let bucket = self.bucket(object);
+        let vacant = bucket
+            .places()
+            .find(|place| place.object.load(Ordering::Relaxed) == 0);
+        let fill = |place: &Place<T>| {
+            place
+                .known
+                .store(Arc::into_raw(known).cast_mut(), Ordering::Release);
+            place.object.store(object, Ordering::Release);
+        };
+        match vacant {
+            Some(place) => fill(place),
+            None => {
+                let new = Box::leak(Box::new(Bucket::new()));
+                let [first, ..] = &new.places;
+                fill(first);
+                if let Some(last) = bucket.chain().last() {
+                    last.next.store(new, Ordering::Release);
+                }
+            }
+        }
+        old
+    }
+
+    /// Removes what is known of an object.
+    pub(crate) fn remove(&self, object: usize) -> Option<Arc<T>> {
+        let _writing = self.writing.lock();
+        self.take(object)
+    }
+
+    /// Removes all of which this is true.
+    pub(crate) fn remove_all(&self, is_meant: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
+        let _writing = self.writing.lock();
+        let meant = |place: &Place<T>| {
+            // SAFETY: null, or of an `Arc` that the place owns; nobody removes it under the lock.
+            let known = unsafe { place.known.load(Ordering::Relaxed).as_ref() }?;
+            is_meant(known).then(|| place.object.load(Ordering::Relaxed))
+        };
+        let places = self.buckets.iter().flat_map(Bucket::places);
+        let objects: Vec<usize> = places.filter_map(meant).collect();
+        objects.into_iter().filter_map(|it| self.take(it)).collect()
+    }
+
+    /// Under the lock.
+    fn take(&self, object: usize) -> Option<Arc<T>> {
+        let mut places = self.bucket(object).places();
+        let place = places.find(|place| place.object.load(Ordering::Relaxed) == object)?;
+        place.object.store(0, Ordering::Release);
+        let known = place.known.swap(ptr::null_mut(), Ordering::AcqRel);
+        // SAFETY: not null, since there was an object; the place's own count.
+        (!known.is_null()).then(|| unsafe { Arc::from_raw(known) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_are_found_until_they_are_removed_however_many_there_are() {
+        static DIRECTORY: Directory<usize> = Directory::new();
+        let objects = || (1..10_000).map(|number| number * 16);
+        for _ in 0..2 {
+            for object in objects() {
+                assert!(DIRECTORY.insert(object, Arc::new(object)).is_none());
+            }
+            for object in objects() {
+                // SAFETY: nobody removes it.
+                assert_eq!(unsafe { DIRECTORY.get(object) }, Some(&object));
+            }
+            assert_eq!(DIRECTORY.insert(16, Arc::new(1)).as_deref(), Some(&16));
+            let odd = DIRECTORY.remove_all(|known| known % 32 != 0);
+            assert_eq!(odd.len(), 5_000);
+            for object in objects() {
+                let removed = DIRECTORY.remove(object);
+                assert_eq!(removed.is_some(), object.is_multiple_of(32));
+                // SAFETY: as above.
+                assert_eq!(unsafe { DIRECTORY.get(object) }, None);
+            }
+        }
+    }
+}

@@ -1,0 +1,521 @@
+//! The shim's knowledge about devices, queue pairs, completion queues and shared receive queues.
+//!
+//! They are known from when they are created to when they are destroyed. An object that was created
+//! in another way is not known: [`OpenDevice::cannot_see`] then says that nothing is certain about
+//! the device.
+
+use std::cell::UnsafeCell;
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::abi::{
+    ContextOps, EndPoll, ExtendedPost, IbvCq, IbvQp, IbvSrq, NextPoll, PollCq, PostRecv, PostSend,
+    QpCap, RECEIVED, SUCCESS, StartPoll, VerbsContext, Wc,
+};
+use crate::directory::Directory;
+use crate::fork;
+use crate::outstanding::{Device, Mark, Order, Post, Queue};
+
+pub(crate) static DEVICES: Directory<OpenDevice> = Directory::new();
+pub(crate) static QUEUE_PAIRS: Directory<QueuePair> = Directory::new();
+pub(crate) static COMPLETION_QUEUES: Directory<CompletionQueue> = Directory::new();
+pub(crate) static SHARED_QUEUES: Directory<SharedQueue> = Directory::new();
+
+/// The address of an object, by which it is known.
+pub(crate) fn address<T>(object: *mut T) -> usize {
+    object.addr()
+}
+
+/// A device that the program has opened.
+pub(crate) struct OpenDevice {
+    /// The functions that the context had before the shim's took their place.
+    pub(crate) ops: ContextOps,
+    pub(crate) create: Creators,
+    /// The work that was posted to it.
+    pub(crate) work: Device,
+    /// The process that opened it.
+    process: u64,
+    /// Why not all work is seen.
+    unseen: OnceLock<&'static str>,
+}
+
+/// The functions that create objects of an extended context.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Creators {
+    pub(crate) wq: Option<crate::abi::CreateWq>,
+    pub(crate) cq_ex: Option<crate::abi::CreateCqEx>,
+    pub(crate) open_qp: Option<crate::abi::OpenQp>,
+    pub(crate) qp_ex: Option<crate::abi::CreateQpEx>,
+    pub(crate) srq_ex: Option<crate::abi::CreateSrqEx>,
+}
+
+// SAFETY: functions of libibverbs's, and unused addresses between them.
+unsafe impl Send for OpenDevice {}
+// SAFETY: as above.
+unsafe impl Sync for OpenDevice {}
+
+impl OpenDevice {
+    pub(crate) fn new(ops: ContextOps, extended: *mut VerbsContext) -> Self {
+        // SAFETY: null, or the extended part of an open context.
+        let create = unsafe { extended.as_ref() }.map_or_else(Creators::default, |it| Creators {
+            wq: it.create_wq,
+            cq_ex: it.create_cq_ex,
+            open_qp: it.open_qp,
+            qp_ex: it.create_qp_ex,
+            srq_ex: it.create_srq_ex,
+        });
+        Self {
+            ops,
+            create,
+            work: Device::new(),
+            process: fork::id(),
+            unseen: OnceLock::new(),
+        }
+    }
+
+    /// Forgets all that was created on it, since it is closed.
+    pub(crate) fn closed(&self) {
+        let is_mine = |device: &Arc<Self>| std::ptr::eq(&**device, self);
+        drop(QUEUE_PAIRS.remove_all(|it| is_mine(&it.device)));
+        drop(COMPLETION_QUEUES.remove_all(|it| is_mine(&it.device)));
+        drop(SHARED_QUEUES.remove_all(|it| is_mine(&it.device)));
+    }
+
+    /// From now on work may be posted, or complete, that is not seen. True if that was not so yet.
+    pub(crate) fn cannot_see(&self, why: &'static str) -> bool {
+        self.unseen.set(why).is_ok()
+    }
+
+    /// True if this process has opened it. The locks of a parent's queues may never be released in
+    /// its child.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.process == fork::id()
+    }
+
+    /// Why not all work is seen, if so.
+    pub(crate) fn unseen(&self) -> Option<&'static str> {
+        if self.is_ours() {
+            self.unseen.get().copied()
+        } else {
+            Some("a device was opened by the parent of this process")
+        }
+    }
+}
+
+/// A shared receive queue.
+pub(crate) struct SharedQueue {
+    pub(crate) device: Arc<OpenDevice>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) max_sge: u32,
+}
+
+impl SharedQueue {
+    pub(crate) fn create(device: Arc<OpenDevice>, srq: *mut IbvSrq, max_wr: u32, max_sge: u32) {
+        let queue = Arc::new(Queue::new(Order::Any, max_wr, max_sge));
+        device.work.add(Arc::clone(&queue));
+        let shared = Self {
+            device,
+            queue,
+            max_sge,
+        };
+        if let Some(old) = SHARED_QUEUES.insert(address(srq), Arc::new(shared)) {
+            old.destroyed();
+        }
+    }
+
+    pub(crate) fn destroyed(&self) {
+        self.device.work.remove(&self.queue);
+    }
+}
+
+/// A queue pair, with what is called for it.
+pub(crate) struct QueuePair {
+    pub(crate) device: Arc<OpenDevice>,
+    number: u32,
+    pub(crate) all_signaled: bool,
+    pub(crate) cap: QpCap,
+    pub(crate) sends: Arc<Queue>,
+    /// Its own receive queue.
+    pub(crate) receives: Option<Arc<Queue>>,
+    /// The receive queue that its completions are of.
+    received: Option<Arc<Queue>>,
+    send_cq: Option<Arc<CompletionQueue>>,
+    recv_cq: Option<Arc<CompletionQueue>>,
+    pub(crate) post_send: Option<PostSend>,
+    pub(crate) post_recv: Option<PostRecv>,
+    /// Its own functions for extended posts.
+    pub(crate) extended: Option<ExtendedPost>,
+    /// From `ibv_wr_start` to `ibv_wr_complete`. Borrows `sends`.
+    extended_post: UnsafeCell<Option<(Post<'static>, Mark)>>,
+}
+
+// SAFETY: the post is touched only by the thread that has the lock of `sends`, by the rules of the
+// functions for extended posts.
+unsafe impl Send for QueuePair {}
+// SAFETY: as above.
+unsafe impl Sync for QueuePair {}
+
+impl QueuePair {
+    /// Adds a queue pair that was just created.
+    ///
+    /// # Safety
+    ///
+    /// `qp` is one, on this device.
+    pub(crate) unsafe fn create(
+        device: Arc<OpenDevice>,
+        qp: *mut IbvQp,
+        cap: QpCap,
+        all_signaled: bool,
+        extended: Option<ExtendedPost>,
+    ) {
+        // SAFETY: by the contract.
+        let it = unsafe { &*qp };
+        let queue = |order, requests, keys| {
+            let queue = Arc::new(Queue::new(order, requests, keys));
+            device.work.add(Arc::clone(&queue));
+            queue
+        };
+        let sends = queue(Order::Signaled, cap.max_send_wr, cap.max_send_sge);
+        let receives = it
+            .srq
+            .is_null()
+            .then(|| queue(Order::Each, cap.max_recv_wr, cap.max_recv_sge));
+        // SAFETY: the program does not destroy what the queue pair uses.
+        let (shared, send_cq, recv_cq) = unsafe {
+            (
+                SHARED_QUEUES.get(address(it.srq)),
+                COMPLETION_QUEUES.share(address(it.send_cq)),
+                COMPLETION_QUEUES.share(address(it.recv_cq)),
+            )
+        };
+        let shared = shared.map(|it| Arc::clone(&it.queue));
+        let pair = Self {
+            number: it.qp_num,
+            all_signaled,
+            cap,
+            received: receives.clone().or(shared),
+            receives,
+            sends,
+            send_cq,
+            recv_cq,
+            post_send: device.ops.post_send,
+            post_recv: device.ops.post_recv,
+            extended,
+            extended_post: UnsafeCell::new(None),
+            device,
+        };
+        pair.count_completions();
+        if let Some(old) = QUEUE_PAIRS.insert(address(qp), Arc::new(pair)) {
+            old.destroyed();
+        }
+    }
+
+    /// Has its completions counted from now on.
+    pub(crate) fn count_completions(&self) {
+        if let Some(cq) = &self.send_cq {
+            cq.count(self.number, Some(&self.sends), None);
+        }
+        if let Some(cq) = &self.recv_cq {
+            cq.count(self.number, None, self.received.as_ref());
+        }
+    }
+
+    /// Has its completions ignored: a later queue pair may have the same number.
+    pub(crate) fn ignore_completions(&self) {
+        for cq in [&self.send_cq, &self.recv_cq].into_iter().flatten() {
+            cq.ignore(self.number);
+        }
+    }
+
+    /// The device does nothing more for it.
+    pub(crate) fn destroyed(&self) {
+        let queues = [Some(&self.sends), self.receives.as_ref()];
+        for queue in queues.into_iter().flatten() {
+            self.device.work.remove(queue);
+        }
+    }
+
+    /// The device has thrown away all of its work.
+    pub(crate) fn reset(&self) {
+        let queues = [
+            (&self.send_cq, Some(&self.sends)),
+            (&self.recv_cq, self.receives.as_ref()),
+        ];
+        for (cq, queue) in queues {
+            match (cq, queue) {
+                (Some(cq), Some(queue)) => cq.reset(queue),
+                (None, Some(queue)) => drop(queue.reset()),
+                (_, None) => {}
+            }
+        }
+    }
+
+    /// Begins an extended post.
+    ///
+    /// # Safety
+    ///
+    /// The thread calls `ibv_wr_start` for this queue pair.
+    pub(crate) unsafe fn begin(&self) {
+        // SAFETY: `self` lives until the queue pair is destroyed, which is not done between the
+        // calls.
+        let sends: &'static Queue = unsafe { &*Arc::as_ptr(&self.sends) };
+        let post = sends.post();
+        let mark = post.mark();
+        // SAFETY: this thread has the lock.
+        unsafe { *self.extended_post.get() = Some((post, mark)) };
+    }
+
+    /// The post that was begun.
+    ///
+    /// # Safety
+    ///
+    /// The thread has begun it.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "only the thread that has the lock of the queue"
+    )]
+    pub(crate) unsafe fn begun(&self) -> &mut Option<(Post<'static>, Mark)> {
+        // SAFETY: by the contract this thread has the lock.
+        unsafe { &mut *self.extended_post.get() }
+    }
+}
+
+/// A completion queue.
+pub(crate) struct CompletionQueue {
+    pub(crate) device: Arc<OpenDevice>,
+    pub(crate) poll_cq: Option<PollCq>,
+    /// Its own functions for extended polling.
+    pub(crate) extended: Option<ExtendedPoll>,
+    /// Locked while it is polled.
+    counting: Mutex<Counting>,
+    /// From `ibv_start_poll` to `ibv_end_poll`. Borrows `counting`.
+    extended_poll: UnsafeCell<Option<MutexGuard<'static, Counting>>>,
+    /// The thread that is between these two calls; 0 if none is.
+    extended_by: AtomicUsize,
+}
+
+/// Tells threads apart that live at the same time.
+fn this_thread() -> usize {
+    thread_local! {
+        static HERE: u8 = const { 0 };
+    }
+    HERE.with(|here| std::ptr::from_ref(here).addr())
+}
+
+/// The functions in `struct ibv_cq_ex` that the shim interposes.
+#[derive(Clone, Copy)]
+pub(crate) struct ExtendedPoll {
+    pub(crate) start: StartPoll,
+    pub(crate) next: NextPoll,
+    pub(crate) end: EndPoll,
+}
+
+// SAFETY: the guard is touched only by the thread that has the lock, by the rules of the functions
+// for extended polling. parking_lot's lock may be released by another thread.
+unsafe impl Send for CompletionQueue {}
+// SAFETY: as above.
+unsafe impl Sync for CompletionQueue {}
+
+/// Where the completions of a queue pair are counted.
+#[derive(Clone, Default)]
+struct Counted {
+    sends: Option<Arc<Queue>>,
+    receives: Option<Arc<Queue>>,
+    /// The queue pair is destroyed. Its completions may be polled yet.
+    gone: bool,
+}
+
+/// The queue pairs of a completion queue, by their numbers.
+#[derive(Default)]
+pub(crate) struct Counting {
+    pairs: HashMap<u32, Counted, BuildHasherDefault<Spread>>,
+    /// The one that was looked up last, with its number.
+    latest: Option<(u32, Counted)>,
+    /// Completions of before a reset, or of a queue pair that is destroyed, may be in the queue.
+    unsettled: bool,
+}
+
+/// Numbers of queue pairs come from the device, so nobody chooses them to collide.
+#[derive(Default)]
+pub(crate) struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(byte.into());
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+impl CompletionQueue {
+    pub(crate) fn create(device: Arc<OpenDevice>, cq: *mut IbvCq, extended: Option<ExtendedPoll>) {
+        let known = Self {
+            poll_cq: device.ops.poll_cq,
+            device,
+            extended,
+            counting: Mutex::default(),
+            extended_poll: UnsafeCell::new(None),
+            extended_by: AtomicUsize::new(0),
+        };
+        drop(COMPLETION_QUEUES.insert(address(cq), Arc::new(known)));
+    }
+
+    #[inline]
+    pub(crate) fn counting(&self) -> MutexGuard<'_, Counting> {
+        self.counting.lock()
+    }
+
+    fn count(&self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
+        self.change(|counting| counting.count(number, sends, receives));
+    }
+
+    /// Changes the queue pairs. A thread may do so while it polls.
+    fn change<T>(&self, change: impl FnOnce(&mut Counting) -> T) -> T {
+        if self.extended_by.load(Ordering::Relaxed) == this_thread() {
+            // SAFETY: this thread has begun it, and has not ended it.
+            if let Some(counting) = unsafe { self.begun() } {
+                return change(counting);
+            }
+        }
+        change(&mut self.counting())
+    }
+
+    fn ignore(&self, number: u32) {
+        self.change(|counting| counting.ignore(number));
+    }
+
+    fn reset(&self, queue: &Queue) {
+        self.change(|counting| counting.unsettled |= queue.reset());
+    }
+
+    /// Begins an extended poll.
+    ///
+    /// # Safety
+    ///
+    /// The thread calls `ibv_start_poll` for this queue.
+    pub(crate) unsafe fn begin(&self) {
+        let counting = self.counting();
+        // SAFETY: `self` lives until the queue is destroyed, which is not done between the calls.
+        let counting = unsafe {
+            std::mem::transmute::<MutexGuard<'_, Counting>, MutexGuard<'static, Counting>>(counting)
+        };
+        // SAFETY: this thread has the lock.
+        unsafe { *self.extended_poll.get() = Some(counting) };
+        self.extended_by.store(this_thread(), Ordering::Relaxed);
+    }
+
+    /// Ends it.
+    ///
+    /// # Safety
+    ///
+    /// The thread has begun it.
+    pub(crate) unsafe fn end(&self) {
+        self.extended_by.store(0, Ordering::Relaxed);
+        // SAFETY: by the contract this thread has the lock.
+        drop(unsafe { self.begun() }.take());
+    }
+
+    /// The poll that was begun.
+    ///
+    /// # Safety
+    ///
+    /// The thread has begun it.
+    #[expect(clippy::mut_from_ref, reason = "only the thread that has the lock")]
+    pub(crate) unsafe fn begun(&self) -> &mut Option<MutexGuard<'static, Counting>> {
+        // SAFETY: by the contract this thread has the lock.
+        unsafe { &mut *self.extended_poll.get() }
+    }
+}
+
+impl Counting {
+    fn count(&mut self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
+        self.latest = None;
+        let counted = self.pairs.entry(number).or_default();
+        // Completions of another queue pair that had this number may come yet. Those of this one
+        // are then ignored as well.
+        if !counted.gone {
+            counted.sends = sends.cloned().or(counted.sends.take());
+            counted.receives = receives.cloned().or(counted.receives.take());
+        }
+    }
+
+    fn ignore(&mut self, number: u32) {
+        self.latest = None;
+        self.unsettled = true;
+        let gone = Counted {
+            gone: true,
+            ..Counted::default()
+        };
+        self.pairs.insert(number, gone);
+    }
+
+    /// Counts a completion.
+    #[inline]
+    pub(crate) fn add(&mut self, status: c_int, number: u32, opcode: impl FnOnce() -> c_int) {
+        if status != SUCCESS {
+            return;
+        }
+        let counted = match &self.latest {
+            Some((latest, counted)) if *latest == number => counted,
+            _ => match self.look_up(number) {
+                Some(counted) => counted,
+                None => return,
+            },
+        };
+        let queue = if opcode() & RECEIVED == 0 {
+            &counted.sends
+        } else {
+            &counted.receives
+        };
+        if let Some(queue) = queue {
+            queue.complete();
+        }
+    }
+
+    /// Remembers it as the latest.
+    fn look_up(&mut self, number: u32) -> Option<&Counted> {
+        let counted = self.pairs.get(&number)?;
+        let (_, latest) = self.latest.insert((number, counted.clone()));
+        Some(latest)
+    }
+
+    #[inline]
+    pub(crate) fn add_all(&mut self, completions: &[Wc]) {
+        for wc in completions {
+            self.add(wc.status, wc.qp_num, || wc.opcode);
+        }
+    }
+
+    /// The queue was seen empty.
+    #[inline]
+    pub(crate) fn seen_empty(&mut self) {
+        if self.unsettled {
+            self.settle();
+        }
+    }
+
+    #[cold]
+    fn settle(&mut self) {
+        self.unsettled = false;
+        self.pairs.retain(|_, counted| {
+            let queues = [&counted.sends, &counted.receives];
+            for queue in queues.into_iter().flatten() {
+                queue.settle();
+            }
+            !counted.gone
+        });
+    }
+}

@@ -1,0 +1,241 @@
+//! [`Queue`]: the work requests of one send queue, receive queue or shared receive queue.
+
+use super::keys::InUse;
+use super::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, lock};
+
+/// In which order a queue completes, and which of its requests have a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// A send queue: in the order of posting, the signaled ones.
+    Signaled,
+    /// A receive queue: in the order of posting, each one.
+    Each,
+    /// A shared receive queue: in any order, each one.
+    Any,
+}
+
+/// See the head of `mod.rs`. Requests have numbers from 1.
+pub(crate) struct Queue {
+    order: Order,
+    posting: Mutex<Posting>,
+    in_use: InUse,
+    /// The requests that will have a completion. Counted before the device gets them.
+    expected: AtomicU64,
+    /// The number of each of these requests, for as many as can be outstanding. Empty where each
+    /// request has a completion.
+    signaled: Box<[AtomicU64]>,
+    /// The completions that were counted.
+    completed: AtomicU64,
+    /// All requests with a smaller number are over.
+    over: AtomicU64,
+    /// The least value of `completed` once the completion queue was seen empty.
+    settled: AtomicU64,
+    /// There was a completion without a request, or no room to remember a request: nothing is known
+    /// any more.
+    lost: AtomicBool,
+}
+
+/// The state of the posters.
+struct Posting {
+    /// The number of the next request.
+    next: u64,
+    /// The value that `expected` may reach without a look at `completed`.
+    limit: u64,
+}
+
+impl Queue {
+    /// A queue for at most so many requests and keys at a time.
+    pub(crate) fn new(order: Order, requests: u32, keys_each: u32) -> Self {
+        let requests = requests as usize;
+        let keys = requests.saturating_mul(keys_each.max(1) as usize);
+        let signaled = match order {
+            Order::Signaled => requests.max(1).next_power_of_two(),
+            Order::Each | Order::Any => 0,
+        };
+        Self {
+            order,
+            posting: Mutex::new(Posting {
+                next: 1,
+                limit: signaled as u64,
+            }),
+            in_use: InUse::with_room_for(keys),
+            expected: AtomicU64::new(0),
+            signaled: (0..signaled).map(|_| AtomicU64::new(0)).collect(),
+            completed: AtomicU64::new(0),
+            over: AtomicU64::new(1),
+            settled: AtomicU64::new(0),
+            lost: AtomicBool::new(false),
+        }
+    }
+
+    /// Begins to post. No other thread can until the result is dropped.
+    #[inline]
+    pub(crate) fn post(&self) -> Post<'_> {
+        Post {
+            posting: lock(&self.posting),
+            queue: self,
+            over: self.over.load(Ordering::Relaxed) as u32,
+        }
+    }
+
+    /// True unless nothing outstanding uses the key.
+    pub(crate) fn may_use(&self, key: u32) -> bool {
+        let over = self.over.load(Ordering::Acquire) as u32;
+        self.lost.load(Ordering::Acquire) || self.in_use.may_have(key, over)
+    }
+
+    /// Counts a successful completion. For a queue that completes in order, the caller has the lock
+    /// of its completion queue.
+    #[inline]
+    pub(crate) fn complete(&self) {
+        if self.order == Order::Any {
+            return self.complete_any();
+        }
+        let before = self.completed.load(Ordering::Relaxed);
+        if before >= self.expected.load(Ordering::Acquire) {
+            self.lose();
+            return;
+        }
+        let request = if self.order == Order::Each {
+            before + 1
+        } else {
+            self.signaled(before).load(Ordering::Relaxed)
+        };
+        self.completed.store(before + 1, Ordering::Release);
+        self.raise(request + 1);
+    }
+
+    /// Several completion queues may serve the queue, so this is called by several threads.
+    fn complete_any(&self) {
+        let completed = self.completed.fetch_add(1, Ordering::AcqRel) + 1;
+        // A request is counted here before the device has it, so there is none besides these.
+        let expected = self.expected.load(Ordering::Acquire);
+        if completed > expected {
+            self.lose();
+        } else if completed == expected {
+            self.over.fetch_max(expected + 1, Ordering::AcqRel);
+        }
+    }
+
+    /// All requests are over: the queue pair was reset. The caller has the locks of its completion
+    /// queues. True if completions of before may be polled yet; then [`settle`](Self::settle) has
+    /// to be called.
+    pub(crate) fn reset(&self) -> bool {
+        let posting = lock(&self.posting);
+        self.raise(posting.next);
+        let expected = self.expected.load(Ordering::Relaxed);
+        self.settled.store(expected, Ordering::Relaxed);
+        self.completed.load(Ordering::Relaxed) < expected
+    }
+
+    /// The completion queue was seen empty since the reset. The caller has its lock.
+    pub(crate) fn settle(&self) {
+        let settled = self.settled.load(Ordering::Relaxed);
+        if self.completed.load(Ordering::Relaxed) < settled {
+            self.completed.store(settled, Ordering::Release);
+        }
+    }
+
+    /// Nothing is known of the queue from now on.
+    pub(crate) fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    /// With the lock of the completion queue.
+    #[inline]
+    fn raise(&self, over: u64) {
+        if over > self.over.load(Ordering::Relaxed) {
+            self.over.store(over, Ordering::Release);
+        }
+    }
+
+    #[inline]
+    fn signaled(&self, nth: u64) -> &AtomicU64 {
+        #[expect(
+            clippy::indexing_slicing,
+            reason = "the length is a power of two, and not 0 here"
+        )]
+        &self.signaled[nth as usize & (self.signaled.len() - 1)]
+    }
+}
+
+/// Requests that are being posted.
+///
+/// Dropping it means that the device has them all.
+pub(crate) struct Post<'q> {
+    posting: MutexGuard<'q, Posting>,
+    queue: &'q Queue,
+    over: u32,
+}
+
+/// How far a queue was at some time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mark {
+    next: u64,
+    expected: u64,
+}
+
+impl Post<'_> {
+    /// Counts one more request. Keys that are noted from now on are its keys.
+    #[inline]
+    pub(crate) fn request(&mut self, signaled: bool) {
+        let queue = self.queue;
+        let number = self.posting.next;
+        self.posting.next = number + 1;
+        if !signaled {
+            return;
+        }
+        let expected = queue.expected.load(Ordering::Relaxed);
+        if queue.order == Order::Signaled {
+            if expected >= self.posting.limit && !self.has_room(expected) {
+                return;
+            }
+            let place = queue.signaled(expected);
+            place.store(number, Ordering::Relaxed);
+        }
+        queue.expected.store(expected + 1, Ordering::Release);
+    }
+
+    /// Looks at `completed` again. If there is no room still, the queue is lost.
+    #[cold]
+    fn has_room(&mut self, expected: u64) -> bool {
+        let completed = self.queue.completed.load(Ordering::Acquire);
+        self.posting.limit = completed + self.queue.signaled.len() as u64;
+        let has_room = expected < self.posting.limit;
+        if !has_room {
+            self.queue.lose();
+        }
+        has_room
+    }
+
+    /// Notes a key of the request that was counted last.
+    #[inline]
+    pub(crate) fn key(&mut self, key: u32) {
+        let request = (self.posting.next as u32).wrapping_sub(1);
+        self.queue.in_use.note(key, request, self.over);
+    }
+
+    /// The device has not accepted the last `requests`, of which so many were signaled. Their keys
+    /// stay noted, under numbers that later requests get.
+    pub(crate) fn take_back(&mut self, requests: u64, signaled: u64) {
+        let expected = self.queue.expected.load(Ordering::Relaxed);
+        self.take_back_to(Mark {
+            next: self.posting.next.saturating_sub(requests),
+            expected: expected.saturating_sub(signaled),
+        });
+    }
+
+    /// How far the queue is now.
+    pub(crate) fn mark(&self) -> Mark {
+        Mark {
+            next: self.posting.next,
+            expected: self.queue.expected.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The device has not accepted any since.
+    pub(crate) fn take_back_to(&mut self, mark: Mark) {
+        self.posting.next = mark.next;
+        self.queue.expected.store(mark.expected, Ordering::Release);
+    }
+}

@@ -1,0 +1,297 @@
+//! The accounting against a modelled device that knows the truth, over random sequences of posts,
+//! completions, errors and resets. And the other way round: an accounting with a fault is found
+//! out.
+
+use std::collections::VecDeque;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{TestCaseError, TestRunner};
+
+use super::sync::Arc;
+use super::{Device, Order, Queue, Release};
+
+/// A fault of the accounting.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    /// Completions of a shared receive queue are taken to come in order.
+    OrderAssumed,
+    /// Keys of unsignaled requests are not noted.
+    UnsignaledForgotten,
+    /// Completions with errors are counted.
+    ErrorsCounted,
+    /// After a reset the counting starts over, though completions of before are polled yet.
+    StaleCounted,
+    /// Completions are not counted.
+    CompletionIgnored,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A list of requests, of which the device accepts so many.
+    Post(Vec<(u32, bool)>, usize),
+    /// One of the requests that can complete does. With an error all others do as well.
+    Complete(usize, bool),
+    /// One completion is polled; true if the queue is seen empty after the last.
+    Poll(bool),
+    Reset,
+    /// The registration with this key is given back.
+    Release(u32),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let keys = 1..6u32;
+    let request = (keys.clone(), any::<bool>());
+    prop_oneof![
+        4 => (vec(request, 1..4), 0..5usize).prop_map(|(list, most)| Step::Post(list, most)),
+        4 => (any::<usize>(), prop::bool::weighted(0.1)).prop_map(|(n, bad)| Step::Complete(n, bad)),
+        4 => any::<bool>().prop_map(Step::Poll),
+        1 => Just(Step::Reset),
+        4 => keys.prop_map(Step::Release),
+    ]
+}
+
+/// A request that the device has.
+struct Outstanding {
+    key: u32,
+    signaled: bool,
+}
+
+/// One queue of a device, with its completions.
+struct Model {
+    order: Order,
+    fault: Fault,
+    device: Device,
+    queue: Arc<Queue>,
+    requests: VecDeque<Outstanding>,
+    /// Completions that were not polled: whether they succeeded.
+    completions: VecDeque<bool>,
+    failed: bool,
+    kept: usize,
+}
+
+/// So many requests fit in.
+const ROOM: usize = 6;
+
+impl Model {
+    fn new(order: Order, fault: Fault) -> Self {
+        let device = Device::new();
+        let counted = match fault {
+            Fault::OrderAssumed => Order::Each,
+            _ => order,
+        };
+        let queue = Arc::new(Queue::new(counted, ROOM as u32, 1));
+        device.add(Arc::clone(&queue));
+        Self {
+            order,
+            fault,
+            device,
+            queue,
+            requests: VecDeque::new(),
+            completions: VecDeque::new(),
+            failed: false,
+            kept: 0,
+        }
+    }
+
+    fn post(&mut self, list: &[(u32, bool)], most: usize) {
+        let has_each = self.order != Order::Signaled;
+        let mut post = self.queue.post();
+        for &(key, signaled) in list {
+            let signaled = signaled || has_each;
+            post.request(signaled);
+            if signaled || self.fault != Fault::UnsignaledForgotten {
+                post.key(key);
+            }
+        }
+        self.device.noted();
+        for &(key, _) in list {
+            // A key that is idle is deregistered for real.
+            self.device.forget(key);
+        }
+        let room = ROOM - self.requests.len();
+        let accepted = if self.failed {
+            0
+        } else {
+            most.min(room).min(list.len())
+        };
+        let (posted, refused) = list.split_at(accepted);
+        let signaled = refused.iter().filter(|it| it.1 || has_each).count();
+        post.take_back(refused.len() as u64, signaled as u64);
+        self.requests
+            .extend(posted.iter().map(|&(key, signaled)| Outstanding {
+                key,
+                signaled: signaled || has_each,
+            }));
+    }
+
+    fn complete(&mut self, which: usize, bad: bool) {
+        if self.requests.is_empty() {
+            return;
+        }
+        if bad {
+            // The first fails, and all others are flushed.
+            self.failed = true;
+            let flushed = self.requests.drain(..).map(|_| false);
+            self.completions.extend(flushed);
+            return;
+        }
+        let which = match self.order {
+            Order::Any => which % self.requests.len(),
+            Order::Signaled | Order::Each => 0,
+        };
+        if let Some(done) = self.requests.remove(which)
+            && done.signaled
+        {
+            self.completions.push_back(true);
+        }
+    }
+
+    fn poll(&mut self, seen_empty: bool) {
+        match self.completions.pop_front() {
+            Some(_) if self.fault == Fault::CompletionIgnored => {}
+            Some(succeeded) if succeeded || self.fault == Fault::ErrorsCounted => {
+                self.queue.complete();
+            }
+            Some(_) => {}
+            None if seen_empty => self.queue.settle(),
+            None => {}
+        }
+    }
+
+    fn reset(&mut self) {
+        if self.order == Order::Any {
+            return;
+        }
+        self.requests.clear();
+        self.failed = false;
+        self.queue.reset();
+        if self.fault == Fault::StaleCounted {
+            self.queue.settle();
+        }
+    }
+
+    fn release(&mut self, key: u32) -> Result<(), TestCaseError> {
+        if self.device.release(key) == Release::Keep {
+            self.device.forget(key);
+            self.kept += 1;
+            let uses = self.requests.iter().any(|request| request.key == key);
+            prop_assert!(!uses, "key {key} was kept while a request uses it");
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, steps: &[Step]) -> Result<(), TestCaseError> {
+        for step in steps {
+            match step {
+                Step::Post(list, most) => self.post(list, *most),
+                Step::Complete(which, bad) => self.complete(*which, *bad),
+                Step::Poll(seen_empty) => self.poll(*seen_empty),
+                Step::Reset => self.reset(),
+                Step::Release(key) => self.release(*key)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tries many sequences; the first that shows a registration that was kept too long.
+fn search(order: Order, fault: Fault) -> Result<(), String> {
+    let config = ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        max_shrink_iters: 200,
+        ..ProptestConfig::default()
+    };
+    let found = TestRunner::new(config).run(&vec(step(), 1..60), |steps| {
+        Model::new(order, fault).run(&steps)
+    });
+    found.map_err(|error| error.to_string())
+}
+
+#[test]
+fn nothing_is_kept_that_a_request_uses() {
+    for order in [Order::Signaled, Order::Each, Order::Any] {
+        assert_eq!(search(order, Fault::None), Ok(()), "{order:?}");
+    }
+}
+
+#[test]
+fn faults_are_found() {
+    for (order, fault) in [
+        (Order::Any, Fault::OrderAssumed),
+        (Order::Signaled, Fault::UnsignaledForgotten),
+        (Order::Signaled, Fault::ErrorsCounted),
+        (Order::Signaled, Fault::StaleCounted),
+        (Order::Each, Fault::StaleCounted),
+    ] {
+        assert!(search(order, fault).is_err(), "{order:?} {fault:?}");
+    }
+}
+
+/// A program that awaits completions gets its registrations kept: the accounting is of use.
+fn is_kept(order: Order, fault: Fault, signaled: bool) -> bool {
+    let mut model = Model::new(order, fault);
+    for round in 0..100 {
+        model.post(&[(round % 5 + 1, signaled)], 1);
+        if !signaled {
+            model.post(&[(6, true)], 1);
+            model.complete(0, false);
+        }
+        model.complete(0, false);
+        model.poll(false);
+        assert!(model.release(round % 5 + 1).is_ok());
+    }
+    model.kept == 100
+}
+
+#[test]
+fn what_has_completed_is_kept() {
+    for order in [Order::Signaled, Order::Each, Order::Any] {
+        assert!(is_kept(order, Fault::None, true), "{order:?}");
+        assert!(!is_kept(order, Fault::CompletionIgnored, true), "{order:?}");
+    }
+    assert!(is_kept(Order::Signaled, Fault::None, false));
+}
+
+/// Many registrations at once, each given back when its own request has completed.
+#[test]
+fn of_many_outstanding_requests_those_that_are_over_are_known() {
+    let (device, depth) = (Device::new(), 256);
+    let queue = Arc::new(Queue::new(Order::Signaled, depth, 1));
+    device.add(Arc::clone(&queue));
+    let key = |number: u32| (number % (2 * depth) + 1) << 8;
+    let mut kept = 0;
+    for number in 0..20 * depth {
+        let mut post = queue.post();
+        post.request(true);
+        post.key(key(number));
+        drop(post);
+        if number >= depth - 1 {
+            queue.complete();
+            let over = number - (depth - 1);
+            kept += u32::from(device.release(key(over)) == Release::Keep);
+            device.forget(key(over));
+            assert_eq!(device.release(key(number)), Release::Outstanding);
+        }
+    }
+    // Nearly all: two keys may want the same place.
+    assert!(kept > 19 * depth, "{kept}");
+}
+
+#[test]
+fn more_completions_than_requests_leave_nothing_certain() {
+    for order in [Order::Signaled, Order::Each, Order::Any] {
+        let device = Device::new();
+        let queue = Arc::new(Queue::new(order, 4, 1));
+        device.add(Arc::clone(&queue));
+        assert_eq!(device.release(7), Release::Keep);
+        device.forget(7);
+        queue.complete();
+        assert_eq!(device.release(7), Release::Outstanding);
+        // Until it is destroyed.
+        device.remove(&queue);
+        assert_eq!(device.release(7), Release::Keep);
+    }
+}

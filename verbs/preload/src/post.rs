@@ -1,0 +1,464 @@
+//! Posting: what takes the place of a device's functions for it.
+//!
+//! Each request is counted, with its keys, before the device gets it. A key that is idle is
+//! deregistered for real first: see the head of `outstanding/mod.rs`.
+
+use std::ffi::{c_int, c_void};
+use std::slice;
+use std::thread;
+use std::time::Duration;
+
+use regcache_verbs_types::Context;
+
+use crate::abi::{ExtendedPost, IbvQp, IbvQpEx, IbvSrq, MwBind, RecvWr, SendWr, Sge, send};
+use crate::objects::{DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, SHARED_QUEUES, address};
+use crate::outstanding::Post;
+use crate::process::{Process, cannot_see};
+
+/// A work request, of whatever queue.
+trait Request {
+    fn next(&self) -> *mut Self;
+    /// The memory that it uses by keys, if the device looks at it at all.
+    fn list(&self) -> (*mut Sge, c_int);
+    fn is_signaled(&self, all: bool) -> bool;
+}
+
+impl Request for SendWr {
+    fn next(&self) -> *mut Self {
+        self.next
+    }
+
+    fn list(&self) -> (*mut Sge, c_int) {
+        // `enum ibv_wr_opcode`. These two have no memory, and their list may be anything.
+        const LOCAL_INV: c_int = 7;
+        const BIND_MW: c_int = 8;
+        if self.send_flags & send::INLINE != 0 || matches!(self.opcode, LOCAL_INV | BIND_MW) {
+            return (std::ptr::null_mut(), 0);
+        }
+        (self.sg_list, self.num_sge)
+    }
+
+    fn is_signaled(&self, all: bool) -> bool {
+        all || self.send_flags & send::SIGNALED != 0
+    }
+}
+
+impl Request for RecvWr {
+    fn next(&self) -> *mut Self {
+        self.next
+    }
+
+    fn list(&self) -> (*mut Sge, c_int) {
+        (self.sg_list, self.num_sge)
+    }
+
+    fn is_signaled(&self, _all: bool) -> bool {
+        true
+    }
+}
+
+/// The requests of a list.
+#[inline]
+fn requests<'a, R: Request + 'a>(mut next: *mut R) -> impl Iterator<Item = &'a R> {
+    std::iter::from_fn(move || {
+        // SAFETY: the program's list, up to its end.
+        let request = unsafe { next.as_ref() }?;
+        next = request.next();
+        Some(request)
+    })
+}
+
+/// The memory of a request. The device refuses a request with more pieces than `most`, and does not
+/// look at them.
+#[inline]
+fn list<R: Request>(request: &R, most: u32) -> &[Sge] {
+    let (list, count) = request.list();
+    // A number below 0 is a large one here.
+    let count = count.cast_unsigned();
+    if count == 0 || count > most {
+        return &[];
+    }
+    // SAFETY: the program's list.
+    unsafe { slice::from_raw_parts(list, count as usize) }
+}
+
+/// Posts a list: counts it, has `real` post it, and takes back what the device has not accepted.
+///
+/// # Safety
+///
+/// `first` and `bad` are the program's arguments.
+#[inline]
+unsafe fn post<R: Request>(
+    device: &OpenDevice,
+    mut posting: Post<'_>,
+    (all_signaled, max_sge): (bool, u32),
+    (first, bad): (*mut R, *mut *mut R),
+    real: impl FnOnce() -> c_int,
+) -> c_int {
+    // SAFETY: the program's list.
+    match unsafe { first.as_ref() }.map(|it| (it, list(it, max_sge))) {
+        // Nearly all lists are of one request, with one piece of memory.
+        Some((request, [sge])) if request.next().is_null() => {
+            posting.request(request.is_signaled(all_signaled));
+            posting.key(sge.lkey);
+            device.work.noted();
+            if device.work.is_idle(sge.lkey) {
+                end_idle(device, sge.lkey);
+            }
+        }
+        _ => count(device, &mut posting, (all_signaled, max_sge), first),
+    }
+    let refused = real();
+    if refused != 0 && !bad.is_null() {
+        // SAFETY: the device says here which request it refused first.
+        take_back(&mut posting, all_signaled, first, unsafe { *bad });
+    }
+    refused
+}
+
+/// Counts the requests of a list, and notes their keys.
+#[inline(never)]
+fn count<R: Request>(
+    device: &OpenDevice,
+    posting: &mut Post<'_>,
+    (all_signaled, max_sge): (bool, u32),
+    first: *mut R,
+) {
+    for request in requests(first) {
+        posting.request(request.is_signaled(all_signaled));
+        for sge in list(request, max_sge) {
+            posting.key(sge.lkey);
+        }
+    }
+    device.work.noted();
+    for request in requests(first) {
+        for sge in list(request, max_sge) {
+            if device.work.is_idle(sge.lkey) {
+                end_idle(device, sge.lkey);
+            }
+        }
+    }
+}
+
+/// Takes back the requests from `bad` on, which the device has not accepted. If it does not say
+/// which these are, it may have accepted any.
+#[cold]
+fn take_back<R: Request>(posting: &mut Post<'_>, all: bool, first: *mut R, bad: *mut R) {
+    if requests(first).any(|it| std::ptr::from_ref(it) == bad.cast_const()) {
+        let signaled = requests(bad).filter(|it| it.is_signaled(all)).count();
+        posting.take_back(requests(bad).count() as u64, signaled as u64);
+    }
+}
+
+/// Has all that is idle on the device deregistered, since the program posts with a key of it.
+#[cold]
+fn end_idle(device: &OpenDevice, key: u32) {
+    // Another thread may be deregistering it, which takes some microseconds.
+    for _ in 0..100 {
+        if let Some(process) = Process::started() {
+            process.give_up_idle_of(device);
+        }
+        if !device.work.is_idle(key) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A queue that was created in a way that the shim does not see. All of its device's are then taken
+/// to be so.
+#[cold]
+fn unknown(context: *mut Context) -> Option<&'static OpenDevice> {
+    // SAFETY: the program does not close the device while it posts.
+    let device = unsafe { DEVICES.get(address(context)) }?;
+    cannot_see(
+        device,
+        "work was posted to a queue that was created in another way",
+    );
+    Some(device)
+}
+
+pub(crate) unsafe extern "C" fn post_send(
+    qp: *mut IbvQp,
+    first: *mut SendWr,
+    bad: *mut *mut SendWr,
+) -> c_int {
+    // SAFETY: the program does not destroy it meanwhile.
+    let Some(pair) = (unsafe { QUEUE_PAIRS.get(address(qp)) }) else {
+        // SAFETY: the program's queue pair.
+        let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_send);
+        // SAFETY: the program's call.
+        return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
+    };
+    let Some(real) = pair.post_send else {
+        return libc::EOPNOTSUPP;
+    };
+    let how = (pair.all_signaled, pair.cap.max_send_sge);
+    // SAFETY: the program's call.
+    let real = || unsafe { real(qp, first, bad) };
+    // SAFETY: the program's arguments.
+    unsafe { post(&pair.device, pair.sends.post(), how, (first, bad), real) }
+}
+
+pub(crate) unsafe extern "C" fn post_recv(
+    qp: *mut IbvQp,
+    first: *mut RecvWr,
+    bad: *mut *mut RecvWr,
+) -> c_int {
+    // SAFETY: the program does not destroy it meanwhile.
+    let pair = unsafe { QUEUE_PAIRS.get(address(qp)) };
+    let Some((pair, receives)) = pair.and_then(|it| Some((it, it.receives.as_ref()?))) else {
+        // SAFETY: the program's queue pair.
+        let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_recv);
+        // SAFETY: the program's call.
+        return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
+    };
+    let Some(real) = pair.post_recv else {
+        return libc::EOPNOTSUPP;
+    };
+    let how = (true, pair.cap.max_recv_sge);
+    // SAFETY: the program's call.
+    let real = || unsafe { real(qp, first, bad) };
+    // SAFETY: the program's arguments.
+    unsafe { post(&pair.device, receives.post(), how, (first, bad), real) }
+}
+
+pub(crate) unsafe extern "C" fn post_srq_recv(
+    srq: *mut IbvSrq,
+    first: *mut RecvWr,
+    bad: *mut *mut RecvWr,
+) -> c_int {
+    // SAFETY: the program does not destroy it meanwhile.
+    let Some(shared) = (unsafe { SHARED_QUEUES.get(address(srq)) }) else {
+        // SAFETY: the program's queue.
+        let real = unknown(unsafe { (*srq).context }).and_then(|it| it.ops.post_srq_recv);
+        // SAFETY: the program's call.
+        return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(srq, first, bad) });
+    };
+    let Some(real) = shared.device.ops.post_srq_recv else {
+        return libc::EOPNOTSUPP;
+    };
+    let how = (true, shared.max_sge);
+    // SAFETY: the program's call.
+    let real = || unsafe { real(srq, first, bad) };
+    // SAFETY: the program's arguments.
+    unsafe { post(&shared.device, shared.queue.post(), how, (first, bad), real) }
+}
+
+/// A bind is a request of the send queue. The registration under it is not cached.
+pub(crate) unsafe extern "C" fn bind_mw(
+    qp: *mut IbvQp,
+    window: *mut c_void,
+    bind: *mut MwBind,
+) -> c_int {
+    // SAFETY: the program does not destroy it meanwhile.
+    let pair = unsafe { QUEUE_PAIRS.get(address(qp)) };
+    // SAFETY: the program's queue pair.
+    let device = match pair {
+        Some(pair) => Some(&*pair.device),
+        // SAFETY: as above.
+        None => unknown(unsafe { (*qp).context }),
+    };
+    let Some(real) = device.and_then(|device| device.ops.bind_mw) else {
+        return libc::EOPNOTSUPP;
+    };
+    let posting = pair.map(|pair| {
+        let mut posting = pair.sends.post();
+        let mark = posting.mark();
+        // SAFETY: the program's argument.
+        let flags = unsafe { (*bind).send_flags };
+        posting.request(pair.all_signaled || flags & send::SIGNALED != 0);
+        (posting, mark)
+    });
+    // SAFETY: the program's call.
+    let refused = unsafe { real(qp, window, bind) };
+    if let Some((mut posting, mark)) = posting
+        && refused != 0
+    {
+        posting.take_back_to(mark);
+    }
+    refused
+}
+
+/// The functions that a queue pair with extended posts gets in place of `its`.
+pub(crate) fn extended(its: &ExtendedPost) -> ExtendedPost {
+    let mut ours = *its;
+    // A function is there if the operation was asked for.
+    macro_rules! replace {
+        ($($name:ident),*) => { $(ours.$name = its.$name.and(Some(wr::$name));)* };
+    }
+    replace!(
+        atomic_cmp_swp,
+        atomic_fetch_add,
+        bind_mw,
+        local_inv,
+        rdma_read,
+        rdma_write,
+        rdma_write_imm,
+        send,
+        send_imm,
+        send_inv,
+        send_tso,
+        set_sge,
+        set_sge_list,
+        start,
+        complete,
+        abort
+    );
+    ours
+}
+
+/// The queue pair of an extended post, which has its functions replaced and so is known.
+///
+/// # Safety
+///
+/// The program does not destroy it meanwhile.
+unsafe fn extended_pair<'a>(qp: *mut IbvQpEx) -> Option<(&'a QueuePair, &'a ExtendedPost)> {
+    // SAFETY: by the contract.
+    let pair = unsafe { QUEUE_PAIRS.get(address(qp)) }?;
+    Some((pair, pair.extended.as_ref()?))
+}
+
+/// The functions in `struct ibv_qp_ex`. The header's inline functions call them.
+mod wr {
+    use super::*;
+
+    /// Functions that count a request and call the device's.
+    macro_rules! requests {
+        ($($name:ident($($argument:ident: $type:ty),*);)*) => {
+            $(
+                pub(super) unsafe extern "C" fn $name(qp: *mut IbvQpEx $(, $argument: $type)*) {
+                    // SAFETY: the program's queue pair, between `ibv_wr_start` and its end.
+                    let Some(real) = (unsafe { count(qp) }).and_then(|its| its.$name) else {
+                        return;
+                    };
+                    // SAFETY: the program's call.
+                    unsafe { real(qp $(, $argument)*) }
+                }
+            )*
+        };
+    }
+
+    requests! {
+        atomic_cmp_swp(rkey: u32, remote: u64, compare: u64, swap: u64);
+        atomic_fetch_add(rkey: u32, remote: u64, add: u64);
+        bind_mw(window: *mut c_void, rkey: u32, info: *mut c_void);
+        local_inv(rkey: u32);
+        rdma_read(rkey: u32, remote: u64);
+        rdma_write(rkey: u32, remote: u64);
+        rdma_write_imm(rkey: u32, remote: u64, data: u32);
+        send();
+        send_imm(data: u32);
+        send_inv(rkey: u32);
+        send_tso(header: *mut c_void, size: u16, segment: u16);
+    }
+
+    /// Counts a request of the post that was begun.
+    unsafe fn count<'a>(qp: *mut IbvQpEx) -> Option<&'a ExtendedPost> {
+        // SAFETY: the program's queue pair.
+        let (pair, its) = unsafe { extended_pair(qp) }?;
+        // SAFETY: as above.
+        let flags = unsafe { (*qp).wr_flags };
+        // SAFETY: the program is between `ibv_wr_start` and its end, in this thread.
+        if let Some((post, _)) = unsafe { pair.begun() } {
+            post.request(pair.all_signaled || flags & crate::abi::send::SIGNALED != 0);
+        }
+        Some(its)
+    }
+
+    /// Notes keys of the request that was counted last.
+    unsafe fn note<'a>(
+        qp: *mut IbvQpEx,
+        keys: impl Iterator<Item = u32> + Clone,
+    ) -> Option<&'a ExtendedPost> {
+        // SAFETY: the program's queue pair.
+        let (pair, its) = unsafe { extended_pair(qp) }?;
+        // SAFETY: as in `count`.
+        if let Some((post, _)) = unsafe { pair.begun() } {
+            for key in keys.clone() {
+                post.key(key);
+            }
+            pair.device.work.noted();
+            for key in keys {
+                if pair.device.work.is_idle(key) {
+                    end_idle(&pair.device, key);
+                }
+            }
+        }
+        Some(its)
+    }
+
+    pub(super) unsafe extern "C" fn set_sge(qp: *mut IbvQpEx, key: u32, addr: u64, length: u32) {
+        // SAFETY: as in `count`.
+        let its = unsafe { note(qp, std::iter::once(key)) };
+        if let Some(real) = its.and_then(|its| its.set_sge) {
+            // SAFETY: the program's call.
+            unsafe { real(qp, key, addr, length) }
+        }
+    }
+
+    pub(super) unsafe extern "C" fn set_sge_list(qp: *mut IbvQpEx, count: usize, list: *const Sge) {
+        let list_of = || {
+            // SAFETY: the program's list.
+            let list = unsafe { slice::from_raw_parts(list, count) };
+            list.iter().map(|sge| sge.lkey)
+        };
+        let its = if list.is_null() || count == 0 {
+            // SAFETY: the program's queue pair.
+            unsafe { extended_pair(qp) }.map(|(_, its)| its)
+        } else {
+            // SAFETY: as in `count`.
+            unsafe { note(qp, list_of()) }
+        };
+        if let Some(real) = its.and_then(|its| its.set_sge_list) {
+            // SAFETY: the program's call.
+            unsafe { real(qp, count, list) }
+        }
+    }
+
+    pub(super) unsafe extern "C" fn start(qp: *mut IbvQpEx) {
+        // SAFETY: the program's queue pair.
+        let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
+            return;
+        };
+        // SAFETY: this is `ibv_wr_start`. The device's own lock comes second.
+        unsafe { pair.begin() };
+        if let Some(real) = its.start {
+            // SAFETY: the program's call.
+            unsafe { real(qp) }
+        }
+    }
+
+    pub(super) unsafe extern "C" fn complete(qp: *mut IbvQpEx) -> c_int {
+        // SAFETY: the program's queue pair.
+        let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
+            return libc::EINVAL;
+        };
+        // SAFETY: the program's call.
+        let refused = its
+            .complete
+            .map_or(libc::EINVAL, |real| unsafe { real(qp) });
+        // SAFETY: this thread has begun it.
+        if let Some((mut post, mark)) = unsafe { pair.begun() }.take()
+            && refused != 0
+        {
+            post.take_back_to(mark);
+        }
+        refused
+    }
+
+    pub(super) unsafe extern "C" fn abort(qp: *mut IbvQpEx) {
+        // SAFETY: the program's queue pair.
+        let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
+            return;
+        };
+        if let Some(real) = its.abort {
+            // SAFETY: the program's call.
+            unsafe { real(qp) }
+        }
+        // SAFETY: this thread has begun it.
+        if let Some((mut post, mark)) = unsafe { pair.begun() }.take() {
+            post.take_back_to(mark);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Which device libraries the shim can follow.
+//!
+//! The queues of a device complete in order, as the verbs demand, for most but not for all: EFA's
+//! do not. And some libraries let a program write to the device's queues itself (mlx5dv and the
+//! like). Both are known by the name of the library that has the device's functions.
+
+use std::ffi::{CStr, c_void};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::elf;
+
+/// Whether the shim can follow a device's library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Provider {
+    /// Its queues complete in order, and all work goes through libibverbs.
+    Followed,
+    /// Nothing is known about it.
+    Unknown,
+    /// The program is linked with it, or has looked up one of its functions.
+    Direct,
+}
+
+/// Libraries whose queues complete in order; true if programs can use the device directly.
+const FOLLOWED: &[(&[u8], bool)] = &[
+    (b"rxe", false),
+    (b"siw", false),
+    (b"mlx4", true),
+    (b"mlx5", true),
+];
+
+/// How the names of functions for direct use begin.
+const DIRECT: &[&[u8]] = &[b"mlx5dv_", b"mlx4dv_", b"efadv_", b"manadv_", b"hnsdv_"];
+
+/// A function for direct use was looked up by name.
+static LOOKED_UP: AtomicBool = AtomicBool::new(false);
+
+/// Notes that the program looks up this function.
+pub(crate) fn looked_up(name: &[u8]) {
+    if DIRECT.iter().any(|direct| name.starts_with(direct)) {
+        LOOKED_UP.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The library that has this function.
+pub(crate) fn of(function: *const c_void) -> Provider {
+    let mut info = libc::Dl_info {
+        dli_fname: ptr::null(),
+        dli_fbase: ptr::null_mut(),
+        dli_sname: ptr::null(),
+        dli_saddr: ptr::null_mut(),
+    };
+    // SAFETY: writes the structure, for any address.
+    if unsafe { libc::dladdr(function, &raw mut info) } == 0 || info.dli_fname.is_null() {
+        return Provider::Unknown;
+    }
+    // SAFETY: the loader's name of the library, terminated.
+    let path = unsafe { CStr::from_ptr(info.dli_fname) }.to_bytes();
+    let Some(name) = driver(path) else {
+        return Provider::Unknown;
+    };
+    match FOLLOWED.iter().find(|(known, _)| *known == name) {
+        None => Provider::Unknown,
+        Some((_, true)) if LOOKED_UP.load(Ordering::Relaxed) || elf::is_needed(name) => {
+            Provider::Direct
+        }
+        Some(_) => Provider::Followed,
+    }
+}
+
+/// `mlx5` of `/usr/lib/libibverbs/libmlx5-rdmav34.so`, or of `libmlx5.so.1`.
+fn driver(path: &[u8]) -> Option<&[u8]> {
+    let file = path.rsplit(|&byte| byte == b'/').next()?;
+    let name = file.strip_prefix(b"lib")?;
+    let end = name.iter().position(|byte| matches!(byte, b'-' | b'.'))?;
+    name.get(..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_is_known_by_its_file() {
+        assert_eq!(
+            driver(b"/usr/lib/libibverbs/libmlx5-rdmav34.so"),
+            Some(&b"mlx5"[..])
+        );
+        assert_eq!(driver(b"libmlx5.so.1.24.44.0"), Some(&b"mlx5"[..]));
+        assert_eq!(driver(b"/usr/bin/python3.11"), None);
+    }
+
+    #[test]
+    fn a_function_of_another_library_is_of_no_provider() {
+        assert_eq!(of(libc::qsort as *const c_void), Provider::Unknown);
+    }
+
+    #[test]
+    fn libraries_that_are_needed_are_found() {
+        assert!(elf::is_needed(b"c"));
+        assert!(!elf::is_needed(b"mlx5"));
+    }
+}

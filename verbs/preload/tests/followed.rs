@@ -1,0 +1,64 @@
+//! Devices that the shim can follow, and those that it cannot. They are fakes, which tests/c has:
+//! the shim knows a device by the name of its library.
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod preload;
+
+use preload::{Ran, post_poll, run, under_shim};
+
+/// Posts twenty times on a fake of that driver, with a registration each.
+fn posts(driver: &str, suite: &str, needs: Option<&str>, looks_up: Option<&str>) -> Ran {
+    let program = post_poll(driver, suite, needs);
+    run(under_shim(program)
+        .args(["20", "1", "register"])
+        .args(looks_up))
+    .ok()
+}
+
+fn is_not_cached(ran: &Ran, why: &str) {
+    let summary = ran.summary();
+    assert_eq!(summary.number("asked"), 21, "{summary:?}");
+    assert_eq!(summary.number("unseen"), 21, "{summary:?}");
+    let said = ran
+        .stderr
+        .matches("registrations end with ibv_dereg_mr")
+        .count();
+    assert_eq!(said, 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains(why), "{}", ran.stderr);
+}
+
+#[test]
+fn known_devices_are_followed() {
+    for driver in ["rxe", "mlx5"] {
+        let ran = posts(driver, "known", None, None);
+        let summary = ran.summary();
+        assert_eq!(summary.number("unseen"), 0, "{driver}: {summary:?}");
+        // Where there is a monitor they are cached, else not, for that reason.
+        let (cached, off) = (summary.number("cached"), summary.number("off"));
+        assert_eq!(cached + off, 21, "{driver}: {summary:?}");
+        assert_eq!(summary.number("kept"), cached, "{driver}: {summary:?}");
+    }
+}
+
+#[test]
+fn unknown_devices_are_not_cached() {
+    is_not_cached(
+        &posts("efa", "unknown", None, None),
+        "is not known to the shim",
+    );
+}
+
+#[test]
+fn devices_that_a_program_is_linked_with_are_not_cached() {
+    let ran = posts("mlx5", "linked", Some("libmlx5.so.1"), None);
+    is_not_cached(&ran, "directly");
+    // Another device's library matters nothing.
+    let ran = posts("rxe", "linked", Some("libmlx5.so.1"), None);
+    assert_eq!(ran.summary().number("unseen"), 0);
+}
+
+#[test]
+fn devices_whose_functions_a_program_looks_up_are_not_cached() {
+    let ran = posts("mlx5", "looked-up", None, Some("mlx5dv_init_obj"));
+    is_not_cached(&ran, "directly");
+}

@@ -1,0 +1,161 @@
+//! The accounting of outstanding work under loom: every interleaving of a poster, a poller and a
+//! thread that deregisters, within the bound that `LOOM_MAX_PREEMPTIONS` sets.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p regcache-preload --release --test loom`
+#![cfg(loom)]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::sync::Arc;
+
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::thread;
+
+#[path = "../src/outstanding/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the suite uses a part")]
+mod outstanding;
+
+use outstanding::{Device, Order, Queue, Release};
+
+const KEY: u32 = 0x1234;
+
+/// A device with one queue, and whether work that uses the key is outstanding.
+struct Model {
+    device: Device,
+    queue: Arc<Queue>,
+    outstanding: AtomicBool,
+}
+
+impl Model {
+    fn new(order: Order) -> Arc<Self> {
+        let device = Device::new();
+        let queue = Arc::new(Queue::new(order, 2, 1));
+        device.add(Arc::clone(&queue));
+        Arc::new(Self {
+            device,
+            queue,
+            outstanding: AtomicBool::new(false),
+        })
+    }
+
+    /// Posts one request, as the shim does; false if the key had to be deregistered first.
+    fn post(&self, signaled: bool) -> bool {
+        let mut post = self.queue.post();
+        let mark = post.mark();
+        post.request(signaled);
+        post.key(KEY);
+        self.device.noted();
+        if self.device.is_idle(KEY) {
+            // In the shim the key is deregistered now, and then the device refuses the request.
+            post.take_back_to(mark);
+            return false;
+        }
+        self.outstanding.store(true, Ordering::Relaxed);
+        true
+    }
+
+    /// The device is done, and the completion is polled.
+    fn complete(&self) {
+        self.outstanding.store(false, Ordering::Relaxed);
+        self.queue.complete();
+    }
+}
+
+/// A request that the device gets and a registration that is kept exclude each other.
+#[test]
+fn a_poster_and_a_deregistration_see_one_another() {
+    loom::model(|| {
+        let model = Model::new(Order::Signaled);
+        let poster = {
+            let model = Arc::clone(&model);
+            thread::spawn(move || model.post(true))
+        };
+        let kept = model.device.release(KEY) == Release::Keep;
+        assert!(!(poster.join().unwrap() && kept));
+    });
+}
+
+/// While another thread polls the completion, the registration is kept only if the work is over.
+fn what_is_kept_is_over(order: Order) {
+    loom::model(move || {
+        let model = Model::new(order);
+        assert!(model.post(true));
+        let poller = {
+            let model = Arc::clone(&model);
+            thread::spawn(move || model.complete())
+        };
+        if model.device.release(KEY) == Release::Keep {
+            assert!(!model.outstanding.load(Ordering::Relaxed));
+        }
+        poller.join().unwrap();
+    });
+}
+
+#[test]
+fn what_is_kept_of_a_send_queue_is_over() {
+    what_is_kept_is_over(Order::Signaled);
+}
+
+#[test]
+fn what_is_kept_of_a_receive_queue_is_over() {
+    what_is_kept_is_over(Order::Each);
+}
+
+#[test]
+fn what_is_kept_of_a_shared_queue_is_over() {
+    what_is_kept_is_over(Order::Any);
+}
+
+/// Two completion queues serve a shared receive queue, and a third thread posts to it.
+#[test]
+fn a_shared_queue_is_drained_by_several() {
+    loom::model(|| {
+        let model = Model::new(Order::Any);
+        assert!(model.post(true));
+        let mut other = model.queue.post();
+        other.request(true);
+        other.key(KEY + 1);
+        drop(other);
+        let pollers = [(), ()].map(|()| {
+            let model = Arc::clone(&model);
+            thread::spawn(move || model.queue.complete())
+        });
+        let mut third = model.queue.post();
+        third.request(true);
+        third.key(KEY + 2);
+        drop(third);
+        for poller in pollers {
+            poller.join().unwrap();
+        }
+        // Two of three are over, and nobody knows which, unless there was a time without the third.
+        assert_eq!(model.device.release(KEY + 2), Release::Outstanding);
+        model.queue.complete();
+        for key in [KEY, KEY + 1, KEY + 2] {
+            assert_eq!(model.device.release(key), Release::Keep);
+            model.device.forget(key);
+        }
+    });
+}
+
+/// A poster counts requests while an earlier one completes.
+#[test]
+fn a_send_queue_is_posted_to_and_polled_at_once() {
+    loom::model(|| {
+        let model = Model::new(Order::Signaled);
+        assert!(model.post(true));
+        let poller = {
+            let model = Arc::clone(&model);
+            thread::spawn(move || model.complete())
+        };
+        let mut post = model.queue.post();
+        for signaled in [false, true] {
+            post.request(signaled);
+            post.key(KEY + 1);
+        }
+        drop(post);
+        poller.join().unwrap();
+        assert_eq!(model.device.release(KEY), Release::Keep);
+        assert_eq!(model.device.release(KEY + 1), Release::Outstanding);
+        model.queue.complete();
+        assert_eq!(model.device.release(KEY + 1), Release::Keep);
+    });
+}
