@@ -46,7 +46,7 @@ fn without_driver(no_driver: &OpenError) -> Auto {
         Ok(monitor) => {
             tracing::debug!(
                 why = no_driver as &dyn std::error::Error,
-                "userfaultfd in place of ummunotify: a hit takes some system calls"
+                "userfaultfd is used in place of ummunotify: each lookup makes some system calls"
             );
             Auto::Userfaultfd(Box::new(monitor))
         }

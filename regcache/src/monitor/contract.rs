@@ -37,8 +37,8 @@ impl fmt::Debug for Cookie {
 ///   registration can rely on a watch that was placed earlier.
 /// - **M3, in time**: [`generation`](Self::generation) changes before the invalidating call
 ///   returns. It also changes before the kernel can hand out the addresses of the invalidated range
-///   again, to any thread. If the monitor is [`CHECKED`](Self::CHECKED), both need to hold only for
-///   lookups that have called [`is_intact`](Self::is_intact).
+///   again, to any thread. If the monitor is [`CHECKED`](Self::CHECKED), the result of
+///   [`is_intact`](Self::is_intact) may report the change in place of the generation.
 /// - **M4, bounded**: the monitor's memory is proportional to the number of watches, whatever
 ///   happens to the watched memory.
 /// - **M5, not hijackable**: no other code in the process can switch the monitor off.

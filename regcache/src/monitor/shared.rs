@@ -350,7 +350,7 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
         drained?;
         if lost {
             return Err(io::Error::other(
-                "reports were lost when another cache asked for them",
+                "reports were lost when another cache drained the shared monitor",
             ));
         }
         Ok(board.drained)
