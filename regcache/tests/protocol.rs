@@ -355,10 +355,11 @@ fn a_monitor_that_fails_fails_the_lookup() {
     assert!(!guard.registration().is_stale(&kernel, guard.range()));
 }
 
-/// A monitor that remaps a page once, at the end of its next drain, or that does not end watches.
+/// A monitor with two faults that a test can switch on. It remaps a page at the end of its next
+/// drain, or it does not end watches.
 struct Twisted {
     inner: FakeMonitor,
-    /// The page to remap at the end of a drain.
+    /// The page to remap at the end of the next drain.
     remap: AtomicUsize,
     keeps_watches: AtomicBool,
 }
@@ -463,7 +464,8 @@ fn of_two_misses_at_once_the_first_to_be_published_serves_both() {
         (cache.stats().merges, live(cache), kernel.watches()),
         (0, 1, 1)
     );
-    // A static is not dropped, and LeakSanitizer does not see memory that only an entry points to.
+    // A static is never dropped. LeakSanitizer would report memory that only an entry points to. So
+    // the test flushes the cache.
     drop(cache.flush());
 }
 
@@ -584,8 +586,8 @@ fn a_forked_child_that_drops_an_empty_cache_closes_nothing() {
 }
 
 /// Several threads look up and remap their own pages, and look up shared ones, in a small cache
-/// that evicts all the time. A page that its thread has not remapped since the lookup must be the
-/// page that was pinned.
+/// that evicts all the time. If a thread has not remapped its own page since a lookup, the lookup's
+/// registration must have pinned the current page.
 #[test]
 fn many_threads_never_see_a_stale_registration() {
     const OWN: usize = 6;
