@@ -116,7 +116,7 @@ fn the_remote_key_ends_with_the_last_remote_guard() {
     assert_eq!(
         cache.registrar().live.load(Ordering::Relaxed),
         before - 1,
-        "key still valid"
+        "the remote key is still valid"
     );
 }
 
@@ -176,7 +176,7 @@ unsafe impl Monitor for SlowMonitor {
     }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
         let mut s = self.0.k.lock().unwrap();
-        assert!(!s.in_flight, "would wait");
+        assert!(!s.in_flight, "a watch would wait for the invalidation");
         s.live.insert(c.0, r);
         Ok(())
     }
@@ -292,7 +292,7 @@ fn reaping_makes_the_descriptor_quiet() {
     assert_eq!(
         poll(&mut fds, PollTimeout::ZERO).unwrap(),
         0,
-        "readable forever"
+        "the descriptor stays readable"
     );
 }
 
@@ -364,7 +364,7 @@ fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
             unsafe { libc::waitpid(child, &raw mut status, 0) };
             assert_eq!(
                 status, 0,
-                "the child keeps a registration that nobody watches for it"
+                "the child keeps a registration of memory that is not watched"
             );
         }
     }

@@ -36,7 +36,7 @@ fn monitor() -> Option<(Userfaultfd, MutexGuard<'static, ()>)> {
 
 fn open() -> Result<Userfaultfd, UserfaultfdError> {
     match Userfaultfd::open() {
-        // SAFETY: only one test installs guard pages, and that test does not use this monitor.
+        // SAFETY: tests install guard pages only in memory that this monitor does not watch.
         Err(UserfaultfdError::GuardPages { .. }) => unsafe { Userfaultfd::open_unprivileged() },
         opened => opened,
     }
@@ -363,7 +363,10 @@ fn a_watch_goes_on_when_others_of_the_same_pages_end() {
         .watch(range(next.wrapping_add(4 * PAGE), 4 * PAGE), Cookie(6))
         .unwrap();
     monitor.unwatch(Cookie(5)).unwrap();
-    assert!(!monitor.is_intact(range(next, PAGE)), "nobody watches it");
+    assert!(
+        !monitor.is_intact(range(next, PAGE)),
+        "no watch covers the page"
+    );
     unmap(next, 8 * PAGE);
     assert_eq!(reported(&monitor), [6]);
 }
@@ -442,7 +445,7 @@ fn what_cannot_be_watched_is_refused() {
     refused(memory, PAGE, "memory under another userfaultfd");
     assert!(
         other.is_intact(range(memory, PAGE)),
-        "it is still armed for the other one"
+        "the memory is still armed for the other monitor"
     );
     drop(other);
     monitor.watch(range(memory, PAGE), Cookie(2)).unwrap();
@@ -528,11 +531,15 @@ fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
     while monitor.watch(range(memory, 8 * PAGE), Cookie(3)).is_err() {
         assert!(
             Instant::now() < deadline,
-            "every other thread sleeps or has ended"
+            "the removal is over, because every other thread sleeps or has ended"
         );
         thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(reported(&monitor), [3], "reported again when it is over");
+    assert_eq!(
+        reported(&monitor),
+        [3],
+        "the removal is reported again when it is over"
+    );
     // SAFETY: this is the test's own mapping.
     unsafe { memory.write_bytes(1, 8 * PAGE) };
     assert!(monitor.is_intact(range(memory, 8 * PAGE)));

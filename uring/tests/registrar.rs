@@ -86,7 +86,7 @@ fn when_the_table_is_full_idle_buffers_make_room() {
     held.push(get(7).unwrap());
     let indices: Vec<_> = held.iter().map(|it| it.registration().index()).collect();
     assert_ne!(indices[0], indices[1]);
-    assert!(get(5).is_err(), "both are in use");
+    assert!(get(5).is_err(), "both slots are in use");
     held.clear();
     assert!(get(5).is_ok());
 }
@@ -111,7 +111,7 @@ fn a_cleared_slot_is_empty_and_comes_back() {
     let written = unsafe { other.write_registered(writer.as_fd(), &memory[PAGE..], &second, 0) };
     assert!(
         matches!(written, Err(Error::WrongBuffer { .. })),
-        "of another ring"
+        "the buffer belongs to another ring"
     );
     registrar.deregister(second).unwrap();
 }
