@@ -97,8 +97,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if M::CHECKED && !core.monitor.is_intact(range) {
             return self.reregister(range, access);
         }
-        // Each rare case returns a call's result directly, so that the common case need not save
-        // registers.
+        // Each rare case directly returns the result of a call. So the common case need not save
+        // CPU registers.
         let Some(slot) = core.hints.first(range.start()) else {
             return self.get_slow(range, access, None);
         };
@@ -157,9 +157,9 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         lookup(core, range, access)
     }
 
-    /// Registers a range, so that the next [`get`](Self::get) of it is a hit. A range that cannot
-    /// be cached is a miss again. So is remote access if its [keys are
-    /// revoked](crate::Builder::revoke_remote_keys).
+    /// Registers a range, so that the next [`get`](Self::get) of it is a hit. If the registration
+    /// cannot be cached, the next lookup is a miss again. The same holds for remote access if its
+    /// [keys are revoked](crate::Builder::revoke_remote_keys).
     ///
     /// # Errors
     ///
@@ -196,7 +196,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// let guard = cache.get_slice(&buffer, ())?;
     ///
     /// let mut unpinned = cache.invalidate(buffer.as_ptr(), buffer.len())?;
-    /// assert_eq!(unpinned.in_use(), 1, "the guard holds it");
+    /// assert_eq!(unpinned.in_use(), 1, "the guard holds the registration");
     ///
     /// drop(guard);
     /// assert!(unpinned.wait(Duration::from_secs(1)));
@@ -280,7 +280,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// let cache = Cache::builder(Device).background_reaper(false).build()?;
     /// if let Some(descriptor) = cache.descriptor() {
-    ///     // In an event loop, beside the application's own descriptors:
+    ///     // An event loop polls this descriptor together with its other descriptors.
     ///     let mut fds = [PollFd::new(descriptor, PollFlags::POLLIN)];
     ///     if poll(&mut fds, PollTimeout::ZERO)? > 0 {
     ///         cache.reap()?;

@@ -25,9 +25,9 @@
 //! # Why a lookup never returns a stale registration
 //!
 //! Let U be an operation that changed pages of the range. Assume that U returned before the lookup
-//! began. Or assume that the thread that looks up got the address from a mapping call that could
-//! succeed only because of U. Let E be an entry for the range that was registered before U. The
-//! claim is that the lookup does not return E.
+//! began. Alternatively, assume that the thread that looks up got the address from a mapping call
+//! that could succeed only because of U. Let E be an entry for the range that was registered before
+//! U. The claim is that the lookup does not return E.
 //!
 //! 1. E's watch was placed before E was registered, hence before U ended. If U started after the
 //!    watch was placed, U is reported (M1). Otherwise U was in flight while the watch was placed.
