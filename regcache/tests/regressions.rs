@@ -1,5 +1,5 @@
-//! Regressions of panics, remote keys and a shared monitor. Each test repeats the order of events
-//! that failed.
+//! Tests of bugs that were found and fixed. The bugs concern panics, remote keys and shared
+//! monitors. Each test repeats the order of events that failed.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -48,7 +48,7 @@ fn a_panic_in_deregister_leaves_no_unwatched_entry() {
     .unwrap();
     drop(cache.get(page(0), PAGE, READ).unwrap());
     cache.registrar().1.store(true, Ordering::Relaxed);
-    // The wider registration replaces the first one, whose deregistration panics.
+    // The wider registration replaces the first one. The deregistration of the first one panics.
     drop(cache.get(page(0), 2 * PAGE, READ).unwrap());
     assert_eq!(cache.stats().leaked, 1);
     kernel.remap(1);
@@ -57,7 +57,8 @@ fn a_panic_in_deregister_leaves_no_unwatched_entry() {
     assert!(!guard.registration().is_stale(&kernel, wanted), "STALE");
 }
 
-/// The same, and then the slot is used again: the failure overwrote the content of a live entry.
+/// Repeats the test above, and then uses the slot again. The bug overwrote the content of a live
+/// entry.
 #[test]
 fn a_panic_in_deregister_does_not_recycle_a_live_slot() {
     let kernel = FakeKernel::new(8);
@@ -115,7 +116,7 @@ fn the_remote_key_ends_with_the_last_remote_guard() {
     assert_eq!(
         cache.registrar().live.load(Ordering::Relaxed),
         before - 1,
-        "key still valid"
+        "the remote key is still valid"
     );
 }
 
@@ -127,8 +128,8 @@ fn waiting_forever_does_not_panic() {
 }
 
 /// A kernel whose invalidations take time. The start marks the watches and raises the generation.
-/// The end puts the new page in place, and repeats the early reports: those that were read in
-/// between. The driver does the same.
+/// The end puts the new page in place. It also repeats the early reports, which were read between
+/// start and end. The driver does the same.
 struct Slow {
     k: std::sync::Mutex<SlowState>,
 }
@@ -252,7 +253,7 @@ fn a_cache_built_during_an_invalidation_on_a_shared_monitor_is_never_stale() {
     );
 }
 
-/// The control of the test above: the second cache was built before the invalidation.
+/// This is the control of the test above. Here the second cache is built before the invalidation.
 #[test]
 fn control_a_cache_built_before() {
     let (k, [one, two]) = slow();
@@ -295,7 +296,7 @@ fn reaping_makes_the_descriptor_quiet() {
     assert_eq!(
         poll(&mut fds, PollTimeout::ZERO).unwrap(),
         0,
-        "readable forever"
+        "the descriptor stays readable"
     );
 }
 
@@ -306,7 +307,8 @@ enum Asked {
     Drain,
 }
 
-/// A monitor that asks a function about each request first.
+/// A monitor that first passes each request to a function. If the function returns an error, the
+/// request fails with that error.
 struct Asking<F>(FakeMonitor, F);
 
 // SAFETY: this is a model, without a device that reaches memory.
@@ -338,7 +340,7 @@ unsafe impl<F: Fn(Asked) -> io::Result<()> + Send + Sync + 'static> Monitor for 
 fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
     let kernel = FakeKernel::new(8);
     let owner = std::process::id();
-    // The driver also refuses processes that are not the owner.
+    // The monitor refuses every process except its owner, as the driver does.
     let owned = move |_| match std::process::id() {
         id if id == owner => Ok(()),
         _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
@@ -366,7 +368,7 @@ fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
             unsafe { libc::waitpid(child, &raw mut status, 0) };
             assert_eq!(
                 status, 0,
-                "the child keeps a registration that nobody watches for it"
+                "the child keeps a registration of memory that is not watched"
             );
         }
     }
