@@ -1,6 +1,7 @@
-//! Lookups that are hits, in one thread: `cargo bench -p regcache-bench-lookup --bench hit`.
+//! Benchmarks hits in one thread: `cargo bench -p regcache-bench-lookup --bench hit`.
 //!
-//! They show what a change of the cache does. `cargo xtask bench` compares the cache with UCX's.
+//! Run it before and after a change to the cache. `cargo xtask bench` compares the cache with UCX's
+//! registration cache.
 
 use std::sync::Arc;
 

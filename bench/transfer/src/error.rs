@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The reason why a measurement failed.
+/// A failed measurement, with its reason.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,7 +26,7 @@ pub enum Error {
     /// A file could not be read or written.
     #[error("cannot use the file {}", path.display())]
     File {
-        /// Its path.
+        /// The path of the file.
         path: PathBuf,
         /// The cause.
         #[source]
@@ -38,10 +38,10 @@ pub enum Error {
     /// A transfer did not end in time.
     #[error("no transfer completed for {after:?}: check that the peer is still there")]
     TimedOut {
-        /// The time that was waited.
+        /// The time for which the thread waited.
         after: Duration,
     },
-    /// The device or the program cannot do what was asked for.
+    /// The device or the program does not support the request.
     #[error("{0}")]
     Cannot(String),
     /// Stale bytes arrived.
@@ -53,7 +53,7 @@ pub enum Error {
         strategy: String,
         /// The workload.
         workload: String,
-        /// The bytes of a transfer.
+        /// The number of bytes in a transfer.
         size: usize,
         /// The number of stale bytes.
         bytes: u64,
@@ -61,12 +61,12 @@ pub enum Error {
     /// A plot could not be drawn.
     #[error("cannot draw {name}: {why}")]
     Plot {
-        /// Its title.
+        /// The title of the plot.
         name: String,
         /// The cause.
         why: String,
     },
-    /// A file has no results of this program.
+    /// A file does not contain results of this version of the program.
     #[error("{} has no results of this version of the program", path.display())]
     Json {
         /// The file.
@@ -77,7 +77,7 @@ pub enum Error {
     },
 }
 
-/// Adds the action that failed to an error.
+/// Adds the failed action to an error.
 pub(crate) trait Trying<T> {
     fn trying(self, what: &'static str) -> Result<T, Error>;
 }

@@ -1,4 +1,5 @@
-//! The report of one or more runs: Markdown with plots beside it, and HTML with the plots inside.
+//! Writes a report of one or more runs. The report in Markdown links to the plots, and the report
+//! in HTML contains them.
 
 use std::path::{Path, PathBuf};
 
@@ -12,16 +13,16 @@ enum Part {
     Text(String),
     Table(Rows),
     Lines(Vec<String>),
-    /// The file name, the caption, the SVG text.
+    /// A plot: its file name, its caption and its SVG text.
     Plot(String, String, String),
 }
 
 /// Writes `report.md`, `report.html` and the plots into `dir`, and returns their paths, the HTML
-/// first. `command` is the command that made the runs.
+/// first. The report names `command` as the command that made the runs.
 ///
 /// # Errors
 ///
-/// The errors of the files; [`Error::Plot`].
+/// Returns the errors of the files. Returns [`Error::Plot`] if a plot cannot be drawn.
 pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut files = vec![dir.join("report.html"), dir.join("report.md")];
     let mut parts = Vec::new();
@@ -71,7 +72,7 @@ pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<Vec<PathBuf>, E
     Ok(files)
 }
 
-/// The HTML of a text that has code between backticks.
+/// Returns a text as HTML. Parts between backticks become code.
 fn in_html(text: &str) -> String {
     let pieces = table::escape(text);
     let pieces = pieces.split('`').enumerate();
@@ -218,7 +219,8 @@ fn projected(run: &Run) -> Result<Vec<Part>, Error> {
     ])
 }
 
-/// The sizes up to which copying is cheaper than registering per transfer, and than the cache.
+/// Returns a sentence with the largest sizes at which copying is cheaper: than registering per
+/// transfer, and than the cache.
 fn crossover(run: &Run) -> String {
     let plain = run.cells.iter().filter(|cell| cell.workload.is_plain());
     let mut writes: Vec<_> = plain

@@ -1,4 +1,4 @@
-//! [`Verbs`]: an RDMA device whose endpoints connect this process with itself.
+//! [`Verbs`]: an RDMA device, with endpoints that connect this process with itself.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ pub struct Verbs {
 }
 
 impl Verbs {
-    /// Opens `device`, or the first device of the machine.
+    /// Opens the device with the given name, or the first device of the machine.
     ///
     /// # Errors
     ///
-    /// The device's errors.
+    /// Returns the device's errors.
     pub fn open(device: Option<&str>) -> Result<Self, Error> {
         let context = match device {
             Some(name) => Context::open(name)?,
@@ -30,7 +30,7 @@ impl Verbs {
         Ok(Self { pd, route })
     }
 
-    /// Returns the protection domain of all registrations.
+    /// Returns the protection domain that all registrations use.
     #[must_use]
     pub fn pd(&self) -> &Arc<Pd> {
         &self.pd

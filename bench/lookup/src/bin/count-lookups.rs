@@ -1,5 +1,7 @@
-//! Does lookups and nothing else, for callgrind to count. `count-lookups regcache 10000 200000`
-//! registers 10 000 ranges and looks random ones up 200 000 times.
+//! Does lookups and nothing else, so that callgrind can count their instructions.
+//!
+//! For example, `count-lookups regcache 10000 200000` registers 10 000 ranges and does 200 000
+//! lookups of random ranges.
 
 use std::sync::Arc;
 

@@ -23,14 +23,14 @@ pub(crate) struct Server {
     clients: Option<usize>,
 }
 
-/// The server, and the work.
+/// The address of the server, and the work of the client.
 #[derive(clap::Args)]
 pub(crate) struct Client {
     /// Connect with the server at this address; the default port is 18515
     #[arg(value_parser = address)]
     address: SocketAddr,
-    /// Move this many MiB from memory that is freed and allocated all the time; the server checks
-    /// every byte
+    /// Move this many MiB from memory that is continually freed and allocated, while the server
+    /// checks every byte
     #[arg(long, value_name = "MIB")]
     r#move: Option<u64>,
     /// Send messages of this many bytes with --move
