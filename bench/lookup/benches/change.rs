@@ -41,8 +41,8 @@ fn evict(c: &mut Criterion) {
 }
 
 fn filled(entries: usize, room: usize) -> (Regcache, Arc<Addresses>) {
-    let addresses = Arc::new(Addresses::new(entries, 4096).expect("there is address space"));
-    let cache = Regcache::new(&addresses, room).expect("there is memory");
+    let addresses = Arc::new(Addresses::new(entries, 4096).expect("the address space has room"));
+    let cache = Regcache::new(&addresses, room).expect("the cache can be built");
     loops::fill(&cache, &addresses);
     assert_eq!(cache.live(), entries as u64);
     (cache, addresses)

@@ -32,8 +32,8 @@ fn random(c: &mut Criterion) {
 }
 
 fn filled(entries: usize) -> (Regcache, Arc<Addresses>) {
-    let addresses = Arc::new(Addresses::new(entries, 4096).expect("there is address space"));
-    let cache = Regcache::new(&addresses, 1 << 17).expect("there is memory");
+    let addresses = Arc::new(Addresses::new(entries, 4096).expect("the address space has room"));
+    let cache = Regcache::new(&addresses, 1 << 17).expect("the cache can be built");
     loops::fill(&cache, &addresses);
     (cache, addresses)
 }

@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn a_threshold_is_compared_with_the_ratio_that_it_names() {
         let mut figure = Figure::new("hit/same/1", 9.0, "ns").threshold(Threshold::OfUcx(0.35));
-        assert_eq!(figure.is_met(), None, "there is no ratio");
+        assert_eq!(figure.is_met(), None, "no ratio was measured");
         figure.ratio_ucx = Some(0.36);
         assert_eq!(figure.is_met(), Some(false));
         figure.threshold = Threshold::Value(9.0);

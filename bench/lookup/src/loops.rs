@@ -76,7 +76,7 @@ pub fn miss(subject: &impl Subject, addresses: &Addresses, operations: Range<usi
         assert_eq!(
             subject.counts().0 - before,
             numbers.len() as u64,
-            "not all were misses"
+            "not all lookups were misses"
         );
         starts().for_each(|start| subject.invalidate(start, addresses.len()));
     });
@@ -104,7 +104,7 @@ pub fn invalidate(
         assert_eq!(
             subject.counts().1 - before,
             starts().count() as u64,
-            "not all were destroyed"
+            "not all registrations were destroyed"
         );
         starts().for_each(|start| subject.get_put(start, addresses.len()));
     });
@@ -168,7 +168,11 @@ mod tests {
         same(subject, addresses.entry(3), addresses.len(), 10);
         random(subject, addresses, &mut order, 5000);
         within(subject, addresses, &mut order, 5000);
-        assert_eq!(subject.counts(), (ENTRIES as u64, 0), "these are hits");
+        assert_eq!(
+            subject.counts(),
+            (ENTRIES as u64, 0),
+            "all lookups were hits"
+        );
         // These are more than two batches, and the last batch is not full.
         miss(subject, addresses, 0..2500);
         invalidate(subject, addresses, 0..2500);
@@ -190,7 +194,11 @@ mod tests {
         evict(subject, addresses, 0, 2 * ENTRIES);
         let before = subject.counts().0;
         evict(subject, addresses, 2 * ENTRIES, 5000);
-        assert_eq!(subject.counts().0 - before, 5000, "all were misses");
+        assert_eq!(
+            subject.counts().0 - before,
+            5000,
+            "not all lookups were misses"
+        );
         assert_eq!(subject.live(), ENTRIES as u64);
     }
 

@@ -23,8 +23,8 @@ static const put_t put __attribute__((unused)) = ucs_rcache_region_put;
 static const invalidate_t invalidate __attribute__((unused)) = ucs_rcache_region_invalidate;
 static const destroy_t destroy __attribute__((unused)) = ucs_rcache_destroy;
 
-_Static_assert(sizeof(ucs_status_t) == 1, "ucx.rs takes the status for a signed byte");
-_Static_assert(UCS_OK == 0, "ucx.rs takes 0 for success");
+_Static_assert(sizeof(ucs_status_t) == 1, "ucx.rs declares the status as a signed byte");
+_Static_assert(UCS_OK == 0, "ucx.rs compares the status with 0 for success");
 
 struct dummy_region {
 	ucs_rcache_region_t region;

@@ -36,7 +36,7 @@ pub enum Error {
     #[error("a transfer failed: {0}")]
     Transfer(String),
     /// A transfer did not end in time.
-    #[error("no transfer completed for {after:?}: check that the peer is still there")]
+    #[error("no transfer completed for {after:?}: check that the other end is still running")]
     TimedOut {
         /// The time for which the thread waited.
         after: Duration,
@@ -46,7 +46,7 @@ pub enum Error {
     Cannot(String),
     /// Stale bytes arrived.
     #[error(
-        "{bytes} stale bytes by {strategy} in {workload} of {size} bytes: the registration was stale"
+        "{strategy} moved {bytes} stale bytes in {workload} of {size} bytes: its registration was stale"
     )]
     Stale {
         /// The strategy.
@@ -67,7 +67,7 @@ pub enum Error {
         why: String,
     },
     /// A file does not contain results of this version of the program.
-    #[error("{} has no results of this version of the program", path.display())]
+    #[error("{} does not contain results of this version of the program: measure again", path.display())]
     Json {
         /// The file.
         path: PathBuf,

@@ -206,7 +206,9 @@ impl Endpoint for QpEndpoint {
 
     fn peer(&mut self, place: usize) -> Result<&mut [u8], Error> {
         let peer = self.peers.get_mut(place);
-        let peer = peer.ok_or_else(|| Error::Cannot("the other end is elsewhere".to_owned()))?;
+        let peer = peer.ok_or_else(|| {
+            Error::Cannot("the memory at the other end is on another host".to_owned())
+        })?;
         Ok(&mut peer.bytes)
     }
 }

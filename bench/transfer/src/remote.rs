@@ -106,7 +106,10 @@ impl Remote {
         let (cq, [qp]) = queue_pairs(&self.pd, request.depth)?;
         let dial = Dial::resolve(self.address)?;
         if dial.device()? != self.pd.context().device() {
-            let why = format!("another device leads to {} than before", self.address);
+            let why = format!(
+                "the route to {} now uses another device than before: start the client again",
+                self.address
+            );
             return Err(Error::Cannot(why));
         }
         let connection = dial.connect(&qp, &request.to_bytes())?;

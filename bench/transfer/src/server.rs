@@ -53,7 +53,7 @@ fn serve_one(incoming: Incoming) -> Result<(), Error> {
     let served = Request::from_bytes(incoming.hello())
         .ok_or_else(|| {
             Error::Cannot(
-                "a client of another version: run the same build on both hosts".to_owned(),
+                "the client has another version: run the same build on both hosts".to_owned(),
             )
         })
         .and_then(|request| Served::accept(incoming, request)?.run());

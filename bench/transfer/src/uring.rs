@@ -66,7 +66,7 @@ impl Provider for Uring {
         }
         if depth > ENTRIES as usize {
             return Err(Error::Cannot(format!(
-                "depth {depth} is too large: the ring takes {ENTRIES} requests"
+                "depth {depth} is too large: the ring holds {ENTRIES} requests"
             )));
         }
         let stride = size.next_multiple_of(regcache_test_support::PAGE);
@@ -76,7 +76,8 @@ impl Provider for Uring {
         // SAFETY: the descriptor was made above, and nothing else owns it.
         let file = unsafe { File::from_raw_fd(fd) };
         let len = stride * depth;
-        file.set_len(len as u64).trying("size a file in memory")?;
+        file.set_len(len as u64)
+            .trying("set the size of a file in memory")?;
         // SAFETY: nothing else uses the file, and its size does not change.
         let mut bytes = unsafe { MmapMut::map_mut(&file) }.trying("map a file in memory")?;
         bytes.fill(0);

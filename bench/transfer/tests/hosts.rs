@@ -74,7 +74,7 @@ fn bytes_are_moved_and_checked_while_their_memory_is_freed() {
     assert!(text.contains("stale_bytes=0 monitor=ummunotify"));
     assert!(
         !text.contains(" 0 of them at an address"),
-        "none was freed meanwhile"
+        "no message reused a freed address"
     );
 }
 

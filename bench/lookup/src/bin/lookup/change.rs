@@ -138,7 +138,7 @@ fn one_drain(cache: &Regcache, addresses: &Addresses, from: usize, k: usize) -> 
     assert_eq!(
         cache.counts().1 - before,
         k as u64,
-        "not all were destroyed"
+        "not all registrations were destroyed"
     );
     starts().for_each(|start| cache.get_put(start, addresses.len()));
     time

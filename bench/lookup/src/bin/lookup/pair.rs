@@ -194,7 +194,7 @@ fn evictions<'a>(subject: &'a impl Subject, addresses: &'a Addresses) -> Box<Var
         assert_eq!(
             subject.counts().0 - before,
             operations as u64,
-            "not all were misses"
+            "not all lookups were misses"
         );
         sample
     })

@@ -105,7 +105,8 @@ impl Report {
     pub(crate) fn print(&self) {
         println!("{}", table(&self.figures));
         println!(
-            "Medians; a ratio is the median of the ratios within a round. {} of {} rounds were disturbed and repeated.\n",
+            "The figures are medians. A ratio is the median of the ratios of all rounds. {} of {} rounds were disturbed and \
+             repeated.\n",
             self.rounds.0, self.rounds.1
         );
         for figure in &self.figures {

@@ -312,7 +312,7 @@ fn on_demand<F: Provider>(device: &Device<'_>, provider: &F) -> Result<Vec<Op>, 
     let missing: Vec<_> = missing.map(ToString::to_string).collect();
     if !missing.is_empty() {
         eprintln!(
-            "transfer: {} offers no on-demand paging for {}, so the strategy odp is left out",
+            "transfer: {} offers no on-demand paging for {}, so the strategy odp is not measured",
             device.name,
             missing.join(", ")
         );
@@ -368,6 +368,6 @@ pub(crate) fn raise_limits() {
     };
     let raised = limit.and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard));
     if let Err(why) = raised {
-        eprintln!("transfer: RLIMIT_MEMLOCK cannot be raised and stays as it is: {why}");
+        eprintln!("transfer: RLIMIT_MEMLOCK cannot be raised and keeps its value: {why}");
     }
 }
