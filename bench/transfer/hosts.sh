@@ -1,9 +1,10 @@
 #!/bin/sh
-# Simulates two hosts with two network namespaces. A veth pair connects them, and each has an rxe device. Runs `transfer
-# server` in one namespace and `transfer client ARGUMENT...` in the other.
+# Simulates two hosts with two network namespaces. A veth pair connects them, and each has an rxe device. Runs
+# `transfer server` in one namespace and `transfer client ARGUMENT...` in the other.
 #
-# Exits with the status of the client, or with 77 if rxe cannot be used in a namespace. Needs root, in a virtual
-# machine:
+# Exits with the status of the client, or with 77 if rxe cannot be used in a namespace.
+#
+# Needs root, in a virtual machine:
 #     cargo xtask vm --kernel 7.3 -- sh bench/transfer/hosts.sh target/release/transfer --move 1024
 # Usage: hosts.sh TRANSFER [ARGUMENT...]
 

@@ -22,10 +22,10 @@ const CONFIG: &str = include_str!("debug.config");
 
 /// The Makefiles of the parts that KASAN does not check.
 ///
-/// rxe 6.1 has a harmless fault, and KASAN would report it. When `rxe_mr_copy` has copied to the
-/// end of a registration, it loads a pointer from beyond the end of the map, but does not use this
-/// pointer. Linux 6.3 no longer has this fault. The report must be avoided, because lockdep stops
-/// for good after KASAN's first report.
+/// rxe 6.1 has a fault that KASAN would report. When `rxe_mr_copy` has copied to the end of a
+/// registration, it loads a pointer from beyond the end of the map. It does not use this pointer,
+/// and Linux 6.3 no longer loads it. The report must be avoided, because lockdep stops for good
+/// after KASAN's first report.
 const WITHOUT_KASAN: &[&str] = &["drivers/infiniband/sw/rxe/Makefile"];
 
 /// The packages that are needed to build a kernel, in addition to its source.

@@ -1,4 +1,4 @@
-//! Demonstrates the bug, and that regcache does not have the bug.
+//! Demonstrates that a naive cache has the bug and that regcache does not have it.
 //!
 //! The demo runs two programs. The first uses io_uring and userfaultfd, and runs on this machine.
 //! The second needs the driver and an RDMA device, and runs in the virtual machine. If this machine

@@ -45,7 +45,7 @@ pub(crate) enum Error {
     #[error("{0}")]
     Check(String),
 
-    /// The virtual machine did not come up, the machine died, or its kernel complained.
+    /// The virtual machine did not start, the machine died, or its kernel complained.
     #[error("{0}")]
     Vm(String),
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs in the virtual machine after boot. Loads the driver, sets rxe0 up, and runs command.sh, which is in the same
-# directory.
+# Runs in the virtual machine after boot. Loads the driver, makes the RDMA device rxe0, and runs command.sh from this
+# file's directory.
 # The script reports to the host through files in this directory, which the guest can write:
 #   setup.log  the output before the command
 #   up         exists once the command is about to start

@@ -152,7 +152,7 @@ impl Site<'_> {
         for (to, from) in REST {
             let (to, from) = (self.sandbox.root.join(to), self.sources.join(from));
             if fs::read(&to).at(&to)? != fs::read(&from).at(&from)? {
-                return Err(wrong(&to.to_string_lossy(), "not the file of the sources"));
+                return Err(wrong(&to.to_string_lossy(), "different from its source"));
             }
         }
         let modinfo = |field: &str| {

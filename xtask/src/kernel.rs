@@ -53,8 +53,10 @@ const TRIXIE: Recipe = Recipe {
     kernel: &["linux-headers-amd64", "linux-image-amd64"],
 };
 
-/// The patterns contain the kernel's version, because a later backport will replace 7.3 as the
-/// newest. The metapackage linux-image is not used, because it depends on a generator of initramfs
+/// The pattern contains the kernel's version, because a later backport will replace 7.3 as the
+/// newest.
+///
+/// The pattern excludes linux-image, because this package depends on a generator of initramfs
 /// images.
 const TRIXIE_BACKPORTS: Recipe = Recipe {
     name: "7.3",

@@ -76,10 +76,10 @@ enum Xtask {
     },
     /// Check the sources against every rule that a machine can check
     ///
-    /// Use it before each commit. It runs rustfmt, clippy, rustdoc, cargo-deny, sparse and
+    /// Use this command before each commit. It runs rustfmt, clippy, rustdoc, cargo-deny, sparse and
     /// checkpatch. It also checks the width of comments, links between documents, and prose. It
     /// reports every violation with its file and line. Sparse and checkpatch need the kernel's
-    /// headers and source; `--host-only` skips both.
+    /// headers and source; `--host-only` skips both checks.
     Check {
         #[command(flatten)]
         scope: check::Scope,
@@ -87,7 +87,7 @@ enum Xtask {
     /// Explore every interleaving of a model of the protocol
     ///
     /// The model has a kernel, the driver, a cache and threads. The command also plants faults in
-    /// the model, and checks that the model finds them. Use it after a change to the order of steps
+    /// the model, and checks that the model finds them. Use this command after a change to the order of steps
     /// in the cache or the driver.
     Model,
     /// Run this machine's tests under AddressSanitizer and ThreadSanitizer
@@ -101,7 +101,7 @@ enum Xtask {
     /// Count the instructions that the driver costs, and print a table
     ///
     /// The program runs in a virtual machine that counts instructions, so the load of this machine
-    /// does not change the result. Use it before and after a change to the driver.
+    /// does not change the result. Use this command before and after a change to the driver.
     Cost {
         /// Boot this kernel in the virtual machine
         #[arg(long, value_name = "SERIES", value_enum, default_value_t = kernel::Series::default())]

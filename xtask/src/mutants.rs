@@ -1,8 +1,10 @@
 //! Breaks the driver on purpose, one claim at a time, and checks that the tests notice.
 //!
-//! `tests/mutants/NAME.patch` changes `kernel/`. Its header has a sentence that describes the
-//! broken claim, a line `Suite:` with the test target, and a line `Fails:` for each test that must
-//! fail.
+//! Each `tests/mutants/NAME.patch` changes `kernel/`. The header of a patch has three parts:
+//!
+//! - a sentence that describes the broken claim;
+//! - a line `Suite:` with the test target;
+//! - a line `Fails:` for each test that must fail.
 //!
 //! The mutants are built on this machine. One virtual machine loads them one after the other in
 //! place of the driver. If a mutant crashes the machine, it counts as noticed, and another machine
@@ -181,8 +183,8 @@ fn test_in_vm(
     Ok(kept.text())
 }
 
-/// Returns the tests that noticed the mutant. If a test did not notice it, returns these tests as
-/// the error. Returns `None` if the tests of the mutant did not end.
+/// Returns the tests that noticed the mutant. If some tests did not notice the mutant, the error
+/// names these tests. Returns `None` if the tests of the mutant did not end.
 fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)> {
     let (_, output) = text.split_once(&begin(mutant))?;
     let (output, after) = output.split_once(END)?;

@@ -1,9 +1,9 @@
 //! Makes root file systems of newer Debian releases. They provide kernels that this machine's
 //! release does not have.
 //!
-//! The tools in a kernel's headers need the libc of their own release. An RDMA device needs a
-//! library that supports the kernel's version of the device. So the driver is built in such a root,
-//! and the guest that boots the kernel uses the root.
+//! The tools in a kernel's headers need the libc of their own release. RDMA devices need a verbs
+//! library that supports them. So the driver is built in such a root, and the guest that boots the
+//! kernel uses the root.
 //!
 //! The roots are in the target directory, like all files that xtask makes. So `cargo clean` removes
 //! them, and two checkouts do not share a root.

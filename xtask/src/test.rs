@@ -2,9 +2,11 @@
 //!
 //! The order is:
 //!
-//! - the checks; - the workspace's tests on this machine; - the models under loom; - the
-//! installation of the driver; - the suites that need the driver and an RDMA device, in one virtual
-//! machine.
+//! - the checks;
+//! - the workspace's tests on this machine;
+//! - the models under loom;
+//! - the installation of the driver;
+//! - the suites that need the driver and an RDMA device, in one virtual machine.
 //!
 //! A suite for the virtual machine is a `[[test]]` whose `required-features` are all in
 //! `VM_FEATURES`. So a plain `cargo test` excludes such a suite, and a new suite is found without a

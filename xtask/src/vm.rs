@@ -220,7 +220,7 @@ struct Guest {
 impl Guest {
     fn wait(mut self, run: &RunDir, machine: &Machine, started: Instant) -> Result<Ended, Error> {
         // At the time limit, the guest itself stops the command, because it can log the blocked
-        // tasks. A guest that does not do so within the grace period is taken to hang.
+        // tasks. A guest that does not stop the command within the grace period hangs.
         let grace = Duration::from_secs(30);
         let mut up_since = None;
         loop {

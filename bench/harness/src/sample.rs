@@ -54,8 +54,8 @@ pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Sample {
     };
     let barrier = Barrier::new(2);
     let ready = AtomicUsize::new(0);
-    // The threads leave the barrier at slightly different times. So each spins until both have
-    // arrived.
+    // The threads leave the barrier at slightly different times. So each thread spins until
+    // both threads have arrived.
     let meet = |arrivals| {
         ready.fetch_add(1, Ordering::SeqCst);
         while ready.load(Ordering::SeqCst) < arrivals {
@@ -82,9 +82,9 @@ pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Sample {
     Sample::new(span, operations, a && b)
 }
 
-/// The limit that shows whether two threads have a CPU each. Both do the same work and share
-/// nothing. If each has its own CPU, the pair takes less than this multiple of the time of one
-/// thread.
+/// The limit that shows whether two threads have a CPU each. Both threads do the same work and
+/// share nothing. If each has its own CPU, both together take less than this multiple of the time of
+/// one thread.
 const TWO_CPUS: f64 = 1.1;
 
 /// Does about 50 us of work that uses the CPU and no memory.

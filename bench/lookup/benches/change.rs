@@ -1,5 +1,5 @@
-//! Benchmarks operations that change the cache: `cargo bench -p regcache-bench-lookup --bench
-//! change`.
+//! Benchmarks operations that change the cache. Run this benchmark with
+//! `cargo bench -p regcache-bench-lookup --bench change`.
 
 use std::cell::Cell;
 use std::ops::Range;

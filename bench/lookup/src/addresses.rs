@@ -64,8 +64,8 @@ impl Addresses {
         self.base + i * self.stride
     }
 
-    /// Returns the start of the second range after range `i`. It overlaps neither range `i` nor the
-    /// next.
+    /// Returns the start of the second range after range `i`. The second range overlaps neither
+    /// range `i` nor the next.
     #[inline(always)]
     pub fn between(&self, i: usize) -> usize {
         self.entry(i) + self.stride / 2

@@ -4,7 +4,10 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 
+/// The number of operations in the first run.
 const FEW: u32 = 20_000;
+
+/// The number of operations in the second run.
 const MANY: u32 = 120_000;
 
 /// Returns whether valgrind is installed.

@@ -113,7 +113,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// Returns the table for people.
+/// Returns the figures as a table for people.
 pub fn table(figures: &[Figure]) -> String {
     let head = [
         "figure",

@@ -65,7 +65,7 @@ impl Subject for Regcache {
         get_put(&self.cache, start, len);
     }
 
-    /// Reports the change, and makes the cache drain it with a lookup of the first range. The first
+    /// Reports the change, and makes the cache drain the report with a lookup of the first range. The first
     /// range stays registered.
     #[inline(always)]
     fn invalidate(&self, start: usize, _: usize) {

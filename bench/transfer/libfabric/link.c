@@ -15,7 +15,7 @@
 #include <rdma/fi_eq.h>
 #include <rdma/fi_rma.h>
 
-/* The longest time that connecting may take, in milliseconds. */
+/* The time to wait for each event of a connection, in milliseconds. */
 #define PATIENCE 20000
 
 struct fabric_link {

@@ -83,7 +83,7 @@ pub struct Counted<T> {
 }
 
 impl<T> Counted<T> {
-    /// Wraps `inner` and counts in `counts`.
+    /// Wraps `inner`. Its calls are counted in `counts`.
     pub fn new(inner: T, counts: &Arc<Counts>) -> Self {
         Self {
             inner,

@@ -39,7 +39,7 @@ impl Planned {
 }
 
 /// Adds a cache with a monitor that never reports. The monitor's generation is a word in memory
-/// that never changes, as the driver's generation while nothing is unmapped.
+/// that never changes. The driver's generation does not change either while nothing is unmapped.
 ///
 /// On a machine whose monitor is called at each lookup, this variant shows the cost of a hit with
 /// the driver. Cells with unmaps stay as they are, because this cache would move stale bytes.

@@ -12,6 +12,8 @@ const SIZE: (u32, u32) = (1040, 440);
 /// The width of the column for the lines' names. The column is next to the chart, so that no name
 /// covers a part of the chart.
 const NAMES: u32 = 250;
+
+/// The distance from one name to the next in this column.
 const NAME_HEIGHT: i32 = 22;
 const FONT: &str = "sans-serif";
 

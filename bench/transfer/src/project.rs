@@ -3,9 +3,10 @@
 //!
 //! The formulas use these variables:
 //!
-//! - `R` is the time to register and deregister a buffer, in seconds. - `s` is the size of the
-//! buffer, in bytes. - `B` is the rate of the link, in bits per second. - `L` is the rest of a
-//! transfer's time, 1 us by default.
+//! - `R` is the time to register and deregister a buffer, in seconds.
+//! - `s` is the size of the buffer, in bytes.
+//! - `B` is the rate of the link, in bits per second.
+//! - `L` is the rest of a transfer's time, 1 us by default.
 //!
 //! A transfer that waits for its registration takes `R + L + 8 s / B`. The share of registering is
 //!

@@ -23,6 +23,8 @@ use crate::{Error, Op};
 /// The kernel thread that moves the bytes competes with the polling thread for the CPU. If the
 /// polling thread never sleeps, the kernel thread may wait for milliseconds.
 const POLLS: u32 = 30;
+
+/// The time that the polling thread sleeps.
 const SLEEP: Duration = Duration::from_micros(20);
 
 /// The access of the registrations at the other end.

@@ -127,7 +127,7 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
     if !peers.is_empty() {
         parts.push(Part::Text(
             "Peers do the same work in the same rounds. `odp` is on-demand paging: a registration pins nothing, and the device \
-             pages memory in when it is accessed. `libfabric-*` is the registration cache of libfabric's verbs provider, with \
+             pages memory in on demand. `libfabric-*` is the registration cache of libfabric's verbs provider, with \
              the monitor in its name; `libfabric-disabled` has no cache. The times of a transfer are ratios to pre-registered \
              memory."
                 .to_owned(),
@@ -135,7 +135,7 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
         parts.push(Part::Table(peers));
     }
     parts.push(Part::Text(
-        "In the next table, the buffer is unmapped and mapped again at the same address before some of the transfers. \
+        "For the next table, the buffer is unmapped and mapped again at the same address before some of the transfers. \
          Every byte of each payload is checked:"
             .to_owned(),
     ));
@@ -152,9 +152,9 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
 fn of_uring(run: &Run) -> Result<Vec<Part>, Error> {
     let mut parts = heading(run);
     parts.push(Part::Text(format!(
-        "These transfers write and read a file in memory from fixed buffers. They run on the machine itself, without \
+        "These transfers write and read a file in memory through fixed buffers. They run on the machine itself, without \
          emulation. io_uring pins the pages of a fixed buffer, as an adapter does. The monitor of the cache is {}, and each \
-         lookup calls it. The column naive shows the same cache with a monitor whose generation is a word in memory. While \
+         lookup calls this monitor. The column naive shows the same cache with a monitor whose generation is a word in memory. While \
          nothing is unmapped, this is the cost with the driver.",
         run.machine.monitor
     )));
@@ -220,8 +220,8 @@ fn projected(run: &Run) -> Result<Vec<Part>, Error> {
     ])
 }
 
-/// Returns a sentence with the largest sizes at which copying is cheaper: than registering per
-/// transfer, and than the cache.
+/// Returns two sentences. They name the largest size at which copying is cheaper than registering per
+/// transfer, and the largest size at which copying is cheaper than the cache.
 fn crossover(run: &Run) -> String {
     let plain = run.cells.iter().filter(|cell| cell.workload.is_plain());
     let mut writes: Vec<_> = plain

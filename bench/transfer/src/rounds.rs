@@ -19,10 +19,13 @@ pub struct Effort {
     pub sample: Duration,
 }
 
-/// The number of rounds that suffices if a single transfer exceeds the time of a sample, provided
-/// that each variant's ratios agree within [`AGREEMENT`]. Short disturbances average out in such a
-/// transfer.
+/// The number of rounds that suffices if one transfer takes longer than a sample should take. In
+/// such a long transfer, short disturbances average out.
+///
+/// Fewer rounds than usual suffice only if each variant's ratios agree within [`AGREEMENT`].
 const LONG_ROUNDS: usize = 3;
+
+/// The fraction by which the ratios of a variant may differ in [`LONG_ROUNDS`].
 const AGREEMENT: f64 = 0.02;
 
 /// The number of transfers that each variant does before the first measured transfer.

@@ -15,9 +15,10 @@ use crate::Error;
 use crate::error::Trying;
 use crate::table::{Rows, number};
 
-/// The driver's memory for an open file and for a range, from
-/// `kernel/Documentation/ummunotify.rst`.
+/// The driver's memory for an open file, from `kernel/Documentation/ummunotify.rst`.
 const FILE_BYTES: f64 = 8192.0;
+
+/// The driver's memory for a range, from `kernel/Documentation/ummunotify.rst`.
 const RANGE_BYTES: f64 = 128.0;
 
 /// The instructions of the driver for one event: 586 to report the event, and 2610 to unwatch and

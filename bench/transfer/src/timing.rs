@@ -17,8 +17,8 @@ const CPU_SAMPLE: u64 = 8;
 /// The largest time that the histograms hold: a minute, in nanoseconds.
 const LONGEST: u64 = 60_000_000_000;
 
-/// The times of one transfer, in nanoseconds. The text form is one number or two, and another
-/// process can send it.
+/// The times of one transfer, in nanoseconds. A peer sends them to the benchmark as text, which
+/// is one number or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timing {
     /// Wall-clock times. `latency` runs from before the buffer is prepared until after it is

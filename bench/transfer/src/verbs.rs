@@ -8,7 +8,7 @@ use crate::Error;
 use crate::endpoint::Endpoint;
 use crate::qp_endpoint::{QpEndpoint, Region, VerbsProvider, is_software, queue_pairs};
 
-/// A device that is connected with itself.
+/// An RDMA device whose endpoints connect this process with itself.
 pub struct Verbs {
     pd: Arc<Pd>,
     route: Route,

@@ -41,7 +41,7 @@ const EXCEPTIONS: &[Exception] = &[Exception {
     why: "the kernel-doc comment of the structure explains the lock, but checkpatch does not read it",
 }];
 
-/// Builds the driver under sparse. The build stops at the first file with a warning.
+/// Builds the driver under sparse. Returns each place that sparse names as a violation.
 pub(crate) fn sparse(project: &Project) -> Result<Vec<Violation>, Error> {
     setup::packages(project, &[setup::VM, PACKAGES].concat())?;
     let kernel = kernel::newest()?;

@@ -1,7 +1,7 @@
 //! Checks that links between documents, and names of files in prose, lead somewhere.
 //!
-//! A link is checked with its anchor. A name of a file is checked if it begins with a directory of
-//! the repository's root and ends with the extension of a source or document. Addresses of other
+//! A link is checked with its anchor. A name of a file is checked if it has the extension of a
+//! source or document and begins with a directory of the repository's root. Addresses of other
 //! hosts are not checked, because such a check needs a network.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -170,7 +170,7 @@ fn block_end(body: &str, nests: bool) -> usize {
     bytes.len()
 }
 
-/// The lengths of a raw string's opening and of its hashes.
+/// The opening of a raw string: its length, and the number of its hashes.
 struct RawOpening {
     length: usize,
     hashes: usize,

@@ -122,8 +122,9 @@ fn subjects(paragraph: &Paragraph) -> Vec<(usize, String)> {
     found
 }
 
-/// Returns whether a sentence starts at the word. The first word of a paragraph of prose always starts
-/// one, even in lower case. Any other word must have a capital letter and follow the end of a sentence.
+/// Returns whether a sentence starts at the word. The first word of a paragraph of prose always
+/// starts a sentence, even in lower case. Any other word must have a capital letter and follow the
+/// end of a sentence.
 fn begins_a_sentence(paragraph: &Paragraph, word: &Word<'_>) -> bool {
     let before = paragraph.text[..word.offset].trim_end_matches(['*', '_', '"', '(', '[', '\'']);
     if before.trim_end().is_empty() && paragraph.kind == Kind::Prose {

@@ -12,11 +12,11 @@ use regcache_bench_lookup::{Addresses, Nothing, Regcache, Subject, loops};
 /// Look ranges up, so that callgrind can count instructions
 #[derive(Parser)]
 struct Cli {
-    /// The cache
+    /// Look ranges up in this cache
     cache: Which,
-    /// The number of registered ranges
+    /// Register this many ranges
     entries: usize,
-    /// The number of lookups
+    /// Do this many lookups
     lookups: usize,
 }
 

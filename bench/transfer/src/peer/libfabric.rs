@@ -45,8 +45,10 @@ unsafe extern "C" {
     fn fabric_link_poll(link: *mut Link) -> c_int;
 }
 
-/// The number of polls before the poller sleeps, and for how long: the same as for regcache.
+/// The number of polls after which the polling thread sleeps. It is the same as for regcache.
 const POLLS: u32 = 30;
+
+/// The time that the polling thread sleeps. It is the same as for regcache.
 const SLEEP: Duration = Duration::from_micros(20);
 
 fn check(what: &'static str, result: c_int) -> Result<c_int, Error> {

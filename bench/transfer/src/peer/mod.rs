@@ -1,8 +1,8 @@
-//! Peers: registration caches of other libraries, which are variants next to regcache.
+//! Peers: registration caches of other libraries, which run as variants in the same rounds as regcache.
 //!
 //! A process that uses libfabric can choose the monitor of its cache only once. So each peer is a
-//! process of its own. It does transfers on command, and reports the time of each transfer and the
-//! overhead in its cache.
+//! process of its own. It does transfers on command, and reports the time and the overhead of each
+//! transfer.
 
 #[cfg(feature = "libfabric")]
 pub mod libfabric;

@@ -7,8 +7,8 @@ use regcache_bench_lookup::figure::{Figure, Threshold, table};
 
 use crate::Result;
 
-/// The number of times that a figure's caches are built again. The placement of their memory
-/// affects the figure, so the builds are averaged out.
+/// The number of times that the caches of a figure are built again. The placement of their memory
+/// affects the figure, so several placements are measured.
 const BUILDS: usize = 5;
 
 const LONGEST_SAMPLE: Duration = Duration::from_millis(5);

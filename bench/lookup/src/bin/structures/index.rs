@@ -1,8 +1,9 @@
 //! Structures that find the entry of an address.
 //!
 //! Each lookup uses the result of the previous lookup, so two lookups cannot overlap in the CPU.
-//! Hits do not overlap either, because the atomic instruction that takes the reference waits. So
-//! the measured figure is the latency of one lookup, and not the throughput of several.
+//! Hits do not overlap either, because the atomic instruction that takes the reference waits for
+//! the result of the lookup. So the measured figure is the latency of one lookup, and not the
+//! throughput of several.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

@@ -18,7 +18,7 @@ pub(crate) struct Server {
     /// Listen at this address of an RDMA device instead of at all addresses
     #[arg(default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)))]
     address: SocketAddr,
-    /// Exit after this many connections, with an error if one of them failed
+    /// Exit after this many connections; report an error if a connection failed
     #[arg(long)]
     clients: Option<usize>,
 }
@@ -33,10 +33,10 @@ pub(crate) struct Client {
     /// checks every byte
     #[arg(long, value_name = "MIB")]
     r#move: Option<u64>,
-    /// Send messages of this many bytes with --move
+    /// With --move, send messages of this many bytes
     #[arg(long, default_value_t = 1 << 20)]
     message: usize,
-    /// Use a cache without a monitor with --move, so that the server finds stale bytes
+    /// With --move, use a cache without a monitor, so that the server finds stale bytes
     #[arg(long)]
     naive: bool,
     #[command(flatten)]

@@ -48,10 +48,10 @@ pub(crate) struct Work {
     /// Measure each workload for this many seconds
     #[arg(long)]
     seconds: Option<f64>,
-    /// Measure only this operation; may be repeated
+    /// Measure only this operation (may be repeated)
     #[arg(long, value_enum)]
     op: Vec<Op>,
-    /// Measure only transfers of this many bytes; may be repeated
+    /// Measure only transfers of this many bytes (may be repeated)
     #[arg(long)]
     size: Vec<usize>,
     /// Use this many buffers in random order
@@ -67,7 +67,7 @@ pub(crate) struct Work {
     /// payload
     #[arg(long, value_name = "PERCENT")]
     unmaps: Option<f64>,
-    /// Measure only this strategy; may be repeated, and the first is the base of the ratios
+    /// Measure only this strategy (may be repeated); the first strategy is the base of the ratios
     #[arg(long, value_enum)]
     strategy: Vec<Strategy>,
     /// Write the results to this file

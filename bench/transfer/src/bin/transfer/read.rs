@@ -24,9 +24,9 @@ pub(crate) struct Report {
 /// The two result files.
 #[derive(clap::Args)]
 pub(crate) struct Compare {
-    /// The file of the earlier run
+    /// Read the earlier run from this file
     before: PathBuf,
-    /// The file of the later run
+    /// Read the later run from this file
     after: PathBuf,
 }
 
