@@ -76,8 +76,8 @@ enum Xtask {
     },
     /// Check the sources against every rule that a machine can check
     ///
-    /// Use this command before each commit. It runs rustfmt, clippy, rustdoc, cargo-deny, sparse and
-    /// checkpatch. It also checks the width of comments, links between documents, and prose. It
+    /// Use this command before each commit. It runs rustfmt, clippy, rustdoc, cargo-deny, sparse
+    /// and checkpatch. It also checks the width of comments, links between documents, and prose. It
     /// reports every violation with its file and line. Sparse and checkpatch need the kernel's
     /// headers and source; `--host-only` skips both checks.
     Check {
@@ -87,8 +87,8 @@ enum Xtask {
     /// Explore every interleaving of a model of the protocol
     ///
     /// The model has a kernel, the driver, a cache and threads. The command also plants faults in
-    /// the model, and checks that the model finds them. Use this command after a change to the order of steps
-    /// in the cache or the driver.
+    /// the model, and checks that the model finds them. Use this command after a change to the
+    /// order of steps in the cache or the driver.
     Model,
     /// Run this machine's tests under AddressSanitizer and ThreadSanitizer
     ///

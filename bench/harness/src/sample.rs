@@ -83,8 +83,8 @@ pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Sample {
 }
 
 /// The limit that shows whether two threads have a CPU each. Both threads do the same work and
-/// share nothing. If each has its own CPU, both together take less than this multiple of the time of
-/// one thread.
+/// share nothing. If each has its own CPU, both finish in less than this multiple of the time that
+/// one thread needs alone.
 const TWO_CPUS: f64 = 1.1;
 
 /// Does about 50 us of work that uses the CPU and no memory.

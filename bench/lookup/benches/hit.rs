@@ -1,7 +1,7 @@
 //! Benchmarks hits in one thread: `cargo bench -p regcache-bench-lookup --bench hit`.
 //!
-//! Run this benchmark before and after a change to the cache. `cargo xtask bench` compares the cache with UCX's
-//! registration cache.
+//! Run this benchmark before and after a change to the cache. `cargo xtask bench` compares the
+//! cache with UCX's registration cache.
 
 use std::sync::Arc;
 

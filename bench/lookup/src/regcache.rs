@@ -65,8 +65,8 @@ impl Subject for Regcache {
         get_put(&self.cache, start, len);
     }
 
-    /// Reports the change, and makes the cache drain the report with a lookup of the first range. The first
-    /// range stays registered.
+    /// Reports the change, and makes the cache drain the report with a lookup of the first range.
+    /// The first range stays registered.
     #[inline(always)]
     fn invalidate(&self, start: usize, _: usize) {
         self.mark(start);

@@ -1,4 +1,5 @@
-//! Peers: registration caches of other libraries, which run as variants in the same rounds as regcache.
+//! Peers: registration caches of other libraries, which run as variants in the same rounds as
+//! regcache.
 //!
 //! A process that uses libfabric can choose the monitor of its cache only once. So each peer is a
 //! process of its own. It does transfers on command, and reports the time and the overhead of each
