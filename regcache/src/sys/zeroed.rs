@@ -1,8 +1,11 @@
-//! [`Zeroed`]: a large array of which few elements may ever be used.
+//! [`Zeroed`]: a large array, of which perhaps only a few elements are ever used.
 //!
-//! The array reserves address space. The kernel adds zeroed memory, a page at a time, when an
-//! element is first touched. The array does not come from malloc: when glibc frees a large block,
-//! it raises its limit for mapping memory. After that it keeps memory that the application frees.
+//! The array only reserves address space. When an element is first touched, the kernel adds a
+//! zeroed page.
+//!
+//! The array is mapped, not allocated by malloc. When glibc frees a large block, it raises the size
+//! above which it maps blocks. After that, glibc would keep large blocks that the application
+//! frees.
 
 /// Types for which all-zero bytes are a valid value.
 ///
@@ -85,7 +88,7 @@ mod mapped {
     }
 }
 
-/// An array on the heap: loom's atomics are not valid as zeros.
+/// An array on the heap, for loom, because zero bytes are not a valid loom atomic.
 #[cfg(loom)]
 mod boxed {
     use std::io;

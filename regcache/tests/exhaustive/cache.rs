@@ -1,8 +1,8 @@
 //! The cache: the steps of a lookup, of a guard's drop and of a deferred deregistration.
 //!
-//! Other threads never see a step half done. A step is one load, one compare-and-swap, or one call
-//! of the driver or the device. A change under the lock is one step if nobody sees it without the
-//! lock. The names are those of `regcache/src/core`.
+//! Each step is atomic for other threads. A step is one load, one compare-and-swap, or one call of
+//! the driver or the device. Several changes under the lock are one step if no thread can see them
+//! without the lock. The names are those of `regcache/src/core`.
 
 use crate::fault::Fault;
 use crate::kernel::bit;
@@ -237,7 +237,8 @@ impl Protocol {
         state.threads[thread].at = next;
     }
 
-    /// With a reference to an entry, which may be another one than was looked for.
+    /// Checks an entry after a reference to it was taken. The entry may be for another page than
+    /// the lookup wants.
     fn use_entry(&self, state: &mut State, thread: usize, slot: u8, say: Say<'_>) -> At {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
         let entry = state.slot(slot);
@@ -261,7 +262,7 @@ impl Protocol {
         }
     }
 
-    /// Returns a guard from a lookup, and checks the contract.
+    /// Ends a lookup with a guard, and checks the contract.
     fn hand_out(&self, state: &mut State, thread: usize, guard: Guard, say: Say<'_>) {
         let this = &mut state.threads[thread];
         this.guard = Some(guard);
@@ -306,7 +307,8 @@ impl Protocol {
         state.threads[thread].at = next;
     }
 
-    /// Releases a reference. If it was a dead entry's last, the registration is deregistered next.
+    /// Releases a reference. If it was the last reference of a dead entry, the registration is
+    /// deregistered next.
     fn release(&self, state: &mut State, slot: u8, last: Then, otherwise: At, say: Say<'_>) -> At {
         let entry = state.slot(slot);
         entry.references -= 1;
@@ -393,7 +395,7 @@ impl Protocol {
         }
     }
 
-    /// With the lock: reserves a slot and unlocks, or makes room first.
+    /// Under the lock, reserves a slot and unlocks. If no slot is vacant, makes room first.
     fn reserve(&self, state: &mut State, page: u8, say: Say<'_>) -> At {
         let dead = Phase::Unlinked { dead: true };
         let some_wait = state.cache.slots.iter().any(|slot| slot.phase == dead);
@@ -419,7 +421,7 @@ impl Protocol {
         At::ChooseVictim
     }
 
-    /// With the lock, and all invalidated entries marked.
+    /// Publishes a registration, under the lock and after all invalidated entries were marked.
     fn publish(&self, state: &mut State, thread: usize, slot: u8, pin: u8, say: Say<'_>) -> At {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
         let invalidated = state.slot(slot).phase == Phase::Pending { invalidated: true };
@@ -474,7 +476,7 @@ impl Protocol {
         At::NextDead(AfterDead::Return)
     }
 
-    /// The device pins a page.
+    /// Registers a page, which the device pins.
     fn register(&self, state: &mut State, page: u8, say: Say<'_>) -> Option<u8> {
         let mapped = &state.kernel.pages[usize::from(page)];
         if !mapped.mapped {
@@ -486,7 +488,8 @@ impl Protocol {
         say(format_args!(
             "registers page {page}: pins version {version}"
         ));
-        // There are never more than slots and threads.
+        // A place is always free, because there are never more registrations than slots and threads
+        // together.
         let pin = state.pins.iter().position(Option::is_none)?;
         state.pins[pin] = Some(Pin { page, version });
         Some(pin as u8)

@@ -10,7 +10,7 @@ pub(crate) fn bit(i: impl Into<usize>) -> u8 {
 }
 
 impl Protocol {
-    /// Maps a page, and touches it.
+    /// Maps a page and touches it, so that a new physical page is present.
     pub(crate) fn map(&self, state: &mut State, page: u8, say: Say<'_>) {
         let page_state = &mut state.kernel.pages[usize::from(page)];
         page_state.mapped = true;
@@ -94,7 +94,8 @@ impl Protocol {
         state.threads[thread].at = At::Change(change);
     }
 
-    /// Marks the watches on a page, which are returned, and raises the generation if there are any.
+    /// Marks the watches of a page, and raises the generation if there are any. Returns the marked
+    /// watches, one bit each.
     fn record(&self, state: &mut State, page: u8, say: Say<'_>) -> u8 {
         let kernel = &mut state.kernel;
         let unread = kernel
@@ -139,14 +140,15 @@ impl Protocol {
         }
     }
 
-    /// Makes a report that was left to the worker.
+    /// Lets the worker make a report that was left to it.
     pub(crate) fn worker(&self, state: &mut State, page: u8, say: Say<'_>) {
         state.kernel.deferred[usize::from(page)] = false;
         say(format_args!("reports the change of page {page}"));
         self.record(state, page, say);
     }
 
-    /// Watches a page for a slot. Returns the threads whose invalidations must end first.
+    /// Watches a page for a slot. Returns the threads whose invalidations must end before the watch
+    /// is in place, one bit each.
     pub(crate) fn watch(&self, state: &mut State, page: u8, slot: u8) -> u8 {
         state.kernel.watches[usize::from(slot)] = Some(Watch {
             page,
@@ -189,7 +191,7 @@ impl Protocol {
     }
 }
 
-/// Returns true if a thread is in a call of the driver, and may have its lock.
+/// Returns true if a thread is in a call of the driver, so that it may hold the driver's lock.
 fn driver_is_busy(state: &State) -> bool {
     let in_driver =
         |at: &At| matches!(at, At::Watch { .. } | At::Unwatch { .. } | At::Drain { .. });
