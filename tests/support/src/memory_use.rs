@@ -24,9 +24,9 @@ pub fn resident() -> u64 {
 
 /// Returns the number in the line of `/proc/self/status` that starts with `name`.
 fn status(name: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("in every process's directory");
+    let status = fs::read_to_string("/proc/self/status").expect("/proc/self/status cannot be read");
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_whitespace().next());
     let number = number.and_then(|number| number.parse().ok());
-    number.expect("in every process's status")
+    number.expect("/proc/self/status does not contain the amount")
 }

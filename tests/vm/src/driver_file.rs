@@ -169,7 +169,11 @@ impl DriverFile {
         // SAFETY: the buffer is writable, and any bytes form valid events.
         let n = unsafe { libc::read(self.raw(), events.as_mut_ptr().cast(), bytes) };
         let n = Errno::result(n)?.unsigned_abs();
-        assert_eq!(n % size_of::<Event>(), 0, "part of an event");
+        assert_eq!(
+            n % size_of::<Event>(),
+            0,
+            "read returned a part of an event"
+        );
         events.truncate(n / size_of::<Event>());
         Ok(events)
     }

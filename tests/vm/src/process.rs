@@ -72,7 +72,7 @@ impl Child {
     /// Never panics, because a method that waits for the child consumes the value.
     #[must_use]
     pub fn id(&self) -> Pid {
-        self.0.expect("not waited for")
+        self.0.expect("the child has been waited for")
     }
 
     /// Waits for the child. Returns true if it exited with 0.

@@ -13,7 +13,10 @@ fn ends_well(program: &str, variable: &str, value: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     println!("{table}{said}");
     assert!(output.status.success(), "{}", output.status);
-    assert!(table.contains("| dealloc_then_alloc | STALE |"), "naive");
+    assert!(
+        table.contains("| dealloc_then_alloc | STALE |"),
+        "the naive cache was not stale"
+    );
 }
 
 #[test]

@@ -79,7 +79,11 @@ fn an_event_loop_can_do_the_releasing() {
     let _alone = alone();
     let (cache, before) = freed_and_not_reaped();
     thread::sleep(Duration::from_millis(50));
-    assert_eq!(pinned(), before + 16, "nobody has");
+    assert_eq!(
+        pinned(),
+        before + 16,
+        "the registration is still pinned, because nothing has reaped it"
+    );
     cache.reap().unwrap();
     assert_eq!(pinned(), before);
 }

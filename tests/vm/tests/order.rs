@@ -106,7 +106,7 @@ fn counter_has_moved_when_munmap_returns(contenders: usize) {
         let cookie = Cookie(i as u64);
         monitor.watch(range, cookie).unwrap();
         monitor
-            .drain(&mut |cookie| assert!(cookie.0 >= 100, "not theirs"))
+            .drain(&mut |cookie| assert!(cookie.0 >= 100, "a contender's range was reported"))
             .unwrap();
         monitor.unwatch(cookie).unwrap();
     };

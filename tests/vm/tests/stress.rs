@@ -286,7 +286,7 @@ fn run<M: Monitor>(monitor: M, time: Duration) -> u64 {
     assert_eq!(stats.leaked, 0);
     assert_eq!(pinned(), pinned_before, "pages stay pinned");
     for what in ["transfers", "changes", "handed over", "looked up"] {
-        assert!(tally[what] > 0, "none were {what}");
+        assert!(tally[what] > 0, "the count of `{what}` is 0");
     }
     tally["stale"]
 }

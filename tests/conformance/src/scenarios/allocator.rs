@@ -22,7 +22,7 @@ pub const DEALLOC_THEN_ALLOC: &Scenario = &Scenario {
 
 const LAYOUT: Layout = match Layout::from_size_align(LEN, PAGE) {
     Ok(layout) => layout,
-    Err(_) => panic!("a power of two"),
+    Err(_) => panic!("the alignment is not a power of two"),
 };
 
 /// Allocates a block, and returns the memory behind its first page. When the block is freed, the

@@ -35,7 +35,7 @@ struct Cli {
 }
 
 fn buffer(random: &mut Random) -> MmapMut {
-    MmapMut::map_anon((1 + random.below(PAGES)) * PAGE).expect("there is memory")
+    MmapMut::map_anon((1 + random.below(PAGES)) * PAGE).expect("a buffer cannot be mapped")
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -62,7 +62,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                             let buffer = &buffers[i];
                             let guard =
                                 cache.get(buffer.as_ptr(), buffer.len(), Access::LOCAL_WRITE);
-                            drop(guard.expect("can be registered"));
+                            drop(guard.expect("a buffer cannot be registered"));
                         }
                     }
                     lookups.fetch_add(1, Ordering::Relaxed);

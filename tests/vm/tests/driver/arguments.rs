@@ -41,7 +41,7 @@ fn features_are_exchanged_first_or_not_at_all() {
         used(&device);
         let mut mask = 5;
         assert_eq!(device.exchange(&mut mask), Err(Errno::EINVAL));
-        assert_eq!(mask, 5, "refused and written all the same");
+        assert_eq!(mask, 5, "the driver refused the call, but wrote the mask");
     }
 }
 
@@ -76,7 +76,11 @@ fn ranges_that_make_no_sense_are_refused() {
         let said = [device.register(&region), device.register2(&region2)];
         assert_eq!(said, [Err(Errno::EINVAL); 2], "{start:#x}..{end:#x}");
     }
-    assert_eq!(device.unwatch(1), Err(Errno::EINVAL), "none is there");
+    assert_eq!(
+        device.unwatch(1),
+        Err(Errno::EINVAL),
+        "the refused range is watched"
+    );
 }
 
 #[test]
@@ -163,7 +167,7 @@ fn a_range_without_length_is_the_byte_at_its_start() {
         .map(|it| (it.user_cookie_counter, it.hint_start, it.hint_end))
         .collect();
     assert_eq!(reported[..2], [(1, start, start + 1), (2, end - 1, end)]);
-    assert_eq!(events.len(), 3, "and LAST");
+    assert_eq!(events.len(), 3, "the two events and LAST must arrive");
 }
 
 #[test]
@@ -304,7 +308,11 @@ fn a_read_smaller_than_an_event_is_refused() {
         let n = unsafe { libc::read(device.raw(), buffer.as_mut_ptr().cast(), len) };
         assert_eq!(Errno::result(n), Err(Errno::EINVAL));
     }
-    assert_eq!(device.drain().unwrap(), (vec![0], 1), "nothing was lost");
+    assert_eq!(
+        device.drain().unwrap(),
+        (vec![0], 1),
+        "the event must not be lost"
+    );
 }
 
 #[test]

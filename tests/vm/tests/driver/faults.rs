@@ -79,7 +79,7 @@ impl Switch {
             let (injected, result) = self.run(nth, &mut call);
             check(injected, result);
             if !injected {
-                assert!(nth > 1, "there was nothing to fail");
+                assert!(nth > 1, "the call has no place at which it can fail");
                 return;
             }
         }

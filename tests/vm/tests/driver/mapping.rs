@@ -72,8 +72,11 @@ fn mremap_counts_at_both_ends_when_it_moves() {
             other.page(0),
         )
         .unwrap();
-        assert!(is_invalidated(&device), "moved away");
-        assert!(is_invalidated(&other_device), "moved onto");
+        assert!(is_invalidated(&device), "the move away was not reported");
+        assert!(
+            is_invalidated(&other_device),
+            "the move onto the range was not reported"
+        );
     }
 }
 
@@ -139,14 +142,20 @@ fn a_file_that_is_truncated_or_punched_counts_also_by_another_process() {
             .succeeded()
             .unwrap()
     );
-    assert!(is_invalidated(&device), "by a child");
+    assert!(
+        is_invalidated(&device),
+        "a hole punched by a child was not reported"
+    );
     assert!(
         Child::fork(|| file.set_len(PAGE as u64).is_ok())
             .unwrap()
             .succeeded()
             .unwrap()
     );
-    assert!(is_invalidated(&device), "truncated by a child");
+    assert!(
+        is_invalidated(&device),
+        "the truncation by a child was not reported"
+    );
     memory.advise(0, 1, libc::MADV_REMOVE).unwrap();
     assert!(is_invalidated(&device));
 }
@@ -163,10 +172,13 @@ fn a_write_after_fork_counts_where_it_copies() {
     .unwrap();
     assert!(
         !is_invalidated(&device),
-        "fork alone leaves the parent's pages"
+        "a fork leaves the parent's pages, but was reported"
     );
     memory.write(1, 2);
-    assert!(is_invalidated(&device), "the write copied a page");
+    assert!(
+        is_invalidated(&device),
+        "the write copied a page, but was not reported"
+    );
     nix::unistd::write(&go, &[1]).unwrap();
     assert!(child.succeeded().unwrap());
     memory.write(2, 2);

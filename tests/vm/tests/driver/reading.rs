@@ -62,7 +62,11 @@ fn of_two_blocked_readers_one_is_given_the_event() {
         // second time.
         let recorded = counter.get() as u32;
         let delivered = delivered.load(Ordering::SeqCst);
-        assert_eq!(delivered, 2 * recorded, "INVAL and LAST, once for each");
+        assert_eq!(
+            delivered,
+            2 * recorded,
+            "each invalidation must deliver INVAL and LAST once"
+        );
         memory.map_over(0, 1).unwrap();
         memory.write(0, 1);
         memory.unmap(0, 1).unwrap();
@@ -98,7 +102,11 @@ fn read_under(signal: Signal) -> nix::Result<usize> {
         let before = CAUGHT.load(Ordering::SeqCst);
         pthread_kill(reading, signal).unwrap();
         thread::sleep(SHORTLY);
-        assert_eq!(CAUGHT.load(Ordering::SeqCst), before + 1, "the handler ran");
+        assert_eq!(
+            CAUGHT.load(Ordering::SeqCst),
+            before + 1,
+            "the handler did not run"
+        );
         if !reader.is_finished() {
             memory.unmap(0, 1).unwrap();
         }
@@ -122,9 +130,9 @@ fn it_polls_readable_while_a_range_is_invalid_or_last_is_owed() {
     memory.unmap(0, 2).unwrap();
     assert!(readable());
     device.read(1).unwrap();
-    assert!(readable(), "another range");
+    assert!(readable(), "the second range still waits to be read");
     device.read(1).unwrap();
-    assert!(readable(), "LAST");
+    assert!(readable(), "LAST still waits to be read");
     device.read(1).unwrap();
     assert!(!readable());
 }
@@ -160,7 +168,11 @@ fn an_edge_triggered_epoll_wakes_for_each_range_that_becomes_invalid() {
     assert_eq!(wakes(), 1);
     assert_eq!(wakes(), 0);
     memory.unmap(1, 1).unwrap();
-    assert_eq!(wakes(), 1, "though nobody has read the first");
+    assert_eq!(
+        wakes(),
+        1,
+        "the second range must wake epoll, although the first was not read"
+    );
 }
 
 static SIGIO_FROM: AtomicI32 = AtomicI32::new(-1);
@@ -292,7 +304,7 @@ fn a_read_into_several_buffers_returns_what_there_is() {
             memory.unmap(0, 1).unwrap();
         }
         assert_eq!(reader.join().unwrap(), Ok(vec![INVAL, LAST]));
-        assert!(!slept, "with all events delivered");
+        assert!(!slept, "the read slept, although all events were delivered");
     });
 }
 

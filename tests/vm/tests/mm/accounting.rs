@@ -82,7 +82,7 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
         progress.reach(1);
         progress.spin_until(2);
         assert_eq!((refused, again), (Errno::ENOMEM, Err(Errno::ENOMEM)));
-        assert!(ranges > 1000, "only {ranges}");
+        assert!(ranges > 1000, "only {ranges} ranges could be watched");
         memory.unmap(0, 1).unwrap();
         let (cookies, at) = device.drain().unwrap();
         assert!(cookies.into_iter().eq(0..ranges));
@@ -92,7 +92,9 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
     .unwrap();
     let events = group.file("memory.events");
     let kills = || machine::count(&events, "oom_kill");
-    wait_until("it is refused", || progress.has_reached(1) || kills() > 0);
+    wait_until("a range is refused", || {
+        progress.has_reached(1) || kills() > 0
+    });
     assert_eq!(kills(), 0);
     assert!(
         machine::count(&events, "max") > 0,
@@ -140,17 +142,21 @@ fn a_million_invalidations_that_nobody_reads_take_no_more_memory_than_a_thousand
         device.drain().unwrap().0.len() == RANGES
     })
     .unwrap();
-    wait_until("a thousand", || progress.has_reached(1));
+    wait_until("there were a thousand invalidations", || {
+        progress.has_reached(1)
+    });
     let thousand = slab(&group);
     progress.reach(2);
-    wait_until("a million", || progress.has_reached(3));
+    wait_until("there were a million invalidations", || {
+        progress.has_reached(3)
+    });
     let million = slab(&group);
     progress.reach(4);
     assert!(child.succeeded().unwrap());
     assert_eq!(thousand, million);
     assert!(
         thousand > RANGES as u64 * 64,
-        "the ranges are charged to it"
+        "the ranges are not charged to the group"
     );
 }
 
@@ -242,10 +248,10 @@ fn the_users_of_a_namespace_are_the_one_who_made_it() {
         refused == Errno::ENOSPC
     })
     .unwrap();
-    wait_until("it has a namespace", || progress.has_reached(1));
+    wait_until("the process has a namespace", || progress.has_reached(1));
     machine::write(format!("/proc/{}/uid_map", maker.id()), "0 200000 100");
     progress.reach(2);
-    wait_until("it is full", || progress.has_reached(3));
+    wait_until("the user has reached the limit", || progress.has_reached(3));
     let outside = Child::fork(|| {
         become_user(OURS);
         DriverFile::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
@@ -377,7 +383,7 @@ fn reclaim(watches: u64, invalidations: usize) -> Duration {
         true
     })
     .unwrap();
-    wait_until("it watches", || progress.has_reached(1));
+    wait_until("the child watches its memory", || progress.has_reached(1));
     let start = Instant::now();
     group.set("memory.reclaim", "4M");
     let took = start.elapsed();

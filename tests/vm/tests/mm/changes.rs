@@ -286,9 +286,17 @@ fn a_file_of_huge_pages_that_another_process_cuts_counts() {
         // SAFETY: the call changes only the file, and no reference to the file's bytes exists.
         unsafe { libc::fallocate(file.as_raw_fd(), mode, len, len) == 0 }
     }));
-    assert_eq!(device.invalidated().unwrap(), [COOKIE], "punched");
+    assert_eq!(
+        device.invalidated().unwrap(),
+        [COOKIE],
+        "a punched hole was not reported"
+    );
 
     memory[LEN] = 1;
     assert!(by_a_child(&|| file.set_len(LEN as u64).is_ok()));
-    assert_eq!(device.invalidated().unwrap(), [COOKIE], "truncated");
+    assert_eq!(
+        device.invalidated().unwrap(),
+        [COOKIE],
+        "the truncation was not reported"
+    );
 }

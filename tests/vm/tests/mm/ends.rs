@@ -56,7 +56,7 @@ fn heir_of(
     let mut byte = [0];
     let answered = read(&answer, &mut byte);
     drop(owner);
-    assert_eq!(answered, Ok(1), "the child had no answer");
+    assert_eq!(answered, Ok(1), "the child sent no answer");
     byte == [1]
 }
 
@@ -159,7 +159,9 @@ fn reaping_of_a_process_that_cannot_exit_counts() {
         |counter, owner| {
             group.add(owner);
             group.set("freezer.state", "FROZEN");
-            wait_until("it is frozen", || group.get("freezer.state") == "FROZEN");
+            wait_until("the owner is frozen", || {
+                group.get("freezer.state") == "FROZEN"
+            });
             kill(owner, Signal::SIGKILL).unwrap();
             let fd = pidfd(owner).unwrap();
             // SAFETY: the call frees memory of the killed process, and none of this process.

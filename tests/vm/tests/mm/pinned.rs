@@ -71,7 +71,7 @@ impl Pair {
         assert_eq!(
             device.invalidated().unwrap(),
             [],
-            "the pages were the process's own"
+            "registering invalidated the pages, so they were not private before"
         );
         Self {
             pinned_frames: pinned.frames(),
