@@ -552,7 +552,7 @@ impl Watch {
         let (least_raised, most_raised) = self.raised_by(made);
         if !(least_raised..=most_raised).contains(&raised) {
             return Err(format!(
-                "the counter rose by {raised}, not {least_raised} to {most_raised}, for {made:?}"
+                "the counter rose by {raised}, not by {least_raised} to {most_raised}, after {made:?}"
             ));
         }
         self.counter += raised;

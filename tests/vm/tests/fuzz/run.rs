@@ -49,7 +49,10 @@ pub(crate) use ensure;
 
 /// Checks that a call and the model have the same result.
 pub(crate) fn same<T: Debug + PartialEq>(call: &str, said: &T, expected: &T) -> Check {
-    ensure!(said == expected, "{call} said {said:?}, not {expected:?}");
+    ensure!(
+        said == expected,
+        "{call} returned {said:?}, not {expected:?}"
+    );
     Ok(())
 }
 
@@ -236,7 +239,7 @@ impl World {
             let found = found.map_err(|why| format!("file {i}: {why}"))?;
             ensure!(
                 times.is_none() || found.is_none() || times == found,
-                "files count the same invalidations differently: {times:?} and {found:?}"
+                "two files counted the same invalidations differently: {times:?} and {found:?}"
             );
             times = times.or(found);
         }
@@ -652,12 +655,12 @@ pub(crate) fn read(
         // The driver may write any number of events that fit before the fault.
         Ok(n) => ensure!(
             n > 0 && n % size_of::<Event>() == 0 && n <= room,
-            "read said {n} with room for {room} of {wanted}"
+            "read returned {n} with room for {room} of {wanted}"
         ),
         Err(errno) => {
             ensure!(
                 errno == Errno::EFAULT && room < wanted,
-                "read said {errno:?} with room for {room} of {wanted}"
+                "read returned {errno:?} with room for {room} of {wanted}"
             );
             return Ok(false);
         }

@@ -82,7 +82,7 @@ impl Shared {
                     thread::yield_now();
                     continue;
                 }
-                Err(errno) => return Err(format!("the reader's read said {errno:?}")),
+                Err(errno) => return Err(format!("the reading thread's read returned {errno:?}")),
             };
             for (i, event) in events[..delivered].iter().enumerate() {
                 let value = event.user_cookie_counter;
@@ -241,7 +241,7 @@ impl Worker {
         self.raised.1 += most;
         ensure!(
             after >= before + least,
-            "the shared counter went from {before} to {after} with {made:?}"
+            "the shared counter went from {before} to {after} after {made:?}, by less than {least}"
         );
         if wait {
             self.wait_for_reports(shared, &made, after, &reports)?;
@@ -285,7 +285,7 @@ impl Worker {
             };
             ensure!(
                 last < after,
-                "cookie {cookie:#x} was invalidated when the counter was {after}, and LAST was {last}, and no report"
+                "cookie {cookie:#x} was invalidated at counter {after}, but LAST {last} came before its report"
             );
             ensure!(
                 started.elapsed() < PATIENCE,
@@ -392,7 +392,7 @@ fn at_rest(shared: &Shared, workers: &[Worker]) -> Check {
     let again = shared.reports.load(Acquire);
     ensure!(
         (least..=most + again).contains(&counter),
-        "the shared counter is {counter}, not {least} to {most}, or {again} more"
+        "the shared counter is {counter}, but must be {least} to {most}, or at most {again} more"
     );
     // Each thread ends the round with an invalidation of its watched ranges. So a LAST follows the
     // last increment of the counter, and must carry the final counter.
