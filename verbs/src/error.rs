@@ -1,4 +1,4 @@
-//! [`Error`]: each variant says what went wrong, and what the user can do.
+//! [`Error`]: each message describes the failure and the remedy.
 
 use std::fmt;
 use std::io;
@@ -60,7 +60,7 @@ impl fmt::Display for End {
 
 /// An error of this crate.
 ///
-/// Registering fails with an [`io::Error`] instead, to which the cache adds advice.
+/// Registering fails with an [`io::Error`] instead. The cache adds advice to that error.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -88,13 +88,13 @@ pub enum Error {
         devices.join(", ")
     )]
     NoProvider {
-        /// The devices the kernel has.
+        /// The names of the kernel's devices.
         devices: Vec<String>,
     },
     /// There is no device of that name.
     #[error("no RDMA device is called {name:?}; there are: {}", available.join(", "))]
     NoSuchDevice {
-        /// The name asked for.
+        /// The requested name.
         name: String,
         /// The names that exist.
         available: Vec<String>,
@@ -122,12 +122,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The device did not describe itself.
+    /// The device could not be queried.
     #[error("cannot query {what} of RDMA device {device}: is it still there (`ibv_devinfo`)?")]
     Query {
         /// The device's name.
         device: String,
-        /// The information that was asked for.
+        /// The requested information.
         what: &'static str,
         /// The system's error.
         #[source]
@@ -138,12 +138,12 @@ pub enum Error {
     NoSuchPort {
         /// The device's name.
         device: String,
-        /// The port asked for.
+        /// The number of the requested port.
         port: u8,
         /// The number of ports.
         ports: u8,
     },
-    /// The port carries no traffic now.
+    /// The port is not in the state ACTIVE.
     #[error(
         "port {port} of RDMA device {device} is {state}, not ACTIVE: {}",
         match state {
@@ -156,10 +156,10 @@ pub enum Error {
         device: String,
         /// The port's number.
         port: u8,
-        /// The state it is in.
+        /// The port's state.
         state: PortState,
     },
-    /// The port has no address.
+    /// The port has no GID.
     #[error(
         "port {port} of RDMA device {device} has no GID: give its network interface an IP address"
     )]
@@ -232,7 +232,7 @@ pub enum Error {
     Connection {
         /// The step that failed.
         step: &'static str,
-        /// The system's error, or the event that came.
+        /// The system's error, or the event that was received.
         #[source]
         source: io::Error,
     },
@@ -245,7 +245,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The completion queue is broken.
+    /// The completion queue could not be polled.
     #[error("cannot poll the completion queue: it is lost, create a new one")]
     Poll {
         /// The provider's error.
@@ -260,7 +260,7 @@ pub enum Error {
     Completion {
         /// The transfer.
         operation: Operation,
-        /// The end whose work request failed: the one that was posted for that memory.
+        /// The end of the transfer whose work request failed.
         end: End,
         /// The status that the device reported.
         status: WcStatus,
@@ -277,18 +277,18 @@ pub enum Error {
         operation: Operation,
         /// Its length in bytes.
         len: usize,
-        /// The time it was given.
+        /// The timeout of the transfer.
         after: Duration,
     },
     /// The two slices of a transfer differ in length.
     #[error("source of {source_len} bytes, destination of {destination_len}: they must be equal")]
     LengthMismatch {
-        /// Bytes in the source.
+        /// The number of bytes in the source.
         source_len: usize,
-        /// Bytes in the destination.
+        /// The number of bytes in the destination.
         destination_len: usize,
     },
-    /// The slice is not inside the registration given for it.
+    /// A slice is not inside the registration that the caller passed for it.
     #[error(
         "the {end}, {len} bytes at {start:#x}, is not inside its registration {registered:?}: \
          register all of it"

@@ -107,7 +107,7 @@ fn of(error: &io::Error) -> c_int {
     }
 }
 
-/// Returns the errno of the system's error among the causes of `error`.
+/// Returns the errno of the first system error among the causes of `error`, or `otherwise`.
 fn errno_within(error: &(dyn std::error::Error + 'static), otherwise: c_int) -> c_int {
     let mut systems = chain(error).filter_map(|cause| cause.downcast_ref());
     systems.next().map_or(otherwise, of)
