@@ -42,7 +42,9 @@ impl WcStatus {
                  REMOTE_WRITE there; RDMA read: REMOTE_READ at the source), and is it still \
                  registered?"
             }
-            Self::RETRY_EXC_ERR => ": the port does not answer itself: is it up (`ibv_devinfo`)?",
+            Self::RETRY_EXC_ERR => {
+                ": the port does not answer: check that it is up (`ibv_devinfo`)"
+            }
             _ => "",
         }
     }

@@ -76,9 +76,9 @@ pub enum Error {
     Lookup(#[from] regcache::Error),
     /// There is no RDMA device.
     #[error(
-        "no RDMA device on this machine. For a software one: \
+        "no RDMA device on this machine. To make a software device: \
          `modprobe rdma_rxe && rdma link add rxe0 type rxe netdev lo` \
-         (in a container: the host's /dev/infiniband must be passed in)"
+         (in a container, pass the host's /dev/infiniband in)"
     )]
     NoDevice,
     /// The kernel has devices, but libibverbs can use none of them.
@@ -92,7 +92,7 @@ pub enum Error {
         devices: Vec<String>,
     },
     /// There is no device of that name.
-    #[error("no RDMA device is called {name:?}; there are: {}", available.join(", "))]
+    #[error("no RDMA device is called {name:?}: the devices are {}", available.join(", "))]
     NoSuchDevice {
         /// The requested name.
         name: String,
@@ -104,13 +104,13 @@ pub enum Error {
         "cannot open RDMA device {name}: {}",
         match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => format!(
-                "this user may not open {node}: run as root, join the group that owns it \
-                 (often `rdma`), or in a container pass it in"
+                "this user may not open {node}: run as root, or join the group that owns the \
+                 file (often `rdma`); in a container, pass the file in"
             ),
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-                format!("{node} is not there: `modprobe ib_uverbs`, and is udev running?")
+                format!("{node} does not exist: `modprobe ib_uverbs`, and check that udev runs")
             }
-            _ => format!("{node} does not open"),
+            _ => format!("opening {node} failed"),
         }
     )]
     OpenDevice {
@@ -123,7 +123,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The device could not be queried.
-    #[error("cannot query {what} of RDMA device {device}: is it still there (`ibv_devinfo`)?")]
+    #[error("cannot query {what} of RDMA device {device}: check that it exists (`ibv_devinfo`)")]
     Query {
         /// The device's name.
         device: String,
@@ -183,10 +183,10 @@ pub enum Error {
         "cannot create a {what}: {}",
         match source.raw_os_error() {
             Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM) => {
-                "its rings are locked memory: raise RLIMIT_MEMLOCK (`ulimit -l unlimited`; for a \
+                "its rings are pinned memory: raise RLIMIT_MEMLOCK (`ulimit -l unlimited`; for a \
                  service, LimitMEMLOCK=infinity)"
             }
-            _ => "the device may have none left, or refuse the depth (`ibv_devinfo -v`)",
+            _ => "the device may have none left, or the depth may be too large (`ibv_devinfo -v`)",
         }
     )]
     CreateQueue {
@@ -200,8 +200,8 @@ pub enum Error {
     #[error(
         "cannot move the queue pair to {state}: {}",
         match *state {
-            "RTR" => "the port may not reach itself by the address chosen (`ibv_devinfo -v` lists \
-                      the GIDs; is the network interface up?)",
+            "RTR" => "the port may be unable to reach itself by the chosen address: check the GIDs \
+                      (`ibv_devinfo -v`), and that the network interface is up",
             _ => "the port may have gone down (`ibv_devinfo`)",
         }
     )]
@@ -217,14 +217,14 @@ pub enum Error {
         "cannot {step} the peer: {}",
         match source.raw_os_error() {
             Some(libc::ENODEV) => {
-                "no RDMA device has a route there (`rdma link`), or the kernel has no connection \
-                 manager (`modprobe rdma_ucm`)"
+                "no RDMA device has a route to the address (`rdma link`), or the kernel's connection \
+                 manager is not loaded (`modprobe rdma_ucm`)"
             }
             Some(libc::EADDRNOTAVAIL) => {
                 "no RDMA device of this host has that address (`rdma link`)"
             }
             Some(libc::ETIMEDOUT) => {
-                "it does not answer: is it up, and does a firewall pass UDP port 4791?"
+                "it does not answer: check that it is up, and that firewalls pass UDP port 4791"
             }
             _ => "does a program listen there?",
         }
@@ -246,7 +246,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The completion queue could not be polled.
-    #[error("cannot poll the completion queue: it is lost, create a new one")]
+    #[error("cannot poll the completion queue: it is unusable, so create a new one")]
     Poll {
         /// The provider's error.
         #[source]

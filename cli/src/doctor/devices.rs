@@ -48,7 +48,7 @@ fn peer_memory(files: &Files) -> Option<Finding> {
     files.exists("/sys/module/nvidia_peermem").then(|| {
         Finding::note(
             "nvidia_peermem",
-            "loaded: the cache does not retain registrations of GPU memory by address. Register a dma-buf of it instead",
+            "loaded: the cache does not retain registrations of GPU memory by address. Register a dma-buf of the memory instead",
         )
     })
 }
@@ -122,7 +122,7 @@ fn device_of(files: &Files, device: &str, open: &impl Fn(&str) -> io::Result<()>
             Some(libc::ENOENT) => Finding::missing(
                 subject,
                 format!(
-                    "{node} does not exist: udev is not running, or the container was not given it \
+                    "{node} does not exist: udev is not running, or the file was not passed to the container \
                      (docker run --device={node})"
                 ),
             )
@@ -198,7 +198,7 @@ pub(crate) fn look_at_io_uring(files: &Files) -> Vec<Finding> {
         .fixed_by("sysctl kernel.io_uring_disabled=0"),
         _ => Finding::missing(
             subject,
-            format!("{error}: the kernel is built without it, or a sandbox forbids it"),
+            format!("{error}: the kernel is built without io_uring, or a sandbox forbids it"),
         ),
     }]
 }

@@ -1,5 +1,5 @@
-//! [`Files`]: the files that describe the kernel and the installation. They are below `/`, or below a
-//! directory that a test has made.
+//! [`Files`]: the files that describe the kernel and the installation. They are below `/`, or below
+//! a directory that a test has made.
 
 use std::fs;
 use std::path::PathBuf;

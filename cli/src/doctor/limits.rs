@@ -31,7 +31,7 @@ fn locked(files: &Files, limit: u64) -> Finding {
         return Finding::good(subject, "unlimited (RLIMIT_MEMLOCK)");
     }
     let says = format!(
-        "{} MiB (RLIMIT_MEMLOCK), which a cache stays within. To raise it from the next login on:",
+        "{} MiB (RLIMIT_MEMLOCK), the most that a cache pins. To raise it from the next login on:",
         limit >> 20
     );
     Finding::note(subject, says)

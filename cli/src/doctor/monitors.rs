@@ -58,7 +58,7 @@ fn no_driver(files: &Files) -> Finding {
     let missing = |says: &str| Finding::missing("ummunotify", says);
     if files.exists("/sys/module/ummunotify") {
         return missing(
-            "the driver is loaded, but /dev/ummunotify does not exist (in a container, pass it in: \
+            "the driver is loaded, but /dev/ummunotify does not exist (in a container, pass the file in: \
              docker run --device=/dev/ummunotify:r)",
         )
         .fixed_by(format!(

@@ -107,7 +107,7 @@ pub struct Mr {
     /// The key for the work requests of this process.
     pub lkey: u32,
     /// The key for the requests of a peer. It is valid only with remote
-/// access.
+    /// access.
     pub rkey: u32,
     /// The `struct ibv_mr *`, or the pointer that `reg_mr` returned. Do not
     /// deregister it.
