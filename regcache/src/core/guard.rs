@@ -21,8 +21,8 @@ use crate::sys::sync::{Arc, lock};
 /// ```text
 /// post_receive(&queue_pair, &buffer, guard.registration().lkey());
 /// drop(guard);       // The receive is still posted.
-/// drop(buffer);      // The allocator may give the memory to somebody else.
-/// drop(queue_pair);  // This has to come first: it ends all work.
+/// drop(buffer);      // The allocator may hand out the memory again.
+/// drop(queue_pair);  // This has to come first, because it ends all work.
 /// ```
 ///
 /// While a guard lives, its registration is not deregistered, even if the memory is unmapped or the

@@ -31,7 +31,7 @@ const MAX_ATTEMPTS: u32 = 8;
 /// exhausted.
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Hits.
+/// The methods that look for a hit.
 impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Returns a guard of the entry at `slot`, if the entry serves the request.
     pub(crate) fn hit(&self, slot: Slot, range: VaRange, access: R::Access) -> Option<Guard<R, M>> {
@@ -93,7 +93,7 @@ pub(crate) fn lookup<R: Registrar, M: Monitor>(
     }
 }
 
-/// A lookup on its slow path.
+/// A lookup that takes the slow path.
 struct Lookup<'c, R: Registrar, M: Monitor> {
     core: &'c Arc<Core<R, M>>,
     range: VaRange,
@@ -159,7 +159,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
         }
     }
 
-    /// Watches, registers and publishes.
+    /// Watches the range, registers it and publishes the registration.
     fn register(
         &mut self,
         mut reservation: Reservation<'c, R, M>,

@@ -36,7 +36,7 @@ mod mapped {
 
     use super::FromZeros;
 
-    /// Zeroed memory from the kernel, without a reservation of swap.
+    /// An array in zeroed memory from the kernel, which reserves no swap space for it.
     #[derive(Debug)]
     pub(crate) struct Zeroed<T> {
         /// The first element in the mapping; dangling if there are no elements.

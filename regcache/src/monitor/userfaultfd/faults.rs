@@ -1,8 +1,9 @@
 //! [`Faults`]: faults on missing pages of watched memory.
 //!
 //! A registered page is present as long as a device has it pinned. So a missing page was removed.
-//! If no event reported the removal, the fault on the page is its first sign. This sign is still in
-//! time. The reader supplies the new page only after it has entered the change in the log.
+//! If no event reported the removal, the fault on the page is the first sign of the removal. This
+//! sign is still in time. The reader supplies the new page only after it has entered the change in
+//! the log.
 
 use std::os::fd::AsRawFd;
 
