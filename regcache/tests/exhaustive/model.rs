@@ -10,7 +10,7 @@ use crate::state::{
     At, Cache, Change, Kernel, Lookup, Page, Phase, Slot, Stage, State, THREADS, Thread, Violation,
 };
 
-/// The properties.
+/// The names of the properties that the checker verifies.
 pub(crate) const STALE: &str = "no lookup returns a stale registration";
 pub(crate) const OTHER_RANGE: &str = "no lookup returns one of another range";
 pub(crate) const IN_USE: &str = "no registration in use is destroyed";

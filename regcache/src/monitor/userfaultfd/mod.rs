@@ -21,10 +21,10 @@
 //!    is 0.
 //!
 //!    The reader sets a flag before it reads events. It clears the flag after it has entered the
-//!    events in the log. The check first waits for a count of 0, and *after that* for a clear flag.
-//!    If it sees both, every change whose address could have been handed out by now is entered, and
-//!    has raised the generation. If the wait takes too long, the check gives up, and the range is
-//!    treated as changed.
+//!    events in the log. The check loads the count, and *after that* the flag. It repeats both
+//!    loads until the count is 0 and the flag is clear. Then every change whose address could have
+//!    been handed out by now is entered, and has raised the generation. If the wait takes too long,
+//!    the check gives up, and the range is treated as changed.
 //! 2. *The mapping is the one that was watched.* Pages are armed when their first watch is placed.
 //!    They are never armed again until their last watch has ended (`coverage.rs`).
 //!    `shmat(SHM_REMAP)` can replace a mapping without an event, but the new mapping is not armed.
