@@ -74,16 +74,16 @@ impl Fault {
         match self {
             Self::LateReport => "late report (userfaultfd)",
             Self::DeferredReport => "deferred report (kdreg2)",
-            Self::WatchDoesNotWait => "watching does not wait",
+            Self::WatchDoesNotWait => "watch does not wait",
             Self::LostReport => "lost report",
             Self::WatchAfterRegistration => "watch after registration",
             Self::DrainedBeforeKilled => "drained before killed",
-            Self::MarkNotLookedAt => "mark not looked at",
+            Self::MarkNotLookedAt => "mark not checked",
             Self::ReferenceAfterLiveness => "reference after liveness",
-            Self::EntryNotAsked => "entry not asked",
-            Self::DestroyedInUse => "destroyed in use",
-            Self::BuriedTwice => "buried twice",
-            Self::SpoiltForgotten => "spoilt registration forgotten",
+            Self::EntryNotAsked => "entry not checked",
+            Self::DestroyedInUse => "deregistered in use",
+            Self::BuriedTwice => "deregistered twice",
+            Self::SpoiltForgotten => "invalidated registration forgotten",
             Self::LockKept => "lock kept",
         }
     }
