@@ -143,7 +143,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
         }
         if self.attempts == MAX_ATTEMPTS {
             core.unlock(table);
-            tracing::debug!(range = ?self.range, "changes faster than it can be registered");
+            tracing::debug!(range = ?self.range, "the memory changes faster than it can be registered");
             return Ok(Outcome::Uncacheable);
         }
         self.attempts += 1;
@@ -176,7 +176,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
             if is_exhaustion(&error) && reclaim(core, &mut self.quota, version) {
                 return Ok(Outcome::Reclaimed);
             }
-            tracing::debug!(?whole, %error, "cannot be watched");
+            tracing::debug!(?whole, %error, "the range cannot be watched, so it is not cached");
             return Ok(Outcome::Uncacheable);
         }
         match core.registrar.register(whole, self.access) {

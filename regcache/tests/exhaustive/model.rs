@@ -160,8 +160,8 @@ impl Protocol {
                         let generation = state.kernel.generation;
                         let floor = state.kernel.pages[usize::from(page)].floor;
                         say(format_args!(
-                            "begins a lookup of page {page}, for which versions before {floor} are stale: \
-                             loads generation {generation}"
+                            "begins a lookup of page {page}, for which versions before {floor} are \
+                             stale: loads generation {generation}"
                         ));
                         this.lookup = Some(Lookup {
                             page,
