@@ -385,7 +385,7 @@ fn what_cannot_be_watched_is_refused() {
     };
     // SAFETY: the file descriptor is this test's own.
     let fd = unsafe { libc::memfd_create(c"test".as_ptr(), 0) };
-    // SAFETY: as above.
+    // SAFETY: the file descriptor was made above.
     assert_eq!(unsafe { libc::ftruncate(fd, PAGE as libc::off_t) }, 0);
     refused(
         map_with(ptr::null_mut(), PAGE, RW, libc::MAP_SHARED, fd),
@@ -397,7 +397,7 @@ fn what_cannot_be_watched_is_refused() {
         PAGE,
         "a private memfd",
     );
-    // SAFETY: as above.
+    // SAFETY: the file descriptor is not used after this.
     unsafe { libc::close(fd) };
     let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
     refused(
@@ -589,7 +589,7 @@ fn a_dropped_monitor_leaves_nothing_armed_though_a_child_has_its_descriptor() {
     // SAFETY: the child only waits until it is killed.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        // SAFETY: as above.
+        // SAFETY: the child only makes system calls.
         unsafe {
             libc::alarm(30);
             loop {

@@ -31,8 +31,8 @@
 //! 1. *References only grow while the entry is live.* [`acquire`](Entry::acquire) adds one
 //!    reference by a compare-and-swap, which succeeds only if the flag is set. So once the flag is
 //!    cleared, the count of references only falls. Exactly one [`release`](Entry::release) or
-//!    `kill` brings it to 0. The result of that call, and of no other, tells its caller to take the
-//!    content out.
+//!    `kill` brings it to 0. The result of that call tells its caller to take the content out. No
+//!    other caller does so.
 //! 2. *The owner of a reference sees the content that it acquired, and this content does not
 //!    change.* The content is written before the release store in `publish`. `acquire` reads that
 //!    store, or a read-modify-write in the store's release sequence, with acquire ordering. So the

@@ -122,8 +122,8 @@ impl Hints {
     #[inline]
     fn locate(&self, address: usize, shift: u32) -> (&Set, u8) {
         let hash = (address as u64 >> (shift & 63)).wrapping_mul(SPREAD);
-        // The upper bits of the product choose the set, and those in the middle are the tag. The
-        // tag is never 0, because 0 is the tag of an unused way.
+        // The upper bits of the product choose the set, and the middle bits are the tag. The tag is
+        // never 0, because 0 is the tag of an unused way.
         let set = (hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize;
         let tag = (hash >> 32) as u8 | 1;
         // SAFETY: the index has 64 - `shift` bits, and there are at least 2^(64 - `shift`) sets.
@@ -223,7 +223,8 @@ impl Hints {
     }
 
     /// Doubles the number of sets in use, up to the size of the table. Each hint of an old set
-    /// belongs in one of two new sets. It is copied into both, because a wrong hint is harmless.
+    /// belongs in one of two new sets. The hint is copied into both sets, because a wrong hint is
+    /// harmless.
     #[cold]
     fn grow(&self) {
         let (sets, before) = (self.sets.as_slice(), self.in_use());

@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    /// An access of bits, where a superset serves a subset.
+    /// An access that is a set of bits. A superset serves a subset.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     struct Bits(u8);
 

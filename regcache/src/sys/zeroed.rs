@@ -48,7 +48,7 @@ mod mapped {
 
     // SAFETY: the array owns its elements.
     unsafe impl<T: Send> Send for Zeroed<T> {}
-    // SAFETY: as above.
+    // SAFETY: by shared reference, the array gives access only to `&T`.
     unsafe impl<T: Sync> Sync for Zeroed<T> {}
 
     impl<T: FromZeros> Zeroed<T> {

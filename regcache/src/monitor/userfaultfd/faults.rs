@@ -61,8 +61,8 @@ fn supply(source: &Source, page: usize) -> bool {
         range: range(page, page + source.page),
         ..raw::ZeroPage::default()
     };
-    // SAFETY: the structure may be read and written. A page is supplied only where there is none,
-    // and some thread waits for one.
+    // SAFETY: the structure may be read and written. The kernel supplies a page only if the page is
+    // missing, and some thread waits for that page.
     match unsafe { raw::zero_page(source.uffd.as_raw_fd(), &raw mut zeros) } {
         Ok(_) => true,
         Err(Errno::EAGAIN) => false,
