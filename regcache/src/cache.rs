@@ -55,8 +55,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// mapped at the address now. While the guard lives, the registration covers that same memory
     /// and no other.
     ///
-    /// The pointer is not dereferenced, so any value is allowed. A hit takes no lock. It makes no
-    /// system call, unless the monitor has to be called at each lookup ([`Monitor::CHECKED`]). A
+    /// The pointer is not dereferenced, so any value is allowed. A hit takes no lock. A hit makes
+    /// no system call, unless the monitor has to be called at each lookup ([`Monitor::CHECKED`]). A
     /// miss registers memory, which pins the pages of the range.
     ///
     /// # Errors
@@ -207,8 +207,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         self.unlink(|table, slab| table.invalidate_overlapping(slab, range))
     }
 
-    /// Invalidates every registration, as [`invalidate`](Self::invalidate) does for those of a
-    /// range.
+    /// Invalidates every registration in the cache. The effects are those of
+    /// [`invalidate`](Self::invalidate).
     ///
     /// # Errors
     ///

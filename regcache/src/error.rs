@@ -226,9 +226,9 @@ mod tests {
         let whole = VaRange::new(map.as_ptr(), map.len()).unwrap();
         assert!(matches!(efault(whole, true), RegisterError::Device { .. }));
 
-        // SAFETY: pages of this test's own mapping.
+        // SAFETY: the pointer stays within the test's own mapping.
         let middle = unsafe { map.as_ptr().add(4096).cast_mut() };
-        // SAFETY: as above.
+        // SAFETY: the call affects only a page of the test's own mapping.
         let protected = unsafe { libc::mprotect(middle.cast(), 4096, libc::PROT_READ) };
         assert_eq!(protected, 0);
         match efault(whole, true) {
@@ -242,7 +242,8 @@ mod tests {
         }
         assert!(matches!(efault(whole, false), RegisterError::Device { .. }));
 
-        // SAFETY: as above; the mapping is forgotten below, so that it is not unmapped twice.
+        // SAFETY: this is a page of the test's own mapping. The mapping is forgotten below, so that
+        // it is not unmapped twice.
         assert_eq!(unsafe { libc::munmap(middle.cast(), 4096) }, 0);
         match efault(whole, false) {
             RegisterError::NotMapped { hole, .. } => assert_eq!(hole, middle.addr()),

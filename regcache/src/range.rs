@@ -19,15 +19,15 @@ pub enum RangeError {
     /// The range is empty.
     #[error("cannot register 0 bytes at {start:#x}: ask for at least one")]
     ZeroLength {
-        /// The address asked for.
+        /// The requested address.
         start: usize,
     },
     /// The range runs past the end of the address space.
     #[error("{len} bytes at {start:#x} run past the end of the address space: check the length")]
     AddressWraps {
-        /// The address asked for.
+        /// The requested address.
         start: usize,
-        /// The number of bytes asked for.
+        /// The number of requested bytes.
         len: usize,
     },
 }

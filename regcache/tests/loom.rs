@@ -30,7 +30,7 @@ enum Flaw {
     ReportIsLate,
 }
 
-/// One page and its watches.
+/// The modelled kernel, with one page and its watches.
 struct FakeKernel {
     flaw: Flaw,
     /// The lock is held from start to end of an invalidation.

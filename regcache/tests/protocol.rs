@@ -1,4 +1,5 @@
-//! The cache's side of the contract, its limits and its eviction, on a modelled kernel and device.
+//! Tests of the cache's side of the contract, of its limits and of its eviction, on a modelled
+//! kernel and device.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -604,9 +605,9 @@ fn a_forked_child_that_drops_an_empty_cache_closes_nothing() {
     assert_eq!(status, 0, "the child dropped the registrar or the monitor");
 }
 
-/// Several threads look up and remap their own pages, and look up shared ones, in a small cache
-/// that evicts all the time. If a thread has not remapped its own page since a lookup, the lookup's
-/// registration must have pinned the current page.
+/// Several threads look up and remap their own pages, and look up shared pages. The cache is small,
+/// so it evicts all the time. If a thread has not remapped its own page since a lookup, the
+/// lookup's registration must have pinned the current page.
 #[test]
 fn many_threads_never_see_a_stale_registration() {
     const OWN: usize = 6;

@@ -253,7 +253,7 @@ fn a_cache_built_during_an_invalidation_on_a_shared_monitor_is_never_stale() {
     );
 }
 
-/// This is the control of the test above. Here the second cache is built before the invalidation.
+/// Repeats the test above as a control, with a second cache that was built before the invalidation.
 #[test]
 fn control_a_cache_built_before() {
     let (k, [one, two]) = slow();
@@ -494,7 +494,7 @@ fn a_completion_knows_of_uncached_registrations_of_the_range() {
 #[test]
 fn idle_entries_make_way_when_the_monitor_is_full() {
     let kernel = FakeKernel::new(8);
-    // The driver's limit is max_user_regions.
+    // This limit on watches models the driver's `max_user_regions`.
     let few = {
         let kernel = Arc::clone(&kernel);
         move |asked| match asked {

@@ -42,9 +42,9 @@ fn page(range: VaRange) -> usize {
 /// The time at which a change is reported.
 #[derive(Clone, Copy, PartialEq)]
 enum Report {
-    /// Before the change, as the driver does.
+    /// The report comes before the change, as with the driver.
     InTime,
-    /// After the change, as userfaultfd does.
+    /// The report comes after the change, as with userfaultfd.
     Late,
 }
 
@@ -249,7 +249,7 @@ fn run(report: Report, lookups: u64, changes: u64) -> u64 {
             .collect();
         let mut random = Random(99);
         for i in 0..changes {
-            // Changes keep pace with the lookups.
+            // The changes are spread evenly over the lookups.
             while done.load(Ordering::Relaxed) < lookups / changes * i
                 && !lookers.iter().all(thread::ScopedJoinHandle::is_finished)
             {

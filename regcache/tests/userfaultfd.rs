@@ -157,14 +157,14 @@ fn mappings_over_it_and_moved_away_are_reported() {
     check("mremap", |start, len| {
         let to = map(8);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: this is a test's own mappings.
+        // SAFETY: these are the test's own mappings.
         let moved = unsafe { libc::mremap(start.cast(), len, len, flags, to) };
         assert_eq!(moved.cast(), to);
     });
     check("mremap onto it", |start, len| {
         let from = map(8);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: this is a test's own mappings.
+        // SAFETY: these are the test's own mappings.
         let moved = unsafe { libc::mremap(from.cast(), len, len, flags, start) };
         assert_eq!(moved.cast(), start);
     });
@@ -224,7 +224,7 @@ fn guard_pages_are_noticed_after_they_are_gone() {
         "guard pages installed and removed, then written",
         |start, _| {
             let page = guard_there_and_back(start).unwrap();
-            // SAFETY: a page of the test's own mapping.
+            // SAFETY: this is a page of the test's own mapping.
             unsafe {
                 assert_eq!(page.read(), 0, "a page of zeros");
                 page.write(1);
@@ -385,7 +385,7 @@ fn what_cannot_be_watched_is_refused() {
     };
     // SAFETY: the file descriptor is this test's own.
     let fd = unsafe { libc::memfd_create(c"test".as_ptr(), 0) };
-    // SAFETY: as above.
+    // SAFETY: the file descriptor was made above.
     assert_eq!(unsafe { libc::ftruncate(fd, PAGE as libc::off_t) }, 0);
     refused(
         map_with(ptr::null_mut(), PAGE, RW, libc::MAP_SHARED, fd),
@@ -397,7 +397,7 @@ fn what_cannot_be_watched_is_refused() {
         PAGE,
         "a private memfd",
     );
-    // SAFETY: as above.
+    // SAFETY: the file descriptor is not used after this.
     unsafe { libc::close(fd) };
     let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
     refused(
@@ -432,7 +432,7 @@ fn what_cannot_be_watched_is_refused() {
     for at in [0, 1] {
         let memory = map(2);
         let closed = memory.wrapping_add(at * PAGE);
-        // SAFETY: this test's own page.
+        // SAFETY: this is the test's own page.
         let closing = unsafe { libc::mprotect(closed.cast(), PAGE, libc::PROT_NONE) };
         assert_eq!(closing, 0);
         refused(memory, 2 * PAGE, "a page that may not be accessed");
@@ -584,12 +584,12 @@ fn a_dropped_monitor_leaves_nothing_armed_though_a_child_has_its_descriptor() {
     monitor.watch(range(moved, 8 * PAGE), Cookie(2)).unwrap();
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     let to = map(8);
-    // SAFETY: a test's own mappings.
+    // SAFETY: these are the test's own mappings.
     unsafe { libc::mremap(moved.cast(), 8 * PAGE, 8 * PAGE, flags, to) };
     // SAFETY: the child only waits until it is killed.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        // SAFETY: as above.
+        // SAFETY: the child only makes system calls.
         unsafe {
             libc::alarm(30);
             loop {

@@ -142,8 +142,8 @@ impl FileIo {
     ///
     /// # Safety
     ///
-    /// The registration is not stale. A stale registration is allowed only if the pages that it
-    /// reaches are mapped nowhere. The file then receives the bytes of those pages.
+    /// The registration is not stale. A stale registration is allowed only if its pages are mapped
+    /// nowhere, and if any bytes may be written to the file.
     pub unsafe fn write_registered(
         &self,
         file: BorrowedFd<'_>,
@@ -195,7 +195,7 @@ impl FileIo {
     ///
     /// # Safety
     ///
-    /// The kernel may access the memory of the request until this returns.
+    /// The kernel may access the memory of the request until this function returns.
     unsafe fn transfer(&self, request: &squeue::Entry) -> Result<usize, Error> {
         let Ring { ring, is_broken } =
             &mut *self.ring.lock().unwrap_or_else(PoisonError::into_inner);

@@ -50,7 +50,7 @@
 //! let fd = types::Fd(std::os::fd::AsRawFd::as_raw_fd(&writer));
 //! let index = guard.registration().index();
 //! let request = opcode::WriteFixed::new(fd, bytes.as_ptr(), bytes.len() as u32, index).build();
-//! // SAFETY: `bytes` outlives the request, which is waited for.
+//! // SAFETY: `submit_and_wait` waits for the request, and `bytes` lives longer.
 //! unsafe { ring.submission().push(&request) }?;
 //! ring.submit_and_wait(1)?;
 //! drop(guard);
@@ -67,7 +67,7 @@ mod table;
 pub use file_io::{Error, FileIo};
 pub use registrar::{FixedBuffer, UringRegistrar};
 
-/// Asserts that any thread may use both types.
+/// Asserts at compile time that any thread may use [`UringRegistrar`] and [`FileIo`].
 const _: () = {
     const fn any_thread<T: Send + Sync>() {}
     any_thread::<UringRegistrar>();

@@ -76,8 +76,9 @@ impl UringRegistrar {
 // SAFETY:
 // - The update that fills a slot pins all pages of the range for long-term writing, between its
 //   call and its return, or fails. The pages stay pinned until the slot is cleared.
-// - After the update that clears the slot has returned, requests that name the slot fail. Requests
-//   in flight are not affected, because a guard lives until its requests are complete.
+// - After the update that clears the slot has returned, requests that name the slot fail. No
+//   request is in flight at that time, because each request's guard must live until the request
+//   completes.
 unsafe impl Registrar for UringRegistrar {
     type Access = ();
     type Registration = FixedBuffer;

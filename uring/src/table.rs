@@ -19,7 +19,8 @@ const BUFFERS_UPDATE: u32 = 16;
 /// `IORING_RSRC_REGISTER_SPARSE`, since Linux 5.19.
 const SPARSE: u32 = 1;
 
-/// The maximum number of slots that the kernel allows. All their indexes fit into a request.
+/// The maximum number of slots that the kernel allows. The index of each slot fits into the 16-bit
+/// field of a request.
 pub(crate) const MAX_SLOTS: u32 = 1 << 14;
 
 /// `struct io_uring_rsrc_register`.
@@ -82,7 +83,7 @@ impl Table {
         })
     }
 
-    /// Puts the `len` bytes at `start` into a free slot. This pins their pages.
+    /// Puts the `len` bytes at `start` into a free slot. This pins the pages of those bytes.
     pub(crate) fn fill(&self, start: usize, len: usize) -> io::Result<u16> {
         let slot = self.free().pop().ok_or(Errno::ENOSPC)?;
         if let Err(error) = self.update(slot, start, len) {

@@ -107,7 +107,7 @@ fn a_cleared_slot_is_empty_and_comes_back() {
     let written = unsafe { io.write_registered(writer.as_fd(), &memory[..PAGE], &second, 0) };
     assert!(matches!(written, Err(Error::WrongBuffer { .. })));
     let other = FileIo::new().unwrap();
-    // SAFETY: as above.
+    // SAFETY: the memory is mapped.
     let written = unsafe { other.write_registered(writer.as_fd(), &memory[PAGE..], &second, 0) };
     assert!(
         matches!(written, Err(Error::WrongBuffer { .. })),

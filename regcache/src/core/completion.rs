@@ -43,7 +43,7 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
     /// Waits until all registrations are deregistered, for `timeout` at most. Returns true if they
     /// are.
     ///
-    /// Other threads have to drop the guards.
+    /// This method drops no guard, so other threads have to drop the guards.
     pub fn wait(&mut self, timeout: Duration) -> bool {
         if self.core.in_child() {
             return true;

@@ -31,8 +31,8 @@
 //! 1. *References only grow while the entry is live.* [`acquire`](Entry::acquire) adds one
 //!    reference by a compare-and-swap, which succeeds only if the flag is set. So once the flag is
 //!    cleared, the count of references only falls. Exactly one [`release`](Entry::release) or
-//!    `kill` brings it to 0. The result of that call, and of no other, tells its caller to take the
-//!    content out.
+//!    `kill` brings it to 0. The result of that call tells its caller to take the content out. No
+//!    other caller does so.
 //! 2. *The owner of a reference sees the content that it acquired, and this content does not
 //!    change.* The content is written before the release store in `publish`. `acquire` reads that
 //!    store, or a read-modify-write in the store's release sequence, with acquire ordering. So the
@@ -347,7 +347,7 @@ mod tests {
     fn the_last_of_guards_and_index_takes_the_content() {
         let entry = Entry::vacant();
         assert!(!entry.acquire(), "a vacant entry gives no reference");
-        // SAFETY: one thread, references counted by hand.
+        // SAFETY: the test has one thread, and it counts the references by hand.
         unsafe {
             entry.publish("registration", false);
             assert!(entry.acquire());
@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn an_idle_entry_is_the_killers_to_take() {
         let entry = Entry::vacant();
-        // SAFETY: one thread, references counted by hand.
+        // SAFETY: the test has one thread, and it counts the references by hand.
         unsafe {
             entry.publish(7, false);
             assert!(entry.is_in_use());
@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn the_last_guard_of_a_revocable_registration_is_told() {
         let entry = Entry::vacant();
-        // SAFETY: one thread, references counted by hand.
+        // SAFETY: the test has one thread, and it counts the references by hand.
         unsafe {
             entry.publish(7, true);
             assert!(entry.is_revocable());
@@ -400,7 +400,7 @@ mod tests {
     #[test]
     fn hits_are_counted_past_the_room_for_them_and_from_life_to_life() {
         let entry = Entry::vacant();
-        // SAFETY: one thread, references counted by hand.
+        // SAFETY: the test has one thread, and it counts the references by hand.
         unsafe {
             entry.publish(7, false);
             let many = MANY_HITS / HIT - 1;
@@ -424,7 +424,7 @@ mod tests {
     #[test]
     fn with_too_many_references_there_are_no_more_of_them() {
         let entry = Entry::vacant();
-        // SAFETY: one thread, references counted by hand; the content needs no drop.
+        // SAFETY: the test has one thread. The content needs no drop.
         unsafe { entry.publish(7, false) };
         let many = TOO_MANY - 2 * ONE + MANY_HITS;
         entry.state.fetch_add(many, Ordering::Relaxed);
@@ -465,11 +465,11 @@ mod loom_tests {
                         if !entry.acquire() {
                             return 0;
                         }
-                        // SAFETY: acquired above.
+                        // SAFETY: the reference was acquired above.
                         drop(Arc::clone(unsafe { entry.content() }));
                         // SAFETY: the reference was acquired above and is not used afterwards.
                         if unsafe { entry.release() } == Left::Nobody {
-                            // SAFETY: told to.
+                            // SAFETY: the call above told this thread to take the content.
                             drop(unsafe { entry.take() });
                             return 1;
                         }
@@ -478,16 +478,16 @@ mod loom_tests {
                 })
                 .collect();
 
-            // SAFETY: live, and only killed here.
+            // SAFETY: the entry is live, and only this thread kills it.
             let mut taken = u32::from(unsafe { entry.kill() });
             if taken == 1 {
-                // SAFETY: told to.
+                // SAFETY: the call above told this thread to take the content.
                 drop(unsafe { entry.take() });
             }
             // SAFETY: publish gave this thread a reference.
             if unsafe { entry.release() } == Left::Nobody {
                 taken += 1;
-                // SAFETY: told to.
+                // SAFETY: the call above told this thread to take the content.
                 drop(unsafe { entry.take() });
             }
             for reader in readers {

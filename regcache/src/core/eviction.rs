@@ -1,9 +1,10 @@
 //! [`Eviction`]: the order in which entries are evicted, and the lists of entries to deregister.
 //!
 //! The order is CLOCK (second chance), an approximation of LRU. The head of the list of live
-//! entries is evicted unless its reference bit is set. In that case the bit is cleared and the
-//! entry moves to the tail. A hit does not touch the list: it sets the bit in its own entry, and
-//! eviction reads the bit. (docs/design/eviction.md compares CLOCK with other orders.)
+//! entries is evicted if it is idle and its reference bit is clear. Otherwise it moves to the tail,
+//! and the bit of an idle entry is cleared. A hit does not touch the list. It sets the reference
+//! bit of its entry, and eviction reads the bit. (docs/design/eviction.md compares CLOCK with other
+//! orders.)
 
 use crate::core::slab::Slot;
 
@@ -25,7 +26,7 @@ pub(crate) enum List {
 impl List {
     const COUNT: usize = 3;
 
-    /// Returns the list's sentinel node, which comes before its head and after its tail.
+    /// Returns the list's sentinel node, which comes before the list's head and after its tail.
     fn sentinel(self) -> u32 {
         self as u32
     }

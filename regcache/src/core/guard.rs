@@ -21,8 +21,8 @@ use crate::sys::sync::{Arc, lock};
 /// ```text
 /// post_receive(&queue_pair, &buffer, guard.registration().lkey());
 /// drop(guard);       // The receive is still posted.
-/// drop(buffer);      // The allocator may give the memory to somebody else.
-/// drop(queue_pair);  // This has to come first: it ends all work.
+/// drop(buffer);      // The allocator may hand out the memory again.
+/// drop(queue_pair);  // This has to come first, because it ends all work.
 /// ```
 ///
 /// While a guard lives, its registration is not deregistered, even if the memory is unmapped or the
@@ -38,9 +38,9 @@ pub struct Guard<R: Registrar, M: Monitor = Auto> {
     owns: PhantomData<Content<R, M>>,
 }
 
-// SAFETY: a guard is a counted reference to an entry, which any thread may release. It gives access
-// to the registration, which is `Send + Sync` by the trait. It also gives access to the core, which
-// is `Sync` and may be dropped in any thread.
+// SAFETY: a guard is a counted reference to an entry, which any thread may release. A guard gives
+// access to the registration, which is `Send + Sync` by the trait. A guard also gives access to the
+// core, which is `Sync` and may be dropped in any thread.
 unsafe impl<R: Registrar, M: Monitor> Send for Guard<R, M> {}
 // SAFETY: by shared reference, a guard gives access only to `&R::Registration` and `Copy` values.
 unsafe impl<R: Registrar, M: Monitor> Sync for Guard<R, M> {}
@@ -82,7 +82,8 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
         self.content().range
     }
 
-    /// Returns the access that the registration allows. It serves the access that was asked for.
+    /// Returns the access that the registration allows. That access serves the access that the
+    /// lookup asked for.
     #[inline]
     pub fn access(&self) -> R::Access {
         self.content().access
@@ -148,7 +149,7 @@ fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>
 fn release_revocable<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
     // SAFETY: as in `Guard::entry`. The reference is released below.
     let shared = unsafe { entry.as_ref() };
-    // SAFETY: as above.
+    // SAFETY: the caller's reference is released only below.
     let content = unsafe { shared.content() };
     let (core, id) = (Arc::clone(&content.core), content.id);
     // SAFETY: this is the caller's reference, which is not used afterwards.

@@ -31,10 +31,11 @@ const SIZES: u32 = 5;
 /// The number of hints in a set. A set is a quarter of a cache line.
 const WAYS: usize = 4;
 
-/// The bits of a hint that hold its tag. The others hold the slot.
+/// The number of bits of a hint that hold the tag. The other bits hold the slot.
 const TAG_BITS: u32 = u32::BITS - Slot::BITS;
 
-/// 2^64 divided by the golden ratio. Multiplying by it spreads pages over the upper bits.
+/// The multiplier of the hash: 2^64 divided by the golden ratio. The product spreads pages over its
+/// upper bits.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// The maximum number of pages whose hints are dropped with a registration. A registration below 4
@@ -98,7 +99,7 @@ pub(crate) struct Hints {
 }
 
 impl Hints {
-    /// Makes a table for up to `entries` entries. It takes 8 to 16 bytes for each entry.
+    /// Makes a table for up to `entries` entries. The table takes 8 to 16 bytes for each entry.
     ///
     /// # Errors
     ///
@@ -121,8 +122,8 @@ impl Hints {
     #[inline]
     fn locate(&self, address: usize, shift: u32) -> (&Set, u8) {
         let hash = (address as u64 >> (shift & 63)).wrapping_mul(SPREAD);
-        // The upper bits of the product choose the set, and those in the middle are the tag. The
-        // tag is never 0, because 0 is the tag of an unused way.
+        // The upper bits of the product choose the set, and the middle bits are the tag. The tag is
+        // never 0, because 0 is the tag of an unused way.
         let set = (hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize;
         let tag = (hash >> 32) as u8 | 1;
         // SAFETY: the index has 64 - `shift` bits, and there are at least 2^(64 - `shift`) sets.
@@ -166,9 +167,11 @@ impl Hints {
         self.note(address, slot, range);
     }
 
-    /// Notes that `slot`, a new entry of `range`, serves `address`.
+    /// Notes that `slot`, a new entry of `range`, serves `address`. The caller holds the table's
+    /// lock.
     pub(crate) fn note(&self, address: usize, slot: Slot, range: VaRange) {
-        // Slots are first used in ascending order.
+        // Slots are first used in ascending order, so a high slot shows that there are many
+        // entries.
         if slot.0 as usize >= self.in_use() * WAYS / 2 {
             self.grow();
         }
@@ -220,7 +223,8 @@ impl Hints {
     }
 
     /// Doubles the number of sets in use, up to the size of the table. Each hint of an old set
-    /// belongs in one of two new sets. It is copied into both, because a wrong hint is harmless.
+    /// belongs in one of two new sets. The hint is copied into both sets, because a wrong hint is
+    /// harmless.
     #[cold]
     fn grow(&self) {
         let (sets, before) = (self.sets.as_slice(), self.in_use());

@@ -4,7 +4,7 @@
 //! Within one map *no range contains another*. Before a range is inserted, all ranges that it
 //! contains are removed. So ranges sorted by start are sorted by end as well. Of all ranges that
 //! start at or before an address, the last one also has the highest end. So one search for that
-//! range finds out whether any range contains a given one. No interval tree is needed.
+//! last range shows whether any range contains a given one. No interval tree is needed.
 
 use crate::core::range_map::{Item, RangeMap};
 use crate::core::slab::Slot;
@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    /// An access of bits, where a superset serves a subset.
+    /// An access that is a set of bits. A superset serves a subset.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     struct Bits(u8);
 

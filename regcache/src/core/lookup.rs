@@ -31,7 +31,7 @@ const MAX_ATTEMPTS: u32 = 8;
 /// exhausted.
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Hits.
+/// The methods that look for a hit.
 impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Returns a guard of the entry at `slot`, if the entry serves the request.
     pub(crate) fn hit(&self, slot: Slot, range: VaRange, access: R::Access) -> Option<Guard<R, M>> {
@@ -93,7 +93,7 @@ pub(crate) fn lookup<R: Registrar, M: Monitor>(
     }
 }
 
-/// A lookup on its slow path.
+/// A lookup that takes the slow path.
 struct Lookup<'c, R: Registrar, M: Monitor> {
     core: &'c Arc<Core<R, M>>,
     range: VaRange,
@@ -143,7 +143,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
         }
         if self.attempts == MAX_ATTEMPTS {
             core.unlock(table);
-            tracing::debug!(range = ?self.range, "changes faster than it can be registered");
+            tracing::debug!(range = ?self.range, "the memory changes faster than it can be registered");
             return Ok(Outcome::Uncacheable);
         }
         self.attempts += 1;
@@ -159,7 +159,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
         }
     }
 
-    /// Watches, registers and publishes.
+    /// Watches the range, registers it and publishes the registration.
     fn register(
         &mut self,
         mut reservation: Reservation<'c, R, M>,
@@ -176,7 +176,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
             if is_exhaustion(&error) && reclaim(core, &mut self.quota, version) {
                 return Ok(Outcome::Reclaimed);
             }
-            tracing::debug!(?whole, %error, "cannot be watched");
+            tracing::debug!(?whole, %error, "the range cannot be watched, so it is not cached");
             return Ok(Outcome::Uncacheable);
         }
         match core.registrar.register(whole, self.access) {

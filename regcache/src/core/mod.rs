@@ -134,7 +134,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         Ok(())
     }
 
-    /// Drains the monitor, and deregisters what it reports.
+    /// Drains the monitor, and deregisters the entries that the reports name.
     pub(crate) fn reap(&self) -> Result<(), Error> {
         self.unlock(self.lock_current()?);
         Ok(())

@@ -23,7 +23,7 @@ use crate::range::VaRange;
 /// takes.
 const BLOCK: usize = 8;
 
-/// Blocks of fewer ranges than this are joined.
+/// A block with fewer ranges than this is joined with the next block, if that has room.
 const FEW: usize = BLOCK / 4;
 
 /// See the head of this file.
@@ -34,7 +34,7 @@ pub(crate) struct RangeMap {
     version: u64,
     /// The start of each block's first range.
     firsts: Vec<usize>,
-    /// The blocks, none of which is empty.
+    /// The blocks. No block is empty.
     #[expect(
         clippy::vec_box,
         reason = "an insertion in between moves pointers, not blocks"
@@ -42,14 +42,14 @@ pub(crate) struct RangeMap {
     blocks: Vec<Box<Block>>,
     /// The ends of the ranges that are [`LONG`], by their starts.
     long: BTreeMap<usize, usize>,
-    /// The last search.
+    /// The result of the last search.
     last: LastSearch,
 }
 
 /// An address at which no range starts, because a range's end must be higher than its start.
 const NONE: usize = usize::MAX;
 
-/// The bits of a packed range that hold its length. The others hold its slot.
+/// The number of bits of a packed range that hold the length. The other bits hold the slot.
 const LEN_BITS: u32 = u64::BITS - Slot::BITS;
 
 /// The packed length of all ranges that have this length (about 1 TiB) or more.
@@ -91,7 +91,7 @@ pub(crate) struct Item {
 #[derive(Debug, Default, Clone, Copy)]
 struct Position {
     block: usize,
-    /// The number of ranges in the block that come before.
+    /// The number of ranges in the block that come before the position.
     before: usize,
 }
 

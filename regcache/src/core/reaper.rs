@@ -93,7 +93,10 @@ fn run<R: Registrar, M: Monitor>(core: &Core<R, M>, stop: &EventFd) {
         }
         let mut pause = PAUSE;
         if let Err(error) = core.reap() {
-            tracing::error!(error = &error as &dyn std::error::Error, "cannot reap");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the reaper could not drain the monitor, and will try again"
+            );
             pause = PAUSE_AFTER_FAILURE;
         }
         let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);

@@ -6,7 +6,7 @@
 //! (`zeroed.rs`).
 //!
 //! LeakSanitizer does not search mappings for pointers. If a cache is never dropped, LeakSanitizer
-//! reports memory that only an entry points to as leaked.
+//! reports a leak of the memory to which only an entry points.
 
 use std::io;
 

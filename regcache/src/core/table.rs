@@ -217,7 +217,7 @@ impl<A: Access> Table<A> {
     }
 }
 
-/// Invalidation.
+/// The methods for invalidation.
 impl<A: Access> Table<A> {
     /// Handles a report that the memory under a watch has changed. A linked entry is unlinked. A
     /// pending registration is marked, so that it is made again. Returns false if the slot is in
@@ -317,7 +317,7 @@ impl<A: Access> Table<A> {
     }
 }
 
-/// Eviction, reclaim and deferred deregistration.
+/// The methods for eviction, reclaim and deferred deregistration.
 impl<A: Access> Table<A> {
     /// Evicts idle entries until another one of `bytes` fits. If that is not possible, returns
     /// `None` and evicts nothing.

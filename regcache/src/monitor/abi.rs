@@ -1,4 +1,4 @@
-//! `linux/ummunotify.h` in Rust, for programs that use the driver themselves.
+//! `linux/ummunotify.h` in Rust, for programs that use the driver directly.
 //!
 //! `kernel/Documentation/ummunotify.rst` defines each call.
 
@@ -82,8 +82,8 @@ const _: () = assert!(
     size_of::<Register>() == 32 && size_of::<Register2>() == 32 && size_of::<Event>() == 32
 );
 
-/// Requests the features in a mask. The driver replaces the mask by the features that it grants. It
-/// has no features yet, so the mask becomes 0.
+/// Requests the features in a mask. The driver replaces the mask by the features that it grants.
+/// The driver has no features yet, so the mask becomes 0.
 ///
 /// # Errors
 ///

@@ -27,7 +27,7 @@ pub enum Auto {
 ///
 /// 1. [`Ummunotify`], if `/dev/ummunotify` opens;
 /// 2. `Userfaultfd` with strict checking, if the crate is built with the feature `userfaultfd`.
-///    This needs Linux 6.7. Since Linux 6.13 the process also needs a privilege
+///    This monitor needs Linux 6.7. Since Linux 6.13 the process also needs a privilege
 ///    (`UserfaultfdError::GuardPages`);
 /// 3. [`NoMonitor`], with a warning in the log that states the reasons.
 ///

@@ -109,8 +109,8 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     /// Returns a file descriptor that polls readable while there is something to drain, if the
     /// monitor has one. The cache's reaper or an application's event loop waits on it.
     ///
-    /// Safe code can get this file descriptor. So reading from it must not consume reports. An
-    /// epoll instance, for example, cannot be read.
+    /// Safe code can get this file descriptor. So reading from it must not consume reports. For
+    /// example, it may be an epoll instance, which cannot be read.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }

@@ -9,11 +9,11 @@
 //!
 //! - M1: a report names a watch of the monitor. The thread that drains the monitor marks every
 //!   subscription to that watch. Each cache finds the marks of its own subscriptions when it
-//!   drains. A mark stays until then.
+//!   drains. A mark stays until its cache drains.
 //! - M2: no cache can join a watch before the watch is placed. Assume that a cache joins an
 //!   existing watch while an invalidation is in flight, and that the invalidation was reported
-//!   before. The monitor repeats such a report after the invalidation ends, by its own rule M2. So
-//!   the cache does not miss the invalidation.
+//!   before the cache joined. The monitor repeats such a report after the invalidation ends, by its
+//!   own rule M2. So the cache does not miss the invalidation.
 //! - M3: each share returns the generation of the monitor itself. A cache's drain returns the
 //!   generation of the monitor's last drain. All invalidations up to that generation were marked,
 //!   and the drain has reported the marks of its cache.

@@ -60,7 +60,7 @@ mod mapped {
         #[inline]
         fn word(&self) -> &AtomicU64 {
             // SAFETY: a mapping is page-aligned, at least a page long and lives as long as `self`.
-            // All accesses are made here, as an atomic.
+            // All accesses go through this atomic.
             unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast_mut().cast()) }
         }
     }

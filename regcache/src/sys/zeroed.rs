@@ -36,7 +36,7 @@ mod mapped {
 
     use super::FromZeros;
 
-    /// Zeroed memory from the kernel, without a reservation of swap.
+    /// An array in zeroed memory from the kernel, which reserves no swap space for it.
     #[derive(Debug)]
     pub(crate) struct Zeroed<T> {
         /// The first element in the mapping; dangling if there are no elements.
@@ -48,7 +48,7 @@ mod mapped {
 
     // SAFETY: the array owns its elements.
     unsafe impl<T: Send> Send for Zeroed<T> {}
-    // SAFETY: as above.
+    // SAFETY: by shared reference, the array gives access only to `&T`.
     unsafe impl<T: Sync> Sync for Zeroed<T> {}
 
     impl<T: FromZeros> Zeroed<T> {

@@ -101,7 +101,7 @@ impl Protocol {
                     self.hand_out(state, thread, Guard::Cached(slot), say);
                     At::NextDead(AfterDead::Return)
                 } else if lookup.attempts == ATTEMPTS {
-                    say(format_args!("gives up caching it, unlocks"));
+                    say(format_args!("gives up caching the page, unlocks"));
                     state.cache.lock = None;
                     At::Uncached
                 } else {
@@ -125,7 +125,7 @@ impl Protocol {
                     At::Evict { victim }
                 }
                 None => {
-                    say(format_args!("none is idle, unlocks"));
+                    say(format_args!("no entry is idle, unlocks"));
                     state.cache.lock = None;
                     At::Uncached
                 }
@@ -245,12 +245,12 @@ impl Protocol {
         entry.references += 1;
         match entry.content {
             None => {
-                say(format_args!("  there is nothing in it"));
+                say(format_args!("  the entry is vacant"));
                 state.violation = Some(Violation::Vacant);
                 At::Idle
             }
             Some((its, _)) if its != page && self.fault != Some(Fault::EntryNotAsked) => {
-                say(format_args!("  it is for page {its}"));
+                say(format_args!("  the entry is for page {its}"));
                 self.saw(Sight::OtherEntry);
                 At::Release { slot }
             }
@@ -272,19 +272,19 @@ impl Protocol {
             Guard::Own(pin) => Some(pin),
         };
         let Some(pin) = pin.and_then(|pin| state.pins[usize::from(pin)]) else {
-            say(format_args!("  its registration is destroyed"));
+            say(format_args!("  the registration was deregistered"));
             state.violation = Some(Violation::InUse);
             return;
         };
         say(format_args!(
-            "  the answer: a registration of page {}, version {}",
+            "  the lookup returns a registration of page {}, version {}",
             pin.page, pin.version
         ));
         if pin.page != lookup.page {
             state.violation = Some(Violation::WrongRange);
         } else if pin.version < lookup.floor {
             say(format_args!(
-                "  STALE: version {} was there when the lookup began",
+                "  STALE: the lookup may return no version before {}",
                 lookup.floor
             ));
             state.violation = Some(Violation::Stale);
@@ -316,7 +316,9 @@ impl Protocol {
         if entry.references > 0 || entry.live || dead {
             return otherwise;
         }
-        say(format_args!("  it was a dead entry's last reference"));
+        say(format_args!(
+            "  this was the last reference of a dead entry"
+        ));
         self.saw(Sight::LastGuard);
         At::TakeOut { slot, then: last }
     }
@@ -413,7 +415,9 @@ impl Protocol {
             };
         }
         if some_wait {
-            say(format_args!("no slot is vacant, but some wait, unlocks"));
+            say(format_args!(
+                "no slot is vacant, but some entries are dead, unlocks"
+            ));
             state.cache.lock = None;
             return At::NextDead(AfterDead::Reserve);
         }
@@ -426,7 +430,9 @@ impl Protocol {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
         let invalidated = state.slot(slot).phase == Phase::Pending { invalidated: true };
         if invalidated && self.fault == Some(Fault::LockKept) {
-            say(format_args!("it was invalidated meanwhile: tries again"));
+            say(format_args!(
+                "the registration was invalidated meanwhile: tries again"
+            ));
             return At::Deregister {
                 slot,
                 pin,
@@ -436,7 +442,7 @@ impl Protocol {
         state.cache.lock = None;
         if invalidated && self.fault == Some(Fault::SpoiltForgotten) {
             say(format_args!(
-                "it was invalidated meanwhile: unlocks, tries again"
+                "the registration was invalidated meanwhile: unlocks, tries again"
             ));
             return At::Unwatch {
                 slot,
@@ -445,7 +451,7 @@ impl Protocol {
         }
         if invalidated && self.fault != Some(Fault::MarkNotLookedAt) {
             say(format_args!(
-                "it was invalidated meanwhile: unlocks, tries again"
+                "the registration was invalidated meanwhile: unlocks, tries again"
             ));
             return At::Deregister {
                 slot,

@@ -2,7 +2,7 @@
 
 use crate::model::{IN_USE, LEAKS, OTHER_RANGE, STALE, STUCK, TWICE};
 
-/// A rule of the protocol that is broken.
+/// A rule of the protocol that the model breaks on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The driver reports a change only after the address can be handed out again.
@@ -74,16 +74,16 @@ impl Fault {
         match self {
             Self::LateReport => "late report (userfaultfd)",
             Self::DeferredReport => "deferred report (kdreg2)",
-            Self::WatchDoesNotWait => "watching does not wait",
+            Self::WatchDoesNotWait => "watch does not wait",
             Self::LostReport => "lost report",
             Self::WatchAfterRegistration => "watch after registration",
             Self::DrainedBeforeKilled => "drained before killed",
-            Self::MarkNotLookedAt => "mark not looked at",
+            Self::MarkNotLookedAt => "mark not checked",
             Self::ReferenceAfterLiveness => "reference after liveness",
-            Self::EntryNotAsked => "entry not asked",
-            Self::DestroyedInUse => "destroyed in use",
-            Self::BuriedTwice => "buried twice",
-            Self::SpoiltForgotten => "spoilt registration forgotten",
+            Self::EntryNotAsked => "entry not checked",
+            Self::DestroyedInUse => "deregistered in use",
+            Self::BuriedTwice => "deregistered twice",
+            Self::SpoiltForgotten => "invalidated registration forgotten",
             Self::LockKept => "lock kept",
         }
     }

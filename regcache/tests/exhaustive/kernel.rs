@@ -18,7 +18,7 @@ impl Protocol {
         page_state.floor = page_state.version;
         let version = page_state.version;
         say(format_args!(
-            "mmap: is given page {page}, touches it: version {version}"
+            "mmap returns page {page}, and the thread touches it: version {version}"
         ));
         if (0..THREADS).any(|t| {
             state
@@ -60,7 +60,7 @@ impl Protocol {
                     gone.version += 1;
                     let version = gone.version;
                     say(format_args!(
-                        "{call}: page {page} is gone, and version {version} comes"
+                        "{call}: page {page} is gone, version {version} is mapped"
                     ));
                 }
                 after = if self.fault == Some(Fault::LateReport) {
@@ -70,7 +70,9 @@ impl Protocol {
                 };
             }
             Stage::Report => {
-                say(format_args!("{call} of page {page}: the report, late"));
+                say(format_args!(
+                    "{call} of page {page}: the driver makes the report, too late"
+                ));
                 self.record(state, page, say);
                 after = Stage::End;
             }

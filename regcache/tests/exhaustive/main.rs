@@ -104,7 +104,7 @@ fn each_injected_fault_is_found() {
         });
         let name = fault.name();
         let (property, states, trace) = found.unwrap_or_else(|| panic!("not found: {name}"));
-        println!("fault: {name}: found, states={states}; it is not so that {property}:\n{trace}");
+        println!("fault: {name}: found, states={states}; violated: {property}:\n{trace}");
         assert!(fault.breaks().contains(&property), "{name}");
     }
 }

@@ -10,13 +10,13 @@ use crate::state::{
     At, Cache, Change, Kernel, Lookup, Page, Phase, Slot, Stage, State, THREADS, Thread, Violation,
 };
 
-/// The properties.
+/// The names of the properties that the checker verifies.
 pub(crate) const STALE: &str = "no lookup returns a stale registration";
-pub(crate) const OTHER_RANGE: &str = "no lookup returns one of another range";
-pub(crate) const IN_USE: &str = "no registration in use is destroyed";
-pub(crate) const TWICE: &str = "none is destroyed twice";
-pub(crate) const LEAKS: &str = "none leaks";
-pub(crate) const STUCK: &str = "somebody can always go on";
+pub(crate) const OTHER_RANGE: &str = "no lookup returns a registration of another range";
+pub(crate) const IN_USE: &str = "no registration is deregistered while it is in use";
+pub(crate) const TWICE: &str = "no registration is deregistered twice";
+pub(crate) const LEAKS: &str = "no registration leaks";
+pub(crate) const STUCK: &str = "some thread can always go on";
 
 /// A scenario, and the fault that is injected into it.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ pub(crate) enum Sight {
 impl Sight {
     pub(crate) const ALL: [(Self, &'static str); 16] = [
         (Self::Hit, "a hit"),
-        (Self::FoundBehindLock, "an entry found behind the lock"),
+        (Self::FoundBehindLock, "an entry found under the lock"),
         (Self::Recycled, "a slot used again"),
         (
             Self::OtherEntry,
@@ -102,14 +102,23 @@ impl Sight {
             Self::PendingHit,
             "an invalidation of a registration that was being made",
         ),
-        (Self::Invalidated, "an invalidation of a cached one"),
-        (Self::LastGuard, "a last guard that destroyed a dead entry"),
+        (
+            Self::Invalidated,
+            "an invalidation of a cached registration",
+        ),
+        (
+            Self::LastGuard,
+            "a last guard that deregistered a dead entry",
+        ),
         (
             Self::StaleFirst,
             "a miss that deregistered a stale entry before it registered",
         ),
         (Self::Evicted, "an eviction"),
-        (Self::EvictionRaced, "an eviction that a reader raced"),
+        (
+            Self::EvictionRaced,
+            "an eviction of an entry that a reader has just acquired",
+        ),
         (Self::Uncached, "a registration that was not cached"),
         (Self::NotMapped, "a lookup of memory that was not mapped"),
         (Self::OtherWasFaster, "two threads registering one range"),
@@ -151,8 +160,8 @@ impl Protocol {
                         let generation = state.kernel.generation;
                         let floor = state.kernel.pages[usize::from(page)].floor;
                         say(format_args!(
-                            "looks page {page} up, which must not be older than version {floor}: \
-                             loads generation {generation}"
+                            "begins a lookup of page {page}, for which versions before {floor} are \
+                             stale: loads generation {generation}"
                         ));
                         this.lookup = Some(Lookup {
                             page,

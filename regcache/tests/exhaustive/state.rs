@@ -105,7 +105,7 @@ pub(crate) struct Thread {
 pub(crate) enum Guard {
     /// A reference to this slot's entry.
     Cached(u8),
-    /// An uncached registration.
+    /// An uncached registration, by its index in `pins`.
     Own(u8),
 }
 

@@ -150,7 +150,7 @@ unsafe impl Monitor for FakeMonitor {
     }
 }
 
-/// An access of bits, where a superset serves a subset.
+/// An access that is a set of bits. A superset serves a subset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Bits(pub(crate) u8);
 

@@ -10,9 +10,9 @@
 //! `/proc/self/task/TID/syscall` shows that call. A thread that runs all the time and never misses
 //! the cache keeps the pages under suspicion. Then lookups of the pages are slow, but not stale.
 //!
-//! One case is not detected: a removal by another process that shares the memory and was not made
-//! by `vfork`. During `vfork` the parent sleeps in that call, and `may_be_removing` returns true
-//! for it.
+//! One case is not detected: a removal by another process that shares the memory and is not a
+//! `vfork` child. A removal by a `vfork` child is detected, because the parent sleeps in `vfork`
+//! until the child ends. `may_be_removing` returns true for that call.
 
 use std::fs;
 use std::io;

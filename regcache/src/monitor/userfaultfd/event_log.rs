@@ -12,8 +12,8 @@ use super::coverage::Pages;
 /// The number of entries, which take 4 KiB.
 const ENTRIES: usize = 256;
 
-/// The flag of a removal. It is in the lowest bit of an entry's start, which is unused because a
-/// page starts there.
+/// The flag of a removal, in the lowest bit of an entry's start. The start is the address of a
+/// page, so that bit is free.
 const REMOVAL: usize = 1;
 
 /// The pages of an entry for all memory.
@@ -36,7 +36,7 @@ pub(super) struct Log {
     overflown: AtomicBool,
 }
 
-/// Pages that have changed. If the change is a removal, they are about to change.
+/// Pages that have changed. If the change is a removal, the pages are about to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) pages: Pages,

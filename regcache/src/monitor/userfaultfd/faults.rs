@@ -1,8 +1,9 @@
 //! [`Faults`]: faults on missing pages of watched memory.
 //!
 //! A registered page is present as long as a device has it pinned. So a missing page was removed.
-//! If no event reported the removal, the fault on the page is its first sign. This sign is still in
-//! time. The reader supplies the new page only after it has entered the change in the log.
+//! If no event reported the removal, the fault on the page is the first sign of the removal. This
+//! sign is still in time. The reader supplies the new page only after it has entered the change in
+//! the log.
 
 use std::os::fd::AsRawFd;
 
@@ -60,8 +61,8 @@ fn supply(source: &Source, page: usize) -> bool {
         range: range(page, page + source.page),
         ..raw::ZeroPage::default()
     };
-    // SAFETY: the structure may be read and written. A page is supplied only where there is none,
-    // and some thread waits for one.
+    // SAFETY: the structure may be read and written. The kernel supplies a page only if the page is
+    // missing, and some thread waits for that page.
     match unsafe { raw::zero_page(source.uffd.as_raw_fd(), &raw mut zeros) } {
         Ok(_) => true,
         Err(Errno::EAGAIN) => false,

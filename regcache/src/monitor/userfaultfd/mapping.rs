@@ -210,13 +210,13 @@ mod tests {
         let ours = MmapMut::map_anon(2 * 4096).unwrap();
         check_text(maps, pages(&ours)).unwrap();
         let file = File::open("/proc/self/exe").unwrap();
-        // SAFETY: nobody writes the program while it runs.
+        // SAFETY: no process writes to the program's file while the program runs.
         let file = unsafe { memmap2::MmapOptions::new().map_copy(&file) }.unwrap();
         let private = check_text(maps, pages(&file)).unwrap_err();
         assert_eq!(private.kind(), io::ErrorKind::Unsupported);
         let mut nothing = MmapMut::map_anon(4096).unwrap();
         let (start, len) = (nothing.as_mut_ptr(), nothing.len());
-        // SAFETY: this test's own mapping, which it does not touch any more.
+        // SAFETY: this is the test's own mapping. The test does not touch the mapping any more.
         let closing = unsafe { libc::mprotect(start.cast(), len, libc::PROT_NONE) };
         assert_eq!(closing, 0);
         let refused = check_text(maps, pages(&nothing)).unwrap_err();
@@ -231,7 +231,7 @@ mod tests {
         let (start, end) = pages(&map);
         assert!(is_covered((start, end)));
         let middle = std::ptr::without_provenance_mut(start + 4096);
-        // SAFETY: a page of this test's own mapping, which is forgotten below.
+        // SAFETY: this is a page of the test's own mapping, which is forgotten below.
         assert_eq!(unsafe { libc::munmap(middle, 4096) }, 0);
         assert!(!is_covered((start, end)));
         std::mem::forget(map);

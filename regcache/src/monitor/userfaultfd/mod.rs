@@ -21,10 +21,10 @@
 //!    is 0.
 //!
 //!    The reader sets a flag before it reads events. It clears the flag after it has entered the
-//!    events in the log. The check sees that the count is 0, and *after that* sees that the flag is
-//!    clear. Then every change whose address could have been handed out by now is entered, and has
-//!    raised the generation. Otherwise the check waits. If the wait takes too long, the check gives
-//!    up, and the range is treated as changed.
+//!    events in the log. The check loads the count, and *after that* the flag. It repeats both
+//!    loads until the count is 0 and the flag is clear. Then every change whose address could have
+//!    been handed out by now is entered, and has raised the generation. If the wait takes too long,
+//!    the check gives up, and the range is treated as changed.
 //! 2. *The mapping is the one that was watched.* Pages are armed when their first watch is placed.
 //!    They are never armed again until their last watch has ended (`coverage.rs`).
 //!    `shmat(SHM_REMAP)` can replace a mapping without an event, but the new mapping is not armed.
@@ -43,13 +43,13 @@
 //!   check finds that change. Changes of a file's pages send no event, so only private anonymous
 //!   memory is watched (`mapping.rs`). The kernel does not swap out, migrate, merge or move pages
 //!   that a device has pinned. `MADV_GUARD_INSTALL` (Linux 6.13) removes pages without an event.
-//!   Point 3 of the check finds them.
+//!   Point 3 of the check detects this.
 //! - **M2**: arming takes the kernel's lock of the address space for writing. A change that looks
 //!   at the mapping afterwards finds it armed. A change that looked at the mapping before is over,
 //!   because the kernel holds the lock until the change is over. A removal is the exception,
 //!   because it drops the lock to wait until its event is read. From that event on, new watches of
-//!   the removed pages are refused, and `is_intact` returns false for them. Both end when every
-//!   thread was seen elsewhere (`dontneed.rs`). Then the pages are reported again.
+//!   the removed pages are refused, and `is_intact` returns false for them. This suspicion ends
+//!   when every thread was seen elsewhere (`dontneed.rs`). Then the pages are reported again.
 //! - **M3**: point 1 of the check shows this for a lookup that has called `is_intact`. The
 //!   generation alone may change too late.
 //! - **M4**: the log has a fixed size. Events that do not fit become one report of all memory.
@@ -131,8 +131,7 @@ pub struct Userfaultfd {
     reader: Reader,
     watches: Mutex<Watches>,
     mappings: Mappings,
-    /// A count of removals that were entered in the log: the first ones, up to this number, are
-    /// over.
+    /// The first `removals_over` removals that were entered in the log are all over.
     removals_over: AtomicU64,
     strict: bool,
     fork: ForkMark,

@@ -114,7 +114,7 @@ const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
 fn call(flags: i32) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes flags and returns a file descriptor.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS | flags) })?;
-    // SAFETY: the file descriptor was just made, and belongs to nobody else. It fits in an i32.
+    // SAFETY: the file descriptor was just made, and has no other owner. It fits in an i32.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
@@ -150,7 +150,7 @@ fn by_device() -> io::Result<OwnedFd> {
     let device = options.read(true).write(true).open("/dev/userfaultfd")?;
     // SAFETY: the call takes flags and returns a file descriptor.
     let fd = unsafe { raw::new(device.as_raw_fd(), FLAGS) }?;
-    // SAFETY: the file descriptor was just made, and belongs to nobody else.
+    // SAFETY: the file descriptor was just made, and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -76,8 +76,8 @@ pub(super) struct Message {
     pub(super) words: [u64; 3],
 }
 
-/// A category of pages: those in a mapping that is registered for write protection. It requires the
-/// two features above.
+/// A category of pages: those in a mapping that is registered for write protection. The kernel
+/// reports this category only with the two features above.
 pub(super) const PAGE_IS_WPALLOWED: u64 = 1;
 /// A category of pages: those that are present. A page is present while a device has it pinned.
 pub(super) const PAGE_IS_PRESENT: u64 = 1 << 3;

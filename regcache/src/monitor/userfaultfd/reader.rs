@@ -3,9 +3,9 @@
 //! A thread that unmaps watched memory sleeps in `munmap` until the reader has read the event. The
 //! sleeping thread may hold any lock of the application, of malloc or of the cache. So the reader
 //! must not wait for another thread: it takes no lock, allocates and frees no memory, and logs
-//! nothing. It makes system calls only to poll, to read, to supply pages, to signal that there is
-//! something to drain, and to disarm. Disarming takes the kernel's lock of the address space. No
-//! thread holds that lock while it waits for its event to be read.
+//! nothing. It makes system calls only to poll, to read, to yield, to supply pages, to signal that
+//! there is something to drain, and to disarm. Disarming takes the kernel's lock of the address
+//! space. No thread holds that lock while it waits for its event to be read.
 //!
 //! The reader may cause page faults, but never one that it would have to serve itself. The memory
 //! that it touches is in use and present.
@@ -66,7 +66,7 @@ impl Reader {
         self.source.reader.load(Ordering::Relaxed)
     }
 
-    /// Forgets the thread in a forked child, where it does not exist.
+    /// Forgets the handle in a forked child, where the thread does not exist.
     pub(super) fn forget(&mut self) {
         std::mem::forget(self.thread.take());
     }

@@ -61,8 +61,8 @@ impl Source {
             mode,
             ioctls: 0,
         };
-        // SAFETY: the structure may be read and written. The call protects no page, and nobody else
-        // can protect one, because the file descriptor is private.
+        // SAFETY: the structure may be read and written. The call protects no page. No other code
+        // can protect a page, because the file descriptor is private.
         unsafe { raw::register(self.uffd.as_raw_fd(), &raw mut register) }?;
         Ok(())
     }
