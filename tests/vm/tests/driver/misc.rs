@@ -8,17 +8,16 @@ use regcache_tests_vm::{Child, DriverFile, Pages};
 #[test]
 fn opening_does_not_wait_for_the_lock_of_the_address_space() {
     const ROUNDS: usize = 15;
-    /// An open that waits for the fork is the only one meanwhile, or the second.
-    const LEAST: usize = 5;
+    /// Files that waited for the fork are one or two.
+    const ENOUGH: usize = 10;
     // By itself: its memory must not be copied for other tests' children.
     let child = Child::fork(|| {
         // To copy the page tables takes a fork long, with mmap_lock held.
         let memory = Pages::new(256 << 20 >> 12).unwrap();
         memory.touch();
-        let mut opens: Vec<_> = (0..ROUNDS).map(|_| opens_during_a_fork()).collect();
-        opens.sort_unstable();
+        let opens: Vec<_> = (0..ROUNDS).map(|_| opens_during_a_fork()).collect();
         println!("files opened during a fork: {opens:?}");
-        opens[ROUNDS / 2] >= LEAST
+        opens.into_iter().any(|opens| opens >= ENOUGH)
     });
     assert!(child.unwrap().succeeded().unwrap());
 }
