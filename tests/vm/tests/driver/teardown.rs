@@ -227,9 +227,14 @@ fn a_first_registration_ends_though_a_timer_interrupts_it_all_the_time() {
     extern "C" fn nothing(_: i32) {}
     const MAPPINGS: usize = 20_000;
     let child = Child::fork(|| {
-        let many = Pages::new(MAPPINGS).unwrap();
-        for page in (0..MAPPINGS).step_by(2) {
-            many.protect(page, 1, libc::PROT_READ).unwrap();
+        // Each page is a mapping of its own, with a lock of its own, once it is touched.
+        let many = Pages::new(2 * MAPPINGS).unwrap();
+        many.map_over(0, 2 * MAPPINGS).unwrap();
+        many.protect(0, 2 * MAPPINGS, libc::PROT_NONE).unwrap();
+        for page in (0..2 * MAPPINGS).step_by(2) {
+            many.protect(page, 1, libc::PROT_READ | libc::PROT_WRITE)
+                .unwrap();
+            many.write(page, 1);
         }
         let action = SigAction::new(
             SigHandler::Handler(nothing),
