@@ -301,8 +301,11 @@ unsafe impl Registrar for PdRegistrar {
     }
 
     fn deregister(&self, registration: Registered) -> io::Result<()> {
-        let is_over = registration.state.load(Ordering::Acquire) == OVER;
-        if is_over || self.closed.load(Ordering::Acquire) {
+        if registration.state.load(Ordering::Acquire) == OVER {
+            return Ok(());
+        }
+        if self.closed.load(Ordering::Acquire) {
+            self.device.work.forget(registration.lkey);
             return Ok(());
         }
         // SAFETY: made by `register`, deregistered once, and its domain is there still.
