@@ -79,6 +79,10 @@ impl Held {
     /// Ends it, for the program; if libibverbs refuses, with what it said, it is still there.
     pub(crate) fn end(self) -> Result<Ended, (c_int, Self)> {
         let (registration, device) = (self.registration(), &self.domain().device);
+        if self.domain().closed.load(Ordering::Acquire) {
+            // It went with its domain.
+            return Ok(Ended::Deregistered);
+        }
         let is_certain = !self.changed && device.unseen().is_none();
         let release = is_certain.then(|| device.work.release(registration.lkey));
         let ended = match release {
