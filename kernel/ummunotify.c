@@ -5,32 +5,107 @@
  * A library that registers memory with an RDMA adapter, and keeps the
  * registration for the next transfer, must know when the pages at those
  * addresses are no longer the ones that the adapter has pinned. This driver
- * tells it: a process opens /dev/ummunotify, names ranges of its own address
- * space to watch, and finds out that one of them was invalidated by comparing
- * a 64-bit generation counter in a page that it has mapped, and which one by
- * read().
+ * tells it. A process opens /dev/ummunotify and names the ranges of its own
+ * address space that it wants watched. It compares a 64-bit generation counter,
+ * in a page that it has mapped, to find out that a range was invalidated, and
+ * calls read() to find out which one.
  *
- * There is no queue. Per range there is one bit of state, "invalid", and a
- * hint where; whatever happens between two reads, memory stays what it was.
+ * There is no queue. A range has one state, and a hint where it was
+ * invalidated. Whatever happens between two reads, memory stays what it was.
  *
  * Order
  * -----
  * An invalidation is recorded, and the counter raised, in the MMU notifier's
- * invalidate_range_start(), that is before the first page table entry goes.
- * The task that changes the mapping does this itself, so that the counter has
- * moved before its system call returns, and before it lets go of the locks
- * that keep anybody else from mapping something new at the address.
+ * invalidate_range_start(), which is before the first page table entry goes.
+ * The task that changes the mapping does this itself. So the counter has moved
+ * before its system call returns, and before it lets go of the locks that keep
+ * others from mapping something new at the address.
  *
- * Two cases remain, both of a caller that comes between start and end of an
- * invalidation, when its page table entries may not be gone yet, and goes on to
- * pin pages that are about to be unmapped:
+ * An invalidation is in flight from its start to its end. Its page table
+ * entries may still be there, and somebody may pin pages that are about to go.
+ * There are two such races, and one rule against both.
  *
- * - It registers a range. The start did not find that range, so
- *   UMMUNOTIFY_REGISTER_REGION waits for the end; ummunotify_wait_for_older().
- * - It reads that the range was hit, and pins anew under the same watch. The
- *   invalidation that was reported too early is reported once more when it ends;
- *   ummunotify_running.reported. Reading does not wait instead, because unmapping
- *   many gigabytes takes seconds.
+ * Early register: the range is registered while the invalidation is in flight.
+ * The start has not found the range, because it was not there.
+ *
+ *	CPU 0: madvise(MADV_DONTNEED)	CPU 1: REGISTER_REGION, then ibv_reg_mr()
+ *	=============================	=========================================
+ *	invalidate_range_start()
+ *					add the range
+ *					wait for the end
+ *	zap the page table entries
+ *	invalidate_range_end()
+ *	  wake CPU 1
+ *					return; pin the new pages
+ *
+ * Early read: the report is read while the invalidation is in flight. The
+ * reader registers its memory again, under the same watch.
+ *
+ *	CPU 0: madvise(MADV_DONTNEED)	CPU 1: read(), then ibv_reg_mr()
+ *	=============================	================================
+ *	invalidate_range_start()
+ *	  the range is invalidated
+ *					read(): the range is valid again, and
+ *					reported early; so is the invalidation
+ *					pin the old pages
+ *	zap the page table entries
+ *	invalidate_range_end()
+ *	  the range is invalidated
+ *	  again, the counter raised
+ *					compare the counter, read() again
+ *
+ * The rule: while an invalidation is in flight, each range that it overlaps and
+ * matters to is in one of three states.
+ *
+ * - It is a pending registration: REGISTER_REGION has not returned, and waits
+ *   for the end of this invalidation. ummunotify_wait_for_older()
+ * - It is waiting to be reported. ummunotify_invalidate()
+ * - It was reported early, and the invalidation knows that. Its end makes the
+ *   range wait to be reported once more. ummunotify_report()
+ *
+ * So pages that were pinned before the end are reported after it. Reading does
+ * not wait for the end instead, because it takes seconds to unmap many
+ * gigabytes. In-flight invalidations are kept in as many slots as a long has
+ * bits. Those that find no slot are counted, and known by their hull only. This
+ * makes more registrations wait and more reports early than need be, and never
+ * fewer. An end without a start, which only a bug elsewhere in mm can bring
+ * about, is ignored: it takes nothing away from an invalidation that has a slot.
+ *
+ * Cost
+ * ----
+ * The task that invalidates pays, and it need not be the owner: kswapd,
+ * kcompactd, ksmd, or another process that truncates a file. So an invalidation
+ * visits only ranges whose state it changes. A range that was invalidated more
+ * than once since its last report is saturated: one more invalidation changes
+ * nothing but the counter. Saturated ranges are in trees of their own, of which
+ * an invalidation asks only whether it meets one of them. Each visit is paid for
+ * by a registration or a report, of which each allows two. An end that visits
+ * ranges again visits those that its own start has invalidated for the first
+ * time, and those that were registered or read since.
+ *
+ * Why not mmu_interval_notifier
+ * -----------------------------
+ * It is made for drivers that keep a few ranges and stop their device in the
+ * callback. Here it would not do:
+ *
+ * - It has no callback for the end. An early read could not be repeated; user
+ *   space would have to hold a sequence number for each range, and ask the
+ *   kernel about it after each registration.
+ * - mmu_interval_read_begin() and mmu_interval_notifier_remove() wait while any
+ *   invalidation that meets any interval of the mm is in flight. A process that
+ *   unmaps all the time would have its registrations wait for unrelated work.
+ * - It calls back for each interval that an invalidation overlaps, every time.
+ *   With 65 536 unread watches over a process's memory that makes reclaim 193
+ *   times slower, as an earlier version of this driver did, which also visited
+ *   every overlapping range. Reclaim now costs the same as without watches.
+ * - The counter rises once for each invalidation. Interval callbacks do not say
+ *   where one invalidation ends and the next begins.
+ * - An interval takes 88 bytes where an interval tree node takes 48.
+ *
+ * The idea is taken from it: remember the invalidations that were in flight
+ * first, and wait for these. The notifier belongs to the file and not to the mm. Processes have
+ * one or two files, and a notifier for each mm would add a lock and a list to
+ * each invalidation to save them one callback.
  *
  * Locks
  * -----
@@ -42,25 +117,42 @@
  * for a read() that has already picked up the event, and lets a read() whose
  * buffer faults put its events back. The callbacks never take it.
  *
- * deliver nests outside lock.
+ * ummunotify_file.attach is a mutex around registering the notifier.
+ *
+ * deliver nests outside mmap_lock, which a fault takes, and outside lock.
+ * attach nests outside mmap_lock.
+ *
+ * On PREEMPT_RT lock is a lock that sleeps. mm calls the callbacks in task
+ * context with preemption enabled, so that they may. Its holder needs nobody
+ * else to get on, so that a callback which must not block still ends soon. Only
+ * CONFIG_DEBUG_ATOMIC_SLEEP complains about the OOM reaper there, as it does
+ * about KVM's callbacks.
+ *
+ * open() runs under the mutex of all misc devices. So it takes no lock of the
+ * address space. The notifier is registered with the first range.
  *
  * Memory
  * ------
- * What a process makes the driver allocate is charged to its memory cgroup. A
- * process at the limit of its own is told ENOMEM, and nobody is killed for it:
- * UMMUNOTIFY_GFP.
+ * The memory that a process makes the driver allocate is charged to its memory
+ * cgroup, and bounded for each user over all files: struct ummunotify_user. A
+ * process that is refused memory is told ENOMEM. UMMUNOTIFY_GFP gives up early:
+ * a range is not worth to push the machine to where others are killed.
  */
 
+#include <linux/atomic.h>
 #include <linux/compat.h>
-#include <linux/debugfs.h>
+#include <linux/cred.h>
 #include <linux/fs.h>
 #include <linux/hash.h>
+#include <linux/hashtable.h>
+#include <linux/highmem.h>
 #include <linux/interval_tree.h>
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/personality.h>
 #include <linux/poll.h>
 #include <linux/rbtree.h>
 #include <linux/sched/mm.h>
@@ -69,145 +161,181 @@
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/uaccess.h>
+#include <linux/uio.h>
+#include <linux/user_namespace.h>
 #include <linux/wait.h>
 #include <linux/ummunotify.h>
 
 #include "compat.h"
 
-/* An invalidation visits all ranges that it hits, under a spinlock. */
-static unsigned int max_regions = 1U << 16;
-module_param(max_regions, uint, 0644);
-MODULE_PARM_DESC(max_regions, "Most ranges that one open file may watch (default 65536)");
+static unsigned long max_user_regions;
+module_param(max_user_regions, ulong, 0644);
+MODULE_PARM_DESC(max_user_regions, "Most ranges that one user may watch (default: 4% of memory)");
 
-#define UMMUNOTIFY_GFP	(GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL)
+#define UMMUNOTIFY_GFP	(GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN)
 
 static struct kmem_cache *ummunotify_region_cache;
 
-/* All open files, for debugfs. */
-static LIST_HEAD(ummunotify_files);
-static DEFINE_MUTEX(ummunotify_files_lock);
-static struct dentry *ummunotify_debugfs;
-
-/* How many times a range was hit since it was last reported. */
-enum ummunotify_hits {
-	UMMUNOTIFY_NOT_HIT,
-	UMMUNOTIFY_HIT_ONCE,	/* hint_start and hint_end say where */
-	UMMUNOTIFY_HIT_OFTEN,
+/* How often a range was invalidated since it was last reported. */
+enum ummunotify_state {
+	UMMUNOTIFY_VALID,
+	UMMUNOTIFY_INVALIDATED_ONCE,	/* hint_start and hint_last say where */
+	UMMUNOTIFY_SATURATED,		/* more than once */
 };
 
 /**
  * struct ummunotify_region - a watched range
- * @itree: node of ummunotify_file.regions; its bounds are inclusive
+ * @itree: node of the tree that ummunotify_tree() says; its bounds are inclusive
  * @by_cookie: node of its tree in ummunotify_file.cookies
- * @invalid: on ummunotify_file.invalid unless @hits is UMMUNOTIFY_NOT_HIT
+ * @invalid: on ummunotify_file.invalid unless @state is UMMUNOTIFY_VALID
  * @cookie: the caller's name for the range
- * @hits: what read() has to report
- * @early: reported while an invalidation that hit it was under way
- * @protection: changes of protection hit it as well
- * @hint_start: first byte hit, if hit once
- * @hint_last: last byte hit, if hit once
+ * @id: names the region among all that the file has ever had
+ * @hint_start: first byte invalidated, if invalidated once
+ * @hint_last: last byte invalidated, if invalidated once
+ * @state: tells read() what to report
+ * @protection: changes of protection invalidate it as well
+ * @reported_early: reported while an invalidation of it was in flight
  *
- * Belongs to one file. All but the constant bounds, cookie and protection is
- * guarded by ummunotify_file.lock; freed under ummunotify_file.deliver as well, so that a
- * reader may hold on to it between picking it up and delivering it.
+ * Belongs to one file. All but the constant bounds, cookie, id and protection is
+ * guarded by ummunotify_file.lock. It is freed under ummunotify_file.deliver as
+ * well, so that a reader may hold on to it between picking it up and delivering
+ * it.
  */
 struct ummunotify_region {
 	struct interval_tree_node itree;
 	struct rb_node by_cookie;
 	struct list_head invalid;
 	u64 cookie;
-	enum ummunotify_hits hits;
-	bool early;
-	bool protection;
+	u64 id;
 	unsigned long hint_start;
 	unsigned long hint_last;
+	u8 state;
+	bool protection;
+	bool reported_early;
 };
 
 /**
- * struct ummunotify_running - an invalidation between its start and its end
- * @task: who makes it; start and end are called by the same task
+ * struct ummunotify_in_flight - an invalidation between its start and its end
+ * @task: the task that makes it; start and end are called by the same task
  * @start: first byte
  * @last: last byte
  * @serial: its place in the order of starts
  * @protection: it changes what may be done with the pages, not which they are
- * @reported: a region that it hit was read since
+ * @reported_early: a region that it invalidated was read since
  */
-struct ummunotify_running {
+struct ummunotify_in_flight {
 	struct task_struct *task;
 	unsigned long start;
 	unsigned long last;
 	u64 serial;
 	bool protection;
-	bool reported;
+	bool reported_early;
 };
 
-#define UMMUNOTIFY_RUNNING_MAX	BITS_PER_LONG
+#define UMMUNOTIFY_IN_FLIGHT_MAX	BITS_PER_LONG
 
-/* Cookies are spread over so many trees, each the less high for it. */
+/*
+ * Cookies are spread over so many trees, each seven levels lower for it. This
+ * keeps registering and unregistering among 100 000 ranges within 1.4 of what
+ * it costs with one.
+ */
 #define UMMUNOTIFY_COOKIE_BITS	7
 
 /**
+ * struct ummunotify_user - the user who answers for some open files
+ * @node: on ummunotify_users
+ * @uid: as the initial user namespace has it
+ * @files: how many; guarded by ummunotify_users_lock
+ * @charged: in ranges, what the files take
+ *
+ * Ucounts would do the same, and are not for modules. RLIMIT_MEMLOCK is no
+ * measure: it is infinite where RDMA is used, and 64 KiB in many containers.
+ */
+struct ummunotify_user {
+	struct hlist_node node;
+	kuid_t uid;
+	unsigned int files;
+	atomic_long_t charged;
+};
+
+static DEFINE_HASHTABLE(ummunotify_users, 6);
+static DEFINE_SPINLOCK(ummunotify_users_lock);
+
+/**
  * struct ummunotify_file - one open file, watching the mm that opened it
- * @mn: registered with @mm from open to release
- * @mm: held by mm_count (@mn does that), so that neither can a descriptor
- *	keep dead memory, nor its address come to mean another mm
- * @used: EXCHANGE_FEATURES is no longer possible; needs no lock
- * @lock: guards everything from here to @running
- * @regions: all regions by address
- * @cookies: all regions by cookie, see ummunotify_cookies()
- * @nr_regions: how many
- * @nr_protection: how many of them changes of protection hit
- * @quiet_start: no region meets the bytes from here to @quiet_last, where the
- *	last invalidations were that hit nothing
- * @quiet_last: less than @quiet_start if none is known
- * @invalid: regions to report, oldest hit first
- * @last_owed: an INVAL was delivered and no LAST since
- * @counter: the generation
- * @untracked: invalidations under way for which @running had no room
- * @untracked_reported: a region was read since the first of them started
+ * @mn: registered with @mm from the first range to release
+ * @lock: guards everything from here to @in_flight
+ * @untracked: in-flight invalidations for which @in_flight had no slot
+ * @gap_start: no region meets the bytes from here to @gap_last, where the last
+ *	invalidations were that met none
+ * @gap_last: less than @gap_start if no such gap is known
+ * @in_flight_slots: which elements of @in_flight are in use
  * @serial: of the next invalidation to start
- * @running_slots: which elements of @running are in use
- * @running: the invalidations under way
- * @counter_page: @counter as user space sees it; never read by the kernel
+ * @watched: regions that an invalidation would change, by address; those that
+ *	changes of protection invalidate apart from the others
+ * @saturated: regions that it would not change, likewise
+ * @counter: the generation
+ * @shared: @counter as user space sees it; never read by the kernel
+ * @invalid: regions to report, oldest invalidation first
+ * @last_owed: an INVAL was delivered and no LAST since
+ * @untracked_early: a region was read since the first of the untracked started
+ * @nr_regions: how many there are
+ * @untracked_start: first byte that an untracked invalidation overlaps
+ * @untracked_last: last byte that one overlaps
+ * @next_id: of the next region
+ * @cookies: all regions by cookie, see ummunotify_cookies()
+ * @in_flight: the invalidations in flight
+ * @ended: tasks that wait for an invalidation to end
+ * @readable: tasks that wait for something to read
+ * @async: files that want SIGIO
  * @deliver: see above
- * @readable: those waiting for something to read
- * @ended: those waiting for an invalidation to end
- * @async: those who want SIGIO
- * @all: on ummunotify_files
- * @pid: the process that opened it, as debugfs says it
- * @comm: its name then
+ * @attach: see above
+ * @mm: held by mm_count, so that neither can a descriptor keep dead memory, nor
+ *	its address come to mean another mm
+ * @user: the user who answers for the file
+ * @attached: @mn is registered
+ * @used: EXCHANGE_FEATURES is no longer possible; needs no lock, because two
+ *	threads that both exchange are both granted nothing
+ *
+ * The fields that each invalidation touches come first.
  */
 struct ummunotify_file {
 	struct mmu_notifier mn;
-	struct mm_struct *mm;
-	bool used;
 
 	spinlock_t lock;
-	struct rb_root_cached regions;
-	struct rb_root cookies[BIT(UMMUNOTIFY_COOKIE_BITS)];
-	unsigned int nr_regions;
-	unsigned int nr_protection;
-	unsigned long quiet_start;
-	unsigned long quiet_last;
+	unsigned int untracked;
+	unsigned long gap_start;
+	unsigned long gap_last;
+	unsigned long in_flight_slots;
+	u64 serial;
+	wait_queue_head_t ended;
+	struct rb_root_cached watched[2];
+	struct rb_root_cached saturated[2];
+	u64 counter;
+	u64 *shared;
 	struct list_head invalid;
 	bool last_owed;
-	u64 counter;
-	unsigned int untracked;
-	bool untracked_reported;
-	u64 serial;
-	unsigned long running_slots;
-	struct ummunotify_running running[UMMUNOTIFY_RUNNING_MAX];
+	bool untracked_early;
+	unsigned int nr_regions;
+	unsigned long untracked_start;
+	unsigned long untracked_last;
+	u64 next_id;
+	struct ummunotify_in_flight in_flight[UMMUNOTIFY_IN_FLIGHT_MAX];
+	struct rb_root cookies[BIT(UMMUNOTIFY_COOKIE_BITS)];
 
-	struct page *counter_page;
-	struct mutex deliver;
 	wait_queue_head_t readable;
-	wait_queue_head_t ended;
 	struct fasync_struct *async;
-
-	struct list_head all;
-	pid_t pid;
-	char comm[TASK_COMM_LEN];
+	struct mutex deliver;
+	struct mutex attach;
+	struct mm_struct *mm;
+	struct ummunotify_user *user;
+	bool attached;
+	bool used;
 };
+
+/* A file takes as much memory as so many ranges. */
+#define UMMUNOTIFY_FILE_WEIGHT \
+	DIV_ROUND_UP(sizeof(struct ummunotify_file) + PAGE_SIZE, sizeof(struct ummunotify_region))
 
 static void ummunotify_mark_used(struct ummunotify_file *file)
 {
@@ -215,7 +343,7 @@ static void ummunotify_mark_used(struct ummunotify_file *file)
 }
 
 /*
- * What belongs to the mm that opened the file is not for others, wherever the
+ * The memory of the mm that opened the file is not for others, wherever the
  * descriptor may have gone. Threads and CLONE_VM children share the mm.
  */
 static bool ummunotify_is_owner(const struct ummunotify_file *file)
@@ -223,22 +351,95 @@ static bool ummunotify_is_owner(const struct ummunotify_file *file)
 	return current->mm == file->mm;
 }
 
-/* Invalidations under way */
+/* Users, and what they may have */
 
-static void ummunotify_running_add(struct ummunotify_file *file, unsigned long start,
-				   unsigned long last, bool protection)
+/*
+ * The uid that answers for the caller. Users can make namespaces, and in them
+ * be as many users as they like; all of these are the user who made the
+ * outermost one.
+ */
+static kuid_t ummunotify_current_uid(void)
+{
+	struct user_namespace *ns = current_user_ns();
+	kuid_t uid = current_uid();
+
+	for (; ns != &init_user_ns; ns = ns->parent)
+		uid = ns->owner;
+	return uid;
+}
+
+static struct ummunotify_user *ummunotify_get_user(void)
+{
+	struct ummunotify_user *user, *new;
+	kuid_t uid = ummunotify_current_uid();
+
+	new = kzalloc(sizeof(*new), UMMUNOTIFY_GFP);
+	if (!new)
+		return NULL;
+	new->uid = uid;
+	spin_lock(&ummunotify_users_lock);
+	hash_for_each_possible(ummunotify_users, user, node, __kuid_val(uid)) {
+		if (uid_eq(user->uid, uid))
+			goto found;
+	}
+	hash_add(ummunotify_users, &new->node, __kuid_val(uid));
+	user = new;
+	new = NULL;
+found:
+	user->files++;
+	spin_unlock(&ummunotify_users_lock);
+	kfree(new);
+	return user;
+}
+
+static void ummunotify_put_user(struct ummunotify_user *user)
+{
+	bool last;
+
+	spin_lock(&ummunotify_users_lock);
+	last = !--user->files;
+	if (last)
+		hash_del(&user->node);
+	spin_unlock(&ummunotify_users_lock);
+	if (last)
+		kfree(user);
+}
+
+/* Returns false if the user has too much already. */
+static bool ummunotify_charge(struct ummunotify_user *user, unsigned long ranges)
+{
+	if (atomic_long_add_return(ranges, &user->charged) <= READ_ONCE(max_user_regions))
+		return true;
+	atomic_long_sub(ranges, &user->charged);
+	return false;
+}
+
+static void ummunotify_uncharge(struct ummunotify_user *user, unsigned long ranges)
+{
+	atomic_long_sub(ranges, &user->charged);
+}
+
+/* In-flight invalidations */
+
+static void ummunotify_in_flight_add(struct ummunotify_file *file, unsigned long start,
+				     unsigned long last, bool protection)
 {
 	unsigned long slot;
 
 	lockdep_assert_held(&file->lock);
 
-	if (unlikely(file->running_slots == ~0UL)) {
-		file->untracked++;
+	if (unlikely(file->in_flight_slots == ~0UL)) {
+		if (!file->untracked++) {
+			file->untracked_start = start;
+			file->untracked_last = last;
+		}
+		file->untracked_start = min(file->untracked_start, start);
+		file->untracked_last = max(file->untracked_last, last);
 		return;
 	}
-	slot = ffz(file->running_slots);
-	file->running_slots |= BIT(slot);
-	file->running[slot] = (struct ummunotify_running) {
+	slot = ffz(file->in_flight_slots);
+	file->in_flight_slots |= BIT(slot);
+	file->in_flight[slot] = (struct ummunotify_in_flight) {
 		.task = current,
 		.start = start,
 		.last = last,
@@ -247,11 +448,11 @@ static void ummunotify_running_add(struct ummunotify_file *file, unsigned long s
 	};
 }
 
-/* Returns true if the invalidation was reported before its end. */
-static bool ummunotify_running_del(struct ummunotify_file *file,
-				   unsigned long start, unsigned long last)
+/* Returns true if the invalidation was reported early. */
+static bool ummunotify_in_flight_del(struct ummunotify_file *file,
+				     unsigned long start, unsigned long last)
 {
-	const struct ummunotify_running *mine = NULL;
+	const struct ummunotify_in_flight *mine = NULL;
 	unsigned long slot;
 
 	lockdep_assert_held(&file->lock);
@@ -261,110 +462,114 @@ static bool ummunotify_running_del(struct ummunotify_file *file,
 	 * bounds (munmap() of a hugetlb mapping). They are nested, so that the
 	 * youngest ends first.
 	 */
-	for_each_set_bit(slot, &file->running_slots, UMMUNOTIFY_RUNNING_MAX) {
-		const struct ummunotify_running *r = &file->running[slot];
+	for_each_set_bit(slot, &file->in_flight_slots, UMMUNOTIFY_IN_FLIGHT_MAX) {
+		const struct ummunotify_in_flight *it = &file->in_flight[slot];
 
-		if (r->task == current && r->start == start && r->last == last &&
-		    (!mine || r->serial > mine->serial))
-			mine = r;
+		if (it->task == current && it->start == start && it->last == last &&
+		    (!mine || it->serial > mine->serial))
+			mine = it;
 	}
 	if (mine) {
-		file->running_slots &= ~BIT(mine - file->running);
-		return mine->reported;
+		file->in_flight_slots &= ~BIT(mine - file->in_flight);
+		return mine->reported_early;
 	}
-	if (WARN_ON_ONCE(!file->untracked))
+	/* An end that is not one of these has no start. */
+	if (!file->untracked || start < file->untracked_start || last > file->untracked_last)
 		return false;
-	/* Which of them was reported is not known. */
-	if (!--file->untracked && file->untracked_reported) {
-		file->untracked_reported = false;
+	/* Which of them was reported early is not known. */
+	if (!--file->untracked && file->untracked_early) {
+		file->untracked_early = false;
 		return true;
 	}
-	return file->untracked_reported;
+	return file->untracked_early;
 }
 
-/* Does an invalidation, of protection alone or not, count for the region where they meet? */
-static bool ummunotify_counts(const struct ummunotify_region *region, bool protection)
+static bool ummunotify_overlaps_untracked(const struct ummunotify_file *file,
+					  unsigned long start, unsigned long last)
 {
-	return !protection || region->protection;
+	return file->untracked && file->untracked_start <= last && start <= file->untracked_last;
 }
 
-/* A region is being reported: so are the invalidations under way that hit it. */
-static void ummunotify_running_report(struct ummunotify_file *file,
-				      struct ummunotify_region *region)
+/* A region is being reported: so are the in-flight invalidations of it. */
+static void ummunotify_report(struct ummunotify_file *file, struct ummunotify_region *region)
 {
+	unsigned long start = region->itree.start, last = region->itree.last;
 	unsigned long slot;
 
 	lockdep_assert_held(&file->lock);
 
-	for_each_set_bit(slot, &file->running_slots, UMMUNOTIFY_RUNNING_MAX) {
-		struct ummunotify_running *r = &file->running[slot];
+	region->reported_early = false;
+	for_each_set_bit(slot, &file->in_flight_slots, UMMUNOTIFY_IN_FLIGHT_MAX) {
+		struct ummunotify_in_flight *it = &file->in_flight[slot];
 
-		if (r->start <= region->itree.last && region->itree.start <= r->last &&
-		    ummunotify_counts(region, r->protection)) {
-			region->early = true;
-			r->reported = true;
+		if (it->start <= last && start <= it->last &&
+		    (region->protection || !it->protection)) {
+			region->reported_early = true;
+			it->reported_early = true;
 		}
 	}
-	if (file->untracked) {
-		region->early = true;
-		file->untracked_reported = true;
+	if (ummunotify_overlaps_untracked(file, start, last)) {
+		region->reported_early = true;
+		file->untracked_early = true;
 	}
 }
 
 /**
- * struct ummunotify_newcomer - what of a region its registering has to know
+ * struct ummunotify_pending - a registration that has not returned
  * @start: first byte
  * @last: last byte
- * @protection: changes of protection hit it as well
+ * @cookie: the region's
+ * @id: the region's; it may be gone, because somebody unregisters it
+ * @protection: changes of protection invalidate it as well
  * @serial: of the first invalidation that was sure to find it
- *
- * The region itself may be gone: somebody unregisters it.
  */
-struct ummunotify_newcomer {
+struct ummunotify_pending {
 	unsigned long start;
 	unsigned long last;
+	u64 cookie;
+	u64 id;
 	bool protection;
 	u64 serial;
 };
 
-/* Is an invalidation under way that would have hit the newcomer, but was there first? */
-static bool ummunotify_older_running(struct ummunotify_file *file,
-				     const struct ummunotify_newcomer *new)
+/* Is an invalidation in flight that matters, and started before the region was there? */
+static bool ummunotify_older_in_flight(struct ummunotify_file *file,
+				       const struct ummunotify_pending *pending)
 {
 	unsigned long slot;
 	bool found;
 
 	spin_lock(&file->lock);
-	/* Of those without a slot neither age nor bounds are known. */
-	found = file->untracked;
-	for_each_set_bit(slot, &file->running_slots, UMMUNOTIFY_RUNNING_MAX) {
-		const struct ummunotify_running *r = &file->running[slot];
+	/* Of those without a slot the age is not known. */
+	found = ummunotify_overlaps_untracked(file, pending->start, pending->last);
+	for_each_set_bit(slot, &file->in_flight_slots, UMMUNOTIFY_IN_FLIGHT_MAX) {
+		const struct ummunotify_in_flight *it = &file->in_flight[slot];
 
-		found |= r->serial < new->serial &&
-			 r->start <= new->last && new->start <= r->last &&
-			 (new->protection || !r->protection);
+		found |= it->serial < pending->serial &&
+			 it->start <= pending->last && pending->start <= it->last &&
+			 (pending->protection || !it->protection);
 	}
 	spin_unlock(&file->lock);
 	return found;
 }
 
 /*
- * Wait for the invalidations that had started before a range became visible to
+ * Wait for the invalidations that had started before a region became visible to
  * them. Later ones are not waited for, so that a process that unmaps all the
  * time cannot keep a range from being registered, unless it does so in more
- * than UMMUNOTIFY_RUNNING_MAX threads at once. The caller holds no lock that an
- * invalidation could want.
+ * than UMMUNOTIFY_IN_FLIGHT_MAX threads at once. The caller holds no lock that
+ * an invalidation could want.
  */
 static int ummunotify_wait_for_older(struct ummunotify_file *file,
-				     const struct ummunotify_newcomer *new)
+				     const struct ummunotify_pending *pending)
 {
-	return wait_event_killable(file->ended, !ummunotify_older_running(file, new));
+	return wait_event_interruptible(file->ended, !ummunotify_older_in_flight(file, pending));
 }
 
 /* The MMU notifier */
 
 enum ummunotify_kind {
-	UMMUNOTIFY_NOTHING,	/* does not count */
+	UMMUNOTIFY_IGNORED,	/* matters to no region */
 	UMMUNOTIFY_PROTECTION,	/* changes what may be done with the pages */
 	UMMUNOTIFY_MAPPING,	/* puts other pages behind the addresses */
 };
@@ -372,13 +577,13 @@ enum ummunotify_kind {
 /*
  * mprotect(), NUMA balancing, fork() in the parent and write-protection for
  * dirty tracking keep the pages. Kinds not known here count as changes of the
- * mapping: too many reports cost time, one too few costs data.
+ * mapping: a report too many costs time, one too few costs data.
  */
 static enum ummunotify_kind ummunotify_kind(enum mmu_notifier_event event)
 {
 	switch (event) {
 	case MMU_NOTIFY_SOFT_DIRTY:
-		return UMMUNOTIFY_NOTHING;
+		return UMMUNOTIFY_IGNORED;
 	case MMU_NOTIFY_PROTECTION_VMA:
 	case MMU_NOTIFY_PROTECTION_PAGE:
 		return UMMUNOTIFY_PROTECTION;
@@ -397,18 +602,42 @@ static bool ummunotify_has_end(const struct mmu_notifier_range *range)
 	return range->start || range->event != MMU_NOTIFY_PROTECTION_VMA;
 }
 
+/* The tree that a region is in. */
+static struct rb_root_cached *ummunotify_tree(struct ummunotify_file *file,
+					      const struct ummunotify_region *region)
+{
+	return region->state == UMMUNOTIFY_SATURATED ? &file->saturated[region->protection] :
+						       &file->watched[region->protection];
+}
+
+static void ummunotify_set_state(struct ummunotify_file *file, struct ummunotify_region *region,
+				 enum ummunotify_state state)
+{
+	struct rb_root_cached *from, *to;
+
+	lockdep_assert_held(&file->lock);
+
+	from = ummunotify_tree(file, region);
+	region->state = state;
+	to = ummunotify_tree(file, region);
+	if (from != to) {
+		interval_tree_remove(&region->itree, from);
+		interval_tree_insert(&region->itree, to);
+	}
+}
+
 /* Returns true if the region was not already waiting to be reported. */
-static bool ummunotify_hit(struct ummunotify_file *file,
-			   struct ummunotify_region *region,
-			   unsigned long start, unsigned long last)
+static bool ummunotify_invalidate(struct ummunotify_file *file,
+				  struct ummunotify_region *region,
+				  unsigned long start, unsigned long last)
 {
 	lockdep_assert_held(&file->lock);
 
-	if (region->hits != UMMUNOTIFY_NOT_HIT) {
-		region->hits = UMMUNOTIFY_HIT_OFTEN;
+	if (region->state != UMMUNOTIFY_VALID) {
+		ummunotify_set_state(file, region, UMMUNOTIFY_SATURATED);
 		return false;
 	}
-	region->hits = UMMUNOTIFY_HIT_ONCE;
+	ummunotify_set_state(file, region, UMMUNOTIFY_INVALIDATED_ONCE);
 	region->hint_start = max(start, region->itree.start);
 	region->hint_last = min(last, region->itree.last);
 	list_add_tail(&region->invalid, &file->invalid);
@@ -417,63 +646,73 @@ static bool ummunotify_hit(struct ummunotify_file *file,
 
 static void ummunotify_raise_counter(struct ummunotify_file *file)
 {
-	u64 *shared = page_address(file->counter_page);
-
 	lockdep_assert_held(&file->lock);
 
-	WRITE_ONCE(*shared, ++file->counter);
+	WRITE_ONCE(*file->shared, ++file->counter);
+	/* For data caches that alias. */
+	flush_dcache_page(virt_to_page(file->shared));
 }
 
 /*
- * Does an invalidation meet the part of the address space that is known to be
- * unwatched? A process unmaps the same places again and again, and mostly not
- * those that it watches, so that this saves most searches.
+ * Does an invalidation stay within the part of the address space that is known
+ * to be unwatched? A process unmaps the same places again and again, and mostly
+ * not those that it watches, so that this saves most searches.
  */
-static bool ummunotify_is_quiet(const struct ummunotify_file *file,
-				unsigned long start, unsigned long last)
+static bool ummunotify_in_gap(const struct ummunotify_file *file,
+			      unsigned long start, unsigned long last)
 {
-	return file->quiet_start <= start && last <= file->quiet_last;
+	return file->gap_start <= start && last <= file->gap_last;
 }
 
 /* No region meets the bytes. */
-static void ummunotify_add_quiet(struct ummunotify_file *file,
-				 unsigned long start, unsigned long last)
+static void ummunotify_add_gap(struct ummunotify_file *file,
+			       unsigned long start, unsigned long last)
 {
 	/* Both meet, or one follows the other. */
-	if (start - 1 <= file->quiet_last && file->quiet_start - 1 <= last) {
-		file->quiet_start = min(file->quiet_start, start);
-		file->quiet_last = max(file->quiet_last, last);
+	if (start - 1 <= file->gap_last && file->gap_start - 1 <= last) {
+		file->gap_start = min(file->gap_start, start);
+		file->gap_last = max(file->gap_last, last);
 	} else {
-		file->quiet_start = start;
-		file->quiet_last = last;
+		file->gap_start = start;
+		file->gap_last = last;
+	}
+}
+
+/* A region takes its place. */
+static void ummunotify_end_gap(struct ummunotify_file *file,
+			       unsigned long start, unsigned long last)
+{
+	if (start <= file->gap_last && file->gap_start <= last) {
+		file->gap_start = 1;
+		file->gap_last = 0;
 	}
 }
 
 /*
- * Record an invalidation for @region, the first that it meets, and the others.
- * Returns true if there is more to read than before. Not inline, for the sake of
- * the many invalidations that meet none.
+ * Record an invalidation that meets a region. Returns true if there is more to
+ * read than before. Not inline, for the sake of the many that meet none.
+ *
+ * Trees are indexed by whether changes of protection matter to their regions. So
+ * an invalidation of protection alone begins with the second.
  */
-static noinline bool ummunotify_record_from(struct ummunotify_file *file,
-					    struct interval_tree_node *node,
-					    unsigned long start, unsigned long last,
-					    bool protection)
+static noinline bool ummunotify_record_met(struct ummunotify_file *file, unsigned long start,
+					   unsigned long last, bool protection)
 {
-	bool hit = false, more = false;
+	struct interval_tree_node *node, *next;
+	bool more = false;
+	int kind;
 
 	lockdep_assert_held(&file->lock);
 
-	for (; node; node = interval_tree_iter_next(node, start, last)) {
-		struct ummunotify_region *region =
-			container_of(node, struct ummunotify_region, itree);
-
-		if (!ummunotify_counts(region, protection))
-			continue;
-		hit = true;
-		more |= ummunotify_hit(file, region, start, last);
+	for (kind = protection; kind <= 1; kind++) {
+		node = interval_tree_iter_first(&file->watched[kind], start, last);
+		for (; node; node = next) {
+			next = interval_tree_iter_next(node, start, last);
+			more |= ummunotify_invalidate(file,
+				container_of(node, struct ummunotify_region, itree), start, last);
+		}
 	}
-	if (hit)
-		ummunotify_raise_counter(file);
+	ummunotify_raise_counter(file);
 	return more;
 }
 
@@ -481,22 +720,26 @@ static noinline bool ummunotify_record_from(struct ummunotify_file *file,
 static bool ummunotify_record(struct ummunotify_file *file, unsigned long start,
 			      unsigned long last, bool protection)
 {
-	struct interval_tree_node *node;
+	int kind;
 
 	lockdep_assert_held(&file->lock);
 
-	if (ummunotify_is_quiet(file, start, last) || (protection && !file->nr_protection))
+	if (ummunotify_in_gap(file, start, last))
 		return false;
-	node = interval_tree_iter_first(&file->regions, start, last);
-	if (node)
-		return ummunotify_record_from(file, node, start, last, protection);
-	ummunotify_add_quiet(file, start, last);
+	for (kind = protection; kind <= 1; kind++) {
+		if (interval_tree_iter_first(&file->watched[kind], start, last) ||
+		    interval_tree_iter_first(&file->saturated[kind], start, last))
+			return ummunotify_record_met(file, start, last, protection);
+	}
+	if (!protection)
+		ummunotify_add_gap(file, start, last);
 	return false;
 }
 
 /*
- * Record the end of an invalidation for the regions that were reported before
- * it. Returns true if there is more to read than before.
+ * Record the end of an invalidation for the regions that were reported early.
+ * Returns true if there is more to read than before. Saturated regions are
+ * waiting to be reported, after the end now.
  */
 static noinline bool ummunotify_record_again(struct ummunotify_file *file,
 					     unsigned long start, unsigned long last,
@@ -504,37 +747,42 @@ static noinline bool ummunotify_record_again(struct ummunotify_file *file,
 {
 	struct interval_tree_node *node;
 	bool more = false;
+	int kind;
 
 	lockdep_assert_held(&file->lock);
 
-	for (node = interval_tree_iter_first(&file->regions, start, last); node;
-	     node = interval_tree_iter_next(node, start, last)) {
-		struct ummunotify_region *region =
-			container_of(node, struct ummunotify_region, itree);
+	for (kind = protection; kind <= 1; kind++) {
+		node = interval_tree_iter_first(&file->watched[kind], start, last);
+		for (; node; node = interval_tree_iter_next(node, start, last)) {
+			struct ummunotify_region *region =
+				container_of(node, struct ummunotify_region, itree);
 
-		if (!ummunotify_counts(region, protection))
-			continue;
-		/* One that is waiting to be reported says enough. */
-		if (region->early && region->hits == UMMUNOTIFY_NOT_HIT)
-			more |= ummunotify_hit(file, region, start, last);
-		region->early = false;
+			if (region->reported_early && region->state == UMMUNOTIFY_VALID)
+				more |= ummunotify_invalidate(file, region, start, last);
+			region->reported_early = false;
+		}
 	}
 	if (more)
 		ummunotify_raise_counter(file);
 	return more;
 }
 
-static noinline void ummunotify_wake_readers(struct ummunotify_file *file)
+static void ummunotify_wake_readers(struct ummunotify_file *file)
 {
 	/* Pairs with the barrier in wait_event(): they see the list, or we see them. */
 	if (wq_has_sleeper(&file->readable))
 		wake_up_interruptible_poll(&file->readable, EPOLLIN | EPOLLRDNORM);
+}
+
+static noinline void ummunotify_notify(struct ummunotify_file *file)
+{
+	ummunotify_wake_readers(file);
 	kill_fasync(&file->async, SIGIO, POLL_IN);
 }
 
 /*
- * Never sleeps, so that it makes no difference whether the range is blockable,
- * and never fails.
+ * Waits for nothing but the lock, so that it makes no difference whether the
+ * range is blockable, and never fails.
  */
 static int ummunotify_invalidate_start(struct mmu_notifier *mn,
 				       const struct mmu_notifier_range *range)
@@ -545,17 +793,17 @@ static int ummunotify_invalidate_start(struct mmu_notifier *mn,
 	bool protection = kind == UMMUNOTIFY_PROTECTION;
 	bool more;
 
-	if (kind == UMMUNOTIFY_NOTHING)
+	if (kind == UMMUNOTIFY_IGNORED)
 		return 0;
 
 	spin_lock(&file->lock);
 	if (likely(ummunotify_has_end(range)))
-		ummunotify_running_add(file, start, last, protection);
+		ummunotify_in_flight_add(file, start, last, protection);
 	more = ummunotify_record(file, start, last, protection);
 	spin_unlock(&file->lock);
 
 	if (more)
-		ummunotify_wake_readers(file);
+		ummunotify_notify(file);
 	return 0;
 }
 
@@ -567,17 +815,17 @@ static void ummunotify_invalidate_end(struct mmu_notifier *mn,
 	unsigned long start = range->start, last = range->end - 1;
 	bool more = false;
 
-	if (kind == UMMUNOTIFY_NOTHING || unlikely(!ummunotify_has_end(range)))
+	if (kind == UMMUNOTIFY_IGNORED || unlikely(!ummunotify_has_end(range)))
 		return;
 
 	spin_lock(&file->lock);
-	if (unlikely(ummunotify_running_del(file, start, last)))
+	if (unlikely(ummunotify_in_flight_del(file, start, last)))
 		more = ummunotify_record_again(file, start, last,
 					       kind == UMMUNOTIFY_PROTECTION);
 	spin_unlock(&file->lock);
 
 	if (more)
-		ummunotify_wake_readers(file);
+		ummunotify_notify(file);
 	/* Pairs with the barrier in wait_event(): the slot is free, or we see the waiter. */
 	if (wq_has_sleeper(&file->ended))
 		wake_up_all(&file->ended);
@@ -586,9 +834,9 @@ static void ummunotify_invalidate_end(struct mmu_notifier *mn,
 /*
  * The address space goes: its last user exits, or executes another program. No
  * invalidation is announced from here on, so that this is the one for all that
- * is unmapped now. It can be seen by those who have inherited a mapping of the
- * counter. Nobody is woken, for nobody who may read is left; and a program that
- * was executed must not have the SIGIO of the one before it.
+ * is unmapped now. A child that inherited a mapping of the counter can see it.
+ * Nobody is woken, because nobody who may read is left; and a program that was
+ * executed must not have the SIGIO of the one before it.
  */
 static void ummunotify_mm_release(struct mmu_notifier *mn, struct mm_struct *mm)
 {
@@ -604,6 +852,41 @@ static const struct mmu_notifier_ops ummunotify_mn_ops = {
 	.invalidate_range_end	= ummunotify_invalidate_end,
 	.release		= ummunotify_mm_release,
 };
+
+/*
+ * Register the notifier, if this has not been done yet. The caller is the
+ * owner, so that the address space has a user.
+ *
+ * This takes every lock that an invalidation of this mm could be under, so that
+ * each end that comes later has had its start counted. mm_take_all_locks()
+ * gives up whenever a signal is pending. Signals that do not kill are blocked
+ * meanwhile: a profiler's timer could keep it from ending at all where there are
+ * many mappings.
+ */
+static int ummunotify_attach(struct ummunotify_file *file)
+{
+	sigset_t most, before;
+	int ret = 0;
+
+	/* Pairs with the release below: the notifier is there. */
+	if (smp_load_acquire(&file->attached))
+		return 0;
+	if (mutex_lock_killable(&file->attach))
+		return -EINTR;
+	if (!file->attached) {
+		siginitsetinv(&most, sigmask(SIGKILL));
+		sigprocmask(SIG_BLOCK, &most, &before);
+		ret = mmu_notifier_register(&file->mn, file->mm);
+		sigprocmask(SIG_SETMASK, &before, NULL);
+		if (!ret) {
+			/* Pairs with the acquire above. */
+			smp_store_release(&file->attached, true);
+		}
+	}
+	mutex_unlock(&file->attach);
+	/* It is killed, or has work of io_uring to do first. */
+	return ret == -EINTR ? -ERESTARTNOINTR : ret;
+}
 
 /* read and poll */
 
@@ -622,7 +905,7 @@ static bool ummunotify_is_readable(struct ummunotify_file *file)
 
 struct ummunotify_batch {
 	struct ummunotify_event event[UMMUNOTIFY_BATCH];
-	/* what each event reports; LAST has none */
+	/* of which each event tells; LAST has none */
 	struct ummunotify_region *region[UMMUNOTIFY_BATCH];
 	size_t len;
 };
@@ -642,7 +925,7 @@ static void ummunotify_pick_up(struct ummunotify_file *file,
 	max = min_t(size_t, max, UMMUNOTIFY_BATCH);
 	spin_lock(&file->lock);
 	list_for_each_entry_safe(region, next, &file->invalid, invalid) {
-		bool once = region->hits == UMMUNOTIFY_HIT_ONCE;
+		bool once = region->state == UMMUNOTIFY_INVALIDATED_ONCE;
 
 		if (n == max)
 			break;
@@ -654,9 +937,9 @@ static void ummunotify_pick_up(struct ummunotify_file *file,
 			.user_cookie_counter = region->cookie,
 		};
 		batch->region[n++] = region;
-		region->hits = UMMUNOTIFY_NOT_HIT;
+		ummunotify_set_state(file, region, UMMUNOTIFY_VALID);
 		list_del(&region->invalid);
-		ummunotify_running_report(file, region);
+		ummunotify_report(file, region);
 	}
 	if (n)
 		file->last_owed = true;
@@ -688,12 +971,12 @@ static void ummunotify_put_back(struct ummunotify_file *file,
 
 		if (!region)
 			continue;
-		if (region->hits != UMMUNOTIFY_NOT_HIT) {
-			region->hits = UMMUNOTIFY_HIT_OFTEN;
+		if (region->state != UMMUNOTIFY_VALID) {
+			ummunotify_set_state(file, region, UMMUNOTIFY_SATURATED);
 			continue;
 		}
-		region->hits = event->flags & UMMUNOTIFY_EVENT_FLAG_HINT ?
-			UMMUNOTIFY_HIT_ONCE : UMMUNOTIFY_HIT_OFTEN;
+		ummunotify_set_state(file, region, event->flags & UMMUNOTIFY_EVENT_FLAG_HINT ?
+				     UMMUNOTIFY_INVALIDATED_ONCE : UMMUNOTIFY_SATURATED);
 		region->hint_start = event->hint_start;
 		region->hint_last = event->hint_end - 1;
 		list_add(&region->invalid, &file->invalid);
@@ -701,12 +984,13 @@ static void ummunotify_put_back(struct ummunotify_file *file,
 	file->last_owed = last_was_owed;
 	spin_unlock(&file->lock);
 
+	/* No SIGIO: its handler may be what has passed the bad buffer. */
 	ummunotify_wake_readers(file);
 }
 
 /* Returns bytes delivered, 0 if there is nothing to deliver, or -EFAULT. */
 static ssize_t ummunotify_deliver(struct ummunotify_file *file,
-				  char __user *buf, size_t max)
+				  struct iov_iter *to, size_t max)
 {
 	struct ummunotify_batch batch;
 	size_t done = 0;
@@ -716,12 +1000,15 @@ static ssize_t ummunotify_deliver(struct ummunotify_file *file,
 	while (done < max) {
 		/* Only written under deliver, so this is what it was at pick-up. */
 		bool last_was_owed = READ_ONCE(file->last_owed);
+		size_t bytes, copied;
 
 		ummunotify_pick_up(file, &batch, max - done);
 		if (!batch.len)
 			break;
-		if (copy_to_user(buf + done * sizeof(batch.event[0]), batch.event,
-				 batch.len * sizeof(batch.event[0]))) {
+		bytes = batch.len * sizeof(batch.event[0]);
+		copied = copy_to_iter(batch.event, bytes, to);
+		if (copied != bytes) {
+			iov_iter_revert(to, copied);
 			ummunotify_put_back(file, &batch, last_was_owed);
 			if (!done)
 				return -EFAULT;
@@ -729,17 +1016,19 @@ static ssize_t ummunotify_deliver(struct ummunotify_file *file,
 		}
 		done += batch.len;
 		/* A LAST ends it, or a busy process could keep one read going for ever. */
-		if (!batch.region[batch.len - 1])
+		if (!batch.region[batch.len - 1] || fatal_signal_pending(current))
 			break;
+		cond_resched();
 	}
 	return done * sizeof(batch.event[0]);
 }
 
-static ssize_t ummunotify_read(struct file *filp, char __user *buf,
-			       size_t count, loff_t *pos)
+static ssize_t ummunotify_read_iter(struct kiocb *iocb, struct iov_iter *to)
 {
+	struct file *filp = iocb->ki_filp;
 	struct ummunotify_file *file = filp->private_data;
-	size_t max = count / sizeof(struct ummunotify_event);
+	size_t max = iov_iter_count(to) / sizeof(struct ummunotify_event);
+	bool nowait = iocb->ki_flags & IOCB_NOWAIT;
 	ssize_t ret;
 
 	if (!ummunotify_is_owner(file))
@@ -749,13 +1038,21 @@ static ssize_t ummunotify_read(struct file *filp, char __user *buf,
 	ummunotify_mark_used(file);
 
 	for (;;) {
-		if (mutex_lock_interruptible(&file->deliver))
+		/*
+		 * With O_NONBLOCK alone, wait for another reader: that EAGAIN
+		 * says that no range is invalid.
+		 */
+		if (nowait) {
+			if (!mutex_trylock(&file->deliver))
+				return -EAGAIN;
+		} else if (mutex_lock_interruptible(&file->deliver)) {
 			return -ERESTARTSYS;
-		ret = ummunotify_deliver(file, buf, max);
+		}
+		ret = ummunotify_deliver(file, to, max);
 		mutex_unlock(&file->deliver);
 		if (ret)
 			return ret;
-		if (filp->f_flags & O_NONBLOCK)
+		if (nowait || filp->f_flags & O_NONBLOCK)
 			return -EAGAIN;
 		ret = wait_event_interruptible(file->readable, ummunotify_is_readable(file));
 		if (ret)
@@ -778,7 +1075,7 @@ static int ummunotify_fasync(int fd, struct file *filp, int on)
 {
 	struct ummunotify_file *file = filp->private_data;
 
-	/* fd is -1 when the last close, by whomever, cleans up. */
+	/* fd is -1 when the last close, by any process, cleans up. */
 	if (fd != -1 && !ummunotify_is_owner(file))
 		return -EPERM;
 	return fasync_helper(fd, filp, on, &file->async);
@@ -820,30 +1117,162 @@ static long ummunotify_exchange_features(struct ummunotify_file *file, u32 __use
 	return 0;
 }
 
-/* Returns 0 and the serial of the next invalidation, or an error. */
-static int ummunotify_add(struct ummunotify_file *file,
-			  struct ummunotify_region *region, u64 *serial)
+/* Make a region visible to invalidations. Fills in what its pending registration has to know. */
+static int ummunotify_add(struct ummunotify_file *file, struct ummunotify_region *region,
+			  struct ummunotify_pending *pending)
 {
 	int ret = 0;
 
 	spin_lock(&file->lock);
-	if (file->nr_regions >= READ_ONCE(max_regions)) {
-		ret = -ENOSPC;
-	} else if (rb_find_add(&region->by_cookie, ummunotify_cookies(file, region->cookie),
-			       ummunotify_compare_regions)) {
+	if (rb_find_add(&region->by_cookie, ummunotify_cookies(file, region->cookie),
+			ummunotify_compare_regions)) {
 		ret = -EINVAL;
 	} else {
-		interval_tree_insert(&region->itree, &file->regions);
+		interval_tree_insert(&region->itree, ummunotify_tree(file, region));
+		ummunotify_end_gap(file, region->itree.start, region->itree.last);
 		file->nr_regions++;
-		file->nr_protection += region->protection;
-		if (region->itree.start <= file->quiet_last &&
-		    file->quiet_start <= region->itree.last) {
-			file->quiet_start = 1;
-			file->quiet_last = 0;
-		}
-		*serial = file->serial;
+		region->id = file->next_id++;
+		pending->id = region->id;
+		pending->serial = file->serial;
 	}
 	spin_unlock(&file->lock);
+	return ret;
+}
+
+/* Returns the region with this cookie, which is nobody else's any more, or NULL. */
+static struct ummunotify_region *ummunotify_remove(struct ummunotify_file *file, u64 cookie,
+						   const u64 *id)
+{
+	struct ummunotify_region *region = NULL;
+	struct rb_root *cookies;
+	struct rb_node *node;
+
+	lockdep_assert_held(&file->deliver);
+
+	spin_lock(&file->lock);
+	cookies = ummunotify_cookies(file, cookie);
+	node = rb_find(&cookie, cookies, ummunotify_compare_cookie);
+	if (node)
+		region = rb_entry(node, struct ummunotify_region, by_cookie);
+	if (region && id && region->id != *id)
+		region = NULL;
+	if (region) {
+		rb_erase(&region->by_cookie, cookies);
+		interval_tree_remove(&region->itree, ummunotify_tree(file, region));
+		if (region->state != UMMUNOTIFY_VALID)
+			list_del(&region->invalid);
+		file->nr_regions--;
+	}
+	spin_unlock(&file->lock);
+	return region;
+}
+
+static void ummunotify_free(struct ummunotify_file *file, struct ummunotify_region *region)
+{
+	kmem_cache_free(ummunotify_region_cache, region);
+	ummunotify_uncharge(file->user, 1);
+}
+
+/*
+ * Take back a registration that fails late. False if the range was unregistered
+ * already, or if the process is killed before it can be: it stays watched then,
+ * and nobody was told so.
+ */
+static bool ummunotify_take_back(struct ummunotify_file *file,
+				 const struct ummunotify_pending *pending)
+{
+	struct ummunotify_region *region;
+
+	if (mutex_lock_killable(&file->deliver))
+		return false;
+	region = ummunotify_remove(file, pending->cookie, &pending->id);
+	mutex_unlock(&file->deliver);
+	if (region)
+		ummunotify_free(file, region);
+	return region;
+}
+
+/*
+ * Is there memory behind all of the bytes whose changes are announced? Where
+ * nothing is mapped, nothing may be accessed, or a driver maps what has no
+ * struct page, get_user_pages() finds nothing, and no invalidation has to come
+ * when a device's own memory at these addresses changes.
+ *
+ * The range is visible to invalidations already. So if it is backed now, every
+ * later change is recorded.
+ */
+static int ummunotify_check_backed(struct ummunotify_file *file,
+				   const struct ummunotify_pending *pending)
+{
+	struct mm_struct *mm = file->mm;
+	unsigned long address = pending->start;
+	struct vm_area_struct *vma;
+	bool backed;
+
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
+	for (;;) {
+		vma = find_vma(mm, address);
+		backed = vma && vma->vm_start <= address && vma_is_accessible(vma) &&
+			 !(vma->vm_flags & (VM_IO | VM_PFNMAP));
+		if (!backed || pending->last < vma->vm_end)
+			break;
+		address = vma->vm_end;
+		cond_resched();
+	}
+	mmap_read_unlock(mm);
+	return backed ? 0 : -ENXIO;
+}
+
+/*
+ * Watch the bytes from @start to before @end. An empty range is the one byte at
+ * @start: clients of old pass the last byte as the end.
+ */
+static int ummunotify_register(struct ummunotify_file *file, u64 start, u64 end, u64 cookie,
+			       u32 flags)
+{
+	struct ummunotify_pending pending = {
+		.cookie = cookie,
+		.protection = flags & UMMUNOTIFY_REGISTER_PROTECTION,
+	};
+	struct ummunotify_region *region;
+	int ret;
+
+	start = untagged_addr(start);
+	end = untagged_addr(end);
+	if (start > end || start >= file->mm->task_size || end > file->mm->task_size)
+		return -EINVAL;
+	pending.start = start;
+	pending.last = start == end ? start : end - 1;
+
+	ret = ummunotify_attach(file);
+	if (ret)
+		return ret;
+	if (!ummunotify_charge(file->user, 1))
+		return -ENOSPC;
+	region = kmem_cache_alloc(ummunotify_region_cache, UMMUNOTIFY_GFP);
+	if (!region) {
+		ummunotify_uncharge(file->user, 1);
+		return -ENOMEM;
+	}
+	region->itree.start = pending.start;
+	region->itree.last = pending.last;
+	region->cookie = cookie;
+	region->state = UMMUNOTIFY_VALID;
+	region->reported_early = false;
+	region->protection = pending.protection;
+
+	ret = ummunotify_add(file, region, &pending);
+	if (ret) {
+		ummunotify_free(file, region);
+		return ret;
+	}
+	ret = ummunotify_wait_for_older(file, &pending);
+	if (!ret && flags & UMMUNOTIFY_REGISTER_MUST_BE_BACKED)
+		ret = ummunotify_check_backed(file, &pending);
+	/* Unregistered by another thread, it was registered. */
+	if (ret && !ummunotify_take_back(file, &pending) && ret == -ERESTARTSYS)
+		ret = 0;
 	return ret;
 }
 
@@ -851,43 +1280,40 @@ static long ummunotify_register_region(struct ummunotify_file *file,
 				       struct ummunotify_register_ioctl __user *arg)
 {
 	struct ummunotify_register_ioctl parm;
-	struct ummunotify_newcomer new;
-	struct ummunotify_region *region;
 	int ret;
 
 	if (copy_from_user(&parm, arg, sizeof(parm)))
 		return -EFAULT;
-	if (parm.flags & ~UMMUNOTIFY_REGION_FLAG_PROTECTION)
-		return -EINVAL;
-	if (parm.start >= parm.end || parm.end > file->mm->task_size)
-		return -EINVAL;
-	new.start = parm.start;
-	new.last = parm.end - 1;
-	new.protection = parm.flags & UMMUNOTIFY_REGION_FLAG_PROTECTION;
+	/* Clients of old do not initialise flags. */
+	ret = ummunotify_register(file, parm.start, parm.end, parm.user_cookie, 0);
+	/* Nor do they look at the result: a signal must not leave the range unwatched. */
+	return ret == -ERESTARTSYS ? -ERESTARTNOINTR : ret;
+}
 
-	region = kmem_cache_alloc(ummunotify_region_cache, UMMUNOTIFY_GFP);
-	if (!region)
-		return -ENOMEM;
-	region->itree.start = new.start;
-	region->itree.last = new.last;
-	region->cookie = parm.user_cookie;
-	region->hits = UMMUNOTIFY_NOT_HIT;
-	region->early = false;
-	region->protection = new.protection;
+static long ummunotify_register_region2(struct ummunotify_file *file,
+					struct ummunotify_register2 __user *arg)
+{
+	struct ummunotify_register2 parm;
+	u32 size;
+	int ret;
 
-	ret = ummunotify_add(file, region, &new.serial);
-	if (ret) {
-		kmem_cache_free(ummunotify_region_cache, region);
+	if (get_user(size, &arg->size))
+		return -EFAULT;
+	if (size < UMMUNOTIFY_REGISTER2_SIZE_VER0)
+		return -EINVAL;
+	if (size > PAGE_SIZE)
+		return -E2BIG;
+	ret = copy_struct_from_user(&parm, sizeof(parm), arg, size);
+	if (ret)
 		return ret;
-	}
-	return ummunotify_wait_for_older(file, &new);
+	if (parm.flags & ~(UMMUNOTIFY_REGISTER_PROTECTION | UMMUNOTIFY_REGISTER_MUST_BE_BACKED))
+		return -EINVAL;
+	return ummunotify_register(file, parm.start, parm.end, parm.user_cookie, parm.flags);
 }
 
 static long ummunotify_unregister_region(struct ummunotify_file *file, u64 __user *arg)
 {
-	struct ummunotify_region *region = NULL;
-	struct rb_root *cookies;
-	struct rb_node *node;
+	struct ummunotify_region *region;
 	u64 cookie;
 
 	if (copy_from_user(&cookie, arg, sizeof(cookie)))
@@ -895,24 +1321,11 @@ static long ummunotify_unregister_region(struct ummunotify_file *file, u64 __use
 
 	if (mutex_lock_killable(&file->deliver))
 		return -EINTR;
-	spin_lock(&file->lock);
-	cookies = ummunotify_cookies(file, cookie);
-	node = rb_find(&cookie, cookies, ummunotify_compare_cookie);
-	if (node) {
-		region = rb_entry(node, struct ummunotify_region, by_cookie);
-		rb_erase(&region->by_cookie, cookies);
-		interval_tree_remove(&region->itree, &file->regions);
-		if (region->hits != UMMUNOTIFY_NOT_HIT)
-			list_del(&region->invalid);
-		file->nr_regions--;
-		file->nr_protection -= region->protection;
-	}
-	spin_unlock(&file->lock);
+	region = ummunotify_remove(file, cookie, NULL);
 	mutex_unlock(&file->deliver);
-
 	if (!region)
 		return -EINVAL;
-	kmem_cache_free(ummunotify_region_cache, region);
+	ummunotify_free(file, region);
 	return 0;
 }
 
@@ -933,19 +1346,23 @@ static long ummunotify_ioctl(struct file *filp, unsigned int cmd, unsigned long 
 	case UMMUNOTIFY_UNREGISTER_REGION:
 		ummunotify_mark_used(file);
 		return ummunotify_unregister_region(file, argp);
+	case UMMUNOTIFY_REGISTER_REGION2:
+		ummunotify_mark_used(file);
+		return ummunotify_register_region2(file, argp);
 	default:
 		return -ENOTTY;
 	}
 }
 
-/* mmap, open, release */
+/* mmap, fdinfo, open, release */
 
 static vm_fault_t ummunotify_fault(struct vm_fault *vmf)
 {
 	struct ummunotify_file *file = vmf->vma->vm_file->private_data;
+	struct page *page = virt_to_page(file->shared);
 
-	get_page(file->counter_page);
-	vmf->page = file->counter_page;
+	get_page(page);
+	vmf->page = page;
 	return 0;
 }
 
@@ -961,20 +1378,46 @@ static int ummunotify_mmap(struct file *filp, struct vm_area_struct *vma)
 		return -EPERM;
 	if (vma->vm_pgoff || vma_pages(vma) != 1)
 		return -EINVAL;
-	if (vma->vm_flags & VM_WRITE)
+	/* Where reading implies it, nobody has asked to execute. */
+	if (vma->vm_flags & VM_WRITE ||
+	    (vma->vm_flags & VM_EXEC && !(current->personality & READ_IMPLIES_EXEC)))
 		return -EACCES;
 	ummunotify_mark_used(file);
 
-	/* Neither mprotect() nor mremap() may make more of it. */
-	vm_flags_mod(vma, VM_DONTEXPAND, VM_MAYWRITE);
+	/* Neither mprotect() nor mremap() may make more of it; it is of no use in a core dump. */
+	vm_flags_mod(vma, VM_DONTEXPAND | VM_DONTDUMP, VM_MAYWRITE | VM_EXEC | VM_MAYEXEC);
 	vma->vm_ops = &ummunotify_vm_ops;
 	return 0;
 }
 
+#ifdef CONFIG_PROC_FS
+static void ummunotify_show_fdinfo(struct seq_file *seq, struct file *filp)
+{
+	struct ummunotify_file *file = filp->private_data;
+	unsigned int ranges, in_flight;
+	bool readable;
+	u64 counter;
+
+	spin_lock(&file->lock);
+	ranges = file->nr_regions;
+	counter = file->counter;
+	readable = !list_empty(&file->invalid) || file->last_owed;
+	in_flight = hweight_long(file->in_flight_slots) + file->untracked;
+	spin_unlock(&file->lock);
+
+	seq_printf(seq, "ummunotify-ranges:\t%u\n", ranges);
+	seq_printf(seq, "ummunotify-counter:\t%llu\n", counter);
+	seq_printf(seq, "ummunotify-readable:\t%d\n", readable);
+	seq_printf(seq, "ummunotify-in-flight:\t%u\n", in_flight);
+	seq_printf(seq, "ummunotify-user-ranges:\t%ld\n", atomic_long_read(&file->user->charged));
+}
+#endif
+
 static int ummunotify_open(struct inode *inode, struct file *filp)
 {
 	struct ummunotify_file *file;
-	int ret;
+	int ret = -ENOMEM;
+	int kind;
 
 	if (filp->f_mode & FMODE_WRITE)
 		return -EINVAL;
@@ -985,44 +1428,41 @@ static int ummunotify_open(struct inode *inode, struct file *filp)
 	file = kzalloc(sizeof(*file), UMMUNOTIFY_GFP);
 	if (!file)
 		return -ENOMEM;
-	file->counter_page = alloc_page(UMMUNOTIFY_GFP | __GFP_ZERO);
-	if (!file->counter_page) {
-		ret = -ENOMEM;
+	file->user = ummunotify_get_user();
+	if (!file->user)
 		goto free_file;
+	if (!ummunotify_charge(file->user, UMMUNOTIFY_FILE_WEIGHT)) {
+		ret = -EMFILE;
+		goto put_user;
 	}
-	file->mm = current->mm;
-	file->regions = RB_ROOT_CACHED;
-	file->quiet_start = 1;
-	spin_lock_init(&file->lock);
-	INIT_LIST_HEAD(&file->invalid);
-	mutex_init(&file->deliver);
-	init_waitqueue_head(&file->readable);
-	init_waitqueue_head(&file->ended);
+	file->shared = (u64 *)get_zeroed_page(UMMUNOTIFY_GFP);
+	if (!file->shared)
+		goto uncharge;
+
 	file->mn.ops = &ummunotify_mn_ops;
-
-	/*
-	 * Takes every lock that an invalidation of this mm could be under, so
-	 * that each end that comes later has had its start counted.
-	 */
-	ret = mmu_notifier_register(&file->mn, file->mm);
-	if (ret) {
-		/* A signal came while it took the locks. */
-		if (ret == -EINTR)
-			ret = -ERESTARTSYS;
-		goto free_page;
+	spin_lock_init(&file->lock);
+	file->gap_start = 1;
+	init_waitqueue_head(&file->ended);
+	for (kind = 0; kind <= 1; kind++) {
+		file->watched[kind] = RB_ROOT_CACHED;
+		file->saturated[kind] = RB_ROOT_CACHED;
 	}
-
-	file->pid = task_tgid_nr(current);
-	get_task_comm(file->comm, current->group_leader);
-	mutex_lock(&ummunotify_files_lock);
-	list_add_tail(&file->all, &ummunotify_files);
-	mutex_unlock(&ummunotify_files_lock);
+	INIT_LIST_HEAD(&file->invalid);
+	init_waitqueue_head(&file->readable);
+	mutex_init(&file->deliver);
+	mutex_init(&file->attach);
+	file->mm = current->mm;
+	mmgrab(file->mm);
 
 	filp->private_data = file;
+	/* read() honours IOCB_NOWAIT. */
+	filp->f_mode |= FMODE_NOWAIT;
 	return stream_open(inode, filp);
 
-free_page:
-	__free_page(file->counter_page);
+uncharge:
+	ummunotify_uncharge(file->user, UMMUNOTIFY_FILE_WEIGHT);
+put_user:
+	ummunotify_put_user(file->user);
 free_file:
 	kfree(file);
 	return ret;
@@ -1032,26 +1472,30 @@ static int ummunotify_release(struct inode *inode, struct file *filp)
 {
 	struct ummunotify_file *file = filp->private_data;
 	struct ummunotify_region *region, *next;
-	size_t i;
+	int i;
 
-	mutex_lock(&ummunotify_files_lock);
-	list_del(&file->all);
-	mutex_unlock(&ummunotify_files_lock);
-
-	/* Callbacks find no range from here on: the address space does not go, its file does. */
-	spin_lock(&file->lock);
-	file->regions = RB_ROOT_CACHED;
-	spin_unlock(&file->lock);
-	/* Waits for the callbacks that are running; there is none after it. */
-	mmu_notifier_unregister(&file->mn, file->mm);
+	if (file->attached) {
+		/* Callbacks find no range from here on: only the file goes. */
+		spin_lock(&file->lock);
+		for (i = 0; i <= 1; i++) {
+			file->watched[i] = RB_ROOT_CACHED;
+			file->saturated[i] = RB_ROOT_CACHED;
+		}
+		spin_unlock(&file->lock);
+		/* Waits for the callbacks that are running; there is none after it. */
+		mmu_notifier_unregister(&file->mn, file->mm);
+	}
+	mmdrop(file->mm);
 
 	for (i = 0; i < ARRAY_SIZE(file->cookies); i++) {
 		rbtree_postorder_for_each_entry_safe(region, next, &file->cookies[i], by_cookie) {
-			kmem_cache_free(ummunotify_region_cache, region);
+			ummunotify_free(file, region);
 			cond_resched();
 		}
 	}
-	__free_page(file->counter_page);
+	free_page((unsigned long)file->shared);
+	ummunotify_uncharge(file->user, UMMUNOTIFY_FILE_WEIGHT);
+	ummunotify_put_user(file->user);
 	kfree(file);
 	return 0;
 }
@@ -1060,76 +1504,46 @@ static const struct file_operations ummunotify_fops = {
 	.owner		= THIS_MODULE,
 	.open		= ummunotify_open,
 	.release	= ummunotify_release,
-	.read		= ummunotify_read,
+	.read_iter	= ummunotify_read_iter,
 	.poll		= ummunotify_poll,
 	.fasync		= ummunotify_fasync,
 	.unlocked_ioctl	= ummunotify_ioctl,
 	.compat_ioctl	= compat_ptr_ioctl,
 	.mmap		= ummunotify_mmap,
+#ifdef CONFIG_PROC_FS
+	.show_fdinfo	= ummunotify_show_fdinfo,
+#endif
 };
 
 static struct miscdevice ummunotify_misc = {
 	.minor	= MISC_DYNAMIC_MINOR,
 	.name	= "ummunotify",
 	.fops	= &ummunotify_fops,
-	/* Whoever opens it can watch himself only, with memory charged to him. */
+	/* A process can only watch itself, with memory that is charged to it and bounded. */
 	.mode	= 0444,
 };
-
-/* debugfs: a line for each open file */
-
-static int ummunotify_contexts_show(struct seq_file *seq, void *unused)
-{
-	struct ummunotify_file *file;
-
-	seq_puts(seq, "pid\tcomm\tranges\tcounter\treadable\trunning\n");
-	mutex_lock(&ummunotify_files_lock);
-	list_for_each_entry(file, &ummunotify_files, all) {
-		unsigned long running;
-		unsigned int ranges;
-		bool readable;
-		u64 counter;
-
-		spin_lock(&file->lock);
-		ranges = file->nr_regions;
-		counter = file->counter;
-		readable = !list_empty(&file->invalid) || file->last_owed;
-		running = hweight_long(file->running_slots) + file->untracked;
-		spin_unlock(&file->lock);
-
-		seq_printf(seq, "%d\t", file->pid);
-		seq_escape(seq, file->comm, " \t\n\\");
-		seq_printf(seq, "\t%u\t%llu\t%d\t%lu\n", ranges, counter, readable, running);
-		/* It will be shown anew, with more room; opening and closing wait. */
-		if (seq_has_overflowed(seq))
-			break;
-	}
-	mutex_unlock(&ummunotify_files_lock);
-	return 0;
-}
-DEFINE_SHOW_ATTRIBUTE(ummunotify_contexts);
 
 static int __init ummunotify_init(void)
 {
 	int ret;
+
+	/* Of memory as much as epoll lets a user have. */
+	if (!max_user_regions)
+		max_user_regions = totalram_pages() / 25 *
+				   (PAGE_SIZE / sizeof(struct ummunotify_region));
 
 	ummunotify_region_cache = KMEM_CACHE(ummunotify_region, SLAB_ACCOUNT);
 	if (!ummunotify_region_cache)
 		return -ENOMEM;
 
 	ret = misc_register(&ummunotify_misc);
-	if (ret) {
+	if (ret)
 		kmem_cache_destroy(ummunotify_region_cache);
-		return ret;
-	}
-	ummunotify_debugfs = debugfs_create_dir("ummunotify", NULL);
-	debugfs_create_file("contexts", 0400, ummunotify_debugfs, NULL, &ummunotify_contexts_fops);
-	return 0;
+	return ret;
 }
 
 static void __exit ummunotify_exit(void)
 {
-	debugfs_remove_recursive(ummunotify_debugfs);
 	misc_deregister(&ummunotify_misc);
 	kmem_cache_destroy(ummunotify_region_cache);
 }

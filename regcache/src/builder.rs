@@ -143,8 +143,8 @@ impl<R, M> Builder<R, M> {
         self
     }
 
-    /// On a miss, merges the range with the registrations of the same access that it overlaps or
-    /// touches, up to `bytes` in one registration. 0, the default, does not merge.
+    /// Merges the range of a miss with registrations of the same access that it overlaps or
+    /// touches. One registration grows up to `bytes`. 0, the default, does not merge.
     ///
     /// This is good for memory that is looked up piece by piece. Each piece that joins registers
     /// the whole again, so `bytes` bounds the cost of a miss.
@@ -184,9 +184,8 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
     /// # Errors
     ///
     /// [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Otherwise the
-    /// kernel's error, if it refuses a page under `MADV_WIPEONFORK` (Linux 4.14), by which the
-    /// cache recognises a forked child; or the address space for the entries; or the reaper's
-    /// thread.
+    /// kernel's error. The cache needs a page under `MADV_WIPEONFORK` (Linux 4.14), by which it
+    /// recognises a forked child; address space for the entries; and the reaper's thread.
     pub fn build(self) -> io::Result<Cache<R, M>> {
         let Self {
             registrar,

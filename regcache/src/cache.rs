@@ -335,3 +335,38 @@ impl<R: Registrar, M: Monitor> fmt::Debug for Cache<R, M> {
             .finish()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::monitor::NoMonitor;
+    use crate::range::RangeError;
+
+    struct NoDevice;
+
+    // SAFETY: there is no device that reaches memory.
+    unsafe impl Registrar for NoDevice {
+        type Access = ();
+        type Registration = VaRange;
+
+        fn register(&self, range: VaRange, (): ()) -> io::Result<VaRange> {
+            Ok(range)
+        }
+
+        fn deregister(&self, _: VaRange) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_slice_is_looked_up_by_its_bytes_and_an_empty_one_is_an_error() {
+        let cache = Cache::builder(NoDevice).monitor(NoMonitor).build().unwrap();
+        let bytes = [0_u8; 24];
+        let guard = cache.get_slice(&bytes, ()).unwrap();
+        assert_eq!(guard.range(), VaRange::try_from(&bytes[..]).unwrap());
+        let empty = cache.get_slice(&bytes[..0], ()).unwrap_err();
+        assert!(matches!(empty, Error::Range(RangeError::ZeroLength { .. })));
+    }
+}

@@ -24,23 +24,23 @@
 //! # Why a lookup never returns a stale registration
 //!
 //! Let U be an operation that changed pages of the range. Let U have returned before the lookup
-//! began, or let the looking-up thread have been given the address by a mapping call that could
+//! began. Or let the looking-up thread have been given the address by a mapping call that could
 //! only be satisfied because U had happened. Let E be an entry for the range, registered before U.
 //! To show: the lookup does not return E.
 //!
 //! 1. E's watch was placed before its registration, hence before U ends. If U started after the
 //!    watch was placed, it is reported (M1). Otherwise U was in flight while the watch was placed.
-//!    Then U was over before the watch was in place, and so before the registration, which pinned
-//!    the pages after U; or it is reported (M2).
+//!    Then U is reported (M2), or it was over before the watch was in place. In the latter case U
+//!    was over before the registration, which pinned the pages after U.
 //! 2. In either case the generation rose for U before the lookup began (M3). The lookup's load of
 //!    `generation` returns that value, g, or a later one.
 //! 3. The lookup goes on without draining only if `drained` equals the value that it loaded.
 //!    `drained` takes values that a drain has returned, and a drain that returns g or more has
 //!    reported U before. The store to `drained` releases and the load acquires, so this lookup sees
 //!    all that the draining thread did before. (The first value of `drained` is from before the
-//!    first entry.) So E is dead; or E was never published, if U came while E was being registered.
-//!    In that case the drain marked its slot as invalidated, and the miss looked at that mark under
-//!    the lock after its own drain. Either way an acquire of E fails.
+//!    first entry.) So E is dead. Or, if U came while E was being registered, E was never
+//!    published. In the latter case the drain marked its slot as invalidated, and the miss looked
+//!    at that mark under the lock after its own drain. Either way an acquire of E fails.
 //! 4. If `drained` differs, the lookup drains first and looks in the index, under one lock. The
 //!    drain loads the generation, or reads the report, after the lookup began, so the same holds.
 //!
@@ -55,10 +55,10 @@
 //!
 //! # When registrations are deregistered
 //!
-//! The thread that drops the last reference of a killed entry deregisters it. That is a guard's
-//! drop, or, if there is no guard, the next thread that leaves the slow path or is about to
-//! register; the reaper is one of them. No thread deregisters under the lock. After that the slot
-//! is vacant again and its room is free.
+//! The thread that drops the last reference of a killed entry deregisters it. If a guard was the
+//! last owner, that is the thread which drops it. Otherwise it is the next thread that leaves the
+//! slow path or is about to register; the reaper is one of them. No thread deregisters under the
+//! lock. After that the slot is vacant again and its room is free.
 //!
 //! Each cached registration holds a reference to the core, so guards may outlive the cache.
 //!

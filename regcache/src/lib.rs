@@ -2,7 +2,7 @@
 //!
 //! RDMA adapters, and io_uring's fixed buffers, need memory registered before they can access it.
 //! Registering pins pages and is slow, so applications cache registrations. A cached registration
-//! becomes stale when the application unmaps the memory and is given the same address again: the
+//! becomes stale when the application unmaps the memory and is given the same address again. The
 //! adapter then reads and writes pages that nobody has mapped any more.
 //!
 //! # The promise

@@ -60,6 +60,13 @@ impl Access for () {
 ///   keeps those pages from being reused until it is deregistered;
 /// - once [`deregister`](Self::deregister) has returned `Ok`, the device no longer reaches memory
 ///   through that registration.
+///
+/// These are the pages that `get_user_pages` finds, and monitors report the changes of no others. A
+/// registrar may also register addresses at which a device has its own memory, as `ibv_reg_mr` does
+/// with nvidia-peermem. The sound monitors refuse to watch such a range: it is not mapped, may not
+/// be accessed, or is mapped by a driver without pages. The cache then returns a registration that
+/// it does not retain. An ummunotify driver that lacks `REGISTER_REGION2` cannot refuse such a
+/// range, so that registrar must not be used with it.
 pub unsafe trait Registrar: Send + Sync + 'static {
     /// The access to register memory for.
     type Access: Access;

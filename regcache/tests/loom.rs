@@ -213,8 +213,8 @@ fn loom_finds_the_stale_hit_when_watching_does_not_wait() {
     loom::model(|| remap_against_lookup(true, Flaw::WatchDoesNotWait));
 }
 
-/// One thread is given the address after another one has unmapped the page: by `mmap`, which the
-/// kernel can satisfy as soon as the change is made.
+/// One thread is given the address by `mmap` after another one has unmapped the page. The kernel
+/// can satisfy that call as soon as the change is made.
 fn handed_to_another_thread(flaw: Flaw) {
     let kernel = FakeKernel::new(flaw);
     let cache = cache(&kernel, 2);

@@ -1,5 +1,5 @@
-//! The options and calls of a cache beyond its limits, on a modelled kernel and device: widening,
-//! merging, revoking remote keys, invalidating, reaping and sharing a monitor.
+//! The options and calls of a cache beyond its limits, on a modelled kernel and device. They are
+//! widening, merging, revoking remote keys, invalidating, reaping and sharing a monitor.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 

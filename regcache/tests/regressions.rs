@@ -460,7 +460,7 @@ fn a_completion_knows_of_uncached_registrations_of_the_range() {
 #[test]
 fn idle_entries_make_way_when_the_monitor_is_full() {
     let kernel = FakeKernel::new(8);
-    // The driver's limit is max_regions.
+    // The driver's limit is max_user_regions.
     let few = {
         let kernel = Arc::clone(&kernel);
         move |asked| match asked {

@@ -6,13 +6,13 @@
 
 use std::io;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use regcache::VaRange;
 use regcache::monitor::{Cookie, Monitor, Userfaultfd, UserfaultfdError};
+use regcache::{Cache, Registrar, VaRange};
 
 const PAGE: usize = 4096;
 
@@ -422,6 +422,15 @@ fn what_cannot_be_watched_is_refused() {
     unmap(holed.wrapping_add(PAGE), PAGE);
     refused(holed, 3 * PAGE, "a hole");
     refused(holed.wrapping_add(PAGE), PAGE, "nothing");
+    for at in [0, 1] {
+        let memory = map(2);
+        let closed = memory.wrapping_add(at * PAGE);
+        // SAFETY: this test's own page.
+        let closing = unsafe { libc::mprotect(closed.cast(), PAGE, libc::PROT_NONE) };
+        assert_eq!(closing, 0);
+        refused(memory, 2 * PAGE, "a page that may not be accessed");
+        refused(closed, PAGE, "memory that may not be accessed");
+    }
 
     let other = open().unwrap();
     let memory = map(1);
@@ -638,4 +647,42 @@ fn a_closed_descriptor_is_noticed() {
             assert_eq!(status, 0);
         }
     }
+}
+
+/// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with
+/// nvidia-peermem: the number is that of the memory that is there at the time.
+struct PeerMemory(AtomicU64);
+
+// SAFETY: nobody reaches any memory by the number.
+unsafe impl Registrar for PeerMemory {
+    type Access = ();
+    type Registration = u64;
+
+    fn register(&self, _: VaRange, (): ()) -> io::Result<u64> {
+        Ok(self.0.load(Ordering::Relaxed))
+    }
+
+    fn deregister(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_that_only_a_device_has_is_never_stale() {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    let cache = Cache::builder(PeerMemory(AtomicU64::new(0)))
+        .monitor(monitor)
+        .build()
+        .unwrap();
+    let reserved = map_with(ptr::null_mut(), PAGE, libc::PROT_NONE, ANON, -1);
+    let nowhere = ptr::without_provenance::<u8>(0x2000_0000_0000);
+    for at in [reserved.cast_const(), nowhere] {
+        for memory in 0..100 {
+            cache.registrar().0.store(memory, Ordering::Relaxed);
+            assert_eq!(*cache.get(at, PAGE, ()).unwrap().registration(), memory);
+        }
+    }
+    assert_eq!(cache.stats().uncached, 200);
 }

@@ -63,8 +63,9 @@ impl Mr {
             ));
         }
         let start = range.start();
-        // What C's `ibv_reg_mr` macro calls when the flags are no constant: unlike the function of
-        // that name it drops flags such as RELAXED_ORDERING where the kernel does not know them.
+        // C's macro `ibv_reg_mr` calls this function if the flags are not constant. Unlike the
+        // function `ibv_reg_mr`, it drops flags such as RELAXED_ORDERING that the kernel does not
+        // know.
         //
         // SAFETY: `pd` is allocated as long as it is borrowed, and the new registration keeps it.
         // The address is only passed to the kernel, which pins what is mapped there or refuses.

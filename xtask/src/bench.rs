@@ -15,10 +15,10 @@ use crate::setup;
 use crate::vm;
 
 /// The packages that link UCX's cache and count instructions.
-const PACKAGES: &[&str] = &["gcc", "libc6-dev", "libucx-dev", "pkg-config", "valgrind"];
+pub(crate) const PACKAGES: &[&str] = &["gcc", "libc6-dev", "libucx-dev", "pkg-config", "valgrind"];
 
 /// The packages of the other libraries whose transfers are measured.
-const PEERS: &[&str] = &["libfabric-dev"];
+pub(crate) const PEERS: &[&str] = &["libfabric-dev"];
 
 /// How much to measure.
 #[derive(clap::Args)]

@@ -1,13 +1,13 @@
 #!/bin/sh
-# What the virtual machine does after it has booted: loads the driver, brings rxe0 up, runs command.sh beside this file.
-# It speaks to the host through files in its own directory, which the guest can write:
-#   setup.log  what was printed before the command
-#   up         made when the command is about to start
-#   failed     why it could not be started
+# Runs in the virtual machine after boot: loads the driver, brings rxe0 up, and runs command.sh beside this file.
+# It reports to the host through files in its own directory, which the guest can write:
+#   setup.log  the output before the command
+#   up         exists once the command is about to start
+#   failed     the reason why the command could not be started
 #   status     the command's exit status
-#   overran    made when the command was stopped at its time limit
+#   overran    exists if the command was stopped at its time limit
 #   dmesg.log  the kernel's messages at the end
-#   leaks.log  what the kernel thinks it has leaked, if it keeps count
+#   leaks.log  the leaks that kmemleak suspects, if the kernel has it
 # Usage: guest.sh SECONDS, the command's time limit
 
 run=$(dirname "$0")
@@ -37,7 +37,7 @@ port() {
 	done
 }
 
-# RoCE can be used on lo once the port is active and 127.0.0.1 is in its GID table, at index 1.
+# RoCE works on lo once the port is active and 127.0.0.1 is in its GID table, at index 1.
 rxe0_is_ready() {
 	port=/sys/class/infiniband/rxe0/ports/1
 	grep -qs ACTIVE $port/state && grep -qs '^0000:0000:0000:0000:0000:ffff:7f00:0001$' $port/gids/1
@@ -56,7 +56,7 @@ if [ -e "$run/ummunotify.ko" ]; then
 		[ $tries -le 300 ] || fail "rxe0 did not become active"
 		sleep 0.1
 	done
-	# libibverbs looks for a device that it may not open once more in /dev/char, whose links udev makes.
+	# If libibverbs may not open a device, it tries again in /dev/char, whose links udev makes.
 	udevadm settle --timeout=60 || fail "udev did not come to an end"
 fi
 
@@ -65,7 +65,7 @@ for cpu in /sys/devices/system/cpu/cpu[1-9]*; do
 	echo 1 >"$cpu/online" || fail "${cpu##*/} could not be brought up"
 done
 
-# /dev/stdout must be the command's own, and a virtio port can be opened once only: hence pipes.
+# The output goes through pipes: /dev/stdout must be the command's own, and a virtio port opens only once.
 ln -sfn /proc/self/fd/1 /dev/stdout
 ln -sfn /proc/self/fd/2 /dev/stderr
 mkfifo /run/stdout
@@ -86,18 +86,18 @@ timeout -k 10 "$limit" sh "$run/command.sh" >/run/stdout 2>/run/stderr
 status=$?
 if [ $status -eq 124 ] || [ $status -eq 137 ] && [ $(($(date +%s) - started)) -ge "$limit" ]; then
 	tell overran yes
-	# Whatever is still blocked belongs in dmesg.log.
+	# Tasks that are still blocked go into dmesg.log.
 	echo w >/proc/sysrq-trigger
 fi
 
-# The pipes end with the last process that holds them. A daemon that the command left behind is not waited for.
+# The pipes end with the last process that holds them. A daemon that the command left running is not waited for.
 (
 	sleep 20
 	kill $copiers
 ) &
 wait $copiers
 
-# What was lost within the last 5 s is not counted as lost.
+# kmemleak does not report objects younger than 5 s.
 leaks=/sys/kernel/debug/kmemleak
 if [ -e $leaks ]; then
 	sleep 6

@@ -50,7 +50,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("license", "GPL"),
     (
         "parm",
-        "max_regions:Most ranges that one open file may watch (default 65536) (uint)",
+        "max_user_regions:Most ranges that one user may watch (default: 4% of memory) (ulong)",
     ),
 ];
 

@@ -36,7 +36,10 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
 const MANUALS: &[(&str, &str)] = &[
     ("cli/man/regcache.1", "man1/regcache.1"),
     ("kernel/Documentation/ummunotify.4", "man4/ummunotify.4"),
-    ("verbs/preload/regcache-preload.7", "man7/regcache-preload.7"),
+    (
+        "verbs/preload/regcache-preload.7",
+        "man7/regcache-preload.7",
+    ),
 ];
 
 /// Builds and installs all of them.

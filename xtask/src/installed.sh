@@ -1,6 +1,6 @@
 #!/bin/sh
-# Looks at the driver in a machine that has it installed, and not yet loaded, on its root file system.
-# Usage: installed.sh VERSION PLACE: the driver's version, and the directory of /lib/modules/* that its module is in
+# Checks the driver in a machine whose root file system has it installed and whose kernel has not loaded it.
+# Usage: installed.sh VERSION PLACE: the driver's version, and the directory of /lib/modules/* with its module
 
 version=$1
 place=$2
@@ -21,7 +21,7 @@ mode() {
 udevadm control --ping 2>/dev/null || /lib/systemd/systemd-udevd --daemon
 
 [ ! -e $sys ] || { echo "the driver is loaded already"; exit 1; }
-# As at boot. What else is to be loaded then may not be there.
+# This loads modules as boot does. Other modules of the list may be missing here.
 if [ -x /lib/systemd/systemd-modules-load ]; then
 	echo "loading with systemd-modules-load"
 	/lib/systemd/systemd-modules-load
@@ -36,7 +36,7 @@ fi
 is "version" "$(cat $sys/version)" "$version"
 path=$(readlink -f "$(modinfo -n ummunotify)")
 is "module" "${path%.ko*}" "$(readlink -f "/lib/modules/$(uname -r)")/$place/ummunotify"
-# O: out of the kernel's tree; E: not signed, or with a key that this kernel does not know
+# O: from outside the kernel's tree. E: unsigned, or signed with a key that this kernel does not know.
 is "taint, but for O and E" "$(tr -d OE <$sys/taint)" ""
 is "mode" "$(mode)" 444
 setpriv --reuid 65534 --regid 65534 --clear-groups sh -c "exec <$dev" || exit 1
@@ -55,8 +55,8 @@ rm /run/udev/rules.d/$rules
 udevadm control --reload
 
 mkdir -p /run/modprobe.d
-echo "options ummunotify max_regions=7" >/run/modprobe.d/ummunotify.conf
+echo "options ummunotify max_user_regions=7" >/run/modprobe.d/ummunotify.conf
 modprobe -r ummunotify && modprobe ummunotify || exit 1
-is "max_regions by modprobe.d" "$(cat $sys/parameters/max_regions)" 7
+is "max_user_regions by modprobe.d" "$(cat $sys/parameters/max_user_regions)" 7
 is "mode" "$(mode)" 444
 modprobe -r ummunotify || exit 1

@@ -454,6 +454,14 @@ mod tests {
     }
 
     #[test]
+    fn a_check_with_violations_has_failed_and_says_how_many() {
+        let outcome = Outcome::of("c", || Err(Error::Check("2 violations".to_owned())));
+        assert_eq!((outcome.passed, outcome.failed), (0, 1));
+        assert_eq!(outcome.remark, "2 violations");
+        assert_eq!(Outcome::of("c", || Ok(())).passed, 1);
+    }
+
+    #[test]
     fn a_suite_that_ran_nothing_or_died_has_failed() {
         assert_eq!(judge("s", "", Some(0), 0).failed, 1);
         assert_eq!(judge("s", PASSES, Some(139), 0).failed, 1);

@@ -1,4 +1,4 @@
-//! [`Sample`]: what one variant measured in one round, by one thread or by two.
+//! [`Sample`]: the measurement of one variant in one round, by one thread or by two.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::Pinned;
 
-/// What one variant measured in one round.
+/// The measurement of one variant in one round.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     /// Nanoseconds of an operation.

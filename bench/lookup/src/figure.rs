@@ -18,7 +18,7 @@ pub enum Threshold {
 /// One number of the report.
 #[derive(Debug, Clone)]
 pub struct Figure {
-    /// What was measured: words divided by slashes.
+    /// The name of the measurement: words divided by slashes.
     pub name: String,
     /// regcache's number.
     pub value: f64,

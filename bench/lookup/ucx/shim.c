@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Creates a UCX registration cache whose registrations are dummies. This part depends on the layout of UCX's
- * structures, so it is compiled against the installed header. Lookups do not go through here.
+ * Creates a UCX registration cache whose registrations are dummies. This part depends on the
+ * layout of UCX's structures, so it is compiled against the installed header. Lookups do not go
+ * through here.
  */
 #include <ucs/memory/rcache.h>
 
@@ -73,8 +74,9 @@ static const ucs_rcache_ops_t dummy_ops = {
 };
 
 /*
- * Makes a cache of at most max_regions regions and returns 0, or UCX's status. It asks for no memory events: a lookup
- * does the same with and without them, and the process's mmap and munmap stay as they are.
+ * Makes a cache of at most max_regions regions and returns 0, or UCX's status. It asks for no
+ * memory events: a lookup does the same with and without them, and the process's mmap and munmap
+ * stay as they are.
  */
 int regcache_bench_ucx_create(unsigned long max_regions, struct dummy_device *device, ucs_rcache_t **rcache)
 {

@@ -1,6 +1,7 @@
 /*
- * Connects this process with itself through libfabric's verbs provider. fi_mr_reg and fi_close use the provider's
- * registration cache. It serves the benchmark of peers only: it does one transfer at a time, and polls.
+ * Connects this process with itself through libfabric's verbs provider. fi_mr_reg and fi_close use
+ * the provider's registration cache. It serves the benchmark of peers only: it does one transfer at
+ * a time, and polls.
  */
 #include <errno.h>
 #include <stdint.h>

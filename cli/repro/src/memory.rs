@@ -6,7 +6,7 @@ use std::ptr::{self, NonNull};
 
 use nix::errno::Errno;
 
-/// A range of mapped addresses, which a scenario changes.
+/// A range of mapped addresses, which a scenario owns and changes.
 ///
 /// Dropping it unmaps nothing: each scenario knows what is mapped there at its end.
 #[derive(Debug, Clone, Copy)]
@@ -16,12 +16,16 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The `len` bytes at `start`, an address whose provenance is exposed.
+    /// Takes the `len` bytes at `start`, an address whose provenance is exposed.
     ///
     /// # Errors
     ///
     /// `EINVAL` if `start` is 0.
-    pub fn at(start: usize, len: usize) -> io::Result<Self> {
+    ///
+    /// # Safety
+    ///
+    /// The caller owns these addresses: nothing else uses or refers to them.
+    pub unsafe fn at(start: usize, len: usize) -> io::Result<Self> {
         let start = NonNull::new(ptr::with_exposed_provenance_mut(start)).ok_or(Errno::EINVAL)?;
         Ok(Self { start, len })
     }
@@ -51,9 +55,14 @@ impl Memory {
     }
 
     /// Returns the part at these offsets.
+    ///
+    /// # Panics
+    ///
+    /// If the offsets exceed the memory.
     #[must_use]
     pub fn part(self, part: Range<usize>) -> Self {
-        // SAFETY: the callers name parts of the memory.
+        assert!(part.start <= part.end && part.end <= self.len);
+        // SAFETY: within the memory, as checked above.
         let start = unsafe { self.start.add(part.start) };
         Self {
             start,
@@ -62,14 +71,21 @@ impl Memory {
     }
 }
 
-/// Maps `len` readable and writable bytes with these flags.
+/// Maps `len` readable and writable bytes with these flags, at the addresses of `at` or where the
+/// kernel likes.
 ///
 /// # Errors
 ///
 /// The error of `mmap`.
-pub fn mmap(start: *mut u8, len: usize, flags: i32, fd: i32) -> io::Result<Memory> {
+///
+/// # Panics
+///
+/// If `len` exceeds `at`.
+pub fn mmap(at: Option<Memory>, len: usize, flags: i32, fd: i32) -> io::Result<Memory> {
+    assert!(at.is_none_or(|at| len <= at.len));
+    let start = at.map_or(ptr::null_mut(), Memory::as_ptr);
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: maps over memory of a scenario's own, or where the kernel likes.
+    // SAFETY: maps over memory that the scenario owns, or where the kernel likes.
     let start = unsafe { libc::mmap(start.cast(), len, protection, flags, fd, 0) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
@@ -86,7 +102,7 @@ pub fn mmap(start: *mut u8, len: usize, flags: i32, fd: i32) -> io::Result<Memor
 /// The error of `mmap`.
 pub fn map(len: usize) -> io::Result<Memory> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    mmap(ptr::null_mut(), len, flags, -1)
+    mmap(None, len, flags, -1)
 }
 
 /// Maps private anonymous memory at the addresses of `memory`; `how` is the flag that asks for
@@ -97,7 +113,7 @@ pub fn map(len: usize) -> io::Result<Memory> {
 /// The error of `mmap`; `AddrNotAvailable` if the kernel chose another address.
 pub fn map_at(memory: Memory, how: i32) -> io::Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
-    same_address(memory, mmap(memory.as_ptr(), memory.len, flags, -1)?)
+    same_address(memory, mmap(Some(memory), memory.len, flags, -1)?)
 }
 
 /// Unmaps the memory.

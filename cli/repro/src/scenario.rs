@@ -21,7 +21,7 @@ const MAX_ATTEMPTS: u32 = 8;
 /// One way to change memory.
 #[derive(Clone, Copy)]
 pub struct Scenario {
-    /// What it does, as a test's name.
+    /// The name, which describes the change as a test's name does.
     pub name: &'static str,
     /// Makes the memory.
     pub make: fn() -> io::Result<Memory>,

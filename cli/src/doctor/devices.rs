@@ -38,7 +38,18 @@ fn look_with(files: &Files, verbs: &Verbs, open: impl Fn(&str) -> io::Result<()>
         findings.push(no_device(files));
     }
     findings.extend(devices.iter().map(|device| device_of(files, device, &open)));
+    findings.extend(peer_memory(files));
     findings
+}
+
+/// With this module `ibv_reg_mr` takes addresses of a GPU's memory, whose changes no monitor sees.
+fn peer_memory(files: &Files) -> Option<Finding> {
+    files.exists("/sys/module/nvidia_peermem").then(|| {
+        Finding::note(
+            "nvidia_peermem",
+            "loaded: the cache does not retain registrations of GPU memory by address. Register a dma-buf of it instead",
+        )
+    })
 }
 
 fn library(verbs: &Verbs, devices: &[String]) -> Finding {
@@ -219,6 +230,21 @@ mod tests {
 
     fn refuse(errno: i32) -> impl Fn(&str) -> io::Result<()> {
         move |_| Err(io::Error::from_raw_os_error(errno))
+    }
+
+    #[test]
+    fn registrations_of_gpu_memory_are_not_retained_and_the_note_says_so() {
+        let says = |files: &[(&str, &str)], name: &str| {
+            let (root, files) = machine(name, files);
+            let found = look_with(&files, &knows_rxe0(), |_| Ok(()));
+            fs::remove_dir_all(root).unwrap();
+            found
+                .iter()
+                .any(|it| it.subject == "nvidia_peermem" && it.says.contains("does not retain"))
+        };
+        let loaded = [RXE, &[("/sys/module/nvidia_peermem/version", "1\n")]].concat();
+        assert!(says(&loaded, "peermem"));
+        assert!(!says(RXE, "no-peermem"));
     }
 
     #[test]

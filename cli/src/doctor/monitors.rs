@@ -30,9 +30,9 @@ fn driver_of(files: &Files, opened: Result<(), OpenError>) -> Finding {
             return Finding::good(
                 subject,
                 format!(
-                    "/dev/ummunotify opens; version {}, up to {} ranges per file",
+                    "/dev/ummunotify opens; version {}, up to {} ranges per user",
                     said("version"),
-                    said("parameters/max_regions")
+                    said("parameters/max_user_regions")
                 ),
             );
         }

@@ -39,10 +39,10 @@
 //!    release. Each release has release ordering, and the one that ends at 0 loads with acquire
 //!    before the content moves.
 //! 3. *A reader may come with a pointer to an entry that has since been recycled.* Entries live in
-//!    a slab that is not freed while anybody can look up, so the word that the reader loads is
+//!    a slab that is not freed while anybody can look up. So the word that the reader loads is
 //!    always a state. If `acquire` succeeds the reader holds a reference to the registration that
-//!    is live there now. This is never a dead one, but it may not be the one that the reader was
-//!    sent to: it must check that the registration serves its request.
+//!    is live there now. That one is never dead, but it may be another than the reader was sent to.
+//!    So the reader must check that the registration serves its request.
 //! 4. *No count runs into its neighbour.* Once the word holds 2^26 hits, nothing is granted before
 //!    half of them have moved to a counter of their own. They do not move while there are 2^33
 //!    references. Each reference comes with a hit, so at most 2^26 more are granted beyond that, of
@@ -483,7 +483,7 @@ mod loom_tests {
                 taken += reader.join().unwrap();
             }
             assert_eq!(taken, 1);
-            // loom's Arc reports a leak or a double drop of `first`
+            // loom's Arc reports a leak or a double drop of `first`.
         });
     }
 }

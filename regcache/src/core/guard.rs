@@ -38,9 +38,9 @@ pub struct Guard<R: Registrar, M: Monitor = Auto> {
     owns: PhantomData<Content<R, M>>,
 }
 
-// SAFETY: a guard is a counted reference to an entry, which any thread may release. The content
-// that it reaches is a registration, `Send + Sync` by the trait, and the core, which is `Sync` and
-// may be dropped in any thread.
+// SAFETY: a guard is a counted reference to an entry, which any thread may release. It reaches the
+// registration, which is `Send + Sync` by the trait, and the core, which is `Sync` and may be
+// dropped in any thread.
 unsafe impl<R: Registrar, M: Monitor> Send for Guard<R, M> {}
 // SAFETY: by shared reference a guard gives nothing but `&R::Registration` and `Copy` values.
 unsafe impl<R: Registrar, M: Monitor> Sync for Guard<R, M> {}

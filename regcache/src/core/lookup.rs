@@ -225,8 +225,8 @@ fn uncached<R: Registrar, M: Monitor>(
     Ok(Guard::owning(entry))
 }
 
-/// Makes room on an exhausted device or monitor: evicts an idle entry, or waits for one that was
-/// unlinked before, and takes its bytes off the `quota`.
+/// Makes room on an exhausted device or monitor. Evicts an idle entry, or waits for one that was
+/// unlinked before. Its bytes are taken off the `quota`.
 ///
 /// Returns false, and retrying is pointless, if the quota is used up. The same holds if there is no
 /// such entry and the table's room version is the `version` from before the device was asked.

@@ -104,8 +104,8 @@ impl<A: Copy> Slots<A> {
     /// Vacant to pending. Returns the slot and the cookie for its watch.
     ///
     /// A slot is vacant only after its watch has ended, and its next cookie has another serial
-    /// number. So no cookie names two watches, unless one cache misses 2^32 times between a watch
-    /// and its report, or while a thread waits for a deregistration.
+    /// number. So no cookie names two watches. That would take 2^32 misses of one cache between a
+    /// watch and its report, or while a thread waits for a deregistration.
     pub(crate) fn reserve(&mut self, request: Request<A>) -> (Slot, Cookie) {
         self.serial = self.serial.wrapping_add(1);
         let (slot, fresh) = match self.vacant.pop() {

@@ -278,8 +278,8 @@ impl<A: Access> Table<A> {
         {}
     }
 
-    /// Returns the registrations of such ranges that exist and that no later lookup finds: dead
-    /// and draining ones, pending ones that are made again, and uncached ones.
+    /// Returns the registrations of such ranges that still exist, although no later lookup returns
+    /// them. These are dead and draining ones, invalidated pending ones, and uncached ones.
     pub(crate) fn outstanding(&self, meant: impl Fn(&VaRange) -> bool) -> Vec<EntryId> {
         let dead = self.eviction.all(List::Dead);
         let draining = self.eviction.all(List::Draining);

@@ -16,10 +16,38 @@ pub struct Register {
     pub end: u64,
     /// The name of the range in events and for unregistering.
     pub user_cookie: u64,
-    /// [`PROTECTION`] or 0.
+    /// Ignored, whatever it holds.
     pub flags: u32,
-    /// A field that the driver ignores.
+    /// Ignored, whatever it holds.
     pub reserved: u32,
+}
+
+/// A range to watch, with options: `struct ummunotify_register2`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Register2 {
+    /// The size of this structure, as the caller knows it.
+    pub size: u32,
+    /// Any of [`PROTECTION`] and [`MUST_BE_BACKED`], or 0.
+    pub flags: u32,
+    /// The address of the first byte.
+    pub start: u64,
+    /// The address one past the last byte.
+    pub end: u64,
+    /// The name of the range in events and for unregistering.
+    pub user_cookie: u64,
+}
+
+impl Default for Register2 {
+    fn default() -> Self {
+        Self {
+            size: size_of::<Self>() as u32,
+            flags: 0,
+            start: 0,
+            end: 0,
+            user_cookie: 0,
+        }
+    }
 }
 
 /// One event that `read` returns: `struct ummunotify_event`.
@@ -38,8 +66,11 @@ pub struct Event {
     pub user_cookie_counter: u64,
 }
 
-/// A flag of [`Register`]: changes of protection invalidate the range as well.
+/// A flag of [`Register2`]: changes of protection invalidate the range as well.
 pub const PROTECTION: u32 = 1;
+/// A flag of [`Register2`]: the driver refuses a range with `ENXIO` unless the kernel reports the
+/// changes of the memory behind each byte.
+pub const MUST_BE_BACKED: u32 = 1 << 1;
 /// A kind of event: a watched range was invalidated.
 pub const INVAL: u32 = 0;
 /// A kind of event: no range is invalid any more.
@@ -47,7 +78,9 @@ pub const LAST: u32 = 1;
 /// A flag of an event: exactly one invalidation met the range, at the addresses of the hint.
 pub const HINT: u32 = 1;
 
-const _: () = assert!(size_of::<Register>() == 32 && size_of::<Event>() == 32);
+const _: () = assert!(
+    size_of::<Register>() == 32 && size_of::<Register2>() == 32 && size_of::<Event>() == 32
+);
 
 /// Asks for the features in a mask. The driver replaces the mask by those that it grants: none.
 ///
@@ -79,6 +112,22 @@ pub unsafe fn register_region(fd: RawFd, region: *const Register) -> io::Result<
     Ok(())
 }
 
+/// Watches a range, as its flags say.
+///
+/// # Errors
+///
+/// The driver's error; `ENOTTY` if the driver is older than this call, and `EINTR` if a signal
+/// interrupted the wait for an invalidation in flight. The range is then not watched.
+///
+/// # Safety
+///
+/// `region` points to as many bytes that may be read as its `size` says, or to no memory at all.
+pub unsafe fn register_region2(fd: RawFd, region: *const Register2) -> io::Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { ioctl::register_region2(fd, region) }?;
+    Ok(())
+}
+
 /// Stops watching the range with this cookie.
 ///
 /// # Errors
@@ -95,9 +144,14 @@ pub unsafe fn unregister_region(fd: RawFd, cookie: *const u64) -> io::Result<()>
 }
 
 mod ioctl {
-    use super::Register;
+    use super::{Register, Register2};
 
     nix::ioctl_readwrite!(exchange_features, b'U', 1, u32);
     nix::ioctl_write_ptr!(register_region, b'U', 2, Register);
     nix::ioctl_write_ptr!(unregister_region, b'U', 3, u64);
+    nix::ioctl_write_ptr_bad!(
+        register_region2,
+        nix::request_code_none!(b'U', 4),
+        Register2
+    );
 }

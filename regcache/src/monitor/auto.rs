@@ -3,9 +3,11 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use super::contract::{Cookie, Monitor};
+use super::none::NoMonitor;
+use super::ummunotify::{OpenError, Ummunotify};
 #[cfg(feature = "userfaultfd")]
-use super::Userfaultfd;
-use super::{Cookie, Monitor, NoMonitor, Ummunotify};
+use super::userfaultfd::Userfaultfd;
 use crate::range::VaRange;
 
 /// The monitor that [`auto`] has chosen.
@@ -39,7 +41,7 @@ pub fn auto() -> Auto {
 }
 
 #[cfg(feature = "userfaultfd")]
-fn without_driver(no_driver: &super::OpenError) -> Auto {
+fn without_driver(no_driver: &OpenError) -> Auto {
     match Userfaultfd::open() {
         Ok(monitor) => {
             tracing::debug!(
@@ -60,7 +62,7 @@ fn without_driver(no_driver: &super::OpenError) -> Auto {
 }
 
 #[cfg(not(feature = "userfaultfd"))]
-fn without_driver(no_driver: &super::OpenError) -> Auto {
+fn without_driver(no_driver: &OpenError) -> Auto {
     tracing::warn!(
         ummunotify = no_driver as &dyn std::error::Error,
         "no sound monitor: registrations are not cached"

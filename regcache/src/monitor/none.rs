@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Cookie, Monitor};
+use super::contract::{Cookie, Monitor};
 use crate::range::VaRange;
 
 /// A monitor that refuses every watch. A cache on it registers at each lookup, which is slow and

@@ -1,7 +1,7 @@
 //! [`Shared`]: one monitor for several caches.
 //!
-//! Each protection domain or device has a cache of its own, and the kernel has one set of watches:
-//! a range that several caches have registered is watched once.
+//! Each protection domain or device has a cache of its own. The kernel has one set of watches: a
+//! range that several caches have registered is watched once.
 //!
 //! # Why each cache can rely on it
 //!
@@ -27,8 +27,8 @@ use nix::errno::Errno;
 use nix::sys::epoll::Epoll;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::contract::{Cookie, Monitor};
 use super::poll_fd::when_readable;
-use super::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::sys::fork::ForkMark;
 use crate::sys::sync::{Arc, Mutex, lock};

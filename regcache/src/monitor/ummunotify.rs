@@ -1,7 +1,10 @@
 //! [`Ummunotify`]: the monitor on the ummunotify driver.
 //!
 //! The driver keeps M1 to M4, and its documentation has the argument. M5 holds because the kernel
-//! does not depend on other code of the process.
+//! does not depend on other code of the process. For M6, [`watch`](Monitor::watch) asks the driver
+//! to refuse a range unless the kernel reports the changes of its memory. An older driver does not
+//! know this request and watches the range. It is sound for a registrar that registers only pages
+//! that `get_user_pages` finds.
 //!
 //! One case of [`drain`](Monitor::drain) is left to argue here. The driver may have raised its
 //! counter and have nothing to report, because the invalidated range has been unregistered since.
@@ -22,8 +25,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::Epoll;
 
+use super::abi;
+use super::contract::{Cookie, Monitor};
 use super::poll_fd::when_readable;
-use super::{Cookie, Monitor, abi};
 use crate::range::VaRange;
 
 /// The driver's device, where udev puts it.
@@ -169,6 +173,18 @@ impl Ummunotify {
         }
     }
 
+    /// Watches a range by the call of 2010, whose flags the driver ignores.
+    fn watch_unchecked(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        let region = abi::Register {
+            start: range.start() as u64,
+            end: range.end() as u64,
+            user_cookie: cookie.0,
+            ..abi::Register::default()
+        };
+        // SAFETY: the driver reads the structure during the call, and nothing else.
+        unsafe { abi::register_region(self.device.as_raw_fd(), &raw const region) }
+    }
+
     /// Returns the number of events read, which is 0 if there was none.
     fn read(&self, events: &mut [abi::Event; BATCH]) -> io::Result<usize> {
         loop {
@@ -202,15 +218,24 @@ unsafe impl Monitor for Ummunotify {
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
-        let region = abi::Register {
+        let region = abi::Register2 {
+            flags: abi::MUST_BE_BACKED,
             start: range.start() as u64,
             end: range.end() as u64,
             user_cookie: cookie.0,
-            flags: 0,
-            reserved: 0,
+            ..abi::Register2::default()
         };
-        // SAFETY: the driver reads the structure during the call, and nothing else.
-        unsafe { abi::register_region(self.device.as_raw_fd(), &raw const region) }
+        loop {
+            // SAFETY: the driver reads the structure during the call, and nothing else.
+            let watched =
+                unsafe { abi::register_region2(self.device.as_raw_fd(), &raw const region) };
+            match watched.as_ref().err().and_then(io::Error::raw_os_error) {
+                // A signal interrupted the wait, and the range is not watched yet.
+                Some(libc::EINTR) => {}
+                Some(libc::ENOTTY) => return self.watch_unchecked(range, cookie),
+                _ => return watched,
+            }
+        }
     }
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {

@@ -1,8 +1,8 @@
 //! [`Zeroed`]: a large array of which few elements may ever be used.
 //!
 //! The array reserves address space. The kernel adds zeroed memory, a page at a time, when an
-//! element is first touched. The array does not come from malloc: when glibc frees a large block it
-//! raises the size from which it maps memory, and then keeps memory that the application frees.
+//! element is first touched. The array does not come from malloc: when glibc frees a large block,
+//! it raises its limit for mapping memory. After that it keeps memory that the application frees.
 
 /// Types for which all-zero bytes are a valid value.
 ///

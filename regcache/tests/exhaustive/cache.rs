@@ -1,8 +1,8 @@
 //! The cache: the steps of a lookup, of a guard's drop and of a deferred deregistration.
 //!
-//! Other threads never see a step half done. A step is one load, one compare-and-swap, one call of
-//! the driver or the device, or a change under the lock that nobody sees without it. The names are
-//! those of `regcache/src/core`.
+//! Other threads never see a step half done. A step is one load, one compare-and-swap, or one call
+//! of the driver or the device. A change under the lock is one step if nobody sees it without the
+//! lock. The names are those of `regcache/src/core`.
 
 use crate::fault::Fault;
 use crate::kernel::bit;
@@ -144,7 +144,7 @@ impl Protocol {
                 say(format_args!("watches page {page} for slot {slot}"));
                 let awaited = self.watch(state, page, slot);
                 if awaited != 0 {
-                    say(format_args!("  waits for the change under way"));
+                    say(format_args!("  waits for the change in flight"));
                     self.saw(Sight::Waited);
                 }
                 match pin {

@@ -104,18 +104,15 @@ impl Sight {
         (Self::LastGuard, "a last guard that destroyed a dead entry"),
         (
             Self::StaleFirst,
-            "a miss that destroyed what was stale before it registered",
+            "a miss that deregistered a stale entry before it registered",
         ),
         (Self::Evicted, "an eviction"),
-        (
-            Self::EvictionRaced,
-            "an eviction of what a reader got hold of meanwhile",
-        ),
+        (Self::EvictionRaced, "an eviction that a reader raced"),
         (Self::Uncached, "a registration that was not cached"),
         (Self::NotMapped, "a lookup of memory that was not mapped"),
         (Self::OtherWasFaster, "two threads registering one range"),
         (Self::ReportedAgain, "a report before the change was over"),
-        (Self::Waited, "watching that waited for a change under way"),
+        (Self::Waited, "a watch that waited for a change in flight"),
     ];
 }
 

@@ -1,10 +1,9 @@
 //! The reduction by symmetry: states that differ in names alone are explored once.
 //!
-//! Threads that have begun with the same number of operations are alike, and so are pages. Four
-//! things have no effect: the names of threads, the names of pages, the index of a registration's
-//! pin, and the numbers of the oldest version and generation that the state holds. Versions and
-//! generations are only compared with one another. Slots are not alike, because the first that fits
-//! is taken.
+//! Threads that have begun with the same number of operations are alike, and so are pages. The
+//! index of a registration's pin has no effect. Neither have the numbers of the oldest version and
+//! of the oldest generation in the state. Versions and generations are only compared with one
+//! another. Slots are not alike, because the first that fits is taken.
 
 use stateright::Representative;
 

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use regcache::monitor::{Monitor, NoMonitor, Ummunotify, Userfaultfd};
-
 use regcache_repro::{Device, NeverReports, Outcome, Result, Scenario, Uring, reuse};
 
 /// The cells that a column has to show.

@@ -1,4 +1,5 @@
-//! What several suites and benchmarks share.
+//! Parts that several suites and benchmarks share: the page size, random numbers, memory at chosen
+//! addresses, and the monitor of a naive cache.
 
 mod mapping;
 mod memory_use;

@@ -1,4 +1,4 @@
-//! /dev/ummunotify as it is, for tests of the driver itself.
+//! [`DriverFile`]: an open file of /dev/ummunotify, for tests of the driver itself.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use regcache::monitor::abi::{self, Event, Register};
+use regcache::monitor::abi::{self, Event, Register, Register2};
 
 fn errno(error: io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or_default())
@@ -20,12 +20,12 @@ fn errno(error: io::Error) -> Errno {
 #[derive(Debug)]
 pub struct DriverFile(File);
 
-/// Its generation counter, mapped.
+/// A mapping of the generation counter.
 #[derive(Debug)]
 pub struct Counter(Mmap);
 
 impl Counter {
-    /// The generation.
+    /// Returns the generation.
     #[must_use]
     pub fn get(&self) -> u64 {
         // SAFETY: a page that the kernel writes by whole aligned words; only loaded here.
@@ -33,7 +33,7 @@ impl Counter {
         counter.load(Ordering::Acquire)
     }
 
-    /// The address of the page.
+    /// Returns the address of the page.
     #[must_use]
     pub fn as_ptr(&self) -> *const u8 {
         self.0.as_ptr()
@@ -41,20 +41,20 @@ impl Counter {
 }
 
 impl DriverFile {
-    /// Opens it so that reads do not block.
+    /// Opens the device so that reads do not block.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the call.
     pub fn open() -> io::Result<Self> {
         Self::open_with(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
     }
 
-    /// Opens it for reading, with these flags.
+    /// Opens the device for reading, with these flags.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the call.
     pub fn open_with(flags: OFlag) -> io::Result<Self> {
         let mut options = File::options();
         Ok(Self(
@@ -65,23 +65,23 @@ impl DriverFile {
         ))
     }
 
-    /// The descriptor's number.
+    /// Returns the number of the file descriptor.
     #[must_use]
     pub fn raw(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 
-    /// The open file.
+    /// Returns the open file.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.0
     }
 
-    /// Asks for features; what is granted replaces the mask.
+    /// Asks for features, and replaces the mask by the granted ones.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the call.
     pub fn exchange(&self, mask: &mut u32) -> nix::Result<()> {
         // SAFETY: the mask may be written.
         unsafe { abi::exchange_features(self.raw(), mask) }.map_err(errno)
@@ -91,7 +91,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the call.
     pub fn watch(&self, start: *const u8, len: usize, cookie: u64) -> nix::Result<()> {
         let start = start.addr() as u64;
         let end = start + len as u64;
@@ -104,31 +104,64 @@ impl DriverFile {
         })
     }
 
-    /// Watches a range that need not make sense.
+    /// Watches a range, which may be invalid.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the call.
     pub fn register(&self, region: &Register) -> nix::Result<()> {
         // SAFETY: the structure may be read.
         unsafe { abi::register_region(self.raw(), region) }.map_err(errno)
     }
 
-    /// Stops watching.
+    /// Watches a range by the extended call.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the call.
+    pub fn register2(&self, region: &Register2) -> nix::Result<()> {
+        assert!(region.size as usize <= size_of::<Register2>());
+        // SAFETY: the structure may be read.
+        unsafe { abi::register_region2(self.raw(), region) }.map_err(errno)
+    }
+
+    /// Watches `[start, start + len)` with these flags.
+    ///
+    /// # Errors
+    ///
+    /// The error of the call.
+    pub fn watch_with(
+        &self,
+        flags: u32,
+        start: *const u8,
+        len: usize,
+        cookie: u64,
+    ) -> nix::Result<()> {
+        let start = start.addr() as u64;
+        self.register2(&Register2 {
+            flags,
+            start,
+            end: start + len as u64,
+            user_cookie: cookie,
+            ..Register2::default()
+        })
+    }
+
+    /// Unwatches a range.
+    ///
+    /// # Errors
+    ///
+    /// The error of the call.
     pub fn unwatch(&self, cookie: u64) -> nix::Result<()> {
         // SAFETY: the cookie may be read.
         unsafe { abi::unregister_region(self.raw(), &raw const cookie) }.map_err(errno)
     }
 
-    /// One read of at most `max` events.
+    /// Reads at most `max` events by one call.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the call.
     pub fn read(&self, max: usize) -> nix::Result<Vec<Event>> {
         let mut events = vec![Event::default(); max];
         let bytes = size_of_val(&events[..]);
@@ -140,11 +173,12 @@ impl DriverFile {
         Ok(events)
     }
 
-    /// The cookies of all ranges that are invalid, in ascending order, and the counter at LAST.
+    /// Reads until LAST. Returns the cookies of the invalidated ranges in ascending order, and the
+    /// counter of LAST.
     ///
     /// # Errors
     ///
-    /// What the kernel says; EAGAIN if there is nothing to read.
+    /// The error of the call; EAGAIN if there is nothing to read.
     pub fn drain(&self) -> nix::Result<(Vec<u64>, u64)> {
         let mut cookies = Vec::new();
         loop {
@@ -158,21 +192,35 @@ impl DriverFile {
         }
     }
 
+    /// Returns the cookies of the ranges that were invalidated since the last call, in ascending
+    /// order.
+    ///
+    /// # Errors
+    ///
+    /// The error of the call.
+    pub fn invalidated(&self) -> nix::Result<Vec<u64>> {
+        match self.drain() {
+            Ok((cookies, _)) => Ok(cookies),
+            Err(Errno::EAGAIN) => Ok(Vec::new()),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// Maps the counter.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the call.
     pub fn counter(&self) -> io::Result<Counter> {
         // SAFETY: `Counter` reads it as an atomic.
         Ok(Counter(unsafe { MmapOptions::new().len(8).map(&self.0) }?))
     }
 
-    /// What poll says, within `timeout_ms` milliseconds.
+    /// Returns the result of poll, which waits up to `timeout_ms` milliseconds.
     ///
     /// # Errors
     ///
-    /// What the kernel says.
+    /// The error of the call.
     pub fn poll(&self, timeout_ms: u16) -> nix::Result<PollFlags> {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::from(timeout_ms))?;

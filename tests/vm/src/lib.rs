@@ -1,5 +1,5 @@
-//! What the suites of the virtual machine share: the driver's file, child processes, and an RDMA device
-//! for the conformance suite.
+//! Parts that the suites of the virtual machine share: the driver's file, child processes, and an
+//! RDMA device for the conformance suite.
 
 mod driver_file;
 mod process;

@@ -1,4 +1,4 @@
-//! Children that run a closure and report by their exit status.
+//! [`Child`]: a child process that runs a closure and reports by its exit status.
 
 use std::io;
 use std::thread;
@@ -9,41 +9,42 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
-/// Exit status of a child whose closure panicked.
+/// The exit status of a child whose closure panicked.
 const PANICKED: i32 = 101;
 
-/// A child by fork, killed when dropped before it was waited for.
+/// A forked child. Dropping it kills the child, unless it was waited for.
 #[derive(Debug)]
 pub struct Child(Option<Pid>);
 
 impl Child {
-    /// Forks; the child runs `body` and exits with 0 if it returns true, else with 1.
+    /// Forks. The child runs `body`, and exits with 0 if it returns true and with 1 if not.
     ///
-    /// The test program has other threads: `body` must not wait for them, and must allocate little.
+    /// The test program has other threads, which the child lacks. `body` must not wait for them,
+    /// and must allocate little.
     ///
     /// # Errors
     ///
     /// If it cannot fork.
     pub fn fork(body: impl FnOnce() -> bool) -> io::Result<Self> {
-        // SAFETY: by the caller's promise the child does without the other threads; glibc's malloc
-        // works in it.
+        // SAFETY: the caller promises that the child does not need the other threads. glibc's
+        // malloc works in it.
         match unsafe { fork() }? {
             ForkResult::Child => {
                 let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
                 let status = ran.map_or(PANICKED, |ok| i32::from(!ok));
-                // SAFETY: ends the child, without running what belongs to the parent.
+                // SAFETY: ends the child without running exit handlers of the parent.
                 unsafe { libc::_exit(status) }
             }
             ForkResult::Parent { child } => Ok(Self(Some(child))),
         }
     }
 
-    /// A child that shares this process's memory, as after vfork, on a stack of its own. Waits for
-    /// it; true if `body` returned true.
+    /// Runs `body` in a child that shares this process's memory, as after vfork, on a stack of its
+    /// own. Waits for the child, and returns the result of `body`.
     ///
     /// # Errors
     ///
-    /// If it cannot be made.
+    /// If the child cannot be made.
     pub fn sharing_memory(body: fn(usize) -> bool, argument: usize) -> io::Result<bool> {
         struct Call(fn(usize) -> bool, usize);
         extern "C" fn run(call: *mut libc::c_void) -> i32 {
@@ -56,22 +57,22 @@ impl Child {
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
         let top = stack.as_mut_ptr_range().end.cast();
         // SAFETY: the stack is large enough and outlives the child, since CLONE_VFORK suspends this
-        // thread until the child has gone.
+        // thread until the child has exited.
         let pid = unsafe { libc::clone(run, top, flags, (&raw mut call).cast()) };
         Self(Some(Pid::from_raw(Errno::result(pid)?))).succeeded()
     }
 
-    /// Its process id.
+    /// Returns its process id.
     ///
     /// # Panics
     ///
-    /// Never: it has one for as long as it can be asked.
+    /// Never: a child that was waited for is consumed.
     #[must_use]
     pub fn id(&self) -> Pid {
         self.0.expect("not waited for")
     }
 
-    /// Waits for it; true if it exited with 0.
+    /// Waits for the child. Returns true if it exited with 0.
     ///
     /// # Errors
     ///
@@ -85,7 +86,8 @@ impl Child {
 }
 
 impl Child {
-    /// As [`succeeded`](Self::succeeded), but false, and the child killed, if it takes longer.
+    /// Waits like [`succeeded`](Self::succeeded), but kills the child and returns false after
+    /// `limit`.
     ///
     /// # Errors
     ///
@@ -93,7 +95,7 @@ impl Child {
     pub fn succeeded_within(self, limit: Duration) -> io::Result<bool> {
         let deadline = Instant::now() + limit;
         while let Some(pid) = self.0 {
-            // It is only looked at; `succeeded` fetches it.
+            // WNOWAIT leaves the child for `succeeded` to reap.
             let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
             if waitid(Id::Pid(pid), look)? != WaitStatus::StillAlive {
                 return self.succeeded();

@@ -1,4 +1,4 @@
-//! [`Rxe`]: an RDMA device as the conformance suite wants one.
+//! [`Rxe`]: an RDMA device for the conformance suite.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -10,30 +10,30 @@ use regcache_conformance::{Column, Verdict};
 use regcache_repro::{Device, NeverReports, Result};
 use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd};
 
-/// The largest memory that can be read out at once.
+/// The largest memory that the device can read at once.
 const CAPACITY: usize = 1 << 20;
 
-/// The first RDMA device, which sends to itself, and a cache of its registrations.
+/// The first RDMA device, which is connected with itself, and a cache of its registrations.
 #[derive(Debug)]
 pub struct Rxe<M: Monitor> {
-    /// The connection, and where it sends to.
+    /// The connection, and the destination of its sends.
     link: Mutex<(Loopback, MmapMut)>,
     cache: Cache<MrRegistrar, M>,
 }
 
 impl<M: Monitor> Rxe<M> {
-    /// With a cache on `monitor`.
+    /// Opens the device, with a cache on `monitor`.
     ///
     /// # Errors
     ///
-    /// The device's.
+    /// The errors of the device.
     pub fn new(monitor: M) -> Result<Self> {
         let pd = Pd::alloc(&Context::open_first()?)?;
         Ok(Self {
             link: Mutex::new((Loopback::connect(&pd)?, MmapMut::map_anon(CAPACITY)?)),
             cache: Cache::builder(MrRegistrar::new(&pd))
                 .monitor(monitor)
-                // A thread that starts maps memory, and could be given what a scenario has unmapped.
+                // The kernel could map the stack of a new thread where a scenario has unmapped.
                 .background_reaper(false)
                 .build()?,
         })
@@ -55,7 +55,8 @@ impl<M: Monitor> Device for Rxe<M> {
         let access = Access::LOCAL_WRITE;
         let from = self.cache.get(bytes.as_ptr(), bytes.len(), access)?;
         let to = self.cache.get(sink.as_ptr(), sink.len(), access)?;
-        // SAFETY: the registration may be stale, which is what the suite is about. It is only read from.
+        // SAFETY: the registration may be stale, which is the point of the suite. The device only
+        // reads.
         unsafe { link.send_registered(bytes, from.registration(), sink, to.registration()) }?;
         Ok((sink.to_vec(), from.is_cached()))
     }
@@ -66,7 +67,7 @@ impl<M: Monitor> Device for Rxe<M> {
     }
 }
 
-/// The matrix's columns of this device.
+/// Returns the columns of this device in the matrix.
 #[must_use]
 pub fn rxe_columns() -> Vec<Column> {
     let naive = Verdict::StaleWhere(|scenario| scenario.replaces);

@@ -1,5 +1,6 @@
-//! Programs with allocators of their own: what these give back to the kernel is not stale, where there is a sound
-//! monitor, and is with a naive cache. Not under a sanitizer, which has an allocator of its own.
+//! Programs with their own allocators. Memory that these give back to the kernel is stale with a
+//! naive cache and never with a sound monitor. A sanitizer replaces the allocator, so these tests
+//! do not run under one.
 #![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 

@@ -1,21 +1,24 @@
-//! The cache on the real driver and device, in what it does beside looking up: releasing what was
-//! freed, sharing a monitor, revoking keys. Needs the VM.
+//! The cache on the real driver and device beside lookups: it releases freed memory, shares a
+//! monitor, revokes keys. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use regcache::monitor::{Shared, Ummunotify};
-use regcache::{Builder, Cache};
+use regcache::{Builder, Cache, Registrar, VaRange};
 use regcache_tests_vm::{PAGE, Pages, pinned};
 use regcache_verbs::{
     Access, Context, Cq, Loopback, MrRegistrar, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
 };
 
-/// What a process has pinned is counted for all its threads, so that these tests run one by one.
+/// Runs one test at a time, since the kernel counts pinned memory for the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -29,7 +32,8 @@ fn builder(pd: &Arc<Pd>) -> Builder<MrRegistrar, Ummunotify> {
     Cache::builder(MrRegistrar::new(pd)).monitor(Ummunotify::open().unwrap())
 }
 
-/// A cache without a reaper, with a registration of 16 KiB that were freed since; and what was pinned before.
+/// A cache without a reaper that has a registration of freed memory, 16 KiB; and the memory that
+/// was pinned before.
 fn freed_and_not_reaped() -> (Cache<MrRegistrar, Ummunotify>, u64) {
     let cache = builder(&domain()).background_reaper(false).build().unwrap();
     let memory = Pages::new(4).unwrap();
@@ -83,7 +87,7 @@ fn an_event_loop_can_do_the_releasing() {
 fn a_lookup_that_is_refused_unpins_what_was_freed() {
     let _alone = alone();
     let (cache, before) = freed_and_not_reaped();
-    // So low an address is nobody's.
+    // No mapping has so low an address.
     let nowhere = std::ptr::without_provenance(PAGE);
     cache.get(nowhere, PAGE, Access::LOCAL_WRITE).unwrap_err();
     assert_eq!(pinned(), before);
@@ -102,7 +106,7 @@ fn domains_share_a_monitor() {
     let mut links = domains.each_ref().map(|pd| Loopback::connect(pd).unwrap());
     let mut sink = vec![0; PAGE];
     for round in 1..100 {
-        // Freed at the end of each round, and mapped again at the same address.
+        // The memory is freed at the end of each round and mapped again at the same address.
         let mut source = memmap2::MmapMut::map_anon(PAGE).unwrap();
         source.fill(round);
         for (link, cache) in links.iter_mut().zip(&caches) {
@@ -147,7 +151,7 @@ fn a_revoked_key_reaches_no_memory() {
         let cq = Cq::create(context, 16).unwrap();
         let ends = [(); 2].map(|()| Qp::create(&pd, &cq, &cq, 4).unwrap());
         Qp::connect(&ends[0], &ends[1], &route).unwrap();
-        // SAFETY: `memory` is mapped and left alone until the completion has been polled.
+        // SAFETY: `memory` is mapped, and nothing touches it until the completion was polled.
         unsafe { ends[0].post_rdma_write(7, sge, remote) }.unwrap();
         let status = Cell::new(None);
         within(Duration::from_secs(30), || {
@@ -177,4 +181,47 @@ fn devices_and_domains_do_not_mix_their_registrations() {
         })
         .collect();
     assert_eq!(keys.len(), 2);
+}
+
+/// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with
+/// nvidia-peermem. The registration is the number of the memory that is there at the time.
+struct PeerMemory(AtomicU64);
+
+// SAFETY: nobody reaches any memory by the number.
+unsafe impl Registrar for PeerMemory {
+    type Access = ();
+    type Registration = u64;
+
+    fn register(&self, _: VaRange, (): ()) -> io::Result<u64> {
+        Ok(self.0.load(Ordering::Relaxed))
+    }
+
+    fn deregister(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_that_only_a_device_has_is_never_stale() {
+    let _alone = alone();
+    let cache = Cache::builder(PeerMemory(AtomicU64::new(0)))
+        .monitor(Ummunotify::open().unwrap())
+        .build()
+        .unwrap();
+    let reserved = Pages::new(1).unwrap();
+    reserved.protect(0, 1, libc::PROT_NONE).unwrap();
+    let nowhere = ptr::without_provenance::<u8>(0x2000_0000_0000);
+    for at in [reserved.page(0).cast_const(), nowhere] {
+        for memory in 0..100 {
+            cache.registrar().0.store(memory, Ordering::Relaxed);
+            assert_eq!(*cache.get(at, PAGE, ()).unwrap().registration(), memory);
+        }
+    }
+    assert_eq!(cache.stats().uncached, 200);
+    // Memory that is mapped and may be accessed is retained.
+    let memory = Pages::new(1).unwrap();
+    for _ in 0..2 {
+        cache.get(memory.page(0), PAGE, ()).unwrap();
+    }
+    assert_eq!((cache.stats().uncached, cache.stats().hits), (200, 1));
 }

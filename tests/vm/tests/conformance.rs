@@ -1,5 +1,5 @@
-//! The conformance suite on the driver: every scenario, on the RDMA device and on io_uring, and the race of two threads for
-//! an address. Needs the VM.
+//! The conformance suite on the driver: every scenario on the RDMA device and on io_uring, and the
+//! race of two threads for an address. Needs the VM.
 
 use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
@@ -9,14 +9,14 @@ use regcache_conformance::{matrix, scenarios, thread_reuse, uring_columns};
 use regcache_repro::Uring;
 use regcache_tests_vm::rxe_columns;
 
-/// One test at a time, so that nobody else is given the addresses.
+/// Runs one test at a time, so that no other thread is given the addresses.
 static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn no_sound_monitor_is_stale_and_a_naive_cache_is_wherever_pages_are_replaced() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut columns = uring_columns();
-    // Other kernels' business, and nobody's.
+    // Only the naive cache and the driver are tested here.
     columns.retain(|it| it.name.ends_with("naive") || it.name.ends_with("ummunotify"));
     columns.extend(rxe_columns());
     let drivers = columns.iter().filter(|it| it.name.ends_with("ummunotify"));
@@ -30,6 +30,6 @@ fn a_thread_that_is_handed_the_address_gets_the_new_page() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let device = Uring::new(Ummunotify::open().unwrap()).unwrap();
     let played = thread_reuse(&device, ROUNDS, |_| ControlFlow::Continue(())).unwrap();
-    assert_eq!(played, (0, ROUNDS), "stale, of so many");
+    assert_eq!(played, (0, ROUNDS), "stale rounds, and all rounds");
     assert!(device.cache().stats().misses > 0);
 }

@@ -1,5 +1,5 @@
-//! Bad input to a cache on the real driver and device: each a typed error with advice, and nothing
-//! left behind. Needs the VM.
+//! Bad input to a cache on the real driver and device: each is a typed error with advice, and
+//! leaves nothing behind. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use regcache::monitor::{OpenError, Ummunotify};
@@ -105,10 +105,10 @@ fn read_only_memory_with_write_access() {
     );
 }
 
-/// As somebody who may lock 64 KiB, and not raise that.
+/// Runs as a user who may lock 64 KiB and may not raise that limit.
 fn as_nobody(body: impl FnOnce(VerbsCache) -> bool) {
     let child = Child::fork(|| {
-        // Opened by root: the device's file is root's.
+        // root opens the device, whose file belongs to root.
         let cache = cache();
         let limit = libc::rlimit {
             rlim_cur: 64 << 10,

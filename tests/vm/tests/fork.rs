@@ -1,5 +1,5 @@
-//! A process with a cache forks, with libibverbs' support for that switched on and without: two
-//! processes, as it cannot be switched off again. Needs the VM.
+//! A process with a cache forks, with and without the fork support of libibverbs. Each runs in a
+//! process of its own, since the support cannot be switched off again. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::env;
@@ -16,7 +16,7 @@ type VerbsCache = Cache<MrRegistrar, Ummunotify>;
 /// Set in the process that has the support.
 const SUPPORTED: &str = "REGCACHE_TEST_FORK_INIT";
 
-/// What a process has pinned is counted for all its threads, so that these tests run one by one.
+/// Runs one test at a time, since the kernel counts pinned memory for the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -48,12 +48,12 @@ fn all_of_this_with_fork_support() {
     assert!(status.success());
 }
 
-/// Sends a page of `memory`, filled anew, and looks at what arrives.
+/// Fills a page of `memory`, sends it, and checks the bytes that arrive.
 fn sends_what_is_there(link: &mut Loopback, cache: &VerbsCache, memory: &Pages, byte: u8) {
     memory.write(0, byte);
-    // SAFETY: mapped, and nobody else's meanwhile.
+    // SAFETY: mapped, and no other reference exists during the call.
     let source = unsafe { std::slice::from_raw_parts(memory.page(0), PAGE) };
-    // Not from the heap: what libibverbs keeps from children, it keeps by whole pages.
+    // Not from the heap: libibverbs hides whole pages from children.
     let sink = Pages::new(1).unwrap();
     // SAFETY: as above.
     let received = unsafe { std::slice::from_raw_parts_mut(sink.page(0), PAGE) };
@@ -71,8 +71,8 @@ fn a_parent_that_forks_loses_nothing() {
     for round in 0..20 {
         sends_what_is_there(&mut link, &cache, &memory, 2 * round);
         let child = Child::fork(|| {
-            // Its own copy of the page, which the parent must not see or lose its own by. With the
-            // support it has none: registered memory is not there in a child.
+            // The child has a copy of the page, and the parent must keep its own. With the support
+            // the child has no page, since registered memory is absent in it.
             if !supported {
                 memory.write(0, 0xFF);
             }
@@ -101,7 +101,7 @@ fn memory_that_is_unmapped_can_be_deregistered() {
     for round in 0..20 {
         let memory = Pages::new(3).unwrap();
         sends_what_is_there(&mut link, &cache, &memory, round);
-        // A part of what libibverbs knows by its address, then all, and something else there.
+        // Unmaps a part of the registered addresses, then all of them, and maps other memory there.
         let held = cache
             .get(memory.page(0), 3 * PAGE, Access::LOCAL_WRITE)
             .unwrap();

@@ -1,4 +1,4 @@
-//! The uapi header: compiles alone, as C and as C++, and says what `regcache::monitor::abi` says.
+//! The uapi header compiles alone, as C and as C++, and agrees with `regcache::monitor::abi`.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -8,7 +8,7 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use regcache::monitor::abi::{self, Event, Register};
+use regcache::monitor::abi::{self, Event, Register, Register2};
 
 fn compile(name: &str, source: &str, compiler: &[&str]) {
     let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernel/include/uapi");
@@ -46,12 +46,48 @@ fn the_header_and_the_rust_side_agree() {
     let exchange = nix::request_code_readwrite!(b'U', 1, size_of::<u32>());
     let register = nix::request_code_write!(b'U', 2, size_of::<Register>());
     let unregister = nix::request_code_write!(b'U', 3, size_of::<u64>());
+    let register2 = nix::request_code_none!(b'U', 4);
     let region = "struct ummunotify_register_ioctl";
+    let region2 = "struct ummunotify_register2";
     let event = "struct ummunotify_event";
     let facts = [
         ("UMMUNOTIFY_EXCHANGE_FEATURES".to_owned(), exchange as u64),
         ("UMMUNOTIFY_REGISTER_REGION".to_owned(), register as u64),
         ("UMMUNOTIFY_UNREGISTER_REGION".to_owned(), unregister as u64),
+        ("UMMUNOTIFY_REGISTER_REGION2".to_owned(), register2),
+        (
+            "UMMUNOTIFY_REGISTER2_SIZE_VER0".to_owned(),
+            size_of::<Register2>() as u64,
+        ),
+        (
+            "UMMUNOTIFY_REGISTER_PROTECTION".to_owned(),
+            u64::from(abi::PROTECTION),
+        ),
+        (
+            "UMMUNOTIFY_REGISTER_MUST_BE_BACKED".to_owned(),
+            u64::from(abi::MUST_BE_BACKED),
+        ),
+        (format!("sizeof({region2})"), size_of::<Register2>() as u64),
+        (
+            format!("offsetof({region2}, size)"),
+            offset_of!(Register2, size) as u64,
+        ),
+        (
+            format!("offsetof({region2}, flags)"),
+            offset_of!(Register2, flags) as u64,
+        ),
+        (
+            format!("offsetof({region2}, start)"),
+            offset_of!(Register2, start) as u64,
+        ),
+        (
+            format!("offsetof({region2}, end)"),
+            offset_of!(Register2, end) as u64,
+        ),
+        (
+            format!("offsetof({region2}, user_cookie)"),
+            offset_of!(Register2, user_cookie) as u64,
+        ),
         (
             "UMMUNOTIFY_EVENT_TYPE_INVAL".to_owned(),
             u64::from(abi::INVAL),

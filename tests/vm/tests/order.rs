@@ -1,5 +1,5 @@
-//! In time (M3): no munmap returns before the counter has moved, and no lookup after it is stale,
-//! whatever other threads do with the driver and the cache meanwhile. Needs the VM.
+//! Rule M3: no munmap returns before the counter has moved, and no lookup after it is stale,
+//! whatever other threads do with the driver and the cache at the same time. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io;
@@ -9,12 +9,12 @@ use std::thread;
 use memmap2::MmapMut;
 use regcache::monitor::{Cookie, Monitor, Ummunotify};
 use regcache::{Cache, Registrar, VaRange};
-use regcache_tests_vm::{PAGE, Pages};
+use regcache_tests_vm::{Child, PAGE, Pages};
 use regcache_verbs::{Access, Context, Loopback, Mr, MrRegistrar, Pd};
 
 const ROUNDS: u64 = 20_000;
 
-/// Runs `rounds` while so many other threads run `contender` over and over again.
+/// Runs `rounds` while this many other threads repeat `contender`.
 fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -26,7 +26,7 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
                 }
             });
         }
-        // Also when it panics: the scope waits for the threads.
+        // The threads must stop after a panic as well, since the scope waits for them.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {
             fn drop(&mut self) {
@@ -38,12 +38,54 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
     });
 }
 
-/// The driver alone: on one thread mmap, register, munmap, look at the counter; on the others,
-/// on the same file, register, unregister and drain. Nothing but the munmap moves the counter.
+/// Runs `rounds` while other processes repeat the work that `contend` prepares. The lock of an
+/// address space keeps its threads apart, but not other processes. So a monitor that loses
+/// invalidations when two tasks are in the same code of the kernel shows it to processes only.
+fn against_processes<T: FnMut()>(
+    contenders: usize,
+    contend: impl Fn() -> T,
+    rounds: impl FnOnce(),
+) {
+    let _contenders: Vec<_> = (0..contenders)
+        .map(|_| {
+            Child::fork(|| {
+                // SAFETY: no memory is involved. The child ends with the test, however that ends.
+                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+                let mut contend = contend();
+                loop {
+                    contend();
+                }
+            })
+            .unwrap()
+        })
+        .collect();
+    rounds();
+}
+
+/// Maps, watches, unmaps and reads the counter, each round. Returns how often it was late.
+fn late_rounds(monitor: &Ummunotify) -> u64 {
+    let mut late = 0;
+    for round in 0..ROUNDS {
+        let memory = Pages::new(1).unwrap();
+        let cookie = Cookie(100 + round);
+        monitor
+            .watch(VaRange::new(memory.page(0), PAGE).unwrap(), cookie)
+            .unwrap();
+        let before = monitor.generation();
+        memory.unmap(0, 1).unwrap();
+        // The counter moves twice if another thread reads the report before the munmap ends.
+        late += u64::from(![before + 1, before + 2].contains(&monitor.generation()));
+        monitor.unwatch(cookie).unwrap();
+    }
+    late
+}
+
+/// Tests the driver alone. One thread maps, watches, unmaps and reads the counter; the others
+/// watch, unwatch and drain on the same file. Only the munmap moves the counter.
 fn counter_has_moved_when_munmap_returns(contenders: usize) {
     let monitor = Ummunotify::open().unwrap();
-    // No page is in them: one that is not pinned the kernel may move elsewhere (compaction), and that
-    // is announced.
+    // The ranges have no pages: the kernel could move a page that is not pinned (compaction), and
+    // would report that.
     let theirs = Pages::new(contenders.max(1)).unwrap();
     theirs
         .advise(0, contenders.max(1), libc::MADV_DONTNEED)
@@ -58,20 +100,7 @@ fn counter_has_moved_when_munmap_returns(contenders: usize) {
         monitor.unwatch(cookie).unwrap();
     };
     let mut late = 0;
-    against(contenders, contender, || {
-        for round in 0..ROUNDS {
-            let memory = Pages::new(1).unwrap();
-            let cookie = Cookie(100 + round);
-            monitor
-                .watch(VaRange::new(memory.page(0), PAGE).unwrap(), cookie)
-                .unwrap();
-            let before = monitor.generation();
-            memory.unmap(0, 1).unwrap();
-            // Twice, if another thread has read the report before the munmap was over.
-            late += u64::from(![before + 1, before + 2].contains(&monitor.generation()));
-            monitor.unwatch(cookie).unwrap();
-        }
-    });
+    against(contenders, contender, || late = late_rounds(&monitor));
     println!("contenders={contenders} rounds={ROUNDS} late={late}");
     assert_eq!(late, 0);
 }
@@ -83,7 +112,31 @@ fn the_counter_has_moved_when_munmap_returns() {
     }
 }
 
-/// Verbs registrations that know their age.
+/// The contenders do in their own memory the same as the test, each with its own monitor.
+#[test]
+fn the_counter_has_moved_when_munmap_returns_whatever_other_processes_do() {
+    for contenders in [1, 3] {
+        let contend = || {
+            let monitor = Ummunotify::open().unwrap();
+            move || {
+                let memory = Pages::new(1).unwrap();
+                let range = VaRange::new(memory.page(0), PAGE).unwrap();
+                monitor.watch(range, Cookie(1)).unwrap();
+                memory.unmap(0, 1).unwrap();
+                monitor.unwatch(Cookie(1)).unwrap();
+                monitor.drain(&mut |_| ()).unwrap();
+            }
+        };
+        let mut late = 0;
+        against_processes(contenders, contend, || {
+            late = late_rounds(&Ummunotify::open().unwrap());
+        });
+        println!("processes={contenders} rounds={ROUNDS} late={late}");
+        assert_eq!(late, 0);
+    }
+}
+
+/// A verbs registrar that numbers its registrations.
 struct Dated {
     registrar: MrRegistrar,
     made: AtomicU64,
@@ -112,65 +165,107 @@ unsafe impl Registrar for Dated {
     }
 }
 
-/// The cache on the driver and the device: on one thread mmap, look up, munmap; on the others, look
-/// up memory of their own and unmap it. A registration returned for a new mapping must have been
-/// begun after the munmap of the old one; every so often the bytes are looked at as well.
-fn no_lookup_after_munmap_is_stale(contenders: usize) {
-    let pd = Pd::alloc(&Context::open_first().unwrap()).unwrap();
-    let mut loopback = Loopback::connect(&pd).unwrap();
-    let dated = Dated {
-        registrar: MrRegistrar::new(&pd),
-        made: AtomicU64::new(0),
-    };
-    let cache = Cache::builder(dated)
-        .monitor(Ummunotify::open().unwrap())
-        .build()
-        .unwrap();
-    let access = Access::LOCAL_WRITE;
-    let mut sink = MmapMut::map_anon(PAGE).unwrap();
+/// A cache on the driver and the device, and the means to check bytes.
+struct Rig {
+    cache: Cache<Dated, Ummunotify>,
+    loopback: Loopback,
+    sink: MmapMut,
+}
 
-    let contender = |_: usize| {
-        let memory = Pages::new(2).unwrap();
-        let whole = cache.get(memory.page(0), 2 * PAGE, access).unwrap();
-        drop(cache.get(memory.page(1), PAGE, access).unwrap());
-        memory.unmap(1, 1).unwrap();
-        drop(whole);
-        drop(cache.get(memory.page(0), PAGE, access).unwrap());
-    };
-    let mut stale = 0;
-    against(contenders, contender, || {
-        // One place, mapped over and over again.
-        let memory = Pages::new(1).unwrap();
-        for round in 0..ROUNDS {
-            let unmapped_at = cache.registrar().made.load(Ordering::SeqCst);
-            if round > 0 {
-                memory.map_over(0, 1).unwrap();
-            }
-            memory.write(0, round as u8);
-            let guard = cache.get(memory.page(0), PAGE, access).unwrap();
-            let mut is_stale = guard.registration().number < unmapped_at;
-            if round % 64 == 0 {
-                // SAFETY: mapped, and not written until the slice is gone.
-                let bytes = unsafe { std::slice::from_raw_parts(memory.page(0), PAGE) };
-                let out = cache.get(sink.as_ptr(), PAGE, access).unwrap();
-                let (from, to) = (&guard.registration().mr, &out.registration().mr);
-                // SAFETY: if the registration is stale, the page it reaches is mapped nowhere.
-                unsafe { loopback.send_registered(bytes, from, &mut sink, to) }.unwrap();
-                is_stale |= sink[0] != round as u8;
-            }
-            stale += u64::from(is_stale);
-            memory.unmap(0, 1).unwrap();
+impl Rig {
+    fn new() -> Self {
+        let pd = Pd::alloc(&Context::open_first().unwrap()).unwrap();
+        let loopback = Loopback::connect(&pd).unwrap();
+        let dated = Dated {
+            registrar: MrRegistrar::new(&pd),
+            made: AtomicU64::new(0),
+        };
+        let cache = Cache::builder(dated)
+            .monitor(Ummunotify::open().unwrap())
+            .build()
+            .unwrap();
+        Self {
+            cache,
+            loopback,
+            sink: MmapMut::map_anon(PAGE).unwrap(),
         }
-    });
+    }
+}
+
+const ACCESS: Access = Access::LOCAL_WRITE;
+
+/// Looks up memory of its own and unmaps it.
+fn look_up_and_unmap(cache: &Cache<Dated, Ummunotify>) {
+    let memory = Pages::new(2).unwrap();
+    let whole = cache.get(memory.page(0), 2 * PAGE, ACCESS).unwrap();
+    drop(cache.get(memory.page(1), PAGE, ACCESS).unwrap());
+    memory.unmap(1, 1).unwrap();
+    drop(whole);
+    drop(cache.get(memory.page(0), PAGE, ACCESS).unwrap());
+}
+
+/// Maps, looks up and unmaps one address, each round. Returns how often the lookup was stale. The
+/// registration of a new mapping must have begun after the munmap of the old one. Some rounds check
+/// the bytes as well.
+fn stale_rounds(
+    cache: &Cache<Dated, Ummunotify>,
+    loopback: &mut Loopback,
+    sink: &mut MmapMut,
+) -> u64 {
+    let mut stale = 0;
+    let memory = Pages::new(1).unwrap();
+    for round in 0..ROUNDS {
+        let unmapped_at = cache.registrar().made.load(Ordering::SeqCst);
+        if round > 0 {
+            memory.map_over(0, 1).unwrap();
+        }
+        memory.write(0, round as u8);
+        let guard = cache.get(memory.page(0), PAGE, ACCESS).unwrap();
+        let mut is_stale = guard.registration().number < unmapped_at;
+        if round % 64 == 0 {
+            // SAFETY: mapped, and not written until the slice is gone.
+            let bytes = unsafe { std::slice::from_raw_parts(memory.page(0), PAGE) };
+            let out = cache.get(sink.as_ptr(), PAGE, ACCESS).unwrap();
+            let (from, to) = (&guard.registration().mr, &out.registration().mr);
+            // SAFETY: if the registration is stale, the page it reaches is mapped nowhere.
+            unsafe { loopback.send_registered(bytes, from, sink, to) }.unwrap();
+            is_stale |= sink[0] != round as u8;
+        }
+        stale += u64::from(is_stale);
+        memory.unmap(0, 1).unwrap();
+    }
     let stats = cache.stats();
-    println!("contenders={contenders} rounds={ROUNDS} stale={stale}: {stats}");
-    assert_eq!(stale, 0);
+    println!("rounds={ROUNDS} stale={stale}: {stats}");
     assert_eq!(stats.leaked, 0);
+    stale
 }
 
 #[test]
 fn no_lookup_after_a_munmap_is_stale() {
     for contenders in [0, 1, 3] {
-        no_lookup_after_munmap_is_stale(contenders);
+        let mut rig = Rig::new();
+        let (cache, loopback, sink) = (&rig.cache, &mut rig.loopback, &mut rig.sink);
+        let mut stale = 0;
+        let contender = |_| look_up_and_unmap(cache);
+        against(contenders, contender, || {
+            stale = stale_rounds(cache, loopback, sink);
+        });
+        assert_eq!(stale, 0, "against {contenders} threads");
+    }
+}
+
+#[test]
+fn no_lookup_after_a_munmap_is_stale_whatever_other_processes_do() {
+    for contenders in [1, 3] {
+        let contend = || {
+            let rig = Rig::new();
+            move || look_up_and_unmap(&rig.cache)
+        };
+        let mut stale = 0;
+        against_processes(contenders, contend, || {
+            let mut rig = Rig::new();
+            stale = stale_rounds(&rig.cache, &mut rig.loopback, &mut rig.sink);
+        });
+        assert_eq!(stale, 0, "against {contenders} processes");
     }
 }

@@ -1,6 +1,6 @@
-//! The programs of the README and of the tutorial: they are the examples, and the examples run. Needs the VM.
+//! The programs of the documents are the examples, and the examples run. Needs the VM.
 
-/// An example that runs, and that the text has as it is.
+/// An example that runs and that stands unchanged in the text.
 macro_rules! example {
     ($name:ident, $file:literal, $text:literal) => {
         mod $name {

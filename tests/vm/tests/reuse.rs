@@ -1,6 +1,6 @@
-//! The regression suite of the reuse bug: for each way of changing memory and each direction of
-//! transfer, a naive cache moves the old pages' bytes and regcache the new pages'. Judged by bytes
-//! that crossed the device.
+//! The regression suite of the reuse bug. For each basic scenario and each direction of transfer, a
+//! naive cache moves the bytes of the old pages, and regcache those of the new pages. The bytes
+//! that cross the device are the judge.
 
 use std::process::ExitCode;
 
@@ -25,7 +25,7 @@ fn expect<M: Monitor>(
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // The address must come back: no other thread may map memory meanwhile.
+    // The kernel has to give out the same address again, so no other thread may map memory.
     arguments.test_threads = Some(1);
     let mut trials = Vec::new();
     for scenario in BASIC {

@@ -1,8 +1,8 @@
-//! The cache on the real driver and device, with memory that changes all the time under lookups,
-//! transfers and guards of several threads. Judged by the bytes that cross the device, and by what is
-//! still registered and pinned at the end. Needs the VM.
+//! The cache on the real driver and device, while memory changes under lookups, transfers and
+//! guards of several threads. The bytes that cross the device are the judge, and so are the
+//! registrations and the pinned memory at the end. Needs the VM.
 //!
-//! Twenty seconds; longer with `REGCACHE_STRESS_SECONDS`.
+//! It takes twenty seconds; `REGCACHE_STRESS_SECONDS` sets another time.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeMap;
@@ -24,16 +24,16 @@ const AREAS: usize = 16;
 const AREA_PAGES: usize = 4;
 const AREA: usize = AREA_PAGES * PAGE;
 
-/// Less than what is looked up, so that there are evictions.
+/// Fewer entries than ranges, so that the cache evicts.
 const ENTRIES: u32 = 24;
 
-/// Threads that move bytes and change memory, and those that only look up.
+/// The threads that move bytes and change memory, and the threads that only look up.
 const MOVERS: usize = 2;
 const LOOKERS: usize = 2;
 
 const ACCESS: Access = Access::LOCAL_WRITE;
 
-/// Verbs registrations, counted.
+/// A verbs registrar that counts its registrations.
 struct Counted {
     registrar: MrRegistrar,
     made: AtomicU64,
@@ -75,10 +75,11 @@ unsafe impl Registrar for Kept {
     }
 }
 
-/// What the threads share.
+/// The state that the threads share.
 struct Field<M: Monitor> {
     cache: Cache<Kept, M>,
-    /// Whoever has the lock may change the memory, and knows what is in it. Anybody may look it up.
+    /// The thread that holds the lock may change the memory, and knows its contents. Any thread may
+    /// look it up.
     areas: Vec<(Pages, Mutex<()>)>,
     /// Where guards are left for other threads to drop.
     shelf: [Mutex<Option<Guard<Kept, M>>>; 8],
@@ -98,7 +99,7 @@ impl<M: Monitor> Field<M> {
         }
     }
 
-    /// Drops a guard, or leaves it to somebody else.
+    /// Drops a guard, or leaves it to another thread.
     fn put_down(&self, guard: Guard<Kept, M>, random: &mut Random) {
         if random.below(4) == 0 {
             let other = self.shelf[random.below(self.shelf.len())]
@@ -109,13 +110,13 @@ impl<M: Monitor> Field<M> {
         }
     }
 
-    /// Looks up memory that may be changing, or be gone.
+    /// Looks up memory that may be changing or unmapped.
     fn look_up(&self, seed: u64) {
         let mut random = Random::new(seed);
         let (mut answers, mut refusals) = (0, 0);
         while self.goes_on() {
             if random.below(64) == 0 {
-                // The movers need the processors as well.
+                // The movers need the CPUs as well.
                 thread::sleep(Duration::from_millis(1));
             }
             let (memory, _) = &self.areas[random.below(AREAS)];
@@ -126,7 +127,7 @@ impl<M: Monitor> Field<M> {
                     answers += 1;
                     self.put_down(guard, &mut random);
                 }
-                // It is not mapped at the moment, or in parts.
+                // The memory is not mapped at the moment, or only in part.
                 Err(Error::Register(_)) => refusals += 1,
                 Err(other) => panic!("{other}"),
             }
@@ -156,7 +157,7 @@ impl<M: Monitor> Field<M> {
                 1 => memory.map_over(first, pages).unwrap(),
                 2 => memory.advise(first, pages, libc::MADV_DONTNEED).unwrap(),
                 3 => {
-                    // The other thread's munmap has not returned when this one is given the address.
+                    // This thread is given the address before the munmap of the other one returns.
                     unmapper.send(area).unwrap();
                     map_when_free(memory.page(0), AREA);
                     handed += 1;
@@ -166,15 +167,15 @@ impl<M: Monitor> Field<M> {
             changes += u64::from(way < 4);
             let byte = random.below(255) as u8 + 1;
             let is_source = random.below(2) == 0;
-            // SAFETY: mapped, and nobody but the owner of the area has references to it.
+            // SAFETY: mapped, and only the owner of the area has references to it.
             let bytes = unsafe { std::slice::from_raw_parts_mut(memory.page(0), AREA) };
             bytes.fill(if is_source { byte } else { 0 });
             sink.fill(if is_source { 0 } else { byte });
             let ours = self.cache.get(memory.page(0), AREA, ACCESS).unwrap();
             let theirs = self.cache.get(sink.as_ptr(), AREA, ACCESS).unwrap();
             let (mr, sink_mr) = (ours.registration(), theirs.registration());
-            // SAFETY: memory that changes here goes nowhere else: what a stale registration reaches is
-            // mapped nowhere.
+            // SAFETY: no memory is moved to another address, so a stale registration reaches only
+            // pages that are mapped nowhere.
             let moved = unsafe {
                 if is_source {
                     loopback.send_registered(bytes, mr, &mut sink, sink_mr)
@@ -197,7 +198,7 @@ impl<M: Monitor> Field<M> {
         ]);
     }
 
-    /// Unmaps what the movers ask for.
+    /// Unmaps memory for the movers.
     fn unmap(&self, asked: &Receiver<usize>) {
         for area in asked {
             self.areas[area].0.unmap(0, AREA_PAGES).unwrap();
@@ -223,10 +224,10 @@ fn map_when_free(start: *mut u8, len: usize) {
     }
 }
 
-/// Transfers that moved other bytes than those that are mapped.
+/// Returns how many transfers moved bytes other than the mapped ones.
 fn run<M: Monitor>(monitor: M, time: Duration) -> u64 {
     static ALONE: Mutex<()> = Mutex::new(());
-    // What is pinned is counted for the process.
+    // The kernel counts pinned memory for the whole process.
     let _alone: MutexGuard<'_, ()> = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let pinned_before = pinned();
     let pd = Pd::alloc(&Context::open_first().unwrap()).unwrap();

@@ -3,7 +3,6 @@
 //! Clippy and rustdoc are not told to deny warnings, because cargo would stop at the first package
 //! that has one. Their warnings are counted instead, so that each is reported and none passes.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,24 +45,18 @@ fn differences(said: &str, root: &Path) -> Vec<Violation> {
         .collect()
 }
 
-/// Clippy on every target that builds without the features of the virtual machine's suites.
+/// Clippy on every target that a plain build has.
 pub(crate) fn clippy(project: &Project) -> Result<Vec<Violation>, Error> {
     run_clippy(project, &[])
 }
 
-/// Clippy again, with those features.
-pub(crate) fn clippy_of_gated_suites(project: &Project) -> Result<Vec<Violation>, Error> {
-    let suites = project.gated_tests();
-    let features = suites.iter().flat_map(|suite| {
-        let of_package = suite.features.iter();
-        of_package.map(|feature| format!("{}/{feature}", suite.package))
-    });
-    let features: BTreeSet<_> = features.collect();
-    let features: Vec<_> = features.into_iter().collect();
-    run_clippy(project, &["--features".to_owned(), features.join(",")])
+/// Clippy again with all features: those of the virtual machine's suites, and those that measure
+/// other libraries.
+pub(crate) fn clippy_with_all_features(project: &Project) -> Result<Vec<Violation>, Error> {
+    run_clippy(project, &["--all-features"])
 }
 
-fn run_clippy(project: &Project, arguments: &[String]) -> Result<Vec<Violation>, Error> {
+fn run_clippy(project: &Project, arguments: &[&str]) -> Result<Vec<Violation>, Error> {
     has_component(project, "clippy", "clippy")?;
     let mut command = cargo();
     command.args(["clippy", "--workspace", "--all-targets", "--keep-going"]);

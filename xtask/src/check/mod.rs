@@ -18,6 +18,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use crate::bench;
 use crate::error::Error;
 use crate::project::Project;
 use crate::setup;
@@ -51,7 +52,7 @@ pub(crate) struct Step {
     run: fn(&Project) -> Result<Vec<Violation>, Error>,
 }
 
-/// The steps that need a Rust toolchain and nothing else but `setup::BUILD`.
+/// The steps that need no kernel.
 const SOURCE: &[Step] = &[
     Step {
         name: "check: comment width",
@@ -78,8 +79,8 @@ const SOURCE: &[Step] = &[
         run: cargo::clippy,
     },
     Step {
-        name: "check: clippy, suites for the virtual machine",
-        run: cargo::clippy_of_gated_suites,
+        name: "check: clippy, all features",
+        run: cargo::clippy_with_all_features,
     },
     Step {
         name: "check: rustdoc",
@@ -116,7 +117,8 @@ impl Scope {
 
     /// The Debian packages that the steps need.
     pub(crate) fn packages(&self) -> Vec<&'static str> {
-        let mut needed = setup::BUILD.to_vec();
+        // With all features the benchmarks link the libraries that they measure.
+        let mut needed = [setup::BUILD, bench::PACKAGES, bench::PEERS].concat();
         if !self.host_only {
             needed.extend([setup::VM, driver::PACKAGES].concat());
         }
@@ -160,7 +162,7 @@ pub(crate) fn run(project: &Project, scope: &Scope) -> Result<u8, Error> {
     }
     println!();
     for (name, verdict, seconds) in &rows {
-        println!("{name:46} {seconds:4} s  {verdict}");
+        println!("{name:28} {seconds:4} s  {verdict}");
     }
     Ok(u8::from(rows.iter().any(|(_, verdict, _)| verdict != "ok")))
 }

@@ -2,16 +2,16 @@
 //!
 //! The kernel keeps one bit for a mapping, whether it is armed, and several watches may want it. So
 //! pages are kept in runs with the same watches. A run is armed when its first watch comes,
-//! disarmed when its last one goes, and *never armed in between*. The check rests on this: if the
-//! mapping behind a watched page is replaced without an event, the new mapping is not armed, and
-//! stays so until nobody watches that page.
+//! disarmed when its last one goes, and *never armed in between*. The check rests on this. If the
+//! mapping behind a watched page is replaced without an event, the new one is not armed. It stays
+//! so until nobody watches that page.
 //!
 //! Neighbouring runs with the same watches are joined. So there are fewer than twice as many runs
 //! as watches.
 
 use std::collections::BTreeMap;
 
-use crate::monitor::Cookie;
+use crate::monitor::contract::Cookie;
 
 /// A run of pages, as addresses: `[start, end)`.
 pub(super) type Pages = (usize, usize);

@@ -75,10 +75,10 @@ fn may_remove(thread: i32) -> bool {
     }
 }
 
-/// Judges the content of `/proc/self/task/TID/syscall`. It is `running`, or the number of the
-/// system call that the thread sleeps in, and its arguments. -1 stands for no call: the thread is
-/// in a page fault, or it is a worker of the kernel (io_uring's, for example), which may remove
-/// pages as well.
+/// Judges the content of `/proc/self/task/TID/syscall`. It is `running`, or the number and the
+/// arguments of the system call that the thread sleeps in. The number -1 stands for no call. Then
+/// the thread is in a page fault, or it is a worker of the kernel, such as io_uring's, which may
+/// remove pages as well.
 fn may_be_removing(said: &str) -> bool {
     let call = said
         .split_whitespace()

@@ -1,8 +1,8 @@
 //! [`Log`]: a ring of the events that the reader has read.
 //!
-//! Only the reader writes to it. Threads read it under the lock of the monitor's table. The reader
-//! must not wait, so the ring has a fixed size. If it is full, the events that do not fit become
-//! one entry for everything. That loses precision, and no event.
+//! Only the reader writes to it. Threads read it under the lock of the monitor's watches. The
+//! reader must not wait, so the ring has a fixed size. If it is full, the events that do not fit
+//! become one entry for everything. That loses precision, and no event.
 
 use std::array;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

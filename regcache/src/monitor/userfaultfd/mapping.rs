@@ -4,6 +4,9 @@
 //! holes, through any file descriptor and in any process. userfaultfd reports none of that. Memfds
 //! and System V segments are files here. Private mappings of a file are affected as well, copied or
 //! not.
+//!
+//! Memory that may not be accessed (`PROT_NONE`) has no pages to register. A device may have its
+//! own memory at these addresses, and no monitor sees the changes of that.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -76,7 +79,7 @@ impl Mappings {
         Ok(unsafe { raw::pagemap_scan(self.pagemap.as_raw_fd(), &raw mut scan) }? > 0)
     }
 
-    /// Refuses memory that is not private and anonymous.
+    /// Refuses memory that is not private and anonymous, or that may not be accessed.
     pub(super) fn check_kind(&self, pages: Pages) -> io::Result<()> {
         let maps = &mut *self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         let mut at = pages.0;
@@ -88,6 +91,9 @@ impl Mappings {
             };
             if mapping.inode != 0 || mapping.vma_flags & raw::VMA_SHARED != 0 {
                 return Err(unsupported());
+            }
+            if mapping.vma_flags & raw::VMA_ACCESSIBLE == 0 {
+                return Err(inaccessible());
             }
             at = usize::try_from(mapping.vma_end).map_err(|_| Errno::EOVERFLOW)?;
         }
@@ -124,6 +130,9 @@ fn check_text(maps: &mut File, (start, end): Pages) -> io::Result<()> {
         if !mapping.is_private_anonymous {
             return Err(unsupported());
         }
+        if !mapping.is_accessible {
+            return Err(inaccessible());
+        }
         at = mapping.end;
         if at >= end {
             return Ok(());
@@ -137,6 +146,7 @@ struct MapsLine {
     start: usize,
     end: usize,
     is_private_anonymous: bool,
+    is_accessible: bool,
 }
 
 impl MapsLine {
@@ -150,6 +160,7 @@ impl MapsLine {
             start: usize::from_str_radix(start, 16).ok()?,
             end: usize::from_str_radix(end, 16).ok()?,
             is_private_anonymous: permissions.ends_with('p') && inode == "0",
+            is_accessible: !permissions.starts_with("---"),
         })
     }
 }
@@ -170,6 +181,13 @@ fn unsupported() -> io::Error {
     io::Error::new(
         io::ErrorKind::Unsupported,
         "not private anonymous memory: userfaultfd does not report changes of a file's pages",
+    )
+}
+
+fn inaccessible() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "memory that may not be accessed: if a device has memory there, its changes are not reported",
     )
 }
 
@@ -194,6 +212,13 @@ mod tests {
         let file = unsafe { memmap2::MmapOptions::new().map_copy(&file) }.unwrap();
         let private = check_text(maps, pages(&file)).unwrap_err();
         assert_eq!(private.kind(), io::ErrorKind::Unsupported);
+        let mut nothing = MmapMut::map_anon(4096).unwrap();
+        let (start, len) = (nothing.as_mut_ptr(), nothing.len());
+        // SAFETY: this test's own mapping, which it does not touch any more.
+        let closing = unsafe { libc::mprotect(start.cast(), len, libc::PROT_NONE) };
+        assert_eq!(closing, 0);
+        let refused = check_text(maps, pages(&nothing)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
         let hole = check_text(maps, (4096, 8192)).unwrap_err();
         assert_eq!(hole.kind(), io::ErrorKind::NotFound);
     }

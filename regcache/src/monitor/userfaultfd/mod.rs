@@ -17,18 +17,18 @@
 //!    counts its change as in flight, until the event was read. While the count is not 0, the
 //!    kernel answers any attempt to protect pages with `EAGAIN`. So an attempt that it must refuse
 //!    (0 bytes) shows the count. The reader sets a flag before it reads, and clears it after it has
-//!    entered its events. If nothing is in flight, and *then* the reader is not reading, every
-//!    change whose address could have been handed out by now is entered and has raised the
-//!    generation. Otherwise the check waits. If that takes too long it gives up, and the range is
-//!    treated as changed.
+//!    entered its events. Assume that nothing is in flight, and *then* the reader is not reading.
+//!    Then every change whose address could have been handed out by now is entered, and has raised
+//!    the generation. Otherwise the check waits. If that takes too long it gives up, and the range
+//!    is treated as changed.
 //! 2. *The mapping is the one that was watched.* Pages are armed when their first watch comes, and
 //!    never again until the last one is gone (`coverage.rs`). A mapping that was put there without
 //!    an event, by `shmat(SHM_REMAP)`, is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are
 //!    not armed, and `msync` finds holes, which the scan skips. An armed mapping that was moved
 //!    there has sent an event that names its new place.
 //! 3. *No page is missing*, if the kernel can remove pages without an event. A registered page is
-//!    present. If such a page was touched since, that thread had to wait until the reader had
-//!    entered the fault, and got a page only then (`faults.rs`).
+//!    present. A thread that touched such a page since got another one only after the reader had
+//!    entered the fault (`faults.rs`).
 //! 4. *No removal of these pages is in flight* (`dontneed.rs`).
 //!
 //! # The rules
@@ -50,6 +50,8 @@
 //! - **M5**: no other code has the file descriptor. Code that closes file descriptors which it does
 //!   not own ends the events. The check then fails, unless the number has become another
 //!   userfaultfd's.
+//! - **M6**: a range is refused unless each page is mapped, private and anonymous, and may be
+//!   accessed (`mapping.rs`).
 //!
 //! # The cost
 //!
@@ -74,8 +76,8 @@ mod open;
 mod raw;
 mod reader;
 mod source;
+mod watches;
 
-use std::collections::HashMap;
 use std::hint;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -87,15 +89,16 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::unistd::{SysconfVar, sysconf};
 
-use super::{Cookie, Monitor};
+use super::contract::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::sys::fork::ForkMark;
-use coverage::{Coverage, Pages};
-use dontneed::{Removal, this_thread};
+use coverage::Pages;
+use dontneed::this_thread;
 use mapping::Mappings;
 use open::{Opened, Sight};
 use reader::Reader;
 use source::Source;
+use watches::{Watch, Watches};
 
 pub use open::UserfaultfdError;
 
@@ -105,9 +108,6 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// The number of times that it asks before it yields in between.
 const SPINS: u32 = 16;
 
-/// The number of suspected removals that are kept apart, at most.
-const MAX_REMOVALS: usize = 64;
-
 /// The monitor on userfaultfd, for private anonymous memory. The [module](self) has the promises
 /// and the argument.
 ///
@@ -116,27 +116,12 @@ const MAX_REMOVALS: usize = 64;
 pub struct Userfaultfd {
     source: Arc<Source>,
     reader: Reader,
-    table: Mutex<Table>,
+    watches: Mutex<Watches>,
     mappings: Mappings,
     /// The number of removals in the log up to which all are over.
     removals_over: AtomicU64,
     strict: bool,
     fork: ForkMark,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    watches: HashMap<u64, Watch>,
-    coverage: Coverage,
-    removals: Vec<Removal>,
-    /// The watches that were invalidated and not reported. Some may have ended since.
-    invalidated: Vec<Cookie>,
-}
-
-#[derive(Debug)]
-struct Watch {
-    pages: Pages,
-    invalidated: bool,
 }
 
 impl Userfaultfd {
@@ -215,7 +200,7 @@ impl Userfaultfd {
         Ok(Self {
             reader: start(&source)?,
             source,
-            table: Mutex::default(),
+            watches: Mutex::default(),
             mappings: Mappings::open()?,
             removals_over: AtomicU64::new(0),
             strict: true,
@@ -223,10 +208,10 @@ impl Userfaultfd {
         })
     }
 
-    /// Takes the lock of the table. The reader never does, so its holder may allocate and call the
-    /// kernel.
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes the lock of the watches. The reader never does, so its holder may allocate and call
+    /// the kernel.
+    fn lock(&self) -> MutexGuard<'_, Watches> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pages(&self, range: VaRange) -> io::Result<Pages> {
@@ -280,39 +265,46 @@ impl Userfaultfd {
         if self.source.log.removals() == self.removals_over.load(Ordering::Acquire) {
             return false;
         }
-        let table = &mut *self.table();
-        self.absorb(table);
-        self.is_suspect_in(table, pages)
+        let watches = &mut *self.lock();
+        self.absorb(watches);
+        self.is_suspect_in(watches, pages)
     }
 
     /// Does as `is_suspect`, after the log was absorbed.
-    fn is_suspect_in(&self, table: &mut Table, pages: Pages) -> bool {
-        if table.removals.iter().any(|removal| removal.overlaps(pages)) {
-            self.clear(table, pages);
+    fn is_suspect_in(&self, watches: &mut Watches, pages: Pages) -> bool {
+        if watches
+            .removals
+            .iter()
+            .any(|removal| removal.overlaps(pages))
+        {
+            self.clear(watches, pages);
         }
-        table.removals.iter().any(|removal| removal.overlaps(pages))
+        watches
+            .removals
+            .iter()
+            .any(|removal| removal.overlaps(pages))
     }
 
-    /// Moves the reader's entries from the log to the table.
-    fn absorb(&self, table: &mut Table) {
+    /// Moves the reader's entries from the log to the watches.
+    fn absorb(&self, watches: &mut Watches) {
         let log = &self.source.log;
         let removals = log.removals();
         while let Some(change) = log.take() {
-            table.mark(change.pages);
+            watches.mark(change.pages);
             if change.is_removal && self.strict {
-                table.suspect(change.pages);
+                watches.suspect(change.pages);
             }
         }
-        if table.removals.is_empty() {
+        if watches.removals.is_empty() {
             self.removals_over.store(removals, Ordering::Release);
         }
     }
 
     /// Drops the removals of these pages that are over, and reports their pages again.
-    fn clear(&self, table: &mut Table, pages: Pages) {
+    fn clear(&self, watches: &mut Watches, pages: Pages) {
         let innocent = [this_thread(), self.reader.id()];
         let mut over = Vec::new();
-        table.removals.retain_mut(|removal| {
+        watches.removals.retain_mut(|removal| {
             let is_over = removal.overlaps(pages) && removal.is_over(&innocent);
             if is_over {
                 over.push(removal.pages);
@@ -320,31 +312,31 @@ impl Userfaultfd {
             !is_over
         });
         for &pages in &over {
-            table.mark(pages);
+            watches.mark(pages);
         }
         if !over.is_empty() {
             self.source.log.raise();
-            self.absorb(table);
+            self.absorb(watches);
         }
     }
 
     /// Ends a watch, and disarms the pages that have no other one.
-    fn end(&self, table: &mut Table, cookie: Cookie) -> io::Result<()> {
-        let watch = table
-            .watches
+    fn end(&self, watches: &mut Watches, cookie: Cookie) -> io::Result<()> {
+        let watch = watches
+            .by_cookie
             .remove(&cookie.0)
             .ok_or(io::ErrorKind::NotFound)?;
         if watch.invalidated {
-            table.invalidated.retain(|&other| other != cookie);
+            watches.invalidated.retain(|&other| other != cookie);
         }
-        for (start, end) in table.coverage.remove(watch.pages, cookie) {
+        for (start, end) in watches.coverage.remove(watch.pages, cookie) {
             self.source.disarm(start, end);
         }
         Ok(())
     }
 
     /// Arms the `fresh` pages, and refuses `pages` that cannot be watched.
-    fn arm(&self, table: &mut Table, fresh: &[Pages], pages: Pages) -> io::Result<()> {
+    fn arm(&self, watches: &mut Watches, fresh: &[Pages], pages: Pages) -> io::Result<()> {
         if !self.strict {
             // Without the check, pages that were armed before may not be armed any more.
             self.source.arm(pages.0, pages.1)?;
@@ -362,36 +354,12 @@ impl Userfaultfd {
         if !self.settle() {
             return Err(Errno::EAGAIN.into());
         }
-        self.absorb(table);
-        if self.is_suspect_in(table, pages) {
+        self.absorb(watches);
+        if self.is_suspect_in(watches, pages) {
             let why = "some of its pages may be about to be removed by another thread";
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
         }
         Ok(())
-    }
-}
-
-impl Table {
-    /// Marks the watches of any of the pages.
-    fn mark(&mut self, pages: Pages) {
-        for cookie in self.coverage.over(pages) {
-            if let Some(watch) = self.watches.get_mut(&cookie.0)
-                && !watch.invalidated
-            {
-                watch.invalidated = true;
-                self.invalidated.push(cookie);
-            }
-        }
-    }
-
-    /// Puts the pages of a removal under suspicion.
-    fn suspect(&mut self, pages: Pages) {
-        self.removals.push(Removal::new(pages));
-        if self.removals.len() > MAX_REMOVALS {
-            let all = self.removals.drain(..).map(|removal| removal.pages);
-            let hull = all.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
-            self.removals.extend(hull.map(Removal::new));
-        }
     }
 }
 
@@ -426,24 +394,24 @@ unsafe impl Monitor for Userfaultfd {
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
         let pages = self.pages(range)?;
-        let table = &mut *self.table();
-        let fresh = table.coverage.add(pages, cookie);
-        table.watches.insert(
+        let watches = &mut *self.lock();
+        let fresh = watches.coverage.add(pages, cookie);
+        watches.by_cookie.insert(
             cookie.0,
             Watch {
                 pages,
                 invalidated: false,
             },
         );
-        let armed = self.arm(table, &fresh, pages);
+        let armed = self.arm(watches, &fresh, pages);
         if armed.is_err() {
-            self.end(table, cookie)?;
+            self.end(watches, cookie)?;
         }
         armed
     }
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
-        self.end(&mut self.table(), cookie)
+        self.end(&mut self.lock(), cookie)
     }
 
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
@@ -452,10 +420,10 @@ unsafe impl Monitor for Userfaultfd {
             Ok(_) | Err(Errno::EAGAIN) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let table = &mut *self.table();
-        self.absorb(table);
-        while let Some(cookie) = table.invalidated.pop() {
-            if let Some(watch) = table.watches.get_mut(&cookie.0) {
+        let watches = &mut *self.lock();
+        self.absorb(watches);
+        while let Some(cookie) = watches.invalidated.pop() {
+            if let Some(watch) = watches.by_cookie.get_mut(&cookie.0) {
                 watch.invalidated = false;
                 invalidated(cookie);
             }
@@ -483,8 +451,11 @@ impl Drop for Userfaultfd {
             return;
         }
         // The reader still runs, and reads the events that this may cause.
-        let table = self.table.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for (start, end) in table.coverage.all() {
+        let watches = self
+            .watches
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (start, end) in watches.coverage.all() {
             self.source.disarm(start, end);
         }
     }

@@ -112,6 +112,8 @@ pub(super) struct Region {
 /// An advice of `asm-generic/mman-common.h`, since Linux 6.13.
 pub(super) const MADV_GUARD_INSTALL: i32 = 102;
 
+/// The flags of a mapping that may be read, written or executed. At least one is set.
+pub(super) const VMA_ACCESSIBLE: u64 = 7;
 /// A flag of a mapping: it is shared.
 pub(super) const VMA_SHARED: u64 = 8;
 

@@ -27,7 +27,8 @@ const LAYOUT: Layout = match Layout::from_size_align(LEN, PAGE) {
 fn allocate() -> io::Result<Memory> {
     // SAFETY: of some size.
     let start = unsafe { alloc(LAYOUT) };
-    Memory::at(start.expose_provenance() + PAGE, LEN - PAGE)
+    // SAFETY: allocated above, and nobody else has it.
+    unsafe { Memory::at(start.expose_provenance() + PAGE, LEN - PAGE) }
 }
 
 fn free(memory: Memory) {

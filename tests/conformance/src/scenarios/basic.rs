@@ -103,7 +103,7 @@ fn map_memfd() -> io::Result<Memory> {
     let sized = Errno::result(unsafe { libc::ftruncate(fd, SCENARIO_LEN as libc::off_t) });
     let memory = sized
         .map_err(io::Error::from)
-        .and_then(|_| mmap(ptr::null_mut(), SCENARIO_LEN, libc::MAP_SHARED, fd));
+        .and_then(|_| mmap(None, SCENARIO_LEN, libc::MAP_SHARED, fd));
     // SAFETY: the file descriptor made above, which is not used again.
     unsafe { libc::close(fd) };
     memory
@@ -125,7 +125,8 @@ fn grow_heap() -> io::Result<Memory> {
     let end = sbrk(0)?;
     let start = end.next_multiple_of(PAGE);
     sbrk((start - end + SCENARIO_LEN) as isize)?;
-    Memory::at(start, SCENARIO_LEN)
+    // SAFETY: made above for this scenario, and nothing refers to it.
+    unsafe { Memory::at(start, SCENARIO_LEN) }
 }
 
 fn shrink_heap(memory: Memory) -> io::Result<()> {
@@ -149,7 +150,8 @@ fn malloc() -> io::Result<Memory> {
     if start.is_null() {
         return Err(Errno::ENOMEM.into());
     }
-    Memory::at(start.expose_provenance(), MALLOC_LEN)
+    // SAFETY: made above for this scenario, and nothing refers to it.
+    unsafe { Memory::at(start.expose_provenance(), MALLOC_LEN) }
 }
 
 fn free(memory: Memory) {

@@ -57,7 +57,7 @@ pub(super) const FILES: &[Scenario] = &[
     Scenario {
         make: || {
             mmap(
-                ptr::null_mut(),
+                None,
                 SCENARIO_LEN,
                 libc::MAP_SHARED | libc::MAP_ANONYMOUS,
                 -1,
@@ -126,7 +126,7 @@ pub(super) fn map_file(how: i32) -> io::Result<Memory> {
     FILE.store(fd, Ordering::Relaxed);
     // SAFETY: the file descriptor made above.
     Errno::result(unsafe { libc::ftruncate(fd, SCENARIO_LEN as libc::off_t) })?;
-    mmap(ptr::null_mut(), SCENARIO_LEN, how, fd)
+    mmap(None, SCENARIO_LEN, how, fd)
 }
 
 pub(super) fn free_file(memory: Memory) {
@@ -135,7 +135,7 @@ pub(super) fn free_file(memory: Memory) {
     unsafe { libc::close(FILE.swap(-1, Ordering::Relaxed)) };
 }
 
-/// Truncates the file by its descriptor, which a process without the mapping can do as well.
+/// Truncates the file by its file descriptor, which a process without the mapping can do as well.
 pub(super) fn truncate_and_extend(_: Memory) -> io::Result<()> {
     let fd = FILE.load(Ordering::Relaxed);
     for len in [0, SCENARIO_LEN] {

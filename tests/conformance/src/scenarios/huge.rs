@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -39,12 +38,15 @@ pub(super) const HUGE_PAGES: &[Scenario] = &[
         free: unmap_huge,
         replaces: false,
         ..scenario("collapse_into_a_huge_page", |_| {
-            let whole = Memory::at(BASE.load(Ordering::Relaxed), 2 * HUGE)?;
+            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            let whole = unsafe { Memory::at(BASE.load(Ordering::Relaxed), 2 * HUGE) }?;
             let start = whole.as_ptr().addr().next_multiple_of(HUGE);
             // A request for no bytes shows whether the kernel knows it.
-            supported(advise(Memory::at(start, 0)?, MADV_COLLAPSE))?;
+            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            supported(advise(unsafe { Memory::at(start, 0) }?, MADV_COLLAPSE))?;
             // The kernel refuses it where a device has pinned a page.
-            let _ = advise(Memory::at(start, HUGE)?, MADV_COLLAPSE);
+            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            let _ = advise(unsafe { Memory::at(start, HUGE) }?, MADV_COLLAPSE);
             Ok(())
         })
     },
@@ -52,9 +54,10 @@ pub(super) const HUGE_PAGES: &[Scenario] = &[
         make: map_hugetlb,
         free: unmap_hugetlb,
         ..scenario("hugetlb_munmap_then_mmap", |memory| {
-            let page = Memory::at(memory.as_ptr().addr(), HUGE)?;
+            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            let page = unsafe { Memory::at(memory.as_ptr().addr(), HUGE) }?;
             unmap(page);
-            let again = mmap(page.as_ptr(), HUGE, HUGETLB | libc::MAP_FIXED_NOREPLACE, -1);
+            let again = mmap(Some(page), HUGE, HUGETLB | libc::MAP_FIXED_NOREPLACE, -1);
             // No huge page is left.
             again.map(drop).map_err(|error| match error.raw_os_error() {
                 Some(libc::ENOMEM) => io::ErrorKind::Unsupported.into(),
@@ -66,7 +69,8 @@ pub(super) const HUGE_PAGES: &[Scenario] = &[
         make: map_hugetlb,
         free: unmap_hugetlb,
         ..scenario("hugetlb_dontneed", |memory| {
-            let page = Memory::at(memory.as_ptr().addr(), HUGE)?;
+            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            let page = unsafe { Memory::at(memory.as_ptr().addr(), HUGE) }?;
             supported(advise(page, libc::MADV_DONTNEED))
         })
     },
@@ -78,7 +82,7 @@ static BASE: AtomicUsize = AtomicUsize::new(0);
 /// Maps a part of a transparent huge page, or of memory that is not one yet.
 fn map_huge(huge: bool) -> io::Result<Memory> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    let whole = mmap(ptr::null_mut(), 2 * HUGE, flags, -1)?;
+    let whole = mmap(None, 2 * HUGE, flags, -1)?;
     BASE.store(whole.as_ptr().addr(), Ordering::Relaxed);
     let advice = if huge {
         libc::MADV_HUGEPAGE
@@ -89,7 +93,8 @@ fn map_huge(huge: bool) -> io::Result<Memory> {
     // SAFETY: mapped, and the only reference.
     unsafe { whole.bytes() }.fill(1);
     let start = whole.as_ptr().addr().next_multiple_of(HUGE);
-    let mut memory = Memory::at(start + 64 * PAGE, SCENARIO_LEN);
+    // SAFETY: within the mapping of the scenario, to which nothing refers.
+    let mut memory = unsafe { Memory::at(start + 64 * PAGE, SCENARIO_LEN) };
     if advised.is_err() || huge && !is_huge(whole)? {
         memory = Err(io::ErrorKind::Unsupported.into());
     }
@@ -103,7 +108,8 @@ fn map_huge(huge: bool) -> io::Result<Memory> {
 }
 
 fn unmap_huge(_: Memory) {
-    if let Ok(whole) = Memory::at(BASE.load(Ordering::Relaxed), 2 * HUGE) {
+    // SAFETY: within the mapping of the scenario, to which nothing refers.
+    if let Ok(whole) = unsafe { Memory::at(BASE.load(Ordering::Relaxed), 2 * HUGE) } {
         unmap(whole);
     }
 }
@@ -147,12 +153,15 @@ fn map_hugetlb() -> io::Result<Memory> {
     let _ = fs::write("/proc/sys/vm/compact_memory", "1");
     add_to(RESERVE, 2).map_err(|_| io::ErrorKind::Unsupported)?;
     let mapped = if two_are_free() {
-        mmap(ptr::null_mut(), HUGE, HUGETLB, -1)
+        mmap(None, HUGE, HUGETLB, -1)
     } else {
         Err(io::ErrorKind::Unsupported.into())
     };
     match mapped {
-        Ok(page) => Memory::at(page.as_ptr().addr(), SCENARIO_LEN),
+        Ok(page) => {
+            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            unsafe { Memory::at(page.as_ptr().addr(), SCENARIO_LEN) }
+        }
         Err(_) => {
             let _ = add_to(RESERVE, -2);
             Err(io::ErrorKind::Unsupported.into())
@@ -173,7 +182,8 @@ fn two_are_free() -> bool {
 }
 
 fn unmap_hugetlb(memory: Memory) {
-    if let Ok(page) = Memory::at(memory.as_ptr().addr(), HUGE) {
+    // SAFETY: within the mapping of the scenario, to which nothing refers.
+    if let Ok(page) = unsafe { Memory::at(memory.as_ptr().addr(), HUGE) } {
         unmap(page);
     }
     let _ = add_to(RESERVE, -2);

@@ -38,7 +38,8 @@ pub(super) const MAPPINGS: &[Scenario] = &[
         ..scenario("mremap_grow_in_place", |memory| {
             moved(memory, 2 * SCENARIO_LEN, 0, ptr::null_mut())?;
             moved(
-                Memory::at(memory.as_ptr().addr(), 2 * SCENARIO_LEN)?,
+                // SAFETY: the scenario has mapped these addresses, and nothing refers to them.
+                unsafe { Memory::at(memory.as_ptr().addr(), 2 * SCENARIO_LEN) }?,
                 SCENARIO_LEN,
                 0,
                 ptr::null_mut(),
@@ -49,7 +50,8 @@ pub(super) const MAPPINGS: &[Scenario] = &[
         // The other half keeps the first from growing in place.
         make: || Ok(map(2 * SCENARIO_LEN)?.part(0..SCENARIO_LEN)),
         free: |memory| {
-            if let Ok(both) = Memory::at(memory.as_ptr().addr(), 2 * SCENARIO_LEN) {
+            // SAFETY: the scenario has mapped these addresses, and nothing refers to them.
+            if let Ok(both) = unsafe { Memory::at(memory.as_ptr().addr(), 2 * SCENARIO_LEN) } {
                 unmap(both);
             }
         },
@@ -62,7 +64,8 @@ pub(super) const MAPPINGS: &[Scenario] = &[
             if to == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
             }
-            unmap(Memory::at(to.expose_provenance(), 2 * SCENARIO_LEN)?);
+            // SAFETY: the scenario has mapped these addresses, and nothing refers to them.
+            unmap(unsafe { Memory::at(to.expose_provenance(), 2 * SCENARIO_LEN) }?);
             map_at(memory, libc::MAP_FIXED_NOREPLACE)
         })
     },

@@ -178,7 +178,7 @@ fn process_madvise(process: i32, memory: Memory, advice: i32) -> io::Result<()> 
     // SAFETY: the memory is the scenario's own, and there is no reference to it.
     let done = unsafe { libc::syscall(call, process, &raw const vector, 1, advice, 0) };
     let done = Errno::result(done).map(drop).map_err(io::Error::from);
-    // SAFETY: the descriptor made above.
+    // SAFETY: the file descriptor made above.
     unsafe { libc::close(process as i32) };
     supported(done)
 }
@@ -203,7 +203,8 @@ fn start_thread() -> io::Result<Memory> {
     })?;
     let here = told.recv().map_err(io::Error::other)?;
     *THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Waiting { thread, end });
-    Memory::at((here - STACK / 2) & !(PAGE - 1), SCENARIO_LEN)
+    // SAFETY: memory of the scenario's thread or library, which nothing else uses.
+    unsafe { Memory::at((here - STACK / 2) & !(PAGE - 1), SCENARIO_LEN) }
 }
 
 fn end_thread() {

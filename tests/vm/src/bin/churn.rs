@@ -1,6 +1,6 @@
-//! A cache at its limits for a long time: threads map, look up and unmap buffers of all sizes, on the
-//! driver and the device, and what the process holds and has pinned must not grow. Needs the VM:
-//! `cargo xtask vm --timeout 4000 -- target/release/churn --minutes 60`
+//! Keeps a cache at its limits for a long time. Threads map, look up and unmap buffers of all sizes
+//! on the driver and the device. The resident and the pinned memory of the process must not grow.
+//! Needs the VM: `cargo xtask vm --timeout 4000 -- target/release/churn --minutes 60`
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -16,17 +16,17 @@ use regcache_verbs::{Access, Context, MrRegistrar, Pd};
 const MAX_ENTRIES: u32 = 256;
 const MAX_BYTES: usize = 32 << 20;
 
-/// Buffers that each thread has at a time, of up to so many pages.
+/// The number of buffers of each thread, and the most pages of a buffer.
 const BUFFERS: usize = 300;
 const PAGES: usize = 128;
 
-/// Churns a cache at its limits and watches what the process holds
+/// Churn a cache at its limits, and check that the memory of the process does not grow
 #[derive(Parser)]
 struct Cli {
-    /// How long
+    /// Run for this many minutes
     #[arg(long, default_value_t = 1)]
     minutes: u64,
-    /// In how many threads
+    /// Run this many threads
     #[arg(long, default_value_t = 2)]
     threads: u64,
 }
@@ -49,7 +49,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for seed in 1..=cli.threads {
             let (cache, stop, lookups) = (&cache, &stop, &lookups);
             scope.spawn(move || {
-                let mut random = Random::new(seed * 0x9E37_79B9_7F4A_7C15);
+                let mut random = Random::new(seed);
                 let mut buffers: Vec<_> = (0..BUFFERS).map(|_| buffer(&mut random)).collect();
                 while !stop.load(Ordering::Relaxed) {
                     let i = random.below(BUFFERS);
@@ -87,13 +87,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}", cache.stats());
     let mut left = cache.close()?;
     if left.in_use() > 0 {
-        return Err("registrations are left".into());
+        return Err("registrations are still in use".into());
     }
     drop((left, pd));
     verdict(&held)
 }
 
-/// Compares the last quarter with what there was after the first: growth would show.
+/// Compares the resident memory of the last quarter with that of the first.
 fn verdict(held: &[(u64, u64)]) -> Result<(), Box<dyn std::error::Error>> {
     let quarter = held.len().div_ceil(4);
     let most = |part: &[(u64, u64)]| part.iter().map(|it| it.0).max().unwrap_or(0);
@@ -102,9 +102,9 @@ fn verdict(held: &[(u64, u64)]) -> Result<(), Box<dyn std::error::Error>> {
     println!(
         "resident: at most {first} kB in the first quarter, {last} kB in the last; pinned: at most {pinned_most} kB"
     );
-    // What is mapped and touched at random varies by some per cent.
+    // Random mappings make it vary by some per cent.
     if last > first + first / 10 {
-        return Err("it grows".into());
+        return Err("the resident memory grows".into());
     }
     if pinned_most > (MAX_BYTES + 2 * PAGES * PAGE) as u64 / 1024 {
         return Err("more is pinned than the limit allows".into());

@@ -1,37 +1,39 @@
-//! What the driver costs, in instructions of the machine: `cargo xtask cost` runs it in a virtual machine
+//! Measures the cost of the driver in instructions. `cargo xtask cost` runs it in a virtual machine
 //! whose time stamp counter counts them.
 //!
-//! Operations are measured one by one. Each figure is the mean without the lowest and the highest tenth: what the
-//! kernel does once in a while for many operations counts, the timer's interrupts do not.
+//! Each operation is measured alone. A figure is the mean without the lowest and the highest tenth.
+//! So it includes work that the kernel does once for many operations, and excludes timer
+//! interrupts.
 
 use std::arch::x86_64::{_mm_lfence, _rdtsc};
 use std::error::Error;
 use std::io;
 use std::ptr;
 
-use nix::errno::Errno;
+use regcache_test_support::{map_fixed, unmap};
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-/// Pages that a cycle maps, touches and unmaps.
+/// The pages that a cycle maps, touches and unmaps.
 const MAPPED: usize = 16;
 
-/// Operations behind each figure.
+/// The operations of each figure.
 const ROUNDS: usize = 2000;
 
-/// Ranges that are watched elsewhere lie on both sides of it, `STRIDE` bytes apart.
+/// The centre of the ranges that are watched elsewhere, which lie on both sides, `STRIDE` bytes
+/// apart.
 const HERE: usize = 0x5000_0000_0000;
 const STRIDE: usize = 64 * PAGE;
 
-/// Where a cycle maps its pages.
+/// The place where a cycle maps its pages.
 #[derive(Clone, Copy)]
-enum Place {
-    /// Behind `HERE`, each time.
+enum Placement {
+    /// Behind `HERE` each time.
     Same,
-    /// Behind one of the hundred ranges on each side of it, another each time.
+    /// Behind another one of the hundred ranges on each side of it each time.
     Changing,
 }
 
-impl Place {
+impl Placement {
     fn address(self, round: usize) -> *mut u8 {
         let steps = match self {
             Self::Same => 0,
@@ -49,16 +51,16 @@ impl Place {
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Instructions executed so far.
+/// The instructions executed so far.
 fn now() -> u64 {
-    // SAFETY: every machine that this program is built for has them.
+    // SAFETY: every x86-64 machine has these instructions.
     unsafe {
         _mm_lfence();
         _rdtsc()
     }
 }
 
-/// Instructions that `operation` takes, the measuring included.
+/// The instructions of `operation`, which include those of the measurement.
 fn count<T>(operation: impl FnOnce() -> T) -> (u64, T) {
     let start = now();
     let result = operation();
@@ -74,28 +76,17 @@ fn mean(mut all: Vec<u64>) -> u64 {
 }
 
 fn map_and_touch(at: *mut u8) -> io::Result<()> {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-    // SAFETY: where nothing is.
-    let start = unsafe { libc::mmap(at.cast(), MAPPED * PAGE, protection, flags, -1, 0) };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
+    map_fixed(at.addr(), MAPPED * PAGE, libc::MAP_FIXED_NOREPLACE)?;
     for page in 0..MAPPED {
-        // SAFETY: just mapped.
+        // SAFETY: mapped above.
         unsafe { at.add(page * PAGE).write_volatile(1) };
     }
     Ok(())
 }
 
-fn unmap(at: *mut u8) -> nix::Result<()> {
-    // SAFETY: mapped by `map_and_touch`, and nobody has references to it.
-    Errno::result(unsafe { libc::munmap(at.cast(), MAPPED * PAGE) }).map(drop)
-}
-
-/// Means of mmap + touch + munmap and of the munmap alone, with what is mapped watched so many times, and each
-/// report read before the next cycle.
-fn cycle(place: Place, device: Option<&DriverFile>, times: u64) -> Result<(u64, u64)> {
+/// The means of mmap, touch and munmap together and of munmap alone. The mapped range is watched
+/// this many times, and each report is read before the next cycle.
+fn cycle(place: Placement, device: Option<&DriverFile>, times: u64) -> Result<(u64, u64)> {
     const OURS: u64 = 1 << 40;
     let (mut cycles, mut unmaps) = (Vec::new(), Vec::new());
     for cookie in 0..times {
@@ -107,7 +98,7 @@ fn cycle(place: Place, device: Option<&DriverFile>, times: u64) -> Result<(u64, 
         let at = place.address(round);
         let (mapping, done) = count(|| map_and_touch(at));
         done?;
-        let (unmapping, done) = count(|| unmap(at));
+        let (unmapping, done) = count(|| unmap(at, MAPPED * PAGE));
         done?;
         cycles.push(mapping + unmapping);
         unmaps.push(unmapping);
@@ -124,7 +115,7 @@ fn cycle(place: Place, device: Option<&DriverFile>, times: u64) -> Result<(u64, 
     Ok((mean(cycles), mean(unmaps)))
 }
 
-/// Watches so many single pages on both sides of where the cycles are, in turn.
+/// Watches single pages on both sides of the cycles alternately.
 fn watch_elsewhere(device: &DriverFile, from: usize, to: usize) -> Result<()> {
     for i in from..to {
         let distance = (i / 2 + 1) * STRIDE;
@@ -138,9 +129,9 @@ fn watch_elsewhere(device: &DriverFile, from: usize, to: usize) -> Result<()> {
     Ok(())
 }
 
-/// Mean of registering a range and unregistering it.
+/// The mean of registering and unregistering a range.
 fn register(device: &DriverFile) -> Result<u64> {
-    let at = Place::Same.address(0);
+    let at = Placement::Same.address(0);
     let mut all = Vec::new();
     for _ in 0..ROUNDS {
         let (instructions, done) = count(|| {
@@ -153,7 +144,7 @@ fn register(device: &DriverFile) -> Result<u64> {
     Ok(mean(all))
 }
 
-/// Mean of one read that delivers so many events and LAST.
+/// The mean of one read that delivers this many events and LAST.
 fn read(events: usize) -> Result<u64> {
     let device = DriverFile::open()?;
     let memory = Pages::new(events)?;
@@ -170,19 +161,19 @@ fn read(events: usize) -> Result<u64> {
     Ok(mean(all))
 }
 
-/// Cycles with no file open, to compare with.
+/// Cycles without an open file, as the base of the ratios.
 struct Bare {
-    place: Place,
+    place: Placement,
     cycle: u64,
     unmap: u64,
 }
 
 impl Bare {
-    fn measure(place: Place) -> Result<Self> {
+    fn measure(place: Placement) -> Result<Self> {
         let (cycle, unmap) = cycle(place, None, 0)?;
         let what = match place {
-            Place::Same => "no file open",
-            Place::Changing => "no file open, at a hundred places in turn",
+            Placement::Same => "no file open",
+            Placement::Changing => "no file open, at a hundred places in turn",
         };
         println!("| {what} | {cycle} | 1 | {unmap} | 1 |");
         Ok(Self {
@@ -204,10 +195,8 @@ impl Bare {
 }
 
 fn main() -> Result<()> {
-    // Enough for the sizes below.
-    std::fs::write("/sys/module/ummunotify/parameters/max_regions", "200000")?;
-    // Page tables and per-CPU lists are warm after it.
-    for place in [Place::Same, Place::Changing] {
+    // Warms up page tables and per-CPU lists.
+    for place in [Placement::Same, Placement::Changing] {
         cycle(place, None, 0)?;
     }
 
@@ -215,7 +204,7 @@ fn main() -> Result<()> {
         "| mmap + touch {MAPPED} pages + munmap | instructions | of bare | munmap alone | of bare |"
     );
     println!("|---|---|---|---|---|");
-    let same = Bare::measure(Place::Same)?;
+    let same = Bare::measure(Placement::Same)?;
     same.row("no file open, once more", None, 0)?;
     let device = DriverFile::open()?;
     same.row("a file open", Some(&device), 0)?;
@@ -236,7 +225,19 @@ fn main() -> Result<()> {
     }
     drop(device);
 
-    let changing = Bare::measure(Place::Changing)?;
+    let device = DriverFile::open()?;
+    for cookie in 0..65_536 {
+        device.watch(Placement::Same.address(0), MAPPED * PAGE, cookie)?;
+    }
+    for _ in 0..2 {
+        map_and_touch(Placement::Same.address(0))?;
+        unmap(Placement::Same.address(0), MAPPED * PAGE)?;
+    }
+    let what = "the range itself watched, 65536 times, and not read";
+    same.row(what, Some(&device), 0)?;
+    drop(device);
+
+    let changing = Bare::measure(Placement::Changing)?;
     let device = DriverFile::open()?;
     watch_elsewhere(&device, 0, 10_000)?;
     changing.row("the same, 10000 ranges watched elsewhere", Some(&device), 0)?;

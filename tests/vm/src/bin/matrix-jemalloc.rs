@@ -1,5 +1,5 @@
-//! The matrix's row of a program whose global allocator is jemalloc. It is to be told to give memory back at once:
-//! `_RJEM_MALLOC_CONF=dirty_decay_ms:0,muzzy_decay_ms:0 target/release/matrix-jemalloc`
+//! Plays the matrix in a program whose global allocator is jemalloc, which must give memory back at
+//! once: `_RJEM_MALLOC_CONF=dirty_decay_ms:0,muzzy_decay_ms:0 target/release/matrix-jemalloc`
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! The matrix's row of a program whose global allocator is mimalloc. It is to be told to give memory back at once:
-//! `MIMALLOC_PURGE_DELAY=0 target/release/matrix-mimalloc`
+//! Plays the matrix in a program whose global allocator is mimalloc, which must give memory back at
+//! once: `MIMALLOC_PURGE_DELAY=0 target/release/matrix-mimalloc`
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! Each way in which memory changes, with each monitor, on an RDMA device: what the device read afterwards. Needs the
-//! VM: `cargo xtask vm -- target/release/matrix-rxe`
+//! Plays each scenario with each monitor on an RDMA device, and prints what the device read
+//! afterwards. Needs the VM: `cargo xtask vm -- target/release/matrix-rxe`
 
 use std::process::ExitCode;
 

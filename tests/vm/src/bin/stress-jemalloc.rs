@@ -1,4 +1,4 @@
-//! As `stress`, with jemalloc for an allocator: what is cached is memory that it gives back to the kernel.
+//! Runs the program `stress` with jemalloc, which gives cached memory back to the kernel.
 
 #[global_allocator]
 static JEMALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

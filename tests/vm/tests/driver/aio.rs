@@ -37,7 +37,7 @@ const IOCB_CMD_POLL: u16 = 5;
 
 fn submit(context: u64, poll: &mut Iocb) {
     let mut list = [&raw mut *poll];
-    // SAFETY: one request, which stays in place until it is done.
+    // SAFETY: one request, which stays in place until it has completed.
     let n = unsafe { libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()) };
     assert_eq!(Errno::result(n), Ok(1));
 }
@@ -56,7 +56,7 @@ fn aio_poll_by_the_owner_is_no_error() {
     // SAFETY: the context may be written.
     let made = unsafe { libc::syscall(libc::SYS_io_setup, PENDING + 10, &raw mut context) };
     Errno::result(made).unwrap();
-    // A context with many polls that never end, and somebody searching it all the time, is busy.
+    // A context is busy if it has many endless polls and a thread searches it all the time.
     let (quiet, _other_end) = nix::unistd::pipe().unwrap();
     let mut pending = vec![poll(quiet.as_raw_fd()); PENDING];
     for one in &mut pending {
@@ -106,6 +106,6 @@ fn aio_poll_by_the_owner_is_no_error() {
         let bad: Vec<_> = results.iter().filter(|result| !good(result)).collect();
         assert!(bad.is_empty(), "of {} these: {bad:?}", results.len());
     });
-    // SAFETY: the requests that are pending end here, and are in place until then.
+    // SAFETY: the pending requests end here, and stay in place until then.
     unsafe { libc::syscall(libc::SYS_io_destroy, context) };
 }

@@ -1,11 +1,11 @@
-//! What the calls refuse, and that nothing comes of it.
+//! The calls refuse bad arguments, and a refused call has no effect.
 
 use std::ptr;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use regcache::monitor::abi::Register;
-use regcache_tests_vm::{DriverFile, PAGE, Pages};
+use regcache::monitor::abi::{MUST_BE_BACKED, PROTECTION, Register, Register2};
+use regcache_tests_vm::{DriverFile, PAGE, Pages, Random};
 
 use crate::watched;
 
@@ -51,28 +51,30 @@ fn ranges_that_make_no_sense_are_refused() {
     let memory = Pages::new(1).unwrap();
     let start = memory.page(0).addr() as u64;
     for (start, end) in [
-        (start, start),
         (start + 1, start),
-        (0, 0),
         (start, u64::MAX),
         (u64::MAX - 1, u64::MAX),
         (u64::MAX, start),
         (0xFFFF_8000_0000_0000, 0xFFFF_8000_0000_1000),
         (0x1000, 1 << 56),
         (1 << 56, (1 << 56) + 1),
+        (1 << 56, 1 << 56),
+        (u64::MAX, u64::MAX),
     ] {
         let region = Register {
             start,
             end,
             user_cookie: 1,
-            flags: 0,
-            reserved: 0,
+            ..Register::default()
         };
-        assert_eq!(
-            device.register(&region),
-            Err(Errno::EINVAL),
-            "{start:#x}..{end:#x}"
-        );
+        let region2 = Register2 {
+            start,
+            end,
+            user_cookie: 1,
+            ..Register2::default()
+        };
+        let said = [device.register(&region), device.register2(&region2)];
+        assert_eq!(said, [Err(Errno::EINVAL); 2], "{start:#x}..{end:#x}");
     }
     assert_eq!(device.unwatch(1), Err(Errno::EINVAL), "none is there");
 }
@@ -80,7 +82,7 @@ fn ranges_that_make_no_sense_are_refused() {
 #[test]
 fn any_range_below_the_end_of_user_space_can_be_watched() {
     let device = DriverFile::open().unwrap();
-    for (cookie, (start, end)) in [(0, 1), (0, 0x7FFF_FFFF_F000), (0x1001, 0x1002)]
+    for (cookie, (start, end)) in [(0, 0), (0, 1), (0, 0x7FFF_FFFF_F000), (0x1001, 0x1002)]
         .iter()
         .enumerate()
     {
@@ -95,30 +97,141 @@ fn any_range_below_the_end_of_user_space_can_be_watched() {
     }
 }
 
+/// Makes the call as programs of 2010 do. They fill in the fields that they know, on a stack with
+/// old contents, and ignore the result.
 #[test]
-fn unknown_flags_are_refused_and_the_reserved_word_is_ignored() {
+fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_on() {
+    const CALLS: u64 = 10_000;
+    let mut junk = Random::new(0x5EED);
     let device = DriverFile::open().unwrap();
-    let region = Register {
-        start: 4096,
-        end: 8192,
-        user_cookie: 1,
-        flags: 0,
-        reserved: 0,
-    };
-    // Bit 0 asks for changes of protection.
-    for bit in 1..32 {
-        let flagged = Register {
-            flags: 1 << bit,
-            ..region
+    let counter = device.counter().unwrap();
+    let memory = Pages::new(2).unwrap();
+    let unbacked = memory.page(1).addr() as u64;
+    memory.unmap(1, 1).unwrap();
+    for cookie in 0..CALLS {
+        // First each bit by itself, then random ones.
+        let (flags, reserved) = match cookie {
+            0..32 => (1 << cookie, 0),
+            32..64 => (0, 1 << (cookie - 32)),
+            _ => (junk.below(1 << 32) as u32, junk.below(1 << 32) as u32),
         };
-        assert_eq!(device.register(&flagged), Err(Errno::EINVAL), "bit {bit}");
+        let start = if cookie % 2 == 0 {
+            memory.page(0).addr() as u64
+        } else {
+            unbacked
+        };
+        let region = Register {
+            start,
+            end: start + PAGE as u64,
+            user_cookie: cookie,
+            flags,
+            reserved,
+        };
+        let _ = device.register(&region);
     }
-    device
-        .register(&Register {
-            reserved: u32::MAX,
-            ..region
-        })
-        .unwrap();
+    memory.protect(0, 1, libc::PROT_READ).unwrap();
+    assert_eq!(counter.get(), 0, "changes of protection are not counted");
+    memory.map_over(0, 1).unwrap();
+    let (cookies, _) = device.drain().unwrap();
+    // Nothing changed at the address where nothing was mapped.
+    assert!(cookies.into_iter().eq((0..CALLS).step_by(2)));
+    for cookie in 0..CALLS {
+        device.unwatch(cookie).unwrap();
+    }
+}
+
+#[test]
+fn a_range_without_length_is_the_byte_at_its_start() {
+    let device = DriverFile::open().unwrap();
+    let memory = Pages::new(3).unwrap();
+    let start = memory.page(1).addr() as u64;
+    let end = start + PAGE as u64;
+    for (user_cookie, at) in [start - 1, start, end - 1, end].into_iter().enumerate() {
+        let region = Register {
+            start: at,
+            end: at,
+            user_cookie: user_cookie as u64,
+            ..Register::default()
+        };
+        device.register(&region).unwrap();
+    }
+    memory.unmap(1, 1).unwrap();
+    let events = device.read(4).unwrap();
+    let reported: Vec<_> = events
+        .iter()
+        .map(|it| (it.user_cookie_counter, it.hint_start, it.hint_end))
+        .collect();
+    assert_eq!(reported[..2], [(1, start, start + 1), (2, end - 1, end)]);
+    assert_eq!(events.len(), 3, "and LAST");
+}
+
+#[test]
+fn the_extended_call_takes_the_flags_that_it_knows_and_no_others() {
+    let device = DriverFile::open().unwrap();
+    let memory = Pages::new(1).unwrap();
+    for flags in 0..=PROTECTION | MUST_BE_BACKED {
+        device.watch_with(flags, memory.page(0), PAGE, 1).unwrap();
+        device.unwatch(1).unwrap();
+    }
+    for bit in 2..32 {
+        let said = device.watch_with(1 << bit, memory.page(0), PAGE, 1);
+        assert_eq!(said, Err(Errno::EINVAL), "bit {bit}");
+        assert_eq!(device.unwatch(1), Err(Errno::EINVAL));
+    }
+}
+
+/// The extended structure in a longer one, as a later version may be.
+#[repr(C)]
+struct Longer(Register2, [u8; 8192]);
+
+#[test]
+fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
+    let device = DriverFile::open().unwrap();
+    let start = Pages::new(1).unwrap().page(0).addr() as u64;
+    let mut longer = Longer(
+        Register2 {
+            start,
+            end: start + PAGE as u64,
+            user_cookie: 1,
+            ..Register2::default()
+        },
+        [0; 8192],
+    );
+    let register = |longer: &Longer| {
+        let request = nix::request_code_none!(b'U', 4);
+        // SAFETY: as many bytes may be read as the structure says, or the driver refuses it.
+        let said = unsafe { libc::ioctl(device.raw(), request, &raw const *longer) };
+        Errno::result(said).map(drop)
+    };
+    let known = size_of::<Register2>() as u32;
+    for size in (0..known).chain([u32::MAX]) {
+        longer.0.size = size;
+        let expected = if size < known {
+            Errno::EINVAL
+        } else {
+            Errno::E2BIG
+        };
+        assert_eq!(register(&longer), Err(expected), "{size}");
+    }
+    for size in [known, known + 1, known + 8, 4096] {
+        longer.0.size = size;
+        register(&longer).unwrap();
+        device.unwatch(1).unwrap();
+        if size == known {
+            continue;
+        }
+        let last = (size - known - 1) as usize;
+        longer.1[last] = 1;
+        assert_eq!(register(&longer), Err(Errno::E2BIG), "{size}");
+        longer.1[last] = 0;
+        // The driver does not read beyond the structure.
+        longer.1[last + 1] = 1;
+        register(&longer).unwrap();
+        longer.1[last + 1] = 0;
+        device.unwatch(1).unwrap();
+    }
+    longer.0.size = 4097;
+    assert_eq!(register(&longer), Err(Errno::E2BIG));
 }
 
 #[test]
@@ -152,9 +265,11 @@ fn bad_pointers_are_efault() {
         (nix::request_code_write!(b'U', 2, 32), 0),
         (nix::request_code_write!(b'U', 2, 32), usize::MAX),
         (nix::request_code_write!(b'U', 3, 8), 0),
+        (nix::request_code_none!(b'U', 4), 0),
+        (nix::request_code_none!(b'U', 4), usize::MAX),
     ] {
         let pointer = ptr::without_provenance_mut::<u8>(pointer);
-        // SAFETY: the driver is what checks the pointer.
+        // SAFETY: the driver checks the pointer.
         let result = unsafe { libc::ioctl(device.raw(), request, pointer) };
         assert_eq!(Errno::result(result), Err(Errno::EFAULT));
     }

@@ -32,6 +32,7 @@ int main(void)
 	const uint64_t cookie = 0xFEDCBA9876543210;
 	struct ummunotify_event events[3];
 	struct ummunotify_register_ioctl region;
+	struct ummunotify_register2 region2;
 	volatile uint64_t *counter;
 	uint64_t last = 1;
 	uint32_t mask = 0xFFFFFFFF;
@@ -60,6 +61,20 @@ int main(void)
 	region.user_cookie = 1;
 	region.end = (uint64_t)1 << 32 | PAGE;
 	CHECK(ioctl(fd, UMMUNOTIFY_REGISTER_REGION, &region) == -1 && errno == EINVAL);
+
+	memset(&region2, 0, sizeof(region2));
+	region2.size = sizeof(region2);
+	region2.flags = UMMUNOTIFY_REGISTER_MUST_BE_BACKED;
+	region2.start = (uintptr_t)memory;
+	region2.end = (uintptr_t)memory + PAGE;
+	region2.user_cookie = 2;
+	CHECK(!ioctl(fd, UMMUNOTIFY_REGISTER_REGION2, &region2));
+	CHECK(!mprotect(memory, PAGE, PROT_NONE));
+	region2.user_cookie = 3;
+	CHECK(ioctl(fd, UMMUNOTIFY_REGISTER_REGION2, &region2) == -1 && errno == ENXIO);
+	last = 2;
+	CHECK(!ioctl(fd, UMMUNOTIFY_UNREGISTER_REGION, &last));
+	last = 1;
 
 	CHECK(read(fd, events, sizeof(events)) == -1 && errno == EAGAIN);
 	CHECK(!munmap(memory + PAGE, PAGE));

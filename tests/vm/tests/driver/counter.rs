@@ -1,9 +1,12 @@
 //! The page with the generation counter.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::ptr;
 
 use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, SFlag, mknod};
 use regcache_tests_vm::{DriverFile, PAGE};
 
 use crate::watched;
@@ -16,7 +19,7 @@ fn map(
     offset: usize,
 ) -> io::Result<*mut u8> {
     let offset = offset as libc::off_t;
-    // SAFETY: a new mapping where the kernel likes.
+    // SAFETY: a new mapping, at an address that the kernel chooses.
     let start = unsafe {
         libc::mmap(
             ptr::null_mut(),
@@ -77,7 +80,7 @@ fn the_page_cannot_be_made_writable_or_grow() {
             .unwrap()
             .cast();
         for protection in [libc::PROT_WRITE, libc::PROT_READ | libc::PROT_WRITE] {
-            // SAFETY: this test's own mapping, which nobody uses.
+            // SAFETY: this test's own mapping, to which there is no reference.
             let result = unsafe { libc::mprotect(page, PAGE, protection) };
             assert_eq!(Errno::result(result), Err(Errno::EACCES));
         }
@@ -121,7 +124,7 @@ fn the_page_comes_back_after_madvise_dontneed() {
     let (device, memory) = watched(1);
     let counter = device.counter().unwrap();
     memory.unmap(0, 1).unwrap();
-    // SAFETY: the mapping is only read, and comes back.
+    // SAFETY: the mapping is only read, and returns to its address.
     let dropped = unsafe {
         libc::madvise(
             counter.as_ptr().cast_mut().cast(),
@@ -131,4 +134,40 @@ fn the_page_comes_back_after_madvise_dontneed() {
     };
     assert_eq!(dropped, 0);
     assert_eq!(counter.get(), 1);
+}
+
+/// The device under a name of its own: /dev may be mounted so that nothing there can be executed.
+fn device_elsewhere() -> DriverFile {
+    let dir = std::env::temp_dir().join(format!("ummunotify-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    let (tmpfs, none) = (Some("tmpfs"), None::<&str>);
+    mount(tmpfs, &dir, tmpfs, MsFlags::empty(), none).unwrap();
+    let node = dir.join("ummunotify");
+    let rdev = std::fs::metadata("/dev/ummunotify").unwrap().rdev();
+    mknod(&node, SFlag::S_IFCHR, Mode::S_IRUSR, rdev).unwrap();
+    let file = std::fs::File::open(&node);
+    umount2(&dir, MntFlags::MNT_DETACH).unwrap();
+    std::fs::remove_dir(&dir).unwrap();
+    DriverFile::from(file.unwrap())
+}
+
+#[test]
+fn the_page_cannot_be_executed_and_is_not_dumped() {
+    let device = device_elsewhere();
+    for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
+        let executable = libc::PROT_READ | libc::PROT_EXEC;
+        let said = map(&device, PAGE, executable, flags, 0).unwrap_err();
+        assert_eq!(said.raw_os_error(), Some(libc::EACCES));
+        let page = map(&device, PAGE, libc::PROT_READ, flags, 0).unwrap();
+        // SAFETY: this test's own mapping, which nobody uses.
+        let made = unsafe { libc::mprotect(page.cast(), PAGE, executable) };
+        assert_eq!(Errno::result(made), Err(Errno::EACCES));
+
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", page.addr());
+        let mut ours = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let flags = ours.find_map(|line| line.strip_prefix("VmFlags:"));
+        let flags: Vec<_> = flags.unwrap().split_whitespace().collect();
+        assert!(flags.contains(&"dd"), "it is dumped: {flags:?}");
+    }
 }

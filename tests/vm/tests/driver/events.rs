@@ -1,9 +1,9 @@
-//! Events: one a range, however often it was hit, and LAST when there is no more.
+//! Events: one for each range, however often it was invalidated, and LAST at the end.
 
 use nix::errno::Errno;
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-use crate::{hit_often, hit_once, last, watched, watched_as_one};
+use crate::{invalidated_often, invalidated_once, last, watched, watched_as_one};
 
 #[test]
 fn one_invalidation_is_reported_with_where_it_hit() {
@@ -11,7 +11,7 @@ fn one_invalidation_is_reported_with_where_it_hit() {
     memory.unmap(2, 3).unwrap();
     assert_eq!(
         device.read(9).unwrap(),
-        [hit_once(7, memory.page(2), 3 * PAGE), last(1)]
+        [invalidated_once(7, memory.page(2), 3 * PAGE), last(1)]
     );
 }
 
@@ -22,12 +22,15 @@ fn the_hint_is_within_the_range() {
     let (start, len) = (memory.page(2).wrapping_add(100), 2 * PAGE);
     device.watch(start, len, 7).unwrap();
     memory.unmap(0, 8).unwrap();
-    assert_eq!(device.read(9).unwrap(), [hit_once(7, start, len), last(1)]);
+    assert_eq!(
+        device.read(9).unwrap(),
+        [invalidated_once(7, start, len), last(1)]
+    );
 
     memory.map_over(0, 8).unwrap();
     memory.touch();
     memory.unmap(2, 1).unwrap();
-    let first = hit_once(7, start, PAGE - 100);
+    let first = invalidated_once(7, start, PAGE - 100);
     assert_eq!(device.read(9).unwrap(), [first, last(2)]);
 }
 
@@ -51,7 +54,7 @@ fn a_range_is_hit_where_nothing_was_watched_a_moment_before() {
         memory.touch();
     };
     for page in 0..8 {
-        // Twice beside each other and once over both.
+        // Two ranges side by side, and one over both.
         drop_pages(0, 4);
         drop_pages(4, 4);
         drop_pages(0, 8);
@@ -60,7 +63,7 @@ fn a_range_is_hit_where_nothing_was_watched_a_moment_before() {
         drop_pages(0, 8);
         drop_pages(page, 1);
         let counter = 2 * page as u64 + 2;
-        let often = hit_often(7, memory.page(page), PAGE);
+        let often = invalidated_often(7, memory.page(page), PAGE);
         assert_eq!(device.read(9).unwrap(), [often, last(counter)]);
         device.unwatch(7).unwrap();
     }
@@ -73,7 +76,7 @@ fn two_invalidations_make_one_event_without_a_hint() {
     memory.unmap(6, 1).unwrap();
     assert_eq!(
         device.read(9).unwrap(),
-        [hit_often(7, memory.page(0), 8 * PAGE), last(2)]
+        [invalidated_often(7, memory.page(0), 8 * PAGE), last(2)]
     );
 }
 
@@ -97,7 +100,7 @@ fn the_counter_rises_once_for_an_invalidation_that_hits_many_ranges() {
     }
     let counter = device.counter().unwrap();
     memory.unmap(1, 1).unwrap();
-    assert_eq!(counter.get(), 0, "hit none");
+    assert_eq!(counter.get(), 0, "no range was invalidated");
     memory.unmap(0, 1).unwrap();
     assert_eq!(counter.get(), 1);
     let mut cookies = Vec::new();

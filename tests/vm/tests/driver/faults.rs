@@ -1,24 +1,36 @@
-//! Calls in which the kernel runs out of memory, or cannot reach the caller's: each place where one can be made to
-//! fail, in turn. That takes a kernel with fault injection, as `cargo xtask test --kernel debug` has it; on others
-//! these tests have nothing to try and say so.
+//! Calls in which the kernel runs out of memory or cannot reach the caller's memory. Each test
+//! fails every such place in turn. It needs a kernel with fault injection, as of `cargo xtask test
+//! --kernel debug`; on other kernels it prints that nothing was tried.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::errno::Errno;
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-use crate::debugfs;
-
-/// More than any one call has.
+/// More faults than any call has.
 const MOST: usize = 1000;
 
-/// This thread's switch: the number in it says which of its next allocations and copies fails.
+/// Returns the directory of debugfs, and mounts it if necessary.
+fn debugfs() -> PathBuf {
+    let dir = Path::new("/sys/kernel/debug");
+    if !dir.join("sched").exists() {
+        let mounted = Command::new("mount")
+            .args(["-t", "debugfs", "debugfs"])
+            .arg(dir)
+            .status();
+        assert!(mounted.unwrap().success());
+    }
+    dir.to_path_buf()
+}
+
+/// The fault switch of this thread. Its number N makes the Nth allocation or copy fail.
 struct Switch(File);
 
 impl Switch {
-    /// `None` if the kernel has none.
+    /// Opens the switch; `None` if the kernel has none.
     fn find() -> Option<Self> {
         let path = Path::new("/proc/thread-self/fail-nth");
         if !path.exists() {
@@ -27,7 +39,7 @@ impl Switch {
         }
         for kind in ["failslab", "fail_page_alloc", "fail_usercopy"] {
             let dir = debugfs().join(kind);
-            // As it comes it spares those allocations that may wait, and writes a trace for each fault.
+            // By default it spares allocations that may sleep, and logs a trace for each fault.
             for (setting, value) in [
                 ("ignore-gfp-wait", "N"),
                 ("min-order", "0"),
@@ -44,18 +56,19 @@ impl Switch {
         ))
     }
 
-    /// Runs the call, in which the `nth` fails. True if there were so many.
+    /// Runs the call and fails its `nth` place. Returns true if the call has so many.
     fn run<T>(&self, nth: usize, call: impl FnOnce() -> T) -> (bool, T) {
         self.0.write_all_at(nth.to_string().as_bytes(), 0).unwrap();
         let result = call();
         let mut left = [0];
-        // If this very read is made to fail, none before was.
+        // If this read itself fails, no call before it did.
         let injected = self.0.read_at(&mut left, 0).is_ok() && left == *b"0";
         while self.0.write_all_at(b"0", 0).is_err() {}
         (injected, result)
     }
 
-    /// Runs the call with each of its faults in turn, and then with none; `check` is told what came of it each time.
+    /// Runs the call with each of its faults in turn, and then with none. `check` receives each
+    /// result.
     fn each<T>(&self, mut call: impl FnMut() -> T, mut check: impl FnMut(bool, T)) {
         for nth in 1..MOST {
             let (injected, result) = self.run(nth, &mut call);
@@ -110,7 +123,7 @@ fn a_registration_that_fails_is_none_and_one_that_succeeds_is_whole() {
     };
     let memory = Pages::new(1).unwrap();
     let device = DriverFile::open().unwrap();
-    let mut hits = 0;
+    let mut invalidations = 0;
     switch.each(
         || device.watch(memory.page(0), PAGE, 1),
         |injected, result| {
@@ -118,8 +131,8 @@ fn a_registration_that_fails_is_none_and_one_that_succeeds_is_whole() {
             memory.advise(0, 1, libc::MADV_DONTNEED).unwrap();
             memory.touch();
             if result.is_ok() {
-                hits += 1;
-                assert_eq!(device.drain(), Ok((vec![1], hits)));
+                invalidations += 1;
+                assert_eq!(device.drain(), Ok((vec![1], invalidations)));
                 device.unwatch(1).unwrap();
             } else {
                 assert_eq!(device.drain(), Err(Errno::EAGAIN));
@@ -127,7 +140,31 @@ fn a_registration_that_fails_is_none_and_one_that_succeeds_is_whole() {
             }
         },
     );
-    assert!(hits > 0);
+    assert!(invalidations > 0);
+}
+
+#[test]
+fn a_first_registration_that_fails_is_none_and_the_next_watches() {
+    let Some(switch) = Switch::find() else {
+        return;
+    };
+    let memory = Pages::new(1).unwrap();
+    let mut device = DriverFile::open().unwrap();
+    for nth in 1..MOST {
+        let (injected, result) = switch.run(nth, || device.watch(memory.page(0), PAGE, 1));
+        expect(injected, &result, &[Errno::ENOMEM, Errno::EFAULT]);
+        if result.is_err() {
+            device.watch(memory.page(0), PAGE, 1).unwrap();
+        }
+        memory.advise(0, 1, libc::MADV_DONTNEED).unwrap();
+        memory.touch();
+        assert_eq!(device.drain(), Ok((vec![1], 1)));
+        if !injected {
+            return;
+        }
+        device = DriverFile::open().unwrap();
+    }
+    panic!("more than {MOST} faults in one call");
 }
 
 #[test]

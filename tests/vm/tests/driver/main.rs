@@ -1,29 +1,30 @@
-//! The driver's contract, call by call. Needs /dev/ummunotify; `cargo xtask test` runs it in its VM.
+//! The driver's contract, call by call. Needs /dev/ummunotify; `cargo xtask test` runs it in its
+//! VM.
 //!
 //! Each file is a part of `kernel/Documentation/ummunotify.rst`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod aio;
 mod arguments;
+mod backed;
 mod compat;
-mod contexts;
 mod counter;
 mod events;
 mod faults;
+mod fdinfo;
 mod mapping;
+mod misc;
 mod order;
 mod owner;
 mod protection;
 mod reading;
+mod saturated;
 mod teardown;
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use regcache::monitor::abi::{Event, HINT, INVAL, LAST};
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-/// A device that watches some pages, each under its number as cookie.
+/// Opens a file that watches some pages, each with its number as cookie.
 fn watched(pages: usize) -> (DriverFile, Pages) {
     let memory = Pages::new(pages).unwrap();
     let device = DriverFile::open().unwrap();
@@ -33,7 +34,7 @@ fn watched(pages: usize) -> (DriverFile, Pages) {
     (device, memory)
 }
 
-/// A device that watches some pages as one range, under cookie 7.
+/// Opens a file that watches some pages as one range, with cookie 7.
 fn watched_as_one(pages: usize) -> (DriverFile, Pages) {
     let memory = Pages::new(pages).unwrap();
     let device = DriverFile::open().unwrap();
@@ -41,29 +42,16 @@ fn watched_as_one(pages: usize) -> (DriverFile, Pages) {
     (device, memory)
 }
 
-/// The directory of debugfs, which is mounted if nobody has yet.
-fn debugfs() -> PathBuf {
-    let dir = Path::new("/sys/kernel/debug");
-    if !dir.join("ummunotify").exists() {
-        let mounted = Command::new("mount")
-            .args(["-t", "debugfs", "debugfs"])
-            .arg(dir)
-            .status();
-        assert!(mounted.unwrap().success());
-    }
-    dir.to_path_buf()
-}
-
-/// Hit once, from `start` for `len` bytes.
-fn hit_once(cookie: u64, start: *const u8, len: usize) -> Event {
+/// The event of a range that was invalidated once, from `start` for `len` bytes.
+fn invalidated_once(cookie: u64, start: *const u8, len: usize) -> Event {
     Event {
         flags: HINT,
-        ..hit_often(cookie, start, len)
+        ..invalidated_often(cookie, start, len)
     }
 }
 
-/// Hit more often; the range is all that is known.
-fn hit_often(cookie: u64, start: *const u8, len: usize) -> Event {
+/// The event of a range that was invalidated more often, which has no hint.
+fn invalidated_often(cookie: u64, start: *const u8, len: usize) -> Event {
     let start = start.addr() as u64;
     Event {
         kind: INVAL,

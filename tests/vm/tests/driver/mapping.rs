@@ -1,5 +1,5 @@
-//! What counts as an invalidation: a change of the pages behind the addresses, whoever makes it, and
-//! nothing else.
+//! An invalidation is a change of the pages behind the addresses, by any process or by the kernel,
+//! and nothing else.
 
 use std::fs::File;
 use std::io;
@@ -12,8 +12,8 @@ use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::watched_as_one;
 
-/// True if the ranges, all under cookie 7, were hit.
-fn hit(device: &DriverFile) -> bool {
+/// Returns true if the ranges, all with cookie 7, were invalidated.
+fn is_invalidated(device: &DriverFile) -> bool {
     match device.drain() {
         Ok((cookies, _)) => {
             assert_eq!(cookies, [7]);
@@ -31,7 +31,7 @@ fn madvise_that_drops_pages_counts() {
     for advice in [libc::MADV_DONTNEED, libc::MADV_FREE] {
         let (device, memory) = watched_as_one(4);
         memory.advise(1, 2, advice).unwrap();
-        assert!(hit(&device), "advice {advice}");
+        assert!(is_invalidated(&device), "advice {advice}");
     }
 }
 
@@ -39,7 +39,7 @@ fn madvise_that_drops_pages_counts() {
 fn a_mapping_over_the_range_counts() {
     let (device, memory) = watched_as_one(4);
     memory.map_over(1, 1).unwrap();
-    assert!(hit(&device));
+    assert!(is_invalidated(&device));
 }
 
 fn mremap(
@@ -72,8 +72,8 @@ fn mremap_counts_at_both_ends_when_it_moves() {
             other.page(0),
         )
         .unwrap();
-        assert!(hit(&device), "moved away");
-        assert!(hit(&other_device), "moved onto");
+        assert!(is_invalidated(&device), "moved away");
+        assert!(is_invalidated(&other_device), "moved onto");
     }
 }
 
@@ -81,16 +81,16 @@ fn mremap_counts_at_both_ends_when_it_moves() {
 fn shrinking_counts_and_growing_in_place_does_not() {
     let (device, memory) = watched_as_one(4);
     mremap(memory.page(0), 4 * PAGE, 2 * PAGE, 0, ptr::null_mut()).unwrap();
-    assert!(hit(&device));
+    assert!(is_invalidated(&device));
     mremap(memory.page(0), 2 * PAGE, 4 * PAGE, 0, ptr::null_mut()).unwrap();
-    assert!(!hit(&device));
+    assert!(!is_invalidated(&device));
 }
 
-/// A memfd of so many pages.
+/// Makes a memfd of this many pages.
 fn memfd(pages: usize) -> File {
-    // SAFETY: a string literal with its end.
+    // SAFETY: a terminated string.
     let fd = Errno::result(unsafe { libc::memfd_create(c"driver-test".as_ptr(), 0) }).unwrap();
-    // SAFETY: just made, and nobody else's.
+    // SAFETY: made above, and nobody else has it.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     file.set_len((pages * PAGE) as u64).unwrap();
     file
@@ -131,42 +131,45 @@ fn a_file_that_is_truncated_or_punched_counts_also_by_another_process() {
     device.watch(memory.page(0), memory.len(), 7).unwrap();
 
     assert!(punch(&file, 1, 1));
-    assert!(hit(&device));
+    assert!(is_invalidated(&device));
     assert!(
         Child::fork(|| punch(&file, 2, 1))
             .unwrap()
             .succeeded()
             .unwrap()
     );
-    assert!(hit(&device), "by a child");
+    assert!(is_invalidated(&device), "by a child");
     assert!(
         Child::fork(|| file.set_len(PAGE as u64).is_ok())
             .unwrap()
             .succeeded()
             .unwrap()
     );
-    assert!(hit(&device), "truncated by a child");
+    assert!(is_invalidated(&device), "truncated by a child");
     memory.advise(0, 1, libc::MADV_REMOVE).unwrap();
-    assert!(hit(&device));
+    assert!(is_invalidated(&device));
 }
 
 #[test]
 fn a_write_after_fork_counts_where_it_copies() {
     let (device, memory) = watched_as_one(4);
-    // The child keeps the pages shared for as long as it lives.
+    // The pages are shared as long as the child lives.
     let (wait, go) = nix::unistd::pipe().unwrap();
     let child = Child::fork(|| {
         let mut byte = [0];
         nix::unistd::read(&wait, &mut byte) == Ok(1)
     })
     .unwrap();
-    assert!(!hit(&device), "fork alone leaves the parent's pages");
+    assert!(
+        !is_invalidated(&device),
+        "fork alone leaves the parent's pages"
+    );
     memory.write(1, 2);
-    assert!(hit(&device), "and the write copied one");
+    assert!(is_invalidated(&device), "and the write copied one");
     nix::unistd::write(&go, &[1]).unwrap();
     assert!(child.succeeded().unwrap());
     memory.write(2, 2);
-    assert!(!hit(&device), "the last owner writes in place");
+    assert!(!is_invalidated(&device), "the last owner writes in place");
 }
 
 #[test]
@@ -176,7 +179,8 @@ fn a_page_written_by_the_tracer_counts_where_it_copies() {
     memory.protect(0, 2, libc::PROT_READ).unwrap();
     let mem = File::options().write(true).open("/proc/self/mem").unwrap();
     let page = memory.page(1).addr() as u64;
-    // The page is shared with the child. From 6.12 on a kernel may let nobody but the tracer write where the owner may not.
+    // The page is shared with the child. From 6.12 on, only a tracer may write where the owner may
+    // not.
     let child = Child::fork(|| {
         let none = std::ptr::null_mut::<libc::c_void>();
         // SAFETY: changes no memory; ends with the child.
@@ -185,7 +189,7 @@ fn a_page_written_by_the_tracer_counts_where_it_copies() {
     })
     .unwrap();
     assert!(child.succeeded().unwrap());
-    assert!(hit(&device));
+    assert!(is_invalidated(&device));
 }
 
 #[test]
@@ -199,7 +203,7 @@ fn changes_of_protection_do_not_count() {
         memory.protect(0, 4, protection).unwrap();
     }
     memory.touch();
-    assert!(!hit(&device));
+    assert!(!is_invalidated(&device));
 }
 
 #[test]
@@ -219,7 +223,7 @@ fn advice_that_keeps_the_pages_does_not_count() {
     // SAFETY: as above.
     let unlocked = unsafe { libc::munlock(memory.page(0).cast(), memory.len()) };
     assert_eq!(unlocked, 0);
-    assert!(!hit(&device));
+    assert!(!is_invalidated(&device));
 }
 
 #[test]
@@ -227,7 +231,7 @@ fn clearing_soft_dirty_bits_does_not_count() {
     let (device, memory) = watched_as_one(4);
     std::fs::write("/proc/self/clear_refs", "4").unwrap();
     memory.touch();
-    assert!(!hit(&device));
+    assert!(!is_invalidated(&device));
 }
 
 #[test]
@@ -235,9 +239,9 @@ fn a_first_touch_does_not_count() {
     let (device, memory) = watched_as_one(4);
     memory.unmap(0, 4).unwrap();
     memory.map_over(0, 4).unwrap();
-    assert!(hit(&device));
+    assert!(is_invalidated(&device));
     memory.touch();
-    assert!(!hit(&device), "there was no page to replace");
+    assert!(!is_invalidated(&device), "there was no page to replace");
 }
 
 #[test]
@@ -246,7 +250,7 @@ fn munmap_by_another_thread_counts() {
     thread::scope(|scope| scope.spawn(|| memory.unmap(1, 1)).join())
         .unwrap()
         .unwrap();
-    assert!(hit(&device));
+    assert!(is_invalidated(&device));
 }
 
 #[test]
@@ -254,9 +258,9 @@ fn munmap_by_a_vfork_child_is_seen() {
     let (device, memory) = watched_as_one(4);
     let unmap = |address: usize| {
         let start = ptr::with_exposed_provenance_mut::<u8>(address);
-        // SAFETY: the test's own page; a raw call, for a child that shares its parent's memory.
+        // SAFETY: the test's own page. The call is raw, since the child shares its parent's memory.
         unsafe { libc::syscall(libc::SYS_munmap, start, PAGE) == 0 }
     };
     assert!(Child::sharing_memory(unmap, memory.page(2).expose_provenance()).unwrap());
-    assert!(hit(&device));
+    assert!(is_invalidated(&device));
 }

@@ -1,14 +1,18 @@
-//! A range registered while an invalidation of it is under way (M2).
+//! Rule M2: a range is watched while an invalidation of it is in flight.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::pthread::{pthread_kill, pthread_self};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-/// True if there is a page behind the address.
+/// Returns true if there is a page behind the address.
 fn is_present(pagemap: &File, address: usize) -> bool {
     let mut entry = [0; 8];
     pagemap
@@ -17,13 +21,12 @@ fn is_present(pagemap: &File, address: usize) -> bool {
     u64::from_ne_bytes(entry) >> 63 != 0
 }
 
-/// While one thread drops 64 MiB, which takes a while, another registers the last page over and over
-/// again. Each time one of two things must hold once it is registered: the page has gone already, or
-/// its going is reported.
+/// While one thread drops 64 MiB, another repeatedly watches the last page. After each watch one of
+/// two conditions must hold: the page is gone already, or its loss is reported.
 #[test]
 fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     const PAGES: usize = 64 << 20 >> 12;
-    /// Registrations that began while the memory was being dropped.
+    /// The watches that began while the memory was being dropped.
     const ENOUGH: usize = 50;
     const MOST_ROUNDS: usize = 500;
     let memory = Pages::new(PAGES).unwrap();
@@ -71,9 +74,9 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     assert_eq!(unreported, 0, "of {during}");
 }
 
-/// While one thread drops 64 MiB, another waits for the report of the last page. When it has it, one
-/// of two things must hold: the page has gone already, or the range is reported again, so that
-/// whoever pins it under the same watch now finds out.
+/// While one thread drops 64 MiB, another waits for the report of the last page. After the report
+/// one of two conditions must hold: the page is gone already, or the range is reported again. So a
+/// thread that pins the page in between, under the same watch, is notified.
 #[test]
 fn what_is_reported_before_it_is_over_is_reported_again() {
     const PAGES: usize = 64 << 20 >> 12;
@@ -116,4 +119,79 @@ fn what_is_reported_before_it_is_over_is_reported_again() {
         }
     }
     panic!("only {early} reports came early");
+}
+
+/// One thread drops 64 MiB again and again. Another calls `register` for the last page, and is sent
+/// signals meanwhile.
+fn register_among_signals(mut register: impl FnMut(u64) + Send) {
+    const PAGES: usize = 64 << 20 >> 12;
+    const ROUNDS: usize = 40;
+    extern "C" fn nothing(_: i32) {}
+    let action = SigAction::new(
+        SigHandler::Handler(nothing),
+        SaFlags::empty(),
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing.
+    unsafe { sigaction(Signal::SIGPROF, &action) }.unwrap();
+    let memory = Pages::new(PAGES).unwrap();
+    let start = memory.page(PAGES - 1).addr() as u64;
+    let (dropping, stop) = (&AtomicBool::new(false), &AtomicBool::new(false));
+    thread::scope(|scope| {
+        let (tell, told) = std::sync::mpsc::channel();
+        scope.spawn(|| {
+            let tell = tell;
+            tell.send(pthread_self()).unwrap();
+            while !stop.load(Ordering::Acquire) {
+                register(start);
+            }
+        });
+        let registering = told.recv().unwrap();
+        // It is there before: a thread that starts needs the lock that dropping holds.
+        let signalling = scope.spawn(move || {
+            while !stop.load(Ordering::Acquire) {
+                if dropping.load(Ordering::Acquire) {
+                    pthread_kill(registering, Signal::SIGPROF).unwrap();
+                }
+                thread::sleep(Duration::from_micros(300));
+            }
+        });
+        for _ in 0..ROUNDS {
+            memory.touch();
+            dropping.store(true, Ordering::Release);
+            memory.advise(0, PAGES, libc::MADV_DONTNEED).unwrap();
+            dropping.store(false, Ordering::Release);
+        }
+        stop.store(true, Ordering::Release);
+        signalling.join().unwrap();
+    });
+}
+
+/// It is neither registered nor half registered then.
+#[test]
+fn a_registration_that_waits_can_be_interrupted_and_leaves_nothing() {
+    let device = DriverFile::open().unwrap();
+    let (mut interrupted, mut registered) = (0, 0);
+    register_among_signals(|start| {
+        let said = device.watch_with(0, std::ptr::without_provenance(start as usize), PAGE, 1);
+        match said {
+            Ok(()) => registered += 1,
+            Err(Errno::EINTR) => interrupted += 1,
+            Err(errno) => panic!("{errno}"),
+        }
+        assert_eq!(device.unwatch(1).is_ok(), said.is_ok());
+    });
+    println!("{interrupted} interrupted, {registered} not");
+    assert!(interrupted > 0 && registered > 0);
+}
+
+/// Programs of 2010 do not look at what it says.
+#[test]
+fn a_registration_of_old_is_never_interrupted() {
+    let device = DriverFile::open().unwrap();
+    register_among_signals(|start| {
+        let start = std::ptr::without_provenance(start as usize);
+        device.watch(start, PAGE, 1).unwrap();
+        device.unwatch(1).unwrap();
+    });
 }

@@ -1,4 +1,4 @@
-//! Whose memory is watched: that of the mm which opened the file, and no other's business.
+//! A file watches the memory of the mm that opened it, and refuses every other process.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -11,11 +11,11 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
 };
-use regcache_tests_vm::{Child, DriverFile, PAGE};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
-use crate::{hit_once, last, watched};
+use crate::{invalidated_once, last, watched};
 
-/// True if every call of a process that is not the owner is refused.
+/// Returns true if every call of a process that is not the owner is refused.
 fn is_refused(device: &DriverFile) -> bool {
     let eperm = Err(Errno::EPERM);
     let mut mask = 0;
@@ -31,6 +31,7 @@ fn is_refused(device: &DriverFile) -> bool {
     device.read(1).err() == Some(Errno::EPERM)
         && device.exchange(&mut mask) == eperm
         && device.watch(std::ptr::without_provenance(PAGE), PAGE, 99) == eperm
+        && device.watch_with(0, std::ptr::without_provenance(PAGE), PAGE, 99) == eperm
         && device.unwatch(0) == eperm
         && map.is_err_and(|e| e.raw_os_error() == Some(libc::EPERM))
         && fasync == -1
@@ -45,7 +46,7 @@ fn a_forked_child_is_refused_and_the_owner_loses_nothing() {
     assert!(child.succeeded().unwrap());
     assert_eq!(
         device.read(4).unwrap(),
-        [hit_once(0, memory.page(0), PAGE), last(1)]
+        [invalidated_once(0, memory.page(0), PAGE), last(1)]
     );
     memory.unmap(1, 1).unwrap();
     assert_eq!(
@@ -53,6 +54,40 @@ fn a_forked_child_is_refused_and_the_owner_loses_nothing() {
         (vec![1], 2),
         "and is still watched"
     );
+}
+
+/// The driver takes notice of the memory with the first range; until then it must know whose it is.
+#[test]
+fn a_file_that_was_never_used_is_its_openers_all_the_same() {
+    let (device, memory) = (DriverFile::open().unwrap(), Pages::new(1).unwrap());
+    let child = Child::fork(|| is_refused(&device)).unwrap();
+    assert!(child.succeeded().unwrap());
+    let counter = device.counter().unwrap();
+    device.watch(memory.page(0), PAGE, 1).unwrap();
+    let child = Child::fork(|| memory.unmap(0, 1).is_ok()).unwrap();
+    assert!(child.succeeded().unwrap());
+    assert_eq!(counter.get(), 0);
+    memory.unmap(0, 1).unwrap();
+    assert_eq!((device.drain(), counter.get()), (Ok((vec![1], 1)), 1));
+}
+
+#[test]
+fn a_file_whose_opener_is_gone_serves_nobody() {
+    let (ours, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::Stream,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )
+    .unwrap();
+    let opener = Child::fork(|| {
+        pass(&theirs, &DriverFile::open().unwrap(), &[1]);
+        true
+    })
+    .unwrap();
+    let device = DriverFile::from(std::fs::File::from(receive(&ours, &mut [0])));
+    assert!(opener.succeeded().unwrap());
+    assert!(is_refused(&device));
 }
 
 #[test]
@@ -75,7 +110,7 @@ fn a_program_started_with_the_descriptor_is_refused() {
     assert_eq!(device.drain().unwrap(), (vec![0], 1));
 }
 
-/// Sends the descriptor, with so many bytes.
+/// Sends the file descriptor, with this many bytes.
 fn pass(socket: &OwnedFd, device: &DriverFile, bytes: &[u8]) {
     let fds = [device.raw()];
     let message = [ControlMessage::ScmRights(&fds)];
@@ -84,16 +119,16 @@ fn pass(socket: &OwnedFd, device: &DriverFile, bytes: &[u8]) {
     sendmsg::<()>(fd, &parts, &message, MsgFlags::empty(), None).unwrap();
 }
 
-/// Receives the descriptor, and the bytes. Panics if none comes, which fails the child it is called in.
+/// Receives the file descriptor and the bytes. Panics if none comes, which fails the child.
 fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> OwnedFd {
     let mut buffer = nix::cmsg_space!([i32; 1]);
     let mut parts = [IoSliceMut::new(bytes)];
     let fd = socket.as_raw_fd();
     let message = recvmsg::<()>(fd, &mut parts, Some(&mut buffer), MsgFlags::empty()).unwrap();
     let Some(ControlMessageOwned::ScmRights(fds)) = message.cmsgs().unwrap().next() else {
-        panic!("no descriptor came");
+        panic!("no file descriptor came");
     };
-    // SAFETY: just received, and nobody else's.
+    // SAFETY: received above, and nobody else has it.
     unsafe { OwnedFd::from_raw_fd(fds[0]) }
 }
 
@@ -102,7 +137,7 @@ fn a_receiver_of_the_descriptor_is_refused_and_may_close_it() {
     let (device, memory) = watched(1);
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
-    // Forked before the file is passed, so that the only way to it is the socket.
+    // The fork comes first, so that the socket is the only way to the file.
     let child = Child::fork(|| {
         let passed = receive(&theirs, &mut [0]);
         let mut event = [0; 32];
@@ -119,7 +154,7 @@ fn a_receiver_of_the_descriptor_is_refused_and_may_close_it() {
 fn closing_it_last_unmaps_nothing_in_the_receiver() {
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
-    // Told where the sender has the counter, it puts a page of its own there.
+    // The child maps a page of its own where the sender has the counter.
     let child = Child::fork(|| {
         let mut place = [0; 8];
         let passed = receive(&theirs, &mut place);

@@ -1,4 +1,4 @@
-//! Waiting for events: read, signals, poll, epoll, SIGIO; and buffers that fault.
+//! Waiting for events by read, poll, epoll and SIGIO, signals meanwhile, and buffers that fault.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
@@ -12,9 +12,10 @@ use nix::poll::PollFlags;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use regcache_tests_vm::{DriverFile, PAGE, Pages};
+use regcache::monitor::abi::{Event, INVAL, LAST};
+use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
-use crate::{hit_once, last, watched};
+use crate::{invalidated_once, last, watched};
 
 fn blocking() -> (DriverFile, Pages) {
     let memory = Pages::new(2).unwrap();
@@ -37,7 +38,7 @@ fn a_blocked_read_wakes_when_a_range_is_hit() {
         memory.unmap(0, 1).unwrap();
         assert_eq!(
             reader.join().unwrap(),
-            [hit_once(0, memory.page(0), PAGE), last(1)]
+            [invalidated_once(0, memory.page(0), PAGE), last(1)]
         );
     });
 }
@@ -56,7 +57,7 @@ fn of_two_blocked_readers_one_is_given_the_event() {
         thread::sleep(SHORTLY);
         memory.unmap(0, 1).unwrap();
         thread::sleep(SHORTLY);
-        // Recorded twice if the reader was faster than the munmap.
+        // The event comes twice if the reader was faster than the munmap.
         let recorded = counter.get() as u32;
         let delivered = delivered.load(Ordering::SeqCst);
         assert_eq!(delivered, 2 * recorded, "INVAL and LAST, once for each");
@@ -79,7 +80,8 @@ fn handle(signal: Signal, flags: SaFlags) {
     unsafe { sigaction(signal, &action) }.unwrap();
 }
 
-/// Sends a signal to a thread that reads; what the read returned, and whether it had to be woken.
+/// Sends a signal to a thread that reads. Returns the result of the read, and whether the thread
+/// had to be woken.
 fn read_under(signal: Signal) -> nix::Result<usize> {
     let (device, memory) = blocking();
     thread::scope(|scope| {
@@ -134,7 +136,7 @@ fn poll_wakes_when_a_range_is_hit() {
         thread::sleep(SHORTLY);
         memory.unmap(0, 1).unwrap();
         assert_eq!(waiter.join().unwrap(), PollFlags::POLLIN);
-        // It looks once more when its time is up.
+        // poll looks once more at the end of its time.
         assert!(
             started.elapsed() < Duration::from_secs(25),
             "it was not woken"
@@ -161,8 +163,8 @@ fn an_edge_triggered_epoll_wakes_for_each_range_that_becomes_invalid() {
 static SIGIO_FROM: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn catch_sigio(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: with SA_SIGINFO the kernel passes one; of a SIGIO with F_SETSIG it has si_fd, at the
-    // place of the second word of the union (`si_band`, a long, comes first).
+    // SAFETY: with SA_SIGINFO the kernel passes a siginfo. For SIGIO with F_SETSIG it has si_fd,
+    // which is the second word of the union, after the long `si_band`.
     let fd = unsafe { (*info.cast::<[i32; 8]>())[6] };
     SIGIO_FROM.store(fd, Ordering::SeqCst);
 }
@@ -203,7 +205,7 @@ fn a_buffer_that_faults_loses_no_event() {
     let (device, memory) = watched(RANGES);
     let mut buffer = MmapMut::map_anon(2 * PAGE).unwrap();
     let end = buffer.as_mut_ptr().wrapping_add(PAGE);
-    // SAFETY: this test's own page, which it does not touch any more.
+    // SAFETY: this test's own page, which it does not touch again.
     let protected = unsafe { libc::mprotect(end.cast(), PAGE, libc::PROT_NONE) };
     assert_eq!(protected, 0);
     memory.unmap(0, RANGES).unwrap();
@@ -241,10 +243,81 @@ fn a_hint_survives_a_fault_and_a_hit_in_between_is_not_lost() {
     memory.unmap(1, 1).unwrap();
     bad();
     let expected = [
-        hit_once(0, memory.page(0), PAGE),
-        hit_once(1, memory.page(1), PAGE),
+        invalidated_once(0, memory.page(0), PAGE),
+        invalidated_once(1, memory.page(1), PAGE),
     ];
     assert_eq!(device.read(2).unwrap(), expected);
     bad();
     assert_eq!(device.read(2).unwrap(), [last(2)], "LAST is still owed");
+}
+
+/// readv into buffers of one event each, with these flags of preadv2.
+fn readv(device: &DriverFile, buffers: usize, flags: i32) -> nix::Result<Vec<u32>> {
+    let mut events = vec![Event::default(); buffers];
+    let parts: Vec<_> = events
+        .iter_mut()
+        .map(|event| libc::iovec {
+            iov_base: (&raw mut *event).cast(),
+            iov_len: size_of::<Event>(),
+        })
+        .collect();
+    let (parts, count) = (parts.as_ptr(), parts.len() as i32);
+    // SAFETY: each part may be written, and any bytes are an event.
+    let n = unsafe { libc::preadv2(device.raw(), parts, count, -1, flags) };
+    let n = Errno::result(n)?.unsigned_abs();
+    let kinds = events[..n / size_of::<Event>()]
+        .iter()
+        .map(|event| event.kind);
+    Ok(kinds.collect())
+}
+
+#[test]
+fn a_read_into_several_buffers_returns_what_there_is() {
+    let (device, memory) = blocking();
+    memory.unmap(0, 1).unwrap();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| readv(&device, 3, 0));
+        thread::sleep(SHORTLY);
+        let slept = !reader.is_finished();
+        if slept {
+            memory.map_over(0, 1).unwrap();
+            memory.write(0, 1);
+            memory.unmap(0, 1).unwrap();
+        }
+        assert_eq!(reader.join().unwrap(), Ok(vec![INVAL, LAST]));
+        assert!(!slept, "with all events delivered");
+    });
+}
+
+#[test]
+fn a_read_that_must_not_wait_does_not_though_the_file_blocks() {
+    let (device, memory) = blocking();
+    assert_eq!(readv(&device, 2, libc::RWF_NOWAIT), Err(Errno::EAGAIN));
+    memory.unmap(0, 1).unwrap();
+    assert_eq!(readv(&device, 1, libc::RWF_NOWAIT), Ok(vec![INVAL]));
+    assert_eq!(readv(&device, 2, libc::RWF_NOWAIT), Ok(vec![LAST]));
+    assert_eq!(readv(&device, 2, libc::RWF_NOWAIT), Err(Errno::EAGAIN));
+}
+
+#[test]
+fn a_long_read_ends_when_the_process_is_killed() {
+    const RANGES: u64 = 200_000;
+    let child = Child::fork(|| {
+        let memory = Pages::new(1).unwrap();
+        let device = DriverFile::open().unwrap();
+        for cookie in 0..RANGES {
+            device.watch(memory.page(0), PAGE, cookie).unwrap();
+        }
+        loop {
+            memory.advise(0, 1, libc::MADV_DONTNEED).unwrap();
+            memory.touch();
+            let read = device.read(RANGES as usize + 1).unwrap();
+            assert_eq!(read.len() as u64, RANGES + 1);
+        }
+    })
+    .unwrap();
+    thread::sleep(10 * SHORTLY);
+    let started = Instant::now();
+    drop(child);
+    assert!(started.elapsed() < Duration::from_secs(20));
 }

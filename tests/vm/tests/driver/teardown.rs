@@ -5,10 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::sys::stat::Mode;
-use nix::unistd::{close, pipe, read, write};
+use nix::fcntl::OFlag;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, close, pipe, read, write};
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::watched;
@@ -32,7 +32,7 @@ fn closing_while_another_thread_reads_leaves_the_reader_its_events() {
     thread::scope(|scope| {
         let reader = scope.spawn(|| device.read(4));
         thread::sleep(Duration::from_millis(200));
-        // dup2 over it closes the file without giving the number away.
+        // dup2 over the file closes it without freeing its number.
         let null = fs::File::open("/dev/null").unwrap();
         // SAFETY: the number stays open, for `device` to close.
         let duplicated = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), fd) };
@@ -44,7 +44,8 @@ fn closing_while_another_thread_reads_leaves_the_reader_its_events() {
 
 #[test]
 fn a_file_may_outlive_the_memory_that_it_watches() {
-    // A parent opens, forks a child that keeps the descriptor, and goes; the child closes it then.
+    // A parent opens the file, forks a child that keeps it, and exits. Then the child closes the
+    // file.
     let (child_end, our_end) = pipe().unwrap();
     let (told, tell) = pipe().unwrap();
     let parent = Child::fork(|| {
@@ -58,7 +59,7 @@ fn a_file_may_outlive_the_memory_that_it_watches() {
             drop(device);
             write(&tell, &[u8::from(go && refused)]) == Ok(1)
         });
-        // Leaves the grandchild to itself.
+        // The grandchild goes on alone.
         std::mem::forget(grandchild);
         true
     })
@@ -129,7 +130,7 @@ fn a_forgotten_descriptor_does_not_keep_dead_memory() {
 #[test]
 fn the_module_cannot_be_unloaded_while_a_file_is_open() {
     let (device, memory) = watched(1);
-    // SAFETY: a string literal with its end.
+    // SAFETY: a terminated string.
     let result = unsafe {
         libc::syscall(
             libc::SYS_delete_module,
@@ -140,42 +141,6 @@ fn the_module_cannot_be_unloaded_while_a_file_is_open() {
     assert_eq!(Errno::result(result), Err(Errno::EWOULDBLOCK));
     memory.unmap(0, 1).unwrap();
     assert_eq!(device.drain().unwrap(), (vec![0], 1));
-}
-
-/// Ranges that one file may watch; changed, so that the test does not need a million.
-struct Limit(String);
-
-const LIMIT: &str = "/sys/module/ummunotify/parameters/max_regions";
-
-impl Limit {
-    fn set(limit: u32) -> Self {
-        let before = fs::read_to_string(LIMIT).unwrap();
-        fs::write(LIMIT, limit.to_string()).unwrap();
-        Self(before)
-    }
-}
-
-impl Drop for Limit {
-    fn drop(&mut self) {
-        let _ = fs::write(LIMIT, self.0.trim());
-    }
-}
-
-#[test]
-fn a_full_table_is_enospc_and_loses_nothing() {
-    // More than the other tests use.
-    const MAX: u64 = 5000;
-    let _limit = Limit::set(MAX as u32);
-    let memory = Pages::new(1).unwrap();
-    let device = DriverFile::open().unwrap();
-    for cookie in 0..MAX {
-        device.watch(memory.page(0), PAGE, cookie).unwrap();
-    }
-    assert_eq!(device.watch(memory.page(0), PAGE, MAX), Err(Errno::ENOSPC));
-    device.unwatch(17).unwrap();
-    device.watch(memory.page(0), PAGE, MAX).unwrap();
-    memory.unmap(0, 1).unwrap();
-    assert_eq!(device.drain().unwrap().0.len() as u64, MAX);
 }
 
 #[test]
@@ -196,62 +161,88 @@ fn a_process_may_die_with_everything_in_use() {
     }
 }
 
-/// Opening takes all locks of the address space, and gives up when a signal comes meanwhile. It must not
-/// say then that it watches.
+/// The first range takes all locks of the address space, and gives up if its thread is killed in
+/// the meantime. A process that shares the memory must not believe later that it watches.
 #[test]
-fn an_open_that_a_signal_interrupts_fails_or_watches() {
-    extern "C" fn nothing(_: i32) {}
+fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
     const ENOUGH: usize = 10;
+    const ROUNDS: usize = 3000;
+    extern "C" fn register(device: *mut libc::c_void) -> i32 {
+        // SAFETY: the device below, which outlives the child.
+        let device = unsafe { &*device.cast::<DriverFile>() };
+        i32::from(device.watch(std::ptr::null(), PAGE, 1).is_err())
+    }
     let child = Child::fork(|| {
-        let action = SigAction::new(
-            SigHandler::Handler(nothing),
-            SaFlags::empty(),
-            SigSet::empty(),
-        );
-        // SAFETY: the handler does nothing.
-        unsafe { sigaction(Signal::SIGALRM, &action) }.unwrap();
-        // Many mappings, so that there are many locks.
+        // There are many mappings, and so many locks.
         let many = Pages::new(8000).unwrap();
         for page in (0..8000).step_by(2) {
             many.protect(page, 1, libc::PROT_READ).unwrap();
         }
         let memory = Pages::new(1).unwrap();
-        let (mut interrupted, mut opened) = (0, 0);
-        for round in 0..3000 {
+        let mut stack = vec![0_u128; 16 << 10];
+        let (mut killed, mut registered) = (0, 0);
+        for round in 0..ROUNDS {
+            let mut device = DriverFile::open().unwrap();
+            let counter = device.counter().unwrap();
+            let (top, flags) = (stack.as_mut_ptr_range().end, libc::CLONE_VM | libc::SIGCHLD);
+            let argument = (&raw mut device).cast();
+            // SAFETY: the stack is large enough, and nobody else uses it until the child is gone.
+            let pid = unsafe { libc::clone(register, top.cast(), flags, argument) };
+            let pid = Pid::from_raw(Errno::result(pid).unwrap());
             // Sooner or later in the call.
-            let after = libc::timeval {
-                tv_sec: 0,
-                tv_usec: 20 + round * 37 % 2000,
-            };
-            let once = libc::itimerval {
-                it_interval: libc::timeval {
-                    tv_sec: 0,
-                    tv_usec: 0,
-                },
-                it_value: after,
-            };
-            // SAFETY: a structure that may be read.
-            unsafe { libc::setitimer(libc::ITIMER_REAL, &once, std::ptr::null_mut()) };
-            match open("/dev/ummunotify", OFlag::O_RDONLY, Mode::empty()) {
-                Err(Errno::EINTR) => interrupted += 1,
-                Err(_) => return false,
-                Ok(fd) => {
-                    opened += 1;
-                    let device = DriverFile::from(fs::File::from(fd));
-                    let counter = device.counter().unwrap();
-                    device.watch(memory.page(0), PAGE, 1).unwrap();
-                    memory.map_over(0, 1).unwrap();
-                    memory.touch();
-                    if counter.get() != 1 {
-                        return false;
-                    }
-                }
+            thread::sleep(Duration::from_micros((20 + round * 37 % 4000) as u64));
+            kill(pid, Signal::SIGKILL).unwrap();
+            waitpid(pid, None).unwrap();
+            if device.unwatch(1).is_ok() {
+                registered += 1;
+            } else {
+                killed += 1;
             }
-            if interrupted >= ENOUGH && opened > 0 {
+            device.watch(memory.page(0), PAGE, 2).unwrap();
+            memory.map_over(0, 1).unwrap();
+            memory.touch();
+            if counter.get() != 1 {
+                return false;
+            }
+            if killed >= ENOUGH && registered >= ENOUGH {
                 return true;
             }
         }
         false
     });
     assert!(child.unwrap().succeeded().unwrap());
+}
+
+/// Taking these locks begins again from the start for each signal, unless signals have to wait.
+#[test]
+fn a_first_registration_ends_though_a_timer_interrupts_it_all_the_time() {
+    extern "C" fn nothing(_: i32) {}
+    const MAPPINGS: usize = 20_000;
+    let child = Child::fork(|| {
+        let many = Pages::new(MAPPINGS).unwrap();
+        for page in (0..MAPPINGS).step_by(2) {
+            many.protect(page, 1, libc::PROT_READ).unwrap();
+        }
+        let action = SigAction::new(
+            SigHandler::Handler(nothing),
+            SaFlags::SA_RESTART,
+            SigSet::empty(),
+        );
+        // SAFETY: the handler does nothing.
+        unsafe { sigaction(Signal::SIGALRM, &action) }.unwrap();
+        let device = DriverFile::open().unwrap();
+        let often = libc::timeval {
+            tv_sec: 0,
+            tv_usec: 1000,
+        };
+        let often = libc::itimerval {
+            it_interval: often,
+            it_value: often,
+        };
+        // SAFETY: a structure that may be read.
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const often, std::ptr::null_mut()) };
+        device.watch(many.page(0), PAGE, 1) == Ok(())
+    });
+    let ended = child.unwrap().succeeded_within(Duration::from_secs(20));
+    assert!(ended.unwrap(), "it is still trying");
 }

@@ -1,4 +1,4 @@
-//! Forked children, which must be refused whatever they try, and which share pages with us.
+//! Forked children. The driver refuses all their calls, and they share pages with this process.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -9,25 +9,25 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
 };
-use regcache::monitor::abi::Register;
+use regcache::monitor::abi::{Register, Register2};
 use regcache_tests_vm::Child;
 
 use crate::model::{BASE, PAGE, PAGES};
 use crate::sys::{self, Counter};
 
-/// What a child is told to do.
+/// The commands to a child.
 const DROP: u8 = b'd';
 const TRY: u8 = b't';
 
 /// A live child.
 #[derive(Debug)]
 pub(crate) struct Forked {
-    // Closed before the child is waited for, which makes it exit.
+    // First: closing it makes the child exit, before the child is waited for.
     socket: OwnedFd,
     _child: Child,
 }
 
-/// True if a process that is not the owner is refused in all it can do with the file.
+/// Returns true if the driver refuses every call of a process that is not the owner.
 pub(crate) fn is_refused(fd: &OwnedFd, buffer: u64) -> bool {
     let eperm = Some(Errno::EPERM);
     let region = Register {
@@ -41,13 +41,14 @@ pub(crate) fn is_refused(fd: &OwnedFd, buffer: u64) -> bool {
     sys::read(fd, buffer, 64).err() == eperm
         && sys::exchange(fd, &mut mask).err() == eperm
         && sys::register(fd, &region).err() == eperm
+        && sys::register2(fd, Register2::default(), size_of::<Register2>(), None).err() == eperm
         && sys::unregister(fd, 0).err() == eperm
         && Counter::map(fd).err() == eperm
         && poll(&mut polled, PollTimeout::ZERO).is_ok()
         && polled[0].revents() == Some(PollFlags::POLLERR)
 }
 
-/// Sends a byte, with a descriptor if there is one.
+/// Sends a byte, and a file descriptor if there is one.
 pub(crate) fn send(socket: &OwnedFd, byte: u8, fd: Option<&OwnedFd>) -> nix::Result<()> {
     let fds = fd.map(|fd| [fd.as_raw_fd()]);
     let rights = fds.as_ref().map(|fds| [ControlMessage::ScmRights(fds)]);
@@ -57,7 +58,7 @@ pub(crate) fn send(socket: &OwnedFd, byte: u8, fd: Option<&OwnedFd>) -> nix::Res
     sendmsg::<()>(socket.as_raw_fd(), &parts, rights, flags, None).map(drop)
 }
 
-/// Receives a byte, and a descriptor if there is one. None if there will be nothing more.
+/// Receives a byte, and a file descriptor if there is one. `None` at the end of the stream.
 pub(crate) fn receive(socket: &OwnedFd) -> nix::Result<Option<(u8, Option<OwnedFd>)>> {
     let mut byte = [0];
     let mut space = nix::cmsg_space!([i32; 1]);
@@ -69,7 +70,7 @@ pub(crate) fn receive(socket: &OwnedFd) -> nix::Result<Option<(u8, Option<OwnedF
         return Ok(None);
     }
     let passed = match message.cmsgs()?.next() {
-        // SAFETY: just received, and nobody else's.
+        // SAFETY: received above, and nobody else has it.
         Some(ControlMessageOwned::ScmRights(fds)) => Some(unsafe { OwnedFd::from_raw_fd(fds[0]) }),
         _ => None,
     };
@@ -82,7 +83,7 @@ pub(crate) fn pair() -> nix::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Forked {
-    /// Forks a child that tries all on these files.
+    /// Forks a child that tries every call on these files.
     pub(crate) fn new<'a>(
         files: impl Iterator<Item = &'a OwnedFd>,
         buffer: u64,
@@ -90,8 +91,8 @@ impl Forked {
         let (ours, theirs) = pair()?;
         let ours_in_child = ours.as_raw_fd();
         let child = Child::fork(|| {
-            // SAFETY: the child's copy, which it has no other use for; or our leaving would not be
-            // its end.
+            // SAFETY: the child's copy, which it does not use otherwise. An open copy would keep
+            // the child alive after this process has exited.
             unsafe { libc::close(ours_in_child) };
             let mut refused = true;
             for fd in files {
@@ -106,24 +107,24 @@ impl Forked {
         Ok(this)
     }
 
-    /// Whether all that the child tried last was refused.
+    /// Returns whether the driver refused all calls that the child has just tried.
     pub(crate) fn was_refused(&self) -> bool {
         matches!(receive(&self.socket), Ok(Some((1, _))))
     }
 
-    /// Has the child drop its copy of the arena.
+    /// Makes the child drop its copy of the arena.
     pub(crate) fn drop_pages(&self) -> bool {
         send(&self.socket, DROP, None).is_ok() && self.was_refused()
     }
 
-    /// Has the child try all on this file.
+    /// Makes the child try every call on this file.
     pub(crate) fn tries(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
         send(&self.socket, TRY, Some(&fd.try_clone_to_owned()?))?;
         Ok(self.was_refused())
     }
 }
 
-/// The child's life after its first tries.
+/// Runs the child after its first calls.
 fn serve(socket: &OwnedFd, mut right: bool, buffer: u64) -> bool {
     loop {
         if send(socket, u8::from(right), None).is_err() {

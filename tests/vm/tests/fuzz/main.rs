@@ -1,8 +1,8 @@
-//! A model-based fuzzer of the driver: random steps, each compared with what a reference model in Rust
-//! says must come of it. Needs /dev/ummunotify; `cargo xtask test` runs it in its VM.
+//! A model-based fuzzer of the driver. It takes random steps and compares each result with that of
+//! a reference model in Rust. Needs /dev/ummunotify; `cargo xtask test` runs it in its VM.
 //!
-//! `REGCACHE_FUZZ_OPS` says how many steps, `REGCACHE_FUZZ_SEED` which. Each failure names the seed
-//! that leads to it at once.
+//! `REGCACHE_FUZZ_OPS` sets the number of steps and `REGCACHE_FUZZ_SEED` the seed. Each failure
+//! names the seed that leads to it directly.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod child;
@@ -24,15 +24,16 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use op::Sequences;
 use run::World;
 
-/// Steps in a sequence.
+/// The steps of a sequence.
 const SEQUENCE: usize = 400;
-/// Steps under one seed.
+/// The steps under one seed.
 const PER_SEED: u64 = 20_000;
 
-/// The tests fork, which makes pages of other threads shared, and use the same addresses.
+/// Runs one test at a time: a fork makes pages of other threads shared, and the tests use the same
+/// addresses.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// The number in this variable.
+/// Reads a number from this variable.
 fn number(variable: &str) -> Option<u64> {
     let text = env::var(variable).ok()?;
     Some(text.parse().unwrap())
@@ -50,7 +51,7 @@ fn seed() -> u64 {
     number("REGCACHE_FUZZ_SEED").unwrap_or_else(clock)
 }
 
-/// Prints whether or not the test passes.
+/// Prints a line, also if the test passes.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "fuzz: {line}");
 }
@@ -67,8 +68,8 @@ fn one_per_line<T: Debug>(items: &[T]) -> String {
     items.iter().map(|item| format!("    {item:?}\n")).collect()
 }
 
-/// Runs about so many steps drawn from this seed; how many they were. Panics with the shortest
-/// sequence found to fail.
+/// Runs about this many steps from this seed, and returns their number. Panics with the shortest
+/// failing sequence that it finds.
 fn run_seed(seed: u64, steps: u64) -> u64 {
     let config = Config {
         cases: u32::try_from(steps.div_ceil(SEQUENCE as u64)).unwrap(),
@@ -102,7 +103,7 @@ fn run_seed(seed: u64, steps: u64) -> u64 {
     }
 }
 
-/// Pages of one size only, as the model has them.
+/// Disables huge pages, since the model has pages of one size.
 fn small_pages() {
     // SAFETY: no memory is involved.
     let set = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };

@@ -1,12 +1,12 @@
-//! The reference: what a file of the driver must say, and which invalidations an operation on
-//! memory makes.
+//! The reference model: the reports of a file of the driver, and the invalidations of an operation
+//! on memory.
 //!
 //! [`Watch`] is the driver's documentation in code. It is exact, given the invalidations.
 //!
-//! [`Arena`] predicts those. Where their number is the kernel's business and not promised to
-//! anybody, it gives bounds: whether two mappings side by side are one to the kernel, how often a
-//! move invalidates the old place, whether a page that a dead child had is copied once more. What
-//! the counter then shows narrows it down for all files alike.
+//! [`Arena`] predicts the invalidations. Some numbers are up to the kernel, and the model gives
+//! bounds for them: whether two adjacent mappings are merged, how often a move invalidates the old
+//! place, whether a page that a dead child had is copied once more. The counter then narrows the
+//! bounds for all files.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,12 +16,12 @@ use regcache::monitor::abi::{self, Event};
 use crate::op::{Access, Run};
 
 pub(crate) const PAGE: u64 = 4096;
-/// Pages in the arena.
+/// The pages of the arena.
 pub(crate) const PAGES: usize = 24;
-/// Its first address: far from where the kernel puts mappings of its own choice.
+/// Its first address, far from the addresses that the kernel chooses.
 pub(crate) const BASE: u64 = 0x5000_0000_0000;
 
-/// Bytes from `start` to before `end`; never empty.
+/// The bytes from `start` up to `end`, which are never none.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) start: u64,
@@ -55,10 +55,10 @@ impl From<Run> for Span {
     }
 }
 
-/// Invalidations that an operation makes.
+/// The invalidations of one operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Invalidation {
-    /// Of the same bytes, so many times.
+    /// The same bytes, this many times.
     Times { span: Span, least: u64, most: u64 },
     /// One for each mapping in a run of pages.
     PerMapping(Mappings),
@@ -74,19 +74,20 @@ impl Invalidation {
     }
 }
 
-/// Some pages, and where one mapping ends and the next begins: bit i is between pages i - 1 and i.
+/// Some pages, and the boundaries of their mappings. Bit i is the boundary between pages i - 1 and
+/// i.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mappings {
     run: Run,
     mapped: u32,
-    /// Where a boundary is for certain.
+    /// The certain boundaries.
     certain: u32,
-    /// Where a boundary may be.
+    /// The possible boundaries.
     possible: u32,
 }
 
 impl Mappings {
-    /// The mappings if these are the boundaries.
+    /// Returns the mappings between these boundaries.
     fn between(self, boundaries: u32) -> impl Iterator<Item = Span> {
         let end = self.run.first + self.run.pages;
         let mut page = self.run.first;
@@ -106,33 +107,33 @@ impl Mappings {
     }
 }
 
-/// What a page table entry of the arena holds.
+/// The content of a page table entry of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Page {
     /// Nothing.
     Absent,
-    /// The zero page, from a read.
+    /// The zero page, after a read.
     Zero,
-    /// A page, which the children in `sharers` have too; `left` if another had it and is gone.
+    /// A page that the children in `sharers` have too. `left` if a child that is gone had it.
     Own { sharers: u8, left: bool },
 }
 
-/// The memory operated on.
+/// The memory that the steps change.
 #[derive(Debug)]
 pub(crate) struct Arena {
     access: [Option<Access>; PAGES],
     page: [Page; PAGES],
-    /// Bit i: pages i - 1 and i are in one mapping, for certain.
+    /// Bit i is set if pages i - 1 and i are in one mapping for certain.
     joined: u32,
 }
 
-/// The bits from `first` to before `end`.
+/// The bits from `first` up to `end`.
 fn bits(first: usize, end: usize) -> u32 {
     ((1 << end) - 1) & !((1 << first) - 1)
 }
 
 impl Arena {
-    /// With nothing mapped.
+    /// Makes an arena with nothing mapped.
     pub(crate) fn new() -> Self {
         Self {
             access: [None; PAGES],
@@ -151,7 +152,14 @@ impl Arena {
             .any(Option::is_some)
     }
 
-    /// True if they are in one mapping for certain.
+    /// Returns true if each byte is mapped, and may be accessed.
+    pub(crate) fn is_backed(&self, span: Span) -> bool {
+        let page = |address: u64| ((address - BASE) / PAGE) as usize;
+        (page(span.start)..=page(span.end - 1))
+            .all(|page| !matches!(self.access(page), None | Some(Access::Nothing)))
+    }
+
+    /// Returns true if the pages are in one mapping for certain.
     pub(crate) fn is_one_mapping(&self, run: Run) -> bool {
         let inner = bits(run.first + 1, run.first + run.pages);
         self.access[run.first].is_some() && self.joined & inner == inner
@@ -175,7 +183,7 @@ impl Arena {
         }
     }
 
-    /// What is mapped there no longer is.
+    /// Removes the pages of a run.
     fn clear(&mut self, run: Run) {
         let end = run.first + run.pages;
         self.access[run.first..end].fill(None);
@@ -183,23 +191,23 @@ impl Arena {
         self.joined &= !bits(run.first, end + 1);
     }
 
-    /// munmap; also the first half of mmap and mremap onto something. One invalidation of all of
-    /// it, if anything is mapped in it.
+    /// munmap, which is also the first half of mmap and mremap onto a mapping. It makes one
+    /// invalidation of the whole run, if anything is mapped in it.
     pub(crate) fn unmap(&mut self, run: Run) -> Option<Invalidation> {
-        let hit = self
+        let met = self
             .any_mapped(run)
             .then(|| Invalidation::once(Span::from(run)));
         self.clear(run);
-        hit
+        met
     }
 
     /// mmap with MAP_FIXED.
     pub(crate) fn map(&mut self, run: Run, access: Access) -> Option<Invalidation> {
-        let hit = self.unmap(run);
+        let met = self.unmap(run);
         let end = run.first + run.pages;
         self.access[run.first..end].fill(Some(access));
         self.joined |= bits(run.first + 1, end);
-        hit
+        met
     }
 
     /// A read or write access, which must be allowed.
@@ -223,7 +231,7 @@ impl Arena {
                         sharers: 0,
                         left: false,
                     } => None,
-                    // The kernel copies it again if somebody still holds on to it for a moment.
+                    // The kernel copies the page again if it is still referenced for a moment.
                     Page::Own {
                         sharers: 0,
                         left: true,
@@ -238,7 +246,7 @@ impl Arena {
         }
     }
 
-    /// True if the kernel may copy the page or not when it is written.
+    /// Returns true if the kernel is free to copy the page when it is written.
     pub(crate) fn may_be_copied(&self, page: usize) -> bool {
         let left = Page::Own {
             sharers: 0,
@@ -247,7 +255,8 @@ impl Arena {
         self.page.get(page) == Some(&left)
     }
 
-    /// madvise with MADV_DONTNEED, or MADV_FREE if it keeps the pages. True if it meets no hole.
+    /// madvise with MADV_DONTNEED, or with MADV_FREE, which keeps the pages. Returns true if it
+    /// meets no hole.
     pub(crate) fn advise(&mut self, run: Run, keep: bool) -> (Invalidation, bool) {
         let mappings = self.mappings(run);
         let end = run.first + run.pages;
@@ -261,14 +270,14 @@ impl Arena {
         )
     }
 
-    /// mprotect, which goes as far as the first hole. True if there is none.
+    /// mprotect, which stops at the first hole. Returns true if there is none.
     pub(crate) fn protect(&mut self, run: Run, access: Access) -> bool {
         let end = run.first + run.pages;
         let hole = (run.first..end).find(|&page| self.access[page].is_none());
         let end = hole.unwrap_or(end);
         let before = self.access;
         self.access[run.first..end].fill(Some(access));
-        // A mapping is only cut where it changes; two that become alike may become one.
+        // A mapping is cut only where its protection changes. Two equal mappings may be merged.
         for edge in [run.first, end] {
             let changed = |page: usize| before[page] != self.access[page];
             if edge < PAGES && (changed(edge) || edge > 0 && changed(edge - 1)) {
@@ -278,7 +287,7 @@ impl Arena {
         hole.is_none()
     }
 
-    /// How many free pages follow, up to the arena's end.
+    /// Returns how many free pages follow, up to the end of the arena.
     pub(crate) fn free_after(&self, run: Run) -> usize {
         let end = run.first + run.pages;
         self.access[end..]
@@ -331,7 +340,7 @@ impl Arena {
         } else {
             self.clear(kept);
         }
-        // Taking the pages away, and then the mapping.
+        // First the pages are moved, then the mapping is removed.
         let from = Invalidation::Times {
             span: Span::from(kept),
             least: 1,
@@ -340,7 +349,7 @@ impl Arena {
         [onto, tail, Some(from)]
     }
 
-    /// A child has all pages too.
+    /// Adds a child, which shares all pages.
     pub(crate) fn fork(&mut self, child: usize) {
         for page in &mut self.page {
             if let Page::Own { sharers, .. } = page {
@@ -349,7 +358,7 @@ impl Arena {
         }
     }
 
-    /// And has them no more.
+    /// Removes a child.
     pub(crate) fn child_leaves(&mut self, child: usize) {
         for page in &mut self.page {
             if let Page::Own { sharers, left } = page
@@ -362,12 +371,12 @@ impl Arena {
     }
 }
 
-/// How often a range was hit since it was last reported.
+/// How often a range was invalidated since its last report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hits {
+enum Pending {
     Not,
     Once(Span),
-    /// Once there, or more often.
+    /// Once at these bytes, or more often.
     OnceOrOften(Span),
     Often,
 }
@@ -376,32 +385,50 @@ enum Hits {
 struct Region {
     span: Span,
     cookie: u64,
-    hits: Hits,
+    pending: Pending,
 }
 
 /// An open file.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// By start, and those with the same start as they were registered.
+    /// The regions by start, and in the order of registration for the same start.
     regions: Vec<Region>,
-    /// Cookies of the ranges to report, oldest hit first.
-    queue: VecDeque<u64>,
+    /// The ranges to report, in the order of their first invalidations.
+    queue: VecDeque<Queued>,
+    /// The number of the latest invalidation that was marked.
+    turn: u64,
     last_owed: bool,
     pub(crate) counter: u64,
     /// EXCHANGE_FEATURES is no longer possible.
     pub(crate) used: bool,
-    /// Taken off the queue, on their way to a buffer.
-    picked: Vec<(u64, Hits)>,
+    /// The reports that were taken off the queue and are on their way to a buffer.
+    picked: Vec<(Queued, Pending)>,
 }
 
-/// What a read must deliver.
+/// A range that waits to be reported.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    cookie: u64,
+    start: u64,
+    /// The invalidation that queued the range. Ranges with one start that it queued tie: their
+    /// reports may come in any order.
+    turn: u64,
+}
+
+impl Queued {
+    fn ties(self, other: Self) -> bool {
+        (self.start, self.turn) == (other.start, other.turn)
+    }
+}
+
+/// The events that a read must deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery {
-    /// Events in all.
+    /// The number of events.
     pub(crate) events: usize,
     /// The last of them is LAST, with this counter.
     last: Option<u64>,
-    /// What was owed before.
+    /// The state before the read.
     last_was_owed: bool,
 }
 
@@ -410,6 +437,7 @@ impl Watch {
         Self {
             regions: Vec::with_capacity(32),
             queue: VecDeque::with_capacity(32),
+            turn: 0,
             last_owed: false,
             counter: 0,
             used: false,
@@ -421,7 +449,7 @@ impl Watch {
         !self.queue.is_empty() || self.last_owed
     }
 
-    /// False if the cookie is in use.
+    /// Returns false if the cookie is in use.
     pub(crate) fn register(&mut self, span: Span, cookie: u64) -> bool {
         if self.regions.iter().any(|region| region.cookie == cookie) {
             return false;
@@ -429,16 +457,23 @@ impl Watch {
         let after = self
             .regions
             .partition_point(|region| region.span.start <= span.start);
-        let hits = Hits::Not;
-        self.regions.insert(after, Region { span, cookie, hits });
+        let pending = Pending::Not;
+        self.regions.insert(
+            after,
+            Region {
+                span,
+                cookie,
+                pending,
+            },
+        );
         true
     }
 
-    /// False if there is no such cookie.
+    /// Returns false if there is no such cookie.
     pub(crate) fn unregister(&mut self, cookie: u64) -> bool {
         let known = self.regions.len();
         self.regions.retain(|region| region.cookie != cookie);
-        self.queue.retain(|&queued| queued != cookie);
+        self.queue.retain(|queued| queued.cookie != cookie);
         self.regions.len() < known
     }
 
@@ -448,7 +483,7 @@ impl Watch {
             .any(|region| region.span.meet(span).is_some())
     }
 
-    /// By how much these raise the counter, at least and at most.
+    /// Returns the least and the most by which these invalidations raise the counter.
     pub(crate) fn raised_by(&self, made: &[Invalidation]) -> (u64, u64) {
         let (mut least, mut most) = (0, 0);
         for invalidation in made {
@@ -463,21 +498,21 @@ impl Watch {
                 }
                 Invalidation::Times { .. } => {}
                 Invalidation::PerMapping(all) => {
-                    let hitting = |boundaries| {
-                        let hit = all.between(boundaries).filter(|&span| self.watches(span));
-                        hit.count() as u64
+                    let mappings_met = |boundaries| {
+                        let met = all.between(boundaries).filter(|&span| self.watches(span));
+                        met.count() as u64
                     };
-                    least += hitting(all.certain);
-                    most += hitting(all.possible);
+                    least += mappings_met(all.certain);
+                    most += mappings_met(all.possible);
                 }
             }
         }
         (least, most)
     }
 
-    /// The cookies that these hit for certain.
-    pub(crate) fn hit_by(&self, made: &[Invalidation]) -> Vec<u64> {
-        let hits = |region: &&Region| {
+    /// Returns the cookies of the ranges that these invalidations meet for certain.
+    pub(crate) fn met_by(&self, made: &[Invalidation]) -> Vec<u64> {
+        let pending = |region: &&Region| {
             made.iter().any(|invalidation| match *invalidation {
                 Invalidation::Times { span, least, .. } => {
                     least > 0 && region.span.meet(span).is_some()
@@ -488,17 +523,16 @@ impl Watch {
                 }
             })
         };
-        let hit = self.regions.iter().filter(hits);
-        hit.map(|region| region.cookie).collect()
+        let met = self.regions.iter().filter(pending);
+        met.map(|region| region.cookie).collect()
     }
 
     pub(crate) fn cookies(&self) -> impl ExactSizeIterator<Item = u64> {
         self.regions.iter().map(|region| region.cookie)
     }
 
-    /// Takes note of invalidations, in their order, after which the counter was found raised by so
-    /// much. At most one is of uncertain number; tells how often that was, if anything is watched
-    /// there.
+    /// Records invalidations in their order, after which the counter had risen by this amount. At
+    /// most one of them has an uncertain number. Returns that number, if anything is watched there.
     pub(crate) fn invalidate(
         &mut self,
         made: &[Invalidation],
@@ -522,11 +556,11 @@ impl Watch {
                         found = Some(times);
                     }
                     for _ in 0..times {
-                        self.hit(|region| region.meet(span).map(Hits::Once));
+                        self.mark(|region| region.meet(span).map(Pending::Once));
                     }
                 }
                 Invalidation::Times { .. } => {}
-                Invalidation::PerMapping(all) => self.hit(|region| {
+                Invalidation::PerMapping(all) => self.mark(|region| {
                     let mut certain = all
                         .between(all.certain)
                         .filter_map(|span| region.meet(span));
@@ -535,12 +569,12 @@ impl Watch {
                         .between(all.possible)
                         .filter(|&span| region.meet(span).is_some());
                     if certain.next().is_some() {
-                        Some(Hits::Often)
+                        Some(Pending::Often)
                     } else if possible.count() == 1 {
-                        Some(Hits::Once(first))
+                        Some(Pending::Once(first))
                     } else {
-                        // If it was one, then one for all of `first`.
-                        Some(Hits::OnceOrOften(first))
+                        // A single invalidation covered all of `first`.
+                        Some(Pending::OnceOrOften(first))
                     }
                 }),
             }
@@ -548,16 +582,21 @@ impl Watch {
         Ok(found)
     }
 
-    fn hit(&mut self, hits: impl Fn(Span) -> Option<Hits>) {
+    fn mark(&mut self, pending: impl Fn(Span) -> Option<Pending>) {
+        self.turn += 1;
         for region in &mut self.regions {
-            let Some(hits) = hits(region.span) else {
+            let Some(pending) = pending(region.span) else {
                 continue;
             };
-            if region.hits == Hits::Not {
-                region.hits = hits;
-                self.queue.push_back(region.cookie);
+            if region.pending == Pending::Not {
+                region.pending = pending;
+                self.queue.push_back(Queued {
+                    cookie: region.cookie,
+                    start: region.span.start,
+                    turn: self.turn,
+                });
             } else {
-                region.hits = Hits::Often;
+                region.pending = Pending::Often;
             }
         }
     }
@@ -568,7 +607,7 @@ impl Watch {
             .find(|region| region.cookie == cookie)
     }
 
-    /// What a read with room for so many must deliver.
+    /// Returns the events that a read with room for this many must deliver.
     pub(crate) fn due(&self, max: usize) -> Delivery {
         let reports = self.queue.len().min(max);
         let last = reports < max && (reports > 0 || self.last_owed);
@@ -579,17 +618,17 @@ impl Watch {
         }
     }
 
-    /// So many of them are on their way.
+    /// Takes this many of them off the queue.
     pub(crate) fn pick_up(&mut self, due: Delivery, events: usize) {
         let reports = events - usize::from(due.last.is_some() && events == due.events);
         self.picked.clear();
         for _ in 0..reports {
-            let Some(cookie) = self.queue.pop_front() else {
+            let Some(queued) = self.queue.pop_front() else {
                 break;
             };
-            if let Some(region) = self.region(cookie) {
-                let hits = std::mem::replace(&mut region.hits, Hits::Not);
-                self.picked.push((cookie, hits));
+            if let Some(region) = self.region(queued.cookie) {
+                let pending = std::mem::replace(&mut region.pending, Pending::Not);
+                self.picked.push((queued, pending));
             }
         }
         if events > reports {
@@ -599,10 +638,31 @@ impl Watch {
         }
     }
 
-    /// They have arrived as these.
+    /// Puts the range with this cookie in place `i` of the picked reports, if the two tie.
+    fn pick_instead(&mut self, i: usize, cookie: u64) {
+        let (expected, pending) = self.picked[i];
+        let fits = |it: &Queued| it.cookie == cookie && it.ties(expected);
+        if let Some(other) = (i..self.picked.len()).find(|&j| fits(&self.picked[j].0)) {
+            self.picked.swap(i, other);
+        } else if let Some(other) = self.queue.iter().position(fits) {
+            let came = std::mem::replace(&mut self.queue[other], expected);
+            if let Some(region) = self.region(expected.cookie) {
+                region.pending = pending;
+            }
+            if let Some(region) = self.region(cookie) {
+                let pending = std::mem::replace(&mut region.pending, Pending::Not);
+                self.picked[i] = (came, pending);
+            }
+        }
+    }
+
+    /// Checks the events that have arrived.
     pub(crate) fn arrived(&mut self, due: Delivery, events: &[Event]) -> Result<(), String> {
         for (i, &event) in events.iter().enumerate() {
-            let Some(&(cookie, hits)) = self.picked.get(i) else {
+            if i < self.picked.len() {
+                self.pick_instead(i, event.user_cookie_counter);
+            }
+            let Some(&(Queued { cookie, .. }, pending)) = self.picked.get(i) else {
                 let last = Event {
                     kind: abi::LAST,
                     flags: 0,
@@ -626,15 +686,15 @@ impl Watch {
                 user_cookie_counter: cookie,
             };
             let often = report(0, region.span);
-            let right = match hits {
-                Hits::Not => false,
-                Hits::Once(span) => event == report(abi::HINT, span),
-                Hits::OnceOrOften(span) => event == often || event == report(abi::HINT, span),
-                Hits::Often => event == often,
+            let right = match pending {
+                Pending::Not => false,
+                Pending::Once(span) => event == report(abi::HINT, span),
+                Pending::OnceOrOften(span) => event == often || event == report(abi::HINT, span),
+                Pending::Often => event == often,
             };
             if !right {
                 return Err(format!(
-                    "event {i} is {event:x?}, of cookie {cookie:#x} watching {:?} and hit {hits:?}",
+                    "event {i} is {event:x?}, of cookie {cookie:#x} watching {:?} and pending {pending:?}",
                     region.span
                 ));
             }
@@ -642,17 +702,17 @@ impl Watch {
         Ok(())
     }
 
-    /// The buffer could not be written: they have not arrived.
+    /// Puts the events back, since the buffer could not be written.
     pub(crate) fn put_back(&mut self, due: Delivery) {
-        while let Some((cookie, hits)) = self.picked.pop() {
-            let Some(region) = self.region(cookie) else {
+        while let Some((queued, pending)) = self.picked.pop() {
+            let Some(region) = self.region(queued.cookie) else {
                 continue;
             };
-            if region.hits == Hits::Not {
-                region.hits = hits;
-                self.queue.push_front(cookie);
+            if region.pending == Pending::Not {
+                region.pending = pending;
+                self.queue.push_front(queued);
             } else {
-                region.hits = Hits::Often;
+                region.pending = Pending::Often;
             }
         }
         self.last_owed = due.last_was_owed;

@@ -1,7 +1,7 @@
-//! What the fuzzer may do, and how often it does it.
+//! The steps of the fuzzer, and their frequencies.
 //!
-//! Steps are drawn by a strategy of our own: proptest's unions of unions take a hundred times as long
-//! as the steps themselves, under emulation.
+//! A strategy of this module draws the steps. Under emulation, proptest's unions of unions take a
+//! hundred times as long as the steps themselves.
 
 use proptest::prelude::Rng;
 use proptest::strategy::{NewTree, Strategy, ValueTree};
@@ -9,9 +9,9 @@ use proptest::test_runner::TestRunner;
 
 use crate::model::{BASE, PAGE, PAGES, Span};
 
-/// How many files may be open at a time.
+/// The most open files.
 pub(crate) const FILES: usize = 3;
-/// How many forked children may live at a time.
+/// The most live children.
 pub(crate) const CHILDREN: usize = 2;
 
 /// Consecutive pages of the arena.
@@ -21,7 +21,7 @@ pub(crate) struct Run {
     pub(crate) pages: usize,
 }
 
-/// What a mapping allows.
+/// The protection of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     Nothing,
@@ -29,26 +29,39 @@ pub(crate) enum Access {
     Write,
 }
 
-/// Arguments of a registration that the driver refuses.
+/// Bad arguments of a registration, which the driver refuses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadRange {
-    /// Its end is its start.
-    Empty,
-    /// Its end is below its start.
+    /// The end is below the start.
     Backwards,
-    /// Its end is beyond the address space.
+    /// The end is beyond the address space.
     TooHigh,
-    /// In the kernel's half.
+    /// The range is in the kernel's half.
     Kernels,
-    /// Ends at the last address there is.
+    /// The range ends at the last address.
     Endless,
-    /// This bit of the flags is set, which is not one that is known.
-    Flag(u8),
     /// The structure cannot be read.
     Pointer,
 }
 
-/// A mapping of the counter page that is refused.
+/// Bad arguments of the extended registration, which the driver refuses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum BadRegister2 {
+    /// This unknown bit of the flags is set.
+    Flag(u8),
+    /// The structure is shorter than the first version.
+    Short(u8),
+    /// The structure is longer than the driver knows, and this byte of the rest is not 0.
+    Tail(u8),
+    /// The structure is longer than a page.
+    Huge,
+    /// The end is below the start.
+    Backwards,
+    /// The structure cannot be read.
+    Pointer,
+}
+
+/// A mapping of the counter page that the driver refuses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadMapping {
     TwoPages,
@@ -57,10 +70,10 @@ pub(crate) enum BadMapping {
     PrivateWritable,
 }
 
-/// One step. A file, child or mapping that is not there makes it do nothing.
+/// One step. It does nothing if its file, child or mapping does not exist.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
-    /// Opens a file, and asks for features so often.
+    /// Opens a file, and asks for features this often.
     Open {
         file: usize,
         exchanges: u8,
@@ -72,11 +85,27 @@ pub(crate) enum Op {
         file: usize,
         mask: u32,
     },
+    /// With junk in `flags` and `reserved`.
     Register {
         file: usize,
         span: Span,
         cookie: u64,
-        reserved: u32,
+        junk: u64,
+        /// The end is given as the start, which watches the first byte.
+        empty: bool,
+    },
+    /// By the extended call, in a structure that has so many bytes of zeroes more.
+    Register2 {
+        file: usize,
+        span: Span,
+        cookie: u64,
+        must_be_backed: bool,
+        longer: u8,
+    },
+    Register2Bad {
+        file: usize,
+        bad: BadRegister2,
+        cookie: u64,
     },
     RegisterBad {
         file: usize,
@@ -91,18 +120,18 @@ pub(crate) enum Op {
     UnregisterNowhere {
         file: usize,
     },
-    /// An ioctl that there is not.
+    /// An unknown ioctl.
     Unknown {
         file: usize,
         number: u8,
     },
-    /// A read of `bytes`, into a buffer of which so many can be written.
+    /// A read of `bytes` into a buffer that can be written only in part.
     Read {
         file: usize,
         bytes: usize,
         room: usize,
     },
-    /// A read into the arena itself, which begins so many events before the end of the page.
+    /// A read into the arena itself, which begins this many events before the end of the page.
     ReadIntoArena {
         file: usize,
         page: usize,
@@ -118,18 +147,18 @@ pub(crate) enum Op {
         file: usize,
         on: bool,
     },
-    /// One descriptor more for the file; calls go through them in turn.
+    /// Duplicates the file descriptor; calls use the descriptors in turn.
     Dup {
         file: usize,
     },
-    /// As `Dup`, through a socket.
+    /// Duplicates the file descriptor through a socket.
     PassToSelf {
         file: usize,
     },
     CloseDup {
         file: usize,
     },
-    /// One mapping more of the counter.
+    /// Maps the counter once more.
     MapCounter {
         file: usize,
     },
@@ -140,11 +169,11 @@ pub(crate) enum Op {
         file: usize,
         bad: BadMapping,
     },
-    /// mprotect and mremap that would make more of the counter page.
+    /// mprotect and mremap that would make the counter page writable or larger.
     AbuseCounter {
         file: usize,
     },
-    /// A child that tries every call on every file, and lives on with its copy of the arena.
+    /// Forks a child that tries every call on every file, and lives on with its copy of the arena.
     Fork {
         child: usize,
         keep: bool,
@@ -153,7 +182,7 @@ pub(crate) enum Op {
     ChildDrops {
         child: usize,
     },
-    /// The child is sent a descriptor, and tries every call on it.
+    /// Sends the child a file descriptor, on which it tries every call.
     PassToChild {
         child: usize,
         file: usize,
@@ -192,7 +221,7 @@ pub(crate) enum Op {
         run: Run,
         new_pages: usize,
     },
-    /// mremap to another address, of `new_pages` at most as many.
+    /// mremap to another address, with at most as many pages.
     Move {
         run: Run,
         to: usize,
@@ -201,7 +230,7 @@ pub(crate) enum Op {
     },
 }
 
-/// Draws from a seed; splitmix64.
+/// Draws random numbers from a seed by splitmix64.
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);
 
@@ -217,17 +246,17 @@ impl Dice {
         mixed ^ mixed >> 31
     }
 
-    /// Less than `n`.
+    /// Draws a number below `n`.
     pub(crate) fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.bits()) * n as u128) >> 64) as usize
     }
 
-    /// True so many times of a hundred.
+    /// Draws true with this percentage.
     pub(crate) fn percent(&mut self, n: usize) -> bool {
         self.below(100) < n
     }
 
-    /// One of these, each so often as its weight says.
+    /// Draws one of these by their weights.
     fn pick<T: Copy>(&mut self, from: &[(usize, T)]) -> T {
         let mut at = self.below(from.iter().map(|(weight, _)| weight).sum());
         for &(weight, value) in from {
@@ -259,13 +288,13 @@ impl Dice {
         self.pick(&[(6, Access::Write), (1, Access::Read), (1, Access::Nothing)])
     }
 
-    /// Few, so that they collide.
+    /// Draws a cookie out of few, so that cookies collide.
     fn cookie(&mut self) -> u64 {
         let common = self.below(24) as u64;
         self.pick(&[(20, common), (1, u64::MAX), (1, 1 << 63)])
     }
 
-    /// Of whole pages mostly, but bytes will do.
+    /// Draws a range, mostly of whole pages.
     fn span(&mut self) -> Span {
         let edges = [(6, 0), (1, 1), (1, PAGE - 1)];
         let start = BASE + self.page() as u64 * PAGE + self.pick(&edges);
@@ -277,15 +306,25 @@ impl Dice {
     }
 
     fn bad_range(&mut self) -> BadRange {
-        let flag = BadRange::Flag(1 + self.below(31) as u8);
         self.pick(&[
-            (1, BadRange::Empty),
             (1, BadRange::Backwards),
             (1, BadRange::TooHigh),
             (1, BadRange::Kernels),
             (1, BadRange::Endless),
-            (1, flag),
             (1, BadRange::Pointer),
+        ])
+    }
+
+    fn bad_register2(&mut self) -> BadRegister2 {
+        let flag = BadRegister2::Flag(2 + self.below(30) as u8);
+        let (short, tail) = (self.below(32) as u8, self.below(256) as u8);
+        self.pick(&[
+            (1, flag),
+            (1, BadRegister2::Short(short)),
+            (1, BadRegister2::Tail(tail)),
+            (1, BadRegister2::Huge),
+            (1, BadRegister2::Backwards),
+            (1, BadRegister2::Pointer),
         ])
     }
 
@@ -329,7 +368,7 @@ impl Dice {
         }
     }
 
-    /// A step on some of these pages, by a thread whose they are.
+    /// Draws a step on some of these pages, for the thread that owns them.
     pub(crate) fn on_pages(&mut self, run: Run) -> Op {
         match self.below(100) {
             0..40 => Op::Touch {
@@ -352,11 +391,24 @@ impl Dice {
     fn on_ranges(&mut self) -> Op {
         let (file, cookie) = (self.file(), self.cookie());
         match self.below(91) {
-            0..60 => Op::Register {
+            0..30 => Op::Register {
                 file,
                 span: self.span(),
                 cookie,
-                reserved: self.bits() as u32,
+                junk: self.bits(),
+                empty: self.percent(10),
+            },
+            30..56 => Op::Register2 {
+                file,
+                span: self.span(),
+                cookie,
+                must_be_backed: self.percent(50),
+                longer: self.pick(&[(3, 0), (1, 8), (1, 255)]),
+            },
+            56..60 => Op::Register2Bad {
+                file,
+                bad: self.bad_register2(),
+                cookie,
             },
             60..80 => Op::Unregister { file, cookie },
             80..88 => Op::RegisterBad {
@@ -423,7 +475,7 @@ impl Dice {
         }
     }
 
-    /// What takes long, and is rare therefore.
+    /// Draws a slow step, which is rare.
     fn on_processes(&mut self) -> Op {
         let child = self.below(CHILDREN);
         match self.below(10) {
@@ -441,7 +493,7 @@ impl Dice {
         }
     }
 
-    /// Any step.
+    /// Draws any step.
     fn op(&mut self) -> Op {
         match self.below(1000) {
             0..500 => self.on_memory(),
@@ -453,7 +505,7 @@ impl Dice {
     }
 }
 
-/// Sequences of so many steps.
+/// A strategy of sequences of this many steps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sequences {
     pub(crate) steps: usize,
@@ -480,10 +532,10 @@ impl Strategy for Sequences {
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     ops: Vec<Op>,
-    /// How many steps to try without next, and where.
+    /// The number of steps to leave out next, and their place.
     chunk: usize,
     at: usize,
-    /// Something was left out since the chunk is so large.
+    /// Whether something was left out at this size.
     shortened: bool,
     before: Option<Vec<Op>>,
 }
@@ -515,13 +567,13 @@ impl ValueTree for Sequence {
         self.ops.clone()
     }
 
-    /// It still fails: leave out more.
+    /// The sequence still fails, so leave out more.
     fn simplify(&mut self) -> bool {
         self.shortened |= self.before.take().is_some();
         self.next()
     }
 
-    /// It does not fail any more: put back what was left out, and leave out something else.
+    /// The sequence passes, so put the steps back and leave out others.
     fn complicate(&mut self) -> bool {
         let Some(before) = self.before.take() else {
             return false;

@@ -1,18 +1,18 @@
-//! A sequence of steps on the driver and on the model, compared after each.
+//! Runs a sequence of steps on the driver and on the model, and compares the two after each step.
 
 use std::fmt::Debug;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use regcache::monitor::abi::{Event, Register};
+use regcache::monitor::abi::{self, Event, Register, Register2};
 use regcache_tests_vm::Child;
 
 use crate::child::{self, Forked};
 use crate::model::{Arena, BASE, Invalidation, PAGE, PAGES, Span, Watch};
-use crate::op::{Access, BadMapping, BadRange, CHILDREN, FILES, Op, Run};
+use crate::op::{Access, BadMapping, BadRange, BadRegister2, CHILDREN, FILES, Op, Run};
 use crate::sys::{self, Counter};
 
-/// Pages that can be written, and behind each one that cannot.
+/// Pages that can be written, each with a page behind it that cannot.
 pub(crate) const BUFFER: u64 = BASE - 0x1000_0000;
 const BUFFERS: u64 = 4;
 
@@ -33,7 +33,7 @@ pub(crate) fn prepare() -> Check {
     Ok(())
 }
 
-/// What went wrong.
+/// Formats the failure of a call.
 pub(crate) type Check = Result<(), String>;
 
 macro_rules! ensure {
@@ -46,7 +46,7 @@ macro_rules! ensure {
 
 pub(crate) use ensure;
 
-/// That a call said what the model says.
+/// Checks that a call and the model have the same result.
 pub(crate) fn same<T: Debug + PartialEq>(call: &str, said: &T, expected: &T) -> Check {
     ensure!(said == expected, "{call} said {said:?}, not {expected:?}");
     Ok(())
@@ -59,7 +59,7 @@ pub(crate) fn failed<E: Debug>(call: &'static str) -> impl Fn(E) -> String {
 /// An open file, real and modelled.
 pub(crate) struct File {
     pub(crate) watch: Watch,
-    /// Its descriptors; the first is where it was opened.
+    /// Its file descriptors, the first of which opened it.
     fds: Vec<OwnedFd>,
     turn: usize,
     counter: Counter,
@@ -86,13 +86,13 @@ impl File {
         })
     }
 
-    /// One of its descriptors, each in turn.
+    /// Returns one of its file descriptors, each in turn.
     pub(crate) fn fd(&mut self) -> &OwnedFd {
         self.turn = (self.turn + 1) % self.fds.len();
         &self.fds[self.turn]
     }
 
-    /// Tells the model what was invalidated, and looks at the counter.
+    /// Reports invalidations to the model, and checks the counter.
     pub(crate) fn invalidated(&mut self, made: &[Invalidation]) -> Result<Option<u64>, String> {
         let (before, now) = (self.watch.counter, self.counter.load());
         let raised = now.checked_sub(before);
@@ -113,7 +113,7 @@ fn exchange(fd: &OwnedFd, watch: &mut Watch, wanted: u32) -> Check {
     Ok(())
 }
 
-/// All there is.
+/// All files, children and memory of the fuzzer.
 pub(crate) struct World {
     files: [Option<File>; FILES],
     arena: Arena,
@@ -121,7 +121,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Two open files, and an empty arena.
+    /// Makes a world of two open files and an empty arena.
     pub(crate) fn new() -> Result<Self, String> {
         prepare()?;
         Ok(Self {
@@ -131,7 +131,7 @@ impl World {
         })
     }
 
-    /// One step, and all checks.
+    /// Takes one step, and checks everything.
     pub(crate) fn step(&mut self, op: Op) -> Check {
         match op {
             Op::Open { file, exchanges } if self.files[file].is_none() => {
@@ -151,7 +151,7 @@ impl World {
                 if let (Some(forked), Some(file)) = (&self.children[child], &mut self.files[file]) {
                     let refused = forked.tries(file.fd().as_fd());
                     let refused = refused.map_err(failed("sendmsg"))?;
-                    ensure!(refused, "a child was not refused a passed descriptor");
+                    ensure!(refused, "a child was not refused a passed file descriptor");
                 }
             }
             Op::ReadIntoArena {
@@ -163,6 +163,8 @@ impl World {
             Op::Exchange { file, .. }
             | Op::Register { file, .. }
             | Op::RegisterBad { file, .. }
+            | Op::Register2 { file, .. }
+            | Op::Register2Bad { file, .. }
             | Op::Unregister { file, .. }
             | Op::UnregisterNowhere { file }
             | Op::Unknown { file, .. }
@@ -177,7 +179,7 @@ impl World {
             | Op::MapCounterBadly { file, .. }
             | Op::AbuseCounter { file } => {
                 if let Some(file) = &mut self.files[file] {
-                    on_file(file, op)?;
+                    on_file(file, &self.arena, op)?;
                 }
             }
             Op::Touch { .. }
@@ -196,7 +198,7 @@ impl World {
         self.check()
     }
 
-    /// That counters and poll say what they must.
+    /// Checks the counters and the results of poll.
     fn check(&self) -> Check {
         let mut polled = [libc::pollfd {
             fd: -1,
@@ -223,7 +225,7 @@ impl World {
         Ok(())
     }
 
-    /// Tells all files' models what was invalidated, and looks at their counters.
+    /// Reports invalidations to the models of all files, and checks their counters.
     fn invalidated(&mut self, made: &[Invalidation]) -> Check {
         let mut times = None;
         for (i, file) in self.files.iter_mut().enumerate() {
@@ -257,8 +259,7 @@ impl World {
         self.arena.child_leaves(child);
     }
 
-    /// The driver's own writing to the buffer may copy a page that is watched, and may fault after
-    /// it did.
+    /// The driver writes to the buffer, which may copy a watched page, and may fault after that.
     fn read_into_arena(
         &mut self,
         i: usize,
@@ -308,7 +309,7 @@ impl World {
     }
 }
 
-/// A step on memory, on the arena that it belongs to; what it invalidates.
+/// Takes a step on the memory of an arena, and returns its invalidations.
 pub(crate) fn on_memory(arena: &mut Arena, op: Op) -> Result<Vec<Invalidation>, String> {
     let mut made = Vec::new();
     match op {
@@ -434,30 +435,98 @@ fn move_to(
     Ok(())
 }
 
-/// A step on one file that leaves memory alone.
-fn on_file(file: &mut File, op: Op) -> Check {
+fn register2(span: Span, cookie: u64) -> Register2 {
+    Register2 {
+        start: span.start,
+        end: span.end,
+        user_cookie: cookie,
+        ..Register2::default()
+    }
+}
+
+/// Takes a step on one file that changes no memory.
+fn on_file(file: &mut File, arena: &Arena, op: Op) -> Check {
     match op {
         Op::Exchange { mask, .. } => {
             let fd = &file.fds[file.turn];
             exchange(fd, &mut file.watch, mask)?;
         }
         Op::Register {
-            span,
+            mut span,
             cookie,
-            reserved,
+            junk,
+            empty,
             ..
         } => {
             let region = Register {
                 start: span.start,
-                end: span.end,
+                end: if empty { span.start } else { span.end },
                 user_cookie: cookie,
-                flags: 0,
-                reserved,
+                flags: junk as u32,
+                reserved: (junk >> 32) as u32,
             };
+            if empty {
+                span.end = span.start + 1;
+            }
             let said = sys::register(file.fd(), &region);
             let free = file.watch.register(span, cookie);
             let expected = free.then_some(()).ok_or(Errno::EINVAL);
             same("REGISTER_REGION", &said, &expected)?;
+        }
+        Op::Register2 {
+            span,
+            cookie,
+            must_be_backed,
+            longer,
+            ..
+        } => {
+            let region = Register2 {
+                flags: if must_be_backed {
+                    abi::MUST_BE_BACKED
+                } else {
+                    0
+                },
+                ..register2(span, cookie)
+            };
+            let longer = usize::from(longer);
+            let said = sys::register2(file.fd(), region, size_of::<Register2>() + longer, None);
+            let mut expected = Ok(());
+            if !file.watch.register(span, cookie) {
+                expected = Err(Errno::EINVAL);
+            } else if must_be_backed && !arena.is_backed(span) {
+                expected = Err(Errno::ENXIO);
+                file.watch.unregister(cookie);
+            }
+            same("REGISTER_REGION2", &said, &expected)?;
+        }
+        Op::Register2Bad { bad, cookie, .. } => {
+            let page = Span {
+                start: BASE,
+                end: BASE + PAGE,
+            };
+            let mut region = register2(page, cookie);
+            let mut size = size_of::<Register2>();
+            let (mut expected, mut tail) = (Errno::EINVAL, None);
+            match bad {
+                BadRegister2::Flag(bit) => region.flags = 1 << bit,
+                BadRegister2::Short(short) => size = usize::from(short),
+                BadRegister2::Tail(byte) => {
+                    tail = Some(size + usize::from(byte));
+                    size += 256;
+                    expected = Errno::E2BIG;
+                }
+                BadRegister2::Huge => {
+                    size = PAGE as usize + 1;
+                    expected = Errno::E2BIG;
+                }
+                BadRegister2::Backwards => region.end = region.start - 1,
+                BadRegister2::Pointer => expected = Errno::EFAULT,
+            }
+            let said = match bad {
+                BadRegister2::Pointer => sys::register2_nothing(file.fd()),
+                _ => sys::register2(file.fd(), region, size, tail),
+            };
+            same("REGISTER_REGION2", &said, &Err(expected))?;
         }
         Op::RegisterBad { bad, cookie, .. } => {
             let mut region = Register {
@@ -468,7 +537,6 @@ fn on_file(file: &mut File, op: Op) -> Check {
             };
             let mut expected = Errno::EINVAL;
             match bad {
-                BadRange::Empty => region.end = region.start,
                 BadRange::Backwards => region.end = region.start - 1,
                 BadRange::TooHigh => region.end = 1 << 57,
                 BadRange::Kernels => {
@@ -476,7 +544,6 @@ fn on_file(file: &mut File, op: Op) -> Check {
                     region.end = region.start + PAGE;
                 }
                 BadRange::Endless => region.end = u64::MAX,
-                BadRange::Flag(bit) => region.flags = 1 << bit,
                 BadRange::Pointer => expected = Errno::EFAULT,
             }
             let said = match bad {
@@ -516,7 +583,8 @@ fn on_file(file: &mut File, op: Op) -> Check {
             child::send(&here, 0, Some(file.fd())).map_err(failed("sendmsg"))?;
             let received = child::receive(&there).map_err(failed("recvmsg"))?;
             let fd = received.and_then(|(_, fd)| fd);
-            file.fds.push(fd.ok_or("the descriptor did not arrive")?);
+            file.fds
+                .push(fd.ok_or("the file descriptor did not arrive")?);
         }
         Op::CloseDup { .. } if file.fds.len() > 1 => {
             file.fds.swap_remove(0);
@@ -551,7 +619,8 @@ fn on_file(file: &mut File, op: Op) -> Check {
     Ok(())
 }
 
-/// A read of `bytes` where `room` can be written. False if nothing is left, or nothing arrived.
+/// Reads `bytes` where only `room` can be written. Returns false if nothing is left or nothing
+/// arrived.
 pub(crate) fn read(
     file: &mut File,
     buffer: usize,
@@ -576,7 +645,7 @@ pub(crate) fn read(
     let wanted = due.events * size_of::<Event>();
     match said {
         Ok(n) if room >= wanted => same("read", &n, &wanted)?,
-        // How many go out before those that cannot is the driver's choice.
+        // The driver chooses how many events it writes before the fault.
         Ok(n) => ensure!(
             n > 0 && n % size_of::<Event>() == 0 && n <= room,
             "read said {n} with room for {room} of {wanted}"
@@ -595,13 +664,13 @@ pub(crate) fn read(
     Ok(file.watch.is_readable())
 }
 
-/// Events that a read has delivered there.
+/// The events that a read has delivered there.
 fn events_at(address: u64, events: usize) -> Vec<Event> {
     (0..events)
         .map(|i| {
             let event =
                 std::ptr::with_exposed_provenance::<Event>(address as usize).wrapping_add(i);
-            // SAFETY: where the kernel has just written it; any bytes are an event.
+            // SAFETY: the kernel has written the event there, and any bytes are an event.
             unsafe { event.read_unaligned() }
         })
         .collect()

@@ -1,4 +1,4 @@
-//! System calls with any arguments, also those that the kernel must refuse.
+//! System calls with any arguments, also with those that the kernel must refuse.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::Result;
 use nix::errno::Errno;
-use regcache::monitor::abi::{self, Register};
+use regcache::monitor::abi::{self, Register, Register2};
 
 use crate::model::PAGE;
 use crate::op::Access;
@@ -54,8 +54,33 @@ pub(crate) fn register(fd: &OwnedFd, region: &Register) -> Result<()> {
 
 /// REGISTER_REGION of a structure that cannot be read.
 pub(crate) fn register_nothing(fd: &OwnedFd) -> Result<()> {
-    // SAFETY: the kernel finds that out itself.
+    // SAFETY: the kernel checks the pointer.
     unsafe { abi::register_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
+}
+
+/// REGISTER_REGION2 of a structure of `size` bytes, of which the one at `tail` is not 0.
+pub(crate) fn register2(
+    fd: &OwnedFd,
+    mut region: Register2,
+    size: usize,
+    tail: Option<usize>,
+) -> Result<()> {
+    /// A structure longer than any that is passed.
+    #[repr(C)]
+    struct Long(Register2, [u8; 2 * PAGE as usize]);
+    region.size = size as u32;
+    let mut long = Long(region, [0; 2 * PAGE as usize]);
+    if let Some(byte) = tail {
+        long.1[byte - size_of::<Register2>()] = 1;
+    }
+    // SAFETY: as many bytes may be read as the structure says.
+    unsafe { abi::register_region2(fd.as_raw_fd(), (&raw const long).cast()) }.map_err(errno)
+}
+
+/// REGISTER_REGION2 of a structure that cannot be read.
+pub(crate) fn register2_nothing(fd: &OwnedFd) -> Result<()> {
+    // SAFETY: the kernel checks the pointer.
+    unsafe { abi::register_region2(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
 }
 
 pub(crate) fn unregister(fd: &OwnedFd, cookie: u64) -> Result<()> {
@@ -65,25 +90,25 @@ pub(crate) fn unregister(fd: &OwnedFd, cookie: u64) -> Result<()> {
 
 /// UNREGISTER_REGION of a cookie that cannot be read.
 pub(crate) fn unregister_nothing(fd: &OwnedFd) -> Result<()> {
-    // SAFETY: the kernel finds that out itself.
+    // SAFETY: the kernel checks the pointer.
     unsafe { abi::unregister_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
 }
 
-/// An ioctl that there is not.
+/// Makes an unknown ioctl.
 pub(crate) fn unknown_ioctl(fd: &OwnedFd, number: u8) -> Result<()> {
     let request = u64::from(b'V') << 8 | u64::from(number);
-    // SAFETY: no driver knows it; there is nothing at the address.
+    // SAFETY: no driver knows it, and nothing is mapped at the address.
     done(unsafe { libc::ioctl(fd.as_raw_fd(), request, NOWHERE) })
 }
 
-/// A read into whatever is at the address, which must be nothing that Rust knows of.
+/// Reads into the memory at this address, which must be memory that Rust does not use.
 pub(crate) fn read(fd: &OwnedFd, address: u64, bytes: usize) -> Result<usize> {
-    // SAFETY: by the caller's promise.
+    // SAFETY: the caller's promise.
     let n = unsafe { libc::read(fd.as_raw_fd(), pointer(address), bytes) };
     Errno::result(n).map(isize::unsigned_abs)
 }
 
-/// Maps anonymous memory at this address, over whatever is there.
+/// Maps anonymous memory at this address, over any mapping there.
 pub(crate) fn map(address: u64, bytes: u64, access: Access) -> Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
     let protection = protection(access);
@@ -122,10 +147,10 @@ pub(crate) fn remap(address: u64, bytes: u64, new_bytes: u64, flags: i32, to: u6
     Errno::result(at as isize).map(drop)
 }
 
-/// An access to a byte, which must be allowed.
+/// Accesses a byte, which must be allowed.
 pub(crate) fn touch(address: u64, write: bool) {
     let byte = pointer::<u8>(address);
-    // SAFETY: mapped so that it is allowed, says the model; to nobody's harm if it is not.
+    // SAFETY: the model says that the access is allowed. If not, only this test process dies.
     unsafe {
         if write {
             byte.write_volatile(1);
@@ -139,7 +164,7 @@ pub(crate) fn touch(address: u64, write: bool) {
 #[derive(Debug)]
 pub(crate) struct Counter(*mut AtomicU64);
 
-// SAFETY: only ever loaded from, as an atomic.
+// SAFETY: the memory is only loaded, as an atomic.
 unsafe impl Send for Counter {}
 // SAFETY: as above.
 unsafe impl Sync for Counter {}
@@ -149,7 +174,7 @@ impl Counter {
         Self::map_as(fd, PAGE, libc::PROT_READ, libc::MAP_SHARED, 0)
     }
 
-    /// A mapping that need not make sense.
+    /// Maps the counter with any arguments.
     pub(crate) fn map_as(
         fd: &OwnedFd,
         bytes: u64,
@@ -158,7 +183,7 @@ impl Counter {
         offset: u64,
     ) -> Result<Self> {
         let (nowhere, fd) = (ptr::null_mut(), fd.as_raw_fd());
-        // SAFETY: where nothing is.
+        // SAFETY: the kernel chooses an address where nothing is.
         let at = unsafe {
             libc::mmap(
                 nowhere,

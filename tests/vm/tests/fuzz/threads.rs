@@ -1,8 +1,8 @@
 //! Several threads on one file, and each on a file of its own.
 //!
-//! A thread changes pages that are its alone, so that it knows what its own file must say, to the
-//! bit. Of the shared file, which one thread reads for all, it checks what must hold in whatever order
-//! things happen.
+//! Each thread changes pages of its own, so that it knows every report of its own file exactly. One
+//! thread reads the shared file for all. For that file the threads check the conditions that hold
+//! in any order of events.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -20,18 +20,18 @@ use crate::run::{BUFFER, Check, File, ensure, failed, on_memory, prepare, read, 
 use crate::sys::{self, Counter};
 
 const WORKERS: usize = 3;
-/// Pages of a thread's part of the arena; the last stays free.
+/// The pages of a thread's part of the arena, the last of which stays free.
 const PART: usize = 8;
-/// Most ranges of a thread on the shared file.
+/// The most ranges of a thread on the shared file.
 const RANGES: usize = 8;
 /// How many of its last ranges a thread remembers.
 const REMEMBERED: u64 = 1 << 14;
-/// How long to wait for a report that must come.
+/// How long to wait for a report.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A range on the shared file, as the reader and its owner know it.
+/// A range on the shared file, which the reader and its owner share.
 struct Range {
-    /// When it was unregistered.
+    /// The tick at which it was unregistered.
     gone: AtomicU64,
     /// How often it was reported.
     reports: AtomicU64,
@@ -41,14 +41,14 @@ struct Range {
 struct Shared {
     fd: OwnedFd,
     counter: Counter,
-    /// Ticks when a read begins and when unregistering has returned.
+    /// A clock that ticks when a read begins and when unregistering has returned.
     clock: AtomicU64,
     /// The counter of the newest LAST, published after the reports before it.
     last: AtomicU64,
-    /// Reports in all.
+    /// The number of all reports.
     reports: AtomicU64,
     ranges: Vec<Range>,
-    /// The workers are done, or somebody failed.
+    /// The workers are done, or a thread has failed.
     stop: AtomicBool,
 }
 
@@ -60,7 +60,7 @@ impl Shared {
         range.ok_or_else(|| format!("an event for cookie {cookie:#x}, which nobody ever used"))
     }
 
-    /// Reads and distributes until the workers are done and nothing is left.
+    /// Reads and distributes reports until the workers are done and none is left.
     fn serve(&self) -> Check {
         let mut events = [Event::default(); 20];
         let mut counter = 0;
@@ -101,17 +101,17 @@ impl Shared {
     }
 }
 
-/// A thread's state, kept from round to round.
+/// The state of a thread, which lives from round to round.
 struct Worker {
     number: usize,
     dice: Dice,
     arena: Arena,
     own: File,
-    /// Its ranges on the shared file; of what this file says only the certain part counts.
+    /// Its ranges on the shared file. Only the certain part of their model counts.
     shared: Watch,
-    /// Cookies used so far.
+    /// The number of cookies used so far.
     used: u64,
-    /// By how much it raised the shared counter, at least and at most.
+    /// The least and the most by which it has raised the shared counter.
     raised: (u64, u64),
 }
 
@@ -128,7 +128,7 @@ impl Worker {
         })
     }
 
-    /// Pages of its part.
+    /// Returns the pages of its part.
     fn run(&mut self) -> Run {
         let first = self.dice.below(PART - 1);
         Run {
@@ -221,9 +221,9 @@ impl Worker {
         self.change(shared, op, wait)
     }
 
-    /// A step on its memory, and what must hold of both files after it.
+    /// Takes a step on its memory, and checks both files after it.
     fn change(&mut self, shared: &Shared, op: Op, wait: bool) -> Check {
-        // No report can be older than what is hit below, if these were counted before.
+        // These are counted first, so that a later report is one of an invalidation below.
         let reports = self.reports(shared)?;
         let before = shared.counter.load();
         let made = on_memory(&mut self.arena, op)?;
@@ -242,7 +242,7 @@ impl Worker {
         Ok(())
     }
 
-    /// How often each of its ranges was reported.
+    /// Returns how often each of its ranges was reported.
     fn reports(&self, shared: &Shared) -> Result<[(u64, u64); RANGES], String> {
         let mut reports = [(0, 0); RANGES];
         for (report, cookie) in reports.iter_mut().zip(self.shared.cookies()) {
@@ -251,8 +251,8 @@ impl Worker {
         Ok(reports)
     }
 
-    /// The ranges that were hit, by invalidations that the counter had counted at `after`, are
-    /// reported no later than the LAST which says so.
+    /// Waits for the reports of the ranges that were invalidated when the counter was `after`. They
+    /// come no later than the LAST with that counter.
     fn wait_for_reports(
         &self,
         shared: &Shared,
@@ -260,14 +260,14 @@ impl Worker {
         after: u64,
         before: &[(u64, u64)],
     ) -> Check {
-        let hit = self.shared.hit_by(made);
+        let met = self.shared.met_by(made);
         let started = Instant::now();
         loop {
             let last = shared.last.load(Acquire);
             let mut missing = None;
             for &(cookie, reports) in before {
                 let now = shared.range(cookie)?.reports.load(Acquire);
-                if hit.contains(&cookie) && now == reports {
+                if met.contains(&cookie) && now == reports {
                     missing = Some(cookie);
                 }
             }
@@ -276,11 +276,11 @@ impl Worker {
             };
             ensure!(
                 last < after,
-                "cookie {cookie:#x} was hit when the counter was {after}, and LAST was {last}, and no report"
+                "cookie {cookie:#x} was invalidated when the counter was {after}, and LAST was {last}, and no report"
             );
             ensure!(
                 started.elapsed() < PATIENCE,
-                "cookie {cookie:#x} was hit by {made:?} and never reported"
+                "cookie {cookie:#x} was invalidated by {made:?} and never reported"
             );
             if shared.stop.load(Relaxed) {
                 return Ok(());
@@ -289,7 +289,7 @@ impl Worker {
         }
     }
 
-    /// Hits all its ranges, once at least, and leaves nothing mapped.
+    /// Invalidates each of its ranges at least once, and leaves nothing mapped.
     fn finish(&mut self, shared: &Shared) -> Check {
         let run = Run {
             first: self.number * PART,
@@ -310,9 +310,10 @@ fn region(span: Span, cookie: u64) -> Register {
     }
 }
 
-/// All threads' steps, in rounds, between which nothing moves; how many they were.
+/// Runs the steps of all threads in rounds, between which all threads stop. Returns the number of
+/// steps.
 pub(crate) fn run(seed: u64, steps: u64) -> Result<u64, String> {
-    /// Steps of each worker in a round.
+    /// The steps of each worker in a round.
     const ROUND: u64 = 2000;
     prepare()?;
     let fd = sys::open().map_err(failed("open"))?;
@@ -372,19 +373,20 @@ pub(crate) fn run(seed: u64, steps: u64) -> Result<u64, String> {
     Ok(done)
 }
 
-/// What holds of the shared file when all is read and nothing moves.
+/// Checks the shared file when everything is read and all threads have stopped.
 fn at_rest(shared: &Shared, workers: &[Worker]) -> Check {
     let counter = shared.counter.load();
     let least: u64 = workers.iter().map(|worker| worker.raised.0).sum();
     let most: u64 = workers.iter().map(|worker| worker.raised.1).sum();
-    // What is read before it is over counts twice.
+    // An invalidation that is read while it is in flight counts twice.
     let again = shared.reports.load(Acquire);
     ensure!(
         (least..=most + again).contains(&counter),
         "the shared counter is {counter}, not {least} to {most}, or {again} more"
     );
-    // What each counted last is a hit of a range that is still there. Of ranges that are not, a hit may have counted and
-    // never be told: no LAST follows if there is nothing to report.
+    // The last invalidation that each thread counted is of a range that is still watched. One of an
+    // unwatched range may have been counted and is never reported: no LAST follows if there is no
+    // report.
     if workers
         .iter()
         .all(|worker| worker.shared.cookies().len() > 0)

@@ -1,34 +1,39 @@
-//! The memory that the driver takes: whose it is, and what happens when there is no more.
+//! The memory of the driver: who is charged for it, and the errors when there is none left.
 
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::num::NonZeroUsize;
+use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::mman::{MapFlags, MlockAllFlags, ProtFlags, mlockall, mmap_anonymous};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, setgid, setuid};
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::alone;
-use crate::machine::{self, Group, wait_until};
+use crate::machine::{self, Group, Setting, Swap, wait_until};
 
-/// How far a process has come, for another to see: memory that both have, so that telling takes none.
-/// Stays mapped.
+/// The progress of a process, in memory that it shares with another one, so that reporting needs no
+/// memory. It stays mapped.
 struct Progress(NonNull<AtomicU32>);
 
 impl Progress {
     fn new() -> Self {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let len = NonZeroUsize::new(PAGE).unwrap();
-        // SAFETY: where the kernel likes.
+        // SAFETY: the kernel chooses the address.
         let memory = unsafe { mmap_anonymous(None, len, protection, MapFlags::MAP_SHARED) };
         Self(memory.unwrap().cast())
     }
 
     fn step(&self) -> &AtomicU32 {
-        // SAFETY: mapped by `new` for good, and at first 0.
+        // SAFETY: `new` has mapped it, it starts as 0, and it is never unmapped.
         unsafe { self.0.as_ref() }
     }
 
@@ -40,7 +45,7 @@ impl Progress {
         self.step().load(Ordering::SeqCst) >= step
     }
 
-    /// Without sleeping: for one who must not need anything.
+    /// Waits without sleeping, for a process that must not allocate.
     fn spin_until(&self, step: u32) {
         while !self.has_reached(step) {
             thread::yield_now();
@@ -55,7 +60,7 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
     let progress = Progress::new();
     group.set("memory.max", "4M");
     let child = Child::fork(|| {
-        // At the limit not even a page of the program could be read any more.
+        // At the limit the kernel could not even read a page of the program.
         mlockall(MlockAllFlags::MCL_CURRENT).unwrap();
         group.enter();
         setgid(Gid::from_raw(65534)).unwrap();
@@ -93,9 +98,9 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
     assert!(child.succeeded().unwrap());
 }
 
-/// Bytes of kernel objects that are charged to the group.
+/// The bytes of kernel objects that are charged to the group.
 fn slab(group: &Group) -> u64 {
-    // The counts of each processor are added up every two seconds.
+    // The kernel adds up the counts of all CPUs every two seconds.
     thread::sleep(Duration::from_secs(5));
     machine::count(group.file("memory.stat"), "slab")
 }
@@ -142,4 +147,254 @@ fn a_million_invalidations_that_nobody_reads_take_no_more_memory_than_a_thousand
         thousand > RANGES as u64 * 64,
         "the ranges are charged to it"
     );
+}
+
+/// Most ranges that a user may watch.
+const LIMIT: &str = "/sys/module/ummunotify/parameters/max_user_regions";
+
+fn become_user(uid: u32) {
+    setgid(Gid::from_raw(uid)).unwrap();
+    setuid(Uid::from_raw(uid)).unwrap();
+}
+
+/// Watches the page under new cookies until one is refused. Returns their number and the error.
+fn watch_until_refused(device: &DriverFile, memory: &Pages) -> (u64, Errno) {
+    for cookie in 0.. {
+        if let Err(errno) = device.watch(memory.page(0), PAGE, cookie) {
+            return (cookie, errno);
+        }
+    }
+    unreachable!("more than any limit")
+}
+
+#[test]
+fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
+    const MAX: u64 = 5000;
+    const OURS: u32 = 60_001;
+    let _alone = alone();
+    let _limit = Setting::set(LIMIT, &MAX.to_string());
+    let child = Child::fork(|| {
+        become_user(OURS);
+        let memory = Pages::new(1).unwrap();
+        let (one, two) = (DriverFile::open().unwrap(), DriverFile::open().unwrap());
+        let (ranges, refused) = watch_until_refused(&one, &memory);
+        // The rest is what two files take.
+        assert!(ranges > MAX - 500 && ranges < MAX, "{ranges}");
+        assert_eq!(refused, Errno::ENOSPC);
+        // Nor in another file, in another process, or as another user of a namespace of its own.
+        assert_eq!(watch_until_refused(&two, &memory), (0, Errno::ENOSPC));
+        let in_child = Child::fork(|| {
+            unshare(CloneFlags::CLONE_NEWUSER).unwrap();
+            // There is no room for the file either.
+            DriverFile::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
+        });
+        assert!(in_child.unwrap().succeeded().unwrap());
+        // Others are not concerned, and all that is given back can be taken again.
+        one.unwatch(17).unwrap();
+        two.watch(memory.page(0), PAGE, 1).unwrap();
+        assert_eq!(one.watch(memory.page(0), PAGE, 17), Err(Errno::ENOSPC));
+        memory.unmap(0, 1).unwrap();
+        assert_eq!(one.drain().unwrap().0.len() as u64, ranges - 1);
+        drop(one);
+        let (again, refused) = watch_until_refused(&two, &memory);
+        // Its cookie 1 is taken.
+        assert_eq!((again, refused), (1, Errno::EINVAL));
+        for cookie in 2..ranges {
+            two.watch(memory.page(0), PAGE, cookie).unwrap();
+        }
+        true
+    });
+    assert!(child.unwrap().succeeded().unwrap());
+    let other = Child::fork(|| {
+        become_user(OURS + 1);
+        let memory = Pages::new(1).unwrap();
+        watch_until_refused(&DriverFile::open().unwrap(), &memory).0 > MAX - 500
+    });
+    assert!(other.unwrap().succeeded().unwrap());
+}
+
+#[test]
+fn the_users_of_a_namespace_are_the_one_who_made_it() {
+    const MAX: u64 = 5000;
+    const OURS: u32 = 60_005;
+    let _alone = alone();
+    let _limit = Setting::set(LIMIT, &MAX.to_string());
+    let progress = Progress::new();
+    let maker = Child::fork(|| {
+        become_user(OURS);
+        unshare(CloneFlags::CLONE_NEWUSER).unwrap();
+        progress.reach(1);
+        progress.spin_until(2);
+        setuid(Uid::from_raw(5)).unwrap();
+        let memory = Pages::new(1).unwrap();
+        let device = DriverFile::open().unwrap();
+        let (_, refused) = watch_until_refused(&device, &memory);
+        progress.reach(3);
+        progress.spin_until(4);
+        refused == Errno::ENOSPC
+    })
+    .unwrap();
+    wait_until("it has a namespace", || progress.has_reached(1));
+    machine::write(format!("/proc/{}/uid_map", maker.id()), "0 200000 100");
+    progress.reach(2);
+    wait_until("it is full", || progress.has_reached(3));
+    let outside = Child::fork(|| {
+        become_user(OURS);
+        DriverFile::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
+    });
+    assert!(outside.unwrap().succeeded().unwrap());
+    progress.reach(4);
+    assert!(maker.succeeded().unwrap());
+}
+
+#[test]
+fn the_files_of_a_user_are_bounded_and_all_is_given_back() {
+    let _alone = alone();
+    let _limit = Setting::set(LIMIT, "5000");
+    let fill = || {
+        let child = Child::fork(|| {
+            become_user(60_003);
+            setrlimit(Resource::RLIMIT_NOFILE, 1024, 1024).unwrap();
+            let mut files = Vec::new();
+            let refused = loop {
+                match DriverFile::open() {
+                    Ok(device) => files.push(device),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(refused.raw_os_error(), Some(libc::EMFILE));
+            (20..500).contains(&files.len())
+        });
+        assert!(child.unwrap().succeeded().unwrap());
+    };
+    fill();
+    fill();
+}
+
+/// By default one file may have as many ranges as the nearest relative of this driver allows.
+#[test]
+fn one_file_may_watch_half_a_million_ranges() {
+    let _alone = alone();
+    let memory = Pages::new(1).unwrap();
+    let device = DriverFile::open().unwrap();
+    for cookie in 0..512 << 10 {
+        device.watch(memory.page(0), PAGE, cookie).unwrap();
+    }
+}
+
+/// The lines that the kernel has logged since.
+struct Log(File);
+
+impl Log {
+    fn from_now() -> Self {
+        let mut options = File::options();
+        let mut log = options
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/kmsg")
+            .unwrap();
+        log.seek(SeekFrom::End(0)).unwrap();
+        Self(log)
+    }
+
+    fn lines(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut record = [0; 8192];
+        loop {
+            match self.0.read(&mut record) {
+                Ok(n) => lines.push(String::from_utf8_lossy(&record[..n]).into_owned()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return lines,
+                Err(error) => panic!("/dev/kmsg: {error}"),
+            }
+        }
+    }
+}
+
+/// Without a memory limit, on a machine that has little left.
+#[test]
+fn a_user_who_registers_without_end_is_enospc_and_nobody_is_killed() {
+    const LEFT: u64 = 500 << 20;
+    let _alone = alone();
+    let available = || machine::count("/proc/meminfo", "MemAvailable") << 10;
+    let mut log = Log::from_now();
+    let killed = machine::vmstat("oom_kill");
+    let most = machine::count_in(LIMIT);
+    // Somebody else's memory, as an application's is.
+    let filler = Pages::new(((available() - LEFT) >> 12) as usize).unwrap();
+    filler.touch();
+    let child = Child::fork(|| {
+        become_user(65_534);
+        let memory = Pages::new(1).unwrap();
+        let files = [(); 4].map(|()| DriverFile::open().unwrap());
+        let mut ranges = 0;
+        for device in &files {
+            let (some, refused) = watch_until_refused(device, &memory);
+            assert_eq!(refused, Errno::ENOSPC);
+            ranges += some;
+        }
+        println!("{ranges} ranges of {most}");
+        ranges > most / 2 && ranges < most
+    });
+    let done = child.unwrap().succeeded().unwrap();
+    println!("{} MiB were left", available() >> 20);
+    assert_eq!(machine::vmstat("oom_kill"), killed);
+    assert_eq!(log.lines(), Vec::<String>::new());
+    drop(filler);
+    assert!(done);
+}
+
+/// How long it takes to reclaim half of the memory of somebody who watches all of it so many times,
+/// after as many invalidations of it that nobody read.
+fn reclaim(watches: u64, invalidations: usize) -> Duration {
+    const PAGES: usize = 8 << 20 >> 12;
+    let group = Group::new();
+    let progress = Progress::new();
+    let child = Child::fork(|| {
+        group.enter();
+        become_user(65_534);
+        let memory = Pages::new(PAGES).unwrap();
+        let device = DriverFile::open().unwrap();
+        for cookie in 0..watches {
+            device.watch(memory.page(0), memory.len(), cookie).unwrap();
+        }
+        for _ in 0..invalidations {
+            memory.advise(0, PAGES, libc::MADV_DONTNEED).unwrap();
+            memory.touch();
+        }
+        progress.reach(1);
+        while !progress.has_reached(2) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        true
+    })
+    .unwrap();
+    wait_until("it watches", || progress.has_reached(1));
+    let start = Instant::now();
+    group.set("memory.reclaim", "4M");
+    let took = start.elapsed();
+    progress.reach(2);
+    assert!(child.succeeded().unwrap());
+    took
+}
+
+/// The one who reclaims is not the one who watches.
+#[test]
+fn reclaim_costs_no_more_under_unread_watches() {
+    const WATCHES: u64 = 65_536;
+    const ROUNDS: usize = 5;
+    /// A visit to each watch for each page makes it some hundred.
+    const MOST: u32 = 2;
+    let _alone = alone();
+    let _swap = Swap::on();
+    reclaim(0, 2);
+    let rounds: Vec<_> = (0..ROUNDS)
+        .map(|_| (reclaim(0, 2), reclaim(WATCHES, 2)))
+        .collect();
+    let bare = rounds.iter().map(|it| it.0).min().unwrap();
+    let watched = rounds.iter().map(|it| it.1).min().unwrap();
+    let fresh = reclaim(WATCHES, 0);
+    println!(
+        "reclaim of 4 MiB: {bare:?}; under {WATCHES} unread watches {watched:?}, under new ones {fresh:?}"
+    );
+    assert!(watched < bare * MOST);
 }

@@ -1,5 +1,5 @@
-//! True changes of a mapping, made by somebody else: another process, another task's need of memory,
-//! the kernel's own threads.
+//! Changes of a mapping that others make: another process, another task that needs memory, threads
+//! of the kernel.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -14,9 +14,9 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe, read, write};
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
+use crate::alone;
 use crate::machine::{Group, HugePages, Setting, Swap, kernel, wait_until};
 use crate::memory::{Kind, LEN, Memory};
-use crate::{alone, hits};
 
 const COOKIE: u64 = 7;
 
@@ -26,22 +26,22 @@ fn watch(memory: &Memory) -> DriverFile {
     device
 }
 
-/// A descriptor of a process.
+/// Opens a file descriptor of a process.
 pub(crate) fn pidfd(process: Pid) -> nix::Result<OwnedFd> {
     // SAFETY: no memory is involved.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) };
-    // SAFETY: just made, and nobody else's.
+    // SAFETY: made above, and nobody else has it.
     Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Gives advice about 2 MiB of a process's memory.
+/// Calls process_madvise for 2 MiB of a process.
 fn advise(process: Pid, start: usize, advice: i32) -> nix::Result<()> {
     let process = pidfd(process)?;
     let part = libc::iovec {
         iov_base: ptr::without_provenance_mut(start),
         iov_len: LEN,
     };
-    // SAFETY: nobody keeps references to the memory.
+    // SAFETY: there are no references to the memory.
     let advised = unsafe {
         let (fd, part) = (process.as_raw_fd(), &raw const part);
         libc::syscall(libc::SYS_process_madvise, fd, part, 1, advice, 0)
@@ -49,7 +49,7 @@ fn advise(process: Pid, start: usize, advice: i32) -> nix::Result<()> {
     Errno::result(advised).map(|bytes| assert_eq!(bytes as usize, LEN))
 }
 
-/// A process that watches memory of its own, for others to do something about.
+/// A process that watches its own memory, which others change.
 struct Owner {
     process: Child,
     start: usize,
@@ -57,7 +57,8 @@ struct Owner {
 }
 
 impl Owner {
-    /// `is_right` is told the memory afterwards, whether it was reported, and what its frames were.
+    /// `is_right` receives the memory after the change, whether it was reported, and its frames
+    /// before.
     fn of(
         memory: impl FnOnce() -> Memory,
         is_right: impl FnOnce(&Memory, bool, &[Option<u64>]) -> bool,
@@ -70,7 +71,7 @@ impl Owner {
             let device = watch(&memory);
             write(&tell, &memory.page(0).addr().to_ne_bytes()).unwrap();
             assert_eq!(read(&wait, &mut [0]), Ok(1));
-            is_right(&memory, hits(&device) == [COOKIE], &before)
+            is_right(&memory, device.invalidated().unwrap() == [COOKIE], &before)
         })
         .unwrap();
         let mut start = [0; size_of::<usize>()];
@@ -154,10 +155,10 @@ fn process_madvise_drops_pages_of_the_caller_only_and_that_counts() {
         // Linux 6.13 allows a process all advice about itself.
         if kernel() < (6, 13) {
             assert_eq!(of_its_own, Err(Errno::EINVAL));
-            assert_eq!(hits(&device), []);
+            assert_eq!(device.invalidated().unwrap(), []);
         } else {
             assert_eq!(of_its_own, Ok(()));
-            assert_eq!(hits(&device), [COOKIE]);
+            assert_eq!(device.invalidated().unwrap(), [COOKIE]);
         }
     }
 }
@@ -167,13 +168,13 @@ fn a_word_poked_by_a_debugger_counts_where_it_copies() {
     let _alone = alone();
     let pages = Pages::new(2).unwrap();
     pages.protect(0, 2, libc::PROT_READ).unwrap();
-    // The child's pages are this process's too, so that writing copies.
+    // The child shares its pages with this process, so writing copies them.
     let child = Child::fork(|| {
         let device = DriverFile::open().unwrap();
         device.watch(pages.page(0), pages.len(), COOKIE).unwrap();
         ptrace::traceme().unwrap();
         raise(Signal::SIGSTOP).unwrap();
-        hits(&device) == [COOKIE]
+        device.invalidated().unwrap() == [COOKIE]
     })
     .unwrap();
     let traced = child.id();
@@ -219,7 +220,7 @@ fn khugepaged_counts() {
     let device = watch(&memory);
     memory.advise(libc::MADV_HUGEPAGE).unwrap();
     wait_until("khugepaged has come by", || memory.frames() != before);
-    assert_eq!(hits(&device), [COOKIE]);
+    assert_eq!(device.invalidated().unwrap(), [COOKIE]);
 }
 
 #[test]
@@ -229,16 +230,16 @@ fn detaching_shared_memory_counts() {
     let id = Errno::result(unsafe { libc::shmget(libc::IPC_PRIVATE, LEN, 0o600) }).unwrap();
     // SAFETY: attached where the kernel likes.
     let start = unsafe { libc::shmat(id, ptr::null(), 0) };
-    // SAFETY: goes when it was detached.
+    // SAFETY: the segment ends when it is detached.
     Errno::result(unsafe { libc::shmctl(id, libc::IPC_RMID, ptr::null_mut()) }).unwrap();
     assert_ne!(start.addr(), usize::MAX);
     // SAFETY: just attached.
     unsafe { start.cast::<u8>().write_volatile(1) };
     let device = DriverFile::open().unwrap();
     device.watch(start.cast(), LEN, COOKIE).unwrap();
-    // SAFETY: nobody keeps references to it.
+    // SAFETY: there are no references to it.
     Errno::result(unsafe { libc::shmdt(start) }).unwrap();
-    assert_eq!(hits(&device), [COOKIE]);
+    assert_eq!(device.invalidated().unwrap(), [COOKIE]);
 }
 
 #[test]
@@ -248,20 +249,24 @@ fn huge_pages_that_are_dropped_or_unmapped_count() {
     let memory = Memory::new(Kind::Hugetlb);
     let device = watch(&memory);
     memory.advise(libc::MADV_DONTNEED).unwrap();
-    assert_eq!(hits(&device), [COOKIE]);
+    assert_eq!(device.invalidated().unwrap(), [COOKIE]);
     memory.write(0, 1);
-    assert_eq!(hits(&device), [], "there was no page to replace");
+    assert_eq!(
+        device.invalidated().unwrap(),
+        [],
+        "there was no page to replace"
+    );
     drop(memory);
-    assert_eq!(hits(&device), [COOKIE]);
+    assert_eq!(device.invalidated().unwrap(), [COOKIE]);
 }
 
 #[test]
 fn a_file_of_huge_pages_that_another_process_cuts_counts() {
     let _alone = alone();
     let _pages = HugePages::on_each_node(4);
-    // SAFETY: a string literal with its end.
+    // SAFETY: a terminated string.
     let fd = unsafe { libc::memfd_create(c"mm-test".as_ptr(), libc::MFD_HUGETLB) };
-    // SAFETY: just made, and nobody else's.
+    // SAFETY: made above, and nobody else has it.
     let file = unsafe { File::from_raw_fd(Errno::result(fd).unwrap()) };
     file.set_len(2 * LEN as u64).unwrap();
     // SAFETY: no references to it outlive a change.
@@ -271,16 +276,16 @@ fn a_file_of_huge_pages_that_another_process_cuts_counts() {
     let by_a_child = |cut: &dyn Fn() -> bool| Child::fork(cut).unwrap().succeeded().unwrap();
 
     memory[LEN] = 1;
-    assert_eq!(hits(&device), []);
+    assert_eq!(device.invalidated().unwrap(), []);
     assert!(by_a_child(&|| {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let len = LEN as libc::off_t;
         // SAFETY: no memory of the child's is involved.
         unsafe { libc::fallocate(file.as_raw_fd(), mode, len, len) == 0 }
     }));
-    assert_eq!(hits(&device), [COOKIE], "punched");
+    assert_eq!(device.invalidated().unwrap(), [COOKIE], "punched");
 
     memory[LEN] = 1;
     assert!(by_a_child(&|| file.set_len(LEN as u64).is_ok()));
-    assert_eq!(hits(&device), [COOKIE], "truncated");
+    assert_eq!(device.invalidated().unwrap(), [COOKIE], "truncated");
 }

@@ -1,5 +1,5 @@
-//! The end of the memory that is watched, as somebody sees it who has inherited the counter: a child
-//! of the owner, whose copy of the mapping outlives the owner's memory.
+//! The end of the watched memory, as a child of the owner sees it. The child inherits the counter,
+//! and its copy of the mapping outlives the owner's memory.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -19,8 +19,8 @@ use crate::changes::pidfd;
 use crate::machine::{Group, wait_until};
 use crate::memory::{Kind, LEN, Memory};
 
-/// A process that watches some memory has a child, and ends as it is told. True if the child, which
-/// is given the counter and the process, says so.
+/// Runs a process that watches memory, has a child, and ends by `end`. The child calls `heir` with
+/// the counter and the process. Returns the result of `heir`.
 fn heir_of(
     ranges: u64,
     end: impl FnOnce(&DriverFile),
@@ -30,7 +30,7 @@ fn heir_of(
     let (ready, tell_ready) = pipe().unwrap();
     let owner = Child::fork(|| {
         let memory = Memory::new(Kind::Anonymous);
-        // Stays open when another program is executed.
+        // The file stays open when another program is executed.
         let device = DriverFile::open_with(OFlag::O_NONBLOCK).unwrap();
         for cookie in 0..ranges {
             device.watch(memory.page(0), LEN, cookie).unwrap();
@@ -42,7 +42,7 @@ fn heir_of(
             let yes = at_first == 0 && told && heir(&counter, owner);
             write(&tell, &[u8::from(yes)]) == Ok(1)
         });
-        // It is nobody's to wait for when its parent has gone.
+        // Nobody waits for the child after its parent has exited.
         std::mem::forget(child.unwrap());
         assert_eq!(read(&ready, &mut [0]), Ok(1));
         end(&device);

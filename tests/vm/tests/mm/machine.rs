@@ -1,5 +1,5 @@
-//! The machine: its settings, its counts, its swap, its control groups. What is changed is put back
-//! when the guard is dropped.
+//! The machine: its settings, its counts, its swap, its control groups. Dropping a guard restores
+//! the setting that it changed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-/// The kernel's version, as far as it makes a difference.
+/// The first two numbers of the kernel's version.
 pub(crate) fn kernel() -> (u32, u32) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release
@@ -32,7 +32,7 @@ impl Setting {
     pub(crate) fn set(path: impl Into<PathBuf>, value: &str) -> Self {
         let path = path.into();
         let all = read(&path);
-        // Of "always [madvise] never" the choice is in brackets.
+        // In "always [madvise] never" the brackets mark the choice.
         let chosen = all.split_once('[').and_then(|(_, it)| it.split_once(']'));
         let before = chosen.map_or(all.as_str(), |(chosen, _)| chosen).to_owned();
         write(&path, value);
@@ -59,7 +59,7 @@ pub(crate) fn write(path: impl AsRef<Path>, value: &str) {
     written.unwrap_or_else(|error| panic!("{value} to {}: {error}", path.display()));
 }
 
-/// A number in a file of lines "name number".
+/// Reads a number from a file of lines "name number".
 pub(crate) fn count(path: impl AsRef<Path>, name: &str) -> u64 {
     let path = path.as_ref();
     let text = read(path);
@@ -73,12 +73,17 @@ pub(crate) fn count(path: impl AsRef<Path>, name: &str) -> u64 {
         .unwrap()
 }
 
-/// How often something has happened since the machine came up.
+/// Reads a file that contains one number.
+pub(crate) fn count_in(path: impl AsRef<Path>) -> u64 {
+    read(path).parse().unwrap()
+}
+
+/// Reads how often an event has happened since the machine started.
 pub(crate) fn vmstat(name: &str) -> u64 {
     count("/proc/vmstat", name)
 }
 
-/// Waits until it is so.
+/// Waits until the condition holds.
 pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(300);
     while !is_so() {
@@ -87,7 +92,7 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Where a file system of this type is mounted; if nowhere, it is mounted.
+/// Returns the mount point of a file system of this type, and mounts it if necessary.
 pub(crate) fn mounted(kind: &str, options: &str) -> PathBuf {
     let has_options = |have: &str| options.is_empty() || have.split(',').any(|it| it == options);
     for line in read("/proc/self/mounts").lines() {
@@ -111,7 +116,7 @@ pub(crate) fn mounted(kind: &str, options: &str) -> PathBuf {
     dir
 }
 
-/// Where the scheduler keeps how it balances NUMA nodes.
+/// The directory with the settings of NUMA balancing.
 pub(crate) fn numa_balancing() -> PathBuf {
     mounted("debugfs", "").join("sched/numa_balancing")
 }
@@ -139,12 +144,12 @@ impl Drop for Swap {
     fn drop(&mut self) {
         let _ = Command::new("swapoff").arg(ZRAM).status();
         let reset = Path::new(ZRAM_SETTINGS).join("reset");
-        // It is busy while somebody has it open, as udev has for a look at what has changed.
+        // The device is busy while a process has it open, as udev has after a change.
         try_for_a_while(|| fs::write(&reset, "1").is_ok());
     }
 }
 
-/// Tries for as long as it may take, and leaves it at that.
+/// Tries again for some time, and ignores a failure.
 fn try_for_a_while(mut done: impl FnMut() -> bool) {
     for _ in 0..100 {
         if done() {
@@ -172,7 +177,7 @@ impl Group {
         Self::make(root.join(name))
     }
 
-    /// One of the old hierarchy's freezer.
+    /// Makes a group of the freezer in the old hierarchy.
     pub(crate) fn freezer() -> Self {
         Self::make(mounted("cgroup", "freezer").join("regcache"))
     }
@@ -190,7 +195,7 @@ impl Group {
         write(self.file(name), value);
     }
 
-    /// As `set`, where the kernel may refuse.
+    /// Sets a value that the kernel may refuse.
     pub(crate) fn ask(&self, name: &str, value: &str) -> std::io::Result<()> {
         fs::write(self.file(name), value)
     }
@@ -212,12 +217,12 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // A process that has just been waited for may still be on its way out.
+        // A process that was waited for may still be exiting.
         try_for_a_while(|| fs::remove_dir(&self.0).is_ok());
     }
 }
 
-/// What the kernel knows of a page: /proc/kpageflags.
+/// The flags of a page in /proc/kpageflags.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Flag {
     Hugetlb = 17,
@@ -225,13 +230,13 @@ pub(crate) enum Flag {
     Thp = 22,
 }
 
-/// True if the page in this frame is of this sort.
+/// Returns true if the page in this frame has this flag.
 pub(crate) fn is(frame: u64, flag: Flag) -> bool {
     let [flags] = entries(Path::new("/proc/kpageflags"), frame);
     flags >> flag as u32 & 1 != 0
 }
 
-/// Some words of a file, from the `first`th on.
+/// Reads words of a file, from word `first` on.
 pub(crate) fn entries<const N: usize>(path: &Path, first: u64) -> [u64; N] {
     let mut bytes = vec![0; N * 8];
     let file = File::open(path).unwrap();
@@ -240,7 +245,7 @@ pub(crate) fn entries<const N: usize>(path: &Path, first: u64) -> [u64; N] {
     std::array::from_fn(|_| u64::from_ne_bytes(words.next().unwrap().try_into().unwrap()))
 }
 
-/// The node of the processor that this thread runs on.
+/// Returns the node of the CPU that this thread runs on.
 pub(crate) fn node_here() -> usize {
     let mut node = 0_u32;
     let none = std::ptr::null_mut::<libc::c_void>();
@@ -250,13 +255,13 @@ pub(crate) fn node_here() -> usize {
     node as usize
 }
 
-/// The other one.
+/// Returns the other node.
 pub(crate) fn other_node() -> usize {
     assert_eq!(read("/sys/devices/system/node/online"), "0-1");
     1 - node_here()
 }
 
-/// While it lives, this thread's new pages come from one node.
+/// As long as it lives, new pages of this thread come from one node.
 #[derive(Debug)]
 pub(crate) struct Bound(());
 
@@ -284,7 +289,7 @@ fn set_policy(mode: i32, nodes: u64) {
     Errno::result(set).unwrap();
 }
 
-/// While it lives, each node has some huge pages to hand out.
+/// As long as it lives, each node has some free huge pages.
 #[derive(Debug)]
 pub(crate) struct HugePages(#[expect(dead_code, reason = "puts them back")] Vec<Setting>);
 

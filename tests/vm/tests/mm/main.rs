@@ -1,8 +1,8 @@
-//! What the kernel does to memory by itself, and what others do to it: which of that the driver reports.
+//! Changes of memory by the kernel itself and by others, and which of them the driver reports.
 //!
-//! These tests change settings of the whole machine, and put them back. They run one at a time, and
-//! in a program of their own: a compaction, say, moves every process's pages, and would make
-//! invalidations where another test counts them.
+//! These tests change settings of the whole machine, and restore them. They run one at a time and
+//! in a program of their own. A compaction, for example, moves pages of every process, and would
+//! cause invalidations that another test counts.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod accounting;
@@ -14,12 +14,9 @@ mod pinned;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::errno::Errno;
-use regcache_tests_vm::DriverFile;
-
 use machine::Setting;
 
-/// Held by each test for as long as it runs. Nothing is moved then but what the test wants moved.
+/// Each test holds it while it runs. Then only the test itself moves pages.
 struct Alone {
     _still: Setting,
     _lock: MutexGuard<'static, ()>,
@@ -30,16 +27,5 @@ fn alone() -> Alone {
     Alone {
         _lock: ALONE.lock().unwrap_or_else(PoisonError::into_inner),
         _still: Setting::set("/proc/sys/vm/compaction_proactiveness", "0"),
-    }
-}
-
-/// The cookies of the ranges that were hit since the last time.
-fn hits(device: &DriverFile) -> Vec<u64> {
-    match device.drain() {
-        Ok((cookies, _)) => cookies,
-        Err(errno) => {
-            assert_eq!(errno, Errno::EAGAIN);
-            Vec::new()
-        }
     }
 }

@@ -10,7 +10,7 @@ use regcache_tests_vm::PAGE;
 
 use crate::machine::{self, Flag};
 
-/// What is behind the addresses.
+/// The kind of pages behind the addresses.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
     /// Private, in pages of 4 KiB.
@@ -27,13 +27,13 @@ impl Kind {
     pub(crate) const ALL: [Self; 4] = [Self::Anonymous, Self::Shmem, Self::Thp, Self::Hugetlb];
 }
 
-/// 2 MiB, whatever it is made of, at an address that is a multiple of it.
+/// The length, 2 MiB, of which the address is a multiple.
 pub(crate) const LEN: usize = 2 << 20;
 
-/// Its pages of 4 KiB.
+/// The number of 4 KiB pages.
 pub(crate) const PAGES: usize = LEN / PAGE;
 
-/// Some memory. Unmapped when dropped.
+/// Memory of one kind, which is unmapped when dropped.
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub(crate) kind: Kind,
@@ -41,9 +41,9 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Maps it; there is no page yet.
+    /// Maps the memory, which has no page yet.
     pub(crate) fn map(kind: Kind) -> Self {
-        /// Far from everything else, and a gap after each so that they are not merged.
+        /// Far from other mappings, with a gap after each so that they are not merged.
         static NEXT: AtomicUsize = AtomicUsize::new(0x5000_0000_0000);
         let at = NEXT.fetch_add(2 * LEN, Ordering::Relaxed);
         let (flags, fd) = match kind {
@@ -77,7 +77,7 @@ impl Memory {
         memory
     }
 
-    /// Maps it, and writes to each page.
+    /// Maps the memory and writes to each page.
     pub(crate) fn new(kind: Kind) -> Self {
         let memory = Self::map(kind);
         memory.fill(1);
@@ -85,7 +85,7 @@ impl Memory {
         memory
     }
 
-    /// It is made of what it should be.
+    /// Checks that the memory has the pages of its kind.
     pub(crate) fn check(&self) {
         let frame = self.frames()[0].unwrap();
         let is = |flag| machine::is(frame, flag);
@@ -93,7 +93,7 @@ impl Memory {
         assert_eq!(is(Flag::Hugetlb), self.kind == Kind::Hugetlb);
     }
 
-    /// The address of page `i`.
+    /// Returns the address of page `i`.
     pub(crate) fn page(&self, i: usize) -> *mut u8 {
         assert!(i < PAGES);
         self.start.wrapping_add(i * PAGE)
@@ -101,7 +101,7 @@ impl Memory {
 
     /// Writes to page `i`.
     pub(crate) fn write(&self, i: usize, byte: u8) {
-        // SAFETY: mapped, and only the kernel and the device look at it.
+        // SAFETY: mapped, and only the kernel and the device read it.
         unsafe { self.page(i).write_volatile(byte) }
     }
 
@@ -120,13 +120,13 @@ impl Memory {
         }
     }
 
-    /// The bytes.
+    /// Borrows the bytes.
     ///
     /// # Safety
     ///
-    /// Nobody writes to it meanwhile.
+    /// Nothing writes to the memory as long as the result lives.
     pub(crate) unsafe fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped; and by the caller's promise.
+        // SAFETY: mapped, and the caller promises that nothing writes to it.
         unsafe { std::slice::from_raw_parts(self.start, LEN) }
     }
 
@@ -135,13 +135,13 @@ impl Memory {
     }
 
     pub(crate) fn advise_part(&self, first: usize, pages: usize, advice: i32) -> nix::Result<()> {
-        // SAFETY: nobody keeps references to it.
+        // SAFETY: there are no references to it.
         let result = unsafe { libc::madvise(self.page(first).cast(), pages * PAGE, advice) };
         Errno::result(result).map(drop)
     }
 
     pub(crate) fn protect(&self, first: usize, pages: usize, protection: i32) {
-        // SAFETY: nobody keeps references to it.
+        // SAFETY: there are no references to it.
         let result = unsafe { libc::mprotect(self.page(first).cast(), pages * PAGE, protection) };
         Errno::result(result).unwrap();
     }
@@ -151,7 +151,7 @@ impl Memory {
         machine::entries(Path::new("/proc/self/pagemap"), first)
     }
 
-    /// The frames of its pages, where there is one.
+    /// Returns the frame of each page that exists.
     pub(crate) fn frames(&self) -> Vec<Option<u64>> {
         let frame = |entry: u64| {
             let (is_present, frame) = (entry >> 63 != 0, entry & ((1 << 55) - 1));
@@ -161,7 +161,7 @@ impl Memory {
         self.pagemap().into_iter().map(frame).collect()
     }
 
-    /// How many of its pages were written to since that was last cleared.
+    /// Returns how many pages have their soft-dirty bit set.
     pub(crate) fn soft_dirty(&self) -> usize {
         let is_dirty = |entry: &u64| entry >> 55 & 1 != 0;
         self.pagemap()
@@ -170,7 +170,7 @@ impl Memory {
             .count()
     }
 
-    /// A number that /proc/self/smaps has of it.
+    /// Returns a number from its entry in /proc/self/smaps.
     pub(crate) fn smaps(&self, name: &str) -> usize {
         let smaps = machine::read("/proc/self/smaps");
         let this = format!("{:x}-", self.start.addr());
@@ -180,7 +180,7 @@ impl Memory {
         number.unwrap().parse().unwrap()
     }
 
-    /// Lets the scheduler choose a node for each page.
+    /// Lets NUMA balancing choose a node for each page.
     pub(crate) fn balance(&self) {
         let (mode, nodes) = (libc::MPOL_BIND | MPOL_F_NUMA_BALANCING, 0b11_u64);
         // SAFETY: reads one word.
@@ -191,12 +191,12 @@ impl Memory {
         Errno::result(bound).unwrap();
     }
 
-    /// Asks the kernel to move each page to the node. How many it says are there then.
+    /// Asks the kernel to move each page to the node. Returns how many pages are there after that.
     pub(crate) fn move_to(&self, node: usize) -> usize {
         let pages: Vec<_> = (0..PAGES).map(|i| self.page(i)).collect();
         let nodes = [node as i32; PAGES];
         let mut status = [0_i32; PAGES];
-        // SAFETY: the arrays are as long as it says.
+        // SAFETY: the arrays have this length.
         let moved = unsafe {
             libc::syscall(
                 libc::SYS_move_pages,
@@ -213,10 +213,10 @@ impl Memory {
     }
 }
 
-/// linux/mempolicy.h: the scheduler may move the pages to where they are used.
+/// From linux/mempolicy.h: NUMA balancing may move the pages.
 const MPOL_F_NUMA_BALANCING: i32 = 1 << 13;
 
-/// linux/mempolicy.h: only what this process alone has mapped.
+/// From linux/mempolicy.h: only pages that this process alone has mapped.
 const MPOL_MF_MOVE: i32 = 1 << 1;
 
 // SAFETY: only an address; what is done with it is unsafe elsewhere.
@@ -224,15 +224,15 @@ unsafe impl Sync for Memory {}
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: nobody keeps references to it.
+        // SAFETY: there are no references to it.
         unsafe { libc::munmap(self.start.cast(), LEN) };
     }
 }
 
 fn memfd() -> i32 {
-    // SAFETY: a string literal with its end.
+    // SAFETY: a terminated string.
     let fd = Errno::result(unsafe { libc::memfd_create(c"mm-test".as_ptr(), 0) }).unwrap();
-    // SAFETY: the descriptor made above.
+    // SAFETY: the file descriptor made above.
     Errno::result(unsafe { libc::ftruncate(fd, LEN as libc::off_t) }).unwrap();
     fd
 }

@@ -1,10 +1,10 @@
-//! What the kernel does, or tries, to memory that a registration has pinned.
+//! The fate of memory that a registration has pinned, under each mechanism of the kernel.
 //!
-//! Each test lets one mechanism loose on two pieces of memory of each kind, both watched, one of
-//! them registered with an RDMA device as well. The other is the control: what happens to it shows
-//! that the mechanism was at work. The pinned pages always stay. Whether they are reported
-//! nevertheless is the kernel's doing, and what `fates` asserts is what the table in
-//! `kernel/Documentation/ummunotify.rst` says.
+//! Each test applies one mechanism to two pieces of memory of each kind. Both are watched, and one
+//! is registered with an RDMA device as well. The other is the control, which shows that the
+//! mechanism was at work. The pinned pages always stay. The kernel decides whether they are
+//! reported all the same; the expected fates are those of the table in
+//! `kernel/Documentation/ummunotify.rst`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,29 +17,36 @@ use regcache::VaRange;
 use regcache_tests_vm::{Child, DriverFile, PAGE};
 use regcache_verbs::{Access, Context, Loopback, Mr, Pd};
 
+use crate::alone;
 use crate::machine::{
     self, Bound, Flag, Group, HugePages, Setting, Swap, kernel, vmstat, wait_until,
 };
 use crate::memory::{Kind, LEN, Memory, PAGES};
-use crate::{alone, hits};
 
-/// What has become of some memory.
+/// The fate of some memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {
-    /// Nothing: the same pages are there, and nothing was reported.
+    /// The same pages are there, and nothing was reported.
     Kept,
-    /// The same pages are there, or come back when they are touched, and yet it was reported.
+    /// The same pages are there or return when they are touched, but a change was reported.
     Announced,
-    /// There are other pages, or none; and it was reported.
+    /// There are other pages or none, and the change was reported.
     Changed,
 }
 use Fate::{Announced, Changed, Kept};
 use Kind::{Anonymous, Hugetlb, Shmem, Thp};
 
+/// The fates under mechanisms that unmap shared pages before they find them pinned.
+const SHARED_IS_ANNOUNCED: [(Kind, Fate, Fate); 3] = [
+    (Anonymous, Kept, Changed),
+    (Shmem, Announced, Changed),
+    (Thp, Kept, Changed),
+];
+
 const PINNED: u64 = 1;
 const CONTROL: u64 = 2;
 
-/// Two pieces of memory, watched, one of them pinned.
+/// Two watched pieces of memory, one of which is pinned.
 struct Pair {
     pinned: Memory,
     control: Memory,
@@ -59,7 +66,11 @@ impl Pair {
         device.watch(pinned.page(0), LEN, PINNED).unwrap();
         device.watch(control.page(0), LEN, CONTROL).unwrap();
         let mr = adapter.register(pinned.page(0));
-        assert_eq!(hits(&device), [], "the pages were the process's own");
+        assert_eq!(
+            device.invalidated().unwrap(),
+            [],
+            "the pages were the process's own"
+        );
         Self {
             pinned_frames: pinned.frames(),
             control_frames: control.frames(),
@@ -78,15 +89,15 @@ impl Pair {
         self.control.frames() != self.control_frames
     }
 
-    /// How the pinned memory and the control fared since.
+    /// Returns the fates of the pinned memory and of the control.
     fn fates(&self, adapter: &mut Adapter) -> (Kind, Fate, Fate) {
         let kind = self.pinned.kind;
-        // In this order: what has changed when it is looked at has been reported before.
+        // The frames are read first: a change that they show was reported before.
         let changed = [
             self.pinned.frames() != self.pinned_frames,
             self.control_has_moved(),
         ];
-        let reported = hits(&self.device);
+        let reported = self.device.invalidated().unwrap();
         let [pinned, control] = [PINNED, CONTROL].map(|cookie| reported.contains(&cookie));
         assert!(pinned || !changed[0], "{kind:?}: missed, pinned");
         assert!(control || !changed[1], "{kind:?}: missed");
@@ -105,7 +116,7 @@ impl Pair {
     }
 }
 
-/// An RDMA device, to register memory with and to look at it through.
+/// An RDMA device that registers memory and reads it.
 struct Adapter {
     pd: Arc<Pd>,
     loopback: Loopback,
@@ -132,7 +143,7 @@ impl Adapter {
         Mr::register(&self.pd, range(start), access).unwrap()
     }
 
-    /// The device sees the bytes that the processor has just written.
+    /// Checks that the device sees the bytes that the CPU has written.
     fn check_sees(&mut self, memory: &Memory, mr: &Mr) {
         memory.fill(0xD5);
         // SAFETY: no thread of this test writes to it now.
@@ -160,7 +171,17 @@ fn range(start: *const u8) -> VaRange {
     VaRange::new(start, LEN).unwrap()
 }
 
-/// Pairs of these kinds meet the mechanism together.
+/// All memory of these pairs.
+fn memories(pairs: &[Pair]) -> impl Iterator<Item = &Memory> {
+    pairs.iter().flat_map(Pair::both)
+}
+
+/// Gives advice about all memory of these pairs.
+fn advise(pairs: &[Pair], advice: i32) {
+    memories(pairs).for_each(|memory| memory.advise(advice).unwrap());
+}
+
+/// Applies the mechanism to pairs of these kinds at once, and returns their fates.
 fn fates<const N: usize>(
     kinds: [Kind; N],
     mechanism: impl FnOnce(&[Pair]),
@@ -183,7 +204,7 @@ fn numa_balancing_leaves_pinned_pages_and_announces_some() {
     .map(|(name, value)| Setting::set(scans.join(name), value));
     let _pages = HugePages::on_each_node(4);
     let far = Bound::to(machine::other_node());
-    // The kernels that were looked at are 6.1, 6.12 and 7.3: where in between it changed is not known.
+    // Only 6.1, 6.12 and 7.3 were examined, so the exact versions of the changes are not known.
     let shared = match kernel() {
         version if version < (6, 12) => (Shmem, Kept, Kept),
         version if version < (7, 3) => (Shmem, Announced, Changed),
@@ -201,27 +222,27 @@ fn numa_balancing_leaves_pinned_pages_and_announces_some() {
     let kinds = expected.map(|(kind, ..)| kind);
     let found = fates(kinds, |pairs| {
         drop(far);
-        // Where shared memory is left alone, a policy can ask for it.
+        // A memory policy asks for shared memory on kernels that leave it alone by default.
         for memory in pairs[4].both() {
             memory.balance();
         }
         let _on = Setting::set("/proc/sys/kernel/numa_balancing", "1");
         let (updates, faults) = (vmstat("numa_pte_updates"), vmstat("numa_hint_faults"));
         let moves = || pairs.iter().filter(|pair| pair.control_has_moved()).count();
-        // A new thread, since one takes the scan's period when it starts.
+        // A new thread, since a thread reads the scan period when it starts.
         thread::scope(|scope| {
             scope.spawn(|| {
                 let use_all = |for_ms| {
                     let started = Instant::now();
                     while started.elapsed() < Duration::from_millis(for_ms) {
-                        pairs.iter().flat_map(Pair::both).for_each(Memory::look);
+                        memories(pairs).for_each(Memory::look);
                     }
                 };
                 wait_until("the controls have followed the thread", || {
                     use_all(200);
                     moves() == followers
                 });
-                // And the pinned pages were scanned more than once.
+                // By then the pinned pages were scanned more than once.
                 use_all(1000);
             });
         });
@@ -239,7 +260,7 @@ fn clearing_soft_dirty_bits_leaves_pinned_pages() {
         assert_eq!(pairs[0].control.soft_dirty(), PAGES);
         machine::write("/proc/self/clear_refs", "4");
         assert_eq!(pairs[0].control.soft_dirty(), 0);
-        pairs.iter().flat_map(Pair::both).for_each(|it| it.fill(2));
+        memories(pairs).for_each(|it| it.fill(2));
         assert_eq!(pairs[0].control.soft_dirty(), PAGES);
     });
     assert_eq!(found, Kind::ALL.map(|kind| (kind, Kept, Kept)));
@@ -279,11 +300,9 @@ fn khugepaged_leaves_pinned_pages() {
             .unwrap()
     };
     let found = fates([Anonymous, Shmem], |pairs| {
-        for memory in pairs.iter().flat_map(Pair::both) {
-            memory.advise(libc::MADV_HUGEPAGE).unwrap();
-        }
+        advise(pairs, libc::MADV_HUGEPAGE);
         wait_until("khugepaged has collapsed the controls", || {
-            // A page of a file that was collapsed is mapped when it is touched.
+            // A collapsed page of a file is mapped when it is touched.
             pairs.iter().for_each(|pair| pair.control.look());
             pairs.iter().all(Pair::control_has_moved)
         });
@@ -320,7 +339,7 @@ fn ksm_announces_pinned_pages_that_it_then_does_not_merge() {
             frames.iter().all(is_ksm)
         };
         wait_until("ksmd has merged the controls", || pairs.iter().all(merged));
-        // Now, and not before: the first of the equal pages must be one that can be merged.
+        // They come last, because the first of the equal pages must be mergeable.
         pairs.iter().for_each(|pair| merge(&pair.pinned));
         let scans = || -> u64 { machine::read(ksm.join("full_scans")).parse().unwrap() };
         let seen = scans();
@@ -334,12 +353,12 @@ fn ksm_announces_pinned_pages_that_it_then_does_not_merge() {
     );
 }
 
-/// Half of the free memory, page by page among which the pairs' pages are strewn, so that there is
-/// something to compact when it has gone.
+/// Makes pairs whose pages are strewn among half of the free memory. Freeing that memory leaves
+/// holes, which compaction closes.
 fn strewn(kinds: [Kind; 2], adapter: &Adapter) -> [Pair; 2] {
     let each = machine::count("/proc/meminfo", "MemFree") as usize / 2 * 1024 / PAGES;
     let mut ballast = MmapMut::map_anon(each * PAGES).unwrap();
-    // Small pages, or it would go in pieces that need no compaction.
+    // Small pages, since freed huge pages would need no compaction.
     ballast.advise(memmap2::Advice::NoHugePage).unwrap();
     let memory = kinds.map(|kind| [Memory::map(kind), Memory::map(kind)]);
     for (i, chunk) in ballast.chunks_exact_mut(each).enumerate() {
@@ -414,18 +433,9 @@ fn paging_out_unmaps_shared_pages_though_they_are_pinned() {
     let _alone = alone();
     let _swap = Swap::on();
     let found = fates([Anonymous, Shmem, Thp], |pairs| {
-        for memory in pairs.iter().flat_map(Pair::both) {
-            memory.advise(libc::MADV_PAGEOUT).unwrap();
-        }
+        advise(pairs, libc::MADV_PAGEOUT);
     });
-    assert_eq!(
-        found,
-        [
-            (Anonymous, Kept, Changed),
-            (Shmem, Announced, Changed),
-            (Thp, Kept, Changed),
-        ]
-    );
+    assert_eq!(found, SHARED_IS_ANNOUNCED);
 }
 
 #[test]
@@ -433,7 +443,7 @@ fn reclaim_under_a_limit_unmaps_shared_pages_though_they_are_pinned() {
     let _alone = alone();
     let _swap = Swap::on();
     let group = Group::new();
-    // What is charged to the group is the child's.
+    // The memory of the child is charged to the group.
     let child = Child::fork(|| {
         group.enter();
         let found = fates([Anonymous, Shmem, Thp], |pairs| {
@@ -441,19 +451,12 @@ fn reclaim_under_a_limit_unmaps_shared_pages_though_they_are_pinned() {
             let limit = bytes("memory.current") - 2 * LEN;
             group.set("memory.max", &limit.to_string());
             assert!(bytes("memory.current") <= limit);
-            // Until nothing is left that it has not looked at.
+            // Until reclaim has examined all memory of the group.
             while group.ask("memory.reclaim", "1M").is_ok() {}
             assert!(pairs.iter().all(Pair::control_has_moved));
             group.set("memory.max", "max");
         });
-        assert_eq!(
-            found,
-            [
-                (Anonymous, Kept, Changed),
-                (Shmem, Announced, Changed),
-                (Thp, Kept, Changed),
-            ]
-        );
+        assert_eq!(found, SHARED_IS_ANNOUNCED);
         true
     });
     assert!(child.unwrap().succeeded().unwrap());
@@ -464,15 +467,15 @@ fn fork_and_the_parents_writes_leave_pinned_pages_of_4_kib() {
     let _alone = alone();
     let _pages = HugePages::on_each_node(6);
     let found = fates(Kind::ALL, |pairs| {
-        // khugepaged would put what is split together again, in the very page that the child gives back.
-        for memory in pairs.iter().flat_map(Pair::both) {
+        // khugepaged would collapse the split pages again, into the page that the child gives back.
+        for memory in memories(pairs) {
             if memory.kind == Thp {
                 memory.advise(libc::MADV_NOHUGEPAGE).unwrap();
             }
         }
         let (wait, go) = nix::unistd::pipe().unwrap();
         let child = Child::fork(|| nix::unistd::read(&wait, &mut [0]) == Ok(1)).unwrap();
-        pairs.iter().flat_map(Pair::both).for_each(|it| it.fill(2));
+        memories(pairs).for_each(|it| it.fill(2));
         nix::unistd::write(&go, &[1]).unwrap();
         assert!(child.succeeded().unwrap());
     });
@@ -492,7 +495,7 @@ fn mlock_and_munlock_leave_pinned_pages() {
     let _alone = alone();
     let _pages = HugePages::on_each_node(4);
     let found = fates(Kind::ALL, |pairs| {
-        for memory in pairs.iter().flat_map(Pair::both) {
+        for memory in memories(pairs) {
             let start = memory.page(0).cast();
             // SAFETY: changes no memory.
             assert_eq!(unsafe { libc::mlock(start, LEN) }, 0);
@@ -510,7 +513,7 @@ fn mprotect_and_back_leaves_pinned_pages() {
     let _alone = alone();
     let _pages = HugePages::on_each_node(4);
     let found = fates(Kind::ALL, |pairs| {
-        for memory in pairs.iter().flat_map(Pair::both) {
+        for memory in memories(pairs) {
             for protection in [
                 libc::PROT_READ,
                 libc::PROT_NONE,
@@ -527,8 +530,8 @@ fn mprotect_and_back_leaves_pinned_pages() {
 fn dividing_a_mapping_announces_the_2_mib_around_the_cut() {
     let _alone = alone();
     let found = fates([Anonymous, Shmem, Thp], |pairs| {
-        for memory in pairs.iter().flat_map(Pair::both) {
-            // So that khugepaged does not put together again what is split.
+        for memory in memories(pairs) {
+            // So that khugepaged does not collapse the split pages again.
             memory.advise(libc::MADV_NOHUGEPAGE).unwrap();
             memory.protect(1, 2, libc::PROT_READ);
             memory.protect(1, 2, libc::PROT_READ | libc::PROT_WRITE);
@@ -548,7 +551,7 @@ fn dividing_a_mapping_announces_the_2_mib_around_the_cut() {
 fn advice_that_pages_are_cold_leaves_them() {
     let _alone = alone();
     let found = fates([Anonymous, Shmem, Thp], |pairs| {
-        for memory in pairs.iter().flat_map(Pair::both) {
+        for memory in memories(pairs) {
             assert!(memory.smaps("Referenced") > 0);
             memory.advise(libc::MADV_COLD).unwrap();
             assert_eq!(memory.smaps("Referenced"), 0, "{:?}", memory.kind);

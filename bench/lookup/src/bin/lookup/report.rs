@@ -40,7 +40,8 @@ impl Report {
         self.figures.push(figure);
     }
 
-    /// Measures rounds of the variants: regcache, UCX if there is one, one thread if it is asked for.
+    /// Measures rounds of the variants: regcache, UCX if there is one, one thread if it is asked
+    /// for.
     pub(crate) fn compare(
         &mut self,
         name: &str,
