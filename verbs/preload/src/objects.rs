@@ -8,6 +8,7 @@ use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -116,8 +117,7 @@ pub(crate) struct SharedQueue {
 
 impl SharedQueue {
     pub(crate) fn create(device: Arc<OpenDevice>, srq: *mut IbvSrq, max_wr: u32, max_sge: u32) {
-        let queue = Arc::new(Queue::new(Order::Any, max_wr, max_sge));
-        device.work.add(Arc::clone(&queue));
+        let queue = device.work.queue(Order::Any, max_wr, max_sge);
         let shared = Self {
             device,
             queue,
@@ -129,7 +129,7 @@ impl SharedQueue {
     }
 
     pub(crate) fn destroyed(&self) {
-        self.device.work.remove(&self.queue);
+        self.queue.destroy();
     }
 }
 
@@ -175,16 +175,14 @@ impl QueuePair {
     ) {
         // SAFETY: by the contract.
         let it = unsafe { &*qp };
-        let queue = |order, requests, keys| {
-            let queue = Arc::new(Queue::new(order, requests, keys));
-            device.work.add(Arc::clone(&queue));
-            queue
-        };
-        let sends = queue(Order::Signaled, cap.max_send_wr, cap.max_send_sge);
-        let receives = it
-            .srq
-            .is_null()
-            .then(|| queue(Order::Each, cap.max_recv_wr, cap.max_recv_sge));
+        let sends = device
+            .work
+            .queue(Order::Signaled, cap.max_send_wr, cap.max_send_sge);
+        let receives = it.srq.is_null().then(|| {
+            device
+                .work
+                .queue(Order::Each, cap.max_recv_wr, cap.max_recv_sge)
+        });
         // SAFETY: the program does not destroy what the queue pair uses.
         let (shared, send_cq, recv_cq) = unsafe {
             (
@@ -236,7 +234,7 @@ impl QueuePair {
     pub(crate) fn destroyed(&self) {
         let queues = [Some(&self.sends), self.receives.as_ref()];
         for queue in queues.into_iter().flatten() {
-            self.device.work.remove(queue);
+            queue.destroy();
         }
     }
 
@@ -263,7 +261,7 @@ impl QueuePair {
     pub(crate) unsafe fn begin(&self) {
         // SAFETY: `self` lives until the queue pair is destroyed, which is not done between the
         // calls.
-        let sends: &'static Queue = unsafe { &*Arc::as_ptr(&self.sends) };
+        let sends: &'static Arc<Queue> = unsafe { &*ptr::from_ref(&self.sends) };
         let post = sends.post();
         let mark = post.mark();
         // SAFETY: this thread has the lock.

@@ -81,8 +81,7 @@ impl Model {
             Fault::OrderAssumed => Order::Each,
             _ => order,
         };
-        let queue = Arc::new(Queue::new(counted, ROOM as u32, 1));
-        device.add(Arc::clone(&queue));
+        let queue = device.queue(counted, ROOM as u32, 1);
         Self {
             order,
             fault,
@@ -259,8 +258,7 @@ fn what_has_completed_is_kept() {
 #[test]
 fn of_many_outstanding_requests_those_that_are_over_are_known() {
     let (device, depth) = (Device::new(), 256);
-    let queue = Arc::new(Queue::new(Order::Signaled, depth, 1));
-    device.add(Arc::clone(&queue));
+    let queue = device.queue(Order::Signaled, depth, 1);
     let key = |number: u32| (number % (2 * depth) + 1) << 8;
     let mut kept = 0;
     for number in 0..20 * depth {
@@ -284,14 +282,68 @@ fn of_many_outstanding_requests_those_that_are_over_are_known() {
 fn more_completions_than_requests_leave_nothing_certain() {
     for order in [Order::Signaled, Order::Each, Order::Any] {
         let device = Device::new();
-        let queue = Arc::new(Queue::new(order, 4, 1));
-        device.add(Arc::clone(&queue));
+        let queue = device.queue(order, 4, 1);
         assert_eq!(device.release(7), Release::Keep);
         device.forget(7);
         queue.complete();
         assert_eq!(device.release(7), Release::Outstanding);
         // Until it is destroyed.
-        device.remove(&queue);
+        queue.destroy();
         assert_eq!(device.release(7), Release::Keep);
+    }
+}
+
+/// A thread that deregisters finds the queues that use a key, however many keys they have used.
+#[test]
+fn queues_come_and_go_while_keys_change() {
+    let device = Device::new();
+    for round in 0..50u32 {
+        let queues: Vec<_> = (0..8).map(|_| device.queue(Order::Each, 8, 1)).collect();
+        for number in 1..200u32 {
+            let key = (number + round) << 8;
+            for (at, queue) in queues.iter().enumerate() {
+                let mut post = queue.post();
+                post.request(true);
+                post.key(key);
+                drop(post);
+                // One of them still has it.
+                if at != number as usize % 8 {
+                    queue.complete();
+                }
+            }
+            assert_eq!(device.release(key), Release::Outstanding);
+            queues[number as usize % 8].complete();
+            assert_eq!(device.release(key), Release::Keep);
+            device.forget(key);
+        }
+        // The last one is outstanding until the queue is destroyed.
+        let mut post = queues[0].post();
+        post.request(true);
+        post.key(7);
+        drop(post);
+        assert_eq!(device.release(7), Release::Outstanding);
+        queues.iter().for_each(|queue| queue.destroy());
+        assert_eq!(device.release(7), Release::Keep);
+        device.forget(7);
+    }
+}
+
+/// More keys are outstanding than a line has words: the queue counts for every key then.
+#[test]
+fn a_queue_without_room_counts_for_every_key() {
+    let device = Device::new();
+    // One line of eight words.
+    let queue = device.queue(Order::Each, 1, 1);
+    let mut post = queue.post();
+    for key in 1..=9u32 {
+        post.request(true);
+        post.key(key);
+    }
+    drop(post);
+    assert_eq!(device.release(1000), Release::Outstanding);
+    (0..9).for_each(|_| queue.complete());
+    for key in (1..=9).chain([1000]) {
+        assert_eq!(device.release(key), Release::Keep);
+        device.forget(key);
     }
 }
