@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ffi::c_int;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -20,7 +20,7 @@ use crate::abi::{
 };
 use crate::directory::Directory;
 use crate::fork;
-use crate::outstanding::{Device, Mark, Order, Post, Queue};
+use crate::outstanding::{Device, Mark, Order, Post, Queue, all_polled};
 
 pub(crate) static DEVICES: Directory<OpenDevice> = Directory::new();
 pub(crate) static QUEUE_PAIRS: Directory<QueuePair> = Directory::new();
@@ -144,6 +144,8 @@ pub(crate) struct QueuePair {
     pub(crate) receives: Option<Arc<Queue>>,
     /// The receive queue that its completions are of.
     received: Option<Arc<Queue>>,
+    /// The completions with errors since the last reset.
+    errors: Arc<AtomicU64>,
     send_cq: Option<Arc<CompletionQueue>>,
     recv_cq: Option<Arc<CompletionQueue>>,
     pub(crate) post_send: Option<PostSend>,
@@ -197,6 +199,7 @@ impl QueuePair {
             all_signaled,
             cap,
             received: receives.clone().or(shared),
+            errors: Arc::default(),
             receives,
             sends,
             send_cq,
@@ -216,10 +219,10 @@ impl QueuePair {
     /// Has its completions counted from now on.
     pub(crate) fn count_completions(&self) {
         if let Some(cq) = &self.send_cq {
-            cq.count(self.number, Some(&self.sends), None);
+            cq.count(self.number, &self.errors, Some(&self.sends), None);
         }
         if let Some(cq) = &self.recv_cq {
-            cq.count(self.number, None, self.received.as_ref());
+            cq.count(self.number, &self.errors, None, self.received.as_ref());
         }
     }
 
@@ -240,14 +243,20 @@ impl QueuePair {
 
     /// The device has thrown away all of its work.
     pub(crate) fn reset(&self) {
+        let errors = self.errors.swap(0, Ordering::Relaxed);
+        // A shared receive queue does not tell how many receives the queue pair has taken.
+        let all_polled = self
+            .receives
+            .as_ref()
+            .is_some_and(|receives| all_polled(&self.sends, receives, errors));
         let queues = [
             (&self.send_cq, Some(&self.sends)),
             (&self.recv_cq, self.receives.as_ref()),
         ];
         for (cq, queue) in queues {
             match (cq, queue) {
-                (Some(cq), Some(queue)) => cq.reset(queue),
-                (None, Some(queue)) => drop(queue.reset()),
+                (Some(cq), Some(queue)) => cq.reset(queue, all_polled),
+                (None, Some(queue)) => drop(queue.reset(all_polled)),
                 (_, None) => {}
             }
         }
@@ -324,6 +333,7 @@ unsafe impl Sync for CompletionQueue {}
 struct Counted {
     sends: Option<Arc<Queue>>,
     receives: Option<Arc<Queue>>,
+    errors: Option<Arc<AtomicU64>>,
     /// The queue pair is destroyed. Its completions may be polled yet.
     gone: bool,
 }
@@ -376,8 +386,14 @@ impl CompletionQueue {
         self.counting.lock()
     }
 
-    fn count(&self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
-        self.change(|counting| counting.count(number, sends, receives));
+    fn count(
+        &self,
+        number: u32,
+        errors: &Arc<AtomicU64>,
+        sends: Option<&Arc<Queue>>,
+        receives: Option<&Arc<Queue>>,
+    ) {
+        self.change(|counting| counting.count(number, errors, sends, receives));
     }
 
     /// Changes the queue pairs. A thread may do so while it polls.
@@ -395,8 +411,8 @@ impl CompletionQueue {
         self.change(|counting| counting.ignore(number));
     }
 
-    fn reset(&self, queue: &Queue) {
-        self.change(|counting| counting.unsettled |= queue.reset());
+    fn reset(&self, queue: &Queue, all_polled: bool) {
+        self.change(|counting| counting.unsettled |= !queue.reset(all_polled));
     }
 
     /// Begins an extended poll.
@@ -439,12 +455,19 @@ impl CompletionQueue {
 }
 
 impl Counting {
-    fn count(&mut self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
+    fn count(
+        &mut self,
+        number: u32,
+        errors: &Arc<AtomicU64>,
+        sends: Option<&Arc<Queue>>,
+        receives: Option<&Arc<Queue>>,
+    ) {
         self.latest = None;
         let counted = self.pairs.entry(number).or_default();
         // Completions of another queue pair that had this number may come yet. Those of this one
         // are then ignored as well.
         if !counted.gone {
+            counted.errors = Some(Arc::clone(errors));
             counted.sends = sends.cloned().or(counted.sends.take());
             counted.receives = receives.cloned().or(counted.receives.take());
         }
@@ -464,6 +487,7 @@ impl Counting {
     #[inline]
     pub(crate) fn add(&mut self, status: c_int, number: u32, opcode: impl FnOnce() -> c_int) {
         if status != SUCCESS {
+            self.add_error(number);
             return;
         }
         let counted = match &self.latest {
@@ -480,6 +504,13 @@ impl Counting {
         };
         if let Some(queue) = queue {
             queue.complete();
+        }
+    }
+
+    #[cold]
+    fn add_error(&self, number: u32) {
+        if let Some(errors) = self.pairs.get(&number).and_then(|it| it.errors.as_ref()) {
+            errors.fetch_add(1, Ordering::Relaxed);
         }
     }
 

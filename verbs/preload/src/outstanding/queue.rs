@@ -147,14 +147,26 @@ impl Queue {
     }
 
     /// All requests are over: the queue pair was reset. The caller has the locks of its completion
-    /// queues. True if completions of before may be polled yet; then [`settle`](Self::settle) has
-    /// to be called.
-    pub(crate) fn reset(&self) -> bool {
+    /// queues, and says whether [all completions were polled](all_polled). False if completions of
+    /// before may be polled yet; then [`settle`](Self::settle) has to be called.
+    pub(crate) fn reset(&self, all_polled: bool) -> bool {
         let posting = lock(&self.posting);
         self.raise(posting.next);
         let expected = self.expected.load(Ordering::Relaxed);
         self.settled.store(expected, Ordering::Relaxed);
-        self.completed.load(Ordering::Relaxed) < expected
+        if all_polled {
+            self.completed.store(expected, Ordering::Release);
+        }
+        self.completed.load(Ordering::Relaxed) == expected
+    }
+
+    /// The requests that may have a successful completion yet, and the others that are not over.
+    fn unfinished(&self) -> (u64, u64) {
+        let posting = lock(&self.posting);
+        let all = posting.next - self.over.load(Ordering::Relaxed);
+        let expected = self.expected.load(Ordering::Relaxed);
+        let with_completion = expected.saturating_sub(self.completed.load(Ordering::Relaxed));
+        (with_completion, all.saturating_sub(with_completion))
     }
 
     /// The completion queue was seen empty since the reset. The caller has its lock.
@@ -190,6 +202,17 @@ impl Queue {
         )]
         &self.signaled[nth as usize & (self.signaled.len() - 1)]
     }
+}
+
+/// True if no successful completion of a queue pair's two queues is left to be polled, of which so
+/// many were polled with an error since the last reset.
+///
+/// Each request has at most one completion. One with an error may be of an unsignaled request, which
+/// would have none if it had succeeded. Suppose that all unsignaled requests had one. The rest of the
+/// errors are of requests that cannot succeed any more.
+pub(crate) fn all_polled(sends: &Queue, receives: &Queue, errors: u64) -> bool {
+    let ((sends, unsignaled), (receives, _)) = (sends.unfinished(), receives.unfinished());
+    sends + receives <= errors.saturating_sub(unsignaled)
 }
 
 /// Requests that are being posted.
