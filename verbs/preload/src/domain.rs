@@ -79,6 +79,10 @@ impl Held {
     /// Ends it, for the program; if libibverbs refuses, with what it said, it is still there.
     pub(crate) fn end(self) -> Result<Ended, (c_int, Self)> {
         let (registration, device) = (self.registration(), &self.domain().device);
+        if self.domain().closed.load(Ordering::Acquire) {
+            // It went with its domain.
+            return Ok(Ended::Deregistered);
+        }
         let is_certain = !self.changed && device.unseen().is_none();
         let release = is_certain.then(|| device.work.release(registration.lkey));
         let ended = match release {
@@ -301,8 +305,11 @@ unsafe impl Registrar for PdRegistrar {
     }
 
     fn deregister(&self, registration: Registered) -> io::Result<()> {
-        let is_over = registration.state.load(Ordering::Acquire) == OVER;
-        if is_over || self.closed.load(Ordering::Acquire) {
+        if registration.state.load(Ordering::Acquire) == OVER {
+            return Ok(());
+        }
+        if self.closed.load(Ordering::Acquire) {
+            self.device.work.forget(registration.lkey);
             return Ok(());
         }
         // SAFETY: made by `register`, deregistered once, and its domain is there still.

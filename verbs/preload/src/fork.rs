@@ -1,7 +1,7 @@
 //! State that a forked child must not take over from its parent.
 //!
-//! A child has a copy of its parent's memory. A page under `MADV_WIPEONFORK` is zero there: it tells
-//! the two apart, and holds the pointer to all that belongs to one process.
+//! A child has a copy of its parent's memory. A page under `MADV_WIPEONFORK` is zero there: it
+//! tells the two apart, and holds the pointer to all that belongs to one process.
 
 use std::mem;
 use std::ptr::{self, NonNull};

@@ -8,7 +8,8 @@ use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -19,7 +20,7 @@ use crate::abi::{
 };
 use crate::directory::Directory;
 use crate::fork;
-use crate::outstanding::{Device, Mark, Order, Post, Queue};
+use crate::outstanding::{Device, Mark, Order, Post, Queue, all_polled};
 
 pub(crate) static DEVICES: Directory<OpenDevice> = Directory::new();
 pub(crate) static QUEUE_PAIRS: Directory<QueuePair> = Directory::new();
@@ -116,8 +117,7 @@ pub(crate) struct SharedQueue {
 
 impl SharedQueue {
     pub(crate) fn create(device: Arc<OpenDevice>, srq: *mut IbvSrq, max_wr: u32, max_sge: u32) {
-        let queue = Arc::new(Queue::new(Order::Any, max_wr, max_sge));
-        device.work.add(Arc::clone(&queue));
+        let queue = device.work.queue(Order::Any, max_wr, max_sge);
         let shared = Self {
             device,
             queue,
@@ -129,7 +129,7 @@ impl SharedQueue {
     }
 
     pub(crate) fn destroyed(&self) {
-        self.device.work.remove(&self.queue);
+        self.queue.destroy();
     }
 }
 
@@ -144,6 +144,8 @@ pub(crate) struct QueuePair {
     pub(crate) receives: Option<Arc<Queue>>,
     /// The receive queue that its completions are of.
     received: Option<Arc<Queue>>,
+    /// The completions with errors since the last reset.
+    errors: Arc<AtomicU64>,
     send_cq: Option<Arc<CompletionQueue>>,
     recv_cq: Option<Arc<CompletionQueue>>,
     pub(crate) post_send: Option<PostSend>,
@@ -175,16 +177,14 @@ impl QueuePair {
     ) {
         // SAFETY: by the contract.
         let it = unsafe { &*qp };
-        let queue = |order, requests, keys| {
-            let queue = Arc::new(Queue::new(order, requests, keys));
-            device.work.add(Arc::clone(&queue));
-            queue
-        };
-        let sends = queue(Order::Signaled, cap.max_send_wr, cap.max_send_sge);
-        let receives = it
-            .srq
-            .is_null()
-            .then(|| queue(Order::Each, cap.max_recv_wr, cap.max_recv_sge));
+        let sends = device
+            .work
+            .queue(Order::Signaled, cap.max_send_wr, cap.max_send_sge);
+        let receives = it.srq.is_null().then(|| {
+            device
+                .work
+                .queue(Order::Each, cap.max_recv_wr, cap.max_recv_sge)
+        });
         // SAFETY: the program does not destroy what the queue pair uses.
         let (shared, send_cq, recv_cq) = unsafe {
             (
@@ -199,6 +199,7 @@ impl QueuePair {
             all_signaled,
             cap,
             received: receives.clone().or(shared),
+            errors: Arc::default(),
             receives,
             sends,
             send_cq,
@@ -218,10 +219,10 @@ impl QueuePair {
     /// Has its completions counted from now on.
     pub(crate) fn count_completions(&self) {
         if let Some(cq) = &self.send_cq {
-            cq.count(self.number, Some(&self.sends), None);
+            cq.count(self.number, &self.errors, Some(&self.sends), None);
         }
         if let Some(cq) = &self.recv_cq {
-            cq.count(self.number, None, self.received.as_ref());
+            cq.count(self.number, &self.errors, None, self.received.as_ref());
         }
     }
 
@@ -236,20 +237,26 @@ impl QueuePair {
     pub(crate) fn destroyed(&self) {
         let queues = [Some(&self.sends), self.receives.as_ref()];
         for queue in queues.into_iter().flatten() {
-            self.device.work.remove(queue);
+            queue.destroy();
         }
     }
 
     /// The device has thrown away all of its work.
     pub(crate) fn reset(&self) {
+        let errors = self.errors.swap(0, Ordering::Relaxed);
+        // A shared receive queue does not tell how many receives the queue pair has taken.
+        let all_polled = self
+            .receives
+            .as_ref()
+            .is_some_and(|receives| all_polled(&self.sends, receives, errors));
         let queues = [
             (&self.send_cq, Some(&self.sends)),
             (&self.recv_cq, self.receives.as_ref()),
         ];
         for (cq, queue) in queues {
             match (cq, queue) {
-                (Some(cq), Some(queue)) => cq.reset(queue),
-                (None, Some(queue)) => drop(queue.reset()),
+                (Some(cq), Some(queue)) => cq.reset(queue, all_polled),
+                (None, Some(queue)) => drop(queue.reset(all_polled)),
                 (_, None) => {}
             }
         }
@@ -263,7 +270,7 @@ impl QueuePair {
     pub(crate) unsafe fn begin(&self) {
         // SAFETY: `self` lives until the queue pair is destroyed, which is not done between the
         // calls.
-        let sends: &'static Queue = unsafe { &*Arc::as_ptr(&self.sends) };
+        let sends: &'static Arc<Queue> = unsafe { &*ptr::from_ref(&self.sends) };
         let post = sends.post();
         let mark = post.mark();
         // SAFETY: this thread has the lock.
@@ -326,6 +333,7 @@ unsafe impl Sync for CompletionQueue {}
 struct Counted {
     sends: Option<Arc<Queue>>,
     receives: Option<Arc<Queue>>,
+    errors: Option<Arc<AtomicU64>>,
     /// The queue pair is destroyed. Its completions may be polled yet.
     gone: bool,
 }
@@ -378,8 +386,14 @@ impl CompletionQueue {
         self.counting.lock()
     }
 
-    fn count(&self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
-        self.change(|counting| counting.count(number, sends, receives));
+    fn count(
+        &self,
+        number: u32,
+        errors: &Arc<AtomicU64>,
+        sends: Option<&Arc<Queue>>,
+        receives: Option<&Arc<Queue>>,
+    ) {
+        self.change(|counting| counting.count(number, errors, sends, receives));
     }
 
     /// Changes the queue pairs. A thread may do so while it polls.
@@ -397,8 +411,8 @@ impl CompletionQueue {
         self.change(|counting| counting.ignore(number));
     }
 
-    fn reset(&self, queue: &Queue) {
-        self.change(|counting| counting.unsettled |= queue.reset());
+    fn reset(&self, queue: &Queue, all_polled: bool) {
+        self.change(|counting| counting.unsettled |= !queue.reset(all_polled));
     }
 
     /// Begins an extended poll.
@@ -441,12 +455,19 @@ impl CompletionQueue {
 }
 
 impl Counting {
-    fn count(&mut self, number: u32, sends: Option<&Arc<Queue>>, receives: Option<&Arc<Queue>>) {
+    fn count(
+        &mut self,
+        number: u32,
+        errors: &Arc<AtomicU64>,
+        sends: Option<&Arc<Queue>>,
+        receives: Option<&Arc<Queue>>,
+    ) {
         self.latest = None;
         let counted = self.pairs.entry(number).or_default();
         // Completions of another queue pair that had this number may come yet. Those of this one
         // are then ignored as well.
         if !counted.gone {
+            counted.errors = Some(Arc::clone(errors));
             counted.sends = sends.cloned().or(counted.sends.take());
             counted.receives = receives.cloned().or(counted.receives.take());
         }
@@ -466,6 +487,7 @@ impl Counting {
     #[inline]
     pub(crate) fn add(&mut self, status: c_int, number: u32, opcode: impl FnOnce() -> c_int) {
         if status != SUCCESS {
+            self.add_error(number);
             return;
         }
         let counted = match &self.latest {
@@ -482,6 +504,13 @@ impl Counting {
         };
         if let Some(queue) = queue {
             queue.complete();
+        }
+    }
+
+    #[cold]
+    fn add_error(&self, number: u32) {
+        if let Some(errors) = self.pairs.get(&number).and_then(|it| it.errors.as_ref()) {
+            errors.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -28,8 +28,7 @@ struct Model {
 impl Model {
     fn new(order: Order) -> Arc<Self> {
         let device = Device::new();
-        let queue = Arc::new(Queue::new(order, 2, 1));
-        device.add(Arc::clone(&queue));
+        let queue = device.queue(order, 2, 1);
         Arc::new(Self {
             device,
             queue,
@@ -71,6 +70,45 @@ fn a_poster_and_a_deregistration_see_one_another() {
         };
         let kept = model.device.release(KEY) == Release::Keep;
         assert!(!(poster.join().unwrap() && kept));
+    });
+}
+
+/// The same for a key that the queue has used before, so that the poster takes no lock of a list.
+#[test]
+fn a_poster_with_a_known_key_and_a_deregistration_see_one_another() {
+    loom::model(|| {
+        let model = Model::new(Order::Signaled);
+        assert!(model.post(true));
+        model.complete();
+        let poster = {
+            let model = Arc::clone(&model);
+            thread::spawn(move || model.post(true))
+        };
+        let kept = model.device.release(KEY) == Release::Keep;
+        assert!(!(poster.join().unwrap() && kept));
+    });
+}
+
+/// A thread that deregisters another key of the group finds no word of the queue, while the queue
+/// takes one.
+#[test]
+fn a_queue_enters_a_list_while_it_is_cleaned() {
+    loom::model(|| {
+        let model = Model::new(Order::Each);
+        let poster = {
+            let model = Arc::clone(&model);
+            thread::spawn(move || model.post(true))
+        };
+        // There are two groups, so some of these are in the group of the key.
+        for key in [KEY + 1, KEY + 2, KEY + 3] {
+            if model.device.release(key) == Release::Keep {
+                model.device.forget(key);
+            }
+        }
+        assert!(poster.join().unwrap());
+        assert_eq!(model.device.release(KEY), Release::Outstanding);
+        model.complete();
+        assert_eq!(model.device.release(KEY), Release::Keep);
     });
 }
 

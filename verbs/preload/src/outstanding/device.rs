@@ -1,8 +1,9 @@
 //! [`Device`]: the queues of one open device, and its idle keys.
 
 use super::keys::Idle;
-use super::queue::Queue;
-use super::sync::{Arc, Ordering, RwLock, fence};
+use super::queue::{Order, Queue};
+use super::sync::{Arc, Ordering, fence};
+use super::users::Users;
 
 /// How to end a registration that the program gives back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,36 +18,25 @@ pub(crate) enum Release {
 
 /// All queues of an open device, whose keys may be in use by any of them.
 pub(crate) struct Device {
-    queues: RwLock<Vec<Arc<Queue>>>,
+    users: Arc<Users>,
     idle: Idle,
 }
 
 /// So many idle keys find a place nearly always, and few that many.
-#[cfg(not(loom))]
-const IDLE_BITS: u32 = 16;
-#[cfg(loom)]
-const IDLE_BITS: u32 = 1;
+const IDLE_BITS: u32 = if cfg!(loom) { 1 } else { 16 };
 
 impl Device {
     pub(crate) fn new() -> Self {
         Self {
-            queues: RwLock::new(Vec::new()),
+            users: Arc::new(Users::new()),
             idle: Idle::with_bits(IDLE_BITS),
         }
     }
 
-    /// Adds a queue that was created.
-    pub(crate) fn add(&self, queue: Arc<Queue>) {
-        let mut queues = self.queues.write().unwrap_or_else(|it| it.into_inner());
-        queues.push(queue);
-    }
-
-    /// Removes a queue that was destroyed, and with it all of its requests.
-    pub(crate) fn remove(&self, queue: &Arc<Queue>) {
-        let mut queues = self.queues.write().unwrap_or_else(|it| it.into_inner());
-        if let Some(at) = queues.iter().position(|it| Arc::ptr_eq(it, queue)) {
-            queues.swap_remove(at);
-        }
+    /// Makes a queue for at most so many requests and keys at a time.
+    pub(crate) fn queue(&self, order: Order, requests: u32, keys_each: u32) -> Arc<Queue> {
+        let users = Arc::downgrade(&self.users);
+        Arc::new(Queue::new(users, order, requests, keys_each))
     }
 
     /// Makes a held key idle, if nothing outstanding uses it.
@@ -55,8 +45,7 @@ impl Device {
             return Release::Crowded;
         }
         fence(Ordering::SeqCst);
-        let queues = self.queues.read().unwrap_or_else(|it| it.into_inner());
-        if queues.iter().any(|queue| queue.may_use(key)) {
+        if self.users.may_use(key) {
             self.idle.remove(key);
             return Release::Outstanding;
         }

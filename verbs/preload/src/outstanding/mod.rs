@@ -42,8 +42,10 @@
 //! One completion may be counted for another request than its own: after a reset, completions of
 //! before may still lie in the completion queue. The counting is the same over resets, so that such
 //! a completion ends at most the request that it belongs to. A device may also discard them, and
-//! then the queue stays behind by as many. It catches up ([`Queue::settle`]) when the completion
-//! queue was seen empty after the reset: no completion of before is left then.
+//! then the queue stays behind by as many. It catches up at the reset if all completions were polled
+//! by then, those with errors among them ([`all_polled`]). Otherwise it catches up
+//! ([`Queue::settle`]) when the completion queue was seen empty after the reset: no completion of
+//! before is left then.
 //!
 //! # Threads
 //!
@@ -65,9 +67,14 @@
 //!
 //! Requests get their numbers under a lock of the queue, which is held until the device has them:
 //! numbers are in the device's order. Completions are counted under a lock of the completion queue,
-//! which is held while it is polled. Neither lock is taken while a thread deregisters.
+//! which is held while it is polled. Neither of these locks is taken while a thread deregisters.
 //! `Queue::over` rises only after the completion was polled, and it never sinks: a thread that
 //! reads an old value takes a request for outstanding that is over.
+//!
+//! A thread that deregisters looks only at the queues that have a word for the key ([`users`]). A
+//! queue that is not in that list yet enters it, under the list's lock, before it takes a word for
+//! the key. If the deregistering thread had the lock first, the poster has seen what that thread
+//! wrote before, and finds the key idle. So step 1 of the poster may be that it enters the list.
 //!
 //! Posting writes to lines of its own queue and reads one line of `Idle`; counting a completion
 //! writes to lines of the queue and of the completion queue. Neither looks for the registration
@@ -79,6 +86,7 @@ mod queue;
 mod sync;
 #[cfg(all(test, not(loom)))]
 mod tests;
+mod users;
 
 pub(crate) use device::{Device, Release};
-pub(crate) use queue::{Mark, Order, Post, Queue};
+pub(crate) use queue::{Mark, Order, Post, Queue, all_polled};

@@ -1,7 +1,8 @@
 //! [`Queue`]: the work requests of one send queue, receive queue or shared receive queue.
 
 use super::keys::InUse;
-use super::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, lock};
+use super::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Weak, lock};
+use super::users::Users;
 
 /// In which order a queue completes, and which of its requests have a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub(crate) enum Order {
 pub(crate) struct Queue {
     order: Order,
     posting: Mutex<Posting>,
+    /// The queues of the device, by the keys that they use. They own this one.
+    users: Weak<Users>,
     in_use: InUse,
     /// The requests that will have a completion. Counted before the device gets them.
     expected: AtomicU64,
@@ -33,6 +36,7 @@ pub(crate) struct Queue {
     /// There was a completion without a request, or no room to remember a request: nothing is known
     /// any more.
     lost: AtomicBool,
+    destroyed: AtomicBool,
 }
 
 /// The state of the posters.
@@ -45,7 +49,7 @@ struct Posting {
 
 impl Queue {
     /// A queue for at most so many requests and keys at a time.
-    pub(crate) fn new(order: Order, requests: u32, keys_each: u32) -> Self {
+    pub(super) fn new(users: Weak<Users>, order: Order, requests: u32, keys_each: u32) -> Self {
         let requests = requests as usize;
         let keys = requests.saturating_mul(keys_each.max(1) as usize);
         let signaled = match order {
@@ -58,6 +62,7 @@ impl Queue {
                 next: 1,
                 limit: signaled as u64,
             }),
+            users,
             in_use: InUse::with_room_for(keys),
             expected: AtomicU64::new(0),
             signaled: (0..signaled).map(|_| AtomicU64::new(0)).collect(),
@@ -65,12 +70,13 @@ impl Queue {
             over: AtomicU64::new(1),
             settled: AtomicU64::new(0),
             lost: AtomicBool::new(false),
+            destroyed: AtomicBool::new(false),
         }
     }
 
     /// Begins to post. No other thread can until the result is dropped.
     #[inline]
-    pub(crate) fn post(&self) -> Post<'_> {
+    pub(crate) fn post(self: &Arc<Self>) -> Post<'_> {
         Post {
             posting: lock(&self.posting),
             queue: self,
@@ -78,16 +84,39 @@ impl Queue {
         }
     }
 
-    /// True unless nothing outstanding uses the key.
-    pub(crate) fn may_use(&self, key: u32) -> bool {
-        let over = self.over.load(Ordering::Acquire) as u32;
-        self.lost.load(Ordering::Acquire) || self.in_use.may_have(key, over)
+    /// True if something outstanding uses the key.
+    pub(super) fn uses(&self, key: u32) -> bool {
+        !self.is_destroyed() && self.in_use.has(key, self.over())
+    }
+
+    /// True if the queue has a word for a key of the group of `key`.
+    pub(super) fn has_group(&self, key: u32) -> bool {
+        !self.is_destroyed() && self.in_use.has_group(key)
+    }
+
+    /// True if the queue may be using any key.
+    pub(super) fn counts_for_every_key(&self) -> bool {
+        let is_lost = self.lost.load(Ordering::Acquire);
+        !self.is_destroyed() && (is_lost || self.in_use.is_crowded(self.over()))
+    }
+
+    pub(super) fn is_destroyed(&self) -> bool {
+        self.destroyed.load(Ordering::Acquire)
+    }
+
+    fn over(&self) -> u32 {
+        self.over.load(Ordering::Acquire) as u32
+    }
+
+    /// The queue was destroyed, and with it all of its requests.
+    pub(crate) fn destroy(&self) {
+        self.destroyed.store(true, Ordering::Release);
     }
 
     /// Counts a successful completion. For a queue that completes in order, the caller has the lock
     /// of its completion queue.
     #[inline]
-    pub(crate) fn complete(&self) {
+    pub(crate) fn complete(self: &Arc<Self>) {
         if self.order == Order::Any {
             return self.complete_any();
         }
@@ -106,7 +135,7 @@ impl Queue {
     }
 
     /// Several completion queues may serve the queue, so this is called by several threads.
-    fn complete_any(&self) {
+    fn complete_any(self: &Arc<Self>) {
         let completed = self.completed.fetch_add(1, Ordering::AcqRel) + 1;
         // A request is counted here before the device has it, so there is none besides these.
         let expected = self.expected.load(Ordering::Acquire);
@@ -118,14 +147,26 @@ impl Queue {
     }
 
     /// All requests are over: the queue pair was reset. The caller has the locks of its completion
-    /// queues. True if completions of before may be polled yet; then [`settle`](Self::settle) has
-    /// to be called.
-    pub(crate) fn reset(&self) -> bool {
+    /// queues, and says whether [all completions were polled](all_polled). False if completions of
+    /// before may be polled yet; then [`settle`](Self::settle) has to be called.
+    pub(crate) fn reset(&self, all_polled: bool) -> bool {
         let posting = lock(&self.posting);
         self.raise(posting.next);
         let expected = self.expected.load(Ordering::Relaxed);
         self.settled.store(expected, Ordering::Relaxed);
-        self.completed.load(Ordering::Relaxed) < expected
+        if all_polled {
+            self.completed.store(expected, Ordering::Release);
+        }
+        self.completed.load(Ordering::Relaxed) == expected
+    }
+
+    /// The requests that may have a successful completion yet, and the others that are not over.
+    fn unfinished(&self) -> (u64, u64) {
+        let posting = lock(&self.posting);
+        let all = posting.next - self.over.load(Ordering::Relaxed);
+        let expected = self.expected.load(Ordering::Relaxed);
+        let with_completion = expected.saturating_sub(self.completed.load(Ordering::Relaxed));
+        (with_completion, all.saturating_sub(with_completion))
     }
 
     /// The completion queue was seen empty since the reset. The caller has its lock.
@@ -137,8 +178,12 @@ impl Queue {
     }
 
     /// Nothing is known of the queue from now on.
-    pub(crate) fn lose(&self) {
+    #[cold]
+    fn lose(self: &Arc<Self>) {
         self.lost.store(true, Ordering::Release);
+        if let Some(users) = self.users.upgrade() {
+            users.add_everywhere(self);
+        }
     }
 
     /// With the lock of the completion queue.
@@ -159,12 +204,23 @@ impl Queue {
     }
 }
 
+/// True if no successful completion of a queue pair's two queues is left to be polled, of which so
+/// many were polled with an error since the last reset.
+///
+/// Each request has at most one completion. One with an error may be of an unsignaled request, which
+/// would have none if it had succeeded. Suppose that all unsignaled requests had one. The rest of the
+/// errors are of requests that cannot succeed any more.
+pub(crate) fn all_polled(sends: &Queue, receives: &Queue, errors: u64) -> bool {
+    let ((sends, unsignaled), (receives, _)) = (sends.unfinished(), receives.unfinished());
+    sends + receives <= errors.saturating_sub(unsignaled)
+}
+
 /// Requests that are being posted.
 ///
 /// Dropping it means that the device has them all.
 pub(crate) struct Post<'q> {
     posting: MutexGuard<'q, Posting>,
-    queue: &'q Queue,
+    queue: &'q Arc<Queue>,
     over: u32,
 }
 
@@ -212,7 +268,23 @@ impl Post<'_> {
     #[inline]
     pub(crate) fn key(&mut self, key: u32) {
         let request = (self.posting.next as u32).wrapping_sub(1);
-        self.queue.in_use.note(key, request, self.over);
+        if !self.queue.in_use.renew(key, request) {
+            self.insert(key, request);
+        }
+    }
+
+    #[inline(never)]
+    fn insert(&mut self, key: u32, request: u32) {
+        let queue = self.queue;
+        let Some(users) = queue.users.upgrade() else {
+            // The device is closed.
+            return;
+        };
+        let take = || queue.in_use.insert(key, request, self.over);
+        if !users.add(key, queue, take) {
+            queue.in_use.crowd(request);
+            users.add_everywhere(queue);
+        }
     }
 
     /// The device has not accepted the last `requests`, of which so many were signaled. Their keys

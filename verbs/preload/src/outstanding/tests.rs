@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
 
 use super::sync::Arc;
-use super::{Device, Order, Queue, Release};
+use super::{Device, Order, Queue, Release, all_polled};
 
 /// A fault of the accounting.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,6 +68,10 @@ struct Model {
     /// Completions that were not polled: whether they succeeded.
     completions: VecDeque<bool>,
     failed: bool,
+    /// Completions with errors that were polled since the last reset.
+    errors: u64,
+    /// The other queue of the queue pair, which has no work.
+    other: Arc<Queue>,
     kept: usize,
 }
 
@@ -81,9 +85,11 @@ impl Model {
             Fault::OrderAssumed => Order::Each,
             _ => order,
         };
-        let queue = Arc::new(Queue::new(counted, ROOM as u32, 1));
-        device.add(Arc::clone(&queue));
+        let queue = device.queue(counted, ROOM as u32, 1);
+        let other = device.queue(Order::Each, 1, 1);
         Self {
+            errors: 0,
+            other,
             order,
             fault,
             device,
@@ -154,7 +160,7 @@ impl Model {
             Some(succeeded) if succeeded || self.fault == Fault::ErrorsCounted => {
                 self.queue.complete();
             }
-            Some(_) => {}
+            Some(_) => self.errors += 1,
             None if seen_empty => self.queue.settle(),
             None => {}
         }
@@ -166,7 +172,12 @@ impl Model {
         }
         self.requests.clear();
         self.failed = false;
-        self.queue.reset();
+        let all_polled = match self.order {
+            Order::Signaled => all_polled(&self.queue, &self.other, self.errors),
+            Order::Each | Order::Any => all_polled(&self.other, &self.queue, self.errors),
+        };
+        self.errors = 0;
+        self.queue.reset(all_polled);
         if self.fault == Fault::StaleCounted {
             self.queue.settle();
         }
@@ -259,8 +270,7 @@ fn what_has_completed_is_kept() {
 #[test]
 fn of_many_outstanding_requests_those_that_are_over_are_known() {
     let (device, depth) = (Device::new(), 256);
-    let queue = Arc::new(Queue::new(Order::Signaled, depth, 1));
-    device.add(Arc::clone(&queue));
+    let queue = device.queue(Order::Signaled, depth, 1);
     let key = |number: u32| (number % (2 * depth) + 1) << 8;
     let mut kept = 0;
     for number in 0..20 * depth {
@@ -284,14 +294,120 @@ fn of_many_outstanding_requests_those_that_are_over_are_known() {
 fn more_completions_than_requests_leave_nothing_certain() {
     for order in [Order::Signaled, Order::Each, Order::Any] {
         let device = Device::new();
-        let queue = Arc::new(Queue::new(order, 4, 1));
-        device.add(Arc::clone(&queue));
+        let queue = device.queue(order, 4, 1);
         assert_eq!(device.release(7), Release::Keep);
         device.forget(7);
         queue.complete();
         assert_eq!(device.release(7), Release::Outstanding);
         // Until it is destroyed.
-        device.remove(&queue);
+        queue.destroy();
         assert_eq!(device.release(7), Release::Keep);
     }
+}
+
+/// A thread that deregisters finds the queues that use a key, however many keys they have used.
+#[test]
+fn queues_come_and_go_while_keys_change() {
+    let device = Device::new();
+    for round in 0..50u32 {
+        let queues: Vec<_> = (0..8).map(|_| device.queue(Order::Each, 8, 1)).collect();
+        for number in 1..200u32 {
+            let key = (number + round) << 8;
+            for (at, queue) in queues.iter().enumerate() {
+                let mut post = queue.post();
+                post.request(true);
+                post.key(key);
+                drop(post);
+                // One of them still has it.
+                if at != number as usize % 8 {
+                    queue.complete();
+                }
+            }
+            assert_eq!(device.release(key), Release::Outstanding);
+            queues[number as usize % 8].complete();
+            assert_eq!(device.release(key), Release::Keep);
+            device.forget(key);
+        }
+        // The last one is outstanding until the queue is destroyed.
+        let mut post = queues[0].post();
+        post.request(true);
+        post.key(7);
+        drop(post);
+        assert_eq!(device.release(7), Release::Outstanding);
+        queues.iter().for_each(|queue| queue.destroy());
+        assert_eq!(device.release(7), Release::Keep);
+        device.forget(7);
+    }
+}
+
+/// More keys are outstanding than a line has words: the queue counts for every key then.
+#[test]
+fn a_queue_without_room_counts_for_every_key() {
+    let device = Device::new();
+    // One line of eight words.
+    let queue = device.queue(Order::Each, 1, 1);
+    let mut post = queue.post();
+    for key in 1..=9u32 {
+        post.request(true);
+        post.key(key);
+    }
+    drop(post);
+    assert_eq!(device.release(1000), Release::Outstanding);
+    (0..9).for_each(|_| queue.complete());
+    for key in (1..=9).chain([1000]) {
+        assert_eq!(device.release(key), Release::Keep);
+        device.forget(key);
+    }
+}
+
+/// A program that polls all completions before it resets a queue pair gets its registrations kept
+/// afterwards, also if it never sees the completion queue empty.
+#[test]
+fn a_queue_pair_that_was_drained_and_reset_is_followed_as_before() {
+    for order in [Order::Signaled, Order::Each] {
+        let mut model = Model::new(order, Fault::None);
+        for _ in 0..10 {
+            model.post(&[(1, true), (2, false), (3, true), (4, true)], 4);
+            model.complete(0, false);
+            model.complete(0, true);
+            while !model.completions.is_empty() {
+                model.poll(false);
+            }
+            assert_eq!(model.device.release(3), Release::Outstanding);
+            model.reset();
+            model.post(&[(5, true)], 1);
+            assert_eq!(model.device.release(5), Release::Outstanding);
+            model.complete(0, false);
+            model.poll(false);
+            for key in 1..6 {
+                assert_eq!(model.device.release(key), Release::Keep, "{order:?} {key}");
+                model.device.forget(key);
+            }
+        }
+    }
+}
+
+/// An error of an unsignaled send says nothing about a receive that has succeeded.
+#[test]
+fn errors_of_unsignaled_requests_vouch_for_nothing() {
+    let device = Device::new();
+    let (sends, receives) = (
+        device.queue(Order::Signaled, 4, 1),
+        device.queue(Order::Each, 4, 1),
+    );
+    let post = |queue: &Arc<Queue>, key: u32, signaled: bool| {
+        let mut post = queue.post();
+        post.request(signaled);
+        post.key(key);
+    };
+    post(&sends, 1, false);
+    post(&receives, 2, true);
+    // The receive has succeeded, and the send has not. Only the error was polled.
+    assert!(!all_polled(&sends, &receives, 1));
+    assert!(all_polled(&sends, &receives, 2));
+    receives.reset(all_polled(&sends, &receives, 1));
+    post(&receives, 3, true);
+    // This is the completion of before.
+    receives.complete();
+    assert_eq!(device.release(3), Release::Outstanding);
 }

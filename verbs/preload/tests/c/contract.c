@@ -203,7 +203,22 @@ static void late(void)
 
 	CHECK(pd);
 	struct ibv_mr *held = reg(pd, memory, PAGE, LOCAL);
+	struct ibv_cq *cq = ibv_create_cq(context, 16, NULL, NULL, 0);
+	struct ibv_qp_init_attr init = {
+		.send_cq = cq,
+		.recv_cq = cq,
+		.cap = { .max_send_wr = 1, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1 },
+		.qp_type = IBV_QPT_RC,
+	};
+	struct ibv_qp *qp = ibv_create_qp(pd, &init);
+	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT, .port_num = 1 };
+	struct ibv_sge sge = { .addr = (uintptr_t)memory, .length = PAGE, .lkey = held->lkey };
+	struct ibv_recv_wr wr = { .sg_list = &sge, .num_sge = 1 }, *bad;
 
+	CHECK(qp);
+	CHECK(ibv_modify_qp(qp, &attr,
+			    IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS) == 0);
+	CHECK(ibv_post_recv(qp, &wr, &bad) == 0);
 	CHECK(ibv_dereg_mr(reg(pd, memory, 100, LOCAL)) == 0);
 	CHECK(ibv_close_device(context) == 0);
 	CHECK(munmap(memory, PAGE) == 0);
