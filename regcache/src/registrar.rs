@@ -65,8 +65,8 @@ impl Access for () {
 ///
 /// Only pages that the kernel's `get_user_pages` finds are meant, because monitors report no
 /// changes of other memory. A registrar may also register addresses at which a device has its own
-/// memory, as `ibv_reg_mr` does with nvidia-peermem. The sound monitors refuse to watch such a
-/// range, because it is not mapped, may not be accessed, or is mapped by a driver without pages. So
+/// memory, as `ibv_reg_mr` does with nvidia-peermem. Such a range is not mapped, may not be
+/// accessed, or is mapped by a driver without pages. So the sound monitors refuse to watch it, and
 /// the cache does not retain the registration.
 ///
 /// An ummunotify driver without `REGISTER_REGION2` cannot refuse such a range. So a registrar that
