@@ -150,7 +150,8 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
             )?);
         }
     }
-    // The debug kernel has no root file system of its own, so its installation cannot be tested.
+    // The debug kernel is in no root file system, so the driver cannot be installed for this
+    // kernel.
     if !place.host_only && place.kernel != Series::Debug && place.suites.is_empty() {
         let suite = "driver: make install, DKMS";
         outcomes.push(if nix::unistd::geteuid().is_root() {
