@@ -454,7 +454,7 @@ unsafe fn sized<T>(from: *const T, what: &'static str) -> Result<T, Error> {
 ///
 /// # Safety
 ///
-/// `attr` is null, or as long as its size says. `cache` is writable.
+/// `attr` is null, or as long as its `size` field says. `cache` is writable.
 unsafe fn create(
     thread: &ThreadRecord,
     device: AnyDevice,
