@@ -429,9 +429,9 @@ impl Incoming {
         self.id.device()
     }
 
-    /// Connects `qp`, a new queue pair, and sends `hello`, of at most [`HELLO`] bytes. Post receives in
-    /// `before_accepting`. The queue pair accepts receives by then, and the peer may send as soon
-    /// as the connection is accepted.
+    /// Connects `qp`, a new queue pair, and sends `hello`, of at most [`HELLO`] bytes. Post
+    /// receives in `before_accepting`. The queue pair accepts receives by then, and the peer may
+    /// send as soon as the connection is accepted.
     ///
     /// # Errors
     ///

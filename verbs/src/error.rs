@@ -74,7 +74,7 @@ pub enum Error {
     /// The cache refused to register an end of a transfer.
     #[error(transparent)]
     Lookup(#[from] regcache::Error),
-    /// There is no RDMA device.
+    /// The machine has no RDMA device.
     #[error(
         "no RDMA device on this machine. To make a software device: \
          `modprobe rdma_rxe && rdma link add rxe0 type rxe netdev lo` \
@@ -91,7 +91,7 @@ pub enum Error {
         /// The names of the kernel's devices.
         devices: Vec<String>,
     },
-    /// There is no device of that name.
+    /// No device has the requested name.
     #[error("no RDMA device is called {name:?}: the devices are {}", available.join(", "))]
     NoSuchDevice {
         /// The requested name.
@@ -116,7 +116,7 @@ pub enum Error {
     OpenDevice {
         /// The device's name.
         name: String,
-        /// Its character device.
+        /// The path of its character device.
         node: String,
         /// The system's error.
         #[source]
@@ -275,7 +275,7 @@ pub enum Error {
     TimedOut {
         /// The transfer.
         operation: Operation,
-        /// Its length in bytes.
+        /// The length of the transfer in bytes.
         len: usize,
         /// The timeout of the transfer.
         after: Duration,

@@ -27,9 +27,9 @@ bitflags::bitflags! {
         const SEND = ibv_odp_transport_cap_bits::IBV_ODP_SUPPORT_SEND.0;
         /// The destination of a receive.
         const RECV = ibv_odp_transport_cap_bits::IBV_ODP_SUPPORT_RECV.0;
-        /// Both ends of an RDMA write.
+        /// The source and the destination of an RDMA write.
         const WRITE = ibv_odp_transport_cap_bits::IBV_ODP_SUPPORT_WRITE.0;
-        /// Both ends of an RDMA read.
+        /// The source and the destination of an RDMA read.
         const READ = ibv_odp_transport_cap_bits::IBV_ODP_SUPPORT_READ.0;
         /// An atomic operation.
         const ATOMIC = ibv_odp_transport_cap_bits::IBV_ODP_SUPPORT_ATOMIC.0;

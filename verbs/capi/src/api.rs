@@ -266,8 +266,8 @@ pub unsafe extern "C" fn regcache_query_stats(
         })?;
         let known = size.min(size_of::<Stats>());
         let (from, to) = ((&raw const read).cast::<u8>(), stats.cast::<u8>());
-        // SAFETY: by the header, `size` bytes at `stats` are writable. The first `known` of them are
-        // the fields of this version. The rest belong to a later version of the structure.
+        // SAFETY: by the header, `size` bytes at `stats` are writable. The first `known` of them
+        // are the fields of this version. The rest belong to a later version of the structure.
         unsafe {
             to.copy_from_nonoverlapping(from, known);
             to.add(known).write_bytes(0, size - known);
@@ -454,7 +454,7 @@ unsafe fn sized<T>(from: *const T, what: &'static str) -> Result<T, Error> {
 ///
 /// # Safety
 ///
-/// `attr` is null, or as long as its size says. `cache` is writable.
+/// `attr` is null, or as long as its `size` field says. `cache` is writable.
 unsafe fn create(
     thread: &ThreadRecord,
     device: AnyDevice,

@@ -1,7 +1,8 @@
 //! An asymmetric fence, built on `membarrier(2)`. It costs lookups nothing, and is expensive for
 //! `regcache_destroy()`.
 //!
-//! A lookup and a destroy each store one word and then load the other's, as in Dekker's algorithm:
+//! A lookup and a destroy each store one word, and then load the word that the other side stores,
+//! as in Dekker's algorithm:
 //!
 //! 1. A lookup stores the handle of its cache, and then loads the word that shows whether the cache
 //!    is live.

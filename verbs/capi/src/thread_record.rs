@@ -43,8 +43,8 @@ static RECORDS: AtomicPtr<ThreadRecord> = AtomicPtr::new(ptr::null_mut());
 
 /// The pthread key whose destructor releases the record of a thread that ends, plus 1. The value is
 /// 0 before the key is made. A destructor of Rust's thread-local storage would run too early: C
-/// programs put guards in destructors of their own keys, which run later. Such a put sets the key's
-/// value again, and POSIX then calls the key's destructor again.
+/// programs put guards in destructors of other pthread keys, which run later. Such a put sets the
+/// key's value again, and POSIX then calls the key's destructor again.
 static KEY: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
