@@ -95,9 +95,11 @@
  *   invalidation that meets any interval of the mm is in flight. A process that
  *   unmaps all the time would have its registrations wait for unrelated work.
  * - It calls back for each interval that an invalidation overlaps, every time.
- *   With 65 536 unread watches over a process's memory that makes reclaim 193
- *   times slower, as an earlier version of this driver did, which also visited
- *   every overlapping range. Reclaim now costs the same as without watches.
+ *   With 65 536 unread ranges over a process's memory that makes reclaim 193
+ *   times slower: an earlier version of this driver, which visited every
+ *   overlapping range as well, took 11 370 us a page against 59. Here two visits
+ *   to each range are left, once: 81 us a page, or 111 while they are made,
+ *   against 62 to 77 without a range (4 MB, emulated).
  * - The counter rises once for each invalidation. Interval callbacks do not say
  *   where one invalidation ends and the next begins.
  * - An interval takes 88 bytes where an interval tree node takes 48.

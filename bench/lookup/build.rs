@@ -1,4 +1,4 @@
-//! Compiles the shim against UCX's installed header and links libucs, with the feature `ucx`.
+//! Compiles the shim against UCX's installed header and links libucs, if the feature `ucx` is on.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -21,11 +21,12 @@ fn shim() -> Result<(), Box<dyn std::error::Error>> {
         .file(shim)
         .includes(&ucs.include_paths)
         .flag("-std=gnu11")
-        // Another UCX with another signature must not compile.
+        // A UCX whose functions have other signatures must not compile.
         .flag("-Werror=incompatible-pointer-types")
         .extra_warnings(true)
         .try_compile("regcache_bench_ucx")?;
-    // libucs comes after the shim, which needs it.
+    // The linker resolves symbols from left to right. So libucs must follow the shim, which calls
+    // it.
     for path in &ucs.link_paths {
         println!("cargo::rustc-link-search=native={}", path.display());
     }

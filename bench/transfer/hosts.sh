@@ -1,7 +1,10 @@
 #!/bin/sh
-# Simulates two hosts by two network namespaces, which a veth connects, each with an rxe device. Runs `transfer server` in
-# one and `transfer client ARGUMENT...` in the other. Exits with the status of the client, or with 77 where rxe cannot be
-# used in a namespace. Needs root, in a virtual machine:
+# Simulates two hosts with two network namespaces. A veth pair connects them, and each has an rxe device. Runs
+# `transfer server` in one namespace and `transfer client ARGUMENT...` in the other.
+#
+# Exits with the status of the client, or with 77 if rxe cannot be used in a namespace.
+#
+# Needs root, in a virtual machine:
 #     cargo xtask vm --kernel 7.3 -- sh bench/transfer/hosts.sh target/release/transfer --move 1024
 # Usage: hosts.sh TRANSFER [ARGUMENT...]
 
@@ -14,7 +17,7 @@ server=
 said=
 
 clean() {
-	# A server that has served its client has ended already.
+	# If the server has served its client, it has already ended.
 	[ -z "$server" ] || kill $server 2>/dev/null || true
 	[ -z "$said" ] || rm -f "$said"
 	for side in left right; do
@@ -36,13 +39,13 @@ for side in left right; do
 	ip netns exec $side rdma link add rxe_$side type rxe netdev veth_$side
 done
 
-# RoCE uses UDP port 4791, which is 12B7 in hexadecimal. Older kernels listen there in the first namespace only.
+# RoCE uses UDP port 4791, which is 12B7 in hexadecimal. Older kernels listen on it only in the first namespace.
 if ! ip netns exec right grep -qi ':12b7 ' /proc/net/udp; then
 	echo "hosts.sh: Linux $(uname -r): rxe does not listen in the namespace of its interface" >&2
 	exit 77
 fi
 
-# The carrier of an interface and the address of a device both take some time to appear.
+# The carrier of the interface and the GID of the device both take some time to appear.
 ready() {
 	[ "$(ip netns exec $1 cat /sys/class/net/veth_$1/operstate)" = up ] &&
 		grep -qs "0000:0000:0000:0000:0000:ffff:0a4d:000$2" /sys/class/infiniband/rxe_$1/ports/1/gids/*

@@ -1,6 +1,9 @@
 #!/bin/sh
-# Makes an interface with the address 10.78.0.1 and an rxe device on it, rxe_if, for as long as a command runs. librdmacm finds
-# no route over lo with the rxe of older kernels (6.1), which does not name its interface. Needs root, in a virtual machine.
+# Makes an interface with the address 10.78.0.1 and an rxe device on it, rxe_if. Both exist only while the command runs.
+# Needs root, in a virtual machine.
+#
+# The rxe of older kernels (6.1) does not name its interface, so librdmacm finds no route over lo.
+#
 # Usage: interface.sh COMMAND [ARGUMENT...]
 
 set -e

@@ -3,8 +3,8 @@
 use std::env;
 use std::path::PathBuf;
 
-/// Finds the file `name`: next to this executable, as cargo builds it, or in `../<installed_in>`.
-/// Returns the places it looked in if it is in neither.
+/// Finds the file `name`. It may be next to this executable, as cargo builds it, or in
+/// `../<installed_in>`. If the file is in neither place, returns both places.
 pub(crate) fn find(installed_in: &str, name: &str) -> Result<PathBuf, Vec<PathBuf>> {
     let tool = env::current_exe().unwrap_or_default();
     let dir = tool.parent().unwrap_or(&tool);

@@ -1,7 +1,7 @@
 //! `regcache`: the command-line tool. It checks a machine for registration caching, reproduces the
 //! bug that the cache prevents, and runs programs under the preload shim.
 //!
-//! It starts on any machine, also without the driver, libibverbs or a device.
+//! The tool runs on any machine, even without the driver, libibverbs or a device.
 
 mod doctor;
 mod elf;
@@ -26,13 +26,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Tool {
-    /// Check whether this machine can cache registrations, and how to fix what is missing
+    /// Check whether this machine can cache registrations, and print commands that fix problems
     ///
-    /// Run it first, and whenever a program reports that nothing is cached. It checks the monitors,
-    /// the devices and the limits, with the rights of the user who runs it. Below each problem it
-    /// prints the commands, for root, that fix it.
+    /// Run this command first, and whenever a program reports that nothing is cached. It checks the
+    /// monitors, the devices and the limits, with the rights of the user who runs it. Below each
+    /// problem it prints the commands that fix the problem. Run these commands as root.
     ///
-    /// Exits with 0 if registrations are cached for some device, and with 1 if not.
+    /// The exit status is 0 if registrations are cached for some device, and 1 if not.
     Doctor {
         /// Print only the commands that fix problems, one per line
         #[arg(long)]
@@ -40,11 +40,12 @@ enum Tool {
     },
     /// Reproduce the bug: a naive cache moves stale bytes, and regcache does not
     ///
-    /// Run it to see on this machine what a stale registration does. It moves data with io_uring,
-    /// and with an RDMA device if there is one, on the best monitor that is available.
+    /// Run this command to see the effect of a stale registration on this machine. It transfers
+    /// data with io_uring, and with an RDMA device if there is one. The cache uses the best
+    /// available monitor.
     ///
-    /// Exits with 0 if the naive cache was wrong each time and regcache never, with 1 if not, and
-    /// with 77 if there is no device.
+    /// The exit status is 0 if the naive cache moved stale bytes in each transfer and regcache in
+    /// none. It is 77 if there is no device, and 1 otherwise.
     Repro {
         /// Set the number of transfers with each cache
         #[arg(long, default_value_t = 1000)]
@@ -52,17 +53,17 @@ enum Tool {
     },
     /// Run a program under the preload shim, which caches its registrations
     ///
-    /// Use it for programs that register memory around each transfer and cannot be changed. The
-    /// shim is configured by REGCACHE_* variables, from the environment or with -e.
-    /// regcache-preload(7) lists them.
+    /// Use this command for programs that register memory around each transfer and cannot be
+    /// changed. Configure the shim by REGCACHE_* variables, in the environment or with -e.
+    /// regcache-preload(7) lists the variables.
     ///
-    /// Exits with the program's own status, with 126 if it cannot run under the shim, and with 127
-    /// if it is not found.
+    /// The exit status is the program's. It is 126 if the program cannot run under the shim, and
+    /// 127 if the program is not found.
     Run {
         /// Use this shim instead of the one that is installed with this tool
         #[arg(long, value_name = "FILE")]
         shim: Option<PathBuf>,
-        /// Set an environment variable for the shim; may be repeated
+        /// Set an environment variable for the shim; repeat the option to set several
         #[arg(
             short = 'e',
             long = "env",
@@ -70,7 +71,7 @@ enum Tool {
             value_parser = run::setting
         )]
         settings: Vec<(String, String)>,
-        /// Name the program and its arguments
+        /// Run this program with these arguments
         #[arg(required = true, last = true, value_name = "CMD")]
         command: Vec<OsString>,
     },

@@ -1,4 +1,4 @@
-//! regcache(1), generated from the command line's definition.
+//! Generates the manual page regcache(1) from the definition of the command line.
 //!
 //! `REGCACHE_WRITE_MAN=1 cargo test -p regcache-cli man` writes a new page.
 
@@ -13,11 +13,12 @@ use crate::Cli;
 /// The sections that the command line does not define.
 const REST: &str = r#".SH ENVIRONMENT
 .B regcache run
-passes the variables of the shim on, which
+passes the environment to the program, with the variables of the shim.
 .BR regcache\-preload (7)
-lists.
+lists these variables.
+If
 .B LD_PRELOAD
-may have other libraries, which stay behind the shim.
+names other libraries, they are loaded after the shim.
 .SH FILES
 .TP
 .I PREFIX/lib/librcpreload.so
@@ -26,11 +27,11 @@ The shim that
 preloads.
 .TP
 .I PREFIX/libexec/regcache/reuse
-The program with which
+The program that
 .B regcache repro
-uses an RDMA device.
+runs if there is an RDMA device.
 .SH EXAMPLES
-Fix everything that is missing, as root:
+As root, run all commands that fix problems:
 .PP
 .nf
 .RS
@@ -38,7 +39,7 @@ regcache doctor \-\-commands | sh \-ex
 .RE
 .fi
 .PP
-Run a program with cached registrations, and print what the cache did:
+Run a program with cached registrations, and print the counts of the cache at exit:
 .PP
 .nf
 .RS
@@ -51,8 +52,9 @@ regcache run \-e REGCACHE_SUMMARY=1 \-\- ./program
 .BR ummunotify (4)
 "#;
 
-/// Renders one section of a page, without its title. `clap_mangen` defines the apostrophe for each
-/// section; [`page`] defines it once.
+/// Renders one section of a page, without its title. `clap_mangen` starts each section with the
+/// same two lines that define how troff prints an apostrophe. This function removes these lines,
+/// because [`page`] writes them once.
 fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>) -> String {
     let mut text = Vec::new();
     render(&mut text).unwrap();

@@ -8,7 +8,8 @@ use regcache_repro::{NeverReports, Uring, demonstrate};
 
 use crate::{Failure, installed};
 
-/// The program that does it with an RDMA device. It is separate because it needs libibverbs.
+/// The program that shows the bug with an RDMA device. It is a separate program, because it needs
+/// libibverbs.
 const RDMA: &str = "reuse";
 
 /// The exit status if there is no device.

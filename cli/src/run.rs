@@ -10,11 +10,11 @@ use crate::{Failure, elf, installed};
 
 pub(crate) const SHIM: &str = "librcpreload.so";
 
-/// The exit statuses of a shell.
+/// The exit statuses that a shell uses for the same errors.
 const CANNOT_RUN: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
-/// Reads `REGCACHE_NAME=VALUE`.
+/// Parses `REGCACHE_NAME=VALUE`.
 pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if name.starts_with("REGCACHE_") => {
@@ -24,7 +24,8 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Finds the shim: the one named, or else the one installed with this tool.
+/// Returns the shim at `named`. If `named` is `None`, finds the shim that is installed with this
+/// tool.
 pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
     match named {
         Some(shim) => shim.canonicalize().map_err(|_| vec![shim.to_owned()]),
@@ -32,7 +33,7 @@ pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
     }
 }
 
-/// Replaces this process by the program. Returns only on failure.
+/// Replaces this process by the program. The function returns only if it fails.
 pub(crate) fn run(
     named: Option<&Path>,
     settings: &[(String, String)],
@@ -68,7 +69,7 @@ pub(crate) fn run(
     match elf::out_of_reach(&program) {
         Ok(None) => {}
         Ok(Some(why)) => return Err(cannot(why.to_owned())),
-        // A user who may run the program need not be allowed to read it.
+        // A user may be allowed to run a program and not to read it. So this is only a warning.
         Err(error) => {
             eprintln!(
                 "regcache: cannot read {shown} to check whether the shim works in it: {error}"

@@ -1,5 +1,5 @@
-//! Checks the manual pages: troff has no complaint, and each names everything that its source
-//! defines.
+//! Checks the manual pages. troff must print no warning. Each page must name everything that its
+//! source defines.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(at(path)).unwrap()
 }
 
-/// Words of a text that begin with `start` and have more than it.
+/// Returns the words of a text that begin with `start` and are longer than `start`.
 fn words(text: &str, start: &str) -> BTreeSet<String> {
     text.split(|char: char| !(char.is_ascii_alphanumeric() || char == '_'))
         .filter(|word| word.starts_with(start) && word.len() > start.len())
@@ -45,7 +45,7 @@ fn troff_finds_no_mistake() {
 fn every_variable_of_the_shim_is_in_its_page_and_no_other() {
     let source = words(&read("verbs/preload/src/settings.rs"), "REGCACHE_");
     let mut page = words(&read("verbs/preload/regcache-preload.7"), "REGCACHE_");
-    // It stands for any of them in the synopsis.
+    // In the synopsis this name means any variable, so it is not a variable itself.
     page.remove("REGCACHE_NAME");
     assert_eq!(page, source);
     assert!(source.len() >= 6, "{source:?}");

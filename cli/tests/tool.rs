@@ -1,4 +1,4 @@
-//! Checks the tool on this machine, also without a driver or a device.
+//! Checks the tool on this machine, which may have no driver and no device.
 #![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -38,7 +38,8 @@ fn compile(source: &str, to: &Path, flags: &[&str]) {
     assert_eq!(status, 0, "{said}");
 }
 
-/// Compiles a library that prints that it was preloaded, and one of its settings.
+/// Compiles a library that prints a line when it is preloaded. The line has one of the shim's
+/// settings.
 fn shim(to: &Path) {
     let source = r#"
 #include <stdio.h>
@@ -142,7 +143,7 @@ fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does(
         "{errors}"
     );
 
-    // Other preloaded libraries stay.
+    // Libraries that are already in LD_PRELOAD are still preloaded.
     let other = prefix.join("other.so");
     shim(&other);
     let mut command = Command::new(&installed);
@@ -150,7 +151,7 @@ fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does(
         .args(["run", "--", "true"])
         .env("LD_PRELOAD", &other);
     let (_, said, _) = output(&mut command);
-    // The other library is loaded into the tool, and both into the program.
+    // The other library is preloaded into the tool, and both libraries into the program.
     assert_eq!(said.matches("preloaded").count(), 3, "{said}");
 }
 
@@ -190,7 +191,7 @@ fn run_refuses_what_the_shim_cannot_reach() {
     let (status, _, errors) = tool(&["run", "--shim", library, "-e", "PATH=/", "--", "true"]);
     assert_eq!(status, 2);
     assert!(errors.contains("REGCACHE_NAME=VALUE"), "{errors}");
-    // The interpreter of a script is within reach.
+    // The shim can be preloaded into the interpreter of a script.
     let script = dir.join("script");
     fs::write(&script, "#!/bin/sh\necho script\n").unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();

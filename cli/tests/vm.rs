@@ -1,6 +1,6 @@
-//! Checks the tool on a machine that has everything. After a part is taken away, the tool must
-//! report it, and the commands that it prints must bring it back. `cargo xtask test` runs this in
-//! the virtual machine, with the tool installed.
+//! Checks the tool on a machine that has all parts. Each test takes a part away. The tool must
+//! report the missing part, and the commands that it prints must restore the part. `cargo xtask
+//! test` runs this suite in the virtual machine, with the tool installed.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::env;
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 /// A user without any rights.
 const NOBODY: &str = "65534";
 
-/// The same user, after a login.
+/// The user nobody after a new login, which applies the limits of pam_limits.
 const LOGIN: &str = "login";
 
-/// Copies the tool into the machine once. The shared file system is slow.
+/// Copies the tool to the machine's own file system once, because the shared file system is slow.
 fn tool() -> PathBuf {
     static COPY: LazyLock<PathBuf> = LazyLock::new(|| {
         let prefix = env::var("REGCACHE_PREFIX").expect(
@@ -43,7 +43,7 @@ fn sh(script: &str) {
     assert!(status.success(), "{script}");
 }
 
-/// Runs doctor as a user, or as one who has just logged in.
+/// Runs doctor as this user. The user [`LOGIN`] logs in first.
 fn doctor(user: &str) -> (bool, String) {
     if user == LOGIN {
         let doctor = format!("{} doctor", tool().display());
@@ -54,8 +54,8 @@ fn doctor(user: &str) -> (bool, String) {
     said(command.arg(tool()).arg("doctor"))
 }
 
-/// Takes something away by the script `taken`. doctor must report it, and the commands that it
-/// prints below must bring it back.
+/// Takes a part away with the script `taken`. doctor must report the missing part below `subject`,
+/// and the commands that it prints must restore the part.
 fn is_fixed(user: &str, taken: &str, subject: &str) {
     sh(taken);
     let (_, before) = doctor(user);
@@ -69,7 +69,7 @@ fn is_fixed(user: &str, taken: &str, subject: &str) {
     assert!(!commands.is_empty(), "{taken}: {before}");
     println!("# {taken}\n{what}\n{}", commands.join("\n"));
     sh(&commands.join("\n"));
-    // A port takes its time to become active.
+    // A port may need some time to become active.
     let patience = Instant::now() + Duration::from_secs(120);
     loop {
         let (cached, after) = doctor(user);
@@ -84,7 +84,7 @@ fn is_fixed(user: &str, taken: &str, subject: &str) {
     }
 }
 
-/// Held by each test, as the tests add and remove devices.
+/// A lock that each test holds, because the tests add and remove devices.
 static TURN: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -105,7 +105,8 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
     if PathBuf::from("/proc/sys/kernel/io_uring_disabled").exists() {
         is_fixed("0", "sysctl -q kernel.io_uring_disabled=2", "io_uring:");
     }
-    // The new file is below the mount, and goes away with it. It applies to users who log in later.
+    // The new file is on the mount that this test makes, and disappears with it. It applies to
+    // later logins.
     let dir = "/etc/security/limits.d";
     is_fixed(
         LOGIN,
@@ -113,8 +114,8 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
         "pinned memory:",
     );
     sh(&format!("umount {dir}"));
-    // If userfaultfd works on this kernel, a switch can keep it from users. If it is the monitor,
-    // the limit on mappings matters.
+    // If userfaultfd works on this kernel, a sysctl can forbid it to users. The limit on mappings
+    // matters if userfaultfd is the monitor.
     let (_, alone) = doctor(NOBODY);
     if alone.contains("sysctl vm.unprivileged_userfaultfd=1") {
         let nobody = "sysctl -q vm.unprivileged_userfaultfd=0";
@@ -124,7 +125,7 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
         sh("chmod a+r /dev/ummunotify; sysctl -q vm.max_map_count=65530");
         sh(nobody);
     }
-    // Other suites need the device as it was.
+    // Other suites need the device in its original state.
     let gid = "0000:0000:0000:0000:0000:ffff:7f00:0001";
     let gids = "/sys/class/infiniband/rxe0/ports/1/gids/1";
     sh(&format!(

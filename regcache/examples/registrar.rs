@@ -1,17 +1,18 @@
-// A registrar over a list. It stands for any device: only its two methods matter to the cache.
+// A registrar whose device is a list in memory. Any other device works the same way, because the
+// cache uses only the two methods of the registrar.
 use std::error::Error;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use regcache::{Cache, Registrar, VaRange};
 
-/// A device with a table of registered ranges, of which the index is the key.
+/// A device with a table of registered ranges. The key of a registration is its index in the table.
 #[derive(Default)]
 struct Device {
     table: Mutex<Vec<Option<VaRange>>>,
 }
 
-// SAFETY: a key is only a number here. No device reaches memory by it.
+// SAFETY: a key is only a number here. No device accesses memory through it.
 unsafe impl Registrar for Device {
     type Access = ();
     type Registration = usize;
@@ -37,10 +38,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let guard = cache.get_slice(&buffer, ())?;
         let key = guard.registration();
         println!("transfer {transfer} uses key {key} for {}", guard.range());
-        // A program posts the transfer here, and drops the guard when it completes.
+        // A program posts the transfer here, and drops the guard when the transfer completes.
     }
 
-    // With a monitor the first lookup is the only miss. Without one, all are.
+    // With a monitor, only the first lookup is a miss. Without a monitor, every lookup is a miss.
     println!("{}: {}", cache.monitor_name(), cache.stats());
     drop(buffer);
     Ok(())

@@ -20,7 +20,7 @@ use crate::sys::sync::{Arc, Condvar, Mutex};
 
 const DEFAULT_MAX_ENTRIES: u32 = 65_536;
 
-/// The most registrations that any cache holds: 16 777 216.
+/// The maximum of [`Builder::max_entries`]: 16 777 216.
 const MAX_ENTRIES: u32 = 1 << Slot::BITS;
 
 /// Builds a [`Cache`]; see [`Cache::builder`].
@@ -59,7 +59,7 @@ struct Options {
     background_reaper: bool,
 }
 
-/// Stands for the monitor that [`auto`] chooses in [`Builder::build`].
+/// A placeholder for the monitor that [`auto`] chooses in [`Builder::build`].
 #[derive(Debug)]
 pub struct DefaultMonitor(());
 
@@ -70,8 +70,8 @@ impl<R: Registrar> Cache<R> {
     ///
     /// - uses the best sound monitor of this machine ([`auto`]);
     /// - holds up to 65 536 registrations;
-    /// - pins as much memory as `RLIMIT_MEMLOCK` allows, and at most half of the machine's;
-    /// - has a thread that deregisters freed memory within milliseconds.
+    /// - pins as much memory as `RLIMIT_MEMLOCK` allows, but at most half of the machine's memory;
+    /// - runs a thread that deregisters freed memory within milliseconds.
     pub fn builder(registrar: R) -> Builder<R, DefaultMonitor> {
         Builder {
             registrar,
@@ -88,9 +88,9 @@ impl<R: Registrar> Cache<R> {
 }
 
 impl<R: Registrar> Builder<R, DefaultMonitor> {
-    /// Uses this monitor, of which the cache becomes the only reader.
+    /// Uses this monitor. The cache becomes the only reader of the monitor's reports.
     ///
-    /// Several caches can have one monitor by [`Shared`](crate::monitor::Shared).
+    /// Several caches can share one monitor through [`Shared`](crate::monitor::Shared).
     pub fn monitor<M: Monitor>(self, monitor: M) -> Builder<R, M> {
         Builder {
             registrar: self.registrar,
@@ -103,51 +103,55 @@ impl<R: Registrar> Builder<R, DefaultMonitor> {
     ///
     /// # Errors
     ///
-    /// As the [`build`](Builder::build) of other monitors.
+    /// The errors of [`build`](Builder::build) with an explicit monitor.
     pub fn build(self) -> io::Result<Cache<R, Auto>> {
         self.monitor(auto()).build()
     }
 }
 
 impl<R, M> Builder<R, M> {
-    /// Limits the number of registrations that the cache holds, which is never more than 16 777
-    /// 216. With 0 nothing is cached.
+    /// Limits the number of registrations that the cache holds. A limit above 16 777 216 is lowered
+    /// to that number. With 0, nothing is cached.
     #[must_use]
     pub fn max_entries(mut self, entries: u32) -> Self {
         self.options.max_entries = entries.min(MAX_ENTRIES);
         self
     }
 
-    /// Limits the bytes that cached registrations pin, counted in whole pages. A larger range is
-    /// not cached, and not counted.
+    /// Limits the bytes that cached registrations pin, counted in whole pages. A range larger than
+    /// the limit is not cached, and its bytes are not counted.
     #[must_use]
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.options.max_bytes = Some(bytes);
         self
     }
 
-    /// Registers whole aligned blocks of `bytes`, a power of two. A range is widened to the blocks
-    /// that it lies in, so that lookups of other parts of a block are hits. If the blocks cannot be
-    /// registered, the range alone is. 1, the default, does not widen.
+    /// Registers whole aligned blocks of `bytes` bytes. The size must be a power of two. A range is
+    /// widened to the blocks that contain it, so that lookups of other parts of these blocks are
+    /// hits. If the blocks cannot be registered, only the range itself is registered. The default,
+    /// 1, does not widen.
     ///
-    /// No registration becomes stale by this, because the whole of it is watched. The effects are:
+    /// A widened registration never becomes stale, because all of its memory is watched. Widening
+    /// has these effects:
     ///
-    /// - Up to the page size (4096) no other page is pinned. The device pins whole pages anyway,
-    ///   and the bytes of a page share its mapping. But the registration *allows access* to the
-    ///   rest of the page, also for a peer if the access is remote.
-    /// - Beyond the page size, neighbouring pages are pinned, counted, accessible and watched as
-    ///   well. They may have another owner, and when they change the registration is invalidated.
+    /// - Blocks up to the page size (4096) pin no additional page, because the device pins whole
+    ///   pages anyway. They cause no additional invalidation, because the bytes of a page share a
+    ///   mapping. But the registration *allows access* to the rest of each page. If the access is
+    ///   remote, a peer can reach the rest of the page too.
+    /// - Larger blocks also pin, count, watch and give access to neighbouring pages. These pages
+    ///   may belong to another part of the program. When they change, the registration is
+    ///   invalidated.
     #[must_use]
     pub fn granularity(mut self, bytes: usize) -> Self {
         self.options.widening.granularity = bytes;
         self
     }
 
-    /// Merges the range of a miss with registrations of the same access that it overlaps or
-    /// touches. One registration grows up to `bytes`. 0, the default, does not merge.
+    /// Merges the range of a miss with the registrations of the same access that overlap or touch
+    /// the range. A merged registration has at most `bytes` bytes. The default, 0, does not merge.
     ///
-    /// This is good for memory that is looked up piece by piece. Each piece that joins registers
-    /// the whole again, so `bytes` bounds the cost of a miss.
+    /// Merging suits memory that is looked up piece by piece. Each merge registers the whole merged
+    /// range again, so `bytes` also limits the cost of a miss.
     #[must_use]
     pub fn merge_up_to(mut self, bytes: usize) -> Self {
         self.options.widening.merge_up_to = bytes;
@@ -155,7 +159,7 @@ impl<R, M> Builder<R, M> {
     }
 
     /// Deregisters memory with remote access ([`Access::is_remote`]) when its last guard is
-    /// dropped, so that a key which a peer has ends there. By default such registrations are
+    /// dropped. A peer cannot use the remote key after that. By default such registrations are
     /// retained like others.
     ///
     /// [`Access::is_remote`]: crate::Access::is_remote
@@ -165,12 +169,12 @@ impl<R, M> Builder<R, M> {
         self
     }
 
-    /// Chooses whether a thread of the cache waits for reports of the monitor, and deregisters
-    /// invalidated memory. This is the default if the monitor has a
+    /// Chooses whether the cache runs a thread that waits for the monitor's reports and deregisters
+    /// invalidated memory. By default the thread runs if the monitor has a
     /// [descriptor](Monitor::descriptor) to wait on.
     ///
     /// Without the thread, freed memory stays pinned until a lookup misses or sees a new
-    /// generation, or the application calls [`Cache::reap`] from its event loop.
+    /// generation. The application can call [`Cache::reap`] from its event loop instead.
     #[must_use]
     pub fn background_reaper(mut self, reap: bool) -> Self {
         self.options.background_reaper = reap;
@@ -184,8 +188,9 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
     /// # Errors
     ///
     /// [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Otherwise the
-    /// kernel's error. The cache needs a page under `MADV_WIPEONFORK` (Linux 4.14), by which it
-    /// recognises a forked child; address space for the entries; and the reaper's thread.
+    /// monitor's error, or the kernel's. The kernel must grant address space for the entries, and a
+    /// thread for the reaper. It must also grant a page under `MADV_WIPEONFORK` (Linux 4.14), by
+    /// which the cache recognises a forked child.
     pub fn build(self) -> io::Result<Cache<R, M>> {
         let Self {
             registrar,

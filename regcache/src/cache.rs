@@ -1,4 +1,5 @@
-//! [`Cache`]: the hit path, and the calls that are rarer. `design.rs` has the argument for both.
+//! [`Cache`]: the hit path, and the methods that are called less often. `design.rs` argues that
+//! lookups never return a stale registration.
 
 use std::fmt;
 use std::mem;
@@ -21,10 +22,11 @@ use crate::sys::sync::{Arc, lock};
 
 /// A registration cache for one registrar.
 ///
-/// [`get_slice`](Self::get_slice) returns a registration that covers a slice. The registration may
-/// have been made earlier, and it is never stale; the [crate] documentation defines that.
+/// [`get_slice`](Self::get_slice) returns a registration that covers a slice. An earlier lookup may
+/// have made the registration, but it is never stale. The [crate] documentation states this promise
+/// exactly.
 ///
-/// Threads share a cache by reference (it is `Sync`). Guards may outlive it.
+/// Threads share a cache by reference (it is `Sync`). Guards may outlive the cache.
 pub struct Cache<R: Registrar, M: Monitor = Auto> {
     core: Arc<Core<R, M>>,
     reaper: Option<Reaper>,
@@ -37,11 +39,11 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
 
     /// Returns a registration that covers `bytes` and allows `access`.
     ///
-    /// This is [`get`](Self::get) for memory that Rust knows.
+    /// This is [`get`](Self::get) for the bytes of a slice.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get). An empty slice is a bad range.
+    /// The errors of [`get`](Self::get). An empty slice causes [`Error::Range`].
     #[inline]
     pub fn get_slice(&self, bytes: &[u8], access: R::Access) -> Result<Guard<R, M>, Error> {
         self.get(bytes.as_ptr(), bytes.len(), access)
@@ -49,16 +51,18 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
 
     /// Returns a registration that covers the `len` bytes at `start` and allows `access`.
     ///
-    /// The registration may be larger than that and allow more. It covers the memory that is mapped
-    /// there now. While the guard lives it covers that same memory, and no other.
+    /// The registration may cover more bytes and allow more access. It covers the memory that is
+    /// mapped at the address now. While the guard lives, the registration covers that same memory
+    /// and no other.
     ///
-    /// The pointer is not dereferenced, so any value is allowed. A hit takes no lock and makes no
-    /// system call, unless the monitor has to be asked ([`Monitor::CHECKED`]). A miss registers,
-    /// which pins the pages of the range.
+    /// The pointer is not dereferenced, so any value is allowed. A hit takes no lock. A hit makes
+    /// no system call, unless the monitor has to be called at each lookup ([`Monitor::CHECKED`]). A
+    /// miss registers memory, which pins the pages of the range.
     ///
     /// # Errors
     ///
-    /// [`Error`]: a bad range, a refusal of the device, a forked child, a monitor that failed.
+    /// [`Error`] if the range is not valid, the device refuses to register it, this process is a
+    /// forked child, or the monitor failed.
     ///
     /// ```
     /// # use std::io;
@@ -74,10 +78,10 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// let cache = Cache::builder(Device).build()?;
     /// let buffer = vec![0_u8; 10_000];
     ///
-    /// // From C, or from any allocator, memory comes as an address and a length.
+    /// // C code and allocators describe memory by an address and a length.
     /// let guard = cache.get(buffer.as_ptr(), buffer.len(), ())?;
     /// assert!(guard.range().contains(&VaRange::try_from(&buffer[..])?));
-    /// // Post the transfer with guard.registration(), and drop the guard when it completes.
+    /// // Post the transfer with guard.registration(). Drop the guard when the transfer completes.
     /// drop(guard);
     /// # Ok::<_, Box<dyn std::error::Error>>(())
     /// ```
@@ -93,7 +97,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if M::CHECKED && !core.monitor.is_intact(range) {
             return self.reregister(range, access);
         }
-        // The rare cases return from here, so that the common one need not save registers.
+        // Each rare case directly returns the result of a call. So the common case need not save
+        // CPU registers.
         let Some(slot) = core.hints.first(range.start()) else {
             return self.get_slow(range, access, None);
         };
@@ -111,7 +116,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         Ok(guard)
     }
 
-    /// Registers the range again: the monitor cannot say that earlier registrations are still good.
+    /// Registers the range again, because the monitor cannot confirm that earlier registrations are
+    /// still valid.
     #[cold]
     #[inline(never)]
     fn reregister(&self, range: VaRange, access: R::Access) -> Result<Guard<R, M>, Error> {
@@ -125,7 +131,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         lookup(core, range, access)
     }
 
-    /// Serves a lookup that the first hint did not serve. `other` is a guard of the wrong entry.
+    /// Serves a lookup that the first hint did not serve. `other` is a guard of an entry that does
+    /// not serve the request.
     #[cold]
     #[inline(never)]
     fn get_slow(
@@ -150,8 +157,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         lookup(core, range, access)
     }
 
-    /// Registers a range, so that the next [`get`](Self::get) is a hit if the registration can be
-    /// cached. Remote access is not cached if its
+    /// Registers a range, so that the next [`get`](Self::get) of it is a hit. If the registration
+    /// cannot be cached, the next lookup is a miss again. The same holds for remote access if its
     /// [keys are revoked](crate::Builder::revoke_remote_keys).
     ///
     /// # Errors
@@ -162,11 +169,11 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     }
 
     /// Invalidates every registration that covers any of the `len` bytes at `start`. Later lookups
-    /// register again. A registration in use is deregistered after its last guard, and the result
-    /// can wait for that.
+    /// register again. A registration in use is deregistered after its last guard is dropped. The
+    /// returned [`Completion`] can wait for that.
     ///
-    /// This is for an application that knows better than the monitor, or that wants its memory
-    /// unpinned now. There is no need to call it before unmapping.
+    /// An application can use this if it knows of a change that the monitor does not report, or to
+    /// unpin memory at once. It need not call this before it unmaps memory.
     ///
     /// # Errors
     ///
@@ -189,7 +196,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// let guard = cache.get_slice(&buffer, ())?;
     ///
     /// let mut unpinned = cache.invalidate(buffer.as_ptr(), buffer.len())?;
-    /// assert_eq!(unpinned.in_use(), 1, "the guard holds it");
+    /// assert_eq!(unpinned.in_use(), 1, "the guard holds the registration");
     ///
     /// drop(guard);
     /// assert!(unpinned.wait(Duration::from_secs(1)));
@@ -200,7 +207,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         self.unlink(|table, slab| table.invalidate_overlapping(slab, range))
     }
 
-    /// Invalidates every registration, as [`invalidate`](Self::invalidate) does those of a range.
+    /// Invalidates every registration in the cache. The effects are those of
+    /// [`invalidate`](Self::invalidate).
     ///
     /// # Errors
     ///
@@ -225,8 +233,9 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         Ok(Completion::of(core, outstanding))
     }
 
-    /// Closes the cache: stops the reaper and flushes. The result can wait for registrations that
-    /// guards still hold. Dropping the cache does the same without a result.
+    /// Closes the cache: stops the reaper and invalidates every registration. The returned
+    /// [`Completion`] can wait for registrations that guards still hold. Dropping the cache does
+    /// the same, but returns no [`Completion`].
     ///
     /// # Errors
     ///
@@ -236,11 +245,11 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         self.flush()
     }
 
-    /// Deregisters what the monitor reports to be invalidated, without waiting for a lookup to do
-    /// it.
+    /// Deregisters the memory that the monitor reports as invalidated, before a lookup has to do
+    /// so.
     ///
-    /// Call this when [`descriptor`](Self::descriptor) is readable, if the cache has no
-    /// [background reaper](crate::Builder::background_reaper).
+    /// If the cache has no [background reaper](crate::Builder::background_reaper), call this when
+    /// [`descriptor`](Self::descriptor) is readable.
     ///
     /// # Errors
     ///
@@ -253,7 +262,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     }
 
     /// Returns a file descriptor that polls readable while there is something to
-    /// [`reap`](Self::reap), if the monitor has one. Reading from it returns nothing.
+    /// [`reap`](Self::reap), if the monitor has one. Only poll the file descriptor: reading from it
+    /// returns no reports.
     ///
     /// ```
     /// # use std::io;
@@ -270,7 +280,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// let cache = Cache::builder(Device).background_reaper(false).build()?;
     /// if let Some(descriptor) = cache.descriptor() {
-    ///     // In an event loop, beside the application's own descriptors:
+    ///     // An event loop polls this descriptor together with its other descriptors.
     ///     let mut fds = [PollFd::new(descriptor, PollFlags::POLLIN)];
     ///     if poll(&mut fds, PollTimeout::ZERO)? > 0 {
     ///         cache.reap()?;
@@ -282,7 +292,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         self.core.monitor.descriptor()
     }
 
-    /// Reads the counters. This loads the hits of each entry, and does not write to any cache line
+    /// Reads the counters. The call loads the hit count of each entry. It writes to no cache line
     /// that a hit reads. In a forked child all counters are 0.
     pub fn stats(&self) -> Stats {
         let core = &self.core;
@@ -302,7 +312,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
 
     /// Returns the name of the monitor.
     ///
-    /// The monitor itself stays inside: draining it elsewhere would take reports away.
+    /// The monitor itself is not accessible, because draining it elsewhere would take reports away
+    /// from the cache.
     pub fn monitor_name(&self) -> &'static str {
         self.core.monitor.name()
     }
@@ -316,7 +327,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
 impl<R: Registrar, M: Monitor> Drop for Cache<R, M> {
     fn drop(&mut self) {
         if self.core.in_child() {
-            // The registrar and the monitor would close what is the parent's. So is the thread.
+            // The registrar, the monitor and the reaper belong to the parent process. Dropping them
+            // here would close what the parent still uses. So they are leaked.
             mem::forget(Arc::clone(&self.core));
             mem::forget(self.reaper.take());
             return;

@@ -1,66 +1,74 @@
 //! The protocol of the cache, and the argument that it never returns a stale registration.
 //!
-//! The file `core/entry.rs` has the argument for a single entry, and
-//! `docs/design/proof.md` lists the models and tests that look for a hole in both.
+//! The file `core/entry.rs` has the corresponding argument for a single entry.
+//! `docs/design/proof.md` lists the models and tests that try to find a hole in either argument.
 //!
 //! # The protocol
 //!
-//! The monitor's `generation` rises before an invalidating call returns, and before the address can
-//! be handed out again (M3 of [`Monitor`]). The cache's `drained` is the generation up to which
-//! every invalidated entry was unlinked.
+//! The protocol compares two numbers. The monitor's `generation` rises before an invalidating call
+//! returns, and before the kernel can hand out the address again (rule M3 of [`Monitor`]). The
+//! cache's `drained` is the generation up to which every invalidated entry was unlinked.
 //!
-//! **Hit** ([`Cache::get`]). Load `generation`. Go on if it equals `drained`; in a forked child it
-//! never does. Take a reference to the entry that the hints name, if that entry is live. If the
-//! entry covers the request, return it. A hit takes no lock, makes no system call and allocates
-//! nothing. It writes to the entry's own cache line and to no other.
+//! **Hit** ([`Cache::get`]). Load `generation`, and go on only if it equals `drained`. In a forked
+//! child the two are never equal. Take a reference to the entry that the hints name, if that entry
+//! is live. If the entry serves the request, return it. If any step fails, take the slow path. A
+//! hit takes no lock, makes no system call and allocates nothing. A hit writes to the cache line of
+//! its entry and to no other.
 //!
-//! **Drain** (`core/mod.rs`). Under the lock: ask the monitor for all invalidated watches, and kill
-//! and unlink the entry of each. Then store into `drained` the generation of the moment at which no
-//! report was left.
+//! **Drain** (`core/mod.rs`). Under the lock, read the monitor's reports until none is left. Kill
+//! and unlink the entry that each report names. The monitor then returns the generation of the
+//! moment at which no report was left. Store that generation in `drained`.
 //!
 //! **Miss** (`core/lookup.rs`). Make room; *watch, then register*; drain. If the watch was
 //! invalidated meanwhile, deregister and start over. Otherwise publish the entry.
 //!
 //! # Why a lookup never returns a stale registration
 //!
-//! Let U be an operation that changed pages of the range. Let U have returned before the lookup
-//! began. Or let the looking-up thread have been given the address by a mapping call that could
-//! only be satisfied because U had happened. Let E be an entry for the range, registered before U.
-//! To show: the lookup does not return E.
+//! Let U be an operation that changed pages of the range. Assume that U returned before the lookup
+//! began. Alternatively, assume that the thread that looks up got the address from a mapping call
+//! that could succeed only because of U. Let E be an entry for the range that was registered before
+//! U. The claim is that the lookup does not return E.
 //!
-//! 1. E's watch was placed before its registration, hence before U ends. If U started after the
-//!    watch was placed, it is reported (M1). Otherwise U was in flight while the watch was placed.
-//!    Then U is reported (M2), or it was over before the watch was in place. In the latter case U
-//!    was over before the registration, which pinned the pages after U.
-//! 2. In either case the generation rose for U before the lookup began (M3). The lookup's load of
-//!    `generation` returns that value, g, or a later one.
-//! 3. The lookup goes on without draining only if `drained` equals the value that it loaded.
-//!    `drained` takes values that a drain has returned, and a drain that returns g or more has
-//!    reported U before. The store to `drained` releases and the load acquires, so this lookup sees
-//!    all that the draining thread did before. (The first value of `drained` is from before the
-//!    first entry.) So E is dead. Or, if U came while E was being registered, E was never
-//!    published. In the latter case the drain marked its slot as invalidated, and the miss looked
-//!    at that mark under the lock after its own drain. Either way an acquire of E fails.
-//! 4. If `drained` differs, the lookup drains first and looks in the index, under one lock. The
-//!    drain loads the generation, or reads the report, after the lookup began, so the same holds.
+//! 1. E's watch was placed before E was registered, hence before U ended. If U started after the
+//!    watch was placed, U is reported (M1). Otherwise U was in flight while the watch was placed.
+//!    Then U is reported (M2), or U was over before the watch was in place. If U was over, the
+//!    registration came after U and pinned the pages that U had left. In that case E is not stale.
+//! 2. It remains to consider a U that is reported. The generation rose for U before the lookup
+//!    began (M3). Let g be its value after that. The lookup's load of `generation` returns g or a
+//!    later value.
+//! 3. The lookup goes on without a drain only if `drained` equals the value that it loaded.
+//!    `drained` is always a value that a drain returned. A drain that returns g or a later value
+//!    has reported U. (The first value of `drained` is older than the first entry.)
 //!
-//! With a monitor that is [`CHECKED`] step 2 holds because the lookup asks the
-//! monitor first. One answer is that the generation includes U when `is_intact` returns; then all
-//! that follows is as above. With the other answer, every entry that covers the range is unlinked,
-//! and pending registrations that would cover it start over. So the lookup returns a registration
-//! that was made after it began, and so after U. Entries that overlap the range and do not cover it
-//! are left alone: the monitor is asked about them when they are looked up.
+//!    The store to `drained` releases and the load acquires. So this lookup sees everything that
+//!    the draining thread did before the store. If E was published before that drain, the drain
+//!    killed E. If E was still being registered, the drain marked E's slot as invalidated. The miss
+//!    looked at that mark under the lock, after a drain of its own, and did not publish E. In both
+//!    cases an attempt to acquire E fails.
+//! 4. If `drained` differs, the lookup takes the lock, drains, and searches the index before it
+//!    releases the lock. The drain loads the generation, or reads the report, after the lookup
+//!    began. So the argument of step 3 holds here as well.
 //!
-//! An uncached registration is made after the lookup began, so after U.
+//! If a monitor is [`CHECKED`], its generation alone may rise too late for step 2. So the lookup
+//! first calls `is_intact`. If `is_intact` returns true, the generation includes U by then, and the
+//! steps above hold. If it returns false, every entry that covers the range is unlinked, and
+//! pending registrations that would cover the range start over. So the lookup returns a
+//! registration that was made after the lookup began, hence after U.
+//!
+//! Entries that overlap the range without covering it stay linked. They cannot serve this lookup. A
+//! lookup that they can serve calls `is_intact` for its own range.
+//!
+//! A lookup that returns an uncached registration makes that registration itself, so after U.
 //!
 //! # When registrations are deregistered
 //!
-//! The thread that drops the last reference of a killed entry deregisters it. If a guard was the
-//! last owner, that is the thread which drops it. Otherwise it is the next thread that leaves the
-//! slow path or is about to register; the reaper is one of them. No thread deregisters under the
-//! lock. After that the slot is vacant again and its room is free.
+//! A killed entry is deregistered after its last reference is dropped. If a guard owned that
+//! reference, the thread that drops the guard deregisters the entry. Otherwise the entry waits for
+//! the next thread that leaves the slow path or is about to register. The reaper may be that
+//! thread. No thread deregisters while it holds the lock. After the deregistration the slot is
+//! vacant, and its room in the budget is free.
 //!
-//! Each cached registration holds a reference to the core, so guards may outlive the cache.
+//! The content of each entry holds a reference to the core, so guards may outlive the cache.
 //!
 //! [`Cache::get`]: crate::Cache::get
 //! [`Monitor`]: crate::monitor::Monitor

@@ -1,6 +1,7 @@
-//! The errors that a lookup returns, and two questions to ask of any error.
+//! The errors that a lookup returns, and two functions that inspect errors: [`is_exhaustion`] and
+//! [`chain`].
 //!
-//! Each message says what its reader can do about it.
+//! Each message tells the user how to solve the problem.
 
 use std::error;
 use std::fmt;
@@ -16,19 +17,19 @@ use crate::range::{RangeError, VaRange};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The bytes asked for are no range: there are none, or they wrap.
+    /// The requested bytes are not a valid range: the length is 0, or the range wraps.
     #[error(transparent)]
     Range(#[from] RangeError),
     /// This process was forked from the one that built the cache.
     #[error(
-        "this cache belongs to the parent process: registrations are not inherited over fork, build a cache of your own after it"
+        "this cache belongs to the parent process: registrations are not inherited over fork, so build a cache of your own in the child"
     )]
     Forked,
     /// The device or the kernel refused to register the range.
     #[error(transparent)]
     Register(#[from] RegisterError),
-    /// The monitor could not report what was invalidated, so the cache has dropped all its
-    /// entries. The next lookup asks the monitor again.
+    /// The monitor could not report which memory was invalidated. So the cache has dropped all its
+    /// entries. The next lookup reads the monitor's reports again.
     #[error(
         "the {monitor} monitor failed: every cached registration was dropped, and none is made until the monitor answers again"
     )]
@@ -63,7 +64,7 @@ pub enum RegisterError {
         range: VaRange,
         /// The first address that does not allow the access.
         at: usize,
-        /// The permissions there, as in `/proc/self/maps`, for example `r--p`.
+        /// The permissions at that address, as in `/proc/self/maps`, for example `r--p`.
         permissions: String,
         /// The device's error.
         source: io::Error,
@@ -92,10 +93,10 @@ pub enum RegisterError {
     },
 }
 
-/// Returns true if the device or the kernel is out of something that other registrations hold:
-/// `ENOMEM`, `EAGAIN` or `ENOSPC`.
+/// Returns true if the device or the kernel has run out of a resource that other registrations
+/// hold: `ENOMEM`, `EAGAIN` or `ENOSPC`.
 ///
-/// The same request may succeed once some of them are deregistered.
+/// The same request may succeed once some of the other registrations are deregistered.
 #[must_use]
 pub fn is_exhaustion(error: &io::Error) -> bool {
     matches!(
@@ -106,7 +107,7 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
 
 /// Returns `error` and its causes, outermost first.
 ///
-/// Displayed, they stand in one line with colons between them.
+/// `Display` prints the chain in one line, with a colon before each cause.
 ///
 /// ```
 /// use std::io;
@@ -184,7 +185,7 @@ impl RegisterError {
 }
 
 /// Returns the first address in `range` that cannot be accessed, with its permissions if it is
-/// mapped. Returns `None` if there is no such address, or `/proc/self/maps` does not say.
+/// mapped. Returns `None` if there is no such address, or if `/proc/self/maps` cannot be read.
 fn first_obstacle(range: VaRange, writes: bool) -> Option<(usize, Option<String>)> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     let mut at = range.start();
@@ -225,9 +226,9 @@ mod tests {
         let whole = VaRange::new(map.as_ptr(), map.len()).unwrap();
         assert!(matches!(efault(whole, true), RegisterError::Device { .. }));
 
-        // SAFETY: pages of this test's own mapping.
+        // SAFETY: the pointer stays within the test's own mapping.
         let middle = unsafe { map.as_ptr().add(4096).cast_mut() };
-        // SAFETY: as above.
+        // SAFETY: the call affects only a page of the test's own mapping.
         let protected = unsafe { libc::mprotect(middle.cast(), 4096, libc::PROT_READ) };
         assert_eq!(protected, 0);
         match efault(whole, true) {
@@ -241,7 +242,8 @@ mod tests {
         }
         assert!(matches!(efault(whole, false), RegisterError::Device { .. }));
 
-        // SAFETY: as above; the mapping is forgotten below, so that it is not unmapped twice.
+        // SAFETY: this is a page of the test's own mapping. The mapping is forgotten below, so that
+        // it is not unmapped twice.
         assert_eq!(unsafe { libc::munmap(middle.cast(), 4096) }, 0);
         match efault(whole, false) {
             RegisterError::NotMapped { hole, .. } => assert_eq!(hole, middle.addr()),

@@ -2,47 +2,52 @@
 //!
 //! RDMA adapters, and io_uring's fixed buffers, need memory registered before they can access it.
 //! Registering pins pages and is slow, so applications cache registrations. A cached registration
-//! becomes stale when the application unmaps the memory and is given the same address again. The
-//! adapter then reads and writes pages that nobody has mapped any more.
+//! becomes stale when the application unmaps the memory and later maps other memory at the same
+//! address. The adapter then still reads and writes the old pages.
 //!
 //! # The promise
 //!
 //! Let U be any operation that changes which pages back a range: munmap, mremap, brk, a mapping
-//! placed over it, `MADV_DONTNEED`, a hole punched in its file, a copy-on-write break. If U
-//! returned before a lookup began, the lookup does not return a registration made before U. The
-//! same holds if the looking-up thread was given the address by a mapping call that the kernel
-//! could only satisfy because U had happened. [`design`] has the protocol and the argument.
+//! placed over the range, `MADV_DONTNEED`, a hole punched in the file behind the range, a
+//! copy-on-write break. If U returned before a lookup began, the lookup does not return a
+//! registration made before U. A lookup may also begin before U returns. The same promise holds if
+//! its thread got the address from a mapping call that could succeed only because of U. The module
+//! [`design`] describes the protocol and argues that it keeps the promise.
 //!
 //! # Trade-offs
 //!
-//! - **Hits are cheap, misses are not.** A hit is lock-free and makes no system call with the
-//!   ummunotify monitor. A miss takes a lock, and registers.
+//! - **Hits are cheap, misses are not.** A hit takes no lock. With the ummunotify monitor, a hit
+//!   makes no system call. A miss takes a lock and registers memory.
 //! - **Soundness needs the kernel's help.** The [`Ummunotify`](monitor::Ummunotify) monitor needs a
-//!   driver. [`Userfaultfd`](monitor::Userfaultfd) needs none; it makes a few system calls at each
-//!   lookup, and watches private anonymous memory only. Without either, nothing is cached.
+//!   kernel driver. The [`Userfaultfd`](monitor::Userfaultfd) monitor needs no driver. But it makes
+//!   a few system calls at each lookup, and watches only private anonymous memory. Without a
+//!   monitor, nothing is cached.
 //! - **Memory stays pinned.** Cached registrations keep their pages in place until they are evicted
-//!   or invalidated. [`Builder::max_bytes`] bounds that.
-//! - **Remote keys live on.** A peer can use a key after the guard is dropped, unless
+//!   or invalidated. [`Builder::max_bytes`] limits the bytes that stay pinned.
+//! - **Remote keys live on.** A peer can use a remote key after the guard is dropped, unless
 //!   [`Builder::revoke_remote_keys`] is set.
-//! - **fork.** A forked child cannot use its parent's caches: its lookups fail with
+//! - **fork.** A forked child cannot use its parent's caches: the child's lookups fail with
 //!   [`Error::Forked`].
 //!
 //! # How it works
 //!
-//! A [`Registrar`] makes and destroys registrations for one kind of device. A [`Monitor`] reports
-//! changes of the memory that it was asked to watch, and raises its generation before the changing
-//! call returns. The cache watches a range, then registers it. A lookup compares generations: if
-//! nothing has changed, it takes a reference to an entry and returns a [`Guard`]. Otherwise it
-//! first reads the reports and unlinks the entries that they name. A registration is deregistered
-//! once it is unlinked and its last guard is dropped.
+//! A [`Registrar`] makes and destroys registrations for one kind of device. A [`Monitor`] watches
+//! memory and reports changes. It also has a number, its generation, which rises before the call
+//! that changed the memory returns.
+//!
+//! A miss watches the range and then registers it. Each lookup compares the monitor's generation
+//! with the generation up to which the cache has read reports. If both are equal, no watched memory
+//! has changed. The lookup then takes a reference to an entry and returns a [`Guard`]. Otherwise
+//! the lookup first reads the reports and unlinks the entries that the reports name. A registration
+//! is deregistered once its entry is unlinked and its last guard is dropped.
 //!
 //! # How to use it
 //!
-//! Implement [`Registrar`] for the device, or take one from `regcache-verbs` or `regcache-uring`.
-//! Build one [`Cache`] for each protection domain. Look memory up before each transfer, and keep
-//! the guard until the transfer completes.
+//! Implement [`Registrar`] for the device, or use the one from `regcache-verbs` or
+//! `regcache-uring`. Build one [`Cache`] for each protection domain. Look memory up before each
+//! transfer, and keep the guard until the transfer completes.
 //!
-//! This program runs anywhere, because its device is a list:
+//! This program runs without hardware, because its device is a list in memory:
 //!
 //! ```
 #![doc = include_str!("../examples/registrar.rs")]
@@ -52,9 +57,9 @@
 //!
 //! - **The buffers are fixed.** Register them once, and keep the registrations.
 //! - **The transfers are small.** Copying a few KiB into a registered buffer is faster than a miss.
-//! - **Each transfer uses new memory.** Every lookup is a miss then. Reuse buffers, or let the
+//! - **Each transfer uses new memory.** Then every lookup is a miss. Reuse buffers, or let the
 //!   allocator keep memory mapped.
-//! - **The device pages on demand.** With on-demand paging, no registration can become stale.
+//! - **The device uses on-demand paging (ODP).** With ODP, no registration can become stale.
 #![warn(missing_docs)]
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]

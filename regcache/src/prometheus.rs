@@ -6,8 +6,8 @@ use crate::stats::Stats;
 
 macro_rules! define_metrics {
     ($({ $field:ident: $type:ty, $metric:literal, $description:literal })*) => {
-        /// Returns each counter's value, name and description. The name ends in `_total` if it only
-        /// grows.
+        /// Returns each counter's value, name and description. The name ends in `_total` if the
+        /// value only grows.
         fn metrics(stats: &Stats) -> impl Iterator<Item = (u64, &'static str, &'static str)> {
             [$((stats.$field as u64, $metric, $description),)*].into_iter()
         }
@@ -19,8 +19,8 @@ crate::for_each_statistic!(define_metrics);
 impl Stats {
     /// Returns the counters in the [text format] that Prometheus scrapes.
     ///
-    /// The metrics are named `regcache_…`. Their label `cache` tells several caches of one process
-    /// apart. An endpoint writes one cache after another.
+    /// The metrics are named `regcache_…`. Their label `cache` distinguishes several caches of one
+    /// process. To export several caches, write their texts one after another.
     ///
     /// [text format]: https://prometheus.io/docs/instrumenting/exposition_formats/
     ///

@@ -4,30 +4,30 @@ use std::fmt;
 
 /// A half-open range of virtual addresses, `[start, end)`, in bytes.
 ///
-/// A range is never empty and never wraps. Its constructors refuse both, so that no later code
-/// has to check again.
+/// A range is never empty and never wraps around the end of the address space. The constructors
+/// refuse such ranges, so no later code has to check for them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VaRange {
     start: usize,
     end: usize,
 }
 
-/// The reason why some bytes are no [`VaRange`].
+/// The reason why an address and a length are not a valid [`VaRange`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RangeError {
     /// The range is empty.
     #[error("cannot register 0 bytes at {start:#x}: ask for at least one")]
     ZeroLength {
-        /// The address asked for.
+        /// The requested address.
         start: usize,
     },
     /// The range runs past the end of the address space.
     #[error("{len} bytes at {start:#x} run past the end of the address space: check the length")]
     AddressWraps {
-        /// The address asked for.
+        /// The requested address.
         start: usize,
-        /// The number of bytes asked for.
+        /// The number of requested bytes.
         len: usize,
     },
 }
@@ -86,8 +86,8 @@ impl VaRange {
         self.start < other.end && other.start < self.end
     }
 
-    /// Rounds outward to blocks of `granularity` bytes, a power of two. Returns `None` if the last
-    /// block runs past the end of the address space.
+    /// Rounds the range outward to blocks of `granularity` bytes. The granularity must be a power
+    /// of two. Returns `None` if the last block runs past the end of the address space.
     pub(crate) fn aligned(&self, granularity: usize) -> Option<Self> {
         Some(Self {
             start: self.start & !(granularity - 1),
@@ -95,7 +95,7 @@ impl VaRange {
         })
     }
 
-    /// Returns the smallest range that contains both.
+    /// Returns the smallest range that contains `self` and `other`.
     pub(crate) fn hull(&self, other: &Self) -> Self {
         Self {
             start: self.start.min(other.start),
@@ -104,7 +104,7 @@ impl VaRange {
     }
 }
 
-/// The addresses of the slice's bytes. Fails if the slice is empty.
+/// Converts a slice into the range of its bytes. The conversion fails if the slice is empty.
 impl TryFrom<&[u8]> for VaRange {
     type Error = RangeError;
 

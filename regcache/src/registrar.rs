@@ -1,8 +1,8 @@
 //! [`Registrar`]: the interface between the cache and a device.
 //!
 //! A registrar makes and destroys registrations for one protection domain: `ibv_mr`s, io_uring
-//! fixed buffers, or anything else that pins pages and has a key. The cache knows no more of a
-//! device than the two traits in this file.
+//! fixed buffers, or anything else that pins pages and has a key. The cache uses a device only
+//! through the two traits in this file.
 
 use std::fmt::Debug;
 use std::io;
@@ -11,9 +11,9 @@ use crate::range::VaRange;
 
 /// The operations that a registration allows.
 ///
-/// The access is part of the cache's key. A registration that allows more than was asked for may
-/// serve a lookup. [`Access::serves`] decides what "more" means: for verbs, a superset of the
-/// permission flags and the same ordering flags.
+/// The cache finds a registration by its range and its access. A registration that allows more than
+/// a lookup asked for may serve that lookup. [`Access::serves`] decides whether it may. For verbs,
+/// the registration needs a superset of the permission flags and the same ordering flags.
 pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
     /// Returns true if a registration made with `self` can replace one made with `wanted`.
     ///
@@ -21,20 +21,21 @@ pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
     /// so it must not panic.
     fn serves(self, wanted: Self) -> bool;
 
-    /// Returns true if the device may write to the memory. The cache uses the answer to explain a
-    /// refusal.
+    /// Returns true if the device may write to the memory. The cache uses the result only to
+    /// explain why a registration was refused.
     fn writes(self) -> bool {
         true
     }
 
     /// Returns true if a registration has a key by which a peer reaches the memory.
-    /// [`Builder::revoke_remote_keys`](crate::Builder::revoke_remote_keys) concerns such access.
+    /// [`Builder::revoke_remote_keys`](crate::Builder::revoke_remote_keys) applies to registrations
+    /// with such access.
     fn is_remote(self) -> bool {
         false
     }
 }
 
-/// The access of devices that have a single kind.
+/// The access of devices whose registrations all allow the same operations.
 impl Access for () {
     fn serves(self, (): ()) -> bool {
         true
@@ -44,37 +45,40 @@ impl Access for () {
 /// Makes and destroys registrations.
 ///
 /// The cache calls both methods without holding a lock. The calling thread is one that calls into
-/// the cache or drops a guard, or the cache's own [reaper](crate::Builder::background_reaper), in
-/// which all signals are blocked. The methods must not call back into the same cache.
+/// the cache, one that drops a guard, or the cache's own
+/// [reaper](crate::Builder::background_reaper). The reaper has all signals blocked. The methods
+/// must not call back into the same cache.
 ///
 /// A panic in `register` propagates to the caller of the lookup. A panic in `deregister` is caught,
 /// and the registration is counted as leaked.
 ///
 /// # Safety
 ///
-/// The cache hands a registration to callers as access to the memory at `range`. The implementer
-/// promises that
+/// Callers of the cache use a registration to access the memory at `range`. So the implementer
+/// makes two promises:
 ///
-/// - a registration covers all of `range` with at least `access`, through the pages that were
-///   mapped there at some moment between call and return of [`register`](Self::register), and
-///   keeps those pages from being reused until it is deregistered;
-/// - once [`deregister`](Self::deregister) has returned `Ok`, the device no longer reaches memory
+/// - A registration covers all of `range` with at least `access`. It covers the pages that were
+///   mapped there at some moment between call and return of [`register`](Self::register). It keeps
+///   those pages from being reused until it is deregistered.
+/// - Once [`deregister`](Self::deregister) has returned `Ok`, the device no longer reaches memory
 ///   through that registration.
 ///
-/// These are the pages that `get_user_pages` finds, and monitors report the changes of no others. A
-/// registrar may also register addresses at which a device has its own memory, as `ibv_reg_mr` does
-/// with nvidia-peermem. The sound monitors refuse to watch such a range: it is not mapped, may not
-/// be accessed, or is mapped by a driver without pages. The cache then returns a registration that
-/// it does not retain. An ummunotify driver that lacks `REGISTER_REGION2` cannot refuse such a
-/// range, so that registrar must not be used with it.
+/// Only pages that the kernel's `get_user_pages` finds are meant, because monitors report no
+/// changes of other memory. A registrar may also register addresses at which a device has its own
+/// memory, as `ibv_reg_mr` does with nvidia-peermem. The sound monitors refuse to watch such a
+/// range, because it is not mapped, may not be accessed, or is mapped by a driver without pages. So
+/// the cache does not retain the registration.
+///
+/// An ummunotify driver without `REGISTER_REGION2` cannot refuse such a range. So a registrar that
+/// registers device memory must not be used with such a driver.
 pub unsafe trait Registrar: Send + Sync + 'static {
-    /// The access to register memory for.
+    /// The type of access that registrations of this device have.
     type Access: Access;
 
-    /// The device's registration, which has what a caller needs to post a transfer.
+    /// The device's registration. It contains everything that a caller needs to post a transfer.
     type Registration: Send + Sync + 'static;
 
-    /// Registers `range` for `access`, pinning its pages.
+    /// Registers `range` for `access`, and pins the pages of the range.
     ///
     /// # Errors
     ///
@@ -82,7 +86,7 @@ pub unsafe trait Registrar: Send + Sync + 'static {
     /// advice, as [`RegisterError`](crate::RegisterError) describes.
     fn register(&self, range: VaRange, access: Self::Access) -> io::Result<Self::Registration>;
 
-    /// Destroys a registration. Its memory may be unmapped already.
+    /// Destroys a registration. The memory of the registration may be unmapped already.
     ///
     /// # Errors
     ///

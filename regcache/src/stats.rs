@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-/// The table of statistics: the one place where each is named, typed and described.
+/// The table of statistics, the only place that names, types and describes each statistic.
 ///
-/// A row has the field's name, its type, its Prometheus metric, and its description. The metric's
-/// name ends in `_total` if the value only grows. [`Stats`], its documentation, the Prometheus text
-/// and the C library's `struct regcache_stats` are all made from the table. Append rows only: their
-/// order is the layout of the C structure.
+/// A row has a field's name, its type, the name of its Prometheus metric, and its description. The
+/// metric's name ends in `_total` if the value only grows. [`Stats`], its documentation, the
+/// Prometheus text and the C library's `struct regcache_stats` are all generated from the table.
+/// Add rows only at the end, because the order of the rows is the layout of the C structure.
 ///
 /// `for_each_statistic!(name)` expands to `name! { rows }`.
 #[doc(hidden)]
@@ -45,7 +45,7 @@ macro_rules! define_stats {
     ($({ $field:ident: $type:ty, $metric:literal, $description:literal })*) => {
         /// A reading of the cache's counters; see [`Cache::stats`](crate::Cache::stats).
         ///
-        /// Counts are since the cache was built.
+        /// All counts start when the cache is built.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[cfg_attr(feature = "serde", derive(serde::Serialize))]
         #[non_exhaustive]

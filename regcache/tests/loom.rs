@@ -1,6 +1,6 @@
-//! The cache's protocol under loom, on a modelled kernel of one page. loom runs every interleaving
-//! of a few threads, within the bound of `LOOM_MAX_PREEMPTIONS`. On a kernel that breaks a rule of
-//! the contract, loom must find the stale registration.
+//! Tests of the cache's protocol under loom, on a modelled kernel with one page. loom runs every
+//! interleaving of a few threads, up to `LOOM_MAX_PREEMPTIONS` preemptions. If the modelled kernel
+//! breaks a rule of the contract, loom must find a stale registration.
 //!
 //! ```sh
 //! RUSTFLAGS="--cfg loom" cargo test -p regcache --release --test loom
@@ -20,17 +20,17 @@ use regcache::{Access, Builder, Cache, Registrar, VaRange};
 
 const PAGE: *const u8 = std::ptr::without_provenance(0x1000);
 
-/// The rule that the kernel breaks.
+/// The rule that the modelled kernel breaks.
 #[derive(Clone, Copy, PartialEq)]
 enum Flaw {
     None,
     /// M2: a watch does not wait for an invalidation that is in flight.
     WatchDoesNotWait,
-    /// M3: the report comes after the change, as userfaultfd's does.
+    /// M3: the report comes after the change, as with userfaultfd.
     ReportIsLate,
 }
 
-/// One page and its watches.
+/// The modelled kernel, with one page and its watches.
 struct FakeKernel {
     flaw: Flaw,
     /// The lock is held from start to end of an invalidation.
@@ -66,8 +66,8 @@ impl FakeKernel {
         })
     }
 
-    /// Does a munmap and a mmap in one thread, as the driver sees them: the report comes before the
-    /// change. Returns the version of the new page.
+    /// Models a `munmap` and a `mmap` in one thread. As with the driver, the report comes before
+    /// the change. Returns the version of the new page.
     fn remap(&self) -> u64 {
         let in_flight = self.in_flight.lock().unwrap();
         if self.flaw == Flaw::ReportIsLate {
@@ -125,10 +125,10 @@ unsafe impl Monitor for FakeMonitor {
     }
 }
 
-/// A device for registrations of one kind of access.
+/// A device whose registrations have the access `A`.
 struct FakeDevice<A>(Arc<FakeKernel>, PhantomData<A>);
 
-/// A registration: the version of the page that was pinned.
+/// A registration, which records the version of the page that was pinned.
 struct Pinned(u64);
 
 // SAFETY: this is a model, without a device that reaches memory.
@@ -174,7 +174,8 @@ fn assert_balanced<A: Access>(kernel: &FakeKernel, cache: Arc<FakeCache<A>>) {
     );
 }
 
-/// One thread remaps the page and looks it up, while another one looks it up.
+/// One thread remaps the page and then looks it up. Another thread looks the page up at the same
+/// time.
 fn remap_against_lookup(cached_before: bool, flaw: Flaw) {
     let kernel = FakeKernel::new(flaw);
     let cache = cache(&kernel, 2);
@@ -184,7 +185,7 @@ fn remap_against_lookup(cached_before: bool, flaw: Flaw) {
     let other = {
         let cache = Arc::clone(&cache);
         thread::spawn(move || {
-            // The lookup is concurrent with the remap, so either version is right.
+            // The lookup is concurrent with the remap, so it may return either version.
             let guard = cache.get(PAGE, 1, ()).unwrap();
             assert!(guard.registration().0 <= 1);
         })
@@ -213,8 +214,8 @@ fn loom_finds_the_stale_hit_when_watching_does_not_wait() {
     loom::model(|| remap_against_lookup(true, Flaw::WatchDoesNotWait));
 }
 
-/// One thread is given the address by `mmap` after another one has unmapped the page. The kernel
-/// can satisfy that call as soon as the change is made.
+/// One thread gets the address from `mmap` after another thread has unmapped the page. The kernel
+/// can hand out the address as soon as the page is gone, before `munmap` has returned.
 fn handed_to_another_thread(flaw: Flaw) {
     let kernel = FakeKernel::new(flaw);
     let cache = cache(&kernel, 2);
@@ -243,7 +244,8 @@ fn loom_finds_the_stale_hit_when_the_report_is_late() {
     loom::model(|| handed_to_another_thread(Flaw::ReportIsLate));
 }
 
-/// One thread drops a guard, another evicts and remaps: each registration is deregistered once.
+/// One thread drops a guard while another thread evicts and remaps. Each registration is
+/// deregistered once.
 #[test]
 fn loom_eviction_and_last_guard_destroy_a_registration_once() {
     loom::model(|| {
@@ -288,7 +290,7 @@ fn loom_cache_and_last_guards_may_go_at_once() {
     });
 }
 
-/// Two threads deregister dead entries, and a third drops the last guard of an unlinked one.
+/// Two threads deregister dead entries, and a third drops the last guard of an unlinked entry.
 #[test]
 fn loom_several_threads_deregister_each_registration_once() {
     loom::model(|| {
@@ -330,8 +332,8 @@ fn revoking_cache(kernel: &Arc<FakeKernel>) -> Arc<FakeCache<Bits>> {
 const READ: Bits = Bits(1);
 const REMOTE: Bits = Bits(5);
 
-/// A lookup finds a revocable entry by a stale hint, and declines it, while its last guard is
-/// dropped.
+/// A lookup finds a revocable entry by a wrong hint and declines the entry. Meanwhile the last
+/// guard of the entry is dropped.
 #[test]
 fn loom_a_declining_reader_does_not_keep_a_remote_key() {
     loom::model(|| {
@@ -357,7 +359,8 @@ fn loom_a_declining_reader_does_not_keep_a_remote_key() {
     });
 }
 
-/// The last guards of a revocable registration are dropped during lookups of it, and a flush.
+/// The last guards of a revocable registration are dropped during lookups of the same memory and a
+/// flush.
 #[test]
 fn loom_revocable_guards_lookups_and_flush() {
     loom::model(|| {
@@ -381,7 +384,7 @@ fn loom_revocable_guards_lookups_and_flush() {
     });
 }
 
-/// One thread flushes, and waits for a guard that another one drops.
+/// One thread flushes, and waits for a guard that another thread drops.
 #[test]
 fn loom_completion_sees_the_last_guard_go() {
     loom::model(|| {

@@ -1,4 +1,4 @@
-//! The options and calls of a cache beyond its limits, on a modelled kernel and device. They are
+//! Tests of a cache's options and rarer calls, on a modelled kernel and device. They cover
 //! widening, merging, revoking remote keys, invalidating, reaping and sharing a monitor.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
@@ -52,7 +52,7 @@ fn until(what: impl Fn() -> bool) {
     }
 }
 
-/// Returns the first page and the number of pages.
+/// Returns the first page of a registration and its number of pages.
 fn extent(guard: &Guard<FakeDevice, FakeMonitor>) -> (usize, usize) {
     let range = guard.range();
     assert_eq!((range.start() % PAGE, range.len() % PAGE), (0, 0));
@@ -68,7 +68,11 @@ fn whole_blocks_are_registered_and_watched() {
     let id = first.registration().id;
     drop(first);
     assert_eq!(get(&cache, 6, 2, READ).registration().id, id);
-    assert_eq!(extent(&get(&cache, 6, 3, READ)), (4, 8), "over two blocks");
+    assert_eq!(
+        extent(&get(&cache, 6, 3, READ)),
+        (4, 8),
+        "the range is in two blocks"
+    );
     kernel.remap(11);
     assert_ne!(get(&cache, 6, 2, READ).registration().id, id);
     assert_eq!(live(&cache), 1);
@@ -126,20 +130,32 @@ fn neighbours_are_joined_up_to_the_limit() {
     }
     assert_eq!(extent(&get(&cache, 3, 1, READ)), (0, 8));
     assert_eq!((live(&cache), cache.stats().bytes), (1, 8 * PAGE));
-    assert_eq!(extent(&get(&cache, 8, 2, READ)), (8, 2), "beyond the limit");
+    assert_eq!(
+        extent(&get(&cache, 8, 2, READ)),
+        (8, 2),
+        "merging would exceed the limit"
+    );
     assert_eq!(
         extent(&get(&cache, 7, 2, READ)),
         (7, 3),
-        "overlaps one that is full"
+        "the neighbour has reached the limit"
     );
-    assert_eq!(extent(&get(&cache, 12, 1, READ)), (12, 1), "does not touch");
+    assert_eq!(
+        extent(&get(&cache, 12, 1, READ)),
+        (12, 1),
+        "no neighbour is adjacent"
+    );
     assert_eq!(
         extent(&get(&cache, 13, 1, WRITE)),
         (13, 1),
-        "another access"
+        "the neighbour has another access"
     );
     kernel.remap(0);
-    assert_eq!(extent(&get(&cache, 5, 1, READ)), (5, 1), "the whole went");
+    assert_eq!(
+        extent(&get(&cache, 5, 1, READ)),
+        (5, 1),
+        "the merged registration was invalidated as a whole"
+    );
 }
 
 #[test]
@@ -156,24 +172,24 @@ fn remote_keys_are_kept_unless_they_are_to_be_revoked() {
     assert_eq!(
         first.registration().id,
         second.registration().id,
-        "shared while it is there"
+        "the second lookup shares the registration in use"
     );
     let local = get(&cache, 1, 1, WRITE);
     assert_ne!(
         local.registration().id,
         second.registration().id,
-        "no local guard keeps the key"
+        "a local lookup must not share a remote key"
     );
     drop(first);
     assert_eq!(live(&cache), 2);
     drop(second);
-    assert_eq!(live(&cache), 1, "revoked");
+    assert_eq!(live(&cache), 1, "the last guard revokes the registration");
     drop(local);
     assert_eq!((live(&cache), kernel.watches()), (1, 1));
     let again = get(&cache, 0, 1, REMOTE);
     kernel.remap(0);
     drop(get(&cache, 0, 1, REMOTE));
-    assert_eq!(live(&cache), 2, "stale, and in use");
+    assert_eq!(live(&cache), 2, "the stale registration is still in use");
     drop(again);
     drop(get(&cache, 1, 1, READ));
     assert_eq!(live(&cache), 1);
@@ -216,7 +232,11 @@ fn invalidate_gives_up_what_overlaps_and_tells_when_it_is_gone() {
     }
     let mut left = cache.invalidate(page(5), 2 * PAGE).unwrap();
     assert_eq!(left.in_use(), 1);
-    assert_eq!(live(&cache), 3, "0, 8 and the one in use");
+    assert_eq!(
+        live(&cache),
+        3,
+        "left are those of pages 0 and 8, and the one in use"
+    );
     let stats = cache.stats();
     assert_eq!((stats.unreleased, stats.unreleased_bytes), (1, 4 * PAGE));
     assert!(!left.wait(Duration::from_millis(5)));
@@ -276,7 +296,7 @@ fn closing_tells_what_is_still_in_use() {
     });
     assert_eq!(live.load(Ordering::Relaxed), 0);
     drop(left);
-    assert_eq!(Arc::strong_count(&live), 1, "the core is gone");
+    assert_eq!(Arc::strong_count(&live), 1, "the core was dropped");
 }
 
 #[test]
@@ -289,7 +309,7 @@ fn what_was_freed_is_released_though_nobody_looks_up() {
     until(|| live(&cache) == 2);
     kernel.remap(2);
     until(|| cache.stats().unreleased == 1);
-    assert_eq!(live(&cache), 2, "the one in use stays");
+    assert_eq!(live(&cache), 2, "the registration in use stays");
     drop(held);
     assert_eq!((live(&cache), kernel.watches()), (1, 1));
     drop(cache);
@@ -309,7 +329,7 @@ fn an_event_loop_can_release_what_was_freed() {
     assert!(!readable(0));
     kernel.remap(0);
     assert!(readable(200));
-    assert_eq!(live(&cache), 1, "no thread reaps");
+    assert_eq!(live(&cache), 1, "the cache has no reaper");
     cache.reap().unwrap();
     assert_eq!(live(&cache), 0);
     assert!(!readable(0));
@@ -358,7 +378,7 @@ mod shared {
         kernel.remap(0);
         for cache in &caches {
             assert_eq!((id(cache, 0), id(cache, 1)), (2, 1));
-            assert_eq!(id(cache, 0), 2, "drained once");
+            assert_eq!(id(cache, 0), 2, "a change is reported once");
             assert_eq!(cache.stats().invalidations, 1);
         }
         let [first, second] = caches;

@@ -1,4 +1,5 @@
-//! The cache's side of the contract, its limits and its eviction, on a modelled kernel and device.
+//! Tests of the cache's side of the contract, of its limits and of its eviction, on a modelled
+//! kernel and device.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -35,11 +36,15 @@ fn the_second_lookup_returns_the_first_registration() {
     let cache = builder(&kernel).build().unwrap();
     let first = get(&cache, 0, 4).registration().id;
     assert_eq!(get(&cache, 0, 4).registration().id, first);
-    assert_eq!(get(&cache, 1, 2).registration().id, first, "a part of it");
     assert_eq!(
         get(&cache, 1, 2).registration().id,
         first,
-        "the same part, by the hints"
+        "a part of the range"
+    );
+    assert_eq!(
+        get(&cache, 1, 2).registration().id,
+        first,
+        "the same part, found by the hints"
     );
     let stats = cache.stats();
     assert_eq!((stats.hits, stats.misses, stats.entries), (3, 1, 1));
@@ -56,7 +61,11 @@ fn wider_access_serves_a_lookup_and_narrower_does_not() {
     assert_ne!(read, write);
     assert_eq!(lookup(READ), write);
     assert_eq!(lookup(WRITE), write);
-    assert_eq!(cache.stats().merges, 1, "the narrower one was replaced");
+    assert_eq!(
+        cache.stats().merges,
+        1,
+        "the narrower registration was replaced"
+    );
     assert_eq!(live(&cache), 1);
 }
 
@@ -67,7 +76,11 @@ fn a_larger_registration_replaces_those_that_it_contains() {
     drop((get(&cache, 1, 1), get(&cache, 3, 1)));
     drop(cache.get(page(2), PAGE, WRITE).unwrap());
     drop(get(&cache, 0, 5));
-    assert_eq!(cache.stats().merges, 2, "the one with more access stays");
+    assert_eq!(
+        cache.stats().merges,
+        2,
+        "the registration with more access stays"
+    );
     assert_eq!(live(&cache), 2);
     assert_eq!(kernel.watches(), 2);
 }
@@ -83,13 +96,13 @@ fn a_change_of_any_page_gives_the_registration_up() {
         assert_eq!(
             get(&cache, 2, 3).registration().id,
             old,
-            "its neighbours changed"
+            "only neighbouring pages changed"
         );
         kernel.remap(changed);
         let new = get(&cache, 2, 3);
         assert_ne!(new.registration().id, old);
         assert!(!new.registration().is_stale(&kernel, new.range()));
-        assert_eq!(live(&cache), 1, "the old one is deregistered");
+        assert_eq!(live(&cache), 1, "the old registration is deregistered");
         assert_eq!(cache.stats().invalidations, 1);
     }
 }
@@ -170,7 +183,7 @@ fn the_least_recently_used_registration_makes_room() {
     for i in [0, 2, 3] {
         drop(get(&cache, i, 1));
     }
-    assert_eq!(cache.stats().misses, misses, "1 was evicted");
+    assert_eq!(cache.stats().misses, misses, "only page 1 was evicted");
     assert_eq!(live(&cache), 3);
     assert_eq!(cache.stats().evictions, 1);
 }
@@ -190,7 +203,7 @@ fn bytes_are_bounded_and_counted_in_pages() {
     assert_eq!(
         cache.stats().evictions,
         6,
-        "for the others, not for that one"
+        "only the other lookups evicted entries"
     );
 }
 
@@ -212,8 +225,11 @@ fn registrations_in_use_are_neither_evicted_nor_destroyed() {
     assert_eq!(live(&cache), 3);
     kernel.remap(0);
     let fresh = get(&cache, 0, 1);
-    assert!(!fresh.is_cached(), "the stale one still holds its room");
-    assert_eq!(live(&cache), 4, "and its registration");
+    assert!(
+        !fresh.is_cached(),
+        "the stale registration still takes room"
+    );
+    assert_eq!(live(&cache), 4, "the stale registration still exists");
     drop((third, fresh));
     drop(held);
     assert_eq!(live(&cache), 1);
@@ -237,7 +253,7 @@ fn a_full_device_is_relieved_of_idle_registrations() {
         other => panic!("{other}"),
     }
     drop(held);
-    assert_eq!(kernel.watches(), 2, "the failed one left no watch");
+    assert_eq!(kernel.watches(), 2, "the failed lookup left no watch");
     drop(get(&cache, 0, 1));
 }
 
@@ -254,16 +270,24 @@ fn what_is_stale_goes_before_the_device_is_asked_for_more() {
     assert_eq!(
         cache.stats().evictions,
         0,
-        "the stale one's room was enough"
+        "the room of the stale entry was enough"
     );
 
     kernel.remap(0);
     assert!(cache.get(page(7), PAGE, READ).is_err());
-    assert_eq!(live(&cache), 1, "it does not stay if the lookup fails");
+    assert_eq!(
+        live(&cache),
+        1,
+        "the stale registration goes even if the lookup fails"
+    );
     kernel.remap(1);
     kernel.refuse_watches.store(true, Ordering::Relaxed);
     assert!(!get(&cache, 2, 1).is_cached());
-    assert_eq!(live(&cache), 0, "nor if the registration cannot be cached");
+    assert_eq!(
+        live(&cache),
+        0,
+        "the stale registration goes even if the new one is not cached"
+    );
 }
 
 #[test]
@@ -345,20 +369,17 @@ fn a_monitor_that_fails_fails_the_lookup() {
             "{error}"
         );
     }
-    assert_eq!(
-        live(&cache),
-        0,
-        "what may have been reported is not trusted"
-    );
+    assert_eq!(live(&cache), 0, "reports may be lost, so no entry is kept");
     kernel.break_reports.store(false, Ordering::Relaxed);
     let guard = get(&cache, 0, 1);
     assert!(!guard.registration().is_stale(&kernel, guard.range()));
 }
 
-/// A monitor that remaps a page once, at the end of its next drain, or that does not end watches.
+/// A monitor with two faults that a test can switch on. It remaps a page at the end of its next
+/// drain, or it does not end watches.
 struct Twisted {
     inner: FakeMonitor,
-    /// The page to remap at the end of a drain.
+    /// The page to remap at the end of the next drain.
     remap: AtomicUsize,
     keeps_watches: AtomicBool,
 }
@@ -457,13 +478,14 @@ fn of_two_misses_at_once_the_first_to_be_published_serves_both() {
     assert_eq!(
         get(cache, 0, 1).registration().id,
         1,
-        "the other thread's registration"
+        "the registration of the other thread serves the lookup"
     );
     assert_eq!(
         (cache.stats().merges, live(cache), kernel.watches()),
         (0, 1, 1)
     );
-    // A static is not dropped, and LeakSanitizer does not see memory that only an entry points to.
+    // A static is never dropped. LeakSanitizer would report memory that only an entry points to. So
+    // the test flushes the cache.
     drop(cache.flush());
 }
 
@@ -497,7 +519,7 @@ fn a_lookup_that_cannot_be_kept_does_not_empty_the_cache() {
     for i in 60..100 {
         drop(get(&cache, i, 1));
     }
-    assert!(!get(&cache, 100, 50).is_cached(), "60 are in use");
+    assert!(!get(&cache, 100, 50).is_cached(), "60 pages are in use");
     assert!(!get(&cache, 60, 120).is_cached(), "more than the limit");
     let stats = cache.stats();
     assert_eq!((stats.evictions, stats.entries), (0, 41));
@@ -580,12 +602,12 @@ fn a_forked_child_that_drops_an_empty_cache_closes_nothing() {
         drop(cache.take());
         i32::from(Arc::strong_count(&kernel) != users)
     });
-    assert_eq!(status, 0, "registrar and monitor were dropped");
+    assert_eq!(status, 0, "the child dropped the registrar or the monitor");
 }
 
-/// Several threads look up and remap their own pages, and look up shared ones, in a small cache
-/// that evicts all the time. A page that its thread has not remapped since the lookup must be the
-/// page that was pinned.
+/// Several threads look up and remap their own pages, and look up shared pages. The cache is small,
+/// so it evicts all the time. If a thread has not remapped its own page since a lookup, the
+/// lookup's registration must have pinned the current page.
 #[test]
 fn many_threads_never_see_a_stale_registration() {
     const OWN: usize = 6;

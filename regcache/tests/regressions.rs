@@ -1,5 +1,5 @@
-//! Regressions that a review once found, of panics, remote keys and a shared monitor. Each test
-//! plays the order of events that failed.
+//! Tests of bugs that were found and fixed. The bugs concern panics, remote keys and shared
+//! monitors. Each test repeats the order of events that failed.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -48,7 +48,7 @@ fn a_panic_in_deregister_leaves_no_unwatched_entry() {
     .unwrap();
     drop(cache.get(page(0), PAGE, READ).unwrap());
     cache.registrar().1.store(true, Ordering::Relaxed);
-    // The wider registration replaces the first one, whose deregistration panics.
+    // The wider registration replaces the first one. The deregistration of the first one panics.
     drop(cache.get(page(0), 2 * PAGE, READ).unwrap());
     assert_eq!(cache.stats().leaked, 1);
     kernel.remap(1);
@@ -57,7 +57,8 @@ fn a_panic_in_deregister_leaves_no_unwatched_entry() {
     assert!(!guard.registration().is_stale(&kernel, wanted), "STALE");
 }
 
-/// The same, and then the slot is used again: the failure overwrote the content of a live entry.
+/// Repeats the test above, and then uses the slot again. The bug overwrote the content of a live
+/// entry.
 #[test]
 fn a_panic_in_deregister_does_not_recycle_a_live_slot() {
     let kernel = FakeKernel::new(8);
@@ -115,7 +116,7 @@ fn the_remote_key_ends_with_the_last_remote_guard() {
     assert_eq!(
         cache.registrar().live.load(Ordering::Relaxed),
         before - 1,
-        "key still valid"
+        "the remote key is still valid"
     );
 }
 
@@ -127,8 +128,8 @@ fn waiting_forever_does_not_panic() {
 }
 
 /// A kernel whose invalidations take time. The start marks the watches and raises the generation.
-/// The end puts the new page in place, and repeats the early reports: those that were read in
-/// between. The driver does the same.
+/// The end puts the new page in place. It also repeats the early reports, which were read between
+/// start and end. The driver does the same.
 struct Slow {
     k: std::sync::Mutex<SlowState>,
 }
@@ -151,8 +152,12 @@ impl Slow {
             s.gen_ += 1;
         }
     }
+    /// Ends the invalidation, if one is in flight.
     fn end(&self) {
         let mut s = self.k.lock().unwrap();
+        if !s.in_flight {
+            return;
+        }
         s.version += 1;
         s.in_flight = false;
         let early = std::mem::take(&mut s.early);
@@ -174,9 +179,9 @@ unsafe impl Monitor for SlowMonitor {
         self.0.k.lock().unwrap().gen_
     }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        let mut s = self.0.k.lock().unwrap();
-        assert!(!s.in_flight, "would wait");
-        s.live.insert(c.0, r);
+        // The driver waits until the invalidation has ended.
+        self.0.end();
+        self.0.k.lock().unwrap().live.insert(c.0, r);
         Ok(())
     }
     fn unwatch(&self, c: Cookie) -> io::Result<()> {
@@ -248,7 +253,7 @@ fn a_cache_built_during_an_invalidation_on_a_shared_monitor_is_never_stale() {
     );
 }
 
-/// The control of the test above: the second cache was built before the invalidation.
+/// Repeats the test above as a control, with a second cache that was built before the invalidation.
 #[test]
 fn control_a_cache_built_before() {
     let (k, [one, two]) = slow();
@@ -291,7 +296,7 @@ fn reaping_makes_the_descriptor_quiet() {
     assert_eq!(
         poll(&mut fds, PollTimeout::ZERO).unwrap(),
         0,
-        "readable forever"
+        "the descriptor stays readable"
     );
 }
 
@@ -302,7 +307,8 @@ enum Asked {
     Drain,
 }
 
-/// A monitor that asks a function about each request first.
+/// A monitor that first passes each request to a function. If the function returns an error, the
+/// request fails with that error.
 struct Asking<F>(FakeMonitor, F);
 
 // SAFETY: this is a model, without a device that reaches memory.
@@ -334,7 +340,7 @@ unsafe impl<F: Fn(Asked) -> io::Result<()> + Send + Sync + 'static> Monitor for 
 fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
     let kernel = FakeKernel::new(8);
     let owner = std::process::id();
-    // The driver also refuses processes that are not the owner.
+    // The monitor refuses every process except its owner, as the driver does.
     let owned = move |_| match std::process::id() {
         id if id == owner => Ok(()),
         _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
@@ -362,7 +368,7 @@ fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
             unsafe { libc::waitpid(child, &raw mut status, 0) };
             assert_eq!(
                 status, 0,
-                "the child keeps a registration that nobody watches for it"
+                "the child keeps a registration of memory that is not watched"
             );
         }
     }
@@ -389,6 +395,34 @@ fn a_panic_while_the_cache_is_dropped_leaks_one_registration() {
         ),
         (1, 0, 1)
     );
+}
+
+#[test]
+fn a_share_does_not_join_a_watch_whose_memory_has_lost_its_backing() {
+    let kernel = FakeKernel::new(8);
+    let backed = Arc::new(AtomicBool::new(true));
+    // The driver refuses a range that must be backed and is not.
+    let must_be_backed = {
+        let backed = Arc::clone(&backed);
+        move |asked| match asked {
+            Asked::Watch(_) if !backed.load(Ordering::Relaxed) => {
+                Err(io::Error::from_raw_os_error(libc::ENXIO))
+            }
+            _ => Ok(()),
+        }
+    };
+    let one = Shared::new(Asking(FakeMonitor(Arc::clone(&kernel)), must_be_backed)).unwrap();
+    let two = one.subscribe().unwrap();
+    let [a, b] = [one, two].map(|monitor| {
+        let builder = Cache::builder(FakeDevice::new(&kernel)).monitor(monitor);
+        builder.background_reaper(false).build().unwrap()
+    });
+    drop(a.get(page(0), PAGE, READ).unwrap());
+    kernel.remap(0);
+    backed.store(false, Ordering::Relaxed);
+    // `a` has not drained, and its watch is still placed.
+    drop(b.get(page(0), PAGE, READ).unwrap());
+    assert_eq!((b.stats().uncached, kernel.watches()), (1, 1));
 }
 
 /// A gate at which the watch of one page waits.
@@ -460,7 +494,7 @@ fn a_completion_knows_of_uncached_registrations_of_the_range() {
 #[test]
 fn idle_entries_make_way_when_the_monitor_is_full() {
     let kernel = FakeKernel::new(8);
-    // The driver's limit is max_user_regions.
+    // This limit on watches models the driver's `max_user_regions`.
     let few = {
         let kernel = Arc::clone(&kernel);
         move |asked| match asked {

@@ -1,7 +1,7 @@
-//! Some threads look up while others remap, on a modelled kernel and device. The model's hot paths
-//! share no lock, so the threads meet in the cache only.
+//! Some threads look up while others remap memory, on a modelled kernel and device. The model's hot
+//! paths share no lock. So the threads contend only in the cache.
 //!
-//! By default this takes a few seconds. A billion lookups against a million changes take about a
+//! By default these tests take a few seconds. A billion lookups with a million changes take about a
 //! minute on two CPUs:
 //!
 //! ```sh
@@ -25,7 +25,7 @@ const PAGE: usize = 4096;
 const BASE: usize = 0x10_0000;
 const PAGES: usize = 96;
 
-/// The size of the cache: fewer entries than there are pages, so that it evicts.
+/// The size of the cache. It has fewer entries than there are pages, so that it evicts.
 const ENTRIES: u32 = 94;
 
 /// The number of lookups after which a thread publishes its progress.
@@ -42,14 +42,14 @@ fn page(range: VaRange) -> usize {
 /// The time at which a change is reported.
 #[derive(Clone, Copy, PartialEq)]
 enum Report {
-    /// Before the change, as the driver does.
+    /// The report comes before the change, as with the driver.
     InTime,
-    /// After the change, as userfaultfd does.
+    /// The report comes after the change, as with userfaultfd.
     Late,
 }
 
 struct Mapping {
-    /// The physical page that is mapped: another number is another page.
+    /// The number of the physical page that is mapped. Each new page has a new number.
     version: AtomicU64,
     /// The lock is held from start to end of a change, and while a watch is placed (M2).
     watches: Mutex<Vec<u64>>,
@@ -84,7 +84,7 @@ impl FakeKernel {
         self.mappings[page].version.load(Ordering::Acquire)
     }
 
-    /// Does a munmap and a mmap.
+    /// Models a `munmap` and a `mmap` of the page.
     fn change(&self, page: usize) {
         let mapping = &self.mappings[page];
         let watches = mapping.watches.lock().unwrap();
@@ -148,7 +148,7 @@ unsafe impl Monitor for FakeMonitor {
 
 struct FakeDevice(Arc<FakeKernel>);
 
-/// A registration that detects its use after deregistration, and a second deregistration.
+/// A registration that detects use after deregistration and a second deregistration.
 struct Pinned {
     version: u64,
     live: Arc<AtomicBool>,
@@ -179,7 +179,7 @@ unsafe impl Registrar for FakeDevice {
 
 type FakeCache = Cache<FakeDevice, FakeMonitor>;
 
-/// The generator xorshift64.
+/// A pseudo-random generator (xorshift64).
 struct Random(u64);
 
 impl Random {
@@ -191,7 +191,7 @@ impl Random {
     }
 }
 
-/// A place where guards wait for other threads to drop them.
+/// Places in which a thread leaves a guard, so that another thread drops it.
 type Shelf = [Mutex<Option<Guard<FakeDevice, FakeMonitor>>>; 8];
 
 fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &AtomicU64) -> u64 {
@@ -204,7 +204,8 @@ fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &Ato
             0 => random.below(PAGES),
             _ => random.below(PAGES / 4),
         };
-        // A thread that loads this version may have been given the address for it.
+        // In a real program, `mmap` may have returned the address to this thread with this version.
+        // So an older version is stale.
         let mapped = kernel.version(page);
         let guard = cache.get(address(page), PAGE, ()).unwrap();
         let pinned = guard.registration();
@@ -227,7 +228,8 @@ fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &Ato
     stale
 }
 
-/// Returns the number of stale lookups, of `lookups` made while the memory changes `changes` times.
+/// Makes `lookups` lookups while the memory changes `changes` times. Returns the number of lookups
+/// that were stale.
 fn run(report: Report, lookups: u64, changes: u64) -> u64 {
     const THREADS: u64 = 2;
     let kernel = FakeKernel::new(report);
@@ -247,7 +249,7 @@ fn run(report: Report, lookups: u64, changes: u64) -> u64 {
             .collect();
         let mut random = Random(99);
         for i in 0..changes {
-            // Changes keep pace with the lookups.
+            // The changes are spread evenly over the lookups.
             while done.load(Ordering::Relaxed) < lookups / changes * i
                 && !lookers.iter().all(thread::ScopedJoinHandle::is_finished)
             {

@@ -1,6 +1,7 @@
-//! The userfaultfd monitor on this machine's kernel: its reports, its refusals and its check.
+//! Tests of the userfaultfd monitor on this machine's kernel. They cover its reports, its refusals
+//! and its check.
 //!
-//! On a kernel that cannot check (before 6.7) only the error can be tested.
+//! On a kernel that does not support the check (before Linux 6.7), only the error can be tested.
 #![cfg(all(feature = "userfaultfd", not(loom)))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -16,7 +17,8 @@ use regcache::{Cache, Registrar, VaRange};
 
 const PAGE: usize = 4096;
 
-/// Tests run one at a time, so that memory which one unmaps is not given to another.
+/// The lock that lets one test run at a time. Otherwise `mmap` could return memory that one test
+/// has unmapped to another test.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn monitor() -> Option<(Userfaultfd, MutexGuard<'static, ()>)> {
@@ -34,7 +36,7 @@ fn monitor() -> Option<(Userfaultfd, MutexGuard<'static, ()>)> {
 
 fn open() -> Result<Userfaultfd, UserfaultfdError> {
     match Userfaultfd::open() {
-        // SAFETY: the one test that installs guard pages opens a monitor of its own.
+        // SAFETY: tests install guard pages only in memory that this monitor does not watch.
         Err(UserfaultfdError::GuardPages { .. }) => unsafe { Userfaultfd::open_unprivileged() },
         opened => opened,
     }
@@ -89,7 +91,8 @@ fn own_page() -> *const u8 {
     ptr::with_exposed_provenance(*OWN.get_or_init(|| map(1).expose_provenance()))
 }
 
-/// Waits until every change in flight is entered, by asking about other memory.
+/// Waits until every change in flight is entered. It watches other memory for this, because `watch`
+/// fails while a change is in flight.
 fn settle(monitor: &Userfaultfd) {
     let (own, cookie) = (range(own_page(), PAGE), Cookie(u64::MAX));
     while monitor.watch(own, cookie).is_err() {
@@ -101,7 +104,8 @@ fn settle(monitor: &Userfaultfd) {
     monitor.unwatch(cookie).unwrap();
 }
 
-/// Returns the cookies reported, after every change in flight.
+/// Waits until every change in flight is entered, and returns the cookies that the monitor then
+/// reports.
 fn reported(monitor: &Userfaultfd) -> Vec<u64> {
     settle(monitor);
     let before = monitor.generation();
@@ -153,14 +157,14 @@ fn mappings_over_it_and_moved_away_are_reported() {
     check("mremap", |start, len| {
         let to = map(8);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: this is a test's own mappings.
+        // SAFETY: these are the test's own mappings.
         let moved = unsafe { libc::mremap(start.cast(), len, len, flags, to) };
         assert_eq!(moved.cast(), to);
     });
     check("mremap onto it", |start, len| {
         let from = map(8);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: this is a test's own mappings.
+        // SAFETY: these are the test's own mappings.
         let moved = unsafe { libc::mremap(from.cast(), len, len, flags, start) };
         assert_eq!(moved.cast(), start);
     });
@@ -188,7 +192,7 @@ fn discarded_pages_are_reported() {
 const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
 
-/// Installs a guard page in the middle, and removes it again.
+/// Installs a guard page in the middle of the memory and removes it. Returns the page.
 fn guard_there_and_back(start: *mut u8) -> io::Result<*mut u8> {
     let page = start.wrapping_add(3 * PAGE);
     advise(page, PAGE, MADV_GUARD_INSTALL)?;
@@ -220,7 +224,7 @@ fn guard_pages_are_noticed_after_they_are_gone() {
         "guard pages installed and removed, then written",
         |start, _| {
             let page = guard_there_and_back(start).unwrap();
-            // SAFETY: a page of the test's own mapping.
+            // SAFETY: this is a page of the test's own mapping.
             unsafe {
                 assert_eq!(page.read(), 0, "a page of zeros");
                 page.write(1);
@@ -275,8 +279,8 @@ fn discarded_memory_is_touched_again_without_anybody_being_asked() {
 /// Replaces mappings by `shmat(SHM_REMAP)`, which sends no event.
 fn remap_shm(start: *mut u8, len: usize) {
     const SHM_REMAP: i32 = 0o40000;
-    // SAFETY: this makes a segment, attaches it over the test's own mapping, and has it end with
-    // that.
+    // SAFETY: this makes a segment and attaches it over the test's own mapping. The segment is
+    // deleted when it is detached.
     unsafe {
         let id = libc::shmget(libc::IPC_PRIVATE, len, libc::IPC_CREAT | 0o600);
         assert!(id >= 0);
@@ -341,7 +345,7 @@ fn a_watch_goes_on_when_others_of_the_same_pages_end() {
     let at = |page: usize, pages: usize| range(memory.wrapping_add(page * PAGE), pages * PAGE);
     monitor.watch(at(0, 8), Cookie(1)).unwrap();
     monitor.watch(at(2, 2), Cookie(2)).unwrap();
-    // Parts of pages that other watches have.
+    // These watches cover pages, or parts of pages, that other watches cover too.
     monitor
         .watch(range(memory.wrapping_add(4 * PAGE + 8), 16), Cookie(3))
         .unwrap();
@@ -352,14 +356,17 @@ fn a_watch_goes_on_when_others_of_the_same_pages_end() {
     assert!(monitor.is_intact(at(0, 8)));
     unmap(memory.wrapping_add(3 * PAGE), PAGE);
     assert_eq!(reported(&monitor), [1]);
-    // Pages of two neighbouring watches, of which only one has ended.
+    // Here two watches are neighbours, and only one of them ends.
     let next = map(8);
     monitor.watch(range(next, 4 * PAGE), Cookie(5)).unwrap();
     monitor
         .watch(range(next.wrapping_add(4 * PAGE), 4 * PAGE), Cookie(6))
         .unwrap();
     monitor.unwatch(Cookie(5)).unwrap();
-    assert!(!monitor.is_intact(range(next, PAGE)), "nobody watches it");
+    assert!(
+        !monitor.is_intact(range(next, PAGE)),
+        "no watch covers the page"
+    );
     unmap(next, 8 * PAGE);
     assert_eq!(reported(&monitor), [6]);
 }
@@ -378,7 +385,7 @@ fn what_cannot_be_watched_is_refused() {
     };
     // SAFETY: the file descriptor is this test's own.
     let fd = unsafe { libc::memfd_create(c"test".as_ptr(), 0) };
-    // SAFETY: as above.
+    // SAFETY: the file descriptor was made above.
     assert_eq!(unsafe { libc::ftruncate(fd, PAGE as libc::off_t) }, 0);
     refused(
         map_with(ptr::null_mut(), PAGE, RW, libc::MAP_SHARED, fd),
@@ -390,7 +397,7 @@ fn what_cannot_be_watched_is_refused() {
         PAGE,
         "a private memfd",
     );
-    // SAFETY: as above.
+    // SAFETY: the file descriptor is not used after this.
     unsafe { libc::close(fd) };
     let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
     refused(
@@ -425,7 +432,7 @@ fn what_cannot_be_watched_is_refused() {
     for at in [0, 1] {
         let memory = map(2);
         let closed = memory.wrapping_add(at * PAGE);
-        // SAFETY: this test's own page.
+        // SAFETY: this is the test's own page.
         let closing = unsafe { libc::mprotect(closed.cast(), PAGE, libc::PROT_NONE) };
         assert_eq!(closing, 0);
         refused(memory, 2 * PAGE, "a page that may not be accessed");
@@ -438,7 +445,7 @@ fn what_cannot_be_watched_is_refused() {
     refused(memory, PAGE, "memory under another userfaultfd");
     assert!(
         other.is_intact(range(memory, PAGE)),
-        "it is still armed for the other one"
+        "the memory is still armed for the other monitor"
     );
     drop(other);
     monitor.watch(range(memory, PAGE), Cookie(2)).unwrap();
@@ -476,7 +483,7 @@ fn no_more_mappings_than_the_kernel_allows_is_an_error_and_no_more() {
     unmap(memory, pages * PAGE);
 }
 
-/// Sets a flag when it is dropped, also by a panic.
+/// Sets a flag when it is dropped, even if a panic drops it.
 struct Ended<'a>(&'a AtomicBool);
 
 impl Drop for Ended<'_> {
@@ -518,17 +525,21 @@ fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
         assert_eq!(reported(&monitor), [1]);
         drop(ended);
     });
-    // The watch ends and another begins, as in a cache.
+    // The watch ends and another one is placed, as a cache would do.
     monitor.unwatch(Cookie(1)).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while monitor.watch(range(memory, 8 * PAGE), Cookie(3)).is_err() {
         assert!(
             Instant::now() < deadline,
-            "every other thread sleeps or has ended"
+            "the removal is over, because every other thread sleeps or has ended"
         );
         thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(reported(&monitor), [3], "reported again when it is over");
+    assert_eq!(
+        reported(&monitor),
+        [3],
+        "the removal is reported again when it is over"
+    );
     // SAFETY: this is the test's own mapping.
     unsafe { memory.write_bytes(1, 8 * PAGE) };
     assert!(monitor.is_intact(range(memory, 8 * PAGE)));
@@ -573,12 +584,12 @@ fn a_dropped_monitor_leaves_nothing_armed_though_a_child_has_its_descriptor() {
     monitor.watch(range(moved, 8 * PAGE), Cookie(2)).unwrap();
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     let to = map(8);
-    // SAFETY: a test's own mappings.
+    // SAFETY: these are the test's own mappings.
     unsafe { libc::mremap(moved.cast(), 8 * PAGE, 8 * PAGE, flags, to) };
     // SAFETY: the child only waits until it is killed.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        // SAFETY: as above.
+        // SAFETY: the child only makes system calls.
         unsafe {
             libc::alarm(30);
             loop {
@@ -623,12 +634,13 @@ fn more_events_than_the_log_holds_are_one_about_everything() {
 
 #[test]
 fn a_closed_descriptor_is_noticed() {
-    // The test runs in a child, because another file may be given the number.
+    // The check runs in a child process. In this process, another thread could open a file and get
+    // the same number.
     let Some((monitor, _alone)) = monitor() else {
         return;
     };
     drop(monitor);
-    // SAFETY: the child is single-threaded from here on, and exits below.
+    // SAFETY: the child has only this thread, and exits below.
     match unsafe { libc::fork() } {
         0 => {
             let monitor = open().unwrap();
@@ -649,11 +661,11 @@ fn a_closed_descriptor_is_noticed() {
     }
 }
 
-/// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with
-/// nvidia-peermem: the number is that of the memory that is there at the time.
+/// A registrar for addresses at which a device has its own memory, as `ibv_reg_mr` is with
+/// nvidia-peermem. The number identifies the device memory that is there now.
 struct PeerMemory(AtomicU64);
 
-// SAFETY: nobody reaches any memory by the number.
+// SAFETY: no device accesses memory by the number.
 unsafe impl Registrar for PeerMemory {
     type Access = ();
     type Registration = u64;

@@ -1,4 +1,4 @@
-//! [`FileIo`]: reads and writes files by fixed buffers, one transfer at a time.
+//! [`FileIo`]: reads and writes files through fixed buffers, with one transfer in flight.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -10,10 +10,10 @@ use regcache::{Cache, RangeError, VaRange};
 
 use crate::{FixedBuffer, UringRegistrar};
 
-/// The slots of its table.
+/// The number of slots in the table of fixed buffers.
 const SLOTS: u32 = 4096;
 
-/// The most bytes of one request, which is also the limit of `write(2)`.
+/// The maximum number of bytes in one request. `write(2)` has the same limit.
 const MAX_TRANSFER: usize = 0x7fff_f000;
 
 /// The reason why a transfer failed.
@@ -28,7 +28,7 @@ pub enum Error {
         "the buffer {buffer:?} belongs to another ring or does not cover {wanted:?}: use a cache that was built on this ring's registrar"
     )]
     WrongBuffer {
-        /// The addresses that the buffer was made for.
+        /// The addresses of the buffer.
         buffer: VaRange,
         /// The addresses of the transfer.
         wanted: VaRange,
@@ -46,7 +46,8 @@ impl From<RangeError> for Error {
 
 /// A ring for reads and writes that block.
 ///
-/// Threads share it by reference. Their transfers wait for each other.
+/// Threads share a `FileIo` by reference. A transfer waits until the transfers of other threads are
+/// complete.
 #[derive(Debug)]
 pub struct FileIo {
     ring: Mutex<Ring>,
@@ -55,8 +56,8 @@ pub struct FileIo {
 
 struct Ring {
     ring: IoUring,
-    /// A request could not be submitted and is still queued. It must never be submitted, because
-    /// its memory is no longer borrowed.
+    /// True if a request could not be submitted and is still queued. The ring must not be used
+    /// again: it would submit that request, whose memory is no longer borrowed.
     is_broken: bool,
 }
 
@@ -71,8 +72,8 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// The errors of the kernel: `EPERM` where `kernel.io_uring_disabled` forbids it, `ENOSYS` in a
-    /// sandbox; and those of [`UringRegistrar::new`].
+    /// The kernel's error: `EPERM` if `kernel.io_uring_disabled` forbids rings, or `ENOSYS` if a
+    /// sandbox does. Also the errors of [`UringRegistrar::new`].
     pub fn new() -> io::Result<Self> {
         let ring = IoUring::new(2)?;
         Ok(Self {
@@ -84,14 +85,14 @@ impl FileIo {
         })
     }
 
-    /// Returns the registrar of this ring, on which the cache is to be built.
+    /// Returns the registrar of this ring. Build the cache with this registrar.
     #[must_use]
     pub fn registrar(&self) -> &UringRegistrar {
         &self.registrar
     }
 
-    /// Writes `bytes` to `file` at `offset`, and returns how many bytes were written. A pipe
-    /// ignores the offset.
+    /// Writes `bytes` to `file` at `offset`, and returns the number of bytes written. The offset
+    /// has no effect on a pipe.
     ///
     /// # Errors
     ///
@@ -107,13 +108,13 @@ impl FileIo {
             return Ok(0);
         }
         let guard = cache.get(bytes.as_ptr(), bytes.len(), ())?;
-        // SAFETY: the cache guarantees that the buffer is the memory that is mapped there, and
-        // `bytes` borrows that.
+        // SAFETY: the cache guarantees that the fixed buffer is the memory that is mapped at the
+        // address of `bytes`. `bytes` borrows that memory.
         unsafe { self.write_registered(file, bytes, guard.registration(), offset) }
     }
 
-    /// Reads from `file` at `offset` into `bytes`, and returns how many bytes were read. At the end
-    /// of the file these are fewer than `bytes` has.
+    /// Reads from `file` at `offset` into `bytes`, and returns the number of bytes read. At the end
+    /// of the file, this number is smaller than the length of `bytes`.
     ///
     /// # Errors
     ///
@@ -133,7 +134,7 @@ impl FileIo {
         unsafe { self.read_registered(file, bytes, guard.registration(), offset) }
     }
 
-    /// Writes as [`write`](Self::write) does, by a registration of the caller.
+    /// Writes as [`write`](Self::write) does, through a registration that the caller provides.
     ///
     /// # Errors
     ///
@@ -141,8 +142,8 @@ impl FileIo {
     ///
     /// # Safety
     ///
-    /// The registration is not stale; or any bytes may be written, and the pages that it reaches
-    /// are mapped nowhere.
+    /// The registration is not stale. A stale registration is allowed only if its pages are mapped
+    /// nowhere, and if any bytes may be written to the file.
     pub unsafe fn write_registered(
         &self,
         file: BorrowedFd<'_>,
@@ -157,7 +158,7 @@ impl FileIo {
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
-    /// Reads as [`read`](Self::read) does, by a registration of the caller.
+    /// Reads as [`read`](Self::read) does, through a registration that the caller provides.
     ///
     /// # Errors
     ///
@@ -180,7 +181,7 @@ impl FileIo {
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
-    /// Checks the buffer, and returns how many bytes to ask for.
+    /// Checks the buffer, and returns the number of bytes to request.
     fn check(&self, bytes: &[u8], buffer: &FixedBuffer) -> Result<u32, Error> {
         let wanted = VaRange::new(bytes.as_ptr(), bytes.len())?;
         if !(self.registrar.owns(buffer) && buffer.range().contains(&wanted)) {
@@ -194,14 +195,14 @@ impl FileIo {
     ///
     /// # Safety
     ///
-    /// The kernel may access the memory of the request until this returns.
+    /// The kernel may access the memory of the request until this function returns.
     unsafe fn transfer(&self, request: &squeue::Entry) -> Result<usize, Error> {
         let Ring { ring, is_broken } =
             &mut *self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if *is_broken {
             return Err(io::Error::other("the ring has failed before: make a new FileIo").into());
         }
-        // SAFETY: the caller's promise. The request ends in this call or is never submitted.
+        // SAFETY: the caller's promise. The request completes in this call or is never submitted.
         let pushed = unsafe { ring.submission().push(request) };
         pushed.map_err(io::Error::other)?;
         loop {
@@ -224,7 +225,8 @@ impl FileIo {
     }
 }
 
-/// Whether to try again: after a signal, or while the kernel lacks some resource.
+/// Returns true if the call should be repeated: after a signal, or while the kernel lacks some
+/// resource.
 fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -1,15 +1,17 @@
 //! io_uring for [`regcache`]: fixed buffers as registrations.
 //!
-//! A fixed buffer is to io_uring what a memory region is to an RDMA adapter. Its pages are pinned
-//! once, and requests name it by its index. If the memory is unmapped and the kernel gives out the
-//! address again, the buffer still names the old pages. `READ_FIXED` and `WRITE_FIXED` save the
-//! pinning in each request, but the program has to know its fixed buffers. A cache keeps track of
-//! them.
+//! A fixed buffer serves io_uring as a memory region serves an RDMA adapter. The pages of the
+//! buffer are pinned once, and requests name the buffer by its index. So `READ_FIXED` and
+//! `WRITE_FIXED` need not pin pages in each request.
+//!
+//! The program has to find the fixed buffer of its memory. If the memory is unmapped and the kernel
+//! hands out the address again, the buffer still names the old pages. A cache finds the right
+//! buffer for each transfer.
 //!
 //! - [`UringRegistrar`] is a [`regcache::Registrar`] that makes [`FixedBuffer`]s in the table of
-//!   your ring.
-//! - [`FileIo`] has a ring of its own. Its transfers block, borrow the memory they touch, and are
-//!   safe to call.
+//!   the program's own ring.
+//! - [`FileIo`] makes its own ring. Its transfers block, and borrow the memory that they access, so
+//!   they are safe to call.
 //!
 //! ```
 //! use std::fs::File;
@@ -30,8 +32,8 @@
 //! # }
 //! ```
 //!
-//! With your own ring, a transfer takes a lookup, a request with the index of the buffer, and a
-//! guard that lives until the completion:
+//! With the program's own ring, a transfer starts with a lookup. The request names the index of the
+//! buffer. The guard must live until the completion:
 //!
 //! ```
 //! use io_uring::{IoUring, opcode, types};
@@ -48,7 +50,7 @@
 //! let fd = types::Fd(std::os::fd::AsRawFd::as_raw_fd(&writer));
 //! let index = guard.registration().index();
 //! let request = opcode::WriteFixed::new(fd, bytes.as_ptr(), bytes.len() as u32, index).build();
-//! // SAFETY: `bytes` outlives the request, which is waited for.
+//! // SAFETY: `submit_and_wait` waits for the request, and `bytes` lives longer.
 //! unsafe { ring.submission().push(&request) }?;
 //! ring.submit_and_wait(1)?;
 //! drop(guard);
@@ -65,7 +67,7 @@ mod table;
 pub use file_io::{Error, FileIo};
 pub use registrar::{FixedBuffer, UringRegistrar};
 
-/// Any thread may use both types.
+/// Asserts at compile time that any thread may use [`UringRegistrar`] and [`FileIo`].
 const _: () = {
     const fn any_thread<T: Send + Sync>() {}
     any_thread::<UringRegistrar>();

@@ -14,8 +14,8 @@ const MAX_BUFFER: usize = 1 << 30;
 
 /// A buffer in the table of a ring.
 ///
-/// It has the addresses that it was made for, whatever is mapped there now. After `munmap` it still
-/// names the old pages, so a program uses it through a cache.
+/// After `munmap`, the buffer still names the old pages, even if other memory is mapped at its
+/// addresses. So a program should use fixed buffers through a cache.
 #[derive(Debug)]
 pub struct FixedBuffer {
     index: u16,
@@ -24,14 +24,16 @@ pub struct FixedBuffer {
 }
 
 impl FixedBuffer {
-    /// Returns its index, which is the `buf_index` of `READ_FIXED` and `WRITE_FIXED`.
+    /// Returns the index of the buffer, for the `buf_index` field of `READ_FIXED` and
+    /// `WRITE_FIXED`.
     #[inline]
     #[must_use]
     pub fn index(&self) -> u16 {
         self.index
     }
 
-    /// Returns the addresses that it was made for. The addresses of a request must lie within them.
+    /// Returns the addresses that the buffer covers. The addresses of a request must lie within
+    /// this range.
     #[inline]
     #[must_use]
     pub fn range(&self) -> VaRange {
@@ -47,17 +49,17 @@ pub struct UringRegistrar {
 
 impl UringRegistrar {
     /// Makes a registrar for `ring`, with a table of 1 to 16 384 slots. The ring must have no
-    /// registered buffers. When no slot is free, the cache evicts idle entries.
+    /// registered buffers. If no slot is free, the cache evicts idle entries.
     ///
-    /// Any thread that looks up registers buffers. So the ring must not be set up for a single
+    /// Any thread that looks up may register a buffer. So the ring must not be set up for a single
     /// issuer (`setup_single_issuer`).
     ///
     /// # Errors
     ///
-    /// The errors of the kernel: `EBUSY` if the ring has buffers, `EINVAL` before Linux 5.19.
-    /// [`io::ErrorKind::InvalidInput`] if the number of slots is out of bounds.
+    /// The kernel's error: `EBUSY` if the ring has registered buffers, or `EINVAL` before Linux
+    /// 5.19. [`io::ErrorKind::InvalidInput`] if the number of slots is out of bounds.
     pub fn new(ring: &IoUring, slots: u32) -> io::Result<Self> {
-        // SAFETY: the ring has it open as long as it is borrowed.
+        // SAFETY: the ring keeps the file descriptor open as long as `ring` is borrowed.
         let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
         Ok(Self {
             table: Arc::new(Table::new(fd.try_clone_to_owned()?, slots)?),
@@ -72,17 +74,19 @@ impl UringRegistrar {
 }
 
 // SAFETY:
-// - Between its call and its return, the update pins all pages of the range for long-term writing,
-//   or it fails. The pages stay pinned until the slot is cleared.
-// - After the update that clears the slot has returned, requests that name the slot fail. Guards
-//   cover the requests in flight.
+// - The update that fills a slot pins all pages of the range for long-term writing, between its
+//   call and its return, or fails. The pages stay pinned until the slot is cleared.
+// - After the update that clears the slot has returned, requests that name the slot fail. No
+//   request is in flight at that time, because each request's guard must live until the request
+//   completes.
 unsafe impl Registrar for UringRegistrar {
     type Access = ();
     type Registration = FixedBuffer;
 
     fn register(&self, range: VaRange, (): ()) -> io::Result<FixedBuffer> {
         if range.len() > MAX_BUFFER {
-            // The kernel returns EFAULT here, which the cache would report as unmapped memory.
+            // The kernel would return EFAULT for such a buffer. The cache would report that as
+            // unmapped memory.
             let why = format!(
                 "{} bytes are too many: a fixed buffer has at most 1 GiB",
                 range.len()

@@ -1,9 +1,9 @@
 //! [`Table`]: the table of fixed buffers of a ring, and its free slots.
 //!
 //! The table is registered sparse, with all slots empty. `IORING_REGISTER_BUFFERS_UPDATE` fills and
-//! clears one slot at a time. A slot is free again only after the update that clears it: until then
-//! a request that names it reaches the old buffer. A request in flight keeps its buffer when the
-//! slot is cleared.
+//! clears one slot at a time. Until the update that clears a slot has returned, a request that
+//! names the slot reaches the old buffer. So the slot is free only after that. A request in flight
+//! keeps its buffer even if the slot is cleared.
 
 use std::io;
 use std::mem::size_of;
@@ -16,10 +16,11 @@ use nix::errno::Errno;
 const REGISTER_BUFFERS2: u32 = 15;
 /// `IORING_REGISTER_BUFFERS_UPDATE`.
 const BUFFERS_UPDATE: u32 = 16;
-/// `IORING_RSRC_REGISTER_SPARSE`, Linux 5.19.
+/// `IORING_RSRC_REGISTER_SPARSE`, since Linux 5.19.
 const SPARSE: u32 = 1;
 
-/// The most slots that the kernel allows, all of which fit into the index of a request.
+/// The maximum number of slots that the kernel allows. The index of each slot fits into the 16-bit
+/// field of a request.
 pub(crate) const MAX_SLOTS: u32 = 1 << 14;
 
 /// `struct io_uring_rsrc_register`.
@@ -54,7 +55,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Registers an empty table of this many slots with a ring that has no table.
+    /// Registers an empty table of `slots` slots with a ring that has no table yet.
     pub(crate) fn new(ring: OwnedFd, slots: u32) -> io::Result<Self> {
         if slots == 0 || slots > MAX_SLOTS {
             let why = format!("a ring cannot have {slots} slots: choose 1 to {MAX_SLOTS}");
@@ -65,7 +66,7 @@ impl Table {
             flags: SPARSE,
             ..Register::default()
         };
-        // SAFETY: a structure of the given size, which names no memory.
+        // SAFETY: the argument is a structure of the given size. It names no other memory.
         unsafe {
             register(
                 &ring,
@@ -82,7 +83,7 @@ impl Table {
         })
     }
 
-    /// Puts the `len` bytes at `start` into a free slot, which pins their pages.
+    /// Puts the `len` bytes at `start` into a free slot. This pins the pages of those bytes.
     pub(crate) fn fill(&self, start: usize, len: usize) -> io::Result<u16> {
         let slot = self.free().pop().ok_or(Errno::ENOSPC)?;
         if let Err(error) = self.update(slot, start, len) {
@@ -92,7 +93,7 @@ impl Table {
         Ok(slot)
     }
 
-    /// Clears a slot. If that fails, the slot is never used again.
+    /// Clears a slot. If this fails, the slot is never used again.
     pub(crate) fn clear(&self, slot: u16) -> io::Result<()> {
         self.update(slot, 0, 0)?;
         self.free().push(slot);
@@ -110,9 +111,9 @@ impl Table {
             nr: 1,
             ..Update::default()
         };
-        // SAFETY: a structure of the given size, which names one iovec; the kernel reads that
-        // during the call. The kernel only pins the memory that the iovec names: a request is
-        // needed to access it.
+        // SAFETY: the argument is a structure of the given size. It names one iovec, which the
+        // kernel reads during the call. The kernel only pins the memory that the iovec names. It
+        // accesses that memory only for a request.
         let done = unsafe {
             register(
                 &self.ring,
@@ -137,14 +138,14 @@ impl Table {
 ///
 /// # Safety
 ///
-/// The conditions of the operation hold.
+/// The argument satisfies the conditions of the operation.
 unsafe fn register<T>(
     ring: &OwnedFd,
     operation: u32,
     argument: *const T,
     size: usize,
 ) -> io::Result<i64> {
-    // SAFETY: passed on.
+    // SAFETY: the caller's promise.
     let done = unsafe {
         libc::syscall(
             libc::SYS_io_uring_register,

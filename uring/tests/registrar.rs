@@ -1,5 +1,5 @@
-//! Fixed buffers through the cache: the reuse bug, and the limits of the table. The bytes that the
-//! kernel moves are the judge.
+//! These tests use fixed buffers through the cache. They cover the bug of reused addresses and the
+//! limits of the table. They check the bytes that the kernel moves.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io;
@@ -14,21 +14,21 @@ use regcache::{Cache, RegisterError, Registrar, VaRange};
 use regcache_test_support::{NeverReports, PAGE, map_fixed, unmap};
 use regcache_uring::{Error, FileIo, UringRegistrar};
 
-/// Runs one test at a time, since the kernel has to give out the same address again.
+/// The lock that lets one test run at a time, because each test maps the same address again.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Maps a page where the kernel maps nothing by itself, so that no thread of another test is given
-/// it. The address is one that ThreadSanitizer allows.
+/// Maps a page at an address that the kernel never chooses itself. So no other test gets this
+/// address from `mmap`. ThreadSanitizer allows the address.
 fn map() -> *mut u8 {
     map_fixed(0x5900_0000_0000, PAGE, libc::MAP_FIXED_NOREPLACE).unwrap()
 }
 
-/// Writes a page of 1s, replaces it by a page of 2s at the same address and writes that. Returns
-/// the byte that arrives from the second page.
+/// Writes a page of 1s to a pipe, maps a page of 2s at the same address and writes that page.
+/// Returns the byte that arrives in the second transfer.
 fn reuse<M: Monitor>(monitor: M) -> u8 {
     let io = FileIo::new().unwrap();
     let cache = Cache::builder(io.registrar().clone())
@@ -38,7 +38,7 @@ fn reuse<M: Monitor>(monitor: M) -> u8 {
     let (reader, writer) = io::pipe().unwrap();
     let mut sink = vec![0; PAGE];
     let mut arrived = |page: *mut u8, byte| {
-        // SAFETY: a mapped page, and the only reference.
+        // SAFETY: the page is mapped, and this is the only reference to it.
         let bytes = unsafe { std::slice::from_raw_parts_mut(page, PAGE) };
         bytes.fill(byte);
         assert_eq!(io.write(&cache, writer.as_fd(), bytes, 0).unwrap(), PAGE);
@@ -86,7 +86,7 @@ fn when_the_table_is_full_idle_buffers_make_room() {
     held.push(get(7).unwrap());
     let indices: Vec<_> = held.iter().map(|it| it.registration().index()).collect();
     assert_ne!(indices[0], indices[1]);
-    assert!(get(5).is_err(), "both are in use");
+    assert!(get(5).is_err(), "both slots are in use");
     held.clear();
     assert!(get(5).is_ok());
 }
@@ -107,11 +107,11 @@ fn a_cleared_slot_is_empty_and_comes_back() {
     let written = unsafe { io.write_registered(writer.as_fd(), &memory[..PAGE], &second, 0) };
     assert!(matches!(written, Err(Error::WrongBuffer { .. })));
     let other = FileIo::new().unwrap();
-    // SAFETY: as above.
+    // SAFETY: the memory is mapped.
     let written = unsafe { other.write_registered(writer.as_fd(), &memory[PAGE..], &second, 0) };
     assert!(
         matches!(written, Err(Error::WrongBuffer { .. })),
-        "of another ring"
+        "the buffer belongs to another ring"
     );
     registrar.deregister(second).unwrap();
 }
@@ -150,9 +150,9 @@ fn what_the_kernel_cannot_register_is_an_error_that_says_why() {
 fn files_are_read_and_written_at_offsets() {
     let io = FileIo::new().unwrap();
     let cache = Cache::builder(io.registrar().clone()).build().unwrap();
-    // SAFETY: a terminated string.
+    // SAFETY: the argument is a terminated string.
     let fd = unsafe { libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC) };
-    // SAFETY: made above, and nobody else has it.
+    // SAFETY: the file descriptor was made above, and has no other owner.
     let file = unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
     let source: Vec<u8> = (0..3 * PAGE).map(|i| (i % 251) as u8).collect();
     let mut sink = vec![0; PAGE];

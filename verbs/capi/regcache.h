@@ -8,11 +8,12 @@
  * message. Any function may be called from any thread at any time, but not from
  * a signal handler.
  *
- * Caches and guards are handles, which every function checks. -EBADF means that
- * the handle was put or destroyed, was never returned, or is of the other kind.
- * -EINVAL means that it is NULL. In a child by fork(2), the parent's caches
- * fail with -ESTALE: a child creates its own. A call that runs into a bug of
- * the library fails with -ENOTRECOVERABLE.
+ * Caches and guards are handles. Every function checks its handle. -EBADF means
+ * that the handle was put or destroyed, was never returned, or names the wrong
+ * kind of object. -EINVAL means that the handle is NULL. In a child by fork(2),
+ * calls with the parent's caches fail with -ESTALE, so a child must create its
+ * own caches. A call that finds a bug in the library fails with
+ * -ENOTRECOVERABLE.
  */
 
 #ifndef REGCACHE_H
@@ -40,9 +41,10 @@
 #define REGCACHE_VERSION_PATCH 0
 
 /**
- * Access flag: work requests of this process may write, as for the destination
- * of a receive or of an RDMA read. Work requests of this process may always
- * read. The access flags have the values of `enum ibv_access_flags`.
+ * Access flag: work requests of this process may write to the memory. The
+ * destination of a receive or of an RDMA read needs this flag. Work requests
+ * of this process may read without any flag. The access flags have the
+ * values of `enum ibv_access_flags`.
  */
 #define REGCACHE_LOCAL_WRITE 1
 
@@ -62,8 +64,8 @@
 #define REGCACHE_REMOTE_ATOMIC 8
 
 /**
- * Access flag: the memory consists of huge pages, and the device may rely on
- * it.
+ * Access flag: the memory consists of huge pages. The device may use larger
+ * translation entries for such memory.
  */
 #define REGCACHE_HUGETLB 128
 
@@ -73,20 +75,20 @@
 #define REGCACHE_RELAXED_ORDERING (1 << 20)
 
 /**
- * Monitor: the best one that is available. That is ummunotify; or else
- * userfaultfd, on Linux 6.7 and later; or else none.
+ * Monitor: the best available one. The order is ummunotify, then userfaultfd
+ * on Linux 6.7 and later, then none.
  */
 #define REGCACHE_MONITOR_AUTO 0
 
 /**
- * Monitor: the ummunotify driver. Creating the cache fails if it is not
- * available.
+ * Monitor: the ummunotify driver. Creating the cache fails if the driver is
+ * not available.
  */
 #define REGCACHE_MONITOR_UMMUNOTIFY 1
 
 /**
- * Monitor: userfaultfd, with a check at each lookup. Creating the cache fails
- * if it is not available.
+ * Monitor: userfaultfd, with a check at each lookup. Creating the cache
+ * fails if userfaultfd is not available.
  */
 #define REGCACHE_MONITOR_USERFAULTFD 2
 
@@ -96,9 +98,9 @@
 #define REGCACHE_MONITOR_NONE 3
 
 /**
- * Flag of a cache: deregister memory that was registered for remote access when
- * its last guard is put. A key that a peer was given is invalid from then on.
- * Without this flag such registrations are retained like others.
+ * Flag of a cache: deregister memory that was registered for remote access
+ * when its last guard is put. From then on, a peer cannot use the remote
+ * key. Without this flag the cache retains such registrations like others.
  */
 #define REGCACHE_REVOKE_REMOTE_KEYS 1
 
@@ -126,8 +128,8 @@ struct ibv_pd;
 
 /**
  * Attributes of a cache. A field that is 0 selects the default, so set only
- * those that differ:
- * `struct regcache_attr attr = { .size = sizeof attr, .max_entries = 1000 };`
+ * the fields that differ from the default: `struct regcache_attr attr = {
+ * .size = sizeof attr, .max_entries = 1000 };`
  */
 struct regcache_attr {
         /**
@@ -139,34 +141,37 @@ struct regcache_attr {
          */
         unsigned int monitor;
         /**
-         * REGCACHE_REVOKE_REMOTE_KEYS, REGCACHE_NO_REAPER, both or none.
+         * An OR of REGCACHE_REVOKE_REMOTE_KEYS and REGCACHE_NO_REAPER, or 0.
          */
         unsigned int flags;
         /**
-         * Another cache, whose monitor this cache shares; `monitor` is ignored
-         * then. Memory that both have registered is watched once. Two caches on
-         * userfaultfd can watch the same memory only if they share.
+         * Another cache, whose monitor this cache shares, or NULL. If this field
+         * is set, `monitor` is ignored. Memory that both caches have registered
+         * is watched once. Two caches on userfaultfd can watch the same memory
+         * only if they share a monitor.
          */
         struct regcache *monitor_of;
         /**
-         * Most registrations that the cache retains. Default 65536, at most
-         * 16777216.
+         * The maximum number of registrations that the cache retains. The
+         * default is 65536, and the largest value is 16777216.
          */
         uint64_t max_entries;
         /**
-         * Most bytes that the cache pins. Default RLIMIT_MEMLOCK, and at most
-         * half of the machine's memory.
+         * The maximum number of bytes that the cache pins. The default is
+         * RLIMIT_MEMLOCK, but at most half of the machine's memory.
          */
         uint64_t max_bytes;
         /**
-         * Size in bytes, a power of two, of the aligned blocks that are
-         * registered whole. Default 1. A larger block also pins the memory
-         * around the caller's range, and opens it to peers that have the key.
+         * The block size in bytes, a power of two. The cache registers whole
+         * aligned blocks. The default is 1. A larger block also pins the memory
+         * around the caller's range, and lets peers with the key access that
+         * memory.
          */
         uint64_t granularity;
         /**
-         * Most bytes of one registration into which a miss merges neighbouring
-         * ones. Default 0, which disables merging.
+         * The maximum size in bytes of a merged registration. A miss merges
+         * neighbouring registrations up to this size. The default is 0, which
+         * disables merging.
          */
         uint64_t merge_up_to;
 };
@@ -180,11 +185,11 @@ struct regcache_registration {
          */
         void *registration;
         /**
-         * Local key, for struct regcache_mr.
+         * The local key, for struct regcache_mr.
          */
         uint32_t lkey;
         /**
-         * Remote key, for struct regcache_mr.
+         * The remote key, for struct regcache_mr.
          */
         uint32_t rkey;
 };
@@ -192,14 +197,15 @@ struct regcache_registration {
 /**
  * A device that the application implements by two callbacks.
  *
- * The cache calls them from any thread that calls it, and from the reaper, in
- * which all signals are blocked. Several calls may run at once. A callback
- * returns 0 or an errno of either sign. In a callback, functions that take a
- * cache fail with -EDEADLK. A callback must not throw or longjmp.
+ * The cache calls the callbacks from any thread that calls a function of the
+ * library, and from the reaper. The reaper blocks all signals. Several
+ * callbacks may run at once. A callback returns 0, an errno, or a negative
+ * errno. In a callback, functions that take a cache fail with -EDEADLK. A
+ * callback must not throw or longjmp.
  *
- * `reg_mr` must register the pages that are mapped in the range while it runs.
- * The device must keep those pages until `dereg_mr`. A device that follows the
- * page tables needs no cache.
+ * `reg_mr` must register the pages that are mapped in the range while the
+ * callback runs. The device must use these pages until `dereg_mr`. A device
+ * that follows the page tables needs no cache.
  */
 struct regcache_device {
         /**
@@ -207,14 +213,14 @@ struct regcache_device {
          */
         size_t size;
         /**
-         * First argument of both callbacks.
+         * The first argument of both callbacks.
          */
         void *user;
         /**
-         * Registers a range. Access flags other than the four from
-         * REGCACHE_LOCAL_WRITE to REGCACHE_REMOTE_ATOMIC have the meaning that
-         * the device gives them. A registration serves only lookups with the
-         * same such flags.
+         * Registers a range. The cache knows the four access flags from
+         * REGCACHE_LOCAL_WRITE to REGCACHE_REMOTE_ATOMIC. The device defines the
+         * meaning of all other flags. A registration serves only lookups whose
+         * other flags are the same.
          */
         int (*reg_mr)(void *user,
                       void *addr,
@@ -222,8 +228,8 @@ struct regcache_device {
                       unsigned int access,
                       struct regcache_registration *registration);
         /**
-         * Deregisters. The memory may have been unmapped. If this fails, the
-         * registration counts as leaked.
+         * Ends a registration. Its memory may have been unmapped. If the
+         * callback fails, the registration counts as leaked.
          */
         int (*dereg_mr)(void *user, void *registration);
 };
@@ -233,15 +239,16 @@ struct regcache_device {
  */
 struct regcache_mr {
         /**
-         * The guard, to be given to regcache_put().
+         * The guard. Pass it to regcache_put().
          */
         struct regcache_guard *guard;
         /**
-         * Key for the work requests of this process.
+         * The key for the work requests of this process.
          */
         uint32_t lkey;
         /**
-         * Key for the requests of a peer. Valid only with remote access.
+         * The key for the requests of a peer. It is valid only with remote
+         * access.
          */
         uint32_t rkey;
         /**
@@ -250,12 +257,12 @@ struct regcache_mr {
          */
         void *registration;
         /**
-         * Start of the registration, at or before the address that was looked
-         * up.
+         * The start of the registration, at or before the address that was
+         * looked up.
          */
         void *addr;
         /**
-         * Length of the registration in bytes.
+         * The length of the registration in bytes.
          */
         size_t length;
 };
@@ -331,12 +338,12 @@ extern "C" {
  * @return       0, or a negative errno:
  *               -EINVAL: `pd` or `cache` is NULL, or an attribute has a bad value.
  *               -E2BIG: an attribute is set that this library does not know.
- *               -EBADF: `monitor_of` is not a cache, or was destroyed.
+ *               -EBADF: `monitor_of` is not the handle of a live cache.
  *               -ESTALE: `monitor_of` belongs to the parent process.
  *               -ENODEV, -ENOENT, -EACCES, -EPERM: the monitor is not available.
  *               -ENOSPC: the process has 1024 caches.
  *               -EDEADLK: called with `monitor_of` from within a callback.
- *               Others, such as -ENOMEM and -EMFILE: the system's.
+ *               Another errno, such as -ENOMEM or -EMFILE, is from the system.
  */
 int regcache_create(struct ibv_pd *pd,
                     const struct regcache_attr *attr,
@@ -349,7 +356,7 @@ int regcache_create(struct ibv_pd *pd,
  *                cache is destroyed.
  * @param attr    The attributes; NULL selects all defaults.
  * @param cache   Receives the cache.
- * @return        0, or a negative errno: those of regcache_create(), and
+ * @return        0, or a negative errno as from regcache_create(). In addition:
  *                -EINVAL: `device` or one of its callbacks is NULL.
  */
 int regcache_create_for(const struct regcache_device *device,
@@ -357,16 +364,18 @@ int regcache_create_for(const struct regcache_device *device,
                         struct regcache **cache);
 
 /**
- * Finds a registration that covers a range and allows an access, or makes one.
+ * Returns a registration that covers a range and allows an access. Makes one
+ * if none is cached.
  *
  * The registration is never stale: it covers the pages that are mapped in the
- * range now. It stays valid for them until the guard is put, even if they are
- * unmapped.
+ * range now. It stays valid for these pages until the guard is put, even if
+ * the program unmaps the range.
  *
  * @param cache   The cache.
  * @param addr    Start of the range.
  * @param length  Length of the range in bytes, not 0.
- * @param access  REGCACHE_LOCAL_WRITE and so on, or 0 for local reads.
+ * @param access  An OR of access flags such as REGCACHE_LOCAL_WRITE; 0 allows only
+ *                local reads.
  * @param mr      Receives the registration, or zeros on an error.
  * @return        0, or a negative errno:
  *                -EINVAL: a pointer is NULL, `length` is 0, the range runs past the
@@ -376,8 +385,8 @@ int regcache_create_for(const struct regcache_device *device,
  *                -EDEADLK: called from within a callback.
  *                -EFAULT: part of the range is not mapped, or not writable.
  *                -ENOMEM: RLIMIT_MEMLOCK is reached, or the device is exhausted.
- *                -ENOSPC: the process has 16777216 guards out.
- *                Others: the device's.
+ *                -ENOSPC: the process holds 16777216 guards.
+ *                Another errno is from the device.
  */
 int regcache_get(struct regcache *cache,
                  const void *addr,
@@ -386,28 +395,30 @@ int regcache_get(struct regcache *cache,
                  struct regcache_mr *mr);
 
 /**
- * Gives back a guard. Call it once for each guard, from any thread, after the
- * completions of all work with the registration's keys have been polled: the
- * keys stay valid on the device. This teardown is wrong, since a peer's send
- * can then overwrite memory that has another owner:
+ * Returns a guard to the cache. Call this function once for each guard, from
+ * any thread. First poll the completions of all work with the registration's
+ * keys, because the device accepts the keys even after this call. The
+ * following teardown is wrong: a peer's send can overwrite memory that has
+ * another owner by then.
  *
  *     regcache_put(guard);    // A receive with its lkey is still posted.
  *     free(buffer);
- *     ibv_destroy_qp(qp);     // This has to come first: it ends all work.
+ *     ibv_destroy_qp(qp);     // Call this first, because it ends all work.
  *
  * @param guard  The guard.
  * @return       0, or a negative errno:
  *               -EINVAL: `guard` is NULL.
- *               -EBADF: `guard` is not a guard, or was put already.
+ *               -EBADF: `guard` was never returned, or was put already.
  */
 int regcache_put(struct regcache_guard *guard);
 
 /**
  * Unlinks all registrations that overlap a range, so that later lookups
- * register it again. There is no need to call this before memory is unmapped.
+ * register the memory again. There is no need to call this function before
+ * memory is unmapped.
  *
- * A registration that guards hold is deregistered with its last guard. This
- * function waits for that.
+ * A registration that guards hold is deregistered when its last guard is put.
+ * This function waits until all unlinked registrations are deregistered.
  *
  * @param cache       The cache.
  * @param addr        Start of the range.
@@ -430,7 +441,8 @@ int regcache_invalidate(struct regcache *cache,
                         size_t *held);
 
 /**
- * Unlinks all registrations, as regcache_invalidate() does those of a range.
+ * Unlinks all registrations. Apart from the range, this function works as
+ * regcache_invalidate() does.
  *
  * @param cache       The cache.
  * @param timeout_ms  Longest time to wait, in milliseconds; negative is unlimited.
@@ -465,7 +477,8 @@ int regcache_query_stats(struct regcache *cache,
 
 /**
  * Returns a file descriptor that polls readable when regcache_reap() has work.
- * It is for an event loop. Do not read from it. It is closed with the cache.
+ * Add it to an event loop, and do not read from it. regcache_destroy() closes
+ * the descriptor.
  *
  * @param cache  The cache.
  * @return       The descriptor, or a negative errno:
@@ -477,9 +490,9 @@ int regcache_query_stats(struct regcache *cache,
 int regcache_fd(struct regcache *cache);
 
 /**
- * Deregisters memory that was unmapped, without waiting for a lookup to do it.
- * Call it when regcache_fd() polls readable, in a cache with
- * REGCACHE_NO_REAPER.
+ * Deregisters memory that was unmapped. Without this call, a cache with
+ * REGCACHE_NO_REAPER deregisters such memory only in a later lookup. Call this
+ * function when regcache_fd() polls readable.
  *
  * @param cache  The cache.
  * @return       0, or a negative errno:
@@ -492,21 +505,21 @@ int regcache_fd(struct regcache *cache);
 int regcache_reap(struct regcache *cache);
 
 /**
- * Destroys a cache and deregisters its memory. Waits for other threads that are
+ * Destroys a cache and deregisters its memory. Waits until no other thread is
  * in a call with the cache.
  *
  * After success no callback is called any more, and the protection domain may
- * be deallocated. After -EBUSY the cache stays usable; its registrations are
- * unlinked.
+ * be deallocated. After -EBUSY the cache stays usable, but its registrations
+ * are unlinked.
  *
  * @param cache  The cache.
  * @return       0, or a negative errno:
- *               -EBUSY: guards are out; regcache_error() says how many.
+ *               -EBUSY: guards are still held; regcache_error() names their number.
  *               -EINVAL: `cache` is NULL.
  *               -EBADF: `cache` is not a cache, or was destroyed.
  *               -ESTALE: `cache` belongs to the parent process.
  *               -EDEADLK: called from within a callback.
- *               Others: the monitor's, or membarrier(2)'s.
+ *               Another errno is from the monitor or from membarrier(2).
  */
 int regcache_destroy(struct regcache *cache);
 
@@ -514,14 +527,14 @@ int regcache_destroy(struct regcache *cache);
  * Returns the name of the monitor that a cache uses.
  *
  * @param cache  The cache.
- * @return       "ummunotify"; "userfaultfd"; "nothing", with which nothing is cached;
- *               or NULL on an error.
+ * @return       "ummunotify"; "userfaultfd"; "nothing", if there is no monitor and so
+ *               nothing is cached; or NULL on an error.
  */
 const char *regcache_monitor_name(struct regcache *cache);
 
 /**
- * Returns the message of the last call that failed in this thread. It says in
- * English what is wrong, and what to do.
+ * Returns the message of the last call that failed in this thread. The message
+ * is in English. It describes the error and, if possible, the remedy.
  *
  * @return  The message, never NULL. It is valid until the next call that fails in
  *          this thread.

@@ -15,9 +15,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         source.fill(round);
         let from = VaRange::new(source.as_ptr(), source.len())?;
         let from = Mr::register(&pd, from, Access::empty())?; // pins 256 pages
-        // SAFETY: both were registered as they are mapped now.
+        // SAFETY: neither buffer has been remapped since it was registered.
         unsafe { link.send_registered(&source, &from, &mut sink, &to) }?;
-        from.deregister()?; // and lets them go
+        from.deregister()?; // unpins the 256 pages
         assert!(sink.iter().all(|&byte| byte == round));
     }
     Ok(())

@@ -9,8 +9,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut sink = vec![0; 1 << 20];
     for round in 0..100 {
-        // Each round maps a fresh buffer, and the kernel returns the address of the last one. A
-        // naive cache would send the first round's bytes again.
+        // Each round maps a fresh buffer, and the kernel maps it at the last buffer's address. So
+        // a naive cache would send the first round's bytes again.
         let mut source = MmapMut::map_anon(1 << 20)?;
         source.fill(round);
         link.send(&cache, &source, &mut sink)?;

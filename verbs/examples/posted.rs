@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pd = Pd::alloc(&context)?;
     let cache = Cache::builder(MrRegistrar::new(&pd)).build()?;
 
-    // The peer's memory. It has sent us the key.
+    // This is the peer's memory. A real peer would register it and send us the key.
     let theirs = vec![0; LEN];
     let key = cache.get(theirs.as_ptr(), LEN, Access::REMOTE_WRITE)?;
     let to = RemoteMemory {
@@ -22,7 +22,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         rkey: key.registration().rkey(),
     };
 
-    // Declared before the queue pair, and so dropped after it.
+    // The guards must outlive the queue pairs. Rust drops variables in reverse order, so declare
+    // the guards first.
     let mut under_way = VecDeque::new();
     let cq = Cq::create(&context, 2 * DEPTH as u32)?;
     let route = Route::to_self(&context, &context.active_port()?)?;

@@ -1,9 +1,10 @@
 //! Connections between hosts, by librdmacm. [`Dial`] and [`Listener`] find the device for an IP
-//! address, and connect a [`Qp`] to one at another address.
+//! address, and connect a [`Qp`] to a queue pair at another address.
 //!
-//! librdmacm opens devices for itself. Its objects are used here only to find the device and to
-//! connect. The queue pair is one of this crate, on a [`Context`](crate::Context) of this crate.
-//! librdmacm gets its number, and gives the attributes of its states.
+//! librdmacm opens devices itself. This module uses the objects of librdmacm only to find the
+//! device and to connect. The queue pair is an object of this crate, on a
+//! [`Context`](crate::Context) of this crate. librdmacm gets the number of the queue pair, and
+//! returns the attributes for each of its states.
 
 use std::ffi::c_int;
 use std::io;
@@ -31,24 +32,24 @@ use crate::{Access, Error};
 
 type Event = rdma_cm_event_type::Type;
 
-/// How long the network may take for each step.
+/// The time that the network may take for each step.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The time that the kernel gets to resolve an address, for each attempt. If the answer to its ARP
-/// request comes before it waits for one, as happens over veth, it notices only when this has
-/// passed.
+/// The time that the kernel may take to resolve an address, for each attempt. Over veth the answer
+/// to an ARP request can arrive before the kernel waits for it. The kernel then notices the answer
+/// only after this time.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Most bytes that each side can send to the other while connecting.
+/// The maximum number of bytes that each side can send to the other while connecting.
 pub const HELLO: usize = 56;
 
-/// An event channel, and the only identifier on it.
+/// An event channel and a connection identifier. No other identifier uses the channel.
 struct Id {
     channel: NonNull<rdma_event_channel>,
     id: NonNull<rdma_cm_id>,
 }
 
-// SAFETY: librdmacm may be called from any thread; the identifier is owned.
+// SAFETY: librdmacm may be called from any thread, and this value owns the identifier.
 unsafe impl Send for Id {}
 
 struct Channel(NonNull<rdma_event_channel>);
@@ -69,7 +70,7 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and nothing is on it.
+        // SAFETY: `new` made the channel, and no identifier uses it.
         unsafe { rdma_destroy_event_channel(self.0.as_ptr()) }
     }
 }
@@ -111,8 +112,8 @@ impl Id {
         }
     }
 
-    /// Waits for the event that ends `step`. Another event is an error. Without a limit it waits
-    /// for ever.
+    /// Waits for the event that ends `step`. Any other event is an error. If `limit` is `None`,
+    /// waits without limit.
     fn wait(
         &self,
         step: &'static str,
@@ -134,16 +135,17 @@ impl Id {
             }
         }
         let mut event: *mut rdma_cm_event = ptr::null_mut();
-        // SAFETY: the channel is open; `event` lives through the call.
+        // SAFETY: the channel is open, and `event` lives through the call.
         done(step, unsafe {
             rdma_get_cm_event(self.channel.as_ptr(), &raw mut event)
         })?;
-        // SAFETY: it succeeded, so that this is an event, until it is acknowledged.
+        // SAFETY: the call succeeded, so `event` points to an event, which is valid until it is
+        // acknowledged.
         let (came, status, id) = unsafe { ((*event).event, (*event).status, (*event).id) };
         let mut private = Vec::new();
         if came == wanted {
-            // SAFETY: of the events waited for, those with data have connection parameters. In the
-            // others the length is zero, as librdmacm clears the event.
+            // SAFETY: if an event that a caller waits for has data, it has connection parameters.
+            // In all other such events the length is zero, because librdmacm clears the event.
             unsafe {
                 let conn = &(*event).param.conn;
                 if !conn.private_data.is_null() {
@@ -153,12 +155,13 @@ impl Id {
                 }
             }
         }
-        // SAFETY: got above, and acknowledged once.
+        // SAFETY: the event was received above, and is acknowledged once.
         done(step, unsafe { rdma_ack_cm_event(event) })?;
         if came == wanted {
             return Ok(Said { id, private });
         }
-        // SAFETY: takes any number, and returns a terminated string of static lifetime.
+        // SAFETY: `rdma_event_str` accepts any number, and returns a terminated string of static
+        // lifetime.
         let name = unsafe { string(rdma_event_str(came)) };
         let why = match -status {
             libc::ETIMEDOUT => io::Error::from_raw_os_error(libc::ETIMEDOUT),
@@ -177,13 +180,15 @@ impl Id {
                 io::Error::from_raw_os_error(libc::ENODEV),
             ));
         }
-        // SAFETY: a context that librdmacm has open, with its device.
+        // SAFETY: `verbs` is a context that librdmacm has opened, so its device is set.
         Ok(unsafe { string(ibv_get_device_name((*verbs).device)) })
     }
 
-    /// Moves the queue pair to `state`, with the attributes that librdmacm has for the connection.
+    /// Moves the queue pair to `state`, with the attributes that librdmacm returns for the
+    /// connection.
     fn to(&self, qp: &Qp, name: &'static str, state: ibv_qp_state::Type) -> Result<(), Error> {
-        // SAFETY: a C struct of integers and of a union of such, for which zero is a value.
+        // SAFETY: zero is a valid value of this C struct, which consists of integers and of a union
+        // of integers.
         let mut attr: ibv_qp_attr = unsafe { mem::zeroed() };
         attr.qp_state = state;
         let mut mask = 0;
@@ -211,8 +216,8 @@ impl Id {
 
 impl Drop for Id {
     fn drop(&mut self) {
-        // SAFETY: `new` made both, or they belong to a request. Every event was acknowledged. They
-        // are destroyed once, in this order.
+        // SAFETY: `new` made the identifier and the channel, or a connection request did. Every
+        // event was acknowledged. Each is destroyed once, in this order.
         unsafe {
             rdma_destroy_id(self.id.as_ptr());
             rdma_destroy_event_channel(self.channel.as_ptr());
@@ -220,7 +225,7 @@ impl Drop for Id {
     }
 }
 
-/// Makes the parameters that the sides exchange while connecting.
+/// Returns the parameters that the two sides exchange while connecting.
 fn parameters(qp: &Qp, hello: &[u8]) -> Result<rdma_conn_param, Error> {
     if hello.len() > HELLO {
         let why = format!("the hello has {} bytes: {HELLO} are allowed", hello.len());
@@ -242,7 +247,7 @@ fn parameters(qp: &Qp, hello: &[u8]) -> Result<rdma_conn_param, Error> {
     })
 }
 
-/// Calls `call` with the address as a C structure.
+/// Calls `call` with the address as a C `sockaddr`.
 fn with_sockaddr<T>(address: SocketAddr, call: impl FnOnce(*mut libc::sockaddr) -> T) -> T {
     match address {
         SocketAddr::V4(v4) => {
@@ -271,7 +276,7 @@ fn with_sockaddr<T>(address: SocketAddr, call: impl FnOnce(*mut libc::sockaddr) 
     }
 }
 
-/// A resolved address, and the device with the route there.
+/// A resolved address, and the device that has a route to it.
 pub struct Dial(Id);
 
 impl Dial {
@@ -315,7 +320,7 @@ impl Dial {
         Ok(Self(id))
     }
 
-    /// Returns the name of the device, on which to create the queue pair.
+    /// Returns the name of the device. Create the queue pair on this device.
     ///
     /// # Errors
     ///
@@ -324,7 +329,7 @@ impl Dial {
         self.0.device()
     }
 
-    /// Connects `qp`, which is new, and sends `hello`, of at most [`HELLO`] bytes.
+    /// Connects `qp`, a new queue pair, and sends `hello`, of at most [`HELLO`] bytes.
     ///
     /// # Errors
     ///
@@ -339,7 +344,7 @@ impl Dial {
         let response = rdma_cm_event_type::RDMA_CM_EVENT_CONNECT_RESPONSE;
         let said = id.wait("connect", response, Some(TIMEOUT))?;
         id.to_rts(qp)?;
-        // SAFETY: the identifier is alive, and its peer has answered.
+        // SAFETY: the identifier is alive, and the peer has answered.
         done("connect", unsafe { rdma_establish(id.id.as_ptr()) })?;
         Ok(Connection {
             id,
@@ -348,18 +353,18 @@ impl Dial {
     }
 }
 
-/// Listens for connections.
+/// A socket that listens for connections.
 pub struct Listener(Id);
 
 impl Listener {
-    /// Listens at `address`. 0.0.0.0 stands for every device.
+    /// Listens at `address`. 0.0.0.0 means every device.
     ///
     /// # Errors
     ///
     /// [`Error::Connection`].
     pub fn bind(address: SocketAddr) -> Result<Self, Error> {
         let id = Id::new()?;
-        // SAFETY: the identifier is alive; the address is copied.
+        // SAFETY: the identifier is alive, and the address is copied.
         let bound = with_sockaddr(address, |at| unsafe {
             rdma_bind_addr(id.id.as_ptr(), at.cast())
         });
@@ -369,7 +374,7 @@ impl Listener {
         Ok(Self(id))
     }
 
-    /// Waits for the next connection request, for at most `limit` if there is one.
+    /// Waits for the next connection request. If `limit` is `None`, waits without limit.
     ///
     /// # Errors
     ///
@@ -409,13 +414,13 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Returns the bytes that the peer sent. Zeros may follow them.
+    /// Returns the bytes that the peer sent. librdmacm may append zeros.
     #[must_use]
     pub fn hello(&self) -> &[u8] {
         &self.hello
     }
 
-    /// Returns the name of the device, on which to create the queue pair.
+    /// Returns the name of the device. Create the queue pair on this device.
     ///
     /// # Errors
     ///
@@ -424,8 +429,9 @@ impl Incoming {
         self.id.device()
     }
 
-    /// Connects `qp`, which is new, and sends `hello`, of at most [`HELLO`] bytes. Post receives in
-    /// `before_accepting`, when the queue pair accepts them: the peer may send at once.
+    /// Connects `qp`, a new queue pair, and sends `hello`, of at most [`HELLO`] bytes. Post receives in
+    /// `before_accepting`. The queue pair accepts receives by then, and the peer may send as soon
+    /// as the connection is accepted.
     ///
     /// # Errors
     ///
@@ -457,13 +463,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Returns the bytes that the peer sent. Zeros may follow them.
+    /// Returns the bytes that the peer sent. librdmacm may append zeros.
     #[must_use]
     pub fn hello(&self) -> &[u8] {
         &self.hello
     }
 
-    /// Returns whether the peer has closed it. It does not wait.
+    /// Returns whether the peer has closed the connection, without waiting.
     ///
     /// # Errors
     ///
@@ -484,7 +490,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // SAFETY: the identifier is alive. An error means that the peer was first.
+        // SAFETY: the identifier is alive. An error only means that the peer has already
+        // disconnected.
         unsafe { rdma_disconnect(self.id.id.as_ptr()) };
     }
 }

@@ -19,17 +19,17 @@ use crate::{Context, Error};
 pub struct WcStatus(pub u32);
 
 impl WcStatus {
-    /// Succeeded.
+    /// The work request succeeded.
     pub const SUCCESS: Self = Self(ibv_wc_status::IBV_WC_SUCCESS);
     /// The work request does not fit the queue pair. rxe also reports it for `LOC_PROT_ERR`.
     pub const LOC_QP_OP_ERR: Self = Self(ibv_wc_status::IBV_WC_LOC_QP_OP_ERR);
-    /// A key, address or permission on this side did not allow it.
+    /// A local key, address or permission does not allow the work request.
     pub const LOC_PROT_ERR: Self = Self(ibv_wc_status::IBV_WC_LOC_PROT_ERR);
-    /// Not executed, because the queue pair had failed before.
+    /// The work request was not executed, because the queue pair had failed before.
     pub const WR_FLUSH_ERR: Self = Self(ibv_wc_status::IBV_WC_WR_FLUSH_ERR);
-    /// A key, address or permission on the peer's side did not allow it.
+    /// A key, address or permission of the peer does not allow the work request.
     pub const REM_ACCESS_ERR: Self = Self(ibv_wc_status::IBV_WC_REM_ACCESS_ERR);
-    /// The peer could not execute its part.
+    /// The peer could not execute its part of the work request.
     pub const REM_OP_ERR: Self = Self(ibv_wc_status::IBV_WC_REM_OP_ERR);
     /// The peer did not answer.
     pub const RETRY_EXC_ERR: Self = Self(ibv_wc_status::IBV_WC_RETRY_EXC_ERR);
@@ -42,16 +42,18 @@ impl WcStatus {
                  REMOTE_WRITE there; RDMA read: REMOTE_READ at the source), and is it still \
                  registered?"
             }
-            Self::RETRY_EXC_ERR => ": the port does not answer itself: is it up (`ibv_devinfo`)?",
+            Self::RETRY_EXC_ERR => {
+                ": the port does not answer: check that it is up (`ibv_devinfo`)"
+            }
             _ => "",
         }
     }
 }
 
-/// Displays the text of libibverbs.
+/// Displays a status as the text that libibverbs has for it.
 impl fmt::Display for WcStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // SAFETY: takes any number, and returns a string of static lifetime for it.
+        // SAFETY: `ibv_wc_status_str` accepts any number, and returns a string of static lifetime.
         let text = unsafe { ibv_wc_status_str(self.0) };
         // SAFETY: that string is terminated.
         f.write_str(&unsafe { string(text) })
@@ -67,30 +69,30 @@ impl fmt::Debug for WcStatus {
 /// The completion of one work request.
 #[derive(Clone, Copy, Debug)]
 pub struct Completion {
-    /// The number that the work request was posted with.
+    /// The number with which the work request was posted.
     pub wr_id: u64,
-    /// Its status.
+    /// The status of the work request.
     pub status: WcStatus,
     /// The vendor's error code; 0 if there is none.
     pub vendor_err: u32,
 }
 
-/// A completion queue. It is polled, and has no event channel.
+/// A completion queue. It has no event channel, so it must be polled.
 #[derive(Debug)]
 pub struct Cq {
     cq: NonNull<ibv_cq>,
     context: Arc<Context>,
 }
 
-// SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`; providers
+// SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`. Providers
 // lock the queue while polling.
 unsafe impl Send for Cq {}
 // SAFETY: as for Send.
 unsafe impl Sync for Cq {}
 
 impl Cq {
-    /// Creates a queue with room for at least `depth` completions. With more, it overflows and
-    /// fails for good.
+    /// Creates a queue with room for at least `depth` completions. If more completions arrive, the
+    /// queue overflows and cannot be used any more.
     ///
     /// # Errors
     ///
@@ -111,16 +113,16 @@ impl Cq {
         }))
     }
 
-    /// Takes the next completion, if there is one. It does not wait.
+    /// Takes the next completion, if there is one, without waiting.
     ///
     /// # Errors
     ///
     /// [`Error::Poll`].
     pub fn poll(&self) -> Result<Option<Completion>, Error> {
-        // SAFETY: a C struct of integers, for which zero is a value. (For a failed work request the
-        // provider fills in only some of it.)
+        // SAFETY: zero is a valid value of this C struct of integers. (For a failed work request
+        // the provider sets only some of the fields.)
         let mut wc: ibv_wc = unsafe { mem::zeroed() };
-        // SAFETY: the queue is alive as long as `self`; `wc` has room for the one entry asked for.
+        // SAFETY: the queue is alive as long as `self`, and `wc` has room for one entry.
         let polled = unsafe { ibv_poll_cq(self.as_ptr(), 1, &raw mut wc) };
         if polled < 0 {
             return check(polled)
@@ -134,7 +136,7 @@ impl Cq {
         }))
     }
 
-    /// Returns the pointer, which is valid as long as `self`.
+    /// Returns the pointer to the C object, which is valid as long as `self`.
     pub(crate) fn as_ptr(&self) -> *mut ibv_cq {
         self.cq.as_ptr()
     }
@@ -145,8 +147,8 @@ impl Drop for Cq {
         if !self.context.is_ours() {
             return;
         }
-        // SAFETY: `cq` came from `ibv_create_cq` and is destroyed once; queue pairs that use it
-        // held an `Arc` of `self` and are gone. `context` is dropped after this.
+        // SAFETY: `cq` came from `ibv_create_cq` and is destroyed once. Queue pairs that used it
+        // held an `Arc` of `self`, so they are gone. `context` is dropped after this call.
         let destroyed = unsafe { ibv_destroy_cq(self.as_ptr()) };
         if let Err(error) = check(destroyed) {
             tracing::warn!(%error, "cannot destroy the completion queue");

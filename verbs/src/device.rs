@@ -19,7 +19,7 @@ use crate::errno::{check, check_ptr};
 ///
 /// # Errors
 ///
-/// [`Error::ListDevices`]. No devices is not an error here.
+/// [`Error::ListDevices`]. An empty list is not an error.
 pub fn device_names() -> Result<Vec<String>, Error> {
     Ok(DeviceList::get()?
         .devices()
@@ -36,14 +36,14 @@ struct DeviceList {
 impl DeviceList {
     fn get() -> Result<Self, Error> {
         let mut len: c_int = 0;
-        // SAFETY: the argument points to an int that lives through the call.
+        // SAFETY: the argument points to an integer that lives through the call.
         let array = unsafe { ibv_get_device_list(&raw mut len) };
         match check_ptr(array) {
             Ok(array) => Ok(Self {
                 array,
                 len: usize::try_from(len).unwrap_or(0),
             }),
-            // The kernel has no RDMA at all.
+            // The kernel has no RDMA subsystem, so the list is empty.
             Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(Self {
                 array: NonNull::dangling(),
                 len: 0,
@@ -53,8 +53,9 @@ impl DeviceList {
     }
 
     fn devices(&self) -> impl Iterator<Item = Device<'_>> {
-        // SAFETY: `ibv_get_device_list` returned an array of `len` pointers, which nobody writes to
-        // and which lives as long as `self`; or `array` dangles, aligned, and `len` is 0.
+        // SAFETY: `ibv_get_device_list` returned an array of `len` pointers. No code writes to the
+        // array, which lives as long as `self`. Otherwise `len` is 0, and `array` is dangling but
+        // aligned.
         let devices = unsafe { slice::from_raw_parts(self.array.as_ptr(), self.len) };
         devices
             .iter()
@@ -69,14 +70,14 @@ impl DeviceList {
 impl Drop for DeviceList {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: `array` came from `ibv_get_device_list` (else `len` is 0) and is freed once.
-            // An open context keeps its device by a reference of its own.
+            // SAFETY: `len` is not 0, so `array` came from `ibv_get_device_list`. It is freed once.
+            // An open context has its own reference to its device.
             unsafe { ibv_free_device_list(self.array.as_ptr()) }
         }
     }
 }
 
-/// A device in the list; valid as long as the list is.
+/// A device in the list, which is valid as long as the list.
 struct Device<'list> {
     device: NonNull<ibv_device>,
     _list: &'list DeviceList,
@@ -86,14 +87,15 @@ impl Device<'_> {
     fn name(&self) -> String {
         // SAFETY: the device is in a list that lives at least as long as `self`.
         let name = unsafe { ibv_get_device_name(self.device.as_ptr()) };
-        // SAFETY: libibverbs returns the device's `name` array, which it terminates, and which
+        // SAFETY: libibverbs returns the `name` array of the device. The array is terminated, and
         // lives as long as the device.
         unsafe { string(name) }
     }
 
-    /// Returns the character device that `open` opens.
+    /// Returns the path of the character device that `open` opens.
     fn node(&self) -> String {
-        // SAFETY: as in `name`; the array is a field, and a place expression reads nothing.
+        // SAFETY: the device is valid, as in `name`. The place expression names a field, and reads
+        // nothing.
         let dev_name = unsafe { &raw const (*self.device.as_ptr()).dev_name };
         // SAFETY: libibverbs fills `dev_name` with the terminated name of the uverbs device.
         let dev_name = unsafe { string(dev_name.cast()) };
@@ -101,7 +103,7 @@ impl Device<'_> {
     }
 
     fn open(&self) -> Result<Arc<Context>, Error> {
-        // SAFETY: the device is in a list that lives through the call.
+        // SAFETY: the device is in a list, which lives through the call.
         let context = unsafe { ibv_open_device(self.device.as_ptr()) };
         match check_ptr(context) {
             Ok(context) => Ok(Arc::new(Context {
@@ -119,7 +121,7 @@ impl Device<'_> {
     }
 }
 
-/// Copies the text at `text`. It is empty if `text` is null.
+/// Copies the string at `text`. Returns an empty string if `text` is null.
 ///
 /// # Safety
 ///
@@ -128,28 +130,29 @@ pub(crate) unsafe fn string(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
-    // SAFETY: not null, so by the contract a NUL-terminated string.
+    // SAFETY: `text` is not null, so by the contract it points to a NUL-terminated string.
     let text = unsafe { CStr::from_ptr(text) };
     text.to_string_lossy().into_owned()
 }
 
-/// An open RDMA device. Closed when the last object made from it is gone.
+/// An open RDMA device. It is closed when the last object made from it is gone.
 pub struct Context {
     context: *mut ibv_context,
-    /// False if other code closes it.
+    /// False if other code closes the device.
     owned: bool,
     device: String,
     process: u32,
 }
 
-// SAFETY: libibverbs allows any verb on any object from any thread (its manual: "the library
-// is fully reentrant"; providers lock what they share), so a context may move between threads.
+// SAFETY: libibverbs allows any verb on any object from any thread. Its manual states that "the
+// library is fully reentrant", and providers lock the state that threads share. So a context may
+// move between threads.
 unsafe impl Send for Context {}
-// SAFETY: as for Send; no method of `Context` writes to it without libibverbs's own locks.
+// SAFETY: as for Send. No method of `Context` writes to the context without libibverbs's own locks.
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// Opens the device called `name`, as listed by [`device_names`].
+    /// Opens the device with this name. [`device_names`] lists the names.
     ///
     /// # Errors
     ///
@@ -167,7 +170,7 @@ impl Context {
         }
     }
 
-    /// Opens the first device listed.
+    /// Opens the first device in the list of [`device_names`].
     ///
     /// # Errors
     ///
@@ -178,18 +181,18 @@ impl Context {
         first.map_or_else(|| Err(no_devices()), |device| device.open())
     }
 
-    /// Wraps a device that other code has opened, and will close.
+    /// Wraps a device that other code has opened and will close.
     ///
     /// # Safety
     ///
-    /// `context` is open in this process, and stays so while the result lives.
+    /// `context` is open in this process, and stays open while the result lives.
     pub(crate) unsafe fn borrowed(context: *mut ibv_context) -> Arc<Self> {
-        // SAFETY: libibverbs has filled an open context in.
+        // SAFETY: the context is open, so libibverbs has set its fields.
         let device = unsafe { ibv_get_device_name((*context).device) };
         Arc::new(Self {
             context,
             owned: false,
-            // SAFETY: as in `Device::name`.
+            // SAFETY: the name is a terminated array of the device, as in `Device::name`.
             device: unsafe { string(device) },
             process: std::process::id(),
         })
@@ -201,7 +204,7 @@ impl Context {
         &self.device
     }
 
-    /// Fails in a process that did not open the device.
+    /// Returns an error in a process that did not open the device.
     pub(crate) fn check_process(&self) -> Result<(), Error> {
         if std::process::id() == self.process {
             Ok(())
@@ -212,13 +215,13 @@ impl Context {
         }
     }
 
-    /// Returns whether this process may destroy objects made from this context: see the crate's
-    /// notes on forks.
+    /// Returns whether this process may destroy objects made from this context. The documentation
+    /// of the crate explains this in its notes on forks.
     pub(crate) fn is_ours(&self) -> bool {
         self.check_process().is_ok()
     }
 
-    /// Returns the pointer, which is valid as long as `self`.
+    /// Returns the pointer to the C object, which is valid as long as `self`.
     pub(crate) fn as_ptr(&self) -> *mut ibv_context {
         self.context
     }
@@ -232,7 +235,7 @@ impl Context {
     }
 }
 
-/// Finds out why libibverbs lists no device.
+/// Returns the error that explains why libibverbs lists no device.
 fn no_devices() -> Error {
     let devices: Vec<String> = std::fs::read_dir("/sys/class/infiniband")
         .into_iter()
@@ -258,8 +261,8 @@ impl Drop for Context {
         if !self.owned || !self.is_ours() {
             return;
         }
-        // SAFETY: `context` came from `ibv_open_device` and is closed once; whatever was made from
-        // it held an `Arc` of `self` and is gone.
+        // SAFETY: `context` came from `ibv_open_device` and is closed once. Objects made from it
+        // held an `Arc` of `self`, so they are gone.
         let closed = unsafe { ibv_close_device(self.as_ptr()) };
         if let Err(error) = check(closed) {
             tracing::warn!(device = self.device, %error, "cannot close the RDMA device");

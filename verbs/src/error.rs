@@ -1,4 +1,4 @@
-//! [`Error`]: each variant says what went wrong, and what the user can do.
+//! [`Error`]: each message describes the failure and the remedy.
 
 use std::fmt;
 use std::io;
@@ -60,7 +60,7 @@ impl fmt::Display for End {
 
 /// An error of this crate.
 ///
-/// Registering fails with an [`io::Error`] instead, to which the cache adds advice.
+/// Registering fails with an [`io::Error`] instead. The cache adds advice to that error.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -76,9 +76,9 @@ pub enum Error {
     Lookup(#[from] regcache::Error),
     /// There is no RDMA device.
     #[error(
-        "no RDMA device on this machine. For a software one: \
+        "no RDMA device on this machine. To make a software device: \
          `modprobe rdma_rxe && rdma link add rxe0 type rxe netdev lo` \
-         (in a container: the host's /dev/infiniband must be passed in)"
+         (in a container, pass the host's /dev/infiniband in)"
     )]
     NoDevice,
     /// The kernel has devices, but libibverbs can use none of them.
@@ -88,13 +88,13 @@ pub enum Error {
         devices.join(", ")
     )]
     NoProvider {
-        /// The devices the kernel has.
+        /// The names of the kernel's devices.
         devices: Vec<String>,
     },
     /// There is no device of that name.
-    #[error("no RDMA device is called {name:?}; there are: {}", available.join(", "))]
+    #[error("no RDMA device is called {name:?}: the devices are {}", available.join(", "))]
     NoSuchDevice {
-        /// The name asked for.
+        /// The requested name.
         name: String,
         /// The names that exist.
         available: Vec<String>,
@@ -104,13 +104,13 @@ pub enum Error {
         "cannot open RDMA device {name}: {}",
         match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => format!(
-                "this user may not open {node}: run as root, join the group that owns it \
-                 (often `rdma`), or in a container pass it in"
+                "this user may not open {node}: run as root, or join the group that owns the \
+                 file (often `rdma`); in a container, pass the file in"
             ),
             Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
-                format!("{node} is not there: `modprobe ib_uverbs`, and is udev running?")
+                format!("{node} does not exist: `modprobe ib_uverbs`, and check that udev runs")
             }
-            _ => format!("{node} does not open"),
+            _ => format!("opening {node} failed"),
         }
     )]
     OpenDevice {
@@ -122,12 +122,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The device did not describe itself.
-    #[error("cannot query {what} of RDMA device {device}: is it still there (`ibv_devinfo`)?")]
+    /// The device could not be queried.
+    #[error("cannot query {what} of RDMA device {device}: check that it exists (`ibv_devinfo`)")]
     Query {
         /// The device's name.
         device: String,
-        /// The information that was asked for.
+        /// The requested information.
         what: &'static str,
         /// The system's error.
         #[source]
@@ -138,12 +138,12 @@ pub enum Error {
     NoSuchPort {
         /// The device's name.
         device: String,
-        /// The port asked for.
+        /// The number of the requested port.
         port: u8,
         /// The number of ports.
         ports: u8,
     },
-    /// The port carries no traffic now.
+    /// The port is not in the state ACTIVE.
     #[error(
         "port {port} of RDMA device {device} is {state}, not ACTIVE: {}",
         match state {
@@ -156,10 +156,10 @@ pub enum Error {
         device: String,
         /// The port's number.
         port: u8,
-        /// The state it is in.
+        /// The port's state.
         state: PortState,
     },
-    /// The port has no address.
+    /// The port has no GID.
     #[error(
         "port {port} of RDMA device {device} has no GID: give its network interface an IP address"
     )]
@@ -183,10 +183,10 @@ pub enum Error {
         "cannot create a {what}: {}",
         match source.raw_os_error() {
             Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM) => {
-                "its rings are locked memory: raise RLIMIT_MEMLOCK (`ulimit -l unlimited`; for a \
+                "its rings are pinned memory: raise RLIMIT_MEMLOCK (`ulimit -l unlimited`; for a \
                  service, LimitMEMLOCK=infinity)"
             }
-            _ => "the device may have none left, or refuse the depth (`ibv_devinfo -v`)",
+            _ => "the device may have none left, or the depth may be too large (`ibv_devinfo -v`)",
         }
     )]
     CreateQueue {
@@ -200,8 +200,8 @@ pub enum Error {
     #[error(
         "cannot move the queue pair to {state}: {}",
         match *state {
-            "RTR" => "the port may not reach itself by the address chosen (`ibv_devinfo -v` lists \
-                      the GIDs; is the network interface up?)",
+            "RTR" => "the port may be unable to reach itself by the chosen address: check the GIDs \
+                      (`ibv_devinfo -v`), and that the network interface is up",
             _ => "the port may have gone down (`ibv_devinfo`)",
         }
     )]
@@ -217,14 +217,14 @@ pub enum Error {
         "cannot {step} the peer: {}",
         match source.raw_os_error() {
             Some(libc::ENODEV) => {
-                "no RDMA device has a route there (`rdma link`), or the kernel has no connection \
-                 manager (`modprobe rdma_ucm`)"
+                "no RDMA device has a route to the address (`rdma link`), or the kernel's connection \
+                 manager is not loaded (`modprobe rdma_ucm`)"
             }
             Some(libc::EADDRNOTAVAIL) => {
                 "no RDMA device of this host has that address (`rdma link`)"
             }
             Some(libc::ETIMEDOUT) => {
-                "it does not answer: is it up, and does a firewall pass UDP port 4791?"
+                "it does not answer: check that it is up, and that firewalls pass UDP port 4791"
             }
             _ => "does a program listen there?",
         }
@@ -232,7 +232,7 @@ pub enum Error {
     Connection {
         /// The step that failed.
         step: &'static str,
-        /// The system's error, or the event that came.
+        /// The system's error, or the event that was received.
         #[source]
         source: io::Error,
     },
@@ -245,8 +245,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The completion queue is broken.
-    #[error("cannot poll the completion queue: it is lost, create a new one")]
+    /// The completion queue could not be polled.
+    #[error("cannot poll the completion queue: it is unusable, so create a new one")]
     Poll {
         /// The provider's error.
         #[source]
@@ -260,7 +260,7 @@ pub enum Error {
     Completion {
         /// The transfer.
         operation: Operation,
-        /// The end whose work request failed: the one that was posted for that memory.
+        /// The end of the transfer whose work request failed.
         end: End,
         /// The status that the device reported.
         status: WcStatus,
@@ -277,18 +277,18 @@ pub enum Error {
         operation: Operation,
         /// Its length in bytes.
         len: usize,
-        /// The time it was given.
+        /// The timeout of the transfer.
         after: Duration,
     },
     /// The two slices of a transfer differ in length.
     #[error("source of {source_len} bytes, destination of {destination_len}: they must be equal")]
     LengthMismatch {
-        /// Bytes in the source.
+        /// The number of bytes in the source.
         source_len: usize,
-        /// Bytes in the destination.
+        /// The number of bytes in the destination.
         destination_len: usize,
     },
-    /// The slice is not inside the registration given for it.
+    /// A slice is not inside the registration that the caller passed for it.
     #[error(
         "the {end}, {len} bytes at {start:#x}, is not inside its registration {registered:?}: \
          register all of it"

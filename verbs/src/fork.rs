@@ -6,17 +6,18 @@ use rdma_sys::ibv_fork_init;
 
 use crate::errno::check;
 
-/// Makes libibverbs keep registered memory out of the children of this process. Call it before
-/// anything is registered.
+/// Makes libibverbs hide registered memory from the children of this process. Call this function
+/// before anything is registered.
 ///
-/// It does nothing on Linux 5.12 and later, which copies pinned pages for a child. On older kernels
-/// libibverbs marks registered memory `MADV_DONTFORK`, and counts registrations by address. That
-/// works with a cache, which deregisters each range once, by the address that it registered.
+/// On Linux 5.12 and later it does nothing, because the kernel copies pinned pages for a child. On
+/// older kernels libibverbs marks registered memory `MADV_DONTFORK`, and counts registrations by
+/// address. That works with a cache, because a cache deregisters each range once, with the address
+/// that it registered.
 ///
 /// # Errors
 ///
-/// `EINVAL` if something is registered already, `ENOSYS` if the kernel cannot.
+/// `EINVAL` if something is already registered, `ENOSYS` if the kernel does not support it.
 pub fn fork_init() -> io::Result<()> {
-    // SAFETY: touches no memory but libibverbs' own.
+    // SAFETY: the call accesses no memory except libibverbs's own.
     check(unsafe { ibv_fork_init() })
 }

@@ -1,4 +1,4 @@
-//! GIDs: the addresses of ports on Ethernet, and the choice among them.
+//! GIDs: the addresses of ports on Ethernet, and the choice of the best one.
 
 use std::ffi::c_int;
 use std::fmt;
@@ -16,8 +16,8 @@ use crate::{Context, Error};
 
 unsafe extern "C" {
     /// The function that the inline `ibv_query_gid_table` of `<infiniband/verbs.h>` calls. rdma-sys
-    /// has neither. libibverbs has it since rdma-core 33. On kernels without the ioctl it reads
-    /// sysfs.
+    /// has neither of the two. libibverbs exports this function since rdma-core 33. On kernels
+    /// without the ioctl the function reads sysfs.
     fn _ibv_query_gid_table(
         context: *mut ibv_context,
         entries: *mut ibv_gid_entry,
@@ -27,7 +27,7 @@ unsafe extern "C" {
     ) -> libc::ssize_t;
 }
 
-/// A port's global address: 16 bytes that read as an IPv6 address.
+/// The global address of a port: 16 bytes with the format of an IPv6 address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Gid(pub [u8; 16]);
 
@@ -62,26 +62,27 @@ impl fmt::Debug for Gid {
 /// The format of packets that are sent with a GID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GidType {
-    /// InfiniBand.
+    /// The format of InfiniBand.
     InfiniBand,
-    /// Ethernet frames (RoCE v1): not routable, and many switches and virtual links drop them.
+    /// Ethernet frames (RoCE v1). They are not routable, and many switches and virtual links drop
+    /// them.
     RoceV1,
-    /// UDP (RoCE v2).
+    /// UDP packets (RoCE v2).
     RoceV2,
-    /// Another one, by its number in `enum ibv_gid_type`.
+    /// Another format, by its number in `enum ibv_gid_type`.
     Other(u32),
 }
 
 /// An entry of a device's GID table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GidEntry {
-    /// The port, from 1.
+    /// The number of the port, from 1.
     pub port: u8,
-    /// Its index in the table of that port.
+    /// The index of the entry in the table of that port.
     pub index: u8,
-    /// The address.
+    /// The GID.
     pub gid: Gid,
-    /// Its kind.
+    /// The format of packets with this GID.
     pub kind: GidType,
 }
 
@@ -100,13 +101,13 @@ impl Context {
             return Ok(Vec::new());
         }
         let mut table: Vec<ibv_gid_entry> = iter::repeat_with(|| {
-            // SAFETY: a C struct of integers, for which zero is a value.
+            // SAFETY: zero is a valid value of this C struct of integers.
             unsafe { mem::zeroed() }
         })
         .take(room)
         .collect();
-        // SAFETY: the context is open, and `table` has room for `table.len()` entries of the size
-        // given.
+        // SAFETY: the context is open, and `table` has room for `table.len()` entries of the passed
+        // size.
         let found = unsafe {
             _ibv_query_gid_table(
                 self.as_ptr(),
@@ -124,14 +125,14 @@ impl Context {
     }
 }
 
-/// Converts an entry. `None` if its index does not fit `sgid_index` of an address, which has 8
-/// bits.
+/// Converts an entry. Returns `None` if its index does not fit in the 8 bits of an address's
+/// `sgid_index`.
 fn entry(entry: &ibv_gid_entry) -> Option<GidEntry> {
     Some(GidEntry {
         port: u8::try_from(entry.port_num).ok()?,
         index: u8::try_from(entry.gid_index).ok()?,
-        // SAFETY: both fields of the union are 16 bytes without padding, so all of them are
-        // initialised, whichever was written.
+        // SAFETY: both fields of the union have 16 bytes and no padding. So all bytes are
+        // initialised, whichever field was written.
         gid: Gid(unsafe { entry.gid.raw }),
         kind: match entry.gid_type {
             IBV_GID_TYPE_IB => GidType::InfiniBand,
@@ -142,9 +143,9 @@ fn entry(entry: &ibv_gid_entry) -> Option<GidEntry> {
     })
 }
 
-/// The GID by which to reach `port`: of RoCE v2 before others, then an IPv4 address before an IPv6
-/// one (the link-local IPv6 address that a port always has may not be configured on its interface),
-/// then the first.
+/// Returns the GID by which to reach `port`. GIDs of RoCE v2 come before others. Among those, an
+/// IPv4 address comes before an IPv6 address: a port always has a link-local IPv6 GID, but the
+/// interface may not have that address. The last criterion is the index.
 pub(crate) fn choose(table: &[GidEntry], port: u8) -> Option<GidEntry> {
     table
         .iter()

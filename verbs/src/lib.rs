@@ -3,7 +3,7 @@
 //! - [`MrRegistrar`] is the [`regcache::Registrar`] of one [protection domain](Pd). It makes
 //!   [`Mr`]s, the registrations of an RDMA device.
 //! - [`Loopback`] is a connection of this process with itself through the device. Its transfers
-//!   block, borrow the memory they touch, and are safe to call.
+//!   block, borrow the memory that they use, and are safe to call.
 //!
 //! ```no_run
 //! use regcache::Cache;
@@ -22,8 +22,9 @@
 //!
 //! # Lifetimes
 //!
-//! A verbs object may be destroyed only after everything made from it. Each holds an [`Arc`] of
-//! what it was made from, so the order in which a program drops its handles does not matter:
+//! A verbs object may be destroyed only after all objects made from it. Each object holds an
+//! [`Arc`] of the object that it was made from. So a program may drop its handles in any order. An
+//! arrow points from an object to the one that it holds:
 //!
 //! ```text
 //! Context <- Pd <- Mr, MrRegistrar, Loopback
@@ -32,12 +33,13 @@
 //!
 //! # Threads and forks
 //!
-//! libibverbs promises that every verb may be called from any thread at any time on any object, so
-//! all handles are [`Send`] and [`Sync`].
+//! libibverbs promises that any thread may call any verb on any object at any time. So all handles
+//! are [`Send`] and [`Sync`].
 //!
 //! The objects belong to the process that opened the device. A forked child has the same file
-//! descriptor and could destroy its parent's registrations through it. So in a child, dropping a
-//! handle does nothing, and [`Loopback`] fails with [`Error::ForkedChild`]. Open the device again.
+//! descriptor, and could destroy its parent's registrations through this descriptor. So in a child,
+//! dropping a handle does nothing, and [`Loopback`] fails with [`Error::ForkedChild`]. Open the
+//! device again in the child.
 //!
 //! [`Arc`]: std::sync::Arc
 #![warn(missing_docs)]
@@ -73,14 +75,14 @@ pub use regcache_verbs_types::Access;
 pub use registrar::MrRegistrar;
 pub use route::Route;
 
-/// Checks the notes on threads for the types that are `Send` and `Sync` through their fields.
+/// Checks that the types which are `Send` and `Sync` through their fields stay so.
 const _: () = {
     const fn any_thread<T: Send + Sync>() {}
     any_thread::<MrRegistrar>();
     any_thread::<Loopback>();
 };
 
-/// Compares `regcache-verbs-types` with the header.
+/// Compares `regcache-verbs-types` with the header of libibverbs.
 #[cfg(test)]
 mod types {
     use std::mem::offset_of;
@@ -135,7 +137,7 @@ mod types {
     }
 }
 
-/// Compiles the programs in README and tutorial.
+/// Compiles the programs in the README and the tutorial.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 #[doc = include_str!("../../docs/guide/tutorial.md")]

@@ -1,13 +1,13 @@
 //! [`Loopback`]: a connection of this process with itself through the device.
 //!
-//! The invariant, on which its safety rests: **outside of a transfer, no work request is
-//! outstanding.** A transfer borrows the memory it touches and holds the borrow until every work
-//! request that it posted has completed or, if anything went wrong, until the queue pairs are
-//! destroyed, which takes their work requests with them. So the device never touches memory for a
-//! transfer whose borrow is over.
+//! The safety of this type rests on one invariant: **outside of a transfer, no work request is
+//! outstanding.** A transfer borrows the memory that it uses. It holds the borrow until every work
+//! request that it posted has completed. If anything fails, it holds the borrow until the queue
+//! pairs are destroyed, which also ends their work requests. So the device never accesses memory
+//! for a transfer whose borrow is over.
 //!
-//! After a failure the queue pairs are destroyed and replaced, not reset. A late packet of the
-//! failed transfer then matches neither a queue pair nor a sequence number.
+//! After a failure the queue pairs are destroyed and replaced, and not only reset. So a late packet
+//! of the failed transfer matches neither a queue pair nor a sequence number.
 
 use std::sync::Arc;
 use std::thread;
@@ -19,48 +19,53 @@ use crate::{
     Cq, End, Error, Mr, MrRegistrar, Operation, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
 };
 
-/// The default timeout. It is generous: an emulated machine moves 16 MiB in half a second.
+/// The default timeout of a transfer. It is long, because an emulated machine takes half a second
+/// for 16 MiB.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Most bytes of a message, even if the port allows more. The limit of the verbs is 2^31.
+/// The maximum number of bytes of a message, even if the port allows more. The limit of the verbs
+/// is 2^31.
 const MAX_MESSAGE: usize = 1 << 30;
 
-/// Entries of a queue. A transfer has at most a send and a receive outstanding.
+/// The number of entries of a work queue. A transfer has at most a send and a receive outstanding.
 const QP_DEPTH: u32 = 2;
+/// The number of entries of the completion queue: two work queues of each of two queue pairs.
 const CQ_DEPTH: u32 = 2 * 2 * QP_DEPTH;
 
-/// Attempts to destroy a queue pair, 10 ms apart, before the process aborts; see `quiesce`.
+/// The number of attempts to destroy a queue pair before the process aborts. They are 10 ms apart;
+/// see `quiesce`.
 const DESTROY_TRIES: u32 = 200;
 
 /// A connection of this process with itself: two queue pairs of one port, connected to each other.
 ///
-/// A transfer blocks until it is done. It polls, and yields the CPU between polls. It borrows the
-/// source and the destination, and takes their registrations from a cache. The device uses only the
-/// address of the slice and the key of the registration. Through a stale registration it would move
-/// the bytes of the old pages.
+/// A transfer blocks until it is complete. It polls, and yields the CPU between polls. It borrows
+/// the source and the destination, and looks their registrations up in a cache. The device uses
+/// only the address of the slice and the key of the registration. So with a stale registration the
+/// device would move the bytes of the old pages.
 ///
-/// A registration that was made without a cache may be stale. Its pages may be mapped elsewhere,
-/// and the device would write under other references. So the transfers that take one, such as
-/// [`send_registered`](Self::send_registered), are unsafe.
+/// A registration that was made without a cache may be stale. Its pages may be mapped at another
+/// address by now, and the device would then write to memory that other references own. So
+/// transfers with a registration of the caller, such as [`send_registered`](Self::send_registered),
+/// are unsafe.
 ///
 /// A transfer that is longer than the port's largest message is split. A transfer of 0 bytes does
 /// nothing.
 ///
 /// # After an error
 ///
-/// When a transfer returns an error, the device no longer touches the memory, and the next transfer
+/// When a transfer returns an error, the device no longer accesses the memory. The next transfer
 /// makes a new connection. The contents of the destination are unspecified.
 ///
 /// # Aborts
 ///
 /// The process aborts if the device refuses for two seconds to destroy the queue pair of a failed
-/// transfer. The device may still write to the borrowed memory, so the call cannot return.
+/// transfer. The device may still write to the borrowed memory, so the call must not return.
 #[derive(Debug)]
 pub struct Loopback {
     pd: Arc<Pd>,
     route: Route,
     timeout: Duration,
-    /// `None` after a failed transfer, until the next one.
+    /// The queue pairs, or `None` between a failed transfer and the next one.
     pair: Option<Pair>,
 }
 
@@ -107,10 +112,10 @@ impl Loopback {
     ///
     /// # Errors
     ///
-    /// Without moving a byte: [`Error::Lookup`] if the cache fails, [`Error::LengthMismatch`],
-    /// [`Error::OtherDomain`], [`Error::ForkedChild`]; after an earlier error, those of
-    /// [`connect`](Self::connect). During the transfer: [`Error::Completion`] if the device fails,
-    /// [`Error::TimedOut`].
+    /// Before the transfer: [`Error::Lookup`] if the cache fails, [`Error::LengthMismatch`],
+    /// [`Error::OtherDomain`], [`Error::ForkedChild`]. If the last transfer failed, also the errors
+    /// of [`connect`](Self::connect). During the transfer: [`Error::Completion`] if the device
+    /// fails, [`Error::TimedOut`].
     pub fn send<M: Monitor>(
         &mut self,
         cache: &Cache<MrRegistrar, M>,
@@ -162,8 +167,9 @@ impl Loopback {
         let from = cache.get(source.as_ptr(), source.len(), from)?;
         let to = cache.get(destination.as_ptr(), destination.len(), to)?;
         let (from, to) = (from.registration(), to.registration());
-        // SAFETY: both registrations were looked up while the slices are borrowed, so that their
-        // memory cannot be moved or unmapped since, and a lookup never returns a stale one.
+        // SAFETY: both registrations were looked up while the slices are borrowed. So their memory
+        // cannot have been moved or unmapped since the lookup. A lookup never returns a stale
+        // registration.
         unsafe { self.transfer(operation, Ends::new(source, from, destination, to)) }
     }
 
@@ -177,9 +183,9 @@ impl Loopback {
     ///
     /// # Safety
     ///
-    /// The pages that `source_mr` and `destination_mr` have pinned under the slices are mapped
-    /// there and nowhere else. That is false for a registration that is stale because its memory
-    /// was moved, by `mremap` or by a `realloc` that uses it.
+    /// The pages that `source_mr` and `destination_mr` have pinned for the slices are mapped at the
+    /// slices and nowhere else. A registration breaks this condition if its memory was moved after
+    /// registering, by `mremap` or by a `realloc` that uses `mremap`.
     pub unsafe fn send_registered(
         &mut self,
         source: &[u8],
@@ -259,8 +265,8 @@ impl Loopback {
         self.check_end(End::Source, ends.source, ends.source_mr)?;
         self.check_end(End::Destination, ends.destination, ends.destination_mr)?;
 
-        // The device reaches the memory by address, which the compiler does not see. The pointers
-        // are exposed, as they would be to foreign code.
+        // The device accesses the memory by address, which the compiler does not see. So expose the
+        // pointers, as for foreign code.
         let message = Message {
             source: ends.source.as_ptr().expose_provenance(),
             source_mr: ends.source_mr,
@@ -274,8 +280,8 @@ impl Loopback {
             started: Instant::now(),
             timeout: self.timeout,
         };
-        // The pair is out of `self` while work requests are outstanding. So no way out of this
-        // function leaves a pair in use that may have some.
+        // The pair is taken out of `self` while work requests are outstanding. So however this
+        // function ends, `self` has no pair with outstanding work requests.
         let pair = match self.pair.take() {
             Some(pair) => pair,
             None => Pair::connect(&self.pd, &self.route)?,
@@ -288,10 +294,10 @@ impl Loopback {
                     if index > 0 {
                         attempt.check_time()?;
                     }
-                    // SAFETY: the slices given to this function are borrowed until it returns,
-                    // `source` shared and `destination` exclusively, and so are the registrations.
-                    // It returns after all pieces have succeeded, with nothing outstanding, or
-                    // after `quiesce`.
+                    // SAFETY: this function borrows the slices until it returns, `source` shared
+                    // and `destination` exclusively. It also borrows the registrations. It returns
+                    // after all pieces have succeeded, with nothing outstanding, or after
+                    // `quiesce`.
                     unsafe { pair.exchange(&piece, &attempt) }
                 });
         match moved {
@@ -301,7 +307,8 @@ impl Loopback {
         moved
     }
 
-    /// Fails if the slice is not inside the registration, or the registration is of another domain.
+    /// Fails if the slice is not inside the registration, or if the registration is in another
+    /// protection domain.
     fn check_end(&self, end: End, slice: &[u8], mr: &Mr) -> Result<(), Error> {
         if !Arc::ptr_eq(mr.pd(), &self.pd) {
             return Err(Error::OtherDomain { end });
@@ -319,7 +326,7 @@ impl Loopback {
 
     fn max_message(&self) -> usize {
         match self.route.port().max_message as usize {
-            // The port does not say.
+            // The port does not report a limit.
             0 => MAX_MESSAGE,
             max => max.min(MAX_MESSAGE),
         }
@@ -353,7 +360,7 @@ impl<'a> Ends<'a> {
 /// A transfer in progress, and its deadline.
 struct Attempt {
     operation: Operation,
-    /// Bytes of all pieces.
+    /// The number of bytes of all pieces together.
     len: usize,
     started: Instant,
     timeout: Duration,
@@ -384,7 +391,7 @@ struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// Splits it into pieces of at most `max` bytes, which is not 0.
+    /// Splits the message into pieces of at most `max` bytes. `max` must not be 0.
     fn pieces(self, max: usize) -> impl Iterator<Item = Self> {
         (0..self.len).step_by(max).map(move |offset| Self {
             source: self.source + offset,
@@ -394,7 +401,7 @@ impl Message<'_> {
         })
     }
 
-    /// Returns the length of a piece. It is at most `MAX_MESSAGE`, which fits 32 bits.
+    /// Returns the length of a piece. It is at most `MAX_MESSAGE`, which fits in 32 bits.
     fn length(&self) -> u32 {
         self.len as u32
     }
@@ -419,9 +426,9 @@ impl Message<'_> {
 /// Two queue pairs that are connected to each other, and their common completion queue.
 #[derive(Debug)]
 struct Pair {
-    /// Posts the send, RDMA write or RDMA read.
+    /// The queue pair that posts the send, the RDMA write or the RDMA read.
     requester: Qp,
-    /// Receives the send, and is the remote side of RDMA writes and reads.
+    /// The queue pair that receives the send, and that is the remote side of RDMA writes and reads.
     responder: Qp,
     cq: Arc<Cq>,
 }
@@ -439,7 +446,7 @@ impl Pair {
         })
     }
 
-    /// Moves `message` and waits for it.
+    /// Transfers `message` and waits for the completions.
     ///
     /// # Errors
     ///
@@ -447,15 +454,16 @@ impl Pair {
     ///
     /// # Safety
     ///
-    /// Nobody writes to the source, touches the destination or deregisters their registrations
-    /// until this returns `Ok` or, if it does not, until the pair is quiesced or dropped.
+    /// Until this function returns `Ok`, no code writes to the source, uses the destination or
+    /// deregisters their registrations. If it returns an error, the same holds until the pair is
+    /// quiesced or dropped.
     unsafe fn exchange(&self, message: &Message<'_>, attempt: &Attempt) -> Result<(), Error> {
         let (source, destination) = (message.source_sge(), message.destination_sge());
         match attempt.operation {
             Operation::Send => {
-                // SAFETY: the caller's promise for the destination.
+                // SAFETY: the caller keeps the contract for the destination.
                 unsafe { self.responder.post_recv(id(End::Destination), destination) }?;
-                // SAFETY: the caller's promise for the source.
+                // SAFETY: the caller keeps the contract for the source.
                 unsafe { self.requester.post_send(id(End::Source), source) }?;
                 self.wait(2, attempt)
             }
@@ -483,7 +491,7 @@ impl Pair {
         }
     }
 
-    /// Polls until all outstanding work requests, which are `expected`, have succeeded.
+    /// Polls until all outstanding work requests have succeeded. `expected` is their number.
     fn wait(&self, expected: u32, attempt: &Attempt) -> Result<(), Error> {
         let mut done = 0;
         while done < expected {
@@ -506,7 +514,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Destroys the queue pairs. The device then touches no memory for their work requests.
+    /// Destroys the queue pairs. Afterwards the device accesses no memory for their work requests.
     fn quiesce(self) {
         for qp in [self.requester, self.responder] {
             let mut destroyed = qp.destroy();

@@ -1,4 +1,4 @@
-//! [`Mr`]: a registration.
+//! [`Mr`]: a registration of an RDMA device.
 
 use std::io;
 use std::ptr::{self, NonNull};
@@ -10,16 +10,18 @@ use regcache::VaRange;
 use crate::errno::{check, check_ptr};
 use crate::{Access, Pd};
 
-/// A registration: memory whose pages are pinned, and whose keys let the device reach it.
+/// A registration: a range whose pages are pinned, and the keys by which the device accesses it.
 ///
-/// It reaches the pages that were mapped when it was made. After `munmap` it still reaches those
-/// pages, whatever is mapped at the address. A cache solves this.
+/// The device accesses the pages that were mapped when the registration was made. After `munmap`
+/// the device still accesses those pages, even if other pages are mapped at the address. Such a
+/// registration is stale. A cache prevents the use of stale registrations.
 ///
-/// It is deregistered on drop. [`deregister`](Self::deregister) also reports whether that worked.
+/// Dropping an `Mr` deregisters it. [`deregister`](Self::deregister) does the same and returns the
+/// error, if there is one.
 #[derive(Debug)]
 pub struct Mr {
     mr: NonNull<ibv_mr>,
-    /// False once deregistered, which only a method that consumes `self` does.
+    /// False after the deregistration. Only methods that consume `self` deregister.
     live: bool,
     lkey: u32,
     rkey: u32,
@@ -28,10 +30,10 @@ pub struct Mr {
     pd: Arc<Pd>,
 }
 
-// SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`; the only verb
-// called on `mr` is the one that destroys it.
+// SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`. The only verb
+// that is called on `mr` is the one that destroys it.
 unsafe impl Send for Mr {}
-// SAFETY: through `&Mr` only fields that never change are read, and `mr` is not dereferenced.
+// SAFETY: methods with `&Mr` only read fields that never change, and do not dereference `mr`.
 unsafe impl Sync for Mr {}
 
 impl Mr {
@@ -39,14 +41,15 @@ impl Mr {
     ///
     /// # Errors
     ///
-    /// The system's error: `EFAULT` if part of the range is not mapped, or not writable though
-    /// `access` has a write; `ENOMEM` over `RLIMIT_MEMLOCK` or out of keys;
-    /// [`io::ErrorKind::InvalidInput`] if `access` has bits that [`Access`] does not name.
+    /// The system's error. `EFAULT`: part of the range is not mapped, or it is not writable and
+    /// `access` allows writes. `ENOMEM`: `RLIMIT_MEMLOCK` is reached, or the device has no key
+    /// left. [`io::ErrorKind::InvalidInput`]: `access` has bits that [`Access`] does not define.
     pub fn register(pd: &Arc<Pd>, range: VaRange, access: Access) -> io::Result<Self> {
         Self::register_with(pd, range, access, 0)
     }
 
-    /// Registers with flags that are not in [`Access`], because a cache cannot use them.
+    /// Registers with additional flags. They are not in [`Access`], because a cache cannot use
+    /// them.
     pub(crate) fn register_with(
         pd: &Arc<Pd>,
         range: VaRange,
@@ -63,14 +66,15 @@ impl Mr {
             ));
         }
         let start = range.start();
-        // C's macro `ibv_reg_mr` calls this function if the flags are not constant. Unlike the
-        // function `ibv_reg_mr`, it drops flags such as RELAXED_ORDERING that the kernel does not
-        // know.
+        // In C, `ibv_reg_mr` is a macro that calls this function if the flags are not constant.
+        // Unlike the function `ibv_reg_mr`, this function drops optional flags that the kernel does
+        // not know, such as RELAXED_ORDERING.
         //
-        // SAFETY: `pd` is allocated as long as it is borrowed, and the new registration keeps it.
-        // The address is only passed to the kernel, which pins what is mapped there or refuses.
-        // Nothing reads or writes the memory by this: that takes a work request with the keys, and
-        // posting one is either unsafe or borrows the memory (`Loopback`).
+        // SAFETY: `pd` is allocated as long as it is borrowed, and the new registration holds an
+        // `Arc` of it. The address is only passed to the kernel, which pins the pages that are
+        // mapped there or refuses. Registering neither reads nor writes the memory. Only a work
+        // request with the keys does, and posting one is either unsafe or borrows the memory
+        // (`Loopback`).
         let mr = unsafe {
             ibv_reg_mr_iova2(
                 pd.as_ptr(),
@@ -81,7 +85,7 @@ impl Mr {
             )
         };
         let mr = check_ptr(mr)?;
-        // SAFETY: `mr` was just made and nobody else has it.
+        // SAFETY: `mr` was just made, and no other code has the pointer.
         let keys = unsafe { mr.as_ref() };
         Ok(Self {
             mr,
@@ -108,35 +112,35 @@ impl Mr {
         self.rkey
     }
 
-    /// Returns the address of its first byte.
+    /// Returns the address of the first byte.
     #[inline]
     #[must_use]
     pub fn addr(&self) -> usize {
         self.range.start()
     }
 
-    /// Returns its length in bytes, which is never 0.
+    /// Returns the length in bytes, which is never 0.
     #[inline]
     #[must_use]
     pub fn length(&self) -> usize {
         self.range.len()
     }
 
-    /// Returns its range.
+    /// Returns the registered range.
     #[inline]
     #[must_use]
     pub fn range(&self) -> VaRange {
         self.range
     }
 
-    /// Returns the access that was asked for.
+    /// Returns the access that the caller of `register` requested.
     #[inline]
     #[must_use]
     pub fn access(&self) -> Access {
         self.access
     }
 
-    /// Returns libibverbs's structure, which is valid as long as `self`. Do not deregister or
+    /// Returns the structure of libibverbs, which is valid as long as `self`. Do not deregister or
     /// reregister it.
     #[inline]
     #[must_use]
@@ -144,32 +148,32 @@ impl Mr {
         self.mr.as_ptr()
     }
 
-    /// Returns the protection domain that it is in.
+    /// Returns the protection domain of the registration.
     #[inline]
     #[must_use]
     pub fn pd(&self) -> &Arc<Pd> {
         &self.pd
     }
 
-    /// Deregisters it. Its memory may have been unmapped.
+    /// Deregisters the memory, which may have been unmapped.
     ///
     /// # Errors
     ///
-    /// The system's error. The registration then stays until the device is closed. In a forked
-    /// child this always fails, as the registration belongs to the parent.
+    /// The system's error. After an error the registration exists until the device is closed. In a
+    /// forked child this call always fails, because the registration belongs to the parent.
     pub fn deregister(mut self) -> io::Result<()> {
         self.destroy()
     }
 
-    /// Deregisters it, once. `self` must not be used afterwards.
+    /// Deregisters the memory. The caller must not use `self` afterwards.
     fn destroy(&mut self) -> io::Result<()> {
         self.live = false;
         if let Err(forked) = self.pd.context().check_process() {
             return Err(io::Error::other(forked));
         }
-        // SAFETY: `mr` came from `ibv_reg_mr_iova2`; both callers consume `self`, and `live` keeps
-        // `drop` from doing it a second time after `deregister`. The domain is still allocated:
-        // `pd` is a field of `self`.
+        // SAFETY: `mr` came from `ibv_reg_mr_iova2`. It is deregistered once: both callers consume
+        // `self`, and `live` prevents a second deregistration in `drop` after `deregister`. The
+        // domain is still allocated, because `pd` is a field of `self`.
         check(unsafe { ibv_dereg_mr(self.mr.as_ptr()) })
     }
 }

@@ -1,8 +1,8 @@
-//! On-demand paging: [`OnDemand`], the operations for which a device has it, and [`OnDemandMr`], a
-//! registration that pins nothing.
+//! On-demand paging (ODP): [`OnDemand`], the operations for which a device supports it, and
+//! [`OnDemandMr`], a registration that pins nothing.
 //!
-//! A cache cannot use it, as registrars promise pinned pages. It follows the page tables when the
-//! mapping changes. Benchmarks compare it with a cache.
+//! With ODP the device follows the page tables when the mapping changes. A cache cannot use such
+//! registrations, because registrars promise pinned pages. Benchmarks compare ODP with a cache.
 
 use std::io;
 use std::mem::{self, offset_of};
@@ -19,8 +19,8 @@ use crate::errno::check;
 use crate::{Access, Context, Error, Mr, Pd};
 
 bitflags::bitflags! {
-    /// The operations of a reliable connection that may use a registration that pins nothing. It is
-    /// empty if the device has no such registrations.
+    /// The operations of a reliable connection that may use a registration with ODP. The set is
+    /// empty if the device does not support ODP.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct OnDemand: u32 {
         /// The source of a send.
@@ -39,20 +39,20 @@ bitflags::bitflags! {
 }
 
 impl Context {
-    /// Returns the operations of reliable connections for which the device has *explicit* on-demand
-    /// paging: registrations of single ranges that pin nothing. It is empty if the device has none,
-    /// or its provider cannot be asked.
+    /// Returns the operations of reliable connections for which the device supports *explicit* ODP:
+    /// registrations of single ranges that pin nothing. The set is empty if the device supports
+    /// none, or if its provider cannot be queried.
     ///
     /// # Errors
     ///
     /// [`Error::Query`].
     pub fn on_demand(&self) -> Result<OnDemand, Error> {
-        // This is C's inline `ibv_query_device_ex`, which calls a function of the provider that no
-        // library exports. (rdma-sys 0.3 has it, but never finds the function on 64-bit machines:
-        // see `Context::port`.)
+        // This code does the work of C's inline `ibv_query_device_ex`, which calls a function of
+        // the provider that no library exports. (rdma-sys 0.3 has this inline function, but on
+        // 64-bit machines it never finds the provider's function: see `Context::port`.)
         //
-        // SAFETY: the context is open, so libibverbs has filled it in. All ones in `abi_compat`
-        // mean that it is the last field of a `verbs_context`.
+        // SAFETY: the context is open, so libibverbs has set its fields. If all bits of
+        // `abi_compat` are set, the context is the last field of a `verbs_context`.
         let verbs = unsafe {
             let context = self.as_ptr();
             if (*context).abi_compat.addr() != usize::MAX {
@@ -63,9 +63,11 @@ impl Context {
                 .wrapping_sub(offset_of!(verbs_context, context))
                 .cast::<verbs_context>()
         };
-        // The structure grows at its front, and has its size in `sz`.
+        // Newer versions of the structure have more fields at its front. The field `sz` has its
+        // size.
         let needed = size_of::<verbs_context>() - offset_of!(verbs_context, query_device_ex);
-        // SAFETY: as above. Every version has `sz`, and it says that the other field exists.
+        // SAFETY: as above. Every version has the field `sz`. Its value shows that the field
+        // `query_device_ex` exists.
         let query = unsafe {
             if (*verbs).sz < needed {
                 return Ok(OnDemand::empty());
@@ -75,10 +77,10 @@ impl Context {
         let Some(query) = query else {
             return Ok(OnDemand::empty());
         };
-        // SAFETY: a C struct of integers and arrays of them, for which zero is a value.
+        // SAFETY: zero is a valid value of this C struct of integers and arrays of integers.
         let mut attr: ibv_device_attr_ex = unsafe { mem::zeroed() };
-        // SAFETY: the context is open, C callers pass no input either, and `attr` lives through the
-        // call.
+        // SAFETY: the context is open, and `attr` lives through the call. The input may be null, as
+        // C callers also pass.
         let queried = unsafe {
             query(
                 self.as_ptr(),
@@ -103,22 +105,23 @@ fn of(attr: &ibv_device_attr_ex) -> OnDemand {
     OnDemand::from_bits_truncate(attr.odp_caps.per_transport_caps.rc_odp_caps)
 }
 
-/// A registration through which the device follows the page tables of this process. It pins
-/// nothing. A transfer moves the pages that are mapped at that time, and faults in missing ones.
+/// A registration with ODP, through which the device follows the page tables of this process. It
+/// pins nothing. A transfer moves the pages that are mapped at that time, and faults in missing
+/// pages.
 ///
-/// SoftRoCE has it, but up to Linux 7.3 at least it moves wrong bytes in each packet that does not
-/// start at a page boundary.
+/// SoftRoCE supports ODP. But at least up to Linux 7.3 it moves wrong bytes in each packet that
+/// does not start at a page boundary.
 ///
-/// It is deregistered on drop.
+/// Dropping it deregisters the range.
 #[derive(Debug)]
 pub struct OnDemandMr(Mr);
 
 impl OnDemandMr {
-    /// Registers `range` in `pd`, whose device must have it ([`Context::on_demand`]).
+    /// Registers `range` in `pd`, whose device must support ODP ([`Context::on_demand`]).
     ///
     /// # Errors
     ///
-    /// The system's error: `EOPNOTSUPP` if the device does not have it.
+    /// The system's error: `EOPNOTSUPP` if the device does not support ODP.
     pub fn register(pd: &Arc<Pd>, range: VaRange, access: Access) -> io::Result<Self> {
         let on_demand = ibv_access_flags::IBV_ACCESS_ON_DEMAND.0;
         Mr::register_with(pd, range, access, on_demand).map(Self)
@@ -143,11 +146,11 @@ mod tests {
 
     #[test]
     fn what_is_offered_counts_only_where_ranges_can_be_registered_so() {
-        // SAFETY: as in `on_demand`.
+        // SAFETY: zero is a valid value, as in `on_demand`.
         let mut attr: ibv_device_attr_ex = unsafe { mem::zeroed() };
         attr.odp_caps.per_transport_caps.rc_odp_caps = 0b1101;
         assert_eq!(of(&attr), OnDemand::empty());
-        // Bit 1 alone means the whole address space at once.
+        // Bit 1 alone means implicit ODP, which registers the whole address space at once.
         attr.odp_caps.general_caps = 2;
         assert_eq!(of(&attr), OnDemand::empty());
         attr.odp_caps.general_caps = 3;

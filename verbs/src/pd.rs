@@ -8,11 +8,11 @@ use rdma_sys::{ibv_alloc_pd, ibv_dealloc_pd, ibv_pd};
 use crate::errno::{check, check_ptr};
 use crate::{Context, Error};
 
-/// A protection domain: keys made in it work only on queue pairs made in it.
+/// A protection domain. The keys of its registrations work only on its queue pairs.
 #[derive(Debug)]
 pub struct Pd {
     pd: NonNull<ibv_pd>,
-    /// False if other code deallocates it.
+    /// False if other code deallocates the domain.
     owned: bool,
     context: Arc<Context>,
 }
@@ -29,7 +29,8 @@ impl Pd {
     ///
     /// [`Error::AllocPd`].
     pub fn alloc(context: &Arc<Context>) -> Result<Arc<Self>, Error> {
-        // SAFETY: `context` is open as long as it is borrowed, and the new domain keeps it open.
+        // SAFETY: `context` is open as long as it is borrowed, and the new domain holds an `Arc` of
+        // it.
         let pd = unsafe { ibv_alloc_pd(context.as_ptr()) };
         let pd = check_ptr(pd).map_err(|source| Error::AllocPd { source })?;
         Ok(Arc::new(Self {
@@ -39,16 +40,16 @@ impl Pd {
         }))
     }
 
-    /// Wraps a protection domain that other code has allocated, and will deallocate. Use it in a
+    /// Wraps a protection domain that other code has allocated and will deallocate. Use it in a
     /// program that uses libibverbs directly or through another crate.
     ///
     /// # Safety
     ///
-    /// This process has opened the device of `pd`. `pd` stays allocated while the result, or
-    /// anything made from it, lives.
+    /// This process has opened the device of `pd`. `pd` stays allocated while the result, or any
+    /// object made from it, lives.
     #[must_use]
     pub unsafe fn borrowed(pd: NonNull<ibv_pd>) -> Arc<Self> {
-        // SAFETY: allocated, so that libibverbs has filled it in.
+        // SAFETY: the domain is allocated, so libibverbs has set its fields.
         let context = unsafe { Context::borrowed((*pd.as_ptr()).context) };
         Arc::new(Self {
             pd,
@@ -57,13 +58,13 @@ impl Pd {
         })
     }
 
-    /// Returns the device that it is on.
+    /// Returns the device of the domain.
     #[must_use]
     pub fn context(&self) -> &Arc<Context> {
         &self.context
     }
 
-    /// Returns the pointer, which is valid as long as `self`.
+    /// Returns the pointer to the C object, which is valid as long as `self`.
     pub(crate) fn as_ptr(&self) -> *mut ibv_pd {
         self.pd.as_ptr()
     }
@@ -74,12 +75,13 @@ impl Drop for Pd {
         if !self.owned || !self.context.is_ours() {
             return;
         }
-        // SAFETY: `pd` came from `ibv_alloc_pd` and is deallocated once; registrations and queue
-        // pairs made in it held an `Arc` of `self` and are gone. `context` is dropped after this.
+        // SAFETY: `pd` came from `ibv_alloc_pd` and is deallocated once. Registrations and queue
+        // pairs made in it held an `Arc` of `self`, so they are gone. `context` is dropped after
+        // this call.
         let deallocated = unsafe { ibv_dealloc_pd(self.as_ptr()) };
         if let Err(error) = check(deallocated) {
-            // A registration that the device refused to deregister keeps it. Closing the device
-            // frees both.
+            // A registration that the device refused to deregister keeps the domain allocated.
+            // Closing the device frees both.
             tracing::warn!(%error, "cannot deallocate the protection domain");
         }
     }

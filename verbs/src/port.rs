@@ -10,11 +10,12 @@ use rdma_sys::{
 use crate::errno::check;
 use crate::{Context, Error};
 
-/// `IBV_LINK_LAYER_INFINIBAND`, `IBV_LINK_LAYER_ETHERNET` (rdma-sys leaves the unnamed enum out).
+/// The values of `IBV_LINK_LAYER_INFINIBAND` and `IBV_LINK_LAYER_ETHERNET`. rdma-sys lacks them,
+/// because their enum has no name.
 const LINK_LAYER_INFINIBAND: u8 = 1;
 const LINK_LAYER_ETHERNET: u8 = 2;
 
-/// `IBV_QPF_GRH_REQUIRED` in the port's flags: every packet must carry a global address.
+/// The bit `IBV_QPF_GRH_REQUIRED` in the port's flags: every packet must have a global address.
 const GRH_REQUIRED: u8 = 1;
 
 /// The link layer of a port.
@@ -24,22 +25,23 @@ pub enum LinkLayer {
     InfiniBand,
     /// Ethernet (RoCE, iWARP): ports are addressed by GID.
     Ethernet,
-    /// The device does not say. The manual of `ibv_query_port` takes that as InfiniBand.
+    /// The device does not report its link layer. By the manual of `ibv_query_port` this means
+    /// InfiniBand.
     Unspecified,
 }
 
-/// State of a port, as the verbs name it.
+/// The state of a port, with the names of the verbs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortState {
-    /// No link.
+    /// The port has no link.
     Down,
-    /// The link is there; the subnet manager has not configured it.
+    /// The port has a link, but the subnet manager has not configured the port.
     Init,
-    /// Configured, not yet active.
+    /// The port is configured, but not yet active.
     Armed,
-    /// Carries traffic.
+    /// The port carries traffic.
     Active,
-    /// Was active, and has lost the link for a moment.
+    /// The port was active, and has lost the link for a short time.
     ActiveDefer,
     /// A state that the verbs do not define.
     Other(u32),
@@ -71,22 +73,22 @@ impl fmt::Display for PortState {
     }
 }
 
-/// The attributes of a port, as they were when it was queried.
+/// The attributes of a port at the time of the query.
 #[derive(Clone, Debug)]
 pub struct Port {
-    /// Its number, from 1.
+    /// The number of the port, from 1.
     pub number: u8,
-    /// Its state.
+    /// The state of the port.
     pub state: PortState,
-    /// Its link layer.
+    /// The link layer of the port.
     pub link_layer: LinkLayer,
-    /// Its local identifier on InfiniBand; 0 on Ethernet.
+    /// The local identifier (LID) on InfiniBand; 0 on Ethernet.
     pub lid: u16,
-    /// Most bytes of payload in a packet: 256 to 4096.
+    /// The maximum number of payload bytes in a packet: 256 to 4096.
     pub mtu: u32,
-    /// Most bytes in a message.
+    /// The maximum number of bytes in a message.
     pub max_message: u32,
-    /// Entries in its GID table, including empty ones.
+    /// The number of entries in the GID table of the port, including empty ones.
     pub gid_table_len: u32,
     /// True if packets must carry a GID even on InfiniBand.
     pub grh_required: bool,
@@ -121,7 +123,7 @@ impl Context {
     ///
     /// [`Error::Query`].
     pub fn port_count(&self) -> Result<u8, Error> {
-        // SAFETY: a C struct of integers and arrays of them, for which zero is a value.
+        // SAFETY: zero is a valid value of this C struct of integers and arrays of integers.
         let mut attr: ibv_device_attr = unsafe { mem::zeroed() };
         // SAFETY: the context is open, and `attr` lives through the call.
         let queried = unsafe { ibv_query_device(self.as_ptr(), &raw mut attr) };
@@ -143,12 +145,13 @@ impl Context {
                 ports,
             });
         }
-        // SAFETY: a C struct of integers, for which zero is a value.
+        // SAFETY: zero is a valid value of this C struct of integers.
         let mut attr: ibv_port_attr = unsafe { mem::zeroed() };
-        // The exported function, not C's inline one: it fills the fields up to `flags` and leaves
-        // `port_cap_flags2`, which came later and is not used here. (rdma-sys 0.3 has the inline
-        // one as `___ibv_query_port`, but compares `abi_compat` with `u32::MAX`, so that on 64-bit
-        // machines it always ends up here, and without the clearing.)
+        // This is the exported function and not C's inline one. It sets the fields up to `flags`.
+        // It leaves the newer field `port_cap_flags2`, which this crate does not use. (rdma-sys 0.3
+        // has the inline function as `___ibv_query_port`. But that function compares `abi_compat`
+        // with `u32::MAX`. So on 64-bit machines it always calls the exported function, and does
+        // not clear the structure first.)
         //
         // SAFETY: the context is open. The function writes a `_compat_ibv_port_attr`, which is a
         // prefix of `ibv_port_attr`, and `attr` lives through the call.
@@ -157,8 +160,8 @@ impl Context {
         Ok(Port::new(number, &attr))
     }
 
-    /// Returns the first port that is ACTIVE. If none is, the error has the state of the first
-    /// port.
+    /// Returns the first port that is ACTIVE. If no port is ACTIVE, the error has the state of the
+    /// first port.
     ///
     /// # Errors
     ///

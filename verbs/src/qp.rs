@@ -16,24 +16,25 @@ use rdma_sys::{
 use crate::errno::{check, check_ptr};
 use crate::{Access, Cq, Error, Pd, Route};
 
-/// The time to wait for an acknowledgement before sending again: 4.096 us * 2^17 = 0.54 s; and the
-/// number of retries. Hardware usually uses 2^14. A software device on a busy machine may not run
-/// for longer than that.
+/// The exponent of the time to wait for an acknowledgement before sending again: 4.096 us * 2^17 =
+/// 0.54 s. Hardware usually uses 2^14, which is 67 ms. On a busy machine a software device may not
+/// run at all for longer than that.
 const ACK_TIMEOUT: u8 = 17;
+/// The number of times that a packet is sent again without an acknowledgement.
 pub(crate) const RETRIES: u8 = 7;
 
-/// The number of retries if the peer has posted no receive, where 7 means no limit; and the time
-/// between them, where 12 means 0.64 ms.
+/// The number of retries if the peer has posted no receive. 7 means no limit.
 pub(crate) const RNR_RETRIES: u8 = 7;
+/// The code of the time between such retries. 12 means 0.64 ms.
 const RNR_TIMER: u8 = 12;
 
-/// RDMA reads in flight at once.
+/// The number of RDMA reads that may be in flight at once.
 pub(crate) const READS: u8 = 1;
 
-/// Packet sequence numbers have 24 bits.
+/// The mask of a packet sequence number, which has 24 bits.
 const PSN_MASK: u64 = 0xff_ffff;
 
-/// Sets how long to wait for the peer.
+/// Sets the timers and the numbers of retries.
 pub(crate) fn patience(attr: &mut ibv_qp_attr) {
     attr.min_rnr_timer = RNR_TIMER;
     attr.rnr_retry = RNR_RETRIES;
@@ -44,11 +45,11 @@ pub(crate) fn patience(attr: &mut ibv_qp_attr) {
 /// A piece of this process's memory, for a work request.
 #[derive(Clone, Copy, Debug)]
 pub struct Sge {
-    /// Its address.
+    /// The address of the first byte.
     pub addr: u64,
-    /// Its length in bytes. It must not be 0, which devices take as 2^31.
+    /// The length in bytes. It must not be 0, because devices interpret 0 as 2^31.
     pub length: u32,
-    /// The key of a registration that covers it.
+    /// The local key of a registration that covers this memory.
     pub lkey: u32,
 }
 
@@ -62,12 +63,12 @@ impl Sge {
     }
 }
 
-/// The start of memory at the peer.
+/// The start of a piece of the peer's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct RemoteMemory {
-    /// Its address in the peer's process.
+    /// The address in the peer's process.
     pub addr: u64,
-    /// The peer's key for it.
+    /// The remote key of a registration that the peer made for this memory.
     pub rkey: u32,
 }
 
@@ -76,25 +77,25 @@ pub struct RemoteMemory {
 #[derive(Debug)]
 pub struct Qp {
     qp: NonNull<ibv_qp>,
-    /// False once destroyed, which only a method that consumes `self` does.
+    /// False after the queue pair was destroyed. Only methods that consume `self` destroy it.
     live: bool,
     number: u32,
-    /// The sequence number of the first packet that it sends.
+    /// The sequence number of the first packet that the queue pair sends.
     psn: u32,
     pd: Arc<Pd>,
     _send_cq: Arc<Cq>,
     _recv_cq: Arc<Cq>,
 }
 
-// SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`; providers
+// SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`. Providers
 // lock each queue while posting.
 unsafe impl Send for Qp {}
 // SAFETY: as for Send.
 unsafe impl Sync for Qp {}
 
 impl Qp {
-    /// Creates an unconnected queue pair in `pd` that takes `depth` sends and as many receives at a
-    /// time. The completion queues must have room for their completions.
+    /// Creates an unconnected queue pair in `pd`, with room for `depth` sends and `depth` receives.
+    /// The completion queues must have room for the completions of all these work requests.
     ///
     /// # Errors
     ///
@@ -105,7 +106,7 @@ impl Qp {
         recv_cq: &Arc<Cq>,
         depth: u32,
     ) -> Result<Self, Error> {
-        // SAFETY: a C struct of integers and pointers, for which zero (null) is a value.
+        // SAFETY: zero (null) is a valid value of this C struct of integers and pointers.
         let mut init: ibv_qp_init_attr = unsafe { mem::zeroed() };
         init.send_cq = send_cq.as_ptr();
         init.recv_cq = recv_cq.as_ptr();
@@ -114,14 +115,14 @@ impl Qp {
         init.cap.max_recv_wr = depth;
         init.cap.max_send_sge = 1;
         init.cap.max_recv_sge = 1;
-        // SAFETY: domain and queues are alive while borrowed, and the queue pair keeps an `Arc` of
-        // each; `init` lives through the call.
+        // SAFETY: the domain and the queues are alive while borrowed, and the queue pair keeps an
+        // `Arc` of each. `init` lives through the call.
         let qp = unsafe { ibv_create_qp(pd.as_ptr(), &raw mut init) };
         let qp = check_ptr(qp).map_err(|source| Error::CreateQueue {
             what: "queue pair",
             source,
         })?;
-        // SAFETY: `qp` was just made, and nobody else has it.
+        // SAFETY: `qp` was just made, and no other code has the pointer.
         let number = unsafe { qp.as_ref() }.qp_num;
         Ok(Self {
             qp,
@@ -134,7 +135,8 @@ impl Qp {
         })
     }
 
-    /// Returns its number, of 24 bits, which packets of the port carry.
+    /// Returns the 24-bit number of the queue pair. Packets have this number to select the queue
+    /// pair.
     #[must_use]
     pub fn number(&self) -> u32 {
         self.number
@@ -153,10 +155,11 @@ impl Qp {
         other.to_rts(one, route)
     }
 
-    /// Moves the queue pair from RESET over INIT and RTR to RTS.
+    /// Moves the queue pair from RESET through INIT and RTR to RTS.
     fn to_rts(&self, peer: &Self, route: &Route) -> Result<(), Error> {
         type Mask = ibv_qp_attr_mask;
-        // SAFETY: a C struct of integers and of a union of such, for which zero is a value.
+        // SAFETY: zero is a valid value of this C struct, which consists of integers and of a union
+        // of integers.
         let mut attr: ibv_qp_attr = unsafe { mem::zeroed() };
         attr.port_num = route.port().number;
         attr.qp_access_flags =
@@ -207,13 +210,13 @@ impl Qp {
 
     /// Sets the attributes that `mask` names.
     pub(crate) fn modify(&self, attr: &mut ibv_qp_attr, mask: c_int) -> io::Result<()> {
-        // SAFETY: the queue pair is alive, and `attr` has all fields. Over a connection the peer
-        // reaches only memory that was registered for remote access. This side reaches memory by
-        // work requests, and posting them is unsafe.
+        // SAFETY: the queue pair is alive, and all fields of `attr` are initialised. Over a
+        // connection the peer accesses only memory that was registered for remote access. This side
+        // accesses memory by work requests, and posting them is unsafe.
         check(unsafe { ibv_modify_qp(self.as_ptr(), attr, mask) })
     }
 
-    /// Posts a receive. The next send of the peer goes to `into`.
+    /// Posts a receive into `into`. Each send of the peer uses the oldest posted receive.
     ///
     /// # Errors
     ///
@@ -221,9 +224,9 @@ impl Qp {
     ///
     /// # Safety
     ///
-    /// The device may write the memory at `into` until the completion was polled or the queue pair
-    /// destroyed. Until then no other code uses the memory, and the registration of `into.lkey` is
-    /// not deregistered.
+    /// The device may write to the memory at `into` until the completion was polled or the queue
+    /// pair was destroyed. Until then no other code uses the memory, and the registration of
+    /// `into.lkey` is not deregistered.
     pub unsafe fn post_recv(&self, wr_id: u64, into: Sge) -> Result<(), Error> {
         let mut sge = into.to_verbs();
         let mut wr = ibv_recv_wr {
@@ -249,10 +252,10 @@ impl Qp {
     /// # Safety
     ///
     /// The device may read the memory at `from` until the completion was polled or the queue pair
-    /// destroyed. Until then no code writes to the memory, and the registration of `from.lkey` is
-    /// not deregistered.
+    /// was destroyed. Until then no code writes to the memory, and the registration of `from.lkey`
+    /// is not deregistered.
     pub unsafe fn post_send(&self, wr_id: u64, from: Sge) -> Result<(), Error> {
-        // SAFETY: the contract of `post` for a send, of which the caller keeps it.
+        // SAFETY: the caller keeps the contract of `post` for a send.
         unsafe { self.post(ibv_wr_opcode::IBV_WR_SEND, wr_id, from, None) }
     }
 
@@ -264,15 +267,15 @@ impl Qp {
     ///
     /// # Safety
     ///
-    /// For `from`, as [`post_send`](Self::post_send). Until then no other code uses as many bytes
-    /// at `to`, if that is memory of this process.
+    /// The contract of [`post_send`](Self::post_send) holds for `from`. If `to` is memory of this
+    /// process, no other code uses the `from.length` bytes there until then.
     pub unsafe fn post_rdma_write(
         &self,
         wr_id: u64,
         from: Sge,
         to: RemoteMemory,
     ) -> Result<(), Error> {
-        // SAFETY: the contract of `post` for an RDMA write, of which the caller keeps it.
+        // SAFETY: the caller keeps the contract of `post` for an RDMA write.
         unsafe { self.post(ibv_wr_opcode::IBV_WR_RDMA_WRITE, wr_id, from, Some(to)) }
     }
 
@@ -284,25 +287,26 @@ impl Qp {
     ///
     /// # Safety
     ///
-    /// For `into`, as [`post_recv`](Self::post_recv). Until then no code writes to as many bytes at
-    /// `from`, if that is memory of this process.
+    /// The contract of [`post_recv`](Self::post_recv) holds for `into`. If `from` is memory of this
+    /// process, no code writes to the `into.length` bytes there until then.
     pub unsafe fn post_rdma_read(
         &self,
         wr_id: u64,
         into: Sge,
         from: RemoteMemory,
     ) -> Result<(), Error> {
-        // SAFETY: the contract of `post` for an RDMA read, of which the caller keeps it.
+        // SAFETY: the caller keeps the contract of `post` for an RDMA read.
         unsafe { self.post(ibv_wr_opcode::IBV_WR_RDMA_READ, wr_id, into, Some(from)) }
     }
 
-    /// Posts to the send queue.
+    /// Posts a work request to the send queue.
     ///
     /// # Safety
     ///
     /// The device may execute `opcode` on the memory at `local` and `remote` until the completion
-    /// was polled or the queue pair destroyed. Until then no code writes to memory that it reads or
-    /// uses memory that it writes, and the registrations stay.
+    /// was polled or the queue pair was destroyed. Until then no code writes to memory that the
+    /// device reads, and no code uses memory that the device writes. The registrations are not
+    /// deregistered until then.
     unsafe fn post(
         &self,
         opcode: ibv_wr_opcode::Type,
@@ -311,7 +315,8 @@ impl Qp {
         remote: Option<RemoteMemory>,
     ) -> Result<(), Error> {
         let mut sge = local.to_verbs();
-        // SAFETY: a C struct of integers, pointers and unions of such, for which zero is a value.
+        // SAFETY: zero is a valid value of this C struct, which consists of integers, pointers and
+        // unions of them.
         let mut wr: ibv_send_wr = unsafe { mem::zeroed() };
         wr.wr_id = wr_id;
         wr.sg_list = &raw mut sge;
@@ -354,13 +359,14 @@ impl Qp {
 
     /// Destroys the queue pair. After `Ok`, `self` must not be used.
     fn destroy_once(&mut self) -> io::Result<()> {
-        // SAFETY: `qp` came from `ibv_create_qp` and was not destroyed: `destroy` consumes `self`
-        // when it succeeds, and `live` then keeps `drop` from a second time. A failing
-        // `ibv_destroy_qp` leaves it as it was. Domain and completion queues are alive: fields.
+        // SAFETY: `qp` came from `ibv_create_qp` and was not destroyed: when `destroy` succeeds, it
+        // consumes `self`, and `live` then prevents a second destruction in `drop`. If
+        // `ibv_destroy_qp` fails, the queue pair is unchanged. The domain and the completion queues
+        // are alive, because `self` has an `Arc` of each.
         check(unsafe { ibv_destroy_qp(self.as_ptr()) })
     }
 
-    /// Returns the pointer, which is valid as long as `self`.
+    /// Returns the pointer to the C object, which is valid as long as `self`.
     fn as_ptr(&self) -> *mut ibv_qp {
         self.qp.as_ptr()
     }

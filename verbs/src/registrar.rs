@@ -7,7 +7,7 @@ use regcache::{Registrar, VaRange};
 
 use crate::{Access, Mr, Pd};
 
-/// Makes and destroys [`Mr`]s in one protection domain.
+/// A registrar that makes and destroys [`Mr`]s in one protection domain.
 #[derive(Clone, Debug)]
 pub struct MrRegistrar {
     pd: Arc<Pd>,
@@ -28,13 +28,14 @@ impl MrRegistrar {
 }
 
 // SAFETY:
-// - `ibv_reg_mr` covers the whole range or fails, with the access asked for or more
-//   (`Access::with_implied`), at the process's own addresses (the iova given is the start).
-// - It pins the pages with `pin_user_pages` between call and return, and keeps the pins until it is
-//   deregistered. ON_DEMAND, which would not pin, is not in `Access`, and `Mr::register` refuses
-//   flags that are not in it.
-// - `ibv_dereg_mr` returns 0 once the kernel has invalidated the key in the device and unpinned.
-//   `Access` has no MW_BIND, so no memory window keeps a second way in.
+// - `ibv_reg_mr` covers the whole range or fails. The registration allows the requested access or
+//   more (`Access::with_implied`). Its addresses are those of the process, because the passed iova
+//   is the start.
+// - The kernel pins the pages with `pin_user_pages` between call and return, and keeps the pins
+//   until the registration is deregistered. ON_DEMAND would not pin, but it is not in `Access`, and
+//   `Mr::register` refuses flags that are not in `Access`.
+// - `ibv_dereg_mr` returns 0 after the kernel has invalidated the key in the device and unpinned
+//   the pages. `Access` has no MW_BIND, so no memory window can still have access to them.
 unsafe impl Registrar for MrRegistrar {
     type Access = Access;
     type Registration = Mr;

@@ -1,24 +1,25 @@
-//! [`Route`]: the address by which a port is reached.
+//! [`Route`]: the address by which packets reach a port.
 
 use rdma_sys::{ibv_ah_attr, ibv_global_route};
 
 use crate::gid::{self, GidEntry};
 use crate::{Context, Error, LinkLayer, Port, PortState};
 
-/// Most routers that a packet may pass. IP stacks usually use this value.
+/// The maximum number of routers that a packet may pass. IP stacks usually use this value.
 const HOP_LIMIT: u8 = 64;
 
 /// The route from a port of this machine back to the same port.
 #[derive(Clone, Debug)]
 pub struct Route {
     port: Port,
-    /// Set on Ethernet, and on InfiniBand if the port requires it.
+    /// The GID of the port. It is set on Ethernet, and on InfiniBand if the port requires a GID.
     gid: Option<GidEntry>,
 }
 
 impl Route {
-    /// Finds the route from `port` of `context` to itself. It goes by LID on InfiniBand, and else
-    /// by the best GID of the port, which is an IPv4 address over RoCE v2 if there is one.
+    /// Finds the route from `port` of `context` to itself. On InfiniBand the route uses the LID.
+    /// Otherwise it uses the best GID of the port, which is an IPv4 address over RoCE v2 if there
+    /// is one.
     ///
     /// # Errors
     ///
@@ -52,13 +53,13 @@ impl Route {
         &self.port
     }
 
-    /// Returns the GID that it uses. `None` if it uses the LID.
+    /// Returns the GID of the route, or `None` if the route uses the LID.
     #[must_use]
     pub fn gid(&self) -> Option<&GidEntry> {
         self.gid.as_ref()
     }
 
-    /// Returns `attr` with the address of this route in it.
+    /// Returns a copy of `attr` with the address of this route.
     pub(crate) fn address(&self, attr: ibv_ah_attr) -> ibv_ah_attr {
         let grh = match self.gid {
             Some(entry) => ibv_global_route {

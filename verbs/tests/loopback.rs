@@ -1,8 +1,8 @@
 //! Checks the promises of the registrar and of the loopback connection, on a real device.
 //!
-//! Any device with an ACTIVE port is good enough. Root makes a software one by
-//! `modprobe rdma_rxe && ip link set lo up && rdma link add rxe0 type rxe netdev lo`. Then run
-//! `cargo test -p regcache-verbs --features rdma-device`.
+//! Any device with an ACTIVE port is sufficient. As root, make a software device with `modprobe
+//! rdma_rxe && ip link set lo up && rdma link add rxe0 type rxe netdev lo`. Then run `cargo test -p
+//! regcache-verbs --features rdma-device`.
 
 #![expect(clippy::unwrap_used, reason = "how a test fails")]
 
@@ -25,7 +25,8 @@ use regcache_verbs::{
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
 
-/// Sizes around the path MTU (1024 or 4096), the page, and the largest message of rxe (8 MiB).
+/// The sizes of the transfers: around the path MTU (1024 or 4096), the page size, and the largest
+/// message of rxe (8 MiB).
 const SIZES: [usize; 13] = [
     1,
     2,
@@ -46,7 +47,7 @@ const ALL: Access = Access::LOCAL_WRITE
     .union(Access::REMOTE_WRITE)
     .union(Access::REMOTE_READ);
 
-/// Anonymous pages, unmapped on drop.
+/// A mapping of anonymous pages, which is unmapped on drop.
 struct Pages {
     start: *mut u8,
     len: usize,
@@ -59,7 +60,8 @@ impl Pages {
 
     fn map_at(at: *mut u8, len: usize, protection: i32, flags: i32) -> Self {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
-        // SAFETY: without MAP_FIXED (MAP_FIXED_NOREPLACE refuses) no mapping is replaced.
+        // SAFETY: the call replaces no mapping, because MAP_FIXED is not set. MAP_FIXED_NOREPLACE
+        // fails instead of replacing.
         let start = unsafe { libc::mmap(at.cast(), len, protection, flags, -1, 0) };
         assert_ne!(start, libc::MAP_FAILED, "{}", io::Error::last_os_error());
         Self {
@@ -68,9 +70,9 @@ impl Pages {
         }
     }
 
-    /// Maps a page at an address that no mapping call of another thread gets, also between munmap
-    /// and mmap. It is far below the mappings that the kernel places, and the kernel places new
-    /// ones next to those.
+    /// Maps a page at an address that the kernel does not return to other threads, not even between
+    /// munmap and mmap. The kernel places new mappings next to existing ones, and this address is
+    /// far below them.
     fn map_apart() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0x6000_0000_0000);
         let at = NEXT.fetch_add(16 * PAGE, Ordering::Relaxed);
@@ -79,7 +81,8 @@ impl Pages {
         Self::map_at(at, PAGE, protection, libc::MAP_FIXED_NOREPLACE)
     }
 
-    /// Unmaps the pages and maps others at the same address, which the kernel may always choose.
+    /// Unmaps the pages and maps other pages at the same address. The kernel could choose this
+    /// address itself.
     fn unmapped_and_mapped_again(self) -> Self {
         let (start, len) = (self.start, self.len);
         drop(self);
@@ -104,19 +107,19 @@ impl Pages {
     }
 
     fn bytes(&self) -> &[u8] {
-        // SAFETY: `self` owns the mapping, which is readable wherever a test asks for its bytes.
+        // SAFETY: `self` owns the mapping, which is readable if a test calls this function.
         unsafe { std::slice::from_raw_parts(self.start, self.len) }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `self` owns the mapping, and is borrowed for as long as the slice.
+        // SAFETY: `self` owns the mapping, and is borrowed as long as the slice.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: the mapping is owned; borrows of its bytes are over.
+        // SAFETY: `self` owns the mapping, and borrows of its bytes are over.
         let unmapped = unsafe { libc::munmap(self.start.cast(), self.len) };
         assert_eq!(unmapped, 0);
     }
@@ -132,7 +135,7 @@ fn register(pd: &Arc<Pd>, pages: &Pages, access: Access) -> Mr {
         .unwrap()
 }
 
-/// Fills `bytes` with a pattern that differs from packet to packet, page to page and seed to seed.
+/// Fills `bytes` with a pattern that is different for each packet, page and seed.
 fn pattern(bytes: &mut [u8], seed: u32) {
     let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
     for byte in bytes {
@@ -143,7 +146,7 @@ fn pattern(bytes: &mut [u8], seed: u32) {
     }
 }
 
-/// Transfers with the tests' own registrations.
+/// Transfers with registrations that the tests made without a cache.
 trait Raw {
     fn raw_send(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error>;
     fn raw_write(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error>;
@@ -152,7 +155,8 @@ trait Raw {
 
 impl Raw for Loopback {
     fn raw_send(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error> {
-        // SAFETY: the tests unmap memory and map it again, but move no mapping elsewhere.
+        // SAFETY: the tests unmap memory and map it again, but they do not move a mapping to
+        // another address.
         unsafe { self.send_registered(from, fm, to, tm) }
     }
 
@@ -169,7 +173,8 @@ impl Raw for Loopback {
 
 type Transfer = fn(&mut Loopback, &[u8], &Mr, &mut [u8], &Mr) -> Result<(), Error>;
 
-/// Moves every size, at unaligned addresses. The bytes before and after the destination must stay.
+/// Transfers every size, at unaligned addresses. The bytes before and after the destination must
+/// not change.
 fn moves_the_bytes_at_every_size(transfer: Transfer, source: Access, destination: Access) {
     let pd = domain();
     let mut loopback = Loopback::connect(&pd).unwrap();
@@ -224,7 +229,7 @@ fn rdma_read_brings_the_source_at_every_size() {
     moves_the_bytes_at_every_size(Loopback::raw_read, Access::REMOTE_READ, Access::LOCAL_WRITE);
 }
 
-/// Shows the bug that the cache prevents, without a cache.
+/// Shows, without a cache, the bug that the cache prevents.
 #[test]
 fn a_registration_reads_the_old_page_after_munmap_and_mmap() {
     let transfers: [Transfer; 3] = [Loopback::raw_send, Loopback::raw_write, Loopback::raw_read];
@@ -244,7 +249,8 @@ fn a_registration_reads_the_old_page_after_munmap_and_mmap() {
             to.bytes()[0]
         );
 
-        // And a new registration of the same addresses reads the new page, beside the stale one.
+        // A new registration of the same addresses reads the new page, while the stale one still
+        // exists.
         let fresh = register(&pd, &new, ALL);
         transfer(&mut loopback, new.bytes(), &fresh, to.bytes_mut(), &to_mr).unwrap();
         assert!(
@@ -330,7 +336,7 @@ fn a_slice_outside_the_registration_is_refused() {
     assert!(to.bytes().iter().all(|&byte| byte == 2));
     assert!(pages.bytes().iter().all(|&byte| byte == 1));
 
-    // Its very first and last bytes are inside.
+    // Slices with the first and the last byte of the registration are inside it.
     for slice in [PAGE..PAGE + 1, 3 * PAGE - 1..3 * PAGE, PAGE..3 * PAGE] {
         let len = slice.len();
         loopback
@@ -381,7 +387,8 @@ fn a_registration_of_another_domain_is_refused() {
     ));
 }
 
-/// Checks the error of a transfer that its registrations do not allow.
+/// Checks that a transfer fails if its registrations do not allow it, and that the next transfer
+/// succeeds.
 fn is_refused_and_the_next_is_not(
     transfer: Transfer,
     source: Access,
@@ -457,18 +464,18 @@ fn a_receive_without_local_write_fails_and_leaves_the_connection_usable() {
         Access::REMOTE_READ,
         &[
             (End::Destination, WcStatus::LOC_PROT_ERR),
-            // rxe reports this status.
+            // rxe reports this status instead of LOC_PROT_ERR.
             (End::Destination, WcStatus::LOC_QP_OP_ERR),
             (End::Source, WcStatus::REM_OP_ERR),
         ],
     );
 }
 
-/// Checks that the device has stopped writing when the error comes.
+/// Checks that the device no longer writes after the transfer has returned an error.
 ///
-/// rxe does nearly all the work in the call that posts it. So most of these transfers end between
-/// their two messages, and few within one. `a_destroyed_queue_pair_lets_go_of_its_receive` has a
-/// work request that is certainly outstanding.
+/// rxe does most of the work in the call that posts the work request. So most of these transfers
+/// time out between their two messages, and few time out within a message. In
+/// `a_destroyed_queue_pair_lets_go_of_its_receive` a work request is certainly outstanding.
 #[test]
 fn a_transfer_given_up_writes_no_more_and_leaves_the_connection_usable() {
     const SIZE: usize = 16 * MIB;
@@ -574,7 +581,7 @@ fn a_registration_says_what_it_was_made_for() {
     assert_ne!(mr.lkey(), other.lkey());
 }
 
-/// Checks the promise of `deregister`, with keys that a peer has kept.
+/// Checks that after `deregister` the keys no longer work, even if a peer still uses them.
 #[test]
 fn a_deregistered_key_reaches_no_memory() {
     let pd = domain();
@@ -600,7 +607,8 @@ fn a_deregistered_key_reaches_no_memory() {
     let two = Qp::create(&pd, &cq, &cq, 4).unwrap();
     assert_ne!(one.number(), two.number());
     Qp::connect(&one, &two, &route).unwrap();
-    // SAFETY: `from` and `to` are mapped and left alone until the completion has been polled.
+    // SAFETY: `from` and `to` stay mapped, and no code uses them until the completion has been
+    // polled.
     unsafe { one.post_rdma_write(77, sge, remote) }.unwrap();
     let started = Instant::now();
     let completion = loop {
@@ -620,7 +628,7 @@ fn a_deregistered_key_reaches_no_memory() {
 }
 
 /// Checks the property that `Loopback` relies on after an error. A receive is outstanding until a
-/// send comes, so this does not depend on timing.
+/// send arrives, so this test does not depend on timing.
 #[test]
 fn a_destroyed_queue_pair_lets_go_of_its_receive() {
     let pd = domain();
@@ -639,14 +647,15 @@ fn a_destroyed_queue_pair_lets_go_of_its_receive() {
         let one = Qp::create(&pd, &cq, &cq, 4).unwrap();
         let two = Qp::create(&pd, &cq, &cq, 4).unwrap();
         Qp::connect(&one, &two, &route).unwrap();
-        // SAFETY: `to` is mapped until the end, and looked at only once the receive is over.
+        // SAFETY: `to` is mapped until the end of the test, and is read only after the receive has
+        // ended.
         unsafe { two.post_recv(2, sge(&to_mr)) }.unwrap();
         let two = if destroyed {
             two.destroy().map(|()| None).unwrap()
         } else {
             Some(two)
         };
-        // SAFETY: `from` is mapped and left alone until the end.
+        // SAFETY: `from` stays mapped, and no code writes to it until the end of the test.
         unsafe { one.post_send(1, sge(&from_mr)) }.unwrap();
         thread::sleep(Duration::from_millis(200));
         drop((one, two));
@@ -735,7 +744,7 @@ fn flags_that_are_no_permissions_are_accepted() {
     Mr::register(&pd, pages.range(), ALL | Access::RELAXED_ORDERING).unwrap();
 }
 
-/// A child that drops all that it has inherited must not deregister it for its parent.
+/// Checks that a child which drops its inherited objects does not deregister its parent's memory.
 #[test]
 fn a_forked_child_deregisters_nothing_of_its_parents() {
     let pd = domain();
@@ -743,8 +752,8 @@ fn a_forked_child_deregisters_nothing_of_its_parents() {
     let from = Pages::map(PAGE).filled(b'A');
     let mut to = Pages::map(PAGE).filled(b'B');
     let (from_mr, to_mr) = (register(&pd, &from, ALL), register(&pd, &to, ALL));
-    // SAFETY: the child allocates nothing and takes no lock but malloc's, which fork leaves free,
-    // before it leaves by `_exit`.
+    // SAFETY: before it calls `_exit`, the child takes no lock except malloc's, which is free in a
+    // child after fork.
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
@@ -752,11 +761,11 @@ fn a_forked_child_deregisters_nothing_of_its_parents() {
         let refused = matches!(refused, Err(Error::ForkedChild { .. }));
         let kept = from_mr.deregister().is_err();
         drop((loopback, to_mr, pd));
-        // SAFETY: leaves without running the test harness's own exit.
+        // SAFETY: the child ends without running the exit code of the test harness.
         unsafe { libc::_exit(if refused && kept { 0 } else { 1 }) };
     }
     let mut status = 0;
-    // SAFETY: waits for the child just made; `status` lives through the call.
+    // SAFETY: the call waits for the child that was just made, and `status` lives through the call.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
     assert_eq!((waited, status), (child, 0));
 
@@ -768,7 +777,7 @@ fn a_forked_child_deregisters_nothing_of_its_parents() {
     to_mr.deregister().unwrap();
 }
 
-/// Runs the ignored test `name` of this program in its own process.
+/// Runs the ignored test `name` of this program in a separate process.
 fn in_a_process_of_its_own(name: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", name])
@@ -785,9 +794,9 @@ fn assert_passed(output: &Output) {
     );
 }
 
-/// Changes to user and group nobody, which drops the capabilities of root.
+/// Changes the user and the group to nobody, which drops the capabilities of root.
 fn become_nobody() {
-    // SAFETY: changes credentials only. (libc's call does it for all threads.)
+    // SAFETY: the call only changes credentials. (libc changes them for all threads.)
     let group = unsafe { libc::setgid(65534) };
     // SAFETY: as above.
     let user = unsafe { libc::setuid(65534) };
@@ -828,9 +837,9 @@ fn a_device_that_this_user_may_not_open_says_so() {
 #[test]
 #[ignore = "changes its process; run by a_device_that_this_user_may_not_open_says_so"]
 fn as_nobody_opening_a_device_of_roots() {
-    // On many systems every user may open it. This process gets its own /dev/infiniband, in which
-    // each device is a file that only root may open.
-    // SAFETY: takes this process out of the shared mount namespace, and no memory.
+    // On many systems every user may open the device. So this process gets a separate
+    // /dev/infiniband, in which each device is a file that only root may open. SAFETY: the call
+    // moves this process to a new mount namespace, and accesses no memory.
     let unshared = unsafe { libc::unshare(libc::CLONE_NEWNS) };
     assert_eq!(unshared, 0, "{}", io::Error::last_os_error());
     let nodes: Vec<_> = std::fs::read_dir("/dev/infiniband")
@@ -874,8 +883,8 @@ fn mount(from: &CStr, at: &CStr, flags: libc::c_ulong) {
     assert_eq!(mounted, 0, "{at:?}: {}", io::Error::last_os_error());
 }
 
-/// A destroyed queue pair has no work requests. rxe seldom leaves one outstanding, so no other test
-/// would notice one.
+/// Checks that a destroyed queue pair has no work requests. rxe seldom has outstanding work
+/// requests, so no other test would notice a remaining one.
 #[test]
 fn a_failed_transfer_leaves_no_queue_pair_behind() {
     let pd = domain();
@@ -899,8 +908,8 @@ fn a_failed_transfer_leaves_no_queue_pair_behind() {
     assert_eq!(queue_pairs_of_this_thread(), 0);
 }
 
-/// Counts the queue pairs that this thread has made, as the kernel lists them. It asks `rdma` of
-/// iproute2, which also makes software devices.
+/// Counts the queue pairs that this thread has made, in the kernel's list. It reads the list with
+/// the program `rdma` of iproute2, which is also needed to make software devices.
 fn queue_pairs_of_this_thread() -> usize {
     let output = Command::new("rdma")
         .args(["resource", "show", "qp"])
@@ -911,7 +920,7 @@ fn queue_pairs_of_this_thread() -> usize {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    // SAFETY: returns a number.
+    // SAFETY: the call has no arguments and returns a number.
     let thread = unsafe { libc::gettid() };
     let thread = format!(" pid {thread} ");
     String::from_utf8_lossy(&output.stdout)

@@ -1,4 +1,4 @@
-//! Checks the error on a machine without an RDMA device. On a machine with one, it opens the
+//! Checks the error on a machine without an RDMA device. On a machine with a device, opens the
 //! device.
 
 use regcache_verbs::{Context, Error, device_names};

@@ -1,6 +1,8 @@
-//! Runs the two benchmarks. One measures lookups beside UCX's registration cache, on this machine.
-//! The other measures transfers for each way to register their buffers: on this machine over
-//! io_uring, and in a virtual machine over rxe.
+//! Runs the two benchmarks.
+//!
+//! The first benchmark measures lookups of regcache and of UCX's registration cache, on this
+//! machine. The second measures transfers with each strategy that registers their buffers. It uses
+//! io_uring on this machine, and rxe in a virtual machine.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,13 +16,13 @@ use crate::project::{Project, cargo};
 use crate::setup;
 use crate::vm;
 
-/// The packages that link UCX's cache and count instructions.
+/// The packages that are needed to link UCX's cache and to count instructions.
 pub(crate) const PACKAGES: &[&str] = &["gcc", "libc6-dev", "libucx-dev", "pkg-config", "valgrind"];
 
 /// The packages of the other libraries whose transfers are measured.
 pub(crate) const PEERS: &[&str] = &["libfabric-dev"];
 
-/// How much to measure.
+/// The amount of measuring, and the place of the report.
 #[derive(clap::Args)]
 pub(crate) struct Amount {
     /// Make a tenth of the measurements, which takes a minute or two
@@ -35,12 +37,12 @@ pub(crate) struct Amount {
     /// Boot this kernel in the virtual machine
     #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default(), requires = "rxe")]
     kernel: Series,
-    /// Measure only the figures whose names begin with this, such as hit/2threads
+    /// Measure only the figures whose names begin with this text, such as hit/2threads
     #[arg(value_name = "FIGURE", conflicts_with = "rxe")]
     only: Option<String>,
 }
 
-/// Measures. The programs print the tables.
+/// Runs the benchmark that the options select. The programs print the tables.
 pub(crate) fn run(project: &Project, amount: &Amount) -> Result<u8, Error> {
     if amount.rxe {
         return transfers(project, amount);
@@ -58,7 +60,7 @@ pub(crate) fn run(project: &Project, amount: &Amount) -> Result<u8, Error> {
     cmd::run(&mut lookup).map(|()| 0)
 }
 
-/// Measures transfers and makes the report.
+/// Measures transfers and writes the report.
 fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD, PEERS].concat())?;
     let program = transfer_program(project, amount.kernel)?;
@@ -72,14 +74,14 @@ fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
     let script = project.root.join("bench/transfer/interface.sh");
     let mut command: Vec<OsString> = vec!["sh".into(), script.into(), program.clone().into()];
     command.extend(["measure", "--device", "rxe_if"].map(OsString::from));
-    // libfabric is in no root file system but this machine's.
+    // Only this machine's root file system contains libfabric.
     if amount.kernel == Series::default() {
         command.extend(["--peers", "10.78.0.1"].map(OsString::from));
     }
     command.extend(amount.flags().map(OsString::from));
     command.extend(["--json".into(), rxe.clone().into()]);
-    // The time of an emulated CPU depends on the load of this machine. Its instruction count does
-    // not.
+    // The times of an emulated CPU depend on the load of this machine, but its instruction count
+    // does not. So instructions are counted if the machine is emulated.
     let icount = !vm::has_kvm();
     if icount {
         command.extend(["--clock", "instructions"].map(OsString::from));
@@ -115,7 +117,7 @@ fn report(project: &Project, amount: &Amount, program: &Path, runs: &[&Path]) ->
     cmd::run(&mut report)
 }
 
-/// Builds the program and returns its path.
+/// Builds the program and returns the program's path.
 fn transfer_program(project: &Project, kernel: Series) -> Result<PathBuf, Error> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", "regcache-bench-transfer"]);
@@ -127,12 +129,12 @@ fn transfer_program(project: &Project, kernel: Series) -> Result<PathBuf, Error>
 }
 
 impl Amount {
-    /// The options that the program takes.
+    /// Returns the options to pass to the program.
     fn flags(&self) -> impl Iterator<Item = &'static str> {
         self.quick.then_some("--quick").into_iter()
     }
 
-    /// The options as a user types them.
+    /// Returns the options in the form that a user types.
     fn words(&self) -> String {
         self.flags().map(|flag| format!(" {flag}")).collect()
     }

@@ -1,10 +1,10 @@
-//! Runs a program to its end and makes a failure a message that names the command line.
+//! Runs programs and waits for their end. If a program fails, the error names the command line.
 
 use std::process::{Command, ExitStatus, Output, Stdio};
 
 use crate::error::Error;
 
-/// Runs the command with its output shown; anything but success is an error.
+/// Runs the command and shows its output. Returns an error unless the command succeeds.
 pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
     let status = status(command)?;
     if status.success() {
@@ -13,19 +13,19 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Error> {
     Err(failed(command, status, ""))
 }
 
-/// Runs the command with its output shown and returns how it ended.
+/// Runs the command, shows its output, and returns its exit status.
 pub(crate) fn status(command: &mut Command) -> Result<ExitStatus, Error> {
     let ended = command.stdin(Stdio::null()).status();
     ended.map_err(|source| not_started(command, &source))
 }
 
-/// Runs the command and returns its output and status, whether it succeeded or not.
+/// Runs the command and returns its output and status, even if it failed.
 pub(crate) fn output(command: &mut Command) -> Result<Output, Error> {
     let ended = command.stdin(Stdio::null()).output();
     ended.map_err(|source| not_started(command, &source))
 }
 
-/// Runs the command and returns its stdout. If it fails, its stderr is in the error.
+/// Runs the command and returns its stdout. If the command fails, the error contains its stderr.
 pub(crate) fn read(command: &mut Command) -> Result<String, Error> {
     let output = output(command)?;
     if !output.status.success() {
@@ -35,12 +35,13 @@ pub(crate) fn read(command: &mut Command) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs the command with its stderr shown and returns its stdout.
+/// Runs the command, shows its stderr, and returns its stdout.
 pub(crate) fn read_showing_stderr(command: &mut Command) -> Result<String, Error> {
     read(command.stderr(Stdio::inherit()))
 }
 
-/// Removes the variables by which cargo, or a make that runs us, would change a kernel's build.
+/// Removes variables that would change a kernel's build. Cargo sets some of them, and so does a
+/// make that runs xtask.
 pub(crate) fn without_make_settings(command: &mut Command) {
     for name in [
         "MAKEFLAGS",
@@ -56,7 +57,7 @@ pub(crate) fn without_make_settings(command: &mut Command) {
     command.env("LC_ALL", "C");
 }
 
-/// The command line, as a user types it.
+/// Returns the command line, in the form that a user types.
 pub(crate) fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words: Vec<_> = words
@@ -65,7 +66,7 @@ pub(crate) fn line(command: &Command) -> String {
     words.join(" ")
 }
 
-/// The word, quoted for a POSIX shell where it needs to be.
+/// Returns the word, quoted for a POSIX shell if necessary.
 pub(crate) fn shell_quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-+./:=,@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

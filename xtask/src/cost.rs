@@ -1,5 +1,5 @@
-//! Counts the instructions that the driver costs: runs the program `driver-cost` in a virtual
-//! machine whose clock counts them.
+//! Counts the instructions that the driver costs. It runs the program `driver-cost` in a virtual
+//! machine whose clock counts instructions.
 
 use std::ffi::OsString;
 use std::io;

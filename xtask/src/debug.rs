@@ -1,8 +1,10 @@
-//! Builds a kernel that looks for faults in itself, from Debian's source of Linux 6.1.
+//! Builds a kernel that detects its own faults, from Debian's source of Linux 6.1.
 //!
-//! `debug.config` switches on KASAN, lockdep, kmemleak and fault injection, and little else but
-//! what the tests need. The kernel is built once, in the target directory. A changed configuration
-//! rebuilds the parts that it affects.
+//! `debug.config` switches on KASAN, lockdep, kmemleak and fault injection. Apart from these, it
+//! switches on little more than the tests need.
+//!
+//! The kernel is built once, in the target directory. If the configuration changes, only the
+//! affected parts are built again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,14 +20,15 @@ use crate::source;
 
 const CONFIG: &str = include_str!("debug.config");
 
-/// The Makefiles of the parts that KASAN does not check. After its first report, lockdep stops for
-/// good.
+/// The Makefiles of the parts that KASAN does not check.
 ///
-/// When rxe 6.1 has copied to the end of a registration, it loads a pointer from past the end of
-/// the map and does not use it (`rxe_mr_copy`; gone since Linux 6.3).
+/// rxe 6.1 has a fault that KASAN would report. When `rxe_mr_copy` has copied to the end of a
+/// registration, it loads a pointer from beyond the end of the map. It does not use this pointer,
+/// and Linux 6.3 no longer loads it. The report must be avoided, because lockdep stops for good
+/// after KASAN's first report.
 const WITHOUT_KASAN: &[&str] = &["drivers/infiniband/sw/rxe/Makefile"];
 
-/// The packages that build a kernel, in addition to its source.
+/// The packages that are needed to build a kernel, in addition to its source.
 const PACKAGES: &[&str] = &[
     "bc",
     "bison",
@@ -37,8 +40,8 @@ const PACKAGES: &[&str] = &[
     source::PACKAGE,
 ];
 
-/// The tree with the built kernel. It is built now if it is missing or was built from other
-/// sources.
+/// Returns the tree with the built kernel. Builds the kernel if it is missing, or if it was built
+/// from other sources.
 pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
     let dir = project.own_dir().join("debug");
     let tree = dir.join("linux");
@@ -84,7 +87,7 @@ fn leave_alone(makefile: &Path) -> Result<(), Error> {
 }
 
 /// Configures the settings of `debug.config` and their dependencies, and nothing else. Fails if a
-/// setting did not take effect.
+/// setting does not take effect.
 fn configure(dir: &Path, tree: &Path) -> Result<(), Error> {
     let wanted = dir.join("debug.config");
     fs::write(&wanted, CONFIG).at(&wanted)?;
@@ -107,7 +110,7 @@ fn configure(dir: &Path, tree: &Path) -> Result<(), Error> {
     })
 }
 
-/// The wanted settings that the configuration does not have.
+/// Returns the wanted settings that the configuration does not contain.
 fn not_taken<'a>(wanted: &'a str, got: &str) -> Vec<&'a str> {
     let got: Vec<_> = got.lines().collect();
     let settings = wanted.lines().filter(|line| line.starts_with("CONFIG_"));

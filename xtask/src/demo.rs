@@ -1,8 +1,8 @@
-//! Shows the bug, and that regcache does not have it.
+//! Demonstrates that a naive cache has the bug and that regcache does not have it.
 //!
-//! One program needs only this machine: it uses io_uring and userfaultfd. Another program needs
-//! the driver and an RDMA device. It runs in the virtual machine, and on this machine if both are
-//! here.
+//! The demo runs two programs. The first uses io_uring and userfaultfd, and runs on this machine.
+//! The second needs the driver and an RDMA device, and runs in the virtual machine. If this machine
+//! has the driver and a device, the second program also runs here.
 
 use std::ffi::OsString;
 use std::fs;
@@ -19,17 +19,17 @@ use crate::vm;
 const PACKAGE: &str = "regcache-repro-rdma";
 const PROGRAM: &str = "reuse";
 
-/// The package that needs no system package.
+/// The package of the first program. It needs no system package to build.
 const HOST_PACKAGE: &str = "regcache-repro";
 const HOST_PROGRAM: &str = "reuse-host";
 
-/// Its exit status on a machine without io_uring.
+/// The exit status of the first program on a machine without io_uring.
 const NOT_HERE: i32 = 77;
 
-/// The beginning of each line of results.
+/// The first word of each line of results.
 const RESULT: &str = "reuse:";
 
-/// Runs the programs wherever they can run, and prints their lines of results at the end.
+/// Runs each program where it can run, and prints the lines of results at the end.
 pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8, Error> {
     let arguments = ["--rounds".to_owned(), rounds.to_string()];
 
@@ -45,9 +45,9 @@ pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8,
             results.push('\n');
         }
         let status = match status {
-            Ok(()) if lines.is_empty() => {
-                Err(format!("it printed no line that begins with {RESULT}"))
-            }
+            Ok(()) if lines.is_empty() => Err(format!(
+                "the program printed no line that begins with {RESULT}"
+            )),
             other => other,
         };
         if let Err(why) = status {
@@ -101,7 +101,7 @@ fn as_result(status: ExitStatus) -> Result<(), String> {
     }
 }
 
-/// Builds a program of this package and returns where it is.
+/// Builds a program of this package and returns the program's path.
 pub(crate) fn build(project: &Project, package: &str, program: &str) -> Result<PathBuf, Error> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", package, "--bin", program]);

@@ -1,9 +1,9 @@
-//! The errors of the developers' commands. Each message says what to do.
+//! The errors of the developers' commands. Each message describes the remedy.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A command failed.
+/// The reason why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// A file could not be read, written or removed.
@@ -18,13 +18,13 @@ pub(crate) enum Error {
     /// A program could not be started, or ended with a failure.
     #[error("{command}: {why}")]
     Command {
-        /// The command line, as a user types it.
+        /// The command line, in the form that a user types.
         command: String,
-        /// Its status, and its output unless that was shown already.
+        /// The exit status, and the output if it was not shown before.
         why: String,
     },
 
-    /// The output of a command has another form than expected.
+    /// The output of a command does not have the expected form.
     #[error("{command} printed something unexpected: {what}")]
     Unexpected {
         /// The command line.
@@ -33,7 +33,7 @@ pub(crate) enum Error {
         what: String,
     },
 
-    /// Something is missing that only the user can install.
+    /// A requirement is missing that only the user can install.
     #[error("{0}")]
     SetUp(String),
 
@@ -41,11 +41,11 @@ pub(crate) enum Error {
     #[error("{0}")]
     Driver(String),
 
-    /// The sources break a rule of `cargo xtask check`. The violations are printed already.
+    /// The sources break a rule of `cargo xtask check`. The violations were already printed.
     #[error("{0}")]
     Check(String),
 
-    /// The virtual machine did not come up, died, or its kernel complained.
+    /// The virtual machine did not start, the machine died, or its kernel complained.
     #[error("{0}")]
     Vm(String),
 
@@ -55,8 +55,8 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// The exit status for this error, by the convention of `timeout(1)`: 124 for a command that
-    /// ran too long, and 125 for a fault that is not the command's.
+    /// Returns the exit status for this error, by the convention of `timeout(1)`. The status is 124
+    /// if the command ran too long, and 125 for a fault outside the command.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::TimedOut(_) => 124,
@@ -65,9 +65,9 @@ impl Error {
     }
 }
 
-/// Adds the path to an I/O error.
+/// Adds a path to an I/O error.
 pub(crate) trait AtPath<T> {
-    /// Names the file that the error is about.
+    /// Adds the path of the file that caused the error.
     fn at(self, path: impl AsRef<Path>) -> Result<T, Error>;
 }
 

@@ -1,13 +1,14 @@
 #!/bin/sh
-# Runs in the virtual machine after boot: loads the driver, brings rxe0 up, and runs command.sh beside this file.
-# It reports to the host through files in its own directory, which the guest can write:
+# Runs in the virtual machine after boot. Loads the driver, makes the RDMA device rxe0, and runs command.sh from this
+# file's directory.
+# The script reports to the host through files in this directory, which the guest can write:
 #   setup.log  the output before the command
 #   up         exists once the command is about to start
 #   failed     the reason why the command could not be started
 #   status     the command's exit status
 #   overran    exists if the command was stopped at its time limit
 #   dmesg.log  the kernel's messages at the end
-#   leaks.log  the leaks that kmemleak suspects, if the kernel has it
+#   leaks.log  the leaks that kmemleak suspects, if the kernel has kmemleak
 # Usage: guest.sh SECONDS, the command's time limit
 
 run=$(dirname "$0")
@@ -15,7 +16,7 @@ limit=$1
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 
-# The host must never read half a file.
+# The host must never read an incomplete file, so the file is renamed when it is complete.
 tell() {
 	printf '%s\n' "$2" >"$run/.$1"
 	mv "$run/.$1" "$run/$1"
@@ -27,7 +28,7 @@ fail() {
 	exit 1
 }
 
-# The device of a virtio port, by its name.
+# Prints the device of the virtio port with this name.
 port() {
 	for dir in /sys/class/virtio-ports/*; do
 		if [ "$(cat "$dir/name")" = "$1" ]; then
@@ -37,7 +38,7 @@ port() {
 	done
 }
 
-# RoCE works on lo once the port is active and 127.0.0.1 is in its GID table, at index 1.
+# RoCE works on lo once the port is active and index 1 of its GID table holds 127.0.0.1.
 rxe0_is_ready() {
 	port=/sys/class/infiniband/rxe0/ports/1
 	grep -qs ACTIVE $port/state && grep -qs '^0000:0000:0000:0000:0000:ffff:7f00:0001$' $port/gids/1
@@ -56,8 +57,8 @@ if [ -e "$run/ummunotify.ko" ]; then
 		[ $tries -le 300 ] || fail "rxe0 did not become active"
 		sleep 0.1
 	done
-	# If libibverbs may not open a device, it tries again in /dev/char, whose links udev makes.
-	udevadm settle --timeout=60 || fail "udev did not come to an end"
+	# If libibverbs cannot open a device, it tries the links in /dev/char instead. udev makes these links.
+	udevadm settle --timeout=60 || fail "udev did not settle"
 fi
 
 for cpu in /sys/devices/system/cpu/cpu[1-9]*; do
@@ -65,7 +66,8 @@ for cpu in /sys/devices/system/cpu/cpu[1-9]*; do
 	echo 1 >"$cpu/online" || fail "${cpu##*/} could not be brought up"
 done
 
-# The output goes through pipes: /dev/stdout must be the command's own, and a virtio port opens only once.
+# /dev/stdout must lead to the command's own output, and a virtio port can be opened only once. So the output goes
+# through pipes.
 ln -sfn /proc/self/fd/1 /dev/stdout
 ln -sfn /proc/self/fd/2 /dev/stderr
 mkfifo /run/stdout
@@ -86,18 +88,19 @@ timeout -k 10 "$limit" sh "$run/command.sh" >/run/stdout 2>/run/stderr
 status=$?
 if [ $status -eq 124 ] || [ $status -eq 137 ] && [ $(($(date +%s) - started)) -ge "$limit" ]; then
 	tell overran yes
-	# Tasks that are still blocked go into dmesg.log.
+	# The kernel's messages then list the tasks that are still blocked.
 	echo w >/proc/sysrq-trigger
 fi
 
-# The pipes end with the last process that holds them. A daemon that the command left running is not waited for.
+# A pipe ends when the last process that holds it ends. A daemon that the command left running may hold it for ever, so
+# the wait has a limit.
 (
 	sleep 20
 	kill $copiers
 ) &
 wait $copiers
 
-# kmemleak does not report objects younger than 5 s.
+# kmemleak does not report objects that are younger than 5 s, so the scan waits.
 leaks=/sys/kernel/debug/kmemleak
 if [ -e $leaks ]; then
 	sleep 6

@@ -1,8 +1,8 @@
-//! Tries the driver's installation, by make and by DKMS, as a user does it.
+//! Tests the installation of the driver by make and by DKMS, as a user installs it.
 //!
-//! The driver is installed in a copy of a root file system, and the copy's changes are lost. A
-//! virtual machine boots from the copy and loads the driver. Then the driver is removed, and
-//! nothing may be left.
+//! The driver is installed in a copy of a root file system. A virtual machine boots from the copy
+//! and loads the driver. Then the driver is removed, and no file of it may be left. The changes of
+//! the copy are lost at the end.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -21,10 +21,10 @@ use crate::sandbox::{self, Sandbox};
 use crate::setup;
 use crate::vm;
 
-/// The packages that this needs, in addition to those that build the driver and boot.
+/// The packages for this test, in addition to those that build the driver and boot.
 pub(crate) const PACKAGES: &[&str] = &["dkms"];
 
-/// The files that are installed with the module, and their sources.
+/// The files that are installed with the module, and the sources of these files.
 const REST: &[(&str, &str)] = &[
     (
         "usr/include/linux/ummunotify.h",
@@ -37,10 +37,11 @@ const REST: &[(&str, &str)] = &[
     ),
 ];
 
-/// The key that DKMS makes when it first builds a module, and keeps to sign modules with.
+/// The key with which DKMS signs modules. DKMS makes the key at the first build, and keeps it when
+/// the driver is removed.
 const DKMS_KEEPS: &[&str] = &["var/lib/dkms/mok.key", "var/lib/dkms/mok.pub"];
 
-/// The fields that `modinfo` must print.
+/// The fields of `modinfo` that are checked, with their expected values.
 const FIELDS: &[(&str, &str)] = &[
     (
         "description",
@@ -54,7 +55,7 @@ const FIELDS: &[(&str, &str)] = &[
     ),
 ];
 
-/// The driver's sources, and the root that they are installed in.
+/// The driver's sources, and the root in which the driver is installed.
 struct Site<'a> {
     project: &'a Project,
     sandbox: &'a Sandbox,
@@ -63,7 +64,7 @@ struct Site<'a> {
     version: String,
 }
 
-/// Tries both ways with the kernel of this series, in its root.
+/// Tests both ways of installation with the kernel of this series, in that kernel's root.
 pub(crate) fn run(project: &Project, series: Series) -> Result<(), Error> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::SetUp(
@@ -91,7 +92,8 @@ pub(crate) fn run(project: &Project, series: Series) -> Result<(), Error> {
 }
 
 impl Site<'_> {
-    /// `DESTDIR` gets the files of each kind of package and no others, and they can be removed.
+    /// Checks that `DESTDIR` gets exactly the files of each kind of package, and that all of them
+    /// can be removed.
     fn package(&self) -> Result<(), Error> {
         let rest = REST.iter().map(|(to, _)| PathBuf::from(to));
         let module = format!("lib/modules/{}/updates/ummunotify.ko", self.kernel.version);
@@ -108,10 +110,14 @@ impl Site<'_> {
             if !prefix.is_empty() {
                 found.retain(|path| !path.starts_with(&source) || expected.contains(path));
             }
-            expect("the files of a package", &found, &expected)?;
+            expect("the list of files of a package", &found, &expected)?;
             self.make(&format!("{prefix}uninstall"), &["DESTDIR=/tmp/package"])?;
             let left = files(&inside)?;
-            expect("what is left of a package", &left, &BTreeSet::new())?;
+            expect(
+                "the list of files left of a package",
+                &left,
+                &BTreeSet::new(),
+            )?;
             fs::remove_dir_all(&inside).at(&inside)?;
         }
         Ok(())
@@ -133,7 +139,7 @@ impl Site<'_> {
         if !status.lines().any(|line| line.starts_with(&installed)) {
             return Err(wrong(
                 "dkms status",
-                format!("{status:?} has no {installed:?}"),
+                format!("{status:?}, without {installed:?}"),
             ));
         }
         self.check_installed("updates/dkms")?;
@@ -146,7 +152,7 @@ impl Site<'_> {
         for (to, from) in REST {
             let (to, from) = (self.sandbox.root.join(to), self.sources.join(from));
             if fs::read(&to).at(&to)? != fs::read(&from).at(&from)? {
-                return Err(wrong(&to.to_string_lossy(), "not what was installed"));
+                return Err(wrong(&to.to_string_lossy(), "different from its source"));
             }
         }
         let modinfo = |field: &str| {
@@ -172,7 +178,7 @@ impl Site<'_> {
         Ok(())
     }
 
-    /// Boots from the root and runs `installed.sh`, which checks the driver.
+    /// Boots from the root, and runs `installed.sh` there, which checks the driver.
     fn boot(&self, place: &str) -> Result<(), Error> {
         let script = include_str!("installed.sh");
         let command = ["sh", "-c", script, "installed.sh", &self.version, place];
@@ -190,8 +196,8 @@ impl Site<'_> {
         match vm::run_on(self.project, &self.kernel, &machine, job)? {
             0 => Ok(()),
             status => Err(wrong(
-                "what was installed",
-                format!("not what installed.sh expects (exit status {status})"),
+                "the installed driver",
+                format!("not as installed.sh expects (exit status {status})"),
             )),
         }
     }
@@ -199,7 +205,7 @@ impl Site<'_> {
     fn check_removed(&self, kept: &[&str]) -> Result<(), Error> {
         let mut left = self.sandbox.changes()?;
         left.retain(|path| !kept.iter().any(|it| path == Path::new(it)));
-        // An empty directory that other packages use too may stay.
+        // A directory that other packages also use may stay if it is empty.
         for (to, _) in REST {
             for dir in Path::new(to).ancestors().skip(1) {
                 if left.contains(dir) && files(&self.sandbox.root.join(dir))?.is_empty() {
@@ -207,10 +213,10 @@ impl Site<'_> {
                 }
             }
         }
-        expect("what is left", &left, &BTreeSet::new())
+        expect("the list of files left", &left, &BTreeSet::new())
     }
 
-    /// The driver's own make, in the sandbox.
+    /// Runs the driver's own make in the sandbox.
     fn make(&self, target: &str, settings: &[&str]) -> Result<(), Error> {
         eprintln!("xtask: make -C kernel {target} {}", settings.join(" "));
         let mut make = self.enter("make");
@@ -220,13 +226,13 @@ impl Site<'_> {
         cmd::read(&mut make).map(drop)
     }
 
-    /// A program in the sandbox, with the driver's sources at /mnt.
+    /// Returns a command that runs a program in the sandbox, with the driver's sources at /mnt.
     fn enter(&self, program: &str) -> Command {
         rootfs::enter(&self.sandbox.root, &self.sources, program)
     }
 }
 
-/// The driver's version, which `dkms.conf` alone defines.
+/// Reads the driver's version from `dkms.conf`, which is the only file that defines it.
 fn version(conf: &Path) -> Result<String, Error> {
     let text = fs::read_to_string(conf).at(conf)?;
     let version = text.lines().find_map(|line| {
@@ -238,7 +244,7 @@ fn version(conf: &Path) -> Result<String, Error> {
         .ok_or_else(|| wrong(&conf.to_string_lossy(), "without PACKAGE_VERSION=\"...\""))
 }
 
-/// The name of a module without the suffix of its compression.
+/// Removes the suffix of a compression from the name of a module.
 fn uncompressed(path: PathBuf) -> PathBuf {
     let extension = path.extension().unwrap_or_default();
     if ["gz", "xz", "zst"].iter().any(|it| extension == *it) {
@@ -247,7 +253,7 @@ fn uncompressed(path: PathBuf) -> PathBuf {
     path
 }
 
-/// Everything except directories, relative to `dir`.
+/// Returns the paths of all entries below `dir` that are not directories, relative to `dir`.
 fn files(dir: &Path) -> Result<BTreeSet<PathBuf>, Error> {
     let mut found = BTreeSet::new();
     let mut todo = vec![PathBuf::new()];

@@ -1,4 +1,4 @@
-//! Installs the parts for a machine's users below a directory: the C library with its header,
+//! Installs the parts for users below a directory. These parts are the C library with its header,
 //! pkg-config file and manual page, the preload shim, and the command-line tool.
 
 use std::fs;
@@ -11,28 +11,28 @@ use crate::error::{AtPath, Error};
 use crate::project::{Project, cargo};
 use crate::setup;
 
-/// The C library's package.
+/// The package of the C library.
 const LIBRARY: &str = "regcache-capi";
 
 /// The kind of build.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Profile {
-    /// For use.
+    /// A build for use.
     Release,
-    /// For tests: built faster, and with the C programs that they run.
+    /// A build for tests. It is faster to build, and it includes the C programs that the tests run.
     Dev,
 }
 
-/// The other files, if the workspace has their packages: the package, the name of cargo's product,
-/// and its place.
+/// The files apart from the C library, if the workspace has their packages. Each has the package,
+/// the name of cargo's product, and the place of installation.
 const PROGRAMS: &[(&str, &str, &str)] = &[
     ("regcache-cli", "regcache", "bin/regcache"),
     ("regcache-repro-rdma", "reuse", "libexec/regcache/reuse"),
     ("regcache-preload", "librcpreload.so", "lib/librcpreload.so"),
 ];
 
-/// Manual pages besides regcache(3), which the C library's Makefile installs: the source, and where
-/// it goes below `share/man`.
+/// The manual pages apart from regcache(3), which the C library's Makefile installs. Each has its
+/// source, and its place below `share/man`.
 const MANUALS: &[(&str, &str)] = &[
     ("cli/man/regcache.1", "man1/regcache.1"),
     ("kernel/Documentation/ummunotify.4", "man4/ummunotify.4"),
@@ -42,7 +42,7 @@ const MANUALS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Builds and installs all of them.
+/// Builds and installs all parts.
 pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<(), Error> {
     setup::packages(project, setup::BUILD)?;
     let prefix = std::path::absolute(prefix).at(prefix)?;
@@ -74,7 +74,7 @@ pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<
     make.arg("-C").arg(project.root.join("verbs/capi"));
     make.arg(match profile {
         Profile::Release => "install",
-        // They are compiled here because the virtual machine is slow.
+        // The programs are compiled here, because compiling in the virtual machine is slow.
         Profile::Dev => "programs",
     });
     let variables = [
@@ -86,7 +86,7 @@ pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<
     for (name, value) in variables {
         make.arg(format!("{name}={}", value.display()));
     }
-    // The file holds the prefix, so make must write it again.
+    // The file contains the prefix, so make must write the file again.
     let _ = fs::remove_file(built.join("capi/regcache.pc"));
     cmd::without_make_settings(&mut make);
     cmd::read(&mut make)?;
@@ -102,7 +102,8 @@ pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<
     Ok(())
 }
 
-/// Installs a file with these permissions. It replaces one that may be in use.
+/// Installs a file with these permissions. Replaces an older file safely, even if the file is in
+/// use.
 fn put(from: &Path, to: &Path, mode: u32) -> Result<(), Error> {
     if let Some(dir) = to.parent() {
         fs::create_dir_all(dir).at(dir)?;

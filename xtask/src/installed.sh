@@ -1,6 +1,8 @@
 #!/bin/sh
-# Checks the driver in a machine whose root file system has it installed and whose kernel has not loaded it.
-# Usage: installed.sh VERSION PLACE: the driver's version, and the directory of /lib/modules/* with its module
+# Checks the driver in a machine whose root file system contains it. The kernel must not have loaded the driver yet.
+#
+# Usage: installed.sh VERSION PLACE
+# VERSION is the driver's version. PLACE is the directory below /lib/modules/* that contains the module.
 
 version=$1
 place=$2
@@ -21,7 +23,7 @@ mode() {
 udevadm control --ping 2>/dev/null || /lib/systemd/systemd-udevd --daemon
 
 [ ! -e $sys ] || { echo "the driver is loaded already"; exit 1; }
-# This loads modules as boot does. Other modules of the list may be missing here.
+# This loads modules as a boot does. Some of the other modules in the list may be missing here, so errors are ignored.
 if [ -x /lib/systemd/systemd-modules-load ]; then
 	echo "loading with systemd-modules-load"
 	/lib/systemd/systemd-modules-load
@@ -29,18 +31,18 @@ elif [ -x /etc/init.d/kmod ]; then
 	echo "loading with /etc/init.d/kmod"
 	/etc/init.d/kmod start
 else
-	echo "loading what modules-load.d says with modprobe"
+	echo "loading the modules of modules-load.d with modprobe"
 	modprobe -a $(grep -hv '^#' /usr/lib/modules-load.d/ummunotify.conf)
 fi
 
 is "version" "$(cat $sys/version)" "$version"
 path=$(readlink -f "$(modinfo -n ummunotify)")
 is "module" "${path%.ko*}" "$(readlink -f "/lib/modules/$(uname -r)")/$place/ummunotify"
-# O: from outside the kernel's tree. E: unsigned, or signed with a key that this kernel does not know.
-is "taint, but for O and E" "$(tr -d OE <$sys/taint)" ""
+# O means that the module is not from the kernel's tree. E means that it is unsigned, or signed with an unknown key.
+is "taint without O and E" "$(tr -d OE <$sys/taint)" ""
 is "mode" "$(mode)" 444
 setpriv --reuid 65534 --regid 65534 --clear-groups sh -c "exec <$dev" || exit 1
-echo "nobody may read"
+echo "the user nobody may read"
 ! (exec >$dev) 2>/dev/null || { echo "root may write"; exit 1; }
 echo "root may not write"
 
@@ -50,13 +52,13 @@ mkdir -p /run/udev/rules.d
 sed 's/MODE="0444"/MODE="0440"/' /usr/lib/udev/rules.d/$rules >/run/udev/rules.d/$rules
 udevadm control --reload
 udevadm trigger --action=add /sys/class/misc/ummunotify
-is "mode by a rule of one's own" "$(mode)" 440
+is "mode with a local udev rule" "$(mode)" 440
 rm /run/udev/rules.d/$rules
 udevadm control --reload
 
 mkdir -p /run/modprobe.d
 echo "options ummunotify max_user_regions=7" >/run/modprobe.d/ummunotify.conf
 modprobe -r ummunotify && modprobe ummunotify || exit 1
-is "max_user_regions by modprobe.d" "$(cat $sys/parameters/max_user_regions)" 7
+is "max_user_regions with an option in modprobe.d" "$(cat $sys/parameters/max_user_regions)" 7
 is "mode" "$(mode)" 444
 modprobe -r ummunotify || exit 1

@@ -1,9 +1,12 @@
-//! Finds the Debian kernel to boot and builds the driver for it, on this machine or in the
-//! kernel's own root.
+//! Finds the Debian kernel to boot, and builds the driver for it. The build runs on this machine or
+//! in the kernel's own root.
 //!
-//! The driver is built in a copy under the target directory, so that the source stays clean and
-//! builds for different kernels do not disturb each other. A file is copied only when its content
-//! differs, so that make rebuilds no more than necessary.
+//! The driver is built in copies of its source, one for each kernel. So the source stays clean, and
+//! the builds for different kernels do not disturb each other. The copies are in the target
+//! directory.
+//!
+//! Before a build, a file is copied only if its content differs. So make compiles only what has
+//! changed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +20,7 @@ use crate::lock;
 use crate::project::Project;
 use crate::rootfs::{self, Recipe};
 
-/// The kernels that the driver is tested on.
+/// The kernels on which the driver is tested.
 #[derive(Clone, Copy, Debug, Default, PartialEq, clap::ValueEnum)]
 pub(crate) enum Series {
     /// Use the newest kernel that is installed here: 6.1 on Debian 12
@@ -35,7 +38,7 @@ pub(crate) enum Series {
 }
 
 impl Series {
-    /// The factor by which time limits are longer than on an ordinary kernel.
+    /// Returns the factor by which time limits are longer than on Debian's kernels.
     pub(crate) fn patience(self) -> u64 {
         match self {
             Self::Debug => 5,
@@ -50,8 +53,11 @@ const TRIXIE: Recipe = Recipe {
     kernel: &["linux-headers-amd64", "linux-image-amd64"],
 };
 
-/// The packages carry their version, because the newest backport will not stay 7.3. linux-image is
-/// not among them, because it depends on a generator of initramfs.
+/// The pattern contains the kernel's version, because a later backport will replace 7.3 as the
+/// newest.
+///
+/// The pattern excludes linux-image, because this package depends on a generator of initramfs
+/// images.
 const TRIXIE_BACKPORTS: Recipe = Recipe {
     name: "7.3",
     suites: &["trixie", "trixie-backports"],
@@ -64,19 +70,20 @@ pub(crate) struct Kernel {
     pub(crate) version: String,
     /// The kernel to boot.
     pub(crate) image: PathBuf,
-    /// The root file system that holds it and that the guest uses: `/`, or one made by `rootfs`.
+    /// The root file system that contains the image and that the guest uses. It is `/`, or a root
+    /// that `rootfs` made.
     pub(crate) root: PathBuf,
-    /// The driver's `KDIR`, as a path in the root.
+    /// The value of the driver's `KDIR`, as a path in the root.
     pub(crate) headers: PathBuf,
 }
 
 impl Kernel {
-    /// Whether the guest uses this machine's own files.
+    /// Returns whether the guest uses the root file system of this machine.
     pub(crate) fn is_at_home(&self) -> bool {
         self.root == Path::new("/")
     }
 
-    /// The same kernel in a copy of its root.
+    /// Returns the same kernel in a copy of its root.
     pub(crate) fn in_copy(&self, root: &Path) -> Self {
         let image = self.image.strip_prefix(&self.root).unwrap_or(&self.image);
         Self {
@@ -88,7 +95,7 @@ impl Kernel {
     }
 }
 
-/// The kernel of this series; its root is made if it has none yet.
+/// Returns the kernel of this series. Makes the root of the kernel if it is missing.
 pub(crate) fn find(project: &Project, series: Series) -> Result<Kernel, Error> {
     let recipe = match series {
         Series::Installed => return newest(),
@@ -105,7 +112,7 @@ pub(crate) fn find(project: &Project, series: Series) -> Result<Kernel, Error> {
     })
 }
 
-/// The newest installed kernel that can be used.
+/// Returns the newest installed kernel that the guest can use.
 pub(crate) fn newest() -> Result<Kernel, Error> {
     newest_in(Path::new("/")).ok_or_else(|| {
         Error::SetUp(
@@ -116,8 +123,7 @@ pub(crate) fn newest() -> Result<Kernel, Error> {
     })
 }
 
-/// The debug kernel. Its image is in the tree that built it, and virtme-ng takes the modules from
-/// there.
+/// Returns the debug kernel. The tree in which it was built contains the image and the modules.
 fn debug(project: &Project) -> Result<Kernel, Error> {
     let tree = debug::tree(project)?;
     let release = tree.join("include/config/kernel.release");
@@ -140,7 +146,7 @@ fn newest_in(root: &Path) -> Option<Kernel> {
             modules.join("vmlinuz"),
         ];
         let rxe = modules.join("kernel/drivers/infiniband/sw/rxe");
-        // `build` is a symlink that dangles where the headers are not installed.
+        // If the headers are not installed, `build` is a symlink without a target.
         if !modules.join("build/Makefile").exists() || !rxe.exists() {
             continue;
         }
@@ -157,7 +163,7 @@ fn newest_in(root: &Path) -> Option<Kernel> {
     found.pop()
 }
 
-/// Builds the driver for the kernel, with warnings as errors, and copies the module to `into`.
+/// Builds the driver for the kernel and copies the module to `into`. Warnings are errors.
 pub(crate) fn build_driver(project: &Project, kernel: &Kernel, into: &Path) -> Result<(), Error> {
     let build = project.target.join("kernel").join(&kernel.version);
     let lock = project
@@ -169,15 +175,16 @@ pub(crate) fn build_driver(project: &Project, kernel: &Kernel, into: &Path) -> R
     build_driver_in(&build, kernel, into)
 }
 
-/// Builds the sources of the driver that are in `build`, as they are.
+/// Builds the driver from the sources in `build`, without updating them, and copies the module to
+/// `into`.
 pub(crate) fn build_driver_in(build: &Path, kernel: &Kernel, into: &Path) -> Result<(), Error> {
     let module = make_driver(build, kernel, &[])?;
     fs::copy(&module, into).at(&module)?;
     Ok(())
 }
 
-/// Makes the driver from the sources in `build`, with all warnings on, and these settings for make.
-/// A warning of any tool is an error.
+/// Runs make on the driver's sources in `build`, with all warnings on and with these settings.
+/// Returns the path of the module. A warning of any tool is an error.
 pub(crate) fn make_driver(
     build: &Path,
     kernel: &Kernel,
@@ -203,7 +210,8 @@ pub(crate) fn make_driver(
     let why = if !output.status.success() {
         output.status.to_string()
     } else if has_warning(&said) {
-        // make would not repeat the warning on the next run.
+        // The build directory is removed, because make would not repeat the warning on the next
+        // run.
         fs::remove_dir_all(build).at(build)?;
         "there are warnings".to_owned()
     } else if !module.exists() {
@@ -219,8 +227,9 @@ pub(crate) fn make_driver(
     )))
 }
 
-/// Whether make's output holds a warning about the driver, or an error that did not stop make, such
-/// as those of sparse. The remark of Debian's headers about the compiler is not a warning.
+/// Returns whether make's output contains a warning about the driver. An error that did not stop
+/// make counts too, such as those of sparse. The remark of Debian's headers about the compiler does
+/// not count.
 fn has_warning(said: &str) -> bool {
     said.lines().any(|line| {
         let line = line.to_ascii_lowercase();
@@ -229,8 +238,8 @@ fn has_warning(said: &str) -> bool {
     })
 }
 
-/// Makes the sources in `to` equal to those in `from`. The products of a build in either directory
-/// are neither copied nor removed.
+/// Makes the sources in `to` equal to those in `from`. The products of a build are neither copied
+/// nor removed.
 pub(crate) fn mirror(from: &Path, to: &Path) -> Result<(), Error> {
     fs::create_dir_all(to).at(to)?;
     let mut there = BTreeSet::new();
@@ -282,7 +291,8 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// The key that orders versions by their numbers: 6.1.0-9 before 6.1.0-10.
+/// Returns the key by which versions are sorted. It compares numbers, so 6.1.0-9 is before
+/// 6.1.0-10.
 fn version_key(version: &str) -> Vec<u64> {
     let numbers = version.split(|c: char| !c.is_ascii_digit());
     numbers.filter_map(|number| number.parse().ok()).collect()

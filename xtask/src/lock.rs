@@ -1,4 +1,4 @@
-//! A lock for steps that only one xtask may run at a time, such as set-up and the driver's build.
+//! A lock for steps that only one xtask at a time may run, such as set-up and the driver's build.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -8,12 +8,13 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{AtPath, Error};
 
-/// A lock that is held until it is dropped. The kernel releases it if the process dies.
+/// A lock that is held until this value is dropped. If the process dies, the kernel releases the
+/// lock.
 pub(crate) struct Lock {
     _file: Flock<File>,
 }
 
-/// Takes the lock on `path`. If another xtask holds it, this says so and waits.
+/// Takes the lock on `path`. If another xtask holds the lock, prints a message and waits.
 pub(crate) fn take(path: &Path) -> Result<Lock, Error> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).at(parent)?;

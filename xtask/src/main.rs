@@ -1,4 +1,5 @@
-//! The developers' commands. Each installs the packages that it needs, or says how to.
+//! The developers' commands. Each command installs the packages that it needs, or prints how to
+//! install them.
 
 mod bench;
 mod check;
@@ -39,8 +40,8 @@ use crate::project::Project;
 
 /// Build, test and measure regcache.
 ///
-/// Each command installs the packages that it needs, if you are root on Debian, or prints the
-/// command that does. On another distribution it prints the packages' names.
+/// Each command first installs missing packages if you are root on Debian. If you are not root, it
+/// prints the command that installs them. On another distribution, it prints the packages' names.
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", max_term_width = 100)]
 struct Cli {
@@ -53,13 +54,13 @@ enum Xtask {
     /// Show the bug, and that regcache does not have it
     ///
     /// The demo reuses freed memory with a naive cache and with regcache, and counts stale
-    /// transfers. It runs on this machine, and in a virtual machine that has the driver and an
-    /// RDMA device.
+    /// transfers. It runs on this machine, and in a virtual machine with the driver and an RDMA
+    /// device.
     Demo {
         /// Unmap and map memory this many times
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
-        /// Run only on this machine, with io_uring and userfaultfd; this needs nothing but a Rust
+        /// Run only on this machine, with io_uring and userfaultfd; this needs only a Rust
         /// toolchain
         #[arg(long)]
         host_only: bool,
@@ -75,19 +76,19 @@ enum Xtask {
     },
     /// Check the sources against every rule that a machine can check
     ///
-    /// Use it before each commit. It runs rustfmt, clippy, rustdoc, cargo-deny, sparse and
-    /// checkpatch, and checks the width of comments, links between documents, and prose. It
+    /// Use this command before each commit. It runs rustfmt, clippy, rustdoc, cargo-deny, sparse
+    /// and checkpatch. It also checks the width of comments, links between documents, and prose. It
     /// reports every violation with its file and line. Sparse and checkpatch need the kernel's
-    /// headers and source, which `--host-only` leaves out.
+    /// headers and source; `--host-only` skips both checks.
     Check {
         #[command(flatten)]
         scope: check::Scope,
     },
     /// Explore every interleaving of a model of the protocol
     ///
-    /// The model has a kernel, the driver, a cache and threads. The command also checks that the
-    /// model finds faults that are put into it. Use it after a change to the order of steps in
-    /// the cache or the driver.
+    /// The model has a kernel, the driver, a cache and threads. The command also plants faults in
+    /// the model, and checks that the model finds them. Use this command after a change to the
+    /// order of steps in the cache or the driver.
     Model,
     /// Run this machine's tests under AddressSanitizer and ThreadSanitizer
     ///
@@ -99,8 +100,8 @@ enum Xtask {
     },
     /// Count the instructions that the driver costs, and print a table
     ///
-    /// It runs in a virtual machine that counts instructions, so that the load of this machine
-    /// does not matter. Use it before and after a change to the driver.
+    /// The program runs in a virtual machine that counts instructions, so the load of this machine
+    /// does not change the result. Use this command before and after a change to the driver.
     Cost {
         /// Boot this kernel in the virtual machine
         #[arg(long, value_name = "SERIES", value_enum, default_value_t = kernel::Series::default())]
@@ -108,35 +109,37 @@ enum Xtask {
     },
     /// Measure lookups against UCX's cache, or transfers with --rxe
     ///
-    /// Without --rxe it measures lookups on this machine and prints a table. With --rxe it
-    /// measures transfers for each way to register their buffers: over io_uring on this machine,
-    /// and over rxe in a virtual machine. That makes a report.
+    /// Without --rxe, the command measures lookups on this machine and prints a table. With --rxe,
+    /// it measures transfers with each strategy that registers their buffers. It uses io_uring on
+    /// this machine and rxe in a virtual machine, and writes a report.
     Bench {
         #[command(flatten)]
         amount: bench::Amount,
     },
     /// Break the driver on purpose, and check that the tests notice
     ///
-    /// Each patch in tests/mutants breaks one claim of the driver. The command applies one after
-    /// the other, runs the tests that it names in a virtual machine, and fails if one of them
-    /// passes.
+    /// Each patch in tests/mutants breaks one claim of the driver, and names the tests that must
+    /// fail. The command applies one patch after the other and runs these tests in a virtual
+    /// machine. It fails if one of these tests passes.
     Mutants {
-        /// Use only the mutants whose names contain one of these
+        /// Use only the mutants whose names contain one of these words
         names: Vec<String>,
     },
-    /// Install the C library and the tool, or try the driver's installation
+    /// Install the C library and the tool, or test the installation of the driver
     ///
-    /// With `--prefix` it installs the C library, the preload shim and the command-line tool.
-    /// Without `--prefix` it tries the driver's installation by make and by DKMS: it installs the
-    /// driver in a copy of the root file system, loads it in a virtual machine and removes it.
-    /// The copy's changes are lost. docs/guide/install.md tells how to install the driver for
-    /// good.
+    /// With `--prefix`, the command installs the C library, the preload shim and the command-line
+    /// tool.
+    ///
+    /// Without `--prefix`, it tests the installation of the driver by make and by DKMS. It installs
+    /// the driver in a copy of the root file system, loads it in a virtual machine and removes it.
+    /// The changes of the copy are lost. docs/guide/install.md describes how to install the driver
+    /// permanently.
     Install {
-        /// Try the driver's installation for this kernel
+        /// Test the installation of the driver for this kernel
         #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default())]
         kernel: Series,
-        /// Install for users below this directory: libregcache, its header, pkg-config file and
-        /// manual page, and `regcache`
+        /// Install below this directory: libregcache, its header, pkg-config file and manual page,
+        /// and `regcache`
         #[arg(long, value_name = "DIR", conflicts_with = "kernel")]
         prefix: Option<PathBuf>,
         /// Install a build without optimization, with the programs that the tests run
@@ -146,12 +149,12 @@ enum Xtask {
     /// Run a command in a virtual machine with the driver and an RDMA device
     ///
     /// The command runs as root in the repository's root, with the driver loaded and a software
-    /// RDMA device, rxe0. The guest sees this machine's files, or with `--kernel` those of a
-    /// Debian made for that kernel. Everything is read-only or loses its changes, except the
-    /// target directory, which the guest can write.
+    /// RDMA device, rxe0. The guest sees this machine's files. With a `--kernel` of a newer Debian,
+    /// it sees the files of that Debian. The guest can write the target directory. All other files
+    /// are read-only, or their changes are lost.
     ///
-    /// Output and exit status are the command's. 124 means that the command ran too long. 125
-    /// means that the machine failed or that its kernel complained.
+    /// Output and exit status are the command's. Status 124 means that the command ran too long.
+    /// Status 125 means that the machine failed or that its kernel complained.
     Vm {
         #[command(flatten)]
         machine: vm::Machine,
@@ -203,13 +206,13 @@ fn run_in_vm(project: &Project, machine: &vm::Machine, command: &[OsString]) -> 
     let job = vm::Job {
         command,
         stdout: Box::new(io::stdout()),
-        // One channel for both keeps their order, which matters only if they end in one place.
+        // If stdout and stderr go to the same place, one channel carries both, to keep their order.
         stderr: (!stdout_is_stderr()).then_some(stderr),
     };
     vm::run(project, machine, job)
 }
 
-/// Whether stdout and stderr are the same terminal, pipe or file.
+/// Returns whether stdout and stderr are the same terminal, pipe or file.
 fn stdout_is_stderr() -> bool {
     let identity = |fd| {
         std::fs::metadata(format!("/proc/self/fd/{fd}"))

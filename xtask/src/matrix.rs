@@ -1,7 +1,8 @@
 //! Makes the matrix of scenarios and monitors for the documentation.
 //!
-//! It builds the programs that run the scenarios, and runs them on this machine and in virtual
-//! machines. It joins their tables into one and writes that into the documentation.
+//! This command builds the programs that run the scenarios. It runs them on this machine and in
+//! virtual machines. Then it joins their tables into one table, and writes this table into the
+//! documentation.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -16,28 +17,28 @@ use crate::setup;
 use crate::tee::{self, Tee};
 use crate::vm;
 
-/// The document that holds the table, between these two lines.
+/// The document that contains the table. The table is between the lines `BEGIN` and `END`.
 const DOCUMENT: &str = "docs/design/why-a-driver.md";
 const BEGIN: &str = "<!-- cargo xtask test --matrix: from here -->\n";
 const END: &str = "<!-- cargo xtask test --matrix: to here -->\n";
 
-/// The beginning of a program's table.
+/// The first characters of a program's table.
 const HEAD: &str = "| scenario |";
 
-/// The target of a program that uses nothing of this machine's libc.
+/// The target of a program that is linked statically, and so does not use this machine's libc.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// The scenarios in which libc has a part.
+/// The scenarios that depend on libc. Only these are run again with a statically linked libc.
 const STATIC_SCENARIOS: &str = "munmap_then_mmap raw_munmap_then_mmap madvise_dontneed map_fixed_over fork_then_write \
                                 munmap_in_another_thread_then_mmap thread_ends_and_another_has_its_stack";
 
-/// The programs with other allocators, which are set to give memory back at once.
+/// The programs with other allocators. The variables make the allocators return memory immediately.
 const ALLOCATORS: [&str; 2] = [
     "_RJEM_MALLOC_CONF=dirty_decay_ms:0,muzzy_decay_ms:0 target/release/matrix-jemalloc --label 'jemalloc: '",
     "MIMALLOC_PURGE_DELAY=0 target/release/matrix-mimalloc --label 'mimalloc: '",
 ];
 
-/// Runs the matrix everywhere. Returns 1 if a cell is wrong.
+/// Runs the matrix on all machines. Returns 1 if a cell is wrong.
 pub(crate) fn run(project: &Project) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
     build(project)?;
@@ -97,7 +98,7 @@ fn build(project: &Project) -> Result<(), Error> {
     cmd::run(&mut build)
 }
 
-/// A script that runs all commands, and fails if one of them fails.
+/// Returns a script that runs all commands, and fails if a command fails.
 fn script(commands: &[String]) -> String {
     let mut script = "failed=0\n".to_owned();
     for command in commands {
@@ -122,14 +123,14 @@ fn in_vm(project: &Project, kernel: Series, script: &str) -> Result<(bool, Strin
     Ok((status == 0, kept.text()))
 }
 
-/// `6.1` of `6.1.0-56-amd64`.
+/// Returns the first two numbers of a kernel's release: `6.1` for `6.1.0-56-amd64`.
 fn release(uname: &str) -> String {
     let mut parts = uname.trim().split('.');
     let (major, minor) = (parts.next().unwrap_or("?"), parts.next().unwrap_or("?"));
     format!("{major}.{minor}")
 }
 
-/// Tables of several programs made into one.
+/// The tables of several programs, joined into one.
 #[derive(Debug, Default)]
 struct Table {
     columns: Vec<String>,
@@ -138,7 +139,7 @@ struct Table {
 }
 
 impl Table {
-    /// Adds the tables in a text that programs have printed on this kernel.
+    /// Adds the tables that programs have printed on this kernel.
     fn add(&mut self, text: &str, kernel: &str) {
         let mut columns: Vec<String> = Vec::new();
         for line in text.lines() {
@@ -186,14 +187,14 @@ impl Table {
         let document = fs::read_to_string(&path).at(&path)?;
         let document = replace(&document, &self.text()).ok_or_else(|| {
             Error::SetUp(format!(
-                "{DOCUMENT} has no place for the table: put these two lines there\n{BEGIN}{END}"
+                "{DOCUMENT} has no place for the table: add these two lines to it\n{BEGIN}{END}"
             ))
         })?;
         fs::write(&path, document).at(&path)
     }
 }
 
-/// The document with another table.
+/// Returns the document with its table replaced.
 fn replace(document: &str, table: &str) -> Option<String> {
     let (before, rest) = document.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;

@@ -4,7 +4,7 @@ use crate::cmd;
 use crate::error::Error;
 use crate::project::cargo;
 
-/// Runs all of it, optimized, and shows its output.
+/// Runs all tests of the model, with optimization, and shows their output.
 pub(crate) fn run() -> Result<u8, Error> {
     let mut command = cargo();
     command.args(["test", "--release", "--package", "regcache"]);

@@ -1,10 +1,14 @@
 //! Breaks the driver on purpose, one claim at a time, and checks that the tests notice.
 //!
-//! `tests/mutants/NAME.patch` is a change to `kernel/` with a header: a sentence that says what is
-//! broken, `Suite:` with the test target, and `Fails:` for each test that must fail. The mutants
-//! are built on this machine. One virtual machine loads them one after the other in place of the
-//! driver. A mutant that crashes the machine counts as noticed, and another machine goes on with
-//! the rest.
+//! Each `tests/mutants/NAME.patch` changes `kernel/`. The header of a patch has three parts:
+//!
+//! - a sentence that describes the broken claim;
+//! - a line `Suite:` with the test target;
+//! - a line `Fails:` for each test that must fail.
+//!
+//! The mutants are built on this machine. One virtual machine loads them one after the other in
+//! place of the driver. If a mutant crashes the machine, it counts as noticed, and another machine
+//! tests the remaining mutants.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -21,7 +25,7 @@ use crate::tee::Tee;
 use crate::test;
 use crate::vm;
 
-/// Seconds that the tests of one mutant may take.
+/// The time limit of one mutant's tests, in seconds.
 const LIMIT: u64 = 180;
 
 struct Mutant {
@@ -31,8 +35,8 @@ struct Mutant {
     fails: Vec<String>,
 }
 
-/// Builds and tests the mutants whose names contain one of `wanted`, or all mutants. Returns 1 if
-/// one survives.
+/// Builds and tests the mutants whose names contain one of `wanted`. An empty `wanted` selects all
+/// mutants. Returns 1 if a mutant survives.
 pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
     let mut mutants = read_all(&project.root.join("tests/mutants"))?;
@@ -52,12 +56,12 @@ pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
         let text = test_in_vm(project, rest, &dir, &suites)?;
         if !text.contains(&begin(next)) {
             return Err(Error::Vm(format!(
-                "{} was never loaded: the output above says why",
+                "{} was never loaded: the output above shows the reason",
                 next.name
             )));
         }
         verdicts.extend(rest.iter().map_while(|mutant| judge(mutant, &text)));
-        // If the machine crashed, this one was running.
+        // If the kernel crashed, it crashed while this mutant was tested.
         if let Some(mutant) = mutants.get(verdicts.len())
             && text.contains(&begin(mutant))
         {
@@ -139,7 +143,7 @@ fn test_in_vm(
         let module = dir.join(format!("{}.ko", mutant.name));
         let suite = suites.get(&mutant.suite).ok_or_else(|| {
             Error::SetUp(format!(
-                "{}: there is no suite {}. Correct its line Suite:",
+                "the mutant {}: there is no suite {}. Correct the line Suite: of this mutant",
                 mutant.name, mutant.suite
             ))
         })?;
@@ -171,14 +175,16 @@ fn test_in_vm(
         stderr: None,
     };
     if let Err(error) = vm::run(project, &machine, job) {
-        // A broken driver may make the kernel complain. The output says how far it came.
+        // A broken driver may make the kernel complain, so this error does not end the run. The
+        // output shows which mutants were tested before the machine stopped.
         eprintln!("xtask: {error}");
     }
     let _ = fs::remove_file(&path);
     Ok(kept.text())
 }
 
-/// The tests that noticed the mutant, or those that did not. `None` if its tests did not end.
+/// Returns the tests that noticed the mutant. If some tests did not notice the mutant, the error
+/// names these tests. Returns `None` if the tests of the mutant did not end.
 fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)> {
     let (_, output) = text.split_once(&begin(mutant))?;
     let (output, after) = output.split_once(END)?;
@@ -186,7 +192,7 @@ fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)
         .lines()
         .next()
         .and_then(|status| status.parse::<u32>().ok());
-    // A status of 124 or more means the time limit or a signal.
+    // `timeout` and the shell report a time limit or a signal as a status of 124 or more.
     let cut_short = status.is_none_or(|status| status >= 124);
     let has_failed = |test: &&String| {
         let failed = output.lines().any(|line| {

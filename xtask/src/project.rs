@@ -1,4 +1,4 @@
-//! The workspace as cargo sees it: its root, its target directory, and its packages' targets.
+//! The workspace as cargo describes it: its root, its target directory, and its packages' targets.
 
 use std::env;
 use std::ffi::OsString;
@@ -10,9 +10,9 @@ use serde_json::Value;
 use crate::cmd;
 use crate::error::Error;
 
-/// The workspace this xtask belongs to.
+/// The workspace that contains this xtask.
 pub(crate) struct Project {
-    /// The repository's root.
+    /// The root of the repository.
     pub(crate) root: PathBuf,
     /// Cargo's target directory, which may come from `CARGO_TARGET_DIR`.
     pub(crate) target: PathBuf,
@@ -21,20 +21,20 @@ pub(crate) struct Project {
 
 /// A target of a package that is built only with some features.
 pub(crate) struct GatedTarget {
-    /// The package's name.
+    /// The name of the package.
     pub(crate) package: String,
-    /// The target's name.
+    /// The name of the target.
     pub(crate) name: String,
-    /// The target's source file. It is unique, and names are not.
+    /// The source file of the target. Two targets may have the same name, but not the same source.
     pub(crate) source: PathBuf,
     /// The directory of the package's manifest.
     pub(crate) package_root: PathBuf,
-    /// The features it asks for.
+    /// The features that the target requires.
     pub(crate) features: Vec<String>,
 }
 
 impl Project {
-    /// Asks cargo for the workspace that the current directory is in.
+    /// Returns the workspace that contains the current directory, as `cargo metadata` describes it.
     pub(crate) fn find() -> Result<Self, Error> {
         let mut command = cargo();
         command.args(["metadata", "--no-deps", "--format-version=1"]);
@@ -58,12 +58,12 @@ impl Project {
         })
     }
 
-    /// The directory for xtask's own files, in the target directory.
+    /// Returns the directory for xtask's own files. It is in the target directory.
     pub(crate) fn own_dir(&self) -> PathBuf {
         self.target.join("xtask")
     }
 
-    /// The test targets of the workspace that have `required-features`.
+    /// Returns the test targets of the workspace that have `required-features`.
     pub(crate) fn gated_tests(&self) -> Vec<GatedTarget> {
         let mut found = Vec::new();
         for package in self.packages() {
@@ -87,7 +87,7 @@ impl Project {
         found
     }
 
-    /// The version of a package of the workspace, if there is such a package.
+    /// Returns the version of a package, or `None` if the workspace has no such package.
     pub(crate) fn version_of(&self, package: &str) -> Option<&str> {
         let mut packages = self.packages();
         let found = packages.find(|it| it["name"] == package)?;
@@ -99,12 +99,12 @@ impl Project {
     }
 }
 
-/// The cargo that runs us.
+/// Returns a command that runs the same cargo that runs this xtask.
 pub(crate) fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
 }
 
-/// The elements of a JSON array. Any other value has none.
+/// Returns the elements of a JSON array. Returns no element if the value is not an array.
 fn array(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }

@@ -1,13 +1,15 @@
-//! Root file systems of newer Debian releases, for kernels that this machine's release does not
-//! have.
+//! Makes root file systems of newer Debian releases. They provide kernels that this machine's
+//! release does not have.
 //!
-//! The tools in a kernel's headers need the libc of their own release, and RDMA devices need a
-//! library that knows them. So the driver is built in such a root, and the guest that boots the
-//! kernel uses it.
+//! The tools in a kernel's headers need the libc of their own release. RDMA devices need a verbs
+//! library that supports them. So the driver is built in such a root, and the guest that boots the
+//! kernel uses the root.
 //!
-//! The roots are kept in the target directory, like everything that xtask makes. So `cargo clean`
-//! removes them, and two checkouts cannot spoil each other's. One run of mmdebstrap makes a root,
-//! and its last step writes the recipe into the root. A root without that recipe is made again.
+//! The roots are in the target directory, like all files that xtask makes. So `cargo clean` removes
+//! them, and two checkouts do not share a root.
+//!
+//! One run of mmdebstrap makes a root. As its last step, it writes the recipe into the root. If a
+//! root does not contain its recipe, it is incomplete or outdated, and is made again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,20 +21,21 @@ use crate::lock;
 use crate::project::Project;
 use crate::setup;
 
-/// A root, and the kernel in it.
+/// The recipe for a root and the kernel in it.
 pub(crate) struct Recipe {
-    /// The directory's name: the kernel's series.
+    /// The name of the directory, which is the kernel's series.
     pub(crate) name: &'static str,
-    /// The releases that packages come from. Packages that the first release has come from there.
+    /// The releases that provide packages. A package comes from the first release if this release
+    /// has it.
     pub(crate) suites: &'static [&'static str],
-    /// The kernel's packages, as arguments for apt-get.
+    /// The packages of the kernel, as arguments for apt-get.
     pub(crate) kernel: &'static [&'static str],
 }
 
 const MIRROR: &str = "http://deb.debian.org/debian";
 
-/// The packages for a guest with an RDMA device, for building and installing modules, and for the
-/// tests, in addition to `setup::PROGRAMS`.
+/// The packages in a root, in addition to `setup::PROGRAMS`. They serve for a guest with an RDMA
+/// device, for building and installing modules, and for the tests.
 const PACKAGES: &[&str] = &[
     "dkms",
     "file",
@@ -51,10 +54,10 @@ const PACKAGES: &[&str] = &[
     "udev",
 ];
 
-/// The file that holds the recipe of a root. Only a complete root has it.
+/// The file that contains the recipe of a root. Only a complete root contains this file.
 const MARK: &str = "etc/xtask-root";
 
-/// The root for the recipe. It is made now if it is missing.
+/// Returns the root for the recipe. Makes the root if it is missing.
 pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
     let roots = project.own_dir().join("roots");
     let root = roots.join(recipe.name);
@@ -97,10 +100,10 @@ pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
     })
 }
 
-/// A command in the root, with `dir` at /mnt. For a user who is not root it runs in a user
-/// namespace.
+/// Returns a command that runs a program in the root, with `dir` at /mnt. The mounts of the command
+/// are private, and end with the command.
 ///
-/// Its mounts are private and end with it.
+/// If the user is not root, the command runs in a user namespace.
 pub(crate) fn enter(root: &Path, dir: &Path, program: &str) -> Command {
     let mut command = Command::new("unshare");
     command.arg("--mount");
@@ -113,12 +116,13 @@ pub(crate) fn enter(root: &Path, dir: &Path, program: &str) -> Command {
         .arg(root)
         .arg(dir)
         .arg(program);
-    // On Debian the PATH of users does not lead to chroot, and programs in the root have its paths.
+    // On Debian, the PATH of users does not contain chroot's directory. Programs in the root need
+    // the root's own paths.
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command
 }
 
-/// Whether the root is complete and made from this recipe.
+/// Returns whether the root is complete and was made from this recipe.
 fn is_made(root: &Path, made_from: &str) -> bool {
     fs::read_to_string(root.join(MARK)).is_ok_and(|mark| mark == made_from)
 }
@@ -134,8 +138,8 @@ fn made_from(project: &Project, recipe: &Recipe) -> String {
 }
 
 fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) -> Command {
-    // A guest cannot make directories in its root. It mounts the repository and the target
-    // directory at these.
+    // The guest mounts the repository and the target directory at these paths. They are made now,
+    // because a guest cannot make directories in its root.
     let finish = format!(
         r#"mkdir -p "$1"{} "$1"{} && printf %s {} >"$1/{MARK}""#,
         cmd::shell_quote(&project.root.to_string_lossy()),
@@ -143,8 +147,8 @@ fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) 
         cmd::shell_quote(made_from),
     );
     let release = recipe.suites[0];
-    // Without INITRD=No the kernel's package would make an initramfs, which is slow and never
-    // booted.
+    // Without INITRD=No, the kernel's package would make an initramfs. That is slow, and no guest
+    // boots it.
     let mut make = Command::new("env");
     make.args(["INITRD=No", "mmdebstrap", "--variant=minbase"]);
     make.arg(format!("--aptopt=APT::Default-Release \"{release}\"",));
@@ -169,7 +173,7 @@ fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) 
 mod tests {
     use super::*;
 
-    /// Only the last step of mmdebstrap is run, in an empty directory.
+    /// This test runs only the last step of mmdebstrap, in an empty directory.
     #[test]
     fn only_a_complete_root_of_this_recipe_is_taken_for_made() {
         let project = Project::find().unwrap();

@@ -1,8 +1,8 @@
 //! A view of a root file system whose changes are lost.
 //!
-//! The view is an overlay over the root, and changes go into memory. The mounts are in a namespace
-//! that belongs to one thread. So no other process sees them, and the kernel removes them however
-//! this process ends.
+//! The view is an overlay over the root, and its changes are kept in memory. The mounts are in a
+//! namespace that belongs to one thread. So no other process sees the mounts. The kernel removes
+//! them even if this process is killed.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
@@ -18,18 +18,18 @@ use nix::sched::{CloneFlags, unshare};
 use crate::error::{AtPath, Error};
 use crate::project::Project;
 
-/// The overlay, for as long as its thread runs.
+/// The overlay, which exists while its thread runs.
 pub(crate) struct Sandbox {
-    /// The root before any change.
+    /// The root without the changes.
     lower: PathBuf,
-    /// The root with all changes.
+    /// The root with the changes.
     pub(crate) root: PathBuf,
-    /// The overlay's own record of the changes.
+    /// The directory in which the overlay records the changes.
     upper: PathBuf,
 }
 
-/// Runs the job, and all programs that it starts, with the sandbox over `root` mounted. Only root
-/// can do this.
+/// Mounts the sandbox over `root`, and runs the job with all programs that it starts in the
+/// sandbox. Only root can do this.
 pub(crate) fn over<T: Send>(
     project: &Project,
     root: &Path,
@@ -81,16 +81,17 @@ impl Sandbox {
         })
     }
 
-    /// The paths that were added, removed or changed, relative to the root. A change is one of
-    /// name, content, mode or owner, not of time. An added directory stands for all that it
-    /// holds.
+    /// Returns the paths that were added, removed or changed, relative to the root. A path is
+    /// changed if its name, content, mode or owner differs; a different time alone is no change.
+    /// For an added directory, only the path of the directory itself is returned.
     pub(crate) fn changes(&self) -> Result<BTreeSet<PathBuf>, Error> {
         let mut found = BTreeSet::new();
         self.compare(Path::new(""), &mut found)?;
         Ok(found)
     }
 
-    /// Compares a directory that is in both roots and in `upper`. Other directories did not change.
+    /// Compares a directory that exists in both roots and in `upper`. A directory that is not in
+    /// `upper` has not changed.
     fn compare(&self, dir: &Path, found: &mut BTreeSet<PathBuf>) -> Result<(), Error> {
         let before = names(&self.lower.join(dir))?;
         let after = names(&self.root.join(dir))?;
@@ -98,7 +99,7 @@ impl Sandbox {
         for name in before.intersection(&after) {
             let path = dir.join(name);
             let (old, new) = (self.lower.join(&path), self.root.join(&path));
-            // A mount point has not changed, whatever is mounted on it.
+            // A path that is not in `upper` has not changed, even if something is mounted on it.
             if fs::symlink_metadata(self.upper.join(&path)).is_err() {
                 continue;
             }
@@ -161,7 +162,7 @@ mod tests {
         assert!(kept);
         match changes {
             Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
-                eprintln!("we may not mount anything here");
+                eprintln!("this test is not allowed to mount anything here");
             }
             changes => {
                 let expected = ["a/b/new", "a/changed", "a/removed", "c/mode"];

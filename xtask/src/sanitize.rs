@@ -1,9 +1,11 @@
 //! Runs this machine's tests under a sanitizer of the compiler.
 //!
-//! Sanitizers are unstable options. AddressSanitizer works with a standard library that was built
-//! without it. So a stable compiler, which ships the runtime, suffices once it accepts the option.
-//! ThreadSanitizer has to see the order that std's locks and channels make, or it reports races
-//! there. So it needs a nightly toolchain and std's source.
+//! AddressSanitizer works with a standard library that was built without it. The runtime is part of
+//! a stable compiler. So a stable compiler suffices, once it accepts the unstable option.
+//!
+//! ThreadSanitizer must see the order that std's locks and channels establish. Otherwise it reports
+//! races in them. So std is built with ThreadSanitizer too, which needs a nightly toolchain and
+//! std's source.
 
 use std::env;
 use std::ffi::OsString;
@@ -41,7 +43,7 @@ impl Sanitizer {
                 has_std_source()?;
                 let mut command = Command::new("rustup");
                 command.args(["run", "nightly", "cargo", "test", "-Zbuild-std"]);
-                // These belong to the toolchain that runs us.
+                // These variables point to the toolchain that runs xtask, and not to nightly.
                 for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
                     command.env_remove(name);
                 }
@@ -51,7 +53,7 @@ impl Sanitizer {
     }
 }
 
-/// Runs the tests under this sanitizer, or under each.
+/// Runs the tests under the given sanitizer, or under each sanitizer if none is given.
 pub(crate) fn run(project: &Project, only: Option<Sanitizer>) -> Result<u8, Error> {
     setup::packages(project, setup::BUILD)?;
     let mut failed = 0;
@@ -72,12 +74,12 @@ pub(crate) fn run(project: &Project, only: Option<Sanitizer>) -> Result<u8, Erro
 fn under(project: &Project, sanitizer: Sanitizer) -> Result<Command, Error> {
     let name = sanitizer.name();
     let mut command = sanitizer.cargo()?;
-    // xtask is left out: it is not shipped, and has no unsafe code.
+    // xtask is excluded, because it is not shipped and has no unsafe code.
     command.args(["--workspace", "--exclude", "xtask"]);
-    // The shim is left out: it is loaded into programs without a sanitizer. Its tests use valgrind.
+    // The shim is excluded, because programs without a sanitizer load it. Its tests use valgrind.
     command.args(["--exclude", "regcache-preload"]);
     command.args(["--lib", "--bins", "--tests", "--no-fail-fast"]);
-    // With a target, build scripts and procedural macros are built without the flags.
+    // If a target is given, cargo does not apply the flags to build scripts and procedural macros.
     command.args(["--target", &host()?, "--target-dir"]);
     command.arg(project.target.join(format!("sanitize-{name}")));
     let mut flags = env::var_os("RUSTFLAGS").unwrap_or_default();
@@ -85,7 +87,7 @@ fn under(project: &Project, sanitizer: Sanitizer) -> Result<Command, Error> {
     command.env("RUSTFLAGS", flags);
     for (variable, ours) in [
         ("ASAN_OPTIONS", "detect_leaks=1"),
-        // Forked children of tests go on, and a test may report more than one race.
+        // Children that tests fork must go on, and a test may report more than one race.
         ("TSAN_OPTIONS", "die_after_fork=0:halt_on_error=0"),
     ] {
         let mut options = OsString::from(ours);
@@ -98,7 +100,7 @@ fn under(project: &Project, sanitizer: Sanitizer) -> Result<Command, Error> {
     Ok(command)
 }
 
-/// The compiler's own target.
+/// Returns the target of the compiler itself.
 fn host() -> Result<String, Error> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
     let mut command = Command::new(rustc);

@@ -1,7 +1,8 @@
 //! Installs the packages that a command needs.
 //!
-//! `dpkg-query` says which packages are missing, so a machine that has all of them needs no
-//! network. Root gets the missing packages installed. Any other user gets the command to run.
+//! `dpkg-query` reports the missing packages, so no network is needed if no package is missing. For
+//! root, the missing packages are installed. For any other user, the command to install them is
+//! printed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use crate::error::Error;
 use crate::lock;
 use crate::project::Project;
 
-/// The packages for a virtual machine with an RDMA device, and for building modules of its kernel.
+/// The packages for a virtual machine with an RDMA device, and for building modules for its kernel.
 pub(crate) const VM: &[&str] = &[
     "busybox-static",
     "file",
@@ -30,7 +31,7 @@ pub(crate) const VM: &[&str] = &[
     "udev",
 ];
 
-/// The packages that build the crates over libibverbs, the tests in C, and jemalloc.
+/// The packages that are needed to build the crates on libibverbs, the tests in C, and jemalloc.
 pub(crate) const BUILD: &[&str] = &[
     "g++",
     "gcc",
@@ -46,17 +47,18 @@ pub(crate) const BUILD: &[&str] = &[
     "valgrind",
 ];
 
-/// The packages of programs that the tests run in the virtual machine: Debian's verbs programs, and
-/// memcheck, which needs libc's symbols.
+/// The packages of programs that the tests run in the virtual machine. They are Debian's verbs
+/// programs, and memcheck with libc's symbols, which memcheck needs.
 pub(crate) const PROGRAMS: &[&str] = &["libc6-dbg", "perftest", "rdmacm-utils", "valgrind"];
 
-/// The release that `guest.sh` was tried with.
+/// The release of virtme-ng with which `guest.sh` was tested.
 const VIRTME_NG: &str = "1.42";
 
-/// Makes sure that the packages are installed.
+/// Installs the packages that are missing, or returns an error with the command that installs them.
 pub(crate) fn packages(project: &Project, wanted: &[&str]) -> Result<(), Error> {
     if !on_debian() {
-        // The packages have other names here. A command that lacks one will say so.
+        // Other distributions have other names for the packages. If a program is missing, the
+        // command that needs it reports the error.
         eprintln!(
             "xtask: this is not Debian, so nothing is installed. Install the equivalents of these packages: {}",
             wanted.join(" ")
@@ -87,8 +89,8 @@ pub(crate) fn packages(project: &Project, wanted: &[&str]) -> Result<(), Error> 
     )
 }
 
-/// The Python of an environment that has virtme-ng. The environment is in the target directory,
-/// because Debian forbids pip to install system-wide.
+/// Returns the Python of an environment that contains virtme-ng. The environment is in the target
+/// directory, because Debian forbids system-wide installation by pip.
 pub(crate) fn virtme_python(project: &Project) -> Result<PathBuf, Error> {
     let venv = project.own_dir().join("venv");
     let python = venv.join("bin/python3");
@@ -121,7 +123,7 @@ pub(crate) fn virtme_python(project: &Project) -> Result<PathBuf, Error> {
     Ok(python)
 }
 
-/// A command without the variables that set Python up for other projects.
+/// Returns a command without the variables that configure Python for other projects.
 pub(crate) fn without_python_settings(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
     for name in [
@@ -152,9 +154,9 @@ fn apt_get() -> Command {
     command
 }
 
-/// The packages among `wanted` that are not installed, in their order.
+/// Returns the packages among `wanted` that are not installed, in the order of `wanted`.
 fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>, Error> {
-    // An unknown name makes dpkg-query fail, but it prints the others.
+    // If a package's name is unknown, dpkg-query fails, but it still prints the other packages.
     let asked = ["-W", "-f", "${db:Status-Status} ${Package}\n"];
     let output = cmd::output(Command::new("dpkg-query").args(asked).args(wanted))?;
     Ok(not_installed(

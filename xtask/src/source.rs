@@ -7,16 +7,16 @@ use std::process::Command;
 use crate::cmd;
 use crate::error::{AtPath, Error};
 
-/// The Debian package.
+/// The Debian package that contains the source.
 pub(crate) const PACKAGE: &str = "linux-source-6.1";
 
-/// The version that is installed.
+/// Returns the version of the package that is installed.
 pub(crate) fn version() -> Result<String, Error> {
     cmd::read(Command::new("dpkg-query").args(["-W", "-f", "${Version}", PACKAGE]))
 }
 
-/// Unpacks the files that one of the patterns matches into `dir`, and returns the tree. Does
-/// nothing if this version is there. The caller holds a lock on `dir`.
+/// Unpacks the files that match one of the patterns into `dir`, and returns the path of the source
+/// tree. Does nothing if `dir` already holds this version. The caller must hold a lock on `dir`.
 pub(crate) fn unpack(dir: &Path, patterns: &[&str]) -> Result<PathBuf, Error> {
     let tree = dir.join("linux");
     let extracted = dir.join("extracted");

@@ -1,4 +1,4 @@
-//! Shows a program's output while it runs, and keeps a copy in which results are looked up.
+//! Shows a program's output while the program runs, and keeps a copy that is searched for results.
 
 use std::io::{self, Read, Write};
 use std::process::{Command, ExitStatus, Stdio};
@@ -7,29 +7,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::cmd;
 use crate::error::{AtPath, Error};
 
-/// A writer that passes each line to our stdout and keeps all of them.
+/// A writer that passes each line to this process's stdout, and keeps all lines.
 pub(crate) struct Tee {
     kept: Kept,
     line: Vec<u8>,
     withheld: &'static str,
 }
 
-/// The bytes that went through a `Tee`.
+/// The bytes that were written to a `Tee`.
 #[derive(Clone, Default)]
 pub(crate) struct Kept(Arc<Mutex<Vec<u8>>>);
 
 impl Kept {
-    /// The text so far.
+    /// Returns the text that was written so far.
     pub(crate) fn text(&self) -> String {
-        // The bytes are valid even if a thread panicked while it appended.
+        // The bytes are valid even if a thread panicked while it appended bytes.
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
 impl Tee {
-    /// Makes a `Tee` that keeps the lines that begin with `withheld` and does not show them. An
-    /// empty string withholds none.
+    /// Makes a `Tee`. Lines that begin with `withheld` are kept but not shown. If `withheld` is
+    /// empty, every line is shown.
     pub(crate) fn new(withheld: &'static str) -> (Self, Kept) {
         let kept = Kept::default();
         let tee = Self {
@@ -68,8 +68,8 @@ impl Write for Tee {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // Part of a line that cannot become a withheld line is shown at once, such as a test's name
-        // before its verdict.
+        // If an incomplete line cannot become a withheld line, it is shown at once. An example is
+        // the name of a test before its verdict.
         let withheld = self.withheld.as_bytes();
         if withheld.is_empty()
             || !withheld.starts_with(&self.line) && !self.line.starts_with(withheld)
@@ -82,13 +82,14 @@ impl Write for Tee {
 
 impl Drop for Tee {
     fn drop(&mut self) {
-        // If stdout is closed, nobody can read an error either.
+        // If stdout is closed, an error message could not be read either, so the errors are
+        // ignored.
         let _ = self.end_line();
         let _ = io::stdout().flush();
     }
 }
 
-/// Runs the command on this machine, with stdout and stderr through one `Tee`.
+/// Runs the command on this machine, and passes its stdout and stderr through one `Tee`.
 pub(crate) fn run(
     command: &mut Command,
     withheld: &'static str,
@@ -103,7 +104,8 @@ pub(crate) fn run(
         command: line,
         why: format!("could not be started: {source}"),
     })?;
-    // Our copies of the pipe's write end would keep it open for ever.
+    // The command holds copies of the pipe's write end. They are closed here, because otherwise the
+    // pipe would never end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let (mut tee, kept) = Tee::new(withheld);
     let mut buffer = vec![0; 1 << 16];

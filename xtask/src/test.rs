@@ -1,11 +1,16 @@
 //! Runs every check and every test.
 //!
-//! The order is: the checks, the workspace's tests on this machine, the models under loom, the
-//! driver's installation, and the suites that need the driver and an RDMA device in one virtual
-//! machine.
+//! The order is:
 //!
-//! A suite for the virtual machine is a `[[test]]` whose `required-features` are among
-//! `VM_FEATURES`. So a plain `cargo test` leaves it out, and a new suite is found without a list.
+//! - the checks;
+//! - the workspace's tests on this machine;
+//! - the models under loom;
+//! - the installation of the driver;
+//! - the suites that need the driver and an RDMA device, in one virtual machine.
+//!
+//! A suite for the virtual machine is a `[[test]]` whose `required-features` are all in
+//! `VM_FEATURES`. So a plain `cargo test` excludes such a suite, and a new suite is found without a
+//! list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -28,26 +33,27 @@ use crate::setup;
 use crate::tee::{self, Tee};
 use crate::vm;
 
-/// The features of tests that need the virtual machine.
+/// The features of the tests that need the virtual machine.
 const VM_FEATURES: &[&str] = &["vm", "rdma-device"];
 
-/// Seconds that one suite may take in the virtual machine.
+/// The time limit of one suite in the virtual machine, in seconds.
 const SUITE_LIMIT: u64 = 900;
 
-/// Seconds that all of them may take together.
+/// The time limit of all suites in the virtual machine together, in seconds.
 const SUITES_LIMIT: u64 = 2400;
 
-/// The number of preemptions in each of loom's executions. A larger number finds rarer
-/// interleavings and takes longer.
+/// The maximum number of preemptions in each execution under loom. A larger number finds rarer
+/// interleavings, but takes longer.
 const LOOM_MAX_PREEMPTIONS: &str = "3";
 
-/// The directory, among xtask's own, in which the C library is installed for the suites.
+/// The directory in which the C library is installed for the suites. It is in xtask's own
+/// directory.
 const PREFIX: &str = "prefix";
 
-/// The tests to run, and where.
+/// The tests to run, and the place where they run.
 #[derive(clap::Args)]
 pub(crate) struct Where {
-    /// Leave out everything that needs the virtual machine or the kernel's headers
+    /// Exclude everything that needs the virtual machine or the kernel's headers
     #[arg(long, conflicts_with = "vm_only")]
     host_only: bool,
     /// Run only the suites that need the virtual machine, without the checks
@@ -61,7 +67,7 @@ pub(crate) struct Where {
     /// The matrix runs on this machine and in two virtual machines.
     #[arg(long, conflicts_with_all = ["host_only", "vm_only", "kernel"])]
     matrix: bool,
-    /// Run only the virtual machine's suites whose names contain one of these
+    /// Run only the virtual machine's suites whose names contain one of these words
     #[arg(value_name = "SUITE", requires = "vm_only")]
     suites: Vec<String>,
 }
@@ -77,7 +83,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// The result of a step of xtask's own, as one test.
+    /// Runs a step that is not a test suite. Its result counts as one test.
     fn of(suite: &str, attempt: impl FnOnce() -> Result<(), Error>) -> Self {
         let started = Instant::now();
         let done = attempt();
@@ -98,7 +104,8 @@ impl Outcome {
         outcome
     }
 
-    /// A failure before any test could run. The remark is the first line of `why`.
+    /// Makes the result of a suite that failed before any test ran. The remark is the first line of
+    /// `why`.
     fn failure(suite: &str, why: &str) -> Self {
         Self {
             suite: suite.to_owned(),
@@ -110,7 +117,7 @@ impl Outcome {
     }
 }
 
-/// Runs the tests, prints a table and the totals, and returns 1 if any failed.
+/// Runs the tests, prints a table and the totals, and returns 1 if any test failed.
 pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
     if place.matrix {
         return matrix::run(project);
@@ -133,7 +140,7 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
         workspace.args(["test", "--workspace", "--no-fail-fast"]);
         outcomes.push(on_host("host: cargo test --workspace", &mut workspace)?);
         if project.root.join("regcache/tests/loom.rs").exists() {
-            // Only the tests of this name are for loom, among the library's own.
+            // Of the library's own tests, only those with "loom" in their names are run under loom.
             let all = ["--lib", "--test", "loom", "loom"];
             outcomes.push(under_loom(project, "regcache", &all)?);
             outcomes.push(under_loom(
@@ -143,7 +150,7 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
             )?);
         }
     }
-    // The debug kernel is in no root file system.
+    // The debug kernel has no root file system of its own, so its installation cannot be tested.
     if !place.host_only && place.kernel != Series::Debug && place.suites.is_empty() {
         let suite = "driver: make install, DKMS";
         outcomes.push(if nix::unistd::geteuid().is_root() {
@@ -151,7 +158,7 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
         } else {
             Outcome {
                 failed: 0,
-                ..Outcome::failure(suite, "not run: only root can install anything")
+                ..Outcome::failure(suite, "not run: only root can install the driver")
             }
         });
     }
@@ -178,8 +185,8 @@ fn on_host(suite: &str, command: &mut std::process::Command) -> Result<Outcome, 
     ))
 }
 
-/// Runs the models, compiled with `--cfg loom`. They have their own target directory, because each
-/// kind of build would undo the other.
+/// Runs the models, which are compiled with `--cfg loom`. They have a target directory of their
+/// own, because each kind of build would overwrite the other.
 fn under_loom(project: &Project, package: &str, which: &[&str]) -> Result<Outcome, Error> {
     let mut command = cargo();
     command.args(["test", "--release", "--package", package, "--target-dir"]);
@@ -192,7 +199,8 @@ fn under_loom(project: &Project, package: &str, which: &[&str]) -> Result<Outcom
     on_host(&format!("loom: {package}"), &mut command)
 }
 
-/// The results of the suites that ran, and the error that kept others from running.
+/// Returns the results of the suites that ran. Also returns the error that prevented further
+/// suites.
 fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, Result<(), Error>) {
     let is_ours = |feature: &String| VM_FEATURES.contains(&feature.as_str());
     let is_meant = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
@@ -203,7 +211,7 @@ fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, R
             format!("no [[test]] has required-features among {VM_FEATURES:?}")
         } else {
             format!(
-                "no suite of the virtual machine is named like {}",
+                "no suite of the virtual machine has {} in its name",
                 only.join(", ")
             )
         };
@@ -213,7 +221,7 @@ fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, R
         Ok(script) => script,
         Err(error) => return (Vec::new(), Err(error)),
     };
-    // The suites in C use an installed library.
+    // The suites in C are built against an installed library.
     let prefix = project.own_dir().join(PREFIX);
     if let Err(error) = install_user::run(project, &prefix, install_user::Profile::Dev) {
         return (Vec::new(), Err(error));
@@ -231,12 +239,13 @@ fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, R
         stderr: None,
     };
     let ended = vm::run(project, &machine, job);
-    // No other process uses the script, so one that stays does no harm.
+    // Each process uses a script of its own, so a script that cannot be removed does no harm.
     let _ = fs::remove_file(&script);
     (read_outcomes(&suites, &kept.text()), ended.map(|_| ()))
 }
 
-/// Builds the suites and writes the script that runs them into a directory that the guest can read.
+/// Builds the suites, and writes the script that runs them. The guest can read the script's
+/// directory.
 fn write_script(project: &Project, suites: &[GatedTarget], limit: u64) -> Result<PathBuf, Error> {
     let prefix = project.own_dir().join(PREFIX);
     let script = format!(
@@ -252,7 +261,7 @@ fn write_script(project: &Project, suites: &[GatedTarget], limit: u64) -> Result
     Ok(path)
 }
 
-/// Builds the suites of the virtual machine and returns their executables by target name.
+/// Builds the suites of the virtual machine, and returns their executables by target name.
 pub(crate) fn executables(project: &Project) -> Result<BTreeMap<String, PathBuf>, Error> {
     let suites = project.gated_tests();
     let executables = build(&suites)?;
@@ -260,10 +269,10 @@ pub(crate) fn executables(project: &Project) -> Result<BTreeMap<String, PathBuf>
     Ok(names.zip(executables).collect())
 }
 
-/// Builds the suites and returns their executables, in the same order.
+/// Builds the suites and returns their executables, in the order of the suites.
 fn build(suites: &[GatedTarget]) -> Result<Vec<PathBuf>, Error> {
-    // The whole workspace is selected, as on the host, so that dependencies get the same features
-    // and are not built twice. `--test` picks the suites.
+    // The whole workspace is selected, as in the tests on this machine. So dependencies get the
+    // same features and are not built twice. `--test` selects the suites.
     let mut command = cargo();
     command.args([
         "test",
@@ -311,8 +320,8 @@ fn build(suites: &[GatedTarget]) -> Result<Vec<PathBuf>, Error> {
     suites.iter().map(executable).collect()
 }
 
-/// The script that runs all suites as cargo would, each for at most `limit` seconds. A line
-/// before and after each tells `read_outcomes` which suite it is.
+/// Returns the script that runs each suite as cargo would, for at most `limit` seconds. A line
+/// before and a line after each suite identify it to `read_outcomes`.
 fn suites_script(suites: &[GatedTarget], executables: &[PathBuf], limit: u64) -> String {
     let mut script = String::from("#!/bin/sh\n");
     for (number, (suite, executable)) in suites.iter().zip(executables).enumerate() {
@@ -343,7 +352,7 @@ fn end_mark(number: usize) -> String {
     format!("===== suite {number} ended (status, seconds): ")
 }
 
-/// Reads what `suites_script` printed, as far as it came.
+/// Reads the results from the output of `suites_script`, which may be incomplete.
 fn read_outcomes(suites: &[GatedTarget], text: &str) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     for (number, suite) in suites.iter().enumerate() {
@@ -366,8 +375,8 @@ fn read_outcomes(suites: &[GatedTarget], text: &str) -> Vec<Outcome> {
     outcomes
 }
 
-/// Adds up the counts of the test harness. A suite that ran no test, or whose exit status
-/// contradicts its counts, has failed.
+/// Sums the counts that the test harness printed. A suite also fails if it ran no test, or if its
+/// exit status contradicts its counts.
 fn judge(suite: &str, output: &str, status: Option<i32>, seconds: u64) -> Outcome {
     let results: Vec<_> = output
         .lines()
@@ -399,7 +408,7 @@ fn judge(suite: &str, output: &str, status: Option<i32>, seconds: u64) -> Outcom
     }
 }
 
-/// The number before the word in `ok. 5 passed; 0 failed; …`.
+/// Returns the number before the word in a text such as `ok. 5 passed; 0 failed; …`.
 fn count(result: &str, word: &str) -> u64 {
     let parts = result.split(['.', ';']).map(str::trim);
     let mut numbers = parts.filter_map(|part| part.strip_suffix(word)?.trim().parse().ok());

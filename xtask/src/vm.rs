@@ -1,15 +1,15 @@
-//! Runs a command in a virtual machine that has the driver loaded and an RDMA device, rxe0.
+//! Runs a command in a virtual machine with the driver and an RDMA device, rxe0.
 //!
-//! The machine boots a Debian kernel on this machine's root file system, or on a root file system
-//! of the kernel's own release. The guest can write only the target directory.
+//! The machine boots a Debian kernel. Its root file system is this machine's, or one of the
+//! kernel's own Debian release. The guest can write only the target directory.
 //!
-//! virtme-ng makes the machine, and carries no data. The command's output comes byte for byte
-//! through two virtio ports whose host ends are FIFOs. Everything else goes through files of a run
+//! virtme-ng starts the machine, but carries no data. The command's output passes byte for byte
+//! through two virtio ports, whose host ends are FIFOs. All other data is in files of a run
 //! directory (`target/xtask/runs/*`), which `guest.sh` lists. So the result does not depend on a
 //! terminal.
 //!
-//! The machine cannot outlive this process, however it dies. Each process between it and QEMU, and
-//! QEMU itself, asks the kernel to be killed when its parent ends.
+//! The machine cannot outlive this process, even if this process is killed. Each process between
+//! this process and QEMU, and QEMU itself, requests that the kernel kill it when its parent dies.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -31,7 +31,7 @@ use crate::kernel::{self, Kernel, Series};
 use crate::project::Project;
 use crate::setup;
 
-/// The machine and its time limits.
+/// The machine, and its time limits.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Machine {
     /// Boot this kernel
@@ -52,13 +52,14 @@ pub(crate) struct Machine {
     /// Boot a bare kernel, without the driver and the RDMA device
     #[arg(long)]
     pub(crate) no_driver: bool,
-    /// Count instructions with the time stamp counter, which takes emulation and one CPU
+    /// Count instructions with the time stamp counter; this needs emulation and limits the guest to
+    /// one CPU
     #[arg(long)]
     pub(crate) icount: bool,
 }
 
 impl Default for Machine {
-    /// The defaults of the command line.
+    /// Returns the defaults of the command line.
     fn default() -> Self {
         Self {
             kernel: Series::default(),
@@ -76,16 +77,17 @@ impl Default for Machine {
 pub(crate) struct Job<'a> {
     /// The program and its arguments.
     pub(crate) command: &'a [OsString],
-    /// Takes stdout. Takes stderr too, in the order of writing, if that has no receiver of its own.
+    /// The receiver of stdout. It also receives stderr, in the order of writing, if `stderr` is
+    /// `None`.
     pub(crate) stdout: Box<dyn Write + Send>,
-    /// Takes stderr.
+    /// The receiver of stderr.
     pub(crate) stderr: Option<Box<dyn Write + Send>>,
 }
 
-/// The number of run directories that are kept, for the analysis of failures.
+/// The number of run directories that are kept, so that failures can be analysed.
 const RUNS_KEPT: usize = 8;
 
-/// The variables that the guest gets, in addition to those that begin with one of
+/// The variables that the guest receives. It also receives those that begin with one of
 /// `PASSED_PREFIXES`.
 const PASSED: &[&str] = &[
     "RUST_BACKTRACE",
@@ -97,8 +99,8 @@ const PASSED: &[&str] = &[
 ];
 const PASSED_PREFIXES: &[&str] = &["PROPTEST_", "REGCACHE_"];
 
-/// Parts of the messages that the kernel prints for a fault. A soft lockup has one of them
-/// ("watchdog: BUG: …").
+/// Parts of the messages that the kernel prints about a fault. The message about a soft lockup
+/// contains "BUG:" ("watchdog: BUG: …").
 const COMPLAINTS: &[&str] = &[
     "BUG:",
     "WARNING:",
@@ -116,8 +118,13 @@ const COMPLAINTS: &[&str] = &[
     "sleeping function called",
 ];
 
-/// An oops ends the machine (virtme-ng has QEMU exit instead of reboot), and no message is lost.
-/// A CPU that got no time from the host for half a minute is not reported as stuck.
+/// The kernel options for all machines.
+///
+/// After an oops, the kernel panics, and QEMU exits instead of rebooting. The log is large enough
+/// to keep every message.
+///
+/// The watchdog limits are long. So the kernel does not report a CPU as stuck if the host gave it
+/// no time for half a minute.
 const KERNEL_OPTIONS: &[&str] = &[
     "oops=panic",
     "panic=-1",
@@ -127,21 +134,23 @@ const KERNEL_OPTIONS: &[&str] = &[
     "rcupdate.rcu_cpu_stall_timeout=120",
 ];
 
-/// Two nodes, between which pages can move. Only tests that need NUMA balancing switch it on.
+/// The kernel options for two NUMA nodes, so that pages can move between nodes. Only tests of NUMA
+/// balancing switch the balancing on.
 const NUMA_OPTIONS: &[&str] = &["numa=fake=2", "numa_balancing=disable"];
 
-/// The number of lines shown from the first complaint on, and of complaints shown after those.
+/// The number of lines that are shown from the first complaint on. At most as many later complaints
+/// are shown too.
 const COMPLAINT_LINES: usize = 20;
 
-/// Installs missing packages, builds the driver, boots, runs the job, and returns the command's
-/// exit status.
+/// Installs missing packages, builds the driver, boots and runs the job. Returns the command's exit
+/// status.
 pub(crate) fn run(project: &Project, machine: &Machine, job: Job<'_>) -> Result<u8, Error> {
     setup::packages(project, setup::VM)?;
     let kernel = kernel::find(project, machine.kernel)?;
     run_on(project, &kernel, machine, job)
 }
 
-/// Does the same on this kernel and its root, and ignores the machine's series.
+/// Does the same as [`run`], but on the given kernel and root. The machine's series is ignored.
 pub(crate) fn run_on(
     project: &Project,
     kernel: &Kernel,
@@ -155,7 +164,8 @@ pub(crate) fn run_on(
     }
     run.write("guest.sh", include_bytes!("guest.sh"))?;
     run.write("command.sh", &command_script(&project.root, job.command))?;
-    // virtme-ng starts QEMU itself, so this script makes QEMU die with virtme-ng.
+    // virtme-ng starts QEMU itself. So this script stands in for QEMU and makes it die with
+    // virtme-ng.
     run.write(
         "qemu",
         b"#!/bin/sh\nexec setpriv --pdeathsig=KILL qemu-system-x86_64 \"$@\"\n",
@@ -191,25 +201,26 @@ pub(crate) fn run_on(
     verdict(&run, machine, ended?)
 }
 
-/// The end of the guest, as seen from outside.
+/// The way in which the guest ended.
 enum Ended {
-    /// It powered itself off, or virtme-ng could not start it.
+    /// The guest powered itself off, or virtme-ng could not start it.
     ByItself(ExitStatus),
-    /// It was killed: the command had not started within `boot_timeout`.
+    /// The guest was killed, because the command had not started within `boot_timeout`.
     NotUp,
-    /// It was killed: the command ran longer than `timeout`, and the guest did not stop it.
+    /// The guest was killed, because the command ran longer than `timeout` and the guest did not
+    /// stop the command.
     Hung,
 }
 
-/// A running guest. Dropping it kills it.
+/// A running guest. Dropping this value kills the guest.
 struct Guest {
     child: Child,
 }
 
 impl Guest {
     fn wait(mut self, run: &RunDir, machine: &Machine, started: Instant) -> Result<Ended, Error> {
-        // The guest stops the command itself, which leaves a better trace. If it does not, it
-        // hangs.
+        // At the time limit, the guest itself stops the command, because it can log the blocked
+        // tasks. A guest that does not stop the command within the grace period hangs.
         let grace = Duration::from_secs(30);
         let mut up_since = None;
         loop {
@@ -234,13 +245,14 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // The kernel kills QEMU when its parent dies. Both calls fail only if that is dead already.
+        // The kernel kills QEMU when virtme-ng dies. Both calls fail only if virtme-ng is already
+        // dead.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The result, from the files that the guest and its kernel left in the run directory.
+/// Determines the result from the files that the guest and its kernel left in the run directory.
 fn verdict(run: &RunDir, machine: &Machine, ended: Ended) -> Result<u8, Error> {
     let dir = run.dir.display();
     let console = run.read("console.log");
@@ -251,20 +263,20 @@ fn verdict(run: &RunDir, machine: &Machine, ended: Ended) -> Result<u8, Error> {
     let complaints = complaints(&messages);
     if !complaints.is_empty() {
         return Err(Error::Vm(format!(
-            "the guest's kernel complained:\n{complaints}\nall its messages are in {dir} (dmesg.log, console.log)"
+            "the guest's kernel complained:\n{complaints}\nall messages of the kernel are in {dir} (dmesg.log, console.log)"
         )));
     }
     let leaks = leaks(&run.read("leaks.log"));
     if !leaks.is_empty() {
         return Err(Error::Vm(format!(
-            "the driver leaked memory:\n{leaks}\nall that kmemleak found is in {dir}/leaks.log"
+            "the driver leaked memory:\n{leaks}\nthe full list of kmemleak is in {dir}/leaks.log"
         )));
     }
     let console_tail = || tail(&console, 25);
     if let Ended::NotUp = ended {
         return Err(Error::Vm(format!(
             "the guest did not come up within {} s and was killed. Its console ended with:\n{}\n{}\nIf this machine is \
-             only slow, allow more with --boot-timeout. All logs are in {dir}",
+             only slow, allow more time with --boot-timeout. All logs are in {dir}",
             machine.boot_timeout,
             console_tail(),
             tail(&run.read("setup.log"), 10),
@@ -308,7 +320,7 @@ fn verdict(run: &RunDir, machine: &Machine, ended: Ended) -> Result<u8, Error> {
     )))
 }
 
-/// The command that boots the guest.
+/// Returns the command that boots the guest.
 fn virtme(
     python: &Path,
     project: &Project,
@@ -347,8 +359,9 @@ fn virtme(
     } else {
         let root = text(&project.root)?;
         command.arg("--root").arg(&kernel.root);
-        // virtme-ng mounts read-only directories last, which would hide a target directory inside
-        // the repository.
+        // virtme-ng mounts read-only directories last. So the repository would hide a target
+        // directory inside it. To prevent this, the target directory is mounted at /mnt and bound
+        // afterwards.
         command.arg(format!("--rodir={root}={root}"));
         command.arg(format!("--rwdir=/mnt={target}"));
         format!("mount --bind /mnt {} && {script}", cmd::shell_quote(target))
@@ -356,12 +369,12 @@ fn virtme(
     command.arg("--overlay-rwdir=/tmp");
     if !kvm {
         command.arg("--disable-kvm");
-        // An emulated CPU can meet a breakpoint that the kernel has already removed, if another CPU
-        // patches the code that it runs. Newer kernels patch much while they boot. guest.sh brings
-        // the other CPUs up later.
+        // Newer kernels patch much code while they boot. If another CPU patches the code that an
+        // emulated CPU executes, that CPU can meet a breakpoint that the kernel has already
+        // removed. So the guest boots with one CPU, and guest.sh brings the other CPUs up later.
         command.args(["-a", "maxcpus=1"]);
     }
-    // Not every kernel can handle a node without a CPU.
+    // Some kernels cannot handle a node without a CPU.
     let numa = if cpus > 1 { NUMA_OPTIONS } else { &[] };
     for option in KERNEL_OPTIONS.iter().chain(numa) {
         command.args(["-a", option]);
@@ -383,31 +396,32 @@ fn virtme(
     for name in ["PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV"] {
         command.env_remove(name);
     }
-    // virtme-ng calls its own scripts by name. On Debian only root's PATH leads to modprobe and
-    // depmod.
+    // virtme-ng calls its own scripts by name, so their directory is in PATH. On Debian, only
+    // root's PATH contains modprobe and depmod, so their directories are added.
     let mut path = python.parent().unwrap_or(python).as_os_str().to_owned();
     path.push(":");
     path.push(env::var_os("PATH").unwrap_or_default());
     path.push(":/usr/sbin:/sbin");
     command.env("PATH", path);
     command.env("TMPDIR", &run.dir);
-    // Ctrl-C reaches this process alone, and the guest's processes end with it.
+    // The guest's processes have a process group of their own. So Ctrl-C reaches only this process,
+    // and the guest's processes end with it.
     command.process_group(0);
     Ok(command)
 }
 
-/// The path as a text that virtme-ng and QEMU accept.
+/// Returns the path as a text that virtme-ng and QEMU accept.
 fn text(path: &Path) -> Result<&str, Error> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_+ /.-".contains(c);
     path.to_str().filter(|text| text.chars().all(plain)).ok_or_else(|| {
         Error::Vm(format!(
-            "{}: virtme-ng takes only letters, digits, spaces and _+.- in a path. Set CARGO_TARGET_DIR to such a path",
+            "{}: virtme-ng accepts only letters, digits, spaces and _+.- in a path. Set CARGO_TARGET_DIR to such a path",
             path.display()
         ))
     })
 }
 
-/// The script that executes the command in the repository's root.
+/// Returns the script that executes the command in the repository's root.
 fn command_script(root: &Path, command: &[OsString]) -> Vec<u8> {
     let mut script = Vec::new();
     for (name, value) in env::vars_os() {
@@ -433,7 +447,7 @@ fn command_script(root: &Path, command: &[OsString]) -> Vec<u8> {
     script
 }
 
-/// Appends the word, quoted for a POSIX shell. The word may hold any bytes.
+/// Appends the word to the script, quoted for a POSIX shell. The word may contain any bytes.
 fn quote(word: &OsStr, script: &mut Vec<u8>) {
     script.push(b'\'');
     for &byte in word.as_bytes() {
@@ -445,8 +459,8 @@ fn quote(word: &OsStr, script: &mut Vec<u8>) {
     script.push(b'\'');
 }
 
-/// Whether KVM works. Its module for this CPU must be loaded, because some hosts have a /dev/kvm on
-/// which a guest hangs.
+/// Returns whether KVM works. /dev/kvm is not enough, because a guest hangs on some hosts that have
+/// it. So KVM's module for this CPU must be loaded too.
 pub(crate) fn has_kvm() -> bool {
     let module = ["kvm_intel", "kvm_amd"]
         .iter()
@@ -459,10 +473,11 @@ pub(crate) fn has_kvm() -> bool {
             .is_ok()
 }
 
-/// The lines of the kernel's log that report a fault, with the lines after the first, which are
-/// most often a trace.
+/// Returns the lines of the kernel's log that report a fault. The lines after the first fault are
+/// included, because they are usually its trace.
 fn complaints(messages: &str) -> String {
-    // virtme-ng's init writes its own warnings into the kernel's log.
+    // virtme-ng's init also writes warnings into the kernel's log. They are not faults of the
+    // kernel.
     let complains = |line: &str| {
         COMPLAINTS.iter().any(|complaint| line.contains(complaint))
             && !line.contains("virtme-ng-init:")
@@ -484,7 +499,7 @@ fn complaints(messages: &str) -> String {
         .join("\n")
 }
 
-/// The first few of the objects in kmemleak's list that the driver allocated.
+/// Returns the first three of the objects in kmemleak's list that the driver allocated.
 fn leaks(listed: &str) -> String {
     let mut objects: Vec<Vec<&str>> = Vec::new();
     for line in listed.lines() {
@@ -516,7 +531,7 @@ struct RunDir {
 }
 
 impl RunDir {
-    /// Makes a new directory, and removes the oldest of those whose xtask has ended.
+    /// Makes a new run directory. Also removes the oldest run directories whose xtask has ended.
     fn create(project: &Project) -> Result<Self, Error> {
         let runs = project.own_dir().join("runs");
         fs::create_dir_all(&runs).at(&runs)?;
@@ -530,7 +545,7 @@ impl RunDir {
         for dir in old {
             let pid = dir.extension().unwrap_or_default();
             if !Path::new("/proc").join(pid).exists() {
-                // Another xtask may remove the same directory.
+                // Another xtask may have removed this directory, so an error is ignored.
                 let _ = fs::remove_dir_all(&dir);
             }
         }
@@ -554,14 +569,14 @@ impl RunDir {
         fs::write(self.path(name), content).at(self.path(name))
     }
 
-    /// The file's text, which is empty if the file is missing.
+    /// Returns the file's text, or an empty text if the file is missing.
     fn read(&self, name: &str) -> String {
         let content = fs::read(self.path(name)).unwrap_or_default();
         String::from_utf8_lossy(&content).into_owned()
     }
 }
 
-/// A thread that copies QEMU's output from a FIFO to its receiver.
+/// A thread that copies QEMU's output from a FIFO to the receiver of the output.
 struct Copier {
     fifo: PathBuf,
     thread: JoinHandle<()>,
@@ -582,7 +597,8 @@ impl Copier {
             loop {
                 match from.read(&mut buffer) {
                     Ok(0) => return,
-                    // A receiver that is gone must not block the guest.
+                    // If the receiver is closed, its output is discarded, so that the guest does
+                    // not block.
                     Ok(n) if wanted => {
                         wanted = to.write_all(&buffer[..n]).and_then(|()| to.flush()).is_ok();
                     }
@@ -595,10 +611,10 @@ impl Copier {
         Ok(Self { fifo, thread })
     }
 
-    /// Waits until everything written has been copied. QEMU must be gone.
+    /// Waits until all output has been copied. QEMU must have ended before this call.
     fn finish(self) {
-        // If QEMU never opened the FIFO, the thread still waits for a writer. Opening for both
-        // directions never blocks.
+        // If QEMU never opened the FIFO, the thread still waits for a writer. Opening the FIFO for
+        // both directions provides a writer, and never blocks.
         drop(OpenOptions::new().read(true).write(true).open(&self.fifo));
         let _ = self.thread.join();
         let _ = fs::remove_file(&self.fifo);

@@ -1,16 +1,17 @@
-//! Which CPU a thread runs on.
+//! Pins threads to CPUs.
 
 use std::io;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Keeps this thread on one CPU until it is dropped.
+/// A guard that keeps the calling thread on one CPU until the guard is dropped.
 #[derive(Debug)]
 pub struct Pinned(Option<CpuSet>);
 
 impl Pinned {
-    /// Pins this thread to the CPU of this number among those it may use, if there is one.
+    /// Pins this thread to one of the CPUs that it may use: the CPU at index `which`. If there are
+    /// fewer CPUs, the thread stays unpinned.
     #[must_use]
     pub fn to(which: usize) -> Self {
         let pin = || -> io::Result<CpuSet> {
@@ -29,7 +30,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if let Some(allowed) = &self.0 {
-            // The thread was allowed to use them before.
+            // The kernel accepts this set, because it is the set from before the pinning.
             let _ = sched_setaffinity(Pid::from_raw(0), allowed);
         }
     }

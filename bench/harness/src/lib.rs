@@ -1,13 +1,16 @@
-//! How a noisy machine is measured.
+//! Measures on a noisy machine.
 //!
-//! The variants that a benchmark compares run in [rounds](interleave). In each round every variant
-//! takes one [`Sample`] of a millisecond or so, in random order. A disturbance that lasts longer
-//! than a round disturbs all of them, so the figure to quote is the ratio of two samples of the
-//! same round: its median over the rounds, with a confidence interval that depends on the order of
-//! the ratios alone ([`Estimate`]).
+//! The variants that a benchmark compares run in [rounds](interleave). In each round, every variant
+//! takes one [`Sample`] of about a millisecond, in random order.
 //!
-//! A round in which the kernel took the CPU away is discarded. So is a round of two threads while
-//! the machine does not have two CPUs to give, as a virtual machine that shares its CPUs does not.
+//! A disturbance that lasts longer than a round disturbs all variants of the round alike. So
+//! benchmarks quote ratios of two samples of the same round. The quoted figure is the median of the
+//! ratios over all rounds. Its confidence interval depends only on the order of the ratios
+//! ([`Estimate`]).
+//!
+//! A round is discarded if the kernel preempted a measuring thread. A round that uses two threads
+//! is also discarded if the two threads did not have one CPU each. A virtual machine that shares
+//! its CPUs with other machines can be in this state.
 #![warn(missing_docs)]
 
 mod calibration;

@@ -8,22 +8,22 @@ use regcache_test_support::Random;
 use crate::calibration::calibrate;
 use crate::{Estimate, Sample, estimate, median};
 
-/// How much [`measure`] measures.
+/// The amount of measuring that [`measure`] does.
 #[derive(Debug, Clone, Copy)]
 pub struct Effort {
-    /// The number of rounds that count.
+    /// The number of undisturbed rounds to collect.
     pub rounds: usize,
     /// The time that a sample should take.
     pub sample: Duration,
 }
 
-/// A variant: a function that does as many operations as it is told and times them.
+/// A variant: a function that does the given number of operations and times them.
 pub type Variant<'a> = dyn FnMut(usize) -> Sample + 'a;
 
 /// The samples of all rounds so far.
 #[derive(Debug, Clone, Default)]
 pub struct Rounds {
-    /// For each round the nanoseconds of an operation of each variant.
+    /// The nanoseconds of one operation, by round and then by variant.
     ns: Vec<Vec<f64>>,
     disturbed: usize,
 }
@@ -35,13 +35,14 @@ impl Rounds {
         self.ns.first().map_or(0, Vec::len)
     }
 
-    /// Returns the median nanoseconds of an operation of this variant.
+    /// Returns the median time of one operation of this variant, in nanoseconds.
     #[must_use]
     pub fn ns(&self, variant: usize) -> f64 {
         median(self.ns.iter().map(|round| round[variant]).collect())
     }
 
-    /// Returns the ratio of a variant's sample to that of `base` in the same round.
+    /// Returns the estimate of the ratio of a variant's sample to the sample of `base` in the same
+    /// round.
     #[must_use]
     pub fn ratio(&self, variant: usize, base: usize) -> Estimate {
         estimate(self.ratios(variant, base).collect())
@@ -53,7 +54,8 @@ impl Rounds {
             .map(move |round| round[variant] / round[base])
     }
 
-    /// Returns whether the ratios of each variant to `base` differ by no more than this fraction.
+    /// Returns whether each variant's ratios to `base` agree. They agree if the largest ratio
+    /// exceeds the smallest by at most `fraction`.
     #[must_use]
     pub fn agree(&self, base: usize, fraction: f64) -> bool {
         (0..self.variants()).all(|variant| {
@@ -63,14 +65,14 @@ impl Rounds {
         })
     }
 
-    /// Returns the number of rounds that were discarded, and of all rounds.
+    /// Returns the number of discarded rounds, and the number of all rounds.
     #[must_use]
     pub fn disturbed(&self) -> (usize, usize) {
         (self.disturbed, self.disturbed + self.ns.len())
     }
 
-    /// Adds a round: the nanoseconds of an operation of each variant. A disturbed round is counted
-    /// and discarded.
+    /// Adds a round: the nanoseconds of one operation of each variant. If the round was disturbed,
+    /// it is only counted and its times are discarded.
     pub fn push(&mut self, ns: Vec<f64>, undisturbed: bool) {
         if undisturbed {
             self.ns.push(ns);
@@ -79,35 +81,37 @@ impl Rounds {
         }
     }
 
-    /// Returns the number of rounds that count.
+    /// Returns the number of rounds that were not discarded.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ns.len()
     }
 
-    /// Returns true if no round counts.
+    /// Returns true if every round was discarded, or if there was none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ns.is_empty()
     }
 
-    /// Adds the rounds of the same variants after they were set up again.
+    /// Adds the rounds of another run, which set the same variants up again.
     pub fn extend(&mut self, more: Self) {
         self.ns.extend(more.ns);
         self.disturbed += more.disturbed;
     }
 }
 
-/// Runs rounds of this many variants until `is_enough` returns true.
+/// Runs rounds of `variants` variants until `is_enough` returns true.
 ///
-/// Each variant leads in its turn, and the others follow in random order: a variant finds the
-/// caches and queues of the machine as the one before it left them. After `discard_at_most`
-/// disturbed rounds all rounds count, since a disturbed round is better than none on a machine that
-/// is always busy.
+/// A variant finds the caches and queues of the machine as the previous variant left them. So the
+/// order changes in each round: each variant is first in its turn, and the others follow in random
+/// order.
+///
+/// The first `discard_at_most` disturbed rounds are discarded. Later rounds count even if they are
+/// disturbed, so that the measurement also ends on a machine that is always busy.
 ///
 /// # Errors
 ///
-/// The errors of `sample`.
+/// Returns the error of `sample`.
 pub fn interleave<E>(
     variants: usize,
     discard_at_most: usize,
@@ -135,7 +139,7 @@ pub fn interleave<E>(
     Ok(rounds)
 }
 
-/// Calibrates the variants and runs rounds of them.
+/// Calibrates each variant, and runs rounds until enough of them count.
 pub fn measure(effort: Effort, variants: &mut [Box<Variant<'_>>]) -> Rounds {
     let operations: Vec<usize> = variants
         .iter_mut()

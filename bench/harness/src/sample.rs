@@ -11,14 +11,15 @@ use crate::Pinned;
 /// The measurement of one variant in one round.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// Nanoseconds of an operation.
+    /// The time of one operation, in nanoseconds.
     pub ns: f64,
-    /// False if the kernel took a CPU away during the sample.
+    /// False if the sample was disturbed: the kernel preempted a thread, or two threads shared a
+    /// CPU.
     pub undisturbed: bool,
 }
 
 impl Sample {
-    /// A sample that nothing disturbed, as far as anybody looked.
+    /// Makes a sample that counts as undisturbed, because nothing checked for disturbances.
     #[must_use]
     pub fn of(ns: f64) -> Self {
         Self {
@@ -35,15 +36,17 @@ impl Sample {
     }
 }
 
-/// Times `operations` operations that `run` does in this thread.
+/// Runs `run`, which does `operations` operations in this thread, and times it.
 #[inline]
 pub fn timed(operations: usize, run: impl FnOnce()) -> Sample {
     let (span, undisturbed) = watched(run);
     Sample::new(span.1 - span.0, operations, undisturbed)
 }
 
-/// Times `operations` operations each of two threads, which `run` is told by 0 and 1, on two CPUs
-/// at once. The time is from the start of the first to the end of the last.
+/// Times two threads that run at the same time on two CPUs. Each calls `run` with its number, 0 or
+/// 1, and does `operations` operations.
+///
+/// The time starts when the first thread starts and ends when the last thread ends.
 pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Sample {
     let alone = {
         let _here = Pinned::to(0);
@@ -51,7 +54,8 @@ pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Sample {
     };
     let barrier = Barrier::new(2);
     let ready = AtomicUsize::new(0);
-    // The threads leave the barrier some time apart: they spin until both are there.
+    // The threads leave the barrier at slightly different times. So each thread spins until
+    // both threads have arrived.
     let meet = |arrivals| {
         ready.fetch_add(1, Ordering::SeqCst);
         while ready.load(Ordering::SeqCst) < arrivals {
@@ -78,11 +82,12 @@ pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Sample {
     Sample::new(span, operations, a && b)
 }
 
-/// The time of two threads that share nothing, as a multiple of one thread's, below which each is
-/// taken to have a CPU of its own.
+/// The limit that shows whether two threads have a CPU each. Both threads do the same work and
+/// share nothing. If each has its own CPU, both finish in less than this multiple of the time that
+/// one thread needs alone.
 const TWO_CPUS: f64 = 1.1;
 
-/// Does some 50 us of work that needs a CPU and no memory.
+/// Does about 50 us of work that uses the CPU and no memory.
 fn arithmetic() {
     let mut lanes = [1_u64; 8];
     for i in 0..std::hint::black_box(100_000) {
@@ -93,7 +98,7 @@ fn arithmetic() {
     std::hint::black_box(lanes);
 }
 
-/// Runs it; returns its start and end, and whether the kernel let this thread run all the time.
+/// Runs `run`. Returns its start and end, and whether the kernel never preempted this thread.
 fn watched(run: impl FnOnce()) -> ((Instant, Instant), bool) {
     let before = preemptions();
     let start = Instant::now();
@@ -102,7 +107,7 @@ fn watched(run: impl FnOnce()) -> ((Instant, Instant), bool) {
     ((start, end), preemptions() == before)
 }
 
-/// How often the kernel took the CPU away from this thread.
+/// Returns how often the kernel has preempted this thread.
 fn preemptions() -> i64 {
     getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.involuntary_context_switches())
 }

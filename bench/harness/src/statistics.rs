@@ -1,21 +1,21 @@
-//! Medians, and how far they can be trusted.
+//! Medians and their confidence intervals.
 
 /// The median of some values and its confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimate {
     /// The median.
     pub median: f64,
-    /// The bounds of the population's median, with 95 % confidence.
+    /// The lower and the upper bound of the population's median, with 95 % confidence.
     pub between: [f64; 2],
 }
 
-/// Returns the median, or NaN of no values.
+/// Returns the median, or NaN if there are no values.
 #[must_use]
 pub fn median(values: Vec<f64>) -> f64 {
     estimate(values).median
 }
 
-/// Returns the median and its confidence interval, or NaN of no values.
+/// Returns the median and its confidence interval, or NaN if there are no values.
 #[must_use]
 pub fn estimate(mut values: Vec<f64>) -> Estimate {
     values.sort_by(f64::total_cmp);
@@ -31,7 +31,8 @@ pub fn estimate(mut values: Vec<f64>) -> Estimate {
     } else {
         f64::midpoint(values[n / 2 - 1], values[n / 2])
     };
-    // The number of values below the median is binomial: its standard deviation is sqrt(n) / 2.
+    // The number of values below the population's median is binomially distributed. Its standard
+    // deviation is sqrt(n) / 2.
     let off = (1.96 * (n as f64).sqrt() / 2.0).ceil() as usize;
     let low = (n / 2).saturating_sub(off);
     let high = (n.div_ceil(2) + off).min(n) - 1;

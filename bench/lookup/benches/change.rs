@@ -1,4 +1,5 @@
-//! Operations that change the cache: `cargo bench -p regcache-bench-lookup --bench change`.
+//! Benchmarks operations that change the cache. Run this benchmark with
+//! `cargo bench -p regcache-bench-lookup --bench change`.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -11,7 +12,8 @@ use regcache_bench_lookup::{Addresses, Regcache, Subject, loops};
 fn miss_and_invalidate(c: &mut Criterion) {
     let (cache, addresses) = filled(100_000, 1 << 17);
     let next = Cell::new(0);
-    // Criterion chooses the number of operations; each call goes on where the last one ended.
+    // Criterion chooses the number of operations of each call. So each call continues with the
+    // range after the last one of the previous call.
     let take = |operations: u64| -> Range<usize> {
         let from = next.get();
         next.set(from + operations as usize);
@@ -39,8 +41,8 @@ fn evict(c: &mut Criterion) {
 }
 
 fn filled(entries: usize, room: usize) -> (Regcache, Arc<Addresses>) {
-    let addresses = Arc::new(Addresses::new(entries, 4096).expect("there is address space"));
-    let cache = Regcache::new(&addresses, room).expect("there is memory");
+    let addresses = Arc::new(Addresses::new(entries, 4096).expect("the address space has room"));
+    let cache = Regcache::new(&addresses, room).expect("the cache can be built");
     loops::fill(&cache, &addresses);
     assert_eq!(cache.live(), entries as u64);
     (cache, addresses)

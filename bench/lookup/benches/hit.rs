@@ -1,6 +1,7 @@
-//! Lookups that are hits, in one thread: `cargo bench -p regcache-bench-lookup --bench hit`.
+//! Benchmarks hits in one thread: `cargo bench -p regcache-bench-lookup --bench hit`.
 //!
-//! They show what a change of the cache does. `cargo xtask bench` compares the cache with UCX's.
+//! Run this benchmark before and after a change to the cache. `cargo xtask bench` compares the
+//! cache with UCX's registration cache.
 
 use std::sync::Arc;
 
@@ -31,8 +32,8 @@ fn random(c: &mut Criterion) {
 }
 
 fn filled(entries: usize) -> (Regcache, Arc<Addresses>) {
-    let addresses = Arc::new(Addresses::new(entries, 4096).expect("there is address space"));
-    let cache = Regcache::new(&addresses, 1 << 17).expect("there is memory");
+    let addresses = Arc::new(Addresses::new(entries, 4096).expect("the address space has room"));
+    let cache = Regcache::new(&addresses, 1 << 17).expect("the cache can be built");
     loops::fill(&cache, &addresses);
     (cache, addresses)
 }

@@ -1,13 +1,16 @@
-//! [`Addresses`]: the memory that lookups name.
+//! [`Addresses`]: the ranges that the lookups use.
 
 use std::io;
 
 use memmap2::{MmapMut, MmapOptions};
 
-/// Ranges of one length at equal distances. Between each range and the next lies another one, which
-/// is not registered at the start.
+/// Ranges of one length at equal distances.
 ///
-/// This process has reserved the addresses, so nothing else is there. No loop touches them.
+/// A second range lies between each range and the next. The second ranges are not registered at the
+/// start.
+///
+/// The process has reserved the addresses, so no other mapping can use them. The loops do not
+/// access the memory.
 #[derive(Debug)]
 pub struct Addresses {
     base: usize,
@@ -18,11 +21,12 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Reserves room for `count` ranges of `len` bytes, a power of two of at least a page.
+    /// Reserves room for `count` ranges of `len` bytes. `len` must be a power of two and at least a
+    /// page.
     ///
     /// # Errors
     ///
-    /// If the address space has no room.
+    /// Returns an error if the address space has no room.
     pub fn new(count: usize, len: usize) -> io::Result<Self> {
         let stride = 4 * len;
         let reserved = MmapOptions::new()
@@ -60,13 +64,15 @@ impl Addresses {
         self.base + i * self.stride
     }
 
-    /// Returns the start of the range between `i` and the next, which touches neither.
+    /// Returns the start of the second range after range `i`. The second range overlaps neither
+    /// range `i` nor the next.
     #[inline(always)]
     pub fn between(&self, i: usize) -> usize {
         self.entry(i) + self.stride / 2
     }
 
-    /// The number of a start of either kind, from 0 to `2 * count`.
+    /// Returns the number of the range that starts at `start`. Both kinds of ranges are numbered
+    /// together, from 0 to `2 * count`.
     #[inline]
     pub(crate) fn number(&self, start: usize) -> usize {
         (start - self.base) >> (self.stride.trailing_zeros() - 1)

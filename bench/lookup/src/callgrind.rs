@@ -1,10 +1,13 @@
-//! Counts instructions by callgrind.
+//! Counts instructions with callgrind.
 
 use std::io;
 use std::path::Path;
 use std::process::Command;
 
+/// The number of operations in the first run.
 const FEW: u32 = 20_000;
+
+/// The number of operations in the second run.
 const MANY: u32 = 120_000;
 
 /// Returns whether valgrind is installed.
@@ -12,12 +15,15 @@ pub fn is_installed() -> bool {
     Command::new("valgrind").arg("--version").output().is_ok()
 }
 
-/// Returns the instructions of an operation of a program whose last argument is their number. It is
-/// the difference of two runs with different numbers, so that everything else cancels out.
+/// Returns the instructions of one operation of a program. The program's last argument is the
+/// number of operations.
+///
+/// The program runs twice, with two different numbers. Only the difference of the two counts is
+/// used, so the instructions outside the operations cancel out.
 ///
 /// # Errors
 ///
-/// If valgrind or the program fails.
+/// Returns an error if valgrind or the program fails.
 pub fn per_operation(program: &Path, arguments: &[&str]) -> io::Result<f64> {
     let few = count(program, arguments, FEW)?;
     let many = count(program, arguments, MANY)?;

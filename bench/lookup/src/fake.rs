@@ -1,4 +1,5 @@
-//! A device and monitors that do only what the cache can observe.
+//! A registrar without a device, and monitors without a kernel. They do only as much as the cache
+//! can observe.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -10,7 +11,7 @@ use regcache::{Registrar, VaRange};
 
 use crate::Addresses;
 
-/// A registrar that registers nothing and counts its calls.
+/// A registrar that has no device. It only counts its calls.
 #[derive(Debug, Default)]
 pub struct DummyRegistrar {
     made: AtomicU64,
@@ -18,17 +19,17 @@ pub struct DummyRegistrar {
 }
 
 impl DummyRegistrar {
-    /// Returns how many registrations were made, and how many of them were destroyed.
+    /// Returns the number of registrations that were made, and the number that were destroyed.
     pub fn counts(&self) -> (u64, u64) {
         let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
         (count(&self.made), count(&self.destroyed))
     }
 }
 
-// SAFETY: there is no device to reach memory.
+// SAFETY: there is no device, so nothing accesses memory through a registration.
 unsafe impl Registrar for DummyRegistrar {
     type Access = ();
-    /// Stands for a key.
+    /// A number in place of the device's keys.
     type Registration = u64;
 
     #[inline]
@@ -44,7 +45,7 @@ unsafe impl Registrar for DummyRegistrar {
     }
 }
 
-/// A page that is shared with the kernel. The generation is its first word.
+/// A page like the one that the driver shares with a process. Its first word is the generation.
 #[derive(Debug)]
 struct Page(MmapMut);
 
@@ -55,12 +56,12 @@ impl Page {
 
     #[inline]
     fn word(&self) -> &AtomicU64 {
-        // SAFETY: a mapping is page-aligned, at least a page long, lives as long as `self`, and is
-        // only accessed here, as an atomic.
+        // SAFETY: the mapping is page-aligned, is at least a page long, and lives as long as
+        // `self`. Only this function accesses it, as an atomic.
         unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast_mut().cast()) }
     }
 
-    /// Reads it with the same ordering as the real monitor.
+    /// Reads the generation with the same ordering as the real monitor.
     #[inline]
     fn generation(&self) -> u64 {
         let generation = self.word().load(Ordering::Relaxed);
@@ -69,22 +70,23 @@ impl Page {
     }
 }
 
-/// A monitor with a generation that watches nothing.
+/// A monitor that has a generation and watches nothing.
 #[derive(Debug)]
 pub struct DummyMonitor(Page);
 
 impl DummyMonitor {
-    /// Makes one with a generation of its own.
+    /// Makes a monitor.
     ///
     /// # Errors
     ///
-    /// If there is no memory for the page of the generation.
+    /// Returns an error if the page of the generation cannot be mapped.
     pub fn new() -> io::Result<Self> {
         Ok(Self(Page::new()?))
     }
 }
 
-// SAFETY: there is no device to reach memory.
+// SAFETY: this crate uses the monitor with registrars that have no device. So no registration can
+// become stale.
 unsafe impl Monitor for DummyMonitor {
     #[inline]
     fn generation(&self) -> u64 {
@@ -114,22 +116,22 @@ unsafe impl Monitor for DummyMonitor {
 struct Kernel {
     page: Page,
     addresses: Arc<Addresses>,
-    /// The cookie of the watch at each start of a range, or 0.
+    /// The cookie of the watch for each start of a range, or 0 if the range has no watch.
     cookies: Box<[AtomicU64]>,
     invalidated: Mutex<Vec<u64>>,
 }
 
-/// A model of ummunotify: the generation is a word of a shared mapping, and each invalidation is
+/// A model of ummunotify. The generation is a word of a shared mapping, and each invalidation is
 /// reported once.
 #[derive(Debug, Clone)]
 pub struct FakeMonitor(Arc<Kernel>);
 
 impl FakeMonitor {
-    /// Makes a monitor of ranges that start where `addresses` has one.
+    /// Makes a monitor for the ranges of `addresses`.
     ///
     /// # Errors
     ///
-    /// If there is no memory for the page of the generation.
+    /// Returns an error if the page of the generation cannot be mapped.
     pub fn new(addresses: &Arc<Addresses>) -> io::Result<Self> {
         Ok(Self(Arc::new(Kernel {
             page: Page::new()?,
@@ -141,7 +143,7 @@ impl FakeMonitor {
         })))
     }
 
-    /// Invalidates the range that starts here.
+    /// Invalidates the range that starts at `start`.
     #[inline]
     pub fn invalidate(&self, start: usize) {
         let kernel = &*self.0;
@@ -158,7 +160,8 @@ impl FakeMonitor {
     }
 }
 
-// SAFETY: there is no device to reach memory.
+// SAFETY: this crate uses the monitor with registrars that have no device. So no registration can
+// become stale.
 unsafe impl Monitor for FakeMonitor {
     #[inline]
     fn generation(&self) -> u64 {

@@ -1,41 +1,41 @@
-//! [`Figure`]: one number of the report, and the threshold that it has to meet.
+//! [`Figure`]: one number of the report, and its threshold.
 
 use std::fmt::Write as _;
 
-/// The most that a figure may be.
+/// The largest value that a figure may have.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Threshold {
     /// There is no threshold.
     None,
-    /// A value in the figure's own unit.
+    /// The figure is at most this value, in the figure's own unit.
     Value(f64),
-    /// A ratio to UCX's figure of the same run.
+    /// The ratio to UCX's figure of the same run is at most this.
     OfUcx(f64),
-    /// A ratio to the figure of one thread in the same run.
+    /// The ratio to the figure of one thread in the same run is at most this.
     OfOneThread(f64),
 }
 
 /// One number of the report.
 #[derive(Debug, Clone)]
 pub struct Figure {
-    /// The name of the measurement: words divided by slashes.
+    /// The name of the measurement: words separated by slashes.
     pub name: String,
     /// regcache's number.
     pub value: f64,
-    /// `ns`, or `instructions`.
+    /// The unit: `ns` or `instructions`.
     pub unit: &'static str,
-    /// UCX's number.
+    /// UCX's number, if UCX was measured.
     pub ucx: Option<f64>,
-    /// The median of regcache's ratios to UCX, round by round.
+    /// The median of the ratios of regcache to UCX in each round.
     pub ratio_ucx: Option<f64>,
-    /// The median of the ratios of two threads to one.
+    /// The median of the ratios of two threads to one thread in each round.
     pub ratio_one_thread: Option<f64>,
-    /// The threshold.
+    /// The threshold of the figure.
     pub threshold: Threshold,
 }
 
 impl Figure {
-    /// Makes a figure that is compared with nothing.
+    /// Makes a figure without a threshold and without ratios.
     pub fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
         Self {
             name: name.into(),
@@ -55,8 +55,8 @@ impl Figure {
         self
     }
 
-    /// Returns whether the threshold is met, or `None` if there is none or the other figure is
-    /// missing.
+    /// Returns whether the figure meets its threshold. Returns `None` if the figure has no
+    /// threshold, or if the threshold is for a ratio that was not measured.
     pub fn is_met(&self) -> Option<bool> {
         match self.threshold {
             Threshold::None => None,
@@ -66,7 +66,7 @@ impl Figure {
         }
     }
 
-    /// Returns the line that scripts read.
+    /// Returns the figure as a line that scripts can read.
     pub fn line(&self) -> String {
         let mut line = format!("bench {} {} {}", self.name, number(self.value), self.unit);
         for (key, ratio) in [
@@ -105,7 +105,7 @@ impl Figure {
     }
 }
 
-/// The number with its significant digits.
+/// Formats a number. A number below 100 gets one decimal place.
 fn number(value: f64) -> String {
     match value.abs() {
         v if v < 100.0 => format!("{value:.1}"),
@@ -113,7 +113,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// Returns the table that people read.
+/// Returns the figures as a table for people.
 pub fn table(figures: &[Figure]) -> String {
     let head = [
         "figure",
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn a_threshold_is_compared_with_the_ratio_that_it_names() {
         let mut figure = Figure::new("hit/same/1", 9.0, "ns").threshold(Threshold::OfUcx(0.35));
-        assert_eq!(figure.is_met(), None, "there is no ratio");
+        assert_eq!(figure.is_met(), None, "no ratio was measured");
         figure.ratio_ucx = Some(0.36);
         assert_eq!(figure.is_met(), Some(false));
         figure.threshold = Threshold::Value(9.0);

@@ -1,11 +1,13 @@
-//! The cost of a lookup, beside that of UCX's registration cache.
+//! Measures the cost of a lookup, and compares it with UCX's registration cache.
 //!
-//! The same [`loops`] drive both caches through [`Subject`], over the same [`Addresses`], with a
-//! device that does nothing: [`DummyRegistrar`], and its counterpart in `ucx/shim.c`. regcache's
-//! monitor is a model ([`FakeMonitor`]) whose generation is a word of shared memory, as the
-//! driver's is. So every figure includes the check of the generation.
+//! The same [`loops`] drive both caches through [`Subject`], over the same [`Addresses`]. Both
+//! caches register on a device that does nothing: [`DummyRegistrar`], and the device in
+//! `ucx/shim.c`.
 //!
-//! The program `lookup` measures and prints; `cargo xtask bench` runs it.
+//! regcache's monitor is a model ([`FakeMonitor`]). Its generation is a word of shared memory, as
+//! it is with the driver. So every figure includes the check of the generation.
+//!
+//! The program `lookup` measures and prints. `cargo xtask bench` runs this program.
 #![warn(missing_docs)]
 
 mod addresses;
@@ -33,15 +35,16 @@ pub use ucx::Ucx;
 /// The cache that regcache is compared with.
 #[cfg(feature = "ucx")]
 pub type Peer = Ucx;
-/// Stands for UCX's cache in a build without it.
+/// A stand-in for UCX's cache in a build without the feature `ucx`.
 #[cfg(not(feature = "ucx"))]
 pub type Peer = Nothing;
 
-/// Makes an empty UCX cache of at most this many entries; `None` without the feature `ucx`.
+/// Makes an empty UCX cache of at most `max_entries` entries. Returns `None` without the feature
+/// `ucx`.
 ///
 /// # Errors
 ///
-/// If UCX refuses.
+/// Returns an error if UCX cannot create the cache.
 pub fn peer(max_entries: usize) -> io::Result<Option<Peer>> {
     #[cfg(feature = "ucx")]
     return Ucx::new(max_entries)

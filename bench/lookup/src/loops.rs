@@ -1,4 +1,4 @@
-//! The measured loops, which are the same for each cache.
+//! The measured loops. Each cache runs the same loops.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -7,11 +7,11 @@ use regcache_bench_harness::Random;
 
 use crate::{Addresses, Subject};
 
-/// How many ranges change at once in a loop that undoes what it measures.
+/// The number of ranges in a batch. After each batch, a loop undoes the changes that it measured.
 const BATCH: usize = 1000;
 
-/// A step that is co-prime to every number of entries here, so that it visits all in no simple
-/// order.
+/// The distance in the order of the ranges from one lookup to the next. It is coprime to every
+/// number of entries in use, so the loops visit all ranges, and not in ascending order.
 const STEP: usize = 7919;
 
 /// Registers all ranges.
@@ -21,7 +21,7 @@ pub fn fill(subject: &impl Subject, addresses: &Addresses) {
     }
 }
 
-/// Looks one range up `operations` times.
+/// Looks up one range `operations` times.
 #[inline(always)]
 pub fn same(subject: &impl Subject, start: usize, len: usize, operations: usize) {
     for _ in 0..operations {
@@ -29,7 +29,7 @@ pub fn same(subject: &impl Subject, start: usize, len: usize, operations: usize)
     }
 }
 
-/// Looks random registered ranges up `operations` times.
+/// Looks up random registered ranges `operations` times.
 #[inline(always)]
 pub fn random(
     subject: &impl Subject,
@@ -45,7 +45,7 @@ pub fn random(
     }
 }
 
-/// Looks random pages of registered ranges up `operations` times.
+/// Looks up random pages of registered ranges `operations` times.
 pub fn within(
     subject: &impl Subject,
     addresses: &Addresses,
@@ -60,8 +60,9 @@ pub fn within(
     }
 }
 
-/// Does the lookups of these numbers, each a miss, and returns their time. Invalidating the ranges
-/// again is not timed.
+/// Does the lookups with these numbers and returns their time. Each lookup is a miss.
+///
+/// The ranges are invalidated afterwards, outside the measured time.
 pub fn miss(subject: &impl Subject, addresses: &Addresses, operations: Range<usize>) -> Duration {
     let mut time = Duration::ZERO;
     for_batches(operations, addresses, |numbers| {
@@ -75,15 +76,17 @@ pub fn miss(subject: &impl Subject, addresses: &Addresses, operations: Range<usi
         assert_eq!(
             subject.counts().0 - before,
             numbers.len() as u64,
-            "not all were misses"
+            "not all lookups were misses"
         );
         starts().for_each(|start| subject.invalidate(start, addresses.len()));
     });
     time
 }
 
-/// Does the invalidations of these numbers, each of which makes the cache destroy a registration,
-/// and returns their time. Registering the ranges again is not timed.
+/// Does the invalidations with these numbers and returns their time. Each makes the cache destroy a
+/// registration.
+///
+/// The ranges are registered again afterwards, outside the measured time.
 pub fn invalidate(
     subject: &impl Subject,
     addresses: &Addresses,
@@ -91,7 +94,7 @@ pub fn invalidate(
 ) -> Duration {
     let mut time = Duration::ZERO;
     for_batches(operations, addresses, |numbers| {
-        // The first range is left out: the lookup that drains is one of it.
+        // The first range is not invalidated, because the draining lookup uses it.
         let starts = || {
             let numbers = numbers.clone().map(|k| step(k, addresses));
             numbers.filter(|&i| i != 0).map(|i| addresses.entry(i))
@@ -101,14 +104,15 @@ pub fn invalidate(
         assert_eq!(
             subject.counts().1 - before,
             starts().count() as u64,
-            "not all were destroyed"
+            "not all registrations were destroyed"
         );
         starts().for_each(|start| subject.get_put(start, addresses.len()));
     });
     time
 }
 
-/// Does `operations` lookups from number `from` on, each a miss, in a cache that is at its limit.
+/// Does `operations` lookups in a cache that is at its limit, so that each lookup is a miss. The
+/// first lookup has the number `from`.
 pub fn evict(subject: &impl Subject, addresses: &Addresses, from: usize, operations: usize) {
     for k in from..from + operations {
         let i = k.wrapping_mul(STEP) % (2 * addresses.count());
@@ -120,7 +124,7 @@ pub fn evict(subject: &impl Subject, addresses: &Addresses, from: usize, operati
     }
 }
 
-/// Divides the operations into batches, none of which has a range twice.
+/// Runs the operations in batches. Within a batch, no two operations use the same range.
 fn for_batches(
     mut operations: Range<usize>,
     addresses: &Addresses,
@@ -134,7 +138,8 @@ fn for_batches(
     }
 }
 
-/// Number `k` of an order that visits each range once before any range again.
+/// Returns element `k` of an order of the ranges. The order visits each range once before it starts
+/// again.
 fn step(k: usize, addresses: &Addresses) -> usize {
     k.wrapping_mul(STEP) % addresses.count()
 }
@@ -154,7 +159,8 @@ mod tests {
 
     const ENTRIES: usize = 1000;
 
-    /// The loops check themselves that they measure misses or invalidations.
+    /// Runs the loops over a cache. The loops assert that their lookups are misses, and that their
+    /// invalidations destroy registrations.
     fn run_all(subject: &impl Subject, addresses: &Addresses) {
         fill(subject, addresses);
         assert_eq!(subject.counts(), (ENTRIES as u64, 0));
@@ -162,8 +168,12 @@ mod tests {
         same(subject, addresses.entry(3), addresses.len(), 10);
         random(subject, addresses, &mut order, 5000);
         within(subject, addresses, &mut order, 5000);
-        assert_eq!(subject.counts(), (ENTRIES as u64, 0), "these are hits");
-        // More than a batch, and no multiple of it.
+        assert_eq!(
+            subject.counts(),
+            (ENTRIES as u64, 0),
+            "all lookups were hits"
+        );
+        // These are more than two batches, and the last batch is not full.
         miss(subject, addresses, 0..2500);
         invalidate(subject, addresses, 0..2500);
         assert_eq!(subject.live(), ENTRIES as u64);
@@ -184,7 +194,11 @@ mod tests {
         evict(subject, addresses, 0, 2 * ENTRIES);
         let before = subject.counts().0;
         evict(subject, addresses, 2 * ENTRIES, 5000);
-        assert_eq!(subject.counts().0 - before, 5000, "all were misses");
+        assert_eq!(
+            subject.counts().0 - before,
+            5000,
+            "not all lookups were misses"
+        );
         assert_eq!(subject.live(), ENTRIES as u64);
     }
 

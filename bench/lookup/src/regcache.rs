@@ -19,11 +19,11 @@ pub struct Regcache {
 }
 
 impl Regcache {
-    /// Makes an empty cache of at most this many entries.
+    /// Makes an empty cache of at most `max_entries` entries.
     ///
     /// # Errors
     ///
-    /// As for [`Builder::build`](regcache::Builder::build).
+    /// Returns the errors of [`Builder::build`](regcache::Builder::build).
     pub fn new(addresses: &Arc<Addresses>, max_entries: usize) -> io::Result<Self> {
         let monitor = FakeMonitor::new(addresses)?;
         Ok(Self {
@@ -33,14 +33,14 @@ impl Regcache {
         })
     }
 
-    /// Changes the memory of the range, which the next lookup notices.
+    /// Reports a change of the range that starts at `start`. The next lookup drains this report.
     #[inline]
     pub fn mark(&self, start: usize) {
         self.monitor.invalidate(start);
     }
 }
 
-/// Makes an empty cache of at most this many entries.
+/// Makes an empty cache of at most `max_entries` entries.
 fn of<M: Monitor>(monitor: M, max_entries: usize) -> io::Result<Cache<DummyRegistrar, M>> {
     Cache::builder(DummyRegistrar::default())
         .monitor(monitor)
@@ -65,7 +65,8 @@ impl Subject for Regcache {
         get_put(&self.cache, start, len);
     }
 
-    /// The lookup that drains is one of the first range, which stays.
+    /// Reports the change, and makes the cache drain the report with a lookup of the first range.
+    /// The first range stays registered.
     #[inline(always)]
     fn invalidate(&self, start: usize, _: usize) {
         self.mark(start);
@@ -77,17 +78,19 @@ impl Subject for Regcache {
     }
 }
 
-/// A cache on [`DummyRegistrar`] and [`DummyMonitor`], for figures without the cost of a monitor
-/// that remembers its watches.
+/// A cache on [`DummyRegistrar`] and [`DummyMonitor`].
+///
+/// [`DummyMonitor`] does not record watches. So figures of this cache exclude the cost of
+/// recording.
 #[derive(Debug)]
 pub struct Unwatched(Cache<DummyRegistrar, DummyMonitor>);
 
 impl Unwatched {
-    /// Makes an empty cache of at most this many entries.
+    /// Makes an empty cache of at most `max_entries` entries.
     ///
     /// # Errors
     ///
-    /// As for [`Builder::build`](regcache::Builder::build).
+    /// Returns the errors of [`Builder::build`](regcache::Builder::build).
     pub fn new(max_entries: usize) -> io::Result<Self> {
         Ok(Self(of(DummyMonitor::new()?, max_entries)?))
     }
@@ -101,7 +104,7 @@ impl Subject for Unwatched {
         get_put(&self.0, start, len);
     }
 
-    /// Invalidates by a call of the application.
+    /// Invalidates the range as an application does, with [`Cache::invalidate`].
     fn invalidate(&self, start: usize, len: usize) {
         self.0
             .invalidate(ptr::without_provenance(start), len)

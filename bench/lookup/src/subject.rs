@@ -1,29 +1,29 @@
-//! [`Subject`]: a cache as the loops see it.
+//! [`Subject`]: the interface through which the loops use a cache.
 
-/// A registration cache of ranges that start where an [`Addresses`](crate::Addresses) has one.
+/// A registration cache for the ranges of an [`Addresses`](crate::Addresses).
 ///
-/// It panics where a cache fails, since the loop would measure something else.
+/// The methods panic if the cache fails. Otherwise a loop would measure the failure path.
 pub trait Subject: Sync {
-    /// Its name in the report.
+    /// The name of the cache in the report.
     const NAME: &'static str;
 
-    /// Looks a range up, which registers it if it is missing, and drops the guard.
+    /// Looks up a range and drops the guard. The lookup registers the range if it is missing.
     fn get_put(&self, start: usize, len: usize);
 
     /// Changes the range and makes the cache destroy its registration.
     fn invalidate(&self, start: usize, len: usize);
 
-    /// Returns how many registrations were made, and how many of them were destroyed.
+    /// Returns the number of registrations that were made, and the number that were destroyed.
     fn counts(&self) -> (u64, u64);
 
-    /// Returns how many registrations the device has.
+    /// Returns the number of registrations that exist on the device.
     fn live(&self) -> u64 {
         let (made, destroyed) = self.counts();
         made - destroyed
     }
 }
 
-/// No cache, which shows what the loops themselves cost.
+/// A stand-in without a cache. It shows the cost of the loops themselves.
 #[derive(Debug, Default)]
 pub struct Nothing;
 

@@ -1,8 +1,8 @@
-//! [`Ucx`]: UCX's registration cache as a [`Subject`], by its thread-safe functions.
+//! [`Ucx`]: UCX's registration cache as a [`Subject`], through its thread-safe functions.
 //!
-//! This module declares the functions of `ucs/memory/rcache.h` that a lookup calls, with opaque
-//! types. `ucx/shim.c` has the code that depends on their layout. It compiles only against a header
-//! with these very functions.
+//! This module declares the functions of `ucs/memory/rcache.h` that a lookup calls. The types are
+//! opaque here. The code that depends on their layout is in `ucx/shim.c`, which compiles only if
+//! the header declares exactly these functions.
 
 use std::ffi::{c_int, c_ulong, c_void};
 use std::hint::black_box;
@@ -23,7 +23,7 @@ struct Region {
     _opaque: [u8; 0],
 }
 
-/// `struct dummy_device` of the shim, which has its counts.
+/// `struct dummy_device` of the shim: the counts of registrations that were made and destroyed.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct Device {
@@ -31,14 +31,15 @@ struct Device {
     destroyed: AtomicU64,
 }
 
-/// `ucs_status_t`: 0 or a negative number.
+/// `ucs_status_t`: 0 for success, or a negative number.
 type Status = i8;
 
-/// `PROT_READ | PROT_WRITE`, the protection that each lookup asks for.
+/// `PROT_READ | PROT_WRITE`, the protection that each lookup requests.
 const PROT: c_int = 3;
 
 unsafe extern "C" {
-    /// Makes a cache of at most this many regions, which counts in `device` (shim.c).
+    /// Makes a cache of at most `max_regions` regions, which counts its registrations in `device`
+    /// (shim.c).
     fn regcache_bench_ucx_create(
         max_regions: c_ulong,
         device: *const Device,
@@ -48,7 +49,7 @@ unsafe extern "C" {
     /// Destroys a cache that has no region in use.
     fn ucs_rcache_destroy(rcache: *mut Rcache);
 
-    /// Finds or registers a region that covers the range, and counts a reference to it.
+    /// Finds or registers a region that covers the range, and takes a reference to the region.
     fn ucs_rcache_get(
         rcache: *mut Rcache,
         address: *mut c_void,
@@ -58,10 +59,11 @@ unsafe extern "C" {
         region: *mut *mut Region,
     ) -> Status;
 
-    /// Gives a reference back.
+    /// Drops a reference to a region.
     fn ucs_rcache_region_put(rcache: *mut Rcache, region: *mut Region);
 
-    /// Takes a region out, and calls `done` when the last reference to it has gone.
+    /// Takes a region out of the cache. Calls `done` after the last reference to the region is
+    /// dropped.
     fn ucs_rcache_region_invalidate(
         rcache: *mut Rcache,
         region: *mut Region,
@@ -70,27 +72,27 @@ unsafe extern "C" {
     );
 }
 
-/// A `ucs_rcache` with a device that does nothing.
+/// A `ucs_rcache` on a device that does nothing.
 #[derive(Debug)]
 pub struct Ucx {
     rcache: NonNull<Rcache>,
     device: Box<Device>,
 }
 
-// SAFETY: the header calls the structure thread safe, and the device is of atomics.
+// SAFETY: the header documents the structure as thread-safe, and the device consists of atomics.
 unsafe impl Sync for Ucx {}
 
 impl Ucx {
-    /// Makes an empty cache of at most this many entries.
+    /// Makes an empty cache of at most `max_entries` entries.
     ///
     /// # Errors
     ///
-    /// UCX's status.
+    /// Returns UCX's status if UCX cannot create the cache.
     pub fn new(max_entries: usize) -> Result<Self, i32> {
         let device = Box::<Device>::default();
         let mut rcache = ptr::null_mut();
-        // SAFETY: the device is in a box that outlives the cache, and `rcache` is there to be
-        // written.
+        // SAFETY: the device is in a box that outlives the cache, and `rcache` is valid for the
+        // write of a pointer.
         let status = unsafe {
             regcache_bench_ucx_create(max_entries as c_ulong, &raw const *device, &raw mut rcache)
         };
@@ -103,7 +105,8 @@ impl Ucx {
     #[inline(always)]
     fn get(&self, start: usize, len: usize) -> *mut Region {
         let mut region = ptr::null_mut();
-        // SAFETY: the cache is there, and the dummy registers without looking at the memory.
+        // SAFETY: the cache exists until `drop`, and the dummy registers without accessing the
+        // memory.
         let status = unsafe {
             ucs_rcache_get(
                 self.rcache.as_ptr(),
@@ -120,7 +123,7 @@ impl Ucx {
 
     #[inline(always)]
     fn put(&self, region: *mut Region) {
-        // SAFETY: `get` gave the reference, and the region is not used after.
+        // SAFETY: the caller has this reference from `get`, and does not use the region afterwards.
         unsafe { ucs_rcache_region_put(self.rcache.as_ptr(), region) }
     }
 }
@@ -137,7 +140,8 @@ impl Subject for Ucx {
     fn invalidate(&self, start: usize, len: usize) {
         extern "C" fn done(_: *mut c_void) {}
         let region = self.get(start, len);
-        // SAFETY: the region is in use until `put`, and `done` may be called at any time.
+        // SAFETY: the reference from `get` keeps the region until `put`. `done` does nothing, so it
+        // may be called at any time.
         unsafe {
             ucs_rcache_region_invalidate(self.rcache.as_ptr(), region, done, ptr::null_mut());
         }
@@ -152,7 +156,8 @@ impl Subject for Ucx {
 
 impl Drop for Ucx {
     fn drop(&mut self) {
-        // SAFETY: no region is in use: `get_put` and `invalidate` give back what they get.
+        // SAFETY: `get_put` and `invalidate` drop each reference that they take, so no region is in
+        // use.
         unsafe { ucs_rcache_destroy(self.rcache.as_ptr()) }
     }
 }

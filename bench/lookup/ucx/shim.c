@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Creates a UCX registration cache whose registrations are dummies. This part depends on the
- * layout of UCX's structures, so it is compiled against the installed header. Lookups do not go
- * through here.
+ * Creates a UCX registration cache whose registrations are dummies. This code depends on the layout
+ * of UCX's structures, so it is compiled against the installed header. Lookups call libucs directly
+ * and do not pass through this file.
  */
 #include <ucs/memory/rcache.h>
 
@@ -10,7 +10,8 @@
 #include <stdint.h>
 
 /*
- * The declarations of ../src/ucx.rs. If the installed header differs, this does not compile.
+ * ../src/ucx.rs declares the same functions. If the signatures in the installed header differ, this
+ * file does not compile.
  */
 typedef ucs_status_t (*get_t)(ucs_rcache_t *, void *, size_t, int, void *, ucs_rcache_region_t **);
 typedef void (*put_t)(ucs_rcache_t *, ucs_rcache_region_t *);
@@ -22,15 +23,15 @@ static const put_t put __attribute__((unused)) = ucs_rcache_region_put;
 static const invalidate_t invalidate __attribute__((unused)) = ucs_rcache_region_invalidate;
 static const destroy_t destroy __attribute__((unused)) = ucs_rcache_destroy;
 
-_Static_assert(sizeof(ucs_status_t) == 1, "ucx.rs takes the status for a signed byte");
-_Static_assert(UCS_OK == 0, "ucx.rs takes 0 for success");
+_Static_assert(sizeof(ucs_status_t) == 1, "ucx.rs declares the status as a signed byte");
+_Static_assert(UCS_OK == 0, "ucx.rs compares the status with 0 for success");
 
 struct dummy_region {
 	ucs_rcache_region_t region;
 	uint64_t key;
 };
 
-/* The context of a cache. */
+/* The context of a cache: the counts of registrations that were made and destroyed. */
 struct dummy_device {
 	_Atomic uint64_t made;
 	_Atomic uint64_t destroyed;
@@ -74,9 +75,10 @@ static const ucs_rcache_ops_t dummy_ops = {
 };
 
 /*
- * Makes a cache of at most max_regions regions and returns 0, or UCX's status. It asks for no
- * memory events: a lookup does the same with and without them, and the process's mmap and munmap
- * stay as they are.
+ * Makes a cache of at most max_regions regions. Returns 0 or UCX's status.
+ *
+ * The cache requests no memory events, so the process's mmap and munmap stay unmodified. A lookup
+ * does the same work with and without memory events.
  */
 int regcache_bench_ucx_create(unsigned long max_regions, struct dummy_device *device, ucs_rcache_t **rcache)
 {
@@ -88,7 +90,7 @@ int regcache_bench_ucx_create(unsigned long max_regions, struct dummy_device *de
 		.ucm_event_priority = 1000,
 		.ops = &dummy_ops,
 		.context = device,
-		/* With UCS_RCACHE_FLAG_NO_PFN_CHECK it would not evict (1.13). */
+		/* UCX 1.13 does not evict if UCS_RCACHE_FLAG_NO_PFN_CHECK is set. */
 		.flags = 0,
 		.max_regions = max_regions,
 		.max_size = SIZE_MAX,

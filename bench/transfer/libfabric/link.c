@@ -1,7 +1,7 @@
 /*
  * Connects this process with itself through libfabric's verbs provider. fi_mr_reg and fi_close use
- * the provider's registration cache. It serves the benchmark of peers only: it does one transfer at
- * a time, and polls.
+ * the provider's registration cache. Only the benchmark of peers uses this file. It does one
+ * transfer at a time, and polls for its completion.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -15,7 +15,7 @@
 #include <rdma/fi_eq.h>
 #include <rdma/fi_rma.h>
 
-/* The milliseconds that connecting may take. */
+/* The time to wait for each event of a connection, in milliseconds. */
 #define PATIENCE 20000
 
 struct fabric_link {
@@ -26,7 +26,7 @@ struct fabric_link {
 	struct fid_cq *cq;
 	struct fid_pep *pep;
 	struct fid_ep *ours, *theirs;
-	/* The other end of every transfer. */
+	/* The memory at the other end of every transfer. */
 	void *peer;
 	struct fid_mr *peer_mr;
 };
@@ -46,7 +46,7 @@ static int endpoint(struct fabric_link *link, struct fi_info *info, struct fid_e
 	return fi_enable(*ep);
 }
 
-/* Waits for an event of this kind. */
+/* Waits for an event of the kind wanted, for at most PATIENCE. */
 static int event(struct fabric_link *link, uint32_t wanted, struct fi_eq_cm_entry *entry)
 {
 	uint32_t came;
@@ -129,7 +129,7 @@ int fabric_link_open(const char *node, size_t size, struct fabric_link **out)
 			 &link->peer_mr, NULL);
 }
 
-/* Registers the buffer before a transfer: op is 0 for write, 1 for read, 2 for send. */
+/* Registers the buffer before a transfer. op is 0 for a write, 1 for a read, 2 for a send. */
 int fabric_link_prepare(struct fabric_link *link, int op, void *buffer, size_t len, struct fid_mr **mr)
 {
 	static const uint64_t access[] = {FI_WRITE, FI_READ, FI_SEND};
@@ -159,7 +159,9 @@ int fabric_link_post(struct fabric_link *link, int op, void *buffer, size_t len,
 	}
 }
 
-/* Returns the number of completed transfers, which is 0 or 1, or a negative errno. */
+/*
+ * Returns the number of transfers that completed, 0 or 1. Returns a negative errno after an error.
+ */
 int fabric_link_poll(struct fabric_link *link)
 {
 	struct fi_cq_entry entry;

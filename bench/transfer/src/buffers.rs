@@ -1,5 +1,5 @@
-//! [`Buffers`]: the application's memory, which it may unmap between two transfers, and the
-//! payloads that expose a transfer of the wrong pages.
+//! [`Buffers`]: the application's memory, which the application may unmap between two transfers.
+//! The payloads in it reveal a transfer from or to the wrong pages.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,12 +12,14 @@ use crate::error::Trying;
 
 const HUGE: usize = 2 << 20;
 
-/// Where the next buffers go: far below the addresses that the kernel chooses, and never the same
-/// twice. So the kernel gives no other thread a buffer that is unmapped for a moment.
-/// ThreadSanitizer allows this part of the address space.
+/// The address of the next buffers. It is far below the addresses that the kernel chooses, and no
+/// address is used twice. So while a buffer is unmapped for a moment, the kernel does not give its
+/// address to another thread.
+///
+/// ThreadSanitizer allows mappings in this part of the address space.
 static NEXT: AtomicUsize = AtomicUsize::new(0x5700_0000_0000);
 
-/// Buffers of one size, each on pages of its own.
+/// Buffers of one size. No two buffers share a page.
 #[derive(Debug)]
 pub(crate) struct Buffers {
     start: *mut u8,
@@ -26,16 +28,18 @@ pub(crate) struct Buffers {
     size: usize,
 }
 
-// SAFETY: an owned mapping.
+// SAFETY: the pointer is to a mapping that this object owns.
 unsafe impl Send for Buffers {}
 
 impl Buffers {
-    /// Maps and touches the buffers. Buffers below 2 MiB are in small pages, so that unmapping one
-    /// does not split a huge page under its neighbours.
+    /// Maps the buffers and touches each page.
+    ///
+    /// Buffers below 2 MiB use small pages. Otherwise, unmapping a buffer would split a huge page
+    /// that also holds its neighbours.
     ///
     /// # Errors
     ///
-    /// The kernel's errors.
+    /// Returns the kernel's errors.
     pub(crate) fn new(count: usize, size: usize) -> Result<Self, Error> {
         let stride = size.next_multiple_of(PAGE);
         let mapped = stride * count;
@@ -50,7 +54,7 @@ impl Buffers {
         this.choose_pages(start, mapped)
             .trying("choose the page size of the buffers")?;
         for page in (0..mapped).step_by(PAGE) {
-            // SAFETY: mapped above, and there is no reference to it.
+            // SAFETY: the page was mapped above, and there is no reference to it.
             unsafe { start.add(page).write_volatile(1) };
         }
         Ok(this)
@@ -60,10 +64,10 @@ impl Buffers {
         if self.stride >= HUGE {
             return Ok(());
         }
-        // SAFETY: our mapping, whose contents stay.
+        // SAFETY: the range is in our mapping, and this advice keeps its contents.
         let advised = unsafe { libc::madvise(start.cast(), len, libc::MADV_NOHUGEPAGE) };
         match Errno::result(advised) {
-            // This kernel has no huge pages.
+            // A kernel without huge pages returns EINVAL.
             Err(Errno::EINVAL) => Ok(()),
             other => other.map(drop),
         }
@@ -75,34 +79,34 @@ impl Buffers {
         self.start.wrapping_add(index * self.stride)
     }
 
-    /// Unmaps a buffer and maps new pages at the same address.
+    /// Unmaps a buffer, and maps new pages at the same address.
     ///
     /// # Errors
     ///
-    /// The kernel's errors.
+    /// Returns the kernel's errors.
     pub(crate) fn remap(&mut self, index: usize) -> Result<(), Error> {
         let at = self.at(index);
-        // No reference is left: those of `fill` and `wrong_bytes` end in these functions.
+        // No reference to the buffer exists: `fill` and `wrong_bytes` return none.
         unmap(at, self.stride).trying("unmap a buffer")?;
         map(at.expose_provenance(), self.stride).trying("map a buffer again")?;
         self.choose_pages(at, self.stride)
             .trying("choose the page size of a buffer")
     }
 
-    /// Writes the payload of this seed into a buffer.
+    /// Writes the payload of `seed` into a buffer.
     pub(crate) fn fill(&mut self, index: usize, seed: u64) {
-        // SAFETY: mapped, and borrowed for the call. The caller has no transfer in flight that
-        // writes it.
+        // SAFETY: the buffer is mapped, and `self` is borrowed for the call. The caller has no
+        // transfer in flight that writes the buffer.
         fill(
             unsafe { std::slice::from_raw_parts_mut(self.at(index), self.size) },
             seed,
         );
     }
 
-    /// Returns how many bytes of a buffer differ from the payload of this seed.
+    /// Returns the number of bytes of a buffer that differ from the payload of `seed`.
     #[must_use]
     pub(crate) fn wrong_bytes(&self, index: usize, seed: u64) -> u64 {
-        // SAFETY: as in `fill`.
+        // SAFETY: as in `fill`, the buffer is mapped and no transfer in flight writes it.
         wrong_bytes(
             unsafe { std::slice::from_raw_parts(self.at(index), self.size) },
             seed,
@@ -120,21 +124,22 @@ fn map(start: usize, len: usize) -> io::Result<*mut u8> {
     map_fixed(start, len, libc::MAP_FIXED_NOREPLACE)
 }
 
-/// Word `index` of a payload. Payloads whose seeds differ by less than 2^32 differ in every four
-/// bytes, because the factor is odd.
+/// Returns word `index` of a payload. Because the factor is odd, two payloads differ in the low
+/// four bytes of every word if their seeds differ by less than 2^32.
 fn word(seed: u64, index: usize) -> u64 {
     seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
         .wrapping_add(index as u64 + 1)
 }
 
-/// Writes the payload of this seed.
+/// Writes the payload of `seed` into `buffer`.
 pub(crate) fn fill(buffer: &mut [u8], seed: u64) {
     for (index, bytes) in buffer.chunks_mut(8).enumerate() {
         bytes.copy_from_slice(&word(seed, index).to_le_bytes()[..bytes.len()]);
     }
 }
 
-/// Returns how many bytes differ from the payload of this seed. A word that differs counts whole.
+/// Returns the number of bytes that differ from the payload of `seed`. If any byte of a word
+/// differs, all bytes of the word count.
 #[must_use]
 pub(crate) fn wrong_bytes(buffer: &[u8], seed: u64) -> u64 {
     let is_wrong = |(index, bytes): &(usize, &[u8])| {

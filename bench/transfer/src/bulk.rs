@@ -1,5 +1,5 @@
-//! [`move_bytes`]: a bulk transfer to another host, which checks every byte, while the sender frees
-//! and allocates the memory that it sends from.
+//! [`move_bytes`]: a bulk transfer to another host, which checks every byte. Meanwhile, the sender
+//! frees and allocates the memory that it sends from.
 
 use std::collections::{HashSet, VecDeque};
 use std::thread;
@@ -20,22 +20,22 @@ use crate::remote::{Connected, Remote, Request};
 /// The result of a bulk transfer.
 #[derive(Clone, Copy, Debug)]
 pub struct Moved {
-    /// The bytes that the receiver has checked.
+    /// The number of bytes that the receiver has checked.
     pub bytes: u64,
-    /// The bytes among them that differed from the payload.
+    /// The number of these bytes that differed from the payload.
     pub wrong: u64,
     /// The number of messages.
     pub messages: u64,
-    /// The number of messages at the address of an earlier one that was freed.
+    /// The number of messages at an address that an earlier, freed message had.
     pub reused: u64,
-    /// The time, which includes filling and checking.
+    /// The time of the transfer, including filling and checking.
     pub took: Duration,
     /// The counters of the cache.
     pub cache: Stats,
 }
 
-/// The memory of a message, by mmap and malloc alternately. The allocator decides what it gives
-/// back to the kernel.
+/// The memory of a message. Messages are allocated by mmap and malloc alternately. The allocator
+/// decides which freed memory it returns to the kernel.
 enum Memory {
     Mapped(MmapMut),
     Allocated(Vec<u8>),
@@ -58,13 +58,13 @@ impl Memory {
     }
 }
 
-/// Sends `total` bytes in messages of `size` bytes, `depth` of them in flight, by registrations
-/// from a cache on `monitor`. Each message has memory of its own, which is freed when it has
-/// arrived.
+/// Sends `total` bytes in messages of `size` bytes, and keeps up to `depth` messages in flight. A
+/// cache on `monitor` registers the messages. Each message has memory of its own, which is freed
+/// after its send has completed.
 ///
 /// # Errors
 ///
-/// The errors of the device or of the cache.
+/// Returns the errors of the device or of the cache.
 pub fn move_bytes<M: Monitor>(
     remote: &Remote,
     monitor: M,
@@ -77,8 +77,8 @@ pub fn move_bytes<M: Monitor>(
     let cache = cache.build().trying("build the cache")?;
     let verdict = Region::new(remote.pd(), 16)?;
     let mut flights: VecDeque<(Memory, Guard<MrRegistrar, M>)> = VecDeque::new();
-    // Declared after the memory, the queue pair is dropped first, and the device lets go of the
-    // memory.
+    // The queue pair is declared after the memory, so it is dropped first. After that, the device
+    // no longer uses the memory.
     let Connected {
         qp, cq, connection, ..
     } = remote.connect(Request {
@@ -108,8 +108,8 @@ pub fn move_bytes<M: Monitor>(
                 lkey: guard.registration().lkey(),
             };
             flights.push_back((memory, guard));
-            // SAFETY: memory and guard stay in `flights` until the send has completed, or outlive
-            // the queue pair.
+            // SAFETY: the memory and the guard stay in `flights` until the send has completed.
+            // After an error, they outlive the queue pair.
             unsafe { qp.post_send(messages, from) }?;
             sent += len as u64;
             messages += 1;
@@ -129,7 +129,7 @@ pub fn move_bytes<M: Monitor>(
         if completion.wr_id == u64::MAX {
             is_judged = true;
         } else if let Some((memory, guard)) = flights.pop_front() {
-            // Sends complete in order.
+            // Sends complete in the order in which they were posted.
             drop(guard);
             drop(memory);
             tick(sent);

@@ -1,4 +1,5 @@
-//! [`Counted`]: a registrar or a monitor whose calls are counted. Each call is a system call.
+//! [`Counted`]: a wrapper of a registrar or a monitor that counts the calls. Each call is a system
+//! call.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -19,23 +20,25 @@ pub struct Counts {
     most_pinned: AtomicU64,
 }
 
-/// The values of [`Counts`] at one time.
+/// The values of [`Counts`] at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// Registrations that were made.
+    /// The number of registrations that were made.
     pub registrations: u64,
-    /// Registrations that were destroyed.
+    /// The number of registrations that were destroyed.
     pub deregistrations: u64,
-    /// Calls of watch, unwatch and drain, and the checks of a monitor that is asked at each lookup.
+    /// The number of calls of watch, unwatch and drain. If lookups check the monitor with a call,
+    /// these checks count too.
     pub monitor_calls: u64,
-    /// The bytes that registrations pin now. Each registration counts all pages that it touches.
+    /// The number of bytes that are pinned now. Each registration counts all pages that its range
+    /// touches.
     pub pinned: u64,
     /// The largest value of `pinned`.
     pub most_pinned: u64,
 }
 
 impl Counts {
-    /// Returns the values.
+    /// Returns the present values.
     #[must_use]
     pub fn read(&self) -> Reading {
         let value = |of: &AtomicU64| of.load(Ordering::Relaxed);
@@ -56,7 +59,7 @@ impl Counts {
         self.most_pinned.fetch_max(pinned, Ordering::Relaxed);
     }
 
-    /// Counts a deregistration.
+    /// Counts the deregistration of `range`.
     pub(crate) fn deregistered(&self, range: VaRange) {
         self.deregistrations.fetch_add(1, Ordering::Relaxed);
         self.pinned.fetch_sub(pages(range), Ordering::Relaxed);
@@ -67,12 +70,12 @@ impl Counts {
     }
 }
 
-/// The bytes of all pages that `range` touches.
+/// Returns the number of bytes in all pages that `range` touches.
 fn pages(range: VaRange) -> u64 {
     (range.end().next_multiple_of(PAGE) - range.start() / PAGE * PAGE) as u64
 }
 
-/// Wraps a registrar or a monitor and counts its calls.
+/// A wrapper of a registrar or a monitor that counts the calls.
 #[derive(Debug, Clone)]
 pub struct Counted<T> {
     inner: T,
@@ -80,7 +83,7 @@ pub struct Counted<T> {
 }
 
 impl<T> Counted<T> {
-    /// Wraps `inner` and counts in `counts`.
+    /// Wraps `inner`. Its calls are counted in `counts`.
     pub fn new(inner: T, counts: &Arc<Counts>) -> Self {
         Self {
             inner,
@@ -89,7 +92,7 @@ impl<T> Counted<T> {
     }
 }
 
-/// A registration and the range whose pages it pins.
+/// A registration, and the range whose pages it pins.
 #[derive(Debug)]
 pub struct CountedRegistration<T> {
     inner: T,
@@ -103,7 +106,7 @@ impl<T> CountedRegistration<T> {
     }
 }
 
-// SAFETY: the wrapped registrar keeps the contract.
+// SAFETY: all calls go to the wrapped registrar, which fulfils the contract.
 unsafe impl<R: Registrar> Registrar for Counted<R> {
     type Access = R::Access;
     type Registration = CountedRegistration<R::Registration>;
@@ -120,7 +123,7 @@ unsafe impl<R: Registrar> Registrar for Counted<R> {
     }
 }
 
-// SAFETY: the wrapped monitor keeps the contract.
+// SAFETY: all calls go to the wrapped monitor, which fulfils the contract.
 unsafe impl<M: Monitor> Monitor for Counted<M> {
     const CHECKED: bool = M::CHECKED;
 

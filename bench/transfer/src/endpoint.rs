@@ -6,21 +6,22 @@ use regcache::{Registrar, VaRange};
 
 use crate::{Error, Op};
 
-/// How long a thread waits for a completion. An emulated machine moves 16 MiB in half a second.
+/// The time that a thread waits for a completion. It is long because an emulated machine needs half
+/// a second to move 16 MiB.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Memory as work requests name it.
+/// Memory, in the form that work requests name it.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
     /// The address.
     pub at: *mut u8,
     /// The length in bytes.
     pub len: usize,
-    /// The key of a registration that covers it.
+    /// The key of a registration that covers the memory.
     pub key: u32,
 }
 
-/// A registration as work requests name it.
+/// A registration that has a key for work requests.
 pub trait Keyed {
     /// Returns the key.
     fn key(&self) -> u32;
@@ -34,35 +35,36 @@ impl<T: Keyed> Keyed for crate::counted::CountedRegistration<T> {
 
 /// Moves the bytes of one thread.
 ///
-/// Transfers have places, from 0 to the depth of the endpoint. Each place has one transfer at a
-/// time, and memory of its own at the other end.
+/// Each transfer occupies a place, and places are numbered from 0 to the depth of the endpoint. A
+/// place has at most one transfer in flight, and it has memory of its own at the other end.
 pub trait Endpoint: Send {
     /// Starts a transfer.
     ///
     /// # Errors
     ///
-    /// The device's errors.
+    /// Returns the device's errors.
     ///
     /// # Safety
     ///
-    /// The memory stays mapped and registered, and nobody else uses it, until [`poll`](Self::poll)
-    /// has returned the place or the endpoint was dropped.
+    /// The memory must stay mapped and registered until [`poll`](Self::poll) has returned the place
+    /// or the endpoint was dropped. Until then, nothing else may use the memory.
     unsafe fn post(&mut self, place: usize, op: Op, memory: Memory) -> Result<(), Error>;
 
-    /// Returns the place of a transfer that has succeeded, if there is one. It does not wait.
+    /// Returns the place of a transfer that has succeeded, or `None` if there is none. Does not
+    /// wait.
     ///
     /// # Errors
     ///
-    /// The device's errors. After one, the state of the posted transfers is unknown.
+    /// Returns the device's errors. After an error, the state of the posted transfers is unknown.
     fn poll(&mut self) -> Result<Option<usize>, Error>;
 
-    /// Lets other threads run after this many polls in a row without a completion.
+    /// Lets other threads run. `polls` is the number of polls in a row that found no completion.
     fn idle(&self, polls: u32) {
         let _ = polls;
         std::thread::yield_now();
     }
 
-    /// Returns whether kernel threads move the bytes, on the CPUs that measure.
+    /// Returns whether kernel threads move the bytes. Such threads run on the CPUs that measure.
     fn is_software(&self) -> bool {
         false
     }
@@ -71,11 +73,11 @@ pub trait Endpoint: Send {
     ///
     /// # Errors
     ///
-    /// [`Error::Cannot`] if it is not in this process.
+    /// Returns [`Error::Cannot`] if the memory is not in this process.
     fn peer(&mut self, place: usize) -> Result<&mut [u8], Error>;
 }
 
-/// A registration that pins nothing. Dropping it deregisters.
+/// A registration that pins nothing. Dropping this value deregisters.
 pub type OnDemandRegistration = Box<dyn Keyed + Send + Sync>;
 
 impl Keyed for OnDemandRegistration {
@@ -86,21 +88,21 @@ impl Keyed for OnDemandRegistration {
 
 /// A device, which makes endpoints and registrations.
 pub trait Provider {
-    /// The registrar, whose registrations the endpoints can name.
+    /// The registrar. Endpoints accept the keys of its registrations.
     type Registrar: Registrar<Registration: Keyed> + Clone;
 
     /// Returns the registrar.
     fn registrar(&self) -> Self::Registrar;
 
-    /// Returns the access that a buffer of such a transfer needs.
+    /// Returns the access that a registration needs for transfers with `op`.
     fn access(&self, op: Op) -> <Self::Registrar as Registrar>::Access;
 
-    /// Returns whether the device offers on-demand paging for such a transfer: a registration that
-    /// pins nothing.
+    /// Returns whether the device offers on-demand paging (ODP) for transfers with `op`. With ODP,
+    /// a registration pins nothing.
     ///
     /// # Errors
     ///
-    /// The device's errors.
+    /// Returns the device's errors.
     fn offers_on_demand(&self, _: Op) -> Result<bool, Error> {
         Ok(false)
     }
@@ -109,17 +111,19 @@ pub trait Provider {
     ///
     /// # Errors
     ///
-    /// The device's errors; [`Error::Cannot`] if it [does not offer](Self::offers_on_demand) that.
+    /// Returns the device's errors. Returns [`Error::Cannot`] if the device does not
+    /// [offer](Self::offers_on_demand) on-demand paging.
     fn register_on_demand(&self, op: Op, _: VaRange) -> Result<OnDemandRegistration, Error> {
         Err(Error::Cannot(format!(
             "this device offers no on-demand paging for the transfer {op}"
         )))
     }
 
-    /// Makes an endpoint for `depth` transfers at a time, each of `size` bytes at most.
+    /// Makes an endpoint that keeps up to `depth` transfers in flight, each of at most `size`
+    /// bytes.
     ///
     /// # Errors
     ///
-    /// The device's errors.
+    /// Returns the device's errors.
     fn endpoint(&self, size: usize, depth: usize) -> Result<Box<dyn Endpoint>, Error>;
 }

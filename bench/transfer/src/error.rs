@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The reason why a measurement failed.
+/// A failed measurement, with its reason.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,7 +26,7 @@ pub enum Error {
     /// A file could not be read or written.
     #[error("cannot use the file {}", path.display())]
     File {
-        /// Its path.
+        /// The path of the file.
         path: PathBuf,
         /// The cause.
         #[source]
@@ -36,24 +36,24 @@ pub enum Error {
     #[error("a transfer failed: {0}")]
     Transfer(String),
     /// A transfer did not end in time.
-    #[error("no transfer completed for {after:?}: check that the peer is still there")]
+    #[error("no transfer completed for {after:?}: check that the other end is still running")]
     TimedOut {
-        /// The time that was waited.
+        /// The time for which the thread waited.
         after: Duration,
     },
-    /// The device or the program cannot do what was asked for.
+    /// The device or the program does not support the request.
     #[error("{0}")]
     Cannot(String),
     /// Stale bytes arrived.
     #[error(
-        "{bytes} stale bytes by {strategy} in {workload} of {size} bytes: the registration was stale"
+        "{strategy} moved {bytes} stale bytes in {workload} of {size} bytes: its registration was stale"
     )]
     Stale {
         /// The strategy.
         strategy: String,
         /// The workload.
         workload: String,
-        /// The bytes of a transfer.
+        /// The number of bytes in a transfer.
         size: usize,
         /// The number of stale bytes.
         bytes: u64,
@@ -61,13 +61,13 @@ pub enum Error {
     /// A plot could not be drawn.
     #[error("cannot draw {name}: {why}")]
     Plot {
-        /// Its title.
+        /// The title of the plot.
         name: String,
         /// The cause.
         why: String,
     },
-    /// A file has no results of this program.
-    #[error("{} has no results of this version of the program", path.display())]
+    /// A file does not contain results of this version of the program.
+    #[error("{} does not contain results of this version of the program: measure again", path.display())]
     Json {
         /// The file.
         path: PathBuf,
@@ -77,7 +77,7 @@ pub enum Error {
     },
 }
 
-/// Adds the action that failed to an error.
+/// Adds the failed action to an error.
 pub(crate) trait Trying<T> {
     fn trying(self, what: &'static str) -> Result<T, Error>;
 }

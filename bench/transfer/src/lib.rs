@@ -1,11 +1,13 @@
-//! The cost of a transfer by the strategy that registers its buffer.
+//! Measures the cost of a transfer with each strategy that registers its buffer.
 //!
-//! The program `transfer` measures it over any verbs device, connected with itself or between two
-//! hosts, and over io_uring's fixed buffers. It writes its results as JSON, and makes reports,
-//! comparisons and projections of such files.
+//! The program `transfer` measures two kinds of devices. One kind is any verbs device, which is
+//! connected with itself or with another host. The other kind is io_uring with fixed buffers. The
+//! program writes its results as JSON. It also makes reports, comparisons and projections from such
+//! files.
 //!
-//! A [`Workload`] is done in [rounds] by [`Variant`]s, each of which has a [`Strategy`] for its
-//! buffers. A [`Provider`] gives them [endpoints](Endpoint) and registrations.
+//! The [`Variant`]s of a [`Workload`] run in [rounds]. Each variant has a [`Strategy`], which
+//! registers its buffers. A [`Provider`] makes the [endpoints](Endpoint) and registrations of the
+//! variants.
 #![warn(missing_docs)]
 
 mod buffers;

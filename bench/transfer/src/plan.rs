@@ -1,11 +1,11 @@
-//! The plan: the cells that are measured by default.
+//! The plan: the cells that are measured if no option selects others.
 
 use crate::{Op, Strategy, Workload};
 
-/// The sizes of transfers: from 64 B to 16 MiB, by factors of 8.
+/// The sizes of transfers: from 64 B to 16 MiB, each 8 times the previous one.
 pub const SIZES: [usize; 7] = [64, 512, 4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20];
 
-/// A strategy, and N if the buffer is unmapped before every Nth transfer, or 0.
+/// A strategy, and N if the buffer is unmapped before every Nth transfer. N is 0 without unmaps.
 pub type Entry = (Strategy, u64);
 
 /// A cell of the plan.
@@ -13,14 +13,15 @@ pub type Entry = (Strategy, u64);
 pub struct Planned {
     /// The workload.
     pub workload: Workload,
-    /// The variants. The others are compared with the first.
+    /// The variants. The first is the base of the ratios.
     pub entries: Vec<Entry>,
 }
 
 impl Planned {
-    /// Plans a workload with every strategy that can do it. If buffers are unmapped, the plan
-    /// leaves out the strategies with stale registrations, and compares the cache with itself
-    /// without unmaps.
+    /// Plans a workload with every strategy that supports it.
+    ///
+    /// If the workload unmaps buffers, the plan omits the strategies whose registrations would
+    /// become stale. In this case, the base of the ratios is the cache without unmaps.
     #[must_use]
     pub fn new(workload: Workload) -> Self {
         let every = workload.unmap_every;
@@ -37,9 +38,11 @@ impl Planned {
     }
 }
 
-/// Adds a cache whose monitor is a word in memory that never changes, as the driver's is while
-/// nothing is unmapped. It shows a hit with the driver on a machine whose monitor is asked at each
-/// lookup. Cells that unmap are left as they are.
+/// Adds a cache with a monitor that never reports. The monitor's generation is a word in memory
+/// that never changes. The driver's generation does not change either while nothing is unmapped.
+///
+/// On a machine whose monitor is called at each lookup, this variant shows the cost of a hit with
+/// the driver. Cells with unmaps stay as they are, because this cache would move stale bytes.
 pub fn add_drivers_hit(planned: &mut [Planned]) {
     for planned in planned {
         if planned.workload.unmap_every == 0 {
@@ -48,7 +51,7 @@ pub fn add_drivers_hit(planned: &mut [Planned]) {
     }
 }
 
-/// Adds on-demand paging to the cells whose operation the device offers it for.
+/// Adds on-demand paging to the cells with an operation for which the device offers it.
 pub fn add_on_demand(planned: &mut [Planned], offered: &[Op]) {
     for Planned { workload, entries } in planned {
         if offered.contains(&workload.op) {
@@ -57,7 +60,7 @@ pub fn add_on_demand(planned: &mut [Planned], offered: &[Op]) {
     }
 }
 
-/// Returns the cells for a device that can do `ops`, with up to `threads` threads.
+/// Returns the cells for a device that supports `ops`, with up to `threads` threads.
 #[must_use]
 pub fn plan(ops: &[Op], threads: usize, quick: bool) -> Vec<Planned> {
     let mut all = Vec::new();

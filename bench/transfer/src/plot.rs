@@ -1,4 +1,4 @@
-//! Plots of results, as SVG.
+//! Plots results as SVG.
 
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
@@ -9,13 +9,15 @@ use crate::{Error, Op, Strategy, bytes};
 
 const SIZE: (u32, u32) = (1040, 440);
 
-/// The width for the names of the lines. They stand beside the chart, so that they hide no part of
-/// it.
+/// The width of the column for the lines' names. The column is next to the chart, so that no name
+/// covers a part of the chart.
 const NAMES: u32 = 250;
+
+/// The distance from one name to the next in this column.
 const NAME_HEIGHT: i32 = 22;
 const FONT: &str = "sans-serif";
 
-/// A line of a plot: its name, its points, and the confidence interval of each point.
+/// A line of a plot: its name, its points and the confidence interval of each point.
 struct Series {
     name: String,
     points: Vec<(f64, f64)>,
@@ -35,7 +37,7 @@ struct Frame<'a> {
 }
 
 fn color(index: usize) -> RGBColor {
-    // Readers who do not see red and green can tell these colours apart (Okabe and Ito).
+    // Readers with red-green colour blindness can distinguish these colours (Okabe and Ito).
     const COLORS: [RGBColor; 6] = [
         RGBColor(0, 114, 178),
         RGBColor(213, 94, 0),
@@ -47,7 +49,7 @@ fn color(index: usize) -> RGBColor {
     COLORS[index % COLORS.len()]
 }
 
-/// Draws lines over sizes.
+/// Draws the lines of a plot over the sizes.
 fn draw(frame: &Frame<'_>, sizes: &[usize], series: &[Series]) -> Result<String, Error> {
     let mut svg = String::new();
     let drawn = if frame.log {
@@ -78,7 +80,7 @@ where
     let to_text = |why: &dyn std::fmt::Display| why.to_string();
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE).map_err(|e| to_text(&e))?;
-    // The sizes are powers of one number, so they stand at equal distances.
+    // The sizes are powers of one number, so they are drawn at equal distances.
     let place = |size: f64| {
         let index = sizes.iter().position(|&it| it as f64 == size);
         index.unwrap_or(0) as f64
@@ -125,7 +127,7 @@ where
             .map_err(|e| to_text(&e))?;
         names.push((&line.name, color));
         let bars = line.between.iter().map(|&(size, low, high)| {
-            // The intervals of several lines stand side by side.
+            // The intervals of several lines are drawn side by side, so that each is visible.
             let x = place(size) + 0.03 * index as f64;
             PathElement::new([(x, low), (x, high)], color.stroke_width(1))
         });
@@ -147,7 +149,7 @@ fn sizes(run: &Run, op: Op) -> Vec<usize> {
     plain.map(|workload| workload.size).collect()
 }
 
-/// The line of a strategy's figure over the sizes of the plain workloads.
+/// Returns the line of a strategy's figure over the sizes of the plain workloads.
 fn line(run: &Run, op: Op, strategy: Strategy, figure: fn(&Outcome) -> f64) -> Series {
     let cells = run.cells.iter();
     let cells = cells.filter(|cell| cell.workload.op == op && cell.workload.is_plain());
@@ -162,7 +164,7 @@ fn line(run: &Run, op: Op, strategy: Strategy, figure: fn(&Outcome) -> f64) -> S
     }
 }
 
-/// The whole powers of ten below the least value and above the largest.
+/// Returns the largest power of ten below all values, and the smallest power of ten above them.
 fn decades(series: &[Series]) -> (f64, f64) {
     let values = || {
         series
@@ -187,11 +189,11 @@ fn micros(us: f64) -> String {
     }
 }
 
-/// Plots the overhead of each transfer over sizes.
+/// Plots the registration overhead of a transfer over the sizes.
 ///
 /// # Errors
 ///
-/// [`Error::Plot`].
+/// Returns [`Error::Plot`].
 pub(crate) fn registering(
     run: &Run,
     title: &str,
@@ -216,11 +218,11 @@ pub(crate) fn registering(
     draw(&frame, &sizes(run, Op::Write), &series)
 }
 
-/// Plots the cache's ratio to pre-registered memory, with its confidence interval.
+/// Plots the ratio of the cache to pre-registered memory, with its confidence interval.
 ///
 /// # Errors
 ///
-/// [`Error::Plot`].
+/// Returns [`Error::Plot`].
 pub(crate) fn of_pre_registered(run: &Run, title: &str) -> Result<String, Error> {
     let series: Vec<_> = Op::ALL
         .into_iter()
@@ -250,12 +252,12 @@ pub(crate) fn of_pre_registered(run: &Run, title: &str) -> Result<String, Error>
     draw(&frame, &sizes(run, Op::Write), &series)
 }
 
-/// Plots the share of a transfer's time that registering takes on several links, and that a hit
-/// takes on the fastest.
+/// Plots the share of a transfer's time that registering takes on several links. A further line
+/// shows the share of a hit on the fastest link.
 ///
 /// # Errors
 ///
-/// [`Error::Plot`].
+/// Returns [`Error::Plot`].
 pub(crate) fn links(run: &Run, title: &str) -> Result<String, Error> {
     let over_sizes = |name: String, gbps: f64, ns: fn(&crate::results::Cost) -> f64| Series {
         name,

@@ -1,7 +1,7 @@
-//! The strategies at work: what each does before and after a transfer.
+//! The strategies: the work that each does before and after a transfer.
 //!
-//! A [`Preparer`] returns registered memory for a buffer before a transfer, and releases it after
-//! the transfer. The time in these two calls is the overhead of the strategy.
+//! A [`Preparer`] returns registered memory for a buffer before a transfer, and releases the memory
+//! after the transfer. The time in these two calls is the overhead of the strategy.
 
 use std::sync::Arc;
 
@@ -17,33 +17,33 @@ use crate::{Error, Op};
 /// A buffer that is to be transferred.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
-    /// The number of the buffer among those of all threads.
+    /// The number of the buffer. The buffers of all threads are numbered together.
     pub number: usize,
-    /// The number of the transfer's place among those of all threads.
+    /// The number of the transfer's place. The places of all threads are numbered together.
     pub place: usize,
-    /// The address.
+    /// The address of the buffer.
     pub at: *mut u8,
-    /// The length in bytes.
+    /// The length of the transfer in bytes.
     pub len: usize,
 }
 
-/// A strategy at work.
+/// A strategy, which prepares a buffer for each transfer.
 pub trait Preparer: Sync {
-    /// The state that the strategy keeps during the transfer.
+    /// The state that the strategy keeps while the transfer is in flight.
     type Held;
 
-    /// Returns registered memory for the transfer: the buffer, or a copy of its bytes.
+    /// Returns registered memory for the transfer: the buffer itself or a bounce buffer.
     ///
     /// # Errors
     ///
-    /// The errors of the device or of the cache.
+    /// Returns the errors of the device or of the cache.
     fn prepare(&self, piece: Piece) -> Result<(Memory, Self::Held), Error>;
 
     /// Releases the memory after the transfer.
     ///
     /// # Errors
     ///
-    /// The device's errors.
+    /// Returns the device's errors.
     fn release(&self, piece: Piece, held: Self::Held) -> Result<(), Error>;
 }
 
@@ -55,14 +55,14 @@ fn memory(piece: Piece, key: u32) -> Memory {
     }
 }
 
-/// Registers before each transfer and deregisters after it.
+/// The strategy that registers before each transfer and deregisters after it.
 pub struct PerTransfer<R: Registrar> {
     registrar: Counted<R>,
     access: R::Access,
 }
 
 impl<R: Registrar> PerTransfer<R> {
-    /// Makes the strategy, which counts its calls in `counts`.
+    /// Makes the strategy. It counts its calls in `counts`.
     pub fn new(registrar: R, access: R::Access, counts: &Arc<Counts>) -> Self {
         Self {
             registrar: Counted::new(registrar, counts),
@@ -88,19 +88,19 @@ impl<R: Registrar<Registration: Keyed>> Preparer for PerTransfer<R> {
     }
 }
 
-/// Looks each buffer up in a cache.
+/// The strategy that looks up each buffer in a cache.
 pub struct Cached<R: Registrar, M: Monitor> {
     cache: Cache<Counted<R>, Counted<M>>,
     access: R::Access,
 }
 
 impl<R: Registrar, M: Monitor> Cached<R, M> {
-    /// Makes a cache on `monitor`. It may pin more than `RLIMIT_MEMLOCK`, so that the device
-    /// refuses a workload that is too large, and not the cache.
+    /// Makes a cache on `monitor`. Its byte limit is lifted, so it may pin more than
+    /// `RLIMIT_MEMLOCK`. If a workload is too large, the device refuses it.
     ///
     /// # Errors
     ///
-    /// The errors of building the cache.
+    /// Returns the error if the cache cannot be built.
     pub fn new(
         registrar: R,
         access: R::Access,
@@ -132,14 +132,14 @@ impl<R: Registrar<Registration: Keyed>, M: Monitor> Preparer for Cached<R, M> {
     }
 }
 
-/// Uses registrations of all buffers that were made before the first transfer.
+/// The strategy that registers all buffers before the first transfer.
 pub struct PreRegistered<T> {
     keys: Vec<u32>,
     _registrations: Vec<T>,
 }
 
 impl<T: Keyed> PreRegistered<T> {
-    /// Makes the strategy from registrations in the order of the buffers' numbers.
+    /// Makes the strategy. `registrations` are in the order of the buffers' numbers.
     pub fn new(registrations: Vec<T>) -> Self {
         Self {
             keys: registrations.iter().map(Keyed::key).collect(),
@@ -162,25 +162,26 @@ impl<T: Sync> Preparer for PreRegistered<T> {
     }
 }
 
-/// Copies each buffer through bounce memory that stays registered.
+/// The strategy that copies each buffer through bounce memory, which stays registered.
 pub struct Copy<T> {
     op: Op,
-    /// The bounce memory of each place.
+    /// The bounce memory of each place, and its registration.
     bounce: Vec<(*mut u8, T)>,
     _memory: Vec<MmapMut>,
 }
 
-// SAFETY: only the thread that has a transfer in a place uses its bounce memory.
+// SAFETY: each place has at most one transfer, and only the thread of this transfer uses the
+// place's bounce memory.
 unsafe impl<T: Sync> Sync for Copy<T> {}
-// SAFETY: it owns what it points to.
+// SAFETY: the pointers are to memory that this object owns.
 unsafe impl<T: Send> Send for Copy<T> {}
 
 impl<T: Keyed> Copy<T> {
-    /// Makes the strategy with bounce memory of `size` bytes for each place.
+    /// Makes the strategy. Each place has bounce memory of `size` bytes.
     ///
     /// # Errors
     ///
-    /// The errors of `register` or of the kernel.
+    /// Returns the errors of `register` or of the kernel.
     pub fn new(
         op: Op,
         size: usize,
@@ -208,7 +209,8 @@ impl<T: Keyed + Sync> Preparer for Copy<T> {
     fn prepare(&self, piece: Piece) -> Result<(Memory, ()), Error> {
         let (at, registration) = &self.bounce[piece.place];
         if self.op.is_from_buffer() {
-            // SAFETY: both are mapped and have that length; the place has no other transfer.
+            // SAFETY: the buffer and the bounce memory are mapped and hold at least this length.
+            // The place has no other transfer, so nothing else uses its bounce memory.
             unsafe { std::ptr::copy_nonoverlapping(piece.at, *at, piece.len) };
         }
         let memory = Memory {
@@ -221,7 +223,8 @@ impl<T: Keyed + Sync> Preparer for Copy<T> {
 
     fn release(&self, piece: Piece, (): ()) -> Result<(), Error> {
         if !self.op.is_from_buffer() {
-            // SAFETY: as above; the transfer has ended.
+            // SAFETY: as in `prepare`. The transfer has ended, so the device no longer writes the
+            // bounce memory.
             unsafe {
                 std::ptr::copy_nonoverlapping(self.bounce[piece.place].0, piece.at, piece.len);
             }

@@ -1,16 +1,22 @@
-//! Projects the share of a link's time that registering takes, from its cost and the rate of the
-//! link.
+//! Projects the share of a link's time that registering takes. The inputs are the cost of
+//! registering and the rate of the link.
 //!
-//! `R` is the time to register and deregister a buffer of `s` bytes, `B` the rate of the link in
-//! bits a second, and `L` the rest of a transfer's time (1 us by default). A transfer that waits
-//! for its registration takes `R + L + 8 s / B`. The share of registering is
+//! The formulas use these variables:
+//!
+//! - `R` is the time to register and deregister a buffer, in seconds.
+//! - `s` is the size of the buffer, in bytes.
+//! - `B` is the rate of the link, in bits per second.
+//! - `L` is the rest of a transfer's time, 1 us by default.
+//!
+//! A transfer that waits for its registration takes `R + L + 8 s / B`. The share of registering is
 //!
 //! ```text
 //! R / (R + L + 8 s / B)
 //! ```
 //!
-//! With enough transfers in flight the latency is hidden. A CPU that registers one buffer after
-//! another still moves at most `s` bytes in each `R`, so its share of the link's rate is at most
+//! With enough transfers in flight, the latency `L` is hidden. But if one CPU registers one buffer
+//! after another, it moves at most `s` bytes in each `R`. So its share of the link's rate is at
+//! most
 //!
 //! ```text
 //! min(1, (8 s / B) / R)
@@ -22,13 +28,13 @@ use crate::results::{Cost, Run};
 use crate::table::Rows;
 use crate::{bytes, table};
 
-/// The rates of common links in Gb/s.
+/// The rates of common links, in Gb/s.
 pub const LINKS: [f64; 6] = [25.0, 50.0, 100.0, 200.0, 400.0, 800.0];
 
-/// The default of `L`, in nanoseconds.
+/// The default value of `L`, in nanoseconds.
 pub const LATENCY_NS: f64 = 1000.0;
 
-/// Returns the nanoseconds that `size` bytes take on a link of this rate.
+/// Returns the time that `size` bytes take on a link of this rate, in nanoseconds.
 #[must_use]
 pub fn wire_ns(size: usize, gbps: f64) -> f64 {
     8.0 * size as f64 / gbps
@@ -40,14 +46,14 @@ pub fn share(registering_ns: f64, size: usize, gbps: f64, latency_ns: f64) -> f6
     registering_ns / (registering_ns + latency_ns + wire_ns(size, gbps))
 }
 
-/// Returns the share of the link's rate that one CPU reaches if it registers each buffer.
+/// Returns the share of the link's rate that one CPU reaches at most if it registers each buffer.
 #[must_use]
 pub fn filled(registering_ns: f64, size: usize, gbps: f64) -> f64 {
     (wire_ns(size, gbps) / registering_ns).min(1.0)
 }
 
-/// Returns the table of the shares of registering per transfer, with the share of a hit in
-/// brackets.
+/// Returns the table of the shares of a transfer's time that registering per transfer takes. The
+/// shares of a hit are in brackets.
 #[must_use]
 pub fn shares(run: &Run, latency_ns: f64) -> Rows {
     rows(run, |cost, gbps| {
@@ -60,7 +66,8 @@ pub fn shares(run: &Run, latency_ns: f64) -> Rows {
     })
 }
 
-/// Returns the table of the shares of the link that one CPU reaches if it registers per transfer.
+/// Returns the table of the shares of the link's rate that one CPU reaches if it registers per
+/// transfer.
 #[must_use]
 pub fn fills(run: &Run) -> Rows {
     rows(run, |cost, gbps| {
@@ -86,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_formulas_at_round_numbers() {
-        // 12 500 bytes at 100 Gb/s: a microsecond.
+        // 12 500 bytes are 100 000 bits, which take a microsecond at 100 Gb/s.
         assert_eq!(wire_ns(12_500, 100.0), 1000.0);
         assert_eq!(share(2000.0, 12_500, 100.0, 1000.0), 0.5);
         assert_eq!(filled(4000.0, 12_500, 100.0), 0.25);

@@ -1,5 +1,7 @@
-//! [`QpEndpoint`]: a queue pair on which transfers are posted, whose other end may be in this
-//! process or on another host; and the parts that every connection of verbs needs.
+//! [`QpEndpoint`]: a queue pair on which transfers are posted. The other end of the queue pair may
+//! be in this process or on another host.
+//!
+//! This module also has the parts that every connection of verbs needs.
 
 use std::sync::Arc;
 use std::thread;
@@ -16,13 +18,16 @@ use crate::endpoint::{Endpoint, Keyed, Memory, OnDemandRegistration, Provider};
 use crate::error::Trying;
 use crate::{Error, Op};
 
-/// How often a thread polls a software device before it sleeps, and for how long it sleeps. The
-/// kernel thread that moves the bytes competes with the poller for the CPU, and a poller that never
-/// sleeps can keep it waiting for milliseconds.
+/// The number of polls of a software device after which a thread sleeps.
+///
+/// The kernel thread that moves the bytes competes with the polling thread for the CPU. If the
+/// polling thread never sleeps, the kernel thread may wait for milliseconds.
 const POLLS: u32 = 30;
+
+/// The time that the polling thread sleeps.
 const SLEEP: Duration = Duration::from_micros(20);
 
-/// The access that memory at the other end is registered for.
+/// The access of the registrations at the other end.
 pub(crate) const PEER_ACCESS: Access = Access::LOCAL_WRITE
     .union(Access::REMOTE_READ)
     .union(Access::REMOTE_WRITE);
@@ -39,7 +44,8 @@ impl Keyed for OnDemandMr {
     }
 }
 
-/// Creates a completion queue, and queue pairs on it for `depth` transfers each.
+/// Creates a completion queue, and `N` queue pairs that use it. Each queue pair has room for
+/// `depth` transfers.
 pub(crate) fn queue_pairs<const N: usize>(
     pd: &Arc<Pd>,
     depth: u32,
@@ -53,9 +59,9 @@ pub(crate) fn queue_pairs<const N: usize>(
     Ok((cq, qps))
 }
 
-/// Memory that stays registered with the device.
+/// Memory, and its registration with the device.
 pub(crate) struct Region {
-    // First: it is deregistered before the memory is unmapped.
+    // This field is first, so the memory is deregistered before it is unmapped.
     pub(crate) mr: Mr,
     pub(crate) bytes: MmapMut,
 }
@@ -122,23 +128,25 @@ impl<T: VerbsProvider> Provider for T {
 
 /// A queue pair on which transfers are posted.
 pub(crate) struct QpEndpoint {
-    // First: when they are destroyed, the device has let go of all memory.
+    // These fields are first, so the queue pairs are dropped first. After that, the device no
+    // longer uses the memory.
     pub(crate) requester: Qp,
     /// The other end, if it is in this process.
     pub(crate) responder: Option<Qp>,
     pub(crate) cq: Arc<Cq>,
-    /// The other end's memory, by place.
+    /// The memory at the other end, by place.
     pub(crate) remote: Vec<RemoteMemory>,
-    /// The completions that the transfer in each place waits for.
+    /// The number of completions that the transfer in each place still waits for.
     pub(crate) awaited: Vec<u8>,
-    /// The other end's memory, if it is in this process.
+    /// The memory at the other end by place, if it is in this process.
     pub(crate) peers: Vec<Region>,
     pub(crate) is_software: bool,
-    /// The connection with another host, which ends after the queue pair.
+    /// The connection with another host. It ends after the queue pair is destroyed.
     pub(crate) _connection: Option<Connection>,
 }
 
-/// Returns whether the kernel moves the bytes of this device, on the CPUs that measure.
+/// Returns whether kernel threads move the bytes of this device. Such threads run on the CPUs that
+/// measure.
 pub(crate) fn is_software(device: &str) -> bool {
     device.starts_with("rxe") || device.starts_with("siw")
 }
@@ -152,8 +160,8 @@ impl Endpoint for QpEndpoint {
             lkey: memory.key,
         };
         self.awaited[place] = 1;
-        // SAFETY: the caller's promise for the buffer. The other end's memory belongs to this
-        // place, which has no other transfer, and lives longer than the queue pairs.
+        // SAFETY: the caller promises the same for the buffer. The memory at the other end belongs
+        // to this place, which has no other transfer. This memory outlives the queue pairs.
         unsafe {
             match op {
                 Op::Write => self
@@ -200,7 +208,9 @@ impl Endpoint for QpEndpoint {
 
     fn peer(&mut self, place: usize) -> Result<&mut [u8], Error> {
         let peer = self.peers.get_mut(place);
-        let peer = peer.ok_or_else(|| Error::Cannot("the other end is elsewhere".to_owned()))?;
+        let peer = peer.ok_or_else(|| {
+            Error::Cannot("the memory at the other end is on another host".to_owned())
+        })?;
         Ok(&mut peer.bytes)
     }
 }

@@ -1,4 +1,4 @@
-//! The cost of registering on a device by size, without transfers: [`measure`].
+//! [`measure`]: the cost of registering on a device, by size and without transfers.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -14,18 +14,19 @@ use crate::results::Cost;
 use crate::{Error, Op};
 use regcache_bench_harness::median;
 
-/// The least number of rounds at each size.
+/// The smallest number of rounds at each size.
 const ROUNDS: usize = 15;
 
-/// The lookups between two clock readings, since a reading takes longer than a hit.
+/// The number of lookups between two clock readings. A clock reading takes longer than a hit, so
+/// several hits share two readings.
 const HITS: u32 = 100;
 
 /// Registers, deregisters, looks up and copies buffers of each size, for at least `each`. Returns
-/// the medians.
+/// the medians of the times.
 ///
 /// # Errors
 ///
-/// The device's errors.
+/// Returns the device's errors.
 pub fn measure<F: Provider, M: Monitor>(
     provider: &F,
     monitor: M,
@@ -67,11 +68,13 @@ pub fn measure<F: Provider, M: Monitor>(
             word_hit.push(word.hit_ns(source, size)?);
 
             let started = Instant::now();
-            // SAFETY: two buffers of that size, to which there are no references.
+            // SAFETY: both buffers are mapped and have this size, and there are no references to
+            // them.
             unsafe { std::ptr::copy_nonoverlapping(source, target, size) };
             copy.push(started.elapsed().as_nanos() as f64);
         }
-        // Its monitor does not report that the buffers are unmapped.
+        // The monitor of `word` never reports, so the cache is flushed before the buffers are
+        // unmapped.
         word.cache.flush()?;
         costs.push(Cost {
             size,
@@ -85,14 +88,14 @@ pub fn measure<F: Provider, M: Monitor>(
     Ok(costs)
 }
 
-/// A cache and the access of its lookups.
+/// A cache, and the access that its lookups request.
 struct Cached<R: Registrar, M: Monitor> {
     cache: Cache<R, M>,
     access: R::Access,
 }
 
 impl<R: Registrar, M: Monitor> Cached<R, M> {
-    /// The nanoseconds of a hit and of dropping its guard.
+    /// Returns the nanoseconds of a hit, including the drop of its guard.
     fn hit_ns(&self, at: *const u8, len: usize) -> Result<f64, Error> {
         drop(self.cache.get(at, len, self.access)?);
         let started = Instant::now();

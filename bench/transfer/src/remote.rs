@@ -1,5 +1,5 @@
-//! [`Remote`]: a device whose endpoints lead to a server ([`serve`](crate::serve)) on another host,
-//! and the messages with which the two connect.
+//! [`Remote`]: a device whose endpoints connect with a server ([`serve`](crate::serve)) on another
+//! host. The client and the server exchange the messages `Request` and `Offer` to connect.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,21 +11,21 @@ use crate::Error;
 use crate::endpoint::Endpoint;
 use crate::qp_endpoint::{QpEndpoint, VerbsProvider, is_software, queue_pairs};
 
-/// The first word of each message, which names this program and its version.
+/// The first word of each message. It identifies this program and its version.
 const MAGIC: u32 = 0x7263_6231;
 
 /// The request of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// The most bytes of a transfer.
+    /// The largest number of bytes in a transfer.
     pub(crate) size: u64,
-    /// The most transfers in flight.
+    /// The largest number of transfers in flight.
     pub(crate) depth: u32,
-    /// The bytes that the client sends and the server checks; 0 for a benchmark.
+    /// The number of bytes that the client sends and the server checks, or 0 for a benchmark.
     pub(crate) total: u64,
 }
 
-/// The offer of a server: memory to read and write, with a part for each transfer in flight.
+/// The offer of a server: memory for reads and writes, with one part for each transfer in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Offer {
     pub(crate) addr: u64,
@@ -76,7 +76,7 @@ impl Offer {
     }
 }
 
-/// A device that leads to a server.
+/// A device whose endpoints connect with a server.
 #[derive(Clone)]
 pub struct Remote {
     address: SocketAddr,
@@ -84,18 +84,18 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Resolves the server's address, and opens the device that leads there.
+    /// Resolves the server's address, and opens the device that has a route to the server.
     ///
     /// # Errors
     ///
-    /// The device's errors.
+    /// Returns the device's errors.
     pub fn open(address: SocketAddr) -> Result<Self, Error> {
         let device = Dial::resolve(address)?.device()?;
         let pd = Pd::alloc(&Context::open(&device)?)?;
         Ok(Self { address, pd })
     }
 
-    /// Returns the protection domain of all registrations.
+    /// Returns the protection domain that all registrations use.
     #[must_use]
     pub fn pd(&self) -> &Arc<Pd> {
         &self.pd
@@ -106,7 +106,10 @@ impl Remote {
         let (cq, [qp]) = queue_pairs(&self.pd, request.depth)?;
         let dial = Dial::resolve(self.address)?;
         if dial.device()? != self.pd.context().device() {
-            let why = format!("another device leads to {} than before", self.address);
+            let why = format!(
+                "the route to {} now uses another device than before: start the client again",
+                self.address
+            );
             return Err(Error::Cannot(why));
         }
         let connection = dial.connect(&qp, &request.to_bytes())?;

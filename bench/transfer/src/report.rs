@@ -1,4 +1,5 @@
-//! The report of one or more runs: Markdown with plots beside it, and HTML with the plots inside.
+//! Writes a report of one or more runs. The report in Markdown links to the plots, and the report
+//! in HTML contains them.
 
 use std::path::{Path, PathBuf};
 
@@ -12,16 +13,16 @@ enum Part {
     Text(String),
     Table(Rows),
     Lines(Vec<String>),
-    /// The file name, the caption, the SVG text.
+    /// A plot: its file name, its caption and its SVG text.
     Plot(String, String, String),
 }
 
 /// Writes `report.md`, `report.html` and the plots into `dir`, and returns their paths, the HTML
-/// first. `command` is the command that made the runs.
+/// first. The report names `command` as the command that made the runs.
 ///
 /// # Errors
 ///
-/// The errors of the files; [`Error::Plot`].
+/// Returns the errors of the files. Returns [`Error::Plot`] if a plot cannot be drawn.
 pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut files = vec![dir.join("report.html"), dir.join("report.md")];
     let mut parts = Vec::new();
@@ -71,7 +72,7 @@ pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<Vec<PathBuf>, E
     Ok(files)
 }
 
-/// The HTML of a text that has code between backticks.
+/// Returns a text as HTML. Parts between backticks become code.
 fn in_html(text: &str) -> String {
     let pieces = table::escape(text);
     let pieces = pieces.split('`').enumerate();
@@ -94,9 +95,9 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
     let kind = &run.machine.kind;
     let mut parts = heading(run);
     parts.push(Part::Text(
-        "The table has the microseconds of a transfer with pre-registered memory, and the other times as ratios to it. The \
-         cache's ratio has its interval with 95 % confidence. The overhead is the time in the strategy before and after \
-         the transfer. It includes the timer overhead, which is two clock readings."
+        "The table shows the time of a transfer with pre-registered memory in microseconds. The other times are ratios to \
+         this time. The ratio of the cache has a confidence interval (95 %). The overhead is the time in the strategy, \
+         before and after the transfer. It includes the timer overhead, which is the time of two clock readings."
             .to_owned(),
     ));
     parts.push(Part::Table(table::transfers(run)));
@@ -125,16 +126,17 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
     let peers = table::peers(run);
     if !peers.is_empty() {
         parts.push(Part::Text(
-            "Peers do the same work in the same rounds. odp is a registration that pins nothing, for which the device pages \
-             memory in on demand. libfabric-* is the registration cache of libfabric's verbs provider with that monitor, or \
-             no cache. The times of a transfer are ratios to pre-registered memory."
+            "Peers do the same work in the same rounds. `odp` is on-demand paging: a registration pins nothing, and the device \
+             pages memory in on demand. `libfabric-*` is the registration cache of libfabric's verbs provider, with \
+             the monitor in its name; `libfabric-disabled` has no cache. The times of a transfer are ratios to pre-registered \
+             memory."
                 .to_owned(),
         ));
         parts.push(Part::Table(peers));
     }
     parts.push(Part::Text(
-        "Here the buffer is unmapped and mapped again at the same address before some of the transfers, and every byte of \
-         each payload is checked:"
+        "For the next table, the buffer is unmapped and mapped again at the same address before some of the transfers. \
+         Every byte of each payload is checked:"
             .to_owned(),
     ));
     parts.push(Part::Table(table::unmaps(run)));
@@ -150,10 +152,10 @@ fn of_run(run: &Run) -> Result<Vec<Part>, Error> {
 fn of_uring(run: &Run) -> Result<Vec<Part>, Error> {
     let mut parts = heading(run);
     parts.push(Part::Text(format!(
-        "These transfers are writes and reads of a file in memory by fixed buffers, on the machine itself and not emulated. \
-         io_uring pins the pages of a fixed buffer as an adapter does. The cache's monitor is {}, which each lookup has to \
-         ask. The column naive shows the same cache with a monitor whose generation is a word in memory: that is the cost \
-         with the driver, as long as nothing is unmapped.",
+        "These transfers write and read a file in memory through fixed buffers. They run on the machine itself, without \
+         emulation. io_uring pins the pages of a fixed buffer, as an adapter does. The monitor of the cache is {}, and each \
+         lookup calls this monitor. The column naive shows the same cache with a monitor whose generation is a word in memory. While \
+         nothing is unmapped, this is the cost with the driver.",
         run.machine.monitor
     )));
     let strategies = [
@@ -198,9 +200,9 @@ fn projected(run: &Run) -> Result<Vec<Part>, Error> {
         Part::Text("The cost of registering without transfers (medians):".to_owned()),
         Part::Table(table::costs(run)),
         Part::Text(format!(
-            "A projection to faster links: the share of a transfer's time that registering and deregistering take, \
-             R / (R + L + 8 s / B). R is from the table above, s is the size, B the rate of the link and L = {} ns the rest \
-             of the transfer. The share of a hit with the driver is in brackets.",
+            "The next table is a projection to faster links. It shows the share of a transfer's time that registering and \
+             deregistering take, R / (R + L + 8 s / B). R is the time from the table above, s is the size, B is the rate of \
+             the link, and L = {} ns is the rest of the transfer. The share of a hit with the driver is in brackets.",
             project::LATENCY_NS
         )),
         Part::Table(project::shares(run, project::LATENCY_NS)),
@@ -210,15 +212,16 @@ fn projected(run: &Run) -> Result<Vec<Part>, Error> {
             plot::links(run, "Share of a transfer that registering per transfer takes (projected)")?,
         ),
         Part::Text(
-            "The share of the link's rate that one CPU reaches if it registers each buffer, with any number of transfers in \
-             flight: min(1, (8 s / B) / R)."
+            "The last table shows the share of the link's rate that one CPU reaches if it registers each buffer. With any \
+             number of transfers in flight, this share is min(1, (8 s / B) / R)."
                 .to_owned(),
         ),
         Part::Table(project::fills(run)),
     ])
 }
 
-/// The sizes up to which copying is cheaper than registering per transfer, and than the cache.
+/// Returns two sentences. They name the largest size at which copying is cheaper than registering
+/// per transfer, and the largest size at which copying is cheaper than the cache.
 fn crossover(run: &Run) -> String {
     let plain = run.cells.iter().filter(|cell| cell.workload.is_plain());
     let mut writes: Vec<_> = plain
@@ -238,7 +241,7 @@ fn crossover(run: &Run) -> String {
         None => "at no size measured".to_owned(),
     };
     format!(
-        "Copying through memory that stays registered is cheaper than registering per transfer {}, and cheaper than the \
+        "Copying through memory that stays registered is cheaper than registering per transfer {}. It is cheaper than the \
          cache {}.",
         up_to(Strategy::PerTransfer),
         up_to(Strategy::Regcache)

@@ -18,7 +18,7 @@ pub struct Run {
     pub machine: Machine,
     /// The command line.
     pub command: String,
-    /// The cost of registering by size.
+    /// The cost of registering, by size.
     pub costs: Vec<Cost>,
     /// The measured cells.
     pub cells: Vec<Cell>,
@@ -27,40 +27,40 @@ pub struct Run {
 /// The machine, the device and the monitor of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
-    /// The kind of device, which is the first word of the figure lines.
+    /// The kind of device. It is the first word of each figure line.
     pub kind: String,
-    /// The device's name.
+    /// The name of the device.
     pub device: String,
     /// The name of the cache's monitor.
     pub monitor: String,
     /// The kernel's release.
     pub kernel: String,
-    /// The model name of the CPU, which names QEMU where the CPU is emulated.
+    /// The model name of the CPU. It contains "QEMU" if the CPU is emulated.
     pub processor: String,
     /// The number of CPUs.
     pub processors: usize,
-    /// The unit of time: the clock on the wall, or instructions of an emulated CPU.
+    /// The unit of the times: wall-clock time, or instructions of an emulated CPU.
     pub clock: Clock,
-    /// The nanoseconds that one clock reading takes.
+    /// The time that one clock reading takes, in nanoseconds.
     pub clock_ns: f64,
 }
 
-/// The unit that times are measured in.
+/// The unit of measured times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Clock {
-    /// The clock on the wall
+    /// Wall-clock time
     #[default]
     Wall,
     /// Instructions of an emulated CPU, one nanosecond each
     ///
-    /// The wall clock of an emulated CPU depends on the other load of the machine. The cost of
-    /// caches and memory is not included.
+    /// The wall-clock time of an emulated CPU depends on the other load of the machine.
+    /// Instructions do not, but they exclude the cost of the CPU's caches and of memory.
     Instructions,
 }
 
 impl Machine {
-    /// Describes this machine with this device and monitor.
+    /// Describes this machine, with this device and monitor.
     #[must_use]
     pub fn here(kind: &str, device: &str, monitor: &str) -> Self {
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -99,25 +99,26 @@ impl Machine {
     }
 }
 
-/// The cost of registering and of its alternatives at one size, in nanoseconds.
+/// The cost of registering and of the alternatives to it, at one size.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     /// The size in bytes.
     pub size: usize,
-    /// To register.
+    /// The nanoseconds of registering.
     pub register_ns: f64,
-    /// To deregister.
+    /// The nanoseconds of deregistering.
     pub deregister_ns: f64,
-    /// To look up with a hit, and to drop the guard.
+    /// The nanoseconds of a hit, including the drop of its guard.
     pub hit_ns: f64,
-    /// The same with a monitor whose generation is a word in memory, as the driver's is.
+    /// The nanoseconds of a hit if the monitor's generation is a word in memory, as with the
+    /// driver.
     pub word_hit_ns: f64,
-    /// To copy the bytes.
+    /// The nanoseconds of copying the bytes.
     pub copy_ns: f64,
 }
 
 impl Cost {
-    /// Returns the cost of registering and deregistering together.
+    /// Returns the cost of registering and deregistering together, in nanoseconds.
     #[must_use]
     pub fn both_ns(&self) -> f64 {
         self.register_ns + self.deregister_ns
@@ -131,9 +132,9 @@ pub struct Cell {
     pub workload: Workload,
     /// The number of rounds.
     pub rounds: usize,
-    /// The transfers of each thread in a sample.
+    /// The number of transfers that each thread does in a sample.
     pub transfers_per_sample: u64,
-    /// One outcome for each variant. The others are compared with the first.
+    /// One outcome for each variant. The first variant is the base of the ratios.
     pub outcomes: Vec<Outcome>,
 }
 
@@ -145,7 +146,7 @@ impl Cell {
         all.find(|outcome| outcome.strategy == strategy && outcome.unmap_every == unmap_every)
     }
 
-    /// Returns the workload as this variant did it.
+    /// Returns the workload that this variant did.
     #[must_use]
     pub fn workload_of(&self, outcome: &Outcome) -> Workload {
         Workload {
@@ -155,53 +156,55 @@ impl Cell {
     }
 }
 
-/// The results of one variant. Times are microseconds of a transfer.
+/// The results of one variant. Each time is in microseconds for one transfer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// The name of the strategy.
     pub strategy: String,
-    /// The buffer was unmapped before every Nth transfer; 0: never.
+    /// The interval between unmaps: the buffer was unmapped before every Nth transfer. If it is 0,
+    /// no buffer was unmapped.
     pub unmap_every: u64,
-    /// The number of transfers of all threads.
+    /// The number of transfers that all threads did.
     pub transfers: u64,
-    /// The median over the rounds of the time of a transfer, with all threads together. The rate is
-    /// its inverse.
+    /// The time of a transfer, with all threads together: the median over the rounds. The rate is
+    /// the inverse of this time.
     pub us: f64,
-    /// Transfers a second.
+    /// The number of transfers in a second.
     pub rate: f64,
-    /// Bytes a second.
+    /// The number of bytes in a second.
     pub bandwidth: f64,
-    /// The latency: its percentiles 50, 90, 99 and 99.9, and the longest.
+    /// The latency: the percentiles 50, 90, 99 and 99.9, and the maximum.
     pub latency_us: [f64; 5],
-    /// The overhead, which is the time in the strategy: its median.
+    /// The median of the overhead, which is the time in the strategy.
     pub prepare_us: f64,
     /// The mean of the overhead.
     pub prepare_mean_us: f64,
     /// The mean CPU time in the strategy.
     pub cpu_us: f64,
-    /// The calls of register and deregister for each transfer. Each is a system call.
+    /// The calls of register and deregister, for each transfer. Each call is a system call.
     pub registration_calls: f64,
-    /// The calls of the monitor for each transfer. Each is a system call with ummunotify.
+    /// The calls of the monitor, for each transfer. With ummunotify, each call is a system call.
     pub monitor_calls: f64,
-    /// The most bytes that registrations of buffers pinned.
+    /// The largest number of bytes that registrations of buffers pinned at one moment.
     pub pinned: u64,
-    /// How often a buffer was unmapped and mapped again.
+    /// The number of times that a buffer was unmapped and mapped again.
     pub remaps: u64,
     /// Whether payloads were checked.
     pub checked: bool,
-    /// The bytes that differed from the payload.
+    /// The number of bytes that differed from the payload.
     pub stale_bytes: u64,
-    /// The median over the rounds of the ratio to the first variant of the same round.
+    /// The ratio to the first variant of the same round: the median over the rounds.
     pub ratio: f64,
-    /// The bounds of that median with 95 % confidence.
+    /// The lower and the upper bound of this median, with 95 % confidence.
     pub ratio_between: [f64; 2],
 }
 
 impl Run {
-    /// Makes an empty run of this process.
+    /// Makes an empty run, with the command line of this process.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
-        // The path of the result file tells its reader nothing.
+        // The report quotes this command. The path of the result file is not part of it, because
+        // the path does not change the results.
         let words = std::env::args().skip(1);
         let mut words: Vec<_> = words.filter(|word| !word.starts_with("--json=")).collect();
         if let Some(i) = words.iter().position(|word| word == "--json") {
@@ -220,7 +223,7 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// The errors of the file.
+    /// Returns the errors of the file.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let text = serde_json::to_string_pretty(self).map_err(|source| Error::Json {
             path: path.to_owned(),
@@ -233,7 +236,8 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// The errors of the file; [`Error::Json`], or [`Error::Cannot`] for another format.
+    /// Returns the errors of the file. Returns [`Error::Json`] if the file holds no run, and
+    /// [`Error::Cannot`] if the file has another format.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = fs::read_to_string(path).map_err(|source| Error::File {
             path: path.to_owned(),
@@ -261,7 +265,7 @@ impl Run {
     }
 }
 
-/// Writes a file, and makes its directory.
+/// Writes a file, and creates its directory if it is missing.
 pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
     let written = match path.parent() {
         Some(parent) => fs::create_dir_all(parent),

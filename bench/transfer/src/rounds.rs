@@ -1,4 +1,4 @@
-//! Measures one cell: the variants of a workload in interleaved rounds.
+//! Measures one cell: runs the variants of a workload in interleaved rounds.
 
 use std::time::{Duration, Instant};
 
@@ -8,33 +8,37 @@ use crate::results::{Cell, Outcome};
 use crate::variant::Variant;
 use crate::{Error, Strategy, Workload};
 
-/// How much is measured.
+/// The amount of measuring in a cell.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     /// The time that a cell should take.
     pub cell: Duration,
-    /// The least number of rounds, however long they take.
+    /// The smallest number of rounds, whatever time they take.
     pub rounds: usize,
-    /// The time that a variant's sample should take.
+    /// The time that one sample should take.
     pub sample: Duration,
 }
 
-/// The number of rounds that suffices if a single transfer exceeds the time of a sample, provided
-/// that each variant's ratios agree within [`AGREEMENT`]. Short disturbances average out in such a
-/// transfer.
+/// The number of rounds that suffices if one transfer takes longer than a sample should take. In
+/// such a long transfer, short disturbances average out.
+///
+/// Fewer rounds than usual suffice only if each variant's ratios agree within [`AGREEMENT`].
 const LONG_ROUNDS: usize = 3;
+
+/// The fraction by which the ratios of a variant may differ in [`LONG_ROUNDS`].
 const AGREEMENT: f64 = 0.02;
 
-/// The transfers that each variant does before the first measured one.
+/// The number of transfers that each variant does before the first measured transfer.
 const WARM_UP: u64 = 2;
 
-/// Measures rounds of the variants. The others are compared with the first. `tick` is called before
-/// each round with the fraction that is done.
+/// Measures rounds of the variants, and compares each variant with the first.
+///
+/// `tick` is called before each round. Its argument is the fraction of the work that is done.
 ///
 /// # Errors
 ///
-/// The variants' errors; [`Error::Stale`] if a variant moved stale bytes that is neither the naive
-/// cache nor the device's own paging.
+/// Returns the variants' errors. Returns [`Error::Stale`] if a variant moved stale bytes. The naive
+/// cache and on-demand paging (ODP) are exempt, because their stale bytes are part of the result.
 pub fn measure_cell(
     workload: Workload,
     effort: Effort,
@@ -73,7 +77,8 @@ pub fn measure_cell(
     })
 }
 
-/// Finds how many transfers make a sample, the same number for all variants. Warms them up.
+/// Returns the number of transfers in a sample, which is the same for all variants. Also warms the
+/// variants up.
 fn calibrate(
     workload: Workload,
     effort: Effort,
@@ -86,7 +91,7 @@ fn calibrate(
         fastest = fastest.min(variant.run(depth)? / u32::try_from(depth).unwrap_or(1));
     }
     let fit = operations_in(effort.sample, fastest.as_nanos() as f64, 1..=100_000);
-    // A sample fills the queue at least once, and has its share of unmaps.
+    // A sample fills the queue at least once, and contains its share of unmaps.
     let unmap_every = variants.iter().map(|it| it.unmap_every()).max();
     let least = (2 * workload.depth as u64 * u64::from(workload.depth > 1))
         .max(unmap_every.unwrap_or(0))

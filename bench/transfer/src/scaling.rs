@@ -1,5 +1,7 @@
-//! Scales the needs of one rank to many ranks on one node: [`table`], from the memory of one cache
-//! here ([`measure`]) and from the cost of the driver (`cargo xtask cost`).
+//! Scales the needs of one rank to many ranks on one node.
+//!
+//! [`table`] makes the projection. Its inputs are the memory of one cache, which [`measure`]
+//! measures here, and the cost of the driver, which `cargo xtask cost` counts.
 
 use std::fs;
 use std::io;
@@ -13,31 +15,33 @@ use crate::Error;
 use crate::error::Trying;
 use crate::table::{Rows, number};
 
-/// The driver's memory for an open file and for a range, from
-/// `kernel/Documentation/ummunotify.rst`.
+/// The driver's memory for an open file, from `kernel/Documentation/ummunotify.rst`.
 const FILE_BYTES: f64 = 8192.0;
+
+/// The driver's memory for a range, from `kernel/Documentation/ummunotify.rst`.
 const RANGE_BYTES: f64 = 128.0;
 
-/// The instructions to report one event and to unwatch and watch its range among 10 000, from
-/// `cargo xtask cost`.
+/// The instructions of the driver for one event: 586 to report the event, and 2610 to unwatch and
+/// watch its range among 10 000 ranges. `cargo xtask cost` counts both.
 const EVENT_INSTRUCTIONS: f64 = 586.0 + 2610.0;
 
-/// The instructions of one CPU in a second, as an order of magnitude.
+/// The instructions that one CPU executes in a second, as an order of magnitude.
 const INSTRUCTIONS: f64 = 3e9;
 
 /// The work of each rank.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Rank {
-    /// Registrations that the cache of each rank retains
+    /// Assume that the cache of each rank retains this many registrations
     #[arg(long, default_value_t = 1000)]
     pub entries: u32,
-    /// MiB of memory that they pin
+    /// Assume that the registrations of each rank pin this many MiB
     #[arg(long, default_value_t = 64)]
     pub mib: u64,
-    /// Registered buffers that each rank frees and registers again in a second
+    /// Assume that each rank frees and registers again this many buffers in a second
     #[arg(long, default_value_t = 100)]
     pub frees: u32,
-    /// Microseconds to register and deregister one of them, as `transfer cost` measures
+    /// Assume that registering and deregistering a buffer takes this many microseconds; `transfer
+    /// cost` measures this time
     #[arg(long, default_value_t = 30.0)]
     pub registering: f64,
 }
@@ -45,16 +49,16 @@ pub struct Rank {
 /// The resident memory of a cache, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Footprint {
-    /// An empty cache.
+    /// The memory of an empty cache.
     pub empty: f64,
-    /// Each registration, without the memory of the registrar.
+    /// The memory of each registration, without the registrar's memory.
     pub entry: f64,
 }
 
 /// A registrar that registers nothing.
 struct RegistersNothing;
 
-// SAFETY: the registrations reach no memory at all.
+// SAFETY: there is no device, so nothing accesses memory through a registration.
 unsafe impl Registrar for RegistersNothing {
     type Access = ();
     type Registration = ();
@@ -68,11 +72,11 @@ unsafe impl Registrar for RegistersNothing {
     }
 }
 
-/// Builds and fills caches, and measures by how much this process grows.
+/// Builds and fills caches, and measures how much this process grows.
 ///
 /// # Errors
 ///
-/// The errors of the cache and of the kernel.
+/// Returns the errors of the cache and of the kernel.
 pub fn measure(rank: Rank) -> Result<Footprint, Error> {
     const CACHES: usize = 8;
     let memory = MmapMut::map_anon(rank.entries as usize * PAGE).trying("map memory")?;
@@ -105,7 +109,7 @@ fn resident() -> Result<f64, Error> {
     Ok(pages.unwrap_or(f64::NAN) * PAGE as f64)
 }
 
-/// The memory of this machine, in bytes.
+/// Returns the size of this machine's memory, in bytes.
 fn machine() -> f64 {
     let value = |which| sysconf(which).ok().flatten().unwrap_or(0) as f64;
     value(SysconfVar::_PHYS_PAGES) * value(SysconfVar::PAGE_SIZE)

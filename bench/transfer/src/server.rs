@@ -1,4 +1,4 @@
-//! [`serve`]: the other end of transfers from another host.
+//! [`serve`]: the other end of transfers that another host starts.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use crate::error::Trying;
 use crate::qp_endpoint::{PEER_ACCESS, queue_pairs};
 use crate::remote::{Offer, Request};
 
-/// How long a thread sleeps when there is nothing to do.
+/// The time that a thread sleeps if it finds no work.
 const REST: Duration = Duration::from_micros(50);
 
-/// Listens at `address` and serves each client in a thread, for ever or until this many clients
-/// were served. `ready` is called when it listens.
+/// Listens at `address`, and serves each client in a thread of its own. Returns after `clients`
+/// clients, or never if there is no limit. Calls `ready` once it listens.
 ///
 /// # Errors
 ///
-/// The device's errors while listening. The error of a client is printed; it is returned as well if
-/// the number of clients is limited.
+/// Returns the device's errors while it listens. The error of a client is printed. If the number of
+/// clients is limited, the error of a client is also returned.
 pub fn serve(
     address: SocketAddr,
     clients: Option<usize>,
@@ -53,7 +53,7 @@ fn serve_one(incoming: Incoming) -> Result<(), Error> {
     let served = Request::from_bytes(incoming.hello())
         .ok_or_else(|| {
             Error::Cannot(
-                "a client of another version: run the same build on both hosts".to_owned(),
+                "the client has another version: run the same build on both hosts".to_owned(),
             )
         })
         .and_then(|request| Served::accept(incoming, request)?.run());
@@ -63,9 +63,10 @@ fn serve_one(incoming: Incoming) -> Result<(), Error> {
     served
 }
 
-/// A client that is served.
+/// The server's side of one client's connection.
 struct Served {
-    // First: when it is destroyed, the device has let go of the memory.
+    // This field is first, so it is dropped first. After that, the device no longer uses the
+    // memory.
     qp: Qp,
     cq: Arc<Cq>,
     connection: Connection,
@@ -102,7 +103,7 @@ impl Served {
         })
     }
 
-    /// Serves until the client disconnects or has sent all bytes that are to be checked.
+    /// Serves until the client disconnects. If bytes are checked, it also ends after the last byte.
     fn run(self) -> Result<(), Error> {
         let (mut received, mut wrong, mut messages) = (0, 0, 0);
         loop {
@@ -131,7 +132,7 @@ impl Served {
         }
     }
 
-    /// Sends the client the result, and waits until it disconnects.
+    /// Sends the result to the client, and waits until the client disconnects.
     fn answer(mut self, received: u64, wrong: u64) -> Result<(), Error> {
         self.memory[..8].copy_from_slice(&received.to_le_bytes());
         self.memory[8..16].copy_from_slice(&wrong.to_le_bytes());
@@ -140,8 +141,8 @@ impl Served {
             length: 16,
             lkey: self.mr.lkey(),
         };
-        // SAFETY: the memory is ours and registered, and nothing writes it from here on: the client
-        // sends no more.
+        // SAFETY: the memory is ours and registered. The client sends no more, so nothing writes
+        // the memory from here on.
         unsafe { self.qp.post_send(u64::MAX, from) }?;
         while !self.connection.is_closed()? {
             thread::sleep(REST);
@@ -156,7 +157,7 @@ fn receive(qp: &Qp, mr: &Mr, stride: usize, request: Request, place: u32) -> Res
         length: request.size as u32,
         lkey: mr.lkey(),
     };
-    // SAFETY: the memory of a place is read only after its receive has completed and before the
-    // next is posted. It and its registration outlive the queue pair.
+    // SAFETY: the memory of a place is read only after its receive has completed, and before the
+    // next receive is posted. The memory and its registration outlive the queue pair.
     Ok(unsafe { qp.post_recv(u64::from(place), into) }?)
 }

@@ -1,11 +1,11 @@
-//! Results as text: lines of figures that scripts read, and tables that people read.
+//! Formats results as text: lines of figures for scripts, and tables for people.
 
 use std::fmt::Write as _;
 
 use crate::results::{Cell, Outcome, Run};
 use crate::{Strategy, bytes};
 
-/// Formats a number with three significant digits, or all digits before the point.
+/// Formats a number with three significant digits. All digits before the decimal point are kept.
 #[must_use]
 pub fn number(value: f64) -> String {
     let digits = match value.abs() {
@@ -21,7 +21,7 @@ pub fn number(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// Returns the figure lines of a cell: `rxe <op> <size> <strategy> <value> <unit>`.
+/// Returns the figure lines of a cell: `<kind> <op> <size> <strategy> <value> <unit>`.
 #[must_use]
 pub fn lines(kind: &str, cell: &Cell) -> String {
     let mut text = String::new();
@@ -61,10 +61,10 @@ pub fn lines(kind: &str, cell: &Cell) -> String {
     text
 }
 
-/// The rows of a table, the first of which is the head.
+/// The rows of a table. The first row is the head.
 pub type Rows = Vec<Vec<String>>;
 
-/// Returns the table of the transfers without unmaps: their times and overheads.
+/// Returns the table of the transfers without unmaps, with their times and overheads.
 #[must_use]
 pub fn transfers(run: &Run) -> Rows {
     let head = [
@@ -119,8 +119,8 @@ pub fn transfers(run: &Run) -> Rows {
     rows
 }
 
-/// Returns the table of the peers beside the cache: on-demand paging and libfabric's caches. Their
-/// times of a transfer are ratios to pre-registered memory.
+/// Returns the table that compares the cache with its peers: on-demand paging and libfabric's
+/// caches. The times of a transfer are ratios to pre-registered memory.
 #[must_use]
 pub fn peers(run: &Run) -> Rows {
     let plain = || run.cells.iter().filter(|cell| cell.workload.is_plain());

@@ -1,30 +1,30 @@
-//! The thresholds of the figures, and whether a run meets them: [`judge`].
+//! [`judge`]: compares a run with the thresholds of the figures.
 
 use std::fmt;
 
 use crate::results::{Cell, Outcome, Run};
 use crate::{Strategy, bytes};
 
-/// The most that the cache's time of a transfer may be, as a ratio to pre-registered memory.
+/// The largest time of a transfer with the cache, as a ratio to pre-registered memory.
 const OF_PRE_REGISTERED: f64 = 1.03;
 
-/// The least that registering per transfer has to cost, as a ratio to the cache's overhead.
+/// The smallest overhead of registering per transfer, as a ratio to the cache's overhead.
 const TIMES_LESS: f64 = 20.0;
 
-/// The least rate of the cache with 1 % of the transfers after an unmap, as a ratio to that
-/// without.
+/// The smallest rate of the cache if 1 % of the transfers follow an unmap, as a ratio to the rate
+/// without unmaps.
 const OF_QUIET: f64 = 0.9;
 
 const STALE: &str = "stale bytes";
 
-/// One threshold, for one cell.
+/// The comparison of one cell with one threshold.
 #[derive(Clone, Debug)]
 pub struct Verdict {
     /// The workload.
     pub workload: String,
-    /// The bytes of a transfer.
+    /// The number of bytes in a transfer.
     pub size: usize,
-    /// The threshold in words.
+    /// The threshold, in words.
     pub threshold: &'static str,
     /// The measured figure.
     pub value: f64,
@@ -52,8 +52,10 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Compares a run with the thresholds, which hold for RDMA devices. io_uring registers a page in
-/// less than a microsecond, so the only threshold of its runs is that no byte is stale.
+/// Compares a run with the thresholds.
+///
+/// The thresholds of time are for RDMA devices. io_uring registers a page in less than a
+/// microsecond, so its runs have only one threshold: no byte is stale.
 #[must_use]
 pub fn judge(run: &Run) -> Vec<Verdict> {
     let mut all: Vec<_> = run.cells.iter().flat_map(of_cell).collect();
@@ -78,7 +80,7 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
     if let (0, Some(ours)) = (workload.unmap_every, outcome(Strategy::Regcache, 0)) {
         if outcome(Strategy::PreRegistered, 0).is_some() {
             verdicts.push(verdict(
-                "regcache takes at most 1.03 of pre-registered",
+                "regcache takes at most 1.03 times as long as pre-registered",
                 ours.ratio,
                 Some(ours.ratio_between),
                 ours.ratio <= OF_PRE_REGISTERED,
@@ -86,7 +88,8 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
         }
         if let Some(each) = outcome(Strategy::PerTransfer, 0) {
             let times = each.prepare_us / ours.prepare_us;
-            let threshold = "registering per transfer has at least 20 times the overhead";
+            let threshold =
+                "registering per transfer has at least 20 times the overhead of regcache";
             verdicts.push(verdict(threshold, times, None, times >= TIMES_LESS));
         }
     }
@@ -95,7 +98,7 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
     let least = peers.map(|peer| peer.prepare_us).reduce(f64::min);
     if let (Some(least), Some(ours)) = (least, outcome(Strategy::Regcache, 0)) {
         verdicts.push(verdict(
-            "no more overhead than the best of libfabric's caches",
+            "regcache has at most the overhead of the best of libfabric's caches",
             ours.prepare_us / least,
             None,
             ours.prepare_us <= least,
@@ -105,14 +108,15 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
         let rate = 1.0 / ours.ratio;
         let [low, high] = ours.ratio_between;
         verdicts.push(verdict(
-            "with an unmap before 1 % of the transfers, at least 0.9 of the rate without",
+            "with an unmap before 1 % of the transfers, regcache has at least 0.9 of the rate without unmaps",
             rate,
             Some([1.0 / high, 1.0 / low]),
             rate >= OF_QUIET,
         ));
     }
     if workload.checked {
-        // The kernel decides what the device pages in; the table shows it.
+        // Stale bytes of on-demand paging are not counted here, because the kernel decides which
+        // pages the device uses. The table shows them.
         let ours = cell.outcomes.iter();
         let ours = ours.filter(|outcome: &&Outcome| outcome.strategy != Strategy::Odp.name());
         let stale: u64 = ours.map(|outcome| outcome.stale_bytes).sum();

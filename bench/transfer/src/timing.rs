@@ -1,4 +1,4 @@
-//! [`Timing`]: the time of one transfer, and [`Tally`]: the results of many.
+//! [`Timing`]: the time of one transfer. [`Tally`]: the results of many transfers.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -9,21 +9,22 @@ use nix::time::{ClockId, clock_gettime};
 use crate::Error;
 use crate::error::Trying;
 
-/// One transfer in this many has its CPU time measured instead of its time on the clock. Reading
-/// the CPU time is a system call, which takes longer than a hit.
+/// The interval of transfers that measure CPU time: one transfer in this many measures CPU time
+/// instead of wall-clock time. Reading the CPU time is a system call, which takes longer than a
+/// hit.
 const CPU_SAMPLE: u64 = 8;
 
-/// The end of the histograms: a minute, in nanoseconds.
+/// The largest time that the histograms hold: a minute, in nanoseconds.
 const LONGEST: u64 = 60_000_000_000;
 
-/// The nanoseconds of one transfer. As text, which another process can send, it is one number or
-/// two.
+/// The times of one transfer, in nanoseconds. A peer sends them to the benchmark as text, which
+/// is one number or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timing {
-    /// Time on the clock: from before the buffer is prepared to after it is released, and the part
-    /// of it in the strategy, which prepares and releases.
+    /// Wall-clock times. `latency` runs from before the buffer is prepared until after it is
+    /// released. `prepare` is the part in the strategy, which prepares and releases the buffer.
     Clock { latency: u64, prepare: u64 },
-    /// CPU time in the strategy.
+    /// The CPU time in the strategy.
     Cpu { prepare: u64 },
 }
 
@@ -50,14 +51,15 @@ impl Timing {
     }
 }
 
-/// Measures a transfer: [`prepare`](Self::prepare) before it, [`release`](Self::release) after it.
+/// Measures a transfer. [`prepare`](Self::prepare) is called before the transfer, and
+/// [`release`](Self::release) after it.
 #[derive(Clone, Copy)]
 pub(crate) struct Stopwatch {
     started: Instant,
     prepared: Time,
 }
 
-/// Time in the strategy: on the clock, or CPU time.
+/// Time in the strategy: wall-clock time or CPU time.
 #[derive(Clone, Copy)]
 enum Time {
     Clock(Duration),
@@ -65,7 +67,7 @@ enum Time {
 }
 
 impl Stopwatch {
-    /// Times `prepare` for the transfer of this number.
+    /// Times `prepare` for the transfer with this number.
     pub(crate) fn prepare<T>(
         number: u64,
         prepare: impl FnOnce() -> Result<T, Error>,
@@ -116,13 +118,13 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
-/// The CPU time of this thread.
+/// Returns the CPU time of this thread.
 fn cpu() -> Result<Duration, Error> {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).trying("read the thread's clock")?;
     Ok(time.into())
 }
 
-/// Returns the nanoseconds of one clock reading. A time in a strategy includes two of them.
+/// Returns the nanoseconds of one clock reading. Each overhead includes two clock readings.
 #[must_use]
 pub(crate) fn clock_ns() -> f64 {
     const ROUNDS: u32 = 10_000;
@@ -137,17 +139,17 @@ pub(crate) fn clock_ns() -> f64 {
 /// The results of transfers so far.
 #[derive(Debug, Clone)]
 pub struct Tally {
-    /// The nanoseconds from before a buffer is prepared to after it is released.
+    /// The nanoseconds from before a buffer is prepared until after it is released.
     pub latency: Histogram<u64>,
-    /// The part of these nanoseconds in the strategy.
+    /// The part of these nanoseconds in the strategy, which is the overhead.
     pub prepare: Histogram<u64>,
-    /// The nanoseconds of CPU time in the strategy, of one transfer each.
+    /// The nanoseconds of CPU time in the strategy, for one transfer each.
     pub cpu: Histogram<u64>,
     /// The number of transfers that have ended.
     pub transfers: u64,
-    /// How often a buffer was unmapped and mapped again.
+    /// The number of times that a buffer was unmapped and mapped again.
     pub remaps: u64,
-    /// The bytes at the other end that differ from the payload.
+    /// The number of bytes at the other end that differed from the payload.
     pub wrong_bytes: u64,
 }
 
@@ -166,7 +168,7 @@ impl Tally {
         })
     }
 
-    /// Adds a transfer.
+    /// Adds one transfer.
     pub(crate) fn record(&mut self, timing: Timing) {
         match timing {
             Timing::Clock { latency, prepare } => {
@@ -182,7 +184,8 @@ impl Tally {
     ///
     /// # Errors
     ///
-    /// If the histograms had different bounds, which they never have.
+    /// Returns an error if the histograms have different bounds. All histograms here have the same
+    /// bounds.
     pub fn add(&mut self, other: &Self) -> Result<(), Error> {
         for (mine, others) in [
             (&mut self.latency, &other.latency),

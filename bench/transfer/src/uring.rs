@@ -1,4 +1,4 @@
-//! [`Uring`]: a ring with fixed buffers, whose other end is a file in memory.
+//! [`Uring`]: a ring with fixed buffers. The other end of its transfers is a file in memory.
 
 use std::fs::File;
 use std::io;
@@ -14,10 +14,10 @@ use crate::endpoint::{Endpoint, Keyed, Memory, Provider};
 use crate::error::Trying;
 use crate::{Error, Op};
 
-/// The entries of the submission queue.
+/// The number of entries in the submission queue.
 const ENTRIES: u32 = 256;
 
-/// The slots of the table of fixed buffers.
+/// The number of slots in the table of fixed buffers.
 const SLOTS: u32 = 16_384;
 
 impl Keyed for FixedBuffer {
@@ -26,7 +26,7 @@ impl Keyed for FixedBuffer {
     }
 }
 
-/// A ring with its table of fixed buffers. It has one endpoint.
+/// A ring with a table of fixed buffers. It supports one endpoint.
 pub struct Uring {
     ring: Arc<Mutex<IoUring>>,
     registrar: UringRegistrar,
@@ -37,8 +37,8 @@ impl Uring {
     ///
     /// # Errors
     ///
-    /// The kernel's errors: `EPERM` where `kernel.io_uring_disabled` forbids it, `ENOSYS` in a
-    /// sandbox.
+    /// Returns the kernel's errors: `EPERM` if `kernel.io_uring_disabled` forbids io_uring, and
+    /// `ENOSYS` in a sandbox that blocks it.
     pub fn open() -> Result<Self, Error> {
         let ring = IoUring::new(ENTRIES).trying("make a ring")?;
         let registrar = UringRegistrar::new(&ring, SLOTS).trying("register a table of buffers")?;
@@ -66,18 +66,19 @@ impl Provider for Uring {
         }
         if depth > ENTRIES as usize {
             return Err(Error::Cannot(format!(
-                "depth {depth} is too large: the ring takes {ENTRIES} requests"
+                "depth {depth} is too large: the ring holds {ENTRIES} requests"
             )));
         }
         let stride = size.next_multiple_of(regcache_test_support::PAGE);
-        // SAFETY: the name is terminated.
+        // SAFETY: the name ends with a NUL byte.
         let fd = unsafe { libc::memfd_create(c"regcache-bench".as_ptr(), libc::MFD_CLOEXEC) };
         let fd = Errno::result(fd).trying("make a file in memory")?;
-        // SAFETY: made above, and nobody else has it.
+        // SAFETY: the descriptor was made above, and nothing else owns it.
         let file = unsafe { File::from_raw_fd(fd) };
         let len = stride * depth;
-        file.set_len(len as u64).trying("size a file in memory")?;
-        // SAFETY: nobody else has the file, and it keeps its size.
+        file.set_len(len as u64)
+            .trying("set the size of a file in memory")?;
+        // SAFETY: nothing else uses the file, and its size does not change.
         let mut bytes = unsafe { MmapMut::map_mut(&file) }.trying("map a file in memory")?;
         bytes.fill(0);
         Ok(Box::new(RingEndpoint {
@@ -120,7 +121,8 @@ impl Endpoint for RingEndpoint {
             }
         };
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the caller's promise. The file outlives the request, which `drop` waits for.
+        // SAFETY: the caller promises the same for the buffer. The file outlives the request,
+        // because `drop` waits for the request.
         let pushed = unsafe { ring.submission().push(&entry.user_data(place as u64)) };
         pushed.map_err(|_| Error::Cannot("the submission queue is full".to_owned()))?;
         ring.submit().trying("submit to the ring")?;
@@ -152,7 +154,7 @@ impl Endpoint for RingEndpoint {
 
 impl Drop for RingEndpoint {
     fn drop(&mut self) {
-        // Posted requests end before their memory is unmapped.
+        // Posted requests must end before their memory is unmapped.
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         while self.outstanding > 0 {
             self.outstanding -= ring.completion().count();

@@ -1,4 +1,5 @@
-//! [`Variant`]: a strategy with its endpoints and buffers, which takes one sample a round.
+//! [`Variant`]: a strategy with its endpoints and buffers. Each round takes one sample of a
+//! variant.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -16,49 +17,51 @@ use crate::timing::Tally;
 use crate::worker::Worker;
 use crate::{Error, Strategy, Workload};
 
-/// One of the things that a cell compares.
+/// A variant that a cell compares with others.
 pub trait Variant {
-    /// Returns its name, which is that of its strategy.
+    /// Returns the name of the variant, which is the name of its strategy.
     fn name(&self) -> String;
 
-    /// Returns N if the buffer is unmapped and mapped again before every Nth transfer, or 0.
+    /// Returns N if the buffer is unmapped and mapped again before every Nth transfer. Returns 0 if
+    /// it is never unmapped.
     fn unmap_every(&self) -> u64;
 
-    /// Does this many transfers in each thread, and returns the time they took.
+    /// Does `transfers` transfers in each thread, and returns the time that they take.
     ///
     /// # Errors
     ///
-    /// The errors of the device or of the strategy.
+    /// Returns the errors of the device or of the strategy.
     fn run(&mut self, transfers: u64) -> Result<Duration, Error>;
 
-    /// Prepares and releases every buffer once, so that a cache has them all.
+    /// Prepares and releases every buffer once, so that a cache has an entry for each buffer.
     ///
     /// # Errors
     ///
-    /// The errors of the strategy.
+    /// Returns the errors of the strategy.
     fn visit(&mut self) -> Result<(), Error>;
 
-    /// Starts to count: the transfers so far were a warm-up.
+    /// Discards the results of the warm-up and starts to count.
     ///
     /// # Errors
     ///
-    /// If there is no memory for the results.
+    /// Returns an error if there is no memory for the results.
     fn start(&mut self) -> Result<(), Error>;
 
     /// Returns the results since [`start`](Self::start).
     ///
     /// # Errors
     ///
-    /// If the results of several threads cannot be added.
+    /// Returns an error if the results of several threads cannot be added.
     fn tally(&self) -> Result<Tally, Error>;
 
-    /// Returns the calls since [`start`](Self::start).
+    /// Returns the number of calls since [`start`](Self::start).
     fn counts(&self) -> Reading;
 }
 
 /// A strategy of this crate, with a worker for each thread.
 struct Native<P> {
-    // First: the device must let go of the buffers before their registrations end.
+    // This field is first, so it is dropped first. The device must no longer use the buffers when
+    // their registrations end.
     workers: Vec<Worker>,
     strategy: P,
     name: &'static str,
@@ -131,11 +134,11 @@ impl<P: Preparer> Variant for Native<P> {
     }
 }
 
-/// Makes the variant that does `workload` by `strategy` on `provider`.
+/// Makes the variant that does `workload` with `strategy` on `provider`.
 ///
 /// # Errors
 ///
-/// The errors of the device or of the cache.
+/// Returns the errors of the device or of the cache.
 pub fn variant<F: Provider, M: Monitor>(
     provider: &F,
     monitor: impl FnOnce() -> Result<M, Error>,
@@ -206,7 +209,7 @@ pub(crate) struct Unfinished<'a> {
 }
 
 impl Unfinished<'_> {
-    /// Returns the ranges of the buffers of all threads, by their numbers.
+    /// Returns the ranges of the buffers of all threads, in the order of the buffers' numbers.
     pub(crate) fn ranges(&self) -> Result<Vec<VaRange>, Error> {
         let Workload { set, size, .. } = self.workload;
         let all = self.workers.iter().flat_map(|worker| {

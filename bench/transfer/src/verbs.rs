@@ -1,4 +1,4 @@
-//! [`Verbs`]: an RDMA device whose endpoints connect this process with itself.
+//! [`Verbs`]: an RDMA device, with endpoints that connect this process with itself.
 
 use std::sync::Arc;
 
@@ -8,18 +8,18 @@ use crate::Error;
 use crate::endpoint::Endpoint;
 use crate::qp_endpoint::{QpEndpoint, Region, VerbsProvider, is_software, queue_pairs};
 
-/// A device that is connected with itself.
+/// An RDMA device whose endpoints connect this process with itself.
 pub struct Verbs {
     pd: Arc<Pd>,
     route: Route,
 }
 
 impl Verbs {
-    /// Opens `device`, or the first device of the machine.
+    /// Opens the device with the given name, or the first device of the machine.
     ///
     /// # Errors
     ///
-    /// The device's errors.
+    /// Returns the device's errors.
     pub fn open(device: Option<&str>) -> Result<Self, Error> {
         let context = match device {
             Some(name) => Context::open(name)?,
@@ -30,7 +30,7 @@ impl Verbs {
         Ok(Self { pd, route })
     }
 
-    /// Returns the protection domain of all registrations.
+    /// Returns the protection domain that all registrations use.
     #[must_use]
     pub fn pd(&self) -> &Arc<Pd> {
         &self.pd

@@ -1,4 +1,4 @@
-//! [`Worker`]: the transfers of one thread.
+//! [`Worker`]: does the transfers of one thread.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,15 @@ use crate::{Error, Workload};
 /// The longest pause before a transfer, in nanoseconds.
 const PAUSE: usize = 20_000;
 
-/// How long the kernel threads of a software device may work after a transfer.
+/// The time that the kernel threads of a software device get to finish their work after a transfer.
 const REST: Duration = Duration::from_micros(20);
 
-/// Pauses for a random time, so that transfers have no common phase with the polls. On an emulated
-/// machine each transfer repeats the timing of the one before. A tenth of a microsecond would then
-/// decide which poll finds all of them complete. With `idle` the kernel threads finish their work
-/// first.
+/// Pauses for a random time, so that transfers do not keep in phase with the polls.
+///
+/// On an emulated machine, each transfer repeats the timing of the previous one. Without the pause,
+/// a tenth of a microsecond would decide which poll finds all transfers of a sample complete.
+///
+/// If `idle` is true, the thread first sleeps, so that the kernel threads can finish their work.
 pub(crate) fn pause(random: &mut Random, idle: bool) -> Duration {
     let started = Instant::now();
     if idle {
@@ -44,11 +46,13 @@ struct Flight<H> {
 
 /// The endpoint, the buffers and the results of one thread.
 pub(crate) struct Worker {
-    // First: when it is dropped, the device has let go of the buffers.
+    // This field is first, so it is dropped first. After that, the device no longer uses the
+    // buffers.
     endpoint: Box<dyn Endpoint>,
     buffers: Buffers,
     workload: Workload,
-    /// The numbers of its first buffer and of its first place among those of all threads.
+    /// The numbers of this worker's first buffer and first place. The buffers and the places of all
+    /// threads are numbered together.
     first: (usize, usize),
     random: Random,
     begun: u64,
@@ -60,7 +64,8 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// The kernel's errors; [`Error::Cannot`] for unmaps or checks at a depth above 1.
+    /// Returns the kernel's errors. Returns [`Error::Cannot`] if the workload has unmaps or checks
+    /// at a depth above 1.
     pub(crate) fn new(
         workload: Workload,
         number: usize,
@@ -82,36 +87,36 @@ impl Worker {
         })
     }
 
-    /// Returns its buffers.
+    /// Returns the buffers of the worker.
     #[must_use]
     pub(crate) fn buffers(&self) -> &Buffers {
         &self.buffers
     }
 
-    /// Returns its results.
+    /// Returns the results so far.
     #[must_use]
     pub(crate) fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    /// Forgets its results: the transfers so far were a warm-up.
+    /// Discards the results of the warm-up, except its stale bytes.
     ///
     /// # Errors
     ///
-    /// If there is no memory for new results.
+    /// Returns an error if there is no memory for new results.
     pub(crate) fn forget(&mut self) -> Result<(), Error> {
         let wrong_bytes = self.tally.wrong_bytes;
         self.tally = Tally::new()?;
-        // Stale bytes of the warm-up count as well.
+        // Stale bytes of the warm-up are failures too, so they still count.
         self.tally.wrong_bytes = wrong_bytes;
         Ok(())
     }
 
-    /// Prepares and releases each buffer once, and transfers nothing.
+    /// Prepares and releases each buffer once, without a transfer.
     ///
     /// # Errors
     ///
-    /// The errors of the strategy.
+    /// Returns the errors of the strategy.
     pub(crate) fn visit<P: Preparer>(&self, strategy: &P) -> Result<(), Error> {
         for index in 0..self.workload.set {
             let piece = self.piece(index, 0);
@@ -130,11 +135,12 @@ impl Worker {
         }
     }
 
-    /// Does this many transfers. Returns their time without that of filling and checking payloads.
+    /// Does `transfers` transfers. Returns their time, without the time of filling and checking
+    /// payloads and of pauses.
     ///
     /// # Errors
     ///
-    /// The errors of the device or of the strategy.
+    /// Returns the errors of the device or of the strategy.
     pub(crate) fn run<P: Preparer>(
         &mut self,
         strategy: &P,
@@ -147,7 +153,7 @@ impl Worker {
         let (mut begun, mut ended) = (0, 0);
         let mut quiet_since = None;
         let mut polls = 0;
-        // Recorded after the last transfer, since recording takes time.
+        // Recording takes time, so the timings are recorded after the last transfer.
         let mut timings = Vec::with_capacity(usize::try_from(transfers).unwrap_or(0));
         while ended < transfers {
             while begun < transfers
@@ -194,7 +200,7 @@ impl Worker {
             checked,
             ..
         } = self.workload;
-        // At a larger depth transfers have no common phase with the polls.
+        // At a larger depth, transfers do not keep in phase with the polls, so no pause is needed.
         if self.workload.depth == 1 {
             *aside += pause(&mut self.random, self.endpoint.is_software());
         }
@@ -216,10 +222,12 @@ impl Worker {
         }
         let piece = self.piece(index, place);
         let ((memory, held), watch) = Stopwatch::prepare(self.begun, || strategy.prepare(piece))?;
-        // SAFETY: the buffers are ours, and only `begin` unmaps one. It can choose a buffer in
-        // flight only at a depth above 1, where nothing is unmapped (`new`). `held` keeps the
-        // registration. After an error `held` may be dropped early, and then the device refuses the
-        // key. A worker that is dropped before the transfer has ended drops its endpoint first.
+        // SAFETY: the buffers are ours, and only `begin` unmaps a buffer. Buffers are unmapped only
+        // at depth 1 (`new`), and then no other transfer is in flight. So a buffer in flight stays
+        // mapped. `held` keeps the registration until the transfer ends.
+        //
+        // After an error, `held` may be dropped early. The device then refuses the key. If the
+        // worker is dropped before the transfer has ended, its endpoint is dropped first.
         unsafe { self.endpoint.post(place, op, memory) }?;
         Ok(Flight {
             piece,

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Op {
-    /// An RDMA write of the buffer; `WRITE_FIXED` with io_uring
+    /// An RDMA write of the buffer; with io_uring, `WRITE_FIXED`
     Write,
-    /// An RDMA read into the buffer; `READ_FIXED` with io_uring
+    /// An RDMA read into the buffer; with io_uring, `READ_FIXED`
     Read,
     /// A send of the buffer
     Send,
@@ -45,18 +45,18 @@ pub enum Strategy {
     PerTransfer,
     /// Look the buffer up in a cache
     Regcache,
-    /// Register before the first transfer, which a program that frees memory cannot do
+    /// Register all buffers before the first transfer, for programs that never free a buffer
     PreRegistered,
-    /// Copy through memory that stays registered, as many programs do
+    /// Copy through memory that stays registered
     Copy,
-    /// Register before the first transfer without pinning: the device pages memory in on demand
+    /// Register before the first transfer without pinning; the device pages memory in on demand
     Odp,
-    /// Look the buffer up in a cache without a monitor, which moves stale bytes
+    /// Look the buffer up in a cache without a monitor, which moves stale bytes after an unmap
     Naive,
 }
 
 impl Strategy {
-    /// The strategies that every device offers. The others are compared with the first.
+    /// The strategies that every device offers. The first is the base of the ratios.
     pub const ALL: [Self; 4] = [
         Self::PreRegistered,
         Self::Regcache,
@@ -64,7 +64,7 @@ impl Strategy {
         Self::Copy,
     ];
 
-    /// Returns its name in reports.
+    /// Returns the name of the strategy in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -83,22 +83,23 @@ impl Strategy {
 pub struct Workload {
     /// The operation.
     pub op: Op,
-    /// The bytes of each transfer.
+    /// The number of bytes in each transfer.
     pub size: usize,
-    /// The number of buffers of each thread, which it uses in random order.
+    /// The number of buffers in each thread. The thread uses its buffers in random order.
     pub set: usize,
-    /// The number of transfers in flight, of each thread.
+    /// The number of transfers that each thread keeps in flight.
     pub depth: usize,
-    /// The number of threads, each with a connection of its own.
+    /// The number of threads. Each has a connection of its own.
     pub threads: usize,
-    /// The buffer is unmapped and mapped again before every Nth transfer; 0 disables this.
+    /// The interval between unmaps: the buffer is unmapped and mapped again before every Nth
+    /// transfer. If it is 0, no buffer is unmapped.
     pub unmap_every: u64,
-    /// Whether the bytes at the other end of each transfer are checked.
+    /// Whether the bytes at the other end are checked after each transfer.
     pub checked: bool,
 }
 
 impl Workload {
-    /// Makes a workload of one buffer that every transfer uses.
+    /// Makes a workload with one buffer, which every transfer uses.
     #[must_use]
     pub fn plain(op: Op, size: usize) -> Self {
         Self {
@@ -112,13 +113,13 @@ impl Workload {
         }
     }
 
-    /// Sets the number of buffers.
+    /// Sets the number of buffers in each thread.
     #[must_use]
     pub fn set(self, set: usize) -> Self {
         Self { set, ..self }
     }
 
-    /// Sets the number of transfers in flight.
+    /// Sets the number of transfers that each thread keeps in flight.
     #[must_use]
     pub fn depth(self, depth: usize) -> Self {
         Self { depth, ..self }
@@ -140,13 +141,15 @@ impl Workload {
         }
     }
 
-    /// Returns true if one transfer at a time uses one buffer that is never unmapped.
+    /// Returns true if the workload is the plain one: one transfer in flight, in one thread, with
+    /// one buffer that is never unmapped.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         *self == Self::plain(self.op, self.size)
     }
 
-    /// Returns the operation and all that is unusual, divided by slashes: `write/set=100`.
+    /// Returns the operation and each setting that differs from the plain workload, separated by
+    /// slashes: `write/set=100`.
     #[must_use]
     pub fn name(&self) -> String {
         let mut name = self.op.to_string();
@@ -166,7 +169,7 @@ impl Workload {
     }
 }
 
-/// Formats a size as people write it: `64 B`, `4 KiB`, `16 MiB`.
+/// Formats a size for people: `64 B`, `4 KiB`, `16 MiB`.
 #[must_use]
 pub fn bytes(n: usize) -> String {
     match n {

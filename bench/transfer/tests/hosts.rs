@@ -1,16 +1,17 @@
-//! Transfers between two hosts, which are two network namespaces where the kernel's rxe works in
-//! one, or two processes by the address of an interface. Needs the VM.
+//! Tests transfers between two hosts. If the kernel's rxe works in a network namespace, each host
+//! is a namespace. Otherwise, each host is a process that uses the address of an interface. Needs
+//! the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The exit status of hosts.sh where rxe cannot be used in a namespace.
+/// The exit status of hosts.sh if rxe cannot be used in a namespace.
 const NOT_HERE: i32 = 77;
 
 const TRANSFER: &str = env!("CARGO_BIN_EXE_transfer");
 
-/// Runs one test at a time, since they make interfaces of the same names.
+/// Runs one test at a time, because the tests make interfaces with the same names.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -26,7 +27,7 @@ fn script(name: &str, arguments: &[&str]) -> (Output, String) {
     (output, text)
 }
 
-/// Runs a server and then a client on an interface with an address.
+/// Runs a server and then a client, on an interface with an address.
 fn by_an_interface(client: &str) -> (Output, String) {
     let both = format!(
         "timeout 300 {TRANSFER} server 10.78.0.1:18515 --clients 1 & sleep 3; \
@@ -35,7 +36,7 @@ fn by_an_interface(client: &str) -> (Output, String) {
     script("interface.sh", &["sh", "-c", &both])
 }
 
-/// Whether the kernel's rxe opens its sockets in the namespace of its interface.
+/// Returns whether the kernel's rxe opens its sockets in the namespace of its interface.
 fn rxe_has_namespaces() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let major = release.split('.').next().unwrap();
@@ -54,7 +55,7 @@ fn bytes_are_moved_between_namespaces_and_checked_while_their_memory_is_freed() 
         assert!(text.contains("moved 8388608 bytes"));
         assert!(text.contains("stale_bytes=0 monitor=ummunotify"));
     } else {
-        // The next test does the same in one namespace.
+        // The next test makes the same transfers in one namespace.
         let status = output.status.code();
         assert_eq!(
             status,
@@ -73,7 +74,7 @@ fn bytes_are_moved_and_checked_while_their_memory_is_freed() {
     assert!(text.contains("stale_bytes=0 monitor=ummunotify"));
     assert!(
         !text.contains(" 0 of them at an address"),
-        "none was freed meanwhile"
+        "no message reused a freed address"
     );
 }
 
@@ -89,7 +90,7 @@ fn the_receiver_finds_a_cache_out_that_is_told_nothing() {
 #[test]
 fn a_benchmark_runs_against_a_server() {
     let _alone = alone();
-    // Each operation has a connection of its own.
+    // Each operation uses a connection of its own.
     let one = "--size 10000 --depth 4 --seconds 0.1 --strategy regcache --op";
     for op in ["write", "read", "send"] {
         let (output, text) = by_an_interface(&format!("{one} {op}"));

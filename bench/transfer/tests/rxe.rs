@@ -1,4 +1,5 @@
-//! The benchmark measures what it says, on an RDMA device with the driver. Needs the VM.
+//! Tests that the benchmark measures what it claims, on an RDMA device with the driver. Needs the
+//! VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +9,7 @@ use regcache_bench_transfer::{Error, Op, Provider, Strategy, Variant, Verbs, Wor
 
 const TRANSFERS: u64 = 12;
 
-/// Runs one test at a time, since some look at the pinned memory of the whole process.
+/// Runs one test at a time, because some tests check the pinned memory of the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -56,7 +57,7 @@ fn each_policy_moves_the_bytes_and_registers_as_often_as_it_says() {
     }
 }
 
-/// Does transfers, every third of which follows an unmap, and checks that no byte is stale.
+/// Does transfers with an unmap before every third transfer, and checks that no byte is stale.
 fn run_with_unmaps(one: &mut dyn Variant, op: Op) {
     one.run(TRANSFERS).unwrap();
     let tally = one.tally().unwrap();
@@ -77,14 +78,14 @@ fn with_unmaps_each_is_registered_once_more_and_no_byte_is_stale() {
     }
 }
 
-/// Whether the kernel's rxe offers on-demand paging.
+/// Returns whether the kernel's rxe offers on-demand paging.
 fn rxe_pages_on_demand() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let major = release.split('.').next().unwrap();
     major.parse::<u32>().unwrap() >= 7
 }
 
-/// The memory that this process has pinned, in KiB.
+/// Returns the size of the memory that this process has pinned, in KiB.
 fn pinned() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
@@ -102,7 +103,7 @@ fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
         assert_eq!(offered, rxe_pages_on_demand(), "{op}");
         let workload = Workload::plain(op, SIZE).set(2).unmap_every(3);
         if !offered {
-            // The strategy is refused as well.
+            // A variant with this strategy is refused as well.
             let refused = variant(&verbs, ummunotify, Strategy::Odp, workload);
             assert!(refused.is_err(), "{op}");
             println!("{op}: this kernel's rxe does not page on demand");
@@ -110,7 +111,7 @@ fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
         }
         let before = pinned();
         let mut one = on_rxe(Strategy::Odp, workload);
-        // Only the other end's memory is pinned.
+        // Only the memory at the other end is pinned.
         assert_eq!(pinned() - before, 12, "{op}");
         run_with_unmaps(&mut *one, op);
         assert_eq!(one.counts().registrations, 0, "{op}");
@@ -123,7 +124,8 @@ fn a_cache_that_is_told_nothing_is_found_out() {
     for op in Op::ALL {
         let mut one = on_rxe(Strategy::Naive, Workload::plain(op, 9000).unmap_every(3));
         one.run(TRANSFERS).unwrap();
-        // From the third transfer on there are other pages.
+        // The third transfer follows the first unmap. From then on, the registration pins pages
+        // that are no longer the buffer's, so every byte is stale.
         let wrong = one.tally().unwrap().wrong_bytes;
         assert_eq!(wrong, (TRANSFERS - 2) * 9000, "{op}");
     }

@@ -1,4 +1,5 @@
-//! [`Rig`]: an RDMA device, a cache on it, and a buffer for the other end of transfers.
+//! Defines [`Rig`]: an RDMA device, a cache of its registrations, and a buffer for the peer's end
+//! of transfers.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use regcache::{Cache, Guard};
 use regcache_repro::{Outcome, Prepared, Result, Scenario};
 use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd};
 
-/// The access that all directions of transfer need.
+/// The access of every registration. It allows transfers in all directions.
 const ACCESS: Access = Access::LOCAL_WRITE
     .union(Access::REMOTE_READ)
     .union(Access::REMOTE_WRITE);
@@ -16,25 +17,25 @@ const ACCESS: Access = Access::LOCAL_WRITE
 const OLD: u8 = 0xA5;
 const NEW: u8 = 0x3C;
 
-/// The operation of a transfer, and the end at which the memory changes.
+/// The operation of a transfer, and the side of the transfer on which the memory changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// The memory is sent.
+    /// A send reads the memory.
     Send,
-    /// The memory is the source of an RDMA write.
+    /// An RDMA write reads the memory.
     Write,
-    /// A peer reads the memory by RDMA.
+    /// An RDMA read by the peer reads the memory.
     ReadByPeer,
     /// A receive fills the memory.
     Receive,
-    /// A peer writes the memory by RDMA.
+    /// An RDMA write by the peer fills the memory.
     WriteByPeer,
-    /// The memory is the destination of an RDMA read.
+    /// An RDMA read fills the memory.
     Read,
 }
 
 impl Direction {
-    /// All directions.
+    /// The list of all directions.
     pub const ALL: [Self; 6] = [
         Self::Send,
         Self::Write,
@@ -44,7 +45,7 @@ impl Direction {
         Self::Read,
     ];
 
-    /// Returns its part of a test's name.
+    /// Returns the name of the direction, as it occurs in names of tests.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -57,15 +58,16 @@ impl Direction {
         }
     }
 
-    /// Returns true if the device reads the memory that changes, and false if it writes it.
+    /// Returns true if the device reads the memory that changes, and false if the device writes
+    /// that memory.
     #[must_use]
     pub fn is_source(self) -> bool {
         matches!(self, Self::Send | Self::Write | Self::ReadByPeer)
     }
 }
 
-/// A device that is connected with itself, a cache of its registrations, and a buffer for the other
-/// end of each transfer.
+/// A device that is connected with itself, a cache of its registrations, and a buffer for the
+/// peer's end of each transfer.
 #[derive(Debug)]
 pub struct Rig<M: Monitor> {
     loopback: Loopback,
@@ -74,7 +76,7 @@ pub struct Rig<M: Monitor> {
 }
 
 impl<M: Monitor> Rig<M> {
-    /// Opens `device`, or the first device of the machine.
+    /// Opens `device`, or the first device of the machine if `device` is `None`.
     ///
     /// # Errors
     ///
@@ -106,36 +108,38 @@ impl<M: Monitor> Rig<M> {
         &self.cache
     }
 
-    /// Plays one scenario in one direction: looks the memory up and moves bytes, changes the
-    /// memory, looks it up and moves bytes again.
+    /// Runs one scenario in one direction. A transfer looks the memory up and moves bytes. Then the
+    /// memory changes, and a second transfer does the same.
     ///
-    /// The caller flushes a naive cache first, which may have an entry for the same addresses.
+    /// The caller flushes a naive cache first, because an earlier scenario may have left an entry
+    /// for the same addresses in the cache.
     ///
     /// # Errors
     ///
-    /// The errors of the scenario and of the device; an error if the bytes that arrive belong
-    /// neither to the old pages nor to the new ones.
+    /// The errors of the scenario and of the device. It is also an error if bytes arrive that
+    /// belong neither to the old pages nor to the new pages.
     pub fn reuse(&mut self, scenario: &Scenario, direction: Direction) -> Result<Outcome> {
         let first = |prepared: &Prepared| -> Result<()> {
-            // SAFETY: mapped, and the only reference; gone before the change.
+            // SAFETY: the memory is mapped, and this is the only reference to it. The reference
+            // ends before the change.
             unsafe { prepared.memory().bytes() }.fill(OLD);
             let arrived = self.exchange(prepared, direction, OLD)?;
             if arrived.iter().all(|&byte| byte == OLD) {
                 Ok(())
             } else {
-                Err("wrong bytes arrived before anything had changed".into())
+                Err("wrong bytes arrived before the memory had changed".into())
             }
         };
-        // SAFETY: no reference to the memory is left, and the guard of the exchange is dropped.
+        // SAFETY: `first` leaves no reference to the memory, and drops the guard of its transfer.
         let prepared = unsafe { scenario.changed_after(first) }?;
-        // SAFETY: mapped again, and the only reference.
+        // SAFETY: the memory is mapped again, and this is the only reference to it.
         let bytes = unsafe { prepared.memory().bytes() };
         let changed = prepared.changed();
         if bytes[changed.clone()].iter().any(|&byte| byte != 0) {
             return Err("the memory did not change".into());
         }
         if direction.is_source() {
-            // The application writes new bytes, which the device should see.
+            // If the registration is fresh, the device reads these new bytes.
             bytes.fill(NEW);
         }
         let arrived = self.exchange(&prepared, direction, NEW)?;
@@ -147,7 +151,7 @@ impl<M: Monitor> Rig<M> {
         let outside = is(NEW, &arrived[..changed.start]) && is(NEW, &arrived[changed.end..]);
         if !outside || !is(untouched, &arrived[changed]) {
             return Err(
-                "the bytes that arrived belong neither to the old pages nor to the new ones".into(),
+                "bytes arrived that belong neither to the old pages nor to the new pages".into(),
             );
         }
         if !direction.is_source() {
@@ -160,15 +164,16 @@ impl<M: Monitor> Rig<M> {
         Ok(cache.get(bytes.as_ptr(), bytes.len(), ACCESS)?)
     }
 
-    /// Looks both buffers up and moves bytes in this direction; the source has bytes of the value
-    /// `filled`. Returns the bytes that the CPU sees at the destination.
+    /// Looks up the memory and the peer's buffer, and moves bytes in this direction. Every byte of
+    /// the source is `filled`. Returns the bytes that the CPU sees at the destination.
     fn exchange(
         &mut self,
         prepared: &Prepared,
         direction: Direction,
         filled: u8,
     ) -> Result<Vec<u8>> {
-        // SAFETY: mapped, and the only reference until this function returns.
+        // SAFETY: the memory is mapped, and this is the only reference to it until this function
+        // returns.
         let bytes = unsafe { prepared.memory().bytes() };
         let peer = &mut self.peer[..bytes.len()];
         peer.fill(if direction.is_source() { 0 } else { filled });
@@ -176,8 +181,9 @@ impl<M: Monitor> Rig<M> {
         let theirs = Self::lookup(&self.cache, peer)?;
         let (our_mr, their_mr) = (ours.registration(), theirs.registration());
         let link = &mut self.loopback;
-        // SAFETY: the registrations may be stale, which is the point of the suite. Their old pages
-        // are mapped nowhere: a scenario that moves pages unmaps them at their new address.
+        // SAFETY: the registrations may be stale, because the suite tests for stale registrations.
+        // The old pages of a stale registration are mapped nowhere: a scenario that moves pages
+        // unmaps them at their new address.
         unsafe {
             match direction {
                 Direction::Send => link.send_registered(bytes, our_mr, peer, their_mr),
@@ -195,11 +201,12 @@ impl<M: Monitor> Rig<M> {
         })
     }
 
-    /// Reads the memory through the device and the cached registration, and checks what it sees.
+    /// Lets the device read the memory by the cached registration, and checks that the device reads
+    /// [`NEW`].
     fn check_old_pages_were_written(&mut self, prepared: &Prepared) -> Result<()> {
         let seen = self.exchange(prepared, Direction::Write, 0)?;
         if seen.iter().any(|&byte| byte != NEW) {
-            return Err("the bytes did not reach the old pages either".into());
+            return Err("the bytes reached neither the old pages nor the new pages".into());
         }
         Ok(())
     }

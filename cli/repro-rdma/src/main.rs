@@ -7,17 +7,17 @@ use regcache::monitor::{Auto, Monitor, Ummunotify, auto};
 use regcache_repro::{MUNMAP_THEN_MMAP, NeverReports, Outcome, Result};
 use regcache_repro_rdma::{Direction, Rig};
 
-/// Show the reuse bug with an RDMA device: a naive cache sends stale bytes, regcache does not
+/// Show the reuse bug with an RDMA device: a naive cache sends stale bytes, and regcache does not
 ///
-/// Each round sends a page, unmaps it, maps a new one at the same address and sends that. Exits
-/// with 1 if the device sends an old page in any round with regcache, or not in every round with a
-/// naive cache.
+/// Each round sends a page, unmaps the page, maps a new page at the same address, and sends the new
+/// page. Exits with 0 if the device sends old pages in every round with a naive cache and in no
+/// round with regcache. Exits with 1 otherwise.
 #[derive(Parser)]
 struct Options {
     /// Use this RDMA device instead of the first one
     #[arg(long)]
     device: Option<String>,
-    /// Play this many rounds with each cache
+    /// Run this many rounds with each cache
     #[arg(long, default_value_t = 1000)]
     rounds: u32,
     /// Use this monitor
@@ -27,13 +27,13 @@ struct Options {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Choice {
-    /// The driver ummunotify
+    /// Use the driver ummunotify
     Ummunotify,
-    /// The best monitor of this machine
+    /// Use the best monitor that this machine has
     Auto,
 }
 
-/// Plays one round; returns 1 if it was stale.
+/// Runs one round. Returns 1 if the device sent an old page, and 0 otherwise.
 fn round(rig: &mut Rig<impl Monitor>) -> Result<u32> {
     Ok(u32::from(
         rig.reuse(MUNMAP_THEN_MMAP, Direction::Send)? == Outcome::Stale,

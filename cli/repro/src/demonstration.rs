@@ -1,5 +1,5 @@
-//! [`demonstrate`]: shows the reuse bug on io_uring with a naive cache and with regcache, and the
-//! cost of both.
+//! Defines [`demonstrate`], which shows the reuse bug on io_uring with a naive cache and with
+//! regcache. It also prints the costs of both caches.
 
 use regcache::monitor::Monitor;
 
@@ -15,9 +15,11 @@ fn count(device: &impl Device, rounds: u32) -> Result<u32> {
 
 /// Shows the bug with a naive cache and with a cache on `monitor`, and prints the results.
 ///
-/// Each round lets io_uring write a page to a pipe, unmaps the page, maps a new one at the same
-/// address, and lets io_uring write that. Returns true if stale bytes arrived in each round of the
-/// naive cache and in no round of the other.
+/// In each round, io_uring writes a page to a pipe. The function then unmaps the page, maps a new
+/// page at the same address, and lets io_uring write the new page.
+///
+/// Returns true if stale bytes arrived in every round with the naive cache, and in no round with
+/// the cache on `monitor`.
 ///
 /// # Errors
 ///
@@ -32,14 +34,14 @@ pub fn demonstrate<M: Monitor>(monitor: M, rounds: u32) -> Result<bool> {
     println!(
         "The bug: io_uring writes a page to a pipe by a registered buffer. The page is unmapped,"
     );
-    println!("a new page is mapped at the same address, and io_uring writes that one.");
+    println!("a new page is mapped at the same address, and io_uring writes the new page.");
     println!(
-        "  With a naive cache the old page's bytes arrived in {naive_stale} of {rounds} rounds."
+        "  With a naive cache, the old page's bytes arrived in {naive_stale} of {rounds} rounds."
     );
     let regcache = Uring::new(monitor)?;
     let regcache_stale = count(&regcache, rounds)?;
     println!(
-        "  With regcache they arrived in {regcache_stale} rounds: {}",
+        "  With regcache, the old page's bytes arrived in {regcache_stale} rounds: {}",
         regcache.cache().stats()
     );
     println!();

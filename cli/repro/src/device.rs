@@ -1,14 +1,16 @@
-//! [`Device`]: a device that reads memory by cached registrations, and [`reuse`], which tests it.
+//! Defines the trait [`Device`] and the function [`reuse`]. A [`Device`] reads memory by cached
+//! registrations. [`reuse`] tests whether such a device reads stale pages.
 
 use std::error::Error as StdError;
 use std::ops::Range;
 
 use crate::scenario::{Prepared, Scenario};
 
-/// Any error of a scenario, which is only displayed.
+/// The result of a scenario. Its error can be of any type, because callers only display the error.
 pub type Result<T> = std::result::Result<T, Box<dyn StdError + Send + Sync>>;
 
-/// How often a lookup may return an uncached registration before the scenario counts as uncached.
+/// The largest number of lookups before the change. [`reuse`] repeats the lookup until the cache
+/// retains the registration.
 const MAX_ATTEMPTS: u32 = 8;
 
 const OLD: u8 = 0xA5;
@@ -19,11 +21,11 @@ pub trait Device {
     /// Returns the name of the device.
     fn name(&self) -> &'static str;
 
-    /// Returns the name of the monitor.
+    /// Returns the name of the cache's monitor.
     fn monitor_name(&self) -> &'static str;
 
-    /// Looks `bytes` up, and lets the device read them by the registration. Returns the bytes that
-    /// it read, and whether the cache retains the registration.
+    /// Looks `bytes` up, and lets the device read `bytes` by the registration. Returns the bytes
+    /// that the device read, and whether the cache retains the registration.
     ///
     /// # Errors
     ///
@@ -43,18 +45,20 @@ pub trait Device {
 pub enum Outcome {
     /// The device read the pages that are mapped.
     Fresh,
-    /// It did so because the cache had not retained the first registration.
+    /// The device read the pages that are mapped, but the cache had not retained the first
+    /// registration.
     Uncached,
     /// The device read old pages.
     Stale,
 }
 
-/// Plays one scenario: the device reads the memory, the memory changes, the device reads it again.
+/// Runs one scenario: the device reads the memory, the memory changes, and the device reads the
+/// memory again.
 ///
 /// # Errors
 ///
-/// The errors of the scenario and of the device; an error if the bytes that arrive belong neither
-/// to the old pages nor to the new ones.
+/// The errors of the scenario and of the device. It is also an error if the device reads bytes that
+/// belong neither to the old pages nor to the new pages.
 pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
     let (mut old, mut kept, mut after) = (Vec::new(), false, false);
     let first = |prepared: &Prepared| -> Result<()> {
@@ -63,8 +67,8 @@ pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
         if before {
             fill(prepared, OLD);
         }
-        // A monitor may still suspect the addresses because of an earlier change, so several
-        // lookups are tried.
+        // A monitor may still suspect the addresses because of an earlier change, and the cache
+        // retains no registration of a suspect range. So the lookup is repeated.
         kept = false;
         for _ in 0..MAX_ATTEMPTS {
             if !kept {
@@ -74,16 +78,17 @@ pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
         if old == contents(prepared) {
             Ok(())
         } else {
-            Err("wrong bytes arrived before anything had changed".into())
+            Err("the device read wrong bytes before the memory had changed".into())
         }
     };
-    // SAFETY: no reference to the memory is left.
+    // SAFETY: `first` leaves no reference to the memory.
     let prepared = unsafe { scenario.changed_after(first) }?;
     if after {
         fill(&prepared, NEW);
     }
     let (arrived, _) = read(device, &prepared)?;
-    // The contents are read only now, since reading brings pages that nobody has touched.
+    // The CPU reads the contents after the transfer, because a read by the CPU populates pages that
+    // nothing has touched.
     judge(
         &arrived,
         &old,
@@ -94,18 +99,18 @@ pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
 }
 
 fn fill(prepared: &Prepared, byte: u8) {
-    // SAFETY: mapped, and the only reference.
+    // SAFETY: the memory is mapped, and this is the only reference to it.
     unsafe { prepared.memory().bytes() }.fill(byte);
 }
 
 fn contents(prepared: &Prepared) -> Vec<u8> {
-    // SAFETY: mapped, and the only reference.
+    // SAFETY: the memory is mapped, and this is the only reference to it.
     unsafe { prepared.memory().bytes() }.to_vec()
 }
 
-/// Lets the device read the memory, which this function does not touch.
+/// Lets the device read the memory. This function does not touch the memory itself.
 fn read(device: &impl Device, prepared: &Prepared) -> Result<(Vec<u8>, bool)> {
-    // SAFETY: mapped, and the only reference.
+    // SAFETY: the memory is mapped, and this is the only reference to it.
     device.read_out(unsafe { prepared.memory().bytes() })
 }
 
@@ -127,9 +132,10 @@ fn judge(
         let is_new = arrived[i] == new[i];
         is_new || changed.contains(&i) && arrived[i] == old[i]
     };
-    // The old pages are mapped nowhere, or the kernel alone still has them.
+    // The device read old pages. No address maps the old pages now, or only the kernel still holds
+    // them.
     if (0..arrived.len()).all(is_either) {
         return Ok(Outcome::Stale);
     }
-    Err("the bytes that arrived belong neither to the old pages nor to the new ones".into())
+    Err("the device read bytes that belong neither to the old pages nor to the new pages".into())
 }

@@ -1,12 +1,14 @@
-//! The reuse bug, shown by bytes that cross a device.
+//! The reuse bug, shown by the bytes that a device reads.
 //!
-//! A [`Scenario`] makes memory and later puts other pages behind its addresses. [`reuse`] lets a
-//! [`Device`] read the memory before and after that change: a cache without a working monitor hands
-//! out the old registration, and the device reads the old pages. [`Uring`] is a device that every
-//! Linux machine has, and [`NeverReports`] is the monitor of a naive cache. [`demonstrate`]
-//! combines them into what `regcache repro` prints.
+//! - A [`Scenario`] makes memory, and later puts other pages behind the memory's addresses.
+//! - A [`Device`] reads the memory by cached registrations. [`Uring`] is such a device, and needs
+//!   no adapter.
+//! - [`reuse`] lets a device read the memory before and after the change. A cache without a working
+//!   monitor hands out the old registration after the change, so the device reads the old pages.
+//! - [`NeverReports`] is the monitor of a naive cache.
+//! - [`demonstrate`] compares a naive cache with regcache. `regcache repro` prints its results.
 //!
-//! The conformance suite adds its scenarios and monitors to these.
+//! The conformance suite adds more scenarios and monitors.
 #![warn(missing_docs)]
 
 mod demonstration;

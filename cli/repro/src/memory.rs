@@ -1,4 +1,5 @@
-//! [`Memory`]: a range of mapped addresses, and the calls that map and unmap it.
+//! Defines [`Memory`], a range of mapped addresses, and the functions that map and unmap such a
+//! range.
 
 use std::io;
 use std::ops::Range;
@@ -6,9 +7,10 @@ use std::ptr::{self, NonNull};
 
 use nix::errno::Errno;
 
-/// A range of mapped addresses, which a scenario owns and changes.
+/// A range of mapped addresses that a scenario owns and changes.
 ///
-/// Dropping it unmaps nothing: each scenario knows what is mapped there at its end.
+/// Dropping a `Memory` unmaps nothing. Each scenario frees its memory in its own way, because only
+/// the scenario knows what is mapped at these addresses at its end.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
     start: NonNull<u8>,
@@ -16,15 +18,15 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Takes the `len` bytes at `start`, an address whose provenance is exposed.
+    /// Makes a `Memory` of the `len` bytes at `start`. The provenance of `start` has been exposed.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if `start` is 0.
+    /// `EINVAL` if the address `start` is 0.
     ///
     /// # Safety
     ///
-    /// The caller owns these addresses: nothing else uses or refers to them.
+    /// The caller owns these addresses: nothing else uses these addresses or refers to them.
     pub unsafe fn at(start: usize, len: usize) -> io::Result<Self> {
         let start = NonNull::new(ptr::with_exposed_provenance_mut(start)).ok_or(Errno::EINVAL)?;
         Ok(Self { start, len })
@@ -47,22 +49,24 @@ impl Memory {
     ///
     /// # Safety
     ///
-    /// The memory is mapped for as long as the result lives, and there is no other reference to it.
+    /// The memory stays mapped for as long as the result lives, and no other reference to the
+    /// memory exists in that time.
     #[must_use]
     pub unsafe fn bytes<'a>(self) -> &'a mut [u8] {
-        // SAFETY: mapped readable and writable, and exclusive, by the caller's promise.
+        // SAFETY: the caller promises that the memory is mapped readable and writable, and that no
+        // other reference to it exists.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
-    /// Returns the part at these offsets.
+    /// Returns the part of the memory at these offsets.
     ///
     /// # Panics
     ///
-    /// If the offsets exceed the memory.
+    /// If the part does not lie within the memory.
     #[must_use]
     pub fn part(self, part: Range<usize>) -> Self {
         assert!(part.start <= part.end && part.end <= self.len);
-        // SAFETY: within the memory, as checked above.
+        // SAFETY: the offset is within the memory, as checked above.
         let start = unsafe { self.start.add(part.start) };
         Self {
             start,
@@ -71,8 +75,8 @@ impl Memory {
     }
 }
 
-/// Maps `len` readable and writable bytes with these flags, at the addresses of `at` or where the
-/// kernel likes.
+/// Maps `len` readable and writable bytes with these flags. The bytes are mapped at the start of
+/// `at`, or at an address that the kernel chooses if `at` is `None`.
 ///
 /// # Errors
 ///
@@ -80,12 +84,13 @@ impl Memory {
 ///
 /// # Panics
 ///
-/// If `len` exceeds `at`.
+/// If `len` exceeds the length of `at`.
 pub fn mmap(at: Option<Memory>, len: usize, flags: i32, fd: i32) -> io::Result<Memory> {
     assert!(at.is_none_or(|at| len <= at.len));
     let start = at.map_or(ptr::null_mut(), Memory::as_ptr);
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: maps over memory that the scenario owns, or where the kernel likes.
+    // SAFETY: the call maps over memory that the scenario owns, or at an address that the kernel
+    // chooses.
     let start = unsafe { libc::mmap(start.cast(), len, protection, flags, fd, 0) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
@@ -95,7 +100,7 @@ pub fn mmap(at: Option<Memory>, len: usize, flags: i32, fd: i32) -> io::Result<M
         .ok_or(Errno::EINVAL.into())
 }
 
-/// Maps `len` bytes of private anonymous memory where the kernel likes.
+/// Maps `len` bytes of private anonymous memory at an address that the kernel chooses.
 ///
 /// # Errors
 ///
@@ -105,12 +110,12 @@ pub fn map(len: usize) -> io::Result<Memory> {
     mmap(None, len, flags, -1)
 }
 
-/// Maps private anonymous memory at the addresses of `memory`; `how` is the flag that asks for
-/// them.
+/// Maps private anonymous memory at the addresses of `memory`. The flag `how` is `MAP_FIXED` or
+/// `MAP_FIXED_NOREPLACE`.
 ///
 /// # Errors
 ///
-/// The error of `mmap`; `AddrNotAvailable` if the kernel chose another address.
+/// The error of `mmap`. `AddrNotAvailable` if the kernel chose another address.
 pub fn map_at(memory: Memory, how: i32) -> io::Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
     same_address(memory, mmap(Some(memory), memory.len, flags, -1)?)
@@ -118,16 +123,16 @@ pub fn map_at(memory: Memory, how: i32) -> io::Result<()> {
 
 /// Unmaps the memory.
 pub fn unmap(memory: Memory) {
-    // SAFETY: the memory is the scenario's own, and there is no reference to it.
+    // SAFETY: the memory is the scenario's own, and no reference to it exists.
     let result = unsafe { libc::munmap(memory.as_ptr().cast(), memory.len) };
     debug_assert_eq!(result, 0);
 }
 
-/// Checks that memory that was mapped again is where it was before.
+/// Checks that `given`, which the kernel has mapped, starts at the address of `wanted`.
 ///
 /// # Errors
 ///
-/// `AddrNotAvailable` if it is not.
+/// `AddrNotAvailable` if the addresses differ.
 pub fn same_address(wanted: Memory, given: Memory) -> io::Result<()> {
     if given.start == wanted.start {
         return Ok(());

@@ -1,5 +1,5 @@
-//! The costs of a hit, a miss, a registration and munmap with several monitors, in alternating
-//! samples.
+//! Measures the costs of a hit, a miss, a registration and `munmap` with several monitors. The
+//! samples of the monitors alternate.
 
 use std::hint::black_box;
 use std::io;
@@ -15,7 +15,7 @@ use crate::{PAGE, Uring};
 
 /// A cache whose costs are measured.
 pub trait Costed {
-    /// Looks memory up.
+    /// Looks `bytes` up in the cache.
     ///
     /// # Errors
     ///
@@ -29,7 +29,7 @@ pub trait Costed {
     /// The errors of the cache.
     fn flush_cache(&self) -> Result<()>;
 
-    /// Registers and deregisters memory without the cache.
+    /// Registers and deregisters `bytes` without the cache.
     ///
     /// # Errors
     ///
@@ -57,8 +57,8 @@ impl<M: Monitor> Costed for Uring<M> {
 
 type Sample = fn(&dyn Costed, &[u8]) -> Result<f64>;
 
-/// The rows of the table: a name, the number of pages, and the function that takes a sample in
-/// nanoseconds.
+/// The rows of the table. A row has a name, the number of pages, and a function that takes one
+/// sample in nanoseconds.
 const ROWS: [(&str, usize, Sample); 6] = [
     ("hit of 64 KiB", 16, |cache, bytes| {
         cache.look_up(bytes)?;
@@ -85,7 +85,8 @@ const ROWS: [(&str, usize, Sample); 6] = [
     }),
 ];
 
-/// Prints a table of the medians of `times` samples, with their ratios to the first column.
+/// Prints a table of medians, one column per cache. Each figure is the median of `times` samples,
+/// followed by its ratio to the first column.
 ///
 /// # Errors
 ///
@@ -105,8 +106,8 @@ pub fn monitor_costs(columns: &[(&str, &dyn Costed)], times: usize) -> Result<()
             for ((_, cache), samples) in columns.iter().zip(&mut samples) {
                 samples.push(sample(*cache, &memory)?);
                 if columns.len() > 1 {
-                    // Only one userfaultfd can watch this memory, so the next column needs it
-                    // unwatched.
+                    // Only one userfaultfd can watch this memory at a time. So the flush ends this
+                    // column's watch before the next column's sample.
                     cache.flush_cache()?;
                 }
             }
@@ -119,7 +120,7 @@ pub fn monitor_costs(columns: &[(&str, &dyn Costed)], times: usize) -> Result<()
     Ok(())
 }
 
-/// The nanoseconds of one call, out of `batch` calls in a row.
+/// Returns the mean time of `batch` consecutive calls, in nanoseconds per call.
 fn nanoseconds(batch: u32, what: impl Fn() -> Result<()>) -> Result<f64> {
     let started = Instant::now();
     for _ in 0..batch {
@@ -128,19 +129,19 @@ fn nanoseconds(batch: u32, what: impl Fn() -> Result<()>) -> Result<f64> {
     Ok(started.elapsed().as_nanos() as f64 / f64::from(batch))
 }
 
-/// The nanoseconds of `munmap` after `before`.
+/// Maps a page, calls `before` on it, and unmaps it. Returns the time of `munmap` in nanoseconds.
 fn unmap(before: impl Fn(&[u8]) -> Result<()>) -> Result<f64> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
-    // SAFETY: the kernel chooses the address; unmapped below.
+    // SAFETY: the kernel chooses the address, so the call replaces no mapping.
     let page = unsafe { libc::mmap(ptr::null_mut(), PAGE, protection, flags, -1, 0) };
     if page == libc::MAP_FAILED {
         return Err(io::Error::last_os_error().into());
     }
-    // SAFETY: mapped above, and the reference ends before the page is unmapped.
+    // SAFETY: the page was mapped above, and the reference ends before the page is unmapped.
     before(unsafe { std::slice::from_raw_parts(page.cast(), PAGE) })?;
     let started = Instant::now();
-    // SAFETY: mapped above, and no reference is left.
+    // SAFETY: the page was mapped above, and no reference to it is left.
     unsafe { libc::munmap(page, PAGE) };
     Ok(started.elapsed().as_nanos() as f64)
 }

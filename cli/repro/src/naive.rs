@@ -1,17 +1,17 @@
-//! [`NeverReports`]: the monitor of a naive cache.
+//! Defines [`NeverReports`], the monitor of a naive cache.
 
 use std::io;
 
 use regcache::VaRange;
 use regcache::monitor::{Cookie, Monitor};
 
-/// A monitor that accepts every watch and never reports. A cache on it runs the same code as every
-/// other, and has the reuse bug.
+/// A monitor that accepts every watch and never reports an invalidation. A cache on this monitor
+/// runs the same code as any other cache, and has the reuse bug.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NeverReports;
 
-// SAFETY: it is deliberately unsound. The tests that use it move no mapping to another address, so
-// that a stale registration reaches only pages that are mapped nowhere.
+// SAFETY: this monitor is deliberately unsound. The tests that use it leave no moved mapping at
+// another address. So a stale registration reaches only pages that are mapped nowhere.
 unsafe impl Monitor for NeverReports {
     fn generation(&self) -> u64 {
         0

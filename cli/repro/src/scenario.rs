@@ -1,7 +1,8 @@
-//! [`Scenario`]: one way in which memory changes under an address.
+//! Defines [`Scenario`], one way in which the memory behind an address changes.
 //!
-//! A scenario makes memory and, when told, puts other pages behind a part of its addresses or
-//! behind all of them. The memory is readable and writable again afterwards, at the same addresses.
+//! A scenario makes memory. When the caller requests the change, the scenario puts other pages
+//! behind a part of the memory's addresses, or behind all of them. After the change, the memory is
+//! readable and writable at the same addresses.
 
 use std::fmt;
 use std::io;
@@ -11,42 +12,44 @@ use std::ops::Range;
 use crate::PAGE;
 use crate::memory::{Memory, map, same_address, unmap};
 
-/// Bytes of the memory that most scenarios change: few, so that the suite catches a driver that
-/// overlooks small invalidations.
+/// The length in bytes of the memory of most scenarios. The memory is small, so that the suite
+/// catches a driver that overlooks small invalidations.
 pub const SCENARIO_LEN: usize = 8 * PAGE;
 
-/// How often a scenario starts again because another thread was given its address.
+/// The largest number of attempts at one scenario. An attempt fails if the kernel gives the
+/// scenario's address to another thread.
 const MAX_ATTEMPTS: u32 = 8;
 
-/// One way to change memory.
+/// One way in which memory changes.
 #[derive(Clone, Copy)]
 pub struct Scenario {
-    /// The name, which describes the change as a test's name does.
+    /// The name of the scenario. It describes the change, as the name of a test does.
     pub name: &'static str,
-    /// Makes the memory.
+    /// Makes the memory of the scenario.
     pub make: fn() -> io::Result<Memory>,
-    /// Changes it.
+    /// Changes the memory.
     pub change: fn(Memory) -> io::Result<()>,
-    /// Returns the offsets of the part that changes.
+    /// Returns the offsets of the part of the memory that changes.
     pub changed: fn(Memory) -> Range<usize>,
-    /// Frees it.
+    /// Frees the memory.
     pub free: fn(Memory),
-    /// When the memory is written.
+    /// The times at which a program writes the memory.
     pub written: Written,
-    /// Whether other pages are there after the change. It is false where the kernel or malloc
-    /// decides.
+    /// True if the change always puts other pages behind the addresses. False if the kernel or
+    /// malloc decides whether to do so, or if the pages stay.
     pub replaces: bool,
 }
 
-/// When a program writes the memory. A page that is not there yet appears by that write at the
-/// latest.
+/// The times at which a program writes the memory. A write populates every page that is not
+/// populated yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
-    /// Before each transfer.
+    /// The program writes the memory before each transfer.
     BeforeEach,
-    /// Before the first transfer, and not after the change.
+    /// The program writes the memory before the first transfer, and does not write it after the
+    /// change.
     BeforeTheFirst,
-    /// By the change itself, if at all.
+    /// The program does not write the memory. Only the change itself may write it.
     ByTheChange,
 }
 
@@ -70,23 +73,24 @@ pub const fn scenario(name: &'static str, change: fn(Memory) -> io::Result<()>) 
     }
 }
 
-/// The bug in its shortest form: the memory is unmapped, and the kernel gives out the address
-/// again.
+/// The bug in its shortest form: the memory is unmapped, and the kernel returns the same address
+/// for the next `mmap`.
 pub const MUNMAP_THEN_MMAP: &Scenario = &scenario("munmap_then_mmap", |memory| {
     unmap(memory);
     map_again(memory)
 });
 
-/// Maps memory without asking for an address, as a program does.
+/// Maps memory without a requested address, as most programs do.
 ///
 /// # Errors
 ///
-/// The error of `mmap`; `AddrNotAvailable` if the kernel has not given out the same address.
+/// The error of `mmap`. `AddrNotAvailable` if the kernel chose an address other than that of
+/// `memory`.
 pub fn map_again(memory: Memory) -> io::Result<()> {
     same_address(memory, map(memory.len())?)
 }
 
-/// The memory of a scenario, which frees it when dropped.
+/// A scenario together with its memory. The memory is freed when the value is dropped.
 #[derive(Debug)]
 pub struct Prepared {
     scenario: Scenario,
@@ -94,11 +98,11 @@ pub struct Prepared {
 }
 
 impl Scenario {
-    /// Makes the memory that is to change.
+    /// Makes the memory of the scenario.
     ///
     /// # Errors
     ///
-    /// The kernel's error; `Unsupported` if this kernel does not know the scenario.
+    /// The kernel's error. `Unsupported` if this kernel does not support the scenario.
     pub fn prepare(&self) -> io::Result<Prepared> {
         Ok(Prepared {
             scenario: *self,
@@ -106,12 +110,15 @@ impl Scenario {
         })
     }
 
-    /// Makes memory, lets `first` use it, and changes it. It starts again if another thread was
-    /// given the address in between, as malloc is when a thread first allocates.
+    /// Makes memory, lets `first` use the memory, and then changes the memory.
+    ///
+    /// The function starts again if the kernel gives the address to another thread during the
+    /// change. This happens, for example, when malloc maps a heap for a thread that allocates for
+    /// the first time.
     ///
     /// # Errors
     ///
-    /// The kernel's error, or that of `first`.
+    /// The kernel's error, or the error of `first`.
     ///
     /// # Safety
     ///
@@ -125,13 +132,14 @@ impl Scenario {
             attempts += 1;
             let prepared = self.prepare()?;
             first(&prepared)?;
-            // SAFETY: passed on.
+            // SAFETY: `first` has left no reference to the memory, by the caller's promise.
             let Err(error) = (unsafe { prepared.change() }) else {
                 return Ok(prepared);
             };
-            // The memory at this address may be another thread's now.
+            // The memory at this address may belong to another thread now, so it must not be freed.
             mem::forget(prepared);
-            // The kernel chose another address, or refused to replace the other thread's mapping.
+            // Another thread has the address if the kernel chose a different address, or refused to
+            // replace an existing mapping.
             let taken = matches!(
                 error.kind(),
                 io::ErrorKind::AddrNotAvailable | io::ErrorKind::AlreadyExists
@@ -144,7 +152,8 @@ impl Scenario {
 }
 
 impl Prepared {
-    /// Returns whether to write the memory before the first transfer, and after the change.
+    /// Returns two flags: whether to write the memory before the first transfer, and whether to
+    /// write it after the change.
     #[must_use]
     pub fn written(&self) -> (bool, bool) {
         match self.scenario.written {
@@ -164,16 +173,17 @@ impl Prepared {
     ///
     /// # Errors
     ///
-    /// The kernel's error; `AddrNotAvailable` if it has not given out the same address again.
+    /// The kernel's error. `AddrNotAvailable` if the kernel chose an address other than that of the
+    /// memory.
     ///
     /// # Safety
     ///
-    /// There is no reference to the memory.
+    /// No reference to the memory exists.
     pub unsafe fn change(&self) -> io::Result<()> {
         (self.scenario.change)(self.memory)
     }
 
-    /// Returns the offsets of the part that changes.
+    /// Returns the offsets of the part of the memory that changes.
     #[must_use]
     pub fn changed(&self) -> Range<usize> {
         (self.scenario.changed)(self.memory)

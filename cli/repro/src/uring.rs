@@ -1,4 +1,4 @@
-//! [`Uring`]: io_uring's fixed buffers as a [`Device`].
+//! Defines [`Uring`], which implements [`Device`] by fixed buffers of io_uring.
 
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, AsRawFd};
@@ -10,10 +10,11 @@ use regcache_uring::{FileIo, UringRegistrar};
 
 use crate::device::{Device, Result};
 
-/// The capacity of the pipe, which is the largest memory that the device can read at once.
+/// The capacity of the pipe in bytes. The device can read at most this many bytes in one transfer.
 const CAPACITY: usize = 1 << 20;
 
-/// A ring, a cache of its fixed buffers, and a pipe from which the bytes are read back.
+/// A ring, a cache of the ring's fixed buffers, and a pipe. The ring writes the bytes of a buffer
+/// into the pipe, and the CPU reads these bytes back.
 #[derive(Debug)]
 pub struct Uring<M: Monitor> {
     io: FileIo,
@@ -23,7 +24,7 @@ pub struct Uring<M: Monitor> {
 }
 
 impl<M: Monitor> Uring<M> {
-    /// Makes a ring, with a cache on `monitor`.
+    /// Makes a ring, and a cache on `monitor`.
     ///
     /// # Errors
     ///
@@ -32,11 +33,12 @@ impl<M: Monitor> Uring<M> {
         let io = FileIo::new()?;
         let cache = Cache::builder(io.registrar().clone())
             .monitor(monitor)
-            // The kernel could map the stack of a new thread where a scenario has unmapped.
+            // The kernel could map the reaper's stack at addresses that a scenario has unmapped. So
+            // the cache has no reaper.
             .background_reaper(false)
             .build()?;
         let (reader, writer) = io::pipe()?;
-        // SAFETY: the file descriptor of the pipe.
+        // SAFETY: the file descriptor is the pipe's, and the pipe is open.
         let sized = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, CAPACITY) };
         Errno::result(sized)?;
         Ok(Self {
@@ -53,15 +55,16 @@ impl<M: Monitor> Uring<M> {
         &self.cache
     }
 
-    /// Lets the device read `bytes`, at most 1 MiB, by the registration of `guard`. Only one thread
-    /// may call it at a time.
+    /// Lets the device read `bytes` by the registration of `guard`. The length of `bytes` is at
+    /// most 1 MiB. Only one thread at a time may call this function, because all callers share the
+    /// pipe.
     ///
     /// # Errors
     ///
     /// The errors of the device.
     pub fn read_by(&self, bytes: &[u8], guard: &Guard<UringRegistrar, M>) -> Result<Vec<u8>> {
-        // SAFETY: the registration may be stale, which is the point of the suite. The device only
-        // reads.
+        // SAFETY: the registration may be stale, because the suite tests for stale registrations. A
+        // stale registration does no harm here, because the device only reads.
         let moved = unsafe {
             self.io
                 .write_registered(self.writer.as_fd(), bytes, guard.registration(), 0)

@@ -1,5 +1,5 @@
-//! Checks the devices that register memory: io_uring, and RDMA adapters as sysfs and libibverbs
-//! list them.
+//! Checks the devices that register memory: io_uring, and the RDMA adapters that sysfs and
+//! libibverbs list.
 
 use std::fs::File;
 use std::io;
@@ -42,12 +42,13 @@ fn look_with(files: &Files, verbs: &Verbs, open: impl Fn(&str) -> io::Result<()>
     findings
 }
 
-/// With this module `ibv_reg_mr` takes addresses of a GPU's memory, whose changes no monitor sees.
+/// Returns a note if `nvidia_peermem` is loaded. With this module `ibv_reg_mr` accepts addresses of
+/// a GPU's memory. No monitor sees changes of that memory.
 fn peer_memory(files: &Files) -> Option<Finding> {
     files.exists("/sys/module/nvidia_peermem").then(|| {
         Finding::note(
             "nvidia_peermem",
-            "loaded: the cache does not retain registrations of GPU memory by address. Register a dma-buf of it instead",
+            "loaded: the cache does not retain registrations of GPU memory by address. Register a dma-buf of the memory instead",
         )
     })
 }
@@ -121,7 +122,7 @@ fn device_of(files: &Files, device: &str, open: &impl Fn(&str) -> io::Result<()>
             Some(libc::ENOENT) => Finding::missing(
                 subject,
                 format!(
-                    "{node} does not exist: udev is not running, or the container was not given it \
+                    "{node} does not exist: udev is not running, or the file was not passed to the container \
                      (docker run --device={node})"
                 ),
             )
@@ -145,7 +146,7 @@ fn device_of(files: &Files, device: &str, open: &impl Fn(&str) -> io::Result<()>
     }
 }
 
-/// Finds the file through which user space reaches a device.
+/// Returns the path of the character device of an RDMA device.
 fn node_of(files: &Files, device: &str) -> Option<String> {
     let uverbs = files.names(UVERBS).into_iter().find(|uverbs| {
         let of = files.read(&format!("{UVERBS}/{uverbs}/ibdev"));
@@ -181,7 +182,7 @@ fn ports_of(files: &Files, device: &str) -> Vec<(String, bool, Option<String>)> 
     files.names(&ports).into_iter().map(of).collect()
 }
 
-/// Checks whether io_uring has fixed buffers.
+/// Checks whether io_uring works with fixed buffers.
 pub(crate) fn look_at_io_uring(files: &Files) -> Vec<Finding> {
     let subject = "io_uring";
     let Err(error) = FileIo::new() else {
@@ -197,7 +198,7 @@ pub(crate) fn look_at_io_uring(files: &Files) -> Vec<Finding> {
         .fixed_by("sysctl kernel.io_uring_disabled=0"),
         _ => Finding::missing(
             subject,
-            format!("{error}: the kernel is built without it, or a sandbox forbids it"),
+            format!("{error}: the kernel is built without io_uring, or a sandbox forbids it"),
         ),
     }]
 }

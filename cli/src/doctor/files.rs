@@ -1,5 +1,5 @@
-//! [`Files`]: the files in which the kernel describes itself, below `/` or below a directory that a
-//! test has made.
+//! [`Files`]: the files that describe the kernel and the installation. They are below `/`, or below
+//! a directory that a test has made.
 
 use std::fs;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ impl Files {
         &self.release
     }
 
-    /// Returns where a path lies that begins with a slash.
+    /// Returns the place of an absolute path below the root.
     pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
@@ -42,13 +42,13 @@ impl Files {
         self.at(path).exists()
     }
 
-    /// Reads a file, and trims the text. `None` if there is no such file.
+    /// Reads a file, and trims its text. Returns `None` if there is no such file.
     pub(crate) fn read(&self, path: &str) -> Option<String> {
         let text = fs::read_to_string(self.at(path)).ok()?;
         Some(text.trim().to_owned())
     }
 
-    /// Returns the names in a directory, sorted.
+    /// Returns the sorted names in a directory.
     pub(crate) fn names(&self, dir: &str) -> Vec<String> {
         let entries = fs::read_dir(self.at(dir)).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries
@@ -58,7 +58,7 @@ impl Files {
         names
     }
 
-    /// Returns whether the kernel loads modules at all.
+    /// Returns whether the kernel can load modules.
     pub(crate) fn loads_modules(&self) -> bool {
         self.exists("/proc/modules")
     }
@@ -66,7 +66,7 @@ impl Files {
     /// Returns whether modprobe would find this module for this kernel.
     pub(crate) fn has_module(&self, name: &str) -> bool {
         let modules = self.at(&format!("/lib/modules/{}", self.release));
-        // modprobe reads this list.
+        // modprobe finds modules in this list.
         let listed = fs::read_to_string(modules.join("modules.dep")).unwrap_or_default();
         let file = format!("/{name}.ko");
         listed.lines().any(|line| {
@@ -75,7 +75,7 @@ impl Files {
         })
     }
 
-    /// Returns whether this kernel's headers, which modules are built with, are installed.
+    /// Returns whether the headers of this kernel are installed. Building a module needs them.
     pub(crate) fn has_headers(&self) -> bool {
         let build = format!("/lib/modules/{}/build", self.release);
         self.exists(&format!("{build}/Makefile"))
@@ -86,7 +86,7 @@ impl Files {
 pub(crate) mod tests {
     use super::*;
 
-    /// Makes a directory with these files, as the root of a machine.
+    /// Makes a directory with these files, which is the root of a fake machine.
     pub(crate) fn machine(name: &str, files: &[(&str, &str)]) -> (PathBuf, Files) {
         let root = std::env::temp_dir().join(format!("doctor-{name}-{}", std::process::id()));
         for (path, text) in files {

@@ -1,9 +1,9 @@
-//! Asks libibverbs which devices it can use, without linking it.
+//! Gets the list of devices from libibverbs, without linking the library.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-/// The answer of libibverbs.
+/// The devices that libibverbs can use, if it is installed.
 #[derive(Debug)]
 pub(crate) enum Verbs {
     NotThere,
@@ -15,16 +15,16 @@ type GetList = unsafe extern "C" fn(*mut c_int) -> *mut *mut c_void;
 type FreeList = unsafe extern "C" fn(*mut *mut c_void);
 type GetName = unsafe extern "C" fn(*mut c_void) -> *const c_char;
 
-/// Loads libibverbs and asks it. It stays loaded, as it is not made to be unloaded.
+/// Loads libibverbs and lists its devices. The library stays loaded, because it does not support
+/// unloading.
 pub(crate) fn look() -> Verbs {
-    // SAFETY: loading runs the library's constructors, and libibverbs's have no effect on this
-    // tool.
+    // SAFETY: loading runs the constructors of libibverbs, which have no effect on this tool.
     let library = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOW) };
     if library.is_null() {
         return Verbs::NotThere;
     }
     let symbol = |name: &CStr| {
-        // SAFETY: loaded above, and not closed.
+        // SAFETY: the library was loaded above, and is not closed.
         let found = unsafe { libc::dlsym(library, name.as_ptr()) };
         (!found.is_null()).then_some(found)
     };
@@ -36,8 +36,8 @@ pub(crate) fn look() -> Verbs {
     let (Some(get_list), Some(free_list), Some(get_name)) = functions else {
         return Verbs::NotThere;
     };
-    // SAFETY: libibverbs's functions of these names have the types that verbs.h declares. Their
-    // structures are opaque here.
+    // SAFETY: the functions of libibverbs with these names have the types that verbs.h declares.
+    // This code treats their structures as opaque.
     let (get_list, free_list, get_name) = unsafe {
         (
             std::mem::transmute::<*mut c_void, GetList>(get_list),
@@ -45,20 +45,20 @@ pub(crate) fn look() -> Verbs {
             std::mem::transmute::<*mut c_void, GetName>(get_name),
         )
     };
-    // SAFETY: the argument may be null, which says that the count is not wanted.
+    // SAFETY: the argument may be null. The function then stores no count.
     let list = unsafe { get_list(ptr::null_mut()) };
     if list.is_null() {
-        // The kernel has no RDMA.
+        // The kernel has no RDMA subsystem.
         return Verbs::Lists(Vec::new());
     }
     let mut names = Vec::new();
     let mut next = list;
     // SAFETY: the list ends with a null.
     while let Some(device) = ptr::NonNull::new(unsafe { *next }) {
-        // SAFETY: a device of the list, whose name is a terminated array in it.
+        // SAFETY: the device is in the list, and its name is a terminated array.
         let name = unsafe { CStr::from_ptr(get_name(device.as_ptr())) };
         names.push(name.to_string_lossy().into_owned());
-        // SAFETY: this one was not the last.
+        // SAFETY: this element was not the final null, so another element follows.
         next = unsafe { next.add(1) };
     }
     // SAFETY: the list is freed once.

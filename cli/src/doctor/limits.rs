@@ -4,13 +4,13 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use super::{Files, Finding};
 
-/// Registrations that a cache retains by default.
+/// The number of registrations that a cache retains by default.
 const ENTRIES: u64 = 65_536;
 
-/// File descriptors that a cache holds: those of its monitor, and those that wake its reaper.
+/// The number of file descriptors that a cache uses, for its monitor and to wake its reaper.
 const DESCRIPTORS: u64 = 8;
 
-/// The bit of the capability to pin any amount of memory.
+/// The bit of `CAP_IPC_LOCK`, with which a process may pin any amount of memory.
 const CAP_IPC_LOCK: u32 = 14;
 
 pub(crate) fn look(files: &Files, monitor: Option<&str>) -> Vec<Finding> {
@@ -31,7 +31,7 @@ fn locked(files: &Files, limit: u64) -> Finding {
         return Finding::good(subject, "unlimited (RLIMIT_MEMLOCK)");
     }
     let says = format!(
-        "{} MiB (RLIMIT_MEMLOCK), which a cache stays within. To raise it from the next login on:",
+        "{} MiB (RLIMIT_MEMLOCK), the most that a cache pins. To raise it from the next login on:",
         limit >> 20
     );
     Finding::note(subject, says)
@@ -45,7 +45,8 @@ fn may_pin_any_amount(files: &Files) -> bool {
     effective.is_some_and(|it| it >> CAP_IPC_LOCK & 1 == 1)
 }
 
-/// Checks the limit on mappings. userfaultfd splits mappings at both ends of a watched range.
+/// Checks the limit on mappings. It matters only with userfaultfd, which splits mappings at both
+/// ends of a watched range.
 fn mappings(files: &Files, monitor: Option<&str>) -> Finding {
     let subject = "mappings";
     let limit = files.read("/proc/sys/vm/max_map_count");

@@ -1,8 +1,8 @@
 //! `regcache doctor`: checks whether this machine can cache registrations.
 //!
-//! Each part checks one area and returns [`Finding`]s. A finding that is a problem has the commands
-//! that fix it, or says that no command does. The commands are for root, and run unchanged on
-//! Debian.
+//! Each part checks one area and returns [`Finding`]s. If a finding is a problem, it has the
+//! commands that fix the problem, unless no command can. The commands are for root on Debian, and
+//! can be run unchanged.
 
 mod devices;
 mod files;
@@ -15,11 +15,11 @@ use files::Files;
 /// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// Works.
+    /// The part works.
     Good,
-    /// Works but could be better, or is not needed.
+    /// The part works but could be better, or it is not needed.
     Note,
-    /// Does not work.
+    /// The part does not work.
     Missing,
 }
 
@@ -29,7 +29,7 @@ pub(crate) struct Finding {
     level: Level,
     subject: String,
     says: String,
-    /// Commands that fix it, in order.
+    /// The commands that fix the problem, in order.
     fix: Vec<String>,
 }
 
@@ -55,14 +55,14 @@ impl Finding {
         }
     }
 
-    /// Adds a command that fixes it.
+    /// Adds a command that fixes the problem.
     fn fixed_by(mut self, command: impl Into<String>) -> Self {
         self.fix.push(command.into());
         self
     }
 }
 
-/// An area, and the findings in it.
+/// An area of checks, and its findings.
 #[derive(Debug)]
 struct Part {
     title: &'static str,

@@ -5,7 +5,7 @@ use regcache::monitor::{OpenError, Ummunotify, Userfaultfd, UserfaultfdError};
 
 use super::{Files, Finding};
 
-/// Returns the monitor that a cache would use.
+/// Returns the name of the monitor that a cache would use.
 pub(crate) fn best() -> Option<&'static str> {
     if Ummunotify::open().is_ok() {
         return Some("ummunotify");
@@ -44,7 +44,7 @@ fn driver_of(files: &Files, opened: Result<(), OpenError>) -> Finding {
                 .fixed_by("chmod a+r /dev/ummunotify")
         }
         OpenError::NoDriver { .. } => no_driver(files),
-        // The node is left over from a driver that is no longer loaded.
+        // The device file exists, but the driver is no longer loaded.
         OpenError::Open { ref source, .. }
             if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) =>
         {
@@ -58,7 +58,7 @@ fn no_driver(files: &Files) -> Finding {
     let missing = |says: &str| Finding::missing("ummunotify", says);
     if files.exists("/sys/module/ummunotify") {
         return missing(
-            "the driver is loaded, but /dev/ummunotify does not exist (in a container, pass it in: \
+            "the driver is loaded, but /dev/ummunotify does not exist (in a container, pass the file in: \
              docker run --device=/dev/ummunotify:r)",
         )
         .fixed_by(format!(
@@ -90,7 +90,7 @@ fn no_driver(files: &Files) -> Finding {
         .fixed_by("modprobe ummunotify")
 }
 
-/// Reads the driver's minor number.
+/// Reads the minor number of the driver's device.
 fn minor(files: &Files) -> Option<String> {
     let misc = files.read("/proc/misc")?;
     let mut words = misc.lines().map(str::split_whitespace);

@@ -1,12 +1,13 @@
-//! [`Budget`]: the limits on entries and bytes, and the use of both.
+//! [`Budget`]: the limits on entries and bytes, and the entries and bytes in use.
 
 /// See the head of this file.
 #[derive(Debug)]
 pub(crate) struct Budget {
     max_entries: usize,
     max_bytes: usize,
-    /// The entries and bytes of registrations that are pending, linked or unlinked.
+    /// The number of entries that are pending, linked or unlinked.
     entries: usize,
+    /// The number of bytes that these entries pin.
     bytes: usize,
 }
 
@@ -25,7 +26,7 @@ impl Budget {
         self.max_entries > 0 && bytes <= self.max_bytes
     }
 
-    /// Reserves room for an entry, if there is room.
+    /// Reserves room for an entry. Returns false if there is no room.
     pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
         let fits = self.would_hold(bytes, 0, 0);
         if fits {

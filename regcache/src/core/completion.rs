@@ -1,4 +1,4 @@
-//! [`Completion`]: waiting until registrations are deregistered.
+//! [`Completion`]: waits until registrations are deregistered.
 
 use std::fmt;
 use std::mem;
@@ -11,14 +11,14 @@ use crate::monitor::{Auto, Monitor};
 use crate::registrar::Registrar;
 use crate::sys::sync::{Arc, lock, wait_for};
 
-/// Registrations that no later lookup returns, and that guards may still hold. Uncached ones are
-/// among them.
+/// The registrations that guards may still hold although no later lookup returns them. They include
+/// uncached registrations.
 ///
-/// Each is deregistered when its last guard is dropped, and a completion can wait for that.
-/// Dropping the completion has no effect on them.
+/// Each registration is deregistered when its last guard is dropped. A completion can wait for
+/// that. Dropping the completion has no effect on the registrations.
 pub struct Completion<R: Registrar, M: Monitor = Auto> {
     core: Arc<Core<R, M>>,
-    /// Those that are not known to be deregistered.
+    /// The registrations that are not known to be deregistered.
     left: Vec<EntryId>,
 }
 
@@ -31,7 +31,7 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
     }
 
     /// Returns the number of registrations that are not deregistered yet. Returns 0 in a forked
-    /// child, because they are the parent's.
+    /// child, because the registrations belong to the parent.
     pub fn in_use(&mut self) -> usize {
         if self.core.in_child() {
             return 0;
@@ -40,9 +40,10 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
         self.count(&lock(&core.table))
     }
 
-    /// Waits until all are deregistered, for `timeout` at most. Returns true if they are.
+    /// Waits until all registrations are deregistered, for `timeout` at most. Returns true if they
+    /// are.
     ///
-    /// Other threads have to drop the guards.
+    /// This method drops no guard, so other threads have to drop the guards.
     pub fn wait(&mut self, timeout: Duration) -> bool {
         if self.core.in_child() {
             return true;
@@ -53,7 +54,7 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
         table.waiting += 1;
         let mut done = self.count(&table) == 0;
         while !done {
-            // The deadline overflowed: wait without one.
+            // If the deadline overflowed, wait again and again for the whole time-out.
             let rest = until.map_or(timeout, |until| {
                 until.saturating_duration_since(Instant::now())
             });
@@ -76,7 +77,8 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
 impl<R: Registrar, M: Monitor> Drop for Completion<R, M> {
     fn drop(&mut self) {
         if self.core.in_child() {
-            // The registrar and the monitor would close what is the parent's.
+            // The registrar and the monitor belong to the parent process. Dropping them here would
+            // close what the parent still uses. So they are leaked.
             mem::forget(Arc::clone(&self.core));
         }
     }

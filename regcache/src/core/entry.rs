@@ -24,29 +24,34 @@
 //!
 //! While an entry is live the index owns one of its references. [`kill`](Entry::kill) clears the
 //! flag and drops that reference in a single step. Guards own the other references. The count of
-//! hits goes on from one life of the entry to the next.
+//! hits is kept when the entry is used again for another registration.
 //!
 //! # The argument
 //!
-//! 1. *References only grow while the entry is live.* [`acquire`](Entry::acquire) adds one by a
-//!    compare-and-swap from a state that has the flag. So once the flag is cleared the count only
-//!    falls, and exactly one [`release`](Entry::release) or `kill` brings it to 0. That caller, and
-//!    no other, is told to take the content out.
+//! 1. *References only grow while the entry is live.* [`acquire`](Entry::acquire) adds one
+//!    reference by a compare-and-swap, which succeeds only if the flag is set. So once the flag is
+//!    cleared, the count of references only falls. Exactly one [`release`](Entry::release) or
+//!    `kill` brings it to 0. The result of that call tells its caller to take the content out. No
+//!    other caller does so.
 //! 2. *The owner of a reference sees the content that it acquired, and this content does not
 //!    change.* The content is written before the release store in `publish`. `acquire` reads that
-//!    store, or a read-modify-write that follows it in its release sequence, with acquire ordering.
-//!    The content is overwritten only when the entry is vacant, which point 1 puts after the last
-//!    release. Each release has release ordering, and the one that ends at 0 loads with acquire
-//!    before the content moves.
-//! 3. *A reader may come with a pointer to an entry that has since been recycled.* Entries live in
-//!    a slab that is not freed while anybody can look up. So the word that the reader loads is
-//!    always a state. If `acquire` succeeds the reader holds a reference to the registration that
-//!    is live there now. That one is never dead, but it may be another than the reader was sent to.
-//!    So the reader must check that the registration serves its request.
-//! 4. *No count runs into its neighbour.* Once the word holds 2^26 hits, nothing is granted before
-//!    half of them have moved to a counter of their own. They do not move while there are 2^33
-//!    references. Each reference comes with a hit, so at most 2^26 more are granted beyond that, of
-//!    the 2^35 that fit.
+//!    store, or a read-modify-write in the store's release sequence, with acquire ordering. So the
+//!    owner sees the content.
+//!
+//!    The content is overwritten only when the entry is vacant. By point 1, that is after the last
+//!    release. Each release has release ordering. The release that brings the count to 0 loads the
+//!    state with acquire ordering before the content is moved out. So no owner still reads the
+//!    content when it is moved or overwritten.
+//! 3. *A reader may have a pointer to an entry that was recycled after the reader got the pointer.*
+//!    Entries are in a slab that is not freed while any thread can look up. So the word that the
+//!    reader loads is always the state of an entry. If `acquire` succeeds, the reader holds a
+//!    reference to the registration that is live in the entry at that moment. This registration is
+//!    never dead, but it may not be the one that the reader looked for. So the reader must check
+//!    that the registration serves its request.
+//! 4. *No count runs into its neighbour.* Once the word holds 2^26 hits, no reference is granted
+//!    until half of those hits have moved to a separate counter. While there are 2^33 references or
+//!    more, hits do not move. Each reference granted adds a hit, so at most 2^26 references are
+//!    granted beyond 2^33. The field has room for 2^35.
 
 use std::mem::MaybeUninit;
 
@@ -59,9 +64,11 @@ const REVOCABLE: u64 = 1 << 1;
 const HIT: u64 = 1 << 2;
 /// Half of the hits that fit.
 const MANY_HITS: u64 = 1 << 28;
-/// The number of hits moved at a time. Some stay behind, so that one can be taken back at any time.
+/// The hits that are moved in one step. The other hits stay in the word, so that `decline` can
+/// always take one back.
 const MOVED_HITS: u64 = MANY_HITS / 2;
-/// One reference. The sum of a reference and a hit is a short operand of one addition.
+/// One reference. Its place in the word makes the sum of a reference and a hit a short operand of
+/// one addition.
 const ONE: u64 = 1 << 29;
 const REFERENCES: u64 = !(ONE - 1);
 /// A quarter of the references that fit.
@@ -72,8 +79,8 @@ const TOO_MANY: u64 = 1 << 62;
 #[repr(C)]
 pub(crate) struct Entry<T> {
     state: AtomicU64,
-    /// Not 0 if the entry was looked up since [`was_used`](Entry::was_used) was last called: the
-    /// reference bit of CLOCK.
+    /// The reference bit of CLOCK. It is not 0 if the entry was looked up since
+    /// [`was_used`](Entry::was_used) was last called.
     used: AtomicU32,
     /// The number of times that [`MOVED_HITS`] were moved out of the state.
     hit_blocks: AtomicU32,
@@ -83,23 +90,24 @@ pub(crate) struct Entry<T> {
 /// The owners that remain after a reference was released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Left {
-    /// Guards, or an index that retains the registration.
+    /// Guards, or the index if it retains the registration.
     Others,
     /// Only the index, which must not retain the registration.
     Index,
-    /// None. The caller must [`take`](Entry::take) the content.
+    /// No owner. The caller must [`take`](Entry::take) the content.
     Nobody,
 }
 
-// SAFETY: a `T` moves in and out of an entry by shared reference (hence `Send`), and several
-// threads read it at once (hence `Sync`). Points 1 and 2 above order these accesses.
+// SAFETY: a `T` moves in and out of an entry by shared reference, so `T` must be `Send`. Several
+// threads read the content at once, so `T` must be `Sync`. Points 1 and 2 above order these
+// accesses.
 unsafe impl<T: Send + Sync> Sync for Entry<T> {}
-// SAFETY: no part of an entry belongs to a thread.
+// SAFETY: no part of an entry is bound to one thread.
 unsafe impl<T: Send> Send for Entry<T> {}
 
 impl<T> Entry<T> {
-    /// Returns a vacant entry. All its bytes are zero, so fresh memory holds vacant entries
-    /// (`slab.rs`).
+    /// Returns a vacant entry. All bytes of a vacant entry are zero. So zeroed memory holds vacant
+    /// entries (`slab.rs`).
     pub(crate) fn vacant() -> Self {
         Self {
             state: AtomicU64::new(0),
@@ -132,14 +140,15 @@ impl<T> Entry<T> {
     }
 
     unsafe fn fill(&self, content: T, state: u64) {
-        // A reader with a stale pointer does not change a state without the flag.
+        // A reader with an outdated pointer does not change a state in which `LIVE` is clear. So no
+        // thread changes the state between this load and the store below.
         let hits = self.state.load(Ordering::Relaxed) & (ONE - HIT);
         debug_assert!(
             self.state.load(Ordering::Relaxed) & (LIVE | REFERENCES) == 0,
             "filled an entry in use"
         );
-        // SAFETY: the entry is vacant, so there is no reference, and none is granted until the
-        // flag is set below. The caller is the only one to fill it.
+        // SAFETY: the entry is vacant, so there is no reference. No reference is granted until the
+        // flag is set below. No other thread fills the entry.
         self.content.with_mut(|p| unsafe { (*p).write(content) });
         self.used.store(0, Ordering::Relaxed);
         self.state.store(hits | state, Ordering::Release);
@@ -150,7 +159,7 @@ impl<T> Entry<T> {
         self.acquire_unless(0)
     }
 
-    /// Does as [`acquire`](Self::acquire), but refuses a revocable registration.
+    /// Does the same as [`acquire`](Self::acquire), but refuses a revocable registration.
     pub(crate) fn acquire_retained(&self) -> bool {
         self.acquire_unless(REVOCABLE)
     }
@@ -183,7 +192,7 @@ impl<T> Entry<T> {
         }
     }
 
-    /// Does as [`acquire`](Self::acquire), but fails if the first attempt does.
+    /// Does the same as [`acquire`](Self::acquire), but makes only one attempt.
     #[inline]
     pub(crate) fn try_acquire(&self) -> bool {
         let state = self.state.load(Ordering::Relaxed);
@@ -246,17 +255,18 @@ impl<T> Entry<T> {
         if references != ONE {
             return Left::Others;
         }
-        // This reads this thread's own write, which ends the other threads' release sequences.
+        // This load reads this thread's own write, which belongs to the release sequences of the
+        // other threads' releases. So all their reads of the content happen before this load.
         self.state.load(Ordering::Acquire);
         Left::Nobody
     }
 
     /// Makes a live entry dead and drops the index's reference. Returns true if that was the last
-    /// reference: then the caller must [`take`](Self::take) the content.
+    /// reference. Then the caller must [`take`](Self::take) the content.
     ///
     /// # Safety
     ///
-    /// The entry is live, and the caller is the only one to kill it: the index has dropped it.
+    /// The entry is live and no longer in the index. No other thread kills it.
     #[must_use]
     pub(crate) unsafe fn kill(&self) -> bool {
         let before = self.state.fetch_sub(LIVE + ONE, Ordering::Release);
@@ -265,7 +275,7 @@ impl<T> Entry<T> {
     }
 
     #[cfg(all(test, not(loom)))]
-    /// Adds as many references and hits as no lookup is granted beyond.
+    /// Adds so many references and hits that no further lookup is granted a reference.
     pub(crate) fn saturate(&self) {
         self.state
             .fetch_add(TOO_MANY - 2 * ONE + MANY_HITS, Ordering::Relaxed);
@@ -278,26 +288,26 @@ impl<T> Entry<T> {
     /// The caller owns a reference for as long as it uses the result.
     #[inline]
     pub(crate) unsafe fn content(&self) -> &T {
-        // SAFETY: the caller owns a reference. So the entry was filled, and is not emptied before
+        // SAFETY: the caller owns a reference. So the entry was filled, and its content stays until
         // that reference is released (point 2).
         self.content.with(|p| unsafe { (*p).assume_init_ref() })
     }
 
-    /// Moves the content out, which leaves the entry vacant.
+    /// Moves the content out. This leaves the entry vacant.
     ///
     /// # Safety
     ///
-    /// [`release`](Self::release) or [`kill`](Self::kill) has told this caller to, and it does so
-    /// once.
+    /// [`release`](Self::release) or [`kill`](Self::kill) has told this caller to take the content,
+    /// and the caller does so once.
     pub(crate) unsafe fn take(&self) -> T {
-        // SAFETY: the count is 0 and the flag is clear, so this caller is alone (point 1). The
-        // content was written by `fill` and has not been taken since.
+        // SAFETY: the count is 0 and the flag is clear, so no other thread accesses the content
+        // (point 1). The content was written by `fill` and has not been taken since.
         self.content
             .with_mut(|p| unsafe { (*p).assume_init_read() })
     }
 
-    /// Returns true if the entry is live and has a reference besides the index's. The answer may
-    /// be outdated at once.
+    /// Returns true if the entry is live and has a reference in addition to the index's. The answer
+    /// may be outdated at once.
     pub(crate) fn is_in_use(&self) -> bool {
         self.state.load(Ordering::Relaxed) & REFERENCES > ONE
     }
@@ -308,7 +318,7 @@ impl<T> Entry<T> {
         self.state.load(Ordering::Relaxed) & REVOCABLE != 0
     }
 
-    /// Sets the reference bit: the entry was looked up.
+    /// Sets the reference bit, which records that the entry was looked up.
     #[inline]
     pub(crate) fn touch(&self) {
         self.used.store(1, Ordering::Relaxed);
@@ -321,7 +331,8 @@ impl<T> Entry<T> {
         used
     }
 
-    /// Returns the number of lookups served, over all lives of this entry.
+    /// Returns the number of lookups that this entry has served, for all registrations that it has
+    /// held.
     pub(crate) fn hits(&self) -> u64 {
         let here = (self.state.load(Ordering::Relaxed) & (ONE - HIT)) / HIT;
         u64::from(self.hit_blocks.load(Ordering::Relaxed)) * (MOVED_HITS / HIT) + here
@@ -336,7 +347,7 @@ mod tests {
     fn the_last_of_guards_and_index_takes_the_content() {
         let entry = Entry::vacant();
         assert!(!entry.acquire(), "a vacant entry gives no reference");
-        // SAFETY: one thread, references counted by hand.
+        // SAFETY: the test has one thread, and it counts the references by hand.
         unsafe {
             entry.publish("registration", false);
             assert!(entry.acquire());
@@ -356,7 +367,7 @@ mod tests {
     #[test]
     fn an_idle_entry_is_the_killers_to_take() {
         let entry = Entry::vacant();
-        // SAFETY: one thread, references counted by hand.
+        // SAFETY: the test has one thread, and it counts the references by hand.
         unsafe {
             entry.publish(7, false);
             assert!(entry.is_in_use());
@@ -370,7 +381,7 @@ mod tests {
     #[test]
     fn the_last_guard_of_a_revocable_registration_is_told() {
         let entry = Entry::vacant();
-        // SAFETY: one thread, references counted by hand.
+        // SAFETY: the test has one thread, and it counts the references by hand.
         unsafe {
             entry.publish(7, true);
             assert!(entry.is_revocable());
@@ -389,7 +400,7 @@ mod tests {
     #[test]
     fn hits_are_counted_past_the_room_for_them_and_from_life_to_life() {
         let entry = Entry::vacant();
-        // SAFETY: one thread, references counted by hand.
+        // SAFETY: the test has one thread, and it counts the references by hand.
         unsafe {
             entry.publish(7, false);
             let many = MANY_HITS / HIT - 1;
@@ -413,13 +424,13 @@ mod tests {
     #[test]
     fn with_too_many_references_there_are_no_more_of_them() {
         let entry = Entry::vacant();
-        // SAFETY: one thread, references counted by hand; the content needs no drop.
+        // SAFETY: the test has one thread. The content needs no drop.
         unsafe { entry.publish(7, false) };
         let many = TOO_MANY - 2 * ONE + MANY_HITS;
         entry.state.fetch_add(many, Ordering::Relaxed);
         assert!(!entry.try_acquire());
         assert!(!entry.acquire());
-        // SAFETY: one of those above.
+        // SAFETY: this releases one of the references added above.
         assert_eq!(unsafe { entry.release() }, Left::Others);
         assert!(entry.acquire());
         // On some CPUs a compare-and-swap may fail spuriously.
@@ -437,8 +448,8 @@ mod loom_tests {
 
     use super::*;
 
-    /// Readers come and go while the entry is killed and recycled. The content is taken exactly
-    /// once each time, and no reader sees content that was taken.
+    /// Readers acquire and release while the entry is killed. The content is taken exactly once
+    /// each time, and no reader sees content that was taken.
     #[test]
     fn loom_content_is_taken_once_and_never_seen_after() {
         loom::model(|| {
@@ -454,11 +465,11 @@ mod loom_tests {
                         if !entry.acquire() {
                             return 0;
                         }
-                        // SAFETY: acquired above.
+                        // SAFETY: the reference was acquired above.
                         drop(Arc::clone(unsafe { entry.content() }));
-                        // SAFETY: acquired above, not used after.
+                        // SAFETY: the reference was acquired above and is not used afterwards.
                         if unsafe { entry.release() } == Left::Nobody {
-                            // SAFETY: told to.
+                            // SAFETY: the call above told this thread to take the content.
                             drop(unsafe { entry.take() });
                             return 1;
                         }
@@ -467,16 +478,16 @@ mod loom_tests {
                 })
                 .collect();
 
-            // SAFETY: live, and only killed here.
+            // SAFETY: the entry is live, and only this thread kills it.
             let mut taken = u32::from(unsafe { entry.kill() });
             if taken == 1 {
-                // SAFETY: told to.
+                // SAFETY: the call above told this thread to take the content.
                 drop(unsafe { entry.take() });
             }
             // SAFETY: publish gave this thread a reference.
             if unsafe { entry.release() } == Left::Nobody {
                 taken += 1;
-                // SAFETY: told to.
+                // SAFETY: the call above told this thread to take the content.
                 drop(unsafe { entry.take() });
             }
             for reader in readers {

@@ -1,14 +1,15 @@
 //! [`Eviction`]: the order in which entries are evicted, and the lists of entries to deregister.
 //!
 //! The order is CLOCK (second chance), an approximation of LRU. The head of the list of live
-//! entries is evicted unless its reference bit is set. In that case the bit is cleared and the
-//! entry moves to the tail. A hit does not touch the list: it sets the bit in its own entry, and
-//! eviction reads the bit. (docs/design/eviction.md compares CLOCK with other orders.)
+//! entries is evicted if it is idle and its reference bit is clear. Otherwise it moves to the tail,
+//! and the bit of an idle entry is cleared. A hit does not touch the list. It sets the reference
+//! bit of its entry, and eviction reads the bit. (docs/design/eviction.md compares CLOCK with other
+//! orders.)
 
 use crate::core::slab::Slot;
 
-/// The number of entries that one search for a victim looks at, at most. The next search goes on
-/// where this one ended.
+/// The maximum number of entries that one search for a victim looks at. The next search goes on
+/// where the last one ended.
 const PATIENCE: usize = 4096;
 
 /// One of the lists. A slot is in at most one of them.
@@ -16,23 +17,22 @@ const PATIENCE: usize = 4096;
 pub(crate) enum List {
     /// Live entries, in the order of eviction.
     Live,
-    /// Entries without references, whose content is still to be taken out.
+    /// Unlinked entries without references, whose content was not taken out yet.
     Dead,
-    /// Unlinked entries whose content guards still use, or whose content some thread has taken out
-    /// and is deregistering.
+    /// Unlinked entries that guards still hold, and entries that some thread is deregistering.
     Draining,
 }
 
 impl List {
     const COUNT: usize = 3;
 
-    /// Returns the list's sentinel node, which comes before its head and after its tail.
+    /// Returns the list's sentinel node, which comes before the list's head and after its tail.
     fn sentinel(self) -> u32 {
         self as u32
     }
 }
 
-/// The lists, doubly linked, with a node for each slot.
+/// The doubly linked lists, with one node for each slot.
 #[derive(Debug)]
 pub(crate) struct Eviction {
     /// The sentinels of all lists, then the nodes of the slots.
@@ -48,7 +48,7 @@ struct Node {
 }
 
 impl Node {
-    /// Returns a node in no list, or the sentinel of an empty one.
+    /// Returns a node that is in no list. It is also the sentinel of an empty list.
     fn unlinked(at: usize) -> Self {
         Self {
             prev: at as u32,
@@ -101,7 +101,7 @@ impl Eviction {
         self.nodes[next as usize].prev = node;
     }
 
-    /// Puts a slot that is in no list at the tail of this one.
+    /// Adds a slot, which must be in no list, at the tail of `list`.
     pub(crate) fn push(&mut self, list: List, slot: Slot) {
         self.insert_after(self.at(list.sentinel()).prev, slot);
         self.live += usize::from(list == List::Live);
@@ -113,7 +113,7 @@ impl Eviction {
         self.live += 1;
     }
 
-    /// Takes a slot out of the list that it is in.
+    /// Removes a slot from `list`, which must contain it.
     pub(crate) fn remove(&mut self, list: List, slot: Slot) {
         let Node { prev, next } = self.at(node_of(slot));
         self.nodes[prev as usize].next = next;
@@ -121,10 +121,11 @@ impl Eviction {
         self.live -= usize::from(list == List::Live);
     }
 
-    /// Takes the next entry to evict out of the live entries. Returns `None` if it finds none that
-    /// `is_idle`: not in use, and with its reference bit clear.
+    /// Removes the next entry to evict from the list of live entries, and returns it. An entry can
+    /// be evicted if `is_idle`: it is not in use, and its reference bit is clear. Returns `None` if
+    /// the search finds no such entry.
     pub(crate) fn victim(&mut self, mut is_idle: impl FnMut(Slot) -> bool) -> Option<Slot> {
-        // After two rounds every bit that was set at the beginning is clear.
+        // Two rounds suffice: the first clears every reference bit that was set at the beginning.
         for _ in 0..PATIENCE.min(2 * self.live) {
             let slot = self.head(List::Live)?;
             self.remove(List::Live, slot);

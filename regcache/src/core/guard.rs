@@ -1,4 +1,4 @@
-//! [`Guard`]: a registration in use, and the end of its use.
+//! [`Guard`]: a reference to a registration in use, and the release of that reference.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -13,36 +13,36 @@ use crate::range::VaRange;
 use crate::registrar::Registrar;
 use crate::sys::sync::{Arc, lock};
 
-/// A registration in use. Drop a guard only when the completions of all work that was posted with
-/// its keys have been polled: the keys stay valid on the device after the drop.
+/// A reference to a registration in use. Drop the guard only after polling the completions of all
+/// work that was posted with its keys. The keys stay valid on the device after the drop.
 ///
-/// This teardown is wrong. A send of the peer then overwrites memory that has another owner:
+/// This teardown is wrong, because a send of the peer may overwrite memory that has another owner:
 ///
 /// ```text
 /// post_receive(&queue_pair, &buffer, guard.registration().lkey());
 /// drop(guard);       // The receive is still posted.
-/// drop(buffer);      // The allocator may give the memory to somebody else.
-/// drop(queue_pair);  // This has to come first: it ends all work.
+/// drop(buffer);      // The allocator may hand out the memory again.
+/// drop(queue_pair);  // This has to come first, because it ends all work.
 /// ```
 ///
-/// While a guard lives its registration is not deregistered, even if its memory is unmapped or the
-/// cache is dropped. So a transfer that was posted with it can complete. A guard may be sent to the
-/// thread that sees the completion, and dropped there.
+/// While a guard lives, its registration is not deregistered, even if the memory is unmapped or the
+/// cache is dropped. So a transfer that was posted with the registration can complete. A guard may
+/// be sent to the thread that polls the completion, and dropped there.
 ///
 /// Dropping the guard does not end the registration on the device. A peer with a remote key can use
-/// it until the cache deregisters the memory, which may be never. If that matters, set
+/// the key until the cache deregisters the memory. The cache may never do so. If that matters, set
 /// [`Builder::revoke_remote_keys`](crate::Builder::revoke_remote_keys).
 pub struct Guard<R: Registrar, M: Monitor = Auto> {
-    /// The entry, of which the guard owns a reference.
+    /// The entry. The guard owns a reference to it.
     entry: NonNull<Entry<Content<R, M>>>,
     owns: PhantomData<Content<R, M>>,
 }
 
-// SAFETY: a guard is a counted reference to an entry, which any thread may release. It reaches the
-// registration, which is `Send + Sync` by the trait, and the core, which is `Sync` and may be
-// dropped in any thread.
+// SAFETY: a guard is a counted reference to an entry, which any thread may release. A guard gives
+// access to the registration, which is `Send + Sync` by the trait. A guard also gives access to the
+// core, which is `Sync` and may be dropped in any thread.
 unsafe impl<R: Registrar, M: Monitor> Send for Guard<R, M> {}
-// SAFETY: by shared reference a guard gives nothing but `&R::Registration` and `Copy` values.
+// SAFETY: by shared reference, a guard gives access only to `&R::Registration` and `Copy` values.
 unsafe impl<R: Registrar, M: Monitor> Sync for Guard<R, M> {}
 
 impl<R: Registrar, M: Monitor> Guard<R, M> {
@@ -57,36 +57,40 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
 
     #[inline]
     fn entry(&self) -> &Entry<Content<R, M>> {
-        // SAFETY: the entry is in a slab that the content keeps alive by its core, or in a box of
-        // its own. Both last until the reference that this guard owns is released.
+        // SAFETY: the entry is in a slab or in a box of its own. The content keeps the slab alive
+        // by its reference to the core. The slab and the box both last until the reference that
+        // this guard owns is released.
         unsafe { self.entry.as_ref() }
     }
 
     #[inline]
     pub(crate) fn content(&self) -> &Content<R, M> {
-        // SAFETY: this guard owns a reference at least as long as `self` is borrowed.
+        // SAFETY: this guard owns a reference, at least while `self` is borrowed.
         unsafe { self.entry().content() }
     }
 
-    /// Returns the registration, which has what it takes to post a transfer.
+    /// Returns the registration, which contains what is needed to post a transfer.
     #[inline]
     pub fn registration(&self) -> &R::Registration {
         &self.content().registration
     }
 
-    /// Returns the addresses that the registration covers, at least those asked for.
+    /// Returns the addresses that the registration covers. They include the range that was looked
+    /// up.
     #[inline]
     pub fn range(&self) -> VaRange {
         self.content().range
     }
 
-    /// Returns the access that the registration allows, at least the one asked for.
+    /// Returns the access that the registration allows. That access serves the access that the
+    /// lookup asked for.
     #[inline]
     pub fn access(&self) -> R::Access {
         self.content().access
     }
 
-    /// Returns false if the registration dies with this guard.
+    /// Returns false if the registration is uncached: it is deregistered when this guard is
+    /// dropped.
     pub fn is_cached(&self) -> bool {
         matches!(self.content().id, EntryId::Cached(..))
     }
@@ -121,12 +125,13 @@ impl<R: Registrar, M: Monitor> Drop for Guard<R, M> {
 /// Deregisters a registration whose last guard was dropped.
 #[cold]
 fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
-    // SAFETY: as in `Guard::entry`. The content, and with it the core, is still in place.
+    // SAFETY: as in `Guard::entry`. The content has not been taken yet. It keeps the core, and so
+    // the slab, alive.
     let shared = unsafe { entry.as_ref() };
-    // SAFETY: `release` has just said to.
+    // SAFETY: `release` has just told this thread to take the content.
     let content = unsafe { shared.take() };
     if content.core.in_child() {
-        // The registration is the parent's.
+        // The registration belongs to the parent process, so it is leaked here.
         mem::forget(content);
         return;
     }
@@ -144,7 +149,7 @@ fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>
 fn release_revocable<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
     // SAFETY: as in `Guard::entry`. The reference is released below.
     let shared = unsafe { entry.as_ref() };
-    // SAFETY: as above.
+    // SAFETY: the caller's reference is released only below.
     let content = unsafe { shared.content() };
     let (core, id) = (Arc::clone(&content.core), content.id);
     // SAFETY: this is the caller's reference, which is not used afterwards.

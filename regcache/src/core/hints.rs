@@ -1,15 +1,15 @@
-//! [`Hints`]: a guess at the slot for an address, where the hit path looks first.
+//! [`Hints`]: guesses at the slot of an address. The hit path tries them first.
 //!
-//! This is a set-associative table, like a TLB, from an address to the slot of an entry that has
-//! served it. It may forget, and it may be wrong: the entry at a slot may have been recycled. The
-//! reader checks the entry itself (`entry.rs`, point 3), so nothing here needs ordering. A hit
-//! reads one cache line of this table and one of the entry. An address without a hint is looked up
-//! in the index, under the lock.
+//! The hints are a set-associative table, like a TLB. It maps an address to the slot of an entry
+//! that has served the address. The table may lose hints, and a hint may be wrong because the entry
+//! at the slot was recycled. The reader checks the entry itself (`entry.rs`, point 3), so the loads
+//! and stores here need no ordering. A hit reads one cache line of this table and one of the entry.
+//! An address without a hint is looked up in the index, under the lock.
 //!
-//! As in a TLB, a hint is for a whole page, and there are pages of several sizes. A registration is
-//! entered by the largest size that is no larger than itself. So when parts of a large registration
-//! are looked up one after another, they do not evict all other hints. A lookup first tries the
-//! size that was noted last, and then all sizes that were ever noted.
+//! As in a TLB, a hint is for a whole page, and there are pages of several sizes. A registration
+//! uses the largest page size that is not larger than the registration. So if parts of a large
+//! registration are looked up one after another, their hints do not evict all others. A lookup
+//! first tries the page size that was noted last. Then it tries all sizes that were ever noted.
 
 use std::io;
 
@@ -18,38 +18,39 @@ use crate::range::VaRange;
 use crate::sys::sync::{AtomicU32, Ordering};
 use crate::sys::zeroed::{FromZeros, Zeroed};
 
-/// The binary logarithm of the smallest page: 4096 bytes. Page sizes only matter for speed here, so
-/// they need not be the kernel's.
+/// The binary logarithm of the smallest page: 4096 bytes. Page sizes only affect speed here, so
+/// they need not be the kernel's page sizes.
 const SMALLEST: u32 = 12;
 
-/// The binary logarithm of the ratio of one page size to the one before: 16.
+/// The binary logarithm of 16, the ratio of each page size to the next smaller one.
 const STEP: u32 = 4;
 
-/// The number of page sizes, of which the largest is 256 MiB.
+/// The number of page sizes. The largest is 256 MiB.
 const SIZES: u32 = 5;
 
 /// The number of hints in a set. A set is a quarter of a cache line.
 const WAYS: usize = 4;
 
-/// The bits of a hint that hold its tag. The others hold the slot.
+/// The number of bits of a hint that hold the tag. The other bits hold the slot.
 const TAG_BITS: u32 = u32::BITS - Slot::BITS;
 
-/// 2^64 divided by the golden ratio. Multiplying by it spreads pages over the upper bits.
+/// The multiplier of the hash: 2^64 divided by the golden ratio. The product spreads pages over its
+/// upper bits.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The number of pages of a registration that are forgotten with it, at most. These are all pages
-/// of any registration below 4 GiB.
+/// The maximum number of pages whose hints are dropped with a registration. A registration below 4
+/// GiB has no more pages than this.
 const FORGOTTEN: usize = 1 + (1 << STEP);
 
-/// The number of sets that a new table uses: 1 KiB.
+/// The number of sets that a new table uses. They take 1 KiB.
 const FIRST_SETS: usize = 64;
 
-/// The number of sets of a table, at most: 4 MiB, enough for 1 048 576 pages.
+/// The maximum number of sets of a table. They take 4 MiB and hold 1 048 576 hints.
 const MAX_SETS: usize = 1 << 18;
 
-/// A few slots, each with the tag of the page that it is for. Tags are short. So about one in a
-/// hundred lookups that should find nothing finds another page's slot, which is a wrong hint like
-/// any other.
+/// A few hints, each a slot and the tag of a page. Tags are short, so two pages may have the same
+/// tag. About one in a hundred lookups of a page without a hint finds another page's slot. This is
+/// a wrong hint like any other.
 #[derive(Debug, Default)]
 #[repr(align(16))]
 struct Set([AtomicU32; WAYS]);
@@ -78,7 +79,7 @@ fn hint(slot: Slot, tag: u8) -> u32 {
     slot.0 << TAG_BITS | u32::from(tag)
 }
 
-/// Returns the number of the page size that a registration is entered by.
+/// Returns the number of the page size that a registration uses.
 fn size_of(range: VaRange) -> u32 {
     ((range.len().ilog2().max(SMALLEST) - SMALLEST) / STEP).min(SIZES - 1)
 }
@@ -89,7 +90,7 @@ pub(crate) struct Hints {
     sets: Zeroed<Set>,
     /// The table uses 2^(64 - `shift`) sets.
     shift: AtomicU32,
-    /// The number of hints to older entries, noted since the table last grew.
+    /// The number of calls of `note_found` since the table last grew.
     found: AtomicU32,
     /// One bit for each page size that was ever noted.
     sizes: AtomicU32,
@@ -98,7 +99,7 @@ pub(crate) struct Hints {
 }
 
 impl Hints {
-    /// Makes a table for up to `entries` entries, of 8 to 16 bytes each.
+    /// Makes a table for up to `entries` entries. The table takes 8 to 16 bytes for each entry.
     ///
     /// # Errors
     ///
@@ -121,11 +122,11 @@ impl Hints {
     #[inline]
     fn locate(&self, address: usize, shift: u32) -> (&Set, u8) {
         let hash = (address as u64 >> (shift & 63)).wrapping_mul(SPREAD);
-        // The upper bits of the product choose the set, and those in the middle are the tag. The
-        // tag is never 0, which is the tag of an unused way.
+        // The upper bits of the product choose the set, and the middle bits are the tag. The tag is
+        // never 0, because 0 is the tag of an unused way.
         let set = (hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize;
         let tag = (hash >> 32) as u8 | 1;
-        // SAFETY: the index has 64 - `shift` bits, and there are at least that many sets.
+        // SAFETY: the index has 64 - `shift` bits, and there are at least 2^(64 - `shift`) sets.
         (unsafe { self.sets.as_slice().get_unchecked(set) }, tag)
     }
 
@@ -155,8 +156,8 @@ impl Hints {
         None
     }
 
-    /// Notes that `slot`, an older entry of `range`, serves `address`, for which no hint was found.
-    /// Callers hold the table's lock, as for [`note`](Self::note).
+    /// Notes that `slot`, an existing entry of `range`, serves `address`. The lookup found no hint
+    /// for the address. The caller holds the table's lock, as for [`note`](Self::note).
     pub(crate) fn note_found(&self, address: usize, slot: Slot, range: VaRange) {
         let found = self.found.load(Ordering::Relaxed) + 1;
         self.found.store(found, Ordering::Relaxed);
@@ -166,9 +167,11 @@ impl Hints {
         self.note(address, slot, range);
     }
 
-    /// Notes that `slot`, a new entry of `range`, serves `address`.
+    /// Notes that `slot`, a new entry of `range`, serves `address`. The caller holds the table's
+    /// lock.
     pub(crate) fn note(&self, address: usize, slot: Slot, range: VaRange) {
-        // Slots are first used in ascending order.
+        // Slots are first used in ascending order, so a high slot shows that there are many
+        // entries.
         if slot.0 as usize >= self.in_use() * WAYS / 2 {
             self.grow();
         }
@@ -181,16 +184,17 @@ impl Hints {
         if set.of_tag(tag).any(|other| other == slot) {
             return;
         }
-        // Ways are ordered by age, and the oldest falls out.
+        // Ways are ordered by age, and the oldest is dropped.
         for i in (1..WAYS).rev() {
             set.0[i].store(set.0[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
         }
         set.0[0].store(hint(slot, tag), Ordering::Relaxed);
     }
 
-    /// Drops the hints to `slot`, which is no longer an entry of `range`. So a lookup after the
-    /// same memory was registered again does not probe that slot first. Very large registrations
-    /// may leave stale hints, which cost a probe and nothing else. Callers hold the table's lock.
+    /// Drops the hints to `slot`, which is no longer an entry of `range`. The same memory may be
+    /// registered again. A lookup of it should not probe the old slot first. Very large
+    /// registrations may leave wrong hints, each of which costs only a probe. The caller holds the
+    /// table's lock.
     pub(crate) fn forget(&self, slot: Slot, range: VaRange) {
         let shift = SMALLEST + STEP * size_of(range);
         let pages = (range.start() >> shift)..=((range.end() - 1) >> shift);
@@ -218,8 +222,9 @@ impl Hints {
         1 << (u64::BITS - self.shift.load(Ordering::Relaxed))
     }
 
-    /// Doubles the number of sets in use, if there are more. An old set's hints belong in one of
-    /// two new sets. They are copied into both, since a wrong hint is harmless.
+    /// Doubles the number of sets in use, up to the size of the table. Each hint of an old set
+    /// belongs in one of two new sets. The hint is copied into both sets, because a wrong hint is
+    /// harmless.
     #[cold]
     fn grow(&self) {
         let (sets, before) = (self.sets.as_slice(), self.in_use());

@@ -1,10 +1,10 @@
-//! [`Index`]: the exact answer to which entry serves an address range.
+//! [`Index`]: finds the entry that serves an address range.
 //!
-//! The index has one map, ordered by address, for each access in use. There are few of them. Within
-//! one map *no range contains another*: when a range is inserted, the ranges that it contains are
-//! taken out. So ranges sorted by start are sorted by end as well. Of all ranges that start at or
-//! before an address, the last reaches furthest. One predecessor search therefore finds a range
-//! that contains another, without an interval tree.
+//! The index has one map, ordered by address, for each access in use. There are few such maps.
+//! Within one map *no range contains another*. Before a range is inserted, all ranges that it
+//! contains are removed. So ranges sorted by start are sorted by end as well. Of all ranges that
+//! start at or before an address, the last one also has the highest end. So one search for that
+//! last range shows whether any range contains a given one. No interval tree is needed.
 
 use crate::core::range_map::{Item, RangeMap};
 use crate::core::slab::Slot;
@@ -32,8 +32,8 @@ impl<A: Access> Index<A> {
         })
     }
 
-    /// Returns an entry that one of `range` and `access` would replace. Such entries have to be
-    /// removed before that one is inserted.
+    /// Returns an entry that a new entry of `range` and `access` would replace. All such entries
+    /// have to be removed before the new one is inserted.
     pub(crate) fn contained(&mut self, range: VaRange, access: A) -> Option<Slot> {
         let mut maps = self.maps.iter_mut().filter(|(a, _)| access.serves(*a));
         maps.find_map(|(_, map)| {
@@ -48,13 +48,14 @@ impl<A: Access> Index<A> {
         maps.flat_map(move |(_, map)| between(map, range.start() + 1, range.end() - 1))
     }
 
-    /// Returns the entries of exactly this access that share a byte with `range` or touch it.
+    /// Returns the entries of exactly this access that share a byte with `range` or are adjacent to
+    /// it.
     pub(crate) fn neighbours(&self, range: VaRange, access: A) -> impl Iterator<Item = Slot> {
         let maps = self.maps.iter().filter(move |(a, _)| *a == access);
         maps.flat_map(move |(_, map)| between(map, range.start(), range.end()))
     }
 
-    /// Adds an entry that contains none of the others, and is contained in none.
+    /// Adds an entry. It must not contain another entry, and no other entry may contain it.
     pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot) {
         debug_assert!(self.find(range, access).is_none());
         debug_assert!(self.contained(range, access).is_none());
@@ -94,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    /// An access of bits, where a superset serves a subset.
+    /// An access that is a set of bits. A superset serves a subset.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     struct Bits(u8);
 
@@ -113,7 +114,8 @@ mod tests {
     }
 
     proptest! {
-        /// The reference is an interval tree of the same entries, which looks at all overlaps.
+        /// The reference is an interval tree of the same entries, which finds all overlapping
+        /// ranges.
         #[test]
         fn finds_what_contains_overlaps_or_touches_a_range(
             entries in prop::collection::vec(ranges(), 0..40),

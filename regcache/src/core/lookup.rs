@@ -1,9 +1,9 @@
 //! The slow path of a lookup: hits that the hints did not find, and misses.
 //!
-//! A miss makes room; *watches, then registers*; drains; and publishes the registration unless its
-//! watch was invalidated meanwhile. `design.rs` argues why that order is right.
+//! A miss makes room; *watches, then registers*; and drains. It then publishes the registration,
+//! unless its watch was invalidated meanwhile. `design.rs` argues why that order is right.
 //!
-//! One lookup may take several attempts. [`Outcome`] names the reasons for another one.
+//! One lookup may take several attempts. [`Outcome`] lists the reasons for another attempt.
 
 use std::io;
 use std::mem;
@@ -27,10 +27,11 @@ use crate::sys::sync::{Arc, MutexGuard, lock};
 /// keeps changing, the lookup is answered with an uncached registration.
 const MAX_ATTEMPTS: u32 = 8;
 
-/// The time that a lookup on an exhausted device waits for another thread to deregister, at most.
+/// The maximum time that a lookup waits for another thread to deregister, if the device is
+/// exhausted.
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Hits.
+/// The methods that look for a hit.
 impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Returns a guard of the entry at `slot`, if the entry serves the request.
     pub(crate) fn hit(&self, slot: Slot, range: VaRange, access: R::Access) -> Option<Guard<R, M>> {
@@ -47,7 +48,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         None
     }
 
-    /// Returns a guard of an entry that the index has for the request, and notes a hint to it.
+    /// Searches the index for an entry that serves the request. Returns a guard of the entry, and
+    /// notes a hint to the entry.
     fn find(
         &self,
         table: &mut Table<R::Access>,
@@ -64,7 +66,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 }
 
-/// Serves a lookup under the lock: by the index, or by a new registration.
+/// Serves a lookup that the hints did not serve: by an entry of the index, or by a new
+/// registration.
 pub(crate) fn lookup<R: Registrar, M: Monitor>(
     core: &Arc<Core<R, M>>,
     range: VaRange,
@@ -90,7 +93,7 @@ pub(crate) fn lookup<R: Registrar, M: Monitor>(
     }
 }
 
-/// A lookup on its slow path.
+/// A lookup that takes the slow path.
 struct Lookup<'c, R: Registrar, M: Monitor> {
     core: &'c Arc<Core<R, M>>,
     range: VaRange,
@@ -100,8 +103,8 @@ struct Lookup<'c, R: Registrar, M: Monitor> {
     /// The number of bytes that may still be reclaimed for this lookup.
     quota: usize,
     attempts: u32,
-    /// A wider registration is tried once: there may be holes in its range, and other threads may
-    /// change it.
+    /// True until a wider registration was tried. It is tried only once, because its range may have
+    /// holes, and other threads may change the memory there.
     may_widen: bool,
 }
 
@@ -111,15 +114,16 @@ enum Outcome<G> {
     Served(G),
     /// The registration cannot be cached.
     Uncacheable,
-    /// The memory changed while it was being registered: try again.
+    /// The memory changed while it was being registered. The lookup tries again.
     Changed,
-    /// The cache has no room for a wider range, or the monitor refused it: try again with the range
-    /// itself.
+    /// The cache has no room for a wider range, or the monitor refused the wider range. The lookup
+    /// tries again with the range itself.
     TooWide,
-    /// The device refused a wider range. As above, but this does not count as an attempt.
+    /// The device refused a wider range. The lookup tries again with the range itself, and this
+    /// attempt is not counted.
     TooWideForDevice,
-    /// The device or the monitor was exhausted, and something was reclaimed: try again. This does
-    /// not count as an attempt.
+    /// The device or the monitor was exhausted, and something was reclaimed. The lookup tries
+    /// again, and this attempt is not counted.
     Reclaimed,
 }
 
@@ -133,13 +137,13 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
         }
         if !table.could_hold(self.bytes) {
             core.unlock(table);
-            // A range larger than the cache's limit is no reason to evict what the cache holds.
+            // A range larger than the cache's limit must not evict other entries.
             self.quota = 0;
             return Ok(Outcome::Uncacheable);
         }
         if self.attempts == MAX_ATTEMPTS {
             core.unlock(table);
-            tracing::debug!(range = ?self.range, "changes faster than it can be registered");
+            tracing::debug!(range = ?self.range, "the memory changes faster than it can be registered");
             return Ok(Outcome::Uncacheable);
         }
         self.attempts += 1;
@@ -155,7 +159,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
         }
     }
 
-    /// Watches, registers and publishes.
+    /// Watches the range, registers it and publishes the registration.
     fn register(
         &mut self,
         mut reservation: Reservation<'c, R, M>,
@@ -168,11 +172,11 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
             if is_wider {
                 return Ok(Outcome::TooWide);
             }
-            // As for the device: evicted entries make room for this watch.
+            // Evicted entries make room for this watch, as they do on the device.
             if is_exhaustion(&error) && reclaim(core, &mut self.quota, version) {
                 return Ok(Outcome::Reclaimed);
             }
-            tracing::debug!(?whole, %error, "cannot be watched");
+            tracing::debug!(?whole, %error, "the range cannot be watched, so it is not cached");
             return Ok(Outcome::Uncacheable);
         }
         match core.registrar.register(whole, self.access) {
@@ -195,7 +199,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
     }
 }
 
-/// Makes an uncached registration. Reclaims up to `quota` bytes if the device is exhausted.
+/// Makes an uncached registration. If the device is exhausted, this reclaims up to `quota` bytes.
 fn uncached<R: Registrar, M: Monitor>(
     core: &Arc<Core<R, M>>,
     range: VaRange,
@@ -225,11 +229,12 @@ fn uncached<R: Registrar, M: Monitor>(
     Ok(Guard::owning(entry))
 }
 
-/// Makes room on an exhausted device or monitor. Evicts an idle entry, or waits for one that was
-/// unlinked before. Its bytes are taken off the `quota`.
+/// Makes room on an exhausted device or monitor. Evicts an idle entry, or waits until an unlinked
+/// entry is deregistered. The bytes of that entry are subtracted from the `quota`.
 ///
-/// Returns false, and retrying is pointless, if the quota is used up. The same holds if there is no
-/// such entry and the table's room version is the `version` from before the device was asked.
+/// Returns false if retrying is pointless. That is so if the quota is used up. It is also so if
+/// there is no such entry, and the table's room version is still `version`. The caller read
+/// `version` before its attempt to register.
 fn reclaim<R: Registrar, M: Monitor>(
     core: &Arc<Core<R, M>>,
     quota: &mut usize,
@@ -243,14 +248,15 @@ fn reclaim<R: Registrar, M: Monitor>(
         let outgoing = table.evict(&core.slab).or_else(|| table.any_outgoing());
         match outgoing {
             Some(outgoing) => outgoing,
-            // There may be room by now, or another thread's registration that serves.
+            // The version has changed. So there may be room by now, or another thread's
+            // registration that serves the request.
             None if table.room_version() != version => (None, core.page_size),
             None => return false,
         }
     };
     *quota = quota.saturating_sub(bytes);
     core.deregister_dead();
-    // Another thread may have taken the entry, and be deregistering it.
+    // Another thread may be deregistering the entry, so this thread waits for it.
     Completion::of(core, Vec::from_iter(id)).wait(RECLAIM_TIMEOUT);
     true
 }
@@ -258,7 +264,8 @@ fn reclaim<R: Registrar, M: Monitor>(
 impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Returns the range to register for `range`.
     fn widened(&self, table: &Table<R::Access>, range: VaRange, access: R::Access) -> VaRange {
-        // A key that a peer gets for one transfer must not reach other memory.
+        // A revocable registration is not widened: a key that a peer gets for one transfer must not
+        // reach other memory.
         if self.is_revocable(access) {
             return range;
         }
@@ -273,8 +280,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 }
 
-/// A pending slot and room for a registration that is being made, and its watch. Both are released
-/// when this is dropped.
+/// A pending slot, room in the budget and a watch, for a registration that is being made. All three
+/// are released when the reservation is dropped.
 struct Reservation<'c, R: Registrar, M: Monitor> {
     core: &'c Arc<Core<R, M>>,
     range: VaRange,
@@ -282,14 +289,14 @@ struct Reservation<'c, R: Registrar, M: Monitor> {
     slot: Slot,
     cookie: Cookie,
     watched: bool,
-    /// The table's link version when the range was not found.
+    /// The table's link version at the time when the index had no entry for the range.
     link_version: u64,
     /// The table's room version when the slot was reserved.
     room_version: u64,
 }
 
 impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
-    /// Makes room. Returns `None` if entries in use leave none.
+    /// Makes room. Returns `None` if entries in use leave no room.
     fn new(
         core: &'c Arc<Core<R, M>>,
         mut table: MutexGuard<'c, Table<R::Access>>,
@@ -316,15 +323,15 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                     link_version,
                     room_version: table.room_version(),
                 };
-                // Entries that died in a drain are deregistered before the device is asked for
-                // more.
+                // Entries that died in a drain are deregistered before the next registration.
                 core.unlock(table);
                 return Some(reservation);
             }
             if !table.has_dead() {
                 table.make_room(&core.slab, bytes)?;
             }
-            // Room comes back when the dead entries are deregistered, which may be other threads'.
+            // Room becomes free when the dead entries are deregistered. Other threads may have
+            // added some of them.
             drop(table);
             core.deregister_dead();
             table = lock(&core.table);
@@ -337,9 +344,9 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         Ok(())
     }
 
-    /// Puts the registration into the cache, unless its memory has changed since the watch was
-    /// placed: then deregisters it and returns `None`. If another thread was faster with a
-    /// registration that serves, returns a guard of that one.
+    /// Puts the registration into the cache. If its memory has changed since the watch was placed,
+    /// deregisters it instead and returns `None`. If another thread has linked a registration that
+    /// serves the request meanwhile, deregisters this one and returns a guard of the other.
     fn publish(
         self,
         registration: R::Registration,
@@ -376,7 +383,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         Ok(Some(guard))
     }
 
-    /// Moves the registration into its entry, which owns the slot and the watch from now on.
+    /// Moves the registration into its entry. The entry owns the slot and the watch from now on.
     fn fill(self, registration: R::Registration, revocable: bool) -> Guard<R, M> {
         let core = self.core;
         let entry = core.slab.get(self.slot).expect("within the capacity");
@@ -387,7 +394,8 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             id: EntryId::Cached(self.slot, self.cookie),
             core: Arc::clone(core),
         };
-        // SAFETY: the slot was vacant when it was reserved, and belongs to this reservation alone.
+        // SAFETY: the slot was vacant when it was reserved, and no other thread uses a reserved
+        // slot.
         unsafe { entry.publish(content, revocable) };
         mem::forget(self);
         Guard::owning(NonNull::from(entry))

@@ -1,12 +1,13 @@
-//! [`Core`]: what a cache, its guards and its reaper share.
+//! [`Core`]: the state that a cache, its guards and its reaper share.
 //!
 //! The files of this folder, from the top down:
 //!
-//! - `lookup.rs` is the slow path of a lookup;
+//! - `lookup.rs` has the slow path of a lookup;
 //! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file;
-//! - `table.rs` is everything under the cache's lock, above `slots.rs` and `index.rs`;
-//! - `range_map.rs`, `eviction.rs`, `hints.rs`, `budget.rs` and `widen.rs` are its parts;
-//! - `slab.rs` has all entries, and `entry.rs` one.
+//! - `table.rs` has everything under the cache's lock, and uses `slots.rs` and `index.rs`;
+//! - `range_map.rs`, `eviction.rs`, `hints.rs`, `budget.rs` and `widen.rs` have parts of the table
+//!   and of the core;
+//! - `slab.rs` has the array of all entries, and `entry.rs` a single entry.
 
 pub(crate) mod budget;
 pub(crate) mod completion;
@@ -61,9 +62,9 @@ impl<R: Registrar, M: Monitor> Content<R, M> {
 /// See the head of this file.
 pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) monitor: M,
-    /// The generation up to which all invalidated entries were unlinked (`design.rs`). Its bits are
-    /// inverted, so that the word is never 0 here and always 0 in a forked child. It is written
-    /// under the lock.
+    /// The generation up to which all invalidated entries were unlinked (`design.rs`). The bits are
+    /// stored inverted, so that the word is never 0 in this process and always 0 in a forked child.
+    /// The word is written under the lock.
     pub(crate) drained: ForkMark,
     pub(crate) hints: Hints,
     pub(crate) slab: Slab<Content<R, M>>,
@@ -71,14 +72,15 @@ pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) page_size: usize,
     pub(crate) widening: Widening,
     pub(crate) revoke_remote_keys: bool,
-    /// In cache lines apart from those that a hit reads.
+    /// The state under the lock. Its cache lines are not among those that a hit reads.
     pub(crate) table: CachePadded<Mutex<Table<R::Access>>>,
-    /// Signalled after a deregistration, if any thread waits for one.
+    /// The condition that is signalled after a deregistration, if any thread waits for one.
     pub(crate) deregistered: Condvar,
 }
 
 impl<R: Registrar, M: Monitor> Core<R, M> {
-    /// Returns true if every invalidated entry was unlinked. Returns false in a forked child.
+    /// Returns true if every entry that was invalidated by now is unlinked. Returns false in a
+    /// forked child.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
         !self.monitor.generation() == self.drained.load(Ordering::Acquire)
@@ -120,7 +122,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             reports += u64::from(table.invalidate(&self.slab, cookie));
         });
         let generation = generation.map_err(|source| {
-            // A report that was lost may have been about any entry.
+            // A lost report may have named any entry, so all entries are unlinked.
             table.unlink_all(&self.slab);
             Error::Monitor {
                 monitor: self.monitor.name(),
@@ -132,7 +134,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         Ok(())
     }
 
-    /// Drains the monitor, and deregisters what it reports.
+    /// Drains the monitor, and deregisters the entries that the reports name.
     pub(crate) fn reap(&self) -> Result<(), Error> {
         self.unlock(self.lock_current()?);
         Ok(())
@@ -161,8 +163,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             let Some(entry) = self.slab.get(slot) else {
                 return;
             };
-            // SAFETY: an entry is on the list of dead ones because `kill` said to take its
-            // content, and it is popped once.
+            // SAFETY: an entry is on the list of dead ones because `kill` told its caller to take
+            // the content. The entry is popped once, here.
             self.deregister_entry(unsafe { entry.take() });
         }
     }
@@ -193,8 +195,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 
     pub(crate) fn deregister(&self, registration: R::Registration) {
-        // The caller may be here for another reason, and there may be more to deregister. So an
-        // error or a panic ends here.
+        // The caller may have another purpose, and more registrations may be left to deregister. So
+        // an error or a panic does not leave this method.
         let deregister = AssertUnwindSafe(|| self.registrar.deregister(registration));
         match panic::catch_unwind(deregister) {
             Ok(Ok(())) => return,
@@ -218,9 +220,10 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         RegisterError::diagnose(range, access.writes(), source).into()
     }
 
-    /// Returns the number of bytes that a registration of `range` pins: whole pages.
+    /// Returns the number of bytes that a registration of `range` pins. It counts whole pages.
     pub(crate) fn pinned(&self, range: VaRange) -> usize {
-        // A mask, since a division by a page size that the compiler does not know is slow.
+        // This uses a mask, because a division by a page size that the compiler does not know is
+        // slow.
         let within = self.page_size - 1;
         let (first, last) = (range.start() & !within, (range.end() - 1) | within);
         (last - first).saturating_add(1)

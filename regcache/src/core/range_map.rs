@@ -1,37 +1,40 @@
 //! [`RangeMap`]: a map from ranges to slots, ordered by the ranges' starts.
 //!
-//! The map consists of blocks of up to [`BLOCK`] ranges, and an array of the blocks' starts. One
-//! search of that array and one of a block find an address. A search spends its time waiting for
-//! one load after another. So [`up_to`] loads three places at once and quarters the rest, where a
-//! binary search would load one and halve it.
+//! The map consists of blocks of up to [`BLOCK`] ranges, and an array of the blocks' starts. To
+//! find an address, the map searches that array and then one block. A search spends its time on
+//! loads that depend on each other. A binary search makes one load in each step, and halves the
+//! rest. [`up_to`] makes three independent loads in each step, and quarters the rest. So it needs
+//! half as many steps.
 //!
-//! The last search is remembered, because a miss looks a range up, registers it and inserts it in
-//! the same place.
+//! The map remembers the position of the last search. A miss looks a range up, registers it and
+//! inserts it, so it needs the same position twice.
 //!
-//! All this pays only where registering takes about a microsecond, as with io_uring. Where it takes
-//! tens of microseconds, std's `BTreeMap` would do.
+//! This map matters only if registering takes about a microsecond, as with io_uring. If registering
+//! takes tens of microseconds, std's `BTreeMap` would be fast enough.
 
 use std::collections::BTreeMap;
 
 use crate::core::slab::Slot;
 use crate::range::VaRange;
 
-/// The number of ranges in a block, at most. A search of so few waits for three cache lines, and an
-/// insertion moves little. Splitting a block moves the array of starts. That makes an insertion
-/// take 6 us when a million ranges are there, less than registering.
+/// The maximum number of ranges in a block. A search of such a small block waits for few cache
+/// lines, and an insertion moves few ranges. But splitting a block moves the array of starts. With
+/// a million ranges, an insertion that splits a block takes 6 us, which is less than registering
+/// takes.
 const BLOCK: usize = 8;
 
-/// Blocks of fewer ranges than this are joined.
+/// A block with fewer ranges than this is joined with the next block, if that has room.
 const FEW: usize = BLOCK / 4;
 
 /// See the head of this file.
 #[derive(Debug, Default)]
 pub(crate) struct RangeMap {
-    /// The number of changes. It is 0 while the map is new, which makes the initial `last` right.
+    /// The number of changes. It is 0 in an empty new map. So the initial value of `last` is the
+    /// correct result of a search there.
     version: u64,
     /// The start of each block's first range.
     firsts: Vec<usize>,
-    /// The blocks, none of which is empty.
+    /// The blocks. No block is empty.
     #[expect(
         clippy::vec_box,
         reason = "an insertion in between moves pointers, not blocks"
@@ -39,21 +42,22 @@ pub(crate) struct RangeMap {
     blocks: Vec<Box<Block>>,
     /// The ends of the ranges that are [`LONG`], by their starts.
     long: BTreeMap<usize, usize>,
-    /// The last search.
+    /// The result of the last search.
     last: LastSearch,
 }
 
-/// An address where no range starts, because it would have to end behind it.
+/// An address at which no range starts, because a range's end must be higher than its start.
 const NONE: usize = usize::MAX;
 
-/// The bits of a packed range that hold its length. The others hold its slot.
+/// The number of bits of a packed range that hold the length. The other bits hold the slot.
 const LEN_BITS: u32 = u64::BITS - Slot::BITS;
 
-/// The packed length of all ranges of this length and above: some 1 TiB.
+/// The packed length of all ranges that have this length (about 1 TiB) or more.
 const LONG: u64 = (1 << LEN_BITS) - 1;
 
-/// A few ranges. Their starts are in one cache line, which a search reads; the rests are in the
-/// next. Unused places start at [`NONE`], so a search need not know the number of ranges.
+/// A few ranges. Their starts are in one cache line, and a search reads only that line. Their other
+/// bits (`rests`) are in the next cache line. Unused places start at [`NONE`], so a search need not
+/// know the number of ranges.
 #[derive(Debug)]
 #[repr(align(64))]
 struct Block {
@@ -61,7 +65,7 @@ struct Block {
     rests: [u64; BLOCK],
 }
 
-/// An [`Item`] in 16 bytes, so that a block takes two cache lines.
+/// An [`Item`] packed into 16 bytes, so that a block fits in two cache lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Packed {
     start: usize,
@@ -75,7 +79,7 @@ impl Packed {
     }
 }
 
-/// A range, by its bounds, and its slot.
+/// A range and its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Item {
     pub(crate) start: usize,
@@ -83,15 +87,15 @@ pub(crate) struct Item {
     pub(crate) slot: Slot,
 }
 
-/// A position between two ranges, or beside one.
+/// A position between two neighbouring ranges, before the first range, or after the last one.
 #[derive(Debug, Default, Clone, Copy)]
 struct Position {
     block: usize,
-    /// The number of ranges in the block that come before.
+    /// The number of ranges in the block that come before the position.
     before: usize,
 }
 
-/// The result of the last search, which holds while the version is the same.
+/// The result of the last search. It is valid while the map's version is the same.
 #[derive(Debug, Default, Clone, Copy)]
 struct LastSearch {
     address: usize,
@@ -99,9 +103,9 @@ struct LastSearch {
     position: Position,
 }
 
-/// Returns how many of these sorted addresses are at or before `address`.
+/// Returns the number of these sorted addresses that are at or before `address`.
 ///
-/// The search has no branches: it adds the results of comparisons, since a branch here would be
+/// The search has no branches: it adds the results of comparisons, because a branch here would be
 /// mispredicted half of the time.
 #[inline(always)]
 fn up_to(sorted: &[usize], address: usize) -> usize {
@@ -121,8 +125,8 @@ fn up_to(sorted: &[usize], address: usize) -> usize {
             .sum::<usize>()
 }
 
-/// Inserts an element at `i`; the last one falls out. Each place is chosen by a comparison, which
-/// is faster than a call of `memmove` for so few.
+/// Inserts an element at `i`, and drops the last element. A comparison selects the new value of
+/// each place. For so few elements, this is faster than a call of `memmove`.
 #[inline]
 fn insert<T: Copy>(into: &mut [T; BLOCK], i: usize, element: T) {
     for k in (1..BLOCK).rev() {
@@ -145,10 +149,10 @@ impl Block {
         self.up_to(NONE - 1)
     }
 
-    /// Returns how many ranges start at or before `address`.
+    /// Returns the number of ranges that start at or before `address`.
     ///
-    /// The count is taken in two steps. The compiler would vectorise one count of all, which makes
-    /// a miss a tenth slower.
+    /// The function counts in two steps. The compiler would vectorise a single count of all places,
+    /// and misses would be a tenth slower.
     #[inline]
     fn up_to(&self, address: usize) -> usize {
         const QUARTER: usize = BLOCK / 4;
@@ -213,7 +217,7 @@ impl RangeMap {
         Some(self.unpacked(item))
     }
 
-    /// Returns the ranges that start at or before `address`, the last one first.
+    /// Returns the ranges that start at or before `address`, beginning with the last one.
     pub(crate) fn back_from(&self, address: usize) -> impl Iterator<Item = Item> {
         let mut at = self.after(address);
         std::iter::from_fn(move || {
@@ -232,7 +236,7 @@ impl RangeMap {
     pub(crate) fn first_from(&mut self, address: usize) -> Option<Item> {
         let Position { block, before } = self.search(address);
         let here = self.blocks.get(block)?;
-        // The position is after a range that starts just there.
+        // If a range starts exactly at `address`, the position is after that range.
         if let Some(item) = before.checked_sub(1).and_then(|i| here.item(i))
             && item.start == address
         {
@@ -243,7 +247,7 @@ impl RangeMap {
         Some(self.unpacked(item))
     }
 
-    /// Adds a range. No other one may have the same start.
+    /// Adds a range. No other range may have the same start.
     #[inline]
     pub(crate) fn insert(&mut self, range: VaRange, slot: Slot) {
         let Position {
@@ -326,8 +330,9 @@ impl RangeMap {
         }
     }
 
-    /// Searches for the position after all ranges that start at or before `address`. It is in the
-    /// block of the last of them, or before the first range of all if there are none.
+    /// Searches for the position after all ranges that start at or before `address`. The position
+    /// is in the block of the last such range. If there is no such range, it is before the first
+    /// range of the map.
     #[inline]
     fn after(&self, address: usize) -> Position {
         let address = address.min(NONE - 1);

@@ -1,11 +1,11 @@
-//! [`Reaper`]: the background thread that releases freed memory when nobody looks up.
+//! [`Reaper`]: the background thread that deregisters freed memory if no lookup does so.
 //!
 //! The thread sleeps until the monitor has something to report. Then it drains the monitor as a
-//! lookup would, and deregisters the entries that nobody uses. Hits do not interact with it.
-//! Lookups are right without it.
+//! lookup would, and deregisters the invalidated entries that no guard holds. The thread does not
+//! slow down hits. Lookups do not depend on it.
 //!
-//! Memory that changes all the time would keep the thread busy. So it pauses after each round, and
-//! there are at most a thousand rounds a second.
+//! Memory that changes all the time would keep the thread busy. So the thread pauses after each
+//! round, and makes at most a thousand rounds a second.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// The pause after the monitor has failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 
-/// The thread, which is stopped when this is dropped.
+/// The handle of the reaper's thread. Dropping the handle stops the thread.
 #[derive(Debug)]
 pub(crate) struct Reaper {
     stop: std::sync::Arc<EventFd>,
@@ -58,23 +58,23 @@ impl Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        // A write fails only after 2^64 - 1 others.
+        // This write cannot fail. It would fail only after 2^64 - 1 other writes.
         let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take()
             && !is_this(&thread)
         {
-            // A panic of the registrar was logged.
+            // The thread catches and logs panics of the registrar, so the result is ignored.
             let _ = thread.join();
         }
     }
 }
 
-/// Returns true in this thread. `thread::current` would leak a record in a thread that is not
-/// Rust's.
+/// Returns true if `thread` is the calling thread. This does not use `thread::current`, which would
+/// leak a record in a thread that Rust did not start.
 fn is_this<T>(thread: &thread::JoinHandle<T>) -> bool {
     // SAFETY: the call has no preconditions.
     let this = unsafe { libc::pthread_self() };
-    // The id is a pointer in musl, and a number in glibc and everywhere in std.
+    // The type of the id is a pointer in musl and a number in glibc. In std it is always a number.
     thread.as_pthread_t() as usize == this as usize
 }
 
@@ -93,7 +93,10 @@ fn run<R: Registrar, M: Monitor>(core: &Core<R, M>, stop: &EventFd) {
         }
         let mut pause = PAUSE;
         if let Err(error) = core.reap() {
-            tracing::error!(error = &error as &dyn std::error::Error, "cannot reap");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the reaper could not drain the monitor, and will try again"
+            );
             pause = PAUSE_AFTER_FAILURE;
         }
         let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);

@@ -1,11 +1,12 @@
 //! [`Slab`]: the array of all entries.
 //!
-//! Entries never move and are not freed before the slab is. So a reader may load the state of an
-//! entry whose registration is gone (`entry.rs`, point 3), and finds an entry without another load.
-//! The slab has room for as many entries as the cache may hold (`zeroed.rs`).
+//! Entries never move, and are freed only with the slab. So a reader may load the state of an entry
+//! whose registration is gone (`entry.rs`, point 3). A reader computes the address of an entry
+//! without another load. The slab reserves address space for as many entries as the cache may hold
+//! (`zeroed.rs`).
 //!
-//! LeakSanitizer does not look into mappings. If a cache is never dropped, it reports memory that
-//! only an entry points to as lost.
+//! LeakSanitizer does not search mappings for pointers. If a cache is never dropped, LeakSanitizer
+//! reports a leak of the memory to which only an entry points.
 
 use std::io;
 
@@ -20,11 +21,13 @@ use crate::sys::zeroed::{FromZeros, Zeroed};
 pub(crate) struct Slot(pub(crate) u32);
 
 impl Slot {
-    /// The number of bits that a slot takes, at most. Hints and range maps pack it beside others.
+    /// The maximum number of bits in a slot. Hints and range maps pack a slot and another number
+    /// into one word.
     pub(crate) const BITS: u32 = 24;
 }
 
-/// An entry with cache lines of its own, so that threads which use different entries share none.
+/// An entry with cache lines of its own. So threads that use different entries do not write to the
+/// same cache line.
 type Padded<T> = CachePadded<Entry<T>>;
 
 // SAFETY: all-zero bytes are a vacant entry.
@@ -38,7 +41,7 @@ impl<T> FromZeros for Padded<T> {
     }
 }
 
-/// The name of one registration, which no other registration of the cache ever has.
+/// The name of one registration. No other registration of the cache ever has the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EntryId {
     /// An entry of the slab, with the cookie of its watch.

@@ -1,4 +1,4 @@
-//! [`Slots`]: the life of each slot of the slab, and what the slot is used for.
+//! [`Slots`]: the phase of each slot of the slab, and the registration in the slot.
 //!
 //! ```text
 //!              reserve             link                 unlink
@@ -7,7 +7,7 @@
 //!     └──────────────────────┴────────────── vacate ────────────────────┘
 //! ```
 //!
-//! - A *vacant* slot belongs to nobody.
+//! - A *vacant* slot has no registration.
 //! - A *pending* slot is reserved for a registration that is being made. If the memory changes
 //!   meanwhile, the slot is marked as invalidated and the registration is made again.
 //! - A *linked* slot holds an entry that lookups find: it is in an index, and in the list of live
@@ -25,15 +25,17 @@ use crate::range::VaRange;
 /// The state of a slot; the head of this file has the transitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Nobody uses the slot.
+    /// The slot has no registration.
     Vacant,
-    /// A registration is being made. `invalidated` if its memory has changed since.
+    /// A registration is being made. `invalidated` is true if its memory has changed since the slot
+    /// was reserved.
     Pending { invalidated: bool },
     /// The entry is in its index and in the list of live entries.
     Linked,
-    /// The entry is out of the index and not deregistered yet. If `held`, guards kept it alive when
-    /// it was unlinked, and it is on the list of draining entries. Otherwise it is on the list of
-    /// dead ones until a thread takes it, then on that of draining ones.
+    /// The entry is out of the index and not deregistered yet. `held` is true if guards kept the
+    /// entry alive when it was unlinked. Then the entry is on the list of draining entries.
+    /// Otherwise it is on the list of dead entries until a thread takes it, and on the list of
+    /// draining entries after that.
     Unlinked { held: bool },
 }
 
@@ -44,7 +46,7 @@ pub(crate) struct Record<A> {
     pub(crate) cookie: Cookie,
     pub(crate) range: VaRange,
     pub(crate) access: A,
-    /// The registration is not retained: its last guard revokes it.
+    /// True if the last guard has to revoke the registration.
     pub(crate) revocable: bool,
     /// The number of bytes pinned.
     pub(crate) bytes: usize,
@@ -62,7 +64,7 @@ pub(crate) struct Request<A> {
 /// See the head of this file.
 #[derive(Debug)]
 pub(crate) struct Slots<A> {
-    /// One for each slot that was ever used.
+    /// The records of all slots that were ever used, by slot.
     records: Vec<Record<A>>,
     vacant: Vec<Slot>,
     pending: Vec<Slot>,
@@ -101,16 +103,17 @@ impl<A: Copy> Slots<A> {
         (record.cookie == cookie).then_some(slot)
     }
 
-    /// Vacant to pending. Returns the slot and the cookie for its watch.
+    /// Turns a vacant slot into a pending one. Returns the slot and the cookie for its watch.
     ///
-    /// A slot is vacant only after its watch has ended, and its next cookie has another serial
-    /// number. So no cookie names two watches. That would take 2^32 misses of one cache between a
-    /// watch and its report, or while a thread waits for a deregistration.
+    /// A slot becomes vacant only after its watch has ended, and each cookie has a new serial
+    /// number. So no cookie names two watches, unless the serial number wraps. A cookie would be
+    /// mistaken only after 2^32 misses of one cache between a watch and its report, or during one
+    /// wait for a deregistration.
     pub(crate) fn reserve(&mut self, request: Request<A>) -> (Slot, Cookie) {
         self.serial = self.serial.wrapping_add(1);
         let (slot, fresh) = match self.vacant.pop() {
             Some(slot) => (slot, false),
-            // The budget bounds the slots in use by a number of entries that fits in u32.
+            // The budget limits the number of slots in use, and the limit fits in u32.
             None => (Slot(self.records.len() as u32), true),
         };
         let cookie = Cookie(u64::from(self.serial) << 32 | u64::from(slot.0));
@@ -131,12 +134,12 @@ impl<A: Copy> Slots<A> {
         (slot, cookie)
     }
 
-    /// Marks a pending slot: its registration has to be made again.
+    /// Marks a pending slot as invalidated, so that its registration is made again.
     pub(crate) fn invalidate(&mut self, slot: Slot) {
         self.at_mut(slot).phase = Phase::Pending { invalidated: true };
     }
 
-    /// Marks the pending slots of the ranges that are `meant`.
+    /// Marks the pending slots whose ranges are `meant` as invalidated.
     pub(crate) fn invalidate_pending(&mut self, meant: impl Fn(&VaRange) -> bool) {
         for i in 0..self.pending.len() {
             let record = self.at_mut(self.pending[i]);
@@ -151,24 +154,25 @@ impl<A: Copy> Slots<A> {
         self.at(slot).phase == Phase::Pending { invalidated: true }
     }
 
-    /// Returns the pending slots whose registrations have to be made again.
+    /// Returns the pending slots that are marked as invalidated.
     pub(crate) fn invalidated(&self) -> impl Iterator<Item = Slot> {
         let pending = self.pending.iter().copied();
         pending.filter(|&slot| self.was_invalidated(slot))
     }
 
-    /// Pending to linked.
+    /// Turns a pending slot into a linked one.
     pub(crate) fn link(&mut self, slot: Slot) {
         self.remove_pending(slot);
         self.at_mut(slot).phase = Phase::Linked;
     }
 
-    /// Linked to unlinked.
+    /// Turns a linked slot into an unlinked one.
     pub(crate) fn unlink(&mut self, slot: Slot, held: bool) {
         self.at_mut(slot).phase = Phase::Unlinked { held };
     }
 
-    /// Pending or unlinked to vacant. Returns the phase before and the number of bytes pinned.
+    /// Turns a pending or unlinked slot into a vacant one. Returns the previous phase and the
+    /// number of bytes that the registration pinned.
     pub(crate) fn vacate(&mut self, slot: Slot) -> (Phase, usize) {
         let record = self.at_mut(slot);
         let bytes = record.bytes;

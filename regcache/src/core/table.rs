@@ -1,12 +1,14 @@
 //! [`Table`]: everything that the cache's lock protects.
 //!
 //! The table has the phase of each slot (`slots.rs`), the indexes, the budget, the order of
-//! eviction (`eviction.rs`) and the counters. Nothing here registers, deregisters or calls the
-//! monitor. The content of dead entries is taken out without the lock.
+//! eviction (`eviction.rs`) and the counters. No method of the table registers, deregisters or
+//! calls the monitor. So dead entries are only listed here. Their content is taken out later,
+//! without the lock.
 //!
-//! There are two indexes. A *revocable* entry is deregistered when its last guard is dropped, as
-//! remote access is if its keys are to be revoked. It serves only lookups of its kind: a guard for
-//! another kind would keep the key alive.
+//! There are two indexes. A *revocable* entry is deregistered when its last guard is dropped.
+//! Entries with remote access are revocable if the cache revokes remote keys. All other entries are
+//! *retained*. A revocable entry serves only lookups that are revocable too, because any other
+//! guard would keep the remote key alive.
 
 use crate::core::budget::Budget;
 use crate::core::entry::Entry;
@@ -29,7 +31,7 @@ pub(crate) struct Table<A> {
     budget: Budget,
     eviction: Eviction,
     uncached: Uncached,
-    /// The counters, and the totals of unreleased registrations.
+    /// The counters and the totals of unreleased registrations.
     pub(crate) counts: Stats,
     links: u64,
     deregistrations: u64,
@@ -37,8 +39,9 @@ pub(crate) struct Table<A> {
     pub(crate) waiting: usize,
 }
 
-/// An unlinked registration whose room comes back, and its pinned size. The id is to wait on; it is
-/// `None` if a reader took a guard at the last moment, which holds the registration for now.
+/// An unlinked registration whose room will become free, and its pinned size. The caller can wait
+/// for the id. It is `None` if a reader acquired a guard just before the entry was unlinked. That
+/// guard may hold the registration for long, so no thread should wait for it.
 pub(crate) type Outgoing = (Option<EntryId>, usize);
 
 impl<A: Access> Table<A> {
@@ -62,14 +65,15 @@ impl<A: Access> Table<A> {
         self.budget.could_hold(bytes)
     }
 
-    /// A version counter, which rises when a registration is linked. While it is unchanged, a
-    /// range that was not found is still not in the index.
+    /// Returns a version counter, which rises when a registration is linked. While the counter is
+    /// unchanged, a range that was not found is still not in the index.
     pub(crate) fn link_version(&self) -> u64 {
         self.links
     }
 
-    /// A version counter, which rises when a registration is linked or deregistered. While it is
-    /// unchanged, retrying a registration that the device had no room for is pointless.
+    /// Returns a version counter, which rises when a registration is linked or deregistered. While
+    /// the counter is unchanged, retrying a registration that the device had no room for is
+    /// pointless.
     pub(crate) fn room_version(&self) -> u64 {
         self.links + self.deregistrations
     }
@@ -82,8 +86,8 @@ impl<A: Access> Table<A> {
         }
     }
 
-    /// Returns an entry that serves `range` with `access`, with a reference for the caller, and
-    /// the entry's range.
+    /// Returns an entry that serves `range` with `access`, and the range of the entry. The caller
+    /// owns a reference to the entry.
     pub(crate) fn find<'s, T>(
         &mut self,
         slab: &'s Slab<T>,
@@ -94,7 +98,8 @@ impl<A: Access> Table<A> {
         loop {
             let slot = self.index_mut(revocable).find(range, access)?;
             let record = self.slots.at(slot);
-            // The index's invariant guarantees this, if `Access` keeps its promises.
+            // The invariant of the index guarantees this, if the implementation of `Access` keeps
+            // its promises.
             if !(record.range.contains(&range) && record.access.serves(access)) {
                 return None;
             }
@@ -141,8 +146,9 @@ impl<A: Access> Table<A> {
         self.counts.misses += 1;
     }
 
-    /// Takes an entry out of its index and kills it. Returns false if it is not linked. If the
-    /// entry is not in use it is dead now; otherwise its last guard deregisters it.
+    /// Takes an entry out of its index and kills it. Returns false if the entry is not linked. If
+    /// no guard holds the entry, it is put on the list of dead entries. Otherwise its last guard
+    /// deregisters it.
     fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
         let record = self.slots.at(slot);
         let (range, access, bytes) = (record.range, record.access, record.bytes);
@@ -155,7 +161,8 @@ impl<A: Access> Table<A> {
         };
         self.index_mut(revocable).remove(range, access);
         self.eviction.remove(List::Live, slot);
-        // SAFETY: linked entries are live, and the phase below makes this the only kill.
+        // SAFETY: linked entries are live. The phase changes below, so no other call kills this
+        // entry.
         let held = !unsafe { entry.kill() };
         self.slots.unlink(slot, held);
         if held {
@@ -168,7 +175,7 @@ impl<A: Access> Table<A> {
         true
     }
 
-    /// Makes a slot vacant whose registration is deregistered, or was never made.
+    /// Makes a slot vacant. Its registration was deregistered, or was never made.
     pub(crate) fn vacate(&mut self, slot: Slot) {
         let (before, bytes) = self.slots.vacate(slot);
         if let Phase::Unlinked { held } = before {
@@ -182,14 +189,14 @@ impl<A: Access> Table<A> {
         self.budget.release(bytes);
     }
 
-    /// Adds a registration that is not cached, and returns its number.
+    /// Adds an uncached registration, and returns its number.
     pub(crate) fn add_uncached(&mut self, range: VaRange) -> u64 {
         self.counts.misses += 1;
         self.counts.uncached += 1;
         self.uncached.add(range)
     }
 
-    /// Removes an uncached registration, which is deregistered.
+    /// Removes an uncached registration after it was deregistered.
     pub(crate) fn remove_uncached(&mut self, number: u64) {
         self.uncached.remove(number);
         self.deregistrations += 1;
@@ -200,7 +207,7 @@ impl<A: Access> Table<A> {
         self.slots.ever_used() as u32
     }
 
-    /// Returns all counters but the hits, which the entries count.
+    /// Returns all counters except the hits, which are counted in the entries.
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             entries: self.slots.in_use(),
@@ -210,10 +217,11 @@ impl<A: Access> Table<A> {
     }
 }
 
-/// Invalidation.
+/// The methods for invalidation.
 impl<A: Access> Table<A> {
-    /// Takes note that the memory under a watch has changed. A linked entry is unlinked, and a
-    /// pending registration will be made again. Returns false if neither was needed.
+    /// Handles a report that the memory under a watch has changed. A linked entry is unlinked. A
+    /// pending registration is marked, so that it is made again. Returns false if the slot is in
+    /// another phase, or if the watch has ended.
     pub(crate) fn invalidate<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> bool {
         let Some(slot) = self.slots.watched_by(cookie) else {
             return false;
@@ -232,8 +240,9 @@ impl<A: Access> Table<A> {
         }
     }
 
-    /// Unlinks the entries that overlap `range`, has pending registrations of it made again, and
-    /// returns the ids of those that are not deregistered yet.
+    /// Unlinks the entries that overlap `range`, and marks overlapping pending registrations, so
+    /// that they are made again. Returns the ids of all overlapping registrations that are not
+    /// deregistered yet.
     pub(crate) fn invalidate_overlapping<T>(
         &mut self,
         slab: &Slab<T>,
@@ -243,15 +252,15 @@ impl<A: Access> Table<A> {
         self.outstanding(|its| its.overlaps(&range))
     }
 
-    /// Unlinks the entries that cover `range`, and has pending registrations that would cover it
-    /// made again.
+    /// Unlinks the entries that cover `range`. Marks pending registrations that would cover it, so
+    /// that they are made again.
     pub(crate) fn invalidate_covering<T>(&mut self, slab: &Slab<T>, range: VaRange) {
         let unlinked = self.unlink_overlapping(slab, range, |its| its.contains(&range));
         self.counts.invalidations += unlinked;
     }
 
-    /// Unlinks the entries that overlap `range` and are `meant`, has such pending registrations
-    /// made again, and returns the number of entries unlinked.
+    /// Unlinks the entries whose ranges overlap `range` and are `meant`. Marks such pending
+    /// registrations, so that they are made again. Returns the number of entries unlinked.
     fn unlink_overlapping<T>(
         &mut self,
         slab: &Slab<T>,
@@ -270,7 +279,7 @@ impl<A: Access> Table<A> {
         linked.len() as u64
     }
 
-    /// Unlinks all entries, and has all pending registrations made again.
+    /// Unlinks all entries. Marks all pending registrations, so that they are made again.
     pub(crate) fn unlink_all<T>(&mut self, slab: &Slab<T>) {
         self.slots.invalidate_pending(|_| true);
         while let Some(slot) = self.eviction.head(List::Live)
@@ -278,8 +287,8 @@ impl<A: Access> Table<A> {
         {}
     }
 
-    /// Returns the registrations of such ranges that still exist, although no later lookup returns
-    /// them. These are dead and draining ones, invalidated pending ones, and uncached ones.
+    /// Returns the registrations that still exist although no later lookup returns them, if their
+    /// ranges are `meant`. They are dead, draining, pending and invalidated, or uncached.
     pub(crate) fn outstanding(&self, meant: impl Fn(&VaRange) -> bool) -> Vec<EntryId> {
         let dead = self.eviction.all(List::Dead);
         let draining = self.eviction.all(List::Draining);
@@ -291,7 +300,7 @@ impl<A: Access> Table<A> {
             .collect()
     }
 
-    /// Returns true if the registration is deregistered.
+    /// Returns true if the registration was deregistered.
     pub(crate) fn is_gone(&self, id: EntryId) -> bool {
         match id {
             EntryId::Cached(slot, cookie) => self.slots.is_gone(slot, cookie),
@@ -299,7 +308,7 @@ impl<A: Access> Table<A> {
         }
     }
 
-    /// Unlinks a revocable entry, if no guard has come in the meantime.
+    /// Unlinks a revocable entry, unless another guard has acquired it in the meantime.
     pub(crate) fn revoke<T>(&mut self, slab: &Slab<T>, slot: Slot, cookie: Cookie) {
         let idle = slab.get(slot).is_some_and(|entry| !entry.is_in_use());
         if idle && self.slots.at(slot).cookie == cookie {
@@ -308,10 +317,10 @@ impl<A: Access> Table<A> {
     }
 }
 
-/// Eviction, reclaim and deferred deregistration.
+/// The methods for eviction, reclaim and deferred deregistration.
 impl<A: Access> Table<A> {
-    /// Evicts idle entries until another one of `bytes` fits. Returns `None`, and evicts nothing,
-    /// if that cannot be reached.
+    /// Evicts idle entries until another one of `bytes` fits. If that is not possible, returns
+    /// `None` and evicts nothing.
     pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<()> {
         let mut victims = Vec::new();
         let mut freed = 0;
@@ -338,7 +347,8 @@ impl<A: Access> Table<A> {
         Some((self.unheld(slot), self.slots.at(slot).bytes))
     }
 
-    /// Returns an unlinked entry that no guard holds: some thread deregisters it, or will soon.
+    /// Returns an unlinked entry that no guard holds. Some thread is deregistering it, or will do
+    /// so soon.
     pub(crate) fn any_outgoing(&self) -> Option<Outgoing> {
         let dead = self.eviction.all(List::Dead);
         let mut unlinked = dead.chain(self.eviction.all(List::Draining));
@@ -360,7 +370,7 @@ impl<A: Access> Table<A> {
         self.counts.evictions += 1;
     }
 
-    /// Takes the coldest idle entry out of the list of live ones.
+    /// Removes the coldest idle entry from the list of live entries, and returns it.
     fn victim<T>(&mut self, slab: &Slab<T>) -> Option<Slot> {
         self.eviction.victim(|slot| {
             let entry = slab.get(slot);
@@ -373,8 +383,8 @@ impl<A: Access> Table<A> {
         self.eviction.head(List::Dead).is_some()
     }
 
-    /// Takes a dead entry, which is draining from now on. The caller must take its content out and
-    /// deregister it.
+    /// Removes an entry from the list of dead entries. The entry is draining from now on. The
+    /// caller must take its content out and deregister it.
     pub(crate) fn pop_dead(&mut self) -> Option<Slot> {
         let slot = self.eviction.head(List::Dead)?;
         self.eviction.remove(List::Dead, slot);
@@ -404,7 +414,7 @@ mod tests {
             };
             let (slot, _) = table.reserve(request).unwrap();
             table.link(&slab, slot);
-            // SAFETY: the slot is reserved, so its entry is vacant and nobody else's.
+            // SAFETY: the slot is reserved, so its entry is vacant and no other thread fills it.
             unsafe { slab.get(slot).unwrap().publish(0, false) };
             slot
         };

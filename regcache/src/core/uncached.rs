@@ -1,14 +1,14 @@
-//! [`Uncached`]: the registrations that die with their guards.
+//! [`Uncached`]: the list of uncached registrations, which are deregistered with their guards.
 //!
-//! They are in no slot. They are listed so that a [`Completion`](crate::Completion) can wait for
-//! them.
+//! Uncached registrations have no slot. They are listed here, so that a
+//! [`Completion`](crate::Completion) can wait for them.
 
 use std::collections::BTreeMap;
 
 use crate::core::slab::EntryId;
 use crate::range::VaRange;
 
-/// Their ranges, each under a number of its own.
+/// The ranges of all uncached registrations, by a number that is unique to each.
 #[derive(Debug, Default)]
 pub(crate) struct Uncached {
     ranges: BTreeMap<u64, VaRange>,

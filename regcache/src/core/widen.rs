@@ -1,8 +1,8 @@
-//! [`Widening`]: registering more than was asked for, so that later lookups are hits.
+//! [`Widening`]: registers more memory than a lookup asked for, so that later lookups are hits.
 //!
-//! The whole of a wider registration is watched, so it is never stale either. The device may refuse
-//! it because of a hole beside the range, and another thread's changes may spoil it. Then the range
-//! itself is registered.
+//! All memory of a wider registration is watched, so the registration is never stale either. The
+//! device may refuse it because of a hole next to the range. Another thread may also change the
+//! memory next to the range. In both cases only the range itself is registered.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! `linux/ummunotify.h` in Rust, for programs that use the driver themselves.
+//! `linux/ummunotify.h` in Rust, for programs that use the driver directly.
 //!
 //! `kernel/Documentation/ummunotify.rst` defines each call.
 
@@ -14,11 +14,11 @@ pub struct Register {
     pub start: u64,
     /// The address one past the last byte.
     pub end: u64,
-    /// The name of the range in events and for unregistering.
+    /// The cookie that names the range in events and in [`unregister_region`].
     pub user_cookie: u64,
-    /// Ignored, whatever it holds.
+    /// The driver ignores this field.
     pub flags: u32,
-    /// Ignored, whatever it holds.
+    /// The driver ignores this field.
     pub reserved: u32,
 }
 
@@ -26,15 +26,15 @@ pub struct Register {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Register2 {
-    /// The size of this structure, as the caller knows it.
+    /// The size of this structure in bytes, in the version that the caller was compiled with.
     pub size: u32,
-    /// Any of [`PROTECTION`] and [`MUST_BE_BACKED`], or 0.
+    /// Any combination of [`PROTECTION`] and [`MUST_BE_BACKED`], or 0.
     pub flags: u32,
     /// The address of the first byte.
     pub start: u64,
     /// The address one past the last byte.
     pub end: u64,
-    /// The name of the range in events and for unregistering.
+    /// The cookie that names the range in events and in [`unregister_region`].
     pub user_cookie: u64,
 }
 
@@ -54,9 +54,9 @@ impl Default for Register2 {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event {
-    /// [`INVAL`] or [`LAST`].
+    /// The kind of event: [`INVAL`] or [`LAST`].
     pub kind: u32,
-    /// [`HINT`] or 0.
+    /// The flags: [`HINT`] or 0.
     pub flags: u32,
     /// The first byte that may have changed.
     pub hint_start: u64,
@@ -73,20 +73,21 @@ pub const PROTECTION: u32 = 1;
 pub const MUST_BE_BACKED: u32 = 1 << 1;
 /// A kind of event: a watched range was invalidated.
 pub const INVAL: u32 = 0;
-/// A kind of event: no range is invalid any more.
+/// A kind of event: no watched range is invalid any more.
 pub const LAST: u32 = 1;
-/// A flag of an event: exactly one invalidation met the range, at the addresses of the hint.
+/// A flag of an event: exactly one invalidation met the range, from `hint_start` to `hint_end`.
 pub const HINT: u32 = 1;
 
 const _: () = assert!(
     size_of::<Register>() == 32 && size_of::<Register2>() == 32 && size_of::<Event>() == 32
 );
 
-/// Asks for the features in a mask. The driver replaces the mask by those that it grants: none.
+/// Requests the features in a mask. The driver replaces the mask by the features that it grants.
+/// The driver has no features yet, so the mask becomes 0.
 ///
 /// # Errors
 ///
-/// The driver's error; `ENOTTY` if `fd` is another file.
+/// The driver's error; `ENOTTY` if `fd` is not the driver's device.
 ///
 /// # Safety
 ///
@@ -112,16 +113,16 @@ pub unsafe fn register_region(fd: RawFd, region: *const Register) -> io::Result<
     Ok(())
 }
 
-/// Watches a range, as its flags say.
+/// Watches a range, with the options that its flags set.
 ///
 /// # Errors
 ///
-/// The driver's error; `ENOTTY` if the driver is older than this call, and `EINTR` if a signal
-/// interrupted the wait for an invalidation in flight. The range is then not watched.
+/// The driver's error; `ENOTTY` if the driver is too old to have this call, and `EINTR` if a signal
+/// interrupted the wait for an invalidation in flight. After an error the range is not watched.
 ///
 /// # Safety
 ///
-/// `region` points to as many bytes that may be read as its `size` says, or to no memory at all.
+/// `region` points to a structure of `size` bytes that may be read, or to no memory at all.
 pub unsafe fn register_region2(fd: RawFd, region: *const Register2) -> io::Result<()> {
     // SAFETY: the caller's promise.
     unsafe { ioctl::register_region2(fd, region) }?;

@@ -23,13 +23,13 @@ pub enum Auto {
     None(NoMonitor),
 }
 
-/// Returns the first of these monitors that this machine has:
+/// Returns the first of these monitors that works on this machine:
 ///
 /// 1. [`Ummunotify`], if `/dev/ummunotify` opens;
-/// 2. `Userfaultfd` with strict checking, if the crate has the feature `userfaultfd`. The kernel
-///    must support it (6.7) and allow it to this process. Since 6.13 it may not
+/// 2. `Userfaultfd` with strict checking, if the crate is built with the feature `userfaultfd`.
+///    This monitor needs Linux 6.7. Since Linux 6.13 the process also needs a privilege
 ///    (`UserfaultfdError::GuardPages`);
-/// 3. [`NoMonitor`], with a warning that has the reasons.
+/// 3. [`NoMonitor`], with a warning in the log that states the reasons.
 ///
 /// If an application must not run without the driver, it should call [`Ummunotify::open`] itself.
 #[must_use]
@@ -46,7 +46,7 @@ fn without_driver(no_driver: &OpenError) -> Auto {
         Ok(monitor) => {
             tracing::debug!(
                 why = no_driver as &dyn std::error::Error,
-                "userfaultfd in place of ummunotify: a hit takes some system calls"
+                "userfaultfd is used in place of ummunotify: each lookup makes some system calls"
             );
             Auto::Userfaultfd(Box::new(monitor))
         }
@@ -82,7 +82,7 @@ macro_rules! chosen {
     };
 }
 
-// SAFETY: each of the monitors is sound.
+// SAFETY: each of the monitors keeps the rules of the trait.
 unsafe impl Monitor for Auto {
     const CHECKED: bool = true;
 

@@ -1,12 +1,12 @@
-//! [`NoMonitor`], for a machine without a monitor: it watches nothing, so nothing is cached.
+//! [`NoMonitor`], for machines without a sound monitor. It watches nothing, so nothing is cached.
 
 use std::io;
 
 use super::contract::{Cookie, Monitor};
 use crate::range::VaRange;
 
-/// A monitor that refuses every watch. A cache on it registers at each lookup, which is slow and
-/// never stale.
+/// A monitor that refuses every watch. A cache with this monitor registers at each lookup. Its
+/// lookups are slow, but never return a stale registration.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoMonitor;
 

@@ -1,12 +1,12 @@
-//! A file descriptor that safe code may have: it polls readable when others are, and reading from
-//! it takes nothing away.
+//! A file descriptor that safe code may have. It polls readable when other file descriptors do, and
+//! reading from it consumes no reports.
 
 use std::io;
 use std::os::fd::AsFd;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-/// Returns an epoll instance that is readable when any of the `descriptors` is.
+/// Returns an epoll instance that polls readable when any of the `descriptors` does.
 pub(super) fn when_readable(descriptors: &[&dyn AsFd]) -> io::Result<Epoll> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     for descriptor in descriptors {

@@ -1,23 +1,28 @@
 //! [`Shared`]: one monitor for several caches.
 //!
-//! Each protection domain or device has a cache of its own. The kernel has one set of watches: a
-//! range that several caches have registered is watched once.
+//! A program has one cache for each protection domain or device. If these caches share a monitor, a
+//! range that several of them have registered is watched only once.
 //!
-//! # Why each cache can rely on it
+//! # Why each cache can rely on a shared monitor
 //!
 //! One lock protects everything but the monitor itself.
 //!
 //! - M1: a report names a watch of the monitor. The thread that drains the monitor marks every
-//!   subscriber of that watch. Each cache finds its marks when it drains. A mark stays until then.
-//! - M2: no cache can join a watch that is not placed yet. A cache that joins an existing watch
-//!   would miss an invalidation that is in flight and was reported before it joined. The monitor's
-//!   M2 repeats such a report after the end.
-//! - M3: the generation is the monitor's. A cache's drain returns the generation of the last drain
-//!   of the monitor. All invalidations up to it have been marked, and this cache's marks were
-//!   reported.
-//! - M4: a mark is a flag in a subscription. A member's list of marks gets room for all its
-//!   subscriptions when they are made, so that draining does not allocate.
-//! - If draining the monitor fails, its reports are lost to all: each cache's next drain fails.
+//!   subscription to that watch. Each cache finds the marks of its own subscriptions when it
+//!   drains. A mark stays until its cache drains.
+//! - M2: no cache can join a watch before the watch is placed. Assume that a cache joins an
+//!   existing watch while an invalidation is in flight, and that the invalidation was reported
+//!   before the cache joined. The monitor repeats such a report after the invalidation ends, by its
+//!   own rule M2. So the cache does not miss the invalidation.
+//! - M3: each share returns the generation of the monitor itself. A cache's drain returns the
+//!   generation of the monitor's last drain. All invalidations up to that generation were marked,
+//!   and the drain has reported the marks of its cache.
+//! - M4: a mark is a flag in a subscription. Each cache has a list of its marks. A new subscription
+//!   reserves its place in that list, so that draining does not allocate.
+//! - M6: no cache can join a watch that was reported. A lookup drains before it watches. So the
+//!   memory of a watch that it joins is still the memory that the monitor accepted.
+//! - If draining the monitor fails, reports may be lost for every cache. So the next drain of each
+//!   cache fails.
 
 use std::collections::HashMap;
 use std::io;
@@ -76,7 +81,7 @@ struct Board {
     /// The generation up to which the monitor was drained.
     drained: u64,
     last_cookie: u64,
-    /// The monitor's watches, by its cookies.
+    /// The watches that were placed on the monitor, by their cookies there.
     watches: HashMap<u64, Watch>,
     by_range: HashMap<VaRange, u64>,
     members: Vec<Member>,
@@ -91,11 +96,12 @@ struct Watch {
 /// The subscriptions of one cache.
 #[derive(Debug, Default)]
 struct Member {
-    /// False if another cache may take this place.
+    /// False if the place is free for another cache.
     joined: bool,
-    /// The monitor's cookie, and true if it was invalidated since the last drain.
+    /// For each cookie of the cache: the cookie of the monitor's watch, and true if the
+    /// subscription is marked.
     subscriptions: HashMap<Cookie, (u64, bool)>,
-    /// The cookies of the subscriptions that were invalidated.
+    /// The cookies of the marked subscriptions.
     marked: Vec<Cookie>,
     /// True if reports may have been lost.
     lost: bool,
@@ -107,7 +113,7 @@ impl<M: Monitor> Shared<M> {
     ///
     /// # Errors
     ///
-    /// The kernel's error if it refuses the file descriptors to wait on.
+    /// The kernel's error if it refuses a file descriptor or a page that the share needs.
     pub fn new(monitor: M) -> io::Result<Self> {
         let board = Board {
             drained: monitor.generation(),
@@ -128,13 +134,13 @@ impl<M: Monitor> Shared<M> {
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new).
+    /// The errors of [`new`](Self::new), and an error in a forked child.
     pub fn subscribe(&self) -> io::Result<Self> {
         Self::join(Arc::clone(&self.hub))
     }
 
-    /// Returns the number of ranges watched now, for all caches together. In a forked child it is
-    /// 0.
+    /// Returns the number of ranges that all caches together watch now. Returns 0 in a forked
+    /// child.
     pub fn watches(&self) -> usize {
         if self.hub.fork.in_child() {
             return 0;
@@ -186,8 +192,8 @@ impl<M> Hub<M> {
 }
 
 impl Board {
-    /// Subscribes the member to `range`. Returns the monitor's cookie, and true if the watch is
-    /// still to be placed.
+    /// Subscribes the member to `range`. Returns the cookie of the monitor's watch, and true if
+    /// that watch is not placed yet.
     fn subscribe(&mut self, member: usize, range: VaRange, cookie: Cookie) -> (u64, bool) {
         let placed = self.by_range.get(&range).copied();
         let ours = placed.unwrap_or_else(|| {
@@ -201,7 +207,7 @@ impl Board {
         watch.subscribers.push((member, cookie));
         let member = &mut self.members[member];
         member.subscriptions.insert(cookie, (ours, false));
-        // Draining must not allocate.
+        // The room is reserved here, because draining must not allocate.
         let missing = member
             .subscriptions
             .len()
@@ -210,18 +216,25 @@ impl Board {
         (ours, placed.is_none())
     }
 
-    /// Drains the monitor, and marks its reports for all members.
+    /// Drains the monitor, and marks the reported subscriptions of all members.
     fn drain(&mut self, monitor: &impl Monitor, by: usize) -> io::Result<()> {
         if monitor.generation() == self.drained {
             return Ok(());
         }
         let Self {
-            watches, members, ..
+            watches,
+            by_range,
+            members,
+            ..
         } = self;
         let drained = monitor.drain(&mut |cookie| {
             let Some(watch) = watches.get(&cookie.0) else {
                 return;
             };
+            // The memory may have lost its backing since the monitor accepted it.
+            if by_range.get(&watch.range) == Some(&cookie.0) {
+                by_range.remove(&watch.range);
+            }
             for &(member, cookie) in &watch.subscribers {
                 members[member].mark(cookie);
             }
@@ -240,7 +253,7 @@ impl Board {
 }
 
 impl Member {
-    /// Ends a subscription, and returns the monitor's cookie.
+    /// Ends a subscription, and returns the cookie of the monitor's watch.
     fn forget(&mut self, cookie: Cookie) -> Option<u64> {
         let (ours, marked) = self.subscriptions.remove(&cookie)?;
         if marked {
@@ -285,8 +298,9 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
         if !is_new {
             return Ok(());
         }
-        // This may wait for an invalidation, so it runs without the lock, and lookups in other
-        // caches go on. A cache that wants the same range meanwhile gets a watch of its own.
+        // This call may wait for an invalidation. It runs without the lock, so that lookups in
+        // other caches can go on. A cache that subscribes to the same range meanwhile places a
+        // second watch.
         let placed = self.hub.monitor.watch(range, Cookie(ours));
         let board = &mut *lock(&self.hub.board);
         match placed {
@@ -345,7 +359,7 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
         drained?;
         if lost {
             return Err(io::Error::other(
-                "reports were lost when another cache asked for them",
+                "reports were lost when another cache drained the shared monitor",
             ));
         }
         Ok(board.drained)
@@ -363,11 +377,12 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
 impl<M: Monitor> Drop for Shared<M> {
     fn drop(&mut self) {
         if self.hub.fork.in_child() {
-            // The monitor would close what is the parent's.
+            // The monitor belongs to the parent process. Dropping it here would close what the
+            // parent still uses. So the monitor is leaked.
             std::mem::forget(Arc::clone(&self.hub));
             return;
         }
-        // A cache ends its watches itself, unless it was leaked.
+        // A cache usually ends all its watches before this. Any that are left are ended here.
         let left: Vec<_> = {
             let board = lock(&self.hub.board);
             let subscriptions = &board.members[self.member].subscriptions;

@@ -1,15 +1,15 @@
 //! [`Ummunotify`]: the monitor on the ummunotify driver.
 //!
-//! The driver keeps M1 to M4, and its documentation has the argument. M5 holds because the kernel
-//! does not depend on other code of the process. For M6, [`watch`](Monitor::watch) asks the driver
-//! to refuse a range unless the kernel reports the changes of its memory. An older driver does not
-//! know this request and watches the range. It is sound for a registrar that registers only pages
-//! that `get_user_pages` finds.
+//! The driver keeps M1 to M4. The driver's documentation has the argument. M5 holds because the
+//! driver runs in the kernel, where other code of the process cannot switch it off. For M6,
+//! [`watch`](Monitor::watch) asks the driver to refuse a range unless the kernel reports the
+//! changes of its memory. An older driver does not have this request, and watches the range. Such a
+//! driver is sound only for a registrar that registers only pages that `get_user_pages` finds.
 //!
-//! One case of [`drain`](Monitor::drain) is left to argue here. The driver may have raised its
-//! counter and have nothing to report, because the invalidated range has been unregistered since.
-//! Then `read` returns `EAGAIN` in place of `LAST`, and `drain` has to return the generation that
-//! was loaded *before* that `read`. At the time of the `read` no watched range was invalid. So each
+//! One case of [`drain`](Monitor::drain) needs an argument here. The driver may have raised its
+//! counter for a range that was unregistered afterwards. Then the driver has nothing to report. So
+//! `read` returns `EAGAIN` in place of `LAST`, and `drain` has to return the generation that was
+//! loaded *before* that `read`. At the time of the `read` no watched range was invalid. So each
 //! invalidation up to the earlier load was reported, or met a range that is no longer watched.
 
 use std::fs::File;
@@ -30,10 +30,10 @@ use super::contract::{Cookie, Monitor};
 use super::poll_fd::when_readable;
 use crate::range::VaRange;
 
-/// The driver's device, where udev puts it.
+/// The path of the driver's device, as udev creates it.
 const DEVICE: &str = "/dev/ummunotify";
 
-/// The number of events that one `read` asks for. They take 2 KiB of stack.
+/// The maximum number of events that one `read` returns. They take 2 KiB of stack.
 const BATCH: usize = 64;
 
 /// The reason why the driver could not be used.
@@ -67,7 +67,7 @@ pub enum OpenError {
     NotTheDriver {
         /// The path of the device.
         path: PathBuf,
-        /// The kernel's answer to a request for the driver's features.
+        /// The error that the kernel returned to a request for the driver's features.
         source: io::Error,
     },
     /// The generation counter could not be mapped.
@@ -82,18 +82,19 @@ pub enum OpenError {
 
 /// The monitor on `/dev/ummunotify`.
 ///
-/// The device's file descriptor stays inside, because reading from it would take reports away from
-/// the cache. The one that [`descriptor`](Monitor::descriptor) returns can only be polled.
+/// The device's file descriptor is private, because reading from it would take reports away from
+/// the cache. [`descriptor`](Monitor::descriptor) returns another file descriptor, which can only
+/// be polled.
 #[derive(Debug)]
 pub struct Ummunotify {
     device: File,
     counter: Mmap,
-    /// Polls readable when the device does; this is for callers.
+    /// An epoll instance for callers. It polls readable when the device does.
     ready: Epoll,
 }
 
 impl Ummunotify {
-    /// Opens `/dev/ummunotify` for the memory of this process.
+    /// Opens `/dev/ummunotify` to watch the memory of this process.
     ///
     /// # Errors
     ///
@@ -152,13 +153,14 @@ impl Ummunotify {
     #[inline]
     fn counter(&self) -> &AtomicU64 {
         // SAFETY: a mapping is page-aligned, at least a page long and lives as long as `self`. Only
-        // the kernel writes to it, by aligned stores of 8 bytes. Only relaxed loads read it, which
-        // read-only memory allows on targets that load 8 bytes at once.
+        // the kernel writes to it, by aligned stores of 8 bytes. Only relaxed loads read the
+        // mapping. Read-only memory allows relaxed loads on targets that load 8 bytes in one
+        // access.
         unsafe { AtomicU64::from_ptr(self.counter.as_ptr().cast_mut().cast()) }
     }
 
     /// Waits until a watched range is invalid, for at most `timeout_ms` milliseconds. Returns true
-    /// if one is. A signal ends the wait as a time-out does.
+    /// if a range is invalid. Returns false after the time-out or a signal.
     ///
     /// # Errors
     ///
@@ -166,14 +168,15 @@ impl Ummunotify {
     pub fn wait(&self, timeout_ms: u16) -> io::Result<bool> {
         let mut fds = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(timeout_ms)) {
-            // POLLERR is no event: a forked child gets that.
+            // POLLERR is not a report: `poll` returns it in a forked child.
             Ok(_) => Ok(fds[0].revents() == Some(PollFlags::POLLIN)),
             Err(Errno::EINTR) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Watches a range by the call of 2010, whose flags the driver ignores.
+    /// Watches a range by the driver's original call of 2010. The driver ignores the flags of that
+    /// call, so the call cannot refuse memory that is not backed.
     fn watch_unchecked(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
         let region = abi::Register {
             start: range.start() as u64,
@@ -185,7 +188,8 @@ impl Ummunotify {
         unsafe { abi::register_region(self.device.as_raw_fd(), &raw const region) }
     }
 
-    /// Returns the number of events read, which is 0 if there was none.
+    /// Reads events into the buffer, and returns their number. The number is 0 if there was no
+    /// event.
     fn read(&self, events: &mut [abi::Event; BATCH]) -> io::Result<usize> {
         loop {
             // SAFETY: the buffer is valid for its size, and every bit pattern is an `Event`.
@@ -211,8 +215,8 @@ unsafe impl Monitor for Ummunotify {
     #[inline]
     fn generation(&self) -> u64 {
         let generation = self.counter().load(Ordering::Relaxed);
-        // An acquiring load is not allowed from read-only memory. On x86-64 this fence is no
-        // instruction.
+        // Rust does not allow an acquire load from read-only memory. So a fence follows a relaxed
+        // load. On x86-64 the fence compiles to no instruction.
         fence(Ordering::Acquire);
         generation
     }
@@ -230,7 +234,8 @@ unsafe impl Monitor for Ummunotify {
             let watched =
                 unsafe { abi::register_region2(self.device.as_raw_fd(), &raw const region) };
             match watched.as_ref().err().and_then(io::Error::raw_os_error) {
-                // A signal interrupted the wait, and the range is not watched yet.
+                // A signal interrupted the wait. The range is not watched yet, so the call is
+                // repeated.
                 Some(libc::EINTR) => {}
                 Some(libc::ENOTTY) => return self.watch_unchecked(range, cookie),
                 _ => return watched,
@@ -255,7 +260,8 @@ unsafe impl Monitor for Ummunotify {
                 match event.kind {
                     abi::INVAL => invalidated(Cookie(event.user_cookie_counter)),
                     abi::LAST => return Ok(event.user_cookie_counter),
-                    // The report is lost, so the cache has to drop all entries.
+                    // An event of unknown type may be a lost report, so the cache has to drop all
+                    // entries.
                     kind => {
                         return Err(io::Error::new(
                             io::ErrorKind::InvalidData,

@@ -1,14 +1,17 @@
 //! [`ForkMark`]: a word that shows whether this process was forked from the cache's own.
 //!
-//! A forked child has a copy of the cache, but not of the pages and registrations behind it. The
-//! pages that it finds at the same addresses are its own; the adapter's registrations are its
-//! parent's. `getpid` would tell the two apart at the price of a system call. `pthread_atfork`
-//! would miss a child made by `clone`. So the kernel keeps the mark: a page under
-//! `MADV_WIPEONFORK` reads as zeros in any process that got a copy of the address space. Threads,
-//! vfork children and `CLONE_VM` children share the memory, the registrations and the mark.
+//! A forked child has a copy of the cache, but the registrations are its parent's. The child has
+//! its own pages at the same addresses, and the adapter does not reach them. So the child must
+//! notice that it cannot use the cache.
 //!
-//! In the process that made it the mark is a number. So the hit path answers two questions with
-//! one load: `design.rs` says which.
+//! `getpid` would cost a system call at each lookup. `pthread_atfork` would miss a child made by
+//! `clone`. So the mark is in a page under `MADV_WIPEONFORK`. The kernel shows zeros there to any
+//! process that got a copy of the address space. Threads, vfork children and `CLONE_VM` children
+//! share the memory, the registrations and the mark. So they can use the cache.
+//!
+//! In the process that made the mark, it holds a number other than 0, which the cache uses for
+//! `drained`. So one load on the hit path tests two conditions: the cache is current, and the
+//! process is not a forked child (`design.rs`).
 
 #[cfg(not(loom))]
 pub(crate) use mapped::ForkMark;
@@ -22,7 +25,8 @@ mod mapped {
     use memmap2::MmapMut;
     use nix::sys::mman::{MmapAdvise, madvise};
 
-    /// A number that is never 0 in the process that made it, and always 0 in its children.
+    /// A number that is never 0 in the process that made it, and always 0 in forked children of
+    /// that process.
     #[derive(Debug)]
     pub(crate) struct ForkMark(MmapMut);
 
@@ -56,13 +60,13 @@ mod mapped {
         #[inline]
         fn word(&self) -> &AtomicU64 {
             // SAFETY: a mapping is page-aligned, at least a page long and lives as long as `self`.
-            // All accesses are made here, as an atomic.
+            // All accesses go through this atomic.
             unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast_mut().cast()) }
         }
     }
 }
 
-/// The number as loom's atomic. Under loom no process is forked.
+/// The mark under loom, an atomic of loom's. No process is forked under loom.
 #[cfg(loom)]
 #[derive(Debug)]
 pub(crate) struct ForkMark(loom::sync::atomic::AtomicU64);

@@ -1,12 +1,12 @@
 //! The primitives that the protocol is built on: std's, or loom's under `--cfg loom`.
 //!
-//! loom sees every atomic, lock and [`UnsafeCell`] of this module. It does not see
+//! loom sees every atomic, lock and [`UnsafeCell`] of this module. loom does not see
 //!
 //! - the content of an entry, once [`UnsafeCell::with`] has returned a reference to it;
 //! - the counter page and the fork mark, which are memory that the kernel writes;
-//! - two stores that two CPUs see in different orders, because it runs one thread at a time. Only
-//!   such a case shows that `drained` needs release and acquire ordering (`design.rs`, step 3), so
-//!   no test here covers that ordering.
+//! - two stores that two CPUs see in different orders, because loom runs one thread at a time. Only
+//!   such stores show that `drained` needs release and acquire ordering (`design.rs`, step 3). So
+//!   no loom test covers that ordering.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
@@ -45,15 +45,16 @@ impl<T> UnsafeCell<T> {
     }
 }
 
-/// Takes the lock, even if another thread panicked while it held it. This is sound because the
-/// data is consistent between any two statements that can panic.
+/// Takes the lock, even if another thread panicked while it held the lock. This is sound because
+/// the data is consistent between any two statements that can panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Waits until the condition is signalled, for `timeout` at most. The lock is free meanwhile.
+/// Waits until the condition is signalled, for `timeout` at most. The lock is released during the
+/// wait.
 pub(crate) fn wait_for<'l, T>(
     condition: &Condvar,
     locked: MutexGuard<'l, T>,

@@ -1,4 +1,4 @@
-//! Starting the library's own threads.
+//! [`spawn`]: starts the threads that the library runs.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
@@ -8,7 +8,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 /// Starts a thread with all signals blocked, so that the application's threads handle its signals.
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     let mut before = SigSet::empty();
-    // A new thread inherits the mask.
+    // A new thread inherits the signal mask of the thread that creates it.
     pthread_sigmask(
         SigmaskHow::SIG_BLOCK,
         Some(&SigSet::all()),

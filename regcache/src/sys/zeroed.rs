@@ -1,8 +1,11 @@
-//! [`Zeroed`]: a large array of which few elements may ever be used.
+//! [`Zeroed`]: a large array, of which perhaps only a few elements are ever used.
 //!
-//! The array reserves address space. The kernel adds zeroed memory, a page at a time, when an
-//! element is first touched. The array does not come from malloc: when glibc frees a large block,
-//! it raises its limit for mapping memory. After that it keeps memory that the application frees.
+//! The array only reserves address space. When an element is first touched, the kernel adds a
+//! zeroed page.
+//!
+//! The array is mapped, not allocated by malloc. When glibc frees a large block, it raises the size
+//! above which it maps blocks. After that, glibc would keep large blocks that the application
+//! frees.
 
 /// Types for which all-zero bytes are a valid value.
 ///
@@ -33,7 +36,7 @@ mod mapped {
 
     use super::FromZeros;
 
-    /// Zeroed memory from the kernel, without a reservation of swap.
+    /// An array in zeroed memory from the kernel, which reserves no swap space for it.
     #[derive(Debug)]
     pub(crate) struct Zeroed<T> {
         /// The first element in the mapping; dangling if there are no elements.
@@ -45,7 +48,7 @@ mod mapped {
 
     // SAFETY: the array owns its elements.
     unsafe impl<T: Send> Send for Zeroed<T> {}
-    // SAFETY: as above.
+    // SAFETY: by shared reference, the array gives access only to `&T`.
     unsafe impl<T: Sync> Sync for Zeroed<T> {}
 
     impl<T: FromZeros> Zeroed<T> {
@@ -85,7 +88,7 @@ mod mapped {
     }
 }
 
-/// An array on the heap: loom's atomics are not valid as zeros.
+/// An array on the heap, for loom, because zero bytes are not a valid loom atomic.
 #[cfg(loom)]
 mod boxed {
     use std::io;

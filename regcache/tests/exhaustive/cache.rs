@@ -1,8 +1,8 @@
 //! The cache: the steps of a lookup, of a guard's drop and of a deferred deregistration.
 //!
-//! Other threads never see a step half done. A step is one load, one compare-and-swap, or one call
-//! of the driver or the device. A change under the lock is one step if nobody sees it without the
-//! lock. The names are those of `regcache/src/core`.
+//! Each step is atomic for other threads. A step is one load, one compare-and-swap, or one call of
+//! the driver or the device. Several changes under the lock are one step if no thread can see them
+//! without the lock. The names are those of `regcache/src/core`.
 
 use crate::fault::Fault;
 use crate::kernel::bit;
@@ -101,7 +101,7 @@ impl Protocol {
                     self.hand_out(state, thread, Guard::Cached(slot), say);
                     At::NextDead(AfterDead::Return)
                 } else if lookup.attempts == ATTEMPTS {
-                    say(format_args!("gives up caching it, unlocks"));
+                    say(format_args!("gives up caching the page, unlocks"));
                     state.cache.lock = None;
                     At::Uncached
                 } else {
@@ -125,7 +125,7 @@ impl Protocol {
                     At::Evict { victim }
                 }
                 None => {
-                    say(format_args!("none is idle, unlocks"));
+                    say(format_args!("no entry is idle, unlocks"));
                     state.cache.lock = None;
                     At::Uncached
                 }
@@ -237,19 +237,20 @@ impl Protocol {
         state.threads[thread].at = next;
     }
 
-    /// With a reference to an entry, which may be another one than was looked for.
+    /// Checks an entry after a reference to it was taken. The entry may be for another page than
+    /// the lookup wants.
     fn use_entry(&self, state: &mut State, thread: usize, slot: u8, say: Say<'_>) -> At {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
         let entry = state.slot(slot);
         entry.references += 1;
         match entry.content {
             None => {
-                say(format_args!("  there is nothing in it"));
+                say(format_args!("  the entry is vacant"));
                 state.violation = Some(Violation::Vacant);
                 At::Idle
             }
             Some((its, _)) if its != page && self.fault != Some(Fault::EntryNotAsked) => {
-                say(format_args!("  it is for page {its}"));
+                say(format_args!("  the entry is for page {its}"));
                 self.saw(Sight::OtherEntry);
                 At::Release { slot }
             }
@@ -261,7 +262,7 @@ impl Protocol {
         }
     }
 
-    /// Returns a guard from a lookup, and checks the contract.
+    /// Ends a lookup with a guard, and checks the contract.
     fn hand_out(&self, state: &mut State, thread: usize, guard: Guard, say: Say<'_>) {
         let this = &mut state.threads[thread];
         this.guard = Some(guard);
@@ -271,19 +272,19 @@ impl Protocol {
             Guard::Own(pin) => Some(pin),
         };
         let Some(pin) = pin.and_then(|pin| state.pins[usize::from(pin)]) else {
-            say(format_args!("  its registration is destroyed"));
+            say(format_args!("  the registration was deregistered"));
             state.violation = Some(Violation::InUse);
             return;
         };
         say(format_args!(
-            "  the answer: a registration of page {}, version {}",
+            "  the lookup returns a registration of page {}, version {}",
             pin.page, pin.version
         ));
         if pin.page != lookup.page {
             state.violation = Some(Violation::WrongRange);
         } else if pin.version < lookup.floor {
             say(format_args!(
-                "  STALE: version {} was there when the lookup began",
+                "  STALE: the lookup may return no version before {}",
                 lookup.floor
             ));
             state.violation = Some(Violation::Stale);
@@ -306,7 +307,8 @@ impl Protocol {
         state.threads[thread].at = next;
     }
 
-    /// Releases a reference. If it was a dead entry's last, the registration is deregistered next.
+    /// Releases a reference. If it was the last reference of a dead entry, the registration is
+    /// deregistered next.
     fn release(&self, state: &mut State, slot: u8, last: Then, otherwise: At, say: Say<'_>) -> At {
         let entry = state.slot(slot);
         entry.references -= 1;
@@ -314,7 +316,9 @@ impl Protocol {
         if entry.references > 0 || entry.live || dead {
             return otherwise;
         }
-        say(format_args!("  it was a dead entry's last reference"));
+        say(format_args!(
+            "  this was the last reference of a dead entry"
+        ));
         self.saw(Sight::LastGuard);
         At::TakeOut { slot, then: last }
     }
@@ -393,7 +397,7 @@ impl Protocol {
         }
     }
 
-    /// With the lock: reserves a slot and unlocks, or makes room first.
+    /// Under the lock, reserves a slot and unlocks. If no slot is vacant, makes room first.
     fn reserve(&self, state: &mut State, page: u8, say: Say<'_>) -> At {
         let dead = Phase::Unlinked { dead: true };
         let some_wait = state.cache.slots.iter().any(|slot| slot.phase == dead);
@@ -411,7 +415,9 @@ impl Protocol {
             };
         }
         if some_wait {
-            say(format_args!("no slot is vacant, but some wait, unlocks"));
+            say(format_args!(
+                "no slot is vacant, but some entries are dead, unlocks"
+            ));
             state.cache.lock = None;
             return At::NextDead(AfterDead::Reserve);
         }
@@ -419,12 +425,14 @@ impl Protocol {
         At::ChooseVictim
     }
 
-    /// With the lock, and all invalidated entries marked.
+    /// Publishes a registration, under the lock and after all invalidated entries were marked.
     fn publish(&self, state: &mut State, thread: usize, slot: u8, pin: u8, say: Say<'_>) -> At {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
         let invalidated = state.slot(slot).phase == Phase::Pending { invalidated: true };
         if invalidated && self.fault == Some(Fault::LockKept) {
-            say(format_args!("it was invalidated meanwhile: tries again"));
+            say(format_args!(
+                "the registration was invalidated meanwhile: tries again"
+            ));
             return At::Deregister {
                 slot,
                 pin,
@@ -434,7 +442,7 @@ impl Protocol {
         state.cache.lock = None;
         if invalidated && self.fault == Some(Fault::SpoiltForgotten) {
             say(format_args!(
-                "it was invalidated meanwhile: unlocks, tries again"
+                "the registration was invalidated meanwhile: unlocks, tries again"
             ));
             return At::Unwatch {
                 slot,
@@ -443,7 +451,7 @@ impl Protocol {
         }
         if invalidated && self.fault != Some(Fault::MarkNotLookedAt) {
             say(format_args!(
-                "it was invalidated meanwhile: unlocks, tries again"
+                "the registration was invalidated meanwhile: unlocks, tries again"
             ));
             return At::Deregister {
                 slot,
@@ -474,7 +482,7 @@ impl Protocol {
         At::NextDead(AfterDead::Return)
     }
 
-    /// The device pins a page.
+    /// Registers a page, which the device pins.
     fn register(&self, state: &mut State, page: u8, say: Say<'_>) -> Option<u8> {
         let mapped = &state.kernel.pages[usize::from(page)];
         if !mapped.mapped {
@@ -486,7 +494,8 @@ impl Protocol {
         say(format_args!(
             "registers page {page}: pins version {version}"
         ));
-        // There are never more than slots and threads.
+        // A place is always free, because there are never more registrations than slots and threads
+        // together.
         let pin = state.pins.iter().position(Option::is_none)?;
         state.pins[pin] = Some(Pin { page, version });
         Some(pin as u8)

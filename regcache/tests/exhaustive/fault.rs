@@ -1,11 +1,11 @@
-//! The faults that can be injected into the model, each of which the check must find.
+//! The faults that can be injected into the model. The check must find each of them.
 
 use crate::model::{IN_USE, LEAKS, OTHER_RANGE, STALE, STUCK, TWICE};
 
-/// A rule of the protocol that is broken.
+/// A rule of the protocol that the model breaks on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The report comes after the address can be handed out again.
+    /// The driver reports a change only after the address can be handed out again.
     LateReport,
     /// The driver only tries its lock, and leaves the report to a worker if the lock is taken.
     DeferredReport,
@@ -23,13 +23,13 @@ pub(crate) enum Fault {
     ReferenceAfterLiveness,
     /// A hit does not check that the entry serves its request.
     EntryNotAsked,
-    /// An unlinked entry is deregistered at once, although it is in use.
+    /// An unlinked entry is deregistered at once, even if guards still hold it.
     DestroyedInUse,
-    /// A dead entry that is deregistered stays on the list.
+    /// A dead entry stays on the list of dead entries after it was deregistered.
     BuriedTwice,
     /// A registration whose memory changed while it was made is leaked.
     SpoiltForgotten,
-    /// The lock is not released when a registration was made in vain.
+    /// The lock is not released if the memory of a new registration has changed meanwhile.
     LockKept,
 }
 
@@ -50,7 +50,8 @@ impl Fault {
         Self::LockKept,
     ];
 
-    /// Returns the property that is violated then, or two of which one is.
+    /// Returns the properties that this fault may violate. The check must find that one of them is
+    /// violated.
     pub(crate) fn breaks(self) -> &'static [&'static str] {
         match self {
             Self::LateReport
@@ -73,16 +74,16 @@ impl Fault {
         match self {
             Self::LateReport => "late report (userfaultfd)",
             Self::DeferredReport => "deferred report (kdreg2)",
-            Self::WatchDoesNotWait => "watching does not wait",
+            Self::WatchDoesNotWait => "watch does not wait",
             Self::LostReport => "lost report",
             Self::WatchAfterRegistration => "watch after registration",
             Self::DrainedBeforeKilled => "drained before killed",
-            Self::MarkNotLookedAt => "mark not looked at",
+            Self::MarkNotLookedAt => "mark not checked",
             Self::ReferenceAfterLiveness => "reference after liveness",
-            Self::EntryNotAsked => "entry not asked",
-            Self::DestroyedInUse => "destroyed in use",
-            Self::BuriedTwice => "buried twice",
-            Self::SpoiltForgotten => "spoilt registration forgotten",
+            Self::EntryNotAsked => "entry not checked",
+            Self::DestroyedInUse => "deregistered in use",
+            Self::BuriedTwice => "deregistered twice",
+            Self::SpoiltForgotten => "invalidated registration forgotten",
             Self::LockKept => "lock kept",
         }
     }

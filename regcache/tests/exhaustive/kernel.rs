@@ -10,7 +10,7 @@ pub(crate) fn bit(i: impl Into<usize>) -> u8 {
 }
 
 impl Protocol {
-    /// Maps a page, and touches it.
+    /// Maps a page and touches it, so that a new physical page is present.
     pub(crate) fn map(&self, state: &mut State, page: u8, say: Say<'_>) {
         let page_state = &mut state.kernel.pages[usize::from(page)];
         page_state.mapped = true;
@@ -18,7 +18,7 @@ impl Protocol {
         page_state.floor = page_state.version;
         let version = page_state.version;
         say(format_args!(
-            "mmap: is given page {page}, touches it: version {version}"
+            "mmap returns page {page}, and the thread touches it: version {version}"
         ));
         if (0..THREADS).any(|t| {
             state
@@ -60,7 +60,7 @@ impl Protocol {
                     gone.version += 1;
                     let version = gone.version;
                     say(format_args!(
-                        "{call}: page {page} is gone, and version {version} comes"
+                        "{call}: page {page} is gone, version {version} is mapped"
                     ));
                 }
                 after = if self.fault == Some(Fault::LateReport) {
@@ -70,7 +70,9 @@ impl Protocol {
                 };
             }
             Stage::Report => {
-                say(format_args!("{call} of page {page}: the report, late"));
+                say(format_args!(
+                    "{call} of page {page}: the driver makes the report, too late"
+                ));
                 self.record(state, page, say);
                 after = Stage::End;
             }
@@ -94,7 +96,8 @@ impl Protocol {
         state.threads[thread].at = At::Change(change);
     }
 
-    /// Marks the watches on a page, which are returned, and raises the generation if there are any.
+    /// Marks the watches of a page, and raises the generation if there are any. Returns the marked
+    /// watches, one bit each.
     fn record(&self, state: &mut State, page: u8, say: Say<'_>) -> u8 {
         let kernel = &mut state.kernel;
         let unread = kernel
@@ -139,14 +142,15 @@ impl Protocol {
         }
     }
 
-    /// Makes a report that was left to the worker.
+    /// Lets the worker make a report that was left to it.
     pub(crate) fn worker(&self, state: &mut State, page: u8, say: Say<'_>) {
         state.kernel.deferred[usize::from(page)] = false;
         say(format_args!("reports the change of page {page}"));
         self.record(state, page, say);
     }
 
-    /// Watches a page for a slot. Returns the threads whose invalidations must end first.
+    /// Watches a page for a slot. Returns the threads whose invalidations must end before the watch
+    /// is in place, one bit each.
     pub(crate) fn watch(&self, state: &mut State, page: u8, slot: u8) -> u8 {
         state.kernel.watches[usize::from(slot)] = Some(Watch {
             page,
@@ -189,7 +193,7 @@ impl Protocol {
     }
 }
 
-/// Returns true if a thread is in a call of the driver, and may have its lock.
+/// Returns true if a thread is in a call of the driver, so that it may hold the driver's lock.
 fn driver_is_busy(state: &State) -> bool {
     let in_driver =
         |at: &At| matches!(at, At::Watch { .. } | At::Unwatch { .. } | At::Drain { .. });

@@ -1,6 +1,6 @@
-//! The contract, checked in every interleaving of a model of memory, the driver, the cache and a
-//! few application threads. If one rule is broken on purpose, the check must find a violation, and
-//! it prints the steps that lead there.
+//! These tests check the contract in every interleaving of a model. The model has memory, the
+//! driver, the cache and a few application threads. Some tests break one rule on purpose. The check
+//! must then find a violation, and print the steps that lead to it.
 //!
 //! `docs/design/proof.md` defines the scope of the model. `state.rs` has the state, `kernel.rs` and
 //! `cache.rs` have the steps, and `model.rs` has the properties.
@@ -19,7 +19,7 @@ use fault::Fault;
 use model::{Protocol, Scenario, Sight, tell};
 use stateright::{Checker, HasDiscoveries, Model};
 
-/// The scenarios that are explored completely, each in seconds.
+/// The scenarios that every test run explores completely. Each takes a few seconds.
 const SCENARIOS: &[Scenario] = &[
     scenario(2, 3, 1, 1),
     scenario(2, 3, 1, 2),
@@ -27,7 +27,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario(2, 3, 2, 2),
 ];
 
-/// The scenarios that take longer.
+/// The scenarios with three threads, which take longer.
 const THREE_THREADS: &[Scenario] = &[scenario(3, 2, 1, 1), scenario(3, 2, 1, 2)];
 
 const fn scenario(threads: usize, operations: u8, pages: u8, slots: usize) -> Scenario {
@@ -91,7 +91,7 @@ fn the_contract_holds_among_three_threads() {
 #[test]
 fn each_injected_fault_is_found() {
     for fault in Fault::ALL {
-        // The bounds are those under which the contract holds.
+        // The scenarios are those in which the contract holds without a fault.
         let found = SCENARIOS.iter().find_map(|&scenario| {
             let checker = Protocol::new(scenario, Some(fault))
                 .checker()
@@ -104,7 +104,7 @@ fn each_injected_fault_is_found() {
         });
         let name = fault.name();
         let (property, states, trace) = found.unwrap_or_else(|| panic!("not found: {name}"));
-        println!("fault: {name}: found, states={states}; it is not so that {property}:\n{trace}");
+        println!("fault: {name}: found, states={states}; violated: {property}:\n{trace}");
         assert!(fault.breaks().contains(&property), "{name}");
     }
 }

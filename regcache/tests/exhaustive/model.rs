@@ -1,4 +1,4 @@
-//! The state machine as the checker sees it: its actions and its properties.
+//! The state machine that the checker explores: its actions and its properties.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,15 +10,15 @@ use crate::state::{
     At, Cache, Change, Kernel, Lookup, Page, Phase, Slot, Stage, State, THREADS, Thread, Violation,
 };
 
-/// The properties.
+/// The names of the properties that the checker verifies.
 pub(crate) const STALE: &str = "no lookup returns a stale registration";
-pub(crate) const OTHER_RANGE: &str = "no lookup returns one of another range";
-pub(crate) const IN_USE: &str = "no registration in use is destroyed";
-pub(crate) const TWICE: &str = "none is destroyed twice";
-pub(crate) const LEAKS: &str = "none leaks";
-pub(crate) const STUCK: &str = "somebody can always go on";
+pub(crate) const OTHER_RANGE: &str = "no lookup returns a registration of another range";
+pub(crate) const IN_USE: &str = "no registration is deregistered while it is in use";
+pub(crate) const TWICE: &str = "no registration is deregistered twice";
+pub(crate) const LEAKS: &str = "no registration leaks";
+pub(crate) const STUCK: &str = "some thread can always go on";
 
-/// A scenario, and the rule that is broken in it.
+/// A scenario, and the fault that is injected into it.
 #[derive(Debug)]
 pub(crate) struct Protocol {
     pub(crate) scenario: Scenario,
@@ -31,23 +31,24 @@ pub(crate) struct Protocol {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scenario {
     pub(crate) threads: usize,
-    /// The number of operations that each thread begins, without the drops of guards.
+    /// The number of operations that each thread begins. Drops of guards are not counted.
     pub(crate) operations: u8,
     pub(crate) pages: u8,
     pub(crate) slots: usize,
 }
 
-/// The number of attempts of a miss, before it returns an uncached registration.
+/// The number of attempts of a miss. If all fail, the miss returns an uncached registration.
 pub(crate) const ATTEMPTS: u8 = 2;
 
-/// Takes a description of each step.
+/// A function that is called with a description of each step.
 pub(crate) type Say<'a> = &'a mut dyn FnMut(fmt::Arguments<'_>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// A thread begins an operation.
     Begin(usize, Operation),
-    /// A thread makes its next step. If it has a choice, it chooses this slot.
+    /// A thread makes its next step. If the step has a choice of slots, the thread chooses this
+    /// one.
     Go(usize, Option<u8>),
     /// With a fault: the worker makes a report that was left to it.
     Worker(u8),
@@ -62,7 +63,8 @@ pub(crate) enum Operation {
     Drop,
 }
 
-/// An event that must have happened in some state. If not, the model covers less than it seems to.
+/// An event that must have happened in some state. If it has not, the model does not cover the case
+/// that it is meant to cover.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Sight {
     Hit,
@@ -86,7 +88,7 @@ pub(crate) enum Sight {
 impl Sight {
     pub(crate) const ALL: [(Self, &'static str); 16] = [
         (Self::Hit, "a hit"),
-        (Self::FoundBehindLock, "an entry found behind the lock"),
+        (Self::FoundBehindLock, "an entry found under the lock"),
         (Self::Recycled, "a slot used again"),
         (
             Self::OtherEntry,
@@ -100,14 +102,23 @@ impl Sight {
             Self::PendingHit,
             "an invalidation of a registration that was being made",
         ),
-        (Self::Invalidated, "an invalidation of a cached one"),
-        (Self::LastGuard, "a last guard that destroyed a dead entry"),
+        (
+            Self::Invalidated,
+            "an invalidation of a cached registration",
+        ),
+        (
+            Self::LastGuard,
+            "a last guard that deregistered a dead entry",
+        ),
         (
             Self::StaleFirst,
             "a miss that deregistered a stale entry before it registered",
         ),
         (Self::Evicted, "an eviction"),
-        (Self::EvictionRaced, "an eviction that a reader raced"),
+        (
+            Self::EvictionRaced,
+            "an eviction of an entry that a reader has just acquired",
+        ),
         (Self::Uncached, "a registration that was not cached"),
         (Self::NotMapped, "a lookup of memory that was not mapped"),
         (Self::OtherWasFaster, "two threads registering one range"),
@@ -136,7 +147,7 @@ impl Protocol {
         self.sights.load(Ordering::Relaxed)
     }
 
-    /// Makes an action, and describes it.
+    /// Makes the steps of an action, and describes each to `say`.
     pub(crate) fn act(&self, state: &mut State, action: Action, say: Say<'_>) {
         match action {
             Action::Worker(page) => self.worker(state, page, say),
@@ -149,8 +160,8 @@ impl Protocol {
                         let generation = state.kernel.generation;
                         let floor = state.kernel.pages[usize::from(page)].floor;
                         say(format_args!(
-                            "looks page {page} up, which must not be older than version {floor}: \
-                             loads generation {generation}"
+                            "begins a lookup of page {page}, for which versions before {floor} are \
+                             stale: loads generation {generation}"
                         ));
                         this.lookup = Some(Lookup {
                             page,
@@ -305,7 +316,7 @@ impl Model for Protocol {
     }
 }
 
-/// Returns a trace in words, one line for each step.
+/// Returns the trace of a path in words, with one line for each step.
 pub(crate) fn tell(model: &Protocol, path: stateright::Path<State, Action>) -> String {
     let mut told = String::new();
     for (before, action) in path.into_vec() {

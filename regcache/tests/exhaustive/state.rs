@@ -1,10 +1,13 @@
-//! The state of the model, small enough to visit every combination that can be reached.
+//! The state of the model. It is small enough that the checker can visit every state that can be
+//! reached.
 
-/// The sizes of the arrays below. A scenario may use less.
+/// The number of pages. This and the next two constants are array sizes, and a scenario may use
+/// less.
 pub(crate) const PAGES: usize = 2;
 pub(crate) const SLOTS: usize = 2;
 pub(crate) const THREADS: usize = 3;
-/// One registration in each slot, and one in each thread that has not published it.
+/// The maximum number of registrations: one in each slot, and one that each thread has not
+/// published yet.
 const REGISTRATIONS: usize = SLOTS + THREADS;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,14 +22,15 @@ pub(crate) struct State {
     pub(crate) violation: Option<Violation>,
 }
 
-/// The memory, and the driver.
+/// The memory and the driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Kernel {
     pub(crate) pages: [Page; PAGES],
     pub(crate) generation: u8,
-    /// True if something was reported since the last LAST.
+    /// True if an event was read since the last LAST event. Then the next read without an event
+    /// returns LAST.
     pub(crate) last_owed: bool,
-    /// The watches. Their cookies are the slots.
+    /// The watch of each slot. The slot is the cookie.
     pub(crate) watches: [Option<Watch>; SLOTS],
     /// The pages whose invalidations were left to the worker.
     pub(crate) deferred: [bool; PAGES],
@@ -35,10 +39,10 @@ pub(crate) struct Kernel {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Page {
     pub(crate) mapped: bool,
-    /// The physical page that is mapped, or was mapped last.
+    /// The number of the physical page that is mapped, or was mapped last.
     pub(crate) version: u8,
     /// The oldest version that a lookup may return if it begins now. Every change that removed an
-    /// older one has returned, or a mapping call has returned its address.
+    /// older version has returned, or a mapping call has returned the address of the page since.
     pub(crate) floor: u8,
 }
 
@@ -69,7 +73,7 @@ pub(crate) struct Slot {
     pub(crate) page: u8,
     pub(crate) live: bool,
     pub(crate) references: u8,
-    /// The page, and the index of the registration among the pins.
+    /// The page of the registration, and the registration's index in `pins`.
     pub(crate) content: Option<(u8, u8)>,
 }
 
@@ -81,7 +85,7 @@ pub(crate) enum Phase {
         invalidated: bool,
     },
     Linked,
-    /// `dead` if it waits for a thread that deregisters it.
+    /// `dead` is true if the entry waits for a thread that deregisters it.
     Unlinked {
         dead: bool,
     },
@@ -101,14 +105,14 @@ pub(crate) struct Thread {
 pub(crate) enum Guard {
     /// A reference to this slot's entry.
     Cached(u8),
-    /// An uncached registration.
+    /// An uncached registration, by its index in `pins`.
     Own(u8),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Lookup {
     pub(crate) page: u8,
-    /// The page's `floor` when the lookup began.
+    /// The page's `floor` at the time when the lookup began.
     pub(crate) floor: u8,
     pub(crate) attempts: u8,
 }
@@ -118,17 +122,17 @@ pub(crate) struct Lookup {
 pub(crate) enum At {
     #[default]
     Idle,
-    /// The thread is in the kernel.
+    /// The thread is in a system call that changes memory.
     Change(Change),
-    /// Hit: compare the generation that was loaded with `drained`.
+    /// Hit: compare the loaded generation with `drained`.
     Compare { generation: u8 },
     /// Hit: take a reference to an entry that the hints name.
     Probe,
-    /// Hit, with a fault: take a reference to the entry that was live.
+    /// Hit, with a fault: take a reference to an entry that was live in the step before.
     Take { slot: u8 },
     /// Hit: release the reference to an entry that does not serve.
     Release { slot: u8 },
-    /// Take the lock, and look at the generation.
+    /// Take the lock, and load the generation.
     Enter(Goal),
     /// With the lock: read one report.
     Drain {
@@ -146,7 +150,7 @@ pub(crate) enum At {
     },
     /// With the lock and a fault: kill the entries that were held back.
     Kill { goal: Goal, held_back: u8 },
-    /// With the lock, and all invalidated entries unlinked.
+    /// With the lock, after all invalidated entries were unlinked: go on with the goal.
     Current(Goal),
     /// With the lock: choose an idle entry.
     ChooseVictim,
@@ -154,9 +158,10 @@ pub(crate) enum At {
     Evict { victim: u8 },
     /// Take the lock, to reserve a slot.
     Reenter,
-    /// Ask the driver to watch; with a fault, after registering.
+    /// Watch the page. With a fault, this step comes after the registration.
     Watch { slot: u8, pin: Option<u8> },
-    /// Register, once the invalidations of the threads `awaited` are over, one bit each.
+    /// Register, once the invalidations of the threads in `awaited` are over. Each thread is one
+    /// bit.
     Register { slot: u8, awaited: u8 },
     /// Make an uncached registration.
     Uncached,
@@ -172,15 +177,15 @@ pub(crate) enum At {
     NextDead(AfterDead),
 }
 
-/// A munmap, or a discard: the mapping stays, and another page comes.
+/// A munmap or a discard. After a discard the mapping stays, and another physical page is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Change {
     pub(crate) page: u8,
     pub(crate) unmaps: bool,
     pub(crate) stage: Stage,
-    /// The slots whose watches it has invalidated, one bit each.
+    /// The slots whose watches the change has invalidated, one bit each.
     pub(crate) struck: u8,
-    /// Those of them that were reported since.
+    /// The slots in `struck` whose watches were reported since, one bit each.
     pub(crate) reported: u8,
     /// The first version after the change.
     pub(crate) next: u8,
@@ -192,7 +197,7 @@ pub(crate) enum Stage {
     Start,
     /// The page table entry is removed.
     Zap,
-    /// With a fault: the report.
+    /// With a fault: the driver makes the report.
     Report,
     /// `invalidate_range_end`, and the call returns.
     End,
@@ -210,7 +215,7 @@ pub(crate) enum Goal {
 pub(crate) enum Then {
     /// The guard's drop is over.
     Idle,
-    /// The lookup goes on with its slow path.
+    /// The lookup continues on its slow path.
     Slow,
     NextDead(AfterDead),
 }
@@ -231,7 +236,7 @@ pub(crate) enum Violation {
     Stale,
     /// A lookup returned a registration of another range.
     WrongRange,
-    /// A reader looked into an entry that is vacant.
+    /// A reader read the content of a vacant entry.
     Vacant,
     /// A registration in use was deregistered.
     InUse,
@@ -271,7 +276,7 @@ impl State {
         self.threads.iter().all(done) && !self.kernel.deferred.contains(&true)
     }
 
-    /// Returns true if only cached registrations are left, all idle and watched.
+    /// Returns true if only cached registrations are left, and all of them are idle and watched.
     pub(crate) fn is_balanced(&self) -> bool {
         let mut pins = [false; REGISTRATIONS];
         for (slot, watch) in self.cache.slots.iter().zip(&self.kernel.watches) {

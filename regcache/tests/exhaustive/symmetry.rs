@@ -1,16 +1,18 @@
-//! The reduction by symmetry: states that differ in names alone are explored once.
+//! The reduction by symmetry. If two states differ only in the names of threads, pages or versions,
+//! only one of them is explored.
 //!
-//! Threads that have begun with the same number of operations are alike, and so are pages. The
-//! index of a registration's pin has no effect. Neither have the numbers of the oldest version and
-//! of the oldest generation in the state. Versions and generations are only compared with one
-//! another. Slots are not alike, because the first that fits is taken.
+//! Threads that began with the same number of operations are interchangeable. All pages are
+//! interchangeable too. The index of a registration's pin has no effect. Versions are only compared
+//! with other versions, and generations with other generations. So in each state the oldest one can
+//! be renumbered to 0. Slots are not interchangeable, because the model always chooses the first
+//! suitable slot.
 
 use stateright::Representative;
 
 use crate::kernel::bit;
 use crate::state::{At, Goal, Guard, PAGES, Phase, State, THREADS};
 
-/// The orders in which threads and pages are tried. Unused ones have only one.
+/// The orders of threads that are tried. Unused threads keep their places.
 const THREAD_ORDERS: [[usize; THREADS]; 6] = [
     [0, 1, 2],
     [1, 0, 2],
@@ -41,7 +43,7 @@ impl Representative for State {
 }
 
 impl State {
-    /// Renames thread `i` to `threads[i]`, and each page likewise.
+    /// Renames thread `i` to `threads[i]`, and page `i` to `pages[i]`.
     fn renamed(&self, threads: &[usize; THREADS], pages: &[usize; PAGES]) -> Self {
         let mut new = self.clone();
         let page = |old: &mut u8| *old = pages[usize::from(*old)] as u8;
@@ -97,7 +99,8 @@ impl State {
         let pins = &mut self.pins;
         let mut number = |pin: &mut u8| {
             let was = old[usize::from(*pin)].take();
-            // A pin that is gone and still referred to is a violation, and stays as it is.
+            // If a pin is gone but something still refers to it, that is a violation. Such a
+            // reference is not renumbered.
             if was.is_some() {
                 pins[usize::from(next)] = was;
                 *pin = next;
@@ -133,7 +136,8 @@ impl State {
                 _ => {}
             }
         }
-        // Nobody refers to these pins. That is a leak, which must stay visible.
+        // Nothing refers to these pins, so they are leaks. They are kept, so that the check finds
+        // them.
         let kept = usize::from(next);
         for (place, leaked) in self.pins[kept..].iter_mut().zip(old.iter().flatten()) {
             *place = Some(*leaked);

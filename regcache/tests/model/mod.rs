@@ -1,8 +1,9 @@
-//! A modelled kernel and device, for tests on a machine that has neither.
+//! A model of the kernel's driver and of a device, for tests on machines without them.
 //!
-//! Memory is a few pages, each with a version. Another version is another physical page. The fake
-//! device pins a page by noting its version. Remapping a page marks the watches on it, raises the
-//! generation, and then changes the version. The driver has the same order.
+//! The memory is a few pages, each with a version. The version stands for the physical page. The
+//! fake device pins a page by recording its version. Remapping a page marks the watches of the
+//! page, raises the generation, and then changes the version. The driver makes these steps in the
+//! same order.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
@@ -36,14 +37,14 @@ struct Watches {
     invalidated: BTreeSet<u64>,
 }
 
-/// The pages, and their watches.
+/// The modelled pages, and the watches on them.
 pub(crate) struct FakeKernel {
     versions: Vec<AtomicU64>,
     generation: AtomicU64,
     watches: Mutex<Watches>,
     pub(crate) refuse_watches: AtomicBool,
     pub(crate) break_reports: AtomicBool,
-    /// Polls readable while there is something to report.
+    /// An eventfd that polls readable while there is something to report.
     readable: Option<EventFd>,
 }
 
@@ -73,7 +74,7 @@ impl FakeKernel {
         self.versions[page].load(Ordering::Acquire)
     }
 
-    /// Does a munmap and a mmap of one page.
+    /// Models a `munmap` and a `mmap` of one page.
     pub(crate) fn remap(&self, page: usize) {
         let mut watches = self.watches.lock().unwrap();
         let watched: Vec<_> = watches
@@ -98,7 +99,7 @@ impl FakeKernel {
     }
 }
 
-/// A monitor that keeps the rules on the modelled kernel.
+/// A monitor on the modelled kernel. It keeps all rules.
 pub(crate) struct FakeMonitor(pub(crate) Arc<FakeKernel>);
 
 // SAFETY: this is a model, without a device that reaches memory.
@@ -149,7 +150,7 @@ unsafe impl Monitor for FakeMonitor {
     }
 }
 
-/// An access of bits, where a superset serves a subset.
+/// An access that is a set of bits. A superset serves a subset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Bits(pub(crate) u8);
 
@@ -163,13 +164,13 @@ impl Access for Bits {
     }
 }
 
-/// A registration: the pages that the device pinned.
+/// A registration, which records the pages that the device pinned.
 #[derive(Debug)]
 pub(crate) struct Pinned {
     pub(crate) id: u32,
     /// The first page.
     pub(crate) first: usize,
-    /// The version of each page, from the first on.
+    /// The version of each page, beginning with the first.
     pub(crate) versions: Vec<u64>,
 }
 
@@ -184,7 +185,7 @@ pub(crate) struct FakeDevice {
     pub(crate) capacity: u32,
     /// The size of the largest registration that the device makes, in pages.
     pub(crate) largest: usize,
-    /// A page that is not mapped.
+    /// The page that is not mapped, if there is one.
     pub(crate) hole: Option<usize>,
     pub(crate) hook: Option<Hook>,
 }
@@ -247,7 +248,7 @@ unsafe impl Registrar for FakeDevice {
 }
 
 impl Pinned {
-    /// Returns true if a page under `range` is not the one that was pinned.
+    /// Returns true if a page of `range` is no longer the page that was pinned.
     pub(crate) fn is_stale(&self, kernel: &FakeKernel, range: VaRange) -> bool {
         pages(range).any(|page| self.versions[page - self.first] != kernel.version(page))
     }

@@ -1,9 +1,13 @@
-//! The conformance suite of monitors: memory changes in every way that Linux knows, a device moves
-//! its bytes by cached registrations, and the bytes that arrive are the judge.
+//! The conformance suite of monitors. The suite changes memory in many ways that Linux offers. A
+//! device then reads the memory by a cached registration, and the bytes that it reads show whether
+//! the registration was stale.
 //!
-//! [`scenarios`] lists the changes, [`matrix`] plays them in columns of one monitor and one device
-//! each, [`thread_reuse`] races two threads for an address, and [`allocate_free_fork_and_look_up`]
-//! looks for deadlocks. All are generic over the monitor.
+//! - [`scenarios`] lists the changes.
+//! - [`matrix`] runs them in columns. Each column is a monitor on a device.
+//! - [`thread_reuse`] races two threads for an address.
+//! - [`allocate_free_fork_and_look_up`] searches for deadlocks.
+//!
+//! The matrix, the race and the search for deadlocks run with any monitor.
 
 mod matrix;
 mod race;

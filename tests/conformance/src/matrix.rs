@@ -1,4 +1,5 @@
-//! The matrix: what a device reads after each scenario, with each monitor on each device.
+//! The matrix. A row is a scenario, and a column is a monitor on a device. A cell shows whether the
+//! device read the new pages after the scenario.
 
 use std::error::Error as StdError;
 use std::io;
@@ -8,23 +9,23 @@ use clap::Parser;
 use regcache::monitor::{Monitor, NoMonitor, Ummunotify, Userfaultfd};
 use regcache_repro::{Device, NeverReports, Outcome, Result, Scenario, Uring, reuse};
 
-/// The cells that a column has to show.
+/// The outcomes that a column must have.
 #[derive(Debug, Clone, Copy)]
 pub enum Verdict {
-    /// No stale cell.
+    /// No cell is stale.
     Sound,
-    /// A stale cell for each of these scenarios: the monitor is a negative control, which proves
-    /// that the suite sees stale bytes.
+    /// The cell of each scenario for which the function returns true is stale. The monitor is a
+    /// negative control: it proves that the suite detects stale bytes.
     StaleWhere(fn(&Scenario) -> bool),
 }
 
 type Play = Box<dyn Fn(&Scenario) -> Result<Outcome>>;
 
-/// A monitor on a device.
+/// A column of the matrix: a monitor on a device.
 pub struct Column {
-    /// Its name.
+    /// The name of the column.
     pub name: String,
-    /// The cells that it has to show.
+    /// The outcomes that the column must have.
     pub verdict: Verdict,
     play: Play,
 }
@@ -36,7 +37,7 @@ impl std::fmt::Debug for Column {
 }
 
 impl Column {
-    /// Makes a column of a device, which is made again for each scenario.
+    /// Makes a column that runs each scenario on a new device, which `device` makes.
     pub fn new<D: Device>(
         name: &str,
         verdict: Verdict,
@@ -49,7 +50,7 @@ impl Column {
         }
     }
 
-    /// Makes a column of io_uring.
+    /// Makes a column that runs each scenario on io_uring with a new monitor.
     pub fn of_uring<M: Monitor>(
         monitor_name: &str,
         verdict: Verdict,
@@ -60,13 +61,13 @@ impl Column {
     }
 }
 
-/// Whether no event of userfaultfd reports this scenario.
+/// Returns true if userfaultfd delivers no event for this scenario.
 fn is_silent(scenario: &Scenario) -> bool {
     scenario.name.starts_with("guard_pages") || scenario.name == "shmat_over_it_then_mmap"
 }
 
-/// Returns the columns of io_uring that this machine can play, and prints why it cannot play
-/// others.
+/// Returns the columns of io_uring that this machine can run. For each other column, the function
+/// prints the reason why the machine cannot run it.
 #[must_use]
 pub fn uring_columns() -> Vec<Column> {
     let mut columns = vec![
@@ -77,7 +78,8 @@ pub fn uring_columns() -> Vec<Column> {
         ),
         Column::of_uring("nothing", Verdict::Sound, || Ok(NoMonitor)),
     ];
-    // SAFETY: the device only reads, from pages that are mapped nowhere.
+    // SAFETY: a stale registration does no harm, because the device only reads from its pages, and
+    // these pages are mapped nowhere.
     let racy = || unsafe { Userfaultfd::open_racy() };
     match Userfaultfd::open() {
         Ok(_) => {
@@ -99,8 +101,8 @@ pub fn uring_columns() -> Vec<Column> {
     columns
 }
 
-/// Plays the scenarios and prints a table, in which `label` precedes each name. Returns the cells
-/// that are not as they have to be.
+/// Runs the scenarios and prints a table. `label` precedes the name of each scenario. Returns a
+/// description of each cell that differs from the verdict of its column.
 #[must_use]
 pub fn matrix<'s>(
     columns: &[Column],
@@ -140,7 +142,8 @@ fn is_as_it_has_to_be(verdict: Verdict, scenario: &Scenario, outcome: &Result<Ou
     }
 }
 
-/// Whether the kernel does not know the scenario, or the device cannot register such memory.
+/// Returns true if the kernel does not support the scenario, or if the device cannot register such
+/// memory.
 fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
     let mut causes = regcache::error::chain(error);
     causes.any(|cause| {
@@ -151,23 +154,24 @@ fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
     })
 }
 
-/// Play the scenarios with each monitor, and print a table of what the device read
+/// Run the scenarios with each monitor, and print a table of the outcomes
 ///
-/// Exits with 1 if a sound monitor is stale in any scenario, or if a negative control is not stale
-/// where it has to be.
+/// Exits with 1 in two cases: a sound monitor is stale in any scenario, or a negative control is
+/// not stale in a scenario that it must miss.
 #[derive(Parser)]
 struct Options {
     /// Print this before the name of each scenario
     #[arg(long, default_value = "")]
     label: String,
-    /// Play only the columns whose names end with this
+    /// Run only the columns whose names end with this text
     #[arg(long)]
     column: Vec<String>,
-    /// Play only these scenarios
+    /// Run only the scenarios with these names
     only: Vec<String>,
 }
 
-/// Runs a program that plays these scenarios in these columns.
+/// Runs a program that parses its arguments, runs these scenarios in these columns, and prints the
+/// matrix.
 pub fn matrix_program<'s>(
     mut columns: Vec<Column>,
     scenarios: impl IntoIterator<Item = &'s Scenario>,
@@ -190,7 +194,7 @@ pub fn matrix_program<'s>(
     }
     let wrong = matrix(&columns, scenarios, &options.label);
     for cell in &wrong {
-        eprintln!("matrix: not as it has to be: {cell}");
+        eprintln!("matrix: wrong outcome: {cell}");
     }
     ExitCode::from(u8::from(!wrong.is_empty()))
 }

@@ -1,8 +1,9 @@
-//! A race for an address: thread A unmaps it, and thread B maps it again and looks it up.
+//! A race for an address. Thread A unmaps a page. Thread B maps a new page at the same address and
+//! looks the page up.
 //!
-//! No message tells B that A has unmapped. B asks for the address with `MAP_FIXED_NOREPLACE` until
-//! the kernel gives it out. From then on the old registration is stale. The race finds a monitor
-//! whose report comes later than that.
+//! A does not signal to B that the page is unmapped. B calls `mmap` with `MAP_FIXED_NOREPLACE` in a
+//! loop until the kernel grants the address. From that moment, the old registration is stale. So
+//! the race detects a monitor that reports the unmap only after the kernel has granted the address.
 
 use std::hint;
 use std::ops::ControlFlow;
@@ -17,20 +18,20 @@ use regcache_test_support::{map_fixed, unmap};
 const OLD: u8 = 0xA5;
 const NEW: u8 = 0x3C;
 
-/// How often to look before yielding the CPU.
+/// The number of polls after which a waiting thread yields the CPU.
 const SPINS: u32 = 200;
 
-/// Fills the page with `byte` and lets the device read it. Returns true if the device read that
-/// byte.
+/// Fills the page with `byte` and lets the device read the page. Returns true if every byte that
+/// the device read is `byte`.
 fn reads<M: Monitor>(device: &Uring<M>, page: *mut u8, byte: u8) -> Result<bool> {
-    // SAFETY: mapped by this thread, and the only reference.
+    // SAFETY: this thread mapped the page, and this is the only reference to it.
     let bytes = unsafe { std::slice::from_raw_parts_mut(page, PAGE) };
     bytes.fill(byte);
     let (arrived, _) = device.read_out(bytes)?;
     Ok(arrived.iter().all(|&it| it == byte))
 }
 
-/// Waits until `place` differs from `value`, and returns its value.
+/// Waits until `place` holds a value other than `value`, and returns the new value.
 fn wait_while(place: &AtomicUsize, value: usize) -> usize {
     for round in 0_u32.. {
         let now = place.load(Ordering::Acquire);
@@ -45,8 +46,11 @@ fn wait_while(place: &AtomicUsize, value: usize) -> usize {
     value
 }
 
-/// Plays up to `rounds` rounds. Returns in how many the device read the old page, and how many were
-/// played. After each round, `goes_on` decides by the number of stale rounds.
+/// Runs at most `rounds` rounds. Returns the number of stale rounds, in which the device read the
+/// old page, and the number of all rounds.
+///
+/// After each round, the function calls `goes_on` with the number of stale rounds so far. It stops
+/// if `goes_on` returns [`ControlFlow::Break`].
 ///
 /// # Errors
 ///
@@ -56,10 +60,12 @@ pub fn thread_reuse<M: Monitor>(
     rounds: u32,
     goes_on: impl Fn(u32) -> ControlFlow<()>,
 ) -> Result<(u32, u32)> {
-    /// The value of `address` between two rounds.
+    /// The value of `address` while no round is running.
     const NONE: usize = 0;
+    /// The value of `address` when the race is over.
     const END: usize = 1;
-    // The address that A unmaps in this round, until B has played it.
+    // The address that A unmaps in the current round. B resets it to `NONE` when the round has
+    // ended.
     let address = AtomicUsize::new(NONE);
     let stale = AtomicU32::new(0);
     thread::scope(|scope| {
@@ -92,13 +98,14 @@ pub fn thread_reuse<M: Monitor>(
         let mut played = 0;
         let mut a = || -> Result<()> {
             while played < rounds {
-                // Far from the addresses that the kernel chooses, so that no other thread is given
-                // it.
+                // This address is far from the addresses that the kernel chooses. So the kernel
+                // gives the address to no other thread.
                 let place = 0x5000_0000_0000 + (played as usize % 1024) * 2 * PAGE;
                 let page = map_fixed(place, PAGE, libc::MAP_FIXED_NOREPLACE)?;
                 if !reads(device, page, OLD)? {
                     return Err(
-                        "the device read an old page at an address that was mapped first".into(),
+                        "the device read an old page before thread A had unmapped the address"
+                            .into(),
                     );
                 }
                 let wanted = page.expose_provenance();

@@ -1,8 +1,9 @@
-//! Threads that allocate, free, fork and look up, while malloc's own memory is cached.
+//! A stress test that searches for deadlocks between the cache and malloc. Its threads allocate,
+//! free, fork and look up. The cache holds registrations of the memory that malloc returns.
 //!
-//! With userfaultfd, a thread that unmaps sleeps until its event was read. It may hold malloc's
-//! lock, in `free`, or the cache's lock. If the thread that reads events ever waited for such a
-//! lock, all threads would be deadlocked.
+//! With userfaultfd, a thread that unmaps memory sleeps until the monitor has read the event of
+//! that unmap. The sleeping thread may hold the cache's lock, or malloc's lock if it is in `free`.
+//! If the thread that reads events waited for one of these locks, all threads would be deadlocked.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -19,25 +20,25 @@ use regcache::monitor::{Monitor, Userfaultfd};
 use regcache_repro::{Device, Result, Uring};
 use regcache_test_support::Random;
 
-/// The work done so far.
+/// The counts of the work that all threads have done so far.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Lookups of memory of malloc.
+    /// The number of lookups of malloc's memory.
     pub lookups: AtomicU64,
-    /// The lookups among them whose bytes were checked.
+    /// The number of lookups after which the bytes that the device read were checked.
     pub checked: AtomicU64,
-    /// The checked lookups that were stale.
+    /// The number of checked lookups that returned a stale registration.
     pub stale: AtomicU64,
-    /// Forks.
+    /// The number of forks.
     pub forks: AtomicU64,
 }
 
-/// Runs `threads` threads for this time.
+/// Runs `threads` threads for the duration `time`.
 ///
 /// # Errors
 ///
-/// The errors of the kernel or the device; an error if nothing moves for `patience`. In that case
-/// the deadlocked threads are left behind, and the process should exit.
+/// The errors of the kernel or the device. It is also an error if no lookup returns for `patience`.
+/// In that case the deadlocked threads still exist, so the process should exit.
 pub fn allocate_free_fork_and_look_up<M: Monitor>(
     device: &'static Uring<M>,
     threads: u64,
@@ -46,7 +47,7 @@ pub fn allocate_free_fork_and_look_up<M: Monitor>(
 ) -> Result<&'static Progress> {
     let progress: &'static Progress = Box::leak(Box::default());
     let stop: &'static AtomicBool = Box::leak(Box::default());
-    // One thread uses the pipe at a time.
+    // This lock ensures that only one thread uses the pipe at a time.
     let pipe: &'static Mutex<()> = Box::leak(Box::default());
     let running: Vec<_> = (0..threads)
         .map(|seed| thread::spawn(move || run(device, seed, progress, stop, pipe)))
@@ -66,7 +67,7 @@ pub fn allocate_free_fork_and_look_up<M: Monitor>(
     let ending = Instant::now();
     while !running.iter().all(thread::JoinHandle::is_finished) {
         if ending.elapsed() > patience {
-            return Err(format!("a thread does not end: {progress:?}").into());
+            return Err(format!("a thread has not ended within {patience:?}: {progress:?}").into());
         }
         thread::sleep(Duration::from_millis(5));
     }
@@ -87,7 +88,8 @@ fn run<M: Monitor>(
     let mut next = move |below| random.below(below);
     let mut kept: Vec<Vec<u8>> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        // These sizes come from malloc's bins, from its heap, and from mmap.
+        // malloc serves the first two sizes from its bins, the third from its heap, and the fourth
+        // by `mmap`.
         let len = [64, 4096, 60_000, 300_000][next(4)] + next(5000);
         let mut bytes = vec![0; len];
         bytes.fill(next(256) as u8);
@@ -105,9 +107,9 @@ fn run<M: Monitor>(
         }
         progress.lookups.fetch_add(1, Ordering::Relaxed);
         if next(500) == 0 {
-            // SAFETY: the child only ends.
+            // SAFETY: the child only calls `_exit`.
             match unsafe { fork() }? {
-                // SAFETY: without running anything of the parent's.
+                // SAFETY: `_exit` ends the child and runs none of the parent's exit handlers.
                 ForkResult::Child => unsafe { libc::_exit(0) },
                 ForkResult::Parent { child } => {
                     waitpid(child, None)?;
@@ -126,10 +128,10 @@ fn run<M: Monitor>(
     Ok(())
 }
 
-/// Allocate, free, fork and look up in several threads, while malloc's own memory is cached
+/// Allocate, free, fork and look up in several threads, while malloc's memory is cached
 ///
-/// The monitor is userfaultfd. Exits with 1 if a lookup is stale, and aborts if the threads are
-/// deadlocked.
+/// The monitor is userfaultfd. Exits with 1 if a lookup returns a stale registration, and aborts if
+/// the threads are deadlocked.
 #[derive(Parser)]
 struct Options {
     /// Run for this many seconds
@@ -140,17 +142,18 @@ struct Options {
     threads: u64,
 }
 
-/// How long the threads may make no progress.
+/// The time without a lookup after which the threads count as deadlocked.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs the stress in a program whose global allocator is `allocator`.
+/// Runs the stress test. `allocator` names the program's global allocator, for the report.
 pub fn stress_program(allocator: &str) -> ExitCode {
     match stress(&Options::parse(), allocator) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("stress: {error}");
-            // Returning would wait for the deadlocked threads.
+            // A return from `main` would run exit handlers, which may need locks of the deadlocked
+            // threads. So the process aborts.
             std::process::abort()
         }
     }

@@ -1,5 +1,6 @@
-//! The matrix on io_uring. It runs the program `matrix`, which succeeds only if every cell is as it
-//! has to be. The program is linked with a negative control, so it stays a program of its own.
+//! Runs the matrix on io_uring. The test starts the program `matrix`, which succeeds only if every
+//! cell has an outcome that its column allows. The matrix is a separate program because the hooks,
+//! a negative control, replace functions of libc in the program that contains them.
 
 use std::process::{Command, Stdio};
 
@@ -32,5 +33,8 @@ fn no_sound_monitor_is_stale_and_the_others_are_where_they_must_be() {
     let kept = rows[2..]
         .iter()
         .filter(|row| row[column].trim_end_matches(" |") == "ok");
-    assert!(kept.count() >= 20, "too few scenarios had anything cached");
+    assert!(
+        kept.count() >= 20,
+        "the cache retained a registration in too few scenarios"
+    );
 }

@@ -1,6 +1,7 @@
-//! The race for an address and the search for deadlocks, on userfaultfd and io_uring.
+//! Runs the race for an address and the search for deadlocks, on userfaultfd and io_uring.
 //!
-//! The search takes 20 s; `REGCACHE_STRESS_SECONDS` sets another time.
+//! The search for deadlocks runs for 20 s. The environment variable `REGCACHE_STRESS_SECONDS` sets
+//! another time.
 
 use std::env;
 use std::ops::ControlFlow;
@@ -12,7 +13,7 @@ use regcache::monitor::Userfaultfd;
 use regcache_conformance::{allocate_free_fork_and_look_up, thread_reuse};
 use regcache_repro::Uring;
 
-/// Runs one test at a time, since each needs two CPUs.
+/// A lock that every test holds. Each test needs two CPUs, so only one test runs at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn strict() -> Option<Userfaultfd> {
@@ -44,7 +45,8 @@ fn with_events_alone_it_is_at_times_given_the_old_one() {
     if strict().is_none() {
         return;
     }
-    // SAFETY: the device only reads, from pages that are mapped nowhere.
+    // SAFETY: a stale registration does no harm, because the device only reads from its pages, and
+    // these pages are mapped nowhere.
     let device = Uring::new(unsafe { Userfaultfd::open_racy() }.unwrap()).unwrap();
     let until = Instant::now() + Duration::from_secs(60);
     let (stale, played) = thread_reuse(&device, u32::MAX, |stale| {
@@ -54,7 +56,10 @@ fn with_events_alone_it_is_at_times_given_the_old_one() {
         ControlFlow::Continue(())
     })
     .unwrap();
-    assert!(stale > 0, "in time in each of {played} rounds");
+    assert!(
+        stale > 0,
+        "the monitor reported in time in each of {played} rounds"
+    );
 }
 
 #[test]
@@ -69,7 +74,7 @@ fn allocating_freeing_and_forking_with_mallocs_memory_cached_never_stands_still(
     let seconds = seconds.map_or(20, |it| it.parse().unwrap());
     // SAFETY: mallopt has no preconditions.
     unsafe {
-        // malloc gets memory from the kernel and gives it back often.
+        // With these thresholds, malloc often maps memory and returns it to the kernel.
         libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 10);
     }
@@ -80,12 +85,12 @@ fn allocating_freeing_and_forking_with_mallocs_memory_cached_never_stands_still(
         Ok(progress) => progress,
         Err(error) => {
             eprintln!("{error}");
-            // Unwinding would wait for the deadlocked threads.
+            // Unwinding could block on locks of the deadlocked threads. So the process aborts.
             std::process::abort();
         }
     };
     eprintln!("{progress:?} {}", device.cache().stats());
     assert_eq!(progress.stale.load(Ordering::Relaxed), 0);
     assert!(progress.checked.load(Ordering::Relaxed) > 0);
-    assert!(device.cache().stats().hits > 0, "something was cached");
+    assert!(device.cache().stats().hits > 0, "no lookup was a hit");
 }

@@ -10,5 +10,6 @@ pub use mapping::{map_fixed, unmap};
 pub use memory_use::{pinned, resident};
 pub use pages::Pages;
 pub use random::Random;
-/// Both are part of the tool's demonstration, which must not depend on a test crate.
+/// The tool's demonstration needs both items and must not depend on a test crate. So the
+/// demonstration's crate defines them.
 pub use regcache_repro::{NeverReports, PAGE};

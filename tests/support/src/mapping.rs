@@ -1,21 +1,23 @@
-//! Private anonymous memory at an address that the caller chooses.
+//! Maps and unmaps private anonymous memory at an address that the caller chooses.
 
 use std::io;
 use std::ptr;
 
 use nix::errno::Errno;
 
-/// Maps `len` readable and writable bytes at `start`, with this flag beside `MAP_PRIVATE` and
-/// `MAP_ANONYMOUS`: `MAP_FIXED_NOREPLACE`, or `MAP_FIXED` over memory of the caller's own.
+/// Maps `len` readable and writable bytes of private anonymous memory at `start`. The flag `how` is
+/// `MAP_FIXED_NOREPLACE`, or `MAP_FIXED` if the caller owns the memory at `start`.
 ///
 /// # Errors
 ///
-/// The error of `mmap`; `EEXIST` if something is mapped there that `how` does not replace.
+/// The error of `mmap`. It is `EEXIST` if `how` is `MAP_FIXED_NOREPLACE` and the addresses are in
+/// use.
 pub fn map_fixed(start: usize, len: usize, how: i32) -> io::Result<*mut u8> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
     let start = ptr::with_exposed_provenance_mut(start);
-    // SAFETY: where nothing is, or over memory of the caller's to which there is no reference.
+    // SAFETY: the call maps at free addresses, or over memory that the caller owns and to which no
+    // reference exists.
     let start = unsafe { libc::mmap(start, len, protection, flags, -1, 0) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
@@ -23,13 +25,13 @@ pub fn map_fixed(start: usize, len: usize, how: i32) -> io::Result<*mut u8> {
     Ok(start.cast())
 }
 
-/// Unmaps memory of [`map_fixed`], to which no reference is left.
+/// Unmaps memory that [`map_fixed`] mapped. No reference to the memory may be left.
 ///
 /// # Errors
 ///
 /// The error of `munmap`.
 pub fn unmap(start: *mut u8, len: usize) -> io::Result<()> {
-    // SAFETY: the caller's own memory, and there is no reference to it.
+    // SAFETY: the caller owns the memory, and no reference to it exists.
     Errno::result(unsafe { libc::munmap(start.cast(), len) })?;
     Ok(())
 }

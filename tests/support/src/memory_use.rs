@@ -1,32 +1,32 @@
-//! How much memory this process has pinned, and how much is resident.
+//! Reads the amounts of pinned and of resident memory of this process.
 
 use std::fs;
 
-/// Returns the kilobytes that this process has pinned.
+/// Returns the amount of memory that this process has pinned, in KiB.
 ///
 /// # Panics
 ///
-/// If `/proc/self/status` has no such line.
+/// Panics if `/proc/self/status` does not contain the amount.
 #[must_use]
 pub fn pinned() -> u64 {
     status("VmPin:")
 }
 
-/// Returns the kilobytes of this process that are resident.
+/// Returns the amount of resident memory of this process, in KiB.
 ///
 /// # Panics
 ///
-/// If `/proc/self/status` has no such line.
+/// Panics if `/proc/self/status` does not contain the amount.
 #[must_use]
 pub fn resident() -> u64 {
     status("VmRSS:")
 }
 
-/// The number in this line of the process's status.
+/// Returns the number in the line of `/proc/self/status` that starts with `name`.
 fn status(name: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("in every process's directory");
+    let status = fs::read_to_string("/proc/self/status").expect("/proc/self/status cannot be read");
     let line = status.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.split_whitespace().next());
     let number = number.and_then(|number| number.parse().ok());
-    number.expect("in every process's status")
+    number.expect("/proc/self/status does not contain the amount")
 }

@@ -1,4 +1,4 @@
-//! [`Pages`]: anonymous memory to change under a watch.
+//! Defines [`Pages`], anonymous memory that tests watch and change.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,33 +7,36 @@ use nix::errno::Errno;
 
 use crate::{PAGE, map_fixed, unmap};
 
-/// Where the next [`Pages`] go: far below the addresses that the kernel chooses, and never the same
-/// twice. So the kernel gives no other thread the memory that a test unmaps.
+/// The address of the next [`Pages`]. It is far below the addresses that the kernel chooses, and no
+/// address is used twice. So the kernel never gives addresses that a test has unmapped to another
+/// thread.
 static NEXT: AtomicUsize = AtomicUsize::new(0x6000_0000_0000);
 
-/// Anonymous memory at addresses that nothing else uses.
+/// A range of anonymous memory at addresses that nothing else uses.
 ///
-/// Its pages have 4 KiB, whatever the system's policy on huge pages, and are there from the start.
-/// Dropping it unmaps the addresses, whatever is mapped there by then.
+/// Each page has 4 KiB, whatever the system's policy on huge pages. All pages are populated from
+/// the start. Dropping the value unmaps the addresses, whatever is mapped at them by then.
 #[derive(Debug)]
 pub struct Pages {
     start: *mut u8,
     pages: usize,
 }
 
-// SAFETY: only an address; what is done with it is unsafe elsewhere.
+// SAFETY: the value holds only an address. Each access through the address is an unsafe operation
+// with its own proof.
 unsafe impl Send for Pages {}
-// SAFETY: as above.
+// SAFETY: a shared reference gives access only to the address, as for `Send`.
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    /// Maps and touches this many pages.
+    /// Maps this many pages, and writes to each page.
     ///
     /// # Errors
     ///
     /// The kernel's error.
     pub fn new(pages: usize) -> io::Result<Self> {
-        // One page stays free, so that mappings are not merged.
+        // One page after the range stays unmapped, so that the kernel does not merge the mappings
+        // of two values.
         let start = NEXT.fetch_add((pages + 1) * PAGE, Ordering::Relaxed);
         let start = map_fixed(start, pages * PAGE, libc::MAP_FIXED_NOREPLACE)?;
         let this = Self { start, pages };
@@ -64,11 +67,12 @@ impl Pages {
 
     /// Writes to one page.
     pub fn write(&self, page: usize, byte: u8) {
-        // SAFETY: mapped writable by `new`, or the test faults.
+        // SAFETY: `new` mapped the page writable. If the test has unmapped it since, the write
+        // faults.
         unsafe { self.page(page).write_volatile(byte) }
     }
 
-    /// Unmaps some pages.
+    /// Unmaps `pages` pages from page `first` on.
     ///
     /// # Errors
     ///
@@ -77,7 +81,7 @@ impl Pages {
         unmap(self.page(first), pages * PAGE)
     }
 
-    /// Maps new memory over some pages.
+    /// Maps new memory over `pages` pages from page `first` on.
     ///
     /// # Errors
     ///
@@ -87,25 +91,25 @@ impl Pages {
         map_fixed(start, pages * PAGE, libc::MAP_FIXED).map(drop)
     }
 
-    /// Calls `madvise` for some pages.
+    /// Calls `madvise` for `pages` pages from page `first` on.
     ///
     /// # Errors
     ///
     /// The error of `madvise`.
     pub fn advise(&self, first: usize, pages: usize, advice: i32) -> io::Result<()> {
-        // SAFETY: nobody keeps references to these pages.
+        // SAFETY: no reference to these pages exists.
         let result = unsafe { libc::madvise(self.page(first).cast(), pages * PAGE, advice) };
         Errno::result(result)?;
         Ok(())
     }
 
-    /// Calls `mprotect` for some pages.
+    /// Calls `mprotect` for `pages` pages from page `first` on.
     ///
     /// # Errors
     ///
     /// The error of `mprotect`.
     pub fn protect(&self, first: usize, pages: usize, protection: i32) -> io::Result<()> {
-        // SAFETY: nobody keeps references to these pages.
+        // SAFETY: no reference to these pages exists.
         let result = unsafe { libc::mprotect(self.page(first).cast(), pages * PAGE, protection) };
         Errno::result(result)?;
         Ok(())

@@ -1,22 +1,23 @@
-//! [`Random`]: the order of lookups and of what stress tests do.
+//! Defines [`Random`], by which benchmarks and stress tests choose the order of their operations.
 
-/// A linear congruential generator: the same seed gives the same sequence.
+/// A linear congruential generator. Generators with the same seed return the same sequence.
 ///
-/// It takes two instructions, so that a loop that draws from it still measures what it is about.
+/// A step of the generator costs two instructions, so it hardly affects the time of a loop that is
+/// measured.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// Starts the sequence of this seed.
+    /// Makes a generator with this seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Returns a number below `limit`, which is neither 0 nor more than 2^32.
+    /// Returns a random number below `limit`. The limit is at least 1 and at most 2^32.
     #[inline(always)]
     pub fn below(&mut self, limit: usize) -> usize {
-        // Knuth's MMIX constants.
+        // These are Knuth's constants for MMIX.
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)

@@ -1,4 +1,4 @@
-//! [`DriverFile`]: an open file of /dev/ummunotify, for tests of the driver itself.
+//! Defines [`DriverFile`], an open file of /dev/ummunotify, for tests of the driver itself.
 
 use std::fs::File;
 use std::io;
@@ -28,7 +28,8 @@ impl Counter {
     /// Returns the generation.
     #[must_use]
     pub fn get(&self) -> u64 {
-        // SAFETY: a page that the kernel writes by whole aligned words; only loaded here.
+        // SAFETY: the pointer is the start of a mapped page. The kernel writes the page by whole
+        // aligned words, and this process only loads from it.
         let counter = unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast_mut().cast()) };
         counter.load(Ordering::Acquire)
     }
@@ -41,11 +42,11 @@ impl Counter {
 }
 
 impl DriverFile {
-    /// Opens the device so that reads do not block.
+    /// Opens the device in non-blocking mode.
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn open() -> io::Result<Self> {
         Self::open_with(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC)
     }
@@ -54,7 +55,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn open_with(flags: OFlag) -> io::Result<Self> {
         let mut options = File::options();
         Ok(Self(
@@ -77,21 +78,21 @@ impl DriverFile {
         &self.0
     }
 
-    /// Asks for features, and replaces the mask by the granted ones.
+    /// Requests the features in `mask`, and replaces `mask` by the features that the driver grants.
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn exchange(&self, mask: &mut u32) -> nix::Result<()> {
-        // SAFETY: the mask may be written.
+        // SAFETY: the mask is a writable `u32`.
         unsafe { abi::exchange_features(self.raw(), mask) }.map_err(errno)
     }
 
-    /// Watches `[start, start + len)`.
+    /// Watches the addresses `[start, start + len)`.
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn watch(&self, start: *const u8, len: usize, cookie: u64) -> nix::Result<()> {
         let start = start.addr() as u64;
         let end = start + len as u64;
@@ -104,32 +105,32 @@ impl DriverFile {
         })
     }
 
-    /// Watches a range, which may be invalid.
+    /// Watches the range of `region`. The driver refuses the range if it is invalid.
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn register(&self, region: &Register) -> nix::Result<()> {
-        // SAFETY: the structure may be read.
+        // SAFETY: the structure is readable.
         unsafe { abi::register_region(self.raw(), region) }.map_err(errno)
     }
 
-    /// Watches a range by the extended call.
+    /// Watches the range of `region` by the extended call.
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn register2(&self, region: &Register2) -> nix::Result<()> {
         assert!(region.size as usize <= size_of::<Register2>());
-        // SAFETY: the structure may be read.
+        // SAFETY: the structure is readable.
         unsafe { abi::register_region2(self.raw(), region) }.map_err(errno)
     }
 
-    /// Watches `[start, start + len)` with these flags.
+    /// Watches the addresses `[start, start + len)` by the extended call, with these flags.
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn watch_with(
         &self,
         flags: u32,
@@ -147,38 +148,42 @@ impl DriverFile {
         })
     }
 
-    /// Unwatches a range.
+    /// Ends the watch with this cookie.
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn unwatch(&self, cookie: u64) -> nix::Result<()> {
-        // SAFETY: the cookie may be read.
+        // SAFETY: the cookie is a readable `u64`.
         unsafe { abi::unregister_region(self.raw(), &raw const cookie) }.map_err(errno)
     }
 
-    /// Reads at most `max` events by one call.
+    /// Reads at most `max` events by one call of `read`.
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn read(&self, max: usize) -> nix::Result<Vec<Event>> {
         let mut events = vec![Event::default(); max];
         let bytes = size_of_val(&events[..]);
-        // SAFETY: the buffer may be written, and any bytes are events.
+        // SAFETY: the buffer is writable, and any bytes form valid events.
         let n = unsafe { libc::read(self.raw(), events.as_mut_ptr().cast(), bytes) };
         let n = Errno::result(n)?.unsigned_abs();
-        assert_eq!(n % size_of::<Event>(), 0, "part of an event");
+        assert_eq!(
+            n % size_of::<Event>(),
+            0,
+            "read returned a part of an event"
+        );
         events.truncate(n / size_of::<Event>());
         Ok(events)
     }
 
-    /// Reads until LAST. Returns the cookies of the invalidated ranges in ascending order, and the
-    /// counter of LAST.
+    /// Reads events until the event LAST. Returns the cookies of the invalidated ranges in
+    /// ascending order, and the generation in LAST.
     ///
     /// # Errors
     ///
-    /// The error of the call; EAGAIN if there is nothing to read.
+    /// The error of `read`. It is `EAGAIN` if nothing is to be read.
     pub fn drain(&self) -> nix::Result<(Vec<u64>, u64)> {
         let mut cookies = Vec::new();
         loop {
@@ -197,7 +202,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn invalidated(&self) -> nix::Result<Vec<u64>> {
         match self.drain() {
             Ok((cookies, _)) => Ok(cookies),
@@ -206,21 +211,21 @@ impl DriverFile {
         }
     }
 
-    /// Maps the counter.
+    /// Maps the page of the generation counter.
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn counter(&self) -> io::Result<Counter> {
-        // SAFETY: `Counter` reads it as an atomic.
+        // SAFETY: the kernel changes the page, so `Counter` reads it only as an atomic.
         Ok(Counter(unsafe { MmapOptions::new().len(8).map(&self.0) }?))
     }
 
-    /// Returns the result of poll, which waits up to `timeout_ms` milliseconds.
+    /// Polls the file for at most `timeout_ms` milliseconds, and returns the events of `poll`.
     ///
     /// # Errors
     ///
-    /// The error of the call.
+    /// The kernel's error.
     pub fn poll(&self, timeout_ms: u16) -> nix::Result<PollFlags> {
         let mut fds = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::from(timeout_ms))?;

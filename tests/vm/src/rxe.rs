@@ -1,4 +1,4 @@
-//! [`Rxe`]: an RDMA device for the conformance suite.
+//! Defines [`Rxe`], an RDMA device for the conformance suite.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -10,19 +10,19 @@ use regcache_conformance::{Column, Verdict};
 use regcache_repro::{Device, NeverReports, Result};
 use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd};
 
-/// The largest memory that the device can read at once.
+/// The largest number of bytes that the device can read in one transfer.
 const CAPACITY: usize = 1 << 20;
 
-/// The first RDMA device, which is connected with itself, and a cache of its registrations.
+/// The first RDMA device, connected with itself, and a cache of its registrations.
 #[derive(Debug)]
 pub struct Rxe<M: Monitor> {
-    /// The connection, and the destination of its sends.
+    /// The connection, and the buffer in which its sends arrive.
     link: Mutex<(Loopback, MmapMut)>,
     cache: Cache<MrRegistrar, M>,
 }
 
 impl<M: Monitor> Rxe<M> {
-    /// Opens the device, with a cache on `monitor`.
+    /// Opens the device, and makes a cache on `monitor`.
     ///
     /// # Errors
     ///
@@ -33,7 +33,8 @@ impl<M: Monitor> Rxe<M> {
             link: Mutex::new((Loopback::connect(&pd)?, MmapMut::map_anon(CAPACITY)?)),
             cache: Cache::builder(MrRegistrar::new(&pd))
                 .monitor(monitor)
-                // The kernel could map the stack of a new thread where a scenario has unmapped.
+                // The kernel could map the reaper's stack at addresses that a scenario has
+                // unmapped. So the cache has no reaper.
                 .background_reaper(false)
                 .build()?,
         })
@@ -55,8 +56,9 @@ impl<M: Monitor> Device for Rxe<M> {
         let access = Access::LOCAL_WRITE;
         let from = self.cache.get(bytes.as_ptr(), bytes.len(), access)?;
         let to = self.cache.get(sink.as_ptr(), sink.len(), access)?;
-        // SAFETY: the registration may be stale, which is the point of the suite. The device only
-        // reads.
+        // SAFETY: the registration of `bytes` may be stale, because the suite tests for stale
+        // registrations. It does no harm, because the device only reads by it. The sink stays
+        // mapped, so its registration is never stale.
         unsafe { link.send_registered(bytes, from.registration(), sink, to.registration()) }?;
         Ok((sink.to_vec(), from.is_cached()))
     }

@@ -1,6 +1,7 @@
-//! Programs with their own allocators. Memory that these give back to the kernel is stale with a
-//! naive cache and never with a sound monitor. A sanitizer replaces the allocator, so these tests
-//! do not run under one.
+//! Tests programs that replace the global allocator. Such an allocator returns freed memory to the
+//! kernel. After that, a naive cache must return a stale registration, and a cache with a sound
+//! monitor must not. A sanitizer replaces the allocator, so these tests do not run under a
+//! sanitizer.
 #![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -12,7 +13,10 @@ fn ends_well(program: &str, variable: &str, value: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     println!("{table}{said}");
     assert!(output.status.success(), "{}", output.status);
-    assert!(table.contains("| dealloc_then_alloc | STALE |"), "naive");
+    assert!(
+        table.contains("| dealloc_then_alloc | STALE |"),
+        "the naive cache was not stale"
+    );
 }
 
 #[test]

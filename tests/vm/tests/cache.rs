@@ -1,5 +1,5 @@
-//! The cache on the real driver and device beside lookups: it releases freed memory, shares a
-//! monitor, revokes keys. Needs the VM.
+//! Tests duties of the cache other than lookups, on the real driver and device. The cache releases
+//! freed memory, shares a monitor with other caches, and revokes remote keys. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::cell::Cell;
@@ -18,7 +18,8 @@ use regcache_verbs::{
     Access, Context, Cq, Loopback, MrRegistrar, Pd, Qp, RemoteMemory, Route, Sge, WcStatus,
 };
 
-/// Runs one test at a time, since the kernel counts pinned memory for the whole process.
+/// Returns a lock that every test holds. Only one test runs at a time, because the kernel counts
+/// pinned memory for the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -32,8 +33,8 @@ fn builder(pd: &Arc<Pd>) -> Builder<MrRegistrar, Ummunotify> {
     Cache::builder(MrRegistrar::new(pd)).monitor(Ummunotify::open().unwrap())
 }
 
-/// A cache without a reaper that has a registration of freed memory, 16 KiB; and the memory that
-/// was pinned before.
+/// Returns a cache without a reaper. The cache still has a registration of 16 KiB of freed memory.
+/// Also returns the amount of memory that was pinned before.
 fn freed_and_not_reaped() -> (Cache<MrRegistrar, Ummunotify>, u64) {
     let cache = builder(&domain()).background_reaper(false).build().unwrap();
     let memory = Pages::new(4).unwrap();
@@ -78,7 +79,11 @@ fn an_event_loop_can_do_the_releasing() {
     let _alone = alone();
     let (cache, before) = freed_and_not_reaped();
     thread::sleep(Duration::from_millis(50));
-    assert_eq!(pinned(), before + 16, "nobody has");
+    assert_eq!(
+        pinned(),
+        before + 16,
+        "the registration is still pinned, because nothing has reaped it"
+    );
     cache.reap().unwrap();
     assert_eq!(pinned(), before);
 }
@@ -87,7 +92,7 @@ fn an_event_loop_can_do_the_releasing() {
 fn a_lookup_that_is_refused_unpins_what_was_freed() {
     let _alone = alone();
     let (cache, before) = freed_and_not_reaped();
-    // No mapping has so low an address.
+    // The kernel makes no mapping at such a low address.
     let nowhere = std::ptr::without_provenance(PAGE);
     cache.get(nowhere, PAGE, Access::LOCAL_WRITE).unwrap_err();
     assert_eq!(pinned(), before);
@@ -106,7 +111,8 @@ fn domains_share_a_monitor() {
     let mut links = domains.each_ref().map(|pd| Loopback::connect(pd).unwrap());
     let mut sink = vec![0; PAGE];
     for round in 1..100 {
-        // The memory is freed at the end of each round and mapped again at the same address.
+        // The memory is unmapped at the end of each round, and the next round maps memory at the
+        // same address.
         let mut source = memmap2::MmapMut::map_anon(PAGE).unwrap();
         source.fill(round);
         for (link, cache) in links.iter_mut().zip(&caches) {
@@ -151,7 +157,7 @@ fn a_revoked_key_reaches_no_memory() {
         let cq = Cq::create(context, 16).unwrap();
         let ends = [(); 2].map(|()| Qp::create(&pd, &cq, &cq, 4).unwrap());
         Qp::connect(&ends[0], &ends[1], &route).unwrap();
-        // SAFETY: `memory` is mapped, and nothing touches it until the completion was polled.
+        // SAFETY: `memory` is mapped, and nothing touches it until the completion has been polled.
         unsafe { ends[0].post_rdma_write(7, sge, remote) }.unwrap();
         let status = Cell::new(None);
         within(Duration::from_secs(30), || {
@@ -183,11 +189,12 @@ fn devices_and_domains_do_not_mix_their_registrations() {
     assert_eq!(keys.len(), 2);
 }
 
-/// Registers addresses behind which a device has memory of its own, as `ibv_reg_mr` does with
-/// nvidia-peermem. The registration is the number of the memory that is there at the time.
+/// A registrar of addresses that are backed by a device's memory, as `ibv_reg_mr` is with
+/// nvidia-peermem. A registration is the number of the memory that is behind the addresses when the
+/// registration is made.
 struct PeerMemory(AtomicU64);
 
-// SAFETY: nobody reaches any memory by the number.
+// SAFETY: the registration is only a number, and gives access to no memory.
 unsafe impl Registrar for PeerMemory {
     type Access = ();
     type Registration = u64;
@@ -218,7 +225,7 @@ fn memory_that_only_a_device_has_is_never_stale() {
         }
     }
     assert_eq!(cache.stats().uncached, 200);
-    // Memory that is mapped and may be accessed is retained.
+    // The cache retains registrations of memory that is mapped and accessible.
     let memory = Pages::new(1).unwrap();
     for _ in 0..2 {
         cache.get(memory.page(0), PAGE, ()).unwrap();

@@ -1,5 +1,5 @@
-//! The conformance suite on the driver: every scenario on the RDMA device and on io_uring, and the
-//! race of two threads for an address. Needs the VM.
+//! Runs the conformance suite on the driver. Every scenario runs on the RDMA device and on
+//! io_uring. The race of two threads for an address runs on io_uring. Needs the VM.
 
 use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,8 @@ use regcache_conformance::{matrix, scenarios, thread_reuse, uring_columns};
 use regcache_repro::Uring;
 use regcache_tests_vm::rxe_columns;
 
-/// Runs one test at a time, so that no other thread is given the addresses.
+/// A lock that every test holds, so that one test runs at a time. Otherwise the kernel could give
+/// the addresses of one test to a thread of another.
 static ALONE: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -20,7 +21,7 @@ fn no_sound_monitor_is_stale_and_a_naive_cache_is_wherever_pages_are_replaced() 
     columns.retain(|it| it.name.ends_with("naive") || it.name.ends_with("ummunotify"));
     columns.extend(rxe_columns());
     let drivers = columns.iter().filter(|it| it.name.ends_with("ummunotify"));
-    assert_eq!(drivers.count(), 2, "of each device");
+    assert_eq!(drivers.count(), 2, "one column of each device");
     assert_eq!(matrix(&columns, scenarios(), ""), [""; 0]);
 }
 

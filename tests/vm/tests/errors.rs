@@ -1,5 +1,5 @@
-//! Bad input to a cache on the real driver and device: each is a typed error with advice, and
-//! leaves nothing behind. Needs the VM.
+//! Tests bad input to a cache on the real driver and device. Each bad input must return a typed
+//! error whose message advises the user, and must leave no entry behind. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use regcache::monitor::{OpenError, Ummunotify};
@@ -17,7 +17,7 @@ fn cache() -> VerbsCache {
         .unwrap()
 }
 
-/// The error of a lookup that must fail and leave nothing behind.
+/// Looks memory up, and returns the error. The lookup must fail and must leave no entry behind.
 fn refused(cache: &VerbsCache, start: *const u8, len: usize, access: Access) -> Error {
     let error = cache.get(start, len, access).unwrap_err();
     let stats = cache.stats();
@@ -105,18 +105,19 @@ fn read_only_memory_with_write_access() {
     );
 }
 
-/// Runs as a user who may lock 64 KiB and may not raise that limit.
+/// Runs `body` in a child whose user may lock only 64 KiB and may not raise that limit.
 fn as_nobody(body: impl FnOnce(VerbsCache) -> bool) {
     let child = Child::fork(|| {
-        // root opens the device, whose file belongs to root.
+        // The child opens the device while it is still root, because the device's file belongs to
+        // root.
         let cache = cache();
         let limit = libc::rlimit {
             rlim_cur: 64 << 10,
             rlim_max: 64 << 10,
         };
-        // SAFETY: the structure may be read.
+        // SAFETY: the structure is readable.
         let limited = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
-        // SAFETY: no memory is involved; the child has one thread.
+        // SAFETY: the calls access no memory, and the child has only one thread.
         let dropped = unsafe { libc::setgid(65534) == 0 && libc::setuid(65534) == 0 };
         limited == 0 && dropped && body(cache)
     });
@@ -182,7 +183,7 @@ fn no_driver_and_no_permission() {
     assert!(matches!(error, OpenError::NoDriver { .. }));
     says(&error, "insmod kernel/ummunotify.ko");
     let child = Child::fork(|| {
-        // SAFETY: no memory is involved; the child has one thread.
+        // SAFETY: the calls access no memory, and the child has only one thread.
         let dropped = unsafe { libc::setgid(65534) == 0 && libc::setuid(65534) == 0 };
         let error = Ummunotify::open_at("/dev/mem").unwrap_err();
         says(&error, "chmod a+r");

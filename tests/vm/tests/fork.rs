@@ -1,5 +1,6 @@
-//! A process with a cache forks, with and without the fork support of libibverbs. Each runs in a
-//! process of its own, since the support cannot be switched off again. Needs the VM.
+//! Tests forks of a process that has a cache, with and without the fork support of libibverbs. The
+//! two cases run in separate processes, because a process cannot switch the support off again.
+//! Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::env;
@@ -13,10 +14,11 @@ use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd, fork_init};
 
 type VerbsCache = Cache<MrRegistrar, Ummunotify>;
 
-/// Set in the process that has the support.
+/// The environment variable that is set in the process with the support.
 const SUPPORTED: &str = "REGCACHE_TEST_FORK_INIT";
 
-/// Runs one test at a time, since the kernel counts pinned memory for the whole process.
+/// Returns a lock that every test holds. Only one test runs at a time, because the kernel counts
+/// pinned memory for the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -48,14 +50,15 @@ fn all_of_this_with_fork_support() {
     assert!(status.success());
 }
 
-/// Fills a page of `memory`, sends it, and checks the bytes that arrive.
+/// Writes to a page of `memory`, sends the page, and checks the byte that arrives.
 fn sends_what_is_there(link: &mut Loopback, cache: &VerbsCache, memory: &Pages, byte: u8) {
     memory.write(0, byte);
-    // SAFETY: mapped, and no other reference exists during the call.
+    // SAFETY: the page is mapped, and no other reference to it exists during the call.
     let source = unsafe { std::slice::from_raw_parts(memory.page(0), PAGE) };
-    // Not from the heap: libibverbs hides whole pages from children.
+    // The sink is not on the heap, because libibverbs removes whole registered pages from children,
+    // and a child needs its heap.
     let sink = Pages::new(1).unwrap();
-    // SAFETY: as above.
+    // SAFETY: the page is mapped, and no other reference to it exists during the call.
     let received = unsafe { std::slice::from_raw_parts_mut(sink.page(0), PAGE) };
     link.send(cache, source, received).unwrap();
     assert_eq!(received[0], byte);
@@ -71,8 +74,9 @@ fn a_parent_that_forks_loses_nothing() {
     for round in 0..20 {
         sends_what_is_there(&mut link, &cache, &memory, 2 * round);
         let child = Child::fork(|| {
-            // The child has a copy of the page, and the parent must keep its own. With the support
-            // the child has no page, since registered memory is absent in it.
+            // Without the support, the child writes to its copy of the page, and the parent's page
+            // must stay the same. With the support, registered memory is not mapped in the child,
+            // so the child must not touch it.
             if !supported {
                 memory.write(0, 0xFF);
             }
@@ -83,7 +87,7 @@ fn a_parent_that_forks_loses_nothing() {
         });
         sends_what_is_there(&mut link, &cache, &memory, 2 * round + 1);
         assert!(child.unwrap().succeeded().unwrap());
-        // vfork and exec.
+        // `Command` starts the program by `vfork` and `exec`.
         assert!(Command::new("true").status().unwrap().success());
         sends_what_is_there(&mut link, &cache, &memory, 2 * round);
     }
@@ -101,7 +105,8 @@ fn memory_that_is_unmapped_can_be_deregistered() {
     for round in 0..20 {
         let memory = Pages::new(3).unwrap();
         sends_what_is_there(&mut link, &cache, &memory, round);
-        // Unmaps a part of the registered addresses, then all of them, and maps other memory there.
+        // These calls unmap a part of the registered addresses, then all of them. They then map
+        // other memory at the same addresses.
         let held = cache
             .get(memory.page(0), 3 * PAGE, Access::LOCAL_WRITE)
             .unwrap();

@@ -1,4 +1,5 @@
-//! The uapi header compiles alone, as C and as C++, and agrees with `regcache::monitor::abi`.
+//! Tests the uapi header. It must compile if it is the only header of a program, as C and as C++.
+//! It must agree with `regcache::monitor::abi`.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -152,7 +153,7 @@ fn the_header_and_the_rust_side_agree() {
         .unwrap();
     }
     compile("agree.c", &source, &["gcc", "-std=c11"]);
-    // The structures and numbers of a 32-bit caller are the same.
+    // A 32-bit caller sees the same structures and numbers.
     compile(
         "agree32.c",
         &source,

@@ -1,5 +1,6 @@
-//! Rule M3: no munmap returns before the counter has moved, and no lookup after it is stale,
-//! whatever other threads do with the driver and the cache at the same time. Needs the VM.
+//! Tests rule M3. No `munmap` returns before the counter has moved, and no lookup after a `munmap`
+//! is stale. Both must hold whatever other threads and processes do with the driver and the cache
+//! at the same time. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io;
@@ -14,7 +15,11 @@ use regcache_verbs::{Access, Context, Loopback, Mr, MrRegistrar, Pd};
 
 const ROUNDS: u64 = 20_000;
 
-/// Runs `rounds` while this many other threads repeat `contender`.
+/// The number of rounds against other processes. Fewer rounds suffice than against threads, because
+/// processes hit the race window far more often.
+const PROCESS_ROUNDS: u64 = 5_000;
+
+/// Runs `rounds` while `contenders` other threads repeat `contender`.
 fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -26,7 +31,7 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
                 }
             });
         }
-        // The threads must stop after a panic as well, since the scope waits for them.
+        // The scope waits for the threads, so they must stop also if `rounds` panics.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {
             fn drop(&mut self) {
@@ -38,9 +43,12 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
     });
 }
 
-/// Runs `rounds` while other processes repeat the work that `contend` prepares. The lock of an
-/// address space keeps its threads apart, but not other processes. So a monitor that loses
-/// invalidations when two tasks are in the same code of the kernel shows it to processes only.
+/// Runs `rounds` while other processes repeat the work that `contend` prepares.
+///
+/// The lock of an address space keeps the threads of one process from running the same code of the
+/// kernel at the same time. It does not keep different processes from doing so. A broken monitor
+/// may lose invalidations when two tasks run that code at the same time. Only different processes
+/// reveal such a monitor.
 fn against_processes<T: FnMut()>(
     contenders: usize,
     contend: impl Fn() -> T,
@@ -49,7 +57,8 @@ fn against_processes<T: FnMut()>(
     let _contenders: Vec<_> = (0..contenders)
         .map(|_| {
             Child::fork(|| {
-                // SAFETY: no memory is involved. The child ends with the test, however that ends.
+                // SAFETY: the call accesses no memory. It makes the kernel kill the child when the
+                // test ends, however the test ends.
                 unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
                 let mut contend = contend();
                 loop {
@@ -62,10 +71,11 @@ fn against_processes<T: FnMut()>(
     rounds();
 }
 
-/// Maps, watches, unmaps and reads the counter, each round. Returns how often it was late.
-fn late_rounds(monitor: &Ummunotify) -> u64 {
+/// Maps a page, watches it, unmaps it and reads the counter, in each round. Returns the number of
+/// rounds in which the counter had not moved in time.
+fn late_rounds(monitor: &Ummunotify, rounds: u64) -> u64 {
     let mut late = 0;
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let memory = Pages::new(1).unwrap();
         let cookie = Cookie(100 + round);
         monitor
@@ -73,19 +83,20 @@ fn late_rounds(monitor: &Ummunotify) -> u64 {
             .unwrap();
         let before = monitor.generation();
         memory.unmap(0, 1).unwrap();
-        // The counter moves twice if another thread reads the report before the munmap ends.
+        // If another thread reads the report before `munmap` ends, the driver reports again at the
+        // end, so the counter moves twice.
         late += u64::from(![before + 1, before + 2].contains(&monitor.generation()));
         monitor.unwatch(cookie).unwrap();
     }
     late
 }
 
-/// Tests the driver alone. One thread maps, watches, unmaps and reads the counter; the others
-/// watch, unwatch and drain on the same file. Only the munmap moves the counter.
+/// Tests the driver without a cache. One thread maps, watches, unmaps and reads the counter. The
+/// contenders watch, unwatch and drain on the same file. Only `munmap` moves the counter.
 fn counter_has_moved_when_munmap_returns(contenders: usize) {
     let monitor = Ummunotify::open().unwrap();
-    // The ranges have no pages: the kernel could move a page that is not pinned (compaction), and
-    // would report that.
+    // The contenders' ranges have no pages. Otherwise compaction could move a page, because no page
+    // is pinned, and the driver would report the move.
     let theirs = Pages::new(contenders.max(1)).unwrap();
     theirs
         .advise(0, contenders.max(1), libc::MADV_DONTNEED)
@@ -95,12 +106,14 @@ fn counter_has_moved_when_munmap_returns(contenders: usize) {
         let cookie = Cookie(i as u64);
         monitor.watch(range, cookie).unwrap();
         monitor
-            .drain(&mut |cookie| assert!(cookie.0 >= 100, "not theirs"))
+            .drain(&mut |cookie| assert!(cookie.0 >= 100, "a contender's range was reported"))
             .unwrap();
         monitor.unwatch(cookie).unwrap();
     };
     let mut late = 0;
-    against(contenders, contender, || late = late_rounds(&monitor));
+    against(contenders, contender, || {
+        late = late_rounds(&monitor, ROUNDS);
+    });
     println!("contenders={contenders} rounds={ROUNDS} late={late}");
     assert_eq!(late, 0);
 }
@@ -112,7 +125,7 @@ fn the_counter_has_moved_when_munmap_returns() {
     }
 }
 
-/// The contenders do in their own memory the same as the test, each with its own monitor.
+/// Each contender has its own memory and its own monitor, and does the same as the test.
 #[test]
 fn the_counter_has_moved_when_munmap_returns_whatever_other_processes_do() {
     for contenders in [1, 3] {
@@ -129,9 +142,9 @@ fn the_counter_has_moved_when_munmap_returns_whatever_other_processes_do() {
         };
         let mut late = 0;
         against_processes(contenders, contend, || {
-            late = late_rounds(&Ummunotify::open().unwrap());
+            late = late_rounds(&Ummunotify::open().unwrap(), PROCESS_ROUNDS);
         });
-        println!("processes={contenders} rounds={ROUNDS} late={late}");
+        println!("processes={contenders} rounds={PROCESS_ROUNDS} late={late}");
         assert_eq!(late, 0);
     }
 }
@@ -147,7 +160,7 @@ struct DatedMr {
     mr: Mr,
 }
 
-// SAFETY: as `MrRegistrar`, which does the work.
+// SAFETY: all work is passed on to `MrRegistrar`, which upholds the contract.
 unsafe impl Registrar for Dated {
     type Access = Access;
     type Registration = DatedMr;
@@ -165,7 +178,8 @@ unsafe impl Registrar for Dated {
     }
 }
 
-/// A cache on the driver and the device, and the means to check bytes.
+/// A cache on the real driver and device, with a connection and a buffer to check the bytes that
+/// the device reads.
 struct Rig {
     cache: Cache<Dated, Ummunotify>,
     loopback: Loopback,
@@ -194,7 +208,7 @@ impl Rig {
 
 const ACCESS: Access = Access::LOCAL_WRITE;
 
-/// Looks up memory of its own and unmaps it.
+/// Maps memory that no other thread uses, looks it up, and unmaps it.
 fn look_up_and_unmap(cache: &Cache<Dated, Ummunotify>) {
     let memory = Pages::new(2).unwrap();
     let whole = cache.get(memory.page(0), 2 * PAGE, ACCESS).unwrap();
@@ -204,17 +218,20 @@ fn look_up_and_unmap(cache: &Cache<Dated, Ummunotify>) {
     drop(cache.get(memory.page(0), PAGE, ACCESS).unwrap());
 }
 
-/// Maps, looks up and unmaps one address, each round. Returns how often the lookup was stale. The
-/// registration of a new mapping must have begun after the munmap of the old one. Some rounds check
-/// the bytes as well.
+/// Maps, looks up and unmaps one page at the same address, in each round. Returns the number of
+/// rounds in which the lookup was stale.
+///
+/// A registration is stale if it began before the previous round's `munmap`. One round in 64 also
+/// checks the bytes that the device reads.
 fn stale_rounds(
     cache: &Cache<Dated, Ummunotify>,
     loopback: &mut Loopback,
     sink: &mut MmapMut,
+    rounds: u64,
 ) -> u64 {
     let mut stale = 0;
     let memory = Pages::new(1).unwrap();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let unmapped_at = cache.registrar().made.load(Ordering::SeqCst);
         if round > 0 {
             memory.map_over(0, 1).unwrap();
@@ -223,11 +240,11 @@ fn stale_rounds(
         let guard = cache.get(memory.page(0), PAGE, ACCESS).unwrap();
         let mut is_stale = guard.registration().number < unmapped_at;
         if round % 64 == 0 {
-            // SAFETY: mapped, and not written until the slice is gone.
+            // SAFETY: the page is mapped, and nothing writes to it while the slice lives.
             let bytes = unsafe { std::slice::from_raw_parts(memory.page(0), PAGE) };
             let out = cache.get(sink.as_ptr(), PAGE, ACCESS).unwrap();
             let (from, to) = (&guard.registration().mr, &out.registration().mr);
-            // SAFETY: if the registration is stale, the page it reaches is mapped nowhere.
+            // SAFETY: if the registration is stale, the page that it reaches is mapped nowhere.
             unsafe { loopback.send_registered(bytes, from, sink, to) }.unwrap();
             is_stale |= sink[0] != round as u8;
         }
@@ -235,7 +252,7 @@ fn stale_rounds(
         memory.unmap(0, 1).unwrap();
     }
     let stats = cache.stats();
-    println!("rounds={ROUNDS} stale={stale}: {stats}");
+    println!("rounds={rounds} stale={stale}: {stats}");
     assert_eq!(stats.leaked, 0);
     stale
 }
@@ -248,7 +265,7 @@ fn no_lookup_after_a_munmap_is_stale() {
         let mut stale = 0;
         let contender = |_| look_up_and_unmap(cache);
         against(contenders, contender, || {
-            stale = stale_rounds(cache, loopback, sink);
+            stale = stale_rounds(cache, loopback, sink, ROUNDS);
         });
         assert_eq!(stale, 0, "against {contenders} threads");
     }
@@ -264,7 +281,7 @@ fn no_lookup_after_a_munmap_is_stale_whatever_other_processes_do() {
         let mut stale = 0;
         against_processes(contenders, contend, || {
             let mut rig = Rig::new();
-            stale = stale_rounds(&rig.cache, &mut rig.loopback, &mut rig.sink);
+            stale = stale_rounds(&rig.cache, &mut rig.loopback, &mut rig.sink, PROCESS_ROUNDS);
         });
         assert_eq!(stale, 0, "against {contenders} processes");
     }

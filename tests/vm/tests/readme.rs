@@ -1,6 +1,8 @@
-//! The programs of the documents are the examples, and the examples run. Needs the VM.
+//! Tests that the documents show the programs of the examples unchanged, and that the examples run.
+//! Needs the VM.
 
-/// An example that runs and that stands unchanged in the text.
+/// Defines a test that runs an example, and that checks that the document contains the example
+/// unchanged.
 macro_rules! example {
     ($name:ident, $file:literal, $text:literal) => {
         mod $name {

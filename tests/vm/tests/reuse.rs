@@ -1,6 +1,7 @@
-//! The regression suite of the reuse bug. For each basic scenario and each direction of transfer, a
-//! naive cache moves the bytes of the old pages, and regcache those of the new pages. The bytes
-//! that cross the device are the judge.
+//! The regression suite of the reuse bug. The suite tests each basic scenario in each direction of
+//! transfer. With a naive cache, the device must access the old pages. With regcache, the device
+//! must access the new pages. The bytes that the transfer moves show which pages the device
+//! accessed.
 
 use std::process::ExitCode;
 
@@ -25,7 +26,8 @@ fn expect<M: Monitor>(
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // The kernel has to give out the same address again, so no other thread may map memory.
+    // The kernel has to give the same address to the same test again, so tests do not run in
+    // parallel.
     arguments.test_threads = Some(1);
     let mut trials = Vec::new();
     for scenario in BASIC {

@@ -1,8 +1,9 @@
-//! The cache on the real driver and device, while memory changes under lookups, transfers and
-//! guards of several threads. The bytes that cross the device are the judge, and so are the
-//! registrations and the pinned memory at the end. Needs the VM.
+//! A stress test of the cache on the real driver and device. Some threads change memory. At the
+//! same time, the threads look the memory up, transfer it and hold guards of it. The test fails if
+//! a transfer moves stale bytes, or if a registration or pinned memory is left at the end. Needs
+//! the VM.
 //!
-//! It takes twenty seconds; `REGCACHE_STRESS_SECONDS` sets another time.
+//! The test runs for 20 s. The environment variable `REGCACHE_STRESS_SECONDS` sets another time.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeMap;
@@ -24,11 +25,12 @@ const AREAS: usize = 16;
 const AREA_PAGES: usize = 4;
 const AREA: usize = AREA_PAGES * PAGE;
 
-/// Fewer entries than ranges, so that the cache evicts.
+/// The limit of entries. It is smaller than the number of ranges, so that the cache evicts.
 const ENTRIES: u32 = 24;
 
-/// The threads that move bytes and change memory, and the threads that only look up.
+/// The number of threads that move bytes and change memory.
 const MOVERS: usize = 2;
+/// The number of threads that only look memory up.
 const LOOKERS: usize = 2;
 
 const ACCESS: Access = Access::LOCAL_WRITE;
@@ -40,7 +42,7 @@ struct Counted {
     destroyed: AtomicU64,
 }
 
-// SAFETY: as `MrRegistrar`, which does the work.
+// SAFETY: all work is passed on to `MrRegistrar`, which upholds the contract.
 unsafe impl Registrar for Counted {
     type Access = Access;
     type Registration = Mr;
@@ -58,10 +60,11 @@ unsafe impl Registrar for Counted {
     }
 }
 
-/// The cache keeps one reference, the test the other.
+/// A reference to the registrar. The cache owns this reference. The test keeps another, to read the
+/// counts.
 struct Kept(Arc<Counted>);
 
-// SAFETY: as `Counted`.
+// SAFETY: all work is passed on to `Counted`, which upholds the contract.
 unsafe impl Registrar for Kept {
     type Access = Access;
     type Registration = Mr;
@@ -78,10 +81,10 @@ unsafe impl Registrar for Kept {
 /// The state that the threads share.
 struct Field<M: Monitor> {
     cache: Cache<Kept, M>,
-    /// The thread that holds the lock may change the memory, and knows its contents. Any thread may
-    /// look it up.
+    /// The memory, each piece with a lock. Only the thread that holds the lock may change the
+    /// memory or use its contents. Any thread may look the memory up.
     areas: Vec<(Pages, Mutex<()>)>,
-    /// Where guards are left for other threads to drop.
+    /// Guards that one thread has left for another thread to drop.
     shelf: [Mutex<Option<Guard<Kept, M>>>; 8],
     until: Instant,
     tally: Mutex<BTreeMap<&'static str, u64>>,
@@ -99,7 +102,7 @@ impl<M: Monitor> Field<M> {
         }
     }
 
-    /// Drops a guard, or leaves it to another thread.
+    /// Drops the guard, or leaves it on the shelf for another thread to drop.
     fn put_down(&self, guard: Guard<Kept, M>, random: &mut Random) {
         if random.below(4) == 0 {
             let other = self.shelf[random.below(self.shelf.len())]
@@ -116,7 +119,8 @@ impl<M: Monitor> Field<M> {
         let (mut answers, mut refusals) = (0, 0);
         while self.goes_on() {
             if random.below(64) == 0 {
-                // The movers need the CPUs as well.
+                // This thread sleeps now and then, so that the threads that move bytes get the
+                // CPUs.
                 thread::sleep(Duration::from_millis(1));
             }
             let (memory, _) = &self.areas[random.below(AREAS)];
@@ -127,7 +131,7 @@ impl<M: Monitor> Field<M> {
                     answers += 1;
                     self.put_down(guard, &mut random);
                 }
-                // The memory is not mapped at the moment, or only in part.
+                // A part of the memory is not mapped at the moment.
                 Err(Error::Register(_)) => refusals += 1,
                 Err(other) => panic!("{other}"),
             }
@@ -135,7 +139,7 @@ impl<M: Monitor> Field<M> {
         self.count(&[("looked up", answers), ("not mapped", refusals)]);
     }
 
-    /// Changes memory and moves bytes out of it and into it.
+    /// Changes memory, and lets the device move bytes from the memory or to it.
     fn move_bytes(&self, seed: u64, loopback: &mut Loopback, unmapper: &Sender<usize>) {
         let mut random = Random::new(seed);
         let mut sink = MmapMut::map_anon(AREA).unwrap();
@@ -157,7 +161,8 @@ impl<M: Monitor> Field<M> {
                 1 => memory.map_over(first, pages).unwrap(),
                 2 => memory.advise(first, pages, libc::MADV_DONTNEED).unwrap(),
                 3 => {
-                    // This thread is given the address before the munmap of the other one returns.
+                    // The kernel can give the address to this thread before the other thread's
+                    // `munmap` returns.
                     unmapper.send(area).unwrap();
                     map_when_free(memory.page(0), AREA);
                     handed += 1;
@@ -167,15 +172,16 @@ impl<M: Monitor> Field<M> {
             changes += u64::from(way < 4);
             let byte = random.below(255) as u8 + 1;
             let is_source = random.below(2) == 0;
-            // SAFETY: mapped, and only the owner of the area has references to it.
+            // SAFETY: the memory is mapped. This thread holds the area's lock, so no other thread
+            // has references to the memory.
             let bytes = unsafe { std::slice::from_raw_parts_mut(memory.page(0), AREA) };
             bytes.fill(if is_source { byte } else { 0 });
             sink.fill(if is_source { 0 } else { byte });
             let ours = self.cache.get(memory.page(0), AREA, ACCESS).unwrap();
             let theirs = self.cache.get(sink.as_ptr(), AREA, ACCESS).unwrap();
             let (mr, sink_mr) = (ours.registration(), theirs.registration());
-            // SAFETY: no memory is moved to another address, so a stale registration reaches only
-            // pages that are mapped nowhere.
+            // SAFETY: the test moves no memory to another address. So a stale registration reaches
+            // only pages that are mapped nowhere.
             let moved = unsafe {
                 if is_source {
                     loopback.send_registered(bytes, mr, &mut sink, sink_mr)
@@ -198,7 +204,7 @@ impl<M: Monitor> Field<M> {
         ]);
     }
 
-    /// Unmaps memory for the movers.
+    /// Unmaps the areas that the movers send to this thread.
     fn unmap(&self, asked: &Receiver<usize>) {
         for area in asked {
             self.areas[area].0.unmap(0, AREA_PAGES).unwrap();
@@ -206,12 +212,13 @@ impl<M: Monitor> Field<M> {
     }
 }
 
-/// Maps memory at this address as soon as the kernel allows it.
+/// Calls `mmap` for this address until the kernel grants it.
 fn map_when_free(start: *mut u8, len: usize) {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     loop {
-        // SAFETY: where nothing is, or it fails.
+        // SAFETY: the call fails if anything is mapped at these addresses, so it replaces no
+        // memory.
         let mapped = unsafe { libc::mmap(start.cast(), len, protection, flags, -1, 0) };
         if mapped == start.cast() {
             return;
@@ -224,10 +231,11 @@ fn map_when_free(start: *mut u8, len: usize) {
     }
 }
 
-/// Returns how many transfers moved bytes other than the mapped ones.
+/// Runs the stress test. Returns the number of transfers that moved bytes of pages other than the
+/// mapped pages.
 fn run<M: Monitor>(monitor: M, time: Duration) -> u64 {
     static ALONE: Mutex<()> = Mutex::new(());
-    // The kernel counts pinned memory for the whole process.
+    // Only one test runs at a time, because the kernel counts pinned memory for the whole process.
     let _alone: MutexGuard<'_, ()> = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let pinned_before = pinned();
     let pd = Pd::alloc(&Context::open_first().unwrap()).unwrap();
@@ -278,7 +286,7 @@ fn run<M: Monitor>(monitor: M, time: Duration) -> u64 {
     assert_eq!(stats.leaked, 0);
     assert_eq!(pinned(), pinned_before, "pages stay pinned");
     for what in ["transfers", "changes", "handed over", "looked up"] {
-        assert!(tally[what] > 0, "none were {what}");
+        assert!(tally[what] > 0, "the count of `{what}` is 0");
     }
     tally["stale"]
 }

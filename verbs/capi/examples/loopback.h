@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A queue pair that is connected with itself, so that this process receives what it sends. It keeps
- * connections out of the example, which shows registrations.
+ * A queue pair that is connected with itself, so that this process receives what it sends. With
+ * this file, the example needs no code for connections and shows only registrations.
  */
 #ifndef LOOPBACK_H
 #define LOOPBACK_H
@@ -19,7 +19,7 @@ struct loopback {
 	struct ibv_qp *qp;
 };
 
-/* Returns the GID index of the port's IPv4 address, for RoCE v2, or 0. */
+/* Returns the index of the GID for RoCE v2 with the port's IPv4 address, or 0 if there is none. */
 static inline uint8_t gid_index(struct ibv_context *context, int entries)
 {
 	static const uint8_t mapped[12] = { [10] = 0xff, [11] = 0xff };

@@ -1,7 +1,7 @@
 //! The functions of `regcache.h`. Their comments are the header's.
 #![expect(
     clippy::missing_safety_doc,
-    reason = "pointers are valid as C convention has it; the structures state exceptions"
+    reason = "pointers must be valid by the usual rules of C; the structures state exceptions"
 )]
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
@@ -29,12 +29,12 @@ use crate::types::{self, Attr, Cache, Device, Guard, Mr, Stats, ibv_pd};
 /// @return       0, or a negative errno:
 ///               -EINVAL: `pd` or `cache` is NULL, or an attribute has a bad value.
 ///               -E2BIG: an attribute is set that this library does not know.
-///               -EBADF: `monitor_of` is not a cache, or was destroyed.
+///               -EBADF: `monitor_of` is not the handle of a live cache.
 ///               -ESTALE: `monitor_of` belongs to the parent process.
 ///               -ENODEV, -ENOENT, -EACCES, -EPERM: the monitor is not available.
 ///               -ENOSPC: the process has 1024 caches.
 ///               -EDEADLK: called with `monitor_of` from within a callback.
-///               Others, such as -ENOMEM and -EMFILE: the system's.
+///               Another errno, such as -ENOMEM or -EMFILE, is from the system.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_create(
     pd: *mut ibv_pd,
@@ -44,8 +44,8 @@ pub unsafe extern "C" fn regcache_create(
     call(|thread| {
         not_null(cache, "cache")?;
         let pd = NonNull::new(pd).ok_or(Error::Null { what: "pd" })?;
-        // SAFETY: not null, and so, as the header demands, a domain that outlives the cache. Only
-        // the cache uses this `Pd`.
+        // SAFETY: the pointer is not null. So, as the header demands, it is a domain that outlives
+        // the cache. Only the cache uses this `Pd`.
         let pd = unsafe { Pd::borrowed(pd.cast()) };
         let device = AnyDevice::Verbs(MrRegistrar::new(&pd));
         // SAFETY: `cache` is not null; the caller answers for the rest.
@@ -59,7 +59,7 @@ pub unsafe extern "C" fn regcache_create(
 ///                cache is destroyed.
 /// @param attr    The attributes; NULL selects all defaults.
 /// @param cache   Receives the cache.
-/// @return        0, or a negative errno: those of regcache_create(), and
+/// @return        0, or a negative errno as from regcache_create(). In addition:
 ///                -EINVAL: `device` or one of its callbacks is NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_create_for(
@@ -69,7 +69,7 @@ pub unsafe extern "C" fn regcache_create_for(
 ) -> c_int {
     call(|thread| {
         not_null(cache, "cache")?;
-        // SAFETY: null, or by the header as long as its size says.
+        // SAFETY: by the header, `device` is null or as long as its `size` field says.
         let device: Device = unsafe { sized(device, "device") }?;
         let null = |what| Error::Null { what };
         let device = AnyDevice::Callbacks(Callbacks {
@@ -82,16 +82,18 @@ pub unsafe extern "C" fn regcache_create_for(
     })
 }
 
-/// Finds a registration that covers a range and allows an access, or makes one.
+/// Returns a registration that covers a range and allows an access. Makes one
+/// if none is cached.
 ///
 /// The registration is never stale: it covers the pages that are mapped in the
-/// range now. It stays valid for them until the guard is put, even if they are
-/// unmapped.
+/// range now. It stays valid for these pages until the guard is put, even if
+/// the program unmaps the range.
 ///
 /// @param cache   The cache.
 /// @param addr    Start of the range.
 /// @param length  Length of the range in bytes, not 0.
-/// @param access  REGCACHE_LOCAL_WRITE and so on, or 0 for local reads.
+/// @param access  An OR of access flags such as REGCACHE_LOCAL_WRITE; 0 allows only
+///                local reads.
 /// @param mr      Receives the registration, or zeros on an error.
 /// @return        0, or a negative errno:
 ///                -EINVAL: a pointer is NULL, `length` is 0, the range runs past the
@@ -101,8 +103,8 @@ pub unsafe extern "C" fn regcache_create_for(
 ///                -EDEADLK: called from within a callback.
 ///                -EFAULT: part of the range is not mapped, or not writable.
 ///                -ENOMEM: RLIMIT_MEMLOCK is reached, or the device is exhausted.
-///                -ENOSPC: the process has 16777216 guards out.
-///                Others: the device's.
+///                -ENOSPC: the process holds 16777216 guards.
+///                Another errno is from the device.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_get(
     cache: *mut Cache,
@@ -144,19 +146,20 @@ pub unsafe extern "C" fn regcache_get(
     status
 }
 
-/// Gives back a guard. Call it once for each guard, from any thread, after the
-/// completions of all work with the registration's keys have been polled: the
-/// keys stay valid on the device. This teardown is wrong, since a peer's send
-/// can then overwrite memory that has another owner:
+/// Returns a guard to the cache. Call this function once for each guard, from
+/// any thread. First poll the completions of all work with the registration's
+/// keys, because the device accepts the keys even after this call. The
+/// following teardown is wrong: a peer's send can overwrite memory that has
+/// another owner by then.
 ///
 ///     regcache_put(guard);    // A receive with its lkey is still posted.
 ///     free(buffer);
-///     ibv_destroy_qp(qp);     // This has to come first: it ends all work.
+///     ibv_destroy_qp(qp);     // Call this first, because it ends all work.
 ///
 /// @param guard  The guard.
 /// @return       0, or a negative errno:
 ///               -EINVAL: `guard` is NULL.
-///               -EBADF: `guard` is not a guard, or was put already.
+///               -EBADF: `guard` was never returned, or was put already.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_put(guard: *mut Guard) -> c_int {
     call(|thread| {
@@ -167,10 +170,11 @@ pub unsafe extern "C" fn regcache_put(guard: *mut Guard) -> c_int {
 }
 
 /// Unlinks all registrations that overlap a range, so that later lookups
-/// register it again. There is no need to call this before memory is unmapped.
+/// register the memory again. There is no need to call this function before
+/// memory is unmapped.
 ///
-/// A registration that guards hold is deregistered with its last guard. This
-/// function waits for that.
+/// A registration that guards hold is deregistered when its last guard is put.
+/// This function waits until all unlinked registrations are deregistered.
 ///
 /// @param cache       The cache.
 /// @param addr        Start of the range.
@@ -205,7 +209,8 @@ pub unsafe extern "C" fn regcache_invalidate(
     })
 }
 
-/// Unlinks all registrations, as regcache_invalidate() does those of a range.
+/// Unlinks all registrations. Apart from the range, this function works as
+/// regcache_invalidate() does.
 ///
 /// @param cache       The cache.
 /// @param timeout_ms  Longest time to wait, in milliseconds; negative is unlimited.
@@ -261,8 +266,8 @@ pub unsafe extern "C" fn regcache_query_stats(
         })?;
         let known = size.min(size_of::<Stats>());
         let (from, to) = ((&raw const read).cast::<u8>(), stats.cast::<u8>());
-        // SAFETY: the caller has given `size` bytes to be written. The first `known` of them are
-        // ours; the rest belong to a later version of the structure.
+        // SAFETY: by the header, `size` bytes at `stats` are writable. The first `known` of them are
+        // the fields of this version. The rest belong to a later version of the structure.
         unsafe {
             to.copy_from_nonoverlapping(from, known);
             to.add(known).write_bytes(0, size - known);
@@ -272,7 +277,8 @@ pub unsafe extern "C" fn regcache_query_stats(
 }
 
 /// Returns a file descriptor that polls readable when regcache_reap() has work.
-/// It is for an event loop. Do not read from it. It is closed with the cache.
+/// Add it to an event loop, and do not read from it. regcache_destroy() closes
+/// the descriptor.
 ///
 /// @param cache  The cache.
 /// @return       The descriptor, or a negative errno:
@@ -294,9 +300,9 @@ pub unsafe extern "C" fn regcache_fd(cache: *mut Cache) -> c_int {
     })
 }
 
-/// Deregisters memory that was unmapped, without waiting for a lookup to do it.
-/// Call it when regcache_fd() polls readable, in a cache with
-/// REGCACHE_NO_REAPER.
+/// Deregisters memory that was unmapped. Without this call, a cache with
+/// REGCACHE_NO_REAPER deregisters such memory only in a later lookup. Call this
+/// function when regcache_fd() polls readable.
 ///
 /// @param cache  The cache.
 /// @return       0, or a negative errno:
@@ -315,21 +321,21 @@ pub unsafe extern "C" fn regcache_reap(cache: *mut Cache) -> c_int {
     })
 }
 
-/// Destroys a cache and deregisters its memory. Waits for other threads that are
+/// Destroys a cache and deregisters its memory. Waits until no other thread is
 /// in a call with the cache.
 ///
 /// After success no callback is called any more, and the protection domain may
-/// be deallocated. After -EBUSY the cache stays usable; its registrations are
-/// unlinked.
+/// be deallocated. After -EBUSY the cache stays usable, but its registrations
+/// are unlinked.
 ///
 /// @param cache  The cache.
 /// @return       0, or a negative errno:
-///               -EBUSY: guards are out; regcache_error() says how many.
+///               -EBUSY: guards are still held; regcache_error() names their number.
 ///               -EINVAL: `cache` is NULL.
 ///               -EBADF: `cache` is not a cache, or was destroyed.
 ///               -ESTALE: `cache` belongs to the parent process.
 ///               -EDEADLK: called from within a callback.
-///               Others: the monitor's, or membarrier(2)'s.
+///               Another errno is from the monitor or from membarrier(2).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_destroy(cache: *mut Cache) -> c_int {
     call(|thread| {
@@ -341,8 +347,8 @@ pub unsafe extern "C" fn regcache_destroy(cache: *mut Cache) -> c_int {
 /// Returns the name of the monitor that a cache uses.
 ///
 /// @param cache  The cache.
-/// @return       "ummunotify"; "userfaultfd"; "nothing", with which nothing is cached;
-///               or NULL on an error.
+/// @return       "ummunotify"; "userfaultfd"; "nothing", if there is no monitor and so
+///               nothing is cached; or NULL on an error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_monitor_name(cache: *mut Cache) -> *const c_char {
     let mut name = ptr::null();
@@ -360,8 +366,8 @@ pub unsafe extern "C" fn regcache_monitor_name(cache: *mut Cache) -> *const c_ch
     name
 }
 
-/// Returns the message of the last call that failed in this thread. It says in
-/// English what is wrong, and what to do.
+/// Returns the message of the last call that failed in this thread. The message
+/// is in English. It describes the error and, if possible, the remedy.
 ///
 /// @return  The message, never NULL. It is valid until the next call that fails in
 ///          this thread.
@@ -395,8 +401,8 @@ fn unknown(what: &'static str, value: c_uint, known: c_uint) -> Error {
     }
 }
 
-/// Waits for unlinked registrations to be deregistered. Returns how many are
-/// still held.
+/// Waits until the unlinked registrations are deregistered, or until the
+/// timeout. Returns the number of registrations that guards still hold.
 fn wait(mut unlinked: Completion<AnyDevice, Shared<Auto>>, timeout_ms: c_int) -> usize {
     match u64::try_from(timeout_ms) {
         Ok(0) => {}
@@ -418,19 +424,19 @@ unsafe fn store(to: *mut usize, value: usize) {
     }
 }
 
-/// Reads a structure that begins with its size, which may be of another version
-/// than ours. It must have the fields of the first version. Fields that we do
-/// not know must be 0.
+/// Reads a structure whose first field is its size. The structure may be of
+/// another version than this library's `T`. It must have at least the fields of
+/// the first version. Fields that this library does not know must be 0.
 ///
 /// # Safety
 ///
 /// `from` is null, or points to a `size_t` that is the number of readable bytes
-/// there. C may have written any `T`.
+/// from `from` on. Any bytes that C may have written to a `T` are a valid `T`.
 unsafe fn sized<T>(from: *const T, what: &'static str) -> Result<T, Error> {
     not_null(from.cast_mut(), what)?;
-    // SAFETY: a `size_t` by the caller's promise.
+    // SAFETY: by the caller's promise, `from` points to a `size_t`.
     let size = unsafe { from.cast::<usize>().read_unaligned() };
-    // The size of the first version.
+    // All fields of `T` are from the first version, so its size is the least one.
     let least = size_of::<T>();
     if size < least {
         return Err(Error::Small { what, size, least });
@@ -440,7 +446,7 @@ unsafe fn sized<T>(from: *const T, what: &'static str) -> Result<T, Error> {
     if bytes[least..].iter().any(|&byte| byte != 0) {
         return Err(Error::Large { what });
     }
-    // SAFETY: at least as many bytes as a `T` has, and C has written a `T`.
+    // SAFETY: at least as many bytes as a `T` has are readable, and C has written a `T`.
     Ok(unsafe { from.read_unaligned() })
 }
 
@@ -456,7 +462,7 @@ unsafe fn create(
     cache: *mut *mut Cache,
 ) -> Result<c_int, Error> {
     let attr = if attr.is_null() {
-        // SAFETY: a structure of integers and a pointer, for which zeros are a value.
+        // SAFETY: `Attr` consists of integers and a pointer, so zeros are a valid value.
         unsafe { std::mem::zeroed() }
     } else {
         // SAFETY: the caller's promise.
@@ -494,12 +500,12 @@ unsafe fn create(
     Ok(0)
 }
 
-/// Opens the monitor that `attr` asks for, or subscribes to that of another
-/// cache.
+/// Opens the monitor that `attr` selects, or subscribes to the monitor of
+/// another cache.
 fn monitor(thread: &ThreadRecord, attr: &Attr) -> Result<Shared<Auto>, Error> {
     if !attr.monitor_of.is_null() {
         return caches::with(thread, attr.monitor_of.addr() as u64, |other| {
-            // This refuses in a forked child.
+            // In a forked child this call fails, so the child does not share its parent's monitor.
             other.cache.reap()?;
             other.monitor.subscribe().map_err(Error::SetUp)
         });

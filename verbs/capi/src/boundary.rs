@@ -1,5 +1,5 @@
-//! The boundary between C and Rust, around every call: a panic ends here, and an error becomes an
-//! errno and a message.
+//! The boundary between C and Rust, which wraps every call. It catches panics. It converts an error
+//! to an errno and a message.
 
 use std::any::Any;
 use std::ffi::c_int;
@@ -9,8 +9,8 @@ use std::panic::{self, AssertUnwindSafe};
 use crate::error::Error;
 use crate::thread_record::ThreadRecord;
 
-/// Runs `body` and returns its value. If it fails, keeps its message and returns its negative
-/// errno.
+/// Runs `body` and returns its value. If `body` fails, stores the error's message for this thread
+/// and returns the negative errno.
 #[inline]
 pub(crate) fn call(body: impl FnOnce(&ThreadRecord) -> Result<c_int, Error>) -> c_int {
     let Some(thread) = ThreadRecord::mine() else {
@@ -36,7 +36,7 @@ fn of_panic(panicked: Box<dyn Any + Send>) -> Error {
         Err(panicked) => match panicked.downcast::<String>() {
             Ok(text) => *text,
             Err(panicked) => {
-                // Dropping it may panic as well.
+                // Dropping the panic's value may panic as well, so leak the value.
                 mem::forget(panicked);
                 "a panic without a message".to_owned()
             }
@@ -63,7 +63,7 @@ mod tests {
     fn a_panic_is_an_errno_and_a_message() {
         let status = call(|_| panic!("no {}", "luck"));
         assert_eq!(status, -libc::ENOTRECOVERABLE);
-        // SAFETY: NUL-terminated, and this thread's.
+        // SAFETY: the message is NUL-terminated and belongs to this thread.
         let said = unsafe { CStr::from_ptr(ThreadRecord::mine().unwrap().message()) };
         let said = said.to_str().unwrap();
         assert!(said.ends_with("no luck"), "{said}");

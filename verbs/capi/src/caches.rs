@@ -1,8 +1,9 @@
 //! The table of caches, and the proof that no cache is destroyed while a thread uses it.
 //!
-//! A slot of the table holds a cache while its word is the cache's handle (`handle.rs`). A count of
-//! users would make every lookup of every thread write one cache line. Instead each thread has a
-//! word of its own, [`ThreadRecord::busy`], and the two sides do this:
+//! A slot of the table holds a cache while the slot's word is the cache's handle (`handle.rs`). A
+//! count of users in the cache would make every lookup of every thread write one cache line.
+//! Instead each thread has a separate word, [`ThreadRecord::busy`]. A lookup and a destroy take
+//! these steps:
 //!
 //! ```text
 //!   lookup ([`with`])                     destroy ([`destroy`])
@@ -16,18 +17,20 @@
 //!
 //! The argument:
 //!
-//! 1. D1 is an exchange, so that one thread destroys each cache.
-//! 2. D2 runs a full fence in the looking thread at some point of its program (`membarrier.rs`). If
-//!    that point is before L3, then L3 sees D1 and the lookup ends with an error.
-//! 3. If that point is after L3, it is after L1, and D3 sees L1 or a later store of `busy`. If it
-//!    sees L1, destroy waits.
-//! 4. If it sees a later store, that store is L5 of this lookup, or follows it. L5 releases and D3
-//!    acquires, so that L4 happened before D4. A later lookup of the same handle is after the
-//!    fence, and falls under 2.
-//! 5. A thread that D3 does not find in the list of records put its record there after the fence.
-//!    Its L3 is later still, and falls under 2.
-//! 6. Handles are never reused. So a `busy` word that a fork left behind, of a thread that the
-//!    child does not have, never equals the handle of a live cache of the child.
+//! 1. D1 is a compare-and-exchange, so only one thread destroys each cache.
+//! 2. D2 makes the looking-up thread execute a full fence at some point of its program
+//!    (`membarrier.rs`). If that point is before L3, then L3 sees D1, and the lookup returns an
+//!    error.
+//! 3. If that point is after L3, it is also after L1. So D3 sees L1 or a later store of `busy`. If
+//!    D3 sees L1, destroy waits.
+//! 4. If D3 sees a later store, that store is L5 of this lookup, or follows L5. L5 releases and D3
+//!    acquires, so L4 happened before D4. A later lookup of the same handle by this thread is after
+//!    the fence, so point 2 applies to it.
+//! 5. Suppose that D3 does not find a thread in the list of records. Then the thread put its record
+//!    into the list after the fence. Its L3 is later still, so point 2 applies to it.
+//! 6. Handles are never reused. A forked child has copies of the `busy` words of threads that it
+//!    does not have. Such a word never equals the handle of a live cache of the child, so the child
+//!    does not wait for it.
 
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -44,10 +47,10 @@ use crate::handle;
 use crate::membarrier;
 use crate::thread_record::ThreadRecord;
 
-/// Caches that a process can have.
+/// The number of caches that a process can have.
 const MOST: usize = 1024;
 
-/// A cache, with what the C functions need beside it.
+/// A cache, with the additional state that the C functions need.
 pub(crate) struct Instance {
     pub(crate) cache: Cache<AnyDevice, Shared<Auto>>,
     /// A subscriber of the cache's monitor that watches nothing. Other caches subscribe through it.
@@ -69,7 +72,7 @@ static TABLE: [CacheSlot; MOST] = [const {
     }
 }; MOST];
 
-/// Enters a cache, and returns its handle.
+/// Enters a cache into the table, and returns the cache's handle.
 pub(crate) fn enter(instance: Instance) -> Result<u64, Error> {
     membarrier::prepare();
     for (index, slot) in TABLE.iter().enumerate() {
@@ -96,7 +99,8 @@ pub(crate) fn enter(instance: Instance) -> Result<u64, Error> {
     Err(Error::TooManyCaches { most: MOST })
 }
 
-/// Clears the thread's `busy` word when dropped: L5.
+/// A mark that the thread uses a cache. Dropping it clears the thread's `busy` word, which is step
+/// L5.
 struct Using<'t>(&'t ThreadRecord);
 
 impl Drop for Using<'_> {
@@ -106,7 +110,7 @@ impl Drop for Using<'_> {
     }
 }
 
-/// Calls `action` with a cache, which stays until `action` returns.
+/// Calls `action` with a cache. The cache is not destroyed before `action` returns.
 #[inline]
 pub(crate) fn with<T>(
     thread: &ThreadRecord,
@@ -124,8 +128,9 @@ pub(crate) fn with<T>(
     if word != handle {
         return Err(not_there(handle, word));
     }
-    // SAFETY: the slot holds this cache, whose pointer was stored before the word; and it stays
-    // while this thread's `busy` is its handle: the argument at the head of the file.
+    // SAFETY: the slot holds this cache, because the cache's pointer was stored before the word.
+    // The cache is not freed while this thread's `busy` is its handle. The head of the file has the
+    // argument.
     action(unsafe { &*slot.instance.load(Ordering::Relaxed) })
 }
 
@@ -151,10 +156,10 @@ fn not_there(handle: u64, word: u64) -> Error {
     }
 }
 
-/// Takes a cache out and drops it. Fails if guards of it are out.
+/// Takes a cache out of the table and drops it. Fails if guards of the cache are still held.
 pub(crate) fn destroy(thread: &ThreadRecord, handle: u64) -> Result<(), Error> {
-    // This comes first, so that a destroy that has to fail turns no lookup away. It also refuses in
-    // a forked child, which may not touch its parent's cache.
+    // This check comes before the table changes. So a destroy that fails here makes no concurrent
+    // lookup fail. The check also fails in a forked child, which may not touch its parent's cache.
     with(thread, handle, |instance| {
         instance.cache.flush()?;
         none_out(handle)
@@ -174,8 +179,8 @@ pub(crate) fn destroy(thread: &ThreadRecord, handle: u64) -> Result<(), Error> {
         return Err(error);
     }
     let instance = slot.instance.swap(ptr::null_mut(), Ordering::Relaxed);
-    // SAFETY: made by `Box::into_raw`, and taken out once. No thread uses it, and none can find it
-    // any more: the argument at the head of the file.
+    // SAFETY: the pointer was made by `Box::into_raw`, and is taken out once. No thread uses the
+    // cache, and no thread can find it any more. The head of the file has the argument.
     let instance = unsafe { Box::from_raw(instance) };
     let gone = wait_for_deregistrations(&instance);
     drop(instance);
@@ -183,7 +188,7 @@ pub(crate) fn destroy(thread: &ThreadRecord, handle: u64) -> Result<(), Error> {
     gone
 }
 
-/// Fails if guards of the cache are out.
+/// Fails if guards of the cache are still held.
 fn none_out(handle: u64) -> Result<(), Error> {
     match guards::of(handle) {
         0 => Ok(()),
@@ -191,8 +196,8 @@ fn none_out(handle: u64) -> Result<(), Error> {
     }
 }
 
-/// Flushes the cache, and waits for the registrations that other threads are destroying: a thread
-/// that puts a last guard, or the reaper.
+/// Flushes the cache, and waits until other threads have destroyed their registrations. Such a
+/// thread may be putting a last guard, or may be the reaper.
 fn wait_for_deregistrations(instance: &Instance) -> Result<(), Error> {
     let mut flushed = instance.cache.flush()?;
     while !flushed.wait(Duration::from_secs(3600)) {}

@@ -36,14 +36,14 @@ type RegMr = unsafe extern "C" fn(
 ) -> c_int;
 type DeregMr = unsafe extern "C" fn(*mut c_void, *mut c_void) -> c_int;
 
-/// A `struct regcache_device` whose functions are both set.
+/// A `struct regcache_device` whose two callbacks are set.
 pub(crate) struct Callbacks {
     pub(crate) user: *mut c_void,
     pub(crate) reg_mr: RegMr,
     pub(crate) dereg_mr: DeregMr,
 }
 
-// SAFETY: the header says that the functions are called from any thread, several at once, with
+// SAFETY: the header states that the callbacks are called from any thread, several at once, with
 // `user`.
 unsafe impl Send for Callbacks {}
 // SAFETY: as above.
@@ -54,18 +54,18 @@ pub(crate) struct Registered {
     pub(crate) lkey: u32,
     pub(crate) rkey: u32,
     pub(crate) registration: *mut c_void,
-    /// Of libibverbs; `None` with callbacks.
+    /// The registration of libibverbs, or `None` if the device is one of callbacks.
     mr: Option<Mr>,
 }
 
-// SAFETY: the pointer is the device's, for any thread: an `ibv_mr`'s, as `Mr` is, or the
-// callbacks'.
+// SAFETY: the pointer is an `ibv_mr`'s or the callbacks'. Any thread may use an `ibv_mr`, as `Mr`
+// states. By the header, callbacks may be called with their pointer from any thread.
 unsafe impl Send for Registered {}
-// SAFETY: as above; it is not dereferenced here.
+// SAFETY: as above. This crate does not dereference the pointer.
 unsafe impl Sync for Registered {}
 
 // SAFETY: for verbs, `MrRegistrar` keeps the contract. For callbacks, the header states the
-// contract, and their author keeps it.
+// contract, and the author of the callbacks must keep it.
 unsafe impl Registrar for AnyDevice {
     type Access = Access;
     type Registration = Registered;
@@ -104,7 +104,7 @@ impl Callbacks {
         let addr = ptr::without_provenance_mut(range.start());
         let access = access.with_implied().bits();
         let _outside = Outside::go();
-        // SAFETY: the application's function, called as the header states.
+        // SAFETY: this is the application's function, called as the header states.
         let status = unsafe { (self.reg_mr)(self.user, addr, range.len(), access, &raw mut made) };
         check(status)?;
         Ok(Registered {
@@ -117,12 +117,12 @@ impl Callbacks {
 
     fn deregister(&self, registration: *mut c_void) -> io::Result<()> {
         let _outside = Outside::go();
-        // SAFETY: the application's function, called as the header states.
+        // SAFETY: this is the application's function, called as the header states.
         check(unsafe { (self.dereg_mr)(self.user, registration) })
     }
 }
 
-/// Reads a callback's status: 0, or an errno of either sign.
+/// Converts a callback's status, which is 0, an errno or a negative errno.
 fn check(status: c_int) -> io::Result<()> {
     match status {
         0 => Ok(()),
@@ -130,13 +130,14 @@ fn check(status: c_int) -> io::Result<()> {
     }
 }
 
-/// Marks this thread as being in a callback, so that caches refuse its calls. Dropping it ends
-/// that.
+/// A mark that this thread is in a callback, so that caches refuse its calls. Dropping it removes
+/// the mark.
 struct Outside(Option<&'static ThreadRecord>);
 
 impl Outside {
     fn go() -> Self {
-        // A thread that uses a cache is refused for that already.
+        // If the thread already uses a cache, its `busy` word makes caches refuse nested calls. So
+        // it needs no mark.
         let idle = |thread: &&ThreadRecord| thread.busy.load(Ordering::Relaxed) == 0;
         let thread = ThreadRecord::mine().filter(idle);
         if let Some(thread) = thread {

@@ -10,7 +10,7 @@ use regcache::error::chain;
 pub(crate) enum Error {
     #[error("{what} is NULL")]
     Null { what: &'static str },
-    #[error("{handle:#x} is not a cache: no cache of this process ever had this handle")]
+    #[error("{handle:#x} is not a cache: no cache of this process has ever had this handle")]
     NoCache { handle: u64 },
     #[error("cache {handle:#x} was destroyed, or is being destroyed: create another one")]
     Destroyed { handle: u64 },
@@ -19,8 +19,8 @@ pub(crate) enum Error {
     #[error("guard {handle:#x} was put already: put each guard once")]
     PutAlready { handle: u64 },
     #[error(
-        "this call comes from within reg_mr or dereg_mr of a cache: call regcache_put() there, and \
-         no other function"
+        "this call comes from within reg_mr or dereg_mr of a cache: in these callbacks, call no \
+         function with a cache"
     )]
     Nested,
     #[error("guards of the cache are still out: {held}. Put them first, then destroy the cache")]
@@ -45,7 +45,7 @@ pub(crate) enum Error {
         value: u64,
         unknown: u64,
     },
-    #[error("too many guards are out: put some. A process can have 16777216")]
+    #[error("too many guards are out: put some. A process can hold 16777216")]
     TooManyGuards,
     #[error("too many caches: destroy some. A process can have {most}")]
     TooManyCaches { most: usize },
@@ -58,8 +58,8 @@ pub(crate) enum Error {
     #[error("the cache cannot be set up")]
     SetUp(#[source] io::Error),
     #[error(
-        "the cache cannot be destroyed: membarrier(2) was allowed when the cache was made, and \
-         now is not. Allow it in the sandbox"
+        "the cache cannot be destroyed: membarrier(2) was allowed when the cache was created, and \
+         is forbidden now. Allow it in the sandbox"
     )]
     Fence(#[source] io::Error),
     #[error(transparent)]
@@ -107,7 +107,7 @@ fn of(error: &io::Error) -> c_int {
     }
 }
 
-/// Returns the errno of the system's error among the causes of `error`.
+/// Returns the errno of the first system error among the causes of `error`, or `otherwise`.
 fn errno_within(error: &(dyn std::error::Error + 'static), otherwise: c_int) -> c_int {
     let mut systems = chain(error).filter_map(|cause| cause.downcast_ref());
     systems.next().map_or(otherwise, of)

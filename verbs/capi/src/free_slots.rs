@@ -1,9 +1,9 @@
-//! [`FreeSlots`]: the free slots of the guard table that one thread keeps for itself.
+//! [`FreeSlots`]: the free slots of the guard table that belong to one thread.
 
-/// Slots that move between a thread's list and the common pool in one piece.
+/// The number of slots that move together between a thread's list and the common pool.
 pub(crate) const BATCH: usize = 32;
 
-/// A stack of slots, with room for two batches. Zeros are an empty one.
+/// A stack of slots, with room for two batches. All bytes zero is an empty stack.
 pub(crate) struct FreeSlots {
     len: usize,
     slots: [u32; 2 * BATCH],
@@ -26,14 +26,15 @@ impl FreeSlots {
         self.slots.get(self.len).copied()
     }
 
-    /// Puts a slot on top. The caller has made sure that there is room.
+    /// Puts a slot on top. The caller must have checked that the stack is not full.
     #[inline]
     pub(crate) fn push(&mut self, slot: u32) {
         self.slots[self.len] = slot;
         self.len += 1;
     }
 
-    /// Takes one batch off the top. The caller has made sure that there is one.
+    /// Takes one batch off the top. The caller must have checked that the stack has at least one
+    /// batch.
     pub(crate) fn pop_batch(&mut self) -> &[u32] {
         self.len -= BATCH;
         &self.slots[self.len..][..BATCH]

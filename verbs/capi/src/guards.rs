@@ -1,15 +1,16 @@
-//! The table of guards: one slot for each guard that is out.
+//! The table of guards, with one slot for each guard that a C program holds.
 //!
-//! Each guard is taken back once:
+//! Each guard is taken out of the table once:
 //!
-//! 1. A slot holds a guard while its word is the guard's handle (`handle.rs`).
-//! 2. [`take`] exchanges that word for the next one. Of all threads that put a handle, at any time,
-//!    one succeeds, and it alone reads the guard.
-//! 3. Slots lie in chunks that are never freed or moved, so that any handle may be looked up.
+//! 1. A slot holds a guard while the slot's word is the guard's handle (`handle.rs`).
+//! 2. [`take`] exchanges that word for the next one. Of all threads that ever put a handle, only
+//!    one succeeds. Only that thread reads the guard.
+//! 3. Slots are in chunks that are never freed or moved. So it is safe to look up any handle.
 //!
 //! A free slot is in one of three places: a thread's [`FreeSlots`], a batch in the common pool, or
-//! the part of the table that was never used. Lookups and puts of one thread write nothing that
-//! another thread uses. If some threads only look up and others only put, they exchange batches.
+//! the part of the table that was never used. A thread that both looks up and puts writes nothing
+//! that another thread uses. If some threads only look up and others only put, slots return in
+//! batches through the pool.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::UnsafeCell;
@@ -30,16 +31,17 @@ pub(crate) type Guard = regcache::Guard<AnyDevice, Shared<Auto>>;
 const CHUNK: u32 = 4096;
 const CHUNKS: usize = (handle::SLOTS / CHUNK) as usize;
 
-/// A place for one guard. Zeros are a slot that was never used.
+/// A place for one guard. All bytes zero is a slot that was never used.
 #[repr(C)]
 struct GuardSlot {
     word: AtomicU64,
     guard: UnsafeCell<MaybeUninit<Guard>>,
-    /// The handle of the cache that the guard is of.
+    /// The handle of the guard's cache.
     cache: AtomicU64,
-    /// In the pool: the next slot of the batch, plus 1; 0 in the last.
+    /// In the pool, the number of the next slot of the batch, plus 1. It is 0 in the last slot.
     next: AtomicU32,
-    /// In the pool: the first slot of the next batch, plus 1; 0 in the last.
+    /// In the first slot of a batch in the pool, the first slot of the next batch, plus 1. It is 0
+    /// in the last batch.
     next_batch: AtomicU32,
 }
 
@@ -47,9 +49,9 @@ static TABLE: [AtomicPtr<GuardSlot>; CHUNKS] = [const { AtomicPtr::new(ptr::null
 
 /// The pool: a stack of batches. The low 24 bits hold the first slot of the first batch, plus 1.
 ///
-/// The bits above count changes of the pool. A thread that stops between its load and its exchange
-/// would otherwise mistake a batch that has come back for an unchanged pool. The count wraps after
-/// 2^40 changes.
+/// The bits above count changes of the pool. Suppose that a thread is preempted between its load
+/// and its exchange, and that the first batch is taken and comes back meanwhile. Without the count,
+/// the thread would mistake this pool for the unchanged one. The count wraps after 2^40 changes.
 static POOL: AtomicU64 = AtomicU64::new(0);
 const POOL_SLOT: u64 = (1 << 24) - 1;
 const POOL_CHANGE: u64 = 1 << 24;
@@ -57,7 +59,7 @@ const POOL_CHANGE: u64 = 1 << 24;
 /// The first slot that was never used.
 static FRESH: AtomicU32 = AtomicU32::new(0);
 
-/// Takes a free slot of this thread's. `None` if no slot, or no memory for one, is left.
+/// Takes one of this thread's free slots. Returns `None` if no slot, or no memory for one, is left.
 #[inline]
 fn pop_free(free: &mut FreeSlots) -> Option<u32> {
     if free.is_empty() {
@@ -66,7 +68,7 @@ fn pop_free(free: &mut FreeSlots) -> Option<u32> {
     free.pop()
 }
 
-/// Gives a slot to this thread's free ones.
+/// Adds a slot to this thread's free slots.
 #[inline]
 fn push_free(free: &mut FreeSlots, slot: u32) {
     if free.is_full() {
@@ -75,8 +77,8 @@ fn push_free(free: &mut FreeSlots, slot: u32) {
     free.push(slot);
 }
 
-/// Fills an empty list with a batch from the pool, or else with slots that were never used. Leaves
-/// it empty if there are none.
+/// Fills an empty list with a batch from the pool. If the pool is empty, fills the list with slots
+/// that were never used. If there are none, leaves the list empty.
 #[cold]
 #[inline(never)]
 fn refill(free: &mut FreeSlots) {
@@ -94,7 +96,8 @@ fn refill(free: &mut FreeSlots) {
         return;
     };
     if make_chunk(first / CHUNK).is_none() {
-        // There is no memory. These slots are lost; there are plenty.
+        // There is no memory for the chunk. The batch is never used, which is acceptable because
+        // there are 16 777 216 slots.
         return;
     }
     for index in (first..first + batch).rev() {
@@ -129,25 +132,27 @@ fn at(index: u32) -> Option<&'static GuardSlot> {
     if chunk.is_null() {
         return None;
     }
-    // SAFETY: a chunk has `CHUNK` slots, zeroed before it was stored, and is never freed.
+    // SAFETY: a chunk has `CHUNK` slots, which were zeroed before the chunk was stored. It is never
+    // freed.
     Some(unsafe { &*chunk.add((index % CHUNK) as usize) })
 }
 
-/// Makes the chunk exist. `None` if there is no memory for it.
+/// Allocates a chunk, unless it exists. Returns `None` if there is no memory for it.
 fn make_chunk(number: u32) -> Option<()> {
     let chunk = TABLE.get(number as usize)?;
     if !chunk.load(Ordering::Acquire).is_null() {
         return Some(());
     }
     let layout = Layout::array::<GuardSlot>(CHUNK as usize).ok()?;
-    // SAFETY: not of size 0.
+    // SAFETY: the layout is not of size 0.
     let new: *mut GuardSlot = unsafe { alloc_zeroed(layout) }.cast();
     if new.is_null() {
         return None;
     }
     let stored = chunk.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire);
     if stored.is_err() {
-        // SAFETY: allocated above with this layout, and no other thread has it.
+        // SAFETY: the memory was allocated above with this layout, and no other thread has a
+        // pointer to it.
         unsafe { dealloc(new.cast(), layout) };
     }
     Some(())
@@ -158,7 +163,8 @@ fn pool_pop() -> Option<u32> {
     let mut pool = POOL.load(Ordering::Acquire);
     loop {
         let index = ((pool & POOL_SLOT) as u32).checked_sub(1)?;
-        // Another thread may have taken the batch and write this now; then the exchange fails.
+        // Another thread may have taken the batch meanwhile, and may be writing this word. The
+        // exchange then fails.
         let next = at(index)?.next_batch.load(Ordering::Relaxed);
         let now = pool_word(pool, next);
         match POOL.compare_exchange_weak(pool, now, Ordering::Acquire, Ordering::Acquire) {
@@ -183,12 +189,13 @@ fn pool_push(index: u32) {
     }
 }
 
-/// Makes the pool's word with another first batch.
+/// Returns the pool's next word, with another first batch.
 fn pool_word(before: u64, first: u32) -> u64 {
     (before & !POOL_SLOT).wrapping_add(POOL_CHANGE) | u64::from(first)
 }
 
-/// Enters a guard of a cache, and returns its handle. Drops the guard if no slot is left.
+/// Enters a guard of a cache into the table, and returns the guard's handle. Drops the guard if no
+/// slot is left.
 #[inline]
 pub(crate) fn enter(thread: &ThreadRecord, cache: u64, guard: Guard) -> Result<u64, Error> {
     let free = thread.with_free_slots(pop_free);
@@ -196,15 +203,15 @@ pub(crate) fn enter(thread: &ThreadRecord, cache: u64, guard: Guard) -> Result<u
         return Err(Error::TooManyGuards);
     };
     let handle = handle::valid(slot.word.load(Ordering::Relaxed), index, handle::GUARD);
-    // SAFETY: a free slot, which this thread alone has taken. Other threads read the guard only
-    // after the word says that it is there.
+    // SAFETY: the slot is free, and only this thread has taken it. Other threads read the guard
+    // only after the word has become its handle.
     unsafe { (*slot.guard.get()).write(guard) };
     slot.cache.store(cache, Ordering::Relaxed);
     slot.word.store(handle, Ordering::Release);
     Ok(handle)
 }
 
-/// Takes a guard back out.
+/// Takes a guard out of the table.
 #[inline]
 pub(crate) fn take(thread: &ThreadRecord, handle: u64) -> Result<Guard, Error> {
     let slot = (handle::kind(handle) == handle::GUARD)
@@ -222,8 +229,8 @@ pub(crate) fn take(thread: &ThreadRecord, handle: u64) -> Result<Guard, Error> {
             Error::NoGuard { handle }
         });
     }
-    // SAFETY: the word was the guard's handle, stored after the guard was written; and this thread
-    // alone has exchanged it.
+    // SAFETY: the word was the guard's handle, which was stored after the guard was written. Only
+    // this thread has exchanged that word.
     let guard = unsafe { (*slot.guard.get()).assume_init_read() };
     if handle::kind(after) == handle::FREE {
         thread.with_free_slots(|free| push_free(free, handle::slot(handle)));
@@ -231,7 +238,8 @@ pub(crate) fn take(thread: &ThreadRecord, handle: u64) -> Result<Guard, Error> {
     Ok(guard)
 }
 
-/// Counts the guards of a cache that are out. Exact if no thread looks up or puts meanwhile.
+/// Counts the guards of a cache that C programs hold. The count is exact if no thread looks up or
+/// puts meanwhile.
 pub(crate) fn of(cache: u64) -> usize {
     let used = FRESH.load(Ordering::Acquire);
     let is_out = |slot: &&GuardSlot| {

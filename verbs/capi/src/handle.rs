@@ -5,13 +5,13 @@
 //!     generation        slot     kind
 //! ```
 //!
-//! A handle names a slot of a table, and how often that slot was used before: its generation. The
-//! slot has a word, which holds the handle that is valid there now. While the slot is free, the
-//! word holds the next generation with the kind [`FREE`].
+//! A handle names a slot of a table and a generation, which is the number of earlier uses of that
+//! slot. The slot has a word. While the slot is in use, the word holds the valid handle. While the
+//! slot is free, the word holds the next generation with the kind [`FREE`].
 //!
-//! No handle is valid twice: generations only grow, and a slot whose generations are used up is
-//! retired for good. At 10 ns a lookup, half an hour of lookups that all use one slot would retire
-//! it. There are 16 777 216 slots.
+//! No handle is valid twice, because generations only grow. A slot whose generations are used up is
+//! never used again. At 10 ns for a lookup, half an hour of lookups in one slot would use its
+//! generations up. That is acceptable, because there are 16 777 216 slots.
 
 /// The kind of a word whose slot is free.
 pub(crate) const FREE: u64 = 0;
@@ -26,14 +26,14 @@ const KIND: u64 = 3;
 const SLOT_BITS: u32 = 24;
 const GENERATION: u64 = 1 << (2 + SLOT_BITS);
 
-/// The word of a slot that was never used. Its high bits make handles non-canonical addresses, so
-/// that no handle can be confused with a pointer or a small integer.
+/// The word of a slot that was never used. Because of its high bits, handles are non-canonical
+/// addresses. So no handle can be confused with a pointer or a small integer.
 pub(crate) const FIRST: u64 = 0x5ca1 << 48;
 
-/// Slots that a handle can name.
+/// The number of slots that a handle can name.
 pub(crate) const SLOTS: u32 = 1 << SLOT_BITS;
 
-/// Returns the kind that `handle` claims to be of.
+/// Returns the kind bits of `handle`, which may be any number.
 #[inline]
 pub(crate) fn kind(handle: u64) -> u64 {
     handle & KIND
@@ -45,13 +45,13 @@ pub(crate) fn slot(handle: u64) -> u32 {
     ((handle >> 2) as u32) & (SLOTS - 1)
 }
 
-/// Makes the handle that is valid next in a slot whose word is `free`.
+/// Returns the next valid handle of a slot whose word is `free`.
 #[inline]
 pub(crate) fn valid(free: u64, slot: u32, kind: u64) -> u64 {
     (free & !(GENERATION - 1)) | u64::from(slot) << 2 | kind
 }
 
-/// Makes the word that follows a valid handle: free, or closed if no generation is left.
+/// Returns the word that a slot gets after this handle: free, or closed if no generation is left.
 #[inline]
 pub(crate) fn after(handle: u64) -> u64 {
     match (handle & !(GENERATION - 1)).checked_add(GENERATION) {
@@ -60,7 +60,7 @@ pub(crate) fn after(handle: u64) -> u64 {
     }
 }
 
-/// Makes the word of a slot while the cache of this handle is being destroyed.
+/// Returns the word that a slot has while the cache of this handle is being destroyed.
 pub(crate) fn closing(handle: u64) -> u64 {
     handle | CLOSED
 }

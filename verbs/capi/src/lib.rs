@@ -1,27 +1,28 @@
-//! The C library, libregcache: everything that `regcache.h` declares. The manual page `regcache.3`
-//! is its reference.
+//! The C library, libregcache, with all functions that `regcache.h` declares. The manual page
+//! `regcache.3` is the reference of the library.
 //!
-//! No bad argument is dereferenced, as far as it can be told from a good one. A handle is a number,
-//! looked up in a table whose memory is never freed, and no number is given out twice. A second put
-//! of a guard, or a lookup in a cache that was destroyed, is an errno, with any number of threads.
+//! The library dereferences no argument that it can recognise as bad. A handle is a number, which
+//! the library looks up in a table. The memory of the table is never freed, and no number is
+//! returned twice. So a second put of a guard returns an errno, and so does a lookup in a destroyed
+//! cache. This holds with any number of threads.
 //!
-//! `cbindgen` generates the header from `types.rs` and `api.rs`, in this order. From the top down,
-//! no file uses one above it:
+//! `cbindgen` generates the header from `types.rs` and `api.rs`, in this order. In the following
+//! list, a file uses only files below it:
 //!
-//! - `api.rs`: the functions.
-//! - `boundary.rs`: the frame around every call. It turns panics and errors into errnos and
+//! - `api.rs`: the functions of the header.
+//! - `boundary.rs`: the wrapper of every call, which converts panics and errors to errnos and
 //!   messages.
 //! - `caches.rs`: the table of caches, and the proof that none is destroyed while a thread uses it.
 //! - `guards.rs`: the table of guards, and the proof that each is taken back once.
-//! - `device.rs`: one registrar for `ibv_mr`s and for callbacks.
-//! - `thread_record.rs`, `free_slots.rs`: each thread's own state, so that hits of several threads
-//!   share no cache line.
+//! - `device.rs`: one registrar type for `ibv_mr`s and for the registrations of callbacks.
+//! - `thread_record.rs`, `free_slots.rs`: the state of each thread. Because of it, hits of several
+//!   threads share no cache line.
 //! - `types.rs`: the structures and constants.
 //! - `error.rs`: the errors, with their messages and errnos.
 //! - `handle.rs`: the layout of handles.
 //! - `membarrier.rs`: the asymmetric fence.
 //!
-//! The library has no locks of its own, so that a forked child finds none locked.
+//! The library itself has no locks. So a forked child cannot inherit a locked lock of the library.
 #![warn(missing_docs)]
 
 pub mod api;

@@ -1,6 +1,6 @@
-//! [`ThreadRecord`]: the state that each thread keeps for itself.
+//! [`ThreadRecord`]: the library's state for one thread.
 //!
-//! Records are never freed. When a thread ends, its record passes to the next new thread, with the
+//! Records are never freed. When a thread ends, the next new thread takes over its record, with the
 //! free slots in it. The number of records equals the peak number of threads. After a fork, the
 //! child leaks the records of the threads that were not copied.
 
@@ -13,18 +13,18 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use crate::free_slots::FreeSlots;
 
-/// Bytes of a message, with the NUL.
+/// The size of a message in bytes, with the NUL.
 const MESSAGE: usize = 1024;
 
 /// The value of [`ThreadRecord::busy`] while the thread is in a callback of the application.
 pub(crate) const OUTSIDE: u64 = u64::MAX;
 
-/// One thread's state. It shares no cache line with another thread's. Zeros are a record that no
-/// thread owns.
+/// The state of one thread. It shares no cache line with the state of another thread. All bytes
+/// zero is a record that no thread owns.
 #[repr(align(128))]
 pub(crate) struct ThreadRecord {
     /// The handle of the cache that the thread's current call uses, 0, or [`OUTSIDE`]. Only the
-    /// owner writes it; a destroy reads it (`caches.rs`).
+    /// owner writes this word. A destroy reads it (`caches.rs`).
     pub(crate) busy: AtomicU64,
     owned: AtomicBool,
     /// Only the owner touches it.
@@ -34,16 +34,17 @@ pub(crate) struct ThreadRecord {
     next: AtomicPtr<ThreadRecord>,
 }
 
-// SAFETY: the cells are only reached by the thread that has set `owned`, through `mine`. A record
-// passes from one thread to the next by release and acquire of that flag.
+// SAFETY: only the thread that has set `owned` accesses the cells, through `mine`. A record passes
+// from one thread to the next by release and acquire of that flag.
 unsafe impl Sync for ThreadRecord {}
 
 /// The first record of the list.
 static RECORDS: AtomicPtr<ThreadRecord> = AtomicPtr::new(ptr::null_mut());
 
-/// The key whose destructor gives back the record of a thread that ends, plus 1; 0 before it is
-/// made. Rust's thread-local destructors do not do: C programs put guards in destructors of their
-/// own keys, which run later. POSIX calls a key's destructor again if its value was set meanwhile.
+/// The pthread key whose destructor releases the record of a thread that ends, plus 1. The value is
+/// 0 before the key is made. A destructor of Rust's thread-local storage would run too early: C
+/// programs put guards in destructors of their own keys, which run later. Such a put sets the key's
+/// value again, and POSIX then calls the key's destructor again.
 static KEY: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
@@ -51,7 +52,7 @@ thread_local! {
 }
 
 impl ThreadRecord {
-    /// Returns this thread's record. `None` if there is no memory for one.
+    /// Returns this thread's record, or `None` if there is no memory for one.
     #[inline]
     pub(crate) fn mine() -> Option<&'static Self> {
         match NonNull::new(MINE.get().cast_mut()) {
@@ -63,14 +64,14 @@ impl ThreadRecord {
 
     /// Returns the records of all threads.
     pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
-        // SAFETY: records are never freed, and fully made before they are in the list.
+        // SAFETY: records are never freed, and are initialised before they are in the list.
         let at = |record: *mut Self| unsafe { record.as_ref() };
         std::iter::successors(at(RECORDS.load(Ordering::Acquire)), move |record| {
             at(record.next.load(Ordering::Relaxed))
         })
     }
 
-    /// Takes over a record whose thread has ended, or makes one.
+    /// Takes over a record whose thread has ended, or allocates a record.
     #[cold]
     #[inline(never)]
     fn adopt() -> Option<&'static Self> {
@@ -81,19 +82,20 @@ impl ThreadRecord {
         };
         let record = Self::all().find(free).or_else(Self::push_new)?;
         MINE.set(record);
-        // Without a key the record is not given back.
+        // Without a key the record is never released, so no other thread can use it.
         if let Some(key) = key() {
-            // SAFETY: the key is made, and never deleted.
+            // SAFETY: the key exists and is never deleted.
             unsafe { libc::pthread_setspecific(key, ptr::from_ref(record).cast()) };
         }
         Some(record)
     }
 
-    /// Makes a record and puts it into the list. `None` if there is no memory for it.
+    /// Allocates a record and puts it into the list. Returns `None` if there is no memory for it.
     fn push_new() -> Option<&'static Self> {
         // SAFETY: not of size 0.
         let record: *mut Self = unsafe { alloc_zeroed(Layout::new::<Self>()) }.cast();
-        // SAFETY: null, or of the layout of a record, for which zeros are a value; never freed.
+        // SAFETY: the pointer is null, or points to zeroed memory with the layout of a record,
+        // which is never freed. Zeros are a valid record.
         let record = unsafe { record.as_ref() }?;
         record.owned.store(true, Ordering::Relaxed);
         let mut first = RECORDS.load(Ordering::Relaxed);
@@ -102,7 +104,7 @@ impl ThreadRecord {
             let pushed = RECORDS.compare_exchange_weak(
                 first,
                 ptr::from_ref(record).cast_mut(),
-                // Point 5 of the argument in `caches.rs`.
+                // This order is for point 5 of the argument in `caches.rs`.
                 Ordering::SeqCst,
                 Ordering::Relaxed,
             );
@@ -113,20 +115,21 @@ impl ThreadRecord {
         }
     }
 
-    /// Calls `action` with the thread's free slots. `action` must not come here again.
+    /// Calls `action` with the thread's free slots. `action` must not call this function.
     #[inline]
     pub(crate) fn with_free_slots<T>(&self, action: impl FnOnce(&mut FreeSlots) -> T) -> T {
-        // SAFETY: `self` is this thread's, from `mine`, and `action` does not come here again: the
-        // two callers, in `guards.rs`, only move slots.
+        // SAFETY: `self` is this thread's record, from `mine`. `action` does not call this
+        // function: the two callers, in `guards.rs`, only move slots.
         action(unsafe { &mut *self.free_slots.get() })
     }
 
-    /// Keeps the message until the next one. A message that is too long is cut.
+    /// Stores a message, which replaces the last one. A message that is too long is cut.
     pub(crate) fn set_message(&self, message: impl fmt::Display) {
-        // SAFETY: `self` is this thread's, from `mine`, and formatting an error calls no callback.
+        // SAFETY: `self` is this thread's record, from `mine`. Formatting an error calls no
+        // callback, so this buffer has no other reference.
         let buffer = unsafe { &mut *self.message.get() };
         let mut text = Bounded { buffer, len: 0 };
-        // It fails when the buffer is full.
+        // Writing fails only when the buffer is full. The message is then cut, so ignore the error.
         let _ = write!(text, "{message}");
         let Bounded { buffer, len } = text;
         buffer[len] = 0;
@@ -138,7 +141,7 @@ impl ThreadRecord {
     }
 }
 
-/// Gives back the record of a thread that ends. The key's destructor.
+/// Releases the record of a thread that ends. This function is the key's destructor.
 extern "C" fn give_back(record: *mut c_void) {
     MINE.set(ptr::null());
     // SAFETY: `adopt` has set the value to a record, and records are never freed.
@@ -147,15 +150,15 @@ extern "C" fn give_back(record: *mut c_void) {
     }
 }
 
-/// Returns the key, and makes it at the first call. `None` if the process has no key left.
+/// Returns the key, and makes it at the first call. Returns `None` if the process has no key left.
 fn key() -> Option<libc::pthread_key_t> {
     let made = KEY.load(Ordering::Acquire);
     if made != 0 {
         return libc::pthread_key_t::try_from(made - 1).ok();
     }
     let mut key = 0;
-    // SAFETY: writes the key; the function stays loaded, as the library is never unloaded
-    // (`-z nodelete`).
+    // SAFETY: the call writes `key`. The destructor stays loaded, because the library is never
+    // unloaded (`-z nodelete`).
     if unsafe { libc::pthread_key_create(&raw mut key, Some(give_back)) } != 0 {
         return None;
     }
@@ -163,14 +166,14 @@ fn key() -> Option<libc::pthread_key_t> {
     match KEY.compare_exchange(0, ours, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Some(key),
         Err(theirs) => {
-            // SAFETY: made above, and no other thread has it.
+            // SAFETY: the key was made above, and no other thread has it.
             unsafe { libc::pthread_key_delete(key) };
             libc::pthread_key_t::try_from(theirs - 1).ok()
         }
     }
 }
 
-/// Text in a buffer, with a byte left for the NUL.
+/// A writer of text into a buffer, which leaves a byte for the NUL.
 struct Bounded<'b> {
     buffer: &'b mut [u8; MESSAGE],
     len: usize,
@@ -201,7 +204,7 @@ mod tests {
     use super::*;
 
     fn message_of(thread: &ThreadRecord) -> &str {
-        // SAFETY: NUL-terminated, and this thread's.
+        // SAFETY: the message is NUL-terminated and belongs to this thread.
         unsafe { CStr::from_ptr(thread.message()) }
             .to_str()
             .unwrap()
@@ -226,7 +229,7 @@ mod tests {
             assert_ne!(theirs, mine);
             seen.insert(theirs);
         }
-        // Other tests' threads start and end meanwhile.
+        // Threads of other tests start and end meanwhile, so the count is not exact.
         assert!(seen.len() < 50, "{} records", seen.len());
     }
 }

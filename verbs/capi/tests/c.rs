@@ -1,8 +1,9 @@
-//! Runs programs in C that use the installed C library, by themselves and under valgrind, which
-//! must find no error and no leak.
+//! Runs C programs that use the installed C library, first directly and then under valgrind.
+//! valgrind must find no error and no leak.
 //!
-//! The device is one of callbacks, and the monitor is the best one of this machine. Under valgrind
-//! that is none, as valgrind does not know userfaultfd. The suite `rxe` has the driver.
+//! The device is implemented by callbacks, and the monitor is the best available one. Under
+//! valgrind there is no monitor, because valgrind does not support userfaultfd. The suite `rxe`
+//! tests the driver.
 #![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 

@@ -1,7 +1,7 @@
-//! Checks `regcache.h`. `cbindgen` generates it from the source, and it compiles as C99 and as
-//! C++17 without warnings. The header, the version script and the manual page name the same
-//! functions. The header has cargo's version, and describes the statistics as the core's table
-//! does.
+//! Checks `regcache.h`. The header must be the one that `cbindgen` generates from the source. It
+//! must compile as C99 and as C++17 without warnings. The header, the version script and the manual
+//! page must name the same functions. The header must have the version of the package, and the
+//! descriptions of statistics from the core's table.
 //!
 //! `REGCACHE_WRITE_HEADER=1` writes a new header.
 #![expect(clippy::unwrap_used, reason = "a test")]
@@ -30,8 +30,8 @@ macro_rules! rows {
 
 const STATISTICS: &[Row] = regcache::for_each_statistic!(rows);
 
-/// Writes the source of `struct regcache_stats` with its macro expanded, as `cbindgen` expands
-/// none.
+/// Writes the source of `struct regcache_stats` with the macro expanded, because `cbindgen` does
+/// not expand macros.
 fn source_of_stats() -> PathBuf {
     let field = |(field, _, description): &Row| format!("/// {description}\npub {field}: u64,\n");
     let fields: String = STATISTICS.iter().map(field).collect();
@@ -88,7 +88,7 @@ fn the_header_fits_100_columns() {
     assert!(long.is_empty(), "{long:#?}");
 }
 
-/// Columns of a line whose tabs are 8 wide.
+/// Returns the width of a line in columns, with tab stops every 8 columns.
 fn width(line: &str) -> usize {
     line.chars().fold(
         0,
@@ -111,7 +111,7 @@ fn statistics_are_described_in_the_same_words_everywhere() {
     }
 }
 
-/// Words that are followed by a parenthesis in the code of the header.
+/// Returns the names in the header's code that are followed by a parenthesis.
 fn functions_in(header: &str) -> BTreeSet<String> {
     let mut code = String::new();
     let mut rest = header;

@@ -1,6 +1,6 @@
-//! Runs the C library on the driver and an RDMA device: the guide's example, a cache of a
-//! protection domain, also under valgrind, and callbacks. `cargo xtask test` runs this in the
-//! virtual machine, with the library installed.
+//! Runs the C library on the driver and an RDMA device. The programs are the guide's example, a
+//! cache of a protection domain (also under valgrind), and a device of callbacks. `cargo xtask
+//! test` runs this suite in the virtual machine, with the library installed.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod site;

@@ -1,28 +1,31 @@
 //! [`Access`]: the operations that a registration allows.
 
 bitflags::bitflags! {
-    /// The operations that a registration allows. Work requests of this process may always read, so
-    /// [`Access::empty`] is enough for the source of a send or of an RDMA write.
+    /// The operations that a registration allows. Work requests of this process may read any
+    /// registration. So [`Access::empty`] suffices for the source of a send or of an RDMA write.
     ///
-    /// The values are libibverbs's (`enum ibv_access_flags`).
+    /// The values are those of libibverbs (`enum ibv_access_flags`).
     ///
     /// **[`REMOTE_WRITE`](Self::REMOTE_WRITE) and [`REMOTE_ATOMIC`](Self::REMOTE_ATOMIC) imply
-    /// [`LOCAL_WRITE`](Self::LOCAL_WRITE)**, which the verbs require beside them. That is safe: it
-    /// lets work requests of this process write to memory that a peer may write to. Without it, a
-    /// missing flag would fail with `EINVAL` at the first transfer.
+    /// [`LOCAL_WRITE`](Self::LOCAL_WRITE)**, because the verbs require this flag for registrations
+    /// that a peer may write to. The implication is safe: work requests of this process may then
+    /// write to memory that a peer may already write to. Without the implication, registering would
+    /// fail with `EINVAL` if a caller forgets the flag.
     ///
     /// # Flags that are missing
     ///
-    /// - `ON_DEMAND` pins nothing: the device follows the page tables, so there is nothing to cache
-    ///   and nothing that can go stale. A registrar must promise pinned pages.
-    /// - `ZERO_BASED` makes the device's addresses differ from the process's. A cache hands one
-    ///   registration to lookups of any range inside it, all of which address it by the process's
+    /// - `ON_DEMAND` pins nothing, because the device follows the page tables. Such a registration
+    ///   cannot become stale and needs no cache. A registrar must promise pinned pages.
+    /// - `ZERO_BASED` makes the device's addresses differ from the process's. A cache returns one
+    ///   registration for lookups of any range inside it. All these lookups use the process's
     ///   addresses.
-    /// - `MW_BIND` lets the holder hang memory windows, with keys of their own, on a registration.
-    ///   The device then refuses to deregister it, and the cache must be able to at any time.
+    /// - `MW_BIND` lets a program bind memory windows, which have separate keys, to a registration.
+    ///   The device refuses to deregister a registration with windows. But a cache must be able to
+    ///   deregister at any time.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct Access: u32 {
-        /// Work requests of this process may write: the destination of a receive or an RDMA read.
+        /// Work requests of this process may write. The destination of a receive or an RDMA read
+        /// needs this.
         const LOCAL_WRITE = 1;
         /// A peer may write (RDMA write).
         const REMOTE_WRITE = 1 << 1;
@@ -30,22 +33,24 @@ bitflags::bitflags! {
         const REMOTE_READ = 1 << 2;
         /// A peer may do atomic operations.
         const REMOTE_ATOMIC = 1 << 3;
-        /// The memory consists of huge pages, and the device may rely on it. Not a permission.
+        /// The memory consists of huge pages. The device may use larger translation entries for
+        /// such memory. This flag is not a permission.
         const HUGETLB = 1 << 7;
-        /// The device may write to memory in any order. Not a permission. Kernels and devices that
-        /// do not know it ignore it.
+        /// The device may write to memory in any order. Kernels and devices that do not know this
+        /// flag ignore it. This flag is not a permission.
         const RELAXED_ORDERING = 1 << 20;
     }
 }
 
 impl Access {
-    /// The permissions. A registration may have more of them than a lookup asks for.
+    /// The flags that are permissions. A registration may have more permissions than a lookup
+    /// requests.
     const PERMISSIONS: Self = Self::LOCAL_WRITE
         .union(Self::REMOTE_WRITE)
         .union(Self::REMOTE_READ)
         .union(Self::REMOTE_ATOMIC);
 
-    /// Returns the flags with those that they imply, as the device gets them.
+    /// Returns the flags together with the flags that they imply. The device gets the result.
     #[inline]
     #[must_use]
     pub const fn with_implied(self) -> Self {
@@ -57,12 +62,12 @@ impl Access {
     }
 }
 
-/// A registration with more permissions serves a lookup with fewer. Flags that are not permissions
-/// must be equal.
+/// A registration serves a lookup if it has at least the permissions of the lookup. Flags that are
+/// not permissions must be equal.
 ///
 /// A registration with [`RELAXED_ORDERING`](Access::RELAXED_ORDERING) does not serve a transfer
-/// that relies on the order of its writes. A strict one could serve a transfer with relaxed
-/// ordering, but more slowly, and the caller would not notice.
+/// that relies on the order of its writes. A registration without this flag could serve a transfer
+/// with relaxed ordering. But the transfer would be slower, and the caller would not notice why.
 impl regcache::Access for Access {
     #[inline]
     fn serves(self, wanted: Self) -> bool {

@@ -1,8 +1,9 @@
-//! The parts of libibverbs's API that can be stated without linking it: the access flags, and the
-//! fields of its structures that programs see. The preload shim uses them, because it has to load
-//! where libibverbs is not installed.
+//! The parts of libibverbs's API that need no linking: the access flags, and the public fields of
+//! the structures. The preload shim uses this crate, because the shim must also load on machines
+//! without libibverbs.
 //!
-//! A test of `regcache-verbs` compares every value and offset here with the header's.
+//! A test of `regcache-verbs` compares every value and offset in this crate with the header of
+//! libibverbs.
 #![warn(missing_docs)]
 
 mod access;

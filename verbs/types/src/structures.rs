@@ -1,4 +1,4 @@
-//! The structures, as libibverbs lays them out.
+//! The structures, with the layout of libibverbs.
 
 use std::ffi::c_void;
 
@@ -25,11 +25,11 @@ pub struct Pd {
 pub struct Mr {
     /// The device that it is on.
     pub context: *mut Context,
-    /// The domain that it is in.
+    /// The protection domain of the registration.
     pub pd: *mut Pd,
-    /// The address of its first byte.
+    /// The address of the first byte.
     pub addr: *mut c_void,
-    /// Its length in bytes.
+    /// The length in bytes.
     pub length: usize,
     /// The kernel's number for it, within its context.
     pub handle: u32,

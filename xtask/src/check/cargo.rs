@@ -1,7 +1,7 @@
-//! The compiler's own tools: rustfmt, clippy and rustdoc.
+//! Runs the compiler's own tools: rustfmt, clippy and rustdoc.
 //!
-//! Clippy and rustdoc are not told to deny warnings, because cargo would stop at the first package
-//! that has one. Their warnings are counted instead, so that each is reported and none passes.
+//! Clippy and rustdoc run without `-D warnings`, because cargo would stop at the first package with
+//! a warning. Instead, the warnings are counted. So each warning is reported, and none passes.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::cmd;
 use crate::error::Error;
 use crate::project::{Project, cargo};
 
-/// Whether rustfmt would change anything.
+/// Checks whether rustfmt would change anything.
 pub(crate) fn format(project: &Project) -> Result<Vec<Violation>, Error> {
     has_component(project, "fmt", "rustfmt")?;
     let mut command = cargo();
@@ -28,7 +28,7 @@ pub(crate) fn format(project: &Project) -> Result<Vec<Violation>, Error> {
     Ok(found)
 }
 
-/// The places that rustfmt names.
+/// Returns the places that rustfmt's output names.
 fn differences(said: &str, root: &Path) -> Vec<Violation> {
     let places = said
         .lines()
@@ -45,13 +45,13 @@ fn differences(said: &str, root: &Path) -> Vec<Violation> {
         .collect()
 }
 
-/// Clippy on every target that a plain build has.
+/// Runs clippy on every target of a plain build.
 pub(crate) fn clippy(project: &Project) -> Result<Vec<Violation>, Error> {
     run_clippy(project, &[])
 }
 
-/// Clippy again with all features: those of the virtual machine's suites, and those that measure
-/// other libraries.
+/// Runs clippy again with all features. They include the features of the virtual machine's suites,
+/// and the features that measure other libraries.
 pub(crate) fn clippy_with_all_features(project: &Project) -> Result<Vec<Violation>, Error> {
     run_clippy(project, &["--all-features"])
 }
@@ -64,14 +64,14 @@ fn run_clippy(project: &Project, arguments: &[&str]) -> Result<Vec<Violation>, E
     warnings(project, &mut command)
 }
 
-/// Rustdoc on every package, without dependencies.
+/// Runs rustdoc on every package, without dependencies.
 pub(crate) fn document(project: &Project) -> Result<Vec<Violation>, Error> {
     let mut command = cargo();
     command.args(["doc", "--workspace", "--no-deps", "--keep-going"]);
     warnings(project, &mut command)
 }
 
-/// Runs cargo, shows each diagnostic, and returns where they are.
+/// Runs cargo, shows each diagnostic, and returns the place of each.
 fn warnings(project: &Project, command: &mut Command) -> Result<Vec<Violation>, Error> {
     command.arg("--message-format=json-diagnostic-rendered-ansi");
     command.current_dir(&project.root);
@@ -94,7 +94,8 @@ fn warnings(project: &Project, command: &mut Command) -> Result<Vec<Violation>, 
     Ok(found)
 }
 
-/// The warning or error that a message of cargo's is about; none for a summary, which has no place.
+/// Returns the violation that a message of cargo describes. A summary has no place, so it is no
+/// violation.
 fn diagnostic(message: &Value, root: &Path) -> Option<Violation> {
     if message["reason"] != "compiler-message" {
         return None;

@@ -1,16 +1,16 @@
-//! The comments and string literals of a source as blocks of lines, without their marks.
+//! Divides the comments and string literals of a source into blocks of lines, without their marks.
 
 use super::pieces::{self, Kind, Language, Piece};
 
-/// A comment or a string literal, line by line.
+/// A comment or a string literal, as lines.
 pub(crate) struct Block {
-    /// Whether it is a string literal.
+    /// Whether the block is a string literal.
     pub(crate) is_text: bool,
-    /// Each line's number, and its text without marks.
+    /// The number of each line, and the line's text without marks.
     pub(crate) lines: Vec<(usize, String)>,
 }
 
-/// The blocks of a source. Line comments that follow each other make one block.
+/// Returns the blocks of a source. Adjacent line comments form one block.
 pub(crate) fn blocks(source: &str, language: Language) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
     let mut last: Option<(usize, char)> = None;
@@ -58,7 +58,7 @@ fn lines_of(piece: &Piece<'_>) -> Vec<(usize, String)> {
     }
 }
 
-/// A line of a string literal, cut where it has a line break written as an escape.
+/// Splits a line of a string literal at each escaped line break.
 fn unescaped((line, text): (usize, &str)) -> Vec<(usize, String)> {
     let text = text.trim_start().replace("\\\"", "\"");
     let parts = text.split("\\n");
@@ -67,7 +67,7 @@ fn unescaped((line, text): (usize, &str)) -> Vec<(usize, String)> {
         .collect()
 }
 
-/// The text without the blank that separates it from its mark.
+/// Returns the text without the blank that separates the text from its mark.
 fn unindented(text: &str) -> &str {
     text.strip_prefix(' ').unwrap_or(text)
 }

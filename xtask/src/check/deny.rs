@@ -1,4 +1,4 @@
-//! The licences, versions and origins of all dependencies, by cargo-deny and `deny.toml`.
+//! Checks the licences, versions and origins of all dependencies, with cargo-deny and `deny.toml`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,14 @@ use crate::cmd;
 use crate::error::{AtPath, Error};
 use crate::project::{Project, cargo};
 
-/// The version that is installed where there is none.
+/// The version of cargo-deny that is installed if it is missing.
 const VERSION: &str = "0.20.2";
 
-/// The lists that can be checked without a database. Advisories have one, which comes by git.
+/// The checks that need no database. The check of advisories is omitted, because its database is
+/// fetched by git.
 const LISTS: &[&str] = &["licenses", "bans", "sources"];
 
-/// Runs cargo-deny, which is installed first if it is missing.
+/// Runs cargo-deny. Installs it first if it is missing.
 pub(crate) fn check(project: &Project) -> Result<Vec<Violation>, Error> {
     install()?;
     let mut command = deny();
@@ -53,12 +54,13 @@ fn install() -> Result<(), Error> {
     }
     eprintln!("xtask: installing cargo-deny {VERSION} with cargo install: a few minutes, once");
     let mut command = cargo();
-    // Its own speed does not matter here, and an optimized build takes longer.
+    // cargo-deny's speed does not matter here, and an optimized build takes longer.
     command.args(["install", "--locked", "--debug", "--quiet"]);
     cmd::run(command.arg(format!("cargo-deny@{VERSION}")))
 }
 
-/// The violation that a line of cargo-deny's output reports, at the package's place in Cargo.lock.
+/// Returns the violation that a message of cargo-deny reports. Its place is the package's line in
+/// Cargo.lock.
 fn diagnostic(message: &Value, lock: &str) -> Option<Violation> {
     let fields = &message["fields"];
     if message["type"] != "diagnostic" || fields["severity"] != "error" {

@@ -1,4 +1,4 @@
-//! The driver's source under sparse and under the kernel's own checkpatch.
+//! Checks the driver's source with sparse and with the kernel's own checkpatch.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,24 +13,24 @@ use crate::project::Project;
 use crate::setup;
 use crate::source;
 
-/// The packages that both need, in addition to those that the driver is built with.
+/// The packages that both tools need, in addition to those that build the driver.
 pub(crate) const PACKAGES: &[&str] = &["perl", "sparse", "xz-utils", source::PACKAGE];
 
-/// The files of the kernel's source that checkpatch needs. Debian's packages of headers have none
-/// of them.
+/// The files of the kernel's source that checkpatch needs. Debian's packages of kernel headers do
+/// not contain them.
 const CHECKPATCH: &[&str] = &[
     "*/scripts/checkpatch.pl",
     "*/scripts/const_structs.checkpatch",
     "*/scripts/spelling.txt",
 ];
 
-/// A remark of checkpatch that the driver does not follow.
+/// A remark of checkpatch that the driver deliberately does not follow.
 struct Exception {
-    /// The file, below `kernel/`.
+    /// The file to which the exception applies, relative to `kernel/`.
     file: &'static str,
-    /// The name that checkpatch gives to this kind of remark.
+    /// The name of this kind of remark in checkpatch's output.
     kind: &'static str,
-    /// The reason.
+    /// The reason for the exception.
     #[expect(dead_code, reason = "for the reader")]
     why: &'static str,
 }
@@ -38,17 +38,17 @@ struct Exception {
 const EXCEPTIONS: &[Exception] = &[Exception {
     file: "ummunotify.c",
     kind: "UNCOMMENTED_DEFINITION",
-    why: "the kernel-doc above the structure explains the lock, where checkpatch does not look",
+    why: "the kernel-doc comment of the structure explains the lock, but checkpatch does not read it",
 }];
 
-/// Builds the driver under sparse. The build stops at the first warning, so it is one violation.
+/// Builds the driver under sparse. Returns each place that sparse names as a violation.
 pub(crate) fn sparse(project: &Project) -> Result<Vec<Violation>, Error> {
     setup::packages(project, &[setup::VM, PACKAGES].concat())?;
     let kernel = kernel::newest()?;
     let dir = project.own_dir().join("sparse");
     let _lock = lock::take(&project.own_dir().join("sparse.lock"))?;
     kernel::mirror(&project.root.join("kernel"), &dir)?;
-    // C=2 checks the files that make need not compile again, too.
+    // C=2 also checks the files that make need not compile again.
     let made = kernel::make_driver(&dir, &kernel, &["C=2"]);
     match made {
         Ok(_) => Ok(Vec::new()),
@@ -57,7 +57,8 @@ pub(crate) fn sparse(project: &Project) -> Result<Vec<Violation>, Error> {
     }
 }
 
-/// The lines of make's output that name a place in the driver, or all of it if none does.
+/// Returns the lines of make's output that name a place in the driver. If no line names a place,
+/// returns the whole output as one violation.
 fn remarks_of_make(said: &str) -> Vec<Violation> {
     let is_remark = |line: &&str| line.contains("warning: ") || line.contains("error: ");
     let found = said.lines().filter(is_remark).filter_map(remark);
@@ -72,7 +73,7 @@ fn remarks_of_make(said: &str) -> Vec<Violation> {
     }]
 }
 
-/// A line `FILE:LINE:…: TEXT` about a file of the driver.
+/// Parses a line `FILE:LINE:…: TEXT` about a file of the driver.
 fn remark(line: &str) -> Option<Violation> {
     let mut parts = line.splitn(3, ':');
     let file = Path::new(parts.next()?);
@@ -118,7 +119,7 @@ pub(crate) fn checkpatch(project: &Project) -> Result<Vec<Violation>, Error> {
     Ok(found)
 }
 
-/// The driver's files in C, as seen from its directory.
+/// Returns the driver's C files, relative to the driver's directory.
 fn sources(project: &Project) -> Result<Vec<PathBuf>, Error> {
     let paths = tree::paths(project)?.into_iter();
     let paths = paths.filter(|it| ["c", "h"].iter().any(|c| tree::has_extension(it, c)));
@@ -126,7 +127,8 @@ fn sources(project: &Project) -> Result<Vec<PathBuf>, Error> {
     Ok(driver.collect())
 }
 
-/// The remarks of checkpatch that are no exceptions, and the exceptions that it did not need.
+/// Returns the remarks of checkpatch that have no exception, and the exceptions that no remark
+/// needs.
 fn judge(said: &str, exceptions: &[Exception]) -> Vec<Violation> {
     let is_remark = |exception: &Exception, line: &str| {
         let mut parts = line.splitn(5, ':').map(str::trim);

@@ -1,8 +1,8 @@
-//! Links between documents, and names of files in prose: each must lead somewhere.
+//! Checks that links between documents, and names of files in prose, lead somewhere.
 //!
-//! A link is checked with its anchor. A name of a file is checked if it begins with a directory
-//! of the repository's root and ends as a source or a document does. Addresses of other hosts are
-//! not checked, because that takes a network.
+//! A link is checked with its anchor. A name of a file is checked if it has the extension of a
+//! source or document and begins with a directory of the repository's root. Addresses of other
+//! hosts are not checked, because such a check needs a network.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -20,17 +20,17 @@ const READ: &[&str] = &["c", "h", "md", "rs", "rst", "1", "3", "4", "5", "7", "8
 /// The extensions of the files whose names are checked.
 const NAMED: &[&str] = &["c", "h", "md", "patch", "rs", "rst", "sh", "svg", "toml"];
 
-/// Looks at all documents and comments.
+/// Checks all documents and comments.
 pub(crate) fn check(project: &Project) -> Result<Vec<Violation>, Error> {
     let sources = tree::read(project, READ)?;
     let site = Site::new(tree::paths(project)?, &sources);
     Ok(sources.iter().flat_map(|it| site.violations(it)).collect())
 }
 
-/// The files, directories and headings that links lead to.
+/// The files, directories and headings to which links lead.
 struct Site {
     files: BTreeSet<PathBuf>,
-    /// The directories that hold them.
+    /// The directories that contain files.
     dirs: BTreeSet<PathBuf>,
     /// The anchors of each Markdown document.
     anchors: BTreeMap<PathBuf, BTreeSet<String>>,
@@ -86,7 +86,7 @@ impl Site {
         found
     }
 
-    /// Follows a link of the document.
+    /// Checks where a link of the document leads. The error is the reason why the link is broken.
     fn follow(&self, document: &Path, target: &str) -> Result<(), String> {
         let (path, anchor) = match target.split_once('#') {
             Some((path, anchor)) => (path, Some(anchor)),
@@ -118,8 +118,8 @@ impl Site {
         }
     }
 
-    /// Whether the name is of a file in the repository that is not there. A name may be relative
-    /// to the package that names it.
+    /// Returns whether the name is that of a missing file in the repository. A name may be relative
+    /// to the package that contains the text.
     fn is_missing(&self, from: &Path, name: &str) -> bool {
         let path = Path::new(name);
         let first = path.components().next().map(Component::as_os_str);
@@ -136,7 +136,7 @@ impl Site {
     }
 }
 
-/// The path without `.` and `..`; none if it leads out.
+/// Returns the path without `.` and `..`. Returns `None` if the path leads out of the repository.
 fn normal(path: &Path) -> Option<PathBuf> {
     let mut parts = Vec::new();
     for component in path.components() {
@@ -150,7 +150,7 @@ fn normal(path: &Path) -> Option<PathBuf> {
     Some(parts.into_iter().collect())
 }
 
-/// The lines of a document that are not in a block of code.
+/// Returns the numbered lines of a document that are not in a block of code.
 fn lines_of(document: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut is_code = false;
     document
@@ -163,7 +163,7 @@ fn lines_of(document: &str) -> impl Iterator<Item = (usize, &str)> {
         })
 }
 
-/// The relative links of a Markdown document, with their lines.
+/// Returns the relative links of a Markdown document, with the numbers of their lines.
 fn links(document: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (number, line) in lines_of(document) {
@@ -200,7 +200,8 @@ fn without_code_spans(line: &str) -> String {
     parts.collect::<Vec<_>>().join("`")
 }
 
-/// The anchors of a document's headings, as forges make them, and those that it sets itself.
+/// Returns the anchors that forges make from a document's headings, and the anchors that the
+/// document sets itself.
 fn anchors(document: &str) -> BTreeSet<String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut found = BTreeSet::new();
@@ -224,7 +225,7 @@ fn anchors(document: &str) -> BTreeSet<String> {
 }
 
 fn anchor(title: &str) -> String {
-    // Of a link only the text is in the anchor.
+    // If a title contains a link, only the link's text is part of the anchor.
     let mut text = String::new();
     let mut rest = title;
     while let Some((before, after)) = rest.split_once("](") {
@@ -241,7 +242,7 @@ fn anchor(title: &str) -> String {
     kept.collect::<String>().to_lowercase()
 }
 
-/// The lines of a file in which names of files are looked for.
+/// Returns the lines of a file that are searched for names of files.
 fn prose(source: &Source) -> Vec<(usize, String)> {
     match Language::of(&source.path) {
         Some(language) => {
@@ -257,8 +258,7 @@ fn prose(source: &Source) -> Vec<(usize, String)> {
     }
 }
 
-/// The words of a line that look like names of files in directories. Targets of links are not
-/// among them.
+/// Returns the words of a line that look like paths of files. Targets of links are excluded.
 fn names(line: &str) -> Vec<String> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || "_-./+".contains(c);
     let is_plain = |c: char| is_part(c) || "`'\"()[],;:!?".contains(c);

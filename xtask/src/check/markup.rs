@@ -1,7 +1,7 @@
 //! Cuts texts into paragraphs of prose, for rules about words and sentences.
 //!
-//! Markdown, reStructuredText and comments are near enough to each other to be cut alike. Code is
-//! left out: fenced and indented blocks are dropped, and code spans are blanked.
+//! Markdown, reStructuredText and comments are so similar that the same code cuts all of them. Code
+//! is not prose, so fenced and indented blocks are dropped, and code spans are blanked.
 
 use super::comments;
 use super::pieces::Language;
@@ -12,24 +12,25 @@ use super::tree::{Source, has_extension};
 pub(crate) enum Kind {
     /// Sentences.
     Prose,
-    /// A title, or a cell of a table: seldom a sentence.
+    /// A title, or a cell of a table. It is seldom a sentence.
     Label,
-    /// A string literal: a message, or part of one.
+    /// A string literal, which is a message or a part of one.
     Text,
 }
 
-/// Words that belong together.
+/// A paragraph: words that belong together.
 #[derive(Debug)]
 pub(crate) struct Paragraph {
     pub(crate) kind: Kind,
-    /// The words in one line, with each code span blanked by as many backticks.
+    /// The words in one line. Each character of a code span is replaced by a backtick.
     pub(crate) text: String,
-    /// The offset in `text` at which each line of the source begins, and that line.
+    /// The lines of the source: the offset in `text` at which each line begins, and the line's
+    /// number.
     lines: Vec<(usize, usize)>,
 }
 
 impl Paragraph {
-    /// The line of the source that this offset of the text is from.
+    /// Returns the number of the source line that contains this offset of the text.
     pub(crate) fn line_of(&self, offset: usize) -> usize {
         let after = self.lines.partition_point(|&(start, _)| start <= offset);
         self.lines[after.saturating_sub(1)].1
@@ -39,7 +40,7 @@ impl Paragraph {
 /// The extensions of the files that hold prose.
 pub(crate) const EXTENSIONS: &[&str] = &["c", "h", "md", "rs", "rst", "1", "3", "4", "5", "7", "8"];
 
-/// The prose of a file with one of `EXTENSIONS`.
+/// Returns the prose of a file with one of `EXTENSIONS`.
 pub(crate) fn of(source: &Source) -> Vec<Paragraph> {
     let numbered = || {
         let lines = source.text.lines().enumerate();
@@ -70,7 +71,7 @@ pub(crate) fn of(source: &Source) -> Vec<Paragraph> {
     )
 }
 
-/// Cuts lines into paragraphs, all of them of this kind but for headings and cells.
+/// Cuts lines into paragraphs. All paragraphs are of this kind, except headings and cells.
 fn paragraphs(lines: impl Iterator<Item = (usize, String)>, kind: Kind) -> Vec<Paragraph> {
     let mut cutter = Cutter {
         kind,
@@ -92,7 +93,7 @@ struct Cutter {
     done: Vec<Paragraph>,
     text: String,
     lines: Vec<(usize, usize)>,
-    /// The mark that ends the block of code that we are in.
+    /// The mark that ends the current block of code.
     fence: Option<&'static str>,
     is_after_blank: bool,
 }
@@ -175,7 +176,8 @@ impl Cutter {
     }
 }
 
-/// The line after the mark of a list's item, of a quotation, or of a parameter in kernel-doc.
+/// Returns the line without the mark of a list item, of a quotation, or of a parameter in
+/// kernel-doc.
 fn after_marker(line: &str) -> Option<&str> {
     for marker in ["- ", "* ", "+ ", "> "] {
         if let Some(rest) = line.strip_prefix(marker) {
@@ -193,7 +195,7 @@ fn after_marker(line: &str) -> Option<&str> {
     None
 }
 
-/// The text with each code span turned into backticks, so that offsets stay.
+/// Replaces each character of each code span with a backtick, so that offsets stay valid.
 fn without_code(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -212,8 +214,8 @@ fn without_code(text: &str) -> String {
     out + rest
 }
 
-/// A line of a manual page as the reader sees it. A macro that begins a paragraph becomes a blank
-/// line.
+/// Returns a line of a manual page as the reader sees it. A macro that begins a paragraph becomes a
+/// blank line.
 fn from_roff(line: &str) -> String {
     let mut text = line.to_owned();
     for (escape, plain) in [(r"\-", "-"), (r"\&", ""), (r"\(aq", "'"), (r"\e", "\\")] {
@@ -234,7 +236,7 @@ fn from_roff(line: &str) -> String {
     if !is_font {
         return String::new();
     }
-    // Only the words matter, not which of them are joined.
+    // The rules need only the words, and not their grouping, so the quotes are removed.
     arguments.replace('"', "")
 }
 

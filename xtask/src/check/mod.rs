@@ -1,7 +1,7 @@
-//! The gate: every rule that a machine can check, and every violation of it at once.
+//! The gate: checks every rule that a machine can check, and reports all violations at once.
 //!
-//! A step looks at the whole workspace and returns its violations. A step that cannot work is an
-//! error, never a pass.
+//! A step checks the whole workspace and returns its violations. If a step cannot run, that is an
+//! error and never a pass.
 
 mod cargo;
 mod comments;
@@ -23,14 +23,14 @@ use crate::error::Error;
 use crate::project::Project;
 use crate::setup;
 
-/// A place that breaks a rule, and the remedy.
+/// A place that breaks a rule, with the remedy.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Violation {
     /// The file, relative to the repository's root.
     pub(crate) file: PathBuf,
     /// The line, counted from 1.
     pub(crate) line: usize,
-    /// The rule that is broken, and what to do.
+    /// The rule that is broken, and the remedy.
     pub(crate) message: String,
 }
 
@@ -45,7 +45,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// One rule, or one tool.
+/// A check of one rule, or by one tool.
 pub(crate) struct Step {
     /// The name that reports use.
     pub(crate) name: &'static str,
@@ -100,24 +100,24 @@ const DRIVER: &[Step] = &[
     },
 ];
 
-/// Which steps to run.
+/// The steps to run.
 #[derive(clap::Args)]
 pub(crate) struct Scope {
-    /// Leave out sparse and checkpatch, which need the kernel's headers and source
+    /// Skip sparse and checkpatch, which need the kernel's headers and source
     #[arg(long)]
     pub(crate) host_only: bool,
 }
 
 impl Scope {
-    /// The steps, in their order: those that take no time come first.
+    /// Returns the steps in their order. The fastest steps come first.
     pub(crate) fn steps(&self) -> impl Iterator<Item = &'static Step> {
         let driver = if self.host_only { &[] } else { DRIVER };
         SOURCE.iter().chain(driver)
     }
 
-    /// The Debian packages that the steps need.
+    /// Returns the Debian packages that the steps need.
     pub(crate) fn packages(&self) -> Vec<&'static str> {
-        // With all features the benchmarks link the libraries that they measure.
+        // With all features, the benchmarks link the libraries that they compare with regcache.
         let mut needed = [setup::BUILD, bench::PACKAGES, bench::PEERS].concat();
         if !self.host_only {
             needed.extend([setup::VM, driver::PACKAGES].concat());
@@ -127,7 +127,8 @@ impl Scope {
 }
 
 impl Step {
-    /// Runs the step and prints each violation. Violations are an error that counts them.
+    /// Runs the step and prints each violation. Returns an error with their number if there are
+    /// any.
     pub(crate) fn run(&self, project: &Project) -> Result<(), Error> {
         eprintln!("xtask: {}", self.name);
         let mut violations = (self.run)(project)?;
@@ -144,7 +145,7 @@ impl Step {
     }
 }
 
-/// Runs all steps, prints a table, and returns 1 if any failed.
+/// Runs all steps, prints a table, and returns 1 if any step failed.
 pub(crate) fn run(project: &Project, scope: &Scope) -> Result<u8, Error> {
     setup::packages(project, &scope.packages())?;
     let mut rows = Vec::new();

@@ -1,7 +1,7 @@
 //! Splits Rust and C sources into comments, string literals and code.
 //!
-//! The two languages differ in three places that matter here. Rust has raw strings, nested block
-//! comments, and lifetimes that look like the start of a character literal.
+//! The two languages differ in three ways that matter here. Rust has raw strings, Rust's block
+//! comments nest, and its lifetimes look like the start of a character literal.
 
 use std::path::Path;
 
@@ -22,11 +22,11 @@ pub(crate) enum Kind {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Piece<'a> {
     pub(crate) kind: Kind,
-    /// The line that it begins in, counted from 1.
+    /// The line in which the piece begins, counted from 1.
     pub(crate) line: usize,
-    /// Whether nothing but white space stands before it in its line.
+    /// Whether only white space precedes the piece in its line.
     pub(crate) alone: bool,
-    /// The content without its delimiters; of a line comment, all after `//`.
+    /// The content without its delimiters. For a line comment, this is everything after `//`.
     pub(crate) text: &'a str,
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum Language {
 }
 
 impl Language {
-    /// The language of a file, by its extension.
+    /// Returns the language of a file, by the file's extension.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()? {
             "rs" => Some(Self::Rust),
@@ -48,7 +48,7 @@ impl Language {
     }
 }
 
-/// The comments and string literals of a source, in their order.
+/// Returns the comments and string literals of a source, in their order.
 pub(crate) fn split(source: &str, language: Language) -> Vec<Piece<'_>> {
     let mut scanner = Scanner {
         source,
@@ -66,7 +66,7 @@ pub(crate) fn split(source: &str, language: Language) -> Vec<Piece<'_>> {
 struct Scanner<'a> {
     source: &'a str,
     at: usize,
-    /// The line that `at` is in, and its first byte.
+    /// The number of the line that contains `at`.
     line: usize,
     line_start: usize,
     pieces: Vec<Piece<'a>>,
@@ -120,7 +120,8 @@ impl<'a> Scanner<'a> {
         self.push(Kind::Text, 1, end, usize::from(end < body.len()));
     }
 
-    /// Whether the character before belongs to a name: then an `r` or a `b` does as well.
+    /// Returns whether the previous character belongs to a name. If so, an `r` or `b` here is part
+    /// of the name, and not the prefix of a string.
     fn follows_a_word(&self) -> bool {
         let before = self.source[..self.at].chars().next_back();
         before.is_some_and(|c| c.is_alphanumeric() || c == '_')
@@ -148,7 +149,7 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// The length of a block comment's content.
+/// Returns the length of a block comment's content.
 fn block_end(body: &str, nests: bool) -> usize {
     let bytes = body.as_bytes();
     let (mut at, mut depth) = (0, 1);
@@ -169,7 +170,7 @@ fn block_end(body: &str, nests: bool) -> usize {
     bytes.len()
 }
 
-/// The opening of a raw string.
+/// The opening of a raw string: its length, and the number of its hashes.
 struct RawOpening {
     length: usize,
     hashes: usize,
@@ -188,12 +189,13 @@ fn raw_opening(rest: &str) -> Option<RawOpening> {
     })
 }
 
-/// The length of a character literal, or 1 for the quote of a lifetime.
+/// Returns the length of a character literal, or 1 for the quote of a lifetime.
 fn character_length(rest: &str) -> usize {
     let mut chars = rest.char_indices().skip(1);
     match chars.next() {
         Some((_, '\\')) => {
-            // The character after the backslash may itself be a quote.
+            // The character after the backslash may be a quote, so the search starts after that
+            // character.
             let closing = rest.char_indices().skip(3).find(|&(_, c)| c == '\'');
             closing.map_or(1, |(index, _)| index + 1)
         }

@@ -1,4 +1,4 @@
-//! The rules of prose that a machine can check. CONTRIBUTING.md has all of them.
+//! Checks the rules of prose that a machine can check. CONTRIBUTING.md lists all rules.
 
 use super::Violation;
 use super::markup::{self, Kind, Paragraph};
@@ -6,7 +6,7 @@ use super::tree::{self, Source};
 use crate::error::Error;
 use crate::project::Project;
 
-/// Words that the project does not use, and what to write instead.
+/// Words that the project does not use, each with its remedy.
 const IDIOMS: &[(&[&str], &str)] = &[
     (
         &["be", "had"],
@@ -21,10 +21,10 @@ const IDIOMS: &[(&[&str], &str)] = &[
     (&["whoever"], "name the thread, process or person"),
 ];
 
-/// Subjects that make the reader wait for what the sentence is about.
+/// Subjects that delay the topic of a sentence.
 const SUBJECTS: &[&[&str]] = &[&["what"], &["who"], &["those", "who"]];
 
-/// Looks at comments, documents, manual pages and messages.
+/// Checks comments, documents, manual pages and messages.
 pub(crate) fn check(project: &Project) -> Result<Vec<Violation>, Error> {
     let sources = tree::read(project, markup::EXTENSIONS)?;
     Ok(sources.iter().flat_map(violations).collect())
@@ -78,7 +78,7 @@ fn are(words: &[Word<'_>], wanted: &[&str]) -> bool {
 
 fn idioms(paragraph: &Paragraph) -> Vec<(usize, String)> {
     let words = words(&paragraph.text);
-    // A literal of one word is a name.
+    // A string literal of one word is usually a name, so it is not checked.
     if paragraph.kind == Kind::Text && words.len() < 2 {
         return Vec::new();
     }
@@ -95,7 +95,7 @@ fn idioms(paragraph: &Paragraph) -> Vec<(usize, String)> {
 }
 
 fn subjects(paragraph: &Paragraph) -> Vec<(usize, String)> {
-    // A title or a cell of a table names a thing; it has no subject.
+    // A title or a cell of a table names a thing, and so has no subject.
     if paragraph.kind == Kind::Label {
         return Vec::new();
     }
@@ -122,8 +122,9 @@ fn subjects(paragraph: &Paragraph) -> Vec<(usize, String)> {
     found
 }
 
-/// Whether a sentence starts at the word. Its capital decides, but in a comment's first word,
-/// which may have none.
+/// Returns whether a sentence starts at the word. The first word of a paragraph of prose always
+/// starts a sentence, even in lower case. Any other word must have a capital letter and follow the
+/// end of a sentence.
 fn begins_a_sentence(paragraph: &Paragraph, word: &Word<'_>) -> bool {
     let before = paragraph.text[..word.offset].trim_end_matches(['*', '_', '"', '(', '[', '\'']);
     if before.trim_end().is_empty() && paragraph.kind == Kind::Prose {
@@ -167,7 +168,8 @@ mod tests {
         violations(&source).iter().map(|it| it.line).collect()
     }
 
-    /// Each idiom in a sentence, put together here so that this file has none.
+    /// Returns each idiom in a sentence. The sentences are composed here, so that this file
+    /// contains no idiom itself.
     fn planted() -> Vec<String> {
         let sentence = |(words, _): &(&[&str], &str)| format!("It is to {} here.", words.join(" "));
         IDIOMS.iter().map(sentence).collect()

@@ -1,4 +1,4 @@
-//! The files of the repository: those that git tracks, and new ones that it does not ignore.
+//! The files of the repository: the files that git tracks, and new files that git does not ignore.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ pub(crate) struct Source {
     pub(crate) text: String,
 }
 
-/// The paths of all files, relative to the repository's root.
+/// Returns the paths of all files, relative to the repository's root.
 pub(crate) fn paths(project: &Project) -> Result<BTreeSet<PathBuf>, Error> {
     let mut git = Command::new("git");
     git.args([
@@ -33,12 +33,13 @@ pub(crate) fn paths(project: &Project) -> Result<BTreeSet<PathBuf>, Error> {
         ))
     })?;
     let names = listed.split('\0').filter(|name| !name.is_empty());
-    // A file that was deleted, and not yet from the index, is listed.
+    // git also lists a file that was deleted but is still in the index, so missing files are
+    // skipped.
     let paths = names.map(PathBuf::from);
     Ok(paths.filter(|it| project.root.join(it).exists()).collect())
 }
 
-/// The files with one of these extensions.
+/// Reads the files that have one of these extensions.
 pub(crate) fn read(project: &Project, extensions: &[&str]) -> Result<Vec<Source>, Error> {
     let has_one = |path: &PathBuf| extensions.iter().any(|it| has_extension(path, it));
     let paths = paths(project)?.into_iter().filter(has_one);
@@ -50,7 +51,7 @@ pub(crate) fn read(project: &Project, extensions: &[&str]) -> Result<Vec<Source>
     paths.map(read).collect()
 }
 
-/// Whether the path has this extension.
+/// Returns whether the path has this extension.
 pub(crate) fn has_extension(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|it| it == extension)
 }

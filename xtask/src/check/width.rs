@@ -1,4 +1,4 @@
-//! The width of comments: rustfmt wraps code and leaves comments alone.
+//! Checks the width of comments, because rustfmt wraps code but not comments.
 
 use std::path::Path;
 
@@ -8,14 +8,14 @@ use super::tree::{self, Source};
 use crate::error::Error;
 use crate::project::Project;
 
-/// Columns that a line with a comment may have; `max_width` of `rustfmt.toml`, and the kernel's
-/// limit.
+/// The largest number of columns in a line with a comment. It equals `max_width` in `rustfmt.toml`
+/// and the kernel's limit.
 const LIMIT: usize = 100;
 
-/// Columns from one tab stop to the next, as the kernel has it.
+/// The number of columns between tab stops, as in the kernel.
 const TAB: usize = 8;
 
-/// Looks at all sources in Rust and C.
+/// Checks all sources in Rust and C.
 pub(crate) fn check(project: &Project) -> Result<Vec<Violation>, Error> {
     let sources = tree::read(project, &["rs", "c", "h"])?;
     Ok(sources.iter().flat_map(violations).collect())
@@ -50,8 +50,8 @@ fn violation(path: &Path, line: usize, width: usize) -> Violation {
     }
 }
 
-/// Whether the comment is an address and nothing else. An address with a line break in it leads
-/// nowhere.
+/// Returns whether the comment consists only of an address. An address cannot be wrapped, because a
+/// line break would make it invalid.
 fn is_unbreakable(comment: &str) -> bool {
     let text = comment
         .trim_start_matches(['/', '!', '*', ' ', '\t'])

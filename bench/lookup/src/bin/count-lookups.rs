@@ -1,5 +1,7 @@
-//! Does lookups and nothing else, for callgrind to count. `count-lookups regcache 10000 200000`
-//! registers 10 000 ranges and looks random ones up 200 000 times.
+//! Does lookups and nothing else, so that callgrind can count their instructions.
+//!
+//! For example, `count-lookups regcache 10000 200000` registers 10 000 ranges and does 200 000
+//! lookups of random ranges.
 
 use std::sync::Arc;
 
@@ -10,11 +12,11 @@ use regcache_bench_lookup::{Addresses, Nothing, Regcache, Subject, loops};
 /// Look ranges up, so that callgrind can count instructions
 #[derive(Parser)]
 struct Cli {
-    /// The cache
+    /// Look ranges up in this cache
     cache: Which,
-    /// The number of registered ranges
+    /// Register this many ranges
     entries: usize,
-    /// The number of lookups
+    /// Do this many lookups
     lookups: usize,
 }
 

@@ -1,5 +1,7 @@
-//! The hit rate of the cache at its limit of entries, beside those of other eviction policies. The
-//! cache itself and models of the other policies see the same traces of lookups.
+//! Compares the hit rate of regcache at its limit of entries with the hit rates of other eviction
+//! policies.
+//!
+//! regcache itself and models of the other policies run the same traces of lookups.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::error::Error;
@@ -8,12 +10,12 @@ use std::sync::Arc;
 use regcache_bench_harness::Random;
 use regcache_bench_lookup::{Addresses, Regcache, Subject};
 
-/// The limit of entries.
+/// The limit of entries in each cache.
 const LIMIT: usize = 1000;
 
 const LOOKUPS: usize = 400_000;
 
-/// An eviction policy, which sees one lookup after another and returns whether it was a hit.
+/// An eviction policy. It processes one lookup after another, and returns whether each was a hit.
 trait Policy {
     fn lookup(&mut self, key: usize) -> bool;
 }
@@ -41,7 +43,7 @@ impl Policy for Fifo {
     }
 }
 
-/// Evicts the least recently used entry, exactly.
+/// Evicts exactly the least recently used entry.
 #[derive(Default)]
 struct Lru {
     now: u64,
@@ -80,17 +82,17 @@ impl Policy for Ours {
     }
 }
 
-/// A trace of lookups: keys below `of`.
+/// A trace of lookups. Each key is below `of`.
 struct Trace {
     name: &'static str,
     of: usize,
     keys: Vec<usize>,
 }
 
-/// Returns the key of a lookup, by its number.
+/// A function that returns the key of the lookup with a given number.
 type Next = Box<dyn FnMut(usize, &mut Random) -> usize>;
 
-/// Draws key k with a probability in proportion to `1 / (k + 1)^skew`.
+/// Draws key `k` with a probability proportional to `1 / (k + 1)^skew`.
 fn zipf(of: usize, skew: f64, random: &mut Random) -> impl FnMut() -> usize {
     let mut sums = Vec::with_capacity(of);
     let mut sum = 0.0;

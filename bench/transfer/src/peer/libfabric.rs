@@ -1,4 +1,4 @@
-//! The process of a libfabric [`Peer`](super::Peer).
+//! The main function of the process of a libfabric [`Peer`](super::Peer).
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fmt::Write as _;
@@ -45,8 +45,10 @@ unsafe extern "C" {
     fn fabric_link_poll(link: *mut Link) -> c_int;
 }
 
-/// The number of polls before the poller sleeps, and for how long: the same as for regcache.
+/// The number of polls after which the polling thread sleeps. It is the same as for regcache.
 const POLLS: u32 = 30;
+
+/// The time that the polling thread sleeps. It is the same as for regcache.
 const SLEEP: Duration = Duration::from_micros(20);
 
 fn check(what: &'static str, result: c_int) -> Result<c_int, Error> {
@@ -56,17 +58,20 @@ fn check(what: &'static str, result: c_int) -> Result<c_int, Error> {
     Ok(result)
 }
 
-/// Does as many transfers as each input line says, and answers with a line: the nanoseconds of all,
-/// then the [`Timing`] of each. It ends with the input.
+/// Reads a number of transfers from each input line, does these transfers, and answers with a line.
+/// The line has the nanoseconds of all transfers, then the [`Timing`] of each. Returns at the end
+/// of the input.
 ///
 /// # Errors
 ///
+/// Returns the errors of libfabric.
 /// The errors of libfabric.
 pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
     let node = CString::new(address.to_string());
     let node = node.map_err(|why| Error::Cannot(why.to_string()))?;
     let mut link = ptr::null_mut();
-    // SAFETY: both outlive the call. The link lives as long as the process.
+    // SAFETY: the name and the pointer to the link outlive the call. The link lives as long as the
+    // process.
     let opened = unsafe { fabric_link_open(node.as_ptr(), size, &raw mut link) };
     check("connect by libfabric", opened)?;
     let buffers = Buffers::new(1, size)?;
@@ -81,7 +86,7 @@ pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
         for _ in 0..transfers {
             begun += 1;
             aside += pause(&mut random, true);
-            // SAFETY: the link is open, the buffer mapped and of that size.
+            // SAFETY: the link is open. The buffer is mapped and has this size.
             timings.push(unsafe { transfer(begun, link, op, buffers.at(0).cast(), size) }?);
         }
         let took = started.elapsed().saturating_sub(aside);
@@ -97,7 +102,7 @@ pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
 
 /// # Safety
 ///
-/// The link is open, and the buffer has that many bytes, which nobody else uses.
+/// The link must be open. The buffer must have `size` bytes, and nothing else may use them.
 unsafe fn transfer(
     number: u64,
     link: *mut Link,
@@ -112,18 +117,18 @@ unsafe fn transfer(
     };
     let prepare = || {
         let mut mr = ptr::null_mut();
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller promises an open link and a buffer of this size.
         let prepared = unsafe { fabric_link_prepare(link, code, buffer, size, &raw mut mr) };
         check("register by libfabric", prepared).map(|_| mr)
     };
     let (mr, watch) = Stopwatch::prepare(number, prepare)?;
-    // SAFETY: as above, and registered.
+    // SAFETY: as above. The buffer is now registered as well.
     check("post by libfabric", unsafe {
         fabric_link_post(link, code, buffer, size, mr)
     })?;
     let (mut done, mut polls) = (0, 0);
     while done < awaited {
-        // SAFETY: the link is open.
+        // SAFETY: the caller promises an open link.
         let polled = check("poll libfabric", unsafe { fabric_link_poll(link) })?;
         done += polled;
         if polled == 0 {
@@ -136,7 +141,7 @@ unsafe fn transfer(
         }
     }
     watch.release(|| {
-        // SAFETY: registered above, and no transfer uses it.
+        // SAFETY: the registration was made above, and no transfer uses it any more.
         let released = unsafe { fabric_link_release(mr) };
         check("deregister by libfabric", released).map(drop)
     })

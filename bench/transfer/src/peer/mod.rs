@@ -1,7 +1,9 @@
-//! Peers: registration caches of other libraries, which are variants beside regcache.
+//! Peers: registration caches of other libraries, which run as variants in the same rounds as
+//! regcache.
 //!
-//! A process of libfabric chooses the monitor of its cache once, so each peer is a process of its
-//! own. It does its transfers on command, and reports the time of each and the part in its cache.
+//! A process that uses libfabric can choose the monitor of its cache only once. So each peer is a
+//! process of its own. It does transfers on command, and reports the time and the overhead of each
+//! transfer.
 
 #[cfg(feature = "libfabric")]
 pub mod libfabric;
@@ -21,11 +23,11 @@ use crate::{Error, Workload};
 /// A monitor of libfabric's registration cache, as `FI_MR_CACHE_MONITOR` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Monitor {
-    /// Hooks in the C library by patched code.
+    /// Hooks: libfabric patches the code of the C library's functions.
     Memhooks,
     /// Events of userfaultfd.
     Userfaultfd,
-    /// No cache: register per transfer.
+    /// No cache: libfabric registers each transfer.
     Disabled,
 }
 
@@ -33,7 +35,7 @@ impl Monitor {
     /// All monitors.
     pub const ALL: [Self; 3] = [Self::Memhooks, Self::Userfaultfd, Self::Disabled];
 
-    /// Returns its value of the variable.
+    /// Returns the value of `FI_MR_CACHE_MONITOR` that selects this monitor.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -44,7 +46,7 @@ impl Monitor {
     }
 }
 
-/// The process of a peer.
+/// A peer, which runs as a process.
 pub struct Peer {
     name: String,
     process: Child,
@@ -54,12 +56,12 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts `program libfabric ADDRESS OP SIZE` with this monitor. The address is that of the
-    /// device.
+    /// Starts `program libfabric ADDRESS OP SIZE` with this monitor. `address` is the address of
+    /// the device's interface.
     ///
     /// # Errors
     ///
-    /// The errors of starting it, or of its first transfer.
+    /// Returns the error if the process cannot be started, or if its first transfer fails.
     pub fn start(
         program: &Path,
         address: IpAddr,
@@ -85,7 +87,7 @@ impl Peer {
             answers: BufReader::new(answers),
             tally: Tally::new()?,
         };
-        // The answer shows that it is connected.
+        // The answer to this first transfer shows that the peer is connected.
         peer.run(1)?;
         Ok(peer)
     }
@@ -143,14 +145,14 @@ impl Variant for Peer {
     }
 
     fn counts(&self) -> Reading {
-        // The calls inside the peer cannot be counted.
+        // The calls are made in another process, where they cannot be counted.
         Reading::default()
     }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // An error means that it has already ended.
+        // An error means that the process has already ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -6,16 +6,16 @@ use clap::Parser;
 use regcache::monitor::{NoMonitor, Userfaultfd, UserfaultfdError};
 use regcache_repro::{NeverReports, Result, Uring, demonstrate};
 
-/// The exit status where there is no io_uring.
+/// The exit status on a machine without io_uring.
 const NOT_HERE: u8 = 77;
 
-/// Show the reuse bug with io_uring: a naive cache writes stale bytes, regcache does not
+/// Show the reuse bug with io_uring: a naive cache writes stale bytes, and regcache does not
 ///
-/// Exits with 1 if stale bytes arrive in any round with regcache, or not in every round with a
-/// naive cache, and with 77 where there is no io_uring.
+/// Exits with 0 if stale bytes arrive in every round with a naive cache and in no round with
+/// regcache. Exits with 77 if this machine has no io_uring, and with 1 otherwise.
 #[derive(Parser)]
 struct Options {
-    /// Play this many rounds with each cache
+    /// Run this many rounds with each cache
     #[arg(long, default_value_t = 1000)]
     rounds: u32,
 }
@@ -25,12 +25,15 @@ fn run(rounds: u32) -> Result<bool> {
         Ok(monitor) => demonstrate(monitor, rounds),
         Err(error @ UserfaultfdError::GuardPages { .. }) => {
             println!("{error}\n");
-            // SAFETY: this program makes no guard pages.
+            // SAFETY: the caller of `open_unprivileged` must make no guard pages, and this program
+            // makes none.
             demonstrate(unsafe { Userfaultfd::open_unprivileged() }?, rounds)
         }
         Err(error) => {
             println!("{error}");
-            println!("So regcache retains no registration here: slow, and never stale.\n");
+            println!(
+                "So regcache retains no registration on this machine. Lookups are slow, but never stale.\n"
+            );
             demonstrate(NoMonitor, rounds)
         }
     }
@@ -39,7 +42,7 @@ fn run(rounds: u32) -> Result<bool> {
 fn main() -> ExitCode {
     let options = Options::parse();
     if let Err(error) = Uring::new(NeverReports) {
-        eprintln!("reuse-host: no io_uring here: {error}");
+        eprintln!("reuse-host: this machine has no io_uring: {error}");
         return ExitCode::from(NOT_HERE);
     }
     match run(options.rounds) {

@@ -1,10 +1,11 @@
 //! [`Coverage`]: the watches of each page.
 //!
-//! The kernel keeps one bit for a mapping, whether it is armed, and several watches may want it. So
-//! pages are kept in runs with the same watches. A run is armed when its first watch comes,
-//! disarmed when its last one goes, and *never armed in between*. The check rests on this. If the
-//! mapping behind a watched page is replaced without an event, the new one is not armed. It stays
-//! so until nobody watches that page.
+//! The kernel keeps one bit for a mapping: whether the mapping is armed. Several watches may need
+//! the same mapping to be armed. So the watched pages are divided into runs, each of pages with the
+//! same watches. A run is armed when its first watch is placed, disarmed when its last watch ends,
+//! and *never armed in between*. The check of the monitor depends on this. If the mapping behind a
+//! watched page is replaced without an event, the new mapping is not armed. It stays unarmed until
+//! the page has no watch any more.
 //!
 //! Neighbouring runs with the same watches are joined. So there are fewer than twice as many runs
 //! as watches.
@@ -19,7 +20,7 @@ pub(super) type Pages = (usize, usize);
 #[derive(Debug, PartialEq, Eq)]
 struct Run {
     end: usize,
-    /// The watches, in ascending order.
+    /// The watches of the run, in ascending order of their cookies.
     watches: Vec<Cookie>,
 }
 
@@ -31,7 +32,7 @@ pub(super) struct Coverage {
 }
 
 impl Coverage {
-    /// Adds a watch, and returns the pages that had none.
+    /// Adds a watch, and returns the pages that had no watch before.
     pub(super) fn add(&mut self, (start, end): Pages, watch: Cookie) -> Vec<Pages> {
         self.split(start);
         self.split(end);
@@ -57,7 +58,7 @@ impl Coverage {
         fresh
     }
 
-    /// Removes a watch, and returns the pages that have none any more.
+    /// Removes a watch, and returns the pages that have no watch any more.
     pub(super) fn remove(&mut self, (start, end): Pages, watch: Cookie) -> Vec<Pages> {
         self.split(start);
         self.split(end);
@@ -83,7 +84,7 @@ impl Coverage {
         bare
     }
 
-    /// Returns the watches of any of the pages. One watch may come several times.
+    /// Returns the watches of any of the pages. The same watch may be returned several times.
     pub(super) fn over(&self, (start, end): Pages) -> impl Iterator<Item = Cookie> {
         let before = self.runs.range(..start).next_back();
         let before = before.filter(move |(_, run)| run.end > start);
@@ -110,7 +111,8 @@ impl Coverage {
         }
     }
 
-    /// Joins neighbours with the same watches, from the run before `start` to the one at `end`.
+    /// Joins neighbouring runs with the same watches, from the run before `start` to the run at
+    /// `end`.
     fn join(&mut self, start: usize, end: usize) {
         let before = self.runs.range(..start).next_back();
         let mut at = before.map_or(start, |(&first, _)| first);

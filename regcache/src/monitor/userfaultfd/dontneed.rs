@@ -1,15 +1,18 @@
 //! [`Removal`]: a removal of pages that was reported, and the proof that it is over.
 //!
-//! `MADV_DONTNEED` and its like are reported *before* the pages go. The removing thread goes on
-//! when the report was read, and nothing reports the end. Memory registered in between is
-//! registered with pages that are about to go. So the pages are under suspicion from the report on,
-//! and lookups of them are not cached. The suspicion ends when each thread that the process had
-//! then was seen elsewhere. A thread is elsewhere if it is the one that asks, or if it sleeps in
-//! another system call, which `/proc/self/task/TID/syscall` shows. A thread that runs all the time
-//! and never misses the cache keeps the suspicion alive: lookups are slow then, and not stale.
+//! `MADV_DONTNEED` and similar calls are reported *before* the pages are removed. The removing
+//! thread goes on when the event was read, and no event reports the end of the removal. A
+//! registration made in between pins pages that are about to be removed. So the pages are under
+//! suspicion from the event on, and lookups of them are not cached.
 //!
-//! One case is not seen: a process, not a thread, that shares the memory without `vfork`. After
-//! `vfork`, the parent sleeps in a call that is under suspicion.
+//! The suspicion ends when each thread that the process had then was seen elsewhere. A thread is
+//! elsewhere if it is the calling thread, or if it sleeps in another system call.
+//! `/proc/self/task/TID/syscall` shows that call. A thread that runs all the time and never misses
+//! the cache keeps the pages under suspicion. Then lookups of the pages are slow, but not stale.
+//!
+//! One case is not detected: a removal by another process that shares the memory and is not a
+//! `vfork` child. A removal by a `vfork` child is detected, because the parent sleeps in `vfork`
+//! until the child ends. `may_be_removing` returns true for that call.
 
 use std::fs;
 use std::io;
@@ -37,7 +40,7 @@ impl Removal {
 
     /// Returns true if the removal is over. The `innocent` threads are known not to remove pages.
     pub(super) fn is_over(&mut self, innocent: &[i32]) -> bool {
-        // A thread that starts later is not the one.
+        // A thread that starts after this list was made is not the removing thread.
         if self.suspects.is_none() {
             self.suspects = threads().ok();
         }
@@ -70,15 +73,18 @@ fn may_remove(thread: i32) -> bool {
     let task = format!("/proc/self/task/{thread}");
     match fs::read_to_string(format!("{task}/syscall")) {
         Ok(said) => may_be_removing(&said),
-        // The thread has ended, or the kernel does not tell.
+        // Either the thread has ended, or the kernel does not show its system call. Only a thread
+        // that has ended has no directory.
         Err(_) => !matches!(fs::exists(task), Ok(false)),
     }
 }
 
-/// Judges the content of `/proc/self/task/TID/syscall`. It is `running`, or the number and the
-/// arguments of the system call that the thread sleeps in. The number -1 stands for no call. Then
-/// the thread is in a page fault, or it is a worker of the kernel, such as io_uring's, which may
-/// remove pages as well.
+/// Returns true if the content of a thread's `/proc/self/task/TID/syscall` allows that the thread
+/// is removing pages.
+///
+/// The content is `running`, or the number and the arguments of the system call that the thread
+/// sleeps in. The number -1 stands for no call. Then the thread is in a page fault, or it is a
+/// worker of the kernel, such as io_uring's. Such a worker may remove pages as well.
 fn may_be_removing(said: &str) -> bool {
     let call = said
         .split_whitespace()
@@ -87,7 +93,7 @@ fn may_be_removing(said: &str) -> bool {
     let Some(call) = call.filter(|&call| call >= 0) else {
         return true;
     };
-    // The clone and vfork calls wait for a child that shares the memory.
+    // The clone and vfork calls may wait for a child that shares the memory and removes pages.
     [
         libc::SYS_madvise,
         libc::SYS_process_madvise,

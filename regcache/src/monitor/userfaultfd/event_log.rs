@@ -1,21 +1,22 @@
 //! [`Log`]: a ring of the events that the reader has read.
 //!
-//! Only the reader writes to it. Threads read it under the lock of the monitor's watches. The
-//! reader must not wait, so the ring has a fixed size. If it is full, the events that do not fit
-//! become one entry for everything. That loses precision, and no event.
+//! Only the reader writes to the log. Other threads read the log under the lock of the monitor's
+//! watches. The reader must not wait, so the ring has a fixed size. If the ring is full, the events
+//! that do not fit become one entry for all memory. This loses precision, but no event.
 
 use std::array;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::coverage::Pages;
 
-/// The number of entries: 4 KiB of them.
+/// The number of entries, which take 4 KiB.
 const ENTRIES: usize = 256;
 
-/// A flag in the lowest bit of an entry's start, which is the start of a page.
+/// The flag of a removal, in the lowest bit of an entry's start. The start is the address of a
+/// page, so that bit is free.
 const REMOVAL: usize = 1;
 
-/// The pages of an entry for everything.
+/// The pages of an entry for all memory.
 const ALL: Pages = (0, usize::MAX);
 
 /// See the head of this file.
@@ -27,13 +28,15 @@ pub(super) struct Log {
     /// The number of removals ever entered.
     removals: AtomicU64,
     entries: [[AtomicUsize; 2]; ENTRIES],
-    /// The numbers of entries ever written and ever read.
+    /// The number of entries ever written.
     written: AtomicUsize,
+    /// The number of entries ever read.
     read: AtomicUsize,
+    /// True if some events since the last `take` did not fit.
     overflown: AtomicBool,
 }
 
-/// Pages that have changed, or, if this is a removal, that are about to.
+/// Pages that have changed. If the change is a removal, the pages are about to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) pages: Pages,
@@ -57,17 +60,19 @@ impl Log {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Raises the generation, after the changes that it stands for were entered.
+    /// Raises the generation. The reader calls this after it has entered the changes.
     pub(super) fn raise(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Sets the flag before the reader reads, and clears it after its events are entered.
+    /// Stores the flag. The reader sets it before it reads events, and clears it after it has
+    /// entered them.
     pub(super) fn set_reading(&self, reading: bool) {
         self.reading.store(reading, Ordering::SeqCst);
     }
 
-    /// Returns false if all events that were read are entered, and the generation was raised.
+    /// Returns false if all events that were read are entered and the generation was raised for
+    /// them.
     pub(super) fn is_reading(&self) -> bool {
         self.reading.load(Ordering::SeqCst)
     }
@@ -96,7 +101,7 @@ impl Log {
         }
     }
 
-    /// Takes the oldest entry out. Only one thread at a time may call this.
+    /// Removes the oldest entry and returns it. Only one thread at a time may call this.
     pub(super) fn take(&self) -> Option<Change> {
         if self.overflown.swap(false, Ordering::AcqRel) {
             return Some(Change {

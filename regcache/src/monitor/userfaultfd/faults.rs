@@ -1,8 +1,9 @@
 //! [`Faults`]: faults on missing pages of watched memory.
 //!
-//! Registered pages are present as long as a device has them pinned. So a page that is missing was
-//! removed. If no event said so, its fault is the first sign. The sign is still in time, because
-//! the page that takes its place is supplied here, after the change was entered in the log.
+//! A registered page is present as long as a device has it pinned. So a missing page was removed.
+//! If no event reported the removal, the fault on the page is the first sign of the removal. This
+//! sign is still in time. The reader supplies the new page only after it has entered the change in
+//! the log.
 
 use std::os::fd::AsRawFd;
 
@@ -11,8 +12,8 @@ use nix::errno::Errno;
 use super::raw;
 use super::source::{Source, range};
 
-/// The number of pages kept while the kernel is busy. A thread that touches another one faults
-/// again.
+/// The maximum number of pages that are kept to be supplied later. A thread that waits for any
+/// further page is woken, and faults again.
 const MAX_LATER: usize = 32;
 
 /// The pages that could not be supplied yet.
@@ -23,7 +24,8 @@ pub(super) struct Faults {
 }
 
 impl Faults {
-    /// Supplies a page of zeros at `page` to the threads that wait for it, now or later.
+    /// Supplies a page of zeros at `page`, now or later, so that the threads that wait for it go
+    /// on.
     pub(super) fn serve(&mut self, source: &Source, page: usize) {
         if supply(source, page) {
             return;
@@ -52,19 +54,20 @@ impl Faults {
     }
 }
 
-/// Supplies a page. Returns false if the kernel is in the middle of a change, whose event has to be
-/// read first.
+/// Supplies a page of zeros. Returns false if a change is in flight, because the event of that
+/// change has to be read first.
 fn supply(source: &Source, page: usize) -> bool {
     let mut zeros = raw::ZeroPage {
         range: range(page, page + source.page),
         ..raw::ZeroPage::default()
     };
-    // SAFETY: the structure may be read and written. A page is supplied only where there is none,
-    // and some thread waits for one.
+    // SAFETY: the structure may be read and written. The kernel supplies a page only if the page is
+    // missing, and some thread waits for that page.
     match unsafe { raw::zero_page(source.uffd.as_raw_fd(), &raw mut zeros) } {
         Ok(_) => true,
         Err(Errno::EAGAIN) => false,
-        // There is a page already, or no mapping any more: waiting threads have to look again.
+        // Either there is a page already, or the mapping is gone. Waiting threads have to try
+        // again.
         Err(_) => {
             wake(source, page);
             true

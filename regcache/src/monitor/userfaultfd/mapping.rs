@@ -1,12 +1,13 @@
-//! [`Mappings`]: the kernel's answers about the mappings behind some pages.
+//! [`Mappings`]: queries the kernel about the mappings behind some pages.
 //!
-//! Only private anonymous memory can be watched. The pages of a file change by truncation and by
-//! holes, through any file descriptor and in any process. userfaultfd reports none of that. Memfds
-//! and System V segments are files here. Private mappings of a file are affected as well, copied or
-//! not.
+//! Only private anonymous memory can be watched. The pages of a file also change if the file is
+//! truncated or a hole is punched. Any process can do this through any file descriptor, and
+//! userfaultfd does not report it. Memfds and System V segments are files here. Private mappings of
+//! a file are affected as well, even if their pages were copied.
 //!
 //! Memory that may not be accessed (`PROT_NONE`) has no pages to register. A device may have its
-//! own memory at these addresses, and no monitor sees the changes of that.
+//! own memory at such addresses, and no monitor reports changes of that memory. So this memory is
+//! refused too.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -23,7 +24,7 @@ use super::raw;
 /// `/proc/self/maps` and `/proc/self/pagemap`, of the process that opened them.
 #[derive(Debug)]
 pub(super) struct Mappings {
-    /// The lock is for the file's offset, since old kernels' maps have to be read as text.
+    /// The lock protects the file's offset, because on old kernels the file has to be read as text.
     maps: Mutex<File>,
     pagemap: File,
 }
@@ -38,9 +39,9 @@ impl Mappings {
 
     /// Returns true if all of the pages are mapped by armed mappings.
     ///
-    /// The scan does not report holes, so a second call looks for them. It comes after the scan,
-    /// because mappings that the scan has seen may have gone. Neither call looks at single pages,
-    /// so the time does not depend on their number.
+    /// The scan does not report holes, so a second call looks for them. The second call comes after
+    /// the scan, because mappings that the scan has seen may be gone by then. Neither call looks at
+    /// single pages, so the time does not depend on the number of pages.
     pub(super) fn are_armed(&self, pages: Pages) -> io::Result<bool> {
         let unarmed = raw::Scan {
             category_inverted: raw::PAGE_IS_WPALLOWED,
@@ -50,8 +51,8 @@ impl Mappings {
         Ok(!self.finds(unarmed, pages)? && is_covered(pages))
     }
 
-    /// Returns true if, in addition, no page is missing. This takes 3 ns for each page or huge
-    /// page.
+    /// Returns true if all of the pages are mapped by armed mappings, and no page is missing. The
+    /// call takes 3 ns for each page or huge page.
     pub(super) fn are_armed_and_present(&self, pages: Pages) -> io::Result<bool> {
         let either = raw::PAGE_IS_WPALLOWED | raw::PAGE_IS_PRESENT;
         let unarmed_or_missing = raw::Scan {
@@ -79,7 +80,7 @@ impl Mappings {
         Ok(unsafe { raw::pagemap_scan(self.pagemap.as_raw_fd(), &raw mut scan) }? > 0)
     }
 
-    /// Refuses memory that is not private and anonymous, or that may not be accessed.
+    /// Returns an error for memory that is not private and anonymous, or that may not be accessed.
     pub(super) fn check_kind(&self, pages: Pages) -> io::Result<()> {
         let maps = &mut *self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         let mut at = pages.0;
@@ -113,7 +114,7 @@ fn query(maps: &File, address: usize) -> nix::Result<raw::Query> {
     Ok(query)
 }
 
-/// Does as [`Mappings::check_kind`], by the text of the file.
+/// Does the same as [`Mappings::check_kind`], from the text of the file.
 fn check_text(maps: &mut File, (start, end): Pages) -> io::Result<()> {
     let mut text = String::new();
     maps.rewind()?;
@@ -165,7 +166,8 @@ impl MapsLine {
     }
 }
 
-/// Returns true if there is no hole. With `MS_ASYNC`, `msync` does nothing else than look for one.
+/// Returns true if there is no hole. With `MS_ASYNC`, the only effect of `msync` is an error if
+/// there is a hole.
 fn is_covered((start, end): Pages) -> bool {
     // SAFETY: the call changes nothing, whatever is mapped there.
     unsafe {
@@ -208,13 +210,13 @@ mod tests {
         let ours = MmapMut::map_anon(2 * 4096).unwrap();
         check_text(maps, pages(&ours)).unwrap();
         let file = File::open("/proc/self/exe").unwrap();
-        // SAFETY: nobody writes the program while it runs.
+        // SAFETY: no process writes to the program's file while the program runs.
         let file = unsafe { memmap2::MmapOptions::new().map_copy(&file) }.unwrap();
         let private = check_text(maps, pages(&file)).unwrap_err();
         assert_eq!(private.kind(), io::ErrorKind::Unsupported);
         let mut nothing = MmapMut::map_anon(4096).unwrap();
         let (start, len) = (nothing.as_mut_ptr(), nothing.len());
-        // SAFETY: this test's own mapping, which it does not touch any more.
+        // SAFETY: this is the test's own mapping. The test does not touch the mapping any more.
         let closing = unsafe { libc::mprotect(start.cast(), len, libc::PROT_NONE) };
         assert_eq!(closing, 0);
         let refused = check_text(maps, pages(&nothing)).unwrap_err();
@@ -229,7 +231,7 @@ mod tests {
         let (start, end) = pages(&map);
         assert!(is_covered((start, end)));
         let middle = std::ptr::without_provenance_mut(start + 4096);
-        // SAFETY: a page of this test's own mapping, which is forgotten below.
+        // SAFETY: this is a page of the test's own mapping, which is forgotten below.
         assert_eq!(unsafe { libc::munmap(middle, 4096) }, 0);
         assert!(!is_covered((start, end)));
         std::mem::forget(map);

@@ -1,71 +1,81 @@
-//! The monitor on userfaultfd, for machines without the driver: slower, and as strict.
+//! The monitor on userfaultfd, for machines without the driver. It is slower than the driver and
+//! equally strict.
 //!
-//! Watched mappings are registered with a userfaultfd in write-protect mode, and no page is ever
-//! protected. So pages that are present never fault, but the events come: a mapping was unmapped or
-//! moved, or its pages are about to be removed. A thread (`reader.rs`) reads them. On kernels that
-//! can remove pages without an event, the mappings are registered for missing pages as well
-//! (`open.rs`).
+//! Watched mappings are *armed*: they are registered with a userfaultfd in write-protect mode, but
+//! no page is ever protected. So pages that are present never cause a fault. But the kernel sends
+//! an event when a mapping was unmapped or moved, or when its pages are about to be removed. A
+//! thread reads the events (`reader.rs`). Some kernels can remove pages without an event. There the
+//! mappings are also registered for faults on missing pages (`open.rs`).
 //!
-//! Events alone are not sound. The kernel queues them after it has dropped the lock of the address
-//! space. By the time that an event can be read, another thread may have been given the address by
-//! `mmap`, and may have looked it up. Some changes send no event at all. Hence the check, which the
-//! cache makes at the beginning of each lookup ([`is_intact`](Monitor::is_intact)).
+//! Events alone are not sound. The kernel queues an event after it has dropped the lock of the
+//! address space. Before the event can be read, another thread may get the address from `mmap` and
+//! look it up. Some changes send no event at all. So each lookup begins with a check,
+//! [`is_intact`](Monitor::is_intact).
 //!
 //! # The check
 //!
-//! 1. *No change is in flight.* Before an unmapping thread drops the kernel's lock, the kernel
-//!    counts its change as in flight, until the event was read. While the count is not 0, the
-//!    kernel answers any attempt to protect pages with `EAGAIN`. So an attempt that it must refuse
-//!    (0 bytes) shows the count. The reader sets a flag before it reads, and clears it after it has
-//!    entered its events. Assume that nothing is in flight, and *then* the reader is not reading.
-//!    Then every change whose address could have been handed out by now is entered, and has raised
-//!    the generation. Otherwise the check waits. If that takes too long it gives up, and the range
-//!    is treated as changed.
-//! 2. *The mapping is the one that was watched.* Pages are armed when their first watch comes, and
-//!    never again until the last one is gone (`coverage.rs`). A mapping that was put there without
-//!    an event, by `shmat(SHM_REMAP)`, is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are
-//!    not armed, and `msync` finds holes, which the scan skips. An armed mapping that was moved
-//!    there has sent an event that names its new place.
-//! 3. *No page is missing*, if the kernel can remove pages without an event. A registered page is
-//!    present. A thread that touched such a page since got another one only after the reader had
-//!    entered the fault (`faults.rs`).
+//! 1. *No change is in flight.* The kernel counts the changes whose events were not read yet. It
+//!    counts a change before the unmapping thread drops the kernel's lock. While the count is not
+//!    0, the kernel refuses any attempt to protect pages with `EAGAIN`. So the check tries to
+//!    protect 0 bytes. The kernel refuses this in any case, and the error shows whether the count
+//!    is 0.
+//!
+//!    The reader sets a flag before it reads events. It clears the flag after it has entered the
+//!    events in the log. The check loads the count, and *after that* the flag. It repeats both
+//!    loads until the count is 0 and the flag is clear. Then every change whose address could have
+//!    been handed out by now is entered, and has raised the generation. If the wait takes too long,
+//!    the check gives up, and the range is treated as changed.
+//! 2. *The mapping is the one that was watched.* Pages are armed when their first watch is placed.
+//!    They are never armed again until their last watch has ended (`coverage.rs`).
+//!    `shmat(SHM_REMAP)` can replace a mapping without an event, but the new mapping is not armed.
+//!    `ioctl(PAGEMAP_SCAN)` finds mappings that are not armed. The scan skips holes, so `msync`
+//!    looks for holes. `mremap` can move an armed mapping into the range, but sends an event that
+//!    names the new place.
+//! 3. *No page is missing.* This is checked only if the kernel can remove pages without an event. A
+//!    registered page is present until it is removed. A thread that touches a removed page gets
+//!    another page only after the reader has entered the fault (`faults.rs`). So each removed page
+//!    is either still missing or in the log.
 //! 4. *No removal of these pages is in flight* (`dontneed.rs`).
 //!
 //! # The rules
 //!
-//! - **M1**: every change of mappings sends an event, except `shmat(SHM_REMAP)`, which the check
-//!   finds. Changes of a file's pages send none, so only private anonymous memory is watched
-//!   (`mapping.rs`). Pages that a device has pinned are not swapped out, migrated, merged or moved.
-//!   `MADV_GUARD_INSTALL` (Linux 6.13) sends no event either: point 3 is for it.
-//! - **M2**: arming takes the kernel's lock for writing. A change that has not looked at the
-//!   mapping by then will find it armed. A change that has is over, because the kernel holds the
-//!   lock until it is. The exception is a removal, which drops the lock to wait for its event. From
-//!   that event on, its pages are neither watched nor intact until every thread was seen elsewhere.
-//!   Then they are reported again.
-//! - **M3**: point 1 shows it for a lookup that has asked `is_intact`. The generation alone is
-//!   *not* in time.
-//! - **M4**: the log has a fixed size, and events that do not fit become a report of everything.
-//!   There are fewer than twice as many runs of pages as watches. Removals under suspicion are
-//!   bounded, because too many become one.
+//! - **M1**: every change of mappings sends an event, except `shmat(SHM_REMAP)`. Point 2 of the
+//!   check finds that change. Changes of a file's pages send no event, so only private anonymous
+//!   memory is watched (`mapping.rs`). The kernel does not swap out, migrate, merge or move pages
+//!   that a device has pinned. `MADV_GUARD_INSTALL` (Linux 6.13) removes pages without an event.
+//!   Point 3 of the check detects this.
+//! - **M2**: arming takes the kernel's lock of the address space for writing. A change that looks
+//!   at the mapping afterwards finds it armed. A change that looked at the mapping before is over,
+//!   because the kernel holds the lock until the change is over. A removal is the exception,
+//!   because it drops the lock to wait until its event is read. From that event on, new watches of
+//!   the removed pages are refused, and `is_intact` returns false for them. This suspicion ends
+//!   when every thread was seen elsewhere (`dontneed.rs`). Then the pages are reported again.
+//! - **M3**: point 1 of the check shows this for a lookup that has called `is_intact`. The
+//!   generation alone may change too late.
+//! - **M4**: the log has a fixed size. Events that do not fit become one report of all memory.
+//!   There are fewer than twice as many runs of pages as watches (`coverage.rs`). The number of
+//!   suspected removals is bounded, because too many of them are merged into one.
 //! - **M5**: no other code has the file descriptor. Code that closes file descriptors which it does
-//!   not own ends the events. The check then fails, unless the number has become another
-//!   userfaultfd's.
+//!   not own may close this one, which ends the events. Then the check fails, unless the file
+//!   descriptor's number belongs to another userfaultfd by now.
 //! - **M6**: a range is refused unless each page is mapped, private and anonymous, and may be
 //!   accessed (`mapping.rs`).
 //!
 //! # The cost
 //!
-//! - A lookup takes three system calls, 0.5 to 1 us in all. Since Linux 6.13 each page of 4 KiB
-//!   adds 3 ns.
-//! - A watch takes some microseconds. A munmap of watched memory takes a switch to the reader and
-//!   back.
-//! - Watching splits mappings, of which a process may have `vm.max_map_count` (65 530). Beyond that
-//!   number, registrations are not cached.
-//! - Memory under an application's own userfaultfd is not cached, nor is memory that another
-//!   monitor of this kind watches. Several caches should share one by [`Shared`](super::Shared).
+//! - A lookup makes three system calls, which take 0.5 to 1 us together. Since Linux 6.13 each page
+//!   of 4 KiB in the lookup's range adds 3 ns.
+//! - Placing a watch takes some microseconds. A `munmap` of watched memory waits for a switch to
+//!   the reader's thread and back.
+//! - Watching splits mappings. A process may have `vm.max_map_count` mappings (65 530 by default).
+//!   Once that limit is reached, further registrations are not cached.
+//! - Memory that another userfaultfd has registered is not cached. The other userfaultfd may be the
+//!   application's own, or that of another monitor of this kind. So several caches should share one
+//!   monitor ([`Shared`](super::Shared)).
 //!
-//! A forked child has the file descriptor and no armed memory. If the child outlives the monitor,
-//! the kernel keeps mappings armed; so the monitor disarms all of them when it is dropped.
+//! A forked child inherits the file descriptor, but its memory is not armed. If the child outlives
+//! the monitor, the kernel would keep the parent's mappings armed. So the monitor disarms all
+//! mappings when it is dropped.
 
 mod coverage;
 mod dontneed;
@@ -102,23 +112,26 @@ use watches::{Watch, Watches};
 
 pub use open::UserfaultfdError;
 
-/// The time that a lookup waits for changes in flight, at most. After that it registers again.
+/// The maximum time that a lookup waits for changes in flight. After that, the lookup registers
+/// again.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// The number of times that it asks before it yields in between.
+/// The number of times that a waiting lookup polls without yielding the CPU. After that, it yields
+/// between polls.
 const SPINS: u32 = 16;
 
-/// The monitor on userfaultfd, for private anonymous memory. The [module](self) has the promises
-/// and the argument.
+/// The monitor on userfaultfd, for private anonymous memory. The documentation of the
+/// [module](self) argues why the monitor keeps its rules.
 ///
-/// Registrations of other memory are not cached: files, shared memory, huge pages of hugetlbfs.
+/// Registrations of other memory are not cached. Examples are files, shared memory and huge pages
+/// of hugetlbfs.
 #[derive(Debug)]
 pub struct Userfaultfd {
     source: Arc<Source>,
     reader: Reader,
     watches: Mutex<Watches>,
     mappings: Mappings,
-    /// The number of removals in the log up to which all are over.
+    /// The first `removals_over` removals that were entered in the log are all over.
     removals_over: AtomicU64,
     strict: bool,
     fork: ForkMark,
@@ -129,14 +142,14 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// [`UserfaultfdError`]. On a kernel before 6.7 that is [`UserfaultfdError::NoCheck`]. On a
-    /// kernel since 6.13 it is [`UserfaultfdError::GuardPages`], if the process lacks the
+    /// [`UserfaultfdError`]. Before Linux 6.7 the error is [`UserfaultfdError::NoCheck`]. Since
+    /// Linux 6.13 the error is [`UserfaultfdError::GuardPages`], if the process lacks the
     /// privilege.
     pub fn open() -> Result<Self, UserfaultfdError> {
         Self::checked(Sight::Pages)
     }
 
-    /// Opens it as [`open`](Self::open) does, but needs no privilege on any kernel.
+    /// Opens a userfaultfd as [`open`](Self::open) does, but needs no privilege on any kernel.
     ///
     /// # Errors
     ///
@@ -144,26 +157,27 @@ impl Userfaultfd {
     ///
     /// # Safety
     ///
-    /// No code installs guard pages (`MADV_GUARD_INSTALL`) in memory that was looked up, unless it
-    /// calls the cache's [`invalidate`](crate::Cache::invalidate) for that memory before.
+    /// No code installs guard pages (`MADV_GUARD_INSTALL`) in memory that was looked up, unless
+    /// that code first calls the cache's [`invalidate`](crate::Cache::invalidate) for the memory.
     pub unsafe fn open_unprivileged() -> Result<Self, UserfaultfdError> {
         Self::checked(Sight::Mappings)
     }
 
-    /// Opens it without the check, as other libraries do.
+    /// Opens a userfaultfd without the check, as other libraries use it.
     ///
     /// A lookup in one thread may return a stale registration after another thread has unmapped the
-    /// memory. After changes that send no event, it always does.
+    /// memory. After a change that sends no event, every lookup of the memory may return a stale
+    /// registration.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open), but any kernel since 5.11 suffices.
+    /// The errors of [`open`](Self::open), but any kernel since Linux 5.11 suffices.
     ///
     /// # Safety
     ///
-    /// The caller must synchronise lookups with other threads' unmapping, moving or discarding of
-    /// the same memory, and allow time for the event to be read. Receiving the address from `mmap`
-    /// does not count as synchronisation.
+    /// The caller must synchronise lookups with other threads that unmap, move or discard the same
+    /// memory. The caller must also allow time for the event to be read. Receiving the address from
+    /// `mmap` does not count as synchronisation.
     pub unsafe fn open_racy() -> Result<Self, UserfaultfdError> {
         let mut monitor = Self::with(Sight::Events)?;
         monitor.strict = false;
@@ -172,7 +186,7 @@ impl Userfaultfd {
 
     fn checked(sight: Sight) -> Result<Self, UserfaultfdError> {
         let monitor = Self::with(sight)?;
-        // Any page serves to find out whether the kernel supports the check.
+        // This call only tests whether the kernel supports the check, so any page will do.
         let here = (&raw const monitor).addr() & !(monitor.source.page - 1);
         match monitor
             .mappings
@@ -208,8 +222,8 @@ impl Userfaultfd {
         })
     }
 
-    /// Takes the lock of the watches. The reader never does, so its holder may allocate and call
-    /// the kernel.
+    /// Takes the lock of the watches. The reader never takes this lock. So its holder may allocate
+    /// memory and make system calls.
     fn lock(&self) -> MutexGuard<'_, Watches> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -222,7 +236,7 @@ impl Userfaultfd {
     }
 
     /// Waits until every change that was in flight at the time of the call is entered in the log.
-    /// Returns false if that takes too long, or if the kernel does not answer any more.
+    /// Returns false if the wait takes too long, or if the kernel returns an unexpected error.
     fn settle(&self) -> bool {
         let mut until = None;
         for round in 0_u32.. {
@@ -245,13 +259,13 @@ impl Userfaultfd {
     }
 
     /// Returns true if there is a change whose event was not read yet. Returns `None` if the kernel
-    /// does not answer.
+    /// returns an unexpected error.
     fn is_in_flight(&self) -> Option<bool> {
         let mut nothing = raw::WriteProtect::default();
         // SAFETY: the structure may be read. The range is empty, so the kernel refuses to protect
         // it.
         let refused = unsafe { raw::write_protect(self.source.uffd.as_raw_fd(), &raw mut nothing) };
-        // Later loads come after the kernel's load of its count.
+        // The fence orders later loads after the kernel's load of its count.
         fence(Ordering::SeqCst);
         match refused {
             Err(Errno::EINVAL) => Some(false),
@@ -270,7 +284,7 @@ impl Userfaultfd {
         self.is_suspect_in(watches, pages)
     }
 
-    /// Does as `is_suspect`, after the log was absorbed.
+    /// Does the same as `is_suspect`, for a caller that has absorbed the log.
     fn is_suspect_in(&self, watches: &mut Watches, pages: Pages) -> bool {
         if watches
             .removals
@@ -320,7 +334,7 @@ impl Userfaultfd {
         }
     }
 
-    /// Ends a watch, and disarms the pages that have no other one.
+    /// Ends a watch, and disarms the pages that have no other watch.
     fn end(&self, watches: &mut Watches, cookie: Cookie) -> io::Result<()> {
         let watch = watches
             .by_cookie
@@ -335,10 +349,11 @@ impl Userfaultfd {
         Ok(())
     }
 
-    /// Arms the `fresh` pages, and refuses `pages` that cannot be watched.
+    /// Arms the `fresh` pages. Returns an error if some of `pages` cannot be watched.
     fn arm(&self, watches: &mut Watches, fresh: &[Pages], pages: Pages) -> io::Result<()> {
         if !self.strict {
-            // Without the check, pages that were armed before may not be armed any more.
+            // Without the check, pages that were armed before may have lost that state unnoticed.
+            // So all pages are armed.
             self.source.arm(pages.0, pages.1)?;
             return self.mappings.check_kind(pages);
         }
@@ -348,7 +363,7 @@ impl Userfaultfd {
         self.mappings.check_kind(pages)?;
         if !self.mappings.are_armed(pages)? {
             let why =
-                "part of it is not mapped, or was replaced under a watch that has not ended yet";
+                "part of the range is not mapped, or was replaced under a watch that has not ended";
             return Err(io::Error::other(why));
         }
         if !self.settle() {
@@ -356,15 +371,16 @@ impl Userfaultfd {
         }
         self.absorb(watches);
         if self.is_suspect_in(watches, pages) {
-            let why = "some of its pages may be about to be removed by another thread";
+            let why = "another thread may be about to remove some of the range's pages";
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
         }
         Ok(())
     }
 }
 
-// SAFETY: see the head of this file, and M1 there for changes that are not seen. A monitor of
-// `open_racy` keeps what the safety section of that function leaves.
+// SAFETY: the head of this file argues for each rule. The argument for M1 lists the changes that
+// events do not report. A monitor of `open_racy` keeps the rules under the conditions in the safety
+// section of that function.
 unsafe impl Monitor for Userfaultfd {
     const CHECKED: bool = true;
 
@@ -377,7 +393,7 @@ unsafe impl Monitor for Userfaultfd {
         if !self.strict {
             return true;
         }
-        // The files are the parent's: the answers would be about its memory.
+        // The files belong to the parent process, so the kernel would check the parent's memory.
         if self.fork.in_child() {
             return false;
         }
@@ -479,7 +495,8 @@ mod tests {
             MmapMut::map_anon(4096).unwrap(),
             MmapMut::map_anon(4096).unwrap(),
         );
-        // There is no reader yet. The monitor is dropped before the memory, so that nobody waits.
+        // There is no reader yet. If the test fails, the monitor is dropped before the memory, so
+        // that no unmapping waits for a reader.
         let monitor = Userfaultfd::around(opened, |source| Ok(Reader::absent(source))).unwrap();
         let whole = VaRange::new(memory.as_ptr(), memory.len()).unwrap();
         let beside = VaRange::new(other.as_ptr(), other.len()).unwrap();

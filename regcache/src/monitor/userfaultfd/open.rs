@@ -1,12 +1,13 @@
-//! [`Opened`]: the kind of userfaultfd that this process can have.
+//! [`Opened`]: opens the kind of userfaultfd that the monitor needs.
 //!
-//! Every process may have a userfaultfd for faults of user mode. It suffices on kernels where every
-//! change of pages sends an event. Linux 6.13 brought a change that sends none:
-//! `MADV_GUARD_INSTALL` removes pages, and after `MADV_GUARD_REMOVE` the next touch brings others.
-//! To see that, the monitor has to handle the fault on each missing page. Such a fault stops the
-//! thread that touches the page, also inside the kernel: `read(2)` into it would fail if nobody
-//! could serve the kernel's faults. So it takes a userfaultfd for all faults, and that takes a
-//! privilege.
+//! Every process may have a userfaultfd for faults of user mode. Such a userfaultfd suffices on
+//! kernels where every change of pages sends an event. Linux 6.13 added a change without an event.
+//! `MADV_GUARD_INSTALL` removes pages, and the first touch after `MADV_GUARD_REMOVE` brings new
+//! ones. To see that change, the monitor has to handle the fault on each missing page.
+//!
+//! The kernel may cause such a fault too, for example when `read(2)` writes into the page. With a
+//! userfaultfd for faults of user mode, that `read` would fail. So the monitor needs a userfaultfd
+//! for all faults, which requires a privilege.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -23,21 +24,21 @@ use super::raw;
 pub enum UserfaultfdError {
     /// The kernel or a sandbox refuses the system call.
     #[error(
-        "userfaultfd(2) is refused: it takes Linux 5.11 or later with CONFIG_USERFAULTFD, and no sandbox that forbids it"
+        "userfaultfd(2) is refused: it needs Linux 5.11 or later with CONFIG_USERFAULTFD, and a sandbox must not forbid it"
     )]
     Refused {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel cannot report in time what was unmapped.
+    /// The kernel cannot report changes in time.
     #[error(
-        "this kernel cannot check whether memory has changed (that takes Linux 6.7: WP_ASYNC and PAGEMAP_SCAN), and userfaultfd's events alone come too late: another thread can be given an address before the event of its unmapping can be read"
+        "this kernel cannot check whether memory has changed: use Linux 6.7 or later (WP_ASYNC and PAGEMAP_SCAN), or the ummunotify driver; userfaultfd's events alone come too late, because another thread can get an address before the event of its unmapping can be read"
     )]
     NoCheck {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The kernel can put guard pages in place of memory without an event (Linux 6.13).
+    /// The kernel can replace memory by guard pages without an event (since Linux 6.13).
     #[error(
         "this kernel has guard pages (MADV_GUARD_INSTALL), which a process cannot detect unless it may handle the kernel's page faults: allow it to open /dev/userfaultfd, give it CAP_SYS_PTRACE, or set vm.unprivileged_userfaultfd=1; a program that installs no guard pages in registered memory can call open_unprivileged"
     )]
@@ -56,9 +57,9 @@ pub enum UserfaultfdError {
 /// The changes that a monitor has to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sight {
-    /// Those that events report.
+    /// Changes that events report.
     Events,
-    /// In addition, those that the check finds without a privilege.
+    /// In addition, changes that the check finds without a privilege.
     Mappings,
     /// In addition, removals of single pages.
     Pages,
@@ -113,7 +114,7 @@ const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
 fn call(flags: i32) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes flags and returns a file descriptor.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS | flags) })?;
-    // SAFETY: the file descriptor was just made, and belongs to nobody else. It fits in an i32.
+    // SAFETY: the file descriptor was just made, and has no other owner. It fits in an i32.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
@@ -124,8 +125,8 @@ fn for_user_mode() -> Result<OwnedFd, UserfaultfdError> {
     })
 }
 
-/// Opens a userfaultfd for all faults: by the capability or the sysctl, or else by the device, to
-/// which an administrator grants access.
+/// Opens a userfaultfd for all faults. The system call allows this with a capability or a sysctl.
+/// Otherwise the device allows it, if an administrator has granted access.
 fn for_all_faults() -> Result<OwnedFd, UserfaultfdError> {
     let refusal = match call(0) {
         Ok(uffd) => return Ok(uffd),
@@ -133,7 +134,7 @@ fn for_all_faults() -> Result<OwnedFd, UserfaultfdError> {
     };
     match by_device() {
         Ok(uffd) => Ok(uffd),
-        // The advice is given only if the rest would work.
+        // The error that advises on the privilege is returned only if everything else would work.
         Err(source) if refusal == Errno::EPERM => {
             for_user_mode().and(Err(UserfaultfdError::GuardPages { source }))
         }
@@ -143,17 +144,18 @@ fn for_all_faults() -> Result<OwnedFd, UserfaultfdError> {
     }
 }
 
-/// Opens a userfaultfd by `/dev/userfaultfd`.
+/// Opens a userfaultfd through `/dev/userfaultfd`.
 fn by_device() -> io::Result<OwnedFd> {
     let mut options = OpenOptions::new();
     let device = options.read(true).write(true).open("/dev/userfaultfd")?;
     // SAFETY: the call takes flags and returns a file descriptor.
     let fd = unsafe { raw::new(device.as_raw_fd(), FLAGS) }?;
-    // SAFETY: the file descriptor was just made, and belongs to nobody else.
+    // SAFETY: the file descriptor was just made, and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Returns true if the kernel knows `MADV_GUARD_INSTALL`. For 0 bytes the call has no other effect.
+/// Returns true if the kernel supports `MADV_GUARD_INSTALL`. The call is for 0 bytes, so it changes
+/// nothing.
 fn has_guard_pages() -> bool {
     // SAFETY: the call affects no memory.
     unsafe { libc::madvise(ptr::null_mut(), 0, raw::MADV_GUARD_INSTALL) == 0 }

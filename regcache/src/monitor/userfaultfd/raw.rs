@@ -5,15 +5,15 @@ use std::mem::size_of;
 /// The version of the interface.
 pub(super) const API: u64 = 0xaa;
 
-/// A flag of `userfaultfd(2)`: no faults of the kernel, and so no privilege.
+/// A flag of `userfaultfd(2)`: handle only faults of user mode, which requires no privilege.
 pub(super) const USER_MODE_ONLY: i32 = 1;
 
 pub(super) const FEATURE_EVENT_REMAP: u64 = 1 << 2;
 pub(super) const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 pub(super) const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
-/// Since Linux 6.4. The kernel reports `WPALLOWED` only with this feature.
+/// A feature since Linux 6.4. The kernel reports `WPALLOWED` only with this feature.
 pub(super) const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
-/// Since Linux 6.7. The kernel reports `WPALLOWED` only with this feature.
+/// A feature since Linux 6.7. The kernel reports `WPALLOWED` only with this feature.
 pub(super) const FEATURE_WP_ASYNC: u64 = 1 << 15;
 
 pub(super) const MODE_MISSING: u64 = 1 << 0;
@@ -67,7 +67,7 @@ pub(super) struct ZeroPage {
     pub(super) zeroed: i64,
 }
 
-/// `struct uffd_msg`. Its union is three words in each event read here.
+/// `struct uffd_msg`. Each event that the reader uses has up to three words in its union.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Message {
@@ -76,10 +76,10 @@ pub(super) struct Message {
     pub(super) words: [u64; 3],
 }
 
-/// A category of pages: those in a mapping that is registered for write protection, with the two
-/// features above.
+/// A category of pages: those in a mapping that is registered for write protection. The kernel
+/// reports this category only with the two features above.
 pub(super) const PAGE_IS_WPALLOWED: u64 = 1;
-/// A category of pages: those that are mapped, as pages are while a device has them pinned.
+/// A category of pages: those that are present. A page is present while a device has it pinned.
 pub(super) const PAGE_IS_PRESENT: u64 = 1 << 3;
 
 /// `struct pm_scan_arg`.
@@ -112,7 +112,8 @@ pub(super) struct Region {
 /// An advice of `asm-generic/mman-common.h`, since Linux 6.13.
 pub(super) const MADV_GUARD_INSTALL: i32 = 102;
 
-/// The flags of a mapping that may be read, written or executed. At least one is set.
+/// The three flags of a mapping that may be read, written or executed. At least one is set if the
+/// mapping may be accessed.
 pub(super) const VMA_ACCESSIBLE: u64 = 7;
 /// A flag of a mapping: it is shared.
 pub(super) const VMA_SHARED: u64 = 8;
@@ -144,7 +145,7 @@ const _: () = assert!(size_of::<ZeroPage>() == 32);
 const _: () = assert!(size_of::<Scan>() == 96 && size_of::<Query>() == 104);
 
 nix::ioctl_write_int_bad!(
-    /// Makes a file descriptor with these flags, by `/dev/userfaultfd`.
+    /// Makes a userfaultfd with these flags, through `/dev/userfaultfd`.
     ///
     /// # Safety
     ///
@@ -184,7 +185,7 @@ nix::ioctl_read!(
     wake, 0xaa, 0x02, Range
 );
 nix::ioctl_readwrite!(
-    /// Supplies pages of zeros where there are none.
+    /// Supplies pages of zeros for missing pages.
     ///
     /// # Safety
     ///
@@ -192,7 +193,7 @@ nix::ioctl_readwrite!(
     zero_page, 0xaa, 0x04, ZeroPage
 );
 nix::ioctl_readwrite!(
-    /// Protects a range, or returns the reason why not.
+    /// Write-protects a range, or returns the error that prevents this.
     ///
     /// # Safety
     ///
@@ -200,7 +201,7 @@ nix::ioctl_readwrite!(
     write_protect, 0xaa, 0x06, WriteProtect
 );
 nix::ioctl_readwrite!(
-    /// Looks for pages of some categories; returns how many regions were found.
+    /// Looks for pages of some categories, and returns the number of regions found.
     ///
     /// # Safety
     ///

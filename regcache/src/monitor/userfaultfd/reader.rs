@@ -1,12 +1,14 @@
 //! [`Reader`]: the thread that reads userfaultfd's events.
 //!
-//! A thread that unmaps watched memory sleeps in `munmap` until its event has been read. It may
-//! hold any lock of the application, of malloc or of the cache meanwhile. So the reader waits for
-//! nobody but the kernel. It takes no lock, allocates and frees nothing, and logs nothing. It calls
-//! the kernel only to poll, to read, to signal that there is something to drain, and to disarm.
-//! Disarming takes the kernel's lock of the address space, which no thread holds while it waits for
-//! its event to be read. The reader may take faults, but not one of those that it serves itself:
-//! the memory that it touches is in use and present.
+//! A thread that unmaps watched memory sleeps in `munmap` until the reader has read the event. The
+//! sleeping thread may hold any lock of the application, of malloc or of the cache. So the reader
+//! must not wait for another thread: it takes no lock, allocates and frees no memory, and logs
+//! nothing. It makes system calls only to poll, to read, to yield, to supply pages, to signal that
+//! there is something to drain, and to disarm. Disarming takes the kernel's lock of the address
+//! space. No thread holds that lock while it waits for its event to be read.
+//!
+//! The reader may cause page faults, but never one that it would have to serve itself. The memory
+//! that it touches is in use and present.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -24,10 +26,10 @@ use super::raw;
 use super::source::Source;
 use crate::sys::thread::spawn;
 
-/// The number of events that one `read` asks for. They take 512 bytes of stack.
+/// The maximum number of events that one `read` returns. They take 512 bytes of stack.
 const BATCH: usize = 16;
 
-/// The thread, which is stopped when this is dropped.
+/// The handle of the reader's thread. Dropping the handle stops the thread.
 #[derive(Debug)]
 pub(super) struct Reader {
     source: Arc<Source>,
@@ -39,7 +41,8 @@ impl Reader {
         let source = Arc::clone(source);
         let its = Arc::clone(&source);
         let thread = spawn("regcache-uffd", move || run(&its))?;
-        // Once the thread has stored its id, it has mapped all that a thread maps for itself.
+        // A new thread maps some memory for itself. It has done so by the time it stores its id.
+        // This wait keeps those mappings before the first watch.
         while source.reader.load(Ordering::Relaxed) == 0 {
             thread::yield_now();
         }
@@ -63,7 +66,7 @@ impl Reader {
         self.source.reader.load(Ordering::Relaxed)
     }
 
-    /// Forgets the thread in a forked child, where it does not exist.
+    /// Forgets the handle in a forked child, where the thread does not exist.
     pub(super) fn forget(&mut self) {
         std::mem::forget(self.thread.take());
     }
@@ -74,9 +77,9 @@ impl Drop for Reader {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        // A write fails only after 2^64 - 1 others.
+        // This write cannot fail. It would fail only after 2^64 - 1 other writes.
         let _ = self.source.stop.write(1);
-        // The thread does not panic.
+        // The thread does not panic, so there is no error to handle.
         let _ = thread.join();
     }
 }
@@ -97,8 +100,8 @@ fn run(source: &Source) {
         let read = read_all(source, &mut faults);
         source.log.set_reading(false);
         let stopped = fds[1].revents().is_some_and(|it| !it.is_empty());
-        // Without the file descriptor there is nothing to wait for. The check finds out that there
-        // are no more reports.
+        // If reading fails, the file descriptor is of no more use, and there is nothing to wait
+        // for. From then on, the monitor's check fails, so no lookup relies on missing reports.
         if stopped || read.is_err() {
             return;
         }
@@ -116,7 +119,8 @@ fn read_all(source: &Source, faults: &mut Faults) -> nix::Result<()> {
             Ok(n) => n.unsigned_abs() / size_of::<raw::Message>(),
             Err(Errno::EAGAIN) if faults.serve_rest(source) => return Ok(()),
             Err(Errno::EAGAIN) => {
-                // The kernel finishes its change when the thread runs whose event was read.
+                // A change in flight ends when the thread whose event was read runs again. So the
+                // reader lets other threads run.
                 thread::yield_now();
                 continue;
             }
@@ -130,7 +134,7 @@ fn read_all(source: &Source, faults: &mut Faults) -> nix::Result<()> {
         for message in &messages[..n] {
             answer(source, message, faults);
         }
-        // A write fails only if the eventfd is readable already.
+        // The write fails only if the eventfd is readable already, so an error does no harm.
         let _ = source.ready.write(1);
     }
 }
@@ -149,9 +153,9 @@ fn enter(source: &Source, message: &raw::Message) {
             source
                 .log
                 .enter(change(from, from.saturating_add(len), false));
-            // The mapping is armed at its new place. If somebody watches that place, other memory
-            // was watched there before, or the mapping was armed twice. So it is disarmed and
-            // reported.
+            // The mapping is still armed at its new place. If that place is watched, the watch was
+            // placed for other memory, or the mapping was armed twice. So the mapping is disarmed,
+            // and the watches of the new place are reported.
             source.disarm(to, to.saturating_add(len));
             source.log.enter(change(to, to.saturating_add(len), false));
         }
@@ -169,7 +173,8 @@ fn enter(source: &Source, message: &raw::Message) {
 fn answer(source: &Source, message: &raw::Message, faults: &mut Faults) {
     match message.event {
         raw::EVENT_PAGEFAULT => faults.serve(source, source.page_of(message)),
-        // The pages will be missing. Disarmed, they are brought without a fault here.
+        // The pages will be missing after the removal. They are disarmed, so that an access to them
+        // brings new pages without a fault that the reader has to serve.
         raw::EVENT_REMOVE if source.asks_for_pages() => {
             let [start, end, _] = message.words.map(|word| word as usize);
             source.disarm(start, end);

@@ -1,4 +1,5 @@
-//! [`Source`]: the open userfaultfd, and what the monitor and its reader share.
+//! [`Source`]: the state that the monitor and its reader share: the open userfaultfd, the log and
+//! the eventfds.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,15 +15,15 @@ use super::raw;
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) uffd: OwnedFd,
-    /// True if faults on missing pages of armed mappings come here.
+    /// True if the userfaultfd also receives faults on missing pages of armed mappings.
     asks_for_pages: bool,
     /// The size of a page.
     pub(super) page: usize,
     /// The reader's log of events.
     pub(super) log: Log,
-    /// Polls readable while there may be something to drain.
+    /// An eventfd that polls readable while there may be something to drain.
     pub(super) ready: EventFd,
-    /// Stops the reader when it is signalled.
+    /// An eventfd that stops the reader when it is signalled.
     pub(super) stop: EventFd,
     /// The id of the reader's thread, and 0 before the thread has stored it.
     pub(super) reader: AtomicI32,
@@ -42,8 +43,8 @@ impl Source {
         })
     }
 
-    /// Returns true if faults on missing pages of armed mappings come here. Such a page was
-    /// removed.
+    /// Returns true if the userfaultfd also receives faults on missing pages of armed mappings.
+    /// Such a missing page was removed.
     pub(super) fn asks_for_pages(&self) -> bool {
         self.asks_for_pages
     }
@@ -60,8 +61,8 @@ impl Source {
             mode,
             ioctls: 0,
         };
-        // SAFETY: the structure may be read and written. The call protects no page, and nobody else
-        // can protect one, because the file descriptor is private.
+        // SAFETY: the structure may be read and written. The call protects no page. No other code
+        // can protect a page, because the file descriptor is private.
         unsafe { raw::register(self.uffd.as_raw_fd(), &raw mut register) }?;
         Ok(())
     }
@@ -71,8 +72,8 @@ impl Source {
         message.words[1] as usize & !(self.page - 1)
     }
 
-    /// Disarms the mappings in a range. If that fails for a part of them, their events go on and
-    /// meet no watch.
+    /// Disarms the mappings in a range. If the kernel fails to disarm some of them, it still sends
+    /// their events. Those events concern no watch.
     pub(super) fn disarm(&self, start: usize, end: usize) {
         let mut range = range(start, end);
         // SAFETY: the structure may be read.
@@ -80,8 +81,9 @@ impl Source {
     }
 }
 
-/// Makes the kernel bring the pages that the registration needs anyway, without a fault for each.
-/// If the kernel cannot, the registration will fail.
+/// Populates the pages in one call, because the registration needs all of them. Without this, each
+/// missing page would cause a fault. If the kernel cannot populate them, the registration will
+/// fail, so the result is ignored.
 fn populate(start: usize, end: usize) {
     let at = std::ptr::without_provenance_mut(start);
     // SAFETY: the call replaces only pages that a write would replace.

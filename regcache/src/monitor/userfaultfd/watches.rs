@@ -6,7 +6,8 @@ use super::coverage::{Coverage, Pages};
 use super::dontneed::Removal;
 use crate::monitor::contract::Cookie;
 
-/// The number of suspected removals that are kept apart, at most.
+/// The maximum number of suspected removals that are kept apart. If there are more, all are merged
+/// into one.
 const MAX_REMOVALS: usize = 64;
 
 /// See the head of this file.
@@ -26,7 +27,7 @@ pub(super) struct Watch {
 }
 
 impl Watches {
-    /// Marks the watches of any of the pages.
+    /// Marks every watch of any of the pages as invalidated.
     pub(super) fn mark(&mut self, pages: Pages) {
         for cookie in self.coverage.over(pages) {
             if let Some(watch) = self.by_cookie.get_mut(&cookie.0)

@@ -1,13 +1,14 @@
-//! The library that the scenario `dlclose_then_mmap` loads and unloads. It consists of memory.
+//! The library that the scenario `dlclose_then_mmap` loads and unloads. It contains only memory,
+//! and no code.
 
 use std::cell::UnsafeCell;
 
-/// Whole pages of zeros, which the scenario writes.
+/// Whole pages of zeros that the scenario writes.
 #[repr(align(4096))]
 #[derive(Debug)]
 pub struct Memory(pub UnsafeCell<[u8; 64 << 10]>);
 
-// SAFETY: this library does not touch it.
+// SAFETY: this library never accesses the memory. Only the scenario does.
 unsafe impl Sync for Memory {}
 
 /// The memory that the scenario writes and registers.

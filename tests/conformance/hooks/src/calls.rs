@@ -1,5 +1,6 @@
-//! The calls that replace libc's. Each records the change and makes the system call. They allocate
-//! nothing, since malloc calls them.
+//! The functions that replace functions of libc. Each function records the change, and then makes
+//! the system call or calls libc's function. No function here allocates, because malloc itself
+//! calls these functions.
 
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::hint;
@@ -8,8 +9,8 @@ use std::ptr;
 
 use crate::changes;
 
-/// Refers to the calls, so that the linker uses them instead of libc's whatever the order of
-/// libraries.
+/// Refers to each of the functions. These references make the linker prefer the functions to
+/// libc's, independently of the order of libraries.
 pub(crate) fn keep() {
     hint::black_box([
         munmap as *const (),
@@ -25,7 +26,8 @@ pub(crate) fn keep() {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn munmap(start: *mut c_void, len: usize) -> c_int {
     changes(start.addr(), len);
-    // SAFETY: passed on from the caller.
+    // SAFETY: the caller upholds the contract of libc's function, and the arguments are passed on
+    // unchanged.
     unsafe { libc::syscall(libc::SYS_munmap, start, len) as c_int }
 }
 
@@ -41,20 +43,22 @@ unsafe extern "C" fn mremap(
     if flags & libc::MREMAP_FIXED != 0 {
         changes(to.addr(), new_len);
     }
-    // SAFETY: passed on from the caller.
+    // SAFETY: the caller upholds the contract of libc's function, and the arguments are passed on
+    // unchanged.
     address(unsafe { libc::syscall(libc::SYS_mremap, start, len, new_len, flags, to) })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn madvise(start: *mut c_void, len: usize, advice: c_int) -> c_int {
-    // The advice that libfabric and UCX intercept.
+    // The hooks record only the kinds of advice that libfabric and UCX intercept.
     if matches!(
         advice,
         libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE | libc::MADV_HWPOISON
     ) {
         changes(start.addr(), len);
     }
-    // SAFETY: passed on from the caller.
+    // SAFETY: the caller upholds the contract of libc's function, and the arguments are passed on
+    // unchanged.
     unsafe { libc::syscall(libc::SYS_madvise, start, len, advice) as c_int }
 }
 
@@ -71,7 +75,8 @@ unsafe extern "C" fn mmap(
         changes(start.addr(), len);
     }
     let call = libc::SYS_mmap;
-    // SAFETY: passed on from the caller.
+    // SAFETY: the caller upholds the contract of libc's function, and the arguments are passed on
+    // unchanged.
     address(unsafe { libc::syscall(call, start, len, protection, flags, fd, offset) })
 }
 
@@ -84,7 +89,8 @@ unsafe extern "C" fn mmap64(
     fd: c_int,
     offset: i64,
 ) -> *mut c_void {
-    // SAFETY: passed on from the caller.
+    // SAFETY: the caller upholds the contract of libc's function, and the arguments are passed on
+    // unchanged.
     unsafe { mmap(start, len, protection, flags, fd, offset) }
 }
 
@@ -94,9 +100,10 @@ unsafe extern "C" fn brk(end: *mut c_void) -> c_int {
     let Some(theirs) = next(c"brk") else {
         return -1;
     };
-    // SAFETY: libc's function has this type.
+    // SAFETY: the function of this name in libc has this type.
     let theirs: unsafe extern "C" fn(*mut c_void) -> c_int = unsafe { mem::transmute(theirs) };
-    // SAFETY: passed on from the caller.
+    // SAFETY: the caller upholds the contract of libc's function, and the arguments are passed on
+    // unchanged.
     unsafe { theirs(end) }
 }
 
@@ -105,20 +112,22 @@ unsafe extern "C" fn sbrk(by: isize) -> *mut c_void {
     let Some(theirs) = next(c"sbrk") else {
         return address(-1);
     };
-    // SAFETY: libc's function has this type.
+    // SAFETY: the function of this name in libc has this type.
     let theirs: unsafe extern "C" fn(isize) -> *mut c_void = unsafe { mem::transmute(theirs) };
     if by < 0 {
-        // SAFETY: only reads the end of the heap.
+        // SAFETY: a call with 0 only returns the end of the heap.
         let end = unsafe { theirs(0) }.addr();
         changes(end - by.unsigned_abs(), by.unsigned_abs());
     }
-    // SAFETY: passed on from the caller.
+    // SAFETY: the caller upholds the contract of libc's function, and the arguments are passed on
+    // unchanged.
     unsafe { theirs(by) }
 }
 
-/// libc's own function, which knows the end of the heap. A static program has none.
+/// Returns libc's function of this name, which keeps track of the end of the heap. Returns `None`
+/// in a statically linked program.
 fn next(name: &CStr) -> Option<*mut c_void> {
-    // SAFETY: a terminated string.
+    // SAFETY: the name ends with a null byte.
     let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
     (!found.is_null()).then_some(found)
 }

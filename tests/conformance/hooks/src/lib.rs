@@ -1,11 +1,17 @@
-//! A monitor without a driver: hooks in libc's calls, as a library in `LD_PRELOAD` installs them.
+//! A monitor that needs no driver. It hooks functions of libc, as a library in `LD_PRELOAD` does.
 //!
-//! A program that uses [`Hooks`] has its own `munmap`, `mremap`, `madvise`, `mmap`, `brk` and
-//! `sbrk`, which replace libc's for every caller by name. Other changes are not seen: those of libc
-//! itself, in `free`, at the end of a thread and at the unloading of a library; direct system
-//! calls; other calls; other processes.
+//! A program that uses [`Hooks`] contains functions named `munmap`, `mremap`, `madvise`, `mmap`,
+//! `brk` and `sbrk`. Every call by one of these names reaches the hook instead of libc's function.
+//! The hooks miss all other changes:
 //!
-//! It is a negative control, so only programs that need one are linked with it.
+//! - changes that libc makes itself, in `free`, at the end of a thread, or when it unloads a
+//!   library;
+//! - direct system calls;
+//! - calls of other functions of libc;
+//! - changes by other processes.
+//!
+//! This monitor is a negative control. So only programs that need a negative control are linked
+//! with this crate.
 
 mod calls;
 
@@ -17,19 +23,21 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use regcache::VaRange;
 use regcache::monitor::{Cookie, Monitor};
 
-/// The hooks as a monitor. A process has one at a time, with at most 256 watches.
+/// The hooks as a monitor. A process can use only one such monitor at a time, with at most 256
+/// watches.
 #[derive(Debug)]
 pub struct Hooks(());
 
-/// The most watches at a time.
+/// The largest number of watches.
 const MAX_WATCHES: usize = 256;
 
-/// A watch; an `end` of 0 marks a free place.
+/// A place in the table of watches. The place is free if `end` is 0.
 struct Watch {
     start: AtomicUsize,
     end: AtomicUsize,
     cookie: AtomicU64,
-    /// 1 if it was invalidated and not reported yet.
+    /// The value 1 if the watch was invalidated and that has not been reported yet, and 0
+    /// otherwise.
     invalidated: AtomicUsize,
 }
 
@@ -43,12 +51,12 @@ static WATCHES: [Watch; MAX_WATCHES] = [const {
     }
 }; MAX_WATCHES];
 
-/// The lock of changes of the table. A hook runs with malloc's locks held, and only reads the
-/// table.
+/// The lock that every change of the set of watches takes. A hook may run while its thread holds
+/// malloc's locks, so a hook never takes this lock.
 static CHANGES: Mutex<()> = Mutex::new(());
 
 impl Hooks {
-    /// Makes the monitor, and ends the watches of an earlier one.
+    /// Makes the monitor, and ends all watches of an earlier monitor.
     #[must_use]
     pub fn new() -> Self {
         calls::keep();
@@ -65,7 +73,7 @@ impl Default for Hooks {
     }
 }
 
-/// Records a change; a hook calls it before the system call.
+/// Records a change of these addresses. A hook calls this function before it makes the system call.
 fn changes(start: usize, len: usize) {
     let end = start.saturating_add(len);
     let mut any = false;
@@ -81,8 +89,8 @@ fn changes(start: usize, len: usize) {
     hint::black_box(any);
 }
 
-// SAFETY: it is deliberately unsound. The device of the suite only reads, from pages that are
-// mapped nowhere.
+// SAFETY: this monitor is deliberately unsound. A stale registration does no harm, because the
+// device of the suite only reads from its pages, and these pages are mapped nowhere.
 unsafe impl Monitor for Hooks {
     fn generation(&self) -> u64 {
         GENERATION.load(Ordering::SeqCst)

@@ -1,4 +1,4 @@
-//! The costs of all monitors of this machine, in one run.
+//! Measures the costs of all monitors of this machine in one run.
 
 use clap::Parser;
 use regcache::monitor::{Ummunotify, Userfaultfd};
@@ -6,10 +6,10 @@ use regcache_repro::{Costed, NeverReports, Result, Uring, monitor_costs};
 
 /// Print the cost of a hit, a miss, a registration and munmap with each monitor of this machine
 ///
-/// Each figure has its ratio to a cache without a monitor.
+/// Each figure is followed by its ratio to the figure of a naive cache.
 #[derive(Parser)]
 struct Options {
-    /// Take this many samples of each
+    /// Take this many samples of each cost
     #[arg(long, default_value_t = 2000)]
     times: usize,
 }
@@ -20,7 +20,8 @@ fn main() -> Result<()> {
         vec![("nothing checked", Box::new(Uring::new(NeverReports)?))];
     match Userfaultfd::open() {
         Ok(strict) => {
-            // SAFETY: no thread but this one looks anything up.
+            // SAFETY: only this thread looks memory up, so no lookup can come between an unmap and
+            // its event.
             let racy = unsafe { Userfaultfd::open_racy() }?;
             columns.push(("userfaultfd, events alone", Box::new(Uring::new(racy)?)));
             columns.push(("userfaultfd", Box::new(Uring::new(strict)?)));

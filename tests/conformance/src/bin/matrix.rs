@@ -1,11 +1,12 @@
-//! Plays each scenario with each monitor on io_uring, and prints what the device read afterwards.
+//! Runs each scenario with each monitor on io_uring, and prints a table of the outcomes.
 
 use std::process::ExitCode;
 
 use regcache_conformance::{Column, Verdict, matrix_program, scenarios, uring_columns};
 use regcache_hooks::Hooks;
 
-/// The scenarios in which no call goes through libc's names.
+/// The scenarios whose changes call no function that the hooks replace. So the hooks miss these
+/// changes.
 const UNSEEN: &[&str] = &[
     "raw_munmap_then_mmap",
     "madvise_dontneed_locked",

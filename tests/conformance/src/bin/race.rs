@@ -1,4 +1,4 @@
-//! Counts how often a monitor is late when one thread unmaps and another is given the address.
+//! Counts the rounds of [`thread_reuse`] in which a monitor reports the unmap too late.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -11,24 +11,25 @@ use regcache_repro::{Device, Result, Uring};
 
 /// Race two threads for an address, and count how often the device reads the old page
 ///
-/// Exits with 1 if a sound monitor is ever late, or if an unsound one never is.
+/// Exits with 1 if a sound monitor is late in any round, or if an unsound monitor is late in no
+/// round.
 #[derive(Parser)]
 struct Options {
     /// Use this monitor
     #[arg(long, value_enum, default_value_t = Choice::Userfaultfd)]
     monitor: Choice,
-    /// Play this many rounds
+    /// Run this many rounds
     #[arg(long, default_value_t = 100_000)]
     rounds: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Choice {
-    /// userfaultfd with strict checks
+    /// Use userfaultfd with strict checks
     Userfaultfd,
-    /// userfaultfd by its events alone, which is unsound
+    /// Use only the events of userfaultfd, which is unsound
     UserfaultfdRacy,
-    /// The driver ummunotify
+    /// Use the driver ummunotify
     Ummunotify,
 }
 
@@ -55,7 +56,8 @@ fn run(options: &Options) -> Result<bool> {
     let rounds = options.rounds;
     Ok(match options.monitor {
         Choice::Userfaultfd => play(Userfaultfd::open()?, rounds)? == 0,
-        // SAFETY: the device only reads, from pages that are mapped nowhere.
+        // SAFETY: a stale registration does no harm, because the device only reads from its pages,
+        // and these pages are mapped nowhere.
         Choice::UserfaultfdRacy => play(unsafe { Userfaultfd::open_racy() }?, rounds)? > 0,
         Choice::Ummunotify => play(Ummunotify::open()?, rounds)? == 0,
     })

@@ -1,14 +1,16 @@
-//! A scenario for programs with their own allocator.
+//! A scenario for programs that replace the global allocator.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::io;
 
 use regcache_repro::{Memory, PAGE, Scenario, same_address, scenario};
 
-/// Large enough that an allocator gives it back to the kernel if it gives anything back.
+/// The number of bytes that the scenario allocates. An allocator that ever returns memory to the
+/// kernel returns a block of this size.
 const LEN: usize = 1 << 20;
 
-/// Frees memory of the program's global allocator, and allocates it again.
+/// The scenario frees a block of the program's global allocator, and allocates a block of the same
+/// size again.
 pub const DEALLOC_THEN_ALLOC: &Scenario = &Scenario {
     make: allocate,
     free,
@@ -20,18 +22,19 @@ pub const DEALLOC_THEN_ALLOC: &Scenario = &Scenario {
 
 const LAYOUT: Layout = match Layout::from_size_align(LEN, PAGE) {
     Ok(layout) => layout,
-    Err(_) => panic!("a power of two"),
+    Err(_) => panic!("the alignment is not a power of two"),
 };
 
-/// Allocates memory without its first page, into which an allocator writes when it is freed.
+/// Allocates a block, and returns the memory behind its first page. When the block is freed, the
+/// allocator may write into the first page. So the scenario does not use this page.
 fn allocate() -> io::Result<Memory> {
-    // SAFETY: of some size.
+    // SAFETY: the size of the layout is not 0.
     let start = unsafe { alloc(LAYOUT) };
-    // SAFETY: allocated above, and nobody else has it.
+    // SAFETY: the block was allocated above, and nothing else refers to it.
     unsafe { Memory::at(start.expose_provenance() + PAGE, LEN - PAGE) }
 }
 
 fn free(memory: Memory) {
-    // SAFETY: allocated so, and there is no reference to it.
+    // SAFETY: `allocate` allocated the block with this layout, and no reference to it exists.
     unsafe { dealloc(memory.as_ptr().sub(PAGE), LAYOUT) };
 }

@@ -1,7 +1,7 @@
 //! The basic scenarios: private anonymous memory, the heap, malloc, and a hole in a file.
 //!
-//! The changed part reads as zeros afterwards, which the transfer suite of the virtual machine
-//! relies on.
+//! After each of these scenarios, the changed part reads as zeros. The suite of RDMA transfers in
+//! the virtual machine relies on these zeros.
 
 use std::io;
 use std::ptr;
@@ -19,7 +19,7 @@ use super::calls::{advise, middle, mremap};
 pub const BASIC: &[Scenario] = &[
     *MUNMAP_THEN_MMAP,
     scenario("raw_munmap_then_mmap", |memory| {
-        // SAFETY: the memory is the scenario's own, and there is no reference to it.
+        // SAFETY: the memory is the scenario's own, and no reference to it exists.
         let done = unsafe { libc::syscall(libc::SYS_munmap, memory.as_ptr(), memory.len()) };
         Errno::result(done)?;
         map_again(memory)
@@ -29,11 +29,12 @@ pub const BASIC: &[Scenario] = &[
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 let start = ptr::with_exposed_provenance_mut(address);
-                // SAFETY: as above.
+                // SAFETY: the memory is the scenario's own, and no reference to it exists.
                 Errno::result(unsafe { libc::munmap(start, len) })
             });
         });
-        // The kernel may give the address to the thread's stack, or merge its gap with the stack's.
+        // After the thread has ended, plain `mmap` may return another address, because the thread's
+        // stack changed the layout. So this call requests the old address.
         map_at(memory, libc::MAP_FIXED_NOREPLACE)
     }),
     Scenario {
@@ -46,7 +47,8 @@ pub const BASIC: &[Scenario] = &[
     },
     scenario("map_fixed_over", |memory| map_at(memory, libc::MAP_FIXED)),
     scenario("mremap_away_and_another_back", |memory| {
-        // All three are mapped before the first move, so that none is given another's address.
+        // All three mappings are made before the first move. So the kernel cannot give the address
+        // of a moved mapping to a later one.
         let (away, another) = (map(SCENARIO_LEN)?, map(SCENARIO_LEN)?);
         mremap(memory, away)?;
         mremap(another, memory)?;
@@ -65,7 +67,7 @@ pub const BASIC: &[Scenario] = &[
     Scenario {
         make: grow_heap,
         free: |memory| {
-            // The heap stays if something has grown it since.
+            // If something else has grown the heap in the meantime, the heap is not shrunk.
             let _ = shrink_heap(memory);
         },
         ..scenario("brk_shrink_then_grow", |memory| {
@@ -80,7 +82,7 @@ pub const BASIC: &[Scenario] = &[
             malloc()
         },
         free,
-        // malloc may keep the memory.
+        // malloc may keep the freed memory instead of unmapping it.
         replaces: false,
         ..scenario("free_then_malloc", |memory| {
             free(memory);
@@ -97,20 +99,21 @@ pub const BASIC: &[Scenario] = &[
 ];
 
 fn map_memfd() -> io::Result<Memory> {
-    // SAFETY: a string literal with its end.
+    // SAFETY: the name is a string literal that ends with a null byte.
     let fd = Errno::result(unsafe { libc::memfd_create(c"regcache-test".as_ptr(), 0) })?;
-    // SAFETY: the file descriptor made above.
+    // SAFETY: the file descriptor was made above, and is open.
     let sized = Errno::result(unsafe { libc::ftruncate(fd, SCENARIO_LEN as libc::off_t) });
     let memory = sized
         .map_err(io::Error::from)
         .and_then(|_| mmap(None, SCENARIO_LEN, libc::MAP_SHARED, fd));
-    // SAFETY: the file descriptor made above, which is not used again.
+    // SAFETY: the file descriptor was made above, and is not used after this call.
     unsafe { libc::close(fd) };
     memory
 }
 
 fn sbrk(by: isize) -> io::Result<usize> {
-    // SAFETY: `grow_heap` and `shrink_heap` move the break over memory of their own only.
+    // SAFETY: `grow_heap` and `shrink_heap` move the end of the heap only over memory of the
+    // scenario.
     let before = unsafe { libc::sbrk(by) };
     if before.addr() == usize::MAX {
         return Err(io::Error::last_os_error());
@@ -118,14 +121,14 @@ fn sbrk(by: isize) -> io::Result<usize> {
     Ok(before.expose_provenance())
 }
 
-/// Grows the heap by whole pages. malloc allows that as long as nothing grows the heap before it is
-/// shrunk again; `tame_malloc` gives malloc enough memory for that time.
+/// Grows the heap by whole pages. malloc must not grow the heap until the scenario has shrunk it
+/// again. So `tame_malloc` first provides malloc with enough free memory.
 fn grow_heap() -> io::Result<Memory> {
     tame_malloc();
     let end = sbrk(0)?;
     let start = end.next_multiple_of(PAGE);
     sbrk((start - end + SCENARIO_LEN) as isize)?;
-    // SAFETY: made above for this scenario, and nothing refers to it.
+    // SAFETY: the memory was made above for this scenario, and nothing refers to it.
     unsafe { Memory::at(start, SCENARIO_LEN) }
 }
 
@@ -140,8 +143,9 @@ fn shrink_heap(memory: Memory) -> io::Result<()> {
     Ok(())
 }
 
-/// More than malloc's mmap threshold and than the free part of its heap, so that malloc maps and
-/// unmaps it.
+/// The number of bytes that the scenario allocates by malloc. The number exceeds malloc's mmap
+/// threshold, and also the free part of malloc's heap. So malloc makes a mapping for the bytes, and
+/// unmaps it when they are freed.
 const MALLOC_LEN: usize = 1 << 20;
 
 fn malloc() -> io::Result<Memory> {
@@ -150,16 +154,16 @@ fn malloc() -> io::Result<Memory> {
     if start.is_null() {
         return Err(Errno::ENOMEM.into());
     }
-    // SAFETY: made above for this scenario, and nothing refers to it.
+    // SAFETY: the memory was made above for this scenario, and nothing refers to it.
     unsafe { Memory::at(start.expose_provenance(), MALLOC_LEN) }
 }
 
 fn free(memory: Memory) {
-    // SAFETY: from `malloc`, and there is no reference to it.
+    // SAFETY: `malloc` returned the memory, and no reference to it exists.
     unsafe { libc::free(memory.as_ptr().cast()) }
 }
 
-/// Fixes malloc's thresholds, and leaves it some free heap.
+/// Sets malloc's thresholds to fixed values, and gives malloc some free memory on the heap.
 fn tame_malloc() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {

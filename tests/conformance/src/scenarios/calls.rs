@@ -1,4 +1,4 @@
-//! The system calls that several scenarios share.
+//! System calls and parts of memory that several scenarios use.
 
 use std::io;
 use std::ops::Range;
@@ -6,17 +6,17 @@ use std::ops::Range;
 use nix::errno::Errno;
 use regcache_repro::{Memory, PAGE};
 
-/// The part that leaves out whole pages at both ends.
+/// Returns the offsets of a part that excludes the first two and the last three pages.
 pub(super) fn middle(memory: Memory) -> Range<usize> {
     2 * PAGE..memory.len() - 3 * PAGE
 }
 
-/// No part: the scenario changes no page.
+/// Returns an empty part, for a scenario that changes no page.
 pub(super) fn none(_: Memory) -> Range<usize> {
     0..0
 }
 
-/// Returns `Unsupported` where the kernel does not know the request.
+/// Turns the error of a request that the kernel does not support into `Unsupported`.
 pub(super) fn supported(done: io::Result<()>) -> io::Result<()> {
     done.map_err(|error| match error.raw_os_error() {
         Some(libc::EINVAL | libc::EPERM | libc::ENOSYS) => io::ErrorKind::Unsupported.into(),
@@ -26,7 +26,8 @@ pub(super) fn supported(done: io::Result<()>) -> io::Result<()> {
 
 pub(super) fn mremap(from: Memory, to: Memory) -> io::Result<()> {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    // SAFETY: both are the scenario's own, and there is no reference to them.
+    // SAFETY: the scenario owns the memory at `from` and at `to`, and no reference to either memory
+    // exists.
     let moved = unsafe {
         libc::mremap(
             from.as_ptr().cast(),
@@ -45,7 +46,7 @@ pub(super) fn mremap(from: Memory, to: Memory) -> io::Result<()> {
 
 pub(super) fn moved(memory: Memory, len: usize, flags: i32, to: *mut u8) -> io::Result<()> {
     let start = memory.as_ptr();
-    // SAFETY: the memory is the scenario's own, and so is what is at `to`.
+    // SAFETY: the scenario owns the memory, and also the memory at `to`.
     let moved = unsafe { libc::mremap(start.cast(), memory.len(), len, flags, to) };
     if moved == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
@@ -54,13 +55,13 @@ pub(super) fn moved(memory: Memory, len: usize, flags: i32, to: *mut u8) -> io::
 }
 
 pub(super) fn advise(memory: Memory, advice: i32) -> io::Result<()> {
-    // SAFETY: the memory is the scenario's own, and there is no reference to it.
+    // SAFETY: the memory is the scenario's own, and no reference to it exists.
     Errno::result(unsafe { libc::madvise(memory.as_ptr().cast(), memory.len(), advice) })?;
     Ok(())
 }
 
 pub(super) fn protect(memory: Memory, protection: i32) -> io::Result<()> {
-    // SAFETY: the memory is the scenario's own, and there is no reference to it.
+    // SAFETY: the memory is the scenario's own, and no reference to it exists.
     Errno::result(unsafe { libc::mprotect(memory.as_ptr().cast(), memory.len(), protection) })?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Scenarios of memory that has a file or a shared segment behind it.
+//! Scenarios of memory that is backed by a file or by a System V shared memory segment.
 
 use std::io;
 use std::ptr;
@@ -49,7 +49,7 @@ pub(super) const FILES: &[Scenario] = &[
             let part = middle(memory);
             let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
             let (at, len) = (part.start as libc::off_t, part.len() as libc::off_t);
-            // SAFETY: the file descriptor of `map_file`.
+            // SAFETY: the file descriptor is that of `map_file`, and is open.
             Errno::result(unsafe { libc::fallocate(FILE.load(Ordering::Relaxed), mode, at, len) })?;
             Ok(())
         })
@@ -79,10 +79,11 @@ pub(super) const FILES: &[Scenario] = &[
         changed: middle,
         free: free_file,
         written: Written::ByTheChange,
-        // The registration or the first write copies the pages.
+        // Either the registration or the first write copies the pages. So the change does not
+        // always replace the pages behind a registration.
         replaces: false,
         ..scenario("first_write_to_a_private_mapping", |memory| {
-            // SAFETY: mapped, and the only reference.
+            // SAFETY: the memory is mapped, and this is the only reference to it.
             let bytes = unsafe { memory.bytes() };
             bytes[middle(memory)].fill(2);
             Ok(())
@@ -90,12 +91,14 @@ pub(super) const FILES: &[Scenario] = &[
     },
 ];
 
-/// The file of the current scenario. One scenario is played at a time.
+/// The file descriptor of the current scenario. One variable suffices, because only one scenario
+/// runs at a time.
 static FILE: AtomicI32 = AtomicI32::new(-1);
 
-/// Attaches a new segment, which ends when it is detached.
+/// Attaches a new shared memory segment at the memory's addresses. The kernel destroys the segment
+/// when it is detached.
 fn attach(memory: Memory, flags: i32) -> io::Result<()> {
-    // SAFETY: the memory is the scenario's own, and there is no reference to it.
+    // SAFETY: the memory is the scenario's own, and no reference to it exists.
     unsafe {
         let id = Errno::result(libc::shmget(
             libc::IPC_PRIVATE,
@@ -114,32 +117,33 @@ fn attach(memory: Memory, flags: i32) -> io::Result<()> {
 }
 
 fn detach(memory: Memory) -> io::Result<()> {
-    // SAFETY: attached by `attach`, and there is no reference to it.
+    // SAFETY: `attach` attached the segment at this address, and no reference to the memory exists.
     Errno::result(unsafe { libc::shmdt(memory.as_ptr().cast()) })?;
     Ok(())
 }
 
 pub(super) fn map_file(how: i32) -> io::Result<Memory> {
-    // SAFETY: a string literal with its end.
+    // SAFETY: the name is a string literal that ends with a null byte.
     let fd =
         Errno::result(unsafe { libc::memfd_create(c"regcache-test".as_ptr(), libc::MFD_CLOEXEC) })?;
     FILE.store(fd, Ordering::Relaxed);
-    // SAFETY: the file descriptor made above.
+    // SAFETY: the file descriptor was made above, and is open.
     Errno::result(unsafe { libc::ftruncate(fd, SCENARIO_LEN as libc::off_t) })?;
     mmap(None, SCENARIO_LEN, how, fd)
 }
 
 pub(super) fn free_file(memory: Memory) {
     unmap(memory);
-    // SAFETY: the file descriptor of `map_file`, which is not used again.
+    // SAFETY: the file descriptor is that of `map_file`, and is not used after this call.
     unsafe { libc::close(FILE.swap(-1, Ordering::Relaxed)) };
 }
 
-/// Truncates the file by its file descriptor, which a process without the mapping can do as well.
+/// Truncates the file to length 0, and extends the file again. Only the file descriptor is needed,
+/// so a process that has not mapped the file can do this too.
 pub(super) fn truncate_and_extend(_: Memory) -> io::Result<()> {
     let fd = FILE.load(Ordering::Relaxed);
     for len in [0, SCENARIO_LEN] {
-        // SAFETY: the file descriptor of `map_file`.
+        // SAFETY: the file descriptor is that of `map_file`, and is open.
         Errno::result(unsafe { libc::ftruncate(fd, len as libc::off_t) })?;
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! Scenarios of memory in huge pages, and of memory that becomes a huge page.
+//! Scenarios of memory that lies in huge pages, and of memory that the kernel collapses into a huge
+//! page.
 
 use std::fs;
 use std::io;
@@ -12,7 +13,7 @@ use super::calls::{advise, middle, none, supported};
 
 const MADV_COLLAPSE: i32 = 25;
 
-/// A huge page.
+/// The size of a huge page in bytes.
 const HUGE: usize = 2 << 20;
 
 pub(super) const HUGE_PAGES: &[Scenario] = &[
@@ -38,14 +39,18 @@ pub(super) const HUGE_PAGES: &[Scenario] = &[
         free: unmap_huge,
         replaces: false,
         ..scenario("collapse_into_a_huge_page", |_| {
-            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            // SAFETY: the address range lies within the scenario's mapping, and nothing refers to
+            // this memory.
             let whole = unsafe { Memory::at(BASE.load(Ordering::Relaxed), 2 * HUGE) }?;
             let start = whole.as_ptr().addr().next_multiple_of(HUGE);
-            // A request for no bytes shows whether the kernel knows it.
-            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            // A request for 0 bytes fails only if the kernel does not support `MADV_COLLAPSE`.
+            // SAFETY: the address range lies within the scenario's mapping, and nothing refers to
+            // this memory.
             supported(advise(unsafe { Memory::at(start, 0) }?, MADV_COLLAPSE))?;
-            // The kernel refuses it where a device has pinned a page.
-            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            // The kernel refuses to collapse the range if a device has pinned a page in it. So the
+            // scenario ignores the error.
+            // SAFETY: the address range lies within the scenario's mapping, and nothing refers to
+            // this memory.
             let _ = advise(unsafe { Memory::at(start, HUGE) }?, MADV_COLLAPSE);
             Ok(())
         })
@@ -54,11 +59,12 @@ pub(super) const HUGE_PAGES: &[Scenario] = &[
         make: map_hugetlb,
         free: unmap_hugetlb,
         ..scenario("hugetlb_munmap_then_mmap", |memory| {
-            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            // SAFETY: the address range lies within the scenario's mapping, and nothing refers to
+            // this memory.
             let page = unsafe { Memory::at(memory.as_ptr().addr(), HUGE) }?;
             unmap(page);
             let again = mmap(Some(page), HUGE, HUGETLB | libc::MAP_FIXED_NOREPLACE, -1);
-            // No huge page is left.
+            // `ENOMEM` means that no huge page is free, so the scenario is not supported.
             again.map(drop).map_err(|error| match error.raw_os_error() {
                 Some(libc::ENOMEM) => io::ErrorKind::Unsupported.into(),
                 _ => error,
@@ -69,17 +75,20 @@ pub(super) const HUGE_PAGES: &[Scenario] = &[
         make: map_hugetlb,
         free: unmap_hugetlb,
         ..scenario("hugetlb_dontneed", |memory| {
-            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            // SAFETY: the address range lies within the scenario's mapping, and nothing refers to
+            // this memory.
             let page = unsafe { Memory::at(memory.as_ptr().addr(), HUGE) }?;
             supported(advise(page, libc::MADV_DONTNEED))
         })
     },
 ];
 
-/// The start of the mapping of the current scenario.
+/// The start address of the current scenario's mapping.
 static BASE: AtomicUsize = AtomicUsize::new(0);
 
-/// Maps a part of a transparent huge page, or of memory that is not one yet.
+/// Maps two huge pages' worth of memory, and returns a small part of it. If `huge` is true, the
+/// part lies in a transparent huge page. If `huge` is false, the part lies in 4 KiB pages that the
+/// kernel can collapse later.
 fn map_huge(huge: bool) -> io::Result<Memory> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let whole = mmap(None, 2 * HUGE, flags, -1)?;
@@ -90,10 +99,11 @@ fn map_huge(huge: bool) -> io::Result<Memory> {
         libc::MADV_NOHUGEPAGE
     };
     let advised = supported(advise(whole, advice));
-    // SAFETY: mapped, and the only reference.
+    // SAFETY: the memory is mapped, and this is the only reference to it.
     unsafe { whole.bytes() }.fill(1);
     let start = whole.as_ptr().addr().next_multiple_of(HUGE);
-    // SAFETY: within the mapping of the scenario, to which nothing refers.
+    // SAFETY: the address range lies within the scenario's mapping, and nothing refers to this
+    // memory.
     let mut memory = unsafe { Memory::at(start + 64 * PAGE, SCENARIO_LEN) };
     if advised.is_err() || huge && !is_huge(whole)? {
         memory = Err(io::ErrorKind::Unsupported.into());
@@ -101,20 +111,21 @@ fn map_huge(huge: bool) -> io::Result<Memory> {
     if memory.is_err() {
         unmap(whole);
     } else if !huge {
-        // The kernel collapses only memory that allows it.
+        // The kernel collapses only memory for which `MADV_HUGEPAGE` was set.
         supported(advise(whole, libc::MADV_HUGEPAGE))?;
     }
     memory
 }
 
 fn unmap_huge(_: Memory) {
-    // SAFETY: within the mapping of the scenario, to which nothing refers.
+    // SAFETY: the address range lies within the scenario's mapping, and nothing refers to this
+    // memory.
     if let Ok(whole) = unsafe { Memory::at(BASE.load(Ordering::Relaxed), 2 * HUGE) } {
         unmap(whole);
     }
 }
 
-/// Whether any part of the memory is a huge page.
+/// Returns true if any part of the memory is a huge page.
 fn is_huge(memory: Memory) -> io::Result<bool> {
     let smaps = fs::read_to_string("/proc/self/smaps")?;
     let (start, end) = (
@@ -137,19 +148,21 @@ fn is_huge(memory: Memory) -> io::Result<bool> {
 
 const HUGETLB: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
 
-/// The number of pages that an administrator reserves.
+/// The file with the number of huge pages that are reserved.
 const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
 
-/// The number of reserved pages that are free.
+/// The file with the number of reserved huge pages that are free.
 const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 
-/// How often to look, every 10 ms, whether a device has released its pages.
+/// The number of times that `two_are_free` reads the number of free pages. A device may still hold
+/// pages at first, so the function waits 10 ms after each attempt.
 const LOOKS: u32 = 100;
 
-/// Maps a part of a hugetlbfs page. As root it reserves two more pages, since the old page is in
-/// use until its registration has ended.
+/// Maps a hugetlbfs page, and returns a small part of it. The function reserves two more huge
+/// pages, which needs root. It needs two, because the registration keeps the old page in use while
+/// the scenario maps a new page.
 fn map_hugetlb() -> io::Result<Memory> {
-    // Fragmented memory has no huge page until it is compacted.
+    // The kernel finds no huge page in fragmented memory, so memory is compacted first.
     let _ = fs::write("/proc/sys/vm/compact_memory", "1");
     add_to(RESERVE, 2).map_err(|_| io::ErrorKind::Unsupported)?;
     let mapped = if two_are_free() {
@@ -159,7 +172,8 @@ fn map_hugetlb() -> io::Result<Memory> {
     };
     match mapped {
         Ok(page) => {
-            // SAFETY: within the mapping of the scenario, to which nothing refers.
+            // SAFETY: the address range lies within the scenario's mapping, and nothing refers to
+            // this memory.
             unsafe { Memory::at(page.as_ptr().addr(), SCENARIO_LEN) }
         }
         Err(_) => {
@@ -169,8 +183,8 @@ fn map_hugetlb() -> io::Result<Memory> {
     }
 }
 
-/// Waits until two pages are free. With fewer the kernel kills the process that touches the second
-/// one.
+/// Waits until two huge pages are free, and returns false if they are not. Without a second free
+/// page, the kernel would kill the process when it touches the new page.
 fn two_are_free() -> bool {
     (0..LOOKS).any(|_| {
         let free = number_in(FREE).is_ok_and(|free| free >= 2);
@@ -182,7 +196,8 @@ fn two_are_free() -> bool {
 }
 
 fn unmap_hugetlb(memory: Memory) {
-    // SAFETY: within the mapping of the scenario, to which nothing refers.
+    // SAFETY: the address range lies within the scenario's mapping, and nothing refers to this
+    // memory.
     if let Ok(page) = unsafe { Memory::at(memory.as_ptr().addr(), HUGE) } {
         unmap(page);
     }

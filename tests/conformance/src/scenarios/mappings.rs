@@ -1,4 +1,4 @@
-//! Scenarios of `mremap`, `madvise` and `mprotect`, some of which change no page.
+//! Scenarios that call `mremap`, `madvise` or `mprotect`. Some of these scenarios change no page.
 
 use std::io;
 use std::ptr;
@@ -38,7 +38,8 @@ pub(super) const MAPPINGS: &[Scenario] = &[
         ..scenario("mremap_grow_in_place", |memory| {
             moved(memory, 2 * SCENARIO_LEN, 0, ptr::null_mut())?;
             moved(
-                // SAFETY: the scenario has mapped these addresses, and nothing refers to them.
+                // SAFETY: the scenario has mapped these addresses, and nothing refers to this
+                // memory.
                 unsafe { Memory::at(memory.as_ptr().addr(), 2 * SCENARIO_LEN) }?,
                 SCENARIO_LEN,
                 0,
@@ -47,24 +48,24 @@ pub(super) const MAPPINGS: &[Scenario] = &[
         })
     },
     Scenario {
-        // The other half keeps the first from growing in place.
+        // The second half of the mapping prevents the first half from growing in place.
         make: || Ok(map(2 * SCENARIO_LEN)?.part(0..SCENARIO_LEN)),
         free: |memory| {
-            // SAFETY: the scenario has mapped these addresses, and nothing refers to them.
+            // SAFETY: the scenario has mapped these addresses, and nothing refers to this memory.
             if let Ok(both) = unsafe { Memory::at(memory.as_ptr().addr(), 2 * SCENARIO_LEN) } {
                 unmap(both);
             }
         },
         ..scenario("mremap_grow_elsewhere_then_mmap", |memory| {
             let start = memory.as_ptr().cast();
-            // SAFETY: the memory is the scenario's own.
+            // SAFETY: the memory is the scenario's own, and no reference to it exists.
             let to = unsafe {
                 libc::mremap(start, SCENARIO_LEN, 2 * SCENARIO_LEN, libc::MREMAP_MAYMOVE)
             };
             if to == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
             }
-            // SAFETY: the scenario has mapped these addresses, and nothing refers to them.
+            // SAFETY: the scenario has mapped these addresses, and nothing refers to this memory.
             unmap(unsafe { Memory::at(to.expose_provenance(), 2 * SCENARIO_LEN) }?);
             map_at(memory, libc::MAP_FIXED_NOREPLACE)
         })

@@ -1,7 +1,8 @@
-//! The scenarios: each way in which memory changes under an address, and some in which it does not.
+//! The scenarios. Most scenarios change the memory behind an address, each in a different way. Some
+//! scenarios change nothing.
 //!
-//! The memory is readable and writable again afterwards, at the same addresses. A scenario that
-//! needs a newer kernel, or something that an administrator sets up, fails with `Unsupported`.
+//! After each scenario, the memory is readable and writable at the same addresses. A scenario fails
+//! with `Unsupported` if it needs a newer kernel, or a setting that only an administrator can make.
 
 mod allocator;
 mod basic;
@@ -16,7 +17,7 @@ use regcache_repro::Scenario;
 pub use allocator::DEALLOC_THEN_ALLOC;
 pub use basic::BASIC;
 
-/// Returns all scenarios that a program can play whatever its allocator.
+/// Returns all scenarios that a program can run with any global allocator.
 pub fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     [
         BASIC,

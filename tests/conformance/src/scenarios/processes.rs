@@ -1,5 +1,5 @@
-//! Scenarios in which others change the memory or a copy of it: children, other processes, threads
-//! that end, the dynamic loader.
+//! Scenarios in which another party changes the memory, or changes a copy of the memory. The party
+//! is a child, another process, a thread that ends, or the dynamic loader.
 
 use std::env;
 use std::ffi::CString;
@@ -33,7 +33,7 @@ pub(super) const PROCESSES: &[Scenario] = &[
         replaces: false,
         ..scenario("fork_then_write_by_the_child", |memory| {
             by_a_child(|| {
-                // SAFETY: the child's copy.
+                // SAFETY: the child writes only to its own copy of the memory.
                 unsafe { memory.as_ptr().write_bytes(0x77, memory.len()) };
                 Ok(())
             })
@@ -42,12 +42,13 @@ pub(super) const PROCESSES: &[Scenario] = &[
     Scenario {
         make: || {
             let memory = map(SCENARIO_LEN)?;
-            // SAFETY: mapped, and the only reference.
+            // SAFETY: the memory is mapped, and this is the only reference to it.
             unsafe { memory.bytes() }.fill(1);
             child_that_waits()?;
             Ok(memory)
         },
-        // The registration or the first write copies the pages.
+        // Either the registration or the first write copies the pages. So the change does not
+        // always replace the pages behind a registration.
         replaces: false,
         written: Written::ByTheChange,
         free: |memory| {
@@ -55,7 +56,7 @@ pub(super) const PROCESSES: &[Scenario] = &[
             end_child();
         },
         ..scenario("first_write_to_what_a_child_has_too", |memory| {
-            // SAFETY: mapped, and the only reference.
+            // SAFETY: the memory is mapped, and this is the only reference to it.
             unsafe { memory.bytes() }.fill(2);
             Ok(())
         })
@@ -71,30 +72,31 @@ pub(super) const PROCESSES: &[Scenario] = &[
         replaces: false,
         ..scenario("process_madvise_pageout_by_another", |memory| {
             by_a_child(|| {
-                // SAFETY: has no preconditions.
+                // SAFETY: this call has no preconditions.
                 process_madvise(unsafe { libc::getppid() }, memory, libc::MADV_PAGEOUT)
             })
         })
     },
     scenario("process_madvise_dontneed", |memory| {
-        // SAFETY: has no preconditions.
+        // SAFETY: this call has no preconditions.
         process_madvise(unsafe { libc::getpid() }, memory, libc::MADV_DONTNEED)
     }),
     scenario("munmap_by_a_child_that_shares_the_memory", |memory| {
         extern "C" fn run(memory: *mut libc::c_void) -> i32 {
-            // SAFETY: the memory is the scenario's own, and there is no reference to it. The child
-            // makes one system call by number, since it shares this thread's errno.
+            // SAFETY: the memory is the scenario's own, and no reference to it exists. The child
+            // shares this thread's thread-local storage, so it calls nothing but `syscall`, whose
+            // errno this thread does not read.
             let done = unsafe { libc::syscall(libc::SYS_munmap, memory, SCENARIO_LEN) };
             i32::from(done != 0)
         }
         let mut stack = vec![0_u128; 4096];
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
         let top = stack.as_mut_ptr_range().end.cast();
-        // SAFETY: the stack outlives the child, as CLONE_VFORK suspends this thread until it has
-        // gone.
+        // SAFETY: the stack outlives the child, because CLONE_VFORK suspends this thread until the
+        // child has ended.
         let child = unsafe { libc::clone(run, top, flags, memory.as_ptr().cast()) };
         Errno::result(child)?;
-        // SAFETY: the child made above.
+        // SAFETY: the process identifier is that of the child made above.
         unsafe { libc::waitpid(child, ptr::null_mut(), 0) };
         map_at(memory, libc::MAP_FIXED_NOREPLACE)
     }),
@@ -121,15 +123,16 @@ pub(super) const PROCESSES: &[Scenario] = &[
     },
 ];
 
-/// The child of the current scenario. One scenario is played at a time.
+/// The process identifier of the current scenario's child. One variable suffices, because only one
+/// scenario runs at a time.
 static CHILD: AtomicI32 = AtomicI32::new(0);
 
 fn child_that_waits() -> io::Result<()> {
-    // SAFETY: the child calls nothing but the kernel.
+    // SAFETY: the child only makes system calls.
     let child = Errno::result(unsafe { libc::fork() })?;
     if child == 0 {
         loop {
-            // SAFETY: waits for SIGKILL.
+            // SAFETY: `pause` has no preconditions. The child waits until SIGKILL ends it.
             unsafe { libc::pause() };
         }
     }
@@ -140,7 +143,7 @@ fn child_that_waits() -> io::Result<()> {
 fn end_child() {
     let child = CHILD.swap(0, Ordering::Relaxed);
     if child > 0 {
-        // SAFETY: the child made by `child_that_waits`.
+        // SAFETY: the process identifier is that of the child that `child_that_waits` made.
         unsafe {
             libc::kill(child, libc::SIGKILL);
             libc::waitpid(child, ptr::null_mut(), 0);
@@ -148,17 +151,18 @@ fn end_child() {
     }
 }
 
-/// Does something in a child, without allocating there. Every error is returned as `Unsupported`.
+/// Runs `what` in a forked child. `what` must not allocate. Returns `Unsupported` for every error
+/// of `what`.
 fn by_a_child(what: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    // SAFETY: the child calls nothing but the kernel.
+    // SAFETY: the child only makes system calls.
     let child = Errno::result(unsafe { libc::fork() })?;
     if child == 0 {
         let done = what();
-        // SAFETY: the end of the child.
+        // SAFETY: `_exit` has no preconditions. It ends the child.
         unsafe { libc::_exit(i32::from(done.is_err())) };
     }
     let mut status = 0;
-    // SAFETY: the child made above.
+    // SAFETY: the process identifier is that of the child made above.
     Errno::result(unsafe { libc::waitpid(child, &raw mut status, 0) })?;
     if status == 0 {
         Ok(())
@@ -168,22 +172,23 @@ fn by_a_child(what: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
 }
 
 fn process_madvise(process: i32, memory: Memory, advice: i32) -> io::Result<()> {
-    // SAFETY: takes a process and flags.
+    // SAFETY: the call takes a process identifier and flags, and no pointer.
     let process = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) })?;
     let vector = libc::iovec {
         iov_base: memory.as_ptr().cast(),
         iov_len: memory.len(),
     };
     let call = libc::SYS_process_madvise;
-    // SAFETY: the memory is the scenario's own, and there is no reference to it.
+    // SAFETY: the memory is the scenario's own, and no reference to it exists.
     let done = unsafe { libc::syscall(call, process, &raw const vector, 1, advice, 0) };
     let done = Errno::result(done).map(drop).map_err(io::Error::from);
-    // SAFETY: the file descriptor made above.
+    // SAFETY: the file descriptor was made above, and is not used after this call.
     unsafe { libc::close(process as i32) };
     supported(done)
 }
 
-/// A thread that waits for its end, and the sender whose drop ends it.
+/// A thread that waits on a channel, and the sender of that channel. When the sender is dropped,
+/// the thread ends.
 struct Waiting {
     thread: thread::JoinHandle<()>,
     end: mpsc::Sender<()>,
@@ -191,7 +196,7 @@ struct Waiting {
 
 static THREAD: Mutex<Option<Waiting>> = Mutex::new(None);
 
-/// Starts a thread, and returns a part of its stack that it has not used yet.
+/// Starts a thread, and returns a part of the thread's stack that the thread has not used yet.
 fn start_thread() -> io::Result<Memory> {
     const STACK: usize = 2 << 20;
     let (tell, told) = mpsc::channel();
@@ -203,7 +208,8 @@ fn start_thread() -> io::Result<Memory> {
     })?;
     let here = told.recv().map_err(io::Error::other)?;
     *THREAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(Waiting { thread, end });
-    // SAFETY: memory of the scenario's thread or library, which nothing else uses.
+    // SAFETY: the addresses lie in the middle of the thread's stack. The thread only waits, so it
+    // does not use this part of its stack.
     unsafe { Memory::at((here - STACK / 2) & !(PAGE - 1), SCENARIO_LEN) }
 }
 
@@ -215,18 +221,20 @@ fn end_thread() {
     }
 }
 
-/// The loaded library.
+/// The handle of the loaded library, or null.
 static LIBRARY: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// Loads the library that cargo puts beside the program or the test, and returns memory of it.
+/// Loads the library that cargo puts next to the program or the test. Returns memory of the
+/// library.
 fn load() -> io::Result<Memory> {
     let path = library().ok_or(io::ErrorKind::Unsupported)?;
     let path = CString::new(path.into_os_string().into_encoded_bytes())?;
-    // SAFETY: terminated strings. The library runs nothing when it is loaded.
+    // SAFETY: both strings end with a null byte, and the library runs no code when it is loaded.
+    // The static that `dlsym` returns has 64 KiB, and nothing else uses it.
     unsafe {
         let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
         if library.is_null() {
-            // A static program cannot load libraries.
+            // A statically linked program cannot load libraries, so the scenario is not supported.
             return Err(io::ErrorKind::Unsupported.into());
         }
         LIBRARY.store(library, Ordering::Relaxed);
@@ -238,7 +246,7 @@ fn load() -> io::Result<Memory> {
 /// Unloads the library. Returns true if it was loaded.
 fn unload() -> bool {
     let library = LIBRARY.swap(ptr::null_mut(), Ordering::Relaxed);
-    // SAFETY: loaded by `load`, and nobody has a reference to anything in it.
+    // SAFETY: `load` loaded the library, and no reference to any part of it exists.
     !library.is_null() && unsafe { libc::dlclose(library) } == 0
 }
 

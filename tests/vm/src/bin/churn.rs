@@ -1,6 +1,8 @@
-//! Keeps a cache at its limits for a long time. Threads map, look up and unmap buffers of all sizes
-//! on the driver and the device. The resident and the pinned memory of the process must not grow.
-//! Needs the VM: `cargo xtask vm --timeout 4000 -- target/release/churn --minutes 60`
+//! Keeps a cache at its limits for a long time, on the real driver and device. Threads map, look up
+//! and unmap buffers of many sizes. The resident memory of the process must not grow, and the
+//! pinned memory must stay within the cache's limit.
+//!
+//! The program needs the VM: `cargo xtask vm --timeout 4000 -- target/release/churn --minutes 60`
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -16,11 +18,12 @@ use regcache_verbs::{Access, Context, MrRegistrar, Pd};
 const MAX_ENTRIES: u32 = 256;
 const MAX_BYTES: usize = 32 << 20;
 
-/// The number of buffers of each thread, and the most pages of a buffer.
+/// The number of buffers of each thread.
 const BUFFERS: usize = 300;
+/// The largest number of pages of a buffer.
 const PAGES: usize = 128;
 
-/// Churn a cache at its limits, and check that the memory of the process does not grow
+/// Keep a cache busy at its limits, and check that the memory of the process does not grow
 #[derive(Parser)]
 struct Cli {
     /// Run for this many minutes
@@ -32,7 +35,7 @@ struct Cli {
 }
 
 fn buffer(random: &mut Random) -> MmapMut {
-    MmapMut::map_anon((1 + random.below(PAGES)) * PAGE).expect("there is memory")
+    MmapMut::map_anon((1 + random.below(PAGES)) * PAGE).expect("a buffer cannot be mapped")
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -59,7 +62,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                             let buffer = &buffers[i];
                             let guard =
                                 cache.get(buffer.as_ptr(), buffer.len(), Access::LOCAL_WRITE);
-                            drop(guard.expect("can be registered"));
+                            drop(guard.expect("a buffer cannot be registered"));
                         }
                     }
                     lookups.fetch_add(1, Ordering::Relaxed);
@@ -93,7 +96,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     verdict(&held)
 }
 
-/// Compares the resident memory of the last quarter with that of the first.
+/// Returns an error if the resident memory was larger in the last quarter of the run than in the
+/// first. Also returns an error if more memory was pinned than the limit allows.
 fn verdict(held: &[(u64, u64)]) -> Result<(), Box<dyn std::error::Error>> {
     let quarter = held.len().div_ceil(4);
     let most = |part: &[(u64, u64)]| part.iter().map(|it| it.0).max().unwrap_or(0);
@@ -102,7 +106,7 @@ fn verdict(held: &[(u64, u64)]) -> Result<(), Box<dyn std::error::Error>> {
     println!(
         "resident: at most {first} kB in the first quarter, {last} kB in the last; pinned: at most {pinned_most} kB"
     );
-    // Random mappings make it vary by some per cent.
+    // The resident memory varies by some per cent, because the sizes of the buffers are random.
     if last > first + first / 10 {
         return Err("the resident memory grows".into());
     }

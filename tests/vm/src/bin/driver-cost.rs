@@ -1,9 +1,9 @@
-//! Measures the cost of the driver in instructions. `cargo xtask cost` runs it in a virtual machine
-//! whose time stamp counter counts them.
+//! Measures the cost of the driver in instructions. `cargo xtask cost` runs the program in a
+//! virtual machine in which the time stamp counter counts instructions.
 //!
-//! Each operation is measured alone. A figure is the mean without the lowest and the highest tenth.
-//! So it includes work that the kernel does once for many operations, and excludes timer
-//! interrupts.
+//! The program measures each operation separately. A figure is the mean of the measurements without
+//! the lowest and the highest tenth. As a mean, the figure includes work that the kernel does once
+//! for many operations. Without the highest tenth, it excludes timer interrupts.
 
 use std::arch::x86_64::{_mm_lfence, _rdtsc};
 use std::error::Error;
@@ -13,23 +13,24 @@ use std::ptr;
 use regcache_test_support::{map_fixed, unmap};
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-/// The pages that a cycle maps, touches and unmaps.
+/// The number of pages that a cycle maps, touches and unmaps.
 const MAPPED: usize = 16;
 
-/// The operations of each figure.
+/// The number of operations that are measured for one figure.
 const ROUNDS: usize = 2000;
 
-/// The centre of the ranges that are watched elsewhere, which lie on both sides, `STRIDE` bytes
-/// apart.
+/// The address in the middle of the ranges that are watched elsewhere.
 const HERE: usize = 0x5000_0000_0000;
+/// The distance in bytes between neighbouring ranges that are watched elsewhere.
 const STRIDE: usize = 64 * PAGE;
 
-/// The place where a cycle maps its pages.
+/// The place at which a cycle maps its pages.
 #[derive(Clone, Copy)]
 enum Placement {
-    /// Behind `HERE` each time.
+    /// Every cycle maps its pages one page above `HERE`.
     Same,
-    /// Behind another one of the hundred ranges on each side of it each time.
+    /// Successive cycles map their pages at different places. Each place is one page above one of
+    /// the hundred nearest ranges on either side of `HERE`.
     Changing,
 }
 
@@ -51,7 +52,7 @@ impl Placement {
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// The instructions executed so far.
+/// Returns the number of instructions that were executed so far.
 fn now() -> u64 {
     // SAFETY: every x86-64 machine has these instructions.
     unsafe {
@@ -60,14 +61,15 @@ fn now() -> u64 {
     }
 }
 
-/// The instructions of `operation`, which include those of the measurement.
+/// Runs `operation`, and returns the number of its instructions together with its result. The
+/// number includes the instructions of the measurement itself.
 fn count<T>(operation: impl FnOnce() -> T) -> (u64, T) {
     let start = now();
     let result = operation();
     (now() - start, result)
 }
 
-/// The mean of the middle four fifths.
+/// Returns the mean of the figures without the lowest and the highest tenth.
 fn mean(mut all: Vec<u64>) -> u64 {
     all.sort_unstable();
     let tenth = all.len() / 10;
@@ -78,14 +80,16 @@ fn mean(mut all: Vec<u64>) -> u64 {
 fn map_and_touch(at: *mut u8) -> io::Result<()> {
     map_fixed(at.addr(), MAPPED * PAGE, libc::MAP_FIXED_NOREPLACE)?;
     for page in 0..MAPPED {
-        // SAFETY: mapped above.
+        // SAFETY: the page was mapped above.
         unsafe { at.add(page * PAGE).write_volatile(1) };
     }
     Ok(())
 }
 
-/// The means of mmap, touch and munmap together and of munmap alone. The mapped range is watched
-/// this many times, and each report is read before the next cycle.
+/// Returns two means. The first is that of `mmap`, touching the pages, and `munmap` together. The
+/// second is that of `munmap` alone.
+///
+/// The mapped range is watched `times` times. All reports are read before the next cycle.
 fn cycle(place: Placement, device: Option<&DriverFile>, times: u64) -> Result<(u64, u64)> {
     const OURS: u64 = 1 << 40;
     let (mut cycles, mut unmaps) = (Vec::new(), Vec::new());
@@ -115,7 +119,7 @@ fn cycle(place: Placement, device: Option<&DriverFile>, times: u64) -> Result<(u
     Ok((mean(cycles), mean(unmaps)))
 }
 
-/// Watches single pages on both sides of the cycles alternately.
+/// Watches single pages, alternately above and below `HERE`.
 fn watch_elsewhere(device: &DriverFile, from: usize, to: usize) -> Result<()> {
     for i in from..to {
         let distance = (i / 2 + 1) * STRIDE;
@@ -129,7 +133,7 @@ fn watch_elsewhere(device: &DriverFile, from: usize, to: usize) -> Result<()> {
     Ok(())
 }
 
-/// The mean of registering and unregistering a range.
+/// Returns the mean of registering and unregistering a range.
 fn register(device: &DriverFile) -> Result<u64> {
     let at = Placement::Same.address(0);
     let mut all = Vec::new();
@@ -144,7 +148,7 @@ fn register(device: &DriverFile) -> Result<u64> {
     Ok(mean(all))
 }
 
-/// The mean of one read that delivers this many events and LAST.
+/// Returns the mean of a `read` that delivers this many events and the event LAST.
 fn read(events: usize) -> Result<u64> {
     let device = DriverFile::open()?;
     let memory = Pages::new(events)?;
@@ -161,7 +165,7 @@ fn read(events: usize) -> Result<u64> {
     Ok(mean(all))
 }
 
-/// Cycles without an open file, as the base of the ratios.
+/// The means of cycles without an open file. The ratios of other rows refer to these means.
 struct Bare {
     place: Placement,
     cycle: u64,
@@ -195,7 +199,7 @@ impl Bare {
 }
 
 fn main() -> Result<()> {
-    // Warms up page tables and per-CPU lists.
+    // These cycles are not counted. They warm up page tables and per-CPU lists.
     for place in [Placement::Same, Placement::Changing] {
         cycle(place, None, 0)?;
     }

@@ -1,5 +1,6 @@
-//! Plays the matrix in a program whose global allocator is jemalloc, which must give memory back at
-//! once: `_RJEM_MALLOC_CONF=dirty_decay_ms:0,muzzy_decay_ms:0 target/release/matrix-jemalloc`
+//! Runs the matrix in a program whose global allocator is jemalloc. These settings make jemalloc
+//! return freed memory to the kernel at once: `_RJEM_MALLOC_CONF=dirty_decay_ms:0,muzzy_decay_ms:0
+//! target/release/matrix-jemalloc`
 
 use std::process::ExitCode;
 

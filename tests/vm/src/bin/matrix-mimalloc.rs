@@ -1,5 +1,6 @@
-//! Plays the matrix in a program whose global allocator is mimalloc, which must give memory back at
-//! once: `MIMALLOC_PURGE_DELAY=0 target/release/matrix-mimalloc`
+//! Runs the matrix in a program whose global allocator is mimalloc. This setting makes mimalloc
+//! return freed memory to the kernel at once: `MIMALLOC_PURGE_DELAY=0
+//! target/release/matrix-mimalloc`
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! Plays each scenario with each monitor on an RDMA device, and prints what the device read
-//! afterwards. Needs the VM: `cargo xtask vm -- target/release/matrix-rxe`
+//! Runs each scenario with each monitor on an RDMA device, and prints a table of the outcomes. The
+//! program needs the VM: `cargo xtask vm -- target/release/matrix-rxe`
 
 use std::process::ExitCode;
 

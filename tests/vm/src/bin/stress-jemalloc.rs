@@ -1,4 +1,5 @@
-//! Runs the program `stress` with jemalloc, which gives cached memory back to the kernel.
+//! Runs the stress test with jemalloc as the global allocator. jemalloc also returns memory to the
+//! kernel while the cache holds registrations of this memory.
 
 #[global_allocator]
 static JEMALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

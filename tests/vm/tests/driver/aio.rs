@@ -1,4 +1,5 @@
-//! Linux AIO finishes a poll in a kernel thread when the context is busy.
+//! Tests a poll by Linux AIO. If the AIO context is busy, the kernel finishes the poll in a kernel
+//! thread. This thread must not be refused, although it is not the owner of the file.
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +10,7 @@ use nix::errno::Errno;
 
 use crate::watched;
 
-/// `struct iocb`, little-endian.
+/// The kernel's `struct iocb` on a little-endian machine.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Iocb {
@@ -23,7 +24,7 @@ struct Iocb {
     rest: [u64; 4],
 }
 
-/// `struct io_event`
+/// The kernel's `struct io_event`.
 #[repr(C)]
 #[derive(Default)]
 struct IoEvent {
@@ -37,7 +38,7 @@ const IOCB_CMD_POLL: u16 = 5;
 
 fn submit(context: u64, poll: &mut Iocb) {
     let mut list = [&raw mut *poll];
-    // SAFETY: one request, which stays in place until it has completed.
+    // SAFETY: the list holds one request, and the request stays in place until it has completed.
     let n = unsafe { libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()) };
     assert_eq!(Errno::result(n), Ok(1));
 }
@@ -53,10 +54,11 @@ fn aio_poll_by_the_owner_is_no_error() {
         ..Iocb::default()
     };
     let mut context = 0_u64;
-    // SAFETY: the context may be written.
+    // SAFETY: the context is a writable word.
     let made = unsafe { libc::syscall(libc::SYS_io_setup, PENDING + 10, &raw mut context) };
     Errno::result(made).unwrap();
-    // A context is busy if it has many endless polls and a thread searches it all the time.
+    // The test makes the context busy: the context has many polls that never complete, and a thread
+    // searches them all the time.
     let (quiet, _other_end) = nix::unistd::pipe().unwrap();
     let mut pending = vec![poll(quiet.as_raw_fd()); PENDING];
     for one in &mut pending {
@@ -69,7 +71,7 @@ fn aio_poll_by_the_owner_is_no_error() {
             let mut event = IoEvent::default();
             while !stop.load(Ordering::Relaxed) {
                 let (unknown, event) = (&raw mut unknown, &raw mut event);
-                // SAFETY: both may be written.
+                // SAFETY: both structures are readable and writable.
                 unsafe { libc::syscall(libc::SYS_io_cancel, context, unknown, event) };
             }
         });
@@ -87,11 +89,12 @@ fn aio_poll_by_the_owner_is_no_error() {
             };
             let (event_ptr, patience) = (&raw mut event, &raw const patience);
             let n = loop {
-                // SAFETY: room for one event; the request is in place until here.
+                // SAFETY: the buffer has room for one event, and the request stays in place until
+                // the event has arrived.
                 let n = unsafe {
                     libc::syscall(libc::SYS_io_getevents, context, 1, 1, event_ptr, patience)
                 };
-                // Other tests send signals.
+                // The call can return EINTR, because other tests send signals.
                 if n != -1 || Errno::last() != Errno::EINTR {
                     break n;
                 }
@@ -104,8 +107,12 @@ fn aio_poll_by_the_owner_is_no_error() {
             n == 1 && result & (i64::from(libc::POLLIN | libc::POLLERR)) == i64::from(libc::POLLIN)
         };
         let bad: Vec<_> = results.iter().filter(|result| !good(result)).collect();
-        assert!(bad.is_empty(), "of {} these: {bad:?}", results.len());
+        assert!(
+            bad.is_empty(),
+            "of {} results, these are wrong: {bad:?}",
+            results.len()
+        );
     });
-    // SAFETY: the pending requests end here, and stay in place until then.
+    // SAFETY: the call ends the pending requests, and the requests stay in place until it returns.
     unsafe { libc::syscall(libc::SYS_io_destroy, context) };
 }

@@ -1,4 +1,4 @@
-//! The calls refuse bad arguments, and a refused call has no effect.
+//! Tests that the calls refuse bad arguments, and that a refused call has no effect.
 
 use std::ptr;
 
@@ -41,7 +41,7 @@ fn features_are_exchanged_first_or_not_at_all() {
         used(&device);
         let mut mask = 5;
         assert_eq!(device.exchange(&mut mask), Err(Errno::EINVAL));
-        assert_eq!(mask, 5, "refused and written all the same");
+        assert_eq!(mask, 5, "the driver refused the call, but wrote the mask");
     }
 }
 
@@ -76,7 +76,11 @@ fn ranges_that_make_no_sense_are_refused() {
         let said = [device.register(&region), device.register2(&region2)];
         assert_eq!(said, [Err(Errno::EINVAL); 2], "{start:#x}..{end:#x}");
     }
-    assert_eq!(device.unwatch(1), Err(Errno::EINVAL), "none is there");
+    assert_eq!(
+        device.unwatch(1),
+        Err(Errno::EINVAL),
+        "the refused range is watched"
+    );
 }
 
 #[test]
@@ -97,8 +101,8 @@ fn any_range_below_the_end_of_user_space_can_be_watched() {
     }
 }
 
-/// Makes the call as programs of 2010 do. They fill in the fields that they know, on a stack with
-/// old contents, and ignore the result.
+/// Makes the call as programs of 2010 do. Such a program fills in only the fields that it knows, so
+/// the other fields contain old contents of its stack. It ignores the result of the call.
 #[test]
 fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_on() {
     const CALLS: u64 = 10_000;
@@ -109,7 +113,7 @@ fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_o
     let unbacked = memory.page(1).addr() as u64;
     memory.unmap(1, 1).unwrap();
     for cookie in 0..CALLS {
-        // First each bit by itself, then random ones.
+        // The first 64 calls set one bit each. The other calls set random bits.
         let (flags, reserved) = match cookie {
             0..32 => (1 << cookie, 0),
             32..64 => (0, 1 << (cookie - 32)),
@@ -133,7 +137,8 @@ fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_o
     assert_eq!(counter.get(), 0, "changes of protection are not counted");
     memory.map_over(0, 1).unwrap();
     let (cookies, _) = device.drain().unwrap();
-    // Nothing changed at the address where nothing was mapped.
+    // The ranges with odd cookies are not mapped, so no page of theirs changes and they are not
+    // reported.
     assert!(cookies.into_iter().eq((0..CALLS).step_by(2)));
     for cookie in 0..CALLS {
         device.unwatch(cookie).unwrap();
@@ -162,7 +167,7 @@ fn a_range_without_length_is_the_byte_at_its_start() {
         .map(|it| (it.user_cookie_counter, it.hint_start, it.hint_end))
         .collect();
     assert_eq!(reported[..2], [(1, start, start + 1), (2, end - 1, end)]);
-    assert_eq!(events.len(), 3, "and LAST");
+    assert_eq!(events.len(), 3, "the two events and LAST must arrive");
 }
 
 #[test]
@@ -180,7 +185,8 @@ fn the_extended_call_takes_the_flags_that_it_knows_and_no_others() {
     }
 }
 
-/// The extended structure in a longer one, as a later version may be.
+/// The extended structure at the start of a longer structure, as a later version of the ABI may
+/// define it.
 #[repr(C)]
 struct Longer(Register2, [u8; 8192]);
 
@@ -199,7 +205,8 @@ fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
     );
     let register = |longer: &Longer| {
         let request = nix::request_code_none!(b'U', 4);
-        // SAFETY: as many bytes may be read as the structure says, or the driver refuses it.
+        // SAFETY: either the number of bytes in `size` is readable, or the driver refuses the
+        // structure.
         let said = unsafe { libc::ioctl(device.raw(), request, &raw const *longer) };
         Errno::result(said).map(drop)
     };
@@ -224,7 +231,8 @@ fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
         longer.1[last] = 1;
         assert_eq!(register(&longer), Err(Errno::E2BIG), "{size}");
         longer.1[last] = 0;
-        // The driver does not read beyond the structure.
+        // A byte behind the structure may be set, because the driver does not read beyond the
+        // structure.
         longer.1[last + 1] = 1;
         register(&longer).unwrap();
         longer.1[last + 1] = 0;
@@ -269,7 +277,7 @@ fn bad_pointers_are_efault() {
         (nix::request_code_none!(b'U', 4), usize::MAX),
     ] {
         let pointer = ptr::without_provenance_mut::<u8>(pointer);
-        // SAFETY: the driver checks the pointer.
+        // SAFETY: the driver checks the pointer, and returns an error if it cannot read the memory.
         let result = unsafe { libc::ioctl(device.raw(), request, pointer) };
         assert_eq!(Errno::result(result), Err(Errno::EFAULT));
     }
@@ -284,7 +292,7 @@ fn unknown_calls_are_enotty() {
         nix::request_code_write!(b'U', 2, 24),
         nix::request_code_none!(b'V', 1),
     ] {
-        // SAFETY: an unknown request uses no argument.
+        // SAFETY: the driver does not use the argument of an unknown request.
         let result = unsafe { libc::ioctl(device.raw(), request, ptr::null_mut::<u8>()) };
         assert_eq!(Errno::result(result), Err(Errno::ENOTTY), "{request:#x}");
     }
@@ -296,17 +304,21 @@ fn a_read_smaller_than_an_event_is_refused() {
     memory.unmap(0, 1).unwrap();
     let mut buffer = [0_u8; 31];
     for len in [0, 1, 31] {
-        // SAFETY: the buffer is as long as that.
+        // SAFETY: the buffer has at least `len` bytes.
         let n = unsafe { libc::read(device.raw(), buffer.as_mut_ptr().cast(), len) };
         assert_eq!(Errno::result(n), Err(Errno::EINVAL));
     }
-    assert_eq!(device.drain().unwrap(), (vec![0], 1), "nothing was lost");
+    assert_eq!(
+        device.drain().unwrap(),
+        (vec![0], 1),
+        "the event must not be lost"
+    );
 }
 
 #[test]
 fn the_file_has_no_position() {
     let device = DriverFile::open().unwrap();
-    // SAFETY: no memory is involved.
+    // SAFETY: the call accesses no memory.
     let sought = unsafe { libc::lseek(device.raw(), 0, libc::SEEK_CUR) };
     assert_eq!(Errno::result(sought), Err(Errno::ESPIPE));
 }

@@ -1,4 +1,5 @@
-//! Ranges that must be backed: by memory whose changes the kernel announces.
+//! Tests ranges that must be backed. A range is backed if it is mapped memory whose changes the
+//! kernel announces.
 
 use std::fs::File;
 use std::num::NonZeroUsize;
@@ -17,25 +18,26 @@ fn watch(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()>
     device.watch_with(MUST_BE_BACKED, start, pages * PAGE, 1)
 }
 
-/// Watches the pages, returns the result, and ends the watch.
+/// Watches the pages, ends the watch, and returns the result of the first call.
 fn tried(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()> {
     let said = watch(device, start, pages);
     let known = device.unwatch(1);
     assert_eq!(
         known.is_ok(),
         said.is_ok(),
-        "refused, and watched all the same"
+        "a watch exists if and only if it was granted"
     );
     said
 }
 
-/// A page of the firmware, which is mapped as devices' memory is: without page structures.
+/// Maps a page of the firmware. The kernel maps this page as a driver maps a device's memory:
+/// without page structures.
 fn firmware() -> *const u8 {
     const ROM: i64 = 0xF_0000;
     let memory = File::open("/dev/mem").unwrap();
     let len = NonZeroUsize::new(PAGE).unwrap();
     let (read, shared) = (ProtFlags::PROT_READ, MapFlags::MAP_SHARED);
-    // SAFETY: where the kernel likes.
+    // SAFETY: the kernel chooses the address, so the call replaces no mapping.
     let at = unsafe { mmap(None, len, read, shared, memory, ROM) };
     at.unwrap().as_ptr().cast()
 }
@@ -43,7 +45,8 @@ fn firmware() -> *const u8 {
 #[test]
 fn memory_is_backed_and_its_changes_are_reported() {
     let (device, memory) = (DriverFile::open().unwrap(), Pages::new(4).unwrap());
-    // Never touched; read-only; and both in two mappings that follow each other.
+    // The first two pages are never touched. The last two pages are read-only, so they are a
+    // mapping of their own.
     memory.advise(0, 4, libc::MADV_DONTNEED).unwrap();
     memory.protect(2, 2, libc::PROT_READ).unwrap();
     for (first, pages) in [(0, 2), (2, 2), (1, 2), (0, 4)] {
@@ -61,7 +64,7 @@ fn a_files_pages_are_backed() {
     let device = DriverFile::open().unwrap();
     for flags in [MapFlags::MAP_SHARED, MapFlags::MAP_PRIVATE] {
         let len = NonZeroUsize::new(PAGE).unwrap();
-        // SAFETY: where the kernel likes.
+        // SAFETY: the kernel chooses the address, so the call replaces no mapping.
         let at = unsafe { mmap(None, len, ProtFlags::PROT_READ, flags, file.as_fd(), 0) };
         assert_eq!(tried(&device, at.unwrap().as_ptr().cast(), 1), Ok(()));
     }
@@ -72,7 +75,8 @@ fn where_nothing_is_mapped_nothing_is_backed() {
     let (device, memory) = (DriverFile::open().unwrap(), Pages::new(5).unwrap());
     memory.unmap(1, 1).unwrap();
     memory.unmap(4, 1).unwrap();
-    // All of a hole, its end, its beginning, across it, and to behind the last mapping.
+    // These ranges cover a hole, end in it, start in it, reach across it, and reach beyond the last
+    // mapping.
     for (first, pages) in [(1, 1), (0, 2), (1, 2), (0, 4), (2, 3)] {
         assert_eq!(tried(&device, memory.page(first), pages), UNBACKED);
     }

@@ -1,4 +1,4 @@
-//! A 32-bit program uses the driver as a 64-bit program does.
+//! Tests that a 32-bit program can use the driver as a 64-bit program does.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

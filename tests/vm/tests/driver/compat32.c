@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
- * The whole of the ABI once, from a 32-bit program. Says on stderr what differs, and exits with 1.
+ * Uses every part of the ABI once, from a 32-bit program. If a result is wrong,
+ * the program prints the failed condition to stderr and exits with 1.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -57,7 +58,7 @@ int main(void)
 	region.user_cookie = cookie;
 	CHECK(!ioctl(fd, UMMUNOTIFY_REGISTER_REGION, &region));
 
-	/* Beyond what a 32-bit program can map. */
+	/* The addresses are higher than any that a 32-bit program can map. */
 	region.user_cookie = 1;
 	region.end = (uint64_t)1 << 32 | PAGE;
 	CHECK(ioctl(fd, UMMUNOTIFY_REGISTER_REGION, &region) == -1 && errno == EINVAL);

@@ -1,4 +1,4 @@
-//! The page with the generation counter.
+//! Tests the page that contains the generation counter.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +19,7 @@ fn map(
     offset: usize,
 ) -> io::Result<*mut u8> {
     let offset = offset as libc::off_t;
-    // SAFETY: a new mapping, at an address that the kernel chooses.
+    // SAFETY: the kernel chooses the address, so the call replaces no mapping.
     let start = unsafe {
         libc::mmap(
             ptr::null_mut(),
@@ -80,15 +80,16 @@ fn the_page_cannot_be_made_writable_or_grow() {
             .unwrap()
             .cast();
         for protection in [libc::PROT_WRITE, libc::PROT_READ | libc::PROT_WRITE] {
-            // SAFETY: this test's own mapping, to which there is no reference.
+            // SAFETY: the mapping belongs to this test, and no reference to it exists.
             let result = unsafe { libc::mprotect(page, PAGE, protection) };
             assert_eq!(Errno::result(result), Err(Errno::EACCES));
         }
-        // SAFETY: as above.
+        // SAFETY: the mapping belongs to this test, and no reference to it exists.
         let grown = unsafe { libc::mremap(page, PAGE, 2 * PAGE, libc::MREMAP_MAYMOVE) };
         assert_eq!(grown, libc::MAP_FAILED);
         assert_eq!(Errno::last(), Errno::EFAULT);
-        // SAFETY: as above; an old size of 0 asks for a second mapping of a shared one.
+        // SAFETY: the mapping belongs to this test, and no reference to it exists. An old size of 0
+        // requests a second mapping of a shared page.
         let doubled = unsafe { libc::mremap(page, 0, 2 * PAGE, libc::MREMAP_MAYMOVE) };
         assert_eq!(doubled, libc::MAP_FAILED);
     }
@@ -124,7 +125,8 @@ fn the_page_comes_back_after_madvise_dontneed() {
     let (device, memory) = watched(1);
     let counter = device.counter().unwrap();
     memory.unmap(0, 1).unwrap();
-    // SAFETY: the mapping is only read, and returns to its address.
+    // SAFETY: the mapping is only read. The call drops the page, and the next access brings the
+    // page back at the same address.
     let dropped = unsafe {
         libc::madvise(
             counter.as_ptr().cast_mut().cast(),
@@ -136,7 +138,8 @@ fn the_page_comes_back_after_madvise_dontneed() {
     assert_eq!(counter.get(), 1);
 }
 
-/// The device under a name of its own: /dev may be mounted so that nothing there can be executed.
+/// Opens the device under another name. /dev may be mounted with the option noexec. So a refusal
+/// there would not show that the driver refuses.
 fn device_elsewhere() -> DriverFile {
     let dir = std::env::temp_dir().join(format!("ummunotify-{}", std::process::id()));
     std::fs::create_dir(&dir).unwrap();
@@ -159,7 +162,7 @@ fn the_page_cannot_be_executed_and_is_not_dumped() {
         let said = map(&device, PAGE, executable, flags, 0).unwrap_err();
         assert_eq!(said.raw_os_error(), Some(libc::EACCES));
         let page = map(&device, PAGE, libc::PROT_READ, flags, 0).unwrap();
-        // SAFETY: this test's own mapping, which nobody uses.
+        // SAFETY: the mapping belongs to this test, and nothing uses it.
         let made = unsafe { libc::mprotect(page.cast(), PAGE, executable) };
         assert_eq!(Errno::result(made), Err(Errno::EACCES));
 
@@ -168,6 +171,9 @@ fn the_page_cannot_be_executed_and_is_not_dumped() {
         let mut ours = maps.lines().skip_while(|line| !line.starts_with(&start));
         let flags = ours.find_map(|line| line.strip_prefix("VmFlags:"));
         let flags: Vec<_> = flags.unwrap().split_whitespace().collect();
-        assert!(flags.contains(&"dd"), "it is dumped: {flags:?}");
+        assert!(
+            flags.contains(&"dd"),
+            "a core dump would contain the page: {flags:?}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Events: one for each range, however often it was invalidated, and LAST at the end.
+//! Tests the events. The driver delivers one event for each invalidated range, however often the
+//! range was invalidated, and the event LAST at the end.
 
 use nix::errno::Errno;
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
@@ -54,7 +55,7 @@ fn a_range_is_hit_where_nothing_was_watched_a_moment_before() {
         memory.touch();
     };
     for page in 0..8 {
-        // Two ranges side by side, and one over both.
+        // The invalidations cover two adjacent parts, and then both parts together.
         drop_pages(0, 4);
         drop_pages(4, 4);
         drop_pages(0, 8);
@@ -114,7 +115,10 @@ fn the_counter_rises_once_for_an_invalidation_that_hits_many_ranges() {
         );
     }
     cookies.sort_unstable();
-    assert!(cookies.into_iter().eq(0..RANGES), "each of them once");
+    assert!(
+        cookies.into_iter().eq(0..RANGES),
+        "each range must be reported once"
+    );
 }
 
 #[test]
@@ -149,20 +153,28 @@ fn last_is_owed_after_an_event_and_only_then() {
     let (device, memory) = watched(3);
     assert_eq!(device.read(1), Err(Errno::EAGAIN));
     memory.unmap(0, 1).unwrap();
-    assert_eq!(device.read(1).unwrap().len(), 1, "no room for LAST");
+    assert_eq!(
+        device.read(1).unwrap().len(),
+        1,
+        "the buffer has no room for LAST"
+    );
     memory.unmap(1, 1).unwrap();
     assert_eq!(
         device.read(2).unwrap()[1],
         last(2),
-        "with the counter of its own moment"
+        "LAST must carry the counter at the time of its read"
     );
-    assert_eq!(device.read(1), Err(Errno::EAGAIN), "once");
+    assert_eq!(
+        device.read(1),
+        Err(Errno::EAGAIN),
+        "LAST must be reported once"
+    );
     memory.unmap(2, 1).unwrap();
     device.read(1).unwrap();
     assert_eq!(
         device.read(5).unwrap(),
         [last(3)],
-        "owed from the read before"
+        "LAST was still owed after the previous read"
     );
 }
 
@@ -176,7 +188,7 @@ fn unregistering_drops_a_queued_event() {
     assert_eq!(
         device.read(1),
         Err(Errno::EAGAIN),
-        "nothing was mapped there"
+        "mapping over an unmapped range changes no page"
     );
     memory.unmap(0, 2).unwrap();
     assert_eq!(device.drain().unwrap(), (vec![1], 2));
@@ -188,8 +200,16 @@ fn a_cookie_used_anew_does_not_inherit_the_old_event() {
     memory.unmap(0, 1).unwrap();
     device.unwatch(0).unwrap();
     device.watch(memory.page(1), PAGE, 0).unwrap();
-    assert_eq!(device.read(1), Err(Errno::EAGAIN), "and no LAST is owed");
-    assert_eq!(device.counter().unwrap().get(), 1, "but it did happen");
+    assert_eq!(
+        device.read(1),
+        Err(Errno::EAGAIN),
+        "an event or LAST was reported for the old watch"
+    );
+    assert_eq!(
+        device.counter().unwrap().get(),
+        1,
+        "the invalidation of the old watch still counts"
+    );
 }
 
 #[test]

@@ -1,6 +1,8 @@
-//! Calls in which the kernel runs out of memory or cannot reach the caller's memory. Each test
-//! fails every such place in turn. It needs a kernel with fault injection, as of `cargo xtask test
-//! --kernel debug`; on other kernels it prints that nothing was tried.
+//! Tests calls in which the kernel runs out of memory or cannot access the caller's memory. Each
+//! test makes every such allocation and access fail in turn.
+//!
+//! The tests need a kernel with fault injection, and `cargo xtask test --kernel debug` runs one. On
+//! other kernels, a test prints that nothing was tried.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -10,10 +12,10 @@ use std::process::Command;
 use nix::errno::Errno;
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-/// More faults than any call has.
+/// A limit that exceeds the number of places at which any call can fail.
 const MOST: usize = 1000;
 
-/// Returns the directory of debugfs, and mounts it if necessary.
+/// Returns the directory of debugfs. Mounts debugfs first if necessary.
 fn debugfs() -> PathBuf {
     let dir = Path::new("/sys/kernel/debug");
     if !dir.join("sched").exists() {
@@ -26,11 +28,12 @@ fn debugfs() -> PathBuf {
     dir.to_path_buf()
 }
 
-/// The fault switch of this thread. Its number N makes the Nth allocation or copy fail.
+/// The file of the kernel that makes calls of this thread fail. If a number N is written to the
+/// file, the Nth allocation or copy after that fails.
 struct Switch(File);
 
 impl Switch {
-    /// Opens the switch; `None` if the kernel has none.
+    /// Opens the switch. Returns `None` if the kernel has no fault injection.
     fn find() -> Option<Self> {
         let path = Path::new("/proc/thread-self/fail-nth");
         if !path.exists() {
@@ -39,7 +42,8 @@ impl Switch {
         }
         for kind in ["failslab", "fail_page_alloc", "fail_usercopy"] {
             let dir = debugfs().join(kind);
-            // By default it spares allocations that may sleep, and logs a trace for each fault.
+            // By default, the kernel injects no fault into allocations that may sleep, and logs a
+            // trace for each fault. The settings change both.
             for (setting, value) in [
                 ("ignore-gfp-wait", "N"),
                 ("min-order", "0"),
@@ -56,25 +60,26 @@ impl Switch {
         ))
     }
 
-    /// Runs the call and fails its `nth` place. Returns true if the call has so many.
+    /// Runs the call and makes its `nth` allocation or copy fail. Returns true if the call has at
+    /// least `nth` of them.
     fn run<T>(&self, nth: usize, call: impl FnOnce() -> T) -> (bool, T) {
         self.0.write_all_at(nth.to_string().as_bytes(), 0).unwrap();
         let result = call();
         let mut left = [0];
-        // If this read itself fails, no call before it did.
+        // The fault may hit this read itself. In that case, no fault was injected into the call.
         let injected = self.0.read_at(&mut left, 0).is_ok() && left == *b"0";
         while self.0.write_all_at(b"0", 0).is_err() {}
         (injected, result)
     }
 
-    /// Runs the call with each of its faults in turn, and then with none. `check` receives each
-    /// result.
+    /// Runs the call once for each of its possible faults, and then without a fault. Passes each
+    /// result to `check`.
     fn each<T>(&self, mut call: impl FnMut() -> T, mut check: impl FnMut(bool, T)) {
         for nth in 1..MOST {
             let (injected, result) = self.run(nth, &mut call);
             check(injected, result);
             if !injected {
-                assert!(nth > 1, "there was nothing to fail");
+                assert!(nth > 1, "the call has no place at which it can fail");
                 return;
             }
         }

@@ -1,4 +1,4 @@
-//! The view that an administrator has of an open file: its `fdinfo`.
+//! Tests the `fdinfo` of an open file, which shows an administrator the state of the file.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use regcache_tests_vm::{Child, DriverFile, PAGE};
 
 use crate::watched;
 
-/// A figure that the file's fdinfo has.
+/// Returns the figure with this name in the file's `fdinfo`.
 fn figure(device: &DriverFile, name: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.raw())).unwrap();
     let value = text.lines().find_map(|line| {
@@ -20,14 +20,15 @@ fn figure(device: &DriverFile, name: &str) -> u64 {
         .unwrap()
 }
 
-/// Ranges, counter, readable, in flight.
+/// Returns four figures: the ranges, the counter, whether the file is readable, and the
+/// invalidations in flight.
 fn figures(device: &DriverFile) -> [u64; 4] {
     ["ranges", "counter", "readable", "in-flight"].map(|name| figure(device, name))
 }
 
 #[test]
 fn each_open_file_has_its_figures() {
-    // By itself: other tests of this process watch as well.
+    // The test runs in a child, because other tests of this process also watch memory.
     let alone = Child::fork(|| {
         let (device, memory) = watched(3);
         let at_first = figures(&device) == [3, 0, 0, 0];
@@ -45,7 +46,7 @@ fn each_open_file_has_its_figures() {
 #[test]
 fn the_ranges_of_all_files_of_a_user_are_in_each() {
     let alone = Child::fork(|| {
-        // SAFETY: no memory is involved; the child has one thread.
+        // SAFETY: the call accesses no memory, and the child has only one thread.
         assert_eq!(unsafe { libc::setuid(60_123) }, 0);
         let (one, _memory) = watched(3);
         let file = figure(&one, "user-ranges") - 3;

@@ -1,7 +1,7 @@
-//! The driver's contract, call by call. Needs /dev/ummunotify; `cargo xtask test` runs it in its
-//! VM.
+//! Tests the driver's contract, call by call. The tests need /dev/ummunotify, so `cargo xtask test`
+//! runs them in a virtual machine.
 //!
-//! Each file is a part of `kernel/Documentation/ummunotify.rst`.
+//! Each module tests a part of `kernel/Documentation/ummunotify.rst`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod aio;
@@ -24,7 +24,8 @@ mod teardown;
 use regcache::monitor::abi::{Event, HINT, INVAL, LAST};
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-/// Opens a file that watches some pages, each with its number as cookie.
+/// Opens a file that watches `pages` pages. Each page is a separate range, and the page's number is
+/// the cookie.
 fn watched(pages: usize) -> (DriverFile, Pages) {
     let memory = Pages::new(pages).unwrap();
     let device = DriverFile::open().unwrap();
@@ -34,7 +35,7 @@ fn watched(pages: usize) -> (DriverFile, Pages) {
     (device, memory)
 }
 
-/// Opens a file that watches some pages as one range, with cookie 7.
+/// Opens a file that watches `pages` pages as one range, with cookie 7.
 fn watched_as_one(pages: usize) -> (DriverFile, Pages) {
     let memory = Pages::new(pages).unwrap();
     let device = DriverFile::open().unwrap();
@@ -42,7 +43,7 @@ fn watched_as_one(pages: usize) -> (DriverFile, Pages) {
     (device, memory)
 }
 
-/// The event of a range that was invalidated once, from `start` for `len` bytes.
+/// Returns the event of a range that was invalidated once. The hint is the `len` bytes at `start`.
 fn invalidated_once(cookie: u64, start: *const u8, len: usize) -> Event {
     Event {
         flags: HINT,
@@ -50,7 +51,8 @@ fn invalidated_once(cookie: u64, start: *const u8, len: usize) -> Event {
     }
 }
 
-/// The event of a range that was invalidated more often, which has no hint.
+/// Returns the event of a range that was invalidated more than once. Such an event has no hint, so
+/// `start` and `len` are those of the whole range.
 fn invalidated_often(cookie: u64, start: *const u8, len: usize) -> Event {
     let start = start.addr() as u64;
     Event {

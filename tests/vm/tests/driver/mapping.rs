@@ -1,5 +1,5 @@
-//! An invalidation is a change of the pages behind the addresses, by any process or by the kernel,
-//! and nothing else.
+//! Tests what counts as an invalidation. It is a change of the pages behind the addresses, by any
+//! process or by the kernel, and nothing else.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::watched_as_one;
 
-/// Returns true if the ranges, all with cookie 7, were invalidated.
+/// Returns true if the range, which has cookie 7, was invalidated.
 fn is_invalidated(device: &DriverFile) -> bool {
     match device.drain() {
         Ok((cookies, _)) => {
@@ -49,7 +49,7 @@ fn mremap(
     flags: i32,
     to: *mut u8,
 ) -> io::Result<*mut u8> {
-    // SAFETY: the test's own memory, to which there are no references.
+    // SAFETY: the memory belongs to the test, and no reference to it exists.
     let moved = unsafe { libc::mremap(from.cast(), len, new_len, flags, to) };
     if moved == libc::MAP_FAILED {
         Err(io::Error::last_os_error())
@@ -72,8 +72,11 @@ fn mremap_counts_at_both_ends_when_it_moves() {
             other.page(0),
         )
         .unwrap();
-        assert!(is_invalidated(&device), "moved away");
-        assert!(is_invalidated(&other_device), "moved onto");
+        assert!(is_invalidated(&device), "the move away was not reported");
+        assert!(
+            is_invalidated(&other_device),
+            "the move onto the range was not reported"
+        );
     }
 }
 
@@ -86,21 +89,22 @@ fn shrinking_counts_and_growing_in_place_does_not() {
     assert!(!is_invalidated(&device));
 }
 
-/// Makes a memfd of this many pages.
+/// Makes a memfd with this number of pages.
 fn memfd(pages: usize) -> File {
-    // SAFETY: a terminated string.
+    // SAFETY: the name ends with a null byte.
     let fd = Errno::result(unsafe { libc::memfd_create(c"driver-test".as_ptr(), 0) }).unwrap();
-    // SAFETY: made above, and nobody else has it.
+    // SAFETY: the file descriptor was made above, and nothing else owns it.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     file.set_len((pages * PAGE) as u64).unwrap();
     file
 }
 
-/// Maps the file over the memory, shared, and touches it.
+/// Makes a shared mapping of the file over the memory, and writes to each page.
 fn map_shared(file: &File, memory: &Pages) {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-    // SAFETY: over the test's own memory.
+    // SAFETY: the call replaces only memory that belongs to the test, and no reference to it
+    // exists.
     let start = unsafe {
         libc::mmap(
             memory.page(0).cast(),
@@ -118,7 +122,7 @@ fn map_shared(file: &File, memory: &Pages) {
 fn punch(file: &File, first: usize, pages: usize) -> bool {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     let (offset, len) = ((first * PAGE) as libc::off_t, (pages * PAGE) as libc::off_t);
-    // SAFETY: no memory is involved.
+    // SAFETY: the call changes only the file, and no reference to the file's bytes exists.
     unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) == 0 }
 }
 
@@ -138,14 +142,20 @@ fn a_file_that_is_truncated_or_punched_counts_also_by_another_process() {
             .succeeded()
             .unwrap()
     );
-    assert!(is_invalidated(&device), "by a child");
+    assert!(
+        is_invalidated(&device),
+        "a hole punched by a child was not reported"
+    );
     assert!(
         Child::fork(|| file.set_len(PAGE as u64).is_ok())
             .unwrap()
             .succeeded()
             .unwrap()
     );
-    assert!(is_invalidated(&device), "truncated by a child");
+    assert!(
+        is_invalidated(&device),
+        "the truncation by a child was not reported"
+    );
     memory.advise(0, 1, libc::MADV_REMOVE).unwrap();
     assert!(is_invalidated(&device));
 }
@@ -153,7 +163,7 @@ fn a_file_that_is_truncated_or_punched_counts_also_by_another_process() {
 #[test]
 fn a_write_after_fork_counts_where_it_copies() {
     let (device, memory) = watched_as_one(4);
-    // The pages are shared as long as the child lives.
+    // While the child lives, it shares the pages with this process.
     let (wait, go) = nix::unistd::pipe().unwrap();
     let child = Child::fork(|| {
         let mut byte = [0];
@@ -162,10 +172,13 @@ fn a_write_after_fork_counts_where_it_copies() {
     .unwrap();
     assert!(
         !is_invalidated(&device),
-        "fork alone leaves the parent's pages"
+        "a fork leaves the parent's pages, but was reported"
     );
     memory.write(1, 2);
-    assert!(is_invalidated(&device), "and the write copied one");
+    assert!(
+        is_invalidated(&device),
+        "the write copied a page, but was not reported"
+    );
     nix::unistd::write(&go, &[1]).unwrap();
     assert!(child.succeeded().unwrap());
     memory.write(2, 2);
@@ -179,11 +192,11 @@ fn a_page_written_by_the_tracer_counts_where_it_copies() {
     memory.protect(0, 2, libc::PROT_READ).unwrap();
     let mem = File::options().write(true).open("/proc/self/mem").unwrap();
     let page = memory.page(1).addr() as u64;
-    // The page is shared with the child. From 6.12 on, only a tracer may write where the owner may
-    // not.
+    // The page is shared with the child. Since Linux 6.12, only a tracer may write to memory that
+    // the owner may not write. So the child becomes a tracer.
     let child = Child::fork(|| {
         let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: changes no memory; ends with the child.
+        // SAFETY: the call changes no memory, and its effect ends with the child.
         let seized = unsafe { libc::ptrace(libc::PTRACE_SEIZE, libc::getppid(), none, none) };
         seized == 0 && mem.write_at(&[3], page).is_ok()
     })
@@ -217,10 +230,10 @@ fn advice_that_keeps_the_pages_does_not_count() {
     ] {
         memory.advise(0, 4, advice).unwrap();
     }
-    // SAFETY: the test's own memory.
+    // SAFETY: the memory belongs to the test.
     let locked = unsafe { libc::mlock(memory.page(0).cast(), memory.len()) };
     assert_eq!(locked, 0);
-    // SAFETY: as above.
+    // SAFETY: the memory belongs to the test.
     let unlocked = unsafe { libc::munlock(memory.page(0).cast(), memory.len()) };
     assert_eq!(unlocked, 0);
     assert!(!is_invalidated(&device));
@@ -258,7 +271,8 @@ fn munmap_by_a_vfork_child_is_seen() {
     let (device, memory) = watched_as_one(4);
     let unmap = |address: usize| {
         let start = ptr::with_exposed_provenance_mut::<u8>(address);
-        // SAFETY: the test's own page. The call is raw, since the child shares its parent's memory.
+        // SAFETY: the page belongs to the test. The child makes the system call directly, because
+        // it shares its parent's memory.
         unsafe { libc::syscall(libc::SYS_munmap, start, PAGE) == 0 }
     };
     assert!(Child::sharing_memory(unmap, memory.page(2).expose_provenance()).unwrap());

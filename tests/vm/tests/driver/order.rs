@@ -1,4 +1,5 @@
-//! Rule M2: a range is watched while an invalidation of it is in flight.
+//! Tests rule M2. It covers a range that a thread watches while an invalidation of the range is in
+//! flight.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,7 +13,7 @@ use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
-/// Returns true if there is a page behind the address.
+/// Returns true if a page is present at the address.
 fn is_present(pagemap: &File, address: usize) -> bool {
     let mut entry = [0; 8];
     pagemap
@@ -21,12 +22,13 @@ fn is_present(pagemap: &File, address: usize) -> bool {
     u64::from_ne_bytes(entry) >> 63 != 0
 }
 
-/// While one thread drops 64 MiB, another repeatedly watches the last page. After each watch one of
-/// two conditions must hold: the page is gone already, or its loss is reported.
+/// One thread drops 64 MiB, and another thread repeatedly watches the last page in the meantime.
+/// After each watch, one of two conditions must hold. Either the page is already gone, or its
+/// invalidation is reported later.
 #[test]
 fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     const PAGES: usize = 64 << 20 >> 12;
-    /// The watches that began while the memory was being dropped.
+    /// The number of watches that must begin while the memory is being dropped.
     const ENOUGH: usize = 50;
     const MOST_ROUNDS: usize = 500;
     let memory = Pages::new(PAGES).unwrap();
@@ -69,14 +71,18 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     }
     assert!(
         during >= ENOUGH,
-        "too few registrations came in between: {during}"
+        "too few watches began while the memory was being dropped: {during}"
     );
-    assert_eq!(unreported, 0, "of {during}");
+    assert_eq!(
+        unreported, 0,
+        "invalidations were not reported, of {during}"
+    );
 }
 
-/// While one thread drops 64 MiB, another waits for the report of the last page. After the report
-/// one of two conditions must hold: the page is gone already, or the range is reported again. So a
-/// thread that pins the page in between, under the same watch, is notified.
+/// One thread drops 64 MiB, and another thread waits for the report of the last page in the
+/// meantime. After the report, one of two conditions must hold. Either the page is already gone, or
+/// the range is reported again. So a thread that pins the page after the first report, under the
+/// same watch, receives the second report.
 #[test]
 fn what_is_reported_before_it_is_over_is_reported_again() {
     const PAGES: usize = 64 << 20 >> 12;
@@ -111,7 +117,7 @@ fn what_is_reported_before_it_is_over_is_reported_again() {
             assert_eq!(
                 again.map(|(cookies, _)| cookies),
                 Ok(vec![7]),
-                "pinned now it is stale"
+                "a registration that pinned the page after the first report is stale"
             );
         }
         if early >= ENOUGH {
@@ -121,8 +127,8 @@ fn what_is_reported_before_it_is_over_is_reported_again() {
     panic!("only {early} reports came early");
 }
 
-/// One thread drops 64 MiB again and again. Another calls `register` for the last page, and is sent
-/// signals meanwhile.
+/// One thread drops 64 MiB again and again. A second thread calls `register` for the last page. A
+/// third thread sends signals to the second thread in the meantime.
 fn register_among_signals(mut register: impl FnMut(u64) + Send) {
     const PAGES: usize = 64 << 20 >> 12;
     const ROUNDS: usize = 40;
@@ -147,7 +153,8 @@ fn register_among_signals(mut register: impl FnMut(u64) + Send) {
             }
         });
         let registering = told.recv().unwrap();
-        // It is there before: a thread that starts needs the lock that dropping holds.
+        // This thread starts before the memory is dropped, because the start of a thread needs a
+        // lock that dropping holds.
         let signalling = scope.spawn(move || {
             while !stop.load(Ordering::Acquire) {
                 if dropping.load(Ordering::Acquire) {
@@ -167,7 +174,7 @@ fn register_among_signals(mut register: impl FnMut(u64) + Send) {
     });
 }
 
-/// It is neither registered nor half registered then.
+/// An interrupted call must leave no watch, so `unwatch` must fail after it.
 #[test]
 fn a_registration_that_waits_can_be_interrupted_and_leaves_nothing() {
     let device = DriverFile::open().unwrap();
@@ -185,7 +192,8 @@ fn a_registration_that_waits_can_be_interrupted_and_leaves_nothing() {
     assert!(interrupted > 0 && registered > 0);
 }
 
-/// Programs of 2010 do not look at what it says.
+/// Programs of 2010 ignore the result of the old call. So the old call must not fail because of a
+/// signal.
 #[test]
 fn a_registration_of_old_is_never_interrupted() {
     let device = DriverFile::open().unwrap();

@@ -1,4 +1,5 @@
-//! A file watches the memory of the mm that opened it, and refuses every other process.
+//! Tests the owner of a file. A file watches the memory of the mm that opened the file, and refuses
+//! the calls of every other process.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -15,12 +16,13 @@ use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::{invalidated_once, last, watched};
 
-/// Returns true if every call of a process that is not the owner is refused.
+/// Makes every call on the file, in a process that is not the owner. Returns true if the driver
+/// refuses all calls.
 fn is_refused(device: &DriverFile) -> bool {
     let eperm = Err(Errno::EPERM);
     let mut mask = 0;
     let map = device.counter();
-    // SAFETY: no memory is involved.
+    // SAFETY: the call accesses no memory.
     let fasync = unsafe {
         libc::fcntl(
             device.raw(),
@@ -52,11 +54,12 @@ fn a_forked_child_is_refused_and_the_owner_loses_nothing() {
     assert_eq!(
         device.drain().unwrap(),
         (vec![1], 2),
-        "and is still watched"
+        "the ranges must still be watched"
     );
 }
 
-/// The driver takes notice of the memory with the first range; until then it must know whose it is.
+/// The driver attaches to the address space only when the first range is watched. It must know the
+/// owner of the file even before that.
 #[test]
 fn a_file_that_was_never_used_is_its_openers_all_the_same() {
     let (device, memory) = (DriverFile::open().unwrap(), Pages::new(1).unwrap());
@@ -110,7 +113,7 @@ fn a_program_started_with_the_descriptor_is_refused() {
     assert_eq!(device.drain().unwrap(), (vec![0], 1));
 }
 
-/// Sends the file descriptor, with this many bytes.
+/// Sends the file descriptor together with these bytes.
 fn pass(socket: &OwnedFd, device: &DriverFile, bytes: &[u8]) {
     let fds = [device.raw()];
     let message = [ControlMessage::ScmRights(&fds)];
@@ -119,16 +122,17 @@ fn pass(socket: &OwnedFd, device: &DriverFile, bytes: &[u8]) {
     sendmsg::<()>(fd, &parts, &message, MsgFlags::empty(), None).unwrap();
 }
 
-/// Receives the file descriptor and the bytes. Panics if none comes, which fails the child.
+/// Receives a file descriptor and bytes. Panics if no file descriptor arrives, so that the child
+/// fails.
 fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> OwnedFd {
     let mut buffer = nix::cmsg_space!([i32; 1]);
     let mut parts = [IoSliceMut::new(bytes)];
     let fd = socket.as_raw_fd();
     let message = recvmsg::<()>(fd, &mut parts, Some(&mut buffer), MsgFlags::empty()).unwrap();
     let Some(ControlMessageOwned::ScmRights(fds)) = message.cmsgs().unwrap().next() else {
-        panic!("no file descriptor came");
+        panic!("no file descriptor arrived");
     };
-    // SAFETY: received above, and nobody else has it.
+    // SAFETY: the file descriptor was received above, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(fds[0]) }
 }
 
@@ -137,7 +141,7 @@ fn a_receiver_of_the_descriptor_is_refused_and_may_close_it() {
     let (device, memory) = watched(1);
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
-    // The fork comes first, so that the socket is the only way to the file.
+    // The child uses only the file descriptor that it receives through the socket.
     let child = Child::fork(|| {
         let passed = receive(&theirs, &mut [0]);
         let mut event = [0; 32];
@@ -154,25 +158,26 @@ fn a_receiver_of_the_descriptor_is_refused_and_may_close_it() {
 fn closing_it_last_unmaps_nothing_in_the_receiver() {
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
-    // The child maps a page of its own where the sender has the counter.
+    // The child maps an ordinary page at the address at which the sender has mapped the counter.
     let child = Child::fork(|| {
         let mut place = [0; 8];
         let passed = receive(&theirs, &mut place);
         let place = std::ptr::with_exposed_provenance_mut::<u8>(usize::from_ne_bytes(place));
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-        // SAFETY: where nothing is.
+        // SAFETY: with MAP_FIXED_NOREPLACE, the call replaces no mapping.
         let mapped = unsafe { libc::mmap(place.cast(), PAGE, protection, how, -1, 0) };
         if mapped != place.cast() {
             return false;
         }
-        // SAFETY: just mapped.
+        // SAFETY: the page was mapped above.
         unsafe { place.write_volatile(7) };
         let mut byte = [0];
         let alone = nix::unistd::write(&theirs, &[1]) == Ok(1)
             && nix::unistd::read(&theirs, &mut byte) == Ok(1);
         drop(passed);
-        // SAFETY: mapped above; if it no longer is, the child is killed, which fails the test.
+        // SAFETY: the page was mapped above. If the driver has unmapped it, the access kills the
+        // child, and the test fails.
         alone && unsafe { place.read_volatile() } == 7
     })
     .unwrap();
@@ -192,7 +197,7 @@ fn a_child_that_shares_the_memory_is_welcome() {
     let (device, memory) = watched(1);
     memory.unmap(0, 1).unwrap();
     let read = |device: usize| {
-        // SAFETY: the device below, which outlives the child.
+        // SAFETY: the address is that of the file below, and the file outlives the child.
         let device = unsafe { &*std::ptr::with_exposed_provenance::<DriverFile>(device) };
         let mut mask = 0;
         device.poll(0) == Ok(PollFlags::POLLIN) && device.exchange(&mut mask) == Err(Errno::EINVAL)
@@ -214,7 +219,7 @@ fn a_child_may_open_a_file_of_its_own() {
 fn anybody_may_open_it() {
     let child = Child::fork(|| {
         let nobody = 65534;
-        // SAFETY: no memory is involved; the child has one thread.
+        // SAFETY: the calls access no memory, and the child has only one thread.
         let dropped = unsafe { libc::setgid(nobody) == 0 && libc::setuid(nobody) == 0 };
         let (device, memory) = watched(1);
         memory.unmap(0, 1).unwrap();

@@ -1,4 +1,5 @@
-//! Changes of protection are reported for the ranges that ask for them, and for no others.
+//! Tests that changes of protection are reported for the ranges that request such reports, and for
+//! no other range.
 
 use std::ptr;
 use std::time::Duration;
@@ -6,8 +7,9 @@ use std::time::Duration;
 use regcache::monitor::abi::PROTECTION;
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
-/// The cookies of the two ranges that `both` watches.
+/// The cookie of the range that `both` watches without the flag PROTECTION.
 const PLAIN: u64 = 0;
+/// The cookie of the range that `both` watches with the flag.
 const STRICT: u64 = 1;
 
 fn watch(device: &DriverFile, memory: &Pages, cookie: u64, flags: u32) {
@@ -16,7 +18,7 @@ fn watch(device: &DriverFile, memory: &Pages, cookie: u64, flags: u32) {
         .unwrap();
 }
 
-/// Some pages that are watched twice, without and with the flag.
+/// Watches some pages twice, once without the flag and once with it.
 fn both() -> (DriverFile, Pages) {
     let memory = Pages::new(4).unwrap();
     let device = DriverFile::open().unwrap();
@@ -89,19 +91,19 @@ fn a_range_beside_the_change_is_not_hit() {
 
 #[test]
 fn changes_of_protection_at_address_0_do_not_keep_registrations_waiting() {
-    // In a child, since no other test may have a page there.
+    // The test maps address 0 in a child, because no other test may have a page at this address.
     let child = Child::fork(|| {
         std::fs::write("/proc/sys/vm/mmap_min_addr", "0").unwrap();
         let device = DriverFile::open().unwrap();
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_POPULATE;
-        // SAFETY: where nothing is mapped, as the test expects.
+        // SAFETY: nothing is mapped at address 0 in the child, so the call replaces no mapping.
         let page = unsafe { libc::mmap(ptr::null_mut(), PAGE, protection, how, -1, 0) };
         assert!(page.is_null());
-        // More often than the driver can record.
+        // The loop makes more changes than the driver can record.
         for _ in 0..100 {
             for protection in [libc::PROT_READ, protection] {
-                // SAFETY: the page just mapped.
+                // SAFETY: the page was mapped above, and no reference to it exists.
                 let done = unsafe { libc::mprotect(page, PAGE, protection) };
                 assert_eq!(done, 0);
             }
@@ -109,7 +111,7 @@ fn changes_of_protection_at_address_0_do_not_keep_registrations_waiting() {
         for (cookie, flags) in [(PLAIN, 0), (STRICT, PROTECTION)] {
             device.watch_with(flags, ptr::null(), PAGE, cookie).unwrap();
         }
-        // SAFETY: as above.
+        // SAFETY: the page was mapped above, and no reference to it exists.
         assert_eq!(unsafe { libc::mprotect(page, PAGE, libc::PROT_READ) }, 0);
         assert_eq!(device.invalidated().unwrap(), [STRICT]);
         true
@@ -117,5 +119,8 @@ fn changes_of_protection_at_address_0_do_not_keep_registrations_waiting() {
     .unwrap();
     let done = child.succeeded_within(Duration::from_secs(60));
     std::fs::write("/proc/sys/vm/mmap_min_addr", "65536").unwrap();
-    assert!(done.unwrap(), "it is still waiting, or was not told");
+    assert!(
+        done.unwrap(),
+        "the registration still waits, or the change was not reported"
+    );
 }

@@ -1,4 +1,5 @@
-//! Waiting for events by read, poll, epoll and SIGIO, signals meanwhile, and buffers that fault.
+//! Tests how a program waits for events by `read`, `poll`, `epoll` and SIGIO. Also tests signals
+//! during a wait, and buffers that fault.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
@@ -34,7 +35,7 @@ fn a_blocked_read_wakes_when_a_range_is_hit() {
         thread::sleep(SHORTLY);
         memory.unmap(1, 1).unwrap();
         thread::sleep(SHORTLY);
-        assert!(!reader.is_finished(), "woke for nothing");
+        assert!(!reader.is_finished(), "the reader woke without an event");
         memory.unmap(0, 1).unwrap();
         assert_eq!(
             reader.join().unwrap(),
@@ -57,10 +58,15 @@ fn of_two_blocked_readers_one_is_given_the_event() {
         thread::sleep(SHORTLY);
         memory.unmap(0, 1).unwrap();
         thread::sleep(SHORTLY);
-        // The event comes twice if the reader was faster than the munmap.
+        // If the reader reads the event before `munmap` ends, the driver reports the invalidation a
+        // second time.
         let recorded = counter.get() as u32;
         let delivered = delivered.load(Ordering::SeqCst);
-        assert_eq!(delivered, 2 * recorded, "INVAL and LAST, once for each");
+        assert_eq!(
+            delivered,
+            2 * recorded,
+            "each invalidation must deliver INVAL and LAST once"
+        );
         memory.map_over(0, 1).unwrap();
         memory.write(0, 1);
         memory.unmap(0, 1).unwrap();
@@ -80,8 +86,8 @@ fn handle(signal: Signal, flags: SaFlags) {
     unsafe { sigaction(signal, &action) }.unwrap();
 }
 
-/// Sends a signal to a thread that reads. Returns the result of the read, and whether the thread
-/// had to be woken.
+/// Sends a signal to a thread that is blocked in `read`. If the signal does not end the `read`, an
+/// invalidation ends it. Returns the result of the `read`.
 fn read_under(signal: Signal) -> nix::Result<usize> {
     let (device, memory) = blocking();
     thread::scope(|scope| {
@@ -96,7 +102,11 @@ fn read_under(signal: Signal) -> nix::Result<usize> {
         let before = CAUGHT.load(Ordering::SeqCst);
         pthread_kill(reading, signal).unwrap();
         thread::sleep(SHORTLY);
-        assert_eq!(CAUGHT.load(Ordering::SeqCst), before + 1, "the handler ran");
+        assert_eq!(
+            CAUGHT.load(Ordering::SeqCst),
+            before + 1,
+            "the handler did not run"
+        );
         if !reader.is_finished() {
             memory.unmap(0, 1).unwrap();
         }
@@ -120,9 +130,9 @@ fn it_polls_readable_while_a_range_is_invalid_or_last_is_owed() {
     memory.unmap(0, 2).unwrap();
     assert!(readable());
     device.read(1).unwrap();
-    assert!(readable(), "another range");
+    assert!(readable(), "the second range still waits to be read");
     device.read(1).unwrap();
-    assert!(readable(), "LAST");
+    assert!(readable(), "LAST still waits to be read");
     device.read(1).unwrap();
     assert!(!readable());
 }
@@ -136,10 +146,11 @@ fn poll_wakes_when_a_range_is_hit() {
         thread::sleep(SHORTLY);
         memory.unmap(0, 1).unwrap();
         assert_eq!(waiter.join().unwrap(), PollFlags::POLLIN);
-        // poll looks once more at the end of its time.
+        // `poll` checks the file once more when its time is over. So the result alone does not show
+        // that the driver woke it.
         assert!(
             started.elapsed() < Duration::from_secs(25),
-            "it was not woken"
+            "poll was not woken"
         );
     });
 }
@@ -157,14 +168,18 @@ fn an_edge_triggered_epoll_wakes_for_each_range_that_becomes_invalid() {
     assert_eq!(wakes(), 1);
     assert_eq!(wakes(), 0);
     memory.unmap(1, 1).unwrap();
-    assert_eq!(wakes(), 1, "though nobody has read the first");
+    assert_eq!(
+        wakes(),
+        1,
+        "the second range must wake epoll, although the first was not read"
+    );
 }
 
 static SIGIO_FROM: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn catch_sigio(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: with SA_SIGINFO the kernel passes a siginfo. For SIGIO with F_SETSIG it has si_fd,
-    // which is the second word of the union, after the long `si_band`.
+    // SAFETY: with SA_SIGINFO, the kernel passes a siginfo. For SIGIO with F_SETSIG, the siginfo
+    // contains `si_fd`. This field is at offset 24, after the long `si_band` at offset 16.
     let fd = unsafe { (*info.cast::<[i32; 8]>())[6] };
     SIGIO_FROM.store(fd, Ordering::SeqCst);
 }
@@ -177,10 +192,10 @@ fn sigio_comes_when_a_range_is_hit() {
         SaFlags::SA_SIGINFO,
         SigSet::empty(),
     );
-    // SAFETY: the handler only reads its argument and stores an atomic.
+    // SAFETY: the handler only reads its argument and stores to an atomic.
     unsafe { sigaction(Signal::SIGIO, &action) }.unwrap();
     let fcntl = |command: i32, argument: i32| {
-        // SAFETY: no memory is involved.
+        // SAFETY: the call accesses no memory.
         Errno::result(unsafe { libc::fcntl(device.raw(), command, argument) }).unwrap()
     };
     fcntl(libc::F_SETOWN, std::process::id() as i32);
@@ -205,7 +220,7 @@ fn a_buffer_that_faults_loses_no_event() {
     let (device, memory) = watched(RANGES);
     let mut buffer = MmapMut::map_anon(2 * PAGE).unwrap();
     let end = buffer.as_mut_ptr().wrapping_add(PAGE);
-    // SAFETY: this test's own page, which it does not touch again.
+    // SAFETY: the page belongs to this test, and the test does not touch the page again.
     let protected = unsafe { libc::mprotect(end.cast(), PAGE, libc::PROT_NONE) };
     assert_eq!(protected, 0);
     memory.unmap(0, RANGES).unwrap();
@@ -213,7 +228,7 @@ fn a_buffer_that_faults_loses_no_event() {
     let mut seen = 0;
     for room in [0, 1, 16, 31, 32, 33, 100, 450, 640] {
         let start = end.wrapping_sub(room);
-        // SAFETY: the kernel checks the part that cannot be written.
+        // SAFETY: the kernel writes only to the writable part of the buffer, and fails at the rest.
         let n = unsafe { libc::read(device.raw(), start.cast(), PAGE) };
         match Errno::result(n) {
             Ok(n) => {
@@ -223,7 +238,10 @@ fn a_buffer_that_faults_loses_no_event() {
             Err(errno) => assert_eq!(errno, Errno::EFAULT),
         }
     }
-    assert!(seen < RANGES, "the test must leave some");
+    assert!(
+        seen < RANGES,
+        "the buffers must be too small for all events"
+    );
     let (cookies, counter) = device.drain().unwrap();
     assert_eq!(cookies.len() + seen, RANGES);
     assert_eq!(counter, 1);
@@ -251,7 +269,8 @@ fn a_hint_survives_a_fault_and_a_hit_in_between_is_not_lost() {
     assert_eq!(device.read(2).unwrap(), [last(2)], "LAST is still owed");
 }
 
-/// readv into buffers of one event each, with these flags of preadv2.
+/// Reads by `preadv2` with these flags, into buffers of one event each. Returns the kinds of the
+/// events.
 fn readv(device: &DriverFile, buffers: usize, flags: i32) -> nix::Result<Vec<u32>> {
     let mut events = vec![Event::default(); buffers];
     let parts: Vec<_> = events
@@ -262,7 +281,7 @@ fn readv(device: &DriverFile, buffers: usize, flags: i32) -> nix::Result<Vec<u32
         })
         .collect();
     let (parts, count) = (parts.as_ptr(), parts.len() as i32);
-    // SAFETY: each part may be written, and any bytes are an event.
+    // SAFETY: each part is writable, and any bytes form a valid event.
     let n = unsafe { libc::preadv2(device.raw(), parts, count, -1, flags) };
     let n = Errno::result(n)?.unsigned_abs();
     let kinds = events[..n / size_of::<Event>()]
@@ -285,7 +304,7 @@ fn a_read_into_several_buffers_returns_what_there_is() {
             memory.unmap(0, 1).unwrap();
         }
         assert_eq!(reader.join().unwrap(), Ok(vec![INVAL, LAST]));
-        assert!(!slept, "with all events delivered");
+        assert!(!slept, "the read slept, although all events were delivered");
     });
 }
 

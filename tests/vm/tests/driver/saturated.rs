@@ -1,5 +1,6 @@
-//! Ranges that were invalidated more than once and are not read: what one more invalidation says of
-//! them, and that it does not cost more for them.
+//! Tests saturated ranges. A range is saturated if it was invalidated more than once and its report
+//! has not been read. The tests check the report after one more invalidation, and that such an
+//! invalidation does not cost more.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::{invalidated_often, invalidated_once, last, watched};
 
-/// Drops a page that is there.
+/// Populates all pages, and drops one of them.
 fn invalidate(memory: &Pages, page: usize) {
     memory.touch();
     memory.advise(page, 1, libc::MADV_DONTNEED).unwrap();
@@ -108,7 +109,8 @@ fn changes_of_protection_saturate_the_ranges_that_ask_for_them() {
         last(5),
     ];
     assert_eq!(device.read(4).unwrap(), events);
-    // Saturated by its mapping, the other one still does not count.
+    // Two changes of the mapping saturate range 0, which lacks the flag. Changes of protection
+    // still do not count for this range.
     invalidate(&memory, 0);
     invalidate(&memory, 0);
     device.unwatch(1).unwrap();
@@ -116,7 +118,8 @@ fn changes_of_protection_saturate_the_ranges_that_ask_for_them() {
     assert_eq!(counter.get(), 7);
 }
 
-/// The median of so many operations, each prepared first.
+/// Returns the median time of `times` operations. `prepare` runs before each operation and is not
+/// timed.
 fn median(times: usize, mut prepare: impl FnMut(), mut operation: impl FnMut()) -> Duration {
     let mut all: Vec<_> = (0..times)
         .map(|_| {
@@ -130,7 +133,8 @@ fn median(times: usize, mut prepare: impl FnMut(), mut operation: impl FnMut()) 
     all[times / 2]
 }
 
-/// Runs it in a process of its own, whose address space no other test is busy with.
+/// Runs `test` in a separate process, so that no other test changes the address space at the same
+/// time.
 fn alone(test: impl FnOnce()) {
     let child = Child::fork(|| {
         test();
@@ -141,7 +145,7 @@ fn alone(test: impl FnOnce()) {
 
 const WATCHES: u64 = 65_536;
 
-/// That `operation` takes no longer on the watched page than on the bare one.
+/// Checks that `operation` takes at most twice as long on the watched page as on the bare page.
 fn costs_the_same(
     bare: &Pages,
     watched: &Pages,
@@ -149,7 +153,8 @@ fn costs_the_same(
     operation: impl Fn(&Pages),
 ) {
     const TIMES: usize = 201;
-    /// The counter and a search; a visit to each watch makes it some hundred.
+    /// The largest accepted ratio of the times. It leaves room for the counter and one search. If
+    /// the driver visited each watch, the ratio would be about a hundred.
     const MOST: u32 = 2;
     for _ in 0..2 {
         prepare(watched);
@@ -161,7 +166,7 @@ fn costs_the_same(
     assert!(with < without * MOST);
 }
 
-/// A page that nobody watches, and one that a file watches so many times.
+/// Returns a page that is not watched, and a page that a file watches `WATCHES` times.
 fn bare_and_watched(flags: u32) -> (DriverFile, Pages, Pages) {
     let device = DriverFile::open().unwrap();
     let (bare, memory) = (Pages::new(1).unwrap(), Pages::new(1).unwrap());

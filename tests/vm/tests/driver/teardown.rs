@@ -1,4 +1,4 @@
-//! The end of files, of processes, and of the module.
+//! Tests the end of files, of processes, and of the module.
 
 use std::fs;
 use std::thread;
@@ -32,9 +32,10 @@ fn closing_while_another_thread_reads_leaves_the_reader_its_events() {
     thread::scope(|scope| {
         let reader = scope.spawn(|| device.read(4));
         thread::sleep(Duration::from_millis(200));
-        // dup2 over the file closes it without freeing its number.
+        // `dup2` closes the file, and keeps its number in use.
         let null = fs::File::open("/dev/null").unwrap();
-        // SAFETY: the number stays open, for `device` to close.
+        // SAFETY: the number stays open, so `device` closes a valid file descriptor when it is
+        // dropped.
         let duplicated = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), fd) };
         assert_eq!(duplicated, fd);
         memory.unmap(0, 1).unwrap();
@@ -44,8 +45,8 @@ fn closing_while_another_thread_reads_leaves_the_reader_its_events() {
 
 #[test]
 fn a_file_may_outlive_the_memory_that_it_watches() {
-    // A parent opens the file, forks a child that keeps it, and exits. Then the child closes the
-    // file.
+    // A parent opens the file, forks a child that inherits the file, and exits. After that, the
+    // child closes the file.
     let (child_end, our_end) = pipe().unwrap();
     let (told, tell) = pipe().unwrap();
     let parent = Child::fork(|| {
@@ -59,7 +60,8 @@ fn a_file_may_outlive_the_memory_that_it_watches() {
             drop(device);
             write(&tell, &[u8::from(go && refused)]) == Ok(1)
         });
-        // The grandchild goes on alone.
+        // The grandchild must live on after its parent has exited. So the value is not dropped, as
+        // that would kill the grandchild.
         std::mem::forget(grandchild);
         true
     })
@@ -114,7 +116,10 @@ fn a_forgotten_descriptor_does_not_keep_dead_memory() {
         free_mib() + MIB / 2 < before
     })
     .unwrap();
-    assert!(parent.succeeded().unwrap(), "the memory was there");
+    assert!(
+        parent.succeeded().unwrap(),
+        "the process must have used the memory"
+    );
     let deadline = Instant::now() + Duration::from_secs(20);
     while free_mib() + MIB / 3 < before {
         assert!(
@@ -130,7 +135,7 @@ fn a_forgotten_descriptor_does_not_keep_dead_memory() {
 #[test]
 fn the_module_cannot_be_unloaded_while_a_file_is_open() {
     let (device, memory) = watched(1);
-    // SAFETY: a terminated string.
+    // SAFETY: the name ends with a null byte.
     let result = unsafe {
         libc::syscall(
             libc::SYS_delete_module,
@@ -161,19 +166,20 @@ fn a_process_may_die_with_everything_in_use() {
     }
 }
 
-/// The first range takes all locks of the address space, and gives up if its thread is killed in
-/// the meantime. A process that shares the memory must not believe later that it watches.
+/// The first watch of an address space takes all locks of that address space. If its thread is
+/// killed in the meantime, the driver gives up and watches nothing. Another process may share the
+/// memory. Its next watch must not rely on the failed attempt.
 #[test]
 fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
     const ENOUGH: usize = 10;
     const ROUNDS: usize = 3000;
     extern "C" fn register(device: *mut libc::c_void) -> i32 {
-        // SAFETY: the device below, which outlives the child.
+        // SAFETY: the pointer is that of the file below, and the file outlives the child.
         let device = unsafe { &*device.cast::<DriverFile>() };
         i32::from(device.watch(std::ptr::null(), PAGE, 1).is_err())
     }
     let child = Child::fork(|| {
-        // There are many mappings, and so many locks.
+        // Each mapping has a lock. With many mappings, the first watch takes long.
         let many = Pages::new(8000).unwrap();
         for page in (0..8000).step_by(2) {
             many.protect(page, 1, libc::PROT_READ).unwrap();
@@ -186,10 +192,11 @@ fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
             let counter = device.counter().unwrap();
             let (top, flags) = (stack.as_mut_ptr_range().end, libc::CLONE_VM | libc::SIGCHLD);
             let argument = (&raw mut device).cast();
-            // SAFETY: the stack is large enough, and nobody else uses it until the child is gone.
+            // SAFETY: the stack is large enough, and nothing else uses it until the child has
+            // exited.
             let pid = unsafe { libc::clone(register, top.cast(), flags, argument) };
             let pid = Pid::from_raw(Errno::result(pid).unwrap());
-            // Sooner or later in the call.
+            // The delay varies, so that the kill hits different places in the call.
             thread::sleep(Duration::from_micros((20 + round * 37 % 4000) as u64));
             kill(pid, Signal::SIGKILL).unwrap();
             waitpid(pid, None).unwrap();
@@ -213,15 +220,21 @@ fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
     assert!(child.unwrap().succeeded().unwrap());
 }
 
-/// Taking these locks begins again from the start for each signal, unless signals have to wait.
+/// Without a precaution, each signal would make the driver start again to take all locks of the
+/// address space. So the driver must block signals during this call.
 #[test]
 fn a_first_registration_ends_though_a_timer_interrupts_it_all_the_time() {
     extern "C" fn nothing(_: i32) {}
     const MAPPINGS: usize = 20_000;
     let child = Child::fork(|| {
-        let many = Pages::new(MAPPINGS).unwrap();
-        for page in (0..MAPPINGS).step_by(2) {
-            many.protect(page, 1, libc::PROT_READ).unwrap();
+        // Each page is a mapping of its own, with a lock of its own, once it is touched.
+        let many = Pages::new(2 * MAPPINGS).unwrap();
+        many.map_over(0, 2 * MAPPINGS).unwrap();
+        many.protect(0, 2 * MAPPINGS, libc::PROT_NONE).unwrap();
+        for page in (0..2 * MAPPINGS).step_by(2) {
+            many.protect(page, 1, libc::PROT_READ | libc::PROT_WRITE)
+                .unwrap();
+            many.write(page, 1);
         }
         let action = SigAction::new(
             SigHandler::Handler(nothing),
@@ -239,10 +252,10 @@ fn a_first_registration_ends_though_a_timer_interrupts_it_all_the_time() {
             it_interval: often,
             it_value: often,
         };
-        // SAFETY: a structure that may be read.
+        // SAFETY: the structure is readable.
         unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const often, std::ptr::null_mut()) };
         device.watch(many.page(0), PAGE, 1) == Ok(())
     });
     let ended = child.unwrap().succeeded_within(Duration::from_secs(20));
-    assert!(ended.unwrap(), "it is still trying");
+    assert!(ended.unwrap(), "the registration is still trying");
 }

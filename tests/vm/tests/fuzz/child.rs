@@ -1,4 +1,5 @@
-//! Forked children. The driver refuses all their calls, and they share pages with this process.
+//! Forked children of the fuzzer. The driver must refuse every call of a child. The children also
+//! share pages with this process, so a write to a shared page copies the page.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -15,19 +16,22 @@ use regcache_tests_vm::Child;
 use crate::model::{BASE, PAGE, PAGES};
 use crate::sys::{self, Counter};
 
-/// The commands to a child.
+/// The command to drop the child's copy of the arena.
 const DROP: u8 = b'd';
+/// The command to try every call on the file descriptor that is sent with the command.
 const TRY: u8 = b't';
 
-/// A live child.
+/// A child that lives until the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Forked {
-    // First: closing it makes the child exit, before the child is waited for.
+    // This field is dropped first. The child exits when the socket is closed, and the drop of
+    // `_child` then waits for the child.
     socket: OwnedFd,
     _child: Child,
 }
 
-/// Returns true if the driver refuses every call of a process that is not the owner.
+/// Tries every call on the file. Returns true if the driver refuses them all, as it must for a
+/// process that is not the owner.
 pub(crate) fn is_refused(fd: &OwnedFd, buffer: u64) -> bool {
     let eperm = Some(Errno::EPERM);
     let region = Register {
@@ -48,7 +52,7 @@ pub(crate) fn is_refused(fd: &OwnedFd, buffer: u64) -> bool {
         && polled[0].revents() == Some(PollFlags::POLLERR)
 }
 
-/// Sends a byte, and a file descriptor if there is one.
+/// Sends a byte, and also the file descriptor if `fd` is not `None`.
 pub(crate) fn send(socket: &OwnedFd, byte: u8, fd: Option<&OwnedFd>) -> nix::Result<()> {
     let fds = fd.map(|fd| [fd.as_raw_fd()]);
     let rights = fds.as_ref().map(|fds| [ControlMessage::ScmRights(fds)]);
@@ -58,7 +62,8 @@ pub(crate) fn send(socket: &OwnedFd, byte: u8, fd: Option<&OwnedFd>) -> nix::Res
     sendmsg::<()>(socket.as_raw_fd(), &parts, rights, flags, None).map(drop)
 }
 
-/// Receives a byte, and a file descriptor if there is one. `None` at the end of the stream.
+/// Receives a byte, and a file descriptor if one was sent with it. Returns `None` at the end of the
+/// stream.
 pub(crate) fn receive(socket: &OwnedFd) -> nix::Result<Option<(u8, Option<OwnedFd>)>> {
     let mut byte = [0];
     let mut space = nix::cmsg_space!([i32; 1]);
@@ -70,7 +75,7 @@ pub(crate) fn receive(socket: &OwnedFd) -> nix::Result<Option<(u8, Option<OwnedF
         return Ok(None);
     }
     let passed = match message.cmsgs()?.next() {
-        // SAFETY: received above, and nobody else has it.
+        // SAFETY: the file descriptor was received above, and nothing else owns it.
         Some(ControlMessageOwned::ScmRights(fds)) => Some(unsafe { OwnedFd::from_raw_fd(fds[0]) }),
         _ => None,
     };
@@ -91,8 +96,8 @@ impl Forked {
         let (ours, theirs) = pair()?;
         let ours_in_child = ours.as_raw_fd();
         let child = Child::fork(|| {
-            // SAFETY: the child's copy, which it does not use otherwise. An open copy would keep
-            // the child alive after this process has exited.
+            // SAFETY: the child closes its copy of the socket, and never uses that copy. An open
+            // copy would keep the child alive after this process has exited.
             unsafe { libc::close(ours_in_child) };
             let mut refused = true;
             for fd in files {
@@ -107,24 +112,26 @@ impl Forked {
         Ok(this)
     }
 
-    /// Returns whether the driver refused all calls that the child has just tried.
+    /// Waits for the child's answer. Returns true if the child did its last command and the driver
+    /// refused all calls that the child tried.
     pub(crate) fn was_refused(&self) -> bool {
         matches!(receive(&self.socket), Ok(Some((1, _))))
     }
 
-    /// Makes the child drop its copy of the arena.
+    /// Makes the child drop its copy of the arena. Returns true if that succeeds.
     pub(crate) fn drop_pages(&self) -> bool {
         send(&self.socket, DROP, None).is_ok() && self.was_refused()
     }
 
-    /// Makes the child try every call on this file.
+    /// Makes the child try every call on this file. Returns true if the driver refuses all of them.
     pub(crate) fn tries(&self, fd: BorrowedFd<'_>) -> io::Result<bool> {
         send(&self.socket, TRY, Some(&fd.try_clone_to_owned()?))?;
         Ok(self.was_refused())
     }
 }
 
-/// Runs the child after its first calls.
+/// Runs the child's loop: sends the result of the last command, receives the next command and
+/// executes it.
 fn serve(socket: &OwnedFd, mut right: bool, buffer: u64) -> bool {
     loop {
         if send(socket, u8::from(right), None).is_err() {

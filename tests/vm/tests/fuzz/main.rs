@@ -1,8 +1,9 @@
-//! A model-based fuzzer of the driver. It takes random steps and compares each result with that of
-//! a reference model in Rust. Needs /dev/ummunotify; `cargo xtask test` runs it in its VM.
+//! A model-based fuzzer of the driver. The fuzzer makes random steps, and compares the result of
+//! each step with that of a reference model in Rust. It needs /dev/ummunotify, so `cargo xtask
+//! test` runs it in a virtual machine.
 //!
-//! `REGCACHE_FUZZ_OPS` sets the number of steps and `REGCACHE_FUZZ_SEED` the seed. Each failure
-//! names the seed that leads to it directly.
+//! `REGCACHE_FUZZ_OPS` sets the number of steps. `REGCACHE_FUZZ_SEED` sets the seed. A failure
+//! prints a seed, and the failure is repeated if the fuzzer starts with that seed.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod child;
@@ -24,16 +25,16 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, Test
 use op::Sequences;
 use run::World;
 
-/// The steps of a sequence.
+/// The number of steps in a sequence.
 const SEQUENCE: usize = 400;
-/// The steps under one seed.
+/// The number of steps that the fuzzer makes before it takes the next seed.
 const PER_SEED: u64 = 20_000;
 
-/// Runs one test at a time: a fork makes pages of other threads shared, and the tests use the same
-/// addresses.
+/// A lock that each test holds. Only one test runs at a time, because the tests use the same
+/// addresses, and because a fork makes pages of other threads shared.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Reads a number from this variable.
+/// Returns the number in this environment variable, or `None` if the variable is not set.
 fn number(variable: &str) -> Option<u64> {
     let text = env::var(variable).ok()?;
     Some(text.parse().unwrap())
@@ -51,7 +52,7 @@ fn seed() -> u64 {
     number("REGCACHE_FUZZ_SEED").unwrap_or_else(clock)
 }
 
-/// Prints a line, also if the test passes.
+/// Prints a line at once, even if the test passes.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "fuzz: {line}");
 }
@@ -68,8 +69,8 @@ fn one_per_line<T: Debug>(items: &[T]) -> String {
     items.iter().map(|item| format!("    {item:?}\n")).collect()
 }
 
-/// Runs about this many steps from this seed, and returns their number. Panics with the shortest
-/// failing sequence that it finds.
+/// Runs about `steps` steps with this seed. Returns the number of steps that were run. If a step
+/// fails, the function panics with the shortest failing sequence that it finds.
 fn run_seed(seed: u64, steps: u64) -> u64 {
     let config = Config {
         cases: u32::try_from(steps.div_ceil(SEQUENCE as u64)).unwrap(),
@@ -103,9 +104,9 @@ fn run_seed(seed: u64, steps: u64) -> u64 {
     }
 }
 
-/// Disables huge pages, since the model has pages of one size.
+/// Disables huge pages, because all pages of the model have the same size.
 fn small_pages() {
-    // SAFETY: no memory is involved.
+    // SAFETY: the call accesses no memory.
     let set = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
     assert_eq!(set, 0);
 }

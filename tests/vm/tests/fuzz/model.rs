@@ -1,12 +1,16 @@
-//! The reference model: the reports of a file of the driver, and the invalidations of an operation
-//! on memory.
+//! The reference model of the fuzzer. It predicts the invalidations of each operation on memory,
+//! and the reports that a file of the driver must deliver.
 //!
-//! [`Watch`] is the driver's documentation in code. It is exact, given the invalidations.
+//! [`Watch`] models a file of the driver. It implements the driver's documentation. If the
+//! invalidations are known, the predicted reports are exact.
 //!
-//! [`Arena`] predicts the invalidations. Some numbers are up to the kernel, and the model gives
-//! bounds for them: whether two adjacent mappings are merged, how often a move invalidates the old
-//! place, whether a page that a dead child had is copied once more. The counter then narrows the
-//! bounds for all files.
+//! [`Arena`] predicts the invalidations. The kernel is free to decide the number of some
+//! invalidations, so the model predicts bounds for them. The generation counter of a file then
+//! determines the number. The uncertain decisions are:
+//!
+//! - whether two adjacent mappings are merged;
+//! - how often a move invalidates the old place;
+//! - whether a page that an exited child has shared is copied once more.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -16,12 +20,12 @@ use regcache::monitor::abi::{self, Event};
 use crate::op::{Access, Run};
 
 pub(crate) const PAGE: u64 = 4096;
-/// The pages of the arena.
+/// The number of pages of the arena.
 pub(crate) const PAGES: usize = 24;
-/// Its first address, far from the addresses that the kernel chooses.
+/// The first address of the arena. It is far from the addresses that the kernel chooses.
 pub(crate) const BASE: u64 = 0x5000_0000_0000;
 
-/// The bytes from `start` up to `end`, which are never none.
+/// The bytes from `start` up to, but not including, `end`. A span is never empty.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) start: u64,
@@ -58,9 +62,9 @@ impl From<Run> for Span {
 /// The invalidations of one operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Invalidation {
-    /// The same bytes, this many times.
+    /// Between `least` and `most` invalidations of the same span.
     Times { span: Span, least: u64, most: u64 },
-    /// One for each mapping in a run of pages.
+    /// One invalidation for each mapping in a run of pages.
     PerMapping(Mappings),
 }
 
@@ -74,20 +78,20 @@ impl Invalidation {
     }
 }
 
-/// Some pages, and the boundaries of their mappings. Bit i is the boundary between pages i - 1 and
-/// i.
+/// A run of pages, and the boundaries between the mappings in it. In `certain` and `possible`, bit
+/// i stands for a boundary between pages i - 1 and i.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mappings {
     run: Run,
     mapped: u32,
-    /// The certain boundaries.
+    /// The boundaries that certainly exist.
     certain: u32,
-    /// The possible boundaries.
+    /// The boundaries that may exist. They include the certain boundaries.
     possible: u32,
 }
 
 impl Mappings {
-    /// Returns the mappings between these boundaries.
+    /// Returns the spans of the mappings, if exactly these boundaries exist.
     fn between(self, boundaries: u32) -> impl Iterator<Item = Span> {
         let end = self.run.first + self.run.pages;
         let mut page = self.run.first;
@@ -107,33 +111,34 @@ impl Mappings {
     }
 }
 
-/// The content of a page table entry of the arena.
+/// The state of one page of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Page {
-    /// Nothing.
+    /// No page is present.
     Absent,
-    /// The zero page, after a read.
+    /// The zero page is present, because the page was read before it was written.
     Zero,
-    /// A page that the children in `sharers` have too. `left` if a child that is gone had it.
+    /// A page of this process is present. The children in `sharers` share this page. `left` is true
+    /// if a child that has exited shared it.
     Own { sharers: u8, left: bool },
 }
 
-/// The memory that the steps change.
+/// The model of the memory that the steps change.
 #[derive(Debug)]
 pub(crate) struct Arena {
     access: [Option<Access>; PAGES],
     page: [Page; PAGES],
-    /// Bit i is set if pages i - 1 and i are in one mapping for certain.
+    /// Bit i is set if pages i - 1 and i certainly belong to one mapping.
     joined: u32,
 }
 
-/// The bits from `first` up to `end`.
+/// Returns a mask of the bits from `first` up to, but not including, `end`.
 fn bits(first: usize, end: usize) -> u32 {
     ((1 << end) - 1) & !((1 << first) - 1)
 }
 
 impl Arena {
-    /// Makes an arena with nothing mapped.
+    /// Makes an arena in which nothing is mapped.
     pub(crate) fn new() -> Self {
         Self {
             access: [None; PAGES],
@@ -152,14 +157,14 @@ impl Arena {
             .any(Option::is_some)
     }
 
-    /// Returns true if each byte is mapped, and may be accessed.
+    /// Returns true if each byte of the span is mapped and may be accessed.
     pub(crate) fn is_backed(&self, span: Span) -> bool {
         let page = |address: u64| ((address - BASE) / PAGE) as usize;
         (page(span.start)..=page(span.end - 1))
             .all(|page| !matches!(self.access(page), None | Some(Access::Nothing)))
     }
 
-    /// Returns true if the pages are in one mapping for certain.
+    /// Returns true if the pages of the run certainly belong to one mapping.
     pub(crate) fn is_one_mapping(&self, run: Run) -> bool {
         let inner = bits(run.first + 1, run.first + run.pages);
         self.access[run.first].is_some() && self.joined & inner == inner
@@ -183,7 +188,7 @@ impl Arena {
         }
     }
 
-    /// Removes the pages of a run.
+    /// Removes the mappings and the pages of a run.
     fn clear(&mut self, run: Run) {
         let end = run.first + run.pages;
         self.access[run.first..end].fill(None);
@@ -191,8 +196,8 @@ impl Arena {
         self.joined &= !bits(run.first, end + 1);
     }
 
-    /// munmap, which is also the first half of mmap and mremap onto a mapping. It makes one
-    /// invalidation of the whole run, if anything is mapped in it.
+    /// Models `munmap`. If anything is mapped in the run, the call makes one invalidation of the
+    /// whole run. `mmap` and `mremap` onto a mapping begin with this operation.
     pub(crate) fn unmap(&mut self, run: Run) -> Option<Invalidation> {
         let met = self
             .any_mapped(run)
@@ -201,7 +206,7 @@ impl Arena {
         met
     }
 
-    /// mmap with MAP_FIXED.
+    /// Models `mmap` with MAP_FIXED.
     pub(crate) fn map(&mut self, run: Run, access: Access) -> Option<Invalidation> {
         let met = self.unmap(run);
         let end = run.first + run.pages;
@@ -210,7 +215,7 @@ impl Arena {
         met
     }
 
-    /// A read or write access, which must be allowed.
+    /// Models a read or write access. The protection must allow the access.
     pub(crate) fn touch(&mut self, page: usize, write: bool) -> Option<Invalidation> {
         let span = Span::of_pages(page, page + 1);
         let own = Page::Own {
@@ -231,7 +236,8 @@ impl Arena {
                         sharers: 0,
                         left: false,
                     } => None,
-                    // The kernel copies the page again if it is still referenced for a moment.
+                    // The kernel may still hold a reference to the page for a moment after the
+                    // child's exit. In that case it copies the page again.
                     Page::Own {
                         sharers: 0,
                         left: true,
@@ -246,7 +252,7 @@ impl Arena {
         }
     }
 
-    /// Returns true if the kernel is free to copy the page when it is written.
+    /// Returns true if the kernel is free to decide whether a write copies the page.
     pub(crate) fn may_be_copied(&self, page: usize) -> bool {
         let left = Page::Own {
             sharers: 0,
@@ -255,8 +261,8 @@ impl Arena {
         self.page.get(page) == Some(&left)
     }
 
-    /// madvise with MADV_DONTNEED, or with MADV_FREE, which keeps the pages. Returns true if it
-    /// meets no hole.
+    /// Models `madvise` with MADV_DONTNEED. If `keep` is true, the advice is MADV_FREE, and the
+    /// pages stay. Returns the invalidation, and true if the run has no hole.
     pub(crate) fn advise(&mut self, run: Run, keep: bool) -> (Invalidation, bool) {
         let mappings = self.mappings(run);
         let end = run.first + run.pages;
@@ -270,14 +276,15 @@ impl Arena {
         )
     }
 
-    /// mprotect, which stops at the first hole. Returns true if there is none.
+    /// Models `mprotect`. The call stops at the first hole. Returns true if the run has no hole.
     pub(crate) fn protect(&mut self, run: Run, access: Access) -> bool {
         let end = run.first + run.pages;
         let hole = (run.first..end).find(|&page| self.access[page].is_none());
         let end = hole.unwrap_or(end);
         let before = self.access;
         self.access[run.first..end].fill(Some(access));
-        // A mapping is cut only where its protection changes. Two equal mappings may be merged.
+        // The kernel cuts a mapping only at an edge at which the protection changes. It may merge
+        // adjacent mappings with the same protection.
         for edge in [run.first, end] {
             let changed = |page: usize| before[page] != self.access[page];
             if edge < PAGES && (changed(edge) || edge > 0 && changed(edge - 1)) {
@@ -287,7 +294,7 @@ impl Arena {
         hole.is_none()
     }
 
-    /// Returns how many free pages follow, up to the end of the arena.
+    /// Returns the number of free pages directly after the run, within the arena.
     pub(crate) fn free_after(&self, run: Run) -> usize {
         let end = run.first + run.pages;
         self.access[end..]
@@ -296,7 +303,7 @@ impl Arena {
             .count()
     }
 
-    /// mremap to more pages in place; the new ones are free.
+    /// Models `mremap` that grows a mapping in place. The new pages must be free.
     pub(crate) fn grow(&mut self, run: Run, new_pages: usize) {
         let (end, new_end) = (run.first + run.pages, run.first + new_pages);
         let access = self.access[end - 1];
@@ -304,7 +311,7 @@ impl Arena {
         self.joined |= bits(end, new_end);
     }
 
-    /// mremap of one mapping, or a part, to another place.
+    /// Models `mremap` that moves a mapping, or a part of a mapping, to another place.
     pub(crate) fn move_to(
         &mut self,
         run: Run,
@@ -340,7 +347,8 @@ impl Arena {
         } else {
             self.clear(kept);
         }
-        // First the pages are moved, then the mapping is removed.
+        // The kernel moves the pages, and after that it removes the mapping. Either step may
+        // invalidate the old place.
         let from = Invalidation::Times {
             span: Span::from(kept),
             least: 1,
@@ -349,7 +357,7 @@ impl Arena {
         [onto, tail, Some(from)]
     }
 
-    /// Adds a child, which shares all pages.
+    /// Adds a child. The child shares all pages of this process.
     pub(crate) fn fork(&mut self, child: usize) {
         for page in &mut self.page {
             if let Page::Own { sharers, .. } = page {
@@ -358,7 +366,7 @@ impl Arena {
         }
     }
 
-    /// Removes a child.
+    /// Removes a child. The child no longer shares any page.
     pub(crate) fn child_leaves(&mut self, child: usize) {
         for page in &mut self.page {
             if let Page::Own { sharers, left } = page
@@ -371,12 +379,12 @@ impl Arena {
     }
 }
 
-/// How often a range was invalidated since its last report.
+/// The invalidations of a range since its last report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pending {
     Not,
     Once(Span),
-    /// Once at these bytes, or more often.
+    /// The range was invalidated once, at these bytes, or more than once.
     OnceOrOften(Span),
     Often,
 }
@@ -388,20 +396,21 @@ struct Region {
     pending: Pending,
 }
 
-/// An open file.
+/// The model of an open file.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// The regions by start, and in the order of registration for the same start.
+    /// The ranges in the order of their starts. Ranges with the same start are in the order of
+    /// their registration.
     regions: Vec<Region>,
-    /// The ranges to report, in the order of their first invalidations.
+    /// The ranges that wait to be reported, in the order of their first invalidations.
     queue: VecDeque<Queued>,
-    /// The number of the latest invalidation that was marked.
+    /// The number of the latest recorded invalidation.
     turn: u64,
     last_owed: bool,
     pub(crate) counter: u64,
-    /// EXCHANGE_FEATURES is no longer possible.
+    /// True if the driver no longer accepts EXCHANGE_FEATURES.
     pub(crate) used: bool,
-    /// The reports that were taken off the queue and are on their way to a buffer.
+    /// The reports that a read has taken from the queue, but that have not been checked yet.
     picked: Vec<(Queued, Pending)>,
 }
 
@@ -410,8 +419,8 @@ pub(crate) struct Watch {
 struct Queued {
     cookie: u64,
     start: u64,
-    /// The invalidation that queued the range. Ranges with one start that it queued tie: their
-    /// reports may come in any order.
+    /// The number of the invalidation that queued the range. Two ranges tie if they have the same
+    /// start and the same invalidation queued them. Their reports may come in any order.
     turn: u64,
 }
 
@@ -424,11 +433,11 @@ impl Queued {
 /// The events that a read must deliver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery {
-    /// The number of events.
+    /// The number of events, including LAST.
     pub(crate) events: usize,
-    /// The last of them is LAST, with this counter.
+    /// The counter in LAST, or `None` if the read has no room for LAST.
     last: Option<u64>,
-    /// The state before the read.
+    /// True if LAST was owed before the read.
     last_was_owed: bool,
 }
 
@@ -449,7 +458,7 @@ impl Watch {
         !self.queue.is_empty() || self.last_owed
     }
 
-    /// Returns false if the cookie is in use.
+    /// Adds a watch. Returns false if the cookie is already in use.
     pub(crate) fn register(&mut self, span: Span, cookie: u64) -> bool {
         if self.regions.iter().any(|region| region.cookie == cookie) {
             return false;
@@ -469,7 +478,7 @@ impl Watch {
         true
     }
 
-    /// Returns false if there is no such cookie.
+    /// Removes the watch with this cookie. Returns false if the cookie is not in use.
     pub(crate) fn unregister(&mut self, cookie: u64) -> bool {
         let known = self.regions.len();
         self.regions.retain(|region| region.cookie != cookie);
@@ -483,7 +492,8 @@ impl Watch {
             .any(|region| region.span.meet(span).is_some())
     }
 
-    /// Returns the least and the most by which these invalidations raise the counter.
+    /// Returns the smallest and the largest amount by which these invalidations may raise the
+    /// counter.
     pub(crate) fn raised_by(&self, made: &[Invalidation]) -> (u64, u64) {
         let (mut least, mut most) = (0, 0);
         for invalidation in made {
@@ -510,7 +520,7 @@ impl Watch {
         (least, most)
     }
 
-    /// Returns the cookies of the ranges that these invalidations meet for certain.
+    /// Returns the cookies of the ranges that these invalidations certainly meet.
     pub(crate) fn met_by(&self, made: &[Invalidation]) -> Vec<u64> {
         let pending = |region: &&Region| {
             made.iter().any(|invalidation| match *invalidation {
@@ -531,8 +541,9 @@ impl Watch {
         self.regions.iter().map(|region| region.cookie)
     }
 
-    /// Records invalidations in their order, after which the counter had risen by this amount. At
-    /// most one of them has an uncertain number. Returns that number, if anything is watched there.
+    /// Records these invalidations in their order. `raised` is the amount by which they raised the
+    /// real counter. At most one of the invalidations has an uncertain number. Returns this number,
+    /// as computed from `raised`, if the file watches memory that this invalidation meets.
     pub(crate) fn invalidate(
         &mut self,
         made: &[Invalidation],
@@ -541,7 +552,7 @@ impl Watch {
         let (least_raised, most_raised) = self.raised_by(made);
         if !(least_raised..=most_raised).contains(&raised) {
             return Err(format!(
-                "the counter rose by {raised}, not {least_raised} to {most_raised}, for {made:?}"
+                "the counter rose by {raised}, not by {least_raised} to {most_raised}, after {made:?}"
             ));
         }
         self.counter += raised;
@@ -573,7 +584,7 @@ impl Watch {
                     } else if possible.count() == 1 {
                         Some(Pending::Once(first))
                     } else {
-                        // A single invalidation covered all of `first`.
+                        // If only one invalidation met the range, it covered all of `first`.
                         Some(Pending::OnceOrOften(first))
                     }
                 }),
@@ -607,7 +618,7 @@ impl Watch {
             .find(|region| region.cookie == cookie)
     }
 
-    /// Returns the events that a read with room for this many must deliver.
+    /// Returns the events that a read with room for `max` events must deliver.
     pub(crate) fn due(&self, max: usize) -> Delivery {
         let reports = self.queue.len().min(max);
         let last = reports < max && (reports > 0 || self.last_owed);
@@ -618,7 +629,7 @@ impl Watch {
         }
     }
 
-    /// Takes this many of them off the queue.
+    /// Takes the first `events` of the due events from the queue.
     pub(crate) fn pick_up(&mut self, due: Delivery, events: usize) {
         let reports = events - usize::from(due.last.is_some() && events == due.events);
         self.picked.clear();
@@ -638,7 +649,8 @@ impl Watch {
         }
     }
 
-    /// Puts the range with this cookie in place `i` of the picked reports, if the two tie.
+    /// Puts the range with this cookie at place `i` of the picked reports, if it ties with the
+    /// range that was expected there.
     fn pick_instead(&mut self, i: usize, cookie: u64) {
         let (expected, pending) = self.picked[i];
         let fits = |it: &Queued| it.cookie == cookie && it.ties(expected);
@@ -656,7 +668,7 @@ impl Watch {
         }
     }
 
-    /// Checks the events that have arrived.
+    /// Checks the events that a read has delivered against the picked reports.
     pub(crate) fn arrived(&mut self, due: Delivery, events: &[Event]) -> Result<(), String> {
         for (i, &event) in events.iter().enumerate() {
             if i < self.picked.len() {
@@ -702,7 +714,8 @@ impl Watch {
         Ok(())
     }
 
-    /// Puts the events back, since the buffer could not be written.
+    /// Puts the picked reports back into the queue, because the driver could not write to the
+    /// buffer.
     pub(crate) fn put_back(&mut self, due: Delivery) {
         while let Some((queued, pending)) = self.picked.pop() {
             let Some(region) = self.region(queued.cookie) else {

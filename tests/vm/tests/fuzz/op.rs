@@ -1,7 +1,7 @@
-//! The steps of the fuzzer, and their frequencies.
+//! The steps of the fuzzer, and the strategy that draws them at random with certain frequencies.
 //!
-//! A strategy of this module draws the steps. Under emulation, proptest's unions of unions take a
-//! hundred times as long as the steps themselves.
+//! The module does not use proptest's unions. Under emulation, drawing a step from nested unions
+//! takes a hundred times as long as executing the step.
 
 use proptest::prelude::Rng;
 use proptest::strategy::{NewTree, Strategy, ValueTree};
@@ -9,9 +9,9 @@ use proptest::test_runner::TestRunner;
 
 use crate::model::{BASE, PAGE, PAGES, Span};
 
-/// The most open files.
+/// The largest number of open files.
 pub(crate) const FILES: usize = 3;
-/// The most live children.
+/// The largest number of live children.
 pub(crate) const CHILDREN: usize = 2;
 
 /// Consecutive pages of the arena.
@@ -29,14 +29,14 @@ pub(crate) enum Access {
     Write,
 }
 
-/// Bad arguments of a registration, which the driver refuses.
+/// Bad arguments of REGISTER_REGION. The driver must refuse them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadRange {
     /// The end is below the start.
     Backwards,
     /// The end is beyond the address space.
     TooHigh,
-    /// The range is in the kernel's half.
+    /// The range is in the kernel's half of the address space.
     Kernels,
     /// The range ends at the last address.
     Endless,
@@ -44,14 +44,15 @@ pub(crate) enum BadRange {
     Pointer,
 }
 
-/// Bad arguments of the extended registration, which the driver refuses.
+/// Bad arguments of REGISTER_REGION2. The driver must refuse them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadRegister2 {
-    /// This unknown bit of the flags is set.
+    /// A bit of the flags that the driver does not know is set. The number is that of the bit.
     Flag(u8),
-    /// The structure is shorter than the first version.
+    /// The structure is shorter than the first version. The number is its length.
     Short(u8),
-    /// The structure is longer than the driver knows, and this byte of the rest is not 0.
+    /// The structure is longer than the version that the driver knows, and a byte of the rest is
+    /// not 0. The number is the offset of the byte in the rest.
     Tail(u8),
     /// The structure is longer than a page.
     Huge,
@@ -61,7 +62,7 @@ pub(crate) enum BadRegister2 {
     Pointer,
 }
 
-/// A mapping of the counter page that the driver refuses.
+/// A bad mapping of the counter page. The driver must refuse it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadMapping {
     TwoPages,
@@ -70,10 +71,10 @@ pub(crate) enum BadMapping {
     PrivateWritable,
 }
 
-/// One step. It does nothing if its file, child or mapping does not exist.
+/// One step of the fuzzer. A step does nothing if its file, child or mapping does not exist.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
-    /// Opens a file, and asks for features this often.
+    /// Opens a file, and calls EXCHANGE_FEATURES `exchanges` times.
     Open {
         file: usize,
         exchanges: u8,
@@ -85,16 +86,17 @@ pub(crate) enum Op {
         file: usize,
         mask: u32,
     },
-    /// With junk in `flags` and `reserved`.
+    /// Calls REGISTER_REGION with random bits in `flags` and `reserved`.
     Register {
         file: usize,
         span: Span,
         cookie: u64,
         junk: u64,
-        /// The end is given as the start, which watches the first byte.
+        /// If true, the call passes the start as the end, so the driver watches only the first
+        /// byte.
         empty: bool,
     },
-    /// By the extended call, in a structure that has so many bytes of zeroes more.
+    /// Calls REGISTER_REGION2 with a structure that is followed by `longer` zero bytes.
     Register2 {
         file: usize,
         span: Span,
@@ -116,29 +118,29 @@ pub(crate) enum Op {
         file: usize,
         cookie: u64,
     },
-    /// UNREGISTER_REGION with a pointer that cannot be read.
+    /// Calls UNREGISTER_REGION with a pointer to a cookie that cannot be read.
     UnregisterNowhere {
         file: usize,
     },
-    /// An unknown ioctl.
+    /// Calls an unknown ioctl.
     Unknown {
         file: usize,
         number: u8,
     },
-    /// A read of `bytes` into a buffer that can be written only in part.
+    /// Reads `bytes` bytes into a buffer of which only `room` bytes are writable.
     Read {
         file: usize,
         bytes: usize,
         room: usize,
     },
-    /// A read into the arena itself, which begins this many events before the end of the page.
+    /// Reads into the arena itself. The buffer begins `before_end` events before the end of `page`.
     ReadIntoArena {
         file: usize,
         page: usize,
         events: usize,
         before_end: usize,
     },
-    /// Read until LAST.
+    /// Reads until LAST.
     Drain {
         file: usize,
     },
@@ -147,11 +149,11 @@ pub(crate) enum Op {
         file: usize,
         on: bool,
     },
-    /// Duplicates the file descriptor; calls use the descriptors in turn.
+    /// Duplicates the file descriptor. Later calls use all descriptors of the file in turn.
     Dup {
         file: usize,
     },
-    /// Duplicates the file descriptor through a socket.
+    /// Duplicates the file descriptor by sending it through a socket.
     PassToSelf {
         file: usize,
     },
@@ -169,20 +171,22 @@ pub(crate) enum Op {
         file: usize,
         bad: BadMapping,
     },
-    /// mprotect and mremap that would make the counter page writable or larger.
+    /// Calls `mprotect` and `mremap` to make the counter page writable or larger. The kernel must
+    /// refuse both.
     AbuseCounter {
         file: usize,
     },
-    /// Forks a child that tries every call on every file, and lives on with its copy of the arena.
+    /// Forks a child that tries every call on every file. If `keep` is true, the child lives on
+    /// with its copy of the arena.
     Fork {
         child: usize,
         keep: bool,
     },
-    /// The child drops its copy of the arena.
+    /// Makes the child drop its copy of the arena.
     ChildDrops {
         child: usize,
     },
-    /// Sends the child a file descriptor, on which it tries every call.
+    /// Sends a file descriptor to the child. The child tries every call on it.
     PassToChild {
         child: usize,
         file: usize,
@@ -190,7 +194,7 @@ pub(crate) enum Op {
     ChildExits {
         child: usize,
     },
-    /// A read or write access to a page.
+    /// Reads or writes a byte of a page.
     Touch {
         page: usize,
         write: bool,
@@ -202,7 +206,7 @@ pub(crate) enum Op {
     Unmap {
         run: Run,
     },
-    /// munmap by a child that shares the memory.
+    /// Calls `munmap` in a child that shares this process's memory.
     UnmapByVforked {
         run: Run,
     },
@@ -216,12 +220,12 @@ pub(crate) enum Op {
         run: Run,
         access: Access,
     },
-    /// mremap that keeps the address.
+    /// Calls `mremap` so that the mapping keeps its address.
     Resize {
         run: Run,
         new_pages: usize,
     },
-    /// mremap to another address, with at most as many pages.
+    /// Calls `mremap` to move the mapping to another address. The number of pages does not grow.
     Move {
         run: Run,
         to: usize,
@@ -230,7 +234,7 @@ pub(crate) enum Op {
     },
 }
 
-/// Draws random numbers from a seed by splitmix64.
+/// A random number generator by the splitmix64 algorithm.
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);
 
@@ -251,12 +255,12 @@ impl Dice {
         ((u128::from(self.bits()) * n as u128) >> 64) as usize
     }
 
-    /// Draws true with this percentage.
+    /// Draws true with a probability of `n` per cent.
     pub(crate) fn percent(&mut self, n: usize) -> bool {
         self.below(100) < n
     }
 
-    /// Draws one of these by their weights.
+    /// Draws one of these values. The weight before a value is proportional to its probability.
     fn pick<T: Copy>(&mut self, from: &[(usize, T)]) -> T {
         let mut at = self.below(from.iter().map(|(weight, _)| weight).sum());
         for &(weight, value) in from {
@@ -288,13 +292,13 @@ impl Dice {
         self.pick(&[(6, Access::Write), (1, Access::Read), (1, Access::Nothing)])
     }
 
-    /// Draws a cookie out of few, so that cookies collide.
+    /// Draws a cookie from a small set, so that cookies collide.
     fn cookie(&mut self) -> u64 {
         let common = self.below(24) as u64;
         self.pick(&[(20, common), (1, u64::MAX), (1, 1 << 63)])
     }
 
-    /// Draws a range, mostly of whole pages.
+    /// Draws a range. Most ranges consist of whole pages.
     fn span(&mut self) -> Span {
         let edges = [(6, 0), (1, 1), (1, PAGE - 1)];
         let start = BASE + self.page() as u64 * PAGE + self.pick(&edges);
@@ -368,7 +372,7 @@ impl Dice {
         }
     }
 
-    /// Draws a step on some of these pages, for the thread that owns them.
+    /// Draws a step on some of these pages. The caller is the thread that owns the pages.
     pub(crate) fn on_pages(&mut self, run: Run) -> Op {
         match self.below(100) {
             0..40 => Op::Touch {
@@ -475,7 +479,7 @@ impl Dice {
         }
     }
 
-    /// Draws a slow step, which is rare.
+    /// Draws a step on processes. Such a step is slow, so it is drawn rarely.
     fn on_processes(&mut self) -> Op {
         let child = self.below(CHILDREN);
         match self.below(10) {
@@ -505,7 +509,7 @@ impl Dice {
     }
 }
 
-/// A strategy of sequences of this many steps.
+/// A strategy that draws sequences of `steps` steps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sequences {
     pub(crate) steps: usize,
@@ -528,15 +532,18 @@ impl Strategy for Sequences {
     }
 }
 
-/// A sequence that becomes shorter by halves, quarters, and at last by single steps.
+/// A failing sequence that is being shortened. The shortening removes halves of the sequence first,
+/// then quarters, and in the end single steps.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     ops: Vec<Op>,
-    /// The number of steps to leave out next, and their place.
+    /// The number of steps to remove next.
     chunk: usize,
+    /// The index of the first step to remove next.
     at: usize,
-    /// Whether something was left out at this size.
+    /// True if steps were removed with the current `chunk`.
     shortened: bool,
+    /// The steps before the latest removal.
     before: Option<Vec<Op>>,
 }
 
@@ -567,13 +574,13 @@ impl ValueTree for Sequence {
         self.ops.clone()
     }
 
-    /// The sequence still fails, so leave out more.
+    /// Removes more steps, because the shortened sequence still fails.
     fn simplify(&mut self) -> bool {
         self.shortened |= self.before.take().is_some();
         self.next()
     }
 
-    /// The sequence passes, so put the steps back and leave out others.
+    /// Puts the removed steps back and removes others, because the shortened sequence passes.
     fn complicate(&mut self) -> bool {
         let Some(before) = self.before.take() else {
             return false;

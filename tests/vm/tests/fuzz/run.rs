@@ -12,7 +12,8 @@ use crate::model::{Arena, BASE, Invalidation, PAGE, PAGES, Span, Watch};
 use crate::op::{Access, BadMapping, BadRange, BadRegister2, CHILDREN, FILES, Op, Run};
 use crate::sys::{self, Counter};
 
-/// Pages that can be written, each with a page behind it that cannot.
+/// The address of the buffers for reads. Each buffer is a writable page. An inaccessible page
+/// follows each buffer.
 pub(crate) const BUFFER: u64 = BASE - 0x1000_0000;
 const BUFFERS: u64 = 4;
 
@@ -20,7 +21,7 @@ fn buffer_end(buffer: usize) -> u64 {
     BUFFER + (2 * buffer as u64 + 1) * PAGE
 }
 
-/// An empty arena, and buffers.
+/// Unmaps the arena, and maps the buffers.
 pub(crate) fn prepare() -> Check {
     let unmapped = sys::unmap(BASE - PAGE, (PAGES as u64 + 8) * PAGE);
     unmapped.map_err(failed("munmap"))?;
@@ -33,7 +34,7 @@ pub(crate) fn prepare() -> Check {
     Ok(())
 }
 
-/// Formats the failure of a call.
+/// The result of a check. The error describes the difference between the driver and the model.
 pub(crate) type Check = Result<(), String>;
 
 macro_rules! ensure {
@@ -48,7 +49,10 @@ pub(crate) use ensure;
 
 /// Checks that a call and the model have the same result.
 pub(crate) fn same<T: Debug + PartialEq>(call: &str, said: &T, expected: &T) -> Check {
-    ensure!(said == expected, "{call} said {said:?}, not {expected:?}");
+    ensure!(
+        said == expected,
+        "{call} returned {said:?}, not {expected:?}"
+    );
     Ok(())
 }
 
@@ -56,10 +60,10 @@ pub(crate) fn failed<E: Debug>(call: &'static str) -> impl Fn(E) -> String {
     move |error| format!("{call}: {error:?}")
 }
 
-/// An open file, real and modelled.
+/// An open file of the driver, and the model of this file.
 pub(crate) struct File {
     pub(crate) watch: Watch,
-    /// Its file descriptors, the first of which opened it.
+    /// The file descriptors of the file. The first one is that of `open`, until a step closes it.
     fds: Vec<OwnedFd>,
     turn: usize,
     counter: Counter,
@@ -86,13 +90,13 @@ impl File {
         })
     }
 
-    /// Returns one of its file descriptors, each in turn.
+    /// Returns one of the file descriptors of the file. Successive calls return them in turn.
     pub(crate) fn fd(&mut self) -> &OwnedFd {
         self.turn = (self.turn + 1) % self.fds.len();
         &self.fds[self.turn]
     }
 
-    /// Reports invalidations to the model, and checks the counter.
+    /// Records these invalidations in the model, and checks the counter.
     pub(crate) fn invalidated(&mut self, made: &[Invalidation]) -> Result<Option<u64>, String> {
         let (before, now) = (self.watch.counter, self.counter.load());
         let raised = now.checked_sub(before);
@@ -113,7 +117,7 @@ fn exchange(fd: &OwnedFd, watch: &mut Watch, wanted: u32) -> Check {
     Ok(())
 }
 
-/// All files, children and memory of the fuzzer.
+/// All files and children of the fuzzer, and its memory.
 pub(crate) struct World {
     files: [Option<File>; FILES],
     arena: Arena,
@@ -131,7 +135,7 @@ impl World {
         })
     }
 
-    /// Takes one step, and checks everything.
+    /// Makes one step, and checks every file after it.
     pub(crate) fn step(&mut self, op: Op) -> Check {
         match op {
             Op::Open { file, exchanges } if self.files[file].is_none() => {
@@ -198,7 +202,7 @@ impl World {
         self.check()
     }
 
-    /// Checks the counters and the results of poll.
+    /// Checks all counters and the results of `poll`.
     fn check(&self) -> Check {
         let mut polled = [libc::pollfd {
             fd: -1,
@@ -213,7 +217,7 @@ impl World {
             }
             polled.fd = file.fds[file.turn].as_raw_fd();
         }
-        // SAFETY: an array that may be written.
+        // SAFETY: the array is writable and has `FILES` elements.
         let ready = unsafe { libc::poll(polled.as_mut_ptr(), FILES as libc::nfds_t, 0) };
         Errno::result(ready).map_err(failed("poll"))?;
         for (file, polled) in self.files.iter().zip(&polled) {
@@ -225,7 +229,8 @@ impl World {
         Ok(())
     }
 
-    /// Reports invalidations to the models of all files, and checks their counters.
+    /// Records these invalidations in the models of all files, and checks the counters of the
+    /// files.
     fn invalidated(&mut self, made: &[Invalidation]) -> Check {
         let mut times = None;
         for (i, file) in self.files.iter_mut().enumerate() {
@@ -234,7 +239,7 @@ impl World {
             let found = found.map_err(|why| format!("file {i}: {why}"))?;
             ensure!(
                 times.is_none() || found.is_none() || times == found,
-                "files count the same invalidations differently: {times:?} and {found:?}"
+                "two files counted the same invalidations differently: {times:?} and {found:?}"
             );
             times = times.or(found);
         }
@@ -259,7 +264,8 @@ impl World {
         self.arena.child_leaves(child);
     }
 
-    /// The driver writes to the buffer, which may copy a watched page, and may fault after that.
+    /// Reads events into the arena. The driver's writes may copy a watched page, and so cause an
+    /// invalidation. A write may also fault after others have succeeded.
     fn read_into_arena(
         &mut self,
         i: usize,
@@ -309,7 +315,8 @@ impl World {
     }
 }
 
-/// Takes a step on the memory of an arena, and returns its invalidations.
+/// Makes a step on the memory of an arena. Returns the invalidations that the model predicts for
+/// the step.
 pub(crate) fn on_memory(arena: &mut Arena, op: Op) -> Result<Vec<Invalidation>, String> {
     let mut made = Vec::new();
     match op {
@@ -444,7 +451,7 @@ fn register2(span: Span, cookie: u64) -> Register2 {
     }
 }
 
-/// Takes a step on one file that changes no memory.
+/// Makes a step on one file. The step changes no memory of the arena.
 fn on_file(file: &mut File, arena: &Arena, op: Op) -> Check {
     match op {
         Op::Exchange { mask, .. } => {
@@ -619,8 +626,8 @@ fn on_file(file: &mut File, arena: &Arena, op: Op) -> Check {
     Ok(())
 }
 
-/// Reads `bytes` where only `room` can be written. Returns false if nothing is left or nothing
-/// arrived.
+/// Reads `bytes` bytes into a buffer of which only `room` bytes are writable, and checks the
+/// result. Returns true if events arrived and the file is still readable.
 pub(crate) fn read(
     file: &mut File,
     buffer: usize,
@@ -645,15 +652,15 @@ pub(crate) fn read(
     let wanted = due.events * size_of::<Event>();
     match said {
         Ok(n) if room >= wanted => same("read", &n, &wanted)?,
-        // The driver chooses how many events it writes before the fault.
+        // The driver may write any number of events that fit before the fault.
         Ok(n) => ensure!(
             n > 0 && n % size_of::<Event>() == 0 && n <= room,
-            "read said {n} with room for {room} of {wanted}"
+            "read returned {n} with room for {room} of {wanted}"
         ),
         Err(errno) => {
             ensure!(
                 errno == Errno::EFAULT && room < wanted,
-                "read said {errno:?} with room for {room} of {wanted}"
+                "read returned {errno:?} with room for {room} of {wanted}"
             );
             return Ok(false);
         }
@@ -664,13 +671,14 @@ pub(crate) fn read(
     Ok(file.watch.is_readable())
 }
 
-/// The events that a read has delivered there.
+/// Returns the events that a read has delivered at this address.
 fn events_at(address: u64, events: usize) -> Vec<Event> {
     (0..events)
         .map(|i| {
             let event =
                 std::ptr::with_exposed_provenance::<Event>(address as usize).wrapping_add(i);
-            // SAFETY: the kernel has written the event there, and any bytes are an event.
+            // SAFETY: the kernel has written the event at this address, and any bytes form a valid
+            // event.
             unsafe { event.read_unaligned() }
         })
         .collect()

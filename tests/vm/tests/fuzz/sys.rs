@@ -1,4 +1,5 @@
-//! System calls with any arguments, also with those that the kernel must refuse.
+//! System calls for the fuzzer. Their arguments may be invalid, so that the fuzzer can test that
+//! the kernel refuses them.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -38,34 +39,35 @@ pub(crate) fn open() -> std::io::Result<OwnedFd> {
 
 pub(crate) fn set_blocking(fd: &OwnedFd, on: bool) -> Result<()> {
     let flags = if on { 0 } else { libc::O_NONBLOCK };
-    // SAFETY: no memory is involved.
+    // SAFETY: the call accesses no memory.
     done(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) })
 }
 
 pub(crate) fn exchange(fd: &OwnedFd, mask: &mut u32) -> Result<()> {
-    // SAFETY: the mask may be written.
+    // SAFETY: the mask is a writable `u32`.
     unsafe { abi::exchange_features(fd.as_raw_fd(), mask) }.map_err(errno)
 }
 
 pub(crate) fn register(fd: &OwnedFd, region: &Register) -> Result<()> {
-    // SAFETY: the structure may be read.
+    // SAFETY: the structure is readable.
     unsafe { abi::register_region(fd.as_raw_fd(), region) }.map_err(errno)
 }
 
-/// REGISTER_REGION of a structure that cannot be read.
+/// Calls REGISTER_REGION with a pointer to a structure that cannot be read.
 pub(crate) fn register_nothing(fd: &OwnedFd) -> Result<()> {
-    // SAFETY: the kernel checks the pointer.
+    // SAFETY: the kernel checks the pointer, and returns an error if it cannot read the memory.
     unsafe { abi::register_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
 }
 
-/// REGISTER_REGION2 of a structure of `size` bytes, of which the one at `tail` is not 0.
+/// Calls REGISTER_REGION2 with a structure of `size` bytes. If `tail` is not `None`, the byte at
+/// this offset is 1 instead of 0.
 pub(crate) fn register2(
     fd: &OwnedFd,
     mut region: Register2,
     size: usize,
     tail: Option<usize>,
 ) -> Result<()> {
-    /// A structure longer than any that is passed.
+    /// A structure that is longer than every `size` that the fuzzer passes.
     #[repr(C)]
     struct Long(Register2, [u8; 2 * PAGE as usize]);
     region.size = size as u32;
@@ -73,46 +75,46 @@ pub(crate) fn register2(
     if let Some(byte) = tail {
         long.1[byte - size_of::<Register2>()] = 1;
     }
-    // SAFETY: as many bytes may be read as the structure says.
+    // SAFETY: at least `size` bytes of the structure are readable.
     unsafe { abi::register_region2(fd.as_raw_fd(), (&raw const long).cast()) }.map_err(errno)
 }
 
-/// REGISTER_REGION2 of a structure that cannot be read.
+/// Calls REGISTER_REGION2 with a pointer to a structure that cannot be read.
 pub(crate) fn register2_nothing(fd: &OwnedFd) -> Result<()> {
-    // SAFETY: the kernel checks the pointer.
+    // SAFETY: the kernel checks the pointer, and returns an error if it cannot read the memory.
     unsafe { abi::register_region2(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
 }
 
 pub(crate) fn unregister(fd: &OwnedFd, cookie: u64) -> Result<()> {
-    // SAFETY: the cookie may be read.
+    // SAFETY: the cookie is a readable `u64`.
     unsafe { abi::unregister_region(fd.as_raw_fd(), &raw const cookie) }.map_err(errno)
 }
 
-/// UNREGISTER_REGION of a cookie that cannot be read.
+/// Calls UNREGISTER_REGION with a pointer to a cookie that cannot be read.
 pub(crate) fn unregister_nothing(fd: &OwnedFd) -> Result<()> {
-    // SAFETY: the kernel checks the pointer.
+    // SAFETY: the kernel checks the pointer, and returns an error if it cannot read the memory.
     unsafe { abi::unregister_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
 }
 
-/// Makes an unknown ioctl.
+/// Calls `ioctl` with a request that the driver does not know.
 pub(crate) fn unknown_ioctl(fd: &OwnedFd, number: u8) -> Result<()> {
     let request = u64::from(b'V') << 8 | u64::from(number);
-    // SAFETY: no driver knows it, and nothing is mapped at the address.
+    // SAFETY: the driver does not know the request, and nothing is mapped at the address.
     done(unsafe { libc::ioctl(fd.as_raw_fd(), request, NOWHERE) })
 }
 
-/// Reads into the memory at this address, which must be memory that Rust does not use.
+/// Reads into the memory at this address. Rust must not use that memory.
 pub(crate) fn read(fd: &OwnedFd, address: u64, bytes: usize) -> Result<usize> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller promises that Rust does not use the memory. The kernel checks the address.
     let n = unsafe { libc::read(fd.as_raw_fd(), pointer(address), bytes) };
     Errno::result(n).map(isize::unsigned_abs)
 }
 
-/// Maps anonymous memory at this address, over any mapping there.
+/// Maps anonymous memory at this address, and replaces any mapping at the address.
 pub(crate) fn map(address: u64, bytes: u64, access: Access) -> Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
     let protection = protection(access);
-    // SAFETY: the fuzzer's own addresses, to which there are no references.
+    // SAFETY: the addresses belong to the fuzzer, and no references to the memory exist.
     let at = unsafe { libc::mmap(pointer(address), bytes as usize, protection, flags, -1, 0) };
     Errno::result(at as isize).map(drop)
 }
@@ -126,28 +128,28 @@ fn protection(access: Access) -> i32 {
 }
 
 pub(crate) fn unmap(address: u64, bytes: u64) -> Result<()> {
-    // SAFETY: the fuzzer's own addresses, to which there are no references.
+    // SAFETY: the addresses belong to the fuzzer, and no references to the memory exist.
     done(unsafe { libc::munmap(pointer(address), bytes as usize) })
 }
 
 pub(crate) fn protect(address: u64, bytes: u64, access: Access) -> Result<()> {
-    // SAFETY: as above.
+    // SAFETY: the addresses belong to the fuzzer, and no references to the memory exist.
     done(unsafe { libc::mprotect(pointer(address), bytes as usize, protection(access)) })
 }
 
 pub(crate) fn advise(address: u64, bytes: u64, advice: i32) -> Result<()> {
-    // SAFETY: as above.
+    // SAFETY: the addresses belong to the fuzzer, and no references to the memory exist.
     done(unsafe { libc::madvise(pointer(address), bytes as usize, advice) })
 }
 
 pub(crate) fn remap(address: u64, bytes: u64, new_bytes: u64, flags: i32, to: u64) -> Result<()> {
     let (from, to) = (pointer(address), pointer::<libc::c_void>(to));
-    // SAFETY: as above.
+    // SAFETY: the addresses belong to the fuzzer, and no references to the memory exist.
     let at = unsafe { libc::mremap(from, bytes as usize, new_bytes as usize, flags, to) };
     Errno::result(at as isize).map(drop)
 }
 
-/// Accesses a byte, which must be allowed.
+/// Accesses one byte. The protection must allow the access.
 pub(crate) fn touch(address: u64, write: bool) {
     let byte = pointer::<u8>(address);
     // SAFETY: the model says that the access is allowed. If not, only this test process dies.
@@ -160,13 +162,13 @@ pub(crate) fn touch(address: u64, write: bool) {
     }
 }
 
-/// A mapping of a counter.
+/// A mapping of a file's counter page.
 #[derive(Debug)]
 pub(crate) struct Counter(*mut AtomicU64);
 
-// SAFETY: the memory is only loaded, as an atomic.
+// SAFETY: all accesses through the pointer are atomic loads.
 unsafe impl Send for Counter {}
-// SAFETY: as above.
+// SAFETY: all accesses through the pointer are atomic loads.
 unsafe impl Sync for Counter {}
 
 impl Counter {
@@ -174,7 +176,7 @@ impl Counter {
         Self::map_as(fd, PAGE, libc::PROT_READ, libc::MAP_SHARED, 0)
     }
 
-    /// Maps the counter with any arguments.
+    /// Maps the counter page with these arguments, which may be invalid.
     pub(crate) fn map_as(
         fd: &OwnedFd,
         bytes: u64,
@@ -183,7 +185,7 @@ impl Counter {
         offset: u64,
     ) -> Result<Self> {
         let (nowhere, fd) = (ptr::null_mut(), fd.as_raw_fd());
-        // SAFETY: the kernel chooses an address where nothing is.
+        // SAFETY: the kernel chooses a free address, so the call replaces no mapping.
         let at = unsafe {
             libc::mmap(
                 nowhere,
@@ -199,7 +201,8 @@ impl Counter {
     }
 
     pub(crate) fn load(&self) -> u64 {
-        // SAFETY: a page that the kernel writes by whole aligned words, mapped until `drop`.
+        // SAFETY: the page is mapped until the value is dropped. The kernel writes it by whole
+        // aligned words, and this process only loads from it.
         unsafe { &*self.0 }.load(Ordering::Acquire)
     }
 

@@ -1,8 +1,10 @@
-//! Several threads on one file, and each on a file of its own.
+//! Fuzzes the driver with several threads. The threads share one file, and each thread also has a
+//! private file.
 //!
-//! Each thread changes pages of its own, so that it knows every report of its own file exactly. One
-//! thread reads the shared file for all. For that file the threads check the conditions that hold
-//! in any order of events.
+//! Each thread changes only its own part of the arena. So it can predict every report of its
+//! private file exactly. One additional thread reads the shared file. The reports of the shared
+//! file depend on the order in which the threads run. So the threads check only conditions that
+//! hold in every order.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -20,35 +22,38 @@ use crate::run::{BUFFER, Check, File, ensure, failed, on_memory, prepare, read, 
 use crate::sys::{self, Counter};
 
 const WORKERS: usize = 3;
-/// The pages of a thread's part of the arena, the last of which stays free.
+/// The number of pages in a thread's part of the arena. The last page stays free.
 const PART: usize = 8;
-/// The most ranges of a thread on the shared file.
+/// The largest number of ranges that a thread watches on the shared file. Cookies on its private
+/// file are also below this number.
 const RANGES: usize = 8;
-/// How many of its last ranges a thread remembers.
+/// The number of recent ranges for which the counts of reports are kept, for each thread.
 const REMEMBERED: u64 = 1 << 14;
-/// How long to wait for a report.
+/// The time after which a missing report is a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A range on the shared file, which the reader and its owner share.
+/// The state of a range on the shared file. The thread that owns the range and the reading thread
+/// both access it.
 struct Range {
-    /// The tick at which it was unregistered.
+    /// The tick of the clock at which the range was unregistered.
     gone: AtomicU64,
-    /// How often it was reported.
+    /// The number of reports of the range.
     reports: AtomicU64,
 }
 
-/// The shared file.
+/// The shared file, and the state that all threads share.
 struct Shared {
     fd: OwnedFd,
     counter: Counter,
-    /// A clock that ticks when a read begins and when unregistering has returned.
+    /// A logical clock. It ticks when a read begins, and when UNREGISTER_REGION has returned.
     clock: AtomicU64,
-    /// The counter of the newest LAST, published after the reports before it.
+    /// The counter of the newest LAST. The reading thread stores it after it has counted the
+    /// reports that precede this LAST.
     last: AtomicU64,
     /// The number of all reports.
     reports: AtomicU64,
     ranges: Vec<Range>,
-    /// The workers are done, or a thread has failed.
+    /// True if the workers are done, or if a thread has failed.
     stop: AtomicBool,
 }
 
@@ -57,10 +62,11 @@ impl Shared {
         let (worker, number) = (cookie >> 32, cookie & 0xffff_ffff);
         let at = worker * REMEMBERED + number % REMEMBERED;
         let range = self.ranges.get(at as usize);
-        range.ok_or_else(|| format!("an event for cookie {cookie:#x}, which nobody ever used"))
+        range.ok_or_else(|| format!("an event for cookie {cookie:#x}, which no thread has used"))
     }
 
-    /// Reads and distributes reports until the workers are done and none is left.
+    /// Reads reports and counts them for their ranges. Returns when the workers are done and no
+    /// report is left.
     fn serve(&self) -> Check {
         let mut events = [Event::default(); 20];
         let mut counter = 0;
@@ -76,12 +82,12 @@ impl Shared {
                     thread::yield_now();
                     continue;
                 }
-                Err(errno) => return Err(format!("the reader's read said {errno:?}")),
+                Err(errno) => return Err(format!("the reading thread's read returned {errno:?}")),
             };
             for (i, event) in events[..delivered].iter().enumerate() {
                 let value = event.user_cookie_counter;
                 if event.kind == abi::LAST {
-                    ensure!(i + 1 == delivered, "something follows LAST");
+                    ensure!(i + 1 == delivered, "an event follows LAST");
                     ensure!(value >= counter, "LAST {value} after LAST {counter}");
                     counter = value;
                     self.last.store(value, Release);
@@ -101,17 +107,17 @@ impl Shared {
     }
 }
 
-/// The state of a thread, which lives from round to round.
+/// The state of a thread. It persists from round to round.
 struct Worker {
     number: usize,
     dice: Dice,
     arena: Arena,
     own: File,
-    /// Its ranges on the shared file. Only the certain part of their model counts.
+    /// The model of this thread's ranges on the shared file. Only its certain predictions are used.
     shared: Watch,
-    /// The number of cookies used so far.
+    /// The number of cookies that the thread has used so far.
     used: u64,
-    /// The least and the most by which it has raised the shared counter.
+    /// The smallest and the largest amount by which this thread may have raised the shared counter.
     raised: (u64, u64),
 }
 
@@ -128,7 +134,7 @@ impl Worker {
         })
     }
 
-    /// Returns the pages of its part.
+    /// Draws a run of pages in this thread's part of the arena.
     fn run(&mut self) -> Run {
         let first = self.dice.below(PART - 1);
         Run {
@@ -221,9 +227,10 @@ impl Worker {
         self.change(shared, op, wait)
     }
 
-    /// Takes a step on its memory, and checks both files after it.
+    /// Makes a step on this thread's memory, and checks both files after the step.
     fn change(&mut self, shared: &Shared, op: Op, wait: bool) -> Check {
-        // These are counted first, so that a later report is one of an invalidation below.
+        // The reports are counted before the step. So a higher count afterwards shows a report
+        // after this point.
         let reports = self.reports(shared)?;
         let before = shared.counter.load();
         let made = on_memory(&mut self.arena, op)?;
@@ -234,7 +241,7 @@ impl Worker {
         self.raised.1 += most;
         ensure!(
             after >= before + least,
-            "the shared counter went from {before} to {after} with {made:?}"
+            "the shared counter went from {before} to {after} after {made:?}, by less than {least}"
         );
         if wait {
             self.wait_for_reports(shared, &made, after, &reports)?;
@@ -242,7 +249,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Returns how often each of its ranges was reported.
+    /// Returns the cookie and the number of reports of each of this thread's ranges on the shared
+    /// file.
     fn reports(&self, shared: &Shared) -> Result<[(u64, u64); RANGES], String> {
         let mut reports = [(0, 0); RANGES];
         for (report, cookie) in reports.iter_mut().zip(self.shared.cookies()) {
@@ -251,8 +259,9 @@ impl Worker {
         Ok(reports)
     }
 
-    /// Waits for the reports of the ranges that were invalidated when the counter was `after`. They
-    /// come no later than the LAST with that counter.
+    /// Waits for the reports of the ranges that these invalidations met. `after` is the counter
+    /// after the invalidations. Each report must arrive before a LAST with this counter or a higher
+    /// counter.
     fn wait_for_reports(
         &self,
         shared: &Shared,
@@ -276,7 +285,7 @@ impl Worker {
             };
             ensure!(
                 last < after,
-                "cookie {cookie:#x} was invalidated when the counter was {after}, and LAST was {last}, and no report"
+                "cookie {cookie:#x} was invalidated at counter {after}, but LAST {last} came before its report"
             );
             ensure!(
                 started.elapsed() < PATIENCE,
@@ -289,7 +298,8 @@ impl Worker {
         }
     }
 
-    /// Invalidates each of its ranges at least once, and leaves nothing mapped.
+    /// Invalidates each of this thread's ranges at least once, and unmaps this thread's part of the
+    /// arena.
     fn finish(&mut self, shared: &Shared) -> Check {
         let run = Run {
             first: self.number * PART,
@@ -310,10 +320,10 @@ fn region(span: Span, cookie: u64) -> Register {
     }
 }
 
-/// Runs the steps of all threads in rounds, between which all threads stop. Returns the number of
-/// steps.
+/// Runs the steps of all threads in rounds. All threads stop between two rounds. Returns the number
+/// of steps.
 pub(crate) fn run(seed: u64, steps: u64) -> Result<u64, String> {
-    /// The steps of each worker in a round.
+    /// The number of steps of each worker in a round.
     const ROUND: u64 = 2000;
     prepare()?;
     let fd = sys::open().map_err(failed("open"))?;
@@ -373,20 +383,23 @@ pub(crate) fn run(seed: u64, steps: u64) -> Result<u64, String> {
     Ok(done)
 }
 
-/// Checks the shared file when everything is read and all threads have stopped.
+/// Checks the shared file after all threads have stopped and all reports have been read.
 fn at_rest(shared: &Shared, workers: &[Worker]) -> Check {
     let counter = shared.counter.load();
     let least: u64 = workers.iter().map(|worker| worker.raised.0).sum();
     let most: u64 = workers.iter().map(|worker| worker.raised.1).sum();
-    // An invalidation that is read while it is in flight counts twice.
+    // An invalidation whose report is read while it is in flight raises the counter twice.
     let again = shared.reports.load(Acquire);
     ensure!(
         (least..=most + again).contains(&counter),
-        "the shared counter is {counter}, not {least} to {most}, or {again} more"
+        "the shared counter is {counter}, but must be {least} to {most}, or at most {again} more"
     );
-    // The last invalidation that each thread counted is of a range that is still watched. One of an
-    // unwatched range may have been counted and is never reported: no LAST follows if there is no
-    // report.
+    // Each thread ends the round with an invalidation of its watched ranges. So a LAST follows the
+    // last increment of the counter, and must carry the final counter.
+    //
+    // This does not hold for a thread without ranges. The counter may have counted an invalidation
+    // of a range that was unregistered afterwards. Such a range is not reported, so no LAST
+    // follows.
     if workers
         .iter()
         .all(|worker| worker.shared.cookies().len() > 0)

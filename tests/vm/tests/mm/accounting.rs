@@ -1,4 +1,4 @@
-//! The memory of the driver: who is charged for it, and the errors when there is none left.
+//! Tests to whom the driver's memory is charged, and which errors the driver returns at a limit.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -19,21 +19,22 @@ use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 use crate::alone;
 use crate::machine::{self, Group, Setting, Swap, wait_until};
 
-/// The progress of a process, in memory that it shares with another one, so that reporting needs no
-/// memory. It stays mapped.
+/// The progress of a process, in memory that the process shares with another process. So a process
+/// at its memory limit can report its progress. The memory stays mapped until the process ends.
 struct Progress(NonNull<AtomicU32>);
 
 impl Progress {
     fn new() -> Self {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let len = NonZeroUsize::new(PAGE).unwrap();
-        // SAFETY: the kernel chooses the address.
+        // SAFETY: the kernel chooses the address, so the call replaces no mapping.
         let memory = unsafe { mmap_anonymous(None, len, protection, MapFlags::MAP_SHARED) };
         Self(memory.unwrap().cast())
     }
 
     fn step(&self) -> &AtomicU32 {
-        // SAFETY: `new` has mapped it, it starts as 0, and it is never unmapped.
+        // SAFETY: `new` has mapped the memory, the kernel has filled it with zeros, and it is never
+        // unmapped.
         unsafe { self.0.as_ref() }
     }
 
@@ -45,7 +46,7 @@ impl Progress {
         self.step().load(Ordering::SeqCst) >= step
     }
 
-    /// Waits without sleeping, for a process that must not allocate.
+    /// Waits without sleeping, so that a process that must not allocate can call this function.
     fn spin_until(&self, step: u32) {
         while !self.has_reached(step) {
             thread::yield_now();
@@ -60,7 +61,8 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
     let progress = Progress::new();
     group.set("memory.max", "4M");
     let child = Child::fork(|| {
-        // At the limit the kernel could not even read a page of the program.
+        // At the limit, the kernel could not even load another page of the program. So all pages
+        // are locked in memory first.
         mlockall(MlockAllFlags::MCL_CURRENT).unwrap();
         group.enter();
         setgid(Gid::from_raw(65534)).unwrap();
@@ -80,7 +82,7 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
         progress.reach(1);
         progress.spin_until(2);
         assert_eq!((refused, again), (Errno::ENOMEM, Err(Errno::ENOMEM)));
-        assert!(ranges > 1000, "only {ranges}");
+        assert!(ranges > 1000, "only {ranges} ranges could be watched");
         memory.unmap(0, 1).unwrap();
         let (cookies, at) = device.drain().unwrap();
         assert!(cookies.into_iter().eq(0..ranges));
@@ -90,17 +92,22 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
     .unwrap();
     let events = group.file("memory.events");
     let kills = || machine::count(&events, "oom_kill");
-    wait_until("it is refused", || progress.has_reached(1) || kills() > 0);
+    wait_until("a range is refused", || {
+        progress.has_reached(1) || kills() > 0
+    });
     assert_eq!(kills(), 0);
-    assert!(machine::count(&events, "max") > 0, "it came to the limit");
+    assert!(
+        machine::count(&events, "max") > 0,
+        "the group did not reach its limit"
+    );
     group.set("memory.max", "max");
     progress.reach(2);
     assert!(child.succeeded().unwrap());
 }
 
-/// The bytes of kernel objects that are charged to the group.
+/// Returns the number of bytes of kernel objects that are charged to the group.
 fn slab(group: &Group) -> u64 {
-    // The kernel adds up the counts of all CPUs every two seconds.
+    // The kernel sums up the counts of all CPUs only every two seconds.
     thread::sleep(Duration::from_secs(5));
     machine::count(group.file("memory.stat"), "slab")
 }
@@ -135,21 +142,25 @@ fn a_million_invalidations_that_nobody_reads_take_no_more_memory_than_a_thousand
         device.drain().unwrap().0.len() == RANGES
     })
     .unwrap();
-    wait_until("a thousand", || progress.has_reached(1));
+    wait_until("there were a thousand invalidations", || {
+        progress.has_reached(1)
+    });
     let thousand = slab(&group);
     progress.reach(2);
-    wait_until("a million", || progress.has_reached(3));
+    wait_until("there were a million invalidations", || {
+        progress.has_reached(3)
+    });
     let million = slab(&group);
     progress.reach(4);
     assert!(child.succeeded().unwrap());
     assert_eq!(thousand, million);
     assert!(
         thousand > RANGES as u64 * 64,
-        "the ranges are charged to it"
+        "the ranges are not charged to the group"
     );
 }
 
-/// Most ranges that a user may watch.
+/// The file with the largest number of ranges that a user may watch.
 const LIMIT: &str = "/sys/module/ummunotify/parameters/max_user_regions";
 
 fn become_user(uid: u32) {
@@ -157,14 +168,16 @@ fn become_user(uid: u32) {
     setuid(Uid::from_raw(uid)).unwrap();
 }
 
-/// Watches the page under new cookies until one is refused. Returns their number and the error.
+/// Watches the page with cookies from 0 upwards until the driver refuses a watch. Returns the
+/// number of watches and the error.
 fn watch_until_refused(device: &DriverFile, memory: &Pages) -> (u64, Errno) {
-    for cookie in 0.. {
+    let limit = machine::count_in(LIMIT);
+    for cookie in 0..2 * limit {
         if let Err(errno) = device.watch(memory.page(0), PAGE, cookie) {
             return (cookie, errno);
         }
     }
-    unreachable!("more than any limit")
+    panic!("{} ranges, of {limit}", 2 * limit)
 }
 
 #[test]
@@ -178,18 +191,20 @@ fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
         let memory = Pages::new(1).unwrap();
         let (one, two) = (DriverFile::open().unwrap(), DriverFile::open().unwrap());
         let (ranges, refused) = watch_until_refused(&one, &memory);
-        // The rest is what two files take.
+        // The rest of the limit is charged for the two files.
         assert!(ranges > MAX - 500 && ranges < MAX, "{ranges}");
         assert_eq!(refused, Errno::ENOSPC);
-        // Nor in another file, in another process, or as another user of a namespace of its own.
+        // The limit also covers another file, another process, and another user of a namespace that
+        // the process makes.
         assert_eq!(watch_until_refused(&two, &memory), (0, Errno::ENOSPC));
         let in_child = Child::fork(|| {
             unshare(CloneFlags::CLONE_NEWUSER).unwrap();
-            // There is no room for the file either.
+            // The file itself exceeds the limit, so it cannot be opened.
             DriverFile::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
         });
         assert!(in_child.unwrap().succeeded().unwrap());
-        // Others are not concerned, and all that is given back can be taken again.
+        // A watch of one file can be replaced by a watch of another file. Everything that is
+        // released can be charged again.
         one.unwatch(17).unwrap();
         two.watch(memory.page(0), PAGE, 1).unwrap();
         assert_eq!(one.watch(memory.page(0), PAGE, 17), Err(Errno::ENOSPC));
@@ -197,7 +212,7 @@ fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
         assert_eq!(one.drain().unwrap().0.len() as u64, ranges - 1);
         drop(one);
         let (again, refused) = watch_until_refused(&two, &memory);
-        // Its cookie 1 is taken.
+        // The second file already uses cookie 1, so the driver refuses this cookie.
         assert_eq!((again, refused), (1, Errno::EINVAL));
         for cookie in 2..ranges {
             two.watch(memory.page(0), PAGE, cookie).unwrap();
@@ -234,10 +249,10 @@ fn the_users_of_a_namespace_are_the_one_who_made_it() {
         refused == Errno::ENOSPC
     })
     .unwrap();
-    wait_until("it has a namespace", || progress.has_reached(1));
+    wait_until("the process has a namespace", || progress.has_reached(1));
     machine::write(format!("/proc/{}/uid_map", maker.id()), "0 200000 100");
     progress.reach(2);
-    wait_until("it is full", || progress.has_reached(3));
+    wait_until("the user has reached the limit", || progress.has_reached(3));
     let outside = Child::fork(|| {
         become_user(OURS);
         DriverFile::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
@@ -271,7 +286,7 @@ fn the_files_of_a_user_are_bounded_and_all_is_given_back() {
     fill();
 }
 
-/// By default one file may have as many ranges as the nearest relative of this driver allows.
+/// By default, one file may watch at least half a million ranges.
 #[test]
 fn one_file_may_watch_half_a_million_ranges() {
     let _alone = alone();
@@ -282,7 +297,7 @@ fn one_file_may_watch_half_a_million_ranges() {
     }
 }
 
-/// The lines that the kernel has logged since.
+/// The lines that the kernel has logged since the value was made.
 struct Log(File);
 
 impl Log {
@@ -310,7 +325,7 @@ impl Log {
     }
 }
 
-/// Without a memory limit, on a machine that has little left.
+/// The user has no memory limit, and the machine has little free memory.
 #[test]
 fn a_user_who_registers_without_end_is_enospc_and_nobody_is_killed() {
     const LEFT: u64 = 500 << 20;
@@ -319,7 +334,7 @@ fn a_user_who_registers_without_end_is_enospc_and_nobody_is_killed() {
     let mut log = Log::from_now();
     let killed = machine::vmstat("oom_kill");
     let most = machine::count_in(LIMIT);
-    // Somebody else's memory, as an application's is.
+    // This memory stands for the memory of an application.
     let filler = Pages::new(((available() - LEFT) >> 12) as usize).unwrap();
     filler.touch();
     let child = Child::fork(|| {
@@ -343,8 +358,9 @@ fn a_user_who_registers_without_end_is_enospc_and_nobody_is_killed() {
     assert!(done);
 }
 
-/// How long it takes to reclaim half of the memory of somebody who watches all of it so many times,
-/// after as many invalidations of it that nobody read.
+/// Returns the time to reclaim half of the memory of a child. The child watches all of its memory
+/// `watches` times. Before the reclaim, it invalidates all of the memory `invalidations` times and
+/// reads no report.
 fn reclaim(watches: u64, invalidations: usize) -> Duration {
     const PAGES: usize = 8 << 20 >> 12;
     let group = Group::new();
@@ -368,7 +384,7 @@ fn reclaim(watches: u64, invalidations: usize) -> Duration {
         true
     })
     .unwrap();
-    wait_until("it watches", || progress.has_reached(1));
+    wait_until("the child watches its memory", || progress.has_reached(1));
     let start = Instant::now();
     group.set("memory.reclaim", "4M");
     let took = start.elapsed();
@@ -377,12 +393,14 @@ fn reclaim(watches: u64, invalidations: usize) -> Duration {
     took
 }
 
-/// The one who reclaims is not the one who watches.
+/// The process that reclaims memory is not the process that watches it. So watches must not slow
+/// the reclaim down.
 #[test]
 fn reclaim_costs_no_more_under_unread_watches() {
     const WATCHES: u64 = 65_536;
     const ROUNDS: usize = 5;
-    /// A visit to each watch for each page makes it some hundred.
+    /// The largest accepted ratio of the times. If the driver visited each watch for each page, the
+    /// ratio would be about a hundred.
     const MOST: u32 = 2;
     let _alone = alone();
     let _swap = Swap::on();

@@ -1,5 +1,5 @@
-//! Changes of a mapping that others make: another process, another task that needs memory, threads
-//! of the kernel.
+//! Tests changes that other parties make to the watched memory. These parties are another process,
+//! another task that needs memory, and threads of the kernel.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -26,22 +26,22 @@ fn watch(memory: &Memory) -> DriverFile {
     device
 }
 
-/// Opens a file descriptor of a process.
+/// Opens a pidfd of a process.
 pub(crate) fn pidfd(process: Pid) -> nix::Result<OwnedFd> {
-    // SAFETY: no memory is involved.
+    // SAFETY: the call accesses no memory.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) };
-    // SAFETY: made above, and nobody else has it.
+    // SAFETY: the file descriptor was made above, and nothing else owns it.
     Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Calls process_madvise for 2 MiB of a process.
+/// Calls `process_madvise` for 2 MiB of a process's memory.
 fn advise(process: Pid, start: usize, advice: i32) -> nix::Result<()> {
     let process = pidfd(process)?;
     let part = libc::iovec {
         iov_base: ptr::without_provenance_mut(start),
         iov_len: LEN,
     };
-    // SAFETY: there are no references to the memory.
+    // SAFETY: no reference to the memory exists.
     let advised = unsafe {
         let (fd, part) = (process.as_raw_fd(), &raw const part);
         libc::syscall(libc::SYS_process_madvise, fd, part, 1, advice, 0)
@@ -49,7 +49,7 @@ fn advise(process: Pid, start: usize, advice: i32) -> nix::Result<()> {
     Errno::result(advised).map(|bytes| assert_eq!(bytes as usize, LEN))
 }
 
-/// A process that watches its own memory, which others change.
+/// A process that watches its own memory while other parties change this memory.
 struct Owner {
     process: Child,
     start: usize,
@@ -57,8 +57,9 @@ struct Owner {
 }
 
 impl Owner {
-    /// `is_right` receives the memory after the change, whether it was reported, and its frames
-    /// before.
+    /// Starts the process with this memory. After the change, the process calls `is_right` with
+    /// three arguments: the memory, whether the change was reported, and the frames before the
+    /// change.
     fn of(
         memory: impl FnOnce() -> Memory,
         is_right: impl FnOnce(&Memory, bool, &[Option<u64>]) -> bool,
@@ -152,7 +153,7 @@ fn process_madvise_drops_pages_of_the_caller_only_and_that_counts() {
         let device = watch(&memory);
         let start = memory.page(0).addr();
         let of_its_own = advise(Pid::this(), start, advice);
-        // Linux 6.13 allows a process all advice about itself.
+        // Since Linux 6.13, a process may apply any advice to itself by `process_madvise`.
         if kernel() < (6, 13) {
             assert_eq!(of_its_own, Err(Errno::EINVAL));
             assert_eq!(device.invalidated().unwrap(), []);
@@ -168,7 +169,7 @@ fn a_word_poked_by_a_debugger_counts_where_it_copies() {
     let _alone = alone();
     let pages = Pages::new(2).unwrap();
     pages.protect(0, 2, libc::PROT_READ).unwrap();
-    // The child shares its pages with this process, so writing copies them.
+    // The child shares its pages with this process, so a write to a page copies that page.
     let child = Child::fork(|| {
         let device = DriverFile::open().unwrap();
         device.watch(pages.page(0), pages.len(), COOKIE).unwrap();
@@ -219,25 +220,27 @@ fn khugepaged_counts() {
     let before = memory.frames();
     let device = watch(&memory);
     memory.advise(libc::MADV_HUGEPAGE).unwrap();
-    wait_until("khugepaged has come by", || memory.frames() != before);
+    wait_until("khugepaged has collapsed the memory", || {
+        memory.frames() != before
+    });
     assert_eq!(device.invalidated().unwrap(), [COOKIE]);
 }
 
 #[test]
 fn detaching_shared_memory_counts() {
     let _alone = alone();
-    // SAFETY: makes a segment of its own.
+    // SAFETY: the call makes a new segment, and accesses no memory.
     let id = Errno::result(unsafe { libc::shmget(libc::IPC_PRIVATE, LEN, 0o600) }).unwrap();
-    // SAFETY: attached where the kernel likes.
+    // SAFETY: the kernel chooses the address, so the call replaces no mapping.
     let start = unsafe { libc::shmat(id, ptr::null(), 0) };
-    // SAFETY: the segment ends when it is detached.
+    // SAFETY: the call accesses no memory. The segment stays until it is detached.
     Errno::result(unsafe { libc::shmctl(id, libc::IPC_RMID, ptr::null_mut()) }).unwrap();
     assert_ne!(start.addr(), usize::MAX);
-    // SAFETY: just attached.
+    // SAFETY: the segment was attached at this address above.
     unsafe { start.cast::<u8>().write_volatile(1) };
     let device = DriverFile::open().unwrap();
     device.watch(start.cast(), LEN, COOKIE).unwrap();
-    // SAFETY: there are no references to it.
+    // SAFETY: no reference to the memory exists.
     Errno::result(unsafe { libc::shmdt(start) }).unwrap();
     assert_eq!(device.invalidated().unwrap(), [COOKIE]);
 }
@@ -264,12 +267,12 @@ fn huge_pages_that_are_dropped_or_unmapped_count() {
 fn a_file_of_huge_pages_that_another_process_cuts_counts() {
     let _alone = alone();
     let _pages = HugePages::on_each_node(4);
-    // SAFETY: a terminated string.
+    // SAFETY: the name ends with a null byte.
     let fd = unsafe { libc::memfd_create(c"mm-test".as_ptr(), libc::MFD_HUGETLB) };
-    // SAFETY: made above, and nobody else has it.
+    // SAFETY: the file descriptor was made above, and nothing else owns it.
     let file = unsafe { File::from_raw_fd(Errno::result(fd).unwrap()) };
     file.set_len(2 * LEN as u64).unwrap();
-    // SAFETY: no references to it outlive a change.
+    // SAFETY: no reference to the mapped bytes outlives a change of the file.
     let mut memory = unsafe { MmapMut::map_mut(&file) }.unwrap();
     let device = DriverFile::open().unwrap();
     device.watch(memory.as_ptr(), 2 * LEN, COOKIE).unwrap();
@@ -280,12 +283,20 @@ fn a_file_of_huge_pages_that_another_process_cuts_counts() {
     assert!(by_a_child(&|| {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let len = LEN as libc::off_t;
-        // SAFETY: no memory of the child's is involved.
+        // SAFETY: the call changes only the file, and no reference to the file's bytes exists.
         unsafe { libc::fallocate(file.as_raw_fd(), mode, len, len) == 0 }
     }));
-    assert_eq!(device.invalidated().unwrap(), [COOKIE], "punched");
+    assert_eq!(
+        device.invalidated().unwrap(),
+        [COOKIE],
+        "a punched hole was not reported"
+    );
 
     memory[LEN] = 1;
     assert!(by_a_child(&|| file.set_len(LEN as u64).is_ok()));
-    assert_eq!(device.invalidated().unwrap(), [COOKIE], "truncated");
+    assert_eq!(
+        device.invalidated().unwrap(),
+        [COOKIE],
+        "the truncation was not reported"
+    );
 }

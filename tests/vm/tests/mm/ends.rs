@@ -1,5 +1,6 @@
-//! The end of the watched memory, as a child of the owner sees it. The child inherits the counter,
-//! and its copy of the mapping outlives the owner's memory.
+//! Tests the end of the watched memory, for example by the exit of the owner. A child of the owner
+//! observes the counter. The child inherits the mapping of the counter, and this mapping outlives
+//! the owner's memory.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -19,8 +20,9 @@ use crate::changes::pidfd;
 use crate::machine::{Group, wait_until};
 use crate::memory::{Kind, LEN, Memory};
 
-/// Runs a process that watches memory, has a child, and ends by `end`. The child calls `heir` with
-/// the counter and the process. Returns the result of `heir`.
+/// Runs an owner process. The owner watches memory, forks a child, and then calls `end` and exits.
+/// The child calls `heir` with the counter and with the owner's process identifier. Returns the
+/// result of `heir`.
 fn heir_of(
     ranges: u64,
     end: impl FnOnce(&DriverFile),
@@ -30,7 +32,7 @@ fn heir_of(
     let (ready, tell_ready) = pipe().unwrap();
     let owner = Child::fork(|| {
         let memory = Memory::new(Kind::Anonymous);
-        // The file stays open when another program is executed.
+        // The file is opened without O_CLOEXEC, so it stays open if `end` executes another program.
         let device = DriverFile::open_with(OFlag::O_NONBLOCK).unwrap();
         for cookie in 0..ranges {
             device.watch(memory.page(0), LEN, cookie).unwrap();
@@ -42,7 +44,7 @@ fn heir_of(
             let yes = at_first == 0 && told && heir(&counter, owner);
             write(&tell, &[u8::from(yes)]) == Ok(1)
         });
-        // Nobody waits for the child after its parent has exited.
+        // No process waits for the child, because its parent exits first.
         std::mem::forget(child.unwrap());
         assert_eq!(read(&ready, &mut [0]), Ok(1));
         end(&device);
@@ -54,11 +56,11 @@ fn heir_of(
     let mut byte = [0];
     let answered = read(&answer, &mut byte);
     drop(owner);
-    assert_eq!(answered, Ok(1), "the child had no answer");
+    assert_eq!(answered, Ok(1), "the child sent no answer");
     byte == [1]
 }
 
-/// The third field of /proc/PID/stat.
+/// Returns the state of a process, which is the third field of /proc/PID/stat.
 fn state(process: Pid) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     stat.rsplit_once(')')?.1.trim_start().chars().next()
@@ -120,9 +122,10 @@ fn exec_counts_and_the_next_program_is_not_signalled() {
     assert!(heir_of(
         1,
         |device| {
-            // SIGIO ends a program that does not expect it.
+            // The next program has no handler for SIGIO. So the signal would end the program if the
+            // driver sent it.
             let this = Pid::this().as_raw();
-            // SAFETY: no memory is involved.
+            // SAFETY: the call accesses no memory.
             let owned = unsafe { libc::fcntl(device.raw(), libc::F_SETOWN, this) };
             assert_eq!(owned, 0);
             fcntl(device, FcntlArg::F_SETFL(OFlag::O_ASYNC)).unwrap();
@@ -156,10 +159,12 @@ fn reaping_of_a_process_that_cannot_exit_counts() {
         |counter, owner| {
             group.add(owner);
             group.set("freezer.state", "FROZEN");
-            wait_until("it is frozen", || group.get("freezer.state") == "FROZEN");
+            wait_until("the owner is frozen", || {
+                group.get("freezer.state") == "FROZEN"
+            });
             kill(owner, Signal::SIGKILL).unwrap();
             let fd = pidfd(owner).unwrap();
-            // SAFETY: changes no memory of this process's.
+            // SAFETY: the call frees memory of the killed process, and none of this process.
             let reaped = unsafe { libc::syscall(libc::SYS_process_mrelease, fd.as_raw_fd(), 0) };
             let reaped = Errno::result(reaped) == Ok(0);
             let frozen = state(owner) != Some('Z') && group.get("freezer.state") == "FROZEN";

@@ -1,5 +1,5 @@
-//! The machine: its settings, its counts, its swap, its control groups. Dropping a guard restores
-//! the setting that it changed.
+//! Access to the machine's settings, event counts, swap and control groups. A value that changes a
+//! setting restores the setting when it is dropped.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-/// The first two numbers of the kernel's version.
+/// Returns the first two numbers of the kernel's version.
 pub(crate) fn kernel() -> (u32, u32) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release
@@ -21,7 +21,7 @@ pub(crate) fn kernel() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// A file in which the machine keeps a setting.
+/// A setting that a test has changed, and the value before the change.
 #[derive(Debug)]
 pub(crate) struct Setting {
     path: PathBuf,
@@ -32,7 +32,8 @@ impl Setting {
     pub(crate) fn set(path: impl Into<PathBuf>, value: &str) -> Self {
         let path = path.into();
         let all = read(&path);
-        // In "always [madvise] never" the brackets mark the choice.
+        // Some files list all values. In "always [madvise] never", the brackets mark the current
+        // value.
         let chosen = all.split_once('[').and_then(|(_, it)| it.split_once(']'));
         let before = chosen.map_or(all.as_str(), |(chosen, _)| chosen).to_owned();
         write(&path, value);
@@ -59,7 +60,7 @@ pub(crate) fn write(path: impl AsRef<Path>, value: &str) {
     written.unwrap_or_else(|error| panic!("{value} to {}: {error}", path.display()));
 }
 
-/// Reads a number from a file of lines "name number".
+/// Reads the number of this name from a file whose lines have the form "name number".
 pub(crate) fn count(path: impl AsRef<Path>, name: &str) -> u64 {
     let path = path.as_ref();
     let text = read(path);
@@ -78,12 +79,12 @@ pub(crate) fn count_in(path: impl AsRef<Path>) -> u64 {
     read(path).parse().unwrap()
 }
 
-/// Reads how often an event has happened since the machine started.
+/// Returns the number of times that an event has happened since the machine started.
 pub(crate) fn vmstat(name: &str) -> u64 {
     count("/proc/vmstat", name)
 }
 
-/// Waits until the condition holds.
+/// Waits until the condition holds, for at most five minutes.
 pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(300);
     while !is_so() {
@@ -92,7 +93,8 @@ pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Returns the mount point of a file system of this type, and mounts it if necessary.
+/// Returns the mount point of a file system of this type. Mounts the file system first if
+/// necessary.
 pub(crate) fn mounted(kind: &str, options: &str) -> PathBuf {
     let has_options = |have: &str| options.is_empty() || have.split(',').any(|it| it == options);
     for line in read("/proc/self/mounts").lines() {
@@ -116,12 +118,12 @@ pub(crate) fn mounted(kind: &str, options: &str) -> PathBuf {
     dir
 }
 
-/// The directory with the settings of NUMA balancing.
+/// Returns the directory with the settings of NUMA balancing.
 pub(crate) fn numa_balancing() -> PathBuf {
     mounted("debugfs", "").join("sched/numa_balancing")
 }
 
-/// Swap in compressed memory.
+/// Swap space in compressed memory. It is switched off when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Swap;
 
@@ -144,12 +146,13 @@ impl Drop for Swap {
     fn drop(&mut self) {
         let _ = Command::new("swapoff").arg(ZRAM).status();
         let reset = Path::new(ZRAM_SETTINGS).join("reset");
-        // The device is busy while a process has it open, as udev has after a change.
+        // The device is busy while a process has it open. For example, udev opens it after a
+        // change.
         try_for_a_while(|| fs::write(&reset, "1").is_ok());
     }
 }
 
-/// Tries again for some time, and ignores a failure.
+/// Repeats `done` until it returns true, for at most two seconds. Ignores a failure.
 fn try_for_a_while(mut done: impl FnMut() -> bool) {
     for _ in 0..100 {
         if done() {
@@ -164,7 +167,7 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program}: {output:?}");
 }
 
-/// A control group of the unified hierarchy with the memory controller, for children of the test.
+/// A control group that children of the test can enter.
 #[derive(Debug)]
 pub(crate) struct Group(PathBuf);
 
@@ -177,7 +180,7 @@ impl Group {
         Self::make(root.join(name))
     }
 
-    /// Makes a group of the freezer in the old hierarchy.
+    /// Makes a group of the freezer controller in the cgroup v1 hierarchy.
     pub(crate) fn freezer() -> Self {
         Self::make(mounted("cgroup", "freezer").join("regcache"))
     }
@@ -195,7 +198,7 @@ impl Group {
         write(self.file(name), value);
     }
 
-    /// Sets a value that the kernel may refuse.
+    /// Sets a value, and returns the error if the kernel refuses the value.
     pub(crate) fn ask(&self, name: &str, value: &str) -> std::io::Result<()> {
         fs::write(self.file(name), value)
     }
@@ -204,12 +207,12 @@ impl Group {
         read(self.file(name))
     }
 
-    /// Moves a process here.
+    /// Moves a process into this group.
     pub(crate) fn add(&self, process: Pid) {
         self.set("cgroup.procs", &process.to_string());
     }
 
-    /// Moves the calling process here.
+    /// Moves the calling process into this group.
     pub(crate) fn enter(&self) {
         self.add(Pid::this());
     }
@@ -217,12 +220,13 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // A process that was waited for may still be exiting.
+        // A process may still be exiting after the test has waited for it, so the group may be
+        // busy.
         try_for_a_while(|| fs::remove_dir(&self.0).is_ok());
     }
 }
 
-/// The flags of a page in /proc/kpageflags.
+/// The flags of a page in /proc/kpageflags, by their bit numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Flag {
     Hugetlb = 17,
@@ -230,13 +234,13 @@ pub(crate) enum Flag {
     Thp = 22,
 }
 
-/// Returns true if the page in this frame has this flag.
+/// Returns true if the page in this frame has the flag.
 pub(crate) fn is(frame: u64, flag: Flag) -> bool {
     let [flags] = entries(Path::new("/proc/kpageflags"), frame);
     flags >> flag as u32 & 1 != 0
 }
 
-/// Reads words of a file, from word `first` on.
+/// Reads `N` 64-bit words of a file, starting with word number `first`.
 pub(crate) fn entries<const N: usize>(path: &Path, first: u64) -> [u64; N] {
     let mut bytes = vec![0; N * 8];
     let file = File::open(path).unwrap();
@@ -245,23 +249,24 @@ pub(crate) fn entries<const N: usize>(path: &Path, first: u64) -> [u64; N] {
     std::array::from_fn(|_| u64::from_ne_bytes(words.next().unwrap().try_into().unwrap()))
 }
 
-/// Returns the node of the CPU that this thread runs on.
+/// Returns the NUMA node of the CPU on which this thread runs.
 pub(crate) fn node_here() -> usize {
     let mut node = 0_u32;
     let none = std::ptr::null_mut::<libc::c_void>();
-    // SAFETY: writes to `node` only.
+    // SAFETY: the call writes only to `node`.
     let got = unsafe { libc::syscall(libc::SYS_getcpu, none, &raw mut node, none) };
     assert_eq!(got, 0);
     node as usize
 }
 
-/// Returns the other node.
+/// Returns the other of the machine's two NUMA nodes.
 pub(crate) fn other_node() -> usize {
     assert_eq!(read("/sys/devices/system/node/online"), "0-1");
     1 - node_here()
 }
 
-/// As long as it lives, new pages of this thread come from one node.
+/// A memory policy of this thread. While the value lives, new pages of the thread come from one
+/// NUMA node.
 #[derive(Debug)]
 pub(crate) struct Bound(());
 
@@ -284,12 +289,12 @@ fn set_policy(mode: i32, nodes: u64) {
     } else {
         (&raw const nodes, 64)
     };
-    // SAFETY: reads at most the word.
+    // SAFETY: the call reads nothing but the word.
     let set = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) };
     Errno::result(set).unwrap();
 }
 
-/// As long as it lives, each node has some free huge pages.
+/// A reservation of huge pages on each NUMA node. The reservation ends when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct HugePages(#[expect(dead_code, reason = "puts them back")] Vec<Setting>);
 

@@ -1,8 +1,10 @@
-//! Changes of memory by the kernel itself and by others, and which of them the driver reports.
+//! Tests changes of memory that the kernel or another process makes. For each change, the tests
+//! check whether the driver reports it.
 //!
-//! These tests change settings of the whole machine, and restore them. They run one at a time and
-//! in a program of their own. A compaction, for example, moves pages of every process, and would
-//! cause invalidations that another test counts.
+//! These tests change settings of the whole machine, and restore the settings afterwards. Such a
+//! setting affects every process. A compaction, for example, moves pages of every process, and
+//! would cause invalidations that another test counts. So these tests run one at a time, and in a
+//! separate program.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod accounting;
@@ -16,7 +18,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use machine::Setting;
 
-/// Each test holds it while it runs. Then only the test itself moves pages.
+/// A guard that each test holds while it runs. It excludes other tests and proactive compaction, so
+/// that only the test itself moves pages.
 struct Alone {
     _still: Setting,
     _lock: MutexGuard<'static, ()>,

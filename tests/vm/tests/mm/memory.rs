@@ -1,4 +1,4 @@
-//! Memory of each kind that the kernel treats differently.
+//! Defines [`Memory`], which provides each kind of memory that the kernel treats differently.
 
 use std::io;
 use std::path::Path;
@@ -13,13 +13,13 @@ use crate::machine::{self, Flag};
 /// The kind of pages behind the addresses.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
-    /// Private, in pages of 4 KiB.
+    /// Private anonymous memory in pages of 4 KiB.
     Anonymous,
-    /// A memfd, shared, in pages of 4 KiB.
+    /// A shared mapping of a memfd, in pages of 4 KiB.
     Shmem,
-    /// Private, in a transparent huge page.
+    /// Private anonymous memory in a transparent huge page.
     Thp,
-    /// Private, in a page of hugetlbfs.
+    /// Private memory in a page of hugetlbfs.
     Hugetlb,
 }
 
@@ -27,13 +27,13 @@ impl Kind {
     pub(crate) const ALL: [Self; 4] = [Self::Anonymous, Self::Shmem, Self::Thp, Self::Hugetlb];
 }
 
-/// The length, 2 MiB, of which the address is a multiple.
+/// The length of every [`Memory`] in bytes. Its address is a multiple of this length.
 pub(crate) const LEN: usize = 2 << 20;
 
-/// The number of 4 KiB pages.
+/// The number of 4 KiB pages in a [`Memory`].
 pub(crate) const PAGES: usize = LEN / PAGE;
 
-/// Memory of one kind, which is unmapped when dropped.
+/// A piece of memory of one kind. It is unmapped when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub(crate) kind: Kind,
@@ -41,9 +41,10 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Maps the memory, which has no page yet.
+    /// Maps the memory and populates no page.
     pub(crate) fn map(kind: Kind) -> Self {
-        /// Far from other mappings, with a gap after each so that they are not merged.
+        /// The address of the next memory. It is far from other mappings. A gap follows each
+        /// memory, so that the kernel does not merge two of them.
         static NEXT: AtomicUsize = AtomicUsize::new(0x5000_0000_0000);
         let at = NEXT.fetch_add(2 * LEN, Ordering::Relaxed);
         let (flags, fd) = match kind {
@@ -57,12 +58,12 @@ impl Memory {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = flags | libc::MAP_FIXED_NOREPLACE;
         let at = ptr::with_exposed_provenance_mut(at);
-        // SAFETY: where nothing is.
+        // SAFETY: with MAP_FIXED_NOREPLACE, the call replaces no mapping.
         let start = unsafe { libc::mmap(at, LEN, protection, flags, fd, 0) };
         let error = io::Error::last_os_error();
         assert_ne!(start, libc::MAP_FAILED, "{kind:?}: {error}");
         if fd >= 0 {
-            // SAFETY: from `memfd`, and not used again.
+            // SAFETY: `memfd` returned the file descriptor, and it is not used after this call.
             unsafe { libc::close(fd) };
         }
         let memory = Self {
@@ -85,7 +86,7 @@ impl Memory {
         memory
     }
 
-    /// Checks that the memory has the pages of its kind.
+    /// Checks that the memory consists of pages of its kind.
     pub(crate) fn check(&self) {
         let frame = self.frames()[0].unwrap();
         let is = |flag| machine::is(frame, flag);
@@ -101,7 +102,7 @@ impl Memory {
 
     /// Writes to page `i`.
     pub(crate) fn write(&self, i: usize, byte: u8) {
-        // SAFETY: mapped, and only the kernel and the device read it.
+        // SAFETY: the page is mapped, and only the kernel and the device read it at the same time.
         unsafe { self.page(i).write_volatile(byte) }
     }
 
@@ -115,7 +116,7 @@ impl Memory {
     /// Reads each page.
     pub(crate) fn look(&self) {
         for i in 0..PAGES {
-            // SAFETY: as in `write`.
+            // SAFETY: the page is mapped.
             unsafe { self.page(i).read_volatile() };
         }
     }
@@ -124,9 +125,9 @@ impl Memory {
     ///
     /// # Safety
     ///
-    /// Nothing writes to the memory as long as the result lives.
+    /// Nothing writes to the memory while the result lives.
     pub(crate) unsafe fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped, and the caller promises that nothing writes to it.
+        // SAFETY: the memory is mapped, and the caller promises that nothing writes to it.
         unsafe { std::slice::from_raw_parts(self.start, LEN) }
     }
 
@@ -135,13 +136,13 @@ impl Memory {
     }
 
     pub(crate) fn advise_part(&self, first: usize, pages: usize, advice: i32) -> nix::Result<()> {
-        // SAFETY: there are no references to it.
+        // SAFETY: no reference to the memory exists.
         let result = unsafe { libc::madvise(self.page(first).cast(), pages * PAGE, advice) };
         Errno::result(result).map(drop)
     }
 
     pub(crate) fn protect(&self, first: usize, pages: usize, protection: i32) {
-        // SAFETY: there are no references to it.
+        // SAFETY: no reference to the memory exists.
         let result = unsafe { libc::mprotect(self.page(first).cast(), pages * PAGE, protection) };
         Errno::result(result).unwrap();
     }
@@ -151,17 +152,20 @@ impl Memory {
         machine::entries(Path::new("/proc/self/pagemap"), first)
     }
 
-    /// Returns the frame of each page that exists.
+    /// Returns the frame of each page, or `None` for a page that is not present.
     pub(crate) fn frames(&self) -> Vec<Option<u64>> {
         let frame = |entry: u64| {
             let (is_present, frame) = (entry >> 63 != 0, entry & ((1 << 55) - 1));
-            assert!(!is_present || frame != 0, "only root is told");
+            assert!(
+                !is_present || frame != 0,
+                "only root can read frame numbers"
+            );
             is_present.then_some(frame)
         };
         self.pagemap().into_iter().map(frame).collect()
     }
 
-    /// Returns how many pages have their soft-dirty bit set.
+    /// Returns the number of pages whose soft-dirty bit is set.
     pub(crate) fn soft_dirty(&self) -> usize {
         let is_dirty = |entry: &u64| entry >> 55 & 1 != 0;
         self.pagemap()
@@ -170,7 +174,7 @@ impl Memory {
             .count()
     }
 
-    /// Returns a number from its entry in /proc/self/smaps.
+    /// Returns the number with this name from the memory's entry in /proc/self/smaps.
     pub(crate) fn smaps(&self, name: &str) -> usize {
         let smaps = machine::read("/proc/self/smaps");
         let this = format!("{:x}-", self.start.addr());
@@ -183,7 +187,7 @@ impl Memory {
     /// Lets NUMA balancing choose a node for each page.
     pub(crate) fn balance(&self) {
         let (mode, nodes) = (libc::MPOL_BIND | MPOL_F_NUMA_BALANCING, 0b11_u64);
-        // SAFETY: reads one word.
+        // SAFETY: the call reads one word, and changes no memory.
         let bound = unsafe {
             let start = self.page(0);
             libc::syscall(libc::SYS_mbind, start, LEN, mode, &raw const nodes, 64, 0)
@@ -191,12 +195,13 @@ impl Memory {
         Errno::result(bound).unwrap();
     }
 
-    /// Asks the kernel to move each page to the node. Returns how many pages are there after that.
+    /// Requests that the kernel moves each page to the node. Returns the number of pages that are
+    /// on the node afterwards.
     pub(crate) fn move_to(&self, node: usize) -> usize {
         let pages: Vec<_> = (0..PAGES).map(|i| self.page(i)).collect();
         let nodes = [node as i32; PAGES];
         let mut status = [0_i32; PAGES];
-        // SAFETY: the arrays have this length.
+        // SAFETY: each array has `PAGES` elements.
         let moved = unsafe {
             libc::syscall(
                 libc::SYS_move_pages,
@@ -213,26 +218,27 @@ impl Memory {
     }
 }
 
-/// From linux/mempolicy.h: NUMA balancing may move the pages.
+/// A flag of linux/mempolicy.h that allows NUMA balancing to move the pages.
 const MPOL_F_NUMA_BALANCING: i32 = 1 << 13;
 
-/// From linux/mempolicy.h: only pages that this process alone has mapped.
+/// A flag of linux/mempolicy.h that moves only pages that no other process has mapped.
 const MPOL_MF_MOVE: i32 = 1 << 1;
 
-// SAFETY: only an address; what is done with it is unsafe elsewhere.
+// SAFETY: the value holds only an address. Each access through the address is an unsafe operation
+// with its own proof.
 unsafe impl Sync for Memory {}
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: there are no references to it.
+        // SAFETY: no reference to the memory exists.
         unsafe { libc::munmap(self.start.cast(), LEN) };
     }
 }
 
 fn memfd() -> i32 {
-    // SAFETY: a terminated string.
+    // SAFETY: the name ends with a null byte.
     let fd = Errno::result(unsafe { libc::memfd_create(c"mm-test".as_ptr(), 0) }).unwrap();
-    // SAFETY: the file descriptor made above.
+    // SAFETY: the file descriptor was made above, and is open.
     Errno::result(unsafe { libc::ftruncate(fd, LEN as libc::off_t) }).unwrap();
     fd
 }

@@ -1,10 +1,11 @@
-//! The fate of memory that a registration has pinned, under each mechanism of the kernel.
+//! Tests the effect of each mechanism of the kernel on memory that a registration has pinned.
 //!
-//! Each test applies one mechanism to two pieces of memory of each kind. Both are watched, and one
-//! is registered with an RDMA device as well. The other is the control, which shows that the
-//! mechanism was at work. The pinned pages always stay. The kernel decides whether they are
-//! reported all the same; the expected fates are those of the table in
-//! `kernel/Documentation/ummunotify.rst`.
+//! Each test applies one mechanism to two pieces of memory of each kind. Both pieces are watched.
+//! One piece is also registered with an RDMA device, so its pages are pinned. The second piece is
+//! the control: its fate shows that the mechanism was at work.
+//!
+//! Pinned pages always stay. Whether a change of pinned pages is reported all the same depends on
+//! the kernel. The table in `kernel/Documentation/ummunotify.rst` lists the expected fates.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,20 +24,21 @@ use crate::machine::{
 };
 use crate::memory::{Kind, LEN, Memory, PAGES};
 
-/// The fate of some memory.
+/// The fate of a piece of memory under a mechanism.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {
-    /// The same pages are there, and nothing was reported.
+    /// The memory still has the same pages, and nothing was reported.
     Kept,
-    /// The same pages are there or return when they are touched, but a change was reported.
+    /// The memory still has the same pages, or has them again after a touch. A change was reported
+    /// all the same.
     Announced,
-    /// There are other pages or none, and the change was reported.
+    /// The memory has other pages or no pages, and the change was reported.
     Changed,
 }
 use Fate::{Announced, Changed, Kept};
 use Kind::{Anonymous, Hugetlb, Shmem, Thp};
 
-/// The fates under mechanisms that unmap shared pages before they find them pinned.
+/// The fates under mechanisms that unmap a shared page before they check whether it is pinned.
 const SHARED_IS_ANNOUNCED: [(Kind, Fate, Fate); 3] = [
     (Anonymous, Kept, Changed),
     (Shmem, Announced, Changed),
@@ -46,7 +48,7 @@ const SHARED_IS_ANNOUNCED: [(Kind, Fate, Fate); 3] = [
 const PINNED: u64 = 1;
 const CONTROL: u64 = 2;
 
-/// Two watched pieces of memory, one of which is pinned.
+/// Two watched pieces of memory. The first piece is pinned, and the second is the control.
 struct Pair {
     pinned: Memory,
     control: Memory,
@@ -69,7 +71,7 @@ impl Pair {
         assert_eq!(
             device.invalidated().unwrap(),
             [],
-            "the pages were the process's own"
+            "registering invalidated the pages, so they were not private before"
         );
         Self {
             pinned_frames: pinned.frames(),
@@ -92,15 +94,22 @@ impl Pair {
     /// Returns the fates of the pinned memory and of the control.
     fn fates(&self, adapter: &mut Adapter) -> (Kind, Fate, Fate) {
         let kind = self.pinned.kind;
-        // The frames are read first: a change that they show was reported before.
+        // The frames are read before the reports. So each change that the frames show must be in
+        // the reports.
         let changed = [
             self.pinned.frames() != self.pinned_frames,
             self.control_has_moved(),
         ];
         let reported = self.device.invalidated().unwrap();
         let [pinned, control] = [PINNED, CONTROL].map(|cookie| reported.contains(&cookie));
-        assert!(pinned || !changed[0], "{kind:?}: missed, pinned");
-        assert!(control || !changed[1], "{kind:?}: missed");
+        assert!(
+            pinned || !changed[0],
+            "{kind:?}: a change of the pinned memory was not reported"
+        );
+        assert!(
+            control || !changed[1],
+            "{kind:?}: a change of the control was not reported"
+        );
 
         self.pinned.look();
         let stayed = self.pinned.frames() == self.pinned_frames;
@@ -116,7 +125,7 @@ impl Pair {
     }
 }
 
-/// An RDMA device that registers memory and reads it.
+/// An RDMA device that registers memory and reads the memory by the registration.
 struct Adapter {
     pd: Arc<Pd>,
     loopback: Loopback,
@@ -143,15 +152,15 @@ impl Adapter {
         Mr::register(&self.pd, range(start), access).unwrap()
     }
 
-    /// Checks that the device sees the bytes that the CPU has written.
+    /// Writes bytes by the CPU, and checks that the device reads these bytes.
     fn check_sees(&mut self, memory: &Memory, mr: &Mr) {
         memory.fill(0xD5);
-        // SAFETY: no thread of this test writes to it now.
+        // SAFETY: no thread of this test writes to the memory while the reference lives.
         let source = unsafe { memory.bytes() };
         self.copy.fill(0);
         let (copy, copy_mr) = (&mut self.copy, &self.copy_mr);
-        // SAFETY: the pinned pages are mapped where they were registered, and nowhere else in this
-        // process.
+        // SAFETY: the pinned pages are mapped at the addresses at which they were registered, and
+        // nowhere else in this process.
         unsafe {
             self.loopback
                 .rdma_write_registered(source, mr, copy, copy_mr)
@@ -171,17 +180,18 @@ fn range(start: *const u8) -> VaRange {
     VaRange::new(start, LEN).unwrap()
 }
 
-/// All memory of these pairs.
+/// Returns both pieces of memory of each of these pairs.
 fn memories(pairs: &[Pair]) -> impl Iterator<Item = &Memory> {
     pairs.iter().flat_map(Pair::both)
 }
 
-/// Gives advice about all memory of these pairs.
+/// Calls `madvise` for all memory of these pairs.
 fn advise(pairs: &[Pair], advice: i32) {
     memories(pairs).for_each(|memory| memory.advise(advice).unwrap());
 }
 
-/// Applies the mechanism to pairs of these kinds at once, and returns their fates.
+/// Makes one pair of each of these kinds, applies the mechanism to all pairs at once, and returns
+/// the fates.
 fn fates<const N: usize>(
     kinds: [Kind; N],
     mechanism: impl FnOnce(&[Pair]),
@@ -204,7 +214,8 @@ fn numa_balancing_leaves_pinned_pages_and_announces_some() {
     .map(|(name, value)| Setting::set(scans.join(name), value));
     let _pages = HugePages::on_each_node(4);
     let far = Bound::to(machine::other_node());
-    // Only 6.1, 6.12 and 7.3 were examined, so the exact versions of the changes are not known.
+    // Only the kernels 6.1, 6.12 and 7.3 were examined. So the exact versions at which the fates
+    // changed are not known.
     let shared = match kernel() {
         version if version < (6, 12) => (Shmem, Kept, Kept),
         version if version < (7, 3) => (Shmem, Announced, Changed),
@@ -222,14 +233,16 @@ fn numa_balancing_leaves_pinned_pages_and_announces_some() {
     let kinds = expected.map(|(kind, ..)| kind);
     let found = fates(kinds, |pairs| {
         drop(far);
-        // A memory policy asks for shared memory on kernels that leave it alone by default.
+        // Some kernels do not balance shared memory by default. A memory policy makes these kernels
+        // balance the last pair.
         for memory in pairs[4].both() {
             memory.balance();
         }
         let _on = Setting::set("/proc/sys/kernel/numa_balancing", "1");
         let (updates, faults) = (vmstat("numa_pte_updates"), vmstat("numa_hint_faults"));
         let moves = || pairs.iter().filter(|pair| pair.control_has_moved()).count();
-        // A new thread, since a thread reads the scan period when it starts.
+        // The memory is used by a new thread, because a thread reads the scan period when it
+        // starts.
         thread::scope(|scope| {
             scope.spawn(|| {
                 let use_all = |for_ms| {
@@ -242,7 +255,7 @@ fn numa_balancing_leaves_pinned_pages_and_announces_some() {
                     use_all(200);
                     moves() == followers
                 });
-                // By then the pinned pages were scanned more than once.
+                // In one more second, the kernel scans the pinned pages more than once.
                 use_all(1000);
             });
         });
@@ -302,7 +315,7 @@ fn khugepaged_leaves_pinned_pages() {
     let found = fates([Anonymous, Shmem], |pairs| {
         advise(pairs, libc::MADV_HUGEPAGE);
         wait_until("khugepaged has collapsed the controls", || {
-            // A collapsed page of a file is mapped when it is touched.
+            // The kernel maps a collapsed page of a file only when the page is touched.
             pairs.iter().for_each(|pair| pair.control.look());
             pairs.iter().all(Pair::control_has_moved)
         });
@@ -339,7 +352,8 @@ fn ksm_announces_pinned_pages_that_it_then_does_not_merge() {
             frames.iter().all(is_ksm)
         };
         wait_until("ksmd has merged the controls", || pairs.iter().all(merged));
-        // They come last, because the first of the equal pages must be mergeable.
+        // The pinned pages become mergeable last, because the first of several equal pages must be
+        // mergeable.
         pairs.iter().for_each(|pair| merge(&pair.pinned));
         let scans = || -> u64 { machine::read(ksm.join("full_scans")).parse().unwrap() };
         let seen = scans();
@@ -353,12 +367,13 @@ fn ksm_announces_pinned_pages_that_it_then_does_not_merge() {
     );
 }
 
-/// Makes pairs whose pages are strewn among half of the free memory. Freeing that memory leaves
-/// holes, which compaction closes.
+/// Makes pairs whose pages are scattered among a ballast that takes half of the free memory. When
+/// the ballast is freed, it leaves holes between the pages. So compaction moves the pages to close
+/// the holes.
 fn strewn(kinds: [Kind; 2], adapter: &Adapter) -> [Pair; 2] {
     let each = machine::count("/proc/meminfo", "MemFree") as usize / 2 * 1024 / PAGES;
     let mut ballast = MmapMut::map_anon(each * PAGES).unwrap();
-    // Small pages, since freed huge pages would need no compaction.
+    // The ballast consists of small pages, because freed huge pages would need no compaction.
     ballast.advise(memmap2::Advice::NoHugePage).unwrap();
     let memory = kinds.map(|kind| [Memory::map(kind), Memory::map(kind)]);
     for (i, chunk) in ballast.chunks_exact_mut(each).enumerate() {
@@ -412,7 +427,7 @@ fn migrate_pages_announces_pinned_pages_that_it_then_does_not_move() {
     let found = fates(Kind::ALL, |pairs| {
         drop(near);
         let (from, to) = (1_u64 << here, 1_u64 << there);
-        // SAFETY: reads the two words.
+        // SAFETY: the call reads only the two words.
         let left = unsafe {
             libc::syscall(
                 libc::SYS_migrate_pages,
@@ -443,7 +458,7 @@ fn reclaim_under_a_limit_unmaps_shared_pages_though_they_are_pinned() {
     let _alone = alone();
     let _swap = Swap::on();
     let group = Group::new();
-    // The memory of the child is charged to the group.
+    // The memory is made in a child, so that the kernel charges it to the group.
     let child = Child::fork(|| {
         group.enter();
         let found = fates([Anonymous, Shmem, Thp], |pairs| {
@@ -451,7 +466,7 @@ fn reclaim_under_a_limit_unmaps_shared_pages_though_they_are_pinned() {
             let limit = bytes("memory.current") - 2 * LEN;
             group.set("memory.max", &limit.to_string());
             assert!(bytes("memory.current") <= limit);
-            // Until reclaim has examined all memory of the group.
+            // The loop ends when reclaim has examined all memory of the group.
             while group.ask("memory.reclaim", "1M").is_ok() {}
             assert!(pairs.iter().all(Pair::control_has_moved));
             group.set("memory.max", "max");
@@ -467,7 +482,8 @@ fn fork_and_the_parents_writes_leave_pinned_pages_of_4_kib() {
     let _alone = alone();
     let _pages = HugePages::on_each_node(6);
     let found = fates(Kind::ALL, |pairs| {
-        // khugepaged would collapse the split pages again, into the page that the child gives back.
+        // Without this advice, khugepaged would collapse the split pages again, into the page that
+        // the child frees.
         for memory in memories(pairs) {
             if memory.kind == Thp {
                 memory.advise(libc::MADV_NOHUGEPAGE).unwrap();
@@ -497,11 +513,15 @@ fn mlock_and_munlock_leave_pinned_pages() {
     let found = fates(Kind::ALL, |pairs| {
         for memory in memories(pairs) {
             let start = memory.page(0).cast();
-            // SAFETY: changes no memory.
+            // SAFETY: the call changes no bytes of the memory.
             assert_eq!(unsafe { libc::mlock(start, LEN) }, 0);
             let locked = memory.smaps("Locked") > 0;
-            assert_eq!(locked, memory.kind != Hugetlb, "which is never swapped out");
-            // SAFETY: as above.
+            assert_eq!(
+                locked,
+                memory.kind != Hugetlb,
+                "only hugetlbfs pages do not count as locked"
+            );
+            // SAFETY: the call changes no bytes of the memory.
             assert_eq!(unsafe { libc::munlock(start, LEN) }, 0);
         }
     });
@@ -531,7 +551,7 @@ fn dividing_a_mapping_announces_the_2_mib_around_the_cut() {
     let _alone = alone();
     let found = fates([Anonymous, Shmem, Thp], |pairs| {
         for memory in memories(pairs) {
-            // So that khugepaged does not collapse the split pages again.
+            // Without this advice, khugepaged would collapse the split pages again.
             memory.advise(libc::MADV_NOHUGEPAGE).unwrap();
             memory.protect(1, 2, libc::PROT_READ);
             memory.protect(1, 2, libc::PROT_READ | libc::PROT_WRITE);

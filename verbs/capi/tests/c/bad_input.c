@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* Gives every function every bad argument: it must return an errno with a message. */
+/* Calls every function with every bad argument. Each call must return an errno and set a
+ * message. */
 #include "check.h"
 
 /* Numbers that might be mistaken for handles. */
@@ -50,14 +51,14 @@ static void handles(void)
 	}
 
 	IS(regcache_get(cache, page, PAGE, 0, &mr), 0);
-	/* Handles of the other kind. */
+	/* A guard's handle is not a cache, and a cache's handle is not a guard. */
 	every_function_with_this_cache((struct regcache *)mr.guard, EBADF, "not a cache");
 	FAILS(regcache_put((struct regcache_guard *)cache), EBADF, "not a guard");
-	/* A cache in use stays. */
+	/* A cache with a guard is not destroyed. */
 	FAILS(regcache_destroy(cache), EBUSY, "still out: 1");
 	IS(regcache_put(mr.guard), 0);
 	FAILS(regcache_put(mr.guard), EBADF, "put already");
-	/* The slot is used again, the handle is not. */
+	/* The slot of the guard is used again, but its handle is not. */
 	IS(regcache_get(cache, page, PAGE, 0, &second), 0);
 	IS(second.guard != mr.guard, 1);
 	FAILS(regcache_put(mr.guard), EBADF, "put already");
@@ -65,7 +66,7 @@ static void handles(void)
 	IS(regcache_destroy(cache), 0);
 	FAILS(regcache_put(second.guard), EBADF, "put already");
 	every_function_with_this_cache(cache, EBADF, "was destroyed");
-	/* So it is with the slot of the cache. */
+	/* The slot of the cache is used again, but its handle is not. */
 	again = cache_of(&fake);
 	IS(again != cache, 1);
 	every_function_with_this_cache(cache, EBADF, "was destroyed");
@@ -94,7 +95,7 @@ static void arguments(void)
 	FAILS(regcache_query_stats(cache, &stats, 0), EINVAL, "sizeof");
 	IS(fake.registered, 0);
 
-	/* Errors of the device pass through. */
+	/* An errno of the device is returned to the caller. */
 	fake.fails = -EFAULT;
 	FAILS(regcache_get(cache, page, PAGE, 0, &mr), EFAULT, "the device refused");
 	fake.fails = EIO;
@@ -153,7 +154,7 @@ static void structures(void)
 	IS(stats.later, 7);
 	IS(regcache_destroy(cache), 0);
 
-	/* As many small caches as a process can have. */
+	/* A process can have 1024 caches, and creating another one fails. */
 	{
 		static struct regcache *many[2048];
 		struct regcache_attr small = { .size = sizeof small, .monitor = REGCACHE_MONITOR_NONE,

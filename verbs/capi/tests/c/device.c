@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* A cache of callbacks: hits, misses, unmapped memory, revoked keys, nested calls. */
+/* Tests a cache on a device of callbacks: hits, misses, unmapped memory, revoked keys, nested
+ * calls. */
 #include "check.h"
 
 #include <poll.h>
@@ -25,24 +26,24 @@ static void hits_and_misses(void)
 	IS(first.lkey, 1);
 	IS(first.rkey, 1001);
 	IS(first.addr == memory && first.length == 2 * PAGE && first.registration != NULL, 1);
-	/* A part of the range, with less access, hits. */
+	/* A lookup of a part of the range with less access is a hit. */
 	IS(regcache_get(cache, memory + 100, PAGE, REGCACHE_LOCAL_WRITE, &second), 0);
 	IS(second.lkey, kept ? 1 : 2);
 	IS(second.guard != first.guard, 1);
 	IS(second.addr == (kept ? memory : memory + 100), 1);
 	IS(regcache_put(second.guard), 0);
-	/* More access misses. */
+	/* A lookup with more access is a miss. */
 	IS(regcache_get(cache, memory, PAGE, REGCACHE_REMOTE_READ, &second), 0);
 	IS(second.lkey, kept ? 2 : 3);
 	IS(regcache_put(second.guard), 0);
-	/* So does a flag that only the device knows. */
+	/* A lookup with a flag that only the device knows is a miss. */
 	IS(regcache_get(cache, memory, PAGE, REGCACHE_REMOTE_READ | 1 << 25, &second), 0);
 	IS(second.lkey, kept ? 3 : 4);
 	IS(regcache_put(second.guard), 0);
 	IS(stats_of(cache).hits, kept);
 	IS(stats_of(cache).misses, kept ? 3 : 4);
 
-	/* A registration in use is deregistered with its last guard. */
+	/* A registration in use is deregistered when its last guard is put. */
 	IS(regcache_invalidate(cache, memory, 1, 0, &held), 0);
 	IS(held, 1);
 	IS(regcache_flush(cache, 1, &held), 0);
@@ -87,7 +88,8 @@ static void memory_that_goes(void)
 	IS(again == memory, 1);
 	IS(regcache_get(cache, memory, PAGE, 0, &mr), 0);
 	IS(mr.lkey, 2);
-	/* The memory is replaced while in use, and looked up before a reap. */
+	/* The memory is replaced while its registration is in use, and is looked up before a
+	 * reap. */
 	IS(mmap(memory, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory, 1);
 	struct regcache_mr fresh;
 	IS(regcache_get(cache, memory, PAGE, 0, &fresh), 0);
@@ -118,11 +120,11 @@ static void attributes(void)
 		munmap(memory, 2 * PAGE);
 		return;
 	}
-	/* The key is revoked. */
+	/* The last put revokes the key. */
 	IS(regcache_get(cache, memory, PAGE, REGCACHE_REMOTE_READ, &mr), 0);
 	IS(regcache_put(mr.guard), 0);
 	IS(fake.live, 0);
-	/* Whole blocks are registered. */
+	/* With a granularity, the cache registers whole blocks. */
 	IS(regcache_get(cache, memory + 5, 7, 0, &mr), 0);
 	IS(mr.addr == memory && mr.length == PAGE, 1);
 	IS(regcache_put(mr.guard), 0);
@@ -140,7 +142,7 @@ static void attributes(void)
 	IS(regcache_destroy(cache), 0);
 	IS(other_fake.live, 1);
 	munmap(memory, 2 * PAGE);
-	/* The event of userfaultfd is read a moment after munmap has returned. */
+	/* With userfaultfd, the event may be processed only after munmap has returned. */
 	for (int i = 0; i < 60000 && other_fake.live; i++) {
 		poll(NULL, 0, 1);
 		IS(regcache_reap(other), 0);
@@ -168,7 +170,7 @@ static void calls_from_within(void)
 	IS(fake.tried, -EDEADLK);
 	fake.cache = NULL;
 
-	/* A device that refuses to deregister. */
+	/* If the device refuses to deregister, the registration is counted as leaked. */
 	fake.refuses = EBUSY;
 	IS(regcache_get(cache, memory, PAGE, 0, &mr), 0);
 	IS(regcache_put(mr.guard), 0);

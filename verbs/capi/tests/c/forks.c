@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Forked children: the parent's caches refuse them, their own caches serve them, and the parent
- * notices nothing.
+ * Tests forked children. In a child, the parent's caches return errors and new caches work. The
+ * parent's caches are not affected.
  */
 #include "check.h"
 
@@ -41,7 +41,7 @@ static void child(struct fake *fake, struct regcache_guard *guard)
 	FAILS(regcache_create_for(&device, &attr, &own), ESTALE, "parent process");
 	IS(regcache_query_stats(parents, &stats, sizeof stats), 0);
 	IS(stats.hits + stats.misses, 0);
-	/* The child puts its copy of the guard once. */
+	/* The child can put its copy of the guard once. */
 	IS(regcache_put(guard), 0);
 	FAILS(regcache_put(guard), EBADF, "put already");
 	IS(fake->live, live);
@@ -68,13 +68,14 @@ int main(void)
 	IS(regcache_get(parents, memory, PAGE, 0, &mr), 0);
 	for (i = 0; i < 2; i++)
 		pthread_create(&threads[i], NULL, look_up, NULL);
-	/* The threads are in any state when the process forks. */
+	/* When the process forks, the threads are at arbitrary points. */
 	for (i = 0; i < 20; i++) {
 		pid_t pid = fork();
 		if (pid == 0) {
 			alarm(300);
 			child(&fake, mr.guard);
-			/* Exec, as at exit valgrind reports leaks of the parent's threads. */
+			/* The child calls exec, because at its exit valgrind would report leaks of
+			 * the parent's threads. */
 			execl("/bin/true", "true", (char *)NULL);
 			_exit(1);
 		}

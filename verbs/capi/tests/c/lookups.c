@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Prints the CPU time that a lookup and its put take in a thread.
- * Usage: lookups COUNT THREADS MONITOR
+ * Prints the CPU time that a lookup and its put take in each thread. Usage: lookups COUNT THREADS
+ * MONITOR
  */
 #include "check.h"
 

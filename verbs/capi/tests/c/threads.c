@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Threads that look up, put guards of other threads, put the same guard at once, and use caches
- * that are being destroyed.
- * Usage: threads ROUNDS
+ * Tests threads that look up, put guards of other threads, put one guard at the same time, and use
+ * caches that are being destroyed. Usage: threads ROUNDS
  */
 #include "check.h"
 
@@ -19,7 +18,7 @@ static _Atomic(struct regcache_guard *) handed[HANDED];
 static atomic_int succeeded;
 static pthread_key_t key;
 
-/* Guards pass from thread to thread. */
+/* Looks up, and exchanges the guard for that of another thread. */
 static void *hand_over(void *seed)
 {
 	unsigned int state = (unsigned int)(uintptr_t)seed;
@@ -36,7 +35,7 @@ static void *hand_over(void *seed)
 	return NULL;
 }
 
-/* All threads put each guard, and one succeeds. */
+/* Puts every guard, as all other threads do. For each guard one thread succeeds. */
 static void *put_the_same(void *mine)
 {
 	int i;
@@ -63,7 +62,7 @@ static void *put_the_same(void *mine)
 	return NULL;
 }
 
-/* Looks up in the current cache, which is destroyed meanwhile. */
+/* Looks up in the current cache, while the main thread destroys it. */
 static _Atomic(struct regcache *) current;
 static atomic_int stop;
 static atomic_ulong served, refused;
@@ -100,11 +99,11 @@ static void destroy_under_use(void)
 		int status;
 		while (served == before)
 			sched_yield();
-		/* It fails while a thread holds a guard. */
+		/* Destroying fails while a thread holds a guard. */
 		while ((status = regcache_destroy(old)) == -EBUSY)
 			;
 		IS(status, 0);
-		/* After it no callback is called, and none still runs. */
+		/* After a cache was destroyed, no callback runs and none is called. */
 		IS(fake.live, 0);
 		current = cache_of(&fake);
 	}
@@ -115,7 +114,7 @@ static void destroy_under_use(void)
 	printf("threads: %lu lookups served, %lu refused by %d caches that went\n", served, refused, gone);
 }
 
-/* A guard that a thread puts in the destructor of its own key, which runs after Rust's. */
+/* Puts a guard in the destructor of a thread's key, which runs after the destructors of Rust. */
 static void put_late(void *guard)
 {
 	IS(regcache_put(guard), 0);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
-/* A cache of a protection domain returns registrations of libibverbs, and refuses bad requests. */
+/* Tests that a cache of a protection domain returns registrations of libibverbs and refuses bad
+ * requests. */
 #include "check.h"
 
 #include "../../examples/loopback.h"
@@ -30,7 +31,8 @@ int main(void)
 	FAILS(regcache_destroy(cache), EBUSY, "still out: 1");
 	IS(regcache_put(mr.guard), 0);
 
-	/* The memory is unmapped while in use, and looked up again. */
+	/* The memory is unmapped while its registration is in use, and new memory at the address is
+	 * looked up. */
 	IS(regcache_get(cache, memory, PAGE, 0, &mr), 0);
 	IS(mmap(memory, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory, 1);
 	IS(regcache_get(cache, memory, PAGE, 0, &again), 0);
@@ -39,7 +41,7 @@ int main(void)
 	IS(regcache_put(again.guard), 0);
 	IS(regcache_flush(cache, -1, NULL), 0);
 	IS(regcache_destroy(cache), 0);
-	/* The domain is no longer in use. */
+	/* After the destroy the protection domain can be deallocated. */
 	loopback_close(&link);
 	munmap(memory, PAGE);
 	puts("verbs: ok");

@@ -1,4 +1,4 @@
-//! An installation of the C library, with programs in C that use it.
+//! An installation of the C library, with C programs that use the library.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,7 @@ fn here() -> PathBuf {
 }
 
 impl Site {
-    /// An installation that exists.
+    /// Returns an installation that already exists.
     #[allow(dead_code, reason = "some suites install it")]
     pub(crate) fn at(prefix: PathBuf) -> Self {
         Self { prefix }
@@ -49,8 +49,8 @@ impl Site {
     }
 }
 
-/// Finds the static library that cargo built along with this test. If there are several, for other
-/// profiles, the newest is of the same source: cargo would otherwise have built another after it.
+/// Finds the static library that cargo built along with this test. There may be several, of other
+/// profiles. The newest one is from the current source, because cargo has just built it.
 fn newest_library() -> PathBuf {
     let this = std::env::current_exe().unwrap();
     let files = fs::read_dir(this.parent().unwrap()).unwrap().flatten();
@@ -69,9 +69,9 @@ pub(crate) fn succeeds(command: &mut Command) -> String {
 
 /// Runs a program under valgrind, which must find no error and no leak, and returns its output.
 pub(crate) fn clean_under_valgrind(program: &Path, arguments: &[&str]) -> String {
-    // valgrind runs one thread at a time. A munmap would wait for ever for the thread that has to
-    // read its userfaultfd event. valgrind does not know the system call userfaultfd, so only the
-    // device, which root may open, has to be hidden.
+    // valgrind runs only one thread at a time. So with userfaultfd a munmap would wait without end
+    // for the thread that has to read its event. valgrind does not support the system call
+    // userfaultfd. But root could still open the device `/dev/userfaultfd`, so hide the device.
     const WITHOUT_USERFAULTFD: &str = "
         if [ -e /dev/userfaultfd ]; then
             mount --bind /dev/userfaultfd /dev/userfaultfd
@@ -91,7 +91,7 @@ pub(crate) fn clean_under_valgrind(program: &Path, arguments: &[&str]) -> String
     let suppressions = here().join("tests/c/libibverbs.supp");
     command.arg(format!("--suppressions={}", suppressions.display()));
     let (stdout, stderr) = said(command.arg(program).args(arguments));
-    // Mere remarks of valgrind begin with dashes.
+    // Lines of valgrind that begin with dashes are remarks and no errors.
     let found = stderr.lines().find(|line| line.starts_with("=="));
     assert!(found.is_none(), "{stderr}");
     stdout

@@ -1,4 +1,4 @@
-//! Operations that change the cache: misses, evictions, invalidations.
+//! Measures the operations that change the cache: misses, evictions and invalidations.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     drain(report)
 }
 
-/// Misses with a monitor that does nothing, since UCX's cache has none.
+/// Measures misses. regcache uses a monitor that does nothing, because UCX's cache has no monitor.
 fn miss(report: &mut Report, name: &str, entries: usize, threshold: Threshold) -> Result<()> {
     report.compare_rebuilt(name, threshold, entries, |effort| {
         let pair = Pair::unwatched(entries)?;
@@ -31,7 +31,8 @@ fn miss(report: &mut Report, name: &str, entries: usize, threshold: Threshold) -
     })
 }
 
-/// Misses of a new cache. It allocates memory for each entry, where [`miss`] reuses some.
+/// Measures the misses that fill a new cache. Each of these misses allocates memory for its entry,
+/// while the misses of [`miss`] reuse the memory of earlier entries.
 fn fill(report: &mut Report, entries: usize) -> Result<()> {
     let name = format!("fill/{entries}");
     if !report.wants(&name) {
@@ -56,7 +57,7 @@ fn fill(report: &mut Report, entries: usize) -> Result<()> {
             (ours(), theirs)
         };
         let samples: Vec<_> = std::iter::once(ours).chain(theirs).collect();
-        // A disturbed round is better than none on a machine that is always busy.
+        // On a machine that is always busy, the last rounds count even if they were disturbed.
         let counts = round >= 4 * wanted || samples.iter().all(|sample| sample.undisturbed);
         rounds.push(samples.iter().map(|sample| sample.ns).collect(), counts);
         if rounds.len() == wanted {
@@ -86,7 +87,7 @@ fn evict(report: &mut Report) -> Result<()> {
     )
 }
 
-/// Measures a loop over one pair of caches.
+/// Measures a loop on one pair of caches.
 fn once(
     report: &mut Report,
     name: &str,
@@ -104,7 +105,7 @@ fn once(
     Ok(())
 }
 
-/// The lookup after `k` ranges have changed. UCX has no counterpart.
+/// Measures the lookup that drains after `k` ranges have changed. UCX has no counterpart.
 fn drain(report: &mut Report) -> Result<()> {
     if !report.wants("drain") {
         return Ok(());
@@ -137,13 +138,13 @@ fn one_drain(cache: &Regcache, addresses: &Addresses, from: usize, k: usize) -> 
     assert_eq!(
         cache.counts().1 - before,
         k as u64,
-        "not all were destroyed"
+        "not all registrations were destroyed"
     );
     starts().for_each(|start| cache.get_put(start, addresses.len()));
     time
 }
 
-/// The time that reading the clock takes.
+/// Returns the time that one clock reading takes.
 fn timer() -> Duration {
     let asked = (0..1001).map(|_| Instant::now().elapsed().as_nanos() as f64);
     Duration::from_nanos(median(asked.collect()) as u64)

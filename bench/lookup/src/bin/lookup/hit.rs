@@ -1,4 +1,4 @@
-//! Lookups that are hits.
+//! Measures hits.
 
 use regcache_bench_harness::{Pinned, cpu_count, measure as measure_rounds};
 use regcache_bench_lookup::figure::Threshold;
@@ -42,7 +42,7 @@ fn one_thread(report: &mut Report, entries: usize) -> Result<()> {
     rebuilt(report, &name, threshold, entries, 4096, Loop::Random, None)
 }
 
-/// Looks up single pages of registrations of 16 pages.
+/// Measures lookups of single pages in registrations of 16 pages.
 fn within(report: &mut Report) -> Result<()> {
     let entries = 10_000;
     let _here = Pinned::to(0);
@@ -89,7 +89,7 @@ fn two_threads_on_many(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Measures a loop over pairs of caches with `entries` ranges of `len` bytes.
+/// Measures a loop on several pairs of caches, each with `entries` ranges of `len` bytes.
 fn rebuilt(
     report: &mut Report,
     name: &str,

@@ -1,4 +1,5 @@
-//! Instructions of a hit: those of the program `count-lookups`, less those of its loop.
+//! Counts the instructions of a hit. They are the instructions of the program `count-lookups`, less
+//! those of its loop.
 
 use std::env;
 

@@ -1,7 +1,10 @@
-//! Measures lookups of regcache and of UCX's registration cache, and prints a table and a line for
-//! each figure. A missed threshold is reported in the table and does not change the exit status.
+//! Measures lookups of regcache and of UCX's registration cache. Prints a table, and a line for
+//! each figure.
 //!
-//! `cargo xtask bench` installs the packages that this program needs, builds it and runs it.
+//! The table reports a missed threshold. The exit status does not depend on thresholds.
+//!
+//! `cargo xtask bench` installs the packages that this program needs, builds the program and runs
+//! it.
 
 mod change;
 mod hit;
@@ -24,7 +27,7 @@ struct Cli {
     /// Measure a tenth of the rounds
     #[arg(long)]
     quick: bool,
-    /// Measure only the figures whose names begin with this
+    /// Measure only the figures whose names begin with this text
     #[arg(default_value = "")]
     only: String,
 }
@@ -36,7 +39,7 @@ fn main() -> Result<()> {
         sample: Duration::from_micros(500),
     };
     let mut report = Report::new(only, effort);
-    // Misses allocate, so they come first, in a heap that no other figure has fragmented.
+    // Misses allocate memory, so they are measured first, while the heap is not yet fragmented.
     change::measure(&mut report)?;
     hit::measure(&mut report)?;
     instructions::measure(&mut report)?;

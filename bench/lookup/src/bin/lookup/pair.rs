@@ -9,16 +9,18 @@ use regcache_bench_lookup::{Addresses, Peer, Regcache, Subject, Unwatched, loops
 
 use crate::Result;
 
-/// The default limit of entries, and the next power of two, for 100 000 entries.
+/// The limit of entries that a cache has by default.
 const ROOM: usize = 1 << 16;
+
+/// The limit for more entries: the next power of two, which holds 100 000 entries.
 const MORE_ROOM: usize = 1 << 17;
 
-/// The limit of a cache for this many entries.
+/// Returns a limit that is large enough for this many entries.
 pub(crate) fn room(entries: usize) -> usize {
     if entries <= ROOM { ROOM } else { MORE_ROOM }
 }
 
-/// Both caches, with the same ranges registered.
+/// regcache and its peer, with the same ranges registered.
 pub(crate) struct Pair<S> {
     pub(crate) addresses: Arc<Addresses>,
     pub(crate) regcache: S,
@@ -35,7 +37,8 @@ impl Pair<Regcache> {
 }
 
 impl Pair<Unwatched> {
-    /// Builds the pair with a monitor that does nothing, since UCX's cache has none.
+    /// Builds both caches. regcache uses a monitor that does nothing, because UCX's cache has no
+    /// monitor.
     pub(crate) fn unwatched(entries: usize) -> Result<Self> {
         let addresses = Arc::new(Addresses::new(entries, 4096)?);
         let regcache = Unwatched::new(room(entries))?;
@@ -57,7 +60,8 @@ impl<S: Subject> Pair<S> {
         })
     }
 
-    /// Returns a variant for each cache that runs `measured`, and one that runs `one_thread`.
+    /// Returns one variant for each cache, which runs `measured`. If `one_thread` is given, a
+    /// further variant runs this loop on regcache.
     pub(crate) fn variants(
         &self,
         measured: Loop,
@@ -80,30 +84,30 @@ impl<S: Subject> Pair<S> {
     }
 }
 
-/// A measured loop, in one thread if nothing else is said.
+/// A measured loop. It runs in one thread unless its description names two.
 #[derive(Clone, Copy)]
 pub(crate) enum Loop {
-    /// Looks the middle range up.
+    /// Looks up the middle range.
     Same,
-    /// Looks random ranges up.
+    /// Looks up random ranges.
     Random,
-    /// Looks random pages within the ranges up.
+    /// Looks up random pages within the ranges.
     Within,
-    /// Looks the first range up on the first CPU, to compare with two threads.
+    /// Looks up the first range on the first CPU, to compare with two threads.
     SamePinned,
-    /// Looks random ranges up on the first CPU, to compare with two threads.
+    /// Looks up random ranges on the first CPU, to compare with two threads.
     RandomPinned,
-    /// Looks the first range up in two threads.
+    /// Looks up the first range in two threads.
     SameByTwo,
-    /// Looks a range of its own up in each of two threads.
+    /// Looks up two different ranges, one in each of two threads.
     OwnByTwo,
-    /// Looks random ranges up in two threads.
+    /// Looks up random ranges in two threads.
     RandomByTwo,
-    /// Looks missing ranges up.
+    /// Looks up missing ranges.
     Miss,
     /// Invalidates ranges.
     Invalidate,
-    /// Looks missing ranges up in a cache at its limit.
+    /// Looks up missing ranges in a cache at its limit.
     Evict,
 }
 
@@ -162,7 +166,7 @@ impl Loop {
     }
 }
 
-/// A variant that is a loop which times itself.
+/// Makes a variant of a loop that times itself.
 fn times_itself<'a>(run: impl Fn(Range<usize>) -> Duration + 'a) -> Box<Variant<'a>> {
     let mut from = 0;
     Box::new(move |operations| {
@@ -177,7 +181,8 @@ fn times_itself<'a>(run: impl Fn(Range<usize>) -> Duration + 'a) -> Box<Variant<
 }
 
 fn evictions<'a>(subject: &'a impl Subject, addresses: &'a Addresses) -> Box<Variant<'a>> {
-    // In the first pass a lookup may find an entry that `fill` has left.
+    // During the first pass, a lookup may hit an entry that `fill` left. So the first pass is not
+    // measured.
     let mut from = 2 * addresses.count();
     loops::evict(subject, addresses, 0, from);
     Box::new(move |operations| {
@@ -189,7 +194,7 @@ fn evictions<'a>(subject: &'a impl Subject, addresses: &'a Addresses) -> Box<Var
         assert_eq!(
             subject.counts().0 - before,
             operations as u64,
-            "not all were misses"
+            "not all lookups were misses"
         );
         sample
     })

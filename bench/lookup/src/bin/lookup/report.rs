@@ -1,4 +1,4 @@
-//! [`Report`]: the figures so far.
+//! [`Report`]: the figures that were measured so far.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use regcache_bench_lookup::figure::{Figure, Threshold, table};
 
 use crate::Result;
 
-/// How often caches are built for a figure, since the placement of their memory matters.
+/// The number of times that the caches of a figure are built again. The placement of their memory
+/// affects the figure, so several placements are measured.
 const BUILDS: usize = 5;
 
 const LONGEST_SAMPLE: Duration = Duration::from_millis(5);
@@ -16,7 +17,7 @@ pub(crate) struct Report {
     only: String,
     pub(crate) effort: Effort,
     figures: Vec<Figure>,
-    /// The rounds that were discarded, and all rounds.
+    /// The number of discarded rounds, and the number of all rounds.
     rounds: (usize, usize),
 }
 
@@ -30,7 +31,7 @@ impl Report {
         }
     }
 
-    /// Whether a figure is asked for whose name is `name` or begins with it.
+    /// Returns whether a figure is requested whose name is `name` or begins with `name`.
     pub(crate) fn wants(&self, name: &str) -> bool {
         name.starts_with(&self.only) || self.only.starts_with(name)
     }
@@ -40,8 +41,8 @@ impl Report {
         self.figures.push(figure);
     }
 
-    /// Measures rounds of the variants: regcache, UCX if there is one, one thread if it is asked
-    /// for.
+    /// Measures rounds of the variants and adds their figure. The variants are regcache, UCX if it
+    /// is built in, and one thread if it is compared.
     pub(crate) fn compare(
         &mut self,
         name: &str,
@@ -54,7 +55,8 @@ impl Report {
         }
     }
 
-    /// Measures caches of this many entries, which `run` builds and measures several times.
+    /// Measures caches of `entries` entries. `run` is called several times, and builds and measures
+    /// new caches each time.
     pub(crate) fn compare_rebuilt(
         &mut self,
         name: &str,
@@ -68,8 +70,8 @@ impl Report {
         let mut effort = self.effort;
         effort.rounds = effort.rounds.div_ceil(BUILDS);
         if entries >= 10_000 {
-            // Each cache evicts the other's entries from the CPU's caches. The sample is long
-            // enough to run mostly with its own entries back.
+            // The two caches evict each other's entries from the CPU's caches. The sample is long
+            // enough that a cache mostly runs after its own entries are in the CPU's caches again.
             let sample = Duration::from_micros(entries as u64 / 5).min(LONGEST_SAMPLE);
             effort.sample = effort.sample.max(sample);
             effort.rounds = effort.rounds.div_ceil(2);
@@ -82,7 +84,7 @@ impl Report {
         Ok(())
     }
 
-    /// Adds the figure of rounds of such variants.
+    /// Adds the figure of these rounds, which measured the variants that `compare` describes.
     pub(crate) fn add_rounds(&mut self, name: &str, threshold: Threshold, rounds: &Rounds) {
         let ucx = cfg!(feature = "ucx");
         let one_thread = rounds.variants() > 1 + usize::from(ucx);
@@ -103,7 +105,8 @@ impl Report {
     pub(crate) fn print(&self) {
         println!("{}", table(&self.figures));
         println!(
-            "Medians; a ratio is the median of the ratios within a round. {} of {} rounds were disturbed and repeated.\n",
+            "The figures are medians. A ratio is the median of the ratios of all rounds. {} of {} rounds were disturbed and \
+             repeated.\n",
             self.rounds.0, self.rounds.1
         );
         for figure in &self.figures {

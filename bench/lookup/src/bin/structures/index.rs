@@ -1,7 +1,9 @@
 //! Structures that find the entry of an address.
 //!
-//! Each lookup depends on the one before it, as in a hit, where the atomic instruction that takes
-//! the reference waits. So the figure is the latency of one lookup, not the throughput of several.
+//! Each lookup uses the result of the previous lookup, so two lookups cannot overlap in the CPU.
+//! Hits do not overlap either, because the atomic instruction that takes the reference waits for
+//! the result of the lookup. So the measured figure is the latency of one lookup, and not the
+//! throughput of several.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -40,7 +42,8 @@ const PAGE: usize = 1 << 12;
 const STRIDE: usize = 4 * PAGE;
 const BASE: usize = 0x7f12_3456_0000;
 
-/// Ranges of a page, at distances of four, as `lookup` has them.
+/// Returns the start of an entry's range. A range is one page long, and the next starts four pages
+/// later, as in the program `lookup`.
 fn start(entry: usize) -> usize {
     BASE + entry * STRIDE
 }
@@ -50,7 +53,7 @@ fn starts(entries: usize) -> impl ExactSizeIterator<Item = (usize, u32)> {
 }
 
 trait Index: Sync {
-    /// Returns the entry of an address, or any number if there is none.
+    /// Returns the entry of an address, or any number if the address has no entry.
     fn find(&self, address: usize) -> u32;
 }
 
@@ -83,7 +86,7 @@ impl<I: Index> Run for Looking<I> {
     }
 }
 
-/// The result of the loop without an index.
+/// The result of a lookup that finds no entry.
 const NONE: u32 = u32::MAX;
 
 struct Nothing;
@@ -99,7 +102,8 @@ impl Index for Nothing {
 /// 2^64 divided by the golden ratio.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The structure of `regcache/src/core/hints.rs`. It does not find an entry that was pushed out.
+/// The structure of `regcache/src/core/hints.rs`. It does not find an entry whose hint a newer
+/// entry has replaced.
 struct Ways {
     sets: Box<[[u64; 4]]>,
     shift: u32,
@@ -107,7 +111,7 @@ struct Ways {
 
 impl Ways {
     fn new(entries: usize) -> Self {
-        // As for the default limit of 65 536 entries.
+        // The size is that of a cache with the default limit of 65 536 entries.
         let count = entries.max(1 << 16).next_power_of_two() / 2;
         let mut it = Self {
             sets: vec![[0; 4]; count].into(),
@@ -142,7 +146,8 @@ impl Index for Ways {
     }
 }
 
-/// A page and its entry in each bucket, or 0; at most half of the buckets are used.
+/// A hash table with linear probing. Each bucket holds a page and its entry, or 0 if it is empty.
+/// At most half of the buckets are used.
 struct Probing {
     buckets: Box<[(u64, u32)]>,
     shift: u32,
@@ -190,7 +195,7 @@ impl Index for Probing {
 }
 
 thread_local! {
-    /// The page and the entry that this thread found last.
+    /// The page and the entry of this thread's last lookup.
     static LAST: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
 }
 
@@ -217,7 +222,8 @@ impl Index for Memo {
     }
 }
 
-/// A radix tree over the bits of the page number; the elements of a node number nodes or entries.
+/// A radix tree over the bits of the page number. The elements of a node are the numbers of nodes,
+/// or of entries in the last level.
 struct Radix<const LEVELS: u32, const BITS: u32> {
     nodes: Vec<Box<[u32]>>,
 }

@@ -1,8 +1,8 @@
-//! The cost of a hit's parts by the data structures they could be made of: prints the tables of
+//! Measures the parts of a hit with different data structures, and prints the tables of
 //! `docs/design/hit-path.md`.
 //!
-//! Times are from interleaved rounds, less the time of the loop. Instructions are those that
-//! callgrind counts in `structures count GROUP NAME ENTRIES OPERATIONS`.
+//! The times come from interleaved rounds, and exclude the time of the loop. The instructions are
+//! those that callgrind counts in `structures count GROUP NAME ENTRIES OPERATIONS`.
 
 mod index;
 mod membarrier;
@@ -44,22 +44,24 @@ enum Group {
     Index,
 }
 
-/// Runs this many operations in thread 0 or 1.
+/// A structure to measure. `run` does `operations` operations in the thread with the number
+/// `which`, 0 or 1.
 trait Run: Sync {
     fn run(&self, which: usize, operations: usize);
 }
 
-/// The name of a structure, and the function that builds it for a number of entries. The first of
-/// each list is no structure but the loop itself.
+/// The name of a structure, and the function that builds it for a number of entries. The first
+/// candidate of each list is the empty loop, without a structure.
 type Candidate = (&'static str, fn(usize) -> Box<dyn Run>);
 
-/// For structures that stay in the CPU's nearest cache.
+/// The effort for structures that fit into the CPU's first-level cache.
 const SMALL: Effort = Effort {
     rounds: 301,
     sample: Duration::from_millis(1),
 };
 
-/// For structures that have to come back into a cache after the others ran.
+/// The effort for structures that other structures evict from the CPU's caches. Each sample is long
+/// enough to load them again.
 const LARGE: Effort = Effort {
     rounds: 61,
     sample: Duration::from_millis(20),
@@ -162,7 +164,8 @@ fn interleaved(
     measure(effort, &mut variants.collect::<Vec<_>>())
 }
 
-/// Instructions of an operation, less those of the loop; `-` without valgrind.
+/// Returns the instructions of one operation, less those of the loop. Returns `-` if valgrind is
+/// not installed.
 fn instructions(group: &str, name: &str, nothing: &str, entries: usize) -> Result<String> {
     if !callgrind::is_installed() {
         return Ok("-".to_owned());

@@ -1,4 +1,4 @@
-//! The cost of membarrier, a fence in all other threads, to the thread that calls it.
+//! Measures the cost of membarrier, a fence in all other threads, to the thread that calls it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -57,7 +57,7 @@ fn cost() -> Result<f64> {
 }
 
 fn membarrier(command: libc::c_int) -> nix::Result<()> {
-    // SAFETY: it only restricts the order of memory accesses.
+    // SAFETY: this call accesses no memory of the process. It only orders accesses.
     let status = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
     Errno::result(status).map(drop)
 }

@@ -1,4 +1,4 @@
-//! Ways to take a reference to a live entry, to check it, and to give it back.
+//! Ways to take a reference to a live entry, to check the entry, and to drop the reference.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -31,7 +31,7 @@ pub(crate) const CANDIDATES: &[Candidate] = &[
     ("`RwLock`, `Arc`", |_| Box::new(Loop(Shared::new()))),
 ];
 
-/// A way to count references.
+/// A way to take and drop references. `which` is the number of the thread.
 trait Reference: Sync {
     fn take_and_give_back(&self, which: usize);
 }
@@ -46,7 +46,7 @@ impl<R: Reference> Run for Loop<R> {
     }
 }
 
-/// The loop itself.
+/// The empty loop, whose cost is subtracted from the others.
 impl Reference for Option<()> {
     #[inline(always)]
     fn take_and_give_back(&self, _: usize) {}
@@ -55,7 +55,7 @@ impl Reference for Option<()> {
 const LIVE: u64 = 1;
 const ONE: u64 = 2;
 
-/// An entry with a word for flag and count, on cache lines of its own.
+/// An entry on cache lines of its own. One word holds the live flag and the count of references.
 #[repr(align(128))]
 struct Entry {
     state: AtomicU64,
@@ -75,7 +75,8 @@ trait Acquire: Sync {
     fn acquire(state: &AtomicU64) -> bool;
 }
 
-/// The way of `regcache/src/core/entry.rs`.
+/// The method of `regcache/src/core/entry.rs`: a compare-and-swap, which never counts on a dead
+/// entry.
 struct Swap;
 
 impl Acquire for Swap {
@@ -93,7 +94,7 @@ impl Acquire for Swap {
     }
 }
 
-/// Counts first, and undoes that if the entry is dead.
+/// A method that counts first, and subtracts the count again if the entry is dead.
 struct Add;
 
 impl Acquire for Add {
@@ -139,7 +140,8 @@ trait Fence: Sync {
     fn fence();
 }
 
-/// A fence in each lookup: the thread that reclaims reads the slots after its own fence.
+/// A fence in each lookup. The thread that reclaims executes its own fence before it reads the
+/// slots.
 struct Full;
 
 impl Fence for Full {
@@ -149,8 +151,8 @@ impl Fence for Full {
     }
 }
 
-/// No fence in lookups: the thread that reclaims has the kernel put one into each thread
-/// (`membarrier`).
+/// No fence in lookups. Instead, the thread that reclaims makes the kernel execute a fence in each
+/// thread (`membarrier`).
 struct Asymmetric;
 
 impl Fence for Asymmetric {
@@ -162,7 +164,7 @@ impl Fence for Asymmetric {
 
 const SLOTS: usize = 8;
 
-/// The entries that a thread has references to. Giving a reference back empties its slot.
+/// The entries that a thread has references to. Dropping a reference empties its slot.
 #[repr(align(128))]
 struct Slots([AtomicPtr<Entry>; SLOTS]);
 
@@ -177,13 +179,13 @@ fn my_slots() -> &'static Slots {
 
 #[cold]
 fn new_slots() -> &'static Slots {
-    // There are few threads, and the slots may live until the program ends.
+    // There are few threads, so their slots may stay allocated until the program ends.
     let slots = Box::leak(Box::new(Slots(array::from_fn(|_| AtomicPtr::default()))));
     MINE.set(Some(slots));
     slots
 }
 
-/// Hazard pointers, kept until the reference is given back.
+/// Hazard pointers. A slot stays occupied until its reference is dropped.
 struct Announced<F> {
     entry: Entry,
     how: std::marker::PhantomData<F>,
@@ -207,7 +209,7 @@ impl<F: Fence> Reference for Announced<F> {
             .0
             .iter()
             .find(|slot| slot.load(Ordering::Acquire).is_null());
-        // With all slots in use a real cache would count in the entry.
+        // If all slots were occupied, a real cache would count the reference in the entry.
         let Some(slot) = free else { return };
         slot.store(ptr::from_ref(entry).cast_mut(), Ordering::Relaxed);
         F::fence();
@@ -218,7 +220,8 @@ impl<F: Fence> Reference for Announced<F> {
     }
 }
 
-/// A thread's own count of references to one entry: those taken in it less those given back in it.
+/// A thread's own count of references to one entry: the references that the thread took, less those
+/// that it dropped.
 #[repr(align(128))]
 struct Count(AtomicU64);
 
@@ -249,7 +252,8 @@ impl Reference for PerThread {
         if entry.state.load(Ordering::Acquire) & LIVE != 0 {
             black_box(entry.content);
         }
-        // A real guard may be dropped by another thread, which has another count.
+        // Another thread may drop a real guard, and that thread has another count. So the count is
+        // looked up again.
         let count = black_box(COUNTS.get().unwrap_or_else(new_count));
         count.0.store(
             count.0.load(Ordering::Relaxed).wrapping_sub(1),
@@ -258,7 +262,7 @@ impl Reference for PerThread {
     }
 }
 
-/// Checks under a lock, and counts in the entry.
+/// A method that checks the entry under a lock, and counts references in the entry.
 struct Locked(Mutex<()>, Entry);
 
 impl Locked {

@@ -1,4 +1,5 @@
-//! `transfer cost`: the cost of registering on this machine, and its projection to faster links.
+//! `transfer cost`: measures the cost of registering on this machine, and projects it to faster
+//! links.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,12 +12,13 @@ use regcache_bench_transfer::{Error, Uring, Verbs, registration_cost, table};
 
 use crate::measure::{Target, raise_limits};
 
-/// The device and the latency of the links.
+/// The device, and the latency of the projected links.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     place: Target,
-    /// Assume this many nanoseconds of a transfer besides its bytes and its registration
+    /// Assume that a transfer takes this many nanoseconds in addition to its bytes and its
+    /// registration
     #[arg(long, value_name = "NS", default_value_t = LATENCY_NS)]
     latency: f64,
 }

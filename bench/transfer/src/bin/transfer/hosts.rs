@@ -18,25 +18,25 @@ pub(crate) struct Server {
     /// Listen at this address of an RDMA device instead of at all addresses
     #[arg(default_value_t = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)))]
     address: SocketAddr,
-    /// Exit after this many connections, with an error if one of them failed
+    /// Exit after this many connections; report an error if a connection failed
     #[arg(long)]
     clients: Option<usize>,
 }
 
-/// The server, and the work.
+/// The address of the server, and the work of the client.
 #[derive(clap::Args)]
 pub(crate) struct Client {
     /// Connect with the server at this address; the default port is 18515
     #[arg(value_parser = address)]
     address: SocketAddr,
-    /// Move this many MiB from memory that is freed and allocated all the time; the server checks
-    /// every byte
+    /// Move this many MiB from memory that is continually freed and allocated, while the server
+    /// checks every byte
     #[arg(long, value_name = "MIB")]
     r#move: Option<u64>,
-    /// Send messages of this many bytes with --move
+    /// With --move, send messages of this many bytes
     #[arg(long, default_value_t = 1 << 20)]
     message: usize,
-    /// Use a cache without a monitor with --move, so that the server finds stale bytes
+    /// With --move, use a cache without a monitor, so that the server finds stale bytes
     #[arg(long)]
     naive: bool,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! The program `transfer`: measures the cost of a transfer by the strategy that registers its
+//! The program `transfer`: measures the cost of a transfer with each strategy that registers its
 //! buffer.
 
 mod cost;
@@ -21,16 +21,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure the cost of transfers by each strategy, and print figures and a table
+    /// Measure the cost of transfers with each strategy, and print figures and a table
     ///
     /// The strategies run in interleaved rounds. Each figure is printed on a line of its own, which
-    /// scripts can read; the table at the end has the ratios to pre-registered memory.
+    /// scripts can read. The table at the end shows the ratios to pre-registered memory.
     Measure(measure::Options),
     /// Measure the cost of registering on this machine's adapter, and project it to faster links
     Cost(cost::Options),
-    /// Print the memory, events and CPUs that 1 to 1000 ranks on one node need
+    /// Print the memory, events and CPUs that 1 to 1 000 ranks on one node need
     Scaling(regcache_bench_transfer::scaling::Rank),
-    /// Do transfers by libfabric, as many as each input line says
+    /// Do transfers with libfabric; each input line holds their number
     #[cfg(feature = "libfabric")]
     #[command(hide = true)]
     Libfabric {
@@ -43,7 +43,7 @@ enum Command {
     Server(hosts::Server),
     /// Measure transfers to a server, or move bytes that the server checks
     Client(hosts::Client),
-    /// Make a report of result files
+    /// Make a report from result files
     Report(read::Report),
     /// Compare two result files
     Compare(read::Compare),

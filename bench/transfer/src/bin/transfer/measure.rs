@@ -1,4 +1,4 @@
-//! `transfer measure`: measures the cells of the plan, or of the options.
+//! `transfer measure`: measures the cells of the plan, or the cells that the options select.
 
 use std::cell::Cell;
 use std::net::IpAddr;
@@ -48,10 +48,10 @@ pub(crate) struct Work {
     /// Measure each workload for this many seconds
     #[arg(long)]
     seconds: Option<f64>,
-    /// Measure only this operation; may be repeated
+    /// Measure only this operation (may be repeated)
     #[arg(long, value_enum)]
     op: Vec<Op>,
-    /// Measure only transfers of this many bytes; may be repeated
+    /// Measure only transfers of this many bytes (may be repeated)
     #[arg(long)]
     size: Vec<usize>,
     /// Use this many buffers in random order
@@ -63,17 +63,17 @@ pub(crate) struct Work {
     /// Use this many threads, each with a connection of its own
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Unmap and map the buffer again before this percentage of the transfers, and check every
+    /// Unmap the buffer and map it again before this percentage of the transfers, and check every
     /// payload
     #[arg(long, value_name = "PERCENT")]
     unmaps: Option<f64>,
-    /// Measure only this strategy; may be repeated, and the first is the base of the ratios
+    /// Measure only this strategy (may be repeated); the first strategy is the base of the ratios
     #[arg(long, value_enum)]
     strategy: Vec<Strategy>,
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Measure libfabric as well, by the device whose interface has this address
+    /// Measure libfabric as well, on the device whose interface has this address
     #[arg(long, value_name = "ADDRESS")]
     peers: Option<IpAddr>,
     /// Choose the unit of time
@@ -139,7 +139,8 @@ impl Work {
     }
 
     fn effort(&self) -> Effort {
-        // Instructions hardly vary, and emulating a second of them takes half a minute.
+        // Instruction counts hardly vary, so a short time suffices. Emulating one second takes half
+        // a minute.
         let (seconds, sample, rounds) = match (self.clock, self.quick) {
             (Clock::Wall, false) => (8.0, 20, 15),
             (Clock::Wall, true) => (2.0, 20, 5),
@@ -154,7 +155,7 @@ impl Work {
     }
 }
 
-/// Measures on the device of the options.
+/// Measures the device that the options select.
 pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
     raise_limits();
     if options.place.uring {
@@ -175,17 +176,17 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
     with_best_monitor(&options.work, &device, || Verbs::open(Some(&name)))
 }
 
-/// The properties of a device that the plan depends on.
+/// The properties of a device on which the plan depends.
 pub(crate) struct Device<'a> {
     kind: &'static str,
     name: &'a str,
     ops: &'static [Op],
-    /// Whether the other end of a transfer is in this process, where its bytes can be checked.
+    /// Whether the other end of a transfer is in this process, so that its bytes can be checked.
     can_check: bool,
 }
 
 impl<'a> Device<'a> {
-    /// Describes a verbs device whose transfers lead to another host.
+    /// Describes a verbs device whose transfers go to another host.
     pub(crate) fn verbs(name: &'a str) -> Self {
         Self {
             kind: if name.starts_with("rxe") {
@@ -200,8 +201,10 @@ impl<'a> Device<'a> {
     }
 }
 
-/// Measures with the driver if there is one. The monitor's type is then `Ummunotify` and not
-/// `Auto`, so that a hit costs what it costs in a program that names the driver.
+/// Measures with the driver if it is loaded, and otherwise with the best other monitor.
+///
+/// With the driver, the type of the monitor is `Ummunotify` and not `Auto`. So the measured hit is
+/// that of a program that names the driver.
 pub(crate) fn with_best_monitor<F: Provider>(
     work: &Work,
     device: &Device<'_>,
@@ -296,7 +299,8 @@ fn measure<F: Provider, M: Monitor>(
     Ok(run)
 }
 
-/// Returns the operations that the device offers on-demand paging for, and prints the others.
+/// Returns the operations for which the device offers on-demand paging. Prints the other
+/// operations.
 fn on_demand<F: Provider>(device: &Device<'_>, provider: &F) -> Result<Vec<Op>, Error> {
     let mut offered = Vec::new();
     for &op in device.ops {
@@ -308,7 +312,7 @@ fn on_demand<F: Provider>(device: &Device<'_>, provider: &F) -> Result<Vec<Op>, 
     let missing: Vec<_> = missing.map(ToString::to_string).collect();
     if !missing.is_empty() {
         eprintln!(
-            "transfer: {} offers no on-demand paging for {}, so the strategy odp is left out",
+            "transfer: {} offers no on-demand paging for {}, so the strategy odp is not measured",
             device.name,
             missing.join(", ")
         );
@@ -316,7 +320,7 @@ fn on_demand<F: Provider>(device: &Device<'_>, provider: &F) -> Result<Vec<Op>, 
     Ok(offered)
 }
 
-/// Shows the progress: a bar on a terminal, or a line for each workload.
+/// The progress of the measurement: a bar on a terminal, or else a line for each workload.
 struct Progress {
     bar: ProgressBar,
     cells: usize,
@@ -354,7 +358,8 @@ impl Progress {
     }
 }
 
-/// Raises the limit of locked memory as far as this user may, since the cache stays within it.
+/// Raises the limit of locked memory to the maximum for this user, because the cache stays within
+/// the limit.
 pub(crate) fn raise_limits() {
     let limit = if geteuid().is_root() {
         Ok((RLIM_INFINITY, RLIM_INFINITY))
@@ -363,6 +368,6 @@ pub(crate) fn raise_limits() {
     };
     let raised = limit.and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard));
     if let Err(why) = raised {
-        eprintln!("transfer: RLIMIT_MEMLOCK cannot be raised and stays as it is: {why}");
+        eprintln!("transfer: RLIMIT_MEMLOCK cannot be raised and keeps its value: {why}");
     }
 }

@@ -1,4 +1,4 @@
-//! `transfer report` and `transfer compare`: they read result files.
+//! `transfer report` and `transfer compare`, which read result files.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,16 +7,16 @@ use regcache_bench_transfer::results::Run;
 use regcache_bench_transfer::threshold::judge;
 use regcache_bench_transfer::{Error, compare, report, table};
 
-/// The result files and the place of the report.
+/// The result files, and the directory of the report.
 #[derive(clap::Args)]
 pub(crate) struct Report {
-    /// Report these files, which `measure --json` has written
+    /// Report these files, which `transfer measure --json` has written
     #[arg(required = true)]
     runs: Vec<PathBuf>,
     /// Write report.md, report.html and the plots into this directory
     #[arg(long, value_name = "DIR", default_value = ".")]
     into: PathBuf,
-    /// Name this command in the report as the one that made it
+    /// Name this command in the report as the command that made the results
     #[arg(long, default_value = "transfer report")]
     command: String,
 }
@@ -24,13 +24,13 @@ pub(crate) struct Report {
 /// The two result files.
 #[derive(clap::Args)]
 pub(crate) struct Compare {
-    /// The file of the earlier run
+    /// Read the earlier run from this file
     before: PathBuf,
-    /// The file of the later run
+    /// Read the later run from this file
     after: PathBuf,
 }
 
-/// Writes the report and prints its table. Fails if a threshold is missed.
+/// Writes the report and prints its table. Exits with an error if a threshold is missed.
 pub(crate) fn report(files: &Report) -> Result<ExitCode, Error> {
     let runs = files.runs.iter().map(|path| Run::load(path));
     let runs: Vec<_> = runs.collect::<Result<_, _>>()?;

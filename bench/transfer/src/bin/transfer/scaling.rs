@@ -1,4 +1,4 @@
-//! `transfer scaling`: the needs of many ranks on one node.
+//! `transfer scaling`: prints the needs of many ranks on one node.
 
 use std::process::ExitCode;
 
