@@ -42,8 +42,8 @@
 //! One completion may be counted for another request than its own: after a reset, completions of
 //! before may still lie in the completion queue. The counting is the same over resets, so that such
 //! a completion ends at most the request that it belongs to. A device may also discard them, and
-//! then the queue stays behind by as many. It catches up at the reset if all completions were polled
-//! by then, those with errors among them ([`all_polled`]). Otherwise it catches up
+//! then the queue stays behind by as many. It catches up at the reset if all completions were
+//! polled by then, those with errors among them ([`all_polled`]). Otherwise it catches up
 //! ([`Queue::settle`]) when the completion queue was seen empty after the reset: no completion of
 //! before is left then.
 //!

@@ -207,9 +207,9 @@ impl Queue {
 /// True if no successful completion of a queue pair's two queues is left to be polled, of which so
 /// many were polled with an error since the last reset.
 ///
-/// Each request has at most one completion. One with an error may be of an unsignaled request, which
-/// would have none if it had succeeded. Suppose that all unsignaled requests had one. The rest of the
-/// errors are of requests that cannot succeed any more.
+/// Each request has at most one completion. One with an error may be of an unsignaled request,
+/// which would have none if it had succeeded. Suppose that all unsignaled requests had one. The
+/// rest of the errors are of requests that cannot succeed any more.
 pub(crate) fn all_polled(sends: &Queue, receives: &Queue, errors: u64) -> bool {
     let ((sends, unsignaled), (receives, _)) = (sends.unfinished(), receives.unfinished());
     sends + receives <= errors.saturating_sub(unsignaled)
