@@ -20,7 +20,7 @@ int main(void)
 
 	char *sink = malloc(length);
 	for (char round = 0; round < 100; round++) {
-		/* The kernel maps it at the last address: a naive cache would send the old bytes. */
+		/* The address is the last buffer's. A naive cache would send the old bytes. */
 		char *source = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (source == MAP_FAILED)
 			err(1, "mmap");

@@ -9,8 +9,8 @@ use regcache_tests_vm::{Child, DriverFile, Pages};
 #[test]
 fn opening_does_not_wait_for_the_lock_of_the_address_space() {
     const ROUNDS: usize = 15;
-    /// The number of files that open during one fork if opening waits for nothing. If opening waited
-    /// for the fork, one or two would open.
+    /// The number of files that open during one fork if opening waits for nothing. If opening
+    /// waited for the fork, one or two would open.
     const ENOUGH: usize = 10;
     // The test runs in a child. Otherwise the children of other tests would have to copy its large
     // memory.
