@@ -25,7 +25,7 @@ pub(crate) const PEERS: &[&str] = &["libfabric-dev"];
 /// The amount of measuring, and the place of the report.
 #[derive(clap::Args)]
 pub(crate) struct Amount {
-    /// Make a tenth of the measurements, which takes a minute or two
+    /// Make fewer measurements: a tenth of those of lookups, in a minute or two
     #[arg(long)]
     quick: bool,
     /// Measure transfers instead of lookups, and write a report

@@ -42,7 +42,7 @@ const BATCH: usize = 64;
 pub enum OpenError {
     /// The device does not exist.
     #[error(
-        "{path} does not exist: build the driver with `make -C kernel`, load it with `insmod kernel/ummunotify.ko`"
+        "{path} does not exist: install the driver with `make -C kernel dkms-install`, and load it with `modprobe ummunotify`"
     )]
     NoDriver {
         /// The path of the device.
@@ -290,7 +290,7 @@ mod tests {
     fn a_missing_driver_is_a_typed_error_that_says_what_to_do() {
         let error = Ummunotify::open_at("/nonexistent/ummunotify").unwrap_err();
         assert!(matches!(error, OpenError::NoDriver { .. }));
-        assert!(error.to_string().contains("insmod"));
+        assert!(error.to_string().contains("modprobe"));
     }
 
     #[test]

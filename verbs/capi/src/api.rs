@@ -188,7 +188,6 @@ pub unsafe extern "C" fn regcache_put(guard: *mut Guard) -> c_int {
 ///                    -EBADF: `cache` is not a cache, or was destroyed.
 ///                    -ESTALE: `cache` belongs to the parent process.
 ///                    -EDEADLK: called from within a callback.
-///                    Others: the monitor's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_invalidate(
     cache: *mut Cache,
@@ -221,7 +220,6 @@ pub unsafe extern "C" fn regcache_invalidate(
 ///                    -EBADF: `cache` is not a cache, or was destroyed.
 ///                    -ESTALE: `cache` belongs to the parent process.
 ///                    -EDEADLK: called from within a callback.
-///                    Others: the monitor's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_flush(
     cache: *mut Cache,
@@ -310,7 +308,6 @@ pub unsafe extern "C" fn regcache_fd(cache: *mut Cache) -> c_int {
 ///               -EBADF: `cache` is not a cache, or was destroyed.
 ///               -ESTALE: `cache` belongs to the parent process.
 ///               -EDEADLK: called from within a callback.
-///               Others: the monitor's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_reap(cache: *mut Cache) -> c_int {
     call(|thread| {
