@@ -432,7 +432,6 @@ int regcache_put(struct regcache_guard *guard);
  *                    -EBADF: `cache` is not a cache, or was destroyed.
  *                    -ESTALE: `cache` belongs to the parent process.
  *                    -EDEADLK: called from within a callback.
- *                    Others: the monitor's.
  */
 int regcache_invalidate(struct regcache *cache,
                         const void *addr,
@@ -453,7 +452,6 @@ int regcache_invalidate(struct regcache *cache,
  *                    -EBADF: `cache` is not a cache, or was destroyed.
  *                    -ESTALE: `cache` belongs to the parent process.
  *                    -EDEADLK: called from within a callback.
- *                    Others: the monitor's.
  */
 int regcache_flush(struct regcache *cache,
                    int timeout_ms,

@@ -308,6 +308,7 @@ pub unsafe extern "C" fn regcache_fd(cache: *mut Cache) -> c_int {
 ///               -EBADF: `cache` is not a cache, or was destroyed.
 ///               -ESTALE: `cache` belongs to the parent process.
 ///               -EDEADLK: called from within a callback.
+///               Others: the monitor's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_reap(cache: *mut Cache) -> c_int {
     call(|thread| {
