@@ -91,8 +91,17 @@ pub(crate) fn clean_under_valgrind(program: &Path, arguments: &[&str]) -> String
     let suppressions = here().join("tests/c/libibverbs.supp");
     command.arg(format!("--suppressions={}", suppressions.display()));
     let (stdout, stderr) = said(command.arg(program).args(arguments));
+    // valgrind does not know the driver's ioctl 4, whose number has no size, and says so once.
+    const REMARK: [&str; 3] = [
+        "noted but unhandled ioctl 0x5504 ",
+        "This could cause spurious value errors to appear.",
+        "See README_MISSING_SYSCALL_OR_IOCTL ",
+    ];
+    let is_remark = |line: &str| REMARK.iter().any(|remark| line.contains(remark));
     // Lines of valgrind that begin with dashes are remarks and no errors.
-    let found = stderr.lines().find(|line| line.starts_with("=="));
+    let found = stderr
+        .lines()
+        .find(|line| line.starts_with("==") && !is_remark(line));
     assert!(found.is_none(), "{stderr}");
     stdout
 }

@@ -407,7 +407,7 @@ static void unsignaled(void)
 /* The device sends from its own copy. */
 static void inlined(void)
 {
-	struct two two = begin(PLAIN);
+	struct two two = begin(HALF);
 	struct buffer from = buffer(&two, 'S', LOCAL), to = buffer(&two, 'r', LOCAL);
 	struct ibv_sge some = all_of(&from);
 
@@ -415,6 +415,7 @@ static void inlined(void)
 	post(&two, some, 1, IBV_WR_SEND, IBV_SEND_INLINE | IBV_SEND_SIGNALED, NULL);
 	reuse(&from);
 	receive(&two, all_of(&to), 2);
+	connect_to(two.b, two.a);
 	await(&two, 2, "12");
 	printf("arrived: %d\n", count(to.at, 'S', 1));
 	nothing_sent(to.at);
