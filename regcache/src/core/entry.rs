@@ -62,18 +62,16 @@ const LIVE: u64 = 1;
 const REVOCABLE: u64 = 1 << 1;
 /// The unit of the count of hits.
 const HIT: u64 = 1 << 2;
-/// The number of hits, as a part of the word, at which hits move to a separate counter: half of the
-/// maximum.
+/// The value of the hits' bits at which hits move to a separate counter: half of the maximum.
 const MANY_HITS: u64 = 1 << 28;
-/// The number of hits, as a part of the word, that move in one step. The remaining hits stay in the
-/// word, so that `decline` can always subtract one.
+/// The hits that move to the separate counter in one step. The remaining hits stay in the word, so
+/// that `decline` can always subtract one.
 const MOVED_HITS: u64 = MANY_HITS / 2;
 /// The unit of the count of references. At bit 29, the sum of a reference and a hit fits in the
 /// operand of one addition instruction.
 const ONE: u64 = 1 << 29;
 const REFERENCES: u64 = !(ONE - 1);
-/// The number of references, as a part of the word, from which hits do not move: a quarter of the
-/// maximum.
+/// The value of the references' bits from which hits do not move: a quarter of the maximum.
 const TOO_MANY: u64 = 1 << 62;
 
 /// The storage for one registration and its state; see the head of this file.

@@ -56,8 +56,8 @@ impl<A: Access> Index<A> {
         maps.flat_map(move |(_, map)| between(map, range.start(), range.end()))
     }
 
-    /// Adds an entry. The new entry must not contain another entry of its map, and no entry may
-    /// contain the new one.
+    /// Adds an entry. Before the call, neither [`find`](Self::find) nor
+    /// [`contained`](Self::contained) may return an entry for this range and access.
     pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot) {
         debug_assert!(self.find(range, access).is_none());
         debug_assert!(self.contained(range, access).is_none());

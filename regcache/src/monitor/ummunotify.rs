@@ -184,7 +184,7 @@ impl Ummunotify {
             user_cookie: cookie.0,
             ..abi::Register::default()
         };
-        // SAFETY: the driver reads the structure during the call, and nothing else.
+        // SAFETY: the driver only reads the structure, which lives until the call returns.
         unsafe { abi::register_region(self.device.as_raw_fd(), &raw const region) }
     }
 
@@ -210,7 +210,7 @@ impl Ummunotify {
     }
 }
 
-// SAFETY: see the file's head.
+// SAFETY: the head of this file argues that the driver keeps each rule of the trait.
 unsafe impl Monitor for Ummunotify {
     #[inline]
     fn generation(&self) -> u64 {
@@ -230,7 +230,7 @@ unsafe impl Monitor for Ummunotify {
             ..abi::Register2::default()
         };
         loop {
-            // SAFETY: the driver reads the structure during the call, and nothing else.
+            // SAFETY: the driver only reads the structure, which lives until the call returns.
             let watched =
                 unsafe { abi::register_region2(self.device.as_raw_fd(), &raw const region) };
             match watched.as_ref().err().and_then(io::Error::raw_os_error) {
@@ -244,7 +244,7 @@ unsafe impl Monitor for Ummunotify {
     }
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
-        // SAFETY: as in `watch`.
+        // SAFETY: the driver only reads the cookie, which lives until the call returns.
         unsafe { abi::unregister_region(self.device.as_raw_fd(), &raw const cookie.0) }
     }
 
