@@ -18,9 +18,8 @@ use crate::core::slab::Slot;
 use crate::range::VaRange;
 
 /// The maximum number of ranges in a block. A search of such a small block waits for few cache
-/// lines, and an insertion moves few ranges. But an insertion that splits a block moves the array
-/// of starts. With a million ranges, such an insertion takes 6 us. Splits are rare enough not to
-/// matter.
+/// lines, and an insertion moves few ranges. Smaller blocks would be split more often, and a split
+/// moves the array of starts. With a million ranges, an insertion with a split takes 6 us.
 const BLOCK: usize = 8;
 
 /// A block with fewer ranges than this is joined with the next block, if the ranges of both fit in

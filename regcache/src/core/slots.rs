@@ -197,7 +197,7 @@ impl<A: Copy> Slots<A> {
         EntryId::Cached(slot, self.at(slot).cookie)
     }
 
-    /// Returns true if the registration that had this slot and this cookie was deregistered.
+    /// Returns true if the registration that had this slot and this cookie no longer exists.
     pub(crate) fn is_gone(&self, slot: Slot, cookie: Cookie) -> bool {
         let record = self.at(slot);
         record.cookie != cookie || record.phase == Phase::Vacant
