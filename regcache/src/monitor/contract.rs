@@ -33,8 +33,8 @@ impl fmt::Debug for Cookie {
 ///   reported by [`drain`](Self::drain).
 /// - **M2, nothing in flight missed**: an invalidation that is in flight while `watch` runs is over
 ///   before `watch` returns, or is reported after the invalidation ends. A report made while the
-///   invalidation is in flight (an early report) is repeated after the invalidation ends. So a
-///   cache can register through a watch that is older than the registration.
+///   invalidation is in flight (an early report) is repeated after the invalidation ends. So an
+///   older watch can serve a registration that is made while the invalidation is in flight.
 /// - **M3, in time**: [`generation`](Self::generation) changes before the invalidating call
 ///   returns. It also changes before the kernel can hand out the addresses of the invalidated range
 ///   to any thread again. If the monitor is [`CHECKED`](Self::CHECKED), the result of

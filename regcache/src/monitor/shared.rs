@@ -5,8 +5,8 @@
 //!
 //! # Why each cache can rely on a shared monitor
 //!
-//! Each cache has a *member* of the shared state: a list of its *subscriptions* to watches of the
-//! monitor. One lock protects everything but the monitor itself.
+//! The shared state has a *member* for each cache, which lists the cache's *subscriptions* to
+//! watches of the monitor. One lock protects everything but the monitor itself.
 //!
 //! - M1: a report names a watch of the monitor. The thread that drains the monitor marks every
 //!   subscription to that watch. A mark stays until the subscription's cache drains. So each cache
