@@ -12,7 +12,7 @@ use crate::range::VaRange;
 /// The operations that a registration allows.
 ///
 /// The cache finds a registration by its range and its access. A registration that allows more than
-/// a lookup asked for may serve that lookup. [`Access::serves`] decides whether it may. For verbs,
+/// a lookup asked for may serve that lookup. [`Access::serves`] returns true if it may. For verbs,
 /// the registration needs a superset of the permission flags and the same ordering flags.
 pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
     /// Returns true if a registration made with `self` can replace one made with `wanted`.
@@ -35,7 +35,7 @@ pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
     }
 }
 
-/// The access of devices whose registrations all allow the same operations.
+/// The access of a device whose registrations all allow the same operations.
 impl Access for () {
     fn serves(self, (): ()) -> bool {
         true
@@ -63,14 +63,14 @@ impl Access for () {
 /// - Once [`deregister`](Self::deregister) has returned `Ok`, the device no longer reaches memory
 ///   through that registration.
 ///
-/// Only pages that the kernel's `get_user_pages` finds are meant, because monitors report no
-/// changes of other memory. A registrar may also register addresses at which a device has its own
-/// memory, as `ibv_reg_mr` does with nvidia-peermem. Such a range is not mapped, may not be
+/// The promises concern only pages that the kernel's `get_user_pages` finds, because monitors
+/// report no changes of other memory. A registrar may also register addresses at which a device has
+/// its own memory, as `ibv_reg_mr` does with nvidia-peermem. Such a range is not mapped, may not be
 /// accessed, or is mapped by a driver without pages. So the sound monitors refuse to watch it, and
 /// the cache does not retain the registration.
 ///
-/// An ummunotify driver without `REGISTER_REGION2` cannot refuse such a range. So a registrar that
-/// registers device memory must not be used with such a driver.
+/// An ummunotify driver that is too old for `REGISTER_REGION2` cannot refuse such a range. So a
+/// registrar that registers device memory must not be used with such a driver.
 pub unsafe trait Registrar: Send + Sync + 'static {
     /// The type of access that registrations of this device have.
     type Access: Access;

@@ -17,7 +17,7 @@ const ENTRIES: usize = 256;
 /// never has this bit.
 const REMOVAL: usize = 1;
 
-/// The pages of an entry for all memory, in which the events end that do not fit.
+/// The pages of the entry that replaces the events that do not fit: all memory.
 const ALL: Pages = (0, usize::MAX);
 
 /// See the head of this file.
@@ -72,8 +72,8 @@ impl Log {
         self.reading.store(reading, Ordering::SeqCst);
     }
 
-    /// Returns true if the reader may have read events that it has not entered yet. After false,
-    /// the generation was raised for every event that was read.
+    /// Returns true if the reader may have read events that it has not entered yet. If the result
+    /// is false, the generation was raised for every event that was read.
     pub(super) fn is_reading(&self) -> bool {
         self.reading.load(Ordering::SeqCst)
     }

@@ -1,8 +1,8 @@
 //! [`Faults`]: faults on missing pages of watched memory.
 //!
 //! A registered page is present while a device has it pinned. So a missing page was removed. If no
-//! event reported the removal, the fault on the page is its first sign. The fault comes in time: no
-//! thread gets a new page before the reader has entered the change in the log.
+//! event reported the removal, the fault on the page is the first sign of that removal. The fault
+//! comes in time: no thread gets a new page before the reader has entered the change in the log.
 
 use std::os::fd::AsRawFd;
 
@@ -61,8 +61,8 @@ fn supply(source: &Source, page: usize) -> bool {
         range: range(page, page + source.page),
         ..raw::ZeroPage::default()
     };
-    // SAFETY: the structure may be read and written. The kernel supplies a page only if the page is
-    // missing, so the call overwrites no data.
+    // SAFETY: the structure may be read and written. A thread waits for this page. The kernel
+    // supplies a page only if the page is missing, so the call overwrites no data.
     match unsafe { raw::zero_page(source.uffd.as_raw_fd(), &raw mut zeros) } {
         Ok(_) => true,
         Err(Errno::EAGAIN) => false,

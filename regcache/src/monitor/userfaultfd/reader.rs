@@ -63,13 +63,13 @@ impl Reader {
         }
     }
 
-    /// Returns the thread's id.
+    /// Returns the id of the reader's thread.
     pub(super) fn id(&self) -> i32 {
         self.source.reader.load(Ordering::Relaxed)
     }
 
-    /// Forgets the handle in a forked child. The thread does not exist there, so dropping the
-    /// handle would wait for no thread.
+    /// Forgets the handle in a forked child. The thread does not exist there. Dropping the handle
+    /// would signal the eventfd, which the processes share, and stop the parent's thread.
     pub(super) fn forget(&mut self) {
         std::mem::forget(self.thread.take());
     }
