@@ -97,8 +97,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if M::CHECKED && !core.monitor.is_intact(range) {
             return self.reregister(range, access);
         }
-        // Each rare case ends in a tail call. So the compiler saves no CPU registers on the path of
-        // a hit.
+        // Each rare case directly returns the result of a call, which the compiler can turn into a
+        // jump. So a hit need not save CPU registers.
         let Some(slot) = core.hints.first(range.start()) else {
             return self.get_slow(range, access, None);
         };
@@ -116,8 +116,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         Ok(guard)
     }
 
-    /// Registers the range again, because the monitor cannot confirm that earlier registrations are
-    /// still valid.
+    /// Unlinks the entries that cover the range, and then serves the lookup on the slow path. The
+    /// monitor could not confirm that these entries are still valid.
     #[cold]
     #[inline(never)]
     fn reregister(&self, range: VaRange, access: R::Access) -> Result<Guard<R, M>, Error> {
@@ -294,9 +294,9 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         self.core.monitor.descriptor()
     }
 
-    /// Returns the cache's statistics. The call takes the lock and reads the hit count of every
-    /// slot, so its time grows with the number of entries. The call does not slow down hits,
-    /// because it writes to no cache line that a hit reads. In a forked child all statistics are 0.
+    /// Returns the cache's statistics. The call takes the lock, and reads the hit count of every
+    /// slot that was ever used. The call does not slow down hits, because it writes to no cache
+    /// line that a hit reads. In a forked child all statistics are 0.
     pub fn stats(&self) -> Stats {
         let core = &self.core;
         if core.in_child() {

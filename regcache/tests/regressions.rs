@@ -1,5 +1,5 @@
-//! Tests of bugs that were found and fixed. The bugs concern panics, remote keys and shared
-//! monitors. Each test repeats the order of events that failed.
+//! These tests concern bugs that were found and fixed, in panics, remote keys and shared monitors.
+//! Each test repeats the order of events that led to the bug.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -20,7 +20,7 @@ fn builder<R: Registrar>(device: R, kernel: &Arc<FakeKernel>) -> Builder<R, Fake
     Cache::builder(device).monitor(FakeMonitor(Arc::clone(kernel)))
 }
 
-/// A device whose next deregistration panics when the flag is set.
+/// A modelled device whose next deregistration panics if the flag is set.
 struct Panicky(FakeDevice, AtomicBool);
 // SAFETY: this is a model, without a device that reaches memory.
 unsafe impl Registrar for Panicky {
@@ -48,7 +48,7 @@ fn a_panic_in_deregister_leaves_no_unwatched_entry() {
     .unwrap();
     drop(cache.get(page(0), PAGE, READ).unwrap());
     cache.registrar().1.store(true, Ordering::Relaxed);
-    // The wider registration replaces the first one. The deregistration of the first one panics.
+    // The wider registration replaces the first one, whose deregistration panics.
     drop(cache.get(page(0), 2 * PAGE, READ).unwrap());
     assert_eq!(cache.stats().leaked, 1);
     kernel.remap(1);
@@ -127,9 +127,9 @@ fn waiting_forever_does_not_panic() {
     assert!(cache.flush().unwrap().wait(Duration::MAX));
 }
 
-/// A kernel whose invalidations take time. The start marks the watches and raises the generation.
-/// The end puts the new page in place. It also repeats the early reports, which were read between
-/// start and end. The driver does the same.
+/// A kernel whose invalidations take time. The start of an invalidation marks the watches and
+/// raises the generation. The end puts the new page in place, and repeats the reports that were
+/// read between start and end. The driver does the same.
 struct Slow {
     k: std::sync::Mutex<SlowState>,
 }
@@ -179,7 +179,7 @@ unsafe impl Monitor for SlowMonitor {
         self.0.k.lock().unwrap().gen_
     }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        // The driver waits until the invalidation has ended.
+        // The driver waits here until the invalidation has ended. The model ends it at once.
         self.0.end();
         self.0.k.lock().unwrap().live.insert(c.0, r);
         Ok(())
@@ -219,7 +219,7 @@ unsafe impl Registrar for SlowDevice {
     }
 }
 
-/// Returns the kernel, and two shares of its monitor.
+/// Returns a kernel with slow invalidations, and two shares of its monitor.
 fn slow() -> (Arc<Slow>, [Shared<SlowMonitor>; 2]) {
     let kernel = Arc::new(Slow {
         k: Default::default(),
@@ -307,8 +307,8 @@ enum Asked {
     Drain,
 }
 
-/// A monitor that first passes each request to a function. If the function returns an error, the
-/// request fails with that error.
+/// A monitor that passes each request to a function before it serves the request. If the function
+/// returns an error, the request fails with that error.
 struct Asking<F>(FakeMonitor, F);
 
 // SAFETY: this is a model, without a device that reaches memory.
@@ -425,7 +425,7 @@ fn a_share_does_not_join_a_watch_whose_memory_has_lost_its_backing() {
     assert_eq!((b.stats().uncached, kernel.watches()), (1, 1));
 }
 
-/// A gate at which the watch of one page waits.
+/// A gate that holds up the call of `watch` for one page.
 struct Gate {
     inside: std::sync::Barrier,
     go: AtomicBool,

@@ -45,8 +45,8 @@ impl<T> UnsafeCell<T> {
     }
 }
 
-/// Takes the lock, even if another thread panicked while it held the lock. The data is consistent
-/// at every statement that can panic, so later accesses are correct.
+/// Takes the lock, even if another thread panicked while it held the lock. This is sound because
+/// the data under each lock is consistent at every statement that can panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
@@ -54,7 +54,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Waits until the condition is signalled, for `timeout` at most. Releases the lock during the
-/// wait, and returns it locked again.
+/// wait, and takes the lock again before it returns.
 pub(crate) fn wait_for<'l, T>(
     condition: &Condvar,
     locked: MutexGuard<'l, T>,
