@@ -103,7 +103,7 @@ impl<R: Registrar> Builder<R, DefaultMonitor> {
     ///
     /// # Errors
     ///
-    /// The errors of [`build`](Builder::build) with an explicit monitor.
+    /// Returns the errors of [`build`](Builder::build) with an explicit monitor.
     pub fn build(self) -> io::Result<Cache<R, Auto>> {
         self.monitor(auto()).build()
     }
@@ -188,10 +188,10 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Otherwise the
-    /// error of the monitor or of the kernel. The kernel must grant address space for the entries,
-    /// and a thread for the reaper. It must also grant a page under `MADV_WIPEONFORK` (Linux 4.14),
-    /// by which the cache recognises a forked child.
+    /// Returns [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Otherwise
+    /// the error of the monitor or of the kernel. The kernel must grant address space for the
+    /// entries, and a thread for the reaper. It must also grant a page under `MADV_WIPEONFORK`
+    /// (Linux 4.14), by which the cache recognises a forked child.
     pub fn build(self) -> io::Result<Cache<R, M>> {
         let Self {
             registrar,

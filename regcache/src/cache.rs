@@ -43,7 +43,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// # Errors
     ///
-    /// The errors of [`get`](Self::get). An empty slice causes [`Error::Range`].
+    /// Returns the errors of [`get`](Self::get). An empty slice causes [`Error::Range`].
     #[inline]
     pub fn get_slice(&self, bytes: &[u8], access: R::Access) -> Result<Guard<R, M>, Error> {
         self.get(bytes.as_ptr(), bytes.len(), access)
@@ -61,8 +61,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// # Errors
     ///
-    /// [`Error`] if the range is not valid, the device refuses to register it, this process is a
-    /// forked child, or the monitor failed.
+    /// Returns [`Error`] if the range is not valid, the device refuses to register it, this process
+    /// is a forked child, or the monitor failed.
     ///
     /// ```
     /// # use std::io;
@@ -164,7 +164,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get).
+    /// Returns the same errors as [`get`](Self::get).
     pub fn prefetch(&self, start: *const u8, len: usize, access: R::Access) -> Result<(), Error> {
         self.get(start, len, access).map(drop)
     }
@@ -179,7 +179,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// # Errors
     ///
-    /// [`Error::Range`] for a bad range, and [`Error::Forked`] in a forked child.
+    /// Returns [`Error::Range`] for a bad range, and [`Error::Forked`] in a forked child.
     ///
     /// ```
     /// # use std::io;
@@ -214,7 +214,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// # Errors
     ///
-    /// [`Error::Forked`] in a forked child.
+    /// Returns [`Error::Forked`] in a forked child.
     pub fn flush(&self) -> Result<Completion<R, M>, Error> {
         self.unlink(|table, slab| {
             table.unlink_all(slab);
@@ -241,7 +241,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// # Errors
     ///
-    /// [`Error::Forked`] in a forked child.
+    /// Returns [`Error::Forked`] in a forked child.
     pub fn close(mut self) -> Result<Completion<R, M>, Error> {
         self.reaper.take();
         self.flush()
@@ -255,7 +255,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// # Errors
     ///
-    /// [`Error::Monitor`] if the monitor failed, and [`Error::Forked`] in a forked child.
+    /// Returns [`Error::Monitor`] if the monitor failed, and [`Error::Forked`] in a forked child.
     pub fn reap(&self) -> Result<(), Error> {
         if self.core.in_child() {
             return Err(Error::Forked);

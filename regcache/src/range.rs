@@ -37,8 +37,8 @@ impl VaRange {
     ///
     /// # Errors
     ///
-    /// [`RangeError::ZeroLength`] if `len` is 0, [`RangeError::AddressWraps`] if the range runs
-    /// past the end of the address space.
+    /// Returns [`RangeError::ZeroLength`] if `len` is 0, [`RangeError::AddressWraps`] if the range
+    /// runs past the end of the address space.
     pub fn new(start: *const u8, len: usize) -> Result<Self, RangeError> {
         let start = start.addr();
         if len == 0 {

@@ -82,14 +82,15 @@ pub unsafe trait Registrar: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The operating system's error. The cache turns `EFAULT`, `ENOMEM`, `EPERM` and `EACCES` into
-    /// advice, as [`RegisterError`](crate::RegisterError) describes.
+    /// Returns the operating system's error. The cache turns `EFAULT`, `ENOMEM`, `EPERM` and
+    /// `EACCES` into advice, as [`RegisterError`](crate::RegisterError) describes.
     fn register(&self, range: VaRange, access: Self::Access) -> io::Result<Self::Registration>;
 
     /// Destroys a registration. The memory of the registration may be unmapped already.
     ///
     /// # Errors
     ///
-    /// The operating system's error. The cache then counts the registration as leaked, and goes on.
+    /// Returns the operating system's error. The cache then counts the registration as leaked, and
+    /// goes on.
     fn deregister(&self, registration: Self::Registration) -> io::Result<()>;
 }

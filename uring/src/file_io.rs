@@ -74,8 +74,8 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// The kernel's error: `EPERM` if `kernel.io_uring_disabled` forbids rings, or `ENOSYS` if a
-    /// sandbox does. The errors of [`UringRegistrar::new`] are possible too.
+    /// Returns the kernel's error: `EPERM` if `kernel.io_uring_disabled` forbids rings, or `ENOSYS`
+    /// if a sandbox does. The errors of [`UringRegistrar::new`] are possible too.
     pub fn new() -> io::Result<Self> {
         let ring = IoUring::new(2)?;
         Ok(Self {
@@ -98,7 +98,7 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Error::WrongBuffer`] if `cache` was built for another ring.
+    /// Returns [`Error`]; [`Error::WrongBuffer`] if `cache` was built for another ring.
     pub fn write<M: Monitor>(
         &self,
         cache: &Cache<UringRegistrar, M>,
@@ -120,7 +120,7 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write).
+    /// Returns the same errors as [`write`](Self::write).
     pub fn read<M: Monitor>(
         &self,
         cache: &Cache<UringRegistrar, M>,
@@ -141,7 +141,7 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write).
+    /// Returns the same errors as [`write`](Self::write).
     ///
     /// # Safety
     ///
@@ -157,7 +157,7 @@ impl FileIo {
         let len = self.check(bytes, buffer)?;
         let fd = types::Fd(file.as_raw_fd());
         let request = opcode::WriteFixed::new(fd, bytes.as_ptr(), len, buffer.index());
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller meets the conditions above, and this call needs no others.
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
@@ -165,7 +165,7 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write).
+    /// Returns the same errors as [`write`](Self::write).
     ///
     /// # Safety
     ///
@@ -180,7 +180,7 @@ impl FileIo {
         let len = self.check(bytes, buffer)?;
         let fd = types::Fd(file.as_raw_fd());
         let request = opcode::ReadFixed::new(fd, bytes.as_mut_ptr(), len, buffer.index());
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller meets the conditions above, and this call needs no others.
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 

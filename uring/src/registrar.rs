@@ -56,8 +56,8 @@ impl UringRegistrar {
     ///
     /// # Errors
     ///
-    /// The kernel's error: `EBUSY` if the ring has registered buffers, or `EINVAL` before Linux
-    /// 5.19. [`io::ErrorKind::InvalidInput`] if the number of slots is out of bounds.
+    /// Returns the kernel's error: `EBUSY` if the ring has registered buffers, or `EINVAL` before
+    /// Linux 5.19. [`io::ErrorKind::InvalidInput`] if the number of slots is out of bounds.
     pub fn new(ring: &IoUring, slots: u32) -> io::Result<Self> {
         // SAFETY: the ring keeps the file descriptor open as long as `ring` is borrowed.
         let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };

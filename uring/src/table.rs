@@ -151,7 +151,7 @@ unsafe fn register<T>(
     argument: *const T,
     size: usize,
 ) -> io::Result<i64> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller meets the conditions above, and this call needs no others.
     let done = unsafe {
         libc::syscall(
             libc::SYS_io_uring_register,

@@ -125,7 +125,7 @@ impl<T> Entry<T> {
     /// The entry is vacant, and no other thread fills it.
     pub(crate) unsafe fn publish(&self, content: T, revocable: bool) {
         let revocable = if revocable { REVOCABLE } else { 0 };
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller meets the conditions above, and this call needs no others.
         unsafe { self.fill(content, LIVE + ONE + ONE + revocable) }
     }
 
@@ -133,9 +133,9 @@ impl<T> Entry<T> {
     ///
     /// # Safety
     ///
-    /// As for [`publish`](Self::publish).
+    /// The conditions are those of [`publish`](Self::publish).
     pub(crate) unsafe fn occupy(&self, content: T) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller meets the conditions above, and this call needs no others.
         unsafe { self.fill(content, ONE) }
     }
 
@@ -213,7 +213,7 @@ impl<T> Entry<T> {
     #[inline]
     #[must_use]
     pub(crate) unsafe fn release(&self) -> Left {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller meets the conditions above, and this call needs no others.
         unsafe { self.give_back(ONE) }
     }
 
@@ -222,10 +222,10 @@ impl<T> Entry<T> {
     ///
     /// # Safety
     ///
-    /// As for [`release`](Self::release).
+    /// The conditions are those of [`release`](Self::release).
     #[must_use]
     pub(crate) unsafe fn decline(&self) -> Left {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller meets the conditions above, and this call needs no others.
         unsafe { self.give_back(ONE + HIT) }
     }
 

@@ -105,7 +105,7 @@ impl Hints {
     ///
     /// # Errors
     ///
-    /// The kernel's error if there is no address space left.
+    /// Returns the kernel's error if there is no address space left.
     pub(crate) fn new(entries: u32) -> io::Result<Self> {
         let sets = (entries as usize)
             .div_ceil(WAYS / 2)

@@ -62,7 +62,7 @@ impl<T> Slab<T> {
     ///
     /// # Errors
     ///
-    /// The kernel's error if there is no address space left.
+    /// Returns the kernel's error if there is no address space left.
     pub(crate) fn new(capacity: u32) -> io::Result<Self> {
         Ok(Self {
             entries: Zeroed::new(capacity as usize)?,

@@ -87,13 +87,13 @@ const _: () = assert!(
 ///
 /// # Errors
 ///
-/// The driver's error; `ENOTTY` if `fd` is not the driver's device.
+/// Returns the driver's error; `ENOTTY` if `fd` is not the driver's device.
 ///
 /// # Safety
 ///
 /// `features` points to a mask that may be read and written.
 pub unsafe fn exchange_features(fd: RawFd, features: *mut u32) -> io::Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller meets the conditions above, and this call needs no others.
     unsafe { ioctl::exchange_features(fd, features) }?;
     Ok(())
 }
@@ -102,13 +102,13 @@ pub unsafe fn exchange_features(fd: RawFd, features: *mut u32) -> io::Result<()>
 ///
 /// # Errors
 ///
-/// The driver's error.
+/// Returns the driver's error.
 ///
 /// # Safety
 ///
 /// `region` points to a structure that may be read, or to no memory at all.
 pub unsafe fn register_region(fd: RawFd, region: *const Register) -> io::Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller meets the conditions above, and this call needs no others.
     unsafe { ioctl::register_region(fd, region) }?;
     Ok(())
 }
@@ -117,14 +117,15 @@ pub unsafe fn register_region(fd: RawFd, region: *const Register) -> io::Result<
 ///
 /// # Errors
 ///
-/// The driver's error; `ENOTTY` if the driver is too old to have this call, and `EINTR` if a signal
-/// interrupted the wait for an invalidation in flight. After an error the range is not watched.
+/// Returns the driver's error; `ENOTTY` if the driver is too old to have this call, and `EINTR` if
+/// a signal interrupted the wait for an invalidation in flight. After an error the range is not
+/// watched.
 ///
 /// # Safety
 ///
 /// `region` points to a structure of `size` bytes that may be read, or to no memory at all.
 pub unsafe fn register_region2(fd: RawFd, region: *const Register2) -> io::Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller meets the conditions above, and this call needs no others.
     unsafe { ioctl::register_region2(fd, region) }?;
     Ok(())
 }
@@ -133,13 +134,13 @@ pub unsafe fn register_region2(fd: RawFd, region: *const Register2) -> io::Resul
 ///
 /// # Errors
 ///
-/// The driver's error; `EINVAL` if no range has the cookie.
+/// Returns the driver's error; `EINVAL` if no range has the cookie.
 ///
 /// # Safety
 ///
 /// `cookie` points to a cookie that may be read, or to no memory at all.
 pub unsafe fn unregister_region(fd: RawFd, cookie: *const u64) -> io::Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller meets the conditions above, and this call needs no others.
     unsafe { ioctl::unregister_region(fd, cookie) }?;
     Ok(())
 }

@@ -84,15 +84,15 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The reason why the range cannot be watched. After an error, the cache returns an uncached
-    /// registration of the range.
+    /// Returns the reason why the range cannot be watched. After an error, the cache returns an
+    /// uncached registration of the range.
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()>;
 
     /// Ends the watch named `cookie`. After this method has returned, no report names that watch.
     ///
     /// # Errors
     ///
-    /// An error if there is no such watch.
+    /// Returns an error if there is no such watch.
     fn unwatch(&self, cookie: Cookie) -> io::Result<()>;
 
     /// Calls `invalidated` for every watch that was invalidated since its last report, until no
@@ -104,8 +104,8 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// An error if reports cannot be read, or may have been lost. After an error, the cache unlinks
-    /// all entries and refuses lookups until a drain succeeds.
+    /// Returns an error if reports cannot be read, or may have been lost. After an error, the cache
+    /// unlinks all entries and refuses lookups until a drain succeeds.
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64>;
 
     /// Returns a file descriptor that polls readable while there is something to drain, if the

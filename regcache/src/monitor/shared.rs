@@ -114,7 +114,7 @@ impl<M: Monitor> Shared<M> {
     ///
     /// # Errors
     ///
-    /// The kernel's error if it refuses a file descriptor or a page that the share needs.
+    /// Returns the kernel's error if it refuses a file descriptor or a page that the share needs.
     pub fn new(monitor: M) -> io::Result<Self> {
         let board = Board {
             drained: monitor.generation(),
@@ -135,7 +135,7 @@ impl<M: Monitor> Shared<M> {
     ///
     /// # Errors
     ///
-    /// The errors of [`new`](Self::new), and an error in a forked child.
+    /// Returns the errors of [`new`](Self::new), and an error in a forked child.
     pub fn subscribe(&self) -> io::Result<Self> {
         Self::join(Arc::clone(&self.hub))
     }

@@ -100,7 +100,7 @@ impl Ummunotify {
     ///
     /// # Errors
     ///
-    /// [`OpenError`], whose message says what to do.
+    /// Returns [`OpenError`], whose message says what to do.
     pub fn open() -> Result<Self, OpenError> {
         Self::open_at(DEVICE)
     }
@@ -109,7 +109,7 @@ impl Ummunotify {
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open).
+    /// Returns the same errors as [`open`](Self::open).
     pub fn open_at(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let device = File::options()
@@ -166,7 +166,7 @@ impl Ummunotify {
     ///
     /// # Errors
     ///
-    /// The error of `poll`.
+    /// Returns the error of `poll`.
     pub fn wait(&self, timeout_ms: u16) -> io::Result<bool> {
         let mut fds = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(timeout_ms)) {

@@ -107,12 +107,12 @@ mod tests {
         match unsafe { libc::fork() } {
             0 => {
                 let status = i32::from(!mark.in_child());
-                // SAFETY: ends the child.
+                // SAFETY: the call only ends the child.
                 unsafe { libc::_exit(status) }
             }
             child => {
                 let mut status = 0;
-                // SAFETY: waits for the child made above.
+                // SAFETY: the call only waits for the child made above, and writes its status.
                 assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
                 assert_eq!(status, 0, "the child saw the parent's mark");
             }

@@ -56,7 +56,7 @@ mod mapped {
         ///
         /// # Errors
         ///
-        /// The kernel's error if there is no address space left.
+        /// Returns the kernel's error if there is no address space left.
         pub(crate) fn new(len: usize) -> io::Result<Self> {
             const { assert!(align_of::<T>() <= 4096) };
             let bytes = len

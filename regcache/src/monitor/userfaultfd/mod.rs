@@ -148,8 +148,8 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// [`UserfaultfdError`]. Before Linux 6.7 the error is [`UserfaultfdError::NoCheck`]. Since
-    /// Linux 6.13 the error is [`UserfaultfdError::GuardPages`], if the process lacks the
+    /// Returns [`UserfaultfdError`]. Before Linux 6.7 the error is [`UserfaultfdError::NoCheck`].
+    /// Since Linux 6.13 the error is [`UserfaultfdError::GuardPages`], if the process lacks the
     /// privilege.
     pub fn open() -> Result<Self, UserfaultfdError> {
         Self::checked(Sight::Pages)
@@ -159,7 +159,7 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open), except `GuardPages`.
+    /// Returns the same errors as [`open`](Self::open), except `GuardPages`.
     ///
     /// # Safety
     ///
@@ -177,7 +177,7 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// The errors of [`open`](Self::open), but any kernel since Linux 5.11 suffices.
+    /// Returns the errors of [`open`](Self::open), but any kernel since Linux 5.11 suffices.
     ///
     /// # Safety
     ///
