@@ -174,8 +174,8 @@ impl<R, M> Builder<R, M> {
     /// invalidated memory. By default the thread runs if the monitor has a
     /// [descriptor](Monitor::descriptor) to wait on.
     ///
-    /// Without the thread, freed memory stays pinned until a lookup misses or sees a new
-    /// generation. An application without the thread can call [`Cache::reap`] from its event loop.
+    /// Without the thread, freed memory stays pinned until a lookup takes the slow path. An
+    /// application without the thread can call [`Cache::reap`] from its event loop.
     #[must_use]
     pub fn background_reaper(mut self, reap: bool) -> Self {
         self.options.background_reaper = reap;
@@ -190,8 +190,8 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
     ///
     /// Returns [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Otherwise
     /// the error of the monitor or of the kernel. The kernel must grant address space for the
-    /// entries, and a thread for the reaper. It must also grant a page under `MADV_WIPEONFORK`
-    /// (Linux 4.14), by which the cache recognises a forked child.
+    /// entries, and a thread for the reaper. The kernel must also grant a page under
+    /// `MADV_WIPEONFORK` (Linux 4.14), by which the cache recognises a forked child.
     pub fn build(self) -> io::Result<Cache<R, M>> {
         let Self {
             registrar,

@@ -51,9 +51,9 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
 
     /// Returns a registration that covers the `len` bytes at `start` and allows `access`.
     ///
-    /// The registration may cover more bytes and allow more access. It covers the memory that is
-    /// mapped at the address at the time of the call. While the guard lives, the registration
-    /// covers that same memory and no other.
+    /// The registration may cover more bytes and allow more access. The registration covers the
+    /// memory that is mapped at the address at the time of the call. While the guard lives, the
+    /// registration covers that same memory and no other.
     ///
     /// The pointer is not dereferenced, so any value is allowed. A hit takes no lock. A hit makes
     /// no system call, unless the monitor has to be called at each lookup ([`Monitor::CHECKED`]). A

@@ -7,12 +7,12 @@
 //!
 //! # The promise
 //!
-//! Let U be any operation that changes which pages back a range: munmap, mremap, brk, a mapping
-//! placed over the range, `MADV_DONTNEED`, a hole punched in the file behind the range, a
+//! Let U be any operation that changes which pages back a range. Examples are munmap, mremap, brk,
+//! `MADV_DONTNEED`, a mapping placed over the range, a hole punched in its file, and a
 //! copy-on-write break. If U returned before a lookup began, the lookup does not return a
-//! registration made before U. A lookup may also begin before U returns. The same promise holds if
-//! its thread got the address from a mapping call that could succeed only because of U. The module
-//! [`design`] describes the protocol and argues that it keeps the promise.
+//! registration made before U. A lookup may also begin before U returns. The same promise holds for
+//! such a lookup, if its thread got the address from a mapping call that could succeed only because
+//! of U. The module [`design`] describes the protocol and argues that it keeps the promise.
 //!
 //! # Trade-offs
 //!

@@ -57,9 +57,9 @@ impl Access for () {
 /// Callers of the cache use a registration to access the memory at `range`. So the implementer
 /// makes two promises:
 ///
-/// - A registration covers all of `range` with at least `access`. It covers the pages that were
-///   mapped there at some moment between call and return of [`register`](Self::register). It keeps
-///   those pages from being reused until it is deregistered.
+/// - A registration covers all pages of `range` with at least `access`. These are the pages that
+///   were mapped there at some moment between call and return of [`register`](Self::register).
+///   Until its deregistration, the registration keeps those pages from being reused.
 /// - Once [`deregister`](Self::deregister) has returned `Ok`, the device no longer reaches memory
 ///   through that registration.
 ///
@@ -75,7 +75,8 @@ pub unsafe trait Registrar: Send + Sync + 'static {
     /// The type of access that registrations of this device have.
     type Access: Access;
 
-    /// The device's registration. It contains everything that a caller needs to post a transfer.
+    /// The type of the device's registrations. A registration contains everything that a caller
+    /// needs to post a transfer.
     type Registration: Send + Sync + 'static;
 
     /// Registers `range` for `access`, and pins the pages of the range.
@@ -90,7 +91,7 @@ pub unsafe trait Registrar: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// Returns the operating system's error. The cache then counts the registration as leaked, and
-    /// goes on.
+    /// Returns the operating system's error. After an error, the cache counts the registration as
+    /// leaked, and goes on.
     fn deregister(&self, registration: Self::Registration) -> io::Result<()>;
 }

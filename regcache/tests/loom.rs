@@ -1,6 +1,6 @@
-//! These tests check the cache's protocol under loom, on a modelled kernel with one page. loom runs
-//! every interleaving of a few threads, up to `LOOM_MAX_PREEMPTIONS` preemptions. If the modelled
-//! kernel breaks a rule of the contract, loom must find a stale registration.
+//! These tests check the cache's protocol under loom, on a modelled kernel with one page. In each
+//! test, loom runs every interleaving of a few threads, up to `LOOM_MAX_PREEMPTIONS` preemptions.
+//! If the modelled kernel breaks a rule of the contract, loom must find a stale registration.
 //!
 //! ```sh
 //! RUSTFLAGS="--cfg loom" cargo test -p regcache --release --test loom

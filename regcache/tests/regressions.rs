@@ -57,8 +57,8 @@ fn a_panic_in_deregister_leaves_no_unwatched_entry() {
     assert!(!guard.registration().is_stale(&kernel, wanted), "STALE");
 }
 
-/// Repeats the test above, and then uses the slot again. The bug overwrote the content of a live
-/// entry.
+/// Repeats the test above, and then makes registrations that may use the same slot. The bug
+/// overwrote the content of a live entry.
 #[test]
 fn a_panic_in_deregister_does_not_recycle_a_live_slot() {
     let kernel = FakeKernel::new(8);
@@ -253,7 +253,8 @@ fn a_cache_built_during_an_invalidation_on_a_shared_monitor_is_never_stale() {
     );
 }
 
-/// Repeats the test above as a control, with a second cache that was built before the invalidation.
+/// Repeats the test above, as a control, with a second cache that was built before the
+/// invalidation.
 #[test]
 fn control_a_cache_built_before() {
     let (k, [one, two]) = slow();
@@ -420,7 +421,8 @@ fn a_share_does_not_join_a_watch_whose_memory_has_lost_its_backing() {
     drop(a.get(page(0), PAGE, READ).unwrap());
     kernel.remap(0);
     backed.store(false, Ordering::Relaxed);
-    // `a` has not drained, and its watch is still placed.
+    // Cache `a` has not drained since the change, and its watch is still placed. So `b` must not
+    // use that watch.
     drop(b.get(page(0), PAGE, READ).unwrap());
     assert_eq!((b.stats().uncached, kernel.watches()), (1, 1));
 }
@@ -494,7 +496,7 @@ fn a_completion_knows_of_uncached_registrations_of_the_range() {
 #[test]
 fn idle_entries_make_way_when_the_monitor_is_full() {
     let kernel = FakeKernel::new(8);
-    // This limit on watches models the driver's `max_user_regions`.
+    // The limit on the number of watches models the driver's `max_user_regions`.
     let few = {
         let kernel = Arc::clone(&kernel);
         move |asked| match asked {

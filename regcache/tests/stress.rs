@@ -26,8 +26,8 @@ const PAGE: usize = 4096;
 const BASE: usize = 0x10_0000;
 const PAGES: usize = 96;
 
-/// The maximum number of entries of the cache. It is lower than the number of pages, so that the
-/// cache evicts.
+/// The maximum number of entries of the cache. The limit is lower than the number of pages, so that
+/// the cache evicts.
 const ENTRIES: u32 = 94;
 
 /// The number of lookups between two updates of the progress that a thread publishes.

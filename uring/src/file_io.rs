@@ -75,7 +75,7 @@ impl FileIo {
     /// # Errors
     ///
     /// Returns the kernel's error: `EPERM` if `kernel.io_uring_disabled` forbids rings, or `ENOSYS`
-    /// if a sandbox does. The errors of [`UringRegistrar::new`] are possible too.
+    /// if a sandbox does. Also returns the errors of [`UringRegistrar::new`].
     pub fn new() -> io::Result<Self> {
         let ring = IoUring::new(2)?;
         Ok(Self {
@@ -98,7 +98,8 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// Returns [`Error`]; [`Error::WrongBuffer`] if `cache` was built for another ring.
+    /// Returns [`Error`]. The error is [`Error::WrongBuffer`] if `cache` was built for another
+    /// ring.
     pub fn write<M: Monitor>(
         &self,
         cache: &Cache<UringRegistrar, M>,
@@ -146,7 +147,7 @@ impl FileIo {
     /// # Safety
     ///
     /// The registration is not stale. A stale registration is allowed only if its pages are mapped
-    /// nowhere, and if any bytes may be written to the file.
+    /// nowhere, and if the file may receive any bytes.
     pub unsafe fn write_registered(
         &self,
         file: BorrowedFd<'_>,
@@ -157,7 +158,7 @@ impl FileIo {
         let len = self.check(bytes, buffer)?;
         let fd = types::Fd(file.as_raw_fd());
         let request = opcode::WriteFixed::new(fd, bytes.as_ptr(), len, buffer.index());
-        // SAFETY: the caller meets the conditions above, and this call needs no others.
+        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until the end.
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
@@ -180,7 +181,7 @@ impl FileIo {
         let len = self.check(bytes, buffer)?;
         let fd = types::Fd(file.as_raw_fd());
         let request = opcode::ReadFixed::new(fd, bytes.as_mut_ptr(), len, buffer.index());
-        // SAFETY: the caller meets the conditions above, and this call needs no others.
+        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until the end.
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
@@ -199,7 +200,7 @@ impl FileIo {
     ///
     /// # Safety
     ///
-    /// The kernel may access the memory of the request until this function returns.
+    /// The kernel may access the memory that the request names until this function returns.
     unsafe fn transfer(&self, request: &squeue::Entry) -> Result<usize, Error> {
         let Ring { ring, is_broken } =
             &mut *self.ring.lock().unwrap_or_else(PoisonError::into_inner);

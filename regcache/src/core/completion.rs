@@ -11,8 +11,8 @@ use crate::monitor::{Auto, Monitor};
 use crate::registrar::Registrar;
 use crate::sys::sync::{Arc, lock, wait_for};
 
-/// The registrations that guards may still hold although no later lookup returns them. They include
-/// uncached registrations.
+/// The registrations that guards may still hold although no later lookup returns them. Uncached
+/// registrations are included.
 ///
 /// Each registration is deregistered when its last guard is dropped. A completion can wait for
 /// these deregistrations. Dropping the completion has no effect on the registrations.
@@ -55,7 +55,7 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
         table.waiting += 1;
         let mut done = self.count(&table) == 0;
         while !done {
-            // If the deadline overflowed, wait again and again for the whole time-out.
+            // If the deadline overflowed, each wait lasts for the whole time-out.
             let rest = until.map_or(timeout, |until| {
                 until.saturating_duration_since(Instant::now())
             });

@@ -12,7 +12,9 @@
 //!  └──────────────────────────────┴───────────────────────────┴───────────┴──────┘
 //! ```
 //!
-//! An entry goes through these states:
+//! The *content* of an entry is its registration, with the range, the access and other data
+//! (`Content` in `mod.rs`). A thread *takes the content out* to deregister the registration. An
+//! entry goes through these states:
 //!
 //! ```text
 //!            publish                 kill                  last release
@@ -31,7 +33,7 @@
 //! 1. *References only grow while the entry is live.* [`acquire`](Entry::acquire) adds one
 //!    reference by a compare-and-swap, which succeeds only if `LIVE` is set. So once `LIVE` is
 //!    cleared, the count of references only falls. Exactly one call of [`release`](Entry::release)
-//!    or `kill` brings the count to 0. That call returns a result on which its caller must take the
+//!    or `kill` brings the count to 0. The result of that call requires its caller to take the
 //!    content out. No other caller takes the content out.
 //! 2. *The owner of a reference sees the content that it acquired, and this content does not
 //!    change.* The content is written before the release store in `publish`. `acquire` reads the
@@ -48,8 +50,8 @@
 //!    reference to the registration that is live in the entry at that moment. This registration is
 //!    never dead, but it may not be the one that the reader looked for. So the reader must check
 //!    that the registration serves its request.
-//! 4. *No count runs into its neighbour.* Once the word holds 2^26 hits, no reference is granted
-//!    until half of those hits have moved to a separate counter. While there are 2^33 references or
+//! 4. *No count runs into its neighbour.* If the word holds 2^26 hits, half of them must move to a
+//!    separate counter before another reference is granted. While there are 2^33 references or
 //!    more, hits do not move. Each reference granted adds a hit, so at most 2^26 references are
 //!    granted beyond 2^33. The count of references has 35 bits, so it does not overflow.
 

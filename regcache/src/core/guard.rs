@@ -13,9 +13,9 @@ use crate::range::VaRange;
 use crate::registrar::Registrar;
 use crate::sys::sync::{Arc, lock};
 
-/// A reference to a registration in use. Drop the guard only after polling the completions of all
-/// work that was posted with the registration's keys. The keys stay valid on the device after the
-/// drop.
+/// A reference to a registration in use. Drop the guard only after you have polled the completions
+/// of all work that was posted with the registration's keys. The keys stay valid on the device
+/// after the drop.
 ///
 /// This teardown is wrong, because a send of the peer may overwrite memory that has another owner:
 ///
@@ -31,8 +31,8 @@ use crate::sys::sync::{Arc, lock};
 /// be sent to the thread that polls the completion, and dropped there.
 ///
 /// Dropping the guard does not end the registration on the device. A peer with a remote key can use
-/// the key until the cache deregisters the memory. The cache may never do so. If that matters, set
-/// [`Builder::revoke_remote_keys`](crate::Builder::revoke_remote_keys).
+/// the key until the cache deregisters the memory, which may never happen. To revoke the key with
+/// the last guard, set [`Builder::revoke_remote_keys`](crate::Builder::revoke_remote_keys).
 pub struct Guard<R: Registrar, M: Monitor = Auto> {
     /// The entry. The guard owns a reference to it.
     entry: NonNull<Entry<Content<R, M>>>,
@@ -76,22 +76,22 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
         &self.content().registration
     }
 
-    /// Returns the addresses that the registration covers. They include the range that was looked
-    /// up.
+    /// Returns the addresses that the registration covers. The lookup's range is within these
+    /// addresses.
     #[inline]
     pub fn range(&self) -> VaRange {
         self.content().range
     }
 
-    /// Returns the access that the registration allows. That access serves the access that the
-    /// lookup asked for.
+    /// Returns the access that the registration allows. It serves the access that the lookup
+    /// requested.
     #[inline]
     pub fn access(&self) -> R::Access {
         self.content().access
     }
 
-    /// Returns false if the registration is uncached: it is deregistered when this guard is
-    /// dropped.
+    /// Returns true if the registration was put into the cache, and false if it is uncached. An
+    /// uncached registration is deregistered when this guard is dropped.
     pub fn is_cached(&self) -> bool {
         matches!(self.content().id, EntryId::Cached(..))
     }

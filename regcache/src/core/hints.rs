@@ -1,15 +1,16 @@
 //! [`Hints`]: guesses at the slot of an address. The hit path tries the hints before the index.
 //!
-//! The hints are a set-associative table, like a TLB. It maps an address to the slot of an entry
-//! that has served the address. The table may lose hints, and a hint may be wrong because the entry
-//! at the slot was recycled. The reader checks the entry itself (`entry.rs`, point 3), so the loads
-//! and stores here need no ordering. A hit reads one cache line of this table and one of the entry.
-//! An address without a hint is looked up in the index, under the lock.
+//! The hints are a set-associative table, like a TLB. The table maps an address to the slot of an
+//! entry that has served the address. The table may lose hints, and a hint may be wrong because the
+//! entry at the slot was recycled. The reader checks the entry itself (`entry.rs`, point 3). So the
+//! loads and stores of hints need no memory ordering. A hit reads one cache line of this table and
+//! one of the entry. If an address has no hint, the lookup takes the lock and searches the index.
 //!
-//! As in a TLB, a hint is for a whole page, and there are pages of several sizes. A registration
-//! uses the largest page size that is not larger than the registration. So if parts of a large
-//! registration are looked up one after another, their hints do not evict all others. A lookup
-//! first tries the page size that was noted last. Then it tries all sizes that were ever noted.
+//! As in a TLB, a hint is for a whole page, and there are pages of several sizes. The hints of a
+//! registration use the largest page size that is not larger than the registration. So if parts of
+//! a large registration are looked up one after another, their hints do not evict all others. A
+//! lookup first tries the page size of the hint that was noted last. If that fails, the lookup
+//! tries all page sizes that were ever noted.
 
 use std::io;
 

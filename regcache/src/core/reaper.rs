@@ -1,8 +1,9 @@
 //! [`Reaper`]: the background thread that deregisters freed memory if no lookup does so.
 //!
-//! The thread sleeps until the monitor has something to report. Then it drains the monitor as a
-//! lookup would, and deregisters the invalidated entries that no guard holds. The thread does not
-//! slow down hits. Lookups do not depend on the thread, because they drain the monitor themselves.
+//! The thread sleeps until the monitor has something to report. Then the thread drains the monitor
+//! as a lookup would, and deregisters the invalidated entries that no guard holds. The thread does
+//! not slow down hits. Lookups do not depend on the thread, because they drain the monitor
+//! themselves.
 //!
 //! If memory changes all the time, the thread would never sleep. So the thread pauses after each
 //! round, and makes at most a thousand rounds a second.
@@ -71,12 +72,13 @@ impl Drop for Reaper {
     }
 }
 
-/// Returns true if `thread` is the calling thread. This does not use `thread::current`, which would
-/// leak a record in a thread that Rust did not start.
+/// Returns true if `thread` is the calling thread. In a thread that Rust did not start,
+/// `thread::current` would leak a record. So this function compares the ids of pthreads.
 fn is_this<T>(thread: &thread::JoinHandle<T>) -> bool {
     // SAFETY: the call has no preconditions.
     let this = unsafe { libc::pthread_self() };
-    // The type of the id is a pointer in musl and a number in glibc. In std it is always a number.
+    // The type of the id is a pointer in musl, but a number in glibc and in std. So both ids are
+    // cast to a number.
     thread.as_pthread_t() as usize == this as usize
 }
 

@@ -28,7 +28,7 @@ pub struct Register {
 pub struct Register2 {
     /// The size of this structure in bytes, in the version that the caller was compiled with.
     pub size: u32,
-    /// Any combination of [`PROTECTION`] and [`MUST_BE_BACKED`], or 0.
+    /// The options: any combination of [`PROTECTION`] and [`MUST_BE_BACKED`], or 0.
     pub flags: u32,
     /// The address of the first byte.
     pub start: u64,
@@ -82,12 +82,12 @@ const _: () = assert!(
     size_of::<Register>() == 32 && size_of::<Register2>() == 32 && size_of::<Event>() == 32
 );
 
-/// Requests the features in a mask. The driver replaces the mask by the features that it grants.
-/// The driver has no features yet, so the mask becomes 0.
+/// Requests the features in the mask that `features` points to. The driver replaces the mask by the
+/// features that it grants. No features exist yet, so the mask becomes 0.
 ///
 /// # Errors
 ///
-/// Returns the driver's error; `ENOTTY` if `fd` is not the driver's device.
+/// Returns the driver's error. The error is `ENOTTY` if `fd` is not the driver's device.
 ///
 /// # Safety
 ///
@@ -117,9 +117,9 @@ pub unsafe fn register_region(fd: RawFd, region: *const Register) -> io::Result<
 ///
 /// # Errors
 ///
-/// Returns the driver's error; `ENOTTY` if the driver is too old to have this call, and `EINTR` if
-/// a signal interrupted the wait for an invalidation in flight. After an error the range is not
-/// watched.
+/// Returns the driver's error. The error is `ENOTTY` if the driver is too old to have this call. It
+/// is `EINTR` if a signal interrupted the wait for an invalidation in flight. After an error the
+/// range is not watched.
 ///
 /// # Safety
 ///
@@ -134,7 +134,7 @@ pub unsafe fn register_region2(fd: RawFd, region: *const Register2) -> io::Resul
 ///
 /// # Errors
 ///
-/// Returns the driver's error; `EINVAL` if no range has the cookie.
+/// Returns the driver's error. The error is `EINVAL` if no range has the cookie.
 ///
 /// # Safety
 ///

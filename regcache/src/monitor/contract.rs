@@ -18,8 +18,8 @@ impl fmt::Debug for Cookie {
 
 /// A source that reports when the pages behind a watched range change.
 ///
-/// An *invalidation* is any change of the pages that back a range: munmap, mremap, brk, a mapping
-/// placed over the range, `MADV_DONTNEED`, a hole punched in the file behind the range, or a
+/// An *invalidation* is any change of the pages that back a range. Examples are munmap, mremap,
+/// brk, `MADV_DONTNEED`, a mapping placed over the range, a hole punched in its file, and a
 /// copy-on-write break.
 ///
 /// # Safety
@@ -31,9 +31,9 @@ impl fmt::Debug for Cookie {
 ///
 /// - **M1, nothing lost**: an invalidation that starts after [`watch`](Self::watch) has returned is
 ///   reported by [`drain`](Self::drain).
-/// - **M2, nothing in flight missed**: an invalidation that is in flight while `watch` runs is over
-///   before `watch` returns, or is reported after the invalidation ends. A report made while the
-///   invalidation is in flight (an early report) is repeated after the invalidation ends. So an
+/// - **M2, nothing in flight missed**: consider an invalidation that is in flight while `watch`
+///   runs. It is over before `watch` returns, or it is reported after it ends. A report made while
+///   the invalidation is in flight (an early report) is repeated after the invalidation ends. So an
 ///   older watch can serve a registration that is made while the invalidation is in flight.
 /// - **M3, in time**: [`generation`](Self::generation) changes before the invalidating call
 ///   returns. It also changes before the kernel can hand out the addresses of the invalidated range

@@ -1,4 +1,5 @@
-//! [`NoMonitor`], for machines without a sound monitor. It watches nothing, so nothing is cached.
+//! [`NoMonitor`], for machines without a sound monitor. `NoMonitor` watches nothing, so nothing is
+//! cached.
 
 use std::io;
 

@@ -1,5 +1,5 @@
-//! The state of the model. It is small enough that the checker can visit every state that can be
-//! reached.
+//! The state of the model. The state is small, so that the checker can visit every state that can
+//! be reached.
 
 /// The maximum number of pages. A scenario may use fewer pages, slots or threads than these
 /// constants, which are array sizes.

@@ -137,8 +137,8 @@ impl State {
                 _ => {}
             }
         }
-        // No slot and no thread refers to the remaining pins, so these are leaks. They are kept, so
-        // that the checker finds them.
+        // No slot and no thread refers to the remaining pins, so these are leaks. The leaked pins
+        // are kept, so that the checker finds them.
         let kept = usize::from(next);
         for (place, leaked) in self.pins[kept..].iter_mut().zip(old.iter().flatten()) {
             *place = Some(*leaked);

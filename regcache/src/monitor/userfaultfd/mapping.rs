@@ -41,8 +41,8 @@ impl Mappings {
     /// Returns true if each of the pages belongs to an armed mapping (see `mod.rs`).
     ///
     /// The scan does not report holes, so a second call looks for holes. The second call comes
-    /// after the scan, so that it also finds mappings that were unmapped since. Neither call
-    /// examines single pages, so the time does not depend on the number of pages.
+    /// after the scan, and so also finds holes that were made since. Neither call examines single
+    /// pages, so the time does not depend on the number of pages.
     pub(super) fn are_armed(&self, pages: Pages) -> io::Result<bool> {
         let unarmed = raw::Scan {
             category_inverted: raw::PAGE_IS_WPALLOWED,

@@ -28,12 +28,12 @@
 //!    before the check. Each of these changes has raised the generation. If this takes too long,
 //!    the check gives up, and the cache treats the range as changed.
 //! 2. *The mapping is the one that was watched.* The monitor arms a page when the first watch of
-//!    the page is placed. It does not arm the page again until the last watch of the page has ended
-//!    (`coverage.rs`). `shmat(SHM_REMAP)` can replace a mapping without an event, but the new
-//!    mapping is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are not armed. The scan skips
-//!    holes, so `msync` looks for holes. `mremap` can move another armed mapping into the range.
-//!    But `mremap` sends an event that names the new addresses, so the reader reports the range's
-//!    watches.
+//!    the page is placed. The monitor does not arm the page again until the last watch of the page
+//!    has ended (`coverage.rs`). `shmat(SHM_REMAP)` can replace a mapping without an event, but the
+//!    new mapping is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are not armed. The scan
+//!    skips holes, so `msync` looks for holes. `mremap` can move another armed mapping into the
+//!    range. But `mremap` sends an event that names the new addresses, so the reader reports the
+//!    range's watches.
 //! 3. *No page is missing.* The check includes this point only if the kernel can remove pages
 //!    without an event. A registered page is present until it is removed. A thread that touches a
 //!    removed page gets another page only after the reader has entered the fault (`faults.rs`). So
@@ -136,8 +136,8 @@ pub struct Userfaultfd {
     reader: Reader,
     watches: Mutex<Watches>,
     mappings: Mappings,
-    /// The number of removals that are known to be over. They are the ones that were entered in the
-    /// log first.
+    /// The number of removals that are known to be over, in the order in which they were entered in
+    /// the log.
     removals_over: AtomicU64,
     strict: bool,
     fork: ForkMark,
@@ -192,7 +192,8 @@ impl Userfaultfd {
 
     fn checked(sight: Sight) -> Result<Self, UserfaultfdError> {
         let monitor = Self::with(sight)?;
-        // This call only tests whether the kernel supports the check, so any page will do.
+        // This call only tests whether the kernel supports the check. So any page of this process
+        // serves as its argument.
         let here = (&raw const monitor).addr() & !(monitor.source.page - 1);
         match monitor
             .mappings

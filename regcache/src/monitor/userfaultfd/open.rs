@@ -115,7 +115,8 @@ const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
 fn call(flags: i32) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes flags and returns a file descriptor.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS | flags) })?;
-    // SAFETY: the file descriptor was just made, and has no other owner. It fits in an i32.
+    // SAFETY: the file descriptor was just made, and has no other owner. A file descriptor fits in
+    // an i32.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 

@@ -8,8 +8,8 @@
 //! space. No thread holds that lock while it waits until its event is read. So the reader can
 //! always go on.
 //!
-//! The reader may cause page faults, but never one that it would have to serve itself, because no
-//! watched page is missing among the pages that it touches.
+//! The reader may cause page faults, but never one that it would have to serve itself. All memory
+//! that the reader touches is in use and present.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
