@@ -45,7 +45,7 @@ impl From<RangeError> for Error {
     }
 }
 
-/// A ring of its own for reads and writes that block.
+/// A ring for blocking reads and writes.
 ///
 /// Threads share a `FileIo` by reference. A transfer waits until the transfers of other threads are
 /// complete.

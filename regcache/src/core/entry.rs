@@ -279,7 +279,8 @@ impl<T> Entry<T> {
     }
 
     #[cfg(all(test, not(loom)))]
-    /// Adds so many references and hits that no further lookup is granted a reference.
+    /// Adds references and hits until the entry grants no further reference. A test uses this to
+    /// reach the limit.
     pub(crate) fn saturate(&self) {
         self.state
             .fetch_add(TOO_MANY - 2 * ONE + MANY_HITS, Ordering::Relaxed);

@@ -83,8 +83,8 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
         self.content().range
     }
 
-    /// Returns the access that the registration allows. It serves the access that the lookup
-    /// requested.
+    /// Returns the access that the registration allows. The returned access serves the one that the
+    /// lookup requested.
     #[inline]
     pub fn access(&self) -> R::Access {
         self.content().access
@@ -128,7 +128,8 @@ impl<R: Registrar, M: Monitor> Drop for Guard<R, M> {
 #[cold]
 fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
     // SAFETY: the content has not been taken yet, so it still holds a reference to the core. The
-    // core keeps the slab alive, as in `Guard::entry`.
+    // core keeps the slab alive, as in `Guard::entry`. An entry in a box lives until the box is
+    // freed below.
     let shared = unsafe { entry.as_ref() };
     // SAFETY: `release` has just told this thread to take the content.
     let content = unsafe { shared.take() };

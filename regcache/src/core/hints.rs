@@ -46,7 +46,8 @@ const FORGOTTEN: usize = 1 + (1 << STEP);
 /// The number of sets that a new table uses. These sets take 1 KiB.
 const FIRST_SETS: usize = 64;
 
-/// The maximum number of sets of a table. So many sets take 4 MiB and hold 1 048 576 hints.
+/// The maximum number of sets of a table. A table of this size takes 4 MiB and holds 1 048 576
+/// hints.
 const MAX_SETS: usize = 1 << 18;
 
 /// A set of hints. A hint consists of a slot and the tag of a page. Tags are short, so two pages

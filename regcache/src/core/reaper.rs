@@ -5,8 +5,8 @@
 //! not slow down hits. Lookups do not depend on the thread, because they drain the monitor
 //! themselves.
 //!
-//! If memory changes all the time, the thread would never sleep. So the thread pauses after each
-//! round, and makes at most a thousand rounds a second.
+//! Without a pause, the thread would never sleep while memory changes all the time. So the thread
+//! pauses after each round, and makes at most a thousand rounds a second.
 
 use std::io;
 use std::os::fd::AsFd;
