@@ -1,6 +1,6 @@
 //! [`Budget`]: the limits on entries and bytes, and the entries and bytes in use.
 
-/// See the head of this file.
+/// The limits of a cache, and the entries and bytes in use.
 #[derive(Debug)]
 pub(crate) struct Budget {
     max_entries: usize,

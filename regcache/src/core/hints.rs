@@ -87,7 +87,7 @@ fn size_of(range: VaRange) -> u32 {
     ((range.len().ilog2().max(SMALLEST) - SMALLEST) / STEP).min(SIZES - 1)
 }
 
-/// See the head of this file.
+/// The table of hints; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Hints {
     sets: Zeroed<Set>,
@@ -130,8 +130,8 @@ impl Hints {
         // never 0, because 0 marks an unused hint.
         let set = (hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize;
         let tag = (hash >> 32) as u8 | 1;
-        // SAFETY: the index of the set has 64 - `self.shift` bits, and the table has at least 2^(64
-        // - `self.shift`) sets.
+        // SAFETY: let n be 64 - `self.shift`. The index of the set has n bits, and the table has at
+        // least 2^n sets.
         (unsafe { self.sets.as_slice().get_unchecked(set) }, tag)
     }
 

@@ -12,7 +12,7 @@ use crate::core::slab::Slot;
 use crate::range::VaRange;
 use crate::registrar::Access;
 
-/// See the head of this file.
+/// The index of linked entries; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Index<A> {
     /// One map for each access that was ever used.

@@ -59,7 +59,7 @@ impl<R: Registrar, M: Monitor> Content<R, M> {
     }
 }
 
-/// See the head of this file.
+/// The state that a cache, its guards and its reaper share.
 pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) monitor: M,
     /// The generation up to which all invalidated entries were unlinked (`design.rs`). The bits are

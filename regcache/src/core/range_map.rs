@@ -26,7 +26,7 @@ const BLOCK: usize = 8;
 /// one block.
 const FEW: usize = BLOCK / 4;
 
-/// See the head of this file.
+/// The map from ranges to slots; see the head of this file.
 #[derive(Debug, Default)]
 pub(crate) struct RangeMap {
     /// The number of insertions and removals. The number is 0 in a new map, for which the initial

@@ -51,7 +51,7 @@ pub(crate) enum EntryId {
     Uncached(u64),
 }
 
-/// See the head of this file.
+/// The array of all entries; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     entries: Zeroed<Padded<T>>,

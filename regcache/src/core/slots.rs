@@ -61,7 +61,7 @@ pub(crate) struct Request<A> {
     pub(crate) bytes: usize,
 }
 
-/// See the head of this file.
+/// The phases and registrations of all slots; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Slots<A> {
     /// The records of all slots that were ever used. The index of a record is its slot.

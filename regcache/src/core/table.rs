@@ -22,7 +22,7 @@ use crate::range::VaRange;
 use crate::registrar::Access;
 use crate::stats::Stats;
 
-/// See the head of this file.
+/// The state that the cache's lock protects; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Table<A> {
     slots: Slots<A>,

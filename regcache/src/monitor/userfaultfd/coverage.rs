@@ -25,7 +25,7 @@ struct Run {
     watches: Vec<Cookie>,
 }
 
-/// See the head of this file.
+/// The watches of each page, in runs of pages; see the head of this file.
 #[derive(Debug, Default)]
 pub(super) struct Coverage {
     /// The runs, by their start addresses. No two runs overlap.

@@ -20,7 +20,7 @@ const REMOVAL: usize = 1;
 /// The pages of the entry that replaces the events that do not fit: all memory.
 const ALL: Pages = (0, usize::MAX);
 
-/// See the head of this file.
+/// The ring of events; see the head of this file.
 #[derive(Debug)]
 pub(super) struct Log {
     generation: AtomicU64,

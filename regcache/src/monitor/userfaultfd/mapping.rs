@@ -24,8 +24,8 @@ use super::raw;
 /// `/proc/self/maps` and `/proc/self/pagemap`, of the process that opened them.
 #[derive(Debug)]
 pub(super) struct Mappings {
-    /// The file `maps`. On old kernels the monitor reads it as text, and the lock protects the
-    /// file's offset.
+    /// The file `maps`. On old kernels the monitor reads this file as text, and the lock protects
+    /// the file's offset.
     maps: Mutex<File>,
     pagemap: File,
 }

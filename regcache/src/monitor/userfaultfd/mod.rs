@@ -25,8 +25,8 @@
 //!    entered the events in the log and raised the generation. The check loads the count, and
 //!    *after that* the flag. The check repeats both loads until the count is 0 and the flag is
 //!    clear. At that point the log has every change whose address the kernel could have handed out
-//!    before the check. Each of these changes has raised the generation. If this takes too long,
-//!    the check gives up, and the cache treats the range as changed.
+//!    before the check. Each of these changes has raised the generation. If the check waits too
+//!    long, it gives up, and the cache treats the range as changed.
 //! 2. *The mapping is the one that was watched.* The monitor arms a page when the first watch of
 //!    the page is placed. The monitor does not arm the page again until the last watch of the page
 //!    has ended (`coverage.rs`). `shmat(SHM_REMAP)` can replace a mapping without an event, but the
@@ -35,9 +35,9 @@
 //!    range. But `mremap` sends an event that names the new addresses, so the reader reports the
 //!    range's watches.
 //! 3. *No page is missing.* The check includes this point only if the kernel can remove pages
-//!    without an event. A registered page is present until it is removed. A thread that touches a
-//!    removed page gets another page only after the reader has entered the fault (`faults.rs`). So
-//!    each removed page is either still missing or in the log.
+//!    without an event. A registered page is present until it is removed. If a thread touches a
+//!    removed page, it gets another page only after the reader has entered the fault in the log
+//!    (`faults.rs`). So each removed page is either still missing or in the log.
 //! 4. *No removal of these pages is in flight.* `dontneed.rs` describes how the monitor determines
 //!    this.
 //!
@@ -136,8 +136,7 @@ pub struct Userfaultfd {
     reader: Reader,
     watches: Mutex<Watches>,
     mappings: Mappings,
-    /// The number of removals that are known to be over, in the order in which they were entered in
-    /// the log.
+    /// A number n. The first n removals that were entered in the log are known to be over.
     removals_over: AtomicU64,
     strict: bool,
     fork: ForkMark,

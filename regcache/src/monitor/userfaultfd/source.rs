@@ -11,7 +11,7 @@ use super::event_log::Log;
 use super::open::Opened;
 use super::raw;
 
-/// See the head of this file.
+/// The state that the monitor and its reader share.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) uffd: OwnedFd,

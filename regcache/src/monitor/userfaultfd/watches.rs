@@ -10,7 +10,7 @@ use crate::monitor::contract::Cookie;
 /// one, so that the list stays short.
 const MAX_REMOVALS: usize = 64;
 
-/// See the head of this file.
+/// All watches of the monitor, and the removals under suspicion.
 #[derive(Debug, Default)]
 pub(super) struct Watches {
     pub(super) by_cookie: HashMap<u64, Watch>,
