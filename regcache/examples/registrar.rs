@@ -1,5 +1,5 @@
-// A registrar whose device is a list in memory. Any other device works the same way, because the
-// cache uses only the two methods of the registrar.
+// This program implements a registrar whose device is a list in memory. Any other device works the
+// same way, because the cache uses only the two methods of the registrar.
 use std::error::Error;
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +12,7 @@ struct Device {
     table: Mutex<Vec<Option<VaRange>>>,
 }
 
-// SAFETY: a key is only a number here. No device accesses memory through it.
+// SAFETY: no device accesses memory through a key, because a key is only a number here.
 unsafe impl Registrar for Device {
     type Access = ();
     type Registration = usize;

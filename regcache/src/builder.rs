@@ -88,7 +88,7 @@ impl<R: Registrar> Cache<R> {
 }
 
 impl<R: Registrar> Builder<R, DefaultMonitor> {
-    /// Uses this monitor. The cache becomes the only reader of the monitor's reports.
+    /// Sets the monitor of the cache. The cache becomes the only reader of the monitor's reports.
     ///
     /// Several caches can share one monitor through [`Shared`](crate::monitor::Shared).
     pub fn monitor<M: Monitor>(self, monitor: M) -> Builder<R, M> {
@@ -103,7 +103,7 @@ impl<R: Registrar> Builder<R, DefaultMonitor> {
     ///
     /// # Errors
     ///
-    /// The errors of [`build`](Builder::build) with an explicit monitor.
+    /// Returns the errors of [`build`](Builder::build) with an explicit monitor.
     pub fn build(self) -> io::Result<Cache<R, Auto>> {
         self.monitor(auto()).build()
     }
@@ -111,15 +111,15 @@ impl<R: Registrar> Builder<R, DefaultMonitor> {
 
 impl<R, M> Builder<R, M> {
     /// Limits the number of registrations that the cache holds. A limit above 16 777 216 is lowered
-    /// to that number. With 0, nothing is cached.
+    /// to 16 777 216. If the limit is 0, nothing is cached.
     #[must_use]
     pub fn max_entries(mut self, entries: u32) -> Self {
         self.options.max_entries = entries.min(MAX_ENTRIES);
         self
     }
 
-    /// Limits the bytes that cached registrations pin, counted in whole pages. A range larger than
-    /// the limit is not cached, and its bytes are not counted.
+    /// Limits the bytes that cached registrations pin, counted in whole pages. The registration of
+    /// a range larger than the limit is not cached, and its bytes are not counted.
     #[must_use]
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.options.max_bytes = Some(bytes);
@@ -128,16 +128,16 @@ impl<R, M> Builder<R, M> {
 
     /// Registers whole aligned blocks of `bytes` bytes. The size must be a power of two. A range is
     /// widened to the blocks that contain it, so that lookups of other parts of these blocks are
-    /// hits. If the blocks cannot be registered, only the range itself is registered. The default,
-    /// 1, does not widen.
+    /// hits. If the blocks cannot be registered, only the range itself is registered. With the
+    /// default, 1, ranges are not widened.
     ///
     /// A widened registration never becomes stale, because all of its memory is watched. Widening
     /// has these effects:
     ///
     /// - Blocks up to the page size (4096) pin no additional page, because the device pins whole
-    ///   pages anyway. They cause no additional invalidation, because the bytes of a page share a
-    ///   mapping. But the registration *allows access* to the rest of each page. If the access is
-    ///   remote, a peer can reach the rest of the page too.
+    ///   pages anyway. Such blocks cause no additional invalidation, because the bytes of a page
+    ///   share a mapping. But the registration *allows access* to the rest of each page. If the
+    ///   access is remote, a peer can reach the rest of the page too.
     /// - Larger blocks also pin, count, watch and give access to neighbouring pages. These pages
     ///   may belong to another part of the program. When they change, the registration is
     ///   invalidated.
@@ -148,7 +148,8 @@ impl<R, M> Builder<R, M> {
     }
 
     /// Merges the range of a miss with the registrations of the same access that overlap or touch
-    /// the range. A merged registration has at most `bytes` bytes. The default, 0, does not merge.
+    /// the range. A merged registration has at most `bytes` bytes. With the default, 0, ranges are
+    /// not merged.
     ///
     /// Merging suits memory that is looked up piece by piece. Each merge registers the whole merged
     /// range again, so `bytes` also limits the cost of a miss.
@@ -159,8 +160,8 @@ impl<R, M> Builder<R, M> {
     }
 
     /// Deregisters memory with remote access ([`Access::is_remote`]) when its last guard is
-    /// dropped. A peer cannot use the remote key after that. By default such registrations are
-    /// retained like others.
+    /// dropped. A peer cannot use the remote key after the deregistration. By default,
+    /// registrations with remote access are retained like all others.
     ///
     /// [`Access::is_remote`]: crate::Access::is_remote
     #[must_use]
@@ -173,8 +174,8 @@ impl<R, M> Builder<R, M> {
     /// invalidated memory. By default the thread runs if the monitor has a
     /// [descriptor](Monitor::descriptor) to wait on.
     ///
-    /// Without the thread, freed memory stays pinned until a lookup misses or sees a new
-    /// generation. The application can call [`Cache::reap`] from its event loop instead.
+    /// Without the thread, freed memory stays pinned until a lookup takes the slow path. An
+    /// application without the thread can call [`Cache::reap`] from its event loop.
     #[must_use]
     pub fn background_reaper(mut self, reap: bool) -> Self {
         self.options.background_reaper = reap;
@@ -187,10 +188,10 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Otherwise the
-    /// monitor's error, or the kernel's. The kernel must grant address space for the entries, and a
-    /// thread for the reaper. It must also grant a page under `MADV_WIPEONFORK` (Linux 4.14), by
-    /// which the cache recognises a forked child.
+    /// Returns [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Otherwise
+    /// the error of the monitor or of the kernel. The kernel must grant address space for the
+    /// entries, and a thread for the reaper. The kernel must also grant a page under
+    /// `MADV_WIPEONFORK` (Linux 4.14), by which the cache recognises a forked child.
     pub fn build(self) -> io::Result<Cache<R, M>> {
         let Self {
             registrar,
@@ -227,7 +228,8 @@ fn system_value(which: SysconfVar, otherwise: usize) -> usize {
     }
 }
 
-/// Returns the bytes that `RLIMIT_MEMLOCK` allows, or half of the machine's memory if that is less.
+/// Returns the number of bytes that `RLIMIT_MEMLOCK` allows, or half of the machine's memory if
+/// that half is less.
 fn default_max_bytes() -> usize {
     let memory = system_value(SysconfVar::_PHYS_PAGES, 1 << 18)
         .saturating_mul(system_value(SysconfVar::PAGE_SIZE, 4096));

@@ -23,8 +23,8 @@ use crate::sys::sync::{Arc, lock};
 /// A registration cache for one registrar.
 ///
 /// [`get_slice`](Self::get_slice) returns a registration that covers a slice. An earlier lookup may
-/// have made the registration, but it is never stale. The [crate] documentation states this promise
-/// exactly.
+/// have made that registration. Even so, a returned registration is never stale. The [crate]
+/// documentation states this promise exactly.
 ///
 /// Threads share a cache by reference (it is `Sync`). Guards may outlive the cache.
 pub struct Cache<R: Registrar, M: Monitor = Auto> {
@@ -43,7 +43,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// # Errors
     ///
-    /// The errors of [`get`](Self::get). An empty slice causes [`Error::Range`].
+    /// Returns the errors of [`get`](Self::get). An empty slice causes [`Error::Range`].
     #[inline]
     pub fn get_slice(&self, bytes: &[u8], access: R::Access) -> Result<Guard<R, M>, Error> {
         self.get(bytes.as_ptr(), bytes.len(), access)
@@ -51,9 +51,9 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
 
     /// Returns a registration that covers the `len` bytes at `start` and allows `access`.
     ///
-    /// The registration may cover more bytes and allow more access. It covers the memory that is
-    /// mapped at the address now. While the guard lives, the registration covers that same memory
-    /// and no other.
+    /// The registration may cover more bytes and allow more access. The registration covers the
+    /// memory that is mapped at the address at the time of the call. While the guard lives, the
+    /// registration covers that same memory and no other.
     ///
     /// The pointer is not dereferenced, so any value is allowed. A hit takes no lock. A hit makes
     /// no system call, unless the monitor has to be called at each lookup ([`Monitor::CHECKED`]). A
@@ -61,8 +61,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// # Errors
     ///
-    /// [`Error`] if the range is not valid, the device refuses to register it, this process is a
-    /// forked child, or the monitor failed.
+    /// Returns [`Error`] if the range is not valid, the device refuses to register it, this process
+    /// is a forked child, or the monitor failed.
     ///
     /// ```
     /// # use std::io;
@@ -97,8 +97,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if M::CHECKED && !core.monitor.is_intact(range) {
             return self.reregister(range, access);
         }
-        // Each rare case directly returns the result of a call. So the common case need not save
-        // CPU registers.
+        // Each rare case directly returns the result of a call, which the compiler can turn into a
+        // jump. So a hit need not save CPU registers.
         let Some(slot) = core.hints.first(range.start()) else {
             return self.get_slow(range, access, None);
         };
@@ -116,8 +116,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         Ok(guard)
     }
 
-    /// Registers the range again, because the monitor cannot confirm that earlier registrations are
-    /// still valid.
+    /// Unlinks the entries that cover the range, and then serves the lookup on the slow path. The
+    /// monitor could not confirm that these entries are still valid.
     #[cold]
     #[inline(never)]
     fn reregister(&self, range: VaRange, access: R::Access) -> Result<Guard<R, M>, Error> {
@@ -131,8 +131,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         lookup(core, range, access)
     }
 
-    /// Serves a lookup that the first hint did not serve. `other` is a guard of an entry that does
-    /// not serve the request.
+    /// Serves a lookup that the first hint did not serve. `other` is the guard that the first hint
+    /// led to, if its entry does not serve the request.
     #[cold]
     #[inline(never)]
     fn get_slow(
@@ -157,27 +157,29 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         lookup(core, range, access)
     }
 
-    /// Registers a range, so that the next [`get`](Self::get) of it is a hit. If the registration
-    /// cannot be cached, the next lookup is a miss again. The same holds for remote access if its
-    /// [keys are revoked](crate::Builder::revoke_remote_keys).
+    /// Registers a range, so that the next [`get`](Self::get) of the range is a hit. If the
+    /// registration cannot be cached, the next lookup is a miss again. The next lookup is also a
+    /// miss if `access` is remote and the cache [revokes remote
+    /// keys](crate::Builder::revoke_remote_keys).
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get).
+    /// Returns the same errors as [`get`](Self::get).
     pub fn prefetch(&self, start: *const u8, len: usize, access: R::Access) -> Result<(), Error> {
         self.get(start, len, access).map(drop)
     }
 
     /// Invalidates every registration that covers any of the `len` bytes at `start`. Later lookups
     /// register again. A registration in use is deregistered after its last guard is dropped. The
-    /// returned [`Completion`] can wait for that.
+    /// returned [`Completion`] can wait until the registrations are deregistered.
     ///
-    /// An application can use this if it knows of a change that the monitor does not report, or to
-    /// unpin memory at once. It need not call this before it unmaps memory.
+    /// An application can use this method if it knows of a change that the monitor does not report,
+    /// or to unpin memory at once. An application need not call this method before it unmaps
+    /// memory.
     ///
     /// # Errors
     ///
-    /// [`Error::Range`] for a bad range, and [`Error::Forked`] in a forked child.
+    /// Returns [`Error::Range`] for a bad range, and [`Error::Forked`] in a forked child.
     ///
     /// ```
     /// # use std::io;
@@ -212,7 +214,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// # Errors
     ///
-    /// [`Error::Forked`] in a forked child.
+    /// Returns [`Error::Forked`] in a forked child.
     pub fn flush(&self) -> Result<Completion<R, M>, Error> {
         self.unlink(|table, slab| {
             table.unlink_all(slab);
@@ -234,26 +236,26 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     }
 
     /// Closes the cache: stops the reaper and invalidates every registration. The returned
-    /// [`Completion`] can wait for registrations that guards still hold. Dropping the cache does
-    /// the same, but returns no [`Completion`].
+    /// [`Completion`] can wait until the registrations that guards still hold are deregistered.
+    /// Dropping the cache does the same, but returns no [`Completion`].
     ///
     /// # Errors
     ///
-    /// [`Error::Forked`] in a forked child.
+    /// Returns [`Error::Forked`] in a forked child.
     pub fn close(mut self) -> Result<Completion<R, M>, Error> {
         self.reaper.take();
         self.flush()
     }
 
-    /// Deregisters the memory that the monitor reports as invalidated, before a lookup has to do
-    /// so.
+    /// Deregisters the memory that the monitor reports as invalidated, so that it does not stay
+    /// pinned until the next lookup.
     ///
     /// If the cache has no [background reaper](crate::Builder::background_reaper), call this when
     /// [`descriptor`](Self::descriptor) is readable.
     ///
     /// # Errors
     ///
-    /// [`Error::Monitor`] if the monitor failed, and [`Error::Forked`] in a forked child.
+    /// Returns [`Error::Monitor`] if the monitor failed, and [`Error::Forked`] in a forked child.
     pub fn reap(&self) -> Result<(), Error> {
         if self.core.in_child() {
             return Err(Error::Forked);
@@ -292,8 +294,9 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         self.core.monitor.descriptor()
     }
 
-    /// Reads the counters. The call loads the hit count of each entry. It writes to no cache line
-    /// that a hit reads. In a forked child all counters are 0.
+    /// Returns the cache's statistics. The call takes the lock, and reads the hit count of every
+    /// slot that was ever used. The call does not slow down hits, because it writes to no cache
+    /// line that a hit reads. In a forked child all statistics are 0.
     pub fn stats(&self) -> Stats {
         let core = &self.core;
         if core.in_child() {
@@ -328,7 +331,8 @@ impl<R: Registrar, M: Monitor> Drop for Cache<R, M> {
     fn drop(&mut self) {
         if self.core.in_child() {
             // The registrar, the monitor and the reaper belong to the parent process. Dropping them
-            // here would close what the parent still uses. So they are leaked.
+            // here would close file descriptors that the parent still uses. So the child leaks
+            // them.
             mem::forget(Arc::clone(&self.core));
             mem::forget(self.reaper.take());
             return;

@@ -11,16 +11,17 @@
 //!
 //! **Hit** ([`Cache::get`]). Load `generation`, and go on only if it equals `drained`. In a forked
 //! child the two are never equal. Take a reference to the entry that the hints name, if that entry
-//! is live. If the entry serves the request, return it. If any step fails, take the slow path. A
-//! hit takes no lock, makes no system call and allocates nothing. A hit writes to the cache line of
-//! its entry and to no other.
+//! is live. If the entry serves the request, return it. If any of these steps fails, take the slow
+//! path. A hit takes no lock, makes no system call and allocates nothing. A hit writes to the cache
+//! line of its entry and to no other.
 //!
 //! **Drain** (`core/mod.rs`). Under the lock, read the monitor's reports until none is left. Kill
-//! and unlink the entry that each report names. The monitor then returns the generation of the
-//! moment at which no report was left. Store that generation in `drained`.
+//! and unlink the entry that each report names (`core/entry.rs` defines killing). The monitor then
+//! returns the generation of the moment at which no report was left. Store that generation in
+//! `drained`.
 //!
 //! **Miss** (`core/lookup.rs`). Make room; *watch, then register*; drain. If the watch was
-//! invalidated meanwhile, deregister and start over. Otherwise publish the entry.
+//! invalidated since it was placed, deregister and start over. Otherwise publish the entry.
 //!
 //! # Why a lookup never returns a stale registration
 //!
@@ -34,8 +35,8 @@
 //!    Then U is reported (M2), or U was over before the watch was in place. If U was over, the
 //!    registration came after U and pinned the pages that U had left. In that case E is not stale.
 //! 2. It remains to consider a U that is reported. The generation rose for U before the lookup
-//!    began (M3). Let g be its value after that. The lookup's load of `generation` returns g or a
-//!    later value.
+//!    began (M3). Let g be the generation after that rise. The lookup's load of `generation`
+//!    returns g or a later value.
 //! 3. The lookup goes on without a drain only if `drained` equals the value that it loaded.
 //!    `drained` is always a value that a drain returned. A drain that returns g or a later value
 //!    has reported U. (The first value of `drained` is older than the first entry.)
@@ -46,7 +47,7 @@
 //!    looked at that mark under the lock, after a drain of its own, and did not publish E. In both
 //!    cases an attempt to acquire E fails.
 //! 4. If `drained` differs, the lookup takes the lock, drains, and searches the index before it
-//!    releases the lock. The drain loads the generation, or reads the report, after the lookup
+//!    releases the lock. This drain loads the generation, or reads the report, after the lookup
 //!    began. So the argument of step 3 holds here as well.
 //!
 //! If a monitor is [`CHECKED`], its generation alone may rise too late for step 2. So the lookup
@@ -55,10 +56,11 @@
 //! pending registrations that would cover the range start over. So the lookup returns a
 //! registration that was made after the lookup began, hence after U.
 //!
-//! Entries that overlap the range without covering it stay linked. They cannot serve this lookup. A
-//! lookup that they can serve calls `is_intact` for its own range.
+//! Entries that overlap the range without covering it stay linked. Such entries cannot serve this
+//! lookup. A lookup that such an entry can serve calls `is_intact` for its own range.
 //!
-//! A lookup that returns an uncached registration makes that registration itself, so after U.
+//! A lookup that returns an uncached registration makes that registration itself. So the
+//! registration was made after U.
 //!
 //! # When registrations are deregistered
 //!

@@ -55,7 +55,7 @@ pub enum RegisterError {
         /// The device's error.
         source: io::Error,
     },
-    /// Part of the range does not allow the access asked for.
+    /// Part of the range does not allow the requested access.
     #[error(
         "cannot register {range}: memory at {at:#x} is mapped {permissions}, which does not allow the access asked for (mprotect it, or ask for less)"
     )]
@@ -82,7 +82,7 @@ pub enum RegisterError {
         /// The device's error.
         source: io::Error,
     },
-    /// The device refused for another reason, which the source names.
+    /// The device refused for another reason, which the field `source` holds.
     #[error("the device refused to register {range}")]
     Device {
         /// The range that was to be registered.
@@ -152,7 +152,7 @@ impl fmt::Display for Chain<'_> {
 }
 
 impl RegisterError {
-    /// Finds out why registering `range` failed with `source`.
+    /// Returns the error that explains why registering `range` failed with `source`.
     pub(crate) fn diagnose(range: VaRange, writes: bool, source: io::Error) -> Self {
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EFAULT | Errno::EACCES | Errno::EPERM) => {
@@ -184,8 +184,9 @@ impl RegisterError {
     }
 }
 
-/// Returns the first address in `range` that cannot be accessed, with its permissions if it is
-/// mapped. Returns `None` if there is no such address, or if `/proc/self/maps` cannot be read.
+/// Returns the first address in `range` that cannot be accessed, and the permissions there if the
+/// address is mapped. Returns `None` if there is no such address, or if `/proc/self/maps` cannot be
+/// read.
 fn first_obstacle(range: VaRange, writes: bool) -> Option<(usize, Option<String>)> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     let mut at = range.start();

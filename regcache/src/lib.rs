@@ -7,20 +7,20 @@
 //!
 //! # The promise
 //!
-//! Let U be any operation that changes which pages back a range: munmap, mremap, brk, a mapping
-//! placed over the range, `MADV_DONTNEED`, a hole punched in the file behind the range, a
+//! Let U be any operation that changes which pages back a range. Examples are munmap, mremap, brk,
+//! `MADV_DONTNEED`, a mapping placed over the range, a hole punched in its file, and a
 //! copy-on-write break. If U returned before a lookup began, the lookup does not return a
-//! registration made before U. A lookup may also begin before U returns. The same promise holds if
-//! its thread got the address from a mapping call that could succeed only because of U. The module
-//! [`design`] describes the protocol and argues that it keeps the promise.
+//! registration made before U. A lookup may also begin before U returns. The same promise holds for
+//! such a lookup, if its thread got the address from a mapping call that could succeed only because
+//! of U. The module [`design`] describes the protocol and argues that it keeps the promise.
 //!
 //! # Trade-offs
 //!
 //! - **Hits are cheap, misses are not.** A hit takes no lock. With the ummunotify monitor, a hit
 //!   makes no system call. A miss takes a lock and registers memory.
 //! - **Soundness needs the kernel's help.** The [`Ummunotify`](monitor::Ummunotify) monitor needs a
-//!   kernel driver. The [`Userfaultfd`](monitor::Userfaultfd) monitor needs no driver. But it makes
-//!   a few system calls at each lookup, and watches only private anonymous memory. Without a
+//!   kernel driver. The [`Userfaultfd`](monitor::Userfaultfd) monitor needs no driver. But with it
+//!   each lookup makes a few system calls, and only private anonymous memory is cached. Without a
 //!   monitor, nothing is cached.
 //! - **Memory stays pinned.** Cached registrations keep their pages in place until they are evicted
 //!   or invalidated. [`Builder::max_bytes`] limits the bytes that stay pinned.
@@ -32,14 +32,15 @@
 //! # How it works
 //!
 //! A [`Registrar`] makes and destroys registrations for one kind of device. A [`Monitor`] watches
-//! memory and reports changes. It also has a number, its generation, which rises before the call
-//! that changed the memory returns.
+//! memory and reports changes. A monitor also has a number, its generation. The generation rises
+//! before the call that changed the memory returns.
 //!
 //! A miss watches the range and then registers it. Each lookup compares the monitor's generation
-//! with the generation up to which the cache has read reports. If both are equal, no watched memory
-//! has changed. The lookup then takes a reference to an entry and returns a [`Guard`]. Otherwise
-//! the lookup first reads the reports and unlinks the entries that the reports name. A registration
-//! is deregistered once its entry is unlinked and its last guard is dropped.
+//! with the generation up to which the cache has read reports. If the two generations are equal, no
+//! watched memory has changed since. The lookup then takes a reference to an entry and returns a
+//! [`Guard`]. Otherwise the lookup first reads the reports and unlinks the entries that the reports
+//! name. A registration is deregistered after its entry was unlinked and its last guard was
+//! dropped.
 //!
 //! # How to use it
 //!

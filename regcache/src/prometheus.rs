@@ -6,8 +6,8 @@ use crate::stats::Stats;
 
 macro_rules! define_metrics {
     ($({ $field:ident: $type:ty, $metric:literal, $description:literal })*) => {
-        /// Returns each counter's value, name and description. The name ends in `_total` if the
-        /// value only grows.
+        /// Returns each counter's value, name and description. The name of a value that only grows
+        /// ends in `_total`.
         fn metrics(stats: &Stats) -> impl Iterator<Item = (u64, &'static str, &'static str)> {
             [$((stats.$field as u64, $metric, $description),)*].into_iter()
         }

@@ -5,7 +5,7 @@ use std::fmt;
 /// A half-open range of virtual addresses, `[start, end)`, in bytes.
 ///
 /// A range is never empty and never wraps around the end of the address space. The constructors
-/// refuse such ranges, so no later code has to check for them.
+/// return an error in these cases, so no other code has to check for them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VaRange {
     start: usize,
@@ -37,8 +37,8 @@ impl VaRange {
     ///
     /// # Errors
     ///
-    /// [`RangeError::ZeroLength`] if `len` is 0, [`RangeError::AddressWraps`] if the range runs
-    /// past the end of the address space.
+    /// Returns [`RangeError::ZeroLength`] if `len` is 0, [`RangeError::AddressWraps`] if the range
+    /// runs past the end of the address space.
     pub fn new(start: *const u8, len: usize) -> Result<Self, RangeError> {
         let start = start.addr();
         if len == 0 {

@@ -12,7 +12,7 @@ use crate::range::VaRange;
 /// The operations that a registration allows.
 ///
 /// The cache finds a registration by its range and its access. A registration that allows more than
-/// a lookup asked for may serve that lookup. [`Access::serves`] decides whether it may. For verbs,
+/// a lookup asked for may serve that lookup. [`Access::serves`] returns true if it may. For verbs,
 /// the registration needs a superset of the permission flags and the same ordering flags.
 pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
     /// Returns true if a registration made with `self` can replace one made with `wanted`.
@@ -35,7 +35,7 @@ pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
     }
 }
 
-/// The access of devices whose registrations all allow the same operations.
+/// The access of a device whose registrations all allow the same operations.
 impl Access for () {
     fn serves(self, (): ()) -> bool {
         true
@@ -57,39 +57,41 @@ impl Access for () {
 /// Callers of the cache use a registration to access the memory at `range`. So the implementer
 /// makes two promises:
 ///
-/// - A registration covers all of `range` with at least `access`. It covers the pages that were
-///   mapped there at some moment between call and return of [`register`](Self::register). It keeps
-///   those pages from being reused until it is deregistered.
+/// - A registration covers all pages of `range` with at least `access`. These are the pages that
+///   were mapped there at some moment between call and return of [`register`](Self::register).
+///   Until its deregistration, the registration keeps those pages from being reused.
 /// - Once [`deregister`](Self::deregister) has returned `Ok`, the device no longer reaches memory
 ///   through that registration.
 ///
-/// Only pages that the kernel's `get_user_pages` finds are meant, because monitors report no
-/// changes of other memory. A registrar may also register addresses at which a device has its own
-/// memory, as `ibv_reg_mr` does with nvidia-peermem. Such a range is not mapped, may not be
+/// The promises concern only pages that the kernel's `get_user_pages` finds, because monitors
+/// report no changes of other memory. A registrar may also register addresses at which a device has
+/// its own memory, as `ibv_reg_mr` does with nvidia-peermem. Such a range is not mapped, may not be
 /// accessed, or is mapped by a driver without pages. So the sound monitors refuse to watch it, and
 /// the cache does not retain the registration.
 ///
-/// An ummunotify driver without `REGISTER_REGION2` cannot refuse such a range. So a registrar that
-/// registers device memory must not be used with such a driver.
+/// An ummunotify driver that is too old for `REGISTER_REGION2` cannot refuse such a range. So a
+/// registrar that registers device memory must not be used with such a driver.
 pub unsafe trait Registrar: Send + Sync + 'static {
     /// The type of access that registrations of this device have.
     type Access: Access;
 
-    /// The device's registration. It contains everything that a caller needs to post a transfer.
+    /// The type of the device's registrations. A registration contains everything that a caller
+    /// needs to post a transfer.
     type Registration: Send + Sync + 'static;
 
     /// Registers `range` for `access`, and pins the pages of the range.
     ///
     /// # Errors
     ///
-    /// The operating system's error. The cache turns `EFAULT`, `ENOMEM`, `EPERM` and `EACCES` into
-    /// advice, as [`RegisterError`](crate::RegisterError) describes.
+    /// Returns the operating system's error. The cache turns `EFAULT`, `ENOMEM`, `EPERM` and
+    /// `EACCES` into advice, as [`RegisterError`](crate::RegisterError) describes.
     fn register(&self, range: VaRange, access: Self::Access) -> io::Result<Self::Registration>;
 
     /// Destroys a registration. The memory of the registration may be unmapped already.
     ///
     /// # Errors
     ///
-    /// The operating system's error. The cache then counts the registration as leaked, and goes on.
+    /// Returns the operating system's error. After an error, the cache counts the registration as
+    /// leaked, and goes on.
     fn deregister(&self, registration: Self::Registration) -> io::Result<()>;
 }

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// The table of statistics, the only place that names, types and describes each statistic.
+/// The table of the statistics: the only place that defines the name, type and description of each
+/// one.
 ///
 /// A row has a field's name, its type, the name of its Prometheus metric, and its description. The
 /// metric's name ends in `_total` if the value only grows. [`Stats`], its documentation, the

@@ -1,6 +1,6 @@
-//! Tests of the cache's protocol under loom, on a modelled kernel with one page. loom runs every
-//! interleaving of a few threads, up to `LOOM_MAX_PREEMPTIONS` preemptions. If the modelled kernel
-//! breaks a rule of the contract, loom must find a stale registration.
+//! These tests check the cache's protocol under loom, on a modelled kernel with one page. In each
+//! test, loom runs every interleaving of a few threads, up to `LOOM_MAX_PREEMPTIONS` preemptions.
+//! If the modelled kernel breaks a rule of the contract, loom must find a stale registration.
 //!
 //! ```sh
 //! RUSTFLAGS="--cfg loom" cargo test -p regcache --release --test loom
@@ -33,7 +33,7 @@ enum Flaw {
 /// The modelled kernel, with one page and its watches.
 struct FakeKernel {
     flaw: Flaw,
-    /// The lock is held from start to end of an invalidation.
+    /// The lock that is held from the start to the end of an invalidation.
     in_flight: Mutex<()>,
     version: AtomicU64,
     generation: AtomicU64,
@@ -125,7 +125,7 @@ unsafe impl Monitor for FakeMonitor {
     }
 }
 
-/// A device whose registrations have the access `A`.
+/// A modelled device whose registrations have the access `A`.
 struct FakeDevice<A>(Arc<FakeKernel>, PhantomData<A>);
 
 /// A registration, which records the version of the page that was pinned.
@@ -244,8 +244,8 @@ fn loom_finds_the_stale_hit_when_the_report_is_late() {
     loom::model(|| handed_to_another_thread(Flaw::ReportIsLate));
 }
 
-/// One thread drops a guard while another thread evicts and remaps. Each registration is
-/// deregistered once.
+/// One thread drops a guard while another thread evicts the entry and remaps the page. Each
+/// registration is deregistered exactly once.
 #[test]
 fn loom_eviction_and_last_guard_destroy_a_registration_once() {
     loom::model(|| {
@@ -265,7 +265,7 @@ fn loom_eviction_and_last_guard_destroy_a_registration_once() {
     });
 }
 
-/// Two threads drop guards of one registration, and a third drops the cache.
+/// Two threads drop guards of one registration, while a third thread drops the cache.
 #[test]
 fn loom_cache_and_last_guards_may_go_at_once() {
     loom::model(|| {
@@ -290,7 +290,8 @@ fn loom_cache_and_last_guards_may_go_at_once() {
     });
 }
 
-/// Two threads deregister dead entries, and a third drops the last guard of an unlinked entry.
+/// Two threads deregister dead entries, while a third thread drops the last guard of an unlinked
+/// entry.
 #[test]
 fn loom_several_threads_deregister_each_registration_once() {
     loom::model(|| {
@@ -359,8 +360,8 @@ fn loom_a_declining_reader_does_not_keep_a_remote_key() {
     });
 }
 
-/// The last guards of a revocable registration are dropped during lookups of the same memory and a
-/// flush.
+/// One thread drops a guard of a revocable registration, and another looks up the same memory.
+/// Meanwhile a third thread flushes.
 #[test]
 fn loom_revocable_guards_lookups_and_flush() {
     loom::model(|| {
@@ -384,7 +385,8 @@ fn loom_revocable_guards_lookups_and_flush() {
     });
 }
 
-/// One thread flushes, and waits for a guard that another thread drops.
+/// One thread flushes and waits until a registration is gone, while another thread drops its last
+/// guard.
 #[test]
 fn loom_completion_sees_the_last_guard_go() {
     loom::model(|| {

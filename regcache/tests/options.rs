@@ -1,5 +1,5 @@
-//! Tests of a cache's options and rarer calls, on a modelled kernel and device. They cover
-//! widening, merging, revoking remote keys, invalidating, reaping and sharing a monitor.
+//! These tests check a cache's options and less common methods, on a modelled kernel and device.
+//! They cover widening, merging, revoking remote keys, invalidating, reaping and sharing a monitor.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -52,7 +52,8 @@ fn until(what: impl Fn() -> bool) {
     }
 }
 
-/// Returns the first page of a registration and its number of pages.
+/// Returns the number of a registration's first page, and the number of pages that the registration
+/// covers.
 fn extent(guard: &Guard<FakeDevice, FakeMonitor>) -> (usize, usize) {
     let range = guard.range();
     assert_eq!((range.start() % PAGE, range.len() % PAGE), (0, 0));

@@ -1,5 +1,4 @@
-//! Tests of the cache's side of the contract, of its limits and of its eviction, on a modelled
-//! kernel and device.
+//! These tests check the cache's protocol, limits and eviction, on a modelled kernel and device.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -375,8 +374,8 @@ fn a_monitor_that_fails_fails_the_lookup() {
     assert!(!guard.registration().is_stale(&kernel, guard.range()));
 }
 
-/// A monitor with two faults that a test can switch on. It remaps a page at the end of its next
-/// drain, or it does not end watches.
+/// A monitor with two faults that a test can switch on. With one fault, it remaps a page at the end
+/// of its next drain. With the other, it does not end watches.
 struct Twisted {
     inner: FakeMonitor,
     /// The page to remap at the end of the next drain.
@@ -484,8 +483,8 @@ fn of_two_misses_at_once_the_first_to_be_published_serves_both() {
         (cache.stats().merges, live(cache), kernel.watches()),
         (0, 1, 1)
     );
-    // A static is never dropped. LeakSanitizer would report memory that only an entry points to. So
-    // the test flushes the cache.
+    // A static is never dropped. So LeakSanitizer would report memory to which only an entry
+    // points. The test flushes the cache to prevent this.
     drop(cache.flush());
 }
 
@@ -538,7 +537,8 @@ fn a_registration_that_the_device_cannot_make_costs_no_more_than_its_own_size() 
     assert_eq!(cache.stats().entries, 90);
 }
 
-/// Forks, and ends the child with the result of `body`. Returns the child's exit status.
+/// Forks, runs `body` in the child, and returns the child's wait status. The child exits with the
+/// result of `body`.
 fn in_a_forked_child(body: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child touches only its own copy of the model's memory, and ends by _exit.
     match unsafe { libc::fork() } {

@@ -1,5 +1,5 @@
-//! Tests of bugs that were found and fixed. The bugs concern panics, remote keys and shared
-//! monitors. Each test repeats the order of events that failed.
+//! These tests concern bugs that were found and fixed, in panics, remote keys and shared monitors.
+//! Each test repeats the order of events that led to the bug.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -20,7 +20,7 @@ fn builder<R: Registrar>(device: R, kernel: &Arc<FakeKernel>) -> Builder<R, Fake
     Cache::builder(device).monitor(FakeMonitor(Arc::clone(kernel)))
 }
 
-/// A device whose next deregistration panics when the flag is set.
+/// A modelled device whose next deregistration panics if the flag is set.
 struct Panicky(FakeDevice, AtomicBool);
 // SAFETY: this is a model, without a device that reaches memory.
 unsafe impl Registrar for Panicky {
@@ -48,7 +48,7 @@ fn a_panic_in_deregister_leaves_no_unwatched_entry() {
     .unwrap();
     drop(cache.get(page(0), PAGE, READ).unwrap());
     cache.registrar().1.store(true, Ordering::Relaxed);
-    // The wider registration replaces the first one. The deregistration of the first one panics.
+    // The wider registration replaces the first one, whose deregistration panics.
     drop(cache.get(page(0), 2 * PAGE, READ).unwrap());
     assert_eq!(cache.stats().leaked, 1);
     kernel.remap(1);
@@ -57,8 +57,8 @@ fn a_panic_in_deregister_leaves_no_unwatched_entry() {
     assert!(!guard.registration().is_stale(&kernel, wanted), "STALE");
 }
 
-/// Repeats the test above, and then uses the slot again. The bug overwrote the content of a live
-/// entry.
+/// Repeats the test above, and then makes registrations that may use the same slot. The bug
+/// overwrote the content of a live entry.
 #[test]
 fn a_panic_in_deregister_does_not_recycle_a_live_slot() {
     let kernel = FakeKernel::new(8);
@@ -127,9 +127,9 @@ fn waiting_forever_does_not_panic() {
     assert!(cache.flush().unwrap().wait(Duration::MAX));
 }
 
-/// A kernel whose invalidations take time. The start marks the watches and raises the generation.
-/// The end puts the new page in place. It also repeats the early reports, which were read between
-/// start and end. The driver does the same.
+/// A kernel whose invalidations take time. The start of an invalidation marks the watches and
+/// raises the generation. The end puts the new page in place, and repeats the reports that were
+/// read between start and end. The driver does the same.
 struct Slow {
     k: std::sync::Mutex<SlowState>,
 }
@@ -179,7 +179,7 @@ unsafe impl Monitor for SlowMonitor {
         self.0.k.lock().unwrap().gen_
     }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        // The driver waits until the invalidation has ended.
+        // The driver waits here until the invalidation has ended. The model ends it at once.
         self.0.end();
         self.0.k.lock().unwrap().live.insert(c.0, r);
         Ok(())
@@ -219,7 +219,7 @@ unsafe impl Registrar for SlowDevice {
     }
 }
 
-/// Returns the kernel, and two shares of its monitor.
+/// Returns a kernel with slow invalidations, and two shares of its monitor.
 fn slow() -> (Arc<Slow>, [Shared<SlowMonitor>; 2]) {
     let kernel = Arc::new(Slow {
         k: Default::default(),
@@ -253,7 +253,8 @@ fn a_cache_built_during_an_invalidation_on_a_shared_monitor_is_never_stale() {
     );
 }
 
-/// Repeats the test above as a control, with a second cache that was built before the invalidation.
+/// Repeats the test above, as a control, with a second cache that was built before the
+/// invalidation.
 #[test]
 fn control_a_cache_built_before() {
     let (k, [one, two]) = slow();
@@ -307,8 +308,8 @@ enum Asked {
     Drain,
 }
 
-/// A monitor that first passes each request to a function. If the function returns an error, the
-/// request fails with that error.
+/// A monitor that passes each request to a function before it serves the request. If the function
+/// returns an error, the request fails with that error.
 struct Asking<F>(FakeMonitor, F);
 
 // SAFETY: this is a model, without a device that reaches memory.
@@ -420,12 +421,13 @@ fn a_share_does_not_join_a_watch_whose_memory_has_lost_its_backing() {
     drop(a.get(page(0), PAGE, READ).unwrap());
     kernel.remap(0);
     backed.store(false, Ordering::Relaxed);
-    // `a` has not drained, and its watch is still placed.
+    // Cache `a` has not drained since the change, and its watch is still placed. So `b` must not
+    // use that watch.
     drop(b.get(page(0), PAGE, READ).unwrap());
     assert_eq!((b.stats().uncached, kernel.watches()), (1, 1));
 }
 
-/// A gate at which the watch of one page waits.
+/// A gate that holds up the call of `watch` for one page.
 struct Gate {
     inside: std::sync::Barrier,
     go: AtomicBool,
@@ -494,7 +496,7 @@ fn a_completion_knows_of_uncached_registrations_of_the_range() {
 #[test]
 fn idle_entries_make_way_when_the_monitor_is_full() {
     let kernel = FakeKernel::new(8);
-    // This limit on watches models the driver's `max_user_regions`.
+    // The limit on the number of watches models the driver's `max_user_regions`.
     let few = {
         let kernel = Arc::clone(&kernel);
         move |asked| match asked {

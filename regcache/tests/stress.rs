@@ -1,5 +1,6 @@
-//! Some threads look up while others remap memory, on a modelled kernel and device. The model's hot
-//! paths share no lock. So the threads contend only in the cache.
+//! These tests look memory up in several threads while another thread remaps it, on a modelled
+//! kernel and device. Lookups that hit take no lock of the model. So the threads contend only for
+//! the cache.
 //!
 //! By default these tests take a few seconds. A billion lookups with a million changes take about a
 //! minute on two CPUs:
@@ -25,10 +26,11 @@ const PAGE: usize = 4096;
 const BASE: usize = 0x10_0000;
 const PAGES: usize = 96;
 
-/// The size of the cache. It has fewer entries than there are pages, so that it evicts.
+/// The maximum number of entries of the cache. The limit is lower than the number of pages, so that
+/// the cache evicts.
 const ENTRIES: u32 = 94;
 
-/// The number of lookups after which a thread publishes its progress.
+/// The number of lookups between two updates of the progress that a thread publishes.
 const STEP: u64 = 1 << 10;
 
 fn address(page: usize) -> *const u8 {
@@ -39,7 +41,7 @@ fn page(range: VaRange) -> usize {
     (range.start() - BASE) / PAGE
 }
 
-/// The time at which a change is reported.
+/// The time at which the model reports a change.
 #[derive(Clone, Copy, PartialEq)]
 enum Report {
     /// The report comes before the change, as with the driver.
@@ -51,7 +53,8 @@ enum Report {
 struct Mapping {
     /// The number of the physical page that is mapped. Each new page has a new number.
     version: AtomicU64,
-    /// The lock is held from start to end of a change, and while a watch is placed (M2).
+    /// The cookies of the page's watches. The lock is held during a change and while a watch is
+    /// placed, so the model keeps rule M2 of `Monitor`.
     watches: Mutex<Vec<u64>>,
 }
 
@@ -191,7 +194,7 @@ impl Random {
     }
 }
 
-/// Places in which a thread leaves a guard, so that another thread drops it.
+/// Places in which a thread leaves a guard, so that another thread drops the guard.
 type Shelf = [Mutex<Option<Guard<FakeDevice, FakeMonitor>>>; 8];
 
 fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &AtomicU64) -> u64 {
@@ -199,13 +202,14 @@ fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &Ato
     let mut random = Random(seed);
     let mut stale = 0;
     for i in 0..lookups {
-        // Half of the lookups go to a quarter of the pages.
+        // At least half of the lookups go to a quarter of the pages, so that some entries are hit
+        // often.
         let page = match random.below(2) {
             0 => random.below(PAGES),
             _ => random.below(PAGES / 4),
         };
-        // In a real program, `mmap` may have returned the address to this thread with this version.
-        // So an older version is stale.
+        // The version `mapped` was in place before the lookup began. So a registration of an older
+        // version is stale.
         let mapped = kernel.version(page);
         let guard = cache.get(address(page), PAGE, ()).unwrap();
         let pinned = guard.registration();
@@ -229,7 +233,7 @@ fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &Ato
 }
 
 /// Makes `lookups` lookups while the memory changes `changes` times. Returns the number of lookups
-/// that were stale.
+/// that returned a stale registration.
 fn run(report: Report, lookups: u64, changes: u64) -> u64 {
     const THREADS: u64 = 2;
     let kernel = FakeKernel::new(report);

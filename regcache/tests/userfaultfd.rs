@@ -1,7 +1,8 @@
-//! Tests of the userfaultfd monitor on this machine's kernel. They cover its reports, its refusals
-//! and its check.
+//! These tests check the userfaultfd monitor on this machine's kernel. They cover its reports, the
+//! ranges that it refuses, and the check at each lookup.
 //!
-//! On a kernel that does not support the check (before Linux 6.7), only the error can be tested.
+//! On a kernel that does not support the check (before Linux 6.7), the tests cover only the error
+//! of `open`.
 #![cfg(all(feature = "userfaultfd", not(loom)))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -17,8 +18,8 @@ use regcache::{Cache, Registrar, VaRange};
 
 const PAGE: usize = 4096;
 
-/// The lock that lets one test run at a time. Otherwise `mmap` could return memory that one test
-/// has unmapped to another test.
+/// The lock that every test holds while it runs. Without the lock, `mmap` in one test could return
+/// addresses that another test has just unmapped.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn monitor() -> Option<(Userfaultfd, MutexGuard<'static, ()>)> {
@@ -52,7 +53,7 @@ fn map_with(at: *mut u8, len: usize, protection: i32, flags: i32, fd: i32) -> *m
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const ANON: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 
-/// Maps and touches some pages, with a hole on either side.
+/// Maps and touches `pages` pages, with an unmapped hole on either side.
 fn map(pages: usize) -> *mut u8 {
     let start = map_with(
         ptr::null_mut(),
@@ -85,14 +86,14 @@ fn range(start: *const u8, len: usize) -> VaRange {
     VaRange::new(start, len).unwrap()
 }
 
-/// Returns a page that is never unmapped.
+/// Returns the address of a page that is never unmapped.
 fn own_page() -> *const u8 {
     static OWN: OnceLock<usize> = OnceLock::new();
     ptr::with_exposed_provenance(*OWN.get_or_init(|| map(1).expose_provenance()))
 }
 
-/// Waits until every change in flight is entered. It watches other memory for this, because `watch`
-/// fails while a change is in flight.
+/// Waits until every change in flight is entered in the monitor's log. The function repeats a watch
+/// of other memory, because `watch` fails while a change is in flight.
 fn settle(monitor: &Userfaultfd) {
     let (own, cookie) = (range(own_page(), PAGE), Cookie(u64::MAX));
     while monitor.watch(own, cookie).is_err() {
@@ -104,8 +105,8 @@ fn settle(monitor: &Userfaultfd) {
     monitor.unwatch(cookie).unwrap();
 }
 
-/// Waits until every change in flight is entered, and returns the cookies that the monitor then
-/// reports.
+/// Waits until every change in flight is entered in the log. Returns the cookies that the monitor
+/// reports after that.
 fn reported(monitor: &Userfaultfd) -> Vec<u64> {
     settle(monitor);
     let before = monitor.generation();
@@ -192,7 +193,7 @@ fn discarded_pages_are_reported() {
 const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
 
-/// Installs a guard page in the middle of the memory and removes it. Returns the page.
+/// Installs a guard page in the middle of the memory, removes it, and returns the page's address.
 fn guard_there_and_back(start: *mut u8) -> io::Result<*mut u8> {
     let page = start.wrapping_add(3 * PAGE);
     advise(page, PAGE, MADV_GUARD_INSTALL)?;
@@ -356,7 +357,7 @@ fn a_watch_goes_on_when_others_of_the_same_pages_end() {
     assert!(monitor.is_intact(at(0, 8)));
     unmap(memory.wrapping_add(3 * PAGE), PAGE);
     assert_eq!(reported(&monitor), [1]);
-    // Here two watches are neighbours, and only one of them ends.
+    // The ranges of these two watches are adjacent, and only one of the watches ends.
     let next = map(8);
     monitor.watch(range(next, 4 * PAGE), Cookie(5)).unwrap();
     monitor
@@ -483,7 +484,7 @@ fn no_more_mappings_than_the_kernel_allows_is_an_error_and_no_more() {
     unmap(memory, pages * PAGE);
 }
 
-/// Sets a flag when it is dropped, even if a panic drops it.
+/// Sets a flag when the value is dropped, even during a panic.
 struct Ended<'a>(&'a AtomicBool);
 
 impl Drop for Ended<'_> {
@@ -502,7 +503,8 @@ fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
     let (stop, running) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
         let ended = Ended(&stop);
-        // The thread is never in a system call, so it may be about to remove pages.
+        // The thread is never in a system call. So the monitor must assume that the thread is about
+        // to remove pages.
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 running.store(true, Ordering::Relaxed);
@@ -525,7 +527,7 @@ fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
         assert_eq!(reported(&monitor), [1]);
         drop(ended);
     });
-    // The watch ends and another one is placed, as a cache would do.
+    // The test ends the watch and places another one, as a cache would do.
     monitor.unwatch(Cookie(1)).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while monitor.watch(range(memory, 8 * PAGE), Cookie(3)).is_err() {
@@ -634,8 +636,8 @@ fn more_events_than_the_log_holds_are_one_about_everything() {
 
 #[test]
 fn a_closed_descriptor_is_noticed() {
-    // The check runs in a child process. In this process, another thread could open a file and get
-    // the same number.
+    // The check runs in a child process. In the test's own process, another thread could open a
+    // file and get the number of the closed file descriptor.
     let Some((monitor, _alone)) = monitor() else {
         return;
     };
@@ -661,11 +663,13 @@ fn a_closed_descriptor_is_noticed() {
     }
 }
 
-/// A registrar for addresses at which a device has its own memory, as `ibv_reg_mr` is with
-/// nvidia-peermem. The number identifies the device memory that is there now.
+/// A registrar for addresses at which a device has its own memory. With nvidia-peermem,
+/// `ibv_reg_mr` registers such addresses. The number identifies the device memory that is at the
+/// addresses now.
 struct PeerMemory(AtomicU64);
 
-// SAFETY: no device accesses memory by the number.
+// SAFETY: this is a model: no device accesses memory through a registration, which is only a
+// number.
 unsafe impl Registrar for PeerMemory {
     type Access = ();
     type Registration = u64;

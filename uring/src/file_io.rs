@@ -1,4 +1,5 @@
-//! [`FileIo`]: reads and writes files through fixed buffers, with one transfer in flight.
+//! [`FileIo`]: reads and writes files through fixed buffers. A `FileIo` has at most one transfer in
+//! flight.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -23,7 +24,7 @@ pub enum Error {
     /// The lookup of the buffer failed.
     #[error(transparent)]
     Lookup(#[from] regcache::Error),
-    /// The buffer belongs to another ring, or does not cover the bytes.
+    /// The buffer belongs to another ring, or does not cover the bytes of the transfer.
     #[error(
         "the buffer {buffer:?} belongs to another ring or does not cover {wanted:?}: use a cache that was built on this ring's registrar"
     )]
@@ -44,7 +45,7 @@ impl From<RangeError> for Error {
     }
 }
 
-/// A ring for reads and writes that block.
+/// A ring for blocking reads and writes.
 ///
 /// Threads share a `FileIo` by reference. A transfer waits until the transfers of other threads are
 /// complete.
@@ -56,8 +57,9 @@ pub struct FileIo {
 
 struct Ring {
     ring: IoUring,
-    /// True if a request could not be submitted and is still queued. The ring must not be used
-    /// again: it would submit that request, whose memory is no longer borrowed.
+    /// True if a request could not be submitted and is still queued. The memory of that request is
+    /// no longer borrowed. So the ring must not be used again, because its next submission would
+    /// include the request.
     is_broken: bool,
 }
 
@@ -72,8 +74,8 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// The kernel's error: `EPERM` if `kernel.io_uring_disabled` forbids rings, or `ENOSYS` if a
-    /// sandbox does. Also the errors of [`UringRegistrar::new`].
+    /// Returns the kernel's error: `EPERM` if `kernel.io_uring_disabled` forbids rings, or `ENOSYS`
+    /// if a sandbox does. Also returns the errors of [`UringRegistrar::new`].
     pub fn new() -> io::Result<Self> {
         let ring = IoUring::new(2)?;
         Ok(Self {
@@ -96,7 +98,8 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// [`Error`]; [`Error::WrongBuffer`] if `cache` was built for another ring.
+    /// Returns [`Error`]. The error is [`Error::WrongBuffer`] if `cache` was built for another
+    /// ring.
     pub fn write<M: Monitor>(
         &self,
         cache: &Cache<UringRegistrar, M>,
@@ -109,7 +112,7 @@ impl FileIo {
         }
         let guard = cache.get(bytes.as_ptr(), bytes.len(), ())?;
         // SAFETY: the cache guarantees that the fixed buffer is the memory that is mapped at the
-        // address of `bytes`. `bytes` borrows that memory.
+        // address of `bytes`. `bytes` borrows that memory until the transfer is complete.
         unsafe { self.write_registered(file, bytes, guard.registration(), offset) }
     }
 
@@ -118,7 +121,7 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write).
+    /// Returns the same errors as [`write`](Self::write).
     pub fn read<M: Monitor>(
         &self,
         cache: &Cache<UringRegistrar, M>,
@@ -130,7 +133,8 @@ impl FileIo {
             return Ok(0);
         }
         let guard = cache.get(bytes.as_ptr(), bytes.len(), ())?;
-        // SAFETY: as in `write`; `bytes` borrows the memory mutably.
+        // SAFETY: the fixed buffer is the memory of `bytes`, as in `write`. The borrow of `bytes`
+        // is mutable, so the kernel may write to that memory.
         unsafe { self.read_registered(file, bytes, guard.registration(), offset) }
     }
 
@@ -138,12 +142,12 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write).
+    /// Returns the same errors as [`write`](Self::write).
     ///
     /// # Safety
     ///
     /// The registration is not stale. A stale registration is allowed only if its pages are mapped
-    /// nowhere, and if any bytes may be written to the file.
+    /// nowhere, and if the file may receive any bytes.
     pub unsafe fn write_registered(
         &self,
         file: BorrowedFd<'_>,
@@ -154,7 +158,7 @@ impl FileIo {
         let len = self.check(bytes, buffer)?;
         let fd = types::Fd(file.as_raw_fd());
         let request = opcode::WriteFixed::new(fd, bytes.as_ptr(), len, buffer.index());
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until the end.
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
@@ -162,7 +166,7 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// As [`write`](Self::write).
+    /// Returns the same errors as [`write`](Self::write).
     ///
     /// # Safety
     ///
@@ -177,11 +181,12 @@ impl FileIo {
         let len = self.check(bytes, buffer)?;
         let fd = types::Fd(file.as_raw_fd());
         let request = opcode::ReadFixed::new(fd, bytes.as_mut_ptr(), len, buffer.index());
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until the end.
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
-    /// Checks the buffer, and returns the number of bytes to request.
+    /// Returns the number of bytes to request. Returns an error if the buffer belongs to another
+    /// ring or does not cover `bytes`.
     fn check(&self, bytes: &[u8], buffer: &FixedBuffer) -> Result<u32, Error> {
         let wanted = VaRange::new(bytes.as_ptr(), bytes.len())?;
         if !(self.registrar.owns(buffer) && buffer.range().contains(&wanted)) {
@@ -191,18 +196,19 @@ impl FileIo {
         Ok(bytes.len().min(MAX_TRANSFER) as u32)
     }
 
-    /// Submits one request and waits for it.
+    /// Submits one request, waits until it completes, and returns the number of bytes moved.
     ///
     /// # Safety
     ///
-    /// The kernel may access the memory of the request until this function returns.
+    /// The kernel may access the memory that the request names until this function returns.
     unsafe fn transfer(&self, request: &squeue::Entry) -> Result<usize, Error> {
         let Ring { ring, is_broken } =
             &mut *self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if *is_broken {
             return Err(io::Error::other("the ring has failed before: make a new FileIo").into());
         }
-        // SAFETY: the caller's promise. The request completes in this call or is never submitted.
+        // SAFETY: the caller's promise. The request completes in this call, or is never submitted
+        // because `is_broken` is set.
         let pushed = unsafe { ring.submission().push(request) };
         pushed.map_err(io::Error::other)?;
         loop {
@@ -225,8 +231,8 @@ impl FileIo {
     }
 }
 
-/// Returns true if the call should be repeated: after a signal, or while the kernel lacks some
-/// resource.
+/// Returns true if the call should be repeated: a signal interrupted it, or the kernel lacks a
+/// resource for the moment.
 fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

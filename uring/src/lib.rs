@@ -1,17 +1,17 @@
 //! io_uring for [`regcache`]: fixed buffers as registrations.
 //!
-//! A fixed buffer serves io_uring as a memory region serves an RDMA adapter. The pages of the
+//! A fixed buffer is to io_uring what a memory region is to an RDMA adapter. The pages of the
 //! buffer are pinned once, and requests name the buffer by its index. So `READ_FIXED` and
 //! `WRITE_FIXED` need not pin pages in each request.
 //!
-//! The program has to find the fixed buffer of its memory. If the memory is unmapped and the kernel
-//! hands out the address again, the buffer still names the old pages. A cache finds the right
-//! buffer for each transfer.
+//! For each transfer, a program has to find a fixed buffer of the memory. The memory may have been
+//! unmapped and its address handed out again. In that case an older buffer still names the old
+//! pages. A cache finds a buffer that names the current pages.
 //!
 //! - [`UringRegistrar`] is a [`regcache::Registrar`] that makes [`FixedBuffer`]s in the table of
 //!   the program's own ring.
-//! - [`FileIo`] makes its own ring. Its transfers block, and borrow the memory that they access, so
-//!   they are safe to call.
+//! - [`FileIo`] makes its own ring. Its transfers block, and borrow the memory that they access. So
+//!   `read` and `write` are safe functions.
 //!
 //! ```
 //! use std::fs::File;
@@ -32,8 +32,8 @@
 //! # }
 //! ```
 //!
-//! With the program's own ring, a transfer starts with a lookup. The request names the index of the
-//! buffer. The guard must live until the completion:
+//! On a ring of the program's own, each transfer starts with a lookup. The request names the buffer
+//! by its index. The guard must live until the completion:
 //!
 //! ```
 //! use io_uring::{IoUring, opcode, types};

@@ -9,13 +9,13 @@ use regcache::{Registrar, VaRange};
 
 use crate::table::Table;
 
-/// The largest buffer that the kernel registers.
+/// The size of the largest buffer that the kernel registers, in bytes.
 const MAX_BUFFER: usize = 1 << 30;
 
-/// A buffer in the table of a ring.
+/// A buffer in the table of fixed buffers of a ring.
 ///
-/// After `munmap`, the buffer still names the old pages, even if other memory is mapped at its
-/// addresses. So a program should use fixed buffers through a cache.
+/// After `munmap`, the buffer still names the old pages, even if other memory is mapped at the same
+/// addresses. So a program should get its fixed buffers from a cache.
 #[derive(Debug)]
 pub struct FixedBuffer {
     index: u16,
@@ -51,13 +51,13 @@ impl UringRegistrar {
     /// Makes a registrar for `ring`, with a table of 1 to 16 384 slots. The ring must have no
     /// registered buffers. If no slot is free, the cache evicts idle entries.
     ///
-    /// Any thread that looks up may register a buffer. So the ring must not be set up for a single
-    /// issuer (`setup_single_issuer`).
+    /// Any thread that makes a lookup may register a buffer. So the ring must not be set up for a
+    /// single issuer (`setup_single_issuer`).
     ///
     /// # Errors
     ///
-    /// The kernel's error: `EBUSY` if the ring has registered buffers, or `EINVAL` before Linux
-    /// 5.19. [`io::ErrorKind::InvalidInput`] if the number of slots is out of bounds.
+    /// Returns the kernel's error: `EBUSY` if the ring has registered buffers, or `EINVAL` before
+    /// Linux 5.19. [`io::ErrorKind::InvalidInput`] if the number of slots is out of bounds.
     pub fn new(ring: &IoUring, slots: u32) -> io::Result<Self> {
         // SAFETY: the ring keeps the file descriptor open as long as `ring` is borrowed.
         let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
@@ -74,8 +74,8 @@ impl UringRegistrar {
 }
 
 // SAFETY:
-// - The update that fills a slot pins all pages of the range for long-term writing, between its
-//   call and its return, or fails. The pages stay pinned until the slot is cleared.
+// - The update that fills a slot either fails, or pins all pages of the range for long-term writing
+//   before it returns. The pages stay pinned until the slot is cleared.
 // - After the update that clears the slot has returned, requests that name the slot fail. No
 //   request is in flight at that time, because each request's guard must live until the request
 //   completes.
@@ -85,8 +85,8 @@ unsafe impl Registrar for UringRegistrar {
 
     fn register(&self, range: VaRange, (): ()) -> io::Result<FixedBuffer> {
         if range.len() > MAX_BUFFER {
-            // The kernel would return EFAULT for such a buffer. The cache would report that as
-            // unmapped memory.
+            // The kernel would return EFAULT for such a buffer, and the cache would report unmapped
+            // memory. So the registrar itself returns an error that names the limit.
             let why = format!(
                 "{} bytes are too many: a fixed buffer has at most 1 GiB",
                 range.len()

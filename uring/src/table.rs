@@ -1,9 +1,10 @@
 //! [`Table`]: the table of fixed buffers of a ring, and its free slots.
 //!
-//! The table is registered sparse, with all slots empty. `IORING_REGISTER_BUFFERS_UPDATE` fills and
-//! clears one slot at a time. Until the update that clears a slot has returned, a request that
-//! names the slot reaches the old buffer. So the slot is free only after that. A request in flight
-//! keeps its buffer even if the slot is cleared.
+//! The table is registered sparse: all slots are empty at first. An
+//! `IORING_REGISTER_BUFFERS_UPDATE` fills or clears one slot. Until the update that clears a slot
+//! has returned, a request that names the slot reaches the old buffer. So the slot becomes free
+//! only after that return. A request in flight keeps its buffer even if the slot is cleared
+//! meanwhile.
 
 use std::io;
 use std::mem::size_of;
@@ -19,8 +20,8 @@ const BUFFERS_UPDATE: u32 = 16;
 /// `IORING_RSRC_REGISTER_SPARSE`, since Linux 5.19.
 const SPARSE: u32 = 1;
 
-/// The maximum number of slots that the kernel allows. The index of each slot fits into the 16-bit
-/// field of a request.
+/// The maximum number of slots that the kernel allows. So the index of a slot always fits into the
+/// 16-bit field of a request.
 pub(crate) const MAX_SLOTS: u32 = 1 << 14;
 
 /// `struct io_uring_rsrc_register`.
@@ -55,7 +56,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Registers an empty table of `slots` slots with a ring that has no table yet.
+    /// Registers an empty table of `slots` slots with `ring`. The kernel returns `EBUSY` if the
+    /// ring already has a table.
     pub(crate) fn new(ring: OwnedFd, slots: u32) -> io::Result<Self> {
         if slots == 0 || slots > MAX_SLOTS {
             let why = format!("a ring cannot have {slots} slots: choose 1 to {MAX_SLOTS}");
@@ -66,7 +68,8 @@ impl Table {
             flags: SPARSE,
             ..Register::default()
         };
-        // SAFETY: the argument is a structure of the given size. It names no other memory.
+        // SAFETY: the argument is a structure of the given size, and contains no pointer to other
+        // memory.
         unsafe {
             register(
                 &ring,
@@ -75,7 +78,8 @@ impl Table {
                 size_of::<Register>(),
             )
         }?;
-        // The lowest slot is used first. `MAX_SLOTS` slots fit into 16 bits.
+        // The order is descending, so that `pop` returns the lowest slot first. The cast loses no
+        // bits, because a slot is lower than `MAX_SLOTS`.
         let free = (0..slots).rev().map(|slot| slot as u16).collect();
         Ok(Self {
             ring,
@@ -83,7 +87,8 @@ impl Table {
         })
     }
 
-    /// Puts the `len` bytes at `start` into a free slot. This pins the pages of those bytes.
+    /// Registers the `len` bytes at `start` in a free slot, which pins their pages. Returns the
+    /// slot.
     pub(crate) fn fill(&self, start: usize, len: usize) -> io::Result<u16> {
         let slot = self.free().pop().ok_or(Errno::ENOSPC)?;
         if let Err(error) = self.update(slot, start, len) {
@@ -93,7 +98,8 @@ impl Table {
         Ok(slot)
     }
 
-    /// Clears a slot. If this fails, the slot is never used again.
+    /// Clears a slot and makes it free. If the kernel fails to clear the slot, the slot is never
+    /// used again.
     pub(crate) fn clear(&self, slot: u16) -> io::Result<()> {
         self.update(slot, 0, 0)?;
         self.free().push(slot);
@@ -111,9 +117,9 @@ impl Table {
             nr: 1,
             ..Update::default()
         };
-        // SAFETY: the argument is a structure of the given size. It names one iovec, which the
-        // kernel reads during the call. The kernel only pins the memory that the iovec names. It
-        // accesses that memory only for a request.
+        // SAFETY: the argument is a structure of the given size. The structure points to one iovec,
+        // which the kernel reads during the call. The call only pins the memory that the iovec
+        // names. The kernel accesses that memory only when a request names the slot.
         let done = unsafe {
             register(
                 &self.ring,
@@ -145,7 +151,7 @@ unsafe fn register<T>(
     argument: *const T,
     size: usize,
 ) -> io::Result<i64> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller meets the conditions above, and this call needs no others.
     let done = unsafe {
         libc::syscall(
             libc::SYS_io_uring_register,

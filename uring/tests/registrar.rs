@@ -1,5 +1,5 @@
-//! These tests use fixed buffers through the cache. They cover the bug of reused addresses and the
-//! limits of the table. They check the bytes that the kernel moves.
+//! These tests use fixed buffers through the cache. The tests cover reused addresses and the limits
+//! of the table, and check the bytes that the kernel moves.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io;
@@ -14,20 +14,20 @@ use regcache::{Cache, RegisterError, Registrar, VaRange};
 use regcache_test_support::{NeverReports, PAGE, map_fixed, unmap};
 use regcache_uring::{Error, FileIo, UringRegistrar};
 
-/// The lock that lets one test run at a time, because each test maps the same address again.
+/// The lock that every test holds while it runs, because all tests map the same address.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Maps a page at an address that the kernel never chooses itself. So no other test gets this
-/// address from `mmap`. ThreadSanitizer allows the address.
+/// Maps a page at an address that the kernel never chooses itself. So no other code gets this
+/// address from `mmap`. The address is one of those that ThreadSanitizer allows.
 fn map() -> *mut u8 {
     map_fixed(0x5900_0000_0000, PAGE, libc::MAP_FIXED_NOREPLACE).unwrap()
 }
 
-/// Writes a page of 1s to a pipe, maps a page of 2s at the same address and writes that page.
+/// Writes a page of 1s to a pipe, maps a page of 2s at the same address and writes that page too.
 /// Returns the byte that arrives in the second transfer.
 fn reuse<M: Monitor>(monitor: M) -> u8 {
     let io = FileIo::new().unwrap();

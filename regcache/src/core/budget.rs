@@ -1,13 +1,13 @@
 //! [`Budget`]: the limits on entries and bytes, and the entries and bytes in use.
 
-/// See the head of this file.
+/// The limits of a cache, and the entries and bytes in use.
 #[derive(Debug)]
 pub(crate) struct Budget {
     max_entries: usize,
     max_bytes: usize,
     /// The number of entries that are pending, linked or unlinked.
     entries: usize,
-    /// The number of bytes that these entries pin.
+    /// The number of bytes that the pending, linked and unlinked entries pin.
     bytes: usize,
 }
 
@@ -21,12 +21,12 @@ impl Budget {
         }
     }
 
-    /// Returns true if an entry of `bytes` fits once all others are gone.
+    /// Returns true if an entry of `bytes` fits in an empty cache.
     pub(crate) fn could_hold(&self, bytes: usize) -> bool {
         self.max_entries > 0 && bytes <= self.max_bytes
     }
 
-    /// Reserves room for an entry. Returns false if there is no room.
+    /// Reserves room for an entry that pins `bytes` bytes. Returns false if there is no room.
     pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
         let fits = self.would_hold(bytes, 0, 0);
         if fits {
@@ -36,7 +36,7 @@ impl Budget {
         fits
     }
 
-    /// Releases the room of an entry.
+    /// Releases the room of an entry that pinned `bytes` bytes.
     pub(crate) fn release(&mut self, bytes: usize) {
         self.entries -= 1;
         self.bytes -= bytes;
@@ -46,7 +46,8 @@ impl Budget {
         self.bytes
     }
 
-    /// Returns true if an entry of `bytes` would fit after `gone` entries of `gone_bytes` are gone.
+    /// Returns true if an entry of `bytes` would fit after `gone` entries are removed, which pin
+    /// `gone_bytes` in total.
     pub(crate) fn would_hold(&self, bytes: usize, gone: usize, gone_bytes: usize) -> bool {
         let sum = (self.bytes - gone_bytes).checked_add(bytes);
         self.entries - gone < self.max_entries && sum.is_some_and(|sum| sum <= self.max_bytes)

@@ -11,14 +11,14 @@ use crate::monitor::{Auto, Monitor};
 use crate::registrar::Registrar;
 use crate::sys::sync::{Arc, lock, wait_for};
 
-/// The registrations that guards may still hold although no later lookup returns them. They include
-/// uncached registrations.
+/// The registrations that guards may still hold although no later lookup returns them. Uncached
+/// registrations are included.
 ///
 /// Each registration is deregistered when its last guard is dropped. A completion can wait for
-/// that. Dropping the completion has no effect on the registrations.
+/// these deregistrations. Dropping the completion has no effect on the registrations.
 pub struct Completion<R: Registrar, M: Monitor = Auto> {
     core: Arc<Core<R, M>>,
-    /// The registrations that are not known to be deregistered.
+    /// The registrations that were not deregistered at the last check.
     left: Vec<EntryId>,
 }
 
@@ -40,10 +40,11 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
         self.count(&lock(&core.table))
     }
 
-    /// Waits until all registrations are deregistered, for `timeout` at most. Returns true if they
-    /// are.
+    /// Waits until all registrations are deregistered, for `timeout` at most. Returns true if no
+    /// registration is left.
     ///
-    /// This method drops no guard, so other threads have to drop the guards.
+    /// This method does not drop the guards that hold the registrations. Other threads have to drop
+    /// them.
     pub fn wait(&mut self, timeout: Duration) -> bool {
         if self.core.in_child() {
             return true;
@@ -54,7 +55,7 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
         table.waiting += 1;
         let mut done = self.count(&table) == 0;
         while !done {
-            // If the deadline overflowed, wait again and again for the whole time-out.
+            // If the deadline overflowed, each wait lasts for the whole time-out.
             let rest = until.map_or(timeout, |until| {
                 until.saturating_duration_since(Instant::now())
             });
@@ -78,7 +79,8 @@ impl<R: Registrar, M: Monitor> Drop for Completion<R, M> {
     fn drop(&mut self) {
         if self.core.in_child() {
             // The registrar and the monitor belong to the parent process. Dropping them here would
-            // close what the parent still uses. So they are leaked.
+            // close file descriptors that the parent still uses. So the child leaks the registrar
+            // and the monitor.
             mem::forget(Arc::clone(&self.core));
         }
     }

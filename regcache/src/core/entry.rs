@@ -2,8 +2,8 @@
 //!
 //! # The state
 //!
-//! One atomic word holds two flags, a count of hits and a count of references. So a lookup takes
-//! its reference, checks that the entry is live and counts itself in a single step.
+//! One atomic word holds two flags, a count of hits and a count of references. So a lookup checks
+//! that the entry is live, takes a reference and counts a hit in a single step.
 //!
 //! ```text
 //!   63                          29 28                        2       1       0
@@ -12,7 +12,9 @@
 //!  └──────────────────────────────┴───────────────────────────┴───────────┴──────┘
 //! ```
 //!
-//! An entry goes through these states:
+//! The *content* of an entry is its registration, with the range, the access and other data
+//! (`Content` in `mod.rs`). A thread *takes the content out* to deregister the registration. An
+//! entry goes through these states:
 //!
 //! ```text
 //!            publish                 kill                  last release
@@ -22,72 +24,72 @@
 //!                   occupy (never in the index)
 //! ```
 //!
-//! While an entry is live the index owns one of its references. [`kill`](Entry::kill) clears the
-//! flag and drops that reference in a single step. Guards own the other references. The count of
-//! hits is kept when the entry is used again for another registration.
+//! While an entry is live, the index owns one of its references. [`kill`](Entry::kill) clears
+//! `LIVE` and drops that reference in a single step. Guards own the other references. When the
+//! entry is reused for another registration, the count of hits is kept.
 //!
 //! # The argument
 //!
 //! 1. *References only grow while the entry is live.* [`acquire`](Entry::acquire) adds one
-//!    reference by a compare-and-swap, which succeeds only if the flag is set. So once the flag is
-//!    cleared, the count of references only falls. Exactly one [`release`](Entry::release) or
-//!    `kill` brings it to 0. The result of that call tells its caller to take the content out. No
-//!    other caller does so.
+//!    reference by a compare-and-swap, which succeeds only if `LIVE` is set. So once `LIVE` is
+//!    cleared, the count of references only falls. Exactly one call of [`release`](Entry::release)
+//!    or `kill` brings the count to 0. The result of that call requires its caller to take the
+//!    content out. No other caller takes the content out.
 //! 2. *The owner of a reference sees the content that it acquired, and this content does not
-//!    change.* The content is written before the release store in `publish`. `acquire` reads that
-//!    store, or a read-modify-write in the store's release sequence, with acquire ordering. So the
-//!    owner sees the content.
+//!    change.* The content is written before the release store in `publish`. `acquire` reads the
+//!    value of that store, or of a read-modify-write in the store's release sequence. This read has
+//!    acquire ordering, so the owner sees the content.
 //!
-//!    The content is overwritten only when the entry is vacant. By point 1, that is after the last
-//!    release. Each release has release ordering. The release that brings the count to 0 loads the
-//!    state with acquire ordering before the content is moved out. So no owner still reads the
-//!    content when it is moved or overwritten.
+//!    The content is overwritten only when the entry is vacant. By point 1, an entry becomes vacant
+//!    only after the last release. Each release has release ordering. The release that brings the
+//!    count to 0 loads the state with acquire ordering before the content is moved out. So no owner
+//!    still reads the content when it is moved or overwritten.
 //! 3. *A reader may have a pointer to an entry that was recycled after the reader got the pointer.*
 //!    Entries are in a slab that is not freed while any thread can look up. So the word that the
 //!    reader loads is always the state of an entry. If `acquire` succeeds, the reader holds a
 //!    reference to the registration that is live in the entry at that moment. This registration is
 //!    never dead, but it may not be the one that the reader looked for. So the reader must check
 //!    that the registration serves its request.
-//! 4. *No count runs into its neighbour.* Once the word holds 2^26 hits, no reference is granted
-//!    until half of those hits have moved to a separate counter. While there are 2^33 references or
+//! 4. *No count runs into its neighbour.* If the word holds 2^26 hits, half of them must move to a
+//!    separate counter before another reference is granted. While there are 2^33 references or
 //!    more, hits do not move. Each reference granted adds a hit, so at most 2^26 references are
-//!    granted beyond 2^33. The field has room for 2^35.
+//!    granted beyond 2^33. The count of references has 35 bits, so it does not overflow.
 
 use std::mem::MaybeUninit;
 
 use crate::sys::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
 
 const LIVE: u64 = 1;
-/// The registration is not retained: its last guard has to revoke it.
+/// The flag of a registration that is not retained. The drop of its last guard revokes it.
 const REVOCABLE: u64 = 1 << 1;
-/// One hit.
+/// The unit of the count of hits.
 const HIT: u64 = 1 << 2;
-/// Half of the hits that fit.
+/// The value of the hits' bits at which hits move to a separate counter: half of the maximum.
 const MANY_HITS: u64 = 1 << 28;
-/// The hits that are moved in one step. The other hits stay in the word, so that `decline` can
-/// always take one back.
+/// The hits that move to the separate counter in one step. The remaining hits stay in the word, so
+/// that `decline` can always subtract one.
 const MOVED_HITS: u64 = MANY_HITS / 2;
-/// One reference. Its place in the word makes the sum of a reference and a hit a short operand of
-/// one addition.
+/// The unit of the count of references. At bit 29, the sum of a reference and a hit fits in the
+/// operand of one addition instruction.
 const ONE: u64 = 1 << 29;
 const REFERENCES: u64 = !(ONE - 1);
-/// A quarter of the references that fit.
+/// The value of the references' bits from which hits do not move: a quarter of the maximum.
 const TOO_MANY: u64 = 1 << 62;
 
-/// The place of one registration; see the head of this file.
+/// The storage for one registration and its state; see the head of this file.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Entry<T> {
     state: AtomicU64,
-    /// The reference bit of CLOCK. It is not 0 if the entry was looked up since
-    /// [`was_used`](Entry::was_used) was last called.
+    /// The reference bit of CLOCK. The bit is not 0 if a lookup found the entry since the last call
+    /// of [`was_used`](Entry::was_used).
     used: AtomicU32,
     /// The number of times that [`MOVED_HITS`] were moved out of the state.
     hit_blocks: AtomicU32,
     content: UnsafeCell<MaybeUninit<T>>,
 }
 
-/// The owners that remain after a reference was released.
+/// The kind of owners that remain after a reference was released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Left {
     /// Guards, or the index if it retains the registration.
@@ -106,8 +108,8 @@ unsafe impl<T: Send + Sync> Sync for Entry<T> {}
 unsafe impl<T: Send> Send for Entry<T> {}
 
 impl<T> Entry<T> {
-    /// Returns a vacant entry. All bytes of a vacant entry are zero. So zeroed memory holds vacant
-    /// entries (`slab.rs`).
+    /// Returns a vacant entry. All bytes of a vacant entry are zero. So the slab need not
+    /// initialise the zeroed memory that it gets from the kernel (`slab.rs`).
     pub(crate) fn vacant() -> Self {
         Self {
             state: AtomicU64::new(0),
@@ -125,7 +127,7 @@ impl<T> Entry<T> {
     /// The entry is vacant, and no other thread fills it.
     pub(crate) unsafe fn publish(&self, content: T, revocable: bool) {
         let revocable = if revocable { REVOCABLE } else { 0 };
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller meets the conditions above, and this call needs no others.
         unsafe { self.fill(content, LIVE + ONE + ONE + revocable) }
     }
 
@@ -133,28 +135,29 @@ impl<T> Entry<T> {
     ///
     /// # Safety
     ///
-    /// As for [`publish`](Self::publish).
+    /// The conditions are those of [`publish`](Self::publish).
     pub(crate) unsafe fn occupy(&self, content: T) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller meets the conditions above, and this call needs no others.
         unsafe { self.fill(content, ONE) }
     }
 
     unsafe fn fill(&self, content: T, state: u64) {
-        // A reader with an outdated pointer does not change a state in which `LIVE` is clear. So no
-        // thread changes the state between this load and the store below.
+        // `LIVE` is clear now, and a reader changes the state only if `LIVE` is set. So no thread
+        // changes the state between this load and the store below.
         let hits = self.state.load(Ordering::Relaxed) & (ONE - HIT);
         debug_assert!(
             self.state.load(Ordering::Relaxed) & (LIVE | REFERENCES) == 0,
             "filled an entry in use"
         );
-        // SAFETY: the entry is vacant, so there is no reference. No reference is granted until the
-        // flag is set below. No other thread fills the entry.
+        // SAFETY: the entry is vacant, so there is no reference. No reference is granted until
+        // `LIVE` is set below. No other thread fills the entry.
         self.content.with_mut(|p| unsafe { (*p).write(content) });
         self.used.store(0, Ordering::Relaxed);
         self.state.store(hits | state, Ordering::Release);
     }
 
-    /// Takes a reference and counts a hit, if the entry is live.
+    /// Takes a reference and counts a hit, if the entry is live. Returns true if the reference was
+    /// taken.
     pub(crate) fn acquire(&self) -> bool {
         self.acquire_unless(0)
     }
@@ -204,7 +207,7 @@ impl<T> Entry<T> {
                 .is_ok()
     }
 
-    /// Releases a reference, and returns the owners that remain.
+    /// Releases a reference. Returns the kind of owners that remain.
     ///
     /// # Safety
     ///
@@ -212,19 +215,19 @@ impl<T> Entry<T> {
     #[inline]
     #[must_use]
     pub(crate) unsafe fn release(&self) -> Left {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller meets the conditions above, and this call needs no others.
         unsafe { self.give_back(ONE) }
     }
 
-    /// Releases a reference that [`acquire`](Self::acquire) has just granted, and takes back its
-    /// hit.
+    /// Releases a reference that [`acquire`](Self::acquire) has just granted, and subtracts the hit
+    /// that `acquire` counted.
     ///
     /// # Safety
     ///
-    /// As for [`release`](Self::release).
+    /// The conditions are those of [`release`](Self::release).
     #[must_use]
     pub(crate) unsafe fn decline(&self) -> Left {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller meets the conditions above, and this call needs no others.
         unsafe { self.give_back(ONE + HIT) }
     }
 
@@ -255,14 +258,15 @@ impl<T> Entry<T> {
         if references != ONE {
             return Left::Others;
         }
-        // This load reads this thread's own write, which belongs to the release sequences of the
-        // other threads' releases. So all their reads of the content happen before this load.
+        // This load reads the value that this thread has just written. That write belongs to the
+        // release sequences of the other threads' releases. So all reads of the content by other
+        // threads happen before this load.
         self.state.load(Ordering::Acquire);
         Left::Nobody
     }
 
-    /// Makes a live entry dead and drops the index's reference. Returns true if that was the last
-    /// reference. Then the caller must [`take`](Self::take) the content.
+    /// Makes a live entry dead and drops the index's reference. Returns true if the index's
+    /// reference was the last one. In that case the caller must [`take`](Self::take) the content.
     ///
     /// # Safety
     ///
@@ -275,7 +279,8 @@ impl<T> Entry<T> {
     }
 
     #[cfg(all(test, not(loom)))]
-    /// Adds so many references and hits that no further lookup is granted a reference.
+    /// Adds references and hits until the entry grants no further reference. A test uses this to
+    /// reach the limit.
     pub(crate) fn saturate(&self) {
         self.state
             .fetch_add(TOO_MANY - 2 * ONE + MANY_HITS, Ordering::Relaxed);
@@ -293,32 +298,33 @@ impl<T> Entry<T> {
         self.content.with(|p| unsafe { (*p).assume_init_ref() })
     }
 
-    /// Moves the content out. This leaves the entry vacant.
+    /// Moves the content out of the entry, and returns the content. The entry is vacant afterwards.
     ///
     /// # Safety
     ///
-    /// [`release`](Self::release) or [`kill`](Self::kill) has told this caller to take the content,
-    /// and the caller does so once.
+    /// The caller has called [`release`](Self::release) or [`kill`](Self::kill), and the result
+    /// required it to take the content. The caller takes the content once.
     pub(crate) unsafe fn take(&self) -> T {
-        // SAFETY: the count is 0 and the flag is clear, so no other thread accesses the content
-        // (point 1). The content was written by `fill` and has not been taken since.
+        // SAFETY: the count of references is 0 and `LIVE` is clear, so no other thread accesses the
+        // content (point 1). The content was written by `fill` and has not been taken since.
         self.content
             .with_mut(|p| unsafe { (*p).assume_init_read() })
     }
 
-    /// Returns true if the entry is live and has a reference in addition to the index's. The answer
-    /// may be outdated at once.
+    /// Returns true if a guard holds this live entry. Another thread may acquire or release a
+    /// reference at any time, so the result is only a snapshot.
     pub(crate) fn is_in_use(&self) -> bool {
         self.state.load(Ordering::Relaxed) & REFERENCES > ONE
     }
 
-    /// Returns true if the last guard has to revoke the registration. The caller owns a reference.
+    /// Returns true if the drop of the last guard has to revoke the registration. The caller must
+    /// own a reference to the entry.
     #[inline]
     pub(crate) fn is_revocable(&self) -> bool {
         self.state.load(Ordering::Relaxed) & REVOCABLE != 0
     }
 
-    /// Sets the reference bit, which records that the entry was looked up.
+    /// Sets the reference bit, which records that a lookup has found the entry.
     #[inline]
     pub(crate) fn touch(&self) {
         self.used.store(1, Ordering::Relaxed);
@@ -448,8 +454,8 @@ mod loom_tests {
 
     use super::*;
 
-    /// Readers acquire and release while the entry is killed. The content is taken exactly once
-    /// each time, and no reader sees content that was taken.
+    /// Readers acquire and release while the entry is killed. In every interleaving the content is
+    /// taken exactly once, and no reader sees content that was taken.
     #[test]
     fn loom_content_is_taken_once_and_never_seen_after() {
         loom::model(|| {

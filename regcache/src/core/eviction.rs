@@ -1,25 +1,25 @@
 //! [`Eviction`]: the order in which entries are evicted, and the lists of entries to deregister.
 //!
 //! The order is CLOCK (second chance), an approximation of LRU. The head of the list of live
-//! entries is evicted if it is idle and its reference bit is clear. Otherwise it moves to the tail,
-//! and the bit of an idle entry is cleared. A hit does not touch the list. It sets the reference
-//! bit of its entry, and eviction reads the bit. (docs/design/eviction.md compares CLOCK with other
+//! entries is evicted if it is idle and its reference bit is clear. Otherwise the entry moves to
+//! the tail. If the entry is idle, its reference bit is cleared. A hit does not touch the list. A
+//! hit only sets the reference bit of its entry. (docs/design/eviction.md compares CLOCK with other
 //! orders.)
 
 use crate::core::slab::Slot;
 
-/// The maximum number of entries that one search for a victim looks at. The next search goes on
-/// where the last one ended.
+/// The maximum number of entries that one search for a victim examines. An examined entry moves to
+/// the tail of the list, so the next search starts with the entries that follow.
 const PATIENCE: usize = 4096;
 
-/// One of the lists. A slot is in at most one of them.
+/// The name of a list. A slot is in at most one of the three lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum List {
     /// Live entries, in the order of eviction.
     Live,
-    /// Unlinked entries without references, whose content was not taken out yet.
+    /// Unlinked entries that no guard holds and that no thread has begun to deregister.
     Dead,
-    /// Unlinked entries that guards still hold, and entries that some thread is deregistering.
+    /// Unlinked entries that guards still hold, and entries that a thread is deregistering.
     Draining,
 }
 
@@ -35,7 +35,7 @@ impl List {
 /// The doubly linked lists, with one node for each slot.
 #[derive(Debug)]
 pub(crate) struct Eviction {
-    /// The sentinels of all lists, then the nodes of the slots.
+    /// The sentinels of all lists, followed by the nodes of the slots.
     nodes: Vec<Node>,
     /// The length of [`List::Live`].
     live: usize,
@@ -48,7 +48,8 @@ struct Node {
 }
 
 impl Node {
-    /// Returns a node that is in no list. It is also the sentinel of an empty list.
+    /// Returns a node that is linked only to itself. A slot in no list has such a node, and so has
+    /// the sentinel of an empty list.
     fn unlinked(at: usize) -> Self {
         Self {
             prev: at as u32,
@@ -107,7 +108,7 @@ impl Eviction {
         self.live += usize::from(list == List::Live);
     }
 
-    /// Puts a victim back at the head of the live entries.
+    /// Puts a slot that `victim` returned back at the head of the list of live entries.
     pub(crate) fn put_back(&mut self, slot: Slot) {
         self.insert_after(List::Live.sentinel(), slot);
         self.live += 1;
@@ -122,10 +123,11 @@ impl Eviction {
     }
 
     /// Removes the next entry to evict from the list of live entries, and returns it. An entry can
-    /// be evicted if `is_idle`: it is not in use, and its reference bit is clear. Returns `None` if
-    /// the search finds no such entry.
+    /// be evicted if `is_idle` returns true: the entry is not in use, and its reference bit is
+    /// clear. Returns `None` if the search finds no such entry.
     pub(crate) fn victim(&mut self, mut is_idle: impl FnMut(Slot) -> bool) -> Option<Slot> {
-        // Two rounds suffice: the first clears every reference bit that was set at the beginning.
+        // Two rounds over the list suffice, because the first round clears every reference bit of
+        // an idle entry.
         for _ in 0..PATIENCE.min(2 * self.live) {
             let slot = self.head(List::Live)?;
             self.remove(List::Live, slot);

@@ -13,8 +13,9 @@ use crate::range::VaRange;
 use crate::registrar::Registrar;
 use crate::sys::sync::{Arc, lock};
 
-/// A reference to a registration in use. Drop the guard only after polling the completions of all
-/// work that was posted with its keys. The keys stay valid on the device after the drop.
+/// A reference to a registration in use. Drop the guard only after you have polled the completions
+/// of all work that was posted with the registration's keys. The keys stay valid on the device
+/// after the drop.
 ///
 /// This teardown is wrong, because a send of the peer may overwrite memory that has another owner:
 ///
@@ -30,8 +31,8 @@ use crate::sys::sync::{Arc, lock};
 /// be sent to the thread that polls the completion, and dropped there.
 ///
 /// Dropping the guard does not end the registration on the device. A peer with a remote key can use
-/// the key until the cache deregisters the memory. The cache may never do so. If that matters, set
-/// [`Builder::revoke_remote_keys`](crate::Builder::revoke_remote_keys).
+/// the key until the cache deregisters the memory, which may never happen. To revoke the key with
+/// the last guard, set [`Builder::revoke_remote_keys`](crate::Builder::revoke_remote_keys).
 pub struct Guard<R: Registrar, M: Monitor = Auto> {
     /// The entry. The guard owns a reference to it.
     entry: NonNull<Entry<Content<R, M>>>,
@@ -46,7 +47,7 @@ unsafe impl<R: Registrar, M: Monitor> Send for Guard<R, M> {}
 unsafe impl<R: Registrar, M: Monitor> Sync for Guard<R, M> {}
 
 impl<R: Registrar, M: Monitor> Guard<R, M> {
-    /// Takes over a reference to `entry` that the caller owns.
+    /// Returns a guard that takes over the caller's reference to `entry`.
     #[inline]
     pub(crate) fn owning(entry: NonNull<Entry<Content<R, M>>>) -> Self {
         Self {
@@ -57,15 +58,15 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
 
     #[inline]
     fn entry(&self) -> &Entry<Content<R, M>> {
-        // SAFETY: the entry is in a slab or in a box of its own. The content keeps the slab alive
-        // by its reference to the core. The slab and the box both last until the reference that
-        // this guard owns is released.
+        // SAFETY: the entry is in a slab or in a box of its own. The content holds a reference to
+        // the core, which keeps the slab alive. So neither the slab nor the box is freed before the
+        // reference that this guard owns is released.
         unsafe { self.entry.as_ref() }
     }
 
     #[inline]
     pub(crate) fn content(&self) -> &Content<R, M> {
-        // SAFETY: this guard owns a reference, at least while `self` is borrowed.
+        // SAFETY: this guard owns a reference to the entry while `self` is borrowed.
         unsafe { self.entry().content() }
     }
 
@@ -75,27 +76,28 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
         &self.content().registration
     }
 
-    /// Returns the addresses that the registration covers. They include the range that was looked
-    /// up.
+    /// Returns the addresses that the registration covers. The lookup's range is within these
+    /// addresses.
     #[inline]
     pub fn range(&self) -> VaRange {
         self.content().range
     }
 
-    /// Returns the access that the registration allows. That access serves the access that the
-    /// lookup asked for.
+    /// Returns the access that the registration allows. The returned access serves the one that the
+    /// lookup requested.
     #[inline]
     pub fn access(&self) -> R::Access {
         self.content().access
     }
 
-    /// Returns false if the registration is uncached: it is deregistered when this guard is
-    /// dropped.
+    /// Returns true if the registration was put into the cache, and false if it is uncached. An
+    /// uncached registration is deregistered when this guard is dropped.
     pub fn is_cached(&self) -> bool {
         matches!(self.content().id, EntryId::Cached(..))
     }
 
-    /// Drops a guard that does not serve the lookup, and takes back its hit.
+    /// Drops a guard whose entry does not serve the lookup, and subtracts the hit that was counted
+    /// for the guard.
     #[cold]
     pub(crate) fn decline(self) {
         let entry = self.entry;
@@ -115,7 +117,7 @@ impl<R: Registrar, M: Monitor> Drop for Guard<R, M> {
             release_revocable(self.entry);
             return;
         }
-        // SAFETY: this guard owns the reference and is not used afterwards.
+        // SAFETY: this guard owns the reference, and the guard is not used afterwards.
         if unsafe { self.entry().release() } == Left::Nobody {
             deregister_last(self.entry);
         }
@@ -125,18 +127,21 @@ impl<R: Registrar, M: Monitor> Drop for Guard<R, M> {
 /// Deregisters a registration whose last guard was dropped.
 #[cold]
 fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
-    // SAFETY: as in `Guard::entry`. The content has not been taken yet. It keeps the core, and so
-    // the slab, alive.
+    // SAFETY: the content has not been taken yet, so it still holds a reference to the core. The
+    // core keeps the slab alive, as in `Guard::entry`. An entry in a box lives until the box is
+    // freed below.
     let shared = unsafe { entry.as_ref() };
     // SAFETY: `release` has just told this thread to take the content.
     let content = unsafe { shared.take() };
     if content.core.in_child() {
-        // The registration belongs to the parent process, so it is leaked here.
+        // The registration belongs to the parent process, so the child must not deregister it. The
+        // child leaks it.
         mem::forget(content);
         return;
     }
     if let EntryId::Uncached(_) = content.id {
-        // SAFETY: entries outside the slab come from a box, and this was the last reference.
+        // SAFETY: an entry outside the slab comes from a box, and the last reference to the entry
+        // is gone.
         drop(unsafe { Box::from_raw(entry.as_ptr()) });
     }
     let core = Arc::clone(&content.core);
@@ -147,12 +152,14 @@ fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>
 /// last guard.
 #[cold]
 fn release_revocable<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
-    // SAFETY: as in `Guard::entry`. The reference is released below.
+    // SAFETY: the caller's reference keeps the entry alive, as in `Guard::entry`. That reference is
+    // released only below.
     let shared = unsafe { entry.as_ref() };
     // SAFETY: the caller's reference is released only below.
     let content = unsafe { shared.content() };
     let (core, id) = (Arc::clone(&content.core), content.id);
-    // SAFETY: this is the caller's reference, which is not used afterwards.
+    // SAFETY: the reference that is released is the caller's, and the caller does not use it
+    // afterwards.
     match unsafe { shared.release() } {
         Left::Nobody => deregister_last(entry),
         Left::Index if core.in_child() => {}

@@ -1,15 +1,16 @@
-//! [`Hints`]: guesses at the slot of an address. The hit path tries them first.
+//! [`Hints`]: guesses at the slot of an address. The hit path tries the hints before the index.
 //!
-//! The hints are a set-associative table, like a TLB. It maps an address to the slot of an entry
-//! that has served the address. The table may lose hints, and a hint may be wrong because the entry
-//! at the slot was recycled. The reader checks the entry itself (`entry.rs`, point 3), so the loads
-//! and stores here need no ordering. A hit reads one cache line of this table and one of the entry.
-//! An address without a hint is looked up in the index, under the lock.
+//! The hints are a set-associative table, like a TLB. The table maps an address to the slot of an
+//! entry that has served the address. The table may lose hints, and a hint may be wrong because the
+//! entry at the slot was recycled. The reader checks the entry itself (`entry.rs`, point 3). So the
+//! loads and stores of hints need no memory ordering. A hit reads one cache line of this table and
+//! one of the entry. If an address has no hint, the lookup takes the lock and searches the index.
 //!
-//! As in a TLB, a hint is for a whole page, and there are pages of several sizes. A registration
-//! uses the largest page size that is not larger than the registration. So if parts of a large
-//! registration are looked up one after another, their hints do not evict all others. A lookup
-//! first tries the page size that was noted last. Then it tries all sizes that were ever noted.
+//! As in a TLB, a hint is for a whole page, and there are pages of several sizes. The hints of a
+//! registration use the largest page size that is not larger than the registration. So if parts of
+//! a large registration are looked up one after another, their hints do not evict all others. A
+//! lookup first tries the page size of the hint that was noted last. If that fails, the lookup
+//! tries all page sizes that were ever noted.
 
 use std::io;
 
@@ -18,17 +19,17 @@ use crate::range::VaRange;
 use crate::sys::sync::{AtomicU32, Ordering};
 use crate::sys::zeroed::{FromZeros, Zeroed};
 
-/// The binary logarithm of the smallest page: 4096 bytes. Page sizes only affect speed here, so
-/// they need not be the kernel's page sizes.
+/// The binary logarithm of the smallest page size, 4096 bytes. The page sizes of the hints only
+/// affect speed, so they need not be the kernel's page sizes.
 const SMALLEST: u32 = 12;
 
 /// The binary logarithm of 16, the ratio of each page size to the next smaller one.
 const STEP: u32 = 4;
 
-/// The number of page sizes. The largest is 256 MiB.
+/// The number of page sizes. The largest page size is 256 MiB.
 const SIZES: u32 = 5;
 
-/// The number of hints in a set. A set is a quarter of a cache line.
+/// The number of hints in a set. With 4 hints, a set takes a quarter of a cache line.
 const WAYS: usize = 4;
 
 /// The number of bits of a hint that hold the tag. The other bits hold the slot.
@@ -38,24 +39,25 @@ const TAG_BITS: u32 = u32::BITS - Slot::BITS;
 /// upper bits.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The maximum number of pages whose hints are dropped with a registration. A registration below 4
-/// GiB has no more pages than this.
+/// The maximum number of pages whose hints [`Hints::forget`] drops. A registration below 4 GiB has
+/// no more pages than this.
 const FORGOTTEN: usize = 1 + (1 << STEP);
 
-/// The number of sets that a new table uses. They take 1 KiB.
+/// The number of sets that a new table uses. These sets take 1 KiB.
 const FIRST_SETS: usize = 64;
 
-/// The maximum number of sets of a table. They take 4 MiB and hold 1 048 576 hints.
+/// The maximum number of sets of a table. A table of this size takes 4 MiB and holds 1 048 576
+/// hints.
 const MAX_SETS: usize = 1 << 18;
 
-/// A few hints, each a slot and the tag of a page. Tags are short, so two pages may have the same
-/// tag. About one in a hundred lookups of a page without a hint finds another page's slot. This is
-/// a wrong hint like any other.
+/// A set of hints. A hint consists of a slot and the tag of a page. Tags are short, so two pages
+/// may have the same tag. About one in a hundred lookups of a page without a hint finds the slot of
+/// another page. The reader treats that slot as a wrong hint.
 #[derive(Debug, Default)]
 #[repr(align(16))]
 struct Set([AtomicU32; WAYS]);
 
-// SAFETY: all-zero bytes are a set without hints.
+// SAFETY: a set of zero bytes is valid: it is a set without hints.
 #[cfg(not(loom))]
 unsafe impl FromZeros for Set {}
 
@@ -79,18 +81,20 @@ fn hint(slot: Slot, tag: u8) -> u32 {
     slot.0 << TAG_BITS | u32::from(tag)
 }
 
-/// Returns the number of the page size that a registration uses.
+/// Returns the index of the page size that a registration of `range` uses. The index of the
+/// smallest page size is 0.
 fn size_of(range: VaRange) -> u32 {
     ((range.len().ilog2().max(SMALLEST) - SMALLEST) / STEP).min(SIZES - 1)
 }
 
-/// See the head of this file.
+/// The table of hints; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Hints {
     sets: Zeroed<Set>,
     /// The table uses 2^(64 - `shift`) sets.
     shift: AtomicU32,
-    /// The number of calls of `note_found` since the table last grew.
+    /// The number of calls of `note_found` since the table last grew. Many calls show that the
+    /// table is too small.
     found: AtomicU32,
     /// One bit for each page size that was ever noted.
     sizes: AtomicU32,
@@ -99,11 +103,11 @@ pub(crate) struct Hints {
 }
 
 impl Hints {
-    /// Makes a table for up to `entries` entries. The table takes 8 to 16 bytes for each entry.
+    /// Makes a table for up to `entries` entries. The table reserves 8 to 16 bytes for each entry.
     ///
     /// # Errors
     ///
-    /// The kernel's error if there is no address space left.
+    /// Returns the kernel's error if there is no address space left.
     pub(crate) fn new(entries: u32) -> io::Result<Self> {
         let sets = (entries as usize)
             .div_ceil(WAYS / 2)
@@ -118,15 +122,16 @@ impl Hints {
         })
     }
 
-    /// Returns the set and the tag of an address in pages of 2^`shift` bytes.
+    /// Returns the set and the tag of the page that contains `address`. A page has 2^`shift` bytes.
     #[inline]
     fn locate(&self, address: usize, shift: u32) -> (&Set, u8) {
         let hash = (address as u64 >> (shift & 63)).wrapping_mul(SPREAD);
         // The upper bits of the product choose the set, and the middle bits are the tag. The tag is
-        // never 0, because 0 is the tag of an unused way.
+        // never 0, because 0 marks an unused hint.
         let set = (hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize;
         let tag = (hash >> 32) as u8 | 1;
-        // SAFETY: the index has 64 - `shift` bits, and there are at least 2^(64 - `shift`) sets.
+        // SAFETY: let n be 64 - `self.shift`. The index of the set has n bits, and the table has at
+        // least 2^n sets.
         (unsafe { self.sets.as_slice().get_unchecked(set) }, tag)
     }
 
@@ -137,7 +142,8 @@ impl Hints {
         set.of_tag(tag).next()
     }
 
-    /// Tries the slots that may serve `address`, and returns the first result of `serve`.
+    /// Calls `serve` with each slot that may serve `address`, and returns the first result that is
+    /// not `None`.
     pub(crate) fn any<T>(
         &self,
         address: usize,
@@ -156,8 +162,8 @@ impl Hints {
         None
     }
 
-    /// Notes that `slot`, an existing entry of `range`, serves `address`. The lookup found no hint
-    /// for the address. The caller holds the table's lock, as for [`note`](Self::note).
+    /// Notes a hint for `address` to `slot`, an existing entry of `range` that a lookup found only
+    /// in the index. The caller holds the table's lock, as for [`note`](Self::note).
     pub(crate) fn note_found(&self, address: usize, slot: Slot, range: VaRange) {
         let found = self.found.load(Ordering::Relaxed) + 1;
         self.found.store(found, Ordering::Relaxed);
@@ -167,11 +173,11 @@ impl Hints {
         self.note(address, slot, range);
     }
 
-    /// Notes that `slot`, a new entry of `range`, serves `address`. The caller holds the table's
+    /// Notes a hint for `address` to `slot`, a new entry of `range`. The caller holds the table's
     /// lock.
     pub(crate) fn note(&self, address: usize, slot: Slot, range: VaRange) {
-        // Slots are first used in ascending order, so a high slot shows that there are many
-        // entries.
+        // Slots are first used in ascending order. So a high slot shows that the cache has many
+        // entries and needs more sets.
         if slot.0 as usize >= self.in_use() * WAYS / 2 {
             self.grow();
         }
@@ -184,17 +190,16 @@ impl Hints {
         if set.of_tag(tag).any(|other| other == slot) {
             return;
         }
-        // Ways are ordered by age, and the oldest is dropped.
+        // The hints of a set are ordered by age. The oldest one is dropped.
         for i in (1..WAYS).rev() {
             set.0[i].store(set.0[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
         }
         set.0[0].store(hint(slot, tag), Ordering::Relaxed);
     }
 
-    /// Drops the hints to `slot`, which is no longer an entry of `range`. The same memory may be
-    /// registered again. A lookup of it should not probe the old slot first. Very large
-    /// registrations may leave wrong hints, each of which costs only a probe. The caller holds the
-    /// table's lock.
+    /// Drops the hints to `slot`, which is no longer an entry of `range`. If the same memory is
+    /// registered again, its lookups then do not probe the old slot first. Very large registrations
+    /// may leave wrong hints, each of which costs only a probe. The caller holds the table's lock.
     pub(crate) fn forget(&self, slot: Slot, range: VaRange) {
         let shift = SMALLEST + STEP * size_of(range);
         let pages = (range.start() >> shift)..=((range.end() - 1) >> shift);
@@ -223,8 +228,8 @@ impl Hints {
     }
 
     /// Doubles the number of sets in use, up to the size of the table. Each hint of an old set
-    /// belongs in one of two new sets. The hint is copied into both sets, because a wrong hint is
-    /// harmless.
+    /// belongs in one of two new sets. The hint is copied into both new sets. One of the copies is
+    /// wrong, which costs at most a probe.
     #[cold]
     fn grow(&self) {
         let (sets, before) = (self.sets.as_slice(), self.in_use());

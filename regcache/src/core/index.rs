@@ -1,17 +1,18 @@
 //! [`Index`]: finds the entry that serves an address range.
 //!
-//! The index has one map, ordered by address, for each access in use. There are few such maps.
-//! Within one map *no range contains another*. Before a range is inserted, all ranges that it
-//! contains are removed. So ranges sorted by start are sorted by end as well. Of all ranges that
-//! start at or before an address, the last one also has the highest end. So one search for that
-//! last range shows whether any range contains a given one. No interval tree is needed.
+//! The index has one map, ordered by address, for each access in use. Few accesses are in use, so a
+//! search tries each map. Within one map *no range contains another*. Before a range is inserted,
+//! all ranges that it contains are removed. So the ranges of a map have the same order by start and
+//! by end. Of all ranges that start at or before an address, the last one also has the highest end.
+//! So one search for that last range shows whether any range contains a given one. No interval tree
+//! is needed.
 
 use crate::core::range_map::{Item, RangeMap};
 use crate::core::slab::Slot;
 use crate::range::VaRange;
 use crate::registrar::Access;
 
-/// See the head of this file.
+/// The index of linked entries; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Index<A> {
     /// One map for each access that was ever used.
@@ -32,8 +33,8 @@ impl<A: Access> Index<A> {
         })
     }
 
-    /// Returns an entry that a new entry of `range` and `access` would replace. All such entries
-    /// have to be removed before the new one is inserted.
+    /// Returns an entry that a new entry of `range` and `access` would make superfluous. The caller
+    /// must remove all such entries before it inserts the new one.
     pub(crate) fn contained(&mut self, range: VaRange, access: A) -> Option<Slot> {
         let mut maps = self.maps.iter_mut().filter(|(a, _)| access.serves(*a));
         maps.find_map(|(_, map)| {
@@ -55,7 +56,8 @@ impl<A: Access> Index<A> {
         maps.flat_map(move |(_, map)| between(map, range.start(), range.end()))
     }
 
-    /// Adds an entry. It must not contain another entry, and no other entry may contain it.
+    /// Adds an entry. Before the call, neither [`find`](Self::find) nor
+    /// [`contained`](Self::contained) may return an entry for this range and access.
     pub(crate) fn insert(&mut self, range: VaRange, access: A, slot: Slot) {
         debug_assert!(self.find(range, access).is_none());
         debug_assert!(self.contained(range, access).is_none());
@@ -80,7 +82,8 @@ impl<A: Access> Index<A> {
 
 /// Returns the entries that end at `first` or later and start at `last` or earlier.
 fn between(map: &RangeMap, first: usize, last: usize) -> impl Iterator<Item = Slot> {
-    // Ranges are sorted by end as well, so these entries are one run, backwards from `last`.
+    // Ranges are sorted by end as well. So these entries are neighbours in the map, and an
+    // iteration backwards from `last` finds them.
     map.back_from(last)
         .take_while(move |item: &Item| item.end >= first)
         .map(|item| item.slot)

@@ -1,7 +1,8 @@
 //! The slow path of a lookup: hits that the hints did not find, and misses.
 //!
-//! A miss makes room; *watches, then registers*; and drains. It then publishes the registration,
-//! unless its watch was invalidated meanwhile. `design.rs` argues why that order is right.
+//! A miss makes room; *watches, then registers*; and drains. The miss then publishes the
+//! registration, unless the watch was invalidated meanwhile. `design.rs` argues why a miss must
+//! watch before it registers.
 //!
 //! One lookup may take several attempts. [`Outcome`] lists the reasons for another attempt.
 
@@ -23,17 +24,17 @@ use crate::range::VaRange;
 use crate::registrar::Registrar;
 use crate::sys::sync::{Arc, MutexGuard, lock};
 
-/// The number of attempts to cache a registration of one range. If all fail because its memory
-/// keeps changing, the lookup is answered with an uncached registration.
+/// The number of attempts to cache a registration of one range. If all attempts fail because the
+/// memory keeps changing, the lookup returns an uncached registration.
 const MAX_ATTEMPTS: u32 = 8;
 
-/// The maximum time that a lookup waits for another thread to deregister, if the device is
-/// exhausted.
+/// The maximum time that a lookup on an exhausted device waits until another thread has
+/// deregistered an entry.
 const RECLAIM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The methods that look for a hit.
 impl<R: Registrar, M: Monitor> Core<R, M> {
-    /// Returns a guard of the entry at `slot`, if the entry serves the request.
+    /// Returns a guard of the entry at `slot`, if that entry is live and serves the request.
     pub(crate) fn hit(&self, slot: Slot, range: VaRange, access: R::Access) -> Option<Guard<R, M>> {
         let entry = self.slab.get(slot)?;
         if !entry.acquire_retained() {
@@ -66,8 +67,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 }
 
-/// Serves a lookup that the hints did not serve: by an entry of the index, or by a new
-/// registration.
+/// Serves a lookup that the hints did not serve. Returns a guard of an entry in the index, or of a
+/// new registration.
 pub(crate) fn lookup<R: Registrar, M: Monitor>(
     core: &Arc<Core<R, M>>,
     range: VaRange,
@@ -98,13 +99,13 @@ struct Lookup<'c, R: Registrar, M: Monitor> {
     core: &'c Arc<Core<R, M>>,
     range: VaRange,
     access: R::Access,
-    /// The number of bytes that a registration of the range pins.
+    /// The number of bytes that a registration of the lookup's range pins.
     bytes: usize,
     /// The number of bytes that may still be reclaimed for this lookup.
     quota: usize,
     attempts: u32,
-    /// True until a wider registration was tried. It is tried only once, because its range may have
-    /// holes, and other threads may change the memory there.
+    /// True until a wider registration was tried. The lookup tries it only once, because a wider
+    /// range may have holes, and other threads may change its memory.
     may_widen: bool,
 }
 
@@ -116,7 +117,7 @@ enum Outcome<G> {
     Uncacheable,
     /// The memory changed while it was being registered. The lookup tries again.
     Changed,
-    /// The cache has no room for a wider range, or the monitor refused the wider range. The lookup
+    /// The cache has no room for the wider range, or the monitor refused to watch it. The lookup
     /// tries again with the range itself.
     TooWide,
     /// The device refused a wider range. The lookup tries again with the range itself, and this
@@ -172,7 +173,8 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
             if is_wider {
                 return Ok(Outcome::TooWide);
             }
-            // Evicted entries make room for this watch, as they do on the device.
+            // The monitor is exhausted. An evicted entry ends its watch, which makes room for this
+            // one.
             if is_exhaustion(&error) && reclaim(core, &mut self.quota, version) {
                 return Ok(Outcome::Reclaimed);
             }
@@ -199,7 +201,8 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
     }
 }
 
-/// Makes an uncached registration. If the device is exhausted, this reclaims up to `quota` bytes.
+/// Makes an uncached registration. If the device is exhausted, the function reclaims up to `quota`
+/// bytes and retries.
 fn uncached<R: Registrar, M: Monitor>(
     core: &Arc<Core<R, M>>,
     range: VaRange,
@@ -223,7 +226,7 @@ fn uncached<R: Registrar, M: Monitor>(
         id: EntryId::Uncached(number),
         core: Arc::clone(core),
     };
-    // SAFETY: the entry is new, and not shared yet.
+    // SAFETY: the entry is new and vacant, and no other thread has access to it yet.
     unsafe { entry.occupy(content) };
     let entry = NonNull::from(Box::leak(entry));
     Ok(Guard::owning(entry))
@@ -232,9 +235,9 @@ fn uncached<R: Registrar, M: Monitor>(
 /// Makes room on an exhausted device or monitor. Evicts an idle entry, or waits until an unlinked
 /// entry is deregistered. The bytes of that entry are subtracted from the `quota`.
 ///
-/// Returns false if retrying is pointless. That is so if the quota is used up. It is also so if
-/// there is no such entry, and the table's room version is still `version`. The caller read
-/// `version` before its attempt to register.
+/// Returns false if a retry would fail again. A retry would fail if the quota is used up. It would
+/// also fail if no such entry exists and the table's room version is still `version`. The caller
+/// read `version` before its attempt to register.
 fn reclaim<R: Registrar, M: Monitor>(
     core: &Arc<Core<R, M>>,
     quota: &mut usize,
@@ -248,21 +251,21 @@ fn reclaim<R: Registrar, M: Monitor>(
         let outgoing = table.evict(&core.slab).or_else(|| table.any_outgoing());
         match outgoing {
             Some(outgoing) => outgoing,
-            // The version has changed. So there may be room by now, or another thread's
-            // registration that serves the request.
+            // The version has changed. So another thread may have made room, or a registration that
+            // serves the request. A retry is worthwhile.
             None if table.room_version() != version => (None, core.page_size),
             None => return false,
         }
     };
     *quota = quota.saturating_sub(bytes);
     core.deregister_dead();
-    // Another thread may be deregistering the entry, so this thread waits for it.
+    // Another thread may be deregistering the entry, so this thread waits until the entry is gone.
     Completion::of(core, Vec::from_iter(id)).wait(RECLAIM_TIMEOUT);
     true
 }
 
 impl<R: Registrar, M: Monitor> Core<R, M> {
-    /// Returns the range to register for `range`.
+    /// Returns the range to register for a lookup of `range`: a wider one, if widening is on.
     fn widened(&self, table: &Table<R::Access>, range: VaRange, access: R::Access) -> VaRange {
         // A revocable registration is not widened: a key that a peer gets for one transfer must not
         // reach other memory.
@@ -280,8 +283,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 }
 
-/// A pending slot, room in the budget and a watch, for a registration that is being made. All three
-/// are released when the reservation is dropped.
+/// The resources of a registration that is being made: a pending slot, room in the budget and a
+/// watch. Dropping the reservation releases all three.
 struct Reservation<'c, R: Registrar, M: Monitor> {
     core: &'c Arc<Core<R, M>>,
     range: VaRange,
@@ -296,7 +299,7 @@ struct Reservation<'c, R: Registrar, M: Monitor> {
 }
 
 impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
-    /// Makes room. Returns `None` if entries in use leave no room.
+    /// Makes room and reserves a slot. Returns `None` if entries in use leave no room.
     fn new(
         core: &'c Arc<Core<R, M>>,
         mut table: MutexGuard<'c, Table<R::Access>>,
@@ -323,15 +326,16 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                     link_version,
                     room_version: table.room_version(),
                 };
-                // Entries that died in a drain are deregistered before the next registration.
+                // This call deregisters the entries that the drain has killed. So the device has
+                // their room before the registration.
                 core.unlock(table);
                 return Some(reservation);
             }
             if !table.has_dead() {
                 table.make_room(&core.slab, bytes)?;
             }
-            // Room becomes free when the dead entries are deregistered. Other threads may have
-            // added some of them.
+            // Room becomes free when the dead entries are deregistered. The dead entries include
+            // those that other threads have unlinked.
             drop(table);
             core.deregister_dead();
             table = lock(&core.table);
@@ -344,9 +348,10 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         Ok(())
     }
 
-    /// Puts the registration into the cache. If its memory has changed since the watch was placed,
-    /// deregisters it instead and returns `None`. If another thread has linked a registration that
-    /// serves the request meanwhile, deregisters this one and returns a guard of the other.
+    /// Puts the registration into the cache, and returns its guard. If the memory has changed since
+    /// the watch was placed, deregisters the registration and returns `None`. If another thread has
+    /// meanwhile linked a registration that serves the request, deregisters this one and returns a
+    /// guard of the other thread's.
     fn publish(
         self,
         registration: R::Registration,

@@ -4,7 +4,7 @@
 //!
 //! - `lookup.rs` has the slow path of a lookup;
 //! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file;
-//! - `table.rs` has everything under the cache's lock, and uses `slots.rs` and `index.rs`;
+//! - `table.rs` has all state that the cache's lock protects, and uses `slots.rs` and `index.rs`;
 //! - `range_map.rs`, `eviction.rs`, `hints.rs`, `budget.rs` and `widen.rs` have parts of the table
 //!   and of the core;
 //! - `slab.rs` has the array of all entries, and `entry.rs` a single entry.
@@ -59,12 +59,12 @@ impl<R: Registrar, M: Monitor> Content<R, M> {
     }
 }
 
-/// See the head of this file.
+/// The state that a cache, its guards and its reaper share.
 pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) monitor: M,
     /// The generation up to which all invalidated entries were unlinked (`design.rs`). The bits are
-    /// stored inverted, so that the word is never 0 in this process and always 0 in a forked child.
-    /// The word is written under the lock.
+    /// stored inverted. So the word is never 0 in this process, and always 0 in a forked child. The
+    /// word is written under the lock.
     pub(crate) drained: ForkMark,
     pub(crate) hints: Hints,
     pub(crate) slab: Slab<Content<R, M>>,
@@ -72,15 +72,16 @@ pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) page_size: usize,
     pub(crate) widening: Widening,
     pub(crate) revoke_remote_keys: bool,
-    /// The state under the lock. Its cache lines are not among those that a hit reads.
+    /// The state that the lock protects. The padding keeps this state out of the cache lines that a
+    /// hit reads.
     pub(crate) table: CachePadded<Mutex<Table<R::Access>>>,
     /// The condition that is signalled after a deregistration, if any thread waits for one.
     pub(crate) deregistered: Condvar,
 }
 
 impl<R: Registrar, M: Monitor> Core<R, M> {
-    /// Returns true if every entry that was invalidated by now is unlinked. Returns false in a
-    /// forked child.
+    /// Returns true if every entry that the generation reports as invalidated is already unlinked.
+    /// Returns false in a forked child.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
         !self.monitor.generation() == self.drained.load(Ordering::Acquire)
@@ -91,8 +92,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         self.drained.in_child()
     }
 
-    /// Takes the lock, and drains the monitor if the generation has moved. If the monitor fails,
-    /// all entries are unlinked and deregistered.
+    /// Takes the lock, and drains the monitor if the generation has changed. Returns the locked
+    /// table. If the monitor fails, unlinks all entries and deregisters those that are idle.
     #[inline]
     pub(crate) fn lock_current(&self) -> Result<MutexGuard<'_, Table<R::Access>>, Error> {
         let table = lock(&self.table);
@@ -140,12 +141,12 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         Ok(())
     }
 
-    /// Returns true if a registration with this access is revoked by its last guard.
+    /// Returns true if the drop of its last guard revokes a registration with this access.
     pub(crate) fn is_revocable(&self, access: R::Access) -> bool {
         self.revoke_remote_keys && access.is_remote()
     }
 
-    /// Releases the lock, and deregisters the entries that died under it.
+    /// Releases the lock, and then deregisters the dead entries.
     pub(crate) fn unlock(&self, table: MutexGuard<'_, Table<R::Access>>) {
         let dead = table.has_dead();
         drop(table);
@@ -154,7 +155,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         }
     }
 
-    /// Deregisters the dead entries, without the lock.
+    /// Deregisters the dead entries. The lock is not held during a deregistration.
     pub(crate) fn deregister_dead(&self) {
         loop {
             let Some(slot) = lock(&self.table).pop_dead() else {
@@ -163,13 +164,14 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             let Some(entry) = self.slab.get(slot) else {
                 return;
             };
-            // SAFETY: an entry is on the list of dead ones because `kill` told its caller to take
-            // the content. The entry is popped once, here.
+            // SAFETY: an entry is on the list of dead entries only if `kill` required its caller to
+            // take the content. `pop_dead` returns the entry to one thread only.
             self.deregister_entry(unsafe { entry.take() });
         }
     }
 
-    /// Deregisters an entry whose content was taken out, and makes its slot vacant.
+    /// Deregisters a registration, given the content that was taken out of its entry. Makes the
+    /// slot vacant.
     pub(crate) fn deregister_entry(&self, content: Content<R, M>) {
         tracing::trace!(range = ?content.range, "deregistering");
         self.deregister(content.registration);
@@ -195,8 +197,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 
     pub(crate) fn deregister(&self, registration: R::Registration) {
-        // The caller may have another purpose, and more registrations may be left to deregister. So
-        // an error or a panic does not leave this method.
+        // The caller may be a lookup of other memory, and more registrations may be left to
+        // deregister. So this method does not propagate an error or a panic.
         let deregister = AssertUnwindSafe(|| self.registrar.deregister(registration));
         match panic::catch_unwind(deregister) {
             Ok(Ok(())) => return,
@@ -220,10 +222,10 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         RegisterError::diagnose(range, access.writes(), source).into()
     }
 
-    /// Returns the number of bytes that a registration of `range` pins. It counts whole pages.
+    /// Returns the number of bytes that a registration of `range` pins: the sizes of all pages that
+    /// the range touches.
     pub(crate) fn pinned(&self, range: VaRange) -> usize {
-        // This uses a mask, because a division by a page size that the compiler does not know is
-        // slow.
+        // The compiler does not know the page size, so a division would be slow. A mask is fast.
         let within = self.page_size - 1;
         let (first, last) = (range.start() & !within, (range.end() - 1) | within);
         (last - first).saturating_add(1)

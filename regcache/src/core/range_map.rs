@@ -1,16 +1,16 @@
 //! [`RangeMap`]: a map from ranges to slots, ordered by the ranges' starts.
 //!
 //! The map consists of blocks of up to [`BLOCK`] ranges, and an array of the blocks' starts. To
-//! find an address, the map searches that array and then one block. A search spends its time on
-//! loads that depend on each other. A binary search makes one load in each step, and halves the
-//! rest. [`up_to`] makes three independent loads in each step, and quarters the rest. So it needs
-//! half as many steps.
+//! find an address, the map searches that array and then one block. The time of a search is the
+//! time of its dependent loads. Each step of a binary search makes one load, and halves the
+//! remaining starts. Each step of [`up_to`] makes three independent loads, and quarters the
+//! remaining starts. So `up_to` needs half as many steps.
 //!
-//! The map remembers the position of the last search. A miss looks a range up, registers it and
-//! inserts it, so it needs the same position twice.
+//! The map remembers the position of the last search. A miss looks a range up, registers the range
+//! and inserts it. So the insertion needs no search of its own.
 //!
-//! This map matters only if registering takes about a microsecond, as with io_uring. If registering
-//! takes tens of microseconds, std's `BTreeMap` would be fast enough.
+//! The speed of this map matters only if registering takes about a microsecond, as with io_uring.
+//! If registering takes tens of microseconds, std's `BTreeMap` would be fast enough.
 
 use std::collections::BTreeMap;
 
@@ -18,19 +18,19 @@ use crate::core::slab::Slot;
 use crate::range::VaRange;
 
 /// The maximum number of ranges in a block. A search of such a small block waits for few cache
-/// lines, and an insertion moves few ranges. But splitting a block moves the array of starts. With
-/// a million ranges, an insertion that splits a block takes 6 us, which is less than registering
-/// takes.
+/// lines, and an insertion moves few ranges. Smaller blocks would be split more often, and a split
+/// moves the array of starts. With a million ranges, an insertion with a split takes 6 us.
 const BLOCK: usize = 8;
 
-/// A block with fewer ranges than this is joined with the next block, if that has room.
+/// A block with fewer ranges than this is joined with the next block, if the ranges of both fit in
+/// one block.
 const FEW: usize = BLOCK / 4;
 
-/// See the head of this file.
+/// The map from ranges to slots; see the head of this file.
 #[derive(Debug, Default)]
 pub(crate) struct RangeMap {
-    /// The number of changes. It is 0 in an empty new map. So the initial value of `last` is the
-    /// correct result of a search there.
+    /// The number of insertions and removals. The number is 0 in a new map, for which the initial
+    /// value of `last` is a correct search result.
     version: u64,
     /// The start of each block's first range.
     firsts: Vec<usize>,
@@ -40,24 +40,26 @@ pub(crate) struct RangeMap {
         reason = "an insertion in between moves pointers, not blocks"
     )]
     blocks: Vec<Box<Block>>,
-    /// The ends of the ranges that are [`LONG`], by their starts.
+    /// The ends of the ranges whose packed length is [`LONG`], by the ranges' starts.
     long: BTreeMap<usize, usize>,
     /// The result of the last search.
     last: LastSearch,
 }
 
-/// An address at which no range starts, because a range's end must be higher than its start.
+/// The start that unused places of a block hold. No range starts at this address, because the end
+/// of a range must be higher.
 const NONE: usize = usize::MAX;
 
 /// The number of bits of a packed range that hold the length. The other bits hold the slot.
 const LEN_BITS: u32 = u64::BITS - Slot::BITS;
 
-/// The packed length of all ranges that have this length (about 1 TiB) or more.
+/// The packed length of every range of this length (about 1 TiB) or more. The map stores the ends
+/// of such ranges separately.
 const LONG: u64 = (1 << LEN_BITS) - 1;
 
-/// A few ranges. Their starts are in one cache line, and a search reads only that line. Their other
-/// bits (`rests`) are in the next cache line. Unused places start at [`NONE`], so a search need not
-/// know the number of ranges.
+/// A block of ranges. The starts are in one cache line, and a search reads only that line. The
+/// ranges' other bits (`rests`) are in the next cache line. The start of an unused place is
+/// [`NONE`], so a search need not know the number of ranges.
 #[derive(Debug)]
 #[repr(align(64))]
 struct Block {
@@ -95,7 +97,7 @@ struct Position {
     before: usize,
 }
 
-/// The result of the last search. It is valid while the map's version is the same.
+/// The result of the last search. The result is valid while the map's version is unchanged.
 #[derive(Debug, Default, Clone, Copy)]
 struct LastSearch {
     address: usize,
@@ -103,9 +105,9 @@ struct LastSearch {
     position: Position,
 }
 
-/// Returns the number of these sorted addresses that are at or before `address`.
+/// Returns how many of the `sorted` addresses are at or before `address`.
 ///
-/// The search has no branches: it adds the results of comparisons, because a branch here would be
+/// The search adds the results of comparisons in place of branching. A branch here would be
 /// mispredicted half of the time.
 #[inline(always)]
 fn up_to(sorted: &[usize], address: usize) -> usize {
@@ -126,7 +128,7 @@ fn up_to(sorted: &[usize], address: usize) -> usize {
 }
 
 /// Inserts an element at `i`, and drops the last element. A comparison selects the new value of
-/// each place. For so few elements, this is faster than a call of `memmove`.
+/// each place. For so few elements, the comparisons are faster than a call of `memmove`.
 #[inline]
 fn insert<T: Copy>(into: &mut [T; BLOCK], i: usize, element: T) {
     for k in (1..BLOCK).rev() {
@@ -149,10 +151,10 @@ impl Block {
         self.up_to(NONE - 1)
     }
 
-    /// Returns the number of ranges that start at or before `address`.
+    /// Returns the number of the block's ranges that start at or before `address`.
     ///
     /// The function counts in two steps. The compiler would vectorise a single count of all places,
-    /// and misses would be a tenth slower.
+    /// which would make misses a tenth slower.
     #[inline]
     fn up_to(&self, address: usize) -> usize {
         const QUARTER: usize = BLOCK / 4;
@@ -236,7 +238,8 @@ impl RangeMap {
     pub(crate) fn first_from(&mut self, address: usize) -> Option<Item> {
         let Position { block, before } = self.search(address);
         let here = self.blocks.get(block)?;
-        // If a range starts exactly at `address`, the position is after that range.
+        // If a range starts exactly at `address`, the position is after that range. So the range
+        // before the position is checked first.
         if let Some(item) = before.checked_sub(1).and_then(|i| here.item(i))
             && item.start == address
         {
@@ -331,8 +334,8 @@ impl RangeMap {
     }
 
     /// Searches for the position after all ranges that start at or before `address`. The position
-    /// is in the block of the last such range. If there is no such range, it is before the first
-    /// range of the map.
+    /// is in the block of the last such range. If there is no such range, the position is before
+    /// the first range of the map.
     #[inline]
     fn after(&self, address: usize) -> Position {
         let address = address.min(NONE - 1);

@@ -1,11 +1,12 @@
 //! [`Reaper`]: the background thread that deregisters freed memory if no lookup does so.
 //!
-//! The thread sleeps until the monitor has something to report. Then it drains the monitor as a
-//! lookup would, and deregisters the invalidated entries that no guard holds. The thread does not
-//! slow down hits. Lookups do not depend on it.
+//! The thread sleeps until the monitor has something to report. Then the thread drains the monitor
+//! as a lookup would, and deregisters the invalidated entries that no guard holds. The thread does
+//! not slow down hits. Lookups do not depend on the thread, because they drain the monitor
+//! themselves.
 //!
-//! Memory that changes all the time would keep the thread busy. So the thread pauses after each
-//! round, and makes at most a thousand rounds a second.
+//! Without a pause, the thread would never sleep while memory changes all the time. So the thread
+//! pauses after each round, and makes at most a thousand rounds a second.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -23,10 +24,10 @@ use crate::registrar::Registrar;
 use crate::sys::sync::Arc;
 use crate::sys::thread::spawn;
 
-/// The pause between rounds.
+/// The pause after a successful round.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// The pause after the monitor has failed.
+/// The pause after a round in which the monitor failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 
 /// The handle of the reaper's thread. Dropping the handle stops the thread.
@@ -37,7 +38,7 @@ pub(crate) struct Reaper {
 }
 
 impl Reaper {
-    /// Starts the thread, if the monitor has a file descriptor to wait on.
+    /// Starts the thread and returns its handle, if the monitor has a file descriptor to wait on.
     pub(crate) fn start<R: Registrar, M: Monitor>(
         core: &Arc<Core<R, M>>,
     ) -> io::Result<Option<Self>> {
@@ -58,23 +59,26 @@ impl Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        // This write cannot fail. It would fail only after 2^64 - 1 other writes.
+        // An eventfd refuses a write only if its counter would overflow. This eventfd is written
+        // once, so the write cannot fail.
         let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take()
             && !is_this(&thread)
         {
-            // The thread catches and logs panics of the registrar, so the result is ignored.
+            // The thread itself catches and logs panics of the registrar. So `join` returns no
+            // error that matters.
             let _ = thread.join();
         }
     }
 }
 
-/// Returns true if `thread` is the calling thread. This does not use `thread::current`, which would
-/// leak a record in a thread that Rust did not start.
+/// Returns true if `thread` is the calling thread. In a thread that Rust did not start,
+/// `thread::current` would leak a record. So this function compares the ids of pthreads.
 fn is_this<T>(thread: &thread::JoinHandle<T>) -> bool {
     // SAFETY: the call has no preconditions.
     let this = unsafe { libc::pthread_self() };
-    // The type of the id is a pointer in musl and a number in glibc. In std it is always a number.
+    // The type of the id is a pointer in musl, but a number in glibc and in std. So both ids are
+    // cast to a number.
     thread.as_pthread_t() as usize == this as usize
 }
 

@@ -1,12 +1,12 @@
 //! [`Slab`]: the array of all entries.
 //!
-//! Entries never move, and are freed only with the slab. So a reader may load the state of an entry
-//! whose registration is gone (`entry.rs`, point 3). A reader computes the address of an entry
-//! without another load. The slab reserves address space for as many entries as the cache may hold
-//! (`zeroed.rs`).
+//! Entries never move, and the slab frees them only when it is dropped itself. So a reader may load
+//! the state of an entry whose registration is gone (`entry.rs`, point 3). The address of an entry
+//! is a fixed distance from the start of the slab. So a reader needs no load to find an entry. The
+//! slab reserves address space for as many entries as the cache may hold (`zeroed.rs`).
 //!
-//! LeakSanitizer does not search mappings for pointers. If a cache is never dropped, LeakSanitizer
-//! reports a leak of the memory to which only an entry points.
+//! LeakSanitizer does not search mappings for pointers. So if a cache is never dropped,
+//! LeakSanitizer reports memory to which only an entry points as leaked.
 
 use std::io;
 
@@ -21,16 +21,16 @@ use crate::sys::zeroed::{FromZeros, Zeroed};
 pub(crate) struct Slot(pub(crate) u32);
 
 impl Slot {
-    /// The maximum number of bits in a slot. Hints and range maps pack a slot and another number
-    /// into one word.
+    /// The maximum number of bits in a slot. The limit exists because hints and range maps pack a
+    /// slot and another number into one word.
     pub(crate) const BITS: u32 = 24;
 }
 
-/// An entry with cache lines of its own. So threads that use different entries do not write to the
-/// same cache line.
+/// An entry that shares no cache line with another entry. So threads that use different entries do
+/// not write to the same cache line.
 type Padded<T> = CachePadded<Entry<T>>;
 
-// SAFETY: all-zero bytes are a vacant entry.
+// SAFETY: zero bytes are a valid value: a vacant entry.
 #[cfg(not(loom))]
 unsafe impl<T> FromZeros for Padded<T> {}
 
@@ -46,11 +46,12 @@ impl<T> FromZeros for Padded<T> {
 pub(crate) enum EntryId {
     /// An entry of the slab, with the cookie of its watch.
     Cached(Slot, Cookie),
-    /// A registration that is not cached and not watched, in a box of its own.
+    /// A registration that is not cached and not watched, by its number. Its entry is in a box of
+    /// its own.
     Uncached(u64),
 }
 
-/// See the head of this file.
+/// The array of all entries; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     entries: Zeroed<Padded<T>>,
@@ -61,14 +62,14 @@ impl<T> Slab<T> {
     ///
     /// # Errors
     ///
-    /// The kernel's error if there is no address space left.
+    /// Returns the kernel's error if there is no address space left.
     pub(crate) fn new(capacity: u32) -> io::Result<Self> {
         Ok(Self {
             entries: Zeroed::new(capacity as usize)?,
         })
     }
 
-    /// Returns the entry at `slot`, if the slab has that many.
+    /// Returns the entry at `slot`, or `None` if the slab has no such slot.
     #[inline]
     pub(crate) fn get(&self, slot: Slot) -> Option<&Entry<T>> {
         let padded = self.entries.as_slice().get(slot.0 as usize)?;

@@ -9,12 +9,12 @@
 //!
 //! - A *vacant* slot has no registration.
 //! - A *pending* slot is reserved for a registration that is being made. If the memory changes
-//!   meanwhile, the slot is marked as invalidated and the registration is made again.
-//! - A *linked* slot holds an entry that lookups find: it is in an index, and in the list of live
-//!   entries.
+//!   meanwhile, the slot is marked as invalidated. Then the registration is dropped and made again.
+//! - A *linked* slot holds an entry that lookups find: the entry is in an index, and in the list of
+//!   live entries.
 //! - An *unlinked* slot holds an entry that no lookup finds and that is not deregistered yet.
 //!
-//! All transitions are made here, under the lock of the table.
+//! Only this file changes the phase of a slot, and only under the lock of the table.
 
 use std::mem;
 
@@ -22,20 +22,20 @@ use crate::core::slab::{EntryId, Slot};
 use crate::monitor::Cookie;
 use crate::range::VaRange;
 
-/// The state of a slot; the head of this file has the transitions.
+/// The phase of a slot; the head of this file shows the transitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// The slot has no registration.
     Vacant,
-    /// A registration is being made. `invalidated` is true if its memory has changed since the slot
-    /// was reserved.
+    /// A registration for the slot is being made. `invalidated` is true if the registration's
+    /// memory has changed since the slot was reserved.
     Pending { invalidated: bool },
     /// The entry is in its index and in the list of live entries.
     Linked,
     /// The entry is out of the index and not deregistered yet. `held` is true if guards kept the
-    /// entry alive when it was unlinked. Then the entry is on the list of draining entries.
-    /// Otherwise it is on the list of dead entries until a thread takes it, and on the list of
-    /// draining entries after that.
+    /// entry alive when it was unlinked. In that case the entry is on the list of draining entries.
+    /// Otherwise the entry first is on the list of dead entries. A thread that begins to deregister
+    /// the entry moves it from that list to the list of draining entries.
     Unlinked { held: bool },
 }
 
@@ -46,9 +46,9 @@ pub(crate) struct Record<A> {
     pub(crate) cookie: Cookie,
     pub(crate) range: VaRange,
     pub(crate) access: A,
-    /// True if the last guard has to revoke the registration.
+    /// True if the drop of the last guard has to revoke the registration.
     pub(crate) revocable: bool,
-    /// The number of bytes pinned.
+    /// The number of bytes that the registration pins.
     pub(crate) bytes: usize,
 }
 
@@ -61,10 +61,10 @@ pub(crate) struct Request<A> {
     pub(crate) bytes: usize,
 }
 
-/// See the head of this file.
+/// The phases and registrations of all slots; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Slots<A> {
-    /// The records of all slots that were ever used, by slot.
+    /// The records of all slots that were ever used. The index of a record is its slot.
     records: Vec<Record<A>>,
     vacant: Vec<Slot>,
     pending: Vec<Slot>,
@@ -96,7 +96,8 @@ impl<A: Copy> Slots<A> {
         &mut self.records[slot.0 as usize]
     }
 
-    /// Returns the slot that a report's cookie names, unless its registration is gone.
+    /// Returns the slot whose watch has this cookie. Returns `None` if that watch's registration is
+    /// gone.
     pub(crate) fn watched_by(&self, cookie: Cookie) -> Option<Slot> {
         let slot = Slot(cookie.0 as u32);
         let record = self.records.get(slot.0 as usize)?;
@@ -106,14 +107,15 @@ impl<A: Copy> Slots<A> {
     /// Turns a vacant slot into a pending one. Returns the slot and the cookie for its watch.
     ///
     /// A slot becomes vacant only after its watch has ended, and each cookie has a new serial
-    /// number. So no cookie names two watches, unless the serial number wraps. A cookie would be
-    /// mistaken only after 2^32 misses of one cache between a watch and its report, or during one
-    /// wait for a deregistration.
+    /// number. So no cookie names two watches, unless the serial number wraps. The number wraps
+    /// after 2^32 misses of one cache. A cookie would be mistaken only if so many misses come
+    /// between a watch and its report, or during one wait for a deregistration.
     pub(crate) fn reserve(&mut self, request: Request<A>) -> (Slot, Cookie) {
         self.serial = self.serial.wrapping_add(1);
         let (slot, fresh) = match self.vacant.pop() {
             Some(slot) => (slot, false),
-            // The budget limits the number of slots in use, and the limit fits in u32.
+            // The cast loses no bits: the budget limits the number of slots in use, and that limit
+            // is a u32.
             None => (Slot(self.records.len() as u32), true),
         };
         let cookie = Cookie(u64::from(self.serial) << 32 | u64::from(slot.0));
@@ -139,7 +141,7 @@ impl<A: Copy> Slots<A> {
         self.at_mut(slot).phase = Phase::Pending { invalidated: true };
     }
 
-    /// Marks the pending slots whose ranges are `meant` as invalidated.
+    /// Marks the pending slots for whose ranges `meant` returns true as invalidated.
     pub(crate) fn invalidate_pending(&mut self, meant: impl Fn(&VaRange) -> bool) {
         for i in 0..self.pending.len() {
             let record = self.at_mut(self.pending[i]);
@@ -149,7 +151,7 @@ impl<A: Copy> Slots<A> {
         }
     }
 
-    /// Returns true if the memory of a pending slot has changed.
+    /// Returns true if the pending slot is marked as invalidated.
     pub(crate) fn was_invalidated(&self, slot: Slot) -> bool {
         self.at(slot).phase == Phase::Pending { invalidated: true }
     }
@@ -195,7 +197,7 @@ impl<A: Copy> Slots<A> {
         EntryId::Cached(slot, self.at(slot).cookie)
     }
 
-    /// Returns true if the registration that had this slot and this cookie is gone.
+    /// Returns true if the registration that had this slot and this cookie no longer exists.
     pub(crate) fn is_gone(&self, slot: Slot, cookie: Cookie) -> bool {
         let record = self.at(slot);
         record.cookie != cookie || record.phase == Phase::Vacant

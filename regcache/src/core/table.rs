@@ -2,13 +2,13 @@
 //!
 //! The table has the phase of each slot (`slots.rs`), the indexes, the budget, the order of
 //! eviction (`eviction.rs`) and the counters. No method of the table registers, deregisters or
-//! calls the monitor. So dead entries are only listed here. Their content is taken out later,
+//! calls the monitor. So the table only lists dead entries. `mod.rs` deregisters them later,
 //! without the lock.
 //!
-//! There are two indexes. A *revocable* entry is deregistered when its last guard is dropped.
-//! Entries with remote access are revocable if the cache revokes remote keys. All other entries are
-//! *retained*. A revocable entry serves only lookups that are revocable too, because any other
-//! guard would keep the remote key alive.
+//! There are two indexes, one for revocable and one for retained entries. A *revocable* entry is
+//! deregistered when its last guard is dropped. Entries with remote access are revocable if the
+//! option `revoke_remote_keys` is set. All other entries are *retained*. A revocable entry serves
+//! only lookups with remote access. A guard of another lookup would keep the remote key alive.
 
 use crate::core::budget::Budget;
 use crate::core::entry::Entry;
@@ -22,7 +22,7 @@ use crate::range::VaRange;
 use crate::registrar::Access;
 use crate::stats::Stats;
 
-/// See the head of this file.
+/// The state that the cache's lock protects; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Table<A> {
     slots: Slots<A>,
@@ -40,8 +40,9 @@ pub(crate) struct Table<A> {
 }
 
 /// An unlinked registration whose room will become free, and its pinned size. The caller can wait
-/// for the id. It is `None` if a reader acquired a guard just before the entry was unlinked. That
-/// guard may hold the registration for long, so no thread should wait for it.
+/// until the registration with this id is gone. The id is `None` if a reader acquired a guard just
+/// before the entry was unlinked. That guard may live for long, so no thread should wait for the
+/// registration.
 pub(crate) type Outgoing = (Option<EntryId>, usize);
 
 impl<A: Access> Table<A> {
@@ -60,20 +61,20 @@ impl<A: Access> Table<A> {
         }
     }
 
-    /// Returns true if a registration of `bytes` could be cached once all others are gone.
+    /// Returns true if an empty cache could hold a registration of `bytes` bytes.
     pub(crate) fn could_hold(&self, bytes: usize) -> bool {
         self.budget.could_hold(bytes)
     }
 
     /// Returns a version counter, which rises when a registration is linked. While the counter is
-    /// unchanged, a range that was not found is still not in the index.
+    /// unchanged, a range that a search did not find is still not in the index.
     pub(crate) fn link_version(&self) -> u64 {
         self.links
     }
 
-    /// Returns a version counter, which rises when a registration is linked or deregistered. While
-    /// the counter is unchanged, retrying a registration that the device had no room for is
-    /// pointless.
+    /// Returns a version counter, which rises when a registration is linked or deregistered. Assume
+    /// that the device had no room for a registration. While the counter is unchanged, a retry
+    /// would fail again.
     pub(crate) fn room_version(&self) -> u64 {
         self.links + self.deregistrations
     }
@@ -98,8 +99,8 @@ impl<A: Access> Table<A> {
         loop {
             let slot = self.index_mut(revocable).find(range, access)?;
             let record = self.slots.at(slot);
-            // The invariant of the index guarantees this, if the implementation of `Access` keeps
-            // its promises.
+            // The record serves the request unless the implementation of `Access` breaks its
+            // contract. This check keeps such an error from returning a wrong registration.
             if !(record.range.contains(&range) && record.access.serves(access)) {
                 return None;
             }
@@ -108,12 +109,13 @@ impl<A: Access> Table<A> {
             if entry.acquire() {
                 return Some((slot, entry, whole));
             }
-            // The entry is live, but has no more references to grant (`entry.rs`, point 4).
+            // The entry is live, but its count of references is full (`entry.rs`, point 4). A new
+            // registration serves the lookup in its place.
             self.unlink(slab, slot);
         }
     }
 
-    /// Returns the ranges registered for `access` that overlap `range` or touch it.
+    /// Returns the ranges registered for `access` that overlap `range` or are adjacent to it.
     pub(crate) fn neighbours(&self, range: VaRange, access: A) -> impl Iterator<Item = VaRange> {
         let slots = self.retained.neighbours(range, access);
         slots.map(|slot| self.slots.at(slot).range)
@@ -125,13 +127,13 @@ impl<A: Access> Table<A> {
         fits.then(|| self.slots.reserve(request))
     }
 
-    /// Returns true if the memory of a pending registration has changed.
+    /// Returns true if the pending slot is marked as invalidated, because its memory has changed.
     pub(crate) fn was_invalidated(&self, slot: Slot) -> bool {
         self.slots.was_invalidated(slot)
     }
 
-    /// Puts a pending registration into its index, and unlinks the entries that it contains. The
-    /// entry must be published before the lock is released.
+    /// Puts a pending registration into its index, and unlinks the entries that the registration
+    /// contains. The caller must publish the entry before it releases the lock.
     pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot) {
         let record = self.slots.at(slot);
         let (range, access, revocable) = (record.range, record.access, record.revocable);
@@ -146,9 +148,9 @@ impl<A: Access> Table<A> {
         self.counts.misses += 1;
     }
 
-    /// Takes an entry out of its index and kills it. Returns false if the entry is not linked. If
-    /// no guard holds the entry, it is put on the list of dead entries. Otherwise its last guard
-    /// deregisters it.
+    /// Removes an entry from its index and kills the entry. Returns false if the entry is not
+    /// linked. An entry that no guard holds is put on the list of dead entries. Otherwise the drop
+    /// of the last guard deregisters the entry.
     fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
         let record = self.slots.at(slot);
         let (range, access, bytes) = (record.range, record.access, record.bytes);
@@ -161,8 +163,8 @@ impl<A: Access> Table<A> {
         };
         self.index_mut(revocable).remove(range, access);
         self.eviction.remove(List::Live, slot);
-        // SAFETY: linked entries are live. The phase changes below, so no other call kills this
-        // entry.
+        // SAFETY: the slot is linked, so its entry is live. The phase changes below, so no other
+        // call kills this entry.
         let held = !unsafe { entry.kill() };
         self.slots.unlink(slot, held);
         if held {
@@ -175,7 +177,7 @@ impl<A: Access> Table<A> {
         true
     }
 
-    /// Makes a slot vacant. Its registration was deregistered, or was never made.
+    /// Makes a slot vacant, after its registration was deregistered or could not be made.
     pub(crate) fn vacate(&mut self, slot: Slot) {
         let (before, bytes) = self.slots.vacate(slot);
         if let Phase::Unlinked { held } = before {
@@ -207,7 +209,7 @@ impl<A: Access> Table<A> {
         self.slots.ever_used() as u32
     }
 
-    /// Returns all counters except the hits, which are counted in the entries.
+    /// Returns the statistics without the hits. The entries count the hits.
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             entries: self.slots.in_use(),
@@ -221,7 +223,7 @@ impl<A: Access> Table<A> {
 impl<A: Access> Table<A> {
     /// Handles a report that the memory under a watch has changed. A linked entry is unlinked. A
     /// pending registration is marked, so that it is made again. Returns false if the slot is in
-    /// another phase, or if the watch has ended.
+    /// another phase, or if no slot has a watch with this cookie.
     pub(crate) fn invalidate<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> bool {
         let Some(slot) = self.slots.watched_by(cookie) else {
             return false;
@@ -240,8 +242,8 @@ impl<A: Access> Table<A> {
         }
     }
 
-    /// Unlinks the entries that overlap `range`, and marks overlapping pending registrations, so
-    /// that they are made again. Returns the ids of all overlapping registrations that are not
+    /// Unlinks the entries that overlap `range`. Marks the pending registrations that overlap it,
+    /// so that they are made again. Returns the ids of all overlapping registrations that are not
     /// deregistered yet.
     pub(crate) fn invalidate_overlapping<T>(
         &mut self,
@@ -252,15 +254,16 @@ impl<A: Access> Table<A> {
         self.outstanding(|its| its.overlaps(&range))
     }
 
-    /// Unlinks the entries that cover `range`. Marks pending registrations that would cover it, so
-    /// that they are made again.
+    /// Unlinks the entries that cover `range`. Marks the pending registrations that would cover
+    /// `range`, so that they are made again.
     pub(crate) fn invalidate_covering<T>(&mut self, slab: &Slab<T>, range: VaRange) {
         let unlinked = self.unlink_overlapping(slab, range, |its| its.contains(&range));
         self.counts.invalidations += unlinked;
     }
 
-    /// Unlinks the entries whose ranges overlap `range` and are `meant`. Marks such pending
-    /// registrations, so that they are made again. Returns the number of entries unlinked.
+    /// Unlinks the entries whose ranges overlap `range`, if `meant` returns true for them. Marks
+    /// the pending registrations with such ranges, so that they are made again. Returns the number
+    /// of entries unlinked.
     fn unlink_overlapping<T>(
         &mut self,
         slab: &Slab<T>,
@@ -287,8 +290,9 @@ impl<A: Access> Table<A> {
         {}
     }
 
-    /// Returns the registrations that still exist although no later lookup returns them, if their
-    /// ranges are `meant`. They are dead, draining, pending and invalidated, or uncached.
+    /// Returns the registrations that still exist although no later lookup returns them, if `meant`
+    /// returns true for their ranges. Such registrations are dead, draining, uncached, or pending
+    /// and invalidated.
     pub(crate) fn outstanding(&self, meant: impl Fn(&VaRange) -> bool) -> Vec<EntryId> {
         let dead = self.eviction.all(List::Dead);
         let draining = self.eviction.all(List::Draining);
@@ -308,7 +312,8 @@ impl<A: Access> Table<A> {
         }
     }
 
-    /// Unlinks a revocable entry, unless another guard has acquired it in the meantime.
+    /// Unlinks a revocable entry after the drop of its last guard, unless another lookup has
+    /// acquired the entry meanwhile.
     pub(crate) fn revoke<T>(&mut self, slab: &Slab<T>, slot: Slot, cookie: Cookie) {
         let idle = slab.get(slot).is_some_and(|entry| !entry.is_in_use());
         if idle && self.slots.at(slot).cookie == cookie {
@@ -319,8 +324,8 @@ impl<A: Access> Table<A> {
 
 /// The methods for eviction, reclaim and deferred deregistration.
 impl<A: Access> Table<A> {
-    /// Evicts idle entries until another one of `bytes` fits. If that is not possible, returns
-    /// `None` and evicts nothing.
+    /// Evicts idle entries until a new entry of `bytes` bytes fits. If too few entries are idle,
+    /// returns `None` and evicts nothing.
     pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<()> {
         let mut victims = Vec::new();
         let mut freed = 0;
@@ -340,15 +345,15 @@ impl<A: Access> Table<A> {
         Some(())
     }
 
-    /// Evicts the coldest idle entry.
+    /// Evicts the idle entry that is next in the order of eviction.
     pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<Outgoing> {
         let slot = self.victim(slab)?;
         self.evict_victim(slab, slot);
         Some((self.unheld(slot), self.slots.at(slot).bytes))
     }
 
-    /// Returns an unlinked entry that no guard holds. Some thread is deregistering it, or will do
-    /// so soon.
+    /// Returns an unlinked entry that no guard holds. A thread is deregistering the entry, or will
+    /// do so soon.
     pub(crate) fn any_outgoing(&self) -> Option<Outgoing> {
         let dead = self.eviction.all(List::Dead);
         let mut unlinked = dead.chain(self.eviction.all(List::Draining));
@@ -370,7 +375,8 @@ impl<A: Access> Table<A> {
         self.counts.evictions += 1;
     }
 
-    /// Removes the coldest idle entry from the list of live entries, and returns it.
+    /// Removes the idle entry that is next in the order of eviction from the list of live entries,
+    /// and returns its slot.
     fn victim<T>(&mut self, slab: &Slab<T>) -> Option<Slot> {
         self.eviction.victim(|slot| {
             let entry = slab.get(slot);
@@ -384,7 +390,7 @@ impl<A: Access> Table<A> {
     }
 
     /// Removes an entry from the list of dead entries. The entry is draining from now on. The
-    /// caller must take its content out and deregister it.
+    /// caller must take the content out of the entry and deregister the registration.
     pub(crate) fn pop_dead(&mut self) -> Option<Slot> {
         let slot = self.eviction.head(List::Dead)?;
         self.eviction.remove(List::Dead, slot);

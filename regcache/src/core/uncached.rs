@@ -1,6 +1,6 @@
 //! [`Uncached`]: the list of uncached registrations, which are deregistered with their guards.
 //!
-//! Uncached registrations have no slot. They are listed here, so that a
+//! Uncached registrations have no slot. This list exists so that a
 //! [`Completion`](crate::Completion) can wait for them.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::core::slab::EntryId;
 use crate::range::VaRange;
 
-/// The ranges of all uncached registrations, by a number that is unique to each.
+/// The ranges of all uncached registrations. Each registration has a unique number.
 #[derive(Debug, Default)]
 pub(crate) struct Uncached {
     ranges: BTreeMap<u64, VaRange>,
@@ -31,7 +31,7 @@ impl Uncached {
         self.ranges.contains_key(&number)
     }
 
-    /// Returns the ids of the registrations whose ranges are `meant`.
+    /// Returns the ids of the registrations for whose ranges `meant` returns true.
     pub(crate) fn ids(&self, meant: impl Fn(&VaRange) -> bool) -> impl Iterator<Item = EntryId> {
         let ranges = self.ranges.iter().filter(move |(_, range)| meant(range));
         ranges.map(|(&number, _)| EntryId::Uncached(number))

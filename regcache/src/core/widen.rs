@@ -1,8 +1,9 @@
 //! [`Widening`]: registers more memory than a lookup asked for, so that later lookups are hits.
 //!
-//! All memory of a wider registration is watched, so the registration is never stale either. The
-//! device may refuse it because of a hole next to the range. Another thread may also change the
-//! memory next to the range. In both cases only the range itself is registered.
+//! All memory of a wider registration is watched, so a wider registration is never stale. The
+//! device may refuse a wider range because of a hole next to the lookup's range. Another thread may
+//! also change memory there during the registration. In both cases the cache registers only the
+//! lookup's range.
 
 use std::io;
 
@@ -13,7 +14,7 @@ use crate::range::VaRange;
 pub(crate) struct Widening {
     /// The size of the blocks that a range is rounded to, in bytes.
     pub(crate) granularity: usize,
-    /// The size up to which a range is merged with its neighbours, in bytes.
+    /// The maximum size of a merged range, in bytes.
     pub(crate) merge_up_to: usize,
 }
 
@@ -27,7 +28,7 @@ impl Default for Widening {
 }
 
 impl Widening {
-    /// Refuses a granularity that is not a power of two.
+    /// Returns an error if the granularity is not a power of two.
     pub(crate) fn check(&self) -> io::Result<()> {
         if self.granularity.is_power_of_two() {
             return Ok(());
@@ -36,8 +37,8 @@ impl Widening {
         Err(io::Error::new(io::ErrorKind::InvalidInput, why))
     }
 
-    /// Returns the range to register for `range`. `neighbours` returns the registrations that
-    /// overlap or touch a range.
+    /// Returns the range to register for a lookup of `range`. `neighbours` returns the registered
+    /// ranges that overlap a range or are adjacent to it.
     pub(crate) fn widen<I>(&self, range: VaRange, neighbours: impl Fn(VaRange) -> I) -> VaRange
     where
         I: Iterator<Item = VaRange>,

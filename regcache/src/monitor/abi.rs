@@ -28,7 +28,7 @@ pub struct Register {
 pub struct Register2 {
     /// The size of this structure in bytes, in the version that the caller was compiled with.
     pub size: u32,
-    /// Any combination of [`PROTECTION`] and [`MUST_BE_BACKED`], or 0.
+    /// The options: any combination of [`PROTECTION`] and [`MUST_BE_BACKED`], or 0.
     pub flags: u32,
     /// The address of the first byte.
     pub start: u64,
@@ -82,18 +82,18 @@ const _: () = assert!(
     size_of::<Register>() == 32 && size_of::<Register2>() == 32 && size_of::<Event>() == 32
 );
 
-/// Requests the features in a mask. The driver replaces the mask by the features that it grants.
-/// The driver has no features yet, so the mask becomes 0.
+/// Requests the features in the mask that `features` points to. The driver replaces the mask by the
+/// features that it grants. No features exist yet, so the mask becomes 0.
 ///
 /// # Errors
 ///
-/// The driver's error; `ENOTTY` if `fd` is not the driver's device.
+/// Returns the driver's error. The error is `ENOTTY` if `fd` is not the driver's device.
 ///
 /// # Safety
 ///
 /// `features` points to a mask that may be read and written.
 pub unsafe fn exchange_features(fd: RawFd, features: *mut u32) -> io::Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller meets the conditions above, and this call needs no others.
     unsafe { ioctl::exchange_features(fd, features) }?;
     Ok(())
 }
@@ -102,13 +102,13 @@ pub unsafe fn exchange_features(fd: RawFd, features: *mut u32) -> io::Result<()>
 ///
 /// # Errors
 ///
-/// The driver's error.
+/// Returns the driver's error.
 ///
 /// # Safety
 ///
 /// `region` points to a structure that may be read, or to no memory at all.
 pub unsafe fn register_region(fd: RawFd, region: *const Register) -> io::Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller meets the conditions above, and this call needs no others.
     unsafe { ioctl::register_region(fd, region) }?;
     Ok(())
 }
@@ -117,14 +117,15 @@ pub unsafe fn register_region(fd: RawFd, region: *const Register) -> io::Result<
 ///
 /// # Errors
 ///
-/// The driver's error; `ENOTTY` if the driver is too old to have this call, and `EINTR` if a signal
-/// interrupted the wait for an invalidation in flight. After an error the range is not watched.
+/// Returns the driver's error. The error is `ENOTTY` if the driver is too old to have this call. It
+/// is `EINTR` if a signal interrupted the wait for an invalidation in flight. After an error the
+/// range is not watched.
 ///
 /// # Safety
 ///
 /// `region` points to a structure of `size` bytes that may be read, or to no memory at all.
 pub unsafe fn register_region2(fd: RawFd, region: *const Register2) -> io::Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller meets the conditions above, and this call needs no others.
     unsafe { ioctl::register_region2(fd, region) }?;
     Ok(())
 }
@@ -133,13 +134,13 @@ pub unsafe fn register_region2(fd: RawFd, region: *const Register2) -> io::Resul
 ///
 /// # Errors
 ///
-/// The driver's error; `EINVAL` if no range has the cookie.
+/// Returns the driver's error. The error is `EINVAL` if no range has the cookie.
 ///
 /// # Safety
 ///
 /// `cookie` points to a cookie that may be read, or to no memory at all.
 pub unsafe fn unregister_region(fd: RawFd, cookie: *const u64) -> io::Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller meets the conditions above, and this call needs no others.
     unsafe { ioctl::unregister_region(fd, cookie) }?;
     Ok(())
 }

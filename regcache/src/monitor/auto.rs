@@ -16,19 +16,19 @@ use crate::range::VaRange;
 pub enum Auto {
     /// The ummunotify driver.
     Ummunotify(Ummunotify),
-    /// userfaultfd, with strict checking.
+    /// userfaultfd, with a check at each lookup.
     #[cfg(feature = "userfaultfd")]
     Userfaultfd(Box<Userfaultfd>),
-    /// No monitor: nothing is cached.
+    /// The absence of a monitor. The cache retains no registration.
     None(NoMonitor),
 }
 
 /// Returns the first of these monitors that works on this machine:
 ///
 /// 1. [`Ummunotify`], if `/dev/ummunotify` opens;
-/// 2. `Userfaultfd` with strict checking, if the crate is built with the feature `userfaultfd`.
-///    This monitor needs Linux 6.7. Since Linux 6.13 the process also needs a privilege
-///    (`UserfaultfdError::GuardPages`);
+/// 2. `Userfaultfd` with a check at each lookup, if the crate is built with the feature
+///    `userfaultfd`. This monitor needs Linux 6.7. Since Linux 6.13 the process also needs a
+///    privilege (`UserfaultfdError::GuardPages`);
 /// 3. [`NoMonitor`], with a warning in the log that states the reasons.
 ///
 /// If an application must not run without the driver, it should call [`Ummunotify::open`] itself.
@@ -70,7 +70,7 @@ fn without_driver(no_driver: &OpenError) -> Auto {
     Auto::None(NoMonitor)
 }
 
-/// Calls a method of the chosen monitor.
+/// Evaluates an expression with the chosen monitor.
 macro_rules! chosen {
     ($auto:expr, $monitor:ident => $result:expr) => {
         match $auto {

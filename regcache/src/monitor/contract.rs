@@ -18,8 +18,8 @@ impl fmt::Debug for Cookie {
 
 /// A source that reports when the pages behind a watched range change.
 ///
-/// An *invalidation* is any change of the pages that back a range: munmap, mremap, brk, a mapping
-/// placed over the range, `MADV_DONTNEED`, a hole punched in the file behind the range, a
+/// An *invalidation* is any change of the pages that back a range. Examples are munmap, mremap,
+/// brk, `MADV_DONTNEED`, a mapping placed over the range, a hole punched in its file, and a
 /// copy-on-write break.
 ///
 /// # Safety
@@ -31,13 +31,13 @@ impl fmt::Debug for Cookie {
 ///
 /// - **M1, nothing lost**: an invalidation that starts after [`watch`](Self::watch) has returned is
 ///   reported by [`drain`](Self::drain).
-/// - **M2, nothing in flight missed**: an invalidation that is in flight while `watch` runs is over
-///   before `watch` returns, or is reported after the invalidation ends. A report made while the
-///   invalidation is in flight (an early report) is repeated after the invalidation ends. So a new
-///   registration can rely on a watch that was placed earlier.
+/// - **M2, nothing in flight missed**: consider an invalidation that is in flight while `watch`
+///   runs. It is over before `watch` returns, or it is reported after it ends. A report made while
+///   the invalidation is in flight (an early report) is repeated after the invalidation ends. So an
+///   older watch can serve a registration that is made while the invalidation is in flight.
 /// - **M3, in time**: [`generation`](Self::generation) changes before the invalidating call
 ///   returns. It also changes before the kernel can hand out the addresses of the invalidated range
-///   again, to any thread. If the monitor is [`CHECKED`](Self::CHECKED), the result of
+///   to any thread again. If the monitor is [`CHECKED`](Self::CHECKED), the result of
 ///   [`is_intact`](Self::is_intact) may report the change in place of the generation.
 /// - **M4, bounded**: the monitor's memory is proportional to the number of watches, whatever
 ///   happens to the watched memory.
@@ -51,8 +51,8 @@ impl fmt::Debug for Cookie {
 /// The cache calls `generation` and `drain` while it holds its lock. So these two methods must not
 /// call into the cache, drop a guard or panic.
 pub unsafe trait Monitor: Send + Sync + 'static {
-    /// True if each lookup must first call [`is_intact`](Self::is_intact). False if `generation`
-    /// alone keeps rule M3.
+    /// True if each lookup must first call [`is_intact`](Self::is_intact), because `generation`
+    /// alone does not keep rule M3.
     const CHECKED: bool = false;
 
     /// Returns a number that changes whenever a watched range is invalidated. The number is never
@@ -62,16 +62,18 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     /// that was released before the number changed.
     fn generation(&self) -> u64;
 
-    /// Returns true if [`generation`](Self::generation) now includes every change of `range` that
+    /// Returns true if [`generation`](Self::generation) has risen for every change of `range` that
     /// the caller could know about. Changes that were over before the range was first watched do
     /// not count.
     ///
-    /// Returns false if some change will never be included, or if the monitor cannot decide. Then
-    /// the cache must not use a registration that covers the range and was made before this call.
+    /// Returns false if the generation will never rise for some change, or if the monitor cannot
+    /// decide. After that the cache must not use a registration that covers the range and was made
+    /// before this call.
     ///
-    /// The cache calls this method only if the monitor is [`CHECKED`](Self::CHECKED). It does not
-    /// hold its lock during the call. `range` is the range of the lookup. A larger registration may
-    /// serve the lookup. The rest of that registration is checked when a lookup asks for the rest.
+    /// The cache calls this method only if the monitor is [`CHECKED`](Self::CHECKED). The cache
+    /// does not hold its lock during the call. `range` is the range of the lookup. A larger
+    /// registration may serve the lookup. The cache checks the rest of that registration when a
+    /// lookup requests the rest.
     #[inline]
     fn is_intact(&self, range: VaRange) -> bool {
         let _ = range;
@@ -82,35 +84,36 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The reason why the range cannot be watched. The cache then returns an uncached registration
-    /// of the range.
+    /// Returns the reason why the range cannot be watched. After an error, the cache returns an
+    /// uncached registration of the range.
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()>;
 
     /// Ends the watch named `cookie`. After this method has returned, no report names that watch.
     ///
     /// # Errors
     ///
-    /// An error if there is no such watch.
+    /// Returns an error if there is no such watch.
     fn unwatch(&self, cookie: Cookie) -> io::Result<()>;
 
     /// Calls `invalidated` for every watch that was invalidated since its last report, until no
-    /// such watch is left. Returns the generation of that moment. A watch stays in place after it
-    /// was reported.
+    /// such watch is left. Returns the generation of the moment at which no such watch was left. A
+    /// watch stays in place after it was reported.
     ///
-    /// The cache calls this from one thread at a time. `invalidated` does not allocate memory, but
-    /// it may free memory.
+    /// The cache calls this method from one thread at a time. `invalidated` does not allocate
+    /// memory, but it may free memory.
     ///
     /// # Errors
     ///
-    /// An error if reports cannot be read, or may have been lost. The cache then drops all its
-    /// entries, and refuses lookups until a drain succeeds.
+    /// Returns an error if reports cannot be read, or may have been lost. After an error, the cache
+    /// unlinks all entries and refuses lookups until a drain succeeds.
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64>;
 
     /// Returns a file descriptor that polls readable while there is something to drain, if the
-    /// monitor has one. The cache's reaper or an application's event loop waits on it.
+    /// monitor has one. The cache's reaper or an application's event loop waits on the file
+    /// descriptor.
     ///
     /// Safe code can get this file descriptor. So reading from it must not consume reports. For
-    /// example, it may be an epoll instance, which cannot be read.
+    /// example, the file descriptor may be of an epoll instance, which cannot be read.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }

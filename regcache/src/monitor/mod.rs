@@ -1,8 +1,8 @@
 //! Monitors: the sources that report changes of memory to the cache.
 //!
-//! A monitor watches ranges of the process's own memory. It raises its generation when the pages
-//! behind a watched range change. The cache relies on the rules M1 to M6 of [`Monitor`] to never
-//! return a stale registration.
+//! A monitor watches ranges of the process's own memory. The monitor raises its generation when the
+//! pages behind a watched range change. The cache relies on the rules M1 to M6 of [`Monitor`] to
+//! never return a stale registration.
 
 pub mod abi;
 mod auto;

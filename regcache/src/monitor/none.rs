@@ -1,16 +1,17 @@
-//! [`NoMonitor`], for machines without a sound monitor. It watches nothing, so nothing is cached.
+//! [`NoMonitor`], for machines without a sound monitor. `NoMonitor` watches nothing, so nothing is
+//! cached.
 
 use std::io;
 
 use super::contract::{Cookie, Monitor};
 use crate::range::VaRange;
 
-/// A monitor that refuses every watch. A cache with this monitor registers at each lookup. Its
+/// A monitor that refuses every watch. A cache with this monitor registers at each lookup. Such
 /// lookups are slow, but never return a stale registration.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoMonitor;
 
-// SAFETY: no range is ever watched, so there is nothing to report.
+// SAFETY: `watch` always fails. So no range is ever watched, and the rules require no report.
 unsafe impl Monitor for NoMonitor {
     #[inline]
     fn generation(&self) -> u64 {

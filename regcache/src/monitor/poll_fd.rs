@@ -1,12 +1,12 @@
-//! A file descriptor that safe code may have. It polls readable when other file descriptors do, and
-//! reading from it consumes no reports.
+//! A file descriptor for users of the library, which polls readable when a monitor has reports. It
+//! cannot be read, so no user can take reports away from the cache.
 
 use std::io;
 use std::os::fd::AsFd;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-/// Returns an epoll instance that polls readable when any of the `descriptors` does.
+/// Returns an epoll instance that polls readable when any of the `descriptors` polls readable.
 pub(super) fn when_readable(descriptors: &[&dyn AsFd]) -> io::Result<Epoll> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     for descriptor in descriptors {

@@ -5,23 +5,23 @@
 //!
 //! # Why each cache can rely on a shared monitor
 //!
-//! One lock protects everything but the monitor itself.
+//! The shared state has a *member* for each cache, which lists the cache's *subscriptions* to
+//! watches of the monitor. One lock protects everything but the monitor itself.
 //!
 //! - M1: a report names a watch of the monitor. The thread that drains the monitor marks every
-//!   subscription to that watch. Each cache finds the marks of its own subscriptions when it
-//!   drains. A mark stays until its cache drains.
-//! - M2: no cache can join a watch before the watch is placed. Assume that a cache joins an
-//!   existing watch while an invalidation is in flight, and that the invalidation was reported
-//!   before the cache joined. The monitor repeats such a report after the invalidation ends, by its
-//!   own rule M2. So the cache does not miss the invalidation.
-//! - M3: each share returns the generation of the monitor itself. A cache's drain returns the
+//!   subscription to that watch. A mark stays until the subscription's cache drains. So each cache
+//!   finds every report that concerns it.
+//! - M2: no cache can subscribe to a watch before the watch is placed. A cache may subscribe while
+//!   an invalidation is in flight that was already reported. By rule M2, the monitor repeats the
+//!   report after the invalidation ends. So the cache does not miss the invalidation.
+//! - M3: the generation of each share is the generation of the monitor. A cache's drain returns the
 //!   generation of the monitor's last drain. All invalidations up to that generation were marked,
-//!   and the drain has reported the marks of its cache.
-//! - M4: a mark is a flag in a subscription. Each cache has a list of its marks. A new subscription
-//!   reserves its place in that list, so that draining does not allocate.
-//! - M6: no cache can join a watch that was reported. A lookup drains before it watches. So the
-//!   memory of a watch that it joins is still the memory that the monitor accepted.
-//! - If draining the monitor fails, reports may be lost for every cache. So the next drain of each
+//!   and the cache's drain has reported all marks of the cache.
+//! - M4: a mark is a flag in a subscription, and an entry in the list of the cache's marks. A new
+//!   subscription reserves the entry in advance, so that draining does not allocate.
+//! - M6: no cache can subscribe to a watch that was reported. A lookup drains before it watches. So
+//!   the watched memory is still the memory that the monitor accepted.
+//! - If draining the monitor fails, reports of any cache may be lost. So the next drain of each
 //!   cache fails.
 
 use std::collections::HashMap;
@@ -63,8 +63,8 @@ use crate::sys::sync::{Arc, Mutex, lock};
 pub struct Shared<M: Monitor> {
     hub: Arc<Hub<M>>,
     member: usize,
-    /// The epoll instance polls readable if the monitor has something to report, or if the eventfd
-    /// was signalled. Another member's drain signals the eventfd after it has marked a watch of
+    /// An epoll instance, which polls readable if the monitor has reports or the eventfd was
+    /// signalled. Another member's drain signals the eventfd after it has marked a subscription of
     /// this member. `None` if the monitor has no file descriptor.
     ready: Option<(Epoll, Arc<EventFd>)>,
 }
@@ -81,7 +81,8 @@ struct Board {
     /// The generation up to which the monitor was drained.
     drained: u64,
     last_cookie: u64,
-    /// The watches that were placed on the monitor, by their cookies there.
+    /// The watches that were or are being placed on the monitor, by the cookies that the monitor
+    /// knows.
     watches: HashMap<u64, Watch>,
     by_range: HashMap<VaRange, u64>,
     members: Vec<Member>,
@@ -96,24 +97,24 @@ struct Watch {
 /// The subscriptions of one cache.
 #[derive(Debug, Default)]
 struct Member {
-    /// False if the place is free for another cache.
+    /// False if this member can be reused for another cache.
     joined: bool,
-    /// For each cookie of the cache: the cookie of the monitor's watch, and true if the
-    /// subscription is marked.
+    /// The subscriptions, by the cache's cookie. A value is the cookie of the monitor's watch, and
+    /// true if the subscription is marked.
     subscriptions: HashMap<Cookie, (u64, bool)>,
     /// The cookies of the marked subscriptions.
     marked: Vec<Cookie>,
-    /// True if reports may have been lost.
+    /// True if reports may have been lost, so that the next drain of this member must fail.
     lost: bool,
     signal: Option<Arc<EventFd>>,
 }
 
 impl<M: Monitor> Shared<M> {
-    /// Shares `monitor`.
+    /// Returns the first share of `monitor`.
     ///
     /// # Errors
     ///
-    /// The kernel's error if it refuses a file descriptor or a page that the share needs.
+    /// Returns the kernel's error if it refuses a file descriptor or a page that the share needs.
     pub fn new(monitor: M) -> io::Result<Self> {
         let board = Board {
             drained: monitor.generation(),
@@ -134,7 +135,7 @@ impl<M: Monitor> Shared<M> {
     ///
     /// # Errors
     ///
-    /// The errors of [`new`](Self::new), and an error in a forked child.
+    /// Returns the errors of [`new`](Self::new), and an error in a forked child.
     pub fn subscribe(&self) -> io::Result<Self> {
         Self::join(Arc::clone(&self.hub))
     }
@@ -207,7 +208,8 @@ impl Board {
         watch.subscribers.push((member, cookie));
         let member = &mut self.members[member];
         member.subscriptions.insert(cookie, (ours, false));
-        // The room is reserved here, because draining must not allocate.
+        // A drain adds the marked cookies to `marked`, and must not allocate. So the room for this
+        // cookie is reserved here.
         let missing = member
             .subscriptions
             .len()
@@ -231,7 +233,8 @@ impl Board {
             let Some(watch) = watches.get(&cookie.0) else {
                 return;
             };
-            // The memory may have lost its backing since the monitor accepted it.
+            // The reported change may have put memory here that the monitor would refuse. So no new
+            // subscription may use this watch.
             if by_range.get(&watch.range) == Some(&cookie.0) {
                 by_range.remove(&watch.range);
             }
@@ -253,7 +256,8 @@ impl Board {
 }
 
 impl Member {
-    /// Ends a subscription, and returns the cookie of the monitor's watch.
+    /// Ends a subscription. Returns the cookie of the monitor's watch, or `None` if there is no
+    /// such subscription.
     fn forget(&mut self, cookie: Cookie) -> Option<u64> {
         let (ours, marked) = self.subscriptions.remove(&cookie)?;
         if marked {
@@ -272,13 +276,14 @@ impl Member {
     /// Makes the member's file descriptor readable.
     fn notify(&self) {
         if let Some(signal) = &self.signal {
-            // A write fails only if the eventfd is readable already.
+            // The write fails only if the eventfd is readable already. So an error needs no
+            // handling.
             let _ = signal.write(1);
         }
     }
 }
 
-// SAFETY: see the head of this file.
+// SAFETY: the head of this file argues that a share keeps each rule of the trait.
 unsafe impl<M: Monitor> Monitor for Shared<M> {
     const CHECKED: bool = M::CHECKED;
 
@@ -298,9 +303,9 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
         if !is_new {
             return Ok(());
         }
-        // This call may wait for an invalidation. It runs without the lock, so that lookups in
-        // other caches can go on. A cache that subscribes to the same range meanwhile places a
-        // second watch.
+        // This call may wait until an invalidation ends. The lock is not held during the call, so
+        // that lookups in other caches can go on. If a cache subscribes to the same range
+        // meanwhile, the cache places a second watch.
         let placed = self.hub.monitor.watch(range, Cookie(ours));
         let board = &mut *lock(&self.hub.board);
         match placed {
@@ -377,12 +382,13 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
 impl<M: Monitor> Drop for Shared<M> {
     fn drop(&mut self) {
         if self.hub.fork.in_child() {
-            // The monitor belongs to the parent process. Dropping it here would close what the
-            // parent still uses. So the monitor is leaked.
+            // The monitor belongs to the parent process. Dropping the monitor here would close file
+            // descriptors that the parent still uses. So the child leaks the monitor.
             std::mem::forget(Arc::clone(&self.hub));
             return;
         }
-        // A cache usually ends all its watches before this. Any that are left are ended here.
+        // A cache usually ends all its watches before it drops its share. This code ends the
+        // watches that are left.
         let left: Vec<_> = {
             let board = lock(&self.hub.board);
             let subscriptions = &board.members[self.member].subscriptions;

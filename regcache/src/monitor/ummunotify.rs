@@ -1,16 +1,18 @@
 //! [`Ummunotify`]: the monitor on the ummunotify driver.
 //!
-//! The driver keeps M1 to M4. The driver's documentation has the argument. M5 holds because the
-//! driver runs in the kernel, where other code of the process cannot switch it off. For M6,
-//! [`watch`](Monitor::watch) asks the driver to refuse a range unless the kernel reports the
-//! changes of its memory. An older driver does not have this request, and watches the range. Such a
-//! driver is sound only for a registrar that registers only pages that `get_user_pages` finds.
+//! The driver keeps the rules M1 to M4 of [`Monitor`]. `kernel/Documentation/ummunotify.rst` has
+//! the argument. M5 holds because the driver runs in the kernel. Other code of the process cannot
+//! switch the driver off. For M6, [`watch`](Monitor::watch) asks the driver to refuse a range
+//! unless the kernel reports the changes of its memory. An older driver does not know this request,
+//! and watches any range. Such a driver is sound only for a registrar that registers only pages
+//! that `get_user_pages` finds.
 //!
 //! One case of [`drain`](Monitor::drain) needs an argument here. The driver may have raised its
-//! counter for a range that was unregistered afterwards. Then the driver has nothing to report. So
-//! `read` returns `EAGAIN` in place of `LAST`, and `drain` has to return the generation that was
-//! loaded *before* that `read`. At the time of the `read` no watched range was invalid. So each
-//! invalidation up to the earlier load was reported, or met a range that is no longer watched.
+//! counter for a range that was unregistered afterwards. In that case the driver has nothing to
+//! report. So `read` returns `EAGAIN` in place of a `LAST` event, and `drain` has to return the
+//! generation that was loaded *before* that `read`. At the time of the `read` no watched range was
+//! invalid. So each invalidation up to the earlier load was reported, or met a range that is no
+//! longer watched.
 
 use std::fs::File;
 use std::io;
@@ -33,7 +35,7 @@ use crate::range::VaRange;
 /// The path of the driver's device, as udev creates it.
 const DEVICE: &str = "/dev/ummunotify";
 
-/// The maximum number of events that one `read` returns. They take 2 KiB of stack.
+/// The maximum number of events that one `read` returns. The buffer for them takes 2 KiB of stack.
 const BATCH: usize = 64;
 
 /// The reason why the driver could not be used.
@@ -89,7 +91,7 @@ pub enum OpenError {
 pub struct Ummunotify {
     device: File,
     counter: Mmap,
-    /// An epoll instance for callers. It polls readable when the device does.
+    /// An epoll instance for callers, which polls readable when the device does.
     ready: Epoll,
 }
 
@@ -98,7 +100,7 @@ impl Ummunotify {
     ///
     /// # Errors
     ///
-    /// [`OpenError`], whose message says what to do.
+    /// Returns [`OpenError`], whose message says what to do.
     pub fn open() -> Result<Self, OpenError> {
         Self::open_at(DEVICE)
     }
@@ -107,7 +109,7 @@ impl Ummunotify {
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open).
+    /// Returns the same errors as [`open`](Self::open).
     pub fn open_at(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let device = File::options()
@@ -123,7 +125,7 @@ impl Ummunotify {
                 }
             })?;
         let mut features = 0;
-        // SAFETY: the driver reads and writes the mask.
+        // SAFETY: `features` is a mask of this function, so the driver may read and write it.
         unsafe { abi::exchange_features(device.as_raw_fd(), &raw mut features) }.map_err(
             |source| OpenError::NotTheDriver {
                 path: path.to_owned(),
@@ -131,8 +133,8 @@ impl Ummunotify {
             },
         )?;
         let page = size_of::<AtomicU64>();
-        // SAFETY: the mapping is only read by `counter()`, as an atomic, so the kernel's writes to
-        // it are no data race.
+        // SAFETY: only `counter()` reads the mapping, as an atomic. So the kernel's writes to the
+        // mapping are no data race.
         let counter = unsafe { MmapOptions::new().len(page).map(&device) }.map_err(|source| {
             OpenError::Map {
                 path: path.to_owned(),
@@ -164,11 +166,12 @@ impl Ummunotify {
     ///
     /// # Errors
     ///
-    /// The error of `poll`.
+    /// Returns the error of `poll`.
     pub fn wait(&self, timeout_ms: u16) -> io::Result<bool> {
         let mut fds = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(timeout_ms)) {
-            // POLLERR is not a report: `poll` returns it in a forked child.
+            // `poll` reports POLLERR in a forked child. POLLERR does not mean that a range is
+            // invalid.
             Ok(_) => Ok(fds[0].revents() == Some(PollFlags::POLLIN)),
             Err(Errno::EINTR) => Ok(false),
             Err(errno) => Err(errno.into()),
@@ -176,7 +179,7 @@ impl Ummunotify {
     }
 
     /// Watches a range by the driver's original call of 2010. The driver ignores the flags of that
-    /// call, so the call cannot refuse memory that is not backed.
+    /// call. So the call watches even memory whose changes the kernel does not report.
     fn watch_unchecked(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
         let region = abi::Register {
             start: range.start() as u64,
@@ -184,7 +187,7 @@ impl Ummunotify {
             user_cookie: cookie.0,
             ..abi::Register::default()
         };
-        // SAFETY: the driver reads the structure during the call, and nothing else.
+        // SAFETY: the driver only reads the structure, which lives until the call returns.
         unsafe { abi::register_region(self.device.as_raw_fd(), &raw const region) }
     }
 
@@ -210,7 +213,7 @@ impl Ummunotify {
     }
 }
 
-// SAFETY: see the file's head.
+// SAFETY: the head of this file argues that the driver keeps each rule of the trait.
 unsafe impl Monitor for Ummunotify {
     #[inline]
     fn generation(&self) -> u64 {
@@ -230,7 +233,7 @@ unsafe impl Monitor for Ummunotify {
             ..abi::Register2::default()
         };
         loop {
-            // SAFETY: the driver reads the structure during the call, and nothing else.
+            // SAFETY: the driver only reads the structure, which lives until the call returns.
             let watched =
                 unsafe { abi::register_region2(self.device.as_raw_fd(), &raw const region) };
             match watched.as_ref().err().and_then(io::Error::raw_os_error) {
@@ -244,7 +247,7 @@ unsafe impl Monitor for Ummunotify {
     }
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
-        // SAFETY: as in `watch`.
+        // SAFETY: the driver only reads the cookie, which lives until the call returns.
         unsafe { abi::unregister_region(self.device.as_raw_fd(), &raw const cookie.0) }
     }
 

@@ -1,17 +1,18 @@
-//! [`ForkMark`]: a word that shows whether this process was forked from the cache's own.
+//! [`ForkMark`]: a word that shows whether this process is a forked child of the process that built
+//! the cache.
 //!
-//! A forked child has a copy of the cache, but the registrations are its parent's. The child has
-//! its own pages at the same addresses, and the adapter does not reach them. So the child must
-//! notice that it cannot use the cache.
+//! A forked child has a copy of the cache, but the registrations belong to its parent. The child
+//! has its own pages at the same addresses, and the adapter does not reach the child's pages. So
+//! the child must notice that it cannot use the cache.
 //!
 //! `getpid` would cost a system call at each lookup. `pthread_atfork` would miss a child made by
-//! `clone`. So the mark is in a page under `MADV_WIPEONFORK`. The kernel shows zeros there to any
-//! process that got a copy of the address space. Threads, vfork children and `CLONE_VM` children
-//! share the memory, the registrations and the mark. So they can use the cache.
+//! `clone`. So the mark is in a page under `MADV_WIPEONFORK`. In a process that got a copy of the
+//! address space, this page contains zeros. Threads, vfork children and `CLONE_VM` children share
+//! the memory, the registrations and the mark. So they can use the cache.
 //!
-//! In the process that made the mark, it holds a number other than 0, which the cache uses for
-//! `drained`. So one load on the hit path tests two conditions: the cache is current, and the
-//! process is not a forked child (`design.rs`).
+//! In the process that made the mark, the mark is a number other than 0. The cache stores `drained`
+//! in it (`design.rs`). So one load on the hit path tests two conditions: all reports were drained,
+//! and the process is not a forked child.
 
 #[cfg(not(loom))]
 pub(crate) use mapped::ForkMark;
@@ -35,7 +36,8 @@ mod mapped {
             let mut mark = Self(MmapMut::map_anon(size_of::<AtomicU64>())?);
             let len = mark.0.len();
             let start = NonNull::from(&mut mark.0[..]).cast();
-            // SAFETY: the page is this mapping's own, and nothing has been written to it yet.
+            // SAFETY: the page belongs to this mapping alone, and nothing has been written to the
+            // page yet.
             unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }?;
             mark.store(value, Ordering::Relaxed);
             Ok(mark)
@@ -51,7 +53,8 @@ mod mapped {
             self.word().load(ordering)
         }
 
-        /// Stores a number other than 0. A child must not call this.
+        /// Stores a number other than 0. A forked child must not call this method, because its mark
+        /// must stay 0.
         pub(crate) fn store(&self, value: u64, ordering: Ordering) {
             debug_assert_ne!(value, 0);
             self.word().store(value, ordering);
@@ -66,7 +69,8 @@ mod mapped {
     }
 }
 
-/// The mark under loom, an atomic of loom's. No process is forked under loom.
+/// The mark under loom, which is one of loom's atomics. No process is forked under loom, so the
+/// mark is never wiped.
 #[cfg(loom)]
 #[derive(Debug)]
 pub(crate) struct ForkMark(loom::sync::atomic::AtomicU64);
@@ -103,12 +107,12 @@ mod tests {
         match unsafe { libc::fork() } {
             0 => {
                 let status = i32::from(!mark.in_child());
-                // SAFETY: ends the child.
+                // SAFETY: the call only ends the child.
                 unsafe { libc::_exit(status) }
             }
             child => {
                 let mut status = 0;
-                // SAFETY: waits for the child made above.
+                // SAFETY: the call only waits for the child made above, and writes its status.
                 assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
                 assert_eq!(status, 0, "the child saw the parent's mark");
             }

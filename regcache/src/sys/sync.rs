@@ -4,9 +4,9 @@
 //!
 //! - the content of an entry, once [`UnsafeCell::with`] has returned a reference to it;
 //! - the counter page and the fork mark, which are memory that the kernel writes;
-//! - two stores that two CPUs see in different orders, because loom runs one thread at a time. Only
-//!   such stores show that `drained` needs release and acquire ordering (`design.rs`, step 3). So
-//!   no loom test covers that ordering.
+//! - two stores that two CPUs see in different orders, because loom runs one thread at a time. An
+//!   error in the ordering of `drained` (`design.rs`, step 3) shows only in such stores. So no loom
+//!   test covers that ordering.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
@@ -23,7 +23,7 @@ pub(crate) use loom::{
     },
 };
 
-/// std's cell with loom's interface.
+/// std's `UnsafeCell` with the interface of loom's.
 #[cfg(not(loom))]
 #[derive(Debug)]
 pub(crate) struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
@@ -46,15 +46,15 @@ impl<T> UnsafeCell<T> {
 }
 
 /// Takes the lock, even if another thread panicked while it held the lock. This is sound because
-/// the data is consistent between any two statements that can panic.
+/// the data under each lock is consistent at every statement that can panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Waits until the condition is signalled, for `timeout` at most. The lock is released during the
-/// wait.
+/// Waits until the condition is signalled, for `timeout` at most. Releases the lock during the
+/// wait, and takes the lock again before it returns.
 pub(crate) fn wait_for<'l, T>(
     condition: &Condvar,
     locked: MutexGuard<'l, T>,

@@ -1,11 +1,11 @@
 //! [`Zeroed`]: a large array, of which perhaps only a few elements are ever used.
 //!
 //! The array only reserves address space. When an element is first touched, the kernel adds a
-//! zeroed page.
+//! zeroed page. So unused elements take no memory.
 //!
-//! The array is mapped, not allocated by malloc. When glibc frees a large block, it raises the size
-//! above which it maps blocks. After that, glibc would keep large blocks that the application
-//! frees.
+//! The array is mapped, not allocated by malloc. When glibc frees a mapped block, it raises the
+//! size above which it maps blocks. So after freeing such an array, glibc would no longer return
+//! large blocks of the application to the kernel.
 
 /// Types for which all-zero bytes are a valid value.
 ///
@@ -15,7 +15,7 @@
 #[cfg(not(loom))]
 pub(crate) unsafe trait FromZeros: Sized {}
 
-/// Types whose values under loom are made one by one.
+/// Types of elements that are constructed one by one under loom.
 #[cfg(loom)]
 pub(crate) trait FromZeros: Sized {
     fn zeros() -> Self;
@@ -36,17 +36,17 @@ mod mapped {
 
     use super::FromZeros;
 
-    /// An array in zeroed memory from the kernel, which reserves no swap space for it.
+    /// An array in zeroed memory from the kernel. The kernel reserves no swap space for the array.
     #[derive(Debug)]
     pub(crate) struct Zeroed<T> {
-        /// The first element in the mapping; dangling if there are no elements.
+        /// The first element in the mapping. The pointer dangles if the array has no elements.
         first: NonNull<T>,
         len: usize,
         _mapping: Option<MmapMut>,
         owns: PhantomData<T>,
     }
 
-    // SAFETY: the array owns its elements.
+    // SAFETY: the array owns its elements, so sending the array sends only values of `T`.
     unsafe impl<T: Send> Send for Zeroed<T> {}
     // SAFETY: by shared reference, the array gives access only to `&T`.
     unsafe impl<T: Sync> Sync for Zeroed<T> {}
@@ -56,7 +56,7 @@ mod mapped {
         ///
         /// # Errors
         ///
-        /// The kernel's error if there is no address space left.
+        /// Returns the kernel's error if there is no address space left.
         pub(crate) fn new(len: usize) -> io::Result<Self> {
             const { assert!(align_of::<T>() <= 4096) };
             let bytes = len
@@ -81,8 +81,9 @@ mod mapped {
 
         #[inline]
         pub(crate) fn as_slice(&self) -> &[T] {
-            // SAFETY: the mapping has room for `len` elements, is aligned as a page is, and zeros
-            // are a valid element. It lives as long as `self`, and is accessed in no other way.
+            // SAFETY: the mapping has room for `len` elements, is page-aligned, and lives as long
+            // as `self`. Zero bytes are a valid element. Only this method gives access to the
+            // mapping.
             unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
         }
     }

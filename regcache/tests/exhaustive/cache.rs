@@ -1,7 +1,7 @@
 //! The cache: the steps of a lookup, of a guard's drop and of a deferred deregistration.
 //!
-//! Each step is atomic for other threads. A step is one load, one compare-and-swap, or one call of
-//! the driver or the device. Several changes under the lock are one step if no thread can see them
+//! No other thread runs during a step. A step is one load, one compare-and-swap, or one call of the
+//! driver or the device. Several changes under the lock are one step, if no thread can see them
 //! without the lock. The names are those of `regcache/src/core`.
 
 use crate::fault::Fault;
@@ -237,8 +237,8 @@ impl Protocol {
         state.threads[thread].at = next;
     }
 
-    /// Checks an entry after a reference to it was taken. The entry may be for another page than
-    /// the lookup wants.
+    /// Checks the entry to which the thread has taken a reference, and returns the next step. The
+    /// entry may be for another page than the lookup's.
     fn use_entry(&self, state: &mut State, thread: usize, slot: u8, say: Say<'_>) -> At {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
         let entry = state.slot(slot);
@@ -262,7 +262,8 @@ impl Protocol {
         }
     }
 
-    /// Ends a lookup with a guard, and checks the contract.
+    /// Ends a lookup with a guard, and records a violation if the guard's registration is stale,
+    /// deregistered or of another page.
     fn hand_out(&self, state: &mut State, thread: usize, guard: Guard, say: Say<'_>) {
         let this = &mut state.threads[thread];
         this.guard = Some(guard);
@@ -307,8 +308,8 @@ impl Protocol {
         state.threads[thread].at = next;
     }
 
-    /// Releases a reference. If it was the last reference of a dead entry, the registration is
-    /// deregistered next.
+    /// Releases a reference, and returns the next step. After the last reference of a dead entry,
+    /// the next step is its deregistration.
     fn release(&self, state: &mut State, slot: u8, last: Then, otherwise: At, say: Say<'_>) -> At {
         let entry = state.slot(slot);
         entry.references -= 1;
@@ -361,7 +362,7 @@ impl Protocol {
         }
     }
 
-    /// Marks or unlinks the entry whose watch was invalidated.
+    /// Handles a report of the watch of `slot`: marks a pending slot, or unlinks a linked entry.
     fn invalidate(&self, state: &mut State, slot: u8, say: Say<'_>) {
         match &mut state.slot(slot).phase {
             Phase::Pending { invalidated } => {
@@ -377,7 +378,7 @@ impl Protocol {
         }
     }
 
-    /// Takes an entry out of the index and kills it.
+    /// Removes an entry from the index and kills the entry.
     fn unlink(&self, state: &mut State, slot: u8, say: Say<'_>) {
         say(format_args!("  kills slot {slot}"));
         let at_once = self.fault == Some(Fault::DestroyedInUse);
@@ -397,7 +398,8 @@ impl Protocol {
         }
     }
 
-    /// Under the lock, reserves a slot and unlocks. If no slot is vacant, makes room first.
+    /// Under the lock, reserves a slot and releases the lock. If no slot is vacant, returns the
+    /// step that makes room.
     fn reserve(&self, state: &mut State, page: u8, say: Say<'_>) -> At {
         let dead = Phase::Unlinked { dead: true };
         let some_wait = state.cache.slots.iter().any(|slot| slot.phase == dead);
@@ -425,7 +427,8 @@ impl Protocol {
         At::ChooseVictim
     }
 
-    /// Publishes a registration, under the lock and after all invalidated entries were marked.
+    /// Publishes a registration, unless its slot was marked, and returns the next step. The thread
+    /// holds the lock and has drained the reports.
     fn publish(&self, state: &mut State, thread: usize, slot: u8, pin: u8, say: Say<'_>) -> At {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
         let invalidated = state.slot(slot).phase == Phase::Pending { invalidated: true };
@@ -482,7 +485,8 @@ impl Protocol {
         At::NextDead(AfterDead::Return)
     }
 
-    /// Registers a page, which the device pins.
+    /// Registers a page, and returns the index of its pin in `pins`. Returns `None` if the page is
+    /// not mapped.
     fn register(&self, state: &mut State, page: u8, say: Say<'_>) -> Option<u8> {
         let mapped = &state.kernel.pages[usize::from(page)];
         if !mapped.mapped {
@@ -494,8 +498,8 @@ impl Protocol {
         say(format_args!(
             "registers page {page}: pins version {version}"
         ));
-        // A place is always free, because there are never more registrations than slots and threads
-        // together.
+        // A place in `pins` is always free, because there are never more registrations than slots
+        // and threads together.
         let pin = state.pins.iter().position(Option::is_none)?;
         state.pins[pin] = Some(Pin { page, version });
         Some(pin as u8)

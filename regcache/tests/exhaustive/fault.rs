@@ -1,4 +1,5 @@
-//! The faults that can be injected into the model. The check must find each of them.
+//! The faults that the tests inject into the model. The checker must find a violation for each
+//! fault.
 
 use crate::model::{IN_USE, LEAKS, OTHER_RANGE, STALE, STUCK, TWICE};
 
@@ -7,15 +8,16 @@ use crate::model::{IN_USE, LEAKS, OTHER_RANGE, STALE, STUCK, TWICE};
 pub(crate) enum Fault {
     /// The driver reports a change only after the address can be handed out again.
     LateReport,
-    /// The driver only tries its lock, and leaves the report to a worker if the lock is taken.
+    /// The driver tries its lock in place of waiting for it. If the lock is taken, the driver
+    /// leaves the report to a worker.
     DeferredReport,
     /// A watch does not wait for an invalidation that is in flight.
     WatchDoesNotWait,
-    /// A report is dropped if another one has not been read yet.
+    /// A report is lost if an earlier report has not been read yet.
     LostReport,
     /// The cache registers before it watches.
     WatchAfterRegistration,
-    /// A drain stores `drained` before it kills the reported entries.
+    /// A drain stores the new value of `drained` before it kills the reported entries.
     DrainedBeforeKilled,
     /// A miss publishes without checking whether its memory has changed meanwhile.
     MarkNotLookedAt,
@@ -50,8 +52,8 @@ impl Fault {
         Self::LockKept,
     ];
 
-    /// Returns the properties that this fault may violate. The check must find that one of them is
-    /// violated.
+    /// Returns the properties that this fault may violate. The checker must find a violation of one
+    /// of them.
     pub(crate) fn breaks(self) -> &'static [&'static str] {
         match self {
             Self::LateReport

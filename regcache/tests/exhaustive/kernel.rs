@@ -96,8 +96,8 @@ impl Protocol {
         state.threads[thread].at = At::Change(change);
     }
 
-    /// Marks the watches of a page, and raises the generation if there are any. Returns the marked
-    /// watches, one bit each.
+    /// Marks the watches of a page as invalidated, and raises the generation if the page has a
+    /// watch. Returns the marked watches, one bit each.
     fn record(&self, state: &mut State, page: u8, say: Say<'_>) -> u8 {
         let kernel = &mut state.kernel;
         let unread = kernel
@@ -142,7 +142,7 @@ impl Protocol {
         }
     }
 
-    /// Lets the worker make a report that was left to it.
+    /// Makes the report that the driver has left to the worker.
     pub(crate) fn worker(&self, state: &mut State, page: u8, say: Say<'_>) {
         state.kernel.deferred[usize::from(page)] = false;
         say(format_args!("reports the change of page {page}"));
@@ -176,7 +176,7 @@ impl Protocol {
         }
     }
 
-    /// Reads one report.
+    /// Reads one report, and returns the slot that it names. Returns `None` if there is no report.
     pub(crate) fn read(state: &mut State) -> Option<u8> {
         let is_invalidated = |watch: &Option<Watch>| watch.is_some_and(|watch| watch.invalidated);
         let slot = state.kernel.watches.iter().position(is_invalidated)?;
@@ -193,7 +193,8 @@ impl Protocol {
     }
 }
 
-/// Returns true if a thread is in a call of the driver, so that it may hold the driver's lock.
+/// Returns true if a thread is in a call of the driver, so that the thread may hold the driver's
+/// lock.
 fn driver_is_busy(state: &State) -> bool {
     let in_driver =
         |at: &At| matches!(at, At::Watch { .. } | At::Unwatch { .. } | At::Drain { .. });

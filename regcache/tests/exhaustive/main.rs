@@ -1,6 +1,6 @@
-//! These tests check the contract in every interleaving of a model. The model has memory, the
-//! driver, the cache and a few application threads. Some tests break one rule on purpose. The check
-//! must then find a violation, and print the steps that lead to it.
+//! These tests check the contract in every interleaving of a model. The model consists of the
+//! memory, the driver, the cache and a few application threads. Some tests break one rule on
+//! purpose. The checker must then find a violation, and print the steps that lead to the violation.
 //!
 //! `docs/design/proof.md` defines the scope of the model. `state.rs` has the state, `kernel.rs` and
 //! `cache.rs` have the steps, and `model.rs` has the properties.
@@ -19,7 +19,7 @@ use fault::Fault;
 use model::{Protocol, Scenario, Sight, tell};
 use stateright::{Checker, HasDiscoveries, Model};
 
-/// The scenarios that every test run explores completely. Each takes a few seconds.
+/// The scenarios that every test run explores completely. Each scenario takes a few seconds.
 const SCENARIOS: &[Scenario] = &[
     scenario(2, 3, 1, 1),
     scenario(2, 3, 1, 2),
@@ -91,7 +91,8 @@ fn the_contract_holds_among_three_threads() {
 #[test]
 fn each_injected_fault_is_found() {
     for fault in Fault::ALL {
-        // The scenarios are those in which the contract holds without a fault.
+        // Without the fault, the contract holds in all these scenarios. So a violation shows that
+        // the checker has found the fault.
         let found = SCENARIOS.iter().find_map(|&scenario| {
             let checker = Protocol::new(scenario, Some(fault))
                 .checker()

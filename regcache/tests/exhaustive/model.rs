@@ -37,7 +37,8 @@ pub(crate) struct Scenario {
     pub(crate) slots: usize,
 }
 
-/// The number of attempts of a miss. If all fail, the miss returns an uncached registration.
+/// The number of attempts of a miss. If all attempts fail, the miss returns an uncached
+/// registration.
 pub(crate) const ATTEMPTS: u8 = 2;
 
 /// A function that is called with a description of each step.
@@ -47,10 +48,10 @@ pub(crate) type Say<'a> = &'a mut dyn FnMut(fmt::Arguments<'_>);
 pub(crate) enum Action {
     /// A thread begins an operation.
     Begin(usize, Operation),
-    /// A thread makes its next step. If the step has a choice of slots, the thread chooses this
-    /// one.
+    /// A thread makes its next step. If the step has a choice of slots, the thread chooses the
+    /// given slot.
     Go(usize, Option<u8>),
-    /// With a fault: the worker makes a report that was left to it.
+    /// The worker makes a report that the driver has left to it. This happens only with a fault.
     Worker(u8),
 }
 
@@ -63,8 +64,8 @@ pub(crate) enum Operation {
     Drop,
 }
 
-/// An event that must have happened in some state. If it has not, the model does not cover the case
-/// that it is meant to cover.
+/// An event that must happen in at least one state of the model. If the event never happens, the
+/// model does not cover the case that the event stands for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Sight {
     Hit,
@@ -147,7 +148,7 @@ impl Protocol {
         self.sights.load(Ordering::Relaxed)
     }
 
-    /// Makes the steps of an action, and describes each to `say`.
+    /// Makes the steps of an action, and describes each step to `say`.
     pub(crate) fn act(&self, state: &mut State, action: Action, say: Say<'_>) {
         match action {
             Action::Worker(page) => self.worker(state, page, say),
@@ -269,7 +270,8 @@ impl Model for Protocol {
                     }
                 }
                 At::Probe => {
-                    // The hints may name any entry, or none.
+                    // The hints may name any entry or no entry, so the checker tries each
+                    // possibility.
                     go(None);
                     slots()
                         .filter(|(_, slot)| slot.live)

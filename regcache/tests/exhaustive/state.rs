@@ -1,13 +1,13 @@
-//! The state of the model. It is small enough that the checker can visit every state that can be
-//! reached.
+//! The state of the model. The state is small, so that the checker can visit every state that can
+//! be reached.
 
-/// The number of pages. This and the next two constants are array sizes, and a scenario may use
-/// less.
+/// The maximum number of pages. A scenario may use fewer pages, slots or threads than these
+/// constants, which are array sizes.
 pub(crate) const PAGES: usize = 2;
 pub(crate) const SLOTS: usize = 2;
 pub(crate) const THREADS: usize = 3;
-/// The maximum number of registrations: one in each slot, and one that each thread has not
-/// published yet.
+/// The maximum number of registrations: one for each slot, and one for each thread, which the
+/// thread has not published.
 const REGISTRATIONS: usize = SLOTS + THREADS;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,22 +27,24 @@ pub(crate) struct State {
 pub(crate) struct Kernel {
     pub(crate) pages: [Page; PAGES],
     pub(crate) generation: u8,
-    /// True if an event was read since the last LAST event. Then the next read without an event
-    /// returns LAST.
+    /// True if a report was read since the last `LAST` event. In that case, the read that finds no
+    /// further report returns `LAST`.
     pub(crate) last_owed: bool,
-    /// The watch of each slot. The slot is the cookie.
+    /// The watch of each slot. The slot serves as the cookie of its watch.
     pub(crate) watches: [Option<Watch>; SLOTS],
-    /// The pages whose invalidations were left to the worker.
+    /// The pages whose reports the driver has left to the worker.
     pub(crate) deferred: [bool; PAGES],
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Page {
     pub(crate) mapped: bool,
-    /// The number of the physical page that is mapped, or was mapped last.
+    /// The number of the physical page that is mapped. If no page is mapped, the number of the last
+    /// one.
     pub(crate) version: u8,
-    /// The oldest version that a lookup may return if it begins now. Every change that removed an
-    /// older version has returned, or a mapping call has returned the address of the page since.
+    /// The oldest version that is not stale for a lookup that begins now. An older version is
+    /// stale, because the change that removed it has returned. It is also stale if a mapping call
+    /// has returned the address since.
     pub(crate) floor: u8,
 }
 
@@ -85,7 +87,7 @@ pub(crate) enum Phase {
         invalidated: bool,
     },
     Linked,
-    /// `dead` is true if the entry waits for a thread that deregisters it.
+    /// `dead` is true if the entry waits until a thread deregisters it.
     Unlinked {
         dead: bool,
     },
@@ -93,7 +95,7 @@ pub(crate) enum Phase {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Thread {
-    /// The number of operations that the thread has yet to begin.
+    /// The number of operations that the thread has not begun yet.
     pub(crate) left: u8,
     pub(crate) guard: Option<Guard>,
     /// The lookup that the thread has begun and not finished.
@@ -139,10 +141,10 @@ pub(crate) enum At {
         goal: Goal,
         /// The generation before the drain.
         before: u8,
-        /// With a fault: the slots reported and not killed yet, one bit each.
+        /// With a fault: the slots that were reported and not killed yet, one bit each.
         held_back: u8,
     },
-    /// With the lock, and no report left: store `drained`.
+    /// With the lock, after the last report was read: store `drained`.
     Drained {
         goal: Goal,
         generation: u8,
@@ -150,7 +152,8 @@ pub(crate) enum At {
     },
     /// With the lock and a fault: kill the entries that were held back.
     Kill { goal: Goal, held_back: u8 },
-    /// With the lock, after all invalidated entries were unlinked: go on with the goal.
+    /// With the lock, after all invalidated entries were unlinked: do what the thread took the lock
+    /// for.
     Current(Goal),
     /// With the lock: choose an idle entry.
     ChooseVictim,
@@ -160,7 +163,7 @@ pub(crate) enum At {
     Reenter,
     /// Watch the page. With a fault, this step comes after the registration.
     Watch { slot: u8, pin: Option<u8> },
-    /// Register, once the invalidations of the threads in `awaited` are over. Each thread is one
+    /// Register, after the invalidations of the threads in `awaited` are over. Each thread is one
     /// bit.
     Register { slot: u8, awaited: u8 },
     /// Make an uncached registration.
@@ -185,9 +188,10 @@ pub(crate) struct Change {
     pub(crate) stage: Stage,
     /// The slots whose watches the change has invalidated, one bit each.
     pub(crate) struck: u8,
-    /// The slots in `struck` whose watches were reported since, one bit each.
+    /// The slots in `struck` whose watches were reported before the end of the change, one bit
+    /// each.
     pub(crate) reported: u8,
-    /// The first version after the change.
+    /// The oldest version that is not stale after the change.
     pub(crate) next: u8,
 }
 
@@ -232,7 +236,7 @@ pub(crate) enum AfterDead {
 /// A violation of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Violation {
-    /// A lookup returned a registration that was made before the change.
+    /// A lookup returned a registration of a version older than the page's `floor`.
     Stale,
     /// A lookup returned a registration of another range.
     WrongRange,
@@ -245,7 +249,7 @@ pub(crate) enum Violation {
 }
 
 impl State {
-    /// Returns the change that a thread is in the middle of.
+    /// Returns the change that a thread has begun and not finished, if there is one.
     pub(crate) fn change(&mut self, thread: usize) -> Option<&mut Change> {
         match &mut self.threads[thread].at {
             At::Change(change) => Some(change),
@@ -253,13 +257,13 @@ impl State {
         }
     }
 
-    /// Returns the entry of a page in the index.
+    /// Returns the slot of the page's entry in the index.
     pub(crate) fn find(&self, page: u8) -> Option<u8> {
         let is_it = |slot: &Slot| slot.phase == Phase::Linked && slot.page == page;
         self.cache.slots.iter().position(is_it).map(|i| i as u8)
     }
 
-    /// Returns the first of `slots` that is vacant.
+    /// Returns the first vacant slot among the first `slots` slots.
     pub(crate) fn find_vacant(&self, slots: usize) -> Option<u8> {
         let mut slots = self.cache.slots[..slots].iter();
         let vacant = slots.position(|slot| slot.phase == Phase::Vacant)?;
@@ -270,7 +274,7 @@ impl State {
         &mut self.cache.slots[usize::from(slot)]
     }
 
-    /// Returns true if all threads are done.
+    /// Returns true if no thread has an operation, a guard or a step left.
     pub(crate) fn is_over(&self) -> bool {
         let done = |t: &Thread| t.left == 0 && t.guard.is_none() && t.at == At::Idle;
         self.threads.iter().all(done) && !self.kernel.deferred.contains(&true)

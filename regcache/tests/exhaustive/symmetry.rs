@@ -1,18 +1,19 @@
 //! The reduction by symmetry. If two states differ only in the names of threads, pages or versions,
-//! only one of them is explored.
+//! the checker explores only one of the two.
 //!
 //! Threads that began with the same number of operations are interchangeable. All pages are
 //! interchangeable too. The index of a registration's pin has no effect. Versions are only compared
-//! with other versions, and generations with other generations. So in each state the oldest one can
-//! be renumbered to 0. Slots are not interchangeable, because the model always chooses the first
-//! suitable slot.
+//! with other versions, and generations with other generations. So in each state the oldest version
+//! and the oldest generation can be renumbered to 0. Slots are not interchangeable, because the
+//! model always chooses the first suitable slot.
 
 use stateright::Representative;
 
 use crate::kernel::bit;
 use crate::state::{At, Goal, Guard, PAGES, Phase, State, THREADS};
 
-/// The orders of threads that are tried. Unused threads keep their places.
+/// The orders of threads that the reduction tries. If a scenario has fewer threads, only the first
+/// orders are tried, which leave unused threads in place.
 const THREAD_ORDERS: [[usize; THREADS]; 6] = [
     [0, 1, 2],
     [1, 0, 2],
@@ -99,8 +100,8 @@ impl State {
         let pins = &mut self.pins;
         let mut number = |pin: &mut u8| {
             let was = old[usize::from(*pin)].take();
-            // If a pin is gone but something still refers to it, that is a violation. Such a
-            // reference is not renumbered.
+            // A reference to a pin that is gone is a violation. Such a reference is not renumbered,
+            // so that the checker finds it.
             if was.is_some() {
                 pins[usize::from(next)] = was;
                 *pin = next;
@@ -136,15 +137,15 @@ impl State {
                 _ => {}
             }
         }
-        // Nothing refers to these pins, so they are leaks. They are kept, so that the check finds
-        // them.
+        // No slot and no thread refers to the remaining pins, so these are leaks. The leaked pins
+        // are kept, so that the checker finds them.
         let kept = usize::from(next);
         for (place, leaked) in self.pins[kept..].iter_mut().zip(old.iter().flatten()) {
             *place = Some(*leaked);
         }
     }
 
-    /// Renumbers generations so that the oldest one in the state is 0.
+    /// Renumbers the generations so that the oldest generation in the state is 0.
     fn number_generations(&mut self) {
         let oldest = self.generations().map(|it| *it).min().unwrap_or(0);
         self.generations().for_each(|it| *it -= oldest);
@@ -164,7 +165,8 @@ impl State {
             .chain(remembered)
     }
 
-    /// Renumbers the versions of a page so that the oldest one in the state is 0.
+    /// Renumbers the versions of each page so that the oldest version of the page in the state is
+    /// 0.
     fn number_versions(&mut self) {
         for page in 0..PAGES as u8 {
             let mut oldest = u8::MAX;

@@ -1,7 +1,7 @@
-//! A model of the kernel's driver and of a device, for tests on machines without them.
+//! A model of the ummunotify driver and of a device, for tests on machines that have neither.
 //!
-//! The memory is a few pages, each with a version. The version stands for the physical page. The
-//! fake device pins a page by recording its version. Remapping a page marks the watches of the
+//! The modelled memory is a few pages. Each page has a version, which stands for the physical page.
+//! The fake device pins a page by recording its version. Remapping a page marks the watches of the
 //! page, raises the generation, and then changes the version. The driver makes these steps in the
 //! same order.
 
@@ -53,7 +53,7 @@ impl FakeKernel {
         Self::with(pages, None)
     }
 
-    /// Makes a kernel whose monitors have a file descriptor.
+    /// Returns a kernel whose monitors have a file descriptor.
     pub(crate) fn with_descriptor(pages: usize) -> Arc<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Self::with(pages, Some(EventFd::from_flags(flags).unwrap()))
@@ -99,7 +99,7 @@ impl FakeKernel {
     }
 }
 
-/// A monitor on the modelled kernel. It keeps all rules.
+/// A monitor on the modelled kernel, which keeps all rules of [`Monitor`].
 pub(crate) struct FakeMonitor(pub(crate) Arc<FakeKernel>);
 
 // SAFETY: this is a model, without a device that reaches memory.
@@ -168,9 +168,9 @@ impl Access for Bits {
 #[derive(Debug)]
 pub(crate) struct Pinned {
     pub(crate) id: u32,
-    /// The first page.
+    /// The number of the first page.
     pub(crate) first: usize,
-    /// The version of each page, beginning with the first.
+    /// The version of each page at the time of the registration, beginning with the first page.
     pub(crate) versions: Vec<u64>,
 }
 
@@ -185,7 +185,7 @@ pub(crate) struct FakeDevice {
     pub(crate) capacity: u32,
     /// The size of the largest registration that the device makes, in pages.
     pub(crate) largest: usize,
-    /// The page that is not mapped, if there is one.
+    /// The number of the page that is not mapped, if there is such a page.
     pub(crate) hole: Option<usize>,
     pub(crate) hook: Option<Hook>,
 }
@@ -248,7 +248,7 @@ unsafe impl Registrar for FakeDevice {
 }
 
 impl Pinned {
-    /// Returns true if a page of `range` is no longer the page that was pinned.
+    /// Returns true if the kernel has replaced a page of `range` since the page was pinned.
     pub(crate) fn is_stale(&self, kernel: &FakeKernel, range: VaRange) -> bool {
         pages(range).any(|page| self.versions[page - self.first] != kernel.version(page))
     }

@@ -1,11 +1,12 @@
 //! [`Coverage`]: the watches of each page.
 //!
-//! The kernel keeps one bit for a mapping: whether the mapping is armed. Several watches may need
-//! the same mapping to be armed. So the watched pages are divided into runs, each of pages with the
-//! same watches. A run is armed when its first watch is placed, disarmed when its last watch ends,
-//! and *never armed in between*. The check of the monitor depends on this. If the mapping behind a
-//! watched page is replaced without an event, the new mapping is not armed. It stays unarmed until
-//! the page has no watch any more.
+//! A mapping is *armed* if it is registered with the monitor's userfaultfd (see `mod.rs`). The
+//! kernel does not count the watches that need a mapping to be armed. So the coverage divides the
+//! watched pages into runs of pages with the same watches. A run is armed when its first watch is
+//! placed, disarmed when its last watch ends, and *never armed in between*. The check at each
+//! lookup depends on this rule. If the mapping behind a watched page is replaced without an event,
+//! the new mapping is not armed. The new mapping stays unarmed until the page has no watch any
+//! more. So the check finds the replacement.
 //!
 //! Neighbouring runs with the same watches are joined. So there are fewer than twice as many runs
 //! as watches.
@@ -14,7 +15,7 @@ use std::collections::BTreeMap;
 
 use crate::monitor::contract::Cookie;
 
-/// A run of pages, as addresses: `[start, end)`.
+/// The addresses of a run of pages: `[start, end)`.
 pub(super) type Pages = (usize, usize);
 
 #[derive(Debug, PartialEq, Eq)]
@@ -24,10 +25,10 @@ struct Run {
     watches: Vec<Cookie>,
 }
 
-/// See the head of this file.
+/// The watches of each page, in runs of pages; see the head of this file.
 #[derive(Debug, Default)]
 pub(super) struct Coverage {
-    /// The runs by their starts. They do not overlap.
+    /// The runs, by their start addresses. No two runs overlap.
     runs: BTreeMap<usize, Run>,
 }
 
@@ -84,7 +85,8 @@ impl Coverage {
         bare
     }
 
-    /// Returns the watches of any of the pages. The same watch may be returned several times.
+    /// Returns every watch that covers at least one of the pages. A watch may be returned several
+    /// times.
     pub(super) fn over(&self, (start, end): Pages) -> impl Iterator<Item = Cookie> {
         let before = self.runs.range(..start).next_back();
         let before = before.filter(move |(_, run)| run.end > start);
@@ -94,12 +96,12 @@ impl Coverage {
         runs.flat_map(|(_, run)| run.watches.iter().copied())
     }
 
-    /// Returns all pages that have a watch.
+    /// Returns the runs of all pages that have a watch.
     pub(super) fn all(&self) -> impl Iterator<Item = Pages> {
         self.runs.iter().map(|(&start, run)| (start, run.end))
     }
 
-    /// Splits the run that goes across `at`, if there is one.
+    /// Splits the run that contains the pages on both sides of `at`, if there is such a run.
     fn split(&mut self, at: usize) {
         let Some((_, run)) = self.runs.range_mut(..at).next_back() else {
             return;

@@ -1,18 +1,19 @@
 //! [`Removal`]: a removal of pages that was reported, and the proof that it is over.
 //!
 //! `MADV_DONTNEED` and similar calls are reported *before* the pages are removed. The removing
-//! thread goes on when the event was read, and no event reports the end of the removal. A
-//! registration made in between pins pages that are about to be removed. So the pages are under
-//! suspicion from the event on, and lookups of them are not cached.
+//! thread waits until the event is read, and removes the pages after that. No event reports the end
+//! of the removal. A registration made in between pins pages that are about to be removed. So the
+//! pages are *under suspicion* after the event: the cache does not retain registrations of them.
 //!
-//! The suspicion ends when each thread that the process had then was seen elsewhere. A thread is
-//! elsewhere if it is the calling thread, or if it sleeps in another system call.
-//! `/proc/self/task/TID/syscall` shows that call. A thread that runs all the time and never misses
-//! the cache keeps the pages under suspicion. Then lookups of the pages are slow, but not stale.
+//! The monitor lists the threads of the process after the event. The suspicion ends when each of
+//! them was seen not to remove pages. A thread does not remove pages if it is the calling thread,
+//! or if it sleeps in another system call. `/proc/self/task/TID/syscall` shows that system call. A
+//! thread that runs all the time and never misses the cache keeps the pages under suspicion. In
+//! that case lookups of the pages are slow, but never stale.
 //!
 //! One case is not detected: a removal by another process that shares the memory and is not a
 //! `vfork` child. A removal by a `vfork` child is detected, because the parent sleeps in `vfork`
-//! until the child ends. `may_be_removing` returns true for that call.
+//! until the child ends. `may_be_removing` returns true for a thread in `vfork`.
 
 use std::fs;
 use std::io;
@@ -22,7 +23,8 @@ use super::coverage::Pages;
 #[derive(Debug)]
 pub(super) struct Removal {
     pub(super) pages: Pages,
-    /// The threads that may be removing the pages; `None` until they are listed.
+    /// The threads that may be removing the pages; `None` until the threads of the process were
+    /// listed.
     suspects: Option<Vec<i32>>,
 }
 
@@ -38,9 +40,11 @@ impl Removal {
         self.pages.0 < end && start < self.pages.1
     }
 
-    /// Returns true if the removal is over. The `innocent` threads are known not to remove pages.
+    /// Returns true if the removal is over. The caller knows that the `innocent` threads are not
+    /// removing pages.
     pub(super) fn is_over(&mut self, innocent: &[i32]) -> bool {
-        // A thread that starts after this list was made is not the removing thread.
+        // The removing thread has caused the event, so it already existed. Threads that start after
+        // this list was made need no check.
         if self.suspects.is_none() {
             self.suspects = threads().ok();
         }
@@ -73,8 +77,8 @@ fn may_remove(thread: i32) -> bool {
     let task = format!("/proc/self/task/{thread}");
     match fs::read_to_string(format!("{task}/syscall")) {
         Ok(said) => may_be_removing(&said),
-        // Either the thread has ended, or the kernel does not show its system call. Only a thread
-        // that has ended has no directory.
+        // Either the thread has ended, or the kernel does not show its system call. If its
+        // directory is gone, the thread has ended and removes no pages.
         Err(_) => !matches!(fs::exists(task), Ok(false)),
     }
 }
@@ -83,7 +87,7 @@ fn may_remove(thread: i32) -> bool {
 /// is removing pages.
 ///
 /// The content is `running`, or the number and the arguments of the system call that the thread
-/// sleeps in. The number -1 stands for no call. Then the thread is in a page fault, or it is a
+/// sleeps in. The number -1 stands for no system call. Such a thread is in a page fault, or it is a
 /// worker of the kernel, such as io_uring's. Such a worker may remove pages as well.
 fn may_be_removing(said: &str) -> bool {
     let call = said
@@ -93,7 +97,8 @@ fn may_be_removing(said: &str) -> bool {
     let Some(call) = call.filter(|&call| call >= 0) else {
         return true;
     };
-    // The clone and vfork calls may wait for a child that shares the memory and removes pages.
+    // Besides the calls that remove pages, the list has `clone` and `vfork`. These may wait for a
+    // child that shares the memory and removes pages.
     [
         libc::SYS_madvise,
         libc::SYS_process_madvise,

@@ -1,31 +1,32 @@
 //! [`Log`]: a ring of the events that the reader has read.
 //!
 //! Only the reader writes to the log. Other threads read the log under the lock of the monitor's
-//! watches. The reader must not wait, so the ring has a fixed size. If the ring is full, the events
-//! that do not fit become one entry for all memory. This loses precision, but no event.
+//! watches. The reader must not allocate memory or wait, so the ring has a fixed size. If the ring
+//! is full, the events that do not fit become one entry for all memory. That entry invalidates all
+//! watches, so no change is lost.
 
 use std::array;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::coverage::Pages;
 
-/// The number of entries, which take 4 KiB.
+/// The number of entries of the ring. The ring takes 4 KiB.
 const ENTRIES: usize = 256;
 
-/// The flag of a removal, in the lowest bit of an entry's start. The start is the address of a
-/// page, so that bit is free.
+/// The lowest bit of an entry's start, which is set if the change is a removal. A page's address
+/// never has this bit.
 const REMOVAL: usize = 1;
 
-/// The pages of an entry for all memory.
+/// The pages of the entry that replaces the events that do not fit: all memory.
 const ALL: Pages = (0, usize::MAX);
 
-/// See the head of this file.
+/// The ring of events; see the head of this file.
 #[derive(Debug)]
 pub(super) struct Log {
     generation: AtomicU64,
-    /// True while the reader may have read events that are not entered yet.
+    /// True while the reader may have read events that it has not entered in the log yet.
     reading: AtomicBool,
-    /// The number of removals ever entered.
+    /// The number of removals that were ever entered.
     removals: AtomicU64,
     entries: [[AtomicUsize; 2]; ENTRIES],
     /// The number of entries ever written.
@@ -36,7 +37,7 @@ pub(super) struct Log {
     overflown: AtomicBool,
 }
 
-/// Pages that have changed. If the change is a removal, the pages are about to be removed.
+/// Pages that have changed, or that are about to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Change {
     pub(super) pages: Pages,
@@ -65,14 +66,14 @@ impl Log {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Stores the flag. The reader sets it before it reads events, and clears it after it has
-    /// entered them.
+    /// Sets or clears the flag `reading`. The reader sets the flag before it reads events, and
+    /// clears it after it has entered the events.
     pub(super) fn set_reading(&self, reading: bool) {
         self.reading.store(reading, Ordering::SeqCst);
     }
 
-    /// Returns false if all events that were read are entered and the generation was raised for
-    /// them.
+    /// Returns true if the reader may have read events that it has not entered yet. If the result
+    /// is false, the generation was raised for every event that was read.
     pub(super) fn is_reading(&self) -> bool {
         self.reading.load(Ordering::SeqCst)
     }

@@ -1,9 +1,8 @@
 //! [`Faults`]: faults on missing pages of watched memory.
 //!
-//! A registered page is present as long as a device has it pinned. So a missing page was removed.
-//! If no event reported the removal, the fault on the page is the first sign of the removal. This
-//! sign is still in time. The reader supplies the new page only after it has entered the change in
-//! the log.
+//! A registered page is present while a device has it pinned. So a missing page was removed. If no
+//! event reported the removal, the fault on the page is the first sign of that removal. The fault
+//! comes in time: no thread gets a new page before the reader has entered the change in the log.
 
 use std::os::fd::AsRawFd;
 
@@ -12,11 +11,11 @@ use nix::errno::Errno;
 use super::raw;
 use super::source::{Source, range};
 
-/// The maximum number of pages that are kept to be supplied later. A thread that waits for any
-/// further page is woken, and faults again.
+/// The maximum number of pages that the reader keeps to supply later. If there are more, the reader
+/// wakes the threads that wait for them, and these threads fault again.
 const MAX_LATER: usize = 32;
 
-/// The pages that could not be supplied yet.
+/// The pages that the reader could not supply yet, because a change was in flight.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     later: [usize; MAX_LATER],
@@ -24,7 +23,7 @@ pub(super) struct Faults {
 }
 
 impl Faults {
-    /// Supplies a page of zeros at `page`, now or later, so that the threads that wait for it go
+    /// Supplies a page of zeros at `page`, now or later. The threads that wait for the page then go
     /// on.
     pub(super) fn serve(&mut self, source: &Source, page: usize) {
         if supply(source, page) {
@@ -39,7 +38,8 @@ impl Faults {
         }
     }
 
-    /// Retries the pages that could not be supplied. Returns true if none is left.
+    /// Tries again to supply the pages that could not be supplied. Returns true if no such page is
+    /// left.
     pub(super) fn serve_rest(&mut self, source: &Source) -> bool {
         let mut left = 0;
         for i in 0..self.len {
@@ -54,20 +54,20 @@ impl Faults {
     }
 }
 
-/// Supplies a page of zeros. Returns false if a change is in flight, because the event of that
-/// change has to be read first.
+/// Supplies a page of zeros. Returns false if a change is in flight. The reader must read the event
+/// of that change before it tries again.
 fn supply(source: &Source, page: usize) -> bool {
     let mut zeros = raw::ZeroPage {
         range: range(page, page + source.page),
         ..raw::ZeroPage::default()
     };
-    // SAFETY: the structure may be read and written. The kernel supplies a page only if the page is
-    // missing, and some thread waits for that page.
+    // SAFETY: the structure may be read and written. A thread waits for this page. The kernel
+    // supplies a page only if the page is missing, so the call overwrites no data.
     match unsafe { raw::zero_page(source.uffd.as_raw_fd(), &raw mut zeros) } {
         Ok(_) => true,
         Err(Errno::EAGAIN) => false,
-        // Either there is a page already, or the mapping is gone. Waiting threads have to try
-        // again.
+        // Either the page is present already, or the mapping is gone. In both cases the waiting
+        // threads must repeat their access.
         Err(_) => {
             wake(source, page);
             true

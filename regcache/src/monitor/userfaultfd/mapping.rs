@@ -1,13 +1,13 @@
-//! [`Mappings`]: queries the kernel about the mappings behind some pages.
+//! [`Mappings`]: queries the kernel about the mappings of given pages.
 //!
 //! Only private anonymous memory can be watched. The pages of a file also change if the file is
 //! truncated or a hole is punched. Any process can do this through any file descriptor, and
-//! userfaultfd does not report it. Memfds and System V segments are files here. Private mappings of
-//! a file are affected as well, even if their pages were copied.
+//! userfaultfd does not report it. Memfds and System V segments count as files. Private mappings of
+//! a file are refused as well: truncating the file removes even the pages that were copied.
 //!
 //! Memory that may not be accessed (`PROT_NONE`) has no pages to register. A device may have its
-//! own memory at such addresses, and no monitor reports changes of that memory. So this memory is
-//! refused too.
+//! own memory at such addresses, and no monitor reports changes of device memory. So `PROT_NONE`
+//! memory is refused too.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -24,7 +24,8 @@ use super::raw;
 /// `/proc/self/maps` and `/proc/self/pagemap`, of the process that opened them.
 #[derive(Debug)]
 pub(super) struct Mappings {
-    /// The lock protects the file's offset, because on old kernels the file has to be read as text.
+    /// The file `maps`. On old kernels the monitor reads this file as text, and the lock protects
+    /// the file's offset.
     maps: Mutex<File>,
     pagemap: File,
 }
@@ -37,11 +38,11 @@ impl Mappings {
         })
     }
 
-    /// Returns true if all of the pages are mapped by armed mappings.
+    /// Returns true if each of the pages belongs to an armed mapping (see `mod.rs`).
     ///
-    /// The scan does not report holes, so a second call looks for them. The second call comes after
-    /// the scan, because mappings that the scan has seen may be gone by then. Neither call looks at
-    /// single pages, so the time does not depend on the number of pages.
+    /// The scan does not report holes, so a second call looks for holes. The second call comes
+    /// after the scan, and so also finds holes that were made since. Neither call examines single
+    /// pages, so the time does not depend on the number of pages.
     pub(super) fn are_armed(&self, pages: Pages) -> io::Result<bool> {
         let unarmed = raw::Scan {
             category_inverted: raw::PAGE_IS_WPALLOWED,
@@ -51,8 +52,8 @@ impl Mappings {
         Ok(!self.finds(unarmed, pages)? && is_covered(pages))
     }
 
-    /// Returns true if all of the pages are mapped by armed mappings, and no page is missing. The
-    /// call takes 3 ns for each page or huge page.
+    /// Returns true if each of the pages is present and belongs to an armed mapping. The call takes
+    /// 3 ns for each page or huge page.
     pub(super) fn are_armed_and_present(&self, pages: Pages) -> io::Result<bool> {
         let either = raw::PAGE_IS_WPALLOWED | raw::PAGE_IS_PRESENT;
         let unarmed_or_missing = raw::Scan {
@@ -63,7 +64,7 @@ impl Mappings {
         Ok(!self.finds(unarmed_or_missing, pages)? && is_covered(pages))
     }
 
-    /// Returns true if there is a page that `scan` looks for.
+    /// Returns true if at least one of the pages meets the conditions of `scan`.
     fn finds(&self, scan: raw::Scan, (start, end): Pages) -> io::Result<bool> {
         let mut found = raw::Region::default();
         let mut scan = raw::Scan {
@@ -109,12 +110,13 @@ fn query(maps: &File, address: usize) -> nix::Result<raw::Query> {
         query_addr: address as u64,
         ..raw::Query::default()
     };
-    // SAFETY: the kernel writes to the structure, which has no buffers for names.
+    // SAFETY: the kernel writes only to the structure. The structure names no buffer, so the kernel
+    // writes to no other memory.
     unsafe { raw::procmap_query(maps.as_raw_fd(), &raw mut query) }?;
     Ok(query)
 }
 
-/// Does the same as [`Mappings::check_kind`], from the text of the file.
+/// Does the same as [`Mappings::check_kind`], by reading the text of `/proc/self/maps`.
 fn check_text(maps: &mut File, (start, end): Pages) -> io::Result<()> {
     let mut text = String::new();
     maps.rewind()?;
@@ -166,10 +168,10 @@ impl MapsLine {
     }
 }
 
-/// Returns true if there is no hole. With `MS_ASYNC`, the only effect of `msync` is an error if
-/// there is a hole.
+/// Returns true if every page of the range is mapped. With `MS_ASYNC`, `msync` only returns an
+/// error if a page is not mapped.
 fn is_covered((start, end): Pages) -> bool {
-    // SAFETY: the call changes nothing, whatever is mapped there.
+    // SAFETY: with `MS_ASYNC` the call changes no memory, whatever is mapped at these addresses.
     unsafe {
         libc::msync(
             std::ptr::without_provenance_mut(start),

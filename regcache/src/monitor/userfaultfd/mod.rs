@@ -1,11 +1,12 @@
-//! The monitor on userfaultfd, for machines without the driver. It is slower than the driver and
-//! equally strict.
+//! The monitor on userfaultfd, for machines without the driver. This monitor is slower than the
+//! driver and equally strict.
 //!
 //! Watched mappings are *armed*: they are registered with a userfaultfd in write-protect mode, but
-//! no page is ever protected. So pages that are present never cause a fault. But the kernel sends
-//! an event when a mapping was unmapped or moved, or when its pages are about to be removed. A
-//! thread reads the events (`reader.rs`). Some kernels can remove pages without an event. There the
-//! mappings are also registered for faults on missing pages (`open.rs`).
+//! no page is ever protected. So pages that are present never cause a fault. The kernel sends an
+//! event when an armed mapping was unmapped or moved, or when its pages are about to be removed.
+//! The monitor has a thread that reads the events (`reader.rs`). Some kernels can remove pages
+//! without an event. On such a kernel the mappings are also registered for faults on missing pages
+//! (`open.rs`).
 //!
 //! Events alone are not sound. The kernel queues an event after it has dropped the lock of the
 //! address space. Before the event can be read, another thread may get the address from `mmap` and
@@ -15,49 +16,53 @@
 //! # The check
 //!
 //! 1. *No change is in flight.* The kernel counts the changes whose events were not read yet. It
-//!    counts a change before the unmapping thread drops the kernel's lock. While the count is not
-//!    0, the kernel refuses any attempt to protect pages with `EAGAIN`. So the check tries to
-//!    protect 0 bytes. The kernel refuses this in any case, and the error shows whether the count
-//!    is 0.
+//!    counts a change before the unmapping thread drops the lock of the address space. While the
+//!    count is not 0, any attempt to protect pages fails with `EAGAIN`. So the check tries to
+//!    protect 0 bytes. This attempt always fails, and the error shows whether the count is 0.
 //!
-//!    The reader sets a flag before it reads events. It clears the flag after it has entered the
-//!    events in the log. The check loads the count, and *after that* the flag. It repeats both
-//!    loads until the count is 0 and the flag is clear. Then every change whose address could have
-//!    been handed out by now is entered, and has raised the generation. If the wait takes too long,
-//!    the check gives up, and the range is treated as changed.
-//! 2. *The mapping is the one that was watched.* Pages are armed when their first watch is placed.
-//!    They are never armed again until their last watch has ended (`coverage.rs`).
-//!    `shmat(SHM_REMAP)` can replace a mapping without an event, but the new mapping is not armed.
-//!    `ioctl(PAGEMAP_SCAN)` finds mappings that are not armed. The scan skips holes, so `msync`
-//!    looks for holes. `mremap` can move an armed mapping into the range, but sends an event that
-//!    names the new place.
-//! 3. *No page is missing.* This is checked only if the kernel can remove pages without an event. A
-//!    registered page is present until it is removed. A thread that touches a removed page gets
-//!    another page only after the reader has entered the fault (`faults.rs`). So each removed page
-//!    is either still missing or in the log.
-//! 4. *No removal of these pages is in flight* (`dontneed.rs`).
+//!    A count of 0 is not enough, because an event may be read and not yet entered in the log. So
+//!    the reader sets a flag before it reads events. The reader clears the flag after it has
+//!    entered the events in the log and raised the generation. The check loads the count, and
+//!    *after that* the flag. The check repeats both loads until the count is 0 and the flag is
+//!    clear. At that point the log has every change whose address the kernel could have handed out
+//!    before the check. Each of these changes has raised the generation. If the check waits too
+//!    long, it gives up, and the cache treats the range as changed.
+//! 2. *The mapping is the one that was watched.* The monitor arms a page when the first watch of
+//!    the page is placed. The monitor does not arm the page again until the last watch of the page
+//!    has ended (`coverage.rs`). `shmat(SHM_REMAP)` can replace a mapping without an event, but the
+//!    new mapping is not armed. `ioctl(PAGEMAP_SCAN)` finds mappings that are not armed. The scan
+//!    skips holes, so `msync` looks for holes. `mremap` can move another armed mapping into the
+//!    range. But `mremap` sends an event that names the new addresses, so the reader reports the
+//!    range's watches.
+//! 3. *No page is missing.* The check includes this point only if the kernel can remove pages
+//!    without an event. A registered page is present until it is removed. If a thread touches a
+//!    removed page, it gets another page only after the reader has entered the fault in the log
+//!    (`faults.rs`). So each removed page is either still missing or in the log.
+//! 4. *No removal of these pages is in flight.* `dontneed.rs` describes how the monitor determines
+//!    this.
 //!
 //! # The rules
 //!
 //! - **M1**: every change of mappings sends an event, except `shmat(SHM_REMAP)`. Point 2 of the
-//!   check finds that change. Changes of a file's pages send no event, so only private anonymous
-//!   memory is watched (`mapping.rs`). The kernel does not swap out, migrate, merge or move pages
-//!   that a device has pinned. `MADV_GUARD_INSTALL` (Linux 6.13) removes pages without an event.
-//!   Point 3 of the check detects this.
+//!   check finds the change that `shmat(SHM_REMAP)` makes. Changes of a file's pages send no event,
+//!   so only private anonymous memory is watched (`mapping.rs`). The kernel does not swap out,
+//!   migrate, merge or move pages that a device has pinned. `MADV_GUARD_INSTALL` (Linux 6.13)
+//!   removes pages without an event. Point 3 of the check finds the missing pages.
 //! - **M2**: arming takes the kernel's lock of the address space for writing. A change that looks
 //!   at the mapping afterwards finds it armed. A change that looked at the mapping before is over,
 //!   because the kernel holds the lock until the change is over. A removal is the exception,
-//!   because it drops the lock to wait until its event is read. From that event on, new watches of
-//!   the removed pages are refused, and `is_intact` returns false for them. This suspicion ends
-//!   when every thread was seen elsewhere (`dontneed.rs`). Then the pages are reported again.
-//! - **M3**: point 1 of the check shows this for a lookup that has called `is_intact`. The
-//!   generation alone may change too late.
+//!   because the removing thread drops the lock to wait until its event is read. After that event
+//!   the pages are under suspicion. Meanwhile new watches of the pages are refused, and `is_intact`
+//!   returns false for them. The suspicion ends when no thread can still be removing the pages
+//!   (`dontneed.rs`). At its end, the watches of the pages are reported again.
+//! - **M3**: by point 1 of the check, the generation has risen for each change before `is_intact`
+//!   returns true. Without that call the generation may rise too late.
 //! - **M4**: the log has a fixed size. Events that do not fit become one report of all memory.
 //!   There are fewer than twice as many runs of pages as watches (`coverage.rs`). The number of
 //!   suspected removals is bounded, because too many of them are merged into one.
-//! - **M5**: no other code has the file descriptor. Code that closes file descriptors which it does
-//!   not own may close this one, which ends the events. Then the check fails, unless the file
-//!   descriptor's number belongs to another userfaultfd by now.
+//! - **M5**: no other code has the file descriptor. Code that closes file descriptors of other
+//!   owners may close this one, which ends the events. After that the check fails, unless the
+//!   number of the file descriptor has come to name another userfaultfd.
 //! - **M6**: a range is refused unless each page is mapped, private and anonymous, and may be
 //!   accessed (`mapping.rs`).
 //!
@@ -67,15 +72,15 @@
 //!   of 4 KiB in the lookup's range adds 3 ns.
 //! - Placing a watch takes some microseconds. A `munmap` of watched memory waits for a switch to
 //!   the reader's thread and back.
-//! - Watching splits mappings. A process may have `vm.max_map_count` mappings (65 530 by default).
-//!   Once that limit is reached, further registrations are not cached.
+//! - A watch may split a mapping in three. A process may have `vm.max_map_count` mappings (65 530
+//!   by default). Once the process has reached that limit, further registrations are not cached.
 //! - Memory that another userfaultfd has registered is not cached. The other userfaultfd may be the
 //!   application's own, or that of another monitor of this kind. So several caches should share one
 //!   monitor ([`Shared`](super::Shared)).
 //!
-//! A forked child inherits the file descriptor, but its memory is not armed. If the child outlives
-//! the monitor, the kernel would keep the parent's mappings armed. So the monitor disarms all
-//! mappings when it is dropped.
+//! A forked child inherits the file descriptor, but its memory is not armed. While a child keeps
+//! the file descriptor open, the kernel keeps the parent's mappings armed. So the monitor disarms
+//! all mappings when it is dropped.
 
 mod coverage;
 mod dontneed;
@@ -112,12 +117,12 @@ use watches::{Watch, Watches};
 
 pub use open::UserfaultfdError;
 
-/// The maximum time that a lookup waits for changes in flight. After that, the lookup registers
-/// again.
+/// The maximum time that a lookup waits until the changes in flight are entered in the log. After
+/// that time the lookup registers its range again.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// The number of times that a waiting lookup polls without yielding the CPU. After that, it yields
-/// between polls.
+/// The number of times that a waiting lookup polls without yielding the CPU. After so many polls,
+/// it yields between polls.
 const SPINS: u32 = 16;
 
 /// The monitor on userfaultfd, for private anonymous memory. The documentation of the
@@ -131,7 +136,7 @@ pub struct Userfaultfd {
     reader: Reader,
     watches: Mutex<Watches>,
     mappings: Mappings,
-    /// The first `removals_over` removals that were entered in the log are all over.
+    /// A number n. The first n removals that were entered in the log are known to be over.
     removals_over: AtomicU64,
     strict: bool,
     fork: ForkMark,
@@ -142,8 +147,8 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// [`UserfaultfdError`]. Before Linux 6.7 the error is [`UserfaultfdError::NoCheck`]. Since
-    /// Linux 6.13 the error is [`UserfaultfdError::GuardPages`], if the process lacks the
+    /// Returns [`UserfaultfdError`]. Before Linux 6.7 the error is [`UserfaultfdError::NoCheck`].
+    /// Since Linux 6.13 the error is [`UserfaultfdError::GuardPages`], if the process lacks the
     /// privilege.
     pub fn open() -> Result<Self, UserfaultfdError> {
         Self::checked(Sight::Pages)
@@ -153,7 +158,7 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open), except `GuardPages`.
+    /// Returns the same errors as [`open`](Self::open), except `GuardPages`.
     ///
     /// # Safety
     ///
@@ -171,7 +176,7 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// The errors of [`open`](Self::open), but any kernel since Linux 5.11 suffices.
+    /// Returns the errors of [`open`](Self::open), but any kernel since Linux 5.11 suffices.
     ///
     /// # Safety
     ///
@@ -186,7 +191,8 @@ impl Userfaultfd {
 
     fn checked(sight: Sight) -> Result<Self, UserfaultfdError> {
         let monitor = Self::with(sight)?;
-        // This call only tests whether the kernel supports the check, so any page will do.
+        // This call only tests whether the kernel supports the check. So any page of this process
+        // serves as its argument.
         let here = (&raw const monitor).addr() & !(monitor.source.page - 1);
         match monitor
             .mappings
@@ -222,8 +228,8 @@ impl Userfaultfd {
         })
     }
 
-    /// Takes the lock of the watches. The reader never takes this lock. So its holder may allocate
-    /// memory and make system calls.
+    /// Takes the lock of the watches. The reader never takes this lock. So a thread that holds it
+    /// may allocate memory and make system calls.
     fn lock(&self) -> MutexGuard<'_, Watches> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -274,7 +280,8 @@ impl Userfaultfd {
         }
     }
 
-    /// Returns true if a removal of some of the pages may not be over.
+    /// Returns true if some of the pages are under suspicion: a removal of them may still be in
+    /// flight.
     fn is_suspect(&self, pages: Pages) -> bool {
         if self.source.log.removals() == self.removals_over.load(Ordering::Acquire) {
             return false;
@@ -284,7 +291,8 @@ impl Userfaultfd {
         self.is_suspect_in(watches, pages)
     }
 
-    /// Does the same as `is_suspect`, for a caller that has absorbed the log.
+    /// Does the same as `is_suspect`, for a caller that has moved the log's entries to the watches
+    /// (`absorb`).
     fn is_suspect_in(&self, watches: &mut Watches, pages: Pages) -> bool {
         if watches
             .removals
@@ -299,7 +307,8 @@ impl Userfaultfd {
             .any(|removal| removal.overlaps(pages))
     }
 
-    /// Moves the reader's entries from the log to the watches.
+    /// Applies the entries of the log to the watches: marks the watches of changed pages, and puts
+    /// removed pages under suspicion.
     fn absorb(&self, watches: &mut Watches) {
         let log = &self.source.log;
         let removals = log.removals();
@@ -314,7 +323,8 @@ impl Userfaultfd {
         }
     }
 
-    /// Drops the removals of these pages that are over, and reports their pages again.
+    /// Ends the suspicion of those removals of `pages` that are over, and marks the watches of the
+    /// removed pages again.
     fn clear(&self, watches: &mut Watches, pages: Pages) {
         let innocent = [this_thread(), self.reader.id()];
         let mut over = Vec::new();
@@ -334,7 +344,7 @@ impl Userfaultfd {
         }
     }
 
-    /// Ends a watch, and disarms the pages that have no other watch.
+    /// Ends a watch, and disarms the pages that have no watch any more.
     fn end(&self, watches: &mut Watches, cookie: Cookie) -> io::Result<()> {
         let watch = watches
             .by_cookie
@@ -349,11 +359,12 @@ impl Userfaultfd {
         Ok(())
     }
 
-    /// Arms the `fresh` pages. Returns an error if some of `pages` cannot be watched.
+    /// Arms the `fresh` pages: those of `pages` that had no watch before. Returns an error if some
+    /// of `pages` cannot be watched.
     fn arm(&self, watches: &mut Watches, fresh: &[Pages], pages: Pages) -> io::Result<()> {
         if !self.strict {
-            // Without the check, pages that were armed before may have lost that state unnoticed.
-            // So all pages are armed.
+            // Without the check, an armed mapping may have been replaced unnoticed by an unarmed
+            // one. So all pages are armed again.
             self.source.arm(pages.0, pages.1)?;
             return self.mappings.check_kind(pages);
         }
@@ -393,7 +404,8 @@ unsafe impl Monitor for Userfaultfd {
         if !self.strict {
             return true;
         }
-        // The files belong to the parent process, so the kernel would check the parent's memory.
+        // In a forked child, the open files still refer to the parent's memory. So the check would
+        // test the wrong memory.
         if self.fork.in_child() {
             return false;
         }
@@ -466,7 +478,8 @@ impl Drop for Userfaultfd {
             self.reader.forget();
             return;
         }
-        // The reader still runs, and reads the events that this may cause.
+        // Threads may still change the mappings while the monitor disarms them. The reader still
+        // runs, so no such thread waits for its event in vain.
         let watches = self
             .watches
             .get_mut()
@@ -495,8 +508,8 @@ mod tests {
             MmapMut::map_anon(4096).unwrap(),
             MmapMut::map_anon(4096).unwrap(),
         );
-        // There is no reader yet. If the test fails, the monitor is dropped before the memory, so
-        // that no unmapping waits for a reader.
+        // This monitor has no reader. If the test fails, the monitor is dropped before the memory,
+        // so that no unmapping waits for a reader.
         let monitor = Userfaultfd::around(opened, |source| Ok(Reader::absent(source))).unwrap();
         let whole = VaRange::new(memory.as_ptr(), memory.len()).unwrap();
         let beside = VaRange::new(other.as_ptr(), other.len()).unwrap();

@@ -1,13 +1,13 @@
 //! [`Opened`]: opens the kind of userfaultfd that the monitor needs.
 //!
-//! Every process may have a userfaultfd for faults of user mode. Such a userfaultfd suffices on
-//! kernels where every change of pages sends an event. Linux 6.13 added a change without an event.
+//! Every process may open a userfaultfd that handles only faults of user mode. Such a userfaultfd
+//! suffices if every change of pages sends an event. Linux 6.13 added a change without an event.
 //! `MADV_GUARD_INSTALL` removes pages, and the first touch after `MADV_GUARD_REMOVE` brings new
 //! ones. To see that change, the monitor has to handle the fault on each missing page.
 //!
-//! The kernel may cause such a fault too, for example when `read(2)` writes into the page. With a
-//! userfaultfd for faults of user mode, that `read` would fail. So the monitor needs a userfaultfd
-//! for all faults, which requires a privilege.
+//! The kernel itself may cause a fault on a missing page, for example when `read(2)` writes into
+//! the page. With a userfaultfd that handles only faults of user mode, that `read` would fail. So
+//! the monitor needs a userfaultfd that handles all faults, which requires a privilege.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -54,14 +54,14 @@ pub enum UserfaultfdError {
     },
 }
 
-/// The changes that a monitor has to see.
+/// The kinds of changes that a monitor must be able to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sight {
-    /// Changes that events report.
+    /// The monitor sees only changes that events report.
     Events,
-    /// In addition, changes that the check finds without a privilege.
+    /// In addition, the monitor sees changes that the check finds without a privilege.
     Mappings,
-    /// In addition, removals of single pages.
+    /// In addition, the monitor sees removals of single pages without an event.
     Pages,
 }
 
@@ -69,7 +69,8 @@ pub(super) enum Sight {
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) uffd: OwnedFd,
-    /// True if faults on missing pages have to be served as well.
+    /// True if the userfaultfd also reports faults on missing pages, so that the reader has to
+    /// serve them.
     pub(super) asks_for_pages: bool,
 }
 
@@ -114,7 +115,8 @@ const FLAGS: i32 = libc::O_CLOEXEC | libc::O_NONBLOCK;
 fn call(flags: i32) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes flags and returns a file descriptor.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS | flags) })?;
-    // SAFETY: the file descriptor was just made, and has no other owner. It fits in an i32.
+    // SAFETY: the file descriptor was just made, and has no other owner. A file descriptor fits in
+    // an i32.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
@@ -125,8 +127,9 @@ fn for_user_mode() -> Result<OwnedFd, UserfaultfdError> {
     })
 }
 
-/// Opens a userfaultfd for all faults. The system call allows this with a capability or a sysctl.
-/// Otherwise the device allows it, if an administrator has granted access.
+/// Opens a userfaultfd for all faults. The system call succeeds if a capability or a sysctl allows
+/// it. Otherwise the function opens `/dev/userfaultfd`, to which an administrator may have granted
+/// access.
 fn for_all_faults() -> Result<OwnedFd, UserfaultfdError> {
     let refusal = match call(0) {
         Ok(uffd) => return Ok(uffd),
@@ -134,7 +137,8 @@ fn for_all_faults() -> Result<OwnedFd, UserfaultfdError> {
     };
     match by_device() {
         Ok(uffd) => Ok(uffd),
-        // The error that advises on the privilege is returned only if everything else would work.
+        // `GuardPages` advises the user to grant a privilege. The function returns it only if a
+        // userfaultfd for user mode opens, so that the privilege is all that is missing.
         Err(source) if refusal == Errno::EPERM => {
             for_user_mode().and(Err(UserfaultfdError::GuardPages { source }))
         }
@@ -154,8 +158,8 @@ fn by_device() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Returns true if the kernel supports `MADV_GUARD_INSTALL`. The call is for 0 bytes, so it changes
-/// nothing.
+/// Returns true if the kernel supports `MADV_GUARD_INSTALL`. The test call is for 0 bytes, so it
+/// changes no memory.
 fn has_guard_pages() -> bool {
     // SAFETY: the call affects no memory.
     unsafe { libc::madvise(ptr::null_mut(), 0, raw::MADV_GUARD_INSTALL) == 0 }

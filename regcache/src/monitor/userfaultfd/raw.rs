@@ -2,7 +2,7 @@
 
 use std::mem::size_of;
 
-/// The version of the interface.
+/// The version of the userfaultfd interface.
 pub(super) const API: u64 = 0xaa;
 
 /// A flag of `userfaultfd(2)`: handle only faults of user mode, which requires no privilege.
@@ -76,10 +76,10 @@ pub(super) struct Message {
     pub(super) words: [u64; 3],
 }
 
-/// A category of pages: those in a mapping that is registered for write protection. The kernel
-/// reports this category only with the two features above.
+/// The category of pages in a mapping that is registered for write protection. The kernel reports
+/// it only with `FEATURE_WP_UNPOPULATED` and `FEATURE_WP_ASYNC`.
 pub(super) const PAGE_IS_WPALLOWED: u64 = 1;
-/// A category of pages: those that are present. A page is present while a device has it pinned.
+/// The category of pages that are present. A page is present while a device has it pinned.
 pub(super) const PAGE_IS_PRESENT: u64 = 1 << 3;
 
 /// `struct pm_scan_arg`.
@@ -153,7 +153,7 @@ nix::ioctl_write_int_bad!(
     new, nix::request_code_none!(0xaa, 0x00)
 );
 nix::ioctl_readwrite!(
-    /// Negotiates version and features.
+    /// Negotiates the version and the features of the interface.
     ///
     /// # Safety
     ///
@@ -161,7 +161,8 @@ nix::ioctl_readwrite!(
     api, 0xaa, 0x3f, Api
 );
 nix::ioctl_readwrite!(
-    /// Arms the mappings in a range, splitting them at its ends.
+    /// Registers the mappings in a range with the userfaultfd. The kernel splits mappings at the
+    /// ends of the range.
     ///
     /// # Safety
     ///
@@ -169,7 +170,7 @@ nix::ioctl_readwrite!(
     register, 0xaa, 0x00, Register
 );
 nix::ioctl_read!(
-    /// Disarms the mappings in a range.
+    /// Ends the registration of the mappings in a range with the userfaultfd.
     ///
     /// # Safety
     ///
@@ -177,7 +178,7 @@ nix::ioctl_read!(
     unregister, 0xaa, 0x01, Range
 );
 nix::ioctl_read!(
-    /// Wakes the threads that wait for pages of a range, so that they look again.
+    /// Wakes the threads that wait for pages of a range, so that they repeat their access.
     ///
     /// # Safety
     ///
@@ -201,11 +202,11 @@ nix::ioctl_readwrite!(
     write_protect, 0xaa, 0x06, WriteProtect
 );
 nix::ioctl_readwrite!(
-    /// Looks for pages of some categories, and returns the number of regions found.
+    /// Searches a range for pages of given categories, and returns the number of regions found.
     ///
     /// # Safety
     ///
-    /// `data` may be read and written, and so may the regions that it points to.
+    /// `data` may be read and written. The regions that `data` points to may be written.
     pagemap_scan, b'f', 16, Scan
 );
 nix::ioctl_readwrite!(

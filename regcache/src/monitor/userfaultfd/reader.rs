@@ -2,13 +2,14 @@
 //!
 //! A thread that unmaps watched memory sleeps in `munmap` until the reader has read the event. The
 //! sleeping thread may hold any lock of the application, of malloc or of the cache. So the reader
-//! must not wait for another thread: it takes no lock, allocates and frees no memory, and logs
-//! nothing. It makes system calls only to poll, to read, to yield, to supply pages, to signal that
-//! there is something to drain, and to disarm. Disarming takes the kernel's lock of the address
-//! space. No thread holds that lock while it waits for its event to be read.
+//! must not wait for another thread: it takes no lock, allocates and frees no memory, and writes no
+//! log message. The reader makes system calls only to poll, to read, to yield, to supply pages, to
+//! signal an eventfd, and to disarm mappings. Disarming takes the kernel's lock of the address
+//! space. No thread holds that lock while it waits until its event is read. So the reader can
+//! always go on.
 //!
-//! The reader may cause page faults, but never one that it would have to serve itself. The memory
-//! that it touches is in use and present.
+//! The reader may cause page faults, but never one that it would have to serve itself. All memory
+//! that the reader touches is in use and present.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -26,7 +27,8 @@ use super::raw;
 use super::source::Source;
 use crate::sys::thread::spawn;
 
-/// The maximum number of events that one `read` returns. They take 512 bytes of stack.
+/// The maximum number of events that one `read` returns. The buffer for them takes 512 bytes of
+/// stack.
 const BATCH: usize = 16;
 
 /// The handle of the reader's thread. Dropping the handle stops the thread.
@@ -41,8 +43,8 @@ impl Reader {
         let source = Arc::clone(source);
         let its = Arc::clone(&source);
         let thread = spawn("regcache-uffd", move || run(&its))?;
-        // A new thread maps some memory for itself. It has done so by the time it stores its id.
-        // This wait keeps those mappings before the first watch.
+        // A new thread maps some memory for itself before it stores its id. So after this wait, the
+        // reader makes no such mapping while memory is watched.
         while source.reader.load(Ordering::Relaxed) == 0 {
             thread::yield_now();
         }
@@ -52,7 +54,7 @@ impl Reader {
         })
     }
 
-    /// Returns a reader without a thread.
+    /// Returns a reader that has no thread and reads no events.
     #[cfg(all(test, not(loom)))]
     pub(super) fn absent(source: &Arc<Source>) -> Self {
         Self {
@@ -61,12 +63,13 @@ impl Reader {
         }
     }
 
-    /// Returns the thread's id.
+    /// Returns the id of the reader's thread.
     pub(super) fn id(&self) -> i32 {
         self.source.reader.load(Ordering::Relaxed)
     }
 
-    /// Forgets the handle in a forked child, where the thread does not exist.
+    /// Forgets the handle in a forked child. The thread does not exist there. Dropping the handle
+    /// would signal the eventfd, which the processes share, and stop the parent's thread.
     pub(super) fn forget(&mut self) {
         std::mem::forget(self.thread.take());
     }
@@ -77,9 +80,11 @@ impl Drop for Reader {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        // This write cannot fail. It would fail only after 2^64 - 1 other writes.
+        // An eventfd refuses a write only if its counter would overflow. This eventfd is written
+        // once, so the write cannot fail.
         let _ = self.source.stop.write(1);
-        // The thread does not panic, so there is no error to handle.
+        // `join` returns an error only after a panic. The reader does not panic, so the result is
+        // ignored.
         let _ = thread.join();
     }
 }
@@ -100,8 +105,8 @@ fn run(source: &Source) {
         let read = read_all(source, &mut faults);
         source.log.set_reading(false);
         let stopped = fds[1].revents().is_some_and(|it| !it.is_empty());
-        // If reading fails, the file descriptor is of no more use, and there is nothing to wait
-        // for. From then on, the monitor's check fails, so no lookup relies on missing reports.
+        // If reading fails, the userfaultfd cannot be used any more, so the reader ends. After that
+        // the monitor's check fails at each lookup. So no lookup relies on the missing reports.
         if stopped || read.is_err() {
             return;
         }
@@ -119,8 +124,9 @@ fn read_all(source: &Source, faults: &mut Faults) -> nix::Result<()> {
             Ok(n) => n.unsigned_abs() / size_of::<raw::Message>(),
             Err(Errno::EAGAIN) if faults.serve_rest(source) => return Ok(()),
             Err(Errno::EAGAIN) => {
-                // A change in flight ends when the thread whose event was read runs again. So the
-                // reader lets other threads run.
+                // Some pages could not be supplied because a change is in flight. The change ends
+                // when the thread whose event was read runs again. So the reader lets other threads
+                // run.
                 thread::yield_now();
                 continue;
             }
@@ -134,7 +140,7 @@ fn read_all(source: &Source, faults: &mut Faults) -> nix::Result<()> {
         for message in &messages[..n] {
             answer(source, message, faults);
         }
-        // The write fails only if the eventfd is readable already, so an error does no harm.
+        // The write fails only if the eventfd is readable already. So an error needs no handling.
         let _ = source.ready.write(1);
     }
 }
@@ -153,9 +159,9 @@ fn enter(source: &Source, message: &raw::Message) {
             source
                 .log
                 .enter(change(from, from.saturating_add(len), false));
-            // The mapping is still armed at its new place. If that place is watched, the watch was
-            // placed for other memory, or the mapping was armed twice. So the mapping is disarmed,
-            // and the watches of the new place are reported.
+            // The mapping is still armed at its new addresses. If these addresses are watched, the
+            // watch was placed for other memory, or the mapping was armed twice. So the reader
+            // disarms the mapping, and reports the watches of the new addresses.
             source.disarm(to, to.saturating_add(len));
             source.log.enter(change(to, to.saturating_add(len), false));
         }
@@ -169,12 +175,13 @@ fn enter(source: &Source, message: &raw::Message) {
     }
 }
 
-/// Answers a message after all messages were entered and the generation was raised.
+/// Serves the fault or the removal that a message reports. The reader calls this after it has
+/// entered all messages and raised the generation.
 fn answer(source: &Source, message: &raw::Message, faults: &mut Faults) {
     match message.event {
         raw::EVENT_PAGEFAULT => faults.serve(source, source.page_of(message)),
-        // The pages will be missing after the removal. They are disarmed, so that an access to them
-        // brings new pages without a fault that the reader has to serve.
+        // The pages will be missing after the removal. The reader disarms them, so that it need not
+        // serve a fault on each of them.
         raw::EVENT_REMOVE if source.asks_for_pages() => {
             let [start, end, _] = message.words.map(|word| word as usize);
             source.disarm(start, end);

@@ -11,21 +11,21 @@ use super::event_log::Log;
 use super::open::Opened;
 use super::raw;
 
-/// See the head of this file.
+/// The state that the monitor and its reader share.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) uffd: OwnedFd,
-    /// True if the userfaultfd also receives faults on missing pages of armed mappings.
+    /// True if the userfaultfd also reports faults on missing pages of armed mappings.
     asks_for_pages: bool,
     /// The size of a page.
     pub(super) page: usize,
     /// The reader's log of events.
     pub(super) log: Log,
-    /// An eventfd that polls readable while there may be something to drain.
+    /// An eventfd that polls readable while the log may have entries to drain.
     pub(super) ready: EventFd,
-    /// An eventfd that stops the reader when it is signalled.
+    /// An eventfd whose signal stops the reader.
     pub(super) stop: EventFd,
-    /// The id of the reader's thread, and 0 before the thread has stored it.
+    /// The id of the reader's thread, or 0 before the thread has stored its id.
     pub(super) reader: AtomicI32,
 }
 
@@ -43,13 +43,13 @@ impl Source {
         })
     }
 
-    /// Returns true if the userfaultfd also receives faults on missing pages of armed mappings.
-    /// Such a missing page was removed.
+    /// Returns true if the userfaultfd also reports faults on missing pages of armed mappings. Each
+    /// such page was removed.
     pub(super) fn asks_for_pages(&self) -> bool {
         self.asks_for_pages
     }
 
-    /// Arms the mappings in a range.
+    /// Arms the mappings in a range: registers them with the userfaultfd (see `mod.rs`).
     pub(super) fn arm(&self, start: usize, end: usize) -> io::Result<()> {
         let mut mode = raw::MODE_WP;
         if self.asks_for_pages {
@@ -61,19 +61,20 @@ impl Source {
             mode,
             ioctls: 0,
         };
-        // SAFETY: the structure may be read and written. The call protects no page. No other code
-        // can protect a page, because the file descriptor is private.
+        // SAFETY: the structure may be read and written. The call itself protects no page, so it
+        // causes no write faults. No other code can protect a page, because the file descriptor is
+        // private.
         unsafe { raw::register(self.uffd.as_raw_fd(), &raw mut register) }?;
         Ok(())
     }
 
-    /// Returns the page that a fault is about.
+    /// Returns the address of the page on which the fault occurred.
     pub(super) fn page_of(&self, message: &raw::Message) -> usize {
         message.words[1] as usize & !(self.page - 1)
     }
 
-    /// Disarms the mappings in a range. If the kernel fails to disarm some of them, it still sends
-    /// their events. Those events concern no watch.
+    /// Disarms the mappings in a range. If the kernel fails to disarm a mapping, it keeps sending
+    /// events for that mapping. Such events do no harm, because they concern no watch.
     pub(super) fn disarm(&self, start: usize, end: usize) {
         let mut range = range(start, end);
         // SAFETY: the structure may be read.
@@ -81,16 +82,17 @@ impl Source {
     }
 }
 
-/// Populates the pages in one call, because the registration needs all of them. Without this, each
-/// missing page would cause a fault. If the kernel cannot populate them, the registration will
-/// fail, so the result is ignored.
+/// Populates the pages in one call. The registration needs all of them, and would otherwise cause a
+/// fault on each missing page. If the kernel cannot populate the pages, the registration fails and
+/// returns the error. So the result of this call is ignored.
 fn populate(start: usize, end: usize) {
     let at = std::ptr::without_provenance_mut(start);
-    // SAFETY: the call replaces only pages that a write would replace.
+    // SAFETY: the call has the effect of writing each page's present content to it. So no reader of
+    // the memory sees a change.
     let _ = unsafe { libc::madvise(at, end - start, libc::MADV_POPULATE_WRITE) };
 }
 
-/// Returns a range in the form of the kernel's interface.
+/// Returns the range as a structure of the kernel's interface.
 pub(super) fn range(start: usize, end: usize) -> raw::Range {
     raw::Range {
         start: start as u64,

@@ -6,17 +6,18 @@ use super::coverage::{Coverage, Pages};
 use super::dontneed::Removal;
 use crate::monitor::contract::Cookie;
 
-/// The maximum number of suspected removals that are kept apart. If there are more, all are merged
-/// into one.
+/// The maximum number of removals under suspicion. If there are more, all of them are merged into
+/// one, so that the list stays short.
 const MAX_REMOVALS: usize = 64;
 
-/// See the head of this file.
+/// All watches of the monitor, and the removals under suspicion.
 #[derive(Debug, Default)]
 pub(super) struct Watches {
     pub(super) by_cookie: HashMap<u64, Watch>,
     pub(super) coverage: Coverage,
     pub(super) removals: Vec<Removal>,
-    /// The watches that were invalidated and not reported. Some may have ended since.
+    /// The watches that were invalidated and not reported yet. Some of these watches may have ended
+    /// since.
     pub(super) invalidated: Vec<Cookie>,
 }
 
@@ -27,7 +28,7 @@ pub(super) struct Watch {
 }
 
 impl Watches {
-    /// Marks every watch of any of the pages as invalidated.
+    /// Marks every watch that covers at least one of the pages as invalidated.
     pub(super) fn mark(&mut self, pages: Pages) {
         for cookie in self.coverage.over(pages) {
             if let Some(watch) = self.by_cookie.get_mut(&cookie.0)
@@ -39,7 +40,7 @@ impl Watches {
         }
     }
 
-    /// Puts the pages of a removal under suspicion.
+    /// Puts the pages of a removal under suspicion (see `dontneed.rs`).
     pub(super) fn suspect(&mut self, pages: Pages) {
         self.removals.push(Removal::new(pages));
         if self.removals.len() > MAX_REMOVALS {
