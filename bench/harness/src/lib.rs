@@ -9,8 +9,8 @@
 //! ([`Estimate`]).
 //!
 //! A round is discarded if the kernel preempted a measuring thread. A round that uses two threads
-//! is also discarded if the two threads did not have one CPU each. A virtual machine that shares
-//! its CPUs with other machines can be in this state.
+//! is also discarded if the two threads did not have one CPU each. This can happen in a virtual
+//! machine, because its CPUs may share one CPU of the host.
 #![warn(missing_docs)]
 
 mod calibration;

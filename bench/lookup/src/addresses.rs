@@ -6,11 +6,10 @@ use memmap2::{MmapMut, MmapOptions};
 
 /// Ranges of one length at equal distances.
 ///
-/// A second range lies between each range and the next. The second ranges are not registered at the
-/// start.
+/// Between each range and the next lies a second range, which is not registered at the start.
 ///
-/// The process has reserved the addresses, so no other mapping can use them. The loops do not
-/// access the memory.
+/// The process has reserved the addresses, so no other mapping can use these addresses. The loops
+/// do not access the memory.
 #[derive(Debug)]
 pub struct Addresses {
     base: usize,

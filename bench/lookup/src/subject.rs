@@ -2,7 +2,7 @@
 
 /// A registration cache for the ranges of an [`Addresses`](crate::Addresses).
 ///
-/// The methods panic if the cache fails. Otherwise a loop would measure the failure path.
+/// The methods panic if the cache fails. Otherwise a loop would measure the time of failed lookups.
 pub trait Subject: Sync {
     /// The name of the cache in the report.
     const NAME: &'static str;

@@ -21,7 +21,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     drain(report)
 }
 
-/// Measures misses. regcache uses a monitor that does nothing, because UCX's cache has no monitor.
+/// Measures misses. UCX's cache has no monitor here, so regcache uses a monitor that does nothing.
 fn miss(report: &mut Report, name: &str, entries: usize, threshold: Threshold) -> Result<()> {
     report.compare_rebuilt(name, threshold, entries, |effort| {
         let pair = Pair::unwatched(entries)?;
@@ -87,7 +87,7 @@ fn evict(report: &mut Report) -> Result<()> {
     )
 }
 
-/// Measures a loop on one pair of caches.
+/// Measures a loop on one pair of caches, regcache and UCX's cache.
 fn once(
     report: &mut Report,
     name: &str,
@@ -105,7 +105,8 @@ fn once(
     Ok(())
 }
 
-/// Measures the lookup that drains after `k` ranges have changed. UCX has no counterpart.
+/// Measures the lookup that drains the monitor's reports after `k` ranges have changed. UCX has no
+/// counterpart.
 fn drain(report: &mut Report) -> Result<()> {
     if !report.wants("drain") {
         return Ok(());
