@@ -17,8 +17,9 @@ enum Part {
     Plot(String, String, String),
 }
 
-/// Writes `report.md`, `report.html` and the plots into `dir`, and returns their paths, the HTML
-/// first. The report names `command` as the command that made the runs.
+/// Writes `report.md`, `report.html` and the plots into `dir`. Returns the paths of these files.
+/// The first path is the path of `report.html`. The report names `command` as the command that made
+/// the runs.
 ///
 /// # Errors
 ///
@@ -72,7 +73,7 @@ pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<Vec<PathBuf>, E
     Ok(files)
 }
 
-/// Returns a text as HTML. Parts between backticks become code.
+/// Returns the text as HTML. The parts between backticks become code elements.
 fn in_html(text: &str) -> String {
     let pieces = table::escape(text);
     let pieces = pieces.split('`').enumerate();
