@@ -1,4 +1,4 @@
-//! Demonstrates that a naive cache has the bug and that regcache does not have it.
+//! Demonstrates that a naive cache moves stale bytes and that regcache does not.
 //!
 //! The demo runs two programs. The first uses io_uring and userfaultfd, and runs on this machine.
 //! The second needs the driver and an RDMA device, and runs in the virtual machine. If this machine
@@ -29,7 +29,8 @@ const NOT_HERE: i32 = 77;
 /// The first word of each line of results.
 const RESULT: &str = "reuse:";
 
-/// Runs each program where it can run, and prints the lines of results at the end.
+/// Runs each program on the machines where the program can run. Prints the lines of results at the
+/// end.
 pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8, Error> {
     let arguments = ["--rounds".to_owned(), rounds.to_string()];
 
