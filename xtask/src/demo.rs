@@ -19,11 +19,11 @@ use crate::vm;
 const PACKAGE: &str = "regcache-repro-rdma";
 const PROGRAM: &str = "reuse";
 
-/// The package of the first program. It needs no system package to build.
+/// The package of the first program. No system package is needed to build this program.
 const HOST_PACKAGE: &str = "regcache-repro";
 const HOST_PROGRAM: &str = "reuse-host";
 
-/// The exit status of the first program on a machine without io_uring.
+/// The exit status with which the first program reports that the machine has no io_uring.
 const NOT_HERE: i32 = 77;
 
 /// The first word of each line of results.

@@ -60,7 +60,8 @@ impl Project {
         })
     }
 
-    /// Returns the directory for xtask's own files. It is in the target directory.
+    /// Returns the path of the directory for xtask's own files. This directory is in the target
+    /// directory.
     pub(crate) fn own_dir(&self) -> PathBuf {
         self.target.join("xtask")
     }

@@ -9,8 +9,9 @@
 //! directory (`target/xtask/runs/*`). `guest.sh` lists these files. So the output and the exit
 //! status do not depend on a terminal.
 //!
-//! The machine cannot outlive this process, even if this process is killed. QEMU, and each process
-//! between this process and QEMU, makes a request to the kernel: to be killed when its parent dies.
+//! The machine cannot outlive this process, even if this process is killed. QEMU and each process
+//! between this process and QEMU set a parent-death signal. So the kernel ends each of these
+//! processes when its parent dies.
 
 use std::env;
 use std::ffi::{OsStr, OsString};

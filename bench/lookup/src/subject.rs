@@ -23,7 +23,7 @@ pub trait Subject: Sync {
     }
 }
 
-/// A stand-in without a cache. It shows the cost of the loops themselves.
+/// A stand-in that has no cache. A loop over this stand-in shows the cost of the loop itself.
 #[derive(Debug, Default)]
 pub struct Nothing;
 

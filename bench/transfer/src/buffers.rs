@@ -54,7 +54,7 @@ impl Buffers {
         this.choose_pages(start, mapped)
             .trying("choose the page size of the buffers")?;
         for page in (0..mapped).step_by(PAGE) {
-            // SAFETY: the page was mapped above, and there is no reference to it.
+            // SAFETY: the page was mapped above, and no reference to the page exists.
             unsafe { start.add(page).write_volatile(1) };
         }
         Ok(this)

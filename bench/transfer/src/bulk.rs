@@ -1,5 +1,5 @@
-//! [`move_bytes`]: a bulk transfer to another host, which checks every byte. Meanwhile, the sender
-//! frees and allocates the memory that it sends from.
+//! [`move_bytes`]: sends many bytes to another host, and the other host checks every byte.
+//! Meanwhile, the sender frees and allocates the memory that holds the messages.
 
 use std::collections::{HashSet, VecDeque};
 use std::thread;
@@ -78,8 +78,8 @@ pub fn move_bytes<M: Monitor>(
     let cache = cache.build().trying("build the cache")?;
     let verdict = Region::new(remote.pd(), 16)?;
     let mut flights: VecDeque<(Memory, Guard<MrRegistrar, M>)> = VecDeque::new();
-    // The queue pair is declared after the memory, so it is dropped first. After that, the device
-    // no longer uses the memory.
+    // The queue pair is declared after the memory, so it is dropped before the memory. After the
+    // queue pair is dropped, the device no longer uses the memory.
     let Connected {
         qp, cq, connection, ..
     } = remote.connect(Request {
@@ -130,7 +130,8 @@ pub fn move_bytes<M: Monitor>(
         if completion.wr_id == u64::MAX {
             is_judged = true;
         } else if let Some((memory, guard)) = flights.pop_front() {
-            // Sends complete in the order in which they were posted.
+            // Sends complete in the order in which they were posted, so the oldest flight has
+            // completed.
             drop(guard);
             drop(memory);
             tick(sent);

@@ -6,8 +6,8 @@ use regcache::{Registrar, VaRange};
 
 use crate::{Error, Op};
 
-/// The time that a thread waits for a completion. It is long because an emulated machine needs half
-/// a second to move 16 MiB.
+/// The longest time for which a thread waits for a completion. An emulated machine needs half a
+/// second to move 16 MiB, so this time is long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Registered memory, as a work request describes it.

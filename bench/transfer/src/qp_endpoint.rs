@@ -61,7 +61,8 @@ pub(crate) fn queue_pairs<const N: usize>(
 
 /// Memory that is registered with the device.
 pub(crate) struct Region {
-    // This field is first, so the memory is deregistered before it is unmapped.
+    // The registration is the first field, so the memory is deregistered before the memory is
+    // unmapped.
     pub(crate) mr: Mr,
     pub(crate) bytes: MmapMut,
 }

@@ -221,8 +221,9 @@ fn projected(run: &Run) -> Result<Vec<Part>, Error> {
     ])
 }
 
-/// Returns two sentences. They name the largest size at which copying is cheaper than registering
-/// per transfer, and the largest size at which copying is cheaper than the cache.
+/// Returns two sentences for the report. The first sentence names the largest size at which copying
+/// is cheaper than registering per transfer. The second sentence names the largest size at which
+/// copying is cheaper than the cache.
 fn crossover(run: &Run) -> String {
     let plain = run.cells.iter().filter(|cell| cell.workload.is_plain());
     let mut writes: Vec<_> = plain

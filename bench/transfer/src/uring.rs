@@ -74,7 +74,7 @@ impl Provider for Uring {
         // SAFETY: the name ends with a NUL byte.
         let fd = unsafe { libc::memfd_create(c"regcache-bench".as_ptr(), libc::MFD_CLOEXEC) };
         let fd = Errno::result(fd).trying("make a file in memory")?;
-        // SAFETY: the descriptor was made above, and nothing else owns it.
+        // SAFETY: the descriptor was made above, and nothing else owns the descriptor.
         let file = unsafe { File::from_raw_fd(fd) };
         let len = stride * depth;
         file.set_len(len as u64)
@@ -155,7 +155,8 @@ impl Endpoint for RingEndpoint {
 
 impl Drop for RingEndpoint {
     fn drop(&mut self) {
-        // Posted requests must end before their memory is unmapped.
+        // The kernel may use the memory of posted requests until they end. So `drop` waits for
+        // these requests before the memory is unmapped.
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         while self.outstanding > 0 {
             self.outstanding -= ring.completion().count();

@@ -231,8 +231,9 @@ impl Worker {
         // unmaps only at depth 1, and at depth 1 no other transfer is in flight. So a buffer in
         // flight stays mapped. `held` keeps the registration until the transfer ends.
         //
-        // After an error, `held` may be dropped early. The device then refuses the key. If the
-        // worker is dropped before the transfer has ended, its endpoint is dropped first.
+        // After an error, `held` may be dropped before the transfer ends. The device then refuses
+        // the key of the registration. If the worker is dropped before the transfer ends, its
+        // endpoint is dropped before its buffers.
         unsafe { self.endpoint.post(place, op, memory) }?;
         Ok(Flight {
             piece,

@@ -91,7 +91,8 @@ fn the_receiver_finds_a_cache_out_that_is_told_nothing() {
 #[test]
 fn a_benchmark_runs_against_a_server() {
     let _alone = alone();
-    // Each operation uses a connection of its own.
+    // Each operation uses a separate connection, and the server ends after one connection. So each
+    // operation runs with a new server.
     let one = "--size 10000 --depth 4 --seconds 0.1 --strategy regcache --op";
     for op in ["write", "read", "send"] {
         let (output, text) = by_an_interface(&format!("{one} {op}"));

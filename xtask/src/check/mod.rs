@@ -109,7 +109,7 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    /// Returns the steps in their order. The fastest steps come first.
+    /// Returns the steps in the order in which they run. The fastest steps come first.
     pub(crate) fn steps(&self) -> impl Iterator<Item = &'static Step> {
         let driver = if self.host_only { &[] } else { DRIVER };
         SOURCE.iter().chain(driver)

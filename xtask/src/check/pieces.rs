@@ -24,7 +24,7 @@ pub(crate) struct Piece<'a> {
     pub(crate) kind: Kind,
     /// The line in which the piece begins, counted from 1.
     pub(crate) line: usize,
-    /// Whether only white space precedes the piece in its line.
+    /// True if only white space precedes the piece in its line.
     pub(crate) alone: bool,
     /// The content without its delimiters. For a line comment, this is everything after `//`.
     pub(crate) text: &'a str,

@@ -142,7 +142,8 @@ unsafe fn transfer(
         }
     }
     watch.release(|| {
-        // SAFETY: the registration was made above, and no transfer uses it any more.
+        // SAFETY: the registration was made above, and the transfer that used the registration has
+        // ended.
         let released = unsafe { fabric_link_release(mr) };
         check("deregister by libfabric", released).map(drop)
     })

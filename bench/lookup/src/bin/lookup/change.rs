@@ -57,7 +57,8 @@ fn fill(report: &mut Report, entries: usize) -> Result<()> {
             (ours(), theirs)
         };
         let samples: Vec<_> = std::iter::once(ours).chain(theirs).collect();
-        // On a machine that is always busy, the last rounds count even if they were disturbed.
+        // The last rounds count even if they were disturbed. So the measurement also ends on a
+        // machine that is always busy.
         let counts = round >= 4 * wanted || samples.iter().all(|sample| sample.undisturbed);
         rounds.push(samples.iter().map(|sample| sample.ns).collect(), counts);
         if rounds.len() == wanted {

@@ -7,7 +7,7 @@ use regcache_bench_lookup::figure::{Figure, Threshold, table};
 
 use crate::Result;
 
-/// The number of times that the caches of a figure are built again. The placement of their memory
+/// The number of times that the caches of a figure are built. The placement of a cache's memory
 /// affects the figure, so several placements are measured.
 const BUILDS: usize = 5;
 

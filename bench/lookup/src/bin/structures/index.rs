@@ -148,8 +148,8 @@ impl Index for Ways {
     }
 }
 
-/// A hash table with linear probing. Each bucket holds a page and its entry, or 0 if it is empty.
-/// At most half of the buckets are used.
+/// A hash table with linear probing. Each bucket holds a page and the number of its entry. An empty
+/// bucket holds 0. At most half of the buckets are used.
 struct Probing {
     buckets: Box<[(u64, u32)]>,
     shift: u32,

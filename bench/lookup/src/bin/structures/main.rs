@@ -50,8 +50,8 @@ trait Run: Sync {
     fn run(&self, which: usize, operations: usize);
 }
 
-/// The name of a structure, and the function that builds it for a number of entries. The first
-/// candidate of each list is the empty loop, without a structure.
+/// The name of a structure, and the function that builds the structure for a number of entries. The
+/// first candidate of each list is the empty loop, which uses no structure.
 type Candidate = (&'static str, fn(usize) -> Box<dyn Run>);
 
 /// The effort for structures that fit into the CPU's first-level cache.

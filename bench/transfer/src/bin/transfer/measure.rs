@@ -181,7 +181,8 @@ pub(crate) struct Device<'a> {
     kind: &'static str,
     name: &'a str,
     ops: &'static [Op],
-    /// Whether the other end of a transfer is in this process, so that its bytes can be checked.
+    /// True if the other end of a transfer is in this process. Then this process can check the
+    /// bytes there.
     can_check: bool,
 }
 
