@@ -54,8 +54,9 @@ impl fmt::Display for Verdict {
 
 /// Compares a run with the thresholds.
 ///
-/// The thresholds for times and overheads apply only to RDMA devices. io_uring registers a page in
-/// less than a microsecond, so a run with io_uring has only one threshold: no byte is stale.
+/// The thresholds for times and overheads apply only to RDMA devices. With io_uring, the kernel
+/// registers a page in less than a microsecond, so a run with io_uring has only one threshold: no
+/// byte is stale.
 #[must_use]
 pub fn judge(run: &Run) -> Vec<Verdict> {
     let mut all: Vec<_> = run.cells.iter().flat_map(of_cell).collect();

@@ -1,9 +1,9 @@
 //! Checks that the targets of links between documents exist, and that files exist whose names are
 //! in prose.
 //!
-//! The check of a link includes its anchor. The name of a file is checked if it has the extension
-//! of a source or document, and if it begins with a directory of the repository's root. Addresses
-//! of other hosts are not checked, because such a check needs a network.
+//! The check of a link includes its anchor. The name of a file is checked only if it has the
+//! extension of a source or document. It must also begin with a directory of the repository's root.
+//! Addresses of other hosts are not checked, because such a check needs a network.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
