@@ -140,8 +140,8 @@ const KERNEL_OPTIONS: &[&str] = &[
 /// off, and only the tests of NUMA balancing switch it on.
 const NUMA_OPTIONS: &[&str] = &["numa=fake=2", "numa_balancing=disable"];
 
-/// The number of lines of the kernel's log that are shown from the first complaint on. Of the later
-/// complaints, at most this number is also shown.
+/// The number of lines of the kernel's log that are shown, starting at the first complaint. After
+/// these lines, at most this number of later complaints is shown.
 const COMPLAINT_LINES: usize = 20;
 
 /// Installs missing packages, builds the driver, boots the machine and runs the job. Returns the

@@ -139,7 +139,8 @@ pub fn interleave<E>(
     Ok(rounds)
 }
 
-/// Calibrates each variant, and runs rounds until enough rounds are undisturbed.
+/// Calibrates each variant. Then runs rounds until `effort.rounds` rounds count (see
+/// [`interleave`]).
 pub fn measure(effort: Effort, variants: &mut [Box<Variant<'_>>]) -> Rounds {
     let operations: Vec<usize> = variants
         .iter_mut()

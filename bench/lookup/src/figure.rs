@@ -26,9 +26,9 @@ pub struct Figure {
     pub unit: &'static str,
     /// The number of UCX, if UCX was measured.
     pub ucx: Option<f64>,
-    /// The median over the rounds of the ratio of regcache to UCX.
+    /// The ratio of regcache to UCX in the same round: the median over the rounds.
     pub ratio_ucx: Option<f64>,
-    /// The median over the rounds of the ratio of two threads to one thread.
+    /// The ratio of two threads to one thread in the same round: the median over the rounds.
     pub ratio_one_thread: Option<f64>,
     /// The threshold of the figure.
     pub threshold: Threshold,

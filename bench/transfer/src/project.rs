@@ -29,7 +29,7 @@ use crate::results::{Cost, Run};
 use crate::table::Rows;
 use crate::{bytes, table};
 
-/// The rates of common links, in Gb/s.
+/// The rates of the links in the tables, in Gb/s.
 pub const LINKS: [f64; 6] = [25.0, 50.0, 100.0, 200.0, 400.0, 800.0];
 
 /// The default value of `L`, in nanoseconds.

@@ -204,7 +204,7 @@ pub struct Outcome {
 }
 
 impl Run {
-    /// Makes an empty run, with the command line of this process.
+    /// Makes a run without results, with the command line of this process.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
         // The report quotes this command. The command excludes the path of the result file, because

@@ -17,7 +17,7 @@ use crate::source;
 pub(crate) const PACKAGES: &[&str] = &["perl", "sparse", "xz-utils", source::PACKAGE];
 
 /// The files of the kernel's source that checkpatch needs. Debian's packages of kernel headers do
-/// not contain them.
+/// not contain these files.
 const CHECKPATCH: &[&str] = &[
     "*/scripts/checkpatch.pl",
     "*/scripts/const_structs.checkpatch",

@@ -1,4 +1,5 @@
-//! The main function of the process of a libfabric [`Peer`](super::Peer).
+//! Implements the process of a libfabric [`Peer`](super::Peer). The process does transfers on
+//! command.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fmt::Write as _;
