@@ -21,12 +21,12 @@ fn shim() -> Result<(), Box<dyn std::error::Error>> {
         .file(shim)
         .includes(&ucs.include_paths)
         .flag("-std=gnu11")
-        // A UCX whose functions have other signatures must not compile.
+        // The build must fail if the functions of the installed UCX have other signatures.
         .flag("-Werror=incompatible-pointer-types")
         .extra_warnings(true)
         .try_compile("regcache_bench_ucx")?;
-    // The linker resolves symbols from left to right. So libucs must follow the shim, which calls
-    // it.
+    // The linker resolves symbols from left to right. So libucs must follow the shim, because the
+    // shim calls libucs.
     for path in &ucs.link_paths {
         println!("cargo::rustc-link-search=native={}", path.display());
     }

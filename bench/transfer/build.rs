@@ -1,4 +1,4 @@
-//! Compiles the calls of libfabric, if the feature `libfabric` is on.
+//! Compiles `libfabric/link.c`, which calls libfabric, if the feature `libfabric` is on.
 
 fn main() {
     println!("cargo::rerun-if-changed=libfabric/link.c");

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Simulates two hosts with two network namespaces. A veth pair connects them, and each has an rxe device. Runs
-# `transfer server` in one namespace and `transfer client ARGUMENT...` in the other.
+# Simulates two hosts with two network namespaces. A veth pair connects the namespaces, and each namespace has an rxe
+# device. Runs `transfer server` in one namespace and `transfer client ARGUMENT...` in the other namespace.
 #
 # Exits with the status of the client, or with 77 if rxe cannot be used in a namespace.
 #
@@ -17,7 +17,7 @@ server=
 said=
 
 clean() {
-	# If the server has served its client, it has already ended.
+	# The server ends after it has served its client, so an error of kill is ignored.
 	[ -z "$server" ] || kill $server 2>/dev/null || true
 	[ -z "$said" ] || rm -f "$said"
 	for side in left right; do
@@ -39,13 +39,15 @@ for side in left right; do
 	ip netns exec $side rdma link add rxe_$side type rxe netdev veth_$side
 done
 
-# RoCE uses UDP port 4791, which is 12B7 in hexadecimal. Older kernels listen on it only in the first namespace.
+# RoCE uses UDP port 4791, which is 12B7 in hexadecimal. The rxe of older kernels listens on this port only in the
+# initial namespace.
 if ! ip netns exec right grep -qi ':12b7 ' /proc/net/udp; then
 	echo "hosts.sh: Linux $(uname -r): rxe does not listen in the namespace of its interface" >&2
 	exit 77
 fi
 
-# The carrier of the interface and the GID of the device both take some time to appear.
+# Returns whether the namespace $1 is ready. The carrier of its interface and the GID of its device take some time to
+# appear.
 ready() {
 	[ "$(ip netns exec $1 cat /sys/class/net/veth_$1/operstate)" = up ] &&
 		grep -qs "0000:0000:0000:0000:0000:ffff:0a4d:000$2" /sys/class/infiniband/rxe_$1/ports/1/gids/*

@@ -1,8 +1,10 @@
 #!/bin/sh
-# Makes an interface with the address 10.78.0.1 and an rxe device on it, rxe_if. Both exist only while the command runs.
+# Makes an interface with the address 10.78.0.1, and an rxe device rxe_if on this interface. Runs the command, and then
+# removes the interface and the device.
 # Needs root, in a virtual machine.
 #
-# The rxe of older kernels (6.1) does not name its interface, so librdmacm finds no route over lo.
+# On older kernels (6.1) librdmacm finds no route over lo, because rxe does not report its interface. So the
+# benchmark needs an interface with an address.
 #
 # Usage: interface.sh COMMAND [ARGUMENT...]
 

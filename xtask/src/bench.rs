@@ -1,8 +1,8 @@
 //! Runs the two benchmarks.
 //!
 //! The first benchmark measures lookups of regcache and of UCX's registration cache, on this
-//! machine. The second measures transfers with each strategy that registers their buffers. It uses
-//! io_uring on this machine, and rxe in a virtual machine.
+//! machine. The second benchmark measures transfers with each strategy of registering their
+//! buffers. It uses io_uring on this machine, and rxe in a virtual machine.
 
 use std::ffi::OsString;
 use std::io;
@@ -19,7 +19,7 @@ use crate::vm;
 /// The packages that are needed to link UCX's cache and to count instructions.
 pub(crate) const PACKAGES: &[&str] = &["gcc", "libc6-dev", "libucx-dev", "pkg-config", "valgrind"];
 
-/// The packages of the other libraries whose transfers are measured.
+/// The packages of the other libraries whose transfers the second benchmark measures.
 pub(crate) const PEERS: &[&str] = &["libfabric-dev"];
 
 /// The amount of measuring, and the place of the report.
@@ -80,8 +80,9 @@ fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
     }
     command.extend(amount.flags().map(OsString::from));
     command.extend(["--json".into(), rxe.clone().into()]);
-    // The times of an emulated CPU depend on the load of this machine, but its instruction count
-    // does not. So instructions are counted if the machine is emulated.
+    // The times of an emulated CPU depend on the load of this machine, but the number of its
+    // instructions does not. So if the virtual machine is emulated, the benchmark counts
+    // instructions.
     let icount = !vm::has_kvm();
     if icount {
         command.extend(["--clock", "instructions"].map(OsString::from));
@@ -117,7 +118,7 @@ fn report(project: &Project, amount: &Amount, program: &Path, runs: &[&Path]) ->
     cmd::run(&mut report)
 }
 
-/// Builds the program and returns the program's path.
+/// Builds the program `transfer` and returns the path of the program.
 fn transfer_program(project: &Project, kernel: Series) -> Result<PathBuf, Error> {
     let mut build = cargo();
     build.args(["build", "--release", "--package", "regcache-bench-transfer"]);
@@ -134,7 +135,7 @@ impl Amount {
         self.quick.then_some("--quick").into_iter()
     }
 
-    /// Returns the options in the form that a user types.
+    /// Returns the options as a text that a user can type.
     fn words(&self) -> String {
         self.flags().map(|flag| format!(" {flag}")).collect()
     }

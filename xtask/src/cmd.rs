@@ -1,4 +1,4 @@
-//! Runs programs and waits for their end. If a program fails, the error names the command line.
+//! Runs programs and waits until they end. If a program fails, the error contains the command line.
 
 use std::process::{Command, ExitStatus, Output, Stdio};
 
@@ -40,8 +40,8 @@ pub(crate) fn read_showing_stderr(command: &mut Command) -> Result<String, Error
     read(command.stderr(Stdio::inherit()))
 }
 
-/// Removes variables that would change a kernel's build. Cargo sets some of them, and so does a
-/// make that runs xtask.
+/// Removes environment variables that would change a kernel's build. Cargo sets some of these
+/// variables. If make runs xtask, make also sets some of them.
 pub(crate) fn without_make_settings(command: &mut Command) {
     for name in [
         "MAKEFLAGS",
@@ -57,7 +57,7 @@ pub(crate) fn without_make_settings(command: &mut Command) {
     command.env("LC_ALL", "C");
 }
 
-/// Returns the command line, in the form that a user types.
+/// Returns the command line as a text that a user can type.
 pub(crate) fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words: Vec<_> = words

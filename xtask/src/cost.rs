@@ -1,5 +1,5 @@
-//! Counts the instructions that the driver costs. It runs the program `driver-cost` in a virtual
-//! machine whose clock counts instructions.
+//! Counts the instructions that the driver costs. The program `driver-cost` measures them in a
+//! virtual machine whose clock counts instructions.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,7 +11,7 @@ use crate::project::Project;
 use crate::setup;
 use crate::vm;
 
-/// Runs the program on this kernel. The program prints the table.
+/// Runs `driver-cost` in a virtual machine with this kernel. The program prints the table.
 pub(crate) fn run(project: &Project, kernel: Series) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
     let program = demo::build(project, "regcache-tests-vm", "driver-cost")?;

@@ -1,7 +1,7 @@
 //! Builds a kernel that detects its own faults, from Debian's source of Linux 6.1.
 //!
-//! `debug.config` switches on KASAN, lockdep, kmemleak and fault injection. Apart from these, it
-//! switches on little more than the tests need.
+//! `debug.config` switches on KASAN, lockdep, kmemleak and fault injection. Most of its other
+//! settings are features that the tests need.
 //!
 //! The kernel is built once, in the target directory. If the configuration changes, only the
 //! affected parts are built again.
@@ -22,13 +22,14 @@ const CONFIG: &str = include_str!("debug.config");
 
 /// The Makefiles of the parts that KASAN does not check.
 ///
-/// rxe 6.1 has a fault that KASAN would report. When `rxe_mr_copy` has copied to the end of a
-/// registration, it loads a pointer from beyond the end of the map. It does not use this pointer,
-/// and Linux 6.3 no longer loads it. The report must be avoided, because lockdep stops for good
-/// after KASAN's first report.
+/// The rxe of Linux 6.1 has a fault that KASAN would report. When `rxe_mr_copy` has copied to the
+/// end of a registration, it loads a pointer from beyond the end of the map. `rxe_mr_copy` does not
+/// use this pointer, and Linux 6.3 no longer loads it. KASAN must not report the fault, because
+/// lockdep stops permanently after KASAN's first report.
 const WITHOUT_KASAN: &[&str] = &["drivers/infiniband/sw/rxe/Makefile"];
 
-/// The packages that are needed to build a kernel, in addition to its source.
+/// The packages that are needed to build a kernel, in addition to the package of the kernel's
+/// source.
 const PACKAGES: &[&str] = &[
     "bc",
     "bison",
@@ -40,8 +41,8 @@ const PACKAGES: &[&str] = &[
     source::PACKAGE,
 ];
 
-/// Returns the tree with the built kernel. Builds the kernel if it is missing, or if it was built
-/// from other sources.
+/// Returns the path of the source tree that contains the built kernel. Builds the kernel if it is
+/// missing, or if it was built from other sources.
 pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
     let dir = project.own_dir().join("debug");
     let tree = dir.join("linux");
@@ -86,8 +87,8 @@ fn leave_alone(makefile: &Path) -> Result<(), Error> {
     fs::write(makefile, format!("{before}\n{LINE}")).at(makefile)
 }
 
-/// Configures the settings of `debug.config` and their dependencies, and nothing else. Fails if a
-/// setting does not take effect.
+/// Configures the kernel with the settings of `debug.config` and their dependencies only. Returns
+/// an error if a setting does not take effect.
 fn configure(dir: &Path, tree: &Path) -> Result<(), Error> {
     let wanted = dir.join("debug.config");
     fs::write(&wanted, CONFIG).at(&wanted)?;

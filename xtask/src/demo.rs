@@ -1,4 +1,4 @@
-//! Demonstrates that a naive cache has the bug and that regcache does not have it.
+//! Demonstrates that a naive cache moves stale bytes and that regcache does not.
 //!
 //! The demo runs two programs. The first uses io_uring and userfaultfd, and runs on this machine.
 //! The second needs the driver and an RDMA device, and runs in the virtual machine. If this machine
@@ -19,17 +19,18 @@ use crate::vm;
 const PACKAGE: &str = "regcache-repro-rdma";
 const PROGRAM: &str = "reuse";
 
-/// The package of the first program. It needs no system package to build.
+/// The package of the first program. No system package is needed to build this program.
 const HOST_PACKAGE: &str = "regcache-repro";
 const HOST_PROGRAM: &str = "reuse-host";
 
-/// The exit status of the first program on a machine without io_uring.
+/// The exit status with which the first program reports that the machine has no io_uring.
 const NOT_HERE: i32 = 77;
 
 /// The first word of each line of results.
 const RESULT: &str = "reuse:";
 
-/// Runs each program where it can run, and prints the lines of results at the end.
+/// Runs each program on the machines where the program can run. Prints the lines of results at the
+/// end.
 pub(crate) fn run(project: &Project, rounds: u32, host_only: bool) -> Result<u8, Error> {
     let arguments = ["--rounds".to_owned(), rounds.to_string()];
 

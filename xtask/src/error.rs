@@ -1,4 +1,4 @@
-//! The errors of the developers' commands. Each message describes the remedy.
+//! Defines the errors of the developers' commands. Each message describes the remedy.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ pub(crate) enum Error {
         what: String,
     },
 
-    /// A requirement is missing that only the user can install.
+    /// A requirement is missing, and only the user can install it.
     #[error("{0}")]
     SetUp(String),
 
@@ -55,8 +55,8 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// Returns the exit status for this error, by the convention of `timeout(1)`. The status is 124
-    /// if the command ran too long, and 125 for a fault outside the command.
+    /// Returns the exit status for this error, as `timeout(1)` defines it. The status is 124 if the
+    /// command ran too long, and 125 if a fault outside the command occurred.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::TimedOut(_) => 124,

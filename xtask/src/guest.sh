@@ -1,9 +1,9 @@
 #!/bin/sh
-# Runs in the virtual machine after boot. Loads the driver, makes the RDMA device rxe0, and runs command.sh from this
-# file's directory.
-# The script reports to the host through files in this directory, which the guest can write:
+# Runs in the virtual machine after boot. Loads the driver, makes the RDMA device rxe0, and runs command.sh. command.sh
+# is in the directory of this script.
+# The script reports to the host through files in the same directory:
 #   setup.log  the output before the command
-#   up         exists once the command is about to start
+#   up         exists from shortly before the command starts
 #   failed     the reason why the command could not be started
 #   status     the command's exit status
 #   overran    exists if the command was stopped at its time limit
@@ -16,7 +16,8 @@ limit=$1
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 
-# The host must never read an incomplete file, so the file is renamed when it is complete.
+# Writes the text $2 into the file $1 of the run directory. The host must never read an incomplete file, so the file
+# gets its name when it is complete.
 tell() {
 	printf '%s\n' "$2" >"$run/.$1"
 	mv "$run/.$1" "$run/$1"
@@ -28,7 +29,7 @@ fail() {
 	exit 1
 }
 
-# Prints the device of the virtio port with this name.
+# Prints the path of the device of the virtio port with this name.
 port() {
 	for dir in /sys/class/virtio-ports/*; do
 		if [ "$(cat "$dir/name")" = "$1" ]; then
@@ -38,7 +39,8 @@ port() {
 	done
 }
 
-# RoCE works on lo once the port is active and index 1 of its GID table holds 127.0.0.1.
+# Returns whether RoCE works on lo. It works when the port of rxe0 is active and index 1 of the port's GID table holds
+# 127.0.0.1.
 rxe0_is_ready() {
 	port=/sys/class/infiniband/rxe0/ports/1
 	grep -qs ACTIVE $port/state && grep -qs '^0000:0000:0000:0000:0000:ffff:7f00:0001$' $port/gids/1
@@ -57,7 +59,7 @@ if [ -e "$run/ummunotify.ko" ]; then
 		[ $tries -le 300 ] || fail "rxe0 did not become active"
 		sleep 0.1
 	done
-	# If libibverbs cannot open a device, it tries the links in /dev/char instead. udev makes these links.
+	# libibverbs may need the links in /dev/char to open a device. udev makes these links, so the script waits for udev.
 	udevadm settle --timeout=60 || fail "udev did not settle"
 fi
 
@@ -66,8 +68,8 @@ for cpu in /sys/devices/system/cpu/cpu[1-9]*; do
 	echo 1 >"$cpu/online" || fail "${cpu##*/} could not be brought up"
 done
 
-# /dev/stdout must lead to the command's own output, and a virtio port can be opened only once. So the output goes
-# through pipes.
+# /dev/stdout must lead to the command's own output. The command may open it several times, but a virtio port can be
+# opened only once. So the output goes through pipes.
 ln -sfn /proc/self/fd/1 /dev/stdout
 ln -sfn /proc/self/fd/2 /dev/stderr
 mkfifo /run/stdout
@@ -88,19 +90,19 @@ timeout -k 10 "$limit" sh "$run/command.sh" >/run/stdout 2>/run/stderr
 status=$?
 if [ $status -eq 124 ] || [ $status -eq 137 ] && [ $(($(date +%s) - started)) -ge "$limit" ]; then
 	tell overran yes
-	# The kernel's messages then list the tasks that are still blocked.
+	# This request makes the kernel log the tasks that are still blocked.
 	echo w >/proc/sysrq-trigger
 fi
 
-# A pipe ends when the last process that holds it ends. A daemon that the command left running may hold it for ever, so
-# the wait has a limit.
+# A copier ends when no process holds the write end of its pipe. A daemon that the command left running may hold the
+# write end forever, so the wait for the copiers has a limit.
 (
 	sleep 20
 	kill $copiers
 ) &
 wait $copiers
 
-# kmemleak does not report objects that are younger than 5 s, so the scan waits.
+# kmemleak does not report objects that are younger than 5 s, so the script waits before the scan.
 leaks=/sys/kernel/debug/kmemleak
 if [ -e $leaks ]; then
 	sleep 6

@@ -1,8 +1,8 @@
 //! Tests the installation of the driver by make and by DKMS, as a user installs it.
 //!
 //! The driver is installed in a copy of a root file system. A virtual machine boots from the copy
-//! and loads the driver. Then the driver is removed, and no file of it may be left. The changes of
-//! the copy are lost at the end.
+//! and loads the driver. Then the driver is removed from the copy. The test fails if a file of the
+//! driver remains. The changes of the copy are lost at the end.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -21,10 +21,11 @@ use crate::sandbox::{self, Sandbox};
 use crate::setup;
 use crate::vm;
 
-/// The packages for this test, in addition to those that build the driver and boot.
+/// The packages for this test, in addition to the packages that build the driver and boot the
+/// virtual machine.
 pub(crate) const PACKAGES: &[&str] = &["dkms"];
 
-/// The files that are installed with the module, and the sources of these files.
+/// The files that are installed with the driver's module, and the sources of these files.
 const REST: &[(&str, &str)] = &[
     (
         "usr/include/linux/ummunotify.h",
@@ -55,7 +56,7 @@ const FIELDS: &[(&str, &str)] = &[
     ),
 ];
 
-/// The driver's sources, and the root in which the driver is installed.
+/// The driver's sources, and the root file system in which the driver is installed.
 struct Site<'a> {
     project: &'a Project,
     sandbox: &'a Sandbox,
@@ -64,7 +65,8 @@ struct Site<'a> {
     version: String,
 }
 
-/// Tests both ways of installation with the kernel of this series, in that kernel's root.
+/// Tests the installation by make and by DKMS, with the kernel of this series and in that kernel's
+/// root file system.
 pub(crate) fn run(project: &Project, series: Series) -> Result<(), Error> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::SetUp(
@@ -92,8 +94,8 @@ pub(crate) fn run(project: &Project, series: Series) -> Result<(), Error> {
 }
 
 impl Site<'_> {
-    /// Checks that `DESTDIR` gets exactly the files of each kind of package, and that all of them
-    /// can be removed.
+    /// Checks that make installs exactly the files of each kind of package below `DESTDIR`. Also
+    /// checks that make can remove all of these files.
     fn package(&self) -> Result<(), Error> {
         let rest = REST.iter().map(|(to, _)| PathBuf::from(to));
         let module = format!("lib/modules/{}/updates/ummunotify.ko", self.kernel.version);
@@ -205,7 +207,7 @@ impl Site<'_> {
     fn check_removed(&self, kept: &[&str]) -> Result<(), Error> {
         let mut left = self.sandbox.changes()?;
         left.retain(|path| !kept.iter().any(|it| path == Path::new(it)));
-        // A directory that other packages also use may stay if it is empty.
+        // A directory that other packages also use may remain if the directory is empty.
         for (to, _) in REST {
             for dir in Path::new(to).ancestors().skip(1) {
                 if left.contains(dir) && files(&self.sandbox.root.join(dir))?.is_empty() {
@@ -232,7 +234,7 @@ impl Site<'_> {
     }
 }
 
-/// Reads the driver's version from `dkms.conf`, which is the only file that defines it.
+/// Reads the driver's version from `dkms.conf`. No other file defines the version.
 fn version(conf: &Path) -> Result<String, Error> {
     let text = fs::read_to_string(conf).at(conf)?;
     let version = text.lines().find_map(|line| {
@@ -244,7 +246,7 @@ fn version(conf: &Path) -> Result<String, Error> {
         .ok_or_else(|| wrong(&conf.to_string_lossy(), "without PACKAGE_VERSION=\"...\""))
 }
 
-/// Removes the suffix of a compression from the name of a module.
+/// Removes the suffix of a compression, such as `.xz`, from the name of a module.
 fn uncompressed(path: PathBuf) -> PathBuf {
     let extension = path.extension().unwrap_or_default();
     if ["gz", "xz", "zst"].iter().any(|it| extension == *it) {

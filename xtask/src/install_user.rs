@@ -1,5 +1,5 @@
-//! Installs the parts for users below a directory. These parts are the C library with its header,
-//! pkg-config file and manual page, the preload shim, and the command-line tool.
+//! Installs the parts for users below a directory. The parts are the C library, the preload shim
+//! and the command-line tool. The C library comes with its header, pkg-config file and manual page.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -19,20 +19,21 @@ const LIBRARY: &str = "regcache-capi";
 pub(crate) enum Profile {
     /// A build for use.
     Release,
-    /// A build for tests. It is faster to build, and it includes the C programs that the tests run.
+    /// A build for tests. This build takes less time, and it includes the C programs that the tests
+    /// run.
     Dev,
 }
 
-/// The files apart from the C library, if the workspace has their packages. Each has the package,
-/// the name of cargo's product, and the place of installation.
+/// The files other than the C library, if the workspace has their packages. Each element holds the
+/// package, the name of cargo's product, and the place of installation.
 const PROGRAMS: &[(&str, &str, &str)] = &[
     ("regcache-cli", "regcache", "bin/regcache"),
     ("regcache-repro-rdma", "reuse", "libexec/regcache/reuse"),
     ("regcache-preload", "librcpreload.so", "lib/librcpreload.so"),
 ];
 
-/// The manual pages apart from regcache(3), which the C library's Makefile installs. Each has its
-/// source, and its place below `share/man`.
+/// The manual pages other than regcache(3). The C library's Makefile installs regcache(3). Each
+/// element holds the source of the page, and the place below `share/man`.
 const MANUALS: &[(&str, &str)] = &[
     ("cli/man/regcache.1", "man1/regcache.1"),
     ("kernel/Documentation/ummunotify.4", "man4/ummunotify.4"),
@@ -86,7 +87,8 @@ pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<
     for (name, value) in variables {
         make.arg(format!("{name}={}", value.display()));
     }
-    // The file contains the prefix, so make must write the file again.
+    // The pkg-config file contains the prefix, and make would keep the file of an earlier prefix.
+    // So the file is removed, and make writes it again.
     let _ = fs::remove_file(built.join("capi/regcache.pc"));
     cmd::without_make_settings(&mut make);
     cmd::read(&mut make)?;
@@ -102,8 +104,8 @@ pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<
     Ok(())
 }
 
-/// Installs a file with these permissions. Replaces an older file safely, even if the file is in
-/// use.
+/// Installs a file with these permissions. Replaces an older file safely, even if a program uses
+/// the older file.
 fn put(from: &Path, to: &Path, mode: u32) -> Result<(), Error> {
     if let Some(dir) = to.parent() {
         fs::create_dir_all(dir).at(dir)?;

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Checks the driver in a machine whose root file system contains it. The kernel must not have loaded the driver yet.
+# Checks the installed driver in a virtual machine. The root file system of the machine contains the driver. The kernel
+# must not have loaded the driver yet.
 #
 # Usage: installed.sh VERSION PLACE
 # VERSION is the driver's version. PLACE is the directory below /lib/modules/* that contains the module.
@@ -23,7 +24,8 @@ mode() {
 udevadm control --ping 2>/dev/null || /lib/systemd/systemd-udevd --daemon
 
 [ ! -e $sys ] || { echo "the driver is loaded already"; exit 1; }
-# This loads modules as a boot does. Some of the other modules in the list may be missing here, so errors are ignored.
+# The modules are loaded in the same way as during a boot. Some of the other modules in the list may be missing here, so
+# errors are ignored.
 if [ -x /lib/systemd/systemd-modules-load ]; then
 	echo "loading with systemd-modules-load"
 	/lib/systemd/systemd-modules-load
@@ -38,7 +40,8 @@ fi
 is "version" "$(cat $sys/version)" "$version"
 path=$(readlink -f "$(modinfo -n ummunotify)")
 is "module" "${path%.ko*}" "$(readlink -f "/lib/modules/$(uname -r)")/$place/ummunotify"
-# O means that the module is not from the kernel's tree. E means that it is unsigned, or signed with an unknown key.
+# O means that the module is not from the kernel's tree. E means that the module is unsigned, or signed with an unknown
+# key. Both are expected here.
 is "taint without O and E" "$(tr -d OE <$sys/taint)" ""
 is "mode" "$(mode)" 444
 setpriv --reuid 65534 --regid 65534 --clear-groups sh -c "exec <$dev" || exit 1

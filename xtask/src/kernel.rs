@@ -1,12 +1,12 @@
-//! Finds the Debian kernel to boot, and builds the driver for it. The build runs on this machine or
-//! in the kernel's own root.
+//! Finds the kernel to boot, and builds the driver for this kernel. The build runs on this machine,
+//! or in the root file system of the kernel's Debian release (see `rootfs.rs`).
 //!
-//! The driver is built in copies of its source, one for each kernel. So the source stays clean, and
-//! the builds for different kernels do not disturb each other. The copies are in the target
-//! directory.
+//! The driver is built in copies of its source, one copy for each kernel. So the source directory
+//! stays clean, and the builds for different kernels do not disturb each other. The copies are in
+//! the target directory.
 //!
-//! Before a build, a file is copied only if its content differs. So make compiles only what has
-//! changed.
+//! Before a build, a file is copied only if its content differs. So make compiles only the files
+//! that have changed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -38,7 +38,8 @@ pub(crate) enum Series {
 }
 
 impl Series {
-    /// Returns the factor by which time limits are longer than on Debian's kernels.
+    /// Returns the factor by which time limits are multiplied. The debug kernel is slower than
+    /// Debian's kernels, so its factor is larger than 1.
     pub(crate) fn patience(self) -> u64 {
         match self {
             Self::Debug => 5,
@@ -53,27 +54,27 @@ const TRIXIE: Recipe = Recipe {
     kernel: &["linux-headers-amd64", "linux-image-amd64"],
 };
 
-/// The pattern contains the kernel's version, because a later backport will replace 7.3 as the
-/// newest.
+/// The recipe for the backported kernel. The pattern of the package contains the kernel's version.
+/// Otherwise it would select a newer backport as soon as one exists.
 ///
-/// The pattern excludes linux-image, because this package depends on a generator of initramfs
-/// images.
+/// The pattern does not match the package linux-image, because that package depends on a generator
+/// of initramfs images.
 const TRIXIE_BACKPORTS: Recipe = Recipe {
     name: "7.3",
     suites: &["trixie", "trixie-backports"],
     kernel: &["^linux-(binary|headers|modules)-7[.]3[.][0-9]+[+]deb13-amd64$"],
 };
 
-/// An installed kernel that has its headers and the software RDMA device.
+/// An installed kernel whose headers and software RDMA device are also installed.
 pub(crate) struct Kernel {
-    /// The output of `uname -r` in the guest.
+    /// The version, as `uname -r` prints it in the guest.
     pub(crate) version: String,
-    /// The kernel to boot.
+    /// The path of the kernel image to boot.
     pub(crate) image: PathBuf,
     /// The root file system that contains the image and that the guest uses. It is `/`, or a root
-    /// that `rootfs` made.
+    /// that `rootfs.rs` made.
     pub(crate) root: PathBuf,
-    /// The value of the driver's `KDIR`, as a path in the root.
+    /// The path of the kernel's headers in the root. The driver's make gets it as `KDIR`.
     pub(crate) headers: PathBuf,
 }
 
@@ -95,7 +96,8 @@ impl Kernel {
     }
 }
 
-/// Returns the kernel of this series. Makes the root of the kernel if it is missing.
+/// Returns the kernel of this series. If the kernel needs a root file system and that root is
+/// missing, makes the root.
 pub(crate) fn find(project: &Project, series: Series) -> Result<Kernel, Error> {
     let recipe = match series {
         Series::Installed => return newest(),
@@ -123,7 +125,8 @@ pub(crate) fn newest() -> Result<Kernel, Error> {
     })
 }
 
-/// Returns the debug kernel. The tree in which it was built contains the image and the modules.
+/// Returns the debug kernel. The image and the modules are in the source tree in which the kernel
+/// was built.
 fn debug(project: &Project) -> Result<Kernel, Error> {
     let tree = debug::tree(project)?;
     let release = tree.join("include/config/kernel.release");
@@ -146,7 +149,7 @@ fn newest_in(root: &Path) -> Option<Kernel> {
             modules.join("vmlinuz"),
         ];
         let rxe = modules.join("kernel/drivers/infiniband/sw/rxe");
-        // If the headers are not installed, `build` is a symlink without a target.
+        // If the headers are not installed, `build` is a symlink to a missing target.
         if !modules.join("build/Makefile").exists() || !rxe.exists() {
             continue;
         }
@@ -163,7 +166,8 @@ fn newest_in(root: &Path) -> Option<Kernel> {
     found.pop()
 }
 
-/// Builds the driver for the kernel and copies the module to `into`. Warnings are errors.
+/// Builds the driver for the kernel and copies the module to `into`. Returns an error if the build
+/// prints a warning.
 pub(crate) fn build_driver(project: &Project, kernel: &Kernel, into: &Path) -> Result<(), Error> {
     let build = project.target.join("kernel").join(&kernel.version);
     let lock = project
@@ -184,7 +188,7 @@ pub(crate) fn build_driver_in(build: &Path, kernel: &Kernel, into: &Path) -> Res
 }
 
 /// Runs make on the driver's sources in `build`, with all warnings on and with these settings.
-/// Returns the path of the module. A warning of any tool is an error.
+/// Returns the path of the module. Returns an error if any tool prints a warning.
 pub(crate) fn make_driver(
     build: &Path,
     kernel: &Kernel,
@@ -210,8 +214,8 @@ pub(crate) fn make_driver(
     let why = if !output.status.success() {
         output.status.to_string()
     } else if has_warning(&said) {
-        // The build directory is removed, because make would not repeat the warning on the next
-        // run.
+        // The next make would not compile the file again, and would not repeat the warning. So the
+        // build directory is removed.
         fs::remove_dir_all(build).at(build)?;
         "there are warnings".to_owned()
     } else if !module.exists() {
@@ -228,8 +232,8 @@ pub(crate) fn make_driver(
 }
 
 /// Returns whether make's output contains a warning about the driver. An error that did not stop
-/// make counts too, such as those of sparse. The remark of Debian's headers about the compiler does
-/// not count.
+/// make also counts, such as an error that sparse reports. The remark of Debian's headers about the
+/// compiler does not count.
 fn has_warning(said: &str) -> bool {
     said.lines().any(|line| {
         let line = line.to_ascii_lowercase();
@@ -238,8 +242,8 @@ fn has_warning(said: &str) -> bool {
     })
 }
 
-/// Makes the sources in `to` equal to those in `from`. The products of a build are neither copied
-/// nor removed.
+/// Makes the sources in `to` equal to the sources in `from`. The products of a build are neither
+/// copied nor removed.
 pub(crate) fn mirror(from: &Path, to: &Path) -> Result<(), Error> {
     fs::create_dir_all(to).at(to)?;
     let mut there = BTreeSet::new();
@@ -291,8 +295,8 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-/// Returns the key by which versions are sorted. It compares numbers, so 6.1.0-9 is before
-/// 6.1.0-10.
+/// Returns the key by which versions are sorted. The key consists of the numbers in the version, so
+/// 6.1.0-9 is before 6.1.0-10.
 fn version_key(version: &str) -> Vec<u64> {
     let numbers = version.split(|c: char| !c.is_ascii_digit());
     numbers.filter_map(|number| number.parse().ok()).collect()

@@ -1,4 +1,5 @@
-//! A lock for steps that only one xtask at a time may run, such as set-up and the driver's build.
+//! Provides a lock for steps that two processes of xtask must not run at the same time, such as
+//! set-up and the driver's build.
 
 use std::fs::{self, File};
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The developers' commands. Each command installs the packages that it needs, or prints how to
-//! install them.
+//! Runs the developers' commands. Each command installs the packages that the command needs, or
+//! prints how to install them.
 
 mod bench;
 mod check;
@@ -206,7 +206,8 @@ fn run_in_vm(project: &Project, machine: &vm::Machine, command: &[OsString]) -> 
     let job = vm::Job {
         command,
         stdout: Box::new(io::stdout()),
-        // If stdout and stderr go to the same place, one channel carries both, to keep their order.
+        // If stdout and stderr are the same file, one channel carries both, so that the order of
+        // the output is kept.
         stderr: (!stdout_is_stderr()).then_some(stderr),
     };
     vm::run(project, machine, job)

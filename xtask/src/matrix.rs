@@ -1,4 +1,4 @@
-//! Makes the matrix of scenarios and monitors for the documentation.
+//! Makes the table of the documentation that shows which monitor detects which scenario.
 //!
 //! This command builds the programs that run the scenarios. It runs them on this machine and in
 //! virtual machines. Then it joins their tables into one table, and writes this table into the
@@ -25,14 +25,17 @@ const END: &str = "<!-- cargo xtask test --matrix: to here -->\n";
 /// The first characters of a program's table.
 const HEAD: &str = "| scenario |";
 
-/// The target of a program that is linked statically, and so does not use this machine's libc.
+/// The compiler's target for a program that is linked statically. Such a program does not use this
+/// machine's libc.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// The scenarios that depend on libc. Only these are run again with a statically linked libc.
+/// The scenarios that depend on libc. Only these scenarios are run again with a statically linked
+/// libc.
 const STATIC_SCENARIOS: &str = "munmap_then_mmap raw_munmap_then_mmap madvise_dontneed map_fixed_over fork_then_write \
                                 munmap_in_another_thread_then_mmap thread_ends_and_another_has_its_stack";
 
-/// The programs with other allocators. The variables make the allocators return memory immediately.
+/// The command lines of the programs with other allocators. The environment variables make the
+/// allocators return freed memory to the kernel immediately.
 const ALLOCATORS: [&str; 2] = [
     "_RJEM_MALLOC_CONF=dirty_decay_ms:0,muzzy_decay_ms:0 target/release/matrix-jemalloc --label 'jemalloc: '",
     "MIMALLOC_PURGE_DELAY=0 target/release/matrix-mimalloc --label 'mimalloc: '",
@@ -98,7 +101,7 @@ fn build(project: &Project) -> Result<(), Error> {
     cmd::run(&mut build)
 }
 
-/// Returns a script that runs all commands, and fails if a command fails.
+/// Returns a script that runs all commands. The script fails if one of the commands fails.
 fn script(commands: &[String]) -> String {
     let mut script = "failed=0\n".to_owned();
     for command in commands {
@@ -130,7 +133,7 @@ fn release(uname: &str) -> String {
     format!("{major}.{minor}")
 }
 
-/// The tables of several programs, joined into one.
+/// The tables of several programs, joined into one table.
 #[derive(Debug, Default)]
 struct Table {
     columns: Vec<String>,
@@ -194,7 +197,8 @@ impl Table {
     }
 }
 
-/// Returns the document with its table replaced.
+/// Returns the document with `table` in place of its present table. Returns `None` if the document
+/// has no table.
 fn replace(document: &str, table: &str) -> Option<String> {
     let (before, rest) = document.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;

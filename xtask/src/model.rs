@@ -1,4 +1,4 @@
-//! Runs the exhaustive model of the protocol, `regcache/tests/exhaustive`.
+//! Runs the exhaustive model of the protocol, which is in `regcache/tests/exhaustive`.
 
 use crate::cmd;
 use crate::error::Error;

@@ -1,4 +1,5 @@
-//! Breaks the driver on purpose, one claim at a time, and checks that the tests notice.
+//! Breaks one claim of the driver after the other on purpose, and checks that tests fail. A mutant
+//! is a driver with one broken claim.
 //!
 //! Each `tests/mutants/NAME.patch` changes `kernel/`. The header of a patch has three parts:
 //!
@@ -6,9 +7,9 @@
 //! - a line `Suite:` with the test target;
 //! - a line `Fails:` for each test that must fail.
 //!
-//! The mutants are built on this machine. One virtual machine loads them one after the other in
-//! place of the driver. If a mutant crashes the machine, it counts as noticed, and another machine
-//! tests the remaining mutants.
+//! The mutants are built on this machine. A virtual machine loads one mutant after the other in
+//! place of the driver. If a mutant crashes the virtual machine, the mutant counts as noticed.
+//! Another virtual machine then tests the remaining mutants.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -36,7 +37,7 @@ struct Mutant {
 }
 
 /// Builds and tests the mutants whose names contain one of `wanted`. An empty `wanted` selects all
-/// mutants. Returns 1 if a mutant survives.
+/// mutants. Returns 1 if a mutant survives, which means that one of its tests passed.
 pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
     let mut mutants = read_all(&project.root.join("tests/mutants"))?;
@@ -61,7 +62,8 @@ pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
             )));
         }
         verdicts.extend(rest.iter().map_while(|mutant| judge(mutant, &text)));
-        // If the kernel crashed, it crashed while this mutant was tested.
+        // If the output contains the start of this mutant's tests but not their end, this mutant
+        // crashed the kernel.
         if let Some(mutant) = mutants.get(verdicts.len())
             && text.contains(&begin(mutant))
         {
@@ -175,7 +177,7 @@ fn test_in_vm(
         stderr: None,
     };
     if let Err(error) = vm::run(project, &machine, job) {
-        // A broken driver may make the kernel complain, so this error does not end the run. The
+        // A mutant may make the kernel complain or crash, so this error does not end the run. The
         // output shows which mutants were tested before the machine stopped.
         eprintln!("xtask: {error}");
     }
@@ -183,8 +185,9 @@ fn test_in_vm(
     Ok(kept.text())
 }
 
-/// Returns the tests that noticed the mutant. If some tests did not notice the mutant, the error
-/// names these tests. Returns `None` if the tests of the mutant did not end.
+/// Returns the mutant's name and its verdict, or `None` if the output ends before the mutant's
+/// tests do. If all tests of the patch's `Fails:` lines failed, the verdict is `Ok` with their
+/// names. Otherwise the verdict is an error that names the tests that passed.
 fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)> {
     let (_, output) = text.split_once(&begin(mutant))?;
     let (output, after) = output.split_once(END)?;
@@ -192,7 +195,8 @@ fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)
         .lines()
         .next()
         .and_then(|status| status.parse::<u32>().ok());
-    // `timeout` and the shell report a time limit or a signal as a status of 124 or more.
+    // A status of 124 or more means that `timeout` stopped the suite or that a signal killed it.
+    // All tests of the suite then count as failed.
     let cut_short = status.is_none_or(|status| status >= 124);
     let has_failed = |test: &&String| {
         let failed = output.lines().any(|line| {

@@ -1,4 +1,5 @@
-//! The workspace as cargo describes it: its root, its target directory, and its packages' targets.
+//! Finds the workspace with `cargo metadata`: its root, its target directory, and the targets of
+//! its packages.
 
 use std::env;
 use std::ffi::OsString;
@@ -14,7 +15,7 @@ use crate::error::Error;
 pub(crate) struct Project {
     /// The root of the repository.
     pub(crate) root: PathBuf,
-    /// Cargo's target directory, which may come from `CARGO_TARGET_DIR`.
+    /// The target directory of cargo. `CARGO_TARGET_DIR` can set another directory than `target`.
     pub(crate) target: PathBuf,
     metadata: Value,
 }
@@ -25,7 +26,8 @@ pub(crate) struct GatedTarget {
     pub(crate) package: String,
     /// The name of the target.
     pub(crate) name: String,
-    /// The source file of the target. Two targets may have the same name, but not the same source.
+    /// The source file of the target. It identifies the target, because two targets may have the
+    /// same name.
     pub(crate) source: PathBuf,
     /// The directory of the package's manifest.
     pub(crate) package_root: PathBuf,
@@ -58,7 +60,8 @@ impl Project {
         })
     }
 
-    /// Returns the directory for xtask's own files. It is in the target directory.
+    /// Returns the path of the directory for xtask's own files. This directory is in the target
+    /// directory.
     pub(crate) fn own_dir(&self) -> PathBuf {
         self.target.join("xtask")
     }
@@ -99,12 +102,12 @@ impl Project {
     }
 }
 
-/// Returns a command that runs the same cargo that runs this xtask.
+/// Returns a command that runs the cargo that started this xtask.
 pub(crate) fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
 }
 
-/// Returns the elements of a JSON array. Returns no element if the value is not an array.
+/// Returns the elements of a JSON array. If the value is not an array, returns no elements.
 fn array(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }

@@ -1,15 +1,15 @@
-//! Makes root file systems of newer Debian releases. They provide kernels that this machine's
-//! release does not have.
+//! Makes root file systems of newer Debian releases. These roots contain kernels that this
+//! machine's Debian release does not have.
 //!
-//! The tools in a kernel's headers need the libc of their own release. RDMA devices need a verbs
-//! library that supports them. So the driver is built in such a root, and the guest that boots the
-//! kernel uses the root.
+//! The tools in a kernel's headers need the libc of the kernel's release, so the driver is built in
+//! such a root. The RDMA devices of a kernel need a verbs library that supports them, so the guest
+//! that boots the kernel uses the same root.
 //!
 //! The roots are in the target directory, like all files that xtask makes. So `cargo clean` removes
-//! them, and two checkouts do not share a root.
+//! the roots, and two checkouts do not share a root.
 //!
-//! One run of mmdebstrap makes a root. As its last step, it writes the recipe into the root. If a
-//! root does not contain its recipe, it is incomplete or outdated, and is made again.
+//! One run of mmdebstrap makes a root. Its last step writes the recipe into the root. A root
+//! without this recipe is incomplete or outdated, so it is made again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,8 +25,8 @@ use crate::setup;
 pub(crate) struct Recipe {
     /// The name of the directory, which is the kernel's series.
     pub(crate) name: &'static str,
-    /// The releases that provide packages. A package comes from the first release if this release
-    /// has it.
+    /// The Debian releases that provide packages. A package comes from the first release, unless
+    /// only a later release in the list has the package.
     pub(crate) suites: &'static [&'static str],
     /// The packages of the kernel, as arguments for apt-get.
     pub(crate) kernel: &'static [&'static str],
@@ -34,8 +34,8 @@ pub(crate) struct Recipe {
 
 const MIRROR: &str = "http://deb.debian.org/debian";
 
-/// The packages in a root, in addition to `setup::PROGRAMS`. They serve for a guest with an RDMA
-/// device, for building and installing modules, and for the tests.
+/// The packages in a root, in addition to `setup::PROGRAMS`. A guest with an RDMA device, the
+/// building and installing of modules, and the tests need these packages.
 const PACKAGES: &[&str] = &[
     "dkms",
     "file",
@@ -100,8 +100,8 @@ pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
     })
 }
 
-/// Returns a command that runs a program in the root, with `dir` at /mnt. The mounts of the command
-/// are private, and end with the command.
+/// Returns a command that runs a program in the root, with `dir` mounted at /mnt. Only the command
+/// sees its mounts, and the mounts end with the command.
 ///
 /// If the user is not root, the command runs in a user namespace.
 pub(crate) fn enter(root: &Path, dir: &Path, program: &str) -> Command {
@@ -116,8 +116,8 @@ pub(crate) fn enter(root: &Path, dir: &Path, program: &str) -> Command {
         .arg(root)
         .arg(dir)
         .arg(program);
-    // On Debian, the PATH of users does not contain chroot's directory. Programs in the root need
-    // the root's own paths.
+    // On Debian, the PATH of users does not contain the directory of chroot. The program in the
+    // root also needs a PATH that suits the root. So PATH is set.
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command
 }
@@ -138,8 +138,8 @@ fn made_from(project: &Project, recipe: &Recipe) -> String {
 }
 
 fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) -> Command {
-    // The guest mounts the repository and the target directory at these paths. They are made now,
-    // because a guest cannot make directories in its root.
+    // The guest mounts the repository and the target directory at these paths. A guest cannot make
+    // directories in its root, so the directories are made now.
     let finish = format!(
         r#"mkdir -p "$1"{} "$1"{} && printf %s {} >"$1/{MARK}""#,
         cmd::shell_quote(&project.root.to_string_lossy()),
@@ -147,8 +147,8 @@ fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) 
         cmd::shell_quote(made_from),
     );
     let release = recipe.suites[0];
-    // Without INITRD=No, the kernel's package would make an initramfs. That is slow, and no guest
-    // boots it.
+    // Without INITRD=No, the kernel's package would make an initramfs. Making an initramfs is slow,
+    // and no guest uses one.
     let mut make = Command::new("env");
     make.args(["INITRD=No", "mmdebstrap", "--variant=minbase"]);
     make.arg(format!("--aptopt=APT::Default-Release \"{release}\"",));

@@ -1,8 +1,8 @@
-//! A view of a root file system whose changes are lost.
+//! Provides a sandbox: a view of a root file system whose changes are lost.
 //!
 //! The view is an overlay over the root, and its changes are kept in memory. The mounts are in a
-//! namespace that belongs to one thread. So no other process sees the mounts. The kernel removes
-//! them even if this process is killed.
+//! mount namespace that belongs to one thread. So no other process sees the mounts, and the kernel
+//! removes the mounts even if this process is killed.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
@@ -18,7 +18,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::error::{AtPath, Error};
 use crate::project::Project;
 
-/// The overlay, which exists while its thread runs.
+/// The overlay, which exists while the thread of its mount namespace runs.
 pub(crate) struct Sandbox {
     /// The root without the changes.
     lower: PathBuf,
@@ -28,8 +28,8 @@ pub(crate) struct Sandbox {
     upper: PathBuf,
 }
 
-/// Mounts the sandbox over `root`, and runs the job with all programs that it starts in the
-/// sandbox. Only root can do this.
+/// Mounts the sandbox over `root`, and runs the job in the sandbox. The programs that the job
+/// starts also run in the sandbox. Only the user root can mount the sandbox.
 pub(crate) fn over<T: Send>(
     project: &Project,
     root: &Path,
@@ -81,9 +81,9 @@ impl Sandbox {
         })
     }
 
-    /// Returns the paths that were added, removed or changed, relative to the root. A path is
-    /// changed if its name, content, mode or owner differs; a different time alone is no change.
-    /// For an added directory, only the path of the directory itself is returned.
+    /// Returns the paths that were added, removed or changed, relative to the root. A path counts
+    /// as changed if its name, content, mode or owner differs. A different time alone does not
+    /// count as a change. For an added directory, returns only the path of the directory itself.
     pub(crate) fn changes(&self) -> Result<BTreeSet<PathBuf>, Error> {
         let mut found = BTreeSet::new();
         self.compare(Path::new(""), &mut found)?;

@@ -1,11 +1,12 @@
 //! Runs this machine's tests under a sanitizer of the compiler.
 //!
-//! AddressSanitizer works with a standard library that was built without it. The runtime is part of
-//! a stable compiler. So a stable compiler suffices, once it accepts the unstable option.
+//! AddressSanitizer works with a standard library that was built without it. A stable compiler
+//! contains the runtime of AddressSanitizer. So a stable compiler suffices, if a variable makes it
+//! accept the unstable option.
 //!
 //! ThreadSanitizer must see the order that std's locks and channels establish. Otherwise it reports
-//! races in them. So std is built with ThreadSanitizer too, which needs a nightly toolchain and
-//! std's source.
+//! races in correct code. So std is also built with ThreadSanitizer. This build needs a nightly
+//! toolchain and std's source.
 
 use std::env;
 use std::ffi::OsString;
@@ -43,7 +44,8 @@ impl Sanitizer {
                 has_std_source()?;
                 let mut command = Command::new("rustup");
                 command.args(["run", "nightly", "cargo", "test", "-Zbuild-std"]);
-                // These variables point to the toolchain that runs xtask, and not to nightly.
+                // These variables point to the toolchain that runs xtask. They are removed, because
+                // the command must use nightly.
                 for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
                     command.env_remove(name);
                 }
@@ -76,7 +78,8 @@ fn under(project: &Project, sanitizer: Sanitizer) -> Result<Command, Error> {
     let mut command = sanitizer.cargo()?;
     // xtask is excluded, because it is not shipped and has no unsafe code.
     command.args(["--workspace", "--exclude", "xtask"]);
-    // The shim is excluded, because programs without a sanitizer load it. Its tests use valgrind.
+    // The shim is excluded, because programs that were built without a sanitizer load it. The
+    // shim's tests use valgrind.
     command.args(["--exclude", "regcache-preload"]);
     command.args(["--lib", "--bins", "--tests", "--no-fail-fast"]);
     // If a target is given, cargo does not apply the flags to build scripts and procedural macros.
@@ -87,7 +90,8 @@ fn under(project: &Project, sanitizer: Sanitizer) -> Result<Command, Error> {
     command.env("RUSTFLAGS", flags);
     for (variable, ours) in [
         ("ASAN_OPTIONS", "detect_leaks=1"),
-        // Children that tests fork must go on, and a test may report more than one race.
+        // The children that a test forks must be able to start threads. A test must continue after
+        // a race, so that it reports all races.
         ("TSAN_OPTIONS", "die_after_fork=0:halt_on_error=0"),
     ] {
         let mut options = OsString::from(ours);
@@ -100,7 +104,7 @@ fn under(project: &Project, sanitizer: Sanitizer) -> Result<Command, Error> {
     Ok(command)
 }
 
-/// Returns the target of the compiler itself.
+/// Returns the target triple of the host, for which the compiler itself was built.
 fn host() -> Result<String, Error> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
     let mut command = Command::new(rustc);

@@ -1,8 +1,8 @@
 //! Installs the packages that a command needs.
 //!
-//! `dpkg-query` reports the missing packages, so no network is needed if no package is missing. For
-//! root, the missing packages are installed. For any other user, the command to install them is
-//! printed.
+//! `dpkg-query` reports the missing packages, so no network is needed if no package is missing. If
+//! the user is root, the missing packages are installed. For any other user, the error contains the
+//! command that installs the missing packages.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -47,8 +47,8 @@ pub(crate) const BUILD: &[&str] = &[
     "valgrind",
 ];
 
-/// The packages of programs that the tests run in the virtual machine. They are Debian's verbs
-/// programs, and memcheck with libc's symbols, which memcheck needs.
+/// The packages of programs that the tests run in the virtual machine: Debian's verbs programs and
+/// memcheck. memcheck also needs the symbols of libc.
 pub(crate) const PROGRAMS: &[&str] = &["libc6-dbg", "perftest", "rdmacm-utils", "valgrind"];
 
 /// The release of virtme-ng with which `guest.sh` was tested.
@@ -57,8 +57,8 @@ const VIRTME_NG: &str = "1.42";
 /// Installs the packages that are missing, or returns an error with the command that installs them.
 pub(crate) fn packages(project: &Project, wanted: &[&str]) -> Result<(), Error> {
     if !on_debian() {
-        // Other distributions have other names for the packages. If a program is missing, the
-        // command that needs it reports the error.
+        // Other distributions have other names for the packages, so xtask cannot install them. If a
+        // program is missing, the command that needs the program reports an error.
         eprintln!(
             "xtask: this is not Debian, so nothing is installed. Install the equivalents of these packages: {}",
             wanted.join(" ")
@@ -89,8 +89,8 @@ pub(crate) fn packages(project: &Project, wanted: &[&str]) -> Result<(), Error> 
     )
 }
 
-/// Returns the Python of an environment that contains virtme-ng. The environment is in the target
-/// directory, because Debian forbids system-wide installation by pip.
+/// Returns the path of the Python in a virtual environment that contains virtme-ng. The environment
+/// is in the target directory, because Debian forbids system-wide installation by pip.
 pub(crate) fn virtme_python(project: &Project) -> Result<PathBuf, Error> {
     let venv = project.own_dir().join("venv");
     let python = venv.join("bin/python3");
@@ -156,7 +156,8 @@ fn apt_get() -> Command {
 
 /// Returns the packages among `wanted` that are not installed, in the order of `wanted`.
 fn missing<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>, Error> {
-    // If a package's name is unknown, dpkg-query fails, but it still prints the other packages.
+    // If a package's name is unknown, dpkg-query fails, but still prints the other packages. So the
+    // exit status is ignored.
     let asked = ["-W", "-f", "${db:Status-Status} ${Package}\n"];
     let output = cmd::output(Command::new("dpkg-query").args(asked).args(wanted))?;
     Ok(not_installed(

@@ -1,4 +1,4 @@
-//! The source of Linux 6.1, as Debian packages it.
+//! Unpacks the source of Linux 6.1 from Debian's package.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use crate::error::{AtPath, Error};
 /// The Debian package that contains the source.
 pub(crate) const PACKAGE: &str = "linux-source-6.1";
 
-/// Returns the version of the package that is installed.
+/// Returns the version of the installed package.
 pub(crate) fn version() -> Result<String, Error> {
     cmd::read(Command::new("dpkg-query").args(["-W", "-f", "${Version}", PACKAGE]))
 }
 
 /// Unpacks the files that match one of the patterns into `dir`, and returns the path of the source
-/// tree. Does nothing if `dir` already holds this version. The caller must hold a lock on `dir`.
+/// tree. Does not unpack if `dir` already holds this version. The caller must hold a lock on `dir`.
 pub(crate) fn unpack(dir: &Path, patterns: &[&str]) -> Result<PathBuf, Error> {
     let tree = dir.join("linux");
     let extracted = dir.join("extracted");

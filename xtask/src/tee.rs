@@ -1,4 +1,5 @@
-//! Shows a program's output while the program runs, and keeps a copy that is searched for results.
+//! Shows a program's output while the program runs, and keeps a copy of the output. The copy is
+//! searched for results later.
 
 use std::io::{self, Read, Write};
 use std::process::{Command, ExitStatus, Stdio};
@@ -21,7 +22,8 @@ pub(crate) struct Kept(Arc<Mutex<Vec<u8>>>);
 impl Kept {
     /// Returns the text that was written so far.
     pub(crate) fn text(&self) -> String {
-        // The bytes are valid even if a thread panicked while it appended bytes.
+        // The bytes are valid even if a thread panicked while it appended bytes. So a poisoned lock
+        // is ignored.
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -68,8 +70,8 @@ impl Write for Tee {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        // If an incomplete line cannot become a withheld line, it is shown at once. An example is
-        // the name of a test before its verdict.
+        // An incomplete line is shown at once, if it cannot become a withheld line. For example,
+        // the name of a test is shown before the test's verdict.
         let withheld = self.withheld.as_bytes();
         if withheld.is_empty()
             || !withheld.starts_with(&self.line) && !self.line.starts_with(withheld)
@@ -82,14 +84,15 @@ impl Write for Tee {
 
 impl Drop for Tee {
     fn drop(&mut self) {
-        // If stdout is closed, an error message could not be read either, so the errors are
-        // ignored.
+        // Writing fails if stdout is closed. This error is ignored, because nobody would see a
+        // message about it.
         let _ = self.end_line();
         let _ = io::stdout().flush();
     }
 }
 
-/// Runs the command on this machine, and passes its stdout and stderr through one `Tee`.
+/// Runs the command on this machine, and passes its stdout and stderr through one `Tee`. Returns
+/// the exit status and the output.
 pub(crate) fn run(
     command: &mut Command,
     withheld: &'static str,
@@ -104,8 +107,8 @@ pub(crate) fn run(
         command: line,
         why: format!("could not be started: {source}"),
     })?;
-    // The command holds copies of the pipe's write end. They are closed here, because otherwise the
-    // pipe would never end.
+    // The command holds copies of the pipe's write end. While these copies are open, the reader
+    // does not reach the end of the pipe. So the copies are closed here.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let (mut tee, kept) = Tee::new(withheld);
     let mut buffer = vec![0; 1 << 16];

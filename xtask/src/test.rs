@@ -9,8 +9,8 @@
 //! - the suites that need the driver and an RDMA device, in one virtual machine.
 //!
 //! A suite for the virtual machine is a `[[test]]` whose `required-features` are all in
-//! `VM_FEATURES`. So a plain `cargo test` excludes such a suite, and a new suite is found without a
-//! list.
+//! `VM_FEATURES`. So a plain `cargo test` excludes such a suite. This command finds new suites by
+//! their features, so no list of suites is needed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -42,12 +42,12 @@ const SUITE_LIMIT: u64 = 900;
 /// The time limit of all suites in the virtual machine together, in seconds.
 const SUITES_LIMIT: u64 = 2400;
 
-/// The maximum number of preemptions in each execution under loom. A larger number finds rarer
-/// interleavings, but takes longer.
+/// The maximum number of preemptions in each execution under loom. With a larger number, loom finds
+/// rarer interleavings, but takes longer.
 const LOOM_MAX_PREEMPTIONS: &str = "3";
 
-/// The directory in which the C library is installed for the suites. It is in xtask's own
-/// directory.
+/// The name of the directory in which the C library is installed for the suites. The directory is
+/// in xtask's own directory.
 const PREFIX: &str = "prefix";
 
 /// The tests to run, and the place where they run.
@@ -83,7 +83,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Runs a step that is not a test suite. Its result counts as one test.
+    /// Runs a step that is not a test suite, and returns its result. The step counts as one test.
     fn of(suite: &str, attempt: impl FnOnce() -> Result<(), Error>) -> Self {
         let started = Instant::now();
         let done = attempt();
@@ -140,7 +140,8 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
         workspace.args(["test", "--workspace", "--no-fail-fast"]);
         outcomes.push(on_host("host: cargo test --workspace", &mut workspace)?);
         if project.root.join("regcache/tests/loom.rs").exists() {
-            // Of the library's own tests, only those with "loom" in their names are run under loom.
+            // The last argument selects the tests with "loom" in their names. The other tests of
+            // the library are not models.
             let all = ["--lib", "--test", "loom", "loom"];
             outcomes.push(under_loom(project, "regcache", &all)?);
             outcomes.push(under_loom(
@@ -150,7 +151,7 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
             )?);
         }
     }
-    // The debug kernel is in no root file system, so the driver cannot be installed for this
+    // No root file system contains the debug kernel, so the driver cannot be installed for this
     // kernel.
     if !place.host_only && place.kernel != Series::Debug && place.suites.is_empty() {
         let suite = "driver: make install, DKMS";
@@ -186,8 +187,9 @@ fn on_host(suite: &str, command: &mut std::process::Command) -> Result<Outcome, 
     ))
 }
 
-/// Runs the models, which are compiled with `--cfg loom`. They have a target directory of their
-/// own, because each kind of build would overwrite the other.
+/// Runs the models of the package under loom. The models are compiled with `--cfg loom`. They use a
+/// separate target directory, because builds with and without this option would overwrite each
+/// other.
 fn under_loom(project: &Project, package: &str, which: &[&str]) -> Result<Outcome, Error> {
     let mut command = cargo();
     command.args(["test", "--release", "--package", package, "--target-dir"]);
@@ -200,8 +202,8 @@ fn under_loom(project: &Project, package: &str, which: &[&str]) -> Result<Outcom
     on_host(&format!("loom: {package}"), &mut command)
 }
 
-/// Returns the results of the suites that ran. Also returns the error that prevented further
-/// suites.
+/// Runs the suites in a virtual machine. Returns the results of the suites that ran, and the error
+/// that prevented the remaining suites.
 fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, Result<(), Error>) {
     let is_ours = |feature: &String| VM_FEATURES.contains(&feature.as_str());
     let is_meant = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
@@ -240,13 +242,14 @@ fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, R
         stderr: None,
     };
     let ended = vm::run(project, &machine, job);
-    // Each process uses a script of its own, so a script that cannot be removed does no harm.
+    // Each process of xtask writes a separate script. So a script that cannot be removed does no
+    // harm.
     let _ = fs::remove_file(&script);
     (read_outcomes(&suites, &kept.text()), ended.map(|_| ()))
 }
 
-/// Builds the suites, and writes the script that runs them. The guest can read the script's
-/// directory.
+/// Builds the suites, and writes the script that runs them. Returns the path of the script, which
+/// is in a directory that the guest can read.
 fn write_script(project: &Project, suites: &[GatedTarget], limit: u64) -> Result<PathBuf, Error> {
     let prefix = project.own_dir().join(PREFIX);
     let script = format!(
@@ -273,7 +276,7 @@ pub(crate) fn executables(project: &Project) -> Result<BTreeMap<String, PathBuf>
 /// Builds the suites and returns their executables, in the order of the suites.
 fn build(suites: &[GatedTarget]) -> Result<Vec<PathBuf>, Error> {
     // The whole workspace is selected, as in the tests on this machine. So dependencies get the
-    // same features and are not built twice. `--test` selects the suites.
+    // same features, and cargo does not build them twice. The options `--test` select the suites.
     let mut command = cargo();
     command.args([
         "test",
@@ -321,8 +324,9 @@ fn build(suites: &[GatedTarget]) -> Result<Vec<PathBuf>, Error> {
     suites.iter().map(executable).collect()
 }
 
-/// Returns the script that runs each suite as cargo would, for at most `limit` seconds. A line
-/// before and a line after each suite identify it to `read_outcomes`.
+/// Returns the script that runs each suite as cargo would, for at most `limit` seconds. The script
+/// prints a line before and a line after each suite, by which `read_outcomes` finds the output of
+/// the suite.
 fn suites_script(suites: &[GatedTarget], executables: &[PathBuf], limit: u64) -> String {
     let mut script = String::from("#!/bin/sh\n");
     for (number, (suite, executable)) in suites.iter().zip(executables).enumerate() {
@@ -376,8 +380,8 @@ fn read_outcomes(suites: &[GatedTarget], text: &str) -> Vec<Outcome> {
     outcomes
 }
 
-/// Sums the counts that the test harness printed. A suite also fails if it ran no test, or if its
-/// exit status contradicts its counts.
+/// Returns the result of a suite, with the sums of the counts that the test harness printed. A
+/// suite also fails if it ran no test, or if its exit status contradicts its counts.
 fn judge(suite: &str, output: &str, status: Option<i32>, seconds: u64) -> Outcome {
     let results: Vec<_> = output
         .lines()
@@ -409,7 +413,7 @@ fn judge(suite: &str, output: &str, status: Option<i32>, seconds: u64) -> Outcom
     }
 }
 
-/// Returns the number before the word in a text such as `ok. 5 passed; 0 failed; …`.
+/// Returns the number before `word` in a text such as `ok. 5 passed; 0 failed; …`.
 fn count(result: &str, word: &str) -> u64 {
     let parts = result.split(['.', ';']).map(str::trim);
     let mut numbers = parts.filter_map(|part| part.strip_suffix(word)?.trim().parse().ok());

@@ -1,15 +1,17 @@
 //! Runs a command in a virtual machine with the driver and an RDMA device, rxe0.
 //!
-//! The machine boots a Debian kernel. Its root file system is this machine's, or one of the
-//! kernel's own Debian release. The guest can write only the target directory.
+//! The machine boots a Debian kernel or the debug kernel. The root file system of the guest is the
+//! root of this machine, or a root with the kernel's own Debian release. The guest can write only
+//! the target directory.
 //!
-//! virtme-ng starts the machine, but carries no data. The command's output passes byte for byte
-//! through two virtio ports, whose host ends are FIFOs. All other data is in files of a run
-//! directory (`target/xtask/runs/*`), which `guest.sh` lists. So the result does not depend on a
-//! terminal.
+//! virtme-ng only starts the machine, and transfers no data. The command's output passes unchanged
+//! through two virtio ports, whose host ends are FIFOs. All other data is in the files of a run
+//! directory (`target/xtask/runs/*`). `guest.sh` lists these files. So the output and the exit
+//! status do not depend on a terminal.
 //!
-//! The machine cannot outlive this process, even if this process is killed. Each process between
-//! this process and QEMU, and QEMU itself, requests that the kernel kill it when its parent dies.
+//! The machine cannot outlive this process, even if this process is killed. QEMU and each process
+//! between this process and QEMU set a parent-death signal. So the kernel ends each of these
+//! processes when its parent dies.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -77,18 +79,18 @@ impl Default for Machine {
 pub(crate) struct Job<'a> {
     /// The program and its arguments.
     pub(crate) command: &'a [OsString],
-    /// The receiver of stdout. It also receives stderr, in the order of writing, if `stderr` is
-    /// `None`.
+    /// The receiver of stdout. If `stderr` is `None`, this receiver also gets stderr, in the order
+    /// of writing.
     pub(crate) stdout: Box<dyn Write + Send>,
-    /// The receiver of stderr.
+    /// The receiver of stderr, if stdout and stderr are separate.
     pub(crate) stderr: Option<Box<dyn Write + Send>>,
 }
 
-/// The number of run directories that are kept, so that failures can be analysed.
+/// The number of run directories that are kept. Their files help to analyse a failure.
 const RUNS_KEPT: usize = 8;
 
-/// The variables that the guest receives. It also receives those that begin with one of
-/// `PASSED_PREFIXES`.
+/// The environment variables that the guest receives. The guest also receives the variables whose
+/// names begin with one of `PASSED_PREFIXES`.
 const PASSED: &[&str] = &[
     "RUST_BACKTRACE",
     "RUST_LOG",
@@ -120,11 +122,11 @@ const COMPLAINTS: &[&str] = &[
 
 /// The kernel options for all machines.
 ///
-/// After an oops, the kernel panics, and QEMU exits instead of rebooting. The log is large enough
-/// to keep every message.
+/// After an oops, the kernel panics, and QEMU exits instead of rebooting. The kernel's log is large
+/// enough to keep every message.
 ///
-/// The watchdog limits are long. So the kernel does not report a CPU as stuck if the host gave it
-/// no time for half a minute.
+/// The limits of the watchdogs are long. So the kernel does not report a CPU as stuck if the host
+/// did not run this CPU for half a minute.
 const KERNEL_OPTIONS: &[&str] = &[
     "oops=panic",
     "panic=-1",
@@ -134,23 +136,24 @@ const KERNEL_OPTIONS: &[&str] = &[
     "rcupdate.rcu_cpu_stall_timeout=120",
 ];
 
-/// The kernel options for two NUMA nodes, so that pages can move between nodes. Only tests of NUMA
-/// balancing switch the balancing on.
+/// The kernel options for two NUMA nodes, so that pages can move between nodes. NUMA balancing is
+/// off, and only the tests of NUMA balancing switch it on.
 const NUMA_OPTIONS: &[&str] = &["numa=fake=2", "numa_balancing=disable"];
 
-/// The number of lines that are shown from the first complaint on. At most as many later complaints
-/// are shown too.
+/// The number of lines of the kernel's log that are shown, starting at the first complaint. After
+/// these lines, at most this number of later complaints is shown.
 const COMPLAINT_LINES: usize = 20;
 
-/// Installs missing packages, builds the driver, boots and runs the job. Returns the command's exit
-/// status.
+/// Installs missing packages, builds the driver, boots the machine and runs the job. Returns the
+/// exit status of the command.
 pub(crate) fn run(project: &Project, machine: &Machine, job: Job<'_>) -> Result<u8, Error> {
     setup::packages(project, setup::VM)?;
     let kernel = kernel::find(project, machine.kernel)?;
     run_on(project, &kernel, machine, job)
 }
 
-/// Does the same as [`run`], but on the given kernel and root. The machine's series is ignored.
+/// Does the same as [`run`], but with the given kernel and its root. The series in `machine` is
+/// ignored.
 pub(crate) fn run_on(
     project: &Project,
     kernel: &Kernel,
@@ -164,8 +167,8 @@ pub(crate) fn run_on(
     }
     run.write("guest.sh", include_bytes!("guest.sh"))?;
     run.write("command.sh", &command_script(&project.root, job.command))?;
-    // virtme-ng starts QEMU itself. So this script stands in for QEMU and makes it die with
-    // virtme-ng.
+    // virtme-ng starts QEMU itself. So virtme-ng gets this script in place of QEMU. The script
+    // starts QEMU in such a way that the kernel kills QEMU when virtme-ng dies.
     run.write(
         "qemu",
         b"#!/bin/sh\nexec setpriv --pdeathsig=KILL qemu-system-x86_64 \"$@\"\n",
@@ -205,7 +208,7 @@ pub(crate) fn run_on(
 enum Ended {
     /// The guest powered itself off, or virtme-ng could not start it.
     ByItself(ExitStatus),
-    /// The guest was killed, because the command had not started within `boot_timeout`.
+    /// The guest was killed, because the command did not start within `boot_timeout`.
     NotUp,
     /// The guest was killed, because the command ran longer than `timeout` and the guest did not
     /// stop the command.
@@ -219,8 +222,9 @@ struct Guest {
 
 impl Guest {
     fn wait(mut self, run: &RunDir, machine: &Machine, started: Instant) -> Result<Ended, Error> {
-        // At the time limit, the guest itself stops the command, because it can log the blocked
-        // tasks. A guest that does not stop the command within the grace period hangs.
+        // At the time limit, the guest itself stops the command, because only the guest can log the
+        // blocked tasks. If the guest does not stop the command within the grace period, the guest
+        // hangs.
         let grace = Duration::from_secs(30);
         let mut up_since = None;
         loop {
@@ -245,8 +249,8 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // The kernel kills QEMU when virtme-ng dies. Both calls fail only if virtme-ng is already
-        // dead.
+        // The kernel kills QEMU when virtme-ng dies. `kill` and `wait` fail only if virtme-ng is
+        // already dead, so their errors are ignored.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -359,9 +363,9 @@ fn virtme(
     } else {
         let root = text(&project.root)?;
         command.arg("--root").arg(&kernel.root);
-        // virtme-ng mounts read-only directories last. So the repository would hide a target
-        // directory inside it. To prevent this, the target directory is mounted at /mnt and bound
-        // afterwards.
+        // virtme-ng mounts read-only directories last. So the mount of the repository would hide a
+        // target directory inside the repository. To prevent this, the target directory is mounted
+        // at /mnt, and is bound to its own path afterwards.
         command.arg(format!("--rodir={root}={root}"));
         command.arg(format!("--rwdir=/mnt={target}"));
         format!("mount --bind /mnt {} && {script}", cmd::shell_quote(target))
@@ -369,9 +373,9 @@ fn virtme(
     command.arg("--overlay-rwdir=/tmp");
     if !kvm {
         command.arg("--disable-kvm");
-        // Newer kernels patch much code while they boot. If another CPU patches the code that an
-        // emulated CPU executes, that CPU can meet a breakpoint that the kernel has already
-        // removed. So the guest boots with one CPU, and guest.sh brings the other CPUs up later.
+        // Newer kernels patch much code while they boot, and place breakpoints in code while they
+        // patch it. An emulated CPU can still execute a breakpoint that another CPU has already
+        // removed. So the guest boots with one CPU, and guest.sh brings up the other CPUs later.
         command.args(["-a", "maxcpus=1"]);
     }
     // Some kernels cannot handle a node without a CPU.
@@ -396,21 +400,22 @@ fn virtme(
     for name in ["PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV"] {
         command.env_remove(name);
     }
-    // virtme-ng calls its own scripts by name, so their directory is in PATH. On Debian, only
-    // root's PATH contains modprobe and depmod, so their directories are added.
+    // virtme-ng calls its own scripts by name, so the directory of these scripts must be in PATH.
+    // virtme-ng also calls modprobe and depmod. On Debian, only root's PATH contains their
+    // directories, so these directories are added.
     let mut path = python.parent().unwrap_or(python).as_os_str().to_owned();
     path.push(":");
     path.push(env::var_os("PATH").unwrap_or_default());
     path.push(":/usr/sbin:/sbin");
     command.env("PATH", path);
     command.env("TMPDIR", &run.dir);
-    // The guest's processes have a process group of their own. So Ctrl-C reaches only this process,
-    // and the guest's processes end with it.
+    // The guest's processes have a separate process group, so Ctrl-C reaches only this process.
+    // When this process dies, the guest's processes end too.
     command.process_group(0);
     Ok(command)
 }
 
-/// Returns the path as a text that virtme-ng and QEMU accept.
+/// Returns the path as a text. Returns an error if virtme-ng or QEMU would not accept the path.
 fn text(path: &Path) -> Result<&str, Error> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_+ /.-".contains(c);
     path.to_str().filter(|text| text.chars().all(plain)).ok_or_else(|| {
@@ -447,7 +452,7 @@ fn command_script(root: &Path, command: &[OsString]) -> Vec<u8> {
     script
 }
 
-/// Appends the word to the script, quoted for a POSIX shell. The word may contain any bytes.
+/// Quotes the word for a POSIX shell and appends it to the script. The word may contain any bytes.
 fn quote(word: &OsStr, script: &mut Vec<u8>) {
     script.push(b'\'');
     for &byte in word.as_bytes() {
@@ -459,8 +464,8 @@ fn quote(word: &OsStr, script: &mut Vec<u8>) {
     script.push(b'\'');
 }
 
-/// Returns whether KVM works. /dev/kvm is not enough, because a guest hangs on some hosts that have
-/// it. So KVM's module for this CPU must be loaded too.
+/// Returns whether KVM works. On some hosts with /dev/kvm, a guest hangs. So KVM's module for this
+/// CPU must also be loaded.
 pub(crate) fn has_kvm() -> bool {
     let module = ["kvm_intel", "kvm_amd"]
         .iter()
@@ -473,11 +478,11 @@ pub(crate) fn has_kvm() -> bool {
             .is_ok()
 }
 
-/// Returns the lines of the kernel's log that report a fault. The lines after the first fault are
-/// included, because they are usually its trace.
+/// Returns the lines of the kernel's log that report a fault. Also returns the lines after the
+/// first fault, because they are usually its stack trace.
 fn complaints(messages: &str) -> String {
-    // virtme-ng's init also writes warnings into the kernel's log. They are not faults of the
-    // kernel.
+    // virtme-ng's init also writes warnings into the kernel's log. These warnings are not faults of
+    // the kernel.
     let complains = |line: &str| {
         COMPLAINTS.iter().any(|complaint| line.contains(complaint))
             && !line.contains("virtme-ng-init:")
@@ -499,7 +504,8 @@ fn complaints(messages: &str) -> String {
         .join("\n")
 }
 
-/// Returns the first three of the objects in kmemleak's list that the driver allocated.
+/// Returns kmemleak's reports of objects that the driver allocated. Returns at most the first three
+/// reports.
 fn leaks(listed: &str) -> String {
     let mut objects: Vec<Vec<&str>> = Vec::new();
     for line in listed.lines() {
@@ -525,13 +531,14 @@ fn tail(text: &str, lines: usize) -> String {
     last.join("\n")
 }
 
-/// The directory through which host and guest exchange files.
+/// The directory through which the host and the guest exchange files.
 struct RunDir {
     dir: PathBuf,
 }
 
 impl RunDir {
-    /// Makes a new run directory. Also removes the oldest run directories whose xtask has ended.
+    /// Makes a new run directory. Also removes the oldest run directories, if the processes of
+    /// xtask that made them have ended.
     fn create(project: &Project) -> Result<Self, Error> {
         let runs = project.own_dir().join("runs");
         fs::create_dir_all(&runs).at(&runs)?;
@@ -545,7 +552,7 @@ impl RunDir {
         for dir in old {
             let pid = dir.extension().unwrap_or_default();
             if !Path::new("/proc").join(pid).exists() {
-                // Another xtask may have removed this directory, so an error is ignored.
+                // Another process of xtask may have removed this directory, so an error is ignored.
                 let _ = fs::remove_dir_all(&dir);
             }
         }
@@ -597,8 +604,8 @@ impl Copier {
             loop {
                 match from.read(&mut buffer) {
                     Ok(0) => return,
-                    // If the receiver is closed, its output is discarded, so that the guest does
-                    // not block.
+                    // If the receiver is closed, the remaining output is discarded, so that the
+                    // guest does not block.
                     Ok(n) if wanted => {
                         wanted = to.write_all(&buffer[..n]).and_then(|()| to.flush()).is_ok();
                     }
@@ -613,8 +620,8 @@ impl Copier {
 
     /// Waits until all output has been copied. QEMU must have ended before this call.
     fn finish(self) {
-        // If QEMU never opened the FIFO, the thread still waits for a writer. Opening the FIFO for
-        // both directions provides a writer, and never blocks.
+        // If QEMU never opened the FIFO, the thread still waits for a writer. This open call
+        // provides a writer. It never blocks, because it opens both directions.
         drop(OpenOptions::new().read(true).write(true).open(&self.fifo));
         let _ = self.thread.join();
         let _ = fs::remove_file(&self.fifo);

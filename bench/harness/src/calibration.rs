@@ -13,8 +13,8 @@ pub fn operations_in(time: Duration, ns: f64, bounds: RangeInclusive<u64>) -> u6
     fit.clamp(*bounds.start(), *bounds.end())
 }
 
-/// Returns the number of operations that fill `time`. The first of the trial samples also warms the
-/// variant up.
+/// Returns the number of operations that fill `time`. The first trial sample also warms up the
+/// variant.
 pub(crate) fn calibrate(time: Duration, run: &mut Variant<'_>) -> usize {
     let mut operations = 100;
     for _ in 0..4 {

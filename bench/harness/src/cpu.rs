@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 pub struct Pinned(Option<CpuSet>);
 
 impl Pinned {
-    /// Pins this thread to one of the CPUs that it may use: the CPU at index `which`. If there are
-    /// fewer CPUs, the thread stays unpinned.
+    /// Pins this thread to one CPU. `which` is the index of the CPU among the CPUs that this thread
+    /// may use. If `which` is too large, the thread stays unpinned.
     #[must_use]
     pub fn to(which: usize) -> Self {
         let pin = || -> io::Result<CpuSet> {
@@ -30,7 +30,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if let Some(allowed) = &self.0 {
-            // The kernel accepts this set, because it is the set from before the pinning.
+            // The thread had this set before it was pinned, so the kernel accepts the set again.
             let _ = sched_setaffinity(Pid::from_raw(0), allowed);
         }
     }

@@ -17,7 +17,7 @@ pub struct Effort {
     pub sample: Duration,
 }
 
-/// A variant: a function that does the given number of operations and times them.
+/// A variant. This function does the given number of operations and returns their sample.
 pub type Variant<'a> = dyn FnMut(usize) -> Sample + 'a;
 
 /// The samples of all rounds so far.
@@ -54,8 +54,8 @@ impl Rounds {
             .map(move |round| round[variant] / round[base])
     }
 
-    /// Returns whether each variant's ratios to `base` agree. They agree if the largest ratio
-    /// exceeds the smallest by at most `fraction`.
+    /// Returns whether each variant's ratios to `base` agree. The ratios of a variant agree if the
+    /// largest ratio exceeds the smallest by at most `fraction`.
     #[must_use]
     pub fn agree(&self, base: usize, fraction: f64) -> bool {
         (0..self.variants()).all(|variant| {
@@ -71,8 +71,8 @@ impl Rounds {
         (self.disturbed, self.disturbed + self.ns.len())
     }
 
-    /// Adds a round: the nanoseconds of one operation of each variant. If the round was disturbed,
-    /// it is only counted and its times are discarded.
+    /// Adds a round. `ns` holds the nanoseconds of one operation of each variant. If the round was
+    /// disturbed, the round is counted, but its times are discarded.
     pub fn push(&mut self, ns: Vec<f64>, undisturbed: bool) {
         if undisturbed {
             self.ns.push(ns);
@@ -87,13 +87,13 @@ impl Rounds {
         self.ns.len()
     }
 
-    /// Returns true if every round was discarded, or if there was none.
+    /// Returns true if there are no rounds, or if every round was discarded.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ns.is_empty()
     }
 
-    /// Adds the rounds of another run, which set the same variants up again.
+    /// Adds the rounds of another run. The other run must have measured the same variants.
     pub fn extend(&mut self, more: Self) {
         self.ns.extend(more.ns);
         self.disturbed += more.disturbed;
@@ -102,16 +102,16 @@ impl Rounds {
 
 /// Runs rounds of `variants` variants until `is_enough` returns true.
 ///
-/// A variant finds the caches and queues of the machine as the previous variant left them. So the
-/// order changes in each round: each variant is first in its turn, and the others follow in random
-/// order.
+/// The result of a variant depends on the previous variant, because that variant leaves its data in
+/// the machine's caches and queues. So the order changes in each round. The variants take turns at
+/// the first position. The remaining variants follow in random order.
 ///
 /// The first `discard_at_most` disturbed rounds are discarded. Later rounds count even if they are
 /// disturbed, so that the measurement also ends on a machine that is always busy.
 ///
 /// # Errors
 ///
-/// Returns the error of `sample`.
+/// Returns the first error that `sample` returns.
 pub fn interleave<E>(
     variants: usize,
     discard_at_most: usize,
@@ -139,7 +139,8 @@ pub fn interleave<E>(
     Ok(rounds)
 }
 
-/// Calibrates each variant, and runs rounds until enough of them count.
+/// Calibrates each variant. Then runs rounds until `effort.rounds` rounds count (see
+/// [`interleave`]).
 pub fn measure(effort: Effort, variants: &mut [Box<Variant<'_>>]) -> Rounds {
     let operations: Vec<usize> = variants
         .iter_mut()

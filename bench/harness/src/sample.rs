@@ -19,7 +19,8 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Makes a sample that counts as undisturbed, because nothing checked for disturbances.
+    /// Makes a sample of a measurement that did not check for disturbances. The sample counts as
+    /// undisturbed.
     #[must_use]
     pub fn of(ns: f64) -> Self {
         Self {
@@ -36,15 +37,15 @@ impl Sample {
     }
 }
 
-/// Runs `run`, which does `operations` operations in this thread, and times it.
+/// Runs `run` in this thread and returns its sample. `run` must do `operations` operations.
 #[inline]
 pub fn timed(operations: usize, run: impl FnOnce()) -> Sample {
     let (span, undisturbed) = watched(run);
     Sample::new(span.1 - span.0, operations, undisturbed)
 }
 
-/// Times two threads that run at the same time on two CPUs. Each calls `run` with its number, 0 or
-/// 1, and does `operations` operations.
+/// Runs two threads at the same time on two CPUs and returns their sample. Each thread calls `run`
+/// with the thread's number, 0 or 1. In each thread, `run` must do `operations` operations.
 ///
 /// The time starts when the first thread starts and ends when the last thread ends.
 pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Sample {
@@ -82,12 +83,12 @@ pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Sample {
     Sample::new(span, operations, a && b)
 }
 
-/// The limit that shows whether two threads have a CPU each. Both threads do the same work and
-/// share nothing. If each has its own CPU, both finish in less than this multiple of the time that
-/// one thread needs alone.
+/// The limit that shows whether two threads have a CPU each, as a multiple of the time of one
+/// thread. The two threads do the same work and share no data. So if each thread has a CPU, the
+/// time until both threads finish is below this limit.
 const TWO_CPUS: f64 = 1.1;
 
-/// Does about 50 us of work that uses the CPU and no memory.
+/// Computes for about 50 us. The computation accesses no memory.
 fn arithmetic() {
     let mut lanes = [1_u64; 8];
     for i in 0..std::hint::black_box(100_000) {
@@ -98,7 +99,8 @@ fn arithmetic() {
     std::hint::black_box(lanes);
 }
 
-/// Runs `run`. Returns its start and end, and whether the kernel never preempted this thread.
+/// Runs `run`. Returns the start and the end of the call. Also returns true if the kernel did not
+/// preempt this thread during the call.
 fn watched(run: impl FnOnce()) -> ((Instant, Instant), bool) {
     let before = preemptions();
     let start = Instant::now();

@@ -15,7 +15,7 @@ pub fn median(values: Vec<f64>) -> f64 {
     estimate(values).median
 }
 
-/// Returns the median and its confidence interval, or NaN if there are no values.
+/// Returns the median and its confidence interval. All numbers are NaN if there are no values.
 #[must_use]
 pub fn estimate(mut values: Vec<f64>) -> Estimate {
     values.sort_by(f64::total_cmp);

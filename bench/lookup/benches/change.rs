@@ -12,8 +12,8 @@ use regcache_bench_lookup::{Addresses, Regcache, Subject, loops};
 fn miss_and_invalidate(c: &mut Criterion) {
     let (cache, addresses) = filled(100_000, 1 << 17);
     let next = Cell::new(0);
-    // Criterion chooses the number of operations of each call. So each call continues with the
-    // range after the last one of the previous call.
+    // Criterion chooses the number of operations of each call. So each call starts at the number
+    // after the last operation of the previous call.
     let take = |operations: u64| -> Range<usize> {
         let from = next.get();
         next.set(from + operations as usize);

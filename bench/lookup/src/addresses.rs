@@ -6,11 +6,10 @@ use memmap2::{MmapMut, MmapOptions};
 
 /// Ranges of one length at equal distances.
 ///
-/// A second range lies between each range and the next. The second ranges are not registered at the
-/// start.
+/// Between each range and the next lies a second range, which is not registered at the start.
 ///
-/// The process has reserved the addresses, so no other mapping can use them. The loops do not
-/// access the memory.
+/// The process has reserved the addresses, so no other mapping can use these addresses. The loops
+/// do not access the memory.
 #[derive(Debug)]
 pub struct Addresses {
     base: usize,
@@ -71,8 +70,8 @@ impl Addresses {
         self.entry(i) + self.stride / 2
     }
 
-    /// Returns the number of the range that starts at `start`. Both kinds of ranges are numbered
-    /// together, from 0 to `2 * count`.
+    /// Returns the number of the range that starts at `start`. The ranges and the second ranges are
+    /// numbered together, from 0 to `2 * count`.
     #[inline]
     pub(crate) fn number(&self, start: usize) -> usize {
         (start - self.base) >> (self.stride.trailing_zeros() - 1)

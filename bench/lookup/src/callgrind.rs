@@ -15,11 +15,11 @@ pub fn is_installed() -> bool {
     Command::new("valgrind").arg("--version").output().is_ok()
 }
 
-/// Returns the instructions of one operation of a program. The program's last argument is the
-/// number of operations.
+/// Returns the number of instructions of one operation of a program. The last argument of the
+/// program is the number of operations.
 ///
-/// The program runs twice, with two different numbers. Only the difference of the two counts is
-/// used, so the instructions outside the operations cancel out.
+/// The program runs twice, with two different numbers of operations. Only the difference of the two
+/// instruction counts is used. So the instructions outside the operations cancel out.
 ///
 /// # Errors
 ///

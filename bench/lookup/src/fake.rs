@@ -1,5 +1,5 @@
-//! A registrar without a device, and monitors without a kernel. They do only as much as the cache
-//! can observe.
+//! Provides a registrar without a device, and monitors without a kernel. They do only the work
+//! whose results the cache can observe.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -45,7 +45,8 @@ unsafe impl Registrar for DummyRegistrar {
     }
 }
 
-/// A page like the one that the driver shares with a process. Its first word is the generation.
+/// A stand-in for the page that the driver shares with a process. The first word of the page is the
+/// generation.
 #[derive(Debug)]
 struct Page(MmapMut);
 
@@ -57,7 +58,7 @@ impl Page {
     #[inline]
     fn word(&self) -> &AtomicU64 {
         // SAFETY: the mapping is page-aligned, is at least a page long, and lives as long as
-        // `self`. Only this function accesses it, as an atomic.
+        // `self`. Only this function accesses the mapping, and only as an atomic.
         unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast_mut().cast()) }
     }
 
@@ -111,18 +112,20 @@ unsafe impl Monitor for DummyMonitor {
     }
 }
 
-/// The state that a [`FakeMonitor`] shares with the code that invalidates.
+/// The state that the clones of a [`FakeMonitor`] share. The cache owns one clone, and the loop
+/// that invalidates uses another.
 #[derive(Debug)]
 struct Kernel {
     page: Page,
     addresses: Arc<Addresses>,
-    /// The cookie of the watch for each start of a range, or 0 if the range has no watch.
+    /// The cookies of the watches, by the number of the range. A cookie is 0 if its range has no
+    /// watch.
     cookies: Box<[AtomicU64]>,
     invalidated: Mutex<Vec<u64>>,
 }
 
-/// A model of ummunotify. The generation is a word of a shared mapping, and each invalidation is
-/// reported once.
+/// A model of the driver ummunotify. The generation is a word of a shared mapping, as with the
+/// driver. Each invalidation is reported once.
 #[derive(Debug, Clone)]
 pub struct FakeMonitor(Arc<Kernel>);
 

@@ -9,9 +9,9 @@ pub enum Threshold {
     None,
     /// The figure is at most this value, in the figure's own unit.
     Value(f64),
-    /// The ratio to UCX's figure of the same run is at most this.
+    /// The ratio to UCX's figure of the same run is at most this value.
     OfUcx(f64),
-    /// The ratio to the figure of one thread in the same run is at most this.
+    /// The ratio to the figure of one thread in the same run is at most this value.
     OfOneThread(f64),
 }
 
@@ -20,15 +20,15 @@ pub enum Threshold {
 pub struct Figure {
     /// The name of the measurement: words separated by slashes.
     pub name: String,
-    /// regcache's number.
+    /// The number of regcache.
     pub value: f64,
     /// The unit: `ns` or `instructions`.
     pub unit: &'static str,
-    /// UCX's number, if UCX was measured.
+    /// The number of UCX, if UCX was measured.
     pub ucx: Option<f64>,
-    /// The median of the ratios of regcache to UCX in each round.
+    /// The ratio of regcache to UCX in the same round: the median over the rounds.
     pub ratio_ucx: Option<f64>,
-    /// The median of the ratios of two threads to one thread in each round.
+    /// The ratio of two threads to one thread in the same round: the median over the rounds.
     pub ratio_one_thread: Option<f64>,
     /// The threshold of the figure.
     pub threshold: Threshold,

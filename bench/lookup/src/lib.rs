@@ -1,11 +1,11 @@
 //! Measures the cost of a lookup, and compares it with UCX's registration cache.
 //!
-//! The same [`loops`] drive both caches through [`Subject`], over the same [`Addresses`]. Both
-//! caches register on a device that does nothing: [`DummyRegistrar`], and the device in
-//! `ucx/shim.c`.
+//! The same [`loops`] call both caches through [`Subject`], with the same [`Addresses`]. The
+//! registrations of both caches are dummies. regcache uses [`DummyRegistrar`], and UCX's cache uses
+//! the device in `ucx/shim.c`.
 //!
-//! regcache's monitor is a model ([`FakeMonitor`]). Its generation is a word of shared memory, as
-//! it is with the driver. So every figure includes the check of the generation.
+//! regcache's monitor is a model ([`FakeMonitor`]). The model's generation is a word of shared
+//! memory, as with the driver. So every figure includes the check of the generation.
 //!
 //! The program `lookup` measures and prints. `cargo xtask bench` runs this program.
 #![warn(missing_docs)]

@@ -1,4 +1,4 @@
-//! The measured loops. Each cache runs the same loops.
+//! Defines the measured loops. Every cache runs the same loops.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use crate::{Addresses, Subject};
 /// The number of ranges in a batch. After each batch, a loop undoes the changes that it measured.
 const BATCH: usize = 1000;
 
-/// The distance in the order of the ranges from one lookup to the next. It is coprime to every
-/// number of entries in use, so the loops visit all ranges, and not in ascending order.
+/// The number of ranges from one lookup to the next. It is coprime to every number of entries in
+/// use, so the loops visit all ranges. The order of the visits is not ascending.
 const STEP: usize = 7919;
 
 /// Registers all ranges.
@@ -60,7 +60,8 @@ pub fn within(
     }
 }
 
-/// Does the lookups with these numbers and returns their time. Each lookup is a miss.
+/// Does the lookups whose numbers are in `operations`, and returns their time. Each lookup is a
+/// miss.
 ///
 /// The ranges are invalidated afterwards, outside the measured time.
 pub fn miss(subject: &impl Subject, addresses: &Addresses, operations: Range<usize>) -> Duration {
@@ -83,8 +84,8 @@ pub fn miss(subject: &impl Subject, addresses: &Addresses, operations: Range<usi
     time
 }
 
-/// Does the invalidations with these numbers and returns their time. Each makes the cache destroy a
-/// registration.
+/// Does the invalidations whose numbers are in `operations`, and returns their time. Each
+/// invalidation makes the cache destroy a registration.
 ///
 /// The ranges are registered again afterwards, outside the measured time.
 pub fn invalidate(
@@ -94,7 +95,7 @@ pub fn invalidate(
 ) -> Duration {
     let mut time = Duration::ZERO;
     for_batches(operations, addresses, |numbers| {
-        // The first range is not invalidated, because the draining lookup uses it.
+        // The first range is not invalidated, because the lookup that drains uses the first range.
         let starts = || {
             let numbers = numbers.clone().map(|k| step(k, addresses));
             numbers.filter(|&i| i != 0).map(|i| addresses.entry(i))
@@ -138,8 +139,8 @@ fn for_batches(
     }
 }
 
-/// Returns element `k` of an order of the ranges. The order visits each range once before it starts
-/// again.
+/// Returns the number of the range at position `k` of a fixed order. The order contains each range
+/// once, and then repeats.
 fn step(k: usize, addresses: &Addresses) -> usize {
     k.wrapping_mul(STEP) % addresses.count()
 }

@@ -10,7 +10,7 @@ use regcache::monitor::Monitor;
 
 use crate::{Addresses, DummyMonitor, DummyRegistrar, FakeMonitor, Subject};
 
-/// A cache on [`DummyRegistrar`] and [`FakeMonitor`].
+/// A regcache cache that uses [`DummyRegistrar`] and [`FakeMonitor`].
 #[derive(Debug)]
 pub struct Regcache {
     cache: Cache<DummyRegistrar, FakeMonitor>,
@@ -78,10 +78,10 @@ impl Subject for Regcache {
     }
 }
 
-/// A cache on [`DummyRegistrar`] and [`DummyMonitor`].
+/// A regcache cache that uses [`DummyRegistrar`] and [`DummyMonitor`].
 ///
-/// [`DummyMonitor`] does not record watches. So figures of this cache exclude the cost of
-/// recording.
+/// [`DummyMonitor`] does not record watches. So figures of this cache exclude the cost of recording
+/// a watch.
 #[derive(Debug)]
 pub struct Unwatched(Cache<DummyRegistrar, DummyMonitor>);
 

@@ -2,7 +2,7 @@
 
 /// A registration cache for the ranges of an [`Addresses`](crate::Addresses).
 ///
-/// The methods panic if the cache fails. Otherwise a loop would measure the failure path.
+/// The methods panic if the cache fails. Otherwise a loop would measure the time of failed lookups.
 pub trait Subject: Sync {
     /// The name of the cache in the report.
     const NAME: &'static str;
@@ -23,7 +23,7 @@ pub trait Subject: Sync {
     }
 }
 
-/// A stand-in without a cache. It shows the cost of the loops themselves.
+/// A stand-in that has no cache. A loop over this stand-in shows the cost of the loop itself.
 #[derive(Debug, Default)]
 pub struct Nothing;
 

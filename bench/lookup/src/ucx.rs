@@ -11,19 +11,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Subject;
 
-/// `ucs_rcache_t`.
+/// The opaque type `ucs_rcache_t`.
 #[repr(C)]
 struct Rcache {
     _opaque: [u8; 0],
 }
 
-/// `ucs_rcache_region_t`.
+/// The opaque type `ucs_rcache_region_t`.
 #[repr(C)]
 struct Region {
     _opaque: [u8; 0],
 }
 
-/// `struct dummy_device` of the shim: the counts of registrations that were made and destroyed.
+/// The same structure as `struct dummy_device` in `ucx/shim.c`: the counts of registrations that
+/// were made and destroyed.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct Device {
@@ -31,22 +32,22 @@ struct Device {
     destroyed: AtomicU64,
 }
 
-/// `ucs_status_t`: 0 for success, or a negative number.
+/// The type `ucs_status_t`. The value is 0 for success, or a negative number for an error.
 type Status = i8;
 
-/// `PROT_READ | PROT_WRITE`, the protection that each lookup requests.
+/// The protection that each lookup requests: `PROT_READ | PROT_WRITE`.
 const PROT: c_int = 3;
 
 unsafe extern "C" {
-    /// Makes a cache of at most `max_regions` regions, which counts its registrations in `device`
-    /// (shim.c).
+    /// Makes a cache of at most `max_regions` regions. The cache counts its registrations in
+    /// `device`. The function is in `ucx/shim.c`.
     fn regcache_bench_ucx_create(
         max_regions: c_ulong,
         device: *const Device,
         rcache: *mut *mut Rcache,
     ) -> c_int;
 
-    /// Destroys a cache that has no region in use.
+    /// Destroys a cache. No region of the cache may be in use.
     fn ucs_rcache_destroy(rcache: *mut Rcache);
 
     /// Finds or registers a region that covers the range, and takes a reference to the region.
@@ -72,14 +73,14 @@ unsafe extern "C" {
     );
 }
 
-/// A `ucs_rcache` on a device that does nothing.
+/// A UCX registration cache whose registrations are dummies.
 #[derive(Debug)]
 pub struct Ucx {
     rcache: NonNull<Rcache>,
     device: Box<Device>,
 }
 
-// SAFETY: the header documents the structure as thread-safe, and the device consists of atomics.
+// SAFETY: UCX's header documents the cache as thread-safe. The counters of the device are atomics.
 unsafe impl Sync for Ucx {}
 
 impl Ucx {
@@ -91,8 +92,8 @@ impl Ucx {
     pub fn new(max_entries: usize) -> Result<Self, i32> {
         let device = Box::<Device>::default();
         let mut rcache = ptr::null_mut();
-        // SAFETY: the device is in a box that outlives the cache, and `rcache` is valid for the
-        // write of a pointer.
+        // SAFETY: the device is in a box that outlives the cache. `rcache` is valid for the write
+        // of a pointer.
         let status = unsafe {
             regcache_bench_ucx_create(max_entries as c_ulong, &raw const *device, &raw mut rcache)
         };
@@ -105,8 +106,8 @@ impl Ucx {
     #[inline(always)]
     fn get(&self, start: usize, len: usize) -> *mut Region {
         let mut region = ptr::null_mut();
-        // SAFETY: the cache exists until `drop`, and the dummy registers without accessing the
-        // memory.
+        // SAFETY: the cache exists until `drop`. The dummy device does not access the memory that
+        // it registers.
         let status = unsafe {
             ucs_rcache_get(
                 self.rcache.as_ptr(),
@@ -123,7 +124,8 @@ impl Ucx {
 
     #[inline(always)]
     fn put(&self, region: *mut Region) {
-        // SAFETY: the caller has this reference from `get`, and does not use the region afterwards.
+        // SAFETY: the caller got this reference from `get`, and does not use the region after this
+        // call.
         unsafe { ucs_rcache_region_put(self.rcache.as_ptr(), region) }
     }
 }
@@ -140,8 +142,8 @@ impl Subject for Ucx {
     fn invalidate(&self, start: usize, len: usize) {
         extern "C" fn done(_: *mut c_void) {}
         let region = self.get(start, len);
-        // SAFETY: the reference from `get` keeps the region until `put`. `done` does nothing, so it
-        // may be called at any time.
+        // SAFETY: the reference from `get` keeps the region alive until `put`. `done` does nothing,
+        // so UCX may call it at any time.
         unsafe {
             ucs_rcache_region_invalidate(self.rcache.as_ptr(), region, done, ptr::null_mut());
         }

@@ -10,8 +10,8 @@
 #include <stdint.h>
 
 /*
- * ../src/ucx.rs declares the same functions. If the signatures in the installed header differ, this
- * file does not compile.
+ * The functions of libucs that ../src/ucx.rs declares. If the installed header declares a function
+ * with another signature, this file does not compile.
  */
 typedef ucs_status_t (*get_t)(ucs_rcache_t *, void *, size_t, int, void *, ucs_rcache_region_t **);
 typedef void (*put_t)(ucs_rcache_t *, ucs_rcache_region_t *);

@@ -1,7 +1,7 @@
 /*
  * Connects this process with itself through libfabric's verbs provider. fi_mr_reg and fi_close use
- * the provider's registration cache. Only the benchmark of peers uses this file. It does one
- * transfer at a time, and polls for its completion.
+ * the provider's registration cache. Only the benchmark of peers uses this file. The benchmark does
+ * one transfer after the other, and polls for the completion of each transfer.
  */
 #include <errno.h>
 #include <stdint.h>
@@ -26,7 +26,7 @@ struct fabric_link {
 	struct fid_cq *cq;
 	struct fid_pep *pep;
 	struct fid_ep *ours, *theirs;
-	/* The memory at the other end of every transfer. */
+	/* The memory at the other end of the connection, which every transfer uses. */
 	void *peer;
 	struct fid_mr *peer_mr;
 };
@@ -46,7 +46,7 @@ static int endpoint(struct fabric_link *link, struct fi_info *info, struct fid_e
 	return fi_enable(*ep);
 }
 
-/* Waits for an event of the kind wanted, for at most PATIENCE. */
+/* Waits for an event of the kind `wanted`, for at most PATIENCE milliseconds. */
 static int event(struct fabric_link *link, uint32_t wanted, struct fi_eq_cm_entry *entry)
 {
 	uint32_t came;
@@ -129,7 +129,7 @@ int fabric_link_open(const char *node, size_t size, struct fabric_link **out)
 			 &link->peer_mr, NULL);
 }
 
-/* Registers the buffer before a transfer. op is 0 for a write, 1 for a read, 2 for a send. */
+/* Registers the buffer of a transfer. op is 0 for a write, 1 for a read, 2 for a send. */
 int fabric_link_prepare(struct fabric_link *link, int op, void *buffer, size_t len, struct fid_mr **mr)
 {
 	static const uint64_t access[] = {FI_WRITE, FI_READ, FI_SEND};
@@ -137,7 +137,7 @@ int fabric_link_prepare(struct fabric_link *link, int op, void *buffer, size_t l
 	return fi_mr_reg(link->domain, buffer, len, access[op], 0, 0, 0, mr, NULL);
 }
 
-/* Releases the registration after a transfer. */
+/* Releases the registration of a transfer that has ended. */
 int fabric_link_release(struct fid_mr *mr)
 {
 	return fi_close(&mr->fid);

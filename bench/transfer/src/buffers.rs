@@ -1,5 +1,5 @@
 //! [`Buffers`]: the application's memory, which the application may unmap between two transfers.
-//! The payloads in it reveal a transfer from or to the wrong pages.
+//! The payloads in this memory reveal a transfer from or to the wrong pages.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,11 +12,11 @@ use crate::error::Trying;
 
 const HUGE: usize = 2 << 20;
 
-/// The address of the next buffers. It is far below the addresses that the kernel chooses, and no
-/// address is used twice. So while a buffer is unmapped for a moment, the kernel does not give its
-/// address to another thread.
+/// The address of the next buffers, which is far below the addresses that the kernel chooses. No
+/// address is used twice. So while [`Buffers::remap`] has a buffer unmapped, no other thread can
+/// map memory at the address of this buffer.
 ///
-/// ThreadSanitizer allows mappings in this part of the address space.
+/// The addresses are in a part of the address space where ThreadSanitizer allows mappings.
 static NEXT: AtomicUsize = AtomicUsize::new(0x5700_0000_0000);
 
 /// Buffers of one size. No two buffers share a page.
@@ -28,14 +28,14 @@ pub(crate) struct Buffers {
     size: usize,
 }
 
-// SAFETY: the pointer is to a mapping that this object owns.
+// SAFETY: the pointer points to a mapping that this object owns.
 unsafe impl Send for Buffers {}
 
 impl Buffers {
     /// Maps the buffers and touches each page.
     ///
-    /// Buffers below 2 MiB use small pages. Otherwise, unmapping a buffer would split a huge page
-    /// that also holds its neighbours.
+    /// Buffers below 2 MiB use small pages. A huge page would hold several of these buffers, so
+    /// unmapping one buffer would split the huge page.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl Buffers {
         this.choose_pages(start, mapped)
             .trying("choose the page size of the buffers")?;
         for page in (0..mapped).step_by(PAGE) {
-            // SAFETY: the page was mapped above, and there is no reference to it.
+            // SAFETY: the page was mapped above, and no reference to the page exists.
             unsafe { start.add(page).write_volatile(1) };
         }
         Ok(this)
@@ -64,7 +64,7 @@ impl Buffers {
         if self.stride >= HUGE {
             return Ok(());
         }
-        // SAFETY: the range is in our mapping, and this advice keeps its contents.
+        // SAFETY: the range is in our mapping. This advice keeps the contents of the range.
         let advised = unsafe { libc::madvise(start.cast(), len, libc::MADV_NOHUGEPAGE) };
         match Errno::result(advised) {
             // A kernel without huge pages returns EINVAL.
@@ -86,7 +86,7 @@ impl Buffers {
     /// Returns the kernel's errors.
     pub(crate) fn remap(&mut self, index: usize) -> Result<(), Error> {
         let at = self.at(index);
-        // No reference to the buffer exists: `fill` and `wrong_bytes` return none.
+        // No reference to the buffer exists, because `fill` and `wrong_bytes` return no references.
         unmap(at, self.stride).trying("unmap a buffer")?;
         map(at.expose_provenance(), self.stride).trying("map a buffer again")?;
         self.choose_pages(at, self.stride)
@@ -95,8 +95,8 @@ impl Buffers {
 
     /// Writes the payload of `seed` into a buffer.
     pub(crate) fn fill(&mut self, index: usize, seed: u64) {
-        // SAFETY: the buffer is mapped, and `self` is borrowed for the call. The caller has no
-        // transfer in flight that writes the buffer.
+        // SAFETY: the buffer is mapped, and `self` is borrowed for the duration of the call. The
+        // caller has no transfer in flight that writes the buffer.
         fill(
             unsafe { std::slice::from_raw_parts_mut(self.at(index), self.size) },
             seed,
@@ -124,8 +124,8 @@ fn map(start: usize, len: usize) -> io::Result<*mut u8> {
     map_fixed(start, len, libc::MAP_FIXED_NOREPLACE)
 }
 
-/// Returns word `index` of a payload. Because the factor is odd, two payloads differ in the low
-/// four bytes of every word if their seeds differ by less than 2^32.
+/// Returns word `index` of the payload of `seed`. The factor of the seed is odd. So two payloads
+/// differ in the low four bytes of every word, if their seeds differ by less than 2^32.
 fn word(seed: u64, index: usize) -> u64 {
     seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
         .wrapping_add(index as u64 + 1)
@@ -139,7 +139,7 @@ pub(crate) fn fill(buffer: &mut [u8], seed: u64) {
 }
 
 /// Returns the number of bytes that differ from the payload of `seed`. If any byte of a word
-/// differs, all bytes of the word count.
+/// differs, all bytes of this word count as different.
 #[must_use]
 pub(crate) fn wrong_bytes(buffer: &[u8], seed: u64) -> u64 {
     let is_wrong = |(index, bytes): &(usize, &[u8])| {

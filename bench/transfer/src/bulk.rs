@@ -1,5 +1,5 @@
-//! [`move_bytes`]: a bulk transfer to another host, which checks every byte. Meanwhile, the sender
-//! frees and allocates the memory that it sends from.
+//! [`move_bytes`]: sends many bytes to another host, and the other host checks every byte.
+//! Meanwhile, the sender frees and allocates the memory that holds the messages.
 
 use std::collections::{HashSet, VecDeque};
 use std::thread;
@@ -26,16 +26,17 @@ pub struct Moved {
     pub wrong: u64,
     /// The number of messages.
     pub messages: u64,
-    /// The number of messages at an address that an earlier, freed message had.
+    /// The number of messages whose address was the address of an earlier, freed message.
     pub reused: u64,
-    /// The time of the transfer, including filling and checking.
+    /// The time of the transfer. It includes the time to fill and to check the messages.
     pub took: Duration,
     /// The counters of the cache.
     pub cache: Stats,
 }
 
-/// The memory of a message. Messages are allocated by mmap and malloc alternately. The allocator
-/// decides which freed memory it returns to the kernel.
+/// The memory of a message. `mmap` and `malloc` allocate the messages alternately. Memory from
+/// `mmap` is unmapped when it is freed. For memory from `malloc`, the allocator decides whether to
+/// return it to the kernel.
 enum Memory {
     Mapped(MmapMut),
     Allocated(Vec<u8>),
@@ -59,8 +60,8 @@ impl Memory {
 }
 
 /// Sends `total` bytes in messages of `size` bytes, and keeps up to `depth` messages in flight. A
-/// cache on `monitor` registers the messages. Each message has memory of its own, which is freed
-/// after its send has completed.
+/// cache that uses `monitor` registers the messages. The memory of each message is allocated before
+/// its send, and freed after its send has completed.
 ///
 /// # Errors
 ///
@@ -77,8 +78,8 @@ pub fn move_bytes<M: Monitor>(
     let cache = cache.build().trying("build the cache")?;
     let verdict = Region::new(remote.pd(), 16)?;
     let mut flights: VecDeque<(Memory, Guard<MrRegistrar, M>)> = VecDeque::new();
-    // The queue pair is declared after the memory, so it is dropped first. After that, the device
-    // no longer uses the memory.
+    // The queue pair is declared after the memory, so it is dropped before the memory. After the
+    // queue pair is dropped, the device no longer uses the memory.
     let Connected {
         qp, cq, connection, ..
     } = remote.connect(Request {
@@ -86,7 +87,7 @@ pub fn move_bytes<M: Monitor>(
         depth: depth as u32,
         total,
     })?;
-    // SAFETY: the memory is read only after this receive has completed.
+    // SAFETY: the sender reads this memory only after this receive has completed.
     unsafe { qp.post_recv(u64::MAX, verdict.sge()) }?;
 
     let started = Instant::now();
@@ -109,7 +110,7 @@ pub fn move_bytes<M: Monitor>(
             };
             flights.push_back((memory, guard));
             // SAFETY: the memory and the guard stay in `flights` until the send has completed.
-            // After an error, they outlive the queue pair.
+            // After an error, the memory and the guard outlive the queue pair.
             unsafe { qp.post_send(messages, from) }?;
             sent += len as u64;
             messages += 1;
@@ -129,7 +130,8 @@ pub fn move_bytes<M: Monitor>(
         if completion.wr_id == u64::MAX {
             is_judged = true;
         } else if let Some((memory, guard)) = flights.pop_front() {
-            // Sends complete in the order in which they were posted.
+            // Sends complete in the order in which they were posted, so the oldest flight has
+            // completed.
             drop(guard);
             drop(memory);
             tick(sent);

@@ -1,5 +1,5 @@
-//! [`Counted`]: a wrapper of a registrar or a monitor that counts the calls. Each call is a system
-//! call.
+//! [`Counted`]: a wrapper that counts the calls of a registrar or of a monitor. Each counted call
+//! is a system call.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -27,8 +27,8 @@ pub struct Reading {
     pub registrations: u64,
     /// The number of registrations that were destroyed.
     pub deregistrations: u64,
-    /// The number of calls of watch, unwatch and drain. If lookups check the monitor with a call,
-    /// these checks count too.
+    /// The number of calls of watch, unwatch and drain. For a monitor whose check is a system call,
+    /// the checks of lookups count too.
     pub monitor_calls: u64,
     /// The number of bytes that are pinned now. Each registration counts all pages that its range
     /// touches.
@@ -75,7 +75,7 @@ fn pages(range: VaRange) -> u64 {
     (range.end().next_multiple_of(PAGE) - range.start() / PAGE * PAGE) as u64
 }
 
-/// A wrapper of a registrar or a monitor that counts the calls.
+/// A wrapper that counts the calls of a registrar or of a monitor.
 #[derive(Debug, Clone)]
 pub struct Counted<T> {
     inner: T,
@@ -83,7 +83,7 @@ pub struct Counted<T> {
 }
 
 impl<T> Counted<T> {
-    /// Wraps `inner`. Its calls are counted in `counts`.
+    /// Wraps `inner`, and counts the calls of `inner` in `counts`.
     pub fn new(inner: T, counts: &Arc<Counts>) -> Self {
         Self {
             inner,
@@ -106,7 +106,7 @@ impl<T> CountedRegistration<T> {
     }
 }
 
-// SAFETY: all calls go to the wrapped registrar, which fulfils the contract.
+// SAFETY: all calls go to the wrapped registrar, which fulfils the contract of the trait.
 unsafe impl<R: Registrar> Registrar for Counted<R> {
     type Access = R::Access;
     type Registration = CountedRegistration<R::Registration>;
@@ -123,7 +123,7 @@ unsafe impl<R: Registrar> Registrar for Counted<R> {
     }
 }
 
-// SAFETY: all calls go to the wrapped monitor, which fulfils the contract.
+// SAFETY: all calls go to the wrapped monitor, which fulfils the contract of the trait.
 unsafe impl<M: Monitor> Monitor for Counted<M> {
     const CHECKED: bool = M::CHECKED;
 

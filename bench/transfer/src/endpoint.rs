@@ -6,11 +6,11 @@ use regcache::{Registrar, VaRange};
 
 use crate::{Error, Op};
 
-/// The time that a thread waits for a completion. It is long because an emulated machine needs half
-/// a second to move 16 MiB.
+/// The longest time for which a thread waits for a completion. An emulated machine needs half a
+/// second to move 16 MiB, so this time is long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Memory, in the form that work requests name it.
+/// Registered memory, as a work request describes it.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
     /// The address.
@@ -35,8 +35,9 @@ impl<T: Keyed> Keyed for crate::counted::CountedRegistration<T> {
 
 /// Moves the bytes of one thread.
 ///
-/// Each transfer occupies a place, and places are numbered from 0 to the depth of the endpoint. A
-/// place has at most one transfer in flight, and it has memory of its own at the other end.
+/// Each transfer in flight occupies a place, and no two transfers share a place. The numbers of the
+/// places begin at 0 and are below the depth of the endpoint. Each place has memory of its own at
+/// the other end.
 pub trait Endpoint: Send {
     /// Starts a transfer.
     ///
@@ -55,25 +56,28 @@ pub trait Endpoint: Send {
     ///
     /// # Errors
     ///
-    /// Returns the device's errors. After an error, the state of the posted transfers is unknown.
+    /// Returns the device's errors. After an error, the state of the posted transfers is unknown,
+    /// so the device may still use their memory.
     fn poll(&mut self) -> Result<Option<usize>, Error>;
 
-    /// Lets other threads run. `polls` is the number of polls in a row that found no completion.
+    /// Lets other threads run after a poll that found no completion. `polls` is the number of such
+    /// polls in a row.
     fn idle(&self, polls: u32) {
         let _ = polls;
         std::thread::yield_now();
     }
 
-    /// Returns whether kernel threads move the bytes. Such threads run on the CPUs that measure.
+    /// Returns whether kernel threads move the bytes. Such kernel threads compete with the
+    /// measuring threads for the CPUs.
     fn is_software(&self) -> bool {
         false
     }
 
-    /// Returns the memory at the other end of a place that has no transfer.
+    /// Returns the memory of a place at the other end. The place must have no transfer in flight.
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Cannot`] if the memory is not in this process.
+    /// Returns [`Error::Cannot`] if the other end is not in this process.
     fn peer(&mut self, place: usize) -> Result<&mut [u8], Error>;
 }
 

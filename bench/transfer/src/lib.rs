@@ -1,6 +1,6 @@
 //! Measures the cost of a transfer with each strategy that registers its buffer.
 //!
-//! The program `transfer` measures two kinds of devices. One kind is any verbs device, which is
+//! The program `transfer` measures two kinds of devices. One kind is a verbs device, which is
 //! connected with itself or with another host. The other kind is io_uring with fixed buffers. The
 //! program writes its results as JSON. It also makes reports, comparisons and projections from such
 //! files.

@@ -1,11 +1,12 @@
-//! The plan: the cells that are measured if no option selects others.
+//! Makes the plan. The plan lists the cells that are measured if no option selects other cells.
 
 use crate::{Op, Strategy, Workload};
 
 /// The sizes of transfers: from 64 B to 16 MiB, each 8 times the previous one.
 pub const SIZES: [usize; 7] = [64, 512, 4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20];
 
-/// A strategy, and N if the buffer is unmapped before every Nth transfer. N is 0 without unmaps.
+/// A strategy and a number N. The buffer is unmapped before every Nth transfer. If N is 0, the
+/// buffer is never unmapped.
 pub type Entry = (Strategy, u64);
 
 /// A cell of the plan.
@@ -39,10 +40,12 @@ impl Planned {
 }
 
 /// Adds a cache with a monitor that never reports. The monitor's generation is a word in memory
-/// that never changes. The driver's generation does not change either while nothing is unmapped.
+/// that never changes. The driver's generation is also a word in memory, and does not change while
+/// nothing is unmapped.
 ///
-/// On a machine whose monitor is called at each lookup, this variant shows the cost of a hit with
-/// the driver. Cells with unmaps stay as they are, because this cache would move stale bytes.
+/// On some machines, each lookup calls the monitor. There, this variant shows the cost that a hit
+/// would have with the driver. Cells with unmaps do not get this variant, because its cache would
+/// move stale bytes.
 pub fn add_drivers_hit(planned: &mut [Planned]) {
     for planned in planned {
         if planned.workload.unmap_every == 0 {
@@ -51,7 +54,8 @@ pub fn add_drivers_hit(planned: &mut [Planned]) {
     }
 }
 
-/// Adds on-demand paging to the cells with an operation for which the device offers it.
+/// Adds on-demand paging to the cells whose operation is in `offered`. The device offers on-demand
+/// paging for these operations.
 pub fn add_on_demand(planned: &mut [Planned], offered: &[Op]) {
     for Planned { workload, entries } in planned {
         if offered.contains(&workload.op) {

@@ -9,11 +9,11 @@ use crate::{Error, Op, Strategy, bytes};
 
 const SIZE: (u32, u32) = (1040, 440);
 
-/// The width of the column for the lines' names. The column is next to the chart, so that no name
-/// covers a part of the chart.
+/// The width of the column that contains the names of the lines. The column is next to the chart,
+/// so no name covers a part of the chart.
 const NAMES: u32 = 250;
 
-/// The distance from one name to the next in this column.
+/// The distance from one name to the next in the column of names.
 const NAME_HEIGHT: i32 = 22;
 const FONT: &str = "sans-serif";
 
@@ -28,16 +28,17 @@ struct Series {
 struct Frame<'a> {
     title: &'a str,
     y: &'a str,
-    /// Whether the vertical axis is logarithmic.
+    /// If true, the vertical axis is logarithmic.
     log: bool,
     range: (f64, f64),
-    /// A horizontal line and its name.
+    /// The height and the name of a horizontal line.
     line: Option<(f64, &'a str)>,
     label: &'a dyn Fn(f64) -> String,
 }
 
 fn color(index: usize) -> RGBColor {
-    // Readers with red-green colour blindness can distinguish these colours (Okabe and Ito).
+    // These are colours of Okabe and Ito, which readers with red-green colour blindness can
+    // distinguish.
     const COLORS: [RGBColor; 6] = [
         RGBColor(0, 114, 178),
         RGBColor(213, 94, 0),
@@ -80,7 +81,7 @@ where
     let to_text = |why: &dyn std::fmt::Display| why.to_string();
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE).map_err(|e| to_text(&e))?;
-    // The sizes are powers of one number, so they are drawn at equal distances.
+    // The sizes are powers of one number, so the horizontal axis shows them at equal distances.
     let place = |size: f64| {
         let index = sizes.iter().position(|&it| it as f64 == size);
         index.unwrap_or(0) as f64
@@ -127,7 +128,8 @@ where
             .map_err(|e| to_text(&e))?;
         names.push((&line.name, color));
         let bars = line.between.iter().map(|&(size, low, high)| {
-            // The intervals of several lines are drawn side by side, so that each is visible.
+            // The intervals of several lines are drawn side by side, so that each interval is
+            // visible.
             let x = place(size) + 0.03 * index as f64;
             PathElement::new([(x, low), (x, high)], color.stroke_width(1))
         });
@@ -149,7 +151,7 @@ fn sizes(run: &Run, op: Op) -> Vec<usize> {
     plain.map(|workload| workload.size).collect()
 }
 
-/// Returns the line of a strategy's figure over the sizes of the plain workloads.
+/// Returns a line that shows a figure of a strategy for each size of the plain workloads.
 fn line(run: &Run, op: Op, strategy: Strategy, figure: fn(&Outcome) -> f64) -> Series {
     let cells = run.cells.iter();
     let cells = cells.filter(|cell| cell.workload.op == op && cell.workload.is_plain());
@@ -189,7 +191,7 @@ fn micros(us: f64) -> String {
     }
 }
 
-/// Plots the registration overhead of a transfer over the sizes.
+/// Plots the registration overhead of a transfer for each size.
 ///
 /// # Errors
 ///
@@ -218,7 +220,8 @@ pub(crate) fn registering(
     draw(&frame, &sizes(run, Op::Write), &series)
 }
 
-/// Plots the ratio of the cache to pre-registered memory, with its confidence interval.
+/// Plots the ratio of the cache to pre-registered memory for each size, with the confidence
+/// interval of the ratio.
 ///
 /// # Errors
 ///
@@ -252,8 +255,8 @@ pub(crate) fn of_pre_registered(run: &Run, title: &str) -> Result<String, Error>
     draw(&frame, &sizes(run, Op::Write), &series)
 }
 
-/// Plots the share of a transfer's time that registering takes on several links. A further line
-/// shows the share of a hit on the fastest link.
+/// Plots the share of a transfer's time that registering takes, with a line for each of several
+/// links. A further line shows the share that a hit takes on the fastest link.
 ///
 /// # Errors
 ///

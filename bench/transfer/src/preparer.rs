@@ -1,4 +1,4 @@
-//! The strategies: the work that each does before and after a transfer.
+//! Defines the strategies: the work that each strategy does before and after a transfer.
 //!
 //! A [`Preparer`] returns registered memory for a buffer before a transfer, and releases the memory
 //! after the transfer. The time in these two calls is the overhead of the strategy.
@@ -14,7 +14,7 @@ use crate::endpoint::{Keyed, Memory};
 use crate::error::Trying;
 use crate::{Error, Op};
 
-/// A buffer that is to be transferred.
+/// A buffer of one transfer.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece {
     /// The number of the buffer. The buffers of all threads are numbered together.
@@ -27,9 +27,9 @@ pub struct Piece {
     pub len: usize,
 }
 
-/// A strategy, which prepares a buffer for each transfer.
+/// A strategy, which prepares and releases the buffer of each transfer.
 pub trait Preparer: Sync {
-    /// The state that the strategy keeps while the transfer is in flight.
+    /// The state that must be kept while the transfer is in flight, such as a guard.
     type Held;
 
     /// Returns registered memory for the transfer: the buffer itself or a bounce buffer.
@@ -62,7 +62,7 @@ pub struct PerTransfer<R: Registrar> {
 }
 
 impl<R: Registrar> PerTransfer<R> {
-    /// Makes the strategy. It counts its calls in `counts`.
+    /// Makes the strategy. The calls of the registrar are counted in `counts`.
     pub fn new(registrar: R, access: R::Access, counts: &Arc<Counts>) -> Self {
         Self {
             registrar: Counted::new(registrar, counts),
@@ -95,8 +95,8 @@ pub struct Cached<R: Registrar, M: Monitor> {
 }
 
 impl<R: Registrar, M: Monitor> Cached<R, M> {
-    /// Makes a cache on `monitor`. Its byte limit is lifted, so it may pin more than
-    /// `RLIMIT_MEMLOCK`. If a workload is too large, the device refuses it.
+    /// Makes a cache that uses `monitor`. The cache has no byte limit, so it may try to pin more
+    /// than `RLIMIT_MEMLOCK`. If a workload is too large, the device refuses the registration.
     ///
     /// # Errors
     ///
@@ -139,7 +139,8 @@ pub struct PreRegistered<T> {
 }
 
 impl<T: Keyed> PreRegistered<T> {
-    /// Makes the strategy. `registrations` are in the order of the buffers' numbers.
+    /// Makes the strategy. `registrations` holds the registration of each buffer, in the order of
+    /// the buffers' numbers.
     pub fn new(registrations: Vec<T>) -> Self {
         Self {
             keys: registrations.iter().map(Keyed::key).collect(),
@@ -162,7 +163,8 @@ impl<T: Sync> Preparer for PreRegistered<T> {
     }
 }
 
-/// The strategy that copies each buffer through bounce memory, which stays registered.
+/// The strategy that copies each buffer to or from bounce memory. The bounce memory stays
+/// registered.
 pub struct Copy<T> {
     op: Op,
     /// The bounce memory of each place, and its registration.
@@ -170,10 +172,10 @@ pub struct Copy<T> {
     _memory: Vec<MmapMut>,
 }
 
-// SAFETY: each place has at most one transfer, and only the thread of this transfer uses the
+// SAFETY: each place has at most one transfer in flight. Only the thread of this transfer uses the
 // place's bounce memory.
 unsafe impl<T: Sync> Sync for Copy<T> {}
-// SAFETY: the pointers are to memory that this object owns.
+// SAFETY: the pointers point to memory that this object owns.
 unsafe impl<T: Send> Send for Copy<T> {}
 
 impl<T: Keyed> Copy<T> {
@@ -223,8 +225,8 @@ impl<T: Keyed + Sync> Preparer for Copy<T> {
 
     fn release(&self, piece: Piece, (): ()) -> Result<(), Error> {
         if !self.op.is_from_buffer() {
-            // SAFETY: as in `prepare`. The transfer has ended, so the device no longer writes the
-            // bounce memory.
+            // SAFETY: both memories are mapped and hold at least this length, as in `prepare`. The
+            // transfer has ended, so the device no longer writes the bounce memory.
             unsafe {
                 std::ptr::copy_nonoverlapping(self.bounce[piece.place].0, piece.at, piece.len);
             }

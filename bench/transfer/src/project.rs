@@ -6,17 +6,18 @@
 //! - `R` is the time to register and deregister a buffer, in seconds.
 //! - `s` is the size of the buffer, in bytes.
 //! - `B` is the rate of the link, in bits per second.
-//! - `L` is the rest of a transfer's time, 1 us by default.
+//! - `L` is the latency: the rest of a transfer's time. The default is 1 us.
 //!
-//! A transfer that waits for its registration takes `R + L + 8 s / B`. The share of registering is
+//! A transfer that waits for its registration takes `R + L + 8 s / B`. The share that registering
+//! takes is
 //!
 //! ```text
 //! R / (R + L + 8 s / B)
 //! ```
 //!
-//! With enough transfers in flight, the latency `L` is hidden. But if one CPU registers one buffer
-//! after another, it moves at most `s` bytes in each `R`. So its share of the link's rate is at
-//! most
+//! With enough transfers in flight, the latency `L` does not reduce the rate. But a CPU that
+//! registers one buffer after another moves at most `s` bytes in the time `R`. So the share of the
+//! link's rate that one CPU reaches is at most
 //!
 //! ```text
 //! min(1, (8 s / B) / R)
@@ -28,7 +29,7 @@ use crate::results::{Cost, Run};
 use crate::table::Rows;
 use crate::{bytes, table};
 
-/// The rates of common links, in Gb/s.
+/// The rates of the links in the tables, in Gb/s.
 pub const LINKS: [f64; 6] = [25.0, 50.0, 100.0, 200.0, 400.0, 800.0];
 
 /// The default value of `L`, in nanoseconds.
@@ -46,14 +47,14 @@ pub fn share(registering_ns: f64, size: usize, gbps: f64, latency_ns: f64) -> f6
     registering_ns / (registering_ns + latency_ns + wire_ns(size, gbps))
 }
 
-/// Returns the share of the link's rate that one CPU reaches at most if it registers each buffer.
+/// Returns the largest share of the link's rate that one CPU can reach if it registers each buffer.
 #[must_use]
 pub fn filled(registering_ns: f64, size: usize, gbps: f64) -> f64 {
     (wire_ns(size, gbps) / registering_ns).min(1.0)
 }
 
 /// Returns the table of the shares of a transfer's time that registering per transfer takes. The
-/// shares of a hit are in brackets.
+/// shares that a hit takes are in brackets.
 #[must_use]
 pub fn shares(run: &Run, latency_ns: f64) -> Rows {
     rows(run, |cost, gbps| {

@@ -1,7 +1,7 @@
 //! [`QpEndpoint`]: a queue pair on which transfers are posted. The other end of the queue pair may
 //! be in this process or on another host.
 //!
-//! This module also has the parts that every connection of verbs needs.
+//! This module also defines the parts that all verbs endpoints use.
 
 use std::sync::Arc;
 use std::thread;
@@ -18,16 +18,16 @@ use crate::endpoint::{Endpoint, Keyed, Memory, OnDemandRegistration, Provider};
 use crate::error::Trying;
 use crate::{Error, Op};
 
-/// The number of polls of a software device after which a thread sleeps.
+/// The number of polls after which a thread sleeps, if the device is a software device.
 ///
 /// The kernel thread that moves the bytes competes with the polling thread for the CPU. If the
 /// polling thread never sleeps, the kernel thread may wait for milliseconds.
 const POLLS: u32 = 30;
 
-/// The time that the polling thread sleeps.
+/// The time for which the polling thread sleeps.
 const SLEEP: Duration = Duration::from_micros(20);
 
-/// The access of the registrations at the other end.
+/// The access of the registrations at the other end of the transfers.
 pub(crate) const PEER_ACCESS: Access = Access::LOCAL_WRITE
     .union(Access::REMOTE_READ)
     .union(Access::REMOTE_WRITE);
@@ -59,9 +59,10 @@ pub(crate) fn queue_pairs<const N: usize>(
     Ok((cq, qps))
 }
 
-/// Memory, and its registration with the device.
+/// Memory that is registered with the device.
 pub(crate) struct Region {
-    // This field is first, so the memory is deregistered before it is unmapped.
+    // The registration is the first field, so the memory is deregistered before the memory is
+    // unmapped.
     pub(crate) mr: Mr,
     pub(crate) bytes: MmapMut,
 }
@@ -128,25 +129,25 @@ impl<T: VerbsProvider> Provider for T {
 
 /// A queue pair on which transfers are posted.
 pub(crate) struct QpEndpoint {
-    // These fields are first, so the queue pairs are dropped first. After that, the device no
-    // longer uses the memory.
+    // The queue pairs are the first fields, so they are dropped before the memory. After a queue
+    // pair is dropped, the device no longer uses the memory.
     pub(crate) requester: Qp,
-    /// The other end, if it is in this process.
+    /// The queue pair at the other end, if the other end is in this process.
     pub(crate) responder: Option<Qp>,
     pub(crate) cq: Arc<Cq>,
-    /// The memory at the other end, by place.
+    /// The address and the key of each place's memory at the other end.
     pub(crate) remote: Vec<RemoteMemory>,
-    /// The number of completions that the transfer in each place still waits for.
+    /// For each place, the number of completions for which its transfer still waits.
     pub(crate) awaited: Vec<u8>,
-    /// The memory at the other end by place, if it is in this process.
+    /// The memory of each place at the other end, if the other end is in this process.
     pub(crate) peers: Vec<Region>,
     pub(crate) is_software: bool,
-    /// The connection with another host. It ends after the queue pair is destroyed.
+    /// The connection with another host. It is dropped after the queue pair.
     pub(crate) _connection: Option<Connection>,
 }
 
-/// Returns whether kernel threads move the bytes of this device. Such threads run on the CPUs that
-/// measure.
+/// Returns whether kernel threads move the bytes of this device. Such kernel threads compete with
+/// the measuring threads for the CPUs.
 pub(crate) fn is_software(device: &str) -> bool {
     device.starts_with("rxe") || device.starts_with("siw")
 }
@@ -160,8 +161,9 @@ impl Endpoint for QpEndpoint {
             lkey: memory.key,
         };
         self.awaited[place] = 1;
-        // SAFETY: the caller promises the same for the buffer. The memory at the other end belongs
-        // to this place, which has no other transfer. This memory outlives the queue pairs.
+        // SAFETY: the caller makes the same promise for the buffer. The memory at the other end
+        // belongs to this place, and the place has no other transfer. The memory at the other end
+        // outlives the queue pairs.
         unsafe {
             match op {
                 Op::Write => self

@@ -1,4 +1,4 @@
-//! [`measure`]: the cost of registering on a device, by size and without transfers.
+//! [`measure`]: measures the cost of registering on a device, for each size. It does no transfers.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -21,8 +21,8 @@ const ROUNDS: usize = 15;
 /// several hits share two readings.
 const HITS: u32 = 100;
 
-/// Registers, deregisters, looks up and copies buffers of each size, for at least `each`. Returns
-/// the medians of the times.
+/// Registers, deregisters, looks up and copies buffers. Spends at least the time `each` on each
+/// size. Returns the median times for each size.
 ///
 /// # Errors
 ///
@@ -68,13 +68,13 @@ pub fn measure<F: Provider, M: Monitor>(
             word_hit.push(word.hit_ns(source, size)?);
 
             let started = Instant::now();
-            // SAFETY: both buffers are mapped and have this size, and there are no references to
-            // them.
+            // SAFETY: both buffers are mapped and have this size. No references to the buffers
+            // exist.
             unsafe { std::ptr::copy_nonoverlapping(source, target, size) };
             copy.push(started.elapsed().as_nanos() as f64);
         }
-        // The monitor of `word` never reports, so the cache is flushed before the buffers are
-        // unmapped.
+        // The monitor of `word` never reports an unmap, so the cache `word` is flushed before the
+        // buffers are unmapped.
         word.cache.flush()?;
         costs.push(Cost {
             size,

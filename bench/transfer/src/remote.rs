@@ -11,7 +11,8 @@ use crate::Error;
 use crate::endpoint::Endpoint;
 use crate::qp_endpoint::{QpEndpoint, VerbsProvider, is_software, queue_pairs};
 
-/// The first word of each message. It identifies this program and its version.
+/// The first word of each message. It identifies this program and the version of the message
+/// format.
 const MAGIC: u32 = 0x7263_6231;
 
 /// The request of a client.
@@ -84,7 +85,7 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Resolves the server's address, and opens the device that has a route to the server.
+    /// Resolves the server's address, and opens the local device that has a route to the server.
     ///
     /// # Errors
     ///

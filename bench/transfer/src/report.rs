@@ -17,8 +17,9 @@ enum Part {
     Plot(String, String, String),
 }
 
-/// Writes `report.md`, `report.html` and the plots into `dir`, and returns their paths, the HTML
-/// first. The report names `command` as the command that made the runs.
+/// Writes `report.md`, `report.html` and the plots into `dir`. Returns the paths of these files.
+/// The first path is the path of `report.html`. The report names `command` as the command that made
+/// the runs.
 ///
 /// # Errors
 ///
@@ -72,7 +73,7 @@ pub fn report(runs: &[Run], command: &str, dir: &Path) -> Result<Vec<PathBuf>, E
     Ok(files)
 }
 
-/// Returns a text as HTML. Parts between backticks become code.
+/// Returns the text as HTML. The parts between backticks become code elements.
 fn in_html(text: &str) -> String {
     let pieces = table::escape(text);
     let pieces = pieces.split('`').enumerate();
@@ -220,8 +221,9 @@ fn projected(run: &Run) -> Result<Vec<Part>, Error> {
     ])
 }
 
-/// Returns two sentences. They name the largest size at which copying is cheaper than registering
-/// per transfer, and the largest size at which copying is cheaper than the cache.
+/// Returns two sentences for the report. The first sentence names the largest size at which copying
+/// is cheaper than registering per transfer. The second sentence names the largest size at which
+/// copying is cheaper than the cache.
 fn crossover(run: &Run) -> String {
     let plain = run.cells.iter().filter(|cell| cell.workload.is_plain());
     let mut writes: Vec<_> = plain

@@ -99,7 +99,7 @@ impl Machine {
     }
 }
 
-/// The cost of registering and of the alternatives to it, at one size.
+/// The costs of registering, of a hit and of copying, at one size.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     /// The size in bytes.
@@ -110,7 +110,7 @@ pub struct Cost {
     pub deregister_ns: f64,
     /// The nanoseconds of a hit, including the drop of its guard.
     pub hit_ns: f64,
-    /// The nanoseconds of a hit if the monitor's generation is a word in memory, as with the
+    /// The nanoseconds of a hit in a cache whose monitor has its generation in memory, as with the
     /// driver.
     pub word_hit_ns: f64,
     /// The nanoseconds of copying the bytes.
@@ -118,7 +118,7 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Returns the cost of registering and deregistering together, in nanoseconds.
+    /// Returns the sum of the times to register and to deregister, in nanoseconds.
     #[must_use]
     pub fn both_ns(&self) -> f64 {
         self.register_ns + self.deregister_ns
@@ -146,7 +146,8 @@ impl Cell {
         all.find(|outcome| outcome.strategy == strategy && outcome.unmap_every == unmap_every)
     }
 
-    /// Returns the workload that this variant did.
+    /// Returns the workload of this variant: the workload of the cell with the variant's own
+    /// interval between unmaps.
     #[must_use]
     pub fn workload_of(&self, outcome: &Outcome) -> Workload {
         Workload {
@@ -161,49 +162,52 @@ impl Cell {
 pub struct Outcome {
     /// The name of the strategy.
     pub strategy: String,
-    /// The interval between unmaps: the buffer was unmapped before every Nth transfer. If it is 0,
+    /// The interval N between unmaps: the buffer was unmapped before every Nth transfer. If N is 0,
     /// no buffer was unmapped.
     pub unmap_every: u64,
     /// The number of transfers that all threads did.
     pub transfers: u64,
-    /// The time of a transfer, with all threads together: the median over the rounds. The rate is
-    /// the inverse of this time.
+    /// The elapsed time divided by the number of transfers of all threads. It is the median over
+    /// the rounds, and the inverse of `rate`.
     pub us: f64,
     /// The number of transfers in a second.
     pub rate: f64,
     /// The number of bytes in a second.
     pub bandwidth: f64,
-    /// The latency: the percentiles 50, 90, 99 and 99.9, and the maximum.
+    /// The latency of a transfer: the percentiles 50, 90, 99 and 99.9, and the maximum.
     pub latency_us: [f64; 5],
-    /// The median of the overhead, which is the time in the strategy.
+    /// The median of the overhead. The overhead is the time that a transfer spends in the strategy.
     pub prepare_us: f64,
     /// The mean of the overhead.
     pub prepare_mean_us: f64,
-    /// The mean CPU time in the strategy.
+    /// The mean CPU time that a transfer spends in the strategy.
     pub cpu_us: f64,
-    /// The calls of register and deregister, for each transfer. Each call is a system call.
+    /// The number of calls of register and deregister for each transfer. Each call is a system
+    /// call.
     pub registration_calls: f64,
-    /// The calls of the monitor, for each transfer. With ummunotify, each call is a system call.
+    /// The number of calls of the monitor for each transfer. With ummunotify, each call is a system
+    /// call.
     pub monitor_calls: f64,
     /// The largest number of bytes that registrations of buffers pinned at one moment.
     pub pinned: u64,
     /// The number of times that a buffer was unmapped and mapped again.
     pub remaps: u64,
-    /// Whether payloads were checked.
+    /// If true, the payloads were checked.
     pub checked: bool,
     /// The number of bytes that differed from the payload.
     pub stale_bytes: u64,
-    /// The ratio to the first variant of the same round: the median over the rounds.
+    /// The ratio of this variant's time to the time of the first variant in the same round. It is
+    /// the median over the rounds.
     pub ratio: f64,
-    /// The lower and the upper bound of this median, with 95 % confidence.
+    /// The lower and the upper bound of `ratio`, with 95 % confidence.
     pub ratio_between: [f64; 2],
 }
 
 impl Run {
-    /// Makes an empty run, with the command line of this process.
+    /// Makes a run without results, with the command line of this process.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
-        // The report quotes this command. The path of the result file is not part of it, because
+        // The report quotes this command. The command excludes the path of the result file, because
         // the path does not change the results.
         let words = std::env::args().skip(1);
         let mut words: Vec<_> = words.filter(|word| !word.starts_with("--json=")).collect();

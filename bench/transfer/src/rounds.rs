@@ -13,25 +13,26 @@ use crate::{Error, Strategy, Workload};
 pub struct Effort {
     /// The time that a cell should take.
     pub cell: Duration,
-    /// The smallest number of rounds, whatever time they take.
+    /// The smallest number of rounds, even if these rounds take longer than `cell`.
     pub rounds: usize,
     /// The time that one sample should take.
     pub sample: Duration,
 }
 
-/// The number of rounds that suffices if one transfer takes longer than a sample should take. In
-/// such a long transfer, short disturbances average out.
+/// The number of rounds that suffices if one transfer takes longer than a sample should take. Short
+/// disturbances hardly change the time of such a long transfer.
 ///
 /// Fewer rounds than usual suffice only if each variant's ratios agree within [`AGREEMENT`].
 const LONG_ROUNDS: usize = 3;
 
-/// The fraction by which the ratios of a variant may differ in [`LONG_ROUNDS`].
+/// The fraction by which the ratios of a variant may differ if [`LONG_ROUNDS`] rounds are to
+/// suffice.
 const AGREEMENT: f64 = 0.02;
 
 /// The number of transfers that each variant does before the first measured transfer.
 const WARM_UP: u64 = 2;
 
-/// Measures rounds of the variants, and compares each variant with the first.
+/// Measures rounds of the variants, and compares each variant with the first variant.
 ///
 /// `tick` is called before each round. Its argument is the fraction of the work that is done.
 ///
@@ -91,7 +92,8 @@ fn calibrate(
         fastest = fastest.min(variant.run(depth)? / u32::try_from(depth).unwrap_or(1));
     }
     let fit = operations_in(effort.sample, fastest.as_nanos() as f64, 1..=100_000);
-    // A sample fills the queue at least once, and contains its share of unmaps.
+    // A sample must fill the queue at least once, and must contain at least one unmap if a variant
+    // unmaps.
     let unmap_every = variants.iter().map(|it| it.unmap_every()).max();
     let least = (2 * workload.depth as u64 * u64::from(workload.depth > 1))
         .max(unmap_every.unwrap_or(0))

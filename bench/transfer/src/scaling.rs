@@ -15,17 +15,19 @@ use crate::Error;
 use crate::error::Trying;
 use crate::table::{Rows, number};
 
-/// The driver's memory for an open file, from `kernel/Documentation/ummunotify.rst`.
+/// The bytes of memory that the driver uses for an open file, from
+/// `kernel/Documentation/ummunotify.rst`.
 const FILE_BYTES: f64 = 8192.0;
 
-/// The driver's memory for a range, from `kernel/Documentation/ummunotify.rst`.
+/// The bytes of memory that the driver uses for a watched range, from
+/// `kernel/Documentation/ummunotify.rst`.
 const RANGE_BYTES: f64 = 128.0;
 
 /// The instructions of the driver for one event: 586 to report the event, and 2610 to unwatch and
 /// watch its range among 10 000 ranges. `cargo xtask cost` counts both.
 const EVENT_INSTRUCTIONS: f64 = 586.0 + 2610.0;
 
-/// The instructions that one CPU executes in a second, as an order of magnitude.
+/// The number of instructions that one CPU executes in a second. It is only an order of magnitude.
 const INSTRUCTIONS: f64 = 3e9;
 
 /// The work of each rank.
@@ -46,7 +48,7 @@ pub struct Rank {
     pub registering: f64,
 }
 
-/// The resident memory of a cache, in bytes.
+/// The resident memory that a cache needs, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Footprint {
     /// The memory of an empty cache.
@@ -55,7 +57,7 @@ pub struct Footprint {
     pub entry: f64,
 }
 
-/// A registrar that registers nothing.
+/// A registrar that does nothing.
 struct RegistersNothing;
 
 // SAFETY: there is no device, so nothing accesses memory through a registration.

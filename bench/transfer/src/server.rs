@@ -1,4 +1,4 @@
-//! [`serve`]: the other end of transfers that another host starts.
+//! [`serve`]: serves as the other end of transfers that another host starts.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use crate::error::Trying;
 use crate::qp_endpoint::{PEER_ACCESS, queue_pairs};
 use crate::remote::{Offer, Request};
 
-/// The time that a thread sleeps if it finds no work.
+/// The time for which a thread sleeps if it finds no work.
 const REST: Duration = Duration::from_micros(50);
 
-/// Listens at `address`, and serves each client in a thread of its own. Returns after `clients`
-/// clients, or never if there is no limit. Calls `ready` once it listens.
+/// Listens at `address`, and serves each client in a separate thread. Calls `ready` when the server
+/// listens. Returns after `clients` clients. If `clients` is `None`, serves without a limit.
 ///
 /// # Errors
 ///
-/// Returns the device's errors while it listens. The error of a client is printed. If the number of
-/// clients is limited, the error of a client is also returned.
+/// Returns the errors of listening and accepting. The error of a client is printed. If the number
+/// of clients is limited, the error of a client is also returned.
 pub fn serve(
     address: SocketAddr,
     clients: Option<usize>,
@@ -65,8 +65,8 @@ fn serve_one(incoming: Incoming) -> Result<(), Error> {
 
 /// The server's side of one client's connection.
 struct Served {
-    // This field is first, so it is dropped first. After that, the device no longer uses the
-    // memory.
+    // The queue pair is the first field, so it is dropped before the memory. After the queue pair
+    // is dropped, the device no longer uses the memory.
     qp: Qp,
     cq: Arc<Cq>,
     connection: Connection,
@@ -103,7 +103,8 @@ impl Served {
         })
     }
 
-    /// Serves until the client disconnects. If bytes are checked, it also ends after the last byte.
+    /// Serves until the client disconnects. If the server checks bytes, also returns after the last
+    /// byte.
     fn run(self) -> Result<(), Error> {
         let (mut received, mut wrong, mut messages) = (0, 0, 0);
         loop {
@@ -141,8 +142,8 @@ impl Served {
             length: 16,
             lkey: self.mr.lkey(),
         };
-        // SAFETY: the memory is ours and registered. The client sends no more, so nothing writes
-        // the memory from here on.
+        // SAFETY: the memory belongs to this object and is registered. The client sends no more
+        // messages, so nothing writes the memory from here on.
         unsafe { self.qp.post_send(u64::MAX, from) }?;
         while !self.connection.is_closed()? {
             thread::sleep(REST);

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use crate::results::{Cell, Outcome, Run};
 use crate::{Strategy, bytes};
 
-/// Formats a number with three significant digits. All digits before the decimal point are kept.
+/// Formats a number with three significant digits. If the number has more digits before the decimal
+/// point, all of these digits are kept.
 #[must_use]
 pub fn number(value: f64) -> String {
     let digits = match value.abs() {
@@ -61,10 +62,10 @@ pub fn lines(kind: &str, cell: &Cell) -> String {
     text
 }
 
-/// The rows of a table. The first row is the head.
+/// The rows of a table. The first row holds the column titles.
 pub type Rows = Vec<Vec<String>>;
 
-/// Returns the table of the transfers without unmaps, with their times and overheads.
+/// Returns the table that shows the times and overheads of the transfers without unmaps.
 #[must_use]
 pub fn transfers(run: &Run) -> Rows {
     let head = [
@@ -119,8 +120,8 @@ pub fn transfers(run: &Run) -> Rows {
     rows
 }
 
-/// Returns the table that compares the cache with its peers: on-demand paging and libfabric's
-/// caches. The times of a transfer are ratios to pre-registered memory.
+/// Returns the table that compares regcache with on-demand paging and with libfabric's caches. The
+/// time of each transfer is shown as a ratio to the time with pre-registered memory.
 #[must_use]
 pub fn peers(run: &Run) -> Rows {
     let plain = || run.cells.iter().filter(|cell| cell.workload.is_plain());
@@ -153,7 +154,7 @@ pub fn peers(run: &Run) -> Rows {
     rows
 }
 
-/// Returns the table of the transfers with unmaps.
+/// Returns the table that shows the results of the transfers with unmaps.
 #[must_use]
 pub fn unmaps(run: &Run) -> Rows {
     let head = [
@@ -193,7 +194,7 @@ pub fn unmaps(run: &Run) -> Rows {
     rows
 }
 
-/// Returns the table of the cost of registering without transfers.
+/// Returns the table that shows the cost of registering for each size, measured without transfers.
 #[must_use]
 pub fn costs(run: &Run) -> Rows {
     let head = [

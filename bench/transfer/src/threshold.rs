@@ -11,8 +11,8 @@ const OF_PRE_REGISTERED: f64 = 1.03;
 /// The smallest overhead of registering per transfer, as a ratio to the cache's overhead.
 const TIMES_LESS: f64 = 20.0;
 
-/// The smallest rate of the cache if 1 % of the transfers follow an unmap, as a ratio to the rate
-/// without unmaps.
+/// The smallest rate of the cache if 1 % of the transfers follow an unmap. It is a ratio to the
+/// rate without unmaps.
 const OF_QUIET: f64 = 0.9;
 
 const STALE: &str = "stale bytes";
@@ -30,7 +30,7 @@ pub struct Verdict {
     pub value: f64,
     /// The bounds of the figure with 95 % confidence, if they are known.
     pub between: Option<[f64; 2]>,
-    /// Whether the figure meets the threshold.
+    /// True if the figure meets the threshold.
     pub met: bool,
 }
 
@@ -54,8 +54,9 @@ impl fmt::Display for Verdict {
 
 /// Compares a run with the thresholds.
 ///
-/// The thresholds of time are for RDMA devices. io_uring registers a page in less than a
-/// microsecond, so its runs have only one threshold: no byte is stale.
+/// The thresholds for times and overheads apply only to RDMA devices. With io_uring, the kernel
+/// registers a page in less than a microsecond, so a run with io_uring has only one threshold: no
+/// byte is stale.
 #[must_use]
 pub fn judge(run: &Run) -> Vec<Verdict> {
     let mut all: Vec<_> = run.cells.iter().flat_map(of_cell).collect();
@@ -116,7 +117,7 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
     }
     if workload.checked {
         // Stale bytes of on-demand paging are not counted here, because the kernel decides which
-        // pages the device uses. The table shows them.
+        // pages the device uses. The table of the report shows these bytes.
         let ours = cell.outcomes.iter();
         let ours = ours.filter(|outcome: &&Outcome| outcome.strategy != Strategy::Odp.name());
         let stale: u64 = ours.map(|outcome| outcome.stale_bytes).sum();

@@ -9,22 +9,23 @@ use nix::time::{ClockId, clock_gettime};
 use crate::Error;
 use crate::error::Trying;
 
-/// The interval of transfers that measure CPU time: one transfer in this many measures CPU time
-/// instead of wall-clock time. Reading the CPU time is a system call, which takes longer than a
-/// hit.
+/// The interval N of transfers that measure CPU time: every Nth transfer measures CPU time instead
+/// of wall-clock time. Reading the CPU time is a system call. It takes longer than a hit, so the
+/// other transfers do not read the CPU time.
 const CPU_SAMPLE: u64 = 8;
 
-/// The largest time that the histograms hold: a minute, in nanoseconds.
+/// The largest time that the histograms can hold: a minute, in nanoseconds.
 const LONGEST: u64 = 60_000_000_000;
 
-/// The times of one transfer, in nanoseconds. A peer sends them to the benchmark as text, which
-/// is one number or two.
+/// The times of one transfer, in nanoseconds. A peer sends the times to the benchmark as text with
+/// one or two numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timing {
-    /// Wall-clock times. `latency` runs from before the buffer is prepared until after it is
-    /// released. `prepare` is the part in the strategy, which prepares and releases the buffer.
+    /// Wall-clock times. `latency` is the time from before the buffer is prepared until after the
+    /// buffer is released. `prepare` is the part of this time in which the strategy prepares and
+    /// releases the buffer.
     Clock { latency: u64, prepare: u64 },
-    /// The CPU time in the strategy.
+    /// The CPU time in which the strategy prepares and releases the buffer.
     Cpu { prepare: u64 },
 }
 
@@ -51,15 +52,15 @@ impl Timing {
     }
 }
 
-/// Measures a transfer. [`prepare`](Self::prepare) is called before the transfer, and
-/// [`release`](Self::release) after it.
+/// A stopwatch for one transfer. [`prepare`](Self::prepare) times the work before the transfer, and
+/// [`release`](Self::release) times the work after the transfer.
 #[derive(Clone, Copy)]
 pub(crate) struct Stopwatch {
     started: Instant,
     prepared: Time,
 }
 
-/// Time in the strategy: wall-clock time or CPU time.
+/// The time that the strategy took before the transfer: wall-clock time or CPU time.
 #[derive(Clone, Copy)]
 enum Time {
     Clock(Duration),
@@ -67,7 +68,8 @@ enum Time {
 }
 
 impl Stopwatch {
-    /// Times `prepare` for the transfer with this number.
+    /// Calls `prepare` for the transfer with this number, and measures its time. Returns the result
+    /// of `prepare` and the running stopwatch.
     pub(crate) fn prepare<T>(
         number: u64,
         prepare: impl FnOnce() -> Result<T, Error>,
@@ -88,7 +90,8 @@ impl Stopwatch {
         Ok((prepared, watch))
     }
 
-    /// Times `release` after the transfer.
+    /// Calls `release` after the transfer, and measures its time. Returns the times of the
+    /// transfer.
     pub(crate) fn release(
         self,
         release: impl FnOnce() -> Result<(), Error>,
@@ -118,13 +121,14 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
-/// Returns the CPU time of this thread.
+/// Returns the CPU time that this thread has used so far.
 fn cpu() -> Result<Duration, Error> {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).trying("read the thread's clock")?;
     Ok(time.into())
 }
 
-/// Returns the nanoseconds of one clock reading. Each overhead includes two clock readings.
+/// Measures how many nanoseconds one reading of the clock takes, and returns this number. Reports
+/// print it, because each measured overhead includes two clock readings.
 #[must_use]
 pub(crate) fn clock_ns() -> f64 {
     const ROUNDS: u32 = 10_000;
@@ -136,14 +140,16 @@ pub(crate) fn clock_ns() -> f64 {
     started.elapsed().as_nanos() as f64 / f64::from(ROUNDS) / 2.0
 }
 
-/// The results of transfers so far.
+/// The results of all transfers so far.
 #[derive(Debug, Clone)]
 pub struct Tally {
-    /// The nanoseconds from before a buffer is prepared until after it is released.
+    /// The latency of each transfer, in nanoseconds: the time from before its buffer is prepared
+    /// until after its buffer is released.
     pub latency: Histogram<u64>,
-    /// The part of these nanoseconds in the strategy, which is the overhead.
+    /// The overhead of each transfer, in nanoseconds: the part of the latency that the strategy
+    /// takes.
     pub prepare: Histogram<u64>,
-    /// The nanoseconds of CPU time in the strategy, for one transfer each.
+    /// The CPU time that the strategy takes for a transfer, in nanoseconds.
     pub cpu: Histogram<u64>,
     /// The number of transfers that have ended.
     pub transfers: u64,
@@ -184,8 +190,8 @@ impl Tally {
     ///
     /// # Errors
     ///
-    /// Returns an error if the histograms have different bounds. All histograms here have the same
-    /// bounds.
+    /// Returns an error if the histograms have different bounds. This cannot happen, because all
+    /// histograms here have the same bounds.
     pub fn add(&mut self, other: &Self) -> Result<(), Error> {
         for (mine, others) in [
             (&mut self.latency, &other.latency),

@@ -1,4 +1,5 @@
-//! [`Uring`]: a ring with fixed buffers. The other end of its transfers is a file in memory.
+//! [`Uring`]: an io_uring ring with fixed buffers. The other end of each transfer is a file in
+//! memory.
 
 use std::fs::File;
 use std::io;
@@ -26,7 +27,7 @@ impl Keyed for FixedBuffer {
     }
 }
 
-/// A ring with a table of fixed buffers. It supports one endpoint.
+/// A ring with a table of fixed buffers. The ring supports only one endpoint.
 pub struct Uring {
     ring: Arc<Mutex<IoUring>>,
     registrar: UringRegistrar,
@@ -73,12 +74,12 @@ impl Provider for Uring {
         // SAFETY: the name ends with a NUL byte.
         let fd = unsafe { libc::memfd_create(c"regcache-bench".as_ptr(), libc::MFD_CLOEXEC) };
         let fd = Errno::result(fd).trying("make a file in memory")?;
-        // SAFETY: the descriptor was made above, and nothing else owns it.
+        // SAFETY: the descriptor was made above, and nothing else owns the descriptor.
         let file = unsafe { File::from_raw_fd(fd) };
         let len = stride * depth;
         file.set_len(len as u64)
             .trying("set the size of a file in memory")?;
-        // SAFETY: nothing else uses the file, and its size does not change.
+        // SAFETY: nothing else uses the file, and the size of the file does not change.
         let mut bytes = unsafe { MmapMut::map_mut(&file) }.trying("map a file in memory")?;
         bytes.fill(0);
         Ok(Box::new(RingEndpoint {
@@ -121,8 +122,8 @@ impl Endpoint for RingEndpoint {
             }
         };
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the caller promises the same for the buffer. The file outlives the request,
-        // because `drop` waits for the request.
+        // SAFETY: the caller promises that the buffer stays valid until the request ends. The file
+        // outlives the request, because `drop` waits for the request.
         let pushed = unsafe { ring.submission().push(&entry.user_data(place as u64)) };
         pushed.map_err(|_| Error::Cannot("the submission queue is full".to_owned()))?;
         ring.submit().trying("submit to the ring")?;
@@ -154,7 +155,8 @@ impl Endpoint for RingEndpoint {
 
 impl Drop for RingEndpoint {
     fn drop(&mut self) {
-        // Posted requests must end before their memory is unmapped.
+        // The kernel may use the memory of posted requests until they end. So `drop` waits for
+        // these requests before the memory is unmapped.
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         while self.outstanding > 0 {
             self.outstanding -= ring.completion().count();

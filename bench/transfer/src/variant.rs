@@ -23,10 +23,11 @@ pub trait Variant {
     fn name(&self) -> String;
 
     /// Returns N if the buffer is unmapped and mapped again before every Nth transfer. Returns 0 if
-    /// it is never unmapped.
+    /// the buffer is never unmapped.
     fn unmap_every(&self) -> u64;
 
-    /// Does `transfers` transfers in each thread, and returns the time that they take.
+    /// Does `transfers` transfers in each thread, and returns the time that all of these transfers
+    /// take.
     ///
     /// # Errors
     ///
@@ -54,14 +55,14 @@ pub trait Variant {
     /// Returns an error if the results of several threads cannot be added.
     fn tally(&self) -> Result<Tally, Error>;
 
-    /// Returns the number of calls since [`start`](Self::start).
+    /// Returns the counts of calls and of pinned bytes since [`start`](Self::start).
     fn counts(&self) -> Reading;
 }
 
 /// A strategy of this crate, with a worker for each thread.
 struct Native<P> {
-    // This field is first, so it is dropped first. The device must no longer use the buffers when
-    // their registrations end.
+    // The workers are the first field, so they are dropped before the strategy. The device no
+    // longer uses the buffers when the strategy ends their registrations.
     workers: Vec<Worker>,
     strategy: P,
     name: &'static str,
@@ -200,7 +201,7 @@ pub(crate) fn workers<F: Provider>(provider: &F, workload: Workload) -> Result<V
     endpoints.collect()
 }
 
-/// A variant that has no strategy yet.
+/// The parts of a variant before its strategy is made.
 pub(crate) struct Unfinished<'a> {
     pub(crate) workers: Vec<Worker>,
     pub(crate) workload: Workload,

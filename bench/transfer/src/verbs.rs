@@ -1,4 +1,4 @@
-//! [`Verbs`]: an RDMA device, with endpoints that connect this process with itself.
+//! [`Verbs`]: an RDMA device whose endpoints connect this process with itself.
 
 use std::sync::Arc;
 

@@ -13,13 +13,16 @@ use crate::{Error, Workload};
 /// The longest pause before a transfer, in nanoseconds.
 const PAUSE: usize = 20_000;
 
-/// The time that the kernel threads of a software device get to finish their work after a transfer.
+/// The time for which a thread sleeps between two transfers on a software device. Meanwhile, the
+/// device's kernel threads can finish their work.
 const REST: Duration = Duration::from_micros(20);
 
-/// Pauses for a random time, so that transfers do not keep in phase with the polls.
+/// Pauses for a random time, so that the time from a poll to the end of a transfer varies. Returns
+/// the duration of the pause.
 ///
-/// On an emulated machine, each transfer repeats the timing of the previous one. Without the pause,
-/// a tenth of a microsecond would decide which poll finds all transfers of a sample complete.
+/// On an emulated machine, each transfer repeats the timing of the previous transfer. So without
+/// the pause, all transfers of a sample would be found complete by the same poll. A change of a
+/// tenth of a microsecond could then delay all of them to the next poll.
 ///
 /// If `idle` is true, the thread first sleeps, so that the kernel threads can finish their work.
 pub(crate) fn pause(random: &mut Random, idle: bool) -> Duration {
@@ -46,8 +49,8 @@ struct Flight<H> {
 
 /// The endpoint, the buffers and the results of one thread.
 pub(crate) struct Worker {
-    // This field is first, so it is dropped first. After that, the device no longer uses the
-    // buffers.
+    // The endpoint is the first field, so it is dropped before the buffers. After the endpoint is
+    // dropped, the device no longer uses the buffers.
     endpoint: Box<dyn Endpoint>,
     buffers: Buffers,
     workload: Workload,
@@ -64,8 +67,8 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// Returns the kernel's errors. Returns [`Error::Cannot`] if the workload has unmaps or checks
-    /// at a depth above 1.
+    /// Returns the kernel's errors. Returns [`Error::Cannot`] if the workload has unmaps or checked
+    /// payloads at a depth above 1.
     pub(crate) fn new(
         workload: Workload,
         number: usize,
@@ -99,7 +102,7 @@ impl Worker {
         &self.tally
     }
 
-    /// Discards the results of the warm-up, except its stale bytes.
+    /// Discards the results of the warm-up, except the number of stale bytes.
     ///
     /// # Errors
     ///
@@ -135,8 +138,8 @@ impl Worker {
         }
     }
 
-    /// Does `transfers` transfers. Returns their time, without the time of filling and checking
-    /// payloads and of pauses.
+    /// Does `transfers` transfers and returns their time. The time excludes pauses, and the filling
+    /// and checking of payloads.
     ///
     /// # Errors
     ///
@@ -153,7 +156,8 @@ impl Worker {
         let (mut begun, mut ended) = (0, 0);
         let mut quiet_since = None;
         let mut polls = 0;
-        // Recording takes time, so the timings are recorded after the last transfer.
+        // Adding a timing to the results takes time, so the timings are added after the last
+        // transfer.
         let mut timings = Vec::with_capacity(usize::try_from(transfers).unwrap_or(0));
         while ended < transfers {
             while begun < transfers
@@ -200,7 +204,8 @@ impl Worker {
             checked,
             ..
         } = self.workload;
-        // At a larger depth, transfers do not keep in phase with the polls, so no pause is needed.
+        // At depth 1, a random pause varies the time from a poll to the end of the transfer (see
+        // `pause`). At a larger depth, this time varies without a pause.
         if self.workload.depth == 1 {
             *aside += pause(&mut self.random, self.endpoint.is_software());
         }
@@ -222,12 +227,13 @@ impl Worker {
         }
         let piece = self.piece(index, place);
         let ((memory, held), watch) = Stopwatch::prepare(self.begun, || strategy.prepare(piece))?;
-        // SAFETY: the buffers are ours, and only `begin` unmaps a buffer. Buffers are unmapped only
-        // at depth 1 (`new`), and then no other transfer is in flight. So a buffer in flight stays
-        // mapped. `held` keeps the registration until the transfer ends.
+        // SAFETY: the buffers belong to this worker, and only `begin` unmaps a buffer. `new` allows
+        // unmaps only at depth 1, and at depth 1 no other transfer is in flight. So a buffer in
+        // flight stays mapped. `held` keeps the registration until the transfer ends.
         //
-        // After an error, `held` may be dropped early. The device then refuses the key. If the
-        // worker is dropped before the transfer has ended, its endpoint is dropped first.
+        // After an error, `held` may be dropped before the transfer ends. The device then refuses
+        // the key of the registration. If the worker is dropped before the transfer ends, its
+        // endpoint is dropped before its buffers.
         unsafe { self.endpoint.post(place, op, memory) }?;
         Ok(Flight {
             piece,

@@ -1,4 +1,5 @@
-//! [`Workload`]: the work that is measured, and [`Strategy`]: how its buffers are registered.
+//! [`Workload`]: the work that is measured. [`Strategy`]: the way in which the buffers of a
+//! workload are registered.
 
 use std::fmt;
 
@@ -37,7 +38,7 @@ impl fmt::Display for Op {
     }
 }
 
-/// How the buffers of a workload are registered.
+/// The way in which the buffers of a workload are registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Strategy {
     /// Register before each transfer and deregister after it
@@ -56,7 +57,7 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// The strategies that every device offers. The first is the base of the ratios.
+    /// The strategies that every device supports. The first strategy is the base of the ratios.
     pub const ALL: [Self; 4] = [
         Self::PreRegistered,
         Self::Regcache,
@@ -89,12 +90,12 @@ pub struct Workload {
     pub set: usize,
     /// The number of transfers that each thread keeps in flight.
     pub depth: usize,
-    /// The number of threads. Each has a connection of its own.
+    /// The number of threads. Each thread has a separate connection.
     pub threads: usize,
-    /// The interval between unmaps: the buffer is unmapped and mapped again before every Nth
-    /// transfer. If it is 0, no buffer is unmapped.
+    /// The interval N between unmaps: the buffer is unmapped and mapped again before every Nth
+    /// transfer. If N is 0, no buffer is unmapped.
     pub unmap_every: u64,
-    /// Whether the bytes at the other end are checked after each transfer.
+    /// If true, the bytes at the other end are checked after each transfer.
     pub checked: bool,
 }
 

@@ -1,12 +1,12 @@
-//! Tests transfers between two hosts. If the kernel's rxe works in a network namespace, each host
-//! is a namespace. Otherwise, each host is a process that uses the address of an interface. Needs
-//! the VM.
+//! Tests transfers between two hosts, a server and a client. On every kernel, two processes
+//! simulate the hosts, and the client connects to the address of an interface. If the kernel's rxe
+//! works in a network namespace, two namespaces also simulate the hosts. The tests need the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The exit status of hosts.sh if rxe cannot be used in a namespace.
+/// The exit status with which hosts.sh reports that rxe cannot be used in a namespace.
 const NOT_HERE: i32 = 77;
 
 const TRANSFER: &str = env!("CARGO_BIN_EXE_transfer");
@@ -27,7 +27,8 @@ fn script(name: &str, arguments: &[&str]) -> (Output, String) {
     (output, text)
 }
 
-/// Runs a server and then a client, on an interface with an address.
+/// Runs a server and a client as two processes on one machine. The client connects to the address
+/// of an interface.
 fn by_an_interface(client: &str) -> (Output, String) {
     let both = format!(
         "timeout 300 {TRANSFER} server 10.78.0.1:18515 --clients 1 & sleep 3; \
@@ -90,7 +91,8 @@ fn the_receiver_finds_a_cache_out_that_is_told_nothing() {
 #[test]
 fn a_benchmark_runs_against_a_server() {
     let _alone = alone();
-    // Each operation uses a connection of its own.
+    // Each operation uses a separate connection, and the server ends after one connection. So each
+    // operation runs with a new server.
     let one = "--size 10000 --depth 4 --seconds 0.1 --strategy regcache --op";
     for op in ["write", "read", "send"] {
         let (output, text) = by_an_interface(&format!("{one} {op}"));

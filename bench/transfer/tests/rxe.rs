@@ -1,5 +1,5 @@
-//! Tests that the benchmark measures what it claims, on an RDMA device with the driver. Needs the
-//! VM.
+//! Tests on an RDMA device with the driver that the benchmark measures what it claims. The tests
+//! need the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -57,7 +57,8 @@ fn each_policy_moves_the_bytes_and_registers_as_often_as_it_says() {
     }
 }
 
-/// Does transfers with an unmap before every third transfer, and checks that no byte is stale.
+/// Does transfers with this variant, which unmaps its buffer before every third transfer. Checks
+/// that no byte is stale.
 fn run_with_unmaps(one: &mut dyn Variant, op: Op) {
     one.run(TRANSFERS).unwrap();
     let tally = one.tally().unwrap();
@@ -103,7 +104,7 @@ fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
         assert_eq!(offered, rxe_pages_on_demand(), "{op}");
         let workload = Workload::plain(op, SIZE).set(2).unmap_every(3);
         if !offered {
-            // A variant with this strategy is refused as well.
+            // A device without on-demand paging must also refuse a variant with this strategy.
             let refused = variant(&verbs, ummunotify, Strategy::Odp, workload);
             assert!(refused.is_err(), "{op}");
             println!("{op}: this kernel's rxe does not page on demand");
@@ -111,7 +112,7 @@ fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
         }
         let before = pinned();
         let mut one = on_rxe(Strategy::Odp, workload);
-        // Only the memory at the other end is pinned.
+        // On-demand paging pins no buffer. So only the memory at the other end is pinned.
         assert_eq!(pinned() - before, 12, "{op}");
         run_with_unmaps(&mut *one, op);
         assert_eq!(one.counts().registrations, 0, "{op}");

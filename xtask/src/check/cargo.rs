@@ -1,7 +1,7 @@
 //! Runs the compiler's own tools: rustfmt, clippy and rustdoc.
 //!
 //! Clippy and rustdoc run without `-D warnings`, because cargo would stop at the first package with
-//! a warning. Instead, the warnings are counted. So each warning is reported, and none passes.
+//! a warning. Instead, each warning is reported as a violation, so a step with a warning fails.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -28,7 +28,7 @@ pub(crate) fn format(project: &Project) -> Result<Vec<Violation>, Error> {
     Ok(found)
 }
 
-/// Returns the places that rustfmt's output names.
+/// Returns a violation for each place in rustfmt's output.
 fn differences(said: &str, root: &Path) -> Vec<Violation> {
     let places = said
         .lines()
@@ -50,8 +50,8 @@ pub(crate) fn clippy(project: &Project) -> Result<Vec<Violation>, Error> {
     run_clippy(project, &[])
 }
 
-/// Runs clippy again with all features. They include the features of the virtual machine's suites,
-/// and the features that measure other libraries.
+/// Runs clippy again with all features. These features also enable the test suites for the virtual
+/// machine, and the benchmarks of other libraries.
 pub(crate) fn clippy_with_all_features(project: &Project) -> Result<Vec<Violation>, Error> {
     run_clippy(project, &["--all-features"])
 }
@@ -71,7 +71,7 @@ pub(crate) fn document(project: &Project) -> Result<Vec<Violation>, Error> {
     warnings(project, &mut command)
 }
 
-/// Runs cargo, shows each diagnostic, and returns the place of each.
+/// Runs cargo, shows each diagnostic, and returns a violation for each diagnostic.
 fn warnings(project: &Project, command: &mut Command) -> Result<Vec<Violation>, Error> {
     command.arg("--message-format=json-diagnostic-rendered-ansi");
     command.current_dir(&project.root);
@@ -94,8 +94,8 @@ fn warnings(project: &Project, command: &mut Command) -> Result<Vec<Violation>, 
     Ok(found)
 }
 
-/// Returns the violation that a message of cargo describes. A summary has no place, so it is no
-/// violation.
+/// Returns the violation that a message of cargo describes. Returns `None` for a summary, because a
+/// summary names no place in a file.
 fn diagnostic(message: &Value, root: &Path) -> Option<Violation> {
     if message["reason"] != "compiler-message" {
         return None;

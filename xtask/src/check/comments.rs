@@ -1,12 +1,13 @@
-//! Divides the comments and string literals of a source into blocks of lines, without their marks.
+//! Divides the comments and string literals of a source into blocks of lines. The lines exclude
+//! comment marks and quotes.
 
 use super::pieces::{self, Kind, Language, Piece};
 
 /// A comment or a string literal, as lines.
 pub(crate) struct Block {
-    /// Whether the block is a string literal.
+    /// True if the block is a string literal.
     pub(crate) is_text: bool,
-    /// The number of each line, and the line's text without marks.
+    /// The number of each line, and the text of the line without comment marks and quotes.
     pub(crate) lines: Vec<(usize, String)>,
 }
 
@@ -67,7 +68,7 @@ fn unescaped((line, text): (usize, &str)) -> Vec<(usize, String)> {
         .collect()
 }
 
-/// Returns the text without the blank that separates the text from its mark.
+/// Returns the text without the blank that separates the text from its comment mark.
 fn unindented(text: &str) -> &str {
     text.strip_prefix(' ').unwrap_or(text)
 }

@@ -14,8 +14,8 @@ use crate::project::{Project, cargo};
 /// The version of cargo-deny that is installed if it is missing.
 const VERSION: &str = "0.20.2";
 
-/// The checks that need no database. The check of advisories is omitted, because its database is
-/// fetched by git.
+/// The names of the checks that need no database. The check of advisories is omitted, because
+/// cargo-deny would fetch its database with git.
 const LISTS: &[&str] = &["licenses", "bans", "sources"];
 
 /// Runs cargo-deny. Installs it first if it is missing.
@@ -54,13 +54,14 @@ fn install() -> Result<(), Error> {
     }
     eprintln!("xtask: installing cargo-deny {VERSION} with cargo install: a few minutes, once");
     let mut command = cargo();
-    // cargo-deny's speed does not matter here, and an optimized build takes longer.
+    // A debug build takes less time than an optimized build, and cargo-deny's speed does not matter
+    // here.
     command.args(["install", "--locked", "--debug", "--quiet"]);
     cmd::run(command.arg(format!("cargo-deny@{VERSION}")))
 }
 
-/// Returns the violation that a message of cargo-deny reports. Its place is the package's line in
-/// Cargo.lock.
+/// Returns the violation that a message of cargo-deny reports. The place of the violation is the
+/// package's line in Cargo.lock.
 fn diagnostic(message: &Value, lock: &str) -> Option<Violation> {
     let fields = &message["fields"];
     if message["type"] != "diagnostic" || fields["severity"] != "error" {

@@ -13,11 +13,11 @@ use crate::project::Project;
 use crate::setup;
 use crate::source;
 
-/// The packages that both tools need, in addition to those that build the driver.
+/// The packages that sparse and checkpatch need, in addition to the packages that build the driver.
 pub(crate) const PACKAGES: &[&str] = &["perl", "sparse", "xz-utils", source::PACKAGE];
 
 /// The files of the kernel's source that checkpatch needs. Debian's packages of kernel headers do
-/// not contain them.
+/// not contain these files.
 const CHECKPATCH: &[&str] = &[
     "*/scripts/checkpatch.pl",
     "*/scripts/const_structs.checkpatch",
@@ -41,14 +41,15 @@ const EXCEPTIONS: &[Exception] = &[Exception {
     why: "the kernel-doc comment of the structure explains the lock, but checkpatch does not read it",
 }];
 
-/// Builds the driver under sparse. Returns each place that sparse names as a violation.
+/// Builds the driver and runs sparse on its source files. Returns a violation for each place that
+/// sparse reports.
 pub(crate) fn sparse(project: &Project) -> Result<Vec<Violation>, Error> {
     setup::packages(project, &[setup::VM, PACKAGES].concat())?;
     let kernel = kernel::newest()?;
     let dir = project.own_dir().join("sparse");
     let _lock = lock::take(&project.own_dir().join("sparse.lock"))?;
     kernel::mirror(&project.root.join("kernel"), &dir)?;
-    // C=2 also checks the files that make need not compile again.
+    // `C=2` makes sparse also check the files that make does not compile again.
     let made = kernel::make_driver(&dir, &kernel, &["C=2"]);
     match made {
         Ok(_) => Ok(Vec::new()),
@@ -57,8 +58,8 @@ pub(crate) fn sparse(project: &Project) -> Result<Vec<Violation>, Error> {
     }
 }
 
-/// Returns the lines of make's output that name a place in the driver. If no line names a place,
-/// returns the whole output as one violation.
+/// Returns a violation for each line of make's output that reports a place in the driver. If no
+/// line reports a place, returns the whole output as one violation.
 fn remarks_of_make(said: &str) -> Vec<Violation> {
     let is_remark = |line: &&str| line.contains("warning: ") || line.contains("error: ");
     let found = said.lines().filter(is_remark).filter_map(remark);
@@ -73,7 +74,7 @@ fn remarks_of_make(said: &str) -> Vec<Violation> {
     }]
 }
 
-/// Parses a line `FILE:LINE:…: TEXT` about a file of the driver.
+/// Returns the violation that a line `FILE:LINE:…: TEXT` reports for a file of the driver.
 fn remark(line: &str) -> Option<Violation> {
     let mut parts = line.splitn(3, ':');
     let file = Path::new(parts.next()?);
@@ -94,7 +95,8 @@ fn remark(line: &str) -> Option<Violation> {
     })
 }
 
-/// Runs checkpatch on all files of the driver.
+/// Runs checkpatch on all C files of the driver. Returns a violation for each remark that has no
+/// exception.
 pub(crate) fn checkpatch(project: &Project) -> Result<Vec<Violation>, Error> {
     setup::packages(project, &[setup::VM, PACKAGES].concat())?;
     let dir = project.own_dir().join("checkpatch");
@@ -127,8 +129,8 @@ fn sources(project: &Project) -> Result<Vec<PathBuf>, Error> {
     Ok(driver.collect())
 }
 
-/// Returns the remarks of checkpatch that have no exception, and the exceptions that no remark
-/// needs.
+/// Returns two kinds of violations: the remarks of checkpatch that have no exception, and the
+/// exceptions to which no remark belongs.
 fn judge(said: &str, exceptions: &[Exception]) -> Vec<Violation> {
     let is_remark = |exception: &Exception, line: &str| {
         let mut parts = line.splitn(5, ':').map(str::trim);

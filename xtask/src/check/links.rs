@@ -1,8 +1,9 @@
-//! Checks that links between documents, and names of files in prose, lead somewhere.
+//! Checks that the targets of links between documents exist, and that files exist whose names are
+//! in prose.
 //!
-//! A link is checked with its anchor. A name of a file is checked if it has the extension of a
-//! source or document and begins with a directory of the repository's root. Addresses of other
-//! hosts are not checked, because such a check needs a network.
+//! The check of a link includes its anchor. The name of a file is checked only if it has the
+//! extension of a source or document. It must also begin with a directory of the repository's root.
+//! Addresses of other hosts are not checked, because such a check needs a network.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -14,10 +15,10 @@ use super::tree::{self, Source, has_extension};
 use crate::error::Error;
 use crate::project::Project;
 
-/// The extensions of the files that are read.
+/// The extensions of the files that are searched for links and names.
 const READ: &[&str] = &["c", "h", "md", "rs", "rst", "1", "3", "4", "5", "7", "8"];
 
-/// The extensions of the files whose names are checked.
+/// The extensions of names in prose that are checked.
 const NAMED: &[&str] = &["c", "h", "md", "patch", "rs", "rst", "sh", "svg", "toml"];
 
 /// Checks all documents and comments.
@@ -27,7 +28,7 @@ pub(crate) fn check(project: &Project) -> Result<Vec<Violation>, Error> {
     Ok(sources.iter().flat_map(|it| site.violations(it)).collect())
 }
 
-/// The files, directories and headings to which links lead.
+/// The files, directories and headings to which links can lead.
 struct Site {
     files: BTreeSet<PathBuf>,
     /// The directories that contain files.
@@ -86,7 +87,8 @@ impl Site {
         found
     }
 
-    /// Checks where a link of the document leads. The error is the reason why the link is broken.
+    /// Checks the target of a link in this document. The error is the reason why the link is
+    /// broken.
     fn follow(&self, document: &Path, target: &str) -> Result<(), String> {
         let (path, anchor) = match target.split_once('#') {
             Some((path, anchor)) => (path, Some(anchor)),
@@ -118,8 +120,8 @@ impl Site {
         }
     }
 
-    /// Returns whether the name is that of a missing file in the repository. A name may be relative
-    /// to the package that contains the text.
+    /// Returns true if the name is the name of a file that should be in the repository, but is
+    /// missing. A name may be relative to the package that contains the file `from`.
     fn is_missing(&self, from: &Path, name: &str) -> bool {
         let path = Path::new(name);
         let first = path.components().next().map(Component::as_os_str);
@@ -136,7 +138,7 @@ impl Site {
     }
 }
 
-/// Returns the path without `.` and `..`. Returns `None` if the path leads out of the repository.
+/// Resolves `.` and `..` in the path. Returns `None` if the path leads out of the repository.
 fn normal(path: &Path) -> Option<PathBuf> {
     let mut parts = Vec::new();
     for component in path.components() {
@@ -200,8 +202,8 @@ fn without_code_spans(line: &str) -> String {
     parts.collect::<Vec<_>>().join("`")
 }
 
-/// Returns the anchors that forges make from a document's headings, and the anchors that the
-/// document sets itself.
+/// Returns the anchors of a document: those that code hosts make from its headings, and those that
+/// the document sets itself.
 fn anchors(document: &str) -> BTreeSet<String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut found = BTreeSet::new();

@@ -1,7 +1,8 @@
 //! Cuts texts into paragraphs of prose, for rules about words and sentences.
 //!
 //! Markdown, reStructuredText and comments are so similar that the same code cuts all of them. Code
-//! is not prose, so fenced and indented blocks are dropped, and code spans are blanked.
+//! is not prose. So fenced and indented blocks are dropped, and the characters of code spans are
+//! replaced.
 
 use super::comments;
 use super::pieces::Language;
@@ -10,11 +11,11 @@ use super::tree::{Source, has_extension};
 /// The kind of a paragraph.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Kind {
-    /// Sentences.
+    /// A paragraph of sentences.
     Prose,
-    /// A title, or a cell of a table. It is seldom a sentence.
+    /// A title, or a cell of a table. Such a text is seldom a sentence.
     Label,
-    /// A string literal, which is a message or a part of one.
+    /// A string literal, which is a message or a part of a message.
     Text,
 }
 
@@ -22,10 +23,10 @@ pub(crate) enum Kind {
 #[derive(Debug)]
 pub(crate) struct Paragraph {
     pub(crate) kind: Kind,
-    /// The words in one line. Each character of a code span is replaced by a backtick.
+    /// The words of the paragraph, joined into one line. Each character of a code span is replaced
+    /// by a backtick.
     pub(crate) text: String,
-    /// The lines of the source: the offset in `text` at which each line begins, and the line's
-    /// number.
+    /// The offset in `text` at which each source line begins, and the number of the source line.
     lines: Vec<(usize, usize)>,
 }
 
@@ -71,7 +72,8 @@ pub(crate) fn of(source: &Source) -> Vec<Paragraph> {
     )
 }
 
-/// Cuts lines into paragraphs. All paragraphs are of this kind, except headings and cells.
+/// Cuts lines into paragraphs. The kind of headings and cells is `Label`, and the kind of all other
+/// paragraphs is `kind`.
 fn paragraphs(lines: impl Iterator<Item = (usize, String)>, kind: Kind) -> Vec<Paragraph> {
     let mut cutter = Cutter {
         kind,
@@ -176,8 +178,8 @@ impl Cutter {
     }
 }
 
-/// Returns the line without the mark of a list item, of a quotation, or of a parameter in
-/// kernel-doc.
+/// Returns the text after the mark of a list item, of a quotation, or of a parameter in kernel-doc.
+/// Returns `None` if the line has no such mark.
 fn after_marker(line: &str) -> Option<&str> {
     for marker in ["- ", "* ", "+ ", "> "] {
         if let Some(rest) = line.strip_prefix(marker) {
@@ -195,7 +197,8 @@ fn after_marker(line: &str) -> Option<&str> {
     None
 }
 
-/// Replaces each character of each code span with a backtick, so that offsets stay valid.
+/// Replaces each character of each code span with a backtick. The length of the text stays the
+/// same, so offsets stay valid.
 fn without_code(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -236,7 +239,8 @@ fn from_roff(line: &str) -> String {
     if !is_font {
         return String::new();
     }
-    // The rules need only the words, and not their grouping, so the quotes are removed.
+    // The rules need only the words of the arguments, so the quotes around groups of words are
+    // removed.
     arguments.replace('"', "")
 }
 

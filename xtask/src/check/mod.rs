@@ -1,7 +1,7 @@
 //! The gate: checks every rule that a machine can check, and reports all violations at once.
 //!
-//! A step checks the whole workspace and returns its violations. If a step cannot run, that is an
-//! error and never a pass.
+//! A step checks the whole workspace and returns its violations. A step that cannot run returns an
+//! error, so the step does not pass.
 
 mod cargo;
 mod comments;
@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::project::Project;
 use crate::setup;
 
-/// A place that breaks a rule, with the remedy.
+/// A place that breaks a rule, and the remedy.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Violation {
     /// The file, relative to the repository's root.
@@ -52,7 +52,7 @@ pub(crate) struct Step {
     run: fn(&Project) -> Result<Vec<Violation>, Error>,
 }
 
-/// The steps that need no kernel.
+/// The steps that need neither a kernel's headers nor its source.
 const SOURCE: &[Step] = &[
     Step {
         name: "check: comment width",
@@ -100,7 +100,7 @@ const DRIVER: &[Step] = &[
     },
 ];
 
-/// The steps to run.
+/// The options that select the steps to run.
 #[derive(clap::Args)]
 pub(crate) struct Scope {
     /// Skip sparse and checkpatch, which need the kernel's headers and source
@@ -109,7 +109,7 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    /// Returns the steps in their order. The fastest steps come first.
+    /// Returns the steps in the order in which they run. The fastest steps come first.
     pub(crate) fn steps(&self) -> impl Iterator<Item = &'static Step> {
         let driver = if self.host_only { &[] } else { DRIVER };
         SOURCE.iter().chain(driver)
@@ -127,8 +127,8 @@ impl Scope {
 }
 
 impl Step {
-    /// Runs the step and prints each violation. Returns an error with their number if there are
-    /// any.
+    /// Runs the step and prints each violation. If there are violations, returns an error with the
+    /// number of violations.
     pub(crate) fn run(&self, project: &Project) -> Result<(), Error> {
         eprintln!("xtask: {}", self.name);
         let mut violations = (self.run)(project)?;

@@ -24,7 +24,7 @@ pub(crate) struct Piece<'a> {
     pub(crate) kind: Kind,
     /// The line in which the piece begins, counted from 1.
     pub(crate) line: usize,
-    /// Whether only white space precedes the piece in its line.
+    /// True if only white space precedes the piece in its line.
     pub(crate) alone: bool,
     /// The content without its delimiters. For a line comment, this is everything after `//`.
     pub(crate) text: &'a str,
@@ -120,8 +120,8 @@ impl<'a> Scanner<'a> {
         self.push(Kind::Text, 1, end, usize::from(end < body.len()));
     }
 
-    /// Returns whether the previous character belongs to a name. If so, an `r` or `b` here is part
-    /// of the name, and not the prefix of a string.
+    /// Returns whether the previous character belongs to a name. After such a character, an `r` or
+    /// `b` is part of the name, and not the prefix of a string.
     fn follows_a_word(&self) -> bool {
         let before = self.source[..self.at].chars().next_back();
         before.is_some_and(|c| c.is_alphanumeric() || c == '_')
@@ -149,7 +149,7 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// Returns the length of a block comment's content.
+/// Returns the length of a block comment's content. `body` begins after the opening `/*`.
 fn block_end(body: &str, nests: bool) -> usize {
     let bytes = body.as_bytes();
     let (mut at, mut depth) = (0, 1);
@@ -170,7 +170,7 @@ fn block_end(body: &str, nests: bool) -> usize {
     bytes.len()
 }
 
-/// The opening of a raw string: its length, and the number of its hashes.
+/// The opening of a raw string literal: the length of the opening, and the number of its hashes.
 struct RawOpening {
     length: usize,
     hashes: usize,
@@ -194,8 +194,8 @@ fn character_length(rest: &str) -> usize {
     let mut chars = rest.char_indices().skip(1);
     match chars.next() {
         Some((_, '\\')) => {
-            // The character after the backslash may be a quote, so the search starts after that
-            // character.
+            // The character after the backslash may be a quote that does not close the literal. So
+            // the search starts after this character.
             let closing = rest.char_indices().skip(3).find(|&(_, c)| c == '\'');
             closing.map_or(1, |(index, _)| index + 1)
         }

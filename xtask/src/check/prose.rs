@@ -1,4 +1,4 @@
-//! Checks the rules of prose that a machine can check. CONTRIBUTING.md lists all rules.
+//! Checks those rules of prose that a machine can check. CONTRIBUTING.md lists all rules of prose.
 
 use super::Violation;
 use super::markup::{self, Kind, Paragraph};
@@ -21,7 +21,7 @@ const IDIOMS: &[(&[&str], &str)] = &[
     (&["whoever"], "name the thread, process or person"),
 ];
 
-/// Subjects that delay the topic of a sentence.
+/// The words with which no sentence may begin, because they delay the topic of the sentence.
 const SUBJECTS: &[&[&str]] = &[&["what"], &["who"], &["those", "who"]];
 
 /// Checks comments, documents, manual pages and messages.
@@ -46,7 +46,7 @@ fn violations(source: &Source) -> Vec<Violation> {
         .collect()
 }
 
-/// A word and its offset.
+/// A word and the word's offset in its paragraph.
 struct Word<'a> {
     text: &'a str,
     offset: usize,
@@ -95,7 +95,7 @@ fn idioms(paragraph: &Paragraph) -> Vec<(usize, String)> {
 }
 
 fn subjects(paragraph: &Paragraph) -> Vec<(usize, String)> {
-    // A title or a cell of a table names a thing, and so has no subject.
+    // A title or a cell of a table is not a sentence, so the rule about subjects does not apply.
     if paragraph.kind == Kind::Label {
         return Vec::new();
     }

@@ -1,4 +1,5 @@
-//! The files of the repository: the files that git tracks, and new files that git does not ignore.
+//! Lists and reads the files of the repository: the files that git tracks, and new files that git
+//! does not ignore.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -39,7 +40,7 @@ pub(crate) fn paths(project: &Project) -> Result<BTreeSet<PathBuf>, Error> {
     Ok(paths.filter(|it| project.root.join(it).exists()).collect())
 }
 
-/// Reads the files that have one of these extensions.
+/// Reads the files of the repository that have one of these extensions.
 pub(crate) fn read(project: &Project, extensions: &[&str]) -> Result<Vec<Source>, Error> {
     let has_one = |path: &PathBuf| extensions.iter().any(|it| has_extension(path, it));
     let paths = paths(project)?.into_iter().filter(has_one);

@@ -15,7 +15,8 @@ const LIMIT: usize = 100;
 /// The number of columns between tab stops, as in the kernel.
 const TAB: usize = 8;
 
-/// Checks all sources in Rust and C.
+/// Checks all sources in Rust and C. Returns a violation for each comment line that exceeds the
+/// limit.
 pub(crate) fn check(project: &Project) -> Result<Vec<Violation>, Error> {
     let sources = tree::read(project, &["rs", "c", "h"])?;
     Ok(sources.iter().flat_map(violations).collect())
@@ -50,8 +51,8 @@ fn violation(path: &Path, line: usize, width: usize) -> Violation {
     }
 }
 
-/// Returns whether the comment consists only of an address. An address cannot be wrapped, because a
-/// line break would make it invalid.
+/// Returns whether the comment consists only of an address. Such a line may be too long, because a
+/// line break would make the address invalid.
 fn is_unbreakable(comment: &str) -> bool {
     let text = comment
         .trim_start_matches(['/', '!', '*', ' ', '\t'])

@@ -1,4 +1,4 @@
-//! Does lookups and nothing else, so that callgrind can count their instructions.
+//! Does only lookups, so that callgrind can count their instructions.
 //!
 //! For example, `count-lookups regcache 10000 200000` registers 10 000 ranges and does 200 000
 //! lookups of random ranges.

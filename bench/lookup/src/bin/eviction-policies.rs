@@ -15,12 +15,13 @@ const LIMIT: usize = 1000;
 
 const LOOKUPS: usize = 400_000;
 
-/// An eviction policy. It processes one lookup after another, and returns whether each was a hit.
+/// A cache with an eviction policy. It processes one lookup at each call, and returns whether the
+/// lookup was a hit.
 trait Policy {
     fn lookup(&mut self, key: usize) -> bool;
 }
 
-/// Evicts the oldest entry.
+/// A cache that evicts the oldest entry.
 #[derive(Default)]
 struct Fifo {
     queue: VecDeque<usize>,
@@ -43,7 +44,7 @@ impl Policy for Fifo {
     }
 }
 
-/// Evicts exactly the least recently used entry.
+/// A cache that always evicts the least recently used entry.
 #[derive(Default)]
 struct Lru {
     now: u64,
@@ -67,7 +68,7 @@ impl Policy for Lru {
     }
 }
 
-/// regcache itself.
+/// A regcache cache with its real eviction policy.
 struct Ours {
     cache: Regcache,
     addresses: Arc<Addresses>,
@@ -92,7 +93,8 @@ struct Trace {
 /// A function that returns the key of the lookup with a given number.
 type Next = Box<dyn FnMut(usize, &mut Random) -> usize>;
 
-/// Draws key `k` with a probability proportional to `1 / (k + 1)^skew`.
+/// Returns a function that draws a key. The probability of key `k` is proportional to `1 / (k +
+/// 1)^skew`.
 fn zipf(of: usize, skew: f64, random: &mut Random) -> impl FnMut() -> usize {
     let mut sums = Vec::with_capacity(of);
     let mut sum = 0.0;

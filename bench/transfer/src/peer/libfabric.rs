@@ -1,4 +1,5 @@
-//! The main function of the process of a libfabric [`Peer`](super::Peer).
+//! Implements the process of a libfabric [`Peer`](super::Peer). The process does transfers on
+//! command.
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fmt::Write as _;
@@ -45,10 +46,11 @@ unsafe extern "C" {
     fn fabric_link_poll(link: *mut Link) -> c_int;
 }
 
-/// The number of polls after which the polling thread sleeps. It is the same as for regcache.
+/// The number of polls after which the polling thread sleeps. The strategies of this crate use the
+/// same number.
 const POLLS: u32 = 30;
 
-/// The time that the polling thread sleeps. It is the same as for regcache.
+/// The time that the polling thread sleeps. The strategies of this crate use the same time.
 const SLEEP: Duration = Duration::from_micros(20);
 
 fn check(what: &'static str, result: c_int) -> Result<c_int, Error> {
@@ -58,20 +60,19 @@ fn check(what: &'static str, result: c_int) -> Result<c_int, Error> {
     Ok(result)
 }
 
-/// Reads a number of transfers from each input line, does these transfers, and answers with a line.
-/// The line has the nanoseconds of all transfers, then the [`Timing`] of each. Returns at the end
-/// of the input.
+/// Reads a number of transfers from each input line, does these transfers, and prints an output
+/// line. The output line has the nanoseconds of all transfers, and then the [`Timing`] of each
+/// transfer. Returns at the end of the input.
 ///
 /// # Errors
 ///
 /// Returns the errors of libfabric.
-/// The errors of libfabric.
 pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
     let node = CString::new(address.to_string());
     let node = node.map_err(|why| Error::Cannot(why.to_string()))?;
     let mut link = ptr::null_mut();
-    // SAFETY: the name and the pointer to the link outlive the call. The link lives as long as the
-    // process.
+    // SAFETY: the name and the pointer to the link outlive the call. The link that the call opens
+    // lives as long as the process.
     let opened = unsafe { fabric_link_open(node.as_ptr(), size, &raw mut link) };
     check("connect by libfabric", opened)?;
     let buffers = Buffers::new(1, size)?;
@@ -102,7 +103,7 @@ pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
 
 /// # Safety
 ///
-/// The link must be open. The buffer must have `size` bytes, and nothing else may use them.
+/// The link must be open. The buffer must have `size` bytes, and nothing else may use these bytes.
 unsafe fn transfer(
     number: u64,
     link: *mut Link,
@@ -122,7 +123,8 @@ unsafe fn transfer(
         check("register by libfabric", prepared).map(|_| mr)
     };
     let (mr, watch) = Stopwatch::prepare(number, prepare)?;
-    // SAFETY: as above. The buffer is now registered as well.
+    // SAFETY: the caller promises an open link and a buffer of this size. The buffer is now
+    // registered.
     check("post by libfabric", unsafe {
         fabric_link_post(link, code, buffer, size, mr)
     })?;
@@ -141,7 +143,8 @@ unsafe fn transfer(
         }
     }
     watch.release(|| {
-        // SAFETY: the registration was made above, and no transfer uses it any more.
+        // SAFETY: the registration was made above, and the transfer that used the registration has
+        // ended.
         let released = unsafe { fabric_link_release(mr) };
         check("deregister by libfabric", released).map(drop)
     })

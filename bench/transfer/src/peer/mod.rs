@@ -1,9 +1,9 @@
-//! Peers: registration caches of other libraries, which run as variants in the same rounds as
+//! Runs peers: registration caches of other libraries. The peers are variants in the same rounds as
 //! regcache.
 //!
 //! A process that uses libfabric can choose the monitor of its cache only once. So each peer is a
-//! process of its own. It does transfers on command, and reports the time and the overhead of each
-//! transfer.
+//! separate process. A peer does transfers on command, and reports the time and the overhead of
+//! each transfer.
 
 #[cfg(feature = "libfabric")]
 pub mod libfabric;
@@ -23,11 +23,11 @@ use crate::{Error, Workload};
 /// A monitor of libfabric's registration cache, as `FI_MR_CACHE_MONITOR` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Monitor {
-    /// Hooks: libfabric patches the code of the C library's functions.
+    /// The hooks of libfabric, which patches the code of the C library's functions.
     Memhooks,
-    /// Events of userfaultfd.
+    /// The events of userfaultfd.
     Userfaultfd,
-    /// No cache: libfabric registers each transfer.
+    /// The absence of a cache: libfabric registers before each transfer.
     Disabled,
 }
 
@@ -61,7 +61,8 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// Returns the error if the process cannot be started, or if its first transfer fails.
+    /// Returns an error if the process cannot be started, or if the first transfer of the process
+    /// fails.
     pub fn start(
         program: &Path,
         address: IpAddr,
@@ -145,14 +146,14 @@ impl Variant for Peer {
     }
 
     fn counts(&self) -> Reading {
-        // The calls are made in another process, where they cannot be counted.
+        // The peer's process makes the calls, so this process cannot count the calls.
         Reading::default()
     }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // An error means that the process has already ended.
+        // If `kill` fails, the process has already ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

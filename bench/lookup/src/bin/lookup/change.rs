@@ -21,7 +21,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     drain(report)
 }
 
-/// Measures misses. regcache uses a monitor that does nothing, because UCX's cache has no monitor.
+/// Measures misses. UCX's cache has no monitor here, so regcache uses a monitor that does nothing.
 fn miss(report: &mut Report, name: &str, entries: usize, threshold: Threshold) -> Result<()> {
     report.compare_rebuilt(name, threshold, entries, |effort| {
         let pair = Pair::unwatched(entries)?;
@@ -57,7 +57,8 @@ fn fill(report: &mut Report, entries: usize) -> Result<()> {
             (ours(), theirs)
         };
         let samples: Vec<_> = std::iter::once(ours).chain(theirs).collect();
-        // On a machine that is always busy, the last rounds count even if they were disturbed.
+        // The last rounds count even if they were disturbed. So the measurement also ends on a
+        // machine that is always busy.
         let counts = round >= 4 * wanted || samples.iter().all(|sample| sample.undisturbed);
         rounds.push(samples.iter().map(|sample| sample.ns).collect(), counts);
         if rounds.len() == wanted {
@@ -87,7 +88,7 @@ fn evict(report: &mut Report) -> Result<()> {
     )
 }
 
-/// Measures a loop on one pair of caches.
+/// Measures a loop on one pair of caches, regcache and UCX's cache.
 fn once(
     report: &mut Report,
     name: &str,
@@ -105,7 +106,8 @@ fn once(
     Ok(())
 }
 
-/// Measures the lookup that drains after `k` ranges have changed. UCX has no counterpart.
+/// Measures the lookup that drains the monitor's reports after `k` ranges have changed. UCX has no
+/// counterpart.
 fn drain(report: &mut Report) -> Result<()> {
     if !report.wants("drain") {
         return Ok(());

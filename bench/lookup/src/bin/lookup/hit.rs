@@ -89,7 +89,7 @@ fn two_threads_on_many(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Measures a loop on several pairs of caches, each with `entries` ranges of `len` bytes.
+/// Measures a loop on several pairs of caches. Each cache has `entries` ranges of `len` bytes.
 fn rebuilt(
     report: &mut Report,
     name: &str,

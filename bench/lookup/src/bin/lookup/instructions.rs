@@ -1,5 +1,5 @@
-//! Counts the instructions of a hit. They are the instructions of the program `count-lookups`, less
-//! those of its loop.
+//! Counts the instructions of a hit. The count is the instructions of the program `count-lookups`,
+//! less the instructions of its empty loop.
 
 use std::env;
 

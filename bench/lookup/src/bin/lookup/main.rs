@@ -3,8 +3,8 @@
 //!
 //! The table reports a missed threshold. The exit status does not depend on thresholds.
 //!
-//! `cargo xtask bench` installs the packages that this program needs, builds the program and runs
-//! it.
+//! `cargo xtask bench` installs the packages that this program needs, and then builds and runs this
+//! program.
 
 mod change;
 mod hit;

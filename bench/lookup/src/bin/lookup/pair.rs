@@ -12,7 +12,7 @@ use crate::Result;
 /// The limit of entries that a cache has by default.
 const ROOM: usize = 1 << 16;
 
-/// The limit for more entries: the next power of two, which holds 100 000 entries.
+/// The limit for a cache of 100 000 entries. It is the next power of two above [`ROOM`].
 const MORE_ROOM: usize = 1 << 17;
 
 /// Returns a limit that is large enough for this many entries.
@@ -37,8 +37,8 @@ impl Pair<Regcache> {
 }
 
 impl Pair<Unwatched> {
-    /// Builds both caches. regcache uses a monitor that does nothing, because UCX's cache has no
-    /// monitor.
+    /// Builds both caches. UCX's cache has no monitor here, so regcache uses a monitor that does
+    /// nothing.
     pub(crate) fn unwatched(entries: usize) -> Result<Self> {
         let addresses = Arc::new(Addresses::new(entries, 4096)?);
         let regcache = Unwatched::new(room(entries))?;
@@ -60,8 +60,8 @@ impl<S: Subject> Pair<S> {
         })
     }
 
-    /// Returns one variant for each cache, which runs `measured`. If `one_thread` is given, a
-    /// further variant runs this loop on regcache.
+    /// Returns a variant for each cache that runs the loop `measured`. If `one_thread` is given, a
+    /// further variant runs the loop `one_thread` on regcache.
     pub(crate) fn variants(
         &self,
         measured: Loop,
@@ -84,7 +84,7 @@ impl<S: Subject> Pair<S> {
     }
 }
 
-/// A measured loop. It runs in one thread unless its description names two.
+/// A measured loop. A loop runs in one thread, unless its description names two threads.
 #[derive(Clone, Copy)]
 pub(crate) enum Loop {
     /// Looks up the middle range.
@@ -99,15 +99,17 @@ pub(crate) enum Loop {
     RandomPinned,
     /// Looks up the first range in two threads.
     SameByTwo,
-    /// Looks up two different ranges, one in each of two threads.
+    /// Looks up ranges in two threads. Each thread always looks up the same range, and the ranges
+    /// differ.
     OwnByTwo,
     /// Looks up random ranges in two threads.
     RandomByTwo,
-    /// Looks up missing ranges.
+    /// Looks up ranges that have no entry.
     Miss,
     /// Invalidates ranges.
     Invalidate,
-    /// Looks up missing ranges in a cache at its limit.
+    /// Looks up ranges that have no entry in a cache at its limit, so that each lookup evicts an
+    /// entry.
     Evict,
 }
 

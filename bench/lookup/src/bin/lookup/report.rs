@@ -7,7 +7,7 @@ use regcache_bench_lookup::figure::{Figure, Threshold, table};
 
 use crate::Result;
 
-/// The number of times that the caches of a figure are built again. The placement of their memory
+/// The number of times that the caches of a figure are built. The placement of a cache's memory
 /// affects the figure, so several placements are measured.
 const BUILDS: usize = 5;
 
@@ -31,7 +31,7 @@ impl Report {
         }
     }
 
-    /// Returns whether a figure is requested whose name is `name` or begins with `name`.
+    /// Returns whether the user requested a figure whose name is `name` or begins with `name`.
     pub(crate) fn wants(&self, name: &str) -> bool {
         name.starts_with(&self.only) || self.only.starts_with(name)
     }
@@ -41,8 +41,9 @@ impl Report {
         self.figures.push(figure);
     }
 
-    /// Measures rounds of the variants and adds their figure. The variants are regcache, UCX if it
-    /// is built in, and one thread if it is compared.
+    /// Measures rounds of the variants and adds their figure. The first variant is regcache. UCX
+    /// follows if it is built in. The last variant is one thread, if the figure is compared with
+    /// one thread.
     pub(crate) fn compare(
         &mut self,
         name: &str,
@@ -55,8 +56,8 @@ impl Report {
         }
     }
 
-    /// Measures caches of `entries` entries. `run` is called several times, and builds and measures
-    /// new caches each time.
+    /// Measures caches of `entries` entries and adds their figure. Calls `run` several times. Each
+    /// call of `run` builds and measures new caches.
     pub(crate) fn compare_rebuilt(
         &mut self,
         name: &str,
@@ -70,8 +71,8 @@ impl Report {
         let mut effort = self.effort;
         effort.rounds = effort.rounds.div_ceil(BUILDS);
         if entries >= 10_000 {
-            // The two caches evict each other's entries from the CPU's caches. The sample is long
-            // enough that a cache mostly runs after its own entries are in the CPU's caches again.
+            // The two registration caches evict each other's memory from the CPU's caches. The
+            // sample is so long that the time to load this memory again hardly counts.
             let sample = Duration::from_micros(entries as u64 / 5).min(LONGEST_SAMPLE);
             effort.sample = effort.sample.max(sample);
             effort.rounds = effort.rounds.div_ceil(2);

@@ -1,9 +1,9 @@
-//! Structures that find the entry of an address.
+//! Measures structures that find the entry of an address.
 //!
 //! Each lookup uses the result of the previous lookup, so two lookups cannot overlap in the CPU.
-//! Hits do not overlap either, because the atomic instruction that takes the reference waits for
-//! the result of the lookup. So the measured figure is the latency of one lookup, and not the
-//! throughput of several.
+//! Two hits of the real cache do not overlap either, because each hit takes a reference with an
+//! atomic instruction. So the measured figure is the latency of one lookup, and not the throughput
+//! of several.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -42,8 +42,8 @@ const PAGE: usize = 1 << 12;
 const STRIDE: usize = 4 * PAGE;
 const BASE: usize = 0x7f12_3456_0000;
 
-/// Returns the start of an entry's range. A range is one page long, and the next starts four pages
-/// later, as in the program `lookup`.
+/// Returns the start of an entry's range. A range is one page long. The next range starts four
+/// pages later, as in the program `lookup`.
 fn start(entry: usize) -> usize {
     BASE + entry * STRIDE
 }
@@ -53,7 +53,8 @@ fn starts(entries: usize) -> impl ExactSizeIterator<Item = (usize, u32)> {
 }
 
 trait Index: Sync {
-    /// Returns the entry of an address, or any number if the address has no entry.
+    /// Returns the number of the entry of an address. If the address has no entry, the result may
+    /// be any number.
     fn find(&self, address: usize) -> u32;
 }
 
@@ -99,11 +100,11 @@ impl Index for Nothing {
     }
 }
 
-/// 2^64 divided by the golden ratio.
+/// The multiplier of the hash function: 2^64 divided by the golden ratio.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The structure of `regcache/src/core/hints.rs`. It does not find an entry whose hint a newer
-/// entry has replaced.
+/// The table of hints, as in `regcache/src/core/hints.rs`. A lookup fails if the hint of a newer
+/// entry has replaced the entry's hint.
 struct Ways {
     sets: Box<[[u64; 4]]>,
     shift: u32,
@@ -111,7 +112,8 @@ struct Ways {
 
 impl Ways {
     fn new(entries: usize) -> Self {
-        // The size is that of a cache with the default limit of 65 536 entries.
+        // The table is at least as large as that of a cache with the default limit of 65 536
+        // entries.
         let count = entries.max(1 << 16).next_power_of_two() / 2;
         let mut it = Self {
             sets: vec![[0; 4]; count].into(),
@@ -146,8 +148,8 @@ impl Index for Ways {
     }
 }
 
-/// A hash table with linear probing. Each bucket holds a page and its entry, or 0 if it is empty.
-/// At most half of the buckets are used.
+/// A hash table with linear probing. Each bucket holds a page and the number of its entry. An empty
+/// bucket holds 0. At most half of the buckets are used.
 struct Probing {
     buckets: Box<[(u64, u32)]>,
     shift: u32,
@@ -222,8 +224,8 @@ impl Index for Memo {
     }
 }
 
-/// A radix tree over the bits of the page number. The elements of a node are the numbers of nodes,
-/// or of entries in the last level.
+/// A radix tree over the bits of the page number. A node holds the numbers of nodes of the next
+/// level. A node of the last level holds the numbers of entries.
 struct Radix<const LEVELS: u32, const BITS: u32> {
     nodes: Vec<Box<[u32]>>,
 }

@@ -1,8 +1,8 @@
 //! Measures the parts of a hit with different data structures, and prints the tables of
 //! `docs/design/hit-path.md`.
 //!
-//! The times come from interleaved rounds, and exclude the time of the loop. The instructions are
-//! those that callgrind counts in `structures count GROUP NAME ENTRIES OPERATIONS`.
+//! The times come from interleaved rounds, and exclude the time of the loop. callgrind counts the
+//! instructions in `structures count GROUP NAME ENTRIES OPERATIONS`.
 
 mod index;
 mod membarrier;
@@ -44,14 +44,14 @@ enum Group {
     Index,
 }
 
-/// A structure to measure. `run` does `operations` operations in the thread with the number
-/// `which`, 0 or 1.
+/// A structure to measure. `run` does `operations` operations. `which` is the number of the calling
+/// thread, 0 or 1.
 trait Run: Sync {
     fn run(&self, which: usize, operations: usize);
 }
 
-/// The name of a structure, and the function that builds it for a number of entries. The first
-/// candidate of each list is the empty loop, without a structure.
+/// The name of a structure, and the function that builds the structure for a number of entries. The
+/// first candidate of each list is the empty loop, which uses no structure.
 type Candidate = (&'static str, fn(usize) -> Box<dyn Run>);
 
 /// The effort for structures that fit into the CPU's first-level cache.
@@ -60,8 +60,9 @@ const SMALL: Effort = Effort {
     sample: Duration::from_millis(1),
 };
 
-/// The effort for structures that other structures evict from the CPU's caches. Each sample is long
-/// enough to load them again.
+/// The effort for structures that are too large for the CPU's first-level cache. Other structures
+/// evict these structures from the CPU's caches, so each sample is long enough to load its
+/// structure again.
 const LARGE: Effort = Effort {
     rounds: 61,
     sample: Duration::from_millis(20),
@@ -164,8 +165,8 @@ fn interleaved(
     measure(effort, &mut variants.collect::<Vec<_>>())
 }
 
-/// Returns the instructions of one operation, less those of the loop. Returns `-` if valgrind is
-/// not installed.
+/// Returns the instructions of one operation, less the instructions of the empty loop. Returns `-`
+/// if valgrind is not installed.
 fn instructions(group: &str, name: &str, nothing: &str, entries: usize) -> Result<String> {
     if !callgrind::is_installed() {
         return Ok("-".to_owned());

@@ -1,4 +1,4 @@
-//! Measures the cost of membarrier, a fence in all other threads, to the thread that calls it.
+//! Measures the time of a membarrier call, which executes a fence in all other threads.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,7 +8,8 @@ use regcache_bench_harness::{Pinned, median, timed};
 
 use crate::Result;
 
-// linux/membarrier.h
+// Both commands are constants of linux/membarrier.h, where their names begin with
+// `MEMBARRIER_CMD_`.
 const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
 const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
 
@@ -57,7 +58,7 @@ fn cost() -> Result<f64> {
 }
 
 fn membarrier(command: libc::c_int) -> nix::Result<()> {
-    // SAFETY: this call accesses no memory of the process. It only orders accesses.
+    // SAFETY: membarrier accesses no memory of the process. It only orders memory accesses.
     let status = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
     Errno::result(status).map(drop)
 }

@@ -1,4 +1,5 @@
-//! Ways to take a reference to a live entry, to check the entry, and to drop the reference.
+//! Measures ways to take a reference to a live entry, to check the entry, and to drop the
+//! reference.
 
 use std::cell::Cell;
 use std::hint::black_box;
@@ -46,7 +47,7 @@ impl<R: Reference> Run for Loop<R> {
     }
 }
 
-/// The empty loop, whose cost is subtracted from the others.
+/// The empty loop. Its cost is subtracted from the cost of each other loop.
 impl Reference for Option<()> {
     #[inline(always)]
     fn take_and_give_back(&self, _: usize) {}
@@ -55,7 +56,8 @@ impl Reference for Option<()> {
 const LIVE: u64 = 1;
 const ONE: u64 = 2;
 
-/// An entry on cache lines of its own. One word holds the live flag and the count of references.
+/// An entry that shares no cache line with other data. `state` holds the live flag and the count of
+/// references.
 #[repr(align(128))]
 struct Entry {
     state: AtomicU64,
@@ -75,8 +77,8 @@ trait Acquire: Sync {
     fn acquire(state: &AtomicU64) -> bool;
 }
 
-/// The method of `regcache/src/core/entry.rs`: a compare-and-swap, which never counts on a dead
-/// entry.
+/// A method that counts with a compare-and-swap, as in `regcache/src/core/entry.rs`. It never
+/// counts a reference to an entry that is not live.
 struct Swap;
 
 impl Acquire for Swap {
@@ -94,7 +96,8 @@ impl Acquire for Swap {
     }
 }
 
-/// A method that counts first, and subtracts the count again if the entry is dead.
+/// A method that first adds a reference. If the entry is not live, the method subtracts the
+/// reference again.
 struct Add;
 
 impl Acquire for Add {
@@ -140,8 +143,8 @@ trait Fence: Sync {
     fn fence();
 }
 
-/// A fence in each lookup. The thread that reclaims executes its own fence before it reads the
-/// slots.
+/// A fence that each lookup executes. The thread that reclaims an entry also executes a fence
+/// before it reads the slots.
 struct Full;
 
 impl Fence for Full {
@@ -151,8 +154,8 @@ impl Fence for Full {
     }
 }
 
-/// No fence in lookups. Instead, the thread that reclaims makes the kernel execute a fence in each
-/// thread (`membarrier`).
+/// A fence of the compiler, so that a lookup executes no instruction for it. The thread that
+/// reclaims an entry calls `membarrier`, and the kernel executes a fence in each thread.
 struct Asymmetric;
 
 impl Fence for Asymmetric {
@@ -164,7 +167,8 @@ impl Fence for Asymmetric {
 
 const SLOTS: usize = 8;
 
-/// The entries that a thread has references to. Dropping a reference empties its slot.
+/// The entries to which a thread has references, one in each slot. Dropping a reference empties the
+/// slot of this reference.
 #[repr(align(128))]
 struct Slots([AtomicPtr<Entry>; SLOTS]);
 
@@ -179,13 +183,14 @@ fn my_slots() -> &'static Slots {
 
 #[cold]
 fn new_slots() -> &'static Slots {
-    // There are few threads, so their slots may stay allocated until the program ends.
+    // The program has few threads, so the slots may stay allocated until the program ends.
     let slots = Box::leak(Box::new(Slots(array::from_fn(|_| AtomicPtr::default()))));
     MINE.set(Some(slots));
     slots
 }
 
-/// Hazard pointers. A slot stays occupied until its reference is dropped.
+/// A method with hazard pointers: a lookup announces the entry in one of its thread's [`Slots`],
+/// instead of counting the reference in the entry.
 struct Announced<F> {
     entry: Entry,
     how: std::marker::PhantomData<F>,
@@ -209,7 +214,8 @@ impl<F: Fence> Reference for Announced<F> {
             .0
             .iter()
             .find(|slot| slot.load(Ordering::Acquire).is_null());
-        // If all slots were occupied, a real cache would count the reference in the entry.
+        // This loop always finds an empty slot. A real cache without an empty slot would count the
+        // reference in the entry.
         let Some(slot) = free else { return };
         slot.store(ptr::from_ref(entry).cast_mut(), Ordering::Relaxed);
         F::fence();
@@ -220,8 +226,8 @@ impl<F: Fence> Reference for Announced<F> {
     }
 }
 
-/// A thread's own count of references to one entry: the references that the thread took, less those
-/// that it dropped.
+/// A thread's count of references to one entry: the references that the thread took, less the
+/// references that the thread dropped.
 #[repr(align(128))]
 struct Count(AtomicU64);
 
@@ -252,8 +258,8 @@ impl Reference for PerThread {
         if entry.state.load(Ordering::Acquire) & LIVE != 0 {
             black_box(entry.content);
         }
-        // Another thread may drop a real guard, and that thread has another count. So the count is
-        // looked up again.
+        // In a real cache, another thread may drop the guard, and each thread has its own count. So
+        // the drop looks up the count of its thread again.
         let count = black_box(COUNTS.get().unwrap_or_else(new_count));
         count.0.store(
             count.0.load(Ordering::Relaxed).wrapping_sub(1),

@@ -19,7 +19,7 @@ use regcache_bench_transfer::{
     Error, Op, Provider, Strategy, Uring, Verbs, Workload, bytes, registration_cost, table, variant,
 };
 
-/// The device.
+/// The device to measure.
 #[derive(clap::Args)]
 pub(crate) struct Target {
     /// Use this RDMA device instead of the first one
@@ -30,7 +30,7 @@ pub(crate) struct Target {
     pub(crate) uring: bool,
 }
 
-/// The device and the workloads.
+/// The device and the workloads to measure.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -39,7 +39,7 @@ pub(crate) struct Options {
     work: Work,
 }
 
-/// The workloads.
+/// The workloads to measure.
 #[derive(clap::Args)]
 pub(crate) struct Work {
     /// Measure fewer workloads, each for a shorter time
@@ -139,8 +139,8 @@ impl Work {
     }
 
     fn effort(&self) -> Effort {
-        // Instruction counts hardly vary, so a short time suffices. Emulating one second takes half
-        // a minute.
+        // Instruction counts hardly vary, so a short time suffices. A long time is expensive,
+        // because an emulated second takes half a minute.
         let (seconds, sample, rounds) = match (self.clock, self.quick) {
             (Clock::Wall, false) => (8.0, 20, 15),
             (Clock::Wall, true) => (2.0, 20, 5),
@@ -181,7 +181,8 @@ pub(crate) struct Device<'a> {
     kind: &'static str,
     name: &'a str,
     ops: &'static [Op],
-    /// Whether the other end of a transfer is in this process, so that its bytes can be checked.
+    /// True if the other end of a transfer is in this process. Then this process can check the
+    /// bytes there.
     can_check: bool,
 }
 
@@ -203,8 +204,8 @@ impl<'a> Device<'a> {
 
 /// Measures with the driver if it is loaded, and otherwise with the best other monitor.
 ///
-/// With the driver, the type of the monitor is `Ummunotify` and not `Auto`. So the measured hit is
-/// that of a program that names the driver.
+/// With the driver, the type of the monitor is `Ummunotify` and not `Auto`. So the measured hits
+/// have the cost of hits in a program that chooses `Ummunotify` itself.
 pub(crate) fn with_best_monitor<F: Provider>(
     work: &Work,
     device: &Device<'_>,
@@ -358,8 +359,8 @@ impl Progress {
     }
 }
 
-/// Raises the limit of locked memory to the maximum for this user, because the cache stays within
-/// the limit.
+/// Raises the limit of locked memory to the maximum for this user. Otherwise the cache could pin
+/// less memory, because it stays within this limit.
 pub(crate) fn raise_limits() {
     let limit = if geteuid().is_root() {
         Ok((RLIM_INFINITY, RLIM_INFINITY))
