@@ -400,9 +400,9 @@ fn at_rest(shared: &Shared, workers: &[Worker]) -> Check {
     // If each thread has a range, each thread ends the round with an invalidation of its ranges. So
     // a LAST follows the last increment of the counter. This LAST must carry the final counter.
     //
-    // The check does not apply if a thread has no range. The last counted invalidation may be that of
-    // a range that was unregistered afterwards. The driver does not report such a range, so no LAST
-    // follows.
+    // The check does not apply if a thread has no range. The last counted invalidation may be that
+    // of a range that was unregistered afterwards. The driver does not report such a range, so no
+    // LAST follows.
     if workers
         .iter()
         .all(|worker| worker.shared.cookies().len() > 0)
