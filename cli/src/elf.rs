@@ -7,7 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Finds the executable file that a shell would run for this name.
+/// Returns the path of the executable file that a shell would run for this name.
 pub(crate) fn in_path(program: &OsStr) -> Option<PathBuf> {
     let as_path = Path::new(program);
     if as_path.components().count() > 1 {
@@ -18,7 +18,8 @@ pub(crate) fn in_path(program: &OsStr) -> Option<PathBuf> {
     places.find(|place| fs::metadata(place).is_ok_and(|it| it.is_file() && it.mode() & 0o111 != 0))
 }
 
-/// Returns the reason why no library can be preloaded into `program`, or `None` if one can.
+/// Returns the reason why no library can be preloaded into `program`. Returns `None` if a library
+/// can be preloaded.
 pub(crate) fn out_of_reach(program: &Path) -> io::Result<Option<&'static str>> {
     if fs::metadata(program)?.mode() & 0o6000 != 0 {
         return Ok(Some(
@@ -29,8 +30,8 @@ pub(crate) fn out_of_reach(program: &Path) -> io::Result<Option<&'static str>> {
     let mut file = File::open(program)?;
     let mut header = [0; 64];
     if file.read_exact(&mut header).is_err() || header[..4] != *b"\x7fELF" {
-        // The file is a script. The shim is preloaded into the script's interpreter and its
-        // children.
+        // A file that is not in the ELF format is a script. The shim is preloaded into the
+        // interpreter of the script, and into the children of the interpreter.
         return Ok(None);
     }
     if header[4] != 2 {
@@ -44,7 +45,8 @@ pub(crate) fn out_of_reach(program: &Path) -> io::Result<Option<&'static str>> {
     file.seek(SeekFrom::Start(offset))?;
     let mut table = vec![0; size * count];
     file.read_exact(&mut table)?;
-    // If a segment has the type PT_INTERP, it names the dynamic linker, so the program is dynamic.
+    // A segment of the type PT_INTERP (3) names the dynamic linker. So a program with such a
+    // segment is dynamically linked.
     let dynamic = size >= 4
         && table
             .chunks_exact(size)

@@ -3,8 +3,9 @@
 use std::env;
 use std::path::PathBuf;
 
-/// Finds the file `name`. It may be next to this executable, as cargo builds it, or in
-/// `../<installed_in>`. If the file is in neither place, returns both places.
+/// Returns the path of the installed file `name`. The file may be in the directory of this
+/// executable, in which cargo puts it, or in `../<installed_in>`. If the file is in neither place,
+/// returns both places.
 pub(crate) fn find(installed_in: &str, name: &str) -> Result<PathBuf, Vec<PathBuf>> {
     let tool = env::current_exe().unwrap_or_default();
     let dir = tool.parent().unwrap_or(&tool);

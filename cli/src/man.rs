@@ -52,9 +52,9 @@ regcache run \-e REGCACHE_SUMMARY=1 \-\- ./program
 .BR ummunotify (4)
 "#;
 
-/// Renders one section of a page, without its title. `clap_mangen` starts each section with the
-/// same two lines that define how troff prints an apostrophe. This function removes these lines,
-/// because [`page`] writes them once.
+/// Renders one section of a page, without the title of the section. `clap_mangen` starts each
+/// section with the same two lines, which define how troff prints an apostrophe. This function
+/// removes the two lines, because [`page`] writes them once.
 fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>) -> String {
     let mut text = Vec::new();
     render(&mut text).unwrap();

@@ -8,8 +8,8 @@ use regcache_repro::{NeverReports, Uring, demonstrate};
 
 use crate::{Failure, installed};
 
-/// The program that shows the bug with an RDMA device. It is a separate program, because it needs
-/// libibverbs.
+/// The name of the program that shows the bug with an RDMA device. The program is separate from
+/// this tool, because it needs libibverbs and this tool must run without libibverbs.
 const RDMA: &str = "reuse";
 
 /// The exit status if there is no device.

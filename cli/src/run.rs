@@ -10,11 +10,11 @@ use crate::{Failure, elf, installed};
 
 pub(crate) const SHIM: &str = "librcpreload.so";
 
-/// The exit statuses that a shell uses for the same errors.
+/// These exit statuses are the statuses that a shell uses for the same errors.
 const CANNOT_RUN: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
-/// Parses `REGCACHE_NAME=VALUE`.
+/// Parses `REGCACHE_NAME=VALUE`, and returns the name and the value.
 pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if name.starts_with("REGCACHE_") => {
@@ -24,8 +24,8 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Returns the shim at `named`. If `named` is `None`, finds the shim that is installed with this
-/// tool.
+/// Returns the path of the shim. The path is `named`, or that of the shim that is installed with
+/// this tool if `named` is `None`.
 pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
     match named {
         Some(shim) => shim.canonicalize().map_err(|_| vec![shim.to_owned()]),
@@ -69,7 +69,8 @@ pub(crate) fn run(
     match elf::out_of_reach(&program) {
         Ok(None) => {}
         Ok(Some(why)) => return Err(cannot(why.to_owned())),
-        // A user may be allowed to run a program and not to read it. So this is only a warning.
+        // A user may have the right to run a program without the right to read it. So the tool
+        // prints only a warning.
         Err(error) => {
             eprintln!(
                 "regcache: cannot read {shown} to check whether the shim works in it: {error}"

@@ -45,7 +45,7 @@ fn troff_finds_no_mistake() {
 fn every_variable_of_the_shim_is_in_its_page_and_no_other() {
     let source = words(&read("verbs/preload/src/settings.rs"), "REGCACHE_");
     let mut page = words(&read("verbs/preload/regcache-preload.7"), "REGCACHE_");
-    // In the synopsis this name means any variable, so it is not a variable itself.
+    // The synopsis uses this name as a placeholder for any variable, so the name is removed.
     page.remove("REGCACHE_NAME");
     assert_eq!(page, source);
     assert!(source.len() >= 6, "{source:?}");

@@ -38,8 +38,8 @@ fn compile(source: &str, to: &Path, flags: &[&str]) {
     assert_eq!(status, 0, "{said}");
 }
 
-/// Compiles a library that prints a line when it is preloaded. The line has one of the shim's
-/// settings.
+/// Compiles a library in place of the shim. When the library is preloaded, it prints a line with
+/// one setting of the shim.
 fn shim(to: &Path) {
     let source = r#"
 #include <stdio.h>
@@ -143,7 +143,7 @@ fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does(
         "{errors}"
     );
 
-    // Libraries that are already in LD_PRELOAD are still preloaded.
+    // The tool must keep the libraries that are already in LD_PRELOAD.
     let other = prefix.join("other.so");
     shim(&other);
     let mut command = Command::new(&installed);
@@ -151,7 +151,8 @@ fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does(
         .args(["run", "--", "true"])
         .env("LD_PRELOAD", &other);
     let (_, said, _) = output(&mut command);
-    // The other library is preloaded into the tool, and both libraries into the program.
+    // Three lines are expected. The other library is preloaded into the tool, and both libraries
+    // are preloaded into the program.
     assert_eq!(said.matches("preloaded").count(), 3, "{said}");
 }
 

@@ -1,6 +1,6 @@
 //! Checks the tool on a machine that has all parts. Each test takes a part away. The tool must
 //! report the missing part, and the commands that it prints must restore the part. `cargo xtask
-//! test` runs this suite in the virtual machine, with the tool installed.
+//! test` installs the tool in the virtual machine and runs this suite.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::env;
@@ -10,13 +10,15 @@ use std::sync::{LazyLock, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// A user without any rights.
+/// The identifier of a user without any rights.
 const NOBODY: &str = "65534";
 
-/// The user nobody after a new login, which applies the limits of pam_limits.
+/// A name that stands for the user nobody after a new login. A new login applies the limits of
+/// pam_limits.
 const LOGIN: &str = "login";
 
-/// Copies the tool to the machine's own file system once, because the shared file system is slow.
+/// Returns the path of the tool. The first call copies the tool to the machine's own file system,
+/// because the shared file system is slow.
 fn tool() -> PathBuf {
     static COPY: LazyLock<PathBuf> = LazyLock::new(|| {
         let prefix = env::var("REGCACHE_PREFIX").expect(
@@ -43,7 +45,7 @@ fn sh(script: &str) {
     assert!(status.success(), "{script}");
 }
 
-/// Runs doctor as this user. The user [`LOGIN`] logs in first.
+/// Runs doctor as this user. If `user` is [`LOGIN`], the user nobody logs in first.
 fn doctor(user: &str) -> (bool, String) {
     if user == LOGIN {
         let doctor = format!("{} doctor", tool().display());
@@ -69,7 +71,7 @@ fn is_fixed(user: &str, taken: &str, subject: &str) {
     assert!(!commands.is_empty(), "{taken}: {before}");
     println!("# {taken}\n{what}\n{}", commands.join("\n"));
     sh(&commands.join("\n"));
-    // A port may need some time to become active.
+    // doctor may report success late, because a port may need some time to become active.
     let patience = Instant::now() + Duration::from_secs(120);
     loop {
         let (cached, after) = doctor(user);
@@ -105,8 +107,8 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
     if PathBuf::from("/proc/sys/kernel/io_uring_disabled").exists() {
         is_fixed("0", "sysctl -q kernel.io_uring_disabled=2", "io_uring:");
     }
-    // The new file is on the mount that this test makes, and disappears with it. It applies to
-    // later logins.
+    // The commands make a file in this directory, on the mount that this test makes. The file
+    // disappears with the mount. Its limits apply from the next login on.
     let dir = "/etc/security/limits.d";
     is_fixed(
         LOGIN,
@@ -114,8 +116,8 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
         "pinned memory:",
     );
     sh(&format!("umount {dir}"));
-    // If userfaultfd works on this kernel, a sysctl can forbid it to users. The limit on mappings
-    // matters if userfaultfd is the monitor.
+    // If userfaultfd works on this kernel, a sysctl can forbid userfaultfd to users. The limit on
+    // mappings matters only if userfaultfd is the monitor.
     let (_, alone) = doctor(NOBODY);
     if alone.contains("sysctl vm.unprivileged_userfaultfd=1") {
         let nobody = "sysctl -q vm.unprivileged_userfaultfd=0";

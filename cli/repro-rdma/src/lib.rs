@@ -1,5 +1,5 @@
-//! Defines [`Rig`]: an RDMA device, a cache of its registrations, and a buffer for the peer's end
-//! of transfers.
+//! Defines [`Rig`], which transfers bytes between memory that changes and a buffer of a peer. A rig
+//! has an RDMA device, a cache of the device's registrations, and the peer's buffer.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use regcache::{Cache, Guard};
 use regcache_repro::{Outcome, Prepared, Result, Scenario};
 use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd};
 
-/// The access of every registration. It allows transfers in all directions.
+/// The access of every registration. It allows the transfers of every [`Direction`].
 const ACCESS: Access = Access::LOCAL_WRITE
     .union(Access::REMOTE_READ)
     .union(Access::REMOTE_WRITE);
@@ -45,7 +45,7 @@ impl Direction {
         Self::Read,
     ];
 
-    /// Returns the name of the direction, as it occurs in names of tests.
+    /// Returns the name of the direction. The names of tests contain it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -66,8 +66,8 @@ impl Direction {
     }
 }
 
-/// A device that is connected with itself, a cache of its registrations, and a buffer for the
-/// peer's end of each transfer.
+/// An RDMA device in a connection with itself, a cache of its registrations, and a buffer. One end
+/// of each transfer is the memory that changes, and the other end is the buffer.
 #[derive(Debug)]
 pub struct Rig<M: Monitor> {
     loopback: Loopback,
@@ -108,8 +108,8 @@ impl<M: Monitor> Rig<M> {
         &self.cache
     }
 
-    /// Runs one scenario in one direction. A transfer looks the memory up and moves bytes. Then the
-    /// memory changes, and a second transfer does the same.
+    /// Runs one scenario in one direction. The first transfer looks the memory up and moves bytes.
+    /// Then the memory changes, and the second transfer looks it up and moves bytes again.
     ///
     /// The caller flushes a naive cache first, because an earlier scenario may have left an entry
     /// for the same addresses in the cache.
@@ -121,7 +121,7 @@ impl<M: Monitor> Rig<M> {
     pub fn reuse(&mut self, scenario: &Scenario, direction: Direction) -> Result<Outcome> {
         let first = |prepared: &Prepared| -> Result<()> {
             // SAFETY: the memory is mapped, and this is the only reference to it. The reference
-            // ends before the change.
+            // ends before the memory changes.
             unsafe { prepared.memory().bytes() }.fill(OLD);
             let arrived = self.exchange(prepared, direction, OLD)?;
             if arrived.iter().all(|&byte| byte == OLD) {
@@ -139,7 +139,7 @@ impl<M: Monitor> Rig<M> {
             return Err("the memory did not change".into());
         }
         if direction.is_source() {
-            // If the registration is fresh, the device reads these new bytes.
+            // If the registration is fresh, the second transfer moves these new bytes.
             bytes.fill(NEW);
         }
         let arrived = self.exchange(&prepared, direction, NEW)?;
@@ -165,7 +165,7 @@ impl<M: Monitor> Rig<M> {
     }
 
     /// Looks up the memory and the peer's buffer, and moves bytes in this direction. Every byte of
-    /// the source is `filled`. Returns the bytes that the CPU sees at the destination.
+    /// the source has the value `filled`. Returns the bytes that the CPU reads at the destination.
     fn exchange(
         &mut self,
         prepared: &Prepared,
@@ -182,8 +182,8 @@ impl<M: Monitor> Rig<M> {
         let (our_mr, their_mr) = (ours.registration(), theirs.registration());
         let link = &mut self.loopback;
         // SAFETY: the registrations may be stale, because the suite tests for stale registrations.
-        // The old pages of a stale registration are mapped nowhere: a scenario that moves pages
-        // unmaps them at their new address.
+        // The old pages of a stale registration are mapped nowhere. Even a scenario that moves
+        // pages unmaps these pages at their new address.
         unsafe {
             match direction {
                 Direction::Send => link.send_registered(bytes, our_mr, peer, their_mr),
@@ -201,8 +201,8 @@ impl<M: Monitor> Rig<M> {
         })
     }
 
-    /// Lets the device read the memory by the cached registration, and checks that the device reads
-    /// [`NEW`].
+    /// Checks that the second transfer wrote [`NEW`] to the old pages. The function lets the device
+    /// read these pages by the cached registration.
     fn check_old_pages_were_written(&mut self, prepared: &Prepared) -> Result<()> {
         let seen = self.exchange(prepared, Direction::Write, 0)?;
         if seen.iter().any(|&byte| byte != NEW) {

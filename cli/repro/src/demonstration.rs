@@ -1,5 +1,5 @@
-//! Defines [`demonstrate`], which shows the reuse bug on io_uring with a naive cache and with
-//! regcache. It also prints the costs of both caches.
+//! Defines [`demonstrate`]. This function shows the reuse bug on io_uring with a naive cache and
+//! with regcache, and prints the costs of both caches.
 
 use regcache::monitor::Monitor;
 
@@ -13,10 +13,10 @@ fn count(device: &impl Device, rounds: u32) -> Result<u32> {
     Ok(stale)
 }
 
-/// Shows the bug with a naive cache and with a cache on `monitor`, and prints the results.
+/// Runs `rounds` rounds with a naive cache and with a cache on `monitor`, and prints the results.
 ///
-/// In each round, io_uring writes a page to a pipe. The function then unmaps the page, maps a new
-/// page at the same address, and lets io_uring write the new page.
+/// In each round, io_uring writes a page to a pipe. The function then unmaps the page and maps a
+/// new page at the same address. io_uring writes the new page to the pipe.
 ///
 /// Returns true if stale bytes arrived in every round with the naive cache, and in no round with
 /// the cache on `monitor`.

@@ -1,16 +1,16 @@
 //! Defines the trait [`Device`] and the function [`reuse`]. A [`Device`] reads memory by cached
-//! registrations. [`reuse`] tests whether such a device reads stale pages.
+//! registrations. [`reuse`] tests whether a [`Device`] reads stale pages in a scenario.
 
 use std::error::Error as StdError;
 use std::ops::Range;
 
 use crate::scenario::{Prepared, Scenario};
 
-/// The result of a scenario. Its error can be of any type, because callers only display the error.
+/// The result of a scenario. An error may have any type, because callers only display the error.
 pub type Result<T> = std::result::Result<T, Box<dyn StdError + Send + Sync>>;
 
-/// The largest number of lookups before the change. [`reuse`] repeats the lookup until the cache
-/// retains the registration.
+/// The largest number of lookups before the change. Until the cache retains the registration,
+/// [`reuse`] repeats the lookup.
 const MAX_ATTEMPTS: u32 = 8;
 
 const OLD: u8 = 0xA5;
@@ -43,12 +43,12 @@ pub trait Device {
 /// The result of a transfer after the memory has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The device read the pages that are mapped.
+    /// The device read the pages that are mapped now, by a cached registration or a new one.
     Fresh,
-    /// The device read the pages that are mapped, but the cache had not retained the first
-    /// registration.
+    /// The device read the pages that are mapped now. But the cache had not retained the first
+    /// registration, so this registration could not become stale.
     Uncached,
-    /// The device read old pages.
+    /// The device read the old pages, so the registration was stale.
     Stale,
 }
 
@@ -67,8 +67,8 @@ pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
         if before {
             fill(prepared, OLD);
         }
-        // A monitor may still suspect the addresses because of an earlier change, and the cache
-        // retains no registration of a suspect range. So the lookup is repeated.
+        // The cache retains no registration of a range that its monitor suspects. An earlier change
+        // may have made the monitor suspect this range. So the lookup is repeated.
         kept = false;
         for _ in 0..MAX_ATTEMPTS {
             if !kept {
@@ -87,8 +87,8 @@ pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
         fill(&prepared, NEW);
     }
     let (arrived, _) = read(device, &prepared)?;
-    // The CPU reads the contents after the transfer, because a read by the CPU populates pages that
-    // nothing has touched.
+    // The CPU reads the contents only after the transfer. An earlier read by the CPU would populate
+    // pages that the scenario leaves unpopulated.
     judge(
         &arrived,
         &old,
@@ -108,7 +108,7 @@ fn contents(prepared: &Prepared) -> Vec<u8> {
     unsafe { prepared.memory().bytes() }.to_vec()
 }
 
-/// Lets the device read the memory. This function does not touch the memory itself.
+/// Lets the device read the memory. The CPU does not access the memory in this function.
 fn read(device: &impl Device, prepared: &Prepared) -> Result<(Vec<u8>, bool)> {
     // SAFETY: the memory is mapped, and this is the only reference to it.
     device.read_out(unsafe { prepared.memory().bytes() })
@@ -132,8 +132,8 @@ fn judge(
         let is_new = arrived[i] == new[i];
         is_new || changed.contains(&i) && arrived[i] == old[i]
     };
-    // The device read old pages. No address maps the old pages now, or only the kernel still holds
-    // them.
+    // If each byte is either old or new, the device read old pages. These pages are no longer
+    // mapped at any address, or only the kernel holds them.
     if (0..arrived.len()).all(is_either) {
         return Ok(Outcome::Stale);
     }

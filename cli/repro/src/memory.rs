@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 /// A range of mapped addresses that a scenario owns and changes.
 ///
-/// Dropping a `Memory` unmaps nothing. Each scenario frees its memory in its own way, because only
-/// the scenario knows what is mapped at these addresses at its end.
+/// Dropping a `Memory` unmaps nothing. Each scenario has a function that frees its memory. Only the
+/// scenario knows the mappings that are left at these addresses at its end.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
     start: NonNull<u8>,
@@ -18,7 +18,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Makes a `Memory` of the `len` bytes at `start`. The provenance of `start` has been exposed.
+    /// Makes a `Memory` of the `len` bytes at `start`. The caller must have exposed the provenance
+    /// of `start`.
     ///
     /// # Errors
     ///
@@ -49,8 +50,8 @@ impl Memory {
     ///
     /// # Safety
     ///
-    /// The memory stays mapped for as long as the result lives, and no other reference to the
-    /// memory exists in that time.
+    /// The memory must stay mapped while the result lives. No other reference to the memory may
+    /// exist during that time.
     #[must_use]
     pub unsafe fn bytes<'a>(self) -> &'a mut [u8] {
         // SAFETY: the caller promises that the memory is mapped readable and writable, and that no
@@ -66,7 +67,7 @@ impl Memory {
     #[must_use]
     pub fn part(self, part: Range<usize>) -> Self {
         assert!(part.start <= part.end && part.end <= self.len);
-        // SAFETY: the offset is within the memory, as checked above.
+        // SAFETY: the offset is within the memory, because the function has checked it above.
         let start = unsafe { self.start.add(part.start) };
         Self {
             start,
@@ -128,7 +129,7 @@ pub fn unmap(memory: Memory) {
     debug_assert_eq!(result, 0);
 }
 
-/// Checks that `given`, which the kernel has mapped, starts at the address of `wanted`.
+/// Checks that `given` starts at the address of `wanted`. The kernel has mapped `given`.
 ///
 /// # Errors
 ///

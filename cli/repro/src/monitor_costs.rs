@@ -1,5 +1,5 @@
 //! Measures the costs of a hit, a miss, a registration and `munmap` with several monitors. The
-//! samples of the monitors alternate.
+//! samples of different monitors alternate, so that a disturbance affects all monitors.
 
 use std::hint::black_box;
 use std::io;
@@ -13,7 +13,7 @@ use regcache::{Registrar, VaRange};
 use crate::device::Result;
 use crate::{PAGE, Uring};
 
-/// A cache whose costs are measured.
+/// A cache whose costs this module measures.
 pub trait Costed {
     /// Looks `bytes` up in the cache.
     ///
@@ -106,8 +106,8 @@ pub fn monitor_costs(columns: &[(&str, &dyn Costed)], times: usize) -> Result<()
             for ((_, cache), samples) in columns.iter().zip(&mut samples) {
                 samples.push(sample(*cache, &memory)?);
                 if columns.len() > 1 {
-                    // Only one userfaultfd can watch this memory at a time. So the flush ends this
-                    // column's watch before the next column's sample.
+                    // Only one userfaultfd can watch this memory at a time. So the cache of this
+                    // column must end its watch before the next column takes a sample.
                     cache.flush_cache()?;
                 }
             }

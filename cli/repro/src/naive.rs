@@ -6,12 +6,12 @@ use regcache::VaRange;
 use regcache::monitor::{Cookie, Monitor};
 
 /// A monitor that accepts every watch and never reports an invalidation. A cache on this monitor
-/// runs the same code as any other cache, and has the reuse bug.
+/// has the reuse bug, although it runs the same code as any other cache.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NeverReports;
 
-// SAFETY: this monitor is deliberately unsound. The tests that use it leave no moved mapping at
-// another address. So a stale registration reaches only pages that are mapped nowhere.
+// SAFETY: this monitor is deliberately unsound. No test that uses this monitor leaves a moved
+// mapping at another address. So a stale registration reaches only pages that are mapped nowhere.
 unsafe impl Monitor for NeverReports {
     fn generation(&self) -> u64 {
         0

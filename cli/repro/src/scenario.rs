@@ -23,7 +23,7 @@ const MAX_ATTEMPTS: u32 = 8;
 /// One way in which memory changes.
 #[derive(Clone, Copy)]
 pub struct Scenario {
-    /// The name of the scenario. It describes the change, as the name of a test does.
+    /// The name of the scenario, which describes the change.
     pub name: &'static str,
     /// Makes the memory of the scenario.
     pub make: fn() -> io::Result<Memory>,
@@ -35,8 +35,8 @@ pub struct Scenario {
     pub free: fn(Memory),
     /// The times at which a program writes the memory.
     pub written: Written,
-    /// True if the change always puts other pages behind the addresses. False if the kernel or
-    /// malloc decides whether to do so, or if the pages stay.
+    /// The value is true if the change always puts other pages behind the addresses. It is false if
+    /// the pages stay, or if the kernel or malloc decides whether the pages stay.
     pub replaces: bool,
 }
 
@@ -49,7 +49,7 @@ pub enum Written {
     /// The program writes the memory before the first transfer, and does not write it after the
     /// change.
     BeforeTheFirst,
-    /// The program does not write the memory. Only the change itself may write it.
+    /// The program itself does not write the memory. The change may write the memory.
     ByTheChange,
 }
 
@@ -73,8 +73,8 @@ pub const fn scenario(name: &'static str, change: fn(Memory) -> io::Result<()>) 
     }
 }
 
-/// The bug in its shortest form: the memory is unmapped, and the kernel returns the same address
-/// for the next `mmap`.
+/// The shortest scenario with the reuse bug. The memory is unmapped, and the kernel returns the
+/// same address for the next `mmap`.
 pub const MUNMAP_THEN_MMAP: &Scenario = &scenario("munmap_then_mmap", |memory| {
     unmap(memory);
     map_again(memory)
@@ -90,7 +90,7 @@ pub fn map_again(memory: Memory) -> io::Result<()> {
     same_address(memory, map(memory.len())?)
 }
 
-/// A scenario together with its memory. The memory is freed when the value is dropped.
+/// A scenario together with its memory. Dropping the value frees the memory.
 #[derive(Debug)]
 pub struct Prepared {
     scenario: Scenario,
@@ -136,10 +136,11 @@ impl Scenario {
             let Err(error) = (unsafe { prepared.change() }) else {
                 return Ok(prepared);
             };
-            // The memory at this address may belong to another thread now, so it must not be freed.
+            // Another thread may own the memory at this address now. So the scenario must not free
+            // it.
             mem::forget(prepared);
-            // Another thread has the address if the kernel chose a different address, or refused to
-            // replace an existing mapping.
+            // These errors mean that another thread owns the address. The kernel chose a different
+            // address, or refused to replace an existing mapping.
             let taken = matches!(
                 error.kind(),
                 io::ErrorKind::AddrNotAvailable | io::ErrorKind::AlreadyExists
@@ -152,8 +153,8 @@ impl Scenario {
 }
 
 impl Prepared {
-    /// Returns two flags: whether to write the memory before the first transfer, and whether to
-    /// write it after the change.
+    /// Returns two values. The first is true if a program writes the memory before the first
+    /// transfer. The second is true if a program writes the memory after the change.
     #[must_use]
     pub fn written(&self) -> (bool, bool) {
         match self.scenario.written {

@@ -1,4 +1,4 @@
-//! Defines [`Uring`], which implements [`Device`] by fixed buffers of io_uring.
+//! Defines [`Uring`], a [`Device`] that reads memory by fixed buffers of io_uring.
 
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, AsRawFd};
@@ -10,7 +10,7 @@ use regcache_uring::{FileIo, UringRegistrar};
 
 use crate::device::{Device, Result};
 
-/// The capacity of the pipe in bytes. The device can read at most this many bytes in one transfer.
+/// The capacity of the pipe in bytes. One transfer can move at most this many bytes.
 const CAPACITY: usize = 1 << 20;
 
 /// A ring, a cache of the ring's fixed buffers, and a pipe. The ring writes the bytes of a buffer
@@ -33,8 +33,8 @@ impl<M: Monitor> Uring<M> {
         let io = FileIo::new()?;
         let cache = Cache::builder(io.registrar().clone())
             .monitor(monitor)
-            // The kernel could map the reaper's stack at addresses that a scenario has unmapped. So
-            // the cache has no reaper.
+            // The kernel could place the stack of a reaper at addresses that a scenario has
+            // unmapped. So the cache has no reaper.
             .background_reaper(false)
             .build()?;
         let (reader, writer) = io::pipe()?;
@@ -55,9 +55,9 @@ impl<M: Monitor> Uring<M> {
         &self.cache
     }
 
-    /// Lets the device read `bytes` by the registration of `guard`. The length of `bytes` is at
-    /// most 1 MiB. Only one thread at a time may call this function, because all callers share the
-    /// pipe.
+    /// Lets the device read `bytes` by the registration of `guard`. The length of `bytes` must be
+    /// at most 1 MiB. Only one thread may call this function at a time, because all callers share
+    /// the pipe.
     ///
     /// # Errors
     ///

@@ -12,7 +12,7 @@ use super::{Files, Finding, Level};
 const CLASS: &str = "/sys/class/infiniband";
 const UVERBS: &str = "/sys/class/infiniband_verbs";
 
-/// Returns whether any device among the findings can be used.
+/// Returns true if the findings contain a device that can be used.
 pub(crate) fn usable(findings: &[Finding]) -> bool {
     let device = |it: &&Finding| it.subject.starts_with("device") || it.subject == "io_uring";
     let lists = |it: &Finding| it.subject != "libibverbs" || it.level == Level::Good;
@@ -42,8 +42,9 @@ fn look_with(files: &Files, verbs: &Verbs, open: impl Fn(&str) -> io::Result<()>
     findings
 }
 
-/// Returns a note if `nvidia_peermem` is loaded. With this module `ibv_reg_mr` accepts addresses of
-/// a GPU's memory. No monitor sees changes of that memory.
+/// Returns a note if the module `nvidia_peermem` is loaded. With this module, `ibv_reg_mr` accepts
+/// addresses of GPU memory. No monitor reports changes of GPU memory, so the cache does not retain
+/// such registrations.
 fn peer_memory(files: &Files) -> Option<Finding> {
     files.exists("/sys/module/nvidia_peermem").then(|| {
         Finding::note(
@@ -165,7 +166,8 @@ fn make_node(files: &Files, device: &str, node: &str) -> String {
     format!("mkdir -p /dev/infiniband && mknod -m 666 {node} c {major} {minor}")
 }
 
-/// Returns, for each port, its description, whether it is active, and its network interface.
+/// Returns three values for each port: its description, whether it is active, and its network
+/// interface.
 fn ports_of(files: &Files, device: &str) -> Vec<(String, bool, Option<String>)> {
     let ports = format!("{CLASS}/{device}/ports");
     let of = |port: String| {
@@ -182,7 +184,7 @@ fn ports_of(files: &Files, device: &str) -> Vec<(String, bool, Option<String>)> 
     files.names(&ports).into_iter().map(of).collect()
 }
 
-/// Checks whether io_uring works with fixed buffers.
+/// Checks whether this machine supports fixed buffers of io_uring.
 pub(crate) fn look_at_io_uring(files: &Files) -> Vec<Finding> {
     let subject = "io_uring";
     let Err(error) = FileIo::new() else {

@@ -1,5 +1,5 @@
-//! [`Files`]: the files that describe the kernel and the installation. They are below `/`, or below
-//! a directory that a test has made.
+//! Defines [`Files`], the files that describe the kernel and the installation. Their root is `/`,
+//! or a directory that a test has made.
 
 use std::fs;
 use std::path::PathBuf;
@@ -28,12 +28,12 @@ impl Files {
         }
     }
 
-    /// Returns the kernel's release.
+    /// Returns the release of the kernel, for example `6.1.0`.
     pub(crate) fn release(&self) -> &str {
         &self.release
     }
 
-    /// Returns the place of an absolute path below the root.
+    /// Returns the path below the root that stands for this absolute path.
     pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
@@ -42,13 +42,13 @@ impl Files {
         self.at(path).exists()
     }
 
-    /// Reads a file, and trims its text. Returns `None` if there is no such file.
+    /// Reads a file, and trims its text. Returns `None` if the file cannot be read.
     pub(crate) fn read(&self, path: &str) -> Option<String> {
         let text = fs::read_to_string(self.at(path)).ok()?;
         Some(text.trim().to_owned())
     }
 
-    /// Returns the sorted names in a directory.
+    /// Returns the sorted names of the entries of a directory.
     pub(crate) fn names(&self, dir: &str) -> Vec<String> {
         let entries = fs::read_dir(self.at(dir)).into_iter().flatten().flatten();
         let mut names: Vec<_> = entries
@@ -58,15 +58,15 @@ impl Files {
         names
     }
 
-    /// Returns whether the kernel can load modules.
+    /// Returns true if the kernel can load modules.
     pub(crate) fn loads_modules(&self) -> bool {
         self.exists("/proc/modules")
     }
 
-    /// Returns whether modprobe would find this module for this kernel.
+    /// Returns true if modprobe would find this module for this kernel.
     pub(crate) fn has_module(&self, name: &str) -> bool {
         let modules = self.at(&format!("/lib/modules/{}", self.release));
-        // modprobe finds modules in this list.
+        // The file `modules.dep` lists the modules that modprobe can find.
         let listed = fs::read_to_string(modules.join("modules.dep")).unwrap_or_default();
         let file = format!("/{name}.ko");
         listed.lines().any(|line| {
@@ -75,7 +75,8 @@ impl Files {
         })
     }
 
-    /// Returns whether the headers of this kernel are installed. Building a module needs them.
+    /// Returns true if the headers of this kernel are installed. A module cannot be built without
+    /// them.
     pub(crate) fn has_headers(&self) -> bool {
         let build = format!("/lib/modules/{}/build", self.release);
         self.exists(&format!("{build}/Makefile"))
@@ -86,7 +87,8 @@ impl Files {
 pub(crate) mod tests {
     use super::*;
 
-    /// Makes a directory with these files, which is the root of a fake machine.
+    /// Makes the directory of a fake machine with these files. Returns the directory, and [`Files`]
+    /// whose root is the directory.
     pub(crate) fn machine(name: &str, files: &[(&str, &str)]) -> (PathBuf, Files) {
         let root = std::env::temp_dir().join(format!("doctor-{name}-{}", std::process::id()));
         for (path, text) in files {

@@ -1,13 +1,14 @@
-//! Gets the list of devices from libibverbs, without linking the library.
+//! Lists the devices by libibverbs. The tool loads the library at run time, because the library may
+//! not be installed.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-/// The devices that libibverbs can use, if it is installed.
+/// The answer of libibverbs.
 #[derive(Debug)]
 pub(crate) enum Verbs {
     NotThere,
-    /// The names of the devices that it can use.
+    /// The library is installed and can use the devices with these names.
     Lists(Vec<String>),
 }
 
@@ -24,7 +25,7 @@ pub(crate) fn look() -> Verbs {
         return Verbs::NotThere;
     }
     let symbol = |name: &CStr| {
-        // SAFETY: the library was loaded above, and is not closed.
+        // SAFETY: the library was loaded above, and this process never closes it.
         let found = unsafe { libc::dlsym(library, name.as_ptr()) };
         (!found.is_null()).then_some(found)
     };
@@ -45,23 +46,25 @@ pub(crate) fn look() -> Verbs {
             std::mem::transmute::<*mut c_void, GetName>(get_name),
         )
     };
-    // SAFETY: the argument may be null. The function then stores no count.
+    // SAFETY: the argument may be null. In that case the function stores no count.
     let list = unsafe { get_list(ptr::null_mut()) };
     if list.is_null() {
-        // The kernel has no RDMA subsystem.
+        // A null list means that the kernel has no RDMA subsystem.
         return Verbs::Lists(Vec::new());
     }
     let mut names = Vec::new();
     let mut next = list;
-    // SAFETY: the list ends with a null.
+    // SAFETY: `next` points to an element of the list. The last element is null, and the loop ends
+    // there.
     while let Some(device) = ptr::NonNull::new(unsafe { *next }) {
-        // SAFETY: the device is in the list, and its name is a terminated array.
+        // SAFETY: the device is in the list, and its name ends with a null byte.
         let name = unsafe { CStr::from_ptr(get_name(device.as_ptr())) };
         names.push(name.to_string_lossy().into_owned());
-        // SAFETY: this element was not the final null, so another element follows.
+        // SAFETY: this element was not null, so another element follows.
         next = unsafe { next.add(1) };
     }
-    // SAFETY: the list is freed once.
+    // SAFETY: libibverbs returned the list, and nothing uses the list or its devices after this
+    // call.
     unsafe { free_list(list) };
     Verbs::Lists(names)
 }

@@ -1,4 +1,4 @@
-//! Checks the limits: pinned memory, mappings, file descriptors.
+//! Checks the limits of this user: pinned memory, mappings, and file descriptors.
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
@@ -7,10 +7,11 @@ use super::{Files, Finding};
 /// The number of registrations that a cache retains by default.
 const ENTRIES: u64 = 65_536;
 
-/// The number of file descriptors that a cache uses, for its monitor and to wake its reaper.
+/// The largest number of file descriptors that a cache uses. The monitor and the reaper use them.
 const DESCRIPTORS: u64 = 8;
 
-/// The bit of `CAP_IPC_LOCK`, with which a process may pin any amount of memory.
+/// The bit number of `CAP_IPC_LOCK` in a set of capabilities. A process with this capability may
+/// pin any amount of memory.
 const CAP_IPC_LOCK: u32 = 14;
 
 pub(crate) fn look(files: &Files, monitor: Option<&str>) -> Vec<Finding> {
@@ -45,8 +46,8 @@ fn may_pin_any_amount(files: &Files) -> bool {
     effective.is_some_and(|it| it >> CAP_IPC_LOCK & 1 == 1)
 }
 
-/// Checks the limit on mappings. It matters only with userfaultfd, which splits mappings at both
-/// ends of a watched range.
+/// Checks the limit on mappings. The limit matters only with userfaultfd, because a watch by
+/// userfaultfd splits the mapping at both ends of the watched range.
 fn mappings(files: &Files, monitor: Option<&str>) -> Finding {
     let subject = "mappings";
     let limit = files.read("/proc/sys/vm/max_map_count");

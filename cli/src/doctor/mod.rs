@@ -1,8 +1,8 @@
 //! `regcache doctor`: checks whether this machine can cache registrations.
 //!
-//! Each part checks one area and returns [`Finding`]s. If a finding is a problem, it has the
-//! commands that fix the problem, unless no command can. The commands are for root on Debian, and
-//! can be run unchanged.
+//! Each part checks one area and returns [`Finding`]s. A finding that is a problem contains the
+//! commands that fix the problem. If no command can fix the problem, the finding contains none. The
+//! commands are for root on Debian, and can be run unchanged.
 
 mod devices;
 mod files;
@@ -15,11 +15,11 @@ use files::Files;
 /// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// The part works.
+    /// The checked item works.
     Good,
-    /// The part works but could be better, or it is not needed.
+    /// The checked item works but could be better, or caching does not need this item.
     Note,
-    /// The part does not work.
+    /// The checked item does not work.
     Missing,
 }
 
@@ -29,7 +29,7 @@ pub(crate) struct Finding {
     level: Level,
     subject: String,
     says: String,
-    /// The commands that fix the problem, in order.
+    /// The commands that fix the problem, in the order in which they must be run.
     fix: Vec<String>,
 }
 
@@ -55,14 +55,14 @@ impl Finding {
         }
     }
 
-    /// Adds a command that fixes the problem.
+    /// Appends a command to the commands that fix the problem.
     fn fixed_by(mut self, command: impl Into<String>) -> Self {
         self.fix.push(command.into());
         self
     }
 }
 
-/// An area of checks, and its findings.
+/// A part of the report: the title of an area, and the findings in this area.
 #[derive(Debug)]
 struct Part {
     title: &'static str,
@@ -75,7 +75,8 @@ impl Part {
     }
 }
 
-/// Runs all checks, prints the findings, and returns 0 if registrations are cached here.
+/// Runs all checks and prints the findings. Returns 0 if registrations are cached on this machine,
+/// and 1 otherwise.
 pub(crate) fn run(commands_only: bool) -> u8 {
     let files = Files::of_this_machine();
     let monitor = monitors::best();

@@ -1,6 +1,6 @@
-//! The conformance suite of monitors. The suite changes memory in many ways that Linux offers. A
-//! device then reads the memory by a cached registration, and the bytes that it reads show whether
-//! the registration was stale.
+//! The conformance suite of monitors. The suite changes memory in many ways that Linux offers.
+//! After each change, a device reads the memory by a cached registration. The bytes that the device
+//! reads show whether the registration was stale.
 //!
 //! - [`scenarios`] lists the changes.
 //! - [`matrix`] runs them in columns. Each column is a monitor on a device.

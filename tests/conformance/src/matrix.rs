@@ -1,5 +1,5 @@
-//! The matrix. A row is a scenario, and a column is a monitor on a device. A cell shows whether the
-//! device read the new pages after the scenario.
+//! The matrix of outcomes. Each row is a scenario, and each column is a monitor on a device. Each
+//! cell shows whether the device read the new pages after the scenario.
 
 use std::error::Error as StdError;
 use std::io;
@@ -9,12 +9,12 @@ use clap::Parser;
 use regcache::monitor::{Monitor, NoMonitor, Ummunotify, Userfaultfd};
 use regcache_repro::{Device, NeverReports, Outcome, Result, Scenario, Uring, reuse};
 
-/// The outcomes that a column must have.
+/// The outcomes that the cells of a column must have.
 #[derive(Debug, Clone, Copy)]
 pub enum Verdict {
     /// No cell is stale.
     Sound,
-    /// The cell of each scenario for which the function returns true is stale. The monitor is a
+    /// Each scenario for which this function returns true must be stale. Such a monitor is a
     /// negative control: it proves that the suite detects stale bytes.
     StaleWhere(fn(&Scenario) -> bool),
 }
@@ -37,7 +37,7 @@ impl std::fmt::Debug for Column {
 }
 
 impl Column {
-    /// Makes a column that runs each scenario on a new device, which `device` makes.
+    /// Makes a column. Each scenario runs on a new device, which the function `device` makes.
     pub fn new<D: Device>(
         name: &str,
         verdict: Verdict,
@@ -66,8 +66,8 @@ fn is_silent(scenario: &Scenario) -> bool {
     scenario.name.starts_with("guard_pages") || scenario.name == "shmat_over_it_then_mmap"
 }
 
-/// Returns the columns of io_uring that this machine can run. For each other column, the function
-/// prints the reason why the machine cannot run it.
+/// Returns the columns of io_uring that this machine can run. For each column that this machine
+/// cannot run, the function prints the reason.
 #[must_use]
 pub fn uring_columns() -> Vec<Column> {
     let mut columns = vec![
@@ -101,8 +101,8 @@ pub fn uring_columns() -> Vec<Column> {
     columns
 }
 
-/// Runs the scenarios and prints a table. `label` precedes the name of each scenario. Returns a
-/// description of each cell that differs from the verdict of its column.
+/// Runs the scenarios in the columns, and prints a table. `label` precedes the name of each
+/// scenario. Returns a description of each cell that contradicts the verdict of its column.
 #[must_use]
 pub fn matrix<'s>(
     columns: &[Column],
@@ -142,8 +142,8 @@ fn is_as_it_has_to_be(verdict: Verdict, scenario: &Scenario, outcome: &Result<Ou
     }
 }
 
-/// Returns true if the kernel does not support the scenario, or if the device cannot register such
-/// memory.
+/// Returns true if the error means that the scenario cannot run. In that case the kernel does not
+/// support the scenario, or the device cannot register such memory.
 fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
     let mut causes = regcache::error::chain(error);
     causes.any(|cause| {
@@ -170,8 +170,8 @@ struct Options {
     only: Vec<String>,
 }
 
-/// Runs a program that parses its arguments, runs these scenarios in these columns, and prints the
-/// matrix.
+/// Runs the scenarios in the columns, and prints the matrix. A program that runs a matrix calls
+/// this function from `main`. The function also parses the arguments of the program.
 pub fn matrix_program<'s>(
     mut columns: Vec<Column>,
     scenarios: impl IntoIterator<Item = &'s Scenario>,

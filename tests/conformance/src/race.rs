@@ -1,9 +1,10 @@
 //! A race for an address. Thread A unmaps a page. Thread B maps a new page at the same address and
 //! looks the page up.
 //!
-//! A does not signal to B that the page is unmapped. B calls `mmap` with `MAP_FIXED_NOREPLACE` in a
-//! loop until the kernel grants the address. From that moment, the old registration is stale. So
-//! the race detects a monitor that reports the unmap only after the kernel has granted the address.
+//! Thread A does not signal to thread B that the page is unmapped. Thread B calls `mmap` with
+//! `MAP_FIXED_NOREPLACE` in a loop until the kernel grants the address. The old registration is
+//! stale from the moment at which the kernel grants the address. So the race detects a monitor that
+//! reports the unmap only after that moment.
 
 use std::hint;
 use std::ops::ControlFlow;
@@ -21,8 +22,8 @@ const NEW: u8 = 0x3C;
 /// The number of polls after which a waiting thread yields the CPU.
 const SPINS: u32 = 200;
 
-/// Fills the page with `byte` and lets the device read the page. Returns true if every byte that
-/// the device read is `byte`.
+/// Fills the page with `byte`, and lets the device read the page. Returns true if the device read
+/// only bytes with this value.
 fn reads<M: Monitor>(device: &Uring<M>, page: *mut u8, byte: u8) -> Result<bool> {
     // SAFETY: this thread mapped the page, and this is the only reference to it.
     let bytes = unsafe { std::slice::from_raw_parts_mut(page, PAGE) };
@@ -46,11 +47,11 @@ fn wait_while(place: &AtomicUsize, value: usize) -> usize {
     value
 }
 
-/// Runs at most `rounds` rounds. Returns the number of stale rounds, in which the device read the
-/// old page, and the number of all rounds.
+/// Runs at most `rounds` rounds. Returns two numbers: the number of stale rounds, and the number of
+/// rounds that were run. In a stale round, the device read the old page.
 ///
-/// After each round, the function calls `goes_on` with the number of stale rounds so far. It stops
-/// if `goes_on` returns [`ControlFlow::Break`].
+/// After each round, the function calls `goes_on` with the number of stale rounds so far. The
+/// function stops if `goes_on` returns [`ControlFlow::Break`].
 ///
 /// # Errors
 ///
@@ -64,8 +65,8 @@ pub fn thread_reuse<M: Monitor>(
     const NONE: usize = 0;
     /// The value of `address` when the race is over.
     const END: usize = 1;
-    // The address that A unmaps in the current round. B resets it to `NONE` when the round has
-    // ended.
+    // `address` is the address that thread A unmaps in the current round. Thread B resets `address`
+    // to `NONE` at the end of the round.
     let address = AtomicUsize::new(NONE);
     let stale = AtomicU32::new(0);
     thread::scope(|scope| {
@@ -98,8 +99,8 @@ pub fn thread_reuse<M: Monitor>(
         let mut played = 0;
         let mut a = || -> Result<()> {
             while played < rounds {
-                // This address is far from the addresses that the kernel chooses. So the kernel
-                // gives the address to no other thread.
+                // This address is far from the addresses that the kernel chooses by itself. So the
+                // kernel gives this address to no other thread.
                 let place = 0x5000_0000_0000 + (played as usize % 1024) * 2 * PAGE;
                 let page = map_fixed(place, PAGE, libc::MAP_FIXED_NOREPLACE)?;
                 if !reads(device, page, OLD)? {

@@ -2,8 +2,9 @@
 //! free, fork and look up. The cache holds registrations of the memory that malloc returns.
 //!
 //! With userfaultfd, a thread that unmaps memory sleeps until the monitor has read the event of
-//! that unmap. The sleeping thread may hold the cache's lock, or malloc's lock if it is in `free`.
-//! If the thread that reads events waited for one of these locks, all threads would be deadlocked.
+//! that unmap. The sleeping thread may hold the cache's lock. If it is in `free`, it may also hold
+//! malloc's lock. The thread that reads the events must wait for neither lock. Otherwise each
+//! thread would wait for the other.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -20,7 +21,7 @@ use regcache::monitor::{Monitor, Userfaultfd};
 use regcache_repro::{Device, Result, Uring};
 use regcache_test_support::Random;
 
-/// The counts of the work that all threads have done so far.
+/// The counts of the operations that all threads have done so far.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// The number of lookups of malloc's memory.
@@ -37,8 +38,9 @@ pub struct Progress {
 ///
 /// # Errors
 ///
-/// The errors of the kernel or the device. It is also an error if no lookup returns for `patience`.
-/// In that case the deadlocked threads still exist, so the process should exit.
+/// The errors of the kernel or the device. The function also returns an error if no thread
+/// completes a lookup for the duration `patience`. In that case the deadlocked threads still exist,
+/// so the process should exit.
 pub fn allocate_free_fork_and_look_up<M: Monitor>(
     device: &'static Uring<M>,
     threads: u64,
@@ -142,7 +144,7 @@ struct Options {
     threads: u64,
 }
 
-/// The time without a lookup after which the threads count as deadlocked.
+/// The duration without a completed lookup after which the threads count as deadlocked.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the stress test. `allocator` names the program's global allocator, for the report.
@@ -152,8 +154,8 @@ pub fn stress_program(allocator: &str) -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("stress: {error}");
-            // A return from `main` would run exit handlers, which may need locks of the deadlocked
-            // threads. So the process aborts.
+            // A return from `main` would run exit handlers. An exit handler may need a lock that a
+            // deadlocked thread holds. So the process aborts.
             std::process::abort()
         }
     }

@@ -1,6 +1,6 @@
 //! Runs the matrix on io_uring. The test starts the program `matrix`, which succeeds only if every
-//! cell has an outcome that its column allows. The matrix is a separate program because the hooks,
-//! a negative control, replace functions of libc in the program that contains them.
+//! cell has an outcome that its column allows. The matrix is a separate program, because it
+//! contains the hooks. The hooks replace functions of libc in the whole program that contains them.
 
 use std::process::{Command, Stdio};
 

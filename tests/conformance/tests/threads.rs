@@ -74,7 +74,7 @@ fn allocating_freeing_and_forking_with_mallocs_memory_cached_never_stands_still(
     let seconds = seconds.map_or(20, |it| it.parse().unwrap());
     // SAFETY: mallopt has no preconditions.
     unsafe {
-        // With these thresholds, malloc often maps memory and returns it to the kernel.
+        // With these thresholds, malloc often maps memory and often returns memory to the kernel.
         libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 10);
     }
@@ -85,7 +85,8 @@ fn allocating_freeing_and_forking_with_mallocs_memory_cached_never_stands_still(
         Ok(progress) => progress,
         Err(error) => {
             eprintln!("{error}");
-            // Unwinding could block on locks of the deadlocked threads. So the process aborts.
+            // Unwinding could wait for locks that the deadlocked threads hold. So the process
+            // aborts.
             std::process::abort();
         }
     };

@@ -10,6 +10,6 @@ pub use mapping::{map_fixed, unmap};
 pub use memory_use::{pinned, resident};
 pub use pages::Pages;
 pub use random::Random;
-/// The tool's demonstration needs both items and must not depend on a test crate. So the
-/// demonstration's crate defines them.
+/// The page size, and the monitor of a naive cache. The crate of the demonstration defines them,
+/// because the demonstration must not depend on a test crate.
 pub use regcache_repro::{NeverReports, PAGE};

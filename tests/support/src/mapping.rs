@@ -5,8 +5,9 @@ use std::ptr;
 
 use nix::errno::Errno;
 
-/// Maps `len` readable and writable bytes of private anonymous memory at `start`. The flag `how` is
-/// `MAP_FIXED_NOREPLACE`, or `MAP_FIXED` if the caller owns the memory at `start`.
+/// Maps `len` readable and writable bytes of private anonymous memory at `start`. The flag `how`
+/// must be `MAP_FIXED_NOREPLACE`. If the caller owns the memory at `start`, `how` may also be
+/// `MAP_FIXED`.
 ///
 /// # Errors
 ///
@@ -16,8 +17,8 @@ pub fn map_fixed(start: usize, len: usize, how: i32) -> io::Result<*mut u8> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
     let start = ptr::with_exposed_provenance_mut(start);
-    // SAFETY: the call maps at free addresses, or over memory that the caller owns and to which no
-    // reference exists.
+    // SAFETY: with `MAP_FIXED_NOREPLACE`, the call maps only at free addresses. With `MAP_FIXED`,
+    // the caller owns the memory at the addresses, and no reference to this memory exists.
     let start = unsafe { libc::mmap(start, len, protection, flags, -1, 0) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
@@ -25,7 +26,7 @@ pub fn map_fixed(start: usize, len: usize, how: i32) -> io::Result<*mut u8> {
     Ok(start.cast())
 }
 
-/// Unmaps memory that [`map_fixed`] mapped. No reference to the memory may be left.
+/// Unmaps memory that [`map_fixed`] has mapped. The caller must keep no reference to the memory.
 ///
 /// # Errors
 ///

@@ -7,15 +7,15 @@ use nix::errno::Errno;
 
 use crate::{PAGE, map_fixed, unmap};
 
-/// The address of the next [`Pages`]. It is far below the addresses that the kernel chooses, and no
-/// address is used twice. So the kernel never gives addresses that a test has unmapped to another
-/// thread.
+/// The address of the next [`Pages`]. No address is used twice. All addresses are far below the
+/// addresses that the kernel chooses. So if a test unmaps its pages, the kernel gives their
+/// addresses to no other thread.
 static NEXT: AtomicUsize = AtomicUsize::new(0x6000_0000_0000);
 
 /// A range of anonymous memory at addresses that nothing else uses.
 ///
-/// Each page has 4 KiB, whatever the system's policy on huge pages. All pages are populated from
-/// the start. Dropping the value unmaps the addresses, whatever is mapped at them by then.
+/// Each page has 4 KiB, even if the system prefers huge pages. All pages are populated from the
+/// start. Dropping the value unmaps the addresses, even if a test has mapped other memory there.
 #[derive(Debug)]
 pub struct Pages {
     start: *mut u8,
@@ -25,7 +25,7 @@ pub struct Pages {
 // SAFETY: the value holds only an address. Each access through the address is an unsafe operation
 // with its own proof.
 unsafe impl Send for Pages {}
-// SAFETY: a shared reference gives access only to the address, as for `Send`.
+// SAFETY: a shared reference gives access only to the address, and the argument for `Send` applies.
 unsafe impl Sync for Pages {}
 
 impl Pages {
@@ -35,8 +35,8 @@ impl Pages {
     ///
     /// The kernel's error.
     pub fn new(pages: usize) -> io::Result<Self> {
-        // One page after the range stays unmapped, so that the kernel does not merge the mappings
-        // of two values.
+        // One page after the range stays unmapped. Otherwise the kernel could merge the mappings of
+        // two values.
         let start = NEXT.fetch_add((pages + 1) * PAGE, Ordering::Relaxed);
         let start = map_fixed(start, pages * PAGE, libc::MAP_FIXED_NOREPLACE)?;
         let this = Self { start, pages };
@@ -67,8 +67,8 @@ impl Pages {
 
     /// Writes to one page.
     pub fn write(&self, page: usize, byte: u8) {
-        // SAFETY: `new` mapped the page writable. If the test has unmapped it since, the write
-        // faults.
+        // SAFETY: `new` mapped the page writable. If the test has unmapped the page since, the
+        // write faults and changes no memory.
         unsafe { self.page(page).write_volatile(byte) }
     }
 

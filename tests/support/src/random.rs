@@ -1,9 +1,9 @@
-//! Defines [`Random`], by which benchmarks and stress tests choose the order of their operations.
+//! Defines [`Random`], a random number generator for benchmarks and stress tests.
 
 /// A linear congruential generator. Generators with the same seed return the same sequence.
 ///
-/// A step of the generator costs two instructions, so it hardly affects the time of a loop that is
-/// measured.
+/// A step of the generator costs two instructions. So a step hardly affects the measured time of a
+/// loop.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -17,7 +17,7 @@ impl Random {
     /// Returns a random number below `limit`. The limit is at least 1 and at most 2^32.
     #[inline(always)]
     pub fn below(&mut self, limit: usize) -> usize {
-        // These are Knuth's constants for MMIX.
+        // These constants are Knuth's constants for MMIX.
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)

@@ -28,8 +28,8 @@ impl Counter {
     /// Returns the generation.
     #[must_use]
     pub fn get(&self) -> u64 {
-        // SAFETY: the pointer is the start of a mapped page. The kernel writes the page by whole
-        // aligned words, and this process only loads from it.
+        // SAFETY: the pointer is the start of a mapped page. The kernel writes to the page by whole
+        // aligned words, and this process only loads from the page.
         let counter = unsafe { AtomicU64::from_ptr(self.0.as_ptr().cast_mut().cast()) };
         counter.load(Ordering::Acquire)
     }
@@ -105,7 +105,7 @@ impl DriverFile {
         })
     }
 
-    /// Watches the range of `region`. The driver refuses the range if it is invalid.
+    /// Watches the range of `region`. The driver returns an error if the range is invalid.
     ///
     /// # Errors
     ///

@@ -23,7 +23,7 @@ impl Child {
     /// `body` returns false.
     ///
     /// The other threads of the test program do not exist in the child. So `body` must not wait for
-    /// another thread, and must allocate little.
+    /// another thread. It should also allocate little.
     ///
     /// # Errors
     ///
@@ -69,7 +69,8 @@ impl Child {
     ///
     /// # Panics
     ///
-    /// Never panics, because a method that waits for the child consumes the value.
+    /// The function panics only if the child was waited for. This cannot happen, because each
+    /// method that waits for the child consumes the value.
     #[must_use]
     pub fn id(&self) -> Pid {
         self.0.expect("the child has been waited for")

@@ -13,7 +13,7 @@ use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd};
 /// The largest number of bytes that the device can read in one transfer.
 const CAPACITY: usize = 1 << 20;
 
-/// The first RDMA device, connected with itself, and a cache of its registrations.
+/// The first RDMA device in a connection with itself, and a cache of its registrations.
 #[derive(Debug)]
 pub struct Rxe<M: Monitor> {
     /// The connection, and the buffer in which its sends arrive.
@@ -57,8 +57,8 @@ impl<M: Monitor> Device for Rxe<M> {
         let from = self.cache.get(bytes.as_ptr(), bytes.len(), access)?;
         let to = self.cache.get(sink.as_ptr(), sink.len(), access)?;
         // SAFETY: the registration of `bytes` may be stale, because the suite tests for stale
-        // registrations. It does no harm, because the device only reads by it. The sink stays
-        // mapped, so its registration is never stale.
+        // registrations. A stale registration does no harm here, because the device only reads from
+        // its pages. The sink stays mapped, so the registration of the sink is never stale.
         unsafe { link.send_registered(bytes, from.registration(), sink, to.registration()) }?;
         Ok((sink.to_vec(), from.is_cached()))
     }

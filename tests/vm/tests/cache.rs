@@ -1,5 +1,6 @@
-//! Tests duties of the cache other than lookups, on the real driver and device. The cache releases
-//! freed memory, shares a monitor with other caches, and revokes remote keys. Needs the VM.
+//! Tests duties of the cache other than lookups, on the real driver and device. The cache
+//! deregisters freed memory, shares a monitor with other caches, and revokes remote keys. Needs the
+//! VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::cell::Cell;
@@ -33,8 +34,8 @@ fn builder(pd: &Arc<Pd>) -> Builder<MrRegistrar, Ummunotify> {
     Cache::builder(MrRegistrar::new(pd)).monitor(Ummunotify::open().unwrap())
 }
 
-/// Returns a cache without a reaper. The cache still has a registration of 16 KiB of freed memory.
-/// Also returns the amount of memory that was pinned before.
+/// Returns a cache that still has a registration of 16 KiB of freed memory, because the cache has
+/// no reaper. Also returns the amount of memory that was pinned before the registration.
 fn freed_and_not_reaped() -> (Cache<MrRegistrar, Ummunotify>, u64) {
     let cache = builder(&domain()).background_reaper(false).build().unwrap();
     let memory = Pages::new(4).unwrap();
@@ -92,7 +93,7 @@ fn an_event_loop_can_do_the_releasing() {
 fn a_lookup_that_is_refused_unpins_what_was_freed() {
     let _alone = alone();
     let (cache, before) = freed_and_not_reaped();
-    // The kernel makes no mapping at such a low address.
+    // The kernel makes no mapping at this low address.
     let nowhere = std::ptr::without_provenance(PAGE);
     cache.get(nowhere, PAGE, Access::LOCAL_WRITE).unwrap_err();
     assert_eq!(pinned(), before);
@@ -111,8 +112,8 @@ fn domains_share_a_monitor() {
     let mut links = domains.each_ref().map(|pd| Loopback::connect(pd).unwrap());
     let mut sink = vec![0; PAGE];
     for round in 1..100 {
-        // The memory is unmapped at the end of each round, and the next round maps memory at the
-        // same address.
+        // The memory is unmapped at the end of each round. So the kernel maps the memory of the
+        // next round at the same address.
         let mut source = memmap2::MmapMut::map_anon(PAGE).unwrap();
         source.fill(round);
         for (link, cache) in links.iter_mut().zip(&caches) {
@@ -190,8 +191,8 @@ fn devices_and_domains_do_not_mix_their_registrations() {
 }
 
 /// A registrar of addresses that are backed by a device's memory, as `ibv_reg_mr` is with
-/// nvidia-peermem. A registration is the number of the memory that is behind the addresses when the
-/// registration is made.
+/// nvidia-peermem. Each memory has a number. A registration is the number of the memory that is
+/// behind the addresses at that moment.
 struct PeerMemory(AtomicU64);
 
 // SAFETY: the registration is only a number, and gives access to no memory.
@@ -225,7 +226,7 @@ fn memory_that_only_a_device_has_is_never_stale() {
         }
     }
     assert_eq!(cache.stats().uncached, 200);
-    // The cache retains registrations of memory that is mapped and accessible.
+    // The cache still retains registrations of memory that is mapped and accessible.
     let memory = Pages::new(1).unwrap();
     for _ in 0..2 {
         cache.get(memory.page(0), PAGE, ()).unwrap();

@@ -17,7 +17,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 fn no_sound_monitor_is_stale_and_a_naive_cache_is_wherever_pages_are_replaced() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut columns = uring_columns();
-    // Only the naive cache and the driver are tested here.
+    // This test needs only the columns of the naive cache and of the driver.
     columns.retain(|it| it.name.ends_with("naive") || it.name.ends_with("ummunotify"));
     columns.extend(rxe_columns());
     let drivers = columns.iter().filter(|it| it.name.ends_with("ummunotify"));

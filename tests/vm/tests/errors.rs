@@ -17,7 +17,8 @@ fn cache() -> VerbsCache {
         .unwrap()
 }
 
-/// Looks memory up, and returns the error. The lookup must fail and must leave no entry behind.
+/// Looks the memory up, and returns the error. Checks that the failed lookup leaves no entry
+/// behind.
 fn refused(cache: &VerbsCache, start: *const u8, len: usize, access: Access) -> Error {
     let error = cache.get(start, len, access).unwrap_err();
     let stats = cache.stats();
@@ -105,11 +106,11 @@ fn read_only_memory_with_write_access() {
     );
 }
 
-/// Runs `body` in a child whose user may lock only 64 KiB and may not raise that limit.
+/// Runs `body` in a child. The user of the child may lock only 64 KiB and may not raise that limit.
 fn as_nobody(body: impl FnOnce(VerbsCache) -> bool) {
     let child = Child::fork(|| {
-        // The child opens the device while it is still root, because the device's file belongs to
-        // root.
+        // The child opens the device before it changes its user, because the device's file belongs
+        // to root.
         let cache = cache();
         let limit = libc::rlimit {
             rlim_cur: 64 << 10,

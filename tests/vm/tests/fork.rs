@@ -14,7 +14,7 @@ use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd, fork_init};
 
 type VerbsCache = Cache<MrRegistrar, Ummunotify>;
 
-/// The environment variable that is set in the process with the support.
+/// The environment variable that marks the process with the fork support.
 const SUPPORTED: &str = "REGCACHE_TEST_FORK_INIT";
 
 /// Returns a lock that every test holds. Only one test runs at a time, because the kernel counts
@@ -55,8 +55,8 @@ fn sends_what_is_there(link: &mut Loopback, cache: &VerbsCache, memory: &Pages, 
     memory.write(0, byte);
     // SAFETY: the page is mapped, and no other reference to it exists during the call.
     let source = unsafe { std::slice::from_raw_parts(memory.page(0), PAGE) };
-    // The sink is not on the heap, because libibverbs removes whole registered pages from children,
-    // and a child needs its heap.
+    // The sink is not on the heap. With the fork support, libibverbs removes whole registered pages
+    // from children, and a child needs its heap.
     let sink = Pages::new(1).unwrap();
     // SAFETY: the page is mapped, and no other reference to it exists during the call.
     let received = unsafe { std::slice::from_raw_parts_mut(sink.page(0), PAGE) };
@@ -74,9 +74,9 @@ fn a_parent_that_forks_loses_nothing() {
     for round in 0..20 {
         sends_what_is_there(&mut link, &cache, &memory, 2 * round);
         let child = Child::fork(|| {
-            // Without the support, the child writes to its copy of the page, and the parent's page
-            // must stay the same. With the support, registered memory is not mapped in the child,
-            // so the child must not touch it.
+            // Without the fork support, the child writes to its copy of the page, and the parent's
+            // page must stay the same. With the fork support, registered memory is not mapped in
+            // the child. So the child must not touch the page.
             if !supported {
                 memory.write(0, 0xFF);
             }
@@ -105,8 +105,8 @@ fn memory_that_is_unmapped_can_be_deregistered() {
     for round in 0..20 {
         let memory = Pages::new(3).unwrap();
         sends_what_is_there(&mut link, &cache, &memory, round);
-        // These calls unmap a part of the registered addresses, then all of them. They then map
-        // other memory at the same addresses.
+        // The calls below unmap a part of the registered addresses, and then all of these
+        // addresses. Only after that, the cache deregisters the memory.
         let held = cache
             .get(memory.page(0), 3 * PAGE, Access::LOCAL_WRITE)
             .unwrap();

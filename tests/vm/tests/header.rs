@@ -1,5 +1,5 @@
-//! Tests the uapi header. It must compile if it is the only header of a program, as C and as C++.
-//! It must agree with `regcache::monitor::abi`.
+//! Tests the uapi header. A program must compile as C and as C++ if this header is the only header
+//! that the program includes. The header must also agree with `regcache::monitor::abi`.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -153,7 +153,7 @@ fn the_header_and_the_rust_side_agree() {
         .unwrap();
     }
     compile("agree.c", &source, &["gcc", "-std=c11"]);
-    // A 32-bit caller sees the same structures and numbers.
+    // The structures and the numbers must be the same for a 32-bit caller.
     compile(
         "agree32.c",
         &source,

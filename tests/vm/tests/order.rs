@@ -1,6 +1,6 @@
-//! Tests rule M3. No `munmap` returns before the counter has moved, and no lookup after a `munmap`
-//! is stale. Both must hold whatever other threads and processes do with the driver and the cache
-//! at the same time. Needs the VM.
+//! Tests rule M3 of the contract (see `regcache/src/monitor/contract.rs`). The counter must move
+//! before `munmap` returns, and no lookup after `munmap` may be stale. Other threads and processes
+//! use the driver and the cache at the same time. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io;
@@ -15,11 +15,11 @@ use regcache_verbs::{Access, Context, Loopback, Mr, MrRegistrar, Pd};
 
 const ROUNDS: u64 = 20_000;
 
-/// The number of rounds against other processes. Fewer rounds suffice than against threads, because
-/// processes hit the race window far more often.
+/// The number of rounds against other processes. Processes run into the race far more often than
+/// threads do. So fewer rounds suffice against processes.
 const PROCESS_ROUNDS: u64 = 5_000;
 
-/// Runs `rounds` while `contenders` other threads repeat `contender`.
+/// Runs `rounds` while `contenders` other threads call `contender` repeatedly.
 fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -31,7 +31,7 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
                 }
             });
         }
-        // The scope waits for the threads, so they must stop also if `rounds` panics.
+        // The scope waits for the threads. So the threads must stop even if `rounds` panics.
         struct Stop<'a>(&'a AtomicBool);
         impl Drop for Stop<'_> {
             fn drop(&mut self) {
@@ -43,12 +43,12 @@ fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnO
     });
 }
 
-/// Runs `rounds` while other processes repeat the work that `contend` prepares.
+/// Runs `rounds` while `contenders` other processes repeat the work that `contend` prepares.
 ///
-/// The lock of an address space keeps the threads of one process from running the same code of the
-/// kernel at the same time. It does not keep different processes from doing so. A broken monitor
-/// may lose invalidations when two tasks run that code at the same time. Only different processes
-/// reveal such a monitor.
+/// A broken monitor may lose invalidations if two tasks run the same code of the kernel at the same
+/// time. Two threads of one process cannot run this code at the same time, because of the lock of
+/// their address space. Two processes have different address spaces. So only processes reveal such
+/// a monitor.
 fn against_processes<T: FnMut()>(
     contenders: usize,
     contend: impl Fn() -> T,
@@ -57,8 +57,8 @@ fn against_processes<T: FnMut()>(
     let _contenders: Vec<_> = (0..contenders)
         .map(|_| {
             Child::fork(|| {
-                // SAFETY: the call accesses no memory. It makes the kernel kill the child when the
-                // test ends, however the test ends.
+                // SAFETY: the call accesses no memory. The call requests that the kernel kill the
+                // child when the test ends, even if the test is killed.
                 unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
                 let mut contend = contend();
                 loop {
@@ -71,8 +71,8 @@ fn against_processes<T: FnMut()>(
     rounds();
 }
 
-/// Maps a page, watches it, unmaps it and reads the counter, in each round. Returns the number of
-/// rounds in which the counter had not moved in time.
+/// In each round, maps a page, watches it, unmaps it and reads the counter. Returns the number of
+/// rounds in which the counter had not moved when `munmap` returned.
 fn late_rounds(monitor: &Ummunotify, rounds: u64) -> u64 {
     let mut late = 0;
     for round in 0..rounds {
@@ -83,8 +83,8 @@ fn late_rounds(monitor: &Ummunotify, rounds: u64) -> u64 {
             .unwrap();
         let before = monitor.generation();
         memory.unmap(0, 1).unwrap();
-        // If another thread reads the report before `munmap` ends, the driver reports again at the
-        // end, so the counter moves twice.
+        // The counter moves twice if another thread reads the report before `munmap` ends. In that
+        // case the driver reports the invalidation again at its end.
         late += u64::from(![before + 1, before + 2].contains(&monitor.generation()));
         monitor.unwatch(cookie).unwrap();
     }
@@ -92,11 +92,12 @@ fn late_rounds(monitor: &Ummunotify, rounds: u64) -> u64 {
 }
 
 /// Tests the driver without a cache. One thread maps, watches, unmaps and reads the counter. The
-/// contenders watch, unwatch and drain on the same file. Only `munmap` moves the counter.
+/// contenders are threads that watch, unwatch and drain on the same file. Only `munmap` may move
+/// the counter.
 fn counter_has_moved_when_munmap_returns(contenders: usize) {
     let monitor = Ummunotify::open().unwrap();
-    // The contenders' ranges have no pages. Otherwise compaction could move a page, because no page
-    // is pinned, and the driver would report the move.
+    // No page is present in the contenders' ranges. Otherwise compaction could move a page, because
+    // these pages are not pinned. The driver would report the move.
     let theirs = Pages::new(contenders.max(1)).unwrap();
     theirs
         .advise(0, contenders.max(1), libc::MADV_DONTNEED)
@@ -125,7 +126,8 @@ fn the_counter_has_moved_when_munmap_returns() {
     }
 }
 
-/// Each contender has its own memory and its own monitor, and does the same as the test.
+/// Each contender is a process with its own memory and its own monitor. A contender repeats the
+/// same calls as the test.
 #[test]
 fn the_counter_has_moved_when_munmap_returns_whatever_other_processes_do() {
     for contenders in [1, 3] {
@@ -149,7 +151,7 @@ fn the_counter_has_moved_when_munmap_returns_whatever_other_processes_do() {
     }
 }
 
-/// A verbs registrar that numbers its registrations.
+/// A verbs registrar that numbers its registrations. The number shows when a registration was made.
 struct Dated {
     registrar: MrRegistrar,
     made: AtomicU64,
@@ -160,7 +162,7 @@ struct DatedMr {
     mr: Mr,
 }
 
-// SAFETY: all work is passed on to `MrRegistrar`, which upholds the contract.
+// SAFETY: the registrar passes all calls on to `MrRegistrar`, which upholds the contract.
 unsafe impl Registrar for Dated {
     type Access = Access;
     type Registration = DatedMr;
@@ -178,8 +180,8 @@ unsafe impl Registrar for Dated {
     }
 }
 
-/// A cache on the real driver and device, with a connection and a buffer to check the bytes that
-/// the device reads.
+/// A cache on the real driver and device, and a connection with a buffer. The device copies bytes
+/// into the buffer, and the test checks these bytes.
 struct Rig {
     cache: Cache<Dated, Ummunotify>,
     loopback: Loopback,
@@ -208,7 +210,7 @@ impl Rig {
 
 const ACCESS: Access = Access::LOCAL_WRITE;
 
-/// Maps memory that no other thread uses, looks it up, and unmaps it.
+/// Maps memory that no other thread uses, looks the memory up, and unmaps it.
 fn look_up_and_unmap(cache: &Cache<Dated, Ummunotify>) {
     let memory = Pages::new(2).unwrap();
     let whole = cache.get(memory.page(0), 2 * PAGE, ACCESS).unwrap();
@@ -218,11 +220,11 @@ fn look_up_and_unmap(cache: &Cache<Dated, Ummunotify>) {
     drop(cache.get(memory.page(0), PAGE, ACCESS).unwrap());
 }
 
-/// Maps, looks up and unmaps one page at the same address, in each round. Returns the number of
-/// rounds in which the lookup was stale.
+/// In each round, maps a page at the same address, looks the page up, and unmaps it. Returns the
+/// number of rounds in which the lookup was stale.
 ///
-/// A registration is stale if it began before the previous round's `munmap`. One round in 64 also
-/// checks the bytes that the device reads.
+/// A registration is stale if it began before the `munmap` of the previous round. In one of 64
+/// rounds, the function also checks the bytes that the device reads.
 fn stale_rounds(
     cache: &Cache<Dated, Ummunotify>,
     loopback: &mut Loopback,
@@ -244,7 +246,7 @@ fn stale_rounds(
             let bytes = unsafe { std::slice::from_raw_parts(memory.page(0), PAGE) };
             let out = cache.get(sink.as_ptr(), PAGE, ACCESS).unwrap();
             let (from, to) = (&guard.registration().mr, &out.registration().mr);
-            // SAFETY: if the registration is stale, the page that it reaches is mapped nowhere.
+            // SAFETY: a stale registration reaches only a page that is mapped nowhere.
             unsafe { loopback.send_registered(bytes, from, sink, to) }.unwrap();
             is_stale |= sink[0] != round as u8;
         }

@@ -1,8 +1,8 @@
-//! Tests that the documents show the programs of the examples unchanged, and that the examples run.
-//! Needs the VM.
+//! Tests that the documents contain the programs of the examples unchanged, and that the programs
+//! run. Needs the VM.
 
-/// Defines a test that runs an example, and that checks that the document contains the example
-/// unchanged.
+/// Defines two tests of an example. One test runs the example, and the other test checks that the
+/// document contains the example unchanged.
 macro_rules! example {
     ($name:ident, $file:literal, $text:literal) => {
         mod $name {

@@ -1,7 +1,6 @@
 //! The regression suite of the reuse bug. The suite tests each basic scenario in each direction of
 //! transfer. With a naive cache, the device must access the old pages. With regcache, the device
-//! must access the new pages. The bytes that the transfer moves show which pages the device
-//! accessed.
+//! must access the new pages. The transferred bytes show which pages the device accessed.
 
 use std::process::ExitCode;
 
@@ -26,7 +25,7 @@ fn expect<M: Monitor>(
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // The kernel has to give the same address to the same test again, so tests do not run in
+    // The kernel must return the same address to the same test again. So the tests do not run in
     // parallel.
     arguments.test_threads = Some(1);
     let mut trials = Vec::new();

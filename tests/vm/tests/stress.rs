@@ -1,7 +1,7 @@
-//! A stress test of the cache on the real driver and device. Some threads change memory. At the
-//! same time, the threads look the memory up, transfer it and hold guards of it. The test fails if
-//! a transfer moves stale bytes, or if a registration or pinned memory is left at the end. Needs
-//! the VM.
+//! A stress test of the cache on the real driver and device. Some threads change memory and let the
+//! device move bytes of this memory. Other threads look up the same memory and hold guards. The
+//! test fails if a transfer moves stale bytes, or if a registration or pinned memory is left at the
+//! end. Needs the VM.
 //!
 //! The test runs for 20 s. The environment variable `REGCACHE_STRESS_SECONDS` sets another time.
 #![expect(clippy::unwrap_used, reason = "a test")]
@@ -25,10 +25,11 @@ const AREAS: usize = 16;
 const AREA_PAGES: usize = 4;
 const AREA: usize = AREA_PAGES * PAGE;
 
-/// The limit of entries. It is smaller than the number of ranges, so that the cache evicts.
+/// The largest number of entries. It is smaller than the number of ranges, so that the cache
+/// evicts.
 const ENTRIES: u32 = 24;
 
-/// The number of threads that move bytes and change memory.
+/// The number of threads that change memory and let the device move bytes.
 const MOVERS: usize = 2;
 /// The number of threads that only look memory up.
 const LOOKERS: usize = 2;
@@ -42,7 +43,7 @@ struct Counted {
     destroyed: AtomicU64,
 }
 
-// SAFETY: all work is passed on to `MrRegistrar`, which upholds the contract.
+// SAFETY: the registrar passes all calls on to `MrRegistrar`, which upholds the contract.
 unsafe impl Registrar for Counted {
     type Access = Access;
     type Registration = Mr;
@@ -60,11 +61,11 @@ unsafe impl Registrar for Counted {
     }
 }
 
-/// A reference to the registrar. The cache owns this reference. The test keeps another, to read the
-/// counts.
+/// A reference to the counting registrar. The cache owns this reference. The test keeps another
+/// reference, so that it can read the counts after the drop of the cache.
 struct Kept(Arc<Counted>);
 
-// SAFETY: all work is passed on to `Counted`, which upholds the contract.
+// SAFETY: the registrar passes all calls on to `Counted`, which upholds the contract.
 unsafe impl Registrar for Kept {
     type Access = Access;
     type Registration = Mr;
@@ -81,10 +82,10 @@ unsafe impl Registrar for Kept {
 /// The state that the threads share.
 struct Field<M: Monitor> {
     cache: Cache<Kept, M>,
-    /// The memory, each piece with a lock. Only the thread that holds the lock may change the
-    /// memory or use its contents. Any thread may look the memory up.
+    /// The pieces of memory, each with a lock. Only the thread that holds the lock may change the
+    /// memory or use its contents. Any thread may look the memory up without the lock.
     areas: Vec<(Pages, Mutex<()>)>,
-    /// Guards that one thread has left for another thread to drop.
+    /// Guards that other threads drop later.
     shelf: [Mutex<Option<Guard<Kept, M>>>; 8],
     until: Instant,
     tally: Mutex<BTreeMap<&'static str, u64>>,
@@ -102,7 +103,8 @@ impl<M: Monitor> Field<M> {
         }
     }
 
-    /// Drops the guard, or leaves it on the shelf for another thread to drop.
+    /// Drops the guard, or leaves the guard on the shelf. Another thread may drop a guard on the
+    /// shelf.
     fn put_down(&self, guard: Guard<Kept, M>, random: &mut Random) {
         if random.below(4) == 0 {
             let other = self.shelf[random.below(self.shelf.len())]
@@ -113,14 +115,14 @@ impl<M: Monitor> Field<M> {
         }
     }
 
-    /// Looks up memory that may be changing or unmapped.
+    /// Looks up random memory until the test ends. The memory may be changing or unmapped.
     fn look_up(&self, seed: u64) {
         let mut random = Random::new(seed);
         let (mut answers, mut refusals) = (0, 0);
         while self.goes_on() {
             if random.below(64) == 0 {
-                // This thread sleeps now and then, so that the threads that move bytes get the
-                // CPUs.
+                // This thread sleeps now and then. The sleep leaves the CPUs to the threads that
+                // move bytes.
                 thread::sleep(Duration::from_millis(1));
             }
             let (memory, _) = &self.areas[random.below(AREAS)];
@@ -131,7 +133,7 @@ impl<M: Monitor> Field<M> {
                     answers += 1;
                     self.put_down(guard, &mut random);
                 }
-                // A part of the memory is not mapped at the moment.
+                // The lookup fails if a part of the memory is not mapped at the moment.
                 Err(Error::Register(_)) => refusals += 1,
                 Err(other) => panic!("{other}"),
             }
@@ -139,7 +141,8 @@ impl<M: Monitor> Field<M> {
         self.count(&[("looked up", answers), ("not mapped", refusals)]);
     }
 
-    /// Changes memory, and lets the device move bytes from the memory or to it.
+    /// Makes transfers until the test ends. Before half of the transfers, this thread changes the
+    /// memory.
     fn move_bytes(&self, seed: u64, loopback: &mut Loopback, unmapper: &Sender<usize>) {
         let mut random = Random::new(seed);
         let mut sink = MmapMut::map_anon(AREA).unwrap();
@@ -161,8 +164,8 @@ impl<M: Monitor> Field<M> {
                 1 => memory.map_over(first, pages).unwrap(),
                 2 => memory.advise(first, pages, libc::MADV_DONTNEED).unwrap(),
                 3 => {
-                    // The kernel can give the address to this thread before the other thread's
-                    // `munmap` returns.
+                    // The `munmap` of the other thread frees the address before it returns. So the
+                    // kernel may map the address for this thread at once.
                     unmapper.send(area).unwrap();
                     map_when_free(memory.page(0), AREA);
                     handed += 1;
@@ -172,15 +175,15 @@ impl<M: Monitor> Field<M> {
             changes += u64::from(way < 4);
             let byte = random.below(255) as u8 + 1;
             let is_source = random.below(2) == 0;
-            // SAFETY: the memory is mapped. This thread holds the area's lock, so no other thread
-            // has references to the memory.
+            // SAFETY: the memory is mapped. This thread holds the lock of the area, so no other
+            // thread has a reference to the memory.
             let bytes = unsafe { std::slice::from_raw_parts_mut(memory.page(0), AREA) };
             bytes.fill(if is_source { byte } else { 0 });
             sink.fill(if is_source { 0 } else { byte });
             let ours = self.cache.get(memory.page(0), AREA, ACCESS).unwrap();
             let theirs = self.cache.get(sink.as_ptr(), AREA, ACCESS).unwrap();
             let (mr, sink_mr) = (ours.registration(), theirs.registration());
-            // SAFETY: the test moves no memory to another address. So a stale registration reaches
+            // SAFETY: the test moves no pages to another address. So a stale registration reaches
             // only pages that are mapped nowhere.
             let moved = unsafe {
                 if is_source {
@@ -212,13 +215,13 @@ impl<M: Monitor> Field<M> {
     }
 }
 
-/// Calls `mmap` for this address until the kernel grants it.
+/// Calls `mmap` for this address repeatedly until the kernel grants the address.
 fn map_when_free(start: *mut u8, len: usize) {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     loop {
-        // SAFETY: the call fails if anything is mapped at these addresses, so it replaces no
-        // memory.
+        // SAFETY: the call fails if anything is mapped at these addresses. So the call replaces no
+        // mapping.
         let mapped = unsafe { libc::mmap(start.cast(), len, protection, flags, -1, 0) };
         if mapped == start.cast() {
             return;
@@ -231,11 +234,12 @@ fn map_when_free(start: *mut u8, len: usize) {
     }
 }
 
-/// Runs the stress test. Returns the number of transfers that moved bytes of pages other than the
-/// mapped pages.
+/// Runs the stress test for the duration `time`. Returns the number of transfers that moved stale
+/// bytes.
 fn run<M: Monitor>(monitor: M, time: Duration) -> u64 {
     static ALONE: Mutex<()> = Mutex::new(());
-    // Only one test runs at a time, because the kernel counts pinned memory for the whole process.
+    // Only one run is active at a time, because the kernel counts pinned memory for the whole
+    // process.
     let _alone: MutexGuard<'_, ()> = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let pinned_before = pinned();
     let pd = Pd::alloc(&Context::open_first().unwrap()).unwrap();

@@ -1,9 +1,9 @@
-//! The library that the scenario `dlclose_then_mmap` loads and unloads. It contains only memory,
-//! and no code.
+//! A library that contains only memory and no code. The scenario `dlclose_then_mmap` loads and
+//! unloads the library.
 
 use std::cell::UnsafeCell;
 
-/// Whole pages of zeros that the scenario writes.
+/// Whole pages of zeros. The scenario writes them.
 #[repr(align(4096))]
 #[derive(Debug)]
 pub struct Memory(pub UnsafeCell<[u8; 64 << 10]>);

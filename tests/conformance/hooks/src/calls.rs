@@ -9,8 +9,8 @@ use std::ptr;
 
 use crate::changes;
 
-/// Refers to each of the functions. These references make the linker prefer the functions to
-/// libc's, independently of the order of libraries.
+/// Refers to each function of this file. Without these references, the linker could choose libc's
+/// functions, depending on the order of the libraries.
 pub(crate) fn keep() {
     hint::black_box([
         munmap as *const (),

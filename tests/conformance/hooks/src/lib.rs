@@ -31,13 +31,13 @@ pub struct Hooks(());
 /// The largest number of watches.
 const MAX_WATCHES: usize = 256;
 
-/// A place in the table of watches. The place is free if `end` is 0.
+/// An element of the table of watches. An element is free if its `end` is 0.
 struct Watch {
     start: AtomicUsize,
     end: AtomicUsize,
     cookie: AtomicU64,
-    /// The value 1 if the watch was invalidated and that has not been reported yet, and 0
-    /// otherwise.
+    /// The value is 1 if the watch was invalidated and the invalidation was not reported yet. The
+    /// value is 0 otherwise.
     invalidated: AtomicUsize,
 }
 
@@ -51,8 +51,8 @@ static WATCHES: [Watch; MAX_WATCHES] = [const {
     }
 }; MAX_WATCHES];
 
-/// The lock that every change of the set of watches takes. A hook may run while its thread holds
-/// malloc's locks, so a hook never takes this lock.
+/// The lock for changes of the set of watches. Every such change takes the lock. A hook never takes
+/// the lock, because the thread of a hook may hold malloc's locks, which would cause a deadlock.
 static CHANGES: Mutex<()> = Mutex::new(());
 
 impl Hooks {
@@ -73,7 +73,8 @@ impl Default for Hooks {
     }
 }
 
-/// Records a change of these addresses. A hook calls this function before it makes the system call.
+/// Records a change of these addresses. Each hook calls this function before it makes the system
+/// call.
 fn changes(start: usize, len: usize) {
     let end = start.saturating_add(len);
     let mut any = false;

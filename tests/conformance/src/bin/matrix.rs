@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use regcache_conformance::{Column, Verdict, matrix_program, scenarios, uring_columns};
 use regcache_hooks::Hooks;
 
-/// The scenarios whose changes call no function that the hooks replace. So the hooks miss these
-/// changes.
+/// The scenarios that change memory without calling a function that the hooks replace. So the hooks
+/// miss these changes, and the cells of these scenarios must be stale.
 const UNSEEN: &[&str] = &[
     "raw_munmap_then_mmap",
     "madvise_dontneed_locked",

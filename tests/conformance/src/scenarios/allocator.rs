@@ -5,12 +5,12 @@ use std::io;
 
 use regcache_repro::{Memory, PAGE, Scenario, same_address, scenario};
 
-/// The number of bytes that the scenario allocates. An allocator that ever returns memory to the
-/// kernel returns a block of this size.
+/// The number of bytes that the scenario allocates. A block of this size is large: an allocator
+/// that returns any memory to the kernel returns such a block.
 const LEN: usize = 1 << 20;
 
-/// The scenario frees a block of the program's global allocator, and allocates a block of the same
-/// size again.
+/// A scenario that frees a block of the program's global allocator, and allocates a block of the
+/// same size again.
 pub const DEALLOC_THEN_ALLOC: &Scenario = &Scenario {
     make: allocate,
     free,
@@ -25,8 +25,8 @@ const LAYOUT: Layout = match Layout::from_size_align(LEN, PAGE) {
     Err(_) => panic!("the alignment is not a power of two"),
 };
 
-/// Allocates a block, and returns the memory behind its first page. When the block is freed, the
-/// allocator may write into the first page. So the scenario does not use this page.
+/// Allocates a block, and returns the block without its first page. The allocator may write into
+/// the first page when the block is freed. So the scenario does not use the first page.
 fn allocate() -> io::Result<Memory> {
     // SAFETY: the size of the layout is not 0.
     let start = unsafe { alloc(LAYOUT) };

@@ -33,8 +33,8 @@ pub const BASIC: &[Scenario] = &[
                 Errno::result(unsafe { libc::munmap(start, len) })
             });
         });
-        // After the thread has ended, plain `mmap` may return another address, because the thread's
-        // stack changed the layout. So this call requests the old address.
+        // The stack of the ended thread changed the layout of the address space. So plain `mmap`
+        // may return another address. This call requests the old address instead.
         map_at(memory, libc::MAP_FIXED_NOREPLACE)
     }),
     Scenario {
@@ -47,8 +47,8 @@ pub const BASIC: &[Scenario] = &[
     },
     scenario("map_fixed_over", |memory| map_at(memory, libc::MAP_FIXED)),
     scenario("mremap_away_and_another_back", |memory| {
-        // All three mappings are made before the first move. So the kernel cannot give the address
-        // of a moved mapping to a later one.
+        // All three mappings are made before the first move. Otherwise the kernel could place a
+        // later mapping at the address of a moved mapping.
         let (away, another) = (map(SCENARIO_LEN)?, map(SCENARIO_LEN)?);
         mremap(memory, away)?;
         mremap(another, memory)?;
@@ -67,7 +67,8 @@ pub const BASIC: &[Scenario] = &[
     Scenario {
         make: grow_heap,
         free: |memory| {
-            // If something else has grown the heap in the meantime, the heap is not shrunk.
+            // If other code has grown the heap in the meantime, the heap cannot be shrunk. The
+            // scenario ignores this error.
             let _ = shrink_heap(memory);
         },
         ..scenario("brk_shrink_then_grow", |memory| {
@@ -82,7 +83,7 @@ pub const BASIC: &[Scenario] = &[
             malloc()
         },
         free,
-        // malloc may keep the freed memory instead of unmapping it.
+        // The pages may stay, because malloc may keep freed memory instead of unmapping it.
         replaces: false,
         ..scenario("free_then_malloc", |memory| {
             free(memory);
@@ -112,8 +113,8 @@ fn map_memfd() -> io::Result<Memory> {
 }
 
 fn sbrk(by: isize) -> io::Result<usize> {
-    // SAFETY: `grow_heap` and `shrink_heap` move the end of the heap only over memory of the
-    // scenario.
+    // SAFETY: only `grow_heap` and `shrink_heap` call this function. These functions move the end
+    // of the heap only over memory of the scenario.
     let before = unsafe { libc::sbrk(by) };
     if before.addr() == usize::MAX {
         return Err(io::Error::last_os_error());
@@ -121,8 +122,9 @@ fn sbrk(by: isize) -> io::Result<usize> {
     Ok(before.expose_provenance())
 }
 
-/// Grows the heap by whole pages. malloc must not grow the heap until the scenario has shrunk it
-/// again. So `tame_malloc` first provides malloc with enough free memory.
+/// Grows the heap by whole pages. malloc must not grow the heap until the scenario has shrunk the
+/// heap again. So this function first calls `tame_malloc`, which provides malloc with enough free
+/// memory.
 fn grow_heap() -> io::Result<Memory> {
     tame_malloc();
     let end = sbrk(0)?;
@@ -144,8 +146,8 @@ fn shrink_heap(memory: Memory) -> io::Result<()> {
 }
 
 /// The number of bytes that the scenario allocates by malloc. The number exceeds malloc's mmap
-/// threshold, and also the free part of malloc's heap. So malloc makes a mapping for the bytes, and
-/// unmaps it when they are freed.
+/// threshold, and also the free part of malloc's heap. So malloc makes a separate mapping for these
+/// bytes, and unmaps the mapping when the bytes are freed.
 const MALLOC_LEN: usize = 1 << 20;
 
 fn malloc() -> io::Result<Memory> {
@@ -163,7 +165,7 @@ fn free(memory: Memory) {
     unsafe { libc::free(memory.as_ptr().cast()) }
 }
 
-/// Sets malloc's thresholds to fixed values, and gives malloc some free memory on the heap.
+/// Sets malloc's thresholds to fixed values, and provides malloc with free memory on the heap.
 fn tame_malloc() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {

@@ -1,4 +1,5 @@
-//! System calls and parts of memory that several scenarios use.
+//! Functions that several scenarios use. Some functions make a system call, and others return a
+//! part of the memory.
 
 use std::io;
 use std::ops::Range;
@@ -6,12 +7,12 @@ use std::ops::Range;
 use nix::errno::Errno;
 use regcache_repro::{Memory, PAGE};
 
-/// Returns the offsets of a part that excludes the first two and the last three pages.
+/// Returns the offsets of the part without the first two and the last three pages.
 pub(super) fn middle(memory: Memory) -> Range<usize> {
     2 * PAGE..memory.len() - 3 * PAGE
 }
 
-/// Returns an empty part, for a scenario that changes no page.
+/// Returns an empty part. Scenarios that change no page use this function.
 pub(super) fn none(_: Memory) -> Range<usize> {
     0..0
 }

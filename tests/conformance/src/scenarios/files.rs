@@ -79,8 +79,8 @@ pub(super) const FILES: &[Scenario] = &[
         changed: middle,
         free: free_file,
         written: Written::ByTheChange,
-        // Either the registration or the first write copies the pages. So the change does not
-        // always replace the pages behind a registration.
+        // The registration or the first write copies the pages. If the registration has already
+        // copied the pages, the write does not replace them.
         replaces: false,
         ..scenario("first_write_to_a_private_mapping", |memory| {
             // SAFETY: the memory is mapped, and this is the only reference to it.
@@ -96,7 +96,7 @@ pub(super) const FILES: &[Scenario] = &[
 static FILE: AtomicI32 = AtomicI32::new(-1);
 
 /// Attaches a new shared memory segment at the memory's addresses. The kernel destroys the segment
-/// when it is detached.
+/// when the scenario detaches the segment.
 fn attach(memory: Memory, flags: i32) -> io::Result<()> {
     // SAFETY: the memory is the scenario's own, and no reference to it exists.
     unsafe {
@@ -138,8 +138,8 @@ pub(super) fn free_file(memory: Memory) {
     unsafe { libc::close(FILE.swap(-1, Ordering::Relaxed)) };
 }
 
-/// Truncates the file to length 0, and extends the file again. Only the file descriptor is needed,
-/// so a process that has not mapped the file can do this too.
+/// Truncates the file to length 0, and extends the file again. The function uses only the file
+/// descriptor. So a process that has not mapped the file can call it too.
 pub(super) fn truncate_and_extend(_: Memory) -> io::Result<()> {
     let fd = FILE.load(Ordering::Relaxed);
     for len in [0, SCENARIO_LEN] {

@@ -86,9 +86,9 @@ pub(super) const HUGE_PAGES: &[Scenario] = &[
 /// The start address of the current scenario's mapping.
 static BASE: AtomicUsize = AtomicUsize::new(0);
 
-/// Maps two huge pages' worth of memory, and returns a small part of it. If `huge` is true, the
-/// part lies in a transparent huge page. If `huge` is false, the part lies in 4 KiB pages that the
-/// kernel can collapse later.
+/// Maps twice the size of a huge page, and returns a small part of this memory. If `huge` is true,
+/// the part lies in a transparent huge page. If `huge` is false, the part lies in 4 KiB pages that
+/// the kernel can collapse later.
 fn map_huge(huge: bool) -> io::Result<Memory> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let whole = mmap(None, 2 * HUGE, flags, -1)?;
@@ -148,21 +148,21 @@ fn is_huge(memory: Memory) -> io::Result<bool> {
 
 const HUGETLB: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
 
-/// The file with the number of huge pages that are reserved.
+/// The file that contains the number of reserved huge pages.
 const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
 
-/// The file with the number of reserved huge pages that are free.
+/// The file that contains the number of free reserved huge pages.
 const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 
-/// The number of times that `two_are_free` reads the number of free pages. A device may still hold
-/// pages at first, so the function waits 10 ms after each attempt.
+/// The number of times that `two_are_free` reads the number of free pages. The function waits 10 ms
+/// after each attempt, because a device may release its pages late.
 const LOOKS: u32 = 100;
 
-/// Maps a hugetlbfs page, and returns a small part of it. The function reserves two more huge
-/// pages, which needs root. It needs two, because the registration keeps the old page in use while
-/// the scenario maps a new page.
+/// Maps a hugetlbfs page, and returns a small part of the page. The function first reserves two
+/// more huge pages, which needs root. One page would not suffice, because the registration keeps
+/// the old page in use while the scenario maps a new page.
 fn map_hugetlb() -> io::Result<Memory> {
-    // The kernel finds no huge page in fragmented memory, so memory is compacted first.
+    // In fragmented memory the kernel finds no huge page. So memory is compacted first.
     let _ = fs::write("/proc/sys/vm/compact_memory", "1");
     add_to(RESERVE, 2).map_err(|_| io::ErrorKind::Unsupported)?;
     let mapped = if two_are_free() {
@@ -183,8 +183,8 @@ fn map_hugetlb() -> io::Result<Memory> {
     }
 }
 
-/// Waits until two huge pages are free, and returns false if they are not. Without a second free
-/// page, the kernel would kill the process when it touches the new page.
+/// Waits until two huge pages are free. Returns false if fewer are free after all attempts. Without
+/// a second free page, the kernel would kill the process when the process touches the new page.
 fn two_are_free() -> bool {
     (0..LOOKS).any(|_| {
         let free = number_in(FREE).is_ok_and(|free| free >= 2);

@@ -48,7 +48,8 @@ pub(super) const MAPPINGS: &[Scenario] = &[
         })
     },
     Scenario {
-        // The second half of the mapping prevents the first half from growing in place.
+        // The second half of the mapping prevents the first half from growing in place. So `mremap`
+        // has to move the first half.
         make: || Ok(map(2 * SCENARIO_LEN)?.part(0..SCENARIO_LEN)),
         free: |memory| {
             // SAFETY: the scenario has mapped these addresses, and nothing refers to this memory.

@@ -1,5 +1,5 @@
-//! Scenarios in which another party changes the memory, or changes a copy of the memory. The party
-//! is a child, another process, a thread that ends, or the dynamic loader.
+//! Scenarios that involve a child, another process, another thread, or the dynamic loader. Such a
+//! party changes the memory, changes a copy of the memory, or shares the pages of the memory.
 
 use std::env;
 use std::ffi::CString;
@@ -47,8 +47,8 @@ pub(super) const PROCESSES: &[Scenario] = &[
             child_that_waits()?;
             Ok(memory)
         },
-        // Either the registration or the first write copies the pages. So the change does not
-        // always replace the pages behind a registration.
+        // The registration or the first write copies the pages. If the registration has already
+        // copied the pages, the write does not replace them.
         replaces: false,
         written: Written::ByTheChange,
         free: |memory| {
@@ -84,8 +84,8 @@ pub(super) const PROCESSES: &[Scenario] = &[
     scenario("munmap_by_a_child_that_shares_the_memory", |memory| {
         extern "C" fn run(memory: *mut libc::c_void) -> i32 {
             // SAFETY: the memory is the scenario's own, and no reference to it exists. The child
-            // shares this thread's thread-local storage, so it calls nothing but `syscall`, whose
-            // errno this thread does not read.
+            // shares the thread-local storage of this thread. So the child calls only `syscall`.
+            // That call may set errno, but this thread does not read errno.
             let done = unsafe { libc::syscall(libc::SYS_munmap, memory, SCENARIO_LEN) };
             i32::from(done != 0)
         }
@@ -151,8 +151,8 @@ fn end_child() {
     }
 }
 
-/// Runs `what` in a forked child. `what` must not allocate. Returns `Unsupported` for every error
-/// of `what`.
+/// Calls `what` in a forked child. `what` must not allocate. If `what` fails, the function returns
+/// `Unsupported`.
 fn by_a_child(what: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     // SAFETY: the child only makes system calls.
     let child = Errno::result(unsafe { libc::fork() })?;
@@ -187,8 +187,8 @@ fn process_madvise(process: i32, memory: Memory, advice: i32) -> io::Result<()> 
     supported(done)
 }
 
-/// A thread that waits on a channel, and the sender of that channel. When the sender is dropped,
-/// the thread ends.
+/// A thread that waits on a channel, and the sender of that channel. The thread ends when the
+/// sender is dropped.
 struct Waiting {
     thread: thread::JoinHandle<()>,
     end: mpsc::Sender<()>,
@@ -221,16 +221,16 @@ fn end_thread() {
     }
 }
 
-/// The handle of the loaded library, or null.
+/// The handle of the loaded library, or null if no library is loaded.
 static LIBRARY: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// Loads the library that cargo puts next to the program or the test. Returns memory of the
-/// library.
+/// Loads the library, and returns memory of the library. Cargo puts the library next to the program
+/// or the test.
 fn load() -> io::Result<Memory> {
     let path = library().ok_or(io::ErrorKind::Unsupported)?;
     let path = CString::new(path.into_os_string().into_encoded_bytes())?;
-    // SAFETY: both strings end with a null byte, and the library runs no code when it is loaded.
-    // The static that `dlsym` returns has 64 KiB, and nothing else uses it.
+    // SAFETY: both strings end with a null byte. The library runs no code when it is loaded.
+    // `dlsym` returns the address of a static of 64 KiB, and nothing else uses this static.
     unsafe {
         let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
         if library.is_null() {
@@ -243,7 +243,7 @@ fn load() -> io::Result<Memory> {
     }
 }
 
-/// Unloads the library. Returns true if it was loaded.
+/// Unloads the library. Returns true if a library was loaded and the call succeeded.
 fn unload() -> bool {
     let library = LIBRARY.swap(ptr::null_mut(), Ordering::Relaxed);
     // SAFETY: `load` loaded the library, and no reference to any part of it exists.

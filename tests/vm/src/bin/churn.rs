@@ -96,8 +96,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     verdict(&held)
 }
 
-/// Returns an error if the resident memory was larger in the last quarter of the run than in the
-/// first. Also returns an error if more memory was pinned than the limit allows.
+/// Returns an error in two cases. First, the resident memory was larger in the last quarter of the
+/// run than in the first. Second, more memory was pinned than the limit allows.
 fn verdict(held: &[(u64, u64)]) -> Result<(), Box<dyn std::error::Error>> {
     let quarter = held.len().div_ceil(4);
     let most = |part: &[(u64, u64)]| part.iter().map(|it| it.0).max().unwrap_or(0);

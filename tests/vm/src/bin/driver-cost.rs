@@ -2,8 +2,8 @@
 //! virtual machine in which the time stamp counter counts instructions.
 //!
 //! The program measures each operation separately. A figure is the mean of the measurements without
-//! the lowest and the highest tenth. As a mean, the figure includes work that the kernel does once
-//! for many operations. Without the highest tenth, it excludes timer interrupts.
+//! the lowest and the highest tenth. A mean includes the work that the kernel does once for many
+//! operations. Without the highest tenth, the mean excludes timer interrupts.
 
 use std::arch::x86_64::{_mm_lfence, _rdtsc};
 use std::error::Error;
@@ -19,9 +19,9 @@ const MAPPED: usize = 16;
 /// The number of operations that are measured for one figure.
 const ROUNDS: usize = 2000;
 
-/// The address in the middle of the ranges that are watched elsewhere.
+/// The address around which `watch_elsewhere` places its ranges.
 const HERE: usize = 0x5000_0000_0000;
-/// The distance in bytes between neighbouring ranges that are watched elsewhere.
+/// The distance in bytes between two neighbouring ranges of `watch_elsewhere`.
 const STRIDE: usize = 64 * PAGE;
 
 /// The place at which a cycle maps its pages.
@@ -52,17 +52,17 @@ impl Placement {
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Returns the number of instructions that were executed so far.
+/// Returns the number of instructions that the machine has executed so far.
 fn now() -> u64 {
-    // SAFETY: every x86-64 machine has these instructions.
+    // SAFETY: every x86-64 CPU supports these instructions.
     unsafe {
         _mm_lfence();
         _rdtsc()
     }
 }
 
-/// Runs `operation`, and returns the number of its instructions together with its result. The
-/// number includes the instructions of the measurement itself.
+/// Runs `operation`. Returns the number of instructions, and the result of `operation`. The number
+/// includes the instructions of the measurement itself.
 fn count<T>(operation: impl FnOnce() -> T) -> (u64, T) {
     let start = now();
     let result = operation();
@@ -86,10 +86,11 @@ fn map_and_touch(at: *mut u8) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns two means. The first is that of `mmap`, touching the pages, and `munmap` together. The
-/// second is that of `munmap` alone.
+/// Returns two means. The first is the mean of `mmap`, touching the pages, and `munmap` together.
+/// The second is the mean of `munmap` alone.
 ///
-/// The mapped range is watched `times` times. All reports are read before the next cycle.
+/// If `device` is not `None`, the file watches the mapped range `times` times. The program reads
+/// all reports before the next cycle.
 fn cycle(place: Placement, device: Option<&DriverFile>, times: u64) -> Result<(u64, u64)> {
     const OURS: u64 = 1 << 40;
     let (mut cycles, mut unmaps) = (Vec::new(), Vec::new());
@@ -133,7 +134,7 @@ fn watch_elsewhere(device: &DriverFile, from: usize, to: usize) -> Result<()> {
     Ok(())
 }
 
-/// Returns the mean of registering and unregistering a range.
+/// Returns the mean number of instructions of registering and unregistering a range.
 fn register(device: &DriverFile) -> Result<u64> {
     let at = Placement::Same.address(0);
     let mut all = Vec::new();
@@ -148,7 +149,8 @@ fn register(device: &DriverFile) -> Result<u64> {
     Ok(mean(all))
 }
 
-/// Returns the mean of a `read` that delivers this many events and the event LAST.
+/// Returns the mean number of instructions of a `read` that delivers `events` events and the event
+/// LAST.
 fn read(events: usize) -> Result<u64> {
     let device = DriverFile::open()?;
     let memory = Pages::new(events)?;
@@ -165,7 +167,8 @@ fn read(events: usize) -> Result<u64> {
     Ok(mean(all))
 }
 
-/// The means of cycles without an open file. The ratios of other rows refer to these means.
+/// The means of cycles without an open file of the driver. The ratios in the other rows refer to
+/// these means.
 struct Bare {
     place: Placement,
     cycle: u64,

@@ -1,5 +1,5 @@
 //! Tests a poll by Linux AIO. If the AIO context is busy, the kernel finishes the poll in a kernel
-//! thread. This thread must not be refused, although it is not the owner of the file.
+//! thread. The driver must serve this thread, although the thread is not the owner of the file.
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,8 +57,8 @@ fn aio_poll_by_the_owner_is_no_error() {
     // SAFETY: the context is a writable word.
     let made = unsafe { libc::syscall(libc::SYS_io_setup, PENDING + 10, &raw mut context) };
     Errno::result(made).unwrap();
-    // The test makes the context busy: the context has many polls that never complete, and a thread
-    // searches them all the time.
+    // The test keeps the context busy. The context has many polls that never complete, and a thread
+    // searches these polls all the time.
     let (quiet, _other_end) = nix::unistd::pipe().unwrap();
     let mut pending = vec![poll(quiet.as_raw_fd()); PENDING];
     for one in &mut pending {

@@ -101,8 +101,9 @@ fn any_range_below_the_end_of_user_space_can_be_watched() {
     }
 }
 
-/// Makes the call as programs of 2010 do. Such a program fills in only the fields that it knows, so
-/// the other fields contain old contents of its stack. It ignores the result of the call.
+/// Calls REGISTER_REGION as programs of 2010 do. Such a program fills in only the fields that it
+/// knows, so the other fields contain arbitrary bytes of its stack. The program ignores the result
+/// of the call.
 #[test]
 fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_on() {
     const CALLS: u64 = 10_000;
@@ -137,8 +138,8 @@ fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_o
     assert_eq!(counter.get(), 0, "changes of protection are not counted");
     memory.map_over(0, 1).unwrap();
     let (cookies, _) = device.drain().unwrap();
-    // The ranges with odd cookies are not mapped, so no page of theirs changes and they are not
-    // reported.
+    // The ranges with odd cookies are not mapped. So none of their pages changes, and the driver
+    // reports none of these ranges.
     assert!(cookies.into_iter().eq((0..CALLS).step_by(2)));
     for cookie in 0..CALLS {
         device.unwatch(cookie).unwrap();
@@ -205,8 +206,8 @@ fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
     );
     let register = |longer: &Longer| {
         let request = nix::request_code_none!(b'U', 4);
-        // SAFETY: either the number of bytes in `size` is readable, or the driver refuses the
-        // structure.
+        // SAFETY: if the driver accepts `size`, that number of bytes is readable. Otherwise the
+        // driver refuses the structure.
         let said = unsafe { libc::ioctl(device.raw(), request, &raw const *longer) };
         Errno::result(said).map(drop)
     };

@@ -1,5 +1,5 @@
-//! Tests ranges that must be backed. A range is backed if it is mapped memory whose changes the
-//! kernel announces.
+//! Tests the flag that requires a range to be backed. A range is backed if it is mapped memory
+//! whose changes the kernel reports to the driver.
 
 use std::fs::File;
 use std::num::NonZeroUsize;
@@ -18,7 +18,7 @@ fn watch(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()>
     device.watch_with(MUST_BE_BACKED, start, pages * PAGE, 1)
 }
 
-/// Watches the pages, ends the watch, and returns the result of the first call.
+/// Watches the pages, ends the watch, and returns the result of the watch.
 fn tried(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()> {
     let said = watch(device, start, pages);
     let known = device.unwatch(1);
@@ -30,8 +30,8 @@ fn tried(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()>
     said
 }
 
-/// Maps a page of the firmware. The kernel maps this page as a driver maps a device's memory:
-/// without page structures.
+/// Maps a page of the firmware. The page has no page structure in the kernel, like the memory of a
+/// device that a driver has mapped.
 fn firmware() -> *const u8 {
     const ROM: i64 = 0xF_0000;
     let memory = File::open("/dev/mem").unwrap();
@@ -45,8 +45,8 @@ fn firmware() -> *const u8 {
 #[test]
 fn memory_is_backed_and_its_changes_are_reported() {
     let (device, memory) = (DriverFile::open().unwrap(), Pages::new(4).unwrap());
-    // The first two pages are never touched. The last two pages are read-only, so they are a
-    // mapping of their own.
+    // The first two pages are never touched. The last two pages are read-only. So the kernel keeps
+    // the last two pages in a separate mapping.
     memory.advise(0, 4, libc::MADV_DONTNEED).unwrap();
     memory.protect(2, 2, libc::PROT_READ).unwrap();
     for (first, pages) in [(0, 2), (2, 2), (1, 2), (0, 4)] {

@@ -125,8 +125,8 @@ fn the_page_comes_back_after_madvise_dontneed() {
     let (device, memory) = watched(1);
     let counter = device.counter().unwrap();
     memory.unmap(0, 1).unwrap();
-    // SAFETY: the mapping is only read. The call drops the page, and the next access brings the
-    // page back at the same address.
+    // SAFETY: this process only reads the page. The call drops the page, and the next access makes
+    // the page present again at the same address.
     let dropped = unsafe {
         libc::madvise(
             counter.as_ptr().cast_mut().cast(),
@@ -138,8 +138,8 @@ fn the_page_comes_back_after_madvise_dontneed() {
     assert_eq!(counter.get(), 1);
 }
 
-/// Opens the device under another name. /dev may be mounted with the option noexec. So a refusal
-/// there would not show that the driver refuses.
+/// Opens the device file in another directory. /dev may be mounted with the option noexec. In /dev,
+/// the mount could cause the refusal, and the test would prove nothing about the driver.
 fn device_elsewhere() -> DriverFile {
     let dir = std::env::temp_dir().join(format!("ummunotify-{}", std::process::id()));
     std::fs::create_dir(&dir).unwrap();

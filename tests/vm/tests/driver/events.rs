@@ -55,7 +55,7 @@ fn a_range_is_hit_where_nothing_was_watched_a_moment_before() {
         memory.touch();
     };
     for page in 0..8 {
-        // The invalidations cover two adjacent parts, and then both parts together.
+        // Each half of the memory is invalidated first, and then the whole memory.
         drop_pages(0, 4);
         drop_pages(4, 4);
         drop_pages(0, 8);

@@ -1,5 +1,5 @@
 //! Tests calls in which the kernel runs out of memory or cannot access the caller's memory. Each
-//! test makes every such allocation and access fail in turn.
+//! test makes each allocation and each access of a call fail, one after another.
 //!
 //! The tests need a kernel with fault injection, and `cargo xtask test --kernel debug` runs one. On
 //! other kernels, a test prints that nothing was tried.
@@ -28,12 +28,12 @@ fn debugfs() -> PathBuf {
     dir.to_path_buf()
 }
 
-/// The file of the kernel that makes calls of this thread fail. If a number N is written to the
-/// file, the Nth allocation or copy after that fails.
+/// The kernel's file for fault injection in this thread. If a number N is written to the file, the
+/// Nth allocation or copy after the write fails.
 struct Switch(File);
 
 impl Switch {
-    /// Opens the switch. Returns `None` if the kernel has no fault injection.
+    /// Opens the file. Returns `None` if the kernel has no fault injection.
     fn find() -> Option<Self> {
         let path = Path::new("/proc/thread-self/fail-nth");
         if !path.exists() {
@@ -42,8 +42,8 @@ impl Switch {
         }
         for kind in ["failslab", "fail_page_alloc", "fail_usercopy"] {
             let dir = debugfs().join(kind);
-            // By default, the kernel injects no fault into allocations that may sleep, and logs a
-            // trace for each fault. The settings change both.
+            // By default, allocations that may sleep do not fail, and the kernel logs a trace for
+            // each fault. These settings let such allocations fail, and turn the log off.
             for (setting, value) in [
                 ("ignore-gfp-wait", "N"),
                 ("min-order", "0"),
@@ -60,13 +60,13 @@ impl Switch {
         ))
     }
 
-    /// Runs the call and makes its `nth` allocation or copy fail. Returns true if the call has at
-    /// least `nth` of them.
+    /// Runs the call and makes its `nth` allocation or copy fail. Returns the result of the call.
+    /// The first value is false if the call has fewer than `nth` allocations and copies.
     fn run<T>(&self, nth: usize, call: impl FnOnce() -> T) -> (bool, T) {
         self.0.write_all_at(nth.to_string().as_bytes(), 0).unwrap();
         let result = call();
         let mut left = [0];
-        // The fault may hit this read itself. In that case, no fault was injected into the call.
+        // If this read fails, the fault has hit the read itself, and not the call.
         let injected = self.0.read_at(&mut left, 0).is_ok() && left == *b"0";
         while self.0.write_all_at(b"0", 0).is_err() {}
         (injected, result)

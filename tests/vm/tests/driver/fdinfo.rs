@@ -6,7 +6,7 @@ use regcache_tests_vm::{Child, DriverFile, PAGE};
 
 use crate::watched;
 
-/// Returns the figure with this name in the file's `fdinfo`.
+/// Returns the number with this name in the `fdinfo` of the file.
 fn figure(device: &DriverFile, name: &str) -> u64 {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", device.raw())).unwrap();
     let value = text.lines().find_map(|line| {
@@ -20,15 +20,15 @@ fn figure(device: &DriverFile, name: &str) -> u64 {
         .unwrap()
 }
 
-/// Returns four figures: the ranges, the counter, whether the file is readable, and the
-/// invalidations in flight.
+/// Returns four numbers from `fdinfo`: the number of ranges, the counter, 1 if the file is
+/// readable, and the number of invalidations in flight.
 fn figures(device: &DriverFile) -> [u64; 4] {
     ["ranges", "counter", "readable", "in-flight"].map(|name| figure(device, name))
 }
 
 #[test]
 fn each_open_file_has_its_figures() {
-    // The test runs in a child, because other tests of this process also watch memory.
+    // The test runs in a child, because other tests of this process watch memory too.
     let alone = Child::fork(|| {
         let (device, memory) = watched(3);
         let at_first = figures(&device) == [3, 0, 0, 0];

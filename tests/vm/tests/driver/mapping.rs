@@ -1,5 +1,5 @@
-//! Tests what counts as an invalidation. It is a change of the pages behind the addresses, by any
-//! process or by the kernel, and nothing else.
+//! Tests which changes count as invalidations. Every change of the pages behind the addresses
+//! counts, by any process or by the kernel. Nothing else counts.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::watched_as_one;
 
-/// Returns true if the range, which has cookie 7, was invalidated.
+/// Returns true if the range with cookie 7 was invalidated.
 fn is_invalidated(device: &DriverFile) -> bool {
     match device.drain() {
         Ok((cookies, _)) => {
@@ -163,7 +163,7 @@ fn a_file_that_is_truncated_or_punched_counts_also_by_another_process() {
 #[test]
 fn a_write_after_fork_counts_where_it_copies() {
     let (device, memory) = watched_as_one(4);
-    // While the child lives, it shares the pages with this process.
+    // The child shares the pages with this process until it exits.
     let (wait, go) = nix::unistd::pipe().unwrap();
     let child = Child::fork(|| {
         let mut byte = [0];

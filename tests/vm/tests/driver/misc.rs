@@ -9,14 +9,14 @@ use regcache_tests_vm::{Child, DriverFile, Pages};
 #[test]
 fn opening_does_not_wait_for_the_lock_of_the_address_space() {
     const ROUNDS: usize = 15;
-    /// The number of files that open during one fork if opening waits for nothing. If opening
-    /// waited for the fork, one or two would open.
+    /// If opening waits for nothing, at least this number of files opens during one fork. If
+    /// opening waited for the fork, only one or two files would open.
     const ENOUGH: usize = 10;
-    // The test runs in a child. Otherwise the children of other tests would have to copy its large
-    // memory.
+    // The test runs in a child. Otherwise each fork by another test would copy the page tables of
+    // this large memory.
     let child = Child::fork(|| {
-        // A fork copies the page tables while it holds mmap_lock. With this much memory, the copy
-        // takes long.
+        // A fork copies the page tables while it holds mmap_lock. The copy takes long, because the
+        // memory is large.
         let memory = Pages::new(256 << 20 >> 12).unwrap();
         memory.touch();
         let opens: Vec<_> = (0..ROUNDS).map(|_| opens_during_a_fork()).collect();

@@ -1,5 +1,6 @@
-//! Tests rule M2. It covers a range that a thread watches while an invalidation of the range is in
-//! flight.
+//! Tests rule M2 of the contract (see `regcache/src/monitor/contract.rs`). A thread watches a range
+//! while an invalidation of the range is in flight. The driver must wait for the end of this
+//! invalidation, or report it after its end.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -22,9 +23,9 @@ fn is_present(pagemap: &File, address: usize) -> bool {
     u64::from_ne_bytes(entry) >> 63 != 0
 }
 
-/// One thread drops 64 MiB, and another thread repeatedly watches the last page in the meantime.
-/// After each watch, one of two conditions must hold. Either the page is already gone, or its
-/// invalidation is reported later.
+/// One thread drops 64 MiB. In the meantime, another thread repeatedly watches the last page. After
+/// each watch, one of two conditions must hold: the page is already gone, or the driver reports the
+/// invalidation of the page later.
 #[test]
 fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     const PAGES: usize = 64 << 20 >> 12;
@@ -79,10 +80,10 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     );
 }
 
-/// One thread drops 64 MiB, and another thread waits for the report of the last page in the
-/// meantime. After the report, one of two conditions must hold. Either the page is already gone, or
-/// the range is reported again. So a thread that pins the page after the first report, under the
-/// same watch, receives the second report.
+/// One thread drops 64 MiB. In the meantime, another thread waits for the report of the last page.
+/// After the report, one of two conditions must hold: the page is already gone, or the driver
+/// reports the range again. A thread may pin the page after the first report, under the same watch.
+/// This thread needs the second report.
 #[test]
 fn what_is_reported_before_it_is_over_is_reported_again() {
     const PAGES: usize = 64 << 20 >> 12;
@@ -127,8 +128,8 @@ fn what_is_reported_before_it_is_over_is_reported_again() {
     panic!("only {early} reports came early");
 }
 
-/// One thread drops 64 MiB again and again. A second thread calls `register` for the last page. A
-/// third thread sends signals to the second thread in the meantime.
+/// Runs three threads. One thread drops 64 MiB again and again. The second thread calls `register`
+/// for the last page. The third thread sends signals to the second thread in the meantime.
 fn register_among_signals(mut register: impl FnMut(u64) + Send) {
     const PAGES: usize = 64 << 20 >> 12;
     const ROUNDS: usize = 40;
@@ -153,8 +154,8 @@ fn register_among_signals(mut register: impl FnMut(u64) + Send) {
             }
         });
         let registering = told.recv().unwrap();
-        // This thread starts before the memory is dropped, because the start of a thread needs a
-        // lock that dropping holds.
+        // This thread starts before the memory is dropped. The start of a thread needs a lock, and
+        // the thread that drops memory holds this lock.
         let signalling = scope.spawn(move || {
             while !stop.load(Ordering::Acquire) {
                 if dropping.load(Ordering::Acquire) {
@@ -174,7 +175,7 @@ fn register_among_signals(mut register: impl FnMut(u64) + Send) {
     });
 }
 
-/// An interrupted call must leave no watch, so `unwatch` must fail after it.
+/// An interrupted call must leave no watch. So `unwatch` must fail after an interrupted call.
 #[test]
 fn a_registration_that_waits_can_be_interrupted_and_leaves_nothing() {
     let device = DriverFile::open().unwrap();
@@ -192,8 +193,7 @@ fn a_registration_that_waits_can_be_interrupted_and_leaves_nothing() {
     assert!(interrupted > 0 && registered > 0);
 }
 
-/// Programs of 2010 ignore the result of the old call. So the old call must not fail because of a
-/// signal.
+/// Programs of 2010 ignore the result of REGISTER_REGION. So a signal must not make this call fail.
 #[test]
 fn a_registration_of_old_is_never_interrupted() {
     let device = DriverFile::open().unwrap();

@@ -1,5 +1,5 @@
-//! Tests the owner of a file. A file watches the memory of the mm that opened the file, and refuses
-//! the calls of every other process.
+//! Tests the owner of a file. The owner is the address space that opened the file. The file watches
+//! the memory of its owner, and refuses the calls of every other process.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -16,8 +16,8 @@ use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::{invalidated_once, last, watched};
 
-/// Makes every call on the file, in a process that is not the owner. Returns true if the driver
-/// refuses all calls.
+/// Makes every call on the file. Returns true if the driver refuses all calls, as it must in a
+/// process that is not the owner.
 fn is_refused(device: &DriverFile) -> bool {
     let eperm = Err(Errno::EPERM);
     let mut mask = 0;
@@ -58,8 +58,8 @@ fn a_forked_child_is_refused_and_the_owner_loses_nothing() {
     );
 }
 
-/// The driver attaches to the address space only when the first range is watched. It must know the
-/// owner of the file even before that.
+/// The driver attaches to the address space only when the first range is watched. But the driver
+/// must know the owner of the file from the start.
 #[test]
 fn a_file_that_was_never_used_is_its_openers_all_the_same() {
     let (device, memory) = (DriverFile::open().unwrap(), Pages::new(1).unwrap());
@@ -113,7 +113,7 @@ fn a_program_started_with_the_descriptor_is_refused() {
     assert_eq!(device.drain().unwrap(), (vec![0], 1));
 }
 
-/// Sends the file descriptor together with these bytes.
+/// Sends the file descriptor of the device together with these bytes.
 fn pass(socket: &OwnedFd, device: &DriverFile, bytes: &[u8]) {
     let fds = [device.raw()];
     let message = [ControlMessage::ScmRights(&fds)];
@@ -122,8 +122,8 @@ fn pass(socket: &OwnedFd, device: &DriverFile, bytes: &[u8]) {
     sendmsg::<()>(fd, &parts, &message, MsgFlags::empty(), None).unwrap();
 }
 
-/// Receives a file descriptor and bytes. Panics if no file descriptor arrives, so that the child
-/// fails.
+/// Receives a file descriptor and bytes. Panics if no file descriptor arrives. A panic makes the
+/// child fail.
 fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> OwnedFd {
     let mut buffer = nix::cmsg_space!([i32; 1]);
     let mut parts = [IoSliceMut::new(bytes)];
@@ -176,8 +176,8 @@ fn closing_it_last_unmaps_nothing_in_the_receiver() {
         let alone = nix::unistd::write(&theirs, &[1]) == Ok(1)
             && nix::unistd::read(&theirs, &mut byte) == Ok(1);
         drop(passed);
-        // SAFETY: the page was mapped above. If the driver has unmapped it, the access kills the
-        // child, and the test fails.
+        // SAFETY: the page was mapped above. If the driver has unmapped the page, the access kills
+        // the child, and the test fails.
         alone && unsafe { place.read_volatile() } == 7
     })
     .unwrap();

@@ -7,9 +7,9 @@ use std::time::Duration;
 use regcache::monitor::abi::PROTECTION;
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
-/// The cookie of the range that `both` watches without the flag PROTECTION.
+/// The cookie of the range without the flag PROTECTION.
 const PLAIN: u64 = 0;
-/// The cookie of the range that `both` watches with the flag.
+/// The cookie of the range with the flag PROTECTION.
 const STRICT: u64 = 1;
 
 fn watch(device: &DriverFile, memory: &Pages, cookie: u64, flags: u32) {
@@ -18,7 +18,7 @@ fn watch(device: &DriverFile, memory: &Pages, cookie: u64, flags: u32) {
         .unwrap();
 }
 
-/// Watches some pages twice, once without the flag and once with it.
+/// Watches the same pages twice, once without the flag PROTECTION and once with the flag.
 fn both() -> (DriverFile, Pages) {
     let memory = Pages::new(4).unwrap();
     let device = DriverFile::open().unwrap();
@@ -91,7 +91,7 @@ fn a_range_beside_the_change_is_not_hit() {
 
 #[test]
 fn changes_of_protection_at_address_0_do_not_keep_registrations_waiting() {
-    // The test maps address 0 in a child, because no other test may have a page at this address.
+    // The test runs in a child, so that no other test has a page at address 0.
     let child = Child::fork(|| {
         std::fs::write("/proc/sys/vm/mmap_min_addr", "0").unwrap();
         let device = DriverFile::open().unwrap();

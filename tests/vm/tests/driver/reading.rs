@@ -1,5 +1,5 @@
-//! Tests how a program waits for events by `read`, `poll`, `epoll` and SIGIO. Also tests signals
-//! during a wait, and buffers that fault.
+//! Tests how a program waits for events by `read`, `poll`, `epoll` and SIGIO. The tests also cover
+//! signals during a wait, and buffers whose access causes a fault.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
@@ -58,8 +58,8 @@ fn of_two_blocked_readers_one_is_given_the_event() {
         thread::sleep(SHORTLY);
         memory.unmap(0, 1).unwrap();
         thread::sleep(SHORTLY);
-        // If the reader reads the event before `munmap` ends, the driver reports the invalidation a
-        // second time.
+        // The driver reports the invalidation a second time if the reader reads the first report
+        // before `munmap` ends.
         let recorded = counter.get() as u32;
         let delivered = delivered.load(Ordering::SeqCst);
         assert_eq!(
@@ -86,8 +86,8 @@ fn handle(signal: Signal, flags: SaFlags) {
     unsafe { sigaction(signal, &action) }.unwrap();
 }
 
-/// Sends a signal to a thread that is blocked in `read`. If the signal does not end the `read`, an
-/// invalidation ends it. Returns the result of the `read`.
+/// Sends a signal to a thread that is blocked in `read`, and returns the result of `read`. If the
+/// signal does not end the `read`, the function ends the `read` by an invalidation.
 fn read_under(signal: Signal) -> nix::Result<usize> {
     let (device, memory) = blocking();
     thread::scope(|scope| {
@@ -146,8 +146,8 @@ fn poll_wakes_when_a_range_is_hit() {
         thread::sleep(SHORTLY);
         memory.unmap(0, 1).unwrap();
         assert_eq!(waiter.join().unwrap(), PollFlags::POLLIN);
-        // `poll` checks the file once more when its time is over. So the result alone does not show
-        // that the driver woke it.
+        // `poll` checks the file once more when its timeout expires. So the result alone does not
+        // prove that the driver woke the thread.
         assert!(
             started.elapsed() < Duration::from_secs(25),
             "poll was not woken"
@@ -269,8 +269,8 @@ fn a_hint_survives_a_fault_and_a_hit_in_between_is_not_lost() {
     assert_eq!(device.read(2).unwrap(), [last(2)], "LAST is still owed");
 }
 
-/// Reads by `preadv2` with these flags, into buffers of one event each. Returns the kinds of the
-/// events.
+/// Calls `preadv2` with these flags, and with `buffers` buffers of one event each. Returns the
+/// kinds of the events.
 fn readv(device: &DriverFile, buffers: usize, flags: i32) -> nix::Result<Vec<u32>> {
     let mut events = vec![Event::default(); buffers];
     let parts: Vec<_> = events

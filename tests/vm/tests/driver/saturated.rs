@@ -1,6 +1,6 @@
-//! Tests saturated ranges. A range is saturated if it was invalidated more than once and its report
-//! has not been read. The tests check the report after one more invalidation, and that such an
-//! invalidation does not cost more.
+//! Tests saturated ranges. A range is saturated if it was invalidated more than once before its
+//! report was read. The tests check the report after a further invalidation. They also check that
+//! such an invalidation does not cost more than one of memory without a watch.
 
 use std::time::{Duration, Instant};
 
@@ -109,8 +109,8 @@ fn changes_of_protection_saturate_the_ranges_that_ask_for_them() {
         last(5),
     ];
     assert_eq!(device.read(4).unwrap(), events);
-    // Two changes of the mapping saturate range 0, which lacks the flag. Changes of protection
-    // still do not count for this range.
+    // Two changes of the mapping saturate range 0, which is watched without the flag PROTECTION.
+    // Changes of protection still do not count for this range.
     invalidate(&memory, 0);
     invalidate(&memory, 0);
     device.unwatch(1).unwrap();
@@ -145,7 +145,8 @@ fn alone(test: impl FnOnce()) {
 
 const WATCHES: u64 = 65_536;
 
-/// Checks that `operation` takes at most twice as long on the watched page as on the bare page.
+/// Checks that `operation` takes less than `MOST` times as long on the watched page as on the bare
+/// page.
 fn costs_the_same(
     bare: &Pages,
     watched: &Pages,
@@ -153,8 +154,9 @@ fn costs_the_same(
     operation: impl Fn(&Pages),
 ) {
     const TIMES: usize = 201;
-    /// The largest accepted ratio of the times. It leaves room for the counter and one search. If
-    /// the driver visited each watch, the ratio would be about a hundred.
+    /// The largest accepted ratio of the times. This ratio leaves room for counting the
+    /// invalidation and for one search. If the driver visited each watch, the ratio would be about
+    /// a hundred.
     const MOST: u32 = 2;
     for _ in 0..2 {
         prepare(watched);

@@ -1,4 +1,4 @@
-//! Tests the end of files, of processes, and of the module.
+//! Tests what happens at the end of files, of processes, and of the module.
 
 use std::fs;
 use std::thread;
@@ -32,10 +32,10 @@ fn closing_while_another_thread_reads_leaves_the_reader_its_events() {
     thread::scope(|scope| {
         let reader = scope.spawn(|| device.read(4));
         thread::sleep(Duration::from_millis(200));
-        // `dup2` closes the file, and keeps its number in use.
+        // `dup2` closes the file of the driver, and the file descriptor then refers to /dev/null.
         let null = fs::File::open("/dev/null").unwrap();
-        // SAFETY: the number stays open, so `device` closes a valid file descriptor when it is
-        // dropped.
+        // SAFETY: the file descriptor stays open. So `device` closes a valid file descriptor when
+        // `device` is dropped.
         let duplicated = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), fd) };
         assert_eq!(duplicated, fd);
         memory.unmap(0, 1).unwrap();
@@ -60,8 +60,8 @@ fn a_file_may_outlive_the_memory_that_it_watches() {
             drop(device);
             write(&tell, &[u8::from(go && refused)]) == Ok(1)
         });
-        // The grandchild must live on after its parent has exited. So the value is not dropped, as
-        // that would kill the grandchild.
+        // The grandchild must live on after its parent has exited. Dropping the value would kill
+        // the grandchild, so the value is not dropped.
         std::mem::forget(grandchild);
         true
     })
@@ -166,9 +166,9 @@ fn a_process_may_die_with_everything_in_use() {
     }
 }
 
-/// The first watch of an address space takes all locks of that address space. If its thread is
-/// killed in the meantime, the driver gives up and watches nothing. Another process may share the
-/// memory. Its next watch must not rely on the failed attempt.
+/// The first watch of an address space takes all locks of that address space. If the thread is
+/// killed during the first watch, the driver watches nothing. A process that shares the address
+/// space may then watch a range. This watch must not rely on the failed attempt.
 #[test]
 fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
     const ENOUGH: usize = 10;
@@ -179,7 +179,7 @@ fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
         i32::from(device.watch(std::ptr::null(), PAGE, 1).is_err())
     }
     let child = Child::fork(|| {
-        // Each mapping has a lock. With many mappings, the first watch takes long.
+        // Each mapping has a lock. So with many mappings, the first watch takes long.
         let many = Pages::new(8000).unwrap();
         for page in (0..8000).step_by(2) {
             many.protect(page, 1, libc::PROT_READ).unwrap();
@@ -196,7 +196,7 @@ fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
             // exited.
             let pid = unsafe { libc::clone(register, top.cast(), flags, argument) };
             let pid = Pid::from_raw(Errno::result(pid).unwrap());
-            // The delay varies, so that the kill hits different places in the call.
+            // The delay varies, so that the signal arrives at different points of the call.
             thread::sleep(Duration::from_micros((20 + round * 37 % 4000) as u64));
             kill(pid, Signal::SIGKILL).unwrap();
             waitpid(pid, None).unwrap();
@@ -220,14 +220,15 @@ fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
     assert!(child.unwrap().succeeded().unwrap());
 }
 
-/// Without a precaution, each signal would make the driver start again to take all locks of the
-/// address space. So the driver must block signals during this call.
+/// The first watch takes all locks of the address space. If a signal could interrupt the first
+/// watch, each signal would make the driver start again. So the driver must block signals during
+/// this call.
 #[test]
 fn a_first_registration_ends_though_a_timer_interrupts_it_all_the_time() {
     extern "C" fn nothing(_: i32) {}
     const MAPPINGS: usize = 20_000;
     let child = Child::fork(|| {
-        // Each page is a mapping of its own, with a lock of its own, once it is touched.
+        // Each page that is touched becomes a separate mapping with a separate lock.
         let many = Pages::new(2 * MAPPINGS).unwrap();
         many.map_over(0, 2 * MAPPINGS).unwrap();
         many.protect(0, 2 * MAPPINGS, libc::PROT_NONE).unwrap();

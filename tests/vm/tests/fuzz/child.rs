@@ -1,5 +1,5 @@
-//! Forked children of the fuzzer. The driver must refuse every call of a child. The children also
-//! share pages with this process, so a write to a shared page copies the page.
+//! Forked children of the fuzzer. The driver must refuse every call of a child. A child also shares
+//! pages with this process. So the first write to such a page copies the page.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -16,21 +16,21 @@ use regcache_tests_vm::Child;
 use crate::model::{BASE, PAGE, PAGES};
 use crate::sys::{self, Counter};
 
-/// The command to drop the child's copy of the arena.
+/// The command that makes the child drop its copy of the arena.
 const DROP: u8 = b'd';
-/// The command to try every call on the file descriptor that is sent with the command.
+/// The command that makes the child try every call on the file descriptor that is sent with it.
 const TRY: u8 = b't';
 
-/// A child that lives until the value is dropped.
+/// A child process of the fuzzer. Dropping the value ends the child.
 #[derive(Debug)]
 pub(crate) struct Forked {
-    // This field is dropped first. The child exits when the socket is closed, and the drop of
-    // `_child` then waits for the child.
+    // The field `socket` must be dropped before the field `_child`. The child exits when the socket
+    // is closed, and dropping `_child` waits for the child.
     socket: OwnedFd,
     _child: Child,
 }
 
-/// Tries every call on the file. Returns true if the driver refuses them all, as it must for a
+/// Tries every call on the file. Returns true if the driver refuses all calls, as it must for a
 /// process that is not the owner.
 pub(crate) fn is_refused(fd: &OwnedFd, buffer: u64) -> bool {
     let eperm = Some(Errno::EPERM);
@@ -96,8 +96,9 @@ impl Forked {
         let (ours, theirs) = pair()?;
         let ours_in_child = ours.as_raw_fd();
         let child = Child::fork(|| {
-            // SAFETY: the child closes its copy of the socket, and never uses that copy. An open
-            // copy would keep the child alive after this process has exited.
+            // SAFETY: the child closes its copy of the socket, and never uses that copy. The child
+            // must close it, because an open copy would keep the child alive after this process has
+            // exited.
             unsafe { libc::close(ours_in_child) };
             let mut refused = true;
             for fd in files {
@@ -112,8 +113,8 @@ impl Forked {
         Ok(this)
     }
 
-    /// Waits for the child's answer. Returns true if the child did its last command and the driver
-    /// refused all calls that the child tried.
+    /// Waits for the child's answer. Returns true if the child executed its last command, and if
+    /// the driver refused all calls that the child tried.
     pub(crate) fn was_refused(&self) -> bool {
         matches!(receive(&self.socket), Ok(Some((1, _))))
     }

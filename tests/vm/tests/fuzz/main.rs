@@ -1,9 +1,9 @@
 //! A model-based fuzzer of the driver. The fuzzer makes random steps, and compares the result of
-//! each step with that of a reference model in Rust. It needs /dev/ummunotify, so `cargo xtask
-//! test` runs it in a virtual machine.
+//! each step with the prediction of a model in Rust. The driver is needed, so `cargo xtask test`
+//! runs the fuzzer in a virtual machine.
 //!
 //! `REGCACHE_FUZZ_OPS` sets the number of steps. `REGCACHE_FUZZ_SEED` sets the seed. A failure
-//! prints a seed, and the failure is repeated if the fuzzer starts with that seed.
+//! prints its seed. A run with this seed repeats the failure.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod child;
@@ -31,7 +31,7 @@ const SEQUENCE: usize = 400;
 const PER_SEED: u64 = 20_000;
 
 /// A lock that each test holds. Only one test runs at a time, because the tests use the same
-/// addresses, and because a fork makes pages of other threads shared.
+/// addresses. Also, a fork in one test would make the pages of another test shared.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Returns the number in this environment variable, or `None` if the variable is not set.
@@ -52,7 +52,7 @@ fn seed() -> u64 {
     number("REGCACHE_FUZZ_SEED").unwrap_or_else(clock)
 }
 
-/// Prints a line at once, even if the test passes.
+/// Prints a line at once. The line is printed even if the test passes.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "fuzz: {line}");
 }

@@ -1,12 +1,12 @@
 //! The reference model of the fuzzer. It predicts the invalidations of each operation on memory,
 //! and the reports that a file of the driver must deliver.
 //!
-//! [`Watch`] models a file of the driver. It implements the driver's documentation. If the
+//! [`Watch`] models a file of the driver according to the driver's documentation. If the
 //! invalidations are known, the predicted reports are exact.
 //!
-//! [`Arena`] predicts the invalidations. The kernel is free to decide the number of some
-//! invalidations, so the model predicts bounds for them. The generation counter of a file then
-//! determines the number. The uncertain decisions are:
+//! [`Arena`] predicts the invalidations. For some operations, the kernel is free to decide the
+//! number of invalidations. So the model predicts bounds for this number, and reads the number from
+//! the generation counter of a file afterwards. The uncertain decisions are:
 //!
 //! - whether two adjacent mappings are merged;
 //! - how often a move invalidates the old place;
@@ -62,9 +62,9 @@ impl From<Run> for Span {
 /// The invalidations of one operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Invalidation {
-    /// Between `least` and `most` invalidations of the same span.
+    /// There are between `least` and `most` invalidations of the same span.
     Times { span: Span, least: u64, most: u64 },
-    /// One invalidation for each mapping in a run of pages.
+    /// There is one invalidation for each mapping in a run of pages.
     PerMapping(Mappings),
 }
 
@@ -78,8 +78,8 @@ impl Invalidation {
     }
 }
 
-/// A run of pages, and the boundaries between the mappings in it. In `certain` and `possible`, bit
-/// i stands for a boundary between pages i - 1 and i.
+/// A run of pages, and the boundaries between the mappings in the run. In `certain` and `possible`,
+/// bit i stands for the boundary between pages i - 1 and i.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mappings {
     run: Run,
@@ -91,7 +91,7 @@ pub(crate) struct Mappings {
 }
 
 impl Mappings {
-    /// Returns the spans of the mappings, if exactly these boundaries exist.
+    /// Returns the spans of the mappings. The function assumes that exactly these boundaries exist.
     fn between(self, boundaries: u32) -> impl Iterator<Item = Span> {
         let end = self.run.first + self.run.pages;
         let mut page = self.run.first;
@@ -118,8 +118,8 @@ enum Page {
     Absent,
     /// The zero page is present, because the page was read before it was written.
     Zero,
-    /// A page of this process is present. The children in `sharers` share this page. `left` is true
-    /// if a child that has exited shared it.
+    /// A page of this process is present. The live children in `sharers` share this page. `left` is
+    /// true if a child that has exited shared the page.
     Own { sharers: u8, left: bool },
 }
 
@@ -197,7 +197,7 @@ impl Arena {
     }
 
     /// Models `munmap`. If anything is mapped in the run, the call makes one invalidation of the
-    /// whole run. `mmap` and `mremap` onto a mapping begin with this operation.
+    /// whole run. `mmap` and `mremap` onto a mapping also unmap the run first.
     pub(crate) fn unmap(&mut self, run: Run) -> Option<Invalidation> {
         let met = self
             .any_mapped(run)
@@ -215,7 +215,7 @@ impl Arena {
         met
     }
 
-    /// Models a read or write access. The protection must allow the access.
+    /// Models a read access or a write access. The protection must allow the access.
     pub(crate) fn touch(&mut self, page: usize, write: bool) -> Option<Invalidation> {
         let span = Span::of_pages(page, page + 1);
         let own = Page::Own {
@@ -237,7 +237,7 @@ impl Arena {
                         left: false,
                     } => None,
                     // The kernel may still hold a reference to the page for a moment after the
-                    // child's exit. In that case it copies the page again.
+                    // child's exit. If it does, the kernel copies the page again.
                     Page::Own {
                         sharers: 0,
                         left: true,
@@ -303,7 +303,7 @@ impl Arena {
             .count()
     }
 
-    /// Models `mremap` that grows a mapping in place. The new pages must be free.
+    /// Models an `mremap` call that grows a mapping in place. The new pages must be free.
     pub(crate) fn grow(&mut self, run: Run, new_pages: usize) {
         let (end, new_end) = (run.first + run.pages, run.first + new_pages);
         let access = self.access[end - 1];
@@ -311,7 +311,7 @@ impl Arena {
         self.joined |= bits(end, new_end);
     }
 
-    /// Models `mremap` that moves a mapping, or a part of a mapping, to another place.
+    /// Models an `mremap` call that moves a mapping, or a part of a mapping, to another place.
     pub(crate) fn move_to(
         &mut self,
         run: Run,
@@ -357,7 +357,7 @@ impl Arena {
         [onto, tail, Some(from)]
     }
 
-    /// Adds a child. The child shares all pages of this process.
+    /// Adds a child that shares all pages of this process.
     pub(crate) fn fork(&mut self, child: usize) {
         for page in &mut self.page {
             if let Page::Own { sharers, .. } = page {
@@ -366,7 +366,7 @@ impl Arena {
         }
     }
 
-    /// Removes a child. The child no longer shares any page.
+    /// Removes a child. After that, the child shares no page.
     pub(crate) fn child_leaves(&mut self, child: usize) {
         for page in &mut self.page {
             if let Page::Own { sharers, left } = page
@@ -379,12 +379,13 @@ impl Arena {
     }
 }
 
-/// The invalidations of a range since its last report.
+/// The invalidations of a range since the last report of the range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pending {
     Not,
     Once(Span),
-    /// The range was invalidated once, at these bytes, or more than once.
+    /// The range was invalidated at least once. If it was invalidated only once, these bytes
+    /// changed.
     OnceOrOften(Span),
     Often,
 }
@@ -408,9 +409,9 @@ pub(crate) struct Watch {
     turn: u64,
     last_owed: bool,
     pub(crate) counter: u64,
-    /// True if the driver no longer accepts EXCHANGE_FEATURES.
+    /// True if a call has used the file, so that the driver no longer accepts EXCHANGE_FEATURES.
     pub(crate) used: bool,
-    /// The reports that a read has taken from the queue, but that have not been checked yet.
+    /// The reports that a read has taken from the queue and that the fuzzer has not checked yet.
     picked: Vec<(Queued, Pending)>,
 }
 
@@ -420,7 +421,7 @@ struct Queued {
     cookie: u64,
     start: u64,
     /// The number of the invalidation that queued the range. Two ranges tie if they have the same
-    /// start and the same invalidation queued them. Their reports may come in any order.
+    /// start and the same `turn`. The driver may report tied ranges in any order.
     turn: u64,
 }
 
@@ -437,7 +438,7 @@ pub(crate) struct Delivery {
     pub(crate) events: usize,
     /// The counter in LAST, or `None` if the read has no room for LAST.
     last: Option<u64>,
-    /// True if LAST was owed before the read.
+    /// True if the file already owed a LAST before the read.
     last_was_owed: bool,
 }
 
@@ -541,9 +542,10 @@ impl Watch {
         self.regions.iter().map(|region| region.cookie)
     }
 
-    /// Records these invalidations in their order. `raised` is the amount by which they raised the
-    /// real counter. At most one of the invalidations has an uncertain number. Returns this number,
-    /// as computed from `raised`, if the file watches memory that this invalidation meets.
+    /// Records these invalidations in their order. `raised` is the amount by which the
+    /// invalidations raised the real counter. At most one of the invalidations has an uncertain
+    /// number, which the function computes from `raised`. Returns this number if the file watches
+    /// memory that the invalidation meets.
     pub(crate) fn invalidate(
         &mut self,
         made: &[Invalidation],
@@ -584,7 +586,8 @@ impl Watch {
                     } else if possible.count() == 1 {
                         Some(Pending::Once(first))
                     } else {
-                        // If only one invalidation met the range, it covered all of `first`.
+                        // If only one invalidation met the range, this invalidation covered all of
+                        // `first`.
                         Some(Pending::OnceOrOften(first))
                     }
                 }),
@@ -629,7 +632,7 @@ impl Watch {
         }
     }
 
-    /// Takes the first `events` of the due events from the queue.
+    /// Takes the ranges of the first `events` due events from the queue.
     pub(crate) fn pick_up(&mut self, due: Delivery, events: usize) {
         let reports = events - usize::from(due.last.is_some() && events == due.events);
         self.picked.clear();
@@ -649,8 +652,8 @@ impl Watch {
         }
     }
 
-    /// Puts the range with this cookie at place `i` of the picked reports, if it ties with the
-    /// range that was expected there.
+    /// Puts the range with this cookie at place `i` of the picked reports. Changes nothing if the
+    /// range does not tie with the range that was expected at this place.
     fn pick_instead(&mut self, i: usize, cookie: u64) {
         let (expected, pending) = self.picked[i];
         let fits = |it: &Queued| it.cookie == cookie && it.ties(expected);

@@ -1,7 +1,7 @@
-//! The steps of the fuzzer, and the strategy that draws them at random with certain frequencies.
+//! The steps of the fuzzer, and the strategy that draws steps at random with certain frequencies.
 //!
-//! The module does not use proptest's unions. Under emulation, drawing a step from nested unions
-//! takes a hundred times as long as executing the step.
+//! The module does not use proptest's unions, because they are slow. Under emulation, drawing a
+//! step from nested unions takes a hundred times as long as executing the step.
 
 use proptest::prelude::Rng;
 use proptest::strategy::{NewTree, Strategy, ValueTree};
@@ -14,7 +14,7 @@ pub(crate) const FILES: usize = 3;
 /// The largest number of live children.
 pub(crate) const CHILDREN: usize = 2;
 
-/// Consecutive pages of the arena.
+/// A run of consecutive pages of the arena.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
     pub(crate) first: usize,
@@ -47,12 +47,12 @@ pub(crate) enum BadRange {
 /// Bad arguments of REGISTER_REGION2. The driver must refuse them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadRegister2 {
-    /// A bit of the flags that the driver does not know is set. The number is that of the bit.
+    /// A flag that the driver does not know is set. The number is the number of the flag's bit.
     Flag(u8),
-    /// The structure is shorter than the first version. The number is its length.
+    /// The structure is shorter than the first version of the structure. The number is its length.
     Short(u8),
-    /// The structure is longer than the version that the driver knows, and a byte of the rest is
-    /// not 0. The number is the offset of the byte in the rest.
+    /// The structure is longer than the version that the driver knows. One byte after that version
+    /// is not 0. The number is the offset of this byte from the end of that version.
     Tail(u8),
     /// The structure is longer than a page.
     Huge,
@@ -92,11 +92,11 @@ pub(crate) enum Op {
         span: Span,
         cookie: u64,
         junk: u64,
-        /// If true, the call passes the start as the end, so the driver watches only the first
-        /// byte.
+        /// If true, the end that the call passes equals the start. In that case the driver watches
+        /// only the first byte.
         empty: bool,
     },
-    /// Calls REGISTER_REGION2 with a structure that is followed by `longer` zero bytes.
+    /// Calls REGISTER_REGION2 with a structure and `longer` additional zero bytes.
     Register2 {
         file: usize,
         span: Span,
@@ -118,7 +118,7 @@ pub(crate) enum Op {
         file: usize,
         cookie: u64,
     },
-    /// Calls UNREGISTER_REGION with a pointer to a cookie that cannot be read.
+    /// Calls UNREGISTER_REGION with a pointer to memory that cannot be read.
     UnregisterNowhere {
         file: usize,
     },
@@ -133,14 +133,15 @@ pub(crate) enum Op {
         bytes: usize,
         room: usize,
     },
-    /// Reads into the arena itself. The buffer begins `before_end` events before the end of `page`.
+    /// Reads into the arena itself. The buffer begins `before_end` events before the end of the
+    /// page `page`.
     ReadIntoArena {
         file: usize,
         page: usize,
         events: usize,
         before_end: usize,
     },
-    /// Reads until LAST.
+    /// Reads events until LAST arrives.
     Drain {
         file: usize,
     },
@@ -171,13 +172,13 @@ pub(crate) enum Op {
         file: usize,
         bad: BadMapping,
     },
-    /// Calls `mprotect` and `mremap` to make the counter page writable or larger. The kernel must
-    /// refuse both.
+    /// Calls `mprotect` to make the counter page writable, and `mremap` to make it larger. The
+    /// kernel must refuse both calls.
     AbuseCounter {
         file: usize,
     },
-    /// Forks a child that tries every call on every file. If `keep` is true, the child lives on
-    /// with its copy of the arena.
+    /// Forks a child that tries every call on every file. If `keep` is true, the child then lives
+    /// on with its copy of the arena.
     Fork {
         child: usize,
         keep: bool,
@@ -186,7 +187,7 @@ pub(crate) enum Op {
     ChildDrops {
         child: usize,
     },
-    /// Sends a file descriptor to the child. The child tries every call on it.
+    /// Sends a file descriptor to the child. The child tries every call on this file descriptor.
     PassToChild {
         child: usize,
         file: usize,
@@ -260,7 +261,8 @@ impl Dice {
         self.below(100) < n
     }
 
-    /// Draws one of these values. The weight before a value is proportional to its probability.
+    /// Draws one of these values. A value is drawn with a probability in proportion to its weight,
+    /// which precedes the value.
     fn pick<T: Copy>(&mut self, from: &[(usize, T)]) -> T {
         let mut at = self.below(from.iter().map(|(weight, _)| weight).sum());
         for &(weight, value) in from {
@@ -372,7 +374,7 @@ impl Dice {
         }
     }
 
-    /// Draws a step on some of these pages. The caller is the thread that owns the pages.
+    /// Draws a step on some of these pages. The calling thread must own the pages.
     pub(crate) fn on_pages(&mut self, run: Run) -> Op {
         match self.below(100) {
             0..40 => Op::Touch {
@@ -479,7 +481,7 @@ impl Dice {
         }
     }
 
-    /// Draws a step on processes. Such a step is slow, so it is drawn rarely.
+    /// Draws a step on processes. Such a step is slow, so the fuzzer draws it rarely.
     fn on_processes(&mut self) -> Op {
         let child = self.below(CHILDREN);
         match self.below(10) {
@@ -532,18 +534,19 @@ impl Strategy for Sequences {
     }
 }
 
-/// A failing sequence that is being shortened. The shortening removes halves of the sequence first,
-/// then quarters, and in the end single steps.
+/// A failing sequence that is being shortened. The fuzzer first tries to remove halves of the
+/// sequence, then quarters, and in the end single steps.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     ops: Vec<Op>,
-    /// The number of steps to remove next.
+    /// The number of steps that the next attempt removes.
     chunk: usize,
-    /// The index of the first step to remove next.
+    /// The index of the first step that the next attempt removes.
     at: usize,
-    /// True if steps were removed with the current `chunk`.
+    /// True if an attempt with the current `chunk` has removed steps that the failure does not
+    /// need.
     shortened: bool,
-    /// The steps before the latest removal.
+    /// The steps before the latest attempt.
     before: Option<Vec<Op>>,
 }
 
@@ -574,13 +577,14 @@ impl ValueTree for Sequence {
         self.ops.clone()
     }
 
-    /// Removes more steps, because the shortened sequence still fails.
+    /// Removes more steps, because the sequence still fails without the steps removed last.
     fn simplify(&mut self) -> bool {
         self.shortened |= self.before.take().is_some();
         self.next()
     }
 
-    /// Puts the removed steps back and removes others, because the shortened sequence passes.
+    /// Puts the steps back that were removed last, because the sequence passes without them.
+    /// Removes other steps instead.
     fn complicate(&mut self) -> bool {
         let Some(before) = self.before.take() else {
             return false;

@@ -12,8 +12,8 @@ use crate::model::{Arena, BASE, Invalidation, PAGE, PAGES, Span, Watch};
 use crate::op::{Access, BadMapping, BadRange, BadRegister2, CHILDREN, FILES, Op, Run};
 use crate::sys::{self, Counter};
 
-/// The address of the buffers for reads. Each buffer is a writable page. An inaccessible page
-/// follows each buffer.
+/// The address of the buffers for reads. Each buffer is a writable page, and an inaccessible page
+/// follows the buffer.
 pub(crate) const BUFFER: u64 = BASE - 0x1000_0000;
 const BUFFERS: u64 = 4;
 
@@ -47,7 +47,7 @@ macro_rules! ensure {
 
 pub(crate) use ensure;
 
-/// Checks that a call and the model have the same result.
+/// Returns an error if the result of a call differs from the result of the model.
 pub(crate) fn same<T: Debug + PartialEq>(call: &str, said: &T, expected: &T) -> Check {
     ensure!(
         said == expected,
@@ -63,7 +63,8 @@ pub(crate) fn failed<E: Debug>(call: &'static str) -> impl Fn(E) -> String {
 /// An open file of the driver, and the model of this file.
 pub(crate) struct File {
     pub(crate) watch: Watch,
-    /// The file descriptors of the file. The first one is that of `open`, until a step closes it.
+    /// The file descriptors of the file. The first file descriptor is that of `open`, until a step
+    /// closes it.
     fds: Vec<OwnedFd>,
     turn: usize,
     counter: Counter,
@@ -90,7 +91,7 @@ impl File {
         })
     }
 
-    /// Returns one of the file descriptors of the file. Successive calls return them in turn.
+    /// Returns a file descriptor of the file. Successive calls return all file descriptors in turn.
     pub(crate) fn fd(&mut self) -> &OwnedFd {
         self.turn = (self.turn + 1) % self.fds.len();
         &self.fds[self.turn]
@@ -117,7 +118,7 @@ fn exchange(fd: &OwnedFd, watch: &mut Watch, wanted: u32) -> Check {
     Ok(())
 }
 
-/// All files and children of the fuzzer, and its memory.
+/// The state of the fuzzer: all files, all children, and the arena.
 pub(crate) struct World {
     files: [Option<File>; FILES],
     arena: Arena,
@@ -135,7 +136,7 @@ impl World {
         })
     }
 
-    /// Makes one step, and checks every file after it.
+    /// Makes one step, and then checks every file.
     pub(crate) fn step(&mut self, op: Op) -> Check {
         match op {
             Op::Open { file, exchanges } if self.files[file].is_none() => {
@@ -202,7 +203,7 @@ impl World {
         self.check()
     }
 
-    /// Checks all counters and the results of `poll`.
+    /// Checks the counters of all files, and the results of `poll`.
     fn check(&self) -> Check {
         let mut polled = [libc::pollfd {
             fd: -1,
@@ -264,8 +265,9 @@ impl World {
         self.arena.child_leaves(child);
     }
 
-    /// Reads events into the arena. The driver's writes may copy a watched page, and so cause an
-    /// invalidation. A write may also fault after others have succeeded.
+    /// Reads events into the arena. The driver writes the events, and such a write may copy a
+    /// watched page. A copy causes an invalidation. A write may also fault after other writes have
+    /// succeeded.
     fn read_into_arena(
         &mut self,
         i: usize,
@@ -652,7 +654,7 @@ pub(crate) fn read(
     let wanted = due.events * size_of::<Event>();
     match said {
         Ok(n) if room >= wanted => same("read", &n, &wanted)?,
-        // The driver may write any number of events that fit before the fault.
+        // The driver may return after any number of events that fit before the fault.
         Ok(n) => ensure!(
             n > 0 && n % size_of::<Event>() == 0 && n <= room,
             "read returned {n} with room for {room} of {wanted}"

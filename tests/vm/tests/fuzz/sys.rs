@@ -1,5 +1,5 @@
-//! System calls for the fuzzer. Their arguments may be invalid, so that the fuzzer can test that
-//! the kernel refuses them.
+//! System calls for the fuzzer. The arguments may be invalid, because the fuzzer tests that the
+//! kernel refuses invalid arguments.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -59,7 +59,7 @@ pub(crate) fn register_nothing(fd: &OwnedFd) -> Result<()> {
     unsafe { abi::register_region(fd.as_raw_fd(), pointer(NOWHERE)) }.map_err(errno)
 }
 
-/// Calls REGISTER_REGION2 with a structure of `size` bytes. If `tail` is not `None`, the byte at
+/// Calls REGISTER_REGION2 with a structure of `size` bytes. If `tail` is an offset, the byte at
 /// this offset is 1 instead of 0.
 pub(crate) fn register2(
     fd: &OwnedFd,
@@ -103,9 +103,10 @@ pub(crate) fn unknown_ioctl(fd: &OwnedFd, number: u8) -> Result<()> {
     done(unsafe { libc::ioctl(fd.as_raw_fd(), request, NOWHERE) })
 }
 
-/// Reads into the memory at this address. Rust must not use that memory.
+/// Reads into the memory at this address. Rust code must not use this memory during the call.
 pub(crate) fn read(fd: &OwnedFd, address: u64, bytes: usize) -> Result<usize> {
-    // SAFETY: the caller promises that Rust does not use the memory. The kernel checks the address.
+    // SAFETY: the caller promises that Rust code does not use the memory. The kernel checks the
+    // address.
     let n = unsafe { libc::read(fd.as_raw_fd(), pointer(address), bytes) };
     Errno::result(n).map(isize::unsigned_abs)
 }
@@ -152,7 +153,8 @@ pub(crate) fn remap(address: u64, bytes: u64, new_bytes: u64, flags: i32, to: u6
 /// Accesses one byte. The protection must allow the access.
 pub(crate) fn touch(address: u64, write: bool) {
     let byte = pointer::<u8>(address);
-    // SAFETY: the model says that the access is allowed. If not, only this test process dies.
+    // SAFETY: the model allows the access. If the model is wrong, the access kills only this
+    // process.
     unsafe {
         if write {
             byte.write_volatile(1);
@@ -201,8 +203,8 @@ impl Counter {
     }
 
     pub(crate) fn load(&self) -> u64 {
-        // SAFETY: the page is mapped until the value is dropped. The kernel writes it by whole
-        // aligned words, and this process only loads from it.
+        // SAFETY: the page is mapped until the value is dropped. The kernel writes to the page by
+        // whole aligned words, and this process only loads from the page.
         unsafe { &*self.0 }.load(Ordering::Acquire)
     }
 

@@ -1,10 +1,10 @@
 //! Fuzzes the driver with several threads. The threads share one file, and each thread also has a
 //! private file.
 //!
-//! Each thread changes only its own part of the arena. So it can predict every report of its
-//! private file exactly. One additional thread reads the shared file. The reports of the shared
-//! file depend on the order in which the threads run. So the threads check only conditions that
-//! hold in every order.
+//! Each thread changes only its own part of the arena. So each thread can predict every report of
+//! its private file exactly. One additional thread reads the shared file. The reports of the shared
+//! file depend on the order in which the threads run. So the threads check only conditions of the
+//! shared file that hold in every order.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -22,18 +22,18 @@ use crate::run::{BUFFER, Check, File, ensure, failed, on_memory, prepare, read, 
 use crate::sys::{self, Counter};
 
 const WORKERS: usize = 3;
-/// The number of pages in a thread's part of the arena. The last page stays free.
+/// The number of pages in a thread's part of the arena. The last page of the part stays free.
 const PART: usize = 8;
-/// The largest number of ranges that a thread watches on the shared file. Cookies on its private
-/// file are also below this number.
+/// The largest number of ranges that a thread watches on the shared file. Every cookie on the
+/// thread's private file is also below this number.
 const RANGES: usize = 8;
-/// The number of recent ranges for which the counts of reports are kept, for each thread.
+/// The number of recent ranges of each thread for which the counts of reports are kept.
 const REMEMBERED: u64 = 1 << 14;
-/// The time after which a missing report is a failure.
+/// The duration after which a missing report is a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The state of a range on the shared file. The thread that owns the range and the reading thread
-/// both access it.
+/// The state of a range on the shared file. Two threads access this state: the thread that owns the
+/// range, and the thread that reads the reports.
 struct Range {
     /// The tick of the clock at which the range was unregistered.
     gone: AtomicU64,
@@ -45,10 +45,11 @@ struct Range {
 struct Shared {
     fd: OwnedFd,
     counter: Counter,
-    /// A logical clock. It ticks when a read begins, and when UNREGISTER_REGION has returned.
+    /// A logical clock. The clock ticks when a read begins, and when UNREGISTER_REGION has
+    /// returned.
     clock: AtomicU64,
-    /// The counter of the newest LAST. The reading thread stores it after it has counted the
-    /// reports that precede this LAST.
+    /// The counter of the newest LAST. The reading thread first counts the reports that precede a
+    /// LAST, and then stores the counter of this LAST.
     last: AtomicU64,
     /// The number of all reports.
     reports: AtomicU64,
@@ -65,8 +66,8 @@ impl Shared {
         range.ok_or_else(|| format!("an event for cookie {cookie:#x}, which no thread has used"))
     }
 
-    /// Reads reports and counts them for their ranges. Returns when the workers are done and no
-    /// report is left.
+    /// Reads the reports, and counts them for their ranges. Returns when the workers have stopped
+    /// and no report is left.
     fn serve(&self) -> Check {
         let mut events = [Event::default(); 20];
         let mut counter = 0;
@@ -107,13 +108,14 @@ impl Shared {
     }
 }
 
-/// The state of a thread. It persists from round to round.
+/// The state of a thread that makes steps. The state persists from round to round.
 struct Worker {
     number: usize,
     dice: Dice,
     arena: Arena,
     own: File,
-    /// The model of this thread's ranges on the shared file. Only its certain predictions are used.
+    /// The model of this thread's ranges on the shared file. The thread uses only certain
+    /// predictions.
     shared: Watch,
     /// The number of cookies that the thread has used so far.
     used: u64,
@@ -229,8 +231,8 @@ impl Worker {
 
     /// Makes a step on this thread's memory, and checks both files after the step.
     fn change(&mut self, shared: &Shared, op: Op, wait: bool) -> Check {
-        // The reports are counted before the step. So a higher count afterwards shows a report
-        // after this point.
+        // The reports are counted before the step. So a higher count after the step proves that a
+        // report has arrived since.
         let reports = self.reports(shared)?;
         let before = shared.counter.load();
         let made = on_memory(&mut self.arena, op)?;
@@ -249,8 +251,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Returns the cookie and the number of reports of each of this thread's ranges on the shared
-    /// file.
+    /// Returns the cookie of each of this thread's ranges on the shared file, with the number of
+    /// reports of the range.
     fn reports(&self, shared: &Shared) -> Result<[(u64, u64); RANGES], String> {
         let mut reports = [(0, 0); RANGES];
         for (report, cookie) in reports.iter_mut().zip(self.shared.cookies()) {
@@ -260,8 +262,8 @@ impl Worker {
     }
 
     /// Waits for the reports of the ranges that these invalidations met. `after` is the counter
-    /// after the invalidations. Each report must arrive before a LAST with this counter or a higher
-    /// counter.
+    /// after the invalidations. Each report must arrive before a LAST whose counter is `after` or
+    /// higher.
     fn wait_for_reports(
         &self,
         shared: &Shared,
@@ -388,18 +390,19 @@ fn at_rest(shared: &Shared, workers: &[Worker]) -> Check {
     let counter = shared.counter.load();
     let least: u64 = workers.iter().map(|worker| worker.raised.0).sum();
     let most: u64 = workers.iter().map(|worker| worker.raised.1).sum();
-    // An invalidation whose report is read while it is in flight raises the counter twice.
+    // If a report is read while its invalidation is in flight, the invalidation raises the counter
+    // twice.
     let again = shared.reports.load(Acquire);
     ensure!(
         (least..=most + again).contains(&counter),
         "the shared counter is {counter}, but must be {least} to {most}, or at most {again} more"
     );
-    // Each thread ends the round with an invalidation of its watched ranges. So a LAST follows the
-    // last increment of the counter, and must carry the final counter.
+    // If each thread has a range, each thread ends the round with an invalidation of its ranges. So
+    // a LAST follows the last increment of the counter. This LAST must carry the final counter.
     //
-    // This does not hold for a thread without ranges. The counter may have counted an invalidation
-    // of a range that was unregistered afterwards. Such a range is not reported, so no LAST
-    // follows.
+    // The check does not apply if a thread has no range. The last counted invalidation may be that
+    // of a range that was unregistered afterwards. The driver does not report such a range, so no
+    // LAST follows.
     if workers
         .iter()
         .all(|worker| worker.shared.cookies().len() > 0)

@@ -1,4 +1,5 @@
-//! Tests to whom the driver's memory is charged, and which errors the driver returns at a limit.
+//! Tests which control group and which user the driver's memory is charged to. Also tests the
+//! errors that the driver returns at a limit.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -19,8 +20,9 @@ use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 use crate::alone;
 use crate::machine::{self, Group, Setting, Swap, wait_until};
 
-/// The progress of a process, in memory that the process shares with another process. So a process
-/// at its memory limit can report its progress. The memory stays mapped until the process ends.
+/// The progress of a process, in memory that two processes share. A process at its memory limit can
+/// report its progress by this memory, because a report allocates nothing. The memory stays mapped
+/// until the process ends.
 struct Progress(NonNull<AtomicU32>);
 
 impl Progress {
@@ -33,8 +35,8 @@ impl Progress {
     }
 
     fn step(&self) -> &AtomicU32 {
-        // SAFETY: `new` has mapped the memory, the kernel has filled it with zeros, and it is never
-        // unmapped.
+        // SAFETY: `new` has mapped the memory, and nothing unmaps it. The kernel has filled the
+        // memory with zeros.
         unsafe { self.0.as_ref() }
     }
 
@@ -46,7 +48,8 @@ impl Progress {
         self.step().load(Ordering::SeqCst) >= step
     }
 
-    /// Waits without sleeping, so that a process that must not allocate can call this function.
+    /// Waits for a step without allocating. So a process at its memory limit can call this
+    /// function.
     fn spin_until(&self, step: u32) {
         while !self.has_reached(step) {
             thread::yield_now();
@@ -61,8 +64,8 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
     let progress = Progress::new();
     group.set("memory.max", "4M");
     let child = Child::fork(|| {
-        // At the limit, the kernel could not even load another page of the program. So all pages
-        // are locked in memory first.
+        // At the limit, the kernel could not load another page of the program. So all pages of the
+        // program are locked in memory first.
         mlockall(MlockAllFlags::MCL_CURRENT).unwrap();
         group.enter();
         setgid(Gid::from_raw(65534)).unwrap();
@@ -105,9 +108,10 @@ fn ranges_without_end_are_enomem_at_the_groups_limit_and_nothing_is_lost() {
     assert!(child.succeeded().unwrap());
 }
 
-/// Returns the number of bytes of kernel objects that are charged to the group.
+/// Returns the number of bytes of kernel objects that are charged to the control group.
 fn slab(group: &Group) -> u64 {
-    // The kernel sums up the counts of all CPUs only every two seconds.
+    // The number may be old, because the kernel adds up the counts of all CPUs only every two
+    // seconds.
     thread::sleep(Duration::from_secs(5));
     machine::count(group.file("memory.stat"), "slab")
 }
@@ -160,7 +164,7 @@ fn a_million_invalidations_that_nobody_reads_take_no_more_memory_than_a_thousand
     );
 }
 
-/// The file with the largest number of ranges that a user may watch.
+/// The file that contains the largest number of ranges that a user may watch.
 const LIMIT: &str = "/sys/module/ummunotify/parameters/max_user_regions";
 
 fn become_user(uid: u32) {
@@ -169,7 +173,7 @@ fn become_user(uid: u32) {
 }
 
 /// Watches the page with cookies from 0 upwards until the driver refuses a watch. Returns the
-/// number of watches and the error.
+/// number of accepted watches, and the error.
 fn watch_until_refused(device: &DriverFile, memory: &Pages) -> (u64, Errno) {
     let limit = machine::count_in(LIMIT);
     for cookie in 0..2 * limit {
@@ -194,8 +198,8 @@ fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
         // The rest of the limit is charged for the two files.
         assert!(ranges > MAX - 500 && ranges < MAX, "{ranges}");
         assert_eq!(refused, Errno::ENOSPC);
-        // The limit also covers another file, another process, and another user of a namespace that
-        // the process makes.
+        // The limit also covers another file and another process. It even covers another user of a
+        // namespace that the process makes.
         assert_eq!(watch_until_refused(&two, &memory), (0, Errno::ENOSPC));
         let in_child = Child::fork(|| {
             unshare(CloneFlags::CLONE_NEWUSER).unwrap();
@@ -203,8 +207,8 @@ fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
             DriverFile::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
         });
         assert!(in_child.unwrap().succeeded().unwrap());
-        // A watch of one file can be replaced by a watch of another file. Everything that is
-        // released can be charged again.
+        // If one file ends a watch, another file can watch a range instead. After the drop of the
+        // first file, the second file can watch as many ranges as the first file did.
         one.unwatch(17).unwrap();
         two.watch(memory.page(0), PAGE, 1).unwrap();
         assert_eq!(one.watch(memory.page(0), PAGE, 17), Err(Errno::ENOSPC));
@@ -325,7 +329,7 @@ impl Log {
     }
 }
 
-/// The user has no memory limit, and the machine has little free memory.
+/// Tests a user without a memory limit on a machine with little free memory.
 #[test]
 fn a_user_who_registers_without_end_is_enospc_and_nobody_is_killed() {
     const LEFT: u64 = 500 << 20;
@@ -334,7 +338,7 @@ fn a_user_who_registers_without_end_is_enospc_and_nobody_is_killed() {
     let mut log = Log::from_now();
     let killed = machine::vmstat("oom_kill");
     let most = machine::count_in(LIMIT);
-    // This memory stands for the memory of an application.
+    // This memory represents the memory of an application.
     let filler = Pages::new(((available() - LEFT) >> 12) as usize).unwrap();
     filler.touch();
     let child = Child::fork(|| {
@@ -358,9 +362,9 @@ fn a_user_who_registers_without_end_is_enospc_and_nobody_is_killed() {
     assert!(done);
 }
 
-/// Returns the time to reclaim half of the memory of a child. The child watches all of its memory
-/// `watches` times. Before the reclaim, it invalidates all of the memory `invalidations` times and
-/// reads no report.
+/// Returns the time that the kernel takes to reclaim half of the memory of a child. The child
+/// watches all of its memory `watches` times. Before the reclaim, the child invalidates all of its
+/// memory `invalidations` times and reads no report.
 fn reclaim(watches: u64, invalidations: usize) -> Duration {
     const PAGES: usize = 8 << 20 >> 12;
     let group = Group::new();
@@ -393,8 +397,8 @@ fn reclaim(watches: u64, invalidations: usize) -> Duration {
     took
 }
 
-/// The process that reclaims memory is not the process that watches it. So watches must not slow
-/// the reclaim down.
+/// One process watches memory, and another process reclaims the memory. Watches must not make the
+/// reclaim slower.
 #[test]
 fn reclaim_costs_no_more_under_unread_watches() {
     const WATCHES: u64 = 65_536;

@@ -1,5 +1,5 @@
-//! Tests changes that other parties make to the watched memory. These parties are another process,
-//! another task that needs memory, and threads of the kernel.
+//! Tests changes of the watched memory that the owner does not make. Another process, another task
+//! that needs memory, or a kernel thread makes these changes.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -57,9 +57,9 @@ struct Owner {
 }
 
 impl Owner {
-    /// Starts the process with this memory. After the change, the process calls `is_right` with
-    /// three arguments: the memory, whether the change was reported, and the frames before the
-    /// change.
+    /// Starts the process. The process makes the memory, watches it, and waits for the change.
+    /// After the change, the process calls `is_right` with three arguments: the memory, whether the
+    /// change was reported, and the frames before the change.
     fn of(
         memory: impl FnOnce() -> Memory,
         is_right: impl FnOnce(&Memory, bool, &[Option<u64>]) -> bool,
@@ -153,7 +153,7 @@ fn process_madvise_drops_pages_of_the_caller_only_and_that_counts() {
         let device = watch(&memory);
         let start = memory.page(0).addr();
         let of_its_own = advise(Pid::this(), start, advice);
-        // Since Linux 6.13, a process may apply any advice to itself by `process_madvise`.
+        // By `process_madvise`, a process may apply any advice to itself only since Linux 6.13.
         if kernel() < (6, 13) {
             assert_eq!(of_its_own, Err(Errno::EINVAL));
             assert_eq!(device.invalidated().unwrap(), []);
@@ -169,7 +169,8 @@ fn a_word_poked_by_a_debugger_counts_where_it_copies() {
     let _alone = alone();
     let pages = Pages::new(2).unwrap();
     pages.protect(0, 2, libc::PROT_READ).unwrap();
-    // The child shares its pages with this process, so a write to a page copies that page.
+    // While the child lives, it shares its pages with this process. So a write to a page copies the
+    // page.
     let child = Child::fork(|| {
         let device = DriverFile::open().unwrap();
         device.watch(pages.page(0), pages.len(), COOKIE).unwrap();
@@ -233,7 +234,7 @@ fn detaching_shared_memory_counts() {
     let id = Errno::result(unsafe { libc::shmget(libc::IPC_PRIVATE, LEN, 0o600) }).unwrap();
     // SAFETY: the kernel chooses the address, so the call replaces no mapping.
     let start = unsafe { libc::shmat(id, ptr::null(), 0) };
-    // SAFETY: the call accesses no memory. The segment stays until it is detached.
+    // SAFETY: the call accesses no memory. The kernel keeps the segment until it is detached.
     Errno::result(unsafe { libc::shmctl(id, libc::IPC_RMID, ptr::null_mut()) }).unwrap();
     assert_ne!(start.addr(), usize::MAX);
     // SAFETY: the segment was attached at this address above.

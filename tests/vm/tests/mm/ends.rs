@@ -1,6 +1,6 @@
 //! Tests the end of the watched memory, for example by the exit of the owner. A child of the owner
-//! observes the counter. The child inherits the mapping of the counter, and this mapping outlives
-//! the owner's memory.
+//! observes the generation counter. The child inherits the mapping of the counter, so the mapping
+//! outlives the owner's memory.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -32,7 +32,8 @@ fn heir_of(
     let (ready, tell_ready) = pipe().unwrap();
     let owner = Child::fork(|| {
         let memory = Memory::new(Kind::Anonymous);
-        // The file is opened without O_CLOEXEC, so it stays open if `end` executes another program.
+        // The file is opened without O_CLOEXEC. So the file stays open if `end` executes another
+        // program.
         let device = DriverFile::open_with(OFlag::O_NONBLOCK).unwrap();
         for cookie in 0..ranges {
             device.watch(memory.page(0), LEN, cookie).unwrap();
@@ -44,7 +45,7 @@ fn heir_of(
             let yes = at_first == 0 && told && heir(&counter, owner);
             write(&tell, &[u8::from(yes)]) == Ok(1)
         });
-        // No process waits for the child, because its parent exits first.
+        // The child must outlive this process. Dropping the value would kill the child.
         std::mem::forget(child.unwrap());
         assert_eq!(read(&ready, &mut [0]), Ok(1));
         end(&device);
@@ -122,8 +123,8 @@ fn exec_counts_and_the_next_program_is_not_signalled() {
     assert!(heir_of(
         1,
         |device| {
-            // The next program has no handler for SIGIO. So the signal would end the program if the
-            // driver sent it.
+            // The next program has no handler for SIGIO. If the driver sent this signal, the signal
+            // would end the program.
             let this = Pid::this().as_raw();
             // SAFETY: the call accesses no memory.
             let owned = unsafe { libc::fcntl(device.raw(), libc::F_SETOWN, this) };

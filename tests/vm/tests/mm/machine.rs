@@ -1,5 +1,5 @@
-//! Access to the machine's settings, event counts, swap and control groups. A value that changes a
-//! setting restores the setting when it is dropped.
+//! Access to the machine's settings, event counts, swap and control groups. A value that has
+//! changed a setting restores the setting when the value is dropped.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -21,7 +21,7 @@ pub(crate) fn kernel() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// A setting that a test has changed, and the value before the change.
+/// A setting that a test has changed, with its value before the change.
 #[derive(Debug)]
 pub(crate) struct Setting {
     path: PathBuf,
@@ -32,8 +32,8 @@ impl Setting {
     pub(crate) fn set(path: impl Into<PathBuf>, value: &str) -> Self {
         let path = path.into();
         let all = read(&path);
-        // Some files list all values. In "always [madvise] never", the brackets mark the current
-        // value.
+        // Some files list all possible values. In "always [madvise] never", the brackets mark the
+        // current value.
         let chosen = all.split_once('[').and_then(|(_, it)| it.split_once(']'));
         let before = chosen.map_or(all.as_str(), |(chosen, _)| chosen).to_owned();
         write(&path, value);
@@ -79,12 +79,12 @@ pub(crate) fn count_in(path: impl AsRef<Path>) -> u64 {
     read(path).parse().unwrap()
 }
 
-/// Returns the number of times that an event has happened since the machine started.
+/// Returns the number of times that the event `name` has happened since the machine started.
 pub(crate) fn vmstat(name: &str) -> u64 {
     count("/proc/vmstat", name)
 }
 
-/// Waits until the condition holds, for at most five minutes.
+/// Waits until the condition holds. Panics if the condition does not hold within five minutes.
 pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(300);
     while !is_so() {
@@ -123,7 +123,7 @@ pub(crate) fn numa_balancing() -> PathBuf {
     mounted("debugfs", "").join("sched/numa_balancing")
 }
 
-/// Swap space in compressed memory. It is switched off when the value is dropped.
+/// Swap space in compressed memory. Dropping the value switches the swap space off.
 #[derive(Debug)]
 pub(crate) struct Swap;
 
@@ -146,13 +146,13 @@ impl Drop for Swap {
     fn drop(&mut self) {
         let _ = Command::new("swapoff").arg(ZRAM).status();
         let reset = Path::new(ZRAM_SETTINGS).join("reset");
-        // The device is busy while a process has it open. For example, udev opens it after a
-        // change.
+        // The device is busy while a process has the device open. For example, udev opens the
+        // device after a change.
         try_for_a_while(|| fs::write(&reset, "1").is_ok());
     }
 }
 
-/// Repeats `done` until it returns true, for at most two seconds. Ignores a failure.
+/// Repeats `done` until it returns true, for at most two seconds. Does not report a failure.
 fn try_for_a_while(mut done: impl FnMut() -> bool) {
     for _ in 0..100 {
         if done() {
@@ -198,7 +198,7 @@ impl Group {
         write(self.file(name), value);
     }
 
-    /// Sets a value, and returns the error if the kernel refuses the value.
+    /// Sets a value. Returns an error if the kernel refuses the value.
     pub(crate) fn ask(&self, name: &str, value: &str) -> std::io::Result<()> {
         fs::write(self.file(name), value)
     }
@@ -220,13 +220,13 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // A process may still be exiting after the test has waited for it, so the group may be
-        // busy.
+        // The group may be busy, because a process may still be exiting after the test has waited
+        // for it.
         try_for_a_while(|| fs::remove_dir(&self.0).is_ok());
     }
 }
 
-/// The flags of a page in /proc/kpageflags, by their bit numbers.
+/// The flags of a page in /proc/kpageflags. The value of a flag is its bit number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Flag {
     Hugetlb = 17,
@@ -259,14 +259,14 @@ pub(crate) fn node_here() -> usize {
     node as usize
 }
 
-/// Returns the other of the machine's two NUMA nodes.
+/// Returns the NUMA node on which this thread does not run. The machine has two NUMA nodes.
 pub(crate) fn other_node() -> usize {
     assert_eq!(read("/sys/devices/system/node/online"), "0-1");
     1 - node_here()
 }
 
-/// A memory policy of this thread. While the value lives, new pages of the thread come from one
-/// NUMA node.
+/// A memory policy of this thread. While the value lives, the kernel takes new pages of this thread
+/// from one NUMA node.
 #[derive(Debug)]
 pub(crate) struct Bound(());
 
@@ -289,12 +289,12 @@ fn set_policy(mode: i32, nodes: u64) {
     } else {
         (&raw const nodes, 64)
     };
-    // SAFETY: the call reads nothing but the word.
+    // SAFETY: the call reads only the word.
     let set = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) };
     Errno::result(set).unwrap();
 }
 
-/// A reservation of huge pages on each NUMA node. The reservation ends when the value is dropped.
+/// A reservation of huge pages on each NUMA node. Dropping the value ends the reservation.
 #[derive(Debug)]
 pub(crate) struct HugePages(#[expect(dead_code, reason = "puts them back")] Vec<Setting>);
 

@@ -2,9 +2,9 @@
 //! check whether the driver reports it.
 //!
 //! These tests change settings of the whole machine, and restore the settings afterwards. Such a
-//! setting affects every process. A compaction, for example, moves pages of every process, and
-//! would cause invalidations that another test counts. So these tests run one at a time, and in a
-//! separate program.
+//! setting affects every process. For example, a compaction moves pages of every process, which
+//! causes invalidations in other tests. So these tests run one at a time, and in a separate
+//! program.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod accounting;
@@ -18,8 +18,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use machine::Setting;
 
-/// A guard that each test holds while it runs. It excludes other tests and proactive compaction, so
-/// that only the test itself moves pages.
+/// A guard that each test holds while it runs. The guard excludes other tests and proactive
+/// compaction. So only the test itself moves pages.
 struct Alone {
     _still: Setting,
     _lock: MutexGuard<'static, ()>,

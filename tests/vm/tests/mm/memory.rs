@@ -27,13 +27,14 @@ impl Kind {
     pub(crate) const ALL: [Self; 4] = [Self::Anonymous, Self::Shmem, Self::Thp, Self::Hugetlb];
 }
 
-/// The length of every [`Memory`] in bytes. Its address is a multiple of this length.
+/// The length of every [`Memory`] in bytes. The address of a [`Memory`] is a multiple of this
+/// length.
 pub(crate) const LEN: usize = 2 << 20;
 
 /// The number of 4 KiB pages in a [`Memory`].
 pub(crate) const PAGES: usize = LEN / PAGE;
 
-/// A piece of memory of one kind. It is unmapped when the value is dropped.
+/// A piece of memory of one kind. Dropping the value unmaps the memory.
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub(crate) kind: Kind,
@@ -43,8 +44,8 @@ pub(crate) struct Memory {
 impl Memory {
     /// Maps the memory and populates no page.
     pub(crate) fn map(kind: Kind) -> Self {
-        /// The address of the next memory. It is far from other mappings. A gap follows each
-        /// memory, so that the kernel does not merge two of them.
+        /// The address of the next memory. This address is far from other mappings. A gap follows
+        /// each memory, so that the kernel does not merge the mappings of two memories.
         static NEXT: AtomicUsize = AtomicUsize::new(0x5000_0000_0000);
         let at = NEXT.fetch_add(2 * LEN, Ordering::Relaxed);
         let (flags, fd) = match kind {
@@ -63,7 +64,7 @@ impl Memory {
         let error = io::Error::last_os_error();
         assert_ne!(start, libc::MAP_FAILED, "{kind:?}: {error}");
         if fd >= 0 {
-            // SAFETY: `memfd` returned the file descriptor, and it is not used after this call.
+            // SAFETY: `memfd` returned the file descriptor, and nothing uses it after this call.
             unsafe { libc::close(fd) };
         }
         let memory = Self {
@@ -86,7 +87,7 @@ impl Memory {
         memory
     }
 
-    /// Checks that the memory consists of pages of its kind.
+    /// Checks that the pages behind the addresses are of the memory's kind.
     pub(crate) fn check(&self) {
         let frame = self.frames()[0].unwrap();
         let is = |flag| machine::is(frame, flag);
@@ -102,7 +103,8 @@ impl Memory {
 
     /// Writes to page `i`.
     pub(crate) fn write(&self, i: usize, byte: u8) {
-        // SAFETY: the page is mapped, and only the kernel and the device read it at the same time.
+        // SAFETY: the page is mapped. During the write, at most the kernel and the device read the
+        // page.
         unsafe { self.page(i).write_volatile(byte) }
     }
 
@@ -125,7 +127,7 @@ impl Memory {
     ///
     /// # Safety
     ///
-    /// Nothing writes to the memory while the result lives.
+    /// Nothing may write to the memory while the result lives.
     pub(crate) unsafe fn bytes(&self) -> &[u8] {
         // SAFETY: the memory is mapped, and the caller promises that nothing writes to it.
         unsafe { std::slice::from_raw_parts(self.start, LEN) }
@@ -152,7 +154,7 @@ impl Memory {
         machine::entries(Path::new("/proc/self/pagemap"), first)
     }
 
-    /// Returns the frame of each page, or `None` for a page that is not present.
+    /// Returns the frame number of each page, or `None` for a page that is not present.
     pub(crate) fn frames(&self) -> Vec<Option<u64>> {
         let frame = |entry: u64| {
             let (is_present, frame) = (entry >> 63 != 0, entry & ((1 << 55) - 1));
@@ -195,8 +197,8 @@ impl Memory {
         Errno::result(bound).unwrap();
     }
 
-    /// Requests that the kernel moves each page to the node. Returns the number of pages that are
-    /// on the node afterwards.
+    /// Requests that the kernel move each page to the node. Returns the number of pages that are on
+    /// the node after the call.
     pub(crate) fn move_to(&self, node: usize) -> usize {
         let pages: Vec<_> = (0..PAGES).map(|i| self.page(i)).collect();
         let nodes = [node as i32; PAGES];
@@ -218,10 +220,10 @@ impl Memory {
     }
 }
 
-/// A flag of linux/mempolicy.h that allows NUMA balancing to move the pages.
+/// The flag of linux/mempolicy.h that allows NUMA balancing to move the pages.
 const MPOL_F_NUMA_BALANCING: i32 = 1 << 13;
 
-/// A flag of linux/mempolicy.h that moves only pages that no other process has mapped.
+/// The flag of linux/mempolicy.h that moves only pages that no other process has mapped.
 const MPOL_MF_MOVE: i32 = 1 << 1;
 
 // SAFETY: the value holds only an address. Each access through the address is an unsafe operation

@@ -1,11 +1,11 @@
-//! Tests the effect of each mechanism of the kernel on memory that a registration has pinned.
+//! Tests the effect of the kernel's mechanisms on memory that a registration has pinned.
 //!
-//! Each test applies one mechanism to two pieces of memory of each kind. Both pieces are watched.
-//! One piece is also registered with an RDMA device, so its pages are pinned. The second piece is
-//! the control: its fate shows that the mechanism was at work.
+//! Each test applies one mechanism to two pieces of memory of each kind. The driver watches both
+//! pieces. One piece is also registered with an RDMA device, so its pages are pinned. The second
+//! piece is the control: a change of the control proves that the mechanism was at work.
 //!
-//! Pinned pages always stay. Whether a change of pinned pages is reported all the same depends on
-//! the kernel. The table in `kernel/Documentation/ummunotify.rst` lists the expected fates.
+//! Pinned pages always stay. But the kernel may report a change of pinned pages, depending on the
+//! kernel's version. The table in `kernel/Documentation/ummunotify.rst` lists the expected fates.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,13 +24,13 @@ use crate::machine::{
 };
 use crate::memory::{Kind, LEN, Memory, PAGES};
 
-/// The fate of a piece of memory under a mechanism.
+/// The effect of a mechanism on a piece of memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {
     /// The memory still has the same pages, and nothing was reported.
     Kept,
-    /// The memory still has the same pages, or has them again after a touch. A change was reported
-    /// all the same.
+    /// The memory still has the same pages, or has the same pages again after a touch. But a change
+    /// was reported.
     Announced,
     /// The memory has other pages or no pages, and the change was reported.
     Changed,
@@ -38,7 +38,8 @@ enum Fate {
 use Fate::{Announced, Changed, Kept};
 use Kind::{Anonymous, Hugetlb, Shmem, Thp};
 
-/// The fates under mechanisms that unmap a shared page before they check whether it is pinned.
+/// The fates under a mechanism that unmaps a shared page before it checks whether the page is
+/// pinned.
 const SHARED_IS_ANNOUNCED: [(Kind, Fate, Fate); 3] = [
     (Anonymous, Kept, Changed),
     (Shmem, Announced, Changed),
@@ -48,7 +49,8 @@ const SHARED_IS_ANNOUNCED: [(Kind, Fate, Fate); 3] = [
 const PINNED: u64 = 1;
 const CONTROL: u64 = 2;
 
-/// Two watched pieces of memory. The first piece is pinned, and the second is the control.
+/// Two watched pieces of memory of one kind. One piece is pinned, and the other piece is the
+/// control.
 struct Pair {
     pinned: Memory,
     control: Memory,
@@ -91,11 +93,11 @@ impl Pair {
         self.control.frames() != self.control_frames
     }
 
-    /// Returns the fates of the pinned memory and of the control.
+    /// Returns the kind, the fate of the pinned memory, and the fate of the control.
     fn fates(&self, adapter: &mut Adapter) -> (Kind, Fate, Fate) {
         let kind = self.pinned.kind;
-        // The frames are read before the reports. So each change that the frames show must be in
-        // the reports.
+        // The frames are read before the reports. So the reports must contain each change that the
+        // frames show.
         let changed = [
             self.pinned.frames() != self.pinned_frames,
             self.control_has_moved(),
@@ -125,7 +127,7 @@ impl Pair {
     }
 }
 
-/// An RDMA device that registers memory and reads the memory by the registration.
+/// An RDMA device, and a buffer into which the device copies registered memory.
 struct Adapter {
     pd: Arc<Pd>,
     loopback: Loopback,
@@ -152,7 +154,7 @@ impl Adapter {
         Mr::register(&self.pd, range(start), access).unwrap()
     }
 
-    /// Writes bytes by the CPU, and checks that the device reads these bytes.
+    /// Writes bytes to the memory by the CPU, and checks that the device reads these bytes.
     fn check_sees(&mut self, memory: &Memory, mr: &Mr) {
         memory.fill(0xD5);
         // SAFETY: no thread of this test writes to the memory while the reference lives.
@@ -190,8 +192,8 @@ fn advise(pairs: &[Pair], advice: i32) {
     memories(pairs).for_each(|memory| memory.advise(advice).unwrap());
 }
 
-/// Makes one pair of each of these kinds, applies the mechanism to all pairs at once, and returns
-/// the fates.
+/// Makes one pair of each of these kinds, and applies the mechanism to all pairs at once. Returns
+/// the fates of all pairs.
 fn fates<const N: usize>(
     kinds: [Kind; N],
     mechanism: impl FnOnce(&[Pair]),
@@ -214,8 +216,8 @@ fn numa_balancing_leaves_pinned_pages_and_announces_some() {
     .map(|(name, value)| Setting::set(scans.join(name), value));
     let _pages = HugePages::on_each_node(4);
     let far = Bound::to(machine::other_node());
-    // Only the kernels 6.1, 6.12 and 7.3 were examined. So the exact versions at which the fates
-    // changed are not known.
+    // The fates of shared memory depend on the kernel's version. Only the kernels 6.1, 6.12 and 7.3
+    // were examined, so the exact versions at which the fates changed are not known.
     let shared = match kernel() {
         version if version < (6, 12) => (Shmem, Kept, Kept),
         version if version < (7, 3) => (Shmem, Announced, Changed),
@@ -233,16 +235,15 @@ fn numa_balancing_leaves_pinned_pages_and_announces_some() {
     let kinds = expected.map(|(kind, ..)| kind);
     let found = fates(kinds, |pairs| {
         drop(far);
-        // Some kernels do not balance shared memory by default. A memory policy makes these kernels
-        // balance the last pair.
+        // Some kernels do not balance shared memory by default. So this memory policy makes these
+        // kernels balance the memory of the last pair.
         for memory in pairs[4].both() {
             memory.balance();
         }
         let _on = Setting::set("/proc/sys/kernel/numa_balancing", "1");
         let (updates, faults) = (vmstat("numa_pte_updates"), vmstat("numa_hint_faults"));
         let moves = || pairs.iter().filter(|pair| pair.control_has_moved()).count();
-        // The memory is used by a new thread, because a thread reads the scan period when it
-        // starts.
+        // A new thread uses the memory. A thread reads the scan period only when the thread starts.
         thread::scope(|scope| {
             scope.spawn(|| {
                 let use_all = |for_ms| {
@@ -255,7 +256,7 @@ fn numa_balancing_leaves_pinned_pages_and_announces_some() {
                     use_all(200);
                     moves() == followers
                 });
-                // In one more second, the kernel scans the pinned pages more than once.
+                // The kernel scans the pinned pages more than once in this additional second.
                 use_all(1000);
             });
         });
@@ -315,7 +316,7 @@ fn khugepaged_leaves_pinned_pages() {
     let found = fates([Anonymous, Shmem], |pairs| {
         advise(pairs, libc::MADV_HUGEPAGE);
         wait_until("khugepaged has collapsed the controls", || {
-            // The kernel maps a collapsed page of a file only when the page is touched.
+            // The kernel maps a collapsed page of a file only when a thread touches the page.
             pairs.iter().for_each(|pair| pair.control.look());
             pairs.iter().all(Pair::control_has_moved)
         });
@@ -352,8 +353,8 @@ fn ksm_announces_pinned_pages_that_it_then_does_not_merge() {
             frames.iter().all(is_ksm)
         };
         wait_until("ksmd has merged the controls", || pairs.iter().all(merged));
-        // The pinned pages become mergeable last, because the first of several equal pages must be
-        // mergeable.
+        // The first of several equal pages must be mergeable. So the pinned pages become mergeable
+        // last.
         pairs.iter().for_each(|pair| merge(&pair.pinned));
         let scans = || -> u64 { machine::read(ksm.join("full_scans")).parse().unwrap() };
         let seen = scans();
@@ -367,13 +368,13 @@ fn ksm_announces_pinned_pages_that_it_then_does_not_merge() {
     );
 }
 
-/// Makes pairs whose pages are scattered among a ballast that takes half of the free memory. When
-/// the ballast is freed, it leaves holes between the pages. So compaction moves the pages to close
-/// the holes.
+/// Makes pairs whose pages are scattered among a ballast that takes half of the free memory. The
+/// freed ballast leaves holes between the pages of the pairs. So compaction moves these pages to
+/// close the holes.
 fn strewn(kinds: [Kind; 2], adapter: &Adapter) -> [Pair; 2] {
     let each = machine::count("/proc/meminfo", "MemFree") as usize / 2 * 1024 / PAGES;
     let mut ballast = MmapMut::map_anon(each * PAGES).unwrap();
-    // The ballast consists of small pages, because freed huge pages would need no compaction.
+    // The ballast consists of small pages. Freed huge pages would make compaction unnecessary.
     ballast.advise(memmap2::Advice::NoHugePage).unwrap();
     let memory = kinds.map(|kind| [Memory::map(kind), Memory::map(kind)]);
     for (i, chunk) in ballast.chunks_exact_mut(each).enumerate() {
@@ -458,7 +459,7 @@ fn reclaim_under_a_limit_unmaps_shared_pages_though_they_are_pinned() {
     let _alone = alone();
     let _swap = Swap::on();
     let group = Group::new();
-    // The memory is made in a child, so that the kernel charges it to the group.
+    // A child makes the memory, so that the kernel charges the memory to the group.
     let child = Child::fork(|| {
         group.enter();
         let found = fates([Anonymous, Shmem, Thp], |pairs| {
@@ -482,8 +483,8 @@ fn fork_and_the_parents_writes_leave_pinned_pages_of_4_kib() {
     let _alone = alone();
     let _pages = HugePages::on_each_node(6);
     let found = fates(Kind::ALL, |pairs| {
-        // Without this advice, khugepaged would collapse the split pages again, into the page that
-        // the child frees.
+        // Without this advice, khugepaged would collapse the split pages again. It would use the
+        // page that the child frees.
         for memory in memories(pairs) {
             if memory.kind == Thp {
                 memory.advise(libc::MADV_NOHUGEPAGE).unwrap();
