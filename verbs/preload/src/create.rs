@@ -1,7 +1,8 @@
-//! Opening devices and creating queues: what the shim has to know of before work is posted.
+//! Opens devices and creates queues: the shim must know every device and queue before work is
+//! posted.
 //!
-//! When a device is opened, the shim's functions take the place of those that the header's inline
-//! functions call through the context: for posting and polling, and for creating extended objects.
+//! When a device is opened, the shim replaces functions in its context, which the header's inline
+//! functions call. These are the functions that post, poll and create extended objects.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -32,13 +33,14 @@ pub(crate) unsafe extern "C" fn ibv_open_device(device: *mut c_void) -> *mut Con
     // SAFETY: the program's call.
     let context = unsafe { open(device) };
     if !context.is_null() {
-        // SAFETY: just opened.
+        // SAFETY: the context was just opened.
         unsafe { opened(context) };
     }
     context
 }
 
-/// Other processes post with the keys of a device that this one has imported.
+/// Opens a device that another process has opened. The shim cannot see the work that the other
+/// process posts with the device's keys.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_import_device(file: c_int) -> *mut Context {
     let Some(import) = real::import_device() else {
@@ -48,32 +50,33 @@ pub(crate) unsafe extern "C" fn ibv_import_device(file: c_int) -> *mut Context {
     // SAFETY: the program's call.
     let context = unsafe { import(file) };
     if !context.is_null() {
-        // SAFETY: just opened.
+        // SAFETY: the context was just opened.
         let device = unsafe { opened(context) };
         cannot_see(&device, "a device was imported from another process");
     }
     context
 }
 
-/// Has the context use the shim's functions.
+/// Replaces functions in the context with the shim's functions.
 ///
 /// # Safety
 ///
-/// It was just opened.
+/// The context was just opened.
 unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     let open = context.cast::<OpenContext>();
-    // SAFETY: by the contract. The extended part lies in front of it.
+    // SAFETY: the contract says that the context is open. The extended part lies directly before
+    // it.
     let (ops, extended) = unsafe { (&mut (*open).ops, VerbsContext::of(context)) };
     let device = Arc::new(OpenDevice::new(*ops, extended));
     drop(DEVICES.insert(address(context), Arc::clone(&device)));
     check_provider(&device);
-    // A device gets no function that it does not have.
+    // A function that the device lacks stays null.
     ops.post_send = ops.post_send.and(Some(post::post_send));
     ops.post_recv = ops.post_recv.and(Some(post::post_recv));
     ops.post_srq_recv = ops.post_srq_recv.and(Some(post::post_srq_recv));
     ops.bind_mw = ops.bind_mw.and(Some(post::bind_mw));
     ops.poll_cq = ops.poll_cq.and(Some(poll::poll_cq));
-    // SAFETY: null, or the extended part.
+    // SAFETY: the pointer is null or points to the extended part.
     if let Some(extended) = unsafe { extended.as_mut() } {
         extended.create_wq = extended.create_wq.and(Some(create_wq));
         extended.create_cq_ex = extended.create_cq_ex.and(Some(create_cq_ex));
@@ -84,7 +87,8 @@ unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     device
 }
 
-/// Notes if the program can use the device without libibverbs.
+/// Marks the device as not followed if the program may use it without libibverbs, or its library is
+/// unknown.
 fn check_provider(device: &OpenDevice) {
     let Some(post_send) = device.ops.post_send else {
         return;
@@ -101,11 +105,11 @@ fn check_provider(device: &OpenDevice) {
     }
 }
 
-/// Follows a queue pair that was just created, if it is of a type whose completions are followed.
+/// Follows a queue pair that was just created, if the shim follows completions of its type.
 ///
 /// # Safety
 ///
-/// `qp` is one, on this device.
+/// `qp` is a queue pair on this device.
 unsafe fn follow(
     device: Arc<OpenDevice>,
     qp: *mut IbvQp,
@@ -124,15 +128,15 @@ unsafe fn follow(
     }
 }
 
-/// The device of a context, if it was opened before the shim's eyes.
+/// Returns the record of the device, if the shim saw it being opened.
 ///
 /// # Safety
 ///
-/// The program does not close it meanwhile.
+/// The program does not close the device during the call.
 unsafe fn device(context: *mut Context) -> Option<Arc<OpenDevice>> {
     // SAFETY: by the contract.
     let device = unsafe { DEVICES.share(address(context)) }?;
-    // Another library may have been loaded since.
+    // The program may have loaded another library since the last check.
     check_provider(&device);
     Some(device)
 }
@@ -168,7 +172,8 @@ unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx
         set_errno(libc::EOPNOTSUPP);
         return ptr::null_mut();
     };
-    // A completion tells which queue pair it is of only if that was asked for.
+    // A completion holds the number of its queue pair only if the creator asked for the number. The
+    // shim needs it, so it asks.
     // SAFETY: the program's argument.
     let asked = unsafe { (*attr).wc_flags };
     // SAFETY: as above.
@@ -184,7 +189,7 @@ unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx
     if cq.is_null() {
         return cq;
     }
-    // SAFETY: just created.
+    // SAFETY: the queue was just created.
     match unsafe { poll::extend(cq) } {
         Some(its) => CompletionQueue::create(device, cq.cast(), Some(its)),
         None => cannot_see(
@@ -200,7 +205,7 @@ pub(crate) unsafe extern "C" fn ibv_destroy_cq(cq: *mut IbvCq) -> c_int {
     let Some(destroy) = real::destroy_cq() else {
         return libc::ENOSYS;
     };
-    // Before it is gone, since the next one may be at the same address.
+    // The removal comes before `destroy`, since the next queue may be created at the same address.
     let known = COMPLETION_QUEUES.remove(address(cq));
     // SAFETY: the program's call.
     let refused = unsafe { destroy(cq) };
@@ -256,9 +261,9 @@ unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx
     }
     let mut its = None;
     if extended {
-        // SAFETY: just created.
+        // SAFETY: the queue pair was just created.
         let ex = real::qp_to_qp_ex().map_or(ptr::null_mut(), |ask| unsafe { ask(qp) });
-        // SAFETY: null, or the queue pair's part for extended posts.
+        // SAFETY: the pointer is null or points to the extended part of the queue pair.
         let Some(ex) = (unsafe { ex.as_mut() }) else {
             cannot_see(&device, "a queue pair has no functions for extended posts");
             return qp;
@@ -266,7 +271,8 @@ unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx
         its = Some(ex.post);
         ex.post = post::extended(&ex.post);
     }
-    // SAFETY: `ibv_qp_init_attr_ex` begins with what the other has; the queue pair is new.
+    // SAFETY: `ibv_qp_init_attr_ex` begins with the fields of `ibv_qp_init_attr`. The queue pair
+    // was just created.
     unsafe { follow(device, qp, &*attr.cast::<QpInitAttr>(), its) };
     qp
 }
@@ -286,7 +292,7 @@ pub(crate) unsafe extern "C" fn ibv_modify_qp(
     let refused = unsafe { modify(qp, attr, mask) };
     if refused == 0
         && resets
-        // SAFETY: the program does not destroy it meanwhile.
+        // SAFETY: the program does not destroy the queue pair during this call.
         && let Some(pair) = unsafe { QUEUE_PAIRS.get(address(qp)) }
         && pair.device.is_ours()
     {
@@ -300,7 +306,7 @@ pub(crate) unsafe extern "C" fn ibv_destroy_qp(qp: *mut IbvQp) -> c_int {
     let Some(destroy) = real::destroy_qp() else {
         return libc::ENOSYS;
     };
-    // Before it is gone: the next one may be at the same address, or have the same number.
+    // The removal comes before `destroy`: the next queue pair may have the same address or number.
     let known = QUEUE_PAIRS.remove(address(qp));
     let known = known.filter(|pair| pair.device.is_ours());
     if let Some(pair) = &known {
@@ -357,7 +363,8 @@ pub(crate) unsafe extern "C" fn ibv_destroy_srq(srq: *mut IbvSrq) -> c_int {
     refused
 }
 
-/// Functions that create what is not followed: they call the device's, and say so.
+/// Defines functions that create objects which the shim does not follow. Each function marks the
+/// device as not followed, and calls the device's function.
 macro_rules! not_followed {
     ($($name:ident by $field:ident -> $made:ty: $why:literal;)*) => {
         $(
@@ -380,6 +387,6 @@ macro_rules! not_followed {
 not_followed! {
     create_wq by wq -> *mut c_void: "a work queue (ibv_create_wq) is not followed";
     open_qp by open_qp -> *mut IbvQp: "a queue pair of another process (ibv_open_qp) is not followed";
-    // Basic ones go by `ibv_create_srq`.
+    // This is for extended queues only: `ibv_create_srq` creates the basic ones.
     create_srq_ex by srq_ex -> *mut IbvSrq: "an extended shared receive queue is not followed";
 }

@@ -58,9 +58,9 @@ impl Drop for Count {
 /// The outcome of a registration that the program deregisters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// It is idle.
+    /// The registration is idle, and stays in the cache.
     Kept,
-    /// It was deregistered, since work that uses it may be outstanding.
+    /// The shim deregistered it, because work that uses it may be outstanding.
     Outstanding,
     /// The shim deregistered it for another reason: the shim does not see all work, `ibv_rereg_mr`
     /// has changed the registration, or too many registrations are idle.
