@@ -17,12 +17,13 @@ use crate::objects::{DEVICES, address};
 use crate::process::{NoDomain, Process};
 use crate::real::{self, Inside, set_errno};
 
-/// `IBV_ACCESS_OPTIONAL_RANGE`: the flags that a device may ignore. Only `ibv_reg_mr_iova2` accepts
-/// them on any device.
+/// `IBV_ACCESS_OPTIONAL_RANGE`: the optional flags. Only `ibv_reg_mr_iova2` ignores those
+/// that the device does not support.
 const OPTIONAL: c_uint = 0x3ff0_0000;
 
 /// `IBV_REREG_MR_CHANGE_TRANSLATION`.
 const CHANGE_TRANSLATION: c_int = 1;
+/// `IBV_REREG_MR_CHANGE_ACCESS`.
 const CHANGE_ACCESS: c_int = 1 << 2;
 
 /// `IBV_REREG_MR_ERR_INPUT`: libibverbs refused, and the registration is unchanged.

@@ -307,7 +307,7 @@ pub(crate) struct CompletionQueue {
     counting: Mutex<Counting>,
     /// The lock of `counting` between `ibv_start_poll` and `ibv_end_poll`.
     extended_poll: UnsafeCell<Option<MutexGuard<'static, Counting>>>,
-    /// The thread that is between these two calls; 0 if none is.
+    /// The thread that is between `ibv_start_poll` and `ibv_end_poll`; 0 if none is.
     extended_by: AtomicUsize,
 }
 
