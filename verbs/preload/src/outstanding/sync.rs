@@ -1,5 +1,6 @@
 //! The primitives that the accounting uses, or loom's versions under `--cfg loom`. `Arc` is always
-//! std's, because the loom models need no check of `Arc`.
+//! std's, because no model takes the contents of an
+//! `Arc` back.
 //!
 //! The locks are parking_lot's. An uncontended lock or unlock is one atomic instruction, and a
 //! panic does not poison the lock.

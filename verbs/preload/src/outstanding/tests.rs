@@ -347,7 +347,7 @@ fn queues_come_and_go_while_keys_change() {
 #[test]
 fn a_queue_without_room_counts_for_every_key() {
     let device = Device::new();
-    // One line of eight words.
+    // The queue has one line of eight words.
     let queue = device.queue(Order::Each, 1, 1);
     let mut post = queue.post();
     for key in 1..=9u32 {
