@@ -113,7 +113,8 @@ impl Cq {
         }))
     }
 
-    /// Takes the next completion, if there is one, without waiting.
+    /// Takes the next completion out of the queue and returns it. Returns `None` without waiting if
+    /// the queue is empty.
     ///
     /// # Errors
     ///

@@ -40,8 +40,8 @@ impl Pd {
         }))
     }
 
-    /// Wraps a protection domain that other code has allocated and will deallocate. Use it in a
-    /// program that uses libibverbs directly or through another crate.
+    /// Wraps a protection domain that other code has allocated and will deallocate. Use this
+    /// function in a program that uses libibverbs directly or through another crate.
     ///
     /// # Safety
     ///

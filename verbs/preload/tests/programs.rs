@@ -256,8 +256,8 @@ fn is_the_same(name: &str) {
         assert!(asked > 0);
         assert_eq!(asked, cached + passed_on);
         if how == How::Keep {
-            // Two registrations that are held at once cannot share one, even if both lie in one
-            // page.
+            // Two `ibv_mr`s that are held at once cannot share a registration, even if both buffers
+            // are in one page.
             let in_use = total(&ran, "in_use");
             assert_eq!((cached, passed_on), (asked - in_use, in_use), "{name}");
         }

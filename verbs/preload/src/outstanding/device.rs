@@ -22,8 +22,8 @@ pub(crate) struct Device {
     idle: Idle,
 }
 
-/// The number of bits of a place for an idle key. 2^16 places rarely collide, and they need only
-/// 256 KiB.
+/// The number of bits of a place for an idle key. Few programs have as many as 2^16 idle keys, so
+/// an idle key usually finds its place vacant.
 const IDLE_BITS: u32 = if cfg!(loom) { 1 } else { 16 };
 
 impl Device {

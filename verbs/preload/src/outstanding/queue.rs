@@ -216,8 +216,8 @@ impl Queue {
 ///
 /// Each request has at most one completion. A completion with an error may belong to an unsignaled
 /// request, which has none if it succeeds. Suppose that all unsignaled requests had one. The
-/// remaining errors belong to requests that cannot succeed any more. So if they are at least as many as the
-/// unfinished requests, no successful completion is left.
+/// remaining errors belong to requests that cannot succeed any more. So if they are at least as
+/// many as the unfinished requests, no successful completion is left.
 pub(crate) fn all_polled(sends: &Queue, receives: &Queue, errors: u64) -> bool {
     let ((sends, unsignaled), (receives, _)) = (sends.unfinished(), receives.unfinished());
     sends + receives <= errors.saturating_sub(unsignaled)
