@@ -87,7 +87,7 @@ pub struct Cq {
 // SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`. Providers
 // lock the queue while polling.
 unsafe impl Send for Cq {}
-// SAFETY: as for Send.
+// SAFETY: the argument for `Send` also holds for `Sync`.
 unsafe impl Sync for Cq {}
 
 impl Cq {

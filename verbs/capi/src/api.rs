@@ -134,13 +134,13 @@ pub unsafe extern "C" fn regcache_get(
             };
             let handle = guards::enter(thread, cache, guard)?;
             let guard = ptr::without_provenance_mut(handle as usize);
-            // SAFETY: not null, and so by the header writable.
+            // SAFETY: the pointer is not null, so by the header it is writable.
             unsafe { mr.write(Mr { guard, ..found }) };
             Ok(0)
         })
     });
     if status < 0 && !mr.is_null() {
-        // SAFETY: not null, and so by the header writable.
+        // SAFETY: the pointer is not null, so by the header it is writable.
         unsafe { mr.write_bytes(0, 1) };
     }
     status
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn regcache_invalidate(
             let unlinked = instance.cache.invalidate(addr.cast(), length)?;
             Ok(wait(unlinked, timeout_ms))
         })?;
-        // SAFETY: null or by the header writable.
+        // SAFETY: by the header, the pointer is null or writable.
         unsafe { store(held, left) };
         Ok(0)
     })
@@ -230,7 +230,7 @@ pub unsafe extern "C" fn regcache_flush(
         let left = caches::with(thread, cache.addr() as u64, |instance| {
             Ok(wait(instance.cache.flush()?, timeout_ms))
         })?;
-        // SAFETY: null or by the header writable.
+        // SAFETY: by the header, the pointer is null or writable.
         unsafe { store(held, left) };
         Ok(0)
     })
@@ -416,7 +416,7 @@ fn wait(mut unlinked: Completion<AnyDevice, Shared<Auto>>, timeout_ms: c_int) ->
 /// `to` is null or writable.
 unsafe fn store(to: *mut usize, value: usize) {
     if !to.is_null() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { to.write(value) };
     }
 }
@@ -462,7 +462,7 @@ unsafe fn create(
         // SAFETY: `Attr` consists of integers and a pointer, so zeros are a valid value.
         unsafe { std::mem::zeroed() }
     } else {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { sized(attr, "attr") }?
     };
     let unknown_access = device.unknown_access();
@@ -492,7 +492,7 @@ unsafe fn create(
         monitor,
         unknown_access,
     })?;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps the contract of this function.
     unsafe { cache.write(ptr::without_provenance_mut(handle as usize)) };
     Ok(0)
 }

@@ -46,7 +46,7 @@ pub(crate) struct Callbacks {
 // SAFETY: the header states that the callbacks are called from any thread, several at once, with
 // `user`.
 unsafe impl Send for Callbacks {}
-// SAFETY: as above.
+// SAFETY: the argument for `Send` also holds for `Sync`.
 unsafe impl Sync for Callbacks {}
 
 /// A registration. The fields that every lookup reads come first.

@@ -92,7 +92,7 @@ impl ThreadRecord {
 
     /// Allocates a record and puts it into the list. Returns `None` if there is no memory for it.
     fn push_new() -> Option<&'static Self> {
-        // SAFETY: not of size 0.
+        // SAFETY: the layout is not of size 0.
         let record: *mut Self = unsafe { alloc_zeroed(Layout::new::<Self>()) }.cast();
         // SAFETY: the pointer is null, or points to zeroed memory with the layout of a record,
         // which is never freed. Zeros are a valid record.

@@ -30,7 +30,7 @@ pub(crate) unsafe extern "C" fn ibv_open_device(device: *mut c_void) -> *mut Con
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let context = unsafe { open(device) };
     if !context.is_null() {
         // SAFETY: the context was just opened.
@@ -47,7 +47,7 @@ pub(crate) unsafe extern "C" fn ibv_import_device(file: c_int) -> *mut Context {
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let context = unsafe { import(file) };
     if !context.is_null() {
         // SAFETY: the context was just opened.
@@ -116,9 +116,9 @@ unsafe fn follow(
     attr: &QpInitAttr,
     extended: Option<ExtendedPost>,
 ) {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     if (qp_type::RC..=qp_type::UD).contains(unsafe { &(*qp).qp_type }) {
-        // SAFETY: by the contract.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { QueuePair::create(device, qp, attr.cap, attr.sq_sig_all != 0, extended) };
     } else {
         cannot_see(
@@ -134,7 +134,7 @@ unsafe fn follow(
 ///
 /// The program does not close the device during the call.
 unsafe fn device(context: *mut Context) -> Option<Arc<OpenDevice>> {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let device = unsafe { DEVICES.share(address(context)) }?;
     // The program may have loaded another library since the last check.
     check_provider(&device);
@@ -153,10 +153,10 @@ pub(crate) unsafe extern "C" fn ibv_create_cq(
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let cq = unsafe { create(context, cqe, cq_context, channel, vector) };
     if !cq.is_null()
-        // SAFETY: the program does not close the device meanwhile.
+        // SAFETY: the program does not close the device during this call.
         && let Some(device) = unsafe { device(context) }
     {
         CompletionQueue::create(device, cq, None);
@@ -165,7 +165,7 @@ pub(crate) unsafe extern "C" fn ibv_create_cq(
 }
 
 unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx) -> *mut IbvCqEx {
-    // SAFETY: the program does not close the device meanwhile.
+    // SAFETY: the program does not close the device during this call.
     let device = unsafe { device(context) };
     let Some((device, create)) = device.and_then(|it| it.create.cq_ex.map(|create| (it, create)))
     else {
@@ -174,16 +174,16 @@ unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx
     };
     // A completion holds the number of its queue pair only if the creator asked for the number. The
     // shim needs it, so it asks.
-    // SAFETY: the program's argument.
+    // SAFETY: the argument is the program's.
     let asked = unsafe { (*attr).wc_flags };
-    // SAFETY: as above.
+    // SAFETY: the argument above also holds here.
     unsafe { (*attr).wc_flags = asked | WC_EX_WITH_QP_NUM };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let mut cq = unsafe { create(context, attr) };
-    // SAFETY: as above.
+    // SAFETY: the argument above also holds here.
     unsafe { (*attr).wc_flags = asked };
     if cq.is_null() && asked & WC_EX_WITH_QP_NUM == 0 {
-        // SAFETY: as above.
+        // SAFETY: the argument above also holds here.
         cq = unsafe { create(context, attr) };
     }
     if cq.is_null() {
@@ -207,7 +207,7 @@ pub(crate) unsafe extern "C" fn ibv_destroy_cq(cq: *mut IbvCq) -> c_int {
     };
     // The removal comes before `destroy`, since the next queue may be created at the same address.
     let known = COMPLETION_QUEUES.remove(address(cq));
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let refused = unsafe { destroy(cq) };
     if refused != 0
         && let Some(known) = known
@@ -223,10 +223,10 @@ pub(crate) unsafe extern "C" fn ibv_create_qp(pd: *mut Pd, attr: *mut QpInitAttr
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let qp = unsafe { create(pd, attr) };
     if !qp.is_null()
-        // SAFETY: the program does not close the device meanwhile.
+        // SAFETY: the program does not close the device during this call.
         && let Some(device) = unsafe { device((*qp).context) }
     {
         // SAFETY: the program's argument, and a queue pair that was just created.
@@ -236,19 +236,19 @@ pub(crate) unsafe extern "C" fn ibv_create_qp(pd: *mut Pd, attr: *mut QpInitAttr
 }
 
 unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx) -> *mut IbvQp {
-    // SAFETY: the program does not close the device meanwhile.
+    // SAFETY: the program does not close the device during this call.
     let device = unsafe { device(context) };
     let Some((device, create)) = device.and_then(|it| it.create.qp_ex.map(|create| (it, create)))
     else {
         set_errno(libc::EOPNOTSUPP);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let qp = unsafe { create(context, attr) };
     if qp.is_null() {
         return qp;
     }
-    // SAFETY: the program's argument.
+    // SAFETY: the argument is the program's.
     let (mask, operations) = unsafe { ((*attr).comp_mask, (*attr).send_ops_flags) };
     let extended = mask & qp_init::SEND_OPS != 0;
     let known = qp_init::PD | qp_init::CREATE_FLAGS | qp_init::SEND_OPS;
@@ -286,9 +286,9 @@ pub(crate) unsafe extern "C" fn ibv_modify_qp(
     let Some(modify) = real::modify_qp() else {
         return libc::ENOSYS;
     };
-    // SAFETY: the program's argument.
+    // SAFETY: the argument is the program's.
     let resets = mask & QP_STATE != 0 && unsafe { (*attr).qp_state } == QPS_RESET;
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let refused = unsafe { modify(qp, attr, mask) };
     if refused == 0
         && resets
@@ -312,7 +312,7 @@ pub(crate) unsafe extern "C" fn ibv_destroy_qp(qp: *mut IbvQp) -> c_int {
     if let Some(pair) = &known {
         pair.ignore_completions();
     }
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let refused = unsafe { destroy(qp) };
     if let Some(pair) = known {
         if refused == 0 {
@@ -331,13 +331,13 @@ pub(crate) unsafe extern "C" fn ibv_create_srq(pd: *mut Pd, attr: *mut SrqInitAt
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let srq = unsafe { create(pd, attr) };
     if !srq.is_null()
-        // SAFETY: the program does not close the device meanwhile.
+        // SAFETY: the program does not close the device during this call.
         && let Some(device) = unsafe { device((*srq).context) }
     {
-        // SAFETY: the program's argument.
+        // SAFETY: the argument is the program's.
         let (max_wr, max_sge) = unsafe { ((*attr).max_wr, (*attr).max_sge) };
         SharedQueue::create(device, srq, max_wr, max_sge);
     }
@@ -351,7 +351,7 @@ pub(crate) unsafe extern "C" fn ibv_destroy_srq(srq: *mut IbvSrq) -> c_int {
     };
     let known = SHARED_QUEUES.remove(address(srq));
     let known = known.filter(|shared| shared.device.is_ours());
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let refused = unsafe { destroy(srq) };
     if let Some(known) = known {
         if refused == 0 {
@@ -369,7 +369,7 @@ macro_rules! not_followed {
     ($($name:ident by $field:ident -> $made:ty: $why:literal;)*) => {
         $(
             unsafe extern "C" fn $name(context: *mut Context, attr: *mut c_void) -> $made {
-                // SAFETY: the program does not close the device meanwhile.
+                // SAFETY: the program does not close the device during this call.
                 let device = unsafe { device(context) };
                 let create = device.as_ref().and_then(|it| it.create.$field);
                 let (Some(device), Some(create)) = (device, create) else {
@@ -377,7 +377,7 @@ macro_rules! not_followed {
                     return ptr::null_mut();
                 };
                 cannot_see(&device, $why);
-                // SAFETY: the program's call.
+                // SAFETY: this is the program's call, with its arguments.
                 unsafe { create(context, attr) }
             }
         )*

@@ -109,7 +109,7 @@ impl<T: Send + Sync> Directory<T> {
     ///
     /// No thread removes the record during the call.
     pub(crate) unsafe fn share(&self, object: usize) -> Option<Arc<T>> {
-        // SAFETY: by the contract.
+        // SAFETY: the caller keeps the contract of this function.
         let known: *const T = unsafe { self.get(object) }?;
         // SAFETY: the pointer comes from an `Arc`, and the place owns one count of it.
         unsafe {

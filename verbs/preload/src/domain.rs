@@ -35,7 +35,7 @@ pub(crate) struct Domain {
 
 // SAFETY: this type never dereferences the address of the context, and only compares it.
 unsafe impl Send for Domain {}
-// SAFETY: as above.
+// SAFETY: the argument for `Send` also holds for `Sync`.
 unsafe impl Sync for Domain {}
 
 /// A registration that the program holds.
@@ -245,7 +245,7 @@ pub(crate) struct PdRegistrar {
 
 // SAFETY: any thread may call libibverbs with the domain.
 unsafe impl Send for PdRegistrar {}
-// SAFETY: as above.
+// SAFETY: the argument for `Send` also holds for `Sync`.
 unsafe impl Sync for PdRegistrar {}
 
 /// The state of a registration that no `ibv_mr` of the program uses.
@@ -279,7 +279,7 @@ impl Registered {
 
 // SAFETY: any thread may deregister the registration. Only its holder uses the address otherwise.
 unsafe impl Send for Registered {}
-// SAFETY: as above.
+// SAFETY: the argument for `Send` also holds for `Sync`.
 unsafe impl Sync for Registered {}
 
 // SAFETY:
@@ -351,7 +351,7 @@ pub(crate) unsafe fn register(pd: NonNull<Pd>, range: VaRange, access: Access) -
         }
         (_, Some(register)) => {
             let access = access.bits().cast_signed();
-            // SAFETY: as above.
+            // SAFETY: the argument above also holds here.
             unsafe { register(pd.as_ptr(), addr, range.len(), access) }
         }
         _ => {
@@ -370,7 +370,7 @@ pub(crate) unsafe fn register(pd: NonNull<Pd>, range: VaRange, access: Access) -
 pub(crate) unsafe fn deregister(mr: NonNull<Mr>) -> c_int {
     let _inside = Inside::enter();
     match real::dereg_mr() {
-        // SAFETY: by the contract.
+        // SAFETY: the caller keeps the contract of this function.
         Some(deregister) => unsafe { deregister(mr.as_ptr()) },
         None => libc::ENOSYS,
     }

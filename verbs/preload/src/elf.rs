@@ -168,7 +168,7 @@ fn relocated(base: usize, value: usize) -> usize {
 ///
 /// As for [`dynamic`].
 unsafe fn tables(library: &libc::dl_phdr_info) -> Option<Tables> {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let (base, entries) = unsafe { dynamic(library) }?;
     let address = |tag: i64| {
         let entry = entries.iter().find(|it| it.tag == tag)?;

@@ -84,12 +84,12 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr(
 ) -> *mut Mr {
     let flags = access.cast_unsigned();
     let theirs = || match real::reg_mr() {
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         Some(register) => unsafe { register(pd, addr, length, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, flags).with_strict_flags();
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { register(wanted, theirs) }
 }
 
@@ -103,13 +103,13 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova(
 ) -> *mut Mr {
     let flags = access.cast_unsigned();
     let theirs = || match real::reg_mr_iova() {
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         Some(register) => unsafe { register(pd, addr, length, iova, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, flags).with_strict_flags();
     let wanted = wanted.and_then(|wanted| wanted.at_own_address(iova));
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { register(wanted, theirs) }
 }
 
@@ -122,12 +122,12 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova2(
     access: c_uint,
 ) -> *mut Mr {
     let theirs = || match real::reg_mr_iova2() {
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         Some(register) => unsafe { register(pd, addr, length, iova, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, access).at_own_address(iova);
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { register(wanted, theirs) }
 }
 
@@ -144,7 +144,7 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     let theirs = |mr: *mut Mr, flags, addr, length| {
         let _inside = Inside::enter();
         match real::rereg_mr() {
-            // SAFETY: the program's call.
+            // SAFETY: this is the program's call, with its arguments.
             Some(reregister) => unsafe { reregister(mr, flags, pd, addr, length, access) },
             None => {
                 set_errno(libc::ENOSYS);
@@ -213,7 +213,7 @@ pub(crate) unsafe extern "C" fn ibv_dereg_mr(mr: *mut Mr) -> c_int {
         Whose::Libibverbs => {
             let _inside = Inside::enter();
             return match real::dereg_mr() {
-                // SAFETY: the program's call.
+                // SAFETY: this is the program's call, with its arguments.
                 Some(deregister) => unsafe { deregister(mr) },
                 None => libc::ENOSYS,
             };
@@ -263,7 +263,7 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
     }
     let refused = {
         let _inside = Inside::enter();
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         unsafe { deallocate(pd) }
     };
     if refused == 0
@@ -287,7 +287,7 @@ pub(crate) unsafe extern "C" fn ibv_unimport_pd(pd: *mut Pd) {
     }
     if let Some(unimport) = real::unimport_pd() {
         let _inside = Inside::enter();
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         unsafe { unimport(pd) };
     }
 }
@@ -304,7 +304,7 @@ pub(crate) unsafe extern "C" fn ibv_close_device(context: *mut Context) -> c_int
     let device = DEVICES.remove(address(context));
     let refused = {
         let _inside = Inside::enter();
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         unsafe { close(context) }
     };
     if let Some(device) = device {
@@ -338,7 +338,7 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
     };
     let counts = &process.counts;
     add_one(&counts.asked);
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let not = match wanted.and_then(|wanted| unsafe { cached(process, wanted) }) {
         Ok((content, face, flags)) => {
             return process.mrs().make(process.owner(), face, flags, content);
@@ -377,7 +377,7 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
         return Err(REMOTE);
     }
     let pd = NonNull::new(wanted.pd).ok_or(OFF)?;
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let domain = unsafe { process.domain(pd) }.map_err(|no| match no {
         NoDomain::Unseen => UNSEEN,
         NoDomain::Off => OFF,

@@ -17,14 +17,14 @@ pub(crate) unsafe extern "C" fn poll_cq(cq: *mut IbvCq, most: c_int, to: *mut Wc
         // call.
         let device = unsafe { DEVICES.get(address((*cq).context)) };
         let real = device.and_then(|device| device.ops.poll_cq);
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         return real.map_or(-libc::EOPNOTSUPP, |real| unsafe { real(cq, most, to) });
     };
     let Some(real) = known.poll_cq else {
         return -libc::EOPNOTSUPP;
     };
     let mut counting = known.counting();
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let got = unsafe { real(cq, most, to) };
     if got > 0 {
         // SAFETY: the device has written `got` completions at `to`.
@@ -43,7 +43,7 @@ pub(crate) unsafe extern "C" fn poll_cq(cq: *mut IbvCq, most: c_int, to: *mut Wc
 ///
 /// `cq` was just created.
 pub(crate) unsafe fn extend(cq: *mut IbvCqEx) -> Option<ExtendedPoll> {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let cq = unsafe { &mut *cq };
     cq.read_opcode.and(cq.read_qp_num)?;
     let its = ExtendedPoll {
@@ -63,7 +63,7 @@ pub(crate) unsafe fn extend(cq: *mut IbvCqEx) -> Option<ExtendedPoll> {
 ///
 /// The program does not destroy the queue during the call.
 unsafe fn extended<'a>(cq: *mut IbvCqEx) -> Option<(&'a CompletionQueue, &'a ExtendedPoll)> {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let known = unsafe { COMPLETION_QUEUES.get(address(cq)) }?;
     Some((known, known.extended.as_ref()?))
 }
@@ -74,26 +74,26 @@ unsafe fn extended<'a>(cq: *mut IbvCqEx) -> Option<(&'a CompletionQueue, &'a Ext
 ///
 /// The extended poll is at a completion.
 unsafe fn count(counting: &mut Counting, cq: *mut IbvCqEx) {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let (status, read_opcode, read_qp_num) = unsafe {
         let cq = &*cq;
         (cq.status, cq.read_opcode, cq.read_qp_num)
     };
     if let (Some(opcode), Some(number)) = (read_opcode, read_qp_num) {
-        // SAFETY: by the contract.
+        // SAFETY: the caller keeps the contract of this function.
         counting.add(status, unsafe { number(cq) }, || unsafe { opcode(cq) });
     }
 }
 
 unsafe extern "C" fn start_poll(cq: *mut IbvCqEx, attr: *mut c_void) -> c_int {
-    // SAFETY: the program's queue.
+    // SAFETY: the queue is the program's.
     let Some((known, its)) = (unsafe { extended(cq) }) else {
         return libc::EINVAL;
     };
     // SAFETY: this thread is in `ibv_start_poll`. The shim's lock is always taken before the
     // device's own.
     unsafe { known.begin() };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let result = unsafe { (its.start)(cq, attr) };
     // SAFETY: this thread has begun the poll.
     let begun = unsafe { known.begun() };
@@ -116,11 +116,11 @@ unsafe extern "C" fn start_poll(cq: *mut IbvCqEx, attr: *mut c_void) -> c_int {
 }
 
 unsafe extern "C" fn next_poll(cq: *mut IbvCqEx) -> c_int {
-    // SAFETY: the program's queue.
+    // SAFETY: the queue is the program's.
     let Some((known, its)) = (unsafe { extended(cq) }) else {
         return libc::EINVAL;
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let result = unsafe { (its.next)(cq) };
     // SAFETY: this thread has begun the poll.
     let begun = unsafe { known.begun() };
@@ -136,11 +136,11 @@ unsafe extern "C" fn next_poll(cq: *mut IbvCqEx) -> c_int {
 }
 
 unsafe extern "C" fn end_poll(cq: *mut IbvCqEx) {
-    // SAFETY: the program's queue.
+    // SAFETY: the queue is the program's.
     let Some((known, its)) = (unsafe { extended(cq) }) else {
         return;
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     unsafe { (its.end)(cq) };
     // SAFETY: this thread has begun the poll.
     unsafe { known.end() };

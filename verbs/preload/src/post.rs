@@ -191,16 +191,16 @@ pub(crate) unsafe extern "C" fn post_send(
     let Some(pair) = (unsafe { QUEUE_PAIRS.get(address(qp)) }) else {
         // SAFETY: the queue pair is the program's.
         let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_send);
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
     };
     let Some(real) = pair.post_send else {
         return libc::EOPNOTSUPP;
     };
     let how = (pair.all_signaled, pair.cap.max_send_sge);
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let real = || unsafe { real(qp, first, bad) };
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { post(&pair.device, pair.sends.post(), how, (first, bad), real) }
 }
 
@@ -214,16 +214,16 @@ pub(crate) unsafe extern "C" fn post_recv(
     let Some((pair, receives)) = pair.and_then(|it| Some((it, it.receives.as_ref()?))) else {
         // SAFETY: the queue pair is the program's.
         let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_recv);
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
     };
     let Some(real) = pair.post_recv else {
         return libc::EOPNOTSUPP;
     };
     let how = (true, pair.cap.max_recv_sge);
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let real = || unsafe { real(qp, first, bad) };
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { post(&pair.device, receives.post(), how, (first, bad), real) }
 }
 
@@ -236,16 +236,16 @@ pub(crate) unsafe extern "C" fn post_srq_recv(
     let Some(shared) = (unsafe { SHARED_QUEUES.get(address(srq)) }) else {
         // SAFETY: the queue is the program's.
         let real = unknown(unsafe { (*srq).context }).and_then(|it| it.ops.post_srq_recv);
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(srq, first, bad) });
     };
     let Some(real) = shared.device.ops.post_srq_recv else {
         return libc::EOPNOTSUPP;
     };
     let how = (true, shared.max_sge);
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let real = || unsafe { real(srq, first, bad) };
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { post(&shared.device, shared.queue.post(), how, (first, bad), real) }
 }
 
@@ -261,7 +261,7 @@ pub(crate) unsafe extern "C" fn bind_mw(
     // SAFETY: the queue pair is the program's.
     let device = match pair {
         Some(pair) => Some(&*pair.device),
-        // SAFETY: as above.
+        // SAFETY: the argument above also holds here.
         None => unknown(unsafe { (*qp).context }),
     };
     let Some(real) = device.and_then(|device| device.ops.bind_mw) else {
@@ -270,12 +270,12 @@ pub(crate) unsafe extern "C" fn bind_mw(
     let posting = pair.map(|pair| {
         let mut posting = pair.sends.post();
         let mark = posting.mark();
-        // SAFETY: the program's argument.
+        // SAFETY: the argument is the program's.
         let flags = unsafe { (*bind).send_flags };
         posting.request(pair.all_signaled || flags & send::SIGNALED != 0);
         (posting, mark)
     });
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let refused = unsafe { real(qp, window, bind) };
     if let Some((mut posting, mark)) = posting
         && refused != 0
@@ -320,7 +320,7 @@ pub(crate) fn extended(its: &ExtendedPost) -> ExtendedPost {
 ///
 /// The program does not destroy the queue pair during the call.
 unsafe fn extended_pair<'a>(qp: *mut IbvQpEx) -> Option<(&'a QueuePair, &'a ExtendedPost)> {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let pair = unsafe { QUEUE_PAIRS.get(address(qp)) }?;
     Some((pair, pair.extended.as_ref()?))
 }
@@ -339,7 +339,7 @@ mod wr {
                     let Some(real) = (unsafe { count(qp) }).and_then(|its| its.$name) else {
                         return;
                     };
-                    // SAFETY: the program's call.
+                    // SAFETY: this is the program's call, with its arguments.
                     unsafe { real(qp $(, $argument)*) }
                 }
             )*
@@ -364,7 +364,7 @@ mod wr {
     unsafe fn count<'a>(qp: *mut IbvQpEx) -> Option<&'a ExtendedPost> {
         // SAFETY: the queue pair is the program's.
         let (pair, its) = unsafe { extended_pair(qp) }?;
-        // SAFETY: as above.
+        // SAFETY: the argument above also holds here.
         let flags = unsafe { (*qp).wr_flags };
         // SAFETY: the program is between `ibv_wr_start` and the end of the post, in this thread.
         if let Some((post, _)) = unsafe { pair.begun() } {
@@ -381,7 +381,8 @@ mod wr {
     ) -> Option<&'a ExtendedPost> {
         // SAFETY: the queue pair is the program's.
         let (pair, its) = unsafe { extended_pair(qp) }?;
-        // SAFETY: as in `count`.
+        // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
+        // end.
         if let Some((post, _)) = unsafe { pair.begun() } {
             for key in keys.clone() {
                 post.key(key);
@@ -397,10 +398,11 @@ mod wr {
     }
 
     pub(super) unsafe extern "C" fn set_sge(qp: *mut IbvQpEx, key: u32, addr: u64, length: u32) {
-        // SAFETY: as in `count`.
+        // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
+        // end.
         let its = unsafe { note(qp, std::iter::once(key)) };
         if let Some(real) = its.and_then(|its| its.set_sge) {
-            // SAFETY: the program's call.
+            // SAFETY: this is the program's call, with its arguments.
             unsafe { real(qp, key, addr, length) }
         }
     }
@@ -415,11 +417,12 @@ mod wr {
             // SAFETY: the queue pair is the program's.
             unsafe { extended_pair(qp) }.map(|(_, its)| its)
         } else {
-            // SAFETY: as in `count`.
+            // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
+            // end.
             unsafe { note(qp, list_of()) }
         };
         if let Some(real) = its.and_then(|its| its.set_sge_list) {
-            // SAFETY: the program's call.
+            // SAFETY: this is the program's call, with its arguments.
             unsafe { real(qp, count, list) }
         }
     }
@@ -433,7 +436,7 @@ mod wr {
         // device's own.
         unsafe { pair.begin() };
         if let Some(real) = its.start {
-            // SAFETY: the program's call.
+            // SAFETY: this is the program's call, with its arguments.
             unsafe { real(qp) }
         }
     }
@@ -443,7 +446,7 @@ mod wr {
         let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
             return libc::EINVAL;
         };
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         let refused = its
             .complete
             .map_or(libc::EINVAL, |real| unsafe { real(qp) });
@@ -462,7 +465,7 @@ mod wr {
             return;
         };
         if let Some(real) = its.abort {
-            // SAFETY: the program's call.
+            // SAFETY: this is the program's call, with its arguments.
             unsafe { real(qp) }
         }
         // SAFETY: this thread has begun the post.
