@@ -87,7 +87,7 @@ pub struct Cq {
 // SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`. Providers
 // lock the queue while polling.
 unsafe impl Send for Cq {}
-// SAFETY: the argument for `Send` also holds for `Sync`.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Cq {}
 
 impl Cq {

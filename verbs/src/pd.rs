@@ -19,7 +19,7 @@ pub struct Pd {
 
 // SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`.
 unsafe impl Send for Pd {}
-// SAFETY: the argument for `Send` also holds for `Sync`.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Pd {}
 
 impl Pd {

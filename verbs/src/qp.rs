@@ -90,7 +90,7 @@ pub struct Qp {
 // SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`. Providers
 // lock each queue while posting.
 unsafe impl Send for Qp {}
-// SAFETY: the argument for `Send` also holds for `Sync`.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Qp {}
 
 impl Qp {

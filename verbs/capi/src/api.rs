@@ -48,7 +48,7 @@ pub unsafe extern "C" fn regcache_create(
         // the cache. Only the cache uses this `Pd`.
         let pd = unsafe { Pd::borrowed(pd.cast()) };
         let device = AnyDevice::Verbs(MrRegistrar::new(&pd));
-        // SAFETY: `cache` is not null; the caller answers for the rest.
+        // SAFETY: `cache` is not null. The caller guarantees the rest of the contract.
         unsafe { create(thread, device, attr, cache) }
     })
 }
@@ -69,7 +69,7 @@ pub unsafe extern "C" fn regcache_create_for(
 ) -> c_int {
     call(|thread| {
         not_null(cache, "cache")?;
-        // SAFETY: by the header, `device` is null or as long as its `size` field says.
+        // SAFETY: by the header, `device` is null or has as many bytes as its `size` field states.
         let device: Device = unsafe { sized(device, "device") }?;
         let null = |what| Error::Null { what };
         let device = AnyDevice::Callbacks(Callbacks {
@@ -77,7 +77,7 @@ pub unsafe extern "C" fn regcache_create_for(
             reg_mr: device.reg_mr.ok_or(null("reg_mr"))?,
             dereg_mr: device.dereg_mr.ok_or(null("dereg_mr"))?,
         });
-        // SAFETY: `cache` is not null; the caller answers for the rest.
+        // SAFETY: `cache` is not null. The caller guarantees the rest of the contract.
         unsafe { create(thread, device, attr, cache) }
     })
 }

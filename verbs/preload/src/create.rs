@@ -176,14 +176,14 @@ unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx
     // shim needs it, so it asks.
     // SAFETY: the argument is the program's.
     let asked = unsafe { (*attr).wc_flags };
-    // SAFETY: the argument above also holds here.
+    // SAFETY: the reason above also holds here.
     unsafe { (*attr).wc_flags = asked | WC_EX_WITH_QP_NUM };
     // SAFETY: this is the program's call, with its arguments.
     let mut cq = unsafe { create(context, attr) };
-    // SAFETY: the argument above also holds here.
+    // SAFETY: the reason above also holds here.
     unsafe { (*attr).wc_flags = asked };
     if cq.is_null() && asked & WC_EX_WITH_QP_NUM == 0 {
-        // SAFETY: the argument above also holds here.
+        // SAFETY: the reason above also holds here.
         cq = unsafe { create(context, attr) };
     }
     if cq.is_null() {
@@ -229,7 +229,7 @@ pub(crate) unsafe extern "C" fn ibv_create_qp(pd: *mut Pd, attr: *mut QpInitAttr
         // SAFETY: the program does not close the device during this call.
         && let Some(device) = unsafe { device((*qp).context) }
     {
-        // SAFETY: the program's argument, and a queue pair that was just created.
+        // SAFETY: `attr` is the program's, and the queue pair was just created.
         unsafe { follow(device, qp, &*attr, None) };
     }
     qp

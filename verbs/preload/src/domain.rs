@@ -35,7 +35,7 @@ pub(crate) struct Domain {
 
 // SAFETY: this type never dereferences the address of the context, and only compares it.
 unsafe impl Send for Domain {}
-// SAFETY: the argument for `Send` also holds for `Sync`.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Domain {}
 
 /// A registration that the program holds.
@@ -245,7 +245,7 @@ pub(crate) struct PdRegistrar {
 
 // SAFETY: any thread may call libibverbs with the domain.
 unsafe impl Send for PdRegistrar {}
-// SAFETY: the argument for `Send` also holds for `Sync`.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for PdRegistrar {}
 
 /// The state of a registration that no `ibv_mr` of the program uses.
@@ -279,7 +279,7 @@ impl Registered {
 
 // SAFETY: any thread may deregister the registration. Only its holder uses the address otherwise.
 unsafe impl Send for Registered {}
-// SAFETY: the argument for `Send` also holds for `Sync`.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Registered {}
 
 // SAFETY:
@@ -351,7 +351,7 @@ pub(crate) unsafe fn register(pd: NonNull<Pd>, range: VaRange, access: Access) -
         }
         (_, Some(register)) => {
             let access = access.bits().cast_signed();
-            // SAFETY: the argument above also holds here.
+            // SAFETY: the reason above also holds here.
             unsafe { register(pd.as_ptr(), addr, range.len(), access) }
         }
         _ => {

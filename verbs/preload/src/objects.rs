@@ -58,7 +58,7 @@ pub(crate) struct Creators {
 // SAFETY: the functions are libibverbs's, and any thread may call them. The addresses between them
 // are not used.
 unsafe impl Send for OpenDevice {}
-// SAFETY: the argument for `Send` also holds for `Sync`.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for OpenDevice {}
 
 impl OpenDevice {
@@ -163,7 +163,7 @@ pub(crate) struct QueuePair {
 // SAFETY: only the thread that holds the lock of `sends` touches the post, by the rules of the
 // functions for extended posts.
 unsafe impl Send for QueuePair {}
-// SAFETY: the argument for `Send` also holds for `Sync`.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for QueuePair {}
 
 impl QueuePair {
@@ -330,7 +330,7 @@ pub(crate) struct ExtendedPoll {
 // SAFETY: only the thread that holds the lock touches the guard, by the rules of the functions for
 // extended polling. Another thread may release a lock of parking_lot.
 unsafe impl Send for CompletionQueue {}
-// SAFETY: the argument for `Send` also holds for `Sync`.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for CompletionQueue {}
 
 /// The counters for the completions of one queue pair.

@@ -261,7 +261,7 @@ pub(crate) unsafe extern "C" fn bind_mw(
     // SAFETY: the queue pair is the program's.
     let device = match pair {
         Some(pair) => Some(&*pair.device),
-        // SAFETY: the argument above also holds here.
+        // SAFETY: the reason above also holds here.
         None => unknown(unsafe { (*qp).context }),
     };
     let Some(real) = device.and_then(|device| device.ops.bind_mw) else {
@@ -364,7 +364,7 @@ mod wr {
     unsafe fn count<'a>(qp: *mut IbvQpEx) -> Option<&'a ExtendedPost> {
         // SAFETY: the queue pair is the program's.
         let (pair, its) = unsafe { extended_pair(qp) }?;
-        // SAFETY: the argument above also holds here.
+        // SAFETY: the reason above also holds here.
         let flags = unsafe { (*qp).wr_flags };
         // SAFETY: the program is between `ibv_wr_start` and the end of the post, in this thread.
         if let Some((post, _)) = unsafe { pair.begun() } {
