@@ -431,14 +431,14 @@ unsafe fn store(to: *mut usize, value: usize) {
 /// from `from` on. Any bytes that C may have written to a `T` are a valid `T`.
 unsafe fn sized<T>(from: *const T, what: &'static str) -> Result<T, Error> {
     not_null(from.cast_mut(), what)?;
-    // SAFETY: by the caller's promise, `from` points to a `size_t`.
+    // SAFETY: the contract says that `from` points to a `size_t`.
     let size = unsafe { from.cast::<usize>().read_unaligned() };
-    // All fields of `T` are from the first version, so its size is the least one.
+    // All fields of `T` are from the first version, so the size of `T` is the minimum.
     let least = size_of::<T>();
     if size < least {
         return Err(Error::Small { what, size, least });
     }
-    // SAFETY: `size` bytes are readable, by the caller's promise.
+    // SAFETY: the contract says that `size` bytes are readable.
     let bytes = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), size) };
     if bytes[least..].iter().any(|&byte| byte != 0) {
         return Err(Error::Large { what });
@@ -451,7 +451,7 @@ unsafe fn sized<T>(from: *const T, what: &'static str) -> Result<T, Error> {
 ///
 /// # Safety
 ///
-/// `attr` is null, or as long as its `size` field says. `cache` is writable.
+/// `attr` is null, or has as many bytes as its `size` field states. `cache` is writable.
 unsafe fn create(
     thread: &ThreadRecord,
     device: AnyDevice,

@@ -172,8 +172,8 @@ unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx
         set_errno(libc::EOPNOTSUPP);
         return ptr::null_mut();
     };
-    // A completion holds the number of its queue pair only if the creator asked for the number. The
-    // shim needs it, so it asks.
+    // A completion holds the number of its queue pair only if the creator of the queue sets this
+    // flag. The shim needs the number, so it sets the flag if the device allows it.
     // SAFETY: the argument is the program's.
     let asked = unsafe { (*attr).wc_flags };
     // SAFETY: the reason above also holds here.

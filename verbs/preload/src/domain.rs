@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(30);
 /// A protection domain in which the program has registered memory.
 pub(crate) struct Domain {
     /// The context and the handle that the domain had when this record was made. A later domain may
-    /// have the same address, and these two tell it apart.
+    /// have the same address, but not both of these values.
     context: *mut Context,
     handle: u32,
     device: Arc<OpenDevice>,
@@ -40,7 +40,8 @@ unsafe impl Sync for Domain {}
 
 /// A registration that the program holds.
 pub(crate) struct Held {
-    /// The guard is dropped before `count`, because fields are dropped in order.
+    /// The guard of the registration. This field comes before `count`, so it is dropped first. So
+    /// no guard lives when `Domain::held` is 0.
     guard: Guard<PdRegistrar, Shared<Auto>>,
     count: Count,
     /// True if `ibv_rereg_mr` has changed the registration that the cache made.

@@ -255,7 +255,7 @@ impl Process {
         Shared::new(monitor).map_err(|error| error.to_string())
     }
 
-    /// The name of the monitor in use.
+    /// Returns the name of the monitor in use; "none" if there is none.
     pub(crate) fn monitor_name(&self) -> &'static str {
         match &*lock(&self.monitoring) {
             Monitoring::By(shared) => regcache::Monitor::name(shared),

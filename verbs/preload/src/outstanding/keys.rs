@@ -38,7 +38,7 @@ pub(super) fn group(key: u32) -> usize {
 /// The keys of requests that may be outstanding, each with the last request that used it.
 ///
 /// A word is free when its request is over, so no word has to be removed. A key that has a word
-/// keeps it, and a key without one takes a free word.
+/// keeps that word. A key without a word takes a free one.
 pub(super) struct InUse {
     lines: Box<[Line]>,
     shift: u32,

@@ -4,8 +4,8 @@
 //! them. So keys are in groups, and each group has a list of the queues that have a word for one of
 //! its keys. A queue enters the list before its first word for a key of the group, under the lock
 //! of the list. The queue leaves the list under the same lock, when a thread that deregisters finds
-//! no such word. A poster whose key already has a word takes no lock and enters no list. This is
-//! the common case.
+//! no such word. A poster whose key already has a word enters no list, and takes no list's lock.
+//! This is the common case.
 //!
 //! A queue that counts as using every key is in a separate list.
 
