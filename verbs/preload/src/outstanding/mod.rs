@@ -30,18 +30,17 @@
 //!   that the program may use twice. So all requests of the queue are over when it has had as many
 //!   completions as requests. Until then each request counts as outstanding.
 //! - A completion with an error is not counted. Such a completion does not show whether it belongs
-//!   to the send queue or to the receive queue. Also, an unsignaled request may have such a completion.
+//!   to the send queue or to the receive queue. Also, an unsignaled request may have one.
 //! - When a queue pair is reset or destroyed, all of its requests are over.
 //!
 //! Every doubt makes a queue count fewer completions than there were. Suppose that `c` successful
 //! completions of a queue were counted, and that `d >= c` signaled requests have succeeded. The
 //! shim treats the requests up to the `c`-th signaled one as over. These requests are over, because
-//! the queue completes in order. So it is safe if the count of completions is too low. Three
-//! cases make it too low: a completion with an error, a counted request that the device never
-//! accepted, and a poll by a function that the shim does not interpose. The price is a registration
-//! that is not kept. It would not be safe
-//! to count a completion that belongs to no counted request. So a queue with more completions than
-//! requests is *lost*: it counts as using every key from then on.
+//! the queue completes in order. So it is safe if the count of completions is too low. Three cases
+//! make it too low: a completion with an error, a counted request that the device never accepted,
+//! and a poll by a function that the shim does not interpose. The price is a registration that is
+//! not kept. It would not be safe to count a completion that belongs to no counted request. So a
+//! queue with more completions than requests is *lost*: it counts as using every key from then on.
 //!
 //! After a reset, completions from before it may still be in the completion queue. The shim may
 //! count such a completion for another request than its own. The counting continues over resets, so
