@@ -1,7 +1,7 @@
 //! Interposes `dlsym` and `dlvsym`, for programs that load libibverbs themselves.
 //!
-//! If a lookup would find a function of libibverbs that the shim interposes, it returns the shim's
-//! function instead. Any other lookup *jumps* to libc's `dlsym` and does not call it. libc's
+//! If a lookup would find a function of libibverbs that the shim interposes, the lookup returns the
+//! shim's function instead. Any other lookup *jumps* to libc's `dlsym` and does not call it. libc's
 //! `dlsym` finds the caller's library by the return address (for `RTLD_NEXT`), so that address must
 //! be the program's.
 //!

@@ -23,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(30);
 /// A protection domain in which the program has registered memory.
 pub(crate) struct Domain {
     /// The context and the handle that the domain had when this record was made. A later domain may
-    /// have the same address, but not both of these values.
+    /// have the same address, so these two values tell the domains apart.
     context: *mut Context,
     handle: u32,
     device: Arc<OpenDevice>,
@@ -40,8 +40,8 @@ unsafe impl Sync for Domain {}
 
 /// A registration that the program holds.
 pub(crate) struct Held {
-    /// The guard of the registration. This field comes before `count`, so it is dropped first. So
-    /// no guard lives when `Domain::held` is 0.
+    /// The guard of the registration. This field comes before `count`, so the guard is dropped
+    /// first. So no guard lives when `Domain::held` is 0.
     guard: Guard<PdRegistrar, Shared<Auto>>,
     count: Count,
     /// True if `ibv_rereg_mr` has changed the registration that the cache made.
@@ -251,7 +251,8 @@ unsafe impl Sync for PdRegistrar {}
 
 /// The state of a registration that no `ibv_mr` of the program uses.
 const IDLE: u8 = 0;
-/// The state of a registration that one `ibv_mr` of the program uses. No second one can.
+/// The state of a registration that one `ibv_mr` of the program uses. No second `ibv_mr` can use
+/// it.
 const HELD: u8 = 1;
 /// The state of a registration that is deregistered.
 const OVER: u8 = 2;

@@ -311,7 +311,7 @@ pub(crate) struct CompletionQueue {
     extended_by: AtomicUsize,
 }
 
-/// Returns a number of this thread. No other thread that lives at the same time has it.
+/// Returns a number of this thread, which no other living thread has.
 fn this_thread() -> usize {
     thread_local! {
         static HERE: u8 = const { 0 };
@@ -472,7 +472,8 @@ impl Counting {
         self.latest = None;
         let counted = self.pairs.entry(number).or_default();
         // The program may still poll completions of a destroyed queue pair that had this number.
-        // They look like completions of the new one, so those are ignored as well for now.
+        // They look like completions of the new queue pair. So its completions are not counted
+        // until `settle` removes the destroyed one.
         if !counted.gone {
             counted.errors = Some(Arc::clone(errors));
             counted.sends = sends.cloned().or(counted.sends.take());

@@ -2,7 +2,8 @@
 //!
 //! The shim needs a device whose queues complete in order. Most devices complete in order, but EFA
 //! does not. Some libraries, such as mlx5dv, also let a program write to the device's queues
-//! without libibverbs. The name of the library that defines the device's functions decides.
+//! without libibverbs. The shim decides by the name of the library that defines the device's
+//! functions.
 
 use std::ffi::{CStr, c_void};
 use std::ptr;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::elf;
 
-/// The result for a device's library.
+/// The shim's verdict on a device's library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Provider {
     /// Its queues complete in order, and all work goes through libibverbs.

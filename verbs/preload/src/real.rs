@@ -1,8 +1,9 @@
 //! Finds libibverbs's own functions, which the shim's functions call.
 //!
 //! libibverbs may be loaded with the program, or later by `dlopen`. In the second case `RTLD_NEXT`
-//! does not find it. So the shim looks for it when it is first needed. The shim then keeps its
-//! handle, because a library that has made registrations must not be unloaded.
+//! does not find libibverbs. So the shim looks for libibverbs at the first call that needs it. The
+//! shim then keeps the library's handle, because a library that has made registrations must not be
+//! unloaded.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -133,8 +134,8 @@ pub(crate) fn keeps_memory_from_children() -> bool {
     match is_fork_initialized() {
         // SAFETY: the function has no parameters and no requirements.
         Some(ask) => unsafe { ask() == ENABLED },
-        // An old library does not report whether `ibv_fork_init` was called. It also reads these
-        // variables.
+        // An old library does not report whether `ibv_fork_init` was called. These variables have
+        // the same effect as the call.
         None => ["RDMAV_FORK_SAFE", "IBV_FORK_SAFE"]
             .iter()
             .any(|name| std::env::var_os(name).is_some()),
@@ -207,7 +208,7 @@ thread_local! {
 }
 
 impl Inside {
-    /// Sets the mark; `None` if this thread has set it already.
+    /// Sets the mark, which is cleared on drop. Returns `None` if this thread has already set it.
     pub(crate) fn enter() -> Option<Self> {
         (!INSIDE.replace(true)).then(|| Self(()))
     }

@@ -33,15 +33,15 @@ pub(crate) enum Summary {
 pub(crate) struct Settings {
     /// `REGCACHE_PRELOAD`: true if registrations are cached.
     pub(crate) on: bool,
-    /// `REGCACHE_MONITOR`.
+    /// `REGCACHE_MONITOR`: the monitor to use.
     pub(crate) monitor: Watching,
     /// `REGCACHE_REMOTE`: true if registrations with remote access are cached as well.
     pub(crate) keep_remote: bool,
-    /// `REGCACHE_MAX_ENTRIES`, for each protection domain.
+    /// `REGCACHE_MAX_ENTRIES`: the limit on entries in each protection domain.
     pub(crate) max_entries: Option<u32>,
-    /// `REGCACHE_MAX_BYTES`, for each protection domain.
+    /// `REGCACHE_MAX_BYTES`: the limit on pinned bytes in each protection domain.
     pub(crate) max_bytes: Option<usize>,
-    /// `REGCACHE_SUMMARY`.
+    /// `REGCACHE_SUMMARY`: the destination of the summary.
     pub(crate) summary: Summary,
     /// `REGCACHE_DEBUG_OUTSTANDING`: true if the shim reports each `ibv_dereg_mr` of a registration
     /// whose keys outstanding work may use.

@@ -60,7 +60,7 @@ fn line(process: &Process) -> String {
         get(&counts.asked),
         get(&counts.cached),
         // If the program already holds the registration that a lookup finds, the call passes on.
-        // Only the cache counts it as a hit, so it is subtracted.
+        // The cache counts the lookup as a hit, so the shim subtracts it.
         (now.hits + gone.hits).saturating_sub(in_use),
         get(&counts.made),
         get(&counts.refused),
