@@ -1,12 +1,12 @@
-//! Has librcpreload.so linked with symbol versions, which rustc has no word for, and compiles the
-//! tests' programs.
+//! Links librcpreload.so with symbol versions, for which rustc has no option, and compiles the
+//! programs of the tests.
 
 use std::env;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Each is tests/c/NAME.c, linked with these libraries.
+/// The test programs. Each is tests/c/NAME.c, and is linked with these libraries.
 const PROGRAMS: &[(&str, &[&str])] = &[
     ("around", &["-libverbs"]),
     ("contract", &["-libverbs", "-lpthread"]),
@@ -15,13 +15,13 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("stress", &["-libverbs"]),
 ];
 
-/// Each is tests/c/NAME.c, a library to be preloaded.
+/// The libraries that tests preload. Each is tests/c/NAME.c.
 const LIBRARIES: &[(&str, &str)] = &[("naive", "-ldl"), ("early", "-libverbs")];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
-    // `ld.bfd` there is found before the linker of that name, because the compiler looks in this
-    // directory first.
+    // The compiler looks for a linker in this directory first, so it finds this `ld.bfd` before the
+    // system's.
     println!("cargo::rustc-cdylib-link-arg=-B{}", here.display());
     println!("cargo::rustc-cdylib-link-arg=-fuse-ld=bfd");
     println!(

@@ -43,7 +43,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The maximum number of bytes that each side can send to the other while connecting.
 pub const HELLO: usize = 56;
 
-/// An event channel and a connection identifier. No other identifier uses the channel.
+/// A connection identifier, and an event channel that only this identifier uses.
 struct Id {
     channel: NonNull<rdma_event_channel>,
     id: NonNull<rdma_cm_id>,
@@ -56,7 +56,7 @@ struct Channel(NonNull<rdma_event_channel>);
 
 impl Channel {
     fn new() -> Result<Self, Error> {
-        // SAFETY: no arguments.
+        // SAFETY: `rdma_create_event_channel` has no parameters.
         let channel = check_ptr(unsafe { rdma_create_event_channel() });
         channel.map(Self).map_err(|source| failed("open", source))
     }
@@ -93,7 +93,7 @@ impl Id {
     fn new() -> Result<Self, Error> {
         let channel = Channel::new()?;
         let mut id = ptr::null_mut();
-        // SAFETY: the channel is open; `id` lives through the call.
+        // SAFETY: the channel is open, and `id` lives through the call.
         let made = unsafe {
             rdma_create_id(
                 channel.0.as_ptr(),
@@ -120,7 +120,7 @@ impl Id {
         wanted: Event,
         limit: Option<Duration>,
     ) -> Result<Said, Error> {
-        // SAFETY: the channel is open as long as `self`.
+        // SAFETY: the channel is open while `self` lives, and `fd` is used only in this call.
         let fd = unsafe { BorrowedFd::borrow_raw(self.channel.as_ref().fd) };
         let timeout = match limit.map(|limit| PollTimeout::try_from(limit.as_millis())) {
             Some(Ok(limit)) => limit,
@@ -300,8 +300,8 @@ impl Dial {
     fn look(address: SocketAddr) -> Result<Self, Error> {
         let id = Id::new()?;
         let timeout = LOOK.as_millis() as c_int;
-        // SAFETY: the identifier is alive, and the address is copied. Without a source address the
-        // routing table chooses.
+        // SAFETY: the identifier is alive, and librdmacm copies the address. The source address is
+        // null, so the kernel chooses one by its routing table.
         let resolving = with_sockaddr(address, |to| unsafe {
             rdma_resolve_addr(id.id.as_ptr(), ptr::null_mut(), to.cast(), timeout)
         });
@@ -311,7 +311,7 @@ impl Dial {
             rdma_cm_event_type::RDMA_CM_EVENT_ADDR_RESOLVED,
             Some(TIMEOUT),
         )?;
-        // SAFETY: as above.
+        // SAFETY: the identifier is alive.
         done("find a route to", unsafe {
             rdma_resolve_route(id.id.as_ptr(), TIMEOUT.as_millis() as c_int)
         })?;
@@ -329,7 +329,7 @@ impl Dial {
         self.0.device()
     }
 
-    /// Connects `qp`, a new queue pair, and sends `hello`, of at most [`HELLO`] bytes.
+    /// Connects `qp`, which must be new, and sends `hello`, which has at most [`HELLO`] bytes.
     ///
     /// # Errors
     ///
@@ -364,12 +364,12 @@ impl Listener {
     /// [`Error::Connection`].
     pub fn bind(address: SocketAddr) -> Result<Self, Error> {
         let id = Id::new()?;
-        // SAFETY: the identifier is alive, and the address is copied.
+        // SAFETY: the identifier is alive, and librdmacm copies the address.
         let bound = with_sockaddr(address, |at| unsafe {
             rdma_bind_addr(id.id.as_ptr(), at.cast())
         });
         done("listen at", bound)?;
-        // SAFETY: as above.
+        // SAFETY: the identifier is alive.
         done("listen at", unsafe { rdma_listen(id.id.as_ptr(), 8) })?;
         Ok(Self(id))
     }
@@ -399,7 +399,8 @@ impl Listener {
                 hello: said.private,
             }),
             Err(error) => {
-                // SAFETY: as above.
+                // SAFETY: the identifier is new and owned, and all its events are acknowledged. It
+                // is destroyed once.
                 unsafe { rdma_destroy_id(id.as_ptr()) };
                 Err(error)
             }
@@ -429,9 +430,9 @@ impl Incoming {
         self.id.device()
     }
 
-    /// Connects `qp`, a new queue pair, and sends `hello`, of at most [`HELLO`] bytes. Post
-    /// receives in `before_accepting`. The queue pair accepts receives by then, and the peer may
-    /// send as soon as the connection is accepted.
+    /// Connects `qp`, which must be new, and sends `hello`, which has at most [`HELLO`] bytes. Post
+    /// receives in `before_accepting`: the queue pair accepts them by then, and the peer may send
+    /// as soon as the connection is accepted.
     ///
     /// # Errors
     ///

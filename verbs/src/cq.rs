@@ -87,7 +87,7 @@ pub struct Cq {
 // SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`. Providers
 // lock the queue while polling.
 unsafe impl Send for Cq {}
-// SAFETY: as for Send.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Cq {}
 
 impl Cq {
@@ -113,7 +113,8 @@ impl Cq {
         }))
     }
 
-    /// Takes the next completion, if there is one, without waiting.
+    /// Takes the next completion out of the queue and returns it. Returns `None` without waiting if
+    /// the queue is empty.
     ///
     /// # Errors
     ///

@@ -294,7 +294,7 @@ pub enum Error {
          register all of it"
     )]
     OutsideRegistration {
-        /// Which end.
+        /// The end that the slice belongs to.
         end: End,
         /// The slice's address.
         start: usize,
@@ -309,7 +309,7 @@ pub enum Error {
          through the same `Pd`"
     )]
     OtherDomain {
-        /// Which end.
+        /// The end whose registration belongs to another domain.
         end: End,
     },
     /// A forked child uses a device that its parent opened.

@@ -9,14 +9,14 @@ use crate::errno::check;
 /// Makes libibverbs hide registered memory from the children of this process. Call this function
 /// before anything is registered.
 ///
-/// On Linux 5.12 and later it does nothing, because the kernel copies pinned pages for a child. On
-/// older kernels libibverbs marks registered memory `MADV_DONTFORK`, and counts registrations by
-/// address. That works with a cache, because a cache deregisters each range once, with the address
-/// that it registered.
+/// On Linux 5.12 and later this function does nothing, because the kernel copies pinned pages for a
+/// child. On older kernels libibverbs marks registered memory `MADV_DONTFORK`, and counts
+/// registrations by address. That works with a cache, because a cache deregisters each range once,
+/// with the address that it registered.
 ///
 /// # Errors
 ///
-/// `EINVAL` if something is already registered, `ENOSYS` if the kernel does not support it.
+/// `EINVAL` if a registration already exists. `ENOSYS` if the kernel lacks `MADV_DONTFORK`.
 pub fn fork_init() -> io::Result<()> {
     // SAFETY: the call accesses no memory except libibverbs's own.
     check(unsafe { ibv_fork_init() })

@@ -16,7 +16,7 @@ use crate::{Context, Error};
 
 unsafe extern "C" {
     /// The function that the inline `ibv_query_gid_table` of `<infiniband/verbs.h>` calls. rdma-sys
-    /// has neither of the two. libibverbs exports this function since rdma-core 33. On kernels
+    /// declares neither function. libibverbs exports this function since rdma-core 33. On kernels
     /// without the ioctl the function reads sysfs.
     fn _ibv_query_gid_table(
         context: *mut ibv_context,

@@ -247,6 +247,8 @@ impl Loopback {
         unsafe { self.transfer(Operation::RdmaRead, ends) }
     }
 
+    /// Transfers `ends` by `operation`, in pieces if needed, and waits for the completions.
+    ///
     /// # Safety
     ///
     /// As [`send_registered`](Self::send_registered).
@@ -472,7 +474,7 @@ impl Pair {
                     addr: destination.addr,
                     rkey: message.destination_mr.rkey(),
                 };
-                // SAFETY: the caller's promise for both ends.
+                // SAFETY: the caller keeps the contract for both ends.
                 unsafe { self.requester.post_rdma_write(id(End::Source), source, to) }?;
                 self.wait(1, attempt)
             }
@@ -481,7 +483,7 @@ impl Pair {
                     addr: source.addr,
                     rkey: message.source_mr.rkey(),
                 };
-                // SAFETY: the caller's promise for both ends.
+                // SAFETY: the caller keeps the contract for both ends.
                 unsafe {
                     self.requester
                         .post_rdma_read(id(End::Destination), destination, from)

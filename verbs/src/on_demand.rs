@@ -112,7 +112,7 @@ fn of(attr: &ibv_device_attr_ex) -> OnDemand {
 /// SoftRoCE supports ODP. But at least up to Linux 7.3 it moves wrong bytes in each packet that
 /// does not start at a page boundary.
 ///
-/// Dropping it deregisters the range.
+/// Dropping an `OnDemandMr` deregisters the range.
 #[derive(Debug)]
 pub struct OnDemandMr(Mr);
 

@@ -19,7 +19,7 @@ pub struct Pd {
 
 // SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`.
 unsafe impl Send for Pd {}
-// SAFETY: as for Send.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Pd {}
 
 impl Pd {
@@ -40,8 +40,8 @@ impl Pd {
         }))
     }
 
-    /// Wraps a protection domain that other code has allocated and will deallocate. Use it in a
-    /// program that uses libibverbs directly or through another crate.
+    /// Wraps a protection domain that other code has allocated and will deallocate. Use this
+    /// function in a program that uses libibverbs directly or through another crate.
     ///
     /// # Safety
     ///

@@ -25,7 +25,7 @@ pub(crate) const RETRIES: u8 = 7;
 
 /// The number of retries if the peer has posted no receive. 7 means no limit.
 pub(crate) const RNR_RETRIES: u8 = 7;
-/// The code of the time between such retries. 12 means 0.64 ms.
+/// The code of the time between retries to a peer that has posted no receive. 12 means 0.64 ms.
 const RNR_TIMER: u8 = 12;
 
 /// The number of RDMA reads that may be in flight at once.
@@ -90,7 +90,7 @@ pub struct Qp {
 // SAFETY: libibverbs allows any verb on any object from any thread, as for `Context`. Providers
 // lock each queue while posting.
 unsafe impl Send for Qp {}
-// SAFETY: as for Send.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Qp {}
 
 impl Qp {
@@ -236,9 +236,9 @@ impl Qp {
             num_sge: 1,
         };
         let mut bad = ptr::null_mut();
-        // SAFETY: the queue pair is alive; libibverbs copies `wr` and `sge` before it returns; the
-        // caller answers for the memory. The operation's function pointer is set: libibverbs fills
-        // in one that fails for what a provider lacks.
+        // SAFETY: the queue pair is alive, and libibverbs copies `wr` and `sge` before it returns.
+        // The caller guarantees the contract for the memory. The operation's function pointer is
+        // set: if a provider lacks the operation, libibverbs sets a function that fails.
         let posted = unsafe { ibv_post_recv(self.as_ptr(), &raw mut wr, &raw mut bad) };
         check(posted).map_err(|source| Error::Post { source })
     }
@@ -268,7 +268,7 @@ impl Qp {
     /// # Safety
     ///
     /// The contract of [`post_send`](Self::post_send) holds for `from`. If `to` is memory of this
-    /// process, no other code uses the `from.length` bytes there until then.
+    /// process, no other code uses the `from.length` bytes there in that time.
     pub unsafe fn post_rdma_write(
         &self,
         wr_id: u64,
@@ -288,7 +288,7 @@ impl Qp {
     /// # Safety
     ///
     /// The contract of [`post_recv`](Self::post_recv) holds for `into`. If `from` is memory of this
-    /// process, no code writes to the `into.length` bytes there until then.
+    /// process, no code writes to the `into.length` bytes there in that time.
     pub unsafe fn post_rdma_read(
         &self,
         wr_id: u64,
@@ -332,18 +332,19 @@ impl Qp {
             };
         }
         let mut bad = ptr::null_mut();
-        // SAFETY: the queue pair is alive; libibverbs copies `wr` and `sge` before it returns; the
-        // caller answers for the memory. The operation's function pointer is set: libibverbs fills
-        // in one that fails for what a provider lacks.
+        // SAFETY: the queue pair is alive, and libibverbs copies `wr` and `sge` before it returns.
+        // The caller guarantees the contract for the memory. The operation's function pointer is
+        // set: if a provider lacks the operation, libibverbs sets a function that fails.
         let posted = unsafe { ibv_post_send(self.as_ptr(), &raw mut wr, &raw mut bad) };
         check(posted).map_err(|source| Error::Post { source })
     }
 
-    /// Destroys the queue pair. After `Ok`, the device touches no memory for its work requests.
+    /// Destroys the queue pair. After `Ok`, the device accesses no memory for its work requests.
     ///
     /// # Errors
     ///
-    /// Returns the unchanged queue pair, and the system's error.
+    /// The unchanged queue pair, with the system's error. The queue pair's work requests may still
+    /// be outstanding.
     pub fn destroy(mut self) -> Result<(), (Self, io::Error)> {
         if let Err(forked) = self.pd.context().check_process() {
             return Err((self, io::Error::other(forked)));
@@ -359,8 +360,8 @@ impl Qp {
 
     /// Destroys the queue pair. After `Ok`, `self` must not be used.
     fn destroy_once(&mut self) -> io::Result<()> {
-        // SAFETY: `qp` came from `ibv_create_qp` and was not destroyed: when `destroy` succeeds, it
-        // consumes `self`, and `live` then prevents a second destruction in `drop`. If
+        // SAFETY: `qp` came from `ibv_create_qp` and was not destroyed. A successful `destroy`
+        // consumes `self`, and clears `live` to prevent a second destruction in `drop`. If
         // `ibv_destroy_qp` fails, the queue pair is unchanged. The domain and the completion queues
         // are alive, because `self` has an `Arc` of each.
         check(unsafe { ibv_destroy_qp(self.as_ptr()) })

@@ -48,7 +48,7 @@ pub unsafe extern "C" fn regcache_create(
         // the cache. Only the cache uses this `Pd`.
         let pd = unsafe { Pd::borrowed(pd.cast()) };
         let device = AnyDevice::Verbs(MrRegistrar::new(&pd));
-        // SAFETY: `cache` is not null; the caller answers for the rest.
+        // SAFETY: `cache` is not null. The caller guarantees the rest of the contract.
         unsafe { create(thread, device, attr, cache) }
     })
 }
@@ -69,7 +69,7 @@ pub unsafe extern "C" fn regcache_create_for(
 ) -> c_int {
     call(|thread| {
         not_null(cache, "cache")?;
-        // SAFETY: by the header, `device` is null or as long as its `size` field says.
+        // SAFETY: by the header, `device` is null or has as many bytes as its `size` field states.
         let device: Device = unsafe { sized(device, "device") }?;
         let null = |what| Error::Null { what };
         let device = AnyDevice::Callbacks(Callbacks {
@@ -77,7 +77,7 @@ pub unsafe extern "C" fn regcache_create_for(
             reg_mr: device.reg_mr.ok_or(null("reg_mr"))?,
             dereg_mr: device.dereg_mr.ok_or(null("dereg_mr"))?,
         });
-        // SAFETY: `cache` is not null; the caller answers for the rest.
+        // SAFETY: `cache` is not null. The caller guarantees the rest of the contract.
         unsafe { create(thread, device, attr, cache) }
     })
 }
@@ -134,13 +134,13 @@ pub unsafe extern "C" fn regcache_get(
             };
             let handle = guards::enter(thread, cache, guard)?;
             let guard = ptr::without_provenance_mut(handle as usize);
-            // SAFETY: not null, and so by the header writable.
+            // SAFETY: the pointer is not null, so by the header it is writable.
             unsafe { mr.write(Mr { guard, ..found }) };
             Ok(0)
         })
     });
     if status < 0 && !mr.is_null() {
-        // SAFETY: not null, and so by the header writable.
+        // SAFETY: the pointer is not null, so by the header it is writable.
         unsafe { mr.write_bytes(0, 1) };
     }
     status
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn regcache_invalidate(
             let unlinked = instance.cache.invalidate(addr.cast(), length)?;
             Ok(wait(unlinked, timeout_ms))
         })?;
-        // SAFETY: null or by the header writable.
+        // SAFETY: by the header, the pointer is null or writable.
         unsafe { store(held, left) };
         Ok(0)
     })
@@ -230,7 +230,7 @@ pub unsafe extern "C" fn regcache_flush(
         let left = caches::with(thread, cache.addr() as u64, |instance| {
             Ok(wait(instance.cache.flush()?, timeout_ms))
         })?;
-        // SAFETY: null or by the header writable.
+        // SAFETY: by the header, the pointer is null or writable.
         unsafe { store(held, left) };
         Ok(0)
     })
@@ -417,7 +417,7 @@ fn wait(mut unlinked: Completion<AnyDevice, Shared<Auto>>, timeout_ms: c_int) ->
 /// `to` is null or writable.
 unsafe fn store(to: *mut usize, value: usize) {
     if !to.is_null() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { to.write(value) };
     }
 }
@@ -432,14 +432,14 @@ unsafe fn store(to: *mut usize, value: usize) {
 /// from `from` on. Any bytes that C may have written to a `T` are a valid `T`.
 unsafe fn sized<T>(from: *const T, what: &'static str) -> Result<T, Error> {
     not_null(from.cast_mut(), what)?;
-    // SAFETY: by the caller's promise, `from` points to a `size_t`.
+    // SAFETY: the contract says that `from` points to a `size_t`.
     let size = unsafe { from.cast::<usize>().read_unaligned() };
-    // All fields of `T` are from the first version, so its size is the least one.
+    // All fields of `T` are from the first version, so the size of `T` is the minimum.
     let least = size_of::<T>();
     if size < least {
         return Err(Error::Small { what, size, least });
     }
-    // SAFETY: `size` bytes are readable, by the caller's promise.
+    // SAFETY: the contract says that `size` bytes are readable.
     let bytes = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), size) };
     if bytes[least..].iter().any(|&byte| byte != 0) {
         return Err(Error::Large { what });
@@ -452,7 +452,7 @@ unsafe fn sized<T>(from: *const T, what: &'static str) -> Result<T, Error> {
 ///
 /// # Safety
 ///
-/// `attr` is null, or as long as its `size` field says. `cache` is writable.
+/// `attr` is null, or has as many bytes as its `size` field states. `cache` is writable.
 unsafe fn create(
     thread: &ThreadRecord,
     device: AnyDevice,
@@ -463,7 +463,7 @@ unsafe fn create(
         // SAFETY: `Attr` consists of integers and a pointer, so zeros are a valid value.
         unsafe { std::mem::zeroed() }
     } else {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { sized(attr, "attr") }?
     };
     let unknown_access = device.unknown_access();
@@ -493,7 +493,7 @@ unsafe fn create(
         monitor,
         unknown_access,
     })?;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps the contract of this function.
     unsafe { cache.write(ptr::without_provenance_mut(handle as usize)) };
     Ok(0)
 }

@@ -1,5 +1,5 @@
-//! The boundary between C and Rust, which wraps every call. It catches panics. It converts an error
-//! to an errno and a message.
+//! The boundary between C and Rust. [`call`] wraps every call of the C functions: it catches
+//! panics, and converts an error to an errno and a message.
 
 use std::any::Any;
 use std::ffi::c_int;

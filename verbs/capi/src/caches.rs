@@ -47,7 +47,7 @@ use crate::handle;
 use crate::membarrier;
 use crate::thread_record::ThreadRecord;
 
-/// The number of caches that a process can have.
+/// The maximum number of caches in a process.
 const MOST: usize = 1024;
 
 /// A cache, with the additional state that the C functions need.
@@ -129,8 +129,8 @@ pub(crate) fn with<T>(
         return Err(not_there(handle, word));
     }
     // SAFETY: the slot holds this cache, because the cache's pointer was stored before the word.
-    // The cache is not freed while this thread's `busy` is its handle. The head of the file has the
-    // argument.
+    // The cache is not freed while this thread's `busy` is the cache's handle, as the head of the
+    // file argues.
     action(unsafe { &*slot.instance.load(Ordering::Relaxed) })
 }
 

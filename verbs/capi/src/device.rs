@@ -46,7 +46,7 @@ pub(crate) struct Callbacks {
 // SAFETY: the header states that the callbacks are called from any thread, several at once, with
 // `user`.
 unsafe impl Send for Callbacks {}
-// SAFETY: as above.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Callbacks {}
 
 /// A registration. The fields that every lookup reads come first.
@@ -137,7 +137,7 @@ struct Outside(Option<&'static ThreadRecord>);
 impl Outside {
     fn go() -> Self {
         // If the thread already uses a cache, its `busy` word makes caches refuse nested calls. So
-        // it needs no mark.
+        // the thread needs no mark.
         let idle = |thread: &&ThreadRecord| thread.busy.load(Ordering::Relaxed) == 0;
         let thread = ThreadRecord::mine().filter(idle);
         if let Some(thread) = thread {

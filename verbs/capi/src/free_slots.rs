@@ -3,7 +3,7 @@
 /// The number of slots that move together between a thread's list and the common pool.
 pub(crate) const BATCH: usize = 32;
 
-/// A stack of slots, with room for two batches. All bytes zero is an empty stack.
+/// A stack of slots, with room for two batches. A stack whose bytes are all zero is empty.
 pub(crate) struct FreeSlots {
     len: usize,
     slots: [u32; 2 * BATCH],

@@ -31,7 +31,7 @@ pub(crate) type Guard = regcache::Guard<AnyDevice, Shared<Auto>>;
 const CHUNK: u32 = 4096;
 const CHUNKS: usize = (handle::SLOTS / CHUNK) as usize;
 
-/// A place for one guard. All bytes zero is a slot that was never used.
+/// A place for one guard. A slot whose bytes are all zero was never used.
 #[repr(C)]
 struct GuardSlot {
     word: AtomicU64,
@@ -49,9 +49,10 @@ static TABLE: [AtomicPtr<GuardSlot>; CHUNKS] = [const { AtomicPtr::new(ptr::null
 
 /// The pool: a stack of batches. The low 24 bits hold the first slot of the first batch, plus 1.
 ///
-/// The bits above count changes of the pool. Suppose that a thread is preempted between its load
-/// and its exchange, and that the first batch is taken and comes back meanwhile. Without the count,
-/// the thread would mistake this pool for the unchanged one. The count wraps after 2^40 changes.
+/// The bits above the low 24 count changes of the pool. Suppose that a thread is preempted between
+/// its load and its exchange, and that other threads take the first batch and put it back. Without
+/// the count, the thread would take the changed pool for the unchanged one. The count wraps after
+/// 2^40 changes.
 static POOL: AtomicU64 = AtomicU64::new(0);
 const POOL_SLOT: u64 = (1 << 24) - 1;
 const POOL_CHANGE: u64 = 1 << 24;
@@ -124,7 +125,7 @@ fn spill(free: &mut FreeSlots) {
     pool_push(batch[0]);
 }
 
-/// Returns the slot, if it exists.
+/// Returns the slot with this number, if its chunk exists.
 #[inline]
 fn at(index: u32) -> Option<&'static GuardSlot> {
     let chunk = TABLE.get((index / CHUNK) as usize)?;
@@ -163,8 +164,8 @@ fn pool_pop() -> Option<u32> {
     let mut pool = POOL.load(Ordering::Acquire);
     loop {
         let index = ((pool & POOL_SLOT) as u32).checked_sub(1)?;
-        // Another thread may have taken the batch meanwhile, and may be writing this word. The
-        // exchange then fails.
+        // Another thread may have taken the batch since the load, and may be writing this word. If
+        // so, the exchange fails and the value of `next` is not used.
         let next = at(index)?.next_batch.load(Ordering::Relaxed);
         let now = pool_word(pool, next);
         match POOL.compare_exchange_weak(pool, now, Ordering::Acquire, Ordering::Acquire) {
@@ -189,7 +190,8 @@ fn pool_push(index: u32) {
     }
 }
 
-/// Returns the pool's next word, with another first batch.
+/// Returns the word that replaces `before` in the pool. Its first batch begins with slot `first`
+/// minus 1, and its count of changes is one higher.
 fn pool_word(before: u64, first: u32) -> u64 {
     (before & !POOL_SLOT).wrapping_add(POOL_CHANGE) | u64::from(first)
 }
@@ -211,7 +213,8 @@ pub(crate) fn enter(thread: &ThreadRecord, cache: u64, guard: Guard) -> Result<u
     Ok(handle)
 }
 
-/// Takes a guard out of the table.
+/// Takes the guard with this handle out of the table, and returns it. Fails if the handle is not
+/// valid.
 #[inline]
 pub(crate) fn take(thread: &ThreadRecord, handle: u64) -> Result<Guard, Error> {
     let slot = (handle::kind(handle) == handle::GUARD)
@@ -238,8 +241,8 @@ pub(crate) fn take(thread: &ThreadRecord, handle: u64) -> Result<Guard, Error> {
     Ok(guard)
 }
 
-/// Counts the guards of a cache that C programs hold. The count is exact if no thread looks up or
-/// puts meanwhile.
+/// Returns the number of guards of a cache that C programs hold. The number is exact if no thread
+/// looks up or puts during the call.
 pub(crate) fn of(cache: u64) -> usize {
     let used = FRESH.load(Ordering::Acquire);
     let is_out = |slot: &&GuardSlot| {

@@ -65,7 +65,8 @@ pub(crate) fn closing(handle: u64) -> u64 {
     handle | CLOSED
 }
 
-/// Returns whether `handle` was valid once, given the word of its slot.
+/// Returns true if `handle` was valid once and is not valid any more. `word` is the word of its
+/// slot.
 pub(crate) fn is_past(handle: u64, word: u64) -> bool {
     handle & !(GENERATION - 1) < word & !(GENERATION - 1) || kind(word) == CLOSED
 }

@@ -1,5 +1,5 @@
-//! An asymmetric fence, built on `membarrier(2)`. It costs lookups nothing, and is expensive for
-//! `regcache_destroy()`.
+//! An asymmetric fence, built on `membarrier(2)`. The fence costs lookups nothing, and is expensive
+//! for `regcache_destroy()`.
 //!
 //! A lookup and a destroy each store one word, and then load the word that the other side stores,
 //! as in Dekker's algorithm:

@@ -19,17 +19,17 @@ const MESSAGE: usize = 1024;
 /// The value of [`ThreadRecord::busy`] while the thread is in a callback of the application.
 pub(crate) const OUTSIDE: u64 = u64::MAX;
 
-/// The state of one thread. It shares no cache line with the state of another thread. All bytes
-/// zero is a record that no thread owns.
+/// The state of one thread. It shares no cache line with the state of another thread. A record
+/// whose bytes are all zero has no owner.
 #[repr(align(128))]
 pub(crate) struct ThreadRecord {
     /// The handle of the cache that the thread's current call uses, 0, or [`OUTSIDE`]. Only the
     /// owner writes this word. A destroy reads it (`caches.rs`).
     pub(crate) busy: AtomicU64,
     owned: AtomicBool,
-    /// Only the owner touches it.
+    /// The free slots of the thread. Only the owner accesses them.
     free_slots: UnsafeCell<FreeSlots>,
-    /// Only the owner touches it.
+    /// The message of the last error. Only the owner accesses it.
     message: UnsafeCell<[u8; MESSAGE]>,
     next: AtomicPtr<ThreadRecord>,
 }
@@ -92,7 +92,7 @@ impl ThreadRecord {
 
     /// Allocates a record and puts it into the list. Returns `None` if there is no memory for it.
     fn push_new() -> Option<&'static Self> {
-        // SAFETY: not of size 0.
+        // SAFETY: the layout is not of size 0.
         let record: *mut Self = unsafe { alloc_zeroed(Layout::new::<Self>()) }.cast();
         // SAFETY: the pointer is null, or points to zeroed memory with the layout of a record,
         // which is never freed. Zeros are a valid record.
@@ -123,7 +123,7 @@ impl ThreadRecord {
         action(unsafe { &mut *self.free_slots.get() })
     }
 
-    /// Stores a message, which replaces the last one. A message that is too long is cut.
+    /// Stores a message, which replaces the last message. Cuts a message that is too long.
     pub(crate) fn set_message(&self, message: impl fmt::Display) {
         // SAFETY: `self` is this thread's record, from `mine`. Formatting an error calls no
         // callback, so this buffer has no other reference.
@@ -229,7 +229,7 @@ mod tests {
             assert_ne!(theirs, mine);
             seen.insert(theirs);
         }
-        // Threads of other tests start and end meanwhile, so the count is not exact.
+        // Threads of other tests start and end at the same time, so the count is not exact.
         assert!(seen.len() < 50, "{} records", seen.len());
     }
 }

@@ -1,5 +1,5 @@
-//! The structures of libibverbs that work requests and completions go through, as its header has
-//! them. A test compares each offset with the header's.
+//! Declares the structures through which work requests and completions pass, as libibverbs's header
+//! defines them. A test compares each offset with the header's.
 
 use std::ffi::{c_int, c_uint, c_void};
 
@@ -18,7 +18,7 @@ pub(crate) mod send {
     pub(crate) const INLINE: c_uint = 1 << 3;
 }
 
-/// `enum ibv_qp_type`: those whose queues complete in order.
+/// `enum ibv_qp_type`: the types whose queues complete in order.
 pub(crate) mod qp_type {
     use std::ffi::c_int;
 
@@ -34,7 +34,7 @@ pub(crate) struct Sge {
     pub(crate) lkey: u32,
 }
 
-/// `struct ibv_send_wr`, up to what is looked at.
+/// The part of `struct ibv_send_wr` that the shim reads.
 #[repr(C)]
 pub(crate) struct SendWr {
     pub(crate) wr_id: u64,
@@ -54,7 +54,7 @@ pub(crate) struct RecvWr {
     pub(crate) num_sge: c_int,
 }
 
-/// `struct ibv_mw_bind`, up to what is looked at.
+/// The part of `struct ibv_mw_bind` that the shim reads.
 #[repr(C)]
 pub(crate) struct MwBind {
     pub(crate) wr_id: u64,
@@ -79,7 +79,7 @@ pub(crate) struct Wc {
     pub(crate) dlid_path_bits: u8,
 }
 
-/// `struct ibv_srq`, up to what is looked at.
+/// The part of `struct ibv_srq` that the shim reads.
 #[repr(C)]
 pub(crate) struct IbvSrq {
     pub(crate) context: *mut Context,
@@ -103,7 +103,7 @@ pub(crate) struct IbvQp {
     events_completed: u32,
 }
 
-/// `struct ibv_cq`, and as well the first part of `struct ibv_cq_ex`.
+/// `struct ibv_cq`, which is also the first part of `struct ibv_cq_ex`.
 #[repr(C)]
 pub(crate) struct IbvCq {
     pub(crate) context: *mut Context,
@@ -123,7 +123,7 @@ pub(crate) type EndPoll = unsafe extern "C" fn(*mut IbvCqEx);
 type ReadOpcode = unsafe extern "C" fn(*mut IbvCqEx) -> c_int;
 type ReadWord = unsafe extern "C" fn(*mut IbvCqEx) -> u32;
 
-/// `struct ibv_cq_ex`, up to what is looked at.
+/// The part of `struct ibv_cq_ex` that the shim reads.
 #[repr(C)]
 pub(crate) struct IbvCqEx {
     base: IbvCq,
@@ -143,8 +143,8 @@ pub(crate) struct IbvCqEx {
 type Wr0 = unsafe extern "C" fn(*mut IbvQpEx);
 type Wr1 = unsafe extern "C" fn(*mut IbvQpEx, u32);
 
-/// `struct ibv_qp_ex`, as rdma-core 31 to 44 have it. Later ones have more at the end, for
-/// operations that have to be asked for by flags of their own.
+/// `struct ibv_qp_ex` of rdma-core 31 to 44. Later versions have more functions at the end. A
+/// program gets those only with flags that the shim does not know.
 #[repr(C)]
 pub(crate) struct IbvQpEx {
     base: IbvQp,
@@ -180,7 +180,7 @@ pub(crate) struct ExtendedPost {
     pub(crate) abort: Option<Wr0>,
 }
 
-/// `enum ibv_qp_create_send_ops_flags`: all operations that [`ExtendedPost`] has.
+/// The flags of `enum ibv_qp_create_send_ops_flags` for the operations in [`ExtendedPost`].
 pub(crate) const KNOWN_SEND_OPS: u64 = (1 << 11) - 1;
 
 /// `struct ibv_qp_cap`.
@@ -243,18 +243,18 @@ pub(crate) struct SrqInitAttr {
     srq_limit: u32,
 }
 
-/// `struct ibv_qp_attr`, up to what is looked at.
+/// The part of `struct ibv_qp_attr` that the shim reads.
 #[repr(C)]
 pub(crate) struct QpAttr {
     pub(crate) qp_state: c_int,
 }
 
-/// `IBV_QP_STATE`: that `ibv_modify_qp` changes the state.
+/// `IBV_QP_STATE`, which tells `ibv_modify_qp` to change the state.
 pub(crate) const QP_STATE: c_int = 1;
 /// `IBV_QPS_RESET`.
 pub(crate) const QPS_RESET: c_int = 0;
 
-/// `struct ibv_cq_init_attr_ex`, up to what is looked at.
+/// The part of `struct ibv_cq_init_attr_ex` that the shim reads.
 #[repr(C)]
 pub(crate) struct CqInitAttrEx {
     cqe: u32,
@@ -274,7 +274,7 @@ pub(crate) type PostSrqRecv =
 pub(crate) type PostSend = unsafe extern "C" fn(*mut IbvQp, *mut SendWr, *mut *mut SendWr) -> c_int;
 pub(crate) type PostRecv = unsafe extern "C" fn(*mut IbvQp, *mut RecvWr, *mut *mut RecvWr) -> c_int;
 
-/// `struct ibv_context_ops`: what the inline functions of the header call.
+/// `struct ibv_context_ops`: the functions that the header's inline functions call.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct ContextOps {
@@ -308,7 +308,8 @@ pub(crate) type OpenQp = unsafe extern "C" fn(*mut Context, *mut c_void) -> *mut
 pub(crate) type CreateQpEx = unsafe extern "C" fn(*mut Context, *mut QpInitAttrEx) -> *mut IbvQp;
 pub(crate) type CreateSrqEx = unsafe extern "C" fn(*mut Context, *mut c_void) -> *mut IbvSrq;
 
-/// `struct verbs_context`, from `create_wq` to its end. It "grows up": this part stays as it is.
+/// The part of `struct verbs_context` from `create_wq` to the end. The structure grows at its
+/// front, so this part keeps its layout.
 #[repr(C)]
 pub(crate) struct VerbsContext {
     pub(crate) create_wq: Option<CreateWq>,
@@ -325,7 +326,8 @@ pub(crate) struct VerbsContext {
 }
 
 impl VerbsContext {
-    /// The extended part of a context; null if it has none, or less than this.
+    /// Returns the extended part of a context; null if the context has no such part, or a smaller
+    /// one.
     ///
     /// # Safety
     ///
@@ -333,14 +335,14 @@ impl VerbsContext {
     pub(crate) unsafe fn of(context: *mut Context) -> *mut Self {
         const EXTENDED: usize = usize::MAX;
         let open = context.cast::<OpenContext>();
-        // SAFETY: by the contract.
+        // SAFETY: the contract says that the context is open.
         if unsafe { (*open).abi_compat } != EXTENDED {
             return std::ptr::null_mut();
         }
         let this = context
             .wrapping_byte_sub(std::mem::offset_of!(Self, context))
             .cast::<Self>();
-        // SAFETY: an extended context has its size right in front of it.
+        // SAFETY: the size of the extended part lies directly before an extended context.
         if unsafe { (*this).sz } < size_of::<Self>() {
             return std::ptr::null_mut();
         }
@@ -407,7 +409,8 @@ mod tests {
         assert_eq!(size_of::<OpenContext>(), size_of::<theirs::ibv_context>());
     }
 
-    /// These are at the end of structures, of which only the end stays as it is.
+    /// These fields are at the end of structures that grow at the front. So only their distance
+    /// from the end is fixed.
     #[test]
     fn every_distance_from_the_end_is_the_headers() {
         macro_rules! same_distance {

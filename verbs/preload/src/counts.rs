@@ -5,34 +5,34 @@ use std::sync::atomic::AtomicU64;
 
 use regcache::Stats;
 
-/// How many registrations the program asked for, and how each of them ended.
+/// The number of registrations that the program requested, by outcome.
 #[derive(Default)]
 pub(crate) struct Counts {
-    /// Registrations asked for.
+    /// Registrations that the program requested.
     pub(crate) asked: AtomicU64,
-    /// Of these, those that the cache answered.
+    /// Requests that the cache served.
     pub(crate) cached: AtomicU64,
-    /// Those passed on because a peer may use them.
+    /// Requests that passed on to libibverbs because they allow remote access.
     pub(crate) remote: AtomicU64,
-    /// Those passed on because of other flags.
+    /// Requests that passed on because of other flags.
     pub(crate) flags: AtomicU64,
-    /// Those passed on because the device's addresses are not the process's.
+    /// Requests that passed on because the device addresses differ from the process's addresses.
     pub(crate) iova: AtomicU64,
-    /// Those passed on because the program holds the registration that serves them.
+    /// Requests that passed on because the program already holds the matching cached registration.
     pub(crate) in_use: AtomicU64,
-    /// Those passed on because the shim does not see all work of the device.
+    /// Requests that passed on because the shim does not see all work of the device.
     pub(crate) unseen: AtomicU64,
-    /// Those passed on because there is no cache.
+    /// Requests that passed on because there is no cache.
     pub(crate) off: AtomicU64,
-    /// Those that were refused.
+    /// Requests that the device refused.
     pub(crate) refused: AtomicU64,
-    /// Registrations that the program has given back and that were kept.
+    /// Registrations that the program deregistered and the cache kept.
     pub(crate) kept: AtomicU64,
-    /// Those that were deregistered because work with their keys may have been outstanding.
+    /// Registrations that were deregistered because work with their keys may have been outstanding.
     pub(crate) outstanding: AtomicU64,
-    /// Those that were deregistered for another reason.
+    /// Registrations that were deregistered for another reason.
     pub(crate) ended: AtomicU64,
-    /// Registrations that the cache has made, by number of calls to libibverbs.
+    /// Registrations that the caches made by calling libibverbs.
     pub(crate) made: Arc<AtomicU64>,
 }
 

@@ -1,7 +1,8 @@
-//! Opening devices and creating queues: what the shim has to know of before work is posted.
+//! Opens devices and creates queues: the shim must know every device and queue before work is
+//! posted.
 //!
-//! When a device is opened, the shim's functions take the place of those that the header's inline
-//! functions call through the context: for posting and polling, and for creating extended objects.
+//! When a device is opened, the shim replaces functions in its context, which the header's inline
+//! functions call. These are the functions that post, poll and create extended objects.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -29,51 +30,53 @@ pub(crate) unsafe extern "C" fn ibv_open_device(device: *mut c_void) -> *mut Con
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let context = unsafe { open(device) };
     if !context.is_null() {
-        // SAFETY: just opened.
+        // SAFETY: the context was just opened.
         unsafe { opened(context) };
     }
     context
 }
 
-/// Other processes post with the keys of a device that this one has imported.
+/// Opens a device that another process has opened. The shim cannot see the work that the other
+/// process posts with the device's keys.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_import_device(file: c_int) -> *mut Context {
     let Some(import) = real::import_device() else {
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let context = unsafe { import(file) };
     if !context.is_null() {
-        // SAFETY: just opened.
+        // SAFETY: the context was just opened.
         let device = unsafe { opened(context) };
         cannot_see(&device, "a device was imported from another process");
     }
     context
 }
 
-/// Has the context use the shim's functions.
+/// Replaces functions in the context with the shim's functions.
 ///
 /// # Safety
 ///
-/// It was just opened.
+/// The context was just opened.
 unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     let open = context.cast::<OpenContext>();
-    // SAFETY: by the contract. The extended part lies in front of it.
+    // SAFETY: the contract says that the context is open. The extended part lies directly before
+    // it.
     let (ops, extended) = unsafe { (&mut (*open).ops, VerbsContext::of(context)) };
     let device = Arc::new(OpenDevice::new(*ops, extended));
     drop(DEVICES.insert(address(context), Arc::clone(&device)));
     check_provider(&device);
-    // A device gets no function that it does not have.
+    // A function that the device lacks stays null.
     ops.post_send = ops.post_send.and(Some(post::post_send));
     ops.post_recv = ops.post_recv.and(Some(post::post_recv));
     ops.post_srq_recv = ops.post_srq_recv.and(Some(post::post_srq_recv));
     ops.bind_mw = ops.bind_mw.and(Some(post::bind_mw));
     ops.poll_cq = ops.poll_cq.and(Some(poll::poll_cq));
-    // SAFETY: null, or the extended part.
+    // SAFETY: the pointer is null or points to the extended part.
     if let Some(extended) = unsafe { extended.as_mut() } {
         extended.create_wq = extended.create_wq.and(Some(create_wq));
         extended.create_cq_ex = extended.create_cq_ex.and(Some(create_cq_ex));
@@ -84,7 +87,8 @@ unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     device
 }
 
-/// Notes if the program can use the device without libibverbs.
+/// Marks the device as not followed if the program may use it without libibverbs, or its library is
+/// unknown.
 fn check_provider(device: &OpenDevice) {
     let Some(post_send) = device.ops.post_send else {
         return;
@@ -101,20 +105,20 @@ fn check_provider(device: &OpenDevice) {
     }
 }
 
-/// Follows a queue pair that was just created, if it is of a type whose completions are followed.
+/// Follows a queue pair that was just created, if the shim follows completions of its type.
 ///
 /// # Safety
 ///
-/// `qp` is one, on this device.
+/// `qp` is a queue pair on this device.
 unsafe fn follow(
     device: Arc<OpenDevice>,
     qp: *mut IbvQp,
     attr: &QpInitAttr,
     extended: Option<ExtendedPost>,
 ) {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     if (qp_type::RC..=qp_type::UD).contains(unsafe { &(*qp).qp_type }) {
-        // SAFETY: by the contract.
+        // SAFETY: the caller keeps the contract of this function.
         unsafe { QueuePair::create(device, qp, attr.cap, attr.sq_sig_all != 0, extended) };
     } else {
         cannot_see(
@@ -124,15 +128,15 @@ unsafe fn follow(
     }
 }
 
-/// The device of a context, if it was opened before the shim's eyes.
+/// Returns the record of the device, if the shim saw it being opened.
 ///
 /// # Safety
 ///
-/// The program does not close it meanwhile.
+/// The program does not close the device during the call.
 unsafe fn device(context: *mut Context) -> Option<Arc<OpenDevice>> {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let device = unsafe { DEVICES.share(address(context)) }?;
-    // Another library may have been loaded since.
+    // The program may have loaded another library since the last check.
     check_provider(&device);
     Some(device)
 }
@@ -149,10 +153,10 @@ pub(crate) unsafe extern "C" fn ibv_create_cq(
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let cq = unsafe { create(context, cqe, cq_context, channel, vector) };
     if !cq.is_null()
-        // SAFETY: the program does not close the device meanwhile.
+        // SAFETY: the program does not close the device during this call.
         && let Some(device) = unsafe { device(context) }
     {
         CompletionQueue::create(device, cq, None);
@@ -161,30 +165,31 @@ pub(crate) unsafe extern "C" fn ibv_create_cq(
 }
 
 unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx) -> *mut IbvCqEx {
-    // SAFETY: the program does not close the device meanwhile.
+    // SAFETY: the program does not close the device during this call.
     let device = unsafe { device(context) };
     let Some((device, create)) = device.and_then(|it| it.create.cq_ex.map(|create| (it, create)))
     else {
         set_errno(libc::EOPNOTSUPP);
         return ptr::null_mut();
     };
-    // A completion tells which queue pair it is of only if that was asked for.
-    // SAFETY: the program's argument.
+    // A completion holds the number of its queue pair only if the creator of the queue sets this
+    // flag. The shim needs the number, so it sets the flag if the device allows it.
+    // SAFETY: the argument is the program's.
     let asked = unsafe { (*attr).wc_flags };
-    // SAFETY: as above.
+    // SAFETY: the reason above also holds here.
     unsafe { (*attr).wc_flags = asked | WC_EX_WITH_QP_NUM };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let mut cq = unsafe { create(context, attr) };
-    // SAFETY: as above.
+    // SAFETY: the reason above also holds here.
     unsafe { (*attr).wc_flags = asked };
     if cq.is_null() && asked & WC_EX_WITH_QP_NUM == 0 {
-        // SAFETY: as above.
+        // SAFETY: the reason above also holds here.
         cq = unsafe { create(context, attr) };
     }
     if cq.is_null() {
         return cq;
     }
-    // SAFETY: just created.
+    // SAFETY: the queue was just created.
     match unsafe { poll::extend(cq) } {
         Some(its) => CompletionQueue::create(device, cq.cast(), Some(its)),
         None => cannot_see(
@@ -200,9 +205,9 @@ pub(crate) unsafe extern "C" fn ibv_destroy_cq(cq: *mut IbvCq) -> c_int {
     let Some(destroy) = real::destroy_cq() else {
         return libc::ENOSYS;
     };
-    // Before it is gone, since the next one may be at the same address.
+    // The removal comes before `destroy`, since the next queue may be created at the same address.
     let known = COMPLETION_QUEUES.remove(address(cq));
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let refused = unsafe { destroy(cq) };
     if refused != 0
         && let Some(known) = known
@@ -218,32 +223,32 @@ pub(crate) unsafe extern "C" fn ibv_create_qp(pd: *mut Pd, attr: *mut QpInitAttr
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let qp = unsafe { create(pd, attr) };
     if !qp.is_null()
-        // SAFETY: the program does not close the device meanwhile.
+        // SAFETY: the program does not close the device during this call.
         && let Some(device) = unsafe { device((*qp).context) }
     {
-        // SAFETY: the program's argument, and a queue pair that was just created.
+        // SAFETY: `attr` is the program's, and the queue pair was just created.
         unsafe { follow(device, qp, &*attr, None) };
     }
     qp
 }
 
 unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx) -> *mut IbvQp {
-    // SAFETY: the program does not close the device meanwhile.
+    // SAFETY: the program does not close the device during this call.
     let device = unsafe { device(context) };
     let Some((device, create)) = device.and_then(|it| it.create.qp_ex.map(|create| (it, create)))
     else {
         set_errno(libc::EOPNOTSUPP);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let qp = unsafe { create(context, attr) };
     if qp.is_null() {
         return qp;
     }
-    // SAFETY: the program's argument.
+    // SAFETY: the argument is the program's.
     let (mask, operations) = unsafe { ((*attr).comp_mask, (*attr).send_ops_flags) };
     let extended = mask & qp_init::SEND_OPS != 0;
     let known = qp_init::PD | qp_init::CREATE_FLAGS | qp_init::SEND_OPS;
@@ -256,9 +261,9 @@ unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx
     }
     let mut its = None;
     if extended {
-        // SAFETY: just created.
+        // SAFETY: the queue pair was just created.
         let ex = real::qp_to_qp_ex().map_or(ptr::null_mut(), |ask| unsafe { ask(qp) });
-        // SAFETY: null, or the queue pair's part for extended posts.
+        // SAFETY: the pointer is null or points to the extended part of the queue pair.
         let Some(ex) = (unsafe { ex.as_mut() }) else {
             cannot_see(&device, "a queue pair has no functions for extended posts");
             return qp;
@@ -266,7 +271,8 @@ unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx
         its = Some(ex.post);
         ex.post = post::extended(&ex.post);
     }
-    // SAFETY: `ibv_qp_init_attr_ex` begins with what the other has; the queue pair is new.
+    // SAFETY: `ibv_qp_init_attr_ex` begins with the fields of `ibv_qp_init_attr`. The queue pair
+    // was just created.
     unsafe { follow(device, qp, &*attr.cast::<QpInitAttr>(), its) };
     qp
 }
@@ -280,13 +286,13 @@ pub(crate) unsafe extern "C" fn ibv_modify_qp(
     let Some(modify) = real::modify_qp() else {
         return libc::ENOSYS;
     };
-    // SAFETY: the program's argument.
+    // SAFETY: the argument is the program's.
     let resets = mask & QP_STATE != 0 && unsafe { (*attr).qp_state } == QPS_RESET;
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let refused = unsafe { modify(qp, attr, mask) };
     if refused == 0
         && resets
-        // SAFETY: the program does not destroy it meanwhile.
+        // SAFETY: the program does not destroy the queue pair during this call.
         && let Some(pair) = unsafe { QUEUE_PAIRS.get(address(qp)) }
         && pair.device.is_ours()
     {
@@ -300,13 +306,13 @@ pub(crate) unsafe extern "C" fn ibv_destroy_qp(qp: *mut IbvQp) -> c_int {
     let Some(destroy) = real::destroy_qp() else {
         return libc::ENOSYS;
     };
-    // Before it is gone: the next one may be at the same address, or have the same number.
+    // The removal comes before `destroy`: the next queue pair may have the same address or number.
     let known = QUEUE_PAIRS.remove(address(qp));
     let known = known.filter(|pair| pair.device.is_ours());
     if let Some(pair) = &known {
         pair.ignore_completions();
     }
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let refused = unsafe { destroy(qp) };
     if let Some(pair) = known {
         if refused == 0 {
@@ -325,13 +331,13 @@ pub(crate) unsafe extern "C" fn ibv_create_srq(pd: *mut Pd, attr: *mut SrqInitAt
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let srq = unsafe { create(pd, attr) };
     if !srq.is_null()
-        // SAFETY: the program does not close the device meanwhile.
+        // SAFETY: the program does not close the device during this call.
         && let Some(device) = unsafe { device((*srq).context) }
     {
-        // SAFETY: the program's argument.
+        // SAFETY: the argument is the program's.
         let (max_wr, max_sge) = unsafe { ((*attr).max_wr, (*attr).max_sge) };
         SharedQueue::create(device, srq, max_wr, max_sge);
     }
@@ -345,7 +351,7 @@ pub(crate) unsafe extern "C" fn ibv_destroy_srq(srq: *mut IbvSrq) -> c_int {
     };
     let known = SHARED_QUEUES.remove(address(srq));
     let known = known.filter(|shared| shared.device.is_ours());
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let refused = unsafe { destroy(srq) };
     if let Some(known) = known {
         if refused == 0 {
@@ -357,12 +363,13 @@ pub(crate) unsafe extern "C" fn ibv_destroy_srq(srq: *mut IbvSrq) -> c_int {
     refused
 }
 
-/// Functions that create what is not followed: they call the device's, and say so.
+/// Defines functions that create objects which the shim does not follow. Each function marks the
+/// device as not followed, and calls the device's function.
 macro_rules! not_followed {
     ($($name:ident by $field:ident -> $made:ty: $why:literal;)*) => {
         $(
             unsafe extern "C" fn $name(context: *mut Context, attr: *mut c_void) -> $made {
-                // SAFETY: the program does not close the device meanwhile.
+                // SAFETY: the program does not close the device during this call.
                 let device = unsafe { device(context) };
                 let create = device.as_ref().and_then(|it| it.create.$field);
                 let (Some(device), Some(create)) = (device, create) else {
@@ -370,7 +377,7 @@ macro_rules! not_followed {
                     return ptr::null_mut();
                 };
                 cannot_see(&device, $why);
-                // SAFETY: the program's call.
+                // SAFETY: this is the program's call, with its arguments.
                 unsafe { create(context, attr) }
             }
         )*
@@ -380,6 +387,6 @@ macro_rules! not_followed {
 not_followed! {
     create_wq by wq -> *mut c_void: "a work queue (ibv_create_wq) is not followed";
     open_qp by open_qp -> *mut IbvQp: "a queue pair of another process (ibv_open_qp) is not followed";
-    // Basic ones go by `ibv_create_srq`.
+    // This is for extended queues only: `ibv_create_srq` creates the basic ones.
     create_srq_ex by srq_ex -> *mut IbvSrq: "an extended shared receive queue is not followed";
 }

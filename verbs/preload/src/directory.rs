@@ -1,12 +1,12 @@
-//! [`Directory`]: what the shim knows of an object of libibverbs's, found by the object's address.
+//! [`Directory`]: maps the address of a libibverbs object to the shim's record of the object.
 //!
-//! A lookup takes no lock and writes nothing. The places for objects are in buckets, which are
-//! never freed: a reader can walk a bucket while another thread changes it. A bucket that is full
-//! gets another one behind it.
+//! A lookup takes no lock and writes nothing. The places for records are in buckets. No bucket is
+//! freed, so a reader can walk a bucket while another thread changes it. A full bucket gets a
+//! second bucket, linked behind it.
 //!
-//! An entry is freed when its object was destroyed. Using an object while another thread destroys
-//! it is a mistake of the program's, also without the shim; a lookup of one object does not look at
-//! what belongs to another.
+//! A record is freed after its object was destroyed. A program that uses an object while another
+//! thread destroys the object is wrong even without the shim. A lookup of one object never reads
+//! the record of another object.
 
 use std::ptr;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ struct Bucket<T> {
     next: AtomicPtr<Bucket<T>>,
 }
 
-/// One object. The address is 0 if there is none.
+/// A place for one record. `object` is 0 if the place is vacant.
 struct Place<T> {
     object: AtomicUsize,
     known: AtomicPtr<T>,
@@ -48,13 +48,13 @@ impl<T> Bucket<T> {
         }
     }
 
-    /// The one behind it.
+    /// Returns the bucket that is linked behind this bucket.
     fn next(&self) -> Option<&Self> {
-        // SAFETY: null, or a bucket that was leaked.
+        // SAFETY: the pointer is null or points to a bucket that was leaked.
         unsafe { self.next.load(Ordering::Acquire).as_ref() }
     }
 
-    /// This one and those behind it.
+    /// Returns this bucket and all buckets that are linked behind it.
     fn chain(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |bucket| bucket.next())
     }
@@ -74,7 +74,7 @@ impl<T: Send + Sync> Directory<T> {
 
     #[inline]
     fn bucket(&self, object: usize) -> &Bucket<T> {
-        // Objects are allocated at multiples of 16.
+        // Objects are allocated at multiples of 16, so the lowest four bits carry no information.
         let spread = (object as u64 >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let at = spread >> (u64::BITS - BUCKETS.trailing_zeros());
         #[expect(
@@ -84,18 +84,18 @@ impl<T: Send + Sync> Directory<T> {
         &self.buckets[at as usize]
     }
 
-    /// Returns the knowledge about the object.
+    /// Returns the record of the object.
     ///
     /// # Safety
     ///
-    /// Nobody [removes](Self::remove) it while the result is used.
+    /// No thread [removes](Self::remove) the record while the result is used.
     #[inline]
     pub(crate) unsafe fn get<'a>(&self, object: usize) -> Option<&'a T> {
         let mut bucket = self.bucket(object);
         loop {
             for place in &bucket.places {
                 if place.object.load(Ordering::Acquire) == object {
-                    // SAFETY: null, or of an `Arc` that is owned by the place.
+                    // SAFETY: the pointer is null or comes from an `Arc` that the place owns.
                     return unsafe { place.known.load(Ordering::Acquire).as_ref() };
                 }
             }
@@ -103,23 +103,23 @@ impl<T: Send + Sync> Directory<T> {
         }
     }
 
-    /// As [`get`](Self::get), with a share in it.
+    /// Returns the record, as [`get`](Self::get) does, and shares its ownership.
     ///
     /// # Safety
     ///
-    /// Nobody removes it meanwhile.
+    /// No thread removes the record during the call.
     pub(crate) unsafe fn share(&self, object: usize) -> Option<Arc<T>> {
-        // SAFETY: by the contract.
+        // SAFETY: the caller keeps the contract of this function.
         let known: *const T = unsafe { self.get(object) }?;
-        // SAFETY: of an `Arc`, of which the place owns one count.
+        // SAFETY: the pointer comes from an `Arc`, and the place owns one count of it.
         unsafe {
             Arc::increment_strong_count(known);
             Some(Arc::from_raw(known))
         }
     }
 
-    /// Adds the knowledge about an object. Returns the knowledge about another one at the same
-    /// address, which was destroyed without a word.
+    /// Adds the record of an object. Returns the old record at the same address: its object was
+    /// destroyed unseen.
     pub(crate) fn insert(&self, object: usize, known: Arc<T>) -> Option<Arc<T>> {
         let _writing = self.writing.lock();
         let old = self.take(object);
@@ -147,17 +147,18 @@ impl<T: Send + Sync> Directory<T> {
         old
     }
 
-    /// Removes what is known of an object.
+    /// Removes the record of an object, and returns it.
     pub(crate) fn remove(&self, object: usize) -> Option<Arc<T>> {
         let _writing = self.writing.lock();
         self.take(object)
     }
 
-    /// Removes all of which this is true.
+    /// Removes and returns every record for which `is_meant` returns true.
     pub(crate) fn remove_all(&self, is_meant: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
         let _writing = self.writing.lock();
         let meant = |place: &Place<T>| {
-            // SAFETY: null, or of an `Arc` that the place owns; nobody removes it under the lock.
+            // SAFETY: the pointer is null or comes from an `Arc` that the place owns. This thread
+            // holds the lock, so no other thread removes the record.
             let known = unsafe { place.known.load(Ordering::Relaxed).as_ref() }?;
             is_meant(known).then(|| place.object.load(Ordering::Relaxed))
         };
@@ -166,13 +167,13 @@ impl<T: Send + Sync> Directory<T> {
         objects.into_iter().filter_map(|it| self.take(it)).collect()
     }
 
-    /// Under the lock.
+    /// Removes and returns the record of an object. The caller holds the lock.
     fn take(&self, object: usize) -> Option<Arc<T>> {
         let mut places = self.bucket(object).places();
         let place = places.find(|place| place.object.load(Ordering::Relaxed) == object)?;
         place.object.store(0, Ordering::Release);
         let known = place.known.swap(ptr::null_mut(), Ordering::AcqRel);
-        // SAFETY: not null, since there was an object; the place's own count.
+        // SAFETY: the pointer comes from the `Arc` that the place owned, and the swap took it out.
         (!known.is_null()).then(|| unsafe { Arc::from_raw(known) })
     }
 }
@@ -190,7 +191,7 @@ mod tests {
                 assert!(DIRECTORY.insert(object, Arc::new(object)).is_none());
             }
             for object in objects() {
-                // SAFETY: nobody removes it.
+                // SAFETY: no thread removes the record.
                 assert_eq!(unsafe { DIRECTORY.get(object) }, Some(&object));
             }
             assert_eq!(DIRECTORY.insert(16, Arc::new(1)).as_deref(), Some(&16));
@@ -199,7 +200,7 @@ mod tests {
             for object in objects() {
                 let removed = DIRECTORY.remove(object);
                 assert_eq!(removed.is_some(), object.is_multiple_of(32));
-                // SAFETY: as above.
+                // SAFETY: no thread removes the record.
                 assert_eq!(unsafe { DIRECTORY.get(object) }, None);
             }
         }

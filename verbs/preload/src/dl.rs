@@ -1,10 +1,11 @@
-//! `dlsym` and `dlvsym`, for programs that load libibverbs themselves and ask it for its functions.
+//! Interposes `dlsym` and `dlvsym`, for programs that load libibverbs themselves.
 //!
-//! Where the answer would be one of libibverbs's functions that the shim interposes, it is ours.
-//! Any other call is not made but *jumped to*: libc's `dlsym` looks at its return address to know
-//! which library asks, for `RTLD_NEXT`, and must find the program's.
+//! If a lookup would find a function of libibverbs that the shim interposes, the lookup returns the
+//! shim's function instead. Any other lookup *jumps* to libc's `dlsym` and does not call it. libc's
+//! `dlsym` finds the caller's library by the return address (for `RTLD_NEXT`), so that address must
+//! be the program's.
 //!
-//! x86-64 only. Elsewhere programs that look functions up by name are not reached.
+//! This file works on x86-64 only. On other machines the shim does not see lookups by name.
 
 #![cfg_attr(
     any(test, not(target_arch = "x86_64")),
@@ -24,7 +25,7 @@ use crate::{create, interpose, provider};
 type Dlsym = unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void;
 type Dlvsym = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char) -> *mut c_void;
 
-/// How to treat a call: return `answer`, unless there is a function to jump to.
+/// The treatment of a call: jump to `jump` if it is not null, otherwise return `answer`.
 #[repr(C)]
 struct Verdict {
     answer: *mut c_void,
@@ -40,7 +41,7 @@ impl Verdict {
     }
 }
 
-/// libibverbs's functions that the shim interposes, and ours.
+/// Returns the functions of libibverbs that the shim interposes, each with the shim's version.
 fn ours() -> [(&'static Function, *mut c_void); 17] {
     [
         (&real::REG_MR, interpose::ibv_reg_mr as *mut c_void),
@@ -78,9 +79,9 @@ fn ours() -> [(&'static Function, *mut c_void); 17] {
     ]
 }
 
-/// `version` is null for any. `ask` is libc's function with all of its arguments but the handle. It
-/// is called with the program's handle, or in place of `RTLD_DEFAULT` with `RTLD_NEXT`, for what
-/// comes after us.
+/// Decides how to treat a call of `dlsym` (with a null `version`) or `dlvsym`. `ask` calls libc's
+/// function with the caller's name and version. Its argument is the program's handle, or
+/// `RTLD_NEXT` if that handle is `RTLD_DEFAULT`, so that the search starts after the shim.
 fn judge(
     handle: *mut c_void,
     name: *const c_char,
@@ -98,7 +99,7 @@ fn judge(
     if name.is_null() || handle == libc::RTLD_NEXT {
         return jump;
     }
-    // SAFETY: the caller's name, by the contract of dlsym a terminated string.
+    // SAFETY: the contract of `dlsym` requires the caller's name to be a terminated string.
     let name = unsafe { CStr::from_ptr(name) };
     if !name.to_bytes().starts_with(b"ibv_") {
         provider::looked_up(name.to_bytes());
@@ -107,7 +108,7 @@ fn judge(
     let Some((function, ours)) = ours().into_iter().find(|(it, _)| it.name == name) else {
         return jump;
     };
-    // Before the program's own question, which then leaves what `dlerror` says.
+    // This lookup comes before `ask`, so that `dlerror` reports the result of the program's lookup.
     let theirs = function.address();
     if handle != libc::RTLD_DEFAULT {
         let found = ask(handle);
@@ -115,10 +116,11 @@ fn judge(
         return Verdict::answer(if is_theirs { ours } else { found });
     }
     let next = ask(libc::RTLD_NEXT);
-    // A library that has libibverbs to itself would find it, and that is seen from there only.
+    // A library that loaded libibverbs with `RTLD_LOCAL` finds the function, but the shim's lookup
+    // does not. So a matching version decides here.
     let is_theirs = if next.is_null() {
         let any = version.is_null();
-        // SAFETY: the caller's version, by the contract of dlvsym a terminated string.
+        // SAFETY: the contract of `dlvsym` requires the caller's version to be a terminated string.
         !theirs.is_null() && (any || unsafe { CStr::from_ptr(version) } == function.version)
     } else {
         next == theirs
@@ -129,8 +131,8 @@ fn judge(
 unsafe extern "C" fn judge_dlsym(handle: *mut c_void, name: *const c_char) -> Verdict {
     let dlsym = real::libc_dlsym();
     judge(handle, name, ptr::null(), dlsym, |handle| {
-        // SAFETY: libc's dlsym, with the caller's name; `judge` has found the address not to be
-        // null.
+        // SAFETY: `judge` calls this closure only if the address is not null, and the address is
+        // libc's `dlsym`. The name is the caller's.
         unsafe { mem::transmute::<*mut c_void, Dlsym>(dlsym)(handle, name) }
     })
 }
@@ -147,11 +149,11 @@ unsafe extern "C" fn judge_dlvsym(
     })
 }
 
-// Each saves its arguments, with the stack aligned to 16 at the call, and restores them. A
-// `Verdict` is returned in rax and rdx. libc has both under two versions, since libdl became part
-// of it.
+// Each function saves its arguments, calls `judge` with the stack aligned to 16 bytes, and restores
+// the arguments. rax and rdx return the `Verdict`. libc defines `dlsym` and `dlvsym` under two
+// versions each, since libdl became part of libc. So the shim does as well.
 //
-// Not in the library's own tests: an executable has no versions.
+// The library's own tests omit this code: an executable cannot define symbol versions.
 #[cfg(all(target_arch = "x86_64", not(test)))]
 std::arch::global_asm!(
     ".macro regcache_ask name, judge",

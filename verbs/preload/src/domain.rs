@@ -1,4 +1,4 @@
-//! One protection domain, with the cache of its registrations.
+//! A protection domain, with the cache of its registrations.
 
 use std::ffi::{c_int, c_uint};
 use std::io;
@@ -16,34 +16,35 @@ use crate::outstanding::Release;
 use crate::real::{self, Inside};
 use crate::settings::Settings;
 
-/// How long registrations may take to go, before a domain is deallocated that the program has none
-/// left in.
+/// The longest wait for the deregistration of idle registrations, before `ibv_dealloc_pd` of a
+/// domain in which the program holds none.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// A protection domain that the program has registered memory in.
+/// A protection domain in which the program has registered memory.
 pub(crate) struct Domain {
-    /// The context and the number that the domain had when this was made. Another domain may have
-    /// the same address later.
+    /// The context and the handle that the domain had when this record was made. A later domain may
+    /// have the same address, so these two values tell the domains apart.
     context: *mut Context,
     handle: u32,
     device: Arc<OpenDevice>,
     cache: Cache<PdRegistrar, Shared<Auto>>,
-    /// How many of its registrations the program holds.
+    /// The number of this domain's registrations that the program holds.
     held: AtomicUsize,
     closed: Arc<AtomicBool>,
 }
 
-// SAFETY: the address of the context is only compared.
+// SAFETY: this type never dereferences the address of the context, and only compares it.
 unsafe impl Send for Domain {}
-// SAFETY: as above.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Domain {}
 
 /// A registration that the program holds.
 pub(crate) struct Held {
-    /// Dropped before what it is counted in.
+    /// The guard of the registration. This field comes before `count`, so the guard is dropped
+    /// first. So no guard lives when `Domain::held` is 0.
     guard: Guard<PdRegistrar, Shared<Auto>>,
     count: Count,
-    /// By `ibv_rereg_mr` it has become another one than the cache has made.
+    /// True if `ibv_rereg_mr` has changed the registration that the cache made.
     changed: bool,
 }
 
@@ -55,15 +56,15 @@ impl Drop for Count {
     }
 }
 
-/// How a registration ended that the program gave back.
+/// The outcome of a registration that the program deregisters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// It is idle.
+    /// The registration is idle, and stays in the cache.
     Kept,
-    /// It was deregistered, since work that uses it may be outstanding.
+    /// The shim deregistered it, because work that uses it may be outstanding.
     Outstanding,
-    /// It was deregistered for another reason: work is not seen, `ibv_rereg_mr` has changed it, or
-    /// too many are idle.
+    /// The shim deregistered it for another reason: the shim does not see all work, `ibv_rereg_mr`
+    /// has changed the registration, or too many registrations are idle.
     Deregistered,
 }
 
@@ -76,11 +77,12 @@ impl Held {
         &self.count.0
     }
 
-    /// Ends it, for the program; if libibverbs refuses, with what it said, it is still there.
+    /// Ends the program's use of the registration. If libibverbs refuses, returns the error number
+    /// and the registration, which remains held.
     pub(crate) fn end(self) -> Result<Ended, (c_int, Self)> {
         let (registration, device) = (self.registration(), &self.domain().device);
         if self.domain().closed.load(Ordering::Acquire) {
-            // It went with its domain.
+            // The registration ended with its domain.
             return Ok(Ended::Deregistered);
         }
         let is_certain = !self.changed && device.unseen().is_none();
@@ -102,10 +104,10 @@ impl Held {
         }
     }
 
-    /// The program has the registration itself changed by `change`, which is given libibverbs's
-    /// `ibv_mr`; true if it may be another one from now on.
+    /// Calls `change`, which changes the registration for the program, with libibverbs's `ibv_mr`.
+    /// Returns what `change` returns: true if the registration may differ from now on.
     pub(crate) fn change(&mut self, change: impl FnOnce(NonNull<Mr>) -> bool) -> bool {
-        // While it is held nobody else uses it.
+        // The program holds the registration, so no other thread uses it.
         let is_changed = change(self.registration().mr);
         if is_changed {
             self.changed = true;
@@ -114,17 +116,19 @@ impl Held {
         is_changed
     }
 
-    /// No lookup finds it from now on.
+    /// Unlinks the registration, so that no lookup finds it from now on.
     fn unlink(&self) {
         let range = self.guard.range();
         let start = std::ptr::without_provenance(range.start());
-        // There is nothing to wait for, and in a child there is no cache.
+        // Nothing needs to wait for the result. In a child there is no cache, so an error does not
+        // matter.
         let _ = self.domain().cache.invalidate(start, range.len());
     }
 }
 
 impl Domain {
-    /// A cache for the domain at `pd`, which the program must not deallocate without telling.
+    /// Makes a cache for the domain at `pd`. The program must not deallocate the domain before the
+    /// shim's `ibv_dealloc_pd` has run.
     ///
     /// # Safety
     ///
@@ -150,7 +154,7 @@ impl Domain {
         if let Some(bytes) = settings.max_bytes {
             builder = builder.max_bytes(bytes);
         }
-        // SAFETY: by the contract a domain.
+        // SAFETY: the contract says that `pd` is a protection domain.
         let of = unsafe { pd.as_ref() };
         Ok(Self {
             context: of.context,
@@ -162,7 +166,7 @@ impl Domain {
         })
     }
 
-    /// True if what is at `pd` now is the domain that this was made for.
+    /// Returns true if the domain at `pd` is the one for which this record was made.
     pub(crate) fn is_of(&self, pd: &Pd) -> bool {
         self.context == pd.context && self.handle == pd.handle
     }
@@ -175,12 +179,14 @@ impl Domain {
         std::ptr::eq(&*self.device, device)
     }
 
-    /// Why not all work that is posted to its device is seen, if so.
+    /// Returns the reason why the shim does not see all work that is posted to the device, if there
+    /// is one.
     pub(crate) fn unseen(&self) -> Option<&'static str> {
         self.device.unseen()
     }
 
-    /// A registration for the program to hold; `None` if the program holds the one that there is.
+    /// Returns a registration for the program to hold; `None` if the program already holds the
+    /// cached one.
     pub(crate) fn register(
         self: &Arc<Self>,
         addr: *const u8,
@@ -209,8 +215,8 @@ impl Domain {
         self.cache.stats()
     }
 
-    /// Gives up what the program does not hold; true if there was anything. Returns when it is
-    /// gone, as long as there is nothing else to wait for.
+    /// Gives up the registrations that the program does not hold. Returns true if there were any.
+    /// If the program holds none, the call also waits until they are deregistered.
     pub(crate) fn give_up_idle(&self) -> bool {
         let stats = self.cache.stats();
         let Ok(mut leaving) = self.cache.flush() else {
@@ -222,32 +228,33 @@ impl Domain {
         stats.entries > stats.unreleased
     }
 
-    /// The domain is gone, or is going, with all that was made in it: libibverbs must not be asked
-    /// to deregister any of that.
+    /// Marks the domain as closed. libibverbs has freed or is about to free its registrations, so
+    /// the shim must not deregister them.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
 }
 
-/// Registers in one protection domain, through libibverbs.
+/// The registrar of one protection domain, which registers through libibverbs.
 pub(crate) struct PdRegistrar {
     pd: NonNull<Pd>,
     device: Arc<OpenDevice>,
     closed: Arc<AtomicBool>,
-    /// Counts registrations.
+    /// The number of registrations made.
     made: Arc<AtomicU64>,
 }
 
-// SAFETY: libibverbs may be called with the domain from any thread.
+// SAFETY: any thread may call libibverbs with the domain.
 unsafe impl Send for PdRegistrar {}
-// SAFETY: as above.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for PdRegistrar {}
 
-/// No `ibv_mr` of the program's has the registration.
+/// The state of a registration that no `ibv_mr` of the program uses.
 const IDLE: u8 = 0;
-/// One has it, and no other can.
+/// The state of a registration that one `ibv_mr` of the program uses. No second `ibv_mr` can use
+/// it.
 const HELD: u8 = 1;
-/// It is deregistered.
+/// The state of a registration that is deregistered.
 const OVER: u8 = 2;
 
 /// A registration that libibverbs has made, and its numbers.
@@ -260,9 +267,10 @@ pub(crate) struct Registered {
 }
 
 impl Registered {
-    /// Deregisters it, for who holds it; what libibverbs says.
+    /// Deregisters the registration, for the thread that holds it. Returns libibverbs's result.
     fn end(&self) -> c_int {
-        // SAFETY: made by `register`, and deregistered once, by the state.
+        // SAFETY: `register` made the registration. The state ensures that it is deregistered only
+        // once.
         let refused = unsafe { deregister(self.mr) };
         if refused == 0 {
             self.state.store(OVER, Ordering::Release);
@@ -271,29 +279,29 @@ impl Registered {
     }
 }
 
-// SAFETY: it may be deregistered in any thread, and only who holds it does more with the address.
+// SAFETY: any thread may deregister the registration. Only its holder uses the address otherwise.
 unsafe impl Send for Registered {}
-// SAFETY: as above.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Registered {}
 
 // SAFETY:
-// - libibverbs covers the whole range or fails, with the access asked for, at the process's own
-//   addresses: the function without an iova, or the start as the iova.
-// - It has the kernel pin the pages between call and return, until deregistered; `Access` has no
-//   ON_DEMAND.
-// - `ibv_dereg_mr` returns 0 once the kernel has invalidated the key and unpinned, and `Access` has
-//   no MW_BIND. An OVER registration ended that way. Of a device that is closed the kernel has
-//   taken all registrations back.
+// - libibverbs registers the whole range or fails. The registration has the requested access and
+//   the process's own addresses: the function has no iova, or the start of the range is the iova.
+// - The kernel pins the pages between call and return, and keeps them pinned until the
+//   deregistration, since `Access` has no ON_DEMAND.
+// - `ibv_dereg_mr` returns 0 once the kernel has invalidated the key and unpinned the pages, since
+//   `Access` has no MW_BIND. A registration that is OVER ended that way. When a device is closed,
+//   the kernel ends all of its registrations.
 unsafe impl Registrar for PdRegistrar {
     type Access = Access;
     type Registration = Registered;
 
     fn register(&self, range: VaRange, access: Access) -> io::Result<Registered> {
-        // SAFETY: the domain is there as long as the program may ask for registrations in it.
+        // SAFETY: the domain exists as long as the program may request registrations in it.
         let mr = unsafe { register(self.pd, range, access) };
         let mr = NonNull::new(mr).ok_or_else(io::Error::last_os_error)?;
         self.made.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: just made, and nobody else's.
+        // SAFETY: `mr` was just made, and no other thread has it.
         let numbers = unsafe { mr.as_ref() };
         Ok(Registered {
             mr,
@@ -312,10 +320,11 @@ unsafe impl Registrar for PdRegistrar {
             self.device.work.forget(registration.lkey);
             return Ok(());
         }
-        // SAFETY: made by `register`, deregistered once, and its domain is there still.
+        // SAFETY: `register` made the registration, this is its only deregistration, and its domain
+        // exists.
         match unsafe { deregister(registration.mr) } {
             0 => {
-                // Until here a poster would have waited for this.
+                // Until this call, a thread that posts with the key waits for the deregistration.
                 self.device.work.forget(registration.lkey);
                 Ok(())
             }
@@ -325,8 +334,8 @@ unsafe impl Registrar for PdRegistrar {
     }
 }
 
-/// libibverbs's registration of a range at its own addresses; null with `errno` set if it is
-/// refused.
+/// Registers a range at its own addresses through libibverbs. Returns null and sets `errno` if
+/// libibverbs refuses.
 ///
 /// # Safety
 ///
@@ -335,44 +344,43 @@ pub(crate) unsafe fn register(pd: NonNull<Pd>, range: VaRange, access: Access) -
     let start = range.start();
     let addr = std::ptr::without_provenance_mut(start);
     let _inside = Inside::enter();
-    // As the header's macro does: flags that may be ignored are for the function that can ignore
-    // them.
+    // The header's macro chooses the same way: only `ibv_reg_mr_iova2` can ignore optional flags.
     match (real::reg_mr_iova2(), real::reg_mr()) {
         (Some(register), _) if access.contains(Access::RELAXED_ORDERING) => {
-            // SAFETY: libibverbs's function, with a domain. The address is only passed to the
-            // kernel.
+            // SAFETY: this is libibverbs's function, and `pd` is a domain. libibverbs only passes
+            // the address to the kernel.
             unsafe { register(pd.as_ptr(), addr, range.len(), start as u64, access.bits()) }
         }
         (_, Some(register)) => {
             let access = access.bits().cast_signed();
-            // SAFETY: as above.
+            // SAFETY: the reason above also holds here.
             unsafe { register(pd.as_ptr(), addr, range.len(), access) }
         }
         _ => {
-            // SAFETY: this thread's.
+            // SAFETY: the location belongs to this thread.
             unsafe { *libc::__errno_location() = libc::ENOSYS };
             std::ptr::null_mut()
         }
     }
 }
 
-/// libibverbs's `ibv_dereg_mr`.
+/// Calls libibverbs's `ibv_dereg_mr`, and returns its result.
 ///
 /// # Safety
 ///
-/// `mr` is a registration of libibverbs's, not used after.
+/// `mr` is a registration of libibverbs, and no code uses it after this call.
 pub(crate) unsafe fn deregister(mr: NonNull<Mr>) -> c_int {
     let _inside = Inside::enter();
     match real::dereg_mr() {
-        // SAFETY: by the contract.
+        // SAFETY: the caller keeps the contract of this function.
         Some(deregister) => unsafe { deregister(mr.as_ptr()) },
         None => libc::ENOSYS,
     }
 }
 
-/// The flags as the program passes them, if they are all ones that can be cached.
+/// Returns the access that the program's flags ask for; `None` if a flag cannot be cached.
 pub(crate) fn cacheable(flags: c_uint) -> Option<Access> {
     let access = Access::from_bits(flags)?;
-    // The device refuses the others itself.
+    // The device itself refuses flags that lack an implied flag.
     (access.with_implied() == access).then_some(access)
 }

@@ -1,13 +1,13 @@
-//! Finds libc's `dlsym` and `dlvsym` while ours interpose them, and which libraries are needed.
+//! Finds libc's `dlsym` and `dlvsym`, and the libraries that are needed.
 //!
-//! Any way of asking the loader for a symbol by name goes through these two, and ours are found
-//! first. So libc's symbol table is read as the loader does it: it is among what the loader has
-//! mapped.
+//! The shim interposes `dlsym` and `dlvsym`, so a lookup by name through the loader finds the
+//! shim's versions. To find libc's, this file reads libc's symbol table, which the loader has
+//! mapped, in the way that the loader reads it.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-/// From <elf.h>.
+/// Tags of entries of the dynamic section, from <elf.h>.
 mod dt {
     pub(super) const NULL: i64 = 0;
     pub(super) const NEEDED: i64 = 1;
@@ -23,15 +23,15 @@ struct Dynamic {
     value: usize,
 }
 
-/// True if something that is loaded needs the library of that name: `mlx5` for `libmlx5.so.1`. A
-/// library that was loaded by `dlopen` alone is needed by nobody.
+/// Returns true if the program or a loaded library is linked with the library of that name. The
+/// name is `mlx5` for `libmlx5.so.1`. A library that was loaded only by `dlopen` does not count.
 pub(crate) fn is_needed(name: &[u8]) -> bool {
     let mut question = Question {
         name,
         is_needed: false,
     };
-    // SAFETY: `needs` takes its last argument for a `Question`, which this is, alive through the
-    // call.
+    // SAFETY: `needs` expects a pointer to a `Question` as its last argument. `question` is one,
+    // and it outlives the call.
     unsafe { libc::dl_iterate_phdr(Some(needs), (&raw mut question).cast()) };
     question.is_needed
 }
@@ -41,17 +41,19 @@ struct Question<'a> {
     is_needed: bool,
 }
 
-/// Looks whether one of the libraries that are loaded, or the program, needs that library.
+/// Sets `is_needed` if this loaded object (the program or a library) is linked with the library of
+/// that name.
 unsafe extern "C" fn needs(
     library: *mut libc::dl_phdr_info,
     _size: usize,
     question: *mut c_void,
 ) -> c_int {
-    // SAFETY: `is_needed` passes a `Question` that nobody else uses meanwhile.
+    // SAFETY: `is_needed` passes a pointer to its `Question`, which no other code uses during the
+    // call.
     let question = unsafe { &mut *question.cast::<Question<'_>>() };
-    // SAFETY: the loader passes a description that is valid through the call.
+    // SAFETY: the loader passes a pointer to a description that is valid during the call.
     let library = unsafe { &*library };
-    // SAFETY: the loader passes the description of what is loaded.
+    // SAFETY: `library` describes a loaded object, which stays loaded during the call.
     let Some((base, entries)) = (unsafe { dynamic(library) }) else {
         return 0;
     };
@@ -61,7 +63,8 @@ unsafe extern "C" fn needs(
     };
     let strings = relocated(base, strings) as *const c_char;
     for needed in entries.iter().filter(|it| it.tag == dt::NEEDED) {
-        // SAFETY: the value is the place of a terminated string in the table of strings.
+        // SAFETY: the value of a NEEDED entry is the offset of a terminated string in the string
+        // table.
         let file = unsafe { CStr::from_ptr(strings.add(needed.value)) }.to_bytes();
         let rest = file
             .strip_prefix(b"lib")
@@ -71,7 +74,7 @@ unsafe extern "C" fn needs(
     c_int::from(question.is_needed)
 }
 
-/// The tables of one library that are needed to find a symbol.
+/// The tables of one library in which the lookup of a symbol reads.
 #[derive(Clone, Copy)]
 struct Tables {
     base: usize,
@@ -80,15 +83,15 @@ struct Tables {
     hash: *const u32,
 }
 
-/// The address of a function of libc, or of libdl where that is a library of its own; null if there
-/// is none.
+/// Returns the address of a function of libc, or of libdl if glibc is so old that libdl is
+/// separate. Returns null if neither library has the function.
 pub(crate) fn libc_function(name: &CStr) -> *mut c_void {
     let mut search = Search {
         name,
         found: ptr::null_mut(),
     };
-    // SAFETY: `look_in` takes its last argument for a `Search`, which this is, alive through the
-    // call.
+    // SAFETY: `look_in` expects a pointer to a `Search` as its last argument. `search` is one, and
+    // it outlives the call.
     unsafe { libc::dl_iterate_phdr(Some(look_in), (&raw mut search).cast()) };
     search.found
 }
@@ -98,44 +101,46 @@ struct Search<'a> {
     found: *mut c_void,
 }
 
-/// Looks for the symbol in one of the libraries that are loaded; ends the search when it is found.
+/// Looks the symbol up in one loaded library. Returns 1, which ends the search, if the library is
+/// libc or libdl and defines the symbol.
 unsafe extern "C" fn look_in(
     library: *mut libc::dl_phdr_info,
     _size: usize,
     search: *mut c_void,
 ) -> c_int {
-    // SAFETY: `libc_function` passes a `Search` that nobody else uses meanwhile.
+    // SAFETY: `libc_function` passes a pointer to its `Search`, which no other code uses during the
+    // call.
     let search = unsafe { &mut *search.cast::<Search<'_>>() };
-    // SAFETY: the loader passes a description that is valid through the call.
+    // SAFETY: the loader passes a pointer to a description that is valid during the call.
     let library = unsafe { &*library };
     if library.dlpi_name.is_null() {
         return 0;
     }
-    // SAFETY: the loader's name of the library, terminated.
+    // SAFETY: `dlpi_name` is not null, so it points to the library's terminated path.
     let path = unsafe { CStr::from_ptr(library.dlpi_name) }.to_bytes();
     let file = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
     if !(file.starts_with(b"libc.so.") || file.starts_with(b"libdl.so.")) {
         return 0;
     }
-    // SAFETY: the description is of a loaded library of glibc's, whose tables are mapped.
+    // SAFETY: the description is that of a loaded library of glibc, whose tables are mapped.
     if let Some(tables) = unsafe { tables(library) } {
-        // SAFETY: as above.
+        // SAFETY: `tables` are the tables of that library.
         search.found = unsafe { tables.function(search.name) };
     }
     c_int::from(!search.found.is_null())
 }
 
-/// Where a library is loaded, and the entries of its dynamic section.
+/// Returns the load address of a library and the entries of its dynamic section.
 ///
 /// # Safety
 ///
-/// `library` describes a library that is loaded, and stays loaded while the result is used.
+/// `library` describes a loaded object, and the object stays loaded while the result is used.
 unsafe fn dynamic(library: &libc::dl_phdr_info) -> Option<(usize, &[Dynamic])> {
     let base = usize::try_from(library.dlpi_addr).ok()?;
     if library.dlpi_phdr.is_null() {
         return None;
     }
-    // SAFETY: the loader's description of the program headers.
+    // SAFETY: the loader describes `dlpi_phnum` program headers at `dlpi_phdr`.
     let headers =
         unsafe { std::slice::from_raw_parts(library.dlpi_phdr, usize::from(library.dlpi_phnum)) };
     let dynamic = headers
@@ -143,24 +148,27 @@ unsafe fn dynamic(library: &libc::dl_phdr_info) -> Option<(usize, &[Dynamic])> {
         .find(|header| header.p_type == libc::PT_DYNAMIC)?;
     let first = (base + usize::try_from(dynamic.p_vaddr).ok()?) as *const Dynamic;
     let mut count = 0;
-    // SAFETY: the dynamic section is mapped, aligned, and ends with an entry DT_NULL.
+    // SAFETY: the dynamic section is mapped and aligned, and it ends with a DT_NULL entry.
     while unsafe { first.add(count).read() }.tag != dt::NULL {
         count += 1;
     }
-    // SAFETY: as above.
+    // SAFETY: the loop above read these entries.
     Some((base, unsafe { std::slice::from_raw_parts(first, count) }))
 }
 
-/// glibc has added the base where it can write to the section, which is nearly everywhere.
+/// Returns the address that an entry of the dynamic section holds. glibc usually adds the load
+/// address to the entry already, but cannot do so if the section is read-only.
 fn relocated(base: usize, value: usize) -> usize {
     if value < base { base + value } else { value }
 }
 
+/// Returns the tables of a library; `None` if one of them is missing.
+///
 /// # Safety
 ///
 /// As for [`dynamic`].
 unsafe fn tables(library: &libc::dl_phdr_info) -> Option<Tables> {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let (base, entries) = unsafe { dynamic(library) }?;
     let address = |tag: i64| {
         let entry = entries.iter().find(|it| it.tag == tag)?;
@@ -175,20 +183,22 @@ unsafe fn tables(library: &libc::dl_phdr_info) -> Option<Tables> {
 }
 
 impl Tables {
+    /// Returns the address of the function; null if the library does not define it.
+    ///
     /// # Safety
     ///
-    /// The tables are a loaded library's.
+    /// The tables belong to a loaded library.
     unsafe fn function(self, name: &CStr) -> *mut c_void {
-        // SAFETY: the table begins with four numbers: of buckets, of the first symbol that is in a
-        // bucket, of 64-bit words in the filter that follows, and a shift that belongs to the
-        // filter.
+        // SAFETY: the hash table begins with four numbers: the number of buckets, the number of the
+        // first symbol in a bucket, the number of 64-bit words in the filter, and the filter's
+        // shift.
         let [buckets, first, filter, _] = unsafe { self.hash.cast::<[u32; 4]>().read() };
         if buckets == 0 {
             return ptr::null_mut();
         }
         let wanted = gnu_hash(name.to_bytes());
-        // SAFETY: after the filter come the buckets, and after them the chains, as long as the
-        // table of symbols.
+        // SAFETY: the buckets follow the filter, and the chains follow the buckets. The chains are
+        // as long as the rest of the symbol table.
         let (bucket, chains) = unsafe {
             let table = self.hash.add(4 + 2 * filter as usize);
             let bucket = table.add((wanted % buckets) as usize).read();
@@ -199,11 +209,11 @@ impl Tables {
         }
         let mut number = bucket;
         loop {
-            // SAFETY: a chain has a word for each symbol from the first on, and the last of a chain
-            // is marked by its lowest bit, which ends the loop.
+            // SAFETY: the chains have one word for each symbol from `first` on. The lowest bit
+            // marks the last word of a chain, and the loop ends there.
             let hash = unsafe { chains.add((number - first) as usize).read() };
             if hash | 1 == wanted | 1 {
-                // SAFETY: the number is of a symbol.
+                // SAFETY: `number` is the number of a symbol in the table.
                 let symbol = unsafe { &*self.symbols.add(number as usize) };
                 // SAFETY: the symbol's name is a terminated string in the table of strings.
                 let called = unsafe { CStr::from_ptr(self.strings.add(symbol.st_name as usize)) };
@@ -239,11 +249,11 @@ mod tests {
                 dli_sname: ptr::null(),
                 dli_saddr: ptr::null_mut(),
             };
-            // SAFETY: writes the structure, for any address.
+            // SAFETY: `dladdr` accepts any address and writes only `info`.
             assert_ne!(unsafe { libc::dladdr(found, &raw mut info) }, 0);
             assert_eq!(info.dli_saddr, found, "{name:?}");
         }
-        // SAFETY: getpid takes nothing and returns a pid_t.
+        // SAFETY: `getpid` has no parameters and returns a `pid_t`.
         let getpid: extern "C" fn() -> libc::pid_t =
             unsafe { std::mem::transmute(libc_function(c"getpid")) };
         assert_eq!(getpid(), std::process::id().cast_signed());

@@ -1,7 +1,8 @@
 //! State that a forked child must not take over from its parent.
 //!
-//! A child has a copy of its parent's memory. A page under `MADV_WIPEONFORK` is zero there: it
-//! tells the two apart, and holds the pointer to all that belongs to one process.
+//! A child has a copy of its parent's memory, except that a page under `MADV_WIPEONFORK` is zero in
+//! the child. Such a page holds the number of the process, and the pointer to the state that
+//! belongs to one process. So a child finds neither.
 
 use std::mem;
 use std::ptr::{self, NonNull};
@@ -11,35 +12,35 @@ use std::thread;
 use memmap2::MmapMut;
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// Memory that a child finds wiped, that is, zero.
+/// A page that the kernel fills with zeros in a forked child.
 struct Page {
-    /// All that belongs to this process, of a type that this module need not know.
+    /// A pointer to the state of this process. Its type does not matter to this module.
     owned: AtomicPtr<()>,
-    /// The process's number among those that it was forked from, once it was asked for.
+    /// The number of this process; 0 until the first call of [`id`].
     id: AtomicU64,
 }
 
-/// Where the page is. The pointer is not wiped.
+/// The address of the page. This variable is not in the page, so a child inherits the address.
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
 
-/// The number of a process that was not forked from one with a number.
+/// The number that [`id`] returns in a process none of whose ancestors had a number at its fork.
 pub(crate) const FIRST: u64 = 1;
 
-/// The place for a pointer that children find null; `None` if the kernel cannot mark what children
-/// are not to see (before Linux 4.14).
+/// Returns the place for the pointer to the state of this process. A child finds null in it.
+/// Returns `None` if the kernel has no `MADV_WIPEONFORK` (before Linux 4.14).
 pub(crate) fn owned() -> Option<&'static AtomicPtr<()>> {
     page().map(|page| &page.owned)
 }
 
-/// As [`owned`], and `None` if nobody has asked for it yet.
+/// Returns what [`owned`] returns, but does not map the page: `None` if nothing has mapped it yet.
 pub(crate) fn owned_already() -> Option<&'static AtomicPtr<()>> {
-    // SAFETY: null, or the page, which is never unmapped.
+    // SAFETY: the pointer is null or points to the page, and the page is never unmapped.
     let page = unsafe { PAGE.load(Ordering::Acquire).as_ref() }?;
     Some(&page.owned)
 }
 
-/// Tells this process from those that it was forked from; 0 if the kernel cannot mark what children
-/// are not to see.
+/// Returns the number of this process. An ancestor that had a number at its fork had another one.
+/// Returns 0 if the kernel has no `MADV_WIPEONFORK`.
 pub(crate) fn id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(FIRST);
     let Some(page) = page() else {
@@ -59,11 +60,11 @@ pub(crate) fn id() -> u64 {
     }
 }
 
-/// A lock for short and rare use. A child finds it open, though another thread of its parent's may
-/// have had it when the child was forked.
+/// A lock for short and rare use. A child can take this lock even if another thread of its parent
+/// held the lock at the fork.
 pub(crate) struct ProcessLock(AtomicU64);
 
-/// The lock, held.
+/// A guard that holds the lock until it is dropped.
 pub(crate) struct Locked<'a>(&'a ProcessLock);
 
 impl ProcessLock {
@@ -73,7 +74,8 @@ impl ProcessLock {
 
     /// Waits until this thread has the lock.
     pub(crate) fn lock(&self) -> Locked<'_> {
-        // Without numbers there are no children to tell apart.
+        // `id` returns 0 if the kernel has no `MADV_WIPEONFORK`. In this lock 0 means unlocked, so
+        // the owner's number is at least `FIRST`.
         let this = id().max(FIRST);
         let mut found = 0;
         loop {
@@ -85,7 +87,8 @@ impl ProcessLock {
                     found = 0;
                     thread::yield_now();
                 }
-                // That thread is not in this process.
+                // The owner is a thread of an ancestor, which will never release this copy of the
+                // lock. So the next iteration takes the lock over.
                 Err(other) => found = other,
             }
         }
@@ -98,14 +101,14 @@ impl Drop for Locked<'_> {
     }
 }
 
-/// The page that children find wiped.
+/// Returns the page that a child finds filled with zeros. The first call maps the page.
 fn page() -> Option<&'static Page> {
     let mut known = PAGE.load(Ordering::Acquire);
     if known.is_null() {
         let mut page = MmapMut::map_anon(size_of::<Page>()).ok()?;
         let len = page.len();
         let start = NonNull::from(&mut page[..]).cast();
-        // SAFETY: this mapping's own page, which nothing has been written to yet.
+        // SAFETY: this mapping is private to this call, and nothing has been written to it yet.
         unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }.ok()?;
         let made = page.as_mut_ptr().cast();
         let installed =
@@ -118,7 +121,7 @@ fn page() -> Option<&'static Page> {
             Err(other) => other,
         };
     }
-    // SAFETY: a page that is never unmapped and only used as this; zeros are a null pointer and no
-    // number.
+    // SAFETY: the page is never unmapped, and it is used only as a `Page`. Zeros are a valid
+    // `Page`: a null pointer and the number 0.
     unsafe { known.as_ref() }
 }

@@ -1,4 +1,4 @@
-//! The functions that programs call in place of libibverbs's.
+//! Defines the functions that programs call in place of libibverbs's.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;
@@ -17,17 +17,19 @@ use crate::objects::{DEVICES, address};
 use crate::process::{NoDomain, Process};
 use crate::real::{self, Inside, set_errno};
 
-/// `IBV_ACCESS_OPTIONAL_RANGE`: flags that may be ignored, for which there is `ibv_reg_mr_iova2`.
+/// `IBV_ACCESS_OPTIONAL_RANGE`: the optional flags. Only `ibv_reg_mr_iova2` ignores those
+/// that the device does not support.
 const OPTIONAL: c_uint = 0x3ff0_0000;
 
-/// `IBV_REREG_MR_CHANGE_TRANSLATION` and `IBV_REREG_MR_CHANGE_ACCESS`.
+/// `IBV_REREG_MR_CHANGE_TRANSLATION`.
 const CHANGE_TRANSLATION: c_int = 1;
+/// `IBV_REREG_MR_CHANGE_ACCESS`.
 const CHANGE_ACCESS: c_int = 1 << 2;
 
-/// `IBV_REREG_MR_ERR_INPUT`: refused, the registration is what it was.
+/// `IBV_REREG_MR_ERR_INPUT`: libibverbs refused, and the registration is unchanged.
 const REREG_REFUSED: c_int = -1;
 
-/// Memory that a program wants registered, at its own addresses.
+/// A range of memory that the program asks to register, at the process's own addresses.
 #[derive(Clone, Copy)]
 struct Wanted {
     pd: *mut Pd,
@@ -46,8 +48,8 @@ impl Wanted {
         }
     }
 
-    /// Refuses flags that `ibv_reg_mr_iova2` alone may ignore: the other functions pass them to the
-    /// device.
+    /// Refuses optional flags, which only `ibv_reg_mr_iova2` may ignore. The other functions pass
+    /// the flags to the device.
     fn with_strict_flags(self) -> Result<Self, Not> {
         match self.flags & OPTIONAL {
             0 => Ok(self),
@@ -55,7 +57,7 @@ impl Wanted {
         }
     }
 
-    /// Refuses device addresses that differ from the process's.
+    /// Refuses device addresses that differ from the process's addresses.
     fn at_own_address(self, iova: u64) -> Result<Self, Not> {
         if iova == self.addr.addr() as u64 {
             Ok(self)
@@ -65,11 +67,11 @@ impl Wanted {
     }
 }
 
-/// Why the cache has no registration for it.
+/// The reason why the cache returns no registration for a request.
 enum Not {
-    /// It is libibverbs's to serve or refuse; counted here.
+    /// The request passes on to libibverbs. The function selects the counter of the reason.
     Passed(fn(&Counts) -> &AtomicU64),
-    /// The device refused, with this errno.
+    /// The device refused the registration with this errno.
     Refused(c_int),
 }
 
@@ -82,12 +84,12 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr(
 ) -> *mut Mr {
     let flags = access.cast_unsigned();
     let theirs = || match real::reg_mr() {
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         Some(register) => unsafe { register(pd, addr, length, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, flags).with_strict_flags();
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { register(wanted, theirs) }
 }
 
@@ -101,13 +103,13 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova(
 ) -> *mut Mr {
     let flags = access.cast_unsigned();
     let theirs = || match real::reg_mr_iova() {
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         Some(register) => unsafe { register(pd, addr, length, iova, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, flags).with_strict_flags();
     let wanted = wanted.and_then(|wanted| wanted.at_own_address(iova));
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { register(wanted, theirs) }
 }
 
@@ -120,16 +122,16 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova2(
     access: c_uint,
 ) -> *mut Mr {
     let theirs = || match real::reg_mr_iova2() {
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         Some(register) => unsafe { register(pd, addr, length, iova, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, access).at_own_address(iova);
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { register(wanted, theirs) }
 }
 
-/// Changes the registration itself, and answers as the device does.
+/// Changes libibverbs's registration itself, and returns the device's result.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     mr: *mut Mr,
@@ -142,7 +144,7 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     let theirs = |mr: *mut Mr, flags, addr, length| {
         let _inside = Inside::enter();
         match real::rereg_mr() {
-            // SAFETY: the program's call.
+            // SAFETY: this is the program's call, with its arguments.
             Some(reregister) => unsafe { reregister(mr, flags, pd, addr, length, access) },
             None => {
                 set_errno(libc::ENOSYS);
@@ -166,7 +168,8 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     let mut result = REREG_REFUSED;
     let is_changed = held.change(|real| {
         result = if flags & CHANGE_TRANSLATION == 0 && is_larger(real, face) {
-            // The registration may be larger than what the program knows of.
+            // A cached registration may be larger than the range that the program sees, so the new
+            // access must come with that range.
             let flags = flags | CHANGE_TRANSLATION;
             theirs(real.as_ptr(), flags, face.addr, face.length)
         } else {
@@ -175,7 +178,7 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
         let is_as_before = result == REREG_REFUSED
             || (result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EOPNOTSUPP));
         if !is_as_before {
-            // SAFETY: libibverbs's registration, which nobody else changes.
+            // SAFETY: `real` is libibverbs's registration, and no other thread changes it.
             face = unsafe { *real.as_ptr() };
         }
         !is_as_before
@@ -194,9 +197,9 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     result
 }
 
-/// True if libibverbs's registration is not of what the program sees.
+/// Returns true if libibverbs's registration covers another range than the program sees.
 fn is_larger(real: NonNull<Mr>, face: Mr) -> bool {
-    // SAFETY: libibverbs's registration, which nobody changes now.
+    // SAFETY: `real` is libibverbs's registration, and no thread changes it now.
     let real = unsafe { real.as_ref() };
     (real.addr, real.length) != (face.addr, face.length)
 }
@@ -205,12 +208,12 @@ fn is_larger(real: NonNull<Mr>, face: Mr) -> bool {
 pub(crate) unsafe extern "C" fn ibv_dereg_mr(mr: *mut Mr) -> c_int {
     let (process, ours) = match whose(mr) {
         Whose::Ours(process, ours) => (process, ours),
-        // It is the parent's, and stays.
+        // The registration belongs to the parent process, and the parent keeps it.
         Whose::Inherited => return 0,
         Whose::Libibverbs => {
             let _inside = Inside::enter();
             return match real::dereg_mr() {
-                // SAFETY: the program's call.
+                // SAFETY: this is the program's call, with its arguments.
                 Some(deregister) => unsafe { deregister(mr) },
                 None => libc::ENOSYS,
             };
@@ -255,12 +258,12 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
     };
     let domain = Process::started().and_then(|process| process.known_domain(pd));
     if let Some(domain) = &domain {
-        // Idle registrations must not keep the domain.
+        // Idle registrations would make `ibv_dealloc_pd` fail, so they end first.
         domain.give_up_idle();
     }
     let refused = {
         let _inside = Inside::enter();
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         unsafe { deallocate(pd) }
     };
     if refused == 0
@@ -272,8 +275,8 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
     refused
 }
 
-/// The domain stays, for the process that has it from elsewhere, but this one's name for it does
-/// not.
+/// Forgets the domain. The process from which it was imported keeps it, but this process's pointer
+/// to it becomes invalid.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_unimport_pd(pd: *mut Pd) {
     if let Some(process) = Process::started()
@@ -284,7 +287,7 @@ pub(crate) unsafe extern "C" fn ibv_unimport_pd(pd: *mut Pd) {
     }
     if let Some(unimport) = real::unimport_pd() {
         let _inside = Inside::enter();
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         unsafe { unimport(pd) };
     }
 }
@@ -297,11 +300,11 @@ pub(crate) unsafe extern "C" fn ibv_close_device(context: *mut Context) -> c_int
     let Some(close) = real::close_device() else {
         return libc::ENOSYS;
     };
-    // Before it is gone, since the next one may be at the same address.
+    // The removal comes before the close, since the next device may be opened at the same address.
     let device = DEVICES.remove(address(context));
     let refused = {
         let _inside = Inside::enter();
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         unsafe { close(context) }
     };
     if let Some(device) = device {
@@ -321,11 +324,11 @@ const IN_USE: Not = Not::Passed(|counts| &counts.in_use);
 const UNSEEN: Not = Not::Passed(|counts| &counts.unseen);
 const OFF: Not = Not::Passed(|counts| &counts.off);
 
-/// One registration for the program: from the cache, or `theirs`.
+/// Returns a registration for the program: from the cache, or else from `theirs`.
 ///
 /// # Safety
 ///
-/// The domain is one.
+/// `wanted` names a protection domain.
 unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) -> *mut Mr {
     let Some(_inside) = Inside::enter() else {
         return theirs();
@@ -335,7 +338,7 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
     };
     let counts = &process.counts;
     add_one(&counts.asked);
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let not = match wanted.and_then(|wanted| unsafe { cached(process, wanted) }) {
         Ok((content, face, flags)) => {
             return process.mrs().make(process.owner(), face, flags, content);
@@ -346,7 +349,8 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
         Not::Passed(count) => {
             add_one(count(counts));
             let mut mr = theirs();
-            // Cached registrations count against the same limits.
+            // Cached registrations count against the same limits. So the cache gives up idle ones,
+            // and the call is repeated.
             if mr.is_null() && is_exhaustion(&io::Error::last_os_error()) && process.relieve() {
                 mr = theirs();
             }
@@ -360,20 +364,20 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
     }
 }
 
-/// The registration that `wanted` describes, from the cache if it can be.
+/// Returns the registration that `wanted` describes, if the cache can provide it.
 ///
 /// # Safety
 ///
-/// The domain is one.
+/// `wanted` names a protection domain.
 unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int), Not> {
     let access = cacheable(wanted.flags).ok_or(FLAGS)?;
     if access.is_remote() && !process.settings.keep_remote {
-        // Not even shared by two that are held at the same time: each has a key that must end with
-        // it.
+        // The cache cannot share such a registration, not even between two `ibv_mr`s that are held
+        // at the same time. Each has a remote key that must end with it.
         return Err(REMOTE);
     }
     let pd = NonNull::new(wanted.pd).ok_or(OFF)?;
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let domain = unsafe { process.domain(pd) }.map_err(|no| match no {
         NoDomain::Unseen => UNSEEN,
         NoDomain::Off => OFF,
@@ -386,12 +390,14 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
                 let face = face(wanted, held.registration());
                 return Ok((held, face, wanted.flags.cast_signed()));
             }
-            // Each has a key that must end with it.
+            // The program holds the cached registration. Its key must end with its `ibv_mr`, so a
+            // second `ibv_mr` cannot share it.
             Ok(None) => return Err(IN_USE),
             Err(Error::Register(error)) => {
                 let errno = errno_of(&error);
                 let exhausted = is_exhaustion(&io::Error::from_raw_os_error(errno));
-                // Idle registrations of other domains count as well.
+                // Idle registrations of other domains use up the device as well, so they are given
+                // up once.
                 if !(exhausted && refused.is_none() && process.relieve()) {
                     return Err(Not::Refused(errno));
                 }
@@ -403,11 +409,11 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
     }
 }
 
-/// The `ibv_mr` that the program sees: its own address and length, and the keys of the
-/// registration.
+/// Returns the `ibv_mr` that the program sees. It has the program's own address and length, and the
+/// keys of the registration.
 fn face(wanted: Wanted, numbers: &Registered) -> Mr {
     Mr {
-        // SAFETY: a registration was made in it, so it is a domain.
+        // SAFETY: a registration was made in `wanted.pd`, so it is a domain.
         context: unsafe { (*wanted.pd).context },
         pd: wanted.pd,
         addr: wanted.addr,
@@ -418,7 +424,7 @@ fn face(wanted: Wanted, numbers: &Registered) -> Mr {
     }
 }
 
-/// Whose `mr` is.
+/// The owner of an `ibv_mr`.
 enum Whose {
     Libibverbs,
     Inherited,
@@ -426,7 +432,7 @@ enum Whose {
 }
 
 fn whose(mr: *mut Mr) -> Whose {
-    // A child that has registered nothing itself can have inherited some.
+    // A child may have inherited `ibv_mr`s from its parent before it registers any memory itself.
     let process = Process::started();
     let this = process.map_or_else(Owner::default, Process::owner);
     match (Mrs::origin(this, mr), process) {
@@ -441,7 +447,7 @@ fn missing() -> *mut Mr {
     ptr::null_mut()
 }
 
-/// The errno that the device returned.
+/// Returns the errno with which the device refused.
 fn errno_of(error: &regcache::RegisterError) -> c_int {
     let mut systems = chain(error).filter_map(|cause| cause.downcast_ref::<io::Error>());
     let errno = systems.find_map(io::Error::raw_os_error);

@@ -1,41 +1,44 @@
 //! librcpreload.so: the registration cache under unmodified programs.
 //!
-//! Preloaded (`LD_PRELOAD`), it interposes libibverbs's functions that register memory. A program
-//! that registers and deregisters around each transfer then registers once. It goes on working when
-//! its memory is unmapped and the address used again. docs/guide/preload.md is the user's guide.
+//! Preloaded (`LD_PRELOAD`), the shim interposes libibverbs's functions that register memory. A
+//! program that registers and deregisters around each transfer then registers once. The program
+//! still works when it unmaps memory and uses the address again. docs/guide/preload.md is the
+//! user's guide.
 //!
 //! Registrations:
 //!
-//! - `interpose.rs` has the functions that programs call, and decides which calls are cached and
-//!   which pass on to libibverbs.
-//! - `process.rs` has all that belongs to one process. A forked child starts with none of it, by
-//!   `fork.rs`.
-//! - `domain.rs` has one protection domain, with its cache.
-//! - `mrs.rs` has the `struct ibv_mr`s that programs get.
+//! - `interpose.rs` defines the functions that programs call. It decides which calls are cached and
+//!   which calls pass on to libibverbs.
+//! - `process.rs` holds the state that belongs to one process. A forked child starts without that
+//!   state (see `fork.rs`).
+//! - `domain.rs` describes one protection domain and its cache.
+//! - `mrs.rs` makes the `struct ibv_mr`s that programs get.
 //!
-//! Work that is outstanding, since a registration must not outlive `ibv_dereg_mr` while work uses
-//! it:
+//! Outstanding work. A registration must not outlive `ibv_dereg_mr` while outstanding work uses the
+//! registration:
 //!
-//! - `outstanding` is the accounting, with the argument that it is sound. It knows nothing of
-//!   libibverbs.
-//! - `create.rs` has the functions that open devices and create queues, `post.rs` and `poll.rs`
-//!   those that post and poll.
-//! - `objects.rs` has the shim's knowledge about devices and queues, `directory.rs` finds it by
-//!   address.
-//! - `provider.rs` knows which devices can be followed, `abi.rs` has libibverbs's structures.
+//! - `outstanding` accounts for outstanding work, and argues that the accounting is sound. This
+//!   module does not depend on libibverbs.
+//! - `create.rs` has the functions that open devices and create queues. `post.rs` has the functions
+//!   that post work, and `poll.rs` those that poll for completions.
+//! - `objects.rs` records the open devices and the queues. `directory.rs` finds a record by the
+//!   object's address.
+//! - `provider.rs` decides which devices the shim can follow. `abi.rs` declares libibverbs's
+//!   structures.
 //!
 //! The rest:
 //!
-//! - `real.rs` finds libibverbs's functions. `dl.rs` makes programs that look for them by `dlsym`
-//!   find the shim's. `elf.rs` finds libc's `dlsym`.
-//! - `settings.rs` reads the environment, `counts.rs` counts, `summary.rs` writes the counts at
-//!   exit, and `notice.rs` speaks to the user.
+//! - `real.rs` finds libibverbs's functions. `dl.rs` interposes `dlsym`, so that programs that look
+//!   a function up by name get the shim's. `elf.rs` finds libc's `dlsym`.
+//! - `settings.rs` reads the environment. `counts.rs` holds the counters, and `summary.rs` writes
+//!   them at exit. `notice.rs` writes messages for the user.
 //!
 //! # Rules
 //!
-//! libibverbs is not linked: the shim may be preloaded into any program, and does nothing in one
-//! that uses no verbs. There is no constructor: the first call sets everything up, even one from
-//! another library's constructor. Calls that pass on do so unchanged.
+//! The shim is not linked with libibverbs: it may be preloaded into any program, and does nothing
+//! in a program that uses no verbs. The shim has no constructor. The first call sets the shim up,
+//! even a call from another library's constructor. A call that passes on to libibverbs passes on
+//! unchanged.
 
 mod abi;
 mod counts;

@@ -1,9 +1,9 @@
-//! The `struct ibv_mr`s that programs are given in place of libibverbs's own.
+//! The `struct ibv_mr`s that programs get in place of libibverbs's own.
 //!
-//! Each `ibv_reg_mr` gets one of its own, whichever registration stands behind it. They live in
-//! chunks that are never freed, so that an address tells for ever whether it is one of ours: of
-//! this process, or inherited from the process that forked it. Those that were given back are used
-//! again last of all, so that giving one back twice is nearly always noticed.
+//! Each `ibv_reg_mr` returns its own `ibv_mr`, even if several share a registration over time. The
+//! `ibv_mr`s are in chunks that are never freed. So an address always shows whether the `ibv_mr` is
+//! the shim's, and whether this process or an ancestor made it. A freed `ibv_mr` is reused as late
+//! as possible, so that a second `ibv_dereg_mr` is usually noticed.
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
@@ -16,58 +16,59 @@ use regcache_verbs_types::Mr;
 
 use crate::domain::Held;
 
-/// The `ibv_mr` that a program sees, and the fields that libibverbs's providers look for after it:
-/// they have these two in
-/// front of what is their own (`struct verbs_mr`).
+/// The `ibv_mr` that a program sees, and the two fields that libibverbs's providers expect directly
+/// after it (`struct verbs_mr`).
 #[repr(C)]
 struct Face {
     mr: Mr,
-    /// An ordinary one: 0.
+    /// The kind of the memory region. 0 means an ordinary one.
     kind: c_int,
     access: c_int,
 }
 
 enum State {
     Free,
-    /// Somebody has taken the content, and will give this back or put some content in again.
+    /// A thread has taken the registration out, and will free the slot or put a registration back.
     Taken,
     Full(Held),
 }
 
-/// The program reads the face; all else is done under the lock of the one who owns the `Mrs`.
+/// The place of one `ibv_mr`. The program reads `face`. All other accesses happen under the lock of
+/// the process's `Mrs`.
 #[repr(C)]
 struct Slot {
     face: UnsafeCell<Face>,
     state: UnsafeCell<State>,
 }
 
-/// Never freed or changed, once it is in the list.
+/// A block of slots. No chunk is freed or changed once it is in the list.
 struct Chunk {
     next: *const Chunk,
     owner: Owner,
     slots: Box<[Slot]>,
 }
 
-/// A process, as opposed to those that it was forked from. 0 is none.
+/// A number for the process, which differs from the numbers of its ancestors. 0 stands for no
+/// process.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Owner(pub(crate) usize);
 
-/// The newest chunk, of this process or of one that it was forked from.
+/// The newest chunk, which this process or an ancestor has added.
 static CHUNKS: AtomicPtr<Chunk> = AtomicPtr::new(ptr::null_mut());
 
 const FIRST_CHUNK: usize = 64;
 
-/// Where an `ibv_mr` is from.
+/// The origin of an `ibv_mr`.
 pub(crate) enum Origin {
-    /// It is libibverbs's.
+    /// libibverbs made it.
     Libibverbs,
-    /// It belongs to a process that this one was forked from.
+    /// An ancestor of this process made it.
     Inherited,
-    /// It is, or was, one of ours.
+    /// This process made it, and may have freed it since.
     Ours(Ours),
 }
 
-/// An `ibv_mr` of ours.
+/// An `ibv_mr` that this shim made.
 #[derive(Clone, Copy)]
 pub(crate) struct Ours(NonNull<Slot>);
 
@@ -78,15 +79,15 @@ pub(crate) struct Mrs {
     made: usize,
 }
 
-// SAFETY: what the slots hold, a guard or the address of a registration, may be used from any
-// thread.
+// SAFETY: a slot holds a guard and the address of a registration, and any thread may use either.
 unsafe impl Send for Mrs {}
 
 impl Mrs {
-    /// Where `mr` is from, as this process sees it. Reads nothing at `mr`.
+    /// Returns the origin of `mr`, as seen by this process. Does not read the memory at `mr`.
     pub(crate) fn origin(this: Owner, mr: *mut Mr) -> Origin {
         let mut next: *const Chunk = CHUNKS.load(Ordering::Acquire);
-        // SAFETY: null, or a chunk: complete before it came into the list, and never freed.
+        // SAFETY: the pointer is null or points to a chunk. The chunk was complete before it
+        // entered the list, and it is never freed.
         while let Some(chunk) = unsafe { next.as_ref() } {
             let slots = chunk.slots.as_ptr_range();
             let at = mr.cast::<Slot>().cast_const();
@@ -104,7 +105,7 @@ impl Mrs {
         Origin::Libibverbs
     }
 
-    /// A new one that shows `face`.
+    /// Makes an `ibv_mr` that shows `face` and holds the registration `content`.
     pub(crate) fn make(&mut self, owner: Owner, face: Mr, access: c_int, content: Held) -> *mut Mr {
         if self.free.is_empty() {
             self.grow(owner);
@@ -116,21 +117,21 @@ impl Mrs {
         ours.mr()
     }
 
-    /// Puts content in where it was taken out, and shows `face` from now on.
+    /// Puts a registration into a slot, and shows `face` from now on.
     pub(crate) fn fill(&mut self, ours: Ours, face: Mr, access: c_int, content: Held) {
         let face = Face {
             mr: face,
             kind: 0,
             access,
         };
-        // SAFETY: under the lock, and the program does not read it: it has not been given it yet,
-        // or is in the call that changes it.
+        // SAFETY: the caller holds the lock. The program does not read `face` now: it has not
+        // received the pointer yet, or it is inside the call that changes the registration.
         unsafe { ours.0.as_ref().face.get().write(face) };
         self.set(ours, State::Full(content));
     }
 
-    /// Takes out what is behind it; `None` if the program has given it back before, or is just
-    /// doing so.
+    /// Takes the registration out of the slot. Returns `None` if another `ibv_dereg_mr` has done so
+    /// before.
     pub(crate) fn take(&mut self, ours: Ours) -> Option<Held> {
         match self.set(ours, State::Taken) {
             State::Full(content) => Some(content),
@@ -141,19 +142,19 @@ impl Mrs {
         }
     }
 
-    /// As it was before [`take`](Self::take).
+    /// Puts back the registration that [`take`](Self::take) has taken out.
     pub(crate) fn put_back(&mut self, ours: Ours, content: Held) {
         self.set(ours, State::Full(content));
     }
 
-    /// Gives back one whose content was taken.
+    /// Frees a slot whose registration was taken out.
     pub(crate) fn free(&mut self, ours: Ours) {
         self.set(ours, State::Free);
         self.free.push_back(ours);
     }
 
     fn set(&mut self, ours: Ours, state: State) -> State {
-        // SAFETY: the slot is never freed, and `&mut self` is the lock.
+        // SAFETY: the slot is never freed. `&mut self` proves that the caller holds the lock.
         unsafe { mem::replace(&mut *ours.0.as_ref().state.get(), state) }
     }
 
@@ -173,7 +174,8 @@ impl Mrs {
             slots: (0..count).map(|_| vacant()).collect(),
         });
         let chunk = Box::leak(chunk);
-        // Only this process adds to the list, under the lock.
+        // The caller holds the lock, and only this process adds to its list. So the list does not
+        // change here.
         CHUNKS.store(chunk, Ordering::Release);
         let slots = chunk.slots.iter();
         self.free
@@ -193,14 +195,16 @@ const NOTHING: Mr = Mr {
 };
 
 impl Ours {
-    /// The pointer that the program has.
+    /// Returns the pointer that the program has.
     pub(crate) fn mr(self) -> *mut Mr {
         self.0.as_ptr().cast()
     }
 
-    /// The `ibv_mr` that it shows, and its access, for the thread that has taken the content.
+    /// Returns the `ibv_mr` that the program sees, and its access. Only the thread that has taken
+    /// the registration out may call this.
     pub(crate) fn face(self) -> (Mr, c_int) {
-        // SAFETY: the slot is never freed, and only written by who has taken its content.
+        // SAFETY: the slot is never freed. Only the thread that has taken its registration out
+        // writes `face`.
         let face = unsafe { &*self.0.as_ref().face.get() };
         (face.mr, face.access)
     }

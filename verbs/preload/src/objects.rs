@@ -1,8 +1,8 @@
-//! The shim's knowledge about devices, queue pairs, completion queues and shared receive queues.
+//! The shim's records of devices, queue pairs, completion queues and shared receive queues.
 //!
-//! They are known from when they are created to when they are destroyed. An object that was created
-//! in another way is not known: [`OpenDevice::cannot_see`] then says that nothing is certain about
-//! the device.
+//! A record exists from the creation of its object to its destruction. An object that was created
+//! unseen has no record. [`OpenDevice::cannot_see`] then marks its device: the shim keeps no
+//! registration on that device any more.
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
@@ -27,25 +27,25 @@ pub(crate) static QUEUE_PAIRS: Directory<QueuePair> = Directory::new();
 pub(crate) static COMPLETION_QUEUES: Directory<CompletionQueue> = Directory::new();
 pub(crate) static SHARED_QUEUES: Directory<SharedQueue> = Directory::new();
 
-/// The address of an object, by which it is known.
+/// Returns the address of an object, which is the key of its record.
 pub(crate) fn address<T>(object: *mut T) -> usize {
     object.addr()
 }
 
 /// A device that the program has opened.
 pub(crate) struct OpenDevice {
-    /// The functions that the context had before the shim's took their place.
+    /// The functions of the context before the shim replaced them.
     pub(crate) ops: ContextOps,
     pub(crate) create: Creators,
-    /// The work that was posted to it.
+    /// The work that was posted to the device.
     pub(crate) work: Device,
-    /// The process that opened it.
+    /// The number of the process that opened the device.
     process: u64,
-    /// Why not all work is seen.
+    /// The reason why the shim does not see all work of the device, if there is one.
     unseen: OnceLock<&'static str>,
 }
 
-/// The functions that create objects of an extended context.
+/// The functions that create the objects of an extended context.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Creators {
     pub(crate) wq: Option<crate::abi::CreateWq>,
@@ -55,14 +55,15 @@ pub(crate) struct Creators {
     pub(crate) srq_ex: Option<crate::abi::CreateSrqEx>,
 }
 
-// SAFETY: functions of libibverbs's, and unused addresses between them.
+// SAFETY: the functions are libibverbs's, and any thread may call them. The addresses between them
+// are not used.
 unsafe impl Send for OpenDevice {}
-// SAFETY: as above.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for OpenDevice {}
 
 impl OpenDevice {
     pub(crate) fn new(ops: ContextOps, extended: *mut VerbsContext) -> Self {
-        // SAFETY: null, or the extended part of an open context.
+        // SAFETY: the pointer is null or points to the extended part of an open context.
         let create = unsafe { extended.as_ref() }.map_or_else(Creators::default, |it| Creators {
             wq: it.create_wq,
             cq_ex: it.create_cq_ex,
@@ -79,7 +80,7 @@ impl OpenDevice {
         }
     }
 
-    /// Forgets all that was created on it, since it is closed.
+    /// Removes the records of all objects on the device, which was closed.
     pub(crate) fn closed(&self) {
         let is_mine = |device: &Arc<Self>| std::ptr::eq(&**device, self);
         drop(QUEUE_PAIRS.remove_all(|it| is_mine(&it.device)));
@@ -87,18 +88,20 @@ impl OpenDevice {
         drop(SHARED_QUEUES.remove_all(|it| is_mine(&it.device)));
     }
 
-    /// From now on work may be posted, or complete, that is not seen. True if that was not so yet.
+    /// Marks the device: from now on the shim may miss work or completions. Returns true if the
+    /// device was not marked yet.
     pub(crate) fn cannot_see(&self, why: &'static str) -> bool {
         self.unseen.set(why).is_ok()
     }
 
-    /// True if this process has opened it. The locks of a parent's queues may never be released in
-    /// its child.
+    /// Returns true if this process has opened the device. If the parent opened it, a thread of the
+    /// parent may have held a queue's lock at the fork. No thread of the child would release that
+    /// lock.
     pub(crate) fn is_ours(&self) -> bool {
         self.process == fork::id()
     }
 
-    /// Why not all work is seen, if so.
+    /// Returns the reason why the shim does not see all work of the device, if there is one.
     pub(crate) fn unseen(&self) -> Option<&'static str> {
         if self.is_ours() {
             self.unseen.get().copied()
@@ -133,41 +136,42 @@ impl SharedQueue {
     }
 }
 
-/// A queue pair, with what is called for it.
+/// A queue pair, with its queues and the device's functions that post to it.
 pub(crate) struct QueuePair {
     pub(crate) device: Arc<OpenDevice>,
     number: u32,
     pub(crate) all_signaled: bool,
     pub(crate) cap: QpCap,
     pub(crate) sends: Arc<Queue>,
-    /// Its own receive queue.
+    /// The receive queue of this queue pair; `None` if it uses a shared one.
     pub(crate) receives: Option<Arc<Queue>>,
-    /// The receive queue that its completions are of.
+    /// The receive queue to which the queue pair's receive completions belong. It may be a shared
+    /// one.
     received: Option<Arc<Queue>>,
-    /// The completions with errors since the last reset.
+    /// The number of completions with errors since the last reset.
     errors: Arc<AtomicU64>,
     send_cq: Option<Arc<CompletionQueue>>,
     recv_cq: Option<Arc<CompletionQueue>>,
     pub(crate) post_send: Option<PostSend>,
     pub(crate) post_recv: Option<PostRecv>,
-    /// Its own functions for extended posts.
+    /// The device's functions for extended posts.
     pub(crate) extended: Option<ExtendedPost>,
-    /// From `ibv_wr_start` to `ibv_wr_complete`. Borrows `sends`.
+    /// The post between `ibv_wr_start` and `ibv_wr_complete`. It borrows `sends`.
     extended_post: UnsafeCell<Option<(Post<'static>, Mark)>>,
 }
 
-// SAFETY: the post is touched only by the thread that has the lock of `sends`, by the rules of the
+// SAFETY: only the thread that holds the lock of `sends` touches the post, by the rules of the
 // functions for extended posts.
 unsafe impl Send for QueuePair {}
-// SAFETY: as above.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for QueuePair {}
 
 impl QueuePair {
-    /// Adds a queue pair that was just created.
+    /// Adds the record of a queue pair that was just created.
     ///
     /// # Safety
     ///
-    /// `qp` is one, on this device.
+    /// `qp` is a queue pair on this device.
     pub(crate) unsafe fn create(
         device: Arc<OpenDevice>,
         qp: *mut IbvQp,
@@ -175,7 +179,7 @@ impl QueuePair {
         all_signaled: bool,
         extended: Option<ExtendedPost>,
     ) {
-        // SAFETY: by the contract.
+        // SAFETY: the caller keeps the contract of this function.
         let it = unsafe { &*qp };
         let sends = device
             .work
@@ -185,7 +189,7 @@ impl QueuePair {
                 .work
                 .queue(Order::Each, cap.max_recv_wr, cap.max_recv_sge)
         });
-        // SAFETY: the program does not destroy what the queue pair uses.
+        // SAFETY: the program does not destroy the queues that the queue pair uses.
         let (shared, send_cq, recv_cq) = unsafe {
             (
                 SHARED_QUEUES.get(address(it.srq)),
@@ -216,7 +220,7 @@ impl QueuePair {
         }
     }
 
-    /// Has its completions counted from now on.
+    /// Tells the completion queues to count the completions of this queue pair from now on.
     pub(crate) fn count_completions(&self) {
         if let Some(cq) = &self.send_cq {
             cq.count(self.number, &self.errors, Some(&self.sends), None);
@@ -226,14 +230,15 @@ impl QueuePair {
         }
     }
 
-    /// Has its completions ignored: a later queue pair may have the same number.
+    /// Tells the completion queues to ignore its completions: a later queue pair may have the same
+    /// number.
     pub(crate) fn ignore_completions(&self) {
         for cq in [&self.send_cq, &self.recv_cq].into_iter().flatten() {
             cq.ignore(self.number);
         }
     }
 
-    /// The device does nothing more for it.
+    /// Marks the queues as destroyed: the device does no more work for the queue pair.
     pub(crate) fn destroyed(&self) {
         let queues = [Some(&self.sends), self.receives.as_ref()];
         for queue in queues.into_iter().flatten() {
@@ -241,10 +246,10 @@ impl QueuePair {
         }
     }
 
-    /// The device has thrown away all of its work.
+    /// Marks all requests as over: the device has discarded the work of the queue pair.
     pub(crate) fn reset(&self) {
         let errors = self.errors.swap(0, Ordering::Relaxed);
-        // A shared receive queue does not tell how many receives the queue pair has taken.
+        // A shared receive queue does not show how many of its receives this queue pair has taken.
         let all_polled = self
             .receives
             .as_ref()
@@ -266,28 +271,28 @@ impl QueuePair {
     ///
     /// # Safety
     ///
-    /// The thread calls `ibv_wr_start` for this queue pair.
+    /// This thread is in `ibv_wr_start` for this queue pair.
     pub(crate) unsafe fn begin(&self) {
-        // SAFETY: `self` lives until the queue pair is destroyed, which is not done between the
-        // calls.
+        // SAFETY: `self` lives until the queue pair is destroyed. The program does not destroy it
+        // between `ibv_wr_start` and the end of the post.
         let sends: &'static Arc<Queue> = unsafe { &*ptr::from_ref(&self.sends) };
         let post = sends.post();
         let mark = post.mark();
-        // SAFETY: this thread has the lock.
+        // SAFETY: this thread holds the lock of the send queue.
         unsafe { *self.extended_post.get() = Some((post, mark)) };
     }
 
-    /// The post that was begun.
+    /// Returns the extended post that this thread has begun.
     ///
     /// # Safety
     ///
-    /// The thread has begun it.
+    /// This thread has begun an extended post.
     #[expect(
         clippy::mut_from_ref,
         reason = "only the thread that has the lock of the queue"
     )]
     pub(crate) unsafe fn begun(&self) -> &mut Option<(Post<'static>, Mark)> {
-        // SAFETY: by the contract this thread has the lock.
+        // SAFETY: the contract says that this thread has begun the post, so it holds the lock.
         unsafe { &mut *self.extended_post.get() }
     }
 }
@@ -296,17 +301,17 @@ impl QueuePair {
 pub(crate) struct CompletionQueue {
     pub(crate) device: Arc<OpenDevice>,
     pub(crate) poll_cq: Option<PollCq>,
-    /// Its own functions for extended polling.
+    /// The device's functions for extended polling.
     pub(crate) extended: Option<ExtendedPoll>,
-    /// Locked while it is polled.
+    /// The counters of completions. The lock is held while the queue is polled.
     counting: Mutex<Counting>,
-    /// From `ibv_start_poll` to `ibv_end_poll`. Borrows `counting`.
+    /// The lock of `counting` between `ibv_start_poll` and `ibv_end_poll`.
     extended_poll: UnsafeCell<Option<MutexGuard<'static, Counting>>>,
-    /// The thread that is between these two calls; 0 if none is.
+    /// The thread that is between `ibv_start_poll` and `ibv_end_poll`; 0 if none is.
     extended_by: AtomicUsize,
 }
 
-/// Tells threads apart that live at the same time.
+/// Returns a number of this thread, which no other living thread has.
 fn this_thread() -> usize {
     thread_local! {
         static HERE: u8 = const { 0 };
@@ -322,19 +327,19 @@ pub(crate) struct ExtendedPoll {
     pub(crate) end: EndPoll,
 }
 
-// SAFETY: the guard is touched only by the thread that has the lock, by the rules of the functions
-// for extended polling. parking_lot's lock may be released by another thread.
+// SAFETY: only the thread that holds the lock touches the guard, by the rules of the functions for
+// extended polling. Another thread may release a lock of parking_lot.
 unsafe impl Send for CompletionQueue {}
-// SAFETY: as above.
+// SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for CompletionQueue {}
 
-/// Where the completions of a queue pair are counted.
+/// The counters for the completions of one queue pair.
 #[derive(Clone, Default)]
 struct Counted {
     sends: Option<Arc<Queue>>,
     receives: Option<Arc<Queue>>,
     errors: Option<Arc<AtomicU64>>,
-    /// The queue pair is destroyed. Its completions may be polled yet.
+    /// True if the queue pair is destroyed. The program may still poll its completions.
     gone: bool,
 }
 
@@ -342,13 +347,14 @@ struct Counted {
 #[derive(Default)]
 pub(crate) struct Counting {
     pairs: HashMap<u32, Counted, BuildHasherDefault<Spread>>,
-    /// The one that was looked up last, with its number.
+    /// The queue pair that was looked up last, with its number.
     latest: Option<(u32, Counted)>,
-    /// Completions of before a reset, or of a queue pair that is destroyed, may be in the queue.
+    /// True if the queue may hold completions from before a reset, or of a destroyed queue pair.
     unsettled: bool,
 }
 
-/// Numbers of queue pairs come from the device, so nobody chooses them to collide.
+/// A hasher for numbers of queue pairs. The device chooses them, so no attacker can make them
+/// collide.
 #[derive(Default)]
 pub(crate) struct Spread(u64);
 
@@ -396,10 +402,10 @@ impl CompletionQueue {
         self.change(|counting| counting.count(number, errors, sends, receives));
     }
 
-    /// Changes the queue pairs. A thread may do so while it polls.
+    /// Changes the table of queue pairs. The thread may be inside its own extended poll.
     fn change<T>(&self, change: impl FnOnce(&mut Counting) -> T) -> T {
         if self.extended_by.load(Ordering::Relaxed) == this_thread() {
-            // SAFETY: this thread has begun it, and has not ended it.
+            // SAFETY: this thread has begun an extended poll and has not ended it.
             if let Some(counting) = unsafe { self.begun() } {
                 return change(counting);
             }
@@ -419,37 +425,38 @@ impl CompletionQueue {
     ///
     /// # Safety
     ///
-    /// The thread calls `ibv_start_poll` for this queue.
+    /// This thread is in `ibv_start_poll` for this queue.
     pub(crate) unsafe fn begin(&self) {
         let counting = self.counting();
-        // SAFETY: `self` lives until the queue is destroyed, which is not done between the calls.
+        // SAFETY: `self` lives until the queue is destroyed. The program does not destroy it during
+        // a poll.
         let counting = unsafe {
             std::mem::transmute::<MutexGuard<'_, Counting>, MutexGuard<'static, Counting>>(counting)
         };
-        // SAFETY: this thread has the lock.
+        // SAFETY: this thread holds the lock.
         unsafe { *self.extended_poll.get() = Some(counting) };
         self.extended_by.store(this_thread(), Ordering::Relaxed);
     }
 
-    /// Ends it.
+    /// Ends an extended poll.
     ///
     /// # Safety
     ///
-    /// The thread has begun it.
+    /// This thread has begun an extended poll.
     pub(crate) unsafe fn end(&self) {
         self.extended_by.store(0, Ordering::Relaxed);
-        // SAFETY: by the contract this thread has the lock.
+        // SAFETY: the contract says that this thread has begun the poll, so it holds the lock.
         drop(unsafe { self.begun() }.take());
     }
 
-    /// The poll that was begun.
+    /// Returns the counters, locked by the extended poll that this thread has begun.
     ///
     /// # Safety
     ///
-    /// The thread has begun it.
+    /// This thread has begun an extended poll.
     #[expect(clippy::mut_from_ref, reason = "only the thread that has the lock")]
     pub(crate) unsafe fn begun(&self) -> &mut Option<MutexGuard<'static, Counting>> {
-        // SAFETY: by the contract this thread has the lock.
+        // SAFETY: the contract says that this thread has begun the poll, so it holds the lock.
         unsafe { &mut *self.extended_poll.get() }
     }
 }
@@ -464,8 +471,9 @@ impl Counting {
     ) {
         self.latest = None;
         let counted = self.pairs.entry(number).or_default();
-        // Completions of another queue pair that had this number may come yet. Those of this one
-        // are then ignored as well.
+        // The program may still poll completions of a destroyed queue pair that had this number.
+        // They look like completions of the new queue pair. So its completions are not counted
+        // until `settle` removes the destroyed one.
         if !counted.gone {
             counted.errors = Some(Arc::clone(errors));
             counted.sends = sends.cloned().or(counted.sends.take());
@@ -514,7 +522,7 @@ impl Counting {
         }
     }
 
-    /// Remembers it as the latest.
+    /// Looks the queue pair up, and remembers it as the latest.
     fn look_up(&mut self, number: u32) -> Option<&Counted> {
         let counted = self.pairs.get(&number)?;
         let (_, latest) = self.latest.insert((number, counted.clone()));
@@ -528,7 +536,7 @@ impl Counting {
         }
     }
 
-    /// The queue was seen empty.
+    /// Records that a poll has found the queue empty.
     #[inline]
     pub(crate) fn seen_empty(&mut self) {
         if self.unsettled {

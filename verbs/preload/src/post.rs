@@ -1,7 +1,7 @@
-//! Posting: what takes the place of a device's functions for it.
+//! Posts work: the functions that replace the device's own.
 //!
-//! Each request is counted, with its keys, before the device gets it. A key that is idle is
-//! deregistered for real first: see the head of `outstanding/mod.rs`.
+//! Each request is counted, with its keys, before the device gets it. If a key is idle, its
+//! registration is first deregistered (see the head of `outstanding/mod.rs`).
 
 use std::ffi::{c_int, c_void};
 use std::slice;
@@ -15,10 +15,11 @@ use crate::objects::{DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, SHARED_QUEUES,
 use crate::outstanding::Post;
 use crate::process::{Process, cannot_see};
 
-/// A work request, of whatever queue.
+/// A work request of a send or a receive queue.
 trait Request {
     fn next(&self) -> *mut Self;
-    /// The memory that it uses by keys, if the device looks at it at all.
+    /// Returns the list of memory that the device accesses by keys. The list is empty if it
+    /// accesses none.
     fn list(&self) -> (*mut Sge, c_int);
     fn is_signaled(&self, all: bool) -> bool;
 }
@@ -29,7 +30,8 @@ impl Request for SendWr {
     }
 
     fn list(&self) -> (*mut Sge, c_int) {
-        // `enum ibv_wr_opcode`. These two have no memory, and their list may be anything.
+        // These are members of `enum ibv_wr_opcode`. Requests of the two kinds use no memory, so
+        // their list may be invalid.
         const LOCAL_INV: c_int = 7;
         const BIND_MW: c_int = 8;
         if self.send_flags & send::INLINE != 0 || matches!(self.opcode, LOCAL_INV | BIND_MW) {
@@ -57,32 +59,33 @@ impl Request for RecvWr {
     }
 }
 
-/// The requests of a list.
+/// Returns an iterator over the requests of a list.
 #[inline]
 fn requests<'a, R: Request + 'a>(mut next: *mut R) -> impl Iterator<Item = &'a R> {
     std::iter::from_fn(move || {
-        // SAFETY: the program's list, up to its end.
+        // SAFETY: the pointer is null or points to a request of the program's list.
         let request = unsafe { next.as_ref() }?;
         next = request.next();
         Some(request)
     })
 }
 
-/// The memory of a request. The device refuses a request with more pieces than `most`, and does not
-/// look at them.
+/// Returns the memory of a request. Returns none if the request has more than `most` pieces: the
+/// device refuses such a request without reading the pieces.
 #[inline]
 fn list<R: Request>(request: &R, most: u32) -> &[Sge] {
     let (list, count) = request.list();
-    // A number below 0 is a large one here.
+    // A negative count becomes a large one here, and is refused below.
     let count = count.cast_unsigned();
     if count == 0 || count > most {
         return &[];
     }
-    // SAFETY: the program's list.
+    // SAFETY: the program's list has `count` pieces.
     unsafe { slice::from_raw_parts(list, count as usize) }
 }
 
-/// Posts a list: counts it, has `real` post it, and takes back what the device has not accepted.
+/// Counts the requests of a list, and posts the list by `real`. The requests that the device has
+/// not accepted are then subtracted again.
 ///
 /// # Safety
 ///
@@ -95,9 +98,9 @@ unsafe fn post<R: Request>(
     (first, bad): (*mut R, *mut *mut R),
     real: impl FnOnce() -> c_int,
 ) -> c_int {
-    // SAFETY: the program's list.
+    // SAFETY: `first` is null or points to the program's first request.
     match unsafe { first.as_ref() }.map(|it| (it, list(it, max_sge))) {
-        // Nearly all lists are of one request, with one piece of memory.
+        // Most lists have one request, and most requests have one piece of memory.
         Some((request, [sge])) if request.next().is_null() => {
             posting.request(request.is_signaled(all_signaled));
             posting.key(sge.lkey);
@@ -110,13 +113,13 @@ unsafe fn post<R: Request>(
     }
     let refused = real();
     if refused != 0 && !bad.is_null() {
-        // SAFETY: the device says here which request it refused first.
+        // SAFETY: the device has stored the first request that it refused at `bad`.
         take_back(&mut posting, all_signaled, first, unsafe { *bad });
     }
     refused
 }
 
-/// Counts the requests of a list, and notes their keys.
+/// Counts the requests of a list, notes their keys, and ends idle registrations with these keys.
 #[inline(never)]
 fn count<R: Request>(
     device: &OpenDevice,
@@ -140,8 +143,8 @@ fn count<R: Request>(
     }
 }
 
-/// Takes back the requests from `bad` on, which the device has not accepted. If it does not say
-/// which these are, it may have accepted any.
+/// Subtracts the requests from `bad` on, which the device has not accepted. If `bad` is not in the
+/// list, the device may have accepted any request, so nothing is subtracted.
 #[cold]
 fn take_back<R: Request>(posting: &mut Post<'_>, all: bool, first: *mut R, bad: *mut R) {
     if requests(first).any(|it| std::ptr::from_ref(it) == bad.cast_const()) {
@@ -150,10 +153,11 @@ fn take_back<R: Request>(posting: &mut Post<'_>, all: bool, first: *mut R, bad: 
     }
 }
 
-/// Has all that is idle on the device deregistered, since the program posts with a key of it.
+/// Deregisters all idle registrations of the device, because the program posts with the key of one.
 #[cold]
 fn end_idle(device: &OpenDevice, key: u32) {
-    // Another thread may be deregistering it, which takes some microseconds.
+    // Another thread may be deregistering this registration, which takes some microseconds. So the
+    // loop waits.
     for _ in 0..100 {
         if let Some(process) = Process::started() {
             process.give_up_idle_of(device);
@@ -165,8 +169,8 @@ fn end_idle(device: &OpenDevice, key: u32) {
     }
 }
 
-/// A queue that was created in a way that the shim does not see. All of its device's are then taken
-/// to be so.
+/// Handles a post to a queue whose creation the shim did not see. The shim then follows no queue of
+/// the device any more.
 #[cold]
 fn unknown(context: *mut Context) -> Option<&'static OpenDevice> {
     // SAFETY: the program does not close the device while it posts.
@@ -183,20 +187,20 @@ pub(crate) unsafe extern "C" fn post_send(
     first: *mut SendWr,
     bad: *mut *mut SendWr,
 ) -> c_int {
-    // SAFETY: the program does not destroy it meanwhile.
+    // SAFETY: the program does not destroy the queue pair during this call.
     let Some(pair) = (unsafe { QUEUE_PAIRS.get(address(qp)) }) else {
-        // SAFETY: the program's queue pair.
+        // SAFETY: the queue pair is the program's.
         let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_send);
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
     };
     let Some(real) = pair.post_send else {
         return libc::EOPNOTSUPP;
     };
     let how = (pair.all_signaled, pair.cap.max_send_sge);
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let real = || unsafe { real(qp, first, bad) };
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { post(&pair.device, pair.sends.post(), how, (first, bad), real) }
 }
 
@@ -205,21 +209,21 @@ pub(crate) unsafe extern "C" fn post_recv(
     first: *mut RecvWr,
     bad: *mut *mut RecvWr,
 ) -> c_int {
-    // SAFETY: the program does not destroy it meanwhile.
+    // SAFETY: the program does not destroy the queue pair during this call.
     let pair = unsafe { QUEUE_PAIRS.get(address(qp)) };
     let Some((pair, receives)) = pair.and_then(|it| Some((it, it.receives.as_ref()?))) else {
-        // SAFETY: the program's queue pair.
+        // SAFETY: the queue pair is the program's.
         let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_recv);
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
     };
     let Some(real) = pair.post_recv else {
         return libc::EOPNOTSUPP;
     };
     let how = (true, pair.cap.max_recv_sge);
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let real = || unsafe { real(qp, first, bad) };
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { post(&pair.device, receives.post(), how, (first, bad), real) }
 }
 
@@ -228,35 +232,36 @@ pub(crate) unsafe extern "C" fn post_srq_recv(
     first: *mut RecvWr,
     bad: *mut *mut RecvWr,
 ) -> c_int {
-    // SAFETY: the program does not destroy it meanwhile.
+    // SAFETY: the program does not destroy the queue during this call.
     let Some(shared) = (unsafe { SHARED_QUEUES.get(address(srq)) }) else {
-        // SAFETY: the program's queue.
+        // SAFETY: the queue is the program's.
         let real = unknown(unsafe { (*srq).context }).and_then(|it| it.ops.post_srq_recv);
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(srq, first, bad) });
     };
     let Some(real) = shared.device.ops.post_srq_recv else {
         return libc::EOPNOTSUPP;
     };
     let how = (true, shared.max_sge);
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let real = || unsafe { real(srq, first, bad) };
-    // SAFETY: the program's arguments.
+    // SAFETY: the arguments are the program's.
     unsafe { post(&shared.device, shared.queue.post(), how, (first, bad), real) }
 }
 
-/// A bind is a request of the send queue. The registration under it is not cached.
+/// Posts a bind, which is a request of the send queue. The cache holds no registration that allows
+/// binds, so no key is noted.
 pub(crate) unsafe extern "C" fn bind_mw(
     qp: *mut IbvQp,
     window: *mut c_void,
     bind: *mut MwBind,
 ) -> c_int {
-    // SAFETY: the program does not destroy it meanwhile.
+    // SAFETY: the program does not destroy the queue pair during this call.
     let pair = unsafe { QUEUE_PAIRS.get(address(qp)) };
-    // SAFETY: the program's queue pair.
+    // SAFETY: the queue pair is the program's.
     let device = match pair {
         Some(pair) => Some(&*pair.device),
-        // SAFETY: as above.
+        // SAFETY: the reason above also holds here.
         None => unknown(unsafe { (*qp).context }),
     };
     let Some(real) = device.and_then(|device| device.ops.bind_mw) else {
@@ -265,12 +270,12 @@ pub(crate) unsafe extern "C" fn bind_mw(
     let posting = pair.map(|pair| {
         let mut posting = pair.sends.post();
         let mark = posting.mark();
-        // SAFETY: the program's argument.
+        // SAFETY: the argument is the program's.
         let flags = unsafe { (*bind).send_flags };
         posting.request(pair.all_signaled || flags & send::SIGNALED != 0);
         (posting, mark)
     });
-    // SAFETY: the program's call.
+    // SAFETY: this is the program's call, with its arguments.
     let refused = unsafe { real(qp, window, bind) };
     if let Some((mut posting, mark)) = posting
         && refused != 0
@@ -280,10 +285,10 @@ pub(crate) unsafe extern "C" fn bind_mw(
     refused
 }
 
-/// The functions that a queue pair with extended posts gets in place of `its`.
+/// Returns the functions that replace `its`, the device's functions for extended posts.
 pub(crate) fn extended(its: &ExtendedPost) -> ExtendedPost {
     let mut ours = *its;
-    // A function is there if the operation was asked for.
+    // A function is null if the program did not ask for its operation. Such a function stays null.
     macro_rules! replace {
         ($($name:ident),*) => { $(ours.$name = its.$name.and(Some(wr::$name));)* };
     }
@@ -308,13 +313,14 @@ pub(crate) fn extended(its: &ExtendedPost) -> ExtendedPost {
     ours
 }
 
-/// The queue pair of an extended post, which has its functions replaced and so is known.
+/// Returns the record of a queue pair whose functions for extended posts were replaced, and the
+/// device's functions.
 ///
 /// # Safety
 ///
-/// The program does not destroy it meanwhile.
+/// The program does not destroy the queue pair during the call.
 unsafe fn extended_pair<'a>(qp: *mut IbvQpEx) -> Option<(&'a QueuePair, &'a ExtendedPost)> {
-    // SAFETY: by the contract.
+    // SAFETY: the caller keeps the contract of this function.
     let pair = unsafe { QUEUE_PAIRS.get(address(qp)) }?;
     Some((pair, pair.extended.as_ref()?))
 }
@@ -323,16 +329,17 @@ unsafe fn extended_pair<'a>(qp: *mut IbvQpEx) -> Option<(&'a QueuePair, &'a Exte
 mod wr {
     use super::*;
 
-    /// Functions that count a request and call the device's.
+    /// Defines functions that count a request and then call the device's function.
     macro_rules! requests {
         ($($name:ident($($argument:ident: $type:ty),*);)*) => {
             $(
                 pub(super) unsafe extern "C" fn $name(qp: *mut IbvQpEx $(, $argument: $type)*) {
-                    // SAFETY: the program's queue pair, between `ibv_wr_start` and its end.
+                    // SAFETY: the program calls this for its queue pair, between `ibv_wr_start` and
+                    // the end of the post.
                     let Some(real) = (unsafe { count(qp) }).and_then(|its| its.$name) else {
                         return;
                     };
-                    // SAFETY: the program's call.
+                    // SAFETY: this is the program's call, with its arguments.
                     unsafe { real(qp $(, $argument)*) }
                 }
             )*
@@ -353,27 +360,29 @@ mod wr {
         send_tso(header: *mut c_void, size: u16, segment: u16);
     }
 
-    /// Counts a request of the post that was begun.
+    /// Counts a request of the post that this thread has begun.
     unsafe fn count<'a>(qp: *mut IbvQpEx) -> Option<&'a ExtendedPost> {
-        // SAFETY: the program's queue pair.
+        // SAFETY: the queue pair is the program's.
         let (pair, its) = unsafe { extended_pair(qp) }?;
-        // SAFETY: as above.
+        // SAFETY: the reason above also holds here.
         let flags = unsafe { (*qp).wr_flags };
-        // SAFETY: the program is between `ibv_wr_start` and its end, in this thread.
+        // SAFETY: the program is between `ibv_wr_start` and the end of the post, in this thread.
         if let Some((post, _)) = unsafe { pair.begun() } {
             post.request(pair.all_signaled || flags & crate::abi::send::SIGNALED != 0);
         }
         Some(its)
     }
 
-    /// Notes keys of the request that was counted last.
+    /// Notes keys of the request that was counted last, and ends idle registrations with these
+    /// keys.
     unsafe fn note<'a>(
         qp: *mut IbvQpEx,
         keys: impl Iterator<Item = u32> + Clone,
     ) -> Option<&'a ExtendedPost> {
-        // SAFETY: the program's queue pair.
+        // SAFETY: the queue pair is the program's.
         let (pair, its) = unsafe { extended_pair(qp) }?;
-        // SAFETY: as in `count`.
+        // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
+        // end.
         if let Some((post, _)) = unsafe { pair.begun() } {
             for key in keys.clone() {
                 post.key(key);
@@ -389,56 +398,59 @@ mod wr {
     }
 
     pub(super) unsafe extern "C" fn set_sge(qp: *mut IbvQpEx, key: u32, addr: u64, length: u32) {
-        // SAFETY: as in `count`.
+        // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
+        // end.
         let its = unsafe { note(qp, std::iter::once(key)) };
         if let Some(real) = its.and_then(|its| its.set_sge) {
-            // SAFETY: the program's call.
+            // SAFETY: this is the program's call, with its arguments.
             unsafe { real(qp, key, addr, length) }
         }
     }
 
     pub(super) unsafe extern "C" fn set_sge_list(qp: *mut IbvQpEx, count: usize, list: *const Sge) {
         let list_of = || {
-            // SAFETY: the program's list.
+            // SAFETY: the program's list has `count` pieces.
             let list = unsafe { slice::from_raw_parts(list, count) };
             list.iter().map(|sge| sge.lkey)
         };
         let its = if list.is_null() || count == 0 {
-            // SAFETY: the program's queue pair.
+            // SAFETY: the queue pair is the program's.
             unsafe { extended_pair(qp) }.map(|(_, its)| its)
         } else {
-            // SAFETY: as in `count`.
+            // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
+            // end.
             unsafe { note(qp, list_of()) }
         };
         if let Some(real) = its.and_then(|its| its.set_sge_list) {
-            // SAFETY: the program's call.
+            // SAFETY: this is the program's call, with its arguments.
             unsafe { real(qp, count, list) }
         }
     }
 
     pub(super) unsafe extern "C" fn start(qp: *mut IbvQpEx) {
-        // SAFETY: the program's queue pair.
+        // SAFETY: the queue pair is the program's.
         let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
             return;
         };
-        // SAFETY: this is `ibv_wr_start`. The device's own lock comes second.
+        // SAFETY: this thread is in `ibv_wr_start`. The shim's lock is always taken before the
+        // device's own.
         unsafe { pair.begin() };
         if let Some(real) = its.start {
-            // SAFETY: the program's call.
+            // SAFETY: this is the program's call, with its arguments.
             unsafe { real(qp) }
         }
     }
 
     pub(super) unsafe extern "C" fn complete(qp: *mut IbvQpEx) -> c_int {
-        // SAFETY: the program's queue pair.
+        // SAFETY: the queue pair is the program's.
         let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
             return libc::EINVAL;
         };
-        // SAFETY: the program's call.
+        // SAFETY: this is the program's call, with its arguments.
         let refused = its
             .complete
             .map_or(libc::EINVAL, |real| unsafe { real(qp) });
-        // SAFETY: this thread has begun it.
+        // SAFETY: this thread has begun the post.
         if let Some((mut post, mark)) = unsafe { pair.begun() }.take()
             && refused != 0
         {
@@ -448,15 +460,15 @@ mod wr {
     }
 
     pub(super) unsafe extern "C" fn abort(qp: *mut IbvQpEx) {
-        // SAFETY: the program's queue pair.
+        // SAFETY: the queue pair is the program's.
         let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
             return;
         };
         if let Some(real) = its.abort {
-            // SAFETY: the program's call.
+            // SAFETY: this is the program's call, with its arguments.
             unsafe { real(qp) }
         }
-        // SAFETY: this thread has begun it.
+        // SAFETY: this thread has begun the post.
         if let Some((mut post, mark)) = unsafe { pair.begun() }.take() {
             post.take_back_to(mark);
         }

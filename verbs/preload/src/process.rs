@@ -1,11 +1,11 @@
-//! All that belongs to one process: settings, monitor, domains, the `ibv_mr`s given out, the
-//! counts.
+//! The state of one process: settings, monitor, domains, the `ibv_mr`s of the program, and
+//! counters.
 //!
-//! A forked child has a copy of the parent's memory and nothing of what it stands for, and locks
-//! that other threads of the parent's held stay locked in the copy for ever. So a child starts
-//! with nothing, and looks at nothing of its parent's: where the process is found, in a page under
-//! `MADV_WIPEONFORK`, a child finds nothing, and makes its own when it first registers memory. The
-//! parent's is left as it is.
+//! A forked child has a copy of the parent's memory, but the parent's registrations are not the
+//! child's. A lock that another thread of the parent held stays locked in the copy for ever. So a
+//! child reads no state of its parent. The pointer to the state is in a page under
+//! `MADV_WIPEONFORK`, so a child finds null. The child makes its own state when it first registers
+//! memory. The parent's state does not change.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -26,15 +26,15 @@ use crate::objects::{DEVICES, OpenDevice, address};
 use crate::real;
 use crate::settings::{Settings, Watching};
 
-/// See the file's head.
+/// The state of one process. See the file's head.
 pub(crate) struct Process {
     pub(crate) settings: Settings,
-    /// The process is a child of one that had opened a device or registered memory.
+    /// True if an ancestor had opened a device or registered memory when it forked.
     is_child: bool,
-    /// Nothing is cached, for a reason that has been told.
+    /// True if nothing is cached. The user has been told the reason.
     off: AtomicBool,
     monitoring: Mutex<Monitoring>,
-    /// By the address of the `ibv_pd`.
+    /// The domains, by the address of the `ibv_pd`.
     domains: RwLock<BTreeMap<usize, Arc<Domain>>>,
     mrs: Mutex<Mrs>,
     pub(crate) counts: Counts,
@@ -42,16 +42,16 @@ pub(crate) struct Process {
 }
 
 enum Monitoring {
-    /// Nothing has been registered yet.
+    /// The process has not tried to open a monitor yet.
     Untried,
     By(Shared<Auto>),
     Impossible,
 }
 
-/// Why there is no cache for a domain.
+/// The reason why a domain has no cache.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum NoDomain {
-    /// Work may be posted that is not seen.
+    /// The shim does not see all work of the device.
     Unseen,
     /// Nothing is cached in this process.
     Off,
@@ -64,8 +64,8 @@ fn seen(domain: Arc<Domain>) -> Result<Arc<Domain>, NoDomain> {
     }
 }
 
-/// From now on work may be posted to the device, or complete, that is not seen. All registrations
-/// that are idle on it end.
+/// Marks the device: from now on the shim may miss work or completions. All idle registrations on
+/// the device end.
 pub(crate) fn cannot_see(device: &OpenDevice, why: &'static str) {
     if device.cannot_see(why)
         && let Some(process) = Process::started()
@@ -75,7 +75,7 @@ pub(crate) fn cannot_see(device: &OpenDevice, why: &'static str) {
     }
 }
 
-/// Tells the user once, and no more for other devices.
+/// Tells the user the reason for the first device. For other devices it prints nothing.
 fn say_that_nothing_is_kept(why: &str) {
     static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, Ordering::Relaxed) {
@@ -91,8 +91,8 @@ impl NoDomain {
 }
 
 impl Process {
-    /// This process; `None` if the kernel cannot mark what children are not to see (before Linux
-    /// 4.14).
+    /// Returns the state of this process, and makes it if needed. Returns `None` if the kernel has
+    /// no `MADV_WIPEONFORK` (before Linux 4.14).
     pub(crate) fn current() -> Option<&'static Self> {
         let place = fork::owned()?;
         if let Some(process) = Self::at(place) {
@@ -117,7 +117,8 @@ impl Process {
             Ordering::Acquire,
         );
         if installed.is_err() {
-            // SAFETY: another thread was faster, and nobody has seen this one.
+            // SAFETY: another thread has installed its state first, so no other thread has seen
+            // `new`.
             drop(unsafe { Box::from_raw(new) });
         } else if let Some(refusal) = refusal {
             notice(format_args!("{refusal}"));
@@ -125,22 +126,24 @@ impl Process {
         Self::at(place)
     }
 
-    /// This process, if it has come to register anything.
+    /// Returns the state of this process, if the process has made it.
     pub(crate) fn started() -> Option<&'static Self> {
         Self::at(fork::owned_already()?)
     }
 
     fn at(place: &AtomicPtr<()>) -> Option<&'static Self> {
-        // SAFETY: null, or what `current` has installed, which is never freed.
+        // SAFETY: the pointer is null or points to a state that `current` has installed. No such
+        // state is freed.
         unsafe { place.load(Ordering::Acquire).cast::<Self>().as_ref() }
     }
 
-    /// True if nothing is cached.
+    /// Returns true if nothing is cached in this process.
     pub(crate) fn is_off(&self) -> bool {
         self.off.load(Ordering::Relaxed)
     }
 
-    /// Stands for this process among those it was forked from, whose own are at other addresses.
+    /// Returns the owner number of this process. The states of its ancestors are at other
+    /// addresses, so they have other numbers.
     pub(crate) fn owner(&self) -> Owner {
         Owner(ptr::from_ref(self).addr())
     }
@@ -149,13 +152,13 @@ impl Process {
         lock(&self.mrs)
     }
 
-    /// The domain at `pd`, with a cache made for it if it has none.
+    /// Returns the domain at `pd`. If the domain has no cache, makes one.
     ///
     /// # Safety
     ///
     /// `pd` is a protection domain.
     pub(crate) unsafe fn domain(&self, pd: NonNull<Pd>) -> Result<Arc<Domain>, NoDomain> {
-        // SAFETY: by the contract a domain.
+        // SAFETY: the contract says that `pd` is a protection domain.
         let of = unsafe { pd.as_ref() };
         let domains = self.domains.read().unwrap_or_else(PoisonError::into_inner);
         match domains.get(&pd.addr().get()) {
@@ -168,14 +171,14 @@ impl Process {
                 domains.insert(pd.addr().get(), Arc::clone(&domain));
                 return seen(domain);
             }
-            // The program deallocated that one behind our back.
+            // The old domain was deallocated without a call that the shim interposes.
             Some(other) => self.retire(&other),
             None => {}
         }
         if self.is_off() {
             return Err(NoDomain::Off);
         }
-        // SAFETY: the program does not close the device meanwhile.
+        // SAFETY: the program does not close the device during this call.
         let Some(device) = (unsafe { DEVICES.share(address(of.context)) }) else {
             return Err(NoDomain::unseen(
                 "a device was opened in a way that is not seen",
@@ -186,7 +189,7 @@ impl Process {
         }
         let monitor = self.monitor().ok_or(NoDomain::Off)?;
         let made = Arc::clone(&self.counts.made);
-        // SAFETY: as above.
+        // SAFETY: the contract says that `pd` is a protection domain.
         match unsafe { Domain::new(pd, device, monitor, &self.settings, made) } {
             Ok(domain) => {
                 let domain = Arc::new(domain);
@@ -200,7 +203,7 @@ impl Process {
         }
     }
 
-    /// A share in the monitor, which is opened for the first domain.
+    /// Returns a subscription to the monitor. The first call opens the monitor.
     fn monitor(&self) -> Option<Shared<Auto>> {
         let mut monitoring = lock(&self.monitoring);
         if let Monitoring::Untried = *monitoring {
@@ -252,7 +255,7 @@ impl Process {
         Shared::new(monitor).map_err(|error| error.to_string())
     }
 
-    /// The name of the monitor in use.
+    /// Returns the name of the monitor in use; "none" if there is none.
     pub(crate) fn monitor_name(&self) -> &'static str {
         match &*lock(&self.monitoring) {
             Monitoring::By(shared) => regcache::Monitor::name(shared),
@@ -266,19 +269,19 @@ impl Process {
         }
     }
 
-    /// All domains.
+    /// Returns all domains that have a cache.
     pub(crate) fn domains(&self) -> Vec<Arc<Domain>> {
         let domains = self.domains.read().unwrap_or_else(PoisonError::into_inner);
         domains.values().cloned().collect()
     }
 
-    /// The domain at `pd`, if it has a cache.
+    /// Returns the domain at `pd`, if it has a cache.
     pub(crate) fn known_domain(&self, pd: *mut Pd) -> Option<Arc<Domain>> {
         let domains = self.domains.read().unwrap_or_else(PoisonError::into_inner);
         domains.get(&pd.addr()).cloned()
     }
 
-    /// The domain at `pd` is no more, or will not be.
+    /// Forgets the domain at `pd`, which was or will be deallocated.
     pub(crate) fn forget_domain(&self, pd: *mut Pd) {
         let mut domains = self.domains.write().unwrap_or_else(PoisonError::into_inner);
         let gone = domains.remove(&pd.addr());
@@ -288,7 +291,7 @@ impl Process {
         }
     }
 
-    /// The device is about to be closed, and all of its domains with it.
+    /// Forgets the domains of a device that is about to be closed.
     pub(crate) fn forget_device(&self, context: *mut Context) {
         let mut gone = Vec::new();
         let mut domains = self.domains.write().unwrap_or_else(PoisonError::into_inner);
@@ -306,21 +309,22 @@ impl Process {
         }
     }
 
-    /// For a domain that is not among ours any more.
+    /// Closes a domain that was removed from the map, and adds its counts to the sums.
     fn retire(&self, domain: &Domain) {
         domain.close();
         lock(&self.gone).add(&domain.stats());
     }
 
-    /// The process ends. The kernel takes back what it has registered, unless it was in a domain of
-    /// its parent's: that stays as long as the parent has the device open.
+    /// Ends the state when the process ends. The kernel frees the registrations of the process,
+    /// except those in a domain of its parent: they last as long as the parent has the device open.
+    /// So a child gives them up.
     pub(crate) fn end(&self) {
         if self.is_child {
             self.relieve();
         }
     }
 
-    /// Gives up all that is cached on the device and not held by the program.
+    /// Gives up all cached registrations on the device that the program does not hold.
     pub(crate) fn give_up_idle_of(&self, device: &OpenDevice) {
         for domain in self.domains() {
             if domain.is_of_device(device) {
@@ -329,7 +333,8 @@ impl Process {
         }
     }
 
-    /// Gives up all that is cached and not held by the program; true if there was anything.
+    /// Gives up all cached registrations that the program does not hold. Returns true if there were
+    /// any.
     pub(crate) fn relieve(&self) -> bool {
         let gave_up = |domain: &Arc<Domain>| domain.give_up_idle();
         self.domains().iter().filter(|it| gave_up(it)).count() > 0

@@ -1,8 +1,9 @@
-//! Which device libraries the shim can follow.
+//! Decides which device libraries the shim can follow.
 //!
-//! The queues of a device complete in order, as the verbs demand, for most but not for all: EFA's
-//! do not. And some libraries let a program write to the device's queues itself (mlx5dv and the
-//! like). Both are known by the name of the library that has the device's functions.
+//! The shim needs a device whose queues complete in order. Most devices complete in order, but EFA
+//! does not. Some libraries, such as mlx5dv, also let a program write to the device's queues
+//! without libibverbs. The shim decides by the name of the library that defines the device's
+//! functions.
 
 use std::ffi::{CStr, c_void};
 use std::ptr;
@@ -10,18 +11,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::elf;
 
-/// Whether the shim can follow a device's library.
+/// The shim's verdict on a device's library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Provider {
     /// Its queues complete in order, and all work goes through libibverbs.
     Followed,
-    /// Nothing is known about it.
+    /// The shim has no knowledge of the library.
     Unknown,
-    /// The program is linked with it, or has looked up one of its functions.
+    /// The program is linked with the library, or has looked up one of its functions for direct
+    /// use.
     Direct,
 }
 
-/// Libraries whose queues complete in order; true if programs can use the device directly.
+/// The libraries whose queues complete in order. The second field is true if programs can use the
+/// device directly.
 const FOLLOWED: &[(&[u8], bool)] = &[
     (b"rxe", false),
     (b"siw", false),
@@ -29,20 +32,20 @@ const FOLLOWED: &[(&[u8], bool)] = &[
     (b"mlx5", true),
 ];
 
-/// How the names of functions for direct use begin.
+/// The prefixes of the names of functions for direct use.
 const DIRECT: &[&[u8]] = &[b"mlx5dv_", b"mlx4dv_", b"efadv_", b"manadv_", b"hnsdv_"];
 
-/// A function for direct use was looked up by name.
+/// True if the program has looked up a function for direct use by name.
 static LOOKED_UP: AtomicBool = AtomicBool::new(false);
 
-/// Notes that the program looks up this function.
+/// Records the lookup if the function is one for direct use.
 pub(crate) fn looked_up(name: &[u8]) {
     if DIRECT.iter().any(|direct| name.starts_with(direct)) {
         LOOKED_UP.store(true, Ordering::Relaxed);
     }
 }
 
-/// The library that has this function.
+/// Returns the verdict on the library that defines this function.
 pub(crate) fn of(function: *const c_void) -> Provider {
     let mut info = libc::Dl_info {
         dli_fname: ptr::null(),
@@ -50,11 +53,11 @@ pub(crate) fn of(function: *const c_void) -> Provider {
         dli_sname: ptr::null(),
         dli_saddr: ptr::null_mut(),
     };
-    // SAFETY: writes the structure, for any address.
+    // SAFETY: `dladdr` accepts any address and writes only `info`.
     if unsafe { libc::dladdr(function, &raw mut info) } == 0 || info.dli_fname.is_null() {
         return Provider::Unknown;
     }
-    // SAFETY: the loader's name of the library, terminated.
+    // SAFETY: the loader's name of the library is a terminated string.
     let path = unsafe { CStr::from_ptr(info.dli_fname) }.to_bytes();
     let Some(name) = driver(path) else {
         return Provider::Unknown;
@@ -68,7 +71,8 @@ pub(crate) fn of(function: *const c_void) -> Provider {
     }
 }
 
-/// `mlx5` of `/usr/lib/libibverbs/libmlx5-rdmav34.so`, or of `libmlx5.so.1`.
+/// Returns the driver's name: `mlx5` for `/usr/lib/libibverbs/libmlx5-rdmav34.so` and for
+/// `libmlx5.so.1`.
 fn driver(path: &[u8]) -> Option<&[u8]> {
     let file = path.rsplit(|&byte| byte == b'/').next()?;
     let name = file.strip_prefix(b"lib")?;

@@ -1,7 +1,8 @@
-//! libibverbs's own functions, which ours call.
+//! Finds libibverbs's own functions, which the shim's functions call.
 //!
-//! libibverbs may be loaded with the program, or later by `dlopen`, where `RTLD_NEXT` does not see
-//! it. It is looked for when it is first needed, and held then: what has a registration must not be
+//! libibverbs may be loaded with the program, or later by `dlopen`. In the second case `RTLD_NEXT`
+//! does not find libibverbs. So the shim looks for libibverbs at the first call that needs it. The
+//! shim then keeps the library's handle, because a library that has made registrations must not be
 //! unloaded.
 
 use std::cell::Cell;
@@ -40,7 +41,7 @@ type QpToQpEx = unsafe extern "C" fn(*mut IbvQp) -> *mut IbvQpEx;
 type IsForkInitialized = unsafe extern "C" fn() -> c_int;
 type Dlvsym = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char) -> *mut c_void;
 
-/// A function that is looked for by name and version, once it is needed.
+/// A function of libibverbs, which is looked up by name and version at its first use.
 pub(crate) struct Function {
     pub(crate) name: &'static CStr,
     pub(crate) version: &'static CStr,
@@ -56,7 +57,7 @@ impl Function {
         }
     }
 
-    /// Its address; null if there is no libibverbs, or one that does not have it.
+    /// Returns the address of the function; null if libibverbs is not loaded or lacks the function.
     pub(crate) fn address(&self) -> *mut c_void {
         let known = self.at.load(Ordering::Acquire);
         if !known.is_null() {
@@ -93,10 +94,11 @@ static IS_FORK_INITIALIZED: Function = Function::new(c"ibv_is_fork_initialized",
 macro_rules! typed {
     ($($name:ident: $function:ident as $type:ty;)*) => {
         $(
-            /// libibverbs's, if it has it.
+            /// Returns libibverbs's function, if libibverbs is loaded and has it.
             pub(crate) fn $name() -> Option<$type> {
                 let address = $function.address();
-                // SAFETY: null or the function of that name and version, which has this type.
+                // SAFETY: the address is null or that of the function with this name and version,
+                // which has this type.
                 unsafe { mem::transmute::<*mut c_void, Option<$type>>(address) }
             }
         )*
@@ -125,28 +127,28 @@ typed! {
     is_fork_initialized: IS_FORK_INITIALIZED as IsForkInitialized;
 }
 
-/// True if libibverbs keeps registered memory out of children (`ibv_fork_init` on a kernel before
-/// 5.12). It then counts registrations, and memory would stay unseen by children for as long as the
-/// cache has it.
+/// Returns true if libibverbs hides registered memory from children (`ibv_fork_init` on a kernel
+/// before 5.12). Memory would then stay hidden as long as the cache keeps its registration.
 pub(crate) fn keeps_memory_from_children() -> bool {
     const ENABLED: c_int = 1;
     match is_fork_initialized() {
-        // SAFETY: takes nothing.
+        // SAFETY: the function has no parameters and no requirements.
         Some(ask) => unsafe { ask() == ENABLED },
-        // An old library does not tell whether `ibv_fork_init` was called, but obeys these as well.
+        // An old library does not report whether `ibv_fork_init` was called. These variables have
+        // the same effect as the call.
         None => ["RDMAV_FORK_SAFE", "IBV_FORK_SAFE"]
             .iter()
             .any(|name| std::env::var_os(name).is_some()),
     }
 }
 
-/// libc's function of this name, also if another library interposes it.
+/// Returns the address of libc's `dlvsym`, even if another library interposes it.
 pub(crate) fn libc_dlvsym() -> *mut c_void {
     static DLVSYM: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
     from_libc(&DLVSYM, c"dlvsym")
 }
 
-/// As [`libc_dlvsym`].
+/// Returns the address of libc's `dlsym`, even if another library interposes it.
 pub(crate) fn libc_dlsym() -> *mut c_void {
     static DLSYM: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
     from_libc(&DLSYM, c"dlsym")
@@ -162,43 +164,43 @@ fn from_libc(known: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
 }
 
 fn find(name: &CStr, version: &CStr) -> *mut c_void {
-    // SAFETY: null or libc's dlvsym, which has this type.
+    // SAFETY: the address is null or that of libc's `dlvsym`, which has this type.
     let dlvsym = unsafe { mem::transmute::<*mut c_void, Option<Dlvsym>>(libc_dlvsym()) };
     let Some(dlvsym) = dlvsym else {
         return ptr::null_mut();
     };
-    // SAFETY: the strings are terminated. After the shim comes libibverbs, or another library that
-    // is preloaded.
+    // SAFETY: the strings are terminated. The search finds libibverbs or another preloaded library
+    // after the shim.
     let next = unsafe { dlvsym(libc::RTLD_NEXT, name.as_ptr(), version.as_ptr()) };
     if !next.is_null() {
         return next;
     }
-    // SAFETY: loads nothing.
+    // SAFETY: with RTLD_NOLOAD, `dlopen` loads nothing and runs no code of a library.
     let library = unsafe {
         libc::dlopen(
             c"libibverbs.so.1".as_ptr(),
             libc::RTLD_LAZY | libc::RTLD_NOLOAD,
         )
     };
-    // The message of `dlerror` is for the program, which has not asked this.
-    // SAFETY: takes nothing.
+    // The program did not make this lookup, so `dlerror` must not report it.
+    // SAFETY: `dlerror` has no parameters.
     unsafe { libc::dlerror() };
     if library.is_null() {
         return ptr::null_mut();
     }
-    // The handle is kept: it keeps the library.
-    // SAFETY: as above, with an open handle.
+    // The handle is not closed, so libibverbs stays loaded.
+    // SAFETY: the handle is open, and the strings are terminated.
     unsafe { dlvsym(library, name.as_ptr(), version.as_ptr()) }
 }
 
 /// Sets this thread's `errno`.
 pub(crate) fn set_errno(errno: c_int) {
-    // SAFETY: this thread's.
+    // SAFETY: the location belongs to this thread.
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// Says that this thread is in libibverbs on our behalf. libibverbs calls its own exported
-/// functions, which are ours then, and must be passed on.
+/// A mark that this thread is inside libibverbs for the shim. libibverbs calls its own exported
+/// functions, and those calls reach the shim. The mark makes the shim pass them on.
 pub(crate) struct Inside(());
 
 thread_local! {
@@ -206,7 +208,7 @@ thread_local! {
 }
 
 impl Inside {
-    /// `None` if the thread is inside already.
+    /// Sets the mark, which is cleared on drop. Returns `None` if this thread has already set it.
     pub(crate) fn enter() -> Option<Self> {
         (!INSIDE.replace(true)).then(|| Self(()))
     }

@@ -1,50 +1,50 @@
-//! The settings, which the environment has.
+//! Reads the settings from the environment.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Which monitor to use.
+/// The monitor to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Watching {
-    /// The driver's, or none.
+    /// The driver. Nothing is cached without it.
     #[default]
     Ummunotify,
-    /// userfaultfd's, or none.
+    /// userfaultfd. Nothing is cached without it.
     Userfaultfd,
-    /// The driver's, or else userfaultfd's, or else none.
+    /// The driver, or else userfaultfd. Nothing is cached without either.
     Auto,
 }
 
-/// Where the summary goes.
+/// The destination of the summary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Summary {
-    /// There is none.
+    /// No summary is written.
     #[default]
     No,
-    /// To stderr.
+    /// The summary is written to stderr.
     Stderr,
-    /// To the end of this file.
+    /// The summary is appended to this file.
     File(PathBuf),
 }
 
-/// All that can be set.
+/// The settings of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
-    /// `REGCACHE_PRELOAD`: whether anything is cached at all.
+    /// `REGCACHE_PRELOAD`: true if registrations are cached.
     pub(crate) on: bool,
-    /// `REGCACHE_MONITOR`.
+    /// `REGCACHE_MONITOR`: the monitor to use.
     pub(crate) monitor: Watching,
-    /// `REGCACHE_REMOTE`: whether registrations with remote access are cached as well.
+    /// `REGCACHE_REMOTE`: true if registrations with remote access are cached as well.
     pub(crate) keep_remote: bool,
-    /// `REGCACHE_MAX_ENTRIES`, for each protection domain.
+    /// `REGCACHE_MAX_ENTRIES`: the limit on entries in each protection domain.
     pub(crate) max_entries: Option<u32>,
-    /// `REGCACHE_MAX_BYTES`, for each protection domain.
+    /// `REGCACHE_MAX_BYTES`: the limit on pinned bytes in each protection domain.
     pub(crate) max_bytes: Option<usize>,
-    /// `REGCACHE_SUMMARY`.
+    /// `REGCACHE_SUMMARY`: the destination of the summary.
     pub(crate) summary: Summary,
-    /// `REGCACHE_DEBUG_OUTSTANDING`: whether to report each registration that is given back while
-    /// work with its keys is outstanding.
+    /// `REGCACHE_DEBUG_OUTSTANDING`: true if the shim reports each `ibv_dereg_mr` of a registration
+    /// whose keys outstanding work may use.
     pub(crate) report_outstanding: bool,
 }
 
@@ -63,8 +63,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads the environment. A value that means nothing is returned as a message, and then nothing
-    /// is cached: what was meant cannot be known, and without a cache every program is right.
+    /// Reads the environment. An invalid value turns the cache off, and the message for the user is
+    /// returned. The intended setting is unknown, and every program works without a cache.
     pub(crate) fn read() -> (Self, Option<String>) {
         match Self::parse(|name| env::var_os(name)) {
             Ok(settings) => (settings, None),
@@ -132,7 +132,7 @@ fn refusal(name: &str, value: &OsString, wanted: &str) -> String {
     format!("{name}={value} is refused, it must be {wanted}: nothing is cached")
 }
 
-/// A number, with K, M or G for powers of 1024.
+/// Parses a number of bytes. The suffix K, M or G stands for a power of 1024.
 fn bytes(text: &str) -> Option<usize> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'K' => (&text[..text.len() - 1], 10),

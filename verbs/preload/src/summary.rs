@@ -1,4 +1,4 @@
-//! The summary: one line at exit that says how often the shim helped.
+//! Writes the summary: one line at exit that shows how often the shim helped.
 
 use std::env;
 use std::fs::OpenOptions;
@@ -10,7 +10,7 @@ use crate::notice::{lock, notice};
 use crate::process::Process;
 use crate::settings::Summary;
 
-/// The loader calls this when the program ends by `exit`, or returns from main.
+/// The function that the loader calls when the program calls `exit` or returns from `main`.
 extern "C" fn at_exit() {
     let Some(process) = Process::started() else {
         return;
@@ -21,7 +21,7 @@ extern "C" fn at_exit() {
         Summary::Stderr => notice(format_args!("{}", line(process))),
         Summary::File(path) => {
             let file = OpenOptions::new().append(true).create(true).open(path);
-            // In one piece, so that processes do not mix theirs.
+            // One write for the whole line keeps the lines of several processes apart.
             let text = format!("regcache: {}\n", line(process));
             let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
             if let Err(error) = written {
@@ -32,7 +32,8 @@ extern "C" fn at_exit() {
 }
 
 #[used]
-// SAFETY: the section holds addresses of functions without arguments, which the loader calls once.
+// SAFETY: the section holds addresses of functions without parameters, and the loader calls each
+// once.
 #[unsafe(link_section = ".fini_array")]
 static AT_EXIT: extern "C" fn() = at_exit;
 
@@ -58,7 +59,8 @@ fn line(process: &Process) -> String {
         process.monitor_name(),
         get(&counts.asked),
         get(&counts.cached),
-        // A lookup that finds a registration which the program holds is a hit of the cache alone.
+        // If the program already holds the registration that a lookup finds, the call passes on.
+        // The cache counts the lookup as a hit, so the shim subtracts it.
         (now.hits + gone.hits).saturating_sub(in_use),
         get(&counts.made),
         get(&counts.refused),

@@ -1,12 +1,13 @@
-//! A program that registers and deregisters around each transfer, with the buffer unmapped and
-//! mapped again between some of them: without a cache, under the shim, and under a naive one.
+//! Runs a program that registers and deregisters around each transfer, and remaps the buffer
+//! between some of them: without a cache, under the shim, and under a naive shim.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
 
 use preload::{Summary, bounded, preloading, program, run, under_shim};
 
-/// Few, as tests go; docs/guide/preload.md has the figures of many.
+/// The number of transfers, which is small so that the test is short. docs/guide/preload.md has the
+/// figures of longer runs.
 const TRANSFERS: &str = "600";
 const BYTES: &str = "65536";
 const REMAP_EVERY: &str = "20";
@@ -14,7 +15,7 @@ const REMAP_EVERY: &str = "20";
 fn around(command: &mut std::process::Command) -> (Summary, preload::Ran) {
     let ran = run(command.args([TRANSFERS, BYTES, REMAP_EVERY])).ok();
     let said = Summary::of(ran.stdout.trim_end());
-    // Otherwise nothing is provoked.
+    // Without enough remaps at the same address, the test would not provoke a stale registration.
     assert_eq!(said.number("remaps"), 29);
     assert!(said.number("same_address") > 20, "{said:?}");
     (said, ran)
@@ -29,7 +30,7 @@ fn the_shim_registers_once_for_each_mapping_and_no_byte_is_wrong() {
     let summary = ran.summary();
     assert_eq!(summary.number("made"), 30, "{summary:?}");
     assert_eq!(summary.number("hits"), 570, "{summary:?}");
-    // The one that the peer writes to.
+    // One registration passes on: the one to which the peer writes.
     assert_eq!(summary.number("passed_on"), 1, "{summary:?}");
 }
 

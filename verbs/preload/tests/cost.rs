@@ -1,5 +1,5 @@
-//! The instructions that the shim adds to posting and polling, on a fake device under callgrind. It
-//! is the cost where no VM and no device are needed: tests/c/fake-device.c completes work at once.
+//! Counts the instructions that the shim adds to posting and polling, under callgrind. No VM and no
+//! device are needed, because the fake device of tests/c/fake-device.c completes work at once.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
@@ -9,11 +9,11 @@ use std::process::Command;
 
 use preload::{bounded, post_poll, preloading, shim};
 
-/// A post and a poll may add so many, in the profile of tests. docs/guide/preload.md has the
-/// figures of a release build.
+/// The maximum number of instructions that the shim may add to a post and a poll, in the profile of
+/// tests. docs/guide/preload.md has the figures of a release build.
 const MOST: f64 = 360.0;
 
-/// Instructions of so many posts and polls, from the start of the program to its end.
+/// Returns the instructions of `times` posts and polls, from the start of the program to its end.
 fn instructions(mut valgrind: Command, program: &Path, times: u32, what: &str) -> f64 {
     let ran = valgrind
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])

@@ -1,4 +1,4 @@
-//! The functions that librcpreload.so interposes, and those that it leaves alone. Needs no device.
+//! Checks which functions librcpreload.so interposes, and which it does not. Needs no device.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
@@ -9,7 +9,7 @@ use std::process::Command;
 
 use preload::{bounded, preloading, shim};
 
-/// The names that a library defines, with versions, as nm prints them.
+/// Returns the names that a library defines, with versions, as nm prints them.
 fn defined(library: &Path) -> BTreeSet<String> {
     let nm = Command::new("nm")
         .args(["-D", "--defined-only"])
@@ -27,7 +27,7 @@ fn defined(library: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// Where the loader finds a library.
+/// Returns the path at which the loader finds a library.
 fn loaded(name: &str) -> PathBuf {
     let cache = Command::new("/sbin/ldconfig").arg("-p").output().unwrap();
     let text = String::from_utf8(cache.stdout).unwrap();
@@ -100,7 +100,8 @@ fn lookup() -> PathBuf {
     dir.join("lookup")
 }
 
-/// Has the program look functions up, for `ours` to be found or, without it, libibverbs's own.
+/// Runs the program that looks functions up. They must be in the library `ours`, or in libibverbs
+/// if `ours` is empty.
 fn looks_up(mut program: Command, ours: &str) {
     let ran = program
         .args([ours, env!("CARGO_TARGET_TMPDIR")])
@@ -118,7 +119,8 @@ fn lookups_by_name_find_ours_where_they_would_find_libibverbs() {
     looks_up(preloading(&[shim()], lookup()), "under the shim");
 }
 
-/// The program's checks are of something: it finds libibverbs's own without the shim.
+/// Without the shim the program finds libibverbs's own functions. So its checks can tell the two
+/// apart.
 #[test]
 fn lookups_without_the_shim_find_libibverbs() {
     looks_up(bounded(lookup()), "");

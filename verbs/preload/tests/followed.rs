@@ -1,12 +1,12 @@
-//! Devices that the shim can follow, and those that it cannot. They are fakes, which tests/c has:
-//! the shim knows a device by the name of its library.
+//! Checks which devices the shim follows. The devices are fakes from tests/c, because the shim
+//! recognizes a device by the name of its library.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
 
 use preload::{Ran, post_poll, run, under_shim};
 
-/// Posts twenty times on a fake of that driver, with a registration each.
+/// Posts twenty times on a fake device of that driver, with a new registration for each post.
 fn posts(driver: &str, suite: &str, needs: Option<&str>, looks_up: Option<&str>) -> Ran {
     let program = post_poll(driver, suite, needs);
     run(under_shim(program)
@@ -33,7 +33,7 @@ fn known_devices_are_followed() {
         let ran = posts(driver, "known", None, None);
         let summary = ran.summary();
         assert_eq!(summary.number("unseen"), 0, "{driver}: {summary:?}");
-        // Where there is a monitor they are cached, else not, for that reason.
+        // The calls are cached if there is a monitor. Otherwise they pass on, and count as `off`.
         let (cached, off) = (summary.number("cached"), summary.number("off"));
         assert_eq!(cached + off, 21, "{driver}: {summary:?}");
         assert_eq!(summary.number("kept"), cached, "{driver}: {summary:?}");
@@ -52,7 +52,7 @@ fn unknown_devices_are_not_cached() {
 fn devices_that_a_program_is_linked_with_are_not_cached() {
     let ran = posts("mlx5", "linked", Some("libmlx5.so.1"), None);
     is_not_cached(&ran, "directly");
-    // Another device's library matters nothing.
+    // A library of another device does not matter.
     let ran = posts("rxe", "linked", Some("libmlx5.so.1"), None);
     assert_eq!(ran.summary().number("unseen"), 0);
 }

@@ -1,5 +1,5 @@
-//! The accounting of outstanding work under loom: every interleaving of a poster, a poller and a
-//! thread that deregisters, within the bound that `LOOM_MAX_PREEMPTIONS` sets.
+//! Checks the accounting of outstanding work under loom. The models run every interleaving of a
+//! poster, a poller and a thread that deregisters, within the bound of `LOOM_MAX_PREEMPTIONS`.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p regcache-preload --release --test loom`
 #![cfg(loom)]
@@ -18,7 +18,7 @@ use outstanding::{Device, Order, Queue, Release};
 
 const KEY: u32 = 0x1234;
 
-/// A device with one queue, and whether work that uses the key is outstanding.
+/// A device with one queue. `outstanding` is true while work that uses the key is outstanding.
 struct Model {
     device: Device,
     queue: Arc<Queue>,
@@ -36,7 +36,7 @@ impl Model {
         })
     }
 
-    /// Posts one request, as the shim does; false if the key had to be deregistered first.
+    /// Posts one request as the shim does. Returns false if the key had to be deregistered first.
     fn post(&self, signaled: bool) -> bool {
         let mut post = self.queue.post();
         let mark = post.mark();
@@ -52,14 +52,14 @@ impl Model {
         true
     }
 
-    /// The device is done, and the completion is polled.
+    /// Completes the request, and polls its completion.
     fn complete(&self) {
         self.outstanding.store(false, Ordering::Relaxed);
         self.queue.complete();
     }
 }
 
-/// A request that the device gets and a registration that is kept exclude each other.
+/// If the device gets the request, the registration is not kept.
 #[test]
 fn a_poster_and_a_deregistration_see_one_another() {
     loom::model(|| {
@@ -73,7 +73,7 @@ fn a_poster_and_a_deregistration_see_one_another() {
     });
 }
 
-/// The same for a key that the queue has used before, so that the poster takes no lock of a list.
+/// The same holds if the queue has used the key before. The poster then takes no lock of a list.
 #[test]
 fn a_poster_with_a_known_key_and_a_deregistration_see_one_another() {
     loom::model(|| {
@@ -89,8 +89,8 @@ fn a_poster_with_a_known_key_and_a_deregistration_see_one_another() {
     });
 }
 
-/// A thread that deregisters another key of the group finds no word of the queue, while the queue
-/// takes one.
+/// A thread that deregisters another key of the group finds no word of the queue. Meanwhile the
+/// queue takes a word for its key.
 #[test]
 fn a_queue_enters_a_list_while_it_is_cleaned() {
     loom::model(|| {
@@ -112,7 +112,8 @@ fn a_queue_enters_a_list_while_it_is_cleaned() {
     });
 }
 
-/// While another thread polls the completion, the registration is kept only if the work is over.
+/// Another thread polls the completion at the same time as the deregistration. The registration is
+/// kept only if the work is over.
 fn what_is_kept_is_over(order: Order) {
     loom::model(move || {
         let model = Model::new(order);
@@ -143,7 +144,7 @@ fn what_is_kept_of_a_shared_queue_is_over() {
     what_is_kept_is_over(Order::Any);
 }
 
-/// Two completion queues serve a shared receive queue, and a third thread posts to it.
+/// Two completion queues serve a shared receive queue, and a third thread posts to the queue.
 #[test]
 fn a_shared_queue_is_drained_by_several() {
     loom::model(|| {
@@ -164,7 +165,7 @@ fn a_shared_queue_is_drained_by_several() {
         for poller in pollers {
             poller.join().unwrap();
         }
-        // Two of three are over, and nobody knows which, unless there was a time without the third.
+        // Two of three receives are over, but the queue cannot tell which.
         assert_eq!(model.device.release(KEY + 2), Release::Outstanding);
         model.queue.complete();
         for key in [KEY, KEY + 1, KEY + 2] {
@@ -174,7 +175,7 @@ fn a_shared_queue_is_drained_by_several() {
     });
 }
 
-/// A poster counts requests while an earlier one completes.
+/// A poster counts requests while an earlier request completes.
 #[test]
 fn a_send_queue_is_posted_to_and_polled_at_once() {
     loom::model(|| {

@@ -1,5 +1,5 @@
-//! Registrations that are given back while work is outstanding: tests/c/posted.c does it, part by
-//! part.
+//! Deregisters registrations while work with their keys is outstanding. tests/c/posted.c has the
+//! parts.
 //!
 //! Each part runs without the shim and with it. The work completes in the same way, and no byte of
 //! the memory's next owner is overwritten or sent.
@@ -9,7 +9,7 @@ mod preload;
 
 use preload::{Summary, bounded, program, run, under_shim};
 
-/// Runs a part both ways; the shim's summary.
+/// Runs a part without the shim and with it, and compares the two. Returns the shim's summary.
 fn is_the_same(part: &str) -> Summary {
     let without = run(bounded(program("posted")).arg(part)).ok();
     let mut with = run(under_shim(program("posted")).arg(part)).ok();
@@ -24,8 +24,8 @@ fn is_the_same(part: &str) -> Summary {
     summary
 }
 
-/// So many registrations were given back and kept, and so many deregistered for what was
-/// outstanding.
+/// Checks how many deregistrations of a part kept the registration, and how many ended it because
+/// of outstanding work.
 fn gives_back(part: &str, kept: u64, outstanding: u64) {
     let summary = is_the_same(part);
     let numbers = ["kept", "outstanding"].map(|name| summary.number(name));
@@ -68,7 +68,8 @@ parts! {
     a_registration_is_not_changed_where_the_device_cannot: "moved", 1, 0;
 }
 
-/// Registrations are cached as before if their work has completed.
+/// The cache keeps a registration whose work has completed, as it does in a program that awaits
+/// each transfer.
 #[test]
 fn registrations_around_each_transfer_are_made_once() {
     for part in ["awaits", "shared-awaits", "extended-awaits"] {
@@ -89,7 +90,7 @@ fn what_is_given_back_too_early_is_reported_if_that_is_wanted() {
     assert_eq!(reports("awaits"), 0);
 }
 
-/// Two processes, at random moments. `stress ROUNDS SEED` by hand has the long form.
+/// Two processes deregister at random moments. `stress ROUNDS SEED` runs longer.
 #[test]
 fn nothing_is_wrong_at_random_moments() {
     let ran = run(under_shim(program("stress")).args(["400", "7"])).ok();

@@ -1,8 +1,8 @@
-//! Programs of Debian's, as they are, on a real device: with the shim and without, their verdict is
-//! the same.
+//! Runs unmodified programs of Debian on a real device, with the shim and without. The programs'
+//! results must be the same.
 //!
-//! Each runs as server and client on this machine. docs/guide/preload.md has a table, of which each
-//! test prints a row if `REGCACHE_PROGRAMS=all`: then with all settings.
+//! Each program runs as server and client on this machine. With `REGCACHE_PROGRAMS=all` the tests
+//! run with all settings. Each then prints its row of the table in docs/guide/preload.md.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
@@ -15,19 +15,19 @@ use std::time::{Duration, Instant};
 
 use preload::{Ran, SecondDevice, Summary, bounded, run, under_shim};
 
-/// One program, and how it is asked to do little.
+/// A program, and the arguments with which it runs briefly.
 struct Program {
     name: &'static str,
     both: &'static [&'static str],
     server: &'static [&'static str],
     client: &'static [&'static str],
-    /// The settings that say something about it.
+    /// The settings of the shim with which the program runs.
     with: &'static [How],
-    /// The part of its output that says how much it did, and not how fast.
+    /// Extracts the part of the output that shows how much the program did, and not how fast.
     verdict: fn(&str) -> Vec<String>,
 }
 
-/// perftest: the rows of its table, by bytes and iterations.
+/// Returns the rows of perftest's table: bytes and iterations.
 fn rows(stdout: &str) -> Vec<String> {
     let words = stdout
         .lines()
@@ -37,7 +37,7 @@ fn rows(stdout: &str) -> Vec<String> {
     rows.map(|row| row[..2].join(" ")).collect()
 }
 
-/// The ping-pongs: how many bytes, and iterations, were exchanged.
+/// Returns how many bytes and iterations a ping-pong exchanged.
 fn totals(stdout: &str) -> Vec<String> {
     let lines = stdout
         .lines()
@@ -47,7 +47,7 @@ fn totals(stdout: &str) -> Vec<String> {
         .collect()
 }
 
-/// rping: what it was sent back.
+/// Returns the data that rping received back.
 fn echoes(stdout: &str) -> Vec<String> {
     stdout
         .lines()
@@ -56,7 +56,7 @@ fn echoes(stdout: &str) -> Vec<String> {
         .collect()
 }
 
-/// On the IPv4 address of lo.
+/// The arguments of perftest, for the IPv4 address of lo.
 const PERFTEST: &[&str] = &[
     "-d", "rxe0", "-x", "1", "-n", "20", "-s", "65536", "-F", "-p", "18600",
 ];
@@ -129,7 +129,7 @@ const PROGRAMS: &[Program] = &[
 enum How {
     Without,
     Shim,
-    /// With what peers may use cached as well.
+    /// The shim also caches registrations that peers may use.
     Keep,
 }
 
@@ -147,12 +147,13 @@ impl How {
     }
 }
 
-/// Until a server accepts: the port is in the kernel's list, or rdma's of connections to come.
+/// Waits until the server listens. The port is then in the kernel's list of sockets, or in that of
+/// rdma_cm.
 fn await_listener(server: &mut Child) {
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(240) {
         assert!(server.try_wait().unwrap().is_none(), "the server has ended");
-        // 18600, LISTEN.
+        // This is port 18600 in the state LISTEN, in the kernel's format.
         let listens = |table: &str| {
             fs::read_to_string(table).is_ok_and(|table| {
                 table
@@ -175,7 +176,7 @@ fn await_listener(server: &mut Child) {
     panic!("the server does not listen");
 }
 
-/// The server's end and the client's.
+/// Runs the server and the client, and returns the results of both.
 fn exchange(program: &Program, how: How) -> [Ran; 2] {
     let mut server = how.command(program.name);
     server.args(program.both).args(program.server);
@@ -192,7 +193,7 @@ fn exchange(program: &Program, how: How) -> [Ran; 2] {
         let client = is_ready.recv().map(|server| {
             let client = run(&mut client);
             if !client.output.status.success() {
-                // Nobody is coming.
+                // The client has failed, so no client will connect to the server.
                 let _ = Command::new("kill").arg(server.to_string()).status();
             }
             client
@@ -201,7 +202,7 @@ fn exchange(program: &Program, how: How) -> [Ran; 2] {
     })
 }
 
-/// The result of a run, as the program sees it.
+/// Returns the result of a run, as a user of the program sees it.
 fn verdict(program: &Program, ran: &[Ran; 2]) -> Vec<String> {
     let ends = ran.iter().rev().map(|ran| {
         let status = ran.output.status;
@@ -223,9 +224,9 @@ fn total(ran: &[Ran; 2], name: &str) -> u64 {
     summaries.iter().map(|summary| summary.number(name)).sum()
 }
 
-/// Tries one program, and prints its row of the table.
+/// Tests one program, and prints its row of the table.
 fn is_the_same(name: &str) {
-    // They use the same port.
+    // All programs use the same port, so only one may run at a time.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let program = PROGRAMS
@@ -255,7 +256,8 @@ fn is_the_same(name: &str) {
         assert!(asked > 0);
         assert_eq!(asked, cached + passed_on);
         if how == How::Keep {
-            // Two that lie in one page, and are held at once, share nothing.
+            // Two `ibv_mr`s that are held at once cannot share a registration, even if both buffers
+            // are in one page.
             let in_use = total(&ran, "in_use");
             assert_eq!((cached, passed_on), (asked - in_use, in_use), "{name}");
         }

@@ -1,12 +1,12 @@
-//! The behaviour that programs see under the shim, on a real device. tests/c/contract.c describes
-//! it part by part.
+//! Tests the behaviour that programs see under the shim, on a real device. tests/c/contract.c
+//! describes the behaviour part by part.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
 
 use preload::{Ran, SecondDevice, bounded, preloading, program, run, shim, under_shim};
 
-/// One part of the contract under the shim.
+/// Runs one part of the contract under the shim.
 fn part(arguments: &[&str]) -> Ran {
     run(under_shim(program("contract")).args(arguments)).ok()
 }
@@ -15,8 +15,8 @@ fn part(arguments: &[&str]) -> Ran {
 fn each_registration_is_an_mr_of_its_own_and_is_given_back_once() {
     let ran = part(&["distinct"]);
     let summary = ran.summary();
-    // `whole` serves the hundred that follow it, and not those that are held with it. The rest is
-    // for a peer.
+    // The hundred registrations after `whole` reuse its registration. Those that the program holds
+    // at the same time as `whole` cannot. A registration for a peer passes on.
     assert_eq!(summary.number("made"), 1, "{summary:?}");
     assert_eq!(summary.number("cached"), 101, "{summary:?}");
     assert_eq!(summary.number("kept"), 101, "{summary:?}");
@@ -32,7 +32,8 @@ fn each_registration_is_an_mr_of_its_own_and_is_given_back_once() {
 fn memory_that_changed_is_registered_again() {
     let ran = part(&["fresh", "50"]);
     let summary = ran.summary();
-    // Under each round's new memory: the part of it, and in the next round all of it.
+    // In each round the first call registers a part of the new memory. In the next round a call
+    // registers all of it.
     assert_eq!(summary.number("made"), 100, "{summary:?}");
     assert_eq!(summary.number("in_use"), 50, "{summary:?}");
 }
@@ -44,7 +45,8 @@ fn a_peer_that_holds_an_rkey_after_dereg_mr_is_refused() {
     assert_eq!(ran.summary().number("remote"), 2);
 }
 
-/// The same without the shim: what was promised. And what asking for more means.
+/// Without the shim the device refuses a peer after the deregistration. With `REGCACHE_REMOTE=keep`
+/// the peer is served.
 #[test]
 fn a_peer_is_refused_without_the_shim_and_served_if_keys_are_to_be_kept() {
     run(bounded(program("contract")).args(["revoked", "10"])).ok();
@@ -55,7 +57,8 @@ fn a_peer_is_refused_without_the_shim_and_served_if_keys_are_to_be_kept() {
     .ok();
     let summary = ran.summary();
     assert_eq!(summary.number("remote"), 0, "{summary:?}");
-    // Of two that are held at once, one. That happens twice.
+    // The program twice holds two registrations at once, and each time only one of the two is
+    // cached.
     assert_eq!(summary.number("cached"), 2, "{summary:?}");
     assert_eq!(summary.number("in_use"), 2, "{summary:?}");
 }
@@ -97,10 +100,11 @@ fn threads_share_registrations_while_memory_comes_and_goes() {
     let ran = part(&["threads"]);
     let summary = ran.summary();
     assert_eq!(summary.number("asked"), 1600, "{summary:?}");
-    // Two threads that hold a registration at once do not share it.
+    // Two threads that hold a registration of the same memory at once do not share it.
     let (cached, in_use) = (summary.number("cached"), summary.number("in_use"));
     assert_eq!(cached + in_use, 1600, "{summary:?}");
-    // A few keys may want the same place.
+    // A few keys may have the same place in the set of idle keys, so their registrations are not
+    // kept.
     let (kept, ended) = (summary.number("kept"), summary.number("ended"));
     assert_eq!(kept + ended, cached, "{summary:?}");
     assert!(ended < 20, "{summary:?}");
@@ -109,8 +113,8 @@ fn threads_share_registrations_while_memory_comes_and_goes() {
 #[test]
 fn children_start_with_nothing_and_leave_the_parents_registrations_alone() {
     let ran = part(&["forks"]);
-    // Those 20 end by _exit, which nobody is told of, and the one that became another program tells
-    // as that.
+    // Twenty children end by _exit, which runs no exit function, so they print no summary. The
+    // child that executed another program prints that program's.
     let programs: Vec<_> = ran.summaries.iter().map(|it| it.text("program")).collect();
     assert_eq!(programs, ["contract", "contract"], "{:?}", ran.summaries);
 }
@@ -120,13 +124,14 @@ fn what_the_device_cannot_change_stays_as_it_is() {
     let without = run(bounded(program("contract")).arg("rereg")).ok();
     let with = part(&["rereg"]);
     assert_eq!(without.stdout, with.stdout);
-    // One that a rereg was tried on, and those for the peer.
+    // The only kept registration is the one that `ibv_rereg_mr` was tried on. Those for the peer
+    // are not cached.
     assert_eq!(with.summary().number("kept"), 1);
 }
 
 #[test]
 fn what_is_cached_does_not_count_against_the_program() {
-    // Root may exceed the limit, unless that is taken from it.
+    // Root may exceed the limit, so the program runs without that capability.
     let mut command = preloading(&[shim()], "setpriv");
     command
         .arg("--bounding-set=-ipc_lock")
@@ -167,7 +172,7 @@ fn a_wrong_value_is_refused_in_words_and_nothing_is_cached() {
     let said =
         "regcache: REGCACHE_REMOTE=kept is refused, it must be revoke or keep: nothing is cached\n";
     assert_eq!(stderr, said);
-    // Without a cache there is no summary either: where it was to go is not known.
+    // An invalid value turns the summary off too, because its destination is unknown.
     assert!(ran.summaries.is_empty(), "{:?}", ran.summaries);
 }
 
@@ -197,7 +202,8 @@ fn the_monitor_can_be_chosen() {
     let ran = with("auto");
     assert_eq!(ran.summary().text("monitor"), "ummunotify");
     assert_eq!(ran.summary().number("hits"), 99);
-    // Where the kernel's userfaultfd tells enough (6.7), by that; else by none.
+    // The monitor is userfaultfd if the kernel's version reports enough (Linux 6.7), and otherwise
+    // none.
     let ran = with("userfaultfd");
     let (summary, stderr) = (ran.summary(), &ran.stderr);
     match summary.text("monitor") {
@@ -225,23 +231,24 @@ fn limits_are_kept() {
     assert_eq!(ran.summary().number("hits"), 0);
     let mut command = under_shim(program("dlopened"));
     let ran = run(command.arg("dlsym").env("REGCACHE_MAX_BYTES", "32K")).ok();
-    // Of the two ranges the larger one is too large.
+    // The larger of the two ranges exceeds REGCACHE_MAX_BYTES, so only the smaller one is cached.
     assert_eq!(ran.summary().number("hits"), 49);
 }
 
-/// memcheck finds no error, and nothing that is lost. It takes for possibly lost what is held by a
-/// pointer to its middle, as Rust's `Arc`s and hash tables are, and libibverbs's contexts.
+/// memcheck finds no error and no lost memory. Memory that is held only by a pointer to its middle
+/// counts as possibly lost. Rust's `Arc`s, hash tables and libibverbs's contexts are held that way,
+/// so the test ignores possibly lost memory.
 #[test]
 fn valgrind_finds_nothing() {
     let mut command = preloading(&[shim()], "valgrind");
     command.args(["--leak-check=full", "--error-exitcode=99"]);
     command.arg("--errors-for-leak-kinds=definite,indirect");
     command.arg("--show-leak-kinds=definite,indirect");
-    // Inlined functions in stacks are not worth a minute.
+    // Reading inlined functions for stack traces would take a minute.
     command.arg("--read-inline-info=no");
     let ran = run(command.arg(program("contract")).arg("memory")).ok();
     let stderr = &ran.stderr;
     assert!(stderr.contains("ERROR SUMMARY: 0 errors"), "{stderr}");
-    // It was there.
+    // The shim was active.
     assert!(ran.summary().number("made") > 0);
 }

@@ -5,24 +5,25 @@ use super::queue::{Order, Queue};
 use super::sync::{Arc, Ordering, fence};
 use super::users::Users;
 
-/// How to end a registration that the program gives back.
+/// The way to end a registration that the program deregisters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Release {
-    /// Nothing outstanding uses its key: it may be kept.
+    /// No outstanding work uses its key, so the cache may keep it.
     Keep,
-    /// It has to be deregistered for real, since something outstanding may use its key.
+    /// The shim must deregister it, since outstanding work may use its key.
     Outstanding,
-    /// It has to be deregistered for real, since there is no place for its key among the idle ones.
+    /// The shim must deregister it, since the set of idle keys has no place for its key.
     Crowded,
 }
 
-/// All queues of an open device, whose keys may be in use by any of them.
+/// The accounting of one open device. Any of its queues may use any of its keys.
 pub(crate) struct Device {
     users: Arc<Users>,
     idle: Idle,
 }
 
-/// So many idle keys find a place nearly always, and few that many.
+/// The number of bits of a place for an idle key. Few programs have as many as 2^16 idle keys, so
+/// an idle key usually finds its place vacant.
 const IDLE_BITS: u32 = if cfg!(loom) { 1 } else { 16 };
 
 impl Device {
@@ -33,13 +34,14 @@ impl Device {
         }
     }
 
-    /// Makes a queue for at most so many requests and keys at a time.
+    /// Makes a queue for at most `requests` outstanding requests, with at most `keys_each` keys
+    /// each.
     pub(crate) fn queue(&self, order: Order, requests: u32, keys_each: u32) -> Arc<Queue> {
         let users = Arc::downgrade(&self.users);
         Arc::new(Queue::new(users, order, requests, keys_each))
     }
 
-    /// Makes a held key idle, if nothing outstanding uses it.
+    /// Makes a held key idle, if no outstanding work uses it.
     pub(crate) fn release(&self, key: u32) -> Release {
         if !self.idle.add(key) {
             return Release::Crowded;
@@ -52,18 +54,19 @@ impl Device {
         Release::Keep
     }
 
-    /// The key is held again, or gone.
+    /// Removes a key from the idle keys, because it is held again or gone.
     pub(crate) fn forget(&self, key: u32) {
         self.idle.remove(key);
     }
 
-    /// Between the last key that a poster notes and its first look at an idle one.
+    /// Executes the poster's fence, between its last note of a key and its first check for an idle
+    /// key.
     #[inline]
     pub(crate) fn noted(&self) {
         fence(Ordering::SeqCst);
     }
 
-    /// True if a poster must not post with the key before it is gone.
+    /// Returns true if the key is idle: a poster must then end its registration before it posts.
     #[inline]
     pub(crate) fn is_idle(&self, key: u32) -> bool {
         self.idle.has(key)

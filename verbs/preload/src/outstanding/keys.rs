@@ -1,52 +1,54 @@
-//! Two sets of keys: those that a queue may be using, and those of a device that are idle.
+//! Two sets of keys: the keys that a queue may be using, and the idle keys of a device.
 
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// Spreads keys, of which some devices give out neighbours and others multiples of 256.
+/// Spreads keys evenly. Some devices assign consecutive keys, and others assign multiples of 256.
 #[inline]
 fn spread(key: u32) -> u32 {
     key.wrapping_mul(0x9e37_79b1)
 }
 
-/// The number of one work request in its queue, without its upper half. Numbers are compared by
-/// their distance: one that is 2^31 requests old is taken for outstanding, which is safe.
+/// Returns true if the request is over. Both arguments are the lower 32 bits of request numbers, so
+/// they are compared by distance. A request that is 2^31 requests old counts as outstanding, which
+/// is safe.
 #[inline]
 fn is_over(request: u32, over: u32) -> bool {
     over.wrapping_sub(request).cast_signed() > 0
 }
 
-/// How many words a line has. A key is in one of the words of its line.
+/// The number of words in a line. A key is in one of the words of its line.
 const LINE: usize = 8;
 
-/// A key in the upper half of each word, and the last request that used it in the lower half.
+/// Words with a key in the upper half, and the last request that used the key in the lower half.
 #[repr(align(64))]
 struct Line([AtomicU64; LINE]);
 
-/// Bits of the number of a group of keys.
+/// The number of bits of a group's number.
 const GROUP_BITS: u32 = if cfg!(loom) { 1 } else { 10 };
 
-/// How many groups of keys there are.
+/// The number of groups of keys.
 pub(super) const GROUPS: usize = 1 << GROUP_BITS;
 
-/// The group of a key. All keys of a group are in one line of [`InUse`].
+/// Returns the group of a key. All keys of a group are in one line of [`InUse`].
 #[inline]
 pub(super) fn group(key: u32) -> usize {
     (spread(key) >> (32 - GROUP_BITS)) as usize
 }
 
-/// The keys of requests that may be outstanding, with the last request of each.
+/// The keys of requests that may be outstanding, each with the last request that used it.
 ///
-/// A word is free when its request is over, so that nothing has to be removed. A key that has a
-/// word is renewed there; a key without one takes a free word.
+/// A word is free when its request is over, so no word has to be removed. A key that has a word
+/// keeps that word. A key without a word takes a free one.
 pub(super) struct InUse {
     lines: Box<[Line]>,
     shift: u32,
-    /// The last request for which there was no free word. It counts for every key.
+    /// The last request whose key found no free word. While it is outstanding, the queue counts as
+    /// using every key.
     crowded: AtomicU32,
 }
 
 impl InUse {
-    /// Room for `keys` different ones, or for fewer if that is very many.
+    /// Makes a set with room for `keys` different keys, or fewer if `keys` is very large.
     pub(super) fn with_room_for(keys: usize) -> Self {
         let lines = (keys / 2).clamp(1, GROUPS).next_power_of_two();
         Self {
@@ -60,7 +62,7 @@ impl InUse {
 
     #[inline]
     fn line(&self, key: u32) -> &[AtomicU64; LINE] {
-        // With one line the shift is 32, so a wider type is shifted.
+        // With one line the shift is 32, which a `u32` does not allow. So a `u64` is shifted.
         let at = u64::from(spread(key)) >> self.shift;
         #[expect(
             clippy::indexing_slicing,
@@ -69,8 +71,8 @@ impl InUse {
         &self.lines[at as usize].0
     }
 
-    /// Notes that this request uses the key, if it has a word. Only one thread at a time may call
-    /// this and the next two.
+    /// Notes that this request uses the key, if the key has a word. Returns false if it has none.
+    /// Only one thread at a time may call this function, `insert` and `crowd`.
     #[inline]
     pub(super) fn renew(&self, key: u32, request: u32) -> bool {
         let has = |word: &&AtomicU64| (word.load(Ordering::Relaxed) >> 32) as u32 == key;
@@ -81,7 +83,7 @@ impl InUse {
         true
     }
 
-    /// Notes that this request uses the key, in a free word; false if there is none.
+    /// Notes that this request uses the key, in a free word. Returns false if no word is free.
     pub(super) fn insert(&self, key: u32, request: u32, over: u32) -> bool {
         let is_free = |word: &&AtomicU64| is_over(word.load(Ordering::Relaxed) as u32, over);
         let Some(word) = self.line(key).iter().find(is_free) else {
@@ -91,17 +93,17 @@ impl InUse {
         true
     }
 
-    /// From now on this request counts for every key.
+    /// Makes this request count for every key.
     pub(super) fn crowd(&self, request: u32) {
         self.crowded.store(request, Ordering::Relaxed);
     }
 
-    /// True if a request that is not over counts for every key.
+    /// Returns true if a request that counts for every key is not over.
     pub(super) fn is_crowded(&self, over: u32) -> bool {
         !is_over(self.crowded.load(Ordering::Relaxed), over)
     }
 
-    /// True if a request that is not over uses the key.
+    /// Returns true if a request that uses the key is not over.
     pub(super) fn has(&self, key: u32, over: u32) -> bool {
         self.line(key).iter().any(|word| {
             let there = word.load(Ordering::Relaxed);
@@ -109,7 +111,7 @@ impl InUse {
         })
     }
 
-    /// True if a key of the group of `key` has a word, also if its request is over.
+    /// Returns true if a key of the group of `key` has a word, even if the word's request is over.
     pub(super) fn has_group(&self, key: u32) -> bool {
         self.line(key).iter().any(|word| {
             let there = (word.load(Ordering::Relaxed) >> 32) as u32;
@@ -123,9 +125,9 @@ fn word_of(key: u32, request: u32) -> u64 {
     u64::from(key) << 32 | u64::from(request)
 }
 
-/// The keys that are idle: their `ibv_mr` was deregistered, and they work still.
+/// The idle keys: their `ibv_mr` was deregistered, but the device still accepts them.
 ///
-/// Each has one place, so that a poster looks at one word. A key whose place is taken cannot become
+/// Each key has one place, so a poster reads one word. A key whose place is occupied cannot become
 /// idle. 0 is no key.
 pub(super) struct Idle {
     places: Box<[AtomicU32]>,
@@ -133,7 +135,7 @@ pub(super) struct Idle {
 }
 
 impl Idle {
-    /// As many places as there are numbers of so many bits.
+    /// Makes a set with 2^`bits` places.
     pub(super) fn with_bits(bits: u32) -> Self {
         Self {
             places: (0..1usize << bits).map(|_| AtomicU32::new(0)).collect(),
@@ -155,7 +157,7 @@ impl Idle {
         self.place(key).load(Ordering::Relaxed) == key
     }
 
-    /// Adds the key; false if there is no place for it.
+    /// Adds the key. Returns false if its place is occupied.
     pub(super) fn add(&self, key: u32) -> bool {
         let (succeeded, failed) = (Ordering::Release, Ordering::Relaxed);
         key != 0
@@ -165,10 +167,10 @@ impl Idle {
                 .is_ok()
     }
 
-    /// Removes the key, if it is there.
+    /// Removes the key, if it is in the set.
     pub(super) fn remove(&self, key: u32) {
         let (succeeded, failed) = (Ordering::AcqRel, Ordering::Relaxed);
-        // If another key is there, this one was not.
+        // If the exchange fails, the place holds another key or none, so this key was not idle.
         let _ = self.place(key).compare_exchange(key, 0, succeeded, failed);
     }
 }

@@ -4,51 +4,53 @@ use super::keys::InUse;
 use super::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, Weak, lock};
 use super::users::Users;
 
-/// In which order a queue completes, and which of its requests have a completion.
+/// The order in which a queue completes, and the requests that have a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// A send queue: in the order of posting, the signaled ones.
+    /// A send queue: signaled requests complete in the order of posting.
     Signaled,
-    /// A receive queue: in the order of posting, each one.
+    /// A receive queue: all requests complete in the order of posting.
     Each,
-    /// A shared receive queue: in any order, each one.
+    /// A shared receive queue: all requests complete, in any order.
     Any,
 }
 
-/// See the head of `mod.rs`. Requests have numbers from 1.
+/// The accounting of one queue (see the head of `mod.rs`). Requests have numbers from 1.
 pub(crate) struct Queue {
     order: Order,
     posting: Mutex<Posting>,
-    /// The queues of the device, by the keys that they use. They own this one.
+    /// The device's lists of queues by key. The lists own this queue, so the reference is weak.
     users: Weak<Users>,
     in_use: InUse,
-    /// The requests that will have a completion. Counted before the device gets them.
+    /// The number of requests that will have a completion. Each is counted before the device gets
+    /// it.
     expected: AtomicU64,
-    /// The number of each of these requests, for as many as can be outstanding. Empty where each
-    /// request has a completion.
+    /// The numbers of the signaled requests, for as many as can be outstanding. Empty if each
+    /// request of the queue has a completion.
     signaled: Box<[AtomicU64]>,
-    /// The completions that were counted.
+    /// The number of completions that were counted.
     completed: AtomicU64,
-    /// All requests with a smaller number are over.
+    /// The number below which all requests are over.
     over: AtomicU64,
-    /// The least value of `completed` once the completion queue was seen empty.
+    /// The value to which `completed` rises once the completion queue was seen empty.
     settled: AtomicU64,
-    /// There was a completion without a request, or no room to remember a request: nothing is known
-    /// any more.
+    /// True if a completion had no request, or a request found no room in `signaled`. The queue
+    /// then counts as using every key.
     lost: AtomicBool,
     destroyed: AtomicBool,
 }
 
-/// The state of the posters.
+/// The state that only the posting thread uses.
 struct Posting {
     /// The number of the next request.
     next: u64,
-    /// The value that `expected` may reach without a look at `completed`.
+    /// The value up to which `expected` may grow before `completed` must be read again.
     limit: u64,
 }
 
 impl Queue {
-    /// A queue for at most so many requests and keys at a time.
+    /// Makes a queue for at most `requests` outstanding requests, with at most `keys_each` keys
+    /// each.
     pub(super) fn new(users: Weak<Users>, order: Order, requests: u32, keys_each: u32) -> Self {
         let requests = requests as usize;
         let keys = requests.saturating_mul(keys_each.max(1) as usize);
@@ -74,7 +76,7 @@ impl Queue {
         }
     }
 
-    /// Begins to post. No other thread can until the result is dropped.
+    /// Begins to post. Other threads wait until the result is dropped.
     #[inline]
     pub(crate) fn post(self: &Arc<Self>) -> Post<'_> {
         Post {
@@ -84,17 +86,17 @@ impl Queue {
         }
     }
 
-    /// True if something outstanding uses the key.
+    /// Returns true if outstanding work of the queue uses the key.
     pub(super) fn uses(&self, key: u32) -> bool {
         !self.is_destroyed() && self.in_use.has(key, self.over())
     }
 
-    /// True if the queue has a word for a key of the group of `key`.
+    /// Returns true if the queue has a word for a key of the group of `key`.
     pub(super) fn has_group(&self, key: u32) -> bool {
         !self.is_destroyed() && self.in_use.has_group(key)
     }
 
-    /// True if the queue may be using any key.
+    /// Returns true if the queue counts as using every key.
     pub(super) fn counts_for_every_key(&self) -> bool {
         let is_lost = self.lost.load(Ordering::Acquire);
         !self.is_destroyed() && (is_lost || self.in_use.is_crowded(self.over()))
@@ -108,12 +110,12 @@ impl Queue {
         self.over.load(Ordering::Acquire) as u32
     }
 
-    /// The queue was destroyed, and with it all of its requests.
+    /// Marks the queue as destroyed. The device does no more work for its requests.
     pub(crate) fn destroy(&self) {
         self.destroyed.store(true, Ordering::Release);
     }
 
-    /// Counts a successful completion. For a queue that completes in order, the caller has the lock
+    /// Counts a successful completion. If the queue completes in order, the caller holds the lock
     /// of its completion queue.
     #[inline]
     pub(crate) fn complete(self: &Arc<Self>) {
@@ -134,10 +136,12 @@ impl Queue {
         self.raise(request + 1);
     }
 
-    /// Several completion queues may serve the queue, so this is called by several threads.
+    /// Counts a completion of a shared receive queue. Several completion queues may serve the
+    /// queue, so several threads may call this at once.
     fn complete_any(self: &Arc<Self>) {
         let completed = self.completed.fetch_add(1, Ordering::AcqRel) + 1;
-        // A request is counted here before the device has it, so there is none besides these.
+        // A request is counted in `expected` before the device has it. So the device has at most
+        // `expected` requests.
         let expected = self.expected.load(Ordering::Acquire);
         if completed > expected {
             self.lose();
@@ -146,9 +150,10 @@ impl Queue {
         }
     }
 
-    /// All requests are over: the queue pair was reset. The caller has the locks of its completion
-    /// queues, and says whether [all completions were polled](all_polled). False if completions of
-    /// before may be polled yet; then [`settle`](Self::settle) has to be called.
+    /// Marks all requests as over, because the queue pair was reset. The caller holds the locks of
+    /// its completion queues, and passes whether [all completions were polled](all_polled). Returns
+    /// false if completions from before the reset may still be polled. The caller must then call
+    /// [`settle`](Self::settle) later.
     pub(crate) fn reset(&self, all_polled: bool) -> bool {
         let posting = lock(&self.posting);
         self.raise(posting.next);
@@ -160,7 +165,8 @@ impl Queue {
         self.completed.load(Ordering::Relaxed) == expected
     }
 
-    /// The requests that may have a successful completion yet, and the others that are not over.
+    /// Returns the number of requests that may still have a successful completion, and the number
+    /// of the other requests that are not over.
     fn unfinished(&self) -> (u64, u64) {
         let posting = lock(&self.posting);
         let all = posting.next - self.over.load(Ordering::Relaxed);
@@ -169,7 +175,8 @@ impl Queue {
         (with_completion, all.saturating_sub(with_completion))
     }
 
-    /// The completion queue was seen empty since the reset. The caller has its lock.
+    /// Corrects the count, because the completion queue was seen empty since the reset. The caller
+    /// holds the lock of the completion queue.
     pub(crate) fn settle(&self) {
         let settled = self.settled.load(Ordering::Relaxed);
         if self.completed.load(Ordering::Relaxed) < settled {
@@ -177,7 +184,7 @@ impl Queue {
         }
     }
 
-    /// Nothing is known of the queue from now on.
+    /// Marks the queue as lost: it counts as using every key from now on.
     #[cold]
     fn lose(self: &Arc<Self>) {
         self.lost.store(true, Ordering::Release);
@@ -186,7 +193,7 @@ impl Queue {
         }
     }
 
-    /// With the lock of the completion queue.
+    /// Raises `over`. The caller holds the lock of the completion queue.
     #[inline]
     fn raise(&self, over: u64) {
         if over > self.over.load(Ordering::Relaxed) {
@@ -204,27 +211,28 @@ impl Queue {
     }
 }
 
-/// True if no successful completion of a queue pair's two queues is left to be polled, of which so
-/// many were polled with an error since the last reset.
+/// Returns true if no successful completion of a queue pair's two queues is left to be polled.
+/// `errors` is the number of completions with errors that were polled since the last reset.
 ///
-/// Each request has at most one completion. One with an error may be of an unsignaled request,
-/// which would have none if it had succeeded. Suppose that all unsignaled requests had one. The
-/// rest of the errors are of requests that cannot succeed any more.
+/// Each request has at most one completion. A completion with an error may belong to an unsignaled
+/// request, which has none if it succeeds. Suppose that all unsignaled requests had one. The
+/// remaining errors belong to requests that cannot succeed any more. So if they are at least as
+/// many as the unfinished requests, no successful completion is left.
 pub(crate) fn all_polled(sends: &Queue, receives: &Queue, errors: u64) -> bool {
     let ((sends, unsignaled), (receives, _)) = (sends.unfinished(), receives.unfinished());
     sends + receives <= errors.saturating_sub(unsignaled)
 }
 
-/// Requests that are being posted.
+/// Requests that a thread is posting.
 ///
-/// Dropping it means that the device has them all.
+/// The thread drops this value after the device has all of the requests.
 pub(crate) struct Post<'q> {
     posting: MutexGuard<'q, Posting>,
     queue: &'q Arc<Queue>,
     over: u32,
 }
 
-/// How far a queue was at some time.
+/// The state of a queue at some time, to which a post can be taken back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mark {
     next: u64,
@@ -232,7 +240,7 @@ pub(crate) struct Mark {
 }
 
 impl Post<'_> {
-    /// Counts one more request. Keys that are noted from now on are its keys.
+    /// Counts one more request. The keys noted after this call are its keys.
     #[inline]
     pub(crate) fn request(&mut self, signaled: bool) {
         let queue = self.queue;
@@ -252,7 +260,7 @@ impl Post<'_> {
         queue.expected.store(expected + 1, Ordering::Release);
     }
 
-    /// Looks at `completed` again. If there is no room still, the queue is lost.
+    /// Reads `completed` again. If there is still no room, marks the queue as lost.
     #[cold]
     fn has_room(&mut self, expected: u64) -> bool {
         let completed = self.queue.completed.load(Ordering::Acquire);
@@ -287,8 +295,8 @@ impl Post<'_> {
         }
     }
 
-    /// The device has not accepted the last `requests`, of which so many were signaled. Their keys
-    /// stay noted, under numbers that later requests get.
+    /// Subtracts the last `requests` requests, which the device has not accepted. `signaled` of
+    /// them were signaled. Their keys stay noted, under numbers that later requests get.
     pub(crate) fn take_back(&mut self, requests: u64, signaled: u64) {
         let expected = self.queue.expected.load(Ordering::Relaxed);
         self.take_back_to(Mark {
@@ -297,7 +305,7 @@ impl Post<'_> {
         });
     }
 
-    /// How far the queue is now.
+    /// Returns the current state of the queue.
     pub(crate) fn mark(&self) -> Mark {
         Mark {
             next: self.posting.next,
@@ -305,7 +313,7 @@ impl Post<'_> {
         }
     }
 
-    /// The device has not accepted any since.
+    /// Subtracts all requests since `mark`, of which the device has accepted none.
     pub(crate) fn take_back_to(&mut self, mark: Mark) {
         self.posting.next = mark.next;
         self.queue.expected.store(mark.expected, Ordering::Release);

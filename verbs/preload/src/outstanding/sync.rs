@@ -1,8 +1,9 @@
-//! The primitives that the accounting is built on, or loom's under `--cfg loom`. `Arc` is std's
-//! always: the models never take its contents back.
+//! The primitives that the accounting uses, or loom's versions under `--cfg loom`. `Arc` is always
+//! std's, because no model takes the contents of an
+//! `Arc` back.
 //!
-//! The locks are parking_lot's, which are taken and released with one instruction each if nobody
-//! waits, and know no poison.
+//! The locks are parking_lot's. An uncontended lock or unlock is one atomic instruction, and a
+//! panic does not poison the lock.
 
 pub(crate) use std::sync::{Arc, Weak};
 
@@ -17,14 +18,14 @@ pub(crate) use loom::sync::{
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence},
 };
 
-/// Locks.
+/// Locks the mutex.
 #[cfg(not(loom))]
 #[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock()
 }
 
-/// Locks. No test panics with a lock held.
+/// Locks the mutex. No test panics while it holds a lock.
 #[cfg(loom)]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex

@@ -1,6 +1,6 @@
-//! The accounting against a modelled device that knows the truth, over random sequences of posts,
-//! completions, errors and resets. And the other way round: an accounting with a fault is found
-//! out.
+//! Tests the accounting on random sequences of posts, completions, errors and resets. A modelled
+//! device records which work is outstanding. The tests also check that the search finds deliberate
+//! faults of the accounting.
 
 use std::collections::VecDeque;
 
@@ -11,17 +11,18 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 use super::sync::Arc;
 use super::{Device, Order, Queue, Release, all_polled};
 
-/// A fault of the accounting.
+/// A deliberate fault of the accounting.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
-    /// Completions of a shared receive queue are taken to come in order.
+    /// The completions of a shared receive queue are assumed to come in order.
     OrderAssumed,
     /// Keys of unsignaled requests are not noted.
     UnsignaledForgotten,
     /// Completions with errors are counted.
     ErrorsCounted,
-    /// After a reset the counting starts over, though completions of before are polled yet.
+    /// The counting starts over after a reset, although completions from before can still be
+    /// polled.
     StaleCounted,
     /// Completions are not counted.
     CompletionIgnored,
@@ -29,14 +30,14 @@ enum Fault {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A list of requests, of which the device accepts so many.
+    /// The program posts a list of requests, and the device accepts at most this many.
     Post(Vec<(u32, bool)>, usize),
-    /// One of the requests that can complete does. With an error all others do as well.
+    /// One of the requests that can complete does. If it fails, all others fail as well.
     Complete(usize, bool),
-    /// One completion is polled; true if the queue is seen empty after the last.
+    /// The program polls one completion. True if it sees the queue empty after the last one.
     Poll(bool),
     Reset,
-    /// The registration with this key is given back.
+    /// The program deregisters the registration with this key.
     Release(u32),
 }
 
@@ -52,30 +53,30 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A request that the device has.
+/// A request that the device has accepted.
 struct Outstanding {
     key: u32,
     signaled: bool,
 }
 
-/// One queue of a device, with its completions.
+/// A model of one queue of a device, with its completions.
 struct Model {
     order: Order,
     fault: Fault,
     device: Device,
     queue: Arc<Queue>,
     requests: VecDeque<Outstanding>,
-    /// Completions that were not polled: whether they succeeded.
+    /// The completions that were not polled yet. True means success.
     completions: VecDeque<bool>,
     failed: bool,
     /// Completions with errors that were polled since the last reset.
     errors: u64,
-    /// The other queue of the queue pair, which has no work.
+    /// The other queue of the queue pair, to which nothing is posted.
     other: Arc<Queue>,
     kept: usize,
 }
 
-/// So many requests fit in.
+/// The number of requests for which the queue has room.
 const ROOM: usize = 6;
 
 impl Model {
@@ -113,7 +114,7 @@ impl Model {
         }
         self.device.noted();
         for &(key, _) in list {
-            // A key that is idle is deregistered for real.
+            // The shim would deregister an idle key before it posts.
             self.device.forget(key);
         }
         let room = ROOM - self.requests.len();
@@ -137,7 +138,7 @@ impl Model {
             return;
         }
         if bad {
-            // The first fails, and all others are flushed.
+            // The first request fails, and the device flushes all others.
             self.failed = true;
             let flushed = self.requests.drain(..).map(|_| false);
             self.completions.extend(flushed);
@@ -207,7 +208,7 @@ impl Model {
     }
 }
 
-/// Tries many sequences; the first that shows a registration that was kept too long.
+/// Runs many sequences. Returns the first that shows a registration that was kept too long.
 fn search(order: Order, fault: Fault) -> Result<(), String> {
     let config = ProptestConfig {
         cases: 2000,
@@ -241,7 +242,7 @@ fn faults_are_found() {
     }
 }
 
-/// A program that awaits completions gets its registrations kept: the accounting is of use.
+/// Returns true if all registrations of a program that awaits its completions are kept.
 fn is_kept(order: Order, fault: Fault, signaled: bool) -> bool {
     let mut model = Model::new(order, fault);
     for round in 0..100 {
@@ -266,7 +267,8 @@ fn what_has_completed_is_kept() {
     assert!(is_kept(Order::Signaled, Fault::None, false));
 }
 
-/// Many registrations at once, each given back when its own request has completed.
+/// Many registrations are in use at once, and each is deregistered when its own request has
+/// completed.
 #[test]
 fn of_many_outstanding_requests_those_that_are_over_are_known() {
     let (device, depth) = (Device::new(), 256);
@@ -286,7 +288,8 @@ fn of_many_outstanding_requests_those_that_are_over_are_known() {
             assert_eq!(device.release(key(number)), Release::Outstanding);
         }
     }
-    // Nearly all: two keys may want the same place.
+    // Two keys may have the same place in the set of idle keys, so a few registrations are not
+    // kept.
     assert!(kept > 19 * depth, "{kept}");
 }
 
@@ -299,13 +302,13 @@ fn more_completions_than_requests_leave_nothing_certain() {
         device.forget(7);
         queue.complete();
         assert_eq!(device.release(7), Release::Outstanding);
-        // Until it is destroyed.
+        // The destroyed queue counts for no key any more.
         queue.destroy();
         assert_eq!(device.release(7), Release::Keep);
     }
 }
 
-/// A thread that deregisters finds the queues that use a key, however many keys they have used.
+/// A thread that deregisters finds the queues that use a key, even after they have used many keys.
 #[test]
 fn queues_come_and_go_while_keys_change() {
     let device = Device::new();
@@ -318,7 +321,7 @@ fn queues_come_and_go_while_keys_change() {
                 post.request(true);
                 post.key(key);
                 drop(post);
-                // One of them still has it.
+                // One of the eight queues still uses the key.
                 if at != number as usize % 8 {
                     queue.complete();
                 }
@@ -328,7 +331,7 @@ fn queues_come_and_go_while_keys_change() {
             assert_eq!(device.release(key), Release::Keep);
             device.forget(key);
         }
-        // The last one is outstanding until the queue is destroyed.
+        // The last request is outstanding until its queue is destroyed.
         let mut post = queues[0].post();
         post.request(true);
         post.key(7);
@@ -340,11 +343,11 @@ fn queues_come_and_go_while_keys_change() {
     }
 }
 
-/// More keys are outstanding than a line has words: the queue counts for every key then.
+/// More keys are outstanding than a line has words. So the queue counts as using every key.
 #[test]
 fn a_queue_without_room_counts_for_every_key() {
     let device = Device::new();
-    // One line of eight words.
+    // The queue has one line of eight words.
     let queue = device.queue(Order::Each, 1, 1);
     let mut post = queue.post();
     for key in 1..=9u32 {
@@ -360,8 +363,8 @@ fn a_queue_without_room_counts_for_every_key() {
     }
 }
 
-/// A program that polls all completions before it resets a queue pair gets its registrations kept
-/// afterwards, also if it never sees the completion queue empty.
+/// A program polls all completions before it resets a queue pair. Its registrations are kept
+/// afterwards, even if it never sees the completion queue empty.
 #[test]
 fn a_queue_pair_that_was_drained_and_reset_is_followed_as_before() {
     for order in [Order::Signaled, Order::Each] {
@@ -387,7 +390,7 @@ fn a_queue_pair_that_was_drained_and_reset_is_followed_as_before() {
     }
 }
 
-/// An error of an unsignaled send says nothing about a receive that has succeeded.
+/// An error of an unsignaled send does not prove that a receive's completion was polled.
 #[test]
 fn errors_of_unsignaled_requests_vouch_for_nothing() {
     let device = Device::new();
@@ -407,7 +410,7 @@ fn errors_of_unsignaled_requests_vouch_for_nothing() {
     assert!(all_polled(&sends, &receives, 2));
     receives.reset(all_polled(&sends, &receives, 1));
     post(&receives, 3, true);
-    // This is the completion of before.
+    // This completion is from before the reset.
     receives.complete();
     assert_eq!(device.release(3), Release::Outstanding);
 }

@@ -1,24 +1,24 @@
 //! [`Users`]: the queues that may be using a key.
 //!
-//! A thread that deregisters must not look at each queue of the device, of which there may be
-//! thousands. So keys are in groups, and each group has a list of the queues that have a word for
-//! one of its keys. A queue enters the list before its first word for a key of the group, under the
-//! lock of the list. It leaves when a thread that deregisters finds that it has no such word any
-//! more, under the same lock. A key that has a word already needs neither: that is the common way
-//! of posting.
+//! A device may have thousands of queues, so a thread that deregisters must not look at each of
+//! them. So keys are in groups, and each group has a list of the queues that have a word for one of
+//! its keys. A queue enters the list before its first word for a key of the group, under the lock
+//! of the list. The queue leaves the list under the same lock, when a thread that deregisters finds
+//! no such word. A poster whose key already has a word enters no list, and takes no list's lock.
+//! This is the common case.
 //!
-//! A queue that counts for every key is in a list of its own.
+//! A queue that counts as using every key is in a separate list.
 
 use super::keys::{GROUPS, group};
 use super::queue::Queue;
 use super::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 
-/// See the file's head.
+/// The lists of queues. See the file's head.
 pub(super) struct Users {
     groups: Box<[Mutex<Vec<Arc<Queue>>>]>,
-    /// Those that count for every key.
+    /// The queues that count as using every key.
     everywhere: Mutex<Vec<Arc<Queue>>>,
-    /// False if that list is empty.
+    /// False if `everywhere` is empty.
     is_anywhere: AtomicBool,
 }
 
@@ -36,21 +36,22 @@ impl Users {
         &self.groups[group(key)]
     }
 
-    /// Adds the queue for the key's group, and has it take a word for the key meanwhile.
+    /// Adds the queue to the list of the key's group, and calls `take` under the lock of the list.
     pub(super) fn add<T>(&self, key: u32, queue: &Arc<Queue>, take: impl FnOnce() -> T) -> T {
         let mut users = lock(self.of(key));
         enter(&mut users, queue);
         take()
     }
 
-    /// Adds the queue for every key. Its state says so already.
+    /// Adds the queue to the list of queues that use every key. The queue's state already says that
+    /// it does.
     pub(super) fn add_everywhere(&self, queue: &Arc<Queue>) {
         let mut users = lock(&self.everywhere);
         enter(&mut users, queue);
         self.is_anywhere.store(true, Ordering::Release);
     }
 
-    /// True unless nothing outstanding uses the key.
+    /// Returns true if outstanding work may use the key.
     pub(super) fn may_use(&self, key: u32) -> bool {
         let mut users = lock(self.of(key));
         users.retain(|queue| queue.has_group(key));
@@ -72,7 +73,7 @@ fn enter(users: &mut Vec<Arc<Queue>>, queue: &Arc<Queue>) {
         return;
     }
     if users.len() == users.capacity() {
-        // Before it grows.
+        // The list is full. So destroyed queues leave it before it grows.
         users.retain(|user| !user.is_destroyed());
     }
     users.push(Arc::clone(queue));

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Registers and deregisters around each transfer, which is what the shim is for. After every so
- * many transfers the buffer is unmapped and mapped again, and the kernel puts it at the same
- * address. A naive cache gets that wrong.
+ * Registers and deregisters around each transfer, which is the case for which the shim exists.
+ * After every REMAP_EVERY transfers the program unmaps the buffer and maps it again, and the kernel
+ * chooses the same address. A naive cache then uses a stale registration.
  *
  *     around TRANSFERS BYTES REMAP_EVERY
  *
- * Each transfer is an RDMA write of BYTES bytes that no earlier one had. All bytes that arrive are
- * compared. The time in ibv_reg_mr and ibv_dereg_mr, for each transfer, is without that of looking
- * at the clock, which is timed in between.
+ * Each transfer is an RDMA write of BYTES bytes, which differ from those of all earlier transfers.
+ * The program compares all bytes that arrive. It prints the time of ibv_reg_mr and ibv_dereg_mr for
+ * each transfer. The time to read the clock is measured separately and subtracted.
  */
 #include <sys/mman.h>
 #include <time.h>

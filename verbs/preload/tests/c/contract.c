@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The behaviour of registrations that a verbs program can see. Each part is one promise of the
- * shim's:
+ * Tests the behaviour of registrations that a verbs program can see. Each part tests one promise of
+ * the shim:
  *
  *     contract PART [ARGUMENT]
  *
- * It ends with 0, or says what was not so. `observe` judges nothing: what it prints has to be the
- * same with the shim and without.
+ * The program exits with 0, or prints the check that failed. The part `observe` checks nothing: its
+ * output has to be the same with the shim and without.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -38,7 +38,7 @@ static struct ibv_mr *reg(struct ibv_pd *pd, void *addr, size_t length, int acce
 	return mr;
 }
 
-/* The memory's bytes arrive. */
+/* Fills the memory, sends it, and checks that its bytes arrive. */
 static void sends(struct loop *loop, char *from, const struct ibv_mr *mr, size_t length)
 {
 	static char fill;
@@ -53,8 +53,9 @@ static void sends(struct loop *loop, char *from, const struct ibv_mr *mr, size_t
 }
 
 /*
- * Registrations that are held at the same time share nothing, and each is given back once. Those
- * that follow one another are one registration, within a larger one too.
+ * Registrations that are held at the same time share no key and no structure, and each is
+ * deregistered once. Registrations that follow one another share one registration, even if it is
+ * larger.
  */
 static void distinct(void)
 {
@@ -89,7 +90,7 @@ static void distinct(void)
 	loop_end(&loop);
 }
 
-/* Memory that changes is registered again, whether its registration is held or not. */
+/* Memory that changes is registered again, whether or not its registration is held. */
 static void fresh(int rounds)
 {
 	struct loop loop;
@@ -115,9 +116,9 @@ static void fresh(int rounds)
 }
 
 /*
- * A peer that has the rkey of what was deregistered is refused, though the same memory is
- * registered a second time. `expected` is how its write completes by the key of the first, which
- * may have been kept.
+ * A peer that has the rkey of a deregistered registration is refused, although the same memory is
+ * registered a second time. `expected` is the status of the peer's write with the first rkey. The
+ * write may succeed with REGCACHE_REMOTE=keep.
  */
 static void revoked(enum ibv_wc_status expected)
 {
@@ -143,7 +144,7 @@ static void revoked(enum ibv_wc_status expected)
 	rkey = second->rkey;
 	CHECK(ibv_dereg_mr(second) == 0);
 	CHECK(loop_write(&loop, source, from->lkey, PAGE, sink, rkey) == IBV_WC_REM_ACCESS_ERR);
-	/* Unmapped it is out of reach either way. */
+	/* The peer cannot reach the memory after it was unmapped, whether or not keys are kept. */
 	rkey = kept;
 	CHECK(munmap(sink, PAGE) == 0);
 	sink = map(PAGE);
@@ -156,7 +157,10 @@ static void revoked(enum ibv_wc_status expected)
 	loop_end(&loop);
 }
 
-/* A domain goes when the program holds nothing in it, and the next one is not taken for it. */
+/*
+ * A domain is deallocated if the program holds nothing in it. The shim does not mistake a later
+ * domain for it.
+ */
 static void domains(void)
 {
 	char *memory = map(4 * PAGE);
@@ -179,8 +183,8 @@ static void domains(void)
 	CHECK(ibv_close_device(context) == 0);
 
 	/*
-	 * Closing takes what is cached along. A domain and a device that are not given back first
-	 * are the kernel's.
+	 * Closing the device also ends cached registrations. The kernel frees a domain and a device
+	 * that the program does not free.
 	 */
 	for (int i = 0; i < 5; i++) {
 		context = loop_open(NULL);
@@ -192,8 +196,8 @@ static void domains(void)
 }
 
 /*
- * A registration that was held when the device was closed is gone, and may still be given back.
- * Without the shim that is a mistake.
+ * A registration that was held when the device was closed has ended. The program may still
+ * deregister it, which is an error without the shim.
  */
 static void late(void)
 {
@@ -225,7 +229,7 @@ static void late(void)
 	CHECK(ibv_dereg_mr(held) == 0);
 }
 
-/* Several devices, with the same memory, at once. */
+/* Several devices register the same memory at once. */
 static void devices(const char *second)
 {
 	struct loop one, two;
@@ -250,7 +254,9 @@ static void devices(const char *second)
 
 static struct ibv_pd *shared_pd;
 
-/* Memory of its own that comes and goes, and memory that all share. */
+/*
+ * Registers memory of this thread, which is unmapped each time, and memory that all threads share.
+ */
 static void *thread(void *shared)
 {
 	for (int i = 0; i < 200; i++) {
@@ -282,8 +288,8 @@ static void threads(void)
 }
 
 /*
- * A child has nothing of its parent's and can make its own. The parent's
- * stay as they are.
+ * A child has no registrations of its parent, and can make new ones. The parent's registrations do
+ * not change.
  */
 static void forks(const char *self)
 {
@@ -297,8 +303,8 @@ static void forks(const char *self)
 	CHECK(ibv_dereg_mr(reg(loop.pd, memory, PAGE, LOCAL)) == 0);
 	sends(&loop, memory, mr, 4 * PAGE);
 	/*
-	 * A child that gives back what it has inherited, then works on its own, then becomes
-	 * another program.
+	 * This child deregisters inherited registrations, then registers memory itself, and then
+	 * executes another program.
 	 */
 	pid_t child = fork();
 
@@ -332,7 +338,7 @@ static void forks(const char *self)
 
 	CHECK(again->lkey != mr->lkey);
 	CHECK(ibv_dereg_mr(again) == 0 && ibv_dereg_mr(mr) == 0);
-	/* Children forked while another thread registers. */
+	/* Children are forked while another thread registers. */
 	pthread_t other;
 
 	shared_pd = loop.pd;
@@ -355,8 +361,8 @@ static void forks(const char *self)
 }
 
 /*
- * ibv_rereg_mr of what the cache has given out is the device's to answer: this one cannot. Then all
- * is as before.
+ * ibv_rereg_mr of a cached registration passes on to the device, and this device does not support
+ * it. Afterwards the registration is unchanged.
  */
 static void rereg(void)
 {
@@ -400,8 +406,8 @@ static void rereg(void)
 }
 
 /*
- * Idle registrations are no reason to be refused. To be run with a limit of
- * 1 MiB, and without the right to exceed it.
+ * Idle registrations do not make a new registration fail. The part has to run with a limit of 1
+ * MiB, and without the capability to exceed it.
  */
 static void limit(void)
 {
@@ -416,7 +422,10 @@ static void limit(void)
 	CHECK(!ibv_reg_mr(pd, memory, 2 * most, LOCAL) && errno == ENOMEM);
 	CHECK(!ibv_reg_mr(pd, memory, 2 * most, REMOTE) && errno == ENOMEM);
 	for (int i = 0; i < 5; i++) {
-		/* The cache keeps each of these, and the next does not fit beside it. */
+		/*
+		 * The cache keeps each of these registrations, and a second one would exceed the
+		 * limit.
+		 */
 		CHECK(ibv_dereg_mr(reg(pd, memory, most, LOCAL)) == 0);
 		CHECK(ibv_dereg_mr(reg(other, memory + most, most, LOCAL)) == 0);
 		CHECK(ibv_dereg_mr(reg(pd, memory + most, most, REMOTE)) == 0);
@@ -436,10 +445,7 @@ static void show(const char *what, struct ibv_pd *pd, void *addr, size_t length,
 	printf("%s: deregistered %d\n", what, ibv_dereg_mr(mr));
 }
 
-/*
- * Flags that ibv_reg_mr is not told at compile time, so that the header has ibv_reg_mr_iova2
- * called.
- */
+/* These flags are not constants at compile time, so the header's macro calls ibv_reg_mr_iova2. */
 static volatile int zero;
 
 static void observe(void)
@@ -497,7 +503,7 @@ static void observe(void)
 		     ibv_reg_mr_iova2(loop.pd, addr, length, (uintptr_t)addr + (1 << 20), tries[i].access));
 	}
 
-	/* At another iova the device's address is that one. */
+	/* With another iova, the device uses the iova as the address. */
 	char *sink = map(PAGE);
 	struct ibv_mr *from = reg(loop.pd, memory, PAGE, LOCAL);
 	struct ibv_mr *to = ibv_reg_mr_iova(loop.pd, sink, PAGE, 1 << 20, REMOTE);
@@ -514,7 +520,7 @@ static void observe(void)
 	CHECK(ibv_dereg_mr(to) == 0);
 	printf("by a key that is no more: %d\n", loop_write(&loop, memory, from->lkey, PAGE, (void *)(1 << 20), gone));
 
-	/* For the process's own work requests as well. */
+	/* The iova is also the address in this process's own work requests. */
 	struct ibv_mr *shifted = ibv_reg_mr_iova(loop.pd, memory, PAGE, 1 << 20, LOCAL);
 
 	to = reg(loop.pd, sink, PAGE, REMOTE);
@@ -525,7 +531,7 @@ static void observe(void)
 	printf("from address: %d\n", loop_write(&loop, memory, shifted->lkey, PAGE, sink, to->rkey));
 	CHECK(ibv_dereg_mr(shifted) == 0 && ibv_dereg_mr(to) == 0);
 
-	/* Registrations by functions that the shim does not interpose. */
+	/* These functions register memory, and the shim does not interpose them. */
 	struct ibv_mr *dmabuf = ibv_reg_dmabuf_mr(loop.pd, 0, PAGE, 0, 0, LOCAL);
 
 	printf("dmabuf: %d\n", dmabuf ? 0 : errno);
@@ -537,7 +543,7 @@ static void observe(void)
 
 	printf("null: %d\n", null ? 0 : errno);
 
-	/* A memory window on a registration that allows it. */
+	/* A memory window is bound to a registration that allows windows. */
 	struct ibv_mw *window = ibv_alloc_mw(loop.pd, IBV_MW_TYPE_1);
 	struct ibv_mr *under = ibv_reg_mr(loop.pd, sink, PAGE, REMOTE | IBV_ACCESS_MW_BIND);
 
@@ -579,7 +585,10 @@ int main(int argc, char **argv)
 	else if (!strcmp(part, "late"))
 		late();
 	else if (!strcmp(part, "memory")) {
-		/* For a checker of memory, whose start takes longer than both. */
+		/*
+		 * This part is for a memory checker. Its start takes longer than these two checks,
+		 * so one run does both.
+		 */
 		fresh(2);
 		rereg();
 	} else if (!strcmp(part, "devices"))

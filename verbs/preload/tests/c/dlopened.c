@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A program that loads libibverbs itself, as those do that are to run without it too, and registers
+ * Loads libibverbs by dlopen, as a program does that must also run without libibverbs. Registers
  * the same memory 100 times:
  *
  *     dlopened dlsym | dlvsym

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A library that registers memory before the program's main has begun, and again after it has
- * returned. To be preloaded after the shim: the loader then has this one's constructor run before
- * the shim's would, if it had any.
+ * A library that registers memory before the program's main starts, and again after main has
+ * returned. It has to be preloaded after the shim. The loader then runs this library's constructor
+ * first, so the shim must work before any constructor of its own could run.
  */
 #include "loop.h"
 

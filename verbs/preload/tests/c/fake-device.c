@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * A fake of libibverbs with one device, which does nothing: what is posted to it completes at once.
- * For counting what the shim adds to posting and polling, where there is no device. Built as
- * librxe-fake.so: the shim knows devices by the names of their libraries.
+ * A fake of libibverbs with one device, which does nothing: all work that is posted to it completes
+ * at once. Tests use it to count the instructions that the shim adds to posting and polling,
+ * without a real device. The file is built as librxe-fake.so, because the shim recognizes devices
+ * by the names of their libraries.
  */
 #include <infiniband/verbs.h>
 #include <stdlib.h>

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Every way in which a program can look up libibverbs's functions by name, before the library is
+ * Looks up libibverbs's functions by name in every way that a program can, before the library is
  * loaded and after:
  *
  *     lookup "under the shim" DIR
  *     lookup "" DIR
  *
- * DIR is where libnext.so is.
+ * DIR is the directory of libnext.so.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -23,7 +23,7 @@
 		}                                                                                  \
 	} while (0)
 
-/* The file that a function is in. */
+/* Returns the file that defines the function. */
 static const char *home(void *function)
 {
 	Dl_info info;
@@ -57,12 +57,12 @@ int main(int argc, char **argv)
 	CHECK(argc == 3);
 	const char *expected = argv[1][0] ? "librcpreload.so" : "libibverbs.so";
 
-	/* Nobody has libibverbs, so nobody has its functions. */
+	/* libibverbs is not loaded, so no lookup finds its functions. */
 	for (size_t i = 0; i < sizeof(ours) / sizeof(*ours); i++) {
 		dlerror();
 		CHECK(!dlsym(RTLD_DEFAULT, ours[i].name) && dlerror());
 		CHECK(!dlvsym(RTLD_DEFAULT, ours[i].name, ours[i].version) && dlerror());
-		/* The usual way to tell that there is none. */
+		/* Programs usually check in this way whether the library is loaded. */
 		CHECK(!dlopen("libibverbs.so.1", RTLD_LAZY | RTLD_NOLOAD));
 	}
 
@@ -79,12 +79,15 @@ int main(int argc, char **argv)
 		CHECK(dlvsym(verbs, name, ours[i].version) == found && !dlerror());
 		CHECK(!dlvsym(verbs, name, "IBVERBS_7.7") && dlerror());
 	}
-	/* Other versions are other functions, and other functions are nobody else's. */
+	/*
+	 * The shim interposes one version of each function, so a lookup of another version or
+	 * another function finds libibverbs's.
+	 */
 	CHECK(is_in(dlvsym(verbs, "ibv_reg_mr", "IBVERBS_1.0"), "libibverbs.so"));
 	CHECK(is_in(dlvsym(verbs, "ibv_dereg_mr", "IBVERBS_1.0"), "libibverbs.so"));
 	CHECK(is_in(dlsym(verbs, "ibv_alloc_pd"), "libibverbs.so"));
 	CHECK(is_in(dlsym(verbs, "ibv_reg_dmabuf_mr"), "libibverbs.so"));
-	/* It is not global, and in no other version than it has. */
+	/* The library is not in the global scope, and it does not have these versions. */
 	CHECK(!dlvsym(RTLD_DEFAULT, "ibv_reg_mr", "IBVERBS_1.0"));
 	CHECK(!dlvsym(RTLD_DEFAULT, "ibv_reg_mr", "IBVERBS_7.7"));
 	dlerror();
@@ -93,7 +96,7 @@ int main(int argc, char **argv)
 
 	CHECK(error && strstr(error, "ibv_no_such_function"));
 
-	/* The next one is the next after the caller. */
+	/* RTLD_NEXT means the next library after the caller. */
 	snprintf(path, sizeof(path), "%s/libnext.so", argv[2]);
 	void *next = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 
@@ -106,11 +109,11 @@ int main(int argc, char **argv)
 	CHECK(is_in(next_malloc(), "libc.so"));
 	CHECK(is_in(dlsym(RTLD_DEFAULT, "malloc"), "libc.so"));
 	CHECK(is_in(dlsym(RTLD_NEXT, "malloc"), "libc.so"));
-	/* From the program, the next one after the program is the one that is preloaded. */
+	/* If the program is the caller, the next library is the preloaded one. */
 	if (argv[1][0])
 		CHECK(is_in(dlsym(RTLD_NEXT, "ibv_reg_mr"), "librcpreload.so"));
 
-	/* Global now. */
+	/* From here on libibverbs is in the global scope. */
 	CHECK(dlopen("libibverbs.so.1", RTLD_NOW | RTLD_GLOBAL));
 	CHECK(is_in(dlsym(RTLD_DEFAULT, "ibv_reg_mr"), expected));
 	CHECK(is_in(dlvsym(RTLD_DEFAULT, "ibv_reg_mr", "IBVERBS_1.1"), expected));

@@ -1,8 +1,8 @@
 #define _GNU_SOURCE
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * The preload shim that everybody writes first: it keeps registrations by address and length, and
- * does not ask what has become of the memory. For the tests to see that they would notice.
+ * A naive preload shim, which keeps registrations by address and length, and does not notice
+ * changes of the memory. The tests run it to show that they would detect a stale registration.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -54,7 +54,7 @@ int ibv_dereg_mr(struct ibv_mr *mr)
 	return 0;
 }
 
-/* So that the program ends as it does without. */
+/* Deregisters everything first, so that the program ends as it does without the shim. */
 int ibv_dealloc_pd(struct ibv_pd *pd)
 {
 	int (*dereg)(struct ibv_mr *) = dlsym(RTLD_NEXT, "ibv_dereg_mr");

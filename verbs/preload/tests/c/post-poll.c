@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Posts and polls so many times, each with a registration of its own or all with one, on the fake
- * device:
+ * Posts and polls TIMES times on the fake device. All posts use one registration, or each post
+ * makes a new one:
  *
  *     post-poll TIMES QUEUE-PAIRS send|receive|register [FUNCTION]
  *
- * `register` registers and deregisters around each send. The function is looked up first.
+ * `register` registers and deregisters around each send. FUNCTION is looked up by name first.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

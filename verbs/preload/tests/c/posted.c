@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Registrations that are given back while work with their keys is outstanding, and their memory
- * with them:
+ * Deregisters registrations while work with their keys is outstanding, and frees their memory:
  *
  *     posted PART
  *
  * Each part prints how the work completed, and how many bytes of the memory's next owner were
- * overwritten or sent. The output has to be the same with the shim and without. A part fails
- * if the count is not 0.
+ * overwritten or sent. The output has to be the same with the shim and without. A part fails if the
+ * count is not 0.
  */
 #include <pthread.h>
 #include <unistd.h>
@@ -17,7 +16,7 @@
 #define LENGTH 1024
 #define LOCAL IBV_ACCESS_LOCAL_WRITE
 
-/* Two queue pairs, connected with each other. */
+/* Two queue pairs that are connected to each other. */
 struct two {
 	struct ibv_context *context;
 	struct ibv_pd *pd;
@@ -27,7 +26,7 @@ struct two {
 	struct ibv_cq_ex *extended;
 };
 
-/* Memory that is registered. */
+/* A piece of registered memory. */
 struct buffer {
 	char *at;
 	struct ibv_mr *mr;
@@ -58,7 +57,7 @@ static void connect_to(struct ibv_qp *qp, const struct ibv_qp *peer)
 	CHECK(ibv_modify_qp(qp, &attr,
 			    IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
 				    IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER) == 0);
-	/* A request that is not answered is sent again after half a second. */
+	/* A request that gets no answer is sent again after half a second. */
 	attr = (struct ibv_qp_attr){
 		.qp_state = IBV_QPS_RTS, .timeout = 17, .retry_cnt = 7, .rnr_retry = 3, .max_rd_atomic = 4
 	};
@@ -98,7 +97,7 @@ static struct ibv_qp *make(struct two *two)
 
 enum { PLAIN = 0, SHARED = 1, EXTENDED = 2, HALF = 4 };
 
-/* HALF: b does not answer yet. */
+/* Connects the two queue pairs. With HALF, b does not answer yet. */
 static struct two begin(int how)
 {
 	struct two two = { .context = loop_open(NULL) };
@@ -148,7 +147,7 @@ static struct buffer buffer(const struct two *two, char fill, int access)
 	return it;
 }
 
-/* Gives back the registration and the memory; the memory has a new owner then, who fills it. */
+/* Deregisters and frees the memory. Then a new owner gets the same memory, and fills it. */
 static char *reuse(struct buffer *it)
 {
 	CHECK(ibv_dereg_mr(it->mr) == 0);
@@ -232,12 +231,12 @@ static void send_signaled(const struct two *two, struct ibv_sge sge, int id)
 	post(two, sge, id, IBV_WR_SEND, IBV_SEND_SIGNALED, NULL);
 }
 
-/* Numbers of work requests are small. */
+/* The statuses of completions by number of work request. The numbers are small. */
 struct done {
 	int status[16];
 };
 
-/* Up to `most` completions, as many as there are. */
+/* Polls for at most `most` completions, and returns how many there were. */
 static int poll(const struct two *two, int most, struct done *done)
 {
 	struct ibv_wc wc[4];
@@ -249,8 +248,8 @@ static int poll(const struct two *two, int most, struct done *done)
 		if (ibv_start_poll(two->extended, &attr))
 			return 0;
 		/*
-		 * No more than one: in rdma-core 44 rxe spoils its queue if it is asked for one
-		 * that is not there.
+		 * The loop takes one completion at a time. If rxe of rdma-core 44 is asked for a
+		 * completion that does not exist, it corrupts its queue.
 		 */
 		done->status[two->extended->wr_id] = two->extended->status;
 		ibv_end_poll(two->extended);
@@ -263,7 +262,7 @@ static int poll(const struct two *two, int most, struct done *done)
 	return got;
 }
 
-/* Waits for so many completions, for two minutes at most, and prints those of these numbers. */
+/* Waits at most two minutes for `wanted` completions, and prints the statuses of `numbers`. */
 static void await(const struct two *two, int wanted, const char *numbers)
 {
 	struct done done;
@@ -285,7 +284,7 @@ static void await(const struct two *two, int wanted, const char *numbers)
 	}
 }
 
-/* A receive is posted. */
+/* Deregisters while a receive is posted. */
 static void receives(int how)
 {
 	struct two two = begin(how);
@@ -300,7 +299,7 @@ static void receives(int how)
 	finish(&two);
 }
 
-/* One of several receives of a shared queue has completed, and another has not. */
+/* Deregisters when one receive of a shared queue has completed, and another has not. */
 static void shared(void)
 {
 	struct two two = begin(SHARED);
@@ -320,7 +319,10 @@ static void shared(void)
 	finish(&two);
 }
 
-/* The registration is given back after the peer's queue pair and its own, and before. */
+/*
+ * Deregisters after the peer's queue pair was destroyed, after this queue pair was destroyed, and
+ * before either.
+ */
 static void teardown(void)
 {
 	struct two two = begin(PLAIN);
@@ -345,7 +347,7 @@ static void teardown(void)
 	CHECK(ibv_close_device(two.context) == 0);
 }
 
-/* The answer to a read comes later. */
+/* Deregisters while a read waits for its answer. */
 static void reads(int how)
 {
 	struct two two = begin(how | HALF);
@@ -360,7 +362,7 @@ static void reads(int how)
 	finish(&two);
 }
 
-/* A send waits behind a read that is not answered yet. */
+/* Deregisters while a send waits behind a read that is not answered yet. */
 static void behind(int how, int flags)
 {
 	struct two two = begin(how | HALF);
@@ -378,8 +380,8 @@ static void behind(int how, int flags)
 }
 
 /*
- * A completion of before vouches for nothing that comes after; one that comes after does for what
- * was before.
+ * The completion of a signaled send also ends unsignaled sends that were posted before it. It does
+ * not end sends that were posted later.
  */
 static void unsignaled(void)
 {
@@ -398,13 +400,13 @@ static void unsignaled(void)
 		CHECK(count(to[i].at, 'a' + i, 1) == LENGTH);
 		CHECK(ibv_dereg_mr(to[i].mr) == 0);
 	}
-	/* Of the third nobody knows. */
+	/* The third send has no completion, so it may be outstanding. */
 	for (int i = 0; i < 3; i++)
 		CHECK(ibv_dereg_mr(from[i].mr) == 0);
 	finish(&two);
 }
 
-/* The device sends from its own copy. */
+/* The data of the send is inline, so the device sends from its own copy. */
 static void inlined(void)
 {
 	struct two two = begin(HALF);
@@ -423,7 +425,7 @@ static void inlined(void)
 	finish(&two);
 }
 
-/* The queue pair is reset with a receive posted, and used again. */
+/* Resets the queue pair while a receive is posted, and uses the queue pair again. */
 static void resets(void)
 {
 	struct two two = begin(PLAIN);
@@ -440,7 +442,7 @@ static void resets(void)
 	await(&two, 2, "123");
 	printf("arrived: %d\n", count(other.at, 'S', 1));
 	nothing_overwritten(mine);
-	/* Now outstanding on a queue that was reset. */
+	/* This receive is outstanding on a queue that was reset. */
 	receive(&two, all_of(&other), 4);
 	mine = reuse(&other);
 	send_signaled(&two, all_of(&from), 5);
@@ -449,7 +451,7 @@ static void resets(void)
 	finish(&two);
 }
 
-/* Completions of before a reset are polled when the queue pair has new work. */
+/* Completions from before a reset are polled when the queue pair has new work. */
 static void stale(void)
 {
 	struct two two = begin(PLAIN);
@@ -459,7 +461,7 @@ static void stale(void)
 	send_signaled(&two, all_of(&from), 2);
 	for (int i = 0; i < 120000 && count(to.at, 'S', 1) < LENGTH; i++)
 		usleep(1000);
-	/* Both completions are, or will soon be, in the queue. */
+	/* After this time both completions are in the queue. */
 	usleep(500000);
 	reset(two.a);
 	reset(two.b);
@@ -494,7 +496,7 @@ static void *polls(void *argument)
 	return NULL;
 }
 
-/* Another thread polls. */
+/* Deregisters while another thread polls. */
 static void polled(void)
 {
 	struct two two = begin(PLAIN);
@@ -543,7 +545,7 @@ static void refused(void)
 	finish(&two);
 }
 
-/* A receive is posted with a key after its registration was given back. */
+/* Posts a receive with the key of a registration that was deregistered. */
 static void late_receive(int how)
 {
 	struct two two = begin(how);
@@ -558,7 +560,7 @@ static void late_receive(int how)
 	finish(&two);
 }
 
-/* A send is. */
+/* Posts a send with the key of a registration that was deregistered. */
 static void late_send(int how)
 {
 	struct two two = begin(how);
@@ -573,7 +575,7 @@ static void late_send(int how)
 	finish(&two);
 }
 
-/* The registration is moved to other memory with a receive posted. */
+/* Moves the registration to other memory by ibv_rereg_mr while a receive is posted. */
 static void moved(void)
 {
 	struct two two = begin(PLAIN);
@@ -595,7 +597,7 @@ static void moved(void)
 	finish(&two);
 }
 
-/* Queue pairs come and go while this thread polls the queue that they use. */
+/* Creates and destroys queue pairs while this thread polls the completion queue that they use. */
 static void inside(void)
 {
 	struct two two = begin(EXTENDED);
@@ -618,9 +620,7 @@ static void inside(void)
 	finish(&two);
 }
 
-/*
- * Registers around each transfer, waits for each completion, and counts the keys that it is given.
- */
+/* Registers around each transfer, waits for each completion, and counts the different keys. */
 static void awaits(int how)
 {
 	struct two two = begin(how);

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Two processes send to each other, and give registrations back at random moments, also with work
- * posted. The memory is freed and in use by somebody else at once:
+ * Two processes send to each other, and deregister at random moments, even while work is posted.
+ * The memory is freed at once, and gets a new owner:
  *
  *     stress ROUNDS [SEED]
  *
- * In each round one process posts receives and the other one sends. Afterwards memory that was
- * given back has its new owner's bytes, and none of these have arrived anywhere. Prints what was
- * done, and how many bytes were wrong.
+ * In each round one process posts receives and the other one sends. Afterwards, memory that was
+ * freed has its new owner's bytes, and none of these bytes have arrived at the peer. Prints what
+ * was done, and how many bytes were wrong.
  */
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -29,13 +29,13 @@ struct end {
 struct work {
 	unsigned char *at;
 	struct ibv_mr *mr;
-	/* Given back early, and somebody else's. */
+	/* True if the registration was deregistered early, so that the memory has a new owner. */
 	int early;
 };
 
 static long early, failed, wrong, done;
 
-/* A heap whose next block is the one that was freed last. */
+/* A heap that always allocates the block that was freed last. */
 static unsigned char blocks[2 * MOST][LENGTH];
 static unsigned char *unused[2 * MOST];
 static int unused_count;
@@ -145,7 +145,7 @@ static void finish(struct work *work, int arrived)
 	done++;
 }
 
-/* Waits for `wanted` completions, or the first that failed; true if none has. */
+/* Waits for `wanted` completions, or the first that failed. Returns true if none has failed. */
 static int await(struct end *end, int wanted)
 {
 	struct ibv_wc wc;
@@ -161,7 +161,9 @@ static int await(struct end *end, int wanted)
 	return 1;
 }
 
-/* Until nothing has come for some milliseconds: all is flushed. */
+/*
+ * Polls until no completion has come for some milliseconds. The device has then flushed all work.
+ */
 static void drain(struct end *end)
 {
 	struct ibv_wc wc;
@@ -188,7 +190,7 @@ static int receives(struct end *end, struct work *work, int count)
 	tell(end, count);
 	int went_well = hear(end);
 
-	/* The peer's requests have completed, so these will. */
+	/* The peer's requests have completed, so these will complete as well. */
 	return went_well && await(end, count);
 }
 
@@ -227,7 +229,10 @@ static void run(struct end *end, int number, int rounds, uint64_t seed)
 		int is_receiver = (round + number) % 2, count = 1 + random_below(end, MOST);
 		int went_well = is_receiver ? receives(end, work, count) : sends(end, work, &count);
 
-		/* Both know whether all went well at both. */
+		/*
+		 * The two processes exchange their results, so each knows whether the round went
+		 * well for both.
+		 */
 		tell(end, went_well);
 		went_well &= hear(end);
 		if (!went_well) {

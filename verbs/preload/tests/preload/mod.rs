@@ -1,4 +1,4 @@
-//! Programs run under the shim, and what the shim says of them.
+//! Runs programs under the shim, and reads what the shim prints.
 #![allow(dead_code, reason = "each suite uses a part")]
 
 use std::collections::BTreeMap;
@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// Seconds that a program may run: some are emulated, on a machine that does other things too.
+/// The time limit of a program in seconds. It is long, because some machines are emulated and busy.
 const LIMIT: &str = "600";
 
-/// The shim, which cargo has built beside the tests.
+/// Returns the path of the shim, which cargo has built next to the tests.
 pub(crate) fn shim() -> PathBuf {
     let here = env::current_exe().unwrap();
     let shim = here.with_file_name("librcpreload.so");
@@ -22,17 +22,17 @@ pub(crate) fn shim() -> PathBuf {
     shim
 }
 
-/// A program that build.rs has compiled.
+/// Returns the path of a program that build.rs has compiled.
 pub(crate) fn program(name: &str) -> PathBuf {
     Path::new(env!("PROGRAMS")).join(name)
 }
 
-/// A command under the shim, that may take so long and no longer.
+/// Returns a command that runs under the shim, with a time limit.
 pub(crate) fn under_shim(program: impl AsRef<OsStr>) -> Command {
     preloading(&[shim()], program)
 }
 
-/// A command with these libraries preloaded.
+/// Returns a command that runs with these libraries preloaded, with a time limit.
 pub(crate) fn preloading(libraries: &[PathBuf], program: impl AsRef<OsStr>) -> Command {
     let mut command = bounded("env");
     let list: Vec<_> = libraries
@@ -45,7 +45,7 @@ pub(crate) fn preloading(libraries: &[PathBuf], program: impl AsRef<OsStr>) -> C
     command
 }
 
-/// A command that may take so long and no longer.
+/// Returns a command with a time limit.
 pub(crate) fn bounded(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("timeout");
     command.args(["-k", "10", LIMIT]).arg(program);
@@ -62,11 +62,11 @@ pub(crate) struct Ran {
     pub(crate) output: Output,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
-    /// One for each process that registered memory.
+    /// The summary of each process that registered memory.
     pub(crate) summaries: Vec<Summary>,
 }
 
-/// The line that the shim writes.
+/// The line that the shim prints at exit.
 #[derive(Debug)]
 pub(crate) struct Summary(BTreeMap<String, String>);
 
@@ -92,12 +92,12 @@ impl Summary {
     }
 }
 
-/// Runs it to its end.
+/// Runs the command to its end.
 pub(crate) fn run(command: &mut Command) -> Ran {
     run_telling(command, |_| ())
 }
 
-/// Runs it to its end, and has it seen to when it has begun.
+/// Runs the command to its end, and calls `begun` with the process after the start.
 pub(crate) fn run_telling(command: &mut Command, begun: impl FnOnce(&mut Child)) -> Ran {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -123,7 +123,7 @@ pub(crate) fn run_telling(command: &mut Command, begun: impl FnOnce(&mut Child))
 }
 
 impl Ran {
-    /// Fails unless the program ended well.
+    /// Fails unless the program succeeded.
     pub(crate) fn ok(self) -> Self {
         assert!(
             self.output.status.success(),
@@ -135,7 +135,7 @@ impl Ran {
         self
     }
 
-    /// The only summary.
+    /// Returns the only summary. Fails if there are more, or none.
     pub(crate) fn summary(&self) -> &Summary {
         let [summary] = &self.summaries[..] else {
             panic!("{:?}\n{}", self.summaries, self.stderr);
@@ -144,8 +144,8 @@ impl Ran {
     }
 }
 
-/// A second RDMA device, rxe1, at an address that connections can be made to: rdma_cm finds no way
-/// over lo.
+/// A second RDMA device, rxe1, at an address to which programs can connect. It is needed because
+/// rdma_cm finds no route over lo.
 pub(crate) struct SecondDevice(());
 
 impl SecondDevice {
@@ -172,7 +172,7 @@ impl SecondDevice {
             ],
         );
         must("udevadm", &["settle", "--timeout=60"]);
-        // RoCE knows an address when it is in the table of GIDs.
+        // RoCE can use an address once it is in the table of GIDs.
         let table = format!("/sys/class/infiniband/{}/ports/1/gids", Self::NAME);
         let knows = |entry: fs::DirEntry| {
             fs::read_to_string(entry.path()).is_ok_and(|gid| gid.contains("ffff:c000:0201"))
@@ -189,7 +189,7 @@ impl SecondDevice {
 
 impl Drop for SecondDevice {
     fn drop(&mut self) {
-        // It may be gone already.
+        // The device may already be deleted, so an error does not matter.
         let _ = Command::new("rdma")
             .args(["link", "delete", Self::NAME])
             .status();
@@ -204,8 +204,8 @@ fn must(program: &str, arguments: &[&str]) {
     assert!(status.success(), "{program} {arguments:?}");
 }
 
-/// Compiles the fake device, as the library of that driver, and the program that posts to it. The
-/// program is also linked with an empty library of the name `needs`.
+/// Compiles the fake device as the library of that driver, and the program that posts to it. The
+/// program is also linked with an empty library whose name is `needs`.
 pub(crate) fn post_poll(driver: &str, suite: &str, needs: Option<&str>) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{suite}-{driver}"));
     fs::create_dir_all(&directory).unwrap();
