@@ -235,9 +235,9 @@ fn uncached<R: Registrar, M: Monitor>(
 /// Makes room on an exhausted device or monitor. Evicts an idle entry, or waits until an unlinked
 /// entry is deregistered. The bytes of that entry are subtracted from the `quota`.
 ///
-/// Returns false if a retry would fail again. A retry would fail if the quota is used up. It would
-/// also fail if no such entry exists and the table's room version is still `version`. The caller
-/// read `version` before its attempt to register.
+/// Returns false if a retry would fail again. A retry fails if the quota is used up. A retry also
+/// fails if both of these hold: the cache has no entry to evict or to wait for, and no registration
+/// was linked or deregistered since the caller read `version` (see `Table::room_version`).
 fn reclaim<R: Registrar, M: Monitor>(
     core: &Arc<Core<R, M>>,
     quota: &mut usize,

@@ -189,7 +189,7 @@ pub(crate) unsafe extern "C" fn post_send(
 ) -> c_int {
     // SAFETY: the program does not destroy the queue pair during this call.
     let Some(pair) = (unsafe { QUEUE_PAIRS.get(address(qp)) }) else {
-        // SAFETY: the queue pair is the program's.
+        // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_send);
         // SAFETY: this is the program's call, with its arguments.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
@@ -212,7 +212,7 @@ pub(crate) unsafe extern "C" fn post_recv(
     // SAFETY: the program does not destroy the queue pair during this call.
     let pair = unsafe { QUEUE_PAIRS.get(address(qp)) };
     let Some((pair, receives)) = pair.and_then(|it| Some((it, it.receives.as_ref()?))) else {
-        // SAFETY: the queue pair is the program's.
+        // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_recv);
         // SAFETY: this is the program's call, with its arguments.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
@@ -258,7 +258,7 @@ pub(crate) unsafe extern "C" fn bind_mw(
 ) -> c_int {
     // SAFETY: the program does not destroy the queue pair during this call.
     let pair = unsafe { QUEUE_PAIRS.get(address(qp)) };
-    // SAFETY: the queue pair is the program's.
+    // SAFETY: the program passed this queue pair, and does not destroy it during the call.
     let device = match pair {
         Some(pair) => Some(&*pair.device),
         // SAFETY: the reason above also holds here.
@@ -362,7 +362,7 @@ mod wr {
 
     /// Counts a request of the post that this thread has begun.
     unsafe fn count<'a>(qp: *mut IbvQpEx) -> Option<&'a ExtendedPost> {
-        // SAFETY: the queue pair is the program's.
+        // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let (pair, its) = unsafe { extended_pair(qp) }?;
         // SAFETY: the reason above also holds here.
         let flags = unsafe { (*qp).wr_flags };
@@ -379,7 +379,7 @@ mod wr {
         qp: *mut IbvQpEx,
         keys: impl Iterator<Item = u32> + Clone,
     ) -> Option<&'a ExtendedPost> {
-        // SAFETY: the queue pair is the program's.
+        // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let (pair, its) = unsafe { extended_pair(qp) }?;
         // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
         // end.
@@ -414,7 +414,7 @@ mod wr {
             list.iter().map(|sge| sge.lkey)
         };
         let its = if list.is_null() || count == 0 {
-            // SAFETY: the queue pair is the program's.
+            // SAFETY: the program passed this queue pair, and does not destroy it during the call.
             unsafe { extended_pair(qp) }.map(|(_, its)| its)
         } else {
             // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
@@ -428,7 +428,7 @@ mod wr {
     }
 
     pub(super) unsafe extern "C" fn start(qp: *mut IbvQpEx) {
-        // SAFETY: the queue pair is the program's.
+        // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
             return;
         };
@@ -442,7 +442,7 @@ mod wr {
     }
 
     pub(super) unsafe extern "C" fn complete(qp: *mut IbvQpEx) -> c_int {
-        // SAFETY: the queue pair is the program's.
+        // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
             return libc::EINVAL;
         };
@@ -460,7 +460,7 @@ mod wr {
     }
 
     pub(super) unsafe extern "C" fn abort(qp: *mut IbvQpEx) {
-        // SAFETY: the queue pair is the program's.
+        // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
             return;
         };

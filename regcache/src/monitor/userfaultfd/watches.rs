@@ -1,4 +1,5 @@
-//! [`Watches`]: all watches of the monitor, and the removals under suspicion.
+//! [`Watches`]: all watches of the monitor, and the removals that may still be in progress. The
+//! pages of such a removal are under suspicion (see `dontneed.rs`).
 
 use std::collections::HashMap;
 
@@ -10,7 +11,7 @@ use crate::monitor::contract::Cookie;
 /// one, so that the list stays short.
 const MAX_REMOVALS: usize = 64;
 
-/// All watches of the monitor, and the removals under suspicion.
+/// All watches of the monitor, and the removals that may still be in progress.
 #[derive(Debug, Default)]
 pub(super) struct Watches {
     pub(super) by_cookie: HashMap<u64, Watch>,

@@ -41,7 +41,7 @@ enum Command {
     },
     /// Serve clients on other hosts as the other end of their transfers
     Server(hosts::Server),
-    /// Measure transfers to a server, or move bytes that the server checks
+    /// Measure transfers to a server, or test for stale bytes (--move)
     Client(hosts::Client),
     /// Make a report from result files
     Report(read::Report),
