@@ -142,8 +142,8 @@ mod tests {
 
     #[test]
     fn rustfmts_places_are_read() {
-        let said = "Diff in /root/a/src/lib.rs:12:\n-x\n+y\nDiff in /root/b.rs:3:\n";
-        let found = differences(said, Path::new("/root"));
+        let said = "Diff in /project/a/src/lib.rs:12:\n-x\n+y\nDiff in /project/b.rs:3:\n";
+        let found = differences(said, Path::new("/project"));
         let found: Vec<_> = found.iter().map(ToString::to_string).collect();
         assert_eq!(
             found,
