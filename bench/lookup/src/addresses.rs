@@ -70,8 +70,8 @@ impl Addresses {
         self.entry(i) + self.stride / 2
     }
 
-    /// Returns the number of the range that starts at `start`. Range `i` has the number `2 * i`, and
-    /// the second range after it has `2 * i + 1`. So every number is below `2 * count`.
+    /// Returns the number of the range that starts at `start`. Range `i` has the number `2 * i`.
+    /// The second range after it has `2 * i + 1`. So every number is below `2 * count`.
     #[inline]
     pub(crate) fn number(&self, start: usize) -> usize {
         (start - self.base) >> (self.stride.trailing_zeros() - 1)
