@@ -351,7 +351,8 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
             let mut mr = theirs();
             // Cached registrations count against the same limits. So the cache gives up idle ones,
             // and the call is repeated.
-            if mr.is_null() && is_exhaustion(&io::Error::last_os_error()) && process.relieve() {
+            if mr.is_null() && is_exhaustion(&io::Error::last_os_error()) && process.give_up_idle()
+            {
                 mr = theirs();
             }
             mr
@@ -398,7 +399,7 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
                 let exhausted = is_exhaustion(&io::Error::from_raw_os_error(errno));
                 // Idle registrations of other domains use up the device as well, so they are given
                 // up once.
-                if !(exhausted && refused.is_none() && process.relieve()) {
+                if !(exhausted && refused.is_none() && process.give_up_idle()) {
                     return Err(Not::Refused(errno));
                 }
                 refused = Some(errno);

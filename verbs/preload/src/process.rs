@@ -320,7 +320,7 @@ impl Process {
     /// So a child gives them up.
     pub(crate) fn end(&self) {
         if self.is_child {
-            self.relieve();
+            self.give_up_idle();
         }
     }
 
@@ -335,7 +335,7 @@ impl Process {
 
     /// Gives up all cached registrations that the program does not hold. Returns true if there were
     /// any.
-    pub(crate) fn relieve(&self) -> bool {
+    pub(crate) fn give_up_idle(&self) -> bool {
         let gave_up = |domain: &Arc<Domain>| domain.give_up_idle();
         self.domains().iter().filter(|it| gave_up(it)).count() > 0
     }
