@@ -182,7 +182,7 @@ fn a_forked_child() {
 fn no_driver_and_no_permission() {
     let error = Ummunotify::open_at("/dev/no-such-driver").unwrap_err();
     assert!(matches!(error, OpenError::NoDriver { .. }));
-    says(&error, "insmod kernel/ummunotify.ko");
+    says(&error, "make -C kernel dkms-install");
     let child = Child::fork(|| {
         // SAFETY: the calls access no memory, and the child has only one thread.
         let dropped = unsafe { libc::setgid(65534) == 0 && libc::setuid(65534) == 0 };
