@@ -267,6 +267,9 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// [`reap`](Self::reap), if the monitor has one. Only poll the file descriptor: reading from it
     /// returns no reports.
     ///
+    /// The file descriptor may be readable a moment before `reap` finds something. So poll it
+    /// level-triggered, as `poll` does.
+    ///
     /// ```
     /// # use std::io;
     /// # use regcache::{Cache, Registrar, VaRange};

@@ -6,13 +6,15 @@
 #![cfg(all(feature = "userfaultfd", not(loom)))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::io;
+use std::fs;
+use std::io::{self, Read};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use regcache::monitor::{Cookie, Monitor, Userfaultfd, UserfaultfdError};
 use regcache::{Cache, Registrar, VaRange};
 
@@ -453,35 +455,105 @@ fn what_cannot_be_watched_is_refused() {
 }
 
 #[test]
-fn no_more_mappings_than_the_kernel_allows_is_an_error_and_no_more() {
+fn half_of_the_mappings_that_the_kernel_allows_are_left_to_the_program() {
     let Some((monitor, _alone)) = monitor() else {
         return;
     };
-    let pages = 140_000;
+    let allowed = fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    let allowed: usize = allowed.trim().parse().unwrap();
+    let mappings = || {
+        fs::read_to_string("/proc/self/maps")
+            .unwrap()
+            .lines()
+            .count()
+    };
+    let before = mappings();
+    let pages = allowed + 4;
     let memory = map_with(ptr::null_mut(), pages * PAGE, RW, ANON, -1);
-    let mut refused = None;
+    let every_other = |i: usize| range(memory.wrapping_add(2 * i * PAGE), PAGE);
     let mut watched = 0;
-    for i in (0..pages).step_by(2) {
-        let page = range(memory.wrapping_add(i * PAGE), PAGE);
-        if let Err(error) = monitor.watch(page, Cookie(i as u64)) {
-            refused = Some((i, error));
-            break;
+    let error = loop {
+        match monitor.watch(every_other(watched), Cookie(watched as u64)) {
+            Ok(()) => watched += 1,
+            Err(error) => break error,
         }
-        watched += 1;
-    }
-    let (i, error) = refused.expect("vm.max_map_count is not that large");
+    };
     assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
-    assert!(monitor.unwatch(Cookie(i as u64)).is_err());
-    for i in 0..watched {
-        assert!(monitor.unwatch(Cookie(2 * i)).is_ok());
-    }
-    assert!(
-        monitor
-            .watch(range(memory, pages * PAGE), Cookie(1))
-            .is_ok()
-    );
+    assert!(monitor.unwatch(Cookie(watched as u64)).is_err());
+    let added = mappings() - before;
+    assert!(added <= allowed / 2 + 8, "{added} of {allowed}");
+    assert!(added >= allowed / 2 - 8, "{added} of {allowed}");
+
+    // Watches of adjacent pages add no mappings, however many they are.
+    monitor.unwatch(Cookie(0)).unwrap();
     monitor.unwatch(Cookie(1)).unwrap();
+    monitor.watch(every_other(0), Cookie(0)).unwrap();
+    let between = range(memory.wrapping_add(PAGE), 2 * PAGE);
+    monitor.watch(between, Cookie(1)).unwrap();
+    for i in 2..watched {
+        monitor.unwatch(Cookie(i as u64)).unwrap();
+    }
+    let all = range(memory, pages * PAGE);
+    monitor.watch(all, Cookie(watched as u64)).unwrap();
+    for i in [0, 1, watched] {
+        monitor.unwatch(Cookie(i as u64)).unwrap();
+    }
     unmap(memory, pages * PAGE);
+}
+
+fn is_readable(monitor: &Userfaultfd) -> bool {
+    let descriptor = monitor.descriptor().unwrap();
+    let mut fds = [PollFd::new(descriptor, PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+}
+
+/// Another thread drains as soon as the generation has risen, as lookups do.
+#[test]
+fn the_descriptor_is_not_readable_once_the_last_change_was_drained() {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    let (drained, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|s| {
+        let _stop = Ended(&stop);
+        s.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                if monitor.generation() != drained.load(Ordering::Relaxed) {
+                    let generation = monitor.drain(&mut |_| {}).unwrap();
+                    drained.store(generation, Ordering::Release);
+                }
+            }
+        });
+        for round in 0..200 {
+            let memory = map(1);
+            monitor.watch(range(memory, PAGE), Cookie(round)).unwrap();
+            unmap(memory, PAGE);
+            monitor.unwatch(Cookie(round)).unwrap();
+            settle(&monitor);
+            while monitor.generation() != drained.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+            assert!(!is_readable(&monitor), "round {round}");
+        }
+    });
+}
+
+#[test]
+fn reading_from_the_descriptor_takes_nothing_away() {
+    let Some((monitor, _alone)) = monitor() else {
+        return;
+    };
+    let memory = map(1);
+    monitor.watch(range(memory, PAGE), Cookie(1)).unwrap();
+    unmap(memory, PAGE);
+    settle(&monitor);
+    assert!(is_readable(&monitor));
+    let descriptor = monitor.descriptor().unwrap().try_clone_to_owned().unwrap();
+    let read = fs::File::from(descriptor).read(&mut [0; 64]);
+    assert!(read.is_err(), "{read:?}");
+    assert!(is_readable(&monitor));
+    assert_eq!(reported(&monitor), [1]);
+    assert!(!is_readable(&monitor));
 }
 
 /// Sets a flag when the value is dropped, even during a panic.

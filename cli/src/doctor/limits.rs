@@ -53,15 +53,15 @@ fn mappings(files: &Files, monitor: Option<&str>) -> Finding {
     let limit = files.read("/proc/sys/vm/max_map_count");
     let limit = limit.and_then(|text| text.parse().ok()).unwrap_or(0_u64);
     let says = format!("{limit} per process (vm.max_map_count)");
-    if monitor != Some("userfaultfd") || limit >= 3 * ENTRIES {
+    if monitor != Some("userfaultfd") || limit >= 4 * ENTRIES {
         return Finding::good(subject, says);
     }
     let says = format!(
-        "{says}. Each watched range can take two, so a cache retains at most {} registrations. \
-         To retain the default of {ENTRIES}:",
-        limit / 2
+        "{says}. Watched ranges take at most half of them, and each range can take two. So a cache \
+         retains at most {} registrations. To retain the default of {ENTRIES}:",
+        limit / 4
     );
-    Finding::note(subject, says).fixed_by(format!("sysctl vm.max_map_count={}", 3 * ENTRIES))
+    Finding::note(subject, says).fixed_by(format!("sysctl vm.max_map_count={}", 4 * ENTRIES))
 }
 
 fn descriptors(limit: u64) -> Finding {
@@ -105,7 +105,7 @@ mod tests {
         let (root, files) = machine("maps", &[("/proc/sys/vm/max_map_count", "65530\n")]);
         assert_eq!(mappings(&files, Some("ummunotify")).level, Level::Good);
         let found = mappings(&files, Some("userfaultfd"));
-        assert_eq!(found.fix, ["sysctl vm.max_map_count=196608"]);
+        assert_eq!(found.fix, ["sysctl vm.max_map_count=262144"]);
         fs::remove_dir_all(root).unwrap();
     }
 }

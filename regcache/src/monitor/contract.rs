@@ -112,6 +112,11 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     /// monitor has one. The cache's reaper or an application's event loop waits on the file
     /// descriptor.
     ///
+    /// A change makes the file descriptor readable before it raises the
+    /// [`generation`](Self::generation). So the file descriptor is not readable after a drain that
+    /// returned the latest generation. Otherwise a thread that waits on it would never sleep,
+    /// because the cache does not drain a monitor whose generation it has already drained.
+    ///
     /// Safe code can get this file descriptor. So reading from it must not consume reports. For
     /// example, the file descriptor may be of an epoll instance, which cannot be read.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

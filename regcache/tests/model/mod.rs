@@ -85,10 +85,10 @@ impl FakeKernel {
             .collect();
         if !watched.is_empty() {
             watches.invalidated.extend(watched);
-            self.generation.fetch_add(1, Ordering::Release);
             if let Some(readable) = &self.readable {
                 readable.write(1).unwrap();
             }
+            self.generation.fetch_add(1, Ordering::Release);
         }
         drop(watches);
         self.versions[page].fetch_add(1, Ordering::Release);

@@ -10,6 +10,10 @@
 //!
 //! Neighbouring runs with the same watches are joined. So there are fewer than twice as many runs
 //! as watches.
+//!
+//! An *island* is a longest sequence of adjacent runs. The kernel joins the armed mappings of an
+//! island where it can. So an island adds at most two mappings to those of the process: the kernel
+//! splits the mappings at both of its ends.
 
 use std::collections::BTreeMap;
 
@@ -30,6 +34,7 @@ struct Run {
 pub(super) struct Coverage {
     /// The runs, by their start addresses. No two runs overlap.
     runs: BTreeMap<usize, Run>,
+    islands: usize,
 }
 
 impl Coverage {
@@ -52,6 +57,7 @@ impl Coverage {
             fresh.push((at, end));
         }
         for &(start, end) in &fresh {
+            self.islands = self.islands + 1 - self.neighbours(start, end);
             let watches = vec![watch];
             self.runs.insert(start, Run { end, watches });
         }
@@ -81,8 +87,23 @@ impl Coverage {
         for (first, _) in gone.into_iter().filter(|it| it.1) {
             self.runs.remove(&first);
         }
+        for &(start, end) in &bare {
+            self.islands = self.islands + self.neighbours(start, end) - 1;
+        }
         self.join(start, end);
         bare
+    }
+
+    /// Returns the number of islands.
+    pub(super) fn islands(&self) -> usize {
+        self.islands
+    }
+
+    /// Returns the number of runs that end at `start` or start at `end`: 0, 1 or 2.
+    fn neighbours(&self, start: usize, end: usize) -> usize {
+        let before = self.runs.range(..start).next_back();
+        usize::from(before.is_some_and(|(_, run)| run.end == start))
+            + usize::from(self.runs.contains_key(&end))
     }
 
     /// Returns every watch that covers at least one of the pages. A watch may be returned several
@@ -191,6 +212,8 @@ mod tests {
                     prop_assert_eq!(flat(coverage.remove(range, watch)), bare);
                 }
                 prop_assert!(coverage.runs.len() < 2 * live.len().max(1));
+                let starts = |i: &usize| !pages[*i].is_empty() && (*i == 0 || pages[i - 1].is_empty());
+                prop_assert_eq!(coverage.islands(), (0..pages.len()).filter(starts).count());
                 for (i, page) in pages.iter().enumerate() {
                     let over: BTreeSet<_> = coverage.over((i, i + 1)).map(|it| it.0).collect();
                     prop_assert_eq!(&over, page);

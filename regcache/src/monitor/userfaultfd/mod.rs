@@ -73,7 +73,9 @@
 //! - Placing a watch takes some microseconds. A `munmap` of watched memory waits for a switch to
 //!   the reader's thread and back.
 //! - A watch may split a mapping in three. A process may have `vm.max_map_count` mappings (65 530
-//!   by default). Once the process has reached that limit, further registrations are not cached.
+//!   by default). The monitor adds at most half of that number, and leaves the other half to the
+//!   program. Once it has added so many, it refuses a watch with `ENOMEM`. The cache then evicts
+//!   idle entries, which ends their watches.
 //! - Memory that another userfaultfd has registered is not cached. The other userfaultfd may be the
 //!   application's own, or that of another monitor of this kind. So several caches should share one
 //!   monitor ([`Shared`](super::Shared)).
@@ -102,6 +104,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::epoll::Epoll;
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::contract::{Cookie, Monitor};
@@ -136,6 +139,10 @@ pub struct Userfaultfd {
     reader: Reader,
     watches: Mutex<Watches>,
     mappings: Mappings,
+    /// An epoll instance for callers, which polls readable when the source's eventfd does.
+    ready: Epoll,
+    /// The maximum number of islands of armed pages (`coverage.rs`).
+    max_islands: usize,
     /// A number n. The first n removals that were entered in the log are known to be over.
     removals_over: AtomicU64,
     strict: bool,
@@ -219,6 +226,8 @@ impl Userfaultfd {
         )?);
         Ok(Self {
             reader: start(&source)?,
+            ready: source.when_ready()?,
+            max_islands: max_map_count() / 4,
             source,
             watches: Mutex::default(),
             mappings: Mappings::open()?,
@@ -339,7 +348,7 @@ impl Userfaultfd {
             watches.mark(pages);
         }
         if !over.is_empty() {
-            self.source.log.raise();
+            self.source.announce();
             self.absorb(watches);
         }
     }
@@ -389,6 +398,13 @@ impl Userfaultfd {
     }
 }
 
+/// Returns the number of mappings that a process may have.
+fn max_map_count() -> usize {
+    let said = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    let count = said.ok().and_then(|it| it.trim().parse().ok());
+    count.unwrap_or(65_530)
+}
+
 // SAFETY: the head of this file argues for each rule. The argument for M1 lists the changes that
 // events do not report. A monitor of `open_racy` keeps the rules under the conditions in the safety
 // section of that function.
@@ -422,6 +438,9 @@ unsafe impl Monitor for Userfaultfd {
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
         let pages = self.pages(range)?;
+        // This call may take long, so it comes before the lock. A page that is missing again when
+        // it is armed only causes a fault.
+        self.source.populate(pages);
         let watches = &mut *self.lock();
         let fresh = watches.coverage.add(pages, cookie);
         watches.by_cookie.insert(
@@ -431,7 +450,11 @@ unsafe impl Monitor for Userfaultfd {
                 invalidated: false,
             },
         );
-        let armed = self.arm(watches, &fresh, pages);
+        let armed = if watches.coverage.islands() > self.max_islands {
+            Err(Errno::ENOMEM.into())
+        } else {
+            self.arm(watches, &fresh, pages)
+        };
         if armed.is_err() {
             self.end(watches, cookie)?;
         }
@@ -444,10 +467,7 @@ unsafe impl Monitor for Userfaultfd {
 
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
         let generation = self.generation();
-        match self.source.ready.read() {
-            Ok(_) | Err(Errno::EAGAIN) => {}
-            Err(errno) => return Err(errno.into()),
-        }
+        self.source.clear_ready()?;
         let watches = &mut *self.lock();
         self.absorb(watches);
         while let Some(cookie) = watches.invalidated.pop() {
@@ -460,7 +480,7 @@ unsafe impl Monitor for Userfaultfd {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.source.ready.as_fd())
+        Some(self.ready.0.as_fd())
     }
 
     fn name(&self) -> &'static str {
@@ -544,5 +564,41 @@ mod tests {
         );
         monitor.source.log.set_reading(false);
         assert!(monitor.is_intact(beside));
+    }
+    #[test]
+    fn a_watch_populates_its_pages_before_it_takes_the_lock() {
+        let Ok(monitor) = Userfaultfd::open() else {
+            eprintln!("not tested here");
+            return;
+        };
+        if !monitor.source.asks_for_pages() {
+            eprintln!("not tested here");
+            return;
+        }
+        // The length makes the memory span several pieces, the last one incomplete.
+        let memory = MmapMut::map_anon((5 << 20) + 4096).unwrap();
+        let whole = VaRange::new(memory.as_ptr(), memory.len()).unwrap();
+        let resident = || {
+            let mut pages = vec![0_u8; memory.len() / 4096];
+            let (start, len) = (memory.as_ptr().cast_mut().cast(), memory.len());
+            // SAFETY: the vector has a byte for each page of the test's own mapping.
+            assert_eq!(unsafe { libc::mincore(start, len, pages.as_mut_ptr()) }, 0);
+            pages.iter().all(|page| page & 1 == 1)
+        };
+        assert!(!resident());
+        thread::scope(|s| {
+            let locked = monitor.lock();
+            let watching = s.spawn(|| monitor.watch(whole, Cookie(1)));
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !resident() && Instant::now() < deadline {
+                thread::yield_now();
+            }
+            let populated = resident();
+            drop(locked);
+            watching.join().unwrap().unwrap();
+            assert!(populated, "the pages became present only with the lock");
+        });
+        assert!(monitor.is_intact(whole));
+        assert_eq!(monitor.generation(), 0, "the reader had to supply a page");
     }
 }

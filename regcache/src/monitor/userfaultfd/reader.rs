@@ -136,12 +136,10 @@ fn read_all(source: &Source, faults: &mut Faults) -> nix::Result<()> {
         for message in &messages[..n] {
             enter(source, message);
         }
-        source.log.raise();
+        source.announce();
         for message in &messages[..n] {
             answer(source, message, faults);
         }
-        // The write fails only if the eventfd is readable already. So an error needs no handling.
-        let _ = source.ready.write(1);
     }
 }
 

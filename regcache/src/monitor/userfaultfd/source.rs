@@ -5,11 +5,18 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::AtomicI32;
 
+use nix::errno::Errno;
+use nix::sys::epoll::Epoll;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::coverage::Pages;
 use super::event_log::Log;
 use super::open::Opened;
 use super::raw;
+use crate::monitor::poll_fd::when_readable;
+
+/// The size of the pieces in which memory is populated: the size of a huge page on most machines.
+const PIECE: usize = 2 << 20;
 
 /// The state that the monitor and its reader share.
 #[derive(Debug)]
@@ -22,7 +29,7 @@ pub(super) struct Source {
     /// The reader's log of events.
     pub(super) log: Log,
     /// An eventfd that polls readable while the log may have entries to drain.
-    pub(super) ready: EventFd,
+    ready: EventFd,
     /// An eventfd whose signal stops the reader.
     pub(super) stop: EventFd,
     /// The id of the reader's thread, or 0 before the thread has stored its id.
@@ -49,12 +56,63 @@ impl Source {
         self.asks_for_pages
     }
 
+    /// Announces changes that were entered in the log: makes the eventfd readable, and then raises
+    /// the generation.
+    ///
+    /// This order keeps the eventfd from staying readable with nothing to drain. A drain loads the
+    /// generation before it [clears](Self::clear_ready) the eventfd. So a drain that returns the
+    /// raised generation has cleared the eventfd after this write.
+    pub(super) fn announce(&self) {
+        self.announce_with(|| {});
+    }
+
+    /// Does the same as [`announce`](Self::announce), and calls `between` between the two steps.
+    fn announce_with(&self, between: impl FnOnce()) {
+        // The write fails only if the eventfd is readable already. So an error needs no handling.
+        let _ = self.ready.write(1);
+        between();
+        self.log.raise();
+    }
+
+    /// Clears the eventfd. Only a drain calls this, after it has loaded the generation and before
+    /// it takes entries from the log. An entry that it does not take is announced afterwards.
+    pub(super) fn clear_ready(&self) -> io::Result<()> {
+        match self.ready.read() {
+            Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Returns an epoll instance that polls readable when the eventfd does. It cannot be read.
+    pub(super) fn when_ready(&self) -> io::Result<Epoll> {
+        when_readable(&[&self.ready])
+    }
+
+    /// Populates the pages of a range, if the userfaultfd would report a fault on each missing one.
+    /// The registration of the range needs all of its pages.
+    ///
+    /// The pages are populated in pieces, so that other threads can change mappings in between. The
+    /// first error ends the loop. The registration then fails in the same way and returns an error,
+    /// or it causes the faults.
+    pub(super) fn populate(&self, (start, end): Pages) {
+        let mut at = start;
+        while self.asks_for_pages && at < end {
+            let next = (at | (PIECE - 1)).saturating_add(1).min(end);
+            let address = std::ptr::without_provenance_mut(at);
+            // SAFETY: the call has the effect of writing each page's present content to it. So no
+            // reader of the memory sees a change.
+            if unsafe { libc::madvise(address, next - at, libc::MADV_POPULATE_WRITE) } != 0 {
+                return;
+            }
+            at = next;
+        }
+    }
+
     /// Arms the mappings in a range: registers them with the userfaultfd (see `mod.rs`).
     pub(super) fn arm(&self, start: usize, end: usize) -> io::Result<()> {
         let mut mode = raw::MODE_WP;
         if self.asks_for_pages {
             mode |= raw::MODE_MISSING;
-            populate(start, end);
         }
         let mut register = raw::Register {
             range: range(start, end),
@@ -82,20 +140,52 @@ impl Source {
     }
 }
 
-/// Populates the pages in one call. The registration needs all of them, and would otherwise cause a
-/// fault on each missing page. If the kernel cannot populate the pages, the registration fails and
-/// returns the error. So the result of this call is ignored.
-fn populate(start: usize, end: usize) {
-    let at = std::ptr::without_provenance_mut(start);
-    // SAFETY: the call has the effect of writing each page's present content to it. So no reader of
-    // the memory sees a change.
-    let _ = unsafe { libc::madvise(at, end - start, libc::MADV_POPULATE_WRITE) };
-}
-
 /// Returns the range as a structure of the kernel's interface.
 pub(super) fn range(start: usize, end: usize) -> raw::Range {
     raw::Range {
         start: start as u64,
         len: (end - start) as u64,
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::super::open::Sight;
+    use super::*;
+
+    /// A lookup may drain at any moment of an announcement.
+    #[test]
+    fn nothing_is_ready_once_a_drain_has_returned_the_last_generation() {
+        let Ok(opened) = Opened::with(Sight::Events) else {
+            eprintln!("not tested here");
+            return;
+        };
+        let source = Source::new(opened, 4096).unwrap();
+        let ready = source.when_ready().unwrap();
+        let is_ready = || {
+            let mut fds = [PollFd::new(ready.0.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+        };
+        let drain = || {
+            let generation = source.log.generation();
+            source.clear_ready().unwrap();
+            generation
+        };
+        let mut drained = drain();
+        source.announce_with(|| {
+            if source.log.generation() != drained {
+                drained = drain();
+            }
+        });
+        assert!(is_ready(), "an announcement makes the eventfd readable");
+        if source.log.generation() != drained {
+            drained = drain();
+        }
+        assert_eq!(source.log.generation(), drained);
+        assert!(!is_ready(), "nothing is left to drain");
     }
 }
