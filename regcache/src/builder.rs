@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::core::Core;
 use crate::core::hints::Hints;
 use crate::core::reaper::Reaper;
-use crate::core::slab::{Slab, Slot};
+use crate::core::slab::{SPARE, Slab, Slot};
 use crate::core::table::Table;
 use crate::core::widen::Widening;
 use crate::monitor::{Auto, Monitor, auto};
@@ -20,8 +20,8 @@ use crate::sys::sync::{Arc, Condvar, Mutex};
 
 const DEFAULT_MAX_ENTRIES: u32 = 65_536;
 
-/// The maximum of [`Builder::max_entries`]: 16 777 216.
-const MAX_ENTRIES: u32 = 1 << Slot::BITS;
+/// The maximum of [`Builder::max_entries`]: 16 776 960.
+const MAX_ENTRIES: u32 = (1 << Slot::BITS) - SPARE;
 
 /// Builds a [`Cache`]; see [`Cache::builder`].
 ///
@@ -110,8 +110,12 @@ impl<R: Registrar> Builder<R, DefaultMonitor> {
 }
 
 impl<R, M> Builder<R, M> {
-    /// Limits the number of registrations that the cache holds. A limit above 16 777 216 is lowered
-    /// to 16 777 216. If the limit is 0, nothing is cached.
+    /// Limits the number of registrations that the cache holds. A limit above 16 776 960 is lowered
+    /// to 16 776 960. If the limit is 0, nothing is cached.
+    ///
+    /// Room for a registration is made after the device has made it. So a lookup that fails evicts
+    /// nothing. Registrations that are being made come on top of this limit and of
+    /// [`max_bytes`](Self::max_bytes).
     #[must_use]
     pub fn max_entries(mut self, entries: u32) -> Self {
         self.options.max_entries = entries.min(MAX_ENTRIES);
@@ -200,18 +204,20 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
         } = self;
         options.widening.check()?;
         let max_bytes = options.max_bytes.unwrap_or_else(default_max_bytes);
-        let table = Table::new(options.max_entries as usize, max_bytes);
+        let capacity = options.max_entries + SPARE;
+        let table = Table::new(options.max_entries as usize, max_bytes, capacity as usize);
         let core = Arc::new(Core {
             drained: ForkMark::new(!monitor.drain(&mut |_| {})?)?,
             monitor,
             hints: Hints::new(options.max_entries)?,
-            slab: Slab::new(options.max_entries)?,
+            slab: Slab::new(capacity)?,
             registrar,
             page_size: system_value(SysconfVar::PAGE_SIZE, 4096),
             widening: options.widening,
             revoke_remote_keys: options.revoke_remote_keys,
             table: CachePadded::new(Mutex::new(table)),
             deregistered: Condvar::new(),
+            settled: Condvar::new(),
         });
         let reaper = match options.background_reaper {
             true => Reaper::start(&core)?,

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 
 use crate::core::completion::Completion;
 use crate::core::guard::Guard;
-use crate::core::lookup::lookup;
+use crate::core::lookup::{Keep, find_cached, lookup};
 use crate::core::reaper::Reaper;
 use crate::core::slab::{EntryId, Slab, Slot};
 use crate::core::table::Table;
@@ -95,7 +95,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         let range = VaRange::new(start, len)?;
         let core = &self.core;
         if M::CHECKED && !core.monitor.is_intact(range) {
-            return self.reregister(range, access);
+            return self.reregister(range, access, Keep::Retained);
         }
         // Each rare case directly returns the result of a call, which the compiler can turn into a
         // jump. So a hit need not save CPU registers.
@@ -120,7 +120,17 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// monitor could not confirm that these entries are still valid.
     #[cold]
     #[inline(never)]
-    fn reregister(&self, range: VaRange, access: R::Access) -> Result<Guard<R, M>, Error> {
+    fn reregister(
+        &self,
+        range: VaRange,
+        access: R::Access,
+        keep: Keep,
+    ) -> Result<Guard<R, M>, Error> {
+        self.unlink_covering(range)?;
+        lookup(&self.core, range, access, keep)
+    }
+
+    fn unlink_covering(&self, range: VaRange) -> Result<(), Error> {
         let core = &self.core;
         if core.in_child() {
             return Err(Error::Forked);
@@ -128,7 +138,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         let mut table = lock(&core.table);
         table.invalidate_covering(&core.slab, range);
         core.unlock(table);
-        lookup(core, range, access)
+        Ok(())
     }
 
     /// Serves a lookup that the first hint did not serve. `other` is the guard that the first hint
@@ -144,17 +154,96 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if let Some(guard) = other {
             guard.decline();
         }
+        match self.find_by_hints(range, access)? {
+            Some(guard) => Ok(guard),
+            None => lookup(&self.core, range, access, Keep::Retained),
+        }
+    }
+
+    fn find_by_hints(
+        &self,
+        range: VaRange,
+        access: R::Access,
+    ) -> Result<Option<Guard<R, M>>, Error> {
         let core = &self.core;
         if core.in_child() {
             return Err(Error::Forked);
         }
-        if core.is_current() {
-            let hit = |slot| core.hit(slot, range, access);
-            if let Some(guard) = core.hints.any(range.start(), hit) {
-                return Ok(guard);
-            }
+        if !core.is_current() {
+            return Ok(None);
         }
-        lookup(core, range, access)
+        let hit = |slot| core.hit(slot, range, access);
+        Ok(core.hints.any(range.start(), hit))
+    }
+
+    /// Returns a registration as [`get`](Self::get) does, if the cache has one. Otherwise returns
+    /// `None`, and registers nothing.
+    ///
+    /// A program can use this method to choose between two ways of sending data: without a copy
+    /// from registered memory, or with a copy to a registered buffer of its own.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Range`] for a bad range, and [`Error::Forked`] in a forked child.
+    ///
+    /// ```
+    /// # use std::io;
+    /// # use regcache::{Cache, Registrar, VaRange};
+    /// # struct Device;
+    /// # // SAFETY: there is no device that reaches memory.
+    /// # unsafe impl Registrar for Device {
+    /// #     type Access = ();
+    /// #     type Registration = VaRange;
+    /// #     fn register(&self, range: VaRange, (): ()) -> io::Result<VaRange> { Ok(range) }
+    /// #     fn deregister(&self, _: VaRange) -> io::Result<()> { Ok(()) }
+    /// # }
+    /// # let cache = Cache::builder(Device).build()?;
+    /// let buffer = vec![0_u8; 10_000];
+    /// assert!(cache.get_if_cached(buffer.as_ptr(), buffer.len(), ())?.is_none());
+    ///
+    /// if cache.get_slice(&buffer, ())?.is_cached() {
+    ///     assert!(cache.get_if_cached(buffer.as_ptr(), buffer.len(), ())?.is_some());
+    /// }
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn get_if_cached(
+        &self,
+        start: *const u8,
+        len: usize,
+        access: R::Access,
+    ) -> Result<Option<Guard<R, M>>, Error> {
+        let range = VaRange::new(start, len)?;
+        if M::CHECKED && !self.core.monitor.is_intact(range) {
+            self.unlink_covering(range)?;
+            return Ok(None);
+        }
+        let found = self.find_by_hints(range, access)?;
+        Ok(found.or_else(|| find_cached(&self.core, range, access)))
+    }
+
+    /// Returns a registration as [`get`](Self::get) does, but does not retain a new one. If the
+    /// cache has no registration that serves the lookup, the new registration ends with its guard.
+    /// It evicts another registration only if the device is full.
+    ///
+    /// A program can use this method for memory that it will not use again.
+    ///
+    /// # Errors
+    ///
+    /// Returns the same errors as [`get`](Self::get).
+    pub fn get_unretained(
+        &self,
+        start: *const u8,
+        len: usize,
+        access: R::Access,
+    ) -> Result<Guard<R, M>, Error> {
+        let range = VaRange::new(start, len)?;
+        if M::CHECKED && !self.core.monitor.is_intact(range) {
+            return self.reregister(range, access, Keep::Uncached);
+        }
+        match self.find_by_hints(range, access)? {
+            Some(guard) => Ok(guard),
+            None => lookup(&self.core, range, access, Keep::Uncached),
+        }
     }
 
     /// Registers a range, so that the next [`get`](Self::get) of the range is a hit. If the

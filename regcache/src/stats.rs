@@ -38,6 +38,8 @@ macro_rules! for_each_statistic {
               "Registrations that were unlinked and that guards still hold." }
             { unreleased_bytes: usize, "unreleased_bytes",
               "Bytes pinned by registrations that were unlinked and that guards still hold." }
+            { waits: u64, "waits_total",
+              "Times that a lookup waited for a registration that another lookup was making." }
         }
     };
 }

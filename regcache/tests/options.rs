@@ -397,10 +397,9 @@ mod shared {
         assert_eq!((id(&first, 0), id(&second, 0)), (0, 0));
         kernel.break_reports.store(true, Ordering::Relaxed);
         kernel.remap(0);
-        assert!(first.get(page(0), PAGE, READ).is_err());
+        assert!(matches!(first.reap(), Err(Error::Monitor { .. })));
         kernel.break_reports.store(false, Ordering::Relaxed);
-        let lost = second.get(page(0), PAGE, READ);
-        assert!(matches!(lost, Err(Error::Monitor { .. })));
+        assert!(matches!(second.reap(), Err(Error::Monitor { .. })));
         assert_eq!((id(&first, 0), id(&second, 0)), (1, 1));
     }
 

@@ -348,7 +348,7 @@ fn bad_ranges_are_typed_errors() {
 }
 
 #[test]
-fn a_monitor_that_fails_fails_the_lookup() {
+fn a_monitor_that_fails_makes_lookups_uncached() {
     let kernel = FakeKernel::new(2);
     let cache = builder(&kernel).build().unwrap();
     drop(get(&cache, 0, 1));
@@ -356,21 +356,23 @@ fn a_monitor_that_fails_fails_the_lookup() {
     drop(get(&cache, 0, 1));
     kernel.remap(0);
     for _ in 0..2 {
-        let error = cache.get(page(0), PAGE, READ).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                Error::Monitor {
-                    monitor: "fake",
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        let guard = get(&cache, 0, 1);
+        assert!(!guard.is_cached());
+        assert!(!guard.registration().is_stale(&kernel, guard.range()));
     }
+    let error = cache.reap().unwrap_err();
+    let expected = matches!(
+        error,
+        Error::Monitor {
+            monitor: "fake",
+            ..
+        }
+    );
+    assert!(expected, "{error}");
     assert_eq!(live(&cache), 0, "reports may be lost, so no entry is kept");
     kernel.break_reports.store(false, Ordering::Relaxed);
     let guard = get(&cache, 0, 1);
+    assert!(guard.is_cached());
     assert!(!guard.registration().is_stale(&kernel, guard.range()));
 }
 

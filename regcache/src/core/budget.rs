@@ -1,14 +1,26 @@
 //! [`Budget`]: the limits on entries and bytes, and the entries and bytes in use.
+//!
+//! An entry is charged once, when it is linked, and released after its deregistration. A
+//! registration that is being made is not charged. So a registration that fails evicts nothing, and
+//! several that are in the making do not evict each other's room.
+//!
+//! An unlinked entry that no guard holds is *leaving*: a thread deregisters it soon. It is still
+//! charged, but an eviction counts its room as free. Otherwise a slow deregistration would make
+//! other threads evict entries whose room is not needed.
 
 /// The limits of a cache, and the entries and bytes in use.
 #[derive(Debug)]
 pub(crate) struct Budget {
     max_entries: usize,
     max_bytes: usize,
-    /// The number of entries that are pending, linked or unlinked.
+    /// The number of linked and unlinked entries.
     entries: usize,
-    /// The number of bytes that the pending, linked and unlinked entries pin.
+    /// The number of bytes that the linked and unlinked entries pin.
     bytes: usize,
+    /// The number of entries that are leaving.
+    leaving: usize,
+    /// The number of bytes that the leaving entries pin.
+    leaving_bytes: usize,
 }
 
 impl Budget {
@@ -18,6 +30,8 @@ impl Budget {
             max_bytes,
             entries: 0,
             bytes: 0,
+            leaving: 0,
+            leaving_bytes: 0,
         }
     }
 
@@ -26,31 +40,39 @@ impl Budget {
         self.max_entries > 0 && bytes <= self.max_bytes
     }
 
-    /// Reserves room for an entry that pins `bytes` bytes. Returns false if there is no room.
-    pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
-        let fits = self.would_hold(bytes, 0, 0);
-        if fits {
-            self.entries += 1;
-            self.bytes += bytes;
-        }
-        fits
+    /// Charges an entry that pins `bytes` bytes.
+    pub(crate) fn charge(&mut self, bytes: usize) {
+        self.entries += 1;
+        self.bytes += bytes;
     }
 
-    /// Releases the room of an entry that pinned `bytes` bytes.
-    pub(crate) fn release(&mut self, bytes: usize) {
+    /// Notes that an entry of `bytes` bytes is leaving.
+    pub(crate) fn leave(&mut self, bytes: usize) {
+        self.leaving += 1;
+        self.leaving_bytes += bytes;
+    }
+
+    /// Releases the room of an entry that pinned `bytes` bytes. `left` is true if the entry was
+    /// noted as leaving.
+    pub(crate) fn release(&mut self, bytes: usize, left: bool) {
         self.entries -= 1;
         self.bytes -= bytes;
+        if left {
+            self.leaving -= 1;
+            self.leaving_bytes -= bytes;
+        }
     }
 
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Returns true if an entry of `bytes` would fit after `gone` entries are removed, which pin
-    /// `gone_bytes` in total.
+    /// Returns true if an entry of `bytes` would fit after the leaving entries are gone, and `gone`
+    /// other entries, which pin `gone_bytes` in total.
     pub(crate) fn would_hold(&self, bytes: usize, gone: usize, gone_bytes: usize) -> bool {
-        let sum = (self.bytes - gone_bytes).checked_add(bytes);
-        self.entries - gone < self.max_entries && sum.is_some_and(|sum| sum <= self.max_bytes)
+        let sum = (self.bytes - self.leaving_bytes - gone_bytes).checked_add(bytes);
+        self.entries - self.leaving - gone < self.max_entries
+            && sum.is_some_and(|sum| sum <= self.max_bytes)
     }
 }
 
@@ -62,13 +84,20 @@ mod tests {
     fn neither_limit_is_exceeded() {
         let mut budget = Budget::new(2, 100);
         assert!(!budget.could_hold(101));
-        assert!(budget.reserve(60));
-        assert!(!budget.reserve(41), "bytes");
-        assert!(budget.reserve(40));
-        assert!(!budget.reserve(0), "entries");
-        assert!(!budget.reserve(usize::MAX), "no overflow");
-        budget.release(60);
+        budget.charge(60);
+        assert!(!budget.would_hold(41, 0, 0), "bytes");
+        assert!(budget.would_hold(40, 0, 0));
+        budget.charge(40);
+        assert!(!budget.would_hold(0, 0, 0), "entries");
+        assert!(!budget.would_hold(usize::MAX, 0, 0), "no overflow");
+        assert!(budget.would_hold(60, 1, 60), "after an eviction");
+        budget.leave(60);
+        assert_eq!(budget.bytes(), 100, "still pinned");
+        assert!(budget.would_hold(60, 0, 0), "on its way out");
+        budget.release(60, true);
         assert_eq!(budget.bytes(), 40);
-        assert!(budget.reserve(60));
+        assert!(budget.would_hold(60, 0, 0));
+        budget.release(40, false);
+        assert_eq!(budget.bytes(), 0);
     }
 }

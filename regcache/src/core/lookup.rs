@@ -1,36 +1,64 @@
 //! The slow path of a lookup: hits that the hints did not find, and misses.
 //!
-//! A miss makes room; *watches, then registers*; and drains. The miss then publishes the
-//! registration, unless the watch was invalidated meanwhile. `design.rs` argues why a miss must
-//! watch before it registers.
+//! A miss reserves a slot; *watches, then registers*; drains; and makes room. The miss then
+//! publishes the registration, unless the watch was invalidated meanwhile. `design.rs` argues why a
+//! miss must watch before it registers.
 //!
-//! One lookup may take several attempts. [`Outcome`] lists the reasons for another attempt.
+//! Room is made last, when the registration is known to be good. So a lookup that fails evicts
+//! nothing. Only the device or the monitor can require room earlier, and `reclaim.rs` makes it.
+//!
+//! # One registration in the making for each range
+//!
+//! A lookup may find that another lookup is making a registration that will serve it. In that case
+//! the lookup waits until that registration is no longer in the making. It then starts over, and
+//! searches the index after a drain of its own. So the wait needs no argument for soundness: the
+//! lookup gets the entry on the same conditions as any other lookup that begins now.
+//!
+//! The wait ends. The lookup waits for at most [`MAX_WAITS`] registrations, and for a limited time.
+//! After that it makes a registration itself. It waits only while it has no slot, no watch and no
+//! registration of its own. So no two lookups wait for each other.
+//!
+//! One lookup may take several attempts. It keeps its slot over all attempts for the same range, so
+//! that other lookups wait for the last one. Each attempt has a new watch, because `watch` also
+//! checks that the kernel reports changes of the memory (rule M6 of [`Monitor`]).
 
 use std::io;
 use std::mem;
 use std::ptr::NonNull;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::core::completion::Completion;
 use crate::core::entry::Entry;
 use crate::core::guard::Guard;
+use crate::core::reclaim::Reclaim;
 use crate::core::slab::{EntryId, Slot};
-use crate::core::slots::Request;
+use crate::core::slots::{Making, Request};
 use crate::core::table::Table;
 use crate::core::{Content, Core};
 use crate::error::{Error, is_exhaustion};
 use crate::monitor::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;
-use crate::sys::sync::{Arc, MutexGuard, lock};
+use crate::sys::sync::{Arc, MutexGuard, lock, wait_for};
 
 /// The number of attempts to cache a registration of one range. If all attempts fail because the
 /// memory keeps changing, the lookup returns an uncached registration.
 const MAX_ATTEMPTS: u32 = 8;
 
-/// The maximum time that a lookup on an exhausted device waits until another thread has
-/// deregistered an entry.
-const RECLAIM_TIMEOUT: Duration = Duration::from_secs(1);
+/// The number of registrations of other lookups that one lookup waits for.
+const MAX_WAITS: u32 = 2;
+
+/// Returns the maximum time that a lookup waits for a registration of `bytes` bytes, which another
+/// lookup is making: a second, and a second for each GiB.
+fn patience(bytes: usize) -> Duration {
+    Duration::from_secs(1 + (bytes >> 30) as u64)
+}
+
+/// Chooses whether the registration that a lookup makes is retained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    Retained,
+    Uncached,
+}
 
 /// The methods that look for a hit.
 impl<R: Registrar, M: Monitor> Core<R, M> {
@@ -73,25 +101,42 @@ pub(crate) fn lookup<R: Registrar, M: Monitor>(
     core: &Arc<Core<R, M>>,
     range: VaRange,
     access: R::Access,
+    keep: Keep,
 ) -> Result<Guard<R, M>, Error> {
     let bytes = core.pinned(range);
     let mut lookup = Lookup {
         core,
         range,
         access,
+        keep,
         bytes,
-        quota: bytes,
+        reclaim: Reclaim::with_quota(bytes),
         attempts: 0,
         may_widen: true,
+        waits: MAX_WAITS,
+        wait_until: None,
+        reservation: None,
     };
     loop {
         match lookup.attempt()? {
             Outcome::Served(guard) => return Ok(guard),
-            Outcome::Uncacheable => return uncached(core, range, access, lookup.quota),
-            Outcome::Changed | Outcome::TooWide => {}
-            Outcome::TooWideForDevice | Outcome::Reclaimed => lookup.attempts -= 1,
+            Outcome::Uncacheable => return lookup.uncached(),
+            Outcome::Again => {}
         }
     }
+}
+
+/// Returns a guard of an entry in the index, if an entry there serves the request.
+pub(crate) fn find_cached<R: Registrar, M: Monitor>(
+    core: &Core<R, M>,
+    range: VaRange,
+    access: R::Access,
+) -> Option<Guard<R, M>> {
+    // If the monitor failed, all entries were unlinked.
+    let mut table = core.lock_current().ok()?;
+    let found = core.find(&mut table, range, access);
+    core.unlock(table);
+    found
 }
 
 /// A lookup that takes the slow path.
@@ -99,14 +144,21 @@ struct Lookup<'c, R: Registrar, M: Monitor> {
     core: &'c Arc<Core<R, M>>,
     range: VaRange,
     access: R::Access,
+    keep: Keep,
     /// The number of bytes that a registration of the lookup's range pins.
     bytes: usize,
-    /// The number of bytes that may still be reclaimed for this lookup.
-    quota: usize,
+    reclaim: Reclaim,
+    /// The number of attempts that failed because the memory changed.
     attempts: u32,
     /// True until a wider registration was tried. The lookup tries it only once, because a wider
     /// range may have holes, and other threads may change its memory.
     may_widen: bool,
+    /// The number of registrations that the lookup may still wait for.
+    waits: u32,
+    /// The time at which the lookup stops waiting.
+    wait_until: Option<Instant>,
+    /// The slot that the last attempt has left for the next one.
+    reservation: Option<Reservation<'c, R, M>>,
 }
 
 /// The end of one attempt.
@@ -115,31 +167,41 @@ enum Outcome<G> {
     Served(G),
     /// The registration cannot be cached.
     Uncacheable,
-    /// The memory changed while it was being registered. The lookup tries again.
-    Changed,
-    /// The cache has no room for the wider range, or the monitor refused to watch it. The lookup
-    /// tries again with the range itself.
-    TooWide,
-    /// The device refused a wider range. The lookup tries again with the range itself, and this
-    /// attempt is not counted.
-    TooWideForDevice,
-    /// The device or the monitor was exhausted, and something was reclaimed. The lookup tries
-    /// again, and this attempt is not counted.
-    Reclaimed,
+    /// The lookup tries again, because something has changed that made this attempt fail.
+    Again,
 }
 
 impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
     fn attempt(&mut self) -> Result<Outcome<Guard<R, M>>, Error> {
         let core = self.core;
-        let mut table = core.lock_current()?;
+        let mut table = match core.lock_current() {
+            Ok(table) => table,
+            Err(error) => {
+                // An uncached registration is made after the lookup began, so it needs no monitor.
+                tracing::debug!(%error, "nothing is cached until the monitor answers again");
+                return Ok(Outcome::Uncacheable);
+            }
+        };
         if let Some(guard) = core.find(&mut table, self.range, self.access) {
             core.unlock(table);
             return Ok(Outcome::Served(guard));
         }
+        if self.reservation.is_none()
+            && self.waits > 0
+            && let Some((making, bytes)) =
+                table.being_made(self.range, self.access, core.is_revocable(self.access))
+        {
+            self.wait_for(table, making, bytes);
+            return Ok(Outcome::Again);
+        }
+        if self.keep == Keep::Uncached {
+            core.unlock(table);
+            return Ok(Outcome::Uncacheable);
+        }
         if !table.could_hold(self.bytes) {
             core.unlock(table);
             // A range larger than the cache's limit must not evict other entries.
-            self.quota = 0;
+            self.reclaim = Reclaim::with_quota(0);
             return Ok(Outcome::Uncacheable);
         }
         if self.attempts == MAX_ATTEMPTS {
@@ -147,17 +209,49 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
             tracing::debug!(range = ?self.range, "the memory changes faster than it can be registered");
             return Ok(Outcome::Uncacheable);
         }
-        self.attempts += 1;
-        let whole = if mem::take(&mut self.may_widen) {
-            core.widened(&table, self.range, self.access)
-        } else {
-            self.range
+        let reservation = match self.reservation.take() {
+            Some(mut reservation) => {
+                reservation.renew(&mut table);
+                core.unlock(table);
+                reservation
+            }
+            None => {
+                let whole = if mem::take(&mut self.may_widen) {
+                    core.widened(&table, self.range, self.access)
+                } else {
+                    self.range
+                };
+                match Reservation::new(core, table, whole, self.access) {
+                    Some(reservation) => reservation,
+                    None => return Ok(Outcome::Uncacheable),
+                }
+            }
         };
-        match Reservation::new(core, table, whole, self.access) {
-            Some(reservation) => self.register(reservation),
-            None if whole == self.range => Ok(Outcome::Uncacheable),
-            None => Ok(Outcome::TooWide),
+        self.register(reservation)
+    }
+
+    /// Waits until the registration is no longer in the making, for a limited time.
+    fn wait_for(
+        &mut self,
+        mut table: MutexGuard<'c, Table<R::Access>>,
+        making: Making,
+        bytes: usize,
+    ) {
+        self.waits -= 1;
+        let until = *self
+            .wait_until
+            .get_or_insert_with(|| Instant::now() + patience(bytes));
+        table.counts.waits += 1;
+        table.awaiting += 1;
+        while table.is_pending(making) {
+            let rest = until.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                self.waits = 0;
+                break;
+            }
+            table = wait_for(&self.core.settled, table, rest);
         }
+        table.awaiting -= 1;
     }
 
     /// Watches the range, registers it and publishes the registration.
@@ -169,55 +263,109 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
         let (whole, version) = (reservation.range, reservation.room_version);
         let is_wider = whole != self.range;
         if let Err(error) = reservation.watch() {
-            drop(reservation);
             if is_wider {
-                return Ok(Outcome::TooWide);
+                return Ok(Outcome::Again);
             }
             // The monitor is exhausted. An evicted entry ends its watch, which makes room for this
             // one.
-            if is_exhaustion(&error) && reclaim(core, &mut self.quota, version) {
-                return Ok(Outcome::Reclaimed);
+            if is_exhaustion(&error) && self.reclaim.reclaim(core, version) {
+                self.reservation = Some(reservation);
+                return Ok(Outcome::Again);
             }
             tracing::debug!(?whole, %error, "the range cannot be watched, so it is not cached");
             return Ok(Outcome::Uncacheable);
         }
         match core.registrar.register(whole, self.access) {
-            Ok(registration) => {
-                let published = reservation.publish(registration, self.range)?;
-                Ok(published.map_or(Outcome::Changed, Outcome::Served))
+            Ok(registration) => match reservation.publish(registration, self.range) {
+                Published::Guard(guard) => Ok(Outcome::Served(guard)),
+                Published::Uncacheable => Ok(Outcome::Uncacheable),
+                Published::Changed(reservation) => {
+                    self.attempts += 1;
+                    self.reservation = (!is_wider).then_some(reservation);
+                    Ok(Outcome::Again)
+                }
+            },
+            Err(source) if is_wider => {
+                tracing::trace!(?whole, %source, "only the range asked for is registered");
+                Ok(Outcome::Again)
             }
             Err(source) => {
-                drop(reservation);
-                if is_wider {
-                    tracing::trace!(?whole, %source, "only the range asked for is registered");
-                    return Ok(Outcome::TooWideForDevice);
-                }
-                if is_exhaustion(&source) && reclaim(core, &mut self.quota, version) {
-                    return Ok(Outcome::Reclaimed);
+                if is_exhaustion(&source) && self.reclaim.reclaim(core, version) {
+                    reservation.unwatch();
+                    self.reservation = Some(reservation);
+                    return Ok(Outcome::Again);
                 }
                 Err(core.refusal(self.range, self.access, source))
             }
         }
     }
+
+    /// Makes an uncached registration.
+    fn uncached(mut self) -> Result<Guard<R, M>, Error> {
+        let core = self.core;
+        self.reservation = None;
+        let announcement = Announcement::new(core, self.range);
+        let registration = loop {
+            let version = lock(&core.table).room_version();
+            match core.registrar.register(self.range, self.access) {
+                Ok(registration) => break registration,
+                Err(source) if is_exhaustion(&source) && self.reclaim.reclaim(core, version) => {}
+                Err(source) => return Err(core.refusal(self.range, self.access, source)),
+            }
+        };
+        let number = announcement.redeem();
+        Ok(uncached_guard(
+            core,
+            number,
+            self.range,
+            self.access,
+            registration,
+        ))
+    }
 }
 
-/// Makes an uncached registration. If the device is exhausted, the function reclaims up to `quota`
-/// bytes and retries.
-fn uncached<R: Registrar, M: Monitor>(
+/// An uncached registration that is being made. Dropping the announcement removes it from the
+/// table.
+struct Announcement<'c, R: Registrar, M: Monitor> {
+    core: &'c Core<R, M>,
+    number: u64,
+}
+
+impl<'c, R: Registrar, M: Monitor> Announcement<'c, R, M> {
+    fn new(core: &'c Core<R, M>, range: VaRange) -> Self {
+        let number = lock(&core.table).add_uncached(range);
+        Self { core, number }
+    }
+
+    /// Counts the registration, which was made, and returns its number.
+    fn redeem(self) -> u64 {
+        let number = self.number;
+        let mut table = lock(&self.core.table);
+        table.uncached_was_made();
+        self.core.notify_awaiting(&table);
+        drop(table);
+        mem::forget(self);
+        number
+    }
+}
+
+impl<R: Registrar, M: Monitor> Drop for Announcement<'_, R, M> {
+    fn drop(&mut self) {
+        let mut table = lock(&self.core.table);
+        table.uncached_was_refused(self.number);
+        self.core.notify_waiting(&table);
+        self.core.notify_awaiting(&table);
+    }
+}
+
+/// Returns a guard of an uncached registration.
+fn uncached_guard<R: Registrar, M: Monitor>(
     core: &Arc<Core<R, M>>,
+    number: u64,
     range: VaRange,
     access: R::Access,
-    mut quota: usize,
-) -> Result<Guard<R, M>, Error> {
-    let registration = loop {
-        let version = lock(&core.table).room_version();
-        match core.registrar.register(range, access) {
-            Ok(registration) => break registration,
-            Err(source) if is_exhaustion(&source) && reclaim(core, &mut quota, version) => {}
-            Err(source) => return Err(core.refusal(range, access, source)),
-        }
-    };
-    let number = lock(&core.table).add_uncached(range);
+    registration: R::Registration,
+) -> Guard<R, M> {
     let entry = Box::new(Entry::vacant());
     let content = Content {
         range,
@@ -229,39 +377,7 @@ fn uncached<R: Registrar, M: Monitor>(
     // SAFETY: the entry is new and vacant, and no other thread has access to it yet.
     unsafe { entry.occupy(content) };
     let entry = NonNull::from(Box::leak(entry));
-    Ok(Guard::owning(entry))
-}
-
-/// Makes room on an exhausted device or monitor. Evicts an idle entry, or waits until an unlinked
-/// entry is deregistered. The bytes of that entry are subtracted from the `quota`.
-///
-/// Returns false if a retry would fail again. A retry fails if the quota is used up. A retry also
-/// fails if both of these hold: the cache has no entry to evict or to wait for, and no registration
-/// was linked or deregistered since the caller read `version` (see `Table::room_version`).
-fn reclaim<R: Registrar, M: Monitor>(
-    core: &Arc<Core<R, M>>,
-    quota: &mut usize,
-    version: u64,
-) -> bool {
-    if *quota == 0 {
-        return false;
-    }
-    let (id, bytes) = {
-        let mut table = lock(&core.table);
-        let outgoing = table.evict(&core.slab).or_else(|| table.any_outgoing());
-        match outgoing {
-            Some(outgoing) => outgoing,
-            // The version has changed. So another thread may have made room, or a registration that
-            // serves the request. A retry is worthwhile.
-            None if table.room_version() != version => (None, core.page_size),
-            None => return false,
-        }
-    };
-    *quota = quota.saturating_sub(bytes);
-    core.deregister_dead();
-    // Another thread may be deregistering the entry, so this thread waits until the entry is gone.
-    Completion::of(core, Vec::from_iter(id)).wait(RECLAIM_TIMEOUT);
-    true
+    Guard::owning(entry)
 }
 
 impl<R: Registrar, M: Monitor> Core<R, M> {
@@ -283,8 +399,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 }
 
-/// The resources of a registration that is being made: a pending slot, room in the budget and a
-/// watch. Dropping the reservation releases all three.
+/// The resources of a registration that is being made: a pending slot and a watch. Dropping the
+/// reservation releases both.
 struct Reservation<'c, R: Registrar, M: Monitor> {
     core: &'c Arc<Core<R, M>>,
     range: VaRange,
@@ -294,24 +410,34 @@ struct Reservation<'c, R: Registrar, M: Monitor> {
     watched: bool,
     /// The table's link version at the time when the index had no entry for the range.
     link_version: u64,
-    /// The table's room version when the slot was reserved.
+    /// The table's room version at the beginning of the attempt.
     room_version: u64,
 }
 
+/// The end of an attempt to publish a registration.
+enum Published<'c, R: Registrar, M: Monitor> {
+    /// The registration was published or is uncached, or another one serves the lookup.
+    Guard(Guard<R, M>),
+    /// The registration was deregistered, because the memory has changed since the watch was
+    /// placed. The slot can be used for the next attempt.
+    Changed(Reservation<'c, R, M>),
+    /// The registration was deregistered, because the monitor failed.
+    Uncacheable,
+}
+
 impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
-    /// Makes room and reserves a slot. Returns `None` if entries in use leave no room.
+    /// Reserves a slot. Returns `None` if no slot is vacant.
     fn new(
         core: &'c Arc<Core<R, M>>,
         mut table: MutexGuard<'c, Table<R::Access>>,
         range: VaRange,
         access: R::Access,
     ) -> Option<Self> {
-        let bytes = core.pinned(range);
         let request = Request {
             range,
             access,
             revocable: core.is_revocable(access),
-            bytes,
+            bytes: core.pinned(range),
         };
         let link_version = table.link_version();
         loop {
@@ -332,14 +458,23 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                 return Some(reservation);
             }
             if !table.has_dead() {
-                table.make_room(&core.slab, bytes)?;
+                return None;
             }
-            // Room becomes free when the dead entries are deregistered. The dead entries include
-            // those that other threads have unlinked.
+            // The slots of the dead entries become vacant when the entries are deregistered.
             drop(table);
             core.deregister_dead();
             table = lock(&core.table);
         }
+    }
+
+    /// Prepares the slot for another attempt. The caller has drained the monitor, and has found no
+    /// entry for the range.
+    fn renew(&mut self, table: &mut Table<R::Access>) {
+        self.cookie = table.renew(self.slot);
+        self.link_version = table.link_version();
+        self.room_version = table.room_version();
+        // The registration of the last attempt is gone.
+        self.core.notify_waiting(table);
     }
 
     fn watch(&mut self) -> io::Result<()> {
@@ -348,34 +483,47 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         Ok(())
     }
 
-    /// Puts the registration into the cache, and returns its guard. If the memory has changed since
-    /// the watch was placed, deregisters the registration and returns `None`. If another thread has
-    /// meanwhile linked a registration that serves the request, deregisters this one and returns a
-    /// guard of the other thread's.
-    fn publish(
-        self,
-        registration: R::Registration,
-        wanted: VaRange,
-    ) -> Result<Option<Guard<R, M>>, Error> {
+    fn unwatch(&mut self) {
+        if mem::take(&mut self.watched) {
+            self.core.unwatch(self.cookie);
+        }
+    }
+
+    /// Puts the registration into the cache, and returns its guard. If another thread has meanwhile
+    /// linked a registration that serves the request, deregisters this one and returns a guard of
+    /// the other thread's. If entries in use leave no room, returns the registration uncached.
+    fn publish(mut self, registration: R::Registration, wanted: VaRange) -> Published<'c, R, M> {
         let core = self.core;
-        let mut table = match core.lock_current() {
-            Ok(table) => table,
-            Err(error) => {
-                core.deregister(registration);
-                return Err(error);
-            }
+        let Ok(mut table) = core.lock_current() else {
+            core.deregister(registration);
+            return Published::Uncacheable;
         };
-        let invalidated = table.was_invalidated(self.slot);
-        let other = if invalidated || table.link_version() == self.link_version {
-            None
-        } else {
-            core.find(&mut table, self.range, self.access)
-        };
-        if invalidated || other.is_some() {
-            table.counts.retries += u64::from(other.is_none());
+        if table.was_invalidated(self.slot) {
+            table.counts.retries += 1;
             core.unlock(table);
             core.deregister(registration);
-            return Ok(other);
+            self.unwatch();
+            return Published::Changed(self);
+        }
+        if table.link_version() != self.link_version
+            && let Some(other) = core.find(&mut table, self.range, self.access)
+        {
+            core.unlock(table);
+            core.deregister(registration);
+            return Published::Guard(other);
+        }
+        if !table.admit(&core.slab, self.slot) {
+            let number = table.add_uncached(self.range);
+            table.uncached_was_made();
+            core.unlock(table);
+            tracing::debug!(range = ?self.range, "entries in use leave no room to cache the range");
+            return Published::Guard(uncached_guard(
+                core,
+                number,
+                self.range,
+                self.access,
+                registration,
+            ));
         }
         table.link(&core.slab, self.slot);
         let revocable = core.is_revocable(self.access);
@@ -383,9 +531,10 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             core.hints.note(wanted.start(), self.slot, self.range);
         }
         let guard = self.fill(registration, revocable);
+        core.notify_awaiting(&table);
         core.unlock(table);
         tracing::trace!(range = ?guard.range(), "registered");
-        Ok(Some(guard))
+        Published::Guard(guard)
     }
 
     /// Moves the registration into its entry. The entry owns the slot and the watch from now on.
@@ -409,11 +558,10 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
 
 impl<R: Registrar, M: Monitor> Drop for Reservation<'_, R, M> {
     fn drop(&mut self) {
-        if self.watched {
-            self.core.unwatch(self.cookie);
-        }
+        self.unwatch();
         let mut table = lock(&self.core.table);
         table.vacate(self.slot);
         self.core.notify_waiting(&table);
+        self.core.notify_awaiting(&table);
     }
 }

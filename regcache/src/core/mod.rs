@@ -2,7 +2,7 @@
 //!
 //! The files of this folder, from the top down:
 //!
-//! - `lookup.rs` has the slow path of a lookup;
+//! - `lookup.rs` has the slow path of a lookup, and `reclaim.rs` makes room for it on a full device;
 //! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file;
 //! - `table.rs` has all state that the cache's lock protects, and uses `slots.rs` and `index.rs`;
 //! - `range_map.rs`, `eviction.rs`, `hints.rs`, `budget.rs` and `widen.rs` have parts of the table
@@ -19,6 +19,7 @@ pub(crate) mod index;
 pub(crate) mod lookup;
 pub(crate) mod range_map;
 pub(crate) mod reaper;
+pub(crate) mod reclaim;
 pub(crate) mod slab;
 pub(crate) mod slots;
 pub(crate) mod table;
@@ -77,6 +78,9 @@ pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) table: CachePadded<Mutex<Table<R::Access>>>,
     /// The condition that is signalled after a deregistration, if any thread waits for one.
     pub(crate) deregistered: Condvar,
+    /// The condition that is signalled when a registration is no longer in the making, if any
+    /// thread waits for one.
+    pub(crate) settled: Condvar,
 }
 
 impl<R: Registrar, M: Monitor> Core<R, M> {
@@ -193,6 +197,13 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     pub(crate) fn notify_waiting(&self, table: &Table<R::Access>) {
         if table.waiting > 0 {
             self.deregistered.notify_all();
+        }
+    }
+
+    /// Wakes the threads that wait for a registration in the making.
+    pub(crate) fn notify_awaiting(&self, table: &Table<R::Access>) {
+        if table.awaiting > 0 {
+            self.settled.notify_all();
         }
     }
 

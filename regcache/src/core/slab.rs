@@ -26,6 +26,10 @@ impl Slot {
     pub(crate) const BITS: u32 = 24;
 }
 
+/// The number of slots that a slab has in addition to the cache's limit on entries. They are for
+/// registrations that are being made, for which no other entry was evicted yet.
+pub(crate) const SPARE: u32 = if cfg!(loom) { 3 } else { 256 };
+
 /// An entry that shares no cache line with another entry. So threads that use different entries do
 /// not write to the same cache line.
 type Padded<T> = CachePadded<Entry<T>>;

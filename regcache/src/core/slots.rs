@@ -9,7 +9,9 @@
 //!
 //! - A *vacant* slot has no registration.
 //! - A *pending* slot is reserved for a registration that is being made. If the memory changes
-//!   meanwhile, the slot is marked as invalidated. Then the registration is dropped and made again.
+//!   meanwhile, the slot is marked as invalidated. Then the registration is dropped and made again,
+//!   for the same slot and with a new watch. Other lookups wait for a pending registration that
+//!   will serve them.
 //! - A *linked* slot holds an entry that lookups find: the entry is in an index, and in the list of
 //!   live entries.
 //! - An *unlinked* slot holds an entry that no lookup finds and that is not deregistered yet.
@@ -21,6 +23,7 @@ use std::mem;
 use crate::core::slab::{EntryId, Slot};
 use crate::monitor::Cookie;
 use crate::range::VaRange;
+use crate::registrar::Access;
 
 /// The phase of a slot; the head of this file shows the transitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,8 +70,19 @@ pub(crate) struct Slots<A> {
     /// The records of all slots that were ever used. The index of a record is its slot.
     records: Vec<Record<A>>,
     vacant: Vec<Slot>,
-    pending: Vec<Slot>,
+    pending: Vec<Making>,
     serial: u32,
+    /// The number of reservations ever made.
+    reservations: u64,
+    /// The number of slots of the slab.
+    capacity: usize,
+}
+
+/// A pending slot, and the number of its reservation. No other reservation has the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Making {
+    pub(crate) slot: Slot,
+    number: u64,
 }
 
 impl<A> Record<A> {
@@ -77,13 +91,15 @@ impl<A> Record<A> {
     }
 }
 
-impl<A: Copy> Slots<A> {
-    pub(crate) fn new() -> Self {
+impl<A: Access> Slots<A> {
+    pub(crate) fn new(capacity: usize) -> Self {
         Self {
             records: Vec::new(),
             vacant: Vec::new(),
             pending: Vec::new(),
             serial: 0,
+            reservations: 0,
+            capacity,
         }
     }
 
@@ -104,21 +120,21 @@ impl<A: Copy> Slots<A> {
         (record.cookie == cookie).then_some(slot)
     }
 
-    /// Turns a vacant slot into a pending one. Returns the slot and the cookie for its watch.
+    /// Turns a vacant slot into a pending one. Returns the slot and the cookie for its watch, or
+    /// `None` if no slot is vacant.
     ///
     /// A slot becomes vacant only after its watch has ended, and each cookie has a new serial
     /// number. So no cookie names two watches, unless the serial number wraps. The number wraps
     /// after 2^32 misses of one cache. A cookie would be mistaken only if so many misses come
     /// between a watch and its report, or during one wait for a deregistration.
-    pub(crate) fn reserve(&mut self, request: Request<A>) -> (Slot, Cookie) {
-        self.serial = self.serial.wrapping_add(1);
+    pub(crate) fn reserve(&mut self, request: Request<A>) -> Option<(Slot, Cookie)> {
         let (slot, fresh) = match self.vacant.pop() {
             Some(slot) => (slot, false),
-            // The cast loses no bits: the budget limits the number of slots in use, and that limit
-            // is a u32.
+            None if self.records.len() == self.capacity => return None,
+            // The cast loses no bits, because a slab has at most 2^24 slots.
             None => (Slot(self.records.len() as u32), true),
         };
-        let cookie = Cookie(u64::from(self.serial) << 32 | u64::from(slot.0));
+        let cookie = self.next_cookie(slot);
         let record = Record {
             phase: Phase::Pending { invalidated: false },
             cookie,
@@ -127,13 +143,66 @@ impl<A: Copy> Slots<A> {
             revocable: request.revocable,
             bytes: request.bytes,
         };
-        self.pending.push(slot);
+        self.reservations += 1;
+        self.pending.push(Making {
+            slot,
+            number: self.reservations,
+        });
         if fresh {
             self.records.push(record);
         } else {
             self.records[slot.0 as usize] = record;
         }
-        (slot, cookie)
+        Some((slot, cookie))
+    }
+
+    fn next_cookie(&mut self, slot: Slot) -> Cookie {
+        self.serial = self.serial.wrapping_add(1);
+        Cookie(u64::from(self.serial) << 32 | u64::from(slot.0))
+    }
+
+    /// Prepares a pending slot for another attempt: clears its mark, and returns the cookie for its
+    /// next watch. The watch of the last attempt has ended, and its registration is deregistered.
+    pub(crate) fn renew(&mut self, slot: Slot) -> Cookie {
+        let cookie = self.next_cookie(slot);
+        let record = self.at_mut(slot);
+        record.phase = Phase::Pending { invalidated: false };
+        record.cookie = cookie;
+        cookie
+    }
+
+    /// Returns a registration in the making that will serve the request, and the bytes that it
+    /// pins.
+    pub(crate) fn being_made(
+        &self,
+        range: VaRange,
+        access: A,
+        revocable: bool,
+    ) -> Option<(Making, usize)> {
+        let serves = |making: &&Making| {
+            let record = self.at(making.slot);
+            record.range.contains(&range)
+                && record.access.serves(access)
+                && record.revocable == revocable
+        };
+        let making = *self.pending.iter().find(serves)?;
+        Some((making, self.at(making.slot).bytes))
+    }
+
+    /// Returns true if the registration is still being made.
+    pub(crate) fn is_pending(&self, making: Making) -> bool {
+        self.pending.contains(&making)
+    }
+
+    /// Returns the number of pending slots.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Returns the number of bytes that the registrations in the making pin.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        let bytes = self.pending.iter().map(|it| self.at(it.slot).bytes);
+        bytes.sum()
     }
 
     /// Marks a pending slot as invalidated, so that its registration is made again.
@@ -144,7 +213,7 @@ impl<A: Copy> Slots<A> {
     /// Marks the pending slots for whose ranges `meant` returns true as invalidated.
     pub(crate) fn invalidate_pending(&mut self, meant: impl Fn(&VaRange) -> bool) {
         for i in 0..self.pending.len() {
-            let record = self.at_mut(self.pending[i]);
+            let record = self.at_mut(self.pending[i].slot);
             if meant(&record.range) {
                 record.phase = Phase::Pending { invalidated: true };
             }
@@ -158,7 +227,7 @@ impl<A: Copy> Slots<A> {
 
     /// Returns the pending slots that are marked as invalidated.
     pub(crate) fn invalidated(&self) -> impl Iterator<Item = Slot> {
-        let pending = self.pending.iter().copied();
+        let pending = self.pending.iter().map(|it| it.slot);
         pending.filter(|&slot| self.was_invalidated(slot))
     }
 
@@ -187,7 +256,7 @@ impl<A: Copy> Slots<A> {
     }
 
     fn remove_pending(&mut self, slot: Slot) {
-        if let Some(i) = self.pending.iter().rposition(|&its| its == slot) {
+        if let Some(i) = self.pending.iter().rposition(|it| it.slot == slot) {
             self.pending.swap_remove(i);
         }
     }

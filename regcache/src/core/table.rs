@@ -15,7 +15,7 @@ use crate::core::entry::Entry;
 use crate::core::eviction::{Eviction, List};
 use crate::core::index::Index;
 use crate::core::slab::{EntryId, Slab, Slot};
-use crate::core::slots::{Phase, Request, Slots};
+use crate::core::slots::{Making, Phase, Request, Slots};
 use crate::core::uncached::Uncached;
 use crate::monitor::Cookie;
 use crate::range::VaRange;
@@ -37,6 +37,8 @@ pub(crate) struct Table<A> {
     deregistrations: u64,
     /// The number of threads that wait for a deregistration.
     pub(crate) waiting: usize,
+    /// The number of threads that wait for a registration that another thread is making.
+    pub(crate) awaiting: usize,
 }
 
 /// An unlinked registration whose room will become free, and its pinned size. The caller can wait
@@ -46,9 +48,10 @@ pub(crate) struct Table<A> {
 pub(crate) type Outgoing = (Option<EntryId>, usize);
 
 impl<A: Access> Table<A> {
-    pub(crate) fn new(max_entries: usize, max_bytes: usize) -> Self {
+    /// Returns the table of a cache with these limits, for a slab of `capacity` entries.
+    pub(crate) fn new(max_entries: usize, max_bytes: usize, capacity: usize) -> Self {
         Self {
-            slots: Slots::new(),
+            slots: Slots::new(capacity),
             retained: Index::new(),
             revocable: Index::new(),
             budget: Budget::new(max_entries, max_bytes),
@@ -58,6 +61,7 @@ impl<A: Access> Table<A> {
             links: 0,
             deregistrations: 0,
             waiting: 0,
+            awaiting: 0,
         }
     }
 
@@ -72,11 +76,38 @@ impl<A: Access> Table<A> {
         self.links
     }
 
-    /// Returns a version counter, which rises when a registration is linked or deregistered. Assume
+    /// Returns a version counter, which rises when a registration is made or deregistered. Assume
     /// that the device had no room for a registration. While the counter is unchanged, a retry
     /// would fail again.
     pub(crate) fn room_version(&self) -> u64 {
-        self.links + self.deregistrations
+        self.taken_version() + self.deregistrations
+    }
+
+    /// Returns a version counter, which rises when a registration has taken room on the device.
+    pub(crate) fn taken_version(&self) -> u64 {
+        self.links + self.counts.uncached
+    }
+
+    /// Returns the number of registrations that are being made now. Each of them may have taken
+    /// room on the device already.
+    pub(crate) fn in_the_making(&self) -> usize {
+        self.slots.pending() + self.uncached.in_the_making()
+    }
+
+    /// Returns a registration in the making that will serve the request, and the bytes that it
+    /// pins.
+    pub(crate) fn being_made(
+        &self,
+        range: VaRange,
+        access: A,
+        revocable: bool,
+    ) -> Option<(Making, usize)> {
+        self.slots.being_made(range, access, revocable)
+    }
+
+    /// Returns true if the registration is still being made.
+    pub(crate) fn is_pending(&self, making: Making) -> bool {
+        self.slots.is_pending(making)
     }
 
     fn index_mut(&mut self, revocable: bool) -> &mut Index<A> {
@@ -121,10 +152,25 @@ impl<A: Access> Table<A> {
         slots.map(|slot| self.slots.at(slot).range)
     }
 
-    /// Reserves a slot and room in the budget for a registration, if there is room.
+    /// Reserves a slot for a registration, if a slot is vacant.
     pub(crate) fn reserve(&mut self, request: Request<A>) -> Option<(Slot, Cookie)> {
-        let fits = self.budget.reserve(request.bytes);
-        fits.then(|| self.slots.reserve(request))
+        self.slots.reserve(request)
+    }
+
+    /// Prepares a pending slot for another attempt, and returns the cookie for its next watch.
+    pub(crate) fn renew(&mut self, slot: Slot) -> Cookie {
+        self.slots.renew(slot)
+    }
+
+    /// Charges the registration at a pending slot. Evicts idle entries to make room for it. If too
+    /// few entries are idle, returns false and evicts nothing.
+    pub(crate) fn admit<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
+        let bytes = self.slots.at(slot).bytes;
+        let fits = self.make_room(slab, bytes).is_some();
+        if fits {
+            self.budget.charge(bytes);
+        }
+        fits
     }
 
     /// Returns true if the pending slot is marked as invalidated, because its memory has changed.
@@ -132,7 +178,7 @@ impl<A: Access> Table<A> {
         self.slots.was_invalidated(slot)
     }
 
-    /// Puts a pending registration into its index, and unlinks the entries that the registration
+    /// Puts an admitted registration into its index, and unlinks the entries that the registration
     /// contains. The caller must publish the entry before it releases the lock.
     pub(crate) fn link<T>(&mut self, slab: &Slab<T>, slot: Slot) {
         let record = self.slots.at(slot);
@@ -173,6 +219,7 @@ impl<A: Access> Table<A> {
             self.counts.unreleased_bytes += bytes;
         } else {
             self.eviction.push(List::Dead, slot);
+            self.budget.leave(bytes);
         }
         true
     }
@@ -187,15 +234,26 @@ impl<A: Access> Table<A> {
                 self.counts.unreleased -= 1;
                 self.counts.unreleased_bytes -= bytes;
             }
+            self.budget.release(bytes, !held);
         }
-        self.budget.release(bytes);
     }
 
-    /// Adds an uncached registration, and returns its number.
+    /// Adds an uncached registration that is about to be made, and returns its number.
     pub(crate) fn add_uncached(&mut self, range: VaRange) -> u64 {
+        self.uncached.add(range)
+    }
+
+    /// Counts an uncached registration, after it was made.
+    pub(crate) fn uncached_was_made(&mut self) {
         self.counts.misses += 1;
         self.counts.uncached += 1;
-        self.uncached.add(range)
+        self.uncached.was_made();
+    }
+
+    /// Removes an uncached registration that could not be made.
+    pub(crate) fn uncached_was_refused(&mut self, number: u64) {
+        self.uncached.was_made();
+        self.uncached.remove(number);
     }
 
     /// Removes an uncached registration after it was deregistered.
@@ -213,7 +271,7 @@ impl<A: Access> Table<A> {
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             entries: self.slots.in_use(),
-            bytes: self.budget.bytes(),
+            bytes: self.budget.bytes() + self.slots.pending_bytes(),
             ..self.counts
         }
     }
@@ -406,7 +464,7 @@ mod tests {
     #[test]
     fn an_entry_without_references_to_grant_makes_way_for_another_that_serves() {
         let slab: Slab<u8> = Slab::new(8).unwrap();
-        let mut table: Table<()> = Table::new(8, 1 << 20);
+        let mut table: Table<()> = Table::new(8, 1 << 20, 8);
         let range =
             |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
         let enter = |table: &mut Table<()>, range| {
@@ -419,6 +477,7 @@ mod tests {
                 bytes: 1,
             };
             let (slot, _) = table.reserve(request).unwrap();
+            assert!(table.admit(&slab, slot));
             table.link(&slab, slot);
             // SAFETY: the slot is reserved, so its entry is vacant and no other thread fills it.
             unsafe { slab.get(slot).unwrap().publish(0, false) };

@@ -1,7 +1,8 @@
 //! [`Uncached`]: the list of uncached registrations, which are deregistered with their guards.
 //!
 //! Uncached registrations have no slot. This list exists so that a
-//! [`Completion`](crate::Completion) can wait for them.
+//! [`Completion`](crate::Completion) can wait for them. A registration is on the list before it is
+//! made. So a completion also waits for one that is in the making.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +14,27 @@ use crate::range::VaRange;
 pub(crate) struct Uncached {
     ranges: BTreeMap<u64, VaRange>,
     last: u64,
+    /// The number of registrations on the list that are being made.
+    in_the_making: usize,
 }
 
 impl Uncached {
-    /// Adds a registration, and returns its number.
+    /// Adds a registration that is about to be made, and returns its number.
     pub(crate) fn add(&mut self, range: VaRange) -> u64 {
         self.last += 1;
+        self.in_the_making += 1;
         self.ranges.insert(self.last, range);
         self.last
+    }
+
+    /// Notes that a registration is no longer in the making.
+    pub(crate) fn was_made(&mut self) {
+        self.in_the_making -= 1;
+    }
+
+    /// Returns the number of registrations that are being made.
+    pub(crate) fn in_the_making(&self) -> usize {
+        self.in_the_making
     }
 
     pub(crate) fn remove(&mut self, number: u64) {

@@ -177,6 +177,8 @@ pub(crate) struct Pinned {
 /// A function that is called in the middle of each registration, after the pages were pinned.
 type Hook = Box<dyn Fn(&FakeDevice, VaRange) + Send + Sync>;
 
+type PinnedHook = Box<dyn Fn(&Pinned) + Send + Sync>;
+
 pub(crate) struct FakeDevice {
     pub(crate) kernel: Arc<FakeKernel>,
     pub(crate) live: Arc<AtomicU32>,
@@ -188,6 +190,10 @@ pub(crate) struct FakeDevice {
     /// The number of the page that is not mapped, if there is such a page.
     pub(crate) hole: Option<usize>,
     pub(crate) hook: Option<Hook>,
+    /// The number of registrations that the device still refuses with `EFAULT` after the hook.
+    pub(crate) refusals: Option<Arc<AtomicU32>>,
+    /// A function that is called before each deregistration.
+    pub(crate) before_deregistering: Option<PinnedHook>,
 }
 
 impl FakeDevice {
@@ -200,6 +206,8 @@ impl FakeDevice {
             largest: usize::MAX,
             hole: None,
             hook: None,
+            refusals: None,
+            before_deregistering: None,
         }
     }
 
@@ -235,10 +243,22 @@ unsafe impl Registrar for FakeDevice {
         if let Some(hook) = &self.hook {
             hook(self, range);
         }
+        let fewer = |left: u32| left.checked_sub(1);
+        if let Some(left) = &self.refusals
+            && left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer)
+                .is_ok()
+        {
+            self.live.fetch_sub(1, Ordering::Relaxed);
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
+        }
         Ok(pinned)
     }
 
-    fn deregister(&self, _: Pinned) -> io::Result<()> {
+    fn deregister(&self, pinned: Pinned) -> io::Result<()> {
+        if let Some(before) = &self.before_deregistering {
+            before(&pinned);
+        }
         assert!(
             self.live.fetch_sub(1, Ordering::Relaxed) > 0,
             "deregistered twice"

@@ -1,0 +1,380 @@
+//! These tests check which registrations a miss makes, waits for and evicts. They use a modelled
+//! kernel and a device whose registrations last until the test lets them end.
+#![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+mod model;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use model::{Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, page};
+use regcache::{Cache, Guard, VaRange};
+
+type FakeCache = Cache<FakeDevice, FakeMonitor>;
+
+const READ: Bits = Bits(1);
+const REMOTE: Bits = Bits(5);
+
+fn get(cache: &FakeCache, first: usize, pages: usize) -> Guard<FakeDevice, FakeMonitor> {
+    cache.get(page(first), pages * PAGE, READ).unwrap()
+}
+
+fn made(cache: &FakeCache) -> u32 {
+    cache.registrar().made.load(Ordering::Relaxed)
+}
+
+fn live(cache: &FakeCache) -> u32 {
+    cache.registrar().live.load(Ordering::Relaxed)
+}
+
+/// A gate in the middle of each registration of two pages or more. Registrations wait at the gate
+/// until the test opens it.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Waits until the gate is open, for 20 seconds at most.
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.0 += 1;
+        self.changed.notify_all();
+        let limit = Duration::from_secs(20);
+        drop(self.changed.wait_timeout_while(state, limit, |it| !it.1));
+    }
+
+    fn open(&self) {
+        self.state.lock().unwrap().1 = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `registrations` registrations have come to the gate.
+    fn wait_for(&self, registrations: usize) {
+        let state = self.state.lock().unwrap();
+        let limit = Duration::from_secs(20);
+        let arrived = |it: &mut (usize, bool)| it.0 < registrations;
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, limit, arrived)
+            .unwrap();
+        assert!(state.0 >= registrations);
+    }
+}
+
+/// Returns a device with a gate, on a kernel of 64 pages.
+fn gated() -> (Arc<FakeKernel>, FakeDevice, Arc<Gate>) {
+    let kernel = FakeKernel::new(64);
+    let mut device = FakeDevice::new(&kernel);
+    let gate = Arc::new(Gate::default());
+    let its = Arc::clone(&gate);
+    device.hook = Some(Box::new(move |_, range: VaRange| {
+        if range.len() > PAGE {
+            its.pass();
+        }
+    }));
+    (kernel, device, gate)
+}
+
+/// Waits until `lookups` lookups have waited for a registration.
+fn until_waits(cache: &FakeCache, lookups: u64) {
+    for _ in 0..20_000 {
+        if cache.stats().waits >= lookups {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    panic!("{} lookups have waited", cache.stats().waits);
+}
+
+#[test]
+fn lookups_of_a_range_or_of_a_part_of_it_wait_for_one_registration() {
+    let (kernel, device, gate) = gated();
+    let cache = device.builder().build().unwrap();
+    drop(get(&cache, 60, 1));
+    thread::scope(|s| {
+        let first = s.spawn(|| get(&cache, 0, 8).registration().id);
+        gate.wait_for(1);
+        let same = (0..4).map(|_| s.spawn(|| get(&cache, 0, 8).registration().id));
+        let others: Vec<_> = same.collect();
+        let parts = [0, 3, 7].map(|i| {
+            let cache = &cache;
+            s.spawn(move || get(cache, i, 1).registration().id)
+        });
+        until_waits(&cache, 7);
+        // Lookups that the registration will not serve do not wait for it.
+        drop(get(&cache, 60, 1));
+        drop(get(&cache, 8, 1));
+        assert_eq!(cache.stats().waits, 7);
+        gate.open();
+        let id = first.join().unwrap();
+        for other in others.into_iter().chain(parts) {
+            assert_eq!(other.join().unwrap(), id);
+        }
+    });
+    let stats = cache.stats();
+    assert_eq!((made(&cache), stats.misses, stats.hits), (3, 3, 8));
+    assert_eq!((stats.entries, kernel.watches()), (3, 3));
+}
+
+#[test]
+fn a_lookup_waits_only_for_a_registration_that_will_serve_it() {
+    let (_, device, gate) = gated();
+    let builder = device.builder().revoke_remote_keys(true);
+    let cache = builder.build().unwrap();
+    thread::scope(|s| {
+        let first = s.spawn(|| drop(get(&cache, 0, 8)));
+        gate.wait_for(1);
+        // The first registration does not allow remote access.
+        let remote = s.spawn(|| drop(cache.get(page(0), 8 * PAGE, REMOTE).unwrap()));
+        gate.wait_for(2);
+        // A registration that ends with its remote guards does not serve local lookups.
+        let local = s.spawn(|| drop(cache.get(page(4), 8 * PAGE, READ).unwrap()));
+        gate.wait_for(3);
+        gate.open();
+        for thread in [first, remote, local] {
+            thread.join().unwrap();
+        }
+    });
+    assert_eq!((made(&cache), cache.stats().waits), (3, 0));
+}
+
+#[test]
+fn a_lookup_does_not_wait_for_ever() {
+    let (_, device, gate) = gated();
+    let cache = device.builder().build().unwrap();
+    thread::scope(|s| {
+        let first = s.spawn(|| drop(get(&cache, 0, 8)));
+        gate.wait_for(1);
+        let impatient = s.spawn(|| drop(get(&cache, 0, 8)));
+        gate.wait_for(2);
+        assert_eq!(cache.stats().waits, 1);
+        gate.open();
+        first.join().unwrap();
+        impatient.join().unwrap();
+    });
+    assert_eq!((live(&cache), cache.stats().entries), (1, 1));
+}
+
+#[test]
+fn lookups_that_waited_for_a_registration_that_failed_get_their_own_error_or_guard() {
+    let (kernel, mut device, gate) = gated();
+    let refusals = Arc::new(AtomicU32::new(1));
+    device.refusals = Some(Arc::clone(&refusals));
+    let cache = device.builder().build().unwrap();
+    thread::scope(|s| {
+        let first = s.spawn(|| cache.get(page(0), 8 * PAGE, READ).is_ok());
+        gate.wait_for(1);
+        let others: Vec<_> = (0..4)
+            .map(|_| s.spawn(|| cache.get(page(0), 8 * PAGE, READ).is_ok()))
+            .collect();
+        until_waits(&cache, 4);
+        gate.open();
+        assert!(!first.join().unwrap(), "the device refused the first one");
+        for other in others {
+            assert!(other.join().unwrap());
+        }
+    });
+    assert_eq!((made(&cache), live(&cache), kernel.watches()), (2, 1, 1));
+}
+
+#[test]
+fn memory_that_changes_while_others_wait_is_registered_again_once() {
+    let (kernel, device, gate) = gated();
+    let cache = device.builder().build().unwrap();
+    thread::scope(|s| {
+        let first = s.spawn(|| get(&cache, 0, 8));
+        gate.wait_for(1);
+        let others: Vec<_> = (0..4).map(|_| s.spawn(|| get(&cache, 0, 8))).collect();
+        until_waits(&cache, 4);
+        kernel.remap(3);
+        gate.open();
+        let guards = others.into_iter().map(|it| it.join().unwrap());
+        for guard in guards.chain([first.join().unwrap()]) {
+            assert!(!guard.registration().is_stale(&kernel, guard.range()));
+            assert!(guard.is_cached());
+        }
+    });
+    let stats = cache.stats();
+    assert_eq!((made(&cache), stats.retries, stats.waits), (2, 1, 4));
+    assert_eq!((live(&cache), kernel.watches()), (1, 1));
+}
+
+#[test]
+fn registrations_in_the_making_do_not_evict_and_are_charged_once() {
+    let (_, device, gate) = gated();
+    let builder = device.builder().max_bytes(24 * PAGE);
+    let cache = builder.build().unwrap();
+    for i in 0..16 {
+        drop(get(&cache, 32 + i, 1));
+    }
+    thread::scope(|s| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| s.spawn(|| drop(get(&cache, 0, 8))))
+            .collect();
+        gate.wait_for(1);
+        until_waits(&cache, 3);
+        assert_eq!(cache.stats().evictions, 0);
+        assert_eq!(cache.stats().bytes, 24 * PAGE, "one of them, and 16 idle");
+        gate.open();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
+    let stats = cache.stats();
+    assert_eq!((stats.evictions, stats.entries, stats.uncached), (0, 17, 0));
+    drop(get(&cache, 8, 4));
+    assert_eq!(
+        cache.stats().evictions,
+        4,
+        "the room of four pages was needed"
+    );
+}
+
+#[test]
+fn a_lookup_that_the_device_or_the_monitor_refuses_evicts_nothing() {
+    let kernel = FakeKernel::new(64);
+    let mut device = FakeDevice::new(&kernel);
+    device.hole = Some(63);
+    let cache = device.builder().max_bytes(40 * PAGE).build().unwrap();
+    for i in 0..30 {
+        drop(get(&cache, i, 1));
+    }
+    for _ in 0..3 {
+        cache.get(page(30), 34 * PAGE, READ).unwrap_err();
+    }
+    kernel.refuse_watches.store(true, Ordering::Relaxed);
+    assert!(!get(&cache, 30, 20).is_cached());
+    let stats = cache.stats();
+    assert_eq!((stats.evictions, stats.entries), (0, 30));
+}
+
+#[test]
+fn room_on_its_way_out_is_not_made_twice() {
+    let kernel = FakeKernel::new(64);
+    let mut device = FakeDevice::new(&kernel);
+    let gate = Arc::new(Gate::default());
+    let its = Arc::clone(&gate);
+    device.before_deregistering = Some(Box::new(move |pinned| {
+        if pinned.versions.len() == 16 {
+            its.pass();
+        }
+    }));
+    let cache = device.builder().max_bytes(24 * PAGE).build().unwrap();
+    drop(get(&cache, 0, 16));
+    for i in 16..24 {
+        drop(get(&cache, i, 1));
+    }
+    thread::scope(|s| {
+        let evicting = s.spawn(|| drop(get(&cache, 32, 4)));
+        gate.wait_for(1);
+        for i in 40..48 {
+            assert!(get(&cache, i, 1).is_cached());
+        }
+        assert_eq!(cache.stats().evictions, 1, "16 pages are on their way out");
+        gate.open();
+        evicting.join().unwrap();
+    });
+    assert_eq!(cache.stats().bytes, 20 * PAGE);
+}
+
+/// More threads than places are idle at any time, so each lookup can be served.
+#[test]
+fn a_full_device_refuses_nothing_that_idle_entries_could_make_room_for() {
+    const THREADS: usize = 8;
+    let kernel = FakeKernel::new(256);
+    let mut device = FakeDevice::new(&kernel);
+    device.capacity = 2 * THREADS as u32;
+    let cache = device.builder().build().unwrap();
+    thread::scope(|s| {
+        for thread in 0..THREADS {
+            let cache = &cache;
+            s.spawn(move || {
+                let mut random = 99 + thread as u64;
+                for _ in 0..5000 {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    drop(get(cache, (random >> 56) as usize, 1));
+                }
+            });
+        }
+    });
+    assert!(live(&cache) <= 2 * THREADS as u32);
+}
+
+#[test]
+fn invalidating_waits_for_every_registration_in_the_making() {
+    for max_bytes in [usize::MAX, PAGE] {
+        let (kernel, device, gate) = gated();
+        let cache = device.builder().max_bytes(max_bytes).build().unwrap();
+        thread::scope(|s| {
+            let first = s.spawn(|| get(&cache, 0, 8));
+            gate.wait_for(1);
+            let mut left = cache.invalidate(page(3), PAGE).unwrap();
+            assert_eq!(left.in_use(), 1);
+            assert!(!left.wait(Duration::from_millis(1)));
+            gate.open();
+            let guard = first.join().unwrap();
+            if guard.is_cached() {
+                // The registration of that time was made again.
+                assert!(left.wait(Duration::from_secs(20)));
+            }
+            drop(guard);
+            assert!(left.wait(Duration::from_secs(20)));
+        });
+        assert!(kernel.watches() <= 1);
+    }
+}
+
+#[test]
+fn a_lookup_only_returns_what_is_cached() {
+    let kernel = FakeKernel::new(8);
+    let cache = FakeDevice::new(&kernel).builder().build().unwrap();
+    let look = |first, pages: usize| {
+        cache
+            .get_if_cached(page(first), pages * PAGE, READ)
+            .unwrap()
+    };
+    assert!(look(0, 4).is_none());
+    let id = get(&cache, 0, 4).registration().id;
+    assert_eq!(look(0, 4).unwrap().registration().id, id, "by its hint");
+    assert_eq!(look(1, 2).unwrap().registration().id, id, "by the index");
+    assert!(look(3, 2).is_none());
+    kernel.remap(2);
+    assert!(look(0, 4).is_none(), "stale");
+    assert_eq!(live(&cache), 0);
+    kernel.break_reports.store(true, Ordering::Relaxed);
+    drop(get(&cache, 0, 4));
+    kernel.remap(0);
+    assert!(look(0, 4).is_none(), "the monitor failed");
+    let stats = cache.stats();
+    assert_eq!((made(&cache), stats.hits), (2, 2));
+}
+
+#[test]
+fn an_unretained_registration_ends_with_its_guard() {
+    let kernel = FakeKernel::new(8);
+    let cache = FakeDevice::new(&kernel).builder().build().unwrap();
+    let once = |first, pages: usize| {
+        cache
+            .get_unretained(page(first), pages * PAGE, READ)
+            .unwrap()
+    };
+    let guard = once(0, 4);
+    assert!(!guard.is_cached());
+    assert_eq!((live(&cache), kernel.watches()), (1, 0));
+    drop(guard);
+    assert_eq!(live(&cache), 0);
+    let id = get(&cache, 0, 4).registration().id;
+    assert_eq!(
+        once(1, 2).registration().id,
+        id,
+        "one that is cached serves"
+    );
+    assert_eq!(cache.stats().entries, 1);
+}
