@@ -3,7 +3,6 @@
 use std::io;
 
 use crossbeam_utils::CachePadded;
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::unistd::{SysconfVar, sysconf};
 
 use crate::cache::Cache;
@@ -13,6 +12,7 @@ use crate::core::reaper::Reaper;
 use crate::core::slab::{SPARE, Slab, Slot};
 use crate::core::table::Table;
 use crate::core::widen::Widening;
+use crate::limits;
 use crate::monitor::{Auto, Monitor, auto};
 use crate::registrar::Registrar;
 use crate::sys::fork::ForkMark;
@@ -70,7 +70,8 @@ impl<R: Registrar> Cache<R> {
     ///
     /// - uses the best sound monitor of this machine ([`auto`]);
     /// - holds up to 65 536 registrations;
-    /// - pins as much memory as `RLIMIT_MEMLOCK` allows, but at most half of the machine's memory;
+    /// - pins as much memory as `RLIMIT_MEMLOCK` allows, but at most half of the machine's memory
+    ///   and half of the memory that the cgroups of the process allow (`memory.max`);
     /// - runs a thread that deregisters freed memory within milliseconds.
     pub fn builder(registrar: R) -> Builder<R, DefaultMonitor> {
         Builder {
@@ -234,15 +235,13 @@ fn system_value(which: SysconfVar, otherwise: usize) -> usize {
     }
 }
 
-/// Returns the number of bytes that `RLIMIT_MEMLOCK` allows, or half of the machine's memory if
-/// that half is less.
+/// Returns the number of bytes that `RLIMIT_MEMLOCK` allows, or half of the memory that the process
+/// can have, if that half is less. The process can have the machine's memory, or as much as its
+/// cgroups allow.
 fn default_max_bytes() -> usize {
-    let memory = system_value(SysconfVar::_PHYS_PAGES, 1 << 18)
+    let machine = system_value(SysconfVar::_PHYS_PAGES, 1 << 18)
         .saturating_mul(system_value(SysconfVar::PAGE_SIZE, 4096));
-    match getrlimit(Resource::RLIMIT_MEMLOCK) {
-        Ok((soft, _)) if soft != RLIM_INFINITY => {
-            usize::try_from(soft).unwrap_or(usize::MAX).min(memory / 2)
-        }
-        _ => memory / 2,
-    }
+    let at_most = |limit: Option<u64>| limit.map_or(usize::MAX, |it| it as usize);
+    let memory = machine.min(at_most(limits::cgroup_memory()));
+    at_most(limits::memlock()).min(memory / 2)
 }

@@ -7,10 +7,11 @@ use std::error;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
+use crate::limits::{self, Met};
 use crate::range::{RangeError, VaRange};
 
 /// The reason why a lookup was not served.
@@ -79,6 +80,32 @@ pub enum RegisterError {
         range: VaRange,
         /// The soft limit, in bytes.
         limit: u64,
+        /// The device's error.
+        source: io::Error,
+    },
+    /// A cgroup of the process has used up its limit on memory or on the device's objects.
+    #[error(
+        "cannot register {range} ({} bytes): the cgroup's limit in {} is used up (raise it, or lower the cache's max_entries or max_bytes)",
+        range.len(),
+        file.display()
+    )]
+    CgroupLimit {
+        /// The range that was to be registered.
+        range: VaRange,
+        /// The file that holds the limit: `memory.max` or `rdma.max` of the cgroup.
+        file: PathBuf,
+        /// The device's error.
+        source: io::Error,
+    },
+    /// The device has no room for another registration of this size. Neither `RLIMIT_MEMLOCK` nor a
+    /// cgroup is the limit.
+    #[error(
+        "cannot register {range} ({} bytes): the device has no room for it beside the registrations in use (drop guards, or give up registrations of other caches and processes)",
+        range.len()
+    )]
+    DeviceLimit {
+        /// The range that was to be registered.
+        range: VaRange,
         /// The device's error.
         source: io::Error,
     },
@@ -155,6 +182,19 @@ impl RegisterError {
     /// Returns the error that explains why registering `range` failed with `source`.
     pub(crate) fn diagnose(range: VaRange, writes: bool, source: io::Error) -> Self {
         match source.raw_os_error().map(Errno::from_raw) {
+            Some(errno) if is_exhaustion(&source) => match limits::met(errno, range.len()) {
+                Met::Memlock(limit) => Self::MemlockLimit {
+                    range,
+                    limit,
+                    source,
+                },
+                Met::Cgroup(file) => Self::CgroupLimit {
+                    range,
+                    file,
+                    source,
+                },
+                Met::Device => Self::DeviceLimit { range, source },
+            },
             Some(Errno::EFAULT | Errno::EACCES | Errno::EPERM) => {
                 match first_obstacle(range, writes) {
                     Some((hole, None)) => Self::NotMapped {
@@ -171,14 +211,6 @@ impl RegisterError {
                     None => Self::Device { range, source },
                 }
             }
-            Some(Errno::ENOMEM) => match getrlimit(Resource::RLIMIT_MEMLOCK) {
-                Ok((limit, _)) if limit != RLIM_INFINITY => Self::MemlockLimit {
-                    range,
-                    limit,
-                    source,
-                },
-                _ => Self::Device { range, source },
-            },
             _ => Self::Device { range, source },
         }
     }

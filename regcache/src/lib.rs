@@ -73,6 +73,7 @@ mod cache;
 mod core;
 pub mod design;
 pub mod error;
+mod limits;
 pub mod monitor;
 #[cfg(feature = "prometheus")]
 mod prometheus;

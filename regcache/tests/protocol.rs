@@ -248,7 +248,7 @@ fn a_full_device_is_relieved_of_idle_registrations() {
     assert_eq!(live(&cache), 2);
     let held = [get(&cache, 6, 1), get(&cache, 7, 1)];
     match cache.get(page(0), PAGE, READ).unwrap_err() {
-        Error::Register(RegisterError::MemlockLimit { .. } | RegisterError::Device { .. }) => {}
+        Error::Register(RegisterError::DeviceLimit { .. }) => {}
         other => panic!("{other}"),
     }
     drop(held);
