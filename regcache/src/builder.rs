@@ -7,6 +7,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::cache::Cache;
 use crate::core::Core;
+use crate::core::fresh::Fresh;
 use crate::core::hints::Hints;
 use crate::core::reaper::Reaper;
 use crate::core::slab::{SPARE, Slab, Slot};
@@ -216,6 +217,7 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
             page_size: system_value(SysconfVar::PAGE_SIZE, 4096),
             widening: options.widening,
             revoke_remote_keys: options.revoke_remote_keys,
+            fresh: Fresh::default(),
             table: CachePadded::new(Mutex::new(table)),
             deregistered: Condvar::new(),
             settled: Condvar::new(),

@@ -37,7 +37,7 @@ use crate::core::{Content, Core};
 use crate::error::{Error, is_exhaustion};
 use crate::monitor::{Cookie, Monitor};
 use crate::range::VaRange;
-use crate::registrar::Registrar;
+use crate::registrar::{Access, Registrar};
 use crate::sys::sync::{Arc, MutexGuard, lock, wait_for};
 
 /// The number of attempts to cache a registration of one range. If all attempts fail because the
@@ -478,7 +478,13 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     }
 
     fn watch(&mut self) -> io::Result<()> {
-        self.core.monitor.watch(self.range, self.cookie)?;
+        let core = self.core;
+        if let Some(pages) = self.range.aligned(core.page_size) {
+            let pages = (pages.start(), pages.end());
+            core.fresh
+                .populate(pages, core.page_size, self.access.writes());
+        }
+        core.monitor.watch(self.range, self.cookie)?;
         self.watched = true;
         Ok(())
     }
@@ -500,6 +506,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         };
         if table.was_invalidated(self.slot) {
             table.counts.retries += 1;
+            core.fresh.was_retried();
             core.unlock(table);
             core.deregister(registration);
             self.unwatch();

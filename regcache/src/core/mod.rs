@@ -5,14 +5,15 @@
 //! - `lookup.rs` has the slow path of a lookup, and `reclaim.rs` makes room for it on a full device;
 //! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file;
 //! - `table.rs` has all state that the cache's lock protects, and uses `slots.rs` and `index.rs`;
-//! - `range_map.rs`, `eviction.rs`, `hints.rs`, `budget.rs` and `widen.rs` have parts of the table
-//!   and of the core;
+//! - `range_map.rs`, `eviction.rs`, `hints.rs`, `budget.rs`, `widen.rs` and `fresh.rs` have parts of
+//!   the table and of the core;
 //! - `slab.rs` has the array of all entries, and `entry.rs` a single entry.
 
 pub(crate) mod budget;
 pub(crate) mod completion;
 pub(crate) mod entry;
 pub(crate) mod eviction;
+pub(crate) mod fresh;
 pub(crate) mod guard;
 pub(crate) mod hints;
 pub(crate) mod index;
@@ -31,6 +32,7 @@ use std::panic::{self, AssertUnwindSafe};
 
 use crossbeam_utils::CachePadded;
 
+use crate::core::fresh::Fresh;
 use crate::core::hints::Hints;
 use crate::core::slab::{EntryId, Slab};
 use crate::core::table::Table;
@@ -73,6 +75,7 @@ pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) page_size: usize,
     pub(crate) widening: Widening,
     pub(crate) revoke_remote_keys: bool,
+    pub(crate) fresh: Fresh,
     /// The state that the lock protects. The padding keeps this state out of the cache lines that a
     /// hit reads.
     pub(crate) table: CachePadded<Mutex<Table<R::Access>>>,

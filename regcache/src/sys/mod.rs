@@ -1,6 +1,7 @@
 //! The operating system and the synchronisation primitives, as the cache uses them.
 
 pub(crate) mod fork;
+pub(crate) mod memory;
 pub(crate) mod sync;
 pub(crate) mod thread;
 pub(crate) mod zeroed;

@@ -19,8 +19,7 @@ use std::collections::BTreeMap;
 
 use crate::monitor::contract::Cookie;
 
-/// The addresses of a run of pages: `[start, end)`.
-pub(super) type Pages = (usize, usize);
+pub(super) use crate::sys::memory::Pages;
 
 #[derive(Debug, PartialEq, Eq)]
 struct Run {

@@ -20,6 +20,7 @@ use nix::errno::Errno;
 
 use super::coverage::Pages;
 use super::raw;
+use crate::sys::memory;
 
 /// `/proc/self/maps` and `/proc/self/pagemap`, of the process that opened them.
 #[derive(Debug)]
@@ -86,34 +87,21 @@ impl Mappings {
         let maps = &mut *self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         let mut at = pages.0;
         while at < pages.1 {
-            let mapping = match query(maps, at) {
+            let mapping = match memory::mapping_at(maps, at) {
                 // Linux before 6.11 does not have the query.
                 Err(Errno::ENOTTY) => return check_text(maps, pages),
                 asked => asked?,
             };
-            if mapping.inode != 0 || mapping.vma_flags & raw::VMA_SHARED != 0 {
+            if mapping.inode != 0 || mapping.vma_flags & memory::SHARED != 0 {
                 return Err(unsupported());
             }
-            if mapping.vma_flags & raw::VMA_ACCESSIBLE == 0 {
+            if mapping.vma_flags & memory::ACCESSIBLE == 0 {
                 return Err(inaccessible());
             }
             at = usize::try_from(mapping.vma_end).map_err(|_| Errno::EOVERFLOW)?;
         }
         Ok(())
     }
-}
-
-/// Returns the mapping at an address.
-fn query(maps: &File, address: usize) -> nix::Result<raw::Query> {
-    let mut query = raw::Query {
-        size: size_of::<raw::Query>() as u64,
-        query_addr: address as u64,
-        ..raw::Query::default()
-    };
-    // SAFETY: the kernel writes only to the structure. The structure names no buffer, so the kernel
-    // writes to no other memory.
-    unsafe { raw::procmap_query(maps.as_raw_fd(), &raw mut query) }?;
-    Ok(query)
 }
 
 /// Does the same as [`Mappings::check_kind`], by reading the text of `/proc/self/maps`.

@@ -112,37 +112,10 @@ pub(super) struct Region {
 /// An advice of `asm-generic/mman-common.h`, since Linux 6.13.
 pub(super) const MADV_GUARD_INSTALL: i32 = 102;
 
-/// The three flags of a mapping that may be read, written or executed. At least one is set if the
-/// mapping may be accessed.
-pub(super) const VMA_ACCESSIBLE: u64 = 7;
-/// A flag of a mapping: it is shared.
-pub(super) const VMA_SHARED: u64 = 8;
-
-/// `struct procmap_query`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Query {
-    pub(super) size: u64,
-    pub(super) query_flags: u64,
-    pub(super) query_addr: u64,
-    pub(super) vma_start: u64,
-    pub(super) vma_end: u64,
-    pub(super) vma_flags: u64,
-    pub(super) vma_page_size: u64,
-    pub(super) vma_offset: u64,
-    pub(super) inode: u64,
-    pub(super) dev_major: u32,
-    pub(super) dev_minor: u32,
-    pub(super) vma_name_size: u32,
-    pub(super) build_id_size: u32,
-    pub(super) vma_name_addr: u64,
-    pub(super) build_id_addr: u64,
-}
-
 const _: () = assert!(size_of::<Api>() == 24 && size_of::<Register>() == 32);
 const _: () = assert!(size_of::<WriteProtect>() == 24 && size_of::<Message>() == 32);
 const _: () = assert!(size_of::<ZeroPage>() == 32);
-const _: () = assert!(size_of::<Scan>() == 96 && size_of::<Query>() == 104);
+const _: () = assert!(size_of::<Scan>() == 96);
 
 nix::ioctl_write_int_bad!(
     /// Makes a userfaultfd with these flags, through `/dev/userfaultfd`.
@@ -208,12 +181,4 @@ nix::ioctl_readwrite!(
     ///
     /// `data` may be read and written. The regions that `data` points to may be written.
     pagemap_scan, b'f', 16, Scan
-);
-nix::ioctl_readwrite!(
-    /// Returns the mapping at an address.
-    ///
-    /// # Safety
-    ///
-    /// `data` may be read and written.
-    procmap_query, b'f', 17, Query
 );

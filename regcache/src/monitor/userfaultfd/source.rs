@@ -14,9 +14,7 @@ use super::event_log::Log;
 use super::open::Opened;
 use super::raw;
 use crate::monitor::poll_fd::when_readable;
-
-/// The size of the pieces in which memory is populated: the size of a huge page on most machines.
-const PIECE: usize = 2 << 20;
+use crate::sys::memory;
 
 /// The state that the monitor and its reader share.
 #[derive(Debug)]
@@ -90,21 +88,11 @@ impl Source {
 
     /// Populates the pages of a range, if the userfaultfd would report a fault on each missing one.
     /// The registration of the range needs all of its pages.
-    ///
-    /// The pages are populated in pieces, so that other threads can change mappings in between. The
-    /// first error ends the loop. The registration then fails in the same way and returns an error,
-    /// or it causes the faults.
-    pub(super) fn populate(&self, (start, end): Pages) {
-        let mut at = start;
-        while self.asks_for_pages && at < end {
-            let next = (at | (PIECE - 1)).saturating_add(1).min(end);
-            let address = std::ptr::without_provenance_mut(at);
-            // SAFETY: the call has the effect of writing each page's present content to it. So no
-            // reader of the memory sees a change.
-            if unsafe { libc::madvise(address, next - at, libc::MADV_POPULATE_WRITE) } != 0 {
-                return;
-            }
-            at = next;
+    /// After an error, the registration fails in the same way and returns the error, or it causes
+    /// the faults. So an error is ignored.
+    pub(super) fn populate(&self, pages: Pages) {
+        if self.asks_for_pages {
+            memory::populate(pages);
         }
     }
 
