@@ -87,6 +87,26 @@ pub unsafe trait Registrar: Send + Sync + 'static {
     /// `EACCES` into advice, as [`RegisterError`](crate::RegisterError) describes.
     fn register(&self, range: VaRange, access: Self::Access) -> io::Result<Self::Registration>;
 
+    /// Makes the changes of mappings that [`register`](Self::register) would make for `range`. The
+    /// cache calls this method before it watches the range. Otherwise the watch would report these
+    /// changes, and the cache would register again.
+    ///
+    /// With fork support, for example, libibverbs marks registered memory `MADV_DONTFORK`. The mark
+    /// splits the mapping, which is reported for whole huge pages.
+    ///
+    /// Returns true if the cache must call [`finish`](Self::finish) after the range was registered,
+    /// or could not be. The method must not panic. By default it does nothing.
+    fn prepare(&self, range: VaRange) -> bool {
+        let _ = range;
+        false
+    }
+
+    /// Gives up the hold that [`prepare`](Self::prepare) has on `range`. A registration that was
+    /// made in between needs the changes of mappings until its own end. The method must not panic.
+    fn finish(&self, range: VaRange) {
+        let _ = range;
+    }
+
     /// Destroys a registration. The memory of the registration may be unmapped already.
     ///
     /// # Errors

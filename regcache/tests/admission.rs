@@ -5,13 +5,17 @@
 
 mod model;
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use model::{Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, page};
-use regcache::{Cache, Guard, VaRange};
+use model::{BASE, Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, Pinned, page};
+use regcache::{Cache, Guard, Registrar, VaRange};
 
 type FakeCache = Cache<FakeDevice, FakeMonitor>;
 
@@ -377,4 +381,147 @@ fn an_unretained_registration_ends_with_its_guard() {
         "one that is cached serves"
     );
     assert_eq!(cache.stats().entries, 1);
+}
+
+/// A device whose registrations change the mapping of their first page, as libibverbs does with fork
+/// support. The first registration of the page changes the mapping, and the end of the last one
+/// changes it back.
+struct Splitting {
+    inner: FakeDevice,
+    holds: Mutex<BTreeMap<usize, u32>>,
+}
+
+impl Splitting {
+    fn hold(&self, range: VaRange) {
+        let mut holds = self.holds.lock().unwrap();
+        let holds = holds.entry(range.start()).or_default();
+        if *holds == 0 {
+            self.inner.kernel.remap((range.start() - BASE) / PAGE);
+        }
+        *holds += 1;
+    }
+
+    fn let_go(&self, start: usize) {
+        let mut holds = self.holds.lock().unwrap();
+        let count = holds.get_mut(&start).unwrap();
+        *count -= 1;
+        if *count == 0 {
+            holds.remove(&start);
+        }
+    }
+}
+
+// SAFETY: this is a model, without a device that reaches memory.
+unsafe impl Registrar for Splitting {
+    type Access = Bits;
+    type Registration = (usize, Pinned);
+
+    fn register(&self, range: VaRange, access: Bits) -> io::Result<(usize, Pinned)> {
+        self.hold(range);
+        match self.inner.register(range, access) {
+            Ok(pinned) => Ok((range.start(), pinned)),
+            Err(error) => {
+                self.let_go(range.start());
+                Err(error)
+            }
+        }
+    }
+
+    fn prepare(&self, range: VaRange) -> bool {
+        self.hold(range);
+        true
+    }
+
+    fn finish(&self, range: VaRange) {
+        self.let_go(range.start());
+    }
+
+    fn deregister(&self, (start, pinned): (usize, Pinned)) -> io::Result<()> {
+        self.inner.deregister(pinned)?;
+        self.let_go(start);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_registrar_changes_the_mapping_before_the_range_is_watched() {
+    let kernel = FakeKernel::new(16);
+    let mut inner = FakeDevice::new(&kernel);
+    inner.hole = Some(15);
+    let device = Splitting {
+        inner,
+        holds: Mutex::default(),
+    };
+    let monitor = FakeMonitor(Arc::clone(&kernel));
+    let cache = Cache::builder(device).monitor(monitor).build().unwrap();
+    let holds = || cache.registrar().holds.lock().unwrap().len();
+    for _ in 0..3 {
+        for i in 0..4 {
+            drop(cache.get(page(i), PAGE, READ).unwrap());
+        }
+        assert_eq!(holds(), 4);
+        cache.flush().unwrap();
+        assert_eq!(holds(), 0);
+    }
+    let stats = cache.stats();
+    let made = cache.registrar().inner.made.load(Ordering::Relaxed);
+    assert_eq!((made, stats.retries, stats.uncached), (12, 0, 0));
+
+    cache.get(page(14), 2 * PAGE, READ).unwrap_err();
+    kernel.refuse_watches.store(true, Ordering::Relaxed);
+    drop(cache.get(page(5), PAGE, READ).unwrap());
+    assert_eq!(holds(), 0, "each failure has given up its hold");
+}
+
+/// Maps the first pages of the modelled kernel as real memory, which was only read. All of them are
+/// the zero page.
+fn map_zero_pages(pages: usize) {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let start = page(0).cast_mut().cast();
+    // SAFETY: the new mapping replaces no other.
+    let mapped = unsafe { libc::mmap(start, pages * PAGE, protection, flags, -1, 0) };
+    assert_eq!(mapped, start, "{}", io::Error::last_os_error());
+    for i in 0..pages {
+        // SAFETY: the page was mapped above.
+        unsafe { page(i).read_volatile() };
+    }
+}
+
+/// Returns true if only this process maps the page, so that the kernel can pin it as it is.
+fn is_in_place(i: usize) -> bool {
+    let mut entry = [0; 8];
+    let pagemap = fs::File::open("/proc/self/pagemap").unwrap();
+    let offset = (page(i).addr() / PAGE * 8) as u64;
+    pagemap.read_exact_at(&mut entry, offset).unwrap();
+    let (present, exclusive) = (1 << 63, 1 << 56);
+    u64::from_ne_bytes(entry) & (present | exclusive) == present | exclusive
+}
+
+/// The device replaces pages that are not in place, as `pin_user_pages` does. Each replacement is
+/// reported.
+#[test]
+fn memory_that_a_registration_replaces_is_registered_once_after_the_first_time() {
+    map_zero_pages(32);
+    let kernel = FakeKernel::new(32);
+    let mut device = FakeDevice::new(&kernel);
+    device.hook = Some(Box::new(|device, range| {
+        let first = (range.start() - BASE) / PAGE;
+        for i in first..first + range.len() / PAGE {
+            if !is_in_place(i) {
+                // SAFETY: this is memory of the test, which no other thread uses.
+                unsafe { page(i).cast_mut().write_volatile(0) };
+                device.kernel.remap(i);
+            }
+        }
+    }));
+    let cache = device.builder().build().unwrap();
+    let mut before = 0;
+    for (i, expected) in [2, 1, 1, 1].into_iter().enumerate() {
+        assert!(get(&cache, 8 * i, 8).is_cached());
+        let now = made(&cache);
+        assert_eq!(now - before, expected, "miss {i}");
+        before = now;
+    }
+    assert_eq!(cache.stats().retries, 1);
 }

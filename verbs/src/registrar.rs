@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use regcache::{Registrar, VaRange};
 
-use crate::{Access, Mr, Pd};
+use crate::{Access, Mr, Pd, fork};
 
 /// A registrar that makes and destroys [`Mr`]s in one protection domain.
 #[derive(Clone, Debug)]
@@ -42,6 +42,14 @@ unsafe impl Registrar for MrRegistrar {
 
     fn register(&self, range: VaRange, access: Access) -> io::Result<Mr> {
         Mr::register(&self.pd, range, access)
+    }
+
+    fn prepare(&self, range: VaRange) -> bool {
+        fork::keep_from_children(range)
+    }
+
+    fn finish(&self, range: VaRange) {
+        fork::stop_keeping_from_children(range);
     }
 
     fn deregister(&self, registration: Mr) -> io::Result<()> {

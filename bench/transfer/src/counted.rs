@@ -117,6 +117,14 @@ unsafe impl<R: Registrar> Registrar for Counted<R> {
         Ok(CountedRegistration { inner, range })
     }
 
+    fn prepare(&self, range: VaRange) -> bool {
+        self.inner.prepare(range)
+    }
+
+    fn finish(&self, range: VaRange) {
+        self.inner.finish(range);
+    }
+
     fn deregister(&self, registration: Self::Registration) -> io::Result<()> {
         self.counts.deregistered(registration.range);
         self.inner.deregister(registration.inner)

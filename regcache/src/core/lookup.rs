@@ -399,8 +399,21 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 }
 
-/// The resources of a registration that is being made: a pending slot and a watch. Dropping the
-/// reservation releases both.
+/// The hold that the registrar has on a range from before the watch until after the registration
+/// (see `Registrar::prepare`).
+struct Prepared<'c, R: Registrar, M: Monitor> {
+    core: &'c Core<R, M>,
+    range: VaRange,
+}
+
+impl<R: Registrar, M: Monitor> Drop for Prepared<'_, R, M> {
+    fn drop(&mut self) {
+        self.core.registrar.finish(self.range);
+    }
+}
+
+/// The resources of a registration that is being made: a pending slot, a watch and the registrar's
+/// hold on the range. Dropping the reservation releases all three.
 struct Reservation<'c, R: Registrar, M: Monitor> {
     core: &'c Arc<Core<R, M>>,
     range: VaRange,
@@ -408,6 +421,7 @@ struct Reservation<'c, R: Registrar, M: Monitor> {
     slot: Slot,
     cookie: Cookie,
     watched: bool,
+    prepared: Option<Prepared<'c, R, M>>,
     /// The table's link version at the time when the index had no entry for the range.
     link_version: u64,
     /// The table's room version at the beginning of the attempt.
@@ -449,6 +463,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                     slot,
                     cookie,
                     watched: false,
+                    prepared: None,
                     link_version,
                     room_version: table.room_version(),
                 };
@@ -479,12 +494,16 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
 
     fn watch(&mut self) -> io::Result<()> {
         let core = self.core;
-        if let Some(pages) = self.range.aligned(core.page_size) {
+        let range = self.range;
+        if self.prepared.is_none() && core.registrar.prepare(range) {
+            self.prepared = Some(Prepared { core, range });
+        }
+        if let Some(pages) = range.aligned(core.page_size) {
             let pages = (pages.start(), pages.end());
             core.fresh
                 .populate(pages, core.page_size, self.access.writes());
         }
-        core.monitor.watch(self.range, self.cookie)?;
+        core.monitor.watch(range, self.cookie)?;
         self.watched = true;
         Ok(())
     }
@@ -532,6 +551,8 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                 registration,
             ));
         }
+        // The hold ends after the lock is released, at the end of this method.
+        let _prepared = self.prepared.take();
         table.link(&core.slab, self.slot);
         let revocable = core.is_revocable(self.access);
         if !revocable {

@@ -85,6 +85,19 @@ unsafe impl Registrar for AnyDevice {
         }
     }
 
+    fn prepare(&self, range: VaRange) -> bool {
+        match self {
+            Self::Verbs(registrar) => registrar.prepare(range),
+            Self::Callbacks(_) => false,
+        }
+    }
+
+    fn finish(&self, range: VaRange) {
+        if let Self::Verbs(registrar) = self {
+            registrar.finish(range);
+        }
+    }
+
     fn deregister(&self, registered: Registered) -> io::Result<()> {
         match (self, registered.mr) {
             (Self::Verbs(registrar), Some(mr)) => registrar.deregister(mr),

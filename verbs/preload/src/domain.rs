@@ -312,6 +312,24 @@ unsafe impl Registrar for PdRegistrar {
         })
     }
 
+    // A program can call `ibv_fork_init` after the shim has begun to cache. libibverbs then marks
+    // registered memory `MADV_DONTFORK`. These two calls have libibverbs count one registration
+    // more, so that the mark is set before the range is watched.
+    fn prepare(&self, range: VaRange) -> bool {
+        let start = std::ptr::without_provenance_mut(range.start());
+        // SAFETY: the call changes no memory of the process, and fails if part of the range is not
+        // mapped.
+        real::dontfork_range().is_some_and(|mark| unsafe { mark(start, range.len()) } == 0)
+    }
+
+    fn finish(&self, range: VaRange) {
+        let start = std::ptr::without_provenance_mut(range.start());
+        if let Some(unmark) = real::dofork_range() {
+            // SAFETY: the call changes no memory of the process. It undoes one call of `prepare`.
+            unsafe { unmark(start, range.len()) };
+        }
+    }
+
     fn deregister(&self, registration: Registered) -> io::Result<()> {
         if registration.state.load(Ordering::Acquire) == OVER {
             return Ok(());

@@ -38,6 +38,7 @@ pub(crate) type DestroyQp = unsafe extern "C" fn(*mut IbvQp) -> c_int;
 pub(crate) type CreateSrq = unsafe extern "C" fn(*mut Pd, *mut SrqInitAttr) -> *mut IbvSrq;
 pub(crate) type DestroySrq = unsafe extern "C" fn(*mut IbvSrq) -> c_int;
 type QpToQpEx = unsafe extern "C" fn(*mut IbvQp) -> *mut IbvQpEx;
+type ForkRange = unsafe extern "C" fn(*mut c_void, usize) -> c_int;
 type IsForkInitialized = unsafe extern "C" fn() -> c_int;
 type Dlvsym = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char) -> *mut c_void;
 
@@ -89,6 +90,8 @@ pub(crate) static DESTROY_QP: Function = Function::new(c"ibv_destroy_qp", c"IBVE
 pub(crate) static CREATE_SRQ: Function = Function::new(c"ibv_create_srq", c"IBVERBS_1.1");
 pub(crate) static DESTROY_SRQ: Function = Function::new(c"ibv_destroy_srq", c"IBVERBS_1.1");
 static QP_TO_QP_EX: Function = Function::new(c"ibv_qp_to_qp_ex", c"IBVERBS_1.6");
+static DONTFORK_RANGE: Function = Function::new(c"ibv_dontfork_range", c"IBVERBS_1.1");
+static DOFORK_RANGE: Function = Function::new(c"ibv_dofork_range", c"IBVERBS_1.1");
 static IS_FORK_INITIALIZED: Function = Function::new(c"ibv_is_fork_initialized", c"IBVERBS_1.13");
 
 macro_rules! typed {
@@ -124,6 +127,8 @@ typed! {
     create_srq: CREATE_SRQ as CreateSrq;
     destroy_srq: DESTROY_SRQ as DestroySrq;
     qp_to_qp_ex: QP_TO_QP_EX as QpToQpEx;
+    dontfork_range: DONTFORK_RANGE as ForkRange;
+    dofork_range: DOFORK_RANGE as ForkRange;
     is_fork_initialized: IS_FORK_INITIALIZED as IsForkInitialized;
 }
 
