@@ -24,10 +24,12 @@
 //! This file has no part in the argument of `design.rs`. The range is watched afterwards, and the
 //! watch reports any change since.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::errno::Errno;
 
 use crate::sys::memory::{self, Pages};
 
@@ -147,27 +149,42 @@ impl Search<'_> {
         entry & EXCLUSIVE == 0
     }
 
-    /// Returns true if the mapping at the address is private and may be written. Returns false if
-    /// the kernel does not tell.
+    /// Returns true if the mapping at the address is private and may be written.
     fn is_private(&mut self, address: usize) -> bool {
-        let (end, is_private) = self.mapping;
-        if address < end {
-            return is_private;
+        if address >= self.mapping.0 {
+            self.mapping = match memory::mapping_at(&self.files.maps, address) {
+                Ok(mapping) => {
+                    let flags = mapping.vma_flags & (memory::SHARED | memory::WRITABLE);
+                    (mapping.vma_end as usize, flags == memory::WRITABLE)
+                }
+                // A range with a hole cannot be registered. So its other pages need no query.
+                Err(Errno::ENOTTY) => by_text(address).unwrap_or((usize::MAX, false)),
+                Err(_) => (usize::MAX, false),
+            };
         }
-        let Ok(mapping) = memory::mapping_at(&self.files.maps, address) else {
-            return false;
-        };
-        let flags = mapping.vma_flags & (memory::SHARED | memory::WRITABLE);
-        self.mapping = (mapping.vma_end as usize, flags == memory::WRITABLE);
         self.mapping.1
     }
+}
+
+/// Returns the end of the mapping at an address, and true if the mapping is private and may be
+/// written. Reads the text of `/proc/self/maps`, for Linux before 6.11.
+fn by_text(address: usize) -> Option<(usize, bool)> {
+    let text = fs::read_to_string("/proc/self/maps").ok()?;
+    text.lines().find_map(|line| {
+        // For example: `7f00-7f01 rw-p 00000000 00:00 0 [name]`.
+        let (bounds, rest) = line.split_once(' ')?;
+        let (start, end) = bounds.split_once('-')?;
+        let start = usize::from_str_radix(start, 16).ok()?;
+        let end = usize::from_str_radix(end, 16).ok()?;
+        let is_private = matches!(rest.as_bytes(), [_, b'w', _, b'p', ..]);
+        (start..end).contains(&address).then_some((end, is_private))
+    })
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test")]
 
-    use std::fs;
     use std::io::Write;
 
     use memmap2::{MmapMut, MmapOptions};
@@ -222,11 +239,6 @@ mod tests {
         files.populate((start, start + memory.len()), PAGE, writes)
     }
 
-    fn knows_mappings() -> bool {
-        let maps = File::open("/proc/self/maps").unwrap();
-        memory::mapping_at(&maps, (&raw const maps).addr()).is_ok()
-    }
-
     #[test]
     fn pages_that_a_registration_would_replace_are_replaced_before() {
         let is_own = |entry: &u64| entry & (PRESENT | EXCLUSIVE) == PRESENT | EXCLUSIVE;
@@ -241,19 +253,14 @@ mod tests {
             one.fill(1);
             let untouched = anonymous();
             assert!(!populates(&one, writes), "written memory is in place");
-            let expected = !writes && knows_mappings();
-            assert_eq!(populates(&untouched, writes), expected, "never touched");
-            assert_eq!(entries(&untouched).iter().all(is_own), expected);
+            assert_eq!(populates(&untouched, writes), !writes, "never touched");
+            assert_eq!(entries(&untouched).iter().all(is_own), !writes);
 
             let file = file("fresh");
             // SAFETY: no other process has this file.
             let private = unsafe { MmapOptions::new().map_copy(&file) }.unwrap();
             read_all(&private);
-            assert_eq!(
-                populates(&private, writes),
-                knows_mappings(),
-                "a file's pages"
-            );
+            assert!(populates(&private, writes), "a file's pages");
             assert!(!populates(&private, writes));
         }
     }
@@ -302,6 +309,21 @@ mod tests {
             PAGE,
             false
         ));
+    }
+
+    #[test]
+    fn the_text_says_what_the_query_says() {
+        let file = file("text");
+        // SAFETY: no other process has this file.
+        let shared = unsafe { MmapOptions::new().map_mut(&file) }.unwrap();
+        let own = anonymous();
+        for (memory, expected) in [(&shared, false), (&own, true)] {
+            let start = memory.as_ptr().addr();
+            let (end, is_private) = by_text(start + PAGE).unwrap();
+            assert!(end >= start + memory.len());
+            assert_eq!(is_private, expected);
+        }
+        assert_eq!(by_text(PAGE), None);
     }
 
     #[test]

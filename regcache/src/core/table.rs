@@ -163,14 +163,18 @@ impl<A: Access> Table<A> {
     }
 
     /// Charges the registration at a pending slot. Evicts idle entries to make room for it. If too
-    /// few entries are idle, returns false and evicts nothing.
+    /// few entries are idle, returns false.
     pub(crate) fn admit<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
         let bytes = self.slots.at(slot).bytes;
-        let fits = self.make_room(slab, bytes).is_some();
-        if fits {
-            self.budget.charge(bytes);
+        while !self.budget.would_hold(bytes, 0, 0) {
+            // A reader may acquire an entry just before it is evicted. The entry then still takes
+            // room, so that the loop evicts another one.
+            if self.make_room(slab, bytes).is_none() {
+                return false;
+            }
         }
-        fits
+        self.budget.charge(bytes);
+        true
     }
 
     /// Returns true if the pending slot is marked as invalidated, because its memory has changed.

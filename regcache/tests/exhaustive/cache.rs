@@ -53,6 +53,11 @@ impl Protocol {
 
             At::Enter(goal) => {
                 state.cache.lock = Some(thread as u8);
+                if let Goal::Publish { slot, .. } = goal
+                    && self.fault == Some(Fault::MarkClearedLate)
+                {
+                    state.slot(slot).phase = Phase::Pending { invalidated: false };
+                }
                 let generation = state.kernel.generation;
                 say(format_args!("takes the lock, generation {generation}"));
                 if generation == state.cache.drained {
@@ -93,13 +98,15 @@ impl Protocol {
             }
 
             At::Current(Goal::Find) => {
-                if let Some(slot) = state.find(page) {
-                    say(format_args!("finds slot {slot} in the index, unlocks"));
-                    self.saw(Sight::FoundBehindLock);
-                    state.slot(slot).references += 1;
+                if let Some(slot) = choice {
+                    say(format_args!(
+                        "waits for the registration of slot {slot}, unlocks"
+                    ));
+                    self.saw(Sight::WaitedForOther);
                     state.cache.lock = None;
-                    self.hand_out(state, thread, Guard::Cached(slot), say);
-                    At::NextDead(AfterDead::Return)
+                    At::Wait { slot }
+                } else if state.find(page).is_some() {
+                    self.find(state, thread, page, AfterDead::Return, say)
                 } else if lookup.attempts == ATTEMPTS {
                     say(format_args!("gives up caching the page, unlocks"));
                     state.cache.lock = None;
@@ -111,34 +118,75 @@ impl Protocol {
                     self.reserve(state, page, say)
                 }
             }
+            At::Current(Goal::Again { slot }) => {
+                let vacate = |then| At::Vacate {
+                    slot,
+                    then: Then::NextDead(then),
+                };
+                if state.find(page).is_some() {
+                    self.find(state, thread, page, AfterDead::Return, say);
+                    vacate(AfterDead::Return)
+                } else if lookup.attempts == ATTEMPTS {
+                    say(format_args!("gives up caching the page, unlocks"));
+                    state.cache.lock = None;
+                    vacate(AfterDead::Uncached)
+                } else if self.fault == Some(Fault::WaitsForItself) {
+                    say(format_args!(
+                        "waits for the registration of slot {slot}, unlocks"
+                    ));
+                    state.cache.lock = None;
+                    At::Wait { slot }
+                } else {
+                    say(format_args!("clears the mark of slot {slot}, unlocks"));
+                    if let Some(lookup) = &mut state.threads[thread].lookup {
+                        lookup.attempts += 1;
+                    }
+                    if state.threads.iter().any(|it| it.at == At::Wait { slot }) {
+                        self.saw(Sight::TriedAgain);
+                    }
+                    state.slot(slot).phase = Phase::Pending { invalidated: false };
+                    state.cache.lock = None;
+                    At::NextDead(AfterDead::Register(slot))
+                }
+            }
+            // Another thread makes the next step.
+            At::Wait { slot } => At::Wait { slot },
             At::Reenter => {
                 say(format_args!("takes the lock"));
                 state.cache.lock = Some(thread as u8);
-                if state.find_vacant(self.scenario.slots).is_some() {
-                    self.saw(Sight::Recycled);
-                }
                 self.reserve(state, page, say)
             }
-            At::ChooseVictim => match choice {
+            At::Admit { slot, pin } => self.admit(state, thread, slot, pin, say),
+            At::ChooseVictim { slot, pin } => match choice {
                 Some(victim) => {
                     say(format_args!("slot {victim} is idle"));
-                    At::Evict { victim }
+                    At::Evict { victim, slot, pin }
                 }
                 None => {
                     say(format_args!("no entry is idle, unlocks"));
                     state.cache.lock = None;
-                    At::Uncached
+                    self.saw(Sight::Uncached);
+                    self.hand_out(state, thread, Guard::Own(pin), say);
+                    At::Unwatch {
+                        slot,
+                        then: Then::NextDead(AfterDead::Return),
+                    }
                 }
             },
-            At::Evict { victim } => {
-                say(format_args!("evicts slot {victim}, unlocks"));
+            At::Evict { victim, slot, pin } => {
+                say(format_args!("evicts slot {victim}"));
                 self.saw(Sight::Evicted);
                 if state.slot(victim).references > 1 {
                     self.saw(Sight::EvictionRaced);
                 }
                 self.unlink(state, victim, say);
-                state.cache.lock = None;
-                At::NextDead(AfterDead::Reserve)
+                At::Admit { slot, pin }
+            }
+            At::Watch { slot, pin: None }
+                if lookup.attempts > 1 && self.fault == Some(Fault::RetryNotWatched) =>
+            {
+                say(format_args!("places no watch"));
+                At::Register { slot, awaited: 0 }
             }
             At::Watch { slot, pin } => {
                 say(format_args!("watches page {page} for slot {slot}"));
@@ -199,14 +247,23 @@ impl Protocol {
             At::Unwatch { slot, then } => {
                 say(format_args!("ends the watch of slot {slot}"));
                 Self::unwatch(state, slot);
-                At::Vacate { slot, then }
+                match then {
+                    Then::Again => At::Enter(Goal::Again { slot }),
+                    then => At::Vacate { slot, then },
+                }
             }
             At::Vacate { slot, then } => {
                 say(format_args!("slot {slot} is vacant"));
+                if matches!(state.slot(slot).phase, Phase::Pending { .. }) {
+                    self.saw(Sight::WaitedInVain);
+                    if self.fault != Some(Fault::GivenUpSilently) {
+                        self.wake(state, slot, say);
+                    }
+                }
                 *state.slot(slot) = Default::default();
                 match then {
                     Then::Idle => At::Idle,
-                    Then::Slow => At::Enter(Goal::Find),
+                    Then::Slow | Then::Again => At::Enter(Goal::Find),
                     Then::NextDead(then) => At::NextDead(then),
                 }
             }
@@ -228,6 +285,7 @@ impl Protocol {
                         match then {
                             AfterDead::Return => At::Idle,
                             AfterDead::Reserve => At::Reenter,
+                            AfterDead::Uncached => At::Uncached,
                             AfterDead::Register(slot) => self.begin_to_register(slot),
                         }
                     }
@@ -403,8 +461,11 @@ impl Protocol {
     fn reserve(&self, state: &mut State, page: u8, say: Say<'_>) -> At {
         let dead = Phase::Unlinked { dead: true };
         let some_wait = state.cache.slots.iter().any(|slot| slot.phase == dead);
-        if let Some(slot) = state.find_vacant(self.scenario.slots) {
+        if let Some(slot) = state.find_vacant(self.slots()) {
             say(format_args!("reserves slot {slot}, unlocks"));
+            if state.pins.iter().flatten().count() > 0 {
+                self.saw(Sight::Recycled);
+            }
             let record = state.slot(slot);
             record.phase = Phase::Pending { invalidated: false };
             record.page = page;
@@ -423,8 +484,60 @@ impl Protocol {
             state.cache.lock = None;
             return At::NextDead(AfterDead::Reserve);
         }
-        say(format_args!("no slot is vacant"));
-        At::ChooseVictim
+        say(format_args!("no slot is vacant, unlocks"));
+        self.saw(Sight::NoSlot);
+        state.cache.lock = None;
+        At::Uncached
+    }
+
+    /// Under the lock, returns a guard of the page's entry and releases the lock.
+    fn find(
+        &self,
+        state: &mut State,
+        thread: usize,
+        page: u8,
+        then: AfterDead,
+        say: Say<'_>,
+    ) -> At {
+        if let Some(slot) = state.find(page) {
+            say(format_args!("finds slot {slot} in the index, unlocks"));
+            self.saw(Sight::FoundBehindLock);
+            state.slot(slot).references += 1;
+            state.cache.lock = None;
+            self.hand_out(state, thread, Guard::Cached(slot), say);
+        }
+        At::NextDead(then)
+    }
+
+    /// Wakes the threads that wait for a registration.
+    fn wake(&self, state: &mut State, slot: u8, say: Say<'_>) {
+        for (i, thread) in state.threads.iter_mut().enumerate() {
+            if thread.at == (At::Wait { slot }) {
+                say(format_args!("  wakes thread {i}"));
+                thread.at = At::Enter(Goal::Find);
+            }
+        }
+    }
+
+    /// Publishes a registration if there is room. Otherwise returns the step that makes room.
+    fn admit(&self, state: &mut State, thread: usize, slot: u8, pin: u8, say: Say<'_>) -> At {
+        if state.charged() >= self.scenario.slots && self.fault != Some(Fault::NoRoomMade) {
+            say(format_args!("there is no room"));
+            return At::ChooseVictim { slot, pin };
+        }
+        say(format_args!("publishes slot {slot}, unlocks"));
+        let page = state.threads[thread].lookup.unwrap_or_default().page;
+        let entry = state.slot(slot);
+        entry.phase = Phase::Linked;
+        entry.live = true;
+        entry.references = 2;
+        entry.content = Some((page, pin));
+        state.cache.lock = None;
+        if self.fault != Some(Fault::PublishedSilently) {
+            self.wake(state, slot, say);
+        }
+        self.hand_out(state, thread, Guard::Cached(slot), say);
+        At::NextDead(AfterDead::Return)
     }
 
     /// Publishes a registration, unless its slot was marked, and returns the next step. The thread
@@ -442,24 +555,25 @@ impl Protocol {
                 then: Then::Slow,
             };
         }
-        state.cache.lock = None;
         if invalidated && self.fault == Some(Fault::SpoiltForgotten) {
             say(format_args!(
                 "the registration was invalidated meanwhile: unlocks, tries again"
             ));
+            state.cache.lock = None;
             return At::Unwatch {
                 slot,
-                then: Then::Slow,
+                then: Then::Again,
             };
         }
         if invalidated && self.fault != Some(Fault::MarkNotLookedAt) {
             say(format_args!(
                 "the registration was invalidated meanwhile: unlocks, tries again"
             ));
+            state.cache.lock = None;
             return At::Deregister {
                 slot,
                 pin,
-                then: Then::Slow,
+                then: Then::Again,
             };
         }
         if let Some(other) = state.find(page) {
@@ -467,6 +581,7 @@ impl Protocol {
                 "finds slot {other} of a faster thread, unlocks"
             ));
             self.saw(Sight::OtherWasFaster);
+            state.cache.lock = None;
             state.slot(other).references += 1;
             self.hand_out(state, thread, Guard::Cached(other), say);
             return At::Deregister {
@@ -475,14 +590,7 @@ impl Protocol {
                 then: Then::NextDead(AfterDead::Return),
             };
         }
-        say(format_args!("publishes slot {slot}, unlocks"));
-        let entry = state.slot(slot);
-        entry.phase = Phase::Linked;
-        entry.live = true;
-        entry.references = 2;
-        entry.content = Some((page, pin));
-        self.hand_out(state, thread, Guard::Cached(slot), say);
-        At::NextDead(AfterDead::Return)
+        At::Admit { slot, pin }
     }
 
     /// Registers a page, and returns the index of its pin in `pins`. Returns `None` if the page is

@@ -1,7 +1,7 @@
 //! The faults that the tests inject into the model. The checker must find a violation for each
 //! fault.
 
-use crate::model::{IN_USE, LEAKS, OTHER_RANGE, STALE, STUCK, TWICE};
+use crate::model::{IN_USE, LEAKS, LIMIT, OTHER_RANGE, STALE, STUCK, TWICE};
 
 /// A rule of the protocol that the model breaks on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +33,22 @@ pub(crate) enum Fault {
     SpoiltForgotten,
     /// The lock is not released if the memory of a new registration has changed meanwhile.
     LockKept,
+    /// The thread that publishes a registration does not wake those that wait for it.
+    PublishedSilently,
+    /// A thread that gives up a registration does not wake those that wait for it.
+    GivenUpSilently,
+    /// A lookup waits for the registration that it is making itself.
+    WaitsForItself,
+    /// The next attempt for a slot has no new watch.
+    RetryNotWatched,
+    /// A mark is cleared after the registration was made, and not before the watch was placed.
+    MarkClearedLate,
+    /// A registration is published without room for it.
+    NoRoomMade,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::LateReport,
         Self::DeferredReport,
         Self::WatchDoesNotWait,
@@ -50,6 +62,12 @@ impl Fault {
         Self::BuriedTwice,
         Self::SpoiltForgotten,
         Self::LockKept,
+        Self::PublishedSilently,
+        Self::GivenUpSilently,
+        Self::WaitsForItself,
+        Self::RetryNotWatched,
+        Self::MarkClearedLate,
+        Self::NoRoomMade,
     ];
 
     /// Returns the properties that this fault may violate. The checker must find a violation of one
@@ -62,13 +80,19 @@ impl Fault {
             | Self::LostReport
             | Self::WatchAfterRegistration
             | Self::DrainedBeforeKilled
-            | Self::MarkNotLookedAt => &[STALE],
+            | Self::MarkNotLookedAt
+            | Self::RetryNotWatched
+            | Self::MarkClearedLate => &[STALE],
             Self::ReferenceAfterLiveness => &[OTHER_RANGE, IN_USE],
             Self::EntryNotAsked => &[OTHER_RANGE],
             Self::DestroyedInUse => &[IN_USE],
             Self::BuriedTwice => &[TWICE],
             Self::SpoiltForgotten => &[LEAKS],
-            Self::LockKept => &[STUCK],
+            Self::LockKept
+            | Self::PublishedSilently
+            | Self::GivenUpSilently
+            | Self::WaitsForItself => &[STUCK],
+            Self::NoRoomMade => &[LIMIT],
         }
     }
 
@@ -87,6 +111,12 @@ impl Fault {
             Self::BuriedTwice => "deregistered twice",
             Self::SpoiltForgotten => "invalidated registration forgotten",
             Self::LockKept => "lock kept",
+            Self::PublishedSilently => "waiting lookups not woken by a publication",
+            Self::GivenUpSilently => "waiting lookups not woken by a failure",
+            Self::WaitsForItself => "a lookup waits for itself",
+            Self::RetryNotWatched => "next attempt not watched",
+            Self::MarkClearedLate => "mark cleared too late",
+            Self::NoRoomMade => "no room made",
         }
     }
 }

@@ -7,7 +7,8 @@ use stateright::{Model, Property};
 
 use crate::fault::Fault;
 use crate::state::{
-    At, Cache, Change, Kernel, Lookup, Page, Phase, Slot, Stage, State, THREADS, Thread, Violation,
+    At, Cache, Change, Goal, Kernel, Lookup, Page, Phase, Slot, Stage, State, THREADS, Thread,
+    Violation,
 };
 
 /// The names of the properties that the checker verifies.
@@ -16,6 +17,7 @@ pub(crate) const OTHER_RANGE: &str = "no lookup returns a registration of anothe
 pub(crate) const IN_USE: &str = "no registration is deregistered while it is in use";
 pub(crate) const TWICE: &str = "no registration is deregistered twice";
 pub(crate) const LEAKS: &str = "no registration leaks";
+pub(crate) const LIMIT: &str = "the cache holds no more entries than its limit";
 pub(crate) const STUCK: &str = "some thread can always go on";
 
 /// A scenario, and the fault that is injected into it.
@@ -34,6 +36,7 @@ pub(crate) struct Scenario {
     /// The number of operations that each thread begins. Drops of guards are not counted.
     pub(crate) operations: u8,
     pub(crate) pages: u8,
+    /// The cache's limit on entries. The slab has one slot more, for a registration in the making.
     pub(crate) slots: usize,
 }
 
@@ -84,10 +87,14 @@ pub(crate) enum Sight {
     OtherWasFaster,
     ReportedAgain,
     Waited,
+    WaitedForOther,
+    WaitedInVain,
+    TriedAgain,
+    NoSlot,
 }
 
 impl Sight {
-    pub(crate) const ALL: [(Self, &'static str); 16] = [
+    pub(crate) const ALL: [(Self, &'static str); 20] = [
         (Self::Hit, "a hit"),
         (Self::FoundBehindLock, "an entry found under the lock"),
         (Self::Recycled, "a slot used again"),
@@ -125,6 +132,19 @@ impl Sight {
         (Self::OtherWasFaster, "two threads registering one range"),
         (Self::ReportedAgain, "a report before the change was over"),
         (Self::Waited, "a watch that waited for a change in flight"),
+        (
+            Self::WaitedForOther,
+            "a lookup that waited for another lookup's registration",
+        ),
+        (
+            Self::WaitedInVain,
+            "a lookup that waited for a registration that failed",
+        ),
+        (
+            Self::TriedAgain,
+            "a second attempt for a slot for which a lookup waits",
+        ),
+        (Self::NoSlot, "a miss that found no vacant slot"),
     ];
 }
 
@@ -135,6 +155,11 @@ impl Protocol {
             fault,
             sights: AtomicU32::new(0),
         }
+    }
+
+    /// Returns the number of slots of the slab.
+    pub(crate) fn slots(&self) -> usize {
+        self.scenario.slots + 1
     }
 
     pub(crate) fn saw(&self, sight: Sight) {
@@ -235,7 +260,7 @@ impl Model for Protocol {
                 actions.push(Action::Worker(page as u8));
             }
         }
-        let slots = || (0..).zip(&state.cache.slots[..self.scenario.slots]);
+        let slots = || (0..).zip(&state.cache.slots[..self.slots()]);
         for (i, thread) in state.threads.iter().enumerate() {
             let mut go = |choice| actions.push(Action::Go(i, choice));
             match thread.at {
@@ -259,6 +284,18 @@ impl Model for Protocol {
                         }
                     }
                 }
+                At::Wait { .. } => {}
+                At::Current(Goal::Find) => {
+                    go(None);
+                    // The lookup waits for a registration in the making, unless it has waited too
+                    // often or too long.
+                    let page = thread.lookup.unwrap_or_default().page;
+                    if state.find(page).is_none()
+                        && let Some(making) = state.being_made(page)
+                    {
+                        go(Some(making));
+                    }
+                }
                 At::Enter(_) | At::Reenter | At::Vacate { .. } | At::NextDead(_) => {
                     if state.cache.lock.is_none() {
                         go(None);
@@ -277,7 +314,7 @@ impl Model for Protocol {
                         .filter(|(_, slot)| slot.live)
                         .for_each(|(slot, _)| go(Some(slot)));
                 }
-                At::ChooseVictim => {
+                At::ChooseVictim { .. } => {
                     let idle = |slot: &Slot| slot.phase == Phase::Linked && slot.references == 1;
                     let before = slots().filter(|(_, slot)| idle(slot));
                     let mut any = false;
@@ -308,6 +345,9 @@ impl Model for Protocol {
             }),
             Property::always(IN_USE, |_, s: &State| s.violation != Some(Violation::InUse)),
             Property::always(TWICE, |_, s: &State| s.violation != Some(Violation::Twice)),
+            Property::always(LIMIT, |model: &Self, s: &State| {
+                s.charged() <= model.scenario.slots
+            }),
             Property::always(LEAKS, |_, s: &State| !s.is_over() || s.is_balanced()),
             Property::always(STUCK, |model: &Self, s: &State| {
                 let mut actions = Vec::new();

@@ -4,7 +4,7 @@
 /// The maximum number of pages. A scenario may use fewer pages, slots or threads than these
 /// constants, which are array sizes.
 pub(crate) const PAGES: usize = 2;
-pub(crate) const SLOTS: usize = 2;
+pub(crate) const SLOTS: usize = 3;
 pub(crate) const THREADS: usize = 3;
 /// The maximum number of registrations: one for each slot, and one for each thread, which the
 /// thread has not published.
@@ -155,10 +155,14 @@ pub(crate) enum At {
     /// With the lock, after all invalidated entries were unlinked: do what the thread took the lock
     /// for.
     Current(Goal),
+    /// Wait until the slot is no longer pending. Another thread makes the next step of this thread.
+    Wait { slot: u8 },
+    /// With the lock: make room for the registration, and publish it.
+    Admit { slot: u8, pin: u8 },
     /// With the lock: choose an idle entry.
-    ChooseVictim,
+    ChooseVictim { slot: u8, pin: u8 },
     /// With the lock: evict the entry.
-    Evict { victim: u8 },
+    Evict { victim: u8, slot: u8, pin: u8 },
     /// Take the lock, to reserve a slot.
     Reenter,
     /// Watch the page. With a fault, this step comes after the registration.
@@ -211,7 +215,14 @@ pub(crate) enum Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Goal {
     Find,
-    Publish { slot: u8, pin: u8 },
+    /// Find an entry, or make another attempt for the pending slot.
+    Again {
+        slot: u8,
+    },
+    Publish {
+        slot: u8,
+        pin: u8,
+    },
 }
 
 /// The continuation after a deregistration.
@@ -221,6 +232,8 @@ pub(crate) enum Then {
     Idle,
     /// The lookup continues on its slow path.
     Slow,
+    /// The lookup makes another attempt for the same slot.
+    Again,
     NextDead(AfterDead),
 }
 
@@ -229,6 +242,8 @@ pub(crate) enum Then {
 pub(crate) enum AfterDead {
     Return,
     Reserve,
+    /// Make an uncached registration.
+    Uncached,
     /// Register for this slot.
     Register(u8),
 }
@@ -268,6 +283,23 @@ impl State {
         let mut slots = self.cache.slots[..slots].iter();
         let vacant = slots.position(|slot| slot.phase == Phase::Vacant)?;
         Some(vacant as u8)
+    }
+
+    /// Returns the number of entries that the limit counts: those that are linked, and those that
+    /// are unlinked and held.
+    pub(crate) fn charged(&self) -> usize {
+        let counts = |slot: &&Slot| match slot.phase {
+            Phase::Vacant | Phase::Pending { .. } => false,
+            Phase::Linked => true,
+            Phase::Unlinked { .. } => slot.references > 0,
+        };
+        self.cache.slots.iter().filter(counts).count()
+    }
+
+    /// Returns the pending slot of the page.
+    pub(crate) fn being_made(&self, page: u8) -> Option<u8> {
+        let is_it = |slot: &Slot| matches!(slot.phase, Phase::Pending { .. }) && slot.page == page;
+        self.cache.slots.iter().position(is_it).map(|i| i as u8)
     }
 
     pub(crate) fn slot(&mut self, slot: u8) -> &mut Slot {

@@ -120,6 +120,9 @@ impl State {
             match &mut thread.at {
                 At::Watch { pin: Some(pin), .. }
                 | At::Deregister { pin, .. }
+                | At::Admit { pin, .. }
+                | At::ChooseVictim { pin, .. }
+                | At::Evict { pin, .. }
                 | At::Enter(Goal::Publish { pin, .. })
                 | At::Current(Goal::Publish { pin, .. })
                 | At::Drain {
