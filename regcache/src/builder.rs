@@ -7,8 +7,10 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::cache::Cache;
 use crate::core::Core;
+use crate::core::budget::Budget;
 use crate::core::fresh::Fresh;
 use crate::core::hints::Hints;
+use crate::core::pool::Pool;
 use crate::core::reaper::Reaper;
 use crate::core::slab::{SPARE, Slab, Slot};
 use crate::core::table::Table;
@@ -58,6 +60,7 @@ struct Options {
     widening: Widening,
     revoke_remote_keys: bool,
     background_reaper: bool,
+    pool: Option<Pool>,
 }
 
 /// A placeholder for the monitor that [`auto`] chooses in [`Builder::build`].
@@ -84,6 +87,7 @@ impl<R: Registrar> Cache<R> {
                 widening: Widening::default(),
                 revoke_remote_keys: false,
                 background_reaper: true,
+                pool: None,
             },
         }
     }
@@ -129,6 +133,14 @@ impl<R, M> Builder<R, M> {
     #[must_use]
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.options.max_bytes = Some(bytes);
+        self
+    }
+
+    /// Makes the cache a member of a pool, whose limit holds for the bytes of all its caches
+    /// together. By default the cache belongs to no pool.
+    #[must_use]
+    pub fn pool(mut self, pool: &Pool) -> Self {
+        self.options.pool = Some(pool.clone());
         self
     }
 
@@ -207,7 +219,9 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
         options.widening.check()?;
         let max_bytes = options.max_bytes.unwrap_or_else(default_max_bytes);
         let capacity = options.max_entries + SPARE;
-        let table = Table::new(options.max_entries as usize, max_bytes, capacity as usize);
+        let max_entries = options.max_entries as usize;
+        let budget = Budget::new(max_entries, max_bytes, options.pool.clone());
+        let table = Table::new(budget, capacity as usize);
         let core = Arc::new(Core {
             drained: ForkMark::new(!monitor.drain(&mut |_| {})?)?,
             monitor,
@@ -218,10 +232,16 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
             widening: options.widening,
             revoke_remote_keys: options.revoke_remote_keys,
             fresh: Fresh::default(),
+            pool: options.pool,
             table: CachePadded::new(Mutex::new(table)),
             deregistered: Condvar::new(),
             settled: Condvar::new(),
         });
+        #[cfg(not(loom))]
+        if let Some(pool) = &core.pool {
+            let member = Arc::downgrade(&core);
+            pool.join(member);
+        }
         let reaper = match options.background_reaper {
             true => Reaper::start(&core)?,
             false => None,

@@ -324,6 +324,39 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         Ok(Completion::of(core, outstanding))
     }
 
+    /// Changes the limit that [`Builder::max_bytes`](crate::Builder::max_bytes) has set. If the cache
+    /// holds more, idle entries are evicted. The entries in use stay, and later misses make room.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Forked`] in a forked child.
+    pub fn set_max_bytes(&self, bytes: usize) -> Result<(), Error> {
+        self.set_limits(None, Some(bytes))
+    }
+
+    /// Changes the limit that [`Builder::max_entries`](crate::Builder::max_entries) has set, as
+    /// [`set_max_bytes`](Self::set_max_bytes) does. A limit above the one with which the cache was
+    /// built is lowered to that one.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Forked`] in a forked child.
+    pub fn set_max_entries(&self, entries: u32) -> Result<(), Error> {
+        self.set_limits(Some(entries as usize), None)
+    }
+
+    fn set_limits(
+        &self,
+        max_entries: Option<usize>,
+        max_bytes: Option<usize>,
+    ) -> Result<(), Error> {
+        if self.core.in_child() {
+            return Err(Error::Forked);
+        }
+        self.core.set_limits(max_entries, max_bytes);
+        Ok(())
+    }
+
     /// Closes the cache: stops the reaper and invalidates every registration. The returned
     /// [`Completion`] can wait until the registrations that guards still hold are deregistered.
     /// Dropping the cache does the same, but returns no [`Completion`].

@@ -84,6 +84,7 @@ mod sys;
 
 pub use crate::core::completion::Completion;
 pub use crate::core::guard::Guard;
+pub use crate::core::pool::Pool;
 pub use builder::{Builder, DefaultMonitor};
 pub use cache::Cache;
 pub use error::{Error, RegisterError};

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use model::{BASE, Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, Pinned, page};
-use regcache::{Cache, Guard, Registrar, VaRange};
+use regcache::{Cache, Guard, Pool, Registrar, VaRange};
 
 type FakeCache = Cache<FakeDevice, FakeMonitor>;
 
@@ -524,4 +524,115 @@ fn memory_that_a_registration_replaces_is_registered_once_after_the_first_time()
         before = now;
     }
     assert_eq!(cache.stats().retries, 1);
+}
+
+#[test]
+fn limits_can_be_changed_at_run_time() {
+    let kernel = FakeKernel::new(32);
+    let builder = FakeDevice::new(&kernel).builder().max_entries(16);
+    let cache = builder.build().unwrap();
+    for i in 0..16 {
+        drop(get(&cache, i, 1));
+    }
+    let held = get(&cache, 0, 1);
+    cache.set_max_bytes(10 * PAGE).unwrap();
+    let stats = cache.stats();
+    assert_eq!(
+        (stats.bytes, stats.evictions, live(&cache)),
+        (10 * PAGE, 6, 10)
+    );
+    cache.set_max_entries(4).unwrap();
+    assert_eq!((cache.stats().entries, live(&cache)), (4, 4));
+    cache.set_max_entries(0).unwrap();
+    assert_eq!(cache.stats().entries, 1, "an entry in use stays");
+    assert!(!get(&cache, 20, 1).is_cached());
+    drop(held);
+    cache.set_max_entries(u32::MAX).unwrap();
+    cache.set_max_bytes(usize::MAX).unwrap();
+    for i in 0..20 {
+        assert!(get(&cache, i, 1).is_cached());
+    }
+    assert_eq!(cache.stats().entries, 16, "as many as it was built for");
+}
+
+#[test]
+fn the_caches_of_a_pool_keep_one_limit_together() {
+    let kernels = [FakeKernel::new(64), FakeKernel::new(64)];
+    let pool = Pool::new(8 * PAGE);
+    let caches = kernels.each_ref().map(|kernel| {
+        let builder = FakeDevice::new(kernel).builder().pool(&pool);
+        builder.build().unwrap()
+    });
+    let [first, second] = &caches;
+    let bytes = || caches.each_ref().map(|cache| cache.stats().bytes / PAGE);
+    for i in 0..8 {
+        drop(get(first, i, 1));
+    }
+    assert_eq!((bytes(), pool.bytes()), ([8, 0], 8 * PAGE));
+    assert!(get(second, 16, 3).is_cached());
+    assert_eq!(
+        (bytes(), pool.bytes()),
+        ([5, 3], 8 * PAGE),
+        "the other cache made room"
+    );
+    let held = get(second, 16, 3);
+    assert!(get(second, 20, 5).is_cached());
+    assert_eq!(bytes(), [0, 8]);
+    let also_held = get(second, 20, 5);
+    assert!(!get(first, 0, 1).is_cached(), "all entries are in use");
+    assert!(!get(first, 0, 9).is_cached(), "more than the limit");
+    assert_eq!(pool.bytes(), 8 * PAGE);
+
+    drop(held);
+    pool.set_max_bytes(6 * PAGE);
+    assert_eq!(bytes(), [0, 5]);
+    assert!(get(first, 0, 1).is_cached());
+    kernels[1].remap(20);
+    drop(get(second, 40, 1));
+    assert_eq!(
+        pool.bytes(),
+        6 * PAGE,
+        "a stale registration in use takes room"
+    );
+    drop(also_held);
+    assert_eq!(pool.bytes(), PAGE);
+    let [first, second] = caches;
+    drop(second);
+    drop(first);
+    assert_eq!(pool.bytes(), 0);
+}
+
+#[test]
+fn the_caches_of_a_pool_do_not_deadlock_or_lose_bytes() {
+    const THREADS: usize = 4;
+    let kernels = [FakeKernel::new(256), FakeKernel::new(256)];
+    let pool = Pool::new(16 * PAGE);
+    let caches = kernels.each_ref().map(|kernel| {
+        let builder = FakeDevice::new(kernel).builder().pool(&pool);
+        builder.build().unwrap()
+    });
+    thread::scope(|s| {
+        for thread in 0..THREADS {
+            let (cache, kernel) = (&caches[thread % 2], &kernels[thread % 2]);
+            s.spawn(move || {
+                let mut random = 7 + thread as u64;
+                for _ in 0..5000 {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
+                    let (first, pages) =
+                        ((random >> 56) as usize % 250, (random >> 40) as usize % 6);
+                    drop(get(cache, first, 1 + pages));
+                    if random >> 60 == 0 {
+                        kernel.remap(first);
+                    }
+                }
+            });
+        }
+    });
+    assert!(pool.bytes() <= 16 * PAGE);
+    for cache in &caches {
+        cache.flush().unwrap();
+    }
+    assert_eq!(pool.bytes(), 0);
 }

@@ -41,6 +41,11 @@ struct FakeKernel {
     registered: AtomicU64,
     /// The number of registrations that the device has room for.
     room: u64,
+    /// The number of registrations ever made. A test reads it after all threads have ended, so it is
+    /// not modelled.
+    made: std::sync::atomic::AtomicU64,
+    /// True if the device refuses the first registration.
+    refuses_first: bool,
 }
 
 #[derive(Default)]
@@ -55,7 +60,11 @@ impl FakeKernel {
     }
 
     fn with_room(flaw: Flaw, room: u64) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::of(flaw, room))
+    }
+
+    fn of(flaw: Flaw, room: u64) -> Self {
+        Self {
             flaw,
             in_flight: Mutex::new(()),
             version: AtomicU64::new(0),
@@ -63,7 +72,21 @@ impl FakeKernel {
             watches: Mutex::default(),
             registered: AtomicU64::new(0),
             room,
+            made: std::sync::atomic::AtomicU64::new(0),
+            refuses_first: false,
+        }
+    }
+
+    fn that_refuses_the_first() -> Arc<Self> {
+        Arc::new(Self {
+            refuses_first: true,
+            ..Self::of(Flaw::None, u64::MAX)
         })
+    }
+
+    /// Counts a registration, and returns the number of earlier ones.
+    fn count(&self) -> u64 {
+        self.made.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Models a `munmap` and a `mmap` in one thread. As with the driver, the report comes before
@@ -140,6 +163,10 @@ unsafe impl<A: Access> Registrar for FakeDevice<A> {
         if self.0.registered.fetch_add(1, Ordering::Relaxed) >= self.0.room {
             self.0.registered.fetch_sub(1, Ordering::Relaxed);
             return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        if self.0.count() == 0 && self.0.refuses_first {
+            self.0.registered.fetch_sub(1, Ordering::Relaxed);
+            return Err(io::Error::from_raw_os_error(libc::EFAULT));
         }
         Ok(Pinned(self.0.version.load(Ordering::Acquire)))
     }
@@ -415,6 +442,64 @@ fn loom_a_full_device_has_room_once_another_thread_has_deregistered() {
         };
         drop(cache.get(PAGE, 1, ()).unwrap());
         other.join().unwrap();
+        assert_balanced(&kernel, cache);
+    });
+}
+
+/// Two lookups of one page miss at once. One of them waits for the registration of the other.
+#[test]
+fn loom_two_misses_of_one_page_make_one_registration() {
+    loom::model(|| {
+        let kernel = FakeKernel::new(Flaw::None);
+        let cache = cache(&kernel, 2);
+        let other = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || drop(cache.get(PAGE, 1, ()).unwrap()))
+        };
+        drop(cache.get(PAGE, 1, ()).unwrap());
+        other.join().unwrap();
+        assert_eq!(kernel.made.load(Ordering::Relaxed), 1);
+        assert_balanced(&kernel, cache);
+    });
+}
+
+/// A lookup waits for a registration that fails. It then makes its own.
+#[test]
+fn loom_a_waiting_miss_survives_the_failure_of_the_other() {
+    loom::model(|| {
+        let kernel = FakeKernel::that_refuses_the_first();
+        let cache = cache(&kernel, 2);
+        let other = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || cache.get(PAGE, 1, ()).is_ok())
+        };
+        let here = cache.get(PAGE, 1, ()).is_ok();
+        let there = other.join().unwrap();
+        assert_ne!(here, there, "only the first registration is refused");
+        assert_eq!(kernel.made.load(Ordering::Relaxed), 2);
+        assert_balanced(&kernel, cache);
+    });
+}
+
+/// A flush marks a registration in the making, while another lookup waits for it. The registration
+/// is made again, and both lookups get the new one.
+#[test]
+fn loom_a_waiting_miss_gets_the_registration_of_the_last_attempt() {
+    loom::model(|| {
+        let kernel = FakeKernel::new(Flaw::None);
+        let cache = cache(&kernel, 2);
+        let other = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || drop(cache.get(PAGE, 1, ()).unwrap()))
+        };
+        let flusher = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || drop(cache.flush().unwrap()))
+        };
+        drop(cache.get(PAGE, 1, ()).unwrap());
+        other.join().unwrap();
+        flusher.join().unwrap();
+        assert!(kernel.made.load(Ordering::Relaxed) <= 2);
         assert_balanced(&kernel, cache);
     });
 }

@@ -8,6 +8,8 @@
 //! charged, but an eviction counts its room as free. Otherwise a slow deregistration would make
 //! other threads evict entries whose room is not needed.
 
+use crate::core::pool::Pool;
+
 /// The limits of a cache, and the entries and bytes in use.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -21,10 +23,12 @@ pub(crate) struct Budget {
     leaving: usize,
     /// The number of bytes that the leaving entries pin.
     leaving_bytes: usize,
+    /// The pool to which the cache belongs. The bytes that are not leaving are charged to it too.
+    pool: Option<Pool>,
 }
 
 impl Budget {
-    pub(crate) fn new(max_entries: usize, max_bytes: usize) -> Self {
+    pub(crate) fn new(max_entries: usize, max_bytes: usize, pool: Option<Pool>) -> Self {
         Self {
             max_entries,
             max_bytes,
@@ -32,15 +36,29 @@ impl Budget {
             bytes: 0,
             leaving: 0,
             leaving_bytes: 0,
+            pool,
         }
+    }
+
+    /// Changes the limits.
+    pub(crate) fn set_limits(&mut self, max_entries: Option<usize>, max_bytes: Option<usize>) {
+        self.max_entries = max_entries.unwrap_or(self.max_entries);
+        self.max_bytes = max_bytes.unwrap_or(self.max_bytes);
+    }
+
+    /// Returns true if the entries that are not leaving are within the limits.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.entries - self.leaving <= self.max_entries
+            && self.bytes - self.leaving_bytes <= self.max_bytes
     }
 
     /// Returns true if an entry of `bytes` fits in an empty cache.
     pub(crate) fn could_hold(&self, bytes: usize) -> bool {
-        self.max_entries > 0 && bytes <= self.max_bytes
+        let pool = self.pool.as_ref().map_or(usize::MAX, Pool::max_bytes);
+        self.max_entries > 0 && bytes <= self.max_bytes.min(pool)
     }
 
-    /// Charges an entry that pins `bytes` bytes.
+    /// Charges an entry that pins `bytes` bytes. Its room in the pool was reserved before.
     pub(crate) fn charge(&mut self, bytes: usize) {
         self.entries += 1;
         self.bytes += bytes;
@@ -50,6 +68,7 @@ impl Budget {
     pub(crate) fn leave(&mut self, bytes: usize) {
         self.leaving += 1;
         self.leaving_bytes += bytes;
+        self.release_in_pool(bytes);
     }
 
     /// Releases the room of an entry that pinned `bytes` bytes. `left` is true if the entry was
@@ -60,6 +79,14 @@ impl Budget {
         if left {
             self.leaving -= 1;
             self.leaving_bytes -= bytes;
+        } else {
+            self.release_in_pool(bytes);
+        }
+    }
+
+    fn release_in_pool(&self, bytes: usize) {
+        if let Some(pool) = &self.pool {
+            pool.release(bytes);
         }
     }
 
@@ -82,7 +109,7 @@ mod tests {
 
     #[test]
     fn neither_limit_is_exceeded() {
-        let mut budget = Budget::new(2, 100);
+        let mut budget = Budget::new(2, 100, None);
         assert!(!budget.could_hold(101));
         budget.charge(60);
         assert!(!budget.would_hold(41, 0, 0), "bytes");

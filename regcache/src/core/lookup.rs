@@ -519,6 +519,10 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     /// the other thread's. If entries in use leave no room, returns the registration uncached.
     fn publish(mut self, registration: R::Registration, wanted: VaRange) -> Published<'c, R, M> {
         let core = self.core;
+        let share = core.pool.as_ref().map(|pool| {
+            let bytes = core.pinned(self.range);
+            pool.reserve(bytes, &**core)
+        });
         let Ok(mut table) = core.lock_current() else {
             core.deregister(registration);
             return Published::Uncacheable;
@@ -538,7 +542,8 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             core.deregister(registration);
             return Published::Guard(other);
         }
-        if !table.admit(&core.slab, self.slot) {
+        let is_full = matches!(share, Some(None));
+        if is_full || !table.admit(&core.slab, self.slot) {
             let number = table.add_uncached(self.range);
             table.uncached_was_made();
             core.unlock(table);
@@ -553,6 +558,9 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         }
         // The hold ends after the lock is released, at the end of this method.
         let _prepared = self.prepared.take();
+        if let Some(Some(share)) = share {
+            share.hand_over();
+        }
         table.link(&core.slab, self.slot);
         let revocable = core.is_revocable(self.access);
         if !revocable {

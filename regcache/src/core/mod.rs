@@ -18,6 +18,7 @@ pub(crate) mod guard;
 pub(crate) mod hints;
 pub(crate) mod index;
 pub(crate) mod lookup;
+pub(crate) mod pool;
 pub(crate) mod range_map;
 pub(crate) mod reaper;
 pub(crate) mod reclaim;
@@ -34,6 +35,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::core::fresh::Fresh;
 use crate::core::hints::Hints;
+use crate::core::pool::{Member, Pool};
 use crate::core::slab::{EntryId, Slab};
 use crate::core::table::Table;
 use crate::core::widen::Widening;
@@ -76,6 +78,7 @@ pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) widening: Widening,
     pub(crate) revoke_remote_keys: bool,
     pub(crate) fresh: Fresh,
+    pub(crate) pool: Option<Pool>,
     /// The state that the lock protects. The padding keeps this state out of the cache lines that a
     /// hit reads.
     pub(crate) table: CachePadded<Mutex<Table<R::Access>>>,
@@ -236,6 +239,13 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         RegisterError::diagnose(range, access.writes(), source).into()
     }
 
+    /// Evicts idle entries until the new limits are kept, and deregisters them.
+    pub(crate) fn set_limits(&self, max_entries: Option<usize>, max_bytes: Option<usize>) {
+        let mut table = lock(&self.table);
+        table.set_limits(&self.slab, max_entries, max_bytes);
+        self.unlock(table);
+    }
+
     /// Returns the number of bytes that a registration of `range` pins: the sizes of all pages that
     /// the range touches.
     pub(crate) fn pinned(&self, range: VaRange) -> usize {
@@ -243,5 +253,14 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         let within = self.page_size - 1;
         let (first, last) = (range.start() & !within, (range.end() - 1) | within);
         (last - first).saturating_add(1)
+    }
+}
+
+impl<R: Registrar, M: Monitor> Member for Core<R, M> {
+    fn evict_one(&self) -> bool {
+        let mut table = lock(&self.table);
+        let evicted = table.evict(&self.slab).is_some();
+        self.unlock(table);
+        evicted
     }
 }

@@ -272,6 +272,11 @@ impl<A: Access> Slots<A> {
         record.cookie != cookie || record.phase == Phase::Vacant
     }
 
+    /// Returns the number of slots of the slab.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Returns the number of slots that were ever used.
     pub(crate) fn ever_used(&self) -> usize {
         self.records.len()

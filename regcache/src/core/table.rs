@@ -14,7 +14,7 @@ use crate::core::budget::Budget;
 use crate::core::entry::Entry;
 use crate::core::eviction::{Eviction, List};
 use crate::core::index::Index;
-use crate::core::slab::{EntryId, Slab, Slot};
+use crate::core::slab::{EntryId, SPARE, Slab, Slot};
 use crate::core::slots::{Making, Phase, Request, Slots};
 use crate::core::uncached::Uncached;
 use crate::monitor::Cookie;
@@ -48,13 +48,13 @@ pub(crate) struct Table<A> {
 pub(crate) type Outgoing = (Option<EntryId>, usize);
 
 impl<A: Access> Table<A> {
-    /// Returns the table of a cache with these limits, for a slab of `capacity` entries.
-    pub(crate) fn new(max_entries: usize, max_bytes: usize, capacity: usize) -> Self {
+    /// Returns the table of a cache with this budget, for a slab of `capacity` entries.
+    pub(crate) fn new(budget: Budget, capacity: usize) -> Self {
         Self {
             slots: Slots::new(capacity),
             retained: Index::new(),
             revocable: Index::new(),
-            budget: Budget::new(max_entries, max_bytes),
+            budget,
             eviction: Eviction::new(),
             uncached: Uncached::default(),
             counts: Stats::default(),
@@ -180,6 +180,20 @@ impl<A: Access> Table<A> {
     /// Returns true if the pending slot is marked as invalidated, because its memory has changed.
     pub(crate) fn was_invalidated(&self, slot: Slot) -> bool {
         self.slots.was_invalidated(slot)
+    }
+
+    /// Changes the limits, and evicts idle entries until the limits are kept. The slab has room for
+    /// no more entries than it was made for.
+    pub(crate) fn set_limits<T>(
+        &mut self,
+        slab: &Slab<T>,
+        max_entries: Option<usize>,
+        max_bytes: Option<usize>,
+    ) {
+        let most = self.slots.capacity() - SPARE as usize;
+        let max_entries = max_entries.map(|it| it.min(most));
+        self.budget.set_limits(max_entries, max_bytes);
+        while !self.budget.is_kept() && self.evict(slab).is_some() {}
     }
 
     /// Puts an admitted registration into its index, and unlinks the entries that the registration
@@ -468,7 +482,7 @@ mod tests {
     #[test]
     fn an_entry_without_references_to_grant_makes_way_for_another_that_serves() {
         let slab: Slab<u8> = Slab::new(8).unwrap();
-        let mut table: Table<()> = Table::new(8, 1 << 20, 8);
+        let mut table: Table<()> = Table::new(Budget::new(8, 1 << 20, None), 8);
         let range =
             |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
         let enter = |table: &mut Table<()>, range| {

@@ -1,0 +1,160 @@
+//! [`Pool`]: one limit on pinned bytes for several caches of a process.
+//!
+//! Each cache of the pool charges its bytes to the pool as it does to its own budget (`budget.rs`).
+//! A miss reserves its bytes in the pool before it publishes its registration. If the pool has no
+//! room, the miss evicts idle entries: first those of its own cache, then those of the others.
+//!
+//! A thread holds the lock of one cache at most. The pool itself is a counter and a list of caches,
+//! and no lock of a cache is held while the list is locked. So the caches cannot deadlock.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// One limit on the bytes that several caches pin together.
+///
+/// Each cache also keeps its own limits. A cache that needs room evicts idle entries of its own
+/// first, and then those of the other caches. If all entries are in use, the registration is not
+/// cached.
+///
+/// ```
+/// # use std::io;
+/// # use regcache::{Cache, Registrar, VaRange};
+/// # struct Device;
+/// # // SAFETY: there is no device that reaches memory.
+/// # unsafe impl Registrar for Device {
+/// #     type Access = ();
+/// #     type Registration = VaRange;
+/// #     fn register(&self, range: VaRange, (): ()) -> io::Result<VaRange> { Ok(range) }
+/// #     fn deregister(&self, _: VaRange) -> io::Result<()> { Ok(()) }
+/// # }
+/// use regcache::Pool;
+///
+/// let pool = Pool::new(1 << 30);
+/// let first = Cache::builder(Device).pool(&pool).build()?;
+/// let second = Cache::builder(Device).pool(&pool).build()?;
+/// assert!(pool.bytes() <= pool.max_bytes());
+/// # Ok::<_, io::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Pool(Arc<Shared>);
+
+struct Shared {
+    max_bytes: AtomicUsize,
+    bytes: AtomicUsize,
+    members: Mutex<Vec<Weak<dyn Member>>>,
+}
+
+/// A cache of a pool.
+pub(crate) trait Member: Send + Sync {
+    /// Evicts one idle entry and deregisters it. Returns false if no entry is idle.
+    fn evict_one(&self) -> bool;
+}
+
+impl Pool {
+    /// Makes a pool whose caches may pin `max_bytes` bytes together, counted in whole pages.
+    #[must_use]
+    pub fn new(max_bytes: usize) -> Self {
+        Self(Arc::new(Shared {
+            max_bytes: AtomicUsize::new(max_bytes),
+            bytes: AtomicUsize::new(0),
+            members: Mutex::default(),
+        }))
+    }
+
+    /// Returns the limit.
+    #[must_use]
+    pub fn max_bytes(&self) -> usize {
+        self.0.max_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Changes the limit. If the caches pin more than that, idle entries are evicted. The entries in
+    /// use stay.
+    pub fn set_max_bytes(&self, max_bytes: usize) {
+        self.0.max_bytes.store(max_bytes, Ordering::Relaxed);
+        while self.bytes() > max_bytes && self.members().iter().any(|it| it.evict_one()) {}
+    }
+
+    /// Returns the bytes that the entries of all caches pin. Registrations that are being made or
+    /// deregistered, and uncached ones, are not counted.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn join(&self, member: Weak<dyn Member>) {
+        let mut members = self.lock_members();
+        members.retain(|it| it.strong_count() > 0);
+        members.push(member);
+    }
+
+    /// Reserves room for `bytes` bytes, and evicts idle entries for it: those of `own` first. Returns
+    /// `None` if the entries in use leave no room.
+    pub(crate) fn reserve(&self, bytes: usize, own: &dyn Member) -> Option<Share> {
+        if bytes > self.max_bytes() {
+            return None;
+        }
+        loop {
+            let fits = |used: usize| {
+                let sum = used.checked_add(bytes)?;
+                (sum <= self.max_bytes()).then_some(sum)
+            };
+            let (order, used) = (Ordering::Relaxed, &self.0.bytes);
+            if used.fetch_update(order, order, fits).is_ok() {
+                return Some(Share {
+                    pool: self.clone(),
+                    bytes,
+                });
+            }
+            if !(own.evict_one() || self.members().iter().any(|it| it.evict_one())) {
+                return None;
+            }
+        }
+    }
+
+    /// Releases the room of an entry.
+    pub(crate) fn release(&self, bytes: usize) {
+        self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn lock_members(&self) -> std::sync::MutexGuard<'_, Vec<Weak<dyn Member>>> {
+        let members = self.0.members.lock();
+        members.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn members(&self) -> Vec<Arc<dyn Member>> {
+        self.lock_members()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("max_bytes", &self.max_bytes())
+            .field("bytes", &self.bytes())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Room in a pool that is reserved for a registration. Dropping it releases the room.
+#[derive(Debug)]
+pub(crate) struct Share {
+    pool: Pool,
+    bytes: usize,
+}
+
+impl Share {
+    /// Leaves the room to the entry of the registration, whose budget releases it.
+    pub(crate) fn hand_over(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.pool.release(self.bytes);
+    }
+}
