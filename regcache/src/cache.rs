@@ -102,9 +102,12 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         let Some(slot) = core.hints.first(range.start()) else {
             return self.get_slow(range, access, None);
         };
-        let Some(entry) = core.slab.get(slot) else {
+        // A comparison in place of `slab.get` keeps the compiler from testing the entry's address.
+        let (entries, index) = (core.slab.entries(), slot.0 as usize);
+        if index >= entries.len() {
             return self.get_slow(range, access, None);
-        };
+        }
+        let entry = &*entries[index];
         if !(core.is_current() && entry.try_acquire()) {
             return self.get_slow(range, access, None);
         }

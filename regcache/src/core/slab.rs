@@ -73,10 +73,16 @@ impl<T> Slab<T> {
         })
     }
 
+    /// Returns all entries. The index of an entry is its slot.
+    #[inline]
+    pub(crate) fn entries(&self) -> &[CachePadded<Entry<T>>] {
+        self.entries.as_slice()
+    }
+
     /// Returns the entry at `slot`, or `None` if the slab has no such slot.
     #[inline]
     pub(crate) fn get(&self, slot: Slot) -> Option<&Entry<T>> {
-        let padded = self.entries.as_slice().get(slot.0 as usize)?;
+        let padded = self.entries().get(slot.0 as usize)?;
         Some(padded)
     }
 }
