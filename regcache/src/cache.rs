@@ -61,8 +61,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// # Errors
     ///
-    /// Returns [`Error`] if the range is not valid, the device refuses to register it, this process
-    /// is a forked child, or the monitor failed.
+    /// Returns [`Error`] if the range is not valid, the device refuses to register it, or this
+    /// process is a forked child. If the monitor failed, the registration is not cached.
     ///
     /// ```
     /// # use std::io;
@@ -327,8 +327,9 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         Ok(Completion::of(core, outstanding))
     }
 
-    /// Changes the limit that [`Builder::max_bytes`](crate::Builder::max_bytes) has set. If the cache
-    /// holds more, idle entries are evicted. The entries in use stay, and later misses make room.
+    /// Changes the limit that [`Builder::max_bytes`](crate::Builder::max_bytes) has set. If the
+    /// cache holds more, idle entries are evicted. The entries in use stay, and later misses make
+    /// room.
     ///
     /// # Errors
     ///

@@ -20,8 +20,10 @@
 //! returns the generation of the moment at which no report was left. Store that generation in
 //! `drained`.
 //!
-//! **Miss** (`core/lookup.rs`). Make room; *watch, then register*; drain. If the watch was
-//! invalidated since it was placed, deregister and start over. Otherwise publish the entry.
+//! **Miss** (`core/lookup.rs`). Reserve a slot; *watch, then register*; drain. If the watch was
+//! invalidated since it was placed, deregister, end the watch and start over. Otherwise make room
+//! and publish the entry. If another lookup is making a registration that will serve this one, wait
+//! for it, and start over.
 //!
 //! # Why a lookup never returns a stale registration
 //!
@@ -59,8 +61,13 @@
 //! Entries that overlap the range without covering it stay linked. Such entries cannot serve this
 //! lookup. A lookup that such an entry can serve calls `is_intact` for its own range.
 //!
+//! A lookup that starts over clears the mark of its slot before it places a new watch. The
+//! registration that the mark was about is gone by then. A lookup that waited starts over too. So
+//! steps 2 to 4 hold from the drain that follows the wait.
+//!
 //! A lookup that returns an uncached registration makes that registration itself. So the
-//! registration was made after U.
+//! registration was made after U. This holds as well if the monitor failed, or if the registration
+//! was meant for the cache and there was no room.
 //!
 //! # When registrations are deregistered
 //!

@@ -30,9 +30,10 @@ pub enum Error {
     #[error(transparent)]
     Register(#[from] RegisterError),
     /// The monitor could not report which memory was invalidated. So the cache has dropped all its
-    /// entries. The next lookup reads the monitor's reports again.
+    /// entries. Lookups return uncached registrations until the monitor's reports can be read
+    /// again. Only [`Cache::reap`](crate::Cache::reap) returns this error.
     #[error(
-        "the {monitor} monitor failed: every cached registration was dropped, and none is made until the monitor answers again"
+        "the {monitor} monitor failed: every cached registration was dropped, and none is cached until the monitor answers again"
     )]
     Monitor {
         /// The monitor's name.

@@ -113,8 +113,8 @@ impl Cgroups {
         })
     }
 
-    /// Returns the file of a limit on a device's objects that is used up. Both files have a line for
-    /// each device, for example `mlx5_0 hca_handle=2 hca_object=2000`.
+    /// Returns the file of a limit on a device's objects that is used up. Both files have a line
+    /// for each device, for example `mlx5_0 hca_handle=2 hca_object=2000`.
     fn full_of_rdma(&self) -> Option<PathBuf> {
         let mut files = self.0.iter().map(|it| it.join("rdma.max"));
         files.find(|file| {

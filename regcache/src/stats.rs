@@ -39,7 +39,7 @@ macro_rules! for_each_statistic {
             { unreleased_bytes: usize, "unreleased_bytes",
               "Bytes pinned by registrations that were unlinked and that guards still hold." }
             { waits: u64, "waits_total",
-              "Times that a lookup waited for a registration that another lookup was making." }
+              "Waits for a registration that another lookup was making." }
         }
     };
 }

@@ -383,9 +383,9 @@ fn an_unretained_registration_ends_with_its_guard() {
     assert_eq!(cache.stats().entries, 1);
 }
 
-/// A device whose registrations change the mapping of their first page, as libibverbs does with fork
-/// support. The first registration of the page changes the mapping, and the end of the last one
-/// changes it back.
+/// A device whose registrations change the mapping of their first page, as libibverbs does with
+/// fork support. The first registration of the page changes the mapping, and the end of the last
+/// one changes it back.
 struct Splitting {
     inner: FakeDevice,
     holds: Mutex<BTreeMap<usize, u32>>,

@@ -41,8 +41,8 @@ struct FakeKernel {
     registered: AtomicU64,
     /// The number of registrations that the device has room for.
     room: u64,
-    /// The number of registrations ever made. A test reads it after all threads have ended, so it is
-    /// not modelled.
+    /// The number of registrations ever made. A test reads it after all threads have ended, so it
+    /// is not modelled.
     made: std::sync::atomic::AtomicU64,
     /// True if the device refuses the first registration.
     refuses_first: bool,

@@ -153,12 +153,13 @@ struct regcache_attr {
         struct regcache *monitor_of;
         /**
          * The maximum number of registrations that the cache retains. The
-         * default is 65536, and the largest value is 16777216.
+         * default is 65536, and the largest value is 16776960.
          */
         uint64_t max_entries;
         /**
          * The maximum number of bytes that the cache pins. The default is
-         * RLIMIT_MEMLOCK, but at most half of the machine's memory.
+         * RLIMIT_MEMLOCK, but at most half of the machine's memory and half
+         * of the memory that the cgroups of the process allow.
          */
         uint64_t max_bytes;
         /**
@@ -323,6 +324,10 @@ struct regcache_stats {
          * Bytes pinned by registrations that were unlinked and that guards still hold.
          */
         uint64_t unreleased_bytes;
+        /**
+         * Waits for a registration that another lookup was making.
+         */
+        uint64_t waits;
 };
 
 #ifdef __cplusplus

@@ -2,11 +2,12 @@
 //!
 //! The files of this folder, from the top down:
 //!
-//! - `lookup.rs` has the slow path of a lookup, and `reclaim.rs` makes room for it on a full device;
+//! - `lookup.rs` has the slow path of a lookup, and `reclaim.rs` makes room for it on a full
+//!   device;
 //! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file;
 //! - `table.rs` has all state that the cache's lock protects, and uses `slots.rs` and `index.rs`;
-//! - `range_map.rs`, `eviction.rs`, `hints.rs`, `budget.rs`, `widen.rs` and `fresh.rs` have parts of
-//!   the table and of the core;
+//! - `range_map.rs`, `eviction.rs`, `hints.rs`, `budget.rs`, `widen.rs` and `fresh.rs` have parts
+//!   of the table and of the core;
 //! - `slab.rs` has the array of all entries, and `entry.rs` a single entry.
 
 pub(crate) mod budget;

@@ -68,8 +68,8 @@ impl Pool {
         self.0.max_bytes.load(Ordering::Relaxed)
     }
 
-    /// Changes the limit. If the caches pin more than that, idle entries are evicted. The entries in
-    /// use stay.
+    /// Changes the limit. If the caches pin more than that, idle entries are evicted. The entries
+    /// in use stay.
     pub fn set_max_bytes(&self, max_bytes: usize) {
         self.0.max_bytes.store(max_bytes, Ordering::Relaxed);
         while self.bytes() > max_bytes && self.members().iter().any(|it| it.evict_one()) {}
@@ -88,8 +88,8 @@ impl Pool {
         members.push(member);
     }
 
-    /// Reserves room for `bytes` bytes, and evicts idle entries for it: those of `own` first. Returns
-    /// `None` if the entries in use leave no room.
+    /// Reserves room for `bytes` bytes, and evicts idle entries for it: those of `own` first.
+    /// Returns `None` if the entries in use leave no room.
     pub(crate) fn reserve(&self, bytes: usize, own: &dyn Member) -> Option<Share> {
         if bytes > self.max_bytes() {
             return None;

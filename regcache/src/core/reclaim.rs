@@ -53,9 +53,9 @@ impl Reclaim {
     /// Makes room. Evicts an idle entry, or waits until an unlinked entry is deregistered. The
     /// caller has one registration in the making, which was refused.
     ///
-    /// Returns false if a retry would fail again. A retry fails if the quota is used up and no other
-    /// thread can have taken the room. A retry also fails if the cache has no entry to evict or to
-    /// wait for, and nothing has changed since the caller read `version` (see
+    /// Returns false if a retry would fail again. A retry fails if the quota is used up and no
+    /// other thread can have taken the room. A retry also fails if the cache has no entry to evict
+    /// or to wait for, and nothing has changed since the caller read `version` (see
     /// `Table::room_version`).
     pub(crate) fn reclaim<R: Registrar, M: Monitor>(
         &mut self,

@@ -105,7 +105,7 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     /// # Errors
     ///
     /// Returns an error if reports cannot be read, or may have been lost. After an error, the cache
-    /// unlinks all entries and refuses lookups until a drain succeeds.
+    /// unlinks all entries. Until a drain succeeds, lookups return uncached registrations.
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64>;
 
     /// Returns a file descriptor that polls readable while there is something to drain, if the

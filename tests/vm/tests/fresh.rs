@@ -64,8 +64,8 @@ fn cache() -> Cache<Counting, Ummunotify> {
     builder.background_reaper(false).build().unwrap()
 }
 
-/// A mapping of `len` bytes. It begins at a multiple of 2 MiB, and has holes on both sides. Dropping
-/// it unmaps the memory.
+/// A mapping of `len` bytes. It begins at a multiple of 2 MiB, and has holes on both sides.
+/// Dropping it unmaps the memory.
 struct Memory {
     hole: *mut u8,
     start: *mut u8,

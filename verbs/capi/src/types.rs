@@ -82,10 +82,11 @@ pub struct Attr {
     /// only if they share a monitor.
     pub monitor_of: *mut Cache,
     /// The maximum number of registrations that the cache retains. The
-    /// default is 65536, and the largest value is 16777216.
+    /// default is 65536, and the largest value is 16776960.
     pub max_entries: u64,
     /// The maximum number of bytes that the cache pins. The default is
-    /// RLIMIT_MEMLOCK, but at most half of the machine's memory.
+    /// RLIMIT_MEMLOCK, but at most half of the machine's memory and half
+    /// of the memory that the cgroups of the process allow.
     pub max_bytes: u64,
     /// The block size in bytes, a power of two. The cache registers whole
     /// aligned blocks. The default is 1. A larger block also pins the memory
