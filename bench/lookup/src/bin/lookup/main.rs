@@ -7,6 +7,7 @@
 //! program.
 
 mod change;
+mod herd;
 mod hit;
 mod instructions;
 mod pair;
@@ -42,6 +43,7 @@ fn main() -> Result<()> {
     // Misses allocate memory, so they are measured first, while the heap is not yet fragmented.
     change::measure(&mut report)?;
     hit::measure(&mut report)?;
+    herd::measure(&mut report)?;
     instructions::measure(&mut report)?;
     report.print();
     Ok(())
