@@ -44,7 +44,7 @@ impl Access for () {
 
 /// Makes and destroys registrations.
 ///
-/// The cache calls both methods without holding a lock. The calling thread is one that calls into
+/// The cache calls the methods without holding a lock. The calling thread is one that calls into
 /// the cache, one that drops a guard, or the cache's own
 /// [reaper](crate::Builder::background_reaper). The reaper has all signals blocked. The methods
 /// must not call back into the same cache.
