@@ -1,6 +1,7 @@
 //! [`Builder`]: the options of a cache, and their defaults.
 
 use std::io;
+use std::sync::OnceLock;
 
 use crossbeam_utils::CachePadded;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -9,6 +10,7 @@ use nix::unistd::{SysconfVar, sysconf};
 use crate::cache::Cache;
 use crate::core::Core;
 use crate::core::hints::Hints;
+use crate::core::lock::Lock;
 use crate::core::reaper::Reaper;
 use crate::core::slab::{Slab, Slot};
 use crate::core::table::Table;
@@ -16,7 +18,7 @@ use crate::core::widen::Widening;
 use crate::monitor::{Auto, Monitor, auto};
 use crate::registrar::Registrar;
 use crate::sys::fork::ForkMark;
-use crate::sys::sync::{Arc, Condvar, Mutex};
+use crate::sys::sync::{Arc, Condvar};
 
 const DEFAULT_MAX_ENTRIES: u32 = 65_536;
 
@@ -201,17 +203,19 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
         options.widening.check()?;
         let max_bytes = options.max_bytes.unwrap_or_else(default_max_bytes);
         let table = Table::new(options.max_entries as usize, max_bytes);
+        let generation = monitor.drain(&mut |_| {})?;
         let core = Arc::new(Core {
-            drained: ForkMark::new(!monitor.drain(&mut |_| {})?)?,
+            drained: ForkMark::new(!generation)?,
             monitor,
             hints: Hints::new(options.max_entries)?,
-            slab: Slab::new(options.max_entries)?,
+            slab: Slab::new(options.max_entries, generation)?,
             registrar,
             page_size: system_value(SysconfVar::PAGE_SIZE, 4096),
             widening: options.widening,
             revoke_remote_keys: options.revoke_remote_keys,
-            table: CachePadded::new(Mutex::new(table)),
+            table: CachePadded::new(Lock::new(table)),
             deregistered: Condvar::new(),
+            reaper: OnceLock::new(),
         });
         let reaper = match options.background_reaper {
             true => Reaper::start(&core)?,

@@ -11,9 +11,11 @@ use std::mem;
 use std::ptr::NonNull;
 use std::time::Duration;
 
+use crate::core::batch::Batch;
 use crate::core::completion::Completion;
 use crate::core::entry::Entry;
 use crate::core::guard::Guard;
+use crate::core::lock::Locked;
 use crate::core::slab::{EntryId, Slot};
 use crate::core::slots::Request;
 use crate::core::table::Table;
@@ -22,7 +24,7 @@ use crate::error::{Error, is_exhaustion};
 use crate::monitor::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;
-use crate::sys::sync::{Arc, MutexGuard, lock};
+use crate::sys::sync::Arc;
 
 /// The number of attempts to cache a registration of one range. If all attempts fail because the
 /// memory keeps changing, the lookup returns an uncached registration.
@@ -210,14 +212,14 @@ fn uncached<R: Registrar, M: Monitor>(
     mut quota: usize,
 ) -> Result<Guard<R, M>, Error> {
     let registration = loop {
-        let version = lock(&core.table).room_version();
+        let version = core.lock().room_version();
         match core.registrar.register(range, access) {
             Ok(registration) => break registration,
             Err(source) if is_exhaustion(&source) && reclaim(core, &mut quota, version) => {}
             Err(source) => return Err(core.refusal(range, access, source)),
         }
     };
-    let number = lock(&core.table).add_uncached(range);
+    let number = core.lock().add_uncached(range);
     let entry = Box::new(Entry::vacant());
     let content = Content {
         range,
@@ -246,9 +248,13 @@ fn reclaim<R: Registrar, M: Monitor>(
     if *quota == 0 {
         return false;
     }
+    let mut batch = Batch::default();
     let (id, bytes) = {
-        let mut table = lock(&core.table);
-        let outgoing = table.evict(&core.slab).or_else(|| table.any_outgoing());
+        let mut table = core.lock();
+        let mut outgoing = table.evict(&core.slab, &mut batch);
+        if outgoing.is_none() {
+            outgoing = table.any_outgoing(&mut batch);
+        }
         match outgoing {
             Some(outgoing) => outgoing,
             // The version has changed. So another thread may have made room, or a registration that
@@ -258,7 +264,7 @@ fn reclaim<R: Registrar, M: Monitor>(
         }
     };
     *quota = quota.saturating_sub(bytes);
-    core.deregister_dead();
+    core.deregister_and_vacate(&batch);
     // Another thread may be deregistering the entry, so this thread waits until the entry is gone.
     Completion::of(core, Vec::from_iter(id)).wait(RECLAIM_TIMEOUT);
     true
@@ -302,7 +308,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     /// Makes room and reserves a slot. Returns `None` if entries in use leave no room.
     fn new(
         core: &'c Arc<Core<R, M>>,
-        mut table: MutexGuard<'c, Table<R::Access>>,
+        mut table: Locked<'c, Table<R::Access>>,
         range: VaRange,
         access: R::Access,
     ) -> Option<Self> {
@@ -326,19 +332,16 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                     link_version,
                     room_version: table.room_version(),
                 };
-                // This call deregisters the entries that the drain has killed. So the device has
-                // their room before the registration.
-                core.unlock(table);
+                core.unlock_by_miss(table);
                 return Some(reservation);
-            }
-            if !table.has_dead() {
-                table.make_room(&core.slab, bytes)?;
             }
             // Room becomes free when the dead entries are deregistered. The dead entries include
             // those that other threads have unlinked.
+            let batch = table.make_room(&core.slab, bytes)?;
             drop(table);
-            core.deregister_dead();
-            table = lock(&core.table);
+            core.deregister_batch(&batch);
+            table = core.lock();
+            core.vacate(&mut table, &batch);
         }
     }
 
@@ -383,7 +386,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             core.hints.note(wanted.start(), self.slot, self.range);
         }
         let guard = self.fill(registration, revocable);
-        core.unlock(table);
+        core.unlock_by_miss(table);
         tracing::trace!(range = ?guard.range(), "registered");
         Ok(Some(guard))
     }
@@ -412,7 +415,7 @@ impl<R: Registrar, M: Monitor> Drop for Reservation<'_, R, M> {
         if self.watched {
             self.core.unwatch(self.cookie);
         }
-        let mut table = lock(&self.core.table);
+        let mut table = self.core.lock();
         table.vacate(self.slot);
         self.core.notify_waiting(&table);
     }

@@ -13,6 +13,7 @@ use std::io;
 use crossbeam_utils::CachePadded;
 
 use crate::core::entry::Entry;
+use crate::core::marks::Marks;
 use crate::monitor::Cookie;
 use crate::sys::zeroed::{FromZeros, Zeroed};
 
@@ -51,21 +52,23 @@ pub(crate) enum EntryId {
     Uncached(u64),
 }
 
-/// The array of all entries; see the head of this file.
+/// The array of all entries, and their marks; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     entries: Zeroed<Padded<T>>,
+    pub(crate) marks: Marks,
 }
 
 impl<T> Slab<T> {
-    /// Makes a slab of `capacity` vacant entries.
+    /// Makes a slab of `capacity` vacant entries. `generation` is the generation of the marks.
     ///
     /// # Errors
     ///
     /// Returns the kernel's error if there is no address space left.
-    pub(crate) fn new(capacity: u32) -> io::Result<Self> {
+    pub(crate) fn new(capacity: u32, generation: u64) -> io::Result<Self> {
         Ok(Self {
             entries: Zeroed::new(capacity as usize)?,
+            marks: Marks::new(capacity, generation)?,
         })
     }
 

@@ -3,4 +3,5 @@
 pub(crate) mod fork;
 pub(crate) mod sync;
 pub(crate) mod thread;
+pub(crate) mod worker;
 pub(crate) mod zeroed;
