@@ -155,6 +155,9 @@ impl<T> Entry<T> {
     }
 
     unsafe fn fill(&self, content: T, state: u64) {
+        // This store comes first. If the page was never touched, a load would make the kernel map
+        // the zero page, and the next store would fault again.
+        self.used.store(0, Ordering::Relaxed);
         // `LIVE` is clear now, and a reader changes the state only if `LIVE` is set. So no thread
         // changes the state between this load and the store below.
         let hits = self.state.load(Ordering::Relaxed) & (ONE - HIT);
@@ -165,7 +168,6 @@ impl<T> Entry<T> {
         // SAFETY: the entry is vacant, so there is no reference. No reference is granted until
         // `LIVE` is set below. No other thread fills the entry.
         self.content.with_mut(|p| unsafe { (*p).write(content) });
-        self.used.store(0, Ordering::Relaxed);
         self.state.store(hits | state, Ordering::Release);
     }
 

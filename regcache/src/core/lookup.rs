@@ -321,7 +321,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         };
         let link_version = table.link_version();
         loop {
-            if let Some((slot, cookie)) = table.reserve(request) {
+            if let Some((slot, cookie)) = table.reserve(&core.slab, request) {
                 let reservation = Self {
                     core,
                     range,
@@ -337,7 +337,8 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             }
             // Room becomes free when the dead entries are deregistered. The dead entries include
             // those that other threads have unlinked.
-            let batch = table.make_room(&core.slab, bytes)?;
+            let mut batch = Batch::default();
+            table.make_room(&core.slab, bytes, &mut batch)?;
             drop(table);
             core.deregister_batch(&batch);
             table = core.lock();

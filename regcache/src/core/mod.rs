@@ -231,10 +231,16 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Releases the lock in a miss. If there is no reaper, takes a few dead entries and deregisters
     /// them.
     #[inline]
-    pub(crate) fn unlock_by_miss(&self, mut table: Locked<'_, Table<R::Access>>) {
-        if self.reaper.get().is_some() || !table.has_dead() {
-            return self.unlock(table);
+    pub(crate) fn unlock_by_miss(&self, table: Locked<'_, Table<R::Access>>) {
+        if table.has_dead() && self.reaper.get().is_none() {
+            self.deregister_few(table);
+        } else {
+            self.unlock(table);
         }
+    }
+
+    #[cold]
+    fn deregister_few(&self, mut table: Locked<'_, Table<R::Access>>) {
         let mut batch = Batch::default();
         for _ in 0..DEREGISTERED_BY_MISS {
             table.pop_dead(&mut batch);

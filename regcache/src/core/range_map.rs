@@ -415,6 +415,14 @@ impl RangeMap {
             return;
         };
         self.version += 1;
+        let last = self.last.position;
+        let is_elsewhere = (last.chunk, last.block) != (at.chunk, at.block);
+        let keeps_places = block.starts[BLOCK / FEW] != NONE;
+        if is_elsewhere && keeps_places && self.last.version == self.version - 1 {
+            // The removal moves no range of the block that the last search has found. So its result
+            // stays valid, and a miss that evicts an entry searches for its own range only once.
+            self.last.version = self.version;
+        }
         if item.len() == LONG {
             self.long.remove(&start);
         }
@@ -517,6 +525,8 @@ mod tests {
         Insert(usize, usize),
         Remove(usize),
         Look(usize),
+        /// Look an address up, remove another range, and look the address up again.
+        Evict(usize, usize),
     }
 
     fn ops() -> impl Strategy<Value = Op> {
@@ -524,7 +534,8 @@ mod tests {
         prop_oneof![
             3 => (at.clone(), 1..9_usize).prop_map(|(start, len)| Op::Insert(start, len)),
             2 => at.clone().prop_map(Op::Remove),
-            1 => at.prop_map(Op::Look),
+            1 => at.clone().prop_map(Op::Look),
+            2 => (at.clone(), at).prop_map(|(at, victim)| Op::Evict(at, victim)),
         ]
     }
 
@@ -580,6 +591,12 @@ mod tests {
                         map.remove(start);
                     }
                     Op::Look(at) => check(&mut map, &model, at),
+                    Op::Evict(at, victim) => {
+                        check(&mut map, &model, at);
+                        model.remove(&victim);
+                        map.remove(victim);
+                        check(&mut map, &model, at);
+                    }
                 }
             }
             check(&mut map, &model, 300);

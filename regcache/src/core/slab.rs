@@ -15,6 +15,7 @@ use crossbeam_utils::CachePadded;
 use crate::core::entry::Entry;
 use crate::core::marks::Marks;
 use crate::monitor::Cookie;
+use crate::sys::sync::{AtomicU32, Ordering};
 use crate::sys::zeroed::{FromZeros, Zeroed};
 
 /// The index of an entry in the slab.
@@ -26,6 +27,13 @@ impl Slot {
     /// slot and another number into one word.
     pub(crate) const BITS: u32 = 24;
 }
+
+/// The number of entries in the page that a cache uses first.
+const LEAST_POPULATED: u32 = 32;
+
+/// The maximum number of entries whose pages are added at once. Adding these 128 KiB takes some ten
+/// microseconds.
+const MOST_POPULATED: u32 = 1024;
 
 /// An entry that shares no cache line with another entry. So threads that use different entries do
 /// not write to the same cache line.
@@ -56,6 +64,8 @@ pub(crate) enum EntryId {
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     entries: Zeroed<Padded<T>>,
+    /// The number of entries whose pages were added in advance.
+    populated: AtomicU32,
     pub(crate) marks: Marks,
 }
 
@@ -68,8 +78,27 @@ impl<T> Slab<T> {
     pub(crate) fn new(capacity: u32, generation: u64) -> io::Result<Self> {
         Ok(Self {
             entries: Zeroed::new(capacity as usize)?,
+            populated: AtomicU32::new(0),
             marks: Marks::new(capacity, generation)?,
         })
+    }
+
+    /// Prepares for the use of `slot`. Slots are first used in ascending order. The caller holds the
+    /// table's lock.
+    #[inline]
+    pub(crate) fn prepare(&self, slot: Slot) {
+        if slot.0 >= self.populated.load(Ordering::Relaxed) {
+            self.populate(slot);
+        }
+    }
+
+    /// Adds the pages of about as many entries as are in use, but of at most [`MOST_POPULATED`].
+    #[cold]
+    fn populate(&self, Slot(first): Slot) {
+        let entries = first.clamp(LEAST_POPULATED, MOST_POPULATED);
+        self.entries
+            .populate(first as usize..(first + entries) as usize);
+        self.populated.store(first + entries, Ordering::Relaxed);
     }
 
     /// Returns the entry at `slot`, or `None` if the slab has no such slot.

@@ -155,9 +155,17 @@ impl<A: Access> Table<A> {
     }
 
     /// Reserves a slot and room in the budget for a registration, if there is room.
-    pub(crate) fn reserve(&mut self, request: Request<A>) -> Option<(Slot, Cookie)> {
-        let fits = self.budget.reserve(request.bytes);
-        fits.then(|| self.slots.reserve(request))
+    pub(crate) fn reserve<T>(
+        &mut self,
+        slab: &Slab<T>,
+        request: Request<A>,
+    ) -> Option<(Slot, Cookie)> {
+        if !self.budget.reserve(request.bytes) {
+            return None;
+        }
+        let (slot, cookie) = self.slots.reserve(request);
+        slab.prepare(slot);
+        Some((slot, cookie))
     }
 
     /// Returns true if the pending slot is marked as invalidated, because its memory has changed.
@@ -415,11 +423,15 @@ impl<A: Access> Table<A> {
 
 /// The methods for eviction, reclaim and deferred deregistration.
 impl<A: Access> Table<A> {
-    /// Makes room for a new entry of `bytes` bytes. Returns the slots of entries that the caller
-    /// must deregister, after which it has to try again. Evicts idle entries if deregistering the
-    /// dead entries does not make room. If too few entries are idle, returns `None` and evicts
-    /// nothing.
-    pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<Batch> {
+    /// Makes room for a new entry of `bytes` bytes. The caller must deregister the entries that are
+    /// put into the empty batch, and try again. Evicts idle entries if deregistering the dead
+    /// entries does not make room. If too few entries are idle, returns `None` and evicts nothing.
+    pub(crate) fn make_room<T>(
+        &mut self,
+        slab: &Slab<T>,
+        bytes: usize,
+        batch: &mut Batch,
+    ) -> Option<()> {
         if !self.has_dead() {
             // One victim is enough nearly always, and need not be put aside.
             let victim = self.victim(slab)?;
@@ -427,20 +439,21 @@ impl<A: Access> Table<A> {
                 .budget
                 .would_hold(bytes, 1, self.slots.at(victim).bytes)
             {
-                let dead = self.evict_victim(slab, victim);
-                return Some(dead.then(|| self.begin(victim)).into_iter().collect());
+                if self.evict_victim(slab, victim) {
+                    batch.push(self.begin(victim));
+                }
+                return Some(());
             }
             self.choose_and_evict(slab, bytes)?;
         }
-        let mut batch = Batch::default();
         let (mut gone, mut freed) = (0, 0);
         while !self.budget.would_hold(bytes, gone, freed)
-            && let Some(slot) = self.pop_dead(&mut batch)
+            && let Some(slot) = self.pop_dead(batch)
         {
             gone += 1;
             freed += self.slots.at(slot).bytes;
         }
-        Some(batch)
+        Some(())
     }
 
     /// Evicts idle entries until a new entry of `bytes` bytes fits. If too few entries are idle,
@@ -550,7 +563,7 @@ mod tests {
                 revocable: false,
                 bytes: 1,
             };
-            let (slot, _) = table.reserve(request).unwrap();
+            let (slot, _) = table.reserve(&slab, request).unwrap();
             table.link(&slab, slot);
             // SAFETY: the slot is reserved, so its entry is vacant and no other thread fills it.
             unsafe { slab.get(slot).unwrap().publish(0, false) };
