@@ -51,8 +51,9 @@ use crate::sys::sync::{Arc, Condvar, Ordering};
 use crate::sys::worker::Wake;
 
 /// The maximum number of marked entries that one lookup unlinks. So a small drain is over when the
-/// lookup that made it returns.
-const UNLINKED_BY_LOOKUP: usize = 64;
+/// lookup that made it returns. Under loom, lookups leave all marked entries to others, so that
+/// other lookups meet marked entries.
+const UNLINKED_BY_LOOKUP: usize = if cfg!(loom) { 0 } else { 64 };
 
 /// The maximum number of dead entries that a miss deregisters, each time that it releases the lock,
 /// if there is no reaper. A miss makes one registration, so the dead entries become fewer with each
