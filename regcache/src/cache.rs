@@ -323,6 +323,19 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         }
     }
 
+    /// Returns an error in a forked child, in which the cache cannot be used. The call has no other
+    /// effect.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Forked`] in a forked child.
+    pub fn check_process(&self) -> Result<(), Error> {
+        match self.core.in_child() {
+            true => Err(Error::Forked),
+            false => Ok(()),
+        }
+    }
+
     /// Returns the name of the monitor.
     ///
     /// The monitor itself is not accessible, because draining it elsewhere would take reports away
