@@ -181,10 +181,13 @@ impl Worker {
             if fds[0].any() == Some(true) {
                 return;
             }
-            let ready: Vec<_> = fds[2..].iter().map(|fd| fd.any() != Some(false)).collect();
+            let is_ready = fds[2..].iter().map(|fd| fd.any() != Some(false));
+            let ready: Vec<_> = jobs.iter().cloned().zip(is_ready).collect();
             let _ = signals.wake.read();
-            let failed = round(&jobs, &ready);
+            // An owner may have come and left work since the list was made. The signal is read
+            // already, so the new list must be used.
             jobs = lock(&self.state).jobs.clone();
+            let failed = round(&jobs, &ready);
             let pause = if failed { PAUSE_AFTER_FAILURE } else { PAUSE };
             let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
             let stopped = poll(&mut [readable(&signals.stop)], timeout);
@@ -197,11 +200,13 @@ impl Worker {
 
 /// Works for the owners that are ready or were woken, until no work is left. Returns true if some
 /// work failed.
-fn round(jobs: &[Arc<Job>], ready: &[bool]) -> bool {
+fn round(jobs: &[Arc<Job>], ready: &[(Arc<Job>, bool)]) -> bool {
     let mut failed = false;
     let mut working = Vec::new();
-    for (job, &ready) in jobs.iter().zip(ready) {
+    for job in jobs {
         let woken = job.notice.woken.swap(false, Ordering::AcqRel);
+        let is_ready = |(other, ready): &(_, bool)| *ready && Arc::ptr_eq(other, job);
+        let ready = ready.iter().any(is_ready);
         if ready || woken {
             failed |= job.unless_left(|work| ready && !work.begin());
             working.push(job);
