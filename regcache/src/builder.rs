@@ -1,6 +1,7 @@
 //! [`Builder`]: the options of a cache, and their defaults.
 
 use std::io;
+use std::sync::OnceLock;
 
 use crossbeam_utils::CachePadded;
 use nix::unistd::{SysconfVar, sysconf};
@@ -10,6 +11,7 @@ use crate::core::Core;
 use crate::core::budget::Budget;
 use crate::core::fresh::Fresh;
 use crate::core::hints::Hints;
+use crate::core::lock::Lock;
 use crate::core::pool::Pool;
 use crate::core::reaper::Reaper;
 use crate::core::slab::{SPARE, Slab, Slot};
@@ -19,7 +21,7 @@ use crate::limits;
 use crate::monitor::{Auto, Monitor, auto};
 use crate::registrar::Registrar;
 use crate::sys::fork::ForkMark;
-use crate::sys::sync::{Arc, Condvar, Mutex};
+use crate::sys::sync::{Arc, Condvar};
 
 const DEFAULT_MAX_ENTRIES: u32 = 65_536;
 
@@ -222,20 +224,22 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
         let max_entries = options.max_entries as usize;
         let budget = Budget::new(max_entries, max_bytes, options.pool.clone());
         let table = Table::new(budget, capacity as usize);
+        let generation = monitor.drain(&mut |_| {})?;
         let core = Arc::new(Core {
-            drained: ForkMark::new(!monitor.drain(&mut |_| {})?)?,
+            drained: ForkMark::new(!generation)?,
             monitor,
             hints: Hints::new(options.max_entries)?,
-            slab: Slab::new(capacity)?,
+            slab: Slab::new(capacity, generation)?,
             registrar,
             page_size: system_value(SysconfVar::PAGE_SIZE, 4096),
             widening: options.widening,
             revoke_remote_keys: options.revoke_remote_keys,
             fresh: Fresh::default(),
             pool: options.pool,
-            table: CachePadded::new(Mutex::new(table)),
+            table: CachePadded::new(Lock::new(table)),
             deregistered: Condvar::new(),
             settled: Condvar::new(),
+            reaper: OnceLock::new(),
         });
         #[cfg(not(loom))]
         if let Some(pool) = &core.pool {

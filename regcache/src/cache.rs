@@ -6,19 +6,18 @@ use std::mem;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
+use crate::core::Core;
 use crate::core::completion::Completion;
 use crate::core::guard::Guard;
 use crate::core::lookup::{Keep, find_cached, lookup};
 use crate::core::reaper::Reaper;
-use crate::core::slab::{EntryId, Slab, Slot};
-use crate::core::table::Table;
-use crate::core::{Content, Core};
+use crate::core::slab::Slot;
 use crate::error::Error;
 use crate::monitor::{Auto, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;
 use crate::stats::Stats;
-use crate::sys::sync::{Arc, lock};
+use crate::sys::sync::Arc;
 
 /// A registration cache for one registrar.
 ///
@@ -138,7 +137,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if core.in_child() {
             return Err(Error::Forked);
         }
-        let mut table = lock(&core.table);
+        let mut table = core.lock();
         table.invalidate_covering(&core.slab, range);
         core.unlock(table);
         Ok(())
@@ -172,10 +171,17 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if core.in_child() {
             return Err(Error::Forked);
         }
-        if !core.is_current() {
+        // Entries of other memory may still have to be unlinked. `marks.rs` argues that an entry
+        // without a mark can serve the lookup.
+        let marks = &core.slab.marks;
+        if core.monitor.generation() != marks.generation() {
             return Ok(None);
         }
-        let hit = |slot| core.hit(slot, range, access);
+        // The mark must be checked before a reference is taken.
+        let hit = |slot| match marks.contains(slot) {
+            false => core.hit(slot, range, access),
+            true => None,
+        };
         Ok(core.hints.any(range.start(), hit))
     }
 
@@ -298,7 +304,10 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// ```
     pub fn invalidate(&self, start: *const u8, len: usize) -> Result<Completion<R, M>, Error> {
         let range = VaRange::new(start, len)?;
-        self.unlink(|table, slab| table.invalidate_overlapping(slab, range))
+        self.unlink(
+            |core| core.unlink_overlapping(range),
+            |its| its.overlaps(&range),
+        )
     }
 
     /// Invalidates every registration in the cache. The effects are those of
@@ -308,22 +317,23 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ///
     /// Returns [`Error::Forked`] in a forked child.
     pub fn flush(&self) -> Result<Completion<R, M>, Error> {
-        self.unlink(|table, slab| {
-            table.unlink_all(slab);
-            table.outstanding(|_| true)
-        })
+        self.unlink(Core::unlink_all, |_| true)
     }
 
+    /// Unlinks entries by `unlink`, and deregisters those that are idle. The completion waits for
+    /// the registrations for whose ranges `meant` returns true.
     fn unlink(
         &self,
-        from: impl FnOnce(&mut Table<R::Access>, &Slab<Content<R, M>>) -> Vec<EntryId>,
+        unlink: impl FnOnce(&Core<R, M>),
+        meant: impl Fn(&VaRange) -> bool,
     ) -> Result<Completion<R, M>, Error> {
         let core = &self.core;
         if core.in_child() {
             return Err(Error::Forked);
         }
-        let outstanding = from(&mut lock(&core.table), &core.slab);
-        core.deregister_dead();
+        unlink(core);
+        core.unlink_and_deregister();
+        let outstanding = core.lock().outstanding(meant);
         Ok(Completion::of(core, outstanding))
     }
 
@@ -432,13 +442,26 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
             return Stats::default();
         }
         let (slots, stats) = {
-            let table = lock(&core.table);
+            let table = core.lock();
             (table.slots(), table.stats())
         };
         let entries = (0..slots).filter_map(|i| core.slab.get(Slot(i)));
         Stats {
             hits: entries.map(|entry| entry.hits()).sum(),
             ..stats
+        }
+    }
+
+    /// Returns an error in a forked child, in which the cache cannot be used. The call has no other
+    /// effect.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Forked`] in a forked child.
+    pub fn check_process(&self) -> Result<(), Error> {
+        match self.core.in_child() {
+            true => Err(Error::Forked),
+            false => Ok(()),
         }
     }
 
@@ -467,8 +490,8 @@ impl<R: Registrar, M: Monitor> Drop for Cache<R, M> {
             return;
         }
         self.reaper.take();
-        lock(&self.core.table).unlink_all(&self.core.slab);
-        self.core.deregister_dead();
+        self.core.unlink_all();
+        self.core.unlink_and_deregister();
     }
 }
 

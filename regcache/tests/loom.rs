@@ -271,6 +271,77 @@ fn loom_finds_the_stale_hit_when_the_report_is_late() {
     loom::model(|| handed_to_another_thread(Flaw::ReportIsLate));
 }
 
+/// One thread remaps the page and then looks it up. Meanwhile another thread drains the report, and
+/// unlinks and deregisters the entry. The lookup may find the entry marked, dead or gone.
+#[test]
+fn loom_a_lookup_while_another_thread_unlinks_is_never_stale() {
+    loom::model(|| {
+        let kernel = FakeKernel::new(Flaw::None);
+        let cache = cache(&kernel, 2);
+        drop(cache.get(PAGE, 1, ()).unwrap());
+        let reaper = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || cache.reap().unwrap())
+        };
+        let now = kernel.remap();
+        let guard = cache.get(PAGE, 1, ()).unwrap();
+        assert_eq!(guard.registration().0, now, "stale");
+        reaper.join().unwrap();
+        drop(guard);
+        assert_balanced(&kernel, cache);
+    });
+}
+
+/// One thread drains the report of a change and unlinks the entry. Meanwhile another thread, which
+/// was handed the address, looks the page up, and a third one flushes.
+#[test]
+fn loom_an_address_handed_over_while_others_unlink_is_never_served_stale() {
+    // With more preemptions, three threads take too long.
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = model.preemption_bound.map(|bound| bound.min(1));
+    model.check(|| {
+        let kernel = FakeKernel::new(Flaw::None);
+        let cache = cache(&kernel, 2);
+        drop(cache.get(PAGE, 1, ()).unwrap());
+        let flusher = {
+            let cache = Arc::clone(&cache);
+            thread::spawn(move || drop(cache.flush().unwrap()))
+        };
+        let receiver = {
+            let (cache, kernel) = (Arc::clone(&cache), Arc::clone(&kernel));
+            thread::spawn(move || {
+                let version = kernel.version.load(Ordering::Acquire);
+                let guard = cache.get(PAGE, 1, ()).unwrap();
+                assert!(guard.registration().0 >= version, "stale");
+            })
+        };
+        kernel.remap();
+        cache.reap().unwrap();
+        receiver.join().unwrap();
+        flusher.join().unwrap();
+        assert_balanced(&kernel, cache);
+    });
+}
+
+/// A search for a victim parks an entry while its last guard is dropped. The entry is evicted by
+/// the next search at the latest.
+#[test]
+fn loom_a_parked_entry_is_evicted_after_its_last_guard() {
+    loom::model(|| {
+        let kernel = FakeKernel::new(Flaw::None);
+        let cache = cache(&kernel, 1);
+        let held = cache.get(PAGE, 1, ()).unwrap();
+        let dropper = thread::spawn(move || drop(held));
+        let elsewhere = PAGE.wrapping_add(0x1000);
+        drop(cache.get(elsewhere, 1, ()).unwrap());
+        dropper.join().unwrap();
+        let guard = cache.get(elsewhere, 1, ()).unwrap();
+        assert!(guard.is_cached(), "an idle entry was not evicted");
+        drop(guard);
+        assert_balanced(&kernel, cache);
+    });
+}
+
 /// One thread drops a guard while another thread evicts the entry and remaps the page. Each
 /// registration is deregistered exactly once.
 #[test]

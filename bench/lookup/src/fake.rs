@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use memmap2::{MmapMut, MmapOptions};
 use regcache::monitor::{Cookie, Monitor};
@@ -16,9 +17,19 @@ use crate::Addresses;
 pub struct DummyRegistrar {
     made: AtomicU64,
     destroyed: AtomicU64,
+    /// The time that a deregistration takes.
+    deregistering: Duration,
 }
 
 impl DummyRegistrar {
+    /// Makes a registrar whose deregistrations take as long as `deregistering`.
+    pub fn slow(deregistering: Duration) -> Self {
+        Self {
+            deregistering,
+            ..Self::default()
+        }
+    }
+
     /// Returns the number of registrations that were made, and the number that were destroyed.
     pub fn counts(&self) -> (u64, u64) {
         let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
@@ -40,6 +51,12 @@ unsafe impl Registrar for DummyRegistrar {
 
     #[inline]
     fn deregister(&self, _: u64) -> io::Result<()> {
+        if !self.deregistering.is_zero() {
+            let start = Instant::now();
+            while start.elapsed() < self.deregistering {
+                std::hint::spin_loop();
+            }
+        }
         self.destroyed.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -159,6 +176,21 @@ impl FakeMonitor {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         invalidated.push(cookie);
+        kernel.page.word().fetch_add(1, Ordering::Release);
+    }
+
+    /// Invalidates the ranges with these starts in one change.
+    pub fn invalidate_all(&self, starts: impl Iterator<Item = usize>) {
+        let kernel = &*self.0;
+        let cookie = |start| {
+            let number = kernel.addresses.number(start);
+            kernel.cookies[number].load(Ordering::Relaxed)
+        };
+        let mut invalidated = kernel
+            .invalidated
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        invalidated.extend(starts.map(cookie).filter(|&cookie| cookie != 0));
         kernel.page.word().fetch_add(1, Ordering::Release);
     }
 }

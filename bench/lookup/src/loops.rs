@@ -14,6 +14,18 @@ const BATCH: usize = 1000;
 /// use, so the loops visit all ranges. The order of the visits is not ascending.
 const STEP: usize = 7919;
 
+/// Registers the ranges with these numbers, in this order.
+#[inline(always)]
+pub fn register(
+    subject: &impl Subject,
+    addresses: &Addresses,
+    numbers: impl Iterator<Item = usize>,
+) {
+    for i in numbers {
+        subject.get_put(addresses.entry(i), addresses.len());
+    }
+}
+
 /// Registers all ranges.
 pub fn fill(subject: &impl Subject, addresses: &Addresses) {
     for k in 0..addresses.count() {

@@ -25,9 +25,22 @@ impl Regcache {
     ///
     /// Returns the errors of [`Builder::build`](regcache::Builder::build).
     pub fn new(addresses: &Arc<Addresses>, max_entries: usize) -> io::Result<Self> {
+        Self::with_registrar(DummyRegistrar::default(), addresses, max_entries)
+    }
+
+    /// Makes an empty cache of at most `max_entries` entries, over `registrar`.
+    ///
+    /// # Errors
+    ///
+    /// Returns the errors of [`Builder::build`](regcache::Builder::build).
+    pub fn with_registrar(
+        registrar: DummyRegistrar,
+        addresses: &Arc<Addresses>,
+        max_entries: usize,
+    ) -> io::Result<Self> {
         let monitor = FakeMonitor::new(addresses)?;
         Ok(Self {
-            cache: of(monitor.clone(), max_entries)?,
+            cache: of(registrar, monitor.clone(), max_entries)?,
             monitor,
             addresses: Arc::clone(addresses),
         })
@@ -38,11 +51,25 @@ impl Regcache {
     pub fn mark(&self, start: usize) {
         self.monitor.invalidate(start);
     }
+
+    /// Reports one change of the ranges with these starts.
+    pub fn mark_all(&self, starts: impl Iterator<Item = usize>) {
+        self.monitor.invalidate_all(starts);
+    }
+
+    /// Deregisters the ranges that were reported, as the reaper does.
+    pub fn reap(&self) {
+        self.cache.reap().expect("no call of the dummies fails");
+    }
 }
 
 /// Makes an empty cache of at most `max_entries` entries.
-fn of<M: Monitor>(monitor: M, max_entries: usize) -> io::Result<Cache<DummyRegistrar, M>> {
-    Cache::builder(DummyRegistrar::default())
+fn of<M: Monitor>(
+    registrar: DummyRegistrar,
+    monitor: M,
+    max_entries: usize,
+) -> io::Result<Cache<DummyRegistrar, M>> {
+    Cache::builder(registrar)
         .monitor(monitor)
         .max_entries(u32::try_from(max_entries).unwrap_or(u32::MAX))
         .max_bytes(usize::MAX)
@@ -65,11 +92,12 @@ impl Subject for Regcache {
         get_put(&self.cache, start, len);
     }
 
-    /// Reports the change, and makes the cache drain the report with a lookup of the first range.
-    /// The first range stays registered.
+    /// Reports the change, and makes the cache drain the report and deregister the range, as the
+    /// reaper does. Then looks up the first range, which stays registered.
     #[inline(always)]
     fn invalidate(&self, start: usize, _: usize) {
         self.mark(start);
+        self.reap();
         self.get_put(self.addresses.entry(0), self.addresses.len());
     }
 
@@ -92,7 +120,8 @@ impl Unwatched {
     ///
     /// Returns the errors of [`Builder::build`](regcache::Builder::build).
     pub fn new(max_entries: usize) -> io::Result<Self> {
-        Ok(Self(of(DummyMonitor::new()?, max_entries)?))
+        let registrar = DummyRegistrar::default();
+        Ok(Self(of(registrar, DummyMonitor::new()?, max_entries)?))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::core::slab::EntryId;
 use crate::core::table::Table;
 use crate::monitor::{Auto, Monitor};
 use crate::registrar::Registrar;
-use crate::sys::sync::{Arc, lock, wait_for};
+use crate::sys::sync::Arc;
 
 /// The registrations that guards may still hold although no later lookup returns them. Uncached
 /// registrations are included.
@@ -37,7 +37,7 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
             return 0;
         }
         let core = Arc::clone(&self.core);
-        self.count(&lock(&core.table))
+        self.count(&core.lock())
     }
 
     /// Waits until all registrations are deregistered, for `timeout` at most. Returns true if no
@@ -51,7 +51,7 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
         }
         let core = Arc::clone(&self.core);
         let until = Instant::now().checked_add(timeout);
-        let mut table = lock(&core.table);
+        let mut table = core.lock();
         table.waiting += 1;
         let mut done = self.count(&table) == 0;
         while !done {
@@ -62,7 +62,7 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
             if rest.is_zero() {
                 break;
             }
-            table = wait_for(&core.deregistered, table, rest);
+            table = table.wait_for(&core.deregistered, rest);
             done = self.count(&table) == 0;
         }
         table.waiting -= 1;

@@ -2,14 +2,14 @@
 //!
 //! # The state
 //!
-//! One atomic word holds two flags, a count of hits and a count of references. So a lookup checks
+//! One atomic word holds three flags, a count of hits and a count of references. So a lookup checks
 //! that the entry is live, takes a reference and counts a hit in a single step.
 //!
 //! ```text
-//!   63                          29 28                        2       1       0
-//!  ┌──────────────────────────────┬───────────────────────────┬───────────┬──────┐
-//!  │ references, 35 bits          │ hits, 27 bits             │ REVOCABLE │ LIVE │
-//!  └──────────────────────────────┴───────────────────────────┴───────────┴──────┘
+//!   63                       29 28                     3     2        1         0
+//!  ┌───────────────────────────┬────────────────────────┬────────┬───────────┬──────┐
+//!  │ references, 35 bits       │ hits, 26 bits          │ PARKED │ REVOCABLE │ LIVE │
+//!  └───────────────────────────┴────────────────────────┴────────┴───────────┴──────┘
 //! ```
 //!
 //! The *content* of an entry is its registration, with the range, the access and other data
@@ -50,10 +50,19 @@
 //!    reference to the registration that is live in the entry at that moment. This registration is
 //!    never dead, but it may not be the one that the reader looked for. So the reader must check
 //!    that the registration serves its request.
-//! 4. *No count runs into its neighbour.* If the word holds 2^26 hits, half of them must move to a
+//! 4. *No count runs into its neighbour.* If the word holds 2^25 hits, half of them must move to a
 //!    separate counter before another reference is granted. While there are 2^33 references or
-//!    more, hits do not move. Each reference granted adds a hit, so at most 2^26 references are
+//!    more, hits do not move. Each reference granted adds a hit, so at most 2^25 references are
 //!    granted beyond 2^33. The count of references has 35 bits, so it does not overflow.
+//!
+//! # Parked entries
+//!
+//! A search for an entry to evict *parks* the entries that guards hold (`eviction.rs`). The drop of
+//! the last guard of a parked entry makes the entry a candidate again. So such a guard must learn
+//! from its release that the entry is parked, but after the release it may not access the entry any
+//! more. So the guard looks at the flag before the release. If the entry is parked between the two,
+//! the guard does not tell the table. The search finds such an entry later (`Table::victim`). The
+//! flag has no effect on the argument above.
 
 use std::mem::MaybeUninit;
 
@@ -62,8 +71,12 @@ use crate::sys::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
 const LIVE: u64 = 1;
 /// The flag of a registration that is not retained. The drop of its last guard revokes it.
 const REVOCABLE: u64 = 1 << 1;
+/// The flag of an entry that a search for a victim has found in use.
+const PARKED: u64 = 1 << 2;
+/// The flags that the drop of a guard must act on.
+const TOLD: u64 = REVOCABLE | PARKED;
 /// The unit of the count of hits.
-const HIT: u64 = 1 << 2;
+const HIT: u64 = 1 << 3;
 /// The value of the hits' bits at which hits move to a separate counter: half of the maximum.
 const MANY_HITS: u64 = 1 << 28;
 /// The hits that move to the separate counter in one step. The remaining hits stay in the word, so
@@ -94,7 +107,7 @@ pub(crate) struct Entry<T> {
 pub(crate) enum Left {
     /// Guards, or the index if it retains the registration.
     Others,
-    /// Only the index, which must not retain the registration.
+    /// Only the index. The registration must not be retained, or the entry is parked.
     Index,
     /// No owner. The caller must [`take`](Entry::take) the content.
     Nobody,
@@ -142,6 +155,9 @@ impl<T> Entry<T> {
     }
 
     unsafe fn fill(&self, content: T, state: u64) {
+        // This store comes first. If the page was never touched, a load would make the kernel map
+        // the zero page, and the next store would fault again.
+        self.used.store(0, Ordering::Relaxed);
         // `LIVE` is clear now, and a reader changes the state only if `LIVE` is set. So no thread
         // changes the state between this load and the store below.
         let hits = self.state.load(Ordering::Relaxed) & (ONE - HIT);
@@ -152,7 +168,6 @@ impl<T> Entry<T> {
         // SAFETY: the entry is vacant, so there is no reference. No reference is granted until
         // `LIVE` is set below. No other thread fills the entry.
         self.content.with_mut(|p| unsafe { (*p).write(content) });
-        self.used.store(0, Ordering::Relaxed);
         self.state.store(hits | state, Ordering::Release);
     }
 
@@ -238,7 +253,7 @@ impl<T> Entry<T> {
             before & REFERENCES != 0,
             "released a reference that did not exist"
         );
-        if before & (LIVE | REVOCABLE) == LIVE {
+        if before & (LIVE | TOLD) == LIVE {
             return Left::Others;
         }
         self.left_of(before)
@@ -317,11 +332,28 @@ impl<T> Entry<T> {
         self.state.load(Ordering::Relaxed) & REFERENCES > ONE
     }
 
-    /// Returns true if the drop of the last guard has to revoke the registration. The caller must
-    /// own a reference to the entry.
+    /// Returns true if the drop of the last guard has to revoke the registration, or to make the
+    /// entry a candidate for eviction again. The caller must own a reference to the entry.
     #[inline]
-    pub(crate) fn is_revocable(&self) -> bool {
-        self.state.load(Ordering::Relaxed) & REVOCABLE != 0
+    pub(crate) fn awaits_last_guard(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & TOLD != 0
+    }
+
+    /// Parks a live entry if it is in use. Returns true if the entry is parked. The caller holds
+    /// the table's lock.
+    pub(crate) fn park(&self) -> bool {
+        let before = self.state.fetch_or(PARKED, Ordering::Relaxed);
+        let in_use = before & REFERENCES > ONE;
+        if !in_use {
+            self.unpark();
+        }
+        in_use
+    }
+
+    /// Clears the flag of a parked entry. Returns true if the entry was parked. The caller holds
+    /// the table's lock.
+    pub(crate) fn unpark(&self) -> bool {
+        self.state.fetch_and(!PARKED, Ordering::Relaxed) & PARKED != 0
     }
 
     /// Sets the reference bit, which records that a lookup has found the entry.
@@ -390,7 +422,7 @@ mod tests {
         // SAFETY: the test has one thread, and it counts the references by hand.
         unsafe {
             entry.publish(7, true);
-            assert!(entry.is_revocable());
+            assert!(entry.awaits_last_guard());
             assert!(entry.acquire());
             assert_eq!(entry.release(), Left::Others);
             assert_eq!(entry.release(), Left::Index);
@@ -399,7 +431,31 @@ mod tests {
             assert_eq!(entry.release(), Left::Nobody);
             entry.take();
             entry.publish(8, false);
-            assert!(!entry.is_revocable());
+            assert!(!entry.awaits_last_guard());
+        }
+    }
+
+    #[test]
+    fn the_last_guard_of_a_parked_entry_is_told() {
+        let entry = Entry::vacant();
+        // SAFETY: the test has one thread, and it counts the references by hand.
+        unsafe {
+            entry.publish(7, false);
+            assert!(entry.acquire());
+            assert!(entry.park());
+            assert!(entry.awaits_last_guard());
+            assert_eq!(entry.release(), Left::Others);
+            assert_eq!(entry.release(), Left::Index);
+            assert!(!entry.park(), "idle");
+            assert!(!entry.awaits_last_guard());
+            assert!(entry.acquire(), "a parked entry stays live");
+            assert!(entry.park());
+            assert!(!entry.kill());
+            assert_eq!(entry.release(), Left::Nobody);
+            entry.take();
+            entry.publish(8, false);
+            assert!(!entry.awaits_last_guard());
+            assert!(!entry.unpark());
         }
     }
 

@@ -1,22 +1,38 @@
-//! [`Eviction`]: the order in which entries are evicted, and the lists of entries to deregister.
+//! [`Eviction`]: the order in which entries are evicted, and the lists of entries to unlink and to
+//! deregister.
 //!
 //! The order is CLOCK (second chance), an approximation of LRU. The head of the list of live
-//! entries is evicted if it is idle and its reference bit is clear. Otherwise the entry moves to
-//! the tail. If the entry is idle, its reference bit is cleared. A hit does not touch the list. A
-//! hit only sets the reference bit of its entry. (docs/design/eviction.md compares CLOCK with other
-//! orders.)
+//! entries is evicted if it is idle and its reference bit is clear. An idle entry whose reference
+//! bit is set moves to the tail, and its bit is cleared. A hit does not touch the list. A hit only
+//! sets the reference bit of its entry. (docs/design/eviction.md compares CLOCK with other orders.)
+//!
+//! Two rules bound the cost of a search, and let no search fail while an entry is idle:
+//!
+//! - A search gives at most [`CHANCES`] second chances. After that it takes the first idle entry.
+//! - An entry in use is *parked*: it moves to a list of its own, where later searches do not meet
+//!   it. The drop of its last guard moves it back to the tail of the list of live entries
+//!   (`entry.rs`). So a search examines an entry in use only once for each time that the entry is
+//!   in use.
 
 use crate::core::slab::Slot;
 
-/// The maximum number of entries that one search for a victim examines. An examined entry moves to
-/// the tail of the list, so the next search starts with the entries that follow.
-const PATIENCE: usize = 4096;
+/// The maximum number of second chances that one search gives.
+const CHANCES: usize = 256;
 
-/// The name of a list. A slot is in at most one of the three lists.
+/// The number of parked entries that a search examines if no other entry is left.
+const PARKED: usize = 16;
+
+/// The name of a list. A slot is in at most one list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum List {
-    /// Live entries, in the order of eviction.
+    /// Linked entries, in the order of eviction.
     Live,
+    /// Linked entries that a search has found in use.
+    Parked,
+    /// Linked entries that a search has chosen, if it has to choose several.
+    Chosen,
+    /// Linked entries that a report has named, and that are to be unlinked.
+    Marked,
     /// Unlinked entries that no guard holds and that no thread has begun to deregister.
     Dead,
     /// Unlinked entries that guards still hold, and entries that a thread is deregistering.
@@ -24,7 +40,7 @@ pub(crate) enum List {
 }
 
 impl List {
-    const COUNT: usize = 3;
+    const COUNT: usize = 6;
 
     /// Returns the list's sentinel node, which comes before the list's head and after its tail.
     fn sentinel(self) -> u32 {
@@ -37,8 +53,17 @@ impl List {
 pub(crate) struct Eviction {
     /// The sentinels of all lists, followed by the nodes of the slots.
     nodes: Vec<Node>,
-    /// The length of [`List::Live`].
-    live: usize,
+}
+
+/// The state of an entry, as a search for a victim sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// A guard holds the entry, and the entry is parked.
+    InUse,
+    /// The entry is idle, and its reference bit was set. The bit is clear now.
+    Used,
+    /// The entry is idle, and its reference bit was clear.
+    Idle,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +96,6 @@ impl Eviction {
     pub(crate) fn new() -> Self {
         Self {
             nodes: (0..List::COUNT).map(Node::unlinked).collect(),
-            live: 0,
         }
     }
 
@@ -105,36 +129,54 @@ impl Eviction {
     /// Adds a slot, which must be in no list, at the tail of `list`.
     pub(crate) fn push(&mut self, list: List, slot: Slot) {
         self.insert_after(self.at(list.sentinel()).prev, slot);
-        self.live += usize::from(list == List::Live);
     }
 
-    /// Puts a slot that `victim` returned back at the head of the list of live entries.
-    pub(crate) fn put_back(&mut self, slot: Slot) {
-        self.insert_after(List::Live.sentinel(), slot);
-        self.live += 1;
+    /// Moves a slot from its list to the tail of `list`.
+    pub(crate) fn move_to(&mut self, list: List, slot: Slot) {
+        self.remove(slot);
+        self.push(list, slot);
     }
 
-    /// Removes a slot from `list`, which must contain it.
-    pub(crate) fn remove(&mut self, list: List, slot: Slot) {
+    /// Moves all slots of [`List::Chosen`] back to the head of [`List::Live`], in the order in which
+    /// they were chosen.
+    pub(crate) fn put_back(&mut self) {
+        while let Some(slot) = slot_of(self.at(List::Chosen.sentinel()).prev) {
+            self.remove(slot);
+            self.insert_after(List::Live.sentinel(), slot);
+        }
+    }
+
+    /// Removes a slot from its list.
+    pub(crate) fn remove(&mut self, slot: Slot) {
         let Node { prev, next } = self.at(node_of(slot));
         self.nodes[prev as usize].next = next;
         self.nodes[next as usize].prev = prev;
-        self.live -= usize::from(list == List::Live);
     }
 
-    /// Removes the next entry to evict from the list of live entries, and returns it. An entry can
-    /// be evicted if `is_idle` returns true: the entry is not in use, and its reference bit is
-    /// clear. Returns `None` if the search finds no such entry.
-    pub(crate) fn victim(&mut self, mut is_idle: impl FnMut(Slot) -> bool) -> Option<Slot> {
-        // Two rounds over the list suffice, because the first round clears every reference bit of
-        // an idle entry.
-        for _ in 0..PATIENCE.min(2 * self.live) {
-            let slot = self.head(List::Live)?;
-            self.remove(List::Live, slot);
-            if is_idle(slot) {
+    /// Returns the next entry to evict, which stays at the head of its list. `examine` looks at an
+    /// entry, clears its reference bit, and parks it if it is in use. Returns `None` if all entries
+    /// are in use.
+    pub(crate) fn victim(&mut self, mut examine: impl FnMut(Slot) -> Use) -> Option<Slot> {
+        let mut chances = CHANCES;
+        while let Some(slot) = self.head(List::Live) {
+            match examine(slot) {
+                Use::Idle => return Some(slot),
+                Use::Used if chances == 0 => return Some(slot),
+                Use::Used => {
+                    chances -= 1;
+                    self.move_to(List::Live, slot);
+                }
+                Use::InUse => self.move_to(List::Parked, slot),
+            }
+        }
+        // A guard that was dropped while its entry was being parked may not have told the table. So
+        // the parked entries are examined again, a few in each search.
+        for _ in 0..PARKED {
+            let slot = self.head(List::Parked)?;
+            if examine(slot) != Use::InUse {
                 return Some(slot);
             }
-            self.push(List::Live, slot);
+            self.move_to(List::Parked, slot);
         }
         None
     }
@@ -144,29 +186,100 @@ impl Eviction {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_entry_that_was_used_gets_a_second_chance() {
+    /// Searches for a victim among entries of which some are in use and some were used.
+    fn victim(eviction: &mut Eviction, in_use: &[u32], used: &mut Vec<u32>) -> Option<u32> {
+        let victim = eviction.victim(|Slot(slot)| {
+            if in_use.contains(&slot) {
+                return Use::InUse;
+            }
+            let before = used.len();
+            used.retain(|&other| other != slot);
+            if used.len() < before {
+                Use::Used
+            } else {
+                Use::Idle
+            }
+        })?;
+        Some(victim.0)
+    }
+
+    fn of(entries: u32) -> Eviction {
         let mut eviction = Eviction::new();
-        for slot in 0..4 {
+        for slot in 0..entries {
             eviction.push(List::Live, Slot(slot));
         }
-        eviction.remove(List::Live, Slot(2));
-        let victim =
-            |eviction: &mut Eviction, used: &[u32]| eviction.victim(|slot| !used.contains(&slot.0));
-        assert_eq!(victim(&mut eviction, &[0]), Some(Slot(1)));
-        eviction.put_back(Slot(1));
-        assert_eq!(victim(&mut eviction, &[1]), Some(Slot(3)), "0 is behind it");
-        assert_eq!(victim(&mut eviction, &[0, 1]), None, "the search ends");
-        assert_eq!(victim(&mut eviction, &[1]), Some(Slot(0)));
-        eviction.remove(List::Live, Slot(1));
-        assert_eq!(victim(&mut eviction, &[]), None);
+        eviction
+    }
+
+    fn all(eviction: &Eviction, list: List) -> Vec<u32> {
+        eviction.all(list).map(|slot| slot.0).collect()
+    }
+
+    #[test]
+    fn an_entry_that_was_used_gets_a_second_chance() {
+        let mut eviction = of(4);
+        eviction.remove(Slot(2));
+        assert_eq!(victim(&mut eviction, &[], &mut vec![0]), Some(1));
+        assert_eq!(all(&eviction, List::Live), [1, 3, 0]);
+        assert_eq!(victim(&mut eviction, &[], &mut vec![0, 1, 3]), Some(1));
+        assert_eq!(all(&eviction, List::Live), [1, 3, 0], "a whole round");
+    }
+
+    #[test]
+    fn a_search_does_not_fail_while_an_entry_is_idle_and_gives_a_bounded_number_of_chances() {
+        let entries = 4 * CHANCES as u32;
+        let mut eviction = of(entries);
+        let mut used = (0..entries).collect();
+        assert_eq!(
+            victim(&mut eviction, &[], &mut used),
+            Some(CHANCES as u32),
+            "all were used"
+        );
+        let in_use: Vec<_> = (0..entries).filter(|&slot| slot != 700).collect();
+        assert_eq!(victim(&mut eviction, &in_use, &mut vec![]), Some(700));
+    }
+
+    #[test]
+    fn a_search_meets_an_entry_in_use_once() {
+        let mut eviction = of(1000);
+        let mut examined = 0;
+        let mut search = |eviction: &mut Eviction| {
+            let before = examined;
+            let found = eviction.victim(|_| {
+                examined += 1;
+                Use::InUse
+            });
+            assert_eq!(found, None);
+            examined - before
+        };
+        assert_eq!(search(&mut eviction), 1000 + PARKED);
+        assert_eq!(search(&mut eviction), PARKED);
+        assert_eq!(eviction.head(List::Live), None);
+        let parked = all(&eviction, List::Parked);
+        assert_eq!(parked.len(), 1000);
+        assert_eq!(
+            parked[0],
+            2 * PARKED as u32,
+            "the next search goes on there"
+        );
+        let idle = parked[3];
+        let in_use: Vec<_> = (0..1000).filter(|&slot| slot != idle).collect();
+        assert_eq!(victim(&mut eviction, &in_use, &mut vec![]), Some(idle));
+    }
+
+    #[test]
+    fn chosen_entries_go_back_in_their_order() {
+        let mut eviction = of(4);
+        eviction.move_to(List::Chosen, Slot(0));
+        eviction.move_to(List::Chosen, Slot(1));
+        eviction.put_back();
+        assert_eq!(all(&eviction, List::Live), [0, 1, 2, 3]);
+        assert!(all(&eviction, List::Chosen).is_empty());
     }
 
     #[test]
     fn lists_do_not_meet() {
         let mut eviction = Eviction::new();
-        let all =
-            |eviction: &Eviction, list| eviction.all(list).map(|slot| slot.0).collect::<Vec<_>>();
         for slot in [5, 0, 3] {
             eviction.push(List::Dead, Slot(slot));
         }
@@ -175,8 +288,7 @@ mod tests {
         }
         assert!(all(&eviction, List::Live).is_empty());
         assert_eq!(all(&eviction, List::Dead), [5, 0, 3]);
-        eviction.remove(List::Dead, Slot(0));
-        eviction.push(List::Draining, Slot(0));
+        eviction.move_to(List::Draining, Slot(0));
         assert_eq!(all(&eviction, List::Dead), [5, 3]);
         assert_eq!(all(&eviction, List::Draining), [4, 1, 0]);
         assert_eq!(eviction.head(List::Live), None);

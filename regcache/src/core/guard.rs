@@ -5,13 +5,13 @@ use std::marker::PhantomData;
 use std::mem;
 use std::ptr::NonNull;
 
+use crate::core::Content;
 use crate::core::entry::{Entry, Left};
 use crate::core::slab::EntryId;
-use crate::core::{Content, Core};
 use crate::monitor::{Auto, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;
-use crate::sys::sync::{Arc, lock};
+use crate::sys::sync::Arc;
 
 /// A reference to a registration in use. Drop the guard only after you have polled the completions
 /// of all work that was posted with the registration's keys. The keys stay valid on the device
@@ -113,8 +113,8 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
 impl<R: Registrar, M: Monitor> Drop for Guard<R, M> {
     #[inline]
     fn drop(&mut self) {
-        if self.entry().is_revocable() {
-            release_revocable(self.entry);
+        if self.entry().awaits_last_guard() {
+            release_last(self.entry);
             return;
         }
         // SAFETY: this guard owns the reference, and the guard is not used afterwards.
@@ -148,10 +148,10 @@ fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>
     core.deregister_entry(content);
 }
 
-/// Releases a reference to a revocable registration, and revokes the registration if this was the
-/// last guard.
+/// Releases a reference to a revocable or parked entry. If this was the last guard, revokes the
+/// registration, or makes the entry a candidate for eviction again.
 #[cold]
-fn release_revocable<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
+fn release_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
     // SAFETY: the caller's reference keeps the entry alive, as in `Guard::entry`. That reference is
     // released only below.
     let shared = unsafe { entry.as_ref() };
@@ -165,9 +165,9 @@ fn release_revocable<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M
         Left::Index if core.in_child() => {}
         Left::Index => {
             if let EntryId::Cached(slot, cookie) = id {
-                lock(&core.table).revoke(&core.slab, slot, cookie);
+                let dead = core.lock().last_guard_dropped(&core.slab, slot, cookie);
+                core.deregister_and_vacate(&dead.into_iter().collect());
             }
-            Core::deregister_dead(&core);
         }
         Left::Others => {}
     }

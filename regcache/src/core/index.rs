@@ -49,6 +49,37 @@ impl<A: Access> Index<A> {
         maps.flat_map(move |(_, map)| between(map, range.start() + 1, range.end() - 1))
     }
 
+    /// Finds entries that share a byte with `range`, in map number `map` or a later one. Writes the
+    /// slots of the first of them into `slots`, from high to low addresses, and returns their
+    /// number. A further call goes on there. `below` is above the starts of the entries that are
+    /// left in the map, and the first call passes `usize::MAX`. The result is 0 if no entry is left.
+    pub(crate) fn overlapping_of(
+        &self,
+        map: &mut usize,
+        range: VaRange,
+        below: &mut usize,
+        slots: &mut [Slot],
+    ) -> usize {
+        while let Some((_, its)) = self.maps.get(*map) {
+            let last = (*below).min(range.end()).saturating_sub(1);
+            let items = its
+                .back_from(last)
+                .take_while(|item| item.end > range.start());
+            let mut found = 0;
+            for (place, item) in slots.iter_mut().zip(items) {
+                *place = item.slot;
+                *below = item.start;
+                found += 1;
+            }
+            if found > 0 {
+                return found;
+            }
+            *map += 1;
+            *below = usize::MAX;
+        }
+        0
+    }
+
     /// Returns the entries of exactly this access that share a byte with `range` or are adjacent to
     /// it.
     pub(crate) fn neighbours(&self, range: VaRange, access: A) -> impl Iterator<Item = Slot> {

@@ -27,8 +27,10 @@ use std::mem;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
+use crate::core::batch::{Batch, PIECE};
 use crate::core::entry::Entry;
 use crate::core::guard::Guard;
+use crate::core::lock::Locked;
 use crate::core::reclaim::Reclaim;
 use crate::core::slab::{EntryId, Slot};
 use crate::core::slots::{Making, Request};
@@ -38,7 +40,7 @@ use crate::error::{Error, is_exhaustion};
 use crate::monitor::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::registrar::{Access, Registrar};
-use crate::sys::sync::{Arc, MutexGuard, lock, wait_for};
+use crate::sys::sync::Arc;
 
 /// The number of attempts to cache a registration of one range. If all attempts fail because the
 /// memory keeps changing, the lookup returns an uncached registration.
@@ -231,12 +233,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
     }
 
     /// Waits until the registration is no longer in the making, for a limited time.
-    fn wait_for(
-        &mut self,
-        mut table: MutexGuard<'c, Table<R::Access>>,
-        making: Making,
-        bytes: usize,
-    ) {
+    fn wait_for(&mut self, mut table: Locked<'c, Table<R::Access>>, making: Making, bytes: usize) {
         self.waits -= 1;
         let until = *self
             .wait_until
@@ -249,7 +246,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
                 self.waits = 0;
                 break;
             }
-            table = wait_for(&self.core.settled, table, rest);
+            table = table.wait_for(&self.core.settled, rest);
         }
         table.awaiting -= 1;
     }
@@ -306,7 +303,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
         self.reservation = None;
         let announcement = Announcement::new(core, self.range);
         let registration = loop {
-            let version = lock(&core.table).room_version();
+            let version = core.lock().room_version();
             match core.registrar.register(self.range, self.access) {
                 Ok(registration) => break registration,
                 Err(source) if is_exhaustion(&source) && self.reclaim.reclaim(core, version) => {}
@@ -333,14 +330,14 @@ struct Announcement<'c, R: Registrar, M: Monitor> {
 
 impl<'c, R: Registrar, M: Monitor> Announcement<'c, R, M> {
     fn new(core: &'c Core<R, M>, range: VaRange) -> Self {
-        let number = lock(&core.table).add_uncached(range);
+        let number = core.lock().add_uncached(range);
         Self { core, number }
     }
 
     /// Counts the registration, which was made, and returns its number.
     fn redeem(self) -> u64 {
         let number = self.number;
-        let mut table = lock(&self.core.table);
+        let mut table = self.core.lock();
         table.uncached_was_made();
         self.core.notify_awaiting(&table);
         drop(table);
@@ -351,7 +348,7 @@ impl<'c, R: Registrar, M: Monitor> Announcement<'c, R, M> {
 
 impl<R: Registrar, M: Monitor> Drop for Announcement<'_, R, M> {
     fn drop(&mut self) {
-        let mut table = lock(&self.core.table);
+        let mut table = self.core.lock();
         table.uncached_was_refused(self.number);
         self.core.notify_waiting(&table);
         self.core.notify_awaiting(&table);
@@ -443,7 +440,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     /// Reserves a slot. Returns `None` if no slot is vacant.
     fn new(
         core: &'c Arc<Core<R, M>>,
-        mut table: MutexGuard<'c, Table<R::Access>>,
+        mut table: Locked<'c, Table<R::Access>>,
         range: VaRange,
         access: R::Access,
     ) -> Option<Self> {
@@ -455,7 +452,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         };
         let link_version = table.link_version();
         loop {
-            if let Some((slot, cookie)) = table.reserve(request) {
+            if let Some((slot, cookie)) = table.reserve(&core.slab, request) {
                 let reservation = Self {
                     core,
                     range,
@@ -467,9 +464,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                     link_version,
                     room_version: table.room_version(),
                 };
-                // This call deregisters the entries that the drain has killed. So the device has
-                // their room before the registration.
-                core.unlock(table);
+                core.unlock_by_miss(table);
                 return Some(reservation);
             }
             if !table.has_dead() {
@@ -477,8 +472,8 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             }
             // The slots of the dead entries become vacant when the entries are deregistered.
             drop(table);
-            core.deregister_dead();
-            table = lock(&core.table);
+            core.deregister_dead(PIECE);
+            table = core.lock();
         }
     }
 
@@ -543,7 +538,11 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             return Published::Guard(other);
         }
         let is_full = matches!(share, Some(None));
-        if is_full || !table.admit(&core.slab, self.slot) {
+        let admitted = match is_full {
+            true => None,
+            false => table.admit(&core.slab, self.slot),
+        };
+        let Some(evicted) = admitted else {
             let number = table.add_uncached(self.range);
             table.uncached_was_made();
             core.unlock(table);
@@ -555,7 +554,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                 self.access,
                 registration,
             ));
-        }
+        };
         // The hold ends after the lock is released, at the end of this method.
         let _prepared = self.prepared.take();
         if let Some(Some(share)) = share {
@@ -568,7 +567,14 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         }
         let guard = self.fill(registration, revocable);
         core.notify_awaiting(&table);
-        core.unlock(table);
+        // The miss deregisters as many entries as it has evicted.
+        let mut batch = Batch::default();
+        for _ in 0..evicted.min(PIECE) {
+            table.pop_dead(&mut batch);
+        }
+        core.unlock_by_miss(table);
+        core.deregister_and_vacate(&batch);
+        core.deregister_dead(evicted.saturating_sub(PIECE));
         tracing::trace!(range = ?guard.range(), "registered");
         Published::Guard(guard)
     }
@@ -595,7 +601,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
 impl<R: Registrar, M: Monitor> Drop for Reservation<'_, R, M> {
     fn drop(&mut self) {
         self.unwatch();
-        let mut table = lock(&self.core.table);
+        let mut table = self.core.lock();
         table.vacate(self.slot);
         self.core.notify_waiting(&table);
         self.core.notify_awaiting(&table);

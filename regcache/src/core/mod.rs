@@ -5,11 +5,14 @@
 //! - `lookup.rs` has the slow path of a lookup, and `reclaim.rs` makes room for it on a full
 //!   device;
 //! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file;
-//! - `table.rs` has all state that the cache's lock protects, and uses `slots.rs` and `index.rs`;
-//! - `range_map.rs`, `eviction.rs`, `hints.rs`, `budget.rs`, `widen.rs` and `fresh.rs` have parts
-//!   of the table and of the core;
-//! - `slab.rs` has the array of all entries, and `entry.rs` a single entry.
+//! - `table.rs` has all state that the cache's lock (`lock.rs`) protects, and uses `slots.rs` and
+//!   `index.rs`;
+//! - `range_map.rs`, `eviction.rs`, `batch.rs`, `hints.rs`, `budget.rs`, `pool.rs`, `widen.rs` and
+//!   `fresh.rs` have parts of the table and of the core;
+//! - `slab.rs` has the array of all entries, `entry.rs` a single entry, and `marks.rs` the marks of
+//!   the entries that a drain has found.
 
+pub(crate) mod batch;
 pub(crate) mod budget;
 pub(crate) mod completion;
 pub(crate) mod entry;
@@ -18,7 +21,9 @@ pub(crate) mod fresh;
 pub(crate) mod guard;
 pub(crate) mod hints;
 pub(crate) mod index;
+pub(crate) mod lock;
 pub(crate) mod lookup;
+pub(crate) mod marks;
 pub(crate) mod pool;
 pub(crate) mod range_map;
 pub(crate) mod reaper;
@@ -31,21 +36,35 @@ pub(crate) mod widen;
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::OnceLock;
 
 use crossbeam_utils::CachePadded;
 
+use crate::core::batch::{Batch, PIECE};
 use crate::core::fresh::Fresh;
 use crate::core::hints::Hints;
+use crate::core::lock::{Lock, Locked};
 use crate::core::pool::{Member, Pool};
 use crate::core::slab::{EntryId, Slab};
-use crate::core::table::Table;
+use crate::core::table::{Cursor, Table};
 use crate::core::widen::Widening;
 use crate::error::{Error, RegisterError};
 use crate::monitor::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::registrar::{Access, Registrar};
 use crate::sys::fork::ForkMark;
-use crate::sys::sync::{Arc, Condvar, Mutex, MutexGuard, Ordering, lock};
+use crate::sys::sync::{Arc, Condvar, Ordering};
+use crate::sys::worker::Wake;
+
+/// The maximum number of marked entries that one lookup unlinks. So a small drain is over when the
+/// lookup that made it returns. Under loom, lookups leave all marked entries to others, so that
+/// other lookups meet marked entries.
+const UNLINKED_BY_LOOKUP: usize = if cfg!(loom) { 0 } else { 64 };
+
+/// The maximum number of dead entries that a miss deregisters, each time that it releases the lock,
+/// if there is no reaper. A miss makes one registration, so the dead entries become fewer with each
+/// miss.
+const DEREGISTERED_BY_MISS: usize = 4;
 
 /// The content of an entry. The fields that a hit reads come first, so that they share a cache line
 /// with the entry's state.
@@ -82,16 +101,19 @@ pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) pool: Option<Pool>,
     /// The state that the lock protects. The padding keeps this state out of the cache lines that a
     /// hit reads.
-    pub(crate) table: CachePadded<Mutex<Table<R::Access>>>,
+    pub(crate) table: CachePadded<Lock<Table<R::Access>>>,
     /// The condition that is signalled after a deregistration, if any thread waits for one.
     pub(crate) deregistered: Condvar,
     /// The condition that is signalled when a registration is no longer in the making, if any
     /// thread waits for one.
     pub(crate) settled: Condvar,
+    /// The reaper of this core, if there is one.
+    pub(crate) reaper: OnceLock<Wake>,
 }
 
 impl<R: Registrar, M: Monitor> Core<R, M> {
-    /// Returns true if every entry that the generation reports as invalidated is already unlinked.
+    /// Returns true if every entry that the generation reports as invalidated is already unlinked
+    /// (`design.rs`).
     /// Returns false in a forked child.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
@@ -103,53 +125,97 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         self.drained.in_child()
     }
 
-    /// Takes the lock, and drains the monitor if the generation has changed. Returns the locked
-    /// table. If the monitor fails, unlinks all entries and deregisters those that are idle.
+    /// Takes the lock.
     #[inline]
-    pub(crate) fn lock_current(&self) -> Result<MutexGuard<'_, Table<R::Access>>, Error> {
-        let table = lock(&self.table);
-        if self.is_current() {
-            return Ok(table);
+    pub(crate) fn lock(&self) -> Locked<'_, Table<R::Access>> {
+        self.table.lock()
+    }
+
+    /// Takes the lock, and drains the monitor if the generation has changed. Returns the locked
+    /// table. If the monitor fails, marks all entries.
+    #[inline]
+    pub(crate) fn lock_current(&self) -> Result<Locked<'_, Table<R::Access>>, Error> {
+        let mut table = self.lock();
+        if !self.is_current() {
+            self.make_current(&mut table)?;
         }
-        self.lock_drained(table)
+        Ok(table)
     }
 
     #[cold]
-    fn lock_drained<'l>(
-        &'l self,
-        mut table: MutexGuard<'l, Table<R::Access>>,
-    ) -> Result<MutexGuard<'l, Table<R::Access>>, Error> {
-        match self.drain(&mut table) {
-            Ok(()) => Ok(table),
-            Err(error) => {
-                self.unlock(table);
-                Err(error)
-            }
+    fn make_current(&self, table: &mut Table<R::Access>) -> Result<(), Error> {
+        if self.monitor.generation() != self.slab.marks.generation() {
+            self.drain(table)?;
         }
+        self.unlink_marked(table, UNLINKED_BY_LOOKUP);
+        Ok(())
     }
 
+    /// Marks every entry that the monitor reports as invalidated.
     fn drain(&self, table: &mut Table<R::Access>) -> Result<(), Error> {
         let mut reports = 0;
         let generation = self.monitor.drain(&mut |cookie| {
-            reports += u64::from(table.invalidate(&self.slab, cookie));
+            reports += u64::from(table.mark(&self.slab, cookie));
         });
         let generation = generation.map_err(|source| {
-            // A lost report may have named any entry, so all entries are unlinked.
-            table.unlink_all(&self.slab);
+            // A lost report may have named any entry.
+            table.mark_all(&self.slab);
             Error::Monitor {
                 monitor: self.monitor.name(),
                 source,
             }
         })?;
         table.counts.spurious += u64::from(reports == 0);
-        self.drained.store(!generation, Ordering::Release);
+        self.slab.marks.set_generation(generation);
         Ok(())
     }
 
-    /// Drains the monitor, and deregisters the entries that the reports name.
+    /// Unlinks up to `most` marked entries. If no marked entry is left, stores the generation of the
+    /// last drain in `drained`.
+    fn unlink_marked(&self, table: &mut Table<R::Access>, most: usize) {
+        table.unlink_marked(&self.slab, most);
+        if !table.has_marked() {
+            let generation = self.slab.marks.generation();
+            self.drained.store(!generation, Ordering::Release);
+        }
+    }
+
+    /// Drains the monitor, and deregisters the entries that the reports name and all other dead
+    /// entries.
     pub(crate) fn reap(&self) -> Result<(), Error> {
-        self.unlock(self.lock_current()?);
-        Ok(())
+        let drained = self.drain_now();
+        self.unlink_and_deregister();
+        drained
+    }
+
+    /// Drains the monitor if the generation has changed.
+    pub(crate) fn drain_now(&self) -> Result<(), Error> {
+        let mut table = self.lock();
+        if self.monitor.generation() == self.slab.marks.generation() {
+            return Ok(());
+        }
+        self.drain(&mut table)
+    }
+
+    /// Unlinks the marked entries and deregisters the dead ones, in pieces, until none is left.
+    pub(crate) fn unlink_and_deregister(&self) {
+        while self.unlink_and_deregister_some() {}
+    }
+
+    /// Unlinks a few marked entries and deregisters a few dead ones. Returns true if there are more.
+    pub(crate) fn unlink_and_deregister_some(&self) -> bool {
+        let mut batch = Batch::default();
+        {
+            let mut table = self.lock();
+            self.unlink_marked(&mut table, PIECE);
+            while table.pop_dead(&mut batch).is_some() {}
+            if batch.is_empty() && !table.has_marked() {
+                return false;
+            }
+        }
+        self.deregister_and_vacate(&batch);
+        self.table.yield_to_waiters();
+        true
     }
 
     /// Returns true if the drop of its last guard revokes a registration with this access.
@@ -157,47 +223,135 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         self.revoke_remote_keys && access.is_remote()
     }
 
-    /// Releases the lock, and then deregisters the dead entries.
-    pub(crate) fn unlock(&self, table: MutexGuard<'_, Table<R::Access>>) {
-        let dead = table.has_dead();
+    /// Releases the lock. If there is something to unlink or to deregister, wakes the reaper.
+    #[inline]
+    pub(crate) fn unlock(&self, table: Locked<'_, Table<R::Access>>) {
+        let left = table.has_dead() || table.has_marked();
         drop(table);
-        if dead {
-            self.deregister_dead();
+        if left {
+            self.wake_reaper();
         }
     }
 
-    /// Deregisters the dead entries. The lock is not held during a deregistration.
-    pub(crate) fn deregister_dead(&self) {
-        loop {
-            let Some(slot) = lock(&self.table).pop_dead() else {
+    #[cold]
+    pub(crate) fn wake_reaper(&self) {
+        if let Some(reaper) = self.reaper.get() {
+            reaper.wake();
+        }
+    }
+
+    /// Releases the lock in a miss. If there is no reaper, takes a few dead entries and deregisters
+    /// them.
+    #[inline]
+    pub(crate) fn unlock_by_miss(&self, table: Locked<'_, Table<R::Access>>) {
+        if table.has_dead() && self.reaper.get().is_none() {
+            self.deregister_few(table);
+        } else {
+            self.unlock(table);
+        }
+    }
+
+    #[cold]
+    fn deregister_few(&self, mut table: Locked<'_, Table<R::Access>>) {
+        let mut batch = Batch::default();
+        for _ in 0..DEREGISTERED_BY_MISS {
+            table.pop_dead(&mut batch);
+        }
+        drop(table);
+        self.deregister_and_vacate(&batch);
+    }
+
+    /// Deregisters up to `most` dead entries, in pieces.
+    pub(crate) fn deregister_dead(&self, mut most: usize) {
+        while most > 0 {
+            let mut batch = Batch::default();
+            {
+                let mut table = self.lock();
+                for _ in 0..most.min(PIECE) {
+                    table.pop_dead(&mut batch);
+                }
+            }
+            if batch.is_empty() {
                 return;
-            };
+            }
+            most -= batch.slots().len();
+            self.deregister_and_vacate(&batch);
+        }
+    }
+
+    /// Deregisters the entries of a batch and makes their slots vacant.
+    pub(crate) fn deregister_and_vacate(&self, batch: &Batch) {
+        if !batch.is_empty() {
+            self.deregister_batch(batch);
+            self.vacate(&mut self.lock(), batch);
+        }
+    }
+
+    /// Deregisters the entries of a batch. The lock is not held. The caller must call
+    /// [`vacate`](Self::vacate) afterwards.
+    pub(crate) fn deregister_batch(&self, batch: &Batch) {
+        for &slot in batch.slots() {
             let Some(entry) = self.slab.get(slot) else {
-                return;
+                continue;
             };
             // SAFETY: an entry is on the list of dead entries only if `kill` required its caller to
-            // take the content. `pop_dead` returns the entry to one thread only.
-            self.deregister_entry(unsafe { entry.take() });
+            // take the content. The table gives the entry to one batch only.
+            let content = unsafe { entry.take() };
+            self.end(content);
         }
     }
 
-    /// Deregisters a registration, given the content that was taken out of its entry. Makes the
-    /// slot vacant.
-    pub(crate) fn deregister_entry(&self, content: Content<R, M>) {
+    /// Makes the slots of a batch vacant.
+    pub(crate) fn vacate(&self, table: &mut Table<R::Access>, batch: &Batch) {
+        for &slot in batch.slots() {
+            self.hints.forget(slot, table.vacate(slot));
+        }
+        if !batch.is_empty() {
+            self.notify_waiting(table);
+        }
+    }
+
+    /// Deregisters a registration and ends its watch.
+    fn end(&self, content: Content<R, M>) -> EntryId {
         tracing::trace!(range = ?content.range, "deregistering");
         self.deregister(content.registration);
         if let EntryId::Cached(_, cookie) = content.id {
             self.unwatch(cookie);
         }
-        let mut table = lock(&self.table);
-        match content.id {
-            EntryId::Cached(slot, _) => {
-                self.hints.forget(slot, content.range);
-                table.vacate(slot);
-            }
+        content.id
+    }
+
+    /// Deregisters a registration, given the content that was taken out of its entry. Makes the
+    /// slot vacant.
+    pub(crate) fn deregister_entry(&self, content: Content<R, M>) {
+        let id = self.end(content);
+        let mut table = self.lock();
+        match id {
+            EntryId::Cached(slot, _) => self.hints.forget(slot, table.vacate(slot)),
             EntryId::Uncached(number) => table.remove_uncached(number),
         }
         self.notify_waiting(&table);
+    }
+
+    /// Unlinks all entries, in pieces. Entries that are linked meanwhile may stay.
+    pub(crate) fn unlink_all(&self) {
+        let slots = self.lock().slots();
+        for first in (0..slots).step_by(PIECE) {
+            let piece = first..slots.min(first + PIECE as u32);
+            self.lock().unlink_slots(&self.slab, piece);
+            self.table.yield_to_waiters();
+        }
+    }
+
+    /// Unlinks the entries that overlap `range`, in pieces. Entries that are linked meanwhile may
+    /// stay.
+    pub(crate) fn unlink_overlapping(&self, range: VaRange) {
+        self.lock().invalidate_pending(range);
+        let mut cursor = Some(Cursor::default());
+        while let Some(at) = cursor {
+            cursor = self.lock().unlink_overlapping(&self.slab, range, at);
+            self.table.yield_to_waiters();
+        }
     }
 
     /// Wakes the threads that wait for a deregistration.
@@ -227,7 +381,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
                 tracing::error!("the registrar panicked while it deregistered a registration");
             }
         }
-        lock(&self.table).counts.leaked += 1;
+        self.lock().counts.leaked += 1;
     }
 
     pub(crate) fn unwatch(&self, cookie: Cookie) {
@@ -242,9 +396,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     /// Evicts idle entries until the new limits are kept, and deregisters them.
     pub(crate) fn set_limits(&self, max_entries: Option<usize>, max_bytes: Option<usize>) {
-        let mut table = lock(&self.table);
-        table.set_limits(&self.slab, max_entries, max_bytes);
-        self.unlock(table);
+        let evicted = self.lock().set_limits(&self.slab, max_entries, max_bytes);
+        self.deregister_dead(evicted);
     }
 
     /// Returns the number of bytes that a registration of `range` pins: the sizes of all pages that
@@ -259,9 +412,9 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
 impl<R: Registrar, M: Monitor> Member for Core<R, M> {
     fn evict_one(&self) -> bool {
-        let mut table = lock(&self.table);
-        let evicted = table.evict(&self.slab).is_some();
-        self.unlock(table);
+        let mut batch = Batch::default();
+        let evicted = self.lock().evict(&self.slab, &mut batch).is_some();
+        self.deregister_and_vacate(&batch);
         evicted
     }
 }

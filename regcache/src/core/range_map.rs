@@ -1,16 +1,26 @@
 //! [`RangeMap`]: a map from ranges to slots, ordered by the ranges' starts.
 //!
-//! The map consists of blocks of up to [`BLOCK`] ranges, and an array of the blocks' starts. To
-//! find an address, the map searches that array and then one block. The time of a search is the
-//! time of its dependent loads. Each step of a binary search makes one load, and halves the
-//! remaining starts. Each step of [`up_to`] makes three independent loads, and quarters the
-//! remaining starts. So `up_to` needs half as many steps.
+//! The map is a B+tree of three levels. The lowest level consists of *blocks* of up to [`BLOCK`]
+//! ranges. The middle level consists of *chunks* of up to [`CHUNK`] blocks. The top is one array of
+//! chunks. Each level has an array of the starts of its parts, and a search goes through one array
+//! of each level.
+//!
+//! An insertion or a removal moves at most the ranges of one block and the starts of one chunk. The
+//! array at the top changes only when a chunk is split, joined or removed, which takes hundreds of
+//! insertions or removals. So the cost of a change is nearly independent of the number of ranges
+//! and of the order of the changes. The tree has no need for a fourth level: at the limit of 16.7
+//! million ranges the array at the top has some ten thousand elements.
+//!
+//! The time of a search is the time of its dependent loads. Each step of a binary search makes one
+//! load, and halves the remaining starts. Each step of [`up_to`] makes three independent loads, and
+//! quarters the remaining starts. So `up_to` needs half as many steps.
 //!
 //! The map remembers the position of the last search. A miss looks a range up, registers the range
 //! and inserts it. So the insertion needs no search of its own.
 //!
 //! The speed of this map matters only if registering takes about a microsecond, as with io_uring.
 //! If registering takes tens of microseconds, std's `BTreeMap` would be fast enough.
+//! `docs/design/hit-path.md` compares the two.
 
 use std::collections::BTreeMap;
 
@@ -18,13 +28,19 @@ use crate::core::slab::Slot;
 use crate::range::VaRange;
 
 /// The maximum number of ranges in a block. A search of such a small block waits for few cache
-/// lines, and an insertion moves few ranges. Smaller blocks would be split more often, and a split
-/// moves the array of starts. With a million ranges, an insertion with a split takes 6 us.
-const BLOCK: usize = 8;
+/// lines, and an insertion moves few ranges. With half as many ranges in a block, the upper levels
+/// of 100 000 ranges would not fit in a second-level cache of 1 MiB, and a change would take twice
+/// as long.
+const BLOCK: usize = 16;
 
-/// A block with fewer ranges than this is joined with the next block, if the ranges of both fit in
-/// one block.
-const FEW: usize = BLOCK / 4;
+/// The maximum number of blocks in a chunk. The starts of a chunk's blocks take up to 4 KiB, so
+/// that moving them takes less than 100 ns. In unit tests chunks are small, so that few ranges make
+/// many chunks.
+const CHUNK: usize = if cfg!(test) { 8 } else { 512 };
+
+/// A part of fewer than `full / FEW` elements is joined with the next one, if the elements of both
+/// fill at most half of one. `full` is the maximum number of elements.
+const FEW: usize = 4;
 
 /// The map from ranges to slots; see the head of this file.
 #[derive(Debug, Default)]
@@ -32,6 +48,19 @@ pub(crate) struct RangeMap {
     /// The number of insertions and removals. The number is 0 in a new map, for which the initial
     /// value of `last` is a correct search result.
     version: u64,
+    /// The start of each chunk's first range.
+    firsts: Vec<usize>,
+    /// The chunks. No chunk is empty.
+    chunks: Vec<Chunk>,
+    /// The ends of the ranges whose packed length is [`LONG`], by the ranges' starts.
+    long: BTreeMap<usize, usize>,
+    /// The result of the last search.
+    last: LastSearch,
+}
+
+/// A chunk of blocks.
+#[derive(Debug)]
+struct Chunk {
     /// The start of each block's first range.
     firsts: Vec<usize>,
     /// The blocks. No block is empty.
@@ -40,10 +69,6 @@ pub(crate) struct RangeMap {
         reason = "an insertion in between moves pointers, not blocks"
     )]
     blocks: Vec<Box<Block>>,
-    /// The ends of the ranges whose packed length is [`LONG`], by the ranges' starts.
-    long: BTreeMap<usize, usize>,
-    /// The result of the last search.
-    last: LastSearch,
 }
 
 /// The start that unused places of a block hold. No range starts at this address, because the end
@@ -57,8 +82,8 @@ const LEN_BITS: u32 = u64::BITS - Slot::BITS;
 /// of such ranges separately.
 const LONG: u64 = (1 << LEN_BITS) - 1;
 
-/// A block of ranges. The starts are in one cache line, and a search reads only that line. The
-/// ranges' other bits (`rests`) are in the next cache line. The start of an unused place is
+/// A block of ranges. The starts are in two cache lines, and a search reads only these lines. The
+/// ranges' other bits (`rests`) are in the next two cache lines. The start of an unused place is
 /// [`NONE`], so a search need not know the number of ranges.
 #[derive(Debug)]
 #[repr(align(64))]
@@ -67,7 +92,7 @@ struct Block {
     rests: [u64; BLOCK],
 }
 
-/// An [`Item`] packed into 16 bytes, so that a block fits in two cache lines.
+/// An [`Item`] packed into 16 bytes, so that a block fits in four cache lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Packed {
     start: usize,
@@ -92,6 +117,8 @@ pub(crate) struct Item {
 /// A position between two neighbouring ranges, before the first range, or after the last one.
 #[derive(Debug, Default, Clone, Copy)]
 struct Position {
+    chunk: usize,
+    /// The number of the block in its chunk.
     block: usize,
     /// The number of ranges in the block that come before the position.
     before: usize,
@@ -197,6 +224,47 @@ impl Block {
     }
 }
 
+impl Chunk {
+    fn of(first: usize, block: Box<Block>) -> Self {
+        Self {
+            firsts: vec![first],
+            blocks: vec![block],
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn insert(&mut self, i: usize, first: usize, block: Box<Block>) {
+        self.firsts.insert(i, first);
+        self.blocks.insert(i, block);
+    }
+
+    fn remove(&mut self, i: usize) -> Box<Block> {
+        self.firsts.remove(i);
+        self.blocks.remove(i)
+    }
+
+    /// Removes the blocks from number `i` on, and returns them as a chunk.
+    fn split_off(&mut self, i: usize) -> Self {
+        Self {
+            firsts: self.firsts.split_off(i),
+            blocks: self.blocks.split_off(i),
+        }
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.firsts.append(&mut other.firsts);
+        self.blocks.append(&mut other.blocks);
+    }
+}
+
+/// Returns true if a part of `len` elements is to be joined with the next one of `next` elements.
+fn should_join(len: usize, next: usize, full: usize) -> bool {
+    len < full / FEW && len + next <= full / 2
+}
+
 impl RangeMap {
     /// Returns the position after all ranges that start at or before `address`.
     #[inline]
@@ -211,11 +279,18 @@ impl RangeMap {
         self.last.position
     }
 
+    #[inline]
+    fn block(&self, chunk: usize, block: usize) -> Option<&Block> {
+        Some(self.chunks.get(chunk)?.blocks.get(block)?)
+    }
+
     /// Returns the last range that starts at or before `address`.
     #[inline]
     pub(crate) fn last_to(&mut self, address: usize) -> Option<Item> {
-        let Position { block, before } = self.search(address);
-        let item = self.blocks.get(block)?.item(before.checked_sub(1)?)?;
+        let at = self.search(address);
+        let item = self
+            .block(at.chunk, at.block)?
+            .item(at.before.checked_sub(1)?)?;
         Some(self.unpacked(item))
     }
 
@@ -224,11 +299,15 @@ impl RangeMap {
         let mut at = self.after(address);
         std::iter::from_fn(move || {
             if at.before == 0 {
-                at.block = at.block.checked_sub(1)?;
-                at.before = self.blocks.get(at.block)?.len();
+                if at.block == 0 {
+                    at.chunk = at.chunk.checked_sub(1)?;
+                    at.block = self.chunks.get(at.chunk)?.len();
+                }
+                at.block -= 1;
+                at.before = self.block(at.chunk, at.block)?.len();
             }
             at.before -= 1;
-            let item = self.blocks.get(at.block)?.item(at.before)?;
+            let item = self.block(at.chunk, at.block)?.item(at.before)?;
             Some(self.unpacked(item))
         })
     }
@@ -236,8 +315,12 @@ impl RangeMap {
     /// Returns the first range that starts at or after `address`.
     #[inline]
     pub(crate) fn first_from(&mut self, address: usize) -> Option<Item> {
-        let Position { block, before } = self.search(address);
-        let here = self.blocks.get(block)?;
+        let Position {
+            chunk,
+            block,
+            before,
+        } = self.search(address);
+        let here = self.block(chunk, block)?;
         // If a range starts exactly at `address`, the position is after that range. So the range
         // before the position is checked first.
         if let Some(item) = before.checked_sub(1).and_then(|i| here.item(i))
@@ -245,7 +328,10 @@ impl RangeMap {
         {
             return Some(self.unpacked(item));
         }
-        let next = || self.blocks.get(block + 1)?.item(0);
+        let next = || {
+            let next = self.block(chunk, block + 1);
+            next.or_else(|| self.block(chunk + 1, 0))?.item(0)
+        };
         let item = here.item(before).or_else(next)?;
         Some(self.unpacked(item))
     }
@@ -253,58 +339,130 @@ impl RangeMap {
     /// Adds a range. No other range may have the same start.
     #[inline]
     pub(crate) fn insert(&mut self, range: VaRange, slot: Slot) {
-        let Position {
-            mut block,
-            mut before,
-        } = self.search(range.start());
+        let mut at = self.search(range.start());
         self.version += 1;
-        if self.blocks.is_empty() {
-            self.firsts.push(range.start());
-            self.blocks.push(Box::new(Block::EMPTY));
+        let item = self.packed(range, slot);
+        let is_full = self.block(at.chunk, at.block).map(Block::is_full);
+        if is_full != Some(false) {
+            at = self.make_place(at, item);
         }
-        if self.blocks[block].is_full() {
-            self.split(block);
-            if before > BLOCK / 2 {
-                block += 1;
-                before -= BLOCK / 2;
+        let Some(chunk) = self.chunks.get_mut(at.chunk) else {
+            return;
+        };
+        chunk.blocks[at.block].insert(at.before, item);
+        if at.before == 0 {
+            chunk.firsts[at.block] = item.start;
+            if at.block == 0 {
+                self.firsts[at.chunk] = item.start;
             }
         }
-        let item = self.packed(range, slot);
-        self.blocks[block].insert(before, item);
-        if before == 0 {
-            self.firsts[block] = range.start();
+    }
+
+    /// Splits the block at the position, which is full, or makes the first block. Returns the new
+    /// position of the item.
+    #[cold]
+    #[inline(never)]
+    fn make_place(&mut self, mut at: Position, item: Packed) -> Position {
+        let mut upper = Box::new(Block::EMPTY);
+        if self.chunks.is_empty() {
+            self.firsts.push(item.start);
+            self.chunks.push(Chunk::of(item.start, upper));
+            return at;
         }
+        if self.chunks[at.chunk].len() == CHUNK {
+            // Ranges that are added in ascending order leave full chunks behind, as below.
+            let middle = if at.block == CHUNK - 1 {
+                CHUNK - 1
+            } else {
+                CHUNK / 2
+            };
+            let chunk = self.chunks[at.chunk].split_off(middle);
+            self.firsts.insert(at.chunk + 1, chunk.firsts[0]);
+            self.chunks.insert(at.chunk + 1, chunk);
+            if at.block >= middle {
+                at.chunk += 1;
+                at.block -= middle;
+            }
+        }
+        let chunk = &mut self.chunks[at.chunk];
+        // Ranges that are added in ascending order leave full blocks behind. A split in the middle
+        // would leave half-full ones.
+        let (middle, first) = if at.before == BLOCK {
+            (BLOCK, item.start)
+        } else {
+            (BLOCK / 2, chunk.blocks[at.block].starts[BLOCK / 2])
+        };
+        chunk.blocks[at.block].move_to(middle, &mut upper);
+        chunk.insert(at.block + 1, first, upper);
+        if at.before > BLOCK / 2 {
+            at.block += 1;
+            at.before -= middle;
+        }
+        at
     }
 
     /// Removes the range that starts at `start`, if there is one.
     pub(crate) fn remove(&mut self, start: usize) {
-        let Position { block, before } = self.after(start);
-        let Some(i) = before.checked_sub(1) else {
+        let at = self.after(start);
+        let Some(i) = at.before.checked_sub(1) else {
             return;
         };
-        let from = &mut self.blocks[block];
-        let Some(item) = from.item(i).filter(|item| item.start == start) else {
+        let Some(chunk) = self.chunks.get_mut(at.chunk) else {
+            return;
+        };
+        let block = &mut chunk.blocks[at.block];
+        let Some(item) = block.item(i).filter(|item| item.start == start) else {
             return;
         };
         self.version += 1;
+        let last = self.last.position;
+        let is_elsewhere = (last.chunk, last.block) != (at.chunk, at.block);
+        let keeps_places = block.starts[BLOCK / FEW] != NONE;
+        if is_elsewhere && keeps_places && self.last.version == self.version - 1 {
+            // The removal moves no range of the block that the last search has found. So its result
+            // stays valid, and a miss that evicts an entry searches for its own range only once.
+            self.last.version = self.version;
+        }
         if item.len() == LONG {
             self.long.remove(&start);
         }
-        from.remove(i);
-        let len = from.len();
+        block.remove(i);
+        if i == 0 {
+            chunk.firsts[at.block] = block.starts[0];
+        }
+        if block.starts[BLOCK / FEW - 1] == NONE {
+            self.shrink(at);
+        } else if i == 0 && at.block == 0 {
+            self.firsts[at.chunk] = chunk.firsts[0];
+        }
+    }
+
+    /// Removes a block that became empty, or joins a block with few ranges with the next one. Does
+    /// the same for the chunk.
+    fn shrink(&mut self, at: Position) {
+        let chunk = &mut self.chunks[at.chunk];
+        let len = chunk.blocks[at.block].len();
         if len == 0 {
-            self.blocks.remove(block);
-            self.firsts.remove(block);
+            chunk.remove(at.block);
+        } else if let Some(next) = chunk.blocks.get(at.block + 1)
+            && should_join(len, next.len(), BLOCK)
+        {
+            let mut next = chunk.remove(at.block + 1);
+            next.move_to(0, &mut chunk.blocks[at.block]);
+        }
+        let len = chunk.len();
+        if len == 0 {
+            self.firsts.remove(at.chunk);
+            self.chunks.remove(at.chunk);
             return;
         }
-        self.firsts[block] = from.starts[0];
-        if len < FEW
-            && let Some(next) = self.blocks.get(block + 1)
-            && len + next.len() <= BLOCK / 2
+        self.firsts[at.chunk] = chunk.firsts[0];
+        if let Some(next) = self.chunks.get(at.chunk + 1)
+            && should_join(len, next.len(), CHUNK)
         {
-            self.firsts.remove(block + 1);
-            let mut next = self.blocks.remove(block + 1);
-            next.move_to(0, &mut self.blocks[block]);
+            self.firsts.remove(at.chunk + 1);
+            let next = self.chunks.remove(at.chunk + 1);
+            self.chunks[at.chunk].append(next);
         }
     }
 
@@ -339,20 +497,17 @@ impl RangeMap {
     #[inline]
     fn after(&self, address: usize) -> Position {
         let address = address.min(NONE - 1);
-        let block = up_to(&self.firsts, address).saturating_sub(1);
-        let before = match self.blocks.get(block) {
-            Some(it) => it.up_to(address),
-            None => 0,
+        let chunk = up_to(&self.firsts, address).saturating_sub(1);
+        let Some(its) = self.chunks.get(chunk) else {
+            return Position::default();
         };
-        Position { block, before }
-    }
-
-    #[cold]
-    fn split(&mut self, block: usize) {
-        let mut upper = Box::new(Block::EMPTY);
-        self.blocks[block].move_to(BLOCK / 2, &mut upper);
-        self.firsts.insert(block + 1, upper.starts[0]);
-        self.blocks.insert(block + 1, upper);
+        let block = up_to(&its.firsts, address).saturating_sub(1);
+        let before = its.blocks.get(block).map_or(0, |it| it.up_to(address));
+        Position {
+            chunk,
+            block,
+            before,
+        }
     }
 }
 
@@ -370,6 +525,8 @@ mod tests {
         Insert(usize, usize),
         Remove(usize),
         Look(usize),
+        /// Look an address up, remove another range, and look the address up again.
+        Evict(usize, usize),
     }
 
     fn ops() -> impl Strategy<Value = Op> {
@@ -377,7 +534,8 @@ mod tests {
         prop_oneof![
             3 => (at.clone(), 1..9_usize).prop_map(|(start, len)| Op::Insert(start, len)),
             2 => at.clone().prop_map(Op::Remove),
-            1 => at.prop_map(Op::Look),
+            1 => at.clone().prop_map(Op::Look),
+            2 => (at.clone(), at).prop_map(|(at, victim)| Op::Evict(at, victim)),
         ]
     }
 
@@ -433,6 +591,12 @@ mod tests {
                         map.remove(start);
                     }
                     Op::Look(at) => check(&mut map, &model, at),
+                    Op::Evict(at, victim) => {
+                        check(&mut map, &model, at);
+                        model.remove(&victim);
+                        map.remove(victim);
+                        check(&mut map, &model, at);
+                    }
                 }
             }
             check(&mut map, &model, 300);

@@ -1,118 +1,55 @@
-//! [`Reaper`]: the background thread that deregisters freed memory if no lookup does so.
+//! [`Reaper`]: the background thread that unlinks and deregisters invalidated entries.
 //!
-//! The thread sleeps until the monitor has something to report. Then the thread drains the monitor
-//! as a lookup would, and deregisters the invalidated entries that no guard holds. The thread does
-//! not slow down hits. Lookups do not depend on the thread, because they drain the monitor
-//! themselves.
+//! The thread drains the monitor as a lookup would. Then it unlinks the marked entries, and
+//! deregisters the dead ones. The thread does not slow down hits. Where there is a reaper, lookups
+//! deregister dead entries only if they need the room. Lookups do not depend on the thread for
+//! correctness, because they drain the monitor themselves.
 //!
-//! Without a pause, the thread would never sleep while memory changes all the time. So the thread
-//! pauses after each round, and makes at most a thousand rounds a second.
+//! Caches that share a monitor share the thread (`sys/worker.rs`).
 
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::thread::JoinHandleExt;
-use std::thread;
-use std::time::Duration;
-
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::core::Core;
 use crate::monitor::Monitor;
 use crate::registrar::Registrar;
 use crate::sys::sync::Arc;
-use crate::sys::thread::spawn;
+use crate::sys::worker::{Owner, Work};
 
-/// The pause after a successful round.
-const PAUSE: Duration = Duration::from_millis(1);
-
-/// The pause after a round in which the monitor failed.
-const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
-
-/// The handle of the reaper's thread. Dropping the handle stops the thread.
+/// The handle of the reaper. After the handle was dropped, the thread no longer works for the cache.
 #[derive(Debug)]
 pub(crate) struct Reaper {
-    stop: std::sync::Arc<EventFd>,
-    thread: Option<thread::JoinHandle<()>>,
+    _owner: Owner,
 }
 
 impl Reaper {
-    /// Starts the thread and returns its handle, if the monitor has a file descriptor to wait on.
+    /// Starts the reaper and returns its handle, if the monitor has a file descriptor to wait on.
     pub(crate) fn start<R: Registrar, M: Monitor>(
         core: &Arc<Core<R, M>>,
     ) -> io::Result<Option<Self>> {
-        if core.monitor.descriptor().is_none() {
+        let Some(descriptor) = core.monitor.descriptor() else {
             return Ok(None);
-        }
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let stop = std::sync::Arc::new(stop);
-        let (core, stopped) = (Arc::clone(core), std::sync::Arc::clone(&stop));
-        let run = move || run(&core, &stopped);
-        let thread = spawn("regcache-reaper", run)?;
-        Ok(Some(Self {
-            stop,
-            thread: Some(thread),
-        }))
+        };
+        let worker = core.monitor.worker().unwrap_or_default();
+        let (owner, wake) = worker.add(descriptor, Box::new(Arc::clone(core)))?;
+        // The core is new, so the cell is empty.
+        let _ = core.reaper.set(wake);
+        Ok(Some(Self { _owner: owner }))
     }
 }
 
-impl Drop for Reaper {
-    fn drop(&mut self) {
-        // An eventfd refuses a write only if its counter would overflow. This eventfd is written
-        // once, so the write cannot fail.
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take()
-            && !is_this(&thread)
-        {
-            // The thread itself catches and logs panics of the registrar. So `join` returns no
-            // error that matters.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Returns true if `thread` is the calling thread. In a thread that Rust did not start,
-/// `thread::current` would leak a record. So this function compares the ids of pthreads.
-fn is_this<T>(thread: &thread::JoinHandle<T>) -> bool {
-    // SAFETY: the call has no preconditions.
-    let this = unsafe { libc::pthread_self() };
-    // The type of the id is a pointer in musl, but a number in glibc and in std. So both ids are
-    // cast to a number.
-    thread.as_pthread_t() as usize == this as usize
-}
-
-fn run<R: Registrar, M: Monitor>(core: &Core<R, M>, stop: &EventFd) {
-    let Some(descriptor) = core.monitor.descriptor() else {
-        return;
-    };
-    loop {
-        let watched = PollFd::new(descriptor, PollFlags::POLLIN);
-        match poll(&mut [watched, stop_fd(stop)], PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => {
-                tracing::error!(%error, "cannot wait for the monitor: freed memory stays pinned");
-                return;
-            }
-        }
-        let mut pause = PAUSE;
-        if let Err(error) = core.reap() {
+impl<R: Registrar, M: Monitor> Work for Arc<Core<R, M>> {
+    fn begin(&self) -> bool {
+        let drained = self.drain_now();
+        if let Err(error) = &drained {
             tracing::error!(
-                error = &error as &dyn std::error::Error,
+                error = error as &dyn std::error::Error,
                 "the reaper could not drain the monitor, and will try again"
             );
-            pause = PAUSE_AFTER_FAILURE;
         }
-        let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
-        if !matches!(
-            poll(&mut [stop_fd(stop)], timeout),
-            Ok(0) | Err(Errno::EINTR)
-        ) {
-            return;
-        }
+        drained.is_ok()
     }
-}
 
-fn stop_fd(stop: &EventFd) -> PollFd<'_> {
-    PollFd::new(stop.as_fd(), PollFlags::POLLIN)
+    fn continue_work(&self) -> bool {
+        self.unlink_and_deregister_some()
+    }
 }

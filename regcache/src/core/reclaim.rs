@@ -17,10 +17,11 @@
 use std::time::{Duration, Instant};
 
 use crate::core::Core;
+use crate::core::batch::Batch;
 use crate::core::completion::Completion;
 use crate::monitor::Monitor;
 use crate::registrar::Registrar;
-use crate::sys::sync::{Arc, lock, wait_for};
+use crate::sys::sync::Arc;
 
 /// The maximum time that a lookup on an exhausted device waits until another thread has
 /// deregistered or finished a registration.
@@ -62,8 +63,9 @@ impl Reclaim {
         core: &Arc<Core<R, M>>,
         version: u64,
     ) -> bool {
+        let mut batch = Batch::default();
         let (id, bytes) = {
-            let mut table = lock(&core.table);
+            let mut table = core.lock();
             let others = table.in_the_making() > 1;
             if self.quota == 0 {
                 let taken = |then| others || table.taken_version() != then;
@@ -73,7 +75,10 @@ impl Reclaim {
                 self.patience -= 1;
             }
             self.taken = Some(table.taken_version());
-            let outgoing = table.evict(&core.slab).or_else(|| table.any_outgoing());
+            let mut outgoing = table.evict(&core.slab, &mut batch);
+            if outgoing.is_none() {
+                outgoing = table.any_outgoing(&mut batch);
+            }
             match outgoing {
                 Some(outgoing) => outgoing,
                 // The version has changed. So another thread may have made room, or a registration
@@ -88,7 +93,7 @@ impl Reclaim {
                             self.patience = 0;
                             break;
                         }
-                        table = wait_for(&core.settled, table, rest);
+                        table = table.wait_for(&core.settled, rest);
                     }
                     table.awaiting -= 1;
                     (None, core.page_size)
@@ -97,7 +102,7 @@ impl Reclaim {
             }
         };
         self.quota = self.quota.saturating_sub(bytes);
-        core.deregister_dead();
+        core.deregister_and_vacate(&batch);
         // Another thread may be deregistering the entry, so this thread waits until the entry is
         // gone.
         Completion::of(core, Vec::from_iter(id)).wait(TIMEOUT);

@@ -13,7 +13,9 @@ use std::io;
 use crossbeam_utils::CachePadded;
 
 use crate::core::entry::Entry;
+use crate::core::marks::Marks;
 use crate::monitor::Cookie;
+use crate::sys::sync::{AtomicU32, Ordering};
 use crate::sys::zeroed::{FromZeros, Zeroed};
 
 /// The index of an entry in the slab.
@@ -29,6 +31,13 @@ impl Slot {
 /// The number of slots that a slab has in addition to the cache's limit on entries. They are for
 /// registrations that are being made, for which no other entry was evicted yet.
 pub(crate) const SPARE: u32 = if cfg!(loom) { 3 } else { 256 };
+
+/// The number of entries in the page that a cache uses first.
+const LEAST_POPULATED: u32 = 32;
+
+/// The maximum number of entries whose pages are added at once. Adding these 128 KiB takes some ten
+/// microseconds.
+const MOST_POPULATED: u32 = 1024;
 
 /// An entry that shares no cache line with another entry. So threads that use different entries do
 /// not write to the same cache line.
@@ -55,21 +64,26 @@ pub(crate) enum EntryId {
     Uncached(u64),
 }
 
-/// The array of all entries; see the head of this file.
+/// The array of all entries, and their marks; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     entries: Zeroed<Padded<T>>,
+    /// The number of entries whose pages were added in advance.
+    populated: AtomicU32,
+    pub(crate) marks: Marks,
 }
 
 impl<T> Slab<T> {
-    /// Makes a slab of `capacity` vacant entries.
+    /// Makes a slab of `capacity` vacant entries. `generation` is the generation of the marks.
     ///
     /// # Errors
     ///
     /// Returns the kernel's error if there is no address space left.
-    pub(crate) fn new(capacity: u32) -> io::Result<Self> {
+    pub(crate) fn new(capacity: u32, generation: u64) -> io::Result<Self> {
         Ok(Self {
             entries: Zeroed::new(capacity as usize)?,
+            populated: AtomicU32::new(0),
+            marks: Marks::new(capacity, generation)?,
         })
     }
 
@@ -77,6 +91,24 @@ impl<T> Slab<T> {
     #[inline]
     pub(crate) fn entries(&self) -> &[CachePadded<Entry<T>>] {
         self.entries.as_slice()
+    }
+
+    /// Prepares for the use of `slot`. Slots are first used in ascending order. The caller holds the
+    /// table's lock.
+    #[inline]
+    pub(crate) fn prepare(&self, slot: Slot) {
+        if slot.0 >= self.populated.load(Ordering::Relaxed) {
+            self.populate(slot);
+        }
+    }
+
+    /// Adds the pages of about as many entries as are in use, but of at most [`MOST_POPULATED`].
+    #[cold]
+    fn populate(&self, Slot(first): Slot) {
+        let entries = first.clamp(LEAST_POPULATED, MOST_POPULATED);
+        self.entries
+            .populate(first as usize..(first + entries) as usize);
+        self.populated.store(first + entries, Ordering::Relaxed);
     }
 
     /// Returns the entry at `slot`, or `None` if the slab has no such slot.

@@ -5,14 +5,20 @@
 //! calls the monitor. So the table only lists dead entries. `mod.rs` deregisters them later,
 //! without the lock.
 //!
+//! A report only marks its entry (`marks.rs`). A marked entry is still linked, but no lookup may
+//! return it. Each method that finds a marked entry in the index unlinks it.
+//!
 //! There are two indexes, one for revocable and one for retained entries. A *revocable* entry is
 //! deregistered when its last guard is dropped. Entries with remote access are revocable if the
 //! option `revoke_remote_keys` is set. All other entries are *retained*. A revocable entry serves
 //! only lookups with remote access. A guard of another lookup would keep the remote key alive.
 
+use std::ops::Range;
+
+use crate::core::batch::{Batch, PIECE};
 use crate::core::budget::Budget;
 use crate::core::entry::Entry;
-use crate::core::eviction::{Eviction, List};
+use crate::core::eviction::{Eviction, List, Use};
 use crate::core::index::Index;
 use crate::core::slab::{EntryId, SPARE, Slab, Slot};
 use crate::core::slots::{Making, Phase, Request, Slots};
@@ -46,6 +52,33 @@ pub(crate) struct Table<A> {
 /// before the entry was unlinked. That guard may live for long, so no thread should wait for the
 /// registration.
 pub(crate) type Outgoing = (Option<EntryId>, usize);
+
+/// The place at which [`Table::unlink_overlapping`] goes on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cursor {
+    /// True in the index of revocable entries, which comes second.
+    revocable: bool,
+    /// The number of the map in the index.
+    map: usize,
+    /// The entries that start at this address or later are done.
+    below: usize,
+}
+
+impl Cursor {
+    fn new(revocable: bool) -> Self {
+        Self {
+            revocable,
+            map: 0,
+            below: usize::MAX,
+        }
+    }
+}
+
+impl Default for Cursor {
+    fn default() -> Self {
+        Self::new(false)
+    }
+}
 
 impl<A: Access> Table<A> {
     /// Returns the table of a cache with this budget, for a slab of `capacity` entries.
@@ -137,10 +170,10 @@ impl<A: Access> Table<A> {
             }
             let whole = record.range;
             let entry = slab.get(slot)?;
-            if entry.acquire() {
+            if !slab.marks.contains(slot) && entry.acquire() {
                 return Some((slot, entry, whole));
             }
-            // The entry is live, but its count of references is full (`entry.rs`, point 4). A new
+            // The entry is marked, or its count of references is full (`entry.rs`, point 4). A new
             // registration serves the lookup in its place.
             self.unlink(slab, slot);
         }
@@ -153,8 +186,14 @@ impl<A: Access> Table<A> {
     }
 
     /// Reserves a slot for a registration, if a slot is vacant.
-    pub(crate) fn reserve(&mut self, request: Request<A>) -> Option<(Slot, Cookie)> {
-        self.slots.reserve(request)
+    pub(crate) fn reserve<T>(
+        &mut self,
+        slab: &Slab<T>,
+        request: Request<A>,
+    ) -> Option<(Slot, Cookie)> {
+        let (slot, cookie) = self.slots.reserve(request)?;
+        slab.prepare(slot);
+        Some((slot, cookie))
     }
 
     /// Prepares a pending slot for another attempt, and returns the cookie for its next watch.
@@ -162,19 +201,19 @@ impl<A: Access> Table<A> {
         self.slots.renew(slot)
     }
 
-    /// Charges the registration at a pending slot. Evicts idle entries to make room for it. If too
-    /// few entries are idle, returns false.
-    pub(crate) fn admit<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
+    /// Charges the registration at a pending slot. Evicts idle entries to make room for it, and
+    /// returns their number. The caller must deregister as many dead entries. If too few entries
+    /// are idle, returns `None`.
+    pub(crate) fn admit<T>(&mut self, slab: &Slab<T>, slot: Slot) -> Option<usize> {
         let bytes = self.slots.at(slot).bytes;
+        let mut evicted = 0;
         while !self.budget.would_hold(bytes, 0, 0) {
             // A reader may acquire an entry just before it is evicted. The entry then still takes
             // room, so that the loop evicts another one.
-            if self.make_room(slab, bytes).is_none() {
-                return false;
-            }
+            evicted += self.make_room(slab, bytes)?;
         }
         self.budget.charge(bytes);
-        true
+        Some(evicted)
     }
 
     /// Returns true if the pending slot is marked as invalidated, because its memory has changed.
@@ -182,18 +221,25 @@ impl<A: Access> Table<A> {
         self.slots.was_invalidated(slot)
     }
 
-    /// Changes the limits, and evicts idle entries until the limits are kept. The slab has room for
-    /// no more entries than it was made for.
+    /// Changes the limits, and evicts idle entries until the limits are kept. Returns the number of
+    /// evicted entries. The slab has room for no more entries than it was made for.
     pub(crate) fn set_limits<T>(
         &mut self,
         slab: &Slab<T>,
         max_entries: Option<usize>,
         max_bytes: Option<usize>,
-    ) {
+    ) -> usize {
         let most = self.slots.capacity() - SPARE as usize;
         let max_entries = max_entries.map(|it| it.min(most));
         self.budget.set_limits(max_entries, max_bytes);
-        while !self.budget.is_kept() && self.evict(slab).is_some() {}
+        let mut evicted = 0;
+        while !self.budget.is_kept()
+            && let Some(slot) = self.victim(slab)
+        {
+            self.evict_victim(slab, slot);
+            evicted += 1;
+        }
+        evicted
     }
 
     /// Puts an admitted registration into its index, and unlinks the entries that the registration
@@ -202,8 +248,9 @@ impl<A: Access> Table<A> {
         let record = self.slots.at(slot);
         let (range, access, revocable) = (record.range, record.access, record.revocable);
         while let Some(smaller) = self.index_mut(revocable).contained(range, access) {
+            let marked = slab.marks.contains(smaller);
             self.unlink(slab, smaller);
-            self.counts.merges += 1;
+            self.counts.merges += u64::from(!marked);
         }
         self.index_mut(revocable).insert(range, access, slot);
         self.eviction.push(List::Live, slot);
@@ -212,9 +259,9 @@ impl<A: Access> Table<A> {
         self.counts.misses += 1;
     }
 
-    /// Removes an entry from its index and kills the entry. Returns false if the entry is not
-    /// linked. An entry that no guard holds is put on the list of dead entries. Otherwise the drop
-    /// of the last guard deregisters the entry.
+    /// Removes an entry from its index and kills the entry. An entry that no guard holds is put on
+    /// the list of dead entries. Otherwise the drop of the last guard deregisters the entry. Returns
+    /// true if the entry is dead now.
     fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
         let record = self.slots.at(slot);
         let (range, access, bytes) = (record.range, record.access, record.bytes);
@@ -226,27 +273,29 @@ impl<A: Access> Table<A> {
             return false;
         };
         self.index_mut(revocable).remove(range, access);
-        self.eviction.remove(List::Live, slot);
         // SAFETY: the slot is linked, so its entry is live. The phase changes below, so no other
         // call kills this entry.
         let held = !unsafe { entry.kill() };
+        // The entry must be killed before its mark is cleared (`marks.rs`, step 3).
+        self.counts.invalidations += u64::from(slab.marks.remove(slot));
         self.slots.unlink(slot, held);
         if held {
-            self.eviction.push(List::Draining, slot);
+            self.eviction.move_to(List::Draining, slot);
             self.counts.unreleased += 1;
             self.counts.unreleased_bytes += bytes;
         } else {
-            self.eviction.push(List::Dead, slot);
+            self.eviction.move_to(List::Dead, slot);
             self.budget.leave(bytes);
         }
-        true
+        !held
     }
 
-    /// Makes a slot vacant, after its registration was deregistered or could not be made.
-    pub(crate) fn vacate(&mut self, slot: Slot) {
+    /// Makes a slot vacant, after its registration was deregistered or could not be made. Returns
+    /// the range of the registration.
+    pub(crate) fn vacate(&mut self, slot: Slot) -> VaRange {
         let (before, bytes) = self.slots.vacate(slot);
         if let Phase::Unlinked { held } = before {
-            self.eviction.remove(List::Draining, slot);
+            self.eviction.remove(slot);
             self.deregistrations += 1;
             if held {
                 self.counts.unreleased -= 1;
@@ -254,6 +303,7 @@ impl<A: Access> Table<A> {
             }
             self.budget.release(bytes, !held);
         }
+        self.slots.at(slot).range
     }
 
     /// Adds an uncached registration that is about to be made, and returns its number.
@@ -297,10 +347,11 @@ impl<A: Access> Table<A> {
 
 /// The methods for invalidation.
 impl<A: Access> Table<A> {
-    /// Handles a report that the memory under a watch has changed. A linked entry is unlinked. A
-    /// pending registration is marked, so that it is made again. Returns false if the slot is in
-    /// another phase, or if no slot has a watch with this cookie.
-    pub(crate) fn invalidate<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> bool {
+    /// Handles a report that the memory under a watch has changed. A linked entry is marked, and
+    /// must be unlinked later. A pending registration is marked as invalidated, so that it is made
+    /// again. Returns false if the slot is in another phase, or if no slot has a watch with this
+    /// cookie.
+    pub(crate) fn mark<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> bool {
         let Some(slot) = self.slots.watched_by(cookie) else {
             return false;
         };
@@ -310,60 +361,99 @@ impl<A: Access> Table<A> {
                 true
             }
             Phase::Linked => {
-                self.unlink(slab, slot);
-                self.counts.invalidations += 1;
+                self.mark_linked(slab, slot);
                 true
             }
             Phase::Vacant | Phase::Unlinked { .. } => false,
         }
     }
 
-    /// Unlinks the entries that overlap `range`. Marks the pending registrations that overlap it,
-    /// so that they are made again. Returns the ids of all overlapping registrations that are not
-    /// deregistered yet.
-    pub(crate) fn invalidate_overlapping<T>(
+    fn mark_linked<T>(&mut self, slab: &Slab<T>, slot: Slot) {
+        slab.marks.insert(slot);
+        self.eviction.move_to(List::Marked, slot);
+    }
+
+    /// Marks all entries, and all pending registrations as invalidated.
+    pub(crate) fn mark_all<T>(&mut self, slab: &Slab<T>) {
+        self.slots.invalidate_pending(|_| true);
+        for list in [List::Live, List::Parked] {
+            while let Some(slot) = self.eviction.head(list) {
+                self.mark_linked(slab, slot);
+            }
+        }
+    }
+
+    /// Returns true if there are marked entries to unlink.
+    pub(crate) fn has_marked(&self) -> bool {
+        self.eviction.head(List::Marked).is_some()
+    }
+
+    /// Unlinks up to `most` marked entries.
+    pub(crate) fn unlink_marked<T>(&mut self, slab: &Slab<T>, most: usize) {
+        for _ in 0..most {
+            let Some(slot) = self.eviction.head(List::Marked) else {
+                return;
+            };
+            self.unlink(slab, slot);
+        }
+    }
+
+    /// Marks the pending registrations that overlap `range` as invalidated, so that they are made
+    /// again.
+    pub(crate) fn invalidate_pending(&mut self, range: VaRange) {
+        self.slots.invalidate_pending(|its| its.overlaps(&range));
+    }
+
+    /// Unlinks a bounded number of the entries that overlap `range`. Call this method until it
+    /// returns `None`, with the cursor that the last call has returned.
+    pub(crate) fn unlink_overlapping<T>(
         &mut self,
         slab: &Slab<T>,
         range: VaRange,
-    ) -> Vec<EntryId> {
-        self.unlink_overlapping(slab, range, |_| true);
-        self.outstanding(|its| its.overlaps(&range))
+        mut cursor: Cursor,
+    ) -> Option<Cursor> {
+        let mut slots = [Slot(0); PIECE];
+        let index = self.index_mut(cursor.revocable);
+        let found = index.overlapping_of(&mut cursor.map, range, &mut cursor.below, &mut slots);
+        for &slot in &slots[..found] {
+            self.unlink(slab, slot);
+        }
+        if found == 0 {
+            if cursor.revocable {
+                return None;
+            }
+            cursor = Cursor::new(true);
+        }
+        Some(cursor)
     }
 
     /// Unlinks the entries that cover `range`. Marks the pending registrations that would cover
     /// `range`, so that they are made again.
     pub(crate) fn invalidate_covering<T>(&mut self, slab: &Slab<T>, range: VaRange) {
-        let unlinked = self.unlink_overlapping(slab, range, |its| its.contains(&range));
-        self.counts.invalidations += unlinked;
-    }
-
-    /// Unlinks the entries whose ranges overlap `range`, if `meant` returns true for them. Marks
-    /// the pending registrations with such ranges, so that they are made again. Returns the number
-    /// of entries unlinked.
-    fn unlink_overlapping<T>(
-        &mut self,
-        slab: &Slab<T>,
-        range: VaRange,
-        meant: impl Fn(&VaRange) -> bool,
-    ) -> u64 {
         let indexes = [&self.retained, &self.revocable];
         let linked = indexes.iter().flat_map(|it| it.overlapping(range));
         let mut linked: Vec<_> = linked.collect();
-        linked.retain(|&slot| meant(&self.slots.at(slot).range));
+        linked.retain(|&slot| self.slots.at(slot).range.contains(&range));
         for &slot in &linked {
+            let marked = slab.marks.contains(slot);
             self.unlink(slab, slot);
+            self.counts.invalidations += u64::from(!marked);
         }
-        let pending = |its: &VaRange| its.overlaps(&range) && meant(its);
-        self.slots.invalidate_pending(pending);
-        linked.len() as u64
+        self.slots.invalidate_pending(|its| its.contains(&range));
     }
 
-    /// Unlinks all entries. Marks all pending registrations, so that they are made again.
-    pub(crate) fn unlink_all<T>(&mut self, slab: &Slab<T>) {
-        self.slots.invalidate_pending(|_| true);
-        while let Some(slot) = self.eviction.head(List::Live)
-            && self.unlink(slab, slot)
-        {}
+    /// Unlinks the entries at the given slots. Marks the pending registrations there, so that they
+    /// are made again.
+    pub(crate) fn unlink_slots<T>(&mut self, slab: &Slab<T>, slots: Range<u32>) {
+        for slot in slots.map(Slot) {
+            match self.slots.at(slot).phase() {
+                Phase::Pending { .. } => self.slots.invalidate(slot),
+                Phase::Linked => {
+                    self.unlink(slab, slot);
+                }
+                Phase::Vacant | Phase::Unlinked { .. } => {}
+            }
+        }
     }
 
     /// Returns the registrations that still exist although no later lookup returns them, if `meant`
@@ -388,52 +478,85 @@ impl<A: Access> Table<A> {
         }
     }
 
-    /// Unlinks a revocable entry after the drop of its last guard, unless another lookup has
-    /// acquired the entry meanwhile.
-    pub(crate) fn revoke<T>(&mut self, slab: &Slab<T>, slot: Slot, cookie: Cookie) {
-        let idle = slab.get(slot).is_some_and(|entry| !entry.is_in_use());
-        if idle && self.slots.at(slot).cookie == cookie {
-            self.unlink(slab, slot);
+    /// Handles the drop of the last guard of a revocable or parked entry, unless another lookup has
+    /// acquired the entry meanwhile. A revocable entry is unlinked, and a parked entry becomes a
+    /// candidate for eviction again. Returns the slot if the caller must deregister its entry.
+    pub(crate) fn last_guard_dropped<T>(
+        &mut self,
+        slab: &Slab<T>,
+        slot: Slot,
+        cookie: Cookie,
+    ) -> Option<Slot> {
+        let entry = slab.get(slot).filter(|entry| !entry.is_in_use())?;
+        let record = self.slots.at(slot);
+        if record.cookie != cookie || record.phase() != Phase::Linked {
+            return None;
         }
+        if record.revocable {
+            return self.unlink(slab, slot).then(|| self.begin(slot));
+        }
+        if entry.unpark() && !slab.marks.contains(slot) {
+            self.eviction.move_to(List::Live, slot);
+        }
+        None
     }
 }
 
 /// The methods for eviction, reclaim and deferred deregistration.
 impl<A: Access> Table<A> {
-    /// Evicts idle entries until a new entry of `bytes` bytes fits. If too few entries are idle,
-    /// returns `None` and evicts nothing.
-    pub(crate) fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<()> {
-        let mut victims = Vec::new();
-        let mut freed = 0;
-        while !self.budget.would_hold(bytes, victims.len(), freed) {
-            let Some(slot) = self.victim(slab) else {
-                for slot in victims.into_iter().rev() {
-                    self.eviction.put_back(slot);
-                }
-                return None;
-            };
-            freed += self.slots.at(slot).bytes;
-            victims.push(slot);
+    /// Evicts idle entries until a new entry of `bytes` bytes fits, once the leaving entries are
+    /// gone. Returns the number of evicted entries. If too few entries are idle, returns `None` and
+    /// evicts nothing.
+    fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<usize> {
+        // One victim is enough nearly always, and need not be put aside.
+        let victim = self.victim(slab)?;
+        let freed = self.slots.at(victim).bytes;
+        if self.budget.would_hold(bytes, 1, freed) {
+            self.evict_victim(slab, victim);
+            return Some(1);
         }
-        for slot in victims {
-            self.evict_victim(slab, slot);
-        }
-        Some(())
+        self.choose_and_evict(slab, bytes)
     }
 
-    /// Evicts the idle entry that is next in the order of eviction.
-    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>) -> Option<Outgoing> {
+    /// Evicts idle entries until a new entry of `bytes` bytes fits. If too few entries are idle,
+    /// returns `None` and evicts nothing.
+    fn choose_and_evict<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<usize> {
+        let (mut chosen, mut freed) = (0, 0);
+        while !self.budget.would_hold(bytes, chosen, freed) {
+            let Some(slot) = self.victim(slab) else {
+                self.eviction.put_back();
+                return None;
+            };
+            chosen += 1;
+            freed += self.slots.at(slot).bytes;
+            self.eviction.move_to(List::Chosen, slot);
+        }
+        while let Some(slot) = self.eviction.head(List::Chosen) {
+            self.evict_victim(slab, slot);
+        }
+        Some(chosen)
+    }
+
+    /// Unlinks the idle entry that is next in the order of eviction. Returns its slot and the bytes
+    /// that it pinned. If no guard holds the entry, its slot is put into the batch, whose owner must
+    /// deregister it.
+    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>, batch: &mut Batch) -> Option<Outgoing> {
         let slot = self.victim(slab)?;
-        self.evict_victim(slab, slot);
+        if self.evict_victim(slab, slot) {
+            self.begin(slot);
+            batch.push(slot);
+        }
         Some((self.unheld(slot), self.slots.at(slot).bytes))
     }
 
-    /// Returns an unlinked entry that no guard holds. A thread is deregistering the entry, or will
-    /// do so soon.
-    pub(crate) fn any_outgoing(&self) -> Option<Outgoing> {
-        let dead = self.eviction.all(List::Dead);
-        let mut unlinked = dead.chain(self.eviction.all(List::Draining));
-        unlinked.find_map(|slot| {
+    /// Returns an unlinked entry that no guard holds. The calling thread must deregister the entry
+    /// if it is put into the batch. Otherwise another thread is deregistering the entry.
+    pub(crate) fn any_outgoing(&mut self, batch: &mut Batch) -> Option<Outgoing> {
+        if let Some(slot) = self.pop_dead(batch) {
+            return Some((self.unheld(slot), self.slots.at(slot).bytes));
+        }
+        let mut draining = self.eviction.all(List::Draining);
+        draining.find_map(|slot| {
             let id = self.unheld(slot)?;
             Some((Some(id), self.slots.at(slot).bytes))
         })
@@ -445,18 +568,18 @@ impl<A: Access> Table<A> {
         unheld.then(|| self.slots.id(slot))
     }
 
-    fn evict_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) {
-        self.eviction.put_back(slot);
-        self.unlink(slab, slot);
+    fn evict_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
         self.counts.evictions += 1;
+        self.unlink(slab, slot)
     }
 
-    /// Removes the idle entry that is next in the order of eviction from the list of live entries,
-    /// and returns its slot.
+    /// Returns the idle entry that is next in the order of eviction.
     fn victim<T>(&mut self, slab: &Slab<T>) -> Option<Slot> {
-        self.eviction.victim(|slot| {
-            let entry = slab.get(slot);
-            entry.is_some_and(|entry| !entry.is_in_use() && !entry.was_used())
+        self.eviction.victim(|slot| match slab.get(slot) {
+            None => Use::InUse,
+            Some(entry) if entry.is_in_use() && entry.park() => Use::InUse,
+            Some(entry) if entry.was_used() => Use::Used,
+            Some(_) => Use::Idle,
         })
     }
 
@@ -465,13 +588,21 @@ impl<A: Access> Table<A> {
         self.eviction.head(List::Dead).is_some()
     }
 
-    /// Removes an entry from the list of dead entries. The entry is draining from now on. The
-    /// caller must take the content out of the entry and deregister the registration.
-    pub(crate) fn pop_dead(&mut self) -> Option<Slot> {
+    /// Moves a dead entry into the batch, if there is a dead entry and room in the batch. The owner
+    /// of the batch must deregister the entry.
+    pub(crate) fn pop_dead(&mut self, batch: &mut Batch) -> Option<Slot> {
+        if batch.is_full() {
+            return None;
+        }
         let slot = self.eviction.head(List::Dead)?;
-        self.eviction.remove(List::Dead, slot);
-        self.eviction.push(List::Draining, slot);
+        batch.push(self.begin(slot));
         Some(slot)
+    }
+
+    /// Lists a dead entry as draining, because the caller is about to deregister it.
+    fn begin(&mut self, slot: Slot) -> Slot {
+        self.eviction.move_to(List::Draining, slot);
+        slot
     }
 }
 
@@ -481,7 +612,7 @@ mod tests {
 
     #[test]
     fn an_entry_without_references_to_grant_makes_way_for_another_that_serves() {
-        let slab: Slab<u8> = Slab::new(8).unwrap();
+        let slab: Slab<u8> = Slab::new(8, 0).unwrap();
         let mut table: Table<()> = Table::new(Budget::new(8, 1 << 20, None), 8);
         let range =
             |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
@@ -494,8 +625,8 @@ mod tests {
                 revocable: false,
                 bytes: 1,
             };
-            let (slot, _) = table.reserve(request).unwrap();
-            assert!(table.admit(&slab, slot));
+            let (slot, _) = table.reserve(&slab, request).unwrap();
+            table.admit(&slab, slot).unwrap();
             table.link(&slab, slot);
             // SAFETY: the slot is reserved, so its entry is vacant and no other thread fills it.
             unsafe { slab.get(slot).unwrap().publish(0, false) };

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use crate::range::VaRange;
+use crate::sys::worker::Worker;
 
 /// The name of a watch. A cache never uses the same cookie twice.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -120,6 +122,13 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     /// Safe code can get this file descriptor. So reading from it must not consume reports. For
     /// example, the file descriptor may be of an epoll instance, which cannot be read.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Returns the thread that reaps for all caches that share this monitor. If the result is
+    /// `None`, the cache starts a thread of its own.
+    #[doc(hidden)]
+    fn worker(&self) -> Option<Arc<Worker>> {
         None
     }
 

@@ -37,6 +37,7 @@ use super::poll_fd::when_readable;
 use crate::range::VaRange;
 use crate::sys::fork::ForkMark;
 use crate::sys::sync::{Arc, Mutex, lock};
+use crate::sys::worker::Worker;
 
 /// One cache's share of a monitor. [`Shared::subscribe`] makes a share for another cache.
 ///
@@ -72,6 +73,8 @@ pub struct Shared<M: Monitor> {
 #[derive(Debug)]
 struct Hub<M> {
     monitor: M,
+    /// The thread that reaps for all members.
+    worker: std::sync::Arc<Worker>,
     fork: ForkMark,
     board: Mutex<Board>,
 }
@@ -125,6 +128,7 @@ impl<M: Monitor> Shared<M> {
         };
         let hub = Arc::new(Hub {
             monitor,
+            worker: std::sync::Arc::default(),
             fork: ForkMark::new(1)?,
             board: Mutex::new(board),
         });
@@ -372,6 +376,10 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.ready.as_ref().map(|(epoll, _)| epoll.0.as_fd())
+    }
+
+    fn worker(&self) -> Option<std::sync::Arc<Worker>> {
+        Some(std::sync::Arc::clone(&self.hub.worker))
     }
 
     fn name(&self) -> &'static str {

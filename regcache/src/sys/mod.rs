@@ -4,4 +4,5 @@ pub(crate) mod fork;
 pub(crate) mod memory;
 pub(crate) mod sync;
 pub(crate) mod thread;
+pub(crate) mod worker;
 pub(crate) mod zeroed;

@@ -45,6 +45,12 @@ impl<T> UnsafeCell<T> {
     }
 }
 
+#[cfg(not(loom))]
+pub(crate) use std::thread::yield_now;
+
+#[cfg(loom)]
+pub(crate) use loom::thread::yield_now;
+
 /// Takes the lock, even if another thread panicked while it held the lock. This is sound because
 /// the data under each lock is consistent at every statement that can panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,7 +1,8 @@
 //! [`Zeroed`]: a large array, of which perhaps only a few elements are ever used.
 //!
 //! The array only reserves address space. When an element is first touched, the kernel adds a
-//! zeroed page. So unused elements take no memory.
+//! zeroed page. So unused elements take no memory. An owner that is about to use many elements can
+//! let the kernel add their pages in one call, which takes a fraction of the time of the faults.
 //!
 //! The array is mapped, not allocated by malloc. When glibc frees a mapped block, it raises the
 //! size above which it maps blocks. So after freeing such an array, glibc would no longer return
@@ -30,11 +31,16 @@ pub(crate) use mapped::Zeroed;
 mod mapped {
     use std::io;
     use std::marker::PhantomData;
+    use std::ops::Range;
     use std::ptr::NonNull;
 
-    use memmap2::{MmapMut, MmapOptions};
+    use memmap2::{Advice, MmapMut, MmapOptions};
 
     use super::FromZeros;
+
+    /// The size of the smallest pages of the supported machines. A larger page contains whole pages
+    /// of this size.
+    const PAGE: usize = 4096;
 
     /// An array in zeroed memory from the kernel. The kernel reserves no swap space for the array.
     #[derive(Debug)]
@@ -42,7 +48,7 @@ mod mapped {
         /// The first element in the mapping. The pointer dangles if the array has no elements.
         first: NonNull<T>,
         len: usize,
-        _mapping: Option<MmapMut>,
+        mapping: Option<MmapMut>,
         owns: PhantomData<T>,
     }
 
@@ -66,7 +72,7 @@ mod mapped {
                 return Ok(Self {
                     first: NonNull::dangling(),
                     len,
-                    _mapping: None,
+                    mapping: None,
                     owns: PhantomData,
                 });
             }
@@ -74,7 +80,7 @@ mod mapped {
             Ok(Self {
                 first: NonNull::from(&mut mapping[..]).cast(),
                 len,
-                _mapping: Some(mapping),
+                mapping: Some(mapping),
                 owns: PhantomData,
             })
         }
@@ -85,6 +91,19 @@ mod mapped {
             // as `self`. Zero bytes are a valid element. Only this method gives access to the
             // mapping.
             unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
+        }
+
+        /// Adds the pages of the elements in `range`. If the kernel cannot do so (before Linux
+        /// 5.14), the pages are added when they are touched.
+        pub(crate) fn populate(&self, range: Range<usize>) {
+            let bytes = range.start * size_of::<T>()..range.end.min(self.len) * size_of::<T>();
+            // The kernel wants the address of a page, and rounds the length up.
+            let start = bytes.start & !(PAGE - 1);
+            if let Some(mapping) = &self.mapping
+                && start < bytes.end
+            {
+                let _ = mapping.advise_range(Advice::PopulateWrite, start, bytes.end - start);
+            }
         }
     }
 }
@@ -111,5 +130,7 @@ mod boxed {
         pub(crate) fn as_slice(&self) -> &[T] {
             &self.0
         }
+
+        pub(crate) fn populate(&self, _: std::ops::Range<usize>) {}
     }
 }

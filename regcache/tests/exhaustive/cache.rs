@@ -23,7 +23,67 @@ impl Protocol {
                 if generation == drained {
                     At::Probe
                 } else {
+                    At::CompareMarks { generation }
+                }
+            }
+            At::CompareMarks { generation } => {
+                let marked = state.cache.marked;
+                say(format_args!("loads the generation of the marks {marked}"));
+                if generation == marked {
+                    At::ProbeUnmarked
+                } else {
                     At::Enter(Goal::Find)
+                }
+            }
+            At::ProbeUnmarked => match choice {
+                None => {
+                    say(format_args!("the hints lead to no entry"));
+                    At::Enter(Goal::Find)
+                }
+                Some(slot) if self.fault == Some(Fault::MarkCheckedLast) => {
+                    say(format_args!("the hints lead to slot {slot}"));
+                    if state.slot(slot).live {
+                        say(format_args!("  takes a reference"));
+                        state.slot(slot).references += 1;
+                        At::CheckMark { slot }
+                    } else {
+                        At::Enter(Goal::Find)
+                    }
+                }
+                Some(slot) => {
+                    let marked = state.slot(slot).marked && self.fault != Some(Fault::MarkIgnored);
+                    say(format_args!(
+                        "the hints lead to slot {slot}: marked {marked}"
+                    ));
+                    if marked {
+                        self.saw(Sight::MarkMet);
+                        At::Enter(Goal::Find)
+                    } else {
+                        At::TakeUnmarked { slot }
+                    }
+                }
+            },
+            At::TakeUnmarked { slot } => {
+                if state.slot(slot).live {
+                    say(format_args!("takes a reference to slot {slot}"));
+                    if state.cache.slots.iter().any(|slot| slot.marked) {
+                        self.saw(Sight::HitBesideMarks);
+                    }
+                    self.use_entry(state, thread, slot, say)
+                } else {
+                    say(format_args!("slot {slot} is not live"));
+                    At::Enter(Goal::Find)
+                }
+            }
+            At::CheckMark { slot } => {
+                let entry = state.slot(slot);
+                let marked = entry.marked;
+                say(format_args!("checks the mark of slot {slot}: {marked}"));
+                if marked {
+                    At::Release { slot }
+                } else {
+                    entry.references -= 1;
+                    self.use_entry(state, thread, slot, say)
                 }
             }
             At::Probe => match choice {
@@ -62,6 +122,8 @@ impl Protocol {
                 say(format_args!("takes the lock, generation {generation}"));
                 if generation == state.cache.drained {
                     At::Current(goal)
+                } else if generation == state.cache.marked {
+                    At::Marked(goal)
                 } else {
                     At::Drain {
                         goal,
@@ -80,23 +142,68 @@ impl Protocol {
                 generation,
                 held_back,
             } => {
-                say(format_args!("stores drained {generation}"));
-                state.cache.drained = generation;
+                say(format_args!(
+                    "stores the generation of the marks {generation}"
+                ));
+                state.cache.marked = generation;
                 if held_back == 0 {
-                    At::Current(goal)
+                    At::Marked(goal)
                 } else {
-                    At::Kill { goal, held_back }
+                    At::Mark { goal, held_back }
                 }
             }
-            At::Kill { goal, held_back } => {
+            At::Mark { goal, held_back } => {
                 let slot = held_back.trailing_zeros() as u8;
                 self.invalidate(state, slot, say);
                 match held_back & !bit(slot) {
-                    0 => At::Current(goal),
-                    held_back => At::Kill { goal, held_back },
+                    0 => At::Marked(goal),
+                    held_back => At::Mark { goal, held_back },
+                }
+            }
+            At::Marked(goal) => {
+                if let Some(slot) = choice {
+                    self.begin_to_unlink(goal, slot)
+                } else {
+                    let left = state.cache.slots.iter().any(|slot| slot.marked);
+                    if left {
+                        self.saw(Sight::MarkedLeft);
+                    }
+                    if !left || self.fault == Some(Fault::DrainedWhileMarked) {
+                        state.cache.drained = state.cache.marked;
+                        say(format_args!("stores drained {}", state.cache.drained));
+                    } else {
+                        say(format_args!("leaves the marked entries to others"));
+                    }
+                    At::Current(goal)
+                }
+            }
+            At::Kill { goal, slot } => {
+                self.unlink(state, slot, say);
+                if state.slot(slot).marked {
+                    At::ClearMark { goal, slot }
+                } else {
+                    At::Marked(goal)
+                }
+            }
+            At::ClearMark { goal, slot } => {
+                say(format_args!("clears the mark of slot {slot}"));
+                let entry = state.slot(slot);
+                entry.marked = false;
+                if entry.live {
+                    At::Kill { goal, slot }
+                } else {
+                    At::Marked(goal)
                 }
             }
 
+            // A marked entry that is found in the index is unlinked.
+            At::Current(goal)
+                if self.fault != Some(Fault::MarkedFound) && state.finds_marked(page) =>
+            {
+                let slot = state.find(page).unwrap_or_default();
+                say(format_args!("finds the marked slot {slot} in the index"));
+                self.begin_to_unlink(goal, slot)
+            }
             At::Current(Goal::Find) => {
                 if let Some(slot) = choice {
                     say(format_args!(
@@ -267,30 +374,33 @@ impl Protocol {
                     Then::NextDead(then) => At::NextDead(then),
                 }
             }
-            At::NextDead(then) => {
-                let dead = Phase::Unlinked { dead: true };
-                match state.cache.slots.iter().position(|s| s.phase == dead) {
-                    Some(slot) => {
-                        say(format_args!("takes dead slot {slot}"));
-                        state.cache.slots[slot].phase = Phase::Unlinked {
-                            dead: self.fault == Some(Fault::BuriedTwice),
-                        };
-                        At::TakeOut {
-                            slot: slot as u8,
-                            then: Then::NextDead(then),
-                        }
-                    }
-                    None => {
-                        say(format_args!("no slot is dead"));
-                        match then {
-                            AfterDead::Return => At::Idle,
-                            AfterDead::Reserve => At::Reenter,
-                            AfterDead::Uncached => At::Uncached,
-                            AfterDead::Register(slot) => self.begin_to_register(slot),
-                        }
+            At::NextDead(then) => match choice {
+                Some(slot) => {
+                    say(format_args!("takes dead slot {slot}"));
+                    state.slot(slot).phase = Phase::Unlinked {
+                        dead: self.fault == Some(Fault::BuriedTwice),
+                    };
+                    At::TakeOut {
+                        slot,
+                        then: Then::NextDead(then),
                     }
                 }
-            }
+                None => {
+                    let dead = Phase::Unlinked { dead: true };
+                    if state.cache.slots.iter().any(|slot| slot.phase == dead) {
+                        say(format_args!("leaves the dead slots to others"));
+                        self.saw(Sight::DeadLeft);
+                    } else {
+                        say(format_args!("no slot is dead"));
+                    }
+                    match then {
+                        AfterDead::Return => At::Idle,
+                        AfterDead::Reserve => At::Reenter,
+                        AfterDead::Uncached => At::Uncached,
+                        AfterDead::Register(slot) => self.begin_to_register(slot),
+                    }
+                }
+            },
         };
         state.threads[thread].at = next;
     }
@@ -394,7 +504,7 @@ impl Protocol {
             say(format_args!(
                 "reads that the watch of slot {slot} was invalidated"
             ));
-            if self.fault == Some(Fault::DrainedBeforeKilled) {
+            if self.fault == Some(Fault::GenerationBeforeMarks) {
                 held_back |= bit(slot);
             } else {
                 self.invalidate(state, slot, say);
@@ -420,7 +530,16 @@ impl Protocol {
         }
     }
 
-    /// Handles a report of the watch of `slot`: marks a pending slot, or unlinks a linked entry.
+    /// Returns the first of the two steps that unlink a marked entry.
+    fn begin_to_unlink(&self, goal: Goal, slot: u8) -> At {
+        if self.fault == Some(Fault::MarkClearedFirst) {
+            At::ClearMark { goal, slot }
+        } else {
+            At::Kill { goal, slot }
+        }
+    }
+
+    /// Handles a report of the watch of `slot`: marks a pending slot or a linked entry.
     fn invalidate(&self, state: &mut State, slot: u8, say: Say<'_>) {
         match &mut state.slot(slot).phase {
             Phase::Pending { invalidated } => {
@@ -429,7 +548,8 @@ impl Protocol {
                 self.saw(Sight::PendingHit);
             }
             Phase::Linked => {
-                self.unlink(state, slot, say);
+                state.slot(slot).marked = true;
+                say(format_args!("  marks the entry"));
                 self.saw(Sight::Invalidated);
             }
             Phase::Vacant | Phase::Unlinked { .. } => {}

@@ -17,8 +17,18 @@ pub(crate) enum Fault {
     LostReport,
     /// The cache registers before it watches.
     WatchAfterRegistration,
-    /// A drain stores the new value of `drained` before it kills the reported entries.
-    DrainedBeforeKilled,
+    /// A drain stores the generation of the marks before it marks the reported entries.
+    GenerationBeforeMarks,
+    /// A thread stores `drained` while entries are marked.
+    DrainedWhileMarked,
+    /// A hit does not check the mark of the entry.
+    MarkIgnored,
+    /// A hit takes a reference to an entry, and checks the mark afterwards.
+    MarkCheckedLast,
+    /// A mark is cleared before its entry is killed.
+    MarkClearedFirst,
+    /// A lookup under the lock returns a marked entry.
+    MarkedFound,
     /// A miss publishes without checking whether its memory has changed meanwhile.
     MarkNotLookedAt,
     /// A hit checks that an entry is live, and takes a reference to it in a second step.
@@ -48,13 +58,18 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::LateReport,
         Self::DeferredReport,
         Self::WatchDoesNotWait,
         Self::LostReport,
         Self::WatchAfterRegistration,
-        Self::DrainedBeforeKilled,
+        Self::GenerationBeforeMarks,
+        Self::DrainedWhileMarked,
+        Self::MarkIgnored,
+        Self::MarkCheckedLast,
+        Self::MarkClearedFirst,
+        Self::MarkedFound,
         Self::MarkNotLookedAt,
         Self::ReferenceAfterLiveness,
         Self::EntryNotAsked,
@@ -79,7 +94,12 @@ impl Fault {
             | Self::WatchDoesNotWait
             | Self::LostReport
             | Self::WatchAfterRegistration
-            | Self::DrainedBeforeKilled
+            | Self::GenerationBeforeMarks
+            | Self::DrainedWhileMarked
+            | Self::MarkIgnored
+            | Self::MarkCheckedLast
+            | Self::MarkClearedFirst
+            | Self::MarkedFound
             | Self::MarkNotLookedAt
             | Self::RetryNotWatched
             | Self::MarkClearedLate => &[STALE],
@@ -103,8 +123,13 @@ impl Fault {
             Self::WatchDoesNotWait => "watch does not wait",
             Self::LostReport => "lost report",
             Self::WatchAfterRegistration => "watch after registration",
-            Self::DrainedBeforeKilled => "drained before killed",
-            Self::MarkNotLookedAt => "mark not checked",
+            Self::GenerationBeforeMarks => "generation stored before marks",
+            Self::DrainedWhileMarked => "drained stored while entries are marked",
+            Self::MarkIgnored => "mark ignored by a hit",
+            Self::MarkCheckedLast => "mark checked after the reference",
+            Self::MarkClearedFirst => "mark cleared before the kill",
+            Self::MarkedFound => "marked entry found in the index",
+            Self::MarkNotLookedAt => "invalidation of a miss not checked",
             Self::ReferenceAfterLiveness => "reference after liveness",
             Self::EntryNotAsked => "entry not checked",
             Self::DestroyedInUse => "deregistered in use",

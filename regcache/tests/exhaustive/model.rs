@@ -7,8 +7,8 @@ use stateright::{Model, Property};
 
 use crate::fault::Fault;
 use crate::state::{
-    At, Cache, Change, Goal, Kernel, Lookup, Page, Phase, Slot, Stage, State, THREADS, Thread,
-    Violation,
+    AfterDead, At, Cache, Change, Goal, Kernel, Lookup, Page, Phase, Slot, Stage, State, THREADS,
+    Thread, Violation,
 };
 
 /// The names of the properties that the checker verifies.
@@ -72,6 +72,10 @@ pub(crate) enum Operation {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Sight {
     Hit,
+    HitBesideMarks,
+    MarkMet,
+    MarkedLeft,
+    DeadLeft,
     FoundBehindLock,
     Recycled,
     OtherEntry,
@@ -94,8 +98,15 @@ pub(crate) enum Sight {
 }
 
 impl Sight {
-    pub(crate) const ALL: [(Self, &'static str); 20] = [
+    pub(crate) const ALL: [(Self, &'static str); 24] = [
         (Self::Hit, "a hit"),
+        (Self::HitBesideMarks, "a hit while another entry was marked"),
+        (Self::MarkMet, "a reader that met a marked entry"),
+        (
+            Self::MarkedLeft,
+            "a thread that left a marked entry to others",
+        ),
+        (Self::DeadLeft, "a thread that left a dead entry to others"),
         (Self::FoundBehindLock, "an entry found under the lock"),
         (Self::Recycled, "a slot used again"),
         (
@@ -296,9 +307,34 @@ impl Model for Protocol {
                         go(Some(making));
                     }
                 }
-                At::Enter(_) | At::Reenter | At::Vacate { .. } | At::NextDead(_) => {
+                At::Enter(_) | At::Reenter | At::Vacate { .. } => {
                     if state.cache.lock.is_none() {
                         go(None);
+                    }
+                }
+                At::NextDead(then) => {
+                    if state.cache.lock.is_some() {
+                        continue;
+                    }
+                    // A thread that does not need the room may leave dead entries to others.
+                    let dead = Phase::Unlinked { dead: true };
+                    let next = slots().find(|(_, slot)| slot.phase == dead);
+                    if let Some((slot, _)) = next {
+                        go(Some(slot));
+                    }
+                    if next.is_none() || then != AfterDead::Reserve {
+                        go(None);
+                    }
+                }
+                At::ProbeUnmarked => {
+                    go(None);
+                    slots().for_each(|(slot, _)| go(Some(slot)));
+                }
+                At::Marked(_) => {
+                    go(None);
+                    let marked = slots().find(|(_, slot)| slot.marked);
+                    if let Some((slot, _)) = marked {
+                        go(Some(slot));
                     }
                 }
                 At::Register { awaited, .. } => {
@@ -315,7 +351,9 @@ impl Model for Protocol {
                         .for_each(|(slot, _)| go(Some(slot)));
                 }
                 At::ChooseVictim { .. } => {
-                    let idle = |slot: &Slot| slot.phase == Phase::Linked && slot.references == 1;
+                    let idle = |slot: &Slot| {
+                        slot.phase == Phase::Linked && slot.references == 1 && !slot.marked
+                    };
                     let before = slots().filter(|(_, slot)| idle(slot));
                     let mut any = false;
                     before.for_each(|(slot, _)| {

@@ -62,7 +62,10 @@ pub(crate) struct Pin {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Cache {
+    /// The generation up to which all invalidated entries were unlinked.
     pub(crate) drained: u8,
+    /// The generation up to which all invalidated entries were marked or unlinked.
+    pub(crate) marked: u8,
     /// The thread that holds the table's lock.
     pub(crate) lock: Option<u8>,
     pub(crate) slots: [Slot; SLOTS],
@@ -74,6 +77,8 @@ pub(crate) struct Slot {
     pub(crate) phase: Phase,
     pub(crate) page: u8,
     pub(crate) live: bool,
+    /// True if a report has named the linked entry.
+    pub(crate) marked: bool,
     pub(crate) references: u8,
     /// The page of the registration, and the registration's index in `pins`.
     pub(crate) content: Option<(u8, u8)>,
@@ -128,8 +133,17 @@ pub(crate) enum At {
     Change(Change),
     /// Hit: compare the loaded generation with `drained`.
     Compare { generation: u8 },
+    /// Hit: compare the loaded generation with that of the marks.
+    CompareMarks { generation: u8 },
     /// Hit: take a reference to an entry that the hints name.
     Probe,
+    /// Hit while entries are marked: check the mark of an entry that the hints name.
+    ProbeUnmarked,
+    /// Hit while entries are marked: take a reference to the entry, which had no mark.
+    TakeUnmarked { slot: u8 },
+    /// Hit while entries are marked, with a fault: check the mark of an entry to which the thread
+    /// has a reference.
+    CheckMark { slot: u8 },
     /// Hit, with a fault: take a reference to an entry that was live in the step before.
     Take { slot: u8 },
     /// Hit: release the reference to an entry that does not serve.
@@ -141,18 +155,25 @@ pub(crate) enum At {
         goal: Goal,
         /// The generation before the drain.
         before: u8,
-        /// With a fault: the slots that were reported and not killed yet, one bit each.
+        /// With a fault: the slots that were reported and not marked yet, one bit each.
         held_back: u8,
     },
-    /// With the lock, after the last report was read: store `drained`.
+    /// With the lock, after the last report was read: store the generation of the marks.
     Drained {
         goal: Goal,
         generation: u8,
         held_back: u8,
     },
-    /// With the lock and a fault: kill the entries that were held back.
-    Kill { goal: Goal, held_back: u8 },
-    /// With the lock, after all invalidated entries were unlinked: do what the thread took the lock
+    /// With the lock and a fault: mark the entries that were held back.
+    Mark { goal: Goal, held_back: u8 },
+    /// With the lock, after all invalidated entries were marked: unlink a marked entry, or leave the
+    /// marked entries to others. If no entry is marked, store `drained`.
+    Marked(Goal),
+    /// With the lock: kill a marked entry.
+    Kill { goal: Goal, slot: u8 },
+    /// With the lock: clear the mark of an entry, which was killed in the step before.
+    ClearMark { goal: Goal, slot: u8 },
+    /// With the lock, after all invalidated entries were marked: do what the thread took the lock
     /// for.
     Current(Goal),
     /// Wait until the slot is no longer pending. Another thread makes the next step of this thread.
@@ -278,6 +299,12 @@ impl State {
         self.cache.slots.iter().position(is_it).map(|i| i as u8)
     }
 
+    /// Returns true if the page's entry in the index is marked.
+    pub(crate) fn finds_marked(&self, page: u8) -> bool {
+        let slot = self.find(page).map(usize::from);
+        slot.is_some_and(|slot| self.cache.slots[slot].marked)
+    }
+
     /// Returns the first vacant slot among the first `slots` slots.
     pub(crate) fn find_vacant(&self, slots: usize) -> Option<u8> {
         let mut slots = self.cache.slots[..slots].iter();
@@ -312,7 +339,8 @@ impl State {
         self.threads.iter().all(done) && !self.kernel.deferred.contains(&true)
     }
 
-    /// Returns true if only cached registrations are left, and all of them are idle and watched.
+    /// Returns true if only cached and dead registrations are left, and all of them are idle and
+    /// watched.
     pub(crate) fn is_balanced(&self) -> bool {
         let mut pins = [false; REGISTRATIONS];
         for (slot, watch) in self.cache.slots.iter().zip(&self.kernel.watches) {
@@ -322,6 +350,12 @@ impl State {
                     if slot.live
                         && slot.references == 1
                         && watch.is_some_and(|w| w.page == page) =>
+                {
+                    pins[usize::from(pin)] = true;
+                }
+                // The reaper deregisters such an entry.
+                (Phase::Unlinked { dead: true }, Some((_, pin)))
+                    if slot.references == 0 && watch.is_some() =>
                 {
                     pins[usize::from(pin)] = true;
                 }

@@ -133,7 +133,16 @@ impl State {
                     goal: Goal::Publish { pin, .. },
                     ..
                 }
+                | At::Mark {
+                    goal: Goal::Publish { pin, .. },
+                    ..
+                }
+                | At::Marked(Goal::Publish { pin, .. })
                 | At::Kill {
+                    goal: Goal::Publish { pin, .. },
+                    ..
+                }
+                | At::ClearMark {
                     goal: Goal::Publish { pin, .. },
                     ..
                 } => number(pin),
@@ -159,13 +168,20 @@ impl State {
             .threads
             .iter_mut()
             .filter_map(|thread| match &mut thread.at {
-                At::Compare { generation } | At::Drained { generation, .. } => Some(generation),
+                At::Compare { generation }
+                | At::CompareMarks { generation }
+                | At::Drained { generation, .. } => Some(generation),
                 At::Drain { before, .. } => Some(before),
                 _ => None,
             });
-        [&mut self.kernel.generation, &mut self.cache.drained]
-            .into_iter()
-            .chain(remembered)
+        let cache = &mut self.cache;
+        [
+            &mut self.kernel.generation,
+            &mut cache.drained,
+            &mut cache.marked,
+        ]
+        .into_iter()
+        .chain(remembered)
     }
 
     /// Renumbers the versions of each page so that the oldest version of the page in the state is

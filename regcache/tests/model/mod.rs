@@ -76,11 +76,17 @@ impl FakeKernel {
 
     /// Models a `munmap` and a `mmap` of one page.
     pub(crate) fn remap(&self, page: usize) {
+        self.remap_all(page..page + 1);
+    }
+
+    /// Models one `munmap` and one `mmap` of several pages.
+    pub(crate) fn remap_all(&self, changed: Range<usize>) {
         let mut watches = self.watches.lock().unwrap();
+        let is_changed = |its: Range<usize>| its.start < changed.end && changed.start < its.end;
         let watched: Vec<_> = watches
             .live
             .iter()
-            .filter(|(_, r)| pages(**r).contains(&page))
+            .filter(|(_, r)| is_changed(pages(**r)))
             .map(|w| *w.0)
             .collect();
         if !watched.is_empty() {
@@ -91,7 +97,9 @@ impl FakeKernel {
             self.generation.fetch_add(1, Ordering::Release);
         }
         drop(watches);
-        self.versions[page].fetch_add(1, Ordering::Release);
+        for page in changed {
+            self.versions[page].fetch_add(1, Ordering::Release);
+        }
     }
 
     pub(crate) fn watches(&self) -> usize {

@@ -323,8 +323,7 @@ pub unsafe extern "C" fn regcache_reap(cache: *mut Cache) -> c_int {
 /// in a call with the cache.
 ///
 /// After success no callback is called any more, and the protection domain may
-/// be deallocated. After -EBUSY the cache stays usable, but its registrations
-/// are unlinked.
+/// be deallocated. After -EBUSY the cache is unchanged.
 ///
 /// @param cache  The cache.
 /// @return       0, or a negative errno:

@@ -158,10 +158,10 @@ fn not_there(handle: u64, word: u64) -> Error {
 
 /// Takes a cache out of the table and drops it. Fails if guards of the cache are still held.
 pub(crate) fn destroy(thread: &ThreadRecord, handle: u64) -> Result<(), Error> {
-    // This check comes before the table changes. So a destroy that fails here makes no concurrent
-    // lookup fail. The check also fails in a forked child, which may not touch its parent's cache.
+    // These checks come before anything changes. So a destroy that fails here unlinks no entry, and
+    // makes no concurrent lookup fail. A forked child may not touch its parent's cache.
     with(thread, handle, |instance| {
-        instance.cache.flush()?;
+        instance.cache.check_process()?;
         none_out(handle)
     })?;
     let slot = find(handle)?;

@@ -54,8 +54,11 @@ static void handles(void)
 	/* A guard's handle is not a cache, and a cache's handle is not a guard. */
 	every_function_with_this_cache((struct regcache *)mr.guard, EBADF, "not a cache");
 	FAILS(regcache_put((struct regcache_guard *)cache), EBADF, "not a guard");
-	/* A cache with a guard is not destroyed. */
+	/* A cache with a guard is not destroyed, and keeps its entries. */
 	FAILS(regcache_destroy(cache), EBUSY, "still out: 1");
+	IS(regcache_get(cache, page, PAGE, 0, &second), 0);
+	IS(second.lkey == mr.lkey, caches(cache));
+	IS(regcache_put(second.guard), 0);
 	IS(regcache_put(mr.guard), 0);
 	FAILS(regcache_put(mr.guard), EBADF, "put already");
 	/* The slot of the guard is used again, but its handle is not. */

@@ -12,12 +12,9 @@ use crate::Result;
 /// The limit of entries that a cache has by default.
 const ROOM: usize = 1 << 16;
 
-/// The limit for a cache of 100 000 entries. It is the next power of two above [`ROOM`].
-const MORE_ROOM: usize = 1 << 17;
-
 /// Returns a limit that is large enough for this many entries.
 pub(crate) fn room(entries: usize) -> usize {
-    if entries <= ROOM { ROOM } else { MORE_ROOM }
+    ROOM.max(entries.next_power_of_two())
 }
 
 /// regcache and its peer, with the same ranges registered.
@@ -37,12 +34,12 @@ impl Pair<Regcache> {
 }
 
 impl Pair<Unwatched> {
-    /// Builds both caches. UCX's cache has no monitor here, so regcache uses a monitor that does
-    /// nothing.
-    pub(crate) fn unwatched(entries: usize) -> Result<Self> {
+    /// Builds both caches with `entries` ranges and a limit of `room` entries. UCX's cache has no
+    /// monitor here, so regcache uses a monitor that does nothing.
+    pub(crate) fn unwatched(entries: usize, room: usize) -> Result<Self> {
         let addresses = Arc::new(Addresses::new(entries, 4096)?);
-        let regcache = Unwatched::new(room(entries))?;
-        Self::filled(addresses, regcache, room(entries))
+        let regcache = Unwatched::new(room)?;
+        Self::filled(addresses, regcache, room)
     }
 }
 
