@@ -482,6 +482,11 @@ fn map_zero_pages(pages: usize) {
     // SAFETY: the new mapping replaces no other.
     let mapped = unsafe { libc::mmap(start, pages * PAGE, protection, flags, -1, 0) };
     assert_eq!(mapped, start, "{}", io::Error::last_os_error());
+    // Children of other tests must not share the pages.
+    //
+    // SAFETY: this is the mapping made above. The call does not change its content.
+    let hidden = unsafe { libc::madvise(start, pages * PAGE, libc::MADV_DONTFORK) };
+    assert_eq!(hidden, 0);
     for i in 0..pages {
         // SAFETY: the page was mapped above.
         unsafe { page(i).read_volatile() };
