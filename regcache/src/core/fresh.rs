@@ -187,7 +187,7 @@ mod tests {
 
     use std::io::Write;
 
-    use memmap2::{MmapMut, MmapOptions};
+    use memmap2::{Advice, MmapMut, MmapOptions};
 
     use super::*;
 
@@ -206,10 +206,16 @@ mod tests {
             .collect()
     }
 
+    /// Hides memory from the children of other tests. Otherwise its pages would be shared.
+    fn hidden(memory: MmapMut) -> MmapMut {
+        memory.advise(Advice::DontFork).unwrap();
+        memory
+    }
+
     fn anonymous() -> MmapMut {
         let memory = MmapMut::map_anon(PAGES * PAGE).unwrap();
-        memory.advise(memmap2::Advice::NoHugePage).unwrap();
-        memory
+        memory.advise(Advice::NoHugePage).unwrap();
+        hidden(memory)
     }
 
     fn read_all(memory: &MmapMut) {
@@ -258,7 +264,7 @@ mod tests {
 
             let file = file("fresh");
             // SAFETY: no other process has this file.
-            let private = unsafe { MmapOptions::new().map_copy(&file) }.unwrap();
+            let private = hidden(unsafe { MmapOptions::new().map_copy(&file) }.unwrap());
             read_all(&private);
             assert!(populates(&private, writes), "a file's pages");
             assert!(!populates(&private, writes));
@@ -268,6 +274,7 @@ mod tests {
     #[test]
     fn pages_that_a_child_shares_are_copied_before() {
         let mut memory = anonymous();
+        memory.advise(Advice::DoFork).unwrap();
         memory.fill(7);
         // SAFETY: the child calls nothing but async-signal-safe functions.
         let child = match unsafe { libc::fork() } {

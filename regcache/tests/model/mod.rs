@@ -202,6 +202,8 @@ pub(crate) struct FakeDevice {
     pub(crate) refusals: Option<Arc<AtomicU32>>,
     /// A function that is called before each deregistration.
     pub(crate) before_deregistering: Option<PinnedHook>,
+    /// A function that is called after each deregistration.
+    pub(crate) after_deregistering: Option<PinnedHook>,
 }
 
 impl FakeDevice {
@@ -216,6 +218,7 @@ impl FakeDevice {
             hook: None,
             refusals: None,
             before_deregistering: None,
+            after_deregistering: None,
         }
     }
 
@@ -271,6 +274,9 @@ unsafe impl Registrar for FakeDevice {
             self.live.fetch_sub(1, Ordering::Relaxed) > 0,
             "deregistered twice"
         );
+        if let Some(after) = &self.after_deregistering {
+            after(&pinned);
+        }
         Ok(())
     }
 }
