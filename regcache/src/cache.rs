@@ -26,6 +26,12 @@ use crate::sys::sync::Arc;
 /// documentation states this promise exactly.
 ///
 /// Threads share a cache by reference (it is `Sync`). Guards may outlive the cache.
+///
+/// The cache allocates and frees memory while it holds its lock. So a hook of the process's
+/// allocator must not call a cache, neither in the thread that allocates nor by waiting for another
+/// thread that does. A hook that wants to register new memory has to leave that to a later time. In
+/// a build with debug assertions, such a call panics if the thread is inside a cache. Otherwise the
+/// thread may wait for ever.
 pub struct Cache<R: Registrar, M: Monitor = Auto> {
     core: Arc<Core<R, M>>,
     reaper: Option<Reaper>,
@@ -387,7 +393,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// pinned until the next lookup.
     ///
     /// If the cache has no [background reaper](crate::Builder::background_reaper), call this when
-    /// [`descriptor`](Self::descriptor) is readable.
+    /// [`descriptor`](Self::descriptor) is readable. Hits deregister nothing, and each miss at most
+    /// eight registrations.
     ///
     /// # Errors
     ///

@@ -57,7 +57,7 @@ pub(crate) struct Eviction {
 
 /// The state of an entry, as a search for a victim sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Use {
+pub(crate) enum Candidate {
     /// A guard holds the entry, and the entry is parked.
     InUse,
     /// The entry is idle, and its reference bit was set. The bit is clear now.
@@ -156,24 +156,24 @@ impl Eviction {
     /// Returns the next entry to evict, which stays at the head of its list. `examine` looks at an
     /// entry, clears its reference bit, and parks it if it is in use. Returns `None` if all entries
     /// are in use.
-    pub(crate) fn victim(&mut self, mut examine: impl FnMut(Slot) -> Use) -> Option<Slot> {
+    pub(crate) fn victim(&mut self, mut examine: impl FnMut(Slot) -> Candidate) -> Option<Slot> {
         let mut chances = CHANCES;
         while let Some(slot) = self.head(List::Live) {
             match examine(slot) {
-                Use::Idle => return Some(slot),
-                Use::Used if chances == 0 => return Some(slot),
-                Use::Used => {
+                Candidate::Idle => return Some(slot),
+                Candidate::Used if chances == 0 => return Some(slot),
+                Candidate::Used => {
                     chances -= 1;
                     self.move_to(List::Live, slot);
                 }
-                Use::InUse => self.move_to(List::Parked, slot),
+                Candidate::InUse => self.move_to(List::Parked, slot),
             }
         }
         // A guard that was dropped while its entry was being parked may not have told the table. So
         // the parked entries are examined again, a few in each search.
         for _ in 0..PARKED {
             let slot = self.head(List::Parked)?;
-            if examine(slot) != Use::InUse {
+            if examine(slot) != Candidate::InUse {
                 return Some(slot);
             }
             self.move_to(List::Parked, slot);
@@ -190,14 +190,14 @@ mod tests {
     fn victim(eviction: &mut Eviction, in_use: &[u32], used: &mut Vec<u32>) -> Option<u32> {
         let victim = eviction.victim(|Slot(slot)| {
             if in_use.contains(&slot) {
-                return Use::InUse;
+                return Candidate::InUse;
             }
             let before = used.len();
             used.retain(|&other| other != slot);
             if used.len() < before {
-                Use::Used
+                Candidate::Used
             } else {
-                Use::Idle
+                Candidate::Idle
             }
         })?;
         Some(victim.0)
@@ -247,7 +247,7 @@ mod tests {
             let before = examined;
             let found = eviction.victim(|_| {
                 examined += 1;
-                Use::InUse
+                Candidate::InUse
             });
             assert_eq!(found, None);
             examined - before

@@ -18,7 +18,7 @@ use std::ops::Range;
 use crate::core::batch::{Batch, PIECE};
 use crate::core::budget::Budget;
 use crate::core::entry::Entry;
-use crate::core::eviction::{Eviction, List, Use};
+use crate::core::eviction::{Candidate, Eviction, List};
 use crate::core::index::Index;
 use crate::core::slab::{EntryId, SPARE, Slab, Slot};
 use crate::core::slots::{Making, Phase, Request, Slots};
@@ -576,10 +576,10 @@ impl<A: Access> Table<A> {
     /// Returns the idle entry that is next in the order of eviction.
     fn victim<T>(&mut self, slab: &Slab<T>) -> Option<Slot> {
         self.eviction.victim(|slot| match slab.get(slot) {
-            None => Use::InUse,
-            Some(entry) if entry.is_in_use() && entry.park() => Use::InUse,
-            Some(entry) if entry.was_used() => Use::Used,
-            Some(_) => Use::Idle,
+            None => Candidate::InUse,
+            Some(entry) if entry.is_in_use() && entry.park() => Candidate::InUse,
+            Some(entry) if entry.was_used() => Candidate::Used,
+            Some(_) => Candidate::Idle,
         })
     }
 

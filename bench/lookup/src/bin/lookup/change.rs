@@ -81,7 +81,7 @@ fn fill(report: &mut Report, name: &str, entries: usize, random: bool, most: f64
             let cache = Unwatched::new(room)?;
             let numbers = order.iter().copied();
             Ok(timed(entries, || {
-                loops::register(&cache, &addresses, numbers)
+                loops::register(&cache, &addresses, numbers);
             }))
         },
         || {
