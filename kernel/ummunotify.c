@@ -59,7 +59,8 @@
  *
  * - It is a pending registration: REGISTER_REGION has not returned, and waits
  *   for the end of this invalidation. ummunotify_wait_for_older()
- * - It is waiting to be reported. ummunotify_invalidate()
+ * - It is waiting to be reported, or is one of those that the owner has to visit
+ *   before anything is reported. ummunotify_invalidate(), ummunotify_postpone()
  * - It was reported early, and the invalidation knows that. Its end makes the
  *   range wait to be reported once more. ummunotify_report()
  *
@@ -73,15 +74,19 @@
  *
  * Cost
  * ----
- * The task that invalidates pays, and it need not be the owner: kswapd,
- * kcompactd, ksmd, or another process that truncates a file. So an invalidation
- * visits only ranges whose state it changes. A range that was invalidated more
- * than once since its last report is saturated: one more invalidation changes
- * nothing but the counter. Saturated ranges are in trees of their own, of which
- * an invalidation asks only whether it meets one of them. Each visit is paid for
- * by a registration or a report, of which each allows two. An end that visits
- * ranges again visits those that its own start has invalidated for the first
- * time, and those that were registered or read since.
+ * The task that invalidates need not be the owner: it may be kswapd, kcompactd,
+ * ksmd, or another process that truncates a file. So its work is bounded, however
+ * many ranges are watched.
+ *
+ * An invalidation visits only ranges whose state it changes. A range that was
+ * invalidated more than once since its last report is saturated: one more
+ * invalidation changes nothing but the counter. Saturated ranges are in trees of
+ * their own, of which an invalidation asks only whether it meets one of them.
+ *
+ * An invalidation visits UMMUNOTIFY_VISITS_MAX ranges at most. It leaves the
+ * others to the owner, who visits them before the next report or registration,
+ * and saturates them all. So their reports say nothing about where. Each visit
+ * is paid for by a registration or a report, of which each allows two.
  *
  * Why not mmu_interval_notifier
  * -----------------------------
@@ -244,6 +249,29 @@ struct ummunotify_in_flight {
 #define UMMUNOTIFY_COOKIE_BITS	7
 
 /**
+ * struct ummunotify_postponed - an invalidation that has regions left to visit
+ * @start: first byte
+ * @last: last byte
+ * @protection: it changes what may be done with the pages, not which they are
+ *
+ * Stands for several invalidations where these are next to each other, or where
+ * there are more of them than elements.
+ */
+struct ummunotify_postponed {
+	unsigned long start;
+	unsigned long last;
+	bool protection;
+};
+
+/*
+ * An invalidation visits so many regions at most. One page of a library's
+ * buffers is in a few of them, so that most invalidations postpone nothing.
+ */
+#define UMMUNOTIFY_VISITS_MAX	32
+
+#define UMMUNOTIFY_POSTPONED_MAX	8
+
+/**
  * struct ummunotify_user - the user who answers for some open files
  * @node: on ummunotify_users
  * @uid: as the initial user namespace has it
@@ -284,6 +312,8 @@ static DEFINE_SPINLOCK(ummunotify_users_lock);
  * @nr_regions: how many there are
  * @untracked_start: first byte that an untracked invalidation overlaps
  * @untracked_last: last byte that one overlaps
+ * @nr_postponed: how many elements of @postponed are in use
+ * @postponed: invalidations that have regions in @watched left to visit
  * @next_id: of the next region
  * @cookies: all regions by cookie, see ummunotify_cookies()
  * @in_flight: the invalidations in flight
@@ -318,10 +348,12 @@ struct ummunotify_file {
 	struct list_head invalid;
 	bool last_owed;
 	bool untracked_early;
+	unsigned int nr_postponed;
 	unsigned int nr_regions;
 	unsigned long untracked_start;
 	unsigned long untracked_last;
 	u64 next_id;
+	struct ummunotify_postponed postponed[UMMUNOTIFY_POSTPONED_MAX];
 	struct ummunotify_in_flight in_flight[UMMUNOTIFY_IN_FLIGHT_MAX];
 	struct rb_root cookies[BIT(UMMUNOTIFY_COOKIE_BITS)];
 
@@ -646,6 +678,108 @@ static bool ummunotify_invalidate(struct ummunotify_file *file,
 	return true;
 }
 
+/* Has an invalidation nothing to visit but what is postponed already? */
+static bool ummunotify_is_postponed(const struct ummunotify_file *file, unsigned long start,
+				    unsigned long last, bool protection)
+{
+	unsigned int i;
+
+	for (i = 0; i < file->nr_postponed; i++) {
+		const struct ummunotify_postponed *it = &file->postponed[i];
+
+		if (it->start <= start && last <= it->last && it->protection <= protection)
+			return true;
+	}
+	return false;
+}
+
+/* Leave the regions that an invalidation has not visited to the owner. */
+static void ummunotify_postpone(struct ummunotify_file *file, unsigned long start,
+				unsigned long last, bool protection)
+{
+	struct ummunotify_postponed *it;
+	unsigned int i;
+
+	lockdep_assert_held(&file->lock);
+
+	/* Next to another, both are one: what meets their union meets one of them. */
+	for (i = 0; i < file->nr_postponed; i++) {
+		it = &file->postponed[i];
+		if (it->protection == protection && start - 1 <= it->last &&
+		    it->start - 1 <= last)
+			goto merge;
+	}
+	if (file->nr_postponed < UMMUNOTIFY_POSTPONED_MAX) {
+		file->postponed[file->nr_postponed++] = (struct ummunotify_postponed) {
+			.start = start,
+			.last = last,
+			.protection = protection,
+		};
+		return;
+	}
+	/* Ranges between the two will be reported without need. */
+	it = &file->postponed[UMMUNOTIFY_POSTPONED_MAX - 1];
+merge:
+	it->start = min(it->start, start);
+	it->last = max(it->last, last);
+	it->protection &= protection;
+}
+
+/*
+ * Visit some of the regions that invalidations have left to the owner. Returns
+ * false if there is none left.
+ *
+ * A visit saturates the region, and so takes it out of the trees that are
+ * searched here. How often the region was invalidated is no longer known.
+ */
+static bool ummunotify_catch_up(struct ummunotify_file *file)
+{
+	unsigned int visits = UMMUNOTIFY_VISITS_MAX;
+	const struct ummunotify_postponed *it = file->postponed;
+	int kind;
+
+	lockdep_assert_held(&file->lock);
+
+	if (likely(!file->nr_postponed))
+		return false;
+	for (kind = it->protection; kind <= 1; kind++) {
+		struct interval_tree_node *node;
+
+		while ((node = interval_tree_iter_first(&file->watched[kind],
+							it->start, it->last))) {
+			struct ummunotify_region *region =
+				container_of(node, struct ummunotify_region, itree);
+
+			if (!visits--)
+				return true;
+			if (region->state == UMMUNOTIFY_VALID)
+				list_add_tail(&region->invalid, &file->invalid);
+			ummunotify_set_state(file, region, UMMUNOTIFY_SATURATED);
+		}
+	}
+	file->nr_postponed--;
+	memmove(file->postponed, file->postponed + 1,
+		file->nr_postponed * sizeof(file->postponed[0]));
+	return file->nr_postponed;
+}
+
+/*
+ * Take the lock, with nothing postponed. The caller is the owner, who pays for
+ * the visits, a few at a time, so that invalidations do not wait for all of
+ * them. It ends, because each visit takes a region away from those that are
+ * left to visit, and only reports and registrations bring one back.
+ */
+static void ummunotify_lock_caught_up(struct ummunotify_file *file)
+	__acquires(&file->lock)
+{
+	spin_lock(&file->lock);
+	while (unlikely(ummunotify_catch_up(file))) {
+		spin_unlock(&file->lock);
+		cond_resched();
+		spin_lock(&file->lock);
+	}
+}
+
 static void ummunotify_raise_counter(struct ummunotify_file *file)
 {
 	lockdep_assert_held(&file->lock);
@@ -700,21 +834,28 @@ static void ummunotify_end_gap(struct ummunotify_file *file,
 static noinline bool ummunotify_record_met(struct ummunotify_file *file, unsigned long start,
 					   unsigned long last, bool protection)
 {
+	unsigned int visits = UMMUNOTIFY_VISITS_MAX;
 	struct interval_tree_node *node, *next;
 	bool more = false;
 	int kind;
 
 	lockdep_assert_held(&file->lock);
 
+	ummunotify_raise_counter(file);
+	if (ummunotify_is_postponed(file, start, last, protection))
+		return false;
 	for (kind = protection; kind <= 1; kind++) {
 		node = interval_tree_iter_first(&file->watched[kind], start, last);
 		for (; node; node = next) {
+			if (!visits--) {
+				ummunotify_postpone(file, start, last, protection);
+				return true;
+			}
 			next = interval_tree_iter_next(node, start, last);
 			more |= ummunotify_invalidate(file,
 				container_of(node, struct ummunotify_region, itree), start, last);
 		}
 	}
-	ummunotify_raise_counter(file);
 	return more;
 }
 
@@ -741,12 +882,14 @@ static bool ummunotify_record(struct ummunotify_file *file, unsigned long start,
 /*
  * Record the end of an invalidation for the regions that were reported early.
  * Returns true if there is more to read than before. Saturated regions are
- * waiting to be reported, after the end now.
+ * waiting to be reported, after the end now. Where the rest is postponed, those
+ * that were registered since the start are reported without need.
  */
 static noinline bool ummunotify_record_again(struct ummunotify_file *file,
 					     unsigned long start, unsigned long last,
 					     bool protection)
 {
+	unsigned int visits = UMMUNOTIFY_VISITS_MAX;
 	struct interval_tree_node *node;
 	bool more = false;
 	int kind;
@@ -759,11 +902,17 @@ static noinline bool ummunotify_record_again(struct ummunotify_file *file,
 			struct ummunotify_region *region =
 				container_of(node, struct ummunotify_region, itree);
 
+			if (!visits--) {
+				ummunotify_postpone(file, start, last, protection);
+				more = true;
+				goto out;
+			}
 			if (region->reported_early && region->state == UMMUNOTIFY_VALID)
 				more |= ummunotify_invalidate(file, region, start, last);
 			region->reported_early = false;
 		}
 	}
+out:
 	if (more)
 		ummunotify_raise_counter(file);
 	return more;
@@ -896,7 +1045,7 @@ static bool ummunotify_is_readable(struct ummunotify_file *file)
 {
 	bool readable;
 
-	spin_lock(&file->lock);
+	ummunotify_lock_caught_up(file);
 	readable = !list_empty(&file->invalid) || file->last_owed;
 	spin_unlock(&file->lock);
 	return readable;
@@ -925,7 +1074,7 @@ static void ummunotify_pick_up(struct ummunotify_file *file,
 	lockdep_assert_held(&file->deliver);
 
 	max = min_t(size_t, max, UMMUNOTIFY_BATCH);
-	spin_lock(&file->lock);
+	ummunotify_lock_caught_up(file);
 	list_for_each_entry_safe(region, next, &file->invalid, invalid) {
 		bool once = region->state == UMMUNOTIFY_INVALIDATED_ONCE;
 
@@ -1125,7 +1274,8 @@ static int ummunotify_add(struct ummunotify_file *file, struct ummunotify_region
 {
 	int ret = 0;
 
-	spin_lock(&file->lock);
+	/* What is postponed is none of this region's. */
+	ummunotify_lock_caught_up(file);
 	if (rb_find_add(&region->by_cookie, ummunotify_cookies(file, region->cookie),
 			ummunotify_compare_regions)) {
 		ret = -EINVAL;
@@ -1403,7 +1553,7 @@ static void ummunotify_show_fdinfo(struct seq_file *seq, struct file *filp)
 	spin_lock(&file->lock);
 	ranges = file->nr_regions;
 	counter = file->counter;
-	readable = !list_empty(&file->invalid) || file->last_owed;
+	readable = !list_empty(&file->invalid) || file->nr_postponed || file->last_owed;
 	in_flight = hweight_long(file->in_flight_slots) + file->untracked;
 	spin_unlock(&file->lock);
 

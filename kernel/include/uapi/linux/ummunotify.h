@@ -102,7 +102,8 @@ enum {
 enum {
 	/*
 	 * The range was invalidated exactly once since it was last reported,
-	 * and hint_start and hint_end are where.
+	 * and hint_start and hint_end are where. Without the flag it was
+	 * invalidated once or more often, anywhere.
 	 */
 	UMMUNOTIFY_EVENT_FLAG_HINT = 1 << 0
 };

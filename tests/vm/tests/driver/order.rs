@@ -15,7 +15,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
 /// Returns true if a page is present at the address.
-fn is_present(pagemap: &File, address: usize) -> bool {
+pub(crate) fn is_present(pagemap: &File, address: usize) -> bool {
     let mut entry = [0; 8];
     pagemap
         .read_exact_at(&mut entry, (address / PAGE * 8) as u64)
