@@ -1,5 +1,9 @@
 //! The program `transfer`: measures the cost of a transfer with each strategy that registers its
 //! buffer.
+//!
+//! This file has the subcommands. The options of each subcommand are in the file of its name:
+//! `measure.rs`, `cost.rs`, `hosts.rs` (`server` and `client`), and `read.rs` (`report` and
+//! `compare`). `scaling` has its options in `src/scaling.rs` of the library (`Rank`).
 
 mod cost;
 mod hosts;
