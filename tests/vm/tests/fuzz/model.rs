@@ -586,8 +586,8 @@ impl Watch {
                     } else if possible.count() == 1 {
                         Some(Pending::Once(first))
                     } else {
-                        // If the range was invalidated only once, the whole of `first` was
-                        // invalidated, because `first` lies in one mapping for certain.
+                        // If the range was invalidated only once, no boundary between two mappings
+                        // lies in it. Then the invalidation covered all of `first`.
                         Some(Pending::OnceOrOften(first))
                     }
                 }),

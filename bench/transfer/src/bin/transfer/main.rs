@@ -34,7 +34,7 @@ enum Command {
     Cost(cost::Options),
     /// Print the memory, events and CPUs that 1 to 1 000 ranks on one node need
     Scaling(regcache_bench_transfer::scaling::Rank),
-    /// Do transfers with libfabric; each input line holds their number
+    /// Do transfers with libfabric; each line of stdin holds the number of transfers to do next
     #[cfg(feature = "libfabric")]
     #[command(hide = true)]
     Libfabric {
