@@ -421,8 +421,8 @@ fn a_share_does_not_join_a_watch_whose_memory_has_lost_its_backing() {
     drop(a.get(page(0), PAGE, READ).unwrap());
     kernel.remap(0);
     backed.store(false, Ordering::Relaxed);
-    // Cache `a` has not drained since the change, and its watch is still placed. So `b` must not
-    // use that watch.
+    // Cache `a` has not drained since the change, so its watch still exists although the change has
+    // invalidated it. Cache `b` must place a watch of its own.
     drop(b.get(page(0), PAGE, READ).unwrap());
     assert_eq!((b.stats().uncached, kernel.watches()), (1, 1));
 }

@@ -6,8 +6,8 @@
 pub(crate) const PAGES: usize = 2;
 pub(crate) const SLOTS: usize = 2;
 pub(crate) const THREADS: usize = 3;
-/// The maximum number of registrations: one for each slot, and one for each thread, which the
-/// thread has not published.
+/// The maximum number of registrations: one for each slot, and for each thread one that the thread
+/// has not published.
 const REGISTRATIONS: usize = SLOTS + THREADS;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,11 +39,11 @@ pub(crate) struct Kernel {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Page {
     pub(crate) mapped: bool,
-    /// The number of the physical page that is mapped. If no page is mapped, the number of the last
-    /// one.
+    /// The number of the physical page that is mapped, or that was mapped last if none is mapped
+    /// now.
     pub(crate) version: u8,
-    /// The oldest version that is not stale for a lookup that begins now. An older version is
-    /// stale, because the change that removed it has returned. It is also stale if a mapping call
+    /// The oldest version that is not stale for a lookup that begins now. An older version is stale
+    /// for one of two reasons. The change that removed the version has returned, or a mapping call
     /// has returned the address since.
     pub(crate) floor: u8,
 }

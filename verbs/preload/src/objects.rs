@@ -250,6 +250,7 @@ impl QueuePair {
     pub(crate) fn reset(&self) {
         let errors = self.errors.swap(0, Ordering::Relaxed);
         // A shared receive queue does not show how many of its receives this queue pair has taken.
+        // With such a queue, assume that completions are left to poll.
         let all_polled = self
             .receives
             .as_ref()

@@ -1,5 +1,5 @@
-//! Scenarios that involve a child, another process, another thread, or the dynamic loader. Such a
-//! party changes the memory, changes a copy of the memory, or shares the pages of the memory.
+//! Scenarios in which a child, another process, another thread or the dynamic loader changes the
+//! memory, changes a copy of the memory, or shares its pages.
 
 use std::env;
 use std::ffi::CString;
@@ -47,8 +47,8 @@ pub(super) const PROCESSES: &[Scenario] = &[
             child_that_waits()?;
             Ok(memory)
         },
-        // The registration or the first write copies the pages. If the registration has already
-        // copied the pages, the write does not replace them.
+        // Either registering or the first write copies the shared pages (copy-on-write). If
+        // registering has copied them, the write replaces no page.
         replaces: false,
         written: Written::ByTheChange,
         free: |memory| {

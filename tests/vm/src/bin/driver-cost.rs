@@ -2,8 +2,9 @@
 //! virtual machine in which the time stamp counter counts instructions.
 //!
 //! The program measures each operation separately. A figure is the mean of the measurements without
-//! the lowest and the highest tenth. A mean includes the work that the kernel does once for many
-//! operations. Without the highest tenth, the mean excludes timer interrupts.
+//! the lowest and the highest tenth. A mean, unlike a median, includes the work that the kernel
+//! does once for many operations. The highest tenth is left out because it contains timer
+//! interrupts.
 
 use std::arch::x86_64::{_mm_lfence, _rdtsc};
 use std::error::Error;

@@ -82,8 +82,8 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
 
 /// One thread drops 64 MiB. In the meantime, another thread waits for the report of the last page.
 /// After the report, one of two conditions must hold: the page is already gone, or the driver
-/// reports the range again. A thread may pin the page after the first report, under the same watch.
-/// This thread needs the second report.
+/// reports the range again. A thread that pins the page after the first report, under the same
+/// watch, needs the second report.
 #[test]
 fn what_is_reported_before_it_is_over_is_reported_again() {
     const PAGES: usize = 64 << 20 >> 12;
