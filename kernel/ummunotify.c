@@ -1564,8 +1564,8 @@ static int ummunotify_release(struct inode *inode, struct file *filp)
 		}
 		spin_unlock(&file->lock);
 		/*
-		 * This waits for the callbacks that are running. None starts
-		 * afterwards.
+		 * The call waits for the callbacks that are running. None
+		 * starts afterwards.
 		 */
 		mmu_notifier_unregister(&file->mn, file->mm);
 	}

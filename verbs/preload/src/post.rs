@@ -30,8 +30,8 @@ impl Request for SendWr {
     }
 
     fn list(&self) -> (*mut Sge, c_int) {
-        // These are members of `enum ibv_wr_opcode`. Requests of the two kinds use no memory, so
-        // their list may be invalid.
+        // Two members of `enum ibv_wr_opcode`. Requests with these opcodes use no memory, so their
+        // lists may be invalid.
         const LOCAL_INV: c_int = 7;
         const BIND_MW: c_int = 8;
         if self.send_flags & send::INLINE != 0 || matches!(self.opcode, LOCAL_INV | BIND_MW) {
