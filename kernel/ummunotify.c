@@ -1200,8 +1200,8 @@ static int ummunotify_add(struct ummunotify_file *file, struct ummunotify_region
 }
 
 /*
- * Remove the region with this cookie, and with *@id unless @id is NULL. Returns
- * it, or NULL.
+ * Remove the region with this cookie. If @id is not NULL, the region must also
+ * have this id. Returns the region, or NULL if there is none.
  */
 static struct ummunotify_region *ummunotify_remove(struct ummunotify_file *file, u64 cookie,
 						   const u64 *id)
