@@ -179,7 +179,8 @@ unsafe impl Monitor for SlowMonitor {
         self.0.k.lock().unwrap().gen_
     }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        // The driver waits here until the invalidation has ended. The model ends it at once.
+        // The driver waits here until the invalidation has ended. Here `watch` itself ends the
+        // invalidation.
         self.0.end();
         self.0.k.lock().unwrap().live.insert(c.0, r);
         Ok(())

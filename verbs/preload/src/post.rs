@@ -335,8 +335,8 @@ mod wr {
         ($($name:ident($($argument:ident: $type:ty),*);)*) => {
             $(
                 pub(super) unsafe extern "C" fn $name(qp: *mut IbvQpEx $(, $argument: $type)*) {
-                    // SAFETY: the program calls this for its queue pair, between `ibv_wr_start` and
-                    // the end of the post.
+                    // SAFETY: the program calls this function for its queue pair, between
+                    // `ibv_wr_start` and the end of the post.
                     let Some(real) = (unsafe { count(qp) }).and_then(|its| its.$name) else {
                         return;
                     };
