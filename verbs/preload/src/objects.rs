@@ -57,8 +57,8 @@ pub(crate) struct Creators {
     pub(crate) srq_ex: Option<crate::abi::CreateSrqEx>,
 }
 
-// SAFETY: the functions are libibverbs's, and any thread may call them. The addresses between them
-// are not used.
+// SAFETY: the functions are libibverbs's, and any thread may call them. The shim does not use the
+// addresses in `ops` that are not functions.
 unsafe impl Send for OpenDevice {}
 // SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for OpenDevice {}

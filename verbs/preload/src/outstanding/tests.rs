@@ -405,7 +405,8 @@ fn errors_of_unsignaled_requests_vouch_for_nothing() {
     };
     post(&sends, 1, false);
     post(&receives, 2, true);
-    // The receive has succeeded, and the send has not. Only the error was polled.
+    // The receive has succeeded, and the send has failed. Only the completion of the send was
+    // polled.
     assert!(!all_polled(&sends, &receives, 1));
     assert!(all_polled(&sends, &receives, 2));
     receives.reset(all_polled(&sends, &receives, 1));

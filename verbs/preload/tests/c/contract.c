@@ -593,7 +593,7 @@ int main(int argc, char **argv)
 	else if (!strcmp(part, "memory")) {
 		/*
 		 * This part runs under valgrind, whose start takes longer than these two checks. So
-		 * one run does both.
+		 * one run makes both checks.
 		 */
 		fresh(2);
 		rereg();
