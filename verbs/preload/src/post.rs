@@ -18,8 +18,8 @@ use crate::process::{Process, cannot_see};
 /// A work request of a send or a receive queue.
 trait Request {
     fn next(&self) -> *mut Self;
-    /// Returns the list of memory that the device accesses by keys. The list is empty if it
-    /// accesses none.
+    /// Returns the list of memory that the device accesses by keys. The list is empty if the
+    /// request accesses no memory.
     fn list(&self) -> (*mut Sge, c_int);
     fn is_signaled(&self, all: bool) -> bool;
 }

@@ -32,7 +32,8 @@ enum Fault {
 enum Step {
     /// The program posts a list of requests, and the device accepts at most this many.
     Post(Vec<(u32, bool)>, usize),
-    /// One of the requests that can complete does. If it fails, all others fail as well.
+    /// One of the requests that can complete completes. If this request fails, all others fail as
+    /// well.
     Complete(usize, bool),
     /// The program polls one completion. True if it sees the queue empty after the last one.
     Poll(bool),

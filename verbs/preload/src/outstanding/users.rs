@@ -5,7 +5,7 @@
 //! its keys. (A word is an element of `keys::InUse`.) A queue enters the list before its first word
 //! for a key of the group, under the lock of the list. The queue leaves the list under the same
 //! lock, when a thread that deregisters finds no such word. A poster whose key already has a word
-//! enters no list, and takes no list's lock. This is the common case.
+//! enters no list, and takes no list's lock. Most posts use a key that already has a word.
 //!
 //! A queue that counts as using every key is in a separate list.
 
