@@ -114,10 +114,10 @@
  *   show where one invalidation ends and the next begins.
  * - An interval takes 88 bytes, and an interval tree node takes 48.
  *
- * One idea is taken from it: to record the invalidations that are in flight,
- * and to wait for exactly these. The notifier belongs to the file and not to
- * the mm. A process has one or two files. A notifier for each mm would save one
- * callback, but add a lock and a list to each invalidation.
+ * The driver uses one idea of mmu_interval_notifier: it records the
+ * invalidations in flight, and waits for exactly these. Each file has its own
+ * notifier. A notifier for each mm would save one callback in a process with
+ * two files, but add a lock and a list to each invalidation.
  *
  * Locks
  * -----
