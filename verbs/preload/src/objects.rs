@@ -1,8 +1,8 @@
 //! The shim's records of devices, queue pairs, completion queues and shared receive queues.
 //!
 //! A record exists from the creation of its object to its destruction. An *extended* post or poll
-//! goes through `struct ibv_qp_ex` or `struct ibv_cq_ex`: it consists of several calls between a
-//! call that starts it and a call that ends it. An object that was created unseen has no record.
+//! goes through `struct ibv_qp_ex` or `struct ibv_cq_ex`. It consists of a call that starts it,
+//! calls in between, and a call that ends it. An object that was created unseen has no record.
 //! [`OpenDevice::cannot_see`] then marks its device: the shim keeps no registration on that device
 //! any more.
 

@@ -64,8 +64,8 @@ enum {
 	UMMUNOTIFY_REGISTER_PROTECTION = 1 << 0,
 	/*
 	 * Refuse the range with -ENXIO, unless each byte is backed by memory
-	 * whose changes the kernel announces: its mapping is accessible, and
-	 * neither VM_IO nor VM_PFNMAP.
+	 * whose changes the kernel announces. The mapping of such memory is
+	 * accessible, and neither VM_IO nor VM_PFNMAP.
 	 */
 	UMMUNOTIFY_REGISTER_MUST_BE_BACKED = 1 << 1
 };

@@ -1,5 +1,5 @@
-//! Scenarios in which a child, another process, another thread or the dynamic loader changes the
-//! memory, changes a copy of the memory, or shares its pages.
+//! Scenarios with a child, another process, another thread or the dynamic loader. It changes the
+//! memory, changes a copy of the memory, or shares the memory's pages.
 
 use std::env;
 use std::ffi::CString;
