@@ -80,16 +80,16 @@
  *
  * Cost
  * ----
- * The task that invalidates executes the callbacks. This task need not be the
- * owner: it may be kswapd, kcompactd, ksmd or a process that truncates a file.
+ * The task that invalidates executes the callbacks, and this task need not be
+ * the owner: kswapd, kcompactd, ksmd, or another process that truncates a file.
  * So an invalidation visits only the ranges whose state it changes. A range
  * that was invalidated more than once since its last report is saturated: a
  * further invalidation changes nothing but the counter. Saturated ranges are in
  * separate trees, and an invalidation only checks whether it meets any range in
  * these trees. Each registration or report of a range allows at most two visits
- * to the range. The end of an invalidation that was reported early visits two
- * kinds of ranges. Its own start has invalidated the first kind for the first
- * time. The second kind was registered or read since.
+ * to the range. The end of an invalidation that was reported early visits only
+ * two kinds of ranges: those that its own start invalidated for the first time,
+ * and those that were registered or read since.
  *
  * Why not mmu_interval_notifier
  * -----------------------------

@@ -105,7 +105,7 @@ enum {
 enum {
 	/*
 	 * The range was invalidated exactly once since it was last reported,
-	 * between hint_start and hint_end.
+	 * and hint_start and hint_end are where.
 	 */
 	UMMUNOTIFY_EVENT_FLAG_HINT = 1 << 0
 };
