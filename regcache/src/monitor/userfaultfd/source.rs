@@ -82,9 +82,9 @@ impl Source {
     }
 }
 
-/// Populates the pages in one call. The registration needs all of the pages. Without this call,
-/// registering would cause a fault on each missing page. If the kernel cannot populate the pages,
-/// the registration fails and returns the error. So the result of this call is ignored.
+/// Populates the pages in one call. The registration needs all of them, and would otherwise cause a
+/// fault on each missing page. If the kernel cannot populate the pages, the registration fails and
+/// returns the error. So the result of this call is ignored.
 fn populate(start: usize, end: usize) {
     let at = std::ptr::without_provenance_mut(start);
     // SAFETY: the call has the effect of writing each page's present content to it. So no reader of
