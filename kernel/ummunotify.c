@@ -119,10 +119,10 @@
  *   show where one invalidation ends and the next begins.
  * - An interval takes 88 bytes, and an interval tree node takes 48.
  *
- * One idea is taken from it: to record the invalidations that are in flight,
- * and to wait for exactly these. The notifier belongs to the file and not to
- * the mm. A process has one or two files. A notifier for each mm would save one
- * callback, but add a lock and a list to each invalidation.
+ * The driver uses one idea of mmu_interval_notifier: it records the
+ * invalidations in flight, and waits for exactly these. Each file has its own
+ * notifier. A notifier for each mm would save one callback in a process with
+ * two files, but add a lock and a list to each invalidation.
  *
  * Locks
  * -----
@@ -1351,8 +1351,8 @@ static int ummunotify_add(struct ummunotify_file *file, struct ummunotify_region
 }
 
 /*
- * Remove the region with this cookie, and with *@id unless @id is NULL. Returns
- * it, or NULL.
+ * Remove the region with this cookie. If @id is not NULL, the region must also
+ * have this id. Returns the region, or NULL if there is none.
  */
 static struct ummunotify_region *ummunotify_remove(struct ummunotify_file *file, u64 cookie,
 						   const u64 *id)
@@ -1715,8 +1715,8 @@ static int ummunotify_release(struct inode *inode, struct file *filp)
 		}
 		spin_unlock(&file->lock);
 		/*
-		 * This waits for the callbacks that are running. None starts
-		 * afterwards.
+		 * The call waits for the callbacks that are running. None
+		 * starts afterwards.
 		 */
 		mmu_notifier_unregister(&file->mn, file->mm);
 	}

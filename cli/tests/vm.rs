@@ -116,8 +116,8 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
         "pinned memory:",
     );
     sh(&format!("umount {dir}"));
-    // These parts can be taken away only if userfaultfd works on this kernel: a sysctl then forbids
-    // it to users, and the limit on mappings matters.
+    // If userfaultfd works on this kernel, two more parts can be missing. A sysctl can forbid
+    // userfaultfd to users, and the limit on mappings then matters.
     let (_, alone) = doctor(NOBODY);
     if alone.contains("sysctl vm.unprivileged_userfaultfd=1") {
         let nobody = "sysctl -q vm.unprivileged_userfaultfd=0";

@@ -480,7 +480,7 @@ int regcache_query_stats(struct regcache *cache,
  * Returns a file descriptor that polls readable when regcache_reap() has work.
  * Add it to an event loop, and do not read from it. regcache_destroy() closes
  * the descriptor. In a child by fork(2), this function also returns the
- * descriptor of a parent's cache, which is of no use there, because
+ * descriptor of a parent's cache. The descriptor is of no use there, because
  * regcache_reap() fails with -ESTALE.
  *
  * @param cache  The cache.

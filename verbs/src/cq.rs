@@ -56,7 +56,7 @@ impl fmt::Display for WcStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // SAFETY: `ibv_wc_status_str` accepts any number, and returns a string of static lifetime.
         let text = unsafe { ibv_wc_status_str(self.0) };
-        // SAFETY: that string is terminated.
+        // SAFETY: the string from `ibv_wc_status_str` is terminated.
         f.write_str(&unsafe { string(text) })
     }
 }

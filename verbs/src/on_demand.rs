@@ -80,8 +80,8 @@ impl Context {
         };
         // SAFETY: zero is a valid value of this C struct of integers and arrays of integers.
         let mut attr: ibv_device_attr_ex = unsafe { mem::zeroed() };
-        // SAFETY: the context is open, and `attr` lives through the call. The input may be null: C
-        // callers pass null too.
+        // SAFETY: the context is open, and `attr` lives through the call. The input may be null, as
+        // in the call that `ibv_devinfo` makes.
         let queried = unsafe {
             query(
                 self.as_ptr(),

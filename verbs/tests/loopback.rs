@@ -161,12 +161,14 @@ impl Raw for Loopback {
     }
 
     fn raw_write(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error> {
-        // SAFETY: as above.
+        // SAFETY: the tests unmap memory and map it again, but they do not move a mapping to
+        // another address.
         unsafe { self.rdma_write_registered(from, fm, to, tm) }
     }
 
     fn raw_read(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error> {
-        // SAFETY: as above.
+        // SAFETY: the tests unmap memory and map it again, but they do not move a mapping to
+        // another address.
         unsafe { self.rdma_read_registered(from, fm, to, tm) }
     }
 }
@@ -799,7 +801,7 @@ fn assert_passed(output: &Output) {
 fn become_nobody() {
     // SAFETY: the call only changes credentials. (libc changes them for all threads.)
     let group = unsafe { libc::setgid(65534) };
-    // SAFETY: as above.
+    // SAFETY: the call only changes credentials.
     let user = unsafe { libc::setuid(65534) };
     assert_eq!((group, user), (0, 0), "these tests run as root");
 }

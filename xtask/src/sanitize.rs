@@ -44,8 +44,8 @@ impl Sanitizer {
                 has_std_source()?;
                 let mut command = Command::new("rustup");
                 command.args(["run", "nightly", "cargo", "test", "-Zbuild-std"]);
-                // These variables point to the toolchain that runs xtask. They are removed, because
-                // the command must use nightly.
+                // Cargo has set these variables to the toolchain that runs xtask. They are removed,
+                // because the command must use nightly.
                 for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
                     command.env_remove(name);
                 }

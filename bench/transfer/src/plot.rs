@@ -37,7 +37,7 @@ struct Frame<'a> {
 }
 
 fn color(index: usize) -> RGBColor {
-    // These are colours of Okabe and Ito, which readers with red-green colour blindness can
+    // The colours are those of Okabe and Ito, which readers with red-green colour blindness can
     // distinguish.
     const COLORS: [RGBColor; 6] = [
         RGBColor(0, 114, 178),

@@ -1,5 +1,6 @@
 //! The state of the model. The state is small, so that the checker can visit every state that can
-//! be reached.
+//! be reached. A *pin* is a registration of the modelled device. A *version* is the number of a
+//! physical page.
 
 /// The maximum number of pages. A scenario may use fewer pages, slots or threads than these
 /// constants, which are array sizes.

@@ -156,8 +156,8 @@ fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
 
 /// Run the scenarios with each monitor, and print a table of the outcomes
 ///
-/// Exits with 1 in two cases: with a sound monitor the device read stale bytes in any scenario, or
-/// with a negative control it read none in a scenario that the control must miss.
+/// Exits with 1 if the device read stale bytes with a sound monitor. Also exits with 1 if the
+/// device read no stale bytes in a scenario that a negative control must miss.
 #[derive(Parser)]
 struct Options {
     /// Print this before the name of each scenario

@@ -389,6 +389,6 @@ not_followed! {
     create_wq by wq -> *mut c_void: "a work queue (ibv_create_wq) is not followed";
     open_qp by open_qp -> *mut IbvQp: "a queue pair of another process (ibv_open_qp) is not followed";
     // This function creates extended shared receive queues, which the shim does not follow.
-    // `ibv_create_srq` creates the others.
+    // `ibv_create_srq` creates basic ones.
     create_srq_ex by srq_ex -> *mut IbvSrq: "an extended shared receive queue is not followed";
 }

@@ -110,7 +110,8 @@ fn page() -> Option<&'static Page> {
         let mut page = MmapMut::map_anon(size_of::<Page>()).ok()?;
         let len = page.len();
         let start = NonNull::from(&mut page[..]).cast();
-        // SAFETY: this mapping is private to this call, and nothing has been written to it yet.
+        // SAFETY: no other code has the address of the new mapping, and nothing has been written to
+        // it yet.
         unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }.ok()?;
         let made = page.as_mut_ptr().cast();
         let installed =

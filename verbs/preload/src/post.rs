@@ -18,8 +18,8 @@ use crate::process::{Process, cannot_see};
 /// A work request of a send or a receive queue.
 trait Request {
     fn next(&self) -> *mut Self;
-    /// Returns the list of memory that the device accesses by keys. The list is empty if it
-    /// accesses none.
+    /// Returns the list of memory that the device accesses by keys. The list is empty if the
+    /// request accesses no memory.
     fn list(&self) -> (*mut Sge, c_int);
     fn is_signaled(&self, all: bool) -> bool;
 }
@@ -30,8 +30,8 @@ impl Request for SendWr {
     }
 
     fn list(&self) -> (*mut Sge, c_int) {
-        // These are members of `enum ibv_wr_opcode`. Requests of the two kinds use no memory, so
-        // their list may be invalid.
+        // Two members of `enum ibv_wr_opcode`. Requests with these opcodes use no memory, so their
+        // lists may be invalid.
         const LOCAL_INV: c_int = 7;
         const BIND_MW: c_int = 8;
         if self.send_flags & send::INLINE != 0 || matches!(self.opcode, LOCAL_INV | BIND_MW) {
@@ -335,8 +335,8 @@ mod wr {
         ($($name:ident($($argument:ident: $type:ty),*);)*) => {
             $(
                 pub(super) unsafe extern "C" fn $name(qp: *mut IbvQpEx $(, $argument: $type)*) {
-                    // SAFETY: the program calls this for its queue pair, between `ibv_wr_start` and
-                    // the end of the post.
+                    // SAFETY: the program calls this function for its queue pair, between
+                    // `ibv_wr_start` and the end of the post.
                     let Some(real) = (unsafe { count(qp) }).and_then(|its| its.$name) else {
                         return;
                     };

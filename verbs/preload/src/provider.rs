@@ -14,7 +14,7 @@ use crate::elf;
 /// The shim's verdict on a device's library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Provider {
-    /// Its queues complete in order, and all work goes through libibverbs.
+    /// The device's queues complete in order, and all work goes through libibverbs.
     Followed,
     /// The shim has no knowledge of the library.
     Unknown,

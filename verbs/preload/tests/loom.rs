@@ -113,8 +113,8 @@ fn a_queue_enters_a_list_while_it_is_cleaned() {
     });
 }
 
-/// Another thread polls the completion at the same time as the deregistration. The registration is
-/// kept only if the work is over.
+/// A thread polls the completion while another deregisters. The registration is kept only if the
+/// work is over.
 fn what_is_kept_is_over(order: Order) {
     loom::model(move || {
         let model = Model::new(order);

@@ -15,9 +15,10 @@ fn part(arguments: &[&str]) -> Ran {
 fn each_registration_is_an_mr_of_its_own_and_is_given_back_once() {
     let ran = part(&["distinct"]);
     let summary = ran.summary();
-    // The hundred `ibv_mr`s that follow the one named `whole` in contract.c reuse its registration.
-    // The hundred that the program holds together with `whole` must not share it. An `ibv_mr` with
-    // remote access passes on to libibverbs.
+    // While contract.c holds the `ibv_mr` named `whole`, it makes 100 others of the same memory.
+    // Each needs a key of its own, so these calls pass on and count as `in_use`. After contract.c
+    // has deregistered `whole`, 100 calls reuse its registration. Each of the 102 transfers makes
+    // an `ibv_mr` with remote access, which passes on.
     assert_eq!(summary.number("made"), 1, "{summary:?}");
     assert_eq!(summary.number("cached"), 101, "{summary:?}");
     assert_eq!(summary.number("kept"), 101, "{summary:?}");
@@ -33,8 +34,9 @@ fn each_registration_is_an_mr_of_its_own_and_is_given_back_once() {
 fn memory_that_changed_is_registered_again() {
     let ran = part(&["fresh", "50"]);
     let summary = ran.summary();
-    // In each round the first call registers a part of the new memory. In the next round a call
-    // registers all of it.
+    // In each round the cache makes two registrations: one of all the memory, and one of a page
+    // after the memory has changed. The call between these two counts as `in_use`, because the
+    // program holds the registration of all the memory.
     assert_eq!(summary.number("made"), 100, "{summary:?}");
     assert_eq!(summary.number("in_use"), 50, "{summary:?}");
 }

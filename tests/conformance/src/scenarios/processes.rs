@@ -1,5 +1,5 @@
-//! Scenarios in which a child, another process, another thread or the dynamic loader changes the
-//! memory, changes a copy of the memory, or shares its pages.
+//! Scenarios with a child, another process, another thread or the dynamic loader. It changes the
+//! memory, changes a copy of the memory, or shares the memory's pages.
 
 use std::env;
 use std::ffi::CString;
@@ -229,7 +229,7 @@ static LIBRARY: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
 fn load() -> io::Result<Memory> {
     let path = library().ok_or(io::ErrorKind::Unsupported)?;
     let path = CString::new(path.into_os_string().into_encoded_bytes())?;
-    // SAFETY: both strings end with a null byte. The library runs no code when it is loaded.
+    // SAFETY: the two strings end with null bytes. The library runs no code when it is loaded.
     // `dlsym` returns the address of a static of 64 KiB, and nothing else uses this static.
     unsafe {
         let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);

@@ -234,7 +234,7 @@ impl Bare {
 }
 
 fn main() -> Result<()> {
-    // These cycles are not counted. They warm up page tables and per-CPU lists.
+    // The first cycles are not counted. They warm up page tables and per-CPU lists.
     for place in [Placement::Same, Placement::Changing] {
         cycle(place, None, 0)?;
     }

@@ -100,9 +100,9 @@ fn changes_of_protection_at_address_0_do_not_keep_registrations_waiting() {
         // SAFETY: nothing is mapped at address 0 in the child, so the call replaces no mapping.
         let page = unsafe { libc::mmap(ptr::null_mut(), PAGE, protection, how, -1, 0) };
         assert!(page.is_null());
-        // The kernel announces no end of these changes. The loop makes more of them than the driver
-        // has slots for invalidations in flight, so the driver must not keep a slot for any of
-        // them.
+        // The kernel announces no end of these changes. The loop makes more such changes than the
+        // driver has slots for invalidations in flight. So the driver must not keep a slot for any
+        // of these changes.
         for _ in 0..100 {
             for protection in [libc::PROT_READ, protection] {
                 // SAFETY: the page was mapped above, and no reference to it exists.

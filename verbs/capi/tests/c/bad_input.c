@@ -95,7 +95,7 @@ static void arguments(void)
 	FAILS(regcache_query_stats(cache, &stats, 0), EINVAL, "sizeof");
 	IS(fake.registered, 0);
 
-	/* An errno of the device is returned to the caller. */
+	/* If the device refuses a registration with an errno, the lookup returns that errno. */
 	fake.fails = -EFAULT;
 	FAILS(regcache_get(cache, page, PAGE, 0, &mr), EFAULT, "the device refused");
 	fake.fails = EIO;

@@ -305,7 +305,7 @@ static void forks(const char *self)
 	CHECK(ibv_dereg_mr(reg(loop.pd, memory, PAGE, LOCAL)) == 0);
 	sends(&loop, memory, mr, 4 * PAGE);
 	/*
-	 * This child deregisters inherited registrations, then registers memory itself, and then
+	 * The child deregisters inherited registrations, then registers memory itself, and then
 	 * executes another program.
 	 */
 	pid_t child = fork();
@@ -448,7 +448,10 @@ static void show(const char *what, struct ibv_pd *pd, void *addr, size_t length,
 	printf("%s: deregistered %d\n", what, ibv_dereg_mr(mr));
 }
 
-/* These flags are not constants at compile time, so the header's macro calls ibv_reg_mr_iova2. */
+/*
+ * Zero, added to flags so that they are not constants at compile time. The header's macro then
+ * calls ibv_reg_mr_iova2.
+ */
 static volatile int zero;
 
 static void observe(void)
@@ -534,7 +537,7 @@ static void observe(void)
 	printf("from address: %d\n", loop_write(&loop, memory, shifted->lkey, PAGE, sink, to->rkey));
 	CHECK(ibv_dereg_mr(shifted) == 0 && ibv_dereg_mr(to) == 0);
 
-	/* These functions register memory, and the shim does not interpose them. */
+	/* The following functions register memory, and the shim does not interpose them. */
 	struct ibv_mr *dmabuf = ibv_reg_dmabuf_mr(loop.pd, 0, PAGE, 0, 0, LOCAL);
 
 	printf("dmabuf: %d\n", dmabuf ? 0 : errno);
@@ -590,7 +593,7 @@ int main(int argc, char **argv)
 	else if (!strcmp(part, "memory")) {
 		/*
 		 * This part runs under valgrind, whose start takes longer than these two checks. So
-		 * one run does both.
+		 * one run makes both checks.
 		 */
 		fresh(2);
 		rereg();
