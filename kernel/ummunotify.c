@@ -81,8 +81,9 @@
  *
  * Cost
  * ----
- * The task that invalidates executes the callbacks, and this task need not be
- * the owner: kswapd, kcompactd, ksmd, or another process that truncates a file.
+ * The task that invalidates executes the callbacks. This task need not be the
+ * owner: it may be kswapd, kcompactd, ksmd, or another process that truncates a
+ * file.
  * So the work of an invalidation is bounded, however many ranges are watched.
  *
  * An invalidation visits only the ranges whose state it changes. A range that
@@ -92,8 +93,9 @@
  * trees.
  *
  * An invalidation visits at most UMMUNOTIFY_VISITS_MAX ranges. If it meets more,
- * it is postponed: the owner visits the remaining ranges before the next report
- * or registration, and saturates them. So an event of such a range has no hint.
+ * it is postponed: the owner visits the others before the next report or
+ * registration. These visits saturate every range that the invalidation meets,
+ * so the events of these ranges have no hint.
  * Each registration or report of a range allows at most two visits to the range.
  *
  * Why not mmu_interval_notifier
@@ -265,7 +267,8 @@ struct ummunotify_in_flight {
  * struct ummunotify_postponed - an invalidation with regions left to visit
  * @start: first byte
  * @last: last byte
- * @protection: it changes what may be done with the pages, not which they are
+ * @protection: the invalidation changes what may be done with the pages, not
+ *	which they are
  *
  * An element stands for several invalidations if these are next to each other,
  * or if there are more invalidations than elements.

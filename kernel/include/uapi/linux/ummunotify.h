@@ -105,8 +105,8 @@ enum {
 enum {
 	/*
 	 * The range was invalidated exactly once since it was last reported,
-	 * and hint_start and hint_end are where. Without the flag it was
-	 * invalidated once or more often, anywhere.
+	 * between hint_start and hint_end. Without the flag, the range was
+	 * invalidated once or more often, anywhere in it.
 	 */
 	UMMUNOTIFY_EVENT_FLAG_HINT = 1 << 0
 };
