@@ -95,7 +95,8 @@
  * An invalidation visits at most UMMUNOTIFY_VISITS_MAX ranges. If it meets more,
  * it is postponed: the owner visits the others before the next report or
  * registration. These visits saturate every range that the invalidation meets,
- * so the events of these ranges have no hint.
+ * so the events of these ranges have no hint. An invalidation next to a postponed
+ * one joins it, and visits nothing.
  * Each registration or report of a range allows at most two visits to the range.
  *
  * Why not mmu_interval_notifier
@@ -710,19 +711,36 @@ static bool ummunotify_invalidate(struct ummunotify_file *file,
 	return true;
 }
 
-/* Does a postponed invalidation already cover all regions that this one has to visit? */
-static bool ummunotify_is_postponed(const struct ummunotify_file *file, unsigned long start,
-				    unsigned long last, bool protection)
+/*
+ * Returns a postponed invalidation that includes this one, or that this one can
+ * join as its neighbour: a region that meets their union meets one of them.
+ */
+static struct ummunotify_postponed *ummunotify_find_postponed(struct ummunotify_file *file,
+							      unsigned long start,
+							      unsigned long last, bool protection)
 {
 	unsigned int i;
 
 	for (i = 0; i < file->nr_postponed; i++) {
-		const struct ummunotify_postponed *it = &file->postponed[i];
+		struct ummunotify_postponed *it = &file->postponed[i];
 
 		if (it->start <= start && last <= it->last && it->protection <= protection)
-			return true;
+			return it;
+		if (it->protection == protection && start - 1 <= it->last && it->start - 1 <= last)
+			return it;
 	}
-	return false;
+	return NULL;
+}
+
+/* Returns true if the postponed invalidation did not include these bytes. */
+static bool ummunotify_extend_postponed(struct ummunotify_postponed *it,
+					unsigned long start, unsigned long last)
+{
+	if (it->start <= start && last <= it->last)
+		return false;
+	it->start = min(it->start, start);
+	it->last = max(it->last, last);
+	return true;
 }
 
 /* Postpone an invalidation: leave the regions that it has not visited to the owner. */
@@ -730,18 +748,11 @@ static void ummunotify_postpone(struct ummunotify_file *file, unsigned long star
 				unsigned long last, bool protection)
 {
 	struct ummunotify_postponed *it;
-	unsigned int i;
 
 	lockdep_assert_held(&file->lock);
 
-	/* A region that meets the union of two neighbours meets one of them. */
-	for (i = 0; i < file->nr_postponed; i++) {
-		it = &file->postponed[i];
-		if (it->protection == protection && start - 1 <= it->last &&
-		    it->start - 1 <= last)
-			goto merge;
-	}
-	if (file->nr_postponed < UMMUNOTIFY_POSTPONED_MAX) {
+	it = ummunotify_find_postponed(file, start, last, protection);
+	if (!it && file->nr_postponed < UMMUNOTIFY_POSTPONED_MAX) {
 		file->postponed[file->nr_postponed++] = (struct ummunotify_postponed) {
 			.start = start,
 			.last = last,
@@ -749,12 +760,12 @@ static void ummunotify_postpone(struct ummunotify_file *file, unsigned long star
 		};
 		return;
 	}
-	/* Regions between the two will be reported without need. */
-	it = &file->postponed[UMMUNOTIFY_POSTPONED_MAX - 1];
-merge:
-	it->start = min(it->start, start);
-	it->last = max(it->last, last);
-	it->protection &= protection;
+	if (!it) {
+		/* Regions between the two will be reported without need. */
+		it = &file->postponed[UMMUNOTIFY_POSTPONED_MAX - 1];
+		it->protection &= protection;
+	}
+	ummunotify_extend_postponed(it, start, last);
 }
 
 /*
@@ -869,6 +880,7 @@ static noinline bool ummunotify_record_met(struct ummunotify_file *file, unsigne
 					   unsigned long last, bool protection)
 {
 	unsigned int visits = UMMUNOTIFY_VISITS_MAX;
+	struct ummunotify_postponed *postponed;
 	struct interval_tree_node *node, *next;
 	bool more = false;
 	int kind;
@@ -876,8 +888,9 @@ static noinline bool ummunotify_record_met(struct ummunotify_file *file, unsigne
 	lockdep_assert_held(&file->lock);
 
 	ummunotify_raise_counter(file);
-	if (ummunotify_is_postponed(file, start, last, protection))
-		return false;
+	postponed = ummunotify_find_postponed(file, start, last, protection);
+	if (unlikely(postponed))
+		return ummunotify_extend_postponed(postponed, start, last);
 	for (kind = protection; kind <= 1; kind++) {
 		node = interval_tree_iter_first(&file->watched[kind], start, last);
 		for (; node; node = next) {
