@@ -94,9 +94,9 @@
  *
  * An invalidation visits at most UMMUNOTIFY_VISITS_MAX ranges. If it meets more,
  * it is postponed: the owner visits the others before the next report or
- * registration. These visits saturate every range that the invalidation meets,
- * so the events of these ranges have no hint. An invalidation next to a postponed
- * one joins it, and visits nothing.
+ * registration. An invalidation next to a postponed one joins it, and visits
+ * nothing. The owner then saturates every range that they meet, because it does
+ * not know how many of them have met the range.
  * Each registration or report of a range allows at most two visits to the range.
  *
  * Why not mmu_interval_notifier
@@ -268,14 +268,14 @@ struct ummunotify_in_flight {
  * @last: last byte
  * @protection: the invalidation changes what may be done with the pages, not
  *	which they are
- *
- * An element stands for several invalidations if these are next to each other,
- * or if there are more invalidations than elements.
+ * @several: several invalidations, which are next to each other or for which
+ *	there were not enough elements; so no hint is known
  */
 struct ummunotify_postponed {
 	unsigned long start;
 	unsigned long last;
 	bool protection;
+	bool several;
 };
 
 /*
@@ -331,6 +331,8 @@ static DEFINE_SPINLOCK(ummunotify_users_lock);
  * @untracked_last: last byte that an untracked invalidation overlaps
  * @nr_postponed: number of elements of @postponed in use
  * @postponed: invalidations that have regions in @watched left to visit
+ * @next_visit: the region in @watched that the first of these visits next, or
+ *	NULL if that is the first region that it meets
  * @next_id: id of the next region
  * @cookies: all regions by cookie, see ummunotify_cookies()
  * @in_flight: the invalidations in flight
@@ -371,6 +373,7 @@ struct ummunotify_file {
 	unsigned long untracked_last;
 	u64 next_id;
 	struct ummunotify_postponed postponed[UMMUNOTIFY_POSTPONED_MAX];
+	struct ummunotify_region *next_visit;
 	struct ummunotify_in_flight in_flight[UMMUNOTIFY_IN_FLIGHT_MAX];
 	struct rb_root cookies[BIT(UMMUNOTIFY_COOKIE_BITS)];
 
@@ -675,6 +678,14 @@ static struct rb_root_cached *ummunotify_tree(struct ummunotify_file *file,
 						       &file->watched[region->protection];
 }
 
+/* A region leaves its tree. */
+static void ummunotify_forget_next_visit(struct ummunotify_file *file,
+					 const struct ummunotify_region *region)
+{
+	if (file->next_visit == region)
+		file->next_visit = NULL;
+}
+
 static void ummunotify_set_state(struct ummunotify_file *file, struct ummunotify_region *region,
 				 enum ummunotify_state state)
 {
@@ -686,6 +697,7 @@ static void ummunotify_set_state(struct ummunotify_file *file, struct ummunotify
 	region->state = state;
 	to = ummunotify_tree(file, region);
 	if (from != to) {
+		ummunotify_forget_next_visit(file, region);
 		interval_tree_remove(&region->itree, from);
 		interval_tree_insert(&region->itree, to);
 	}
@@ -730,20 +742,28 @@ static struct ummunotify_postponed *ummunotify_find_postponed(struct ummunotify_
 	return NULL;
 }
 
-/* Returns true if the postponed invalidation did not include these bytes. */
-static bool ummunotify_extend_postponed(struct ummunotify_postponed *it,
+/*
+ * Let another invalidation join a postponed one. Returns true if it includes more
+ * bytes now.
+ */
+static bool ummunotify_extend_postponed(struct ummunotify_file *file,
+					struct ummunotify_postponed *it,
 					unsigned long start, unsigned long last)
 {
-	if (it->start <= start && last <= it->last)
-		return false;
+	bool more = start < it->start || it->last < last;
+
+	if (it == file->postponed)
+		file->next_visit = NULL;
 	it->start = min(it->start, start);
 	it->last = max(it->last, last);
-	return true;
+	it->several = true;
+	return more;
 }
 
-/* Postpone an invalidation: leave the regions that it has not visited to the owner. */
+/* Postpone an invalidation that has visited the regions before @next. */
 static void ummunotify_postpone(struct ummunotify_file *file, unsigned long start,
-				unsigned long last, bool protection)
+				unsigned long last, bool protection,
+				struct interval_tree_node *next)
 {
 	struct ummunotify_postponed *it;
 
@@ -751,6 +771,8 @@ static void ummunotify_postpone(struct ummunotify_file *file, unsigned long star
 
 	it = ummunotify_find_postponed(file, start, last, protection);
 	if (!it && file->nr_postponed < UMMUNOTIFY_POSTPONED_MAX) {
+		if (!file->nr_postponed)
+			file->next_visit = container_of(next, struct ummunotify_region, itree);
 		file->postponed[file->nr_postponed++] = (struct ummunotify_postponed) {
 			.start = start,
 			.last = last,
@@ -763,40 +785,54 @@ static void ummunotify_postpone(struct ummunotify_file *file, unsigned long star
 		it = &file->postponed[UMMUNOTIFY_POSTPONED_MAX - 1];
 		it->protection &= protection;
 	}
-	ummunotify_extend_postponed(it, start, last);
+	ummunotify_extend_postponed(file, it, start, last);
 }
 
 /*
  * Visit some of the regions that postponed invalidations have left. Returns
  * false if no region is left to visit.
  *
- * A visit saturates the region, which removes it from the trees that are searched
+ * If the region to visit next leaves its tree, or the invalidation is extended,
+ * the visits start again at the first region. This finds regions a second time,
+ * which saturates them, and so removes them from the trees that are searched
  * here. So the number of visits is bounded.
  */
 static bool ummunotify_catch_up(struct ummunotify_file *file)
 {
-	unsigned int visits = UMMUNOTIFY_VISITS_MAX;
 	const struct ummunotify_postponed *it = file->postponed;
+	unsigned int visits = UMMUNOTIFY_VISITS_MAX;
+	struct interval_tree_node *node, *next;
 	int kind;
 
 	lockdep_assert_held(&file->lock);
 
 	if (likely(!file->nr_postponed))
 		return false;
-	for (kind = it->protection; kind <= 1; kind++) {
-		struct interval_tree_node *node;
-
-		while ((node = interval_tree_iter_first(&file->watched[kind],
-							it->start, it->last))) {
+	if (file->next_visit) {
+		kind = file->next_visit->protection;
+		node = &file->next_visit->itree;
+		file->next_visit = NULL;
+	} else {
+		kind = it->protection;
+		node = interval_tree_iter_first(&file->watched[kind], it->start, it->last);
+	}
+	for (;;) {
+		for (; node; node = next) {
 			struct ummunotify_region *region =
 				container_of(node, struct ummunotify_region, itree);
 
-			if (!visits--)
+			if (!visits--) {
+				file->next_visit = region;
 				return true;
-			if (region->state == UMMUNOTIFY_VALID)
-				list_add_tail(&region->invalid, &file->invalid);
-			ummunotify_set_state(file, region, UMMUNOTIFY_SATURATED);
+			}
+			next = interval_tree_iter_next(node, it->start, it->last);
+			ummunotify_invalidate(file, region, it->start, it->last);
+			if (it->several)
+				ummunotify_set_state(file, region, UMMUNOTIFY_SATURATED);
 		}
+		if (++kind > 1)
+			break;
+		node = interval_tree_iter_first(&file->watched[kind], it->start, it->last);
 	}
 	file->nr_postponed--;
 	memmove(file->postponed, file->postponed + 1,
@@ -888,12 +924,12 @@ static noinline bool ummunotify_record_met(struct ummunotify_file *file, unsigne
 	ummunotify_raise_counter(file);
 	postponed = ummunotify_find_postponed(file, start, last, protection);
 	if (unlikely(postponed))
-		return ummunotify_extend_postponed(postponed, start, last);
+		return ummunotify_extend_postponed(file, postponed, start, last);
 	for (kind = protection; kind <= 1; kind++) {
 		node = interval_tree_iter_first(&file->watched[kind], start, last);
 		for (; node; node = next) {
 			if (!visits--) {
-				ummunotify_postpone(file, start, last, protection);
+				ummunotify_postpone(file, start, last, protection, node);
 				return true;
 			}
 			next = interval_tree_iter_next(node, start, last);
@@ -949,7 +985,7 @@ static noinline bool ummunotify_record_again(struct ummunotify_file *file,
 				container_of(node, struct ummunotify_region, itree);
 
 			if (!visits--) {
-				ummunotify_postpone(file, start, last, protection);
+				ummunotify_postpone(file, start, last, protection, node);
 				more = true;
 				goto out;
 			}
@@ -1385,6 +1421,7 @@ static struct ummunotify_region *ummunotify_remove(struct ummunotify_file *file,
 	if (region && id && region->id != *id)
 		region = NULL;
 	if (region) {
+		ummunotify_forget_next_visit(file, region);
 		rb_erase(&region->by_cookie, cookies);
 		interval_tree_remove(&region->itree, ummunotify_tree(file, region));
 		if (region->state != UMMUNOTIFY_VALID)

@@ -173,8 +173,38 @@ fn hints(ranges: u64) -> usize {
 }
 
 #[test]
-fn a_postponed_invalidation_gives_no_hints() {
-    assert_eq!((hints(MARKED), hints(MARKED + 1)), (32, 0));
+fn a_postponed_invalidation_gives_hints() {
+    for ranges in [MARKED, MARKED + 1, 10 * MARKED] {
+        assert_eq!(hints(ranges), ranges as usize);
+    }
+}
+
+/// Neighbours join a postponed invalidation. The driver then does not know how many of them have
+/// met a range.
+#[test]
+fn neighbours_of_a_postponed_invalidation_give_no_hints() {
+    let (device, memory) = watched_often(2);
+    for page in [0, 1] {
+        drop_page(&memory, page);
+    }
+    let mut events = device.read(2 * MANY as usize + 1).unwrap();
+    assert_eq!(events.pop(), Some(last(2)));
+    assert_eq!(events.len(), 2 * MANY as usize);
+    assert!(events.iter().all(|it| it.flags == 0), "{events:x?}");
+}
+
+/// The driver marks postponed ranges a few at a time, and remembers the next one. If this range
+/// goes away, the driver must still mark the ranges behind it.
+#[test]
+fn a_range_may_go_before_the_driver_has_marked_it() {
+    for gone in 0..MANY {
+        let (device, memory) = watched_often(1);
+        drop_page(&memory, 0);
+        device.unwatch(gone).unwrap();
+        let mut expected = cookies_of([0]);
+        expected.retain(|&cookie| cookie != gone);
+        assert_eq!(drain(&device), (expected, 1));
+    }
 }
 
 #[test]
