@@ -30,7 +30,7 @@ impl Slot {
 /// not write to the same cache line.
 type Padded<T> = CachePadded<Entry<T>>;
 
-// SAFETY: zero bytes are a valid value: a vacant entry.
+// SAFETY: a value whose bytes are all 0 is valid: it is a vacant entry.
 #[cfg(not(loom))]
 unsafe impl<T> FromZeros for Padded<T> {}
 

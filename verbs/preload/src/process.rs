@@ -142,8 +142,9 @@ impl Process {
         self.off.load(Ordering::Relaxed)
     }
 
-    /// Returns the owner number of this process. The states of its ancestors are at other
-    /// addresses, so they have other numbers.
+    /// Returns the owner number of this process. The number is the address of the process's state.
+    /// The states of the process's ancestors are at other addresses, so no ancestor has this
+    /// number.
     pub(crate) fn owner(&self) -> Owner {
         Owner(ptr::from_ref(self).addr())
     }
@@ -325,7 +326,7 @@ impl Process {
         }
     }
 
-    /// Deregisters all cached registrations on the device that the program does not hold.
+    /// Deregisters all idle registrations on the device.
     pub(crate) fn give_up_idle_of(&self, device: &OpenDevice) {
         for domain in self.domains() {
             if domain.is_of_device(device) {

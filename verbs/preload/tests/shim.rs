@@ -107,7 +107,7 @@ fn threads_share_registrations_while_memory_comes_and_goes() {
     // one of the two calls counts as `in_use`.
     let (cached, in_use) = (summary.number("cached"), summary.number("in_use"));
     assert_eq!(cached + in_use, 1600, "{summary:?}");
-    // The set of idle keys has one place for several keys. So the shim may not keep a few
+    // The set of idle keys has one place for several keys. So the shim may deregister a few idle
     // registrations, and counts them as `ended`.
     let (kept, ended) = (summary.number("kept"), summary.number("ended"));
     assert_eq!(kept + ended, cached, "{summary:?}");

@@ -159,8 +159,8 @@ static void revoked(enum ibv_wc_status expected)
 
 /*
  * A protection domain is deallocated if the program holds no registration in it, even if the cache
- * does. If a later domain has the same address, the shim does not use the earlier domain's cache
- * for it.
+ * holds some. If a later domain has the same address, the shim does not use the earlier domain's
+ * cache for the later one.
  */
 static void domains(void)
 {
