@@ -2,13 +2,13 @@
 /*
  * ummunotify - tell user space when the mapping of its memory changes
  *
- * A library that registers memory with an RDMA adapter, and keeps the
- * registration for the next transfer, must know when the pages at those
+ * A library may register memory with an RDMA adapter, and keep the registration
+ * for the next transfer. Such a library must know when the pages at the memory's
  * addresses are no longer the ones that the adapter has pinned. This driver
  * reports that. A process opens /dev/ummunotify and registers the ranges of its
  * own address space that the driver shall watch. A 64-bit generation counter,
  * in a page that the process maps, shows that a range was invalidated. read()
- * returns which one.
+ * returns the cookie of that range.
  *
  * There is no queue of events. Each range has one state, and a hint at the
  * bytes that were invalidated. So the driver's memory does not grow between two
@@ -83,8 +83,8 @@
  * ----
  * The task that invalidates executes the callbacks. This task need not be the
  * owner: it may be kswapd, kcompactd, ksmd, or another process that truncates a
- * file.
- * So the work of an invalidation is bounded, however many ranges are watched.
+ * file. So the work of an invalidation is bounded, however many ranges are
+ * watched.
  *
  * An invalidation visits only the ranges whose state it changes. A range that
  * was invalidated more than once since its last report is saturated: a further
@@ -678,7 +678,7 @@ static struct rb_root_cached *ummunotify_tree(struct ummunotify_file *file,
 						       &file->watched[region->protection];
 }
 
-/* A region leaves its tree. */
+/* Call this when the region leaves its tree. */
 static void ummunotify_forget_next_visit(struct ummunotify_file *file,
 					 const struct ummunotify_region *region)
 {
@@ -1074,8 +1074,8 @@ static void ummunotify_invalidate_end(struct mmu_notifier *mn,
  * The address space ends: its last user exits or executes another program. The
  * kernel announces no invalidation from here on, so this callback records one
  * of the whole address space. A child that inherited a mapping of the counter
- * sees the counter rise. No reader is woken, because no task that may read is
- * left. No SIGIO is sent, because the signal would reach the program that was
+ * sees the counter rise. No reader is woken, because no task is left that could
+ * read. No SIGIO is sent, because the signal would reach the program that was
  * executed.
  */
 static void ummunotify_mm_release(struct mmu_notifier *mn, struct mm_struct *mm)
@@ -1231,8 +1231,8 @@ static void ummunotify_put_back(struct ummunotify_file *file,
 	spin_unlock(&file->lock);
 
 	/*
-	 * Send no SIGIO, because its handler may be what has passed the bad
-	 * buffer.
+	 * Send no SIGIO, because the handler of SIGIO may itself have passed
+	 * the bad buffer.
 	 */
 	ummunotify_wake_readers(file);
 }
@@ -1806,8 +1806,8 @@ static struct miscdevice ummunotify_misc = {
 	.name	= "ummunotify",
 	.fops	= &ummunotify_fops,
 	/*
-	 * Any user may open it: a process can only watch itself, and its memory
-	 * is bounded.
+	 * Any user may open the device: a process can only watch itself, and
+	 * the driver's memory for it is bounded.
 	 */
 	.mode	= 0444,
 };
