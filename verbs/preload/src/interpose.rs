@@ -17,8 +17,8 @@ use crate::objects::{DEVICES, address};
 use crate::process::{NoDomain, Process};
 use crate::real::{self, Inside, set_errno};
 
-/// `IBV_ACCESS_OPTIONAL_RANGE`: the optional flags. Only `ibv_reg_mr_iova2` ignores those
-/// that the device does not support.
+/// `IBV_ACCESS_OPTIONAL_RANGE`: the optional flags. Only `ibv_reg_mr_iova2` ignores an optional
+/// flag that the device does not support.
 const OPTIONAL: c_uint = 0x3ff0_0000;
 
 /// `IBV_REREG_MR_CHANGE_TRANSLATION`.

@@ -1,10 +1,10 @@
 //! The shim's records of devices, queue pairs, completion queues and shared receive queues.
 //!
 //! A record exists from the creation of its object to its destruction. An *extended* post or poll
-//! goes through `struct ibv_qp_ex` or `struct ibv_cq_ex`. It consists of a call that starts it,
-//! calls in between, and a call that ends it. An object that was created unseen has no record.
-//! [`OpenDevice::cannot_see`] then marks its device: the shim keeps no registration on that device
-//! any more.
+//! goes through `struct ibv_qp_ex` or `struct ibv_cq_ex`. Such a post or poll consists of a call
+//! that starts it, further calls, and a call that ends it. An object that was created unseen has no
+//! record. [`OpenDevice::cannot_see`] then marks its device: the shim keeps no registration on that
+//! device any more.
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;

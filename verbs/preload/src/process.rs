@@ -318,8 +318,8 @@ impl Process {
     }
 
     /// Ends the state when the process ends. The kernel then frees the registrations of the
-    /// process, except those in a domain of its parent. Those last as long as the parent has the
-    /// device open, so a child deregisters them itself.
+    /// process, except those in a domain of its parent. These exceptions last as long as
+    /// the parent has the device open, so a child deregisters them itself.
     pub(crate) fn end(&self) {
         if self.is_child {
             self.give_up_idle();

@@ -55,7 +55,7 @@ static void sends(struct loop *loop, char *from, const struct ibv_mr *mr, size_t
 /*
  * If the program holds several `ibv_mr`s at the same time, they share no key and no structure, and
  * each is deregistered once. If the program registers again after ibv_dereg_mr, the cache reuses
- * its registration, even if that is larger than the range.
+ * the earlier registration, even if that registration is larger than the range.
  */
 static void distinct(void)
 {
