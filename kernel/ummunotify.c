@@ -75,9 +75,9 @@
  * many slots as a long has bits. An invalidation that finds no slot is
  * untracked. Of all untracked invalidations together, the driver keeps only the
  * number and the hull. So some registrations wait without need, and some
- * reports count as early without need, but no report is missed. An end without a start is ignored, and takes no other
- * invalidation out of its slot. Only a bug elsewhere in mm can cause such an
- * end.
+ * reports count as early without need, but no report is missed. An end without
+ * a start is ignored, and takes no other invalidation out of its slot. Only a
+ * bug elsewhere in mm can cause such an end.
  *
  * Cost
  * ----

@@ -140,7 +140,7 @@ impl Mr {
         self.access
     }
 
-    /// Returns the structure of libibverbs, which is valid as long as `self`. Do not deregister or
+    /// Returns the structure of libibverbs, which is valid while `self` lives. Do not deregister or
     /// reregister it.
     #[inline]
     #[must_use]

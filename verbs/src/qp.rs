@@ -369,7 +369,7 @@ impl Qp {
         check(unsafe { ibv_destroy_qp(self.as_ptr()) })
     }
 
-    /// Returns the pointer to the C object, which is valid as long as `self`.
+    /// Returns the pointer to the C object, which is valid while `self` lives.
     fn as_ptr(&self) -> *mut ibv_qp {
         self.qp.as_ptr()
     }

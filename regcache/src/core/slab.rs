@@ -6,7 +6,7 @@
 //! slab reserves address space for as many entries as the cache may hold (`zeroed.rs`).
 //!
 //! LeakSanitizer does not search mappings for pointers. So if a cache is never dropped,
-//! LeakSanitizer reports memory to which only an entry points as leaked.
+//! LeakSanitizer reports as leaked the memory to which only an entry points.
 
 use std::io;
 

@@ -156,8 +156,8 @@ unsafe fn dynamic(library: &libc::dl_phdr_info) -> Option<(usize, &[Dynamic])> {
     Some((base, unsafe { std::slice::from_raw_parts(first, count) }))
 }
 
-/// Returns the address that an entry of the dynamic section holds. glibc usually adds the load
-/// address to the entry already, but cannot write to a read-only section.
+/// Returns the address that an entry of the dynamic section holds. glibc has usually added the load
+/// address to the entry, but it cannot write to a read-only section.
 fn relocated(base: usize, value: usize) -> usize {
     if value < base { base + value } else { value }
 }

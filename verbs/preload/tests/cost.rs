@@ -13,7 +13,7 @@ use preload::{bounded, post_poll, preloading, shim};
 /// tests. docs/guide/preload.md has the figures of a release build.
 const MOST: f64 = 360.0;
 
-/// Returns the instructions of `times` posts and polls, from the start of the program to its end.
+/// Returns the number of instructions of the whole program, which makes `times` posts and polls.
 fn instructions(mut valgrind: Command, program: &Path, times: u32, what: &str) -> f64 {
     let ran = valgrind
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
