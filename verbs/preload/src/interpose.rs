@@ -70,7 +70,8 @@ impl Wanted {
 
 /// The reason why the cache returns no registration for a request.
 enum Not {
-    /// The request passes on to libibverbs. The function selects the counter of the reason.
+    /// The shim passes the request on to libibverbs. The function selects the counter of the
+    /// reason.
     Passed(fn(&Counts) -> &AtomicU64),
     /// The device refused the registration with this errno.
     Refused(c_int),

@@ -8,7 +8,7 @@
 //! Registrations:
 //!
 //! - `interpose.rs` defines the functions that programs call. It decides which calls are cached and
-//!   which calls pass on to libibverbs.
+//!   which calls are passed on to libibverbs.
 //! - `process.rs` holds the state that belongs to one process. A forked child starts without that
 //!   state (see `fork.rs`).
 //! - `domain.rs` describes one protection domain and its cache.
@@ -50,8 +50,8 @@
 //!
 //! The shim is not linked with libibverbs: it may be preloaded into any program, and does nothing
 //! in a program that uses no verbs. The shim has no constructor. The first call sets the shim up,
-//! even a call from another library's constructor. A call that passes on to libibverbs passes on
-//! unchanged.
+//! even a call from another library's constructor. The shim does not change a call that it passes
+//! on to libibverbs.
 
 mod abi;
 mod counts;

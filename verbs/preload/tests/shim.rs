@@ -16,9 +16,9 @@ fn each_registration_is_an_mr_of_its_own_and_is_given_back_once() {
     let ran = part(&["distinct"]);
     let summary = ran.summary();
     // While contract.c holds the `ibv_mr` named `whole`, it makes 100 others of the same memory.
-    // Each needs a key of its own, so these calls pass on and count as `in_use`. After contract.c
-    // has deregistered `whole`, 100 calls reuse its registration. Each of the 102 transfers makes
-    // an `ibv_mr` with remote access, which passes on.
+    // Each needs a key of its own, so the shim passes these calls on and counts them as `in_use`.
+    // After contract.c has deregistered `whole`, 100 calls reuse its registration. Each of the 102
+    // transfers makes an `ibv_mr` with remote access, and the shim passes that call on.
     assert_eq!(summary.number("made"), 1, "{summary:?}");
     assert_eq!(summary.number("cached"), 101, "{summary:?}");
     assert_eq!(summary.number("kept"), 101, "{summary:?}");

@@ -363,8 +363,8 @@ static void forks(const char *self)
 }
 
 /*
- * ibv_rereg_mr of a cached registration passes on to the device, and this device does not support
- * it. Afterwards the registration is unchanged.
+ * The shim passes ibv_rereg_mr of a cached registration on to the device, and this device does not
+ * support the call. Afterwards the registration is unchanged.
  */
 static void rereg(void)
 {
