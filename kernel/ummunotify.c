@@ -2,13 +2,13 @@
 /*
  * ummunotify - tell user space when the mapping of its memory changes
  *
- * A library that registers memory with an RDMA adapter, and keeps the
- * registration for the next transfer, must know when the pages at those
+ * A library may register memory with an RDMA adapter, and keep the registration
+ * for the next transfer. Such a library must know when the pages at the memory's
  * addresses are no longer the ones that the adapter has pinned. This driver
  * reports that. A process opens /dev/ummunotify and registers the ranges of its
  * own address space that the driver shall watch. A 64-bit generation counter,
  * in a page that the process maps, shows that a range was invalidated. read()
- * returns which one.
+ * returns the cookie of that range.
  *
  * There is no queue of events. Each range has one state, and a hint at the
  * bytes that were invalidated. So the driver's memory does not grow between two
@@ -42,7 +42,7 @@
  *					return; pin the new pages
  *
  * Early read: the report is read while the invalidation is in flight. The
- * reader registers its memory again, under the same watch.
+ * reader registers the memory again, under the same watch.
  *
  *	CPU 0: madvise(MADV_DONTNEED)	CPU 1: read(), then ibv_reg_mr()
  *	=============================	================================
@@ -58,8 +58,8 @@
  *					compare the counter, read() again
  *
  * The rule: while an invalidation is in flight, each range that the
- * invalidation overlaps, and that its kind invalidates, is in one of three
- * states.
+ * invalidation overlaps is in one of three states. A change of protection
+ * concerns only the ranges that were registered for such changes.
  *
  * - It is a pending registration: REGISTER_REGION has not returned, and waits
  *   for the end of this invalidation. ummunotify_wait_for_older()
@@ -72,19 +72,19 @@
  * So if pages were pinned before the end of an invalidation, their range is
  * reported after that end. read() could wait for the end instead, but unmapping
  * many gigabytes takes seconds. The driver keeps in-flight invalidations in as
- * many slots as a long has bits. Of the invalidations that find no slot, the
- * untracked ones, it keeps only the number and the hull. So some registrations
- * wait without need, and some reports count as early without need, but no
- * report is missed. An end without a start is ignored, and takes no other
- * invalidation out of its slot. Only a bug elsewhere in mm can cause such an
- * end.
+ * many slots as a long has bits. An invalidation that finds no slot is
+ * untracked. Of all untracked invalidations together, the driver keeps only the
+ * number and the hull. So some registrations wait without need, and some
+ * reports count as early without need, but no report is missed. An end without
+ * a start is ignored, and takes no other invalidation out of its slot. Only a
+ * bug elsewhere in mm can cause such an end.
  *
  * Cost
  * ----
  * The task that invalidates executes the callbacks. This task need not be the
  * owner: it may be kswapd, kcompactd, ksmd, or another process that truncates a
- * file.
- * So the work of an invalidation is bounded, however many ranges are watched.
+ * file. So the work of an invalidation is bounded, however many ranges are
+ * watched.
  *
  * An invalidation visits only the ranges whose state it changes. A range that
  * was invalidated more than once since its last report is saturated: a further
@@ -266,8 +266,8 @@ struct ummunotify_in_flight {
  * struct ummunotify_postponed - an invalidation with regions left to visit
  * @start: first byte
  * @last: last byte
- * @protection: the invalidation changes what may be done with the pages, not
- *	which they are
+ * @protection: the invalidation changes the protection of the pages, but not the
+ *	pages
  * @several: several invalidations, which are next to each other or for which
  *	there were not enough elements; so no hint is known
  */
@@ -319,7 +319,8 @@ static DEFINE_SPINLOCK(ummunotify_users_lock);
  * @serial: serial number of the next invalidation
  * @watched: regions whose state an invalidation would change, by address; tree 1
  *	has the regions that changes of protection invalidate, tree 0 the others
- * @saturated: regions whose state it would not change, in two trees likewise
+ * @saturated: regions whose state an invalidation would not change, in two trees
+ *	as for @watched
  * @counter: the generation
  * @shared: @counter as user space sees it; never read by the kernel
  * @invalid: regions to report, oldest invalidation first
@@ -678,7 +679,7 @@ static struct rb_root_cached *ummunotify_tree(struct ummunotify_file *file,
 						       &file->watched[region->protection];
 }
 
-/* A region leaves its tree. */
+/* Call this when the region leaves its tree. */
 static void ummunotify_forget_next_visit(struct ummunotify_file *file,
 					 const struct ummunotify_region *region)
 {
@@ -743,8 +744,8 @@ static struct ummunotify_postponed *ummunotify_find_postponed(struct ummunotify_
 }
 
 /*
- * Let another invalidation join a postponed one. Returns true if it includes more
- * bytes now.
+ * Let another invalidation join a postponed one. Returns true if the postponed
+ * one includes more bytes now.
  */
 static bool ummunotify_extend_postponed(struct ummunotify_file *file,
 					struct ummunotify_postponed *it,
@@ -843,7 +844,7 @@ static bool ummunotify_catch_up(struct ummunotify_file *file)
 /*
  * Visit all regions that postponed invalidations have left, and take the lock.
  * The caller is the owner. The lock is released after a few visits each time, so
- * that an invalidation does not wait for all of them. The loop ends: each visit
+ * that an invalidation does not wait for all visits. The loop ends: each visit
  * removes a region from those that are left, and only reports and registrations
  * add one.
  */
@@ -1081,8 +1082,8 @@ static void ummunotify_invalidate_end(struct mmu_notifier *mn,
  * The address space ends: its last user exits or executes another program. The
  * kernel announces no invalidation from here on, so this callback records one
  * of the whole address space. A child that inherited a mapping of the counter
- * sees the counter rise. No reader is woken, because no task that may read is
- * left. No SIGIO is sent, because the signal would reach the program that was
+ * sees the counter rise. No reader is woken, because no task is left that could
+ * read. No SIGIO is sent, because the signal would reach the program that was
  * executed.
  */
 static void ummunotify_mm_release(struct mmu_notifier *mn, struct mm_struct *mm)
@@ -1238,8 +1239,8 @@ static void ummunotify_put_back(struct ummunotify_file *file,
 	spin_unlock(&file->lock);
 
 	/*
-	 * Send no SIGIO, because its handler may be what has passed the bad
-	 * buffer.
+	 * Send no SIGIO, because the handler of SIGIO may itself have passed
+	 * the bad buffer.
 	 */
 	ummunotify_wake_readers(file);
 }
@@ -1546,8 +1547,8 @@ static int ummunotify_register(struct ummunotify_file *file, u64 start, u64 end,
 	if (!ret && flags & UMMUNOTIFY_REGISTER_MUST_BE_BACKED)
 		ret = ummunotify_check_backed(file, &pending);
 	/*
-	 * If another thread has unregistered the range, this call did register
-	 * it.
+	 * If another thread has unregistered the range already, the range was
+	 * registered by then, so this call has succeeded.
 	 */
 	if (ret && !ummunotify_take_back(file, &pending) && ret == -ERESTARTSYS)
 		ret = 0;
@@ -1813,8 +1814,8 @@ static struct miscdevice ummunotify_misc = {
 	.name	= "ummunotify",
 	.fops	= &ummunotify_fops,
 	/*
-	 * Any user may open it: a process can only watch itself, and its memory
-	 * is bounded.
+	 * Any user may open the device: a process can only watch itself, and
+	 * the driver's memory for it is bounded.
 	 */
 	.mode	= 0444,
 };

@@ -337,7 +337,8 @@ impl Dial {
     pub fn connect(self, qp: &Qp, hello: &[u8]) -> Result<Connection, Error> {
         let Self(id) = self;
         let mut parameters = parameters(qp, hello)?;
-        // SAFETY: the identifier is alive, and what the parameters point to lives through the call.
+        // SAFETY: the identifier is alive, and the data that the parameters point to live through
+        // the call.
         done("connect", unsafe {
             rdma_connect(id.id.as_ptr(), &raw mut parameters)
         })?;
@@ -447,7 +448,8 @@ impl Incoming {
         id.to_rts(qp)?;
         before_accepting()?;
         let mut parameters = parameters(qp, hello)?;
-        // SAFETY: the identifier is alive, and what the parameters point to lives through the call.
+        // SAFETY: the identifier is alive, and the data that the parameters point to live through
+        // the call.
         done("accept", unsafe {
             rdma_accept(id.id.as_ptr(), &raw mut parameters)
         })?;

@@ -124,7 +124,7 @@ impl Cq {
         // SAFETY: zero is a valid value of this C struct of integers. (For a failed work request
         // the provider sets only some of the fields.)
         let mut wc: ibv_wc = unsafe { mem::zeroed() };
-        // SAFETY: the queue is alive as long as `self`, and `wc` has room for one entry.
+        // SAFETY: the queue is alive while `self` lives, and `wc` has room for one entry.
         let polled = unsafe { ibv_poll_cq(self.as_ptr(), 1, &raw mut wc) };
         if polled < 0 {
             return check(polled)
@@ -138,7 +138,7 @@ impl Cq {
         }))
     }
 
-    /// Returns the pointer to the C object, which is valid as long as `self`.
+    /// Returns the pointer to the C object, which is valid while `self` lives.
     pub(crate) fn as_ptr(&self) -> *mut ibv_cq {
         self.cq.as_ptr()
     }

@@ -1,4 +1,4 @@
-//! On-demand paging (ODP): [`OnDemand`], the operations for which a device supports it, and
+//! On-demand paging (ODP): [`OnDemand`], the operations for which a device supports ODP, and
 //! [`OnDemandMr`], a registration that pins nothing.
 //!
 //! With ODP the device follows the page tables when the mapping changes. A cache cannot use such

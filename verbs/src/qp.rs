@@ -17,8 +17,8 @@ use crate::errno::{check, check_ptr};
 use crate::{Access, Cq, Error, Pd, Route};
 
 /// The exponent of the time to wait for an acknowledgement before sending again: 4.096 us * 2^17 =
-/// 0.54 s. Hardware usually uses 2^14, which is 67 ms. On a busy machine a software device may not
-/// run at all for longer than that.
+/// 0.54 s. Hardware usually uses 2^14, which is 67 ms. On a busy machine a software device may get
+/// no CPU time for longer than that.
 const ACK_TIMEOUT: u8 = 17;
 /// The number of times that a packet is sent again without an acknowledgement.
 pub(crate) const RETRIES: u8 = 7;
@@ -369,7 +369,7 @@ impl Qp {
         check(unsafe { ibv_destroy_qp(self.as_ptr()) })
     }
 
-    /// Returns the pointer to the C object, which is valid as long as `self`.
+    /// Returns the pointer to the C object, which is valid while `self` lives.
     fn as_ptr(&self) -> *mut ibv_qp {
         self.qp.as_ptr()
     }

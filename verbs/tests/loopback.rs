@@ -112,7 +112,7 @@ impl Pages {
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `self` owns the mapping, and is borrowed as long as the slice.
+        // SAFETY: `self` owns the mapping, and stays mutably borrowed while the slice lives.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 }
@@ -887,8 +887,9 @@ fn mount(from: &CStr, at: &CStr, flags: libc::c_ulong) {
 }
 
 /// Checks that a failed transfer destroys the connection's two queue pairs, and the next transfer
-/// makes two others. The device may still use memory by a queue pair that is not destroyed. The
-/// other tests would not notice that, because rxe seldom has outstanding work after a failure.
+/// makes two others. The device may still use memory through a queue pair that is not destroyed.
+/// The other tests would not notice such a queue pair, because rxe seldom has outstanding work
+/// after a failure.
 #[test]
 fn a_failed_transfer_leaves_no_queue_pair_behind() {
     let pd = domain();
@@ -912,8 +913,8 @@ fn a_failed_transfer_leaves_no_queue_pair_behind() {
     assert_eq!(queue_pairs_of_this_thread(), 0);
 }
 
-/// Counts the queue pairs that this thread has made, in the kernel's list. It reads the list with
-/// the program `rdma` of iproute2, which is also needed to make software devices.
+/// Counts the queue pairs that this thread has made, in the kernel's list. This function reads the
+/// list with the program `rdma` of iproute2, which is also needed to make software devices.
 fn queue_pairs_of_this_thread() -> usize {
     let output = Command::new("rdma")
         .args(["resource", "show", "qp"])

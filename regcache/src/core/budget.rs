@@ -21,7 +21,7 @@ impl Budget {
         }
     }
 
-    /// Returns true if an entry of `bytes` fits in an empty cache.
+    /// Returns true if an entry that pins `bytes` bytes fits in an empty cache.
     pub(crate) fn could_hold(&self, bytes: usize) -> bool {
         self.max_entries > 0 && bytes <= self.max_bytes
     }
@@ -46,8 +46,8 @@ impl Budget {
         self.bytes
     }
 
-    /// Returns true if an entry of `bytes` would fit after `gone` entries are removed, which pin
-    /// `gone_bytes` in total.
+    /// Returns true if an entry that pins `bytes` bytes would fit after the removal of `gone`
+    /// entries, which pin `gone_bytes` bytes together.
     pub(crate) fn would_hold(&self, bytes: usize, gone: usize, gone_bytes: usize) -> bool {
         let sum = (self.bytes - gone_bytes).checked_add(bytes);
         self.entries - gone < self.max_entries && sum.is_some_and(|sum| sum <= self.max_bytes)

@@ -148,8 +148,8 @@ fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>
     core.deregister_entry(content);
 }
 
-/// Releases a reference to a revocable registration, and revokes the registration if this was the
-/// last guard.
+/// Releases a guard's reference to a revocable registration, and revokes the registration if the
+/// guard was the last one.
 #[cold]
 fn release_revocable<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
     // SAFETY: the caller's reference keeps the entry alive, as in `Guard::entry`. That reference is

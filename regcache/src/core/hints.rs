@@ -57,7 +57,7 @@ const MAX_SETS: usize = 1 << 18;
 #[repr(align(16))]
 struct Set([AtomicU32; WAYS]);
 
-// SAFETY: a set of zero bytes is valid: it is a set without hints.
+// SAFETY: a `Set` whose bytes are all 0 is valid: it has no hints.
 #[cfg(not(loom))]
 unsafe impl FromZeros for Set {}
 

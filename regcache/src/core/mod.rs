@@ -144,7 +144,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         Ok(())
     }
 
-    /// Returns true if the drop of its last guard revokes a registration with this access.
+    /// Returns true if a registration with this access is revoked when its last guard is dropped.
     pub(crate) fn is_revocable(&self, access: R::Access) -> bool {
         self.revoke_remote_keys && access.is_remote()
     }

@@ -7,8 +7,8 @@
 //! - executions in which a thread's steps take effect in another order than the program's. loom
 //!   lets a load return an older value, but a compare-and-exchange always finds the newest. Suppose
 //!   that the ordering of `drained` (`design.rs`, step 3) were too weak. A lookup could then load
-//!   the new value of `drained` and yet acquire an entry that was killed before. That takes such an
-//!   execution, so no loom test covers this ordering.
+//!   the new value of `drained` and yet acquire an entry that was killed before. Only an execution
+//!   of this kind shows the error, so no loom test covers this ordering.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{

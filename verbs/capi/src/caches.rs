@@ -1,7 +1,7 @@
 //! The table of caches, and the proof that no cache is destroyed while a thread uses it.
 //!
 //! A slot of the table holds a cache while the slot's word is the cache's handle (`handle.rs`). A
-//! count of users in the cache would make every lookup of every thread write one cache line.
+//! count of users in the cache would make every lookup of every thread write the same cache line.
 //! Instead each thread has a separate word, [`ThreadRecord::busy`]. A lookup and a destroy take
 //! these steps:
 //!
@@ -12,7 +12,7 @@
 //!   L3  load the slot's word; if it is    D3  load every thread's busy; wait while
 //!       not the handle, return an error       it is the handle
 //!   L4  use the cache                     D4  free the cache
-//!   L5  busy = 0                          D5  slot word: the next free one
+//!   L5  busy = 0                          D5  slot word: closing -> free
 //! ```
 //!
 //! The argument:
@@ -197,8 +197,8 @@ fn none_out(handle: u64) -> Result<(), Error> {
     }
 }
 
-/// Flushes the cache, and waits until other threads have destroyed their registrations. Such a
-/// thread may be putting a last guard, or may be the reaper.
+/// Flushes the cache, and waits until the other threads that deregister for the cache are done.
+/// Such a thread may be putting a last guard, or may be the reaper.
 fn wait_for_deregistrations(instance: &Instance) -> Result<(), Error> {
     let mut flushed = instance.cache.flush()?;
     while !flushed.wait(Duration::from_secs(3600)) {}

@@ -3,8 +3,8 @@
 //! Each guard is taken out of the table once:
 //!
 //! 1. A slot holds a guard while the slot's word is the guard's handle (`handle.rs`).
-//! 2. [`take`] exchanges that word for the next one. Of all threads that ever put a handle, only
-//!    one succeeds. Only that thread reads the guard.
+//! 2. [`take`] exchanges that word for the slot's next word. Of all threads that put the same
+//!    handle, only one succeeds. Only that thread reads the guard.
 //! 3. Slots are in chunks that are never freed or moved. So it is safe to look up any handle.
 //!
 //! A free slot is in one of three places: a thread's [`FreeSlots`], a batch in the common pool, or
@@ -51,8 +51,8 @@ static TABLE: [AtomicPtr<GuardSlot>; CHUNKS] = [const { AtomicPtr::new(ptr::null
 ///
 /// The bits above the low 24 count changes of the pool. Suppose that a thread is preempted between
 /// its load and its exchange, and that other threads take the first batch and put it back. Without
-/// the count, the thread would take the changed pool for the unchanged one. The count wraps after
-/// 2^40 changes.
+/// the count, the thread's exchange would succeed although the pool has changed. The count wraps
+/// after 2^40 changes.
 static POOL: AtomicU64 = AtomicU64::new(0);
 const POOL_SLOT: u64 = (1 << 24) - 1;
 const POOL_CHANGE: u64 = 1 << 24;

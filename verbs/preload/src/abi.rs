@@ -144,7 +144,7 @@ type Wr0 = unsafe extern "C" fn(*mut IbvQpEx);
 type Wr1 = unsafe extern "C" fn(*mut IbvQpEx, u32);
 
 /// `struct ibv_qp_ex` of rdma-core 31 to 44. Later versions have more functions at the end. A
-/// program gets those only with flags that the shim does not know.
+/// program gets these later functions only with flags that the shim does not know.
 #[repr(C)]
 pub(crate) struct IbvQpEx {
     base: IbvQp,

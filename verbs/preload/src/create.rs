@@ -87,8 +87,8 @@ unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     device
 }
 
-/// Marks the device as not followed if the program may use it without libibverbs, or its library is
-/// unknown.
+/// Marks the device as not followed if the program may use the device without libibverbs, or if the
+/// shim does not know the device's library.
 fn check_provider(device: &OpenDevice) {
     let Some(post_send) = device.ops.post_send else {
         return;
@@ -172,8 +172,8 @@ unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx
         set_errno(libc::EOPNOTSUPP);
         return ptr::null_mut();
     };
-    // A completion holds the number of its queue pair only if the creator of the queue sets this
-    // flag. The shim needs the number, so it sets the flag if the device allows it.
+    // A completion holds the number of its queue pair only if the creator of the completion queue
+    // sets this flag. The shim needs the number, so it sets the flag if the device allows it.
     // SAFETY: the program passed this argument, which must be valid by the contract of the call.
     let asked = unsafe { (*attr).wc_flags };
     // SAFETY: `attr` is valid, as above.

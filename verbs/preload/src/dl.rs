@@ -41,7 +41,7 @@ impl Verdict {
     }
 }
 
-/// Returns the functions of libibverbs that the shim interposes, each with the shim's version.
+/// Returns the functions of libibverbs that the shim interposes, each with the shim's own function.
 fn ours() -> [(&'static Function, *mut c_void); 17] {
     [
         (&real::REG_MR, interpose::ibv_reg_mr as *mut c_void),

@@ -16,8 +16,8 @@ use crate::outstanding::Release;
 use crate::real::{self, Inside};
 use crate::settings::Settings;
 
-/// The longest wait for the deregistration of idle registrations, before `ibv_dealloc_pd` of a
-/// domain in which the program holds none.
+/// The maximum time that `Domain::give_up_idle` waits until the idle registrations are
+/// deregistered.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// A protection domain in which the program has registered memory.
@@ -105,8 +105,9 @@ impl Held {
         }
     }
 
-    /// Calls `change`, which changes the registration for the program, with libibverbs's `ibv_mr`.
-    /// Returns what `change` returns: true if the registration may differ from now on.
+    /// Calls `change` with libibverbs's `ibv_mr`. `change` changes the registration as the program
+    /// asked. Returns the result of `change`, which is true if the registration may differ from now
+    /// on.
     pub(crate) fn change(&mut self, change: impl FnOnce(NonNull<Mr>) -> bool) -> bool {
         // The program holds the registration, so no other thread uses it.
         let is_changed = change(self.registration().mr);
@@ -217,8 +218,8 @@ impl Domain {
     }
 
     /// Deregisters the cached registrations that the program does not hold. Returns true if there
-    /// were any. If the program holds no registration in the domain, the call also waits until they
-    /// are deregistered.
+    /// were any. If the program holds no registration in the domain, the call also waits until the
+    /// cached registrations are deregistered.
     pub(crate) fn give_up_idle(&self) -> bool {
         let stats = self.cache.stats();
         let Ok(mut leaving) = self.cache.flush() else {
@@ -230,8 +231,8 @@ impl Domain {
         stats.entries > stats.unreleased
     }
 
-    /// Marks the domain as closed. libibverbs has freed or is about to free its registrations, so
-    /// the shim must not deregister them.
+    /// Marks the domain as closed. libibverbs has freed or is about to free the domain's
+    /// registrations, so the shim must not deregister them.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }

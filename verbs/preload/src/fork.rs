@@ -2,7 +2,7 @@
 //!
 //! A child has a copy of its parent's memory, except that a page under `MADV_WIPEONFORK` is zero in
 //! the child. Such a page holds the number of the process, and the pointer to the state of the
-//! process. So a child finds neither its parent's number nor its state.
+//! process. So a child finds neither the number nor the state of its parent.
 
 use std::mem;
 use std::ptr::{self, NonNull};

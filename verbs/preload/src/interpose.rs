@@ -17,8 +17,8 @@ use crate::objects::{DEVICES, address};
 use crate::process::{NoDomain, Process};
 use crate::real::{self, Inside, set_errno};
 
-/// `IBV_ACCESS_OPTIONAL_RANGE`: the optional flags. Only `ibv_reg_mr_iova2` ignores those
-/// that the device does not support.
+/// `IBV_ACCESS_OPTIONAL_RANGE`: the optional flags. Only `ibv_reg_mr_iova2` ignores an optional
+/// flag that the device does not support.
 const OPTIONAL: c_uint = 0x3ff0_0000;
 
 /// `IBV_REREG_MR_CHANGE_TRANSLATION`.
@@ -29,7 +29,8 @@ const CHANGE_ACCESS: c_int = 1 << 2;
 /// `IBV_REREG_MR_ERR_INPUT`: libibverbs refused, and the registration is unchanged.
 const REREG_REFUSED: c_int = -1;
 
-/// A range of memory that the program asks to register, at the process's own addresses.
+/// A range of memory that the program asks to register. The device addresses are the process's own
+/// addresses.
 #[derive(Clone, Copy)]
 struct Wanted {
     pd: *mut Pd,
@@ -69,7 +70,8 @@ impl Wanted {
 
 /// The reason why the cache returns no registration for a request.
 enum Not {
-    /// The request passes on to libibverbs. The function selects the counter of the reason.
+    /// The shim passes the request on to libibverbs. The function selects the counter of the
+    /// reason.
     Passed(fn(&Counts) -> &AtomicU64),
     /// The device refused the registration with this errno.
     Refused(c_int),
@@ -131,7 +133,8 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova2(
     unsafe { register(wanted, theirs) }
 }
 
-/// Changes libibverbs's registration itself, and returns the device's result.
+/// Changes libibverbs's registration, and not only the `ibv_mr` that the program sees. Returns the
+/// device's result.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     mr: *mut Mr,
@@ -276,8 +279,8 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
     refused
 }
 
-/// Forgets the domain. The process from which it was imported keeps it, but this process's pointer
-/// to it becomes invalid.
+/// Forgets the domain. The process from which the domain was imported keeps it. In this process,
+/// the pointer to the domain becomes invalid.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_unimport_pd(pd: *mut Pd) {
     if let Some(process) = Process::started()
@@ -376,7 +379,7 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
     let access = cacheable(wanted.flags).ok_or(FLAGS)?;
     if access.is_remote() && !process.settings.keep_remote {
         // The program requests remote access. Each `ibv_mr` has a remote key that must end with the
-        // `ibv_mr`. So the cache cannot use one registration for two of them, not even for one
+        // `ibv_mr`. So the cache cannot use one registration for two `ibv_mr`s, not even for one
         // after the other.
         return Err(REMOTE);
     }
@@ -394,8 +397,8 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
                 let face = face(wanted, held.registration());
                 return Ok((held, face, wanted.flags.cast_signed()));
             }
-            // The program holds the cached registration. Its key must end with its `ibv_mr`, so a
-            // second `ibv_mr` cannot share it.
+            // The program holds the cached registration. The key must end with the `ibv_mr` that
+            // the program holds. So a second `ibv_mr` cannot share the registration.
             Ok(None) => return Err(IN_USE),
             Err(Error::Register(error)) => {
                 let errno = errno_of(&error);

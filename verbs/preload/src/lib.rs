@@ -8,7 +8,7 @@
 //! Registrations:
 //!
 //! - `interpose.rs` defines the functions that programs call. It decides which calls are cached and
-//!   which calls pass on to libibverbs.
+//!   which calls are passed on to libibverbs.
 //! - `process.rs` holds the state that belongs to one process. A forked child starts without that
 //!   state (see `fork.rs`).
 //! - `domain.rs` describes one protection domain and its cache.
@@ -35,12 +35,13 @@
 //!
 //! # To interpose another function
 //!
-//! 1. `real.rs`: declare its type and its `Function`, and add a line to `typed!`.
+//! 1. `real.rs`: declare the function's type and its `Function`, and add a line to `typed!`.
 //! 2. Define the function, as `#[unsafe(no_mangle)] extern "C"`: in `interpose.rs` if it concerns
 //!    registrations, or in `create.rs` if it concerns devices or queues.
 //! 3. `dl.rs`: add the function to `ours`, for programs that look it up with `dlsym`.
 //! 4. `exports.map`: export the function under the version that libibverbs gives it.
 //! 5. `tests/exports.rs`: add the name and version to the expected list.
+//! 6. `tests/c/lookup.c`: add the name and version to the table `ours`.
 //!
 //! The header's inline functions, such as `ibv_post_send`, are not exported by libibverbs. They
 //! call the context's function pointers, which `create.rs` replaces when a device is opened.
@@ -49,8 +50,8 @@
 //!
 //! The shim is not linked with libibverbs: it may be preloaded into any program, and does nothing
 //! in a program that uses no verbs. The shim has no constructor. The first call sets the shim up,
-//! even a call from another library's constructor. A call that passes on to libibverbs passes on
-//! unchanged.
+//! even a call from another library's constructor. The shim does not change a call that it passes
+//! on to libibverbs.
 
 mod abi;
 mod counts;

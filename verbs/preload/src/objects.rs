@@ -1,10 +1,10 @@
 //! The shim's records of devices, queue pairs, completion queues and shared receive queues.
 //!
 //! A record exists from the creation of its object to its destruction. An *extended* post or poll
-//! goes through `struct ibv_qp_ex` or `struct ibv_cq_ex`. It consists of a call that starts it,
-//! calls in between, and a call that ends it. An object that was created unseen has no record.
-//! [`OpenDevice::cannot_see`] then marks its device: the shim keeps no registration on that device
-//! any more.
+//! goes through `struct ibv_qp_ex` or `struct ibv_cq_ex`. Such a post or poll consists of a call
+//! that starts it, further calls, and a call that ends it. An object that was created unseen has no
+//! record. [`OpenDevice::cannot_see`] then marks its device: the shim keeps no registration on that
+//! device any more.
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
@@ -232,8 +232,8 @@ impl QueuePair {
         }
     }
 
-    /// Tells the completion queues to ignore its completions: a later queue pair may have the same
-    /// number.
+    /// Tells the completion queues to ignore the completions of this queue pair: a later queue pair
+    /// may have the same number.
     pub(crate) fn ignore_completions(&self) {
         for cq in [&self.send_cq, &self.recv_cq].into_iter().flatten() {
             cq.ignore(self.number);
@@ -292,7 +292,7 @@ impl QueuePair {
     /// This thread has begun an extended post.
     #[expect(
         clippy::mut_from_ref,
-        reason = "only the thread that has the lock of the queue"
+        reason = "only the thread that holds the queue's lock calls this"
     )]
     pub(crate) unsafe fn begun(&self) -> &mut Option<(Post<'static>, Mark)> {
         // SAFETY: the contract says that this thread has begun the post, so it holds the lock.
@@ -331,7 +331,8 @@ pub(crate) struct ExtendedPoll {
 }
 
 // SAFETY: only the thread that holds the lock touches the guard, by the rules of the functions for
-// extended polling. Another thread may release a lock of parking_lot.
+// extended polling. A lock of parking_lot may be released by another thread than the one that took
+// it.
 unsafe impl Send for CompletionQueue {}
 // SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for CompletionQueue {}
@@ -356,8 +357,8 @@ pub(crate) struct Counting {
     unsettled: bool,
 }
 
-/// A hasher for numbers of queue pairs. The device chooses them, so no attacker can make them
-/// collide.
+/// A hasher for numbers of queue pairs. The device chooses the numbers, so no attacker can make
+/// them collide.
 #[derive(Default)]
 pub(crate) struct Spread(u64);
 
@@ -457,7 +458,10 @@ impl CompletionQueue {
     /// # Safety
     ///
     /// This thread has begun an extended poll.
-    #[expect(clippy::mut_from_ref, reason = "only the thread that has the lock")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "only the thread that holds the lock calls this"
+    )]
     pub(crate) unsafe fn begun(&self) -> &mut Option<MutexGuard<'static, Counting>> {
         // SAFETY: the contract says that this thread has begun the poll, so it holds the lock.
         unsafe { &mut *self.extended_poll.get() }
@@ -475,8 +479,8 @@ impl Counting {
         self.latest = None;
         let counted = self.pairs.entry(number).or_default();
         // The program may still poll completions of a destroyed queue pair that had this number.
-        // They look like completions of the new queue pair. So its completions are not counted
-        // until `settle` removes the destroyed one.
+        // They look like completions of the new queue pair. So the completions of the new queue
+        // pair are not counted until `settle` removes the destroyed queue pair.
         if !counted.gone {
             counted.errors = Some(Arc::clone(errors));
             counted.sends = sends.cloned().or(counted.sends.take());

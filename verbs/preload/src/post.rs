@@ -382,8 +382,7 @@ mod wr {
     ) -> Option<&'a ExtendedPost> {
         // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let (pair, its) = unsafe { extended_pair(qp) }?;
-        // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
-        // end.
+        // SAFETY: the program is between `ibv_wr_start` and the end of the post, in this thread.
         if let Some((post, _)) = unsafe { pair.begun() } {
             for key in keys.clone() {
                 post.key(key);
@@ -399,8 +398,7 @@ mod wr {
     }
 
     pub(super) unsafe extern "C" fn set_sge(qp: *mut IbvQpEx, key: u32, addr: u64, length: u32) {
-        // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
-        // end.
+        // SAFETY: the program is between `ibv_wr_start` and the end of the post, in this thread.
         let its = unsafe { note(qp, std::iter::once(key)) };
         if let Some(real) = its.and_then(|its| its.set_sge) {
             // SAFETY: the program made this call, so the arguments are its responsibility.
@@ -418,8 +416,8 @@ mod wr {
             // SAFETY: the program passed this queue pair, and does not destroy it during the call.
             unsafe { extended_pair(qp) }.map(|(_, its)| its)
         } else {
-            // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
-            // end.
+            // SAFETY: the program is between `ibv_wr_start` and the end of the post, in this
+            // thread.
             unsafe { note(qp, list_of()) }
         };
         if let Some(real) = its.and_then(|its| its.set_sge_list) {

@@ -142,8 +142,9 @@ impl Process {
         self.off.load(Ordering::Relaxed)
     }
 
-    /// Returns the owner number of this process. The states of its ancestors are at other
-    /// addresses, so they have other numbers.
+    /// Returns the owner number of this process. The number is the address of the process's state.
+    /// The states of the process's ancestors are at other addresses, so no ancestor has this
+    /// number.
     pub(crate) fn owner(&self) -> Owner {
         Owner(ptr::from_ref(self).addr())
     }
@@ -317,15 +318,15 @@ impl Process {
     }
 
     /// Ends the state when the process ends. The kernel then frees the registrations of the
-    /// process, except those in a domain of its parent. Those last as long as the parent has the
-    /// device open, so a child deregisters them itself.
+    /// process, except those in a domain of its parent. These exceptions last as long as
+    /// the parent has the device open, so a child deregisters them itself.
     pub(crate) fn end(&self) {
         if self.is_child {
             self.give_up_idle();
         }
     }
 
-    /// Deregisters all cached registrations on the device that the program does not hold.
+    /// Deregisters all idle registrations on the device.
     pub(crate) fn give_up_idle_of(&self, device: &OpenDevice) {
         for domain in self.domains() {
             if domain.is_of_device(device) {

@@ -59,8 +59,8 @@ fn line(process: &Process) -> String {
         process.monitor_name(),
         get(&counts.asked),
         get(&counts.cached),
-        // If the program already holds the registration that a lookup finds, the call passes on.
-        // The cache counts the lookup as a hit, so the shim subtracts it.
+        // If the program already holds the registration that a lookup finds, the shim passes the
+        // call on. The cache counts the lookup as a hit, so the shim subtracts it.
         (now.hits + gone.hits).saturating_sub(in_use),
         get(&counts.made),
         get(&counts.refused),

@@ -1,5 +1,6 @@
 //! Runs a program that registers and deregisters around each transfer, and remaps the buffer
-//! between some of them: without a cache, under the shim, and under a naive shim.
+//! between some transfers. The program runs without a cache, under the shim, and under a naive
+//! shim.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;

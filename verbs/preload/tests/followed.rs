@@ -33,8 +33,8 @@ fn known_devices_are_followed() {
         let ran = posts(driver, "known", None, None);
         let summary = ran.summary();
         assert_eq!(summary.number("unseen"), 0, "{driver}: {summary:?}");
-        // If there is a monitor, the calls are cached. If there is none, the calls pass on to
-        // libibverbs, and the summary counts them as `off`.
+        // If there is a monitor, the calls are cached. If there is none, the shim passes the calls
+        // on to libibverbs, and the summary counts the calls as `off`.
         let (cached, off) = (summary.number("cached"), summary.number("off"));
         assert_eq!(cached + off, 21, "{driver}: {summary:?}");
         assert_eq!(summary.number("kept"), cached, "{driver}: {summary:?}");

@@ -59,8 +59,8 @@ impl Model {
     }
 }
 
-/// If the device gets a request while another thread deregisters its key, the registration is not
-/// kept.
+/// If the device gets a request while another thread deregisters the request's key, the
+/// registration is not kept.
 #[test]
 fn a_poster_and_a_deregistration_see_one_another() {
     loom::model(|| {
@@ -90,8 +90,8 @@ fn a_poster_with_a_known_key_and_a_deregistration_see_one_another() {
     });
 }
 
-/// A thread deregisters other keys, one of which is in the same group as the key. It cleans the
-/// list of the group, while a queue enters that list. The entry must not be lost.
+/// A thread deregisters other keys, and at least one of them is in the same group as `KEY`. The
+/// thread cleans the list of the group, while a queue enters that list. The entry must not be lost.
 #[test]
 fn a_queue_enters_a_list_while_it_is_cleaned() {
     loom::model(|| {

@@ -16,9 +16,9 @@ fn each_registration_is_an_mr_of_its_own_and_is_given_back_once() {
     let ran = part(&["distinct"]);
     let summary = ran.summary();
     // While contract.c holds the `ibv_mr` named `whole`, it makes 100 others of the same memory.
-    // Each needs a key of its own, so these calls pass on and count as `in_use`. After contract.c
-    // has deregistered `whole`, 100 calls reuse its registration. Each of the 102 transfers makes
-    // an `ibv_mr` with remote access, which passes on.
+    // Each needs a key of its own, so the shim passes these calls on and counts them as `in_use`.
+    // After contract.c has deregistered `whole`, 100 calls reuse its registration. Each of the 102
+    // transfers makes an `ibv_mr` with remote access, and the shim passes that call on.
     assert_eq!(summary.number("made"), 1, "{summary:?}");
     assert_eq!(summary.number("cached"), 101, "{summary:?}");
     assert_eq!(summary.number("kept"), 101, "{summary:?}");
@@ -107,7 +107,7 @@ fn threads_share_registrations_while_memory_comes_and_goes() {
     // one of the two calls counts as `in_use`.
     let (cached, in_use) = (summary.number("cached"), summary.number("in_use"));
     assert_eq!(cached + in_use, 1600, "{summary:?}");
-    // The set of idle keys has one place for several keys. So the shim may not keep a few
+    // The set of idle keys has one place for several keys. So the shim may deregister a few idle
     // registrations, and counts them as `ended`.
     let (kept, ended) = (summary.number("kept"), summary.number("ended"));
     assert_eq!(kept + ended, cached, "{summary:?}");

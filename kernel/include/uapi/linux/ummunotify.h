@@ -83,7 +83,10 @@ enum {
 #define UMMUNOTIFY_REGISTER_REGION	_IOW(UMMUNOTIFY_MAGIC, 2, \
 					     struct ummunotify_register_ioctl)
 
-/* Stop watching the range with this cookie. Its waiting event is dropped. */
+/*
+ * Stop watching the range with this cookie. If an event for the range is
+ * waiting, it is dropped.
+ */
 #define UMMUNOTIFY_UNREGISTER_REGION	_IOW(UMMUNOTIFY_MAGIC, 3, __u64)
 
 /*

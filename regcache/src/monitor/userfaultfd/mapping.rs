@@ -168,8 +168,8 @@ impl MapsLine {
     }
 }
 
-/// Returns true if every page of the range is mapped. With `MS_ASYNC`, `msync` only returns an
-/// error if a page is not mapped.
+/// Returns true if every page of the range is mapped. With `MS_ASYNC`, `msync` does nothing except
+/// check the range: it returns an error if a page is not mapped.
 fn is_covered((start, end): Pages) -> bool {
     // SAFETY: with `MS_ASYNC` the call changes no memory, whatever is mapped at these addresses.
     unsafe {

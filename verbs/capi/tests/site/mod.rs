@@ -43,7 +43,7 @@ impl Site {
         self.prefix.join("programs").join(name)
     }
 
-    #[allow(dead_code, reason = "not every suite looks")]
+    #[allow(dead_code, reason = "some suites need no file")]
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.prefix.join(name)
     }
@@ -59,7 +59,8 @@ fn newest_library() -> PathBuf {
         name.starts_with("libregcache_capi") && name.ends_with(".a")
     });
     let built = |path: &PathBuf| fs::metadata(path).unwrap().modified().unwrap();
-    ours.max_by_key(built).expect("cargo builds it with this")
+    ours.max_by_key(built)
+        .expect("cargo builds the library with this test")
 }
 
 /// Runs a command that must succeed, and returns its output.

@@ -55,7 +55,7 @@ static void sends(struct loop *loop, char *from, const struct ibv_mr *mr, size_t
 /*
  * If the program holds several `ibv_mr`s at the same time, they share no key and no structure, and
  * each is deregistered once. If the program registers again after ibv_dereg_mr, the cache reuses
- * its registration, even if that is larger than the range.
+ * the earlier registration, even if that registration is larger than the range.
  */
 static void distinct(void)
 {
@@ -159,8 +159,8 @@ static void revoked(enum ibv_wc_status expected)
 
 /*
  * A protection domain is deallocated if the program holds no registration in it, even if the cache
- * does. If a later domain has the same address, the shim does not use the earlier domain's cache
- * for it.
+ * holds some. If a later domain has the same address, the shim does not use the earlier domain's
+ * cache for the later one.
  */
 static void domains(void)
 {
@@ -363,8 +363,8 @@ static void forks(const char *self)
 }
 
 /*
- * ibv_rereg_mr of a cached registration passes on to the device, and this device does not support
- * it. Afterwards the registration is unchanged.
+ * The shim passes ibv_rereg_mr of a cached registration on to the device, and this device does not
+ * support the call. Afterwards the registration is unchanged.
  */
 static void rereg(void)
 {

@@ -88,8 +88,9 @@ int main(int argc, char **argv)
 	CHECK(is_in(dlsym(verbs, "ibv_alloc_pd"), "libibverbs.so"));
 	CHECK(is_in(dlsym(verbs, "ibv_reg_dmabuf_mr"), "libibverbs.so"));
 	/*
-	 * libibverbs is loaded with RTLD_LOCAL, so RTLD_DEFAULT does not find it, and it does not
-	 * have these versions. So the lookups find nothing.
+	 * libibverbs is loaded with RTLD_LOCAL, so RTLD_DEFAULT does not find it. Under the shim,
+	 * RTLD_DEFAULT finds the shim, which does not have these versions. So the lookups find
+	 * nothing.
 	 */
 	CHECK(!dlvsym(RTLD_DEFAULT, "ibv_reg_mr", "IBVERBS_1.0"));
 	CHECK(!dlvsym(RTLD_DEFAULT, "ibv_reg_mr", "IBVERBS_7.7"));
@@ -99,7 +100,10 @@ int main(int argc, char **argv)
 
 	CHECK(error && strstr(error, "ibv_no_such_function"));
 
-	/* RTLD_NEXT means the next library after the caller, so the shim must keep the caller. */
+	/*
+	 * RTLD_NEXT means the next library after the caller. So libc must see this call's caller,
+	 * and not the shim.
+	 */
 	snprintf(path, sizeof(path), "%s/libnext.so", argv[2]);
 	void *next = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 

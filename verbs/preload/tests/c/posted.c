@@ -98,8 +98,8 @@ static struct ibv_qp *make(struct two *two)
 enum { PLAIN = 0, SHARED = 1, EXTENDED = 2, HALF = 4 };
 
 /*
- * Connects the two queue pairs a and b. With HALF, b is not connected yet, so the work that a posts
- * stays outstanding.
+ * Connects the two queue pairs `a` and `b`. With HALF, `b` is not connected yet, so the work that
+ * is posted to `a` stays outstanding.
  */
 static struct two begin(int how)
 {
@@ -324,7 +324,7 @@ static void shared(void)
 
 /*
  * Deregisters three registrations: one before a queue pair is destroyed, one after the receiver's
- * queue pair is destroyed, and one after both are.
+ * queue pair is destroyed, and one after both are destroyed.
  */
 static void teardown(void)
 {
@@ -458,8 +458,8 @@ static void resets(void)
 }
 
 /*
- * Polls the completions of work from before a reset after the queue pair has got new work. They
- * must not end the new work.
+ * The queue pairs are reset and get new work. Then the completions of the work from before the
+ * reset are polled. These completions must not end the new work.
  */
 static void stale(void)
 {
