@@ -51,7 +51,7 @@ const FIRST_SETS: usize = 64;
 const MAX_SETS: usize = 1 << 18;
 
 /// A set of hints. A hint consists of a slot and the tag of a page. Tags are short, so two pages
-/// may have the same tag. About one in a hundred lookups of a page without a hint finds the slot of
+/// may have the same tag. Two or three in a hundred lookups of a page without a hint find the slot of
 /// another page. The reader treats that slot as a wrong hint.
 #[derive(Debug, Default)]
 #[repr(align(16))]
