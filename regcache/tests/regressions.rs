@@ -1,5 +1,5 @@
-//! These tests concern bugs that were found and fixed, in panics, remote keys and shared monitors.
-//! Each test repeats the order of events that led to the bug.
+//! Each of these tests repeats the order of events that led to a bug. The bugs concerned panics,
+//! remote keys and shared monitors, and all of them are fixed.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 

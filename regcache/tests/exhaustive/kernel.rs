@@ -193,8 +193,7 @@ impl Protocol {
     }
 }
 
-/// Returns true if a thread is in a call of the driver, so that the thread may hold the driver's
-/// lock.
+/// Returns true if a thread is in a call of the driver. Such a thread may hold the driver's lock.
 fn driver_is_busy(state: &State) -> bool {
     let in_driver =
         |at: &At| matches!(at, At::Watch { .. } | At::Unwatch { .. } | At::Drain { .. });

@@ -1,6 +1,7 @@
-//! These tests check the contract in every interleaving of a model. The model consists of the
-//! memory, the driver, the cache and a few application threads. Some tests break one rule on
-//! purpose. The checker must then find a violation, and print the steps that lead to the violation.
+//! These tests check the protocol of cache and driver in every interleaving of a model. The model
+//! consists of the memory, the driver, the cache and a few application threads. Some tests break
+//! one rule on purpose. The checker must then find a violation, and print the steps that lead to
+//! the violation.
 //!
 //! `docs/design/proof.md` defines the scope of the model. `state.rs` has the state, `kernel.rs` and
 //! `cache.rs` have the steps, and `model.rs` has the properties.

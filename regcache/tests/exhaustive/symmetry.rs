@@ -12,8 +12,8 @@ use stateright::Representative;
 use crate::kernel::bit;
 use crate::state::{At, Goal, Guard, PAGES, Phase, State, THREADS};
 
-/// The orders of threads that the reduction tries. If a scenario has fewer threads, only the first
-/// orders are tried, which leave unused threads in place.
+/// The orders of threads that the reduction tries. If a scenario has fewer threads, the reduction
+/// tries only the first orders. Those orders leave the unused threads in place.
 const THREAD_ORDERS: [[usize; THREADS]; 6] = [
     [0, 1, 2],
     [1, 0, 2],
