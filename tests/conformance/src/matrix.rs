@@ -79,7 +79,7 @@ pub fn uring_columns() -> Vec<Column> {
         Column::of_uring("nothing", Verdict::Sound, || Ok(NoMonitor)),
     ];
     // SAFETY: this monitor is unsound, so a registration can be stale. That does no harm, because
-    // the device only reads from the pinned pages, and these pages are mapped nowhere.
+    // the device only reads, and a stale registration reaches only pages that are mapped nowhere.
     let racy = || unsafe { Userfaultfd::open_racy() };
     match Userfaultfd::open() {
         Ok(_) => {

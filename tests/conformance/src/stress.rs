@@ -49,7 +49,8 @@ pub fn allocate_free_fork_and_look_up<M: Monitor>(
 ) -> Result<&'static Progress> {
     let progress: &'static Progress = Box::leak(Box::default());
     let stop: &'static AtomicBool = Box::leak(Box::default());
-    // The pipe has a lock, so that only one thread uses the pipe at a time.
+    // The device passes all bytes through one pipe. This lock lets only one thread use the pipe at
+    // a time.
     let pipe: &'static Mutex<()> = Box::leak(Box::default());
     let running: Vec<_> = (0..threads)
         .map(|seed| thread::spawn(move || run(device, seed, progress, stop, pipe)))
@@ -144,7 +145,7 @@ struct Options {
     threads: u64,
 }
 
-/// The duration without a completed lookup after which the threads count as deadlocked.
+/// If no lookup completes for this duration, the threads count as deadlocked.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the stress test. `allocator` names the program's global allocator, for the report.
