@@ -129,7 +129,7 @@ fn waiting_forever_does_not_panic() {
 
 /// A kernel whose invalidations take time. The start of an invalidation marks the watches and
 /// raises the generation. The end puts the new page in place, and repeats the reports that were
-/// read between start and end. The driver does the same.
+/// read between start and end. The driver also repeats such reports.
 struct Slow {
     k: std::sync::Mutex<SlowState>,
 }
@@ -179,8 +179,8 @@ unsafe impl Monitor for SlowMonitor {
         self.0.k.lock().unwrap().gen_
     }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        // The driver waits here until the invalidation has ended. Here `watch` itself ends the
-        // invalidation.
+        // At this point, the driver waits until the invalidation has ended. In this model, `watch`
+        // itself ends the invalidation.
         self.0.end();
         self.0.k.lock().unwrap().live.insert(c.0, r);
         Ok(())

@@ -29,8 +29,8 @@ const HEAD: &str = "| scenario |";
 /// machine's libc.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// The scenarios that depend on libc. Only these scenarios are run again with a statically linked
-/// libc.
+/// The scenarios whose result can depend on libc. Only these scenarios run again in a program with
+/// a statically linked libc.
 const STATIC_SCENARIOS: &str = "munmap_then_mmap raw_munmap_then_mmap madvise_dontneed map_fixed_over fork_then_write \
                                 munmap_in_another_thread_then_mmap thread_ends_and_another_has_its_stack";
 

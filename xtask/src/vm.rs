@@ -464,8 +464,8 @@ fn quote(word: &OsStr, script: &mut Vec<u8>) {
     script.push(b'\'');
 }
 
-/// Returns whether KVM works. On some hosts with /dev/kvm, a guest hangs. So KVM's module for this
-/// CPU must also be loaded.
+/// Returns whether KVM works. Some hosts have /dev/kvm, but a guest hangs on them. So the function
+/// also requires that KVM's module for this CPU is loaded.
 pub(crate) fn has_kvm() -> bool {
     let module = ["kvm_intel", "kvm_amd"]
         .iter()

@@ -186,8 +186,8 @@ fn the_extended_call_takes_the_flags_that_it_knows_and_no_others() {
     }
 }
 
-/// The extended structure at the start of a longer structure, as a later version of the ABI may
-/// define it.
+/// The structure of REGISTER_REGION2 at the start of a longer structure, as a later version of the
+/// ABI may define it.
 #[repr(C)]
 struct Longer(Register2, [u8; 8192]);
 
@@ -206,8 +206,7 @@ fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
     );
     let register = |longer: &Longer| {
         let request = nix::request_code_none!(b'U', 4);
-        // SAFETY: if the driver accepts `size`, that number of bytes is readable. Otherwise the
-        // driver refuses the structure.
+        // SAFETY: the driver reads at most one page, and the structure is longer than one page.
         let said = unsafe { libc::ioctl(device.raw(), request, &raw const *longer) };
         Errno::result(said).map(drop)
     };
@@ -232,8 +231,8 @@ fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
         longer.1[last] = 1;
         assert_eq!(register(&longer), Err(Errno::E2BIG), "{size}");
         longer.1[last] = 0;
-        // The driver must accept a byte other than 0 after the stated size, because it does not
-        // read so far.
+        // The driver must accept a byte other than 0 after the stated size, because the driver must
+        // not read this byte.
         longer.1[last + 1] = 1;
         register(&longer).unwrap();
         longer.1[last + 1] = 0;

@@ -1,6 +1,6 @@
 //! Tests rule M2 of the contract (see `regcache/src/monitor/contract.rs`). A thread watches a range
 //! while an invalidation of the range is in flight. The driver must wait for the end of this
-//! invalidation, or report it after its end.
+//! invalidation, or report the invalidation after that end.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -76,7 +76,7 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     );
     assert_eq!(
         unreported, 0,
-        "invalidations were not reported, of {during}"
+        "of {during} invalidations, some were not reported"
     );
 }
 

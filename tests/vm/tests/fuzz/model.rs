@@ -632,7 +632,8 @@ impl Watch {
         }
     }
 
-    /// Takes the ranges of the first `events` due events from the queue.
+    /// Moves the ranges that the first `events` of the due events report from the queue to
+    /// `picked`.
     pub(crate) fn pick_up(&mut self, due: Delivery, events: usize) {
         let reports = events - usize::from(due.last.is_some() && events == due.events);
         self.picked.clear();

@@ -27,7 +27,7 @@ const PART: usize = 8;
 /// The largest number of ranges that a thread watches on the shared file. Every cookie on the
 /// thread's private file is also below this number.
 const RANGES: usize = 8;
-/// The number of recent ranges of each thread for which the counts of reports are kept.
+/// For each thread, the test keeps the counts of reports of this many recent ranges.
 const REMEMBERED: u64 = 1 << 14;
 /// The duration after which a missing report is a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
