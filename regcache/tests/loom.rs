@@ -402,7 +402,7 @@ fn loom_completion_sees_the_last_guard_go() {
     });
 }
 
-/// A full device serves a lookup once another thread has deregistered an unlinked entry.
+/// A full device serves a lookup as soon as another thread has deregistered an unlinked entry.
 #[test]
 fn loom_a_full_device_has_room_once_another_thread_has_deregistered() {
     loom::model(|| {

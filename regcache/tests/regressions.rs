@@ -403,7 +403,7 @@ fn a_panic_while_the_cache_is_dropped_leaks_one_registration() {
 fn a_share_does_not_join_a_watch_whose_memory_has_lost_its_backing() {
     let kernel = FakeKernel::new(8);
     let backed = Arc::new(AtomicBool::new(true));
-    // The driver refuses a range that must be backed and is not.
+    // The driver refuses a range that is not backed, if the watch requires backed memory.
     let must_be_backed = {
         let backed = Arc::clone(&backed);
         move |asked| match asked {

@@ -81,7 +81,7 @@ fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
     }
     command.extend(amount.flags().map(OsString::from));
     command.extend(["--json".into(), rxe.clone().into()]);
-    // The times of an emulated CPU depend on the load of this machine, but the number of its
+    // The times of an emulated CPU depend on the load of this machine, but the number of
     // instructions does not. So if the virtual machine is emulated, the benchmark counts
     // instructions.
     let icount = !vm::has_kvm();

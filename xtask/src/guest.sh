@@ -40,7 +40,7 @@ port() {
 	done
 }
 
-# Returns whether RoCE works on lo. It works when the port of rxe0 is active and index 1 of the port's GID table holds
+# Returns whether RoCE works on lo. RoCE works when the port of rxe0 is active and index 1 of the port's GID table holds
 # 127.0.0.1.
 rxe0_is_ready() {
 	port=/sys/class/infiniband/rxe0/ports/1

@@ -1,8 +1,9 @@
-//! Makes the table of the documentation that shows which monitor detects which scenario.
+//! Makes the table that shows which monitor detects which scenario. The documentation contains this
+//! table.
 //!
-//! This command builds the programs that run the scenarios. It runs them on this machine and in
-//! virtual machines. Then it joins their tables into one table, and writes this table into the
-//! documentation.
+//! This command builds the programs that run the scenarios. It runs these programs on this machine
+//! and in virtual machines. Then it joins the tables of the programs into one table, and writes
+//! this table into the documentation.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

@@ -621,7 +621,7 @@ impl Copier {
     /// Waits until all output has been copied. QEMU must have ended before this call.
     fn finish(self) {
         // If QEMU never opened the FIFO, the thread still waits for a writer. This open call
-        // provides a writer. It never blocks, because it opens both directions.
+        // provides a writer. The call never blocks, because it opens both directions.
         drop(OpenOptions::new().read(true).write(true).open(&self.fifo));
         let _ = self.thread.join();
         let _ = fs::remove_file(&self.fifo);

@@ -2,7 +2,8 @@
 //!
 //! No other thread runs during a step. A step is one load, one compare-and-swap, or one call of the
 //! driver or the device. Several changes under the lock are one step, if no thread can see them
-//! without the lock. The names are those of `regcache/src/core`.
+//! without the lock. If a part of the model has a counterpart in `regcache/src/core`, both have the
+//! same name.
 
 use crate::fault::Fault;
 use crate::kernel::bit;
@@ -238,7 +239,7 @@ impl Protocol {
     }
 
     /// Checks the entry to which the thread has taken a reference, and returns the next step. The
-    /// entry may be for another page than the lookup's.
+    /// entry may be for another page than the page of the lookup.
     fn use_entry(&self, state: &mut State, thread: usize, slot: u8, say: Say<'_>) -> At {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
         let entry = state.slot(slot);

@@ -21,7 +21,7 @@ pub(crate) enum Fault {
     DrainedBeforeKilled,
     /// A miss publishes its registration without checking whether the memory has changed meanwhile.
     MarkNotLookedAt,
-    /// A hit checks that an entry is live, and takes a reference to it in a second step.
+    /// A hit checks that an entry is live, and takes a reference to the entry in a second step.
     ReferenceAfterLiveness,
     /// A hit does not check that the entry is for the page of the lookup.
     EntryNotAsked,
@@ -54,7 +54,7 @@ impl Fault {
     ];
 
     /// Returns the properties that this fault may violate. The checker must find a violation of one
-    /// of them.
+    /// of these properties.
     pub(crate) fn breaks(self) -> &'static [&'static str] {
         match self {
             Self::LateReport

@@ -92,8 +92,8 @@ fn the_contract_holds_among_three_threads() {
 #[test]
 fn each_injected_fault_is_found() {
     for fault in Fault::ALL {
-        // Without the fault, the contract holds in all these scenarios. So a violation shows that
-        // the checker has found the fault.
+        // Without the fault, the contract holds in all scenarios of `SCENARIOS`. So a violation
+        // shows that the checker has found the fault.
         let found = SCENARIOS.iter().find_map(|&scenario| {
             let checker = Protocol::new(scenario, Some(fault))
                 .checker()

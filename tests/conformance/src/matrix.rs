@@ -143,7 +143,7 @@ fn is_as_it_has_to_be(verdict: Verdict, scenario: &Scenario, outcome: &Result<Ou
 }
 
 /// Returns true if the error means that the scenario cannot run. In that case the kernel does not
-/// support the scenario, or the device cannot register such memory.
+/// support the scenario, or the device cannot register the memory of the scenario.
 fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
     let mut causes = regcache::error::chain(error);
     causes.any(|cause| {

@@ -183,7 +183,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// The error of `read`. It is `EAGAIN` if nothing is to be read.
+    /// The error of `read`. The error is `EAGAIN` if there is nothing to read.
     pub fn drain(&self) -> nix::Result<(Vec<u64>, u64)> {
         let mut cookies = Vec::new();
         loop {

@@ -158,8 +158,8 @@ const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 const LOOKS: u32 = 100;
 
 /// Maps a hugetlbfs page, and returns a small part of the page. The function first reserves two
-/// more huge pages, which needs root. One page would not suffice, because the registration keeps
-/// the old page in use while the scenario maps a new page.
+/// more huge pages. Only root can reserve them. One page would not suffice, because the
+/// registration keeps the old page in use while the scenario maps a new page.
 fn map_hugetlb() -> io::Result<Memory> {
     // In fragmented memory the kernel finds no huge page. So memory is compacted first.
     let _ = fs::write("/proc/sys/vm/compact_memory", "1");

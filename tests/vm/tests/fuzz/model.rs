@@ -237,7 +237,7 @@ impl Arena {
                         left: false,
                     } => None,
                     // The kernel may still hold a reference to the page for a moment after the
-                    // child's exit. If it does, the kernel copies the page again.
+                    // child's exit. In that case, the kernel copies the page again.
                     Page::Own {
                         sharers: 0,
                         left: true,

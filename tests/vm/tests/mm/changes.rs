@@ -1,4 +1,4 @@
-//! Tests changes of the watched memory that the owner does not make. Another process, another task
+//! Tests changes that the owner of the watched memory does not make. Another process, another task
 //! that needs memory, or a kernel thread makes these changes.
 
 use std::fs::File;

@@ -486,8 +486,8 @@ fn fork_and_the_parents_writes_leave_pinned_pages_of_4_kib() {
     let _alone = alone();
     let _pages = HugePages::on_each_node(6);
     let found = fates(Kind::ALL, |pairs| {
-        // Without this advice, khugepaged would collapse the split pages again. It would use the
-        // page that the child frees.
+        // Without this advice, khugepaged would collapse the split pages again. khugepaged would
+        // use the page that the child frees.
         for memory in memories(pairs) {
             if memory.kind == Thp {
                 memory.advise(libc::MADV_NOHUGEPAGE).unwrap();
