@@ -25,8 +25,8 @@ pub(crate) enum Profile {
 }
 
 /// The files to install in addition to the C library. A file is installed only if the workspace has
-/// its package. Each element holds the package, the name of cargo's product, and the place of
-/// installation.
+/// the package of the file. Each element holds the package, the name of cargo's product, and the
+/// place of installation.
 const PROGRAMS: &[(&str, &str, &str)] = &[
     ("regcache-cli", "regcache", "bin/regcache"),
     ("regcache-repro-rdma", "reuse", "libexec/regcache/reuse"),

@@ -2,9 +2,9 @@
 //! free, fork and look up. The cache holds registrations of the memory that malloc returns.
 //!
 //! With userfaultfd, a thread that unmaps memory sleeps until the monitor has read the event of
-//! that unmap. The sleeping thread may hold the cache's lock. If it is in `free`, it may also hold
-//! malloc's lock. The thread that reads the events must wait for neither lock. Otherwise each
-//! thread would wait for the other.
+//! that unmap. The sleeping thread may hold the cache's lock. A thread that sleeps in `free` may
+//! also hold malloc's lock. The thread that reads the events must wait for neither lock. Otherwise
+//! each thread would wait for the other.
 
 use std::process::ExitCode;
 use std::sync::Mutex;

@@ -102,8 +102,8 @@ fn any_range_below_the_end_of_user_space_can_be_watched() {
 }
 
 /// Calls REGISTER_REGION as programs of 2010 do. Such a program fills in only the fields that it
-/// knows, so the other fields contain arbitrary bytes of its stack. The program ignores the result
-/// of the call.
+/// knows, so the other fields contain arbitrary bytes of the program's stack. The program ignores
+/// the result of the call.
 #[test]
 fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_on() {
     const CALLS: u64 = 10_000;

@@ -66,8 +66,8 @@ impl Shared {
         range.ok_or_else(|| format!("an event for cookie {cookie:#x}, which no thread has used"))
     }
 
-    /// Reads the reports, and counts them for their ranges. Returns when the workers have stopped
-    /// and no report is left.
+    /// Reads the reports, and counts the reports of each range. Returns when the workers have
+    /// stopped and no report is left.
     fn serve(&self) -> Check {
         let mut events = [Event::default(); 20];
         let mut counter = 0;

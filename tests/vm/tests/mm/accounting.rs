@@ -198,8 +198,8 @@ fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
         // The rest of the limit is charged for the two files.
         assert!(ranges > MAX - 500 && ranges < MAX, "{ranges}");
         assert_eq!(refused, Errno::ENOSPC);
-        // The limit also covers another file and another process. It even covers another user of a
-        // namespace that the process makes.
+        // The limit also covers another file and another process. The limit even covers another
+        // user of a namespace that the process makes.
         assert_eq!(watch_until_refused(&two, &memory), (0, Errno::ENOSPC));
         let in_child = Child::fork(|| {
             unshare(CloneFlags::CLONE_NEWUSER).unwrap();
