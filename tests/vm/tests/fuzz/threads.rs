@@ -395,7 +395,7 @@ fn at_rest(shared: &Shared, workers: &[Worker]) -> Check {
     let again = shared.reports.load(Acquire);
     ensure!(
         (least..=most + again).contains(&counter),
-        "the shared counter is {counter}, but must be {least} to {most}, or at most {again} more"
+        "the shared counter is {counter}, not {least} to {most} plus at most {again}"
     );
     // If each thread has a range, each thread ends the round with an invalidation of its ranges. So
     // a LAST follows the last increment of the counter. This LAST must carry the final counter.
