@@ -374,8 +374,8 @@ fn a_monitor_that_fails_fails_the_lookup() {
     assert!(!guard.registration().is_stale(&kernel, guard.range()));
 }
 
-/// A monitor with two faults that a test can switch on. With one fault, it remaps a page at the end
-/// of its next drain. With the other, it does not end watches.
+/// A monitor with two faults that a test can switch on. With one fault, the monitor remaps a page
+/// at the end of its next drain. With the other fault, the monitor does not end watches.
 struct Twisted {
     inner: FakeMonitor,
     /// The page to remap at the end of the next drain.

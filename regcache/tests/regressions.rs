@@ -1,5 +1,5 @@
-//! These tests concern bugs that were found and fixed, in panics, remote keys and shared monitors.
-//! Each test repeats the order of events that led to the bug.
+//! Each of these tests repeats the order of events that led to a bug. The bugs concerned panics,
+//! remote keys and shared monitors, and all of them are fixed.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -129,7 +129,7 @@ fn waiting_forever_does_not_panic() {
 
 /// A kernel whose invalidations take time. The start of an invalidation marks the watches and
 /// raises the generation. The end puts the new page in place, and repeats the reports that were
-/// read between start and end. The driver does the same.
+/// read between start and end. The driver also repeats such reports.
 struct Slow {
     k: std::sync::Mutex<SlowState>,
 }
@@ -179,8 +179,8 @@ unsafe impl Monitor for SlowMonitor {
         self.0.k.lock().unwrap().gen_
     }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        // The driver waits here until the invalidation has ended. Here `watch` itself ends the
-        // invalidation.
+        // At this point, the driver waits until the invalidation has ended. In this model, `watch`
+        // itself ends the invalidation.
         self.0.end();
         self.0.k.lock().unwrap().live.insert(c.0, r);
         Ok(())
@@ -403,7 +403,7 @@ fn a_panic_while_the_cache_is_dropped_leaks_one_registration() {
 fn a_share_does_not_join_a_watch_whose_memory_has_lost_its_backing() {
     let kernel = FakeKernel::new(8);
     let backed = Arc::new(AtomicBool::new(true));
-    // The driver refuses a range that must be backed and is not.
+    // The driver refuses a range that is not backed, if the watch requires backed memory.
     let must_be_backed = {
         let backed = Arc::clone(&backed);
         move |asked| match asked {

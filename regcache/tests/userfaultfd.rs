@@ -648,8 +648,9 @@ fn a_closed_descriptor_is_noticed() {
             let monitor = open().unwrap();
             let memory = map(1);
             monitor.watch(range(memory, PAGE), Cookie(1)).unwrap();
-            // SAFETY: the child closes file descriptors of other owners, as a daemon would. It uses
-            // only the monitor afterwards, which must notice that.
+            // SAFETY: the child closes file descriptors of other owners, as a daemon would.
+            // Afterwards the child uses only the monitor, which must notice the closed file
+            // descriptor.
             unsafe { libc::close_range(3, u32::MAX, 0) };
             let noticed = !monitor.is_intact(range(memory, PAGE));
             // SAFETY: `_exit` ends the child, and has no preconditions.

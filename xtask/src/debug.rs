@@ -87,8 +87,8 @@ fn leave_alone(makefile: &Path) -> Result<(), Error> {
     fs::write(makefile, format!("{before}\n{LINE}")).at(makefile)
 }
 
-/// Configures the kernel with the settings of `debug.config` and their dependencies only. Returns
-/// an error if a setting does not take effect.
+/// Configures the kernel with only the settings of `debug.config` and the settings on which these
+/// depend. Returns an error if a setting does not take effect.
 fn configure(dir: &Path, tree: &Path) -> Result<(), Error> {
     let wanted = dir.join("debug.config");
     fs::write(&wanted, CONFIG).at(&wanted)?;

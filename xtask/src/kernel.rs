@@ -55,7 +55,7 @@ const TRIXIE: Recipe = Recipe {
 };
 
 /// The recipe for the backported kernel. The pattern of the package contains the kernel's version.
-/// Otherwise it would select a newer backport as soon as one exists.
+/// Otherwise the pattern would select a newer backport as soon as one exists.
 ///
 /// The pattern does not match the package linux-image, because that package depends on a generator
 /// of initramfs images.
@@ -74,7 +74,7 @@ pub(crate) struct Kernel {
     /// The root file system that contains the image and that the guest uses. It is `/`, or a root
     /// that `rootfs.rs` made.
     pub(crate) root: PathBuf,
-    /// The path of the kernel's headers in the root. The driver's make gets it as `KDIR`.
+    /// The path of the kernel's headers in the root. The driver's make gets this path as `KDIR`.
     pub(crate) headers: PathBuf,
 }
 

@@ -100,8 +100,8 @@ pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
     })
 }
 
-/// Returns a command that runs a program in the root, with `dir` mounted at /mnt. Only the command
-/// sees its mounts, and the mounts end with the command.
+/// Returns a command that runs a program in the root, with `dir` mounted at /mnt. No other process
+/// sees these mounts, and the mounts end with the command.
 ///
 /// If the user is not root, the command runs in a user namespace.
 pub(crate) fn enter(root: &Path, dir: &Path, program: &str) -> Command {

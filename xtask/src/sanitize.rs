@@ -2,7 +2,7 @@
 //!
 //! AddressSanitizer works with a standard library that was built without it. A stable compiler
 //! contains the runtime of AddressSanitizer. So a stable compiler suffices. The variable
-//! `RUSTC_BOOTSTRAP` makes the compiler accept the unstable option.
+//! `RUSTC_BOOTSTRAP` makes the compiler accept the unstable option `-Zsanitizer`.
 //!
 //! ThreadSanitizer must see the order that std's locks and channels establish. Otherwise it reports
 //! races in correct code. So std is also built with ThreadSanitizer. This build needs a nightly

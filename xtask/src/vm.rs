@@ -464,8 +464,8 @@ fn quote(word: &OsStr, script: &mut Vec<u8>) {
     script.push(b'\'');
 }
 
-/// Returns whether KVM works. On some hosts with /dev/kvm, a guest hangs. So KVM's module for this
-/// CPU must also be loaded.
+/// Returns whether KVM works. Some hosts have /dev/kvm, but a guest hangs on them. So the function
+/// also requires that KVM's module for this CPU is loaded.
 pub(crate) fn has_kvm() -> bool {
     let module = ["kvm_intel", "kvm_amd"]
         .iter()
@@ -621,7 +621,7 @@ impl Copier {
     /// Waits until all output has been copied. QEMU must have ended before this call.
     fn finish(self) {
         // If QEMU never opened the FIFO, the thread still waits for a writer. This open call
-        // provides a writer. It never blocks, because it opens both directions.
+        // provides a writer. The call never blocks, because it opens both directions.
         drop(OpenOptions::new().read(true).write(true).open(&self.fifo));
         let _ = self.thread.join();
         let _ = fs::remove_file(&self.fifo);

@@ -150,7 +150,8 @@ unsafe impl Monitor for FakeMonitor {
     }
 }
 
-/// An access that is a set of bits. A superset serves a subset.
+/// An access that is a set of bits. An access serves another access if it has all bits of the
+/// other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Bits(pub(crate) u8);
 

@@ -79,7 +79,7 @@ pub fn uring_columns() -> Vec<Column> {
         Column::of_uring("nothing", Verdict::Sound, || Ok(NoMonitor)),
     ];
     // SAFETY: this monitor is unsound, so a registration can be stale. That does no harm, because
-    // the device only reads from the pinned pages, and these pages are mapped nowhere.
+    // the device only reads, and a stale registration reaches only pages that are mapped nowhere.
     let racy = || unsafe { Userfaultfd::open_racy() };
     match Userfaultfd::open() {
         Ok(_) => {
@@ -143,7 +143,7 @@ fn is_as_it_has_to_be(verdict: Verdict, scenario: &Scenario, outcome: &Result<Ou
 }
 
 /// Returns true if the error means that the scenario cannot run. In that case the kernel does not
-/// support the scenario, or the device cannot register such memory.
+/// support the scenario, or the device cannot register the memory of the scenario.
 fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
     let mut causes = regcache::error::chain(error);
     causes.any(|cause| {

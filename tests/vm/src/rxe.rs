@@ -16,7 +16,7 @@ const CAPACITY: usize = 1 << 20;
 /// The first RDMA device in a connection with itself, and a cache of its registrations.
 #[derive(Debug)]
 pub struct Rxe<M: Monitor> {
-    /// The connection, and the buffer in which its sends arrive.
+    /// The connection, and the buffer in which the sends of the connection arrive.
     link: Mutex<(Loopback, MmapMut)>,
     cache: Cache<MrRegistrar, M>,
 }

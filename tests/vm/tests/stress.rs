@@ -103,8 +103,8 @@ impl<M: Monitor> Field<M> {
         }
     }
 
-    /// Drops the guard, or leaves the guard on the shelf. Another thread may drop a guard on the
-    /// shelf.
+    /// Drops the guard, or leaves the guard on the shelf. Another thread may drop a guard that is
+    /// on the shelf.
     fn put_down(&self, guard: Guard<Kept, M>, random: &mut Random) {
         if random.below(4) == 0 {
             let other = self.shelf[random.below(self.shelf.len())]

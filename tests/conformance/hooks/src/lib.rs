@@ -10,9 +10,9 @@
 //! - calls of other functions of libc;
 //! - changes by other processes.
 //!
-//! This monitor is a negative control: with it the device must read stale bytes, which proves that
-//! the suite detects them. Only the programs of the suite that need the control are linked with
-//! this crate.
+//! This monitor is a negative control. With this monitor, the device must read stale bytes in some
+//! scenarios, which proves that the suite detects them. Only the programs of the suite that need
+//! the control are linked with this crate.
 
 mod calls;
 
@@ -53,7 +53,8 @@ static WATCHES: [Watch; MAX_WATCHES] = [const {
 }; MAX_WATCHES];
 
 /// The lock for changes of the set of watches. Every such change takes the lock. A hook never takes
-/// the lock, because the thread of a hook may hold malloc's locks, which would cause a deadlock.
+/// the lock, because an allocator may call the hook while it holds its own locks. Taking the lock
+/// there could cause a deadlock.
 static CHANGES: Mutex<()> = Mutex::new(());
 
 impl Hooks {
@@ -92,7 +93,7 @@ fn changes(start: usize, len: usize) {
 }
 
 // SAFETY: this monitor is unsound, so a registration can be stale. That does no harm, because the
-// device only reads from the pinned pages, and these pages are mapped nowhere.
+// device only reads, and a stale registration reaches only pages that are mapped nowhere.
 unsafe impl Monitor for Hooks {
     fn generation(&self) -> u64 {
         GENERATION.load(Ordering::SeqCst)

@@ -1,4 +1,4 @@
-//! Scenarios of memory that is backed by a file or by a System V shared memory segment.
+//! Scenarios with memory that is backed by a file or by a System V shared memory segment.
 
 use std::io;
 use std::ptr;

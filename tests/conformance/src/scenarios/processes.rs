@@ -1,5 +1,4 @@
-//! Scenarios with a child, another process, another thread or the dynamic loader. It changes the
-//! memory, changes a copy of the memory, or shares the memory's pages.
+//! Scenarios that involve child processes, other threads, the dynamic loader or `process_madvise`.
 
 use std::env;
 use std::ffi::CString;
@@ -224,8 +223,8 @@ fn end_thread() {
 /// The handle of the loaded library, or null if no library is loaded.
 static LIBRARY: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// Loads the library, and returns memory of the library. Cargo puts the library next to the program
-/// or the test.
+/// Loads the library of the crate `dlclose-fixture`, and returns the memory in it. Cargo puts the
+/// library next to the program or the test.
 fn load() -> io::Result<Memory> {
     let path = library().ok_or(io::ErrorKind::Unsupported)?;
     let path = CString::new(path.into_os_string().into_encoded_bytes())?;

@@ -1,10 +1,10 @@
 //! Measures the cost of the driver in instructions. `cargo xtask cost` runs the program in a
 //! virtual machine in which the time stamp counter counts instructions.
 //!
-//! The program measures each operation separately. A figure is the mean of the measurements without
-//! the lowest and the highest tenth. A mean, unlike a median, includes the work that the kernel
-//! does once for many operations. The highest tenth is left out because it contains timer
-//! interrupts.
+//! The program measures each operation separately. Each figure is a mean, which leaves out the
+//! lowest tenth and the highest tenth of the measurements. A mean, unlike a median, includes the
+//! work that the kernel does once for many operations. The highest tenth is left out because it
+//! contains timer interrupts.
 
 use std::arch::x86_64::{_mm_lfence, _rdtsc};
 use std::error::Error;
@@ -33,8 +33,8 @@ const STRIDE: usize = 64 * PAGE;
 enum Placement {
     /// Every cycle maps its pages one page above `HERE`.
     Same,
-    /// Successive cycles map their pages at different places. Each place is one page above one of
-    /// the hundred nearest ranges on either side of `HERE`.
+    /// Successive cycles map their pages alternately above and below `HERE`. Each place is one page
+    /// above one of the hundred nearest ranges of `watch_elsewhere` on that side.
     Changing,
 }
 
@@ -73,7 +73,7 @@ fn count<T>(operation: impl FnOnce() -> T) -> (u64, T) {
     (now() - start, result)
 }
 
-/// Returns the mean of the figures without the lowest and the highest tenth.
+/// Returns the mean, which leaves out the lowest tenth and the highest tenth of the figures.
 fn mean(mut all: Vec<u64>) -> u64 {
     all.sort_unstable();
     let tenth = all.len() / 10;
@@ -90,8 +90,8 @@ fn map_and_touch(at: *mut u8) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns two means. The first is the mean of `mmap`, touching the pages, and `munmap` together.
-/// The second is the mean of `munmap` alone.
+/// Returns two means. The first is the mean of a whole cycle: `mmap`, touching the pages, and
+/// `munmap`. The second is the mean of `munmap` alone.
 ///
 /// If `device` is not `None`, the file watches the mapped range `times` times. The program reads
 /// all reports before the next cycle.
@@ -138,7 +138,8 @@ fn watch_elsewhere(device: &DriverFile, from: usize, to: usize) -> Result<()> {
     Ok(())
 }
 
-/// Watches the first `pages` pages at `HERE` `UNREAD` times, and saturates these ranges.
+/// Watches the first `pages` pages of a cycle `UNREAD` times. Then invalidates each of these ranges
+/// twice and reads no report, which saturates the ranges.
 fn watch_without_reading(device: &DriverFile, pages: usize) -> Result<()> {
     let at = Placement::Same.address(0);
     for cookie in 0..UNREAD {

@@ -30,8 +30,8 @@ fn tried(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()>
     said
 }
 
-/// Maps a page of the firmware. The page has no page structure in the kernel, like the memory of a
-/// device that a driver has mapped.
+/// Maps a page of the firmware. The kernel has no page structure for this page, as for the memory
+/// of a device that a driver has mapped.
 fn firmware() -> *const u8 {
     const ROM: i64 = 0xF_0000;
     let memory = File::open("/dev/mem").unwrap();

@@ -1,6 +1,6 @@
 //! Tests rule M2 of the contract (see `regcache/src/monitor/contract.rs`). A thread watches a range
 //! while an invalidation of the range is in flight. The driver must wait for the end of this
-//! invalidation, or report it after its end.
+//! invalidation, or report the invalidation after that end.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -23,9 +23,9 @@ pub(crate) fn is_present(pagemap: &File, address: usize) -> bool {
     u64::from_ne_bytes(entry) >> 63 != 0
 }
 
-/// One thread drops 64 MiB. In the meantime, another thread repeatedly watches the last page. After
-/// each watch, one of two conditions must hold: the page is already gone, or the driver reports the
-/// invalidation of the page later.
+/// One thread drops the pages of 64 MiB. In the meantime, another thread repeatedly watches the
+/// last page. After each watch, one of two conditions must hold: the page is already gone, or the
+/// driver reports the invalidation of the page later.
 #[test]
 fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     const PAGES: usize = 64 << 20 >> 12;
@@ -76,14 +76,14 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
     );
     assert_eq!(
         unreported, 0,
-        "invalidations were not reported, of {during}"
+        "of {during} invalidations, some were not reported"
     );
 }
 
-/// One thread drops 64 MiB. In the meantime, another thread waits for the report of the last page.
-/// After the report, one of two conditions must hold: the page is already gone, or the driver
-/// reports the range again. A thread that pins the page after the first report, under the same
-/// watch, needs the second report.
+/// One thread drops the pages of 64 MiB. In the meantime, another thread waits for the report of
+/// the last page. After the report, one of two conditions must hold: the page is already gone, or
+/// the driver reports the range again. A thread that pins the page after the first report, under
+/// the same watch, needs the second report.
 #[test]
 fn what_is_reported_before_it_is_over_is_reported_again() {
     const PAGES: usize = 64 << 20 >> 12;
@@ -128,8 +128,9 @@ fn what_is_reported_before_it_is_over_is_reported_again() {
     panic!("only {early} reports came early");
 }
 
-/// Runs three threads. One thread drops 64 MiB again and again. The second thread calls `register`
-/// for the last page. The third thread sends signals to the second thread in the meantime.
+/// Runs three threads. One thread repeatedly drops the pages of 64 MiB. The second thread calls
+/// `register` for the last page. The third thread sends signals to the second thread in the
+/// meantime.
 fn register_among_signals(mut register: impl FnMut(u64) + Send) {
     const PAGES: usize = 64 << 20 >> 12;
     const ROUNDS: usize = 40;

@@ -168,8 +168,8 @@ fn a_process_may_die_with_everything_in_use() {
     }
 }
 
-/// The first watch of an address space takes all locks of that address space. If the thread is
-/// killed during the first watch, the driver watches nothing. If another process with the same
+/// The first watch of an address space takes all locks of that address space. If the thread that
+/// makes the first watch is killed, the driver watches nothing. If another process with the same
 /// address space then watches a range, that watch must attach the driver itself.
 #[test]
 fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
@@ -223,8 +223,8 @@ fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
 }
 
 /// The first watch takes all locks of the address space. If a signal could interrupt the first
-/// watch, each signal would make the driver start again. So the driver must block signals during
-/// this call.
+/// watch, each signal would make the driver start the watch again. So the driver must block signals
+/// during this call.
 #[test]
 fn a_first_registration_ends_though_signals_arrive_all_the_time() {
     extern "C" fn nothing(_: i32) {}

@@ -237,7 +237,7 @@ impl Arena {
                         left: false,
                     } => None,
                     // The kernel may still hold a reference to the page for a moment after the
-                    // child's exit. If it does, the kernel copies the page again.
+                    // child's exit. In that case, the kernel copies the page again.
                     Page::Own {
                         sharers: 0,
                         left: true,
@@ -632,7 +632,8 @@ impl Watch {
         }
     }
 
-    /// Takes the ranges of the first `events` due events from the queue.
+    /// Moves the ranges that the first `events` of the due events report from the queue to
+    /// `picked`.
     pub(crate) fn pick_up(&mut self, due: Delivery, events: usize) {
         let reports = events - usize::from(due.last.is_some() && events == due.events);
         self.picked.clear();

@@ -198,12 +198,13 @@ fn the_ranges_of_a_user_are_bounded_over_all_files_and_processes() {
         // The rest of the limit is charged for the two files.
         assert!(ranges > MAX - 500 && ranges < MAX, "{ranges}");
         assert_eq!(refused, Errno::ENOSPC);
-        // The limit also covers another file and another process. It even covers another user of a
-        // namespace that the process makes.
+        // The limit also covers another file and another process. The limit even covers another
+        // user of a namespace that the process makes.
         assert_eq!(watch_until_refused(&two, &memory), (0, Errno::ENOSPC));
         let in_child = Child::fork(|| {
             unshare(CloneFlags::CLONE_NEWUSER).unwrap();
-            // The file itself exceeds the limit, so it cannot be opened.
+            // An open file is charged too, and another file would exceed the limit. So the child
+            // cannot open a file.
             DriverFile::open().unwrap_err().raw_os_error() == Some(libc::EMFILE)
         });
         assert!(in_child.unwrap().succeeded().unwrap());
@@ -338,7 +339,7 @@ fn a_user_who_registers_without_end_is_enospc_and_nobody_is_killed() {
     let mut log = Log::from_now();
     let killed = machine::vmstat("oom_kill");
     let most = machine::count_in(LIMIT);
-    // This memory stands for that of an application, which the OOM killer must not end.
+    // This memory stands for the memory of an application, which the OOM killer must not end.
     let filler = Pages::new(((available() - LEFT) >> 12) as usize).unwrap();
     filler.touch();
     let child = Child::fork(|| {
