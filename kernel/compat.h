@@ -7,6 +7,7 @@
 #define _UMMUNOTIFY_COMPAT_H
 
 #include <linux/mm.h>
+#include <linux/slab.h>
 
 /* Before 6.3 */
 #ifndef UMMUNOTIFY_HAS_vm_flags_mod
@@ -15,6 +16,11 @@ static inline void vm_flags_mod(struct vm_area_struct *vma,
 {
 	vma->vm_flags = (vma->vm_flags | set) & ~clear;
 }
+#endif
+
+/* Before 7.0 */
+#ifndef UMMUNOTIFY_HAS_kzalloc_obj
+#define kzalloc_obj(object, gfp)	kzalloc(sizeof(object), gfp)
 #endif
 
 #endif /* _UMMUNOTIFY_COMPAT_H */

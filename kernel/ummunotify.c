@@ -105,9 +105,11 @@
  * - An interval takes 88 bytes where an interval tree node takes 48.
  *
  * The idea is taken from it: remember the invalidations that were in flight
- * first, and wait for these. The notifier belongs to the file and not to the mm. Processes have
- * one or two files, and a notifier for each mm would add a lock and a list to
- * each invalidation to save them one callback.
+ * first, and wait for these.
+ *
+ * The notifier belongs to the file and not to the mm. Processes have one or two
+ * files, and a notifier for each mm would add a lock and a list to each
+ * invalidation to save them one callback.
  *
  * Locks
  * -----
@@ -375,7 +377,7 @@ static struct ummunotify_user *ummunotify_get_user(void)
 	struct ummunotify_user *user, *new;
 	kuid_t uid = ummunotify_current_uid();
 
-	new = kzalloc(sizeof(*new), UMMUNOTIFY_GFP);
+	new = kzalloc_obj(*new, UMMUNOTIFY_GFP);
 	if (!new)
 		return NULL;
 	new->uid = uid;
@@ -1427,7 +1429,7 @@ static int ummunotify_open(struct inode *inode, struct file *filp)
 	if (!current->mm)
 		return -EINVAL;
 
-	file = kzalloc(sizeof(*file), UMMUNOTIFY_GFP);
+	file = kzalloc_obj(*file, UMMUNOTIFY_GFP);
 	if (!file)
 		return -ENOMEM;
 	file->user = ummunotify_get_user();
