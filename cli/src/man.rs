@@ -31,7 +31,7 @@ The program that
 .B regcache repro
 runs if there is an RDMA device.
 .SH EXAMPLES
-As root, run all commands that fix problems:
+As root, in the root of the repository of regcache, run all commands that fix problems:
 .PP
 .nf
 .RS

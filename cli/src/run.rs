@@ -10,7 +10,7 @@ use crate::{Failure, elf, installed};
 
 pub(crate) const SHIM: &str = "librcpreload.so";
 
-/// These exit statuses are the statuses that a shell uses for the same errors.
+/// The exit statuses if the program cannot be run or is not found. A shell uses the same.
 const CANNOT_RUN: u8 = 126;
 const NOT_FOUND: u8 = 127;
 

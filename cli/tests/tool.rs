@@ -151,8 +151,8 @@ fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does(
         .args(["run", "--", "true"])
         .env("LD_PRELOAD", &other);
     let (_, said, _) = output(&mut command);
-    // Three lines are expected. The other library is preloaded into the tool, and both libraries
-    // are preloaded into the program.
+    // Each preloaded library prints one line. Three lines are expected, because the other library
+    // is preloaded into the tool and both libraries are preloaded into the program.
     assert_eq!(said.matches("preloaded").count(), 3, "{said}");
 }
 

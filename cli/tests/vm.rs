@@ -107,8 +107,8 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
     if PathBuf::from("/proc/sys/kernel/io_uring_disabled").exists() {
         is_fixed("0", "sysctl -q kernel.io_uring_disabled=2", "io_uring:");
     }
-    // The commands make a file in this directory, on the mount that this test makes. The file
-    // disappears with the mount. Its limits apply from the next login on.
+    // The test mounts an empty file system over this directory. The commands make a file there,
+    // which disappears with the mount. The limits in the file apply from the next login on.
     let dir = "/etc/security/limits.d";
     is_fixed(
         LOGIN,
@@ -116,8 +116,8 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
         "pinned memory:",
     );
     sh(&format!("umount {dir}"));
-    // If userfaultfd works on this kernel, a sysctl can forbid userfaultfd to users. The limit on
-    // mappings matters only if userfaultfd is the monitor.
+    // If userfaultfd works on this kernel, two more parts can be missing. A sysctl can forbid
+    // userfaultfd to users, and the limit on mappings then matters.
     let (_, alone) = doctor(NOBODY);
     if alone.contains("sysctl vm.unprivileged_userfaultfd=1") {
         let nobody = "sysctl -q vm.unprivileged_userfaultfd=0";

@@ -91,7 +91,7 @@ impl FakeKernel {
 
 struct FakeMonitor(Arc<FakeKernel>);
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Monitor for FakeMonitor {
     fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
@@ -131,7 +131,7 @@ struct FakeDevice<A>(Arc<FakeKernel>, PhantomData<A>);
 /// A registration, which records the version of the page that was pinned.
 struct Pinned(u64);
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl<A: Access> Registrar for FakeDevice<A> {
     type Access = A;
     type Registration = Pinned;

@@ -10,10 +10,12 @@
  *
  * Caches and guards are handles. Every function checks its handle. -EBADF means
  * that the handle was put or destroyed, was never returned, or names the wrong
- * kind of object. -EINVAL means that the handle is NULL. In a child by fork(2),
- * calls with the parent's caches fail with -ESTALE, so a child must create its
- * own caches. A call that finds a bug in the library fails with
- * -ENOTRECOVERABLE.
+ * kind of object. -EINVAL means that the handle is NULL. A call that finds a bug
+ * in the library fails with -ENOTRECOVERABLE.
+ *
+ * A child by fork(2) must create its own caches. With a cache of the parent, each
+ * function that lists -ESTALE fails with that error, and has no effect. The child
+ * may put its copy of a guard, which has no effect on the parent.
  */
 
 #ifndef REGCACHE_H
@@ -93,7 +95,7 @@
 #define REGCACHE_MONITOR_USERFAULTFD 2
 
 /**
- * Monitor: none. Each lookup registers, and nothing is cached.
+ * Monitor: none. Each lookup registers, and no registration is cached.
  */
 #define REGCACHE_MONITOR_NONE 3
 
@@ -458,7 +460,8 @@ int regcache_flush(struct regcache *cache,
                    size_t *held);
 
 /**
- * Reads the statistics of a cache.
+ * Reads the statistics of a cache. In a child by fork(2), the statistics of a
+ * parent's cache are all 0.
  *
  * @param cache  The cache.
  * @param stats  Receives the statistics. Fields that this library does not know
@@ -476,7 +479,9 @@ int regcache_query_stats(struct regcache *cache,
 /**
  * Returns a file descriptor that polls readable when regcache_reap() has work.
  * Add it to an event loop, and do not read from it. regcache_destroy() closes
- * the descriptor.
+ * the descriptor. In a child by fork(2), this function also returns the
+ * descriptor of a parent's cache. The descriptor is of no use there, because
+ * regcache_reap() fails with -ESTALE.
  *
  * @param cache  The cache.
  * @return       The descriptor, or a negative errno:
@@ -522,11 +527,12 @@ int regcache_reap(struct regcache *cache);
 int regcache_destroy(struct regcache *cache);
 
 /**
- * Returns the name of the monitor that a cache uses.
+ * Returns the name of the monitor that a cache uses, also of a parent's cache in
+ * a child by fork(2).
  *
  * @param cache  The cache.
- * @return       "ummunotify"; "userfaultfd"; "nothing", if there is no monitor and so
- *               nothing is cached; or NULL on an error.
+ * @return       "ummunotify"; "userfaultfd"; "nothing" for REGCACHE_MONITOR_NONE, with
+ *               which no registration is cached; or NULL on an error.
  */
 const char *regcache_monitor_name(struct regcache *cache);
 

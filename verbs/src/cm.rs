@@ -216,8 +216,8 @@ impl Id {
 
 impl Drop for Id {
     fn drop(&mut self) {
-        // SAFETY: `new` made the identifier and the channel, or a connection request did. Every
-        // event was acknowledged. Each is destroyed once, in this order.
+        // SAFETY: `self` owns the identifier and the channel, and every event was acknowledged.
+        // Both are destroyed once, the identifier first.
         unsafe {
             rdma_destroy_id(self.id.as_ptr());
             rdma_destroy_event_channel(self.channel.as_ptr());

@@ -81,7 +81,7 @@ impl Drop for Pd {
         let deallocated = unsafe { ibv_dealloc_pd(self.as_ptr()) };
         if let Err(error) = check(deallocated) {
             // A registration that the device refused to deregister keeps the domain allocated.
-            // Closing the device frees both.
+            // Closing the device frees the registration and the domain.
             tracing::warn!(%error, "cannot deallocate the protection domain");
         }
     }

@@ -268,7 +268,8 @@ impl Qp {
     /// # Safety
     ///
     /// The contract of [`post_send`](Self::post_send) holds for `from`. If `to` is memory of this
-    /// process, no other code uses the `from.length` bytes there in that time.
+    /// process, no other code uses the `from.length` bytes there. This holds until the completion
+    /// was polled or the queue pair was destroyed.
     pub unsafe fn post_rdma_write(
         &self,
         wr_id: u64,
@@ -288,7 +289,8 @@ impl Qp {
     /// # Safety
     ///
     /// The contract of [`post_recv`](Self::post_recv) holds for `into`. If `from` is memory of this
-    /// process, no code writes to the `into.length` bytes there in that time.
+    /// process, no code writes to the `into.length` bytes there. This holds until the completion
+    /// was polled or the queue pair was destroyed.
     pub unsafe fn post_rdma_read(
         &self,
         wr_id: u64,

@@ -74,7 +74,8 @@ fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
     let script = project.root.join("bench/transfer/interface.sh");
     let mut command: Vec<OsString> = vec!["sh".into(), script.into(), program.clone().into()];
     command.extend(["measure", "--device", "rxe_if"].map(OsString::from));
-    // Only this machine's root file system contains libfabric.
+    // Only this machine's root file system contains libfabric, so the program is built with it only
+    // for this machine's kernel.
     if amount.kernel == Series::default() {
         command.extend(["--peers", "10.78.0.1"].map(OsString::from));
     }

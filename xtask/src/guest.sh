@@ -90,7 +90,7 @@ timeout -k 10 "$limit" sh "$run/command.sh" >/run/stdout 2>/run/stderr
 status=$?
 if [ $status -eq 124 ] || [ $status -eq 137 ] && [ $(($(date +%s) - started)) -ge "$limit" ]; then
 	tell overran yes
-	# This request makes the kernel log the tasks that are still blocked.
+	# The kernel logs the tasks that are still blocked.
 	echo w >/proc/sysrq-trigger
 fi
 

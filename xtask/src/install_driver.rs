@@ -94,8 +94,8 @@ pub(crate) fn run(project: &Project, series: Series) -> Result<(), Error> {
 }
 
 impl Site<'_> {
-    /// Checks that make installs exactly the files of each kind of package below `DESTDIR`. Also
-    /// checks that make can remove all of these files.
+    /// Checks, for each kind of package, that make installs exactly the files of the package below
+    /// `DESTDIR` and can remove all of them.
     fn package(&self) -> Result<(), Error> {
         let rest = REST.iter().map(|(to, _)| PathBuf::from(to));
         let module = format!("lib/modules/{}/updates/ummunotify.ko", self.kernel.version);

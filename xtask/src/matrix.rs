@@ -41,7 +41,7 @@ const ALLOCATORS: [&str; 2] = [
     "MIMALLOC_PURGE_DELAY=0 target/release/matrix-mimalloc --label 'mimalloc: '",
 ];
 
-/// Runs the matrix on all machines. Returns 1 if a cell is wrong.
+/// Runs the matrix on this machine and in the virtual machines. Returns 1 if a cell is wrong.
 pub(crate) fn run(project: &Project) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
     build(project)?;

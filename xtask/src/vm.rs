@@ -378,7 +378,7 @@ fn virtme(
         // removed. So the guest boots with one CPU, and guest.sh brings up the other CPUs later.
         command.args(["-a", "maxcpus=1"]);
     }
-    // Some kernels cannot handle a node without a CPU.
+    // Some kernels cannot handle a NUMA node without a CPU, so a machine with one CPU has one node.
     let numa = if cpus > 1 { NUMA_OPTIONS } else { &[] };
     for option in KERNEL_OPTIONS.iter().chain(numa) {
         command.args(["-a", option]);

@@ -174,7 +174,7 @@ mod tests {
             (ENTRIES as u64, 0),
             "all lookups were hits"
         );
-        // These are more than two batches, and the last batch is not full.
+        // 2500 operations take three batches, the last of which is not full.
         miss(subject, addresses, 0..2500);
         invalidate(subject, addresses, 0..2500);
         assert_eq!(subject.live(), ENTRIES as u64);

@@ -90,7 +90,7 @@ int regcache_bench_ucx_create(unsigned long max_regions, struct dummy_device *de
 		.ucm_event_priority = 1000,
 		.ops = &dummy_ops,
 		.context = device,
-		/* UCX 1.13 does not evict if UCS_RCACHE_FLAG_NO_PFN_CHECK is set. */
+		/* With UCS_RCACHE_FLAG_NO_PFN_CHECK, UCX 1.13 would not evict. */
 		.flags = 0,
 		.max_regions = max_regions,
 		.max_size = SIZE_MAX,

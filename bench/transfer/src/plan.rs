@@ -43,9 +43,9 @@ impl Planned {
 /// that never changes. The driver's generation is also a word in memory, and does not change while
 /// nothing is unmapped.
 ///
-/// On some machines, each lookup calls the monitor. There, this variant shows the cost that a hit
-/// would have with the driver. Cells with unmaps do not get this variant, because its cache would
-/// move stale bytes.
+/// Without the driver, each lookup calls the monitor (userfaultfd). This variant then shows the
+/// cost that a hit would have with the driver. Cells with unmaps do not get this variant, because
+/// its cache would move stale bytes.
 pub fn add_drivers_hit(planned: &mut [Planned]) {
     for planned in planned {
         if planned.workload.unmap_every == 0 {

@@ -19,7 +19,8 @@ use crate::{Error, Op};
 pub struct Piece {
     /// The number of the buffer. The buffers of all threads are numbered together.
     pub number: usize,
-    /// The number of the transfer's place. The places of all threads are numbered together.
+    /// The number of the transfer's place (see [`Endpoint`](crate::Endpoint)). The places of all
+    /// threads are numbered together.
     pub place: usize,
     /// The address of the buffer.
     pub at: *mut u8,

@@ -18,8 +18,8 @@ enum Part {
 }
 
 /// Writes `report.md`, `report.html` and the plots into `dir`. Returns the paths of these files.
-/// The first path is the path of `report.html`. The report names `command` as the command that made
-/// the runs.
+/// The first path is the path of `report.html`. The report tells its reader that `command` made the
+/// runs.
 ///
 /// # Errors
 ///

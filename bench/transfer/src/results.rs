@@ -207,8 +207,8 @@ impl Run {
     /// Makes a run without results, with the command line of this process.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
-        // The report quotes this command. The command excludes the path of the result file, because
-        // the path does not change the results.
+        // The report quotes the command line. The path of the result file is left out, because it
+        // does not change the results.
         let words = std::env::args().skip(1);
         let mut words: Vec<_> = words.filter(|word| !word.starts_with("--json=")).collect();
         if let Some(i) = words.iter().position(|word| word == "--json") {

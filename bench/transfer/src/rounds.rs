@@ -92,8 +92,8 @@ fn calibrate(
         fastest = fastest.min(variant.run(depth)? / u32::try_from(depth).unwrap_or(1));
     }
     let fit = operations_in(effort.sample, fastest.as_nanos() as f64, 1..=100_000);
-    // A sample must fill the queue at least once, and must contain at least one unmap if a variant
-    // unmaps.
+    // A sample must fill the queue of transfers in flight at least once. If a variant unmaps its
+    // buffer, the sample must contain at least one unmap.
     let unmap_every = variants.iter().map(|it| it.unmap_every()).max();
     let least = (2 * workload.depth as u64 * u64::from(workload.depth > 1))
         .max(unmap_every.unwrap_or(0))

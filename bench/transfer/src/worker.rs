@@ -54,8 +54,8 @@ pub(crate) struct Worker {
     endpoint: Box<dyn Endpoint>,
     buffers: Buffers,
     workload: Workload,
-    /// The numbers of this worker's first buffer and first place. The buffers and the places of all
-    /// threads are numbered together.
+    /// The numbers of this worker's first buffer and first place (see [`Endpoint`]). The buffers
+    /// and the places of all threads are numbered together.
     first: (usize, usize),
     random: Random,
     begun: u64,

@@ -56,7 +56,8 @@ fn bytes_are_moved_between_namespaces_and_checked_while_their_memory_is_freed() 
         assert!(text.contains("moved 8388608 bytes"));
         assert!(text.contains("stale_bytes=0 monitor=ummunotify"));
     } else {
-        // The next test makes the same transfers in one namespace.
+        // This rxe cannot be used in a network namespace. The next test makes the same transfers in
+        // one namespace.
         let status = output.status.code();
         assert_eq!(
             status,

@@ -112,7 +112,7 @@ fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
         }
         let before = pinned();
         let mut one = on_rxe(Strategy::Odp, workload);
-        // On-demand paging pins no buffer. So only the memory at the other end is pinned.
+        // On-demand paging pins no buffer, so only the memory at the other end is pinned: 12 KiB.
         assert_eq!(pinned() - before, 12, "{op}");
         run_with_unmaps(&mut *one, op);
         assert_eq!(one.counts().registrations, 0, "{op}");

@@ -113,8 +113,8 @@ impl Scenario {
     /// Makes memory, lets `first` use the memory, and then changes the memory.
     ///
     /// The function starts again if the kernel gives the address to another thread during the
-    /// change. This happens, for example, when malloc maps a heap for a thread that allocates for
-    /// the first time.
+    /// change. For example, the kernel may do so when malloc maps a heap for a thread that
+    /// allocates for the first time.
     ///
     /// # Errors
     ///

@@ -60,7 +60,7 @@ pub(crate) fn look() -> Verbs {
         // SAFETY: the device is in the list, and its name ends with a null byte.
         let name = unsafe { CStr::from_ptr(get_name(device.as_ptr())) };
         names.push(name.to_string_lossy().into_owned());
-        // SAFETY: this element was not null, so another element follows.
+        // SAFETY: the element at `next` was not null, so another element follows.
         next = unsafe { next.add(1) };
     }
     // SAFETY: libibverbs returned the list, and nothing uses the list or its devices after this

@@ -2,7 +2,8 @@
 //!
 //! Each part checks one area and returns [`Finding`]s. A finding that is a problem contains the
 //! commands that fix the problem. If no command can fix the problem, the finding contains none. The
-//! commands are for root on Debian, and can be run unchanged.
+//! commands are for root on Debian, and can be run unchanged. Commands that start with make or
+//! cargo work only in the root of the repository.
 
 mod devices;
 mod files;

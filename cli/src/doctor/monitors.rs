@@ -45,7 +45,7 @@ fn driver_of(files: &Files, opened: Result<(), OpenError>) -> Finding {
                 .fixed_by("chmod a+r /dev/ummunotify")
         }
         OpenError::NoDriver { .. } => no_driver(files),
-        // This error means that the device file exists, but the driver is no longer loaded.
+        // With these errors the device file exists, but the driver is no longer loaded.
         OpenError::Open { ref source, .. }
             if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) =>
         {

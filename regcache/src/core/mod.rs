@@ -3,7 +3,10 @@
 //! The files of this folder, from the top down:
 //!
 //! - `lookup.rs` has the slow path of a lookup;
-//! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file;
+//! - this file destroys registrations: [`Core::deregister`] is the only caller of
+//!   [`Registrar::deregister`];
+//! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file. The drop of a guard and
+//!   the reaper are two of the places that lead to [`Core::deregister`];
 //! - `table.rs` has all state that the cache's lock protects, and uses `slots.rs` and `index.rs`;
 //! - `range_map.rs`, `eviction.rs`, `hints.rs`, `budget.rs` and `widen.rs` have parts of the table
 //!   and of the core;

@@ -308,8 +308,8 @@ impl Protocol {
         state.threads[thread].at = next;
     }
 
-    /// Releases a reference, and returns the next step. After the last reference of a dead entry,
-    /// the next step is its deregistration.
+    /// Releases a reference, and returns the next step. After the last reference to a dead entry,
+    /// the next step deregisters the entry.
     fn release(&self, state: &mut State, slot: u8, last: Then, otherwise: At, say: Say<'_>) -> At {
         let entry = state.slot(slot);
         entry.references -= 1;
@@ -498,7 +498,7 @@ impl Protocol {
         say(format_args!(
             "registers page {page}: pins version {version}"
         ));
-        // A place in `pins` is always free, because there are never more registrations than slots
+        // `pins` always has a free element, because there are never more registrations than slots
         // and threads together.
         let pin = state.pins.iter().position(Option::is_none)?;
         state.pins[pin] = Some(Pin { page, version });

@@ -19,7 +19,7 @@ pub(crate) enum Fault {
     WatchAfterRegistration,
     /// A drain stores the new value of `drained` before it kills the reported entries.
     DrainedBeforeKilled,
-    /// A miss publishes without checking whether its memory has changed meanwhile.
+    /// A miss publishes its registration without checking whether the memory has changed meanwhile.
     MarkNotLookedAt,
     /// A hit checks that an entry is live, and takes a reference to it in a second step.
     ReferenceAfterLiveness,
@@ -31,7 +31,8 @@ pub(crate) enum Fault {
     BuriedTwice,
     /// A registration whose memory changed while it was made is leaked.
     SpoiltForgotten,
-    /// The lock is not released if the memory of a new registration has changed meanwhile.
+    /// A miss does not release the table's lock if the memory of its new registration has changed
+    /// meanwhile.
     LockKept,
 }
 

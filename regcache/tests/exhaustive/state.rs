@@ -1,13 +1,14 @@
 //! The state of the model. The state is small, so that the checker can visit every state that can
-//! be reached.
+//! be reached. A *pin* is a registration of the modelled device. A *version* is the number of a
+//! physical page.
 
 /// The maximum number of pages. A scenario may use fewer pages, slots or threads than these
 /// constants, which are array sizes.
 pub(crate) const PAGES: usize = 2;
 pub(crate) const SLOTS: usize = 2;
 pub(crate) const THREADS: usize = 3;
-/// The maximum number of registrations: one for each slot, and one for each thread, which the
-/// thread has not published.
+/// The maximum number of registrations: one for each slot, and for each thread one that the thread
+/// has not published.
 const REGISTRATIONS: usize = SLOTS + THREADS;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,11 +40,11 @@ pub(crate) struct Kernel {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Page {
     pub(crate) mapped: bool,
-    /// The number of the physical page that is mapped. If no page is mapped, the number of the last
-    /// one.
+    /// The number of the physical page that is mapped, or that was mapped last if none is mapped
+    /// now.
     pub(crate) version: u8,
-    /// The oldest version that is not stale for a lookup that begins now. An older version is
-    /// stale, because the change that removed it has returned. It is also stale if a mapping call
+    /// The oldest version that is not stale for a lookup that begins now. An older version is stale
+    /// for one of two reasons. The change that removed the version has returned, or a mapping call
     /// has returned the address since.
     pub(crate) floor: u8,
 }

@@ -2,10 +2,10 @@
 //! the checker explores only one of the two.
 //!
 //! Threads that began with the same number of operations are interchangeable. All pages are
-//! interchangeable too. The index of a registration's pin has no effect. Versions are only compared
-//! with other versions, and generations with other generations. So in each state the oldest version
-//! and the oldest generation can be renumbered to 0. Slots are not interchangeable, because the
-//! model always chooses the first suitable slot.
+//! interchangeable too. The index of a registration in `pins` has no effect. Versions are only
+//! compared with other versions, and generations with other generations. So in each state the
+//! oldest version and the oldest generation can be renumbered to 0. Slots are not interchangeable,
+//! because the model always chooses the first suitable slot.
 
 use stateright::Representative;
 

@@ -102,7 +102,7 @@ impl FakeKernel {
 /// A monitor on the modelled kernel, which keeps all rules of [`Monitor`].
 pub(crate) struct FakeMonitor(pub(crate) Arc<FakeKernel>);
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Monitor for FakeMonitor {
     fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
@@ -210,7 +210,7 @@ impl FakeDevice {
     }
 }
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Registrar for FakeDevice {
     type Access = Bits;
     type Registration = Pinned;

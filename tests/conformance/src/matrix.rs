@@ -78,8 +78,8 @@ pub fn uring_columns() -> Vec<Column> {
         ),
         Column::of_uring("nothing", Verdict::Sound, || Ok(NoMonitor)),
     ];
-    // SAFETY: a stale registration does no harm, because the device only reads from its pages, and
-    // these pages are mapped nowhere.
+    // SAFETY: this monitor is unsound, so a registration can be stale. That does no harm, because
+    // the device only reads from the pinned pages, and these pages are mapped nowhere.
     let racy = || unsafe { Userfaultfd::open_racy() };
     match Userfaultfd::open() {
         Ok(_) => {
@@ -156,8 +156,8 @@ fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
 
 /// Run the scenarios with each monitor, and print a table of the outcomes
 ///
-/// Exits with 1 in two cases: a sound monitor is stale in any scenario, or a negative control is
-/// not stale in a scenario that it must miss.
+/// Exits with 1 if the device read stale bytes with a sound monitor. Also exits with 1 if the
+/// device read no stale bytes in a scenario that a negative control must miss.
 #[derive(Parser)]
 struct Options {
     /// Print this before the name of each scenario

@@ -49,7 +49,7 @@ pub fn allocate_free_fork_and_look_up<M: Monitor>(
 ) -> Result<&'static Progress> {
     let progress: &'static Progress = Box::leak(Box::default());
     let stop: &'static AtomicBool = Box::leak(Box::default());
-    // This lock ensures that only one thread uses the pipe at a time.
+    // The pipe has a lock, so that only one thread uses the pipe at a time.
     let pipe: &'static Mutex<()> = Box::leak(Box::default());
     let running: Vec<_> = (0..threads)
         .map(|seed| thread::spawn(move || run(device, seed, progress, stop, pipe)))

@@ -58,7 +58,7 @@ impl<M: Monitor> Device for Rxe<M> {
         let to = self.cache.get(sink.as_ptr(), sink.len(), access)?;
         // SAFETY: the registration of `bytes` may be stale, because the suite tests for stale
         // registrations. A stale registration does no harm here, because the device only reads from
-        // its pages. The sink stays mapped, so the registration of the sink is never stale.
+        // the pinned pages. The sink stays mapped, so the registration of the sink is never stale.
         unsafe { link.send_registered(bytes, from.registration(), sink, to.registration()) }?;
         Ok((sink.to_vec(), from.is_cached()))
     }

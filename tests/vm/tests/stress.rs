@@ -115,7 +115,8 @@ impl<M: Monitor> Field<M> {
         }
     }
 
-    /// Looks up random memory until the test ends. The memory may be changing or unmapped.
+    /// Looks up random memory until the test ends. The memory may be changing or unmapped, so a
+    /// lookup may fail.
     fn look_up(&self, seed: u64) {
         let mut random = Random::new(seed);
         let (mut answers, mut refusals) = (0, 0);

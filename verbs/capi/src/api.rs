@@ -236,7 +236,8 @@ pub unsafe extern "C" fn regcache_flush(
     })
 }
 
-/// Reads the statistics of a cache.
+/// Reads the statistics of a cache. In a child by fork(2), the statistics of a
+/// parent's cache are all 0.
 ///
 /// @param cache  The cache.
 /// @param stats  Receives the statistics. Fields that this library does not know
@@ -276,7 +277,9 @@ pub unsafe extern "C" fn regcache_query_stats(
 
 /// Returns a file descriptor that polls readable when regcache_reap() has work.
 /// Add it to an event loop, and do not read from it. regcache_destroy() closes
-/// the descriptor.
+/// the descriptor. In a child by fork(2), this function also returns the
+/// descriptor of a parent's cache. The descriptor is of no use there, because
+/// regcache_reap() fails with -ESTALE.
 ///
 /// @param cache  The cache.
 /// @return       The descriptor, or a negative errno:
@@ -342,11 +345,12 @@ pub unsafe extern "C" fn regcache_destroy(cache: *mut Cache) -> c_int {
     })
 }
 
-/// Returns the name of the monitor that a cache uses.
+/// Returns the name of the monitor that a cache uses, also of a parent's cache in
+/// a child by fork(2).
 ///
 /// @param cache  The cache.
-/// @return       "ummunotify"; "userfaultfd"; "nothing", if there is no monitor and so
-///               nothing is cached; or NULL on an error.
+/// @return       "ummunotify"; "userfaultfd"; "nothing" for REGCACHE_MONITOR_NONE, with
+///               which no registration is cached; or NULL on an error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_monitor_name(cache: *mut Cache) -> *const c_char {
     let mut name = ptr::null();

@@ -27,7 +27,8 @@
 //!    acquires, so L4 happened before D4. A later lookup of the same handle by this thread is after
 //!    the fence, so point 2 applies to it.
 //! 5. Suppose that D3 does not find a thread in the list of records. Then the thread put its record
-//!    into the list after the fence. Its L3 is later still, so point 2 applies to it.
+//!    into the list after the fence. L3 of every lookup by this thread is later still, so point 2
+//!    applies to the lookup.
 //! 6. Handles are never reused. A forked child has copies of the `busy` words of threads that it
 //!    does not have. Such a word never equals the handle of a live cache of the child, so the child
 //!    does not wait for it.

@@ -61,7 +61,7 @@ pub(crate) struct Registered {
 // SAFETY: the pointer is an `ibv_mr`'s or the callbacks'. Any thread may use an `ibv_mr`, as `Mr`
 // states. By the header, callbacks may be called with their pointer from any thread.
 unsafe impl Send for Registered {}
-// SAFETY: as above. This crate does not dereference the pointer.
+// SAFETY: the reasons for `Send` also hold for `Sync`. This crate does not dereference the pointer.
 unsafe impl Sync for Registered {}
 
 // SAFETY: for verbs, `MrRegistrar` keeps the contract. For callbacks, the header states the

@@ -97,8 +97,8 @@ fn refill(free: &mut FreeSlots) {
         return;
     };
     if make_chunk(first / CHUNK).is_none() {
-        // There is no memory for the chunk. The batch is never used, which is acceptable because
-        // there are 16 777 216 slots.
+        // Without memory for the chunk, the slots of this batch are never used. That is acceptable,
+        // because there are 16 777 216 slots.
         return;
     }
     for index in (first..first + batch).rev() {

@@ -36,7 +36,7 @@ pub const REGCACHE_MONITOR_UMMUNOTIFY: c_uint = 1;
 /// Monitor: userfaultfd, with a check at each lookup. Creating the cache
 /// fails if userfaultfd is not available.
 pub const REGCACHE_MONITOR_USERFAULTFD: c_uint = 2;
-/// Monitor: none. Each lookup registers, and nothing is cached.
+/// Monitor: none. Each lookup registers, and no registration is cached.
 pub const REGCACHE_MONITOR_NONE: c_uint = 3;
 
 /// Flag of a cache: deregister memory that was registered for remote access

@@ -409,8 +409,8 @@ mod tests {
         assert_eq!(size_of::<OpenContext>(), size_of::<theirs::ibv_context>());
     }
 
-    /// These fields are at the end of structures that grow at the front. So only their distance
-    /// from the end is fixed.
+    /// The compared fields are at the end of structures that grow at the front. So only their
+    /// distance from the end is fixed.
     #[test]
     fn every_distance_from_the_end_is_the_headers() {
         macro_rules! same_distance {

@@ -108,7 +108,8 @@ fn judge(
     let Some((function, ours)) = ours().into_iter().find(|(it, _)| it.name == name) else {
         return jump;
     };
-    // This lookup comes before `ask`, so that `dlerror` reports the result of the program's lookup.
+    // The shim's own lookup comes before `ask`, so that `dlerror` reports the result of the
+    // program's lookup.
     let theirs = function.address();
     if handle != libc::RTLD_DEFAULT {
         let found = ask(handle);

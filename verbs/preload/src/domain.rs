@@ -82,7 +82,8 @@ impl Held {
     pub(crate) fn end(self) -> Result<Ended, (c_int, Self)> {
         let (registration, device) = (self.registration(), &self.domain().device);
         if self.domain().closed.load(Ordering::Acquire) {
-            // The registration ended with its domain.
+            // The domain was closed, which ended its registrations. So nothing is left to
+            // deregister.
             return Ok(Ended::Deregistered);
         }
         let is_certain = !self.changed && device.unseen().is_none();
@@ -120,8 +121,8 @@ impl Held {
     fn unlink(&self) {
         let range = self.guard.range();
         let start = std::ptr::without_provenance(range.start());
-        // Nothing needs to wait for the result. In a child there is no cache, so an error does not
-        // matter.
+        // The shim need not wait until the registration is deregistered. `invalidate` fails only in
+        // a forked child, which has no registrations.
         let _ = self.domain().cache.invalidate(start, range.len());
     }
 }
@@ -215,8 +216,9 @@ impl Domain {
         self.cache.stats()
     }
 
-    /// Gives up the registrations that the program does not hold. Returns true if there were any.
-    /// If the program holds none, the call also waits until they are deregistered.
+    /// Deregisters the cached registrations that the program does not hold. Returns true if there
+    /// were any. If the program holds no registration in the domain, the call also waits until they
+    /// are deregistered.
     pub(crate) fn give_up_idle(&self) -> bool {
         let stats = self.cache.stats();
         let Ok(mut leaving) = self.cache.flush() else {
@@ -279,7 +281,8 @@ impl Registered {
     }
 }
 
-// SAFETY: any thread may deregister the registration. Only its holder uses the address otherwise.
+// SAFETY: any thread may deregister the registration. Otherwise only the thread that holds the
+// registration uses the address.
 unsafe impl Send for Registered {}
 // SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Registered {}
@@ -353,7 +356,7 @@ pub(crate) unsafe fn register(pd: NonNull<Pd>, range: VaRange, access: Access) -
         }
         (_, Some(register)) => {
             let access = access.bits().cast_signed();
-            // SAFETY: the reason above also holds here.
+            // SAFETY: this is libibverbs's function, and `pd` is a domain.
             unsafe { register(pd.as_ptr(), addr, range.len(), access) }
         }
         _ => {

@@ -157,7 +157,7 @@ unsafe fn dynamic(library: &libc::dl_phdr_info) -> Option<(usize, &[Dynamic])> {
 }
 
 /// Returns the address that an entry of the dynamic section holds. glibc usually adds the load
-/// address to the entry already, but cannot do so if the section is read-only.
+/// address to the entry already, but cannot write to a read-only section.
 fn relocated(base: usize, value: usize) -> usize {
     if value < base { base + value } else { value }
 }

@@ -84,12 +84,12 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr(
 ) -> *mut Mr {
     let flags = access.cast_unsigned();
     let theirs = || match real::reg_mr() {
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         Some(register) => unsafe { register(pd, addr, length, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, flags).with_strict_flags();
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { register(wanted, theirs) }
 }
 
@@ -103,13 +103,13 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova(
 ) -> *mut Mr {
     let flags = access.cast_unsigned();
     let theirs = || match real::reg_mr_iova() {
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         Some(register) => unsafe { register(pd, addr, length, iova, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, flags).with_strict_flags();
     let wanted = wanted.and_then(|wanted| wanted.at_own_address(iova));
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { register(wanted, theirs) }
 }
 
@@ -122,12 +122,12 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova2(
     access: c_uint,
 ) -> *mut Mr {
     let theirs = || match real::reg_mr_iova2() {
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         Some(register) => unsafe { register(pd, addr, length, iova, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, access).at_own_address(iova);
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { register(wanted, theirs) }
 }
 
@@ -144,7 +144,7 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     let theirs = |mr: *mut Mr, flags, addr, length| {
         let _inside = Inside::enter();
         match real::rereg_mr() {
-            // SAFETY: this is the program's call, with its arguments.
+            // SAFETY: the program made this call, so the arguments are its responsibility.
             Some(reregister) => unsafe { reregister(mr, flags, pd, addr, length, access) },
             None => {
                 set_errno(libc::ENOSYS);
@@ -213,7 +213,7 @@ pub(crate) unsafe extern "C" fn ibv_dereg_mr(mr: *mut Mr) -> c_int {
         Whose::Libibverbs => {
             let _inside = Inside::enter();
             return match real::dereg_mr() {
-                // SAFETY: this is the program's call, with its arguments.
+                // SAFETY: the program made this call, so the arguments are its responsibility.
                 Some(deregister) => unsafe { deregister(mr) },
                 None => libc::ENOSYS,
             };
@@ -258,12 +258,13 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
     };
     let domain = Process::started().and_then(|process| process.known_domain(pd));
     if let Some(domain) = &domain {
-        // Idle registrations would make `ibv_dealloc_pd` fail, so they end first.
+        // Idle registrations in the cache would make `ibv_dealloc_pd` fail, so the shim deregisters
+        // them first.
         domain.give_up_idle();
     }
     let refused = {
         let _inside = Inside::enter();
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         unsafe { deallocate(pd) }
     };
     if refused == 0
@@ -287,7 +288,7 @@ pub(crate) unsafe extern "C" fn ibv_unimport_pd(pd: *mut Pd) {
     }
     if let Some(unimport) = real::unimport_pd() {
         let _inside = Inside::enter();
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         unsafe { unimport(pd) };
     }
 }
@@ -304,7 +305,7 @@ pub(crate) unsafe extern "C" fn ibv_close_device(context: *mut Context) -> c_int
     let device = DEVICES.remove(address(context));
     let refused = {
         let _inside = Inside::enter();
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         unsafe { close(context) }
     };
     if let Some(device) = device {
@@ -324,7 +325,8 @@ const IN_USE: Not = Not::Passed(|counts| &counts.in_use);
 const UNSEEN: Not = Not::Passed(|counts| &counts.unseen);
 const OFF: Not = Not::Passed(|counts| &counts.off);
 
-/// Returns a registration for the program: from the cache, or else from `theirs`.
+/// Returns a registration for the program: from the cache, or else from `theirs`, which calls
+/// libibverbs.
 ///
 /// # Safety
 ///
@@ -349,8 +351,8 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
         Not::Passed(count) => {
             add_one(count(counts));
             let mut mr = theirs();
-            // Cached registrations count against the same limits. So the cache gives up idle ones,
-            // and the call is repeated.
+            // Cached registrations count against the same limits. So the shim deregisters the idle
+            // ones, and repeats the call.
             if mr.is_null() && is_exhaustion(&io::Error::last_os_error()) && process.give_up_idle()
             {
                 mr = theirs();
@@ -373,8 +375,9 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
 unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int), Not> {
     let access = cacheable(wanted.flags).ok_or(FLAGS)?;
     if access.is_remote() && !process.settings.keep_remote {
-        // The cache cannot share such a registration, not even between two `ibv_mr`s that are held
-        // at the same time. Each has a remote key that must end with it.
+        // The program requests remote access. Each `ibv_mr` has a remote key that must end with the
+        // `ibv_mr`. So the cache cannot use one registration for two of them, not even for one
+        // after the other.
         return Err(REMOTE);
     }
     let pd = NonNull::new(wanted.pd).ok_or(OFF)?;
@@ -397,8 +400,8 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
             Err(Error::Register(error)) => {
                 let errno = errno_of(&error);
                 let exhausted = is_exhaustion(&io::Error::from_raw_os_error(errno));
-                // Idle registrations of other domains use up the device as well, so they are given
-                // up once.
+                // Idle registrations of other domains use up the device as well. So the shim
+                // deregisters them, and tries once more.
                 if !(exhausted && refused.is_none() && process.give_up_idle()) {
                     return Err(Not::Refused(errno));
                 }

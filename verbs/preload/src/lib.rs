@@ -33,6 +33,18 @@
 //! - `settings.rs` reads the environment. `counts.rs` holds the counters, and `summary.rs` writes
 //!   them at exit. `notice.rs` writes messages for the user.
 //!
+//! # To interpose another function
+//!
+//! 1. `real.rs`: declare its type and its `Function`, and add a line to `typed!`.
+//! 2. Define the function, as `#[unsafe(no_mangle)] extern "C"`: in `interpose.rs` if it concerns
+//!    registrations, or in `create.rs` if it concerns devices or queues.
+//! 3. `dl.rs`: add the function to `ours`, for programs that look it up with `dlsym`.
+//! 4. `exports.map`: export the function under the version that libibverbs gives it.
+//! 5. `tests/exports.rs`: add the name and version to the expected list.
+//!
+//! The header's inline functions, such as `ibv_post_send`, are not exported by libibverbs. They
+//! call the context's function pointers, which `create.rs` replaces when a device is opened.
+//!
 //! # Rules
 //!
 //! The shim is not linked with libibverbs: it may be preloaded into any program, and does nothing

@@ -1,8 +1,10 @@
 //! The shim's records of devices, queue pairs, completion queues and shared receive queues.
 //!
-//! A record exists from the creation of its object to its destruction. An object that was created
-//! unseen has no record. [`OpenDevice::cannot_see`] then marks its device: the shim keeps no
-//! registration on that device any more.
+//! A record exists from the creation of its object to its destruction. An *extended* post or poll
+//! goes through `struct ibv_qp_ex` or `struct ibv_cq_ex`. It consists of a call that starts it,
+//! calls in between, and a call that ends it. An object that was created unseen has no record.
+//! [`OpenDevice::cannot_see`] then marks its device: the shim keeps no registration on that device
+//! any more.
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
@@ -55,8 +57,8 @@ pub(crate) struct Creators {
     pub(crate) srq_ex: Option<crate::abi::CreateSrqEx>,
 }
 
-// SAFETY: the functions are libibverbs's, and any thread may call them. The addresses between them
-// are not used.
+// SAFETY: the functions are libibverbs's, and any thread may call them. The shim does not use the
+// addresses in `ops` that are not functions.
 unsafe impl Send for OpenDevice {}
 // SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for OpenDevice {}
@@ -250,6 +252,7 @@ impl QueuePair {
     pub(crate) fn reset(&self) {
         let errors = self.errors.swap(0, Ordering::Relaxed);
         // A shared receive queue does not show how many of its receives this queue pair has taken.
+        // With such a queue, assume that completions are left to poll.
         let all_polled = self
             .receives
             .as_ref()

@@ -17,14 +17,14 @@ pub(crate) unsafe extern "C" fn poll_cq(cq: *mut IbvCq, most: c_int, to: *mut Wc
         // call.
         let device = unsafe { DEVICES.get(address((*cq).context)) };
         let real = device.and_then(|device| device.ops.poll_cq);
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         return real.map_or(-libc::EOPNOTSUPP, |real| unsafe { real(cq, most, to) });
     };
     let Some(real) = known.poll_cq else {
         return -libc::EOPNOTSUPP;
     };
     let mut counting = known.counting();
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let got = unsafe { real(cq, most, to) };
     if got > 0 {
         // SAFETY: the device has written `got` completions at `to`.
@@ -86,14 +86,14 @@ unsafe fn count(counting: &mut Counting, cq: *mut IbvCqEx) {
 }
 
 unsafe extern "C" fn start_poll(cq: *mut IbvCqEx, attr: *mut c_void) -> c_int {
-    // SAFETY: the queue is the program's.
+    // SAFETY: the program passed this queue, and does not destroy it during the call.
     let Some((known, its)) = (unsafe { extended(cq) }) else {
         return libc::EINVAL;
     };
     // SAFETY: this thread is in `ibv_start_poll`. The shim's lock is always taken before the
     // device's own.
     unsafe { known.begin() };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let result = unsafe { (its.start)(cq, attr) };
     // SAFETY: this thread has begun the poll.
     let begun = unsafe { known.begun() };
@@ -116,11 +116,11 @@ unsafe extern "C" fn start_poll(cq: *mut IbvCqEx, attr: *mut c_void) -> c_int {
 }
 
 unsafe extern "C" fn next_poll(cq: *mut IbvCqEx) -> c_int {
-    // SAFETY: the queue is the program's.
+    // SAFETY: the program passed this queue, and does not destroy it during the call.
     let Some((known, its)) = (unsafe { extended(cq) }) else {
         return libc::EINVAL;
     };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let result = unsafe { (its.next)(cq) };
     // SAFETY: this thread has begun the poll.
     let begun = unsafe { known.begun() };
@@ -136,11 +136,11 @@ unsafe extern "C" fn next_poll(cq: *mut IbvCqEx) -> c_int {
 }
 
 unsafe extern "C" fn end_poll(cq: *mut IbvCqEx) {
-    // SAFETY: the queue is the program's.
+    // SAFETY: the program passed this queue, and does not destroy it during the call.
     let Some((known, its)) = (unsafe { extended(cq) }) else {
         return;
     };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     unsafe { (its.end)(cq) };
     // SAFETY: this thread has begun the poll.
     unsafe { known.end() };

@@ -18,8 +18,8 @@ use crate::process::{Process, cannot_see};
 /// A work request of a send or a receive queue.
 trait Request {
     fn next(&self) -> *mut Self;
-    /// Returns the list of memory that the device accesses by keys. The list is empty if it
-    /// accesses none.
+    /// Returns the list of memory that the device accesses by keys. The list is empty if the
+    /// request accesses no memory.
     fn list(&self) -> (*mut Sge, c_int);
     fn is_signaled(&self, all: bool) -> bool;
 }
@@ -30,8 +30,8 @@ impl Request for SendWr {
     }
 
     fn list(&self) -> (*mut Sge, c_int) {
-        // These are members of `enum ibv_wr_opcode`. Requests of the two kinds use no memory, so
-        // their list may be invalid.
+        // Two members of `enum ibv_wr_opcode`. Requests with these opcodes use no memory, so their
+        // lists may be invalid.
         const LOCAL_INV: c_int = 7;
         const BIND_MW: c_int = 8;
         if self.send_flags & send::INLINE != 0 || matches!(self.opcode, LOCAL_INV | BIND_MW) {
@@ -191,16 +191,16 @@ pub(crate) unsafe extern "C" fn post_send(
     let Some(pair) = (unsafe { QUEUE_PAIRS.get(address(qp)) }) else {
         // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_send);
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
     };
     let Some(real) = pair.post_send else {
         return libc::EOPNOTSUPP;
     };
     let how = (pair.all_signaled, pair.cap.max_send_sge);
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let real = || unsafe { real(qp, first, bad) };
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { post(&pair.device, pair.sends.post(), how, (first, bad), real) }
 }
 
@@ -214,16 +214,16 @@ pub(crate) unsafe extern "C" fn post_recv(
     let Some((pair, receives)) = pair.and_then(|it| Some((it, it.receives.as_ref()?))) else {
         // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_recv);
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
     };
     let Some(real) = pair.post_recv else {
         return libc::EOPNOTSUPP;
     };
     let how = (true, pair.cap.max_recv_sge);
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let real = || unsafe { real(qp, first, bad) };
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { post(&pair.device, receives.post(), how, (first, bad), real) }
 }
 
@@ -234,18 +234,18 @@ pub(crate) unsafe extern "C" fn post_srq_recv(
 ) -> c_int {
     // SAFETY: the program does not destroy the queue during this call.
     let Some(shared) = (unsafe { SHARED_QUEUES.get(address(srq)) }) else {
-        // SAFETY: the queue is the program's.
+        // SAFETY: the program passed this queue, and does not destroy it during the call.
         let real = unknown(unsafe { (*srq).context }).and_then(|it| it.ops.post_srq_recv);
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(srq, first, bad) });
     };
     let Some(real) = shared.device.ops.post_srq_recv else {
         return libc::EOPNOTSUPP;
     };
     let how = (true, shared.max_sge);
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let real = || unsafe { real(srq, first, bad) };
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { post(&shared.device, shared.queue.post(), how, (first, bad), real) }
 }
 
@@ -261,7 +261,7 @@ pub(crate) unsafe extern "C" fn bind_mw(
     // SAFETY: the program passed this queue pair, and does not destroy it during the call.
     let device = match pair {
         Some(pair) => Some(&*pair.device),
-        // SAFETY: the reason above also holds here.
+        // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         None => unknown(unsafe { (*qp).context }),
     };
     let Some(real) = device.and_then(|device| device.ops.bind_mw) else {
@@ -270,12 +270,13 @@ pub(crate) unsafe extern "C" fn bind_mw(
     let posting = pair.map(|pair| {
         let mut posting = pair.sends.post();
         let mark = posting.mark();
-        // SAFETY: the argument is the program's.
+        // SAFETY: the program passed this argument, which must be valid by the contract of the
+        // call.
         let flags = unsafe { (*bind).send_flags };
         posting.request(pair.all_signaled || flags & send::SIGNALED != 0);
         (posting, mark)
     });
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let refused = unsafe { real(qp, window, bind) };
     if let Some((mut posting, mark)) = posting
         && refused != 0
@@ -334,12 +335,12 @@ mod wr {
         ($($name:ident($($argument:ident: $type:ty),*);)*) => {
             $(
                 pub(super) unsafe extern "C" fn $name(qp: *mut IbvQpEx $(, $argument: $type)*) {
-                    // SAFETY: the program calls this for its queue pair, between `ibv_wr_start` and
-                    // the end of the post.
+                    // SAFETY: the program calls this function for its queue pair, between
+                    // `ibv_wr_start` and the end of the post.
                     let Some(real) = (unsafe { count(qp) }).and_then(|its| its.$name) else {
                         return;
                     };
-                    // SAFETY: this is the program's call, with its arguments.
+                    // SAFETY: the program made this call, so the arguments are its responsibility.
                     unsafe { real(qp $(, $argument)*) }
                 }
             )*
@@ -364,7 +365,7 @@ mod wr {
     unsafe fn count<'a>(qp: *mut IbvQpEx) -> Option<&'a ExtendedPost> {
         // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let (pair, its) = unsafe { extended_pair(qp) }?;
-        // SAFETY: the reason above also holds here.
+        // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let flags = unsafe { (*qp).wr_flags };
         // SAFETY: the program is between `ibv_wr_start` and the end of the post, in this thread.
         if let Some((post, _)) = unsafe { pair.begun() } {
@@ -402,7 +403,7 @@ mod wr {
         // end.
         let its = unsafe { note(qp, std::iter::once(key)) };
         if let Some(real) = its.and_then(|its| its.set_sge) {
-            // SAFETY: this is the program's call, with its arguments.
+            // SAFETY: the program made this call, so the arguments are its responsibility.
             unsafe { real(qp, key, addr, length) }
         }
     }
@@ -422,7 +423,7 @@ mod wr {
             unsafe { note(qp, list_of()) }
         };
         if let Some(real) = its.and_then(|its| its.set_sge_list) {
-            // SAFETY: this is the program's call, with its arguments.
+            // SAFETY: the program made this call, so the arguments are its responsibility.
             unsafe { real(qp, count, list) }
         }
     }
@@ -436,7 +437,7 @@ mod wr {
         // device's own.
         unsafe { pair.begin() };
         if let Some(real) = its.start {
-            // SAFETY: this is the program's call, with its arguments.
+            // SAFETY: the program made this call, so the arguments are its responsibility.
             unsafe { real(qp) }
         }
     }
@@ -446,7 +447,7 @@ mod wr {
         let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
             return libc::EINVAL;
         };
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         let refused = its
             .complete
             .map_or(libc::EINVAL, |real| unsafe { real(qp) });
@@ -465,7 +466,7 @@ mod wr {
             return;
         };
         if let Some(real) = its.abort {
-            // SAFETY: this is the program's call, with its arguments.
+            // SAFETY: the program made this call, so the arguments are its responsibility.
             unsafe { real(qp) }
         }
         // SAFETY: this thread has begun the post.

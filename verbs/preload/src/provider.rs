@@ -14,7 +14,7 @@ use crate::elf;
 /// The shim's verdict on a device's library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Provider {
-    /// Its queues complete in order, and all work goes through libibverbs.
+    /// The device's queues complete in order, and all work goes through libibverbs.
     Followed,
     /// The shim has no knowledge of the library.
     Unknown,
@@ -38,7 +38,8 @@ const DIRECT: &[&[u8]] = &[b"mlx5dv_", b"mlx4dv_", b"efadv_", b"manadv_", b"hnsd
 /// True if the program has looked up a function for direct use by name.
 static LOOKED_UP: AtomicBool = AtomicBool::new(false);
 
-/// Records the lookup if the function is one for direct use.
+/// Records that the program has looked up a function by name, if that function is for direct use of
+/// the device.
 pub(crate) fn looked_up(name: &[u8]) {
     if DIRECT.iter().any(|direct| name.starts_with(direct)) {
         LOOKED_UP.store(true, Ordering::Relaxed);

@@ -63,8 +63,9 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads the environment. An invalid value turns the cache off, and the message for the user is
-    /// returned. The intended setting is unknown, and every program works without a cache.
+    /// Reads the environment. If a value is invalid, the cache is off, and the function also
+    /// returns a message for the user. The intended setting is unknown, and every program works
+    /// without a cache.
     pub(crate) fn read() -> (Self, Option<String>) {
         match Self::parse(|name| env::var_os(name)) {
             Ok(settings) => (settings, None),

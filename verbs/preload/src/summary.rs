@@ -21,7 +21,7 @@ extern "C" fn at_exit() {
         Summary::Stderr => notice(format_args!("{}", line(process))),
         Summary::File(path) => {
             let file = OpenOptions::new().append(true).create(true).open(path);
-            // One write for the whole line keeps the lines of several processes apart.
+            // The whole line is one write, so that the lines of several processes do not mix.
             let text = format!("regcache: {}\n", line(process));
             let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
             if let Err(error) = written {

@@ -30,7 +30,7 @@ fn the_shim_registers_once_for_each_mapping_and_no_byte_is_wrong() {
     let summary = ran.summary();
     assert_eq!(summary.number("made"), 30, "{summary:?}");
     assert_eq!(summary.number("hits"), 570, "{summary:?}");
-    // One registration passes on: the one to which the peer writes.
+    // The shim passes one registration on to the device: that of the sink, which has remote access.
     assert_eq!(summary.number("passed_on"), 1, "{summary:?}");
 }
 

@@ -100,8 +100,8 @@ fn lookup() -> PathBuf {
     dir.join("lookup")
 }
 
-/// Runs the program that looks functions up. They must be in the library `ours`, or in libibverbs
-/// if `ours` is empty.
+/// Runs the program that looks functions up. `ours` is "under the shim" if the program must find
+/// the shim's functions, or empty if it must find libibverbs's.
 fn looks_up(mut program: Command, ours: &str) {
     let ran = program
         .args([ours, env!("CARGO_TARGET_TMPDIR")])

@@ -59,7 +59,8 @@ impl Model {
     }
 }
 
-/// If the device gets the request, the registration is not kept.
+/// If the device gets a request while another thread deregisters its key, the registration is not
+/// kept.
 #[test]
 fn a_poster_and_a_deregistration_see_one_another() {
     loom::model(|| {
@@ -73,7 +74,7 @@ fn a_poster_and_a_deregistration_see_one_another() {
     });
 }
 
-/// The same holds if the queue has used the key before. The poster then takes no lock of a list.
+/// The same holds if the queue has used the key before. In that case the poster takes no lock.
 #[test]
 fn a_poster_with_a_known_key_and_a_deregistration_see_one_another() {
     loom::model(|| {
@@ -89,8 +90,8 @@ fn a_poster_with_a_known_key_and_a_deregistration_see_one_another() {
     });
 }
 
-/// A thread that deregisters another key of the group finds no word of the queue. Meanwhile the
-/// queue takes a word for its key.
+/// A thread deregisters other keys, one of which is in the same group as the key. It cleans the
+/// list of the group, while a queue enters that list. The entry must not be lost.
 #[test]
 fn a_queue_enters_a_list_while_it_is_cleaned() {
     loom::model(|| {
@@ -99,7 +100,7 @@ fn a_queue_enters_a_list_while_it_is_cleaned() {
             let model = Arc::clone(&model);
             thread::spawn(move || model.post(true))
         };
-        // There are two groups, so some of these are in the group of the key.
+        // There are two groups of keys, so some of these keys are in the group of KEY.
         for key in [KEY + 1, KEY + 2, KEY + 3] {
             if model.device.release(key) == Release::Keep {
                 model.device.forget(key);
@@ -112,8 +113,8 @@ fn a_queue_enters_a_list_while_it_is_cleaned() {
     });
 }
 
-/// Another thread polls the completion at the same time as the deregistration. The registration is
-/// kept only if the work is over.
+/// A thread polls the completion while another deregisters. The registration is kept only if the
+/// work is over.
 fn what_is_kept_is_over(order: Order) {
     loom::model(move || {
         let model = Model::new(order);
@@ -144,7 +145,8 @@ fn what_is_kept_of_a_shared_queue_is_over() {
     what_is_kept_is_over(Order::Any);
 }
 
-/// Two completion queues serve a shared receive queue, and a third thread posts to the queue.
+/// Two threads complete receives of a shared receive queue, while a third thread posts to the
+/// queue.
 #[test]
 fn a_shared_queue_is_drained_by_several() {
     loom::model(|| {
@@ -165,7 +167,8 @@ fn a_shared_queue_is_drained_by_several() {
         for poller in pollers {
             poller.join().unwrap();
         }
-        // Two of three receives are over, but the queue cannot tell which.
+        // Two of the three receives are over, but the shim cannot tell which. So it must assume
+        // that each key is in use.
         assert_eq!(model.device.release(KEY + 2), Release::Outstanding);
         model.queue.complete();
         for key in [KEY, KEY + 1, KEY + 2] {

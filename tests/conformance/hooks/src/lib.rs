@@ -10,8 +10,9 @@
 //! - calls of other functions of libc;
 //! - changes by other processes.
 //!
-//! This monitor is a negative control. So only programs that need a negative control are linked
-//! with this crate.
+//! This monitor is a negative control: with it the device must read stale bytes, which proves that
+//! the suite detects them. Only the programs of the suite that need the control are linked with
+//! this crate.
 
 mod calls;
 
@@ -90,8 +91,8 @@ fn changes(start: usize, len: usize) {
     hint::black_box(any);
 }
 
-// SAFETY: this monitor is deliberately unsound. A stale registration does no harm, because the
-// device of the suite only reads from its pages, and these pages are mapped nowhere.
+// SAFETY: this monitor is unsound, so a registration can be stale. That does no harm, because the
+// device only reads from the pinned pages, and these pages are mapped nowhere.
 unsafe impl Monitor for Hooks {
     fn generation(&self) -> u64 {
         GENERATION.load(Ordering::SeqCst)

@@ -232,8 +232,8 @@ fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
         longer.1[last] = 1;
         assert_eq!(register(&longer), Err(Errno::E2BIG), "{size}");
         longer.1[last] = 0;
-        // A byte behind the structure may be set, because the driver does not read beyond the
-        // structure.
+        // The driver must accept a byte other than 0 after the stated size, because it does not
+        // read so far.
         longer.1[last + 1] = 1;
         register(&longer).unwrap();
         longer.1[last + 1] = 0;

@@ -66,7 +66,7 @@ impl Switch {
         self.0.write_all_at(nth.to_string().as_bytes(), 0).unwrap();
         let result = call();
         let mut left = [0];
-        // If this read fails, the fault has hit the read itself, and not the call.
+        // If this read fails, the fault has hit the read itself. So the call had no fault.
         let injected = self.0.read_at(&mut left, 0).is_ok() && left == *b"0";
         while self.0.write_all_at(b"0", 0).is_err() {}
         (injected, result)

@@ -15,7 +15,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
 
 /// Returns true if a page is present at the address.
-fn is_present(pagemap: &File, address: usize) -> bool {
+pub(crate) fn is_present(pagemap: &File, address: usize) -> bool {
     let mut entry = [0; 8];
     pagemap
         .read_exact_at(&mut entry, (address / PAGE * 8) as u64)
@@ -82,8 +82,8 @@ fn registering_during_an_invalidation_waits_for_it_or_reports_it() {
 
 /// One thread drops 64 MiB. In the meantime, another thread waits for the report of the last page.
 /// After the report, one of two conditions must hold: the page is already gone, or the driver
-/// reports the range again. A thread may pin the page after the first report, under the same watch.
-/// This thread needs the second report.
+/// reports the range again. A thread that pins the page after the first report, under the same
+/// watch, needs the second report.
 #[test]
 fn what_is_reported_before_it_is_over_is_reported_again() {
     const PAGES: usize = 64 << 20 >> 12;

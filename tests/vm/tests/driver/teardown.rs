@@ -167,8 +167,8 @@ fn a_process_may_die_with_everything_in_use() {
 }
 
 /// The first watch of an address space takes all locks of that address space. If the thread is
-/// killed during the first watch, the driver watches nothing. A process that shares the address
-/// space may then watch a range. This watch must not rely on the failed attempt.
+/// killed during the first watch, the driver watches nothing. If another process with the same
+/// address space then watches a range, that watch must attach the driver itself.
 #[test]
 fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
     const ENOUGH: usize = 10;

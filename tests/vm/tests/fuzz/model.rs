@@ -543,9 +543,9 @@ impl Watch {
     }
 
     /// Records these invalidations in their order. `raised` is the amount by which the
-    /// invalidations raised the real counter. At most one of the invalidations has an uncertain
-    /// number, which the function computes from `raised`. Returns this number if the file watches
-    /// memory that the invalidation meets.
+    /// invalidations raised the real counter. At most one element of `made` stands for an uncertain
+    /// number of invalidations. If the file watches memory that this element meets, the function
+    /// computes the number from `raised` and returns it.
     pub(crate) fn invalidate(
         &mut self,
         made: &[Invalidation],
@@ -586,8 +586,8 @@ impl Watch {
                     } else if possible.count() == 1 {
                         Some(Pending::Once(first))
                     } else {
-                        // If only one invalidation met the range, this invalidation covered all of
-                        // `first`.
+                        // If the range was invalidated only once, no boundary between two mappings
+                        // lies in it. Then the invalidation covered all of `first`.
                         Some(Pending::OnceOrOften(first))
                     }
                 }),

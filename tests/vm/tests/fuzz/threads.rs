@@ -114,8 +114,8 @@ struct Worker {
     dice: Dice,
     arena: Arena,
     own: File,
-    /// The model of this thread's ranges on the shared file. The thread uses only certain
-    /// predictions.
+    /// The model of this thread's ranges on the shared file. The thread uses only those predictions
+    /// that are certain.
     shared: Watch,
     /// The number of cookies that the thread has used so far.
     used: u64,

@@ -49,8 +49,8 @@ impl Site {
     }
 }
 
-/// Finds the static library that cargo built along with this test. There may be several, of other
-/// profiles. The newest one is from the current source, because cargo has just built it.
+/// Finds the static library that cargo built along with this test. There may be libraries of other
+/// profiles too. The newest library is from the current source, because cargo has just built it.
 fn newest_library() -> PathBuf {
     let this = std::env::current_exe().unwrap();
     let files = fs::read_dir(this.parent().unwrap()).unwrap().flatten();

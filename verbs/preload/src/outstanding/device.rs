@@ -16,7 +16,8 @@ pub(crate) enum Release {
     Crowded,
 }
 
-/// The accounting of one open device. Any of its queues may use any of its keys.
+/// The accounting of one open device. Work in any queue of the device may use any key of the
+/// device.
 pub(crate) struct Device {
     users: Arc<Users>,
     idle: Idle,

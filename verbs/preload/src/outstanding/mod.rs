@@ -75,11 +75,11 @@
 //! thread that reads an old value may treat a request as outstanding although it is over, which is
 //! safe.
 //!
-//! A thread that deregisters looks only at the queues that have a word for the key ([`users`]). A
-//! queue that is not in that list enters it, under the list's lock, before it takes a word for the
-//! key. If the deregistering thread had the lock first, the poster sees that thread's earlier
-//! writes, and so finds the key idle. So the table also holds if step 1 of the poster enters the
-//! list.
+//! A thread that deregisters looks only at the queues that have a word for the key. (A word is an
+//! element of [`keys::InUse`], and [`users`] has the lists of these queues.) A queue that is not in
+//! the key's list enters it, under the list's lock, before the queue takes a word for the key. If
+//! the deregistering thread had the lock first, the poster sees that thread's earlier writes, and
+//! so finds the key idle. So the table also holds if step 1 of the poster enters the list.
 //!
 //! Posting writes only to cache lines of its own queue, and reads one line of `Idle`. Counting a
 //! completion writes to lines of the queue and of the completion queue. Neither step looks up a

@@ -96,7 +96,7 @@ impl Queue {
         !self.is_destroyed() && self.in_use.has_group(key)
     }
 
-    /// Returns true if the queue counts as using every key.
+    /// Returns true if the shim must assume that the queue uses every key.
     pub(super) fn counts_for_every_key(&self) -> bool {
         let is_lost = self.lost.load(Ordering::Acquire);
         !self.is_destroyed() && (is_lost || self.in_use.is_crowded(self.over()))
@@ -214,10 +214,11 @@ impl Queue {
 /// Returns true if no successful completion of a queue pair's two queues is left to be polled.
 /// `errors` is the number of completions with errors that were polled since the last reset.
 ///
-/// Each request has at most one completion. A completion with an error may belong to an unsignaled
-/// request, which has none if it succeeds. Suppose that all unsignaled requests had one. The
-/// remaining errors belong to requests that cannot succeed any more. So if they are at least as
-/// many as the unfinished requests, no successful completion is left.
+/// Each request has at most one completion. An unsignaled request has one only if it fails. In the
+/// worst case, each unfinished unsignaled request has had one of the errors. The rest of the errors
+/// then belong to the unfinished requests that always have a completion, and each of those has
+/// failed. So if the rest is at least the number of those requests, no successful completion is
+/// left.
 pub(crate) fn all_polled(sends: &Queue, receives: &Queue, errors: u64) -> bool {
     let ((sends, unsignaled), (receives, _)) = (sends.unfinished(), receives.unfinished());
     sends + receives <= errors.saturating_sub(unsignaled)

@@ -32,7 +32,8 @@ enum Fault {
 enum Step {
     /// The program posts a list of requests, and the device accepts at most this many.
     Post(Vec<(u32, bool)>, usize),
-    /// One of the requests that can complete does. If it fails, all others fail as well.
+    /// One of the requests that can complete completes. If this request fails, all others fail as
+    /// well.
     Complete(usize, bool),
     /// The program polls one completion. True if it sees the queue empty after the last one.
     Poll(bool),
@@ -405,7 +406,8 @@ fn errors_of_unsignaled_requests_vouch_for_nothing() {
     };
     post(&sends, 1, false);
     post(&receives, 2, true);
-    // The receive has succeeded, and the send has not. Only the error was polled.
+    // The receive has succeeded, and the send has failed. Only the completion of the send was
+    // polled.
     assert!(!all_polled(&sends, &receives, 1));
     assert!(all_polled(&sends, &receives, 2));
     receives.reset(all_polled(&sends, &receives, 1));

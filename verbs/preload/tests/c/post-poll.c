@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Posts and polls TIMES times on the fake device. All posts use one registration, or each post
- * makes a new one:
+ * Posts and polls TIMES times on the fake device. All posts use one registration, or each post uses
+ * a new one:
  *
  *     post-poll TIMES QUEUE-PAIRS send|receive|register [FUNCTION]
  *

@@ -145,7 +145,10 @@ static void finish(struct work *work, int arrived)
 	done++;
 }
 
-/* Waits for `wanted` completions, or the first that failed. Returns true if none has failed. */
+/*
+ * Waits for `wanted` completions, or for the first completion with an error. Returns true if no
+ * completion had an error.
+ */
 static int await(struct end *end, int wanted)
 {
 	struct ibv_wc wc;
@@ -190,7 +193,9 @@ static int receives(struct end *end, struct work *work, int count)
 	tell(end, count);
 	int went_well = hear(end);
 
-	/* The peer's requests have completed, so these will complete as well. */
+	/*
+	 * All requests of the peer have completed, so those of this process will complete as well.
+	 */
 	return went_well && await(end, count);
 }
 

@@ -42,8 +42,8 @@ impl Report {
     }
 
     /// Measures rounds of the variants and adds their figure. The first variant is regcache. UCX
-    /// follows if it is built in. The last variant is one thread, if the figure is compared with
-    /// one thread.
+    /// follows if it is built in. If the figure is compared with one thread, the last variant is
+    /// regcache in one thread.
     pub(crate) fn compare(
         &mut self,
         name: &str,

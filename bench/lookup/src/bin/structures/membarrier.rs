@@ -8,7 +8,7 @@ use regcache_bench_harness::{Pinned, median, timed};
 
 use crate::Result;
 
-// Both commands are constants of linux/membarrier.h, where their names begin with
+// The commands of `membarrier` in linux/membarrier.h, where their names begin with
 // `MEMBARRIER_CMD_`.
 const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
 const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;

@@ -214,8 +214,8 @@ impl<F: Fence> Reference for Announced<F> {
             .0
             .iter()
             .find(|slot| slot.load(Ordering::Acquire).is_null());
-        // This loop always finds an empty slot. A real cache without an empty slot would count the
-        // reference in the entry.
+        // In this benchmark a slot is always empty. A real cache without an empty slot would count
+        // the reference in the entry.
         let Some(slot) = free else { return };
         slot.store(ptr::from_ref(entry).cast_mut(), Ordering::Relaxed);
         F::fence();

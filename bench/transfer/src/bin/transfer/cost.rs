@@ -17,8 +17,8 @@ use crate::measure::{Target, raise_limits};
 pub(crate) struct Options {
     #[command(flatten)]
     place: Target,
-    /// Assume that a transfer takes this many nanoseconds in addition to its bytes and its
-    /// registration
+    /// Assume that a transfer takes this many nanoseconds in addition to the time for its bytes and
+    /// its registration
     #[arg(long, value_name = "NS", default_value_t = LATENCY_NS)]
     latency: f64,
 }
