@@ -26,8 +26,8 @@ pub(super) const DRIVER: &[Edit] = &[
 
 /// The changes of the header.
 pub(super) const HEADER: &[Edit] = &[Edit {
-    from: "callers. Documentation/ummunotify.rst says what each call promises.",
-    to: "callers. Documentation/userspace-api/ummunotify.rst says what each call\n * promises.",
+    from: " * 32-bit and 64-bit callers. Documentation/ummunotify.rst describes each call.\n",
+    to: " * 32-bit and 64-bit callers. Documentation/userspace-api/ummunotify.rst\n * describes each call.\n",
 }];
 
 /// The changes of the documentation, in addition to those that [`document`] makes.
