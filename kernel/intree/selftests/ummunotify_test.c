@@ -362,6 +362,30 @@ TEST_F(ummunotify, one_read_returns_several_events_in_their_order)
 	EXPECT_LAST(&events[5], 5);
 }
 
+/* More ranges than the driver visits in an invalidation. */
+#define MANY	200
+
+TEST_F(ummunotify, an_invalidation_of_many_ranges_reports_each_once)
+{
+	struct ummunotify_event events[MANY + 2];
+	bool reported[MANY] = { };
+	int i;
+
+	for (i = 0; i < MANY; i++)
+		ASSERT_EQ(0, watch(self->fd, self->memory + i, self->page, i));
+	ASSERT_EQ(0, madvise(self->memory, 2 * self->page, MADV_DONTNEED));
+	EXPECT_EQ(1, generation(self->counter));
+	ASSERT_EQ(MANY + 1, read_events(self->fd, events, MANY + 2));
+	for (i = 0; i < MANY; i++) {
+		EXPECT_EQ(UMMUNOTIFY_EVENT_TYPE_INVAL, events[i].type);
+		ASSERT_LT(events[i].user_cookie_counter, MANY);
+		EXPECT_FALSE(reported[events[i].user_cookie_counter]);
+		reported[events[i].user_cookie_counter] = true;
+	}
+	EXPECT_LAST(&events[MANY], 1);
+	EXPECT_TRUE(nothing_to_read(self->fd));
+}
+
 TEST_F(ummunotify, more_than_fits_is_left_for_the_next_read)
 {
 	struct ummunotify_event events[4];
