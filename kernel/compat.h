@@ -7,6 +7,7 @@
 #define _UMMUNOTIFY_COMPAT_H
 
 #include <linux/mm.h>
+#include <linux/slab.h>
 
 /* Linux before 6.3 does not have this function. */
 #ifndef UMMUNOTIFY_HAS_vm_flags_mod
@@ -15,6 +16,11 @@ static inline void vm_flags_mod(struct vm_area_struct *vma,
 {
 	vma->vm_flags = (vma->vm_flags | set) & ~clear;
 }
+#endif
+
+/* Most kernels before 7.0 do not have this macro. */
+#ifndef UMMUNOTIFY_HAS_kzalloc_obj
+#define kzalloc_obj(object, gfp)	kzalloc(sizeof(object), gfp)
 #endif
 
 #endif /* _UMMUNOTIFY_COMPAT_H */

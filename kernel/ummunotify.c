@@ -428,7 +428,7 @@ static struct ummunotify_user *ummunotify_get_user(void)
 	struct ummunotify_user *user, *new;
 	kuid_t uid = ummunotify_current_uid();
 
-	new = kzalloc(sizeof(*new), UMMUNOTIFY_GFP);
+	new = kzalloc_obj(*new, UMMUNOTIFY_GFP);
 	if (!new)
 		return NULL;
 	new->uid = uid;
@@ -1713,7 +1713,7 @@ static int ummunotify_open(struct inode *inode, struct file *filp)
 	if (!current->mm)
 		return -EINVAL;
 
-	file = kzalloc(sizeof(*file), UMMUNOTIFY_GFP);
+	file = kzalloc_obj(*file, UMMUNOTIFY_GFP);
 	if (!file)
 		return -ENOMEM;
 	file->user = ummunotify_get_user();

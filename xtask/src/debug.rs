@@ -47,7 +47,7 @@ pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
     let dir = project.own_dir().join("debug");
     let tree = dir.join("linux");
     setup::packages(project, PACKAGES)?;
-    let version = source::version()?;
+    let version = source::Package::at_home().version()?;
     let built = dir.join("built");
     let built_from = format!("{version}\n{WITHOUT_KASAN:?}\n{CONFIG}");
     let is_built = || fs::read_to_string(&built).is_ok_and(|it| it == built_from);
@@ -58,7 +58,7 @@ pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
     if is_built() {
         return Ok(tree);
     }
-    source::unpack(&dir, &["*"])?;
+    source::Package::at_home().unpack(&dir, &["*"])?;
     for makefile in WITHOUT_KASAN {
         leave_alone(&tree.join(makefile))?;
     }
@@ -112,7 +112,7 @@ fn configure(dir: &Path, tree: &Path) -> Result<(), Error> {
 }
 
 /// Returns the wanted settings that the configuration does not contain.
-fn not_taken<'a>(wanted: &'a str, got: &str) -> Vec<&'a str> {
+pub(crate) fn not_taken<'a>(wanted: &'a str, got: &str) -> Vec<&'a str> {
     let got: Vec<_> = got.lines().collect();
     let settings = wanted.lines().filter(|line| line.starts_with("CONFIG_"));
     settings.filter(|line| !got.contains(line)).collect()

@@ -480,7 +480,7 @@ pub(crate) fn has_kvm() -> bool {
 
 /// Returns the lines of the kernel's log that report a fault. Also returns the lines after the
 /// first fault, because they are usually its stack trace.
-fn complaints(messages: &str) -> String {
+pub(crate) fn complaints(messages: &str) -> String {
     // virtme-ng's init also writes warnings into the kernel's log. These warnings are not faults of
     // the kernel.
     let complains = |line: &str| {
@@ -522,7 +522,7 @@ fn leaks(listed: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn tail(text: &str, lines: usize) -> String {
+pub(crate) fn tail(text: &str, lines: usize) -> String {
     let all: Vec<_> = text.lines().map(str::trim_end).collect();
     let last: Vec<_> = all[all.len().saturating_sub(lines)..]
         .iter()
