@@ -51,8 +51,8 @@ pub trait Endpoint: Send {
     /// until the endpoint is dropped. Until then, nothing else may use the memory.
     unsafe fn post(&mut self, place: usize, op: Op, memory: Memory) -> Result<(), Error>;
 
-    /// Returns the place of a transfer that has succeeded since the last call. Returns `None` if
-    /// there is no such transfer. Does not wait.
+    /// Returns the place of a transfer that has succeeded, once for each transfer. Returns `None`
+    /// if no further transfer has succeeded yet. Does not wait.
     ///
     /// # Errors
     ///

@@ -40,12 +40,12 @@ impl Planned {
     }
 }
 
-/// Adds a variant to each cell: a cache with a monitor that never reports. This monitor's
-/// generation never changes. The driver's generation is a word in memory, which does not change
+/// Adds a variant to each cell: a cache with a monitor that never reports. The generation of this
+/// monitor is a constant. The generation of the driver is a word in memory, which does not change
 /// while nothing is unmapped.
 ///
 /// Without the driver, the monitor is userfaultfd, which each lookup calls. The added variant then
-/// shows the cost that a hit would have with the driver. Cells with unmaps do not get this variant,
+/// shows the approximate cost of a hit with the driver. Cells with unmaps do not get this variant,
 /// because it would move stale bytes.
 pub fn add_drivers_hit(planned: &mut [Planned]) {
     for planned in planned {
