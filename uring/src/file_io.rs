@@ -160,7 +160,8 @@ impl FileIo {
         let len = self.check(bytes, buffer)?;
         let fd = types::Fd(file.as_raw_fd());
         let request = opcode::WriteFixed::new(fd, bytes.as_ptr(), len, buffer.index());
-        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until the end.
+        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until this
+        // function returns, and the request is complete by then.
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
@@ -185,7 +186,8 @@ impl FileIo {
         let len = self.check(bytes, buffer)?;
         let fd = types::Fd(file.as_raw_fd());
         let request = opcode::ReadFixed::new(fd, bytes.as_mut_ptr(), len, buffer.index());
-        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until the end.
+        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until this
+        // function returns, and the request is complete by then.
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
@@ -204,16 +206,16 @@ impl FileIo {
     ///
     /// # Safety
     ///
-    /// The caller must allow the kernel to access the memory that the request names until this
-    /// function returns.
+    /// The kernel accesses the memory that the request names. The caller must allow these accesses
+    /// until this function returns.
     unsafe fn transfer(&self, request: &squeue::Entry) -> Result<usize, Error> {
         let Ring { ring, is_broken } =
             &mut *self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if *is_broken {
             return Err(io::Error::other("the ring has failed before: make a new FileIo").into());
         }
-        // SAFETY: the caller allows the kernel to access the memory until this function returns. By
-        // then the request is complete, or is never submitted because `is_broken` is set.
+        // SAFETY: the caller allows the accesses of the kernel until this function returns. By then
+        // the request is complete, or it is never submitted because `is_broken` is set.
         let pushed = unsafe { ring.submission().push(request) };
         pushed.map_err(io::Error::other)?;
         loop {

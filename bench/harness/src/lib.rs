@@ -6,7 +6,7 @@
 //! A disturbance that lasts longer than a round slows all variants of the round alike. So
 //! benchmarks quote ratios of two samples of the same round. The quoted figure is the median of the
 //! ratios over all rounds. The median's confidence interval depends only on the order of the ratios
-//! ([`Estimate`]), so a few extreme ratios do not change it.
+//! ([`Estimate`]), so a few extreme ratios do not change the interval.
 //!
 //! A round is discarded if the kernel preempted a measuring thread. A round that uses two threads
 //! is also discarded if the two threads shared one CPU. Two threads can share a CPU in a virtual

@@ -75,7 +75,7 @@ fn pages(range: VaRange) -> u64 {
     (range.end().next_multiple_of(PAGE) - range.start() / PAGE * PAGE) as u64
 }
 
-/// A wrapper that counts the calls of a registrar or of a monitor.
+/// A wrapper that counts the calls to a registrar or to a monitor.
 #[derive(Debug, Clone)]
 pub struct Counted<T> {
     inner: T,

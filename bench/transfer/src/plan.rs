@@ -55,7 +55,7 @@ pub fn add_drivers_hit(planned: &mut [Planned]) {
     }
 }
 
-/// Adds on-demand paging to the cells whose operation is in `offered`, which lists the operations
+/// Adds on-demand paging to the cells whose operation is in `offered`. `offered` has the operations
 /// for which the device offers on-demand paging.
 pub fn add_on_demand(planned: &mut [Planned], offered: &[Op]) {
     for Planned { workload, entries } in planned {

@@ -89,8 +89,8 @@ impl Stopwatch {
         Ok((prepared, watch))
     }
 
-    /// Calls `release`, and measures the time of the call. Returns the times of the transfer. Must
-    /// be called after the transfer has completed.
+    /// Calls `release`, and measures the time of the call. Returns the times of the transfer. Call
+    /// this function after the transfer has completed.
     pub(crate) fn release(
         self,
         release: impl FnOnce() -> Result<(), Error>,

@@ -20,10 +20,9 @@ const REST: Duration = Duration::from_micros(20);
 /// Pauses for a random time before a transfer. The pause varies the time from the end of the
 /// transfer to the poll that finds it complete. Returns the duration of the pause.
 ///
-/// On an emulated machine, each transfer repeats the timing of the previous transfer. Without the
-/// pause, the poll with the same number would find each transfer of a sample complete. If every
-/// transfer took a tenth of a microsecond longer, that poll could be one number later for all of
-/// them.
+/// On an emulated machine, each transfer repeats the timing of the previous transfer. So without
+/// the pause, the same poll, for example the third, would find each transfer of a sample complete.
+/// If transfers took a tenth of a microsecond longer, all of them might miss that poll.
 ///
 /// If `idle` is true, the thread first sleeps, so that the kernel threads of a software device can
 /// finish their work.

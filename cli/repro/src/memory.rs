@@ -27,8 +27,8 @@ impl Memory {
     ///
     /// # Safety
     ///
-    /// The caller must own the addresses: no other code uses memory at these addresses, and no
-    /// reference to it exists.
+    /// The caller must own the addresses: no other code uses the memory at these addresses, and no
+    /// reference to this memory exists.
     pub unsafe fn at(start: usize, len: usize) -> io::Result<Self> {
         let start = NonNull::new(ptr::with_exposed_provenance_mut(start)).ok_or(Errno::EINVAL)?;
         Ok(Self { start, len })

@@ -33,15 +33,15 @@ pub struct Scenario {
     pub changed: fn(Memory) -> Range<usize>,
     /// Frees the memory.
     pub free: fn(Memory),
-    /// The times at which a program writes the memory.
+    /// The times at which the program that runs the scenario writes the memory.
     pub written: Written,
     /// True if the change always puts other pages behind the addresses. False if the pages stay, or
     /// if the kernel or malloc decides whether the pages stay.
     pub replaces: bool,
 }
 
-/// The times at which the program writes the memory. A write populates every page that is not
-/// populated yet.
+/// The times at which the program that runs the scenario writes the memory. A write populates every
+/// page that is not populated yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
     /// The program writes the memory before each transfer.

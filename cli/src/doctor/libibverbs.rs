@@ -38,7 +38,7 @@ pub(crate) fn look() -> Verbs {
         return Verbs::NotThere;
     };
     // SAFETY: the functions of libibverbs with these names have the types that verbs.h declares.
-    // This code treats their structures as opaque.
+    // This code treats the structures of libibverbs as opaque.
     let (get_list, free_list, get_name) = unsafe {
         (
             std::mem::transmute::<*mut c_void, GetList>(get_list),

@@ -1,5 +1,5 @@
-//! Measures lookups of regcache and of UCX's registration cache. Prints a table, and a line for
-//! each figure that scripts can read.
+//! Measures lookups of regcache and of UCX's registration cache. Prints a table for people, and
+//! then one line for each figure, for scripts.
 //!
 //! The table reports a missed threshold. The exit status does not depend on thresholds.
 //!
