@@ -33,8 +33,8 @@ pub trait Preparer: Sync {
     /// The state that the caller keeps while the transfer is in flight, such as a guard.
     type Held;
 
-    /// Returns registered memory for the transfer: the buffer itself, or the bounce memory of
-    /// [`Copy`].
+    /// Returns registered memory for the transfer: the buffer itself, or the bounce memory of the
+    /// strategy that copies.
     ///
     /// # Errors
     ///
