@@ -940,16 +940,14 @@ static noinline bool ummunotify_record_met(struct ummunotify_file *file, unsigne
 	return more;
 }
 
-/* Record an invalidation. Returns true if there is more to read than before. */
-static bool ummunotify_record(struct ummunotify_file *file, unsigned long start,
-			      unsigned long last, bool protection)
+/* Record an invalidation that may meet a region. Not inline, to keep the common path short. */
+static noinline bool ummunotify_record_search(struct ummunotify_file *file, unsigned long start,
+					      unsigned long last, bool protection)
 {
 	int kind;
 
 	lockdep_assert_held(&file->lock);
 
-	if (ummunotify_in_gap(file, start, last))
-		return false;
 	for (kind = protection; kind <= 1; kind++) {
 		if (interval_tree_iter_first(&file->watched[kind], start, last) ||
 		    interval_tree_iter_first(&file->saturated[kind], start, last))
@@ -958,6 +956,15 @@ static bool ummunotify_record(struct ummunotify_file *file, unsigned long start,
 	if (!protection)
 		ummunotify_add_gap(file, start, last);
 	return false;
+}
+
+/* Record an invalidation. Returns true if there is more to read than before. */
+static bool ummunotify_record(struct ummunotify_file *file, unsigned long start,
+			      unsigned long last, bool protection)
+{
+	if (ummunotify_in_gap(file, start, last))
+		return false;
+	return ummunotify_record_search(file, start, last, protection);
 }
 
 /*

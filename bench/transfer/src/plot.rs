@@ -5,6 +5,7 @@ use plotters::prelude::*;
 
 use crate::project::{LATENCY_NS, LINKS, share};
 use crate::results::{Outcome, Run};
+use crate::threshold::OF_PRE_REGISTERED;
 use crate::{Error, Op, Strategy, bytes};
 
 const SIZE: (u32, u32) = (1040, 440);
@@ -32,8 +33,8 @@ struct Frame<'a> {
     /// If true, the vertical axis is logarithmic.
     log: bool,
     range: (f64, f64),
-    /// The height and the name of a horizontal line.
-    line: Option<(f64, &'a str)>,
+    /// The height of a horizontal line. Its name is this number.
+    line: Option<f64>,
     label: &'a dyn Fn(f64) -> String,
 }
 
@@ -114,12 +115,12 @@ where
         .draw()
         .map_err(|e| to_text(&e))?;
     let mut names = Vec::new();
-    if let Some((at, name)) = frame.line {
+    if let Some(at) = frame.line {
         let ends = [(0.0, at), (last, at)];
         chart
             .draw_series(DashedLineSeries::new(ends, 6, 4, BLACK.stroke_width(1)))
             .map_err(|e| to_text(&e))?;
-        names.push((name, BLACK));
+        names.push((at.to_string(), BLACK));
     }
     for (index, line) in series.iter().enumerate() {
         let color = color(index);
@@ -127,7 +128,7 @@ where
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(3))
             .map_err(|e| to_text(&e))?;
-        names.push((&line.name, color));
+        names.push((line.name.clone(), color));
         let bars = line.between.iter().map(|&(size, low, high)| {
             // The intervals of several lines are drawn side by side, so that each interval is
             // visible.
@@ -252,7 +253,7 @@ pub(crate) fn of_pre_registered(run: &Run, title: &str) -> Result<String, Error>
         y: "ratio to pre-registered",
         log: false,
         range: (0.9, 1.1),
-        line: Some((1.03, "1.03")),
+        line: Some(OF_PRE_REGISTERED),
         label: &|ratio| format!("{ratio:.2}"),
     };
     draw(&frame, &sizes(run, Op::Write), &series)

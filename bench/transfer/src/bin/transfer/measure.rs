@@ -82,6 +82,7 @@ pub(crate) struct Work {
 }
 
 impl Work {
+    /// Returns true if an option selects workloads in place of the standard plan.
     fn is_own(&self) -> bool {
         let Self {
             op,
@@ -91,7 +92,11 @@ impl Work {
             threads,
             unmaps,
             strategy,
-            ..
+            quick: _,
+            seconds: _,
+            json: _,
+            peers: _,
+            clock: _,
         } = self;
         !op.is_empty()
             || !size.is_empty()
