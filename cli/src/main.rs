@@ -98,7 +98,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The reason why a command failed, and its exit status.
+/// The reason why a command of the tool failed, and the exit status of the tool.
 #[derive(Debug)]
 struct Failure {
     message: String,

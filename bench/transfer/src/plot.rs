@@ -18,7 +18,8 @@ const NAMES: u32 = 250;
 const NAME_HEIGHT: i32 = 22;
 const FONT: &str = "sans-serif";
 
-/// A line of a plot: its name, its points and the confidence interval of each point.
+/// A line of a plot: its name, its points, and the confidence intervals. An interval is a size with
+/// the lower and the upper bound.
 struct Series {
     name: String,
     points: Vec<(f64, f64)>,
@@ -51,7 +52,7 @@ fn color(index: usize) -> RGBColor {
     COLORS[index % COLORS.len()]
 }
 
-/// Draws the lines of a plot over the sizes.
+/// Draws a plot. The horizontal axis has the sizes, and each series is a line.
 fn draw(frame: &Frame<'_>, sizes: &[usize], series: &[Series]) -> Result<String, Error> {
     let mut svg = String::new();
     let drawn = if frame.log {
@@ -152,7 +153,8 @@ fn sizes(run: &Run, op: Op) -> Vec<usize> {
     plain.map(|workload| workload.size).collect()
 }
 
-/// Returns a line that shows a figure of a strategy for each size of the plain workloads.
+/// Returns a line that shows one figure of a strategy. The line has a point for each size of the
+/// plain workloads.
 fn line(run: &Run, op: Op, strategy: Strategy, figure: fn(&Outcome) -> f64) -> Series {
     let cells = run.cells.iter();
     let cells = cells.filter(|cell| cell.workload.op == op && cell.workload.is_plain());
@@ -167,7 +169,8 @@ fn line(run: &Run, op: Op, strategy: Strategy, figure: fn(&Outcome) -> f64) -> S
     }
 }
 
-/// Returns the largest power of ten below all values, and the smallest power of ten above them.
+/// Returns a power of ten below all values, and a power of ten above all values. They are the
+/// bounds of the vertical axis.
 fn decades(series: &[Series]) -> (f64, f64) {
     let values = || {
         series
@@ -221,8 +224,8 @@ pub(crate) fn registering(
     draw(&frame, &sizes(run, Op::Write), &series)
 }
 
-/// Plots the ratio of the cache to pre-registered memory for each size, with the confidence
-/// interval of the ratio.
+/// Plots the time of a transfer with the cache, as a ratio to the time with pre-registered memory,
+/// for each size. Also shows the confidence interval of each ratio.
 ///
 /// # Errors
 ///
@@ -256,8 +259,8 @@ pub(crate) fn of_pre_registered(run: &Run, title: &str) -> Result<String, Error>
     draw(&frame, &sizes(run, Op::Write), &series)
 }
 
-/// Plots the share of a transfer's time that registering takes, with a line for each of several
-/// links. A further line shows the share that a hit takes on the fastest link.
+/// Plots the share of a transfer's time that registering takes. The plot has one line for each of
+/// several links. A further line shows the share that a hit takes on the fastest link.
 ///
 /// # Errors
 ///

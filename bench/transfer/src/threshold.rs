@@ -5,14 +5,15 @@ use std::fmt;
 use crate::results::{Cell, Outcome, Run};
 use crate::{Strategy, bytes};
 
-/// The largest time of a transfer with the cache, as a ratio to pre-registered memory.
+/// The largest time of a transfer with the cache, as a ratio to the time with pre-registered
+/// memory.
 pub(crate) const OF_PRE_REGISTERED: f64 = 1.03;
 
 /// The smallest overhead of registering per transfer, as a ratio to the cache's overhead.
 const TIMES_LESS: f64 = 20.0;
 
-/// The smallest rate of the cache if 1 % of the transfers follow an unmap. It is a ratio to the
-/// rate without unmaps.
+/// The smallest rate of transfers with the cache if 1 % of the transfers follow an unmap, as a
+/// ratio to the rate without unmaps.
 const OF_QUIET: f64 = 0.9;
 
 const STALE: &str = "stale bytes";
@@ -28,7 +29,7 @@ pub struct Verdict {
     pub threshold: String,
     /// The measured figure.
     pub value: f64,
-    /// The bounds of the figure with 95 % confidence, if they are known.
+    /// The lower and the upper bound of the figure with 95 % confidence, if they are known.
     pub between: Option<[f64; 2]>,
     /// True if the figure meets the threshold.
     pub met: bool,
@@ -121,8 +122,8 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
         ));
     }
     if workload.checked {
-        // Stale bytes of on-demand paging are not counted here, because the kernel decides which
-        // pages the device uses. The table of the report shows these bytes.
+        // Wrong bytes of on-demand paging are not counted here, because they are an error of the
+        // kernel and not of the cache. The table of the report shows their number.
         let ours = cell.outcomes.iter();
         let ours = ours.filter(|outcome: &&Outcome| outcome.strategy != Strategy::Odp.name());
         let stale: u64 = ours.map(|outcome| outcome.stale_bytes).sum();

@@ -5,8 +5,8 @@ use regcache::monitor::{OpenError, Ummunotify, Userfaultfd, UserfaultfdError};
 
 use super::{Files, Finding};
 
-/// Returns the name of the best monitor that this machine offers. A cache uses this monitor by
-/// default.
+/// Returns the name of the monitor that a cache on this machine uses by default: the driver, or
+/// else userfaultfd.
 pub(crate) fn best() -> Option<&'static str> {
     if Ummunotify::open().is_ok() {
         return Some("ummunotify");

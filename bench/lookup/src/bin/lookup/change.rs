@@ -21,7 +21,8 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     drain(report)
 }
 
-/// Measures misses. UCX's cache has no monitor here, so regcache uses a monitor that does nothing.
+/// Measures misses. In this benchmark UCX's cache has no monitor. So regcache uses a monitor that
+/// watches nothing.
 fn miss(report: &mut Report, name: &str, entries: usize, threshold: Threshold) -> Result<()> {
     report.compare_rebuilt(name, threshold, entries, |effort| {
         let pair = Pair::unwatched(entries)?;
@@ -31,8 +32,8 @@ fn miss(report: &mut Report, name: &str, entries: usize, threshold: Threshold) -
     })
 }
 
-/// Measures the misses that fill a new cache. Each of these misses allocates memory for its entry,
-/// while the misses of [`miss`] reuse the memory of earlier entries.
+/// Measures the misses that fill a new cache. Each of these misses allocates memory for its entry.
+/// By contrast, the misses of [`miss`] reuse the memory of earlier entries.
 fn fill(report: &mut Report, entries: usize) -> Result<()> {
     let name = format!("fill/{entries}");
     if !report.wants(&name) {
@@ -57,7 +58,7 @@ fn fill(report: &mut Report, entries: usize) -> Result<()> {
             (ours(), theirs)
         };
         let samples: Vec<_> = std::iter::once(ours).chain(theirs).collect();
-        // The last rounds count even if they were disturbed. So the measurement also ends on a
+        // The last rounds are kept even if they were disturbed. So the measurement also ends on a
         // machine that is always busy.
         let counts = round >= 4 * wanted || samples.iter().all(|sample| sample.undisturbed);
         rounds.push(samples.iter().map(|sample| sample.ns).collect(), counts);
@@ -106,8 +107,8 @@ fn once(
     Ok(())
 }
 
-/// Measures the lookup that drains the monitor's reports after `k` ranges have changed. UCX has no
-/// counterpart.
+/// Measures the lookup that drains the monitor's reports after `k` ranges have changed, for several
+/// values of `k`. UCX's cache has no such lookup.
 fn drain(report: &mut Report) -> Result<()> {
     if !report.wants("drain") {
         return Ok(());

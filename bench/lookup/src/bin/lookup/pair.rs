@@ -1,4 +1,5 @@
-//! [`Pair`]: regcache and its peer with the same ranges, and the [`Loop`]s that measure both.
+//! [`Pair`]: regcache and UCX's cache with the same ranges, and the [`Loop`]s that measure both
+//! caches.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,15 +13,15 @@ use crate::Result;
 /// The limit of entries that a cache has by default.
 const ROOM: usize = 1 << 16;
 
-/// The limit for a cache of 100 000 entries. It is the next power of two above [`ROOM`].
+/// The limit of entries for a cache of 100 000 entries. It is the next power of two above [`ROOM`].
 const MORE_ROOM: usize = 1 << 17;
 
-/// Returns a limit that is large enough for this many entries.
+/// Returns a limit of entries that is large enough for `entries` entries.
 pub(crate) fn room(entries: usize) -> usize {
     if entries <= ROOM { ROOM } else { MORE_ROOM }
 }
 
-/// regcache and its peer, with the same ranges registered.
+/// regcache and UCX's cache. Both have registered the same ranges.
 pub(crate) struct Pair<S> {
     pub(crate) addresses: Arc<Addresses>,
     pub(crate) regcache: S,
@@ -37,8 +38,8 @@ impl Pair<Regcache> {
 }
 
 impl Pair<Unwatched> {
-    /// Builds both caches. UCX's cache has no monitor here, so regcache uses a monitor that does
-    /// nothing.
+    /// Builds both caches. In this benchmark UCX's cache has no monitor. So regcache uses a monitor
+    /// that watches nothing.
     pub(crate) fn unwatched(entries: usize) -> Result<Self> {
         let addresses = Arc::new(Addresses::new(entries, 4096)?);
         let regcache = Unwatched::new(room(entries))?;
@@ -60,8 +61,9 @@ impl<S: Subject> Pair<S> {
         })
     }
 
-    /// Returns a variant for each cache that runs the loop `measured`. If `one_thread` is given, a
-    /// further variant runs the loop `one_thread` on regcache.
+    /// Returns a variant for each of the two caches. Each of these variants runs the loop
+    /// `measured`. If `one_thread` is given, a further variant runs the loop `one_thread` on
+    /// regcache.
     pub(crate) fn variants(
         &self,
         measured: Loop,
@@ -74,7 +76,7 @@ impl<S: Subject> Pair<S> {
         variants
     }
 
-    /// Checks that no registration was leaked or destroyed twice.
+    /// Checks that each cache has exactly one registration for each range.
     pub(crate) fn check_balance(&self) {
         let entries = self.addresses.count() as u64;
         assert_eq!(self.regcache.live(), entries);
@@ -84,23 +86,24 @@ impl<S: Subject> Pair<S> {
     }
 }
 
-/// A measured loop. A loop runs in one thread, unless its description names two threads.
+/// A measured loop. It runs in one thread, unless its description says that two threads run it.
 #[derive(Clone, Copy)]
 pub(crate) enum Loop {
-    /// Looks up the middle range.
+    /// Looks up the range in the middle again and again.
     Same,
     /// Looks up random ranges.
     Random,
     /// Looks up random pages within the ranges.
     Within,
-    /// Looks up the first range on the first CPU, to compare with two threads.
+    /// Looks up the first range in one thread, which is pinned to the first CPU. `SameByTwo` and
+    /// `OwnByTwo` are compared with this loop.
     SamePinned,
-    /// Looks up random ranges on the first CPU, to compare with two threads.
+    /// Looks up random ranges in one thread, which is pinned to the first CPU. `RandomByTwo` is
+    /// compared with this loop.
     RandomPinned,
     /// Looks up the first range in two threads.
     SameByTwo,
-    /// Looks up ranges in two threads. Each thread always looks up the same range, and the ranges
-    /// differ.
+    /// Looks up two ranges in two threads. Each thread always looks up its own range.
     OwnByTwo,
     /// Looks up random ranges in two threads.
     RandomByTwo,
@@ -108,8 +111,8 @@ pub(crate) enum Loop {
     Miss,
     /// Invalidates ranges.
     Invalidate,
-    /// Looks up ranges that have no entry in a cache at its limit, so that each lookup evicts an
-    /// entry.
+    /// Looks up ranges that have no entry. The cache is at its limit of entries, so each lookup
+    /// evicts an entry.
     Evict,
 }
 
@@ -168,7 +171,7 @@ impl Loop {
     }
 }
 
-/// Makes a variant of a loop that times itself.
+/// Makes a variant of the loop `run`, which measures its own time.
 fn times_itself<'a>(run: impl Fn(Range<usize>) -> Duration + 'a) -> Box<Variant<'a>> {
     let mut from = 0;
     Box::new(move |operations| {
@@ -183,8 +186,8 @@ fn times_itself<'a>(run: impl Fn(Range<usize>) -> Duration + 'a) -> Box<Variant<
 }
 
 fn evictions<'a>(subject: &'a impl Subject, addresses: &'a Addresses) -> Box<Variant<'a>> {
-    // During the first pass, a lookup may hit an entry that `fill` left. So the first pass is not
-    // measured.
+    // In the first pass over the ranges, a lookup may hit an entry that `fill` has made. So the
+    // first pass is not measured.
     let mut from = 2 * addresses.count();
     loops::evict(subject, addresses, 0, from);
     Box::new(move |operations| {

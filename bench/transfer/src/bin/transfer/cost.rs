@@ -12,7 +12,7 @@ use regcache_bench_transfer::{Error, Uring, Verbs, registration_cost, table};
 
 use crate::measure::{Target, raise_limits};
 
-/// The device, and the latency of the projected links.
+/// The device to measure, and the latency of the projected transfers.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]

@@ -1,5 +1,5 @@
-//! The program `transfer`: measures the cost of a transfer with each strategy that registers its
-//! buffer.
+//! The program `transfer`: measures the cost of a transfer with each strategy. A strategy is a way
+//! in which the buffer of a transfer is registered.
 //!
 //! This file has the subcommands. The options of each subcommand are in the file of its name:
 //! `measure.rs`, `cost.rs`, `hosts.rs` (`server` and `client`), and `read.rs` (`report` and
