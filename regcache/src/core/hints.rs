@@ -51,8 +51,8 @@ const FIRST_SETS: usize = 64;
 const MAX_SETS: usize = 1 << 18;
 
 /// A set of hints. A hint consists of a slot and the tag of a page. Tags are short, so two pages
-/// may have the same tag. Two or three in a hundred lookups of a page without a hint find the slot of
-/// another page. The reader treats that slot as a wrong hint.
+/// may have the same tag. If a page has no hint, two or three in a hundred of its lookups find the
+/// slot of another page. The reader treats that slot as a wrong hint.
 #[derive(Debug, Default)]
 #[repr(align(16))]
 struct Set([AtomicU32; WAYS]);
