@@ -3,7 +3,7 @@
 
 use crate::model::{IN_USE, LEAKS, OTHER_RANGE, STALE, STUCK, TWICE};
 
-/// A rule of the protocol that the model breaks on purpose.
+/// A way in which the model breaks a rule of the protocol on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The driver reports a change only after the address can be handed out again.

@@ -1,6 +1,6 @@
 //! The state of the model. The state is small, so that the checker can visit every state that can
 //! be reached. A *pin* is a registration of the modelled device. A *version* is the number of a
-//! physical page.
+//! physical page. A *fault* is a rule that the model breaks on purpose (`fault.rs`).
 
 /// The maximum numbers of pages, slots and threads, which are sizes of arrays. A scenario may use
 /// fewer pages, slots or threads.

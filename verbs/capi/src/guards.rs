@@ -164,8 +164,8 @@ fn pool_pop() -> Option<u32> {
     let mut pool = POOL.load(Ordering::Acquire);
     loop {
         let index = ((pool & POOL_SLOT) as u32).checked_sub(1)?;
-        // Another thread may have taken the batch since the load, and may be writing this word. If
-        // so, the exchange fails and the value of `next` is not used.
+        // Another thread may have taken this batch after `POOL` was loaded, and may be writing
+        // `next_batch`. If so, the exchange fails and the value of `next` is not used.
         let next = at(index)?.next_batch.load(Ordering::Relaxed);
         let now = pool_word(pool, next);
         match POOL.compare_exchange_weak(pool, now, Ordering::Acquire, Ordering::Acquire) {

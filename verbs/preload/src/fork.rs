@@ -1,8 +1,8 @@
 //! State that a forked child must not take over from its parent.
 //!
 //! A child has a copy of its parent's memory, except that a page under `MADV_WIPEONFORK` is zero in
-//! the child. Such a page holds the number of the process, and the pointer to the state of the
-//! process. So a child finds neither the number nor the state of its parent.
+//! the child. Such a page holds the number that the shim gives to the process, and the pointer to
+//! the state of the process. So a child finds neither the number nor the state of its parent.
 
 use std::mem;
 use std::ptr::{self, NonNull};

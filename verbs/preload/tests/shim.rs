@@ -107,8 +107,8 @@ fn threads_share_registrations_while_memory_comes_and_goes() {
     // one of the two calls counts as `in_use`.
     let (cached, in_use) = (summary.number("cached"), summary.number("in_use"));
     assert_eq!(cached + in_use, 1600, "{summary:?}");
-    // The set of idle keys has one place for several keys. So the shim may deregister a few idle
-    // registrations, and counts them as `ended`.
+    // In the set of idle keys, several keys share each place, and a place holds one key at a time.
+    // So the shim may deregister a few idle registrations, and counts them as `ended`.
     let (kept, ended) = (summary.number("kept"), summary.number("ended"));
     assert_eq!(kept + ended, cached, "{summary:?}");
     assert!(ended < 20, "{summary:?}");
@@ -206,8 +206,8 @@ fn the_monitor_can_be_chosen() {
     let ran = with("auto");
     assert_eq!(ran.summary().text("monitor"), "ummunotify");
     assert_eq!(ran.summary().number("hits"), 99);
-    // The monitor is userfaultfd if the kernel's version reports enough (Linux 6.7), and otherwise
-    // none.
+    // The monitor is userfaultfd if the kernel's userfaultfd reports enough changes (Linux 6.7 and
+    // later). On older kernels there is no monitor.
     let ran = with("userfaultfd");
     let (summary, stderr) = (ran.summary(), &ran.stderr);
     match summary.text("monitor") {
