@@ -2,6 +2,9 @@
 //!
 //! Each request is counted, with its keys, before the device gets it. If a key is idle, its
 //! registration is first deregistered (see the head of `outstanding/mod.rs`).
+//!
+//! Most requests are like the request before. The functions with `again` in their names post only
+//! such requests, with few instructions. They leave all others to the functions without it.
 
 use std::ffi::{c_int, c_void};
 use std::slice;
@@ -11,9 +14,12 @@ use std::time::Duration;
 use regcache_verbs_types::Context;
 
 use crate::abi::{ExtendedPost, IbvQp, IbvQpEx, IbvSrq, MwBind, RecvWr, SendWr, Sge, send};
-use crate::objects::{DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, SHARED_QUEUES, address};
-use crate::outstanding::Post;
+use crate::objects::{
+    DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, RECEIVES, SENDS, SHARED_QUEUES, address,
+};
+use crate::outstanding::{Again, Post};
 use crate::process::{Process, cannot_see};
+use crate::slots::SLOTS;
 
 /// A work request of a send or a receive queue.
 trait Request {
@@ -22,6 +28,8 @@ trait Request {
     /// accesses none.
     fn list(&self) -> (*mut Sge, c_int);
     fn is_signaled(&self, all: bool) -> bool;
+    /// Returns a number that shows whether the request is signaled and uses its memory.
+    fn shape(&self) -> u64;
 }
 
 impl Request for SendWr {
@@ -43,6 +51,11 @@ impl Request for SendWr {
     fn is_signaled(&self, all: bool) -> bool {
         all || self.send_flags & send::SIGNALED != 0
     }
+
+    #[inline]
+    fn shape(&self) -> u64 {
+        u64::from(self.opcode.cast_unsigned()) | u64::from(self.send_flags) << 32
+    }
 }
 
 impl Request for RecvWr {
@@ -56,6 +69,10 @@ impl Request for RecvWr {
 
     fn is_signaled(&self, _all: bool) -> bool {
         true
+    }
+
+    fn shape(&self) -> u64 {
+        0
     }
 }
 
@@ -102,11 +119,14 @@ unsafe fn post<R: Request>(
     match unsafe { first.as_ref() }.map(|it| (it, list(it, max_sge))) {
         // Most lists have one request, and most requests have one piece of memory.
         Some((request, [sge])) if request.next().is_null() => {
-            posting.request(request.is_signaled(all_signaled));
+            let is_signaled = request.is_signaled(all_signaled);
+            posting.request(is_signaled);
             posting.key(sge.lkey);
-            device.work.noted();
             if device.work.is_idle(sge.lkey) {
                 end_idle(device, sge.lkey);
+            }
+            if is_signaled {
+                posting.run(sge.lkey, request.shape());
             }
         }
         _ => count(device, &mut posting, (all_signaled, max_sge), first),
@@ -133,7 +153,6 @@ fn count<R: Request>(
             posting.key(sge.lkey);
         }
     }
-    device.work.noted();
     for request in requests(first) {
         for sge in list(request, max_sge) {
             if device.work.is_idle(sge.lkey) {
@@ -149,7 +168,7 @@ fn count<R: Request>(
 fn take_back<R: Request>(posting: &mut Post<'_>, all: bool, first: *mut R, bad: *mut R) {
     if requests(first).any(|it| std::ptr::from_ref(it) == bad.cast_const()) {
         let signaled = requests(bad).filter(|it| it.is_signaled(all)).count();
-        posting.take_back(requests(bad).count() as u64, signaled as u64);
+        posting.take_back(signaled as u64);
     }
 }
 
@@ -182,6 +201,90 @@ fn unknown(context: *mut Context) -> Option<&'static OpenDevice> {
     Some(device)
 }
 
+/// Posts a send that is like the send before.
+pub(crate) unsafe extern "C" fn post_send_again<const SLOT: usize>(
+    qp: *mut IbvQp,
+    first: *mut SendWr,
+    bad: *mut *mut SendWr,
+) -> c_int {
+    let (differs, queue) = SENDS.get(address(qp));
+    // SAFETY: the argument is null or the program's first request.
+    if let Some(request) = unsafe { first.as_ref() }
+        && differs | request.next.addr() == 0
+        && request.num_sge == 1
+        // SAFETY: the record is that of this queue pair, which the program does not destroy during
+        // this call.
+        && let queue = unsafe { &*queue }
+        && request.shape() == queue.shape()
+    {
+        // SAFETY: a request of this shape uses its memory, so its list has one piece.
+        let key = || unsafe { (*request.sg_list).lkey };
+        if let Some(again) = queue.again(key) {
+            // SAFETY: this is the program's call, with its arguments, and its device is in the
+            // slot.
+            let refused = unsafe { SLOTS[SLOT].post_send()(qp, first, bad) };
+            again.end(refused);
+            return refused;
+        }
+    }
+    // SAFETY: this is the program's call, with its arguments.
+    unsafe { post_send(qp, first, bad) }
+}
+
+/// Begins to post a receive that is like the receive before, to a queue pair or a shared queue.
+///
+/// # Safety
+///
+/// `first` is the program's argument, and the program does not destroy the queue during the call.
+#[inline(always)]
+unsafe fn receive_again<'a>(queue: usize, first: *mut RecvWr) -> Option<Again<'a>> {
+    let (differs, queue) = RECEIVES.get(queue);
+    // SAFETY: the caller keeps the contract of this function.
+    let request = unsafe { first.as_ref() }?;
+    if differs | request.next.addr() != 0 || request.num_sge != 1 {
+        return None;
+    }
+    // SAFETY: the record is that of this queue.
+    let queue = unsafe { &*queue };
+    // SAFETY: the request has one piece of memory.
+    queue.again(|| unsafe { (*request.sg_list).lkey })
+}
+
+/// Posts a receive that is like the receive before.
+pub(crate) unsafe extern "C" fn post_recv_again<const SLOT: usize>(
+    qp: *mut IbvQp,
+    first: *mut RecvWr,
+    bad: *mut *mut RecvWr,
+) -> c_int {
+    // SAFETY: the arguments are the program's.
+    let Some(again) = (unsafe { receive_again(address(qp), first) }) else {
+        // SAFETY: the reason above also holds here.
+        return unsafe { post_recv(qp, first, bad) };
+    };
+    // SAFETY: this is the program's call, with its arguments, and its device is in the slot.
+    let refused = unsafe { SLOTS[SLOT].post_recv()(qp, first, bad) };
+    again.end(refused);
+    refused
+}
+
+/// Posts a receive that is like the receive before, to a shared queue.
+pub(crate) unsafe extern "C" fn post_srq_recv_again<const SLOT: usize>(
+    srq: *mut IbvSrq,
+    first: *mut RecvWr,
+    bad: *mut *mut RecvWr,
+) -> c_int {
+    // SAFETY: the arguments are the program's.
+    let Some(again) = (unsafe { receive_again(address(srq), first) }) else {
+        // SAFETY: the reason above also holds here.
+        return unsafe { post_srq_recv(srq, first, bad) };
+    };
+    // SAFETY: this is the program's call, with its arguments, and its device is in the slot.
+    let refused = unsafe { SLOTS[SLOT].post_srq_recv()(srq, first, bad) };
+    again.end(refused);
+    refused
+}
+
+#[inline(never)]
 pub(crate) unsafe extern "C" fn post_send(
     qp: *mut IbvQp,
     first: *mut SendWr,
@@ -204,6 +307,7 @@ pub(crate) unsafe extern "C" fn post_send(
     unsafe { post(&pair.device, pair.sends.post(), how, (first, bad), real) }
 }
 
+#[inline(never)]
 pub(crate) unsafe extern "C" fn post_recv(
     qp: *mut IbvQp,
     first: *mut RecvWr,
@@ -227,6 +331,7 @@ pub(crate) unsafe extern "C" fn post_recv(
     unsafe { post(&pair.device, receives.post(), how, (first, bad), real) }
 }
 
+#[inline(never)]
 pub(crate) unsafe extern "C" fn post_srq_recv(
     srq: *mut IbvSrq,
     first: *mut RecvWr,
@@ -387,7 +492,6 @@ mod wr {
             for key in keys.clone() {
                 post.key(key);
             }
-            pair.device.work.noted();
             for key in keys {
                 if pair.device.work.is_idle(key) {
                     end_idle(&pair.device, key);

@@ -2,7 +2,7 @@
 
 use super::keys::Idle;
 use super::queue::{Order, Queue};
-use super::sync::{Arc, Ordering, fence};
+use super::sync::Arc;
 use super::users::Users;
 
 /// The way to end a registration that the program deregisters.
@@ -46,7 +46,6 @@ impl Device {
         if !self.idle.add(key) {
             return Release::Crowded;
         }
-        fence(Ordering::SeqCst);
         if self.users.may_use(key) {
             self.idle.remove(key);
             return Release::Outstanding;
@@ -57,13 +56,6 @@ impl Device {
     /// Removes a key from the idle keys, because it is held again or gone.
     pub(crate) fn forget(&self, key: u32) {
         self.idle.remove(key);
-    }
-
-    /// Executes the poster's fence, between its last note of a key and its first check for an idle
-    /// key.
-    #[inline]
-    pub(crate) fn noted(&self) {
-        fence(Ordering::SeqCst);
     }
 
     /// Returns true if the key is idle: a poster must then end its registration before it posts.

@@ -8,9 +8,9 @@ fn spread(key: u32) -> u32 {
     key.wrapping_mul(0x9e37_79b1)
 }
 
-/// Returns true if the request is over. Both arguments are the lower 32 bits of request numbers, so
-/// they are compared by distance. A request that is 2^31 requests old counts as outstanding, which
-/// is safe.
+/// Returns true if the request at this position is over. Both arguments are the lower 32 bits of
+/// positions, so they are compared by distance. A request that is 2^31 positions old counts as
+/// outstanding, which is safe.
 #[inline]
 fn is_over(request: u32, over: u32) -> bool {
     over.wrapping_sub(request).cast_signed() > 0
@@ -22,6 +22,10 @@ const LINE: usize = 8;
 /// Words with a key in the upper half, and the last request that used the key in the lower half.
 #[repr(align(64))]
 struct Line([AtomicU64; LINE]);
+
+/// The largest distance of a request from an earlier one that [`InUse::raise`] heeds. A key that was
+/// noted for a list may have a later position than the next request. No list is so long.
+const SHORTLY: u32 = 1 << 20;
 
 /// The number of bits of a group's number.
 const GROUP_BITS: u32 = if cfg!(loom) { 1 } else { 10 };
@@ -35,7 +39,7 @@ pub(super) fn group(key: u32) -> usize {
     (spread(key) >> (32 - GROUP_BITS)) as usize
 }
 
-/// The keys of requests that may be outstanding, each with the last request that used it.
+/// The keys of requests that may be outstanding, each with the position of the last request that used it.
 ///
 /// A word is free when its request is over, so no word has to be removed. A key that has a word
 /// keeps that word. A key without a word takes a free one.
@@ -71,15 +75,38 @@ impl InUse {
         &self.lines[at as usize].0
     }
 
+    #[inline]
+    fn word(&self, key: u32) -> Option<&AtomicU64> {
+        let has = |word: &&AtomicU64| (word.load(Ordering::Relaxed) >> 32) as u32 == key;
+        self.line(key).iter().find(has)
+    }
+
+    /// Returns true if the key has a word, even if the word's request is over.
+    #[inline]
+    pub(super) fn has_word(&self, key: u32) -> bool {
+        self.word(key).is_some()
+    }
+
     /// Notes that this request uses the key, if the key has a word. Returns false if it has none.
-    /// Only one thread at a time may call this function, `insert` and `crowd`.
+    /// Only the thread with the queue's lock may call this function, `raise`, `insert` and `crowd`.
     #[inline]
     pub(super) fn renew(&self, key: u32, request: u32) -> bool {
-        let has = |word: &&AtomicU64| (word.load(Ordering::Relaxed) >> 32) as u32 == key;
-        let Some(word) = self.line(key).iter().find(has) else {
+        let Some(word) = self.word(key) else {
             return false;
         };
         word.store(word_of(key, request), Ordering::Relaxed);
+        true
+    }
+
+    /// Does what `renew` does, unless a request shortly after this one uses the key.
+    pub(super) fn raise(&self, key: u32, request: u32) -> bool {
+        let Some(word) = self.word(key) else {
+            return false;
+        };
+        let after = (word.load(Ordering::Relaxed) as u32).wrapping_sub(request);
+        if after > SHORTLY {
+            word.store(word_of(key, request), Ordering::Relaxed);
+        }
         true
     }
 
