@@ -17,7 +17,7 @@ use crate::abi::{ExtendedPost, IbvQp, IbvQpEx, IbvSrq, MwBind, RecvWr, SendWr, S
 use crate::objects::{
     DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, RECEIVES, SENDS, SHARED_QUEUES, address,
 };
-use crate::outstanding::{Again, Post};
+use crate::outstanding::Post;
 use crate::process::{Process, cannot_see};
 use crate::slots::SLOTS;
 
@@ -121,12 +121,12 @@ unsafe fn post<R: Request>(
         Some((request, [sge])) if request.next().is_null() => {
             let is_signaled = request.is_signaled(all_signaled);
             posting.request(is_signaled);
-            posting.key(sge.lkey);
+            let noted = posting.key(sge.lkey);
             if device.work.is_idle(sge.lkey) {
                 end_idle(device, sge.lkey);
             }
-            if is_signaled {
-                posting.run(sge.lkey, request.shape());
+            if is_signaled && let Some(at) = noted {
+                posting.run(sge.lkey, at, request.shape());
             }
         }
         _ => count(device, &mut posting, (all_signaled, max_sge), first),
@@ -226,62 +226,95 @@ pub(crate) unsafe extern "C" fn post_send_again<const SLOT: usize>(
             again.end(refused);
             return refused;
         }
+        // SAFETY: this is the program's call, with its arguments.
+        return unsafe { post_send_switch::<SLOT>(qp, first, bad) };
     }
     // SAFETY: this is the program's call, with its arguments.
     unsafe { post_send(qp, first, bad) }
 }
 
-/// Begins to post a receive that is like the receive before, to a queue pair or a shared queue.
+/// Posts a send that is like the send before, except for its key.
 ///
 /// # Safety
 ///
-/// `first` is the program's argument, and the program does not destroy the queue during the call.
-#[inline(always)]
-unsafe fn receive_again<'a>(queue: usize, first: *mut RecvWr) -> Option<Again<'a>> {
-    let (differs, queue) = RECEIVES.get(queue);
-    // SAFETY: the caller keeps the contract of this function.
-    let request = unsafe { first.as_ref() }?;
-    if differs | request.next.addr() != 0 || request.num_sge != 1 {
-        return None;
-    }
-    // SAFETY: the record is that of this queue.
-    let queue = unsafe { &*queue };
-    // SAFETY: the request has one piece of memory.
-    queue.again(|| unsafe { (*request.sg_list).lkey })
-}
-
-/// Posts a receive that is like the receive before.
-pub(crate) unsafe extern "C" fn post_recv_again<const SLOT: usize>(
+/// [`post_send_again`] has found the queue, and that the send has the shape of the run.
+#[inline(never)]
+unsafe extern "C" fn post_send_switch<const SLOT: usize>(
     qp: *mut IbvQp,
-    first: *mut RecvWr,
-    bad: *mut *mut RecvWr,
+    first: *mut SendWr,
+    bad: *mut *mut SendWr,
 ) -> c_int {
-    // SAFETY: the arguments are the program's.
-    let Some(again) = (unsafe { receive_again(address(qp), first) }) else {
-        // SAFETY: the reason above also holds here.
-        return unsafe { post_recv(qp, first, bad) };
-    };
-    // SAFETY: this is the program's call, with its arguments, and its device is in the slot.
-    let refused = unsafe { SLOTS[SLOT].post_recv()(qp, first, bad) };
-    again.end(refused);
-    refused
+    let (_, queue) = SENDS.get(address(qp));
+    // SAFETY: the caller keeps the contract of this function.
+    if let Some(again) = unsafe { (*queue).switch((*(*first).sg_list).lkey) } {
+        // SAFETY: this is the program's call, with its arguments, and its device is in the slot.
+        let refused = unsafe { SLOTS[SLOT].post_send()(qp, first, bad) };
+        again.end(refused);
+        return refused;
+    }
+    // SAFETY: this is the program's call, with its arguments.
+    unsafe { post_send(qp, first, bad) }
 }
 
-/// Posts a receive that is like the receive before, to a shared queue.
-pub(crate) unsafe extern "C" fn post_srq_recv_again<const SLOT: usize>(
-    srq: *mut IbvSrq,
-    first: *mut RecvWr,
-    bad: *mut *mut RecvWr,
-) -> c_int {
-    // SAFETY: the arguments are the program's.
-    let Some(again) = (unsafe { receive_again(address(srq), first) }) else {
-        // SAFETY: the reason above also holds here.
-        return unsafe { post_srq_recv(srq, first, bad) };
+/// Defines two functions that post receives to a kind of queue. The first posts a receive that is
+/// like the receive before. The second posts a receive with another key, after the first has found
+/// the queue.
+macro_rules! receives {
+    ($($again:ident, $switch:ident, $post:ident: $queue:ty;)*) => {
+        $(
+            /// Posts a receive that is like the receive before.
+            pub(crate) unsafe extern "C" fn $again<const SLOT: usize>(
+                to: *mut $queue,
+                first: *mut RecvWr,
+                bad: *mut *mut RecvWr,
+            ) -> c_int {
+                let (differs, queue) = RECEIVES.get(address(to));
+                // SAFETY: the argument is null or the program's first request.
+                if let Some(request) = unsafe { first.as_ref() }
+                    && differs | request.next.addr() == 0
+                    && request.num_sge == 1
+                {
+                    // SAFETY: the record is that of this queue, which the program does not destroy
+                    // during this call. The request has one piece of memory.
+                    let again = unsafe { (*queue).again(|| (*request.sg_list).lkey) };
+                    if let Some(again) = again {
+                        // SAFETY: this is the program's call, and its device is in the slot.
+                        let refused = unsafe { SLOTS[SLOT].$post()(to, first, bad) };
+                        again.end(refused);
+                        return refused;
+                    }
+                    // SAFETY: the arguments are the program's.
+                    return unsafe { $switch::<SLOT>(to, first, bad) };
+                }
+                // SAFETY: the arguments are the program's.
+                unsafe { $post(to, first, bad) }
+            }
+
+            /// Posts a receive that is like the receive before, except for its key.
+            #[inline(never)]
+            unsafe extern "C" fn $switch<const SLOT: usize>(
+                to: *mut $queue,
+                first: *mut RecvWr,
+                bad: *mut *mut RecvWr,
+            ) -> c_int {
+                let (_, queue) = RECEIVES.get(address(to));
+                // SAFETY: the other function has found the queue, and one piece of memory.
+                if let Some(again) = unsafe { (*queue).switch((*(*first).sg_list).lkey) } {
+                    // SAFETY: this is the program's call, and its device is in the slot.
+                    let refused = unsafe { SLOTS[SLOT].$post()(to, first, bad) };
+                    again.end(refused);
+                    return refused;
+                }
+                // SAFETY: the arguments are the program's.
+                unsafe { $post(to, first, bad) }
+            }
+        )*
     };
-    // SAFETY: this is the program's call, with its arguments, and its device is in the slot.
-    let refused = unsafe { SLOTS[SLOT].post_srq_recv()(srq, first, bad) };
-    again.end(refused);
-    refused
+}
+
+receives! {
+    post_recv_again, post_recv_switch, post_recv: IbvQp;
+    post_srq_recv_again, post_srq_recv_switch, post_srq_recv: IbvSrq;
 }
 
 #[inline(never)]

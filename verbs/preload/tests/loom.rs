@@ -49,7 +49,8 @@ impl Model {
 
     /// Posts one request as the shim does. Returns false if the key had to be deregistered first.
     fn post(&self, signaled: bool) -> bool {
-        if signaled && let Some(again) = self.queue.again(|| KEY) {
+        if signaled && let Some(again) = self.queue.again(|| KEY).or_else(|| self.queue.switch(KEY))
+        {
             self.outstanding.store(true, Ordering::Relaxed);
             again.end(0);
             return true;
@@ -57,14 +58,14 @@ impl Model {
         let mut post = self.queue.post();
         let mark = post.mark();
         post.request(signaled);
-        post.key(KEY);
+        let noted = post.key(KEY);
         if self.device.is_idle(KEY) {
             // In the shim the key is deregistered now, and then the device refuses the request.
             post.take_back_to(mark);
             return false;
         }
-        if signaled {
-            post.run(KEY, 0);
+        if signaled && let Some(at) = noted {
+            post.run(KEY, at, 0);
         }
         self.outstanding.store(true, Ordering::Relaxed);
         true

@@ -19,7 +19,7 @@ pub(crate) enum Release {
 /// The accounting of one open device. Any of its queues may use any of its keys.
 pub(crate) struct Device {
     users: Arc<Users>,
-    idle: Idle,
+    idle: Arc<Idle>,
 }
 
 /// The number of bits of a place for an idle key. Few programs have as many as 2^16 idle keys, so
@@ -30,7 +30,7 @@ impl Device {
     pub(crate) fn new() -> Self {
         Self {
             users: Arc::new(Users::new()),
-            idle: Idle::with_bits(IDLE_BITS),
+            idle: Arc::new(Idle::with_bits(IDLE_BITS)),
         }
     }
 
@@ -38,7 +38,8 @@ impl Device {
     /// each.
     pub(crate) fn queue(&self, order: Order, requests: u32, keys_each: u32) -> Arc<Queue> {
         let users = Arc::downgrade(&self.users);
-        Arc::new(Queue::new(users, order, requests, keys_each))
+        let idle = Arc::clone(&self.idle);
+        Arc::new(Queue::new(users, idle, order, requests, keys_each))
     }
 
     /// Makes a held key idle, if no outstanding work uses it.

@@ -75,49 +75,55 @@ impl InUse {
         &self.lines[at as usize].0
     }
 
+    /// Returns the number of the key's word in its line.
     #[inline]
-    fn word(&self, key: u32) -> Option<&AtomicU64> {
-        let has = |word: &&AtomicU64| (word.load(Ordering::Relaxed) >> 32) as u32 == key;
-        self.line(key).iter().find(has)
+    pub(super) fn find(&self, key: u32) -> Option<usize> {
+        let has = |word: &AtomicU64| (word.load(Ordering::Relaxed) >> 32) as u32 == key;
+        self.line(key).iter().position(has)
     }
 
     /// Returns true if the key has a word, even if the word's request is over.
     #[inline]
     pub(super) fn has_word(&self, key: u32) -> bool {
-        self.word(key).is_some()
+        self.find(key).is_some()
     }
 
-    /// Notes that this request uses the key, if the key has a word. Returns false if it has none.
-    /// Only the thread with the queue's lock may call this function, `raise`, `insert` and `crowd`.
+    /// Notes that this request uses the key, if the key has a word. Returns the number of the word;
+    /// `None` if the key has none. Only the thread with the queue's lock may call this function,
+    /// `raise`, `insert` and `crowd`.
     #[inline]
-    pub(super) fn renew(&self, key: u32, request: u32) -> bool {
-        let Some(word) = self.word(key) else {
-            return false;
-        };
-        word.store(word_of(key, request), Ordering::Relaxed);
-        true
+    pub(super) fn renew(&self, key: u32, request: u32) -> Option<usize> {
+        let at = self.find(key)?;
+        self.word(key, at)
+            .store(word_of(key, request), Ordering::Relaxed);
+        Some(at)
     }
 
-    /// Does what `renew` does, unless a request shortly after this one uses the key.
-    pub(super) fn raise(&self, key: u32, request: u32) -> bool {
-        let Some(word) = self.word(key) else {
-            return false;
-        };
+    /// Notes that this request uses the key, unless a request shortly after this one does. The key
+    /// has the word with this number.
+    #[inline]
+    pub(super) fn raise(&self, key: u32, at: usize, request: u32) {
+        let word = self.word(key, at);
         let after = (word.load(Ordering::Relaxed) as u32).wrapping_sub(request);
         if after > SHORTLY {
             word.store(word_of(key, request), Ordering::Relaxed);
         }
-        true
     }
 
-    /// Notes that this request uses the key, in a free word. Returns false if no word is free.
-    pub(super) fn insert(&self, key: u32, request: u32, over: u32) -> bool {
-        let is_free = |word: &&AtomicU64| is_over(word.load(Ordering::Relaxed) as u32, over);
-        let Some(word) = self.line(key).iter().find(is_free) else {
-            return false;
-        };
-        word.store(word_of(key, request), Ordering::Relaxed);
-        true
+    #[inline]
+    fn word(&self, key: u32, at: usize) -> &AtomicU64 {
+        #[expect(clippy::indexing_slicing, reason = "the remainder is below the length")]
+        &self.line(key)[at % LINE]
+    }
+
+    /// Notes that this request uses the key, in a free word. Returns the number of the word; `None`
+    /// if no word is free.
+    pub(super) fn insert(&self, key: u32, request: u32, over: u32) -> Option<usize> {
+        let is_free = |word: &AtomicU64| is_over(word.load(Ordering::Relaxed) as u32, over);
+        let at = self.line(key).iter().position(is_free)?;
+        self.word(key, at)
+            .store(word_of(key, request), Ordering::Relaxed);
+        Some(at)
     }
 
     /// Makes this request count for every key.

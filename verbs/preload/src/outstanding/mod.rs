@@ -125,4 +125,4 @@ mod users;
 
 pub(crate) use cells::{CELLS, Cell, Owners};
 pub(crate) use device::{Device, Release};
-pub(crate) use queue::{Again, Left, Mark, Order, Post, Queue, left};
+pub(crate) use queue::{Left, Mark, Order, Post, Queue, left};

@@ -1,7 +1,7 @@
 //! [`Queue`]: the work requests of one send queue, receive queue or shared receive queue.
 
 use super::cells::Counter;
-use super::keys::InUse;
+use super::keys::{Idle, InUse};
 use super::sync::{
     Arc, AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering, Weak, add_to_locked, lock, pause,
 };
@@ -28,8 +28,12 @@ pub(crate) struct Queue {
     shape: AtomicU64,
     /// The key of the run; 0 if there is none.
     run: AtomicU32,
+    /// The number of the word that the key of the run has.
+    run_at: AtomicU32,
     order: Order,
     in_use: InUse,
+    /// The idle keys of the device.
+    idle: Arc<Idle>,
     /// The device's lists of queues by key. The lists own this queue, so the reference is weak.
     users: Weak<Users>,
     /// A position below which all requests are over, even if the completions do not show it.
@@ -67,14 +71,22 @@ const FIRST: u64 = 1;
 impl Queue {
     /// Makes a queue for at most `requests` outstanding requests, with at most `keys_each` keys
     /// each.
-    pub(super) fn new(users: Weak<Users>, order: Order, requests: u32, keys_each: u32) -> Self {
+    pub(super) fn new(
+        users: Weak<Users>,
+        idle: Arc<Idle>,
+        order: Order,
+        requests: u32,
+        keys_each: u32,
+    ) -> Self {
         let keys = (requests as usize).saturating_mul(keys_each.max(1) as usize);
         Self {
             word: AtomicU64::new(2 * FIRST),
             shape: AtomicU64::new(u64::MAX),
             run: AtomicU32::new(0),
+            run_at: AtomicU32::new(0),
             order,
             in_use: InUse::with_room_for(keys),
+            idle,
             users,
             floor: AtomicU64::new(2 * FIRST),
             credit: AtomicU64::new(FIRST),
@@ -106,6 +118,24 @@ impl Queue {
             self.unlock(0);
             return None;
         }
+        Some(Again(self))
+    }
+
+    /// Begins a run with a key that the queue has used before, and its first request. The request is
+    /// signaled, has only this key, and has the shape of the run before. Returns `None` if the key
+    /// has no word, is idle, or another thread has the lock.
+    #[inline]
+    pub(crate) fn switch(&self, key: u32) -> Option<Again<'_>> {
+        if !self.try_lock() {
+            return None;
+        }
+        self.end_run();
+        let Some(at) = self.in_use.find(key).filter(|_| !self.idle.has(key)) else {
+            self.unlock(0);
+            return None;
+        };
+        self.run_at.store(at as u32, Ordering::Relaxed);
+        self.run.store(key, Ordering::Relaxed);
         Some(Again(self))
     }
 
@@ -311,14 +341,14 @@ impl Queue {
     }
 
     /// Ends the run: notes the position of its last request. The caller has the lock.
+    #[inline]
     fn end_run(&self) {
         let run = self.run.load(Ordering::Relaxed);
         if run != 0 {
             self.run.store(0, Ordering::Relaxed);
             let last = self.next_position() - 2;
-            if !self.in_use.raise(run, last as u32) {
-                self.in_use.crowd(last as u32);
-            }
+            let at = self.run_at.load(Ordering::Relaxed);
+            self.in_use.raise(run, at as usize, last as u32);
         }
     }
 
@@ -463,36 +493,35 @@ impl Post<'_> {
         }
     }
 
-    /// Notes a key of the request that was counted last.
+    /// Notes a key of the request that was counted last. Returns the number of the key's word; `None`
+    /// if the queue has no room for the key.
     #[inline]
-    pub(crate) fn key(&mut self, key: u32) {
-        if !self.queue.in_use.renew(key, self.position as u32) {
-            self.insert(key);
-        }
+    pub(crate) fn key(&mut self, key: u32) -> Option<usize> {
+        let noted = self.queue.in_use.renew(key, self.position as u32);
+        noted.or_else(|| self.insert(key))
     }
 
     #[inline(never)]
-    fn insert(&mut self, key: u32) {
+    fn insert(&mut self, key: u32) -> Option<usize> {
         let queue = self.queue;
-        let Some(users) = queue.users.upgrade() else {
-            // The device is closed.
-            return;
-        };
+        // The device is closed if there are no lists.
+        let users = queue.users.upgrade()?;
         let (position, over) = (self.position as u32, queue.look());
-        if !users.add(key, queue, || queue.in_use.insert(key, position, over)) {
+        let taken = users.add(key, queue, || queue.in_use.insert(key, position, over));
+        if taken.is_none() {
             queue.in_use.crowd(position);
             users.add_everywhere(queue);
         }
+        taken
     }
 
-    /// Begins a run with the last request, which is signaled and has only this key. Later requests
-    /// of this shape are posted by [`Queue::again`].
+    /// Begins a run with the last request, which is signaled and has only this key, whose word has
+    /// the number `at`. Later requests of this shape are posted by [`Queue::again`].
     #[inline]
-    pub(crate) fn run(&self, key: u32, shape: u64) {
-        if self.queue.in_use.has_word(key) {
-            self.queue.run.store(key, Ordering::Relaxed);
-            self.queue.shape.store(shape, Ordering::Relaxed);
-        }
+    pub(crate) fn run(&self, key: u32, at: usize, shape: u64) {
+        self.queue.run.store(key, Ordering::Relaxed);
+        self.queue.run_at.store(at as u32, Ordering::Relaxed);
+        self.queue.shape.store(shape, Ordering::Relaxed);
     }
 
     /// Subtracts the last `signaled` signaled requests, which the device has not accepted. Their

@@ -142,7 +142,7 @@ impl Model {
         let requests: Vec<_> = requests.collect();
         if let [(key, signaled)] = *list
             && (signaled || has_each)
-            && let Some(again) = self.queue.again(|| key)
+            && let Some(again) = self.queue.again(|| key).or_else(|| self.queue.switch(key))
         {
             prop_assert!(
                 !self.device.is_idle(key),
@@ -153,11 +153,12 @@ impl Model {
             return Ok(());
         }
         let mut post = self.queue.post();
+        let mut noted = None;
         for &(key, signaled) in list {
             let signaled = signaled || has_each;
             post.request(signaled);
             if signaled || self.fault != Fault::UnsignaledForgotten {
-                post.key(key);
+                noted = post.key(key);
             }
         }
         for &(key, _) in list {
@@ -166,8 +167,9 @@ impl Model {
         }
         if let [(key, signaled)] = *list
             && (signaled || has_each)
+            && let Some(at) = noted
         {
-            post.run(key, 0);
+            post.run(key, at, 0);
         }
         let signaled = refused.iter().filter(|it| it.1 || has_each).count();
         post.take_back(signaled as u64);

@@ -14,6 +14,7 @@
  * The program ends when the two processes have posted REQUESTS work requests, or after SECONDS. It
  * prints what was done, and how many bytes were wrong.
  */
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -25,9 +26,9 @@
 #define PAGE 4096
 #define SHORT 256
 /* A message of this length takes so many packets that a short one overtakes it. */
-#define LONG (64 * 1024)
-#define MOST 16
-#define LIST 4
+#define LONG (512 * 1024)
+#define MOST 64
+#define LIST 16
 #define NEW_OWNER 0xEE
 
 /* The queue pairs: one with its own receive queue, and two with a shared one. */
@@ -146,7 +147,7 @@ static void connect_pair(struct end *end, int pair)
 			    IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
 				    IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER) == 0);
 	attr = (struct ibv_qp_attr){
-		.qp_state = IBV_QPS_RTS, .timeout = 14, .retry_cnt = 7, .rnr_retry = 7, .max_rd_atomic = 1
+		.qp_state = IBV_QPS_RTS, .timeout = 15, .retry_cnt = 7, .rnr_retry = 7, .max_rd_atomic = 1
 	};
 	CHECK(ibv_modify_qp(end->qp[pair], &attr,
 			    IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
@@ -209,8 +210,10 @@ static void drain(struct end *end)
 	}
 }
 
-/* Begins again after a round that has failed. */
-static void recover(struct end *end, int shared)
+/*
+ * Begins again after a round that has failed. The queue pairs are reset, or destroyed and made again.
+ */
+static void recover(struct end *end, int shared, int resets)
 {
 	failed++;
 	for (int pair = shared ? FIRST : OWN; pair < (shared ? PAIRS : FIRST); pair++)
@@ -221,9 +224,15 @@ static void recover(struct end *end, int shared)
 		make_shared(end);
 		return;
 	}
-	state(end->qp[OWN], IBV_QPS_RESET);
-	join(end);
-	connect_pair(end, OWN);
+	if (resets) {
+		state(end->qp[OWN], IBV_QPS_RESET);
+		join(end);
+		connect_pair(end, OWN);
+	} else {
+		CHECK(ibv_destroy_qp(end->qp[OWN]) == 0);
+		end->qp[OWN] = make_pair(end, NULL);
+		meet(end, OWN);
+	}
 	join(end);
 }
 
@@ -265,12 +274,16 @@ static void be_rude(struct end *end, struct work *work, int count)
 			give_back(&work[i]);
 }
 
-/* Waits for `wanted` completions, or the first that failed. Returns true if none has failed. */
+/*
+ * Waits for `wanted` completions, or the first that failed. Returns true if none has failed. A peer
+ * that has failed sends nothing, so the wait is bounded.
+ */
 static int await(struct end *end, int wanted)
 {
 	struct ibv_wc wc[LIST];
+	time_t until = time(NULL) + 10;
 
-	while (wanted > 0) {
+	for (int i = 1; wanted > 0; i++) {
 		int got = ibv_poll_cq(end->cq, wanted < LIST ? wanted : LIST, wc);
 
 		CHECK(got >= 0);
@@ -278,6 +291,12 @@ static int await(struct end *end, int wanted)
 			if (wc[i].status != IBV_WC_SUCCESS)
 				return 0;
 		wanted -= got;
+		if (got)
+			continue;
+		/* The device needs the processor as well. */
+		sched_yield();
+		if (i % 100 == 0 && time(NULL) > until)
+			return 0;
 	}
 	return 1;
 }
@@ -383,7 +402,7 @@ static int receives_shared(struct end *end, struct work *work, int rude)
 	int went_well = await(end, 1);
 
 	if (rude)
-		give_back(&work[random_below(end, 2)]);
+		give_back(&work[random_below(end, 4) == 0]);
 	went_well &= hear(end);
 	return went_well && await(end, 1);
 }
@@ -408,15 +427,16 @@ static int sends_shared(struct end *end, struct work *work)
 }
 
 /* The kinds of a round, which the process with number 0 chooses. */
-enum { STOP, GO, RUDE = 2, SENDER_FIRST = 4, SHARED = 8 };
+enum { STOP, GO, RUDE = 2, SENDER_FIRST = 4, SHARED = 8, RESETS = 16 };
 
 static int choose(struct end *end)
 {
-	int kind = GO;
+	int kind = GO | (random_below(end, 32) ? 0 : SHARED);
 
-	kind |= random_below(end, 16) ? 0 : RUDE;
+	/* A round that fails takes long, so few rounds are rude. */
+	kind |= random_below(end, kind & SHARED ? 2 : 32) ? 0 : RUDE;
 	kind |= random_below(end, 4) ? 0 : SENDER_FIRST;
-	kind |= random_below(end, 16) ? 0 : SHARED;
+	kind |= random_below(end, 4) ? 0 : RESETS;
 	return kind;
 }
 
@@ -441,7 +461,7 @@ static void one_round(struct end *end, int kind, int is_receiver)
 	tell(end, went_well);
 	went_well &= hear(end);
 	if (!went_well)
-		recover(end, (kind & SHARED) != 0);
+		recover(end, kind & SHARED, kind & RESETS);
 	for (int i = 0; i < count; i++)
 		finish(&work[i], is_receiver);
 	rounds++;
@@ -457,7 +477,7 @@ static void run(struct end *end, int number, long requests, uint64_t seed, int s
 	end->context = loop_open(NULL);
 	end->pd = ibv_alloc_pd(end->context);
 	CHECK(end->pd);
-	end->cq = ibv_create_cq(end->context, 8 * MOST, NULL, NULL, 0);
+	end->cq = ibv_create_cq(end->context, 4 * MOST, NULL, NULL, 0);
 	CHECK(end->cq);
 	end->qp[OWN] = make_pair(end, NULL);
 	meet(end, OWN);
@@ -474,6 +494,8 @@ static void run(struct end *end, int number, long requests, uint64_t seed, int s
 		}
 		if (kind == STOP)
 			break;
+		if (!number && rounds % 10000 == 0)
+			fprintf(stderr, "%ld rounds: posted=%ld failed=%ld wrong=%ld\n", rounds, posted, failed, wrong);
 		one_round(end, kind, (rounds + number) % 2);
 	}
 	printf("process=%d posted=%ld rounds=%ld shared=%ld early=%ld failed=%ld wrong=%ld\n", number, posted, rounds,
