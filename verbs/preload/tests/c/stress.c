@@ -26,7 +26,7 @@
 #define PAGE 4096
 #define SHORT 256
 /* A message of this length takes so many packets that a short one overtakes it. */
-#define LONG (512 * 1024)
+#define LONG (2048 * 1024)
 #define MOST 64
 #define LIST 16
 #define NEW_OWNER 0xEE
@@ -53,7 +53,10 @@ struct work {
 	int early;
 };
 
-static long early, failed, posted, rounds, shared_rounds, wrong;
+static long early, failed, overtaken, posted, rounds, shared_rounds, wrong;
+
+/* The number of the request whose completion was polled last. */
+static uint64_t last_id;
 
 /* A heap that always allocates the block that was freed last. No two blocks share a page. */
 struct heap {
@@ -291,8 +294,10 @@ static int await(struct end *end, int wanted)
 			if (wc[i].status != IBV_WC_SUCCESS)
 				return 0;
 		wanted -= got;
-		if (got)
+		if (got) {
+			last_id = wc[got - 1].wr_id;
 			continue;
+		}
 		/* The device needs the processor as well. */
 		sched_yield();
 		if (i % 100 == 0 && time(NULL) > until)
@@ -401,6 +406,7 @@ static int receives_shared(struct end *end, struct work *work, int rude)
 	tell(end, 0);
 	int went_well = await(end, 1);
 
+	overtaken += last_id == 1;
 	if (rude)
 		give_back(&work[random_below(end, 4) == 0]);
 	went_well &= hear(end);
@@ -498,8 +504,8 @@ static void run(struct end *end, int number, long requests, uint64_t seed, int s
 			fprintf(stderr, "%ld rounds: posted=%ld failed=%ld wrong=%ld\n", rounds, posted, failed, wrong);
 		one_round(end, kind, (rounds + number) % 2);
 	}
-	printf("process=%d posted=%ld rounds=%ld shared=%ld early=%ld failed=%ld wrong=%ld\n", number, posted, rounds,
-	       shared_rounds, early, failed, wrong);
+	printf("process=%d posted=%ld rounds=%ld shared=%ld overtaken=%ld early=%ld failed=%ld wrong=%ld\n", number, posted, rounds,
+	       shared_rounds, overtaken, early, failed, wrong);
 	CHECK(ibv_destroy_qp(end->qp[OWN]) == 0);
 	destroy_shared(end);
 	CHECK(ibv_destroy_cq(end->cq) == 0);
