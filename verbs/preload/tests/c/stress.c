@@ -26,13 +26,16 @@
 #define PAGE 4096
 #define SHORT 256
 /* A message of this length takes so many packets that a short one overtakes it. */
-#define LONG (2048 * 1024)
+#define LONG (1024 * 1024)
 #define MOST 64
 #define LIST 16
 #define NEW_OWNER 0xEE
 
-/* The queue pairs: one with its own receive queue, and two with a shared one. */
-enum { OWN, FIRST, SECOND, PAIRS };
+/*
+ * The queue pairs: one with its own receive queue, and two with a shared one. The last sends to the
+ * second of these, in the same process. The others are connected to the other process.
+ */
+enum { OWN, FIRST, SECOND, LOCAL, PAIRS };
 
 struct end {
 	struct ibv_context *context;
@@ -55,8 +58,8 @@ struct work {
 
 static long early, failed, overtaken, posted, rounds, shared_rounds, wrong;
 
-/* The number of the request whose completion was polled last. */
-static uint64_t last_id;
+/* A bit for each number of a request whose completion was polled. */
+static uint64_t ids;
 
 /* A heap that always allocates the block that was freed last. No two blocks share a page. */
 struct heap {
@@ -185,10 +188,13 @@ static void make_shared(struct end *end)
 
 	end->srq = ibv_create_srq(end->pd, &attr);
 	CHECK(end->srq);
-	for (int pair = FIRST; pair < PAIRS; pair++) {
+	for (int pair = FIRST; pair < PAIRS; pair++)
 		end->qp[pair] = make_pair(end, end->srq);
-		meet(end, pair);
-	}
+	meet(end, FIRST);
+	end->peer[SECOND] = end->qp[LOCAL]->qp_num;
+	end->peer[LOCAL] = end->qp[SECOND]->qp_num;
+	connect_pair(end, SECOND);
+	connect_pair(end, LOCAL);
 	join(end);
 }
 
@@ -290,12 +296,13 @@ static int await(struct end *end, int wanted)
 		int got = ibv_poll_cq(end->cq, wanted < LIST ? wanted : LIST, wc);
 
 		CHECK(got >= 0);
-		for (int i = 0; i < got; i++)
+		for (int i = 0; i < got; i++) {
+			ids |= 1 << wc[i].wr_id;
 			if (wc[i].status != IBV_WC_SUCCESS)
 				return 0;
+		}
 		wanted -= got;
 		if (got) {
-			last_id = wc[got - 1].wr_id;
 			continue;
 		}
 		/* The device needs the processor as well. */
@@ -392,41 +399,56 @@ static int sends(struct end *end, struct work *work, int count, int first, int r
 	return went_well;
 }
 
-/* Posts two receives to the shared queue. The second is shorter, and completes first. */
+/*
+ * Posts two receives to the shared queue. The first gets a long message from the peer. When that
+ * message has begun to arrive, this process sends a short one to the second receive. So the second
+ * receive completes first.
+ */
 static int receives_shared(struct end *end, struct work *work, int rude)
 {
+	time_t until = time(NULL) + 10;
+
+	for (int i = 0; i < 3; i++)
+		work[i] = begin(end, i == 2 ? 's' : 'r', i ? SHORT : LONG);
 	for (int i = 0; i < 2; i++) {
-		work[i] = begin(end, 'r', LONG);
 		struct ibv_sge sge = all_of(&work[i]);
 		struct ibv_recv_wr wr = { .wr_id = i, .sg_list = &sge, .num_sge = 1 }, *bad;
 
 		CHECK(ibv_post_srq_recv(end->srq, &wr, &bad) == 0);
 	}
-	posted += 2;
 	tell(end, 0);
-	int went_well = await(end, 1);
+	while (*(volatile unsigned char *)work[0].at != 's' && time(NULL) < until)
+		;
+	struct ibv_sge sge = all_of(&work[2]);
+	struct ibv_send_wr wr = {
+		.wr_id = 2, .sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_SEND, .send_flags = IBV_SEND_SIGNALED
+	}, *bad;
 
-	overtaken += last_id == 1;
+	CHECK(ibv_post_send(end->qp[LOCAL], &wr, &bad) == 0);
+	posted += 3;
+	int went_well = 1, left = 3;
+
+	for (ids = 0; went_well && !(ids & 2); left--)
+		went_well = await(end, 1);
+	overtaken += !(ids & 1);
 	if (rude)
-		give_back(&work[random_below(end, 4) == 0]);
+		give_back(&work[0]);
 	went_well &= hear(end);
-	return went_well && await(end, 1);
+	return went_well && await(end, left);
 }
 
 static int sends_shared(struct end *end, struct work *work)
 {
+	work[0] = begin(end, 's', LONG);
 	hear(end);
-	for (int i = 0; i < 2; i++) {
-		work[i] = begin(end, 's', i ? SHORT : LONG);
-		struct ibv_sge sge = all_of(&work[i]);
-		struct ibv_send_wr wr = {
-			.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_SEND, .send_flags = IBV_SEND_SIGNALED
-		}, *bad;
+	struct ibv_sge sge = all_of(&work[0]);
+	struct ibv_send_wr wr = {
+		.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_SEND, .send_flags = IBV_SEND_SIGNALED
+	}, *bad;
 
-		CHECK(ibv_post_send(end->qp[FIRST + i], &wr, &bad) == 0);
-	}
-	posted += 2;
-	int went_well = await(end, 2);
+	CHECK(ibv_post_send(end->qp[FIRST], &wr, &bad) == 0);
+	posted++;
+	int went_well = await(end, 1);
 
 	tell(end, went_well);
 	return went_well;
@@ -449,10 +471,11 @@ static int choose(struct end *end)
 static void one_round(struct end *end, int kind, int is_receiver)
 {
 	struct work work[MOST];
-	int rude = kind & RUDE, count = 2, went_well;
+	int rude = kind & RUDE, count, went_well;
 
 	if (kind & SHARED) {
 		shared_rounds++;
+		count = is_receiver ? 3 : 1;
 		went_well = is_receiver ? receives_shared(end, work, rude) : sends_shared(end, work);
 	} else {
 		int first = is_receiver == !(kind & SENDER_FIRST);
