@@ -22,6 +22,7 @@ use crate::objects::{
 use crate::process::cannot_see;
 use crate::provider::{self, Provider};
 use crate::real::{self, set_errno};
+use crate::slots::Slot;
 use crate::{poll, post};
 
 #[unsafe(no_mangle)]
@@ -67,15 +68,20 @@ unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     // SAFETY: the contract says that the context is open. The extended part lies directly before
     // it.
     let (ops, extended) = unsafe { (&mut (*open).ops, VerbsContext::of(context)) };
-    let device = Arc::new(OpenDevice::new(*ops, extended));
+    let theirs = *ops;
+    let slot = Slot::take(ops);
+    if slot.is_none() {
+        // A function that the device lacks stays null.
+        ops.post_send = ops.post_send.and(Some(post::post_send));
+        ops.post_recv = ops.post_recv.and(Some(post::post_recv));
+        ops.post_srq_recv = ops.post_srq_recv.and(Some(post::post_srq_recv));
+        ops.poll_cq = ops.poll_cq.and(Some(poll::poll_cq));
+    }
+    ops.bind_mw = ops.bind_mw.and(Some(post::bind_mw));
+    // SAFETY: the context is open, and `theirs` has its functions from before.
+    let device = Arc::new(unsafe { OpenDevice::new(open, theirs, extended, slot) });
     drop(DEVICES.insert(address(context), Arc::clone(&device)));
     check_provider(&device);
-    // A function that the device lacks stays null.
-    ops.post_send = ops.post_send.and(Some(post::post_send));
-    ops.post_recv = ops.post_recv.and(Some(post::post_recv));
-    ops.post_srq_recv = ops.post_srq_recv.and(Some(post::post_srq_recv));
-    ops.bind_mw = ops.bind_mw.and(Some(post::bind_mw));
-    ops.poll_cq = ops.poll_cq.and(Some(poll::poll_cq));
     // SAFETY: the pointer is null or points to the extended part.
     if let Some(extended) = unsafe { extended.as_mut() } {
         extended.create_wq = extended.create_wq.and(Some(create_wq));
@@ -310,6 +316,7 @@ pub(crate) unsafe extern "C" fn ibv_destroy_qp(qp: *mut IbvQp) -> c_int {
     let known = QUEUE_PAIRS.remove(address(qp));
     let known = known.filter(|pair| pair.device.is_ours());
     if let Some(pair) = &known {
+        pair.leave();
         pair.ignore_completions();
     }
     // SAFETY: the program made this call, so the arguments are its responsibility.
@@ -319,7 +326,7 @@ pub(crate) unsafe extern "C" fn ibv_destroy_qp(qp: *mut IbvQp) -> c_int {
             pair.destroyed();
         } else {
             pair.count_completions();
-            drop(QUEUE_PAIRS.insert(address(qp), pair));
+            pair.enter();
         }
     }
     refused
@@ -352,13 +359,16 @@ pub(crate) unsafe extern "C" fn ibv_destroy_srq(srq: *mut IbvSrq) -> c_int {
     };
     let known = SHARED_QUEUES.remove(address(srq));
     let known = known.filter(|shared| shared.device.is_ours());
+    if let Some(shared) = &known {
+        shared.leave();
+    }
     // SAFETY: the program made this call, so the arguments are its responsibility.
     let refused = unsafe { destroy(srq) };
     if let Some(known) = known {
         if refused == 0 {
             known.destroyed();
         } else {
-            drop(SHARED_QUEUES.insert(address(srq), known));
+            known.enter();
         }
     }
     refused

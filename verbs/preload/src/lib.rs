@@ -22,7 +22,8 @@
 //! - `create.rs` has the functions that open devices and create queues. `post.rs` has the functions
 //!   that post work, and `poll.rs` those that poll for completions.
 //! - `objects.rs` records the open devices and the queues. `directory.rs` finds a record by the
-//!   object's address.
+//!   object's address, and `nearest.rs` finds most queues in fewer instructions. `slots.rs` has
+//!   what the functions that post and poll need to know of their device.
 //! - `provider.rs` decides which devices the shim can follow. `abi.rs` declares libibverbs's
 //!   structures.
 //!
@@ -63,6 +64,7 @@ mod elf;
 mod fork;
 mod interpose;
 mod mrs;
+mod nearest;
 mod notice;
 mod objects;
 mod outstanding;
@@ -72,4 +74,5 @@ mod process;
 mod provider;
 mod real;
 mod settings;
+mod slots;
 mod summary;

@@ -14,7 +14,7 @@ use loom::thread;
 #[expect(dead_code, unused_imports, reason = "the suite uses a part")]
 mod outstanding;
 
-use outstanding::{Device, Order, Queue, Release};
+use outstanding::{Cell, Device, Order, Owners, Queue, Release};
 
 const KEY: u32 = 0x1234;
 
@@ -22,6 +22,8 @@ const KEY: u32 = 0x1234;
 struct Model {
     device: Device,
     queue: Arc<Queue>,
+    /// The cell of the queue pair, in which polls count.
+    cell: &'static Cell,
     outstanding: AtomicBool,
 }
 
@@ -29,24 +31,41 @@ impl Model {
     fn new(order: Order) -> Arc<Self> {
         let device = Device::new();
         let queue = device.queue(order, 2, 1);
+        let cell = Box::leak(Box::default());
+        // The other queue of the queue pair does not matter here.
+        let other = device.queue(Order::Signaled, 2, 1);
+        let is_read = match order {
+            Order::Signaled => Owners::default().take(1, cell, &queue, None),
+            Order::Each | Order::Any => Owners::default().take(1, cell, &other, Some(&queue)),
+        };
+        assert!(is_read);
         Arc::new(Self {
             device,
             queue,
+            cell,
             outstanding: AtomicBool::new(false),
         })
     }
 
     /// Posts one request as the shim does. Returns false if the key had to be deregistered first.
     fn post(&self, signaled: bool) -> bool {
+        if signaled && let Some(again) = self.queue.again(|| KEY).or_else(|| self.queue.switch(KEY))
+        {
+            self.outstanding.store(true, Ordering::Relaxed);
+            again.end(0);
+            return true;
+        }
         let mut post = self.queue.post();
         let mark = post.mark();
         post.request(signaled);
-        post.key(KEY);
-        self.device.noted();
+        let noted = post.key(KEY);
         if self.device.is_idle(KEY) {
             // In the shim the key is deregistered now, and then the device refuses the request.
             post.take_back_to(mark);
             return false;
+        }
+        if signaled && let Some(at) = noted {
+            post.run(KEY, at, 0);
         }
         self.outstanding.store(true, Ordering::Relaxed);
         true
@@ -55,7 +74,16 @@ impl Model {
     /// Completes the request, and polls its completion.
     fn complete(&self) {
         self.outstanding.store(false, Ordering::Relaxed);
-        self.queue.complete();
+        self.count();
+    }
+
+    /// Counts a completion as a poll does.
+    fn count(&self) {
+        for counter in [&self.cell.sends, &self.cell.receives] {
+            if self.queue.reads(counter) {
+                counter.fetch_add(1, Ordering::Release);
+            }
+        }
     }
 }
 
@@ -74,7 +102,8 @@ fn a_poster_and_a_deregistration_see_one_another() {
     });
 }
 
-/// The same holds if the queue has used the key before. In that case the poster takes no lock.
+/// The same holds if the queue has used the key before, so that the poster goes on with a run and
+/// checks nothing else.
 #[test]
 fn a_poster_with_a_known_key_and_a_deregistration_see_one_another() {
     loom::model(|| {
@@ -158,7 +187,7 @@ fn a_shared_queue_is_drained_by_several() {
         drop(other);
         let pollers = [(), ()].map(|()| {
             let model = Arc::clone(&model);
-            thread::spawn(move || model.queue.complete())
+            thread::spawn(move || model.count())
         });
         let mut third = model.queue.post();
         third.request(true);
@@ -170,11 +199,55 @@ fn a_shared_queue_is_drained_by_several() {
         // Two of the three receives are over, but the shim cannot tell which. So it must assume
         // that each key is in use.
         assert_eq!(model.device.release(KEY + 2), Release::Outstanding);
-        model.queue.complete();
+        model.count();
         for key in [KEY, KEY + 1, KEY + 2] {
             assert_eq!(model.device.release(key), Release::Keep);
             model.device.forget(key);
         }
+    });
+}
+
+/// Two threads post to one queue at the same time. Both requests are counted.
+#[test]
+fn two_posters_are_both_counted() {
+    loom::model(|| {
+        let model = Model::new(Order::Each);
+        assert!(model.post(true));
+        model.count();
+        let other = {
+            let model = Arc::clone(&model);
+            thread::spawn(move || model.post(true))
+        };
+        assert!(model.post(true));
+        assert!(other.join().unwrap());
+        for _ in 0..2 {
+            assert_eq!(model.device.release(KEY), Release::Outstanding);
+            model.count();
+        }
+        assert_eq!(model.device.release(KEY), Release::Keep);
+    });
+}
+
+/// A poll gets a completion from before a reset, and counts it after the queue has new work.
+#[test]
+fn a_late_poll_ends_no_new_work() {
+    loom::model(|| {
+        let model = Model::new(Order::Each);
+        assert!(model.post(true));
+        let poller = {
+            let model = Arc::clone(&model);
+            thread::spawn(move || {
+                model.cell.receives.fetch_add(1, Ordering::Release);
+            })
+        };
+        model.queue.reset(false);
+        assert!(model.queue.settle());
+        assert!(model.post(true));
+        assert_eq!(model.device.release(KEY), Release::Outstanding);
+        poller.join().unwrap();
+        assert_eq!(model.device.release(KEY), Release::Outstanding);
+        model.queue.complete();
+        assert_eq!(model.device.release(KEY), Release::Keep);
     });
 }
 
@@ -197,7 +270,7 @@ fn a_send_queue_is_posted_to_and_polled_at_once() {
         poller.join().unwrap();
         assert_eq!(model.device.release(KEY), Release::Keep);
         assert_eq!(model.device.release(KEY + 1), Release::Outstanding);
-        model.queue.complete();
+        model.count();
         assert_eq!(model.device.release(KEY + 1), Release::Keep);
     });
 }
