@@ -38,8 +38,8 @@ impl<T: Send + Sync> Nearest<T> {
         (&self.objects[place], &self.records[place])
     }
 
-    /// Looks for the object. The first result is 0 if the object is in the table. Only then the second
-    /// one points to its record, as long as no thread [removes](Self::remove) the record.
+    /// Looks for the object. The first result is 0 if the object is in the table. Only then the
+    /// second one points to its record, as long as no thread [removes](Self::remove) the record.
     ///
     /// The caller combines the first result with its other conditions, so that one branch serves
     /// all.

@@ -9,8 +9,8 @@ use std::process::Command;
 
 use preload::{bounded, post_poll, preloading, shim};
 
-/// The works of tests/c/post-poll.c, with the maximum number of instructions that a release build of
-/// the shim may add to the posts and the poll of one. docs/guide/preload.md has the figures.
+/// The works of tests/c/post-poll.c, with the maximum number of instructions that a release build
+/// of the shim may add to the posts and the poll of one. docs/guide/preload.md has the figures.
 const WORKS: &[(&str, f64)] = &[
     ("send", 41.0),
     ("write", 41.0),

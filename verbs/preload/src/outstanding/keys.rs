@@ -23,8 +23,8 @@ const LINE: usize = 8;
 #[repr(align(64))]
 struct Line([AtomicU64; LINE]);
 
-/// The largest distance of a request from an earlier one that [`InUse::raise`] heeds. A key that was
-/// noted for a list may have a later position than the next request. No list is so long.
+/// The largest distance of a request from an earlier one that [`InUse::raise`] heeds. A key that
+/// was noted for a list may have a later position than the next request. No list is so long.
 const SHORTLY: u32 = 1 << 20;
 
 /// The number of bits of a group's number.
@@ -39,7 +39,8 @@ pub(super) fn group(key: u32) -> usize {
     (spread(key) >> (32 - GROUP_BITS)) as usize
 }
 
-/// The keys of requests that may be outstanding, each with the position of the last request that used it.
+/// The keys of requests that may be outstanding, each with the position of the last request that
+/// used it.
 ///
 /// A word is free when its request is over, so no word has to be removed. A key that has a word
 /// keeps that word. A key without a word takes a free one.

@@ -121,9 +121,9 @@ impl Queue {
         Some(Again(self))
     }
 
-    /// Begins a run with a key that the queue has used before, and its first request. The request is
-    /// signaled, has only this key, and has the shape of the run before. Returns `None` if the key
-    /// has no word, is idle, or another thread has the lock.
+    /// Begins a run with a key that the queue has used before, and its first request. The request
+    /// is signaled, has only this key, and has the shape of the run before. Returns `None` if the
+    /// key has no word, is idle, or another thread has the lock.
     #[inline]
     pub(crate) fn switch(&self, key: u32) -> Option<Again<'_>> {
         if !self.try_lock() {
@@ -292,8 +292,8 @@ impl Queue {
         }
     }
 
-    /// Marks all requests as over, because the queue pair was reset. The caller passes whether
-    /// [all completions were polled](Left::all_polled). Returns false if completions from before the
+    /// Marks all requests as over, because the queue pair was reset. The caller passes whether [all
+    /// completions were polled](Left::all_polled). Returns false if completions from before the
     /// reset may still be polled. The caller must then call [`settle`](Self::settle) later.
     pub(crate) fn reset(&self, all_polled: bool) -> bool {
         self.lock();
@@ -493,8 +493,8 @@ impl Post<'_> {
         }
     }
 
-    /// Notes a key of the request that was counted last. Returns the number of the key's word; `None`
-    /// if the queue has no room for the key.
+    /// Notes a key of the request that was counted last. Returns the number of the key's word;
+    /// `None` if the queue has no room for the key.
     #[inline]
     pub(crate) fn key(&mut self, key: u32) -> Option<usize> {
         let noted = self.queue.in_use.renew(key, self.position as u32);
