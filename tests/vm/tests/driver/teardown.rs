@@ -228,7 +228,7 @@ fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
 #[test]
 fn a_first_registration_ends_though_signals_arrive_all_the_time() {
     extern "C" fn nothing(_: i32) {}
-    const MAPPINGS: usize = 20_000;
+    const MAPPINGS: usize = 5_000;
     let child = Child::fork(|| {
         // Each page that is touched becomes a separate mapping with a separate lock.
         let many = Pages::new(2 * MAPPINGS).unwrap();
@@ -259,6 +259,6 @@ fn a_first_registration_ends_though_signals_arrive_all_the_time() {
             done == Ok(())
         })
     });
-    let ended = child.unwrap().succeeded_within(Duration::from_secs(20));
+    let ended = child.unwrap().succeeded_within(Duration::from_secs(60));
     assert!(ended.unwrap(), "the registration is still trying");
 }
