@@ -843,10 +843,10 @@ static bool ummunotify_catch_up(struct ummunotify_file *file)
 
 /*
  * Visit all regions that postponed invalidations have left, and take the lock.
- * The caller is the owner. The lock is released after a few visits each time, so
- * that an invalidation does not wait for all visits. The loop ends: each visit
- * removes a region from those that are left, and only reports and registrations
- * add one.
+ * Only the owner of the file calls this: ummunotify_is_owner(). The lock is
+ * released after a few visits each time, so that an invalidation does not wait
+ * for all visits. The loop ends: each visit removes a region from those that are
+ * left, and only reports and registrations add one.
  */
 static void ummunotify_lock_caught_up(struct ummunotify_file *file)
 	__acquires(&file->lock)

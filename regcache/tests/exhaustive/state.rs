@@ -44,8 +44,8 @@ pub(crate) struct Page {
     /// now.
     pub(crate) version: u8,
     /// The oldest version that is not stale for a lookup that begins now. An older version is stale
-    /// for one of two reasons. The change that removed the version has returned, or a mapping call
-    /// has returned the address since.
+    /// for one of two reasons. The system call that removed the version has ended, or a mapping
+    /// call has handed out the address after the version was removed.
     pub(crate) floor: u8,
 }
 

@@ -8,8 +8,8 @@
 //! 3. Slots are in chunks that are never freed or moved. So it is safe to look up any handle.
 //!
 //! A free slot is in one of three places: a thread's [`FreeSlots`], a batch in the common pool, or
-//! the part of the table that was never used. A thread that both looks up and puts writes nothing
-//! that another thread uses. If some threads only look up and others only put, slots return in
+//! the part of the table that was never used. If a thread both gets guards and puts them, it writes
+//! nothing that another thread uses. If some threads only look up and others only put, slots return in
 //! batches through the pool.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};

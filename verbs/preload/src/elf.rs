@@ -48,8 +48,8 @@ unsafe extern "C" fn needs(
     _size: usize,
     question: *mut c_void,
 ) -> c_int {
-    // SAFETY: `is_needed` passes a pointer to its `Question`, which no other code uses during the
-    // call.
+    // SAFETY: the function `is_needed` passes a pointer to its local `Question`, and no other code
+    // uses that `Question` during the call.
     let question = unsafe { &mut *question.cast::<Question<'_>>() };
     // SAFETY: the loader passes a pointer to a description that is valid during the call.
     let library = unsafe { &*library };

@@ -148,7 +148,7 @@ pub(super) fn apply(project: &Project, dir: &Path, tree: &Path) -> Result<usize,
     }
     let patches = format_patches(&git, dir, &read(&sources.join("intree/0-cover.txt"))?)?;
 
-    // The patches themselves are applied, as somebody who receives them does.
+    // Apply the mails with `git am`, as a recipient does, and copy the files from the result.
     git.run(&["checkout", "--quiet", "-b", "received", "base"])?;
     let mut am = git.command(&["am", "--quiet"]);
     cmd::read(am.args(&patches))?;

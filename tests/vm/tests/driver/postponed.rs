@@ -54,7 +54,7 @@ fn drain(device: &DriverFile) -> (Vec<u64>, u64) {
     (cookies, counter)
 }
 
-/// Drops a page that is populated.
+/// Populates a page, and then drops it with `MADV_DONTNEED`.
 fn drop_page(memory: &Pages, page: usize) {
     memory.write(page, 1);
     memory.advise(page, 1, libc::MADV_DONTNEED).unwrap();

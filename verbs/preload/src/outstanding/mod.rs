@@ -79,7 +79,8 @@
 //!
 //! Each queue has a lock, which is a bit in the word that counts its requests. A poster holds the
 //! lock until the device has the requests, so the positions are in the device's order. A thread
-//! that deregisters takes the locks of the queues that have a word for the key ([`users`]).
+//! that deregisters takes the locks of the queues that have an element of [`keys::InUse`] for the
+//! key ([`users`]).
 //!
 //! Suppose that a thread deregisters a key, and that another thread posts with the key to some
 //! queue. The first thread adds the key to the device's set of idle keys. Then it takes the lock of

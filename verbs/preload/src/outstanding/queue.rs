@@ -416,9 +416,9 @@ impl Unsignaled {
 /// The completions of a queue pair that may be left to be polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Left {
-    /// True if none of them is a success.
+    /// True if no successful completion is left to be polled. Completions with errors may be left.
     pub(crate) all_polled: bool,
-    /// At most so many of them are errors.
+    /// The largest number of completions with errors that may be left.
     pub(crate) errors: u64,
 }
 
