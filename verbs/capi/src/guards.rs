@@ -9,8 +9,8 @@
 //!
 //! A free slot is in one of three places: a thread's [`FreeSlots`], a batch in the common pool, or
 //! the part of the table that was never used. If a thread both gets guards and puts them, it writes
-//! nothing that another thread uses. If some threads only look up and others only put, slots return in
-//! batches through the pool.
+//! nothing that another thread uses. If some threads only look up and others only put, slots return
+//! in batches through the pool.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::UnsafeCell;

@@ -52,8 +52,8 @@
 //! Most requests use the key of the request before. Such requests form a *run* ([`Queue::again`]).
 //! In a run, a post takes the lock of the queue, compares the key, and adds 1 to the count of
 //! requests. It notes no position: the last request of a run is the last signaled request of the
-//! queue. Whoever ends the run notes that position. Each post that is not of the run ends it, and
-//! so does a thread that deregisters a key which the queue has used.
+//! queue. The thread that ends the run notes that position. Each post that is not of the run ends
+//! it, and so does a thread that deregisters a key which the queue has used.
 //!
 //! A poll adds 1 to a counter for the queue pair's number ([`cells`]). It takes no lock, so it
 //! counts some time after the device has removed the completion from the completion queue. That

@@ -8,8 +8,8 @@
  * In each round one process posts receives and the other one sends, in lists of random lengths.
  * Either of them posts first. Some rounds use a shared receive queue of two queue pairs, where the
  * second receive completes before the first. In some rounds, called rude, some memory is
- * deregistered early. Afterwards, memory that was freed has its new owner's bytes, and none of these
- * bytes have arrived at the peer.
+ * deregistered early. Afterwards, memory that was freed has its new owner's bytes, and none of
+ * these bytes have arrived at the peer.
  *
  * The program ends when the two processes have posted REQUESTS work requests, or after SECONDS. It
  * prints what was done, and how many bytes were wrong.
@@ -220,7 +220,8 @@ static void drain(struct end *end)
 }
 
 /*
- * Begins again after a round that has failed. The queue pairs are reset, or destroyed and made again.
+ * Begins again after a round that has failed. The queue pairs are reset, or destroyed and made
+ * again.
  */
 static void recover(struct end *end, int shared, int resets)
 {
@@ -486,7 +487,7 @@ static void one_round(struct end *end, int kind, int is_receiver)
 			count = hear(end);
 		went_well = is_receiver ? receives(end, work, count, first, rude) : sends(end, work, count, first, rude);
 	}
-	/* The two processes exchange their results, so each knows whether the round went well for both. */
+	/* The processes exchange their results, so each knows whether the round went well for both. */
 	tell(end, went_well);
 	went_well &= hear(end);
 	if (!went_well)
