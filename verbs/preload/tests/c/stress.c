@@ -487,7 +487,7 @@ static void one_round(struct end *end, int kind, int is_receiver)
 			count = hear(end);
 		went_well = is_receiver ? receives(end, work, count, first, rude) : sends(end, work, count, first, rude);
 	}
-	/* The processes exchange their results, so each knows whether the round went well for both. */
+	/* The processes exchange their results, so each knows if the round went well for both. */
 	tell(end, went_well);
 	went_well &= hear(end);
 	if (!went_well)
