@@ -42,7 +42,7 @@ pub(super) const DOCUMENT: &[Edit] = &[
         to: "counts why\n",
     },
     Edit {
-        from: "``changes::*``, and the controls of ``pinned::*``\n",
+        from: "``changes::*``, and ``pinned::*`` for memory that is not pinned\n",
         to: "``changes::*``\n",
     },
 ];
