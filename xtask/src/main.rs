@@ -11,6 +11,7 @@ mod error;
 mod install_driver;
 mod install_user;
 mod intree;
+mod kconfig;
 mod kernel;
 mod lock;
 mod matrix;

@@ -5,14 +5,14 @@
 //! configuration. If nothing has changed, make compiles nothing.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
 use super::Place;
 use crate::cmd;
-use crate::debug;
 use crate::error::{AtPath, Error};
+use crate::kconfig;
 use crate::kernel;
 
 /// The settings of the small kernel.
@@ -139,21 +139,13 @@ fn configure(place: &Place<'_>, dir: &str, config: &str, arch: &[&str]) -> Resul
     fs::write(&wanted, config).at(&wanted)?;
     let mut make = make_kernel(place, dir);
     make.args(arch);
-    make.arg(format!("KCONFIG_ALLCONFIG=/mnt/{dir}/wanted.config"));
-    cmd::read(make.arg("allnoconfig"))?;
-    let text = fs::read_to_string(&got).at(&got)?;
-    let refused = debug::not_taken(config, &text);
-    if refused.is_empty() {
-        return Ok(());
+    let seen = Path::new("/mnt").join(dir).join("wanted.config");
+    let configured = kconfig::configure(make, &wanted, &seen, &got);
+    // A configuration that lacks a setting must not serve the next run.
+    if configured.is_err() && got.exists() {
+        fs::remove_file(&got).at(&got)?;
     }
-    fs::remove_file(&got).at(&got)?;
-    Err(Error::Unexpected {
-        command: cmd::line(&make),
-        what: format!(
-            "{} did not take effect: add the settings that it depends on",
-            refused.join(", ")
-        ),
-    })
+    configured
 }
 
 /// Compiles the driver alone with all warnings. Removes its object first, so that the compiler
