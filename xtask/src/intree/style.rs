@@ -109,7 +109,8 @@ fn judge(said: &str, argued: &[Argued]) -> Result<usize, String> {
     Err(wrong.join("\n"))
 }
 
-/// Returns the number of the patch and the kind of a remark `PATH/NUMBER-…:LINE: LEVEL:KIND: TEXT`.
+/// Returns the number of the patch and the kind of a remark. A remark has the form
+/// `PATH/NUMBER-SUBJECT:LINE: LEVEL:KIND: TEXT`.
 fn remark(line: &str) -> Option<(&str, &str)> {
     let (path, rest) = line.split_once(": ")?;
     let name = path.rsplit('/').next()?;

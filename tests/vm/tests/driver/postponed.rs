@@ -3,16 +3,13 @@
 //! registration. Postponing must not lose the report of a range, and must not add one.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::sync::Barrier;
-use std::thread;
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use regcache::monitor::abi::{Event, HINT, PROTECTION};
 use regcache_tests_vm::{DriverFile, PAGE, Pages, Random};
 
-use crate::order::is_present;
+use crate::order::early_reports_are_repeated;
 use crate::{invalidated_often, last};
 
 /// The most ranges that an invalidation marks itself.
@@ -227,51 +224,16 @@ fn a_change_of_protection_reports_those_that_ask_for_it_and_no_others() {
     assert_eq!(drain(&device), (all, 3));
 }
 
-/// One thread drops 64 MiB. In the meantime, another thread waits for the reports of the last page.
-/// If the page is still present after the reports, the driver must report each range again.
 #[test]
 fn each_range_that_is_reported_early_is_reported_again() {
-    const PAGES: usize = 64 << 20 >> 12;
-    const ENOUGH: usize = 10;
-    const MOST_ROUNDS: usize = 300;
-    let memory = Pages::new(PAGES).unwrap();
-    let last_page = || memory.page(PAGES - 1);
-    let device = DriverFile::open().unwrap();
-    for cookie in 0..MANY {
-        device.watch(last_page(), PAGE, cookie).unwrap();
-    }
-    let pagemap = File::open("/proc/self/pagemap").unwrap();
-    let mut early = 0;
-    for _ in 0..MOST_ROUNDS {
-        memory.touch();
-        let start = Barrier::new(2);
-        let still_present = thread::scope(|scope| {
-            let reader = scope.spawn(|| {
-                start.wait();
-                let mut reported = BTreeSet::new();
-                while reported.len() < MANY as usize {
-                    if let Ok((cookies, _)) = device.drain() {
-                        reported.extend(cookies);
-                    }
-                }
-                is_present(&pagemap, last_page().addr())
-            });
-            start.wait();
-            memory.advise(0, PAGES, libc::MADV_DONTNEED).unwrap();
-            reader.join().unwrap()
-        });
-        let again = device.drain();
-        if still_present {
-            early += 1;
-            let mut again = again.map(|(cookies, _)| cookies).unwrap_or_default();
-            again.sort_unstable();
-            assert_eq!(again, cookies_of([0]));
+    early_reports_are_repeated(0..MANY, 300, |device| {
+        let mut reported = BTreeSet::new();
+        while reported.len() < MANY as usize {
+            if let Ok((cookies, _)) = device.drain() {
+                reported.extend(cookies);
+            }
         }
-        if early >= ENOUGH {
-            return;
-        }
-    }
-    panic!("only {early} reports came early");
+    });
 }
 
 /// Runs random invalidations, registrations and reads against a model. The model knows for each

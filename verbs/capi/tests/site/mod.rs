@@ -40,10 +40,10 @@ impl Site {
 
     /// Returns the path of a program that uses the library.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
-        self.prefix.join("programs").join(name)
+        self.file("programs").join(name)
     }
 
-    #[allow(dead_code, reason = "some suites need no file")]
+    /// Returns the path of a file of the installation.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.prefix.join(name)
     }
