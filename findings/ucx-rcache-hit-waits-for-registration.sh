@@ -2,16 +2,15 @@
 # UCX 1.13.1: a hit in its registration cache waits for another thread's registration.
 #
 # `ucs_rcache_get` finds a cached region under a read lock. A miss holds the same lock for writing
-# while it calls the device's `mem_reg`. So a hit of an unrelated range takes as long as the
-# registration that another thread has under way. A reader of the API expects a hit to be short
-# whatever other threads do, since the lock is inside the cache and its documentation does not
-# mention the device.
+# while it calls the device's `mem_reg`. So a hit of an unrelated range waits while another
+# thread registers. A reader of the API expects that a hit is short, whatever other threads do. The
+# lock is inside the cache, and the documentation of the API does not mention the device.
 #
-# Seen: libucx0 1.13.1-1 of Debian 12. One thread registers for 1000 ms, and a hit of another range
-# that starts 100 ms later returns after about 900 ms. With no registration under way it returns in
-# less than 1 ms.
+# Seen: libucx0 1.13.1-1 of Debian 12. One thread registers for 1000 ms. A hit of another range
+# starts 100 ms later, and returns after about 900 ms. If no registration is under way, the hit
+# returns in less than 1 ms.
 #
-# The script fails if a hit during a registration returns early, or a hit without one is slow.
+# The script fails if a hit during a registration returns early, or if a hit alone is slow.
 set -euo pipefail
 
 version=1.13.1-1
@@ -68,7 +67,7 @@ static void device_dump(void *device, ucs_rcache_t *rcache, ucs_rcache_region_t 
 		*text = 0;
 }
 
-/* Looks a range up, gives it back, and returns how long that took. */
+/* Looks a range up, gives it back, and returns the time of both calls in ms. */
 static double look_up(void *range, size_t length)
 {
 	double start = milliseconds();

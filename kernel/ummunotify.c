@@ -2,31 +2,34 @@
 /*
  * ummunotify - tell user space when the mapping of its memory changes
  *
- * A library that registers memory with an RDMA adapter, and keeps the
- * registration for the next transfer, must know when the pages at those
+ * A library may register memory with an RDMA adapter, and keep the registration
+ * for the next transfer. Such a library must know when the pages at the memory's
  * addresses are no longer the ones that the adapter has pinned. This driver
- * tells it. A process opens /dev/ummunotify and names the ranges of its own
- * address space that it wants watched. It compares a 64-bit generation counter,
- * in a page that it has mapped, to find out that a range was invalidated, and
- * calls read() to find out which one.
+ * reports that. A process opens /dev/ummunotify and registers the ranges of its
+ * own address space that the driver shall watch. A 64-bit generation counter,
+ * in a page that the process maps, shows that a range was invalidated. read()
+ * returns the cookie of that range.
  *
- * There is no queue. A range has one state, and a hint where it was
- * invalidated. Whatever happens between two reads, memory stays what it was.
+ * There is no queue of events. Each range has one state, and a hint at the
+ * bytes that were invalidated. So the driver's memory does not grow between two
+ * reads.
  *
  * Order
  * -----
- * An invalidation is recorded, and the counter raised, in the MMU notifier's
- * invalidate_range_start(), which is before the first page table entry goes.
- * The task that changes the mapping does this itself. So the counter has moved
- * before its system call returns, and before it lets go of the locks that keep
- * others from mapping something new at the address.
+ * invalidate_range_start() of the MMU notifier records the invalidation and
+ * raises the counter, before the kernel removes the first page table entry. The
+ * task that changes the mapping runs this callback itself. So the counter has
+ * risen before the task's system call returns. It has also risen before the
+ * task drops the locks that keep other tasks from mapping other memory at the
+ * address.
  *
- * An invalidation is in flight from its start to its end. Its page table
- * entries may still be there, and somebody may pin pages that are about to go.
- * There are two such races, and one rule against both.
+ * An invalidation is in flight from its start to its end. Meanwhile the page
+ * table entries may still be present, so another task may pin pages that are
+ * about to be removed. There are two such races, and one rule prevents both.
  *
  * Early register: the range is registered while the invalidation is in flight.
- * The start has not found the range, because it was not there.
+ * The start of the invalidation has not found the range, because the range was
+ * not registered yet.
  *
  *	CPU 0: madvise(MADV_DONTNEED)	CPU 1: REGISTER_REGION, then ibv_reg_mr()
  *	=============================	=========================================
@@ -39,7 +42,7 @@
  *					return; pin the new pages
  *
  * Early read: the report is read while the invalidation is in flight. The
- * reader registers its memory again, under the same watch.
+ * reader registers the memory again, under the same watch.
  *
  *	CPU 0: madvise(MADV_DONTNEED)	CPU 1: read(), then ibv_reg_mr()
  *	=============================	================================
@@ -54,91 +57,107 @@
  *	  again, the counter raised
  *					compare the counter, read() again
  *
- * The rule: while an invalidation is in flight, each range that it overlaps and
- * matters to is in one of three states.
+ * The rule: while an invalidation is in flight, each range that the
+ * invalidation overlaps is in one of three states. A change of protection
+ * concerns only the ranges that were registered for such changes.
  *
  * - It is a pending registration: REGISTER_REGION has not returned, and waits
  *   for the end of this invalidation. ummunotify_wait_for_older()
- * - It is waiting to be reported. ummunotify_invalidate()
- * - It was reported early, and the invalidation knows that. Its end makes the
- *   range wait to be reported once more. ummunotify_report()
+ * - It is waiting to be reported, or it is one of the ranges that the owner must
+ *   visit before the next report. ummunotify_invalidate(), ummunotify_postpone()
+ * - It was reported early, and the record of the invalidation says so. The end
+ *   of the invalidation makes the range wait to be reported once more.
+ *   ummunotify_report()
  *
- * So pages that were pinned before the end are reported after it. Reading does
- * not wait for the end instead, because it takes seconds to unmap many
- * gigabytes. In-flight invalidations are kept in as many slots as a long has
- * bits. Those that find no slot are counted, and known by their hull only. This
- * makes more registrations wait and more reports early than need be, and never
- * fewer. An end without a start, which only a bug elsewhere in mm can bring
- * about, is ignored: it takes nothing away from an invalidation that has a slot.
+ * So if pages were pinned before the end of an invalidation, their range is
+ * reported after that end. read() could wait for the end instead, but unmapping
+ * many gigabytes takes seconds. The driver keeps in-flight invalidations in as
+ * many slots as a long has bits. An invalidation that finds no slot is
+ * untracked. Of all untracked invalidations together, the driver keeps only the
+ * number and the hull. So some registrations wait without need, and some
+ * reports count as early without need, but no report is missed. An end without
+ * a start is ignored, and takes no other invalidation out of its slot. Only a
+ * bug elsewhere in mm can cause such an end.
  *
  * Cost
  * ----
- * The task that invalidates pays, and it need not be the owner: kswapd,
- * kcompactd, ksmd, or another process that truncates a file. So an invalidation
- * visits only ranges whose state it changes. A range that was invalidated more
- * than once since its last report is saturated: one more invalidation changes
- * nothing but the counter. Saturated ranges are in trees of their own, of which
- * an invalidation asks only whether it meets one of them. Each visit is paid for
- * by a registration or a report, of which each allows two. An end that visits
- * ranges again visits those that its own start has invalidated for the first
- * time, and those that were registered or read since.
+ * The task that invalidates executes the callbacks. This task need not be the
+ * owner: it may be kswapd, kcompactd, ksmd, or another process that truncates a
+ * file. So the work of an invalidation is bounded, however many ranges are
+ * watched.
+ *
+ * An invalidation visits only the ranges whose state it changes. A range that
+ * was invalidated more than once since its last report is saturated: a further
+ * invalidation changes nothing but the counter. Saturated ranges are in separate
+ * trees, and an invalidation only checks whether it meets any range in these
+ * trees.
+ *
+ * An invalidation visits at most UMMUNOTIFY_VISITS_MAX ranges. If it meets more,
+ * it is postponed: the owner visits the others before the next report or
+ * registration. An invalidation next to a postponed one joins it, and visits
+ * nothing. The owner then saturates every range that they meet, because it does
+ * not know how many of them have met the range.
+ * Each registration or report of a range allows at most two visits to the range.
  *
  * Why not mmu_interval_notifier
  * -----------------------------
- * It is made for drivers that keep a few ranges and stop their device in the
- * callback. Here it would not do:
+ * mmu_interval_notifier is made for drivers that have few ranges and stop their
+ * device in the callback. It does not suit this driver:
  *
- * - It has no callback for the end. An early read could not be repeated; user
- *   space would have to hold a sequence number for each range, and ask the
- *   kernel about it after each registration.
+ * - It has no callback for the end of an invalidation. So an early report could
+ *   not be repeated. User space would have to keep a sequence number for each
+ *   range, and check the number by a system call after each registration.
  * - mmu_interval_read_begin() and mmu_interval_notifier_remove() wait while any
- *   invalidation that meets any interval of the mm is in flight. A process that
- *   unmaps all the time would have its registrations wait for unrelated work.
- * - It calls back for each interval that an invalidation overlaps, every time.
- *   With 65 536 unread ranges over a process's memory that makes reclaim 193
- *   times slower: an earlier version of this driver, which visited every
- *   overlapping range as well, took 11 370 us a page against 59. Here two visits
- *   to each range are left, once: 81 us a page, or 111 while they are made,
- *   against 62 to 77 without a range (4 MB, emulated).
- * - The counter rises once for each invalidation. Interval callbacks do not say
- *   where one invalidation ends and the next begins.
- * - An interval takes 88 bytes where an interval tree node takes 48.
+ *   invalidation that meets any interval of the mm is in flight. In a process
+ *   that unmaps all the time, registrations would wait for unrelated
+ *   invalidations.
+ * - It calls back for each interval that an invalidation overlaps, each time.
+ *   An earlier version of this driver also visited every overlapping range.
+ *   With 65 536 ranges over a process's memory, reclaim of 4 MB then took 193
+ *   times as long as without a range. Now it takes 1.03 times as many
+ *   instructions, whether the ranges are new or wait to be read.
+ * - The counter rises once for each invalidation. Interval callbacks do not
+ *   show where one invalidation ends and the next begins.
+ * - An interval takes 88 bytes, and an interval tree node takes 48.
  *
- * The idea is taken from it: remember the invalidations that were in flight
- * first, and wait for these. The notifier belongs to the file and not to the mm. Processes have
- * one or two files, and a notifier for each mm would add a lock and a list to
- * each invalidation to save them one callback.
+ * The driver uses one idea of mmu_interval_notifier: it records the
+ * invalidations in flight, and waits for exactly these. Each file has its own
+ * notifier. A notifier for each mm would save one callback in a process with
+ * two files, but add a lock and a list to each invalidation.
  *
  * Locks
  * -----
- * ummunotify_file.lock is a spinlock, taken by the notifier callbacks. Nothing
- * under it sleeps, allocates or touches user memory.
+ * ummunotify_file.lock is a spinlock, taken by the notifier callbacks. A task
+ * that holds it does not sleep, allocate or touch user memory.
  *
- * ummunotify_file.deliver is a mutex around the time in which events are off
- * the list and on their way to a user buffer. It makes UNREGISTER_REGION wait
- * for a read() that has already picked up the event, and lets a read() whose
- * buffer faults put its events back. The callbacks never take it.
+ * ummunotify_file.deliver is a mutex that read() holds while events are off the
+ * list and not yet in the user's buffer. So UNREGISTER_REGION waits for a
+ * read() that has already picked up the range's event. A read() whose buffer
+ * faults can put its events back. The callbacks never take deliver.
  *
- * ummunotify_file.attach is a mutex around registering the notifier.
+ * ummunotify_file.attach is a mutex that is held while the notifier is
+ * registered.
  *
- * deliver nests outside mmap_lock, which a fault takes, and outside lock.
- * attach nests outside mmap_lock.
+ * deliver is taken before mmap_lock, which a fault on the user's buffer takes,
+ * and before lock. attach is taken before mmap_lock.
  *
- * On PREEMPT_RT lock is a lock that sleeps. mm calls the callbacks in task
- * context with preemption enabled, so that they may. Its holder needs nobody
- * else to get on, so that a callback which must not block still ends soon. Only
- * CONFIG_DEBUG_ATOMIC_SLEEP complains about the OOM reaper there, as it does
- * about KVM's callbacks.
+ * On PREEMPT_RT, lock is a sleeping lock. The callbacks may sleep, because mm
+ * calls them in task context with preemption enabled. The holder of lock never
+ * waits for another task, so even a callback that must not block ends soon. On
+ * PREEMPT_RT, CONFIG_DEBUG_ATOMIC_SLEEP warns if the OOM reaper runs these
+ * callbacks, as it does for KVM's callbacks.
  *
- * open() runs under the mutex of all misc devices. So it takes no lock of the
- * address space. The notifier is registered with the first range.
+ * open() runs under a mutex that all misc devices share, so it must not wait
+ * for a lock of the address space. The notifier is registered with the first
+ * range instead.
  *
  * Memory
  * ------
  * The memory that a process makes the driver allocate is charged to its memory
- * cgroup, and bounded for each user over all files: struct ummunotify_user. A
- * process that is refused memory is told ENOMEM. UMMUNOTIFY_GFP gives up early:
- * a range is not worth to push the machine to where others are killed.
+ * cgroup, and bounded for each user over all files: struct ummunotify_user. If
+ * memory is refused, the call fails with ENOMEM. Allocations with
+ * UMMUNOTIFY_GFP fail early, so that the OOM killer does not end other
+ * processes for the memory of a range.
  */
 
 #include <linux/atomic.h>
@@ -187,21 +206,21 @@ enum ummunotify_state {
 
 /**
  * struct ummunotify_region - a watched range
- * @itree: node of the tree that ummunotify_tree() says; its bounds are inclusive
+ * @itree: node of the tree that ummunotify_tree() returns; its bounds are inclusive
  * @by_cookie: node of its tree in ummunotify_file.cookies
  * @invalid: on ummunotify_file.invalid unless @state is UMMUNOTIFY_VALID
  * @cookie: the caller's name for the range
- * @id: names the region among all that the file has ever had
+ * @id: number that no other region of the file ever has
  * @hint_start: first byte invalidated, if invalidated once
  * @hint_last: last byte invalidated, if invalidated once
  * @state: tells read() what to report
  * @protection: changes of protection invalidate it as well
  * @reported_early: reported while an invalidation of it was in flight
  *
- * Belongs to one file. All but the constant bounds, cookie, id and protection is
- * guarded by ummunotify_file.lock. It is freed under ummunotify_file.deliver as
- * well, so that a reader may hold on to it between picking it up and delivering
- * it.
+ * A region belongs to one file. Its bounds, cookie, id and protection are
+ * constant, and ummunotify_file.lock guards the other fields. A region is
+ * removed only under ummunotify_file.deliver. So a reader may use the region
+ * between picking up its event and delivering it.
  */
 struct ummunotify_region {
 	struct interval_tree_node itree;
@@ -222,8 +241,8 @@ struct ummunotify_region {
  * @start: first byte
  * @last: last byte
  * @serial: its place in the order of starts
- * @protection: it changes what may be done with the pages, not which they are
- * @reported_early: a region that it invalidated was read since
+ * @protection: it changes the protection of the pages, but not the pages
+ * @reported_early: a region that it invalidates was reported since its start
  */
 struct ummunotify_in_flight {
 	struct task_struct *task;
@@ -237,21 +256,46 @@ struct ummunotify_in_flight {
 #define UMMUNOTIFY_IN_FLIGHT_MAX	BITS_PER_LONG
 
 /*
- * Cookies are spread over so many trees, each seven levels lower for it. This
- * keeps registering and unregistering among 100 000 ranges within 1.4 of what
- * it costs with one.
+ * Cookies are spread over 2^7 trees, so each tree is seven levels lower than a
+ * single tree would be. Registering and unregistering among 100 000 ranges then
+ * costs at most 1.4 times as much as with one range.
  */
 #define UMMUNOTIFY_COOKIE_BITS	7
 
 /**
- * struct ummunotify_user - the user who answers for some open files
+ * struct ummunotify_postponed - an invalidation with regions left to visit
+ * @start: first byte
+ * @last: last byte
+ * @protection: the invalidation changes the protection of the pages, but not the
+ *	pages
+ * @several: several invalidations, which are next to each other or for which
+ *	there were not enough elements; so no hint is known
+ */
+struct ummunotify_postponed {
+	unsigned long start;
+	unsigned long last;
+	bool protection;
+	bool several;
+};
+
+/*
+ * The most regions that an invalidation visits. A page of a library's buffers is
+ * in a few regions, so most invalidations are not postponed.
+ */
+#define UMMUNOTIFY_VISITS_MAX	32
+
+#define UMMUNOTIFY_POSTPONED_MAX	8
+
+/**
+ * struct ummunotify_user - a user to whom open files are charged
  * @node: on ummunotify_users
- * @uid: as the initial user namespace has it
- * @files: how many; guarded by ummunotify_users_lock
- * @charged: in ranges, what the files take
+ * @uid: of the user in the initial user namespace
+ * @files: number of open files; guarded by ummunotify_users_lock
+ * @charged: memory of the files and their ranges, in ranges
  *
- * Ucounts would do the same, and are not for modules. RLIMIT_MEMLOCK is no
- * measure: it is infinite where RDMA is used, and 64 KiB in many containers.
+ * Ucounts would do the same, but are not exported to modules. RLIMIT_MEMLOCK is
+ * not a suitable limit: it is infinite on machines that use RDMA, and 64 KiB in
+ * many containers.
  */
 struct ummunotify_user {
 	struct hlist_node node;
@@ -265,26 +309,32 @@ static DEFINE_SPINLOCK(ummunotify_users_lock);
 
 /**
  * struct ummunotify_file - one open file, watching the mm that opened it
- * @mn: registered with @mm from the first range to release
+ * @mn: registered with @mm from the first range until the file is released
  * @lock: guards everything from here to @in_flight
  * @untracked: in-flight invalidations for which @in_flight had no slot
- * @gap_start: no region meets the bytes from here to @gap_last, where the last
- *	invalidations were that met none
- * @gap_last: less than @gap_start if no such gap is known
+ * @gap_start: first byte of a gap without regions, which recent invalidations
+ *	have met
+ * @gap_last: last byte of the gap; less than @gap_start if no gap is known
  * @in_flight_slots: which elements of @in_flight are in use
- * @serial: of the next invalidation to start
- * @watched: regions that an invalidation would change, by address; those that
- *	changes of protection invalidate apart from the others
- * @saturated: regions that it would not change, likewise
+ * @serial: serial number of the next invalidation
+ * @watched: regions whose state an invalidation would change, by address; tree 1
+ *	has the regions that changes of protection invalidate, tree 0 the others
+ * @saturated: regions whose state an invalidation would not change, in two trees
+ *	as for @watched
  * @counter: the generation
  * @shared: @counter as user space sees it; never read by the kernel
  * @invalid: regions to report, oldest invalidation first
  * @last_owed: an INVAL was delivered and no LAST since
- * @untracked_early: a region was read since the first of the untracked started
- * @nr_regions: how many there are
+ * @untracked_early: a region that untracked invalidations overlap was reported
+ *	since the first of them started
+ * @nr_regions: number of regions
  * @untracked_start: first byte that an untracked invalidation overlaps
- * @untracked_last: last byte that one overlaps
- * @next_id: of the next region
+ * @untracked_last: last byte that an untracked invalidation overlaps
+ * @nr_postponed: number of elements of @postponed in use
+ * @postponed: invalidations that have regions in @watched left to visit
+ * @next_visit: the region in @watched that the first of these visits next, or
+ *	NULL if that is the first region that it meets
+ * @next_id: id of the next region
  * @cookies: all regions by cookie, see ummunotify_cookies()
  * @in_flight: the invalidations in flight
  * @ended: tasks that wait for an invalidation to end
@@ -292,9 +342,9 @@ static DEFINE_SPINLOCK(ummunotify_users_lock);
  * @async: files that want SIGIO
  * @deliver: see above
  * @attach: see above
- * @mm: held by mm_count, so that neither can a descriptor keep dead memory, nor
- *	its address come to mean another mm
- * @user: the user who answers for the file
+ * @mm: held by mm_count, so that a descriptor does not keep dead memory, and no
+ *	other mm gets the same address
+ * @user: the user to whom the file is charged
  * @attached: @mn is registered
  * @used: EXCHANGE_FEATURES is no longer possible; needs no lock, because two
  *	threads that both exchange are both granted nothing
@@ -318,10 +368,13 @@ struct ummunotify_file {
 	struct list_head invalid;
 	bool last_owed;
 	bool untracked_early;
+	unsigned int nr_postponed;
 	unsigned int nr_regions;
 	unsigned long untracked_start;
 	unsigned long untracked_last;
 	u64 next_id;
+	struct ummunotify_postponed postponed[UMMUNOTIFY_POSTPONED_MAX];
+	struct ummunotify_region *next_visit;
 	struct ummunotify_in_flight in_flight[UMMUNOTIFY_IN_FLIGHT_MAX];
 	struct rb_root cookies[BIT(UMMUNOTIFY_COOKIE_BITS)];
 
@@ -335,7 +388,7 @@ struct ummunotify_file {
 	bool used;
 };
 
-/* A file takes as much memory as so many ranges. */
+/* A file takes as much memory as this number of ranges. */
 #define UMMUNOTIFY_FILE_WEIGHT \
 	DIV_ROUND_UP(sizeof(struct ummunotify_file) + PAGE_SIZE, sizeof(struct ummunotify_region))
 
@@ -345,20 +398,20 @@ static void ummunotify_mark_used(struct ummunotify_file *file)
 }
 
 /*
- * The memory of the mm that opened the file is not for others, wherever the
- * descriptor may have gone. Threads and CLONE_VM children share the mm.
+ * Only tasks with the mm that opened the file may use it, even if other
+ * processes have the descriptor. Threads and CLONE_VM children share the mm.
  */
 static bool ummunotify_is_owner(const struct ummunotify_file *file)
 {
 	return current->mm == file->mm;
 }
 
-/* Users, and what they may have */
+/* Users and their limits */
 
 /*
- * The uid that answers for the caller. Users can make namespaces, and in them
- * be as many users as they like; all of these are the user who made the
- * outermost one.
+ * Returns the uid to which the caller's memory is charged. A user can make
+ * namespaces, and be any number of users in them. All of these count as the
+ * user who made the outermost namespace.
  */
 static kuid_t ummunotify_current_uid(void)
 {
@@ -375,7 +428,7 @@ static struct ummunotify_user *ummunotify_get_user(void)
 	struct ummunotify_user *user, *new;
 	kuid_t uid = ummunotify_current_uid();
 
-	new = kzalloc(sizeof(*new), UMMUNOTIFY_GFP);
+	new = kzalloc_obj(*new, UMMUNOTIFY_GFP);
 	if (!new)
 		return NULL;
 	new->uid = uid;
@@ -407,7 +460,7 @@ static void ummunotify_put_user(struct ummunotify_user *user)
 		kfree(user);
 }
 
-/* Returns false if the user has too much already. */
+/* Returns false if the charge would exceed the limit. */
 static bool ummunotify_charge(struct ummunotify_user *user, unsigned long ranges)
 {
 	if (atomic_long_add_return(ranges, &user->charged) <= READ_ONCE(max_user_regions))
@@ -450,7 +503,9 @@ static void ummunotify_in_flight_add(struct ummunotify_file *file, unsigned long
 	};
 }
 
-/* Returns true if the invalidation was reported early. */
+/*
+ * Returns true if a range was reported while this invalidation was in flight.
+ */
 static bool ummunotify_in_flight_del(struct ummunotify_file *file,
 				     unsigned long start, unsigned long last)
 {
@@ -461,8 +516,8 @@ static bool ummunotify_in_flight_del(struct ummunotify_file *file,
 
 	/*
 	 * A task may be in several invalidations at once, even with the same
-	 * bounds (munmap() of a hugetlb mapping). They are nested, so that the
-	 * youngest ends first.
+	 * bounds (munmap() of a hugetlb mapping). These invalidations are
+	 * nested, so the youngest ends first.
 	 */
 	for_each_set_bit(slot, &file->in_flight_slots, UMMUNOTIFY_IN_FLIGHT_MAX) {
 		const struct ummunotify_in_flight *it = &file->in_flight[slot];
@@ -475,10 +530,13 @@ static bool ummunotify_in_flight_del(struct ummunotify_file *file,
 		file->in_flight_slots &= ~BIT(mine - file->in_flight);
 		return mine->reported_early;
 	}
-	/* An end that is not one of these has no start. */
+	/* If the end fits no untracked invalidation either, it has no start. */
 	if (!file->untracked || start < file->untracked_start || last > file->untracked_last)
 		return false;
-	/* Which of them was reported early is not known. */
+	/*
+	 * It is not known which of the untracked invalidations was reported
+	 * early.
+	 */
 	if (!--file->untracked && file->untracked_early) {
 		file->untracked_early = false;
 		return true;
@@ -492,7 +550,10 @@ static bool ummunotify_overlaps_untracked(const struct ummunotify_file *file,
 	return file->untracked && file->untracked_start <= last && start <= file->untracked_last;
 }
 
-/* A region is being reported: so are the in-flight invalidations of it. */
+/*
+ * A region is being reported: mark the in-flight invalidations of it as
+ * reported early.
+ */
 static void ummunotify_report(struct ummunotify_file *file, struct ummunotify_region *region)
 {
 	unsigned long start = region->itree.start, last = region->itree.last;
@@ -520,10 +581,10 @@ static void ummunotify_report(struct ummunotify_file *file, struct ummunotify_re
  * struct ummunotify_pending - a registration that has not returned
  * @start: first byte
  * @last: last byte
- * @cookie: the region's
- * @id: the region's; it may be gone, because somebody unregisters it
+ * @cookie: of the region
+ * @id: of the region, which another thread may have unregistered since
  * @protection: changes of protection invalidate it as well
- * @serial: of the first invalidation that was sure to find it
+ * @serial: of the first invalidation that surely finds the region
  */
 struct ummunotify_pending {
 	unsigned long start;
@@ -534,7 +595,10 @@ struct ummunotify_pending {
 	u64 serial;
 };
 
-/* Is an invalidation in flight that matters, and started before the region was there? */
+/*
+ * Returns true if an invalidation of the region is in flight that is older than
+ * the region.
+ */
 static bool ummunotify_older_in_flight(struct ummunotify_file *file,
 				       const struct ummunotify_pending *pending)
 {
@@ -542,7 +606,10 @@ static bool ummunotify_older_in_flight(struct ummunotify_file *file,
 	bool found;
 
 	spin_lock(&file->lock);
-	/* Of those without a slot the age is not known. */
+	/*
+	 * The age of untracked invalidations is not known, so they count as
+	 * older.
+	 */
 	found = ummunotify_overlaps_untracked(file, pending->start, pending->last);
 	for_each_set_bit(slot, &file->in_flight_slots, UMMUNOTIFY_IN_FLIGHT_MAX) {
 		const struct ummunotify_in_flight *it = &file->in_flight[slot];
@@ -557,10 +624,10 @@ static bool ummunotify_older_in_flight(struct ummunotify_file *file,
 
 /*
  * Wait for the invalidations that had started before a region became visible to
- * them. Later ones are not waited for, so that a process that unmaps all the
- * time cannot keep a range from being registered, unless it does so in more
- * than UMMUNOTIFY_IN_FLIGHT_MAX threads at once. The caller holds no lock that
- * an invalidation could want.
+ * them. Later invalidations find the region, so this does not wait for them. So
+ * a process that unmaps all the time cannot delay a registration for ever,
+ * unless more than UMMUNOTIFY_IN_FLIGHT_MAX of its threads unmap at once. The
+ * caller must hold no lock that an invalidation may take.
  */
 static int ummunotify_wait_for_older(struct ummunotify_file *file,
 				     const struct ummunotify_pending *pending)
@@ -572,14 +639,14 @@ static int ummunotify_wait_for_older(struct ummunotify_file *file,
 
 enum ummunotify_kind {
 	UMMUNOTIFY_IGNORED,	/* matters to no region */
-	UMMUNOTIFY_PROTECTION,	/* changes what may be done with the pages */
+	UMMUNOTIFY_PROTECTION,	/* changes the protection of the pages */
 	UMMUNOTIFY_MAPPING,	/* puts other pages behind the addresses */
 };
 
 /*
  * mprotect(), NUMA balancing, fork() in the parent and write-protection for
- * dirty tracking keep the pages. Kinds not known here count as changes of the
- * mapping: a report too many costs time, one too few costs data.
+ * dirty tracking keep the pages. Kinds that are not known here count as changes
+ * of the mapping: a needless report costs time, a missing one costs data.
  */
 static enum ummunotify_kind ummunotify_kind(enum mmu_notifier_event event)
 {
@@ -595,21 +662,29 @@ static enum ummunotify_kind ummunotify_kind(enum mmu_notifier_event event)
 }
 
 /*
- * mprotect() and NUMA balancing do not announce the end of what started at
- * address 0: a start of 0 is their mark for nothing having been announced yet
- * (change_pmd_range(), later change_pud_range()).
+ * mprotect() and NUMA balancing do not announce the end of an invalidation that
+ * starts at address 0. In their code a start of 0 means that nothing was
+ * announced yet (change_pmd_range(), later change_pud_range()).
  */
 static bool ummunotify_has_end(const struct mmu_notifier_range *range)
 {
 	return range->start || range->event != MMU_NOTIFY_PROTECTION_VMA;
 }
 
-/* The tree that a region is in. */
+/* Returns the tree that the region is in. */
 static struct rb_root_cached *ummunotify_tree(struct ummunotify_file *file,
 					      const struct ummunotify_region *region)
 {
 	return region->state == UMMUNOTIFY_SATURATED ? &file->saturated[region->protection] :
 						       &file->watched[region->protection];
+}
+
+/* Call this when the region leaves its tree. */
+static void ummunotify_forget_next_visit(struct ummunotify_file *file,
+					 const struct ummunotify_region *region)
+{
+	if (file->next_visit == region)
+		file->next_visit = NULL;
 }
 
 static void ummunotify_set_state(struct ummunotify_file *file, struct ummunotify_region *region,
@@ -623,6 +698,7 @@ static void ummunotify_set_state(struct ummunotify_file *file, struct ummunotify
 	region->state = state;
 	to = ummunotify_tree(file, region);
 	if (from != to) {
+		ummunotify_forget_next_visit(file, region);
 		interval_tree_remove(&region->itree, from);
 		interval_tree_insert(&region->itree, to);
 	}
@@ -646,19 +722,156 @@ static bool ummunotify_invalidate(struct ummunotify_file *file,
 	return true;
 }
 
+/*
+ * Returns a postponed invalidation that includes this one, or that this one can
+ * join as its neighbour: a region that meets their union meets one of them.
+ */
+static struct ummunotify_postponed *ummunotify_find_postponed(struct ummunotify_file *file,
+							      unsigned long start,
+							      unsigned long last, bool protection)
+{
+	unsigned int i;
+
+	for (i = 0; i < file->nr_postponed; i++) {
+		struct ummunotify_postponed *it = &file->postponed[i];
+
+		if (it->start <= start && last <= it->last && it->protection <= protection)
+			return it;
+		if (it->protection == protection && start - 1 <= it->last && it->start - 1 <= last)
+			return it;
+	}
+	return NULL;
+}
+
+/*
+ * Let another invalidation join a postponed one. Returns true if the postponed
+ * one includes more bytes now.
+ */
+static bool ummunotify_extend_postponed(struct ummunotify_file *file,
+					struct ummunotify_postponed *it,
+					unsigned long start, unsigned long last)
+{
+	bool more = start < it->start || it->last < last;
+
+	if (it == file->postponed)
+		file->next_visit = NULL;
+	it->start = min(it->start, start);
+	it->last = max(it->last, last);
+	it->several = true;
+	return more;
+}
+
+/* Postpone an invalidation that has visited the regions before @next. */
+static void ummunotify_postpone(struct ummunotify_file *file, unsigned long start,
+				unsigned long last, bool protection,
+				struct interval_tree_node *next)
+{
+	struct ummunotify_postponed *it;
+
+	lockdep_assert_held(&file->lock);
+
+	it = ummunotify_find_postponed(file, start, last, protection);
+	if (!it && file->nr_postponed < UMMUNOTIFY_POSTPONED_MAX) {
+		if (!file->nr_postponed)
+			file->next_visit = container_of(next, struct ummunotify_region, itree);
+		file->postponed[file->nr_postponed++] = (struct ummunotify_postponed) {
+			.start = start,
+			.last = last,
+			.protection = protection,
+		};
+		return;
+	}
+	if (!it) {
+		/* Regions between the two will be reported without need. */
+		it = &file->postponed[UMMUNOTIFY_POSTPONED_MAX - 1];
+		it->protection &= protection;
+	}
+	ummunotify_extend_postponed(file, it, start, last);
+}
+
+/*
+ * Visit some of the regions that postponed invalidations have left. Returns
+ * false if no region is left to visit.
+ *
+ * If the region to visit next leaves its tree, or the invalidation is extended,
+ * the visits start again at the first region. This finds regions a second time,
+ * which saturates them, and so removes them from the trees that are searched
+ * here. So the number of visits is bounded.
+ */
+static bool ummunotify_catch_up(struct ummunotify_file *file)
+{
+	const struct ummunotify_postponed *it = file->postponed;
+	unsigned int visits = UMMUNOTIFY_VISITS_MAX;
+	struct interval_tree_node *node, *next;
+	int kind;
+
+	lockdep_assert_held(&file->lock);
+
+	if (likely(!file->nr_postponed))
+		return false;
+	if (file->next_visit) {
+		kind = file->next_visit->protection;
+		node = &file->next_visit->itree;
+		file->next_visit = NULL;
+	} else {
+		kind = it->protection;
+		node = interval_tree_iter_first(&file->watched[kind], it->start, it->last);
+	}
+	for (;;) {
+		for (; node; node = next) {
+			struct ummunotify_region *region =
+				container_of(node, struct ummunotify_region, itree);
+
+			if (!visits--) {
+				file->next_visit = region;
+				return true;
+			}
+			next = interval_tree_iter_next(node, it->start, it->last);
+			ummunotify_invalidate(file, region, it->start, it->last);
+			if (it->several)
+				ummunotify_set_state(file, region, UMMUNOTIFY_SATURATED);
+		}
+		if (++kind > 1)
+			break;
+		node = interval_tree_iter_first(&file->watched[kind], it->start, it->last);
+	}
+	file->nr_postponed--;
+	memmove(file->postponed, file->postponed + 1,
+		file->nr_postponed * sizeof(file->postponed[0]));
+	return file->nr_postponed;
+}
+
+/*
+ * Visit all regions that postponed invalidations have left, and take the lock.
+ * Only the owner of the file calls this: ummunotify_is_owner(). The lock is
+ * released after a few visits each time, so that an invalidation does not wait
+ * for all visits. The loop ends: each visit removes a region from those that are
+ * left, and only reports and registrations add one.
+ */
+static void ummunotify_lock_caught_up(struct ummunotify_file *file)
+	__acquires(&file->lock)
+{
+	spin_lock(&file->lock);
+	while (unlikely(ummunotify_catch_up(file))) {
+		spin_unlock(&file->lock);
+		cond_resched();
+		spin_lock(&file->lock);
+	}
+}
+
 static void ummunotify_raise_counter(struct ummunotify_file *file)
 {
 	lockdep_assert_held(&file->lock);
 
 	WRITE_ONCE(*file->shared, ++file->counter);
-	/* For data caches that alias. */
+	/* Data caches that alias need this. */
 	flush_dcache_page(virt_to_page(file->shared));
 }
 
 /*
- * Does an invalidation stay within the part of the address space that is known
- * to be unwatched? A process unmaps the same places again and again, and mostly
- * not those that it watches, so that this saves most searches.
+ * Returns true if the invalidation lies within the gap, which has no region.
+ * Most processes unmap the same unwatched addresses again and again, so this
+ * check saves most searches.
  */
 static bool ummunotify_in_gap(const struct ummunotify_file *file,
 			      unsigned long start, unsigned long last)
@@ -666,11 +879,11 @@ static bool ummunotify_in_gap(const struct ummunotify_file *file,
 	return file->gap_start <= start && last <= file->gap_last;
 }
 
-/* No region meets the bytes. */
+/* Add bytes that no region meets to the gap. */
 static void ummunotify_add_gap(struct ummunotify_file *file,
 			       unsigned long start, unsigned long last)
 {
-	/* Both meet, or one follows the other. */
+	/* The gap and the bytes overlap or are adjacent. */
 	if (start - 1 <= file->gap_last && file->gap_start - 1 <= last) {
 		file->gap_start = min(file->gap_start, start);
 		file->gap_last = max(file->gap_last, last);
@@ -680,7 +893,7 @@ static void ummunotify_add_gap(struct ummunotify_file *file,
 	}
 }
 
-/* A region takes its place. */
+/* Forget the gap if the new region meets it. */
 static void ummunotify_end_gap(struct ummunotify_file *file,
 			       unsigned long start, unsigned long last)
 {
@@ -692,42 +905,50 @@ static void ummunotify_end_gap(struct ummunotify_file *file,
 
 /*
  * Record an invalidation that meets a region. Returns true if there is more to
- * read than before. Not inline, for the sake of the many that meet none.
+ * read than before. This function is not inline, because most invalidations
+ * meet no region.
  *
- * Trees are indexed by whether changes of protection matter to their regions. So
- * an invalidation of protection alone begins with the second.
+ * Changes of protection invalidate only the regions in tree 1. So a change of
+ * protection begins with tree 1.
  */
 static noinline bool ummunotify_record_met(struct ummunotify_file *file, unsigned long start,
 					   unsigned long last, bool protection)
 {
+	unsigned int visits = UMMUNOTIFY_VISITS_MAX;
+	struct ummunotify_postponed *postponed;
 	struct interval_tree_node *node, *next;
 	bool more = false;
 	int kind;
 
 	lockdep_assert_held(&file->lock);
 
+	ummunotify_raise_counter(file);
+	postponed = ummunotify_find_postponed(file, start, last, protection);
+	if (unlikely(postponed))
+		return ummunotify_extend_postponed(file, postponed, start, last);
 	for (kind = protection; kind <= 1; kind++) {
 		node = interval_tree_iter_first(&file->watched[kind], start, last);
 		for (; node; node = next) {
+			if (!visits--) {
+				ummunotify_postpone(file, start, last, protection, node);
+				return true;
+			}
 			next = interval_tree_iter_next(node, start, last);
 			more |= ummunotify_invalidate(file,
 				container_of(node, struct ummunotify_region, itree), start, last);
 		}
 	}
-	ummunotify_raise_counter(file);
 	return more;
 }
 
-/* Record an invalidation. Returns true if there is more to read than before. */
-static bool ummunotify_record(struct ummunotify_file *file, unsigned long start,
-			      unsigned long last, bool protection)
+/* Record an invalidation that may meet a region. Not inline, to keep the common path short. */
+static noinline bool ummunotify_record_search(struct ummunotify_file *file, unsigned long start,
+					      unsigned long last, bool protection)
 {
 	int kind;
 
 	lockdep_assert_held(&file->lock);
 
-	if (ummunotify_in_gap(file, start, last))
-		return false;
 	for (kind = protection; kind <= 1; kind++) {
 		if (interval_tree_iter_first(&file->watched[kind], start, last) ||
 		    interval_tree_iter_first(&file->saturated[kind], start, last))
@@ -738,15 +959,27 @@ static bool ummunotify_record(struct ummunotify_file *file, unsigned long start,
 	return false;
 }
 
+/* Record an invalidation. Returns true if there is more to read than before. */
+static bool ummunotify_record(struct ummunotify_file *file, unsigned long start,
+			      unsigned long last, bool protection)
+{
+	if (ummunotify_in_gap(file, start, last))
+		return false;
+	return ummunotify_record_search(file, start, last, protection);
+}
+
 /*
  * Record the end of an invalidation for the regions that were reported early.
- * Returns true if there is more to read than before. Saturated regions are
- * waiting to be reported, after the end now.
+ * Returns true if there is more to read than before. Saturated regions need no
+ * visit: they are still waiting to be reported, and that report comes after
+ * this end. If there are too many regions to visit, the end is postponed. The
+ * regions that were registered since the start are then reported without need.
  */
 static noinline bool ummunotify_record_again(struct ummunotify_file *file,
 					     unsigned long start, unsigned long last,
 					     bool protection)
 {
+	unsigned int visits = UMMUNOTIFY_VISITS_MAX;
 	struct interval_tree_node *node;
 	bool more = false;
 	int kind;
@@ -759,11 +992,17 @@ static noinline bool ummunotify_record_again(struct ummunotify_file *file,
 			struct ummunotify_region *region =
 				container_of(node, struct ummunotify_region, itree);
 
+			if (!visits--) {
+				ummunotify_postpone(file, start, last, protection, node);
+				more = true;
+				goto out;
+			}
 			if (region->reported_early && region->state == UMMUNOTIFY_VALID)
 				more |= ummunotify_invalidate(file, region, start, last);
 			region->reported_early = false;
 		}
 	}
+out:
 	if (more)
 		ummunotify_raise_counter(file);
 	return more;
@@ -771,7 +1010,10 @@ static noinline bool ummunotify_record_again(struct ummunotify_file *file,
 
 static void ummunotify_wake_readers(struct ummunotify_file *file)
 {
-	/* Pairs with the barrier in wait_event(): they see the list, or we see them. */
+	/*
+	 * Pairs with the barrier in wait_event(): the reader sees the list, or
+	 * this task sees the reader.
+	 */
 	if (wq_has_sleeper(&file->readable))
 		wake_up_interruptible_poll(&file->readable, EPOLLIN | EPOLLRDNORM);
 }
@@ -783,8 +1025,8 @@ static noinline void ummunotify_notify(struct ummunotify_file *file)
 }
 
 /*
- * Waits for nothing but the lock, so that it makes no difference whether the
- * range is blockable, and never fails.
+ * This callback waits only for the lock, and never fails. So it treats
+ * blockable and non-blockable ranges alike.
  */
 static int ummunotify_invalidate_start(struct mmu_notifier *mn,
 				       const struct mmu_notifier_range *range)
@@ -828,17 +1070,21 @@ static void ummunotify_invalidate_end(struct mmu_notifier *mn,
 
 	if (more)
 		ummunotify_notify(file);
-	/* Pairs with the barrier in wait_event(): the slot is free, or we see the waiter. */
+	/*
+	 * Pairs with the barrier in wait_event(): the waiter sees the free
+	 * slot, or this task sees the waiter.
+	 */
 	if (wq_has_sleeper(&file->ended))
 		wake_up_all(&file->ended);
 }
 
 /*
- * The address space goes: its last user exits, or executes another program. No
- * invalidation is announced from here on, so that this is the one for all that
- * is unmapped now. A child that inherited a mapping of the counter can see it.
- * Nobody is woken, because nobody who may read is left; and a program that was
- * executed must not have the SIGIO of the one before it.
+ * The address space ends: its last user exits or executes another program. The
+ * kernel announces no invalidation from here on, so this callback records one
+ * of the whole address space. A child that inherited a mapping of the counter
+ * sees the counter rise. No reader is woken, because no task is left that could
+ * read. No SIGIO is sent, because the signal would reach the program that was
+ * executed.
  */
 static void ummunotify_mm_release(struct mmu_notifier *mn, struct mm_struct *mm)
 {
@@ -856,21 +1102,21 @@ static const struct mmu_notifier_ops ummunotify_mn_ops = {
 };
 
 /*
- * Register the notifier, if this has not been done yet. The caller is the
- * owner, so that the address space has a user.
+ * Register the notifier, if it is not registered yet. The caller is the owner,
+ * so the address space has a user.
  *
- * This takes every lock that an invalidation of this mm could be under, so that
- * each end that comes later has had its start counted. mm_take_all_locks()
- * gives up whenever a signal is pending. Signals that do not kill are blocked
- * meanwhile: a profiler's timer could keep it from ending at all where there are
- * many mappings.
+ * mmu_notifier_register() takes every lock that the task of an invalidation of
+ * this mm could hold. So if the driver sees the end of an invalidation, it has
+ * also seen the start. mm_take_all_locks() fails whenever a signal is pending.
+ * In a process with many mappings, the timer of a profiler could make it fail
+ * each time. So signals that do not kill are blocked meanwhile.
  */
 static int ummunotify_attach(struct ummunotify_file *file)
 {
 	sigset_t most, before;
 	int ret = 0;
 
-	/* Pairs with the release below: the notifier is there. */
+	/* Pairs with the release below: the notifier is registered. */
 	if (smp_load_acquire(&file->attached))
 		return 0;
 	if (mutex_lock_killable(&file->attach))
@@ -886,7 +1132,10 @@ static int ummunotify_attach(struct ummunotify_file *file)
 		}
 	}
 	mutex_unlock(&file->attach);
-	/* It is killed, or has work of io_uring to do first. */
+	/*
+	 * The task is being killed, or has to do work of io_uring first. So
+	 * restart the call.
+	 */
 	return ret == -EINTR ? -ERESTARTNOINTR : ret;
 }
 
@@ -896,25 +1145,28 @@ static bool ummunotify_is_readable(struct ummunotify_file *file)
 {
 	bool readable;
 
-	spin_lock(&file->lock);
+	ummunotify_lock_caught_up(file);
 	readable = !list_empty(&file->invalid) || file->last_owed;
 	spin_unlock(&file->lock);
 	return readable;
 }
 
-/* Big enough to make the lock cheap, small enough for the stack. */
+/*
+ * Large enough that taking the lock costs little for each event, small enough
+ * for the stack.
+ */
 #define UMMUNOTIFY_BATCH	12
 
 struct ummunotify_batch {
 	struct ummunotify_event event[UMMUNOTIFY_BATCH];
-	/* of which each event tells; LAST has none */
+	/* the region of each event; NULL for LAST */
 	struct ummunotify_region *region[UMMUNOTIFY_BATCH];
 	size_t len;
 };
 
 /*
- * Take up to @max events off the list. LAST comes where the list has run
- * empty, with the counter of that very moment.
+ * Take up to @max events off the list. If the list is empty then, and a LAST is
+ * due, add the LAST with the counter of that moment.
  */
 static void ummunotify_pick_up(struct ummunotify_file *file,
 			       struct ummunotify_batch *batch, size_t max)
@@ -925,7 +1177,7 @@ static void ummunotify_pick_up(struct ummunotify_file *file,
 	lockdep_assert_held(&file->deliver);
 
 	max = min_t(size_t, max, UMMUNOTIFY_BATCH);
-	spin_lock(&file->lock);
+	ummunotify_lock_caught_up(file);
 	list_for_each_entry_safe(region, next, &file->invalid, invalid) {
 		bool once = region->state == UMMUNOTIFY_INVALIDATED_ONCE;
 
@@ -957,7 +1209,7 @@ static void ummunotify_pick_up(struct ummunotify_file *file,
 	batch->len = n;
 }
 
-/* Undo ummunotify_pick_up(), keeping what has happened since. */
+/* Undo ummunotify_pick_up(), but keep the invalidations since. */
 static void ummunotify_put_back(struct ummunotify_file *file,
 				const struct ummunotify_batch *batch,
 				bool last_was_owed)
@@ -986,7 +1238,10 @@ static void ummunotify_put_back(struct ummunotify_file *file,
 	file->last_owed = last_was_owed;
 	spin_unlock(&file->lock);
 
-	/* No SIGIO: its handler may be what has passed the bad buffer. */
+	/*
+	 * Send no SIGIO, because the handler of SIGIO may itself have passed
+	 * the bad buffer.
+	 */
 	ummunotify_wake_readers(file);
 }
 
@@ -1000,7 +1255,10 @@ static ssize_t ummunotify_deliver(struct ummunotify_file *file,
 	lockdep_assert_held(&file->deliver);
 
 	while (done < max) {
-		/* Only written under deliver, so this is what it was at pick-up. */
+		/*
+		 * last_owed is written only under deliver, so it does not
+		 * change before the pick-up.
+		 */
 		bool last_was_owed = READ_ONCE(file->last_owed);
 		size_t bytes, copied;
 
@@ -1017,7 +1275,10 @@ static ssize_t ummunotify_deliver(struct ummunotify_file *file,
 			break;
 		}
 		done += batch.len;
-		/* A LAST ends it, or a busy process could keep one read going for ever. */
+		/*
+		 * A LAST ends the read. Otherwise a busy process could keep one
+		 * read going for ever.
+		 */
 		if (!batch.region[batch.len - 1] || fatal_signal_pending(current))
 			break;
 		cond_resched();
@@ -1041,8 +1302,8 @@ static ssize_t ummunotify_read_iter(struct kiocb *iocb, struct iov_iter *to)
 
 	for (;;) {
 		/*
-		 * With O_NONBLOCK alone, wait for another reader: that EAGAIN
-		 * says that no range is invalid.
+		 * With O_NONBLOCK alone, wait for another reader, because
+		 * EAGAIN must mean that no range is invalid.
 		 */
 		if (nowait) {
 			if (!mutex_trylock(&file->deliver))
@@ -1067,7 +1328,9 @@ static __poll_t ummunotify_poll(struct file *filp, struct poll_table_struct *wai
 	struct ummunotify_file *file = filp->private_data;
 
 	poll_wait(filp, &file->readable, wait);
-	/* A kernel thread may finish a poll that the owner began: aio does. */
+	/*
+	 * A kernel thread may finish a poll that the owner began, as with aio.
+	 */
 	if (!ummunotify_is_owner(file) && !(current->flags & PF_KTHREAD))
 		return EPOLLERR;
 	return ummunotify_is_readable(file) ? EPOLLIN | EPOLLRDNORM : 0;
@@ -1099,7 +1362,7 @@ static int ummunotify_compare_regions(struct rb_node *new, const struct rb_node 
 						   by_cookie)->cookie, node);
 }
 
-/* The tree that a cookie is in, if it is. */
+/* Returns the tree that has the cookie, if a region has it. */
 static struct rb_root *ummunotify_cookies(struct ummunotify_file *file, u64 cookie)
 {
 	return &file->cookies[hash_64(cookie, UMMUNOTIFY_COOKIE_BITS)];
@@ -1110,7 +1373,7 @@ static long ummunotify_exchange_features(struct ummunotify_file *file, u32 __use
 	if (READ_ONCE(file->used))
 		return -EINVAL;
 	/*
-	 * The mask asked for is not even looked at: callers of old pass one
+	 * The requested mask is not read, because programs of 2010 pass one
 	 * that they never initialised.
 	 */
 	if (put_user(0, arg))
@@ -1119,13 +1382,17 @@ static long ummunotify_exchange_features(struct ummunotify_file *file, u32 __use
 	return 0;
 }
 
-/* Make a region visible to invalidations. Fills in what its pending registration has to know. */
+/*
+ * Make a region visible to invalidations, and store its id and its first serial
+ * in @pending.
+ */
 static int ummunotify_add(struct ummunotify_file *file, struct ummunotify_region *region,
 			  struct ummunotify_pending *pending)
 {
 	int ret = 0;
 
-	spin_lock(&file->lock);
+	/* A postponed invalidation must not find the new region. */
+	ummunotify_lock_caught_up(file);
 	if (rb_find_add(&region->by_cookie, ummunotify_cookies(file, region->cookie),
 			ummunotify_compare_regions)) {
 		ret = -EINVAL;
@@ -1141,7 +1408,10 @@ static int ummunotify_add(struct ummunotify_file *file, struct ummunotify_region
 	return ret;
 }
 
-/* Returns the region with this cookie, which is nobody else's any more, or NULL. */
+/*
+ * Remove the region with this cookie. If @id is not NULL, the region must also
+ * have this id. Returns the region, or NULL if there is none.
+ */
 static struct ummunotify_region *ummunotify_remove(struct ummunotify_file *file, u64 cookie,
 						   const u64 *id)
 {
@@ -1159,6 +1429,7 @@ static struct ummunotify_region *ummunotify_remove(struct ummunotify_file *file,
 	if (region && id && region->id != *id)
 		region = NULL;
 	if (region) {
+		ummunotify_forget_next_visit(file, region);
 		rb_erase(&region->by_cookie, cookies);
 		interval_tree_remove(&region->itree, ummunotify_tree(file, region));
 		if (region->state != UMMUNOTIFY_VALID)
@@ -1176,9 +1447,10 @@ static void ummunotify_free(struct ummunotify_file *file, struct ummunotify_regi
 }
 
 /*
- * Take back a registration that fails late. False if the range was unregistered
- * already, or if the process is killed before it can be: it stays watched then,
- * and nobody was told so.
+ * Remove the region of a registration that fails after the region was added.
+ * Returns false if another thread has unregistered the region already. Also
+ * returns false if the process is being killed: the region then stays until the
+ * file is closed.
  */
 static bool ummunotify_take_back(struct ummunotify_file *file,
 				 const struct ummunotify_pending *pending)
@@ -1195,10 +1467,11 @@ static bool ummunotify_take_back(struct ummunotify_file *file,
 }
 
 /*
- * Is there memory behind all of the bytes whose changes are announced? Where
- * nothing is mapped, nothing may be accessed, or a driver maps what has no
- * struct page, get_user_pages() finds nothing, and no invalidation has to come
- * when a device's own memory at these addresses changes.
+ * Returns 0 if each byte is backed by memory whose changes the kernel
+ * announces. get_user_pages() finds no page where nothing is mapped, where
+ * access is not allowed, or where a driver maps memory without struct page. A
+ * device may have its own memory at such addresses, and changes of that memory
+ * cause no invalidation.
  *
  * The range is visible to invalidations already. So if it is backed now, every
  * later change is recorded.
@@ -1227,8 +1500,9 @@ static int ummunotify_check_backed(struct ummunotify_file *file,
 }
 
 /*
- * Watch the bytes from @start to before @end. An empty range is the one byte at
- * @start: clients of old pass the last byte as the end.
+ * Watch the bytes from @start up to, but not including, @end. If both are
+ * equal, watch the byte at @start, because a program of 2010 passes the last
+ * byte as the end.
  */
 static int ummunotify_register(struct ummunotify_file *file, u64 start, u64 end, u64 cookie,
 			       u32 flags)
@@ -1272,7 +1546,10 @@ static int ummunotify_register(struct ummunotify_file *file, u64 start, u64 end,
 	ret = ummunotify_wait_for_older(file, &pending);
 	if (!ret && flags & UMMUNOTIFY_REGISTER_MUST_BE_BACKED)
 		ret = ummunotify_check_backed(file, &pending);
-	/* Unregistered by another thread, it was registered. */
+	/*
+	 * If another thread has unregistered the range already, the range was
+	 * registered by then, so this call has succeeded.
+	 */
 	if (ret && !ummunotify_take_back(file, &pending) && ret == -ERESTARTSYS)
 		ret = 0;
 	return ret;
@@ -1286,9 +1563,12 @@ static long ummunotify_register_region(struct ummunotify_file *file,
 
 	if (copy_from_user(&parm, arg, sizeof(parm)))
 		return -EFAULT;
-	/* Clients of old do not initialise flags. */
+	/* Ignore the flags, which programs of 2010 do not initialise. */
 	ret = ummunotify_register(file, parm.start, parm.end, parm.user_cookie, 0);
-	/* Nor do they look at the result: a signal must not leave the range unwatched. */
+	/*
+	 * These programs also ignore the result, so a signal must not leave the
+	 * range unwatched.
+	 */
 	return ret == -ERESTARTSYS ? -ERESTARTNOINTR : ret;
 }
 
@@ -1380,13 +1660,19 @@ static int ummunotify_mmap(struct file *filp, struct vm_area_struct *vma)
 		return -EPERM;
 	if (vma->vm_pgoff || vma_pages(vma) != 1)
 		return -EINVAL;
-	/* Where reading implies it, nobody has asked to execute. */
+	/*
+	 * With READ_IMPLIES_EXEC, the kernel sets VM_EXEC although the caller
+	 * has not requested it.
+	 */
 	if (vma->vm_flags & VM_WRITE ||
 	    (vma->vm_flags & VM_EXEC && !(current->personality & READ_IMPLIES_EXEC)))
 		return -EACCES;
 	ummunotify_mark_used(file);
 
-	/* Neither mprotect() nor mremap() may make more of it; it is of no use in a core dump. */
+	/*
+	 * mprotect() may not add permissions, mremap() may not grow it, and
+	 * core dumps omit it.
+	 */
 	vm_flags_mod(vma, VM_DONTEXPAND | VM_DONTDUMP, VM_MAYWRITE | VM_EXEC | VM_MAYEXEC);
 	vma->vm_ops = &ummunotify_vm_ops;
 	return 0;
@@ -1403,7 +1689,7 @@ static void ummunotify_show_fdinfo(struct seq_file *seq, struct file *filp)
 	spin_lock(&file->lock);
 	ranges = file->nr_regions;
 	counter = file->counter;
-	readable = !list_empty(&file->invalid) || file->last_owed;
+	readable = !list_empty(&file->invalid) || file->nr_postponed || file->last_owed;
 	in_flight = hweight_long(file->in_flight_slots) + file->untracked;
 	spin_unlock(&file->lock);
 
@@ -1427,7 +1713,7 @@ static int ummunotify_open(struct inode *inode, struct file *filp)
 	if (!current->mm)
 		return -EINVAL;
 
-	file = kzalloc(sizeof(*file), UMMUNOTIFY_GFP);
+	file = kzalloc_obj(*file, UMMUNOTIFY_GFP);
 	if (!file)
 		return -ENOMEM;
 	file->user = ummunotify_get_user();
@@ -1477,14 +1763,20 @@ static int ummunotify_release(struct inode *inode, struct file *filp)
 	int i;
 
 	if (file->attached) {
-		/* Callbacks find no range from here on: only the file goes. */
+		/*
+		 * Only the file ends, so callbacks must find no range from here
+		 * on.
+		 */
 		spin_lock(&file->lock);
 		for (i = 0; i <= 1; i++) {
 			file->watched[i] = RB_ROOT_CACHED;
 			file->saturated[i] = RB_ROOT_CACHED;
 		}
 		spin_unlock(&file->lock);
-		/* Waits for the callbacks that are running; there is none after it. */
+		/*
+		 * The call waits for the callbacks that are running. None
+		 * starts afterwards.
+		 */
 		mmu_notifier_unregister(&file->mn, file->mm);
 	}
 	mmdrop(file->mm);
@@ -1521,7 +1813,10 @@ static struct miscdevice ummunotify_misc = {
 	.minor	= MISC_DYNAMIC_MINOR,
 	.name	= "ummunotify",
 	.fops	= &ummunotify_fops,
-	/* A process can only watch itself, with memory that is charged to it and bounded. */
+	/*
+	 * Any user may open the device: a process can only watch itself, and
+	 * the driver's memory for it is bounded.
+	 */
 	.mode	= 0444,
 };
 
@@ -1529,7 +1824,10 @@ static int __init ummunotify_init(void)
 {
 	int ret;
 
-	/* Of memory as much as epoll lets a user have. */
+	/*
+	 * By default, the ranges of a user may take as much memory as epoll's
+	 * watches.
+	 */
 	if (!max_user_regions)
 		max_user_regions = totalram_pages() / 25 *
 				   (PAGE_SIZE / sizeof(struct ummunotify_region));

@@ -1,4 +1,5 @@
-//! Compiles the shim against UCX's installed header and links libucs, if the feature `ucx` is on.
+//! Compiles `ucx/shim.c` against UCX's installed header and links libucs, if the feature `ucx` is
+//! on.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -25,8 +26,8 @@ fn shim() -> Result<(), Box<dyn std::error::Error>> {
         .flag("-Werror=incompatible-pointer-types")
         .extra_warnings(true)
         .try_compile("regcache_bench_ucx")?;
-    // The linker resolves symbols from left to right. So libucs must follow the shim, because the
-    // shim calls libucs.
+    // The linker resolves symbols from left to right. So libucs must follow the object of
+    // `ucx/shim.c`, which calls libucs.
     for path in &ucs.link_paths {
         println!("cargo::rustc-link-search=native={}", path.display());
     }

@@ -2,7 +2,8 @@
 # Simulates two hosts with two network namespaces. A veth pair connects the namespaces, and each namespace has an rxe
 # device. Runs `transfer server` in one namespace and `transfer client ARGUMENT...` in the other namespace.
 #
-# Exits with the status of the client, or with 77 if rxe cannot be used in a namespace.
+# Exits with the status of the client. Exits with 77 if this kernel's rxe cannot be used in a
+# network namespace.
 #
 # Needs root, in a virtual machine:
 #     cargo xtask vm --kernel 7.3 -- sh bench/transfer/hosts.sh target/release/transfer --move 1024
@@ -17,7 +18,8 @@ server=
 said=
 
 clean() {
-	# The server ends after it has served its client, so an error of kill is ignored.
+	# The server may have ended already, because it ends after one client. So an error of kill is
+	# ignored.
 	[ -z "$server" ] || kill $server 2>/dev/null || true
 	[ -z "$said" ] || rm -f "$said"
 	for side in left right; do
@@ -46,8 +48,8 @@ if ! ip netns exec right grep -qi ':12b7 ' /proc/net/udp; then
 	exit 77
 fi
 
-# Returns whether the namespace $1 is ready. The carrier of its interface and the GID of its device take some time to
-# appear.
+# Returns whether the namespace $1 is ready. $2 is the last number of the address. The interface
+# needs some time to come up, and the GID of the rxe device needs some time to appear.
 ready() {
 	[ "$(ip netns exec $1 cat /sys/class/net/veth_$1/operstate)" = up ] &&
 		grep -qs "0000:0000:0000:0000:0000:ffff:0a4d:000$2" /sys/class/infiniband/rxe_$1/ports/1/gids/*

@@ -3,8 +3,8 @@
 # removes the interface and the device.
 # Needs root, in a virtual machine.
 #
-# On older kernels (6.1) librdmacm finds no route over lo, because rxe does not report its interface. So the
-# benchmark needs an interface with an address.
+# On older kernels (6.1) rxe does not report its interface, so librdmacm finds no route over lo. So
+# the benchmark needs another interface with an address.
 #
 # Usage: interface.sh COMMAND [ARGUMENT...]
 

@@ -30,8 +30,8 @@ pub(crate) fn out_of_reach(program: &Path) -> io::Result<Option<&'static str>> {
     let mut file = File::open(program)?;
     let mut header = [0; 64];
     if file.read_exact(&mut header).is_err() || header[..4] != *b"\x7fELF" {
-        // A file that is not in the ELF format is a script. The shim is preloaded into the
-        // interpreter of the script, and into the children of the interpreter.
+        // A file that is not in the ELF format is taken for a script. The shim is preloaded into
+        // the interpreter of the script, and into the children of the interpreter.
         return Ok(None);
     }
     if header[4] != 2 {

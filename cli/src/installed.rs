@@ -3,9 +3,9 @@
 use std::env;
 use std::path::PathBuf;
 
-/// Returns the path of the installed file `name`. The file may be in the directory of this
-/// executable, in which cargo puts it, or in `../<installed_in>`. If the file is in neither place,
-/// returns both places.
+/// Returns the path of the installed file `name`. Searches for the file in the directory of this
+/// executable, into which cargo builds it, and then in `../<installed_in>`. If the file is in
+/// neither place, the error has both places.
 pub(crate) fn find(installed_in: &str, name: &str) -> Result<PathBuf, Vec<PathBuf>> {
     let tool = env::current_exe().unwrap_or_default();
     let dir = tool.parent().unwrap_or(&tool);

@@ -30,11 +30,13 @@ enum Tool {
     ///
     /// Run this command first, and whenever a program reports that nothing is cached. It checks the
     /// monitors, the devices and the limits, with the rights of the user who runs it. Below each
-    /// problem it prints the commands that fix the problem. Run these commands as root.
+    /// problem it prints the commands that fix the problem. Run these commands as root. Those that
+    /// start with make or cargo work only in the root of the repository of regcache.
     ///
     /// The exit status is 0 if registrations are cached for some device, and 1 if not.
     Doctor {
-        /// Print only the commands that fix problems, one per line
+        /// Print only the commands that fix problems, one per line; run them in the root of the
+        /// repository
         #[arg(long)]
         commands: bool,
     },
@@ -96,7 +98,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The reason why a command failed, and its exit status.
+/// The reason why a command of the tool failed, and the exit status of the tool.
 #[derive(Debug)]
 struct Failure {
     message: String,

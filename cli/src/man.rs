@@ -10,7 +10,7 @@ use clap_mangen::Man;
 
 use crate::Cli;
 
-/// The sections that the command line does not define.
+/// The sections of the page that are not generated from the command line.
 const REST: &str = r#".SH ENVIRONMENT
 .B regcache run
 passes the environment to the program, with the variables of the shim.
@@ -31,7 +31,7 @@ The program that
 .B regcache repro
 runs if there is an RDMA device.
 .SH EXAMPLES
-As root, run all commands that fix problems:
+As root, in the root of the repository of regcache, run all commands that fix problems:
 .PP
 .nf
 .RS
@@ -52,9 +52,9 @@ regcache run \-e REGCACHE_SUMMARY=1 \-\- ./program
 .BR ummunotify (4)
 "#;
 
-/// Renders one section of a page, without the title of the section. `clap_mangen` starts each
-/// section with the same two lines, which define how troff prints an apostrophe. This function
-/// removes the two lines, because [`page`] writes them once.
+/// Renders one section of the page, without its title. `clap_mangen` starts each section with the
+/// same two lines, which define how troff prints an apostrophe. This function removes these two
+/// lines, because [`page`] writes them once for the whole page.
 fn section(render: impl Fn(&mut Vec<u8>) -> std::io::Result<()>) -> String {
     let mut text = Vec::new();
     render(&mut text).unwrap();

@@ -8,11 +8,11 @@ use regcache_repro::{NeverReports, Uring, demonstrate};
 
 use crate::{Failure, installed};
 
-/// The name of the program that shows the bug with an RDMA device. The program is separate from
-/// this tool, because it needs libibverbs and this tool must run without libibverbs.
+/// The name of the program that shows the bug with an RDMA device. That program needs libibverbs.
+/// It is separate, because this tool must also run on a machine without libibverbs.
 const RDMA: &str = "reuse";
 
-/// The exit status if there is no device.
+/// The exit status if this machine has neither io_uring nor an RDMA device.
 const NOT_HERE: u8 = 77;
 
 pub(crate) fn run(rounds: u32) -> Result<u8, Failure> {

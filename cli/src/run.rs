@@ -10,7 +10,8 @@ use crate::{Failure, elf, installed};
 
 pub(crate) const SHIM: &str = "librcpreload.so";
 
-/// These exit statuses are the statuses that a shell uses for the same errors.
+/// The exit statuses if the program cannot be run, and if it is not found. A shell uses the same
+/// exit statuses.
 const CANNOT_RUN: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
@@ -24,8 +25,8 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Returns the path of the shim. The path is `named`, or that of the shim that is installed with
-/// this tool if `named` is `None`.
+/// Returns the path of the shim: `named`, or the shim that is installed with this tool if `named`
+/// is `None`. If there is no such file, the error has the places that were searched.
 pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
     match named {
         Some(shim) => shim.canonicalize().map_err(|_| vec![shim.to_owned()]),
@@ -33,7 +34,8 @@ pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
     }
 }
 
-/// Replaces this process by the program. The function returns only if it fails.
+/// Replaces this process by the program, with the shim preloaded. The function returns only if it
+/// fails.
 pub(crate) fn run(
     named: Option<&Path>,
     settings: &[(String, String)],

@@ -1,5 +1,5 @@
-//! Checks the manual pages. troff must print no warning. Each page must name everything that its
-//! source defines.
+//! Checks the manual pages. troff must print no warning. The pages of the shim and the driver must
+//! name all variables and constants that their source defines.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;

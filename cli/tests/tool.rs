@@ -1,4 +1,5 @@
-//! Checks the tool on this machine, which may have no driver and no device.
+//! Checks the tool on the machine that runs the tests. This machine may have no driver and no
+//! device.
 #![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -38,8 +39,8 @@ fn compile(source: &str, to: &Path, flags: &[&str]) {
     assert_eq!(status, 0, "{said}");
 }
 
-/// Compiles a library in place of the shim. When the library is preloaded, it prints a line with
-/// one setting of the shim.
+/// Compiles a library that stands for the shim. When the library is preloaded into a program, it
+/// prints a line with one setting of the shim.
 fn shim(to: &Path) {
     let source = r#"
 #include <stdio.h>
@@ -143,7 +144,7 @@ fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does(
         "{errors}"
     );
 
-    // The tool must keep the libraries that are already in LD_PRELOAD.
+    // The tool must keep the libraries that LD_PRELOAD already names.
     let other = prefix.join("other.so");
     shim(&other);
     let mut command = Command::new(&installed);
@@ -151,8 +152,8 @@ fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does(
         .args(["run", "--", "true"])
         .env("LD_PRELOAD", &other);
     let (_, said, _) = output(&mut command);
-    // Three lines are expected. The other library is preloaded into the tool, and both libraries
-    // are preloaded into the program.
+    // Each preloaded library prints one line. Three lines are expected, because the other library
+    // is preloaded into the tool and both libraries are preloaded into the program.
     assert_eq!(said.matches("preloaded").count(), 3, "{said}");
 }
 

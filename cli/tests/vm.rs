@@ -1,6 +1,6 @@
-//! Checks the tool on a machine that has all parts. Each test takes a part away. The tool must
-//! report the missing part, and the commands that it prints must restore the part. `cargo xtask
-//! test` installs the tool in the virtual machine and runs this suite.
+//! Checks the tool on a machine that has all parts. The test of doctor takes each part away. The
+//! tool must report the missing part, and the commands that it prints must restore the part. `cargo
+//! xtask test` installs the tool in the virtual machine and runs this suite.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::env;
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 /// The identifier of a user without any rights.
 const NOBODY: &str = "65534";
 
-/// A name that stands for the user nobody after a new login. A new login applies the limits of
-/// pam_limits.
+/// Stands for the user nobody after a new login. A new login applies the limits in
+/// `/etc/security/limits.d`.
 const LOGIN: &str = "login";
 
 /// Returns the path of the tool. The first call copies the tool to the machine's own file system,
@@ -45,7 +45,7 @@ fn sh(script: &str) {
     assert!(status.success(), "{script}");
 }
 
-/// Runs doctor as this user. If `user` is [`LOGIN`], the user nobody logs in first.
+/// Runs doctor as this user. If `user` is [`LOGIN`], the user is nobody, and logs in first.
 fn doctor(user: &str) -> (bool, String) {
     if user == LOGIN {
         let doctor = format!("{} doctor", tool().display());
@@ -71,7 +71,7 @@ fn is_fixed(user: &str, taken: &str, subject: &str) {
     assert!(!commands.is_empty(), "{taken}: {before}");
     println!("# {taken}\n{what}\n{}", commands.join("\n"));
     sh(&commands.join("\n"));
-    // doctor may report success late, because a port may need some time to become active.
+    // doctor may not report success at once, because a port needs some time to become active.
     let patience = Instant::now() + Duration::from_secs(120);
     loop {
         let (cached, after) = doctor(user);
@@ -86,7 +86,7 @@ fn is_fixed(user: &str, taken: &str, subject: &str) {
     }
 }
 
-/// A lock that each test holds, because the tests add and remove devices.
+/// A lock that each test holds while it runs, because the tests add and remove devices.
 static TURN: Mutex<()> = Mutex::new(());
 
 #[test]
@@ -107,8 +107,8 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
     if PathBuf::from("/proc/sys/kernel/io_uring_disabled").exists() {
         is_fixed("0", "sysctl -q kernel.io_uring_disabled=2", "io_uring:");
     }
-    // The commands make a file in this directory, on the mount that this test makes. The file
-    // disappears with the mount. Its limits apply from the next login on.
+    // The script mounts an empty file system over this directory. The printed commands make a file
+    // there, which disappears with the mount. The limits in the file apply from the next login on.
     let dir = "/etc/security/limits.d";
     is_fixed(
         LOGIN,
@@ -116,8 +116,8 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
         "pinned memory:",
     );
     sh(&format!("umount {dir}"));
-    // If userfaultfd works on this kernel, a sysctl can forbid userfaultfd to users. The limit on
-    // mappings matters only if userfaultfd is the monitor.
+    // If userfaultfd works on this kernel, two more parts can be missing. A sysctl can forbid
+    // userfaultfd to users. And if userfaultfd is the monitor, the limit on mappings matters.
     let (_, alone) = doctor(NOBODY);
     if alone.contains("sysctl vm.unprivileged_userfaultfd=1") {
         let nobody = "sysctl -q vm.unprivileged_userfaultfd=0";
@@ -127,7 +127,8 @@ fn what_is_missing_is_told_and_comes_back_by_the_commands_told() {
         sh("chmod a+r /dev/ummunotify; sysctl -q vm.max_map_count=65530");
         sh(nobody);
     }
-    // Other suites need the device in its original state.
+    // Other suites need the RDMA device in its original state, with the GID of the address
+    // 127.0.0.1.
     let gid = "0000:0000:0000:0000:0000:ffff:7f00:0001";
     let gids = "/sys/class/infiniband/rxe0/ports/1/gids/1";
     sh(&format!(

@@ -6,7 +6,8 @@ use std::sync::{Mutex, PoisonError};
 
 use regcache::{Cache, Registrar, VaRange};
 
-/// A device with a table of registered ranges. The key of a registration is its index in the table.
+/// A device with a table of registered ranges. The key of a registration is the index of its range
+/// in the table.
 #[derive(Default)]
 struct Device {
     table: Mutex<Vec<Option<VaRange>>>,

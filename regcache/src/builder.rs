@@ -179,9 +179,9 @@ impl<R, M> Builder<R, M> {
         self
     }
 
-    /// Deregisters memory with remote access ([`Access::is_remote`]) when its last guard is
-    /// dropped. A peer cannot use the remote key after the deregistration. By default,
-    /// registrations with remote access are retained like all others.
+    /// Ends a registration with remote access ([`Access::is_remote`]) when the last guard of the
+    /// registration is dropped. A peer cannot use the remote key after the deregistration. By
+    /// default, registrations with remote access are retained like all others.
     ///
     /// [`Access::is_remote`]: crate::Access::is_remote
     #[must_use]
@@ -212,8 +212,8 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
     /// # Errors
     ///
     /// Returns [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Otherwise
-    /// the error of the monitor or of the kernel. The kernel must grant address space for the
-    /// entries, and a thread for the reaper. The kernel must also grant a page under
+    /// returns the error of the monitor or of the kernel. The kernel must grant address space for
+    /// the entries, and a thread for the reaper. The kernel must also grant a page under
     /// `MADV_WIPEONFORK` (Linux 4.14), by which the cache recognises a forked child.
     pub fn build(self) -> io::Result<Cache<R, M>> {
         let Self {

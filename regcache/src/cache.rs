@@ -149,8 +149,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         Ok(())
     }
 
-    /// Serves a lookup that the first hint did not serve. `other` is the guard that the first hint
-    /// led to, if its entry does not serve the request.
+    /// Serves a lookup that the first hint did not serve. If the first hint led to a live entry
+    /// that does not serve the request, `other` is a guard of that entry.
     #[cold]
     #[inline(never)]
     fn get_slow(

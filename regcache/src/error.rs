@@ -276,8 +276,8 @@ mod tests {
         }
         assert!(matches!(efault(whole, false), RegisterError::Device { .. }));
 
-        // SAFETY: this is a page of the test's own mapping. The mapping is forgotten below, so that
-        // it is not unmapped twice.
+        // SAFETY: the page is in the test's own mapping. The mapping is forgotten below, so that it
+        // is not unmapped twice.
         assert_eq!(unsafe { libc::munmap(middle.cast(), 4096) }, 0);
         match efault(whole, false) {
             RegisterError::NotMapped { hole, .. } => assert_eq!(hole, middle.addr()),

@@ -19,8 +19,8 @@ crate::for_each_statistic!(define_metrics);
 impl Stats {
     /// Returns the counters in the [text format] that Prometheus scrapes.
     ///
-    /// The metrics are named `regcache_…`. Their label `cache` distinguishes several caches of one
-    /// process. To export several caches, write their texts one after another.
+    /// The name of each metric begins with `regcache_`. The label `cache` distinguishes several
+    /// caches of one process. To export several caches, write their texts one after another.
     ///
     /// [text format]: https://prometheus.io/docs/instrumenting/exposition_formats/
     ///

@@ -1,6 +1,6 @@
 //! These tests check the cache's protocol under loom, on a modelled kernel with one page. In each
 //! test, loom runs every interleaving of a few threads, up to `LOOM_MAX_PREEMPTIONS` preemptions.
-//! If the modelled kernel breaks a rule of the contract, loom must find a stale registration.
+//! If the modelled kernel breaks rule M2 or M3 of `Monitor`, loom must find a stale registration.
 //!
 //! ```sh
 //! RUSTFLAGS="--cfg loom" cargo test -p regcache --release --test loom
@@ -114,7 +114,7 @@ impl FakeKernel {
 
 struct FakeMonitor(Arc<FakeKernel>);
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Monitor for FakeMonitor {
     fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
@@ -154,7 +154,7 @@ struct FakeDevice<A>(Arc<FakeKernel>, PhantomData<A>);
 /// A registration, which records the version of the page that was pinned.
 struct Pinned(u64);
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl<A: Access> Registrar for FakeDevice<A> {
     type Access = A;
     type Registration = Pinned;
@@ -483,8 +483,8 @@ fn loom_revocable_guards_lookups_and_flush() {
     });
 }
 
-/// One thread flushes and waits until a registration is gone, while another thread drops its last
-/// guard.
+/// One thread flushes, and waits until a registration is gone. Meanwhile another thread drops the
+/// last guard of this registration.
 #[test]
 fn loom_completion_sees_the_last_guard_go() {
     loom::model(|| {
@@ -500,7 +500,7 @@ fn loom_completion_sees_the_last_guard_go() {
     });
 }
 
-/// A full device serves a lookup once another thread has deregistered an unlinked entry.
+/// A full device serves a lookup as soon as another thread has deregistered an unlinked entry.
 #[test]
 fn loom_a_full_device_has_room_once_another_thread_has_deregistered() {
     loom::model(|| {

@@ -236,7 +236,7 @@ fn invalidate_gives_up_what_overlaps_and_tells_when_it_is_gone() {
     assert_eq!(
         live(&cache),
         3,
-        "left are those of pages 0 and 8, and the one in use"
+        "the registrations of pages 0 and 8, and the one in use, are left"
     );
     let stats = cache.stats();
     assert_eq!((stats.unreleased, stats.unreleased_bytes), (1, 4 * PAGE));

@@ -376,8 +376,8 @@ fn a_monitor_that_fails_makes_lookups_uncached() {
     assert!(!guard.registration().is_stale(&kernel, guard.range()));
 }
 
-/// A monitor with two faults that a test can switch on. With one fault, it remaps a page at the end
-/// of its next drain. With the other, it does not end watches.
+/// A monitor with two faults that a test can switch on. With one fault, the monitor remaps a page
+/// at the end of its next drain. With the other fault, the monitor does not end watches.
 struct Twisted {
     inner: FakeMonitor,
     /// The page to remap at the end of the next drain.
@@ -397,7 +397,7 @@ impl Twisted {
 
 struct Shared(Arc<Twisted>);
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Monitor for Shared {
     fn generation(&self) -> u64 {
         self.0.inner.generation()
@@ -546,12 +546,12 @@ fn in_a_forked_child(body: impl FnOnce() -> i32) -> i32 {
     match unsafe { libc::fork() } {
         0 => {
             let status = body();
-            // SAFETY: this ends the child.
+            // SAFETY: `_exit` ends the child, and has no preconditions.
             unsafe { libc::_exit(status) }
         }
         child => {
             let mut status = 0;
-            // SAFETY: this waits for the child made above.
+            // SAFETY: `waitpid` waits for the child that `fork` made, and writes only `status`.
             assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
             status
         }

@@ -1,5 +1,5 @@
-//! These tests concern bugs that were found and fixed, in panics, remote keys and shared monitors.
-//! Each test repeats the order of events that led to the bug.
+//! Each of these tests repeats the order of events that led to a bug. The bugs concerned panics,
+//! remote keys and shared monitors, and all of them are fixed.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -22,7 +22,7 @@ fn builder<R: Registrar>(device: R, kernel: &Arc<FakeKernel>) -> Builder<R, Fake
 
 /// A modelled device whose next deregistration panics if the flag is set.
 struct Panicky(FakeDevice, AtomicBool);
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Registrar for Panicky {
     type Access = Bits;
     type Registration = Pinned;
@@ -129,7 +129,7 @@ fn waiting_forever_does_not_panic() {
 
 /// A kernel whose invalidations take time. The start of an invalidation marks the watches and
 /// raises the generation. The end puts the new page in place, and repeats the reports that were
-/// read between start and end. The driver does the same.
+/// read between start and end. The driver also repeats such reports.
 struct Slow {
     k: std::sync::Mutex<SlowState>,
 }
@@ -173,13 +173,14 @@ impl Slow {
     }
 }
 struct SlowMonitor(Arc<Slow>);
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Monitor for SlowMonitor {
     fn generation(&self) -> u64 {
         self.0.k.lock().unwrap().gen_
     }
     fn watch(&self, r: VaRange, c: Cookie) -> io::Result<()> {
-        // The driver waits here until the invalidation has ended. The model ends it at once.
+        // At this point, the driver waits until the invalidation has ended. In this model, `watch`
+        // itself ends the invalidation.
         self.0.end();
         self.0.k.lock().unwrap().live.insert(c.0, r);
         Ok(())
@@ -207,7 +208,7 @@ unsafe impl Monitor for SlowMonitor {
     }
 }
 struct SlowDevice(Arc<Slow>);
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Registrar for SlowDevice {
     type Access = ();
     type Registration = u64;
@@ -312,7 +313,7 @@ enum Asked {
 /// returns an error, the request fails with that error.
 struct Asking<F>(FakeMonitor, F);
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl<F: Fn(Asked) -> io::Result<()> + Send + Sync + 'static> Monitor for Asking<F> {
     fn generation(&self) -> u64 {
         self.0.generation()
@@ -360,12 +361,12 @@ fn a_childs_own_cache_on_an_inherited_share_keeps_nothing() {
                 let guard = own.get(page(0), PAGE, READ);
                 guard.is_ok_and(|guard| guard.is_cached())
             });
-            // SAFETY: this ends the child.
+            // SAFETY: `_exit` ends the child, and has no preconditions.
             unsafe { libc::_exit(i32::from(kept)) }
         }
         child => {
             let mut status = 0;
-            // SAFETY: this waits for the child made above.
+            // SAFETY: `waitpid` waits for the child that `fork` made, and writes only `status`.
             unsafe { libc::waitpid(child, &raw mut status, 0) };
             assert_eq!(
                 status, 0,
@@ -402,7 +403,7 @@ fn a_panic_while_the_cache_is_dropped_leaks_one_registration() {
 fn a_share_does_not_join_a_watch_whose_memory_has_lost_its_backing() {
     let kernel = FakeKernel::new(8);
     let backed = Arc::new(AtomicBool::new(true));
-    // The driver refuses a range that must be backed and is not.
+    // The driver refuses a range that is not backed, if the watch requires backed memory.
     let must_be_backed = {
         let backed = Arc::clone(&backed);
         move |asked| match asked {
@@ -421,8 +422,8 @@ fn a_share_does_not_join_a_watch_whose_memory_has_lost_its_backing() {
     drop(a.get(page(0), PAGE, READ).unwrap());
     kernel.remap(0);
     backed.store(false, Ordering::Relaxed);
-    // Cache `a` has not drained since the change, and its watch is still placed. So `b` must not
-    // use that watch.
+    // Cache `a` has not drained since the change, so its watch still exists although the change has
+    // invalidated it. Cache `b` must place a watch of its own.
     drop(b.get(page(0), PAGE, READ).unwrap());
     assert_eq!((b.stats().uncached, kernel.watches()), (1, 1));
 }

@@ -111,7 +111,7 @@ impl FakeKernel {
 
 struct FakeMonitor(Arc<FakeKernel>);
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Monitor for FakeMonitor {
     fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
@@ -157,7 +157,7 @@ struct Pinned {
     live: Arc<AtomicBool>,
 }
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Registrar for FakeDevice {
     type Access = ();
     type Registration = Pinned;

@@ -72,12 +72,12 @@ fn map(pages: usize) -> *mut u8 {
 }
 
 fn unmap(start: *mut u8, len: usize) {
-    // SAFETY: this is a test's own mapping.
+    // SAFETY: the call unmaps only a test's own mapping.
     assert_eq!(unsafe { libc::munmap(start.cast(), len) }, 0);
 }
 
 fn advise(start: *mut u8, len: usize, advice: i32) -> io::Result<()> {
-    // SAFETY: this is a test's own mapping.
+    // SAFETY: the advice affects only a test's own mapping.
     match unsafe { libc::madvise(start.cast(), len, advice) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -160,19 +160,19 @@ fn mappings_over_it_and_moved_away_are_reported() {
     check("mremap", |start, len| {
         let to = map(8);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: these are the test's own mappings.
+        // SAFETY: `mremap` changes only the test's own mappings.
         let moved = unsafe { libc::mremap(start.cast(), len, len, flags, to) };
         assert_eq!(moved.cast(), to);
     });
     check("mremap onto it", |start, len| {
         let from = map(8);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        // SAFETY: these are the test's own mappings.
+        // SAFETY: `mremap` changes only the test's own mappings.
         let moved = unsafe { libc::mremap(from.cast(), len, len, flags, start) };
         assert_eq!(moved.cast(), start);
     });
     check("mremap to shrink", |start, len| {
-        // SAFETY: this is a test's own mapping.
+        // SAFETY: `mremap` shrinks only a test's own mapping.
         let moved = unsafe { libc::mremap(start.cast(), len, PAGE, 0) };
         assert_eq!(moved.cast(), start);
     });
@@ -227,7 +227,7 @@ fn guard_pages_are_noticed_after_they_are_gone() {
         "guard pages installed and removed, then written",
         |start, _| {
             let page = guard_there_and_back(start).unwrap();
-            // SAFETY: this is a page of the test's own mapping.
+            // SAFETY: the page is in the test's own mapping.
             unsafe {
                 assert_eq!(page.read(), 0, "a page of zeros");
                 page.write(1);
@@ -273,7 +273,7 @@ fn discarded_memory_is_touched_again_without_anybody_being_asked() {
     advise(memory, pages * PAGE, libc::MADV_DONTNEED).unwrap();
     settle(&monitor);
     let before = monitor.generation();
-    // SAFETY: this is the test's own mapping.
+    // SAFETY: the bytes are in the test's own mapping.
     unsafe { memory.write_bytes(1, pages * PAGE) };
     settle(&monitor);
     assert_eq!(monitor.generation(), before);
@@ -282,7 +282,7 @@ fn discarded_memory_is_touched_again_without_anybody_being_asked() {
 /// Replaces mappings by `shmat(SHM_REMAP)`, which sends no event.
 fn remap_shm(start: *mut u8, len: usize) {
     const SHM_REMAP: i32 = 0o40000;
-    // SAFETY: this makes a segment and attaches it over the test's own mapping. The segment is
+    // SAFETY: the code makes a segment and attaches it over the test's own mapping. The segment is
     // deleted when it is detached.
     unsafe {
         let id = libc::shmget(libc::IPC_PRIVATE, len, libc::IPC_CREAT | 0o600);
@@ -386,7 +386,7 @@ fn what_cannot_be_watched_is_refused() {
         );
         assert!(monitor.unwatch(Cookie(1)).is_err(), "{what}");
     };
-    // SAFETY: the file descriptor is this test's own.
+    // SAFETY: the name is a terminated string.
     let fd = unsafe { libc::memfd_create(c"test".as_ptr(), 0) };
     // SAFETY: the file descriptor was made above.
     assert_eq!(unsafe { libc::ftruncate(fd, PAGE as libc::off_t) }, 0);
@@ -435,7 +435,7 @@ fn what_cannot_be_watched_is_refused() {
     for at in [0, 1] {
         let memory = map(2);
         let closed = memory.wrapping_add(at * PAGE);
-        // SAFETY: this is the test's own page.
+        // SAFETY: the page is the test's own, and the test does not touch it any more.
         let closing = unsafe { libc::mprotect(closed.cast(), PAGE, libc::PROT_NONE) };
         assert_eq!(closing, 0);
         refused(memory, 2 * PAGE, "a page that may not be accessed");
@@ -614,7 +614,7 @@ fn a_removal_is_suspected_until_every_thread_was_elsewhere() {
         [3],
         "the removal is reported again when it is over"
     );
-    // SAFETY: this is the test's own mapping.
+    // SAFETY: the bytes are in the test's own mapping.
     unsafe { memory.write_bytes(1, 8 * PAGE) };
     assert!(monitor.is_intact(range(memory, 8 * PAGE)));
 }
@@ -629,7 +629,7 @@ fn a_forked_child_unmaps_without_waiting_for_anybody() {
     // SAFETY: the child only makes system calls.
     match unsafe { libc::fork() } {
         0 => {
-            // SAFETY: this touches the child's own copy, and ends the child.
+            // SAFETY: the child touches only its own copy of the memory, and then ends.
             unsafe {
                 libc::alarm(5);
                 let unmapped = libc::munmap(memory.cast(), 8 * PAGE) == 0;
@@ -639,7 +639,7 @@ fn a_forked_child_unmaps_without_waiting_for_anybody() {
         }
         child => {
             let mut status = 0;
-            // SAFETY: this waits for the child made above.
+            // SAFETY: `waitpid` waits for the child that `fork` made, and writes only `status`.
             assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
             assert_eq!(status, 0);
         }
@@ -658,7 +658,7 @@ fn a_dropped_monitor_leaves_nothing_armed_though_a_child_has_its_descriptor() {
     monitor.watch(range(moved, 8 * PAGE), Cookie(2)).unwrap();
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     let to = map(8);
-    // SAFETY: these are the test's own mappings.
+    // SAFETY: `mremap` changes only the test's own mappings.
     unsafe { libc::mremap(moved.cast(), 8 * PAGE, 8 * PAGE, flags, to) };
     // SAFETY: the child only waits until it is killed.
     let child = unsafe { libc::fork() };
@@ -684,7 +684,7 @@ fn a_dropped_monitor_leaves_nothing_armed_though_a_child_has_its_descriptor() {
         thread::sleep(Duration::from_millis(1));
     }
     let finished = unmapping.is_finished();
-    // SAFETY: this is the child made above.
+    // SAFETY: the calls concern only the child that `fork` made above.
     unsafe {
         libc::kill(child, libc::SIGKILL);
         libc::waitpid(child, ptr::null_mut(), 0);
@@ -720,15 +720,17 @@ fn a_closed_descriptor_is_noticed() {
             let monitor = open().unwrap();
             let memory = map(1);
             monitor.watch(range(memory, PAGE), Cookie(1)).unwrap();
-            // SAFETY: this closes a file descriptor of another owner, as a daemon would.
+            // SAFETY: the child closes file descriptors of other owners, as a daemon would.
+            // Afterwards the child uses only the monitor, which must notice the closed file
+            // descriptor.
             unsafe { libc::close_range(3, u32::MAX, 0) };
             let noticed = !monitor.is_intact(range(memory, PAGE));
-            // SAFETY: this ends the child.
+            // SAFETY: `_exit` ends the child, and has no preconditions.
             unsafe { libc::_exit(i32::from(!noticed)) }
         }
         child => {
             let mut status = 0;
-            // SAFETY: this waits for the child made above.
+            // SAFETY: `waitpid` waits for the child that `fork` made, and writes only `status`.
             assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
             assert_eq!(status, 0);
         }

@@ -1,5 +1,5 @@
-//! [`FileIo`]: reads and writes files through fixed buffers. A `FileIo` has at most one transfer in
-//! flight.
+//! [`FileIo`]: a ring of io_uring that reads and writes files through fixed buffers. A `FileIo` has
+//! at most one transfer in flight.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -24,12 +24,12 @@ pub enum Error {
     /// The lookup of the buffer failed.
     #[error(transparent)]
     Lookup(#[from] regcache::Error),
-    /// The buffer belongs to another ring, or does not cover the bytes of the transfer.
+    /// The fixed buffer belongs to another ring, or does not cover the memory of the transfer.
     #[error(
         "the buffer {buffer:?} belongs to another ring or does not cover {wanted:?}: use a cache that was built on this ring's registrar"
     )]
     WrongBuffer {
-        /// The addresses of the buffer.
+        /// The addresses that the fixed buffer covers.
         buffer: VaRange,
         /// The addresses of the transfer.
         wanted: VaRange,
@@ -47,7 +47,7 @@ impl From<RangeError> for Error {
 
 /// A ring for blocking reads and writes.
 ///
-/// Threads share a `FileIo` by reference. A transfer waits until the transfers of other threads are
+/// Threads share a `FileIo` by reference. A transfer waits until the transfer of another thread is
 /// complete.
 #[derive(Debug)]
 pub struct FileIo {
@@ -57,9 +57,9 @@ pub struct FileIo {
 
 struct Ring {
     ring: IoUring,
-    /// True if a request could not be submitted and is still queued. The memory of that request is
-    /// no longer borrowed. So the ring must not be used again, because its next submission would
-    /// include the request.
+    /// True if a request could not be submitted and is still in the submission queue. The memory of
+    /// that request is no longer borrowed. The next submission would include that request, so the
+    /// ring must not be used again.
     is_broken: bool,
 }
 
@@ -74,8 +74,8 @@ impl FileIo {
     ///
     /// # Errors
     ///
-    /// Returns the kernel's error: `EPERM` if `kernel.io_uring_disabled` forbids rings, or `ENOSYS`
-    /// if a sandbox does. Also returns the errors of [`UringRegistrar::new`].
+    /// Returns the kernel's error, for example `EPERM` if `kernel.io_uring_disabled` forbids rings,
+    /// or `ENOSYS` if a sandbox forbids them. Also returns the errors of [`UringRegistrar::new`].
     pub fn new() -> io::Result<Self> {
         let ring = IoUring::new(2)?;
         Ok(Self {
@@ -87,14 +87,15 @@ impl FileIo {
         })
     }
 
-    /// Returns the registrar of this ring. Build the cache with this registrar.
+    /// Returns the registrar of this ring. Build the cache for [`read`](Self::read) and
+    /// [`write`](Self::write) with a clone of this registrar.
     #[must_use]
     pub fn registrar(&self) -> &UringRegistrar {
         &self.registrar
     }
 
-    /// Writes `bytes` to `file` at `offset`, and returns the number of bytes written. The offset
-    /// has no effect on a pipe.
+    /// Writes `bytes` to `file` at `offset`, and returns the number of bytes written. If `file` is
+    /// a pipe, the offset has no effect.
     ///
     /// # Errors
     ///
@@ -111,13 +112,13 @@ impl FileIo {
             return Ok(0);
         }
         let guard = cache.get(bytes.as_ptr(), bytes.len(), ())?;
-        // SAFETY: the cache guarantees that the fixed buffer is the memory that is mapped at the
-        // address of `bytes`. `bytes` borrows that memory until the transfer is complete.
+        // SAFETY: the cache guarantees that the fixed buffer names the memory that is mapped at the
+        // addresses of `bytes`. `bytes` borrows that memory until the transfer is complete.
         unsafe { self.write_registered(file, bytes, guard.registration(), offset) }
     }
 
-    /// Reads from `file` at `offset` into `bytes`, and returns the number of bytes read. At the end
-    /// of the file, this number is smaller than the length of `bytes`.
+    /// Reads from `file` at `offset` into `bytes`, and returns the number of bytes read. If the
+    /// file ends before `bytes` is full, this number is smaller than the length of `bytes`.
     ///
     /// # Errors
     ///
@@ -133,12 +134,13 @@ impl FileIo {
             return Ok(0);
         }
         let guard = cache.get(bytes.as_ptr(), bytes.len(), ())?;
-        // SAFETY: the fixed buffer is the memory of `bytes`, as in `write`. The borrow of `bytes`
-        // is mutable, so the kernel may write to that memory.
+        // SAFETY: the fixed buffer names the memory of `bytes`, as in `write`. The borrow of
+        // `bytes` is mutable, so the kernel may write to that memory.
         unsafe { self.read_registered(file, bytes, guard.registration(), offset) }
     }
 
-    /// Writes as [`write`](Self::write) does, through a registration that the caller provides.
+    /// Writes as [`write`](Self::write) does, but through the registration `buffer` instead of a
+    /// lookup.
     ///
     /// # Errors
     ///
@@ -146,8 +148,8 @@ impl FileIo {
     ///
     /// # Safety
     ///
-    /// The registration is not stale. A stale registration is allowed only if its pages are mapped
-    /// nowhere, and if the file may receive any bytes.
+    /// The registration must not be stale. As an exception, it may be stale if its pages are mapped
+    /// nowhere and the file may receive any bytes.
     pub unsafe fn write_registered(
         &self,
         file: BorrowedFd<'_>,
@@ -158,11 +160,13 @@ impl FileIo {
         let len = self.check(bytes, buffer)?;
         let fd = types::Fd(file.as_raw_fd());
         let request = opcode::WriteFixed::new(fd, bytes.as_ptr(), len, buffer.index());
-        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until the end.
+        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until this
+        // function returns, and the request is complete by then.
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
-    /// Reads as [`read`](Self::read) does, through a registration that the caller provides.
+    /// Reads as [`read`](Self::read) does, but through the registration `buffer` instead of a
+    /// lookup.
     ///
     /// # Errors
     ///
@@ -170,7 +174,8 @@ impl FileIo {
     ///
     /// # Safety
     ///
-    /// The registration is not stale, or the pages that it reaches are mapped nowhere.
+    /// The registration must not be stale. As an exception, it may be stale if its pages are mapped
+    /// nowhere.
     pub unsafe fn read_registered(
         &self,
         file: BorrowedFd<'_>,
@@ -181,7 +186,8 @@ impl FileIo {
         let len = self.check(bytes, buffer)?;
         let fd = types::Fd(file.as_raw_fd());
         let request = opcode::ReadFixed::new(fd, bytes.as_mut_ptr(), len, buffer.index());
-        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until the end.
+        // SAFETY: the caller keeps the conditions above. `bytes` borrows the memory until this
+        // function returns, and the request is complete by then.
         unsafe { self.transfer(&request.offset(offset).build()) }
     }
 
@@ -200,15 +206,16 @@ impl FileIo {
     ///
     /// # Safety
     ///
-    /// The kernel may access the memory that the request names until this function returns.
+    /// The kernel accesses the memory that the request names. The caller must allow these accesses
+    /// until this function returns.
     unsafe fn transfer(&self, request: &squeue::Entry) -> Result<usize, Error> {
         let Ring { ring, is_broken } =
             &mut *self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if *is_broken {
             return Err(io::Error::other("the ring has failed before: make a new FileIo").into());
         }
-        // SAFETY: the caller's promise. The request completes in this call, or is never submitted
-        // because `is_broken` is set.
+        // SAFETY: the caller allows the accesses of the kernel until this function returns. By then
+        // the request is complete, or it is never submitted because `is_broken` is set.
         let pushed = unsafe { ring.submission().push(request) };
         pushed.map_err(io::Error::other)?;
         loop {
@@ -231,7 +238,7 @@ impl FileIo {
     }
 }
 
-/// Returns true if the call should be repeated: a signal interrupted it, or the kernel lacks a
+/// Returns true if the submission must be repeated: a signal interrupted it, or the kernel lacks a
 /// resource for the moment.
 fn is_passing(error: &io::Error) -> bool {
     matches!(

@@ -1,17 +1,17 @@
 //! io_uring for [`regcache`]: fixed buffers as registrations.
 //!
-//! A fixed buffer is to io_uring what a memory region is to an RDMA adapter. The pages of the
-//! buffer are pinned once, and requests name the buffer by its index. So `READ_FIXED` and
-//! `WRITE_FIXED` need not pin pages in each request.
+//! A fixed buffer of io_uring is a registration, as a memory region of an RDMA adapter is. The
+//! pages of the buffer are pinned once, and requests name the buffer by its index. So `READ_FIXED`
+//! and `WRITE_FIXED` need not pin pages in each request.
 //!
-//! For each transfer, a program has to find a fixed buffer of the memory. The memory may have been
-//! unmapped and its address handed out again. In that case an older buffer still names the old
-//! pages. A cache finds a buffer that names the current pages.
+//! For each transfer, a program has to find a fixed buffer that covers the memory. The memory may
+//! have been unmapped, and other memory mapped at the address. In that case an older fixed buffer
+//! still names the old pages. A cache returns a fixed buffer that names the current pages.
 //!
 //! - [`UringRegistrar`] is a [`regcache::Registrar`] that makes [`FixedBuffer`]s in the table of
 //!   the program's own ring.
-//! - [`FileIo`] makes its own ring. Its transfers block, and borrow the memory that they access. So
-//!   `read` and `write` are safe functions.
+//! - [`FileIo`] has its own ring. Its functions borrow the memory of a transfer, and return after
+//!   the transfer is complete. So `read` and `write` are safe functions.
 //!
 //! ```
 //! use std::fs::File;
@@ -32,8 +32,8 @@
 //! # }
 //! ```
 //!
-//! On a ring of the program's own, each transfer starts with a lookup. The request names the buffer
-//! by its index. The guard must live until the completion:
+//! If the program has its own ring, each transfer starts with a lookup. The request names the fixed
+//! buffer by its index. The guard must live until the completion:
 //!
 //! ```
 //! use io_uring::{IoUring, opcode, types};

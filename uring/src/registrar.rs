@@ -1,4 +1,4 @@
-//! [`UringRegistrar`]: makes the fixed buffers that a cache retains.
+//! [`UringRegistrar`]: the registrar whose registrations are fixed buffers.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -12,7 +12,7 @@ use crate::table::Table;
 /// The size of the largest buffer that the kernel registers, in bytes.
 const MAX_BUFFER: usize = 1 << 30;
 
-/// A buffer in the table of fixed buffers of a ring.
+/// A fixed buffer: a range of memory that is registered in a ring's table of fixed buffers.
 ///
 /// After `munmap`, the buffer still names the old pages, even if other memory is mapped at the same
 /// addresses. So a program should get its fixed buffers from a cache.
@@ -48,16 +48,18 @@ pub struct UringRegistrar {
 }
 
 impl UringRegistrar {
-    /// Makes a registrar for `ring`, with a table of 1 to 16 384 slots. The ring must have no
-    /// registered buffers. If no slot is free, the cache evicts idle entries.
+    /// Makes a registrar for `ring`, and registers a table of `slots` slots with the ring. `slots`
+    /// is 1 to 16 384. The ring must have no registered buffers. If no slot is free, a cache evicts
+    /// idle entries.
     ///
     /// Any thread that makes a lookup may register a buffer. So the ring must not be set up for a
     /// single issuer (`setup_single_issuer`).
     ///
     /// # Errors
     ///
-    /// Returns the kernel's error: `EBUSY` if the ring has registered buffers, or `EINVAL` before
-    /// Linux 5.19. [`io::ErrorKind::InvalidInput`] if the number of slots is out of bounds.
+    /// Returns the kernel's error, for example `EBUSY` if the ring has registered buffers, or
+    /// `EINVAL` before Linux 5.19. Returns [`io::ErrorKind::InvalidInput`] if `slots` is out of
+    /// bounds.
     pub fn new(ring: &IoUring, slots: u32) -> io::Result<Self> {
         // SAFETY: the ring keeps the file descriptor open as long as `ring` is borrowed.
         let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
@@ -74,19 +76,19 @@ impl UringRegistrar {
 }
 
 // SAFETY:
-// - The update that fills a slot either fails, or pins all pages of the range for long-term writing
-//   before it returns. The pages stay pinned until the slot is cleared.
-// - After the update that clears the slot has returned, requests that name the slot fail. No
-//   request is in flight at that time, because each request's guard must live until the request
-//   completes.
+// - The system call that fills a slot either fails, or pins all pages of the range for long-term
+//   writing before it returns. The pages stay pinned until the slot is cleared.
+// - After the system call that clears the slot has returned, requests that name the slot fail. No
+//   request with this buffer is in flight at that time, because the guard of each request must live
+//   until the request completes.
 unsafe impl Registrar for UringRegistrar {
     type Access = ();
     type Registration = FixedBuffer;
 
     fn register(&self, range: VaRange, (): ()) -> io::Result<FixedBuffer> {
         if range.len() > MAX_BUFFER {
-            // The kernel would return EFAULT for such a buffer, and the cache would report unmapped
-            // memory. So the registrar itself returns an error that names the limit.
+            // For such a range the kernel would return EFAULT, and the cache would report that the
+            // memory is not mapped. So the registrar returns an error that names the limit.
             let why = format!(
                 "{} bytes are too many: a fixed buffer has at most 1 GiB",
                 range.len()

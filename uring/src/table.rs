@@ -1,10 +1,10 @@
-//! [`Table`]: the table of fixed buffers of a ring, and its free slots.
+//! [`Table`]: the table of fixed buffers of a ring, and the list of the table's free slots.
 //!
 //! The table is registered sparse: all slots are empty at first. An
 //! `IORING_REGISTER_BUFFERS_UPDATE` fills or clears one slot. Until the update that clears a slot
-//! has returned, a request that names the slot reaches the old buffer. So the slot becomes free
-//! only after that return. A request in flight keeps its buffer even if the slot is cleared
-//! meanwhile.
+//! has returned, a request that names the slot may use the old buffer. So the slot becomes free
+//! only after this update has returned. A request in flight keeps its buffer even if the slot is
+//! cleared meanwhile.
 
 use std::io;
 use std::mem::size_of;
@@ -20,8 +20,8 @@ const BUFFERS_UPDATE: u32 = 16;
 /// `IORING_RSRC_REGISTER_SPARSE`, since Linux 5.19.
 const SPARSE: u32 = 1;
 
-/// The maximum number of slots that the kernel allows. So the index of a slot always fits into the
-/// 16-bit field of a request.
+/// The maximum number of slots that the kernel allows. The index of a slot is smaller, so it fits
+/// into the 16-bit field of a request.
 pub(crate) const MAX_SLOTS: u32 = 1 << 14;
 
 /// `struct io_uring_rsrc_register`.
@@ -68,8 +68,7 @@ impl Table {
             flags: SPARSE,
             ..Register::default()
         };
-        // SAFETY: the argument is a structure of the given size, and contains no pointer to other
-        // memory.
+        // SAFETY: the argument is a structure of the given size. Its pointers are null.
         unsafe {
             register(
                 &ring,
@@ -98,8 +97,8 @@ impl Table {
         Ok(slot)
     }
 
-    /// Clears a slot and makes it free. If the kernel fails to clear the slot, the slot is never
-    /// used again.
+    /// Clears a slot and adds it to the free slots. If the kernel fails to clear the slot, the slot
+    /// is never used again.
     pub(crate) fn clear(&self, slot: u16) -> io::Result<()> {
         self.update(slot, 0, 0)?;
         self.free().push(slot);
@@ -144,14 +143,15 @@ impl Table {
 ///
 /// # Safety
 ///
-/// The argument satisfies the conditions of the operation.
+/// The argument must satisfy the conditions of the operation.
 unsafe fn register<T>(
     ring: &OwnedFd,
     operation: u32,
     argument: *const T,
     size: usize,
 ) -> io::Result<i64> {
-    // SAFETY: the caller meets the conditions above, and this call needs no others.
+    // SAFETY: the caller promises that the argument satisfies the conditions of the operation. The
+    // call needs nothing else.
     let done = unsafe {
         libc::syscall(
             libc::SYS_io_uring_register,

@@ -1,5 +1,5 @@
-//! These tests use fixed buffers through the cache. The tests cover reused addresses and the limits
-//! of the table, and check the bytes that the kernel moves.
+//! Tests fixed buffers with the cache: reused addresses, the limits of the table, and the bytes
+//! that the kernel moves.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::io;
@@ -14,21 +14,22 @@ use regcache::{Cache, RegisterError, Registrar, VaRange};
 use regcache_test_support::{NeverReports, PAGE, map_fixed, unmap};
 use regcache_uring::{Error, FileIo, UringRegistrar};
 
-/// The lock that every test holds while it runs, because all tests map the same address.
+/// A lock that a test holds while it runs, so that only one test at a time maps memory at the fixed
+/// address.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Maps a page at an address that the kernel never chooses itself. So no other code gets this
-/// address from `mmap`. The address is one of those that ThreadSanitizer allows.
+/// Maps a page at a fixed address, which the kernel never chooses itself. So no other code gets
+/// this address from `mmap`. ThreadSanitizer allows mappings at this address.
 fn map() -> *mut u8 {
     map_fixed(0x5900_0000_0000, PAGE, libc::MAP_FIXED_NOREPLACE).unwrap()
 }
 
-/// Writes a page of 1s to a pipe, maps a page of 2s at the same address and writes that page too.
-/// Returns the byte that arrives in the second transfer.
+/// Writes a page of 1s to a pipe. Then maps a page of 2s at the same address, and writes it to the
+/// pipe. Returns the first byte that arrives in the second transfer.
 fn reuse<M: Monitor>(monitor: M) -> u8 {
     let io = FileIo::new().unwrap();
     let cache = Cache::builder(io.registrar().clone())

@@ -10,10 +10,12 @@
  *
  * Caches and guards are handles. Every function checks its handle. -EBADF means
  * that the handle was put or destroyed, was never returned, or names the wrong
- * kind of object. -EINVAL means that the handle is NULL. In a child by fork(2),
- * calls with the parent's caches fail with -ESTALE, so a child must create its
- * own caches. A call that finds a bug in the library fails with
- * -ENOTRECOVERABLE.
+ * kind of object. -EINVAL means that the handle is NULL. A call that finds a bug
+ * in the library fails with -ENOTRECOVERABLE.
+ *
+ * A child by fork(2) must create its own caches. With a cache of the parent, each
+ * function that lists -ESTALE fails with that error, and has no effect. The child
+ * may put its copy of a guard, which has no effect on the parent.
  */
 
 #ifndef REGCACHE_H
@@ -93,14 +95,14 @@
 #define REGCACHE_MONITOR_USERFAULTFD 2
 
 /**
- * Monitor: none. Each lookup registers, and nothing is cached.
+ * Monitor: none. Each lookup registers, and no registration is cached.
  */
 #define REGCACHE_MONITOR_NONE 3
 
 /**
- * Flag of a cache: deregister memory that was registered for remote access
- * when its last guard is put. From then on, a peer cannot use the remote
- * key. Without this flag the cache retains such registrations like others.
+ * Flag of a cache: end a registration for remote access when the last guard
+ * of the registration is put. From then on, a peer cannot use the remote key.
+ * Without this flag the cache retains such registrations like all others.
  */
 #define REGCACHE_REVOKE_REMOTE_KEYS 1
 
@@ -236,7 +238,7 @@ struct regcache_device {
 };
 
 /**
- * A registration that regcache_get() found.
+ * A registration that regcache_get() returned.
  */
 struct regcache_mr {
         /**
@@ -369,8 +371,8 @@ int regcache_create_for(const struct regcache_device *device,
                         struct regcache **cache);
 
 /**
- * Returns a registration that covers a range and allows an access. Makes one
- * if none is cached.
+ * Returns a registration that covers a range and allows an access. Makes a
+ * registration if none is cached.
  *
  * The registration is never stale: it covers the pages that are mapped in the
  * range now. It stays valid for these pages until the guard is put, even if
@@ -401,12 +403,12 @@ int regcache_get(struct regcache *cache,
 
 /**
  * Returns a guard to the cache. Call this function once for each guard, from
- * any thread. First poll the completions of all work with the registration's
- * keys, because the device accepts the keys even after this call. The
- * following teardown is wrong: a peer's send can overwrite memory that has
- * another owner by then.
+ * any thread. First poll the completions of all work that uses the
+ * registration's keys, because the device accepts the keys even after this
+ * call. The following teardown is wrong: a peer's send can overwrite memory
+ * that has another owner by then.
  *
- *     regcache_put(guard);    // A receive with its lkey is still posted.
+ *     regcache_put(guard);    // A receive with the guard's lkey is still posted.
  *     free(buffer);
  *     ibv_destroy_qp(qp);     // Call this first, because it ends all work.
  *
@@ -463,7 +465,8 @@ int regcache_flush(struct regcache *cache,
                    size_t *held);
 
 /**
- * Reads the statistics of a cache.
+ * Reads the statistics of a cache. In a child by fork(2), the statistics of a
+ * parent's cache are all 0.
  *
  * @param cache  The cache.
  * @param stats  Receives the statistics. Fields that this library does not know
@@ -480,8 +483,10 @@ int regcache_query_stats(struct regcache *cache,
 
 /**
  * Returns a file descriptor that polls readable when regcache_reap() has work.
- * Add it to an event loop, and do not read from it. regcache_destroy() closes
- * the descriptor.
+ * Add the descriptor to an event loop, and do not read from it.
+ * regcache_destroy() closes the descriptor. In a child by fork(2), this
+ * function also returns the descriptor of a parent's cache. The descriptor is
+ * of no use there, because regcache_reap() fails with -ESTALE.
  *
  * @param cache  The cache.
  * @return       The descriptor, or a negative errno:
@@ -503,7 +508,7 @@ int regcache_fd(struct regcache *cache);
  *               -EBADF: `cache` is not a cache, or was destroyed.
  *               -ESTALE: `cache` belongs to the parent process.
  *               -EDEADLK: called from within a callback.
- *               Others: the monitor's.
+ *               Another errno is from the monitor.
  */
 int regcache_reap(struct regcache *cache);
 
@@ -526,11 +531,12 @@ int regcache_reap(struct regcache *cache);
 int regcache_destroy(struct regcache *cache);
 
 /**
- * Returns the name of the monitor that a cache uses.
+ * Returns the name of the monitor that a cache uses. A child by fork(2) may also
+ * pass a cache of its parent.
  *
  * @param cache  The cache.
- * @return       "ummunotify"; "userfaultfd"; "nothing", if there is no monitor and so
- *               nothing is cached; or NULL on an error.
+ * @return       "ummunotify"; "userfaultfd"; "nothing" for REGCACHE_MONITOR_NONE, with
+ *               which no registration is cached; or NULL on an error.
  */
 const char *regcache_monitor_name(struct regcache *cache);
 

@@ -216,8 +216,8 @@ impl Id {
 
 impl Drop for Id {
     fn drop(&mut self) {
-        // SAFETY: `new` made the identifier and the channel, or a connection request did. Every
-        // event was acknowledged. Each is destroyed once, in this order.
+        // SAFETY: `self` owns the identifier and the channel, and every event was acknowledged.
+        // Both are destroyed once, the identifier first.
         unsafe {
             rdma_destroy_id(self.id.as_ptr());
             rdma_destroy_event_channel(self.channel.as_ptr());
@@ -337,7 +337,8 @@ impl Dial {
     pub fn connect(self, qp: &Qp, hello: &[u8]) -> Result<Connection, Error> {
         let Self(id) = self;
         let mut parameters = parameters(qp, hello)?;
-        // SAFETY: the identifier is alive, and what the parameters point to lives through the call.
+        // SAFETY: the identifier is alive, and the data that the parameters point to live through
+        // the call.
         done("connect", unsafe {
             rdma_connect(id.id.as_ptr(), &raw mut parameters)
         })?;
@@ -447,7 +448,8 @@ impl Incoming {
         id.to_rts(qp)?;
         before_accepting()?;
         let mut parameters = parameters(qp, hello)?;
-        // SAFETY: the identifier is alive, and what the parameters point to lives through the call.
+        // SAFETY: the identifier is alive, and the data that the parameters point to live through
+        // the call.
         done("accept", unsafe {
             rdma_accept(id.id.as_ptr(), &raw mut parameters)
         })?;

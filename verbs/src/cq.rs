@@ -21,7 +21,8 @@ pub struct WcStatus(pub u32);
 impl WcStatus {
     /// The work request succeeded.
     pub const SUCCESS: Self = Self(ibv_wc_status::IBV_WC_SUCCESS);
-    /// The work request does not fit the queue pair. rxe also reports it for `LOC_PROT_ERR`.
+    /// The work request does not fit the queue pair. rxe also reports this status in place of
+    /// `LOC_PROT_ERR`.
     pub const LOC_QP_OP_ERR: Self = Self(ibv_wc_status::IBV_WC_LOC_QP_OP_ERR);
     /// A local key, address or permission does not allow the work request.
     pub const LOC_PROT_ERR: Self = Self(ibv_wc_status::IBV_WC_LOC_PROT_ERR);
@@ -34,7 +35,7 @@ impl WcStatus {
     /// The peer did not answer.
     pub const RETRY_EXC_ERR: Self = Self(ibv_wc_status::IBV_WC_RETRY_EXC_ERR);
 
-    /// Returns advice that starts with ": ", or nothing.
+    /// Returns advice that starts with ": ", or an empty string.
     pub(crate) fn advice(self) -> &'static str {
         match self {
             Self::LOC_PROT_ERR | Self::LOC_QP_OP_ERR | Self::REM_ACCESS_ERR | Self::REM_OP_ERR => {
@@ -55,7 +56,7 @@ impl fmt::Display for WcStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // SAFETY: `ibv_wc_status_str` accepts any number, and returns a string of static lifetime.
         let text = unsafe { ibv_wc_status_str(self.0) };
-        // SAFETY: that string is terminated.
+        // SAFETY: the string from `ibv_wc_status_str` is terminated.
         f.write_str(&unsafe { string(text) })
     }
 }
@@ -123,7 +124,7 @@ impl Cq {
         // SAFETY: zero is a valid value of this C struct of integers. (For a failed work request
         // the provider sets only some of the fields.)
         let mut wc: ibv_wc = unsafe { mem::zeroed() };
-        // SAFETY: the queue is alive as long as `self`, and `wc` has room for one entry.
+        // SAFETY: the queue is alive while `self` lives, and `wc` has room for one entry.
         let polled = unsafe { ibv_poll_cq(self.as_ptr(), 1, &raw mut wc) };
         if polled < 0 {
             return check(polled)
@@ -137,7 +138,7 @@ impl Cq {
         }))
     }
 
-    /// Returns the pointer to the C object, which is valid as long as `self`.
+    /// Returns the pointer to the C object, which is valid while `self` lives.
     pub(crate) fn as_ptr(&self) -> *mut ibv_cq {
         self.cq.as_ptr()
     }

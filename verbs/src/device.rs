@@ -77,7 +77,7 @@ impl Drop for DeviceList {
     }
 }
 
-/// A device in the list, which is valid as long as the list.
+/// A device in the list. The device is valid while the list lives.
 struct Device<'list> {
     device: NonNull<ibv_device>,
     _list: &'list DeviceList,
@@ -221,7 +221,7 @@ impl Context {
         self.check_process().is_ok()
     }
 
-    /// Returns the pointer to the C object, which is valid as long as `self`.
+    /// Returns the pointer to the C object, which is valid while `self` lives.
     pub(crate) fn as_ptr(&self) -> *mut ibv_context {
         self.context
     }

@@ -143,9 +143,10 @@ fn entry(entry: &ibv_gid_entry) -> Option<GidEntry> {
     })
 }
 
-/// Returns the GID by which to reach `port`. GIDs of RoCE v2 come before others. Among those, an
-/// IPv4 address comes before an IPv6 address: a port always has a link-local IPv6 GID, but the
-/// interface may not have that address. The last criterion is the index.
+/// Returns the GID by which to reach `port`. GIDs of RoCE v2 come before others. Among GIDs of RoCE
+/// v2, an IPv4 address comes before an IPv6 address. The reason is that a port always has a
+/// link-local IPv6 GID, but the interface may not have that address. The last criterion is the
+/// index.
 pub(crate) fn choose(table: &[GidEntry], port: u8) -> Option<GidEntry> {
     table
         .iter()

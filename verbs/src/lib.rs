@@ -1,4 +1,5 @@
-//! RDMA verbs for [`regcache`]: a registrar that registers memory, and connections that move it.
+//! RDMA verbs for [`regcache`]: a registrar that registers memory, and connections that transfer
+//! data.
 //!
 //! - [`MrRegistrar`] is the [`regcache::Registrar`] of one [protection domain](Pd). It makes
 //!   [`Mr`]s, the registrations of an RDMA device.

@@ -328,7 +328,7 @@ impl Loopback {
 
     fn max_message(&self) -> usize {
         match self.route.port().max_message as usize {
-            // The port does not report a limit.
+            // A limit of 0 means that the port reports none.
             0 => MAX_MESSAGE,
             max => max.min(MAX_MESSAGE),
         }

@@ -48,8 +48,8 @@ impl Mr {
         Self::register_with(pd, range, access, 0)
     }
 
-    /// Registers with additional flags. They are not in [`Access`], because a cache cannot use
-    /// them.
+    /// Registers with additional flags. These flags are not in [`Access`], because a cache cannot
+    /// use them.
     pub(crate) fn register_with(
         pd: &Arc<Pd>,
         range: VaRange,
@@ -73,7 +73,7 @@ impl Mr {
         // SAFETY: `pd` is allocated as long as it is borrowed, and the new registration holds an
         // `Arc` of it. The address is only passed to the kernel, which pins the pages that are
         // mapped there or refuses. Registering neither reads nor writes the memory. Only a work
-        // request with the keys does, and posting one is either unsafe or borrows the memory
+        // request with the keys does. Posting a work request is either unsafe or borrows the memory
         // (`Loopback`).
         let mr = unsafe {
             ibv_reg_mr_iova2(
@@ -140,7 +140,7 @@ impl Mr {
         self.access
     }
 
-    /// Returns the structure of libibverbs, which is valid as long as `self`. Do not deregister or
+    /// Returns the structure of libibverbs, which is valid while `self` lives. Do not deregister or
     /// reregister it.
     #[inline]
     #[must_use]

@@ -1,4 +1,4 @@
-//! On-demand paging (ODP): [`OnDemand`], the operations for which a device supports it, and
+//! On-demand paging (ODP): [`OnDemand`], the operations for which a device supports ODP, and
 //! [`OnDemandMr`], a registration that pins nothing.
 //!
 //! With ODP the device follows the page tables when the mapping changes. A cache cannot use such
@@ -66,8 +66,9 @@ impl Context {
         // Newer versions of the structure have more fields at its front. The field `sz` has its
         // size.
         let needed = size_of::<verbs_context>() - offset_of!(verbs_context, query_device_ex);
-        // SAFETY: as above. Every version has the field `sz`. Its value shows that the field
-        // `query_device_ex` exists.
+        // SAFETY: the context is the last field of a `verbs_context`, as above. Every version of
+        // that structure has the field `sz`. Its value shows that the field `query_device_ex`
+        // exists.
         let query = unsafe {
             if (*verbs).sz < needed {
                 return Ok(OnDemand::empty());
@@ -80,7 +81,7 @@ impl Context {
         // SAFETY: zero is a valid value of this C struct of integers and arrays of integers.
         let mut attr: ibv_device_attr_ex = unsafe { mem::zeroed() };
         // SAFETY: the context is open, and `attr` lives through the call. The input may be null, as
-        // C callers also pass.
+        // in the call that `ibv_devinfo` makes.
         let queried = unsafe {
             query(
                 self.as_ptr(),

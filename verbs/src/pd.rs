@@ -8,7 +8,7 @@ use rdma_sys::{ibv_alloc_pd, ibv_dealloc_pd, ibv_pd};
 use crate::errno::{check, check_ptr};
 use crate::{Context, Error};
 
-/// A protection domain. The keys of its registrations work only on its queue pairs.
+/// A protection domain. The keys of a domain's registrations work only on the domain's queue pairs.
 #[derive(Debug)]
 pub struct Pd {
     pd: NonNull<ibv_pd>,
@@ -64,7 +64,7 @@ impl Pd {
         &self.context
     }
 
-    /// Returns the pointer to the C object, which is valid as long as `self`.
+    /// Returns the pointer to the C object, which is valid while `self` lives.
     pub(crate) fn as_ptr(&self) -> *mut ibv_pd {
         self.pd.as_ptr()
     }
@@ -81,7 +81,7 @@ impl Drop for Pd {
         let deallocated = unsafe { ibv_dealloc_pd(self.as_ptr()) };
         if let Err(error) = check(deallocated) {
             // A registration that the device refused to deregister keeps the domain allocated.
-            // Closing the device frees both.
+            // Closing the device frees the registration and the domain.
             tracing::warn!(%error, "cannot deallocate the protection domain");
         }
     }

@@ -17,8 +17,8 @@ use crate::errno::{check, check_ptr};
 use crate::{Access, Cq, Error, Pd, Route};
 
 /// The exponent of the time to wait for an acknowledgement before sending again: 4.096 us * 2^17 =
-/// 0.54 s. Hardware usually uses 2^14, which is 67 ms. On a busy machine a software device may not
-/// run at all for longer than that.
+/// 0.54 s. Hardware usually uses 2^14, which is 67 ms. On a busy machine a software device may get
+/// no CPU time for longer than that.
 const ACK_TIMEOUT: u8 = 17;
 /// The number of times that a packet is sent again without an acknowledgement.
 pub(crate) const RETRIES: u8 = 7;
@@ -268,7 +268,8 @@ impl Qp {
     /// # Safety
     ///
     /// The contract of [`post_send`](Self::post_send) holds for `from`. If `to` is memory of this
-    /// process, no other code uses the `from.length` bytes there in that time.
+    /// process, no other code uses the `from.length` bytes there. This holds until the completion
+    /// was polled or the queue pair was destroyed.
     pub unsafe fn post_rdma_write(
         &self,
         wr_id: u64,
@@ -288,7 +289,8 @@ impl Qp {
     /// # Safety
     ///
     /// The contract of [`post_recv`](Self::post_recv) holds for `into`. If `from` is memory of this
-    /// process, no code writes to the `into.length` bytes there in that time.
+    /// process, no code writes to the `into.length` bytes there. This holds until the completion
+    /// was polled or the queue pair was destroyed.
     pub unsafe fn post_rdma_read(
         &self,
         wr_id: u64,
@@ -367,7 +369,7 @@ impl Qp {
         check(unsafe { ibv_destroy_qp(self.as_ptr()) })
     }
 
-    /// Returns the pointer to the C object, which is valid as long as `self`.
+    /// Returns the pointer to the C object, which is valid while `self` lives.
     fn as_ptr(&self) -> *mut ibv_qp {
         self.qp.as_ptr()
     }

@@ -112,7 +112,7 @@ impl Pages {
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `self` owns the mapping, and is borrowed as long as the slice.
+        // SAFETY: `self` owns the mapping, and stays mutably borrowed while the slice lives.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 }
@@ -161,12 +161,14 @@ impl Raw for Loopback {
     }
 
     fn raw_write(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error> {
-        // SAFETY: as above.
+        // SAFETY: the tests unmap memory and map it again, but they do not move a mapping to
+        // another address.
         unsafe { self.rdma_write_registered(from, fm, to, tm) }
     }
 
     fn raw_read(&mut self, from: &[u8], fm: &Mr, to: &mut [u8], tm: &Mr) -> Result<(), Error> {
-        // SAFETY: as above.
+        // SAFETY: the tests unmap memory and map it again, but they do not move a mapping to
+        // another address.
         unsafe { self.rdma_read_registered(from, fm, to, tm) }
     }
 }
@@ -336,7 +338,8 @@ fn a_slice_outside_the_registration_is_refused() {
     assert!(to.bytes().iter().all(|&byte| byte == 2));
     assert!(pages.bytes().iter().all(|&byte| byte == 1));
 
-    // Slices with the first and the last byte of the registration are inside it.
+    // Slices that begin with the first byte or end with the last byte of the registration are
+    // within the registration.
     for slice in [PAGE..PAGE + 1, 3 * PAGE - 1..3 * PAGE, PAGE..3 * PAGE] {
         let len = slice.len();
         loopback
@@ -798,7 +801,7 @@ fn assert_passed(output: &Output) {
 fn become_nobody() {
     // SAFETY: the call only changes credentials. (libc changes them for all threads.)
     let group = unsafe { libc::setgid(65534) };
-    // SAFETY: as above.
+    // SAFETY: the call only changes credentials.
     let user = unsafe { libc::setuid(65534) };
     assert_eq!((group, user), (0, 0), "these tests run as root");
 }
@@ -883,8 +886,10 @@ fn mount(from: &CStr, at: &CStr, flags: libc::c_ulong) {
     assert_eq!(mounted, 0, "{at:?}: {}", io::Error::last_os_error());
 }
 
-/// Checks that a destroyed queue pair has no work requests. rxe seldom has outstanding work
-/// requests, so no other test would notice a remaining one.
+/// Checks that a failed transfer destroys the connection's two queue pairs, and the next transfer
+/// makes two others. The device may still use memory through a queue pair that is not destroyed.
+/// The other tests would not notice such a queue pair, because rxe seldom has outstanding work
+/// after a failure.
 #[test]
 fn a_failed_transfer_leaves_no_queue_pair_behind() {
     let pd = domain();
@@ -908,8 +913,8 @@ fn a_failed_transfer_leaves_no_queue_pair_behind() {
     assert_eq!(queue_pairs_of_this_thread(), 0);
 }
 
-/// Counts the queue pairs that this thread has made, in the kernel's list. It reads the list with
-/// the program `rdma` of iproute2, which is also needed to make software devices.
+/// Counts the queue pairs that this thread has made, in the kernel's list. This function reads the
+/// list with the program `rdma` of iproute2, which is also needed to make software devices.
 fn queue_pairs_of_this_thread() -> usize {
     let output = Command::new("rdma")
         .args(["resource", "show", "qp"])

@@ -1,8 +1,8 @@
 //! Runs the two benchmarks.
 //!
 //! The first benchmark measures lookups of regcache and of UCX's registration cache, on this
-//! machine. The second benchmark measures transfers with each strategy of registering their
-//! buffers. It uses io_uring on this machine, and rxe in a virtual machine.
+//! machine. The second benchmark measures transfers with each strategy of registering the
+//! transfers' buffers. It uses io_uring on this machine, and rxe in a virtual machine.
 
 use std::ffi::OsString;
 use std::io;
@@ -74,13 +74,14 @@ fn transfers(project: &Project, amount: &Amount) -> Result<u8, Error> {
     let script = project.root.join("bench/transfer/interface.sh");
     let mut command: Vec<OsString> = vec!["sh".into(), script.into(), program.clone().into()];
     command.extend(["measure", "--device", "rxe_if"].map(OsString::from));
-    // Only this machine's root file system contains libfabric.
+    // The root file systems of other kernels do not contain libfabric. So the program is built with
+    // libfabric only for this machine's kernel.
     if amount.kernel == Series::default() {
         command.extend(["--peers", "10.78.0.1"].map(OsString::from));
     }
     command.extend(amount.flags().map(OsString::from));
     command.extend(["--json".into(), rxe.clone().into()]);
-    // The times of an emulated CPU depend on the load of this machine, but the number of its
+    // The times of an emulated CPU depend on the load of this machine, but the number of
     // instructions does not. So if the virtual machine is emulated, the benchmark counts
     // instructions.
     let icount = !vm::has_kvm();

@@ -1,5 +1,5 @@
-//! Counts the instructions that the driver costs. The program `driver-cost` measures them in a
-//! virtual machine whose clock counts instructions.
+//! Counts the instructions that the driver costs. The program `driver-cost` counts these
+//! instructions in a virtual machine whose clock counts instructions.
 
 use std::ffi::OsString;
 use std::io;

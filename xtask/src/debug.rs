@@ -13,6 +13,7 @@ use std::thread;
 
 use crate::cmd;
 use crate::error::{AtPath, Error};
+use crate::kconfig;
 use crate::lock;
 use crate::project::Project;
 use crate::setup;
@@ -47,7 +48,7 @@ pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
     let dir = project.own_dir().join("debug");
     let tree = dir.join("linux");
     setup::packages(project, PACKAGES)?;
-    let version = source::version()?;
+    let version = source::Package::at_home().version()?;
     let built = dir.join("built");
     let built_from = format!("{version}\n{WITHOUT_KASAN:?}\n{CONFIG}");
     let is_built = || fs::read_to_string(&built).is_ok_and(|it| it == built_from);
@@ -58,11 +59,13 @@ pub(crate) fn tree(project: &Project) -> Result<PathBuf, Error> {
     if is_built() {
         return Ok(tree);
     }
-    source::unpack(&dir, &["*"])?;
+    source::Package::at_home().unpack(&dir, &["*"])?;
     for makefile in WITHOUT_KASAN {
         leave_alone(&tree.join(makefile))?;
     }
-    configure(&dir, &tree)?;
+    let wanted = dir.join("debug.config");
+    fs::write(&wanted, CONFIG).at(&wanted)?;
+    kconfig::configure(make(&tree), &wanted, &wanted, &tree.join(".config"))?;
     let log = dir.join("build.log");
     let jobs = thread::available_parallelism().map_or(1, usize::from);
     eprintln!(
@@ -87,52 +90,9 @@ fn leave_alone(makefile: &Path) -> Result<(), Error> {
     fs::write(makefile, format!("{before}\n{LINE}")).at(makefile)
 }
 
-/// Configures the kernel with the settings of `debug.config` and their dependencies only. Returns
-/// an error if a setting does not take effect.
-fn configure(dir: &Path, tree: &Path) -> Result<(), Error> {
-    let wanted = dir.join("debug.config");
-    fs::write(&wanted, CONFIG).at(&wanted)?;
-    let mut make = make(tree);
-    make.arg(format!("KCONFIG_ALLCONFIG={}", wanted.display()))
-        .arg("allnoconfig");
-    cmd::read(&mut make)?;
-    let config = tree.join(".config");
-    let got = fs::read_to_string(&config).at(&config)?;
-    let refused = not_taken(CONFIG, &got);
-    if refused.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Unexpected {
-        command: cmd::line(&make),
-        what: format!(
-            "debug.config's {} did not take effect: add the settings that it depends on",
-            refused.join(", ")
-        ),
-    })
-}
-
-/// Returns the wanted settings that the configuration does not contain.
-fn not_taken<'a>(wanted: &'a str, got: &str) -> Vec<&'a str> {
-    let got: Vec<_> = got.lines().collect();
-    let settings = wanted.lines().filter(|line| line.starts_with("CONFIG_"));
-    settings.filter(|line| !got.contains(line)).collect()
-}
-
 fn make(tree: &Path) -> Command {
     let mut make = Command::new("nice");
     make.args(["make", "-C"]).arg(tree);
     cmd::without_make_settings(&mut make);
     make
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_setting_that_kconfig_dropped_is_noticed() {
-        let wanted = "# for faults\nCONFIG_A=y\nCONFIG_B=m\n\nCONFIG_C=4\n";
-        let got = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=40\n";
-        assert_eq!(not_taken(wanted, got), ["CONFIG_B=m", "CONFIG_C=4"]);
-    }
 }

@@ -56,7 +56,7 @@ pub(crate) enum Error {
 
 impl Error {
     /// Returns the exit status for this error, as `timeout(1)` defines it. The status is 124 if the
-    /// command ran too long, and 125 if a fault outside the command occurred.
+    /// command was stopped at its time limit, and 125 if the virtual machine or xtask failed.
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::TimedOut(_) => 124,

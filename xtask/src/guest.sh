@@ -9,15 +9,16 @@
 #   overran    exists if the command was stopped at its time limit
 #   dmesg.log  the kernel's messages at the end
 #   leaks.log  the leaks that kmemleak suspects, if the kernel has kmemleak
-# Usage: guest.sh SECONDS, the command's time limit
+# Usage: guest.sh SECONDS
+# SECONDS is the time limit of the command.
 
 run=$(dirname "$0")
 limit=$1
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 
-# Writes the text $2 into the file $1 of the run directory. The host must never read an incomplete file, so the file
-# gets its name when it is complete.
+# Writes the text $2 into the file $1 of the run directory. The host must never read an incomplete file, so the complete
+# file is moved to its name.
 tell() {
 	printf '%s\n' "$2" >"$run/.$1"
 	mv "$run/.$1" "$run/$1"
@@ -39,7 +40,7 @@ port() {
 	done
 }
 
-# Returns whether RoCE works on lo. It works when the port of rxe0 is active and index 1 of the port's GID table holds
+# Returns whether RoCE works on lo. RoCE works when the port of rxe0 is active and index 1 of the port's GID table holds
 # 127.0.0.1.
 rxe0_is_ready() {
 	port=/sys/class/infiniband/rxe0/ports/1
@@ -90,7 +91,7 @@ timeout -k 10 "$limit" sh "$run/command.sh" >/run/stdout 2>/run/stderr
 status=$?
 if [ $status -eq 124 ] || [ $status -eq 137 ] && [ $(($(date +%s) - started)) -ge "$limit" ]; then
 	tell overran yes
-	# This request makes the kernel log the tasks that are still blocked.
+	# The kernel logs the tasks that are still blocked.
 	echo w >/proc/sysrq-trigger
 fi
 

@@ -94,8 +94,8 @@ pub(crate) fn run(project: &Project, series: Series) -> Result<(), Error> {
 }
 
 impl Site<'_> {
-    /// Checks that make installs exactly the files of each kind of package below `DESTDIR`. Also
-    /// checks that make can remove all of these files.
+    /// Checks each kind of package. Below `DESTDIR`, make must install exactly the files of the
+    /// package, and must then be able to remove all of them.
     fn package(&self) -> Result<(), Error> {
         let rest = REST.iter().map(|(to, _)| PathBuf::from(to));
         let module = format!("lib/modules/{}/updates/ummunotify.ko", self.kernel.version);
@@ -180,7 +180,8 @@ impl Site<'_> {
         Ok(())
     }
 
-    /// Boots from the root, and runs `installed.sh` there, which checks the driver.
+    /// Boots a virtual machine from the root, and runs `installed.sh` in it. This script checks the
+    /// driver.
     fn boot(&self, place: &str) -> Result<(), Error> {
         let script = include_str!("installed.sh");
         let command = ["sh", "-c", script, "installed.sh", &self.version, place];

@@ -24,8 +24,9 @@ pub(crate) enum Profile {
     Dev,
 }
 
-/// The files other than the C library, if the workspace has their packages. Each element holds the
-/// package, the name of cargo's product, and the place of installation.
+/// The files to install in addition to the C library. A file is installed only if the workspace has
+/// the package of the file. Each element holds the package, the name of cargo's product, and the
+/// place of installation.
 const PROGRAMS: &[(&str, &str, &str)] = &[
     ("regcache-cli", "regcache", "bin/regcache"),
     ("regcache-repro-rdma", "reuse", "libexec/regcache/reuse"),

@@ -19,6 +19,7 @@ use crate::error::{AtPath, Error};
 use crate::lock;
 use crate::project::Project;
 use crate::rootfs::{self, Recipe};
+use crate::setup;
 
 /// The kernels on which the driver is tested.
 #[derive(Clone, Copy, Debug, Default, PartialEq, clap::ValueEnum)]
@@ -48,21 +49,29 @@ impl Series {
     }
 }
 
+/// The programs in the roots of guests with an RDMA device.
+const WITH_RDMA: &[&[&str]] = &[rootfs::GUEST, setup::PROGRAMS];
+
 const TRIXIE: Recipe = Recipe {
     name: "6.12",
     suites: &["trixie"],
     kernel: &["linux-headers-amd64", "linux-image-amd64"],
+    programs: WITH_RDMA,
 };
 
 /// The recipe for the backported kernel. The pattern of the package contains the kernel's version.
-/// Otherwise it would select a newer backport as soon as one exists.
+/// Otherwise the pattern would select a newer backport as soon as one exists.
 ///
 /// The pattern does not match the package linux-image, because that package depends on a generator
 /// of initramfs images.
+pub(crate) const BACKPORT: &[&str] =
+    &["^linux-(binary|headers|modules)-7[.]3[.][0-9]+[+]deb13-amd64$"];
+
 const TRIXIE_BACKPORTS: Recipe = Recipe {
     name: "7.3",
     suites: &["trixie", "trixie-backports"],
-    kernel: &["^linux-(binary|headers|modules)-7[.]3[.][0-9]+[+]deb13-amd64$"],
+    kernel: BACKPORT,
+    programs: WITH_RDMA,
 };
 
 /// An installed kernel whose headers and software RDMA device are also installed.
@@ -74,7 +83,7 @@ pub(crate) struct Kernel {
     /// The root file system that contains the image and that the guest uses. It is `/`, or a root
     /// that `rootfs.rs` made.
     pub(crate) root: PathBuf,
-    /// The path of the kernel's headers in the root. The driver's make gets it as `KDIR`.
+    /// The path of the kernel's headers in the root. The driver's make gets this path as `KDIR`.
     pub(crate) headers: PathBuf,
 }
 
@@ -105,6 +114,11 @@ pub(crate) fn find(project: &Project, series: Series) -> Result<Kernel, Error> {
         Series::Trixie => &TRIXIE,
         Series::TrixieBackports => &TRIXIE_BACKPORTS,
     };
+    find_in_root(project, recipe)
+}
+
+/// Returns the newest kernel in the root of this recipe. If the root is missing, makes the root.
+pub(crate) fn find_in_root(project: &Project, recipe: &Recipe) -> Result<Kernel, Error> {
     let root = rootfs::of(project, recipe)?;
     newest_in(&root).ok_or_else(|| {
         Error::SetUp(format!(
@@ -234,7 +248,7 @@ pub(crate) fn make_driver(
 /// Returns whether make's output contains a warning about the driver. An error that did not stop
 /// make also counts, such as an error that sparse reports. The remark of Debian's headers about the
 /// compiler does not count.
-fn has_warning(said: &str) -> bool {
+pub(crate) fn has_warning(said: &str) -> bool {
     said.lines().any(|line| {
         let line = line.to_ascii_lowercase();
         (line.contains("warning") || line.contains(": error: "))

@@ -10,6 +10,8 @@ mod demo;
 mod error;
 mod install_driver;
 mod install_user;
+mod intree;
+mod kconfig;
 mod kernel;
 mod lock;
 mod matrix;
@@ -125,6 +127,19 @@ enum Xtask {
         /// Use only the mutants whose names contain one of these words
         names: Vec<String>,
     },
+    /// Build and test the driver as a patch series for the kernel's own tree
+    ///
+    /// The command generates the series from kernel/ and applies it to Debian's source of Linux
+    /// 7.3. It builds the driver as a module and built in, with all warnings and sparse, and for
+    /// arm64. It runs checkpatch on the patches, and runs the series' kselftest in virtual
+    /// machines. The patches are in target/xtask/intree/series.
+    ///
+    /// The first run makes a root file system, unpacks the kernel's source and builds a kernel.
+    /// These take 3 GB.
+    Intree {
+        /// Run only the steps whose names contain one of these words; the series is always made
+        steps: Vec<String>,
+    },
     /// Install the C library and the tool, or test the installation of the driver
     ///
     /// With `--prefix`, the command installs the C library, the preload shim and the command-line
@@ -184,6 +199,7 @@ fn run(command: Xtask) -> Result<u8, Error> {
         Xtask::Sanitize { sanitizer } => sanitize::run(&project, sanitizer),
         Xtask::Cost { kernel } => cost::run(&project, kernel),
         Xtask::Bench { amount } => bench::run(&project, &amount),
+        Xtask::Intree { steps } => intree::run(&project, &steps),
         Xtask::Mutants { names } => mutants::run(&project, &names),
         Xtask::Install {
             kernel,

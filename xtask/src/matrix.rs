@@ -1,8 +1,9 @@
-//! Makes the table of the documentation that shows which monitor detects which scenario.
+//! Makes the table that shows which monitor detects which scenario. The documentation contains this
+//! table.
 //!
-//! This command builds the programs that run the scenarios. It runs them on this machine and in
-//! virtual machines. Then it joins their tables into one table, and writes this table into the
-//! documentation.
+//! This command builds the programs that run the scenarios. It runs these programs on this machine
+//! and in virtual machines. Then it joins the tables of the programs into one table, and writes
+//! this table into the documentation.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -29,8 +30,8 @@ const HEAD: &str = "| scenario |";
 /// machine's libc.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// The scenarios that depend on libc. Only these scenarios are run again with a statically linked
-/// libc.
+/// The scenarios whose result can depend on libc. Only these scenarios run again in a program with
+/// a statically linked libc.
 const STATIC_SCENARIOS: &str = "munmap_then_mmap raw_munmap_then_mmap madvise_dontneed map_fixed_over fork_then_write \
                                 munmap_in_another_thread_then_mmap thread_ends_and_another_has_its_stack";
 
@@ -41,7 +42,7 @@ const ALLOCATORS: [&str; 2] = [
     "MIMALLOC_PURGE_DELAY=0 target/release/matrix-mimalloc --label 'mimalloc: '",
 ];
 
-/// Runs the matrix on all machines. Returns 1 if a cell is wrong.
+/// Runs the matrix on this machine and in the virtual machines. Returns 1 if a cell is wrong.
 pub(crate) fn run(project: &Project) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
     build(project)?;

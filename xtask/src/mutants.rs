@@ -3,7 +3,7 @@
 //!
 //! Each `tests/mutants/NAME.patch` changes `kernel/`. The header of a patch has three parts:
 //!
-//! - a sentence that describes the broken claim;
+//! - one or more sentences that describe the broken claim;
 //! - a line `Suite:` with the test target;
 //! - a line `Fails:` for each test that must fail.
 //!
@@ -185,7 +185,7 @@ fn test_in_vm(
     Ok(kept.text())
 }
 
-/// Returns the mutant's name and its verdict, or `None` if the output ends before the mutant's
+/// Returns the mutant's name and its verdict. Returns `None` if the output ends before the mutant's
 /// tests do. If all tests of the patch's `Fails:` lines failed, the verdict is `Ok` with their
 /// names. Otherwise the verdict is an error that names the tests that passed.
 fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)> {

@@ -26,8 +26,8 @@ pub(crate) struct GatedTarget {
     pub(crate) package: String,
     /// The name of the target.
     pub(crate) name: String,
-    /// The source file of the target. It identifies the target, because two targets may have the
-    /// same name.
+    /// The path of the target's source file. The path identifies the target, because two targets
+    /// may have the same name.
     pub(crate) source: PathBuf,
     /// The directory of the package's manifest.
     pub(crate) package_root: PathBuf,

@@ -30,13 +30,15 @@ pub(crate) struct Recipe {
     pub(crate) suites: &'static [&'static str],
     /// The packages of the kernel, as arguments for apt-get.
     pub(crate) kernel: &'static [&'static str],
+    /// The other packages in the root, in lists.
+    pub(crate) programs: &'static [&'static [&'static str]],
 }
 
 const MIRROR: &str = "http://deb.debian.org/debian";
 
-/// The packages in a root, in addition to `setup::PROGRAMS`. A guest with an RDMA device, the
-/// building and installing of modules, and the tests need these packages.
-const PACKAGES: &[&str] = &[
+/// The packages in a root whose guest has an RDMA device. The building and installing of modules,
+/// and the tests, need these packages and `setup::PROGRAMS`.
+pub(crate) const GUEST: &[&str] = &[
     "dkms",
     "file",
     "gcc",
@@ -100,8 +102,8 @@ pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
     })
 }
 
-/// Returns a command that runs a program in the root, with `dir` mounted at /mnt. Only the command
-/// sees its mounts, and the mounts end with the command.
+/// Returns a command that runs a program in the root, with `dir` mounted at /mnt. No other process
+/// sees these mounts, and the mounts end with the command.
 ///
 /// If the user is not root, the command runs in a user namespace.
 pub(crate) fn enter(root: &Path, dir: &Path, program: &str) -> Command {
@@ -128,7 +130,7 @@ fn is_made(root: &Path, made_from: &str) -> bool {
 }
 
 fn made_from(project: &Project, recipe: &Recipe) -> String {
-    let words = [recipe.suites, recipe.kernel, PACKAGES, setup::PROGRAMS].concat();
+    let words = [recipe.suites, recipe.kernel, &recipe.programs.concat()].concat();
     format!(
         "{}\n{}\n{}\n",
         words.join(" "),
@@ -154,7 +156,7 @@ fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) 
     make.arg(format!("--aptopt=APT::Default-Release \"{release}\"",));
     make.arg(format!(
         "--include={}",
-        [PACKAGES, setup::PROGRAMS, recipe.kernel]
+        [&recipe.programs.concat(), recipe.kernel]
             .concat()
             .join(",")
     ));
@@ -183,6 +185,7 @@ mod tests {
             name: "none",
             suites: &["trixie"],
             kernel,
+            programs: &[],
         };
         let made_from = |kernel| super::made_from(&project, &recipe(kernel));
         assert!(!is_made(&root, &made_from(&["linux-image-a"])));

@@ -1,8 +1,8 @@
 //! Runs this machine's tests under a sanitizer of the compiler.
 //!
 //! AddressSanitizer works with a standard library that was built without it. A stable compiler
-//! contains the runtime of AddressSanitizer. So a stable compiler suffices, if a variable makes it
-//! accept the unstable option.
+//! contains the runtime of AddressSanitizer. So a stable compiler suffices. The variable
+//! `RUSTC_BOOTSTRAP` makes the compiler accept the unstable option `-Zsanitizer`.
 //!
 //! ThreadSanitizer must see the order that std's locks and channels establish. Otherwise it reports
 //! races in correct code. So std is also built with ThreadSanitizer. This build needs a nightly
@@ -44,8 +44,8 @@ impl Sanitizer {
                 has_std_source()?;
                 let mut command = Command::new("rustup");
                 command.args(["run", "nightly", "cargo", "test", "-Zbuild-std"]);
-                // These variables point to the toolchain that runs xtask. They are removed, because
-                // the command must use nightly.
+                // Cargo has set these variables to the toolchain that runs xtask. They are removed,
+                // because the command must use nightly.
                 for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
                     command.env_remove(name);
                 }
@@ -82,7 +82,8 @@ fn under(project: &Project, sanitizer: Sanitizer) -> Result<Command, Error> {
     // shim's tests use valgrind.
     command.args(["--exclude", "regcache-preload"]);
     command.args(["--lib", "--bins", "--tests", "--no-fail-fast"]);
-    // If a target is given, cargo does not apply the flags to build scripts and procedural macros.
+    // With `--target`, cargo does not apply the sanitizer's flags to build scripts and procedural
+    // macros.
     command.args(["--target", &host()?, "--target-dir"]);
     command.arg(project.target.join(format!("sanitize-{name}")));
     let mut flags = env::var_os("RUSTFLAGS").unwrap_or_default();

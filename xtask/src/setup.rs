@@ -13,7 +13,8 @@ use crate::error::Error;
 use crate::lock;
 use crate::project::Project;
 
-/// The packages for a virtual machine with an RDMA device, and for building modules for its kernel.
+/// The packages for a virtual machine with an RDMA device, and for building modules for the kernel
+/// of that machine.
 pub(crate) const VM: &[&str] = &[
     "busybox-static",
     "file",

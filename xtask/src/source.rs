@@ -1,4 +1,4 @@
-//! Unpacks the source of Linux 6.1 from Debian's package.
+//! Unpacks the source of a kernel from Debian's package.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,37 +7,72 @@ use std::process::Command;
 use crate::cmd;
 use crate::error::{AtPath, Error};
 
-/// The Debian package that contains the source.
+/// The Debian package that contains the source of Linux 6.1.
 pub(crate) const PACKAGE: &str = "linux-source-6.1";
 
-/// Returns the version of the installed package.
-pub(crate) fn version() -> Result<String, Error> {
-    cmd::read(Command::new("dpkg-query").args(["-W", "-f", "${Version}", PACKAGE]))
+/// An installed package that contains the source of a kernel.
+pub(crate) struct Package<'a> {
+    /// The name of the package.
+    pub(crate) name: &'static str,
+    /// The root file system in which the package is installed.
+    pub(crate) root: &'a Path,
 }
 
-/// Unpacks the files that match one of the patterns into `dir`, and returns the path of the source
-/// tree. Does not unpack if `dir` already holds this version. The caller must hold a lock on `dir`.
-pub(crate) fn unpack(dir: &Path, patterns: &[&str]) -> Result<PathBuf, Error> {
-    let tree = dir.join("linux");
-    let extracted = dir.join("extracted");
-    let version = version()?;
-    if fs::read_to_string(&extracted).is_ok_and(|it| it == version) {
-        return Ok(tree);
+impl Package<'static> {
+    /// Returns the package of Linux 6.1, which is installed on this machine.
+    pub(crate) fn at_home() -> Self {
+        Self {
+            name: PACKAGE,
+            root: Path::new("/"),
+        }
     }
-    eprintln!(
-        "xtask: unpacking {PACKAGE} {version} into {}",
-        tree.display()
-    );
-    if tree.exists() {
-        fs::remove_dir_all(&tree).at(&tree)?;
+}
+
+impl Package<'_> {
+    /// Returns the version of the package.
+    pub(crate) fn version(&self) -> Result<String, Error> {
+        let mut query = Command::new("dpkg-query");
+        query.arg("--admindir").arg(self.root.join("var/lib/dpkg"));
+        cmd::read(query.args(["-W", "-f", "${Version}", self.name]))
     }
-    fs::create_dir_all(&tree).at(&tree)?;
-    let mut tar = Command::new("tar");
-    tar.args(["--extract", "--strip-components=1", "--file"]);
-    tar.arg(format!("/usr/src/{PACKAGE}.tar.xz"));
-    tar.arg("--directory").arg(&tree);
-    tar.arg("--wildcards").args(patterns);
-    cmd::run(&mut tar)?;
-    fs::write(&extracted, version).at(&extracted)?;
-    Ok(tree)
+
+    /// Returns whether `dir` holds the source of this version.
+    pub(crate) fn is_unpacked(&self, dir: &Path) -> Result<bool, Error> {
+        let version = self.version()?;
+        Ok(fs::read_to_string(mark(dir)).is_ok_and(|it| it == version))
+    }
+
+    /// Unpacks the files that match one of the patterns into `dir`, and returns the path of the
+    /// source tree. Does not unpack if `dir` already holds this version. The caller must hold a
+    /// lock on `dir`.
+    pub(crate) fn unpack(&self, dir: &Path, patterns: &[&str]) -> Result<PathBuf, Error> {
+        let tree = dir.join("linux");
+        if self.is_unpacked(dir)? {
+            return Ok(tree);
+        }
+        let version = self.version()?;
+        eprintln!(
+            "xtask: unpacking {} {version} into {}",
+            self.name,
+            tree.display()
+        );
+        if tree.exists() {
+            fs::remove_dir_all(&tree).at(&tree)?;
+        }
+        fs::create_dir_all(&tree).at(&tree)?;
+        let mut tar = Command::new("tar");
+        tar.args(["--extract", "--strip-components=1", "--file"]);
+        tar.arg(self.root.join(format!("usr/src/{}.tar.xz", self.name)));
+        tar.arg("--directory").arg(&tree);
+        tar.arg("--wildcards").args(patterns);
+        cmd::run(&mut tar)?;
+        let mark = mark(dir);
+        fs::write(&mark, version).at(&mark)?;
+        Ok(tree)
+    }
+}
+
+/// Returns the file that contains the version of the unpacked source.
+fn mark(dir: &Path) -> PathBuf {
+    dir.join("extracted")
 }

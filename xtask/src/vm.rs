@@ -378,7 +378,7 @@ fn virtme(
         // removed. So the guest boots with one CPU, and guest.sh brings up the other CPUs later.
         command.args(["-a", "maxcpus=1"]);
     }
-    // Some kernels cannot handle a node without a CPU.
+    // Some kernels cannot handle a NUMA node without a CPU, so a machine with one CPU has one node.
     let numa = if cpus > 1 { NUMA_OPTIONS } else { &[] };
     for option in KERNEL_OPTIONS.iter().chain(numa) {
         command.args(["-a", option]);
@@ -464,8 +464,8 @@ fn quote(word: &OsStr, script: &mut Vec<u8>) {
     script.push(b'\'');
 }
 
-/// Returns whether KVM works. On some hosts with /dev/kvm, a guest hangs. So KVM's module for this
-/// CPU must also be loaded.
+/// Returns whether KVM works. Some hosts have /dev/kvm, but a guest hangs on them. So the function
+/// also requires that KVM's module for this CPU is loaded.
 pub(crate) fn has_kvm() -> bool {
     let module = ["kvm_intel", "kvm_amd"]
         .iter()
@@ -480,7 +480,7 @@ pub(crate) fn has_kvm() -> bool {
 
 /// Returns the lines of the kernel's log that report a fault. Also returns the lines after the
 /// first fault, because they are usually its stack trace.
-fn complaints(messages: &str) -> String {
+pub(crate) fn complaints(messages: &str) -> String {
     // virtme-ng's init also writes warnings into the kernel's log. These warnings are not faults of
     // the kernel.
     let complains = |line: &str| {
@@ -522,7 +522,7 @@ fn leaks(listed: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn tail(text: &str, lines: usize) -> String {
+pub(crate) fn tail(text: &str, lines: usize) -> String {
     let all: Vec<_> = text.lines().map(str::trim_end).collect();
     let last: Vec<_> = all[all.len().saturating_sub(lines)..]
         .iter()
@@ -621,7 +621,7 @@ impl Copier {
     /// Waits until all output has been copied. QEMU must have ended before this call.
     fn finish(self) {
         // If QEMU never opened the FIFO, the thread still waits for a writer. This open call
-        // provides a writer. It never blocks, because it opens both directions.
+        // provides a writer. The call never blocks, because it opens both directions.
         drop(OpenOptions::new().read(true).write(true).open(&self.fifo));
         let _ = self.thread.join();
         let _ = fs::remove_file(&self.fifo);

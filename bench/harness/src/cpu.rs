@@ -5,13 +5,14 @@ use std::io;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// A guard that keeps the calling thread on one CPU until the guard is dropped.
+/// A value that keeps a thread pinned to one CPU. Dropping the value in that thread restores the
+/// thread's earlier set of CPUs.
 #[derive(Debug)]
 pub struct Pinned(Option<CpuSet>);
 
 impl Pinned {
-    /// Pins this thread to one CPU. `which` is the index of the CPU among the CPUs that this thread
-    /// may use. If `which` is too large, the thread stays unpinned.
+    /// Pins the calling thread to one CPU. `which` is the index of this CPU among the CPUs that the
+    /// thread may use. If `which` is too large, the thread stays unpinned.
     #[must_use]
     pub fn to(which: usize) -> Self {
         let pin = || -> io::Result<CpuSet> {
@@ -30,13 +31,14 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         if let Some(allowed) = &self.0 {
-            // The thread had this set before it was pinned, so the kernel accepts the set again.
+            // The thread used this set of CPUs before it was pinned, so the kernel accepts the set
+            // again.
             let _ = sched_setaffinity(Pid::from_raw(0), allowed);
         }
     }
 }
 
-/// Returns the number of CPUs that this thread may use.
+/// Returns the number of CPUs that the calling thread may use.
 #[must_use]
 pub fn cpu_count() -> usize {
     sched_getaffinity(Pid::from_raw(0)).map_or(1, |allowed| cpus(&allowed).count())

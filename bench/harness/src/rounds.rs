@@ -17,7 +17,8 @@ pub struct Effort {
     pub sample: Duration,
 }
 
-/// A variant. This function does the given number of operations and returns their sample.
+/// A variant, as a function. The function does the given number of operations and returns their
+/// sample.
 pub type Variant<'a> = dyn FnMut(usize) -> Sample + 'a;
 
 /// The samples of all rounds so far.
@@ -71,8 +72,8 @@ impl Rounds {
         (self.disturbed, self.disturbed + self.ns.len())
     }
 
-    /// Adds a round. `ns` holds the nanoseconds of one operation of each variant. If the round was
-    /// disturbed, the round is counted, but its times are discarded.
+    /// Adds a round. `ns` holds the nanoseconds of one operation of each variant. If `undisturbed`
+    /// is false, the function counts the round as discarded, and drops the times.
     pub fn push(&mut self, ns: Vec<f64>, undisturbed: bool) {
         if undisturbed {
             self.ns.push(ns);
@@ -102,12 +103,12 @@ impl Rounds {
 
 /// Runs rounds of `variants` variants until `is_enough` returns true.
 ///
-/// The result of a variant depends on the previous variant, because that variant leaves its data in
-/// the machine's caches and queues. So the order changes in each round. The variants take turns at
-/// the first position. The remaining variants follow in random order.
+/// The result of a variant depends on the variant that ran before it. The earlier variant leaves
+/// its data in the machine's caches and queues. So the order changes in each round. The variants
+/// take turns at the first position. The remaining variants follow in random order.
 ///
-/// The first `discard_at_most` disturbed rounds are discarded. Later rounds count even if they are
-/// disturbed, so that the measurement also ends on a machine that is always busy.
+/// The first `discard_at_most` disturbed rounds are discarded. Later rounds are kept even if they
+/// are disturbed, so that the measurement also ends on a machine that is always busy.
 ///
 /// # Errors
 ///
@@ -139,8 +140,8 @@ pub fn interleave<E>(
     Ok(rounds)
 }
 
-/// Calibrates each variant. Then runs rounds until `effort.rounds` rounds count (see
-/// [`interleave`]).
+/// Calibrates each variant, and then runs rounds. Stops after `effort.rounds` rounds that were not
+/// discarded (see [`interleave`]).
 pub fn measure(effort: Effort, variants: &mut [Box<Variant<'_>>]) -> Rounds {
     let operations: Vec<usize> = variants
         .iter_mut()

@@ -83,9 +83,9 @@ pub fn timed_by_two(operations: usize, run: impl Fn(usize) + Sync) -> Sample {
     Sample::new(span, operations, a && b)
 }
 
-/// The limit that shows whether two threads have a CPU each, as a multiple of the time of one
-/// thread. The two threads do the same work and share no data. So if each thread has a CPU, the
-/// time until both threads finish is below this limit.
+/// The limit that shows whether each of two threads has its own CPU. The limit is a multiple of the
+/// time that one thread takes for the work alone. The two threads do the same work and share no
+/// data. So if each has its own CPU, both finish within this limit.
 const TWO_CPUS: f64 = 1.1;
 
 /// Computes for about 50 us. The computation accesses no memory.
@@ -99,8 +99,8 @@ fn arithmetic() {
     std::hint::black_box(lanes);
 }
 
-/// Runs `run`. Returns the start and the end of the call. Also returns true if the kernel did not
-/// preempt this thread during the call.
+/// Runs `run`. Returns the start and the end of the call, and whether the kernel left this thread
+/// running during the whole call.
 fn watched(run: impl FnOnce()) -> ((Instant, Instant), bool) {
     let before = preemptions();
     let start = Instant::now();

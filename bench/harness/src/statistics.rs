@@ -1,11 +1,12 @@
 //! Medians and their confidence intervals.
 
-/// The median of some values and its confidence interval.
+/// The median of some values, and the confidence interval of the median.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimate {
     /// The median.
     pub median: f64,
-    /// The lower and the upper bound of the population's median, with 95 % confidence.
+    /// The lower and the upper bound of the median of the population from which the values are
+    /// drawn, with 95 % confidence.
     pub between: [f64; 2],
 }
 

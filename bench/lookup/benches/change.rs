@@ -1,5 +1,5 @@
-//! Benchmarks operations that change the cache. Run this benchmark with
-//! `cargo bench -p regcache-bench-lookup --bench change`.
+//! Benchmarks operations that change the cache: misses, invalidations and evictions. Run this
+//! benchmark with `cargo bench -p regcache-bench-lookup --bench change`.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -12,8 +12,9 @@ use regcache_bench_lookup::{Addresses, Regcache, Subject, loops};
 fn miss_and_invalidate(c: &mut Criterion) {
     let (cache, addresses) = filled(100_000, 1 << 17);
     let next = Cell::new(0);
-    // Criterion chooses the number of operations of each call. So each call starts at the number
-    // after the last operation of the previous call.
+    // Criterion chooses the number of operations of each call. The operations of all calls are
+    // numbered together. So each call starts with the number after the last number of the previous
+    // call.
     let take = |operations: u64| -> Range<usize> {
         let from = next.get();
         next.set(from + operations as usize);

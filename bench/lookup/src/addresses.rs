@@ -6,10 +6,11 @@ use memmap2::{MmapMut, MmapOptions};
 
 /// Ranges of one length at equal distances.
 ///
-/// Between each range and the next lies a second range, which is not registered at the start.
+/// Between each range and the next lies a second range. [`loops::fill`](crate::loops::fill) does
+/// not register the second ranges.
 ///
-/// The process has reserved the addresses, so no other mapping can use these addresses. The loops
-/// do not access the memory.
+/// The ranges are in one mapping that this value owns, so no other mapping has these addresses. The
+/// loops do not access the memory.
 #[derive(Debug)]
 pub struct Addresses {
     base: usize,
@@ -63,15 +64,16 @@ impl Addresses {
         self.base + i * self.stride
     }
 
-    /// Returns the start of the second range after range `i`. The second range overlaps neither
-    /// range `i` nor the next.
+    /// Returns the start of the second range that follows range `i`. This second range overlaps
+    /// neither range `i` nor range `i + 1`.
     #[inline(always)]
     pub fn between(&self, i: usize) -> usize {
         self.entry(i) + self.stride / 2
     }
 
     /// Returns the number of the range that starts at `start`. Range `i` has the number `2 * i`.
-    /// The second range after it has `2 * i + 1`. So every number is below `2 * count`.
+    /// The second range that follows it has the number `2 * i + 1`. So every number is below `2 *
+    /// count`.
     #[inline]
     pub(crate) fn number(&self, start: usize) -> usize {
         (start - self.base) >> (self.stride.trailing_zeros() - 1)

@@ -15,8 +15,8 @@ pub fn is_installed() -> bool {
     Command::new("valgrind").arg("--version").output().is_ok()
 }
 
-/// Returns the number of instructions of one operation of a program. The last argument of the
-/// program is the number of operations.
+/// Returns the number of instructions of one operation of `program`. This function appends the
+/// number of operations to `arguments`.
 ///
 /// The program runs twice, with two different numbers of operations. Only the difference of the two
 /// instruction counts is used. So the instructions outside the operations cancel out.

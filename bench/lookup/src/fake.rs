@@ -1,5 +1,5 @@
-//! Provides a registrar without a device, and monitors without a kernel. They do only the work
-//! whose results the cache can observe.
+//! Provides a registrar that has no device, and monitors that do not use the kernel. They do only
+//! the work whose results the cache can observe.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -62,8 +62,8 @@ unsafe impl Registrar for DummyRegistrar {
     }
 }
 
-/// A stand-in for the page that the driver shares with a process. The first word of the page is the
-/// generation.
+/// A stand-in for the page with the generation that the driver shares with a process. The first
+/// word of the page is the generation.
 #[derive(Debug)]
 struct Page(MmapMut);
 
@@ -129,20 +129,20 @@ unsafe impl Monitor for DummyMonitor {
     }
 }
 
-/// The state that the clones of a [`FakeMonitor`] share. The cache owns one clone, and the loop
-/// that invalidates uses another.
+/// The state that the clones of a [`FakeMonitor`] share. The cache owns one clone, and the code
+/// that invalidates ranges uses another.
 #[derive(Debug)]
 struct Kernel {
     page: Page,
     addresses: Arc<Addresses>,
-    /// The cookies of the watches, by the number of the range. A cookie is 0 if its range has no
-    /// watch.
+    /// The cookie of each range's watch, by the number of the range. The cookie is 0 if the range
+    /// has not been watched yet.
     cookies: Box<[AtomicU64]>,
     invalidated: Mutex<Vec<u64>>,
 }
 
-/// A model of the driver ummunotify. The generation is a word of a shared mapping, as with the
-/// driver. Each invalidation is reported once.
+/// A model of the driver ummunotify. The generation is a word of a mapped page, as with the driver.
+/// Each invalidation is reported once.
 #[derive(Debug, Clone)]
 pub struct FakeMonitor(Arc<Kernel>);
 

@@ -2,16 +2,17 @@
 
 use std::fmt::Write as _;
 
-/// The largest value that a figure may have.
+/// The largest value with which a figure meets its threshold.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Threshold {
     /// There is no threshold.
     None,
     /// The figure is at most this value, in the figure's own unit.
     Value(f64),
-    /// The ratio to UCX's figure of the same run is at most this value.
+    /// The figure's ratio to UCX's figure of the same run is at most this value.
     OfUcx(f64),
-    /// The ratio to the figure of one thread in the same run is at most this value.
+    /// The figure is for two threads. Its ratio to the figure of one thread in the same run is at
+    /// most this value.
     OfOneThread(f64),
 }
 
@@ -20,15 +21,17 @@ pub enum Threshold {
 pub struct Figure {
     /// The name of the measurement: words separated by slashes.
     pub name: String,
-    /// The number of regcache.
+    /// The measured value for regcache.
     pub value: f64,
     /// The unit: `ns` or `instructions`.
     pub unit: &'static str,
-    /// The number of UCX, if UCX was measured.
+    /// The measured value for UCX's cache, if that cache was measured.
     pub ucx: Option<f64>,
-    /// The ratio of regcache to UCX in the same round: the median over the rounds.
+    /// The ratio of regcache's sample to UCX's sample of the same round: the median over the
+    /// rounds.
     pub ratio_ucx: Option<f64>,
-    /// The ratio of two threads to one thread in the same round: the median over the rounds.
+    /// The ratio of the sample of two threads to the sample of one thread of the same round: the
+    /// median over the rounds.
     pub ratio_one_thread: Option<f64>,
     /// The threshold of the figure.
     pub threshold: Threshold,
@@ -105,7 +108,7 @@ impl Figure {
     }
 }
 
-/// Formats a number. A number below 100 gets one decimal place.
+/// Formats a number. A number below 100 has one decimal place, and a larger number has none.
 fn number(value: f64) -> String {
     match value.abs() {
         v if v < 100.0 => format!("{value:.1}"),

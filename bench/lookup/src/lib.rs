@@ -1,11 +1,12 @@
-//! Measures the cost of a lookup, and compares it with UCX's registration cache.
+//! Measures the cost of a lookup, and compares it with the cost in UCX's registration cache.
 //!
 //! The same [`loops`] call both caches through [`Subject`], with the same [`Addresses`]. The
 //! registrations of both caches are dummies. regcache uses [`DummyRegistrar`], and UCX's cache uses
 //! the device in `ucx/shim.c`.
 //!
-//! regcache's monitor is a model ([`FakeMonitor`]). The model's generation is a word of shared
-//! memory, as with the driver. So every figure includes the check of the generation.
+//! regcache's monitor is [`FakeMonitor`], or [`DummyMonitor`] for misses. The generation of both
+//! monitors is a word of a mapped page, as with the driver. So every figure includes the check of
+//! the generation.
 //!
 //! The program `lookup` measures and prints. `cargo xtask bench` runs this program.
 #![warn(missing_docs)]

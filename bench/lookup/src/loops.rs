@@ -7,11 +7,13 @@ use regcache_bench_harness::Random;
 
 use crate::{Addresses, Subject};
 
-/// The number of ranges in a batch. After each batch, a loop undoes the changes that it measured.
+/// The number of ranges in a batch. After each batch, a loop undoes the changes that it measured in
+/// this batch.
 const BATCH: usize = 1000;
 
-/// The number of ranges from one lookup to the next. It is coprime to every number of entries in
-/// use, so the loops visit all ranges. The order of the visits is not ascending.
+/// The stride of the loops: the difference between the numbers of two ranges that are visited one
+/// after the other. It is coprime to every number of ranges in use, so a loop visits all ranges.
+/// The order of the visits is not ascending.
 const STEP: usize = 7919;
 
 /// Registers the ranges with these numbers, in this order.
@@ -26,7 +28,7 @@ pub fn register(
     }
 }
 
-/// Registers all ranges.
+/// Looks up each range once, so that the cache registers all ranges.
 pub fn fill(subject: &impl Subject, addresses: &Addresses) {
     for k in 0..addresses.count() {
         subject.get_put(addresses.entry(step(k, addresses)), addresses.len());
@@ -72,8 +74,8 @@ pub fn within(
     }
 }
 
-/// Does the lookups whose numbers are in `operations`, and returns their time. Each lookup is a
-/// miss.
+/// Does the lookups whose numbers are in `operations`, and returns the time of all these lookups.
+/// Each lookup is a miss.
 ///
 /// The ranges are invalidated afterwards, outside the measured time.
 pub fn miss(subject: &impl Subject, addresses: &Addresses, operations: Range<usize>) -> Duration {
@@ -96,8 +98,8 @@ pub fn miss(subject: &impl Subject, addresses: &Addresses, operations: Range<usi
     time
 }
 
-/// Does the invalidations whose numbers are in `operations`, and returns their time. Each
-/// invalidation makes the cache destroy a registration.
+/// Does the invalidations whose numbers are in `operations`, and returns the time of all of them.
+/// Each invalidation makes the cache destroy a registration.
 ///
 /// The ranges are registered again afterwards, outside the measured time.
 pub fn invalidate(
@@ -107,7 +109,8 @@ pub fn invalidate(
 ) -> Duration {
     let mut time = Duration::ZERO;
     for_batches(operations, addresses, |numbers| {
-        // The first range is not invalidated, because the lookup that drains uses the first range.
+        // The first range is not invalidated. [`Subject::invalidate`] looks this range up to make
+        // regcache drain the report.
         let starts = || {
             let numbers = numbers.clone().map(|k| step(k, addresses));
             numbers.filter(|&i| i != 0).map(|i| addresses.entry(i))
@@ -124,8 +127,8 @@ pub fn invalidate(
     time
 }
 
-/// Does `operations` lookups in a cache that is at its limit, so that each lookup is a miss. The
-/// first lookup has the number `from`.
+/// Does `operations` lookups in a cache that is at its limit of entries, so that each lookup is a
+/// miss. The lookups are numbered from `from` on.
 pub fn evict(subject: &impl Subject, addresses: &Addresses, from: usize, operations: usize) {
     for k in from..from + operations {
         let i = k.wrapping_mul(STEP) % (2 * addresses.count());
@@ -151,7 +154,7 @@ fn for_batches(
     }
 }
 
-/// Returns the number of the range at position `k` of a fixed order. The order contains each range
+/// Returns the number of the range at position `k` of a fixed order. The order visits each range
 /// once, and then repeats.
 fn step(k: usize, addresses: &Addresses) -> usize {
     k.wrapping_mul(STEP) % addresses.count()
@@ -184,9 +187,9 @@ mod tests {
         assert_eq!(
             subject.counts(),
             (ENTRIES as u64, 0),
-            "all lookups were hits"
+            "not all lookups were hits"
         );
-        // These are more than two batches, and the last batch is not full.
+        // 2500 operations take three batches, and the last batch is not full.
         miss(subject, addresses, 0..2500);
         invalidate(subject, addresses, 0..2500);
         assert_eq!(subject.live(), ENTRIES as u64);

@@ -108,8 +108,7 @@ impl Subject for Regcache {
 
 /// A regcache cache that uses [`DummyRegistrar`] and [`DummyMonitor`].
 ///
-/// [`DummyMonitor`] does not record watches. So figures of this cache exclude the cost of recording
-/// a watch.
+/// [`DummyMonitor`] records no watches. So the figures of this cache exclude the cost of a watch.
 #[derive(Debug)]
 pub struct Unwatched(Cache<DummyRegistrar, DummyMonitor>);
 

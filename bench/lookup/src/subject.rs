@@ -7,10 +7,11 @@ pub trait Subject: Sync {
     /// The name of the cache in the report.
     const NAME: &'static str;
 
-    /// Looks up a range and drops the guard. The lookup registers the range if it is missing.
+    /// Looks up a range and drops the guard. If the range has no entry, the lookup registers the
+    /// range.
     fn get_put(&self, start: usize, len: usize);
 
-    /// Changes the range and makes the cache destroy its registration.
+    /// Makes the cache destroy the registration of the range, as after a change of the memory.
     fn invalidate(&self, start: usize, len: usize);
 
     /// Returns the number of registrations that were made, and the number that were destroyed.

@@ -1,8 +1,8 @@
 //! [`Ucx`]: UCX's registration cache as a [`Subject`], through its thread-safe functions.
 //!
-//! This module declares the functions of `ucs/memory/rcache.h` that a lookup calls. The types are
-//! opaque here. The code that depends on their layout is in `ucx/shim.c`, which compiles only if
-//! the header declares exactly these functions.
+//! This module declares the functions of `ucs/memory/rcache.h` that the loops call. UCX's types are
+//! opaque here. The code that depends on their layout is in `ucx/shim.c`. That file compiles only
+//! if the header declares these functions with the same signatures.
 
 use std::ffi::{c_int, c_ulong, c_void};
 use std::hint::black_box;
@@ -23,8 +23,8 @@ struct Region {
     _opaque: [u8; 0],
 }
 
-/// The same structure as `struct dummy_device` in `ucx/shim.c`: the counts of registrations that
-/// were made and destroyed.
+/// The number of registrations that were made, and the number that were destroyed. `struct
+/// dummy_device` in `ucx/shim.c` has the same layout.
 #[repr(C)]
 #[derive(Debug, Default)]
 struct Device {

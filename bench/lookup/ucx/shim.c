@@ -31,7 +31,7 @@ struct dummy_region {
 	uint64_t key;
 };
 
-/* The context of a cache: the counts of registrations that were made and destroyed. */
+/* The context of a cache: the number of registrations that were made, and the number destroyed. */
 struct dummy_device {
 	_Atomic uint64_t made;
 	_Atomic uint64_t destroyed;
@@ -77,8 +77,8 @@ static const ucs_rcache_ops_t dummy_ops = {
 /*
  * Makes a cache of at most max_regions regions. Returns 0 or UCX's status.
  *
- * The cache requests no memory events, so the process's mmap and munmap stay unmodified. A lookup
- * does the same work with and without memory events.
+ * The cache requests no memory events, so UCX does not patch the process's mmap and munmap. A
+ * lookup does the same work with and without memory events.
  */
 int regcache_bench_ucx_create(unsigned long max_regions, struct dummy_device *device, ucs_rcache_t **rcache)
 {
@@ -90,7 +90,7 @@ int regcache_bench_ucx_create(unsigned long max_regions, struct dummy_device *de
 		.ucm_event_priority = 1000,
 		.ops = &dummy_ops,
 		.context = device,
-		/* UCX 1.13 does not evict if UCS_RCACHE_FLAG_NO_PFN_CHECK is set. */
+		/* With UCS_RCACHE_FLAG_NO_PFN_CHECK, UCX 1.13 would not evict. */
 		.flags = 0,
 		.max_regions = max_regions,
 		.max_size = SIZE_MAX,

@@ -1,5 +1,5 @@
-//! [`Buffers`]: the application's memory, which the application may unmap between two transfers.
-//! The payloads in this memory reveal a transfer from or to the wrong pages.
+//! [`Buffers`]: the buffers of the transfers. The benchmark may unmap a buffer between two
+//! transfers. A payload in a buffer reveals whether a transfer used the wrong pages.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,9 +12,9 @@ use crate::error::Trying;
 
 const HUGE: usize = 2 << 20;
 
-/// The address of the next buffers, which is far below the addresses that the kernel chooses. No
-/// address is used twice. So while [`Buffers::remap`] has a buffer unmapped, no other thread can
-/// map memory at the address of this buffer.
+/// The address of the next buffers, which is far below the addresses that the kernel chooses. Two
+/// `Buffers` never have an address in common. So while [`Buffers::remap`] has a buffer unmapped, no
+/// other thread maps memory at the address of this buffer.
 ///
 /// The addresses are in a part of the address space where ThreadSanitizer allows mappings.
 static NEXT: AtomicUsize = AtomicUsize::new(0x5700_0000_0000);
@@ -32,7 +32,7 @@ pub(crate) struct Buffers {
 unsafe impl Send for Buffers {}
 
 impl Buffers {
-    /// Maps the buffers and touches each page.
+    /// Maps the buffers and writes to each page, so that each page is populated.
     ///
     /// Buffers below 2 MiB use small pages. A huge page would hold several of these buffers, so
     /// unmapping one buffer would split the huge page.
@@ -95,8 +95,8 @@ impl Buffers {
 
     /// Writes the payload of `seed` into a buffer.
     pub(crate) fn fill(&mut self, index: usize, seed: u64) {
-        // SAFETY: the buffer is mapped, and `self` is borrowed for the duration of the call. The
-        // caller has no transfer in flight that writes the buffer.
+        // SAFETY: the buffer is mapped, and `self` is borrowed for the duration of the call. No
+        // transfer in flight accesses the buffer.
         fill(
             unsafe { std::slice::from_raw_parts_mut(self.at(index), self.size) },
             seed,
@@ -106,7 +106,8 @@ impl Buffers {
     /// Returns the number of bytes of a buffer that differ from the payload of `seed`.
     #[must_use]
     pub(crate) fn wrong_bytes(&self, index: usize, seed: u64) -> u64 {
-        // SAFETY: as in `fill`, the buffer is mapped and no transfer in flight writes it.
+        // SAFETY: as in `fill`, the buffer is mapped, and no transfer in flight writes to the
+        // buffer.
         wrong_bytes(
             unsafe { std::slice::from_raw_parts(self.at(index), self.size) },
             seed,
@@ -124,8 +125,8 @@ fn map(start: usize, len: usize) -> io::Result<*mut u8> {
     map_fixed(start, len, libc::MAP_FIXED_NOREPLACE)
 }
 
-/// Returns word `index` of the payload of `seed`. The factor of the seed is odd. So two payloads
-/// differ in the low four bytes of every word, if their seeds differ by less than 2^32.
+/// Returns word `index` of the payload of `seed`. The factor of the seed is odd. So if two seeds
+/// differ by less than 2^32, their payloads differ in the low four bytes of every word.
 fn word(seed: u64, index: usize) -> u64 {
     seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
         .wrapping_add(index as u64 + 1)

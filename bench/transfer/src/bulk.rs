@@ -1,5 +1,5 @@
-//! [`move_bytes`]: sends many bytes to another host, and the other host checks every byte.
-//! Meanwhile, the sender frees and allocates the memory that holds the messages.
+//! [`move_bytes`]: sends many bytes to another host, and the other host checks every byte. The
+//! sender allocates memory for each message, and frees this memory after the message was sent.
 
 use std::collections::{HashSet, VecDeque};
 use std::thread;
@@ -26,17 +26,18 @@ pub struct Moved {
     pub wrong: u64,
     /// The number of messages.
     pub messages: u64,
-    /// The number of messages whose address was the address of an earlier, freed message.
+    /// The number of messages at an address at which an earlier message had been allocated and
+    /// freed.
     pub reused: u64,
-    /// The time of the transfer. It includes the time to fill and to check the messages.
+    /// The time of the whole bulk transfer. It includes the time to fill and to check the messages.
     pub took: Duration,
     /// The counters of the cache.
     pub cache: Stats,
 }
 
-/// The memory of a message. `mmap` and `malloc` allocate the messages alternately. Memory from
-/// `mmap` is unmapped when it is freed. For memory from `malloc`, the allocator decides whether to
-/// return it to the kernel.
+/// The memory of a message. `mmap` and `malloc` allocate the messages alternately. Freeing memory
+/// from `mmap` unmaps it. For freed memory from `malloc`, the allocator decides whether to return
+/// it to the kernel.
 enum Memory {
     Mapped(MmapMut),
     Allocated(Vec<u8>),
@@ -59,9 +60,9 @@ impl Memory {
     }
 }
 
-/// Sends `total` bytes in messages of `size` bytes, and keeps up to `depth` messages in flight. A
-/// cache that uses `monitor` registers the messages. The memory of each message is allocated before
-/// its send, and freed after its send has completed.
+/// Sends `total` bytes in messages of `size` bytes, and keeps up to `depth` messages in flight. The
+/// messages are registered through a cache with the monitor `monitor`. The memory of each message
+/// is allocated before its send, and freed after its send has completed.
 ///
 /// # Errors
 ///

@@ -4,8 +4,8 @@ use crate::bytes;
 use crate::results::{Cell, Outcome, Run};
 use crate::table::{Rows, number};
 
-/// Returns a table of the variants that both runs measured. The table shows times and overheads,
-/// and the ratios of the later run to the earlier run.
+/// Returns a table of the variants that both runs measured. The table shows the times and overheads
+/// of both runs, and the ratios of the later run to the earlier run.
 #[must_use]
 pub fn rows(earlier: &Run, later: &Run) -> Rows {
     let head = [

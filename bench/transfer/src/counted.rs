@@ -1,5 +1,5 @@
-//! [`Counted`]: a wrapper that counts the calls of a registrar or of a monitor. Each counted call
-//! is a system call.
+//! [`Counted`]: a wrapper that counts the calls to a registrar or to a monitor. The counts show the
+//! number of system calls of a strategy.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -27,8 +27,8 @@ pub struct Reading {
     pub registrations: u64,
     /// The number of registrations that were destroyed.
     pub deregistrations: u64,
-    /// The number of calls of watch, unwatch and drain. For a monitor whose check is a system call,
-    /// the checks of lookups count too.
+    /// The number of calls of `watch`, `unwatch` and `drain`. If the monitor needs a check at each
+    /// lookup, these checks count too.
     pub monitor_calls: u64,
     /// The number of bytes that are pinned now. Each registration counts all pages that its range
     /// touches.
@@ -75,7 +75,7 @@ fn pages(range: VaRange) -> u64 {
     (range.end().next_multiple_of(PAGE) - range.start() / PAGE * PAGE) as u64
 }
 
-/// A wrapper that counts the calls of a registrar or of a monitor.
+/// A wrapper that counts the calls to a registrar or to a monitor.
 #[derive(Debug, Clone)]
 pub struct Counted<T> {
     inner: T,
@@ -83,7 +83,7 @@ pub struct Counted<T> {
 }
 
 impl<T> Counted<T> {
-    /// Wraps `inner`, and counts the calls of `inner` in `counts`.
+    /// Wraps `inner`, and counts the calls to `inner` in `counts`.
     pub fn new(inner: T, counts: &Arc<Counts>) -> Self {
         Self {
             inner,
@@ -92,7 +92,7 @@ impl<T> Counted<T> {
     }
 }
 
-/// A registration, and the range whose pages it pins.
+/// A registration, and the range that was registered.
 #[derive(Debug)]
 pub struct CountedRegistration<T> {
     inner: T,

@@ -1,4 +1,4 @@
-//! [`Endpoint`] moves the bytes of one thread; [`Provider`] makes endpoints and registrations.
+//! [`Endpoint`] does the transfers of one thread. [`Provider`] makes endpoints and registrations.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use regcache::{Registrar, VaRange};
 
 use crate::{Error, Op};
 
-/// The longest time for which a thread waits for a completion. An emulated machine needs half a
-/// second to move 16 MiB, so this time is long.
+/// The longest time for which a thread waits for a completion. It is long, because an emulated
+/// machine needs half a second to move 16 MiB.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Registered memory, as a work request describes it.
@@ -35,9 +35,9 @@ impl<T: Keyed> Keyed for crate::counted::CountedRegistration<T> {
 
 /// Moves the bytes of one thread.
 ///
-/// Each transfer in flight occupies a place, and no two transfers share a place. The numbers of the
-/// places begin at 0 and are below the depth of the endpoint. Each place has memory of its own at
-/// the other end.
+/// Each transfer in flight occupies a place, and no two transfers share a place. An endpoint for
+/// `depth` transfers has the places 0 to `depth - 1`. Each place has its own memory at the other
+/// end.
 pub trait Endpoint: Send {
     /// Starts a transfer.
     ///
@@ -47,12 +47,12 @@ pub trait Endpoint: Send {
     ///
     /// # Safety
     ///
-    /// The memory must stay mapped and registered until [`poll`](Self::poll) has returned the place
-    /// or the endpoint was dropped. Until then, nothing else may use the memory.
+    /// The memory must stay mapped and registered until [`poll`](Self::poll) returns the place, or
+    /// until the endpoint is dropped. Until then, nothing else may use the memory.
     unsafe fn post(&mut self, place: usize, op: Op, memory: Memory) -> Result<(), Error>;
 
-    /// Returns the place of a transfer that has succeeded, or `None` if there is none. Does not
-    /// wait.
+    /// Returns the place of a transfer that has succeeded, once for each transfer. Returns `None`
+    /// if no further transfer has succeeded yet. Does not wait.
     ///
     /// # Errors
     ///
@@ -67,8 +67,8 @@ pub trait Endpoint: Send {
         std::thread::yield_now();
     }
 
-    /// Returns whether kernel threads move the bytes. Such kernel threads compete with the
-    /// measuring threads for the CPUs.
+    /// Returns whether kernel threads on the host's CPUs move the bytes. Such kernel threads
+    /// compete with the measuring threads for the CPUs.
     fn is_software(&self) -> bool {
         false
     }
@@ -92,7 +92,8 @@ impl Keyed for OnDemandRegistration {
 
 /// A device, which makes endpoints and registrations.
 pub trait Provider {
-    /// The registrar. Endpoints accept the keys of its registrations.
+    /// The registrar. The endpoints of this provider accept the keys of the registrar's
+    /// registrations.
     type Registrar: Registrar<Registration: Keyed> + Clone;
 
     /// Returns the registrar.

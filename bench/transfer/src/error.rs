@@ -41,7 +41,7 @@ pub enum Error {
         /// The time for which the thread waited.
         after: Duration,
     },
-    /// The device or the program does not support the request.
+    /// The measurement is not possible, for the reason in the text.
     #[error("{0}")]
     Cannot(String),
     /// Stale bytes arrived.
@@ -77,7 +77,7 @@ pub enum Error {
     },
 }
 
-/// Adds the failed action to an error.
+/// Turns the result of an action into an [`Error`] that names the action.
 pub(crate) trait Trying<T> {
     fn trying(self, what: &'static str) -> Result<T, Error>;
 }

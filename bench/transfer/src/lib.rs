@@ -1,13 +1,13 @@
-//! Measures the cost of a transfer with each strategy that registers its buffer.
+//! Measures the cost of a transfer with each strategy. A strategy is a way in which the buffer of a
+//! transfer is registered.
 //!
 //! The program `transfer` measures two kinds of devices. One kind is a verbs device, which is
 //! connected with itself or with another host. The other kind is io_uring with fixed buffers. The
-//! program writes its results as JSON. It also makes reports, comparisons and projections from such
-//! files.
+//! program writes its results into JSON files. It also makes reports, comparisons and projections
+//! from these files.
 //!
-//! The [`Variant`]s of a [`Workload`] run in [rounds]. Each variant has a [`Strategy`], which
-//! registers its buffers. A [`Provider`] makes the [endpoints](Endpoint) and registrations of the
-//! variants.
+//! The [`Variant`]s of a [`Workload`] run in [rounds]. Each variant registers its buffers with one
+//! [`Strategy`]. A [`Provider`] makes the [endpoints](Endpoint) and registrations of the variants.
 #![warn(missing_docs)]
 
 mod buffers;

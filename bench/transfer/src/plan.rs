@@ -1,8 +1,9 @@
-//! Makes the plan. The plan lists the cells that are measured if no option selects other cells.
+//! Makes the plan: the cells that are measured if no option selects other cells. A cell is a
+//! workload with the variants that do it.
 
 use crate::{Op, Strategy, Workload};
 
-/// The sizes of transfers: from 64 B to 16 MiB, each 8 times the previous one.
+/// The sizes of transfers, from 64 B to 16 MiB. Each size is 8 times the previous size.
 pub const SIZES: [usize; 7] = [64, 512, 4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20];
 
 /// A strategy and a number N. The buffer is unmapped before every Nth transfer. If N is 0, the
@@ -14,7 +15,7 @@ pub type Entry = (Strategy, u64);
 pub struct Planned {
     /// The workload.
     pub workload: Workload,
-    /// The variants. The first is the base of the ratios.
+    /// The strategies of the variants. The first variant is the base of the ratios.
     pub entries: Vec<Entry>,
 }
 
@@ -22,7 +23,7 @@ impl Planned {
     /// Plans a workload with every strategy that supports it.
     ///
     /// If the workload unmaps buffers, the plan omits the strategies whose registrations would
-    /// become stale. In this case, the base of the ratios is the cache without unmaps.
+    /// become stale. The base of the ratios is then regcache with a buffer that is never unmapped.
     #[must_use]
     pub fn new(workload: Workload) -> Self {
         let every = workload.unmap_every;
@@ -39,13 +40,13 @@ impl Planned {
     }
 }
 
-/// Adds a cache with a monitor that never reports. The monitor's generation is a word in memory
-/// that never changes. The driver's generation is also a word in memory, and does not change while
-/// nothing is unmapped.
+/// Adds a variant to each cell: a cache with a monitor that never reports. The generation of this
+/// monitor is a constant. The generation of the driver is a word in memory, which does not change
+/// while nothing is unmapped.
 ///
-/// On some machines, each lookup calls the monitor. There, this variant shows the cost that a hit
-/// would have with the driver. Cells with unmaps do not get this variant, because its cache would
-/// move stale bytes.
+/// Without the driver, the monitor is userfaultfd, which each lookup calls. The added variant then
+/// shows the approximate cost of a hit with the driver. Cells with unmaps do not get this variant,
+/// because it would move stale bytes.
 pub fn add_drivers_hit(planned: &mut [Planned]) {
     for planned in planned {
         if planned.workload.unmap_every == 0 {
@@ -54,8 +55,8 @@ pub fn add_drivers_hit(planned: &mut [Planned]) {
     }
 }
 
-/// Adds on-demand paging to the cells whose operation is in `offered`. The device offers on-demand
-/// paging for these operations.
+/// Adds on-demand paging to the cells whose operation is in `offered`. `offered` has the operations
+/// for which the device offers on-demand paging.
 pub fn add_on_demand(planned: &mut [Planned], offered: &[Op]) {
     for Planned { workload, entries } in planned {
         if offered.contains(&workload.op) {

@@ -5,6 +5,7 @@ use plotters::prelude::*;
 
 use crate::project::{LATENCY_NS, LINKS, share};
 use crate::results::{Outcome, Run};
+use crate::threshold::OF_PRE_REGISTERED;
 use crate::{Error, Op, Strategy, bytes};
 
 const SIZE: (u32, u32) = (1040, 440);
@@ -17,7 +18,8 @@ const NAMES: u32 = 250;
 const NAME_HEIGHT: i32 = 22;
 const FONT: &str = "sans-serif";
 
-/// A line of a plot: its name, its points and the confidence interval of each point.
+/// A line of a plot: its name, its points, and the confidence intervals. An interval is a size with
+/// the lower and the upper bound.
 struct Series {
     name: String,
     points: Vec<(f64, f64)>,
@@ -31,13 +33,13 @@ struct Frame<'a> {
     /// If true, the vertical axis is logarithmic.
     log: bool,
     range: (f64, f64),
-    /// The height and the name of a horizontal line.
-    line: Option<(f64, &'a str)>,
+    /// The height of a horizontal line. Its name is this number.
+    line: Option<f64>,
     label: &'a dyn Fn(f64) -> String,
 }
 
 fn color(index: usize) -> RGBColor {
-    // These are colours of Okabe and Ito, which readers with red-green colour blindness can
+    // The colours are those of Okabe and Ito, which readers with red-green colour blindness can
     // distinguish.
     const COLORS: [RGBColor; 6] = [
         RGBColor(0, 114, 178),
@@ -50,7 +52,7 @@ fn color(index: usize) -> RGBColor {
     COLORS[index % COLORS.len()]
 }
 
-/// Draws the lines of a plot over the sizes.
+/// Draws a plot. The horizontal axis has the sizes, and each series is a line.
 fn draw(frame: &Frame<'_>, sizes: &[usize], series: &[Series]) -> Result<String, Error> {
     let mut svg = String::new();
     let drawn = if frame.log {
@@ -113,12 +115,12 @@ where
         .draw()
         .map_err(|e| to_text(&e))?;
     let mut names = Vec::new();
-    if let Some((at, name)) = frame.line {
+    if let Some(at) = frame.line {
         let ends = [(0.0, at), (last, at)];
         chart
             .draw_series(DashedLineSeries::new(ends, 6, 4, BLACK.stroke_width(1)))
             .map_err(|e| to_text(&e))?;
-        names.push((name, BLACK));
+        names.push((at.to_string(), BLACK));
     }
     for (index, line) in series.iter().enumerate() {
         let color = color(index);
@@ -126,7 +128,7 @@ where
         chart
             .draw_series(LineSeries::new(points, color.stroke_width(2)).point_size(3))
             .map_err(|e| to_text(&e))?;
-        names.push((&line.name, color));
+        names.push((line.name.clone(), color));
         let bars = line.between.iter().map(|&(size, low, high)| {
             // The intervals of several lines are drawn side by side, so that each interval is
             // visible.
@@ -151,7 +153,8 @@ fn sizes(run: &Run, op: Op) -> Vec<usize> {
     plain.map(|workload| workload.size).collect()
 }
 
-/// Returns a line that shows a figure of a strategy for each size of the plain workloads.
+/// Returns a line that shows one figure of a strategy. The line has a point for each size of the
+/// plain workloads.
 fn line(run: &Run, op: Op, strategy: Strategy, figure: fn(&Outcome) -> f64) -> Series {
     let cells = run.cells.iter();
     let cells = cells.filter(|cell| cell.workload.op == op && cell.workload.is_plain());
@@ -166,7 +169,8 @@ fn line(run: &Run, op: Op, strategy: Strategy, figure: fn(&Outcome) -> f64) -> S
     }
 }
 
-/// Returns the largest power of ten below all values, and the smallest power of ten above them.
+/// Returns a power of ten below all values, and a power of ten above all values. They are the
+/// bounds of the vertical axis.
 fn decades(series: &[Series]) -> (f64, f64) {
     let values = || {
         series
@@ -220,8 +224,8 @@ pub(crate) fn registering(
     draw(&frame, &sizes(run, Op::Write), &series)
 }
 
-/// Plots the ratio of the cache to pre-registered memory for each size, with the confidence
-/// interval of the ratio.
+/// Plots the time of a transfer with the cache, as a ratio to the time with pre-registered memory,
+/// for each size. Also shows the confidence interval of each ratio.
 ///
 /// # Errors
 ///
@@ -249,14 +253,14 @@ pub(crate) fn of_pre_registered(run: &Run, title: &str) -> Result<String, Error>
         y: "ratio to pre-registered",
         log: false,
         range: (0.9, 1.1),
-        line: Some((1.03, "1.03")),
+        line: Some(OF_PRE_REGISTERED),
         label: &|ratio| format!("{ratio:.2}"),
     };
     draw(&frame, &sizes(run, Op::Write), &series)
 }
 
-/// Plots the share of a transfer's time that registering takes, with a line for each of several
-/// links. A further line shows the share that a hit takes on the fastest link.
+/// Plots the share of a transfer's time that registering takes. The plot has one line for each of
+/// several links. A further line shows the share that a hit takes on the fastest link.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 //! Defines the strategies: the work that each strategy does before and after a transfer.
 //!
-//! A [`Preparer`] returns registered memory for a buffer before a transfer, and releases the memory
-//! after the transfer. The time in these two calls is the overhead of the strategy.
+//! Before a transfer, a [`Preparer`] returns registered memory for the buffer. After the transfer,
+//! it releases this memory. The time of these two calls is the overhead of the strategy.
 
 use std::sync::Arc;
 
@@ -19,7 +19,8 @@ use crate::{Error, Op};
 pub struct Piece {
     /// The number of the buffer. The buffers of all threads are numbered together.
     pub number: usize,
-    /// The number of the transfer's place. The places of all threads are numbered together.
+    /// The number of the place that the transfer occupies (see [`Endpoint`](crate::Endpoint)). The
+    /// places of all threads are numbered together.
     pub place: usize,
     /// The address of the buffer.
     pub at: *mut u8,
@@ -29,10 +30,11 @@ pub struct Piece {
 
 /// A strategy, which prepares and releases the buffer of each transfer.
 pub trait Preparer: Sync {
-    /// The state that must be kept while the transfer is in flight, such as a guard.
+    /// The state that the caller keeps while the transfer is in flight, such as a guard.
     type Held;
 
-    /// Returns registered memory for the transfer: the buffer itself or a bounce buffer.
+    /// Returns registered memory for the transfer: the buffer itself, or the bounce memory of the
+    /// strategy that copies.
     ///
     /// # Errors
     ///
@@ -62,7 +64,7 @@ pub struct PerTransfer<R: Registrar> {
 }
 
 impl<R: Registrar> PerTransfer<R> {
-    /// Makes the strategy. The calls of the registrar are counted in `counts`.
+    /// Makes the strategy. `counts` counts the calls to the registrar.
     pub fn new(registrar: R, access: R::Access, counts: &Arc<Counts>) -> Self {
         Self {
             registrar: Counted::new(registrar, counts),
@@ -95,8 +97,8 @@ pub struct Cached<R: Registrar, M: Monitor> {
 }
 
 impl<R: Registrar, M: Monitor> Cached<R, M> {
-    /// Makes a cache that uses `monitor`. The cache has no byte limit, so it may try to pin more
-    /// than `RLIMIT_MEMLOCK`. If a workload is too large, the device refuses the registration.
+    /// Makes a cache that uses `monitor`. The cache has no limit on bytes, so it may try to pin
+    /// more than `RLIMIT_MEMLOCK` allows. In that case the device refuses the registration.
     ///
     /// # Errors
     ///
@@ -163,8 +165,8 @@ impl<T: Sync> Preparer for PreRegistered<T> {
     }
 }
 
-/// The strategy that copies each buffer to or from bounce memory. The bounce memory stays
-/// registered.
+/// The strategy that copies between each buffer and bounce memory, and transfers the bounce memory.
+/// The bounce memory stays registered.
 pub struct Copy<T> {
     op: Op,
     /// The bounce memory of each place, and its registration.
@@ -212,7 +214,7 @@ impl<T: Keyed + Sync> Preparer for Copy<T> {
         let (at, registration) = &self.bounce[piece.place];
         if self.op.is_from_buffer() {
             // SAFETY: the buffer and the bounce memory are mapped and hold at least this length.
-            // The place has no other transfer, so nothing else uses its bounce memory.
+            // The place has no other transfer, so nothing else uses the place's bounce memory.
             unsafe { std::ptr::copy_nonoverlapping(piece.at, *at, piece.len) };
         }
         let memory = Memory {
@@ -225,8 +227,9 @@ impl<T: Keyed + Sync> Preparer for Copy<T> {
 
     fn release(&self, piece: Piece, (): ()) -> Result<(), Error> {
         if !self.op.is_from_buffer() {
-            // SAFETY: both memories are mapped and hold at least this length, as in `prepare`. The
-            // transfer has ended, so the device no longer writes the bounce memory.
+            // SAFETY: the buffer and the bounce memory are mapped and hold at least this length, as
+            // in `prepare`. The transfer has ended, so the device no longer writes the bounce
+            // memory.
             unsafe {
                 std::ptr::copy_nonoverlapping(self.bounce[piece.place].0, piece.at, piece.len);
             }

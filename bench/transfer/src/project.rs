@@ -1,5 +1,5 @@
-//! Projects the share of a link's time that registering takes. The inputs are the cost of
-//! registering and the rate of the link.
+//! Projects the cost of registering to links of several rates. Computes the share of a transfer's
+//! time that registering takes, and the share of the link's rate that one CPU reaches.
 //!
 //! The formulas use these variables:
 //!
@@ -23,7 +23,7 @@
 //! min(1, (8 s / B) / R)
 //! ```
 //!
-//! With a cache, `R` is the time of a hit with the driver.
+//! For a cache with the driver, `R` is the time of a hit.
 
 use crate::results::{Cost, Run};
 use crate::table::Rows;
@@ -53,8 +53,8 @@ pub fn filled(registering_ns: f64, size: usize, gbps: f64) -> f64 {
     (wire_ns(size, gbps) / registering_ns).min(1.0)
 }
 
-/// Returns the table of the shares of a transfer's time that registering per transfer takes. The
-/// shares that a hit takes are in brackets.
+/// Returns a table of shares of a transfer's time. Each cell has the share that registering per
+/// transfer takes, and in brackets the share that a hit takes.
 #[must_use]
 pub fn shares(run: &Run, latency_ns: f64) -> Rows {
     rows(run, |cost, gbps| {
@@ -67,8 +67,8 @@ pub fn shares(run: &Run, latency_ns: f64) -> Rows {
     })
 }
 
-/// Returns the table of the shares of the link's rate that one CPU reaches if it registers per
-/// transfer.
+/// Returns a table of shares of the link's rate. Each cell has the share that one CPU reaches if it
+/// registers per transfer.
 #[must_use]
 pub fn fills(run: &Run) -> Rows {
     rows(run, |cost, gbps| {

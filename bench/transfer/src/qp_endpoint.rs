@@ -18,7 +18,8 @@ use crate::endpoint::{Endpoint, Keyed, Memory, OnDemandRegistration, Provider};
 use crate::error::Trying;
 use crate::{Error, Op};
 
-/// The number of polls after which a thread sleeps, if the device is a software device.
+/// The number of fruitless polls after which a thread sleeps between polls, if the device is a
+/// software device.
 ///
 /// The kernel thread that moves the bytes competes with the polling thread for the CPU. If the
 /// polling thread never sleeps, the kernel thread may wait for milliseconds.
@@ -61,8 +62,8 @@ pub(crate) fn queue_pairs<const N: usize>(
 
 /// Memory that is registered with the device.
 pub(crate) struct Region {
-    // The registration is the first field, so the memory is deregistered before the memory is
-    // unmapped.
+    // The registration is the first field. So dropping a region deregisters the memory before it
+    // unmaps the memory.
     pub(crate) mr: Mr,
     pub(crate) bytes: MmapMut,
 }
@@ -135,19 +136,20 @@ pub(crate) struct QpEndpoint {
     /// The queue pair at the other end, if the other end is in this process.
     pub(crate) responder: Option<Qp>,
     pub(crate) cq: Arc<Cq>,
-    /// The address and the key of each place's memory at the other end.
+    /// For each place, the address and the key of its memory at the other end.
     pub(crate) remote: Vec<RemoteMemory>,
-    /// For each place, the number of completions for which its transfer still waits.
+    /// For each place, the number of completions that its transfer still lacks.
     pub(crate) awaited: Vec<u8>,
-    /// The memory of each place at the other end, if the other end is in this process.
+    /// For each place, its memory at the other end. The list is empty if the other end is on
+    /// another host.
     pub(crate) peers: Vec<Region>,
     pub(crate) is_software: bool,
     /// The connection with another host. It is dropped after the queue pair.
     pub(crate) _connection: Option<Connection>,
 }
 
-/// Returns whether kernel threads move the bytes of this device. Such kernel threads compete with
-/// the measuring threads for the CPUs.
+/// Returns whether the device is a software device: kernel threads on the host's CPUs move the
+/// bytes. Such kernel threads compete with the measuring threads for the CPUs.
 pub(crate) fn is_software(device: &str) -> bool {
     device.starts_with("rxe") || device.starts_with("siw")
 }
@@ -161,9 +163,9 @@ impl Endpoint for QpEndpoint {
             lkey: memory.key,
         };
         self.awaited[place] = 1;
-        // SAFETY: the caller makes the same promise for the buffer. The memory at the other end
-        // belongs to this place, and the place has no other transfer. The memory at the other end
-        // outlives the queue pairs.
+        // SAFETY: the caller of `post` promises that the buffer stays mapped and registered. The
+        // memory at the other end belongs to this place, and the place has no other transfer. That
+        // memory outlives the queue pairs.
         unsafe {
             match op {
                 Op::Write => self

@@ -1,4 +1,4 @@
-//! [`measure`]: measures the cost of registering on a device, for each size. It does no transfers.
+//! [`measure`]: measures the cost of registering on a device, for each size, without transfers.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -18,11 +18,11 @@ use regcache_bench_harness::median;
 const ROUNDS: usize = 15;
 
 /// The number of lookups between two clock readings. A clock reading takes longer than a hit, so
-/// several hits share two readings.
+/// many hits are timed together.
 const HITS: u32 = 100;
 
-/// Registers, deregisters, looks up and copies buffers. Spends at least the time `each` on each
-/// size. Returns the median times for each size.
+/// Registers, deregisters, looks up and copies a buffer of each size. Spends at least the time
+/// `each` on a size. Returns the median time of each of these actions, for each size.
 ///
 /// # Errors
 ///
@@ -73,8 +73,8 @@ pub fn measure<F: Provider, M: Monitor>(
             unsafe { std::ptr::copy_nonoverlapping(source, target, size) };
             copy.push(started.elapsed().as_nanos() as f64);
         }
-        // The monitor of `word` never reports an unmap, so the cache `word` is flushed before the
-        // buffers are unmapped.
+        // The monitor of the cache `word` never reports an unmap. So the cache is flushed before
+        // the buffers are unmapped.
         word.cache.flush()?;
         costs.push(Cost {
             size,

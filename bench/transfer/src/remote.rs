@@ -1,5 +1,5 @@
 //! [`Remote`]: a device whose endpoints connect with a server ([`serve`](crate::serve)) on another
-//! host. The client and the server exchange the messages `Request` and `Offer` to connect.
+//! host. To connect, the client sends a `Request`, and the server answers with an `Offer`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,11 +22,13 @@ pub(crate) struct Request {
     pub(crate) size: u64,
     /// The largest number of transfers in flight.
     pub(crate) depth: u32,
-    /// The number of bytes that the client sends and the server checks, or 0 for a benchmark.
+    /// The number of bytes that the client will send and the server will check. It is 0 for a
+    /// benchmark, whose bytes the server does not check.
     pub(crate) total: u64,
 }
 
-/// The offer of a server: memory for reads and writes, with one part for each transfer in flight.
+/// The offer of a server: memory that the client may read and write. The memory has one part for
+/// each transfer in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Offer {
     pub(crate) addr: u64,

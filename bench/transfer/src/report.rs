@@ -1,5 +1,5 @@
-//! Writes a report of one or more runs. The report in Markdown links to the plots, and the report
-//! in HTML contains them.
+//! Writes a report of one or more runs, in Markdown and in HTML. The Markdown file links to the
+//! plots, and the HTML file contains the plots.
 
 use std::path::{Path, PathBuf};
 
@@ -17,9 +17,8 @@ enum Part {
     Plot(String, String, String),
 }
 
-/// Writes `report.md`, `report.html` and the plots into `dir`. Returns the paths of these files.
-/// The first path is the path of `report.html`. The report names `command` as the command that made
-/// the runs.
+/// Writes `report.md`, `report.html` and the plots into `dir`. Returns the paths of these files,
+/// and `report.html` comes first. The report names `command` as the command that made the results.
 ///
 /// # Errors
 ///
@@ -155,8 +154,8 @@ fn of_uring(run: &Run) -> Result<Vec<Part>, Error> {
     parts.push(Part::Text(format!(
         "These transfers write and read a file in memory through fixed buffers. They run on the machine itself, without \
          emulation. io_uring pins the pages of a fixed buffer, as an adapter does. The monitor of the cache is {}, and each \
-         lookup calls this monitor. The column naive shows the same cache with a monitor whose generation is a word in memory. While \
-         nothing is unmapped, this is the cost with the driver.",
+         lookup calls this monitor. In the plot, `regcache, as with the driver` is the same cache with a monitor that never \
+         reports. With the driver, a hit costs about as much: it also loads the generation from a mapped page.",
         run.machine.monitor
     )));
     let strategies = [
@@ -221,9 +220,9 @@ fn projected(run: &Run) -> Result<Vec<Part>, Error> {
     ])
 }
 
-/// Returns two sentences for the report. The first sentence names the largest size at which copying
-/// is cheaper than registering per transfer. The second sentence names the largest size at which
-/// copying is cheaper than the cache.
+/// Returns two sentences for the report. One names the largest size at which copying is cheaper
+/// than registering per transfer. The other names the largest size at which copying is cheaper than
+/// the cache.
 fn crossover(run: &Run) -> String {
     let plain = run.cells.iter().filter(|cell| cell.workload.is_plain());
     let mut writes: Vec<_> = plain

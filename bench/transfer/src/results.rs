@@ -27,7 +27,7 @@ pub struct Run {
 /// The machine, the device and the monitor of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Machine {
-    /// The kind of device. It is the first word of each figure line.
+    /// The kind of device: `rxe`, `rdma` or `io_uring`. Each figure line begins with this word.
     pub kind: String,
     /// The name of the device.
     pub device: String,
@@ -110,8 +110,8 @@ pub struct Cost {
     pub deregister_ns: f64,
     /// The nanoseconds of a hit, including the drop of its guard.
     pub hit_ns: f64,
-    /// The nanoseconds of a hit in a cache whose monitor has its generation in memory, as with the
-    /// driver.
+    /// The nanoseconds of a hit in a cache with a monitor that never reports. It stands for a hit
+    /// with the driver, which also loads the generation from a mapped page.
     pub word_hit_ns: f64,
     /// The nanoseconds of copying the bytes.
     pub copy_ns: f64,
@@ -125,7 +125,7 @@ impl Cost {
     }
 }
 
-/// The results of all variants of one workload.
+/// A cell of the plan: the results of all variants of one workload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cell {
     /// The workload.
@@ -139,15 +139,15 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Returns the outcome of this strategy with this rate of unmaps.
+    /// Returns the outcome of the variant with this strategy and this interval between unmaps.
     #[must_use]
     pub fn outcome(&self, strategy: &str, unmap_every: u64) -> Option<&Outcome> {
         let mut all = self.outcomes.iter();
         all.find(|outcome| outcome.strategy == strategy && outcome.unmap_every == unmap_every)
     }
 
-    /// Returns the workload of this variant: the workload of the cell with the variant's own
-    /// interval between unmaps.
+    /// Returns the workload of the variant that has this outcome. It is the workload of the cell,
+    /// but with the variant's own interval between unmaps.
     #[must_use]
     pub fn workload_of(&self, outcome: &Outcome) -> Workload {
         Workload {
@@ -167,8 +167,8 @@ pub struct Outcome {
     pub unmap_every: u64,
     /// The number of transfers that all threads did.
     pub transfers: u64,
-    /// The elapsed time divided by the number of transfers of all threads. It is the median over
-    /// the rounds, and the inverse of `rate`.
+    /// The elapsed time divided by the number of transfers of all threads, as the median over the
+    /// rounds. It is the inverse of `rate`.
     pub us: f64,
     /// The number of transfers in a second.
     pub rate: f64,
@@ -176,17 +176,18 @@ pub struct Outcome {
     pub bandwidth: f64,
     /// The latency of a transfer: the percentiles 50, 90, 99 and 99.9, and the maximum.
     pub latency_us: [f64; 5],
-    /// The median of the overhead. The overhead is the time that a transfer spends in the strategy.
+    /// The median overhead. The overhead is the time that the strategy takes before and after a
+    /// transfer.
     pub prepare_us: f64,
-    /// The mean of the overhead.
+    /// The mean overhead.
     pub prepare_mean_us: f64,
-    /// The mean CPU time that a transfer spends in the strategy.
+    /// The mean CPU time that the strategy takes for a transfer.
     pub cpu_us: f64,
-    /// The number of calls of register and deregister for each transfer. Each call is a system
-    /// call.
+    /// The mean number of registrations and deregistrations for each transfer. Each of them is a
+    /// system call.
     pub registration_calls: f64,
-    /// The number of calls of the monitor for each transfer. With ummunotify, each call is a system
-    /// call.
+    /// The mean number of calls to the monitor for each transfer. With ummunotify, each call is a
+    /// system call.
     pub monitor_calls: f64,
     /// The largest number of bytes that registrations of buffers pinned at one moment.
     pub pinned: u64,
@@ -196,8 +197,8 @@ pub struct Outcome {
     pub checked: bool,
     /// The number of bytes that differed from the payload.
     pub stale_bytes: u64,
-    /// The ratio of this variant's time to the time of the first variant in the same round. It is
-    /// the median over the rounds.
+    /// The ratio of this variant's time to the time of the first variant in the same round, as the
+    /// median over the rounds.
     pub ratio: f64,
     /// The lower and the upper bound of `ratio`, with 95 % confidence.
     pub ratio_between: [f64; 2],
@@ -207,8 +208,8 @@ impl Run {
     /// Makes a run without results, with the command line of this process.
     #[must_use]
     pub fn new(machine: Machine) -> Self {
-        // The report quotes this command. The command excludes the path of the result file, because
-        // the path does not change the results.
+        // The report quotes the command line. The path of the result file is omitted, because it
+        // does not affect the results.
         let words = std::env::args().skip(1);
         let mut words: Vec<_> = words.filter(|word| !word.starts_with("--json=")).collect();
         if let Some(i) = words.iter().position(|word| word == "--json") {

@@ -1,4 +1,5 @@
-//! Measures one cell: runs the variants of a workload in interleaved rounds.
+//! Measures one cell, which is a workload with its variants. The variants run in interleaved
+//! rounds.
 
 use std::time::{Duration, Instant};
 
@@ -19,13 +20,13 @@ pub struct Effort {
     pub sample: Duration,
 }
 
-/// The number of rounds that suffices if one transfer takes longer than a sample should take. Short
+/// The number of rounds that suffices if one transfer takes longer than [`Effort::sample`]. Short
 /// disturbances hardly change the time of such a long transfer.
 ///
-/// Fewer rounds than usual suffice only if each variant's ratios agree within [`AGREEMENT`].
+/// So few rounds suffice only if the ratios of each variant agree within [`AGREEMENT`].
 const LONG_ROUNDS: usize = 3;
 
-/// The fraction by which the ratios of a variant may differ if [`LONG_ROUNDS`] rounds are to
+/// The largest fraction by which the ratios of a variant may differ, so that [`LONG_ROUNDS`] rounds
 /// suffice.
 const AGREEMENT: f64 = 0.02;
 
@@ -34,7 +35,7 @@ const WARM_UP: u64 = 2;
 
 /// Measures rounds of the variants, and compares each variant with the first variant.
 ///
-/// `tick` is called before each round. Its argument is the fraction of the work that is done.
+/// `tick` is called before each round, with the fraction of the work that is done.
 ///
 /// # Errors
 ///
@@ -78,8 +79,8 @@ pub fn measure_cell(
     })
 }
 
-/// Returns the number of transfers in a sample, which is the same for all variants. Also warms the
-/// variants up.
+/// Warms the variants up. Returns the number of transfers that each thread does in a sample. This
+/// number is the same for all variants.
 fn calibrate(
     workload: Workload,
     effort: Effort,
@@ -92,8 +93,8 @@ fn calibrate(
         fastest = fastest.min(variant.run(depth)? / u32::try_from(depth).unwrap_or(1));
     }
     let fit = operations_in(effort.sample, fastest.as_nanos() as f64, 1..=100_000);
-    // A sample must fill the queue at least once, and must contain at least one unmap if a variant
-    // unmaps.
+    // Above depth 1, a sample has at least twice as many transfers as can be in flight at one time.
+    // If a variant unmaps its buffer, each sample has at least one unmap.
     let unmap_every = variants.iter().map(|it| it.unmap_every()).max();
     let least = (2 * workload.depth as u64 * u64::from(workload.depth > 1))
         .max(unmap_every.unwrap_or(0))

@@ -1,4 +1,5 @@
-//! Scales the needs of one rank to many ranks on one node.
+//! Projects the resources that many ranks on one node need. A rank is one process of a parallel
+//! program.
 //!
 //! [`table`] makes the projection. Its inputs are the memory of one cache, which [`measure`]
 //! measures here, and the cost of the driver, which `cargo xtask cost` counts.
@@ -24,10 +25,11 @@ const FILE_BYTES: f64 = 8192.0;
 const RANGE_BYTES: f64 = 128.0;
 
 /// The instructions of the driver for one event: 586 to report the event, and 2610 to unwatch and
-/// watch its range among 10 000 ranges. `cargo xtask cost` counts both.
+/// watch one of 10 000 ranges. `cargo xtask cost` counts both.
 const EVENT_INSTRUCTIONS: f64 = 586.0 + 2610.0;
 
-/// The number of instructions that one CPU executes in a second. It is only an order of magnitude.
+/// The assumed number of instructions that one CPU executes in a second. The number gives only the
+/// order of magnitude.
 const INSTRUCTIONS: f64 = 3e9;
 
 /// The work of each rank.
@@ -48,7 +50,7 @@ pub struct Rank {
     pub registering: f64,
 }
 
-/// The resident memory that a cache needs, in bytes.
+/// The resident memory of a cache, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Footprint {
     /// The memory of an empty cache.
@@ -74,7 +76,7 @@ unsafe impl Registrar for RegistersNothing {
     }
 }
 
-/// Builds and fills caches, and measures how much this process grows.
+/// Builds and fills caches, and measures by how much the resident memory of this process grows.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! [`serve`]: serves as the other end of transfers that another host starts.
+//! [`serve`]: the server, which is the other end of the transfers of clients on other hosts.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,13 +20,14 @@ use crate::remote::{Offer, Request};
 /// The time for which a thread sleeps if it finds no work.
 const REST: Duration = Duration::from_micros(50);
 
-/// Listens at `address`, and serves each client in a separate thread. Calls `ready` when the server
-/// listens. Returns after `clients` clients. If `clients` is `None`, serves without a limit.
+/// Listens at `address`, and serves each client in a separate thread. Calls `ready` as soon as
+/// clients can connect. Returns after `clients` clients. If `clients` is `None`, the number of
+/// clients is not limited.
 ///
 /// # Errors
 ///
-/// Returns the errors of listening and accepting. The error of a client is printed. If the number
-/// of clients is limited, the error of a client is also returned.
+/// Returns the errors of listening. The error of a client's thread is printed. If the number of
+/// clients is limited, this function also returns that error.
 pub fn serve(
     address: SocketAddr,
     clients: Option<usize>,
@@ -103,8 +104,8 @@ impl Served {
         })
     }
 
-    /// Serves until the client disconnects. If the server checks bytes, also returns after the last
-    /// byte.
+    /// Serves until the client disconnects. If the server checks bytes, it sends the result to the
+    /// client after the last byte.
     fn run(self) -> Result<(), Error> {
         let (mut received, mut wrong, mut messages) = (0, 0, 0);
         loop {
@@ -143,7 +144,7 @@ impl Served {
             lkey: self.mr.lkey(),
         };
         // SAFETY: the memory belongs to this object and is registered. The client sends no more
-        // messages, so nothing writes the memory from here on.
+        // messages, so from here on nothing writes to the memory.
         unsafe { self.qp.post_send(u64::MAX, from) }?;
         while !self.connection.is_closed()? {
             thread::sleep(REST);

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use crate::results::{Cell, Outcome, Run};
 use crate::{Strategy, bytes};
 
-/// Formats a number with three significant digits. If the number has more digits before the decimal
-/// point, all of these digits are kept.
+/// Formats a number with at most three significant digits. If the number has more digits before the
+/// decimal point, all of these digits are kept.
 #[must_use]
 pub fn number(value: f64) -> String {
     let digits = match value.abs() {
@@ -120,8 +120,8 @@ pub fn transfers(run: &Run) -> Rows {
     rows
 }
 
-/// Returns the table that compares regcache with on-demand paging and with libfabric's caches. The
-/// time of each transfer is shown as a ratio to the time with pre-registered memory.
+/// Returns the table that compares regcache with on-demand paging and with libfabric's caches.
+/// Times are ratios to the time with pre-registered memory.
 #[must_use]
 pub fn peers(run: &Run) -> Rows {
     let plain = || run.cells.iter().filter(|cell| cell.workload.is_plain());
@@ -220,7 +220,7 @@ pub fn costs(run: &Run) -> Rows {
     rows
 }
 
-/// Formats a table in columns, with numbers aligned to the right.
+/// Formats a table as plain text in columns. Numbers are aligned to the right.
 #[must_use]
 pub fn text(rows: &Rows) -> String {
     let columns = rows.first().map_or(0, Vec::len);

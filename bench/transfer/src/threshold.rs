@@ -5,14 +5,15 @@ use std::fmt;
 use crate::results::{Cell, Outcome, Run};
 use crate::{Strategy, bytes};
 
-/// The largest time of a transfer with the cache, as a ratio to pre-registered memory.
-const OF_PRE_REGISTERED: f64 = 1.03;
+/// The largest time of a transfer with the cache, as a ratio to the time with pre-registered
+/// memory.
+pub(crate) const OF_PRE_REGISTERED: f64 = 1.03;
 
 /// The smallest overhead of registering per transfer, as a ratio to the cache's overhead.
 const TIMES_LESS: f64 = 20.0;
 
-/// The smallest rate of the cache if 1 % of the transfers follow an unmap. It is a ratio to the
-/// rate without unmaps.
+/// The smallest rate of transfers with the cache if 1 % of the transfers follow an unmap, as a
+/// ratio to the rate without unmaps.
 const OF_QUIET: f64 = 0.9;
 
 const STALE: &str = "stale bytes";
@@ -25,10 +26,10 @@ pub struct Verdict {
     /// The number of bytes in a transfer.
     pub size: usize,
     /// The threshold, in words.
-    pub threshold: &'static str,
+    pub threshold: String,
     /// The measured figure.
     pub value: f64,
-    /// The bounds of the figure with 95 % confidence, if they are known.
+    /// The lower and the upper bound of the figure with 95 % confidence, if they are known.
     pub between: Option<[f64; 2]>,
     /// True if the figure meets the threshold.
     pub met: bool,
@@ -69,7 +70,7 @@ pub fn judge(run: &Run) -> Vec<Verdict> {
 fn of_cell(cell: &Cell) -> Vec<Verdict> {
     let workload = cell.workload;
     let outcome = |strategy: Strategy, every| cell.outcome(strategy.name(), every);
-    let verdict = |threshold, value: f64, between, met| Verdict {
+    let verdict = |threshold: String, value: f64, between, met| Verdict {
         workload: workload.name(),
         size: workload.size,
         threshold,
@@ -81,7 +82,9 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
     if let (0, Some(ours)) = (workload.unmap_every, outcome(Strategy::Regcache, 0)) {
         if outcome(Strategy::PreRegistered, 0).is_some() {
             verdicts.push(verdict(
-                "regcache takes at most 1.03 times as long as pre-registered",
+                format!(
+                    "regcache takes at most {OF_PRE_REGISTERED} times as long as pre-registered"
+                ),
                 ours.ratio,
                 Some(ours.ratio_between),
                 ours.ratio <= OF_PRE_REGISTERED,
@@ -89,8 +92,9 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
         }
         if let Some(each) = outcome(Strategy::PerTransfer, 0) {
             let times = each.prepare_us / ours.prepare_us;
-            let threshold =
-                "registering per transfer has at least 20 times the overhead of regcache";
+            let threshold = format!(
+                "registering per transfer has at least {TIMES_LESS} times the overhead of regcache"
+            );
             verdicts.push(verdict(threshold, times, None, times >= TIMES_LESS));
         }
     }
@@ -99,7 +103,7 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
     let least = peers.map(|peer| peer.prepare_us).reduce(f64::min);
     if let (Some(least), Some(ours)) = (least, outcome(Strategy::Regcache, 0)) {
         verdicts.push(verdict(
-            "regcache has at most the overhead of the best of libfabric's caches",
+            "regcache has at most the overhead of the best of libfabric's caches".to_owned(),
             ours.prepare_us / least,
             None,
             ours.prepare_us <= least,
@@ -109,19 +113,21 @@ fn of_cell(cell: &Cell) -> Vec<Verdict> {
         let rate = 1.0 / ours.ratio;
         let [low, high] = ours.ratio_between;
         verdicts.push(verdict(
-            "with an unmap before 1 % of the transfers, regcache has at least 0.9 of the rate without unmaps",
+            format!(
+                "with an unmap before 1 % of the transfers, regcache has at least {OF_QUIET} of the rate without unmaps"
+            ),
             rate,
             Some([1.0 / high, 1.0 / low]),
             rate >= OF_QUIET,
         ));
     }
     if workload.checked {
-        // Stale bytes of on-demand paging are not counted here, because the kernel decides which
-        // pages the device uses. The table of the report shows these bytes.
+        // Wrong bytes of on-demand paging are not counted here, because they are an error of the
+        // kernel and not of the cache. The table of the report shows their number.
         let ours = cell.outcomes.iter();
         let ours = ours.filter(|outcome: &&Outcome| outcome.strategy != Strategy::Odp.name());
         let stale: u64 = ours.map(|outcome| outcome.stale_bytes).sum();
-        verdicts.push(verdict(STALE, stale as f64, None, stale == 0));
+        verdicts.push(verdict(STALE.to_owned(), stale as f64, None, stale == 0));
     }
     verdicts
 }

@@ -9,16 +9,15 @@ use nix::time::{ClockId, clock_gettime};
 use crate::Error;
 use crate::error::Trying;
 
-/// The interval N of transfers that measure CPU time: every Nth transfer measures CPU time instead
-/// of wall-clock time. Reading the CPU time is a system call. It takes longer than a hit, so the
-/// other transfers do not read the CPU time.
+/// One of this many transfers measures CPU time instead of wall-clock time. Reading the CPU time is
+/// a system call, which takes longer than a hit. So the other transfers do not read the CPU time.
 const CPU_SAMPLE: u64 = 8;
 
 /// The largest time that the histograms can hold: a minute, in nanoseconds.
 const LONGEST: u64 = 60_000_000_000;
 
-/// The times of one transfer, in nanoseconds. A peer sends the times to the benchmark as text with
-/// one or two numbers.
+/// The times of one transfer, in nanoseconds. As text, a timing is one number or two. A peer sends
+/// its timings to the benchmark as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timing {
     /// Wall-clock times. `latency` is the time from before the buffer is prepared until after the
@@ -68,8 +67,8 @@ enum Time {
 }
 
 impl Stopwatch {
-    /// Calls `prepare` for the transfer with this number, and measures its time. Returns the result
-    /// of `prepare` and the running stopwatch.
+    /// Calls `prepare` for the transfer `number`, and measures the time of the call. Returns the
+    /// result of `prepare` and the running stopwatch.
     pub(crate) fn prepare<T>(
         number: u64,
         prepare: impl FnOnce() -> Result<T, Error>,
@@ -90,8 +89,8 @@ impl Stopwatch {
         Ok((prepared, watch))
     }
 
-    /// Calls `release` after the transfer, and measures its time. Returns the times of the
-    /// transfer.
+    /// Calls `release`, and measures the time of the call. Returns the times of the transfer. Call
+    /// this function after the transfer has completed.
     pub(crate) fn release(
         self,
         release: impl FnOnce() -> Result<(), Error>,
@@ -127,8 +126,8 @@ fn cpu() -> Result<Duration, Error> {
     Ok(time.into())
 }
 
-/// Measures how many nanoseconds one reading of the clock takes, and returns this number. Reports
-/// print it, because each measured overhead includes two clock readings.
+/// Measures and returns the nanoseconds that one reading of the clock takes. Reports print this
+/// number, because each measured overhead includes two readings.
 #[must_use]
 pub(crate) fn clock_ns() -> f64 {
     const ROUNDS: u32 = 10_000;

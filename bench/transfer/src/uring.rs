@@ -1,4 +1,4 @@
-//! [`Uring`]: an io_uring ring with fixed buffers. The other end of each transfer is a file in
+//! [`Uring`]: a ring of io_uring with fixed buffers. The other end of each transfer is a file in
 //! memory.
 
 use std::fs::File;
@@ -38,8 +38,8 @@ impl Uring {
     ///
     /// # Errors
     ///
-    /// Returns the kernel's errors: `EPERM` if `kernel.io_uring_disabled` forbids io_uring, and
-    /// `ENOSYS` in a sandbox that blocks it.
+    /// Returns the kernel's errors, for example `EPERM` if `kernel.io_uring_disabled` forbids
+    /// io_uring, or `ENOSYS` if a sandbox forbids it.
     pub fn open() -> Result<Self, Error> {
         let ring = IoUring::new(ENTRIES).trying("make a ring")?;
         let registrar = UringRegistrar::new(&ring, SLOTS).trying("register a table of buffers")?;
@@ -122,8 +122,8 @@ impl Endpoint for RingEndpoint {
             }
         };
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the caller promises that the buffer stays valid until the request ends. The file
-        // outlives the request, because `drop` waits for the request.
+        // SAFETY: the caller promises that the buffer stays mapped and registered until the request
+        // ends. The file outlives the request, because `drop` waits for the request.
         let pushed = unsafe { ring.submission().push(&entry.user_data(place as u64)) };
         pushed.map_err(|_| Error::Cannot("the submission queue is full".to_owned()))?;
         ring.submit().trying("submit to the ring")?;
@@ -155,8 +155,8 @@ impl Endpoint for RingEndpoint {
 
 impl Drop for RingEndpoint {
     fn drop(&mut self) {
-        // The kernel may use the memory of posted requests until they end. So `drop` waits for
-        // these requests before the memory is unmapped.
+        // The kernel may use the memory of a posted request until the request ends. So `drop` waits
+        // for all posted requests, before the caller unmaps their memory.
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         while self.outstanding > 0 {
             self.outstanding -= ring.completion().count();

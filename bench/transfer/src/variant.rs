@@ -1,5 +1,5 @@
-//! [`Variant`]: a strategy with its endpoints and buffers. Each round takes one sample of a
-//! variant.
+//! [`Variant`]: a strategy with its endpoints and buffers. In each round, every variant gives one
+//! sample.
 
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -17,7 +17,7 @@ use crate::timing::Tally;
 use crate::worker::Worker;
 use crate::{Error, Strategy, Workload};
 
-/// A variant that a cell compares with others.
+/// A variant, which a cell compares with other variants.
 pub trait Variant {
     /// Returns the name of the variant, which is the name of its strategy.
     fn name(&self) -> String;
@@ -26,8 +26,8 @@ pub trait Variant {
     /// the buffer is never unmapped.
     fn unmap_every(&self) -> u64;
 
-    /// Does `transfers` transfers in each thread, and returns the time that all of these transfers
-    /// take.
+    /// Does `transfers` transfers in each thread, and returns the time until all threads are done.
+    /// The time excludes pauses, and the filling and checking of payloads.
     ///
     /// # Errors
     ///
@@ -41,7 +41,7 @@ pub trait Variant {
     /// Returns the errors of the strategy.
     fn visit(&mut self) -> Result<(), Error>;
 
-    /// Discards the results of the warm-up and starts to count.
+    /// Ends the warm-up: discards the results so far, and starts to count.
     ///
     /// # Errors
     ///
@@ -61,8 +61,8 @@ pub trait Variant {
 
 /// A strategy of this crate, with a worker for each thread.
 struct Native<P> {
-    // The workers are the first field, so they are dropped before the strategy. The device no
-    // longer uses the buffers when the strategy ends their registrations.
+    // The workers are the first field, so they are dropped before the strategy. So the device no
+    // longer uses the buffers when the strategy deregisters them.
     workers: Vec<Worker>,
     strategy: P,
     name: &'static str,
@@ -201,7 +201,7 @@ pub(crate) fn workers<F: Provider>(provider: &F, workload: Workload) -> Result<V
     endpoints.collect()
 }
 
-/// The parts of a variant before its strategy is made.
+/// The parts of a variant whose strategy has not been made yet.
 pub(crate) struct Unfinished<'a> {
     pub(crate) workers: Vec<Worker>,
     pub(crate) workload: Workload,

@@ -17,14 +17,15 @@ const PAUSE: usize = 20_000;
 /// device's kernel threads can finish their work.
 const REST: Duration = Duration::from_micros(20);
 
-/// Pauses for a random time, so that the time from a poll to the end of a transfer varies. Returns
-/// the duration of the pause.
+/// Pauses for a random time before a transfer. The pause varies the time from the end of the
+/// transfer to the poll that finds it complete. Returns the duration of the pause.
 ///
 /// On an emulated machine, each transfer repeats the timing of the previous transfer. So without
-/// the pause, all transfers of a sample would be found complete by the same poll. A change of a
-/// tenth of a microsecond could then delay all of them to the next poll.
+/// the pause, the same poll, for example the third, would find each transfer of a sample complete.
+/// If transfers took a tenth of a microsecond longer, all of them might miss that poll.
 ///
-/// If `idle` is true, the thread first sleeps, so that the kernel threads can finish their work.
+/// If `idle` is true, the thread first sleeps, so that the kernel threads of a software device can
+/// finish their work.
 pub(crate) fn pause(random: &mut Random, idle: bool) -> Duration {
     let started = Instant::now();
     if idle {
@@ -54,8 +55,8 @@ pub(crate) struct Worker {
     endpoint: Box<dyn Endpoint>,
     buffers: Buffers,
     workload: Workload,
-    /// The numbers of this worker's first buffer and first place. The buffers and the places of all
-    /// threads are numbered together.
+    /// The number of this worker's first buffer, and the number of its first place (see
+    /// [`Endpoint`]). The buffers of all threads are numbered together, and so are the places.
     first: (usize, usize),
     random: Random,
     begun: u64,
@@ -67,8 +68,8 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// Returns the kernel's errors. Returns [`Error::Cannot`] if the workload has unmaps or checked
-    /// payloads at a depth above 1.
+    /// Returns the kernel's errors. Returns [`Error::Cannot`] if the depth is above 1 and the
+    /// workload has unmaps or checked payloads.
     pub(crate) fn new(
         workload: Workload,
         number: usize,
@@ -110,7 +111,7 @@ impl Worker {
     pub(crate) fn forget(&mut self) -> Result<(), Error> {
         let wrong_bytes = self.tally.wrong_bytes;
         self.tally = Tally::new()?;
-        // Stale bytes of the warm-up are failures too, so they still count.
+        // Stale bytes that the warm-up moved are failures too, so they still count.
         self.tally.wrong_bytes = wrong_bytes;
         Ok(())
     }
@@ -138,8 +139,8 @@ impl Worker {
         }
     }
 
-    /// Does `transfers` transfers and returns their time. The time excludes pauses, and the filling
-    /// and checking of payloads.
+    /// Does `transfers` transfers and returns the time that they take. The time excludes pauses,
+    /// and the filling and checking of payloads.
     ///
     /// # Errors
     ///
@@ -204,8 +205,8 @@ impl Worker {
             checked,
             ..
         } = self.workload;
-        // At depth 1, a random pause varies the time from a poll to the end of the transfer (see
-        // `pause`). At a larger depth, this time varies without a pause.
+        // A random pause varies the time from the end of the transfer to the next poll (see
+        // `pause`). At a depth above 1, this time varies without a pause.
         if self.workload.depth == 1 {
             *aside += pause(&mut self.random, self.endpoint.is_software());
         }

@@ -1,4 +1,4 @@
-//! [`Workload`]: the work that is measured. [`Strategy`]: the way in which the buffers of a
+//! [`Workload`]: one kind of transfers to measure. [`Strategy`]: the way in which the buffers of a
 //! workload are registered.
 
 use std::fmt;
@@ -57,7 +57,8 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// The strategies that every device supports. The first strategy is the base of the ratios.
+    /// The strategies that each cell without unmaps compares. The first strategy is the base of the
+    /// ratios.
     pub const ALL: [Self; 4] = [
         Self::PreRegistered,
         Self::Regcache,
@@ -79,7 +80,8 @@ impl Strategy {
     }
 }
 
-/// One kind of work, which the variants do in interleaved rounds.
+/// One kind of transfers to measure. Variants with different strategies do this work in interleaved
+/// rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
     /// The operation.
@@ -132,7 +134,8 @@ impl Workload {
         Self { threads, ..self }
     }
 
-    /// Unmaps the buffer before every Nth transfer, and checks every payload.
+    /// Sets the interval between unmaps: the buffer is unmapped before every `transfers`th
+    /// transfer. Also checks every payload.
     #[must_use]
     pub fn unmap_every(self, transfers: u64) -> Self {
         Self {
@@ -142,15 +145,15 @@ impl Workload {
         }
     }
 
-    /// Returns true if the workload is the plain one: one transfer in flight, in one thread, with
-    /// one buffer that is never unmapped.
+    /// Returns true if the workload is a plain workload: one thread, one transfer in flight, and
+    /// one buffer, which is never unmapped and never checked.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         *self == Self::plain(self.op, self.size)
     }
 
-    /// Returns the operation and each setting that differs from the plain workload, separated by
-    /// slashes: `write/set=100`.
+    /// Returns the operation, and each setting that differs from the plain workload. Slashes
+    /// separate them, as in `write/set=100`.
     #[must_use]
     pub fn name(&self) -> String {
         let mut name = self.op.to_string();

@@ -1,12 +1,13 @@
-//! Tests transfers between two hosts, a server and a client. On every kernel, two processes
-//! simulate the hosts, and the client connects to the address of an interface. If the kernel's rxe
-//! works in a network namespace, two namespaces also simulate the hosts. The tests need the VM.
+//! Tests transfers between two hosts, a server and a client. The tests simulate the hosts on one
+//! machine. On every kernel the hosts are two processes, and the client connects to the address of
+//! an interface. On kernels whose rxe works in network namespaces, one test simulates each host by
+//! a namespace. The tests need the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The exit status with which hosts.sh reports that rxe cannot be used in a namespace.
+/// The exit status of hosts.sh if rxe cannot be used in a network namespace.
 const NOT_HERE: i32 = 77;
 
 const TRANSFER: &str = env!("CARGO_BIN_EXE_transfer");
@@ -37,7 +38,7 @@ fn by_an_interface(client: &str) -> (Output, String) {
     script("interface.sh", &["sh", "-c", &both])
 }
 
-/// Returns whether the kernel's rxe opens its sockets in the namespace of its interface.
+/// Returns whether the kernel's rxe opens its sockets in the network namespace of its interface.
 fn rxe_has_namespaces() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let major = release.split('.').next().unwrap();
@@ -56,7 +57,8 @@ fn bytes_are_moved_between_namespaces_and_checked_while_their_memory_is_freed() 
         assert!(text.contains("moved 8388608 bytes"));
         assert!(text.contains("stale_bytes=0 monitor=ummunotify"));
     } else {
-        // The next test makes the same transfers in one namespace.
+        // This rxe cannot be used in a network namespace. The next test makes the same transfers in
+        // one namespace.
         let status = output.status.code();
         assert_eq!(
             status,
@@ -75,7 +77,7 @@ fn bytes_are_moved_and_checked_while_their_memory_is_freed() {
     assert!(text.contains("stale_bytes=0 monitor=ummunotify"));
     assert!(
         !text.contains(" 0 of them at an address"),
-        "no message reused a freed address"
+        "no message was at an address that was freed before"
     );
 }
 

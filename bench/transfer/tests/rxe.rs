@@ -1,5 +1,5 @@
-//! Tests on an RDMA device with the driver that the benchmark measures what it claims. The tests
-//! need the VM.
+//! Tests that the benchmark measures the transfers that it claims to measure. The tests use an RDMA
+//! device and the driver, so they need the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -57,8 +57,8 @@ fn each_policy_moves_the_bytes_and_registers_as_often_as_it_says() {
     }
 }
 
-/// Does transfers with this variant, which unmaps its buffer before every third transfer. Checks
-/// that no byte is stale.
+/// Does transfers with this variant, which must unmap its buffer before every third transfer.
+/// Checks that no byte is stale.
 fn run_with_unmaps(one: &mut dyn Variant, op: Op) {
     one.run(TRANSFERS).unwrap();
     let tally = one.tally().unwrap();
@@ -104,7 +104,7 @@ fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
         assert_eq!(offered, rxe_pages_on_demand(), "{op}");
         let workload = Workload::plain(op, SIZE).set(2).unmap_every(3);
         if !offered {
-            // A device without on-demand paging must also refuse a variant with this strategy.
+            // A device without on-demand paging must refuse a variant with the strategy odp.
             let refused = variant(&verbs, ummunotify, Strategy::Odp, workload);
             assert!(refused.is_err(), "{op}");
             println!("{op}: this kernel's rxe does not page on demand");
@@ -112,7 +112,7 @@ fn on_demand_nothing_is_pinned_and_what_is_mapped_now_is_what_is_moved() {
         }
         let before = pinned();
         let mut one = on_rxe(Strategy::Odp, workload);
-        // On-demand paging pins no buffer. So only the memory at the other end is pinned.
+        // On-demand paging pins no buffer, so only the memory at the other end is pinned: 12 KiB.
         assert_eq!(pinned() - before, 12, "{op}");
         run_with_unmaps(&mut *one, op);
         assert_eq!(one.counts().registrations, 0, "{op}");
@@ -125,8 +125,8 @@ fn a_cache_that_is_told_nothing_is_found_out() {
     for op in Op::ALL {
         let mut one = on_rxe(Strategy::Naive, Workload::plain(op, 9000).unmap_every(3));
         one.run(TRANSFERS).unwrap();
-        // The third transfer follows the first unmap. From then on, the registration pins pages
-        // that are no longer the buffer's, so every byte is stale.
+        // The first unmap precedes the third transfer. From then on, the registration pins pages
+        // that the buffer no longer has, so every byte is stale.
         let wrong = one.tally().unwrap().wrong_bytes;
         assert_eq!(wrong, (TRANSFERS - 2) * 9000, "{op}");
     }

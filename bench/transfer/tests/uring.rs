@@ -1,5 +1,5 @@
-//! Tests that the benchmark measures what it claims over io_uring, on any machine. Also tests that
-//! its results are saved, reported and compared.
+//! Tests on io_uring, on any machine, that the benchmark measures the transfers that it claims to
+//! measure. Also tests that results are saved, reported and compared.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::fs;
@@ -44,7 +44,7 @@ fn a_cache_that_is_told_nothing_is_found_out_and_the_others_are_not() {
 
 #[test]
 fn stale_bytes_end_a_measurement() {
-    // The buffer is registered only once, and then unmapped. So its registration becomes stale.
+    // The buffer is registered once, and unmapped later. So its registration becomes stale.
     let workload = Workload::plain(Op::Write, 4096).unmap_every(2);
     let mut variants = [on_uring(Strategy::PreRegistered, workload)];
     let taken = measure_cell(workload, EFFORT, &mut variants, &mut |_| {});

@@ -1,5 +1,6 @@
-//! Defines [`Rig`], which transfers bytes between memory that changes and a buffer of a peer. A rig
-//! has an RDMA device, a cache of the device's registrations, and the peer's buffer.
+//! Defines [`Rig`]. A rig has an RDMA device that is connected with itself, a cache of the device's
+//! registrations, and a buffer of the peer. It transfers bytes between this buffer and memory that
+//! changes.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ const ACCESS: Access = Access::LOCAL_WRITE
 const OLD: u8 = 0xA5;
 const NEW: u8 = 0x3C;
 
-/// The operation of a transfer, and the side of the transfer on which the memory changes.
+/// The operation of a transfer, and the role in it of the memory that changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// A send reads the memory.
@@ -45,7 +46,7 @@ impl Direction {
         Self::Read,
     ];
 
-    /// Returns the name of the direction. The names of tests contain it.
+    /// Returns the name of the direction. Tests use this name as a part of their own names.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -66,8 +67,9 @@ impl Direction {
     }
 }
 
-/// An RDMA device in a connection with itself, a cache of its registrations, and a buffer. One end
-/// of each transfer is the memory that changes, and the other end is the buffer.
+/// An RDMA device that is connected with itself, a cache of the device's registrations, and the
+/// peer's buffer. One end of each transfer is the memory that changes, and the other end is this
+/// buffer.
 #[derive(Debug)]
 pub struct Rig<M: Monitor> {
     loopback: Loopback,
@@ -80,7 +82,7 @@ impl<M: Monitor> Rig<M> {
     ///
     /// # Errors
     ///
-    /// The errors of the device.
+    /// Returns the errors of the device.
     pub fn new(device: Option<&str>, monitor: M) -> Result<Self> {
         let context = match device {
             Some(name) => Context::open(name)?,
@@ -109,19 +111,19 @@ impl<M: Monitor> Rig<M> {
     }
 
     /// Runs one scenario in one direction. The first transfer looks the memory up and moves bytes.
-    /// Then the memory changes, and the second transfer looks it up and moves bytes again.
+    /// Then the memory changes. The second transfer looks the memory up again and moves bytes.
     ///
-    /// The caller flushes a naive cache first, because an earlier scenario may have left an entry
-    /// for the same addresses in the cache.
+    /// If the cache is naive, the caller must flush it before each call. An earlier scenario may
+    /// have left an entry for the same addresses.
     ///
     /// # Errors
     ///
-    /// The errors of the scenario and of the device. It is also an error if bytes arrive that
-    /// belong neither to the old pages nor to the new pages.
+    /// Returns the errors of the scenario and of the device. Also returns an error if bytes arrive
+    /// that belong neither to the old pages nor to the new pages.
     pub fn reuse(&mut self, scenario: &Scenario, direction: Direction) -> Result<Outcome> {
         let first = |prepared: &Prepared| -> Result<()> {
-            // SAFETY: the memory is mapped, and this is the only reference to it. The reference
-            // ends before the memory changes.
+            // SAFETY: the memory is mapped, and no other reference to the memory exists. This
+            // reference ends before the memory changes.
             unsafe { prepared.memory().bytes() }.fill(OLD);
             let arrived = self.exchange(prepared, direction, OLD)?;
             if arrived.iter().all(|&byte| byte == OLD) {
@@ -132,14 +134,14 @@ impl<M: Monitor> Rig<M> {
         };
         // SAFETY: `first` leaves no reference to the memory, and drops the guard of its transfer.
         let prepared = unsafe { scenario.changed_after(first) }?;
-        // SAFETY: the memory is mapped again, and this is the only reference to it.
+        // SAFETY: the memory is mapped again, and no other reference to the memory exists.
         let bytes = unsafe { prepared.memory().bytes() };
         let changed = prepared.changed();
         if bytes[changed.clone()].iter().any(|&byte| byte != 0) {
             return Err("the memory did not change".into());
         }
         if direction.is_source() {
-            // If the registration is fresh, the second transfer moves these new bytes.
+            // If the registration is not stale, the second transfer moves these new bytes.
             bytes.fill(NEW);
         }
         let arrived = self.exchange(&prepared, direction, NEW)?;
@@ -172,8 +174,8 @@ impl<M: Monitor> Rig<M> {
         direction: Direction,
         filled: u8,
     ) -> Result<Vec<u8>> {
-        // SAFETY: the memory is mapped, and this is the only reference to it until this function
-        // returns.
+        // SAFETY: the memory is mapped, and no other reference to the memory exists until this
+        // function returns.
         let bytes = unsafe { prepared.memory().bytes() };
         let peer = &mut self.peer[..bytes.len()];
         peer.fill(if direction.is_source() { 0 } else { filled });
@@ -181,9 +183,9 @@ impl<M: Monitor> Rig<M> {
         let theirs = Self::lookup(&self.cache, peer)?;
         let (our_mr, their_mr) = (ours.registration(), theirs.registration());
         let link = &mut self.loopback;
-        // SAFETY: the registrations may be stale, because the suite tests for stale registrations.
-        // The old pages of a stale registration are mapped nowhere. Even a scenario that moves
-        // pages unmaps these pages at their new address.
+        // SAFETY: a registration may be stale, because the scenarios test for stale registrations.
+        // The old pages of a stale registration are mapped nowhere. Even a scenario that moves its
+        // pages to another address unmaps them there.
         unsafe {
             match direction {
                 Direction::Send => link.send_registered(bytes, our_mr, peer, their_mr),
@@ -201,8 +203,8 @@ impl<M: Monitor> Rig<M> {
         })
     }
 
-    /// Checks that the second transfer wrote [`NEW`] to the old pages. The function lets the device
-    /// read these pages by the cached registration.
+    /// Checks that the second transfer wrote [`NEW`] to the old pages. To read these pages, the
+    /// function makes a transfer with the stale registration in the cache.
     fn check_old_pages_were_written(&mut self, prepared: &Prepared) -> Result<()> {
         let seen = self.exchange(prepared, Direction::Write, 0)?;
         if seen.iter().any(|&byte| byte != NEW) {

@@ -1,5 +1,5 @@
-//! Defines [`demonstrate`]. This function shows the reuse bug on io_uring with a naive cache and
-//! with regcache, and prints the costs of both caches.
+//! Defines [`demonstrate`]. This function shows on io_uring that a naive cache has the reuse bug
+//! and that regcache does not. It also prints the costs of both caches.
 
 use regcache::monitor::Monitor;
 
@@ -13,17 +13,18 @@ fn count(device: &impl Device, rounds: u32) -> Result<u32> {
     Ok(stale)
 }
 
-/// Runs `rounds` rounds with a naive cache and with a cache on `monitor`, and prints the results.
+/// Runs `rounds` rounds with a naive cache, then `rounds` rounds with a cache on `monitor`. Prints
+/// the results.
 ///
 /// In each round, io_uring writes a page to a pipe. The function then unmaps the page and maps a
-/// new page at the same address. io_uring writes the new page to the pipe.
+/// new page at the same address. Then io_uring writes the new page to the pipe.
 ///
 /// Returns true if stale bytes arrived in every round with the naive cache, and in no round with
 /// the cache on `monitor`.
 ///
 /// # Errors
 ///
-/// The errors of the device.
+/// Returns the errors of the device.
 pub fn demonstrate<M: Monitor>(monitor: M, rounds: u32) -> Result<bool> {
     let naive = Uring::new(NeverReports)?;
     let mut naive_stale = 0;

@@ -1,16 +1,17 @@
-//! Defines the trait [`Device`] and the function [`reuse`]. A [`Device`] reads memory by cached
-//! registrations. [`reuse`] tests whether a [`Device`] reads stale pages in a scenario.
+//! Defines the trait [`Device`] and the function [`reuse`]. A device reads memory through the
+//! registrations of a cache. [`reuse`] tests whether a device reads old pages in a scenario.
 
 use std::error::Error as StdError;
 use std::ops::Range;
 
 use crate::scenario::{Prepared, Scenario};
 
-/// The result of a scenario. An error may have any type, because callers only display the error.
+/// The result type of this crate. An error may have any type, because callers only display the
+/// error.
 pub type Result<T> = std::result::Result<T, Box<dyn StdError + Send + Sync>>;
 
-/// The largest number of lookups before the change. Until the cache retains the registration,
-/// [`reuse`] repeats the lookup.
+/// The largest number of lookups before the change. [`reuse`] repeats the lookup until the cache
+/// retains the registration.
 const MAX_ATTEMPTS: u32 = 8;
 
 const OLD: u8 = 0xA5;
@@ -24,29 +25,31 @@ pub trait Device {
     /// Returns the name of the cache's monitor.
     fn monitor_name(&self) -> &'static str;
 
-    /// Looks `bytes` up, and lets the device read `bytes` by the registration. Returns the bytes
-    /// that the device read, and whether the cache retains the registration.
+    /// Looks `bytes` up, and lets the device read `bytes` through the registration. Returns the
+    /// bytes that the device read, and whether the cache retains the registration.
     ///
     /// # Errors
     ///
-    /// The errors of the device.
+    /// Returns the errors of the device.
     fn read_out(&self, bytes: &[u8]) -> Result<(Vec<u8>, bool)>;
 
     /// Flushes the cache.
     ///
     /// # Errors
     ///
-    /// The errors of the cache.
+    /// Returns the errors of the cache.
     fn flush(&self) -> Result<()>;
 }
 
-/// The result of a transfer after the memory has changed.
+/// The result of a scenario: the pages that the device read after the memory had changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The device read the pages that are mapped now, by a cached registration or a new one.
+    /// The device read the pages that are mapped now, through the cached registration or through a
+    /// new one.
     Fresh,
-    /// The device read the pages that are mapped now. But the cache had not retained the first
-    /// registration, so this registration could not become stale.
+    /// The device read the pages that are mapped now. But the cache had not retained the
+    /// registration of the first transfer. So no lookup could return this registration after the
+    /// change.
     Uncached,
     /// The device read the old pages, so the registration was stale.
     Stale,
@@ -57,8 +60,8 @@ pub enum Outcome {
 ///
 /// # Errors
 ///
-/// The errors of the scenario and of the device. It is also an error if the device reads bytes that
-/// belong neither to the old pages nor to the new pages.
+/// Returns the errors of the scenario and of the device. Also returns an error if the device reads
+/// bytes that belong neither to the old pages nor to the new pages.
 pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
     let (mut old, mut kept, mut after) = (Vec::new(), false, false);
     let first = |prepared: &Prepared| -> Result<()> {
@@ -67,8 +70,9 @@ pub fn reuse(device: &impl Device, scenario: &Scenario) -> Result<Outcome> {
         if before {
             fill(prepared, OLD);
         }
-        // The cache retains no registration of a range that its monitor suspects. An earlier change
-        // may have made the monitor suspect this range. So the lookup is repeated.
+        // After some changes, the userfaultfd monitor suspects a range for a while, and the cache
+        // then retains no registration of the range. An earlier scenario may have made this range
+        // suspect. So the lookup is repeated.
         kept = false;
         for _ in 0..MAX_ATTEMPTS {
             if !kept {
@@ -108,7 +112,7 @@ fn contents(prepared: &Prepared) -> Vec<u8> {
     unsafe { prepared.memory().bytes() }.to_vec()
 }
 
-/// Lets the device read the memory. The CPU does not access the memory in this function.
+/// Lets the device read the memory. The CPU does not access the memory during this call.
 fn read(device: &impl Device, prepared: &Prepared) -> Result<(Vec<u8>, bool)> {
     // SAFETY: the memory is mapped, and this is the only reference to it.
     device.read_out(unsafe { prepared.memory().bytes() })
@@ -132,8 +136,8 @@ fn judge(
         let is_new = arrived[i] == new[i];
         is_new || changed.contains(&i) && arrived[i] == old[i]
     };
-    // If each byte is either old or new, the device read old pages. These pages are no longer
-    // mapped at any address, or only the kernel holds them.
+    // The bytes differ from the new bytes. So if each byte is either old or new, the device read at
+    // least one old page.
     if (0..arrived.len()).all(is_either) {
         return Ok(Outcome::Stale);
     }

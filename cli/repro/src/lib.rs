@@ -1,12 +1,13 @@
-//! The reuse bug, shown by the bytes that a device reads.
+//! Shows the reuse bug by the bytes that a device reads.
 //!
 //! - A [`Scenario`] makes memory, and later puts other pages behind the memory's addresses.
-//! - A [`Device`] reads the memory by cached registrations. [`Uring`] is such a device, and needs
-//!   no adapter.
-//! - [`reuse`] lets a device read the memory before and after the change. A cache without a working
-//!   monitor hands out the old registration after the change, so the device reads the old pages.
+//! - A [`Device`] reads the memory through the registrations of a cache. [`Uring`] is such a
+//!   device, and needs no adapter.
+//! - [`reuse`] lets a device read the memory before and after the change. If no monitor reports the
+//!   change, the second lookup returns the old registration, and the device reads the old pages.
 //! - [`NeverReports`] is the monitor of a naive cache.
-//! - [`demonstrate`] compares a naive cache with regcache. `regcache repro` prints its results.
+//! - [`demonstrate`] compares a naive cache with regcache, and prints the results. `regcache repro`
+//!   calls this function.
 //!
 //! The conformance suite adds more scenarios and monitors.
 #![warn(missing_docs)]

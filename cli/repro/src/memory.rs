@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 /// A range of mapped addresses that a scenario owns and changes.
 ///
-/// Dropping a `Memory` unmaps nothing. Each scenario has a function that frees its memory. Only the
-/// scenario knows the mappings that are left at these addresses at its end.
+/// Dropping a `Memory` unmaps nothing. Each scenario has a function that frees its memory, because
+/// only the scenario knows which mappings are left at these addresses.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
     start: NonNull<u8>,
@@ -23,11 +23,12 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if the address `start` is 0.
+    /// Returns `EINVAL` if the address `start` is 0.
     ///
     /// # Safety
     ///
-    /// The caller owns these addresses: nothing else uses these addresses or refers to them.
+    /// The caller must own the addresses: no other code uses the memory at these addresses, and no
+    /// reference to this memory exists.
     pub unsafe fn at(start: usize, len: usize) -> io::Result<Self> {
         let start = NonNull::new(ptr::with_exposed_provenance_mut(start)).ok_or(Errno::EINVAL)?;
         Ok(Self { start, len })
@@ -59,15 +60,15 @@ impl Memory {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
-    /// Returns the part of the memory at these offsets.
+    /// Returns the part of the memory whose offsets are in `part`.
     ///
     /// # Panics
     ///
-    /// If the part does not lie within the memory.
+    /// Panics if the part does not lie within the memory.
     #[must_use]
     pub fn part(self, part: Range<usize>) -> Self {
         assert!(part.start <= part.end && part.end <= self.len);
-        // SAFETY: the offset is within the memory, because the function has checked it above.
+        // SAFETY: the offset is within the memory, as checked above.
         let start = unsafe { self.start.add(part.start) };
         Self {
             start,
@@ -81,11 +82,11 @@ impl Memory {
 ///
 /// # Errors
 ///
-/// The error of `mmap`.
+/// Returns the error of `mmap`.
 ///
 /// # Panics
 ///
-/// If `len` exceeds the length of `at`.
+/// Panics if `len` exceeds the length of `at`.
 pub fn mmap(at: Option<Memory>, len: usize, flags: i32, fd: i32) -> io::Result<Memory> {
     assert!(at.is_none_or(|at| len <= at.len));
     let start = at.map_or(ptr::null_mut(), Memory::as_ptr);
@@ -105,7 +106,7 @@ pub fn mmap(at: Option<Memory>, len: usize, flags: i32, fd: i32) -> io::Result<M
 ///
 /// # Errors
 ///
-/// The error of `mmap`.
+/// Returns the error of `mmap`.
 pub fn map(len: usize) -> io::Result<Memory> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     mmap(None, len, flags, -1)
@@ -116,7 +117,7 @@ pub fn map(len: usize) -> io::Result<Memory> {
 ///
 /// # Errors
 ///
-/// The error of `mmap`. `AddrNotAvailable` if the kernel chose another address.
+/// Returns the error of `mmap`, or `AddrNotAvailable` if the kernel chose another address.
 pub fn map_at(memory: Memory, how: i32) -> io::Result<()> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | how;
     same_address(memory, mmap(Some(memory), memory.len, flags, -1)?)
@@ -129,11 +130,11 @@ pub fn unmap(memory: Memory) {
     debug_assert_eq!(result, 0);
 }
 
-/// Checks that `given` starts at the address of `wanted`. The kernel has mapped `given`.
+/// Checks that `given`, which the kernel has just mapped, starts at the address of `wanted`.
 ///
 /// # Errors
 ///
-/// `AddrNotAvailable` if the addresses differ.
+/// Returns `AddrNotAvailable` if the addresses differ.
 pub fn same_address(wanted: Memory, given: Memory) -> io::Result<()> {
     if given.start == wanted.start {
         return Ok(());

@@ -1,5 +1,5 @@
-//! Measures the costs of a hit, a miss, a registration and `munmap` with several monitors. The
-//! samples of different monitors alternate, so that a disturbance affects all monitors.
+//! Measures the costs of a hit, a miss, a registration and `munmap` with several monitors. Samples
+//! of the monitors alternate, so that a disturbance affects all monitors alike.
 
 use std::hint::black_box;
 use std::io;
@@ -19,21 +19,21 @@ pub trait Costed {
     ///
     /// # Errors
     ///
-    /// The errors of the cache.
+    /// Returns the errors of the cache.
     fn look_up(&self, bytes: &[u8]) -> Result<()>;
 
     /// Flushes the cache.
     ///
     /// # Errors
     ///
-    /// The errors of the cache.
+    /// Returns the errors of the cache.
     fn flush_cache(&self) -> Result<()>;
 
     /// Registers and deregisters `bytes` without the cache.
     ///
     /// # Errors
     ///
-    /// The errors of the device.
+    /// Returns the errors of the device.
     fn register(&self, bytes: &[u8]) -> Result<()>;
 }
 
@@ -57,8 +57,8 @@ impl<M: Monitor> Costed for Uring<M> {
 
 type Sample = fn(&dyn Costed, &[u8]) -> Result<f64>;
 
-/// The rows of the table. A row has a name, the number of pages, and a function that takes one
-/// sample in nanoseconds.
+/// The rows of the table. A row has a name, the number of pages of the memory, and a function that
+/// measures one sample in nanoseconds.
 const ROWS: [(&str, usize, Sample); 6] = [
     ("hit of 64 KiB", 16, |cache, bytes| {
         cache.look_up(bytes)?;
@@ -85,12 +85,12 @@ const ROWS: [(&str, usize, Sample); 6] = [
     }),
 ];
 
-/// Prints a table of medians, one column per cache. Each figure is the median of `times` samples,
-/// followed by its ratio to the first column.
+/// Prints a table with a column for each cache. Each cell has the median of `times` samples, and in
+/// brackets the ratio of this median to the first column's median.
 ///
 /// # Errors
 ///
-/// The errors of the cache and of the device.
+/// Returns the errors of the cache and of the device.
 pub fn monitor_costs(columns: &[(&str, &dyn Costed)], times: usize) -> Result<()> {
     let names: Vec<_> = columns.iter().map(|it| it.0).collect();
     println!(
@@ -106,8 +106,8 @@ pub fn monitor_costs(columns: &[(&str, &dyn Costed)], times: usize) -> Result<()
             for ((_, cache), samples) in columns.iter().zip(&mut samples) {
                 samples.push(sample(*cache, &memory)?);
                 if columns.len() > 1 {
-                    // Only one userfaultfd can watch this memory at a time. So the cache of this
-                    // column must end its watch before the next column takes a sample.
+                    // Only one userfaultfd can watch a range at a time. So the flush ends the watch
+                    // of this cache before the next cache watches the same memory.
                     cache.flush_cache()?;
                 }
             }
@@ -129,7 +129,8 @@ fn nanoseconds(batch: u32, what: impl Fn() -> Result<()>) -> Result<f64> {
     Ok(started.elapsed().as_nanos() as f64 / f64::from(batch))
 }
 
-/// Maps a page, calls `before` on it, and unmaps it. Returns the time of `munmap` in nanoseconds.
+/// Maps a page, calls `before` with the page, and unmaps the page. Returns the time of `munmap` in
+/// nanoseconds.
 fn unmap(before: impl Fn(&[u8]) -> Result<()>) -> Result<f64> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;

@@ -1,8 +1,8 @@
 //! Defines [`Scenario`], one way in which the memory behind an address changes.
 //!
-//! A scenario makes memory. When the caller requests the change, the scenario puts other pages
-//! behind a part of the memory's addresses, or behind all of them. After the change, the memory is
-//! readable and writable at the same addresses.
+//! A scenario makes memory. When the caller requests the change, the scenario may put other pages
+//! behind some or all of the memory's addresses. After the change, the memory is readable and
+//! writable at the same addresses.
 
 use std::fmt;
 use std::io;
@@ -12,12 +12,12 @@ use std::ops::Range;
 use crate::PAGE;
 use crate::memory::{Memory, map, same_address, unmap};
 
-/// The length in bytes of the memory of most scenarios. The memory is small, so that the suite
-/// catches a driver that overlooks small invalidations.
+/// The length in bytes of the memory of most scenarios. The memory is small, so that a driver that
+/// overlooks small invalidations fails the scenarios.
 pub const SCENARIO_LEN: usize = 8 * PAGE;
 
 /// The largest number of attempts at one scenario. An attempt fails if the kernel gives the
-/// scenario's address to another thread.
+/// addresses of the memory to another thread.
 const MAX_ATTEMPTS: u32 = 8;
 
 /// One way in which memory changes.
@@ -33,15 +33,15 @@ pub struct Scenario {
     pub changed: fn(Memory) -> Range<usize>,
     /// Frees the memory.
     pub free: fn(Memory),
-    /// The times at which a program writes the memory.
+    /// The times at which the program that runs the scenario writes the memory.
     pub written: Written,
-    /// The value is true if the change always puts other pages behind the addresses. It is false if
-    /// the pages stay, or if the kernel or malloc decides whether the pages stay.
+    /// True if the change always puts other pages behind the addresses. False if the pages stay, or
+    /// if the kernel or malloc decides whether the pages stay.
     pub replaces: bool,
 }
 
-/// The times at which a program writes the memory. A write populates every page that is not
-/// populated yet.
+/// The times at which the program that runs the scenario writes the memory. A write populates every
+/// page that is not populated yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
     /// The program writes the memory before each transfer.
@@ -49,7 +49,8 @@ pub enum Written {
     /// The program writes the memory before the first transfer, and does not write it after the
     /// change.
     BeforeTheFirst,
-    /// The program itself does not write the memory. The change may write the memory.
+    /// The program does not write the memory itself. The function that changes the memory may write
+    /// it.
     ByTheChange,
 }
 
@@ -73,8 +74,8 @@ pub const fn scenario(name: &'static str, change: fn(Memory) -> io::Result<()>) 
     }
 }
 
-/// The shortest scenario with the reuse bug. The memory is unmapped, and the kernel returns the
-/// same address for the next `mmap`.
+/// The shortest scenario that shows the reuse bug. The memory is unmapped, and the kernel returns
+/// the same address for the next `mmap`.
 pub const MUNMAP_THEN_MMAP: &Scenario = &scenario("munmap_then_mmap", |memory| {
     unmap(memory);
     map_again(memory)
@@ -84,8 +85,8 @@ pub const MUNMAP_THEN_MMAP: &Scenario = &scenario("munmap_then_mmap", |memory| {
 ///
 /// # Errors
 ///
-/// The error of `mmap`. `AddrNotAvailable` if the kernel chose an address other than that of
-/// `memory`.
+/// Returns the error of `mmap`, or `AddrNotAvailable` if the kernel chose another address than the
+/// address of `memory`.
 pub fn map_again(memory: Memory) -> io::Result<()> {
     same_address(memory, map(memory.len())?)
 }
@@ -102,7 +103,7 @@ impl Scenario {
     ///
     /// # Errors
     ///
-    /// The kernel's error. `Unsupported` if this kernel does not support the scenario.
+    /// Returns the kernel's error, or `Unsupported` if this kernel does not support the scenario.
     pub fn prepare(&self) -> io::Result<Prepared> {
         Ok(Prepared {
             scenario: *self,
@@ -112,17 +113,17 @@ impl Scenario {
 
     /// Makes memory, lets `first` use the memory, and then changes the memory.
     ///
-    /// The function starts again if the kernel gives the address to another thread during the
-    /// change. This happens, for example, when malloc maps a heap for a thread that allocates for
-    /// the first time.
+    /// If the kernel gives the address to another thread during the change, the function starts
+    /// again. For example, malloc maps a heap when a thread allocates for the first time, and this
+    /// heap may get the address.
     ///
     /// # Errors
     ///
-    /// The kernel's error, or the error of `first`.
+    /// Returns the kernel's error, or the error of `first`.
     ///
     /// # Safety
     ///
-    /// `first` leaves no reference to the memory.
+    /// `first` must leave no reference to the memory.
     pub unsafe fn changed_after<E: From<io::Error>>(
         &self,
         mut first: impl FnMut(&Prepared) -> Result<(), E>,
@@ -132,15 +133,15 @@ impl Scenario {
             attempts += 1;
             let prepared = self.prepare()?;
             first(&prepared)?;
-            // SAFETY: `first` has left no reference to the memory, by the caller's promise.
+            // SAFETY: the caller promises that `first` leaves no reference to the memory.
             let Err(error) = (unsafe { prepared.change() }) else {
                 return Ok(prepared);
             };
-            // Another thread may own the memory at this address now. So the scenario must not free
-            // it.
+            // Another thread may own the memory at this address now. So the memory must not be
+            // freed here.
             mem::forget(prepared);
-            // These errors mean that another thread owns the address. The kernel chose a different
-            // address, or refused to replace an existing mapping.
+            // With these two errors, another thread may own the address. The kernel chose a
+            // different address, or refused to replace an existing mapping.
             let taken = matches!(
                 error.kind(),
                 io::ErrorKind::AddrNotAvailable | io::ErrorKind::AlreadyExists
@@ -153,8 +154,8 @@ impl Scenario {
 }
 
 impl Prepared {
-    /// Returns two values. The first is true if a program writes the memory before the first
-    /// transfer. The second is true if a program writes the memory after the change.
+    /// Returns two values. The first is true if the program writes the memory before the first
+    /// transfer. The second is true if the program writes the memory after the change.
     #[must_use]
     pub fn written(&self) -> (bool, bool) {
         match self.scenario.written {
@@ -170,16 +171,16 @@ impl Prepared {
         self.memory
     }
 
-    /// Puts other pages behind [`changed`](Self::changed).
+    /// Changes the memory: may put other pages behind the part [`changed`](Self::changed).
     ///
     /// # Errors
     ///
-    /// The kernel's error. `AddrNotAvailable` if the kernel chose an address other than that of the
-    /// memory.
+    /// Returns the kernel's error, or `AddrNotAvailable` if the kernel chose another address than
+    /// the address of the memory.
     ///
     /// # Safety
     ///
-    /// No reference to the memory exists.
+    /// No reference to the memory may exist.
     pub unsafe fn change(&self) -> io::Result<()> {
         (self.scenario.change)(self.memory)
     }

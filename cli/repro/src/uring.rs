@@ -1,4 +1,4 @@
-//! Defines [`Uring`], a [`Device`] that reads memory by fixed buffers of io_uring.
+//! Defines [`Uring`], a [`Device`] that reads memory through fixed buffers of io_uring.
 
 use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,7 +14,7 @@ use crate::device::{Device, Result};
 const CAPACITY: usize = 1 << 20;
 
 /// A ring, a cache of the ring's fixed buffers, and a pipe. The ring writes the bytes of a buffer
-/// into the pipe, and the CPU reads these bytes back.
+/// into the pipe, and the CPU reads these bytes from the pipe.
 #[derive(Debug)]
 pub struct Uring<M: Monitor> {
     io: FileIo,
@@ -28,17 +28,17 @@ impl<M: Monitor> Uring<M> {
     ///
     /// # Errors
     ///
-    /// The errors of the kernel.
+    /// Returns the errors of the kernel.
     pub fn new(monitor: M) -> io::Result<Self> {
         let io = FileIo::new()?;
         let cache = Cache::builder(io.registrar().clone())
             .monitor(monitor)
-            // The kernel could place the stack of a reaper at addresses that a scenario has
-            // unmapped. So the cache has no reaper.
+            // The kernel could map the stack of a reaper thread at addresses that a scenario has
+            // just unmapped. So the cache has no reaper.
             .background_reaper(false)
             .build()?;
         let (reader, writer) = io::pipe()?;
-        // SAFETY: the file descriptor is the pipe's, and the pipe is open.
+        // SAFETY: the file descriptor belongs to the pipe, which is open.
         let sized = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, CAPACITY) };
         Errno::result(sized)?;
         Ok(Self {
@@ -55,16 +55,17 @@ impl<M: Monitor> Uring<M> {
         &self.cache
     }
 
-    /// Lets the device read `bytes` by the registration of `guard`. The length of `bytes` must be
-    /// at most 1 MiB. Only one thread may call this function at a time, because all callers share
-    /// the pipe.
+    /// Lets the device read `bytes` through the registration of `guard`. The length of `bytes` must
+    /// be at most 1 MiB. Only one thread may call this function at a time, because all callers
+    /// share the pipe.
     ///
     /// # Errors
     ///
-    /// The errors of the device.
+    /// Returns the errors of the device.
     pub fn read_by(&self, bytes: &[u8], guard: &Guard<UringRegistrar, M>) -> Result<Vec<u8>> {
-        // SAFETY: the registration may be stale, because the suite tests for stale registrations. A
-        // stale registration does no harm here, because the device only reads.
+        // SAFETY: the registration may be stale, because the scenarios test for stale
+        // registrations. A stale registration does no harm here, because the device only reads the
+        // old pages.
         let moved = unsafe {
             self.io
                 .write_registered(self.writer.as_fd(), bytes, guard.registration(), 0)

@@ -12,7 +12,7 @@ use super::{Files, Finding, Level};
 const CLASS: &str = "/sys/class/infiniband";
 const UVERBS: &str = "/sys/class/infiniband_verbs";
 
-/// Returns true if the findings contain a device that can be used.
+/// Returns true if the findings contain a device that works, and no problem with libibverbs.
 pub(crate) fn usable(findings: &[Finding]) -> bool {
     let device = |it: &&Finding| it.subject.starts_with("device") || it.subject == "io_uring";
     let lists = |it: &Finding| it.subject != "libibverbs" || it.level == Level::Good;

@@ -1,5 +1,5 @@
-//! Defines [`Files`], the files that describe the kernel and the installation. Their root is `/`,
-//! or a directory that a test has made.
+//! Defines [`Files`], which reads the files that describe the kernel and the installation. Their
+//! root is `/`, or a directory that a test has made.
 
 use std::fs;
 use std::path::PathBuf;
@@ -33,7 +33,8 @@ impl Files {
         &self.release
     }
 
-    /// Returns the path below the root that stands for this absolute path.
+    /// Returns the path of a file below the root. `path` is the absolute path of the file on a real
+    /// machine.
     pub(crate) fn at(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
     }
@@ -87,8 +88,8 @@ impl Files {
 pub(crate) mod tests {
     use super::*;
 
-    /// Makes the directory of a fake machine with these files. Returns the directory, and [`Files`]
-    /// whose root is the directory.
+    /// Makes a directory with these files, which stands for a machine. Returns the directory, and
+    /// [`Files`] whose root is this directory.
     pub(crate) fn machine(name: &str, files: &[(&str, &str)]) -> (PathBuf, Files) {
         let root = std::env::temp_dir().join(format!("doctor-{name}-{}", std::process::id()));
         for (path, text) in files {

@@ -1,10 +1,10 @@
-//! Lists the devices by libibverbs. The tool loads the library at run time, because the library may
+//! Lists the devices that libibverbs can use. The tool loads libibverbs at run time, because it may
 //! not be installed.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-/// The answer of libibverbs.
+/// The devices that libibverbs can use, or [`Verbs::NotThere`] if libibverbs is not installed.
 #[derive(Debug)]
 pub(crate) enum Verbs {
     NotThere,
@@ -16,8 +16,8 @@ type GetList = unsafe extern "C" fn(*mut c_int) -> *mut *mut c_void;
 type FreeList = unsafe extern "C" fn(*mut *mut c_void);
 type GetName = unsafe extern "C" fn(*mut c_void) -> *const c_char;
 
-/// Loads libibverbs and lists its devices. The library stays loaded, because it does not support
-/// unloading.
+/// Loads libibverbs and lists the devices that it can use. The library stays loaded, because
+/// libibverbs does not support unloading.
 pub(crate) fn look() -> Verbs {
     // SAFETY: loading runs the constructors of libibverbs, which have no effect on this tool.
     let library = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOW) };
@@ -38,7 +38,7 @@ pub(crate) fn look() -> Verbs {
         return Verbs::NotThere;
     };
     // SAFETY: the functions of libibverbs with these names have the types that verbs.h declares.
-    // This code treats their structures as opaque.
+    // This code treats the structures of libibverbs as opaque.
     let (get_list, free_list, get_name) = unsafe {
         (
             std::mem::transmute::<*mut c_void, GetList>(get_list),
@@ -60,7 +60,7 @@ pub(crate) fn look() -> Verbs {
         // SAFETY: the device is in the list, and its name ends with a null byte.
         let name = unsafe { CStr::from_ptr(get_name(device.as_ptr())) };
         names.push(name.to_string_lossy().into_owned());
-        // SAFETY: this element was not null, so another element follows.
+        // SAFETY: the element at `next` was not null, so another element follows.
         next = unsafe { next.add(1) };
     }
     // SAFETY: libibverbs returned the list, and nothing uses the list or its devices after this

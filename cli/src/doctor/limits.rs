@@ -7,7 +7,7 @@ use super::{Files, Finding};
 /// The number of registrations that a cache retains by default.
 const ENTRIES: u64 = 65_536;
 
-/// The largest number of file descriptors that a cache uses. The monitor and the reaper use them.
+/// The largest number of file descriptors that the monitor and the reaper of a cache use.
 const DESCRIPTORS: u64 = 8;
 
 /// The bit number of `CAP_IPC_LOCK` in a set of capabilities. A process with this capability may
@@ -46,8 +46,8 @@ fn may_pin_any_amount(files: &Files) -> bool {
     effective.is_some_and(|it| it >> CAP_IPC_LOCK & 1 == 1)
 }
 
-/// Checks the limit on mappings. The limit matters only with userfaultfd, because a watch by
-/// userfaultfd splits the mapping at both ends of the watched range.
+/// Checks the limit on mappings. The limit matters only if the monitor is userfaultfd. Each watch
+/// of this monitor splits a mapping at both ends of the watched range.
 fn mappings(files: &Files, monitor: Option<&str>) -> Finding {
     let subject = "mappings";
     let limit = files.read("/proc/sys/vm/max_map_count");

@@ -1,8 +1,8 @@
 //! `regcache doctor`: checks whether this machine can cache registrations.
 //!
-//! Each part checks one area and returns [`Finding`]s. A finding that is a problem contains the
-//! commands that fix the problem. If no command can fix the problem, the finding contains none. The
-//! commands are for root on Debian, and can be run unchanged.
+//! Each module checks one area and returns [`Finding`]s. If a finding is a problem that commands
+//! can fix, it contains these commands. The commands are for root on Debian, and can be run
+//! unchanged. Commands that start with make or cargo work only in the root of the repository.
 
 mod devices;
 mod files;
@@ -17,7 +17,8 @@ use files::Files;
 pub(crate) enum Level {
     /// The checked item works.
     Good,
-    /// The checked item works but could be better, or caching does not need this item.
+    /// The checked item works but could be better, or it does not work but the cache does not need
+    /// it.
     Note,
     /// The checked item does not work.
     Missing,
@@ -75,8 +76,8 @@ impl Part {
     }
 }
 
-/// Runs all checks and prints the findings. Returns 0 if registrations are cached on this machine,
-/// and 1 otherwise.
+/// Runs all checks. Prints the findings, or only their commands if `commands_only` is true. Returns
+/// 0 if registrations are cached on this machine, and 1 otherwise.
 pub(crate) fn run(commands_only: bool) -> u8 {
     let files = Files::of_this_machine();
     let monitor = monitors::best();

@@ -5,8 +5,8 @@ use regcache::monitor::{OpenError, Ummunotify, Userfaultfd, UserfaultfdError};
 
 use super::{Files, Finding};
 
-/// Returns the name of the best monitor that this machine offers. A cache uses this monitor by
-/// default.
+/// Returns the name of the monitor that a cache on this machine uses by default: the driver, or
+/// else userfaultfd.
 pub(crate) fn best() -> Option<&'static str> {
     if Ummunotify::open().is_ok() {
         return Some("ummunotify");
@@ -45,7 +45,7 @@ fn driver_of(files: &Files, opened: Result<(), OpenError>) -> Finding {
                 .fixed_by("chmod a+r /dev/ummunotify")
         }
         OpenError::NoDriver { .. } => no_driver(files),
-        // This error means that the device file exists, but the driver is no longer loaded.
+        // With these errors the device file exists, but the driver is no longer loaded.
         OpenError::Open { ref source, .. }
             if matches!(source.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) =>
         {

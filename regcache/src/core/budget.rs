@@ -52,7 +52,7 @@ impl Budget {
             && self.bytes - self.leaving_bytes <= self.max_bytes
     }
 
-    /// Returns true if an entry of `bytes` fits in an empty cache.
+    /// Returns true if an entry that pins `bytes` bytes fits in an empty cache.
     pub(crate) fn could_hold(&self, bytes: usize) -> bool {
         let pool = self.pool.as_ref().map_or(usize::MAX, Pool::max_bytes);
         self.max_entries > 0 && bytes <= self.max_bytes.min(pool)
@@ -94,8 +94,8 @@ impl Budget {
         self.bytes
     }
 
-    /// Returns true if an entry of `bytes` would fit after the leaving entries are gone, and `gone`
-    /// other entries, which pin `gone_bytes` in total.
+    /// Returns true if an entry that pins `bytes` bytes would fit after the leaving entries are gone,
+    /// and `gone` other entries, which pin `gone_bytes` bytes together.
     pub(crate) fn would_hold(&self, bytes: usize, gone: usize, gone_bytes: usize) -> bool {
         let sum = (self.bytes - self.leaving_bytes - gone_bytes).checked_add(bytes);
         self.entries - self.leaving - gone < self.max_entries

@@ -273,7 +273,7 @@ impl<T> Entry<T> {
         if references != ONE {
             return Left::Others;
         }
-        // This load reads the value that this thread has just written. That write belongs to the
+        // The load reads the value that this thread has just written. That write belongs to the
         // release sequences of the other threads' releases. So all reads of the content by other
         // threads happen before this load.
         self.state.load(Ordering::Acquire);
@@ -492,7 +492,7 @@ mod tests {
         entry.state.fetch_add(many, Ordering::Relaxed);
         assert!(!entry.try_acquire());
         assert!(!entry.acquire());
-        // SAFETY: this releases one of the references added above.
+        // SAFETY: the call releases one of the references added above.
         assert_eq!(unsafe { entry.release() }, Left::Others);
         assert!(entry.acquire());
         // On some CPUs a compare-and-swap may fail spuriously.

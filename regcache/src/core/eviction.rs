@@ -1,10 +1,12 @@
 //! [`Eviction`]: the order in which entries are evicted, and the lists of entries to unlink and to
 //! deregister.
 //!
-//! The order is CLOCK (second chance), an approximation of LRU. The head of the list of live
-//! entries is evicted if it is idle and its reference bit is clear. An idle entry whose reference
-//! bit is set moves to the tail, and its bit is cleared. A hit does not touch the list. A hit only
-//! sets the reference bit of its entry. (docs/design/eviction.md compares CLOCK with other orders.)
+//! The order is CLOCK (second chance), an approximation of LRU. `Table::victim` (`table.rs`)
+//! examines the entry at the head of the list of live entries. The entry is evicted if it is idle
+//! and its reference bit is clear. An idle entry whose reference bit is set moves to the tail, and
+//! `Entry::was_used` clears its bit. A hit does not change the list. A hit only sets the reference
+//! bit of its entry (`Entry::touch` in `entry.rs`). (docs/design/eviction.md compares CLOCK with
+//! other orders.)
 //!
 //! Two rules bound the cost of a search, and let no search fail while an entry is idle:
 //!

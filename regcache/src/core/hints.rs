@@ -51,13 +51,13 @@ const FIRST_SETS: usize = 64;
 const MAX_SETS: usize = 1 << 18;
 
 /// A set of hints. A hint consists of a slot and the tag of a page. Tags are short, so two pages
-/// may have the same tag. About one in a hundred lookups of a page without a hint finds the slot of
-/// another page. The reader treats that slot as a wrong hint.
+/// may have the same tag. If a page has no hint, two or three in a hundred of its lookups find the
+/// slot of another page. The reader treats that slot as a wrong hint.
 #[derive(Debug, Default)]
 #[repr(align(16))]
 struct Set([AtomicU32; WAYS]);
 
-// SAFETY: a set of zero bytes is valid: it is a set without hints.
+// SAFETY: a `Set` whose bytes are all 0 is valid: it has no hints.
 #[cfg(not(loom))]
 unsafe impl FromZeros for Set {}
 

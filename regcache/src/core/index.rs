@@ -113,8 +113,8 @@ impl<A: Access> Index<A> {
 
 /// Returns the entries that end at `first` or later and start at `last` or earlier.
 fn between(map: &RangeMap, first: usize, last: usize) -> impl Iterator<Item = Slot> {
-    // Ranges are sorted by end as well. So these entries are neighbours in the map, and an
-    // iteration backwards from `last` finds them.
+    // Within a map, ranges that are sorted by start are also sorted by end. So these entries are
+    // neighbours in the map, and an iteration backwards from `last` finds them.
     map.back_from(last)
         .take_while(move |item: &Item| item.end >= first)
         .map(|item| item.slot)

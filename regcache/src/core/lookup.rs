@@ -80,7 +80,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 
     /// Searches the index for an entry that serves the request. Returns a guard of the entry, and
-    /// notes a hint to the entry.
+    /// notes a hint that leads later lookups to the entry's slot.
     fn find(
         &self,
         table: &mut Table<R::Access>,

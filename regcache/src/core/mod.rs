@@ -4,7 +4,10 @@
 //!
 //! - `lookup.rs` has the slow path of a lookup, and `reclaim.rs` makes room for it on a full
 //!   device;
-//! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file;
+//! - this file destroys registrations: [`Core::deregister`] is the only caller of
+//!   [`Registrar::deregister`];
+//! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file. The drop of a guard and
+//!   the reaper are two of the places that lead to [`Core::deregister`];
 //! - `table.rs` has all state that the cache's lock (`lock.rs`) protects, and uses `slots.rs` and
 //!   `index.rs`;
 //! - `range_map.rs`, `eviction.rs`, `batch.rs`, `hints.rs`, `budget.rs`, `pool.rs`, `widen.rs` and
@@ -218,7 +221,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         true
     }
 
-    /// Returns true if the drop of its last guard revokes a registration with this access.
+    /// Returns true if a registration with this access is revoked when its last guard is dropped.
     pub(crate) fn is_revocable(&self, access: R::Access) -> bool {
         self.revoke_remote_keys && access.is_remote()
     }

@@ -78,8 +78,8 @@ const NONE: usize = usize::MAX;
 /// The number of bits of a packed range that hold the length. The other bits hold the slot.
 const LEN_BITS: u32 = u64::BITS - Slot::BITS;
 
-/// The packed length of every range of this length (about 1 TiB) or more. The map stores the ends
-/// of such ranges separately.
+/// The packed length of every range that has this many bytes (about 1 TiB) or more. The map stores
+/// the ends of such ranges separately.
 const LONG: u64 = (1 << LEN_BITS) - 1;
 
 /// A block of ranges. The starts are in two cache lines, and a search reads only these lines. The

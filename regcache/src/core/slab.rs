@@ -6,7 +6,7 @@
 //! slab reserves address space for as many entries as the cache may hold (`zeroed.rs`).
 //!
 //! LeakSanitizer does not search mappings for pointers. So if a cache is never dropped,
-//! LeakSanitizer reports memory to which only an entry points as leaked.
+//! LeakSanitizer reports as leaked the memory to which only an entry points.
 
 use std::io;
 
@@ -43,7 +43,7 @@ const MOST_POPULATED: u32 = 1024;
 /// not write to the same cache line.
 type Padded<T> = CachePadded<Entry<T>>;
 
-// SAFETY: zero bytes are a valid value: a vacant entry.
+// SAFETY: a value whose bytes are all 0 is valid: it is a vacant entry.
 #[cfg(not(loom))]
 unsafe impl<T> FromZeros for Padded<T> {}
 

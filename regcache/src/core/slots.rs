@@ -37,7 +37,7 @@ pub(crate) enum Phase {
     Linked,
     /// The entry is out of the index and not deregistered yet. `held` is true if guards kept the
     /// entry alive when it was unlinked. In that case the entry is on the list of draining entries.
-    /// Otherwise the entry first is on the list of dead entries. A thread that begins to deregister
+    /// Otherwise the entry is first on the list of dead entries. A thread that begins to deregister
     /// the entry moves it from that list to the list of draining entries.
     Unlinked { held: bool },
 }
@@ -210,7 +210,7 @@ impl<A: Access> Slots<A> {
         self.at_mut(slot).phase = Phase::Pending { invalidated: true };
     }
 
-    /// Marks the pending slots for whose ranges `meant` returns true as invalidated.
+    /// Marks as invalidated the pending slots for whose ranges `meant` returns true.
     pub(crate) fn invalidate_pending(&mut self, meant: impl Fn(&VaRange) -> bool) {
         for i in 0..self.pending.len() {
             let record = self.at_mut(self.pending[i].slot);

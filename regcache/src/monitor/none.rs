@@ -1,5 +1,6 @@
-//! [`NoMonitor`], for machines without a sound monitor. `NoMonitor` watches nothing, so nothing is
-//! cached.
+//! [`NoMonitor`], for machines without a sound monitor. It refuses every watch, so the
+//! cache retains no registration. Its [`name`](Monitor::name) is `nothing`; elsewhere this monitor
+//! is called none.
 
 use std::io;
 

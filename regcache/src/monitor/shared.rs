@@ -20,7 +20,8 @@
 //! - M4: a mark is a flag in a subscription, and an entry in the list of the cache's marks. A new
 //!   subscription reserves the entry in advance, so that draining does not allocate.
 //! - M6: no cache can subscribe to a watch that was reported. A lookup drains before it watches. So
-//!   the watched memory is still the memory that the monitor accepted.
+//!   the range of a later subscriber still has the memory that it had when the monitor's `watch`
+//!   did not refuse it.
 //! - If draining the monitor fails, reports of any cache may be lost. So the next drain of each
 //!   cache fails.
 
@@ -237,8 +238,8 @@ impl Board {
             let Some(watch) = watches.get(&cookie.0) else {
                 return;
             };
-            // The reported change may have put memory here that the monitor would refuse. So no new
-            // subscription may use this watch.
+            // The reported change may have put memory into the range that the monitor would refuse.
+            // So no new subscription may use this watch.
             if by_range.get(&watch.range) == Some(&cookie.0) {
                 by_range.remove(&watch.range);
             }

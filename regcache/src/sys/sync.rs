@@ -4,9 +4,11 @@
 //!
 //! - the content of an entry, once [`UnsafeCell::with`] has returned a reference to it;
 //! - the counter page and the fork mark, which are memory that the kernel writes;
-//! - two stores that two CPUs see in different orders, because loom runs one thread at a time. An
-//!   error in the ordering of `drained` (`design.rs`, step 3) shows only in such stores. So no loom
-//!   test covers that ordering.
+//! - executions in which a thread's steps take effect in another order than the program's. loom
+//!   lets a load return an older value, but a compare-and-exchange always finds the newest. Suppose
+//!   that the ordering of `drained` (`design.rs`, step 3) were too weak. A lookup could then load
+//!   the new value of `drained` and yet acquire an entry that was killed before. Only an execution
+//!   of this kind shows the error, so no loom test covers this ordering.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{

@@ -88,8 +88,8 @@ mod mapped {
         #[inline]
         pub(crate) fn as_slice(&self) -> &[T] {
             // SAFETY: the mapping has room for `len` elements, is page-aligned, and lives as long
-            // as `self`. Zero bytes are a valid element. Only this method gives access to the
-            // mapping.
+            // as `self`. An element whose bytes are all 0 is valid. Only this method gives access
+            // to the mapping.
             unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
         }
 
@@ -108,7 +108,7 @@ mod mapped {
     }
 }
 
-/// An array on the heap, for loom, because zero bytes are not a valid loom atomic.
+/// An array on the heap, for loom, because an atomic of loom is not valid if its bytes are all 0.
 #[cfg(loom)]
 mod boxed {
     use std::io;

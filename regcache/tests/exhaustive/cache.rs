@@ -2,7 +2,8 @@
 //!
 //! No other thread runs during a step. A step is one load, one compare-and-swap, or one call of the
 //! driver or the device. Several changes under the lock are one step, if no thread can see them
-//! without the lock. The names are those of `regcache/src/core`.
+//! without the lock. If a part of the model has a counterpart in `regcache/src/core`, both have the
+//! same name.
 
 use crate::fault::Fault;
 use crate::kernel::bit;
@@ -92,12 +93,12 @@ impl Protocol {
                     At::Enter(Goal::Find)
                 }
                 Some(slot) if self.fault == Some(Fault::ReferenceAfterLiveness) => {
-                    say(format_args!("the hints lead to slot {slot}: it is live"));
+                    say(format_args!("the hints lead to slot {slot}, which is live"));
                     At::Take { slot }
                 }
                 Some(slot) => {
                     say(format_args!(
-                        "the hints lead to slot {slot}: it is live, takes a reference"
+                        "the hints lead to slot {slot}, which is live: takes a reference"
                     ));
                     self.use_entry(state, thread, slot, say)
                 }
@@ -406,7 +407,7 @@ impl Protocol {
     }
 
     /// Checks the entry to which the thread has taken a reference, and returns the next step. The
-    /// entry may be for another page than the lookup's.
+    /// entry may be for another page than the page of the lookup.
     fn use_entry(&self, state: &mut State, thread: usize, slot: u8, say: Say<'_>) -> At {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
         let entry = state.slot(slot);
@@ -476,8 +477,8 @@ impl Protocol {
         state.threads[thread].at = next;
     }
 
-    /// Releases a reference, and returns the next step. After the last reference of a dead entry,
-    /// the next step is its deregistration.
+    /// Releases a reference, and returns the next step. If this was the last reference to an
+    /// unlinked entry that is not on the list of dead entries, the next step deregisters the entry.
     fn release(&self, state: &mut State, slot: u8, last: Then, otherwise: At, say: Say<'_>) -> At {
         let entry = state.slot(slot);
         entry.references -= 1;
@@ -486,7 +487,7 @@ impl Protocol {
             return otherwise;
         }
         say(format_args!(
-            "  this was the last reference of a dead entry"
+            "  this was the last reference to an unlinked entry"
         ));
         self.saw(Sight::LastGuard);
         At::TakeOut { slot, then: last }
@@ -556,7 +557,7 @@ impl Protocol {
         }
     }
 
-    /// Removes an entry from the index and kills the entry.
+    /// Removes an entry from the index, and clears `live`.
     fn unlink(&self, state: &mut State, slot: u8, say: Say<'_>) {
         say(format_args!("  kills slot {slot}"));
         let at_once = self.fault == Some(Fault::DestroyedInUse);
@@ -660,8 +661,8 @@ impl Protocol {
         At::NextDead(AfterDead::Return)
     }
 
-    /// Publishes a registration, unless its slot was marked, and returns the next step. The thread
-    /// holds the lock and has drained the reports.
+    /// Publishes a registration, unless its slot was marked as invalidated, and returns the next
+    /// step. The thread holds the lock and has drained the reports.
     fn publish(&self, state: &mut State, thread: usize, slot: u8, pin: u8, say: Say<'_>) -> At {
         let page = state.threads[thread].lookup.unwrap_or_default().page;
         let invalidated = state.slot(slot).phase == Phase::Pending { invalidated: true };
@@ -726,8 +727,8 @@ impl Protocol {
         say(format_args!(
             "registers page {page}: pins version {version}"
         ));
-        // A place in `pins` is always free, because there are never more registrations than slots
-        // and threads together.
+        // `pins` always has a free element, because each slot and each other thread has at
+        // most one registration.
         let pin = state.pins.iter().position(Option::is_none)?;
         state.pins[pin] = Some(Pin { page, version });
         Some(pin as u8)

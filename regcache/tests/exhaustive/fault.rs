@@ -3,13 +3,13 @@
 
 use crate::model::{IN_USE, LEAKS, LIMIT, OTHER_RANGE, STALE, STUCK, TWICE};
 
-/// A rule of the protocol that the model breaks on purpose.
+/// A way in which the model breaks a rule of the protocol on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The driver reports a change only after the address can be handed out again.
     LateReport,
-    /// The driver tries its lock in place of waiting for it. If the lock is taken, the driver
-    /// leaves the report to a worker.
+    /// The driver does not wait for its lock. If the lock is taken, the driver leaves the report to
+    /// a worker.
     DeferredReport,
     /// A watch does not wait for an invalidation that is in flight.
     WatchDoesNotWait,
@@ -29,19 +29,20 @@ pub(crate) enum Fault {
     MarkClearedFirst,
     /// A lookup under the lock returns a marked entry.
     MarkedFound,
-    /// A miss publishes without checking whether its memory has changed meanwhile.
+    /// A miss publishes its registration without checking whether the memory has changed meanwhile.
     MarkNotLookedAt,
-    /// A hit checks that an entry is live, and takes a reference to it in a second step.
+    /// A hit checks that an entry is live, and takes a reference to the entry in a second step.
     ReferenceAfterLiveness,
-    /// A hit does not check that the entry serves its request.
+    /// A hit does not check that the entry is for the page of the lookup.
     EntryNotAsked,
     /// An unlinked entry is deregistered at once, even if guards still hold it.
     DestroyedInUse,
     /// A dead entry stays on the list of dead entries after it was deregistered.
     BuriedTwice,
-    /// A registration whose memory changed while it was made is leaked.
+    /// If the memory changes while a registration is made, the registration is leaked.
     SpoiltForgotten,
-    /// The lock is not released if the memory of a new registration has changed meanwhile.
+    /// A miss does not release the table's lock if the memory of its new registration has changed
+    /// meanwhile.
     LockKept,
     /// The thread that publishes a registration does not wake those that wait for it.
     PublishedSilently,
@@ -86,7 +87,7 @@ impl Fault {
     ];
 
     /// Returns the properties that this fault may violate. The checker must find a violation of one
-    /// of them.
+    /// of these properties.
     pub(crate) fn breaks(self) -> &'static [&'static str] {
         match self {
             Self::LateReport

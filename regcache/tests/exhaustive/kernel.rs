@@ -120,7 +120,7 @@ impl Protocol {
         struck
     }
 
-    /// Repeats the early reports of an invalidation at its end.
+    /// At the end of an invalidation, repeats the early reports of the invalidation.
     fn record_again(&self, state: &mut State, change: Change, say: Say<'_>) {
         let kernel = &mut state.kernel;
         let mut raised = false;
@@ -176,7 +176,8 @@ impl Protocol {
         }
     }
 
-    /// Reads one report, and returns the slot that it names. Returns `None` if there is no report.
+    /// Reads one report, and returns the slot that the report names. Returns `None` if there is no
+    /// report.
     pub(crate) fn read(state: &mut State) -> Option<u8> {
         let is_invalidated = |watch: &Option<Watch>| watch.is_some_and(|watch| watch.invalidated);
         let slot = state.kernel.watches.iter().position(is_invalidated)?;
@@ -193,8 +194,7 @@ impl Protocol {
     }
 }
 
-/// Returns true if a thread is in a call of the driver, so that the thread may hold the driver's
-/// lock.
+/// Returns true if a thread is in a call of the driver. Such a thread may hold the driver's lock.
 fn driver_is_busy(state: &State) -> bool {
     let in_driver =
         |at: &At| matches!(at, At::Watch { .. } | At::Unwatch { .. } | At::Drain { .. });

@@ -1,6 +1,7 @@
-//! These tests check the contract in every interleaving of a model. The model consists of the
-//! memory, the driver, the cache and a few application threads. Some tests break one rule on
-//! purpose. The checker must then find a violation, and print the steps that lead to the violation.
+//! These tests check the protocol of cache and driver in every interleaving of a model. The model
+//! consists of the memory, the driver, the cache and a few application threads. Some tests break
+//! one rule on purpose. The checker must then find a violation, and print the steps that lead to
+//! the violation.
 //!
 //! `docs/design/proof.md` defines the scope of the model. `state.rs` has the state, `kernel.rs` and
 //! `cache.rs` have the steps, and `model.rs` has the properties.
@@ -91,8 +92,8 @@ fn the_contract_holds_among_three_threads() {
 #[test]
 fn each_injected_fault_is_found() {
     for fault in Fault::ALL {
-        // Without the fault, the contract holds in all these scenarios. So a violation shows that
-        // the checker has found the fault.
+        // Without the fault, the contract holds in all scenarios of `SCENARIOS`. So a violation
+        // shows that the checker has found the fault.
         let found = SCENARIOS.iter().find_map(|&scenario| {
             let checker = Protocol::new(scenario, Some(fault))
                 .checker()

@@ -54,7 +54,8 @@ pub(crate) enum Action {
     /// A thread makes its next step. If the step has a choice of slots, the thread chooses the
     /// given slot.
     Go(usize, Option<u8>),
-    /// The worker makes a report that the driver has left to it. This happens only with a fault.
+    /// The worker makes a report that the driver has left to it. Only `Fault::DeferredReport` leads
+    /// to this action.
     Worker(u8),
 }
 
@@ -127,7 +128,7 @@ impl Sight {
         ),
         (
             Self::LastGuard,
-            "a last guard that deregistered a dead entry",
+            "a last guard that deregistered an unlinked entry",
         ),
         (
             Self::StaleFirst,

@@ -1,13 +1,14 @@
 //! The state of the model. The state is small, so that the checker can visit every state that can
-//! be reached.
+//! be reached. A *pin* is a registration of the modelled device. A *version* is the number of a
+//! physical page. A *fault* is a rule that the model breaks on purpose (`fault.rs`).
 
-/// The maximum number of pages. A scenario may use fewer pages, slots or threads than these
-/// constants, which are array sizes.
+/// The maximum numbers of pages, slots and threads, which are sizes of arrays. A scenario may use
+/// fewer pages, slots or threads.
 pub(crate) const PAGES: usize = 2;
 pub(crate) const SLOTS: usize = 3;
 pub(crate) const THREADS: usize = 3;
-/// The maximum number of registrations: one for each slot, and one for each thread, which the
-/// thread has not published.
+/// The maximum number of registrations. Each slot has at most one registration, and each thread has
+/// at most one more that is not published.
 const REGISTRATIONS: usize = SLOTS + THREADS;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,8 +28,8 @@ pub(crate) struct State {
 pub(crate) struct Kernel {
     pub(crate) pages: [Page; PAGES],
     pub(crate) generation: u8,
-    /// True if a report was read since the last `LAST` event. In that case, the read that finds no
-    /// further report returns `LAST`.
+    /// True if a report was read after the most recent `LAST` event. In that case, the read that
+    /// finds no further report returns `LAST`, which carries the generation.
     pub(crate) last_owed: bool,
     /// The watch of each slot. The slot serves as the cookie of its watch.
     pub(crate) watches: [Option<Watch>; SLOTS],
@@ -39,12 +40,12 @@ pub(crate) struct Kernel {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Page {
     pub(crate) mapped: bool,
-    /// The number of the physical page that is mapped. If no page is mapped, the number of the last
-    /// one.
+    /// The number of the physical page that is mapped, or that was mapped last if none is mapped
+    /// now.
     pub(crate) version: u8,
-    /// The oldest version that is not stale for a lookup that begins now. An older version is
-    /// stale, because the change that removed it has returned. It is also stale if a mapping call
-    /// has returned the address since.
+    /// The oldest version that is not stale for a lookup that begins now. An older version is stale
+    /// for one of two reasons. The system call that removed the version has ended, or a mapping
+    /// call has handed out the address after the version was removed.
     pub(crate) floor: u8,
 }
 
@@ -92,7 +93,8 @@ pub(crate) enum Phase {
         invalidated: bool,
     },
     Linked,
-    /// `dead` is true if the entry waits until a thread deregisters it.
+    /// `dead` is true if the entry is on the list of dead entries. There it waits until a thread
+    /// deregisters it.
     Unlinked {
         dead: bool,
     },
@@ -146,7 +148,7 @@ pub(crate) enum At {
     CheckMark { slot: u8 },
     /// Hit, with a fault: take a reference to an entry that was live in the step before.
     Take { slot: u8 },
-    /// Hit: release the reference to an entry that does not serve.
+    /// Hit: release the reference to an entry for another page.
     Release { slot: u8 },
     /// Take the lock, and load the generation.
     Enter(Goal),
@@ -155,7 +157,8 @@ pub(crate) enum At {
         goal: Goal,
         /// The generation before the drain.
         before: u8,
-        /// With a fault: the slots that were reported and not marked yet, one bit each.
+        /// With a fault: the slots that were reported and whose entries are not marked yet, one bit
+        /// each.
         held_back: u8,
     },
     /// With the lock, after the last report was read: store the generation of the marks.
@@ -193,7 +196,7 @@ pub(crate) enum At {
     Register { slot: u8, awaited: u8 },
     /// Make an uncached registration.
     Uncached,
-    /// Deregister the registration in a dead entry.
+    /// Deregister the registration of an unlinked entry.
     TakeOut { slot: u8, then: Then },
     /// Deregister a registration that was not published.
     Deregister { slot: u8, pin: u8, then: Then },
@@ -333,7 +336,8 @@ impl State {
         &mut self.cache.slots[usize::from(slot)]
     }
 
-    /// Returns true if no thread has an operation, a guard or a step left.
+    /// Returns true if no thread has an operation, a guard or a step left, and the worker has no
+    /// report left.
     pub(crate) fn is_over(&self) -> bool {
         let done = |t: &Thread| t.left == 0 && t.guard.is_none() && t.at == At::Idle;
         self.threads.iter().all(done) && !self.kernel.deferred.contains(&true)

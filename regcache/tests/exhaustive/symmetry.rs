@@ -2,18 +2,18 @@
 //! the checker explores only one of the two.
 //!
 //! Threads that began with the same number of operations are interchangeable. All pages are
-//! interchangeable too. The index of a registration's pin has no effect. Versions are only compared
-//! with other versions, and generations with other generations. So in each state the oldest version
-//! and the oldest generation can be renumbered to 0. Slots are not interchangeable, because the
-//! model always chooses the first suitable slot.
+//! interchangeable too. The index of a registration in `pins` has no effect. The model compares
+//! versions only with other versions, and generations only with other generations. So in each state
+//! the oldest version and the oldest generation can be renumbered to 0. Slots are not
+//! interchangeable, because the model always chooses the first suitable slot.
 
 use stateright::Representative;
 
 use crate::kernel::bit;
 use crate::state::{At, Goal, Guard, PAGES, Phase, State, THREADS};
 
-/// The orders of threads that the reduction tries. If a scenario has fewer threads, only the first
-/// orders are tried, which leave unused threads in place.
+/// The orders of threads that the reduction tries. If a scenario has fewer threads, the reduction
+/// tries only the first orders. Those orders leave the unused threads in place.
 const THREAD_ORDERS: [[usize; THREADS]; 6] = [
     [0, 1, 2],
     [1, 0, 2],

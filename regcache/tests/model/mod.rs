@@ -110,7 +110,7 @@ impl FakeKernel {
 /// A monitor on the modelled kernel, which keeps all rules of [`Monitor`].
 pub(crate) struct FakeMonitor(pub(crate) Arc<FakeKernel>);
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Monitor for FakeMonitor {
     fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
@@ -158,7 +158,8 @@ unsafe impl Monitor for FakeMonitor {
     }
 }
 
-/// An access that is a set of bits. A superset serves a subset.
+/// An access that is a set of bits. An access serves another access if it has all bits of the
+/// other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Bits(pub(crate) u8);
 
@@ -229,7 +230,7 @@ impl FakeDevice {
     }
 }
 
-// SAFETY: this is a model, without a device that reaches memory.
+// SAFETY: a model has no device, so a stale registration reaches no memory.
 unsafe impl Registrar for FakeDevice {
     type Access = Bits;
     type Registration = Pinned;

@@ -3,7 +3,7 @@
 //! reads show whether the registration was stale.
 //!
 //! - [`scenarios`] lists the changes.
-//! - [`matrix`] runs them in columns. Each column is a monitor on a device.
+//! - [`matrix`] runs the scenarios in columns. Each column is a monitor on a device.
 //! - [`thread_reuse`] races two threads for an address.
 //! - [`allocate_free_fork_and_look_up`] searches for deadlocks.
 //!

@@ -78,8 +78,8 @@ pub fn uring_columns() -> Vec<Column> {
         ),
         Column::of_uring("nothing", Verdict::Sound, || Ok(NoMonitor)),
     ];
-    // SAFETY: a stale registration does no harm, because the device only reads from its pages, and
-    // these pages are mapped nowhere.
+    // SAFETY: this monitor is unsound, so a registration can be stale. That does no harm, because
+    // the device only reads, and a stale registration reaches only pages that are mapped nowhere.
     let racy = || unsafe { Userfaultfd::open_racy() };
     match Userfaultfd::open() {
         Ok(_) => {
@@ -143,7 +143,7 @@ fn is_as_it_has_to_be(verdict: Verdict, scenario: &Scenario, outcome: &Result<Ou
 }
 
 /// Returns true if the error means that the scenario cannot run. In that case the kernel does not
-/// support the scenario, or the device cannot register such memory.
+/// support the scenario, or the device cannot register the memory of the scenario.
 fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
     let mut causes = regcache::error::chain(error);
     causes.any(|cause| {
@@ -156,8 +156,8 @@ fn is_unsupported(error: &(dyn StdError + 'static)) -> bool {
 
 /// Run the scenarios with each monitor, and print a table of the outcomes
 ///
-/// Exits with 1 in two cases: a sound monitor is stale in any scenario, or a negative control is
-/// not stale in a scenario that it must miss.
+/// Exits with 1 if the device read stale bytes with a sound monitor. Also exits with 1 if the
+/// device read no stale bytes in a scenario that a negative control must miss.
 #[derive(Parser)]
 struct Options {
     /// Print this before the name of each scenario

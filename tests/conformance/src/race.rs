@@ -99,8 +99,8 @@ pub fn thread_reuse<M: Monitor>(
         let mut played = 0;
         let mut a = || -> Result<()> {
             while played < rounds {
-                // This address is far from the addresses that the kernel chooses by itself. So the
-                // kernel gives this address to no other thread.
+                // The address of the page is far from the addresses that the kernel chooses by
+                // itself. So the kernel gives this address to no other thread.
                 let place = 0x5000_0000_0000 + (played as usize % 1024) * 2 * PAGE;
                 let page = map_fixed(place, PAGE, libc::MAP_FIXED_NOREPLACE)?;
                 if !reads(device, page, OLD)? {

@@ -2,9 +2,9 @@
 //! free, fork and look up. The cache holds registrations of the memory that malloc returns.
 //!
 //! With userfaultfd, a thread that unmaps memory sleeps until the monitor has read the event of
-//! that unmap. The sleeping thread may hold the cache's lock. If it is in `free`, it may also hold
-//! malloc's lock. The thread that reads the events must wait for neither lock. Otherwise each
-//! thread would wait for the other.
+//! that unmap. The sleeping thread may hold the cache's lock. A thread that sleeps in `free` may
+//! also hold malloc's lock. The thread that reads the events must wait for neither lock. Otherwise
+//! each thread would wait for the other.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -49,7 +49,8 @@ pub fn allocate_free_fork_and_look_up<M: Monitor>(
 ) -> Result<&'static Progress> {
     let progress: &'static Progress = Box::leak(Box::default());
     let stop: &'static AtomicBool = Box::leak(Box::default());
-    // This lock ensures that only one thread uses the pipe at a time.
+    // The device passes all bytes through one pipe. This lock lets only one thread use the pipe at
+    // a time.
     let pipe: &'static Mutex<()> = Box::leak(Box::default());
     let running: Vec<_> = (0..threads)
         .map(|seed| thread::spawn(move || run(device, seed, progress, stop, pipe)))
@@ -144,7 +145,7 @@ struct Options {
     threads: u64,
 }
 
-/// The duration without a completed lookup after which the threads count as deadlocked.
+/// If no lookup completes for this duration, the threads count as deadlocked.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the stress test. `allocator` names the program's global allocator, for the report.

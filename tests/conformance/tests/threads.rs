@@ -45,8 +45,8 @@ fn with_events_alone_it_is_at_times_given_the_old_one() {
     if strict().is_none() {
         return;
     }
-    // SAFETY: a stale registration does no harm, because the device only reads from its pages, and
-    // these pages are mapped nowhere.
+    // SAFETY: this monitor is unsound, so a registration can be stale. That does no harm, because
+    // the device only reads, and a stale registration reaches only pages that are mapped nowhere.
     let device = Uring::new(unsafe { Userfaultfd::open_racy() }.unwrap()).unwrap();
     let until = Instant::now() + Duration::from_secs(60);
     let (stale, played) = thread_reuse(&device, u32::MAX, |stale| {

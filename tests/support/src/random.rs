@@ -17,7 +17,7 @@ impl Random {
     /// Returns a random number below `limit`. The limit is at least 1 and at most 2^32.
     #[inline(always)]
     pub fn below(&mut self, limit: usize) -> usize {
-        // These constants are Knuth's constants for MMIX.
+        // The multiplier and the increment are those of Knuth's MMIX.
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)

@@ -115,7 +115,7 @@ impl DriverFile {
         unsafe { abi::register_region(self.raw(), region) }.map_err(errno)
     }
 
-    /// Watches the range of `region` by the extended call.
+    /// Watches the range of `region` by the call REGISTER_REGION2.
     ///
     /// # Errors
     ///
@@ -126,7 +126,7 @@ impl DriverFile {
         unsafe { abi::register_region2(self.raw(), region) }.map_err(errno)
     }
 
-    /// Watches the addresses `[start, start + len)` by the extended call, with these flags.
+    /// Watches the addresses `[start, start + len)` by the call REGISTER_REGION2, with these flags.
     ///
     /// # Errors
     ///
@@ -183,7 +183,7 @@ impl DriverFile {
     ///
     /// # Errors
     ///
-    /// The error of `read`. It is `EAGAIN` if nothing is to be read.
+    /// The error of `read`. The error is `EAGAIN` if there is nothing to read.
     pub fn drain(&self) -> nix::Result<(Vec<u64>, u64)> {
         let mut cookies = Vec::new();
         loop {

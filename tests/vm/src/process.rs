@@ -23,7 +23,7 @@ impl Child {
     /// `body` returns false.
     ///
     /// The other threads of the test program do not exist in the child. So `body` must not wait for
-    /// another thread. It should also allocate little.
+    /// another thread. `body` should also allocate little.
     ///
     /// # Errors
     ///
@@ -42,8 +42,8 @@ impl Child {
         }
     }
 
-    /// Runs `body` in a child that shares this process's memory, as after `vfork`, but has a
-    /// separate stack. Waits for the child, and returns the result of `body`.
+    /// Runs `body` in a child that shares the memory of this process, as after `vfork`. The child
+    /// has a separate stack. Waits for the child, and returns the result of `body`.
     ///
     /// # Errors
     ///
@@ -76,7 +76,7 @@ impl Child {
         self.0.expect("the child has been waited for")
     }
 
-    /// Waits for the child. Returns true if it exited with 0.
+    /// Waits for the child. Returns true if the child exited with 0.
     ///
     /// # Errors
     ///

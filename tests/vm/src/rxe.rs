@@ -16,7 +16,7 @@ const CAPACITY: usize = 1 << 20;
 /// The first RDMA device in a connection with itself, and a cache of its registrations.
 #[derive(Debug)]
 pub struct Rxe<M: Monitor> {
-    /// The connection, and the buffer in which its sends arrive.
+    /// The connection, and the buffer in which the sends of the connection arrive.
     link: Mutex<(Loopback, MmapMut)>,
     cache: Cache<MrRegistrar, M>,
 }
@@ -58,7 +58,7 @@ impl<M: Monitor> Device for Rxe<M> {
         let to = self.cache.get(sink.as_ptr(), sink.len(), access)?;
         // SAFETY: the registration of `bytes` may be stale, because the suite tests for stale
         // registrations. A stale registration does no harm here, because the device only reads from
-        // its pages. The sink stays mapped, so the registration of the sink is never stale.
+        // the pinned pages. The sink stays mapped, so the registration of the sink is never stale.
         unsafe { link.send_registered(bytes, from.registration(), sink, to.registration()) }?;
         Ok((sink.to_vec(), from.is_cached()))
     }

@@ -1,7 +1,7 @@
 //! Tests programs that replace the global allocator. The allocator returns freed memory to the
 //! kernel. After that, a naive cache must return a stale registration, and a cache with a sound
-//! monitor must not. These tests do not run under a sanitizer, because a sanitizer also replaces
-//! the allocator.
+//! monitor must not return one. These tests do not run under a sanitizer, because a sanitizer also
+//! replaces the allocator.
 #![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 

@@ -192,9 +192,9 @@ fn devices_and_domains_do_not_mix_their_registrations() {
     assert_eq!(keys.len(), 2);
 }
 
-/// A registrar of addresses that are backed by a device's memory, as `ibv_reg_mr` is with
-/// nvidia-peermem. Each memory has a number. A registration is the number of the memory that is
-/// behind the addresses at that moment.
+/// A registrar for addresses at which a device has its own memory. With nvidia-peermem,
+/// `ibv_reg_mr` registers such addresses. The number identifies the device memory that is at the
+/// addresses now.
 struct PeerMemory(AtomicU64);
 
 // SAFETY: the registration is only a number, and gives access to no memory.

@@ -1,5 +1,6 @@
-//! Tests bad input to a cache on the real driver and device. Each bad input must return a typed
-//! error whose message advises the user, and must leave no entry behind. Needs the VM.
+//! Tests bad input to a cache on the real driver and device. For each bad input, the lookup must
+//! return a typed error, and must leave no entry behind. The message of the error must advise the
+//! user. Needs the VM.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use regcache::monitor::{OpenError, Ummunotify};

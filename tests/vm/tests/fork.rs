@@ -14,7 +14,7 @@ use regcache_verbs::{Access, Context, Loopback, MrRegistrar, Pd, fork_init};
 
 type VerbsCache = Cache<MrRegistrar, Ummunotify>;
 
-/// The environment variable that marks the process with the fork support.
+/// If this environment variable is set, the process switches the fork support on.
 const SUPPORTED: &str = "REGCACHE_TEST_FORK_INIT";
 
 /// Returns a lock that every test holds. Only one test runs at a time, because the kernel counts
@@ -55,8 +55,8 @@ fn sends_what_is_there(link: &mut Loopback, cache: &VerbsCache, memory: &Pages, 
     memory.write(0, byte);
     // SAFETY: the page is mapped, and no other reference to it exists during the call.
     let source = unsafe { std::slice::from_raw_parts(memory.page(0), PAGE) };
-    // The sink is not on the heap. With the fork support, libibverbs removes whole registered pages
-    // from children, and a child needs its heap.
+    // The sink is not on the heap. With the fork support, a child does not get the pages that
+    // contain registered memory, and a child needs its heap.
     let sink = Pages::new(1).unwrap();
     // SAFETY: the page is mapped, and no other reference to it exists during the call.
     let received = unsafe { std::slice::from_raw_parts_mut(sink.page(0), PAGE) };

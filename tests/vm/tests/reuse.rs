@@ -25,7 +25,7 @@ fn expect<M: Monitor>(
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // The kernel must return the same address to the same test again. So the tests do not run in
+    // Each test needs the kernel to return the same address again. So the tests do not run in
     // parallel.
     arguments.test_threads = Some(1);
     let mut trials = Vec::new();

@@ -103,8 +103,8 @@ impl<M: Monitor> Field<M> {
         }
     }
 
-    /// Drops the guard, or leaves the guard on the shelf. Another thread may drop a guard on the
-    /// shelf.
+    /// Drops the guard, or leaves the guard on the shelf. Another thread may drop a guard that is
+    /// on the shelf.
     fn put_down(&self, guard: Guard<Kept, M>, random: &mut Random) {
         if random.below(4) == 0 {
             let other = self.shelf[random.below(self.shelf.len())]
@@ -115,7 +115,8 @@ impl<M: Monitor> Field<M> {
         }
     }
 
-    /// Looks up random memory until the test ends. The memory may be changing or unmapped.
+    /// Looks up random memory until the test ends. The memory may be changing or unmapped, so a
+    /// lookup may fail.
     fn look_up(&self, seed: u64) {
         let mut random = Random::new(seed);
         let (mut answers, mut refusals) = (0, 0);

@@ -20,7 +20,10 @@ int main(void)
 
 	char *sink = malloc(length);
 	for (char round = 0; round < 100; round++) {
-		/* The address is the last buffer's. A naive cache would send the old bytes. */
+		/*
+		 * The kernel maps each buffer at the same address. A naive cache would send old
+		 * bytes.
+		 */
 		char *source = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (source == MAP_FAILED)
 			err(1, "mmap");

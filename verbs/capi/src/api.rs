@@ -82,8 +82,8 @@ pub unsafe extern "C" fn regcache_create_for(
     })
 }
 
-/// Returns a registration that covers a range and allows an access. Makes one
-/// if none is cached.
+/// Returns a registration that covers a range and allows an access. Makes a
+/// registration if none is cached.
 ///
 /// The registration is never stale: it covers the pages that are mapped in the
 /// range now. It stays valid for these pages until the guard is put, even if
@@ -147,12 +147,12 @@ pub unsafe extern "C" fn regcache_get(
 }
 
 /// Returns a guard to the cache. Call this function once for each guard, from
-/// any thread. First poll the completions of all work with the registration's
-/// keys, because the device accepts the keys even after this call. The
-/// following teardown is wrong: a peer's send can overwrite memory that has
-/// another owner by then.
+/// any thread. First poll the completions of all work that uses the
+/// registration's keys, because the device accepts the keys even after this
+/// call. The following teardown is wrong: a peer's send can overwrite memory
+/// that has another owner by then.
 ///
-///     regcache_put(guard);    // A receive with its lkey is still posted.
+///     regcache_put(guard);    // A receive with the guard's lkey is still posted.
 ///     free(buffer);
 ///     ibv_destroy_qp(qp);     // Call this first, because it ends all work.
 ///
@@ -236,7 +236,8 @@ pub unsafe extern "C" fn regcache_flush(
     })
 }
 
-/// Reads the statistics of a cache.
+/// Reads the statistics of a cache. In a child by fork(2), the statistics of a
+/// parent's cache are all 0.
 ///
 /// @param cache  The cache.
 /// @param stats  Receives the statistics. Fields that this library does not know
@@ -275,8 +276,10 @@ pub unsafe extern "C" fn regcache_query_stats(
 }
 
 /// Returns a file descriptor that polls readable when regcache_reap() has work.
-/// Add it to an event loop, and do not read from it. regcache_destroy() closes
-/// the descriptor.
+/// Add the descriptor to an event loop, and do not read from it.
+/// regcache_destroy() closes the descriptor. In a child by fork(2), this
+/// function also returns the descriptor of a parent's cache. The descriptor is
+/// of no use there, because regcache_reap() fails with -ESTALE.
 ///
 /// @param cache  The cache.
 /// @return       The descriptor, or a negative errno:
@@ -308,7 +311,7 @@ pub unsafe extern "C" fn regcache_fd(cache: *mut Cache) -> c_int {
 ///               -EBADF: `cache` is not a cache, or was destroyed.
 ///               -ESTALE: `cache` belongs to the parent process.
 ///               -EDEADLK: called from within a callback.
-///               Others: the monitor's.
+///               Another errno is from the monitor.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_reap(cache: *mut Cache) -> c_int {
     call(|thread| {
@@ -341,11 +344,12 @@ pub unsafe extern "C" fn regcache_destroy(cache: *mut Cache) -> c_int {
     })
 }
 
-/// Returns the name of the monitor that a cache uses.
+/// Returns the name of the monitor that a cache uses. A child by fork(2) may also
+/// pass a cache of its parent.
 ///
 /// @param cache  The cache.
-/// @return       "ummunotify"; "userfaultfd"; "nothing", if there is no monitor and so
-///               nothing is cached; or NULL on an error.
+/// @return       "ummunotify"; "userfaultfd"; "nothing" for REGCACHE_MONITOR_NONE, with
+///               which no registration is cached; or NULL on an error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_monitor_name(cache: *mut Cache) -> *const c_char {
     let mut name = ptr::null();

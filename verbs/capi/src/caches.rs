@@ -1,7 +1,7 @@
 //! The table of caches, and the proof that no cache is destroyed while a thread uses it.
 //!
 //! A slot of the table holds a cache while the slot's word is the cache's handle (`handle.rs`). A
-//! count of users in the cache would make every lookup of every thread write one cache line.
+//! count of users in the cache would make every lookup of every thread write the same cache line.
 //! Instead each thread has a separate word, [`ThreadRecord::busy`]. A lookup and a destroy take
 //! these steps:
 //!
@@ -12,7 +12,7 @@
 //!   L3  load the slot's word; if it is    D3  load every thread's busy; wait while
 //!       not the handle, return an error       it is the handle
 //!   L4  use the cache                     D4  free the cache
-//!   L5  busy = 0                          D5  slot word: the next free one
+//!   L5  busy = 0                          D5  slot word: closing -> free
 //! ```
 //!
 //! The argument:
@@ -27,7 +27,8 @@
 //!    acquires, so L4 happened before D4. A later lookup of the same handle by this thread is after
 //!    the fence, so point 2 applies to it.
 //! 5. Suppose that D3 does not find a thread in the list of records. Then the thread put its record
-//!    into the list after the fence. Its L3 is later still, so point 2 applies to it.
+//!    into the list after the fence. L3 of every lookup by this thread is later still, so point 2
+//!    applies to the lookup.
 //! 6. Handles are never reused. A forked child has copies of the `busy` words of threads that it
 //!    does not have. Such a word never equals the handle of a live cache of the child, so the child
 //!    does not wait for it.
@@ -196,8 +197,8 @@ fn none_out(handle: u64) -> Result<(), Error> {
     }
 }
 
-/// Flushes the cache, and waits until other threads have destroyed their registrations. Such a
-/// thread may be putting a last guard, or may be the reaper.
+/// Flushes the cache, and waits until the other threads that deregister for the cache are done.
+/// Such a thread may be putting a last guard, or may be the reaper.
 fn wait_for_deregistrations(instance: &Instance) -> Result<(), Error> {
     let mut flushed = instance.cache.flush()?;
     while !flushed.wait(Duration::from_secs(3600)) {}

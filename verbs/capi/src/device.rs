@@ -54,14 +54,15 @@ pub(crate) struct Registered {
     pub(crate) lkey: u32,
     pub(crate) rkey: u32,
     pub(crate) registration: *mut c_void,
-    /// The registration of libibverbs, or `None` if the device is one of callbacks.
+    /// The registration of libibverbs, or `None` if callbacks implement the device.
     mr: Option<Mr>,
 }
 
-// SAFETY: the pointer is an `ibv_mr`'s or the callbacks'. Any thread may use an `ibv_mr`, as `Mr`
-// states. By the header, callbacks may be called with their pointer from any thread.
+// SAFETY: the pointer is the one to an `ibv_mr`, or one that a callback returned. Any thread may
+// use an `ibv_mr`, as `Mr` states. By the header, callbacks may be called with their pointer from
+// any thread.
 unsafe impl Send for Registered {}
-// SAFETY: as above. This crate does not dereference the pointer.
+// SAFETY: the reasons for `Send` also hold for `Sync`. This crate does not dereference the pointer.
 unsafe impl Sync for Registered {}
 
 // SAFETY: for verbs, `MrRegistrar` keeps the contract. For callbacks, the header states the

@@ -3,14 +3,14 @@
 //! Each guard is taken out of the table once:
 //!
 //! 1. A slot holds a guard while the slot's word is the guard's handle (`handle.rs`).
-//! 2. [`take`] exchanges that word for the next one. Of all threads that ever put a handle, only
-//!    one succeeds. Only that thread reads the guard.
+//! 2. [`take`] exchanges that word for the slot's next word. Of all threads that put the same
+//!    handle, only one succeeds. Only that thread reads the guard.
 //! 3. Slots are in chunks that are never freed or moved. So it is safe to look up any handle.
 //!
 //! A free slot is in one of three places: a thread's [`FreeSlots`], a batch in the common pool, or
-//! the part of the table that was never used. A thread that both looks up and puts writes nothing
-//! that another thread uses. If some threads only look up and others only put, slots return in
-//! batches through the pool.
+//! the part of the table that was never used. If a thread both gets guards and puts them, it writes
+//! nothing that another thread uses. If some threads only look up and others only put, slots return
+//! in batches through the pool.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::UnsafeCell;
@@ -51,8 +51,8 @@ static TABLE: [AtomicPtr<GuardSlot>; CHUNKS] = [const { AtomicPtr::new(ptr::null
 ///
 /// The bits above the low 24 count changes of the pool. Suppose that a thread is preempted between
 /// its load and its exchange, and that other threads take the first batch and put it back. Without
-/// the count, the thread would take the changed pool for the unchanged one. The count wraps after
-/// 2^40 changes.
+/// the count, the thread's exchange would succeed although the pool has changed. The count wraps
+/// after 2^40 changes.
 static POOL: AtomicU64 = AtomicU64::new(0);
 const POOL_SLOT: u64 = (1 << 24) - 1;
 const POOL_CHANGE: u64 = 1 << 24;
@@ -97,8 +97,8 @@ fn refill(free: &mut FreeSlots) {
         return;
     };
     if make_chunk(first / CHUNK).is_none() {
-        // There is no memory for the chunk. The batch is never used, which is acceptable because
-        // there are 16 777 216 slots.
+        // Without memory for the chunk, the slots of this batch are never used. That is acceptable,
+        // because there are 16 777 216 slots.
         return;
     }
     for index in (first..first + batch).rev() {
@@ -164,8 +164,8 @@ fn pool_pop() -> Option<u32> {
     let mut pool = POOL.load(Ordering::Acquire);
     loop {
         let index = ((pool & POOL_SLOT) as u32).checked_sub(1)?;
-        // Another thread may have taken the batch since the load, and may be writing this word. If
-        // so, the exchange fails and the value of `next` is not used.
+        // Another thread may have taken this batch after `POOL` was loaded, and may be writing
+        // `next_batch`. If so, the exchange fails and the value of `next` is not used.
         let next = at(index)?.next_batch.load(Ordering::Relaxed);
         let now = pool_word(pool, next);
         match POOL.compare_exchange_weak(pool, now, Ordering::Acquire, Ordering::Acquire) {

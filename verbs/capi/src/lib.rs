@@ -15,8 +15,8 @@
 //! - `caches.rs`: the table of caches, and the proof that none is destroyed while a thread uses it.
 //! - `guards.rs`: the table of guards, and the proof that each is taken back once.
 //! - `device.rs`: one registrar type for `ibv_mr`s and for the registrations of callbacks.
-//! - `thread_record.rs`, `free_slots.rs`: the state of each thread. Because of it, hits of several
-//!   threads share no cache line.
+//! - `thread_record.rs`, `free_slots.rs`: the state of each thread, which is separate so that hits
+//!   of several threads share no cache line.
 //! - `types.rs`: the structures and constants.
 //! - `error.rs`: the errors, with their messages and errnos.
 //! - `handle.rs`: the layout of handles.

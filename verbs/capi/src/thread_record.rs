@@ -104,7 +104,7 @@ impl ThreadRecord {
             let pushed = RECORDS.compare_exchange_weak(
                 first,
                 ptr::from_ref(record).cast_mut(),
-                // This order is for point 5 of the argument in `caches.rs`.
+                // Point 5 of the argument in `caches.rs` relies on this order.
                 Ordering::SeqCst,
                 Ordering::Relaxed,
             );

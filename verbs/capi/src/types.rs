@@ -36,12 +36,12 @@ pub const REGCACHE_MONITOR_UMMUNOTIFY: c_uint = 1;
 /// Monitor: userfaultfd, with a check at each lookup. Creating the cache
 /// fails if userfaultfd is not available.
 pub const REGCACHE_MONITOR_USERFAULTFD: c_uint = 2;
-/// Monitor: none. Each lookup registers, and nothing is cached.
+/// Monitor: none. Each lookup registers, and no registration is cached.
 pub const REGCACHE_MONITOR_NONE: c_uint = 3;
 
-/// Flag of a cache: deregister memory that was registered for remote access
-/// when its last guard is put. From then on, a peer cannot use the remote
-/// key. Without this flag the cache retains such registrations like others.
+/// Flag of a cache: end a registration for remote access when the last guard
+/// of the registration is put. From then on, a peer cannot use the remote key.
+/// Without this flag the cache retains such registrations like all others.
 pub const REGCACHE_REVOKE_REMOTE_KEYS: c_uint = 1;
 /// Flag of a cache: do not start a reaper, the thread that deregisters memory
 /// after it was unmapped. The application polls regcache_fd() and calls
@@ -99,7 +99,7 @@ pub struct Attr {
     pub merge_up_to: u64,
 }
 
-/// A registration that regcache_get() found.
+/// A registration that regcache_get() returned.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Mr {
@@ -172,7 +172,7 @@ pub struct Device {
 macro_rules! define_stats {
     ($({ $field:ident: $type:ty, $metric:literal, $description:literal })*) => {
         /// `struct regcache_stats`: the statistics of a cache, in the order of
-        /// the core's table.
+        /// the table in regcache/src/stats.rs.
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default)]
         pub struct Stats {

@@ -1,7 +1,7 @@
 //! Checks `regcache.h`. The header must be the one that `cbindgen` generates from the source. It
 //! must compile as C99 and as C++17 without warnings. The header, the version script and the manual
 //! page must name the same functions. The header must have the version of the package, and the
-//! descriptions of statistics from the core's table.
+//! descriptions of statistics from the table in regcache/src/stats.rs.
 //!
 //! `REGCACHE_WRITE_HEADER=1` writes a new header.
 #![expect(clippy::unwrap_used, reason = "a test")]

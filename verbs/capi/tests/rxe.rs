@@ -1,6 +1,7 @@
-//! Runs the C library on the driver and an RDMA device. The programs are the guide's example, a
-//! cache of a protection domain (also under valgrind), and a device of callbacks. `cargo xtask
-//! test` runs this suite in the virtual machine, with the library installed.
+//! Runs the C library on the driver and an RDMA device. There are three programs. `first` is the
+//! guide's example. `verbs` uses a cache of a protection domain, and also runs under valgrind.
+//! `device` uses a cache on a device of callbacks. `cargo xtask test` runs this suite in the
+//! virtual machine, with the library installed.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod site;

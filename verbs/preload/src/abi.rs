@@ -79,6 +79,18 @@ pub(crate) struct Wc {
     pub(crate) dlid_path_bits: u8,
 }
 
+impl Wc {
+    /// Returns the status in the lower half, and the opcode in the upper half.
+    #[inline]
+    pub(crate) fn status_and_opcode(&self) -> u64 {
+        if cfg!(target_endian = "little") {
+            // SAFETY: the opcode follows the status. One load is cheaper than two.
+            return unsafe { (&raw const self.status).cast::<u64>().read_unaligned() };
+        }
+        u64::from(self.status.cast_unsigned()) | u64::from(self.opcode.cast_unsigned()) << 32
+    }
+}
+
 /// The part of `struct ibv_srq` that the shim reads.
 #[repr(C)]
 pub(crate) struct IbvSrq {
@@ -144,7 +156,7 @@ type Wr0 = unsafe extern "C" fn(*mut IbvQpEx);
 type Wr1 = unsafe extern "C" fn(*mut IbvQpEx, u32);
 
 /// `struct ibv_qp_ex` of rdma-core 31 to 44. Later versions have more functions at the end. A
-/// program gets those only with flags that the shim does not know.
+/// program gets these later functions only with flags that the shim does not know.
 #[repr(C)]
 pub(crate) struct IbvQpEx {
     base: IbvQp,
@@ -409,8 +421,8 @@ mod tests {
         assert_eq!(size_of::<OpenContext>(), size_of::<theirs::ibv_context>());
     }
 
-    /// These fields are at the end of structures that grow at the front. So only their distance
-    /// from the end is fixed.
+    /// The compared fields are at the end of structures that grow at the front. So only their
+    /// distance from the end is fixed.
     #[test]
     fn every_distance_from_the_end_is_the_headers() {
         macro_rules! same_distance {

@@ -12,17 +12,19 @@ pub(crate) struct Counts {
     pub(crate) asked: AtomicU64,
     /// Requests that the cache served.
     pub(crate) cached: AtomicU64,
-    /// Requests that passed on to libibverbs because they allow remote access.
+    /// Requests that were passed on to libibverbs because they allow remote access.
     pub(crate) remote: AtomicU64,
-    /// Requests that passed on because of other flags.
+    /// Requests that were passed on because of other flags.
     pub(crate) flags: AtomicU64,
-    /// Requests that passed on because the device addresses differ from the process's addresses.
+    /// Requests that were passed on because the device addresses differ from the process's own
+    /// addresses.
     pub(crate) iova: AtomicU64,
-    /// Requests that passed on because the program already holds the matching cached registration.
+    /// Requests that were passed on because the program already holds the matching cached
+    /// registration.
     pub(crate) in_use: AtomicU64,
-    /// Requests that passed on because the shim does not see all work of the device.
+    /// Requests that were passed on because the shim does not see all work of the device.
     pub(crate) unseen: AtomicU64,
-    /// Requests that passed on because there is no cache.
+    /// Requests that were passed on because there is no cache.
     pub(crate) off: AtomicU64,
     /// Requests that the device refused.
     pub(crate) refused: AtomicU64,

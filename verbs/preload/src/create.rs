@@ -22,6 +22,7 @@ use crate::objects::{
 use crate::process::cannot_see;
 use crate::provider::{self, Provider};
 use crate::real::{self, set_errno};
+use crate::slots::Slot;
 use crate::{poll, post};
 
 #[unsafe(no_mangle)]
@@ -30,7 +31,7 @@ pub(crate) unsafe extern "C" fn ibv_open_device(device: *mut c_void) -> *mut Con
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let context = unsafe { open(device) };
     if !context.is_null() {
         // SAFETY: the context was just opened.
@@ -47,7 +48,7 @@ pub(crate) unsafe extern "C" fn ibv_import_device(file: c_int) -> *mut Context {
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let context = unsafe { import(file) };
     if !context.is_null() {
         // SAFETY: the context was just opened.
@@ -67,15 +68,20 @@ unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     // SAFETY: the contract says that the context is open. The extended part lies directly before
     // it.
     let (ops, extended) = unsafe { (&mut (*open).ops, VerbsContext::of(context)) };
-    let device = Arc::new(OpenDevice::new(*ops, extended));
+    let theirs = *ops;
+    let slot = Slot::take(ops);
+    if slot.is_none() {
+        // A function that the device lacks stays null.
+        ops.post_send = ops.post_send.and(Some(post::post_send));
+        ops.post_recv = ops.post_recv.and(Some(post::post_recv));
+        ops.post_srq_recv = ops.post_srq_recv.and(Some(post::post_srq_recv));
+        ops.poll_cq = ops.poll_cq.and(Some(poll::poll_cq));
+    }
+    ops.bind_mw = ops.bind_mw.and(Some(post::bind_mw));
+    // SAFETY: the context is open, and `theirs` has its functions from before.
+    let device = Arc::new(unsafe { OpenDevice::new(open, theirs, extended, slot) });
     drop(DEVICES.insert(address(context), Arc::clone(&device)));
     check_provider(&device);
-    // A function that the device lacks stays null.
-    ops.post_send = ops.post_send.and(Some(post::post_send));
-    ops.post_recv = ops.post_recv.and(Some(post::post_recv));
-    ops.post_srq_recv = ops.post_srq_recv.and(Some(post::post_srq_recv));
-    ops.bind_mw = ops.bind_mw.and(Some(post::bind_mw));
-    ops.poll_cq = ops.poll_cq.and(Some(poll::poll_cq));
     // SAFETY: the pointer is null or points to the extended part.
     if let Some(extended) = unsafe { extended.as_mut() } {
         extended.create_wq = extended.create_wq.and(Some(create_wq));
@@ -87,8 +93,8 @@ unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     device
 }
 
-/// Marks the device as not followed if the program may use it without libibverbs, or its library is
-/// unknown.
+/// Marks the device as not followed if the program may use the device without libibverbs, or if the
+/// shim does not know the device's library.
 fn check_provider(device: &OpenDevice) {
     let Some(post_send) = device.ops.post_send else {
         return;
@@ -153,7 +159,7 @@ pub(crate) unsafe extern "C" fn ibv_create_cq(
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let cq = unsafe { create(context, cqe, cq_context, channel, vector) };
     if !cq.is_null()
         // SAFETY: the program does not close the device during this call.
@@ -172,18 +178,18 @@ unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx
         set_errno(libc::EOPNOTSUPP);
         return ptr::null_mut();
     };
-    // A completion holds the number of its queue pair only if the creator of the queue sets this
-    // flag. The shim needs the number, so it sets the flag if the device allows it.
-    // SAFETY: the argument is the program's.
+    // A completion holds the number of its queue pair only if the creator of the completion queue
+    // sets this flag. The shim needs the number, so it sets the flag if the device allows it.
+    // SAFETY: the program passed this argument, which must be valid by the contract of the call.
     let asked = unsafe { (*attr).wc_flags };
-    // SAFETY: the reason above also holds here.
+    // SAFETY: `attr` is valid, as above.
     unsafe { (*attr).wc_flags = asked | WC_EX_WITH_QP_NUM };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let mut cq = unsafe { create(context, attr) };
-    // SAFETY: the reason above also holds here.
+    // SAFETY: `attr` is valid, as above.
     unsafe { (*attr).wc_flags = asked };
     if cq.is_null() && asked & WC_EX_WITH_QP_NUM == 0 {
-        // SAFETY: the reason above also holds here.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         cq = unsafe { create(context, attr) };
     }
     if cq.is_null() {
@@ -207,7 +213,7 @@ pub(crate) unsafe extern "C" fn ibv_destroy_cq(cq: *mut IbvCq) -> c_int {
     };
     // The removal comes before `destroy`, since the next queue may be created at the same address.
     let known = COMPLETION_QUEUES.remove(address(cq));
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let refused = unsafe { destroy(cq) };
     if refused != 0
         && let Some(known) = known
@@ -223,7 +229,7 @@ pub(crate) unsafe extern "C" fn ibv_create_qp(pd: *mut Pd, attr: *mut QpInitAttr
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let qp = unsafe { create(pd, attr) };
     if !qp.is_null()
         // SAFETY: the program does not close the device during this call.
@@ -243,12 +249,12 @@ unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx
         set_errno(libc::EOPNOTSUPP);
         return ptr::null_mut();
     };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let qp = unsafe { create(context, attr) };
     if qp.is_null() {
         return qp;
     }
-    // SAFETY: the argument is the program's.
+    // SAFETY: the program passed this argument, which must be valid by the contract of the call.
     let (mask, operations) = unsafe { ((*attr).comp_mask, (*attr).send_ops_flags) };
     let extended = mask & qp_init::SEND_OPS != 0;
     let known = qp_init::PD | qp_init::CREATE_FLAGS | qp_init::SEND_OPS;
@@ -286,9 +292,9 @@ pub(crate) unsafe extern "C" fn ibv_modify_qp(
     let Some(modify) = real::modify_qp() else {
         return libc::ENOSYS;
     };
-    // SAFETY: the argument is the program's.
+    // SAFETY: the program passed this argument, which must be valid by the contract of the call.
     let resets = mask & QP_STATE != 0 && unsafe { (*attr).qp_state } == QPS_RESET;
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let refused = unsafe { modify(qp, attr, mask) };
     if refused == 0
         && resets
@@ -310,16 +316,17 @@ pub(crate) unsafe extern "C" fn ibv_destroy_qp(qp: *mut IbvQp) -> c_int {
     let known = QUEUE_PAIRS.remove(address(qp));
     let known = known.filter(|pair| pair.device.is_ours());
     if let Some(pair) = &known {
+        pair.leave();
         pair.ignore_completions();
     }
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let refused = unsafe { destroy(qp) };
     if let Some(pair) = known {
         if refused == 0 {
             pair.destroyed();
         } else {
             pair.count_completions();
-            drop(QUEUE_PAIRS.insert(address(qp), pair));
+            pair.enter();
         }
     }
     refused
@@ -331,13 +338,14 @@ pub(crate) unsafe extern "C" fn ibv_create_srq(pd: *mut Pd, attr: *mut SrqInitAt
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let srq = unsafe { create(pd, attr) };
     if !srq.is_null()
         // SAFETY: the program does not close the device during this call.
         && let Some(device) = unsafe { device((*srq).context) }
     {
-        // SAFETY: the argument is the program's.
+        // SAFETY: the program passed this argument, which must be valid by the contract of the
+        // call.
         let (max_wr, max_sge) = unsafe { ((*attr).max_wr, (*attr).max_sge) };
         SharedQueue::create(device, srq, max_wr, max_sge);
     }
@@ -351,13 +359,16 @@ pub(crate) unsafe extern "C" fn ibv_destroy_srq(srq: *mut IbvSrq) -> c_int {
     };
     let known = SHARED_QUEUES.remove(address(srq));
     let known = known.filter(|shared| shared.device.is_ours());
-    // SAFETY: this is the program's call, with its arguments.
+    if let Some(shared) = &known {
+        shared.leave();
+    }
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let refused = unsafe { destroy(srq) };
     if let Some(known) = known {
         if refused == 0 {
             known.destroyed();
         } else {
-            drop(SHARED_QUEUES.insert(address(srq), known));
+            known.enter();
         }
     }
     refused
@@ -377,7 +388,7 @@ macro_rules! not_followed {
                     return ptr::null_mut();
                 };
                 cannot_see(&device, $why);
-                // SAFETY: this is the program's call, with its arguments.
+                // SAFETY: the program made this call, so the arguments are its responsibility.
                 unsafe { create(context, attr) }
             }
         )*
@@ -387,6 +398,7 @@ macro_rules! not_followed {
 not_followed! {
     create_wq by wq -> *mut c_void: "a work queue (ibv_create_wq) is not followed";
     open_qp by open_qp -> *mut IbvQp: "a queue pair of another process (ibv_open_qp) is not followed";
-    // This is for extended queues only: `ibv_create_srq` creates the basic ones.
+    // This function creates extended shared receive queues, which the shim does not follow.
+    // `ibv_create_srq` creates basic ones.
     create_srq_ex by srq_ex -> *mut IbvSrq: "an extended shared receive queue is not followed";
 }

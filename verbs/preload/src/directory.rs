@@ -118,8 +118,8 @@ impl<T: Send + Sync> Directory<T> {
         }
     }
 
-    /// Adds the record of an object. Returns the old record at the same address: its object was
-    /// destroyed unseen.
+    /// Adds the record of an object. Returns the old record at the same address, if there is one.
+    /// The object of the old record was destroyed by a call that the shim did not see.
     pub(crate) fn insert(&self, object: usize, known: Arc<T>) -> Option<Arc<T>> {
         let _writing = self.writing.lock();
         let old = self.take(object);

@@ -41,7 +41,7 @@ impl Verdict {
     }
 }
 
-/// Returns the functions of libibverbs that the shim interposes, each with the shim's version.
+/// Returns the functions of libibverbs that the shim interposes, each with the shim's own function.
 fn ours() -> [(&'static Function, *mut c_void); 17] {
     [
         (&real::REG_MR, interpose::ibv_reg_mr as *mut c_void),
@@ -108,7 +108,8 @@ fn judge(
     let Some((function, ours)) = ours().into_iter().find(|(it, _)| it.name == name) else {
         return jump;
     };
-    // This lookup comes before `ask`, so that `dlerror` reports the result of the program's lookup.
+    // The shim's own lookup comes before `ask`, so that `dlerror` reports the result of the
+    // program's lookup.
     let theirs = function.address();
     if handle != libc::RTLD_DEFAULT {
         let found = ask(handle);

@@ -16,8 +16,8 @@ use crate::outstanding::Release;
 use crate::real::{self, Inside};
 use crate::settings::Settings;
 
-/// The longest wait for the deregistration of idle registrations, before `ibv_dealloc_pd` of a
-/// domain in which the program holds none.
+/// The maximum time that `Domain::give_up_idle` waits until the idle registrations are
+/// deregistered.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// A protection domain in which the program has registered memory.
@@ -82,7 +82,8 @@ impl Held {
     pub(crate) fn end(self) -> Result<Ended, (c_int, Self)> {
         let (registration, device) = (self.registration(), &self.domain().device);
         if self.domain().closed.load(Ordering::Acquire) {
-            // The registration ended with its domain.
+            // The domain was closed, which ended its registrations. So nothing is left to
+            // deregister.
             return Ok(Ended::Deregistered);
         }
         let is_certain = !self.changed && device.unseen().is_none();
@@ -104,8 +105,9 @@ impl Held {
         }
     }
 
-    /// Calls `change`, which changes the registration for the program, with libibverbs's `ibv_mr`.
-    /// Returns what `change` returns: true if the registration may differ from now on.
+    /// Calls `change` with libibverbs's `ibv_mr`. `change` changes the registration as the program
+    /// asked. Returns the result of `change`, which is true if the registration may differ from now
+    /// on.
     pub(crate) fn change(&mut self, change: impl FnOnce(NonNull<Mr>) -> bool) -> bool {
         // The program holds the registration, so no other thread uses it.
         let is_changed = change(self.registration().mr);
@@ -120,8 +122,8 @@ impl Held {
     fn unlink(&self) {
         let range = self.guard.range();
         let start = std::ptr::without_provenance(range.start());
-        // Nothing needs to wait for the result. In a child there is no cache, so an error does not
-        // matter.
+        // The shim need not wait until the registration is deregistered. `invalidate` fails only in
+        // a forked child, which has no registrations.
         let _ = self.domain().cache.invalidate(start, range.len());
     }
 }
@@ -215,8 +217,9 @@ impl Domain {
         self.cache.stats()
     }
 
-    /// Gives up the registrations that the program does not hold. Returns true if there were any.
-    /// If the program holds none, the call also waits until they are deregistered.
+    /// Deregisters the cached registrations that the program does not hold. Returns true if there
+    /// were any. If the program holds no registration in the domain, the call also waits until the
+    /// cached registrations are deregistered.
     pub(crate) fn give_up_idle(&self) -> bool {
         let stats = self.cache.stats();
         let Ok(mut leaving) = self.cache.flush() else {
@@ -228,8 +231,8 @@ impl Domain {
         stats.entries > stats.unreleased
     }
 
-    /// Marks the domain as closed. libibverbs has freed or is about to free its registrations, so
-    /// the shim must not deregister them.
+    /// Marks the domain as closed. libibverbs has freed or is about to free the domain's
+    /// registrations, so the shim must not deregister them.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
@@ -279,7 +282,8 @@ impl Registered {
     }
 }
 
-// SAFETY: any thread may deregister the registration. Only its holder uses the address otherwise.
+// SAFETY: any thread may deregister the registration. Otherwise only the thread that holds the
+// registration uses the address.
 unsafe impl Send for Registered {}
 // SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Registered {}
@@ -371,7 +375,7 @@ pub(crate) unsafe fn register(pd: NonNull<Pd>, range: VaRange, access: Access) -
         }
         (_, Some(register)) => {
             let access = access.bits().cast_signed();
-            // SAFETY: the reason above also holds here.
+            // SAFETY: this is libibverbs's function, and `pd` is a domain.
             unsafe { register(pd.as_ptr(), addr, range.len(), access) }
         }
         _ => {

@@ -1,8 +1,8 @@
-//! Finds libc's `dlsym` and `dlvsym`, and the libraries that are needed.
+//! Finds libc's `dlsym` and `dlvsym`, and tells whether a library is needed.
 //!
 //! The shim interposes `dlsym` and `dlvsym`, so a lookup by name through the loader finds the
-//! shim's versions. To find libc's, this file reads libc's symbol table, which the loader has
-//! mapped, in the way that the loader reads it.
+//! shim's functions. To find libc's, this file reads libc's symbol table as the loader does. The
+//! loader has mapped that table.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
@@ -30,8 +30,8 @@ pub(crate) fn is_needed(name: &[u8]) -> bool {
         name,
         is_needed: false,
     };
-    // SAFETY: `needs` expects a pointer to a `Question` as its last argument. `question` is one,
-    // and it outlives the call.
+    // SAFETY: `needs` expects a pointer to a `Question` as its last argument. `question` is a
+    // `Question`, and outlives the call.
     unsafe { libc::dl_iterate_phdr(Some(needs), (&raw mut question).cast()) };
     question.is_needed
 }
@@ -48,8 +48,8 @@ unsafe extern "C" fn needs(
     _size: usize,
     question: *mut c_void,
 ) -> c_int {
-    // SAFETY: `is_needed` passes a pointer to its `Question`, which no other code uses during the
-    // call.
+    // SAFETY: the function `is_needed` passes a pointer to its local `Question`, and no other code
+    // uses that `Question` during the call.
     let question = unsafe { &mut *question.cast::<Question<'_>>() };
     // SAFETY: the loader passes a pointer to a description that is valid during the call.
     let library = unsafe { &*library };
@@ -74,7 +74,7 @@ unsafe extern "C" fn needs(
     c_int::from(question.is_needed)
 }
 
-/// The tables of one library in which the lookup of a symbol reads.
+/// The tables of one library that the lookup of a symbol reads.
 #[derive(Clone, Copy)]
 struct Tables {
     base: usize,
@@ -90,8 +90,8 @@ pub(crate) fn libc_function(name: &CStr) -> *mut c_void {
         name,
         found: ptr::null_mut(),
     };
-    // SAFETY: `look_in` expects a pointer to a `Search` as its last argument. `search` is one, and
-    // it outlives the call.
+    // SAFETY: `look_in` expects a pointer to a `Search` as its last argument. `search` is a
+    // `Search`, and outlives the call.
     unsafe { libc::dl_iterate_phdr(Some(look_in), (&raw mut search).cast()) };
     search.found
 }
@@ -156,8 +156,8 @@ unsafe fn dynamic(library: &libc::dl_phdr_info) -> Option<(usize, &[Dynamic])> {
     Some((base, unsafe { std::slice::from_raw_parts(first, count) }))
 }
 
-/// Returns the address that an entry of the dynamic section holds. glibc usually adds the load
-/// address to the entry already, but cannot do so if the section is read-only.
+/// Returns the address that an entry of the dynamic section holds. glibc has usually added the load
+/// address to the entry, but it cannot write to a read-only section.
 fn relocated(base: usize, value: usize) -> usize {
     if value < base { base + value } else { value }
 }

@@ -1,8 +1,8 @@
 //! State that a forked child must not take over from its parent.
 //!
 //! A child has a copy of its parent's memory, except that a page under `MADV_WIPEONFORK` is zero in
-//! the child. Such a page holds the number of the process, and the pointer to the state that
-//! belongs to one process. So a child finds neither.
+//! the child. Such a page holds the number that the shim gives to the process, and the pointer to
+//! the state of the process. So a child finds neither the number nor the state of its parent.
 
 use std::mem;
 use std::ptr::{self, NonNull};
@@ -23,7 +23,8 @@ struct Page {
 /// The address of the page. This variable is not in the page, so a child inherits the address.
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
 
-/// The number that [`id`] returns in a process none of whose ancestors had a number at its fork.
+/// The first number that [`id`] gives out: that of a process whose ancestors had no number when
+/// they forked.
 pub(crate) const FIRST: u64 = 1;
 
 /// Returns the place for the pointer to the state of this process. A child finds null in it.
@@ -32,15 +33,16 @@ pub(crate) fn owned() -> Option<&'static AtomicPtr<()>> {
     page().map(|page| &page.owned)
 }
 
-/// Returns what [`owned`] returns, but does not map the page: `None` if nothing has mapped it yet.
+/// Returns the same as [`owned`], but does not map the page. So it returns `None` if the page is
+/// not mapped yet.
 pub(crate) fn owned_already() -> Option<&'static AtomicPtr<()>> {
     // SAFETY: the pointer is null or points to the page, and the page is never unmapped.
     let page = unsafe { PAGE.load(Ordering::Acquire).as_ref() }?;
     Some(&page.owned)
 }
 
-/// Returns the number of this process. An ancestor that had a number at its fork had another one.
-/// Returns 0 if the kernel has no `MADV_WIPEONFORK`.
+/// Returns the number of this process. It differs from the number of every ancestor that had one
+/// when it forked. Returns 0 if the kernel has no `MADV_WIPEONFORK`.
 pub(crate) fn id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(FIRST);
     let Some(page) = page() else {
@@ -108,7 +110,8 @@ fn page() -> Option<&'static Page> {
         let mut page = MmapMut::map_anon(size_of::<Page>()).ok()?;
         let len = page.len();
         let start = NonNull::from(&mut page[..]).cast();
-        // SAFETY: this mapping is private to this call, and nothing has been written to it yet.
+        // SAFETY: no other code has the address of the new mapping, and nothing has been written to
+        // it yet.
         unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }.ok()?;
         let made = page.as_mut_ptr().cast();
         let installed =

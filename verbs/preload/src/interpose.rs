@@ -17,8 +17,8 @@ use crate::objects::{DEVICES, address};
 use crate::process::{NoDomain, Process};
 use crate::real::{self, Inside, set_errno};
 
-/// `IBV_ACCESS_OPTIONAL_RANGE`: the optional flags. Only `ibv_reg_mr_iova2` ignores those
-/// that the device does not support.
+/// `IBV_ACCESS_OPTIONAL_RANGE`: the optional flags. Only `ibv_reg_mr_iova2` ignores an optional
+/// flag that the device does not support.
 const OPTIONAL: c_uint = 0x3ff0_0000;
 
 /// `IBV_REREG_MR_CHANGE_TRANSLATION`.
@@ -29,7 +29,8 @@ const CHANGE_ACCESS: c_int = 1 << 2;
 /// `IBV_REREG_MR_ERR_INPUT`: libibverbs refused, and the registration is unchanged.
 const REREG_REFUSED: c_int = -1;
 
-/// A range of memory that the program asks to register, at the process's own addresses.
+/// A range of memory that the program asks to register. The device addresses are the process's own
+/// addresses.
 #[derive(Clone, Copy)]
 struct Wanted {
     pd: *mut Pd,
@@ -69,7 +70,8 @@ impl Wanted {
 
 /// The reason why the cache returns no registration for a request.
 enum Not {
-    /// The request passes on to libibverbs. The function selects the counter of the reason.
+    /// The shim passes the request on to libibverbs. The function selects the counter of the
+    /// reason.
     Passed(fn(&Counts) -> &AtomicU64),
     /// The device refused the registration with this errno.
     Refused(c_int),
@@ -84,12 +86,12 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr(
 ) -> *mut Mr {
     let flags = access.cast_unsigned();
     let theirs = || match real::reg_mr() {
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         Some(register) => unsafe { register(pd, addr, length, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, flags).with_strict_flags();
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { register(wanted, theirs) }
 }
 
@@ -103,13 +105,13 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova(
 ) -> *mut Mr {
     let flags = access.cast_unsigned();
     let theirs = || match real::reg_mr_iova() {
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         Some(register) => unsafe { register(pd, addr, length, iova, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, flags).with_strict_flags();
     let wanted = wanted.and_then(|wanted| wanted.at_own_address(iova));
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { register(wanted, theirs) }
 }
 
@@ -122,16 +124,17 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr_iova2(
     access: c_uint,
 ) -> *mut Mr {
     let theirs = || match real::reg_mr_iova2() {
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         Some(register) => unsafe { register(pd, addr, length, iova, access) },
         None => missing(),
     };
     let wanted = Wanted::new(pd, addr, length, access).at_own_address(iova);
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { register(wanted, theirs) }
 }
 
-/// Changes libibverbs's registration itself, and returns the device's result.
+/// Changes libibverbs's registration, and not only the `ibv_mr` that the program sees. Returns the
+/// device's result.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     mr: *mut Mr,
@@ -144,7 +147,7 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     let theirs = |mr: *mut Mr, flags, addr, length| {
         let _inside = Inside::enter();
         match real::rereg_mr() {
-            // SAFETY: this is the program's call, with its arguments.
+            // SAFETY: the program made this call, so the arguments are its responsibility.
             Some(reregister) => unsafe { reregister(mr, flags, pd, addr, length, access) },
             None => {
                 set_errno(libc::ENOSYS);
@@ -213,7 +216,7 @@ pub(crate) unsafe extern "C" fn ibv_dereg_mr(mr: *mut Mr) -> c_int {
         Whose::Libibverbs => {
             let _inside = Inside::enter();
             return match real::dereg_mr() {
-                // SAFETY: this is the program's call, with its arguments.
+                // SAFETY: the program made this call, so the arguments are its responsibility.
                 Some(deregister) => unsafe { deregister(mr) },
                 None => libc::ENOSYS,
             };
@@ -258,12 +261,13 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
     };
     let domain = Process::started().and_then(|process| process.known_domain(pd));
     if let Some(domain) = &domain {
-        // Idle registrations would make `ibv_dealloc_pd` fail, so they end first.
+        // Idle registrations in the cache would make `ibv_dealloc_pd` fail, so the shim deregisters
+        // them first.
         domain.give_up_idle();
     }
     let refused = {
         let _inside = Inside::enter();
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         unsafe { deallocate(pd) }
     };
     if refused == 0
@@ -275,8 +279,8 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
     refused
 }
 
-/// Forgets the domain. The process from which it was imported keeps it, but this process's pointer
-/// to it becomes invalid.
+/// Forgets the domain. The process from which the domain was imported keeps it. In this process,
+/// the pointer to the domain becomes invalid.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_unimport_pd(pd: *mut Pd) {
     if let Some(process) = Process::started()
@@ -287,7 +291,7 @@ pub(crate) unsafe extern "C" fn ibv_unimport_pd(pd: *mut Pd) {
     }
     if let Some(unimport) = real::unimport_pd() {
         let _inside = Inside::enter();
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         unsafe { unimport(pd) };
     }
 }
@@ -304,7 +308,7 @@ pub(crate) unsafe extern "C" fn ibv_close_device(context: *mut Context) -> c_int
     let device = DEVICES.remove(address(context));
     let refused = {
         let _inside = Inside::enter();
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         unsafe { close(context) }
     };
     if let Some(device) = device {
@@ -324,7 +328,8 @@ const IN_USE: Not = Not::Passed(|counts| &counts.in_use);
 const UNSEEN: Not = Not::Passed(|counts| &counts.unseen);
 const OFF: Not = Not::Passed(|counts| &counts.off);
 
-/// Returns a registration for the program: from the cache, or else from `theirs`.
+/// Returns a registration for the program: from the cache, or else from `theirs`, which calls
+/// libibverbs.
 ///
 /// # Safety
 ///
@@ -349,8 +354,8 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
         Not::Passed(count) => {
             add_one(count(counts));
             let mut mr = theirs();
-            // Cached registrations count against the same limits. So the cache gives up idle ones,
-            // and the call is repeated.
+            // Cached registrations count against the same limits. So the shim deregisters the idle
+            // ones, and repeats the call.
             if mr.is_null() && is_exhaustion(&io::Error::last_os_error()) && process.give_up_idle()
             {
                 mr = theirs();
@@ -373,8 +378,9 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
 unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int), Not> {
     let access = cacheable(wanted.flags).ok_or(FLAGS)?;
     if access.is_remote() && !process.settings.keep_remote {
-        // The cache cannot share such a registration, not even between two `ibv_mr`s that are held
-        // at the same time. Each has a remote key that must end with it.
+        // The program requests remote access. Each `ibv_mr` has a remote key that must end with the
+        // `ibv_mr`. So the cache cannot use one registration for two `ibv_mr`s, not even for one
+        // after the other.
         return Err(REMOTE);
     }
     let pd = NonNull::new(wanted.pd).ok_or(OFF)?;
@@ -391,14 +397,14 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
                 let face = face(wanted, held.registration());
                 return Ok((held, face, wanted.flags.cast_signed()));
             }
-            // The program holds the cached registration. Its key must end with its `ibv_mr`, so a
-            // second `ibv_mr` cannot share it.
+            // The program holds the cached registration. The key must end with the `ibv_mr` that
+            // the program holds. So a second `ibv_mr` cannot share the registration.
             Ok(None) => return Err(IN_USE),
             Err(Error::Register(error)) => {
                 let errno = errno_of(&error);
                 let exhausted = is_exhaustion(&io::Error::from_raw_os_error(errno));
-                // Idle registrations of other domains use up the device as well, so they are given
-                // up once.
+                // Idle registrations of other domains use up the device as well. So the shim
+                // deregisters them, and tries once more.
                 if !(exhausted && refused.is_none() && process.give_up_idle()) {
                     return Err(Not::Refused(errno));
                 }

@@ -8,7 +8,7 @@
 //! Registrations:
 //!
 //! - `interpose.rs` defines the functions that programs call. It decides which calls are cached and
-//!   which calls pass on to libibverbs.
+//!   which calls are passed on to libibverbs.
 //! - `process.rs` holds the state that belongs to one process. A forked child starts without that
 //!   state (see `fork.rs`).
 //! - `domain.rs` describes one protection domain and its cache.
@@ -22,7 +22,8 @@
 //! - `create.rs` has the functions that open devices and create queues. `post.rs` has the functions
 //!   that post work, and `poll.rs` those that poll for completions.
 //! - `objects.rs` records the open devices and the queues. `directory.rs` finds a record by the
-//!   object's address.
+//!   object's address, and `nearest.rs` finds most queues in fewer instructions. `slots.rs` has
+//!   what the functions that post and poll need to know of their device.
 //! - `provider.rs` decides which devices the shim can follow. `abi.rs` declares libibverbs's
 //!   structures.
 //!
@@ -33,12 +34,25 @@
 //! - `settings.rs` reads the environment. `counts.rs` holds the counters, and `summary.rs` writes
 //!   them at exit. `notice.rs` writes messages for the user.
 //!
+//! # To interpose another function
+//!
+//! 1. `real.rs`: declare the function's type and its `Function`, and add a line to `typed!`.
+//! 2. Define the function, as `#[unsafe(no_mangle)] extern "C"`: in `interpose.rs` if it concerns
+//!    registrations, or in `create.rs` if it concerns devices or queues.
+//! 3. `dl.rs`: add the function to `ours`, for programs that look it up with `dlsym`.
+//! 4. `exports.map`: export the function under the version that libibverbs gives it.
+//! 5. `tests/exports.rs`: add the name and version to the expected list.
+//! 6. `tests/c/lookup.c`: add the name and version to the table `ours`.
+//!
+//! The header's inline functions, such as `ibv_post_send`, are not exported by libibverbs. They
+//! call the context's function pointers, which `create.rs` replaces when a device is opened.
+//!
 //! # Rules
 //!
 //! The shim is not linked with libibverbs: it may be preloaded into any program, and does nothing
 //! in a program that uses no verbs. The shim has no constructor. The first call sets the shim up,
-//! even a call from another library's constructor. A call that passes on to libibverbs passes on
-//! unchanged.
+//! even a call from another library's constructor. The shim does not change a call that it passes
+//! on to libibverbs.
 
 mod abi;
 mod counts;
@@ -50,6 +64,7 @@ mod elf;
 mod fork;
 mod interpose;
 mod mrs;
+mod nearest;
 mod notice;
 mod objects;
 mod outstanding;
@@ -59,4 +74,5 @@ mod process;
 mod provider;
 mod real;
 mod settings;
+mod slots;
 mod summary;

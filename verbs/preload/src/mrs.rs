@@ -1,9 +1,10 @@
 //! The `struct ibv_mr`s that programs get in place of libibverbs's own.
 //!
-//! Each `ibv_reg_mr` returns its own `ibv_mr`, even if several share a registration over time. The
-//! `ibv_mr`s are in chunks that are never freed. So an address always shows whether the `ibv_mr` is
-//! the shim's, and whether this process or an ancestor made it. A freed `ibv_mr` is reused as late
-//! as possible, so that a second `ibv_dereg_mr` is usually noticed.
+//! Each call of `ibv_reg_mr` returns its own `ibv_mr`, even if several `ibv_mr`s share a
+//! registration one after another. The `ibv_mr`s are in chunks that are never freed. So an address
+//! always shows whether the `ibv_mr` is the shim's, and whether this process or an ancestor made
+//! it. A freed `ibv_mr` is reused as late as possible, so that a second `ibv_dereg_mr` is usually
+//! noticed.
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;

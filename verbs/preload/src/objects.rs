@@ -1,31 +1,40 @@
 //! The shim's records of devices, queue pairs, completion queues and shared receive queues.
 //!
-//! A record exists from the creation of its object to its destruction. An object that was created
-//! unseen has no record. [`OpenDevice::cannot_see`] then marks its device: the shim keeps no
-//! registration on that device any more.
+//! A record exists from the creation of its object to its destruction. An *extended* post or poll
+//! goes through `struct ibv_qp_ex` or `struct ibv_cq_ex`. Such a post or poll consists of a call
+//! that starts it, further calls, and a call that ends it. An object that was created unseen has no
+//! record. [`OpenDevice::cannot_see`] then marks its device: the shim keeps no registration on that
+//! device any more.
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
 use std::ffi::c_int;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::abi::{
-    ContextOps, EndPoll, ExtendedPost, IbvCq, IbvQp, IbvSrq, NextPoll, PollCq, PostRecv, PostSend,
-    QpCap, RECEIVED, SUCCESS, StartPoll, VerbsContext, Wc,
+    ContextOps, EndPoll, ExtendedPost, IbvCq, IbvQp, IbvSrq, NextPoll, OpenContext, PollCq,
+    PostRecv, PostSend, QpCap, RECEIVED, SUCCESS, StartPoll, VerbsContext, Wc,
 };
 use crate::directory::Directory;
 use crate::fork;
-use crate::outstanding::{Device, Mark, Order, Post, Queue, all_polled};
+use crate::nearest::Nearest;
+use crate::outstanding::{Cell, Device, Left, Mark, Order, Owners, Post, Queue, left};
+use crate::poll;
+use crate::slots::Slot;
 
 pub(crate) static DEVICES: Directory<OpenDevice> = Directory::new();
 pub(crate) static QUEUE_PAIRS: Directory<QueuePair> = Directory::new();
 pub(crate) static COMPLETION_QUEUES: Directory<CompletionQueue> = Directory::new();
 pub(crate) static SHARED_QUEUES: Directory<SharedQueue> = Directory::new();
+/// The send queues, by queue pair.
+pub(crate) static SENDS: Nearest<Queue> = Nearest::new();
+/// The receive queues, by queue pair, and the shared receive queues.
+pub(crate) static RECEIVES: Nearest<Queue> = Nearest::new();
 
 /// Returns the address of an object, which is the key of its record.
 pub(crate) fn address<T>(object: *mut T) -> usize {
@@ -39,10 +48,22 @@ pub(crate) struct OpenDevice {
     pub(crate) create: Creators,
     /// The work that was posted to the device.
     pub(crate) work: Device,
+    /// The context, whose functions the shim replaces.
+    context: *mut OpenContext,
+    slot: Option<&'static Slot>,
+    cells: Mutex<Cells>,
     /// The number of the process that opened the device.
     process: u64,
     /// The reason why the shim does not see all work of the device, if there is one.
     unseen: OnceLock<&'static str>,
+}
+
+/// The use of a device's cells.
+#[derive(Default)]
+struct Cells {
+    owners: Owners,
+    /// True if polls count under the lock of their completion queue, and not in the cells.
+    by_lock: bool,
 }
 
 /// The functions that create the objects of an extended context.
@@ -55,14 +76,24 @@ pub(crate) struct Creators {
     pub(crate) srq_ex: Option<crate::abi::CreateSrqEx>,
 }
 
-// SAFETY: the functions are libibverbs's, and any thread may call them. The addresses between them
-// are not used.
+// SAFETY: the functions are libibverbs's, and any thread may call them. The shim does not use the
+// addresses in `ops` that are not functions.
 unsafe impl Send for OpenDevice {}
 // SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for OpenDevice {}
 
 impl OpenDevice {
-    pub(crate) fn new(ops: ContextOps, extended: *mut VerbsContext) -> Self {
+    /// Makes the record of an open device.
+    ///
+    /// # Safety
+    ///
+    /// The context is open. `ops` are its functions before the shim replaced them.
+    pub(crate) unsafe fn new(
+        context: *mut OpenContext,
+        ops: ContextOps,
+        extended: *mut VerbsContext,
+        slot: Option<&'static Slot>,
+    ) -> Self {
         // SAFETY: the pointer is null or points to the extended part of an open context.
         let create = unsafe { extended.as_ref() }.map_or_else(Creators::default, |it| Creators {
             wq: it.create_wq,
@@ -75,6 +106,9 @@ impl OpenDevice {
             ops,
             create,
             work: Device::new(),
+            context,
+            slot,
+            cells: Mutex::default(),
             process: fork::id(),
             unseen: OnceLock::new(),
         }
@@ -83,9 +117,54 @@ impl OpenDevice {
     /// Removes the records of all objects on the device, which was closed.
     pub(crate) fn closed(&self) {
         let is_mine = |device: &Arc<Self>| std::ptr::eq(&**device, self);
-        drop(QUEUE_PAIRS.remove_all(|it| is_mine(&it.device)));
+        for pair in QUEUE_PAIRS.remove_all(|it| is_mine(&it.device)) {
+            pair.leave();
+        }
         drop(COMPLETION_QUEUES.remove_all(|it| is_mine(&it.device)));
-        drop(SHARED_QUEUES.remove_all(|it| is_mine(&it.device)));
+        for shared in SHARED_QUEUES.remove_all(|it| is_mine(&it.device)) {
+            shared.leave();
+        }
+        if let Some(slot) = self.slot {
+            slot.give_back();
+        }
+    }
+
+    /// Lets the queues of a new queue pair read its cell. Returns `None` if the cell may count
+    /// completions of another queue pair. Polls then count by lock.
+    fn cell(
+        &self,
+        number: u32,
+        sends: &Arc<Queue>,
+        receives: Option<&Arc<Queue>>,
+    ) -> Option<&'static Cell> {
+        // SAFETY: this device is in the slot.
+        let cell = self.slot.map(|slot| unsafe { slot.cell(number) })?;
+        let mut cells = self.cells.lock();
+        if cells.by_lock {
+            // A poll that began before may still count in the cell.
+            cells.owners.give_back(number, false);
+            return None;
+        }
+        if cells.owners.take(number, cell, sends, receives) {
+            return Some(cell);
+        }
+        drop(cells);
+        self.count_by_lock();
+        None
+    }
+
+    /// Makes all polls from now on count under the lock of their completion queue. The shim needs
+    /// this to see that no completion is left of a queue pair that was reset or destroyed.
+    fn count_by_lock(&self) {
+        if self.slot.is_none() {
+            return;
+        }
+        self.cells.lock().by_lock = true;
+        // SAFETY: the context is open. The place is aligned, and the program only reads it.
+        let poll_cq = unsafe {
+            AtomicPtr::from_ptr((&raw mut (*self.context).ops.poll_cq).cast::<*mut ()>())
+        };
+        poll_cq.store(poll::poll_cq as *mut (), Ordering::Release);
     }
 
     /// Marks the device: from now on the shim may miss work or completions. Returns true if the
@@ -113,6 +192,7 @@ impl OpenDevice {
 
 /// A shared receive queue.
 pub(crate) struct SharedQueue {
+    object: usize,
     pub(crate) device: Arc<OpenDevice>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) max_sge: u32,
@@ -122,13 +202,26 @@ impl SharedQueue {
     pub(crate) fn create(device: Arc<OpenDevice>, srq: *mut IbvSrq, max_wr: u32, max_sge: u32) {
         let queue = device.work.queue(Order::Any, max_wr, max_sge);
         let shared = Self {
+            object: address(srq),
             device,
             queue,
             max_sge,
         };
-        if let Some(old) = SHARED_QUEUES.insert(address(srq), Arc::new(shared)) {
+        Arc::new(shared).enter();
+    }
+
+    /// Adds the record to the tables.
+    pub(crate) fn enter(self: Arc<Self>) {
+        let (object, queue) = (self.object, Arc::clone(&self.queue));
+        if let Some(old) = SHARED_QUEUES.insert(object, self) {
             old.destroyed();
         }
+        RECEIVES.insert(object, queue);
+    }
+
+    /// Removes the queue from the table for posts.
+    pub(crate) fn leave(&self) {
+        RECEIVES.remove(self.object);
     }
 
     pub(crate) fn destroyed(&self) {
@@ -138,6 +231,7 @@ impl SharedQueue {
 
 /// A queue pair, with its queues and the device's functions that post to it.
 pub(crate) struct QueuePair {
+    object: usize,
     pub(crate) device: Arc<OpenDevice>,
     number: u32,
     pub(crate) all_signaled: bool,
@@ -148,8 +242,12 @@ pub(crate) struct QueuePair {
     /// The receive queue to which the queue pair's receive completions belong. It may be a shared
     /// one.
     received: Option<Arc<Queue>>,
-    /// The number of completions with errors since the last reset.
+    /// The number of completions with errors since the last reset that were counted by lock.
     errors: Arc<AtomicU64>,
+    /// The cell that counts completions, and its errors at the last reset.
+    cell: Option<(&'static Cell, AtomicU64)>,
+    /// The most errors from before the last reset that may have been left then.
+    stale: AtomicU64,
     send_cq: Option<Arc<CompletionQueue>>,
     recv_cq: Option<Arc<CompletionQueue>>,
     pub(crate) post_send: Option<PostSend>,
@@ -198,11 +296,19 @@ impl QueuePair {
             )
         };
         let shared = shared.map(|it| Arc::clone(&it.queue));
+        let received = receives.clone().or(shared);
+        let cell = device.cell(it.qp_num, &sends, received.as_ref());
         let pair = Self {
+            object: address(qp),
+            cell: cell.map(|cell| {
+                let errors = cell.errors.load(Ordering::Acquire);
+                (cell, AtomicU64::new(errors))
+            }),
             number: it.qp_num,
             all_signaled,
             cap,
-            received: receives.clone().or(shared),
+            received,
+            stale: AtomicU64::new(0),
             errors: Arc::default(),
             receives,
             sends,
@@ -215,9 +321,26 @@ impl QueuePair {
             device,
         };
         pair.count_completions();
-        if let Some(old) = QUEUE_PAIRS.insert(address(qp), Arc::new(pair)) {
+        Arc::new(pair).enter();
+    }
+
+    /// Adds the record to the tables.
+    pub(crate) fn enter(self: Arc<Self>) {
+        let (object, sends) = (self.object, Arc::clone(&self.sends));
+        let receives = self.receives.clone();
+        if let Some(old) = QUEUE_PAIRS.insert(object, self) {
             old.destroyed();
         }
+        SENDS.insert(object, sends);
+        if let Some(receives) = receives {
+            RECEIVES.insert(object, receives);
+        }
+    }
+
+    /// Removes the queues from the tables for posts.
+    pub(crate) fn leave(&self) {
+        SENDS.remove(self.object);
+        RECEIVES.remove(self.object);
     }
 
     /// Tells the completion queues to count the completions of this queue pair from now on.
@@ -230,16 +353,46 @@ impl QueuePair {
         }
     }
 
-    /// Tells the completion queues to ignore its completions: a later queue pair may have the same
-    /// number.
+    /// Tells the completion queues to ignore the completions of this queue pair: a later queue pair
+    /// may have the same number.
     pub(crate) fn ignore_completions(&self) {
         for cq in [&self.send_cq, &self.recv_cq].into_iter().flatten() {
             cq.ignore(self.number);
         }
     }
 
+    /// Returns its completions that may be left to be polled.
+    fn left(&self) -> Left {
+        let mut errors = self.errors.load(Ordering::Relaxed);
+        if let Some((cell, before)) = &self.cell
+            && self.sends.reads(&cell.sends)
+        {
+            let counted = cell.errors.load(Ordering::Acquire);
+            errors += counted.wrapping_sub(before.load(Ordering::Relaxed));
+        }
+        let stale = self.stale.load(Ordering::Relaxed);
+        match &self.receives {
+            Some(receives) => left(&self.sends, receives, errors, stale),
+            // A shared receive queue does not show how many of its receives this queue pair has
+            // taken.
+            None => Left {
+                all_polled: false,
+                errors: stale,
+            },
+        }
+    }
+
     /// Marks the queues as destroyed: the device does no more work for the queue pair.
     pub(crate) fn destroyed(&self) {
+        let left = self.left();
+        let is_clean = left.all_polled && left.errors == 0;
+        let owners = &mut self.device.cells.lock().owners;
+        owners.give_back(self.number, is_clean);
+        if is_clean {
+            for cq in [&self.send_cq, &self.recv_cq].into_iter().flatten() {
+                cq.change(|counting| counting.forget(self.number));
+            }
+        }
         let queues = [Some(&self.sends), self.receives.as_ref()];
         for queue in queues.into_iter().flatten() {
             queue.destroy();
@@ -248,22 +401,27 @@ impl QueuePair {
 
     /// Marks all requests as over: the device has discarded the work of the queue pair.
     pub(crate) fn reset(&self) {
-        let errors = self.errors.swap(0, Ordering::Relaxed);
-        // A shared receive queue does not show how many of its receives this queue pair has taken.
-        let all_polled = self
-            .receives
-            .as_ref()
-            .is_some_and(|receives| all_polled(&self.sends, receives, errors));
+        let Left { all_polled, errors } = self.left();
+        self.stale.store(errors, Ordering::Relaxed);
+        self.errors.store(0, Ordering::Relaxed);
+        if let Some((cell, before)) = &self.cell {
+            let counted = cell.errors.load(Ordering::Acquire);
+            before.store(counted, Ordering::Relaxed);
+        }
         let queues = [
             (&self.send_cq, Some(&self.sends)),
             (&self.recv_cq, self.receives.as_ref()),
         ];
+        let mut is_settled = true;
         for (cq, queue) in queues {
-            match (cq, queue) {
+            is_settled &= match (cq, queue) {
                 (Some(cq), Some(queue)) => cq.reset(queue, all_polled),
-                (None, Some(queue)) => drop(queue.reset(all_polled)),
-                (_, None) => {}
-            }
+                (None, Some(queue)) => queue.reset(all_polled),
+                (_, None) => true,
+            };
+        }
+        if !is_settled {
+            self.device.count_by_lock();
         }
     }
 
@@ -289,7 +447,7 @@ impl QueuePair {
     /// This thread has begun an extended post.
     #[expect(
         clippy::mut_from_ref,
-        reason = "only the thread that has the lock of the queue"
+        reason = "only the thread that holds the queue's lock calls this"
     )]
     pub(crate) unsafe fn begun(&self) -> &mut Option<(Post<'static>, Mark)> {
         // SAFETY: the contract says that this thread has begun the post, so it holds the lock.
@@ -328,7 +486,8 @@ pub(crate) struct ExtendedPoll {
 }
 
 // SAFETY: only the thread that holds the lock touches the guard, by the rules of the functions for
-// extended polling. Another thread may release a lock of parking_lot.
+// extended polling. A lock of parking_lot may be released by another thread than the one that took
+// it.
 unsafe impl Send for CompletionQueue {}
 // SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for CompletionQueue {}
@@ -349,9 +508,15 @@ pub(crate) struct Counting {
     pairs: HashMap<u32, Counted, BuildHasherDefault<Spread>>,
     /// The queue pair that was looked up last, with its number.
     latest: Option<(u32, Counted)>,
+    /// The number of destroyed queue pairs in `pairs`.
+    gone: usize,
     /// True if the queue may hold completions from before a reset, or of a destroyed queue pair.
     unsettled: bool,
 }
+
+/// The number of destroyed queue pairs that a completion queue remembers while polls count in
+/// cells. Only polls that count by lock can settle them.
+const GONE: usize = 1000;
 
 /// A hasher for numbers of queue pairs. The device chooses them, so no attacker can make them
 /// collide.
@@ -414,11 +579,17 @@ impl CompletionQueue {
     }
 
     fn ignore(&self, number: u32) {
-        self.change(|counting| counting.ignore(number));
+        if self.change(|counting| counting.ignore(number)) {
+            self.device.count_by_lock();
+        }
     }
 
-    fn reset(&self, queue: &Queue, all_polled: bool) {
-        self.change(|counting| counting.unsettled |= !queue.reset(all_polled));
+    fn reset(&self, queue: &Arc<Queue>, all_polled: bool) -> bool {
+        self.change(|counting| {
+            let is_settled = queue.reset(all_polled);
+            counting.unsettled |= !is_settled;
+            is_settled
+        })
     }
 
     /// Begins an extended poll.
@@ -454,7 +625,10 @@ impl CompletionQueue {
     /// # Safety
     ///
     /// This thread has begun an extended poll.
-    #[expect(clippy::mut_from_ref, reason = "only the thread that has the lock")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "only the thread that holds the lock calls this"
+    )]
     pub(crate) unsafe fn begun(&self) -> &mut Option<MutexGuard<'static, Counting>> {
         // SAFETY: the contract says that this thread has begun the poll, so it holds the lock.
         unsafe { &mut *self.extended_poll.get() }
@@ -472,8 +646,8 @@ impl Counting {
         self.latest = None;
         let counted = self.pairs.entry(number).or_default();
         // The program may still poll completions of a destroyed queue pair that had this number.
-        // They look like completions of the new queue pair. So its completions are not counted
-        // until `settle` removes the destroyed one.
+        // They look like completions of the new queue pair. So the completions of the new queue
+        // pair are not counted until `settle` removes the destroyed queue pair.
         if !counted.gone {
             counted.errors = Some(Arc::clone(errors));
             counted.sends = sends.cloned().or(counted.sends.take());
@@ -481,14 +655,26 @@ impl Counting {
         }
     }
 
-    fn ignore(&mut self, number: u32) {
+    /// Ignores the completions of a queue pair that is about to be destroyed. Returns true if so
+    /// many are ignored that polls must settle them.
+    fn ignore(&mut self, number: u32) -> bool {
         self.latest = None;
         self.unsettled = true;
+        self.gone += 1;
         let gone = Counted {
             gone: true,
             ..Counted::default()
         };
         self.pairs.insert(number, gone);
+        self.gone > GONE
+    }
+
+    /// Forgets a queue pair that was destroyed. None of its completions can be polled any more.
+    fn forget(&mut self, number: u32) {
+        if self.pairs.get(&number).is_some_and(|it| it.gone) {
+            self.pairs.remove(&number);
+            self.gone = self.gone.saturating_sub(1);
+        }
     }
 
     /// Counts a completion.
@@ -547,10 +733,11 @@ impl Counting {
     #[cold]
     fn settle(&mut self) {
         self.unsettled = false;
+        self.gone = 0;
         self.pairs.retain(|_, counted| {
             let queues = [&counted.sends, &counted.receives];
             for queue in queues.into_iter().flatten() {
-                queue.settle();
+                self.unsettled |= !queue.settle();
             }
             !counted.gone
         });

@@ -2,12 +2,72 @@
 
 use std::ffi::{c_int, c_void};
 use std::slice;
+use std::sync::atomic::Ordering;
 
-use crate::abi::{IbvCq, IbvCqEx, Wc};
+use crate::abi::{IbvCq, IbvCqEx, RECEIVED, SUCCESS, Wc};
 use crate::objects::{
     COMPLETION_QUEUES, CompletionQueue, Counting, DEVICES, ExtendedPoll, address,
 };
+use crate::slots::{SLOTS, Slot};
 
+/// Polls, and counts in the device's cells. This is the common way, so it has few instructions.
+pub(crate) unsafe extern "C" fn poll_and_count<const SLOT: usize>(
+    cq: *mut IbvCq,
+    most: c_int,
+    to: *mut Wc,
+) -> c_int {
+    let slot = &SLOTS[SLOT];
+    // SAFETY: this is the program's call, with its arguments, and its device is in the slot.
+    let got = unsafe { slot.poll_cq()(cq, most, to) };
+    if got == 1 {
+        // SAFETY: the device has written one completion at `to`. The device is in the slot.
+        unsafe { count_in_cell(slot, to) };
+    } else if got > 1 {
+        // SAFETY: the device has written `got` completions at `to`. The device is in the slot.
+        unsafe { count_in_cells(slot, to, got.cast_unsigned() as usize) };
+    }
+    got
+}
+
+/// Counts one completion.
+///
+/// # Safety
+///
+/// `wc` points to a completion. A device is in the slot.
+#[inline]
+unsafe fn count_in_cell(slot: &Slot, wc: *const Wc) {
+    /// The bits of the status and the opcode that are 0 for a send that succeeded.
+    const MASK: u64 = u32::MAX as u64 | (RECEIVED as u64) << 32;
+    // SAFETY: the caller keeps the contract of this function.
+    let (wc, cell) = unsafe { (&*wc, slot.cell((*wc).qp_num)) };
+    // The orderings of sends and receives differ so that the compiler does not merge the two
+    // branches, which would take another instruction. `Release` suffices.
+    if wc.status_and_opcode() & MASK == 0 {
+        cell.sends.fetch_add(1, Ordering::Release);
+    // The status is loaded again, so that the first condition needs no register for it.
+    // SAFETY: the caller keeps the contract of this function.
+    } else if unsafe { (&raw const wc.status).read_volatile() } == SUCCESS {
+        cell.receives.fetch_add(1, Ordering::AcqRel);
+    } else {
+        cell.errors.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// Counts several completions.
+///
+/// # Safety
+///
+/// `wc` points to so many completions. A device is in the slot.
+#[inline(never)]
+unsafe fn count_in_cells(slot: &Slot, wc: *const Wc, got: usize) {
+    for at in 0..got {
+        // SAFETY: the caller keeps the contract of this function.
+        unsafe { count_in_cell(slot, wc.add(at)) };
+    }
+}
+
+/// Polls, and counts in the records of the queues, under the lock of the completion queue. So no
+/// completion is uncounted when a poll finds the queue empty.
 pub(crate) unsafe extern "C" fn poll_cq(cq: *mut IbvCq, most: c_int, to: *mut Wc) -> c_int {
     // SAFETY: the program does not destroy the queue during this call.
     let Some(known) = (unsafe { COMPLETION_QUEUES.get(address(cq)) }) else {
@@ -17,14 +77,14 @@ pub(crate) unsafe extern "C" fn poll_cq(cq: *mut IbvCq, most: c_int, to: *mut Wc
         // call.
         let device = unsafe { DEVICES.get(address((*cq).context)) };
         let real = device.and_then(|device| device.ops.poll_cq);
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         return real.map_or(-libc::EOPNOTSUPP, |real| unsafe { real(cq, most, to) });
     };
     let Some(real) = known.poll_cq else {
         return -libc::EOPNOTSUPP;
     };
     let mut counting = known.counting();
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let got = unsafe { real(cq, most, to) };
     if got > 0 {
         // SAFETY: the device has written `got` completions at `to`.
@@ -86,14 +146,14 @@ unsafe fn count(counting: &mut Counting, cq: *mut IbvCqEx) {
 }
 
 unsafe extern "C" fn start_poll(cq: *mut IbvCqEx, attr: *mut c_void) -> c_int {
-    // SAFETY: the queue is the program's.
+    // SAFETY: the program passed this queue, and does not destroy it during the call.
     let Some((known, its)) = (unsafe { extended(cq) }) else {
         return libc::EINVAL;
     };
     // SAFETY: this thread is in `ibv_start_poll`. The shim's lock is always taken before the
     // device's own.
     unsafe { known.begin() };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let result = unsafe { (its.start)(cq, attr) };
     // SAFETY: this thread has begun the poll.
     let begun = unsafe { known.begun() };
@@ -116,11 +176,11 @@ unsafe extern "C" fn start_poll(cq: *mut IbvCqEx, attr: *mut c_void) -> c_int {
 }
 
 unsafe extern "C" fn next_poll(cq: *mut IbvCqEx) -> c_int {
-    // SAFETY: the queue is the program's.
+    // SAFETY: the program passed this queue, and does not destroy it during the call.
     let Some((known, its)) = (unsafe { extended(cq) }) else {
         return libc::EINVAL;
     };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let result = unsafe { (its.next)(cq) };
     // SAFETY: this thread has begun the poll.
     let begun = unsafe { known.begun() };
@@ -136,11 +196,11 @@ unsafe extern "C" fn next_poll(cq: *mut IbvCqEx) -> c_int {
 }
 
 unsafe extern "C" fn end_poll(cq: *mut IbvCqEx) {
-    // SAFETY: the queue is the program's.
+    // SAFETY: the program passed this queue, and does not destroy it during the call.
     let Some((known, its)) = (unsafe { extended(cq) }) else {
         return;
     };
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     unsafe { (its.end)(cq) };
     // SAFETY: this thread has begun the poll.
     unsafe { known.end() };

@@ -2,6 +2,9 @@
 //!
 //! Each request is counted, with its keys, before the device gets it. If a key is idle, its
 //! registration is first deregistered (see the head of `outstanding/mod.rs`).
+//!
+//! Most requests are like the request before. The functions with `again` in their names post only
+//! such requests, with few instructions. They leave all others to the functions without it.
 
 use std::ffi::{c_int, c_void};
 use std::slice;
@@ -11,17 +14,22 @@ use std::time::Duration;
 use regcache_verbs_types::Context;
 
 use crate::abi::{ExtendedPost, IbvQp, IbvQpEx, IbvSrq, MwBind, RecvWr, SendWr, Sge, send};
-use crate::objects::{DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, SHARED_QUEUES, address};
+use crate::objects::{
+    DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, RECEIVES, SENDS, SHARED_QUEUES, address,
+};
 use crate::outstanding::Post;
 use crate::process::{Process, cannot_see};
+use crate::slots::SLOTS;
 
 /// A work request of a send or a receive queue.
 trait Request {
     fn next(&self) -> *mut Self;
-    /// Returns the list of memory that the device accesses by keys. The list is empty if it
-    /// accesses none.
+    /// Returns the list of memory that the device accesses by keys. The list is empty if the
+    /// request accesses no memory.
     fn list(&self) -> (*mut Sge, c_int);
     fn is_signaled(&self, all: bool) -> bool;
+    /// Returns a number that shows whether the request is signaled and uses its memory.
+    fn shape(&self) -> u64;
 }
 
 impl Request for SendWr {
@@ -30,8 +38,8 @@ impl Request for SendWr {
     }
 
     fn list(&self) -> (*mut Sge, c_int) {
-        // These are members of `enum ibv_wr_opcode`. Requests of the two kinds use no memory, so
-        // their list may be invalid.
+        // Two members of `enum ibv_wr_opcode`. Requests with these opcodes use no memory, so their
+        // lists may be invalid.
         const LOCAL_INV: c_int = 7;
         const BIND_MW: c_int = 8;
         if self.send_flags & send::INLINE != 0 || matches!(self.opcode, LOCAL_INV | BIND_MW) {
@@ -42,6 +50,11 @@ impl Request for SendWr {
 
     fn is_signaled(&self, all: bool) -> bool {
         all || self.send_flags & send::SIGNALED != 0
+    }
+
+    #[inline]
+    fn shape(&self) -> u64 {
+        u64::from(self.opcode.cast_unsigned()) | u64::from(self.send_flags) << 32
     }
 }
 
@@ -56,6 +69,10 @@ impl Request for RecvWr {
 
     fn is_signaled(&self, _all: bool) -> bool {
         true
+    }
+
+    fn shape(&self) -> u64 {
+        0
     }
 }
 
@@ -102,11 +119,14 @@ unsafe fn post<R: Request>(
     match unsafe { first.as_ref() }.map(|it| (it, list(it, max_sge))) {
         // Most lists have one request, and most requests have one piece of memory.
         Some((request, [sge])) if request.next().is_null() => {
-            posting.request(request.is_signaled(all_signaled));
-            posting.key(sge.lkey);
-            device.work.noted();
+            let is_signaled = request.is_signaled(all_signaled);
+            posting.request(is_signaled);
+            let noted = posting.key(sge.lkey);
             if device.work.is_idle(sge.lkey) {
                 end_idle(device, sge.lkey);
+            }
+            if is_signaled && let Some(at) = noted {
+                posting.run(sge.lkey, at, request.shape());
             }
         }
         _ => count(device, &mut posting, (all_signaled, max_sge), first),
@@ -133,7 +153,6 @@ fn count<R: Request>(
             posting.key(sge.lkey);
         }
     }
-    device.work.noted();
     for request in requests(first) {
         for sge in list(request, max_sge) {
             if device.work.is_idle(sge.lkey) {
@@ -149,7 +168,7 @@ fn count<R: Request>(
 fn take_back<R: Request>(posting: &mut Post<'_>, all: bool, first: *mut R, bad: *mut R) {
     if requests(first).any(|it| std::ptr::from_ref(it) == bad.cast_const()) {
         let signaled = requests(bad).filter(|it| it.is_signaled(all)).count();
-        posting.take_back(requests(bad).count() as u64, signaled as u64);
+        posting.take_back(signaled as u64);
     }
 }
 
@@ -182,6 +201,123 @@ fn unknown(context: *mut Context) -> Option<&'static OpenDevice> {
     Some(device)
 }
 
+/// Posts a send that is like the send before.
+pub(crate) unsafe extern "C" fn post_send_again<const SLOT: usize>(
+    qp: *mut IbvQp,
+    first: *mut SendWr,
+    bad: *mut *mut SendWr,
+) -> c_int {
+    let (differs, queue) = SENDS.get(address(qp));
+    // SAFETY: the argument is null or the program's first request.
+    if let Some(request) = unsafe { first.as_ref() }
+        && differs | request.next.addr() == 0
+        && request.num_sge == 1
+        // SAFETY: the record is that of this queue pair, which the program does not destroy during
+        // this call.
+        && let queue = unsafe { &*queue }
+        && request.shape() == queue.shape()
+    {
+        // SAFETY: a request of this shape uses its memory, so its list has one piece.
+        let key = || unsafe { (*request.sg_list).lkey };
+        if let Some(again) = queue.again(key) {
+            // SAFETY: this is the program's call, with its arguments, and its device is in the
+            // slot.
+            let refused = unsafe { SLOTS[SLOT].post_send()(qp, first, bad) };
+            again.end(refused);
+            return refused;
+        }
+        // SAFETY: this is the program's call, with its arguments.
+        return unsafe { post_send_switch::<SLOT>(qp, first, bad) };
+    }
+    // SAFETY: this is the program's call, with its arguments.
+    unsafe { post_send(qp, first, bad) }
+}
+
+/// Posts a send that is like the send before, except for its key.
+///
+/// # Safety
+///
+/// [`post_send_again`] has found the queue, and that the send has the shape of the run.
+#[inline(never)]
+unsafe extern "C" fn post_send_switch<const SLOT: usize>(
+    qp: *mut IbvQp,
+    first: *mut SendWr,
+    bad: *mut *mut SendWr,
+) -> c_int {
+    let (_, queue) = SENDS.get(address(qp));
+    // SAFETY: the caller keeps the contract of this function.
+    if let Some(again) = unsafe { (*queue).switch((*(*first).sg_list).lkey) } {
+        // SAFETY: this is the program's call, with its arguments, and its device is in the slot.
+        let refused = unsafe { SLOTS[SLOT].post_send()(qp, first, bad) };
+        again.end(refused);
+        return refused;
+    }
+    // SAFETY: this is the program's call, with its arguments.
+    unsafe { post_send(qp, first, bad) }
+}
+
+/// Defines two functions that post receives to a kind of queue. The first posts a receive that is
+/// like the receive before. The second posts a receive with another key, after the first has found
+/// the queue.
+macro_rules! receives {
+    ($($again:ident, $switch:ident, $post:ident: $queue:ty;)*) => {
+        $(
+            /// Posts a receive that is like the receive before.
+            pub(crate) unsafe extern "C" fn $again<const SLOT: usize>(
+                to: *mut $queue,
+                first: *mut RecvWr,
+                bad: *mut *mut RecvWr,
+            ) -> c_int {
+                let (differs, queue) = RECEIVES.get(address(to));
+                // SAFETY: the argument is null or the program's first request.
+                if let Some(request) = unsafe { first.as_ref() }
+                    && differs | request.next.addr() == 0
+                    && request.num_sge == 1
+                {
+                    // SAFETY: the record is that of this queue, which the program does not destroy
+                    // during this call. The request has one piece of memory.
+                    let again = unsafe { (*queue).again(|| (*request.sg_list).lkey) };
+                    if let Some(again) = again {
+                        // SAFETY: this is the program's call, and its device is in the slot.
+                        let refused = unsafe { SLOTS[SLOT].$post()(to, first, bad) };
+                        again.end(refused);
+                        return refused;
+                    }
+                    // SAFETY: the arguments are the program's.
+                    return unsafe { $switch::<SLOT>(to, first, bad) };
+                }
+                // SAFETY: the arguments are the program's.
+                unsafe { $post(to, first, bad) }
+            }
+
+            /// Posts a receive that is like the receive before, except for its key.
+            #[inline(never)]
+            unsafe extern "C" fn $switch<const SLOT: usize>(
+                to: *mut $queue,
+                first: *mut RecvWr,
+                bad: *mut *mut RecvWr,
+            ) -> c_int {
+                let (_, queue) = RECEIVES.get(address(to));
+                // SAFETY: the other function has found the queue, and one piece of memory.
+                if let Some(again) = unsafe { (*queue).switch((*(*first).sg_list).lkey) } {
+                    // SAFETY: this is the program's call, and its device is in the slot.
+                    let refused = unsafe { SLOTS[SLOT].$post()(to, first, bad) };
+                    again.end(refused);
+                    return refused;
+                }
+                // SAFETY: the arguments are the program's.
+                unsafe { $post(to, first, bad) }
+            }
+        )*
+    };
+}
+
+receives! {
+    post_recv_again, post_recv_switch, post_recv: IbvQp;
+    post_srq_recv_again, post_srq_recv_switch, post_srq_recv: IbvSrq;
+}
+
+#[inline(never)]
 pub(crate) unsafe extern "C" fn post_send(
     qp: *mut IbvQp,
     first: *mut SendWr,
@@ -191,19 +327,20 @@ pub(crate) unsafe extern "C" fn post_send(
     let Some(pair) = (unsafe { QUEUE_PAIRS.get(address(qp)) }) else {
         // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_send);
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
     };
     let Some(real) = pair.post_send else {
         return libc::EOPNOTSUPP;
     };
     let how = (pair.all_signaled, pair.cap.max_send_sge);
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let real = || unsafe { real(qp, first, bad) };
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { post(&pair.device, pair.sends.post(), how, (first, bad), real) }
 }
 
+#[inline(never)]
 pub(crate) unsafe extern "C" fn post_recv(
     qp: *mut IbvQp,
     first: *mut RecvWr,
@@ -214,19 +351,20 @@ pub(crate) unsafe extern "C" fn post_recv(
     let Some((pair, receives)) = pair.and_then(|it| Some((it, it.receives.as_ref()?))) else {
         // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let real = unknown(unsafe { (*qp).context }).and_then(|device| device.ops.post_recv);
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(qp, first, bad) });
     };
     let Some(real) = pair.post_recv else {
         return libc::EOPNOTSUPP;
     };
     let how = (true, pair.cap.max_recv_sge);
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let real = || unsafe { real(qp, first, bad) };
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { post(&pair.device, receives.post(), how, (first, bad), real) }
 }
 
+#[inline(never)]
 pub(crate) unsafe extern "C" fn post_srq_recv(
     srq: *mut IbvSrq,
     first: *mut RecvWr,
@@ -234,18 +372,18 @@ pub(crate) unsafe extern "C" fn post_srq_recv(
 ) -> c_int {
     // SAFETY: the program does not destroy the queue during this call.
     let Some(shared) = (unsafe { SHARED_QUEUES.get(address(srq)) }) else {
-        // SAFETY: the queue is the program's.
+        // SAFETY: the program passed this queue, and does not destroy it during the call.
         let real = unknown(unsafe { (*srq).context }).and_then(|it| it.ops.post_srq_recv);
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         return real.map_or(libc::EOPNOTSUPP, |real| unsafe { real(srq, first, bad) });
     };
     let Some(real) = shared.device.ops.post_srq_recv else {
         return libc::EOPNOTSUPP;
     };
     let how = (true, shared.max_sge);
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let real = || unsafe { real(srq, first, bad) };
-    // SAFETY: the arguments are the program's.
+    // SAFETY: the program passed these arguments, so they are its responsibility.
     unsafe { post(&shared.device, shared.queue.post(), how, (first, bad), real) }
 }
 
@@ -261,7 +399,7 @@ pub(crate) unsafe extern "C" fn bind_mw(
     // SAFETY: the program passed this queue pair, and does not destroy it during the call.
     let device = match pair {
         Some(pair) => Some(&*pair.device),
-        // SAFETY: the reason above also holds here.
+        // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         None => unknown(unsafe { (*qp).context }),
     };
     let Some(real) = device.and_then(|device| device.ops.bind_mw) else {
@@ -270,12 +408,13 @@ pub(crate) unsafe extern "C" fn bind_mw(
     let posting = pair.map(|pair| {
         let mut posting = pair.sends.post();
         let mark = posting.mark();
-        // SAFETY: the argument is the program's.
+        // SAFETY: the program passed this argument, which must be valid by the contract of the
+        // call.
         let flags = unsafe { (*bind).send_flags };
         posting.request(pair.all_signaled || flags & send::SIGNALED != 0);
         (posting, mark)
     });
-    // SAFETY: this is the program's call, with its arguments.
+    // SAFETY: the program made this call, so the arguments are its responsibility.
     let refused = unsafe { real(qp, window, bind) };
     if let Some((mut posting, mark)) = posting
         && refused != 0
@@ -334,12 +473,12 @@ mod wr {
         ($($name:ident($($argument:ident: $type:ty),*);)*) => {
             $(
                 pub(super) unsafe extern "C" fn $name(qp: *mut IbvQpEx $(, $argument: $type)*) {
-                    // SAFETY: the program calls this for its queue pair, between `ibv_wr_start` and
-                    // the end of the post.
+                    // SAFETY: the program calls this function for its queue pair, between
+                    // `ibv_wr_start` and the end of the post.
                     let Some(real) = (unsafe { count(qp) }).and_then(|its| its.$name) else {
                         return;
                     };
-                    // SAFETY: this is the program's call, with its arguments.
+                    // SAFETY: the program made this call, so the arguments are its responsibility.
                     unsafe { real(qp $(, $argument)*) }
                 }
             )*
@@ -364,7 +503,7 @@ mod wr {
     unsafe fn count<'a>(qp: *mut IbvQpEx) -> Option<&'a ExtendedPost> {
         // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let (pair, its) = unsafe { extended_pair(qp) }?;
-        // SAFETY: the reason above also holds here.
+        // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let flags = unsafe { (*qp).wr_flags };
         // SAFETY: the program is between `ibv_wr_start` and the end of the post, in this thread.
         if let Some((post, _)) = unsafe { pair.begun() } {
@@ -381,13 +520,11 @@ mod wr {
     ) -> Option<&'a ExtendedPost> {
         // SAFETY: the program passed this queue pair, and does not destroy it during the call.
         let (pair, its) = unsafe { extended_pair(qp) }?;
-        // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
-        // end.
+        // SAFETY: the program is between `ibv_wr_start` and the end of the post, in this thread.
         if let Some((post, _)) = unsafe { pair.begun() } {
             for key in keys.clone() {
                 post.key(key);
             }
-            pair.device.work.noted();
             for key in keys {
                 if pair.device.work.is_idle(key) {
                     end_idle(&pair.device, key);
@@ -398,11 +535,10 @@ mod wr {
     }
 
     pub(super) unsafe extern "C" fn set_sge(qp: *mut IbvQpEx, key: u32, addr: u64, length: u32) {
-        // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
-        // end.
+        // SAFETY: the program is between `ibv_wr_start` and the end of the post, in this thread.
         let its = unsafe { note(qp, std::iter::once(key)) };
         if let Some(real) = its.and_then(|its| its.set_sge) {
-            // SAFETY: this is the program's call, with its arguments.
+            // SAFETY: the program made this call, so the arguments are its responsibility.
             unsafe { real(qp, key, addr, length) }
         }
     }
@@ -417,12 +553,12 @@ mod wr {
             // SAFETY: the program passed this queue pair, and does not destroy it during the call.
             unsafe { extended_pair(qp) }.map(|(_, its)| its)
         } else {
-            // SAFETY: this is the program's call for its queue pair, between `ibv_wr_start` and its
-            // end.
+            // SAFETY: the program is between `ibv_wr_start` and the end of the post, in this
+            // thread.
             unsafe { note(qp, list_of()) }
         };
         if let Some(real) = its.and_then(|its| its.set_sge_list) {
-            // SAFETY: this is the program's call, with its arguments.
+            // SAFETY: the program made this call, so the arguments are its responsibility.
             unsafe { real(qp, count, list) }
         }
     }
@@ -436,7 +572,7 @@ mod wr {
         // device's own.
         unsafe { pair.begin() };
         if let Some(real) = its.start {
-            // SAFETY: this is the program's call, with its arguments.
+            // SAFETY: the program made this call, so the arguments are its responsibility.
             unsafe { real(qp) }
         }
     }
@@ -446,7 +582,7 @@ mod wr {
         let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
             return libc::EINVAL;
         };
-        // SAFETY: this is the program's call, with its arguments.
+        // SAFETY: the program made this call, so the arguments are its responsibility.
         let refused = its
             .complete
             .map_or(libc::EINVAL, |real| unsafe { real(qp) });
@@ -465,7 +601,7 @@ mod wr {
             return;
         };
         if let Some(real) = its.abort {
-            // SAFETY: this is the program's call, with its arguments.
+            // SAFETY: the program made this call, so the arguments are its responsibility.
             unsafe { real(qp) }
         }
         // SAFETY: this thread has begun the post.

@@ -75,7 +75,7 @@ pub(crate) fn cannot_see(device: &OpenDevice, why: &'static str) {
     }
 }
 
-/// Tells the user the reason for the first device. For other devices it prints nothing.
+/// Tells the user once why nothing is cached on a device: for the first such device only.
 fn say_that_nothing_is_kept(why: &str) {
     static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, Ordering::Relaxed) {
@@ -142,8 +142,9 @@ impl Process {
         self.off.load(Ordering::Relaxed)
     }
 
-    /// Returns the owner number of this process. The states of its ancestors are at other
-    /// addresses, so they have other numbers.
+    /// Returns the owner number of this process. The number is the address of the process's state.
+    /// The states of the process's ancestors are at other addresses, so no ancestor has this
+    /// number.
     pub(crate) fn owner(&self) -> Owner {
         Owner(ptr::from_ref(self).addr())
     }
@@ -171,7 +172,8 @@ impl Process {
                 domains.insert(pd.addr().get(), Arc::clone(&domain));
                 return seen(domain);
             }
-            // The old domain was deallocated without a call that the shim interposes.
+            // The record is that of an earlier domain at the same address. The earlier domain was
+            // deallocated by a call that the shim does not interpose.
             Some(other) => self.retire(&other),
             None => {}
         }
@@ -315,16 +317,16 @@ impl Process {
         lock(&self.gone).add(&domain.stats());
     }
 
-    /// Ends the state when the process ends. The kernel frees the registrations of the process,
-    /// except those in a domain of its parent: they last as long as the parent has the device open.
-    /// So a child gives them up.
+    /// Ends the state when the process ends. The kernel then frees the registrations of the
+    /// process, except those in a domain of its parent. These exceptions last as long as
+    /// the parent has the device open, so a child deregisters them itself.
     pub(crate) fn end(&self) {
         if self.is_child {
             self.give_up_idle();
         }
     }
 
-    /// Gives up all cached registrations on the device that the program does not hold.
+    /// Deregisters all idle registrations on the device.
     pub(crate) fn give_up_idle_of(&self, device: &OpenDevice) {
         for domain in self.domains() {
             if domain.is_of_device(device) {
@@ -333,8 +335,8 @@ impl Process {
         }
     }
 
-    /// Gives up all cached registrations that the program does not hold. Returns true if there were
-    /// any.
+    /// Deregisters all cached registrations that the program does not hold. Returns true if there
+    /// were any.
     pub(crate) fn give_up_idle(&self) -> bool {
         let gave_up = |domain: &Arc<Domain>| domain.give_up_idle();
         self.domains().iter().filter(|it| gave_up(it)).count() > 0

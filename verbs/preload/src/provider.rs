@@ -14,7 +14,7 @@ use crate::elf;
 /// The shim's verdict on a device's library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Provider {
-    /// Its queues complete in order, and all work goes through libibverbs.
+    /// The device's queues complete in order, and all work goes through libibverbs.
     Followed,
     /// The shim has no knowledge of the library.
     Unknown,
@@ -23,8 +23,8 @@ pub(crate) enum Provider {
     Direct,
 }
 
-/// The libraries whose queues complete in order. The second field is true if programs can use the
-/// device directly.
+/// The libraries of devices whose queues complete in order. The second field is true if programs
+/// can use the device directly.
 const FOLLOWED: &[(&[u8], bool)] = &[
     (b"rxe", false),
     (b"siw", false),
@@ -35,10 +35,11 @@ const FOLLOWED: &[(&[u8], bool)] = &[
 /// The prefixes of the names of functions for direct use.
 const DIRECT: &[&[u8]] = &[b"mlx5dv_", b"mlx4dv_", b"efadv_", b"manadv_", b"hnsdv_"];
 
-/// True if the program has looked up a function for direct use by name.
+/// True if the program has looked up, by name, a function for direct use.
 static LOOKED_UP: AtomicBool = AtomicBool::new(false);
 
-/// Records the lookup if the function is one for direct use.
+/// Records that the program has looked up a function by name, if that function is for direct use of
+/// the device.
 pub(crate) fn looked_up(name: &[u8]) {
     if DIRECT.iter().any(|direct| name.starts_with(direct)) {
         LOOKED_UP.store(true, Ordering::Relaxed);

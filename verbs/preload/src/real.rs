@@ -204,8 +204,9 @@ pub(crate) fn set_errno(errno: c_int) {
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// A mark that this thread is inside libibverbs for the shim. libibverbs calls its own exported
-/// functions, and those calls reach the shim. The mark makes the shim pass them on.
+/// A mark that this thread is inside a call of libibverbs that the shim has made. libibverbs calls
+/// its own exported functions, and those calls reach the shim. The mark makes the shim pass such
+/// calls on.
 pub(crate) struct Inside(());
 
 thread_local! {

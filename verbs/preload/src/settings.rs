@@ -44,7 +44,7 @@ pub(crate) struct Settings {
     /// `REGCACHE_SUMMARY`: the destination of the summary.
     pub(crate) summary: Summary,
     /// `REGCACHE_DEBUG_OUTSTANDING`: true if the shim reports each `ibv_dereg_mr` of a registration
-    /// whose keys outstanding work may use.
+    /// that outstanding work may still use.
     pub(crate) report_outstanding: bool,
 }
 
@@ -63,8 +63,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads the environment. An invalid value turns the cache off, and the message for the user is
-    /// returned. The intended setting is unknown, and every program works without a cache.
+    /// Reads the environment. If a value is invalid, the function turns the cache off, because
+    /// every program works without a cache. It then also returns a message for the user.
     pub(crate) fn read() -> (Self, Option<String>) {
         match Self::parse(|name| env::var_os(name)) {
             Ok(settings) => (settings, None),

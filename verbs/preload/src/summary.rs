@@ -21,7 +21,7 @@ extern "C" fn at_exit() {
         Summary::Stderr => notice(format_args!("{}", line(process))),
         Summary::File(path) => {
             let file = OpenOptions::new().append(true).create(true).open(path);
-            // One write for the whole line keeps the lines of several processes apart.
+            // The whole line is one write, so that the lines of several processes do not mix.
             let text = format!("regcache: {}\n", line(process));
             let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
             if let Err(error) = written {
@@ -59,8 +59,8 @@ fn line(process: &Process) -> String {
         process.monitor_name(),
         get(&counts.asked),
         get(&counts.cached),
-        // If the program already holds the registration that a lookup finds, the call passes on.
-        // The cache counts the lookup as a hit, so the shim subtracts it.
+        // If the program already holds the registration that a lookup finds, the shim passes the
+        // call on. The cache counts the lookup as a hit, so the shim subtracts it.
         (now.hits + gone.hits).saturating_sub(in_use),
         get(&counts.made),
         get(&counts.refused),

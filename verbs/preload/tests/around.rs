@@ -1,5 +1,6 @@
 //! Runs a program that registers and deregisters around each transfer, and remaps the buffer
-//! between some of them: without a cache, under the shim, and under a naive shim.
+//! between some transfers. The program runs without a cache, under the shim, and under a naive
+//! shim.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
@@ -30,7 +31,7 @@ fn the_shim_registers_once_for_each_mapping_and_no_byte_is_wrong() {
     let summary = ran.summary();
     assert_eq!(summary.number("made"), 30, "{summary:?}");
     assert_eq!(summary.number("hits"), 570, "{summary:?}");
-    // One registration passes on: the one to which the peer writes.
+    // The shim passes one registration on to the device: that of the sink, which has remote access.
     assert_eq!(summary.number("passed_on"), 1, "{summary:?}");
 }
 

@@ -100,8 +100,8 @@ fn lookup() -> PathBuf {
     dir.join("lookup")
 }
 
-/// Runs the program that looks functions up. They must be in the library `ours`, or in libibverbs
-/// if `ours` is empty.
+/// Runs the program that looks functions up. `ours` is "under the shim" if the program must find
+/// the shim's functions, or empty if it must find libibverbs's.
 fn looks_up(mut program: Command, ours: &str) {
     let ran = program
         .args([ours, env!("CARGO_TARGET_TMPDIR")])
@@ -119,8 +119,8 @@ fn lookups_by_name_find_ours_where_they_would_find_libibverbs() {
     looks_up(preloading(&[shim()], lookup()), "under the shim");
 }
 
-/// Without the shim the program finds libibverbs's own functions. So its checks can tell the two
-/// apart.
+/// Without the shim the program finds libibverbs's own functions. So the program's checks can tell
+/// the shim's functions from libibverbs's.
 #[test]
 fn lookups_without_the_shim_find_libibverbs() {
     looks_up(bounded(lookup()), "");

@@ -90,16 +90,22 @@ fn what_is_given_back_too_early_is_reported_if_that_is_wanted() {
     assert_eq!(reports("awaits"), 0);
 }
 
-/// Two processes deregister at random moments. `stress ROUNDS SEED` runs longer.
+/// Two processes deregister at random moments. `stress REQUESTS SEED SECONDS` runs longer.
 #[test]
 fn nothing_is_wrong_at_random_moments() {
-    let ran = run(under_shim(program("stress")).args(["400", "7"])).ok();
+    let ran = run(under_shim(program("stress")).args(["20000", "7", "120"])).ok();
     let ends: Vec<_> = ran.stdout.lines().map(Summary::of).collect();
     let said = |name: &str| ends.iter().map(|it| it.number(name)).sum::<u64>();
     assert_eq!(said("wrong"), 0, "{}", ran.stdout);
     assert!(said("early") > 50, "{}", ran.stdout);
     let counted = |name: &str| ran.summaries.iter().map(|it| it.number(name)).sum::<u64>();
     assert_eq!(ran.summaries.len(), 2);
+    println!("{}{:?}", ran.stdout, ran.summaries);
     assert!(counted("outstanding") > 30, "{:?}", ran.summaries);
-    assert!(counted("hits") > 300, "{:?}", ran.summaries);
+    // Nearly all registrations are kept, since few rounds are rude.
+    assert!(
+        10 * counted("hits") > 7 * counted("asked"),
+        "{:?}",
+        ran.summaries
+    );
 }

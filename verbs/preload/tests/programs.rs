@@ -129,7 +129,7 @@ const PROGRAMS: &[Program] = &[
 enum How {
     Without,
     Shim,
-    /// The shim also caches registrations that peers may use.
+    /// The shim also caches registrations for remote access (`REGCACHE_REMOTE=keep`).
     Keep,
 }
 

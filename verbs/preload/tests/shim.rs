@@ -15,8 +15,10 @@ fn part(arguments: &[&str]) -> Ran {
 fn each_registration_is_an_mr_of_its_own_and_is_given_back_once() {
     let ran = part(&["distinct"]);
     let summary = ran.summary();
-    // The hundred registrations after `whole` reuse its registration. Those that the program holds
-    // at the same time as `whole` cannot. A registration for a peer passes on.
+    // While contract.c holds the `ibv_mr` named `whole`, it makes 100 others of the same memory.
+    // Each needs a key of its own, so the shim passes these calls on and counts them as `in_use`.
+    // After contract.c has deregistered `whole`, 100 calls reuse its registration. Each of the 102
+    // transfers makes an `ibv_mr` with remote access, and the shim passes that call on.
     assert_eq!(summary.number("made"), 1, "{summary:?}");
     assert_eq!(summary.number("cached"), 101, "{summary:?}");
     assert_eq!(summary.number("kept"), 101, "{summary:?}");
@@ -32,8 +34,9 @@ fn each_registration_is_an_mr_of_its_own_and_is_given_back_once() {
 fn memory_that_changed_is_registered_again() {
     let ran = part(&["fresh", "50"]);
     let summary = ran.summary();
-    // In each round the first call registers a part of the new memory. In the next round a call
-    // registers all of it.
+    // In each round the cache makes two registrations: one of all the memory, and one of a page
+    // after the memory has changed. The call between these two counts as `in_use`, because the
+    // program holds the registration of all the memory.
     assert_eq!(summary.number("made"), 100, "{summary:?}");
     assert_eq!(summary.number("in_use"), 50, "{summary:?}");
 }
@@ -45,8 +48,8 @@ fn a_peer_that_holds_an_rkey_after_dereg_mr_is_refused() {
     assert_eq!(ran.summary().number("remote"), 2);
 }
 
-/// Without the shim the device refuses a peer after the deregistration. With `REGCACHE_REMOTE=keep`
-/// the peer is served.
+/// Without the shim the device refuses a peer that uses the rkey after the deregistration. With
+/// `REGCACHE_REMOTE=keep` the device serves that peer.
 #[test]
 fn a_peer_is_refused_without_the_shim_and_served_if_keys_are_to_be_kept() {
     run(bounded(program("contract")).args(["revoked", "10"])).ok();
@@ -100,11 +103,12 @@ fn threads_share_registrations_while_memory_comes_and_goes() {
     let ran = part(&["threads"]);
     let summary = ran.summary();
     assert_eq!(summary.number("asked"), 1600, "{summary:?}");
-    // Two threads that hold a registration of the same memory at once do not share it.
+    // Two threads that hold an `ibv_mr` of the same memory at once do not share a registration. So
+    // one of the two calls counts as `in_use`.
     let (cached, in_use) = (summary.number("cached"), summary.number("in_use"));
     assert_eq!(cached + in_use, 1600, "{summary:?}");
-    // A few keys may have the same place in the set of idle keys, so their registrations are not
-    // kept.
+    // In the set of idle keys, several keys share each place, and a place holds one key at a time.
+    // So the shim may deregister a few idle registrations, and counts them as `ended`.
     let (kept, ended) = (summary.number("kept"), summary.number("ended"));
     assert_eq!(kept + ended, cached, "{summary:?}");
     assert!(ended < 20, "{summary:?}");
@@ -124,8 +128,8 @@ fn what_the_device_cannot_change_stays_as_it_is() {
     let without = run(bounded(program("contract")).arg("rereg")).ok();
     let with = part(&["rereg"]);
     assert_eq!(without.stdout, with.stdout);
-    // The only kept registration is the one that `ibv_rereg_mr` was tried on. Those for the peer
-    // are not cached.
+    // The only kept registration is the one that `ibv_rereg_mr` was tried on. The registrations
+    // with remote access are not cached.
     assert_eq!(with.summary().number("kept"), 1);
 }
 
@@ -202,8 +206,8 @@ fn the_monitor_can_be_chosen() {
     let ran = with("auto");
     assert_eq!(ran.summary().text("monitor"), "ummunotify");
     assert_eq!(ran.summary().number("hits"), 99);
-    // The monitor is userfaultfd if the kernel's version reports enough (Linux 6.7), and otherwise
-    // none.
+    // The monitor is userfaultfd if the kernel's userfaultfd reports enough changes (Linux 6.7 and
+    // later). On older kernels there is no monitor.
     let ran = with("userfaultfd");
     let (summary, stderr) = (ran.summary(), &ran.stderr);
     match summary.text("monitor") {
@@ -231,7 +235,8 @@ fn limits_are_kept() {
     assert_eq!(ran.summary().number("hits"), 0);
     let mut command = under_shim(program("dlopened"));
     let ran = run(command.arg("dlsym").env("REGCACHE_MAX_BYTES", "32K")).ok();
-    // The larger of the two ranges exceeds REGCACHE_MAX_BYTES, so only the smaller one is cached.
+    // The program registers two ranges alternately. The larger one exceeds REGCACHE_MAX_BYTES, so
+    // only the smaller one is cached.
     assert_eq!(ran.summary().number("hits"), 49);
 }
 
@@ -249,6 +254,6 @@ fn valgrind_finds_nothing() {
     let ran = run(command.arg(program("contract")).arg("memory")).ok();
     let stderr = &ran.stderr;
     assert!(stderr.contains("ERROR SUMMARY: 0 errors"), "{stderr}");
-    // The shim was active.
+    // The shim was active, so valgrind has checked its code.
     assert!(ran.summary().number("made") > 0);
 }

@@ -16,9 +16,9 @@ bitflags::bitflags! {
     ///
     /// - `ON_DEMAND` pins nothing, because the device follows the page tables. Such a registration
     ///   cannot become stale and needs no cache. A registrar must promise pinned pages.
-    /// - `ZERO_BASED` makes the device's addresses differ from the process's. A cache returns one
-    ///   registration for lookups of any range inside it. All these lookups use the process's
-    ///   addresses.
+    /// - `ZERO_BASED` makes the device's addresses differ from the process's addresses. A cache
+    ///   returns one registration for the lookups of all ranges within that registration. All these
+    ///   lookups use the process's addresses.
     /// - `MW_BIND` lets a program bind memory windows, which have separate keys, to a registration.
     ///   The device refuses to deregister a registration with windows. But a cache must be able to
     ///   deregister at any time.

@@ -13,9 +13,9 @@ pub struct Context {
 #[repr(C)]
 #[derive(Debug)]
 pub struct Pd {
-    /// The device that it is on.
+    /// The device of the protection domain.
     pub context: *mut Context,
-    /// The kernel's number for it, within its context.
+    /// The kernel's number of the protection domain, within its context.
     pub handle: u32,
 }
 
@@ -23,7 +23,7 @@ pub struct Pd {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Mr {
-    /// The device that it is on.
+    /// The device of the registration.
     pub context: *mut Context,
     /// The protection domain of the registration.
     pub pd: *mut Pd,
@@ -31,7 +31,7 @@ pub struct Mr {
     pub addr: *mut c_void,
     /// The length in bytes.
     pub length: usize,
-    /// The kernel's number for it, within its context.
+    /// The kernel's number of the registration, within its context.
     pub handle: u32,
     /// The key for the work requests of this process.
     pub lkey: u32,

@@ -1,7 +1,8 @@
 //! Runs the compiler's own tools: rustfmt, clippy and rustdoc.
 //!
-//! Clippy and rustdoc run without `-D warnings`, because cargo would stop at the first package with
-//! a warning. Instead, each warning is reported as a violation, so a step with a warning fails.
+//! With `-D warnings`, cargo would stop at the first package with a warning. So clippy and rustdoc
+//! run without this option. A step fails if there is a warning, because each warning is reported as
+//! a violation.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -14,11 +14,11 @@ use crate::project::{Project, cargo};
 /// The version of cargo-deny that is installed if it is missing.
 const VERSION: &str = "0.20.2";
 
-/// The names of the checks that need no database. The check of advisories is omitted, because
-/// cargo-deny would fetch its database with git.
+/// The names of the checks that need no database. The check of advisories is omitted, because it
+/// needs a database that cargo-deny fetches with git.
 const LISTS: &[&str] = &["licenses", "bans", "sources"];
 
-/// Runs cargo-deny. Installs it first if it is missing.
+/// Runs cargo-deny. Installs cargo-deny first if it is missing.
 pub(crate) fn check(project: &Project) -> Result<Vec<Violation>, Error> {
     install()?;
     let mut command = deny();

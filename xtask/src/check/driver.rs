@@ -101,7 +101,7 @@ pub(crate) fn checkpatch(project: &Project) -> Result<Vec<Violation>, Error> {
     setup::packages(project, &[setup::VM, PACKAGES].concat())?;
     let dir = project.own_dir().join("checkpatch");
     let _lock = lock::take(&project.own_dir().join("checkpatch.lock"))?;
-    let tree = source::unpack(&dir, CHECKPATCH)?;
+    let tree = source::Package::at_home().unpack(&dir, CHECKPATCH)?;
     let driver = project.root.join("kernel");
     let mut checkpatch = Command::new("perl");
     checkpatch.arg(tree.join("scripts/checkpatch.pl"));

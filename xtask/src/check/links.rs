@@ -1,9 +1,10 @@
-//! Checks that the targets of links between documents exist, and that files exist whose names are
-//! in prose.
+//! Checks that the targets of links between documents exist, and that prose names no file that is
+//! missing.
 //!
-//! The check of a link includes its anchor. The name of a file is checked only if it has the
-//! extension of a source or document. It must also begin with a directory of the repository's root.
-//! Addresses of other hosts are not checked, because such a check needs a network.
+//! The check of a link includes its anchor. The name of a file is checked only if it begins with a
+//! top-level directory and has the extension of a source or document. A name such as `NAME.patch`,
+//! whose stem is in capitals, stands for many files and is not checked. Addresses of other hosts
+//! are not checked, because such a check needs a network.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -121,7 +122,7 @@ impl Site {
     }
 
     /// Returns true if the name is the name of a file that should be in the repository, but is
-    /// missing. A name may be relative to the package that contains the file `from`.
+    /// missing. A name may be relative to any directory above the file `from`.
     fn is_missing(&self, from: &Path, name: &str) -> bool {
         let path = Path::new(name);
         let first = path.components().next().map(Component::as_os_str);

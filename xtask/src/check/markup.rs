@@ -1,8 +1,8 @@
 //! Cuts texts into paragraphs of prose, for rules about words and sentences.
 //!
-//! Markdown, reStructuredText and comments are so similar that the same code cuts all of them. Code
-//! is not prose. So fenced and indented blocks are dropped, and the characters of code spans are
-//! replaced.
+//! Markdown, reStructuredText and comments are so similar that one function cuts all of them. Code
+//! is not prose, so fenced and indented blocks of code are dropped. The characters of code spans
+//! are replaced.
 
 use super::comments;
 use super::pieces::Language;

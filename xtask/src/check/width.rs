@@ -51,8 +51,8 @@ fn violation(path: &Path, line: usize, width: usize) -> Violation {
     }
 }
 
-/// Returns whether the comment consists only of an address. Such a line may be too long, because a
-/// line break would make the address invalid.
+/// Returns whether the comment consists only of an address. Such a line may exceed the limit,
+/// because a line break would make the address invalid.
 fn is_unbreakable(comment: &str) -> bool {
     let text = comment
         .trim_start_matches(['/', '!', '*', ' ', '\t'])

@@ -1,4 +1,4 @@
-//! Does only lookups, so that callgrind can count their instructions.
+//! Does many lookups and little else, so that callgrind can count the instructions of a lookup.
 //!
 //! For example, `count-lookups regcache 10000 200000` registers 10 000 ranges and does 200 000
 //! lookups of random ranges.

@@ -1,7 +1,7 @@
-//! Compares the hit rate of regcache at its limit of entries with the hit rates of other eviction
-//! policies.
+//! Compares the hit rate of regcache with the hit rates of other eviction policies. All caches have
+//! the same limit of entries.
 //!
-//! regcache itself and models of the other policies run the same traces of lookups.
+//! regcache itself and models of the other policies process the same traces of lookups.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::error::Error;
@@ -15,7 +15,7 @@ const LIMIT: usize = 1000;
 
 const LOOKUPS: usize = 400_000;
 
-/// A cache with an eviction policy. It processes one lookup at each call, and returns whether the
+/// A cache with an eviction policy. Each call of `lookup` looks one key up, and returns whether the
 /// lookup was a hit.
 trait Policy {
     fn lookup(&mut self, key: usize) -> bool;
@@ -125,7 +125,7 @@ fn traces() -> Vec<Trace> {
         trace("Zipf, skew 0.8", 10_000, of_zipf(0.8)),
         trace("Zipf, skew 1.1", 10_000, of_zipf(1.1)),
         trace(
-            "a working set of 900, and one lookup in 10 of anything",
+            "a working set of 900, and one lookup in 10 of any of 50 000 ranges",
             50_000,
             Box::new(|_, random| match random.below(10) {
                 0 => random.below(50_000),
@@ -133,12 +133,12 @@ fn traces() -> Vec<Trace> {
             }),
         ),
         trace(
-            "a working set of 900 that moves on by one each 100 lookups",
+            "a working set of 900, of which one range changes every 100 lookups",
             10_000,
             Box::new(|i, random| (i / 100 + random.below(900)) % 10_000),
         ),
         trace(
-            "a working set of 500, and a stream that never comes again",
+            "a working set of 500, and a stream of ranges that are used once",
             LOOKUPS,
             Box::new(|i, random| match i % 2 {
                 0 => random.below(500),
@@ -146,7 +146,7 @@ fn traces() -> Vec<Trace> {
             }),
         ),
         trace(
-            "round and round 1 100 buffers",
+            "a loop over 1 100 buffers",
             1_100,
             Box::new(|i, _| i % 1_100),
         ),

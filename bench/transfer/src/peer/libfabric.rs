@@ -46,11 +46,11 @@ unsafe extern "C" {
     fn fabric_link_poll(link: *mut Link) -> c_int;
 }
 
-/// The number of polls after which the polling thread sleeps. The strategies of this crate use the
-/// same number.
+/// The number of fruitless polls after which the polling thread sleeps between polls. The endpoints
+/// of this crate use the same number.
 const POLLS: u32 = 30;
 
-/// The time that the polling thread sleeps. The strategies of this crate use the same time.
+/// The time for which the polling thread sleeps. The endpoints of this crate use the same time.
 const SLEEP: Duration = Duration::from_micros(20);
 
 fn check(what: &'static str, result: c_int) -> Result<c_int, Error> {
@@ -61,8 +61,8 @@ fn check(what: &'static str, result: c_int) -> Result<c_int, Error> {
 }
 
 /// Reads a number of transfers from each input line, does these transfers, and prints an output
-/// line. The output line has the nanoseconds of all transfers, and then the [`Timing`] of each
-/// transfer. Returns at the end of the input.
+/// line. The output line has the total time of these transfers in nanoseconds, and then the
+/// [`Timing`] of each transfer. Returns at the end of the input.
 ///
 /// # Errors
 ///
@@ -71,8 +71,8 @@ pub fn serve(address: IpAddr, op: Op, size: usize) -> Result<(), Error> {
     let node = CString::new(address.to_string());
     let node = node.map_err(|why| Error::Cannot(why.to_string()))?;
     let mut link = ptr::null_mut();
-    // SAFETY: the name and the pointer to the link outlive the call. The link that the call opens
-    // lives as long as the process.
+    // SAFETY: `node` and `link` outlive the call. The link that the call opens lives as long as the
+    // process.
     let opened = unsafe { fabric_link_open(node.as_ptr(), size, &raw mut link) };
     check("connect by libfabric", opened)?;
     let buffers = Buffers::new(1, size)?;

@@ -1,9 +1,9 @@
-//! Runs peers: registration caches of other libraries. The peers are variants in the same rounds as
-//! regcache.
+//! Runs peers: registration caches of other libraries. A peer is a variant, and is measured in the
+//! same rounds as regcache.
 //!
-//! A process that uses libfabric can choose the monitor of its cache only once. So each peer is a
-//! separate process. A peer does transfers on command, and reports the time and the overhead of
-//! each transfer.
+//! A process can choose the monitor of libfabric's cache only once. So each peer is a separate
+//! process. A peer does transfers on command, and reports the time and the overhead of each
+//! transfer.
 
 #[cfg(feature = "libfabric")]
 pub mod libfabric;
@@ -23,11 +23,11 @@ use crate::{Error, Workload};
 /// A monitor of libfabric's registration cache, as `FI_MR_CACHE_MONITOR` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Monitor {
-    /// The hooks of libfabric, which patches the code of the C library's functions.
+    /// The hooks of libfabric, which patch the code of the C library's functions.
     Memhooks,
     /// The events of userfaultfd.
     Userfaultfd,
-    /// The absence of a cache: libfabric registers before each transfer.
+    /// No monitor and no cache: libfabric registers before each transfer.
     Disabled,
 }
 
@@ -46,7 +46,7 @@ impl Monitor {
     }
 }
 
-/// A peer, which runs as a process.
+/// A peer, which runs in a separate process.
 pub struct Peer {
     name: String,
     process: Child,

@@ -1,4 +1,5 @@
-//! Shows the reuse bug on a machine without a driver or an adapter, with io_uring and userfaultfd.
+//! Shows the reuse bug on a machine that has neither the driver nor an adapter. The registrations
+//! are io_uring's fixed buffers, and regcache's monitor is userfaultfd.
 
 use std::process::ExitCode;
 
@@ -25,8 +26,8 @@ fn run(rounds: u32) -> Result<bool> {
         Ok(monitor) => demonstrate(monitor, rounds),
         Err(error @ UserfaultfdError::GuardPages { .. }) => {
             println!("{error}\n");
-            // SAFETY: the caller of `open_unprivileged` must make no guard pages, and this program
-            // makes none.
+            // SAFETY: a program that calls `open_unprivileged` must put no guard pages on
+            // registered memory. This program makes no guard pages.
             demonstrate(unsafe { Userfaultfd::open_unprivileged() }?, rounds)
         }
         Err(error) => {

@@ -156,8 +156,8 @@ impl MapsLine {
     }
 }
 
-/// Returns true if every page of the range is mapped. With `MS_ASYNC`, `msync` only returns an
-/// error if a page is not mapped.
+/// Returns true if every page of the range is mapped. With `MS_ASYNC`, `msync` does nothing except
+/// check the range: it returns an error if a page is not mapped.
 fn is_covered((start, end): Pages) -> bool {
     // SAFETY: with `MS_ASYNC` the call changes no memory, whatever is mapped at these addresses.
     unsafe {
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(private.kind(), io::ErrorKind::Unsupported);
         let mut nothing = MmapMut::map_anon(4096).unwrap();
         let (start, len) = (nothing.as_mut_ptr(), nothing.len());
-        // SAFETY: this is the test's own mapping. The test does not touch the mapping any more.
+        // SAFETY: the mapping is the test's own, and the test does not touch it any more.
         let closing = unsafe { libc::mprotect(start.cast(), len, libc::PROT_NONE) };
         assert_eq!(closing, 0);
         let refused = check_text(maps, pages(&nothing)).unwrap_err();
@@ -221,7 +221,7 @@ mod tests {
         let (start, end) = pages(&map);
         assert!(is_covered((start, end)));
         let middle = std::ptr::without_provenance_mut(start + 4096);
-        // SAFETY: this is a page of the test's own mapping, which is forgotten below.
+        // SAFETY: the page is in the test's own mapping, which is forgotten below.
         assert_eq!(unsafe { libc::munmap(middle, 4096) }, 0);
         assert!(!is_covered((start, end)));
         std::mem::forget(map);

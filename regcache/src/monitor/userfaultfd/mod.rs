@@ -372,8 +372,9 @@ impl Userfaultfd {
     /// of `pages` cannot be watched.
     fn arm(&self, watches: &mut Watches, fresh: &[Pages], pages: Pages) -> io::Result<()> {
         if !self.strict {
-            // Without the check, an armed mapping may have been replaced unnoticed by an unarmed
-            // one. So all pages are armed again.
+            // A monitor of `open_racy` makes no check (see the head of this file). So it may not
+            // have noticed that an unarmed mapping replaced an armed one. So all pages are armed
+            // again.
             self.source.arm(pages.0, pages.1)?;
             return self.mappings.check_kind(pages);
         }

@@ -122,7 +122,7 @@ nix::ioctl_write_int_bad!(
     ///
     /// # Safety
     ///
-    /// There are no preconditions.
+    /// The call has no preconditions.
     new, nix::request_code_none!(0xaa, 0x00)
 );
 nix::ioctl_readwrite!(

@@ -157,9 +157,9 @@ fn enter(source: &Source, message: &raw::Message) {
             source
                 .log
                 .enter(change(from, from.saturating_add(len), false));
-            // The mapping is still armed at its new addresses. If these addresses are watched, the
-            // watch was placed for other memory, or the mapping was armed twice. So the reader
-            // disarms the mapping, and reports the watches of the new addresses.
+            // The mapping is still armed (see `mod.rs`) at its new addresses. If these addresses
+            // are watched, the watch was placed for other memory, or the mapping was armed twice.
+            // So the reader disarms the mapping, and reports the watches of the new addresses.
             source.disarm(to, to.saturating_add(len));
             source.log.enter(change(to, to.saturating_add(len), false));
         }

@@ -1,6 +1,6 @@
 //! The functions that replace functions of libc. Each function records the change, and then makes
-//! the system call or calls libc's function. No function here allocates, because malloc itself
-//! calls these functions.
+//! the system call or calls libc's function. No function here allocates, because an allocator may
+//! itself call these functions.
 
 use std::ffi::{CStr, c_int, c_long, c_void};
 use std::hint;
@@ -124,8 +124,8 @@ unsafe extern "C" fn sbrk(by: isize) -> *mut c_void {
     unsafe { theirs(by) }
 }
 
-/// Returns libc's function of this name, which keeps track of the end of the heap. Returns `None`
-/// in a statically linked program.
+/// Returns the function of this name in libc. Only libc's function keeps track of the end of the
+/// heap. Returns `None` in a statically linked program.
 fn next(name: &CStr) -> Option<*mut c_void> {
     // SAFETY: the name ends with a null byte.
     let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };

@@ -10,8 +10,9 @@
 //! - calls of other functions of libc;
 //! - changes by other processes.
 //!
-//! This monitor is a negative control. So only programs that need a negative control are linked
-//! with this crate.
+//! This monitor is a negative control. With this monitor, the device must read stale bytes in some
+//! scenarios, which proves that the suite detects them. Only the programs of the suite that need
+//! the control are linked with this crate.
 
 mod calls;
 
@@ -52,7 +53,8 @@ static WATCHES: [Watch; MAX_WATCHES] = [const {
 }; MAX_WATCHES];
 
 /// The lock for changes of the set of watches. Every such change takes the lock. A hook never takes
-/// the lock, because the thread of a hook may hold malloc's locks, which would cause a deadlock.
+/// the lock, because an allocator may call the hook while it holds its own locks. Taking the lock
+/// there could cause a deadlock.
 static CHANGES: Mutex<()> = Mutex::new(());
 
 impl Hooks {
@@ -90,8 +92,8 @@ fn changes(start: usize, len: usize) {
     hint::black_box(any);
 }
 
-// SAFETY: this monitor is deliberately unsound. A stale registration does no harm, because the
-// device of the suite only reads from its pages, and these pages are mapped nowhere.
+// SAFETY: this monitor is unsound, so a registration can be stale. That does no harm, because the
+// device only reads, and a stale registration reaches only pages that are mapped nowhere.
 unsafe impl Monitor for Hooks {
     fn generation(&self) -> u64 {
         GENERATION.load(Ordering::SeqCst)

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use regcache_conformance::{Column, Verdict, matrix_program, scenarios, uring_columns};
 use regcache_hooks::Hooks;
 
-/// The scenarios that change memory without calling a function that the hooks replace. So the hooks
-/// miss these changes, and the cells of these scenarios must be stale.
+/// Scenarios that change memory without a call of a function that the hooks replace. The hooks miss
+/// these changes, so the matrix fails if the cell of such a scenario is not stale. In the other
+/// scenarios, the hooks may also be stale.
 const UNSEEN: &[&str] = &[
     "raw_munmap_then_mmap",
     "madvise_dontneed_locked",

@@ -56,8 +56,9 @@ fn run(options: &Options) -> Result<bool> {
     let rounds = options.rounds;
     Ok(match options.monitor {
         Choice::Userfaultfd => play(Userfaultfd::open()?, rounds)? == 0,
-        // SAFETY: a stale registration does no harm, because the device only reads from its pages,
-        // and these pages are mapped nowhere.
+        // SAFETY: this monitor is unsound, so a registration can be stale. That does no harm,
+        // because the device only reads, and a stale registration reaches only pages that are
+        // mapped nowhere.
         Choice::UserfaultfdRacy => play(unsafe { Userfaultfd::open_racy() }?, rounds)? > 0,
         Choice::Ummunotify => play(Ummunotify::open()?, rounds)? == 0,
     })

@@ -7,12 +7,12 @@ use std::ops::Range;
 use nix::errno::Errno;
 use regcache_repro::{Memory, PAGE};
 
-/// Returns the offsets of the part without the first two and the last three pages.
+/// Returns the offsets of the memory without its first two and its last three pages.
 pub(super) fn middle(memory: Memory) -> Range<usize> {
     2 * PAGE..memory.len() - 3 * PAGE
 }
 
-/// Returns an empty part. Scenarios that change no page use this function.
+/// Returns an empty range of offsets: the changed part of a scenario that changes no page.
 pub(super) fn none(_: Memory) -> Range<usize> {
     0..0
 }

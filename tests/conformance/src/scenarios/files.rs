@@ -1,4 +1,4 @@
-//! Scenarios of memory that is backed by a file or by a System V shared memory segment.
+//! Scenarios with memory that is backed by a file or by a System V shared memory segment.
 
 use std::io;
 use std::ptr;
@@ -79,8 +79,8 @@ pub(super) const FILES: &[Scenario] = &[
         changed: middle,
         free: free_file,
         written: Written::ByTheChange,
-        // The registration or the first write copies the pages. If the registration has already
-        // copied the pages, the write does not replace them.
+        // Either registering or the first write copies the shared pages (copy-on-write). If
+        // registering has copied them, the write replaces no page.
         replaces: false,
         ..scenario("first_write_to_a_private_mapping", |memory| {
             // SAFETY: the memory is mapped, and this is the only reference to it.

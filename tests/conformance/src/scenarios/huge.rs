@@ -1,5 +1,4 @@
-//! Scenarios of memory that lies in huge pages, and of memory that the kernel collapses into a huge
-//! page.
+//! Scenarios with memory that lies in huge pages, or that the kernel collapses into a huge page.
 
 use std::fs;
 use std::io;
@@ -154,13 +153,13 @@ const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
 /// The file that contains the number of free reserved huge pages.
 const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 
-/// The number of times that `two_are_free` reads the number of free pages. The function waits 10 ms
-/// after each attempt, because a device may release its pages late.
+/// The maximum number of times that `two_are_free` reads the number of free pages. The function
+/// waits 10 ms after each attempt, because a device may release its pages late.
 const LOOKS: u32 = 100;
 
 /// Maps a hugetlbfs page, and returns a small part of the page. The function first reserves two
-/// more huge pages, which needs root. One page would not suffice, because the registration keeps
-/// the old page in use while the scenario maps a new page.
+/// more huge pages. Only root can reserve them. One page would not suffice, because the
+/// registration keeps the old page in use while the scenario maps a new page.
 fn map_hugetlb() -> io::Result<Memory> {
     // In fragmented memory the kernel finds no huge page. So memory is compacted first.
     let _ = fs::write("/proc/sys/vm/compact_memory", "1");

@@ -1,5 +1,4 @@
-//! Scenarios that involve a child, another process, another thread, or the dynamic loader. Such a
-//! party changes the memory, changes a copy of the memory, or shares the pages of the memory.
+//! Scenarios that involve child processes, other threads, the dynamic loader or `process_madvise`.
 
 use std::env;
 use std::ffi::CString;
@@ -47,8 +46,8 @@ pub(super) const PROCESSES: &[Scenario] = &[
             child_that_waits()?;
             Ok(memory)
         },
-        // The registration or the first write copies the pages. If the registration has already
-        // copied the pages, the write does not replace them.
+        // Either registering or the first write copies the shared pages (copy-on-write). If
+        // registering has copied them, the write replaces no page.
         replaces: false,
         written: Written::ByTheChange,
         free: |memory| {
@@ -224,12 +223,12 @@ fn end_thread() {
 /// The handle of the loaded library, or null if no library is loaded.
 static LIBRARY: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// Loads the library, and returns memory of the library. Cargo puts the library next to the program
-/// or the test.
+/// Loads the library of the crate `dlclose-fixture`, and returns the memory in it. Cargo puts the
+/// library next to the program or the test.
 fn load() -> io::Result<Memory> {
     let path = library().ok_or(io::ErrorKind::Unsupported)?;
     let path = CString::new(path.into_os_string().into_encoded_bytes())?;
-    // SAFETY: both strings end with a null byte. The library runs no code when it is loaded.
+    // SAFETY: the two strings end with null bytes. The library runs no code when it is loaded.
     // `dlsym` returns the address of a static of 64 KiB, and nothing else uses this static.
     unsafe {
         let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);

@@ -1,9 +1,10 @@
 //! Measures the cost of the driver in instructions. `cargo xtask cost` runs the program in a
 //! virtual machine in which the time stamp counter counts instructions.
 //!
-//! The program measures each operation separately. A figure is the mean of the measurements without
-//! the lowest and the highest tenth. A mean includes the work that the kernel does once for many
-//! operations. Without the highest tenth, the mean excludes timer interrupts.
+//! The program measures each operation separately. Each figure is a mean, which leaves out the
+//! lowest tenth and the highest tenth of the measurements. A mean, unlike a median, includes the
+//! work that the kernel does once for many operations. The highest tenth is left out because it
+//! contains timer interrupts.
 
 use std::arch::x86_64::{_mm_lfence, _rdtsc};
 use std::error::Error;
@@ -19,6 +20,9 @@ const MAPPED: usize = 16;
 /// The number of operations that are measured for one figure.
 const ROUNDS: usize = 2000;
 
+/// The number of ranges whose reports nobody reads.
+const UNREAD: u64 = 65_536;
+
 /// The address around which `watch_elsewhere` places its ranges.
 const HERE: usize = 0x5000_0000_0000;
 /// The distance in bytes between two neighbouring ranges of `watch_elsewhere`.
@@ -29,8 +33,8 @@ const STRIDE: usize = 64 * PAGE;
 enum Placement {
     /// Every cycle maps its pages one page above `HERE`.
     Same,
-    /// Successive cycles map their pages at different places. Each place is one page above one of
-    /// the hundred nearest ranges on either side of `HERE`.
+    /// Successive cycles map their pages alternately above and below `HERE`. Each place is one page
+    /// above one of the hundred nearest ranges of `watch_elsewhere` on that side.
     Changing,
 }
 
@@ -69,7 +73,7 @@ fn count<T>(operation: impl FnOnce() -> T) -> (u64, T) {
     (now() - start, result)
 }
 
-/// Returns the mean of the figures without the lowest and the highest tenth.
+/// Returns the mean, which leaves out the lowest tenth and the highest tenth of the figures.
 fn mean(mut all: Vec<u64>) -> u64 {
     all.sort_unstable();
     let tenth = all.len() / 10;
@@ -86,8 +90,8 @@ fn map_and_touch(at: *mut u8) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns two means. The first is the mean of `mmap`, touching the pages, and `munmap` together.
-/// The second is the mean of `munmap` alone.
+/// Returns two means. The first is the mean of a whole cycle: `mmap`, touching the pages, and
+/// `munmap`. The second is the mean of `munmap` alone.
 ///
 /// If `device` is not `None`, the file watches the mapped range `times` times. The program reads
 /// all reports before the next cycle.
@@ -132,6 +136,35 @@ fn watch_elsewhere(device: &DriverFile, from: usize, to: usize) -> Result<()> {
         device.watch(ptr::without_provenance(page), PAGE, i as u64)?;
     }
     Ok(())
+}
+
+/// Watches the first `pages` pages of a cycle `UNREAD` times. Then invalidates each of these ranges
+/// twice and reads no report, which saturates the ranges.
+fn watch_without_reading(device: &DriverFile, pages: usize) -> Result<()> {
+    let at = Placement::Same.address(0);
+    for cookie in 0..UNREAD {
+        device.watch(at, pages * PAGE, cookie)?;
+    }
+    for _ in 0..2 {
+        map_and_touch(at)?;
+        unmap(at, MAPPED * PAGE)?;
+    }
+    Ok(())
+}
+
+/// Returns the mean number of instructions of a `munmap` of one populated page.
+fn unmap_page() -> Result<u64> {
+    let at = Placement::Same.address(0);
+    let mut all = Vec::new();
+    for _ in 0..ROUNDS {
+        map_fixed(at.addr(), PAGE, libc::MAP_FIXED_NOREPLACE)?;
+        // SAFETY: the page was mapped above.
+        unsafe { at.write_volatile(1) };
+        let (instructions, done) = count(|| unmap(at, PAGE));
+        done?;
+        all.push(instructions);
+    }
+    Ok(mean(all))
 }
 
 /// Returns the mean number of instructions of registering and unregistering a range.
@@ -202,7 +235,7 @@ impl Bare {
 }
 
 fn main() -> Result<()> {
-    // These cycles are not counted. They warm up page tables and per-CPU lists.
+    // The first cycles are not counted. They warm up page tables and per-CPU lists.
     for place in [Placement::Same, Placement::Changing] {
         cycle(place, None, 0)?;
     }
@@ -233,21 +266,25 @@ fn main() -> Result<()> {
     drop(device);
 
     let device = DriverFile::open()?;
-    for cookie in 0..65_536 {
-        device.watch(Placement::Same.address(0), MAPPED * PAGE, cookie)?;
-    }
-    for _ in 0..2 {
-        map_and_touch(Placement::Same.address(0))?;
-        unmap(Placement::Same.address(0), MAPPED * PAGE)?;
-    }
-    let what = "the range itself watched, 65536 times, and not read";
-    same.row(what, Some(&device), 0)?;
+    watch_without_reading(&device, MAPPED)?;
+    let what = format!("the range itself watched, {UNREAD} times, and not read");
+    same.row(&what, Some(&device), 0)?;
     drop(device);
 
     let changing = Bare::measure(Placement::Changing)?;
     let device = DriverFile::open()?;
     watch_elsewhere(&device, 0, 10_000)?;
     changing.row("the same, 10000 ranges watched elsewhere", Some(&device), 0)?;
+    drop(device);
+
+    println!("\n| munmap of one page | instructions | of bare |\n|---|---|---|");
+    let bare = unmap_page()?;
+    println!("| no file open | {bare} | 1 |");
+    let device = DriverFile::open()?;
+    watch_without_reading(&device, 1)?;
+    let unread = unmap_page()?;
+    let ratio = unread as f64 / bare as f64;
+    println!("| watched, {UNREAD} times, and not read | {unread} | {ratio:.4} |");
     drop(device);
 
     println!("\n| register + unregister | instructions | of 1 range |\n|---|---|---|");

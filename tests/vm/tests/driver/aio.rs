@@ -71,7 +71,7 @@ fn aio_poll_by_the_owner_is_no_error() {
             let mut event = IoEvent::default();
             while !stop.load(Ordering::Relaxed) {
                 let (unknown, event) = (&raw mut unknown, &raw mut event);
-                // SAFETY: both structures are readable and writable.
+                // SAFETY: `unknown` and `event` point to structures that are readable and writable.
                 unsafe { libc::syscall(libc::SYS_io_cancel, context, unknown, event) };
             }
         });

@@ -102,8 +102,8 @@ fn any_range_below_the_end_of_user_space_can_be_watched() {
 }
 
 /// Calls REGISTER_REGION as programs of 2010 do. Such a program fills in only the fields that it
-/// knows, so the other fields contain arbitrary bytes of its stack. The program ignores the result
-/// of the call.
+/// knows, so the other fields contain arbitrary bytes of the program's stack. The program ignores
+/// the result of the call.
 #[test]
 fn whatever_flags_and_reserved_hold_a_range_is_watched_and_nothing_is_switched_on() {
     const CALLS: u64 = 10_000;
@@ -186,8 +186,8 @@ fn the_extended_call_takes_the_flags_that_it_knows_and_no_others() {
     }
 }
 
-/// The extended structure at the start of a longer structure, as a later version of the ABI may
-/// define it.
+/// The structure of REGISTER_REGION2 at the start of a longer structure, as a later version of the
+/// ABI may define it.
 #[repr(C)]
 struct Longer(Register2, [u8; 8192]);
 
@@ -206,8 +206,7 @@ fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
     );
     let register = |longer: &Longer| {
         let request = nix::request_code_none!(b'U', 4);
-        // SAFETY: if the driver accepts `size`, that number of bytes is readable. Otherwise the
-        // driver refuses the structure.
+        // SAFETY: the driver reads at most one page, and the structure is longer than one page.
         let said = unsafe { libc::ioctl(device.raw(), request, &raw const *longer) };
         Errno::result(said).map(drop)
     };
@@ -232,8 +231,8 @@ fn the_extended_structure_may_be_longer_than_known_where_it_is_zero() {
         longer.1[last] = 1;
         assert_eq!(register(&longer), Err(Errno::E2BIG), "{size}");
         longer.1[last] = 0;
-        // A byte behind the structure may be set, because the driver does not read beyond the
-        // structure.
+        // The driver must accept a byte other than 0 after the stated size, because the driver must
+        // not read this byte.
         longer.1[last + 1] = 1;
         register(&longer).unwrap();
         longer.1[last + 1] = 0;

@@ -30,8 +30,8 @@ fn tried(device: &DriverFile, start: *const u8, pages: usize) -> nix::Result<()>
     said
 }
 
-/// Maps a page of the firmware. The page has no page structure in the kernel, like the memory of a
-/// device that a driver has mapped.
+/// Maps a page of the firmware. The kernel has no page structure for this page, as for the memory
+/// of a device that a driver has mapped.
 fn firmware() -> *const u8 {
     const ROM: i64 = 0xF_0000;
     let memory = File::open("/dev/mem").unwrap();
@@ -75,8 +75,8 @@ fn where_nothing_is_mapped_nothing_is_backed() {
     let (device, memory) = (DriverFile::open().unwrap(), Pages::new(5).unwrap());
     memory.unmap(1, 1).unwrap();
     memory.unmap(4, 1).unwrap();
-    // These ranges cover a hole, end in it, start in it, reach across it, and reach beyond the last
-    // mapping.
+    // In order, the ranges cover a hole, end in the hole, start in it, reach across it, and reach
+    // beyond the last mapping.
     for (first, pages) in [(1, 1), (0, 2), (1, 2), (0, 4), (2, 3)] {
         assert_eq!(tried(&device, memory.page(first), pages), UNBACKED);
     }

@@ -58,7 +58,7 @@ int main(void)
 	region.user_cookie = cookie;
 	CHECK(!ioctl(fd, UMMUNOTIFY_REGISTER_REGION, &region));
 
-	/* The addresses are higher than any that a 32-bit program can map. */
+	/* The end is higher than any address that a 32-bit program can map. */
 	region.user_cookie = 1;
 	region.end = (uint64_t)1 << 32 | PAGE;
 	CHECK(ioctl(fd, UMMUNOTIFY_REGISTER_REGION, &region) == -1 && errno == EINVAL);

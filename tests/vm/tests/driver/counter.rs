@@ -138,8 +138,8 @@ fn the_page_comes_back_after_madvise_dontneed() {
     assert_eq!(counter.get(), 1);
 }
 
-/// Opens the device file in another directory. /dev may be mounted with the option noexec. In /dev,
-/// the mount could cause the refusal, and the test would prove nothing about the driver.
+/// Opens the device through a device node outside /dev. If /dev is mounted with the option noexec,
+/// the mount refuses an executable mapping, and the test proves nothing about the driver.
 fn device_elsewhere() -> DriverFile {
     let dir = std::env::temp_dir().join(format!("ummunotify-{}", std::process::id()));
     std::fs::create_dir(&dir).unwrap();

@@ -1,5 +1,5 @@
 //! Tests the events. The driver delivers one event for each invalidated range, however often the
-//! range was invalidated, and the event LAST at the end.
+//! range was invalidated. The event LAST follows these events.
 
 use nix::errno::Errno;
 use regcache_tests_vm::{DriverFile, PAGE, Pages};

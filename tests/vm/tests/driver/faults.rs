@@ -1,5 +1,5 @@
 //! Tests calls in which the kernel runs out of memory or cannot access the caller's memory. Each
-//! test makes each allocation and each access of a call fail, one after another.
+//! test repeats a call. In each repetition, another allocation or another access of the call fails.
 //!
 //! The tests need a kernel with fault injection, and `cargo xtask test --kernel debug` runs one. On
 //! other kernels, a test prints that nothing was tried.
@@ -60,13 +60,14 @@ impl Switch {
         ))
     }
 
-    /// Runs the call and makes its `nth` allocation or copy fail. Returns the result of the call.
-    /// The first value is false if the call has fewer than `nth` allocations and copies.
+    /// Runs the call and makes its `nth` allocation or copy fail. Returns two values. The first is
+    /// false if the call has fewer than `nth` allocations and copies. The second is the result of
+    /// the call.
     fn run<T>(&self, nth: usize, call: impl FnOnce() -> T) -> (bool, T) {
         self.0.write_all_at(nth.to_string().as_bytes(), 0).unwrap();
         let result = call();
         let mut left = [0];
-        // If this read fails, the fault has hit the read itself, and not the call.
+        // If this read fails, the fault has hit the read itself. So the call had no fault.
         let injected = self.0.read_at(&mut left, 0).is_ok() && left == *b"0";
         while self.0.write_all_at(b"0", 0).is_err() {}
         (injected, result)

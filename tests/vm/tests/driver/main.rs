@@ -16,6 +16,7 @@ mod mapping;
 mod misc;
 mod order;
 mod owner;
+mod postponed;
 mod protection;
 mod reading;
 mod saturated;

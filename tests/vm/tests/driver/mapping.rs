@@ -1,5 +1,5 @@
-//! Tests which changes count as invalidations. Every change of the pages behind the addresses
-//! counts, by any process or by the kernel. Nothing else counts.
+//! Tests which changes count as invalidations. A change of the pages behind the addresses counts,
+//! whether this process, another process or the kernel makes it. Nothing else counts.
 
 use std::fs::File;
 use std::io;
@@ -163,7 +163,7 @@ fn a_file_that_is_truncated_or_punched_counts_also_by_another_process() {
 #[test]
 fn a_write_after_fork_counts_where_it_copies() {
     let (device, memory) = watched_as_one(4);
-    // The child shares the pages with this process until it exits.
+    // The child shares the pages with this process until the child exits.
     let (wait, go) = nix::unistd::pipe().unwrap();
     let child = Child::fork(|| {
         let mut byte = [0];
@@ -272,7 +272,7 @@ fn munmap_by_a_vfork_child_is_seen() {
     let unmap = |address: usize| {
         let start = ptr::with_exposed_provenance_mut::<u8>(address);
         // SAFETY: the page belongs to the test. The child makes the system call directly, because
-        // it shares its parent's memory.
+        // the child shares the memory of its parent.
         unsafe { libc::syscall(libc::SYS_munmap, start, PAGE) == 0 }
     };
     assert!(Child::sharing_memory(unmap, memory.page(2).expose_provenance()).unwrap());

@@ -179,7 +179,7 @@ static SIGIO_FROM: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn catch_sigio(_: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO, the kernel passes a siginfo. For SIGIO with F_SETSIG, the siginfo
-    // contains `si_fd`. This field is at offset 24, after the long `si_band` at offset 16.
+    // contains `si_fd`. This field is at offset 24, because `si_band` is a `long` at offset 16.
     let fd = unsafe { (*info.cast::<[i32; 8]>())[6] };
     SIGIO_FROM.store(fd, Ordering::SeqCst);
 }

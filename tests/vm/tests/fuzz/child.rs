@@ -18,7 +18,8 @@ use crate::sys::{self, Counter};
 
 /// The command that makes the child drop its copy of the arena.
 const DROP: u8 = b'd';
-/// The command that makes the child try every call on the file descriptor that is sent with it.
+/// The command that makes the child try every call on the file descriptor that comes with the
+/// command.
 const TRY: u8 = b't';
 
 /// A child process of the fuzzer. Dropping the value ends the child.

@@ -1,6 +1,7 @@
 //! A model-based fuzzer of the driver. The fuzzer makes random steps, and compares the result of
-//! each step with the prediction of a model in Rust. The driver is needed, so `cargo xtask test`
-//! runs the fuzzer in a virtual machine.
+//! each step with the prediction of a model in Rust. Most steps change the *arena*, a few pages at
+//! a fixed address. The driver is needed, so `cargo xtask test` runs the fuzzer in a virtual
+//! machine.
 //!
 //! `REGCACHE_FUZZ_OPS` sets the number of steps. `REGCACHE_FUZZ_SEED` sets the seed. A failure
 //! prints its seed. A run with this seed repeats the failure.

@@ -237,7 +237,7 @@ impl Arena {
                         left: false,
                     } => None,
                     // The kernel may still hold a reference to the page for a moment after the
-                    // child's exit. If it does, the kernel copies the page again.
+                    // child's exit. In that case, the kernel copies the page again.
                     Page::Own {
                         sharers: 0,
                         left: true,
@@ -543,9 +543,9 @@ impl Watch {
     }
 
     /// Records these invalidations in their order. `raised` is the amount by which the
-    /// invalidations raised the real counter. At most one of the invalidations has an uncertain
-    /// number, which the function computes from `raised`. Returns this number if the file watches
-    /// memory that the invalidation meets.
+    /// invalidations raised the real counter. At most one element of `made` stands for an uncertain
+    /// number of invalidations. If the file watches memory that this element meets, the function
+    /// computes the number from `raised` and returns it.
     pub(crate) fn invalidate(
         &mut self,
         made: &[Invalidation],
@@ -586,8 +586,8 @@ impl Watch {
                     } else if possible.count() == 1 {
                         Some(Pending::Once(first))
                     } else {
-                        // If only one invalidation met the range, this invalidation covered all of
-                        // `first`.
+                        // If the range was invalidated only once, no boundary between two mappings
+                        // lies in it. Then the invalidation covered all of `first`.
                         Some(Pending::OnceOrOften(first))
                     }
                 }),
@@ -632,7 +632,8 @@ impl Watch {
         }
     }
 
-    /// Takes the ranges of the first `events` due events from the queue.
+    /// Moves the ranges that the first `events` of the due events report from the queue to
+    /// `picked`.
     pub(crate) fn pick_up(&mut self, due: Delivery, events: usize) {
         let reports = events - usize::from(due.last.is_some() && events == due.events);
         self.picked.clear();

@@ -47,7 +47,7 @@ pub(crate) enum BadRange {
 /// Bad arguments of REGISTER_REGION2. The driver must refuse them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum BadRegister2 {
-    /// A flag that the driver does not know is set. The number is the number of the flag's bit.
+    /// A flag that the driver does not know is set. The number is the position of its bit.
     Flag(u8),
     /// The structure is shorter than the first version of the structure. The number is its length.
     Short(u8),

@@ -27,7 +27,7 @@ const PART: usize = 8;
 /// The largest number of ranges that a thread watches on the shared file. Every cookie on the
 /// thread's private file is also below this number.
 const RANGES: usize = 8;
-/// The number of recent ranges of each thread for which the counts of reports are kept.
+/// For each thread, the test keeps the counts of reports of this many recent ranges.
 const REMEMBERED: u64 = 1 << 14;
 /// The duration after which a missing report is a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -66,8 +66,8 @@ impl Shared {
         range.ok_or_else(|| format!("an event for cookie {cookie:#x}, which no thread has used"))
     }
 
-    /// Reads the reports, and counts them for their ranges. Returns when the workers have stopped
-    /// and no report is left.
+    /// Reads the reports, and counts the reports of each range. Returns when the workers have
+    /// stopped and no report is left.
     fn serve(&self) -> Check {
         let mut events = [Event::default(); 20];
         let mut counter = 0;
@@ -114,8 +114,8 @@ struct Worker {
     dice: Dice,
     arena: Arena,
     own: File,
-    /// The model of this thread's ranges on the shared file. The thread uses only certain
-    /// predictions.
+    /// The model of this thread's ranges on the shared file. The thread uses only those predictions
+    /// that are certain.
     shared: Watch,
     /// The number of cookies that the thread has used so far.
     used: u64,
@@ -395,7 +395,7 @@ fn at_rest(shared: &Shared, workers: &[Worker]) -> Check {
     let again = shared.reports.load(Acquire);
     ensure!(
         (least..=most + again).contains(&counter),
-        "the shared counter is {counter}, but must be {least} to {most}, or at most {again} more"
+        "the shared counter is {counter}, not {least} to {most} plus at most {again}"
     );
     // If each thread has a range, each thread ends the round with an invalidation of its ranges. So
     // a LAST follows the last increment of the counter. This LAST must carry the final counter.

@@ -1,4 +1,4 @@
-//! Tests changes of the watched memory that the owner does not make. Another process, another task
+//! Tests changes that the owner of the watched memory does not make. Another process, another task
 //! that needs memory, or a kernel thread makes these changes.
 
 use std::fs::File;
@@ -153,7 +153,8 @@ fn process_madvise_drops_pages_of_the_caller_only_and_that_counts() {
         let device = watch(&memory);
         let start = memory.page(0).addr();
         let of_its_own = advise(Pid::this(), start, advice);
-        // By `process_madvise`, a process may apply any advice to itself only since Linux 6.13.
+        // Linux 6.13 and later let a process apply any advice to its own memory by
+        // `process_madvise`. Older kernels refuse this advice.
         if kernel() < (6, 13) {
             assert_eq!(of_its_own, Err(Errno::EINVAL));
             assert_eq!(device.invalidated().unwrap(), []);

@@ -103,7 +103,7 @@ impl Memory {
 
     /// Writes to page `i`.
     pub(crate) fn write(&self, i: usize, byte: u8) {
-        // SAFETY: the page is mapped. During the write, at most the kernel and the device read the
+        // SAFETY: the page is mapped. During the write, only the kernel and the device may read the
         // page.
         unsafe { self.page(i).write_volatile(byte) }
     }

@@ -1,11 +1,13 @@
-//! Tests the effect of the kernel's mechanisms on memory that a registration has pinned.
+//! Tests mechanisms of the kernel that move, merge, split or reclaim pages. The tests check the
+//! effect of each mechanism on memory that a registration has pinned.
 //!
 //! Each test applies one mechanism to two pieces of memory of each kind. The driver watches both
 //! pieces. One piece is also registered with an RDMA device, so its pages are pinned. The second
 //! piece is the control: a change of the control proves that the mechanism was at work.
 //!
 //! Pinned pages always stay. But the kernel may report a change of pinned pages, depending on the
-//! kernel's version. The table in `kernel/Documentation/ummunotify.rst` lists the expected fates.
+//! kernel's version. The table in `kernel/Documentation/ummunotify.rst` has the expected result of
+//! each test.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -235,15 +237,16 @@ fn numa_balancing_leaves_pinned_pages_and_announces_some() {
     let kinds = expected.map(|(kind, ..)| kind);
     let found = fates(kinds, |pairs| {
         drop(far);
-        // Some kernels do not balance shared memory by default. So this memory policy makes these
-        // kernels balance the memory of the last pair.
+        // Some kernels do not balance shared memory between NUMA nodes by default. The memory
+        // policy of the last pair requests that the kernel balance this memory.
         for memory in pairs[4].both() {
             memory.balance();
         }
         let _on = Setting::set("/proc/sys/kernel/numa_balancing", "1");
         let (updates, faults) = (vmstat("numa_pte_updates"), vmstat("numa_hint_faults"));
         let moves = || pairs.iter().filter(|pair| pair.control_has_moved()).count();
-        // A new thread uses the memory. A thread reads the scan period only when the thread starts.
+        // The kernel sets the period of a thread's NUMA scans only when the thread starts. So a new
+        // thread uses the memory.
         thread::scope(|scope| {
             scope.spawn(|| {
                 let use_all = |for_ms| {
@@ -483,8 +486,8 @@ fn fork_and_the_parents_writes_leave_pinned_pages_of_4_kib() {
     let _alone = alone();
     let _pages = HugePages::on_each_node(6);
     let found = fates(Kind::ALL, |pairs| {
-        // Without this advice, khugepaged would collapse the split pages again. It would use the
-        // page that the child frees.
+        // Without this advice, khugepaged would collapse the split pages again. khugepaged would
+        // use the page that the child frees.
         for memory in memories(pairs) {
             if memory.kind == Thp {
                 memory.advise(libc::MADV_NOHUGEPAGE).unwrap();

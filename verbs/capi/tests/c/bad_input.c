@@ -54,14 +54,14 @@ static void handles(void)
 	/* A guard's handle is not a cache, and a cache's handle is not a guard. */
 	every_function_with_this_cache((struct regcache *)mr.guard, EBADF, "not a cache");
 	FAILS(regcache_put((struct regcache_guard *)cache), EBADF, "not a guard");
-	/* A cache with a guard is not destroyed, and keeps its entries. */
+	/* A cache whose guard is still held is not destroyed, and keeps its entries. */
 	FAILS(regcache_destroy(cache), EBUSY, "still out: 1");
 	IS(regcache_get(cache, page, PAGE, 0, &second), 0);
 	IS(second.lkey == mr.lkey, caches(cache));
 	IS(regcache_put(second.guard), 0);
 	IS(regcache_put(mr.guard), 0);
 	FAILS(regcache_put(mr.guard), EBADF, "put already");
-	/* The slot of the guard is used again, but its handle is not. */
+	/* The new guard uses the slot of the put guard, but has another handle. */
 	IS(regcache_get(cache, page, PAGE, 0, &second), 0);
 	IS(second.guard != mr.guard, 1);
 	FAILS(regcache_put(mr.guard), EBADF, "put already");
@@ -69,7 +69,7 @@ static void handles(void)
 	IS(regcache_destroy(cache), 0);
 	FAILS(regcache_put(second.guard), EBADF, "put already");
 	every_function_with_this_cache(cache, EBADF, "was destroyed");
-	/* The slot of the cache is used again, but its handle is not. */
+	/* The new cache uses the slot of the destroyed cache, but has another handle. */
 	again = cache_of(&fake);
 	IS(again != cache, 1);
 	every_function_with_this_cache(cache, EBADF, "was destroyed");
@@ -98,7 +98,7 @@ static void arguments(void)
 	FAILS(regcache_query_stats(cache, &stats, 0), EINVAL, "sizeof");
 	IS(fake.registered, 0);
 
-	/* An errno of the device is returned to the caller. */
+	/* If the device refuses a registration with an errno, the lookup returns that errno. */
 	fake.fails = -EFAULT;
 	FAILS(regcache_get(cache, page, PAGE, 0, &mr), EFAULT, "the device refused");
 	fake.fails = EIO;

@@ -26,7 +26,7 @@ static void hits_and_misses(void)
 	IS(first.lkey, 1);
 	IS(first.rkey, 1001);
 	IS(first.addr == memory && first.length == 2 * PAGE && first.registration != NULL, 1);
-	/* A lookup of a part of the range with less access is a hit. */
+	/* A lookup of a part of the range is a hit, also with less access. */
 	IS(regcache_get(cache, memory + 100, PAGE, REGCACHE_LOCAL_WRITE, &second), 0);
 	IS(second.lkey, kept ? 1 : 2);
 	IS(second.guard != first.guard, 1);
@@ -88,8 +88,10 @@ static void memory_that_goes(void)
 	IS(again == memory, 1);
 	IS(regcache_get(cache, memory, PAGE, 0, &mr), 0);
 	IS(mr.lkey, 2);
-	/* The memory is replaced while its registration is in use, and is looked up before a
-	 * reap. */
+	/*
+	 * The memory is replaced while its registration is in use. A lookup before regcache_reap()
+	 * must make a new registration.
+	 */
 	IS(mmap(memory, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory, 1);
 	struct regcache_mr fresh;
 	IS(regcache_get(cache, memory, PAGE, 0, &fresh), 0);
@@ -120,7 +122,7 @@ static void attributes(void)
 		munmap(memory, 2 * PAGE);
 		return;
 	}
-	/* The last put revokes the key. */
+	/* With REGCACHE_REVOKE_REMOTE_KEYS, the put of the last guard deregisters. */
 	IS(regcache_get(cache, memory, PAGE, REGCACHE_REMOTE_READ, &mr), 0);
 	IS(regcache_put(mr.guard), 0);
 	IS(fake.live, 0);
@@ -133,7 +135,9 @@ static void attributes(void)
 	IS(fake.live, 1);
 	IS(stats_of(cache).evictions, 1);
 
-	/* Two caches share a monitor, and the first is destroyed first. */
+	/*
+	 * Another cache shares the monitor of `cache`, and still works after `cache` is destroyed.
+	 */
 	attr.monitor_of = cache;
 	IS(regcache_create_for(&other_device, &attr, &other), 0);
 	IS(strcmp(regcache_monitor_name(other), regcache_monitor_name(cache)), 0);
@@ -142,7 +146,10 @@ static void attributes(void)
 	IS(regcache_destroy(cache), 0);
 	IS(other_fake.live, 1);
 	munmap(memory, 2 * PAGE);
-	/* With userfaultfd, the event may be processed only after munmap has returned. */
+	/*
+	 * With userfaultfd, the monitor may process the event of munmap only after munmap has
+	 * returned. So the loop waits for it.
+	 */
 	for (int i = 0; i < 60000 && other_fake.live; i++) {
 		poll(NULL, 0, 1);
 		IS(regcache_reap(other), 0);
@@ -164,7 +171,9 @@ static void calls_from_within(void)
 	IS(strstr(regcache_error(), "within reg_mr") != NULL, 1);
 	fake.tried = 0;
 	IS(regcache_flush(cache, 0, NULL), 0);
-	/* The put of the last guard deregisters it. */
+	/*
+	 * The flush deregisters nothing, because a guard is held. The put of the guard deregisters.
+	 */
 	IS(fake.tried, 0);
 	IS(regcache_put(mr.guard), 0);
 	IS(fake.tried, -EDEADLK);

@@ -99,11 +99,16 @@ static void destroy_under_use(void)
 		int status;
 		while (served == before)
 			sched_yield();
-		/* Destroying fails while a thread holds a guard. */
+		/*
+		 * Destroying fails with EBUSY while a thread holds a guard, so the loop repeats it.
+		 */
 		while ((status = regcache_destroy(old)) == -EBUSY)
 			;
 		IS(status, 0);
-		/* After a cache was destroyed, no callback runs and none is called. */
+		/*
+		 * After a cache was destroyed, no callback of its device runs, and none is called
+		 * any more.
+		 */
 		IS(fake.live, 0);
 		current = cache_of(&fake);
 	}

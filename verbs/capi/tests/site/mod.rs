@@ -40,17 +40,17 @@ impl Site {
 
     /// Returns the path of a program that uses the library.
     pub(crate) fn program(&self, name: &str) -> PathBuf {
-        self.prefix.join("programs").join(name)
+        self.file("programs").join(name)
     }
 
-    #[allow(dead_code, reason = "not every suite looks")]
+    /// Returns the path of a file of the installation.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.prefix.join(name)
     }
 }
 
-/// Finds the static library that cargo built along with this test. There may be several, of other
-/// profiles. The newest one is from the current source, because cargo has just built it.
+/// Finds the static library that cargo built along with this test. There may be libraries of other
+/// profiles too. The newest library is from the current source, because cargo has just built it.
 fn newest_library() -> PathBuf {
     let this = std::env::current_exe().unwrap();
     let files = fs::read_dir(this.parent().unwrap()).unwrap().flatten();
@@ -59,7 +59,8 @@ fn newest_library() -> PathBuf {
         name.starts_with("libregcache_capi") && name.ends_with(".a")
     });
     let built = |path: &PathBuf| fs::metadata(path).unwrap().modified().unwrap();
-    ours.max_by_key(built).expect("cargo builds it with this")
+    ours.max_by_key(built)
+        .expect("cargo builds the library with this test")
 }
 
 /// Runs a command that must succeed, and returns its output.

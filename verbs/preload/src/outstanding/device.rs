@@ -2,7 +2,7 @@
 
 use super::keys::Idle;
 use super::queue::{Order, Queue};
-use super::sync::{Arc, Ordering, fence};
+use super::sync::Arc;
 use super::users::Users;
 
 /// The way to end a registration that the program deregisters.
@@ -16,10 +16,11 @@ pub(crate) enum Release {
     Crowded,
 }
 
-/// The accounting of one open device. Any of its queues may use any of its keys.
+/// The accounting of one open device. Work in any queue of the device may use any key of the
+/// device.
 pub(crate) struct Device {
     users: Arc<Users>,
-    idle: Idle,
+    idle: Arc<Idle>,
 }
 
 /// The number of bits of a place for an idle key. Few programs have as many as 2^16 idle keys, so
@@ -30,7 +31,7 @@ impl Device {
     pub(crate) fn new() -> Self {
         Self {
             users: Arc::new(Users::new()),
-            idle: Idle::with_bits(IDLE_BITS),
+            idle: Arc::new(Idle::with_bits(IDLE_BITS)),
         }
     }
 
@@ -38,7 +39,8 @@ impl Device {
     /// each.
     pub(crate) fn queue(&self, order: Order, requests: u32, keys_each: u32) -> Arc<Queue> {
         let users = Arc::downgrade(&self.users);
-        Arc::new(Queue::new(users, order, requests, keys_each))
+        let idle = Arc::clone(&self.idle);
+        Arc::new(Queue::new(users, idle, order, requests, keys_each))
     }
 
     /// Makes a held key idle, if no outstanding work uses it.
@@ -46,7 +48,6 @@ impl Device {
         if !self.idle.add(key) {
             return Release::Crowded;
         }
-        fence(Ordering::SeqCst);
         if self.users.may_use(key) {
             self.idle.remove(key);
             return Release::Outstanding;
@@ -57,13 +58,6 @@ impl Device {
     /// Removes a key from the idle keys, because it is held again or gone.
     pub(crate) fn forget(&self, key: u32) {
         self.idle.remove(key);
-    }
-
-    /// Executes the poster's fence, between its last note of a key and its first check for an idle
-    /// key.
-    #[inline]
-    pub(crate) fn noted(&self) {
-        fence(Ordering::SeqCst);
     }
 
     /// Returns true if the key is idle: a poster must then end its registration before it posts.

@@ -8,9 +8,9 @@ fn spread(key: u32) -> u32 {
     key.wrapping_mul(0x9e37_79b1)
 }
 
-/// Returns true if the request is over. Both arguments are the lower 32 bits of request numbers, so
-/// they are compared by distance. A request that is 2^31 requests old counts as outstanding, which
-/// is safe.
+/// Returns true if the request at this position is over. Both arguments are the lower 32 bits of
+/// positions, so they are compared by distance. A request that is 2^31 positions old counts as
+/// outstanding, which is safe.
 #[inline]
 fn is_over(request: u32, over: u32) -> bool {
     over.wrapping_sub(request).cast_signed() > 0
@@ -22,6 +22,10 @@ const LINE: usize = 8;
 /// Words with a key in the upper half, and the last request that used the key in the lower half.
 #[repr(align(64))]
 struct Line([AtomicU64; LINE]);
+
+/// The largest distance of a request from an earlier one that [`InUse::raise`] heeds. A key that
+/// was noted for a list may have a later position than the next request. No list is so long.
+const SHORTLY: u32 = 1 << 20;
 
 /// The number of bits of a group's number.
 const GROUP_BITS: u32 = if cfg!(loom) { 1 } else { 10 };
@@ -35,7 +39,8 @@ pub(super) fn group(key: u32) -> usize {
     (spread(key) >> (32 - GROUP_BITS)) as usize
 }
 
-/// The keys of requests that may be outstanding, each with the last request that used it.
+/// The keys of requests that may be outstanding, each with the position of the last request that
+/// used it.
 ///
 /// A word is free when its request is over, so no word has to be removed. A key that has a word
 /// keeps that word. A key without a word takes a free one.
@@ -71,26 +76,55 @@ impl InUse {
         &self.lines[at as usize].0
     }
 
-    /// Notes that this request uses the key, if the key has a word. Returns false if it has none.
-    /// Only one thread at a time may call this function, `insert` and `crowd`.
+    /// Returns the number of the key's word in its line.
     #[inline]
-    pub(super) fn renew(&self, key: u32, request: u32) -> bool {
-        let has = |word: &&AtomicU64| (word.load(Ordering::Relaxed) >> 32) as u32 == key;
-        let Some(word) = self.line(key).iter().find(has) else {
-            return false;
-        };
-        word.store(word_of(key, request), Ordering::Relaxed);
-        true
+    pub(super) fn find(&self, key: u32) -> Option<usize> {
+        let has = |word: &AtomicU64| (word.load(Ordering::Relaxed) >> 32) as u32 == key;
+        self.line(key).iter().position(has)
     }
 
-    /// Notes that this request uses the key, in a free word. Returns false if no word is free.
-    pub(super) fn insert(&self, key: u32, request: u32, over: u32) -> bool {
-        let is_free = |word: &&AtomicU64| is_over(word.load(Ordering::Relaxed) as u32, over);
-        let Some(word) = self.line(key).iter().find(is_free) else {
-            return false;
-        };
-        word.store(word_of(key, request), Ordering::Relaxed);
-        true
+    /// Returns true if the key has a word, even if the word's request is over.
+    #[inline]
+    pub(super) fn has_word(&self, key: u32) -> bool {
+        self.find(key).is_some()
+    }
+
+    /// Notes that this request uses the key, if the key has a word. Returns the number of the word;
+    /// `None` if the key has none. Only the thread with the queue's lock may call this function,
+    /// `raise`, `insert` and `crowd`.
+    #[inline]
+    pub(super) fn renew(&self, key: u32, request: u32) -> Option<usize> {
+        let at = self.find(key)?;
+        self.word(key, at)
+            .store(word_of(key, request), Ordering::Relaxed);
+        Some(at)
+    }
+
+    /// Notes that this request uses the key, unless a request shortly after this one does. The key
+    /// has the word with this number.
+    #[inline]
+    pub(super) fn raise(&self, key: u32, at: usize, request: u32) {
+        let word = self.word(key, at);
+        let after = (word.load(Ordering::Relaxed) as u32).wrapping_sub(request);
+        if after > SHORTLY {
+            word.store(word_of(key, request), Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
+    fn word(&self, key: u32, at: usize) -> &AtomicU64 {
+        #[expect(clippy::indexing_slicing, reason = "the remainder is below the length")]
+        &self.line(key)[at % LINE]
+    }
+
+    /// Notes that this request uses the key, in a free word. Returns the number of the word; `None`
+    /// if no word is free.
+    pub(super) fn insert(&self, key: u32, request: u32, over: u32) -> Option<usize> {
+        let is_free = |word: &AtomicU64| is_over(word.load(Ordering::Relaxed) as u32, over);
+        let at = self.line(key).iter().position(is_free)?;
+        self.word(key, at)
+            .store(word_of(key, request), Ordering::Relaxed);
+        Some(at)
     }
 
     /// Makes this request count for every key.

@@ -16,16 +16,18 @@
 //!
 //! # How work is followed
 //!
-//! Each send queue, receive queue and shared receive queue has a [`Queue`]. A work request gets the
-//! next number of its queue. For each key, the queue remembers the last request that used the key
-//! ([`keys::InUse`]). The queue also knows a number below which all requests are *over*: they use
-//! no memory any more ([`Queue::over`]). The queue may use a key as long as the last request with
-//! that key is not over.
+//! Each send queue, receive queue and shared receive queue has a [`Queue`]. The queue counts the
+//! *signaled* requests that the device has accepted. A signaled request is one that is certain to
+//! have a completion: each receive, and each send with the flag. The *position* of a request is the
+//! number of the next signaled request at its post. So a signaled request has its own number, and
+//! an unsignaled one has that of the signaled request after it. For each key, the queue remembers
+//! the position of the last request that used the key ([`keys::InUse`]). The queue may use a key as
+//! long as this request is not *over*, which means that it uses no memory any more.
 //!
 //! - A receive queue completes in order, and each request has a completion. So the n-th completion
 //!   ends the n-th request.
 //! - A send queue completes in order, but only a signaled request is certain to have a completion.
-//!   So the n-th completion ends the n-th signaled request and all unsignaled ones before it.
+//!   So the n-th completion ends all requests up to position n.
 //! - A shared receive queue completes in any order. A completion names its request only by a number
 //!   that the program may use twice. So all requests of the queue are over when it has had as many
 //!   completions as requests. Until then each request counts as outstanding.
@@ -42,50 +44,78 @@
 //! not kept. It would not be safe to count a completion that belongs to no counted request. So a
 //! queue with more completions than requests is *lost*: it counts as using every key from then on.
 //!
-//! After a reset, completions from before it may still be in the completion queue. The shim may
-//! count such a completion for another request than its own. The counting continues over resets, so
-//! such a completion ends at most the request to which it belongs. A device may also discard these
-//! completions, and the count of the queue then stays too low. The reset corrects the count if all
-//! completions were polled by then, including those with errors ([`all_polled`]). Otherwise
-//! [`Queue::settle`] corrects the count, once the completion queue was seen empty after the reset.
-//! The completion queue then holds no completion from before the reset.
+//! # The common way
+//!
+//! Posting and polling must cost little, and `ibv_dereg_mr` may cost more. So the common way keeps
+//! counts only, and `ibv_dereg_mr` draws the conclusions.
+//!
+//! Most requests use the key of the request before. Such requests form a *run* ([`Queue::again`]).
+//! In a run, a post takes the lock of the queue, compares the key, and adds 1 to the count of
+//! requests. It notes no position: the last request of a run is the last signaled request of the
+//! queue. The thread that ends the run notes that position. Each post that is not of the run ends
+//! it, and so does a thread that deregisters a key which the queue has used.
+//!
+//! A poll adds 1 to a counter for the queue pair's number ([`cells`]). It takes no lock, so it
+//! counts some time after the device has removed the completion from the completion queue. That
+//! does no harm as long as all completions of the counter belong to one queue. Two things end
+//! this: a reset, after which completions from before may still be counted, and a second queue pair
+//! with the same cell.
+//!
+//! After a reset, a completion from before may be counted for another request than its own. The
+//! counting continues over resets, so such a completion ends at most the request to which it
+//! belongs. A device may also discard these completions, and the count of the queue then stays too
+//! low. The reset corrects the count if all completions were polled by then, including those with
+//! errors ([`left`]). Otherwise polls of the device change to another way for good: they
+//! count under a lock of the completion queue, which they hold from before the poll. When such a
+//! poll finds the completion queue empty, no completion from before the reset is in the queue. So
+//! [`Queue::settle`] corrects the count then. A poll of the first way may still be about to count a
+//! completion from before. So the queue ignores its cell from then on.
+//!
+//! A queue reads a cell only if no other queue pair can count there ([`Owners`]). If a new queue
+//! pair has the cell of another one, none of the two reads the cell any more, and polls count by
+//! lock.
 //!
 //! # Threads
 //!
-//! The following table shows a poster and a thread that deregisters. `InUse` is the queue's record
-//! of keys, and `Idle` is the device's set of idle keys:
+//! Each queue has a lock, which is a bit in the word that counts its requests. A poster holds the
+//! lock until the device has the requests, so the positions are in the device's order. A thread
+//! that deregisters takes the locks of the queues that have an element of [`keys::InUse`] for the
+//! key ([`users`]).
 //!
-//! | poster | deregistering thread |
-//! |---|---|
-//! | 1. writes the key to `InUse` | 1. writes the key to `Idle` |
-//! | 2. fence | 2. fence |
-//! | 3. looks whether the key is in `Idle` | 3. looks whether the key is in `InUse` |
-//! | 4. posts | 4. returns from `ibv_dereg_mr` |
+//! Suppose that a thread deregisters a key, and that another thread posts with the key to some
+//! queue. The first thread adds the key to the device's set of idle keys. Then it takes the lock of
+//! the key's list of queues, and looks at each queue in the list that has a word for the key, under
+//! the lock of the queue. It ends the run there. There are three cases:
 //!
-//! Both fences are sequentially consistent, so at least one of the two threads sees the other's
-//! write. If the deregistering thread sees the key in use, it deregisters the registration. If the
-//! poster sees that the key is idle, it deregisters all idle registrations of the device before it
+//! - The queue has a word for the key, and the post was before this look. Then the look finds the
+//!   position of the request. The registration is kept only if the request is over.
+//! - The queue has a word for the key, and the post is after this look. The run has ended, so the
+//!   post is not of the run. It checks whether the key is idle. It has had the lock of the queue
+//!   after the first thread, so it finds the key there.
+//! - The queue had no word for the key, or was not in the list. Then the post takes a word under
+//!   the lock of the list, and checks afterwards whether the key is idle. It has had the lock of
+//!   the list after the first thread, so it finds the key there. If it had the lock before, the
+//!   first thread would have found the word.
+//!
+//! A poster that finds its key idle deregisters all idle registrations of the device before it
 //! posts. Then the device refuses the request. This also holds for a program that posts with the
 //! key long after `ibv_dereg_mr`.
 //!
-//! Requests get their numbers under a lock of the queue. The poster holds this lock until the
-//! device has the requests, so the numbers are in the device's order. Completions are counted under
-//! a lock of the completion queue, which is held during a poll. A thread that deregisters takes
-//! neither lock. `Queue::over` rises only after the completion was polled, and never falls. So a
+//! A thread that deregisters waits only a short time for the lock of a queue. If it does not get
+//! the lock, it treats the key as used. So it does not wait for the device, and a thread may
+//! deregister while it has an extended post open. A poster waits for the lock of a list while it
+//! has the lock of its queue. This cannot be for ever, since threads with the lock of a list wait
+//! only a short time.
+//!
+//! The counts of completions only rise, and a completion is counted after it was polled. So a
 //! thread that reads an old value may treat a request as outstanding although it is over, which is
 //! safe.
 //!
-//! A thread that deregisters looks only at the queues that have a word for the key ([`users`]). A
-//! queue that is not in that list enters it, under the list's lock, before it takes a word for the
-//! key. If the deregistering thread had the lock first, the poster sees that thread's earlier
-//! writes, and so finds the key idle. So the table also holds if step 1 of the poster enters the
-//! list.
-//!
-//! Posting writes only to cache lines of its own queue, and reads one line of `Idle`. Counting a
-//! completion writes to lines of the queue and of the completion queue. Neither step looks up a
-//! registration, or checks whether a key belongs to the shim. So the cost does not grow with the
-//! number of registrations.
+//! In the common way a post writes to one cache line, which belongs to its queue. A poll writes to
+//! one cache line, which belongs to the queue pair. Neither step looks up a registration, or checks
+//! whether a key belongs to the shim. So the cost does not grow with the number of registrations.
 
+mod cells;
 mod device;
 mod keys;
 mod queue;
@@ -94,5 +124,6 @@ mod sync;
 mod tests;
 mod users;
 
+pub(crate) use cells::{CELLS, Cell, Owners};
 pub(crate) use device::{Device, Release};
-pub(crate) use queue::{Mark, Order, Post, Queue, all_polled};
+pub(crate) use queue::{Left, Mark, Order, Post, Queue, left};

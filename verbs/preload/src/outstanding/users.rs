@@ -2,10 +2,10 @@
 //!
 //! A device may have thousands of queues, so a thread that deregisters must not look at each of
 //! them. So keys are in groups, and each group has a list of the queues that have a word for one of
-//! its keys. A queue enters the list before its first word for a key of the group, under the lock
-//! of the list. The queue leaves the list under the same lock, when a thread that deregisters finds
-//! no such word. A poster whose key already has a word enters no list, and takes no list's lock.
-//! This is the common case.
+//! its keys. (A word is an element of `keys::InUse`.) A queue enters the list before its first word
+//! for a key of the group, under the lock of the list. The queue leaves the list under the same
+//! lock, when a thread that deregisters finds no such word. A poster whose key already has a word
+//! enters no list, and takes no list's lock. Most posts use a key that already has a word.
 //!
 //! A queue that counts as using every key is in a separate list.
 
@@ -43,8 +43,8 @@ impl Users {
         take()
     }
 
-    /// Adds the queue to the list of queues that use every key. The queue's state already says that
-    /// it does.
+    /// Adds the queue to the list of queues that count as using every key. The state of the queue
+    /// was changed before this call.
     pub(super) fn add_everywhere(&self, queue: &Arc<Queue>) {
         let mut users = lock(&self.everywhere);
         enter(&mut users, queue);

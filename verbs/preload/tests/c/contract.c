@@ -53,9 +53,9 @@ static void sends(struct loop *loop, char *from, const struct ibv_mr *mr, size_t
 }
 
 /*
- * Registrations that are held at the same time share no key and no structure, and each is
- * deregistered once. Registrations that follow one another share one registration, even if it is
- * larger.
+ * If the program holds several `ibv_mr`s at the same time, they share no key and no structure, and
+ * each is deregistered once. If the program registers again after ibv_dereg_mr, the cache reuses
+ * the earlier registration, even if that registration is larger than the range.
  */
 static void distinct(void)
 {
@@ -158,8 +158,9 @@ static void revoked(enum ibv_wc_status expected)
 }
 
 /*
- * A domain is deallocated if the program holds nothing in it. The shim does not mistake a later
- * domain for it.
+ * A protection domain is deallocated if the program holds no registration in it, even if the cache
+ * holds some. If a later domain has the same address, the shim does not use the earlier domain's
+ * cache for the later one.
  */
 static void domains(void)
 {
@@ -183,8 +184,8 @@ static void domains(void)
 	CHECK(ibv_close_device(context) == 0);
 
 	/*
-	 * Closing the device also ends cached registrations. The kernel frees a domain and a device
-	 * that the program does not free.
+	 * Closing the device also ends cached registrations. A domain and a device that the program
+	 * does not free are freed by the kernel at exit.
 	 */
 	for (int i = 0; i < 5; i++) {
 		context = loop_open(NULL);
@@ -196,8 +197,8 @@ static void domains(void)
 }
 
 /*
- * A registration that was held when the device was closed has ended. The program may still
- * deregister it, which is an error without the shim.
+ * Closing the device ends a registration that the program still holds. Under the shim the program
+ * may then call ibv_dereg_mr for the registration. Without the shim that call is an error.
  */
 static void late(void)
 {
@@ -255,7 +256,8 @@ static void devices(const char *second)
 static struct ibv_pd *shared_pd;
 
 /*
- * Registers memory of this thread, which is unmapped each time, and memory that all threads share.
+ * Registers a buffer of this thread, which it unmaps after each round, and a buffer that all
+ * threads share.
  */
 static void *thread(void *shared)
 {
@@ -303,7 +305,7 @@ static void forks(const char *self)
 	CHECK(ibv_dereg_mr(reg(loop.pd, memory, PAGE, LOCAL)) == 0);
 	sends(&loop, memory, mr, 4 * PAGE);
 	/*
-	 * This child deregisters inherited registrations, then registers memory itself, and then
+	 * The child deregisters inherited registrations, then registers memory itself, and then
 	 * executes another program.
 	 */
 	pid_t child = fork();
@@ -361,8 +363,8 @@ static void forks(const char *self)
 }
 
 /*
- * ibv_rereg_mr of a cached registration passes on to the device, and this device does not support
- * it. Afterwards the registration is unchanged.
+ * The shim passes ibv_rereg_mr of a cached registration on to the device, and this device does not
+ * support the call. Afterwards the registration is unchanged.
  */
 static void rereg(void)
 {
@@ -406,8 +408,9 @@ static void rereg(void)
 }
 
 /*
- * Idle registrations do not make a new registration fail. The part has to run with a limit of 1
- * MiB, and without the capability to exceed it.
+ * If idle registrations in the cache use up RLIMIT_MEMLOCK, a new registration still succeeds,
+ * because the cache evicts them. The part has to run with a limit of 1 MiB, and without the
+ * capability to exceed it.
  */
 static void limit(void)
 {
@@ -445,7 +448,10 @@ static void show(const char *what, struct ibv_pd *pd, void *addr, size_t length,
 	printf("%s: deregistered %d\n", what, ibv_dereg_mr(mr));
 }
 
-/* These flags are not constants at compile time, so the header's macro calls ibv_reg_mr_iova2. */
+/*
+ * Zero, added to flags so that they are not constants at compile time. The header's macro then
+ * calls ibv_reg_mr_iova2.
+ */
 static volatile int zero;
 
 static void observe(void)
@@ -503,7 +509,7 @@ static void observe(void)
 		     ibv_reg_mr_iova2(loop.pd, addr, length, (uintptr_t)addr + (1 << 20), tries[i].access));
 	}
 
-	/* With another iova, the device uses the iova as the address. */
+	/* With an iova other than the address, peers name the memory by the iova. */
 	char *sink = map(PAGE);
 	struct ibv_mr *from = reg(loop.pd, memory, PAGE, LOCAL);
 	struct ibv_mr *to = ibv_reg_mr_iova(loop.pd, sink, PAGE, 1 << 20, REMOTE);
@@ -520,7 +526,7 @@ static void observe(void)
 	CHECK(ibv_dereg_mr(to) == 0);
 	printf("by a key that is no more: %d\n", loop_write(&loop, memory, from->lkey, PAGE, (void *)(1 << 20), gone));
 
-	/* The iova is also the address in this process's own work requests. */
+	/* This process's own work requests also name the memory by the iova. */
 	struct ibv_mr *shifted = ibv_reg_mr_iova(loop.pd, memory, PAGE, 1 << 20, LOCAL);
 
 	to = reg(loop.pd, sink, PAGE, REMOTE);
@@ -531,7 +537,7 @@ static void observe(void)
 	printf("from address: %d\n", loop_write(&loop, memory, shifted->lkey, PAGE, sink, to->rkey));
 	CHECK(ibv_dereg_mr(shifted) == 0 && ibv_dereg_mr(to) == 0);
 
-	/* These functions register memory, and the shim does not interpose them. */
+	/* The following functions register memory, and the shim does not interpose them. */
 	struct ibv_mr *dmabuf = ibv_reg_dmabuf_mr(loop.pd, 0, PAGE, 0, 0, LOCAL);
 
 	printf("dmabuf: %d\n", dmabuf ? 0 : errno);
@@ -586,8 +592,8 @@ int main(int argc, char **argv)
 		late();
 	else if (!strcmp(part, "memory")) {
 		/*
-		 * This part is for a memory checker. Its start takes longer than these two checks,
-		 * so one run does both.
+		 * This part runs under valgrind, whose start takes longer than these two checks. So
+		 * one run makes both checks.
 		 */
 		fresh(2);
 		rereg();

@@ -17,6 +17,12 @@ struct fake_cq {
 	unsigned int head, tail;
 };
 
+struct fake_srq {
+	struct ibv_srq srq;
+	/* The queue pair that takes the receives. */
+	struct ibv_qp *qp;
+};
+
 static uint32_t last_key, last_number;
 
 static void complete(struct ibv_cq *to, const struct ibv_qp *qp, uint64_t id, enum ibv_wc_opcode opcode)
@@ -44,6 +50,11 @@ static int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_
 	return 0;
 }
 
+static int post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
+{
+	return post_recv(((struct fake_srq *)srq)->qp, wr, bad);
+}
+
 static int poll_cq(struct ibv_cq *of, int most, struct ibv_wc *wc)
 {
 	struct fake_cq *cq = (struct fake_cq *)of;
@@ -61,6 +72,7 @@ struct ibv_context *ibv_open_device(struct ibv_device *device)
 	context->device = device;
 	context->ops.post_send = post_send;
 	context->ops.post_recv = post_recv;
+	context->ops.post_srq_recv = post_srq_recv;
 	context->ops.poll_cq = poll_cq;
 	return context;
 }
@@ -120,6 +132,22 @@ int ibv_destroy_cq(struct ibv_cq *cq)
 	return 0;
 }
 
+struct ibv_srq *ibv_create_srq(struct ibv_pd *pd, struct ibv_srq_init_attr *attr)
+{
+	struct fake_srq *srq = calloc(1, sizeof(*srq));
+
+	(void)attr;
+	srq->srq.context = pd->context;
+	srq->srq.pd = pd;
+	return &srq->srq;
+}
+
+int ibv_destroy_srq(struct ibv_srq *srq)
+{
+	free(srq);
+	return 0;
+}
+
 struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 {
 	struct ibv_qp *qp = calloc(1, sizeof(*qp));
@@ -129,6 +157,8 @@ struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 	qp->send_cq = attr->send_cq;
 	qp->recv_cq = attr->recv_cq;
 	qp->srq = attr->srq;
+	if (qp->srq)
+		((struct fake_srq *)qp->srq)->qp = qp;
 	qp->qp_num = ++last_number;
 	qp->qp_type = attr->qp_type;
 	return qp;

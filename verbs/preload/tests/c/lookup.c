@@ -87,7 +87,11 @@ int main(int argc, char **argv)
 	CHECK(is_in(dlvsym(verbs, "ibv_dereg_mr", "IBVERBS_1.0"), "libibverbs.so"));
 	CHECK(is_in(dlsym(verbs, "ibv_alloc_pd"), "libibverbs.so"));
 	CHECK(is_in(dlsym(verbs, "ibv_reg_dmabuf_mr"), "libibverbs.so"));
-	/* The library is not in the global scope, and it does not have these versions. */
+	/*
+	 * libibverbs is loaded with RTLD_LOCAL, so RTLD_DEFAULT does not find it. Under the shim,
+	 * RTLD_DEFAULT finds the shim, which does not have these versions. So the lookups find
+	 * nothing.
+	 */
 	CHECK(!dlvsym(RTLD_DEFAULT, "ibv_reg_mr", "IBVERBS_1.0"));
 	CHECK(!dlvsym(RTLD_DEFAULT, "ibv_reg_mr", "IBVERBS_7.7"));
 	dlerror();
@@ -96,7 +100,10 @@ int main(int argc, char **argv)
 
 	CHECK(error && strstr(error, "ibv_no_such_function"));
 
-	/* RTLD_NEXT means the next library after the caller. */
+	/*
+	 * RTLD_NEXT means the next library after the caller. So libc must see this call's caller,
+	 * and not the shim.
+	 */
 	snprintf(path, sizeof(path), "%s/libnext.so", argv[2]);
 	void *next = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 
@@ -109,7 +116,7 @@ int main(int argc, char **argv)
 	CHECK(is_in(next_malloc(), "libc.so"));
 	CHECK(is_in(dlsym(RTLD_DEFAULT, "malloc"), "libc.so"));
 	CHECK(is_in(dlsym(RTLD_NEXT, "malloc"), "libc.so"));
-	/* If the program is the caller, the next library is the preloaded one. */
+	/* If the program itself is the caller, the next library is the preloaded shim. */
 	if (argv[1][0])
 		CHECK(is_in(dlsym(RTLD_NEXT, "ibv_reg_mr"), "librcpreload.so"));
 

@@ -4,8 +4,8 @@
 #include <dlfcn.h>
 
 /*
- * The result depends on the caller, so libc must see this library as the caller. No library after
- * this one has the symbol.
+ * With RTLD_NEXT the search starts after the library that calls dlsym. No library after this one
+ * has this symbol. So the result is null, unless libc takes the shim for the caller.
  */
 void *next_own_name(void)
 {

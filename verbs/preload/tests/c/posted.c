@@ -5,8 +5,8 @@
  *     posted PART
  *
  * Each part prints how the work completed, and how many bytes of the memory's next owner were
- * overwritten or sent. The output has to be the same with the shim and without. A part fails if the
- * count is not 0.
+ * overwritten or sent. The output has to be the same with the shim and without. A part fails if any
+ * such byte was overwritten or sent.
  */
 #include <pthread.h>
 #include <unistd.h>
@@ -97,7 +97,10 @@ static struct ibv_qp *make(struct two *two)
 
 enum { PLAIN = 0, SHARED = 1, EXTENDED = 2, HALF = 4 };
 
-/* Connects the two queue pairs. With HALF, b does not answer yet. */
+/*
+ * Connects the two queue pairs `a` and `b`. With HALF, `b` is not connected yet, so the work that
+ * is posted to `a` stays outstanding.
+ */
 static struct two begin(int how)
 {
 	struct two two = { .context = loop_open(NULL) };
@@ -231,7 +234,7 @@ static void send_signaled(const struct two *two, struct ibv_sge sge, int id)
 	post(two, sge, id, IBV_WR_SEND, IBV_SEND_SIGNALED, NULL);
 }
 
-/* The statuses of completions by number of work request. The numbers are small. */
+/* The status of each completion, by the number of its work request. The numbers are small. */
 struct done {
 	int status[16];
 };
@@ -320,8 +323,8 @@ static void shared(void)
 }
 
 /*
- * Deregisters after the peer's queue pair was destroyed, after this queue pair was destroyed, and
- * before either.
+ * Deregisters three registrations: one before a queue pair is destroyed, one after the receiver's
+ * queue pair is destroyed, and one after both are destroyed.
  */
 static void teardown(void)
 {
@@ -400,7 +403,7 @@ static void unsignaled(void)
 		CHECK(count(to[i].at, 'a' + i, 1) == LENGTH);
 		CHECK(ibv_dereg_mr(to[i].mr) == 0);
 	}
-	/* The third send has no completion, so it may be outstanding. */
+	/* The third send has no completion, so the shim must assume that it is outstanding. */
 	for (int i = 0; i < 3; i++)
 		CHECK(ibv_dereg_mr(from[i].mr) == 0);
 	finish(&two);
@@ -442,7 +445,10 @@ static void resets(void)
 	await(&two, 2, "123");
 	printf("arrived: %d\n", count(other.at, 'S', 1));
 	nothing_overwritten(mine);
-	/* This receive is outstanding on a queue that was reset. */
+	/*
+	 * This receive is posted to the queue pair after its reset. The shim must see it as
+	 * outstanding.
+	 */
 	receive(&two, all_of(&other), 4);
 	mine = reuse(&other);
 	send_signaled(&two, all_of(&from), 5);
@@ -451,7 +457,10 @@ static void resets(void)
 	finish(&two);
 }
 
-/* Completions from before a reset are polled when the queue pair has new work. */
+/*
+ * The queue pairs are reset and get new work. Then the completions of the work from before the
+ * reset are polled. These completions must not end the new work.
+ */
 static void stale(void)
 {
 	struct two two = begin(PLAIN);
@@ -461,7 +470,7 @@ static void stale(void)
 	send_signaled(&two, all_of(&from), 2);
 	for (int i = 0; i < 120000 && count(to.at, 'S', 1) < LENGTH; i++)
 		usleep(1000);
-	/* After this time both completions are in the queue. */
+	/* After this time both completions are in the completion queue. */
 	usleep(500000);
 	reset(two.a);
 	reset(two.b);
@@ -620,7 +629,10 @@ static void inside(void)
 	finish(&two);
 }
 
-/* Registers around each transfer, waits for each completion, and counts the different keys. */
+/*
+ * Registers and deregisters around each transfer, waits for each completion, and counts the
+ * different keys.
+ */
 static void awaits(int how)
 {
 	struct two two = begin(how);

@@ -49,7 +49,8 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     longest_hit(report, name, 10_000, Duration::from_micros(20))
 }
 
-/// Measures misses. UCX's cache has no monitor here, so regcache uses a monitor that does nothing.
+/// Measures misses. In this benchmark UCX's cache has no monitor. So regcache uses a monitor that
+/// watches nothing.
 fn miss(report: &mut Report, name: &str, entries: usize) -> Result<()> {
     report.compare_rebuilt(name, Threshold::OfUcx(0.9), entries, |effort| {
         let pair = Pair::unwatched(entries, room(entries))?;
@@ -60,7 +61,8 @@ fn miss(report: &mut Report, name: &str, entries: usize) -> Result<()> {
 }
 
 /// Measures the misses that fill a new cache, in ascending or in random order. Each of these misses
-/// allocates memory for its entry, while the misses of [`miss`] reuse the memory of earlier entries.
+/// allocates memory for its entry. By contrast, the misses of [`miss`] reuse the memory of earlier
+/// entries.
 fn fill(report: &mut Report, name: &str, entries: usize, random: bool, most: f64) -> Result<()> {
     if !report.wants(name) {
         return Ok(());
@@ -114,7 +116,7 @@ fn rounds(
             (ours()?, theirs)
         };
         let samples: Vec<_> = std::iter::once(ours).chain(theirs).collect();
-        // The last rounds count even if they were disturbed. So the measurement also ends on a
+        // The last rounds are kept even if they were disturbed. So the measurement also ends on a
         // machine that is always busy.
         let counts = round >= 4 * wanted || samples.iter().all(|sample| sample.undisturbed);
         rounds.push(samples.iter().map(|sample| sample.ns).collect(), counts);
@@ -150,8 +152,8 @@ fn evict(report: &mut Report, entries: usize) -> Result<()> {
     })
 }
 
-/// Measures the lookup that drains the monitor's reports after `k` ranges have changed. UCX has no
-/// counterpart.
+/// Measures the lookup that drains the monitor's reports after `k` ranges have changed, for several
+/// values of `k`. UCX's cache has no such lookup.
 fn drain(report: &mut Report) -> Result<()> {
     if !report.wants("drain") {
         return Ok(());

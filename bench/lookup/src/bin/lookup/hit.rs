@@ -42,7 +42,7 @@ fn one_thread(report: &mut Report, entries: usize) -> Result<()> {
     rebuilt(report, &name, threshold, entries, 4096, Loop::Random, None)
 }
 
-/// Measures lookups of single pages in registrations of 16 pages.
+/// Measures lookups of one page each. Each registration covers 16 pages.
 fn within(report: &mut Report) -> Result<()> {
     let entries = 10_000;
     let _here = Pinned::to(0);
@@ -89,7 +89,8 @@ fn two_threads_on_many(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Measures a loop on several pairs of caches. Each cache has `entries` ranges of `len` bytes.
+/// Measures a loop on several pairs of caches, which are built one after the other. Each cache has
+/// `entries` ranges of `len` bytes.
 fn rebuilt(
     report: &mut Report,
     name: &str,

@@ -1,5 +1,5 @@
-//! Counts the instructions of a hit. The count is the instructions of the program `count-lookups`,
-//! less the instructions of its empty loop.
+//! Counts the instructions of a hit. The count is the number of instructions of the program
+//! `count-lookups` with a cache, less the number without a cache.
 
 use std::env;
 

@@ -1,5 +1,5 @@
-//! Measures lookups of regcache and of UCX's registration cache. Prints a table, and a line for
-//! each figure.
+//! Measures lookups of regcache and of UCX's registration cache. Prints a table for people, and
+//! then one line for each figure, for scripts.
 //!
 //! The table reports a missed threshold. The exit status does not depend on thresholds.
 //!
@@ -40,7 +40,8 @@ fn main() -> Result<()> {
         sample: Duration::from_micros(500),
     };
     let mut report = Report::new(only, effort);
-    // Misses allocate memory, so they are measured first, while the heap is not yet fragmented.
+    // Misses allocate memory. So they are measured first, before the other measurements fragment
+    // the heap.
     change::measure(&mut report)?;
     hit::measure(&mut report)?;
     herd::measure(&mut report)?;

@@ -1,4 +1,5 @@
-//! [`Pair`]: regcache and its peer with the same ranges, and the [`Loop`]s that measure both.
+//! [`Pair`]: regcache and UCX's cache with the same ranges, and the [`Loop`]s that measure both
+//! caches.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,12 +13,12 @@ use crate::Result;
 /// The limit of entries that a cache has by default.
 const ROOM: usize = 1 << 16;
 
-/// Returns a limit that is large enough for this many entries.
+/// Returns a limit of entries that is large enough for `entries` entries.
 pub(crate) fn room(entries: usize) -> usize {
     ROOM.max(entries.next_power_of_two())
 }
 
-/// regcache and its peer, with the same ranges registered.
+/// regcache and UCX's cache. Both have registered the same ranges.
 pub(crate) struct Pair<S> {
     pub(crate) addresses: Arc<Addresses>,
     pub(crate) regcache: S,
@@ -34,8 +35,8 @@ impl Pair<Regcache> {
 }
 
 impl Pair<Unwatched> {
-    /// Builds both caches with `entries` ranges and a limit of `room` entries. UCX's cache has no
-    /// monitor here, so regcache uses a monitor that does nothing.
+    /// Builds both caches with `entries` ranges and a limit of `room` entries. In this benchmark
+    /// UCX's cache has no monitor. So regcache uses a monitor that watches nothing.
     pub(crate) fn unwatched(entries: usize, room: usize) -> Result<Self> {
         let addresses = Arc::new(Addresses::new(entries, 4096)?);
         let regcache = Unwatched::new(room)?;
@@ -57,8 +58,9 @@ impl<S: Subject> Pair<S> {
         })
     }
 
-    /// Returns a variant for each cache that runs the loop `measured`. If `one_thread` is given, a
-    /// further variant runs the loop `one_thread` on regcache.
+    /// Returns a variant for each of the two caches. Each of these variants runs the loop
+    /// `measured`. If `one_thread` is given, a further variant runs the loop `one_thread` on
+    /// regcache.
     pub(crate) fn variants(
         &self,
         measured: Loop,
@@ -71,7 +73,7 @@ impl<S: Subject> Pair<S> {
         variants
     }
 
-    /// Checks that no registration was leaked or destroyed twice.
+    /// Checks that each cache has exactly one registration for each range.
     pub(crate) fn check_balance(&self) {
         let entries = self.addresses.count() as u64;
         assert_eq!(self.regcache.live(), entries);
@@ -81,23 +83,24 @@ impl<S: Subject> Pair<S> {
     }
 }
 
-/// A measured loop. A loop runs in one thread, unless its description names two threads.
+/// A measured loop. It runs in one thread, unless its description says that two threads run it.
 #[derive(Clone, Copy)]
 pub(crate) enum Loop {
-    /// Looks up the middle range.
+    /// Looks up the range in the middle again and again.
     Same,
     /// Looks up random ranges.
     Random,
     /// Looks up random pages within the ranges.
     Within,
-    /// Looks up the first range on the first CPU, to compare with two threads.
+    /// Looks up the first range in one thread, which is pinned to the first CPU. `SameByTwo` and
+    /// `OwnByTwo` are compared with this loop.
     SamePinned,
-    /// Looks up random ranges on the first CPU, to compare with two threads.
+    /// Looks up random ranges in one thread, which is pinned to the first CPU. `RandomByTwo` is
+    /// compared with this loop.
     RandomPinned,
     /// Looks up the first range in two threads.
     SameByTwo,
-    /// Looks up ranges in two threads. Each thread always looks up the same range, and the ranges
-    /// differ.
+    /// Looks up two ranges in two threads. Each thread always looks up its own range.
     OwnByTwo,
     /// Looks up random ranges in two threads.
     RandomByTwo,
@@ -105,8 +108,8 @@ pub(crate) enum Loop {
     Miss,
     /// Invalidates ranges.
     Invalidate,
-    /// Looks up ranges that have no entry in a cache at its limit, so that each lookup evicts an
-    /// entry.
+    /// Looks up ranges that have no entry. The cache is at its limit of entries, so each lookup
+    /// evicts an entry.
     Evict,
 }
 
@@ -165,7 +168,7 @@ impl Loop {
     }
 }
 
-/// Makes a variant of a loop that times itself.
+/// Makes a variant of the loop `run`, which measures its own time.
 fn times_itself<'a>(run: impl Fn(Range<usize>) -> Duration + 'a) -> Box<Variant<'a>> {
     let mut from = 0;
     Box::new(move |operations| {
@@ -180,8 +183,8 @@ fn times_itself<'a>(run: impl Fn(Range<usize>) -> Duration + 'a) -> Box<Variant<
 }
 
 fn evictions<'a>(subject: &'a impl Subject, addresses: &'a Addresses) -> Box<Variant<'a>> {
-    // During the first pass, a lookup may hit an entry that `fill` left. So the first pass is not
-    // measured.
+    // In the first pass over the ranges, a lookup may hit an entry that `fill` has made. So the
+    // first pass is not measured.
     let mut from = 2 * addresses.count();
     loops::evict(subject, addresses, 0, from);
     Box::new(move |operations| {

@@ -7,7 +7,7 @@ use regcache_bench_lookup::figure::{Figure, Threshold, table};
 
 use crate::Result;
 
-/// The number of times that the caches of a figure are built. The placement of a cache's memory
+/// The number of times that the caches are built for one figure. The placement of a cache's memory
 /// affects the figure, so several placements are measured.
 const BUILDS: usize = 5;
 
@@ -31,7 +31,8 @@ impl Report {
         }
     }
 
-    /// Returns whether the user requested a figure whose name is `name` or begins with `name`.
+    /// Returns whether the user requested the figure `name`, or a figure whose name begins with
+    /// `name`.
     pub(crate) fn wants(&self, name: &str) -> bool {
         name.starts_with(&self.only) || self.only.starts_with(name)
     }
@@ -41,9 +42,9 @@ impl Report {
         self.figures.push(figure);
     }
 
-    /// Measures rounds of the variants and adds their figure. The first variant is regcache. UCX
-    /// follows if it is built in. The last variant is one thread, if the figure is compared with
-    /// one thread.
+    /// Measures rounds of the variants and adds the figure of regcache. The first variant is
+    /// regcache. UCX's cache follows if it is built in. If the figure is compared with one thread,
+    /// the last variant is regcache in one thread.
     pub(crate) fn compare(
         &mut self,
         name: &str,
@@ -56,8 +57,8 @@ impl Report {
         }
     }
 
-    /// Measures caches of `entries` entries and adds their figure. Calls `run` several times. Each
-    /// call of `run` builds and measures new caches.
+    /// Measures caches of `entries` entries and adds the figure of regcache. Calls `run` several
+    /// times. Each call of `run` builds and measures new caches.
     pub(crate) fn compare_rebuilt(
         &mut self,
         name: &str,
@@ -71,8 +72,8 @@ impl Report {
         let mut effort = self.effort;
         effort.rounds = effort.rounds.div_ceil(BUILDS);
         if entries >= 10_000 {
-            // The two registration caches evict each other's memory from the CPU's caches. The
-            // sample is so long that the time to load this memory again hardly counts.
+            // The two registration caches evict each other's memory from the CPU's caches. A sample
+            // is long enough that the time to load this memory again hardly affects the result.
             let sample = Duration::from_micros(entries as u64 / 5).min(LONGEST_SAMPLE);
             effort.sample = effort.sample.max(sample);
             effort.rounds = effort.rounds.div_ceil(2);
@@ -85,7 +86,8 @@ impl Report {
         Ok(())
     }
 
-    /// Adds the figure of these rounds, which measured the variants that `compare` describes.
+    /// Adds the figure of these rounds. The rounds must have measured the variants in the order
+    /// that `compare` describes.
     pub(crate) fn add_rounds(&mut self, name: &str, threshold: Threshold, rounds: &Rounds) {
         let ucx = cfg!(feature = "ucx");
         let one_thread = rounds.variants() > 1 + usize::from(ucx);

@@ -3,7 +3,7 @@
 //! Each lookup uses the result of the previous lookup, so two lookups cannot overlap in the CPU.
 //! Two hits of the real cache do not overlap either, because each hit takes a reference with an
 //! atomic instruction. So the measured figure is the latency of one lookup, and not the throughput
-//! of several.
+//! of several lookups.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -22,9 +22,10 @@ pub(crate) const CANDIDATES: &[Candidate] = &[
     ("hash of the page, linear probing", |entries| {
         looking(entries, Probing::new)
     }),
-    ("the same behind the thread's last one", |entries| {
-        looking(entries, Memo::new)
-    }),
+    (
+        "hash of the page, linear probing, after a check of the thread's last entry",
+        |entries| looking(entries, Memo::new),
+    ),
     ("radix, 3 levels of 12 bits", |entries| {
         looking(entries, Radix::<3, 12>::new)
     }),
@@ -42,8 +43,8 @@ const PAGE: usize = 1 << 12;
 const STRIDE: usize = 4 * PAGE;
 const BASE: usize = 0x7f12_3456_0000;
 
-/// Returns the start of an entry's range. A range is one page long. The next range starts four
-/// pages later, as in the program `lookup`.
+/// Returns the start of an entry's range. A range is one page long, and the next range starts four
+/// pages later. The program `lookup` uses the same distances.
 fn start(entry: usize) -> usize {
     BASE + entry * STRIDE
 }
@@ -53,8 +54,8 @@ fn starts(entries: usize) -> impl ExactSizeIterator<Item = (usize, u32)> {
 }
 
 trait Index: Sync {
-    /// Returns the number of the entry of an address. If the address has no entry, the result may
-    /// be any number.
+    /// Returns the number of the entry whose range contains the address. If there is no such entry,
+    /// the result may be any number.
     fn find(&self, address: usize) -> u32;
 }
 
@@ -87,7 +88,7 @@ impl<I: Index> Run for Looking<I> {
     }
 }
 
-/// The result of a lookup that finds no entry.
+/// The result of a search that finds no entry.
 const NONE: u32 = u32::MAX;
 
 struct Nothing;
@@ -103,8 +104,8 @@ impl Index for Nothing {
 /// The multiplier of the hash function: 2^64 divided by the golden ratio.
 const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The table of hints, as in `regcache/src/core/hints.rs`. A lookup fails if the hint of a newer
-/// entry has replaced the entry's hint.
+/// The table of hints, as in `regcache/src/core/hints.rs`. A search finds no entry if the hint of a
+/// newer entry has replaced the hint of the wanted entry.
 struct Ways {
     sets: Box<[[u64; 4]]>,
     shift: u32,
@@ -112,7 +113,7 @@ struct Ways {
 
 impl Ways {
     fn new(entries: usize) -> Self {
-        // The table is at least as large as that of a cache with the default limit of 65 536
+        // The table is at least as large as the table of a cache with the default limit of 65 536
         // entries.
         let count = entries.max(1 << 16).next_power_of_two() / 2;
         let mut it = Self {
@@ -148,8 +149,8 @@ impl Index for Ways {
     }
 }
 
-/// A hash table with linear probing. Each bucket holds a page and the number of its entry. An empty
-/// bucket holds 0. At most half of the buckets are used.
+/// A hash table with linear probing. Each bucket holds a page number and the number of the page's
+/// entry. An empty bucket holds 0. At most half of the buckets are used.
 struct Probing {
     buckets: Box<[(u64, u32)]>,
     shift: u32,
@@ -197,7 +198,7 @@ impl Index for Probing {
 }
 
 thread_local! {
-    /// The page and the entry of this thread's last lookup.
+    /// The page and the entry of this thread's last search.
     static LAST: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
 }
 
@@ -224,8 +225,8 @@ impl Index for Memo {
     }
 }
 
-/// A radix tree over the bits of the page number. A node holds the numbers of nodes of the next
-/// level. A node of the last level holds the numbers of entries.
+/// A radix tree over the bits of the page number. A node holds the numbers of the nodes of the next
+/// level. A node of the last level holds the numbers of entries, plus 1.
 struct Radix<const LEVELS: u32, const BITS: u32> {
     nodes: Vec<Box<[u32]>>,
 }

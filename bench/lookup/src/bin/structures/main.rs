@@ -1,8 +1,8 @@
-//! Measures the parts of a hit with different data structures, and prints the tables of
-//! `docs/design/hit-path.md`.
+//! Measures two parts of a hit, each with several data structures: the reference and the index.
+//! Prints the tables of `docs/design/hit-path.md`.
 //!
 //! The times come from interleaved rounds, and exclude the time of the loop. callgrind counts the
-//! instructions in `structures count GROUP NAME ENTRIES OPERATIONS`.
+//! instructions of the command `structures count GROUP NAME ENTRIES OPERATIONS`.
 
 mod index;
 mod membarrier;
@@ -50,8 +50,8 @@ trait Run: Sync {
     fn run(&self, which: usize, operations: usize);
 }
 
-/// The name of a structure, and the function that builds the structure for a number of entries. The
-/// first candidate of each list is the empty loop, which uses no structure.
+/// The name of a structure, and the function that builds the structure for a given number of
+/// entries. The first candidate of each list is an empty loop, which uses no structure.
 type Candidate = (&'static str, fn(usize) -> Box<dyn Run>);
 
 /// The effort for structures that fit into the CPU's first-level cache.
@@ -60,9 +60,9 @@ const SMALL: Effort = Effort {
     sample: Duration::from_millis(1),
 };
 
-/// The effort for structures that are too large for the CPU's first-level cache. Other structures
-/// evict these structures from the CPU's caches, so each sample is long enough to load its
-/// structure again.
+/// The effort for structures that are too large for the CPU's first-level cache. The structures
+/// evict each other from the CPU's caches. So a sample is long enough that the time to load its
+/// structure again hardly affects the result.
 const LARGE: Effort = Effort {
     rounds: 61,
     sample: Duration::from_millis(20),
@@ -165,8 +165,8 @@ fn interleaved(
     measure(effort, &mut variants.collect::<Vec<_>>())
 }
 
-/// Returns the instructions of one operation, less the instructions of the empty loop. Returns `-`
-/// if valgrind is not installed.
+/// Returns the number of instructions of one operation, less the number of the empty loop. Returns
+/// `-` if valgrind is not installed.
 fn instructions(group: &str, name: &str, nothing: &str, entries: usize) -> Result<String> {
     if !callgrind::is_installed() {
         return Ok("-".to_owned());

@@ -1,4 +1,5 @@
-//! Measures the time of a membarrier call, which executes a fence in all other threads.
+//! Measures the time of a call of `membarrier`. The call makes the kernel execute a fence in every
+//! running thread of the process.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,8 +9,7 @@ use regcache_bench_harness::{Pinned, median, timed};
 
 use crate::Result;
 
-// Both commands are constants of linux/membarrier.h, where their names begin with
-// `MEMBARRIER_CMD_`.
+// The commands of `membarrier`. In linux/membarrier.h their names begin with `MEMBARRIER_CMD_`.
 const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
 const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
 

@@ -77,8 +77,8 @@ trait Acquire: Sync {
     fn acquire(state: &AtomicU64) -> bool;
 }
 
-/// A method that counts with a compare-and-swap, as in `regcache/src/core/entry.rs`. It never
-/// counts a reference to an entry that is not live.
+/// A method that adds the reference with a compare-and-swap, as in `regcache/src/core/entry.rs`. It
+/// never adds a reference to an entry that is not live.
 struct Swap;
 
 impl Acquire for Swap {
@@ -143,8 +143,8 @@ trait Fence: Sync {
     fn fence();
 }
 
-/// A fence that each lookup executes. The thread that reclaims an entry also executes a fence
-/// before it reads the slots.
+/// A full fence, which each lookup executes. In a real cache, the thread that reclaims an entry
+/// also executes a fence before it reads the slots.
 struct Full;
 
 impl Fence for Full {
@@ -154,8 +154,8 @@ impl Fence for Full {
     }
 }
 
-/// A fence of the compiler, so that a lookup executes no instruction for it. The thread that
-/// reclaims an entry calls `membarrier`, and the kernel executes a fence in each thread.
+/// A fence of the compiler only, so that a lookup executes no instruction for it. In a real cache,
+/// the thread that reclaims an entry calls `membarrier`, which executes a fence in each thread.
 struct Asymmetric;
 
 impl Fence for Asymmetric {
@@ -167,8 +167,8 @@ impl Fence for Asymmetric {
 
 const SLOTS: usize = 8;
 
-/// The entries to which a thread has references, one in each slot. Dropping a reference empties the
-/// slot of this reference.
+/// The references of one thread: each slot holds the address of an entry, or null if the slot is
+/// empty. Dropping a reference empties its slot.
 #[repr(align(128))]
 struct Slots([AtomicPtr<Entry>; SLOTS]);
 
@@ -183,14 +183,14 @@ fn my_slots() -> &'static Slots {
 
 #[cold]
 fn new_slots() -> &'static Slots {
-    // The program has few threads, so the slots may stay allocated until the program ends.
+    // The slots of a thread are small, so they may stay allocated until the program ends.
     let slots = Box::leak(Box::new(Slots(array::from_fn(|_| AtomicPtr::default()))));
     MINE.set(Some(slots));
     slots
 }
 
-/// A method with hazard pointers: a lookup announces the entry in one of its thread's [`Slots`],
-/// instead of counting the reference in the entry.
+/// A method with hazard pointers. A lookup does not count the reference in the entry. Instead, it
+/// writes the entry's address into one of the [`Slots`] of its thread.
 struct Announced<F> {
     entry: Entry,
     how: std::marker::PhantomData<F>,
@@ -214,8 +214,8 @@ impl<F: Fence> Reference for Announced<F> {
             .0
             .iter()
             .find(|slot| slot.load(Ordering::Acquire).is_null());
-        // This loop always finds an empty slot. A real cache without an empty slot would count the
-        // reference in the entry.
+        // In this benchmark a slot is always empty. A real cache without an empty slot would count
+        // the reference in the entry.
         let Some(slot) = free else { return };
         slot.store(ptr::from_ref(entry).cast_mut(), Ordering::Relaxed);
         F::fence();
@@ -226,8 +226,8 @@ impl<F: Fence> Reference for Announced<F> {
     }
 }
 
-/// A thread's count of references to one entry: the references that the thread took, less the
-/// references that the thread dropped.
+/// A thread's count for one entry: the number of references that the thread took, less the number
+/// of references that the thread dropped.
 #[repr(align(128))]
 struct Count(AtomicU64);
 
@@ -258,8 +258,8 @@ impl Reference for PerThread {
         if entry.state.load(Ordering::Acquire) & LIVE != 0 {
             black_box(entry.content);
         }
-        // In a real cache, another thread may drop the guard, and each thread has its own count. So
-        // the drop looks up the count of its thread again.
+        // In a real cache, another thread may drop the guard, and it would use its own count. So
+        // the drop looks up the count of the dropping thread again.
         let count = black_box(COUNTS.get().unwrap_or_else(new_count));
         count.0.store(
             count.0.load(Ordering::Relaxed).wrapping_sub(1),

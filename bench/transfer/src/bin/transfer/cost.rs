@@ -12,13 +12,13 @@ use regcache_bench_transfer::{Error, Uring, Verbs, registration_cost, table};
 
 use crate::measure::{Target, raise_limits};
 
-/// The device, and the latency of the projected links.
+/// The device to measure, and the latency of the projected transfers.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
     place: Target,
-    /// Assume that a transfer takes this many nanoseconds in addition to its bytes and its
-    /// registration
+    /// Assume that a transfer takes this many nanoseconds in addition to the time for its bytes and
+    /// its registration
     #[arg(long, value_name = "NS", default_value_t = LATENCY_NS)]
     latency: f64,
 }

@@ -1,5 +1,9 @@
-//! The program `transfer`: measures the cost of a transfer with each strategy that registers its
-//! buffer.
+//! The program `transfer`: measures the cost of a transfer with each strategy. A strategy is a way
+//! in which the buffer of a transfer is registered.
+//!
+//! This file has the subcommands. The options of each subcommand are in the file of its name:
+//! `measure.rs`, `cost.rs`, `hosts.rs` (`server` and `client`), and `read.rs` (`report` and
+//! `compare`). `scaling` has its options in `src/scaling.rs` of the library (`Rank`).
 
 mod cost;
 mod hosts;
@@ -30,7 +34,7 @@ enum Command {
     Cost(cost::Options),
     /// Print the memory, events and CPUs that 1 to 1 000 ranks on one node need
     Scaling(regcache_bench_transfer::scaling::Rank),
-    /// Do transfers with libfabric; each input line holds their number
+    /// Do transfers with libfabric; each line of stdin holds the number of transfers to do next
     #[cfg(feature = "libfabric")]
     #[command(hide = true)]
     Libfabric {

@@ -82,6 +82,7 @@ pub(crate) struct Work {
 }
 
 impl Work {
+    /// Returns true if an option selects workloads in place of the standard plan.
     fn is_own(&self) -> bool {
         let Self {
             op,
@@ -91,7 +92,11 @@ impl Work {
             threads,
             unmaps,
             strategy,
-            ..
+            quick: _,
+            seconds: _,
+            json: _,
+            peers: _,
+            clock: _,
         } = self;
         !op.is_empty()
             || !size.is_empty()
@@ -176,13 +181,13 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Error> {
     with_best_monitor(&options.work, &device, || Verbs::open(Some(&name)))
 }
 
-/// The properties of a device on which the plan depends.
+/// The properties of a device that affect the plan.
 pub(crate) struct Device<'a> {
     kind: &'static str,
     name: &'a str,
     ops: &'static [Op],
-    /// True if the other end of a transfer is in this process. Then this process can check the
-    /// bytes there.
+    /// True if the other end of each transfer is in this process. This process can then check the
+    /// bytes at the other end.
     can_check: bool,
 }
 
@@ -202,7 +207,7 @@ impl<'a> Device<'a> {
     }
 }
 
-/// Measures with the driver if it is loaded, and otherwise with the best other monitor.
+/// Measures with the driver if it can be opened, and otherwise with the best other monitor.
 ///
 /// With the driver, the type of the monitor is `Ummunotify` and not `Auto`. So the measured hits
 /// have the cost of hits in a program that chooses `Ummunotify` itself.
@@ -300,8 +305,8 @@ fn measure<F: Provider, M: Monitor>(
     Ok(run)
 }
 
-/// Returns the operations for which the device offers on-demand paging. Prints the other
-/// operations.
+/// Returns the operations for which the device offers on-demand paging. Prints a note that names
+/// the other operations.
 fn on_demand<F: Provider>(device: &Device<'_>, provider: &F) -> Result<Vec<Op>, Error> {
     let mut offered = Vec::new();
     for &op in device.ops {
@@ -321,7 +326,7 @@ fn on_demand<F: Provider>(device: &Device<'_>, provider: &F) -> Result<Vec<Op>, 
     Ok(offered)
 }
 
-/// The progress of the measurement: a bar on a terminal, or else a line for each workload.
+/// Shows the progress of the measurement: a bar on a terminal, or else a line for each workload.
 struct Progress {
     bar: ProgressBar,
     cells: usize,
@@ -359,8 +364,8 @@ impl Progress {
     }
 }
 
-/// Raises the limit of locked memory to the maximum for this user. Otherwise the cache could pin
-/// less memory, because it stays within this limit.
+/// Raises the limit on locked memory as far as this user may raise it. The device cannot pin more
+/// memory than this limit allows.
 pub(crate) fn raise_limits() {
     let limit = if geteuid().is_root() {
         Ok((RLIM_INFINITY, RLIM_INFINITY))

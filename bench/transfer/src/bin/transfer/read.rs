@@ -7,7 +7,7 @@ use regcache_bench_transfer::results::Run;
 use regcache_bench_transfer::threshold::judge;
 use regcache_bench_transfer::{Error, compare, report, table};
 
-/// The result files, and the directory of the report.
+/// The result files, and the directory into which the report is written.
 #[derive(clap::Args)]
 pub(crate) struct Report {
     /// Report these files, which `transfer measure --json` has written

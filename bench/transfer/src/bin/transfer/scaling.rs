@@ -1,4 +1,4 @@
-//! `transfer scaling`: prints the needs of many ranks on one node.
+//! `transfer scaling`: prints the resources that many ranks on one node need.
 
 use std::process::ExitCode;
 
