@@ -300,6 +300,102 @@ fn room_on_its_way_out_is_not_made_twice() {
     assert_eq!(cache.stats().bytes, 20 * PAGE);
 }
 
+/// A lookup unlinks only a few of the marked entries. The others are room as well.
+#[test]
+fn marked_entries_make_room_before_any_live_entry_does() {
+    let kernel = FakeKernel::new(1000);
+    let cache = FakeDevice::new(&kernel).builder().max_bytes(300 * PAGE);
+    let cache = cache.build().unwrap();
+    for i in 0..300 {
+        drop(get(&cache, i, 1));
+    }
+    kernel.remap_all(0..200);
+    assert!(get(&cache, 400, 190).is_cached());
+    assert_eq!(cache.stats().evictions, 0);
+    kernel.remap_all(400..590);
+    for i in 600..680 {
+        drop(get(&cache, i, 1));
+    }
+    kernel.remap_all(600..680);
+    cache.set_max_bytes(110 * PAGE).unwrap();
+    assert_eq!(cache.stats().evictions, 0);
+    assert!(live(&cache) <= 110);
+}
+
+/// Returns a device whose reaper waits at a gate before each deregistration, and the gate.
+fn slow_reaper() -> (Arc<FakeKernel>, FakeDevice, Arc<Gate>) {
+    let kernel = FakeKernel::with_descriptor(1000);
+    let mut device = FakeDevice::new(&kernel);
+    let gate = Arc::new(Gate::default());
+    let its = Arc::clone(&gate);
+    device.before_deregistering = Some(Box::new(move |_| {
+        if thread::current().name() == Some("regcache-reaper") {
+            its.pass();
+        }
+    }));
+    (kernel, device, gate)
+}
+
+#[test]
+fn a_slow_reaper_does_not_let_dead_entries_exceed_the_limit() {
+    const LIMIT: usize = 8;
+    /// The number of entries that the reaper takes at a time.
+    const PIECE: usize = 16;
+    let (kernel, device, gate) = slow_reaper();
+    let cache = device.builder().max_bytes(LIMIT * PAGE).build().unwrap();
+    for i in 0..200 {
+        assert!(get(&cache, i, 1).is_cached());
+        kernel.remap(i);
+        let live = live(&cache) as usize;
+        assert!(live <= LIMIT + PIECE, "{live} registrations");
+    }
+    assert_eq!(cache.stats().evictions, 0);
+    gate.open();
+}
+
+#[test]
+fn dead_entries_make_room_on_a_full_device_before_any_live_entry_does() {
+    let (kernel, mut device, gate) = slow_reaper();
+    device.capacity = 8;
+    let cache = device.builder().build().unwrap();
+    for i in 0..8 {
+        drop(get(&cache, i, 1));
+    }
+    kernel.remap(0);
+    gate.wait_for(1);
+    kernel.remap_all(1..4);
+    for i in 10..13 {
+        assert!(get(&cache, i, 1).is_cached());
+    }
+    assert_eq!(cache.stats().evictions, 0);
+    assert_eq!(live(&cache), 8);
+    gate.open();
+}
+
+#[test]
+fn a_slow_reaper_does_not_let_dead_entries_exceed_the_limit_of_a_pool() {
+    let (kernel, device, gate) = slow_reaper();
+    let other_kernel = FakeKernel::new(8);
+    let other = FakeDevice::new(&other_kernel);
+    let pool = Pool::new(8 * PAGE);
+    let cache = device.builder().pool(&pool).build().unwrap();
+    let other = other.builder().pool(&pool).build().unwrap();
+    for i in 0..100 {
+        assert!(get(&cache, i, 1).is_cached());
+        kernel.remap(i);
+    }
+    drop(get(&other, 0, 8));
+    assert!(
+        live(&cache) + 8 * live(&other) <= 8 + 16,
+        "the reaper has taken 16"
+    );
+    assert_eq!(cache.stats().evictions + other.stats().evictions, 0);
+    gate.open();
+    drop(cache);
+    drop(other);
+    assert_eq!(pool.bytes(), 0);
+}
+
 /// Another thread takes the room of an evicted entry before the lookup that evicted it.
 #[test]
 fn room_that_another_thread_has_taken_is_made_again() {

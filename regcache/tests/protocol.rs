@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use model::{BASE, Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, page};
 use regcache::monitor::{Cookie, Monitor, NoMonitor};
-use regcache::{Builder, Cache, Error, Guard, RangeError, RegisterError, VaRange};
+use regcache::{Builder, Cache, Error, Guard, Pool, RangeError, RegisterError, VaRange};
 
 type FakeCache = Cache<FakeDevice, FakeMonitor>;
 
@@ -578,6 +578,23 @@ fn a_forked_child_is_refused_and_destroys_nothing() {
     assert_eq!(live(cache.as_ref().unwrap()), 2);
     drop(get(cache.as_ref().unwrap(), 1, 1));
     assert_eq!(cache.as_ref().unwrap().stats().hits, 1);
+}
+
+#[test]
+fn a_forked_child_that_needs_room_in_a_pool_destroys_nothing() {
+    let kernel = FakeKernel::new(4);
+    let pool = Pool::new(2 * PAGE);
+    let cache = builder(&kernel).pool(&pool).build().unwrap();
+    drop(get(&cache, 0, 1));
+    drop(get(&cache, 1, 1));
+    let status = in_a_forked_child(|| {
+        pool.set_max_bytes(PAGE);
+        let its_kernel = FakeKernel::new(4);
+        let its_own = builder(&its_kernel).pool(&pool).build().unwrap();
+        drop(get(&its_own, 2, 1));
+        i32::from(live(&cache) != 2)
+    });
+    assert_eq!(status, 0);
 }
 
 #[test]

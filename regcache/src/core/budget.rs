@@ -6,7 +6,8 @@
 //!
 //! An unlinked entry that no guard holds is *leaving*: a thread deregisters it soon. It is still
 //! charged, but an eviction counts its room as free. Otherwise a slow deregistration would make
-//! other threads evict entries whose room is not needed.
+//! other threads evict entries whose room is not needed. So the sum of all charges can exceed a
+//! limit. In that case a miss deregisters dead entries itself. So they do not pile up.
 
 use crate::core::pool::Pool;
 
@@ -46,6 +47,12 @@ impl Budget {
         self.max_bytes = max_bytes.unwrap_or(self.max_bytes);
     }
 
+    /// Returns true if the charges exceed a limit, and would do so after the removal of `gone` other
+    /// entries, which pin `gone_bytes` bytes together.
+    pub(crate) fn exceeds(&self, gone: usize, gone_bytes: usize) -> bool {
+        self.entries - gone > self.max_entries || self.bytes - gone_bytes > self.max_bytes
+    }
+
     /// Returns true if the entries that are not leaving are within the limits.
     pub(crate) fn is_kept(&self) -> bool {
         self.entries - self.leaving <= self.max_entries
@@ -68,7 +75,9 @@ impl Budget {
     pub(crate) fn leave(&mut self, bytes: usize) {
         self.leaving += 1;
         self.leaving_bytes += bytes;
-        self.release_in_pool(bytes);
+        if let Some(pool) = &self.pool {
+            pool.leave(bytes);
+        }
     }
 
     /// Releases the room of an entry that pinned `bytes` bytes. `left` is true if the entry was
@@ -79,14 +88,11 @@ impl Budget {
         if left {
             self.leaving -= 1;
             self.leaving_bytes -= bytes;
-        } else {
-            self.release_in_pool(bytes);
         }
-    }
-
-    fn release_in_pool(&self, bytes: usize) {
-        if let Some(pool) = &self.pool {
-            pool.release(bytes);
+        match &self.pool {
+            Some(pool) if left => pool.left(bytes),
+            Some(pool) => pool.release(bytes),
+            None => {}
         }
     }
 
@@ -121,7 +127,11 @@ mod tests {
         budget.leave(60);
         assert_eq!(budget.bytes(), 100, "still pinned");
         assert!(budget.would_hold(60, 0, 0), "on its way out");
+        budget.charge(60);
+        assert!(budget.exceeds(0, 0) && !budget.exceeds(1, 60));
         budget.release(60, true);
+        assert!(!budget.exceeds(0, 0));
+        budget.release(60, false);
         assert_eq!(budget.bytes(), 40);
         assert!(budget.would_hold(60, 0, 0));
         budget.release(40, false);

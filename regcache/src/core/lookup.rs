@@ -27,7 +27,7 @@ use std::mem;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use crate::core::batch::{Batch, PIECE};
+use crate::core::batch::Batch;
 use crate::core::entry::Entry;
 use crate::core::guard::Guard;
 use crate::core::lock::Locked;
@@ -134,7 +134,7 @@ pub(crate) fn find_cached<R: Registrar, M: Monitor>(
     range: VaRange,
     access: R::Access,
 ) -> Option<Guard<R, M>> {
-    // If the monitor failed, all entries were unlinked.
+    // If the monitor failed, all entries are marked.
     let mut table = core.lock_current().ok()?;
     let found = core.find(&mut table, range, access);
     core.unlock(table);
@@ -471,9 +471,12 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                 return None;
             }
             // The slots of the dead entries become vacant when the entries are deregistered.
+            let mut batch = Batch::default();
+            while table.pop_dead(&mut batch).is_some() {}
             drop(table);
-            core.deregister_dead(PIECE);
+            core.deregister_batch(&batch);
             table = core.lock();
+            core.vacate(&mut table, &batch);
         }
     }
 
@@ -538,11 +541,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             return Published::Guard(other);
         }
         let is_full = matches!(share, Some(None));
-        let admitted = match is_full {
-            true => None,
-            false => table.admit(&core.slab, self.slot),
-        };
-        let Some(evicted) = admitted else {
+        if is_full || !table.admit(&core.slab, self.slot) {
             let number = table.add_uncached(self.range);
             table.uncached_was_made();
             core.unlock(table);
@@ -554,7 +553,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
                 self.access,
                 registration,
             ));
-        };
+        }
         // The hold ends after the lock is released, at the end of this method.
         let _prepared = self.prepared.take();
         if let Some(Some(share)) = share {
@@ -567,14 +566,15 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         }
         let guard = self.fill(registration, revocable);
         core.notify_awaiting(&table);
-        // The miss deregisters as many entries as it has evicted.
+        // The miss deregisters as many entries as it has evicted, and more if dead entries exceed a
+        // limit.
         let mut batch = Batch::default();
-        for _ in 0..evicted.min(PIECE) {
-            table.pop_dead(&mut batch);
-        }
+        table.pop_excess(&mut batch);
         core.unlock_by_miss(table);
         core.deregister_and_vacate(&batch);
-        core.deregister_dead(evicted.saturating_sub(PIECE));
+        if batch.is_full() {
+            core.deregister_excess();
+        }
         tracing::trace!(range = ?guard.range(), "registered");
         Published::Guard(guard)
     }

@@ -116,8 +116,7 @@ pub(crate) struct Core<R: Registrar, M: Monitor> {
 
 impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Returns true if every entry that the generation reports as invalidated is already unlinked
-    /// (`design.rs`).
-    /// Returns false in a forked child.
+    /// (`design.rs`). Returns false in a forked child.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
         !self.monitor.generation() == self.drained.load(Ordering::Acquire)
@@ -147,11 +146,17 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     #[cold]
     fn make_current(&self, table: &mut Table<R::Access>) -> Result<(), Error> {
-        if self.monitor.generation() != self.slab.marks.generation() {
-            self.drain(table)?;
-        }
+        self.drain_changed(table)?;
         self.unlink_marked(table, UNLINKED_BY_LOOKUP);
         Ok(())
+    }
+
+    /// Drains the monitor if the generation has changed.
+    fn drain_changed(&self, table: &mut Table<R::Access>) -> Result<(), Error> {
+        if self.monitor.generation() == self.slab.marks.generation() {
+            return Ok(());
+        }
+        self.drain(table)
     }
 
     /// Marks every entry that the monitor reports as invalidated.
@@ -193,11 +198,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     /// Drains the monitor if the generation has changed.
     pub(crate) fn drain_now(&self) -> Result<(), Error> {
-        let mut table = self.lock();
-        if self.monitor.generation() == self.slab.marks.generation() {
-            return Ok(());
-        }
-        self.drain(&mut table)
+        self.drain_changed(&mut self.lock())
     }
 
     /// Unlinks the marked entries and deregisters the dead ones, in pieces, until none is left.
@@ -264,20 +265,15 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         self.deregister_and_vacate(&batch);
     }
 
-    /// Deregisters up to `most` dead entries, in pieces.
-    pub(crate) fn deregister_dead(&self, mut most: usize) {
-        while most > 0 {
+    /// Deregisters dead entries, in pieces, until the cache is within its limits or has no dead
+    /// entries.
+    pub(crate) fn deregister_excess(&self) {
+        loop {
             let mut batch = Batch::default();
-            {
-                let mut table = self.lock();
-                for _ in 0..most.min(PIECE) {
-                    table.pop_dead(&mut batch);
-                }
-            }
+            self.lock().pop_excess(&mut batch);
             if batch.is_empty() {
                 return;
             }
-            most -= batch.slots().len();
             self.deregister_and_vacate(&batch);
         }
     }
@@ -399,8 +395,22 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     /// Evicts idle entries until the new limits are kept, and deregisters them.
     pub(crate) fn set_limits(&self, max_entries: Option<usize>, max_bytes: Option<usize>) {
-        let evicted = self.lock().set_limits(&self.slab, max_entries, max_bytes);
-        self.deregister_dead(evicted);
+        // If the monitor fails, all entries are marked.
+        let _ = self.drain_now();
+        self.lock().set_limits(&self.slab, max_entries, max_bytes);
+        self.deregister_excess();
+    }
+
+    /// Deregisters the entry that `choose` puts into the batch. Returns the result of `choose`. In a
+    /// forked child, returns false, because the entries belong to the parent process.
+    fn end_one(&self, choose: impl FnOnce(&mut Table<R::Access>, &mut Batch) -> bool) -> bool {
+        if self.in_child() {
+            return false;
+        }
+        let mut batch = Batch::default();
+        let chosen = choose(&mut self.lock(), &mut batch);
+        self.deregister_and_vacate(&batch);
+        chosen
     }
 
     /// Returns the number of bytes that a registration of `range` pins: the sizes of all pages that
@@ -415,9 +425,14 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
 impl<R: Registrar, M: Monitor> Member for Core<R, M> {
     fn evict_one(&self) -> bool {
-        let mut batch = Batch::default();
-        let evicted = self.lock().evict(&self.slab, &mut batch).is_some();
-        self.deregister_and_vacate(&batch);
-        evicted
+        self.end_one(|table, batch| {
+            // If the monitor fails, all entries are marked.
+            let _ = self.drain_changed(table);
+            table.evict(&self.slab, batch).is_some()
+        })
+    }
+
+    fn deregister_one(&self) -> bool {
+        self.end_one(|table, batch| table.pop_dead(batch).is_some())
     }
 }

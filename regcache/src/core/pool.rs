@@ -4,6 +4,9 @@
 //! A miss reserves its bytes in the pool before it publishes its registration. If the pool has no
 //! room, the miss evicts idle entries: first those of its own cache, then those of the others.
 //!
+//! An entry that is leaving (`budget.rs`) leaves its room to others. So the caches can pin more than
+//! the limit. In that case the miss deregisters dead entries, in the same order.
+//!
 //! A thread holds the lock of one cache at most. The pool itself is a counter and a list of caches,
 //! and no lock of a cache is held while the list is locked. So the caches cannot deadlock.
 
@@ -41,7 +44,10 @@ pub struct Pool(Arc<Shared>);
 
 struct Shared {
     max_bytes: AtomicUsize,
+    /// The bytes of all entries that are not leaving.
     bytes: AtomicUsize,
+    /// The bytes of the entries that are leaving.
+    leaving: AtomicUsize,
     members: Mutex<Vec<Weak<dyn Member>>>,
 }
 
@@ -49,6 +55,9 @@ struct Shared {
 pub(crate) trait Member: Send + Sync {
     /// Evicts one idle entry and deregisters it. Returns false if no entry is idle.
     fn evict_one(&self) -> bool;
+
+    /// Deregisters one dead entry. Returns false if there is none.
+    fn deregister_one(&self) -> bool;
 }
 
 impl Pool {
@@ -58,6 +67,7 @@ impl Pool {
         Self(Arc::new(Shared {
             max_bytes: AtomicUsize::new(max_bytes),
             bytes: AtomicUsize::new(0),
+            leaving: AtomicUsize::new(0),
             members: Mutex::default(),
         }))
     }
@@ -101,6 +111,7 @@ impl Pool {
             };
             let (order, used) = (Ordering::Relaxed, &self.0.bytes);
             if used.fetch_update(order, order, fits).is_ok() {
+                self.deregister_excess(own);
                 return Some(Share {
                     pool: self.clone(),
                     bytes,
@@ -112,7 +123,31 @@ impl Pool {
         }
     }
 
-    /// Releases the room of an entry.
+    /// Deregisters dead entries until the caches pin no more than the limit, or have no dead
+    /// entries: first those of `own`.
+    fn deregister_excess(&self, own: &dyn Member) {
+        let exceeds = || {
+            let leaving = self.0.leaving.load(Ordering::Relaxed);
+            leaving > 0 && self.bytes().saturating_add(leaving) > self.max_bytes()
+        };
+        while exceeds()
+            && (own.deregister_one() || self.members().iter().any(|it| it.deregister_one()))
+        {
+        }
+    }
+
+    /// Notes that an entry is leaving, and leaves its room to others.
+    pub(crate) fn leave(&self, bytes: usize) {
+        self.0.leaving.fetch_add(bytes, Ordering::Relaxed);
+        self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes that an entry that was leaving is deregistered.
+    pub(crate) fn left(&self, bytes: usize) {
+        self.0.leaving.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Releases the room of an entry that was not leaving.
     pub(crate) fn release(&self, bytes: usize) {
         self.0.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }

@@ -51,8 +51,9 @@ impl Reclaim {
         }
     }
 
-    /// Makes room. Evicts an idle entry, or waits until an unlinked entry is deregistered. The
-    /// caller has one registration in the making, which was refused.
+    /// Makes room. Deregisters dead entries. If there are none, evicts an idle entry, or waits until
+    /// another thread has deregistered an unlinked one. The caller has one registration in the
+    /// making, which was refused.
     ///
     /// Returns false if a retry would fail again. A retry fails if the quota is used up and no
     /// other thread can have taken the room. A retry also fails if the cache has no entry to evict
@@ -75,11 +76,7 @@ impl Reclaim {
                 self.patience -= 1;
             }
             self.taken = Some(table.taken_version());
-            let mut outgoing = table.evict(&core.slab, &mut batch);
-            if outgoing.is_none() {
-                outgoing = table.any_outgoing(&mut batch);
-            }
-            match outgoing {
+            match table.make_way(&core.slab, self.quota.max(1), &mut batch) {
                 Some(outgoing) => outgoing,
                 // The version has changed. So another thread may have made room, or a registration
                 // that serves the request. A retry is worthwhile.

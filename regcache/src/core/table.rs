@@ -47,10 +47,10 @@ pub(crate) struct Table<A> {
     pub(crate) awaiting: usize,
 }
 
-/// An unlinked registration whose room will become free, and its pinned size. The caller can wait
-/// until the registration with this id is gone. The id is `None` if a reader acquired a guard just
-/// before the entry was unlinked. That guard may live for long, so no thread should wait for the
-/// registration.
+/// Unlinked registrations whose room will become free, and their pinned size. The caller can wait
+/// until the registration with this id is gone. The id is `None` if the caller deregisters all of
+/// them itself. The id is also `None` if a reader acquired a guard just before the entry was
+/// unlinked. That guard may live for long, so no thread should wait for the registration.
 pub(crate) type Outgoing = (Option<EntryId>, usize);
 
 /// The place at which [`Table::unlink_overlapping`] goes on.
@@ -201,19 +201,24 @@ impl<A: Access> Table<A> {
         self.slots.renew(slot)
     }
 
-    /// Charges the registration at a pending slot. Evicts idle entries to make room for it, and
-    /// returns their number. The caller must deregister as many dead entries. If too few entries
-    /// are idle, returns `None`.
-    pub(crate) fn admit<T>(&mut self, slab: &Slab<T>, slot: Slot) -> Option<usize> {
+    /// Charges the registration at a pending slot. To make room for it, unlinks marked entries, and
+    /// evicts idle ones if that is not enough. Returns false if too few entries are idle. The
+    /// caller must deregister dead entries afterwards ([`pop_excess`](Self::pop_excess)).
+    pub(crate) fn admit<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
         let bytes = self.slots.at(slot).bytes;
-        let mut evicted = 0;
         while !self.budget.would_hold(bytes, 0, 0) {
+            if let Some(marked) = self.eviction.head(List::Marked) {
+                self.unlink(slab, marked);
+                continue;
+            }
             // A reader may acquire an entry just before it is evicted. The entry then still takes
             // room, so that the loop evicts another one.
-            evicted += self.make_room(slab, bytes)?;
+            if self.make_room(slab, bytes).is_none() {
+                return false;
+            }
         }
         self.budget.charge(bytes);
-        Some(evicted)
+        true
     }
 
     /// Returns true if the pending slot is marked as invalidated, because its memory has changed.
@@ -221,25 +226,19 @@ impl<A: Access> Table<A> {
         self.slots.was_invalidated(slot)
     }
 
-    /// Changes the limits, and evicts idle entries until the limits are kept. Returns the number of
-    /// evicted entries. The slab has room for no more entries than it was made for.
+    /// Changes the limits, and evicts idle entries until the limits are kept. The caller must
+    /// deregister dead entries afterwards ([`pop_excess`](Self::pop_excess)). The slab has room for
+    /// no more entries than it was made for.
     pub(crate) fn set_limits<T>(
         &mut self,
         slab: &Slab<T>,
         max_entries: Option<usize>,
         max_bytes: Option<usize>,
-    ) -> usize {
+    ) {
         let most = self.slots.capacity() - SPARE as usize;
         let max_entries = max_entries.map(|it| it.min(most));
         self.budget.set_limits(max_entries, max_bytes);
-        let mut evicted = 0;
-        while !self.budget.is_kept()
-            && let Some(slot) = self.victim(slab)
-        {
-            self.evict_victim(slab, slot);
-            evicted += 1;
-        }
-        evicted
+        while !self.budget.is_kept() && self.unlink_for_room(slab).is_some() {}
     }
 
     /// Puts an admitted registration into its index, and unlinks the entries that the registration
@@ -505,22 +504,21 @@ impl<A: Access> Table<A> {
 /// The methods for eviction, reclaim and deferred deregistration.
 impl<A: Access> Table<A> {
     /// Evicts idle entries until a new entry of `bytes` bytes fits, once the leaving entries are
-    /// gone. Returns the number of evicted entries. If too few entries are idle, returns `None` and
-    /// evicts nothing.
-    fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<usize> {
+    /// gone. If too few entries are idle, returns `None` and evicts nothing.
+    fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<()> {
         // One victim is enough nearly always, and need not be put aside.
         let victim = self.victim(slab)?;
         let freed = self.slots.at(victim).bytes;
         if self.budget.would_hold(bytes, 1, freed) {
             self.evict_victim(slab, victim);
-            return Some(1);
+            return Some(());
         }
         self.choose_and_evict(slab, bytes)
     }
 
     /// Evicts idle entries until a new entry of `bytes` bytes fits. If too few entries are idle,
     /// returns `None` and evicts nothing.
-    fn choose_and_evict<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<usize> {
+    fn choose_and_evict<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<()> {
         let (mut chosen, mut freed) = (0, 0);
         while !self.budget.would_hold(bytes, chosen, freed) {
             let Some(slot) = self.victim(slab) else {
@@ -534,26 +532,50 @@ impl<A: Access> Table<A> {
         while let Some(slot) = self.eviction.head(List::Chosen) {
             self.evict_victim(slab, slot);
         }
-        Some(chosen)
+        Some(())
     }
 
-    /// Unlinks the idle entry that is next in the order of eviction. Returns its slot and the bytes
-    /// that it pinned. If no guard holds the entry, its slot is put into the batch, whose owner must
-    /// deregister it.
-    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>, batch: &mut Batch) -> Option<Outgoing> {
+    /// Unlinks a marked entry. If there is none, evicts the idle entry that is next in the order of
+    /// eviction. Returns the entry's slot, and true if the entry is dead now.
+    fn unlink_for_room<T>(&mut self, slab: &Slab<T>) -> Option<(Slot, bool)> {
+        if let Some(slot) = self.eviction.head(List::Marked) {
+            return Some((slot, self.unlink(slab, slot)));
+        }
         let slot = self.victim(slab)?;
-        if self.evict_victim(slab, slot) {
-            self.begin(slot);
-            batch.push(slot);
+        Some((slot, self.evict_victim(slab, slot)))
+    }
+
+    /// Unlinks one entry as [`unlink_for_room`](Self::unlink_for_room) does. Returns its id and the
+    /// bytes that it pins. If no guard holds the entry, its slot is put into the batch, whose owner
+    /// must deregister it.
+    pub(crate) fn evict<T>(&mut self, slab: &Slab<T>, batch: &mut Batch) -> Option<Outgoing> {
+        let (slot, is_dead) = self.unlink_for_room(slab)?;
+        if is_dead {
+            batch.push(self.begin(slot));
         }
         Some((self.unheld(slot), self.slots.at(slot).bytes))
     }
 
-    /// Returns an unlinked entry that no guard holds. The calling thread must deregister the entry
-    /// if it is put into the batch. Otherwise another thread is deregistering the entry.
-    pub(crate) fn any_outgoing(&mut self, batch: &mut Batch) -> Option<Outgoing> {
-        if let Some(slot) = self.pop_dead(batch) {
-            return Some((self.unheld(slot), self.slots.at(slot).bytes));
+    /// Chooses registrations whose room a new one of `bytes` bytes can take: dead entries, or else
+    /// one entry that is unlinked for it, or else one that another thread is deregistering. The
+    /// calling thread must deregister the entries that are put into the empty batch.
+    pub(crate) fn make_way<T>(
+        &mut self,
+        slab: &Slab<T>,
+        bytes: usize,
+        batch: &mut Batch,
+    ) -> Option<Outgoing> {
+        let mut freed = 0;
+        while freed < bytes
+            && let Some(slot) = self.pop_dead(batch)
+        {
+            freed += self.slots.at(slot).bytes;
+        }
+        if !batch.is_empty() {
+            return Some((None, freed));
+        }
+        if let Some(outgoing) = self.evict(slab, batch) {
+            return Some(outgoing);
         }
         let mut draining = self.eviction.all(List::Draining);
         draining.find_map(|slot| {
@@ -599,6 +621,17 @@ impl<A: Access> Table<A> {
         Some(slot)
     }
 
+    /// Moves dead entries into the empty batch, as many as exceed the limits of the cache and fit.
+    pub(crate) fn pop_excess(&mut self, batch: &mut Batch) {
+        let (mut gone, mut freed) = (0, 0);
+        while self.budget.exceeds(gone, freed)
+            && let Some(slot) = self.pop_dead(batch)
+        {
+            gone += 1;
+            freed += self.slots.at(slot).bytes;
+        }
+    }
+
     /// Lists a dead entry as draining, because the caller is about to deregister it.
     fn begin(&mut self, slot: Slot) -> Slot {
         self.eviction.move_to(List::Draining, slot);
@@ -626,7 +659,7 @@ mod tests {
                 bytes: 1,
             };
             let (slot, _) = table.reserve(&slab, request).unwrap();
-            table.admit(&slab, slot).unwrap();
+            assert!(table.admit(&slab, slot));
             table.link(&slab, slot);
             // SAFETY: the slot is reserved, so its entry is vacant and no other thread fills it.
             unsafe { slab.get(slot).unwrap().publish(0, false) };
