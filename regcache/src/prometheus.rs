@@ -80,6 +80,6 @@ mod tests {
         );
         assert!(text.contains("# TYPE regcache_misses_total counter\n"));
         assert!(text.contains("# TYPE regcache_pinned_bytes gauge\n"));
-        assert_eq!(text.lines().count(), 39);
+        assert_eq!(text.lines().count(), 42);
     }
 }
