@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use model::{BASE, Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, Pinned, page};
+use model::{BASE, Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, Pinned, Random, page};
 use regcache::{Cache, Guard, Pool, Registrar, VaRange};
 
 type FakeCache = Cache<FakeDevice, FakeMonitor>;
@@ -433,12 +433,9 @@ fn a_full_device_refuses_nothing_that_idle_entries_could_make_room_for() {
         for thread in 0..THREADS {
             let cache = &cache;
             s.spawn(move || {
-                let mut random = 99 + thread as u64;
+                let mut random = Random::new(99 + thread as u64);
                 for _ in 0..5000 {
-                    random = random
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
-                    drop(get(cache, (random >> 56) as usize, 1));
+                    drop(get(cache, random.below(256), 1));
                 }
             });
         }
@@ -771,15 +768,11 @@ fn the_caches_of_a_pool_do_not_deadlock_or_lose_bytes() {
         for thread in 0..THREADS {
             let (cache, kernel) = (&caches[thread % 2], &kernels[thread % 2]);
             s.spawn(move || {
-                let mut random = 7 + thread as u64;
+                let mut random = Random::new(7 + thread as u64);
                 for _ in 0..5000 {
-                    random = random
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
-                    let (first, pages) =
-                        ((random >> 56) as usize % 250, (random >> 40) as usize % 6);
-                    drop(get(cache, first, 1 + pages));
-                    if random >> 60 == 0 {
+                    let first = random.below(250);
+                    drop(get(cache, first, 1 + random.below(6)));
+                    if random.below(16) == 0 {
                         kernel.remap(first);
                     }
                 }

@@ -31,6 +31,23 @@ fn pages(range: VaRange) -> Range<usize> {
     (range.start() - BASE) / PAGE..(range.end() - BASE).div_ceil(PAGE)
 }
 
+/// A pseudo-random generator (xorshift64).
+pub(crate) struct Random(u64);
+
+impl Random {
+    /// Makes a generator. The seed must not be 0.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % n
+    }
+}
+
 #[derive(Default)]
 struct Watches {
     live: BTreeMap<u64, VaRange>,
@@ -43,6 +60,7 @@ pub(crate) struct FakeKernel {
     generation: AtomicU64,
     watches: Mutex<Watches>,
     pub(crate) refuse_watches: AtomicBool,
+    /// If true, a drain fails and loses the reports.
     pub(crate) break_reports: AtomicBool,
     /// An eventfd that polls readable while there is something to report.
     readable: Option<EventFd>,
@@ -136,10 +154,11 @@ unsafe impl Monitor for FakeMonitor {
     }
 
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        let mut watches = self.0.watches.lock().unwrap();
         if self.0.break_reports.load(Ordering::Relaxed) {
+            watches.invalidated.clear();
             return Err(io::Error::other("broken on purpose"));
         }
-        let mut watches = self.0.watches.lock().unwrap();
         if let Some(readable) = &self.0.readable {
             let _ = readable.read();
         }
