@@ -113,7 +113,7 @@ unsafe impl Registrar for ChaosDevice {
         // A registration that the device refuses to deregister takes no room of this model.
         self.inner.deregister(pinned)?;
         match fate {
-            Fate::Success => return Ok(()),
+            Fate::Success => Ok(()),
             Fate::Error(code) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 Err(io::Error::from_raw_os_error(code))
