@@ -1,8 +1,12 @@
 //! Tests rule M3 of the contract (see `regcache/src/monitor/contract.rs`). The counter must move
 //! before `munmap` returns, and no lookup after `munmap` may be stale. Other threads and processes
 //! use the driver and the cache at the same time. Needs the VM.
+//!
+//! `REGCACHE_ORDER_ROUNDS` sets the number of rounds. A debug kernel is slow, so fewer rounds suit
+//! it.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+use std::env;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -13,11 +17,16 @@ use regcache::{Cache, Registrar, VaRange};
 use regcache_tests_vm::{Child, PAGE, Pages};
 use regcache_verbs::{Access, Context, Loopback, Mr, MrRegistrar, Pd};
 
-const ROUNDS: u64 = 20_000;
+/// Returns the number of rounds against other threads.
+fn rounds() -> u64 {
+    env::var("REGCACHE_ORDER_ROUNDS").map_or(20_000, |it| it.parse().unwrap())
+}
 
-/// The number of rounds against other processes. Processes run into the race far more often than
-/// threads do. So fewer rounds suffice against processes.
-const PROCESS_ROUNDS: u64 = 5_000;
+/// Returns the number of rounds against other processes. Processes run into the race far more often
+/// than threads do. So fewer rounds suffice against processes.
+fn process_rounds() -> u64 {
+    rounds() / 4
+}
 
 /// Runs `rounds` while `contenders` other threads call `contender` repeatedly.
 fn against(contenders: usize, contender: impl Fn(usize) + Sync, rounds: impl FnOnce()) {
@@ -113,9 +122,9 @@ fn counter_has_moved_when_munmap_returns(contenders: usize) {
     };
     let mut late = 0;
     against(contenders, contender, || {
-        late = late_rounds(&monitor, ROUNDS);
+        late = late_rounds(&monitor, rounds());
     });
-    println!("contenders={contenders} rounds={ROUNDS} late={late}");
+    println!("contenders={contenders} rounds={} late={late}", rounds());
     assert_eq!(late, 0);
 }
 
@@ -144,9 +153,12 @@ fn the_counter_has_moved_when_munmap_returns_whatever_other_processes_do() {
         };
         let mut late = 0;
         against_processes(contenders, contend, || {
-            late = late_rounds(&Ummunotify::open().unwrap(), PROCESS_ROUNDS);
+            late = late_rounds(&Ummunotify::open().unwrap(), process_rounds());
         });
-        println!("processes={contenders} rounds={PROCESS_ROUNDS} late={late}");
+        println!(
+            "processes={contenders} rounds={} late={late}",
+            process_rounds()
+        );
         assert_eq!(late, 0);
     }
 }
@@ -267,7 +279,7 @@ fn no_lookup_after_a_munmap_is_stale() {
         let mut stale = 0;
         let contender = |_| look_up_and_unmap(cache);
         against(contenders, contender, || {
-            stale = stale_rounds(cache, loopback, sink, ROUNDS);
+            stale = stale_rounds(cache, loopback, sink, rounds());
         });
         assert_eq!(stale, 0, "against {contenders} threads");
     }
@@ -283,7 +295,12 @@ fn no_lookup_after_a_munmap_is_stale_whatever_other_processes_do() {
         let mut stale = 0;
         against_processes(contenders, contend, || {
             let mut rig = Rig::new();
-            stale = stale_rounds(&rig.cache, &mut rig.loopback, &mut rig.sink, PROCESS_ROUNDS);
+            stale = stale_rounds(
+                &rig.cache,
+                &mut rig.loopback,
+                &mut rig.sink,
+                process_rounds(),
+            );
         });
         assert_eq!(stale, 0, "against {contenders} processes");
     }
