@@ -688,6 +688,7 @@ fn limits_can_be_changed_at_run_time() {
     assert_eq!(cache.stats().entries, 1, "an entry in use stays");
     assert!(!get(&cache, 20, 1).is_cached());
     drop(held);
+    assert_eq!((cache.stats().entries, live(&cache)), (0, 0));
     cache.set_max_entries(u32::MAX).unwrap();
     cache.set_max_bytes(usize::MAX).unwrap();
     for i in 0..20 {
@@ -737,6 +738,13 @@ fn the_caches_of_a_pool_keep_one_limit_together() {
     );
     drop(also_held);
     assert_eq!(pool.bytes(), PAGE);
+    let [held, idle] = [get(first, 0, 1), get(first, 1, 1)];
+    pool.set_max_bytes(PAGE).unwrap();
+    assert_eq!(bytes(), [2, 0]);
+    drop(idle);
+    assert_eq!(bytes(), [1, 0], "a limit was lowered while it was in use");
+    drop(held);
+    assert_eq!(bytes(), [1, 0], "now the limit is kept");
     let [first, second] = caches;
     drop(second);
     drop(first);

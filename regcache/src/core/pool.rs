@@ -93,8 +93,8 @@ impl Pool {
         self.0.max_bytes.load(Ordering::Relaxed)
     }
 
-    /// Changes the limit. If the caches pin more than that, idle entries are evicted. The entries
-    /// in use stay.
+    /// Changes the limit. If the caches pin more than that, idle entries are evicted. An entry in
+    /// use is evicted when its last guard is dropped, if the caches still pin too much.
     ///
     /// # Errors
     ///
@@ -102,8 +102,13 @@ impl Pool {
     pub fn set_max_bytes(&self, max_bytes: usize) -> Result<(), Error> {
         self.check_process()?;
         self.0.max_bytes.store(max_bytes, Ordering::Relaxed);
-        while self.bytes() > max_bytes && self.members().iter().any(|it| it.evict_one()) {}
+        while !self.is_kept() && self.members().iter().any(|it| it.evict_one()) {}
         Ok(())
+    }
+
+    /// Returns true if the entries of all caches are within the limit.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.0.bytes.load(Ordering::Relaxed) <= self.max_bytes()
     }
 
     /// Returns the bytes that the entries of all caches pin. Registrations that are being made or

@@ -120,12 +120,11 @@ static void limits_change(void)
 	IS(regcache_set_max_entries(cache, UINT64_MAX), 0);
 	use_pages(cache, memory, 0, 8);
 	IS(fake.live, 6);
-	/* A registration in use stays until its guard is put. */
+	/* A registration in use is evicted when its guard is put. */
 	IS(regcache_get(cache, memory, PAGE, 0, &mr), 0);
 	IS(regcache_set_max_entries(cache, 0), 0);
 	IS(fake.live, 1);
 	IS(regcache_put(mr.guard), 0);
-	IS(regcache_flush(cache, -1, NULL), 0);
 	IS(fake.live, 0);
 	IS(regcache_destroy(cache), 0);
 	munmap(memory, 8 * PAGE);
@@ -148,11 +147,15 @@ static void caches_of_a_pool_have_one_limit(void)
 	IS(regcache_get(second, others, 3 * PAGE, 0, &mr), 0);
 	IS(fakes[0].live, kept);
 	IS(bytes_in(pool), kept * 4 * PAGE);
-	/* Only idle registrations are evicted. */
-	IS(regcache_pool_set_max_bytes(pool, PAGE), 0);
+	/* A registration in use is evicted when its guard is put. */
+	IS(regcache_pool_set_max_bytes(pool, 2 * PAGE), 0);
 	IS(fakes[0].live, 0);
 	IS(bytes_in(pool), kept * 3 * PAGE);
 	IS(regcache_put(mr.guard), 0);
+	IS(bytes_in(pool), 0);
+	IS(fakes[1].live, 0);
+	use_pages(first, memory, 0, 2);
+	IS(bytes_in(pool), kept * 2 * PAGE);
 	IS(regcache_pool_set_max_bytes(pool, 0), 0);
 	IS(bytes_in(pool), 0);
 	/* With a limit of 0 the caches retain nothing, and lookups still succeed. */

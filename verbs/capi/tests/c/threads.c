@@ -149,7 +149,7 @@ static void destroy_pools_under_use(void)
 	current_pool = pool_of(PAGE);
 	for (i = 0; i < THREADS; i++)
 		pthread_create(&threads[i], NULL, use_the_pool_that_goes, NULL);
-	for (i = 0; i < rounds / 16; i++) {
+	for (i = 0; i < rounds / 64; i++) {
 		unsigned long before = served;
 		while (served == before)
 			sched_yield();
