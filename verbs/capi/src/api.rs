@@ -266,12 +266,13 @@ pub unsafe extern "C" fn regcache_flush(
 }
 
 /// Changes the limit on the bytes that a cache pins. If the cache pins more, this
-/// function evicts idle registrations. Those in use stay, and later misses make
-/// room. A registration that is larger than the limit is not retained.
+/// function evicts idle registrations. A registration in use is evicted when its
+/// last guard is put, if the cache still pins too much. A registration that is
+/// larger than the limit is not retained.
 ///
 /// @param cache      The cache.
-/// @param max_bytes  The limit in bytes. It may be higher than before. 0 does not
-///                   select the default: with it, the cache retains nothing.
+/// @param max_bytes  The limit in bytes. With 0, the cache retains nothing: here, 0
+///                   does not select the default.
 /// @return           0, or a negative errno:
 ///                   -EINVAL: `cache` is NULL.
 ///                   -EBADF: `cache` is not a cache, or was destroyed.
@@ -291,9 +292,8 @@ pub unsafe extern "C" fn regcache_set_max_bytes(cache: *mut Cache, max_bytes: u6
 /// regcache_set_max_bytes() changes the limit on bytes.
 ///
 /// @param cache        The cache.
-/// @param max_entries  The limit. One above the limit with which the cache was created
-///                     is lowered to that one. 0 does not select the default: with it,
-///                     the cache retains nothing.
+/// @param max_entries  The limit. A limit above the one with which the cache was created
+///                     is lowered to that one. With 0, the cache retains nothing.
 /// @return             0, or a negative errno as from regcache_set_max_bytes().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_set_max_entries(cache: *mut Cache, max_entries: u64) -> c_int {
@@ -437,7 +437,8 @@ pub unsafe extern "C" fn regcache_pool_create(max_bytes: u64, pool: *mut *mut Po
 }
 
 /// Changes the limit of a pool. If its caches pin more, this function evicts idle
-/// registrations. Those in use stay, and later misses make room.
+/// registrations. A registration in use is evicted when its last guard is put, if
+/// the caches still pin too much.
 ///
 /// @param pool       The pool.
 /// @param max_bytes  The limit in bytes. With 0, the caches retain nothing.
