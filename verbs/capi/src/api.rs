@@ -115,9 +115,8 @@ pub unsafe extern "C" fn regcache_get(
     access: c_uint,
     mr: *mut Mr,
 ) -> c_int {
-    let get = |cache: &AnyCache, addr, length, access| Ok(cache.get(addr, length, access)?);
     // SAFETY: the caller keeps the contract of this function.
-    unsafe { look_up(cache, addr, length, access, mr, get) }
+    unsafe { look_up(cache, addr, length, access, mr, AnyCache::get) }
 }
 
 /// Returns a registration as regcache_get() does, if the cache has one. Otherwise
@@ -169,8 +168,7 @@ pub unsafe extern "C" fn regcache_get_unretained(
     access: c_uint,
     mr: *mut Mr,
 ) -> c_int {
-    let get =
-        |cache: &AnyCache, addr, length, access| Ok(cache.get_unretained(addr, length, access)?);
+    let get = AnyCache::get_unretained;
     // SAFETY: the caller keeps the contract of this function.
     unsafe { look_up(cache, addr, length, access, mr, get) }
 }
@@ -555,14 +553,17 @@ fn unknown(what: &'static str, value: c_uint, known: c_uint) -> Error {
 ///
 /// `mr` is null or writable.
 #[inline(always)]
-unsafe fn look_up(
+unsafe fn look_up<E>(
     cache: *mut Cache,
     addr: *const c_void,
     length: usize,
     access: c_uint,
     mr: *mut Mr,
-    get: impl FnOnce(&AnyCache, *const u8, usize, Access) -> Result<guards::Guard, Error>,
-) -> c_int {
+    get: impl FnOnce(&AnyCache, *const u8, usize, Access) -> Result<guards::Guard, E>,
+) -> c_int
+where
+    Error: From<E>,
+{
     let status = call(|thread| {
         not_null(mr, "mr")?;
         not_null(addr.cast_mut(), "addr")?;

@@ -32,7 +32,7 @@ pub(crate) struct Instance {
     pub(crate) unknown_access: u32,
 }
 
-static CACHES: Table<Instance, MOST> = Table::new("cache", 0);
+static CACHES: Table<Instance, 0, MOST> = Table::new("cache");
 
 /// Enters a cache into the table, and returns the cache's handle.
 pub(crate) fn enter(instance: Instance) -> Result<u64, Error> {

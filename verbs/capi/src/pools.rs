@@ -11,7 +11,7 @@ use crate::thread_record::ThreadRecord;
 /// The maximum number of pools in a process.
 const MOST: usize = 1024;
 
-static POOLS: Table<Pool, MOST> = Table::new("pool", caches::MOST as u32);
+static POOLS: Table<Pool, { caches::MOST as u32 }, MOST> = Table::new("pool");
 
 /// Enters a pool into the table, and returns the pool's handle.
 pub(crate) fn enter(pool: Pool) -> Result<u64, Error> {

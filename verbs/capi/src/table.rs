@@ -45,12 +45,12 @@ use crate::membarrier;
 use crate::thread_record::ThreadRecord;
 
 /// A table of objects of one kind, with room for `MOST`.
-pub(crate) struct Table<T: 'static, const MOST: usize> {
+///
+/// `FIRST` is the number by which handles name the first slot. No two tables have a number in
+/// common. So a handle of one table is unknown to the other.
+pub(crate) struct Table<T: 'static, const FIRST: u32, const MOST: usize> {
     /// The name of the kind, which is also the name of the parameter that takes such an object.
     kind: &'static str,
-    /// The number by which handles name the first slot. No two tables have a number in common. So a
-    /// handle of one table is unknown to the other.
-    first: u32,
     slots: [Slot<T>; MOST],
 }
 
@@ -71,11 +71,10 @@ impl Drop for Using<'_> {
     }
 }
 
-impl<T: Send + Sync, const MOST: usize> Table<T, MOST> {
-    pub(crate) const fn new(kind: &'static str, first: u32) -> Self {
+impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> {
+    pub(crate) const fn new(kind: &'static str) -> Self {
         Self {
             kind,
-            first,
             slots: [const {
                 Slot {
                     word: AtomicU64::new(0),
@@ -88,7 +87,7 @@ impl<T: Send + Sync, const MOST: usize> Table<T, MOST> {
     /// Enters an object into the table, and returns the object's handle.
     pub(crate) fn enter(&self, object: T) -> Result<u64, Error> {
         membarrier::prepare();
-        for (number, slot) in (self.first..).zip(&self.slots) {
+        for (number, slot) in (FIRST..).zip(&self.slots) {
             let free = slot.word.load(Ordering::Relaxed);
             if handle::kind(free) != handle::FREE {
                 continue;
@@ -177,9 +176,9 @@ impl<T: Send + Sync, const MOST: usize> Table<T, MOST> {
                 _ => Error::Foreign { kind, handle },
             });
         }
-        let number = handle::slot(handle).wrapping_sub(self.first);
+        let number = handle::slot(handle).wrapping_sub(FIRST);
         let slot = self.slots.get(number as usize);
-        slot.ok_or(Error::Foreign { kind, handle })
+        slot.ok_or_else(|| Error::Foreign { kind, handle })
     }
 
     #[cold]
