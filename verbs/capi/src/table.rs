@@ -169,16 +169,12 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
     /// Returns the slot that a handle names.
     #[inline]
     fn find(&self, handle: u64) -> Result<&Slot<T>, Error> {
-        let kind = self.kind;
-        if handle::kind(handle) != handle::OBJECT {
-            return Err(match handle {
-                0 => Error::Null { what: kind },
-                _ => Error::Foreign { kind, handle },
-            });
+        let (kind, number) = (self.kind, handle::slot(handle).wrapping_sub(FIRST));
+        match self.slots.get(number as usize) {
+            Some(slot) if handle::kind(handle) == handle::OBJECT => Ok(slot),
+            _ if handle == 0 => Err(Error::Null { what: kind }),
+            _ => Err(Error::Foreign { kind, handle }),
         }
-        let number = handle::slot(handle).wrapping_sub(FIRST);
-        let slot = self.slots.get(number as usize);
-        slot.ok_or_else(|| Error::Foreign { kind, handle })
     }
 
     #[cold]
