@@ -10,8 +10,8 @@
 //! A thread holds the lock of one cache at most. The pool itself is a counter and a list of caches,
 //! and no lock of a cache is held while the list is locked. So the caches cannot deadlock.
 //!
-//! A forked child has a copy of the pool. The list may have been locked when the process forked, and
-//! the bytes are those of the parent's registrations. So a child cannot use its parent's pools.
+//! A forked child has a copy of the pool. The list may have been locked when the process forked,
+//! and the bytes are those of the parent's registrations. So a child cannot use its parent's pools.
 
 use std::fmt;
 use std::io;

@@ -1,5 +1,5 @@
-//! The pools of a process. A pool that was destroyed keeps its limit for the caches that have joined
-//! it, because each of them holds a reference to the Rust pool.
+//! The pools of a process. A pool that was destroyed keeps its limit for the caches that have
+//! joined it, because each of them holds a reference to the Rust pool.
 
 use regcache::Pool;
 

@@ -24,14 +24,14 @@
 //! 3. If that point is after L3, it is also after L1. So D3 sees L1 or a later store of `busy`. If
 //!    D3 sees L1, destroy waits.
 //! 4. If D3 sees a later store, that store is L5 of this use, or follows L5. L5 releases and D3
-//!    acquires, so L4 happened before D5. A later use of the same handle by this thread is after the
-//!    fence, so point 2 applies to it.
+//!    acquires, so L4 happened before D5. A later use of the same handle by this thread is after
+//!    the fence, so point 2 applies to it.
 //! 5. Suppose that D3 does not find a thread in the list of records. Then the thread put its record
 //!    into the list after the fence. L3 of every use by this thread is later still, so point 2
 //!    applies to the use.
 //! 6. Handles are never reused. A forked child has copies of the `busy` words of threads that it
-//!    does not have. Such a word never equals the handle of a live object of the child, so the child
-//!    does not wait for it.
+//!    does not have. Such a word never equals the handle of a live object of the child, so the
+//!    child does not wait for it.
 //! 7. A thread has one `busy` word for all tables, because a call inside another call is refused.
 
 use std::ptr;
@@ -161,8 +161,8 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
         }
         let object = slot.object.swap(ptr::null_mut(), Ordering::Relaxed);
         slot.word.store(handle::after(handle), Ordering::Release);
-        // SAFETY: the pointer was made by `Box::into_raw`, and is taken out once. No thread uses the
-        // object, and no thread can find it any more. The head of the file has the argument.
+        // SAFETY: the pointer was made by `Box::into_raw`, and is taken out once. No thread uses
+        // the object, and no thread can find it any more. The head of the file has the argument.
         Ok(unsafe { Box::from_raw(object) })
     }
 
