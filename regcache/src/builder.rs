@@ -212,10 +212,10 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
     /// # Errors
     ///
     /// Returns [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Returns
-    /// [`Error::Forked`](crate::Error::Forked) in an [`io::Error`] if the pool belongs to the parent
-    /// process. Otherwise returns the error of the monitor or of the kernel. The kernel must grant
-    /// address space for the entries, and a thread for the reaper. The kernel must also grant a page
-    /// under `MADV_WIPEONFORK` (Linux 4.14), by which the cache recognises a forked child.
+    /// [`Error::Forked`](crate::Error::Forked) in an [`io::Error`] if the pool belongs to the
+    /// parent process. Otherwise returns the error of the monitor or of the kernel. The kernel must
+    /// grant address space for the entries, and a thread for the reaper. The kernel must also grant
+    /// a page under `MADV_WIPEONFORK` (Linux 4.14), by which the cache recognises a forked child.
     pub fn build(self) -> io::Result<Cache<R, M>> {
         let Self {
             registrar,
