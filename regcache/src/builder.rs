@@ -211,10 +211,11 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
     ///
     /// # Errors
     ///
-    /// Returns [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Otherwise
-    /// returns the error of the monitor or of the kernel. The kernel must grant address space for
-    /// the entries, and a thread for the reaper. The kernel must also grant a page under
-    /// `MADV_WIPEONFORK` (Linux 4.14), by which the cache recognises a forked child.
+    /// Returns [`io::ErrorKind::InvalidInput`] if the granularity is not a power of two. Returns
+    /// [`Error::Forked`](crate::Error::Forked) in an [`io::Error`] if the pool belongs to the
+    /// parent process. Otherwise returns the error of the monitor or of the kernel. The kernel must
+    /// grant address space for the entries, and a thread for the reaper. The kernel must also grant
+    /// a page under `MADV_WIPEONFORK` (Linux 4.14), by which the cache recognises a forked child.
     pub fn build(self) -> io::Result<Cache<R, M>> {
         let Self {
             registrar,
@@ -222,6 +223,9 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
             options,
         } = self;
         options.widening.check()?;
+        if let Some(pool) = &options.pool {
+            pool.check_process().map_err(io::Error::other)?;
+        }
         let max_bytes = options.max_bytes.unwrap_or_else(default_max_bytes);
         let capacity = options.max_entries + SPARE;
         let max_entries = options.max_entries as usize;

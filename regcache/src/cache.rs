@@ -344,8 +344,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     }
 
     /// Changes the limit that [`Builder::max_bytes`](crate::Builder::max_bytes) has set. If the
-    /// cache holds more, idle entries are evicted. The entries in use stay, and later misses make
-    /// room.
+    /// cache holds more, idle entries are evicted. An entry in use is evicted when its last guard
+    /// is dropped, if the cache still holds too much.
     ///
     /// # Errors
     ///

@@ -21,9 +21,9 @@ pub enum Error {
     /// The requested bytes are not a valid range: the length is 0, or the range wraps.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// This process was forked from the one that built the cache.
+    /// This process was forked from the one that built the cache or made the pool.
     #[error(
-        "this cache belongs to the parent process: registrations are not inherited over fork, so build a cache of your own in the child"
+        "this cache or pool belongs to the parent process: registrations are not inherited over fork, so build caches and pools of your own in the child"
     )]
     Forked,
     /// The device or the kernel refused to register the range.

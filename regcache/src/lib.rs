@@ -26,8 +26,8 @@
 //!   or invalidated. [`Builder::max_bytes`] limits the bytes that stay pinned.
 //! - **Remote keys live on.** A peer can use a remote key after the guard is dropped, unless
 //!   [`Builder::revoke_remote_keys`] is set.
-//! - **fork.** A forked child cannot use its parent's caches: the child's lookups fail with
-//!   [`Error::Forked`].
+//! - **fork.** A forked child cannot use its parent's caches and pools: the child's lookups fail
+//!   with [`Error::Forked`].
 //!
 //! # How it works
 //!

@@ -377,7 +377,7 @@ fn a_slow_reaper_does_not_let_dead_entries_exceed_the_limit_of_a_pool() {
     let (kernel, device, gate) = slow_reaper();
     let other_kernel = FakeKernel::new(8);
     let other = FakeDevice::new(&other_kernel);
-    let pool = Pool::new(8 * PAGE);
+    let pool = Pool::new(8 * PAGE).unwrap();
     let cache = device.builder().pool(&pool).build().unwrap();
     let other = other.builder().pool(&pool).build().unwrap();
     for i in 0..100 {
@@ -685,6 +685,7 @@ fn limits_can_be_changed_at_run_time() {
     assert_eq!(cache.stats().entries, 1, "an entry in use stays");
     assert!(!get(&cache, 20, 1).is_cached());
     drop(held);
+    assert_eq!((cache.stats().entries, live(&cache)), (0, 0));
     cache.set_max_entries(u32::MAX).unwrap();
     cache.set_max_bytes(usize::MAX).unwrap();
     for i in 0..20 {
@@ -696,7 +697,7 @@ fn limits_can_be_changed_at_run_time() {
 #[test]
 fn the_caches_of_a_pool_keep_one_limit_together() {
     let kernels = [FakeKernel::new(64), FakeKernel::new(64)];
-    let pool = Pool::new(8 * PAGE);
+    let pool = Pool::new(8 * PAGE).unwrap();
     let caches = kernels.each_ref().map(|kernel| {
         let builder = FakeDevice::new(kernel).builder().pool(&pool);
         builder.build().unwrap()
@@ -722,7 +723,7 @@ fn the_caches_of_a_pool_keep_one_limit_together() {
     assert_eq!(pool.bytes(), 8 * PAGE);
 
     drop(held);
-    pool.set_max_bytes(6 * PAGE);
+    pool.set_max_bytes(6 * PAGE).unwrap();
     assert_eq!(bytes(), [0, 5]);
     assert!(get(first, 0, 1).is_cached());
     kernels[1].remap(20);
@@ -734,6 +735,13 @@ fn the_caches_of_a_pool_keep_one_limit_together() {
     );
     drop(also_held);
     assert_eq!(pool.bytes(), PAGE);
+    let [held, idle] = [get(first, 0, 1), get(first, 1, 1)];
+    pool.set_max_bytes(PAGE).unwrap();
+    assert_eq!(bytes(), [2, 0]);
+    drop(idle);
+    assert_eq!(bytes(), [1, 0], "a limit was lowered while it was in use");
+    drop(held);
+    assert_eq!(bytes(), [1, 0], "now the limit is kept");
     let [first, second] = caches;
     drop(second);
     drop(first);
@@ -749,7 +757,7 @@ fn a_registration_that_is_made_again_is_charged_to_the_pool_once() {
             device.kernel.remap(0);
         }
     }));
-    let pool = Pool::new(4 * PAGE);
+    let pool = Pool::new(4 * PAGE).unwrap();
     let cache = device.builder().pool(&pool).build().unwrap();
     assert!(get(&cache, 0, 4).is_cached());
     assert_eq!((cache.stats().retries, pool.bytes()), (2, 4 * PAGE));
@@ -759,7 +767,7 @@ fn a_registration_that_is_made_again_is_charged_to_the_pool_once() {
 fn the_caches_of_a_pool_do_not_deadlock_or_lose_bytes() {
     const THREADS: usize = 4;
     let kernels = [FakeKernel::new(256), FakeKernel::new(256)];
-    let pool = Pool::new(16 * PAGE);
+    let pool = Pool::new(16 * PAGE).unwrap();
     let caches = kernels.each_ref().map(|kernel| {
         let builder = FakeDevice::new(kernel).builder().pool(&pool);
         builder.build().unwrap()

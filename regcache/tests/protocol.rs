@@ -581,20 +581,28 @@ fn a_forked_child_is_refused_and_destroys_nothing() {
 }
 
 #[test]
-fn a_forked_child_that_needs_room_in_a_pool_destroys_nothing() {
+fn a_forked_child_cannot_use_a_pool_of_its_parent() {
     let kernel = FakeKernel::new(4);
-    let pool = Pool::new(2 * PAGE);
+    let pool = Pool::new(2 * PAGE).unwrap();
     let cache = builder(&kernel).pool(&pool).build().unwrap();
     drop(get(&cache, 0, 1));
     drop(get(&cache, 1, 1));
     let status = in_a_forked_child(|| {
-        pool.set_max_bytes(PAGE);
+        let limited = pool.set_max_bytes(PAGE);
         let its_kernel = FakeKernel::new(4);
-        let its_own = builder(&its_kernel).pool(&pool).build().unwrap();
+        let joined = builder(&its_kernel).pool(&pool).build();
+        let refused = matches!(limited, Err(Error::Forked))
+            && joined.is_err_and(|error| error.to_string().contains("parent process"));
+        let its_pool = Pool::new(PAGE).unwrap();
+        let its_own = builder(&its_kernel).pool(&its_pool).build().unwrap();
         drop(get(&its_own, 2, 1));
-        i32::from(live(&cache) != 2)
+        i32::from(!refused)
+            + 2 * i32::from(pool.bytes() != 0)
+            + 4 * i32::from(live(&cache) != 2)
+            + 8 * i32::from(its_pool.bytes() != PAGE)
     });
     assert_eq!(status, 0);
+    assert_eq!((pool.max_bytes(), pool.bytes()), (2 * PAGE, 2 * PAGE));
 }
 
 #[test]

@@ -8,14 +8,15 @@
  * message. Any function may be called from any thread at any time, but not from
  * a signal handler.
  *
- * Caches and guards are handles. Every function checks its handle. -EBADF means
- * that the handle was put or destroyed, was never returned, or names the wrong
- * kind of object. -EINVAL means that the handle is NULL. A call that finds a bug
- * in the library fails with -ENOTRECOVERABLE.
+ * Caches, guards and pools are handles. Every function checks its handle. -EBADF
+ * means that the handle was put or destroyed, was never returned, or names the
+ * wrong kind of object. -EINVAL means that the handle is NULL. A call that finds a
+ * bug in the library fails with -ENOTRECOVERABLE.
  *
- * A child by fork(2) must create its own caches. With a cache of the parent, each
- * function that lists -ESTALE fails with that error, and has no effect. The child
- * may put its copy of a guard, which has no effect on the parent.
+ * A child by fork(2) must create its own caches and pools. With a cache or a pool
+ * of the parent, each function that lists -ESTALE fails with that error, and has
+ * no effect. The child may put its copy of a guard, which has no effect on the
+ * parent.
  */
 
 #ifndef REGCACHE_H
@@ -119,9 +120,16 @@
 struct regcache;
 
 /**
- * A reference to a registration, from regcache_get() to regcache_put().
+ * A reference to a registration, from regcache_get() or a similar function to
+ * regcache_put().
  */
 struct regcache_guard;
+
+/**
+ * One limit on the bytes that several caches pin together, from
+ * regcache_pool_create() to regcache_pool_destroy().
+ */
+struct regcache_pool;
 
 /**
  * A protection domain of libibverbs.
@@ -177,6 +185,11 @@ struct regcache_attr {
          * disables merging.
          */
         uint64_t merge_up_to;
+        /**
+         * A pool, which the cache joins, or NULL. The limit of the pool holds for
+         * the bytes of all its caches together, in addition to `max_bytes`.
+         */
+        struct regcache_pool *pool;
 };
 
 /**
@@ -203,8 +216,8 @@ struct regcache_registration {
  * The cache calls the callbacks from any thread that calls a function of the
  * library, and from the reaper. The reaper blocks all signals. Several
  * callbacks may run at once. A callback returns 0, an errno, or a negative
- * errno. In a callback, functions that take a cache fail with -EDEADLK. A
- * callback must not throw or longjmp.
+ * errno. In a callback, functions that take a cache or a pool fail with
+ * -EDEADLK. A callback must not throw or longjmp.
  *
  * `reg_mr` must register the pages that are mapped in the range while the
  * callback runs. The device must use these pages until `dereg_mr`. A device
@@ -345,11 +358,12 @@ extern "C" {
  * @return       0, or a negative errno:
  *               -EINVAL: `pd` or `cache` is NULL, or an attribute has a bad value.
  *               -E2BIG: an attribute is set that this library does not know.
- *               -EBADF: `monitor_of` is not the handle of a live cache.
- *               -ESTALE: `monitor_of` belongs to the parent process.
+ *               -EBADF: `monitor_of` is not the handle of a live cache, or `pool` is
+ *               not the handle of a live pool.
+ *               -ESTALE: `monitor_of` or `pool` belongs to the parent process.
  *               -ENODEV, -ENOENT, -EACCES, -EPERM: the monitor is not available.
  *               -ENOSPC: the process has 1024 caches.
- *               -EDEADLK: called with `monitor_of` from within a callback.
+ *               -EDEADLK: called with `monitor_of` or `pool` from within a callback.
  *               Another errno, such as -ENOMEM or -EMFILE, is from the system.
  */
 int regcache_create(struct ibv_pd *pd,
@@ -400,6 +414,47 @@ int regcache_get(struct regcache *cache,
                  size_t length,
                  unsigned int access,
                  struct regcache_mr *mr);
+
+/**
+ * Returns a registration as regcache_get() does, if the cache has one. Otherwise
+ * fails with -ENOENT, and registers nothing. With this function a program can
+ * choose between two ways of sending data: without a copy from memory that is
+ * registered already, or with a copy to a registered buffer of its own.
+ *
+ * @param cache   The cache.
+ * @param addr    Start of the range.
+ * @param length  Length of the range in bytes, not 0.
+ * @param access  An OR of access flags; see regcache_get().
+ * @param mr      Receives the registration, or zeros on an error.
+ * @return        0, or a negative errno:
+ *                -ENOENT: the cache has no registration that serves the lookup. No
+ *                other error of this function is -ENOENT.
+ *                -EINVAL, -EBADF, -ESTALE, -EDEADLK, -ENOSPC: see regcache_get().
+ */
+int regcache_get_if_cached(struct regcache *cache,
+                           const void *addr,
+                           size_t length,
+                           unsigned int access,
+                           struct regcache_mr *mr);
+
+/**
+ * Returns a registration as regcache_get() does, but does not retain a new one: a
+ * registration that this function makes is deregistered when its guard is put.
+ * It evicts another registration only if the device is full. A program can use
+ * this function for memory that it will not use again.
+ *
+ * @param cache   The cache.
+ * @param addr    Start of the range.
+ * @param length  Length of the range in bytes, not 0.
+ * @param access  An OR of access flags; see regcache_get().
+ * @param mr      Receives the registration, or zeros on an error.
+ * @return        0, or a negative errno as from regcache_get().
+ */
+int regcache_get_unretained(struct regcache *cache,
+                            const void *addr,
+                            size_t length,
+                            unsigned int access,
+                            struct regcache_mr *mr);
 
 /**
  * Returns a guard to the cache. Call this function once for each guard, from
@@ -463,6 +518,36 @@ int regcache_invalidate(struct regcache *cache,
 int regcache_flush(struct regcache *cache,
                    int timeout_ms,
                    size_t *held);
+
+/**
+ * Changes the limit on the bytes that a cache pins. If the cache pins more, this
+ * function evicts idle registrations. A registration in use is evicted when its
+ * last guard is put, if the cache still pins too much. A registration that is
+ * larger than the limit is not retained.
+ *
+ * @param cache      The cache.
+ * @param max_bytes  The limit in bytes. With 0, the cache retains nothing: here, 0
+ *                   does not select the default.
+ * @return           0, or a negative errno:
+ *                   -EINVAL: `cache` is NULL.
+ *                   -EBADF: `cache` is not a cache, or was destroyed.
+ *                   -ESTALE: `cache` belongs to the parent process.
+ *                   -EDEADLK: called from within a callback.
+ */
+int regcache_set_max_bytes(struct regcache *cache,
+                           uint64_t max_bytes);
+
+/**
+ * Changes the limit on the number of registrations that a cache retains, as
+ * regcache_set_max_bytes() changes the limit on bytes.
+ *
+ * @param cache        The cache.
+ * @param max_entries  The limit. A limit above the one with which the cache was created
+ *                     is lowered to that one. With 0, the cache retains nothing.
+ * @return             0, or a negative errno as from regcache_set_max_bytes().
+ */
+int regcache_set_max_entries(struct regcache *cache,
+                             uint64_t max_entries);
 
 /**
  * Reads the statistics of a cache. In a child by fork(2), the statistics of a
@@ -529,6 +614,62 @@ int regcache_reap(struct regcache *cache);
  *               Another errno is from the monitor or from membarrier(2).
  */
 int regcache_destroy(struct regcache *cache);
+
+/**
+ * Creates a pool: one limit on the bytes that several caches pin together. A cache
+ * joins a pool by the attribute `pool`. Each cache also keeps its own limits. A
+ * cache that needs room evicts idle registrations: first its own, and then those
+ * of the other caches of the pool.
+ *
+ * @param max_bytes  The limit in bytes. With 0, the caches retain nothing.
+ * @param pool       Receives the pool.
+ * @return           0, or a negative errno:
+ *                   -EINVAL: `pool` is NULL.
+ *                   -ENOSPC: the process has 1024 pools.
+ *                   Another errno, such as -ENOMEM, is from the system.
+ */
+int regcache_pool_create(uint64_t max_bytes,
+                         struct regcache_pool **pool);
+
+/**
+ * Changes the limit of a pool. If its caches pin more, this function evicts idle
+ * registrations. A registration in use is evicted when its last guard is put, if
+ * the caches still pin too much.
+ *
+ * @param pool       The pool.
+ * @param max_bytes  The limit in bytes. With 0, the caches retain nothing.
+ * @return           0, or a negative errno:
+ *                   -EINVAL: `pool` is NULL.
+ *                   -EBADF: `pool` is not a pool, or was destroyed.
+ *                   -ESTALE: `pool` belongs to the parent process.
+ *                   -EDEADLK: called from within a callback.
+ */
+int regcache_pool_set_max_bytes(struct regcache_pool *pool,
+                                uint64_t max_bytes);
+
+/**
+ * Reads the number of bytes that the registrations of all caches of a pool pin.
+ * Not counted are registrations that are being made or deregistered, and those
+ * that no cache retains.
+ *
+ * @param pool   The pool.
+ * @param bytes  Receives the number of bytes, in whole pages.
+ * @return       0, or a negative errno as from regcache_pool_set_max_bytes(), and
+ *               -EINVAL if `bytes` is NULL.
+ */
+int regcache_pool_bytes(struct regcache_pool *pool,
+                        uint64_t *bytes);
+
+/**
+ * Destroys a pool. Waits until no other thread is in a call with the pool. The
+ * caches that have joined the pool keep its limit, which cannot be changed any
+ * more. So a program may destroy the pool before or after its caches.
+ *
+ * @param pool  The pool.
+ * @return      0, or a negative errno as from regcache_pool_set_max_bytes(), or from
+ *              membarrier(2).
+ */
+int regcache_pool_destroy(struct regcache_pool *pool);
 
 /**
  * Returns the name of the monitor that a cache uses. A child by fork(2) may also

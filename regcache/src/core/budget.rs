@@ -53,10 +53,12 @@ impl Budget {
         self.entries - gone > self.max_entries || self.bytes - gone_bytes > self.max_bytes
     }
 
-    /// Returns true if the entries that are not leaving are within the limits.
+    /// Returns true if the entries that are not leaving are within the limits of the cache and of
+    /// its pool.
     pub(crate) fn is_kept(&self) -> bool {
         self.entries - self.leaving <= self.max_entries
             && self.bytes - self.leaving_bytes <= self.max_bytes
+            && self.pool.as_ref().is_none_or(Pool::is_kept)
     }
 
     /// Returns true if an entry that pins `bytes` bytes fits in an empty cache.

@@ -401,12 +401,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         self.deregister_excess();
     }
 
-    /// Deregisters the entry that `choose` puts into the batch. Returns the result of `choose`. In a
-    /// forked child, returns false, because the entries belong to the parent process.
+    /// Deregisters the entry that `choose` puts into the batch. Returns the result of `choose`.
     fn end_one(&self, choose: impl FnOnce(&mut Table<R::Access>, &mut Batch) -> bool) -> bool {
-        if self.in_child() {
-            return false;
-        }
         let mut batch = Batch::default();
         let chosen = choose(&mut self.lock(), &mut batch);
         self.deregister_and_vacate(&batch);

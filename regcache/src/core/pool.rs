@@ -9,16 +9,25 @@
 //!
 //! A thread holds the lock of one cache at most. The pool itself is a counter and a list of caches,
 //! and no lock of a cache is held while the list is locked. So the caches cannot deadlock.
+//!
+//! A forked child has a copy of the pool. The list may have been locked when the process forked,
+//! and the bytes are those of the parent's registrations. So a child cannot use its parent's pools.
 
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::error::Error;
+use crate::sys::fork::ForkMark;
 
 /// One limit on the bytes that several caches pin together.
 ///
 /// Each cache also keeps its own limits. A cache that needs room evicts idle entries of its own
 /// first, and then those of the other caches. If all entries are in use, the registration is not
 /// cached.
+///
+/// A forked child cannot use its parent's pools.
 ///
 /// ```
 /// # use std::io;
@@ -33,7 +42,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 /// # }
 /// use regcache::Pool;
 ///
-/// let pool = Pool::new(1 << 30);
+/// let pool = Pool::new(1 << 30)?;
 /// let first = Cache::builder(Device).pool(&pool).build()?;
 /// let second = Cache::builder(Device).pool(&pool).build()?;
 /// assert!(pool.bytes() <= pool.max_bytes());
@@ -43,6 +52,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 pub struct Pool(Arc<Shared>);
 
 struct Shared {
+    fork: ForkMark,
     max_bytes: AtomicUsize,
     /// The bytes of all entries that are not leaving.
     bytes: AtomicUsize,
@@ -62,14 +72,19 @@ pub(crate) trait Member: Send + Sync {
 
 impl Pool {
     /// Makes a pool whose caches may pin `max_bytes` bytes together, counted in whole pages.
-    #[must_use]
-    pub fn new(max_bytes: usize) -> Self {
-        Self(Arc::new(Shared {
+    ///
+    /// # Errors
+    ///
+    /// Returns the kernel's error if it refuses a page under `MADV_WIPEONFORK`, by which the pool
+    /// recognises a forked child.
+    pub fn new(max_bytes: usize) -> io::Result<Self> {
+        Ok(Self(Arc::new(Shared {
+            fork: ForkMark::new(1)?,
             max_bytes: AtomicUsize::new(max_bytes),
             bytes: AtomicUsize::new(0),
             leaving: AtomicUsize::new(0),
             members: Mutex::default(),
-        }))
+        })))
     }
 
     /// Returns the limit.
@@ -78,20 +93,49 @@ impl Pool {
         self.0.max_bytes.load(Ordering::Relaxed)
     }
 
-    /// Changes the limit. If the caches pin more than that, idle entries are evicted. The entries
-    /// in use stay.
-    pub fn set_max_bytes(&self, max_bytes: usize) {
+    /// Changes the limit. If the caches pin more than that, idle entries are evicted. An entry in
+    /// use is evicted when its last guard is dropped, if the caches still pin too much.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Forked`] in a forked child.
+    pub fn set_max_bytes(&self, max_bytes: usize) -> Result<(), Error> {
+        self.check_process()?;
         self.0.max_bytes.store(max_bytes, Ordering::Relaxed);
-        while self.bytes() > max_bytes && self.members().iter().any(|it| it.evict_one()) {}
+        while !self.is_kept() && self.members().iter().any(|it| it.evict_one()) {}
+        Ok(())
+    }
+
+    /// Returns true if the entries of all caches are within the limit.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.0.bytes.load(Ordering::Relaxed) <= self.max_bytes()
     }
 
     /// Returns the bytes that the entries of all caches pin. Registrations that are being made or
-    /// deregistered, and uncached ones, are not counted.
+    /// deregistered, and uncached ones, are not counted. Returns 0 in a forked child.
     #[must_use]
     pub fn bytes(&self) -> usize {
+        if self.0.fork.in_child() {
+            return 0;
+        }
         self.0.bytes.load(Ordering::Relaxed)
     }
 
+    /// Returns an error in a forked child, in which the pool cannot be used. The call has no other
+    /// effect.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Forked`] in a forked child.
+    pub fn check_process(&self) -> Result<(), Error> {
+        match self.0.fork.in_child() {
+            true => Err(Error::Forked),
+            false => Ok(()),
+        }
+    }
+
+    /// Adds a cache of this process. The caller must have called
+    /// [`check_process`](Self::check_process).
     pub(crate) fn join(&self, member: Weak<dyn Member>) {
         let mut members = self.lock_members();
         members.retain(|it| it.strong_count() > 0);

@@ -478,8 +478,9 @@ impl<A: Access> Table<A> {
     }
 
     /// Handles the drop of the last guard of a revocable or parked entry, unless another lookup has
-    /// acquired the entry meanwhile. A revocable entry is unlinked, and a parked entry becomes a
-    /// candidate for eviction again. Returns the slot if the caller must deregister its entry.
+    /// acquired the entry meanwhile. A revocable entry is unlinked. A parked entry becomes a
+    /// candidate for eviction again, and is evicted if a limit was lowered while it was in use.
+    /// Returns the slot if the caller must deregister its entry.
     pub(crate) fn last_guard_dropped<T>(
         &mut self,
         slab: &Slab<T>,
@@ -495,6 +496,9 @@ impl<A: Access> Table<A> {
             return self.unlink(slab, slot).then(|| self.begin(slot));
         }
         if entry.unpark() && !slab.marks.contains(slot) {
+            if !self.budget.is_kept() {
+                return self.evict_victim(slab, slot).then(|| self.begin(slot));
+            }
             self.eviction.move_to(List::Live, slot);
         }
         None

@@ -14,12 +14,13 @@ use regcache::monitor::{Auto, NoMonitor, Shared, Ummunotify, Userfaultfd, auto};
 use regcache_verbs::{Access, MrRegistrar, Pd};
 
 use crate::boundary::call;
-use crate::caches::{self, Instance};
+use crate::caches::{self, AnyCache, Instance};
 use crate::device::{AnyDevice, Callbacks};
 use crate::error::Error;
 use crate::guards;
+use crate::pools;
 use crate::thread_record::ThreadRecord;
-use crate::types::{self, Attr, Cache, Device, Guard, Mr, Stats, ibv_pd};
+use crate::types::{self, Attr, Cache, Device, Guard, Mr, Pool, Stats, ibv_pd};
 
 /// Creates a cache for a protection domain.
 ///
@@ -29,11 +30,12 @@ use crate::types::{self, Attr, Cache, Device, Guard, Mr, Stats, ibv_pd};
 /// @return       0, or a negative errno:
 ///               -EINVAL: `pd` or `cache` is NULL, or an attribute has a bad value.
 ///               -E2BIG: an attribute is set that this library does not know.
-///               -EBADF: `monitor_of` is not the handle of a live cache.
-///               -ESTALE: `monitor_of` belongs to the parent process.
+///               -EBADF: `monitor_of` is not the handle of a live cache, or `pool` is
+///               not the handle of a live pool.
+///               -ESTALE: `monitor_of` or `pool` belongs to the parent process.
 ///               -ENODEV, -ENOENT, -EACCES, -EPERM: the monitor is not available.
 ///               -ENOSPC: the process has 1024 caches.
-///               -EDEADLK: called with `monitor_of` from within a callback.
+///               -EDEADLK: called with `monitor_of` or `pool` from within a callback.
 ///               Another errno, such as -ENOMEM or -EMFILE, is from the system.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_create(
@@ -113,37 +115,62 @@ pub unsafe extern "C" fn regcache_get(
     access: c_uint,
     mr: *mut Mr,
 ) -> c_int {
-    let status = call(|thread| {
-        not_null(mr, "mr")?;
-        not_null(addr.cast_mut(), "addr")?;
-        let cache = cache.addr() as u64;
-        caches::with(thread, cache, |instance| {
-            if access & instance.unknown_access != 0 {
-                return Err(unknown("access", access, !instance.unknown_access));
-            }
-            let access = Access::from_bits_retain(access);
-            let guard = instance.cache.get(addr.cast(), length, access)?;
-            let (range, registered) = (guard.range(), guard.registration());
-            let found = Mr {
-                guard: ptr::null_mut(),
-                lkey: registered.lkey,
-                rkey: registered.rkey,
-                registration: registered.registration,
-                addr: ptr::without_provenance_mut(range.start()),
-                length: range.len(),
-            };
-            let handle = guards::enter(thread, cache, guard)?;
-            let guard = ptr::without_provenance_mut(handle as usize);
-            // SAFETY: the pointer is not null, so by the header it is writable.
-            unsafe { mr.write(Mr { guard, ..found }) };
-            Ok(0)
-        })
-    });
-    if status < 0 && !mr.is_null() {
-        // SAFETY: the pointer is not null, so by the header it is writable.
-        unsafe { mr.write_bytes(0, 1) };
-    }
-    status
+    // SAFETY: the caller keeps the contract of this function.
+    unsafe { look_up(cache, addr, length, access, mr, AnyCache::get) }
+}
+
+/// Returns a registration as regcache_get() does, if the cache has one. Otherwise
+/// fails with -ENOENT, and registers nothing. With this function a program can
+/// choose between two ways of sending data: without a copy from memory that is
+/// registered already, or with a copy to a registered buffer of its own.
+///
+/// @param cache   The cache.
+/// @param addr    Start of the range.
+/// @param length  Length of the range in bytes, not 0.
+/// @param access  An OR of access flags; see regcache_get().
+/// @param mr      Receives the registration, or zeros on an error.
+/// @return        0, or a negative errno:
+///                -ENOENT: the cache has no registration that serves the lookup. No
+///                other error of this function is -ENOENT.
+///                -EINVAL, -EBADF, -ESTALE, -EDEADLK, -ENOSPC: see regcache_get().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn regcache_get_if_cached(
+    cache: *mut Cache,
+    addr: *const c_void,
+    length: usize,
+    access: c_uint,
+    mr: *mut Mr,
+) -> c_int {
+    let get = |cache: &AnyCache, addr, length, access| {
+        let found = cache.get_if_cached(addr, length, access)?;
+        found.ok_or(Error::NotCached)
+    };
+    // SAFETY: the caller keeps the contract of this function.
+    unsafe { look_up(cache, addr, length, access, mr, get) }
+}
+
+/// Returns a registration as regcache_get() does, but does not retain a new one: a
+/// registration that this function makes is deregistered when its guard is put.
+/// It evicts another registration only if the device is full. A program can use
+/// this function for memory that it will not use again.
+///
+/// @param cache   The cache.
+/// @param addr    Start of the range.
+/// @param length  Length of the range in bytes, not 0.
+/// @param access  An OR of access flags; see regcache_get().
+/// @param mr      Receives the registration, or zeros on an error.
+/// @return        0, or a negative errno as from regcache_get().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn regcache_get_unretained(
+    cache: *mut Cache,
+    addr: *const c_void,
+    length: usize,
+    access: c_uint,
+    mr: *mut Mr,
+) -> c_int {
+    let get = AnyCache::get_unretained;
+    // SAFETY: the caller keeps the contract of this function.
+    unsafe { look_up(cache, addr, length, access, mr, get) }
 }
 
 /// Returns a guard to the cache. Call this function once for each guard, from
@@ -233,6 +260,46 @@ pub unsafe extern "C" fn regcache_flush(
         // SAFETY: by the header, the pointer is null or writable.
         unsafe { store(held, left) };
         Ok(0)
+    })
+}
+
+/// Changes the limit on the bytes that a cache pins. If the cache pins more, this
+/// function evicts idle registrations. A registration in use is evicted when its
+/// last guard is put, if the cache still pins too much. A registration that is
+/// larger than the limit is not retained.
+///
+/// @param cache      The cache.
+/// @param max_bytes  The limit in bytes. With 0, the cache retains nothing: here, 0
+///                   does not select the default.
+/// @return           0, or a negative errno:
+///                   -EINVAL: `cache` is NULL.
+///                   -EBADF: `cache` is not a cache, or was destroyed.
+///                   -ESTALE: `cache` belongs to the parent process.
+///                   -EDEADLK: called from within a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn regcache_set_max_bytes(cache: *mut Cache, max_bytes: u64) -> c_int {
+    call(|thread| {
+        caches::with(thread, cache.addr() as u64, |instance| {
+            instance.cache.set_max_bytes(max_bytes as usize)?;
+            Ok(0)
+        })
+    })
+}
+
+/// Changes the limit on the number of registrations that a cache retains, as
+/// regcache_set_max_bytes() changes the limit on bytes.
+///
+/// @param cache        The cache.
+/// @param max_entries  The limit. A limit above the one with which the cache was created
+///                     is lowered to that one. With 0, the cache retains nothing.
+/// @return             0, or a negative errno as from regcache_set_max_bytes().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn regcache_set_max_entries(cache: *mut Cache, max_entries: u64) -> c_int {
+    call(|thread| {
+        caches::with(thread, cache.addr() as u64, |instance| {
+            instance.cache.set_max_entries(entries(max_entries))?;
+            Ok(0)
+        })
     })
 }
 
@@ -344,6 +411,84 @@ pub unsafe extern "C" fn regcache_destroy(cache: *mut Cache) -> c_int {
     })
 }
 
+/// Creates a pool: one limit on the bytes that several caches pin together. A cache
+/// joins a pool by the attribute `pool`. Each cache also keeps its own limits. A
+/// cache that needs room evicts idle registrations: first its own, and then those
+/// of the other caches of the pool.
+///
+/// @param max_bytes  The limit in bytes. With 0, the caches retain nothing.
+/// @param pool       Receives the pool.
+/// @return           0, or a negative errno:
+///                   -EINVAL: `pool` is NULL.
+///                   -ENOSPC: the process has 1024 pools.
+///                   Another errno, such as -ENOMEM, is from the system.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn regcache_pool_create(max_bytes: u64, pool: *mut *mut Pool) -> c_int {
+    call(|_| {
+        not_null(pool, "pool")?;
+        let made = regcache::Pool::new(max_bytes as usize).map_err(Error::SetUpPool)?;
+        let handle = pools::enter(made)?;
+        // SAFETY: the pointer is not null, so by the header it is writable.
+        unsafe { pool.write(ptr::without_provenance_mut(handle as usize)) };
+        Ok(0)
+    })
+}
+
+/// Changes the limit of a pool. If its caches pin more, this function evicts idle
+/// registrations. A registration in use is evicted when its last guard is put, if
+/// the caches still pin too much.
+///
+/// @param pool       The pool.
+/// @param max_bytes  The limit in bytes. With 0, the caches retain nothing.
+/// @return           0, or a negative errno:
+///                   -EINVAL: `pool` is NULL.
+///                   -EBADF: `pool` is not a pool, or was destroyed.
+///                   -ESTALE: `pool` belongs to the parent process.
+///                   -EDEADLK: called from within a callback.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn regcache_pool_set_max_bytes(pool: *mut Pool, max_bytes: u64) -> c_int {
+    call(|thread| {
+        pools::with(thread, pool.addr() as u64, |pool| {
+            pool.set_max_bytes(max_bytes as usize)?;
+            Ok(0)
+        })
+    })
+}
+
+/// Reads the number of bytes that the registrations of all caches of a pool pin.
+/// Not counted are registrations that are being made or deregistered, and those
+/// that no cache retains.
+///
+/// @param pool   The pool.
+/// @param bytes  Receives the number of bytes, in whole pages.
+/// @return       0, or a negative errno as from regcache_pool_set_max_bytes(), and
+///               -EINVAL if `bytes` is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn regcache_pool_bytes(pool: *mut Pool, bytes: *mut u64) -> c_int {
+    call(|thread| {
+        not_null(bytes, "bytes")?;
+        let read = pools::with(thread, pool.addr() as u64, |pool| Ok(pool.bytes()))?;
+        // SAFETY: the pointer is not null, so by the header it is writable.
+        unsafe { bytes.write(read as u64) };
+        Ok(0)
+    })
+}
+
+/// Destroys a pool. Waits until no other thread is in a call with the pool. The
+/// caches that have joined the pool keep its limit, which cannot be changed any
+/// more. So a program may destroy the pool before or after its caches.
+///
+/// @param pool  The pool.
+/// @return      0, or a negative errno as from regcache_pool_set_max_bytes(), or from
+///              membarrier(2).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn regcache_pool_destroy(pool: *mut Pool) -> c_int {
+    call(|thread| {
+        pools::destroy(thread, pool.addr() as u64)?;
+        Ok(0)
+    })
+}
+
 /// Returns the name of the monitor that a cache uses. A child by fork(2) may also
 /// pass a cache of its parent.
 ///
@@ -400,6 +545,61 @@ fn unknown(what: &'static str, value: c_uint, known: c_uint) -> Error {
         value,
         unknown,
     }
+}
+
+/// Looks a range up by `get`, and stores the registration at `mr`, or zeros on an error.
+///
+/// # Safety
+///
+/// `mr` is null or writable.
+#[inline(always)]
+unsafe fn look_up<E>(
+    cache: *mut Cache,
+    addr: *const c_void,
+    length: usize,
+    access: c_uint,
+    mr: *mut Mr,
+    get: impl FnOnce(&AnyCache, *const u8, usize, Access) -> Result<guards::Guard, E>,
+) -> c_int
+where
+    Error: From<E>,
+{
+    let status = call(|thread| {
+        not_null(mr, "mr")?;
+        not_null(addr.cast_mut(), "addr")?;
+        let cache = cache.addr() as u64;
+        caches::with(thread, cache, |instance| {
+            if access & instance.unknown_access != 0 {
+                return Err(unknown("access", access, !instance.unknown_access));
+            }
+            let access = Access::from_bits_retain(access);
+            let guard = get(&instance.cache, addr.cast(), length, access)?;
+            let (range, registered) = (guard.range(), guard.registration());
+            let found = Mr {
+                guard: ptr::null_mut(),
+                lkey: registered.lkey,
+                rkey: registered.rkey,
+                registration: registered.registration,
+                addr: ptr::without_provenance_mut(range.start()),
+                length: range.len(),
+            };
+            let handle = guards::enter(thread, cache, guard)?;
+            let guard = ptr::without_provenance_mut(handle as usize);
+            // SAFETY: the pointer is not null, so by the contract it is writable.
+            unsafe { mr.write(Mr { guard, ..found }) };
+            Ok(0)
+        })
+    });
+    if status < 0 && !mr.is_null() {
+        // SAFETY: the pointer is not null, so by the contract it is writable.
+        unsafe { mr.write_bytes(0, 1) };
+    }
+    status
+}
+
+/// Converts a limit on entries. The library lowers a limit that is too large.
+fn entries(limit: u64) -> u32 {
+    u32::try_from(limit).unwrap_or(u32::MAX)
 }
 
 /// Waits until the unlinked registrations are deregistered, or until the
@@ -463,7 +663,7 @@ unsafe fn create(
     cache: *mut *mut Cache,
 ) -> Result<c_int, Error> {
     let attr = if attr.is_null() {
-        // SAFETY: `Attr` consists of integers and a pointer, so zeros are a valid value.
+        // SAFETY: `Attr` consists of integers and pointers, so zeros are a valid value.
         unsafe { std::mem::zeroed() }
     } else {
         // SAFETY: the caller keeps the contract of this function.
@@ -481,14 +681,18 @@ unsafe fn create(
         .revoke_remote_keys(attr.flags & types::REGCACHE_REVOKE_REMOTE_KEYS != 0)
         .background_reaper(attr.flags & types::REGCACHE_NO_REAPER == 0)
         .merge_up_to(attr.merge_up_to as usize);
-    if let Some(entries) = given(attr.max_entries) {
-        builder = builder.max_entries(u32::try_from(entries).unwrap_or(u32::MAX));
+    if let Some(limit) = given(attr.max_entries) {
+        builder = builder.max_entries(entries(limit));
     }
     if let Some(bytes) = given(attr.max_bytes) {
         builder = builder.max_bytes(bytes as usize);
     }
     if let Some(bytes) = given(attr.granularity) {
         builder = builder.granularity(bytes as usize);
+    }
+    if !attr.pool.is_null() {
+        let pool = pools::with(thread, attr.pool.addr() as u64, |pool| Ok(pool.clone()))?;
+        builder = builder.pool(&pool);
     }
     let built = builder.monitor(shared).build().map_err(Error::SetUp)?;
     let handle = caches::enter(Instance {

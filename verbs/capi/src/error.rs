@@ -10,17 +10,17 @@ use regcache::error::chain;
 pub(crate) enum Error {
     #[error("{what} is NULL")]
     Null { what: &'static str },
-    #[error("{handle:#x} is not a cache: no cache of this process has ever had this handle")]
-    NoCache { handle: u64 },
-    #[error("cache {handle:#x} was destroyed, or is being destroyed: create another one")]
-    Destroyed { handle: u64 },
-    #[error("{handle:#x} is not a guard: regcache_get() never returned it in this process")]
+    #[error("{handle:#x} is not a {kind}: no {kind} of this process has ever had this handle")]
+    Foreign { kind: &'static str, handle: u64 },
+    #[error("{kind} {handle:#x} was destroyed, or is being destroyed: create another one")]
+    Destroyed { kind: &'static str, handle: u64 },
+    #[error("{handle:#x} is not a guard: no lookup of this process has ever returned it")]
     NoGuard { handle: u64 },
     #[error("guard {handle:#x} was put already: put each guard once")]
     PutAlready { handle: u64 },
     #[error(
         "this call comes from within reg_mr or dereg_mr of a cache: in these callbacks, call no \
-         function with a cache"
+         function with a cache or a pool"
     )]
     Nested,
     #[error("guards of the cache are still out: {held}. Put them first, then destroy the cache")]
@@ -47,21 +47,31 @@ pub(crate) enum Error {
     },
     #[error("too many guards are out: put some. A process can hold 16777216")]
     TooManyGuards,
-    #[error("too many caches: destroy some. A process can have {most}")]
-    TooManyCaches { most: usize },
+    #[error("too many {kind}s: destroy some. A process can have {most}")]
+    TooMany { kind: &'static str, most: usize },
+    #[error(
+        "no registration that serves this lookup is cached: use a copy, or call regcache_get() to \
+         register the memory"
+    )]
+    NotCached,
     #[error("the ummunotify monitor is not available")]
     Ummunotify(#[source] regcache::monitor::OpenError),
     #[error("the userfaultfd monitor is not available")]
     Userfaultfd(#[source] regcache::monitor::UserfaultfdError),
     #[error("the {monitor} monitor has no file descriptor to poll")]
     NoDescriptor { monitor: &'static str },
+    #[error("the pool cannot be set up")]
+    SetUpPool(#[source] io::Error),
     #[error("the cache cannot be set up")]
     SetUp(#[source] io::Error),
     #[error(
-        "the cache cannot be destroyed: membarrier(2) was allowed when the cache was created, and \
+        "the {kind} cannot be destroyed: membarrier(2) was allowed when the {kind} was created, and \
          is forbidden now. Allow it in the sandbox"
     )]
-    Fence(#[source] io::Error),
+    Fence {
+        kind: &'static str,
+        source: io::Error,
+    },
     #[error(transparent)]
     Cache(#[from] regcache::Error),
     #[error("a bug in libregcache, please report it: {message}")]
@@ -73,18 +83,21 @@ impl Error {
     pub(crate) fn errno(&self) -> c_int {
         match self {
             Self::Null { .. } | Self::Small { .. } | Self::Unknown { .. } => libc::EINVAL,
-            Self::NoCache { .. }
+            Self::Foreign { .. }
             | Self::Destroyed { .. }
             | Self::NoGuard { .. }
             | Self::PutAlready { .. } => libc::EBADF,
             Self::Nested => libc::EDEADLK,
             Self::Held { .. } => libc::EBUSY,
             Self::Large { .. } => libc::E2BIG,
-            Self::TooManyGuards | Self::TooManyCaches { .. } => libc::ENOSPC,
+            Self::TooManyGuards | Self::TooMany { .. } => libc::ENOSPC,
+            Self::NotCached => libc::ENOENT,
             Self::NoDescriptor { .. } => libc::EOPNOTSUPP,
             Self::Ummunotify(error) => errno_within(error, libc::ENODEV),
             Self::Userfaultfd(error) => errno_within(error, libc::ENODEV),
-            Self::SetUp(error) | Self::Fence(error) => of(error),
+            Self::SetUp(source) | Self::SetUpPool(source) | Self::Fence { source, .. } => {
+                of(source)
+            }
             Self::Cache(error) => match error {
                 regcache::Error::Range(_) => libc::EINVAL,
                 regcache::Error::Forked => libc::ESTALE,

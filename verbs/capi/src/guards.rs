@@ -198,7 +198,7 @@ fn pool_word(before: u64, first: u32) -> u64 {
 
 /// Enters a guard of a cache into the table, and returns the guard's handle. Drops the guard if no
 /// slot is left.
-#[inline]
+#[inline(always)]
 pub(crate) fn enter(thread: &ThreadRecord, cache: u64, guard: Guard) -> Result<u64, Error> {
     let free = thread.with_free_slots(pop_free);
     let Some((index, slot)) = free.and_then(|index| Some((index, at(index)?))) else {

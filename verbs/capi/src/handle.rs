@@ -1,4 +1,4 @@
-//! Handles: the 64-bit numbers by which C programs name caches and guards.
+//! Handles: the 64-bit numbers by which C programs name guards, caches and pools.
 //!
 //! ```text
 //!   63            26 25        2 1  0
@@ -17,9 +17,9 @@
 pub(crate) const FREE: u64 = 0;
 /// The kind of a guard's handle.
 pub(crate) const GUARD: u64 = 1;
-/// The kind of a cache's handle.
-pub(crate) const CACHE: u64 = 2;
-/// The kind of a word whose slot is retired, or whose cache is being destroyed.
+/// The kind of the handle of a cache or a pool.
+pub(crate) const OBJECT: u64 = 2;
+/// The kind of a word whose slot is retired, or whose object is being destroyed.
 pub(crate) const CLOSED: u64 = 3;
 
 const KIND: u64 = 3;
@@ -60,7 +60,7 @@ pub(crate) fn after(handle: u64) -> u64 {
     }
 }
 
-/// Returns the word that a slot has while the cache of this handle is being destroyed.
+/// Returns the word that a slot has while the object of this handle is being destroyed.
 pub(crate) fn closing(handle: u64) -> u64 {
     handle | CLOSED
 }

@@ -12,7 +12,9 @@
 //! - `api.rs`: the functions of the header.
 //! - `boundary.rs`: the wrapper of every call, which converts panics and errors to errnos and
 //!   messages.
-//! - `caches.rs`: the table of caches, and the proof that none is destroyed while a thread uses it.
+//! - `pools.rs`, `caches.rs`: the pools and the caches of the process.
+//! - `table.rs`: the type of their tables, and the proof that no object is destroyed while a thread
+//!   uses it.
 //! - `guards.rs`: the table of guards, and the proof that each is taken back once.
 //! - `device.rs`: one registrar type for `ibv_mr`s and for the registrations of callbacks.
 //! - `thread_record.rs`, `free_slots.rs`: the state of each thread, which is separate so that hits
@@ -34,6 +36,8 @@ mod free_slots;
 mod guards;
 mod handle;
 mod membarrier;
+mod pools;
+mod table;
 mod thread_record;
 pub mod types;
 

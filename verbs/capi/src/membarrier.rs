@@ -22,11 +22,11 @@ use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
 const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
 const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
 
-/// True if the kernel refuses membarrier. It is set before the first cache is in the table, and
-/// never cleared.
+/// True if the kernel refuses membarrier. It is set before the first cache or pool is in its table,
+/// and never cleared.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
-/// Prepares this process for [`heavy`]. Call it before a cache is entered into the table.
+/// Prepares this process for [`heavy`]. Call it before a cache or a pool is entered into its table.
 pub(crate) fn prepare() {
     if membarrier(REGISTER_PRIVATE_EXPEDITED).is_err() {
         REFUSED.store(true, Ordering::SeqCst);

@@ -23,8 +23,8 @@ pub(crate) const OUTSIDE: u64 = u64::MAX;
 /// whose bytes are all zero has no owner.
 #[repr(align(128))]
 pub(crate) struct ThreadRecord {
-    /// The handle of the cache that the thread's current call uses, 0, or [`OUTSIDE`]. Only the
-    /// owner writes this word. A destroy reads it (`caches.rs`).
+    /// The handle of the cache or pool that the thread's current call uses, 0, or [`OUTSIDE`]. Only
+    /// the owner writes this word. A destroy reads it (`table.rs`).
     pub(crate) busy: AtomicU64,
     owned: AtomicBool,
     /// The free slots of the thread. Only the owner accesses them.
@@ -104,7 +104,7 @@ impl ThreadRecord {
             let pushed = RECORDS.compare_exchange_weak(
                 first,
                 ptr::from_ref(record).cast_mut(),
-                // Point 5 of the argument in `caches.rs` relies on this order.
+                // Point 5 of the argument in `table.rs` relies on this order.
                 Ordering::SeqCst,
                 Ordering::Relaxed,
             );

@@ -53,8 +53,15 @@ pub struct Cache {
     _opaque: [u8; 0],
 }
 
-/// A reference to a registration, from regcache_get() to regcache_put().
+/// A reference to a registration, from regcache_get() or a similar function to
+/// regcache_put().
 pub struct Guard {
+    _opaque: [u8; 0],
+}
+
+/// One limit on the bytes that several caches pin together, from
+/// regcache_pool_create() to regcache_pool_destroy().
+pub struct Pool {
     _opaque: [u8; 0],
 }
 
@@ -97,6 +104,9 @@ pub struct Attr {
     /// neighbouring registrations up to this size. The default is 0, which
     /// disables merging.
     pub merge_up_to: u64,
+    /// A pool, which the cache joins, or NULL. The limit of the pool holds for
+    /// the bytes of all its caches together, in addition to `max_bytes`.
+    pub pool: *mut Pool,
 }
 
 /// A registration that regcache_get() returned.
@@ -137,8 +147,8 @@ pub struct Registration {
 /// The cache calls the callbacks from any thread that calls a function of the
 /// library, and from the reaper. The reaper blocks all signals. Several
 /// callbacks may run at once. A callback returns 0, an errno, or a negative
-/// errno. In a callback, functions that take a cache fail with -EDEADLK. A
-/// callback must not throw or longjmp.
+/// errno. In a callback, functions that take a cache or a pool fail with
+/// -EDEADLK. A callback must not throw or longjmp.
 ///
 /// `reg_mr` must register the pages that are mapped in the range while the
 /// callback runs. The device must use these pages until `dereg_mr`. A device

@@ -35,6 +35,11 @@ fn a_device_of_callbacks_is_served() {
 }
 
 #[test]
+fn lookups_search_or_do_not_retain_and_limits_hold() {
+    runs("limits", &[], &[]);
+}
+
+#[test]
 fn threads_put_each_guard_once_and_none_uses_a_cache_that_is_gone() {
     runs("threads", &["20000"], &["256"]);
 }

@@ -23,6 +23,14 @@ static void every_function_with_this_cache(struct regcache *cache, int error, co
 	memset(&mr, 0xff, sizeof mr);
 	FAILS(regcache_get(cache, &byte, 1, 0, &mr), error, text);
 	IS(mr.guard == NULL && mr.lkey == 0 && mr.length == 0, 1);
+	memset(&mr, 0xff, sizeof mr);
+	FAILS(regcache_get_if_cached(cache, &byte, 1, 0, &mr), error, text);
+	IS(mr.guard == NULL && mr.lkey == 0 && mr.length == 0, 1);
+	memset(&mr, 0xff, sizeof mr);
+	FAILS(regcache_get_unretained(cache, &byte, 1, 0, &mr), error, text);
+	IS(mr.guard == NULL && mr.lkey == 0 && mr.length == 0, 1);
+	FAILS(regcache_set_max_bytes(cache, 1), error, text);
+	FAILS(regcache_set_max_entries(cache, 1), error, text);
 	FAILS(regcache_invalidate(cache, &byte, 1, -1, &held), error, text);
 	FAILS(regcache_flush(cache, -1, &held), error, text);
 	IS(held, 7);
@@ -33,6 +41,70 @@ static void every_function_with_this_cache(struct regcache *cache, int error, co
 	IS(regcache_monitor_name(cache) == NULL, 1);
 	if (cache)
 		FAILS(regcache_create_for(&device, &attr, &other), error, text);
+}
+
+static void every_function_with_this_pool(struct regcache_pool *pool, int error, const char *text)
+{
+	struct fake fake = { 0 };
+	struct regcache_device device = device_of(&fake);
+	struct regcache_attr attr = { .size = sizeof attr, .pool = pool };
+	struct regcache *cache = (struct regcache *)1;
+	uint64_t bytes = 7;
+
+	FAILS(regcache_pool_set_max_bytes(pool, 1), error, text);
+	FAILS(regcache_pool_bytes(pool, &bytes), error, text);
+	IS(bytes, 7);
+	FAILS(regcache_pool_destroy(pool), error, text);
+	if (pool)
+		FAILS(regcache_create_for(&device, &attr, &cache), error, text);
+	IS(cache == (struct regcache *)1, 1);
+}
+
+static void pools(void)
+{
+	struct fake fake = { 0 };
+	struct regcache_pool *pool = pool_of(PAGE), *again;
+	struct regcache *cache = cache_in(pool, &fake);
+	struct regcache_mr mr;
+	char *page = pages(1);
+	size_t i;
+
+	FAILS(regcache_pool_create(1, NULL), EINVAL, "pool is NULL");
+	FAILS(regcache_pool_bytes(pool, NULL), EINVAL, "bytes is NULL");
+	every_function_with_this_pool(NULL, EINVAL, "pool is NULL");
+	for (i = 0; i < sizeof numbers / sizeof *numbers; i++)
+		every_function_with_this_pool((struct regcache_pool *)numbers[i], EBADF, "not a pool");
+	/* The handles of a cache and a guard are not pools, and the handle of a pool is neither. */
+	IS(regcache_get(cache, page, PAGE, 0, &mr), 0);
+	every_function_with_this_pool((struct regcache_pool *)cache, EBADF, "not a pool");
+	every_function_with_this_pool((struct regcache_pool *)mr.guard, EBADF, "not a pool");
+	every_function_with_this_cache((struct regcache *)pool, EBADF, "not a cache");
+	FAILS(regcache_put((struct regcache_guard *)pool), EBADF, "not a guard");
+	IS(bytes_in(pool), caches(cache) * PAGE);
+	IS(regcache_put(mr.guard), 0);
+
+	IS(regcache_pool_destroy(pool), 0);
+	every_function_with_this_pool(pool, EBADF, "was destroyed");
+	/* The new pool uses the slot of the destroyed pool, but has another handle. */
+	again = pool_of(0);
+	IS(again != pool, 1);
+	every_function_with_this_pool(pool, EBADF, "was destroyed");
+	IS(regcache_pool_destroy(again), 0);
+	IS(regcache_destroy(cache), 0);
+	IS(fake.live, 0);
+	munmap(page, PAGE);
+
+	/* A process can have 1024 pools, and creating another one fails. */
+	{
+		static struct regcache_pool *many[2048];
+		int made = 0, status = 0;
+		while (made < 2048 && (status = regcache_pool_create(1, &many[made])) == 0)
+			made++;
+		FAILS(status, ENOSPC, "too many pools: destroy some. A process can have 1024");
+		IS(made, 1024);
+		while (made--)
+			IS(regcache_pool_destroy(many[made]), 0);
+	}
 }
 
 static void handles(void)
@@ -91,6 +163,12 @@ static void arguments(void)
 	FAILS(regcache_get(cache, page, 0, 0, &mr), EINVAL, "0 bytes");
 	FAILS(regcache_get(cache, page, SIZE_MAX, 0, &mr), EINVAL, "past the end");
 	FAILS(regcache_get(cache, (void *)(UINTPTR_MAX - 5), 7, 0, &mr), EINVAL, "past the end");
+	FAILS(regcache_get_if_cached(cache, page, PAGE, 0, NULL), EINVAL, "mr is NULL");
+	FAILS(regcache_get_if_cached(cache, NULL, PAGE, 0, &mr), EINVAL, "addr is NULL");
+	FAILS(regcache_get_if_cached(cache, page, 0, 0, &mr), EINVAL, "0 bytes");
+	FAILS(regcache_get_unretained(cache, page, PAGE, 0, NULL), EINVAL, "mr is NULL");
+	FAILS(regcache_get_unretained(cache, NULL, PAGE, 0, &mr), EINVAL, "addr is NULL");
+	FAILS(regcache_get_unretained(cache, page, SIZE_MAX, 0, &mr), EINVAL, "past the end");
 	FAILS(regcache_invalidate(cache, NULL, PAGE, 0, NULL), EINVAL, "addr is NULL");
 	FAILS(regcache_invalidate(cache, page, 0, 0, NULL), EINVAL, "0 bytes");
 	FAILS(regcache_invalidate(cache, page, SIZE_MAX, 0, NULL), EINVAL, "past the end");
@@ -101,6 +179,8 @@ static void arguments(void)
 	/* If the device refuses a registration with an errno, the lookup returns that errno. */
 	fake.fails = -EFAULT;
 	FAILS(regcache_get(cache, page, PAGE, 0, &mr), EFAULT, "the device refused");
+	fake.fails = EPERM;
+	FAILS(regcache_get_unretained(cache, page, PAGE, 0, &mr), EPERM, "the device refused");
 	fake.fails = EIO;
 	FAILS(regcache_get(cache, page, PAGE, 0, &mr), EIO, "the device refused");
 	fake.fails = -EFAULT;
@@ -177,6 +257,7 @@ int main(void)
 {
 	IS(strcmp(regcache_error(), ""), 0);
 	handles();
+	pools();
 	arguments();
 	structures();
 	IS(strcmp(regcache_version(), REGCACHE_VERSION_EXPECTED), 0);

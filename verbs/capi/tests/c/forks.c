@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 static struct regcache *parents;
+static struct regcache_pool *parents_pool;
 static char *memory;
 static atomic_int stop;
 
@@ -27,6 +28,8 @@ static void child(struct fake *fake, struct regcache_guard *guard)
 {
 	struct regcache_device device = device_of(fake);
 	struct regcache_attr attr = { .size = sizeof attr, .monitor_of = parents };
+	struct regcache_pool *own_pool;
+	uint64_t bytes;
 	struct fake own_fake = { 0 };
 	struct regcache_mr mr;
 	struct regcache_stats stats;
@@ -39,6 +42,16 @@ static void child(struct fake *fake, struct regcache_guard *guard)
 	FAILS(regcache_reap(parents), ESTALE, "parent process");
 	FAILS(regcache_destroy(parents), ESTALE, "parent process");
 	FAILS(regcache_create_for(&device, &attr, &own), ESTALE, "parent process");
+	FAILS(regcache_get_if_cached(parents, memory, PAGE, 0, &mr), ESTALE, "parent process");
+	FAILS(regcache_get_unretained(parents, memory, PAGE, 0, &mr), ESTALE, "parent process");
+	FAILS(regcache_set_max_bytes(parents, 0), ESTALE, "parent process");
+	FAILS(regcache_set_max_entries(parents, 0), ESTALE, "parent process");
+	FAILS(regcache_pool_set_max_bytes(parents_pool, 0), ESTALE, "parent process");
+	FAILS(regcache_pool_bytes(parents_pool, &bytes), ESTALE, "parent process");
+	FAILS(regcache_pool_destroy(parents_pool), ESTALE, "parent process");
+	attr.monitor_of = NULL;
+	attr.pool = parents_pool;
+	FAILS(regcache_create_for(&device, &attr, &own), ESTALE, "parent process");
 	IS(regcache_query_stats(parents, &stats, sizeof stats), 0);
 	IS(stats.hits + stats.misses, 0);
 	/* The child can put its copy of the guard once. */
@@ -46,13 +59,16 @@ static void child(struct fake *fake, struct regcache_guard *guard)
 	FAILS(regcache_put(guard), EBADF, "put already");
 	IS(fake->live, live);
 
-	own = cache_of(&own_fake);
+	own_pool = pool_of(PAGE);
+	own = cache_in(own_pool, &own_fake);
 	for (i = 0; i < 100; i++) {
 		IS(regcache_get(own, memory, PAGE, 0, &mr), 0);
 		IS(mr.guard != guard, 1);
 		IS(regcache_put(mr.guard), 0);
 	}
+	IS(bytes_in(own_pool), caches(own) * PAGE);
 	IS(regcache_destroy(own), 0);
+	IS(regcache_pool_destroy(own_pool), 0);
 	IS(own_fake.live, 0);
 }
 
@@ -63,7 +79,8 @@ int main(void)
 	struct regcache_mr mr, again;
 	int i, status;
 
-	parents = cache_of(&fake);
+	parents_pool = pool_of(2 * PAGE);
+	parents = cache_in(parents_pool, &fake);
 	memory = pages(1);
 	IS(regcache_get(parents, memory, PAGE, 0, &mr), 0);
 	for (i = 0; i < 2; i++)
@@ -91,7 +108,9 @@ int main(void)
 		IS(again.lkey, fake.registered);
 	IS(regcache_put(again.guard), 0);
 	IS(regcache_put(mr.guard), 0);
+	IS(bytes_in(parents_pool), caches(parents) * PAGE);
 	IS(regcache_destroy(parents), 0);
+	IS(regcache_pool_destroy(parents_pool), 0);
 	IS(fake.live, 0);
 	munmap(memory, PAGE);
 	puts("forks: ok");

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Tests threads that look up, put guards of other threads, put one guard at the same time, and use
- * caches that are being destroyed. Usage: threads ROUNDS
+ * Tests threads that look up, put guards of other threads, put one guard at the same time, use
+ * caches and pools that are being destroyed, and make room in a pool through several caches. Usage:
+ * threads ROUNDS
  */
 #include "check.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #define THREADS 4
 #define HANDED 64
@@ -119,6 +121,107 @@ static void destroy_under_use(void)
 	printf("threads: %lu lookups served, %lu refused by %d caches that went\n", served, refused, gone);
 }
 
+/* Reads the current pool, while the main thread destroys it. */
+static _Atomic(struct regcache_pool *) current_pool;
+
+static void *use_the_pool_that_goes(void *unused)
+{
+	(void)unused;
+	while (!stop) {
+		uint64_t bytes;
+		int status = regcache_pool_bytes(current_pool, &bytes);
+		if (status == 0) {
+			IS(bytes, 0);
+			served++;
+		} else {
+			FAILS(status, EBADF, "was destroyed");
+			sched_yield();
+		}
+	}
+	return NULL;
+}
+
+static void destroy_pools_under_use(void)
+{
+	pthread_t threads[THREADS];
+	int i;
+	stop = 0;
+	current_pool = pool_of(PAGE);
+	for (i = 0; i < THREADS; i++)
+		pthread_create(&threads[i], NULL, use_the_pool_that_goes, NULL);
+	for (i = 0; i < rounds / 64; i++) {
+		unsigned long before = served;
+		while (served == before)
+			sched_yield();
+		IS(regcache_pool_destroy(current_pool), 0);
+		current_pool = pool_of(PAGE);
+	}
+	stop = 1;
+	for (i = 0; i < THREADS; i++)
+		pthread_join(threads[i], NULL);
+	IS(regcache_pool_destroy(current_pool), 0);
+}
+
+/* Makes room in a pool through one cache. That evicts registrations of the pool's other caches. */
+static struct regcache_pool *narrow;
+
+static void *take_room(void *unused)
+{
+	struct fake fake = { 0 };
+	struct regcache *cache = cache_in(narrow, &fake);
+	char *mine = pages(8);
+	int i;
+	(void)unused;
+	for (i = 0; !stop; i++) {
+		struct regcache_mr mr;
+		IS(regcache_get(cache, mine + i % 8 * PAGE, PAGE, 0, &mr), 0);
+		IS(regcache_put(mr.guard), 0);
+	}
+	IS(regcache_destroy(cache), 0);
+	munmap(mine, 8 * PAGE);
+	return NULL;
+}
+
+static int dereg_slowly(void *user, void *registration)
+{
+	usleep(200);
+	return fake_dereg(user, registration);
+}
+
+/* Destroys a cache while threads evict its registrations through the caches of the same pool. */
+static void destroy_while_others_make_room(void)
+{
+	pthread_t threads[THREADS];
+	char *mine = pages(8);
+	int i, gone;
+	stop = 0;
+	narrow = pool_of(8 * PAGE);
+	for (i = 0; i < THREADS; i++)
+		pthread_create(&threads[i], NULL, take_room, NULL);
+	for (gone = 0; gone < rounds / 256; gone++) {
+		struct fake fake = { 0 };
+		struct regcache_device device = device_of(&fake);
+		struct regcache_attr attr = { .size = sizeof attr, .flags = REGCACHE_NO_REAPER, .pool = narrow };
+		struct regcache *cache;
+		device.dereg_mr = dereg_slowly;
+		IS(regcache_create_for(&device, &attr, &cache), 0);
+		for (i = 0; i < 8; i++) {
+			struct regcache_mr mr;
+			IS(regcache_get(cache, mine + i * PAGE, PAGE, 0, &mr), 0);
+			IS(regcache_put(mr.guard), 0);
+		}
+		IS(regcache_destroy(cache), 0);
+		/* No callback of the cache runs in another thread. */
+		IS(fake.live, 0);
+	}
+	stop = 1;
+	for (i = 0; i < THREADS; i++)
+		pthread_join(threads[i], NULL);
+	IS(bytes_in(narrow), 0);
+	IS(regcache_pool_destroy(narrow), 0);
+	munmap(mine, 8 * PAGE);
+}
+
 /* Puts a guard in the destructor of a thread's key, which runs after the destructors of Rust. */
 static void put_late(void *guard)
 {
@@ -165,6 +268,8 @@ int main(int argc, char **argv)
 	IS(fake.live, 0);
 
 	destroy_under_use();
+	destroy_pools_under_use();
+	destroy_while_others_make_room();
 	pthread_barrier_destroy(&barrier);
 	munmap(memory, 8 * PAGE);
 	puts("threads: ok");
