@@ -159,7 +159,9 @@ struct Lookup<'c, R: Registrar, M: Monitor> {
     waits: u32,
     /// The time at which the lookup stops waiting.
     wait_until: Option<Instant>,
-    /// The slot that the last attempt has left for the next one.
+    /// The resources of the current attempt, which the next attempt may use as well. They stay in
+    /// this place, because each copy would cost some nanoseconds: it reads words that were written
+    /// just before in smaller parts.
     reservation: Option<Reservation<'c, R, M>>,
 }
 
@@ -211,25 +213,33 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
             tracing::debug!(range = ?self.range, "the memory changes faster than it can be registered");
             return Ok(Outcome::Uncacheable);
         }
-        let reservation = match self.reservation.take() {
-            Some(mut reservation) => {
-                reservation.renew(&mut table);
-                core.unlock(table);
-                reservation
-            }
-            None => {
-                let whole = if mem::take(&mut self.may_widen) {
-                    core.widened(&table, self.range, self.access)
-                } else {
-                    self.range
-                };
-                match Reservation::new(core, table, whole, self.access) {
-                    Some(reservation) => reservation,
-                    None => return Ok(Outcome::Uncacheable),
-                }
-            }
-        };
-        self.register(reservation)
+        if let Some(reservation) = &mut self.reservation {
+            reservation.renew(&mut table);
+            core.unlock(table);
+        } else {
+            let whole = if mem::take(&mut self.may_widen) {
+                core.widened(&table, self.range, self.access)
+            } else {
+                self.range
+            };
+            let (link_version, room_version) = (table.link_version(), table.room_version());
+            let Some((slot, cookie)) = reserve(core, table, whole, self.access) else {
+                return Ok(Outcome::Uncacheable);
+            };
+            self.reservation = Some(Reservation {
+                core,
+                range: whole,
+                access: self.access,
+                slot,
+                cookie,
+                watched: false,
+                published: false,
+                prepared: None,
+                link_version,
+                room_version,
+            });
+        }
+        self.register()
     }
 
     /// Waits until the registration is no longer in the making, for a limited time.
@@ -252,21 +262,21 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
     }
 
     /// Watches the range, registers it and publishes the registration.
-    fn register(
-        &mut self,
-        mut reservation: Reservation<'c, R, M>,
-    ) -> Result<Outcome<Guard<R, M>>, Error> {
+    fn register(&mut self) -> Result<Outcome<Guard<R, M>>, Error> {
         let core = self.core;
+        let Some(reservation) = &mut self.reservation else {
+            return Ok(Outcome::Again);
+        };
         let (whole, version) = (reservation.range, reservation.room_version);
         let is_wider = whole != self.range;
         if let Err(error) = reservation.watch() {
             if is_wider {
+                self.reservation = None;
                 return Ok(Outcome::Again);
             }
             // The monitor is exhausted. An evicted entry ends its watch, which makes room for this
             // one.
             if is_exhaustion(&error) && self.reclaim.reclaim(core, version) {
-                self.reservation = Some(reservation);
                 return Ok(Outcome::Again);
             }
             tracing::debug!(?whole, %error, "the range cannot be watched, so it is not cached");
@@ -276,20 +286,22 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
             Ok(registration) => match reservation.publish(registration, self.range) {
                 Published::Guard(guard) => Ok(Outcome::Served(guard)),
                 Published::Uncacheable => Ok(Outcome::Uncacheable),
-                Published::Changed(reservation) => {
+                Published::Changed => {
                     self.attempts += 1;
-                    self.reservation = (!is_wider).then_some(reservation);
+                    if is_wider {
+                        self.reservation = None;
+                    }
                     Ok(Outcome::Again)
                 }
             },
             Err(source) if is_wider => {
                 tracing::trace!(?whole, %source, "only the range asked for is registered");
+                self.reservation = None;
                 Ok(Outcome::Again)
             }
             Err(source) => {
                 if is_exhaustion(&source) && self.reclaim.reclaim(core, version) {
                     reservation.unwatch();
-                    self.reservation = Some(reservation);
                     return Ok(Outcome::Again);
                 }
                 Err(core.refusal(self.range, self.access, source))
@@ -410,7 +422,8 @@ impl<R: Registrar, M: Monitor> Drop for Prepared<'_, R, M> {
 }
 
 /// The resources of a registration that is being made: a pending slot, a watch and the registrar's
-/// hold on the range. Dropping the reservation releases all three.
+/// hold on the range. Dropping the reservation releases all three, unless the registration was
+/// published.
 struct Reservation<'c, R: Registrar, M: Monitor> {
     core: &'c Arc<Core<R, M>>,
     range: VaRange,
@@ -418,6 +431,8 @@ struct Reservation<'c, R: Registrar, M: Monitor> {
     slot: Slot,
     cookie: Cookie,
     watched: bool,
+    /// True if the entry owns the slot and the watch.
+    published: bool,
     prepared: Option<Prepared<'c, R, M>>,
     /// The table's link version at the time when the index had no entry for the range.
     link_version: u64,
@@ -426,60 +441,48 @@ struct Reservation<'c, R: Registrar, M: Monitor> {
 }
 
 /// The end of an attempt to publish a registration.
-enum Published<'c, R: Registrar, M: Monitor> {
+enum Published<R: Registrar, M: Monitor> {
     /// The registration was published or is uncached, or another one serves the lookup.
     Guard(Guard<R, M>),
     /// The registration was deregistered, because the memory has changed since the watch was
     /// placed. The slot can be used for the next attempt.
-    Changed(Reservation<'c, R, M>),
+    Changed,
     /// The registration was deregistered, because the monitor failed.
     Uncacheable,
 }
 
-impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
-    /// Reserves a slot. Returns `None` if no slot is vacant.
-    fn new(
-        core: &'c Arc<Core<R, M>>,
-        mut table: Locked<'c, Table<R::Access>>,
-        range: VaRange,
-        access: R::Access,
-    ) -> Option<Self> {
-        let request = Request {
-            range,
-            access,
-            revocable: core.is_revocable(access),
-            bytes: core.pinned(range),
-        };
-        let link_version = table.link_version();
-        loop {
-            if let Some((slot, cookie)) = table.reserve(&core.slab, request) {
-                let reservation = Self {
-                    core,
-                    range,
-                    access,
-                    slot,
-                    cookie,
-                    watched: false,
-                    prepared: None,
-                    link_version,
-                    room_version: table.room_version(),
-                };
-                core.unlock_by_miss(table);
-                return Some(reservation);
-            }
-            if !table.has_dead() {
-                return None;
-            }
-            // The slots of the dead entries become vacant when the entries are deregistered.
-            let mut batch = Batch::default();
-            while table.pop_dead(&mut batch).is_some() {}
-            drop(table);
-            core.deregister_batch(&batch);
-            table = core.lock();
-            core.vacate(&mut table, &batch);
+/// Reserves a slot, and releases the lock. Returns `None` if no slot is vacant.
+fn reserve<'c, R: Registrar, M: Monitor>(
+    core: &'c Core<R, M>,
+    mut table: Locked<'c, Table<R::Access>>,
+    range: VaRange,
+    access: R::Access,
+) -> Option<(Slot, Cookie)> {
+    let request = Request {
+        range,
+        access,
+        revocable: core.is_revocable(access),
+        bytes: core.pinned(range),
+    };
+    loop {
+        if let Some(reserved) = table.reserve(&core.slab, request) {
+            core.unlock_by_miss(table);
+            return Some(reserved);
         }
+        if !table.has_dead() {
+            return None;
+        }
+        // The slots of the dead entries become vacant when the entries are deregistered.
+        let mut batch = Batch::default();
+        while table.pop_dead(&mut batch).is_some() {}
+        drop(table);
+        core.deregister_batch(&batch);
+        table = core.lock();
+        core.vacate(&mut table, &batch);
     }
+}
 
+impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     /// Prepares the slot for another attempt. The caller has drained the monitor, and has found no
     /// entry for the range.
     fn renew(&mut self, table: &mut Table<R::Access>) {
@@ -515,7 +518,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     /// Puts the registration into the cache, and returns its guard. If another thread has meanwhile
     /// linked a registration that serves the request, deregisters this one and returns a guard of
     /// the other thread's. If entries in use leave no room, returns the registration uncached.
-    fn publish(mut self, registration: R::Registration, wanted: VaRange) -> Published<'c, R, M> {
+    fn publish(&mut self, registration: R::Registration, wanted: VaRange) -> Published<R, M> {
         let core = self.core;
         let share = core.pool.as_ref().map(|pool| {
             let bytes = core.pinned(self.range);
@@ -531,7 +534,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             core.unlock(table);
             core.deregister(registration);
             self.unwatch();
-            return Published::Changed(self);
+            return Published::Changed;
         }
         if table.link_version() != self.link_version
             && let Some(other) = core.find(&mut table, self.range, self.access)
@@ -580,7 +583,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     }
 
     /// Moves the registration into its entry. The entry owns the slot and the watch from now on.
-    fn fill(self, registration: R::Registration, revocable: bool) -> Guard<R, M> {
+    fn fill(&mut self, registration: R::Registration, revocable: bool) -> Guard<R, M> {
         let core = self.core;
         let entry = core.slab.get(self.slot).expect("within the capacity");
         let content = Content {
@@ -593,13 +596,16 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         // SAFETY: the slot was vacant when it was reserved, and no other thread uses a reserved
         // slot.
         unsafe { entry.publish(content, revocable) };
-        mem::forget(self);
+        self.published = true;
         Guard::owning(NonNull::from(entry))
     }
 }
 
 impl<R: Registrar, M: Monitor> Drop for Reservation<'_, R, M> {
     fn drop(&mut self) {
+        if self.published {
+            return;
+        }
         self.unwatch();
         let mut table = self.core.lock();
         table.vacate(self.slot);
