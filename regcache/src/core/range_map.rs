@@ -12,8 +12,9 @@
 //! million ranges the array at the top has some ten thousand elements.
 //!
 //! The time of a search is the time of its dependent loads. Each step of a binary search makes one
-//! load, and halves the remaining starts. Each step of [`up_to`] makes three independent loads, and
-//! quarters the remaining starts. So `up_to` needs half as many steps.
+//! load, and halves the remaining starts. Each step in a chunk or a block makes three independent
+//! loads, and quarters the remaining starts. So the search needs half as many steps. The arrays of
+//! starts have fixed lengths, so the steps have no branches.
 //!
 //! The map remembers the position of the last search. A miss looks a range up, registers the range
 //! and inserts it. So the insertion needs no search of its own.
@@ -33,10 +34,10 @@ use crate::range::VaRange;
 /// as long.
 const BLOCK: usize = 16;
 
-/// The maximum number of blocks in a chunk. The starts of a chunk's blocks take up to 4 KiB, so
-/// that moving them takes less than 100 ns. In unit tests chunks are small, so that few ranges make
-/// many chunks.
-const CHUNK: usize = if cfg!(test) { 8 } else { 512 };
+/// The maximum number of blocks in a chunk, a power of four. The starts of a chunk's blocks take
+/// 2 KiB, so that moving them takes less than 100 ns. In unit tests chunks are small, so that few
+/// ranges make many chunks.
+const CHUNK: usize = if cfg!(test) { 16 } else { 256 };
 
 /// A part of fewer than `full / FEW` elements is joined with the next one, if the elements of both
 /// fill at most half of one. `full` is the maximum number of elements.
@@ -61,8 +62,8 @@ pub(crate) struct RangeMap {
 /// A chunk of blocks.
 #[derive(Debug)]
 struct Chunk {
-    /// The start of each block's first range.
-    firsts: Vec<usize>,
+    /// The start of each block's first range. The rest of the array holds [`NONE`].
+    firsts: Box<[usize; CHUNK]>,
     /// The blocks. No block is empty.
     #[expect(
         clippy::vec_box,
@@ -130,28 +131,6 @@ struct LastSearch {
     address: usize,
     version: u64,
     position: Position,
-}
-
-/// Returns how many of the `sorted` addresses are at or before `address`.
-///
-/// The search adds the results of comparisons in place of branching. A branch here would be
-/// mispredicted half of the time.
-#[inline(always)]
-fn up_to(sorted: &[usize], address: usize) -> usize {
-    let mut rest = sorted;
-    let mut before = 0;
-    while rest.len() >= 16 {
-        let quarter = rest.len() / 4;
-        let is_before = |i: usize| usize::from(rest[i * quarter - 1] <= address);
-        let whole = is_before(1) + is_before(2) + is_before(3);
-        before += whole * quarter;
-        rest = &rest[whole * quarter..][..rest.len() - 3 * quarter];
-    }
-    before
-        + rest
-            .iter()
-            .map(|&its| usize::from(its <= address))
-            .sum::<usize>()
 }
 
 /// Inserts an element at `i`, and drops the last element. A comparison selects the new value of
@@ -226,8 +205,10 @@ impl Block {
 
 impl Chunk {
     fn of(first: usize, block: Box<Block>) -> Self {
+        let mut firsts = Box::new([NONE; CHUNK]);
+        firsts[0] = first;
         Self {
-            firsts: vec![first],
+            firsts,
             blocks: vec![block],
         }
     }
@@ -236,26 +217,51 @@ impl Chunk {
         self.blocks.len()
     }
 
+    /// Returns the number of blocks that start at or before `address`.
+    ///
+    /// The search adds the results of comparisons in place of branching. A branch here would be
+    /// mispredicted half of the time. The masks show the compiler that no index is out of bounds.
+    #[inline]
+    fn up_to(&self, address: usize) -> usize {
+        let is_before = |i: usize| usize::from(self.firsts[i & (CHUNK - 1)] <= address);
+        let (mut before, mut width) = (0, CHUNK);
+        while width > 1 {
+            width /= 4;
+            let last = before + width - 1;
+            let quarters = is_before(last) + is_before(last + width) + is_before(last + 2 * width);
+            before += quarters * width;
+        }
+        before + is_before(before)
+    }
+
     fn insert(&mut self, i: usize, first: usize, block: Box<Block>) {
-        self.firsts.insert(i, first);
+        self.firsts.copy_within(i..self.blocks.len(), i + 1);
+        self.firsts[i] = first;
         self.blocks.insert(i, block);
     }
 
     fn remove(&mut self, i: usize) -> Box<Block> {
-        self.firsts.remove(i);
+        let len = self.len();
+        self.firsts.copy_within(i + 1..len, i);
+        self.firsts[len - 1] = NONE;
         self.blocks.remove(i)
     }
 
     /// Removes the blocks from number `i` on, and returns them as a chunk.
     fn split_off(&mut self, i: usize) -> Self {
+        let moved = i..self.len();
+        let mut firsts = Box::new([NONE; CHUNK]);
+        firsts[..moved.len()].copy_from_slice(&self.firsts[moved.clone()]);
+        self.firsts[moved].fill(NONE);
         Self {
-            firsts: self.firsts.split_off(i),
+            firsts,
             blocks: self.blocks.split_off(i),
         }
     }
 
     fn append(&mut self, mut other: Self) {
-        self.firsts.append(&mut other.firsts);
+        let (from, moved) = (self.len(), other.len());
+        self.firsts[from..from + moved].copy_from_slice(&other.firsts[..moved]);
         self.blocks.append(&mut other.blocks);
     }
 }
@@ -270,11 +276,16 @@ impl RangeMap {
     #[inline]
     fn search(&mut self, address: usize) -> Position {
         if (self.last.address, self.last.version) != (address, self.version) {
-            self.last = LastSearch {
-                address,
-                version: self.version,
-                position: self.after(address),
-            };
+            let Position {
+                chunk,
+                block,
+                before,
+            } = self.after(address);
+            self.last.address = address;
+            self.last.version = self.version;
+            self.last.position.chunk = chunk;
+            self.last.position.block = block;
+            self.last.position.before = before;
         }
         self.last.position
     }
@@ -494,14 +505,15 @@ impl RangeMap {
     /// Searches for the position after all ranges that start at or before `address`. The position
     /// is in the block of the last such range. If there is no such range, the position is before
     /// the first range of the map.
-    #[inline]
+    #[inline(always)]
     fn after(&self, address: usize) -> Position {
         let address = address.min(NONE - 1);
-        let chunk = up_to(&self.firsts, address).saturating_sub(1);
+        let chunks = self.firsts.partition_point(|&first| first <= address);
+        let chunk = chunks.saturating_sub(1);
         let Some(its) = self.chunks.get(chunk) else {
             return Position::default();
         };
-        let block = up_to(&its.firsts, address).saturating_sub(1);
+        let block = its.up_to(address).saturating_sub(1);
         let before = its.blocks.get(block).map_or(0, |it| it.up_to(address));
         Position {
             chunk,
