@@ -194,9 +194,10 @@ impl<R, M> Builder<R, M> {
     /// invalidated memory. By default the thread runs if the monitor has a
     /// [descriptor](Monitor::descriptor) to wait on.
     ///
-    /// Without the thread, freed memory stays pinned until [`Cache::reap`] is called, or until misses
-    /// have deregistered it, eight registrations in each miss at most. It counts against the limits
-    /// until then. An application without the thread can call [`Cache::reap`] from its event loop.
+    /// Without the thread, freed memory stays pinned until [`Cache::reap`] is called, or until
+    /// misses have deregistered it, eight registrations in each miss at most. It counts against the
+    /// limits until then. An application without the thread can call [`Cache::reap`] from its event
+    /// loop.
     ///
     /// Caches that share a monitor through [`Shared`](crate::monitor::Shared) share the thread.
     #[must_use]

@@ -5,8 +5,8 @@
 //!
 //! # The protocol
 //!
-//! The protocol compares three numbers. The monitor's `generation` rises before an invalidating call
-//! returns, and before the kernel can hand out the address again (rule M3 of [`Monitor`]). The
+//! The protocol compares three numbers. The monitor's `generation` rises before an invalidating
+//! call returns, and before the kernel can hand out the address again (rule M3 of [`Monitor`]). The
 //! generation of the *marks* is the one up to which every invalidated entry was marked. The cache's
 //! `drained` is the generation up to which every invalidated entry was unlinked.
 //!
@@ -16,9 +16,9 @@
 //! path. A hit takes no lock, makes no system call and allocates nothing. A hit writes to the cache
 //! line of its entry and to no other.
 //!
-//! **Hit while entries are marked** (`core/marks.rs`). Load `generation`, and go on only if it equals
-//! the generation of the marks. Go on only if the entry that the hints name has no mark. *Then* take
-//! a reference as above.
+//! **Hit while entries are marked** (`core/marks.rs`). Load `generation`, and go on only if it
+//! equals the generation of the marks. Go on only if the entry that the hints name has no mark.
+//! *Then* take a reference as above.
 //!
 //! **Drain** (`core/mod.rs`). Under the lock, read the monitor's reports until none is left. Mark
 //! the entry that each report names. The monitor then returns the generation of the moment at which
@@ -27,8 +27,9 @@
 //! **Unlinking** (`core/mod.rs`). Under the lock, kill marked entries and unlink them
 //! (`core/entry.rs` defines killing). Clear each mark after the kill. When no marked entry is left,
 //! store the generation of the marks in `drained`. The lookup that drains unlinks up to 64 entries.
-//! The reaper, or a thread that calls [`Cache::reap`], unlinks the others in pieces. It releases the
-//! lock between two pieces, and then waits until the threads that wait for the lock have got it.
+//! The reaper, or a thread that calls [`Cache::reap`], unlinks the others in pieces. It releases
+//! the lock between two pieces, and then waits until the threads that wait for the lock have got
+//! it.
 //!
 //! **Miss** (`core/lookup.rs`). Reserve a slot; *watch, then register*; drain. If the watch was
 //! invalidated since it was placed, deregister, end the watch and start over. Otherwise make room
@@ -50,14 +51,14 @@
 //!    began (M3). Let g be the generation after that rise. The lookup's load of `generation`
 //!    returns g or a later value.
 //! 3. The lookup goes on without a drain only if `drained`, or the generation of the marks, equals
-//!    the value that it loaded. Both are always values that a drain returned. A drain that returns g
-//!    or a later value has reported U. (The first values are older than the first entry.)
+//!    the value that it loaded. Both are always values that a drain returned. A drain that returns
+//!    g or a later value has reported U. (The first values are older than the first entry.)
 //!
-//!    The store to `drained` releases and the load acquires. So this lookup sees everything that was
-//!    done before the store. If E was published before that drain, the drain marked E. `drained` is
-//!    stored only when no entry is marked, so E was killed before. If E was still being registered,
-//!    the drain marked E's slot as invalidated. The miss looked at that mark under the lock, after a
-//!    drain of its own, and did not publish E. In both cases an attempt to acquire E fails.
+//! The store to `drained` releases and the load acquires. So this lookup sees everything that was
+//! done before the store. If E was published before that drain, the drain marked E. `drained` is
+//! stored only when no entry is marked, so E was killed before. If E was still being registered,
+//! the drain marked E's slot as invalidated. The miss looked at that mark under the lock, after a
+//! drain of its own, and did not publish E. In both cases an attempt to acquire E fails.
 //!
 //!    If only the generation of the marks equals the loaded value, E may still be live. But E has a
 //!    mark, or was killed before its mark was cleared. `core/marks.rs` argues that the lookup sees
@@ -92,7 +93,8 @@
 //! - A hit deregisters nothing, and neither does a lookup that drains and then hits.
 //! - Where there is a reaper, a lookup that leaves dead or marked entries wakes the reaper. The
 //!   reaper handles the entries of all caches that share its monitor, in pieces.
-//! - Without a reaper, a miss deregisters up to eight dead entries. [`Cache::reap`] deregisters all.
+//! - Without a reaper, a miss deregisters up to eight dead entries. [`Cache::reap`] deregisters
+//!   all.
 //! - A miss that needs room deregisters as many dead entries as the room requires, and evicts only
 //!   if there are none. If the device is exhausted, the miss evicts an entry and deregisters it.
 //! - [`Cache::flush`], [`Cache::invalidate`] and the drop of the cache deregister all dead entries.

@@ -1,6 +1,6 @@
 //! This test makes everything happen at once, on a modelled kernel and device. Several caches share
-//! a monitor. Registrations fail and panic, deregistrations fail and panic, watches are refused, and
-//! the monitor fails. Meanwhile the threads look up, hold guards, remap memory, invalidate and
+//! a monitor. Registrations fail and panic, deregistrations fail and panic, watches are refused,
+//! and the monitor fails. Meanwhile the threads look up, hold guards, remap memory, invalidate and
 //! flush.
 //!
 //! The test checks that no lookup returns a stale registration, that no registration ends while a

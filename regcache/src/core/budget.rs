@@ -47,8 +47,8 @@ impl Budget {
         self.max_bytes = max_bytes.unwrap_or(self.max_bytes);
     }
 
-    /// Returns true if the charges exceed a limit, and would do so after the removal of `gone` other
-    /// entries, which pin `gone_bytes` bytes together.
+    /// Returns true if the charges exceed a limit, and would do so after the removal of `gone`
+    /// other entries, which pin `gone_bytes` bytes together.
     pub(crate) fn exceeds(&self, gone: usize, gone_bytes: usize) -> bool {
         self.entries - gone > self.max_entries || self.bytes - gone_bytes > self.max_bytes
     }
@@ -102,8 +102,8 @@ impl Budget {
         self.bytes
     }
 
-    /// Returns true if an entry that pins `bytes` bytes would fit after the leaving entries are gone,
-    /// and `gone` other entries, which pin `gone_bytes` bytes together.
+    /// Returns true if an entry that pins `bytes` bytes would fit after the leaving entries are
+    /// gone, and `gone` other entries, which pin `gone_bytes` bytes together.
     pub(crate) fn would_hold(&self, bytes: usize, gone: usize, gone_bytes: usize) -> bool {
         let sum = (self.bytes - self.leaving_bytes - gone_bytes).checked_add(bytes);
         self.entries - self.leaving - gone < self.max_entries

@@ -139,8 +139,8 @@ impl Eviction {
         self.push(list, slot);
     }
 
-    /// Moves all slots of [`List::Chosen`] back to the head of [`List::Live`], in the order in which
-    /// they were chosen.
+    /// Moves all slots of [`List::Chosen`] back to the head of [`List::Live`], in the order in
+    /// which they were chosen.
     pub(crate) fn put_back(&mut self) {
         while let Some(slot) = slot_of(self.at(List::Chosen.sentinel()).prev) {
             self.remove(slot);

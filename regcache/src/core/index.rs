@@ -52,7 +52,8 @@ impl<A: Access> Index<A> {
     /// Finds entries that share a byte with `range`, in map number `map` or a later one. Writes the
     /// slots of the first of them into `slots`, from high to low addresses, and returns their
     /// number. A further call goes on there. `below` is above the starts of the entries that are
-    /// left in the map, and the first call passes `usize::MAX`. The result is 0 if no entry is left.
+    /// left in the map, and the first call passes `usize::MAX`. The result is 0 if no entry is
+    /// left.
     pub(crate) fn overlapping_of(
         &self,
         map: &mut usize,

@@ -178,8 +178,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         Ok(())
     }
 
-    /// Unlinks up to `most` marked entries. If no marked entry is left, stores the generation of the
-    /// last drain in `drained`.
+    /// Unlinks up to `most` marked entries. If no marked entry is left, stores the generation of
+    /// the last drain in `drained`.
     fn unlink_marked(&self, table: &mut Table<R::Access>, most: usize) {
         table.unlink_marked(&self.slab, most);
         if !table.has_marked() {
@@ -206,7 +206,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         while self.unlink_and_deregister_some() {}
     }
 
-    /// Unlinks a few marked entries and deregisters a few dead ones. Returns true if there are more.
+    /// Unlinks a few marked entries and deregisters a few dead ones. Returns true if there are
+    /// more.
     pub(crate) fn unlink_and_deregister_some(&self) -> bool {
         let mut batch = Batch::default();
         {

@@ -4,8 +4,8 @@
 //! A miss reserves its bytes in the pool before it publishes its registration. If the pool has no
 //! room, the miss evicts idle entries: first those of its own cache, then those of the others.
 //!
-//! An entry that is leaving (`budget.rs`) leaves its room to others. So the caches can pin more than
-//! the limit. In that case the miss deregisters dead entries, in the same order.
+//! An entry that is leaving (`budget.rs`) leaves its room to others. So the caches can pin more
+//! than the limit. In that case the miss deregisters dead entries, in the same order.
 //!
 //! A thread holds the lock of one cache at most. The pool itself is a counter and a list of caches,
 //! and no lock of a cache is held while the list is locked. So the caches cannot deadlock.

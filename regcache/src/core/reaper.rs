@@ -15,7 +15,8 @@ use crate::registrar::Registrar;
 use crate::sys::sync::Arc;
 use crate::sys::worker::{Owner, Work};
 
-/// The handle of the reaper. After the handle was dropped, the thread no longer works for the cache.
+/// The handle of the reaper. After the handle was dropped, the thread no longer works for the
+/// cache.
 #[derive(Debug)]
 pub(crate) struct Reaper {
     _owner: Owner,

@@ -51,9 +51,9 @@ impl Reclaim {
         }
     }
 
-    /// Makes room. Deregisters dead entries. If there are none, evicts an idle entry, or waits until
-    /// another thread has deregistered an unlinked one. The caller has one registration in the
-    /// making, which was refused.
+    /// Makes room. Deregisters dead entries. If there are none, evicts an idle entry, or waits
+    /// until another thread has deregistered an unlinked one. The caller has one registration in
+    /// the making, which was refused.
     ///
     /// Returns false if a retry would fail again. A retry fails if the quota is used up and no
     /// other thread can have taken the room. A retry also fails if the cache has no entry to evict

@@ -93,8 +93,8 @@ impl<T> Slab<T> {
         self.entries.as_slice()
     }
 
-    /// Prepares for the use of `slot`. Slots are first used in ascending order. The caller holds the
-    /// table's lock.
+    /// Prepares for the use of `slot`. Slots are first used in ascending order. The caller holds
+    /// the table's lock.
     #[inline]
     pub(crate) fn prepare(&self, slot: Slot) {
         if slot.0 >= self.populated.load(Ordering::Relaxed) {

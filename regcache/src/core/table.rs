@@ -259,8 +259,8 @@ impl<A: Access> Table<A> {
     }
 
     /// Removes an entry from its index and kills the entry. An entry that no guard holds is put on
-    /// the list of dead entries. Otherwise the drop of the last guard deregisters the entry. Returns
-    /// true if the entry is dead now.
+    /// the list of dead entries. Otherwise the drop of the last guard deregisters the entry.
+    /// Returns true if the entry is dead now.
     fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
         let record = self.slots.at(slot);
         let (range, access, bytes) = (record.range, record.access, record.bytes);

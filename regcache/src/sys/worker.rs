@@ -88,7 +88,8 @@ impl fmt::Debug for Job {
     }
 }
 
-/// The handle of an owner. Dropping the handle waits until the thread no longer works for the owner.
+/// The handle of an owner. Dropping the handle waits until the thread no longer works for the
+/// owner.
 #[derive(Debug)]
 pub(crate) struct Owner {
     worker: Arc<Worker>,
@@ -108,8 +109,8 @@ impl Wake {
     }
 }
 
-/// Makes an eventfd readable. The write fails only if the counter would overflow, and the eventfd is
-/// readable then. So an error needs no handling.
+/// Makes an eventfd readable. The write fails only if the counter would overflow, and the eventfd
+/// is readable then. So an error needs no handling.
 fn signal(eventfd: &EventFd) {
     let _ = eventfd.write(1);
 }

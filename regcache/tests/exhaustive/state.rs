@@ -169,8 +169,8 @@ pub(crate) enum At {
     },
     /// With the lock and a fault: mark the entries that were held back.
     Mark { goal: Goal, held_back: u8 },
-    /// With the lock, after all invalidated entries were marked: unlink a marked entry, or leave the
-    /// marked entries to others. If no entry is marked, store `drained`.
+    /// With the lock, after all invalidated entries were marked: unlink a marked entry, or leave
+    /// the marked entries to others. If no entry is marked, store `drained`.
     Marked(Goal),
     /// With the lock: kill a marked entry.
     Kill { goal: Goal, slot: u8 },

@@ -114,7 +114,8 @@ impl FakeKernel {
             }
             self.generation.fetch_add(1, Ordering::Release);
         }
-        // The lock is still held, so no watch is placed between the report and the change (rule M2).
+        // The lock is still held, so no watch is placed between the report and the change (rule
+        // M2).
         for page in changed {
             self.versions[page].fetch_add(1, Ordering::Release);
         }

@@ -193,9 +193,9 @@ fn one_drain(cache: &Regcache, addresses: &Addresses, from: usize, k: usize) -> 
     time
 }
 
-/// Measures the invalidation of all entries but the first, in ascending order, as the driver reports
-/// one change of all of them. The figure is the time for one entry until it is deregistered. UCX's
-/// cache is told of each range.
+/// Measures the invalidation of all entries but the first, in ascending order, as the driver
+/// reports one change of all of them. The figure is the time for one entry until it is
+/// deregistered. UCX's cache is told of each range.
 fn drain_all(report: &mut Report, entries: usize) -> Result<()> {
     let name = format!("drain/{entries}/entry");
     if !report.wants(&name) {
