@@ -54,11 +54,12 @@
 //!    the value that it loaded. Both are always values that a drain returned. A drain that returns
 //!    g or a later value has reported U. (The first values are older than the first entry.)
 //!
-//! The store to `drained` releases and the load acquires. So this lookup sees everything that was
-//! done before the store. If E was published before that drain, the drain marked E. `drained` is
-//! stored only when no entry is marked, so E was killed before. If E was still being registered,
-//! the drain marked E's slot as invalidated. The miss looked at that mark under the lock, after a
-//! drain of its own, and did not publish E. In both cases an attempt to acquire E fails.
+//!    The store to `drained` releases and the load acquires. So this lookup sees everything that
+//!    was done before the store. If E was published before that drain, the drain marked E.
+//!    `drained` is stored only when no entry is marked, so E was killed before. If E was still
+//!    being registered, the drain marked E's slot as invalidated. The miss looked at that mark
+//!    under the lock, after a drain of its own, and did not publish E. In both cases an attempt to
+//!    acquire E fails.
 //!
 //!    If only the generation of the marks equals the loaded value, E may still be live. But E has a
 //!    mark, or was killed before its mark was cleared. `core/marks.rs` argues that the lookup sees
@@ -95,13 +96,14 @@
 //!   reaper handles the entries of all caches that share its monitor, in pieces.
 //! - Without a reaper, a miss deregisters up to eight dead entries. [`Cache::reap`] deregisters
 //!   all.
-//! - A miss that needs room deregisters as many dead entries as the room requires, and evicts only
-//!   if there are none. If the device is exhausted, the miss evicts an entry and deregisters it.
+//! - A miss that needs room deregisters as many dead entries as the room requires. It evicts live
+//!   entries only if the dead and the marked ones are not enough. The same holds if the device is
+//!   exhausted.
 //! - [`Cache::flush`], [`Cache::invalidate`] and the drop of the cache deregister all dead entries.
 //!
-//! Dead and marked entries count against the limits of the cache until they are deregistered. So
-//! what piles up without a reaper is bounded by these limits. A miss makes at most one registration
-//! and deregisters up to eight, so the list becomes shorter with each miss.
+//! Dead entries count against the limits of the cache until they are deregistered. So they are
+//! bounded by these limits, even if the reaper is slow. Without a reaper, the list becomes shorter
+//! with each miss, because a miss makes one registration and deregisters up to eight.
 //!
 //! No thread deregisters while it holds the lock. After the deregistration the slot is vacant, and
 //! its room in the budget is free.
