@@ -166,7 +166,7 @@ fn a_forked_child() {
         let error = cache
             .get(memory.page(0), PAGE, Access::LOCAL_WRITE)
             .unwrap_err();
-        says(&error, "build a cache of your own");
+        says(&error, "build caches and pools of your own");
         matches!(error, Error::Forked)
     });
     assert!(child.unwrap().succeeded().unwrap());
