@@ -68,6 +68,12 @@ impl Fresh {
         self.vigilance.store(VIGILANCE, Ordering::Relaxed);
     }
 
+    /// Returns true if [`populate`](Self::populate) would examine the pages.
+    #[inline]
+    pub(crate) fn is_vigilant(&self) -> bool {
+        self.vigilance.load(Ordering::Relaxed) > 0
+    }
+
     /// Populates those of the pages that a registration would have to replace, if there is evidence
     /// for that. `writes` is true if the device may write to the memory.
     pub(crate) fn populate(&self, pages: Pages, page_size: usize, writes: bool) {

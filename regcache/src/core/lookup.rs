@@ -499,7 +499,9 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         if self.prepared.is_none() && core.registrar.prepare(range) {
             self.prepared = Some(Prepared { core, range });
         }
-        if let Some(pages) = range.aligned(core.page_size) {
+        if core.fresh.is_vigilant()
+            && let Some(pages) = range.aligned(core.page_size)
+        {
             let pages = (pages.start(), pages.end());
             core.fresh
                 .populate(pages, core.page_size, self.access.writes());
@@ -569,14 +571,11 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         }
         let guard = self.fill(registration, revocable);
         core.notify_awaiting(&table);
-        // The miss deregisters as many entries as it has evicted, and more if dead entries exceed a
-        // limit.
-        let mut batch = Batch::default();
-        table.pop_excess(&mut batch);
-        core.unlock_by_miss(table);
-        core.deregister_and_vacate(&batch);
-        if batch.is_full() {
-            core.deregister_excess();
+        if table.exceeds_limits() {
+            // The miss has evicted entries, or dead entries have piled up.
+            core.unlock_and_deregister_excess(table);
+        } else {
+            core.unlock_by_miss(table);
         }
         tracing::trace!(range = ?guard.range(), "registered");
         Published::Guard(guard)

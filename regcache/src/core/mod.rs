@@ -266,6 +266,18 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         self.deregister_and_vacate(&batch);
     }
 
+    /// Releases the lock in a miss, and then calls [`deregister_excess`](Self::deregister_excess).
+    #[inline(never)]
+    pub(crate) fn unlock_and_deregister_excess(&self, mut table: Locked<'_, Table<R::Access>>) {
+        let mut batch = Batch::default();
+        table.pop_excess(&mut batch);
+        self.unlock_by_miss(table);
+        self.deregister_and_vacate(&batch);
+        if batch.is_full() {
+            self.deregister_excess();
+        }
+    }
+
     /// Deregisters dead entries, in pieces, until the cache is within its limits or has no dead
     /// entries.
     pub(crate) fn deregister_excess(&self) {

@@ -625,6 +625,11 @@ impl<A: Access> Table<A> {
         Some(slot)
     }
 
+    /// Returns true if the entries that are not deregistered yet exceed a limit.
+    pub(crate) fn exceeds_limits(&self) -> bool {
+        self.budget.exceeds(0, 0)
+    }
+
     /// Moves dead entries into the empty batch, as many as exceed the limits of the cache and fit.
     pub(crate) fn pop_excess(&mut self, batch: &mut Batch) {
         let (mut gone, mut freed) = (0, 0);
