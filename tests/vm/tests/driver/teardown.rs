@@ -1,6 +1,7 @@
 //! Tests what happens at the end of files, of processes, and of the module.
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -226,15 +227,16 @@ fn a_first_registration_that_is_killed_leaves_the_next_one_to_watch() {
 #[test]
 fn a_first_registration_ends_though_a_timer_interrupts_it_all_the_time() {
     extern "C" fn nothing(_: i32) {}
-    // Lockdep counts up to 4095 locks of a kind.
-    const MAPPINGS: usize = 2000;
     const MOST: Duration = Duration::from_secs(10);
+    // Lockdep counts up to 4095 locks of a kind.
+    let has_lockdep = Path::new("/proc/lockdep_stats").exists();
+    let mappings = if has_lockdep { 3500 } else { 20_000 };
     let child = Child::fork(|| {
         // Each page that is touched becomes a separate mapping with a separate lock.
-        let many = Pages::new(2 * MAPPINGS).unwrap();
-        many.map_over(0, 2 * MAPPINGS).unwrap();
-        many.protect(0, 2 * MAPPINGS, libc::PROT_NONE).unwrap();
-        for page in (0..2 * MAPPINGS).step_by(2) {
+        let many = Pages::new(2 * mappings).unwrap();
+        many.map_over(0, 2 * mappings).unwrap();
+        many.protect(0, 2 * mappings, libc::PROT_NONE).unwrap();
+        for page in (0..2 * mappings).step_by(2) {
             many.protect(page, 1, libc::PROT_READ | libc::PROT_WRITE)
                 .unwrap();
             many.write(page, 1);
@@ -253,7 +255,8 @@ fn a_first_registration_ends_though_a_timer_interrupts_it_all_the_time() {
             start.elapsed()
         };
         // Taking the locks takes longer than this interval, and handling a signal takes less.
-        let interval = first_watch() / 8;
+        let shortest = (0..3).map(|_| first_watch()).min();
+        let interval = shortest.unwrap_or_default() / 8;
         let often = libc::timeval {
             tv_sec: interval.as_secs() as libc::time_t,
             tv_usec: libc::suseconds_t::from(interval.subsec_micros()),
