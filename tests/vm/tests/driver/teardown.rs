@@ -230,7 +230,7 @@ fn a_first_registration_ends_though_a_timer_interrupts_it_all_the_time() {
     const MOST: Duration = Duration::from_secs(10);
     // Lockdep counts up to 4095 locks of a kind.
     let has_lockdep = Path::new("/proc/lockdep_stats").exists();
-    let mappings = if has_lockdep { 3500 } else { 20_000 };
+    let mappings = if has_lockdep { 2000 } else { 20_000 };
     let child = Child::fork(|| {
         // Each page that is touched becomes a separate mapping with a separate lock.
         let many = Pages::new(2 * mappings).unwrap();
