@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
 
+use crate::range::VaRange;
 use crate::sys::memory::{self, Pages};
 
 /// The number of misses that examine their pages after a registration was made again.
@@ -68,19 +69,20 @@ impl Fresh {
         self.vigilance.store(VIGILANCE, Ordering::Relaxed);
     }
 
-    /// Returns true if [`populate`](Self::populate) would examine the pages.
+    /// Populates those of the pages of `range` that a registration would have to replace, if there
+    /// is evidence for that. `writes` is true if the device may write to the memory.
     #[inline]
-    pub(crate) fn is_vigilant(&self) -> bool {
-        self.vigilance.load(Ordering::Relaxed) > 0
+    pub(crate) fn populate(&self, range: VaRange, page_size: usize, writes: bool) {
+        let vigilance = self.vigilance.load(Ordering::Relaxed);
+        if vigilance > 0
+            && let Some(pages) = range.aligned(page_size)
+        {
+            self.examine((pages.start(), pages.end()), page_size, writes, vigilance);
+        }
     }
 
-    /// Populates those of the pages that a registration would have to replace, if there is evidence
-    /// for that. `writes` is true if the device may write to the memory.
-    pub(crate) fn populate(&self, pages: Pages, page_size: usize, writes: bool) {
-        let vigilance = self.vigilance.load(Ordering::Relaxed);
-        if vigilance == 0 {
-            return;
-        }
+    #[cold]
+    fn examine(&self, pages: Pages, page_size: usize, writes: bool, vigilance: u32) {
         let files = self.files.get_or_init(Files::open);
         let populated = files
             .as_ref()
@@ -192,6 +194,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a test")]
 
     use std::io::Write;
+    use std::ptr;
 
     use memmap2::{Advice, MmapMut, MmapOptions};
 
@@ -345,8 +348,10 @@ mod tests {
         let zeros = anonymous();
         read_all(&zeros);
         let start = zeros.as_ptr().addr();
-        let miss =
-            |i: usize| fresh.populate((start + i * PAGE, start + (i + 1) * PAGE), PAGE, true);
+        let miss = |i: usize| {
+            let page = ptr::without_provenance(start + i * PAGE);
+            fresh.populate(VaRange::new(page, PAGE).unwrap(), PAGE, true);
+        };
         let own = || {
             entries(&zeros)
                 .iter()

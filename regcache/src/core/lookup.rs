@@ -499,13 +499,8 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         if self.prepared.is_none() && core.registrar.prepare(range) {
             self.prepared = Some(Prepared { core, range });
         }
-        if core.fresh.is_vigilant()
-            && let Some(pages) = range.aligned(core.page_size)
-        {
-            let pages = (pages.start(), pages.end());
-            core.fresh
-                .populate(pages, core.page_size, self.access.writes());
-        }
+        core.fresh
+            .populate(range, core.page_size, self.access.writes());
         core.monitor.watch(range, self.cookie)?;
         self.watched = true;
         Ok(())

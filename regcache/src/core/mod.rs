@@ -266,7 +266,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         self.deregister_and_vacate(&batch);
     }
 
-    /// Releases the lock in a miss, and then calls [`deregister_excess`](Self::deregister_excess).
+    /// Releases the lock in a miss, and deregisters dead entries as
+    /// [`deregister_excess`](Self::deregister_excess) does. The first piece needs no further lock.
     #[inline(never)]
     pub(crate) fn unlock_and_deregister_excess(&self, mut table: Locked<'_, Table<R::Access>>) {
         let mut batch = Batch::default();
