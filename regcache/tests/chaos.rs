@@ -14,7 +14,6 @@
 mod model;
 
 use std::collections::HashSet;
-use std::env;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use model::{Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, Pinned, Random, page};
+use model::{Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, Pinned, Random, number, page};
 use regcache::monitor::Shared;
 use regcache::{Cache, Guard, Registrar, VaRange};
 
@@ -241,10 +240,6 @@ impl Worker<'_> {
         let device = self.caches[cache].registrar();
         assert!(device.is_alive(guard.registration()), "ended while in use");
     }
-}
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    env::var(name).map_or(otherwise, |it| it.parse().unwrap())
 }
 
 /// Runs the chaos over this number of caches.

@@ -201,6 +201,30 @@ fn assert_balanced<A: Access>(kernel: &FakeKernel, cache: Arc<FakeCache<A>>) {
     );
 }
 
+/// Remaps the page and then looks it up, while the other thread runs. The lookup must not be stale.
+fn remap_and_look_up(
+    kernel: &Arc<FakeKernel>,
+    cache: Arc<FakeCache>,
+    other: thread::JoinHandle<()>,
+) {
+    let now = kernel.remap();
+    let guard = cache.get(PAGE, 1, ()).unwrap();
+    assert_eq!(guard.registration().0, now, "stale");
+    other.join().unwrap();
+    drop(guard);
+    assert_balanced(kernel, cache);
+}
+
+/// Starts a thread that gets the address from `mmap`, and then looks the page up.
+fn receiver(cache: &Arc<FakeCache>, kernel: &Arc<FakeKernel>) -> thread::JoinHandle<()> {
+    let (cache, kernel) = (Arc::clone(cache), Arc::clone(kernel));
+    thread::spawn(move || {
+        let version = kernel.version.load(Ordering::Acquire);
+        let guard = cache.get(PAGE, 1, ()).unwrap();
+        assert!(guard.registration().0 >= version, "stale");
+    })
+}
+
 /// One thread remaps the page and then looks it up. Another thread looks the page up at the same
 /// time.
 fn remap_against_lookup(cached_before: bool, flaw: Flaw) {
@@ -217,12 +241,7 @@ fn remap_against_lookup(cached_before: bool, flaw: Flaw) {
             assert!(guard.registration().0 <= 1);
         })
     };
-    let now = kernel.remap();
-    let guard = cache.get(PAGE, 1, ()).unwrap();
-    assert_eq!(guard.registration().0, now, "stale");
-    other.join().unwrap();
-    drop(guard);
-    assert_balanced(&kernel, cache);
+    remap_and_look_up(&kernel, cache, other);
 }
 
 #[test]
@@ -247,14 +266,7 @@ fn handed_to_another_thread(flaw: Flaw) {
     let kernel = FakeKernel::new(flaw);
     let cache = cache(&kernel, 2);
     drop(cache.get(PAGE, 1, ()).unwrap());
-    let receiver = {
-        let (cache, kernel) = (Arc::clone(&cache), Arc::clone(&kernel));
-        thread::spawn(move || {
-            let version = kernel.version.load(Ordering::Acquire);
-            let guard = cache.get(PAGE, 1, ()).unwrap();
-            assert!(guard.registration().0 >= version, "stale");
-        })
-    };
+    let receiver = receiver(&cache, &kernel);
     kernel.remap();
     receiver.join().unwrap();
     assert_balanced(&kernel, cache);
@@ -283,12 +295,7 @@ fn loom_a_lookup_while_another_thread_unlinks_is_never_stale() {
             let cache = Arc::clone(&cache);
             thread::spawn(move || cache.reap().unwrap())
         };
-        let now = kernel.remap();
-        let guard = cache.get(PAGE, 1, ()).unwrap();
-        assert_eq!(guard.registration().0, now, "stale");
-        reaper.join().unwrap();
-        drop(guard);
-        assert_balanced(&kernel, cache);
+        remap_and_look_up(&kernel, cache, reaper);
     });
 }
 
@@ -307,14 +314,7 @@ fn loom_an_address_handed_over_while_others_unlink_is_never_served_stale() {
             let cache = Arc::clone(&cache);
             thread::spawn(move || drop(cache.flush().unwrap()))
         };
-        let receiver = {
-            let (cache, kernel) = (Arc::clone(&cache), Arc::clone(&kernel));
-            thread::spawn(move || {
-                let version = kernel.version.load(Ordering::Acquire);
-                let guard = cache.get(PAGE, 1, ()).unwrap();
-                assert!(guard.registration().0 >= version, "stale");
-            })
-        };
+        let receiver = receiver(&cache, &kernel);
         kernel.remap();
         cache.reap().unwrap();
         receiver.join().unwrap();

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use model::{BASE, Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, page};
+use model::{BASE, Bits, FakeDevice, FakeKernel, FakeMonitor, PAGE, Random, page};
 use regcache::monitor::{Cookie, Monitor, NoMonitor};
 use regcache::{Builder, Cache, Error, Guard, Pool, RangeError, RegisterError, VaRange};
 
@@ -660,13 +660,8 @@ fn many_threads_never_see_a_stale_registration() {
             .map(|thread| {
                 let (cache, kernel, lookups) = (&cache, &kernel, &lookups);
                 scope.spawn(move || {
-                    let mut seed = thread as u64;
-                    let mut random = move |below: usize| {
-                        seed ^= seed << 13;
-                        seed ^= seed >> 7;
-                        seed ^= seed << 17;
-                        (seed % below as u64) as usize
-                    };
+                    let mut numbers = Random::new(thread as u64);
+                    let mut random = move |below| numbers.below(below);
                     for _ in 0..rounds {
                         let first = random(OWN);
                         let len = 1 + random(OWN - first);

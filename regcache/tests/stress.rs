@@ -12,13 +12,15 @@
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::env;
+mod model;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
+use model::{Random, number};
 use regcache::monitor::{Cookie, Monitor};
 use regcache::{Cache, Guard, Registrar, VaRange};
 
@@ -182,24 +184,12 @@ unsafe impl Registrar for FakeDevice {
 
 type FakeCache = Cache<FakeDevice, FakeMonitor>;
 
-/// A pseudo-random generator (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % n
-    }
-}
-
 /// Places in which a thread leaves a guard, so that another thread drops the guard.
 type Shelf = [Mutex<Option<Guard<FakeDevice, FakeMonitor>>>; 8];
 
 fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &AtomicU64) -> u64 {
     let kernel = &cache.registrar().0;
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut stale = 0;
     for i in 0..lookups {
         // At least half of the lookups go to a quarter of the pages, so that some entries are hit
@@ -251,7 +241,7 @@ fn run(report: Report, lookups: u64, changes: u64) -> u64 {
                 scope.spawn(move || look_up(cache, shelf, lookups / THREADS, seed, done))
             })
             .collect();
-        let mut random = Random(99);
+        let mut random = Random::new(99);
         for i in 0..changes {
             // The changes are spread evenly over the lookups.
             while done.load(Ordering::Relaxed) < lookups / changes * i
@@ -275,10 +265,6 @@ fn run(report: Report, lookups: u64, changes: u64) -> u64 {
     let left = [&kernel.registered, &kernel.watched].map(|count| count.load(Ordering::Relaxed));
     assert_eq!(left, [0, 0], "registrations, watches");
     stale
-}
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    env::var(name).map_or(otherwise, |it| it.parse().unwrap())
 }
 
 #[test]

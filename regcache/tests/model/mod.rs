@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -46,6 +47,11 @@ impl Random {
         self.0 ^= self.0 << 17;
         (self.0 >> 11) as usize % n
     }
+}
+
+/// Returns the number in this environment variable, or `otherwise` if the variable is not set.
+pub(crate) fn number(variable: &str, otherwise: u64) -> u64 {
+    env::var(variable).map_or(otherwise, |it| it.parse().unwrap())
 }
 
 #[derive(Default)]
