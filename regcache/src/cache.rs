@@ -11,7 +11,7 @@ use crate::core::completion::Completion;
 use crate::core::guard::Guard;
 use crate::core::lookup::{Keep, find_cached, lookup};
 use crate::core::reaper::Reaper;
-use crate::core::slab::Slot;
+use crate::core::slot::Slot;
 use crate::error::Error;
 use crate::monitor::{Auto, Monitor};
 use crate::range::VaRange;

@@ -1,6 +1,6 @@
 //! [`Batch`]: the dead entries that one thread deregisters, without the lock.
 
-use crate::core::slab::Slot;
+use crate::core::slot::Slot;
 
 /// The number of entries that a thread unlinks or deregisters before it releases the lock or takes
 /// it again. A piece takes some microseconds.

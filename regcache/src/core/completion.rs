@@ -5,7 +5,7 @@ use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::core::Core;
-use crate::core::slab::EntryId;
+use crate::core::slot::EntryId;
 use crate::core::table::Table;
 use crate::monitor::{Auto, Monitor};
 use crate::registrar::Registrar;

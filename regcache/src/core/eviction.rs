@@ -16,7 +16,7 @@
 //!   (`entry.rs`). So a search examines an entry in use only once for each time that the entry is
 //!   in use.
 
-use crate::core::slab::Slot;
+use crate::core::slot::Slot;
 
 /// The maximum number of second chances that one search gives.
 const CHANCES: usize = 256;

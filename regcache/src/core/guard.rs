@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 use crate::core::Content;
 use crate::core::entry::{Entry, Left};
-use crate::core::slab::EntryId;
+use crate::core::slot::EntryId;
 use crate::monitor::{Auto, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;

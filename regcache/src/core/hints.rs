@@ -14,7 +14,7 @@
 
 use std::io;
 
-use crate::core::slab::Slot;
+use crate::core::slot::Slot;
 use crate::range::VaRange;
 use crate::sys::sync::{AtomicU32, Ordering};
 use crate::sys::zeroed::{FromZeros, Zeroed};

@@ -8,7 +8,7 @@
 //! is needed.
 
 use crate::core::range_map::{Item, RangeMap};
-use crate::core::slab::Slot;
+use crate::core::slot::Slot;
 use crate::range::VaRange;
 use crate::registrar::Access;
 

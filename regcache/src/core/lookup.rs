@@ -32,7 +32,7 @@ use crate::core::entry::Entry;
 use crate::core::guard::Guard;
 use crate::core::lock::Locked;
 use crate::core::reclaim::Reclaim;
-use crate::core::slab::{EntryId, Slot};
+use crate::core::slot::{EntryId, Slot};
 use crate::core::slots::{Making, Request};
 use crate::core::table::Table;
 use crate::core::{Content, Core};

@@ -32,7 +32,7 @@
 
 use std::io;
 
-use crate::core::slab::Slot;
+use crate::core::slot::Slot;
 use crate::sys::sync::{AtomicU64, Ordering};
 use crate::sys::zeroed::{FromZeros, Zeroed};
 

@@ -13,7 +13,8 @@
 //! - `range_map.rs`, `eviction.rs`, `batch.rs`, `hints.rs`, `budget.rs`, `pool.rs`, `widen.rs` and
 //!   `fresh.rs` have parts of the table and of the core;
 //! - `slab.rs` has the array of all entries, `entry.rs` a single entry, and `marks.rs` the marks of
-//!   the entries that a drain has found.
+//!   the entries that a drain has found;
+//! - `slot.rs` has the names of places and registrations.
 
 pub(crate) mod batch;
 pub(crate) mod budget;
@@ -32,6 +33,7 @@ pub(crate) mod range_map;
 pub(crate) mod reaper;
 pub(crate) mod reclaim;
 pub(crate) mod slab;
+pub(crate) mod slot;
 pub(crate) mod slots;
 pub(crate) mod table;
 pub(crate) mod uncached;
@@ -48,7 +50,8 @@ use crate::core::fresh::Fresh;
 use crate::core::hints::Hints;
 use crate::core::lock::{Lock, Locked};
 use crate::core::pool::{Member, Pool};
-use crate::core::slab::{EntryId, Slab};
+use crate::core::slab::Slab;
+use crate::core::slot::EntryId;
 use crate::core::table::{Cursor, Table};
 use crate::core::widen::Widening;
 use crate::error::{Error, RegisterError};

@@ -135,7 +135,9 @@ impl Pool {
     }
 
     /// Adds a cache of this process. The caller must have called
-    /// [`check_process`](Self::check_process).
+    /// [`check_process`](Self::check_process). Loom's reference counts cannot point to a trait
+    /// object, so no cache joins a pool under loom.
+    #[cfg(not(loom))]
     pub(crate) fn join(&self, member: Weak<dyn Member>) {
         let mut members = self.lock_members();
         members.retain(|it| it.strong_count() > 0);

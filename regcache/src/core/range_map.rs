@@ -25,7 +25,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::slab::Slot;
+use crate::core::slot::Slot;
 use crate::range::VaRange;
 
 /// The maximum number of ranges in a block. A search of such a small block waits for few cache

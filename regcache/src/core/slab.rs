@@ -14,19 +14,9 @@ use crossbeam_utils::CachePadded;
 
 use crate::core::entry::Entry;
 use crate::core::marks::Marks;
-use crate::monitor::Cookie;
+use crate::core::slot::Slot;
 use crate::sys::sync::{AtomicU32, Ordering};
 use crate::sys::zeroed::{FromZeros, Zeroed};
-
-/// The index of an entry in the slab.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub(crate) struct Slot(pub(crate) u32);
-
-impl Slot {
-    /// The maximum number of bits in a slot. The limit exists because hints and range maps pack a
-    /// slot and another number into one word.
-    pub(crate) const BITS: u32 = 24;
-}
 
 /// The number of slots that a slab has in addition to the cache's limit on entries. They are for
 /// registrations that are being made, for which no other entry was evicted yet.
@@ -52,16 +42,6 @@ impl<T> FromZeros for Padded<T> {
     fn zeros() -> Self {
         CachePadded::new(Entry::vacant())
     }
-}
-
-/// The name of one registration. No other registration of the cache ever has the same name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EntryId {
-    /// An entry of the slab, with the cookie of its watch.
-    Cached(Slot, Cookie),
-    /// A registration that is not cached and not watched, by its number. Its entry is in a box of
-    /// its own.
-    Uncached(u64),
 }
 
 /// The array of all entries, and their marks; see the head of this file.

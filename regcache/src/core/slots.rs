@@ -20,7 +20,7 @@
 
 use std::mem;
 
-use crate::core::slab::{EntryId, Slot};
+use crate::core::slot::{EntryId, Slot};
 use crate::monitor::Cookie;
 use crate::range::VaRange;
 use crate::registrar::Access;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::slab::EntryId;
+use crate::core::slot::EntryId;
 use crate::range::VaRange;
 
 /// The ranges of all uncached registrations. Each registration has a unique number.
