@@ -1,0 +1,1 @@
+//! A memory monitor for libfabric's registration caches, on the ummunotify driver.
