@@ -146,7 +146,7 @@ static void send_to_self(unsigned char *from, unsigned char *to, size_t len, uin
 
 int main(int argc, char **argv)
 {
-	struct buffer buffer;
+	static struct buffer buffer;
 	unsigned char *sink;
 	long messages, wrong = 0, sent = 0;
 

@@ -78,7 +78,7 @@ static inline void unmap(void *at, size_t len)
 		err(1, "munmap");
 }
 
-/* The buffer of a message, which has the same address in every message. */
+/* The buffer of a message, which has the same address in every message. It must live until the program ends. */
 struct buffer {
 	enum change change;
 	unsigned char *at;

@@ -9,8 +9,13 @@ use std::process::{Command, Stdio};
 use crate::plugins::Plugins;
 use crate::stack::{Change, Monitor, Stack};
 
-/// The time limit of a cell in seconds.
-const LIMIT: u64 = 900;
+/// The time limit of a cell: this many seconds, and one more for each ten messages. The machine is
+/// emulated.
+const LIMIT: u64 = 60;
+const MESSAGES_PER_SECOND: u64 = 10;
+
+/// The exit status of `timeout` for a program that it stopped.
+const STOPPED: [i32; 2] = [124, 137];
 
 /// The result of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +34,9 @@ pub enum CellError {
     /// The program could not be started.
     #[error("the program could not be started: {0}")]
     Start(#[from] io::Error),
+    /// The program ran longer than its time limit.
+    #[error("the program did not end within {0} s")]
+    TooLong(u64),
     /// The program failed, or printed no result.
     #[error("the program ended with {status} and printed:\n{printed}")]
     Program {
@@ -52,8 +60,9 @@ pub fn run(
     messages: u64,
     plugins: &Plugins,
 ) -> Result<Counts, CellError> {
+    let limit = LIMIT + messages / MESSAGES_PER_SECOND;
     let mut command = Command::new("timeout");
-    command.args(["-k", "10", &LIMIT.to_string()]).arg("env");
+    command.args(["-k", "10", &limit.to_string()]).arg("env");
     // The libraries are preloaded into the stack's program, and not into `timeout`.
     let environment = (monitor.environment)(plugins);
     for (name, value) in &environment {
@@ -77,6 +86,9 @@ pub fn run(
             kept: counts.kept.max(hits(&summaries)),
             ..counts
         }),
+        _ if output.status.code().is_some_and(|it| STOPPED.contains(&it)) => {
+            Err(CellError::TooLong(limit))
+        }
         _ => Err(CellError::Program {
             status: output.status.to_string(),
             printed: format!("{stdout}{}", String::from_utf8_lossy(&output.stderr)),
