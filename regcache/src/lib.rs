@@ -86,6 +86,7 @@ mod sys;
 #[doc(hidden)]
 pub mod internal {
     pub use crate::sys::fork::ForkMark;
+    pub use crate::sys::worker::{Owner, Wake, Work, Worker};
 }
 
 pub use crate::core::completion::Completion;

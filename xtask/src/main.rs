@@ -23,6 +23,7 @@ mod sandbox;
 mod sanitize;
 mod setup;
 mod source;
+mod stacks;
 mod tee;
 mod test;
 mod vm;
@@ -161,6 +162,16 @@ enum Xtask {
         #[arg(long, requires = "prefix")]
         dev: bool,
     },
+    /// Run libfabric, UCX and Open MPI over memory that changes, and count wrong messages
+    ///
+    /// The stacks are Debian's own, and their messages cross an RDMA device in a virtual machine.
+    /// The command prints a line for each stack, monitor and change. A monitor that begins with
+    /// `own:` is the stack's, and one that begins with `door:` is ours. The exit status is 0 if no
+    /// message of a door was wrong.
+    Stacks {
+        #[command(flatten)]
+        choice: stacks::Choice,
+    },
     /// Run a command in a virtual machine with the driver and an RDMA device
     ///
     /// The command runs as root in the repository's root, with the driver loaded and a software
@@ -213,6 +224,7 @@ fn run(command: Xtask) -> Result<u8, Error> {
             }
             .map(|()| 0)
         }
+        Xtask::Stacks { choice } => stacks::run(&project, &choice),
         Xtask::Vm { machine, command } => run_in_vm(&project, &machine, &command),
     }
 }

@@ -32,11 +32,11 @@ mod mapped {
     pub struct ForkMark(MmapMut);
 
     impl ForkMark {
-        /// Returns a mark with this value, which is not 0.
+        /// Makes a mark with this value, which must not be 0.
         ///
         /// # Errors
         ///
-        /// Returns the kernel's error if it refuses a page under `MADV_WIPEONFORK`.
+        /// Returns an error if no page can be mapped, or if the kernel has no `MADV_WIPEONFORK`.
         pub fn new(value: u64) -> io::Result<Self> {
             let mut mark = Self(MmapMut::map_anon(size_of::<AtomicU64>())?);
             let len = mark.0.len();
@@ -48,16 +48,14 @@ mod mapped {
             Ok(mark)
         }
 
-        /// Returns true in a forked child of the process that made the mark.
         #[inline]
-        #[must_use]
+        /// Returns true in a forked child of the process that made the mark.
         pub fn in_child(&self) -> bool {
             self.load(Ordering::Relaxed) == 0
         }
 
-        /// Returns the number; 0 in a forked child.
         #[inline]
-        #[must_use]
+        /// Loads the mark, which is 0 in a forked child.
         pub fn load(&self, ordering: Ordering) -> u64 {
             self.word().load(ordering)
         }
@@ -86,26 +84,18 @@ pub struct ForkMark(loom::sync::atomic::AtomicU64);
 
 #[cfg(loom)]
 impl ForkMark {
-    /// Returns a mark with this value.
-    ///
-    /// # Errors
-    ///
-    /// Never returns an error.
     pub fn new(value: u64) -> std::io::Result<Self> {
         Ok(Self(loom::sync::atomic::AtomicU64::new(value)))
     }
 
-    /// Returns false.
     pub fn in_child(&self) -> bool {
         false
     }
 
-    /// Returns the number.
     pub fn load(&self, ordering: loom::sync::atomic::Ordering) -> u64 {
         self.0.load(ordering)
     }
 
-    /// Stores a number other than 0.
     pub fn store(&self, value: u64, ordering: loom::sync::atomic::Ordering) {
         self.0.store(value, ordering);
     }

@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 
 /// The work of one owner.
-pub(crate) trait Work: Send + Sync {
+pub trait Work: Send + Sync {
     /// Prepares for the work that the descriptor has announced. Returns false if it fails.
     fn begin(&self) -> bool;
 
@@ -91,17 +91,18 @@ impl fmt::Debug for Job {
 /// The handle of an owner. Dropping the handle waits until the thread no longer works for the
 /// owner.
 #[derive(Debug)]
-pub(crate) struct Owner {
+pub struct Owner {
     worker: Arc<Worker>,
     job: Arc<Job>,
 }
 
 /// Tells the thread that an owner has work.
 #[derive(Debug)]
-pub(crate) struct Wake(Arc<Notice>);
+pub struct Wake(Arc<Notice>);
 
 impl Wake {
-    pub(crate) fn wake(&self) {
+    /// Makes the thread do a round of the owner's work.
+    pub fn wake(&self) {
         // If the flag is set already, the thread was signalled and has not looked at it yet.
         if !self.0.woken.swap(true, Ordering::AcqRel) {
             signal(&self.0.signals.wake);
@@ -122,7 +123,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Worker {
     /// Adds an owner, and starts the thread if this is the first one. The descriptor polls readable
     /// when there is something to do.
-    pub(crate) fn add(
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the descriptor cannot be duplicated, or the thread cannot be started.
+    pub fn add(
         self: &Arc<Self>,
         descriptor: BorrowedFd<'_>,
         work: Box<dyn Work>,

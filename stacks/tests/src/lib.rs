@@ -1,0 +1,22 @@
+//! Runs the stacks that use RDMA over memory that changes, and counts the messages whose bytes were
+//! wrong.
+//!
+//! A *cell* is one stack with one monitor below its registration cache, while memory changes in one
+//! way. The cell runs a program of `c/`, which sends messages through the stack and compares every
+//! byte. A monitor named `own:` is one of the stack's own. A monitor named `door:` is ours, and no
+//! message of a door may be wrong.
+//!
+//! A program is called as `PROGRAM CHANGE MESSAGES`. It prints one line `wrong=W/M kept=K`. `M` is
+//! the number of messages that were checked, and `W` the number of wrong ones. `K` is the number of
+//! registrations that the stack's cache, or the shim, served without the device. A cell that kept
+//! nothing says nothing about a cache.
+
+pub mod cell;
+mod libfabric;
+pub mod plugins;
+mod stack;
+
+pub use stack::{Change, Device, Environment, Monitor, Stack};
+
+/// The stacks that are run, in this order.
+pub const STACKS: &[&Stack] = &[&libfabric::LIBFABRIC];
