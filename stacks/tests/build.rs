@@ -7,11 +7,15 @@ use std::process::Command;
 
 /// A test program: its name, the compiler if it is not the default, and its libraries. The source
 /// is `c/NAME.c`.
-const PROGRAMS: &[(&str, Option<&str>, &[&str])] = &[(
-    "libfabric",
-    None,
-    &["-lfabric", "-libverbs", "-lpthread", "-ldl"],
-)];
+const PROGRAMS: &[(&str, Option<&str>, &[&str])] = &[
+    (
+        "libfabric",
+        None,
+        &["-lfabric", "-libverbs", "-lpthread", "-ldl"],
+    ),
+    ("ucx", None, &["-lucp", "-lucs", "-lpthread", "-ldl"]),
+    ("mpi", Some("mpicc"), &["-lpthread", "-ldl"]),
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");

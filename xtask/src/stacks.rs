@@ -20,10 +20,16 @@ use crate::tee::Tee;
 use crate::vm;
 
 /// The packages of the stacks, and the packages that their programs are built with.
-pub(crate) const PACKAGES: &[&str] = &["libfabric-dev", "libibverbs-dev"];
+pub(crate) const PACKAGES: &[&str] = &[
+    "libfabric-dev",
+    "libibverbs-dev",
+    "libopenmpi-dev",
+    "libucx-dev",
+    "openmpi-bin",
+];
 
 /// The packages of the stacks in the root of a newer release.
-const IN_ROOT: &[&str] = &["libfabric1"];
+const IN_ROOT: &[&str] = &["libfabric1", "libucx0", "openmpi-bin"];
 
 /// The recipe of Debian 13 with its backported kernel and the stacks.
 const TRIXIE: Recipe = Recipe {

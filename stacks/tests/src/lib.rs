@@ -13,10 +13,20 @@
 
 pub mod cell;
 mod libfabric;
+mod openmpi;
 pub mod plugins;
 mod stack;
+mod ucx;
 
 pub use stack::{Change, Device, Environment, Monitor, Stack};
 
 /// The stacks that are run, in this order.
-pub const STACKS: &[&Stack] = &[&libfabric::LIBFABRIC];
+pub const STACKS: &[&Stack] = &[
+    &libfabric::LIBFABRIC,
+    &ucx::UCX,
+    &ucx::MANY,
+    &openmpi::OVER_UCX,
+    &openmpi::OVER_UCX_4,
+    &openmpi::OVER_LIBFABRIC,
+    &openmpi::OVER_LIBFABRIC_4,
+];

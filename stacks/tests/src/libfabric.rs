@@ -57,17 +57,17 @@ const ALL: &[Change] = &[
     Change::Window,
 ];
 
-fn provider(plugins: &Plugins) -> Environment {
+pub(crate) fn provider(plugins: &Plugins) -> Environment {
     vec![("FI_PROVIDER_PATH", plugins.providers().into())]
 }
 
-fn preload(plugins: &Plugins) -> Environment {
+pub(crate) fn preload(plugins: &Plugins) -> Environment {
     let mut environment = provider(plugins);
     environment.push(("LD_PRELOAD", plugins.fi().into()));
     environment
 }
 
-fn shim(plugins: &Plugins) -> Environment {
+pub(crate) fn shim(plugins: &Plugins) -> Environment {
     vec![
         ("FI_MR_CACHE_MONITOR", "disabled".into()),
         ("REGCACHE_REMOTE", "keep".into()),

@@ -24,8 +24,13 @@ impl Plugins {
         fs::create_dir_all(directory.join("libfabric"))?;
         let plugins = Self { directory };
         let fi = plugins.fi();
+        let ucx = plugins.ucx();
         let shim = plugins.shim();
-        for (built, link) in [("libregcache_fi.so", fi), ("librcpreload.so", shim)] {
+        for (built, link) in [
+            ("libregcache_fi.so", fi),
+            ("libregcache_ucx.so", ucx),
+            ("librcpreload.so", shim),
+        ] {
             let built = built_next_to(&program, built)?;
             match symlink(built, link) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -43,6 +48,11 @@ impl Plugins {
     /// Returns the path of the monitor for libfabric.
     pub fn fi(&self) -> PathBuf {
         self.providers().join("libregcache-fi.so")
+    }
+
+    /// Returns the path of the monitor for UCX.
+    pub fn ucx(&self) -> PathBuf {
+        self.directory.join("libregcache-ucx.so")
     }
 
     /// Returns the path of the shim.

@@ -15,7 +15,7 @@ use crate::abi::{self, Callback, EVENT_FLAGS, OK, Shape, Status, UNSUPPORTED, VM
 use crate::cache::{self, AnyParams, Cache, Handler};
 use crate::counts::{COUNTS, add_one};
 use crate::notice::notice_once;
-use crate::real::{self, Get, TableLookup};
+use crate::real::{self, Get, GetBefore17, TableLookup};
 use crate::registry;
 
 /// A function of UCX on the hit path.
@@ -109,7 +109,12 @@ pub(crate) unsafe extern "C" fn ucs_rcache_create(
         (Some(table), Some(handler)) if handler.arg == rcache => {
             let table = shape.has_quick_lookups.then_some(table);
             cache.set_callback(handler);
-            GET.lead(get as *mut c_void, checked_get as *mut c_void);
+            let checked = if shape.has_alignments {
+                checked_get_before_17 as *mut c_void
+            } else {
+                checked_get as *mut c_void
+            };
+            GET.lead(get as *mut c_void, checked);
             if table.is_some() {
                 let checked = checked_table_lookup as *mut c_void;
                 TABLE_LOOKUP.lead(table_lookup as *mut c_void, checked);
@@ -229,43 +234,36 @@ unsafe extern "C" fn first_get(
     unsafe { real(rcache, b, c, d, e, f, g) }
 }
 
-unsafe extern "C" fn checked_get(
-    rcache: *mut c_void,
-    b: usize,
-    c: usize,
-    d: usize,
-    e: usize,
-    f: usize,
-    g: usize,
-) -> Status {
-    if registry::first_is_open_by_rcache(rcache.addr()) {
-        let real = function!(GET.real as Get);
-        // SAFETY: UCX has passed these arguments for its own function.
-        unsafe { real(rcache, b, c, d, e, f, g) }
-    } else {
-        // SAFETY: as above.
-        unsafe { searched_get(rcache, b, c, d, e, f, g) }
-    }
+/// Defines a checked `ucs_rcache_get`. The two versions differ in the number of arguments, so that
+/// each compiles to a jump to UCX's function.
+macro_rules! checked_get {
+    ($checked:ident $searched:ident as $type:ident ($($argument:ident)*)) => {
+        unsafe extern "C" fn $checked(rcache: *mut c_void, $($argument: usize),*) -> Status {
+            if registry::first_is_open_by_rcache(rcache.addr()) {
+                let real = function!(GET.real as $type);
+                // SAFETY: UCX has passed these arguments for its own function.
+                unsafe { real(rcache, $($argument),*) }
+            } else {
+                // SAFETY: as above.
+                unsafe { $searched(rcache, $($argument),*) }
+            }
+        }
+
+        #[inline(never)]
+        unsafe extern "C" fn $searched(rcache: *mut c_void, $($argument: usize),*) -> Status {
+            let real = function!(GET.real as $type);
+            // SAFETY: UCX has passed these arguments for its own function.
+            let real = || unsafe { real(rcache, $($argument),*) };
+            match registry::by_rcache(rcache.addr()) {
+                Some(cache) if !cache.gate.is_open() => closed_get(cache, real),
+                _ => real(),
+            }
+        }
+    };
 }
 
-#[inline(never)]
-unsafe extern "C" fn searched_get(
-    rcache: *mut c_void,
-    b: usize,
-    c: usize,
-    d: usize,
-    e: usize,
-    f: usize,
-    g: usize,
-) -> Status {
-    let real = function!(GET.real as Get);
-    // SAFETY: UCX has passed these arguments for its own function.
-    let real = || unsafe { real(rcache, b, c, d, e, f, g) };
-    match registry::by_rcache(rcache.addr()) {
-        Some(cache) if !cache.gate.is_open() => closed_get(cache, real),
-        _ => real(),
-    }
-}
+checked_get! { checked_get_before_17 searched_get_before_17 as GetBefore17 (b c d e f) }
+checked_get! { checked_get searched_get as Get (b c d e f g) }
 
 #[cold]
 fn closed_get(cache: &Cache, real: impl FnOnce() -> Status) -> Status {

@@ -15,7 +15,10 @@ use crate::abi::{Callback, Status, Version};
 pub(crate) type Create =
     unsafe extern "C" fn(*const c_void, *const c_char, *mut c_void, *mut *mut c_void) -> Status;
 pub(crate) type Destroy = unsafe extern "C" fn(*mut c_void);
-/// The last argument exists since UCX 1.17. Earlier versions take six arguments.
+pub(crate) type GetBefore17 =
+    unsafe extern "C" fn(*mut c_void, usize, usize, usize, usize, usize) -> Status;
+/// `ucs_rcache_get` since UCX 1.17. It can also call an earlier one, which ignores the last
+/// argument.
 pub(crate) type Get =
     unsafe extern "C" fn(*mut c_void, usize, usize, usize, usize, usize, usize) -> Status;
 pub(crate) type TableInit = unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_void) -> Status;

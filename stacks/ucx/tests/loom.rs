@@ -150,7 +150,8 @@ impl FakeUcx {
             return region;
         }
         self.gate.watch(range(), COOKIE);
-        let region = self.memory.load(Ordering::Acquire);
+        // The kernel pins the pages that are there now. A load could return an older value.
+        let region = self.memory.fetch_add(0, Ordering::AcqRel);
         *table = Some(region);
         region
     }
