@@ -11,12 +11,19 @@
 //! registrations that the stack's cache, or the shim, served without the device. A cell that kept
 //! nothing says nothing about a cache.
 
+use std::path::{Path, PathBuf};
+
 pub mod cell;
-mod libfabric;
+pub mod libfabric;
 pub mod plugins;
 mod stack;
 
 pub use stack::{Change, Device, Environment, Monitor, Stack};
+
+/// Returns the path of a program or library that `build.rs` has compiled from `c/`.
+pub fn program(name: &str) -> PathBuf {
+    Path::new(env!("PROGRAMS")).join(name)
+}
 
 /// The stacks that are run, in this order.
 pub const STACKS: &[&Stack] = &[&libfabric::LIBFABRIC];
