@@ -5,17 +5,21 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A test program: its name, the compiler if it is not the default, and its libraries. The source
-/// is `c/NAME.c`.
+/// The libraries of the programs that use libfabric.
+const LIBFABRIC: &[&str] = &["-lfabric", "-libverbs", "-lpthread", "-ldl"];
+
+/// The test programs: the name, the compiler if it is not the default, and the last arguments. The
+/// source is `c/NAME.c`.
 const PROGRAMS: &[(&str, Option<&str>, &[&str])] = &[
-    (
-        "libfabric",
-        None,
-        &["-lfabric", "-libverbs", "-lpthread", "-ldl"],
-    ),
+    ("libfabric", None, LIBFABRIC),
+    ("libfabric-life", None, LIBFABRIC),
+    ("dlopened", None, &["-ldl"]),
     ("ucx", None, &["-lucp", "-lucs", "-lpthread", "-ldl"]),
     ("mpi", Some("mpicc"), &["-lpthread", "-ldl"]),
 ];
+
+/// The programs that are also linked as libraries `libNAME.so`, for `dlopened`.
+const LIBRARIES: &[(&str, &[&str])] = &[("libfabric", LIBFABRIC)];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -23,8 +27,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     println!("cargo::rustc-env=PROGRAMS={}", out.display());
     if env::var_os("CARGO_FEATURE_VM").is_some() {
-        for (name, compiler, libraries) in PROGRAMS {
-            compile(name, *compiler, libraries, &out.join(name))?;
+        // The programs interpose functions of libibverbs, so the stack must find these functions.
+        for (name, compiler, last) in PROGRAMS {
+            compile(name, *compiler, &["-rdynamic"], last, &out.join(name))?;
+        }
+        for (name, last) in LIBRARIES {
+            let library = out.join(format!("lib{name}.so"));
+            compile(name, None, &["-shared", "-fPIC"], last, &library)?;
         }
     }
     Ok(())
@@ -33,7 +42,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn compile(
     name: &str,
     compiler: Option<&str>,
-    libraries: &[&str],
+    kind: &[&str],
+    last: &[&str],
     to: &Path,
 ) -> Result<(), Box<dyn Error>> {
     let mut command = match compiler {
@@ -47,9 +57,8 @@ fn compile(
         ),
     };
     command.args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
-    // The programs interpose functions of libibverbs, so the stack must find these functions.
-    command.arg("-rdynamic").arg("-o").arg(to);
-    command.arg(format!("c/{name}.c")).args(libraries);
+    command.args(kind).arg("-o").arg(to);
+    command.arg(format!("c/{name}.c")).args(last);
     let failed = "does not compile (the development packages of the stack are needed)";
     match command.status() {
         Ok(status) if status.success() => Ok(()),

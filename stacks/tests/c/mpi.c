@@ -6,7 +6,7 @@
 
 #include <mpi.h>
 
-#include "registrations.h"
+#include "counted.h"
 
 /* Open MPI sends smaller messages through buffers of its own. */
 #define MPI_LENGTH (256 * 1024)

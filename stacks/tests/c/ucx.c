@@ -10,7 +10,7 @@
 
 #include <ucp/api/ucp.h>
 
-#include "registrations.h"
+#include "counted.h"
 
 #define OK(call) must(#call, call)
 

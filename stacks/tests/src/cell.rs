@@ -3,10 +3,10 @@
 use std::env;
 use std::fs;
 use std::io;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::plugins::Plugins;
+use crate::program;
 use crate::stack::{Change, Monitor, Stack};
 
 /// The time limit of a cell: this many seconds, and one more for each ten messages. The machine is
@@ -71,7 +71,7 @@ pub fn run(
         command.arg(setting);
     }
     command.args(stack.launcher);
-    command.arg(Path::new(env!("PROGRAMS")).join(stack.program));
+    command.arg(program(stack.program));
     command.args([change.to_string(), messages.to_string()]);
     command.envs(stack.environment.iter().copied());
     let summary = env::temp_dir().join(format!("stacks.{}.summary", std::process::id()));

@@ -11,14 +11,21 @@
 //! registrations that the stack's cache, or the shim, served without the device. A cell that kept
 //! nothing says nothing about a cache.
 
+use std::path::{Path, PathBuf};
+
 pub mod cell;
-mod libfabric;
+pub mod libfabric;
 mod openmpi;
 pub mod plugins;
 mod stack;
 mod ucx;
 
 pub use stack::{Change, Device, Environment, Monitor, Stack};
+
+/// Returns the path of a program or library that `build.rs` has compiled from `c/`.
+pub fn program(name: &str) -> PathBuf {
+    Path::new(env!("PROGRAMS")).join(name)
+}
 
 /// The stacks that are run, in this order.
 pub const STACKS: &[&Stack] = &[
@@ -30,3 +37,6 @@ pub const STACKS: &[&Stack] = &[
     &openmpi::OVER_LIBFABRIC,
     &openmpi::OVER_LIBFABRIC_4,
 ];
+
+/// The stacks that the suite of the virtual machine runs.
+pub const SHORT: &[&Stack] = &[&libfabric::LIBFABRIC, &ucx::UCX, &ucx::MANY];

@@ -6,7 +6,8 @@ use crate::plugins::Plugins;
 use crate::stack::Environment;
 use crate::{Change, Device, Monitor, Stack};
 
-pub(crate) const LIBFABRIC: Stack = Stack {
+/// The stack.
+pub const LIBFABRIC: Stack = Stack {
     name: "libfabric",
     package: "libfabric1",
     launcher: &[],
