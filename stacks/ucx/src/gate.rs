@@ -138,12 +138,6 @@ impl<M: Monitor> Gate<M> {
         self.settled.load(Ordering::Acquire) == !self.monitor.generation()
     }
 
-    /// Returns the monitor.
-    #[cfg(loom)]
-    pub(crate) fn monitor(&self) -> &M {
-        &self.monitor
-    }
-
     /// Returns true in a forked child of the process that made the gate.
     pub(crate) fn in_child(&self) -> bool {
         self.settled.in_child()
