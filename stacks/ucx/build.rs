@@ -1,4 +1,4 @@
-//! Compiles the programs of the tests, if the feature `vm` is on.
+//! Compiles the programs of the tests, if the feature `vm` or `fake-driver` is on.
 
 use std::env;
 use std::error::Error;
@@ -8,6 +8,7 @@ use std::process::Command;
 /// The programs and libraries in `tests/c`: the source, the product, and the last arguments of the
 /// compiler.
 const PROGRAMS: &[(&str, &str, &[&str])] = &[
+    ("hits", "hits", &["-lucp", "-lucs", "-lucm"]),
     ("layout", "layout", &[]),
     ("runner", "runner", &["-ldl"]),
     (
@@ -27,7 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=tests/c");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     println!("cargo::rustc-env=PROGRAMS={}", out.display());
-    if env::var_os("CARGO_FEATURE_VM").is_none() {
+    let features = ["CARGO_FEATURE_VM", "CARGO_FEATURE_FAKE_DRIVER"];
+    if features.iter().all(|it| env::var_os(it).is_none()) {
         return Ok(());
     }
     for (source, product, last) in PROGRAMS {

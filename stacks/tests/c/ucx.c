@@ -179,7 +179,8 @@ static void many(long messages)
 
 static void one(enum change change, long messages)
 {
-	struct buffer buffer;
+	/* The thread that unmaps uses the buffer until the program ends. */
+	static struct buffer buffer;
 	struct pair pair;
 	unsigned char *sink;
 	long wrong = 0;

@@ -10,18 +10,18 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use regcache::VaRange;
-use regcache::monitor::Ummunotify;
 
 use crate::abi::{
     Callback, Event, OK, OpsBefore18, OpsSince18, Params, ParamsBefore17, ParamsSince17, Region,
     Shape, Status, VM_UNMAPPED,
 };
 use crate::counts::{COUNTS, add_one};
+use crate::driver::Driver;
 use crate::gate::{CaughtUp, Gate};
 use crate::notice::notice_once;
 
 pub(crate) struct Cache {
-    pub(crate) gate: Gate<Ummunotify>,
+    pub(crate) gate: Gate<Driver>,
     theirs: Operations,
     /// This library's operations, to which the parameters of the cache point.
     ours: Operations,
@@ -120,7 +120,7 @@ impl Cache {
     pub(crate) unsafe fn prepare(
         shape: Shape,
         params: *const c_void,
-        monitor: Ummunotify,
+        monitor: Driver,
     ) -> io::Result<(Box<Self>, AnyParams)> {
         // SAFETY: the caller keeps the contract of this function.
         let mut params = unsafe { AnyParams::read(shape, params) };

@@ -9,11 +9,11 @@ use std::mem;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use regcache::error::chain;
-use regcache::monitor::Ummunotify;
 
 use crate::abi::{self, Callback, EVENT_FLAGS, OK, Shape, Status, UNSUPPORTED, VM_UNMAPPED};
 use crate::cache::{self, AnyParams, Cache, Handler};
 use crate::counts::{COUNTS, add_one};
+use crate::driver::Driver;
 use crate::notice::notice_once;
 use crate::real::{self, Get, GetBefore17, TableLookup};
 use crate::registry;
@@ -167,7 +167,7 @@ unsafe fn prepare(params: *const c_void) -> Option<(Shape, Box<Cache>, AnyParams
         // The cache does not hold memory of this process.
         return None;
     }
-    let monitor = match Ummunotify::open() {
+    let monitor = match Driver::open() {
         Ok(monitor) => monitor,
         Err(error) => {
             let why: Vec<_> = chain(&error).map(ToString::to_string).collect();

@@ -10,6 +10,7 @@
 //!   puts in place of the cache's own.
 //! - `gate.rs` decides whether a lookup may use a cache, and argues that no lookup returns a stale
 //!   registration.
+//! - `driver.rs` names the monitor.
 //! - `registry.rs` finds the description of a cache by the address of the cache or of its table.
 //! - `abi.rs` declares UCX's structures, and lists the versions of UCX whose structures are known.
 //! - `real.rs` finds UCX's own functions.
@@ -24,6 +25,7 @@
 mod abi;
 mod cache;
 mod counts;
+mod driver;
 mod gate;
 mod interpose;
 mod notice;

@@ -89,14 +89,33 @@ static void dump_region(void *context, ucs_rcache_t *rcache, ucs_rcache_region_t
 	snprintf(buffer, max, "region");
 }
 
-static ucs_rcache_ops_t ops = { .mem_reg = mem_reg, .mem_dereg = mem_dereg, .dump_region = dump_region };
+#if UCP_API_MINOR >= 18
+static void merge(void *context, ucs_rcache_t *rcache, void *arg, ucs_rcache_region_t *region)
+{
+	struct device *device = context;
+
+	(void)arg, (void)region;
+	CHECK(device->rcache == rcache);
+}
+#endif
+
+static ucs_rcache_ops_t ops = {
+	.mem_reg = mem_reg,
+	.mem_dereg = mem_dereg,
+#if UCP_API_MINOR >= 18
+	.merge = merge,
+#endif
+	.dump_region = dump_region,
+};
 
 static void open_device(struct device *device, unsigned long max_regions)
 {
 	ucs_rcache_params_t params = {
 		.region_struct_size = sizeof(struct region),
+#if UCP_API_MINOR < 17
 		.alignment = UCS_RCACHE_MIN_ALIGNMENT,
 		.max_alignment = 4096,
+#endif
 		.ucm_events = UCM_EVENT_VM_UNMAPPED,
 		.ucm_event_priority = 1000,
 		.ops = &ops,
@@ -138,11 +157,29 @@ static void change(void *at)
 	CHECK(map(at) == at);
 }
 
+/* As change(), in one system call, so that no other thread can get the address. */
+static void replace(void *at)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+
+	CHECK(syscall(SYS_mmap, at, LENGTH, PROT_READ | PROT_WRITE, flags, -1, 0L) == (long)at);
+	*(volatile uint64_t *)at = next_word++;
+}
+
+static ucs_status_t get_range(struct device *device, void *at, size_t len, int prot, ucs_rcache_region_t **region)
+{
+#if UCP_API_MINOR < 17
+	return ucs_rcache_get(device->rcache, at, len, prot, NULL, region);
+#else
+	return ucs_rcache_get(device->rcache, at, len, UCS_RCACHE_MIN_ALIGNMENT, prot, NULL, region);
+#endif
+}
+
 static struct region *get(struct device *device, void *at)
 {
 	ucs_rcache_region_t *region;
 
-	if (ucs_rcache_get(device->rcache, at, LENGTH, PROT_READ | PROT_WRITE, NULL, &region) != UCS_OK)
+	if (get_range(device, at, LENGTH, PROT_READ | PROT_WRITE, &region) != UCS_OK)
 		return NULL;
 	return (struct region *)region;
 }
@@ -298,7 +335,7 @@ static void memory_that_cannot_be_watched_is_registered_for_each_lookup(void)
 
 	open_device(&device, -1);
 	for (int i = 0; i < 5; i++) {
-		CHECK(ucs_rcache_get(device.rcache, at, 64, PROT_READ, NULL, &region) == UCS_OK);
+		CHECK(get_range(&device, at, 64, PROT_READ, &region) == UCS_OK);
 		ucs_rcache_region_put(device.rcache, region);
 		CHECK(device.made == i + 1);
 	}
@@ -350,7 +387,7 @@ static void parts_and_sizes_are_served(void)
 				ucs_rcache_region_t *region;
 
 				made = device.made;
-				CHECK(ucs_rcache_get(device.rcache, at, len - offset, PROT_READ, NULL, &region) == UCS_OK);
+				CHECK(get_range(&device, at, len - offset, PROT_READ, &region) == UCS_OK);
 				CHECK(is_fresh((struct region *)region, at));
 				CHECK(offset == 0 || device.made == made);
 				ucs_rcache_region_put(device.rcache, region);
@@ -446,7 +483,7 @@ static void *looker(void *arg)
 
 		CHECK(at);
 		CHECK(lookup(arg, at));
-		change(at);
+		replace(at);
 		CHECK(lookup(arg, at));
 		syscall(SYS_munmap, at, LENGTH);
 	}
@@ -485,7 +522,7 @@ static void *worker(void *arg)
 		stale += !lookup(device, at);
 		switch (rand_r(&seed) % 8) {
 		case 0:
-			change(at);
+			replace(at);
 			break;
 		case 1:
 			/* Another thread may get the address. */
