@@ -143,8 +143,8 @@ enum Xtask {
     },
     /// Install the C library and the tool, or test the installation of the driver
     ///
-    /// With `--prefix`, the command installs the C library, the preload shim and the command-line
-    /// tool.
+    /// With `--prefix`, the command installs the C library, the preload shim, the monitor for
+    /// libfabric and the command-line tool.
     ///
     /// Without `--prefix`, it tests the installation of the driver by make and by DKMS. It installs
     /// the driver in a copy of the root file system, loads it in a virtual machine and removes it.

@@ -19,6 +19,9 @@ use crate::setup;
 use crate::tee::Tee;
 use crate::vm;
 
+/// The package of the program, and of the suites that run a short part.
+pub(crate) const PACKAGE: &str = "regcache-stacks";
+
 /// The packages of the stacks, and the packages that their programs are built with.
 pub(crate) const PACKAGES: &[&str] = &[
     "libfabric-dev",
@@ -79,7 +82,7 @@ pub(crate) fn run(project: &Project, choice: &Choice) -> Result<u8, Error> {
         }
     };
     let mut build = cargo();
-    build.args(["build", "--release", "--package", "regcache-stacks"]);
+    build.args(["build", "--release", "--package", PACKAGE]);
     build.args(["--features", "vm", "--bin", "stacks"]);
     cmd::run(&mut build)?;
 

@@ -75,7 +75,7 @@ impl Process {
         if let Err(why) = Self::try_import() {
             notice(format_args!(
                 "{why}. libfabric keeps its own memory monitor, which does not detect every change \
-                 of memory (FI_MR_CACHE_MONITOR=disabled switches its cache off)"
+                 of memory (FI_MR_CACHE_MAX_COUNT=0 switches its cache off)"
             ));
         }
     }

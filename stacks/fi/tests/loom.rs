@@ -11,6 +11,7 @@ mod fake;
 use std::sync::Arc;
 
 use fake::FakeMonitor;
+use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use loom::thread;
 use regcache::VaRange;
@@ -149,28 +150,43 @@ fn loom_of_two_registrations_under_way_none_is_used_stale() {
 }
 
 /// The thread notifies while lookups and subscriptions go on. Its end of subscriptions must not
-/// reach newer ones.
+/// reach newer ones. The lock is libfabric's, and it protects the version of the memory that the
+/// cached registration has pinned.
 #[test]
 fn loom_a_notification_ends_only_what_it_was_about() {
     loom::model(|| {
         let model = Model::new(Ends::Unsaid);
         let mut note = model.cache(range(0));
+        let cached = Arc::new(Mutex::new(Some(0)));
         model.change(range(0));
         assert!(model.watches.drain());
-        let notifying = Arc::clone(&model);
+        let (notifying, of_libfabric) = (Arc::clone(&model), Arc::clone(&cached));
         let notifier = thread::spawn(move || {
             if let Some(stale) = notifying.watches.stale() {
+                *of_libfabric.lock().unwrap() = None;
                 notifying.watches.notified(stale);
             }
         });
-        // The lookup drops the registration, and libfabric makes another, which becomes stale too.
-        let before = model.watches.valid(range(0), &mut note);
-        assert!(!before);
-        let accepted = model.watches.subscribe(range(0), &mut note).is_ok();
-        model.watches.monitor().change(range(0));
-        if accepted {
-            assert!(!model.watches.valid(range(0), &mut note), "stale");
-        }
+        // The thread looks up, registers, changes the memory and looks up again.
+        let register = |note: &mut Note| {
+            let now = model.version.load(Ordering::Relaxed);
+            let mut locked = cached.lock().unwrap();
+            if let Some(version) = *locked {
+                if model.watches.valid(range(0), note) {
+                    assert_eq!(version, now, "stale");
+                    return;
+                }
+                *locked = None;
+            }
+            // libfabric does not hold its lock during the registration.
+            drop(locked);
+            let mut locked = cached.lock().unwrap();
+            let accepted = model.watches.subscribe(range(0), note).is_ok();
+            *locked = accepted.then_some(now);
+        };
+        register(&mut note);
+        model.change(range(0));
+        register(&mut note);
         notifier.join().unwrap();
     });
 }

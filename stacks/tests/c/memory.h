@@ -33,10 +33,10 @@ static inline enum change change_of(const char *name)
 	errx(2, "unknown change %s", name);
 }
 
-/* Prints the line that the runner reads. */
+/* Prints the line that the runner reads. The number that was kept is negative if the stack has no cache. */
 static inline void report(long wrong, long messages, long kept)
 {
-	printf("wrong=%ld/%ld kept=%ld\n", wrong, messages, kept);
+	printf("wrong=%ld/%ld kept=%ld\n", wrong, messages, kept < 0 ? 0 : kept);
 	fflush(stdout);
 }
 

@@ -70,6 +70,7 @@ pub(crate) fn preload(plugins: &Plugins) -> Environment {
 
 pub(crate) fn shim(plugins: &Plugins) -> Environment {
     vec![
+        ("FI_MR_CACHE_MAX_COUNT", "0".into()),
         ("FI_MR_CACHE_MONITOR", "disabled".into()),
         ("REGCACHE_REMOTE", "keep".into()),
         ("LD_PRELOAD", plugins.shim().into()),
