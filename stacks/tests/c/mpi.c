@@ -44,7 +44,7 @@ int main(int argc, char **argv)
 		counts[0] += !has_byte(sink, len, byte_of(i + previous));
 	}
 	counts[1] = messages;
-	counts[2] = 2 * messages - registrations;
+	counts[2] = kept_of(2 * messages);
 	MPI_Reduce(counts, sums, 3, MPI_LONG, MPI_SUM, 0, MPI_COMM_WORLD);
 	if (rank == 0)
 		report(sums[0], sums[1], sums[2]);

@@ -174,7 +174,7 @@ static void many(long messages)
 			ucp_cleanup(senders[i].pair.context);
 	}
 	ucp_cleanup(shared);
-	report(wrong, sent, 2 * sent - registrations);
+	report(wrong, sent, kept_of(2 * sent));
 }
 
 static void one(enum change change, long messages)
@@ -197,7 +197,7 @@ static void one(enum change change, long messages)
 		wrong += !has_byte(sink, LENGTH, byte_of(i));
 	}
 	/* Each message needs a registration of the buffer and one of the sink. */
-	report(wrong, messages, 2 * messages - registrations);
+	report(wrong, messages, kept_of(2 * messages));
 	close_pair(&pair);
 	ucp_cleanup(pair.context);
 }
