@@ -12,6 +12,7 @@ const LIBFABRIC: &[&str] = &["-lfabric", "-libverbs", "-lpthread", "-ldl"];
 /// source is `c/NAME.c`.
 const PROGRAMS: &[(&str, Option<&str>, &[&str])] = &[
     ("libfabric", None, LIBFABRIC),
+    ("libfabric-cost", None, LIBFABRIC),
     ("libfabric-life", None, LIBFABRIC),
     ("dlopened", None, &["-ldl"]),
     ("ucx", None, &["-lucp", "-lucs", "-lpthread", "-ldl"]),

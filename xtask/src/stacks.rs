@@ -43,7 +43,7 @@ const TRIXIE: Recipe = Recipe {
 };
 
 /// The first characters of each line of results.
-const RESULT: &str = "stack:";
+const RESULTS: [&str; 2] = ["stack:", "cost:"];
 
 /// The time limit of all cells together, in seconds.
 const LIMIT: u64 = 6 * 3600;
@@ -63,6 +63,9 @@ pub(crate) struct Choice {
     /// Use only the monitors whose names contain this text, such as door:
     #[arg(long, value_name = "TEXT")]
     monitor: Option<String>,
+    /// Measure hits and changes of watched memory instead, in guest instructions
+    #[arg(long, conflicts_with = "messages")]
+    cost: bool,
     /// Use only the stacks whose names contain one of these words
     stacks: Vec<String>,
 }
@@ -94,10 +97,14 @@ pub(crate) fn run(project: &Project, choice: &Choice) -> Result<u8, Error> {
             command.extend([option, value].map(OsString::from));
         }
     }
+    if choice.cost {
+        command.push(OsString::from("--cost"));
+    }
     command.extend(choice.stacks.iter().map(OsString::from));
     let machine = vm::Machine {
         kernel: choice.kernel,
         timeout: LIMIT,
+        icount: choice.cost,
         ..vm::Machine::default()
     };
     let (stdout, kept) = Tee::new("");
@@ -109,7 +116,8 @@ pub(crate) fn run(project: &Project, choice: &Choice) -> Result<u8, Error> {
     let status = vm::run_on(project, &kernel, &machine, job)?;
     println!();
     let text = kept.text();
-    for line in text.lines().filter(|line| line.starts_with(RESULT)) {
+    let is_result = |line: &&str| RESULTS.iter().any(|start| line.starts_with(start));
+    for line in text.lines().filter(is_result) {
         println!("{line}");
     }
     Ok(status)

@@ -1,9 +1,10 @@
-//! Runs one cell and reads its result.
+//! Runs one cell, or the program that measures a cache, and reads the result.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use crate::plugins::Plugins;
 use crate::program;
@@ -26,6 +27,15 @@ pub struct Counts {
     pub messages: u64,
     /// The number of registrations that a cache served without the device.
     pub kept: u64,
+}
+
+/// The cost of a cache, in nanoseconds of the machine's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// The time of a registration that the cache serves, with its deregistration.
+    pub hit: u64,
+    /// The time of `munmap` for a range that is cached.
+    pub change: u64,
 }
 
 /// The reason why a cell has no result.
@@ -61,38 +71,68 @@ pub fn run(
     plugins: &Plugins,
 ) -> Result<Counts, CellError> {
     let limit = LIMIT + messages / MESSAGES_PER_SECOND;
-    let mut command = Command::new("timeout");
-    command.args(["-k", "10", &limit.to_string()]).arg("env");
-    // The libraries are preloaded into the stack's program, and not into `timeout`.
-    let environment = (monitor.environment)(plugins);
-    for (name, value) in &environment {
-        let mut setting = std::ffi::OsString::from(format!("{name}="));
-        setting.push(value);
-        command.arg(setting);
-    }
-    command.args(stack.launcher);
-    command.arg(program(stack.program));
-    command.args([change.to_string(), messages.to_string()]);
-    command.envs(stack.environment.iter().copied());
+    let arguments = [change.to_string(), messages.to_string()];
     let summary = env::temp_dir().join(format!("stacks.{}.summary", std::process::id()));
-    command.env("REGCACHE_SUMMARY", &summary);
-    let output = command.stdin(Stdio::null()).output()?;
+    let mut command = command(stack, monitor, stack.program, limit, plugins);
+    command.args(arguments).env("REGCACHE_SUMMARY", &summary);
+    let output = command.output()?;
     let summaries = fs::read_to_string(&summary).unwrap_or_default();
     // Only the shim writes a summary.
     let _ = fs::remove_file(&summary);
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    match (output.status.success(), counts(&stdout)) {
-        (true, Some(counts)) => Ok(Counts {
+    match counts(&String::from_utf8_lossy(&output.stdout)) {
+        Some(counts) if output.status.success() => Ok(Counts {
             kept: counts.kept.max(hits(&summaries)),
             ..counts
         }),
-        _ if output.status.code().is_some_and(|it| STOPPED.contains(&it)) => {
-            Err(CellError::TooLong(limit))
-        }
-        _ => Err(CellError::Program {
-            status: output.status.to_string(),
-            printed: format!("{stdout}{}", String::from_utf8_lossy(&output.stderr)),
-        }),
+        _ => Err(failure(&output, limit)),
+    }
+}
+
+/// Measures the cost of the stack's cache on this monitor, if the stack has a program for it.
+///
+/// # Errors
+///
+/// Returns the same errors as [`run`].
+pub fn cost(
+    stack: &Stack,
+    monitor: &Monitor,
+    plugins: &Plugins,
+) -> Result<Option<Cost>, CellError> {
+    let Some(program) = stack.cost else {
+        return Ok(None);
+    };
+    let output = command(stack, monitor, program, LIMIT, plugins).output()?;
+    match costs(&String::from_utf8_lossy(&output.stdout)) {
+        Some(costs) if output.status.success() => Ok(Some(costs)),
+        _ => Err(failure(&output, LIMIT)),
+    }
+}
+
+/// Returns the command that runs a program of the stack with this monitor.
+fn command(stack: &Stack, monitor: &Monitor, name: &str, limit: u64, plugins: &Plugins) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["-k", "10", &limit.to_string()]).arg("env");
+    // The libraries are preloaded into the stack's program, and not into `timeout`.
+    for (variable, value) in (monitor.environment)(plugins) {
+        let mut setting = OsString::from(format!("{variable}="));
+        setting.push(value);
+        command.arg(setting);
+    }
+    command.args(stack.launcher).arg(program(name));
+    command.envs(stack.environment.iter().copied());
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Returns the error of a program that printed no result.
+fn failure(output: &Output, limit: u64) -> CellError {
+    if output.status.code().is_some_and(|it| STOPPED.contains(&it)) {
+        return CellError::TooLong(limit);
+    }
+    let printed = [&output.stdout[..], &output.stderr].concat();
+    CellError::Program {
+        status: output.status.to_string(),
+        printed: String::from_utf8_lossy(&printed).into_owned(),
     }
 }
 
@@ -105,6 +145,16 @@ fn counts(printed: &str) -> Option<Counts> {
         wrong: wrong.parse().ok()?,
         messages: messages.parse().ok()?,
         kept: kept.parse().ok()?,
+    })
+}
+
+/// Reads the line `hit=H change=C` in the output of a program.
+fn costs(printed: &str) -> Option<Cost> {
+    let line = printed.lines().find(|line| line.starts_with("hit="))?;
+    let (hit, change) = line.strip_prefix("hit=")?.split_once(" change=")?;
+    Some(Cost {
+        hit: hit.parse().ok()?,
+        change: change.parse().ok()?,
     })
 }
 
@@ -151,6 +201,8 @@ mod tests {
         assert_eq!(counts("hello\nwrong=3/100 kept=7\n"), Some(expected));
         assert_eq!(counts("wrong=3\n"), None);
         assert_eq!(counts(""), None);
+        let cost = costs("hit=5 change=6\n");
+        assert_eq!(cost, Some(Cost { hit: 5, change: 6 }));
         assert_eq!(hits("a hits=3 b\nhits=4\n"), 7);
     }
 }

@@ -12,6 +12,7 @@ pub const LIBFABRIC: Stack = Stack {
     package: "libfabric1",
     launcher: &[],
     program: "libfabric",
+    cost: Some("libfabric-cost"),
     environment: &[
         // rxe refuses the large completion queue that the default needs.
         ("FI_UNIVERSE_SIZE", "16"),

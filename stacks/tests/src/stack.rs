@@ -71,6 +71,8 @@ pub struct Stack {
     pub launcher: &'static [&'static str],
     /// The program's name in `c/`.
     pub program: &'static str,
+    /// The name of the program in `c/` that measures the cost of the cache, if there is one.
+    pub cost: Option<&'static str>,
     /// The environment variables for each monitor.
     pub environment: &'static [(&'static str, &'static str)],
     /// The device over which the program sends.

@@ -1,9 +1,10 @@
-//! `stacks`: runs the cells of the stacks that are installed here, and prints a line for each.
+//! `stacks`: runs the cells of the stacks that are installed here, or measures their caches, and
+//! prints a line for each.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use regcache_stacks::cell::CellError;
+use regcache_stacks::cell::{CellError, Cost};
 use regcache_stacks::plugins::Plugins;
 use regcache_stacks::{Change, Device, Monitor, STACKS, Stack, cell};
 use regcache_test_support::SecondDevice;
@@ -22,6 +23,9 @@ struct Arguments {
     /// Use only the monitors whose names contain this text
     #[arg(long, default_value = "")]
     monitor: String,
+    /// Measure the cost of each cache instead
+    #[arg(long)]
+    cost: bool,
     /// Use only the stacks whose names contain one of these words
     stacks: Vec<String>,
 }
@@ -60,6 +64,10 @@ fn run(stack: &Stack, arguments: &Arguments, plugins: &Plugins) -> bool {
         if !monitor.name.contains(&arguments.monitor) {
             continue;
         }
+        if arguments.cost {
+            good &= measure(stack, &version, monitor, plugins);
+            continue;
+        }
         for &change in monitor.changes {
             if arguments.change.is_empty() || arguments.change.contains(&change) {
                 good &= run_cell(stack, &version, monitor, change, arguments, plugins);
@@ -92,6 +100,23 @@ fn run_cell(
         // Some monitors of the stacks block a program whose memory has changed.
         Err(CellError::TooLong(limit)) if !monitor.is_door() => {
             println!("{name} did not end within {limit} s");
+            true
+        }
+        Err(error) => {
+            println!("{name} failed");
+            eprintln!("stacks: {name}: {error}");
+            false
+        }
+    }
+}
+
+/// Measures the cache of the stack on this monitor. Returns false if that fails.
+fn measure(stack: &Stack, version: &str, monitor: &Monitor, plugins: &Plugins) -> bool {
+    let name = format!("cost: {}-{version} monitor={}", stack.name, monitor.name);
+    match cell::cost(stack, monitor, plugins) {
+        Ok(None) => true,
+        Ok(Some(Cost { hit, change })) => {
+            println!("{name} hit={hit} change={change}");
             true
         }
         Err(error) => {
