@@ -1,5 +1,6 @@
 //! Installs the parts for users below a directory. The parts are the C library, the preload shim,
-//! the monitor for libfabric and the command-line tool. The C library comes with its header, pkg-config file and manual page.
+//! the monitors for libfabric and UCX, and the command-line tool. The C library comes with its
+//! header, pkg-config file and manual page.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -35,6 +36,11 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
         "regcache-fi",
         "libregcache_fi.so",
         "lib/libfabric/libregcache-fi.so",
+    ),
+    (
+        "regcache-ucx",
+        "libregcache_ucx.so",
+        "lib/libregcache-ucx.so",
     ),
 ];
 

@@ -145,7 +145,7 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
             // the library are not models.
             let all = ["--lib", "--test", "loom", "loom"];
             outcomes.push(under_loom(project, "regcache", &all)?);
-            for package in ["regcache-preload", "regcache-fi"] {
+            for package in ["regcache-preload", "regcache-fi", "regcache-ucx"] {
                 outcomes.push(under_loom(project, package, &["--test", "loom"])?);
             }
         }

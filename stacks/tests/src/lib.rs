@@ -20,7 +20,7 @@ pub mod plugins;
 mod stack;
 mod ucx;
 
-pub use stack::{Change, Device, Environment, Monitor, Stack};
+pub use stack::{Change, Device, Devices, Environment, Monitor, Stack};
 
 /// Returns the path of a program or library that `build.rs` has compiled from `c/`.
 pub fn program(name: &str) -> PathBuf {
@@ -34,6 +34,7 @@ pub const STACKS: &[&Stack] = &[
     &ucx::MANY,
     &openmpi::OVER_UCX,
     &openmpi::OVER_UCX_4,
+    &openmpi::OVER_UCX_HOSTS,
     &openmpi::OVER_LIBFABRIC,
     &openmpi::OVER_LIBFABRIC_4,
 ];

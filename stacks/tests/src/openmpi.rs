@@ -1,5 +1,7 @@
 //! Open MPI, over UCX and over libfabric, with two ranks and with four.
 
+use regcache_test_support::SecondDevice;
+
 use crate::{Change, Device, Monitor, Stack, libfabric, ucx};
 
 pub(crate) const OVER_UCX: Stack = Stack {
@@ -68,6 +70,25 @@ pub(crate) const OVER_UCX_4: Stack = Stack {
     ..OVER_UCX
 };
 
+/// Two ranks on each of two hosts.
+pub(crate) const OVER_UCX_HOSTS: Stack = Stack {
+    name: "openmpi-ucx-hosts",
+    launcher: &[
+        "sh",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/hosts.sh"),
+        "2",
+        "--mca",
+        "pml",
+        "ucx",
+        "--mca",
+        "osc",
+        "^ucx",
+        "--",
+    ],
+    device: Device::Namespaces,
+    ..OVER_UCX
+};
+
 pub(crate) const OVER_LIBFABRIC: Stack = Stack {
     name: "openmpi-libfabric",
     launcher: &[
@@ -93,8 +114,9 @@ pub(crate) const OVER_LIBFABRIC: Stack = Stack {
         AS_ROOT[1],
         ("FI_UNIVERSE_SIZE", "16"),
         ("FI_OFI_RXM_SAR_LIMIT", "0"),
+        ("FI_VERBS_IFACE", SecondDevice::INTERFACE),
     ],
-    device: Device::Addressed,
+    device: Device::AddressedAlone,
     monitors: &[
         Monitor {
             // Open MPI imports this monitor into libfabric. It uses Open MPI's own hooks.

@@ -2,6 +2,10 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io;
+use std::process::Command;
+
+use regcache_test_support::SecondDevice;
 
 use crate::plugins::Plugins;
 
@@ -39,6 +43,66 @@ pub enum Device {
     Loopback,
     /// A second device, rxe1, with an address to which `rdma_cm` connects.
     Addressed,
+    /// The same, and rxe0 is removed meanwhile. Open MPI looks at the domains of all devices, and
+    /// `rdma_cm` has no address for rxe0.
+    AddressedAlone,
+    /// The devices of two network namespaces, which the launcher adds. Only newer kernels have such
+    /// devices.
+    Namespaces,
+}
+
+/// The devices of a stack. Dropping this value restores the devices of the virtual machine.
+pub struct Devices {
+    second: Option<SecondDevice>,
+    is_alone: bool,
+}
+
+impl Device {
+    /// Prepares the device. The caller must be root in a virtual machine.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if rxe0 cannot be removed.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the second device cannot be added.
+    pub fn prepare(self) -> io::Result<Devices> {
+        let is_alone = self == Self::AddressedAlone;
+        if is_alone {
+            rdma_link(&["delete", LOOPBACK])?;
+        }
+        let is_addressed = matches!(self, Self::Addressed | Self::AddressedAlone);
+        let second = is_addressed.then(SecondDevice::add);
+        Ok(Devices { second, is_alone })
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        drop(self.second.take());
+        if self.is_alone
+            && let Err(error) = rdma_link(&["add", LOOPBACK, "type", "rxe", "netdev", "lo"])
+        {
+            eprintln!("stacks: {LOOPBACK} is lost: {error}");
+        }
+    }
+}
+
+/// The device of every virtual machine.
+const LOOPBACK: &str = "rxe0";
+
+fn rdma_link(arguments: &[&str]) -> io::Result<()> {
+    let output = Command::new("rdma").arg("link").args(arguments).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!(
+        "rdma link {}: {}",
+        arguments.join(" "),
+        said.trim_end()
+    )))
 }
 
 /// Environment variables and their values.

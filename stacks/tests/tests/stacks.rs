@@ -2,8 +2,7 @@
 //! through each door of each stack that needs no second device of its own.
 
 use regcache_stacks::plugins::Plugins;
-use regcache_stacks::{Change, Device, SHORT, cell};
-use regcache_test_support::SecondDevice;
+use regcache_stacks::{Change, SHORT, cell};
 
 /// The number of messages of a cell.
 const MESSAGES: u64 = 20;
@@ -13,7 +12,7 @@ fn no_message_through_a_door_is_wrong() {
     let plugins = Plugins::link().unwrap();
     let mut failures = Vec::new();
     for stack in SHORT {
-        let _device = (stack.device == Device::Addressed).then(SecondDevice::add);
+        let _devices = stack.device.prepare().unwrap();
         for monitor in stack.monitors.iter().filter(|it| it.is_door()) {
             for change in [Change::Raw, Change::Threads] {
                 if !monitor.changes.contains(&change) {

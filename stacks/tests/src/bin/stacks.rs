@@ -6,8 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use regcache_stacks::cell::{CellError, Cost};
 use regcache_stacks::plugins::Plugins;
-use regcache_stacks::{Change, Device, Monitor, STACKS, Stack, cell};
-use regcache_test_support::SecondDevice;
+use regcache_stacks::{Change, Monitor, STACKS, Stack, cell};
 
 /// Run the stacks over memory that changes, and count wrong messages.
 ///
@@ -58,7 +57,13 @@ fn run(stack: &Stack, arguments: &Arguments, plugins: &Plugins) -> bool {
             return false;
         }
     };
-    let _device = (stack.device == Device::Addressed).then(SecondDevice::add);
+    let _devices = match stack.device.prepare() {
+        Ok(devices) => devices,
+        Err(error) => {
+            eprintln!("stacks: {}: {error}", stack.name);
+            return false;
+        }
+    };
     let mut good = true;
     for monitor in stack.monitors {
         if !monitor.name.contains(&arguments.monitor) {
