@@ -3,6 +3,8 @@
 //!
 //! The tool runs on any machine, even without the driver, libibverbs or a device.
 
+#[cfg(test)]
+mod completions;
 mod doctor;
 mod elf;
 mod installed;
@@ -33,12 +35,16 @@ enum Tool {
     /// problem it prints the commands that fix the problem. Run these commands as root. Those that
     /// start with make or cargo work only in the root of the repository of regcache.
     ///
-    /// The exit status is 0 if registrations are cached for some device, and 1 if not.
+    /// The exit status is 0 if registrations are cached for some device. It is 1 if there is a
+    /// device but no monitor, and 3 if there is no device.
     Doctor {
         /// Print only the commands that fix problems, one per line; run them in the root of the
         /// repository
         #[arg(long)]
         commands: bool,
+        /// Print the report as JSON, for scripts
+        #[arg(long, conflicts_with = "commands")]
+        json: bool,
     },
     /// Reproduce the bug: a naive cache moves stale bytes, and regcache does not
     ///
@@ -81,7 +87,11 @@ enum Tool {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Tool::Doctor { commands } => Ok(doctor::run(commands)),
+        Tool::Doctor { commands, json } => doctor::run(match (commands, json) {
+            (true, _) => doctor::Form::Commands,
+            (_, true) => doctor::Form::Json,
+            _ => doctor::Form::Text,
+        }),
         Tool::Repro { rounds } => repro::run(rounds),
         Tool::Run {
             shim,

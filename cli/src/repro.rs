@@ -37,7 +37,7 @@ pub(crate) fn run(rounds: u32) -> Result<u8, Failure> {
 }
 
 fn by_rdma(rounds: u32) -> Result<bool, Failure> {
-    let program = installed::find("libexec/regcache", RDMA).map_err(|places| {
+    let program = installed::find(&["libexec/regcache"], RDMA).map_err(|places| {
         let places: Vec<_> = places.iter().map(|it| it.display().to_string()).collect();
         let places = places.join(" or ");
         Failure::new(
