@@ -34,6 +34,7 @@ complete -c regcache -n "__fish_regcache_using_subcommand doctor" -l commands -d
 complete -c regcache -n "__fish_regcache_using_subcommand doctor" -l json -d 'Print the report as JSON, for scripts'
 complete -c regcache -n "__fish_regcache_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c regcache -n "__fish_regcache_using_subcommand repro" -l rounds -d 'Set the number of transfers with each cache' -r
+complete -c regcache -n "__fish_regcache_using_subcommand repro" -l watch -d 'Show the counts of both caches while they work, for this many seconds' -r
 complete -c regcache -n "__fish_regcache_using_subcommand repro" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c regcache -n "__fish_regcache_using_subcommand run" -l shim -d 'Use this shim instead of the one that is installed with this tool' -r -F
 complete -c regcache -n "__fish_regcache_using_subcommand run" -s e -l env -d 'Set an environment variable for the shim; repeat the option to set several' -r

@@ -12,6 +12,7 @@ mod installed;
 mod man;
 mod repro;
 mod run;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -53,11 +54,23 @@ enum Tool {
     /// available monitor.
     ///
     /// The exit status is 0 if the naive cache moved stale bytes in each transfer and regcache in
-    /// none. It is 77 if there is no device, and 1 otherwise.
+    /// none. With --watch, some stale transfers of the naive cache are enough. The status is 77 if
+    /// there is no device, and 1 otherwise.
     Repro {
         /// Set the number of transfers with each cache
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
+        /// Show the counts of both caches while they work, for this many seconds
+        ///
+        /// The device is io_uring. Each page is mapped, transferred four times and unmapped.
+        #[arg(
+            long,
+            value_name = "SECONDS",
+            num_args = 0..=1,
+            default_missing_value = "10",
+            conflicts_with = "rounds"
+        )]
+        watch: Option<u64>,
     },
     /// Run a program under the preload shim, which caches its registrations
     ///
@@ -92,7 +105,10 @@ fn main() -> ExitCode {
             (_, true) => doctor::Form::Json,
             _ => doctor::Form::Text,
         }),
-        Tool::Repro { rounds } => repro::run(rounds),
+        Tool::Repro { watch, rounds } => match watch {
+            Some(seconds) => watch::run(seconds),
+            None => repro::run(rounds),
+        },
         Tool::Run {
             shim,
             settings,

@@ -13,7 +13,7 @@ use crate::{Failure, installed};
 const RDMA: &str = "reuse";
 
 /// The exit status if this machine has neither io_uring nor an RDMA device.
-const NOT_HERE: u8 = 77;
+pub(crate) const NOT_HERE: u8 = 77;
 
 pub(crate) fn run(rounds: u32) -> Result<u8, Failure> {
     let mut worked = Vec::new();

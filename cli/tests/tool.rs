@@ -139,6 +139,34 @@ fn repro_shows_the_bug_and_its_end() {
 }
 
 #[test]
+fn repro_watches_both_caches_and_only_the_naive_one_gets_stale() {
+    let (status, said, errors) = tool(&["repro", "--watch", "1"]);
+    if status == 77 {
+        assert!(said.contains("no io_uring here"), "{said}");
+        return;
+    }
+    assert_eq!(status, 0, "{said}{errors}");
+    let tables: Vec<_> = said.trim_end().split("\n\n").collect();
+    assert!(tables.len() >= 2, "{said}");
+    let row = |table: &str, name: &str| -> [u64; 2] {
+        let line = table.lines().find_map(|line| line.strip_prefix(name));
+        let numbers = line.unwrap().split_whitespace();
+        let numbers: Vec<_> = numbers.map(|it| it.parse().unwrap()).collect();
+        numbers.try_into().unwrap()
+    };
+    let last = tables[tables.len() - 1];
+    let [naive, regcache] = row(last, "stale transfers");
+    assert!(naive > 0 && regcache == 0, "{last}");
+    let [_, seen] = row(last, "invalidations");
+    let cached =
+        last.starts_with("io_uring, ummunotify") || last.starts_with("io_uring, userfaultfd");
+    assert_eq!(seen > 0, cached, "{last}");
+    assert!(row(last, "lookups") > row(tables[0], "lookups"));
+    let (status, _, _) = tool(&["repro", "--watch", "--rounds", "3"]);
+    assert_eq!(status, 2);
+}
+
+#[test]
 fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does() {
     let prefix = dir("installed");
     for part in ["bin", "lib"] {

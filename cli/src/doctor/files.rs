@@ -78,7 +78,7 @@ impl Files {
 
     /// Returns true if this tool was installed as a Debian package.
     pub(crate) fn has_package(&self) -> bool {
-        self.exists("/var/lib/dpkg/info/regcache.list")
+        self.exists("/usr/share/doc/regcache/README.Debian")
     }
 
     /// Returns true if the headers of this kernel are installed. A module cannot be built without

@@ -170,7 +170,7 @@ mod tests {
         let loaded = ("/sys/module/ummunotify/version", "0.1.0");
         let misc = ("/proc/misc", " 58 rdma_cm\n125 ummunotify\n");
         type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let package = ("/var/lib/dpkg/info/regcache.list", "/usr/bin/regcache\n");
+        let package = ("/usr/share/doc/regcache/README.Debian", "");
         let cases: [Case<'_>; 6] = [
             (
                 "package",
