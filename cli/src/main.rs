@@ -3,6 +3,8 @@
 //!
 //! The tool runs on any machine, even without the driver, libibverbs or a device.
 
+#[cfg(test)]
+mod completions;
 mod doctor;
 mod elf;
 mod installed;
@@ -11,6 +13,7 @@ mod man;
 mod repro;
 mod run;
 mod stack;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -36,12 +39,16 @@ enum Tool {
     /// problem it prints the commands that fix the problem. Run these commands as root. Those that
     /// start with make or cargo work only in the root of the repository of regcache.
     ///
-    /// The exit status is 0 if registrations are cached for some device, and 1 if not.
+    /// The exit status is 0 if registrations are cached for some device. It is 1 if there is a
+    /// device but no monitor, and 3 if there is no device.
     Doctor {
         /// Print only the commands that fix problems, one per line; run them in the root of the
         /// repository
         #[arg(long)]
         commands: bool,
+        /// Print the report as JSON, for scripts
+        #[arg(long, conflicts_with = "commands")]
+        json: bool,
     },
     /// Reproduce the bug: a naive cache moves stale bytes, and regcache does not
     ///
@@ -50,11 +57,23 @@ enum Tool {
     /// available monitor.
     ///
     /// The exit status is 0 if the naive cache moved stale bytes in each transfer and regcache in
-    /// none. It is 77 if there is no device, and 1 otherwise.
+    /// none. With --watch, some stale transfers of the naive cache are enough. The status is 77 if
+    /// there is no device, and 1 otherwise.
     Repro {
         /// Set the number of transfers with each cache
         #[arg(long, default_value_t = 1000)]
         rounds: u32,
+        /// Show the counts of both caches while they work, for this many seconds
+        ///
+        /// The device is io_uring. Each page is mapped, transferred four times and unmapped.
+        #[arg(
+            long,
+            value_name = "SECONDS",
+            num_args = 0..=1,
+            default_missing_value = "10",
+            conflicts_with = "rounds"
+        )]
+        watch: Option<u64>,
     },
     /// Run a program under the preload shim, which caches its registrations
     ///
@@ -91,8 +110,15 @@ enum Tool {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Tool::Doctor { commands } => Ok(doctor::run(commands)),
-        Tool::Repro { rounds } => repro::run(rounds),
+        Tool::Doctor { commands, json } => doctor::run(match (commands, json) {
+            (true, _) => doctor::Form::Commands,
+            (_, true) => doctor::Form::Json,
+            _ => doctor::Form::Text,
+        }),
+        Tool::Repro { watch, rounds } => match watch {
+            Some(seconds) => watch::run(seconds),
+            None => repro::run(rounds),
+        },
         Tool::Run {
             stack,
             shim,

@@ -13,7 +13,7 @@ use crate::{Failure, installed};
 const RDMA: &str = "reuse";
 
 /// The exit status if this machine has neither io_uring nor an RDMA device.
-const NOT_HERE: u8 = 77;
+pub(crate) const NOT_HERE: u8 = 77;
 
 pub(crate) fn run(rounds: u32) -> Result<u8, Failure> {
     let mut worked = Vec::new();
@@ -37,7 +37,7 @@ pub(crate) fn run(rounds: u32) -> Result<u8, Failure> {
 }
 
 fn by_rdma(rounds: u32) -> Result<bool, Failure> {
-    let program = installed::find("libexec/regcache", RDMA).map_err(|places| {
+    let program = installed::find(&["libexec/regcache"], RDMA).map_err(|places| {
         let places: Vec<_> = places.iter().map(|it| it.display().to_string()).collect();
         let places = places.join(" or ");
         Failure::new(

@@ -11,6 +11,9 @@ use crate::{Failure, elf, installed};
 
 pub(crate) const SHIM: &str = "librcpreload.so";
 
+/// The directories of the shim below the prefix. A Debian package puts it into the second one.
+const DIRECTORIES: &[&str] = &["lib", "lib/x86_64-linux-gnu/regcache"];
+
 /// The exit statuses if the program cannot be run, and if it is not found. A shell uses the same
 /// exit statuses.
 const CANNOT_RUN: u8 = 126;
@@ -31,7 +34,7 @@ pub(crate) fn setting(text: &str) -> Result<(String, String), String> {
 pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
     match named {
         Some(shim) => shim.canonicalize().map_err(|_| vec![shim.to_owned()]),
-        None => installed::find("lib", SHIM),
+        None => installed::find(DIRECTORIES, SHIM),
     }
 }
 

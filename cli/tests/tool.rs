@@ -8,6 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use serde_json::Value;
+
 const TOOL: &str = env!("CARGO_BIN_EXE_regcache");
 
 fn output(command: &mut Command) -> (i32, String, String) {
@@ -78,8 +80,14 @@ fn doctor_tells_of_every_part_and_its_commands_are_those_it_shows() {
     ] {
         assert!(said.contains(part), "no {part:?} in {said}");
     }
-    let cached = said.contains("\nRegistrations are cached here");
-    assert_eq!(status, i32::from(!cached), "{said}");
+    let expected = if said.contains("\nRegistrations are cached here") {
+        0
+    } else if said.contains("are not cached here") {
+        1
+    } else {
+        3
+    };
+    assert_eq!(status, expected, "{said}");
     let shown: Vec<_> = said
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("# "))
@@ -87,6 +95,30 @@ fn doctor_tells_of_every_part_and_its_commands_are_those_it_shows() {
     let (same, commands, _) = tool(&["doctor", "--commands"]);
     assert_eq!(same, status);
     assert_eq!(commands.lines().collect::<Vec<_>>(), shown);
+}
+
+#[test]
+fn doctor_tells_a_script_the_same() {
+    let (status, said, _) = tool(&["doctor"]);
+    let (same, json, _) = tool(&["doctor", "--json"]);
+    assert_eq!(same, status);
+    let report: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(report["status"], status);
+    assert_eq!(report["schema"], 1);
+    assert!(said.ends_with(&format!("\n{}\n", report["verdict"].as_str().unwrap())));
+    let mut findings = 0;
+    for part in report["parts"].as_array().unwrap() {
+        for finding in part["findings"].as_array().unwrap() {
+            let text = |key: &str| finding[key].as_str().unwrap();
+            let line = format!("{}: {}\n", text("subject"), text("message"));
+            assert!(said.contains(&line), "{line}");
+            assert!(["ok", "note", "missing"].contains(&text("level")));
+            findings += 1;
+        }
+    }
+    assert!(findings >= 8, "{json}");
+    let (status, _, _) = tool(&["doctor", "--json", "--commands"]);
+    assert_eq!(status, 2);
 }
 
 #[test]
@@ -104,6 +136,34 @@ fn repro_shows_the_bug_and_its_end() {
         said.contains("naive_stale=20/20 regcache_stale=0/20"),
         "{said}"
     );
+}
+
+#[test]
+fn repro_watches_both_caches_and_only_the_naive_one_gets_stale() {
+    let (status, said, errors) = tool(&["repro", "--watch", "1"]);
+    if status == 77 {
+        assert!(said.contains("no io_uring here"), "{said}");
+        return;
+    }
+    assert_eq!(status, 0, "{said}{errors}");
+    let tables: Vec<_> = said.trim_end().split("\n\n").collect();
+    assert!(tables.len() >= 2, "{said}");
+    let row = |table: &str, name: &str| -> [u64; 2] {
+        let line = table.lines().find_map(|line| line.strip_prefix(name));
+        let numbers = line.unwrap().split_whitespace();
+        let numbers: Vec<_> = numbers.map(|it| it.parse().unwrap()).collect();
+        numbers.try_into().unwrap()
+    };
+    let last = tables[tables.len() - 1];
+    let [naive, regcache] = row(last, "stale transfers");
+    assert!(naive > 0 && regcache == 0, "{last}");
+    let [_, seen] = row(last, "invalidations");
+    let cached =
+        last.starts_with("io_uring, ummunotify") || last.starts_with("io_uring, userfaultfd");
+    assert_eq!(seen > 0, cached, "{last}");
+    assert!(row(last, "lookups") > row(tables[0], "lookups"));
+    let (status, _, _) = tool(&["repro", "--watch", "--rounds", "3"]);
+    assert_eq!(status, 2);
 }
 
 #[test]

@@ -137,9 +137,3 @@ mod types {
         assert_eq!(size_of::<Mr>(), size_of::<ibv_mr>());
     }
 }
-
-/// Compiles the programs in the README and the tutorial.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-#[doc = include_str!("../../docs/guide/tutorial.md")]
-struct Programs;

@@ -17,7 +17,10 @@ mod lock;
 mod matrix;
 mod model;
 mod mutants;
+mod package;
 mod project;
+mod publish;
+mod record;
 mod rootfs;
 mod sandbox;
 mod sanitize;
@@ -67,6 +70,9 @@ enum Xtask {
         /// toolchain
         #[arg(long)]
         host_only: bool,
+        /// Only record `regcache repro --watch` on this machine, for the picture in the README
+        #[arg(long, conflicts_with_all = ["rounds", "host_only"])]
+        record: bool,
     },
     /// Run the checks and every test, and print a table of results
     ///
@@ -172,6 +178,20 @@ enum Xtask {
         #[command(flatten)]
         choice: stacks::Choice,
     },
+    /// Build the Debian packages, or build and test them with --test
+    ///
+    /// The packages are built for Debian 12 and 13, each in a root file system of that release. Two
+    /// builds of a package must be equal, and lintian must report no error. The packages are in
+    /// target/xtask/package.
+    Package {
+        #[command(flatten)]
+        options: package::Options,
+    },
+    /// Pack the crates for the registry, and test them outside of the repository
+    ///
+    /// The command unpacks the archives that `cargo package` makes, and builds and tests them in a
+    /// workspace of their own.
+    Crates,
     /// Run a command in a virtual machine with the driver and an RDMA device
     ///
     /// The command runs as root in the repository's root, with the driver loaded and a software
@@ -204,7 +224,17 @@ fn run(command: Xtask) -> Result<u8, Error> {
     let project = Project::find()?;
     match command {
         Xtask::Model => model::run(),
-        Xtask::Demo { rounds, host_only } => demo::run(&project, rounds, host_only),
+        Xtask::Demo {
+            rounds,
+            host_only,
+            record,
+        } => {
+            if record {
+                record::run(&project)
+            } else {
+                demo::run(&project, rounds, host_only)
+            }
+        }
         Xtask::Test { place } => test::run(&project, &place),
         Xtask::Check { scope } => check::run(&project, &scope),
         Xtask::Sanitize { sanitizer } => sanitize::run(&project, sanitizer),
@@ -225,6 +255,8 @@ fn run(command: Xtask) -> Result<u8, Error> {
             .map(|()| 0)
         }
         Xtask::Stacks { choice } => stacks::run(&project, &choice),
+        Xtask::Package { options } => package::run(&project, &options),
+        Xtask::Crates => publish::run(&project, publish::Extent::All).map(|()| 0),
         Xtask::Vm { machine, command } => run_in_vm(&project, &machine, &command),
     }
 }

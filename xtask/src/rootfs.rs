@@ -23,7 +23,7 @@ use crate::setup;
 
 /// The recipe for a root and the kernel in it.
 pub(crate) struct Recipe {
-    /// The name of the directory, which is the kernel's series.
+    /// The name of the directory. It is the kernel's series if the root has a kernel.
     pub(crate) name: &'static str,
     /// The Debian releases that provide packages. A package comes from the first release, unless
     /// only a later release in the list has the package.
@@ -32,6 +32,17 @@ pub(crate) struct Recipe {
     pub(crate) kernel: &'static [&'static str],
     /// The other packages in the root, in lists.
     pub(crate) programs: &'static [&'static [&'static str]],
+}
+
+impl Recipe {
+    /// Returns the purpose of the root, for messages.
+    fn title(&self) -> String {
+        if self.kernel.is_empty() {
+            format!("packages ({})", self.name)
+        } else {
+            format!("Linux {}", self.name)
+        }
+    }
 }
 
 const MIRROR: &str = "http://deb.debian.org/debian";
@@ -73,9 +84,9 @@ pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
     let mut make = mmdebstrap(project, recipe, &root, &made_from);
     if !nix::unistd::geteuid().is_root() {
         return Err(Error::SetUp(format!(
-            "Linux {} needs a Debian root file system of its own, which only root can make. Run this, then try again:\n  \
+            "{} needs a Debian root file system of its own, which only root can make. Run this, then try again:\n  \
              mkdir -p {} && sudo {} && sudo {}",
-            recipe.name,
+            recipe.title(),
             cmd::shell_quote(&roots.to_string_lossy()),
             cmd::line(&remove),
             cmd::line(&make),
@@ -86,8 +97,8 @@ pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
         return Ok(root);
     }
     eprintln!(
-        "xtask: making a root file system for Linux {} in {} (0.8 GB, a minute or two)",
-        recipe.name,
+        "xtask: making a root file system for {} in {} (up to 1 GB, a minute or two)",
+        recipe.title(),
         root.display()
     );
     fs::create_dir_all(&roots).at(&roots)?;
@@ -107,17 +118,25 @@ pub(crate) fn of(project: &Project, recipe: &Recipe) -> Result<PathBuf, Error> {
 ///
 /// If the user is not root, the command runs in a user namespace.
 pub(crate) fn enter(root: &Path, dir: &Path, program: &str) -> Command {
+    enter_with(root, &[(dir, "/mnt")], program)
+}
+
+/// Does the same as [`enter`], but mounts each directory at the path in the root that is given
+/// with it. The root must have these paths.
+pub(crate) fn enter_with(root: &Path, mounts: &[(&Path, &str)], program: &str) -> Command {
     let mut command = Command::new("unshare");
     command.arg("--mount");
     if !nix::unistd::geteuid().is_root() {
         command.args(["--map-root-user", "--pid", "--fork", "--kill-child"]);
     }
-    let script = r#"mount -t proc proc "$1/proc" && mount --bind "$2" "$1/mnt" && root=$1 && shift 2 && exec chroot "$root" "$@""#;
-    command
-        .args(["sh", "-c", script, "sh"])
-        .arg(root)
-        .arg(dir)
-        .arg(program);
+    let script = r#"root=$1 && shift && mount -t proc proc "$root/proc" &&
+while [ "$1" != chroot ]; do mount --bind "$1" "$root$2" && shift 2 || exit; done &&
+shift && exec chroot "$root" "$@""#;
+    command.args(["sh", "-c", script, "sh"]).arg(root);
+    for (dir, place) in mounts {
+        command.arg(dir).arg(place);
+    }
+    command.args(["chroot", program]);
     // On Debian, the PATH of users does not contain the directory of chroot. The program in the
     // root also needs a PATH that suits the root. So PATH is set.
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");

@@ -213,3 +213,9 @@ impl<M: Monitor> Rig<M> {
         Ok(())
     }
 }
+
+/// Compiles the programs in the README and the tutorial.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../../../docs/guide/tutorial.md")]
+struct Programs;

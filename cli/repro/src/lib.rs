@@ -8,6 +8,7 @@
 //! - [`NeverReports`] is the monitor of a naive cache.
 //! - [`demonstrate`] compares a naive cache with regcache, and prints the results. `regcache repro`
 //!   calls this function.
+//! - [`watch()`] compares both caches for a while, and lets its caller show the counts.
 //!
 //! The conformance suite adds more scenarios and monitors.
 #![warn(missing_docs)]
@@ -19,6 +20,7 @@ mod monitor_costs;
 mod naive;
 mod scenario;
 mod uring;
+mod watch;
 
 pub use demonstration::demonstrate;
 pub use device::{Device, Outcome, Result, reuse};
@@ -29,6 +31,7 @@ pub use scenario::{
     MUNMAP_THEN_MMAP, Prepared, SCENARIO_LEN, Scenario, Written, map_again, scenario,
 };
 pub use uring::Uring;
+pub use watch::{Counts, Frame, watch};
 
 /// The page size of every machine that regcache runs on.
 pub const PAGE: usize = 4096;

@@ -76,6 +76,11 @@ impl Files {
         })
     }
 
+    /// Returns true if this tool was installed as a Debian package.
+    pub(crate) fn has_package(&self) -> bool {
+        self.exists("/usr/share/doc/regcache/README.Debian")
+    }
+
     /// Returns true if the headers of this kernel are installed. A module cannot be built without
     /// them.
     pub(crate) fn has_headers(&self) -> bool {

@@ -28,11 +28,16 @@ fn driver_of(files: &Files, opened: Result<(), OpenError>) -> Finding {
                 let path = format!("/sys/module/ummunotify/{name}");
                 files.read(&path).unwrap_or_else(|| "unknown".to_owned())
             };
+            let (version, tool) = (said("version"), env!("CARGO_PKG_VERSION"));
+            let differs = if version == tool {
+                String::new()
+            } else {
+                format!(" (the tool has version {tool}, and works with this driver)")
+            };
             return Finding::good(
                 subject,
                 format!(
-                    "/dev/ummunotify opens; version {}, up to {} ranges per user",
-                    said("version"),
+                    "/dev/ummunotify opens; version {version}{differs}, up to {} ranges per user",
                     said("parameters/max_user_regions")
                 ),
             );
@@ -74,6 +79,14 @@ fn no_driver(files: &Files) -> Finding {
         return missing(
             "this kernel loads no modules, so the driver is not available: boot one that does",
         );
+    }
+    if files.has_package() {
+        return missing("the driver is not installed")
+            .fixed_by(format!(
+                "apt-get install ummunotify-dkms linux-headers-{}",
+                files.release()
+            ))
+            .fixed_by("modprobe ummunotify");
     }
     let missing = missing(
         "the driver is not installed. In the root of the repository (docs/guide/install.md):",
@@ -157,7 +170,16 @@ mod tests {
         let loaded = ("/sys/module/ummunotify/version", "0.1.0");
         let misc = ("/proc/misc", " 58 rdma_cm\n125 ummunotify\n");
         type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
-        let cases: [Case<'_>; 5] = [
+        let package = ("/usr/share/doc/regcache/README.Debian", "");
+        let cases: [Case<'_>; 6] = [
+            (
+                "package",
+                &[modules, package],
+                &[
+                    "apt-get install ummunotify-dkms linux-headers-6.1.0",
+                    "modprobe ummunotify",
+                ],
+            ),
             (
                 "loaded",
                 &[loaded, misc, dep],
@@ -185,6 +207,22 @@ mod tests {
             let found = driver_of(&files, not_there());
             assert_eq!(found.level, Level::Missing, "{name}");
             assert_eq!(found.fix, expected, "{name}");
+            fs::remove_dir_all(root).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_driver_of_another_version_works_and_the_report_says_so() {
+        for (version, says) in [
+            (env!("CARGO_PKG_VERSION"), false),
+            ("0.0.9", true),
+            ("99.0.0", true),
+        ] {
+            let loaded = [("/sys/module/ummunotify/version", version)];
+            let (root, files) = machine(&format!("version-{version}"), &loaded);
+            let found = driver_of(&files, Ok(()));
+            assert_eq!(found.level, Level::Good);
+            assert_eq!(found.says.contains("works with this driver"), says);
             fs::remove_dir_all(root).unwrap();
         }
     }

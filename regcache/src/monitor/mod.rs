@@ -4,7 +4,6 @@
 //! pages behind a watched range change. The cache relies on the rules M1 to M6 of [`Monitor`] to
 //! never return a stale registration.
 
-pub mod abi;
 mod auto;
 mod contract;
 mod none;

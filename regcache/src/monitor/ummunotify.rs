@@ -26,8 +26,8 @@ use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::Epoll;
+use ummunotify_sys as abi;
 
-use super::abi;
 use super::contract::{Cookie, Monitor};
 use super::poll_fd::when_readable;
 use crate::range::VaRange;

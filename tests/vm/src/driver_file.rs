@@ -10,7 +10,7 @@ use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use regcache::monitor::abi::{self, Event, Register, Register2};
+use ummunotify_sys::{self as abi, Event, Register, Register2};
 
 fn errno(error: io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or_default())

@@ -1,5 +1,5 @@
 //! Tests the uapi header. A program must compile as C and as C++ if this header is the only header
-//! that the program includes. The header must also agree with `regcache::monitor::abi`.
+//! that the program includes. The header must also agree with `ummunotify_sys`.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -9,7 +9,7 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use regcache::monitor::abi::{self, Event, Register, Register2};
+use ummunotify_sys::{self as abi, Event, Register, Register2};
 
 fn compile(name: &str, source: &str, compiler: &[&str]) {
     let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernel/include/uapi");

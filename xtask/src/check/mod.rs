@@ -3,12 +3,14 @@
 //! A step checks the whole workspace and returns its violations. A step that cannot run returns an
 //! error, so the step does not pass.
 
+mod api;
 mod cargo;
 mod comments;
 mod deny;
 pub(crate) mod driver;
 mod links;
 mod markup;
+mod minimum;
 mod pieces;
 mod prose;
 mod tree;
@@ -86,6 +88,14 @@ const SOURCE: &[Step] = &[
     Step {
         name: "check: rustdoc",
         run: cargo::document,
+    },
+    Step {
+        name: "check: minimum Rust",
+        run: minimum::check,
+    },
+    Step {
+        name: "check: public items",
+        run: api::check,
     },
 ];
 

@@ -4,8 +4,8 @@ use std::ptr;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use regcache::monitor::abi::{MUST_BE_BACKED, PROTECTION, Register, Register2};
 use regcache_tests_vm::{DriverFile, PAGE, Pages, Random};
+use ummunotify_sys::{MUST_BE_BACKED, PROTECTION, Register, Register2};
 
 use crate::watched;
 

@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::unistd::ftruncate;
-use regcache::monitor::abi::MUST_BE_BACKED;
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
+use ummunotify_sys::MUST_BE_BACKED;
 
 const UNBACKED: nix::Result<()> = Err(Errno::ENXIO);
 

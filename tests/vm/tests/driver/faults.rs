@@ -227,14 +227,14 @@ fn a_read_that_fails_loses_nothing() {
             let mut read: Vec<_> = first.unwrap_or_default();
             if read
                 .last()
-                .is_none_or(|event| event.kind != regcache::monitor::abi::LAST)
+                .is_none_or(|event| event.kind != ummunotify_sys::LAST)
             {
                 read.extend(device.read(RANGES + 1).unwrap());
             }
             let last = read.pop().unwrap();
             assert_eq!(
                 (last.kind, last.user_cookie_counter),
-                (regcache::monitor::abi::LAST, counter)
+                (ummunotify_sys::LAST, counter)
             );
             let mut cookies: Vec<_> = read.iter().map(|event| event.user_cookie_counter).collect();
             cookies.sort_unstable();

@@ -22,8 +22,8 @@ mod reading;
 mod saturated;
 mod teardown;
 
-use regcache::monitor::abi::{Event, HINT, INVAL, LAST};
 use regcache_tests_vm::{DriverFile, PAGE, Pages};
+use ummunotify_sys::{Event, HINT, INVAL, LAST};
 
 /// Opens a file that watches `pages` pages. Each page is a separate range, and the page's number is
 /// the cookie.

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
-use regcache::monitor::abi::{Event, HINT, PROTECTION};
 use regcache_tests_vm::{DriverFile, PAGE, Pages, Random};
+use ummunotify_sys::{Event, HINT, PROTECTION};
 
 use crate::order::early_reports_are_repeated;
 use crate::{invalidated_often, last};

@@ -4,8 +4,8 @@
 use std::ptr;
 use std::time::Duration;
 
-use regcache::monitor::abi::PROTECTION;
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
+use ummunotify_sys::PROTECTION;
 
 /// The cookie of the range without the flag PROTECTION.
 const PLAIN: u64 = 0;

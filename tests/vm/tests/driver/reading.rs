@@ -13,8 +13,8 @@ use nix::poll::PollFlags;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use regcache::monitor::abi::{Event, INVAL, LAST};
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
+use ummunotify_sys::{Event, INVAL, LAST};
 
 use crate::{invalidated_once, last, watched};
 

@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use regcache::monitor::abi::PROTECTION;
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
+use ummunotify_sys::PROTECTION;
 
 use crate::{invalidated_often, invalidated_once, last, watched};
 

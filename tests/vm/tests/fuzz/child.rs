@@ -10,8 +10,8 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
 };
-use regcache::monitor::abi::{Register, Register2};
 use regcache_tests_vm::Child;
+use ummunotify_sys::{Register, Register2};
 
 use crate::model::{BASE, PAGE, PAGES};
 use crate::sys::{self, Counter};

@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use regcache::monitor::abi::{self, Event};
+use ummunotify_sys::{self as abi, Event};
 
 use crate::op::{Access, Run};
 

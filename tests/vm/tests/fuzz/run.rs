@@ -4,8 +4,8 @@ use std::fmt::Debug;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use regcache::monitor::abi::{self, Event, Register, Register2};
 use regcache_tests_vm::Child;
+use ummunotify_sys::{self as abi, Event, Register, Register2};
 
 use crate::child::{self, Forked};
 use crate::model::{Arena, BASE, Invalidation, PAGE, PAGES, Span, Watch};

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::Result;
 use nix::errno::Errno;
-use regcache::monitor::abi::{self, Register, Register2};
+use ummunotify_sys::{self as abi, Register, Register2};
 
 use crate::model::PAGE;
 use crate::op::Access;

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use regcache::monitor::abi::{self, Event, Register};
+use ummunotify_sys::{self as abi, Event, Register};
 
 use crate::child::Forked;
 use crate::model::{Arena, Invalidation, PAGE, Span, Watch};

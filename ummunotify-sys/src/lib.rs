@@ -1,6 +1,12 @@
-//! `linux/ummunotify.h` in Rust, for programs that use the driver directly.
+//! `linux/ummunotify.h` in Rust, for programs that use the driver ummunotify directly.
 //!
-//! `kernel/Documentation/ummunotify.rst` defines each call.
+//! The manual page ummunotify(4) describes each call. Most programs should use the crate
+//! `regcache`, whose cache is built on this interface.
+//!
+//! A program opens `/dev/ummunotify` for reading and watches ranges of its own memory. When a
+//! watched range changes, `read` returns an [`Event`] with the range's cookie. The first page of
+//! the file, mapped with `PROT_READ`, begins with a counter that rises before each change.
+#![warn(missing_docs)]
 
 use std::io;
 use std::mem::size_of;

@@ -1,0 +1,32 @@
+#!/bin/sh
+# Uses the installed packages in a virtual machine, as README.Debian says.
+
+fail() {
+	echo "FAILED: $*"
+	exit 1
+}
+
+udevadm control --ping 2>/dev/null || /lib/systemd/systemd-udevd --daemon
+modprobe ummunotify || fail "modprobe ummunotify"
+modprobe -a ib_uverbs rdma_rxe || fail "modprobe rdma_rxe"
+ip link set lo up
+rdma link add rxe0 type rxe netdev lo || fail "rdma link add"
+tries=0
+until grep -qs ACTIVE /sys/class/infiniband/rxe0/ports/1/state &&
+	grep -qs '^0000:0000:0000:0000:0000:ffff:7f00:0001$' /sys/class/infiniband/rxe0/ports/1/gids/1; do
+	tries=$((tries + 1))
+	[ $tries -le 300 ] || fail "rxe0 is not active"
+	sleep 0.1
+done
+udevadm settle --timeout=60
+[ "$(stat -c %a /dev/ummunotify)" = 444 ] || fail "the mode of /dev/ummunotify"
+
+regcache doctor || fail "regcache doctor"
+regcache doctor --json >/tmp/json || fail "regcache doctor --json"
+grep -q '"monitor": *"ummunotify"' /tmp/json || { cat /tmp/json; fail "the monitor is not the driver"; }
+started=$(date +%s)
+regcache repro --rounds 50 >/tmp/said || { cat /tmp/said; fail "regcache repro"; }
+grep '^reuse:' /tmp/said
+echo "regcache repro: $(($(date +%s) - started)) s"
+grep -q '^reuse: device=rxe0 monitor=ummunotify naive_stale=50/50 regcache_stale=0/50$' /tmp/said || fail "stale bytes"
+first && echo "first.c: ok" || fail "first.c"

@@ -1,0 +1,11 @@
+# Installs all packages in the copy of a virtual machine's root, so that DKMS builds the driver for the kernel KERNEL.
+
+index /mnt /tmp/repo
+apt_from /tmp/repo dkms "linux-headers-$KERNEL"
+apt_from /tmp/repo regcache libregcache-dev ummunotify-dkms gcc pkg-config
+# The running kernel is not that of the virtual machine, so the package's script may have built nothing for the latter.
+dkms autoinstall -k "$KERNEL" >/tmp/dkms.log 2>&1 || { cat /tmp/dkms.log; fail "dkms autoinstall"; }
+dkms status | tee /tmp/status
+grep -q "^ummunotify/.*, $KERNEL, .*: installed" /tmp/status || fail "DKMS has not installed the driver"
+cp /usr/share/doc/libregcache-dev/examples/* /tmp
+cc -o /usr/local/bin/first /tmp/first.c $(pkg-config --cflags --libs regcache)
