@@ -50,6 +50,11 @@ fn forked_children_are_refused_and_have_caches_of_their_own() {
 }
 
 #[test]
+fn threads_that_are_cancelled_and_signals_leave_nothing_behind() {
+    runs("endings", &["200"], &["20"]);
+}
+
+#[test]
 fn the_static_library_does_as_well() {
     let program = SITE.program("static");
     let needed = succeeds(Command::new("readelf").arg("-d").arg(&program));
