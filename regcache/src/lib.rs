@@ -99,3 +99,4 @@ pub use monitor::{Cookie, Monitor};
 pub use range::{RangeError, VaRange};
 pub use registrar::{Access, Registrar};
 pub use stats::Stats;
+pub use sys::cancel::Uncancelled;
