@@ -17,7 +17,7 @@ use preload::{SecondDevice, Summary, bounded, run, under_shim};
 const TESTS: &str = "/usr/share/doc/rdma-core/tests";
 
 /// The modules that run without `REGCACHE_PROGRAMS=all`.
-const SOON: &[&str] = &["test_cq_events", "test_mr", "test_pd", "test_shared_pd"];
+const SOON: &[&str] = &["test_mr", "test_pd"];
 
 /// Modules whose tests are for devices that SoftRoCE is not.
 const OTHER_DEVICES: &[&str] = &["test_mlx5", "test_efa", "test_cuda"];
