@@ -17,7 +17,7 @@ use crate::abi::{
 };
 use crate::counts::{COUNTS, add_one};
 use crate::driver::Driver;
-use crate::gate::{CaughtUp, Gate};
+use crate::gate::Gate;
 use crate::notice::notice_once;
 
 pub(crate) struct Cache {
@@ -153,16 +153,16 @@ impl Cache {
         let _ = self.callback.set(handler);
     }
 
-    /// Passes all changes to UCX. Returns `None` if the gate must stay closed.
-    pub(crate) fn catch_up(&self) -> Option<CaughtUp> {
-        add_one(&COUNTS.drains);
-        match self.gate.catch_up(|range| self.unmapped(range)) {
-            Ok(caught_up) => Some(caught_up),
-            Err(error) => {
-                notice_once!("the monitor failed ({error}): UCX registers memory at each transfer");
-                None
-            }
+    /// Makes a lookup that found the gate closed. `real` is UCX's own `ucs_rcache_get`.
+    pub(crate) fn closed_get(&self, real: impl FnOnce() -> Status) -> Status {
+        if self.gate.in_child() {
+            return real();
         }
+        add_one(&COUNTS.closed);
+        let failed = |error: &io::Error| {
+            notice_once!("the monitor failed ({error}): UCX registers memory at each transfer");
+        };
+        self.gate.get(|range| self.unmapped(range), failed, real)
     }
 
     /// Calls UCX's callback for a range.
@@ -223,24 +223,26 @@ unsafe extern "C" fn mem_reg(
         Operations::Before18(ops) => ops.mem_reg,
         Operations::Since18(ops) => ops.mem_reg,
     };
-    let in_child = cache.gate.in_child();
-    if !in_child {
-        // SAFETY: UCX passes a region whose range it has set.
-        let Region { start, end } = unsafe { region.read() };
-        if let Ok(range) = VaRange::new(start as *const u8, end.wrapping_sub(start)) {
-            add_one(&COUNTS.watched);
-            if !cache.gate.watch(range, region.addr() as u64) {
+    // SAFETY: UCX has passed these arguments for its own function.
+    let register = || unsafe { real(cache.context, rcache, arg, region, flags) };
+    // SAFETY: UCX passes a region whose range it has set.
+    let Region { start, end } = unsafe { region.read() };
+    let cookie = region.addr() as u64;
+    match VaRange::new(start as *const u8, end.wrapping_sub(start)) {
+        Ok(range) if !cache.gate.in_child() => {
+            let (is_watched, status) = cache.gate.register(range, cookie, register);
+            add_one(&COUNTS.registered);
+            if !is_watched {
                 add_one(&COUNTS.refused);
             }
+            if status != OK {
+                // UCX does not deregister a region whose registration has failed.
+                cache.gate.unwatch(cookie);
+            }
+            status
         }
+        _ => register(),
     }
-    // SAFETY: UCX has passed these arguments for its own function.
-    let status = unsafe { real(cache.context, rcache, arg, region, flags) };
-    if status != OK && !in_child {
-        // UCX does not deregister a region whose registration has failed.
-        cache.gate.unwatch(region.addr() as u64);
-    }
-    status
 }
 
 unsafe extern "C" fn mem_dereg(context: *mut c_void, rcache: *mut c_void, region: *mut Region) {

@@ -11,13 +11,12 @@ use crate::notice::notice;
 pub(crate) struct Counts {
     /// The caches that this library has served.
     pub(crate) caches: AtomicU64,
-    /// The lookups that found a gate closed.
+    /// The lookups that found a gate closed, and drained the monitor.
     pub(crate) closed: AtomicU64,
-    pub(crate) drains: AtomicU64,
     /// The ranges that were passed to UCX as unmapped.
     pub(crate) reported: AtomicU64,
     /// The regions that were registered.
-    pub(crate) watched: AtomicU64,
+    pub(crate) registered: AtomicU64,
     /// The regions whose ranges the monitor refused to watch.
     pub(crate) refused: AtomicU64,
 }
@@ -25,9 +24,8 @@ pub(crate) struct Counts {
 pub(crate) static COUNTS: Counts = Counts {
     caches: AtomicU64::new(0),
     closed: AtomicU64::new(0),
-    drains: AtomicU64::new(0),
     reported: AtomicU64::new(0),
-    watched: AtomicU64::new(0),
+    registered: AtomicU64::new(0),
     refused: AtomicU64::new(0),
 };
 
@@ -46,12 +44,11 @@ extern "C" fn at_exit() {
         return;
     }
     let line = format!(
-        "pid={} caches={caches} closed={} drains={} reported={} registered={} refused={}",
+        "pid={} caches={caches} closed={} reported={} registered={} refused={}",
         std::process::id(),
         get(&COUNTS.closed),
-        get(&COUNTS.drains),
         get(&COUNTS.reported),
-        get(&COUNTS.watched),
+        get(&COUNTS.registered),
         get(&COUNTS.refused),
     );
     let bytes = value.as_encoded_bytes();

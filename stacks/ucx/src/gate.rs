@@ -17,10 +17,9 @@
 //!
 //! The gate is *open* if `settled` equals the generation of the monitor.
 //!
-//! - `ucs_rcache_get`: if the gate is closed, the thread calls [`catch_up`](Gate::catch_up). This
-//!   drains the monitor, and passes the range of each report to UCX's callback. Then UCX's own
-//!   `ucs_rcache_get` runs. Only after that, [`settle`](Gate::settle) stores the generation that
-//!   the drain returned.
+//! - `ucs_rcache_get`: if the gate is closed, the thread calls [`get`](Gate::get). This drains the
+//!   monitor, and passes the range of each report to UCX's callback. Then it calls UCX's own
+//!   `ucs_rcache_get`. Only after that, it stores the generation that the drain returned.
 //! - libucp's quick lookup: if the gate is closed, the lookup finds nothing. libucp then calls
 //!   `ucs_rcache_get`.
 //! - `mem_reg`: the region is watched before it is registered, and `mem_dereg` deregisters it before
@@ -46,7 +45,7 @@
 //!     callback had been called for U. Then the thread ran `ucs_rcache_get` to its end. That
 //!     function found the queue empty, or it emptied the queue under the lock. So the region was
 //!     removed from the table before the store, and the lookup began to read the table after the
-//!     store. This is why `settle` comes *after* UCX's function: a quick lookup of libucp tests
+//!     store. This is why the store comes *after* UCX's function: a quick lookup of libucp tests
 //!     the queue before it calls the function that this library interposes. If the store came
 //!     earlier, a range could enter the queue between the two steps, and the lookup would return
 //!     the region.
@@ -60,8 +59,8 @@
 //!
 //! The monitor may refuse a range. Then the registration must serve only the lookup that made it.
 //! So the range is recorded as if it had been reported, and the gate is closed. A thread that had
-//! caught up before must not open the gate. So `settle` compares the number of refusals, under the
-//! lock of the table, with the number that `catch_up` has seen.
+//! caught up before must not open the gate. So the thread that stores the generation compares the
+//! number of refusals, under the lock of the table, with the number before its drain.
 //!
 //! # fork
 //!
@@ -105,14 +104,13 @@ struct Table {
 }
 
 /// The result of [`Gate::catch_up`].
-#[derive(Clone, Copy)]
-pub(crate) struct CaughtUp {
+struct CaughtUp {
     generation: u64,
     refusals: u64,
 }
 
 /// The whole address space.
-pub(crate) fn everything() -> Option<VaRange> {
+fn everything() -> Option<VaRange> {
     VaRange::new(std::ptr::null(), usize::MAX).ok()
 }
 
@@ -143,14 +141,32 @@ impl<M: Monitor> Gate<M> {
         self.settled.in_child()
     }
 
+    /// Makes a lookup that found the gate closed. `real` is UCX's own `ucs_rcache_get`, and
+    /// `callback` UCX's callback. `failed` gets the error of the monitor. After an error the gate
+    /// stays closed, so each lookup drops all regions.
+    pub(crate) fn get<R>(
+        &self,
+        callback: impl FnMut(VaRange),
+        failed: impl FnOnce(&io::Error),
+        real: impl FnOnce() -> R,
+    ) -> R {
+        let caught_up = self.catch_up(callback);
+        let result = real();
+        // UCX has emptied its queue even if it returned an error.
+        match caught_up {
+            Ok(caught_up) => self.settle(caught_up),
+            Err(error) => failed(&error),
+        }
+        result
+    }
+
     /// Drains the monitor, and passes each range that may have changed to `callback`. Nothing is
     /// allocated meanwhile.
     ///
     /// # Errors
     ///
-    /// Returns an error if reports may have been lost. Then `callback` gets the whole address space,
-    /// and the gate stays closed.
-    pub(crate) fn catch_up(&self, mut callback: impl FnMut(VaRange)) -> io::Result<CaughtUp> {
+    /// Returns an error if reports may have been lost. Then `callback` gets the whole address space.
+    fn catch_up(&self, mut callback: impl FnMut(VaRange)) -> io::Result<CaughtUp> {
         let _draining = lock(&self.draining);
         let refusals = {
             let mut table = lock(&self.table);
@@ -180,16 +196,26 @@ impl<M: Monitor> Gate<M> {
 
     /// Opens the gate, unless memory has changed since the call of [`catch_up`](Self::catch_up).
     /// The caller has run UCX's `ucs_rcache_get` since that call.
-    pub(crate) fn settle(&self, caught_up: CaughtUp) {
+    fn settle(&self, caught_up: CaughtUp) {
         let table = lock(&self.table);
         if table.refusals == caught_up.refusals {
             self.settled.store(!caught_up.generation, Ordering::Release);
         }
     }
 
-    /// Watches a region before it is registered. Returns false if the range cannot be watched. Then
+    /// Registers a region with `register`. Returns also whether the range is watched. If it is not,
     /// the region serves only the current lookup.
-    pub(crate) fn watch(&self, range: VaRange, cookie: u64) -> bool {
+    pub(crate) fn register<R>(
+        &self,
+        range: VaRange,
+        cookie: u64,
+        register: impl FnOnce() -> R,
+    ) -> (bool, R) {
+        let is_watched = self.watch(range, cookie);
+        (is_watched, register())
+    }
+
+    fn watch(&self, range: VaRange, cookie: u64) -> bool {
         // UCX may have freed an earlier region at this address without `mem_dereg`.
         self.unwatch(cookie);
         lock(&self.table).watched.insert(cookie, range);

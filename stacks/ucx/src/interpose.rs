@@ -255,7 +255,7 @@ macro_rules! checked_get {
             // SAFETY: UCX has passed these arguments for its own function.
             let real = || unsafe { real(rcache, $($argument),*) };
             match registry::by_rcache(rcache.addr()) {
-                Some(cache) if !cache.gate.is_open() => closed_get(cache, real),
+                Some(cache) if !cache.gate.is_open() => cache.closed_get(real),
                 _ => real(),
             }
         }
@@ -264,21 +264,6 @@ macro_rules! checked_get {
 
 checked_get! { checked_get_before_17 searched_get_before_17 as GetBefore17 (b c d e f) }
 checked_get! { checked_get searched_get as Get (b c d e f g) }
-
-#[cold]
-fn closed_get(cache: &Cache, real: impl FnOnce() -> Status) -> Status {
-    if cache.gate.in_child() {
-        return real();
-    }
-    add_one(&COUNTS.closed);
-    let caught_up = cache.catch_up();
-    let status = real();
-    // UCX empties its queue even if it then fails.
-    if let Some(caught_up) = caught_up {
-        cache.gate.settle(caught_up);
-    }
-    status
-}
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ucs_pgtable_init(

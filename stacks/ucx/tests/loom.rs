@@ -154,9 +154,9 @@ impl FakeUcx {
         if let Some(region) = *table {
             return region;
         }
-        self.gate.watch(range(), COOKIE);
         // The kernel pins the pages that are there now. A load could return an older value.
-        let region = self.memory.fetch_add(0, Ordering::AcqRel);
+        let pin = || self.memory.fetch_add(0, Ordering::AcqRel);
+        let (_, region) = self.gate.register(range(), COOKIE, pin);
         *table = Some(region);
         region
     }
@@ -166,10 +166,9 @@ impl FakeUcx {
         if self.gate.is_open() {
             return self.ucs_rcache_get();
         }
-        let caught_up = self.gate.catch_up(|_| self.callback()).unwrap();
-        let region = self.ucs_rcache_get();
-        self.gate.settle(caught_up);
-        region
+        let failed = |_: &io::Error| unreachable!();
+        self.gate
+            .get(|_| self.callback(), failed, || self.ucs_rcache_get())
     }
 
     /// A lookup by libucp, whose quick lookup calls the interposed `ucs_pgtable_lookup`. libucp

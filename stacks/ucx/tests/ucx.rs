@@ -168,7 +168,6 @@ fn the_summary_counts_lookups_and_registrations() {
     for count in [
         "caches=1",
         "closed=99",
-        "drains=99",
         "reported=99",
         "registered=100",
         "refused=0",
