@@ -17,6 +17,7 @@ mod lock;
 mod matrix;
 mod model;
 mod mutants;
+mod mutants_here;
 mod project;
 mod rootfs;
 mod sandbox;
@@ -119,10 +120,10 @@ enum Xtask {
         #[command(flatten)]
         amount: bench::Amount,
     },
-    /// Break the driver on purpose, and check that the tests notice
+    /// Break the driver and the libraries of the stacks on purpose, and check that the tests notice
     ///
     /// Each patch in tests/mutants breaks one claim of the driver, and names the tests that must
-    /// fail. The command applies one patch after the other and runs these tests in a virtual
+    /// fail. Those in tests/mutants/stacks break libraries, whose tests run on this machine. The command applies one patch after the other and runs these tests in a virtual
     /// machine. It fails if one of these tests passes.
     Mutants {
         /// Use only the mutants whose names contain one of these words
