@@ -271,7 +271,7 @@ pub(crate) fn mirror(from: &Path, to: &Path) -> Result<(), Error> {
         } else {
             let content = fs::read(&source).at(&source)?;
             if fs::read(&copy).ok().as_ref() != Some(&content) {
-                fs::write(&copy, &content).at(&copy)?;
+                fs::copy(&source, &copy).at(&copy)?;
             }
         }
         there.insert(name);

@@ -124,11 +124,11 @@ enum Xtask {
         #[command(flatten)]
         amount: bench::Amount,
     },
-    /// Break the driver on purpose, and check that the tests notice
+    /// Break the driver and the shim on purpose, and check that the tests notice
     ///
-    /// Each patch in tests/mutants breaks one claim of the driver, and names the tests that must
-    /// fail. The command applies one patch after the other and runs these tests in a virtual
-    /// machine. It fails if one of these tests passes.
+    /// Each patch in tests/mutants breaks one claim of the driver or of the shim, and names the
+    /// tests that must fail. The command applies one patch after the other and runs these tests in
+    /// a virtual machine. It fails if one of these tests passes.
     Mutants {
         /// Use only the mutants whose names contain one of these words
         names: Vec<String>,

@@ -1,14 +1,15 @@
-//! Breaks one claim of the driver after the other on purpose, and checks that tests fail. A mutant
-//! is a driver with one broken claim.
+//! Breaks one claim of the driver or of the shim after the other on purpose, and checks that tests
+//! fail. A mutant is a driver or a shim with one broken claim.
 //!
-//! Each `tests/mutants/NAME.patch` changes `kernel/`. The header of a patch has three parts:
+//! Each `tests/mutants/NAME.patch` changes either `kernel/` or the sources of the shim. The header
+//! of a patch has three parts:
 //!
 //! - one or more sentences that describe the broken claim;
 //! - a line `Suite:` with the test target;
 //! - a line `Fails:` for each test that must fail.
 //!
-//! The mutants are built on this machine. A virtual machine loads one mutant after the other in
-//! place of the driver. If a mutant crashes the virtual machine, the mutant counts as noticed.
+//! The mutants are built on this machine. A virtual machine uses one mutant after the other in place
+//! of the driver or the shim. If a mutant crashes the virtual machine, the mutant counts as noticed.
 //! Another virtual machine then tests the remaining mutants.
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use std::process::Command;
 use crate::cmd;
 use crate::error::{AtPath, Error};
 use crate::kernel;
-use crate::project::Project;
+use crate::project::{Project, cargo};
 use crate::setup;
 use crate::tee::Tee;
 use crate::test;
@@ -29,7 +30,26 @@ use crate::vm;
 /// The time limit of one mutant's tests, in seconds.
 const LIMIT: u64 = 180;
 
+/// The part of the project that a mutant replaces. Mutants of the shim need the driver, so they are
+/// tested before mutants of the driver.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Shim,
+    Driver,
+}
+
+impl Part {
+    /// Returns the file name of a mutant of this part.
+    fn file(self, name: &str) -> String {
+        match self {
+            Self::Shim => format!("{name}.so"),
+            Self::Driver => format!("{name}.ko"),
+        }
+    }
+}
+
 struct Mutant {
+    part: Part,
     name: String,
     patch: PathBuf,
     suite: String,
@@ -47,7 +67,10 @@ pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
     let kernel = kernel::newest()?;
     for mutant in &mutants {
         eprintln!("xtask: building {}", mutant.name);
-        build(project, &kernel, mutant, &dir)?;
+        match mutant.part {
+            Part::Shim => build_shim(project, mutant, &dir)?,
+            Part::Driver => build_driver(project, &kernel, mutant, &dir)?,
+        }
     }
 
     let suites = test::executables(project)?;
@@ -100,18 +123,24 @@ fn read_all(dir: &Path) -> Result<Vec<Mutant>, Error> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
+        let part = if text.contains("\n+++ b/kernel/") {
+            Part::Driver
+        } else {
+            Part::Shim
+        };
         mutants.push(Mutant {
+            part,
             name,
             patch,
             suite,
             fails,
         });
     }
-    mutants.sort_by(|a, b| a.name.cmp(&b.name));
+    mutants.sort_by(|a, b| (a.part, &a.name).cmp(&(b.part, &b.name)));
     Ok(mutants)
 }
 
-fn build(
+fn build_driver(
     project: &Project,
     kernel: &kernel::Kernel,
     mutant: &Mutant,
@@ -119,13 +148,46 @@ fn build(
 ) -> Result<(), Error> {
     let sources = dir.join(&mutant.name);
     kernel::mirror(&project.root.join("kernel"), &sources)?;
+    patch(mutant, &sources, "-p2")?;
+    kernel::build_driver_in(&sources, kernel, &dir.join(mutant.part.file(&mutant.name)))
+}
+
+/// Builds a mutant of the shim from a copy of the workspace. All of these mutants use one copy and
+/// one target directory, so that only changed crates are built again.
+fn build_shim(project: &Project, mutant: &Mutant, dir: &Path) -> Result<(), Error> {
+    let sources = dir.join("workspace");
+    let target = dir.join("target");
+    fs::create_dir_all(&sources).at(&sources)?;
+    for entry in fs::read_dir(&project.root).at(&project.root)? {
+        let entry = entry.at(&project.root)?;
+        let (from, name) = (entry.path(), entry.file_name());
+        if from.is_dir() && from != project.target && !name.to_string_lossy().starts_with('.') {
+            kernel::mirror(&from, &sources.join(name))?;
+        } else if name == "Cargo.toml" || name == "Cargo.lock" {
+            let to = sources.join(name);
+            fs::copy(&from, &to).at(&to)?;
+        }
+    }
+    patch(mutant, &sources, "-p1")?;
+    let mut build = cargo();
+    build
+        .args(["build", "--package", "regcache-preload", "--manifest-path"])
+        .arg(sources.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&target);
+    cmd::run(&mut build)?;
+    let to = dir.join(mutant.part.file(&mutant.name));
+    fs::copy(target.join("debug/librcpreload.so"), &to).at(&to)?;
+    Ok(())
+}
+
+fn patch(mutant: &Mutant, sources: &Path, strip: &str) -> Result<(), Error> {
     let mut patch = Command::new("patch");
     patch
-        .args(["--quiet", "--force", "--no-backup-if-mismatch", "-p2", "-d"])
-        .arg(&sources);
+        .args(["--quiet", "--force", "--no-backup-if-mismatch", strip, "-d"])
+        .arg(sources);
     patch.arg("-i").arg(&mutant.patch);
-    cmd::run(&mut patch)?;
-    kernel::build_driver_in(&sources, kernel, &dir.join(format!("{}.ko", mutant.name)))
+    cmd::run(&mut patch)
 }
 
 fn begin(mutant: &Mutant) -> String {
@@ -134,15 +196,24 @@ fn begin(mutant: &Mutant) -> String {
 
 const END: &str = "===== end ";
 
+/// The variable by which the shim's tests take another shim.
+const SHIM_VARIABLE: &str = "REGCACHE_TEST_SHIM";
+
+/// A shell command that unloads the driver, or the mutant in its place. Nothing else is done if no
+/// module is loaded.
+const UNLOAD: &str = "if grep -q '^ummunotify ' /proc/modules; then \
+                      rmmod ummunotify || { sleep 2; rmmod ummunotify; } || exit 1; fi";
+
 fn test_in_vm(
     project: &Project,
     mutants: &[Mutant],
     dir: &Path,
     suites: &BTreeMap<String, PathBuf>,
 ) -> Result<String, Error> {
-    let mut script = String::from("rmmod ummunotify || exit 1\n");
+    let mut script = String::new();
     for mutant in mutants {
-        let module = dir.join(format!("{}.ko", mutant.name));
+        let file = dir.join(mutant.part.file(&mutant.name));
+        let file = cmd::shell_quote(&file.to_string_lossy());
         let suite = suites.get(&mutant.suite).ok_or_else(|| {
             Error::SetUp(format!(
                 "the mutant {}: there is no suite {}. Correct the line Suite: of this mutant",
@@ -154,14 +225,25 @@ fn test_in_vm(
             .iter()
             .map(|test| cmd::shell_quote(test))
             .collect();
+        let (before, environment, after) = match mutant.part {
+            Part::Shim => (
+                String::new(),
+                format!("{SHIM_VARIABLE}={file}"),
+                String::new(),
+            ),
+            Part::Driver => (
+                format!("{UNLOAD}; insmod {file} || exit 1"),
+                String::new(),
+                UNLOAD.to_owned(),
+            ),
+        };
         script += &format!(
             "printf '\\n%s' {begin}\n\
-             insmod {module} || exit 1\n\
-             (cd {package} && timeout -k 5 {LIMIT} {suite} --exact {tests} 2>&1)\n\
+             {before}\n\
+             (cd {package} && {environment} timeout -k 5 {LIMIT} {suite} --exact {tests} 2>&1)\n\
              printf '\\n%s\\n' \"{END}$?\"\n\
-             rmmod ummunotify || {{ sleep 2; rmmod ummunotify; }} || exit 1\n",
+             {after}\n",
             begin = cmd::shell_quote(&begin(mutant)),
-            module = cmd::shell_quote(&module.to_string_lossy()),
             package = cmd::shell_quote(&project.root.join("tests/vm").to_string_lossy()),
             suite = cmd::shell_quote(&suite.to_string_lossy()),
             tests = tests.join(" "),

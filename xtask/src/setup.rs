@@ -50,7 +50,13 @@ pub(crate) const BUILD: &[&str] = &[
 
 /// The packages of programs that the tests run in the virtual machine: Debian's verbs programs and
 /// memcheck. memcheck also needs the symbols of libc.
-pub(crate) const PROGRAMS: &[&str] = &["libc6-dbg", "perftest", "rdmacm-utils", "valgrind"];
+pub(crate) const PROGRAMS: &[&str] = &[
+    "libc6-dbg",
+    "perftest",
+    "python3-pyverbs",
+    "rdmacm-utils",
+    "valgrind",
+];
 
 /// The release of virtme-ng with which `guest.sh` was tested.
 const VIRTME_NG: &str = "1.42";
