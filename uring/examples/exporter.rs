@@ -16,7 +16,10 @@ use memmap2::MmapMut;
 use regcache::{Cache, Stats};
 use regcache_uring::{FileIo, UringRegistrar};
 
-fn main() -> Result<(), Box<dyn Error>> {
+/// The result of the program and of its thread.
+type Done = Result<(), Box<dyn Error + Send + Sync>>;
+
+fn main() -> Done {
     let address = std::env::args().nth(1);
     let listener = TcpListener::bind(address.as_deref().unwrap_or("127.0.0.1:9473"))?;
     println!("http://{}/metrics", listener.local_addr()?);
@@ -36,10 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// Transfers data as a program would: most buffers are used several times and then unmapped.
-fn transfer(
-    io: &FileIo,
-    cache: &Cache<UringRegistrar>,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
+fn transfer(io: &FileIo, cache: &Cache<UringRegistrar>) -> Done {
     let (reader, writer) = io::pipe()?;
     let mut sink = vec![0; 4096];
     loop {

@@ -1,5 +1,4 @@
 //! Runs the example of an exporter, and checks the dashboard that comes with it.
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -58,10 +58,10 @@ fn picture(said: &str) -> Option<String> {
     let frames: Vec<_> = said.trim_end().split("\n\n").collect();
     let columns: usize = COLUMNS.iter().sum();
     let lines = frames.first()?.lines().count();
-    let is_table = |frame: &&str| {
+    let is_table = |frame: &str| {
         frame.lines().count() == lines && frame.lines().all(|line| line.chars().count() == columns)
     };
-    if !frames.iter().all(|frame| is_table(&frame)) {
+    if !frames.iter().all(|frame| is_table(frame)) {
         return None;
     }
     let (width, height) = (
