@@ -128,6 +128,54 @@ fn lookups_without_the_shim_find_libibverbs() {
     looks_up(bounded(lookup()), "");
 }
 
+/// Compiles a program or a library of tests/c with these arguments.
+fn compile(source: &str, to: &str, arguments: &[&str]) -> PathBuf {
+    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(to);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/c")
+        .join(source);
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]);
+    let built = gcc.arg(&to).arg(source).args(arguments).output().unwrap();
+    assert!(
+        built.status.success(),
+        "{}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    to
+}
+
+fn starts(mut command: Command) {
+    let ran = command.output().unwrap();
+    assert!(ran.status.success(), "{command:?}: {ran:?}");
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "started\n");
+    assert_eq!(String::from_utf8_lossy(&ran.stderr), "");
+}
+
+#[test]
+fn programs_with_sanitizers_start() {
+    let thread = compile("starts.c", "starts-thread", &["-fsanitize=thread", "-ldl"]);
+    starts(preloading(&[shim()], thread));
+    // AddressSanitizer refuses to start if another library is before it.
+    let address = compile(
+        "starts.c",
+        "starts-address",
+        &["-fsanitize=address", "-ldl"],
+    );
+    let mut gcc = Command::new("gcc");
+    let library = gcc.arg("-print-file-name=libasan.so").output().unwrap();
+    let library = PathBuf::from(String::from_utf8(library.stdout).unwrap().trim());
+    starts(preloading(&[library, shim()], address));
+}
+
+#[test]
+fn programs_start_beside_a_library_that_stands_before_dlsym() {
+    let program = compile("starts.c", "starts", &["-ldl"]);
+    let wrapper = compile("wrapper.c", "libwrapper.so", &["-shared", "-fPIC", "-ldl"]);
+    starts(preloading(&[shim(), wrapper.clone()], &program));
+    starts(preloading(&[wrapper, shim()], &program));
+}
+
 #[test]
 fn programs_that_register_nothing_are_told_nothing() {
     for value in ["keep", "nonsense"] {
