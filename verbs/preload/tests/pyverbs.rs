@@ -12,7 +12,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use preload::{SecondDevice, Summary, bounded, run, under_shim};
+use preload::{Summary, bounded, run, under_shim};
+use regcache_test_support::SecondDevice;
 
 const TESTS: &str = "/usr/share/doc/rdma-core/tests";
 
