@@ -23,6 +23,7 @@ pub(crate) const OVER_UCX: Stack = Stack {
         "^openib",
     ],
     program: "mpi",
+    cost: None,
     environment: &[
         AS_ROOT[0],
         AS_ROOT[1],

@@ -10,6 +10,7 @@ pub(crate) const UCX: Stack = Stack {
     package: "libucx0",
     launcher: &[],
     program: "ucx",
+    cost: None,
     environment: ENVIRONMENT,
     device: Device::Loopback,
     monitors: &[
