@@ -12,7 +12,8 @@
 use std::cell::UnsafeCell;
 use std::ffi::c_int;
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use regcache::internal::{Owner, Wake, Work, Worker};
 use regcache::monitor::{OpenError, Ummunotify};
@@ -57,27 +58,30 @@ unsafe impl Send for Imported {}
 // SAFETY: as above.
 unsafe impl Sync for Imported {}
 
-static PROCESS: OnceLock<Process> = OnceLock::new();
+/// The state, once libfabric has imported the monitor. It is never dropped.
+static PROCESS: AtomicPtr<Process> = AtomicPtr::new(ptr::null_mut());
 
 impl Process {
-    /// Returns the state, if libfabric has imported the monitor or is importing it.
+    /// Returns the state, if libfabric has imported the monitor.
     #[inline]
     pub(crate) fn get() -> Option<&'static Self> {
-        PROCESS.get()
+        // SAFETY: the pointer is null, or points to a state that is never dropped.
+        unsafe { PROCESS.load(Ordering::Acquire).as_ref() }
     }
 
-    /// Imports the monitor into the libfabric that is initialising. If libfabric keeps its own
-    /// monitor although the user did not ask for it, the user gets one line that says why.
+    /// Imports the monitor into the libfabric that is initialising, at the first call. If libfabric
+    /// keeps its own monitor although the user did not ask for it, the user gets one line that says
+    /// why.
     pub(crate) fn import() {
-        if PROCESS.get().is_some() {
-            return;
-        }
-        if let Err(why) = Self::try_import() {
-            notice(format_args!(
-                "{why}. libfabric keeps its own memory monitor, which does not detect every change \
-                 of memory (FI_MR_CACHE_MAX_COUNT=0 switches its cache off)"
-            ));
-        }
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            if let Err(why) = Self::try_import() {
+                notice(format_args!(
+                    "{why}. libfabric keeps its own memory monitor, which does not detect every \
+                     change of memory (FI_MR_CACHE_MAX_COUNT=0 switches its cache off)"
+                ));
+            }
+        });
     }
 
     fn try_import() -> Result<(), String> {
@@ -102,7 +106,7 @@ impl Process {
         };
         let watches = Watches::new(driver, ends)
             .map_err(|error| format!("no page can be mapped that fork empties: {error}"))?;
-        let process = PROCESS.get_or_init(|| Self {
+        let process = Box::new(Self {
             watches,
             monitor: Imported(UnsafeCell::new(MemMonitor {
                 fid: Fid {
@@ -115,10 +119,14 @@ impl Process {
             })),
             running: Mutex::default(),
         });
-        // SAFETY: the state is never dropped, and the functions are never unloaded, because this
-        // library is linked with `-z nodelete`.
+        // SAFETY: if the import succeeds, the state is never dropped. The functions are never
+        // unloaded, because this library is linked with `-z nodelete`. If the import fails,
+        // libfabric does not keep the pointer.
         match unsafe { libfabric.import(process.monitor.0.get()) } {
-            0 => Ok(()),
+            0 => {
+                PROCESS.store(Box::into_raw(process), Ordering::Release);
+                Ok(())
+            }
             error if error == -EBUSY => Err(
                 "libfabric has another memory monitor that was imported, or that is in use"
                     .to_owned(),
@@ -190,12 +198,9 @@ impl Process {
         drop(running);
         // libfabric destroys the lock that a notification takes. So the thread ends first.
         drop(thread);
-        let monitor = self.monitor.0.get();
-        // SAFETY: only the import writes to the structure, and it is over.
-        let is_imported = unsafe { !(*monitor).fid.ops.is_null() };
-        if domains == 0 && is_imported {
+        if domains == 0 {
             // SAFETY: libfabric has imported the monitor, and no domain is open.
-            unsafe { libfabric::close(monitor) };
+            unsafe { libfabric::close(self.monitor.0.get()) };
         }
     }
 

@@ -330,14 +330,25 @@ fn random_steps_never_use_a_stale_registration() {
         };
         for step in 0..steps {
             let (domain, range) = (next(2), range(next(4)));
-            let note = &mut notes[next(2)];
-            match next(8) {
+            let [here, there] = &mut notes;
+            let (note, other) = match next(2) {
+                0 => (here, there),
+                _ => (there, here),
+            };
+            match next(9) {
                 0 | 1 => libfabric.change(range),
                 2 => libfabric.notify(),
                 3 => libfabric.watches.begin(range, note),
                 4 if libfabric.is_cached(domain, range) => libfabric.evict(domain, range),
                 5 => {
                     let used = libfabric.register_while(domain, range, note, |it| it.change(range));
+                    assert!(used, "{ends:?}, step {step}");
+                }
+                // Two threads register the range at the same time, and it changes meanwhile.
+                6 => {
+                    let used = libfabric.register_while(domain, range, note, |it| {
+                        it.register_while(1 - domain, range, other, |it| it.change(range));
+                    });
                     assert!(used, "{ends:?}, step {step}");
                 }
                 _ => assert!(

@@ -91,6 +91,8 @@ int main(int argc, char **argv)
 	buffer_open(&buffer, change_of(argv[1]), LENGTH);
 	open_endpoint();
 	sink = map(NULL, LENGTH);
+	counted[0] = buffer.at;
+	counted[1] = sink;
 	for (long i = 0; i < messages; i++, sent++) {
 		if (i % 2 == 0 && i > 0 && buffer.change == WINDOW) {
 			/* The program is at fault for this message, because the buffer changes while it is sent. */

@@ -170,11 +170,14 @@ static inline void buffer_change(struct buffer *buffer)
 		unmap_raw(at, buffer->len);
 		break;
 	case THREADS:
-		/* This thread has the address as soon as the kernel gives it away, which is before munmap() returns. */
+		/*
+		 * This thread has the address as soon as the kernel gives it away. That is before munmap() returns in
+		 * the other thread, for which this thread does not wait.
+		 */
+		while (atomic_load(&buffer->todo))
+			;
 		atomic_store(&buffer->todo, at);
 		while (!map(at, buffer->len))
-			;
-		while (atomic_load(&buffer->todo))
 			;
 		return;
 	case TRUNCATE:
