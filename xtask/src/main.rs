@@ -126,13 +126,12 @@ enum Xtask {
         #[command(flatten)]
         amount: bench::Amount,
     },
-    /// Break the driver, the shim and the libraries of the stacks on purpose, and check that the
-    /// tests notice
+    /// Break the driver, the shim and the libraries of the stacks, and check that the tests notice
     ///
-    /// Each patch in tests/mutants breaks one claim of the driver or of the shim, and names the
-    /// tests that must fail. The command applies one patch after the other and runs these tests in
-    /// a virtual machine. The patches in tests/mutants/stacks break libraries whose tests run on
-    /// this machine. The command fails if one of these tests passes.
+    /// Each patch in tests/mutants breaks one claim, and names the tests that must fail. The
+    /// command applies one patch after the other and runs these tests in a virtual machine. The
+    /// tests of the patches in tests/mutants/stacks run on this machine. The command fails if one
+    /// of these tests passes.
     Mutants {
         /// Use only the mutants whose names contain one of these words
         names: Vec<String>,

@@ -1,6 +1,6 @@
 /*
- * Counts the registrations that a stack asks of libibverbs. The stack may have loaded libibverbs with RTLD_LOCAL.
- * Include this file once in a program that is linked with -rdynamic.
+ * Counts the registrations that a stack asks of libibverbs. The stack may have loaded libibverbs
+ * with RTLD_LOCAL. Include this file once in a program that is linked with -rdynamic.
  */
 #include <dlfcn.h>
 

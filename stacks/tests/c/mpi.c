@@ -1,6 +1,7 @@
 /*
- * mpi CHANGE MESSAGES: each rank of an MPI program sends messages to the next rank, which compares every byte. The
- * buffer of a sender changes after every second message. Rank 0 prints the sum of all ranks.
+ * mpi CHANGE MESSAGES: each rank of an MPI program sends messages to the next rank, which compares
+ * every byte. The buffer of a sender changes after every second message. Rank 0 prints the sum of
+ * all ranks.
  */
 #include "memory.h"
 

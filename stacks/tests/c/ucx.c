@@ -1,10 +1,10 @@
 /*
- * ucx CHANGE MESSAGES: one worker sends messages to another over UCX's transports for RDMA, and compares every byte.
- * The buffer of the sender changes after every second message, so that the second message finds the buffer in UCX's
- * cache.
+ * ucx CHANGE MESSAGES: one worker sends messages to another over UCX's transports for RDMA, and
+ * compares every byte. The buffer of the sender changes after every second message, so that the
+ * second message finds the buffer in UCX's cache.
  *
- * UCX_PROGRAM=many sends through several contexts and threads instead. Each thread also has buffers of other sizes, and
- * a buffer that it has mapped with ucp_mem_map().
+ * UCX_PROGRAM=many sends through several contexts and threads instead. Each thread also has buffers
+ * of other sizes, and a buffer that it has mapped with ucp_mem_map().
  */
 #include "memory.h"
 
@@ -133,7 +133,9 @@ static void *send_many(void *argument)
 			len = LENGTH;
 		else
 			at = map(NULL, len);
-		/* The same buffer is sent twice, so that the second message finds it in the cache. */
+		/*
+		 * The same buffer is sent twice, so that the second message finds it in the cache.
+		 */
 		for (int twice = 0; twice < 2; twice++) {
 			memset(at, byte, len);
 			memset(sink, 0, len);

@@ -22,8 +22,8 @@
 //!   `ucs_rcache_get`. Only after that, it stores the generation that the drain returned.
 //! - libucp's quick lookup: if the gate is closed, the lookup finds nothing. libucp then calls
 //!   `ucs_rcache_get`.
-//! - `mem_reg`: the region is watched before it is registered, and `mem_dereg` deregisters it before
-//!   the watch ends.
+//! - `mem_reg`: the region is watched before it is registered, and `mem_dereg` deregisters it
+//!   before the watch ends.
 //!
 //! # Why no lookup returns a stale registration
 //!
@@ -165,7 +165,8 @@ impl<M: Monitor> Gate<M> {
     ///
     /// # Errors
     ///
-    /// Returns an error if reports may have been lost. Then `callback` gets the whole address space.
+    /// Returns an error if reports may have been lost. Then `callback` gets the whole address
+    /// space.
     fn catch_up(&self, mut callback: impl FnMut(VaRange)) -> io::Result<CaughtUp> {
         let _draining = lock(&self.draining);
         let refusals = {

@@ -96,8 +96,8 @@ pub(crate) unsafe extern "C" fn ucs_rcache_create(
         return theirs();
     };
     CREATING.set(Some(Seen::default()));
-    // SAFETY: as above. The changed parameters point to the operations and the context, which are in
-    // `cache`.
+    // SAFETY: as above. The changed parameters point to the operations and the context, which are
+    // in `cache`.
     let status = unsafe { create(changed.as_ptr(), name, stats, rcache_p) };
     let seen = CREATING.take().unwrap_or_default();
     if status != OK {

@@ -1,9 +1,10 @@
 //! Finds the description of a cache by the address of UCX's cache, or of the cache's table.
 //!
-//! Each lookup of a program searches here, so a search takes no lock and makes a few loads. An entry
-//! is published by its keys: a thread that reads a key with acquire ordering sees the description
-//! that was stored before. No thread looks an address up before UCX has returned it, or after UCX
-//! has begun to destroy the cache. So an entry that is found is not removed during its use.
+//! Each lookup of a program searches here, so a search takes no lock and makes a few loads. An
+//! entry is published by its keys: a thread that reads a key with acquire ordering sees the
+//! description that was stored before. No thread looks an address up before UCX has returned it, or
+//! after UCX has begun to destroy the cache. So an entry that is found is not removed during its
+//! use.
 //!
 //! The arrays also hold the entries of a parent process, in a forked child. The caches of the
 //! parent are at the same addresses in the child, and their gates are closed there.
@@ -81,7 +82,8 @@ fn first_is_open(keys: &[AtomicUsize; MAX], key: usize) -> bool {
     cache.gate.is_open()
 }
 
-/// Returns true if the cache is the first entry, and its gate is open. Most programs have one cache.
+/// Returns true if the cache is the first entry, and its gate is open. Most programs have one
+/// cache.
 #[inline]
 pub(crate) fn first_is_open_by_rcache(rcache: usize) -> bool {
     first_is_open(&RCACHES, rcache)

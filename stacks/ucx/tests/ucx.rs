@@ -83,8 +83,8 @@ fn caches_beyond_the_limit_keep_ucxs_monitor_with_one_notice() {
     assert!(said.contains("too many caches"), "{said}");
 }
 
-/// Runs a test of `traps.c` that UCX's own monitor passes, after a command of the shell. Checks that
-/// the library says once why it does nothing.
+/// Runs a test of `traps.c` that UCX's own monitor passes, after a command of the shell. Checks
+/// that the library says once why it does nothing.
 fn stands_back(prepare: &str, run: &str, expected: &str) {
     let mut traps = traps("works");
     traps.env("REGCACHE_SUMMARY", "1");

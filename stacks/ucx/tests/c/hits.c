@@ -1,6 +1,7 @@
 /*
- * hits TIMES: looks cached memory up and gives it back, TIMES times, in UCX's registration cache. Prints the median time
- * of such a pair in nanoseconds. The second argument, if there is one, is the number of regions in the cache.
+ * hits TIMES: looks cached memory up and gives it back, TIMES times, in UCX's registration cache.
+ * Prints the median time of such a pair in nanoseconds. The second argument, if there is one, is
+ * the number of regions in the cache.
  */
 #define _GNU_SOURCE
 #include <err.h>

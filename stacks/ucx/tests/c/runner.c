@@ -1,4 +1,7 @@
-/* runner LIBRARY TEST: loads the library with RTLD_LOCAL, as Open MPI loads its components, and runs a test in it. */
+/*
+ * runner LIBRARY TEST: loads the library with RTLD_LOCAL, as Open MPI loads its components, and
+ * runs a test in it.
+ */
 #include <dlfcn.h>
 #include <err.h>
 

@@ -1,8 +1,8 @@
 /*
  * Uses UCX's registration cache as UCX's own transports do, with registrations that need no device.
  *
- * A registration copies the first word of its memory. Each new mapping has a word of its own there. So a registration is
- * stale if its word differs from the word in memory.
+ * A registration copies the first word of its memory. Each new mapping has a word of its own there.
+ * So a registration is stale if its word differs from the word in memory.
  *
  * runner.c loads this library with RTLD_LOCAL, as Open MPI loads its components.
  */
@@ -311,7 +311,10 @@ static void a_failed_registration_is_reported_and_may_be_repeated(void)
 	close_device(&device);
 }
 
-/* Returns the address of memory that the kernel maps by page numbers, so that it reports no changes there. */
+/*
+ * Returns the address of memory that the kernel maps by page numbers, so that it reports no changes
+ * there.
+ */
 static void *unreported(void)
 {
 	char line[256];
@@ -407,7 +410,9 @@ static void more_caches_than_there_is_room_for_work(void)
 		open_device(&devices[i], -1);
 	for (int i = 0; i < MANY; i++)
 		CHECK(lookup(&devices[i], memory));
-	/* The caches without a monitor of ours have UCX's own monitor, which sees libc's functions. */
+	/*
+	 * The caches without a monitor of ours have UCX's own monitor, which sees libc's functions.
+	 */
 	CHECK(!munmap(memory, LENGTH));
 	CHECK(map(memory) == memory);
 	for (int i = 0; i < MANY; i++)
@@ -446,9 +451,10 @@ static void use_inherited(void *arg)
 	ucs_rcache_destroy(device->rcache);
 }
 
-static void only_open(void *arg)
+static void use_own(void *arg)
 {
 	(void)arg;
+	changed_memory_is_registered_again();
 }
 
 static void a_forked_child_has_caches_of_its_own(void)
@@ -458,7 +464,7 @@ static void a_forked_child_has_caches_of_its_own(void)
 	open_device(&device, -1);
 	for (int i = 0; i < 5; i++) {
 		CHECK(lookup(&device, memory));
-		CHECK(in_child(i % 2 ? use_inherited : only_open, &device) == 0);
+		CHECK(in_child(i % 2 ? use_inherited : use_own, &device) == 0);
 		/* The child has not taken the parent's watches or reports away. */
 		change(memory);
 		CHECK(lookup(&device, memory));
@@ -469,10 +475,13 @@ static void a_forked_child_has_caches_of_its_own(void)
 
 static atomic_int forks_left;
 
+/*
+ * A child may not use the cache of its parent here: a thread of the parent may hold a lock of UCX.
+ */
 static void *forker(void *arg)
 {
 	while (forks_left-- > 0)
-		CHECK(in_child(use_inherited, arg) == 0);
+		CHECK(in_child(use_own, arg) == 0);
 	return NULL;
 }
 
@@ -506,7 +515,10 @@ static void a_fork_while_other_threads_look_up_does_not_hang(void)
 	close_device(&device);
 }
 
-/* Threads that look up, change and unmap memory of their own and of others, in two caches that evict. */
+/*
+ * Threads that look up, change and unmap memory of their own and of others, in two caches that
+ * evict.
+ */
 static struct device shared[2];
 static atomic_int stale;
 

@@ -1,5 +1,5 @@
 //! Runs programs under the shim, and reads what the shim prints.
-#![allow(dead_code, reason = "each suite uses a part")]
+#![allow(dead_code, unused_imports, reason = "each suite uses a part")]
 
 use std::collections::BTreeMap;
 use std::env;
