@@ -22,7 +22,7 @@ use crate::settings::Settings;
 const GRACE: Duration = Duration::from_secs(30);
 
 /// The number of times that `Domain::give_up_idle_now` waits for other threads.
-const BRIEFLY: u32 = 10_000;
+const BRIEFLY: u32 = 1000;
 
 /// A protection domain in which the program has registered memory.
 pub(crate) struct Domain {
