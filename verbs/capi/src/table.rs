@@ -137,8 +137,8 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
         action(unsafe { &*slot.object.load(Ordering::Relaxed) })
     }
 
-    /// Calls `action` with each object and its handle, as [`with`](Self::with) does. Objects that are
-    /// entered or destroyed meanwhile may be left out.
+    /// Calls `action` with each object and its handle, as [`with`](Self::with) does. Objects that
+    /// are entered or destroyed meanwhile may be left out.
     pub(crate) fn each(&self, thread: &ThreadRecord, action: impl Fn(u64, &T)) {
         for slot in &self.slots {
             let word = slot.word.load(Ordering::Relaxed);

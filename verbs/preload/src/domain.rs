@@ -236,8 +236,8 @@ impl Domain {
         stats.entries > stats.unreleased
     }
 
-    /// Deregisters the cached registrations that the program does not hold. Waits until other threads
-    /// have done so as well, for a limited time.
+    /// Deregisters the cached registrations that the program does not hold. Waits until other
+    /// threads have done so as well, for a limited time.
     pub(crate) fn give_up_idle_now(&self) {
         let Ok(mut leaving) = self.cache.flush() else {
             return;
