@@ -6,7 +6,7 @@
  * A function that returns an int returns a negative errno on failure, and 0 or
  * a positive value on success. After a failure, regcache_error() returns the
  * message. Any function may be called from any thread at any time, but not from
- * a signal handler.
+ * a signal handler. No function is a cancellation point.
  *
  * Caches, guards and pools are handles. Every function checks its handle. -EBADF
  * means that the handle was put or destroyed, was never returned, or names the

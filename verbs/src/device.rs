@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
@@ -111,6 +112,8 @@ impl Device<'_> {
                 owned: true,
                 device: self.name(),
                 process: std::process::id(),
+                // SAFETY: the context was just opened.
+                file: unsafe { file_of(context.as_ptr()) },
             })),
             Err(source) => Err(Error::OpenDevice {
                 name: self.name(),
@@ -142,6 +145,8 @@ pub struct Context {
     owned: bool,
     device: String,
     process: u32,
+    /// The file behind the device's descriptor, by its device and inode.
+    file: Option<(u64, u64)>,
 }
 
 // SAFETY: libibverbs allows any verb on any object from any thread. Its manual states that "the
@@ -195,6 +200,8 @@ impl Context {
             // SAFETY: the name is a terminated array of the device, as in `Device::name`.
             device: unsafe { string(device) },
             process: std::process::id(),
+            // SAFETY: the context is open.
+            file: unsafe { file_of(context) },
         })
     }
 
@@ -221,6 +228,14 @@ impl Context {
         self.check_process().is_ok()
     }
 
+    /// Returns false if other code has closed the device's descriptor, as daemons close all
+    /// descriptors. libibverbs would then write into a file that has the descriptor's number now.
+    /// The kernel has ended the registrations.
+    pub(crate) fn has_descriptor(&self) -> bool {
+        // SAFETY: the context is open.
+        self.file.is_some() && self.file == unsafe { file_of(self.context) }
+    }
+
     /// Returns the pointer to the C object, which is valid while `self` lives.
     pub(crate) fn as_ptr(&self) -> *mut ibv_context {
         self.context
@@ -233,6 +248,24 @@ impl Context {
             source,
         }
     }
+}
+
+/// Returns the file behind the device's descriptor, by its device and inode.
+///
+/// # Safety
+///
+/// The context is open.
+unsafe fn file_of(context: *mut ibv_context) -> Option<(u64, u64)> {
+    // SAFETY: the caller keeps the contract of this function.
+    let descriptor = unsafe { (*context).cmd_fd };
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `fstat` writes the structure, unless it fails.
+    if unsafe { libc::fstat(descriptor, stat.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: `fstat` has not failed.
+    let stat = unsafe { stat.assume_init() };
+    Some((stat.st_dev, stat.st_ino))
 }
 
 /// Returns the error that explains why libibverbs lists no device.

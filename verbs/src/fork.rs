@@ -18,10 +18,14 @@ use crate::errno::check;
 /// Makes libibverbs hide registered memory from the children of this process. Call this function
 /// before anything is registered.
 ///
-/// On Linux 5.12 and later this function does nothing, because the kernel copies pinned pages for a
-/// child. On older kernels libibverbs marks registered memory `MADV_DONTFORK`, and counts
-/// registrations by address. That works with a cache, because a cache deregisters each range once,
-/// with the address that it registered.
+/// libibverbs then marks registered memory `MADV_DONTFORK`, and counts registrations by address.
+/// That works with a cache, because a cache deregisters each range once, with the address that it
+/// registered. But a child does not get the memory of registrations that are idle in the cache. So
+/// call [`Cache::flush`](regcache::Cache::flush) before the process forks.
+///
+/// On Linux 5.12 and later the kernel copies pinned pages for a child. There this function does
+/// nothing with rdma-core 51 and later. Earlier versions mark the memory all the same, although
+/// `ibv_is_fork_initialized` says that it is unneeded.
 ///
 /// # Errors
 ///

@@ -171,6 +171,9 @@ impl Mr {
         if let Err(forked) = self.pd.context().check_process() {
             return Err(io::Error::other(forked));
         }
+        if !self.pd.context().has_descriptor() {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
         // SAFETY: `mr` came from `ibv_reg_mr_iova2`. It is deregistered once: both callers consume
         // `self`, and `live` prevents a second deregistration in `drop` after `deregister`. The
         // domain is still allocated, because `pd` is a field of `self`.

@@ -164,9 +164,9 @@ impl Ummunotify {
     /// Such a change leaves the pages in place, so a registration stays right. But a new
     /// registration might be refused: for writing, if the memory has become read-only. With this
     /// option, the cache asks the device again after each change of protection. The price is that
-    /// the kernel also changes protections for its own purposes: for the parent at each `fork`, when
-    /// it scans for NUMA balancing, and when it writes a file's pages back. Each of these costs the
-    /// affected registrations.
+    /// the kernel also changes protections for its own purposes: for the parent at each `fork`,
+    /// when it scans for NUMA balancing, and when it writes a file's pages back. Each of these
+    /// costs the affected registrations.
     #[must_use]
     pub fn with_changes_of_protection(mut self) -> Self {
         self.flags |= abi::PROTECTION;

@@ -3,8 +3,8 @@
 //!
 //! Daemons close all file descriptors at their start, for example with `closefrom`. The kernel then
 //! gives the numbers to files of the program. If the library used its numbers as before, it would
-//! take data away from the program, or write into its files. So the library checks first whether the
-//! number still names its own file:
+//! take data away from the program, or write into its files. So the library checks first whether
+//! the number still names its own file:
 //!
 //! - Each file of the library has an inode of its own, except for an epoll instance and the
 //!   driver's device. The check compares the inode.
@@ -142,7 +142,8 @@ impl<T: AsFd> Drop for Private<T> {
 
 /// A flag for threads that wait for it with `poll`: a pair of connected sockets. Unlike an eventfd,
 /// each socket has an inode of its own. If the sockets are closed, a waiting thread usually wakes:
-/// but `poll` then looks the numbers up again, and goes on waiting if they name other files by then.
+/// but `poll` then looks the numbers up again, and goes on waiting if they name other files by
+/// then.
 #[derive(Debug)]
 pub(crate) struct Signal {
     reader: Private<UnixStream>,
@@ -190,8 +191,8 @@ impl Signal {
         }
     }
 
-    /// Makes the flag poll readable for ever, with `POLLHUP`. Returns false if other code has closed
-    /// a socket. A thread may then wait for ever, even for files that exist no more.
+    /// Makes the flag poll readable for ever, with `POLLHUP`. Returns false if other code has
+    /// closed a socket. A thread may then wait for ever, even for files that exist no more.
     pub(crate) fn end(&self) -> bool {
         match self.writer.get() {
             Ok(writer) => writer.shutdown(Shutdown::Both).is_ok() && self.is_open(),

@@ -137,6 +137,19 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
         action(unsafe { &*slot.object.load(Ordering::Relaxed) })
     }
 
+    /// Calls `action` with each object and its handle, as [`with`](Self::with) does. Objects that
+    /// are entered or destroyed meanwhile may be left out.
+    pub(crate) fn each(&self, thread: &ThreadRecord, action: impl Fn(u64, &T)) {
+        for slot in &self.slots {
+            let word = slot.word.load(Ordering::Relaxed);
+            // This fails if the slot holds no object, or holds it no more.
+            let _ = self.with(thread, word, |object| {
+                action(word, object);
+                Ok(())
+            });
+        }
+    }
+
     /// Takes an object out of the table and returns it. No thread uses it any more. `check` is
     /// called when no thread can start to use the object. If `check` fails, the object stays.
     pub(crate) fn remove(

@@ -155,8 +155,8 @@ unsafe fn device(context: *mut Context) -> Option<Arc<OpenDevice>> {
     Some(device)
 }
 
-/// Calls `create`. If it fails because a limit is reached, deregisters the idle registrations, which
-/// count against the same limits, and calls it again.
+/// Calls `create`. If it fails because a limit is reached, deregisters the idle registrations,
+/// which count against the same limits, and calls it again.
 fn with_room<T>(create: impl Fn() -> *mut T) -> *mut T {
     let made = create();
     if made.is_null()

@@ -22,7 +22,7 @@ use crate::settings::Settings;
 const GRACE: Duration = Duration::from_secs(30);
 
 /// The number of times that `Domain::give_up_idle_now` waits for other threads.
-const BRIEFLY: u32 = 10_000;
+const BRIEFLY: u32 = 1000;
 
 /// A protection domain in which the program has registered memory.
 pub(crate) struct Domain {
@@ -236,8 +236,8 @@ impl Domain {
         stats.entries > stats.unreleased
     }
 
-    /// Deregisters the cached registrations that the program does not hold. Waits until other threads
-    /// have done so as well, for a limited time.
+    /// Deregisters the cached registrations that the program does not hold. Waits until other
+    /// threads have done so as well, for a limited time.
     pub(crate) fn give_up_idle_now(&self) {
         let Ok(mut leaving) = self.cache.flush() else {
             return;

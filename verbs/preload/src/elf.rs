@@ -88,8 +88,8 @@ struct Tables {
 ///
 /// Sanitizers and other libraries interpose `dl_iterate_phdr`, and may look functions up before
 /// their own is ready. So this function reads the loader's list of libraries itself. Other threads
-/// may load and unload libraries meanwhile. But the search ends at libc, and the libraries before it
-/// in the list were loaded with the program and are never unloaded.
+/// may load and unload libraries meanwhile. But the search ends at libc, and the libraries before
+/// it in the list were loaded with the program and are never unloaded.
 pub(crate) fn libc_function(name: &CStr) -> *mut c_void {
     // SAFETY: the loader has set up its structure before any other code runs.
     let mut next = unsafe { _r_debug.map };

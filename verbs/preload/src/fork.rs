@@ -4,8 +4,8 @@
 //! the child. Such a page holds the number that the shim gives to the process, and the pointer to
 //! the state of the process. So a child finds neither the number nor the state of its parent.
 //!
-//! [`before_each`] has a function called before each fork. A child made by `vfork`, `posix_spawn` or
-//! `system` shares its parent's memory, so nothing has to be done for it.
+//! [`before_each`] has a function called before each fork. A child made by `vfork`, `posix_spawn`
+//! or `system` shares its parent's memory, so nothing has to be done for it.
 
 use std::mem;
 use std::ptr::{self, NonNull};

@@ -53,8 +53,8 @@
 //!
 //! The shim is not linked with libibverbs: it may be preloaded into any program, and does nothing
 //! in a program that uses no verbs. The shim's constructor only remembers which file is stderr. The
-//! first call sets the shim up, even a call from another library's constructor. The shim does not change a call that it passes
-//! on to libibverbs.
+//! first call sets the shim up, even a call from another library's constructor. The shim does not
+//! change a call that it passes on to libibverbs.
 
 mod abi;
 mod counts;

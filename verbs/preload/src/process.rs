@@ -84,8 +84,8 @@ fn say_that_nothing_is_kept(why: &str) {
     }
 }
 
-/// Deregisters all idle registrations before the process forks. Otherwise the kernel would copy their
-/// memory for the child during the fork, because it copies all pinned pages.
+/// Deregisters all idle registrations before the process forks. Otherwise the kernel would copy
+/// their memory for the child during the fork, because it copies all pinned pages.
 ///
 /// A signal handler may fork while its thread is inside the shim, and may hold a lock. Then nothing
 /// is done. If another thread holds a lock, that thread is running and will release it.

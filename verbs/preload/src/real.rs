@@ -144,9 +144,9 @@ typed! {
 /// then stay hidden as long as the cache keeps its registration.
 ///
 /// This function asks libibverbs to hide a page, and looks whether it did. The answer of
-/// `ibv_is_fork_initialized` does not show it: rdma-core before 51 hides memory even if it says that
-/// the kernel makes this unneeded. The program has no registration yet, but is about to make one. So
-/// it is too late for a call of `ibv_fork_init` in any case.
+/// `ibv_is_fork_initialized` does not show it: rdma-core before 51 hides memory even if it says
+/// that the kernel makes this unneeded. The program has no registration yet, but is about to make
+/// one. So it is too late for a call of `ibv_fork_init` in any case.
 pub(crate) fn keeps_memory_from_children() -> bool {
     hides_a_page().unwrap_or_else(|| {
         const ENABLED: c_int = 1;

@@ -63,8 +63,10 @@ fn children_can_read_memory_that_libibverbs_hides_while_it_is_registered() {
 fn a_fork_copies_nothing_that_the_program_has_deregistered() {
     let [without, with] = same(&["forks", "128"], |_| ());
     let [without, with] = [&without, &with].map(|it| measured(it, "copied"));
+    // The parent's other thread may write to some pages after the fork. These then count as the
+    // child's own.
     assert!(
-        with <= 1.5 * without,
+        with <= without + 256.0,
         "{with} kB, and {without} without the shim"
     );
 }

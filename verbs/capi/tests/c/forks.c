@@ -72,6 +72,45 @@ static void child(struct fake *fake, struct regcache_guard *guard)
 	IS(own_fake.live, 0);
 }
 
+/* Before a fork, the library deregisters the memory that no guard holds. A child that shares the
+ * parent's memory needs no such preparation. */
+static void idle_memory_is_given_up(void)
+{
+	struct fake fake = { 0 };
+	struct regcache *cache = cache_of(&fake);
+	struct regcache_mr mr, held;
+	char *own = pages(10);
+	int i, idle, status;
+
+	IS(regcache_get(cache, own, PAGE, 0, &held), 0);
+	for (i = 1; i < 10; i++) {
+		IS(regcache_get(cache, own + i * PAGE, PAGE, 0, &mr), 0);
+		IS(regcache_put(mr.guard), 0);
+	}
+	idle = caches(cache) * 9;
+	IS(fake.live, 1 + idle);
+	pid_t pid = vfork();
+	if (pid == 0) {
+		execl("/bin/true", "true", (char *)NULL);
+		_exit(1);
+	}
+	IS(waitpid(pid, &status, 0), pid);
+	IS(system("true"), 0);
+	IS(fake.live, 1 + idle);
+	pid = fork();
+	if (pid == 0) {
+		if (fake.live == 1)
+			execl("/bin/true", "true", (char *)NULL);
+		_exit(1);
+	}
+	IS(waitpid(pid, &status, 0), pid);
+	IS(status, 0);
+	IS(fake.live, 1);
+	IS(regcache_put(held.guard), 0);
+	IS(regcache_destroy(cache), 0);
+	munmap(own, 10 * PAGE);
+}
+
 int main(void)
 {
 	struct fake fake = { 0 };
@@ -79,6 +118,7 @@ int main(void)
 	struct regcache_mr mr, again;
 	int i, status;
 
+	idle_memory_is_given_up();
 	parents_pool = pool_of(2 * PAGE);
 	parents = cache_in(parents_pool, &fake);
 	memory = pages(1);

@@ -416,6 +416,7 @@ static void reused(const char *path)
 	CHECK(close(2) == 0);
 	int file = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
 
+	printf("open: %d, %s\n", file, outcome(file != 2));
 	CHECK(file == 2);
 	CHECK(write(file, "record 1\n", 9) == 9);
 	reg_and_dereg(pd, map(PAGE, 0), PAGE);
