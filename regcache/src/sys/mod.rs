@@ -2,6 +2,7 @@
 
 pub(crate) mod fork;
 pub(crate) mod memory;
+pub(crate) mod prefetch;
 pub(crate) mod sync;
 pub(crate) mod thread;
 pub(crate) mod worker;
