@@ -16,6 +16,7 @@ use std::io;
 
 use crate::core::slot::Slot;
 use crate::range::VaRange;
+use crate::sys::prefetch::prefetch;
 use crate::sys::sync::{AtomicU32, Ordering};
 use crate::sys::zeroed::{FromZeros, Zeroed};
 
@@ -220,6 +221,13 @@ impl Hints {
                 set.0[rest].store(0, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Begins to load the hint for the start of `range`, which [`forget`](Self::forget) will drop.
+    #[inline]
+    pub(crate) fn prefetch(&self, range: VaRange) {
+        let shift = SMALLEST + STEP * size_of(range);
+        prefetch(self.locate(range.start(), shift).0);
     }
 
     /// Returns the number of sets in use.

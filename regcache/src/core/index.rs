@@ -104,6 +104,14 @@ impl<A: Access> Index<A> {
         self.maps[i].1.insert(range, slot);
     }
 
+    /// Notes that the entry of this range and access will probably be removed soon, so that the
+    /// next search searches for it too.
+    pub(crate) fn expect_removal(&mut self, range: VaRange, access: A) {
+        if let Some((_, map)) = self.maps.iter_mut().find(|(a, _)| *a == access) {
+            map.expect_removal(range.start());
+        }
+    }
+
     /// Removes the entry of this range and access.
     pub(crate) fn remove(&mut self, range: VaRange, access: A) {
         if let Some((_, map)) = self.maps.iter_mut().find(|(a, _)| *a == access) {

@@ -189,6 +189,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
                 return Ok(Outcome::Uncacheable);
             }
         };
+        table.expect_eviction(&core.slab, self.bytes);
         if let Some(guard) = core.find(&mut table, self.range, self.access) {
             core.unlock(table);
             return Ok(Outcome::Served(guard));
@@ -403,7 +404,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         let whole = self
             .widening
             .widen(range, |block| table.neighbours(block, access));
-        if table.could_hold(self.pinned(whole)) {
+        if whole == range || table.could_hold(self.pinned(whole)) {
             whole
         } else {
             range

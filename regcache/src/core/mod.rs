@@ -330,6 +330,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Deregisters a registration and ends its watch.
     fn end(&self, content: Content<R, M>) -> EntryId {
         tracing::trace!(range = ?content.range, "deregistering");
+        self.hints.prefetch(content.range);
         self.deregister(content.registration);
         if let EntryId::Cached(_, cookie) = content.id {
             self.unwatch(cookie);

@@ -15,6 +15,7 @@ use crossbeam_utils::CachePadded;
 use crate::core::entry::Entry;
 use crate::core::marks::Marks;
 use crate::core::slot::Slot;
+use crate::sys::prefetch::prefetch;
 use crate::sys::sync::{AtomicU32, Ordering};
 use crate::sys::zeroed::{FromZeros, Zeroed};
 
@@ -79,6 +80,15 @@ impl<T> Slab<T> {
     pub(crate) fn prepare(&self, slot: Slot) {
         if slot.0 >= self.populated.load(Ordering::Relaxed) {
             self.populate(slot);
+        }
+        self.prefetch(slot);
+    }
+
+    /// Begins to load the entry at `slot`.
+    #[inline]
+    pub(crate) fn prefetch(&self, slot: Slot) {
+        if let Some(entry) = self.get(slot) {
+            prefetch(entry);
         }
     }
 

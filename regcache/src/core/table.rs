@@ -202,6 +202,20 @@ impl<A: Access> Table<A> {
         self.slots.renew(slot)
     }
 
+    /// Tells the index which entry a registration of `bytes` bytes will probably evict, if there is
+    /// no room. The next search of the index then searches for that entry as well.
+    pub(crate) fn expect_eviction<T>(&mut self, slab: &Slab<T>, bytes: usize) {
+        if self.budget.would_hold(bytes, 0, 0) {
+            return;
+        }
+        if let Some(slot) = self.eviction.head(List::Live) {
+            slab.prefetch(slot);
+            let record = self.slots.at(slot);
+            let (range, access, revocable) = (record.range, record.access, record.revocable);
+            self.index_mut(revocable).expect_removal(range, access);
+        }
+    }
+
     /// Charges the registration at a pending slot. To make room for it, unlinks marked entries, and
     /// evicts idle ones if that is not enough. Returns false if too few entries are idle. The
     /// caller must deregister dead entries afterwards ([`pop_excess`](Self::pop_excess)).

@@ -4,6 +4,7 @@ pub(crate) mod cancel;
 pub(crate) mod descriptor;
 pub(crate) mod fork;
 pub(crate) mod memory;
+pub(crate) mod prefetch;
 pub(crate) mod sync;
 pub(crate) mod thread;
 pub(crate) mod worker;
