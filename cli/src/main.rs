@@ -12,6 +12,7 @@ mod installed;
 mod man;
 mod repro;
 mod run;
+mod stack;
 mod watch;
 
 use std::ffi::OsString;
@@ -19,6 +20,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::stack::Stack;
 
 #[derive(Parser)]
 #[command(name = "regcache", version, about, max_term_width = 100)]
@@ -78,9 +81,16 @@ enum Tool {
     /// changed. Configure the shim by REGCACHE_* variables, in the environment or with -e.
     /// regcache-preload(7) lists the variables.
     ///
+    /// With --stack, the program may also use UCX or libfabric, directly or by MPI. The command then
+    /// switches off the stack's own cache, which does not notice every change of memory, and sets
+    /// REGCACHE_REMOTE=keep. The processes of the job must trust each other with their memory.
+    ///
     /// The exit status is the program's. It is 126 if the program cannot run under the shim, and
     /// 127 if the program is not found.
     Run {
+        /// Put the shim below this stack, in place of the stack's own cache
+        #[arg(long, value_enum)]
+        stack: Option<Stack>,
         /// Use this shim instead of the one that is installed with this tool
         #[arg(long, value_name = "FILE")]
         shim: Option<PathBuf>,
@@ -110,10 +120,11 @@ fn main() -> ExitCode {
             None => repro::run(rounds),
         },
         Tool::Run {
+            stack,
             shim,
             settings,
             command,
-        } => run::run(shim.as_deref(), &settings, &command),
+        } => run::run(stack, shim.as_deref(), &settings, &command),
     };
     match done {
         Ok(status) => ExitCode::from(status),

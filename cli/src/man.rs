@@ -46,6 +46,14 @@ Run a program with cached registrations, and print the counts of the cache at ex
 regcache run \-e REGCACHE_SUMMARY=1 \-\- ./program
 .RE
 .fi
+.PP
+Run an MPI program over UCX, with the cache below UCX in each process:
+.PP
+.nf
+.RS
+mpirun \-np 2 \-\-mca pml ucx regcache run \-\-stack ucx \-\- ./program
+.RE
+.fi
 .SH SEE ALSO
 .BR regcache (3),
 .BR regcache\-preload (7),

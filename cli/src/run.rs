@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::stack::Stack;
 use crate::{Failure, elf, installed};
 
 pub(crate) const SHIM: &str = "librcpreload.so";
@@ -37,9 +38,10 @@ pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
     }
 }
 
-/// Replaces this process by the program, with the shim preloaded. The function returns only if it
-/// fails.
+/// Replaces this process by the program, with the shim preloaded, and below this stack if there is
+/// one. The settings have precedence over those of the stack. The function returns only if it fails.
 pub(crate) fn run(
+    stack: Option<Stack>,
     named: Option<&Path>,
     settings: &[(String, String)],
     command: &[OsString],
@@ -97,6 +99,7 @@ pub(crate) fn run(
         .arg0(name)
         .args(arguments)
         .env("LD_PRELOAD", preload)
+        .envs(stack.into_iter().flat_map(Stack::settings).copied())
         .envs(settings.iter().map(|(name, value)| (name, value)))
         .exec();
     Err(cannot(error.to_string()))

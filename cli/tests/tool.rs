@@ -217,6 +217,39 @@ fn run_preloads_the_shim_that_is_installed_with_it_and_ends_as_the_program_does(
     assert_eq!(said.matches("preloaded").count(), 3, "{said}");
 }
 
+/// The settings of a stack reach the program, and a setting of the user has precedence.
+#[test]
+fn run_switches_the_cache_of_a_stack_off() {
+    let library = dir("stack").join("shim.so");
+    shim(&library);
+    let run = |stack: &[&str], settings: &[&str]| {
+        let shim = ["run", "--shim", library.to_str().unwrap()];
+        let print = ["--", "env"];
+        let (status, said, errors) = tool(&[&shim, stack, settings, &print].concat());
+        assert_eq!(status, 0, "{errors}");
+        said
+    };
+    let has = |said: &str, setting: &str| said.lines().any(|line| line == setting);
+    for (stack, settings) in [
+        ("ucx", ["UCX_IB_REG_METHODS=direct", "UCX_RCACHE_ENABLE=n"]),
+        (
+            "libfabric",
+            ["FI_MR_CACHE_MAX_COUNT=0", "FI_MR_CACHE_MONITOR=disabled"],
+        ),
+    ] {
+        let said = run(&["--stack", stack], &[]);
+        for setting in settings {
+            assert!(has(&said, setting), "no {setting} in {said}");
+        }
+        assert!(has(&said, "REGCACHE_REMOTE=keep"), "{said}");
+        let said = run(&["--stack", stack], &["-e", "REGCACHE_REMOTE=revoke"]);
+        assert!(has(&said, "REGCACHE_REMOTE=revoke"), "{said}");
+        assert!(!has(&run(&[], &[]), settings[0]));
+    }
+    let (status, _, errors) = tool(&["run", "--stack", "mpi", "--", "true"]);
+    assert!(status == 2 && errors.contains("ucx, libfabric"), "{errors}");
+}
+
 #[test]
 fn run_refuses_what_the_shim_cannot_reach() {
     let dir = dir("refused");

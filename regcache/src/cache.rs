@@ -17,6 +17,7 @@ use crate::monitor::{Auto, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;
 use crate::stats::Stats;
+use crate::sys::cancel::Uncancelled;
 use crate::sys::sync::Arc;
 
 /// A registration cache for one registrar.
@@ -143,6 +144,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if core.in_child() {
             return Err(Error::Forked);
         }
+        let _uncancelled = Uncancelled::begin();
         let mut table = core.lock();
         table.invalidate_covering(&core.slab, range);
         core.unlock(table);
@@ -337,6 +339,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if core.in_child() {
             return Err(Error::Forked);
         }
+        let _uncancelled = Uncancelled::begin();
         unlink(core);
         core.unlink_and_deregister();
         let outstanding = core.lock().outstanding(meant);

@@ -82,6 +82,13 @@ mod registrar;
 mod stats;
 mod sys;
 
+/// Parts that other crates of this workspace share. They are not part of the library's interface.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::sys::fork::ForkMark;
+    pub use crate::sys::worker::{Owner, Wake, Work, Worker};
+}
+
 pub use crate::core::completion::Completion;
 pub use crate::core::guard::Guard;
 pub use crate::core::pool::Pool;
@@ -92,3 +99,4 @@ pub use monitor::{Cookie, Monitor};
 pub use range::{RangeError, VaRange};
 pub use registrar::{Access, Registrar};
 pub use stats::Stats;
+pub use sys::cancel::Uncancelled;

@@ -12,6 +12,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("contract", &["-libverbs", "-lpthread"]),
     ("dlopened", &["-ldl"]),
     ("posted", &["-libverbs", "-lpthread"]),
+    ("situations", &["-libverbs", "-lpthread"]),
     ("stress", &["-libverbs"]),
 ];
 

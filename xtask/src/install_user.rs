@@ -1,5 +1,6 @@
-//! Installs the parts for users below a directory. The parts are the C library, the preload shim
-//! and the command-line tool. The C library comes with its header, pkg-config file and manual page.
+//! Installs the parts for users below a directory. The parts are the C library, the preload shim,
+//! the monitors for libfabric and UCX, and the command-line tool. The C library comes with its
+//! header, pkg-config file and manual page.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -31,6 +32,16 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("regcache-cli", "regcache", "bin/regcache"),
     ("regcache-repro-rdma", "reuse", "libexec/regcache/reuse"),
     ("regcache-preload", "librcpreload.so", "lib/librcpreload.so"),
+    (
+        "regcache-fi",
+        "libregcache_fi.so",
+        "lib/libfabric/libregcache-fi.so",
+    ),
+    (
+        "regcache-ucx",
+        "libregcache_ucx.so",
+        "lib/libregcache-ucx.so",
+    ),
 ];
 
 /// The manual pages other than regcache(3). The C library's Makefile installs regcache(3). Each

@@ -47,6 +47,11 @@ impl Series {
             _ => 1,
         }
     }
+
+    /// Returns whether a guest with this kernel uses the root file system of this machine.
+    pub(crate) fn uses_this_machine(self) -> bool {
+        matches!(self, Self::Installed | Self::Debug)
+    }
 }
 
 /// The programs in the roots of guests with an RDMA device.

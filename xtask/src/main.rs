@@ -17,6 +17,7 @@ mod lock;
 mod matrix;
 mod model;
 mod mutants;
+mod mutants_here;
 mod package;
 mod project;
 mod publish;
@@ -26,6 +27,7 @@ mod sandbox;
 mod sanitize;
 mod setup;
 mod source;
+mod stacks;
 mod tee;
 mod test;
 mod vm;
@@ -124,11 +126,13 @@ enum Xtask {
         #[command(flatten)]
         amount: bench::Amount,
     },
-    /// Break the driver and the shim on purpose, and check that the tests notice
+    /// Break the driver, the shim and the libraries of the stacks on purpose, and check that the
+    /// tests notice
     ///
     /// Each patch in tests/mutants breaks one claim of the driver or of the shim, and names the
     /// tests that must fail. The command applies one patch after the other and runs these tests in
-    /// a virtual machine. It fails if one of these tests passes.
+    /// a virtual machine. The patches in tests/mutants/stacks break libraries whose tests run on
+    /// this machine. The command fails if one of these tests passes.
     Mutants {
         /// Use only the mutants whose names contain one of these words
         names: Vec<String>,
@@ -148,8 +152,8 @@ enum Xtask {
     },
     /// Install the C library and the tool, or test the installation of the driver
     ///
-    /// With `--prefix`, the command installs the C library, the preload shim and the command-line
-    /// tool.
+    /// With `--prefix`, the command installs the C library, the preload shim, the monitor for
+    /// libfabric and the command-line tool.
     ///
     /// Without `--prefix`, it tests the installation of the driver by make and by DKMS. It installs
     /// the driver in a copy of the root file system, loads it in a virtual machine and removes it.
@@ -166,6 +170,16 @@ enum Xtask {
         /// Install a build without optimization, with the programs that the tests run
         #[arg(long, requires = "prefix")]
         dev: bool,
+    },
+    /// Run libfabric, UCX and Open MPI over memory that changes, and count wrong messages
+    ///
+    /// The stacks are Debian's own, and their messages cross an RDMA device in a virtual machine.
+    /// The command prints a line for each stack, monitor and change. A monitor that begins with
+    /// `own:` is the stack's, and one that begins with `door:` is ours. The exit status is 0 if no
+    /// message of a door was wrong.
+    Stacks {
+        #[command(flatten)]
+        choice: stacks::Choice,
     },
     /// Build the Debian packages, or build and test them with --test
     ///
@@ -243,6 +257,7 @@ fn run(command: Xtask) -> Result<u8, Error> {
             }
             .map(|()| 0)
         }
+        Xtask::Stacks { choice } => stacks::run(&project, &choice),
         Xtask::Package { options } => package::run(&project, &options),
         Xtask::Crates => publish::run(&project, publish::Extent::All).map(|()| 0),
         Xtask::Vm { machine, command } => run_in_vm(&project, &machine, &command),

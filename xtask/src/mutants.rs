@@ -8,6 +8,8 @@
 //! - a line `Suite:` with the test target;
 //! - a line `Fails:` for each test that must fail.
 //!
+//! `mutants_here.rs` does the same with libraries whose tests run on this machine.
+//!
 //! The mutants are built on this machine. A virtual machine uses one mutant after the other in place
 //! of the driver or the shim. If a mutant crashes the virtual machine, the mutant counts as noticed.
 //! Another virtual machine then tests the remaining mutants.
@@ -21,6 +23,7 @@ use std::process::Command;
 use crate::cmd;
 use crate::error::{AtPath, Error};
 use crate::kernel;
+use crate::mutants_here;
 use crate::project::{Project, cargo};
 use crate::setup;
 use crate::tee::Tee;
@@ -48,24 +51,45 @@ impl Part {
     }
 }
 
-struct Mutant {
+pub(crate) struct Mutant {
+    /// The part that the tests in the virtual machine replace.
     part: Part,
-    name: String,
-    patch: PathBuf,
-    suite: String,
-    fails: Vec<String>,
+    pub(crate) name: String,
+    pub(crate) patch: PathBuf,
+    /// The package of the suite, if the suite runs on this machine.
+    pub(crate) package: Option<String>,
+    pub(crate) suite: String,
+    pub(crate) fails: Vec<String>,
 }
+
+/// The name of a mutant, with the names of the tests that noticed it, or else with an error that
+/// names those that passed.
+pub(crate) type Verdict = (String, Result<String, String>);
 
 /// Builds and tests the mutants whose names contain one of `wanted`. An empty `wanted` selects all
 /// mutants. Returns 1 if a mutant survives, which means that one of its tests passed.
 pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
-    setup::packages(project, &[setup::VM, setup::BUILD].concat())?;
-    let mut mutants = read_all(&project.root.join("tests/mutants"))?;
-    mutants.retain(|mutant| wanted.is_empty() || wanted.iter().any(|w| mutant.name.contains(w)));
+    let read = |dir: &str| -> Result<Vec<Mutant>, Error> {
+        let mut mutants = read_all(&project.root.join(dir))?;
+        mutants.retain(|it| wanted.is_empty() || wanted.iter().any(|w| it.name.contains(w)));
+        Ok(mutants)
+    };
+    setup::packages(project, setup::BUILD)?;
+    let mut verdicts = mutants_here::run(project, &read(mutants_here::PATCHES)?)?;
+    let of_driver = read("tests/mutants")?;
+    if !of_driver.is_empty() {
+        verdicts.extend(run_in_vm(project, &of_driver)?);
+    }
+    Ok(report(&verdicts))
+}
+
+/// Builds and tests mutants of the driver, and returns the verdicts.
+fn run_in_vm(project: &Project, mutants: &[Mutant]) -> Result<Vec<Verdict>, Error> {
+    setup::packages(project, setup::VM)?;
     let dir = project.own_dir().join("mutants");
     fs::create_dir_all(&dir).at(&dir)?;
     let kernel = kernel::newest()?;
-    for mutant in &mutants {
+    for mutant in mutants {
         eprintln!("xtask: building {}", mutant.name);
         match mutant.part {
             Part::Shim => build_shim(project, mutant, &dir)?,
@@ -94,7 +118,7 @@ pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
             verdicts.push((mutant.name.clone(), Ok(noticed)));
         }
     }
-    Ok(report(&verdicts))
+    Ok(verdicts)
 }
 
 fn read_all(dir: &Path) -> Result<Vec<Mutant>, Error> {
@@ -112,6 +136,7 @@ fn read_all(dir: &Path) -> Result<Vec<Mutant>, Error> {
                 .collect::<Vec<_>>()
         };
         let (suite, fails) = (field("Suite:"), field("Fails:"));
+        let package = field("Package:").into_iter().next();
         let (Some(suite), false) = (suite.into_iter().next(), fails.is_empty()) else {
             return Err(Error::Driver(format!(
                 "{} has no line Suite: or no line Fails:. Add them, as CONTRIBUTING.md describes",
@@ -132,6 +157,7 @@ fn read_all(dir: &Path) -> Result<Vec<Mutant>, Error> {
             part,
             name,
             patch,
+            package,
             suite,
             fails,
         });
@@ -190,11 +216,11 @@ fn patch(mutant: &Mutant, sources: &Path, strip: &str) -> Result<(), Error> {
     cmd::run(&mut patch)
 }
 
-fn begin(mutant: &Mutant) -> String {
+pub(crate) fn begin(mutant: &Mutant) -> String {
     format!("===== mutant {}\n", mutant.name)
 }
 
-const END: &str = "===== end ";
+pub(crate) const END: &str = "===== end ";
 
 /// The variable by which the shim's tests take another shim.
 const SHIM_VARIABLE: &str = "REGCACHE_TEST_SHIM";
@@ -270,7 +296,7 @@ fn test_in_vm(
 /// Returns the mutant's name and its verdict. Returns `None` if the output ends before the mutant's
 /// tests do. If all tests of the patch's `Fails:` lines failed, the verdict is `Ok` with their
 /// names. Otherwise the verdict is an error that names the tests that passed.
-fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)> {
+pub(crate) fn judge(mutant: &Mutant, text: &str) -> Option<Verdict> {
     let (_, output) = text.split_once(&begin(mutant))?;
     let (output, after) = output.split_once(END)?;
     let status = after
@@ -299,7 +325,7 @@ fn judge(mutant: &Mutant, text: &str) -> Option<(String, Result<String, String>)
     Some((mutant.name.clone(), verdict))
 }
 
-fn report(verdicts: &[(String, Result<String, String>)]) -> u8 {
+fn report(verdicts: &[Verdict]) -> u8 {
     println!("\n| mutant | noticed by |\n|---|---|");
     let mut survivors = 0;
     for (name, verdict) in verdicts {

@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
 
 use crate::range::VaRange;
+use crate::sys::descriptor::Private;
 use crate::sys::memory::{self, Pages};
 
 /// The number of misses that examine their pages after a registration was made again.
@@ -59,8 +60,8 @@ pub(crate) struct Fresh {
 
 #[derive(Debug)]
 struct Files {
-    pagemap: File,
-    maps: File,
+    pagemap: Private<File>,
+    maps: Private<File>,
 }
 
 impl Fresh {
@@ -96,15 +97,18 @@ impl Fresh {
 impl Files {
     fn open() -> Option<Self> {
         Some(Self {
-            pagemap: File::open("/proc/self/pagemap").ok()?,
-            maps: File::open("/proc/self/maps").ok()?,
+            pagemap: Private::new(File::open("/proc/self/pagemap").ok()?).ok()?,
+            maps: Private::new(File::open("/proc/self/maps").ok()?).ok()?,
         })
     }
 
     /// Populates the pages that need it. Returns true if there were any, and no error occurred.
     fn populate(&self, (start, end): Pages, page_size: usize, writes: bool) -> bool {
+        let (Ok(pagemap), Ok(maps)) = (self.pagemap.get(), self.maps.get()) else {
+            return false;
+        };
         let mut search = Search {
-            files: self,
+            maps,
             writes,
             mapping: (0, false),
         };
@@ -117,7 +121,7 @@ impl Files {
             let entries = ((end - at) / page_size).min(BATCH);
             let bytes = &mut buffer[..entries * size_of::<u64>()];
             let offset = (at / page_size * size_of::<u64>()) as u64;
-            if self.pagemap.read_exact_at(bytes, offset).is_err() {
+            if pagemap.read_exact_at(bytes, offset).is_err() {
                 break;
             }
             for entry in bytes.chunks_exact(size_of::<u64>()) {
@@ -138,7 +142,7 @@ impl Files {
 
 /// A search for pages that a registration would have to replace.
 struct Search<'f> {
-    files: &'f Files,
+    maps: &'f File,
     writes: bool,
     /// The end of the mapping that was queried last, and true if that mapping is private and may be
     /// written.
@@ -160,7 +164,7 @@ impl Search<'_> {
     /// Returns true if the mapping at the address is private and may be written.
     fn is_private(&mut self, address: usize) -> bool {
         if address >= self.mapping.0 {
-            self.mapping = match memory::mapping_at(&self.files.maps, address) {
+            self.mapping = match memory::mapping_at(self.maps, address) {
                 Ok(mapping) => {
                     let flags = mapping.vma_flags & (memory::SHARED | memory::WRITABLE);
                     (mapping.vma_end as usize, flags == memory::WRITABLE)

@@ -11,6 +11,7 @@ use crate::core::slot::EntryId;
 use crate::monitor::{Auto, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;
+use crate::sys::cancel::Uncancelled;
 use crate::sys::sync::Arc;
 
 /// A reference to a registration in use. Drop the guard only after you have polled the completions
@@ -127,6 +128,7 @@ impl<R: Registrar, M: Monitor> Drop for Guard<R, M> {
 /// Deregisters a registration whose last guard was dropped.
 #[cold]
 fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
+    let _uncancelled = Uncancelled::begin();
     // SAFETY: the content has not been taken yet, so it still holds a reference to the core. The
     // core keeps the slab alive, as in `Guard::entry`. An entry in a box lives until the box is
     // freed below.
@@ -152,6 +154,7 @@ fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>
 /// registration, or makes the entry a candidate for eviction again.
 #[cold]
 fn release_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
+    let _uncancelled = Uncancelled::begin();
     // SAFETY: the caller's reference keeps the entry alive, as in `Guard::entry`. That reference is
     // released only below.
     let shared = unsafe { entry.as_ref() };

@@ -40,6 +40,7 @@ use crate::error::{Error, is_exhaustion};
 use crate::monitor::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::registrar::{Access, Registrar};
+use crate::sys::cancel::Uncancelled;
 use crate::sys::sync::Arc;
 
 /// The number of attempts to cache a registration of one range. If all attempts fail because the
@@ -105,6 +106,7 @@ pub(crate) fn lookup<R: Registrar, M: Monitor>(
     access: R::Access,
     keep: Keep,
 ) -> Result<Guard<R, M>, Error> {
+    let _uncancelled = Uncancelled::begin();
     let bytes = core.pinned(range);
     let mut lookup = Lookup {
         core,
@@ -134,6 +136,7 @@ pub(crate) fn find_cached<R: Registrar, M: Monitor>(
     range: VaRange,
     access: R::Access,
 ) -> Option<Guard<R, M>> {
+    let _uncancelled = Uncancelled::begin();
     // If the monitor failed, all entries are marked.
     let mut table = core.lock_current().ok()?;
     let found = core.find(&mut table, range, access);

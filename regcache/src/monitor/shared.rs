@@ -27,15 +27,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-
-use nix::errno::Errno;
-use nix::sys::epoll::Epoll;
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::contract::{Cookie, Monitor};
 use super::poll_fd::when_readable;
 use crate::range::VaRange;
+use crate::sys::descriptor::{Private, Signal};
 use crate::sys::fork::ForkMark;
 use crate::sys::sync::{Arc, Mutex, lock};
 use crate::sys::worker::Worker;
@@ -65,10 +62,10 @@ use crate::sys::worker::Worker;
 pub struct Shared<M: Monitor> {
     hub: Arc<Hub<M>>,
     member: usize,
-    /// An epoll instance, which polls readable if the monitor has reports or the eventfd was
-    /// signalled. Another member's drain signals the eventfd after it has marked a subscription of
-    /// this member. `None` if the monitor has no file descriptor.
-    ready: Option<(Epoll, Arc<EventFd>)>,
+    /// An epoll instance, which polls readable if the monitor has reports or the signal was raised.
+    /// Another member's drain raises the signal after it has marked a subscription of this member.
+    /// `None` if the monitor has no file descriptor.
+    ready: Option<(Private<OwnedFd>, Arc<Signal>)>,
 }
 
 #[derive(Debug)]
@@ -110,7 +107,9 @@ struct Member {
     marked: Vec<Cookie>,
     /// True if reports may have been lost, so that the next drain of this member must fail.
     lost: bool,
-    signal: Option<Arc<EventFd>>,
+    signal: Option<Arc<Signal>>,
+    /// True if the signal was raised and not lowered since.
+    is_notified: bool,
 }
 
 impl<M: Monitor> Shared<M> {
@@ -180,8 +179,8 @@ impl<M: Monitor> Shared<M> {
     }
 }
 
-fn ready_with(monitor: BorrowedFd<'_>) -> io::Result<(Epoll, Arc<EventFd>)> {
-    let signal = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+fn ready_with(monitor: BorrowedFd<'_>) -> io::Result<(Private<OwnedFd>, Arc<Signal>)> {
+    let signal = Signal::new()?;
     let epoll = when_readable(&[&monitor, &signal])?;
     Ok((epoll, Arc::new(signal)))
 }
@@ -251,7 +250,7 @@ impl Board {
             Ok(generation) => self.drained = generation,
             Err(_) => self.members.iter_mut().for_each(|it| it.lost = true),
         }
-        for (i, member) in self.members.iter().enumerate() {
+        for (i, member) in self.members.iter_mut().enumerate() {
             if i != by && (member.lost || !member.marked.is_empty()) {
                 member.notify();
             }
@@ -279,11 +278,12 @@ impl Member {
     }
 
     /// Makes the member's file descriptor readable.
-    fn notify(&self) {
-        if let Some(signal) = &self.signal {
-            // The write fails only if the eventfd is readable already. So an error needs no
-            // handling.
-            let _ = signal.write(1);
+    fn notify(&mut self) {
+        if let Some(signal) = &self.signal
+            && !self.is_notified
+        {
+            signal.raise();
+            self.is_notified = true;
         }
     }
 }
@@ -353,11 +353,11 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
         let board = &mut *lock(&self.hub.board);
         let drained = board.drain(&self.hub.monitor, self.member);
         let member = &mut board.members[self.member];
-        if let Some(signal) = &member.signal {
-            match signal.read() {
-                Ok(_) | Err(Errno::EAGAIN) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        if let Some(signal) = &member.signal
+            && member.is_notified
+        {
+            signal.lower()?;
+            member.is_notified = false;
         }
         while let Some(cookie) = member.marked.pop() {
             if let Some((_, marked)) = member.subscriptions.get_mut(&cookie) {
@@ -376,7 +376,7 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.ready.as_ref().map(|(epoll, _)| epoll.0.as_fd())
+        self.ready.as_ref().map(|(epoll, _)| epoll.unchecked())
     }
 
     fn worker(&self) -> Option<std::sync::Arc<Worker>> {

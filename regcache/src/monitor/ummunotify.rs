@@ -17,7 +17,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -25,12 +25,12 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::epoll::Epoll;
 use ummunotify_sys as abi;
 
 use super::contract::{Cookie, Monitor};
 use super::poll_fd::when_readable;
 use crate::range::VaRange;
+use crate::sys::descriptor::Private;
 
 /// The path of the driver's device, as udev creates it.
 const DEVICE: &str = "/dev/ummunotify";
@@ -89,10 +89,12 @@ pub enum OpenError {
 /// be polled.
 #[derive(Debug)]
 pub struct Ummunotify {
-    device: File,
+    device: Private<File>,
+    /// The flags of each range.
+    flags: u32,
     counter: Mmap,
     /// An epoll instance for callers, which polls readable when the device does.
-    ready: Epoll,
+    ready: Private<OwnedFd>,
 }
 
 impl Ummunotify {
@@ -145,11 +147,30 @@ impl Ummunotify {
             path: path.to_owned(),
             source,
         })?;
+        let device = Private::new(device).map_err(|source| OpenError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
         Ok(Self {
             device,
+            flags: abi::MUST_BE_BACKED,
             counter,
             ready,
         })
+    }
+
+    /// Makes the monitor report changes of protection as well, as `mprotect` makes them.
+    ///
+    /// Such a change leaves the pages in place, so a registration stays right. But a new
+    /// registration might be refused: for writing, if the memory has become read-only. With this
+    /// option, the cache asks the device again after each change of protection. The price is that
+    /// the kernel also changes protections for its own purposes: for the parent at each `fork`, when
+    /// it scans for NUMA balancing, and when it writes a file's pages back. Each of these costs the
+    /// affected registrations.
+    #[must_use]
+    pub fn with_changes_of_protection(mut self) -> Self {
+        self.flags |= abi::PROTECTION;
+        self
     }
 
     #[inline]
@@ -168,7 +189,7 @@ impl Ummunotify {
     ///
     /// Returns the error of `poll`.
     pub fn wait(&self, timeout_ms: u16) -> io::Result<bool> {
-        let mut fds = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.device.unchecked(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(timeout_ms)) {
             // `poll` reports POLLERR in a forked child. POLLERR does not mean that a range is
             // invalid.
@@ -187,22 +208,18 @@ impl Ummunotify {
             user_cookie: cookie.0,
             ..abi::Register::default()
         };
+        let device = self.device.get_quickly()?.as_raw_fd();
         // SAFETY: the driver only reads the structure, which lives until the call returns.
-        unsafe { abi::register_region(self.device.as_raw_fd(), &raw const region) }
+        unsafe { abi::register_region(device, &raw const region) }
     }
 
     /// Reads events into the buffer, and returns their number. The number is 0 if there was no
     /// event.
     fn read(&self, events: &mut [abi::Event; BATCH]) -> io::Result<usize> {
+        let device = self.device.get()?.as_raw_fd();
         loop {
             // SAFETY: the buffer is valid for its size, and every bit pattern is an `Event`.
-            let n = unsafe {
-                libc::read(
-                    self.device.as_raw_fd(),
-                    events.as_mut_ptr().cast(),
-                    size_of_val(events),
-                )
-            };
+            let n = unsafe { libc::read(device, events.as_mut_ptr().cast(), size_of_val(events)) };
             match Errno::result(n) {
                 Ok(bytes) => return Ok(bytes.unsigned_abs() / size_of::<abi::Event>()),
                 Err(Errno::EAGAIN) => return Ok(0),
@@ -226,16 +243,16 @@ unsafe impl Monitor for Ummunotify {
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
         let region = abi::Register2 {
-            flags: abi::MUST_BE_BACKED,
+            flags: self.flags,
             start: range.start() as u64,
             end: range.end() as u64,
             user_cookie: cookie.0,
             ..abi::Register2::default()
         };
+        let device = self.device.get_quickly()?.as_raw_fd();
         loop {
             // SAFETY: the driver only reads the structure, which lives until the call returns.
-            let watched =
-                unsafe { abi::register_region2(self.device.as_raw_fd(), &raw const region) };
+            let watched = unsafe { abi::register_region2(device, &raw const region) };
             match watched.as_ref().err().and_then(io::Error::raw_os_error) {
                 // A signal interrupted the wait. The range is not watched yet, so the call is
                 // repeated.
@@ -247,8 +264,9 @@ unsafe impl Monitor for Ummunotify {
     }
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        let device = self.device.get_quickly()?.as_raw_fd();
         // SAFETY: the driver only reads the cookie, which lives until the call returns.
-        unsafe { abi::unregister_region(self.device.as_raw_fd(), &raw const cookie.0) }
+        unsafe { abi::unregister_region(device, &raw const cookie.0) }
     }
 
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
@@ -277,7 +295,7 @@ unsafe impl Monitor for Ummunotify {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.ready.0.as_fd())
+        Some(self.ready.unchecked())
     }
 
     fn name(&self) -> &'static str {

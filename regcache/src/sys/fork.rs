@@ -15,7 +15,7 @@
 //! and the process is not a forked child.
 
 #[cfg(not(loom))]
-pub(crate) use mapped::ForkMark;
+pub use mapped::ForkMark;
 
 #[cfg(not(loom))]
 mod mapped {
@@ -29,10 +29,15 @@ mod mapped {
     /// A number that is never 0 in the process that made it, and always 0 in forked children of
     /// that process.
     #[derive(Debug)]
-    pub(crate) struct ForkMark(MmapMut);
+    pub struct ForkMark(MmapMut);
 
     impl ForkMark {
-        pub(crate) fn new(value: u64) -> io::Result<Self> {
+        /// Makes a mark with this value, which must not be 0.
+        ///
+        /// # Errors
+        ///
+        /// Returns an error if no page can be mapped, or if the kernel has no `MADV_WIPEONFORK`.
+        pub fn new(value: u64) -> io::Result<Self> {
             let mut mark = Self(MmapMut::map_anon(size_of::<AtomicU64>())?);
             let len = mark.0.len();
             let start = NonNull::from(&mut mark.0[..]).cast();
@@ -44,18 +49,20 @@ mod mapped {
         }
 
         #[inline]
-        pub(crate) fn in_child(&self) -> bool {
+        /// Returns true in a forked child of the process that made the mark.
+        pub fn in_child(&self) -> bool {
             self.load(Ordering::Relaxed) == 0
         }
 
         #[inline]
-        pub(crate) fn load(&self, ordering: Ordering) -> u64 {
+        /// Loads the mark, which is 0 in a forked child.
+        pub fn load(&self, ordering: Ordering) -> u64 {
             self.word().load(ordering)
         }
 
         /// Stores a number other than 0. A forked child must not call this method, because its mark
         /// must stay 0.
-        pub(crate) fn store(&self, value: u64, ordering: Ordering) {
+        pub fn store(&self, value: u64, ordering: Ordering) {
             debug_assert_ne!(value, 0);
             self.word().store(value, ordering);
         }
@@ -73,23 +80,23 @@ mod mapped {
 /// mark is never wiped.
 #[cfg(loom)]
 #[derive(Debug)]
-pub(crate) struct ForkMark(loom::sync::atomic::AtomicU64);
+pub struct ForkMark(loom::sync::atomic::AtomicU64);
 
 #[cfg(loom)]
 impl ForkMark {
-    pub(crate) fn new(value: u64) -> std::io::Result<Self> {
+    pub fn new(value: u64) -> std::io::Result<Self> {
         Ok(Self(loom::sync::atomic::AtomicU64::new(value)))
     }
 
-    pub(crate) fn in_child(&self) -> bool {
+    pub fn in_child(&self) -> bool {
         false
     }
 
-    pub(crate) fn load(&self, ordering: loom::sync::atomic::Ordering) -> u64 {
+    pub fn load(&self, ordering: loom::sync::atomic::Ordering) -> u64 {
         self.0.load(ordering)
     }
 
-    pub(crate) fn store(&self, value: u64, ordering: loom::sync::atomic::Ordering) {
+    pub fn store(&self, value: u64, ordering: loom::sync::atomic::Ordering) {
         self.0.store(value, ordering);
     }
 }

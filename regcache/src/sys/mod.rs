@@ -1,5 +1,7 @@
 //! The operating system and the synchronisation primitives, as the cache uses them.
 
+pub(crate) mod cancel;
+pub(crate) mod descriptor;
 pub(crate) mod fork;
 pub(crate) mod memory;
 pub(crate) mod sync;

@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::descriptor::{Private, Signal};
 use super::thread::spawn;
 
 /// The pause after a round that leaves no work.
@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(500);
 
 /// The work of one owner.
-pub(crate) trait Work: Send + Sync {
+pub trait Work: Send + Sync {
     /// Prepares for the work that the descriptor has announced. Returns false if it fails.
     fn begin(&self) -> bool;
 
@@ -54,29 +54,23 @@ struct State {
 
 #[derive(Debug)]
 struct Running {
-    signals: Arc<Signals>,
+    /// The signal to the thread. It is raised when an owner has left work, and when the list of
+    /// owners has changed. It ends when the thread has to stop.
+    signal: Arc<Signal>,
     thread: thread::JoinHandle<()>,
 }
 
-/// The signals to the thread. `stop` is signalled once. `wake` is signalled when an owner has left
-/// work, and when the list of owners has changed.
-#[derive(Debug)]
-struct Signals {
-    stop: EventFd,
-    wake: EventFd,
-}
-
-/// The flag that the owner has left work for the thread, and the signals of the thread.
+/// The flag that the owner has left work for the thread, and the signal to the thread.
 #[derive(Debug)]
 struct Notice {
     woken: AtomicBool,
-    signals: Arc<Signals>,
+    signal: Arc<Signal>,
 }
 
 struct Job {
     /// A duplicate of the descriptor of the work, because the owner may close its own descriptor
     /// while the thread waits on this one.
-    descriptor: OwnedFd,
+    descriptor: Private<OwnedFd>,
     notice: Arc<Notice>,
     /// The work, or `None` if the owner has left. The thread holds the lock while it works.
     work: Mutex<Option<Box<dyn Work>>>,
@@ -91,28 +85,23 @@ impl fmt::Debug for Job {
 /// The handle of an owner. Dropping the handle waits until the thread no longer works for the
 /// owner.
 #[derive(Debug)]
-pub(crate) struct Owner {
+pub struct Owner {
     worker: Arc<Worker>,
     job: Arc<Job>,
 }
 
 /// Tells the thread that an owner has work.
 #[derive(Debug)]
-pub(crate) struct Wake(Arc<Notice>);
+pub struct Wake(Arc<Notice>);
 
 impl Wake {
-    pub(crate) fn wake(&self) {
+    /// Makes the thread do a round of the owner's work.
+    pub fn wake(&self) {
         // If the flag is set already, the thread was signalled and has not looked at it yet.
         if !self.0.woken.swap(true, Ordering::AcqRel) {
-            signal(&self.0.signals.wake);
+            self.0.signal.raise();
         }
     }
-}
-
-/// Makes an eventfd readable. The write fails only if the counter would overflow, and the eventfd
-/// is readable then. So an error needs no handling.
-fn signal(eventfd: &EventFd) {
-    let _ = eventfd.write(1);
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -122,35 +111,34 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Worker {
     /// Adds an owner, and starts the thread if this is the first one. The descriptor polls readable
     /// when there is something to do.
-    pub(crate) fn add(
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the descriptor cannot be duplicated, or the thread cannot be started.
+    pub fn add(
         self: &Arc<Self>,
         descriptor: BorrowedFd<'_>,
         work: Box<dyn Work>,
     ) -> io::Result<(Owner, Wake)> {
-        let descriptor = descriptor.try_clone_to_owned()?;
+        let descriptor = Private::new(descriptor.try_clone_to_owned()?)?;
         let mut state = lock(&self.state);
-        let signals = match &state.running {
-            Some(running) => Arc::clone(&running.signals),
+        let signal = match &state.running {
+            Some(running) => Arc::clone(&running.signal),
             None => {
-                let eventfd =
-                    || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-                let signals = Arc::new(Signals {
-                    stop: eventfd()?,
-                    wake: eventfd()?,
-                });
+                let signal = Arc::new(Signal::new()?);
                 // The thread waits for the lock before it looks at its owners.
-                let (worker, its) = (Arc::clone(self), Arc::clone(&signals));
+                let (worker, its) = (Arc::clone(self), Arc::clone(&signal));
                 let thread = spawn("regcache-reaper", move || worker.run(&its))?;
                 state.running = Some(Running {
-                    signals: Arc::clone(&signals),
+                    signal: Arc::clone(&signal),
                     thread,
                 });
-                signals
+                signal
             }
         };
         let notice = Arc::new(Notice {
             woken: AtomicBool::new(false),
-            signals,
+            signal,
         });
         let job = Arc::new(Job {
             descriptor,
@@ -159,7 +147,7 @@ impl Worker {
         });
         state.jobs.push(Arc::clone(&job));
         drop(state);
-        signal(&notice.signals.wake);
+        notice.signal.raise();
         let owner = Owner {
             worker: Arc::clone(self),
             job,
@@ -167,11 +155,19 @@ impl Worker {
         Ok((owner, Wake(notice)))
     }
 
-    fn run(&self, signals: &Signals) {
+    fn run(&self, signal: &Signal) {
         let mut jobs = lock(&self.state).jobs.clone();
         loop {
-            let mut fds = vec![readable(&signals.stop), readable(&signals.wake)];
-            fds.extend(jobs.iter().map(|job| readable(&job.descriptor)));
+            // Other code may have closed descriptors. The thread must not wait for the files of the
+            // program that have these numbers now.
+            jobs.retain(|job| job.descriptor.get().is_ok());
+            if !signal.is_open() {
+                tracing::error!("the reaper's descriptors were closed: freed memory stays pinned");
+                return;
+            }
+            let stops = PollFd::new(signal.as_fd(), PollFlags::POLLIN);
+            let mut fds = vec![stops];
+            fds.extend(jobs.iter().map(|job| readable(job.descriptor.unchecked())));
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => {
@@ -179,24 +175,31 @@ impl Worker {
                     return;
                 }
             }
-            if fds[0].any() == Some(true) {
+            if has_stopped(&fds[0]) {
                 return;
             }
-            let is_ready = fds[2..].iter().map(|fd| fd.any() != Some(false));
+            let is_ready = fds[1..].iter().map(|fd| fd.any() != Some(false));
             let ready: Vec<_> = jobs.iter().cloned().zip(is_ready).collect();
-            let _ = signals.wake.read();
-            // An owner may have come and left work since the list was made. The signal is read
+            let _ = signal.lower();
+            // An owner may have come and left work since the list was made. The signal is lowered
             // already, so the new list must be used.
             jobs = lock(&self.state).jobs.clone();
             let failed = round(&jobs, &ready);
             let pause = if failed { PAUSE_AFTER_FAILURE } else { PAUSE };
             let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::ZERO);
-            let stopped = poll(&mut [readable(&signals.stop)], timeout);
-            if !matches!(stopped, Ok(0) | Err(Errno::EINTR)) {
+            let mut stop = [PollFd::new(signal.as_fd(), PollFlags::empty())];
+            let polled = poll(&mut stop, timeout);
+            if !matches!(polled, Ok(_) | Err(Errno::EINTR)) || has_stopped(&stop[0]) {
                 return;
             }
         }
     }
+}
+
+/// Returns true if the signal has ended, or its sockets were closed.
+fn has_stopped(signal: &PollFd<'_>) -> bool {
+    let ended = PollFlags::POLLHUP | PollFlags::POLLNVAL;
+    signal.revents().is_none_or(|it| it.intersects(ended))
 }
 
 /// Works for the owners that are ready or were woken, until no work is left. Returns true if some
@@ -226,8 +229,8 @@ impl Job {
     }
 }
 
-fn readable(descriptor: &impl AsFd) -> PollFd<'_> {
-    PollFd::new(descriptor.as_fd(), PollFlags::POLLIN)
+fn readable(descriptor: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(descriptor, PollFlags::POLLIN)
 }
 
 impl Drop for Owner {
@@ -241,15 +244,16 @@ impl Drop for Owner {
         };
         drop(state);
         if let Some(running) = last {
-            signal(&running.signals.stop);
-            if !is_worker {
+            // If the program has closed the thread's descriptors, the thread may never wake. It has
+            // no owner any more, so it does no harm.
+            if running.signal.end() && !is_worker {
                 // The thread itself catches and logs panics of the registrar. So `join` returns no
                 // error that matters.
                 let _ = running.thread.join();
             }
         } else {
             // The thread must not wait on the descriptor of an owner that has left.
-            signal(&self.job.notice.signals.wake);
+            self.job.notice.signal.raise();
         }
         // If the thread itself drops the handle, it holds the lock of this job, and drops the job
         // after this round.

@@ -4,6 +4,14 @@
 //! zeroed page. So unused elements take no memory. An owner that is about to use many elements can
 //! let the kernel add their pages in one call, which takes a fraction of the time of the faults.
 //!
+//! The kernel may back memory with huge pages. Then the first element would take two megabytes. So
+//! the first two megabytes of an array have no huge pages. An array that is in use beyond them is
+//! large enough for huge pages.
+//!
+//! A program may call `mlockall(MCL_FUTURE)`, by which the kernel locks and populates each new
+//! mapping. That would take the memory of all elements at once. So the array is first mapped without
+//! access, which the kernel cannot populate. It is unlocked before it gets access.
+//!
 //! The array is mapped, not allocated by malloc. When glibc frees a mapped block, it raises the
 //! size above which it maps blocks. So after freeing such an array, glibc would no longer return
 //! large blocks of the application to the kernel.
@@ -29,12 +37,15 @@ pub(crate) use mapped::Zeroed;
 
 #[cfg(not(loom))]
 mod mapped {
+    use std::ffi::c_void;
     use std::io;
-    use std::marker::PhantomData;
+    use std::num::NonZeroUsize;
     use std::ops::Range;
     use std::ptr::NonNull;
 
-    use memmap2::{Advice, MmapMut, MmapOptions};
+    use nix::sys::mman::{
+        MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, mprotect, munlock, munmap,
+    };
 
     use super::FromZeros;
 
@@ -42,14 +53,15 @@ mod mapped {
     /// of this size.
     const PAGE: usize = 4096;
 
+    /// The size of the part of an array that has no huge pages: one huge page of most machines.
+    const SMALL_PAGES: usize = 2 << 20;
+
     /// An array in zeroed memory from the kernel. The kernel reserves no swap space for the array.
     #[derive(Debug)]
     pub(crate) struct Zeroed<T> {
         /// The first element in the mapping. The pointer dangles if the array has no elements.
         first: NonNull<T>,
         len: usize,
-        mapping: Option<MmapMut>,
-        owns: PhantomData<T>,
     }
 
     // SAFETY: the array owns its elements, so sending the array sends only values of `T`.
@@ -64,32 +76,54 @@ mod mapped {
         ///
         /// Returns the kernel's error if there is no address space left.
         pub(crate) fn new(len: usize) -> io::Result<Self> {
-            const { assert!(align_of::<T>() <= 4096) };
+            const { assert!(align_of::<T>() <= PAGE) };
             let bytes = len
                 .checked_mul(size_of::<T>())
                 .ok_or(io::ErrorKind::OutOfMemory)?;
-            if bytes == 0 {
-                return Ok(Self {
-                    first: NonNull::dangling(),
-                    len,
-                    mapping: None,
-                    owns: PhantomData,
-                });
-            }
-            let mut mapping = MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?;
-            Ok(Self {
-                first: NonNull::from(&mut mapping[..]).cast(),
-                len,
-                mapping: Some(mapping),
-                owns: PhantomData,
-            })
+            let first = match NonZeroUsize::new(bytes) {
+                Some(bytes) => map(bytes)?.cast(),
+                None => NonNull::dangling(),
+            };
+            Ok(Self { first, len })
         }
+    }
 
+    /// Maps zeroed memory.
+    fn map(bytes: NonZeroUsize) -> io::Result<NonNull<c_void>> {
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: the mapping is new, so no other code uses its memory.
+        unsafe {
+            let start = mmap_anonymous(None, bytes, ProtFlags::PROT_NONE, flags)?;
+            // Memory that stays locked, or that may have huge pages, is more than is needed. So
+            // these errors do no harm. The kernel may have been built without huge pages.
+            let _ = munlock(start, bytes.get());
+            let small = bytes.get().min(SMALL_PAGES);
+            let _ = madvise(start, small, MmapAdvise::MADV_NOHUGEPAGE);
+            let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            if let Err(error) = mprotect(start, bytes.get(), access) {
+                let _ = munmap(start, bytes.get());
+                return Err(error.into());
+            }
+            Ok(start)
+        }
+    }
+
+    impl<T> Drop for Zeroed<T> {
+        fn drop(&mut self) {
+            let bytes = self.len * size_of::<T>();
+            if bytes != 0 {
+                // SAFETY: the array owns the mapping, and nothing borrows the array any more.
+                let _ = unsafe { munmap(self.first.cast(), bytes) };
+            }
+        }
+    }
+
+    impl<T> Zeroed<T> {
         #[inline]
         pub(crate) fn as_slice(&self) -> &[T] {
             // SAFETY: the mapping has room for `len` elements, is page-aligned, and lives as long
-            // as `self`. An element whose bytes are all 0 is valid. Only this method gives access
-            // to the mapping.
+            // as `self`. An element whose bytes are all 0 is valid, by the bound of `new`. Only
+            // this method gives access to the mapping.
             unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
         }
 
@@ -99,11 +133,86 @@ mod mapped {
             let bytes = range.start * size_of::<T>()..range.end.min(self.len) * size_of::<T>();
             // The kernel wants the address of a page, and rounds the length up.
             let start = bytes.start & !(PAGE - 1);
-            if let Some(mapping) = &self.mapping
-                && start < bytes.end
-            {
-                let _ = mapping.advise_range(Advice::PopulateWrite, start, bytes.end - start);
+            if start < bytes.end {
+                // SAFETY: the call has the effect of reading each element and writing it back, so
+                // no reader sees a change. The pages are part of the array.
+                let _ = unsafe {
+                    let first = self.first.byte_add(start).cast();
+                    madvise(first, bytes.end - start, MmapAdvise::MADV_POPULATE_WRITE)
+                };
             }
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use std::process::Command;
+        use std::{env, fs};
+
+        use super::*;
+
+        // SAFETY: zero is a valid number.
+        unsafe impl FromZeros for u64 {}
+
+        /// Returns true if the mapping that contains the address has this flag in
+        /// `/proc/self/smaps`.
+        fn has_flag(address: usize, flag: &str) -> bool {
+            let contains = |line: &str| {
+                let number = |text| usize::from_str_radix(text, 16).ok();
+                let (start, end) = line.split(' ').next()?.split_once('-')?;
+                Some((number(start)?..number(end)?).contains(&address))
+            };
+            let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+            let mut from = smaps
+                .lines()
+                .skip_while(|line| contains(line) != Some(true));
+            let flags = from.find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
+            flags.split(' ').any(|its| its == flag)
+        }
+
+        /// Returns the number of pages of an array that are in memory.
+        fn resident(array: &Zeroed<u64>) -> usize {
+            let bytes = array.len * size_of::<u64>();
+            let mut pages = vec![0_u8; bytes / PAGE];
+            // SAFETY: the call writes one byte for each page.
+            let done =
+                unsafe { libc::mincore(array.first.as_ptr().cast(), bytes, pages.as_mut_ptr()) };
+            assert_eq!(done, 0);
+            pages.iter().filter(|&&page| page & 1 != 0).count()
+        }
+
+        fn array() -> (Zeroed<u64>, usize) {
+            let array = Zeroed::<u64>::new(1 << 19).unwrap();
+            let start = array.as_slice().as_ptr().addr();
+            (array, start)
+        }
+
+        #[test]
+        fn the_first_element_takes_no_huge_page() {
+            let (array, start) = array();
+            array.populate(0..1);
+            assert!(has_flag(start, "nh"));
+            assert!(!has_flag(start + SMALL_PAGES, "nh"));
+            assert_eq!(resident(&array), 1);
+        }
+
+        #[test]
+        fn a_program_that_locks_its_memory_does_not_lock_unused_elements() {
+            const LOCKED: &str = "REGCACHE_TEST_LOCKED";
+            if env::var_os(LOCKED).is_none() {
+                let mut child = Command::new(env::current_exe().unwrap());
+                child.args(["locks_its_memory", "--nocapture"]);
+                let ran = child.env(LOCKED, "1").output().unwrap();
+                let said = String::from_utf8_lossy(&ran.stdout);
+                assert!(ran.status.success() && said.contains("1 passed"), "{said}");
+                return;
+            }
+            // SAFETY: the call changes only how the kernel treats later mappings.
+            assert_eq!(unsafe { libc::mlockall(libc::MCL_FUTURE) }, 0);
+            let (array, start) = array();
+            array.populate(0..1);
+            assert!(!has_flag(start, "lo"));
+            assert_eq!(resident(&array), 1);
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Parts that several suites and benchmarks share: the page size, random numbers, memory at chosen
-//! addresses, and the monitor of a naive cache.
+//! addresses, a second RDMA device, and the monitor of a naive cache.
 
 mod mapping;
 mod memory_use;
 mod pages;
 mod random;
+mod second_device;
 
 pub use mapping::{map_fixed, unmap};
 pub use memory_use::{pinned, resident};
@@ -13,3 +14,4 @@ pub use random::Random;
 /// The page size, and the monitor of a naive cache. The crate of the demonstration defines them,
 /// because the demonstration must not depend on a test crate.
 pub use regcache_repro::{NeverReports, PAGE};
+pub use second_device::SecondDevice;

@@ -13,7 +13,7 @@ use regcache::Completion;
 use regcache::monitor::{Auto, NoMonitor, Shared, Ummunotify, Userfaultfd, auto};
 use regcache_verbs::{Access, MrRegistrar, Pd};
 
-use crate::boundary::call;
+use crate::boundary::{call, hot_call};
 use crate::caches::{self, AnyCache, Instance};
 use crate::device::{AnyDevice, Callbacks};
 use crate::error::Error;
@@ -189,7 +189,7 @@ pub unsafe extern "C" fn regcache_get_unretained(
 ///               -EBADF: `guard` was never returned, or was put already.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_put(guard: *mut Guard) -> c_int {
-    call(|thread| {
+    hot_call(|thread| {
         not_null(guard, "guard")?;
         drop(guards::take(thread, guard.addr() as u64)?);
         Ok(0)
@@ -564,7 +564,7 @@ unsafe fn look_up<E>(
 where
     Error: From<E>,
 {
-    let status = call(|thread| {
+    let status = hot_call(|thread| {
         not_null(mr, "mr")?;
         not_null(addr.cast_mut(), "addr")?;
         let cache = cache.addr() as u64;

@@ -1,18 +1,28 @@
-//! The boundary between C and Rust. [`call`] wraps every call of the C functions: it catches
-//! panics, and converts an error to an errno and a message.
+//! The boundary between C and Rust. [`call`] and [`hot_call`] wrap every call of the C functions:
+//! they catch panics, and convert an error to an errno and a message. A thread that is cancelled by
+//! `pthread_cancel` does not end inside a call, see [`Uncancelled`].
 
 use std::any::Any;
 use std::ffi::c_int;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 
+use regcache::Uncancelled;
+
 use crate::error::Error;
 use crate::thread_record::ThreadRecord;
 
 /// Runs `body` and returns its value. If `body` fails, stores the error's message for this thread
 /// and returns the negative errno.
-#[inline]
 pub(crate) fn call(body: impl FnOnce(&ThreadRecord) -> Result<c_int, Error>) -> c_int {
+    let _uncancelled = Uncancelled::begin();
+    hot_call(body)
+}
+
+/// Does the same as [`call`], for a body that reaches no cancellation point outside of the cache's
+/// own code. The cache disables cancellation itself where it needs to, and a hit does not need it.
+#[inline]
+pub(crate) fn hot_call(body: impl FnOnce(&ThreadRecord) -> Result<c_int, Error>) -> c_int {
     let Some(thread) = ThreadRecord::mine() else {
         return -libc::ENOMEM;
     };

@@ -50,6 +50,18 @@ fn forked_children_are_refused_and_have_caches_of_their_own() {
 }
 
 #[test]
+fn threads_that_are_cancelled_and_signals_leave_nothing_behind() {
+    runs("endings", &["200"], &["20"]);
+}
+
+/// This program closes descriptors that valgrind uses, so it does not run under valgrind.
+#[test]
+fn a_program_that_closes_all_descriptors_has_its_own_to_itself() {
+    let said = succeeds(&mut Command::new(SITE.program("descriptors")));
+    assert!(said.contains("descriptors: ok"), "{said}");
+}
+
+#[test]
 fn the_static_library_does_as_well() {
     let program = SITE.program("static");
     let needed = succeeds(Command::new("readelf").arg("-d").arg(&program));

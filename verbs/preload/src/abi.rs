@@ -307,7 +307,7 @@ pub(crate) struct ContextOps {
 pub(crate) struct OpenContext {
     device: *mut c_void,
     pub(crate) ops: ContextOps,
-    cmd_fd: c_int,
+    pub(crate) cmd_fd: c_int,
     async_fd: c_int,
     num_comp_vectors: c_int,
     mutex: libc::pthread_mutex_t,

@@ -5,9 +5,12 @@
 //! functions call. These are the functions that post, poll and create extended objects.
 
 use std::ffi::{c_int, c_void};
+use std::io;
 use std::ptr;
 use std::sync::Arc;
 
+use regcache::Uncancelled;
+use regcache::error::is_exhaustion;
 use regcache_verbs_types::{Context, Pd};
 
 use crate::abi::{
@@ -19,20 +22,21 @@ use crate::objects::{
     COMPLETION_QUEUES, CompletionQueue, DEVICES, OpenDevice, QUEUE_PAIRS, QueuePair, SHARED_QUEUES,
     SharedQueue, address,
 };
-use crate::process::cannot_see;
+use crate::process::{Process, cannot_see};
 use crate::provider::{self, Provider};
 use crate::real::{self, set_errno};
 use crate::slots::Slot;
-use crate::{poll, post};
+use crate::{poll, post, software};
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_open_device(device: *mut c_void) -> *mut Context {
+    let _uncancelled = Uncancelled::begin();
     let Some(open) = real::open_device() else {
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
     // SAFETY: the program made this call, so the arguments are its responsibility.
-    let context = unsafe { open(device) };
+    let context = with_room(|| unsafe { open(device) });
     if !context.is_null() {
         // SAFETY: the context was just opened.
         unsafe { opened(context) };
@@ -44,6 +48,7 @@ pub(crate) unsafe extern "C" fn ibv_open_device(device: *mut c_void) -> *mut Con
 /// process posts with the device's keys.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_import_device(file: c_int) -> *mut Context {
+    let _uncancelled = Uncancelled::begin();
     let Some(import) = real::import_device() else {
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
@@ -68,6 +73,8 @@ unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     // SAFETY: the contract says that the context is open. The extended part lies directly before
     // it.
     let (ops, extended) = unsafe { (&mut (*open).ops, VerbsContext::of(context)) };
+    let library = ops.post_send.map(|post_send| post_send as *const c_void);
+    let in_software = software::stand_before(ops);
     let theirs = *ops;
     let slot = Slot::take(ops);
     if slot.is_none() {
@@ -79,7 +86,8 @@ unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
     }
     ops.bind_mw = ops.bind_mw.and(Some(post::bind_mw));
     // SAFETY: the context is open, and `theirs` has its functions from before.
-    let device = Arc::new(unsafe { OpenDevice::new(open, theirs, extended, slot) });
+    let device =
+        Arc::new(unsafe { OpenDevice::new(open, theirs, extended, slot, library, in_software) });
     drop(DEVICES.insert(address(context), Arc::clone(&device)));
     check_provider(&device);
     // SAFETY: the pointer is null or points to the extended part.
@@ -96,10 +104,10 @@ unsafe fn opened(context: *mut Context) -> Arc<OpenDevice> {
 /// Marks the device as not followed if the program may use the device without libibverbs, or if the
 /// shim does not know the device's library.
 fn check_provider(device: &OpenDevice) {
-    let Some(post_send) = device.ops.post_send else {
+    let Some(function) = device.library else {
         return;
     };
-    match provider::of(post_send as *const c_void) {
+    match provider::of(function) {
         Provider::Followed => {}
         Provider::Unknown => cannot_see(device, "the device's library is not known to the shim"),
         Provider::Direct => {
@@ -147,6 +155,41 @@ unsafe fn device(context: *mut Context) -> Option<Arc<OpenDevice>> {
     Some(device)
 }
 
+/// Calls `create`. If it fails because a limit is reached, deregisters the idle registrations, which
+/// count against the same limits, and calls it again.
+fn with_room<T>(create: impl Fn() -> *mut T) -> *mut T {
+    let made = create();
+    if made.is_null()
+        && is_exhaustion(&io::Error::last_os_error())
+        && Process::started().is_some_and(Process::give_up_idle)
+    {
+        return create();
+    }
+    made
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ibv_alloc_pd(context: *mut Context) -> *mut Pd {
+    let _uncancelled = Uncancelled::begin();
+    let Some(allocate) = real::alloc_pd() else {
+        set_errno(libc::ENOSYS);
+        return ptr::null_mut();
+    };
+    // SAFETY: the program made this call, so the arguments are its responsibility.
+    with_room(|| unsafe { allocate(context) })
+}
+
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ibv_create_ah(pd: *mut Pd, attr: *mut c_void) -> *mut c_void {
+    let _uncancelled = Uncancelled::begin();
+    let Some(create) = real::create_ah() else {
+        set_errno(libc::ENOSYS);
+        return ptr::null_mut();
+    };
+    // SAFETY: the program made this call, so the arguments are its responsibility.
+    with_room(|| unsafe { create(pd, attr) })
+}
+
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_create_cq(
     context: *mut Context,
@@ -155,12 +198,13 @@ pub(crate) unsafe extern "C" fn ibv_create_cq(
     channel: *mut c_void,
     vector: c_int,
 ) -> *mut IbvCq {
+    let _uncancelled = Uncancelled::begin();
     let Some(create) = real::create_cq() else {
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
     // SAFETY: the program made this call, so the arguments are its responsibility.
-    let cq = unsafe { create(context, cqe, cq_context, channel, vector) };
+    let cq = with_room(|| unsafe { create(context, cqe, cq_context, channel, vector) });
     if !cq.is_null()
         // SAFETY: the program does not close the device during this call.
         && let Some(device) = unsafe { device(context) }
@@ -171,6 +215,7 @@ pub(crate) unsafe extern "C" fn ibv_create_cq(
 }
 
 unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx) -> *mut IbvCqEx {
+    let _uncancelled = Uncancelled::begin();
     // SAFETY: the program does not close the device during this call.
     let device = unsafe { device(context) };
     let Some((device, create)) = device.and_then(|it| it.create.cq_ex.map(|create| (it, create)))
@@ -185,7 +230,7 @@ unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx
     // SAFETY: `attr` is valid, as above.
     unsafe { (*attr).wc_flags = asked | WC_EX_WITH_QP_NUM };
     // SAFETY: the program made this call, so the arguments are its responsibility.
-    let mut cq = unsafe { create(context, attr) };
+    let mut cq = with_room(|| unsafe { create(context, attr) });
     // SAFETY: `attr` is valid, as above.
     unsafe { (*attr).wc_flags = asked };
     if cq.is_null() && asked & WC_EX_WITH_QP_NUM == 0 {
@@ -208,6 +253,7 @@ unsafe extern "C" fn create_cq_ex(context: *mut Context, attr: *mut CqInitAttrEx
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_destroy_cq(cq: *mut IbvCq) -> c_int {
+    let _uncancelled = Uncancelled::begin();
     let Some(destroy) = real::destroy_cq() else {
         return libc::ENOSYS;
     };
@@ -225,12 +271,13 @@ pub(crate) unsafe extern "C" fn ibv_destroy_cq(cq: *mut IbvCq) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_create_qp(pd: *mut Pd, attr: *mut QpInitAttr) -> *mut IbvQp {
+    let _uncancelled = Uncancelled::begin();
     let Some(create) = real::create_qp() else {
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
     // SAFETY: the program made this call, so the arguments are its responsibility.
-    let qp = unsafe { create(pd, attr) };
+    let qp = with_room(|| unsafe { create(pd, attr) });
     if !qp.is_null()
         // SAFETY: the program does not close the device during this call.
         && let Some(device) = unsafe { device((*qp).context) }
@@ -242,6 +289,7 @@ pub(crate) unsafe extern "C" fn ibv_create_qp(pd: *mut Pd, attr: *mut QpInitAttr
 }
 
 unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx) -> *mut IbvQp {
+    let _uncancelled = Uncancelled::begin();
     // SAFETY: the program does not close the device during this call.
     let device = unsafe { device(context) };
     let Some((device, create)) = device.and_then(|it| it.create.qp_ex.map(|create| (it, create)))
@@ -250,7 +298,7 @@ unsafe extern "C" fn create_qp_ex(context: *mut Context, attr: *mut QpInitAttrEx
         return ptr::null_mut();
     };
     // SAFETY: the program made this call, so the arguments are its responsibility.
-    let qp = unsafe { create(context, attr) };
+    let qp = with_room(|| unsafe { create(context, attr) });
     if qp.is_null() {
         return qp;
     }
@@ -289,6 +337,7 @@ pub(crate) unsafe extern "C" fn ibv_modify_qp(
     attr: *mut QpAttr,
     mask: c_int,
 ) -> c_int {
+    let _uncancelled = Uncancelled::begin();
     let Some(modify) = real::modify_qp() else {
         return libc::ENOSYS;
     };
@@ -309,6 +358,7 @@ pub(crate) unsafe extern "C" fn ibv_modify_qp(
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_destroy_qp(qp: *mut IbvQp) -> c_int {
+    let _uncancelled = Uncancelled::begin();
     let Some(destroy) = real::destroy_qp() else {
         return libc::ENOSYS;
     };
@@ -334,12 +384,13 @@ pub(crate) unsafe extern "C" fn ibv_destroy_qp(qp: *mut IbvQp) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_create_srq(pd: *mut Pd, attr: *mut SrqInitAttr) -> *mut IbvSrq {
+    let _uncancelled = Uncancelled::begin();
     let Some(create) = real::create_srq() else {
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
     // SAFETY: the program made this call, so the arguments are its responsibility.
-    let srq = unsafe { create(pd, attr) };
+    let srq = with_room(|| unsafe { create(pd, attr) });
     if !srq.is_null()
         // SAFETY: the program does not close the device during this call.
         && let Some(device) = unsafe { device((*srq).context) }
@@ -354,6 +405,7 @@ pub(crate) unsafe extern "C" fn ibv_create_srq(pd: *mut Pd, attr: *mut SrqInitAt
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_destroy_srq(srq: *mut IbvSrq) -> c_int {
+    let _uncancelled = Uncancelled::begin();
     let Some(destroy) = real::destroy_srq() else {
         return libc::ENOSYS;
     };
@@ -380,6 +432,7 @@ macro_rules! not_followed {
     ($($name:ident by $field:ident -> $made:ty: $why:literal;)*) => {
         $(
             unsafe extern "C" fn $name(context: *mut Context, attr: *mut c_void) -> $made {
+                let _uncancelled = Uncancelled::begin();
                 // SAFETY: the program does not close the device during this call.
                 let device = unsafe { device(context) };
                 let create = device.as_ref().and_then(|it| it.create.$field);
@@ -389,7 +442,7 @@ macro_rules! not_followed {
                 };
                 cannot_see(&device, $why);
                 // SAFETY: the program made this call, so the arguments are its responsibility.
-                unsafe { create(context, attr) }
+                with_room(|| unsafe { create(context, attr) })
             }
         )*
     };

@@ -42,7 +42,7 @@ impl Verdict {
 }
 
 /// Returns the functions of libibverbs that the shim interposes, each with the shim's own function.
-fn ours() -> [(&'static Function, *mut c_void); 17] {
+fn ours() -> [(&'static Function, *mut c_void); 19] {
     [
         (&real::REG_MR, interpose::ibv_reg_mr as *mut c_void),
         (
@@ -69,6 +69,8 @@ fn ours() -> [(&'static Function, *mut c_void); 17] {
             &real::IMPORT_DEVICE,
             create::ibv_import_device as *mut c_void,
         ),
+        (&real::ALLOC_PD, create::ibv_alloc_pd as *mut c_void),
+        (&real::CREATE_AH, create::ibv_create_ah as *mut c_void),
         (&real::CREATE_CQ, create::ibv_create_cq as *mut c_void),
         (&real::DESTROY_CQ, create::ibv_destroy_cq as *mut c_void),
         (&real::CREATE_QP, create::ibv_create_qp as *mut c_void),

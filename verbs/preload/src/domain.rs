@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use regcache::monitor::{Auto, Shared};
-use regcache::{Cache, Error, Guard, Registrar, Stats, VaRange};
+use regcache::{Cache, Error, Guard, Registrar, Stats, Uncancelled, VaRange};
 use regcache_verbs_types::{Access, Context, Mr, Pd};
 
+use crate::huge::is_huge;
 use crate::objects::OpenDevice;
 use crate::outstanding::Release;
 use crate::real::{self, Inside};
@@ -19,6 +20,9 @@ use crate::settings::Settings;
 /// The maximum time that `Domain::give_up_idle` waits until the idle registrations are
 /// deregistered.
 const GRACE: Duration = Duration::from_secs(30);
+
+/// The number of times that `Domain::give_up_idle_now` waits for other threads.
+const BRIEFLY: u32 = 10_000;
 
 /// A protection domain in which the program has registered memory.
 pub(crate) struct Domain {
@@ -64,7 +68,8 @@ pub(crate) enum Ended {
     /// The shim deregistered it, because work that uses it may be outstanding.
     Outstanding,
     /// The shim deregistered it for another reason: the shim does not see all work, `ibv_rereg_mr`
-    /// has changed the registration, or too many registrations are idle.
+    /// has changed the registration, its memory is in huge pages of hugetlbfs, or too many
+    /// registrations are idle.
     Deregistered,
 }
 
@@ -86,8 +91,8 @@ impl Held {
             // deregister.
             return Ok(Ended::Deregistered);
         }
-        let is_certain = !self.changed && device.unseen().is_none();
-        let release = is_certain.then(|| device.work.release(registration.lkey));
+        let may_stay = !self.changed && !registration.is_huge && device.unseen().is_none();
+        let release = may_stay.then(|| device.work.release(registration.lkey));
         let ended = match release {
             Some(Release::Keep) => {
                 registration.state.store(IDLE, Ordering::Release);
@@ -231,6 +236,20 @@ impl Domain {
         stats.entries > stats.unreleased
     }
 
+    /// Deregisters the cached registrations that the program does not hold. Waits until other threads
+    /// have done so as well, for a limited time.
+    pub(crate) fn give_up_idle_now(&self) {
+        let Ok(mut leaving) = self.cache.flush() else {
+            return;
+        };
+        for _ in 0..BRIEFLY {
+            if leaving.in_use() <= self.held.load(Ordering::Acquire) {
+                return;
+            }
+            leaving.wait(Duration::from_micros(100));
+        }
+    }
+
     /// Marks the domain as closed. libibverbs has freed or is about to free the domain's
     /// registrations, so the shim must not deregister them.
     pub(crate) fn close(&self) {
@@ -264,6 +283,8 @@ const OVER: u8 = 2;
 pub(crate) struct Registered {
     mr: NonNull<Mr>,
     state: AtomicU8,
+    /// True if the memory is in huge pages of hugetlbfs.
+    is_huge: bool,
     pub(crate) handle: u32,
     pub(crate) lkey: u32,
     pub(crate) rkey: u32,
@@ -310,6 +331,7 @@ unsafe impl Registrar for PdRegistrar {
         Ok(Registered {
             mr,
             state: AtomicU8::new(IDLE),
+            is_huge: is_huge(range.start()) || is_huge(range.end() - 1),
             handle: numbers.handle,
             lkey: numbers.lkey,
             rkey: numbers.rkey,
@@ -338,7 +360,7 @@ unsafe impl Registrar for PdRegistrar {
         if registration.state.load(Ordering::Acquire) == OVER {
             return Ok(());
         }
-        if self.closed.load(Ordering::Acquire) {
+        if self.closed.load(Ordering::Acquire) || !self.device.has_descriptor() {
             self.device.work.forget(registration.lkey);
             return Ok(());
         }
@@ -392,6 +414,7 @@ pub(crate) unsafe fn register(pd: NonNull<Pd>, range: VaRange, access: Access) -
 ///
 /// `mr` is a registration of libibverbs, and no code uses it after this call.
 pub(crate) unsafe fn deregister(mr: NonNull<Mr>) -> c_int {
+    let _uncancelled = Uncancelled::begin();
     let _inside = Inside::enter();
     match real::dereg_mr() {
         // SAFETY: the caller keeps the contract of this function.

@@ -85,49 +85,67 @@ struct Tables {
 
 /// Returns the address of a function of libc, or of libdl if glibc is so old that libdl is
 /// separate. Returns null if neither library has the function.
+///
+/// Sanitizers and other libraries interpose `dl_iterate_phdr`, and may look functions up before
+/// their own is ready. So this function reads the loader's list of libraries itself. Other threads
+/// may load and unload libraries meanwhile. But the search ends at libc, and the libraries before it
+/// in the list were loaded with the program and are never unloaded.
 pub(crate) fn libc_function(name: &CStr) -> *mut c_void {
-    let mut search = Search {
-        name,
-        found: ptr::null_mut(),
-    };
-    // SAFETY: `look_in` expects a pointer to a `Search` as its last argument. `search` is a
-    // `Search`, and outlives the call.
-    unsafe { libc::dl_iterate_phdr(Some(look_in), (&raw mut search).cast()) };
-    search.found
+    // SAFETY: the loader has set up its structure before any other code runs.
+    let mut next = unsafe { _r_debug.map };
+    // SAFETY: the pointer is null or points to an element of the list, as above.
+    while let Some(library) = unsafe { next.as_ref() } {
+        // SAFETY: as above.
+        let found = unsafe { library.function(name) };
+        if !found.is_null() {
+            return found;
+        }
+        next = library.next;
+    }
+    ptr::null_mut()
 }
 
-struct Search<'a> {
-    name: &'a CStr,
-    found: *mut c_void,
+/// `struct r_debug`, by which the loader shows its list of libraries to debuggers (<link.h>).
+#[repr(C)]
+struct Debug {
+    version: c_int,
+    map: *const LinkMap,
 }
 
-/// Looks the symbol up in one loaded library. Returns 1, which ends the search, if the library is
-/// libc or libdl and defines the symbol.
-unsafe extern "C" fn look_in(
-    library: *mut libc::dl_phdr_info,
-    _size: usize,
-    search: *mut c_void,
-) -> c_int {
-    // SAFETY: `libc_function` passes a pointer to its `Search`, which no other code uses during the
-    // call.
-    let search = unsafe { &mut *search.cast::<Search<'_>>() };
-    // SAFETY: the loader passes a pointer to a description that is valid during the call.
-    let library = unsafe { &*library };
-    if library.dlpi_name.is_null() {
-        return 0;
+/// `struct link_map`: a loaded library.
+#[repr(C)]
+struct LinkMap {
+    base: usize,
+    path: *const c_char,
+    dynamic: *const Dynamic,
+    next: *const LinkMap,
+}
+
+unsafe extern "C" {
+    static _r_debug: Debug;
+}
+
+impl LinkMap {
+    /// Returns the address of the function, if the library is libc or libdl and defines it.
+    ///
+    /// # Safety
+    ///
+    /// The library is loaded.
+    unsafe fn function(&self, name: &CStr) -> *mut c_void {
+        if self.path.is_null() || self.dynamic.is_null() {
+            return ptr::null_mut();
+        }
+        // SAFETY: the pointer is not null, so it points to the library's terminated path.
+        let path = unsafe { CStr::from_ptr(self.path) }.to_bytes();
+        let file = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
+        if !(file.starts_with(b"libc.so.") || file.starts_with(b"libdl.so.")) {
+            return ptr::null_mut();
+        }
+        // SAFETY: the caller keeps the contract of this function.
+        let entries = unsafe { entries(self.dynamic) };
+        // SAFETY: the library is one of glibc, whose tables are mapped.
+        tables(self.base, entries).map_or(ptr::null_mut(), |it| unsafe { it.function(name) })
     }
-    // SAFETY: `dlpi_name` is not null, so it points to the library's terminated path.
-    let path = unsafe { CStr::from_ptr(library.dlpi_name) }.to_bytes();
-    let file = path.rsplit(|&byte| byte == b'/').next().unwrap_or(path);
-    if !(file.starts_with(b"libc.so.") || file.starts_with(b"libdl.so.")) {
-        return 0;
-    }
-    // SAFETY: the description is that of a loaded library of glibc, whose tables are mapped.
-    if let Some(tables) = unsafe { tables(library) } {
-        // SAFETY: `tables` are the tables of that library.
-        search.found = unsafe { tables.function(search.name) };
-    }
-    c_int::from(!search.found.is_null())
 }
 
 /// Returns the load address of a library and the entries of its dynamic section.
@@ -147,13 +165,23 @@ unsafe fn dynamic(library: &libc::dl_phdr_info) -> Option<(usize, &[Dynamic])> {
         .iter()
         .find(|header| header.p_type == libc::PT_DYNAMIC)?;
     let first = (base + usize::try_from(dynamic.p_vaddr).ok()?) as *const Dynamic;
+    // SAFETY: the object is loaded, so its dynamic section is mapped.
+    Some((base, unsafe { entries(first) }))
+}
+
+/// Returns the entries of the dynamic section that begins at `first`.
+///
+/// # Safety
+///
+/// The dynamic section is mapped while the result is used.
+unsafe fn entries<'a>(first: *const Dynamic) -> &'a [Dynamic] {
     let mut count = 0;
-    // SAFETY: the dynamic section is mapped and aligned, and it ends with a DT_NULL entry.
+    // SAFETY: the dynamic section is aligned, and it ends with a DT_NULL entry.
     while unsafe { first.add(count).read() }.tag != dt::NULL {
         count += 1;
     }
     // SAFETY: the loop above read these entries.
-    Some((base, unsafe { std::slice::from_raw_parts(first, count) }))
+    unsafe { std::slice::from_raw_parts(first, count) }
 }
 
 /// Returns the address that an entry of the dynamic section holds. glibc has usually added the load
@@ -163,13 +191,7 @@ fn relocated(base: usize, value: usize) -> usize {
 }
 
 /// Returns the tables of a library; `None` if one of them is missing.
-///
-/// # Safety
-///
-/// As for [`dynamic`].
-unsafe fn tables(library: &libc::dl_phdr_info) -> Option<Tables> {
-    // SAFETY: the caller keeps the contract of this function.
-    let (base, entries) = unsafe { dynamic(library) }?;
+fn tables(base: usize, entries: &[Dynamic]) -> Option<Tables> {
     let address = |tag: i64| {
         let entry = entries.iter().find(|it| it.tag == tag)?;
         (entry.value != 0).then(|| relocated(base, entry.value))

@@ -6,7 +6,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
 use regcache::error::{chain, is_exhaustion};
-use regcache::{Access as _, Error};
+use regcache::{Access as _, Error, Uncancelled};
 use regcache_verbs_types::{Context, Mr, Pd};
 
 use crate::counts::Counts;
@@ -144,6 +144,7 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
     length: usize,
     access: c_int,
 ) -> c_int {
+    let _uncancelled = Uncancelled::begin();
     let theirs = |mr: *mut Mr, flags, addr, length| {
         let _inside = Inside::enter();
         match real::rereg_mr() {
@@ -214,6 +215,7 @@ pub(crate) unsafe extern "C" fn ibv_dereg_mr(mr: *mut Mr) -> c_int {
         // The registration belongs to the parent process, and the parent keeps it.
         Whose::Inherited => return 0,
         Whose::Libibverbs => {
+            let _uncancelled = Uncancelled::begin();
             let _inside = Inside::enter();
             return match real::dereg_mr() {
                 // SAFETY: the program made this call, so the arguments are its responsibility.
@@ -256,6 +258,7 @@ pub(crate) unsafe extern "C" fn ibv_dereg_mr(mr: *mut Mr) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
+    let _uncancelled = Uncancelled::begin();
     let Some(deallocate) = real::dealloc_pd() else {
         return libc::ENOSYS;
     };
@@ -283,6 +286,7 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
 /// the pointer to the domain becomes invalid.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_unimport_pd(pd: *mut Pd) {
+    let _uncancelled = Uncancelled::begin();
     if let Some(process) = Process::started()
         && let Some(domain) = process.known_domain(pd)
     {
@@ -298,6 +302,7 @@ pub(crate) unsafe extern "C" fn ibv_unimport_pd(pd: *mut Pd) {
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_close_device(context: *mut Context) -> c_int {
+    let _uncancelled = Uncancelled::begin();
     if let Some(process) = Process::started() {
         process.forget_device(context);
     }
@@ -335,6 +340,10 @@ const OFF: Not = Not::Passed(|counts| &counts.off);
 ///
 /// `wanted` names a protection domain.
 unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) -> *mut Mr {
+    let theirs = || {
+        let _uncancelled = Uncancelled::begin();
+        theirs()
+    };
     let Some(_inside) = Inside::enter() else {
         return theirs();
     };

@@ -12,6 +12,7 @@
 //! - `process.rs` holds the state that belongs to one process. A forked child starts without that
 //!   state (see `fork.rs`).
 //! - `domain.rs` describes one protection domain and its cache.
+//! - `huge.rs` recognises huge pages of hugetlbfs, whose registrations are not kept.
 //! - `mrs.rs` makes the `struct ibv_mr`s that programs get.
 //!
 //! Outstanding work. A registration must not outlive `ibv_dereg_mr` while outstanding work uses the
@@ -21,6 +22,7 @@
 //!   module does not depend on libibverbs.
 //! - `create.rs` has the functions that open devices and create queues. `post.rs` has the functions
 //!   that post work, and `poll.rs` those that poll for completions.
+//! - `software.rs` has what posts to devices in software need in addition.
 //! - `objects.rs` records the open devices and the queues. `directory.rs` finds a record by the
 //!   object's address, and `nearest.rs` finds most queues in fewer instructions. `slots.rs` has
 //!   what the functions that post and poll need to know of their device.
@@ -50,8 +52,8 @@
 //! # Rules
 //!
 //! The shim is not linked with libibverbs: it may be preloaded into any program, and does nothing
-//! in a program that uses no verbs. The shim has no constructor. The first call sets the shim up,
-//! even a call from another library's constructor. The shim does not change a call that it passes
+//! in a program that uses no verbs. The shim's constructor only remembers which file is stderr. The
+//! first call sets the shim up, even a call from another library's constructor. The shim does not change a call that it passes
 //! on to libibverbs.
 
 mod abi;
@@ -62,6 +64,7 @@ mod dl;
 mod domain;
 mod elf;
 mod fork;
+mod huge;
 mod interpose;
 mod mrs;
 mod nearest;
@@ -75,4 +78,5 @@ mod provider;
 mod real;
 mod settings;
 mod slots;
+mod software;
 mod summary;

@@ -8,7 +8,7 @@
 
 use std::cell::UnsafeCell;
 use std::collections::HashMap;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -23,6 +23,7 @@ use crate::abi::{
 use crate::directory::Directory;
 use crate::fork;
 use crate::nearest::Nearest;
+use crate::notice::file_of;
 use crate::outstanding::{Cell, Device, Left, Mark, Order, Owners, Post, Queue, left};
 use crate::poll;
 use crate::slots::Slot;
@@ -43,13 +44,20 @@ pub(crate) fn address<T>(object: *mut T) -> usize {
 
 /// A device that the program has opened.
 pub(crate) struct OpenDevice {
-    /// The functions of the context before the shim replaced them.
+    /// The functions of the context before the shim replaced them, with those of `software.rs` in
+    /// front.
     pub(crate) ops: ContextOps,
     pub(crate) create: Creators,
+    /// The address of a function of the device's library.
+    pub(crate) library: Option<*const c_void>,
+    /// True if the device's library posts by system calls.
+    pub(crate) in_software: bool,
     /// The work that was posted to the device.
     pub(crate) work: Device,
     /// The context, whose functions the shim replaces.
     context: *mut OpenContext,
+    /// The file behind the context's descriptor, by its device and inode.
+    file: [u64; 2],
     slot: Option<&'static Slot>,
     cells: Mutex<Cells>,
     /// The number of the process that opened the device.
@@ -93,6 +101,8 @@ impl OpenDevice {
         ops: ContextOps,
         extended: *mut VerbsContext,
         slot: Option<&'static Slot>,
+        library: Option<*const c_void>,
+        in_software: bool,
     ) -> Self {
         // SAFETY: the pointer is null or points to the extended part of an open context.
         let create = unsafe { extended.as_ref() }.map_or_else(Creators::default, |it| Creators {
@@ -105,13 +115,25 @@ impl OpenDevice {
         Self {
             ops,
             create,
+            library,
+            in_software,
             work: Device::new(),
             context,
+            // SAFETY: the context is open.
+            file: file_of(unsafe { (*context).cmd_fd }),
             slot,
             cells: Mutex::default(),
             process: fork::id(),
             unseen: OnceLock::new(),
         }
+    }
+
+    /// Returns false if the program has closed the context's descriptor, as daemons close all
+    /// descriptors. libibverbs would then write into a file that has the descriptor's number now.
+    /// The kernel has ended the registrations.
+    pub(crate) fn has_descriptor(&self) -> bool {
+        // SAFETY: the context is open.
+        file_of(unsafe { (*self.context).cmd_fd }) == self.file
     }
 
     /// Removes the records of all objects on the device, which was closed.

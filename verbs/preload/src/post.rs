@@ -11,6 +11,7 @@ use std::slice;
 use std::thread;
 use std::time::Duration;
 
+use regcache::Uncancelled;
 use regcache_verbs_types::Context;
 
 use crate::abi::{ExtendedPost, IbvQp, IbvQpEx, IbvSrq, MwBind, RecvWr, SendWr, Sge, send};
@@ -175,6 +176,7 @@ fn take_back<R: Request>(posting: &mut Post<'_>, all: bool, first: *mut R, bad: 
 /// Deregisters all idle registrations of the device, because the program posts with the key of one.
 #[cold]
 fn end_idle(device: &OpenDevice, key: u32) {
+    let _uncancelled = Uncancelled::begin();
     // Another thread may be deregistering this registration, which takes some microseconds. So the
     // loop waits.
     for _ in 0..100 {
@@ -582,6 +584,7 @@ mod wr {
         let Some((pair, its)) = (unsafe { extended_pair(qp) }) else {
             return libc::EINVAL;
         };
+        let _uncancelled = pair.device.in_software.then(Uncancelled::begin);
         // SAFETY: the program made this call, so the arguments are its responsibility.
         let refused = its
             .complete

@@ -13,6 +13,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use regcache::Uncancelled;
 use regcache::error::chain;
 use regcache::monitor::{Auto, Shared, Ummunotify, Userfaultfd, auto};
 use regcache_verbs_types::{Context, Pd};
@@ -23,7 +24,7 @@ use crate::fork;
 use crate::mrs::{Mrs, Owner};
 use crate::notice::{lock, notice};
 use crate::objects::{DEVICES, OpenDevice, address};
-use crate::real;
+use crate::real::{self, Inside};
 use crate::settings::{Settings, Watching};
 
 /// The state of one process. See the file's head.
@@ -83,6 +84,24 @@ fn say_that_nothing_is_kept(why: &str) {
     }
 }
 
+/// Deregisters all idle registrations before the process forks. Otherwise the kernel would copy their
+/// memory for the child during the fork, because it copies all pinned pages.
+///
+/// A signal handler may fork while its thread is inside the shim, and may hold a lock. Then nothing
+/// is done. If another thread holds a lock, that thread is running and will release it.
+extern "C" fn before_fork() {
+    if Inside::is_set() || Uncancelled::is_begun() {
+        return;
+    }
+    let _uncancelled = Uncancelled::begin();
+    let _inside = Inside::enter();
+    if let Some(process) = Process::started() {
+        for domain in process.domains() {
+            domain.give_up_idle_now();
+        }
+    }
+}
+
 impl NoDomain {
     fn unseen(why: &str) -> Self {
         say_that_nothing_is_kept(why);
@@ -98,6 +117,7 @@ impl Process {
         if let Some(process) = Self::at(place) {
             return Some(process);
         }
+        let _uncancelled = Uncancelled::begin();
         let (settings, refusal) = Settings::read();
         let new = Box::new(Self {
             is_child: fork::id() != fork::FIRST,
@@ -166,6 +186,7 @@ impl Process {
             Some(domain) if domain.is_of(of) => return seen(Arc::clone(domain)),
             _ => drop(domains),
         }
+        let _uncancelled = Uncancelled::begin();
         let mut domains = self.domains.write().unwrap_or_else(PoisonError::into_inner);
         match domains.remove(&pd.addr().get()) {
             Some(domain) if domain.is_of(of) => {
@@ -190,6 +211,7 @@ impl Process {
             return Err(NoDomain::unseen(why));
         }
         let monitor = self.monitor().ok_or(NoDomain::Off)?;
+        fork::before_each(before_fork);
         let made = Arc::clone(&self.counts.made);
         // SAFETY: the contract says that `pd` is a protection domain.
         match unsafe { Domain::new(pd, device, monitor, &self.settings, made) } {
@@ -232,14 +254,14 @@ impl Process {
     fn watch(&self) -> Result<Shared<Auto>, String> {
         if real::keeps_memory_from_children() {
             return Err(
-                "libibverbs keeps registered memory from children (ibv_fork_init), which must not \
-                        outlast ibv_dereg_mr"
+                "libibverbs hides registered memory from children (ibv_fork_init, RDMAV_FORK_SAFE), \
+                 and must not hide it longer than until ibv_dereg_mr"
                     .to_owned(),
             );
         }
         let monitor = match self.settings.monitor {
             Watching::Ummunotify => Ummunotify::open()
-                .map(Auto::Ummunotify)
+                .map(|monitor| Auto::Ummunotify(monitor.with_changes_of_protection()))
                 .map_err(|error| chain(&error).to_string())?,
             Watching::Userfaultfd => Userfaultfd::open()
                 .map(|monitor| Auto::Userfaultfd(Box::new(monitor)))
@@ -251,6 +273,7 @@ impl Process {
                             .to_owned(),
                     );
                 }
+                Auto::Ummunotify(monitor) => Auto::Ummunotify(monitor.with_changes_of_protection()),
                 monitor => monitor,
             },
         };
@@ -328,6 +351,7 @@ impl Process {
 
     /// Deregisters all idle registrations on the device.
     pub(crate) fn give_up_idle_of(&self, device: &OpenDevice) {
+        let _uncancelled = Uncancelled::begin();
         for domain in self.domains() {
             if domain.is_of_device(device) {
                 domain.give_up_idle();
@@ -338,6 +362,7 @@ impl Process {
     /// Deregisters all cached registrations that the program does not hold. Returns true if there
     /// were any.
     pub(crate) fn give_up_idle(&self) -> bool {
+        let _uncancelled = Uncancelled::begin();
         let gave_up = |domain: &Arc<Domain>| domain.give_up_idle();
         self.domains().iter().filter(|it| gave_up(it)).count() > 0
     }

@@ -23,14 +23,12 @@ pub(crate) enum Provider {
     Direct,
 }
 
-/// The libraries of devices whose queues complete in order. The second field is true if programs
-/// can use the device directly.
-const FOLLOWED: &[(&[u8], bool)] = &[
-    (b"rxe", false),
-    (b"siw", false),
-    (b"mlx4", true),
-    (b"mlx5", true),
-];
+/// The libraries of devices in software whose queues complete in order. Programs cannot use such a
+/// device directly.
+pub(crate) const SOFTWARE: [&[u8]; 2] = [b"rxe", b"siw"];
+
+/// The libraries of adapters whose queues complete in order. Programs can use an adapter directly.
+const ADAPTERS: [&[u8]; 2] = [b"mlx4", b"mlx5"];
 
 /// The prefixes of the names of functions for direct use.
 const DIRECT: &[&[u8]] = &[b"mlx5dv_", b"mlx4dv_", b"efadv_", b"manadv_", b"hnsdv_"];
@@ -48,6 +46,31 @@ pub(crate) fn looked_up(name: &[u8]) {
 
 /// Returns the verdict on the library that defines this function.
 pub(crate) fn of(function: *const c_void) -> Provider {
+    let Some(path) = library(function) else {
+        return Provider::Unknown;
+    };
+    match driver(path) {
+        Some(name) if SOFTWARE.contains(&name) => Provider::Followed,
+        Some(name) if ADAPTERS.contains(&name) => {
+            if LOOKED_UP.load(Ordering::Relaxed) || elf::is_needed(name) {
+                Provider::Direct
+            } else {
+                Provider::Followed
+            }
+        }
+        _ => Provider::Unknown,
+    }
+}
+
+/// Returns the number in [`SOFTWARE`] of the library that defines this function, if it is one of
+/// them.
+pub(crate) fn software(function: *const c_void) -> Option<usize> {
+    let name = driver(library(function)?)?;
+    SOFTWARE.iter().position(|known| *known == name)
+}
+
+/// Returns the path of the library that defines this function.
+fn library(function: *const c_void) -> Option<&'static [u8]> {
     let mut info = libc::Dl_info {
         dli_fname: ptr::null(),
         dli_fbase: ptr::null_mut(),
@@ -56,20 +79,11 @@ pub(crate) fn of(function: *const c_void) -> Provider {
     };
     // SAFETY: `dladdr` accepts any address and writes only `info`.
     if unsafe { libc::dladdr(function, &raw mut info) } == 0 || info.dli_fname.is_null() {
-        return Provider::Unknown;
+        return None;
     }
-    // SAFETY: the loader's name of the library is a terminated string.
-    let path = unsafe { CStr::from_ptr(info.dli_fname) }.to_bytes();
-    let Some(name) = driver(path) else {
-        return Provider::Unknown;
-    };
-    match FOLLOWED.iter().find(|(known, _)| *known == name) {
-        None => Provider::Unknown,
-        Some((_, true)) if LOOKED_UP.load(Ordering::Relaxed) || elf::is_needed(name) => {
-            Provider::Direct
-        }
-        Some(_) => Provider::Followed,
-    }
+    // SAFETY: the loader's name of the library is a terminated string. It exists as long as the
+    // library is loaded, and no caller keeps it.
+    Some(unsafe { CStr::from_ptr(info.dli_fname) }.to_bytes())
 }
 
 /// Returns the driver's name: `mlx5` for `/usr/lib/libibverbs/libmlx5-rdmav34.so` and for

@@ -7,10 +7,12 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fs;
 use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use memmap2::MmapMut;
 use regcache_verbs_types::{Context, Mr, Pd};
 
 use crate::abi::{IbvCq, IbvQp, IbvQpEx, IbvSrq, QpAttr, QpInitAttr, SrqInitAttr};
@@ -37,6 +39,8 @@ pub(crate) type ModifyQp = unsafe extern "C" fn(*mut IbvQp, *mut QpAttr, c_int) 
 pub(crate) type DestroyQp = unsafe extern "C" fn(*mut IbvQp) -> c_int;
 pub(crate) type CreateSrq = unsafe extern "C" fn(*mut Pd, *mut SrqInitAttr) -> *mut IbvSrq;
 pub(crate) type DestroySrq = unsafe extern "C" fn(*mut IbvSrq) -> c_int;
+pub(crate) type AllocPd = unsafe extern "C" fn(*mut Context) -> *mut Pd;
+pub(crate) type CreateAh = unsafe extern "C" fn(*mut Pd, *mut c_void) -> *mut c_void;
 type QpToQpEx = unsafe extern "C" fn(*mut IbvQp) -> *mut IbvQpEx;
 type ForkRange = unsafe extern "C" fn(*mut c_void, usize) -> c_int;
 type IsForkInitialized = unsafe extern "C" fn() -> c_int;
@@ -89,6 +93,8 @@ pub(crate) static MODIFY_QP: Function = Function::new(c"ibv_modify_qp", c"IBVERB
 pub(crate) static DESTROY_QP: Function = Function::new(c"ibv_destroy_qp", c"IBVERBS_1.1");
 pub(crate) static CREATE_SRQ: Function = Function::new(c"ibv_create_srq", c"IBVERBS_1.1");
 pub(crate) static DESTROY_SRQ: Function = Function::new(c"ibv_destroy_srq", c"IBVERBS_1.1");
+pub(crate) static ALLOC_PD: Function = Function::new(c"ibv_alloc_pd", c"IBVERBS_1.1");
+pub(crate) static CREATE_AH: Function = Function::new(c"ibv_create_ah", c"IBVERBS_1.1");
 static QP_TO_QP_EX: Function = Function::new(c"ibv_qp_to_qp_ex", c"IBVERBS_1.6");
 static DONTFORK_RANGE: Function = Function::new(c"ibv_dontfork_range", c"IBVERBS_1.1");
 static DOFORK_RANGE: Function = Function::new(c"ibv_dofork_range", c"IBVERBS_1.1");
@@ -126,25 +132,53 @@ typed! {
     destroy_qp: DESTROY_QP as DestroyQp;
     create_srq: CREATE_SRQ as CreateSrq;
     destroy_srq: DESTROY_SRQ as DestroySrq;
+    alloc_pd: ALLOC_PD as AllocPd;
+    create_ah: CREATE_AH as CreateAh;
     qp_to_qp_ex: QP_TO_QP_EX as QpToQpEx;
     dontfork_range: DONTFORK_RANGE as ForkRange;
     dofork_range: DOFORK_RANGE as ForkRange;
     is_fork_initialized: IS_FORK_INITIALIZED as IsForkInitialized;
 }
 
-/// Returns true if libibverbs hides registered memory from children (`ibv_fork_init` on a kernel
-/// before 5.12). Memory would then stay hidden as long as the cache keeps its registration.
+/// Returns true if libibverbs hides registered memory from children (`ibv_fork_init`). Memory would
+/// then stay hidden as long as the cache keeps its registration.
+///
+/// This function asks libibverbs to hide a page, and looks whether it did. The answer of
+/// `ibv_is_fork_initialized` does not show it: rdma-core before 51 hides memory even if it says that
+/// the kernel makes this unneeded. The program has no registration yet, but is about to make one. So
+/// it is too late for a call of `ibv_fork_init` in any case.
 pub(crate) fn keeps_memory_from_children() -> bool {
-    const ENABLED: c_int = 1;
-    match is_fork_initialized() {
-        // SAFETY: the function has no parameters and no requirements.
-        Some(ask) => unsafe { ask() == ENABLED },
-        // An old library does not report whether `ibv_fork_init` was called. These variables have
-        // the same effect as the call.
-        None => ["RDMAV_FORK_SAFE", "IBV_FORK_SAFE"]
-            .iter()
-            .any(|name| std::env::var_os(name).is_some()),
+    hides_a_page().unwrap_or_else(|| {
+        const ENABLED: c_int = 1;
+        match is_fork_initialized() {
+            // SAFETY: the function has no parameters and no requirements.
+            Some(ask) => unsafe { ask() == ENABLED },
+            // These variables have the same effect as the call.
+            None => ["RDMAV_FORK_SAFE", "IBV_FORK_SAFE"]
+                .iter()
+                .any(|name| std::env::var_os(name).is_some()),
+        }
+    })
+}
+
+/// Returns true if libibverbs hides a page when it is told to. Returns `None` if that cannot be
+/// found out.
+fn hides_a_page() -> Option<bool> {
+    let (hide, show) = (dontfork_range()?, dofork_range()?);
+    // SAFETY: the call has no preconditions.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+    let mut pages = MmapMut::map_anon(3 * page).ok()?;
+    let middle = pages.as_mut_ptr().wrapping_add(page);
+    // SAFETY: the page is this function's own, and has no content that a child needs.
+    if unsafe { hide(middle.cast(), page) } != 0 {
+        return None;
     }
+    // A hidden page is a mapping of its own. Otherwise its neighbours are in the same mapping.
+    let maps = fs::read_to_string("/proc/self/maps");
+    // SAFETY: as above. This call undoes the other.
+    unsafe { show(middle.cast(), page) };
+    let own = format!("{:x}-{:x} ", middle.addr(), middle.addr() + page);
+    Some(maps.ok()?.lines().any(|line| line.starts_with(&own)))
 }
 
 /// Returns the address of libc's `dlvsym`, even if another library interposes it.
@@ -214,6 +248,11 @@ thread_local! {
 }
 
 impl Inside {
+    /// Returns true if this thread has set the mark.
+    pub(crate) fn is_set() -> bool {
+        INSIDE.get()
+    }
+
     /// Sets the mark, which is cleared on drop. Returns `None` if this thread has already set it.
     pub(crate) fn enter() -> Option<Self> {
         (!INSIDE.replace(true)).then(|| Self(()))

@@ -5,6 +5,8 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use regcache::Uncancelled;
+
 use crate::counts::Gone;
 use crate::notice::{lock, notice};
 use crate::process::Process;
@@ -15,6 +17,7 @@ extern "C" fn at_exit() {
     let Some(process) = Process::started() else {
         return;
     };
+    let _uncancelled = Uncancelled::begin();
     process.end();
     match &process.settings.summary {
         Summary::No => {}

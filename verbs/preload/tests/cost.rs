@@ -45,7 +45,7 @@ fn each(command: impl Fn() -> Command, program: &Path, what: &str) -> f64 {
 
 #[test]
 fn posting_and_polling_cost_few_instructions_more() {
-    let program = post_poll("rxe", "cost", None);
+    let program = post_poll("mlx5", "cost", None);
     for &(work, most) in WORKS {
         let without = each(|| bounded("valgrind"), &program, work);
         let with = each(|| preloading(&[shim()], "valgrind"), &program, work);

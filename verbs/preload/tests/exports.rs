@@ -52,7 +52,9 @@ fn every_name_has_the_version_that_the_library_has() {
         "dlsym@GLIBC_2.2.5",
         "dlvsym@@GLIBC_2.34",
         "dlvsym@GLIBC_2.2.5",
+        "ibv_alloc_pd@@IBVERBS_1.1",
         "ibv_close_device@@IBVERBS_1.1",
+        "ibv_create_ah@@IBVERBS_1.1",
         "ibv_create_cq@@IBVERBS_1.1",
         "ibv_create_qp@@IBVERBS_1.1",
         "ibv_create_srq@@IBVERBS_1.1",
@@ -124,6 +126,54 @@ fn lookups_by_name_find_ours_where_they_would_find_libibverbs() {
 #[test]
 fn lookups_without_the_shim_find_libibverbs() {
     looks_up(bounded(lookup()), "");
+}
+
+/// Compiles a program or a library of tests/c with these arguments.
+fn compile(source: &str, to: &str, arguments: &[&str]) -> PathBuf {
+    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(to);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/c")
+        .join(source);
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]);
+    let built = gcc.arg(&to).arg(source).args(arguments).output().unwrap();
+    assert!(
+        built.status.success(),
+        "{}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    to
+}
+
+fn starts(mut command: Command) {
+    let ran = command.output().unwrap();
+    assert!(ran.status.success(), "{command:?}: {ran:?}");
+    assert_eq!(String::from_utf8_lossy(&ran.stdout), "started\n");
+    assert_eq!(String::from_utf8_lossy(&ran.stderr), "");
+}
+
+#[test]
+fn programs_with_sanitizers_start() {
+    let thread = compile("starts.c", "starts-thread", &["-fsanitize=thread", "-ldl"]);
+    starts(preloading(&[shim()], thread));
+    // AddressSanitizer refuses to start if another library is before it.
+    let address = compile(
+        "starts.c",
+        "starts-address",
+        &["-fsanitize=address", "-ldl"],
+    );
+    let mut gcc = Command::new("gcc");
+    let library = gcc.arg("-print-file-name=libasan.so").output().unwrap();
+    let library = PathBuf::from(String::from_utf8(library.stdout).unwrap().trim());
+    starts(preloading(&[library, shim()], address));
+}
+
+#[test]
+fn programs_start_beside_a_library_that_stands_before_dlsym() {
+    let program = compile("starts.c", "starts", &["-ldl"]);
+    let wrapper = compile("wrapper.c", "libwrapper.so", &["-shared", "-fPIC", "-ldl"]);
+    starts(preloading(&[shim(), wrapper.clone()], &program));
+    starts(preloading(&[wrapper, shim()], &program));
 }
 
 #[test]

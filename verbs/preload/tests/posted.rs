@@ -64,6 +64,9 @@ parts! {
     a_shared_receive_is_posted_with_a_key_that_is_gone: "shared-late-receive", 1, 0;
     a_send_is_posted_with_a_key_that_is_gone: "late-send", 1, 0;
     an_extended_send_is_posted_with_a_key_that_is_gone: "extended-late-send", 1, 0;
+    a_receive_is_posted_with_a_used_key_that_is_gone: "used-late-receive", 1, 0;
+    a_shared_receive_is_posted_with_a_used_key_that_is_gone: "used-shared-late-receive", 1, 0;
+    a_send_is_posted_with_a_used_key_that_is_gone: "used-late-send", 1, 0;
     queue_pairs_come_and_go_while_the_queue_is_polled: "inside", 2, 0;
     a_registration_is_not_changed_where_the_device_cannot: "moved", 1, 0;
 }

@@ -24,6 +24,7 @@ use crate::bench;
 use crate::error::Error;
 use crate::project::Project;
 use crate::setup;
+use crate::stacks;
 
 /// A place that breaks a rule, and the remedy.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,7 +129,13 @@ impl Scope {
     /// Returns the Debian packages that the steps need.
     pub(crate) fn packages(&self) -> Vec<&'static str> {
         // With all features, the benchmarks link the libraries that they compare with regcache.
-        let mut needed = [setup::BUILD, bench::PACKAGES, bench::PEERS].concat();
+        let mut needed = [
+            setup::BUILD,
+            bench::PACKAGES,
+            bench::PEERS,
+            stacks::PACKAGES,
+        ]
+        .concat();
         if !self.host_only {
             needed.extend([setup::VM, driver::PACKAGES].concat());
         }

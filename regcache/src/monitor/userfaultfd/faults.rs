@@ -63,7 +63,7 @@ fn supply(source: &Source, page: usize) -> bool {
     };
     // SAFETY: the structure may be read and written. A thread waits for this page. The kernel
     // supplies a page only if the page is missing, so the call overwrites no data.
-    match unsafe { raw::zero_page(source.uffd.as_raw_fd(), &raw mut zeros) } {
+    match unsafe { raw::zero_page(source.uffd.unchecked().as_raw_fd(), &raw mut zeros) } {
         Ok(_) => true,
         Err(Errno::EAGAIN) => false,
         // Either the page is present already, or the mapping is gone. In both cases the waiting
@@ -78,5 +78,5 @@ fn supply(source: &Source, page: usize) -> bool {
 fn wake(source: &Source, page: usize) {
     let mut range = range(page, page + source.page);
     // SAFETY: the structure may be read.
-    let _ = unsafe { raw::wake(source.uffd.as_raw_fd(), &raw mut range) };
+    let _ = unsafe { raw::wake(source.uffd.unchecked().as_raw_fd(), &raw mut range) };
 }

@@ -20,6 +20,7 @@ use nix::errno::Errno;
 
 use super::coverage::Pages;
 use super::raw;
+use crate::sys::descriptor::Private;
 use crate::sys::memory;
 
 /// `/proc/self/maps` and `/proc/self/pagemap`, of the process that opened them.
@@ -27,15 +28,15 @@ use crate::sys::memory;
 pub(super) struct Mappings {
     /// The file `maps`. On old kernels the monitor reads this file as text, and the lock protects
     /// the file's offset.
-    maps: Mutex<File>,
-    pagemap: File,
+    maps: Mutex<Private<File>>,
+    pagemap: Private<File>,
 }
 
 impl Mappings {
     pub(super) fn open() -> io::Result<Self> {
         Ok(Self {
-            maps: Mutex::new(File::open("/proc/self/maps")?),
-            pagemap: File::open("/proc/self/pagemap")?,
+            maps: Mutex::new(Private::new(File::open("/proc/self/maps")?)?),
+            pagemap: Private::new(File::open("/proc/self/pagemap")?)?,
         })
     }
 
@@ -79,12 +80,13 @@ impl Mappings {
             ..scan
         };
         // SAFETY: the kernel writes to the structure and to one region at most, which is `found`.
-        Ok(unsafe { raw::pagemap_scan(self.pagemap.as_raw_fd(), &raw mut scan) }? > 0)
+        Ok(unsafe { raw::pagemap_scan(self.pagemap.unchecked().as_raw_fd(), &raw mut scan) }? > 0)
     }
 
     /// Returns an error for memory that is not private and anonymous, or that may not be accessed.
     pub(super) fn check_kind(&self, pages: Pages) -> io::Result<()> {
-        let maps = &mut *self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let maps = maps.get()?;
         let mut at = pages.0;
         while at < pages.1 {
             let mapping = match memory::mapping_at(maps, at) {
@@ -105,7 +107,7 @@ impl Mappings {
 }
 
 /// Does the same as [`Mappings::check_kind`], by reading the text of `/proc/self/maps`.
-fn check_text(maps: &mut File, (start, end): Pages) -> io::Result<()> {
+fn check_text(mut maps: &File, (start, end): Pages) -> io::Result<()> {
     let mut text = String::new();
     maps.rewind()?;
     maps.read_to_string(&mut text)?;
@@ -196,7 +198,8 @@ mod tests {
     #[test]
     fn the_text_says_what_the_query_says() {
         let mappings = Mappings::open().unwrap();
-        let maps = &mut *mappings.maps.lock().unwrap();
+        let maps = mappings.maps.lock().unwrap();
+        let maps = maps.get().unwrap();
         let ours = MmapMut::map_anon(2 * 4096).unwrap();
         check_text(maps, pages(&ours)).unwrap();
         let file = File::open("/proc/self/exe").unwrap();

@@ -97,18 +97,19 @@ mod watches;
 
 use std::hint;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::epoll::Epoll;
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::contract::{Cookie, Monitor};
 use crate::range::VaRange;
+use crate::sys::cancel::Uncancelled;
+use crate::sys::descriptor::Private;
 use crate::sys::fork::ForkMark;
 use coverage::Pages;
 use dontneed::this_thread;
@@ -139,8 +140,8 @@ pub struct Userfaultfd {
     reader: Reader,
     watches: Mutex<Watches>,
     mappings: Mappings,
-    /// An epoll instance for callers, which polls readable when the source's eventfd does.
-    ready: Epoll,
+    /// An epoll instance for callers, which polls readable when the source's signal is raised.
+    ready: Private<OwnedFd>,
     /// The maximum number of islands of armed pages (`coverage.rs`).
     max_islands: usize,
     /// A number n. The first n removals that were entered in the log are known to be over.
@@ -279,7 +280,9 @@ impl Userfaultfd {
         let mut nothing = raw::WriteProtect::default();
         // SAFETY: the structure may be read. The range is empty, so the kernel refuses to protect
         // it.
-        let refused = unsafe { raw::write_protect(self.source.uffd.as_raw_fd(), &raw mut nothing) };
+        let refused = unsafe {
+            raw::write_protect(self.source.uffd.unchecked().as_raw_fd(), &raw mut nothing)
+        };
         // The fence orders later loads after the kernel's load of its count.
         fence(Ordering::SeqCst);
         match refused {
@@ -429,6 +432,7 @@ unsafe impl Monitor for Userfaultfd {
         let Ok(pages) = self.pages(range) else {
             return false;
         };
+        let _uncancelled = Uncancelled::begin();
         let in_place = if self.source.asks_for_pages() {
             self.mappings.are_armed_and_present(pages)
         } else {
@@ -481,7 +485,7 @@ unsafe impl Monitor for Userfaultfd {
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.ready.0.as_fd())
+        Some(self.ready.unchecked())
     }
 
     fn name(&self) -> &'static str {

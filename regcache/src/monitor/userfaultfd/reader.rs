@@ -3,8 +3,8 @@
 //! A thread that unmaps watched memory sleeps in `munmap` until the reader has read the event. The
 //! sleeping thread may hold any lock of the application, of malloc or of the cache. So the reader
 //! must not wait for another thread: it takes no lock, allocates and frees no memory, and writes no
-//! log message. The reader makes system calls only to poll, to read, to yield, to supply pages, to
-//! signal an eventfd, and to disarm mappings. Disarming takes the kernel's lock of the address
+//! log message. The reader makes system calls only to wait, to read, to yield, to supply pages, to
+//! raise a signal, and to disarm mappings. Disarming takes the kernel's lock of the address
 //! space. No thread holds that lock while it waits until its event is read. So the reader can
 //! always go on.
 //!
@@ -12,19 +12,18 @@
 //! that the reader touches is in use and present.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::dontneed::this_thread;
 use super::event_log::Change;
 use super::faults::Faults;
 use super::raw;
-use super::source::Source;
+use super::source::{STOP, Source};
 use crate::sys::thread::spawn;
 
 /// The maximum number of events that one `read` returns. The buffer for them takes 512 bytes of
@@ -69,7 +68,7 @@ impl Reader {
     }
 
     /// Forgets the handle in a forked child. The thread does not exist there. Dropping the handle
-    /// would signal the eventfd, which the processes share, and stop the parent's thread.
+    /// would end the signal, which the processes share, and stop the parent's thread.
     pub(super) fn forget(&mut self) {
         std::mem::forget(self.thread.take());
     }
@@ -80,9 +79,11 @@ impl Drop for Reader {
         let Some(thread) = self.thread.take() else {
             return;
         };
-        // An eventfd refuses a write only if its counter would overflow. This eventfd is written
-        // once, so the write cannot fail.
-        let _ = self.source.stop.write(1);
+        // If the program has closed the reader's descriptors, the reader may never wake. It reads
+        // nothing then.
+        if !self.source.stop.end() || self.source.events.get().is_err() {
+            return;
+        }
         // `join` returns an error only after a panic. The reader does not panic, so the result is
         // ignored.
         let _ = thread.join();
@@ -93,18 +94,12 @@ fn run(source: &Source) {
     source.reader.store(this_thread(), Ordering::Relaxed);
     let mut faults = Faults::default();
     loop {
-        let mut fds = [
-            PollFd::new(source.uffd.as_fd(), PollFlags::POLLIN),
-            PollFd::new(source.stop.as_fd(), PollFlags::POLLIN),
-        ];
-        let polled = poll(&mut fds, PollTimeout::NONE);
-        if !matches!(polled, Ok(_) | Err(Errno::EINTR)) {
+        let Some(stopped) = wait(source) else {
             return;
-        }
+        };
         source.log.set_reading(true);
         let read = read_all(source, &mut faults);
         source.log.set_reading(false);
-        let stopped = fds[1].revents().is_some_and(|it| !it.is_empty());
         // If reading fails, the userfaultfd cannot be used any more, so the reader ends. After that
         // the monitor's check fails at each lookup. So no lookup relies on the missing reports.
         if stopped || read.is_err() {
@@ -113,13 +108,32 @@ fn run(source: &Source) {
     }
 }
 
+/// Waits until there are events, or until the reader has to stop, and returns true for the latter.
+/// Returns `None` if the monitor's descriptors were closed.
+fn wait(source: &Source) -> Option<bool> {
+    let epoll = source.events.get().ok()?.as_raw_fd();
+    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 2];
+    // SAFETY: the call writes at most two events.
+    let count = unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), 2, -1) };
+    match Errno::result(count) {
+        Ok(count) => {
+            let mut ready = events.iter().take(count.unsigned_abs() as usize);
+            Some(ready.any(|event| event.u64 == STOP))
+        }
+        Err(Errno::EINTR) => Some(false),
+        Err(_) => None,
+    }
+}
+
 fn read_all(source: &Source, faults: &mut Faults) -> nix::Result<()> {
     let mut messages = [raw::Message::default(); BATCH];
     let bytes = size_of_val(&messages);
+    // If the program has closed the descriptor, its number may name a file of the program.
+    let uffd = source.uffd.get().map_err(|_| Errno::EBADF)?.as_raw_fd();
     loop {
         let buffer = messages.as_mut_ptr().cast();
         // SAFETY: the buffer may be written, and any bytes are valid messages.
-        let n = unsafe { libc::read(source.uffd.as_raw_fd(), buffer, bytes) };
+        let n = unsafe { libc::read(uffd, buffer, bytes) };
         let n = match Errno::result(n) {
             Ok(n) => n.unsigned_abs() / size_of::<raw::Message>(),
             Err(Errno::EAGAIN) if faults.serve_rest(source) => return Ok(()),

@@ -1,49 +1,55 @@
 //! [`Source`]: the state that the monitor and its reader share: the open userfaultfd, the log and
-//! the eventfds.
+//! the signals.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::AtomicI32;
-
-use nix::errno::Errno;
-use nix::sys::epoll::Epoll;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::coverage::Pages;
 use super::event_log::Log;
 use super::open::Opened;
 use super::raw;
 use crate::monitor::poll_fd::when_readable;
+use crate::sys::descriptor::{Private, Signal};
 use crate::sys::memory;
+
+/// The index of the signal that stops the reader, in [`Source::events`].
+pub(super) const STOP: u64 = 1;
 
 /// The state that the monitor and its reader share.
 #[derive(Debug)]
 pub(super) struct Source {
-    pub(super) uffd: OwnedFd,
+    pub(super) uffd: Private<OwnedFd>,
     /// True if the userfaultfd also reports faults on missing pages of armed mappings.
     asks_for_pages: bool,
     /// The size of a page.
     pub(super) page: usize,
     /// The reader's log of events.
     pub(super) log: Log,
-    /// An eventfd that polls readable while the log may have entries to drain.
-    ready: EventFd,
-    /// An eventfd whose signal stops the reader.
-    pub(super) stop: EventFd,
+    /// A signal that is raised while the log may have entries to drain.
+    ready: Signal,
+    /// A signal that stops the reader.
+    pub(super) stop: Signal,
+    /// An epoll instance that polls readable if the userfaultfd has events, or with the index
+    /// [`STOP`] if the reader has to stop. The reader waits in it, and not in `poll`. A thread in
+    /// `poll` would keep the userfaultfd open after the program has closed its descriptor, and
+    /// threads that unmap memory would wait for ever.
+    pub(super) events: Private<OwnedFd>,
     /// The id of the reader's thread, or 0 before the thread has stored its id.
     pub(super) reader: AtomicI32,
 }
 
 impl Source {
     pub(super) fn new(opened: Opened, page: usize) -> io::Result<Self> {
-        let event = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let (uffd, stop) = (Private::new(opened.uffd)?, Signal::new()?);
         Ok(Self {
-            uffd: opened.uffd,
+            events: when_readable(&[&uffd.unchecked(), &stop])?,
+            uffd,
             asks_for_pages: opened.asks_for_pages,
             page,
             log: Log::new(),
-            ready: event()?,
-            stop: event()?,
+            ready: Signal::new()?,
+            stop,
             reader: AtomicI32::new(0),
         })
     }
@@ -54,35 +60,30 @@ impl Source {
         self.asks_for_pages
     }
 
-    /// Announces changes that were entered in the log: makes the eventfd readable, and then raises
-    /// the generation.
+    /// Announces changes that were entered in the log: raises the signal, and then the generation.
     ///
-    /// This order keeps the eventfd from staying readable with nothing to drain. A drain loads the
-    /// generation before it [clears](Self::clear_ready) the eventfd. So a drain that returns the
-    /// raised generation has cleared the eventfd after this write.
+    /// This order keeps the signal from staying raised with nothing to drain. A drain loads the
+    /// generation before it [lowers](Self::clear_ready) the signal. So a drain that returns the
+    /// raised generation has lowered the signal after this step.
     pub(super) fn announce(&self) {
         self.announce_with(|| {});
     }
 
     /// Does the same as [`announce`](Self::announce), and calls `between` between the two steps.
     fn announce_with(&self, between: impl FnOnce()) {
-        // The write fails only if the eventfd is readable already. So an error needs no handling.
-        let _ = self.ready.write(1);
+        self.ready.raise();
         between();
         self.log.raise();
     }
 
-    /// Clears the eventfd. Only a drain calls this, after it has loaded the generation and before
+    /// Lowers the signal. Only a drain calls this, after it has loaded the generation and before
     /// it takes entries from the log. An entry that it does not take is announced afterwards.
     pub(super) fn clear_ready(&self) -> io::Result<()> {
-        match self.ready.read() {
-            Ok(_) | Err(Errno::EAGAIN) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
+        self.ready.lower()
     }
 
-    /// Returns an epoll instance that polls readable when the eventfd does. It cannot be read.
-    pub(super) fn when_ready(&self) -> io::Result<Epoll> {
+    /// Returns an epoll instance that polls readable when the signal is raised. It cannot be read.
+    pub(super) fn when_ready(&self) -> io::Result<Private<OwnedFd>> {
         when_readable(&[&self.ready])
     }
 
@@ -110,7 +111,7 @@ impl Source {
         // SAFETY: the structure may be read and written. The call itself protects no page, so it
         // causes no write faults. No other code can protect a page, because the file descriptor is
         // private.
-        unsafe { raw::register(self.uffd.as_raw_fd(), &raw mut register) }?;
+        unsafe { raw::register(self.uffd.unchecked().as_raw_fd(), &raw mut register) }?;
         Ok(())
     }
 
@@ -124,7 +125,7 @@ impl Source {
     pub(super) fn disarm(&self, start: usize, end: usize) {
         let mut range = range(start, end);
         // SAFETY: the structure may be read.
-        let _ = unsafe { raw::unregister(self.uffd.as_raw_fd(), &raw mut range) };
+        let _ = unsafe { raw::unregister(self.uffd.unchecked().as_raw_fd(), &raw mut range) };
     }
 }
 
@@ -138,8 +139,6 @@ pub(super) fn range(start: usize, end: usize) -> raw::Range {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::os::fd::AsFd;
-
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::super::open::Sight;
@@ -155,7 +154,7 @@ mod tests {
         let source = Source::new(opened, 4096).unwrap();
         let ready = source.when_ready().unwrap();
         let is_ready = || {
-            let mut fds = [PollFd::new(ready.0.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(ready.unchecked(), PollFlags::POLLIN)];
             poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
         };
         let drain = || {
@@ -169,7 +168,7 @@ mod tests {
                 drained = drain();
             }
         });
-        assert!(is_ready(), "an announcement makes the eventfd readable");
+        assert!(is_ready(), "an announcement raises the signal");
         if source.log.generation() != drained {
             drained = drain();
         }

@@ -50,7 +50,8 @@ int main(int argc, char **argv)
 		{ "ibv_create_cq", "IBVERBS_1.1" },	{ "ibv_destroy_cq", "IBVERBS_1.1" },
 		{ "ibv_create_qp", "IBVERBS_1.1" },	{ "ibv_destroy_qp", "IBVERBS_1.1" },
 		{ "ibv_modify_qp", "IBVERBS_1.1" },	{ "ibv_create_srq", "IBVERBS_1.1" },
-		{ "ibv_destroy_srq", "IBVERBS_1.1" },
+		{ "ibv_destroy_srq", "IBVERBS_1.1" },	{ "ibv_alloc_pd", "IBVERBS_1.1" },
+		{ "ibv_create_ah", "IBVERBS_1.1" },
 	};
 	char path[4096];
 
@@ -85,7 +86,7 @@ int main(int argc, char **argv)
 	 */
 	CHECK(is_in(dlvsym(verbs, "ibv_reg_mr", "IBVERBS_1.0"), "libibverbs.so"));
 	CHECK(is_in(dlvsym(verbs, "ibv_dereg_mr", "IBVERBS_1.0"), "libibverbs.so"));
-	CHECK(is_in(dlsym(verbs, "ibv_alloc_pd"), "libibverbs.so"));
+	CHECK(is_in(dlsym(verbs, "ibv_query_device"), "libibverbs.so"));
 	CHECK(is_in(dlsym(verbs, "ibv_reg_dmabuf_mr"), "libibverbs.so"));
 	/*
 	 * libibverbs is loaded with RTLD_LOCAL, so RTLD_DEFAULT does not find it. Under the shim,

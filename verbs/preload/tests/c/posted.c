@@ -584,6 +584,51 @@ static void late_send(int how)
 	finish(&two);
 }
 
+/*
+ * Does the same with keys that the queue has used before. The queue has then used another key, so a
+ * request with that key would be the common case.
+ */
+static void used_late_receive(int how)
+{
+	struct two two = begin(how);
+	struct buffer from = buffer(&two, 'S', LOCAL), to = buffer(&two, 'r', LOCAL), other = buffer(&two, 'o', LOCAL);
+	struct ibv_sge dead = all_of(&to);
+
+	receive(&two, dead, 1);
+	send_signaled(&two, all_of(&from), 2);
+	await(&two, 2, "12");
+	char *mine = reuse(&to);
+
+	receive(&two, all_of(&other), 3);
+	send_signaled(&two, all_of(&from), 4);
+	await(&two, 2, "34");
+	receive(&two, dead, 5);
+	send_signaled(&two, all_of(&from), 6);
+	await(&two, 2, "56");
+	nothing_overwritten(mine);
+	finish(&two);
+}
+
+static void used_late_send(int how)
+{
+	struct two two = begin(how);
+	struct buffer from = buffer(&two, 'S', LOCAL), to = buffer(&two, 'r', LOCAL), other = buffer(&two, 'S', LOCAL);
+	struct ibv_sge dead = all_of(&from);
+
+	receive(&two, all_of(&to), 1);
+	send_signaled(&two, dead, 2);
+	await(&two, 2, "12");
+	reuse(&from);
+	receive(&two, all_of(&to), 3);
+	send_signaled(&two, all_of(&other), 4);
+	await(&two, 2, "34");
+	receive(&two, all_of(&to), 5);
+	send_signaled(&two, dead, 6);
+	await(&two, 1, "6");
+	nothing_sent(to.at);
+	finish(&two);
+}
+
 /* Moves the registration to other memory by ibv_rereg_mr while a receive is posted. */
 static void moved(void)
 {
@@ -686,6 +731,9 @@ int main(int argc, char **argv)
 		{ "shared-late-receive", NULL, late_receive, SHARED },
 		{ "late-send", NULL, late_send, PLAIN },
 		{ "extended-late-send", NULL, late_send, EXTENDED },
+		{ "used-late-receive", NULL, used_late_receive, PLAIN },
+		{ "used-shared-late-receive", NULL, used_late_receive, SHARED },
+		{ "used-late-send", NULL, used_late_send, PLAIN },
 		{ "moved", moved, NULL, 0 },
 		{ "inside", inside, NULL, 0 },
 		{ "awaits", NULL, awaits, PLAIN },

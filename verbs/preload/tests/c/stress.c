@@ -276,9 +276,17 @@ static void finish(struct work *work, int arrived)
 	put(work->at, work->length);
 }
 
-/* Gives back some of the work. */
+/*
+ * Gives back some of the work, or the first request only. The first request of a sender is mostly
+ * unsignaled. If its key worked on, no other request would end the queue pair before the bytes
+ * arrive.
+ */
 static void be_rude(struct end *end, struct work *work, int count)
 {
+	if (random_below(end, 2)) {
+		give_back(&work[0]);
+		return;
+	}
 	for (int i = 0; i < count; i++)
 		if (random_below(end, 4) == 0)
 			give_back(&work[i]);
@@ -353,7 +361,7 @@ static int post_sends(struct end *end, struct work *work, int count)
 		if (length > count - at)
 			length = count - at;
 		for (int i = 0; i < length; i++) {
-			int is_signaled = at + i == count - 1 || random_below(end, 2);
+			int is_signaled = at + i == count - 1 || random_below(end, 4) == 0;
 
 			work[at + i] = begin(end, 's', SHORT);
 			sge[i] = all_of(&work[at + i]);
@@ -462,9 +470,12 @@ static int choose(struct end *end)
 {
 	int kind = GO | (random_below(end, 32) ? 0 : SHARED);
 
-	/* A round that fails takes long, so few rounds are rude. */
-	kind |= random_below(end, kind & SHARED ? 2 : 32) ? 0 : RUDE;
 	kind |= random_below(end, 4) ? 0 : SENDER_FIRST;
+	/*
+	 * A round that fails takes long, so few rounds are rude. If the sender is first, no request has
+	 * completed when its memory is deregistered, so more of these rounds are.
+	 */
+	kind |= random_below(end, kind & SHARED ? 2 : kind & SENDER_FIRST ? 8 : 32) ? 0 : RUDE;
 	kind |= random_below(end, 4) ? 0 : RESETS;
 	return kind;
 }

@@ -8,8 +8,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
-use std::time::Duration;
 
 /// The time limit of a program in seconds. It is long, because some machines are emulated and busy.
 const LIMIT: &str = "600";
@@ -145,66 +143,6 @@ impl Ran {
         };
         summary
     }
-}
-
-/// A second RDMA device, rxe1, at an address to which programs can connect. It is needed because
-/// rdma_cm finds no route over lo.
-pub(crate) struct SecondDevice(());
-
-impl SecondDevice {
-    pub(crate) const NAME: &str = "rxe1";
-    pub(crate) const ADDRESS: &str = "192.0.2.1";
-    const INTERFACE: &str = "regcache0";
-
-    pub(crate) fn add() -> Self {
-        let interface = Self::INTERFACE;
-        let this = Self(());
-        must("ip", &["link", "add", interface, "type", "dummy"]);
-        must("ip", &["link", "set", interface, "up"]);
-        must("ip", &["address", "add", "192.0.2.1/24", "dev", interface]);
-        must(
-            "rdma",
-            &[
-                "link",
-                "add",
-                Self::NAME,
-                "type",
-                "rxe",
-                "netdev",
-                interface,
-            ],
-        );
-        must("udevadm", &["settle", "--timeout=60"]);
-        // RoCE can use an address once it is in the table of GIDs.
-        let table = format!("/sys/class/infiniband/{}/ports/1/gids", Self::NAME);
-        let knows = |entry: fs::DirEntry| {
-            fs::read_to_string(entry.path()).is_ok_and(|gid| gid.contains("ffff:c000:0201"))
-        };
-        for _ in 0..1200 {
-            if fs::read_dir(&table).unwrap().flatten().any(knows) {
-                return this;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        panic!("rxe1 has no address");
-    }
-}
-
-impl Drop for SecondDevice {
-    fn drop(&mut self) {
-        // The device may already be deleted, so an error does not matter.
-        let _ = Command::new("rdma")
-            .args(["link", "delete", Self::NAME])
-            .status();
-        let _ = Command::new("ip")
-            .args(["link", "delete", Self::INTERFACE])
-            .status();
-    }
-}
-
-fn must(program: &str, arguments: &[&str]) {
-    let status = Command::new(program).args(arguments).status().unwrap();
-    assert!(status.success(), "{program} {arguments:?}");
 }
 
 /// Compiles the fake device as the library of that driver, and the program that posts to it. The

@@ -1,0 +1,79 @@
+//! libfabric's verbs provider, below its messages of type RDM.
+
+use regcache_test_support::SecondDevice;
+
+use crate::plugins::Plugins;
+use crate::stack::Environment;
+use crate::{Change, Device, Monitor, Stack};
+
+/// The stack.
+pub const LIBFABRIC: Stack = Stack {
+    name: "libfabric",
+    package: "libfabric1",
+    launcher: &[],
+    program: "libfabric",
+    cost: Some("libfabric-cost"),
+    environment: &[
+        // rxe refuses the large completion queue that the default needs.
+        ("FI_UNIVERSE_SIZE", "16"),
+        // Without this setting, messages up to 128 KiB are copied in segments, and the buffer is
+        // not registered.
+        ("FI_OFI_RXM_SAR_LIMIT", "0"),
+        ("LIBFABRIC_ADDRESS", SecondDevice::ADDRESS),
+    ],
+    device: Device::Addressed,
+    monitors: &[
+        Monitor {
+            name: "own:memhooks",
+            environment: |_| vec![("FI_MR_CACHE_MONITOR", "memhooks".into())],
+            changes: ALL,
+        },
+        Monitor {
+            name: "own:userfaultfd",
+            environment: |_| vec![("FI_MR_CACHE_MONITOR", "userfaultfd".into())],
+            changes: ALL,
+        },
+        Monitor {
+            name: "door:provider",
+            environment: provider,
+            changes: ALL,
+        },
+        Monitor {
+            name: "door:preload",
+            environment: preload,
+            changes: ALL,
+        },
+        Monitor {
+            name: "door:shim",
+            environment: shim,
+            changes: ALL,
+        },
+    ],
+};
+
+const ALL: &[Change] = &[
+    Change::Munmap,
+    Change::Raw,
+    Change::Threads,
+    Change::Truncate,
+    Change::Window,
+];
+
+pub(crate) fn provider(plugins: &Plugins) -> Environment {
+    vec![("FI_PROVIDER_PATH", plugins.providers().into())]
+}
+
+pub(crate) fn preload(plugins: &Plugins) -> Environment {
+    let mut environment = provider(plugins);
+    environment.push(("LD_PRELOAD", plugins.fi().into()));
+    environment
+}
+
+pub(crate) fn shim(plugins: &Plugins) -> Environment {
+    vec![
+        ("FI_MR_CACHE_MAX_COUNT", "0".into()),
+        ("FI_MR_CACHE_MONITOR", "disabled".into()),
+        ("REGCACHE_REMOTE", "keep".into()),
+        ("LD_PRELOAD", plugins.shim().into()),
+    ]
+}
