@@ -30,3 +30,14 @@ grep '^reuse:' /tmp/said
 echo "regcache repro: $(($(date +%s) - started)) s"
 grep -q '^reuse: device=rxe0 monitor=ummunotify naive_stale=50/50 regcache_stale=0/50$' /tmp/said || fail "stale bytes"
 first && echo "first.c: ok" || fail "first.c"
+
+for version in 0.0.9 9.9.9; do
+	rmmod ummunotify || fail "rmmod ummunotify"
+	insmod /usr/local/lib/ummunotify-$version.ko || fail "insmod of the driver $version"
+	udevadm settle --timeout=60
+	regcache doctor | grep "version $version (the tool has version .*, and works with this driver)" ||
+		fail "doctor does not name the driver's version $version"
+	regcache repro --rounds 20 >/tmp/said || { cat /tmp/said; fail "regcache repro with the driver $version"; }
+	grep '^reuse: device=rxe0 monitor=ummunotify naive_stale=20/20 regcache_stale=0/20$' /tmp/said ||
+		fail "stale bytes with the driver $version"
+done

@@ -21,6 +21,8 @@ pub(crate) const PRODUCTS: &[&str] = &[
     "regcache-cli",
     "regcache-repro-rdma",
     "regcache-preload",
+    "regcache-fi",
+    "regcache-ucx",
 ];
 
 /// The names of licences in a manifest, and their names in `debian/copyright`. That file has the

@@ -136,7 +136,7 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<u8, Error> {
     }
     if options.test {
         for release in releases {
-            trial::run(project, release, &options.parts)?;
+            trial::run(project, release, &options.parts, options.built)?;
         }
     }
     Ok(0)

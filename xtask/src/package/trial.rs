@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{Release, build, source, step};
@@ -27,16 +27,27 @@ const APT: &str = include_str!("apt.sh");
 /// The version of the packages that an upgrade installs.
 const NEXT: &str = "0.2.0";
 
-/// Runs the parts whose names contain one of these words, or all parts if there are no words.
-pub(crate) fn run(project: &Project, release: Release, words: &[String]) -> Result<(), Error> {
+/// Runs the parts whose names contain one of these words, or all parts if there are no words. If
+/// `built` is set, the upgrade uses packages that were built before.
+pub(crate) fn run(
+    project: &Project,
+    release: Release,
+    words: &[String],
+    built: bool,
+) -> Result<(), Error> {
     type Part = fn(&Project, Release) -> Result<(), Error>;
     let parts: [(&str, Part); 3] = [
         ("install", install),
         ("upgrade", upgrade),
         ("driver", driver),
     ];
+    let runs = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(&**word));
+    if runs("upgrade") && !(built && next_dir(project, release).exists()) {
+        let source = source::export(project, Some(NEXT))?;
+        build::packages_into(project, &source, release, true, &next_dir(project, release))?;
+    }
     for (name, part) in parts {
-        if words.is_empty() || words.iter().any(|word| name.contains(word.as_str())) {
+        if runs(name) {
             step(&format!("{name}, Debian {}", release.number()), || {
                 part(project, release)
             })?;
@@ -55,12 +66,15 @@ pub(crate) fn install(project: &Project, release: Release) -> Result<(), Error> 
     })
 }
 
+/// Returns the directory of the packages to which the others are upgraded.
+fn next_dir(project: &Project, release: Release) -> PathBuf {
+    build::dir(project, release).with_extension("next")
+}
+
 /// Upgrades the packages while programs use them, and downgrades them again.
 fn upgrade(project: &Project, release: Release) -> Result<(), Error> {
     let packages = build::dir(project, release);
-    let next = packages.with_extension("next");
-    let source = source::export(project, Some(NEXT))?;
-    build::packages_into(project, &source, release, true, &next)?;
+    let next = next_dir(project, release);
     in_bare_root(project, release, |sandbox| {
         let mounts = [(packages.as_path(), "/mnt"), (next.as_path(), "/opt")];
         run_script(&sandbox.root, &mounts, include_str!("upgrade.sh"))
