@@ -4,7 +4,11 @@
 
 mod preload;
 
-use preload::{Ran, post_poll, run, under_shim};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use preload::{Ran, bounded, post_poll, run, shim, under_shim};
 
 /// Posts twenty times on a fake device of that driver, with a new registration for each post.
 fn posts(driver: &str, suite: &str, needs: Option<&str>, looks_up: Option<&str>) -> Ran {
@@ -62,4 +66,27 @@ fn devices_that_a_program_is_linked_with_are_not_cached() {
 fn devices_whose_functions_a_program_looks_up_are_not_cached() {
     let ran = posts("mlx5", "looked-up", None, Some("mlx5dv_init_obj"));
     is_not_cached(&ran, "directly");
+}
+
+/// The program's data file has the number 2 before the shim has anything to print. The shim was
+/// loaded before.
+#[test]
+fn notices_do_not_go_into_a_file_of_the_program() {
+    let program = post_poll("rxe", "reopens", None);
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (library, data) = (directory.join("libreopens.so"), directory.join("reopens"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/reopens.c");
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o"]);
+    assert!(gcc.arg(&library).arg(source).status().unwrap().success());
+    // The loader calls the constructor of the library that it loaded first last.
+    let preload = format!("LD_PRELOAD={}:{}", library.display(), shim().display());
+    let mut command = bounded("env");
+    command.arg(preload).arg(format!("DATA={}", data.display()));
+    command.args(["REGCACHE_SUMMARY=1", "REGCACHE_MONITOR=nonsense"]);
+    command.arg(program).args(["20", "1", "register"]);
+    let ran = command.stdin(Stdio::null()).output().unwrap();
+    assert!(ran.status.success(), "{ran:?}");
+    assert_eq!(fs::read_to_string(&data).unwrap(), "record\n");
+    assert_eq!(String::from_utf8_lossy(&ran.stderr), "");
 }

@@ -19,7 +19,7 @@ static void look_up(struct regcache *cache, char *memory)
 	struct regcache_mr mr;
 	int status = regcache_get(cache, memory, PAGE, 1, &mr);
 
-	/* Without its descriptors, the cache registers uncached, or the monitor's error is returned. */
+	/* Without its descriptors, the cache retains nothing, or the lookup fails. */
 	if (status == 0)
 		IS(regcache_put(mr.guard), 0);
 	else

@@ -392,8 +392,9 @@ static void fork_in_handler(void)
 		int before = forked;
 
 		/*
-		 * The first call after a fork allocates memory, and a process with threads must not
-		 * fork in malloc. So the signal is blocked. Under the shim the other calls are hits.
+		 * The first call after a fork allocates memory, and a process with threads must
+		 * not fork in malloc. So the signal is blocked. Under the shim the other calls are
+		 * hits.
 		 */
 		CHECK(sigprocmask(SIG_BLOCK, &alarm, NULL) == 0);
 		reg_and_dereg(pd, memory, 64 * PAGE);
