@@ -1,5 +1,6 @@
 //! Installs the parts for users below a directory. The parts are the C library, the preload shim,
-//! the monitor for libfabric and the command-line tool. The C library comes with its header, pkg-config file and manual page.
+//! the monitor for libfabric and the command-line tool. The C library comes with its header,
+//! pkg-config file and manual page.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

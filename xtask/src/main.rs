@@ -123,8 +123,9 @@ enum Xtask {
     /// Break the driver and the libraries of the stacks on purpose, and check that the tests notice
     ///
     /// Each patch in tests/mutants breaks one claim of the driver, and names the tests that must
-    /// fail. Those in tests/mutants/stacks break libraries, whose tests run on this machine. The command applies one patch after the other and runs these tests in a virtual
-    /// machine. It fails if one of these tests passes.
+    /// fail. Those in tests/mutants/stacks break libraries, whose tests run on this machine. The
+    /// command applies one patch after the other and runs these tests in a virtual machine. It
+    /// fails if one of these tests passes.
     Mutants {
         /// Use only the mutants whose names contain one of these words
         names: Vec<String>,
