@@ -1,8 +1,8 @@
 //! Runs libfabric, UCX and Open MPI over memory that changes.
 //!
 //! The stacks are the packages of a Debian release: of this machine's release, or of the release of
-//! a newer kernel, in a root file system of its own. That root is not the one of the other commands,
-//! because the packages of the stacks are large.
+//! a newer kernel, in a root file system of its own. That root is not the one of the other
+//! commands, because the packages of the stacks are large.
 //!
 //! The package `regcache-stacks` contains the program `stacks`. The program runs the cells in the
 //! guest, and prints a line for each. This command builds the program, our libraries and the
