@@ -62,9 +62,9 @@ enum Tool {
     /// changed. Configure the shim by REGCACHE_* variables, in the environment or with -e.
     /// regcache-preload(7) lists the variables.
     ///
-    /// With --stack, the program may also use UCX or libfabric, directly or by MPI. The command then
-    /// switches off the stack's own cache, which does not notice every change of memory, and sets
-    /// REGCACHE_REMOTE=keep. The processes of the job must trust each other with their memory.
+    /// With --stack, the program may also use UCX or libfabric, directly or by MPI. The command
+    /// then switches off the stack's own cache, which does not notice every change of memory, and
+    /// sets REGCACHE_REMOTE=keep. The processes of the job must trust each other with their memory.
     ///
     /// The exit status is the program's. It is 126 if the program cannot run under the shim, and
     /// 127 if the program is not found.

@@ -36,7 +36,8 @@ pub(crate) fn shim(named: Option<&Path>) -> Result<PathBuf, Vec<PathBuf>> {
 }
 
 /// Replaces this process by the program, with the shim preloaded, and below this stack if there is
-/// one. The settings have precedence over those of the stack. The function returns only if it fails.
+/// one. The settings have precedence over those of the stack. The function returns only if it
+/// fails.
 pub(crate) fn run(
     stack: Option<Stack>,
     named: Option<&Path>,

@@ -1,8 +1,8 @@
 //! Breaks one claim of a library after the other on purpose, and checks that tests on this machine
 //! fail.
 //!
-//! Each `tests/mutants/stacks/NAME.patch` has the header of a driver's mutant (see `mutants.rs`), and
-//! a line `Package:` with the package of the suite. The mutants are built in a copy of the
+//! Each `tests/mutants/stacks/NAME.patch` has the header of a driver's mutant (see `mutants.rs`),
+//! and a line `Package:` with the package of the suite. The mutants are built in a copy of the
 //! repository, one after the other.
 
 use std::fs;

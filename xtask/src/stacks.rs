@@ -1,8 +1,8 @@
 //! Runs libfabric, UCX and Open MPI over memory that changes.
 //!
 //! The stacks are the packages of a Debian release: of this machine's release, or of the release of
-//! a newer kernel, in a root file system of its own. That root is not the one of the other commands,
-//! because the packages of the stacks are large.
+//! a newer kernel, in a root file system of its own. That root is not the one of the other
+//! commands, because the packages of the stacks are large.
 //!
 //! The package `regcache-stacks` contains the program `stacks`. The program runs the cells in the
 //! guest, and prints a line for each. This command builds the program, our libraries and the
@@ -20,7 +20,10 @@ use crate::tee::Tee;
 use crate::vm;
 
 /// The package of the program, and of the suites that run a short part.
-pub(crate) const PACKAGE: &str = "regcache-stacks";
+const PACKAGE: &str = "regcache-stacks";
+
+/// The packages whose suites need a stack in the virtual machine.
+pub(crate) const SUITES: &[&str] = &[PACKAGE, "regcache-ucx"];
 
 /// The packages of the stacks, and the packages that their programs are built with.
 pub(crate) const PACKAGES: &[&str] = &[

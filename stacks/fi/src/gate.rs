@@ -6,11 +6,11 @@
 //! the reports of other ranges, whose subscriptions are stale from then on.
 //!
 //! Let U be an invalidation that ended before the question. The asker loads the generation first,
-//! and finds U's generation or a later one (M3). If the mark is equal, it was stored by a drain that
-//! read U's report (M1). That drain counted U's watch as stale *before* it stored the mark. The
-//! store releases and the load acquires, so the asker's load of the count, which comes last, finds
-//! the watch counted. It is counted until each of its stale subscriptions has ended. So the asker
-//! gets "open" only if the subscription that it asks about is not stale, or has ended.
+//! and finds U's generation or a later one (M3). If the mark is equal, it was stored by a drain
+//! that read U's report (M1). That drain counted U's watch as stale *before* it stored the mark.
+//! The store releases and the load acquires, so the asker's load of the count, which comes last,
+//! finds the watch counted. It is counted until each of its stale subscriptions has ended. So the
+//! asker gets "open" only if the subscription that it asks about is not stale, or has ended.
 
 use std::io;
 

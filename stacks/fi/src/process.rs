@@ -52,8 +52,8 @@ struct Running {
 /// The structure that libfabric fills in at the import.
 struct Imported(UnsafeCell<MemMonitor>);
 
-// SAFETY: libfabric writes the structure only during the import, and before it calls any function of
-// the monitor. Later accesses only read.
+// SAFETY: libfabric writes the structure only during the import, and before it calls any function
+// of the monitor. Later accesses only read.
 unsafe impl Send for Imported {}
 // SAFETY: as above.
 unsafe impl Sync for Imported {}
@@ -186,8 +186,8 @@ impl Process {
         }
     }
 
-    /// Gives the monitor up, because libfabric ends. If a domain is still open, libfabric would call
-    /// a monitor that it no longer has. So the monitor stays then.
+    /// Gives the monitor up, because libfabric ends. If a domain is still open, libfabric would
+    /// call a monitor that it no longer has. So the monitor stays then.
     pub(crate) fn end(&self) {
         if self.watches.in_child() {
             return;

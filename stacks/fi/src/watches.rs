@@ -18,12 +18,12 @@
 //! that was not answered by the gate, the end of a subscription, or [`begin`], which `ibv_reg_mr`
 //! calls if this library is preloaded.
 //!
-//! [`subscribe`] accepts only if the watch's last event is not after the note of the calling thread.
-//! A thread registers and subscribes in this order, and takes no note in between. So the
+//! [`subscribe`] accepts only if the watch's last event is not after the note of the calling
+//! thread. A thread registers and subscribes in this order, and takes no note in between. So the
 //! registration began after the note, and the watch was in place then. Let U be an invalidation of
-//! the range that ended after the registration began. U is read after the note, by M1 and M2, so its
-//! event is later than the note. If the subscription itself reads U, the event is refused. If U is
-//! read later, U makes the accepted subscription stale.
+//! the range that ended after the registration began. U is read after the note, by M1 and M2, so
+//! its event is later than the note. If the subscription itself reads U, the event is refused. If U
+//! is read later, U makes the accepted subscription stale.
 //!
 //! So without `ibv_reg_mr`, the first registration of a range by a thread is refused and used once,
 //! because the watch is placed after it. This needs no agreement between threads: two registrations
@@ -33,9 +33,9 @@
 //!
 //! Several domains can cache the same range, and no call names the domain. So a watch counts its
 //! subscriptions. A report makes all of them stale. While a watch has stale subscriptions, each
-//! lookup of its range is answered with false, and each subscription is refused. Otherwise the fresh
-//! registration of one domain could vouch for the stale one of another. A stale subscription ends
-//! when libfabric drops its registration:
+//! lookup of its range is answered with false, and each subscription is refused. Otherwise the
+//! fresh registration of one domain could vouch for the stale one of another. A stale subscription
+//! ends when libfabric drops its registration:
 //!
 //! - libfabric 2.1 and later unsubscribes every registration that it drops, even one whose
 //!   subscription was refused. So a refused subscription counts too ([`Ends::Unsubscribed`]).
@@ -86,7 +86,8 @@ pub enum Ends {
     Unsaid,
 }
 
-/// The moment at which a thread has last read all reports; see the head of this file. A thread begins with [`NONE`](Self::NONE).
+/// The moment at which a thread has last read all reports; see the head of this file. A thread
+/// begins with [`NONE`](Self::NONE).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Note(u64);
 
@@ -367,7 +368,8 @@ impl<M: Monitor> Watches<M> {
         Ok(cookie)
     }
 
-    /// Ends up to `most` watches without subscriptions, the oldest ones first. Returns their number.
+    /// Ends up to `most` watches without subscriptions, the oldest ones first. Returns their
+    /// number.
     fn remove_idle(&self, table: &mut Table, most: usize) -> usize {
         for removed in 0..most {
             let Some((_, cookie)) = table.idle.pop_first() else {

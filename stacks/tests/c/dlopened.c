@@ -1,6 +1,7 @@
 /*
- * dlopened LIBRARY ARGUMENTS...: loads a program that was linked as a library, with RTLD_LOCAL, and calls its main(). So
- * the stack's libraries are loaded as a plug-in loads them, and RTLD_NEXT does not find them.
+ * dlopened LIBRARY ARGUMENTS...: loads a program that was linked as a library, with RTLD_LOCAL, and
+ * calls its main(). So the stack's libraries are loaded as a plug-in loads them, and RTLD_NEXT does
+ * not find them.
  */
 #include <dlfcn.h>
 #include <stdio.h>

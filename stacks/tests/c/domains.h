@@ -42,7 +42,10 @@ static inline struct fid_mr *registration_of(int domain, void *at, size_t len)
 	return mr;
 }
 
-/* Registers and deregisters the range. Returns whether libibverbs was asked, so that the cache had no registration. */
+/*
+ * Registers and deregisters the range. Returns whether libibverbs was asked, so that the cache had
+ * no registration.
+ */
 static inline bool registers(int domain, void *at, size_t len)
 {
 	long before = registrations;

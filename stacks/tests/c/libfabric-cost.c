@@ -1,5 +1,6 @@
 /*
- * libfabric-cost: prints what libfabric's cache costs with the monitor that it has, in nanoseconds of the machine's clock.
+ * libfabric-cost: prints what libfabric's cache costs with the monitor that it has, in nanoseconds
+ * of the machine's clock.
  *   hit      fi_mr_reg and fi_close of a range that is cached
  *   change   munmap(3) of a range that is cached
  * Each figure is the median of many. The program fails if a hit asked libibverbs.

@@ -1,8 +1,10 @@
 /*
  * libfabric-life MODE: what happens to a process that uses libfabric's cache.
- *   fork     a child ends by _exit, by exit, and after it has closed the parent's domain; the parent goes on
+ *   fork     a child ends by _exit, by exit, and after it has closed the parent's domain; the
+ *            parent goes on
  *   open     the process ends with an open domain, and with registrations in use
- *   churn    threads register overlapping ranges in two domains while memory changes and the process forks
+ *   churn    threads register overlapping ranges in two domains while memory changes and the
+ *            process forks
  *   domains  two domains cache the same range, which changes
  *   import   the process imports a monitor of its own, as Open MPI does, and is refused
  *   bind     the process imports a monitor of its own, and is accepted
@@ -46,14 +48,20 @@ static void forks(void)
 	if (!child)
 		exit(0);
 	must_end(child, "by exit");
-	/* The parent's pages were shared with the children, so the cache may have dropped its registration. */
+	/*
+	 * The parent's pages were shared with the children, so the cache may have dropped its
+	 * registration.
+	 */
 	cache(0, at, LENGTH);
 	unmap_raw(at, LENGTH);
 	if (!map(at, LENGTH) || !registers(0, at, LENGTH))
 		errx(1, "the parent's registration is stale");
 	child = child_of_fork();
 	if (!child) {
-		/* The child shares the device's file, so this also takes the domains from the parent. */
+		/*
+		 * The child shares the device's file, so this also takes the domains from the
+		 * parent.
+		 */
 		fi_close(&domains[1]->fid);
 		fi_close(&domains[0]->fid);
 		exit(0);

@@ -1,7 +1,7 @@
 /*
- * libfabric CHANGE MESSAGES: an endpoint of type RDM sends messages to itself, over libfabric's verbs provider, and
- * compares every byte. The buffer of the sender changes after every second message, so that the second message finds
- * the buffer in libfabric's cache.
+ * libfabric CHANGE MESSAGES: an endpoint of type RDM sends messages to itself, over libfabric's
+ * verbs provider, and compares every byte. The buffer of the sender changes after every second
+ * message, so that the second message finds the buffer in libfabric's cache.
  *
  * The address of the RDMA device is in LIBFABRIC_ADDRESS.
  */
@@ -95,7 +95,10 @@ int main(int argc, char **argv)
 	counted[1] = sink;
 	for (long i = 0; i < messages; i++, sent++) {
 		if (i % 2 == 0 && i > 0 && buffer.change == WINDOW) {
-			/* The program is at fault for this message, because the buffer changes while it is sent. */
+			/*
+			 * The program is at fault for this message, because the buffer changes
+			 * while it is sent.
+			 */
 			buffer_change(&buffer);
 			memset(buffer.at, 0xff, LENGTH);
 			in_window = &buffer;

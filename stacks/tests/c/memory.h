@@ -1,6 +1,6 @@
 /*
- * Memory that changes, for the programs of the stacks. A program is called as PROGRAM CHANGE MESSAGES, and ends with
- * report().
+ * Memory that changes, for the programs of the stacks. A program is called as PROGRAM CHANGE
+ * MESSAGES, and ends with report().
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -33,14 +33,20 @@ static inline enum change change_of(const char *name)
 	errx(2, "unknown change %s", name);
 }
 
-/* Prints the line that the runner reads. The number that was kept is negative if the stack has no cache. */
+/*
+ * Prints the line that the runner reads. The number that was kept is negative if the stack has no
+ * cache.
+ */
 static inline void report(long wrong, long messages, long kept)
 {
 	printf("wrong=%ld/%ld kept=%ld\n", wrong, messages, kept < 0 ? 0 : kept);
 	fflush(stdout);
 }
 
-/* The byte of message number i. Two messages in a row differ, and no message has the byte of an empty page. */
+/*
+ * The byte of message number i. Two messages in a row differ, and no message has the byte of an
+ * empty page.
+ */
 static inline unsigned char byte_of(long i)
 {
 	return (unsigned char)(1 + i % 251);
@@ -51,7 +57,10 @@ static inline bool has_byte(const unsigned char *at, size_t len, unsigned char b
 	return at[0] == byte && !memcmp(at, at + 1, len - 1);
 }
 
-/* Maps memory at the address, or anywhere if the address is null. Returns null if the address is in use. */
+/*
+ * Maps memory at the address, or anywhere if the address is null. Returns null if the address is in
+ * use.
+ */
 static inline unsigned char *map(void *at, size_t len)
 {
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS | (at ? MAP_FIXED_NOREPLACE : 0);
@@ -78,7 +87,10 @@ static inline void unmap(void *at, size_t len)
 		err(1, "munmap");
 }
 
-/* The buffer of a message, which has the same address in every message. It must live until the program ends. */
+/*
+ * The buffer of a message, which has the same address in every message. It must live until the
+ * program ends.
+ */
 struct buffer {
 	enum change change;
 	unsigned char *at;
@@ -117,8 +129,8 @@ static inline void truncate_for(int file, size_t len, int from, int to)
 }
 
 /*
- * Prepares a buffer. The caller must not have opened the stack yet, because TRUNCATE forks a child. The truncation comes
- * from another process: within one process, mmap_lock can hide a race.
+ * Prepares a buffer. The caller must not have opened the stack yet, because TRUNCATE forks a child.
+ * The truncation comes from another process: within one process, mmap_lock can hide a race.
  */
 static inline void buffer_open(struct buffer *buffer, enum change change, size_t len)
 {
@@ -171,8 +183,8 @@ static inline void buffer_change(struct buffer *buffer)
 		break;
 	case THREADS:
 		/*
-		 * This thread has the address as soon as the kernel gives it away. That is before munmap() returns in
-		 * the other thread, for which this thread does not wait.
+		 * This thread has the address as soon as the kernel gives it away. That is before
+		 * munmap() returns in the other thread, for which this thread does not wait.
 		 */
 		while (atomic_load(&buffer->todo))
 			;

@@ -1,6 +1,7 @@
 /*
- * Registrations that libfabric's verbs provider makes, for the programs on libfabric. The program interposes the
- * functions of libibverbs, counts the calls, and can change memory right after a registration.
+ * Registrations that libfabric's verbs provider makes, for the programs on libfabric. The program
+ * interposes the functions of libibverbs, counts the calls, and can change memory right after a
+ * registration.
  */
 #include <dlfcn.h>
 #include <rdma/fabric.h>
@@ -18,11 +19,17 @@ static void must(const char *call, long returned)
 		errx(1, "%s: %s", call, fi_strerror((int)-returned));
 }
 
-/* The registrations that libfabric asked of libibverbs: all, or those of these two addresses if they are not null. */
+/*
+ * The registrations that libfabric asked of libibverbs: all, or those of these two addresses if
+ * they are not null.
+ */
 static atomic_long registrations;
 static void *counted[2];
 
-/* The buffer to change as soon as its next registration is made, before libfabric subscribes to its monitor. */
+/*
+ * The buffer to change as soon as its next registration is made, before libfabric subscribes to its
+ * monitor.
+ */
 static struct buffer *_Atomic in_window;
 
 struct ibv_mr;

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use regcache_stacks::libfabric::LIBFABRIC;
 use regcache_stacks::plugins::Plugins;
@@ -17,12 +17,38 @@ use regcache_test_support::SecondDevice;
 /// The time limit of a program in seconds.
 const LIMIT: &str = "120";
 
-/// The second device, the libraries, and the directory of providers. The tests run one after the
-/// other, because they share the device and the driver's file.
+/// The libraries and the second device. The tests run one after the other, because they share the
+/// device and the driver's file.
 struct Machine {
     plugins: Plugins,
-    _device: SecondDevice,
+    /// It is `None` only while this value is dropped.
+    _device: Option<Arc<SecondDevice>>,
     _alone: MutexGuard<'static, ()>,
+}
+
+/// The device that the tests share. A test that waits for its turn keeps the device, so it is added
+/// once in most runs.
+static SHARED: Mutex<Weak<SecondDevice>> = Mutex::new(Weak::new());
+
+fn lock<T>(mutex: &'static Mutex<T>) -> MutexGuard<'static, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn device() -> Arc<SecondDevice> {
+    let mut shared = lock(&SHARED);
+    shared.upgrade().unwrap_or_else(|| {
+        let device = Arc::new(SecondDevice::add());
+        *shared = Arc::downgrade(&device);
+        device
+    })
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // The device is removed under the lock, so that no other test adds it meanwhile.
+        let _shared = lock(&SHARED);
+        self._device = None;
+    }
 }
 
 /// The output of a program.
@@ -35,11 +61,11 @@ struct Ran {
 impl Machine {
     fn new() -> Self {
         static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = Some(device());
         Self {
+            _alone: lock(&ALONE),
             plugins: Plugins::link().unwrap(),
-            _device: SecondDevice::add(),
-            _alone: alone,
+            _device: shared,
         }
     }
 

@@ -1,5 +1,5 @@
-//! A short part of `cargo xtask stacks`: changes that the stacks' own monitors miss, in few messages
-//! through each door of each stack that needs no second device of its own.
+//! A short part of `cargo xtask stacks`: changes that the stacks' own monitors miss, in few
+//! messages through each door of each stack that needs no second device of its own.
 
 use regcache_stacks::plugins::Plugins;
 use regcache_stacks::{Change, SHORT, cell};

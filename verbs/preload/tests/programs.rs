@@ -13,7 +13,8 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use preload::{Ran, SecondDevice, Summary, bounded, run, under_shim};
+use preload::{Ran, Summary, bounded, run, under_shim};
+use regcache_test_support::SecondDevice;
 
 /// A program, and the arguments with which it runs briefly.
 struct Program {

@@ -4,7 +4,8 @@
 
 mod preload;
 
-use preload::{Ran, SecondDevice, bounded, preloading, program, run, shim, under_shim};
+use preload::{Ran, bounded, preloading, program, run, shim, under_shim};
+use regcache_test_support::SecondDevice;
 
 /// Runs one part of the contract under the shim.
 fn part(arguments: &[&str]) -> Ran {

@@ -1,5 +1,5 @@
-//! [`FakeMonitor`], a monitor whose memory changes when the test says so, and [`FakeLibfabric`], which
-//! makes the calls that libfabric's caches make.
+//! [`FakeMonitor`], a monitor whose memory changes when the test says so, and [`FakeLibfabric`],
+//! which makes the calls that libfabric's caches make.
 #![allow(dead_code, reason = "each suite uses a part")]
 
 use std::collections::HashMap;

@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-pub(crate) use regcache_test_support::SecondDevice;
-
 /// The time limit of a program in seconds. It is long, because some machines are emulated and busy.
 const LIMIT: &str = "600";
 
