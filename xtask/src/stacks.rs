@@ -20,7 +20,10 @@ use crate::tee::Tee;
 use crate::vm;
 
 /// The package of the program, and of the suites that run a short part.
-pub(crate) const PACKAGE: &str = "regcache-stacks";
+const PACKAGE: &str = "regcache-stacks";
+
+/// The packages whose suites need a stack in the virtual machine.
+pub(crate) const SUITES: &[&str] = &[PACKAGE, "regcache-ucx"];
 
 /// The packages of the stacks, and the packages that their programs are built with.
 pub(crate) const PACKAGES: &[&str] = &[

@@ -47,7 +47,8 @@ static void open_pair(struct pair *pair, ucp_context_h context)
 {
 	ucp_worker_params_t params = {
 		.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
-		.thread_mode = UCS_THREAD_MODE_SINGLE,
+		/* UCX_PROGRAM=many opens the workers of its threads in the main thread. */
+		.thread_mode = UCS_THREAD_MODE_SERIALIZED,
 	};
 	ucp_ep_params_t ep = { .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS };
 	ucp_address_t *address;

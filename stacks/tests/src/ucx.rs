@@ -45,6 +45,7 @@ pub(crate) const MANY: Stack = Stack {
         // UCX 1.13 has the cache of a device, and later versions have the cache of a context.
         ("UCX_IB_RCACHE_MAX_REGIONS", "6"),
         ("UCX_RCACHE_MAX_REGIONS", "6"),
+        ("UCX_WARN_UNUSED_ENV_VARS", "n"),
     ],
     monitors: &[
         Monitor {
@@ -99,6 +100,7 @@ pub(crate) fn shim(plugins: &Plugins) -> Environment {
     vec![
         ("UCX_RCACHE_ENABLE", "n".into()),
         ("UCX_IB_REG_METHODS", "direct".into()),
+        ("UCX_WARN_UNUSED_ENV_VARS", "n".into()),
         ("REGCACHE_REMOTE", "keep".into()),
         ("LD_PRELOAD", plugins.shim().into()),
     ]
