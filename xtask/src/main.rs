@@ -258,7 +258,7 @@ fn run(command: Xtask) -> Result<u8, Error> {
         }
         Xtask::Stacks { choice } => stacks::run(&project, &choice),
         Xtask::Package { options } => package::run(&project, &options),
-        Xtask::Crates => publish::run(&project, publish::Extent::All).map(|()| 0),
+        Xtask::Crates => publish::run(&project).map(|()| 0),
         Xtask::Vm { machine, command } => run_in_vm(&project, &machine, &command),
     }
 }

@@ -22,17 +22,8 @@ pub(crate) const CRATES: &[&str] = &[
     "regcache-uring",
 ];
 
-/// The tests to run.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Extent {
-    /// Every test.
-    All,
-    /// The unit tests and the examples in the documentation.
-    Quick,
-}
-
 /// Packs and tests the crates.
-pub(crate) fn run(project: &Project, extent: Extent) -> Result<(), Error> {
+pub(crate) fn run(project: &Project) -> Result<(), Error> {
     setup::packages(project, setup::BUILD)?;
     let mut package = cargo();
     package.current_dir(&project.root);
@@ -71,13 +62,7 @@ pub(crate) fn run(project: &Project, extent: Extent) -> Result<(), Error> {
         test.arg(project.own_dir().join("crates-target"));
         cmd::run(&mut test)
     };
-    match extent {
-        Extent::All => test(&["test"])?,
-        Extent::Quick => {
-            test(&["test", "--lib"])?;
-            test(&["test", "--doc"])?;
-        }
-    }
+    test(&["test"])?;
     test(&["check", "--all-features", "--all-targets"])?;
     eprintln!("xtask: tested {}", names.join(", "));
     Ok(())
