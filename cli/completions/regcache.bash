@@ -167,12 +167,16 @@ _regcache() {
             return 0
             ;;
         regcache__subcmd__run)
-            opts="-e -h --shim --env --help"
+            opts="-e -h --stack --shim --env --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --stack)
+                    COMPREPLY=($(compgen -W "ucx libfabric" -- "${cur}"))
+                    return 0
+                    ;;
                 --shim)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

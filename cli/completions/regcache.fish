@@ -36,6 +36,8 @@ complete -c regcache -n "__fish_regcache_using_subcommand doctor" -s h -l help -
 complete -c regcache -n "__fish_regcache_using_subcommand repro" -l rounds -d 'Set the number of transfers with each cache' -r
 complete -c regcache -n "__fish_regcache_using_subcommand repro" -l watch -d 'Show the counts of both caches while they work, for this many seconds' -r
 complete -c regcache -n "__fish_regcache_using_subcommand repro" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c regcache -n "__fish_regcache_using_subcommand run" -l stack -d 'Put the shim below this stack, in place of the stack\'s own cache' -r -f -a "ucx\t'UCX 1.13 or later, also below Open MPI'
+libfabric\t'libfabric 1.14 or later, also below Open MPI and MPICH'"
 complete -c regcache -n "__fish_regcache_using_subcommand run" -l shim -d 'Use this shim instead of the one that is installed with this tool' -r -F
 complete -c regcache -n "__fish_regcache_using_subcommand run" -s e -l env -d 'Set an environment variable for the shim; repeat the option to set several' -r
 complete -c regcache -n "__fish_regcache_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -10,9 +10,9 @@
 //!
 //! `mutants_here.rs` does the same with libraries whose tests run on this machine.
 //!
-//! The mutants are built on this machine. A virtual machine uses one mutant after the other in place
-//! of the driver or the shim. If a mutant crashes the virtual machine, the mutant counts as noticed.
-//! Another virtual machine then tests the remaining mutants.
+//! The mutants are built on this machine. A virtual machine uses one mutant after the other in
+//! place of the driver or the shim. If a mutant crashes the virtual machine, the mutant counts as
+//! noticed. Another virtual machine then tests the remaining mutants.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

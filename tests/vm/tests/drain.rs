@@ -1,7 +1,8 @@
 //! Drains many events of the real driver at once, in ascending order. The registrar is a fake that
 //! pins nothing, because a million pinned pages need more memory than the VM has. Needs the VM.
 //!
-//! By default there are 2 000 entries. `REGCACHE_DRAIN_ENTRIES=1000000` takes some minutes on an idle machine.
+//! By default there are 2 000 entries. `REGCACHE_DRAIN_ENTRIES=1000000` takes some minutes on an
+//! idle machine.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::sync::Arc;

@@ -472,8 +472,8 @@ static int choose(struct end *end)
 
 	kind |= random_below(end, 4) ? 0 : SENDER_FIRST;
 	/*
-	 * A round that fails takes long, so few rounds are rude. If the sender is first, no request has
-	 * completed when its memory is deregistered, so more of these rounds are.
+	 * A round that fails takes long, so few rounds are rude. If the sender is first, no
+	 * request has completed when its memory is deregistered, so more of these rounds are.
 	 */
 	kind |= random_below(end, kind & SHARED ? 2 : kind & SENDER_FIRST ? 8 : 32) ? 0 : RUDE;
 	kind |= random_below(end, 4) ? 0 : RESETS;
