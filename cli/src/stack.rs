@@ -20,6 +20,9 @@ impl Stack {
                 // all. A release complains about a variable that it does not know.
                 ("UCX_IB_REG_METHODS", "direct"),
                 ("UCX_RCACHE_ENABLE", "n"),
+                // Otherwise rdma-core before 51 hides registered memory from children, and the shim
+                // keeps nothing.
+                ("UCX_IB_FORK_INIT", "n"),
                 ("UCX_WARN_UNUSED_ENV_VARS", "n"),
                 SHARED_KEYS,
             ],

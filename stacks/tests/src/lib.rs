@@ -40,4 +40,4 @@ pub const STACKS: &[&Stack] = &[
 ];
 
 /// The stacks that the suite of the virtual machine runs.
-pub const SHORT: &[&Stack] = &[&libfabric::LIBFABRIC, &ucx::UCX, &ucx::MANY];
+pub const SHORT: &[&Stack] = &[&libfabric::LIBFABRIC, &ucx::UCX];

@@ -100,6 +100,7 @@ pub(crate) fn shim(plugins: &Plugins) -> Environment {
     vec![
         ("UCX_RCACHE_ENABLE", "n".into()),
         ("UCX_IB_REG_METHODS", "direct".into()),
+        ("UCX_IB_FORK_INIT", "n".into()),
         ("UCX_WARN_UNUSED_ENV_VARS", "n".into()),
         ("REGCACHE_REMOTE", "keep".into()),
         ("LD_PRELOAD", plugins.shim().into()),

@@ -191,6 +191,11 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        // The kernel's record of a limit must go before the cgroup does.
+        let _ = fs::write(
+            self.0.join("rdma.max"),
+            "rxe0 hca_handle=max hca_object=max",
+        );
         let _ = fs::remove_dir(&self.0);
     }
 }
