@@ -96,7 +96,7 @@ fn what_is_given_back_too_early_is_reported_if_that_is_wanted() {
 /// Two processes deregister at random moments. `stress REQUESTS SEED SECONDS` runs longer.
 #[test]
 fn nothing_is_wrong_at_random_moments() {
-    let ran = run(under_shim(program("stress")).args(["20000", "7", "120"])).ok();
+    let ran = run(under_shim(program("stress")).args(["30000", "3", "150"])).ok();
     let ends: Vec<_> = ran.stdout.lines().map(Summary::of).collect();
     let said = |name: &str| ends.iter().map(|it| it.number(name)).sum::<u64>();
     assert_eq!(said("wrong"), 0, "{}", ran.stdout);
