@@ -17,7 +17,6 @@ mod lock;
 mod matrix;
 mod model;
 mod mutants;
-mod mutants_here;
 mod package;
 mod project;
 mod publish;

@@ -1,7 +1,7 @@
 //! Breaks one claim of a library after the other on purpose, and checks that tests on this machine
 //! fail.
 //!
-//! Each `tests/mutants/stacks/NAME.patch` has the header of a driver's mutant (see `mutants.rs`),
+//! Each `tests/mutants/stacks/NAME.patch` has the header of a driver's mutant (see `mod.rs`),
 //! and a line `Package:` with the package of the suite. The mutants are built in a copy of the
 //! repository, one after the other.
 
@@ -9,9 +9,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use super::mutant::{END, Mutant, Verdict, begin, judge};
 use crate::cmd;
 use crate::error::{AtPath, Error};
-use crate::mutants::{END, Mutant, Verdict, begin, judge};
 use crate::project::{Project, cargo};
 
 /// The directory of the patches.
