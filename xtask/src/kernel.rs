@@ -276,7 +276,7 @@ pub(crate) fn mirror(from: &Path, to: &Path) -> Result<(), Error> {
         } else {
             let content = fs::read(&source).at(&source)?;
             if fs::read(&copy).ok().as_ref() != Some(&content) {
-                fs::copy(&source, &copy).at(&copy)?;
+                fs::write(&copy, &content).at(&copy)?;
             }
         }
         there.insert(name);

@@ -7,6 +7,7 @@ mod cmd;
 mod cost;
 mod debug;
 mod demo;
+mod dir;
 mod error;
 mod install_driver;
 mod install_user;
@@ -150,8 +151,8 @@ enum Xtask {
     },
     /// Install the C library and the tool, or test the installation of the driver
     ///
-    /// With `--prefix`, the command installs the C library, the preload shim, the monitor for
-    /// libfabric and the command-line tool.
+    /// With `--prefix`, the command installs the C library, the preload shim, the monitors for
+    /// libfabric and UCX, and the command-line tool.
     ///
     /// Without `--prefix`, it tests the installation of the driver by make and by DKMS. It installs
     /// the driver in a copy of the root file system, loads it in a virtual machine and removes it.

@@ -108,10 +108,11 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// Returns the elements of a JSON array. If the value is not an array, returns no elements.
-fn array(value: &Value) -> impl Iterator<Item = &Value> {
+pub(crate) fn array(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn text(value: &Value) -> &str {
+/// Returns the text of a JSON string. If the value is no string, returns an empty text.
+pub(crate) fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::cmd;
+use crate::dir::make_empty;
 use crate::error::{AtPath, Error};
 use crate::project::{Project, cargo};
 use crate::setup;
@@ -34,10 +35,7 @@ pub(crate) fn run(project: &Project) -> Result<(), Error> {
     cmd::run(&mut package)?;
 
     let dir = project.own_dir().join("crates");
-    if dir.exists() {
-        fs::remove_dir_all(&dir).at(&dir)?;
-    }
-    fs::create_dir_all(&dir).at(&dir)?;
+    make_empty(&dir)?;
     let names = CRATES.iter().map(|name| {
         let version = project.version_of(name).unwrap_or_default();
         format!("{name}-{version}")

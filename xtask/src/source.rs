@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cmd;
+use crate::dir::make_empty;
 use crate::error::{AtPath, Error};
 
 /// The Debian package that contains the source of Linux 6.1.
@@ -56,10 +57,7 @@ impl Package<'_> {
             self.name,
             tree.display()
         );
-        if tree.exists() {
-            fs::remove_dir_all(&tree).at(&tree)?;
-        }
-        fs::create_dir_all(&tree).at(&tree)?;
+        make_empty(&tree)?;
         let mut tar = Command::new("tar");
         tar.args(["--extract", "--strip-components=1", "--file"]);
         tar.arg(self.root.join(format!("usr/src/{}.tar.xz", self.name)));

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::Violation;
 use crate::cmd;
 use crate::error::{AtPath, Error};
-use crate::project::{Project, cargo};
+use crate::project::{Project, array, cargo, text};
 use crate::publish::CRATES;
 
 /// Compares the list of each crate with the crate.
@@ -101,8 +101,7 @@ impl<'a> Lister<'a> {
     }
 
     fn items(&self, ids: &'a Value) -> impl Iterator<Item = &'a Value> {
-        let ids = ids.as_array().into_iter().flatten();
-        ids.filter_map(|id| self.item(id))
+        array(ids).filter_map(|id| self.item(id))
     }
 
     fn module(&self, module: &'a Value, path: &str, lines: &mut BTreeSet<String>) {
@@ -167,13 +166,9 @@ impl<'a> Lister<'a> {
 
 /// Returns the names of a function's parameters.
 fn parameters(function: &Value) -> String {
-    let inputs = function["sig"]["inputs"].as_array().into_iter().flatten();
+    let inputs = array(&function["sig"]["inputs"]);
     let names: Vec<_> = inputs.map(|input| text(&input[0])).collect();
     names.join(", ")
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
 }
 
 #[cfg(test)]

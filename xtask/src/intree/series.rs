@@ -10,6 +10,7 @@ use std::process::Command;
 
 use super::transform::{self, Edit};
 use crate::cmd;
+use crate::dir::make_empty;
 use crate::error::{AtPath, Error};
 use crate::project::Project;
 
@@ -228,10 +229,7 @@ struct Git {
 
 impl Git {
     fn create(project: &Project, dir: &Path) -> Result<Self, Error> {
-        if dir.exists() {
-            fs::remove_dir_all(dir).at(dir)?;
-        }
-        fs::create_dir_all(dir).at(dir)?;
+        make_empty(dir)?;
         let configured = |key: &str, otherwise: &str| {
             let mut git = Command::new("git");
             git.args(["config", key]).current_dir(&project.root);

@@ -17,11 +17,13 @@
 mod here;
 mod mutant;
 mod vm;
+mod workspace;
 
 use crate::error::Error;
 use crate::project::Project;
 use crate::setup;
 use mutant::{Mutant, Verdict, read_all};
+use workspace::Workspace;
 
 /// Builds and tests the mutants whose names contain one of `wanted`. An empty `wanted` selects all
 /// mutants. Returns 1 if a mutant survives, which means that one of its tests passed.
@@ -32,10 +34,11 @@ pub(crate) fn run(project: &Project, wanted: &[String]) -> Result<u8, Error> {
         Ok(mutants)
     };
     setup::packages(project, setup::BUILD)?;
-    let mut verdicts = here::run(project, &read(here::PATCHES)?)?;
-    let of_driver = read("tests/mutants")?;
-    if !of_driver.is_empty() {
-        verdicts.extend(vm::run(project, &of_driver)?);
+    let (tested_here, tested_in_vm) = (read(here::PATCHES)?, read("tests/mutants")?);
+    let workspace = Workspace::copy(project)?;
+    let mut verdicts = here::run(&workspace, &tested_here)?;
+    if !tested_in_vm.is_empty() {
+        verdicts.extend(vm::run(project, &workspace, &tested_in_vm)?);
     }
     Ok(report(&verdicts))
 }

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use crate::cmd;
 use crate::error::{AtPath, Error};
 
 /// The part of the project that a mutant replaces. Mutants of the shim need the driver, so they are
@@ -32,6 +34,16 @@ pub(crate) struct Mutant {
     pub(crate) package: Option<String>,
     pub(crate) suite: String,
     pub(crate) fails: Vec<String>,
+}
+
+impl Mutant {
+    /// Applies the patch to the sources, with these options of `patch`.
+    pub(crate) fn apply(&self, sources: &Path, options: &[&str]) -> Result<(), Error> {
+        let mut patch = Command::new("patch");
+        patch.args(["--quiet", "--force", "--no-backup-if-mismatch"]);
+        patch.args(options).arg("-d").arg(sources);
+        cmd::run(patch.arg("-i").arg(&self.patch))
+    }
 }
 
 /// The name of a mutant, with the names of the tests that noticed it, or else with an error that

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use super::mutant::{END, Mutant, Part, Verdict, begin, judge};
+use super::workspace::Workspace;
 use crate::cmd;
 use crate::error::{AtPath, Error};
 use crate::kernel;
@@ -19,8 +19,12 @@ use crate::vm;
 /// The time limit of one mutant's tests, in seconds.
 const LIMIT: u64 = 180;
 
-/// Builds and tests mutants of the driver, and returns the verdicts.
-pub(crate) fn run(project: &Project, mutants: &[Mutant]) -> Result<Vec<Verdict>, Error> {
+/// Builds and tests mutants of the driver and of the shim, and returns the verdicts.
+pub(crate) fn run(
+    project: &Project,
+    workspace: &Workspace,
+    mutants: &[Mutant],
+) -> Result<Vec<Verdict>, Error> {
     setup::packages(project, setup::VM)?;
     let dir = project.own_dir().join("mutants");
     fs::create_dir_all(&dir).at(&dir)?;
@@ -28,7 +32,7 @@ pub(crate) fn run(project: &Project, mutants: &[Mutant]) -> Result<Vec<Verdict>,
     for mutant in mutants {
         eprintln!("xtask: building {}", mutant.name);
         match mutant.part {
-            Part::Shim => build_shim(project, mutant, &dir)?,
+            Part::Shim => build_shim(workspace, mutant, &dir)?,
             Part::Driver => build_driver(project, &kernel, mutant, &dir)?,
         }
     }
@@ -65,46 +69,20 @@ fn build_driver(
 ) -> Result<(), Error> {
     let sources = dir.join(&mutant.name);
     kernel::mirror(&project.root.join("kernel"), &sources)?;
-    patch(mutant, &sources, "-p2")?;
+    mutant.apply(&sources, &["-p2"])?;
     kernel::build_driver_in(&sources, kernel, &dir.join(mutant.part.file(&mutant.name)))
 }
 
-/// Builds a mutant of the shim from a copy of the workspace. All of these mutants use one copy and
-/// one target directory, so that only changed crates are built again.
-fn build_shim(project: &Project, mutant: &Mutant, dir: &Path) -> Result<(), Error> {
-    let sources = dir.join("workspace");
-    let target = dir.join("target");
-    fs::create_dir_all(&sources).at(&sources)?;
-    for entry in fs::read_dir(&project.root).at(&project.root)? {
-        let entry = entry.at(&project.root)?;
-        let (from, name) = (entry.path(), entry.file_name());
-        if from.is_dir() && from != project.target && !name.to_string_lossy().starts_with('.') {
-            kernel::mirror(&from, &sources.join(name))?;
-        } else if name == "Cargo.toml" || name == "Cargo.lock" {
-            let to = sources.join(name);
-            fs::copy(&from, &to).at(&to)?;
-        }
-    }
-    patch(mutant, &sources, "-p1")?;
-    let mut build = cargo();
-    build
-        .args(["build", "--package", "regcache-preload", "--manifest-path"])
-        .arg(sources.join("Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&target);
-    cmd::run(&mut build)?;
-    let to = dir.join(mutant.part.file(&mutant.name));
-    fs::copy(target.join("debug/librcpreload.so"), &to).at(&to)?;
-    Ok(())
-}
-
-fn patch(mutant: &Mutant, sources: &Path, strip: &str) -> Result<(), Error> {
-    let mut patch = Command::new("patch");
-    patch
-        .args(["--quiet", "--force", "--no-backup-if-mismatch", strip, "-d"])
-        .arg(sources);
-    patch.arg("-i").arg(&mutant.patch);
-    cmd::run(&mut patch)
+/// Builds a mutant of the shim.
+fn build_shim(workspace: &Workspace, mutant: &Mutant, dir: &Path) -> Result<(), Error> {
+    workspace.with(mutant, |root| {
+        let mut build = cargo();
+        build.args(["build", "--package", "regcache-preload", "--target-dir"]);
+        cmd::run(build.arg(&workspace.target).current_dir(root))?;
+        let to = dir.join(mutant.part.file(&mutant.name));
+        fs::copy(workspace.target.join("debug/librcpreload.so"), &to).at(&to)?;
+        Ok(())
+    })
 }
 
 /// The variable by which the shim's tests take another shim.

@@ -14,6 +14,7 @@ use std::process::Command;
 use super::source::{self, Source};
 use super::{Release, step};
 use crate::cmd;
+use crate::dir::make_empty;
 use crate::error::{AtPath, Error};
 use crate::project::Project;
 use crate::rootfs;
@@ -69,7 +70,7 @@ pub(crate) fn packages_into(
     let place = project
         .own_dir()
         .join(format!("package/build-{}", release.number()));
-    remove(&place)?;
+    make_empty(&place)?;
     let build = |(dir, settings): (&str, &[(&str, &str)])| {
         let name = format!("build for Debian {} in {dir}", release.number());
         step(&name, || {
@@ -94,8 +95,7 @@ pub(crate) fn packages_into(
             same(&packages_in(&first)?, &packages_in(&second)?)
         })?;
     }
-    remove(to)?;
-    fs::create_dir_all(to).at(to)?;
+    make_empty(to)?;
     for entry in fs::read_dir(&first).at(&first)? {
         let path = entry.at(&first)?.path();
         if path.is_file() {
@@ -103,7 +103,7 @@ pub(crate) fn packages_into(
             fs::copy(&path, to.join(name)).at(&path)?;
         }
     }
-    remove(&place)?;
+    fs::remove_dir_all(&place).at(&place)?;
     eprintln!("xtask: the packages are in {}", to.display());
     Ok(())
 }
@@ -184,13 +184,6 @@ fn same(
     Err(Error::Check(format!(
         "two builds of the packages differ: {different:?}. Compare the directories first and second"
     )))
-}
-
-fn remove(dir: &Path) -> Result<(), Error> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).at(dir)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::cmd;
 use crate::error::{AtPath, Error};
-use crate::project::cargo;
+use crate::project::{array, cargo, text};
 
 /// The packages of the workspace whose products are in the Debian packages.
 pub(crate) const PRODUCTS: &[&str] = &[
@@ -97,19 +97,9 @@ fn files_in_order(text: &str) -> String {
 /// Returns the crates from which the products are built, by the names of their directories in
 /// `vendor`. Dependencies of tests do not count.
 fn used(metadata: &Value) -> BTreeMap<String, &Value> {
-    let list = |value: &'_ Value| value.as_array().cloned().unwrap_or_default();
-    let packages: BTreeMap<_, _> = metadata["packages"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|it| (text(&it["id"]), it))
-        .collect();
-    let nodes: BTreeMap<_, _> = metadata["resolve"]["nodes"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|it| (text(&it["id"]), it))
-        .collect();
+    let by_id = |list| -> BTreeMap<_, _> { array(list).map(|it| (text(&it["id"]), it)).collect() };
+    let packages = by_id(&metadata["packages"]);
+    let nodes = by_id(&metadata["resolve"]["nodes"]);
     let is_product = |it: &&Value| it["source"].is_null() && PRODUCTS.contains(&text(&it["name"]));
     let products = packages.values().copied().filter(is_product);
     let mut todo: Vec<_> = products.map(|it| text(&it["id"]).to_owned()).collect();
@@ -118,11 +108,9 @@ fn used(metadata: &Value) -> BTreeMap<String, &Value> {
         if !seen.insert(id.clone()) {
             continue;
         }
-        for dependency in list(&nodes.get(id.as_str()).unwrap_or(&&Value::Null)["deps"]) {
-            if list(&dependency["dep_kinds"])
-                .iter()
-                .any(|it| it["kind"] != "dev")
-            {
+        let node = nodes.get(id.as_str()).copied().unwrap_or(&Value::Null);
+        for dependency in array(&node["deps"]) {
+            if array(&dependency["dep_kinds"]).any(|it| it["kind"] != "dev") {
                 todo.push(text(&dependency["pkg"]).to_owned());
             }
         }
@@ -192,8 +180,7 @@ fn paragraph(name: &str, package: &Value, dir: &Path) -> Result<String, Error> {
     let copyright = copyright(dir)?;
     let mut lines = copyright.into_iter();
     let first = lines.next().unwrap_or_else(|| {
-        let authors = package["authors"].as_array().into_iter().flatten();
-        let authors: Vec<_> = authors.map(text).collect();
+        let authors: Vec<_> = array(&package["authors"]).map(text).collect();
         match authors.as_slice() {
             [] => format!("the contributors of {}", text(&package["name"])),
             some => some.join(", "),
@@ -278,10 +265,6 @@ fn notices(said: &str) -> Vec<String> {
     lines
         .filter(|it| !it.is_empty() && !it.starts_with("[yyyy]"))
         .collect()
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -62,27 +62,25 @@ impl Release {
 
     /// Returns the root in which packages are built.
     fn build_root(self, project: &Project) -> Result<PathBuf, Error> {
-        let (name, suites): (_, &[_]) = match self {
-            Self::Bookworm => ("build-12", &["bookworm"]),
-            Self::Trixie => ("build-13", &["trixie"]),
-        };
-        rootfs::of(
-            project,
-            &Recipe {
-                name,
-                suites,
-                kernel: &[],
-                programs: &[build::PACKAGES],
-            },
-        )
+        self.root(project, ["build-12", "build-13"], &[build::PACKAGES])
     }
 
     /// Returns the root in which packages are installed. It has no packages but those that each
     /// Debian system has.
     fn bare_root(self, project: &Project) -> Result<PathBuf, Error> {
+        self.root(project, ["bare-12", "bare-13"], &[&["apt"]])
+    }
+
+    /// Returns a root of this release with these programs. `names` has a name for each release.
+    fn root(
+        self,
+        project: &Project,
+        names: [&'static str; 2],
+        programs: &'static [&'static [&'static str]],
+    ) -> Result<PathBuf, Error> {
         let (name, suites): (_, &[_]) = match self {
-            Self::Bookworm => ("bare-12", &["bookworm"]),
-            Self::Trixie => ("bare-13", &["trixie"]),
+            Self::Bookworm => (names[0], &["bookworm"]),
+            Self::Trixie => (names[1], &["trixie"]),
         };
         rootfs::of(
             project,
@@ -90,7 +88,7 @@ impl Release {
                 name,
                 suites,
                 kernel: &[],
-                programs: &[&["apt"]],
+                programs,
             },
         )
     }

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use super::{crates, step};
 use crate::cmd;
+use crate::dir::make_empty;
 use crate::error::{AtPath, Error};
 use crate::project::Project;
 
@@ -33,10 +34,7 @@ pub(crate) fn export(project: &Project, version: Option<&str>) -> Result<Source,
 }
 
 fn export_to(project: &Project, dir: &Path, version: Option<&str>) -> Result<Source, Error> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).at(dir)?;
-    }
-    fs::create_dir_all(dir).at(dir)?;
+    make_empty(dir)?;
     let own = project
         .version_of("regcache")
         .ok_or_else(|| Error::SetUp("the workspace has no package regcache".to_owned()))?;
