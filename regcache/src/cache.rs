@@ -5,6 +5,7 @@ use std::fmt;
 use std::mem;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::time::Duration;
 
 use crate::core::Core;
 use crate::core::completion::Completion;
@@ -481,6 +482,23 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// from the cache.
     pub fn monitor_name(&self) -> &'static str {
         self.core.monitor.name()
+    }
+
+    /// Unlinks all entries before a fork, and deregisters those that no guard holds. Otherwise the
+    /// kernel would copy their memory for the child. `held` returns the number of registrations
+    /// that guards hold. Waits until other threads have deregistered the rest as well, for about a
+    /// tenth of a second.
+    #[doc(hidden)]
+    pub fn flush_before_fork(&self, held: impl Fn() -> usize) {
+        let Ok(mut leaving) = self.flush() else {
+            return;
+        };
+        for _ in 0..1000 {
+            if leaving.in_use() <= held() {
+                return;
+            }
+            leaving.wait(Duration::from_micros(100));
+        }
     }
 
     /// Returns the registrar.

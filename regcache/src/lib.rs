@@ -85,7 +85,8 @@ mod sys;
 /// Parts that other crates of this workspace share. They are not part of the library's interface.
 #[doc(hidden)]
 pub mod internal {
-    pub use crate::sys::fork::ForkMark;
+    pub use crate::sys::file_id::FileId;
+    pub use crate::sys::fork::{ForkMark, before_each};
     pub use crate::sys::worker::{Owner, Wake, Work, Worker};
 }
 

@@ -3,7 +3,6 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::fmt;
 use std::io;
-use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
@@ -12,6 +11,7 @@ use rdma_sys::{
     ibv_close_device, ibv_context, ibv_device, ibv_free_device_list, ibv_get_device_list,
     ibv_get_device_name, ibv_open_device,
 };
+use regcache::internal::FileId;
 
 use crate::Error;
 use crate::errno::{check, check_ptr};
@@ -145,8 +145,8 @@ pub struct Context {
     owned: bool,
     device: String,
     process: u32,
-    /// The file behind the device's descriptor, by its device and inode.
-    file: Option<(u64, u64)>,
+    /// The file behind the device's descriptor.
+    file: Option<FileId>,
 }
 
 // SAFETY: libibverbs allows any verb on any object from any thread. Its manual states that "the
@@ -250,22 +250,14 @@ impl Context {
     }
 }
 
-/// Returns the file behind the device's descriptor, by its device and inode.
+/// Returns the file behind the device's descriptor.
 ///
 /// # Safety
 ///
 /// The context is open.
-unsafe fn file_of(context: *mut ibv_context) -> Option<(u64, u64)> {
+unsafe fn file_of(context: *mut ibv_context) -> Option<FileId> {
     // SAFETY: the caller keeps the contract of this function.
-    let descriptor = unsafe { (*context).cmd_fd };
-    let mut stat = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: `fstat` writes the structure, unless it fails.
-    if unsafe { libc::fstat(descriptor, stat.as_mut_ptr()) } != 0 {
-        return None;
-    }
-    // SAFETY: `fstat` has not failed.
-    let stat = unsafe { stat.assume_init() };
-    Some((stat.st_dev, stat.st_ino))
+    FileId::of(unsafe { (*context).cmd_fd }).ok()
 }
 
 /// Returns the error that explains why libibverbs lists no device.

@@ -19,13 +19,15 @@
 
 use std::fs;
 use std::io;
-use std::mem::{ManuallyDrop, MaybeUninit};
+use std::mem::ManuallyDrop;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
+
+use super::file_id::FileId;
 
 /// The number of descriptors in the table. Few programs have a higher one. Such a one has no token.
 const NUMBERS: usize = 4096;
@@ -42,31 +44,9 @@ static LAST: AtomicU64 = AtomicU64::new(0);
 pub(crate) struct Private<T: AsFd> {
     it: ManuallyDrop<T>,
     token: u64,
-    file: File,
+    file: FileId,
     /// The files that an epoll instance watches, in the kernel's words.
     watches: Option<String>,
-}
-
-/// The numbers by which the kernel tells files apart.
-#[derive(Debug, PartialEq, Eq)]
-struct File {
-    device: u64,
-    inode: u64,
-}
-
-impl File {
-    fn of(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
-        let mut stat = MaybeUninit::<libc::stat>::uninit();
-        // SAFETY: `fstat` writes the structure, unless it fails.
-        let result = unsafe { libc::fstat(descriptor.as_raw_fd(), stat.as_mut_ptr()) };
-        Errno::result(result)?;
-        // SAFETY: `fstat` has not failed.
-        let stat = unsafe { stat.assume_init() };
-        Ok(Self {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-        })
-    }
 }
 
 /// Returns the files that an epoll instance watches, in the kernel's words. Returns `None` for
@@ -84,7 +64,7 @@ fn token_of(descriptor: BorrowedFd<'_>) -> Option<&'static AtomicU64> {
 impl<T: AsFd> Private<T> {
     pub(crate) fn new(it: T) -> io::Result<Self> {
         let token = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        let (file, watches) = (File::of(it.as_fd())?, watches(it.as_fd()));
+        let (file, watches) = (FileId::of(it.as_fd().as_raw_fd())?, watches(it.as_fd()));
         if let Some(place) = token_of(it.as_fd()) {
             place.store(token, Ordering::Relaxed);
         }
@@ -102,7 +82,7 @@ impl<T: AsFd> Private<T> {
     ///
     /// `EBADF`, if the number of the descriptor does not name the file any more.
     pub(crate) fn get(&self) -> io::Result<&T> {
-        match File::of(self.it.as_fd()) {
+        match FileId::of(self.it.as_fd().as_raw_fd()) {
             Ok(file) if file == self.file => self.get_quickly(),
             _ => Err(Errno::EBADF.into()),
         }
@@ -266,7 +246,7 @@ mod tests {
         let error = private.get().unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
         drop(private);
-        assert!(super::File::of(replaced.as_fd()).is_ok(), "still open");
+        assert!(FileId::of(replaced.as_raw_fd()).is_ok(), "still open");
     }
 
     #[test]

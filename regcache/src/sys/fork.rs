@@ -1,5 +1,5 @@
 //! [`ForkMark`]: a word that shows whether this process is a forked child of the process that built
-//! the cache.
+//! the cache. [`before_each`]: a function that libc calls before each fork.
 //!
 //! A forked child has a copy of the cache, but the registrations belong to its parent. The child
 //! has its own pages at the same addresses, and the adapter does not reach the child's pages. So
@@ -14,8 +14,24 @@
 //! in it (`design.rs`). So one load on the hit path tests two conditions: all reports were drained,
 //! and the process is not a forked child.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 #[cfg(not(loom))]
 pub use mapped::ForkMark;
+
+/// Has libc call the function before each `fork` of this process and of its children, in the thread
+/// that forks. Only the first call has an effect. The function must never be unloaded. A child made
+/// by `vfork`, `posix_spawn` or `system` shares its parent's memory, and libc does not call the
+/// function for it.
+pub fn before_each(prepare: extern "C" fn()) {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.swap(true, Ordering::Relaxed) {
+        let prepare = prepare as unsafe extern "C" fn();
+        // If there is no memory for the entry, nothing is done before a fork.
+        // SAFETY: the function has no parameters. The caller never unloads it.
+        unsafe { libc::pthread_atfork(Some(prepare), None, None) };
+    }
+}
 
 #[cfg(not(loom))]
 mod mapped {
@@ -48,14 +64,14 @@ mod mapped {
             Ok(mark)
         }
 
-        #[inline]
         /// Returns true in a forked child of the process that made the mark.
+        #[inline]
         pub fn in_child(&self) -> bool {
             self.load(Ordering::Relaxed) == 0
         }
 
-        #[inline]
         /// Loads the mark, which is 0 in a forked child.
+        #[inline]
         pub fn load(&self, ordering: Ordering) -> u64 {
             self.word().load(ordering)
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod cancel;
 pub(crate) mod descriptor;
+pub(crate) mod file_id;
 pub(crate) mod fork;
 pub(crate) mod memory;
 pub(crate) mod prefetch;

@@ -15,8 +15,9 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
+use regcache::error::chain;
 use regcache::internal::{Owner, Wake, Work, Worker};
-use regcache::monitor::{OpenError, Ummunotify};
+use regcache::monitor::Ummunotify;
 use regcache::{Monitor, VaRange};
 
 use crate::callbacks;
@@ -99,7 +100,7 @@ impl Process {
                 "libfabric {major}.{minor} is too old for libregcache-fi.so, which needs 1.14"
             ));
         }
-        let driver = Ummunotify::open().map_err(|error| describe(&error))?;
+        let driver = Ummunotify::open().map_err(|error| chain(&error).to_string())?;
         let ends = match version {
             UNSUBSCRIBES.. => Ends::Unsubscribed,
             _ => Ends::Unsaid,
@@ -211,17 +212,6 @@ impl Process {
         // thread holds no lock of libfabric.
         unsafe { ((*(*monitor).import_ops).notify)(monitor, start, range.len()) };
     }
-}
-
-/// Returns the error with its causes, in one line.
-fn describe(error: &OpenError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// The work of the thread.

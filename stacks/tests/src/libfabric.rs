@@ -13,43 +13,33 @@ pub const LIBFABRIC: Stack = Stack {
     launcher: &[],
     program: "libfabric",
     cost: Some("libfabric-cost"),
-    environment: &[
-        // rxe refuses the large completion queue that the default needs.
-        ("FI_UNIVERSE_SIZE", "16"),
-        // Without this setting, messages up to 128 KiB are copied in segments, and the buffer is
-        // not registered.
-        ("FI_OFI_RXM_SAR_LIMIT", "0"),
-        ("LIBFABRIC_ADDRESS", SecondDevice::ADDRESS),
-    ],
+    environment: &[RXE[0], RXE[1], ("LIBFABRIC_ADDRESS", SecondDevice::ADDRESS)],
     device: Device::Addressed,
     monitors: &[
-        Monitor {
-            name: "own:memhooks",
-            environment: |_| vec![("FI_MR_CACHE_MONITOR", "memhooks".into())],
-            changes: ALL,
-        },
-        Monitor {
-            name: "own:userfaultfd",
-            environment: |_| vec![("FI_MR_CACHE_MONITOR", "userfaultfd".into())],
-            changes: ALL,
-        },
-        Monitor {
-            name: "door:provider",
-            environment: provider,
-            changes: ALL,
-        },
-        Monitor {
-            name: "door:preload",
-            environment: preload,
-            changes: ALL,
-        },
-        Monitor {
-            name: "door:shim",
-            environment: shim,
-            changes: ALL,
-        },
+        Monitor::new(
+            "own:memhooks",
+            |_| vec![("FI_MR_CACHE_MONITOR", "memhooks".into())],
+            ALL,
+        ),
+        Monitor::new(
+            "own:userfaultfd",
+            |_| vec![("FI_MR_CACHE_MONITOR", "userfaultfd".into())],
+            ALL,
+        ),
+        Monitor::new("door:provider", provider, ALL),
+        Monitor::new("door:preload", preload, ALL),
+        Monitor::new("door:shim", shim, ALL),
     ],
 };
+
+/// The settings with which libfabric uses rxe.
+pub(crate) const RXE: [(&str, &str); 2] = [
+    // rxe refuses the large completion queue that the default needs.
+    ("FI_UNIVERSE_SIZE", "16"),
+    // Without this setting, messages up to 128 KiB are copied in segments, and the buffer is not
+    // registered.
+    ("FI_OFI_RXM_SAR_LIMIT", "0"),
+];
 
 const ALL: &[Change] = &[
     Change::Munmap,

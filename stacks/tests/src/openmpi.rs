@@ -4,24 +4,38 @@ use regcache_test_support::SecondDevice;
 
 use crate::{Change, Device, Monitor, Stack, libfabric, ucx};
 
+/// Returns the words that run this many ranks on this machine, with these parameters of Open MPI.
+macro_rules! mpirun {
+    ($ranks:literal, $($parameter:literal $value:literal),*) => {
+        &[
+            "mpirun", "-np", $ranks, "--oversubscribe",
+            $("--mca", $parameter, $value),*
+        ]
+    };
+}
+
+macro_rules! over_ucx {
+    ($ranks:literal) => {
+        mpirun!($ranks, "pml" "ucx", "osc" "^ucx", "btl" "^openib")
+    };
+}
+
+macro_rules! over_libfabric {
+    ($ranks:literal) => {
+        mpirun!(
+            $ranks,
+            "pml" "cm",
+            "mtl" "ofi",
+            "mtl_ofi_provider_include" "verbs;ofi_rxm",
+            "btl" "^openib,ofi"
+        )
+    };
+}
+
 pub(crate) const OVER_UCX: Stack = Stack {
     name: "openmpi-ucx",
     package: "openmpi-bin",
-    launcher: &[
-        "mpirun",
-        "-np",
-        "2",
-        "--oversubscribe",
-        "--mca",
-        "pml",
-        "ucx",
-        "--mca",
-        "osc",
-        "^ucx",
-        "--mca",
-        "btl",
-        "^openib",
-    ],
+    launcher: over_ucx!("2"),
     program: "mpi",
     cost: None,
     environment: &[
@@ -32,42 +46,12 @@ pub(crate) const OVER_UCX: Stack = Stack {
         ucx::RXE[2],
     ],
     device: Device::Loopback,
-    monitors: &[
-        Monitor {
-            name: "own:ucm",
-            environment: |_| Vec::new(),
-            changes: ucx::ALL,
-        },
-        Monitor {
-            name: "door:preload",
-            environment: ucx::preload,
-            changes: ucx::ALL,
-        },
-        Monitor {
-            name: "door:shim",
-            environment: ucx::shim,
-            changes: ucx::ALL,
-        },
-    ],
+    monitors: &ucx::monitors(CHANGES),
 };
 
 pub(crate) const OVER_UCX_4: Stack = Stack {
     name: "openmpi-ucx-4",
-    launcher: &[
-        "mpirun",
-        "-np",
-        "4",
-        "--oversubscribe",
-        "--mca",
-        "pml",
-        "ucx",
-        "--mca",
-        "osc",
-        "^ucx",
-        "--mca",
-        "btl",
-        "^openib",
-    ],
+    launcher: over_ucx!("4"),
     ..OVER_UCX
 };
 
@@ -92,78 +76,28 @@ pub(crate) const OVER_UCX_HOSTS: Stack = Stack {
 
 pub(crate) const OVER_LIBFABRIC: Stack = Stack {
     name: "openmpi-libfabric",
-    launcher: &[
-        "mpirun",
-        "-np",
-        "2",
-        "--oversubscribe",
-        "--mca",
-        "pml",
-        "cm",
-        "--mca",
-        "mtl",
-        "ofi",
-        "--mca",
-        "mtl_ofi_provider_include",
-        "verbs;ofi_rxm",
-        "--mca",
-        "btl",
-        "^openib,ofi",
-    ],
+    launcher: over_libfabric!("2"),
     environment: &[
         AS_ROOT[0],
         AS_ROOT[1],
-        ("FI_UNIVERSE_SIZE", "16"),
-        ("FI_OFI_RXM_SAR_LIMIT", "0"),
+        libfabric::RXE[0],
+        libfabric::RXE[1],
         ("FI_VERBS_IFACE", SecondDevice::INTERFACE),
     ],
     device: Device::AddressedAlone,
     monitors: &[
-        Monitor {
-            // Open MPI imports this monitor into libfabric. It uses Open MPI's own hooks.
-            name: "own:patcher",
-            environment: |_| Vec::new(),
-            changes: CHANGES,
-        },
-        Monitor {
-            name: "door:provider",
-            environment: libfabric::provider,
-            changes: CHANGES,
-        },
-        Monitor {
-            name: "door:preload",
-            environment: libfabric::preload,
-            changes: CHANGES,
-        },
-        Monitor {
-            name: "door:shim",
-            environment: libfabric::shim,
-            changes: CHANGES,
-        },
+        // Open MPI imports this monitor into libfabric. It uses Open MPI's own hooks.
+        Monitor::new("own:patcher", |_| Vec::new(), CHANGES),
+        Monitor::new("door:provider", libfabric::provider, CHANGES),
+        Monitor::new("door:preload", libfabric::preload, CHANGES),
+        Monitor::new("door:shim", libfabric::shim, CHANGES),
     ],
     ..OVER_UCX
 };
 
 pub(crate) const OVER_LIBFABRIC_4: Stack = Stack {
     name: "openmpi-libfabric-4",
-    launcher: &[
-        "mpirun",
-        "-np",
-        "4",
-        "--oversubscribe",
-        "--mca",
-        "pml",
-        "cm",
-        "--mca",
-        "mtl",
-        "ofi",
-        "--mca",
-        "mtl_ofi_provider_include",
-        "verbs;ofi_rxm",
-        "--mca",
-        "btl",
-        "^openib,ofi",
-    ],
+    launcher: over_libfabric!("4"),
     ..OVER_LIBFABRIC
 };
 

@@ -119,6 +119,19 @@ pub struct Monitor {
 }
 
 impl Monitor {
+    /// Returns the monitor with this name.
+    pub(crate) const fn new(
+        name: &'static str,
+        environment: fn(&Plugins) -> Environment,
+        changes: &'static [Change],
+    ) -> Self {
+        Self {
+            name,
+            environment,
+            changes,
+        }
+    }
+
     /// Returns whether the monitor is ours, so that no message may be wrong.
     pub fn is_door(&self) -> bool {
         self.name.starts_with("door:")

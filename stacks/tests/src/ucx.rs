@@ -13,23 +13,7 @@ pub(crate) const UCX: Stack = Stack {
     cost: None,
     environment: ENVIRONMENT,
     device: Device::Loopback,
-    monitors: &[
-        Monitor {
-            name: "own:ucm",
-            environment: |_| Vec::new(),
-            changes: ALL,
-        },
-        Monitor {
-            name: "door:preload",
-            environment: preload,
-            changes: ALL,
-        },
-        Monitor {
-            name: "door:shim",
-            environment: shim,
-            changes: ALL,
-        },
-    ],
+    monitors: &monitors(ALL),
 };
 
 /// Several threads, contexts and sizes, with a cache that evicts.
@@ -47,23 +31,7 @@ pub(crate) const MANY: Stack = Stack {
         ("UCX_RCACHE_MAX_REGIONS", "6"),
         ("UCX_WARN_UNUSED_ENV_VARS", "n"),
     ],
-    monitors: &[
-        Monitor {
-            name: "own:ucm",
-            environment: |_| Vec::new(),
-            changes: &[Change::Raw],
-        },
-        Monitor {
-            name: "door:preload",
-            environment: preload,
-            changes: &[Change::Raw],
-        },
-        Monitor {
-            name: "door:shim",
-            environment: shim,
-            changes: &[Change::Raw],
-        },
-    ],
+    monitors: &monitors(&[Change::Raw]),
     ..UCX
 };
 
@@ -90,13 +58,22 @@ const LARGE: [(&str, &str); 2] = [
 
 const ENVIRONMENT: &[(&str, &str)] = &[RXE[0], RXE[1], RXE[2], LARGE[0], LARGE[1]];
 
-pub(crate) fn preload(plugins: &Plugins) -> Environment {
+/// UCX's own monitor and ours, each with these changes.
+pub(crate) const fn monitors(changes: &'static [Change]) -> [Monitor; 3] {
+    [
+        Monitor::new("own:ucm", |_| Vec::new(), changes),
+        Monitor::new("door:preload", preload, changes),
+        Monitor::new("door:shim", shim, changes),
+    ]
+}
+
+fn preload(plugins: &Plugins) -> Environment {
     vec![("LD_PRELOAD", plugins.ucx().into())]
 }
 
 /// UCX's caches off. UCX 1.13 has the cache of a device, and later versions have the cache of a
 /// context.
-pub(crate) fn shim(plugins: &Plugins) -> Environment {
+fn shim(plugins: &Plugins) -> Environment {
     vec![
         ("UCX_RCACHE_ENABLE", "n".into()),
         ("UCX_IB_REG_METHODS", "direct".into()),

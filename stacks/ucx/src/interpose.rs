@@ -170,8 +170,7 @@ unsafe fn prepare(params: *const c_void) -> Option<(Shape, Box<Cache>, AnyParams
     let monitor = match Driver::open() {
         Ok(monitor) => monitor,
         Err(error) => {
-            let why: Vec<_> = chain(&error).map(ToString::to_string).collect();
-            notice_once!("UCX keeps its own monitor: {}", why.join(": "));
+            notice_once!("UCX keeps its own monitor: {}", chain(&error));
             return None;
         }
     };

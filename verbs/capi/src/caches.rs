@@ -7,9 +7,9 @@
 //! thread deregisters is left until its callback has returned. No thread can add a registration,
 //! because no thread finds the cache. So no callback runs after [`destroy`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use regcache::internal::before_each;
 use regcache::monitor::{Auto, Shared};
 use regcache::{Cache, Uncancelled};
 
@@ -37,18 +37,10 @@ static CACHES: Table<Instance, 0, MOST> = Table::new("cache");
 
 /// Enters a cache into the table, and returns the cache's handle.
 pub(crate) fn enter(instance: Instance) -> Result<u64, Error> {
-    static WATCHES_FORKS: AtomicBool = AtomicBool::new(false);
-    if !WATCHES_FORKS.swap(true, Ordering::Relaxed) {
-        let prepare = before_fork as unsafe extern "C" fn();
-        // If there is no memory for the entry, nothing is done before a fork.
-        // SAFETY: the function has no parameters. The library is never unloaded.
-        unsafe { libc::pthread_atfork(Some(prepare), None, None) };
-    }
+    // The library is never unloaded.
+    before_each(before_fork);
     CACHES.enter(instance)
 }
-
-/// The number of times that a fork waits for other threads that deregister.
-const BRIEFLY: u32 = 1000;
 
 /// Deregisters the memory that no guard holds, before the process forks. Otherwise the kernel would
 /// copy the memory for the child during the fork. With fork support, libibverbs would even hide it
@@ -66,15 +58,7 @@ extern "C" fn before_fork() {
         return;
     };
     CACHES.each(thread, |handle, instance| {
-        let Ok(mut leaving) = instance.cache.flush() else {
-            return;
-        };
-        for _ in 0..BRIEFLY {
-            if leaving.in_use() <= guards::of(handle) {
-                return;
-            }
-            leaving.wait(Duration::from_micros(100));
-        }
+        instance.cache.flush_before_fork(|| guards::of(handle));
     });
 }
 

@@ -21,9 +21,6 @@ use crate::settings::Settings;
 /// deregistered.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// The number of times that `Domain::give_up_idle_now` waits for other threads.
-const BRIEFLY: u32 = 1000;
-
 /// A protection domain in which the program has registered memory.
 pub(crate) struct Domain {
     /// The context and the handle that the domain had when this record was made. A later domain may
@@ -236,18 +233,10 @@ impl Domain {
         stats.entries > stats.unreleased
     }
 
-    /// Deregisters the cached registrations that the program does not hold. Waits until other
-    /// threads have done so as well, for a limited time.
-    pub(crate) fn give_up_idle_now(&self) {
-        let Ok(mut leaving) = self.cache.flush() else {
-            return;
-        };
-        for _ in 0..BRIEFLY {
-            if leaving.in_use() <= self.held.load(Ordering::Acquire) {
-                return;
-            }
-            leaving.wait(Duration::from_micros(100));
-        }
+    /// Deregisters the cached registrations that the program does not hold, before a fork.
+    pub(crate) fn give_up_idle_before_fork(&self) {
+        let held = || self.held.load(Ordering::Acquire);
+        self.cache.flush_before_fork(held);
     }
 
     /// Marks the domain as closed. libibverbs has freed or is about to free the domain's

@@ -3,13 +3,10 @@
 //! A child has a copy of its parent's memory, except that a page under `MADV_WIPEONFORK` is zero in
 //! the child. Such a page holds the number that the shim gives to the process, and the pointer to
 //! the state of the process. So a child finds neither the number nor the state of its parent.
-//!
-//! [`before_each`] has a function called before each fork. A child made by `vfork`, `posix_spawn`
-//! or `system` shares its parent's memory, so nothing has to be done for it.
 
 use std::mem;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::thread;
 
 use memmap2::MmapMut;
@@ -62,18 +59,6 @@ pub(crate) fn id() -> u64 {
     {
         Ok(_) => new,
         Err(other) => other,
-    }
-}
-
-/// Has libc call the function before each `fork` of this process and of its children, in the thread
-/// that forks. Only the first call has an effect.
-pub(crate) fn before_each(prepare: extern "C" fn()) {
-    static DONE: AtomicBool = AtomicBool::new(false);
-    if !DONE.swap(true, Ordering::Relaxed) {
-        let prepare = prepare as unsafe extern "C" fn();
-        // If there is no memory for the entry, nothing is done before a fork.
-        // SAFETY: the function has no parameters, and the shim is never unloaded.
-        unsafe { libc::pthread_atfork(Some(prepare), None, None) };
     }
 }
 

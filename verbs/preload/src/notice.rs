@@ -4,34 +4,20 @@
 //! standard descriptors, and a file of its own may then get the number 2. So the number must still
 //! name the same file; otherwise messages are lost.
 
-use std::ffi::c_int;
 use std::fmt;
-use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use regcache::Uncancelled;
+use regcache::internal::FileId;
 
-/// The device and the inode of stderr at the start; zeros if it was closed.
-static STDERR: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
-
-/// Returns the device and the inode of the descriptor's file; zeros if it is closed.
-pub(crate) fn file_of(descriptor: c_int) -> [u64; 2] {
-    let mut stat = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: `fstat` writes `stat`, unless it fails.
-    if unsafe { libc::fstat(descriptor, stat.as_mut_ptr()) } != 0 {
-        return [0; 2];
-    }
-    // SAFETY: `fstat` succeeded, so it has written `stat`.
-    let stat = unsafe { stat.assume_init() };
-    [stat.st_dev, stat.st_ino]
-}
+/// The file that stderr was at the start; `None` if it was closed.
+static STDERR: OnceLock<Option<FileId>> = OnceLock::new();
 
 /// Remembers stderr. The loader calls this function before the program starts.
 extern "C" fn at_load() {
-    for (known, now) in STDERR.iter().zip(file_of(libc::STDERR_FILENO)) {
-        known.store(now, Ordering::Relaxed);
-    }
+    // The loader calls this function once.
+    let _ = STDERR.set(FileId::of(libc::STDERR_FILENO).ok());
 }
 
 #[used]
@@ -44,8 +30,10 @@ static AT_LOAD: extern "C" fn() = at_load;
 /// that, the line is lost.
 pub(crate) fn notice(text: fmt::Arguments<'_>) {
     let _uncancelled = Uncancelled::begin();
-    let known = STDERR.each_ref().map(|it| it.load(Ordering::Relaxed));
-    if known == [0; 2] || known != file_of(libc::STDERR_FILENO) {
+    let Some(Some(known)) = STDERR.get() else {
+        return;
+    };
+    if !FileId::of(libc::STDERR_FILENO).is_ok_and(|now| now == *known) {
         return;
     }
     let line = format!("regcache: {text}\n");

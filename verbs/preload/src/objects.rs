@@ -16,6 +16,8 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use regcache::internal::FileId;
+
 use crate::abi::{
     ContextOps, EndPoll, ExtendedPost, IbvCq, IbvQp, IbvSrq, NextPoll, OpenContext, PollCq,
     PostRecv, PostSend, QpCap, RECEIVED, SUCCESS, StartPoll, VerbsContext, Wc,
@@ -23,7 +25,6 @@ use crate::abi::{
 use crate::directory::Directory;
 use crate::fork;
 use crate::nearest::Nearest;
-use crate::notice::file_of;
 use crate::outstanding::{Cell, Device, Left, Mark, Order, Owners, Post, Queue, left};
 use crate::poll;
 use crate::slots::Slot;
@@ -56,8 +57,8 @@ pub(crate) struct OpenDevice {
     pub(crate) work: Device,
     /// The context, whose functions the shim replaces.
     context: *mut OpenContext,
-    /// The file behind the context's descriptor, by its device and inode.
-    file: [u64; 2],
+    /// The file behind the context's descriptor.
+    file: Option<FileId>,
     slot: Option<&'static Slot>,
     cells: Mutex<Cells>,
     /// The number of the process that opened the device.
@@ -120,7 +121,7 @@ impl OpenDevice {
             work: Device::new(),
             context,
             // SAFETY: the context is open.
-            file: file_of(unsafe { (*context).cmd_fd }),
+            file: FileId::of(unsafe { (*context).cmd_fd }).ok(),
             slot,
             cells: Mutex::default(),
             process: fork::id(),
@@ -133,7 +134,7 @@ impl OpenDevice {
     /// The kernel has ended the registrations.
     pub(crate) fn has_descriptor(&self) -> bool {
         // SAFETY: the context is open.
-        file_of(unsafe { (*self.context).cmd_fd }) == self.file
+        FileId::of(unsafe { (*self.context).cmd_fd }).ok() == self.file
     }
 
     /// Removes the records of all objects on the device, which was closed.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use regcache::Uncancelled;
 use regcache::error::chain;
+use regcache::internal::before_each;
 use regcache::monitor::{Auto, Shared, Ummunotify, Userfaultfd, auto};
 use regcache_verbs_types::{Context, Pd};
 
@@ -97,7 +98,7 @@ extern "C" fn before_fork() {
     let _inside = Inside::enter();
     if let Some(process) = Process::started() {
         for domain in process.domains() {
-            domain.give_up_idle_now();
+            domain.give_up_idle_before_fork();
         }
     }
 }
@@ -211,7 +212,7 @@ impl Process {
             return Err(NoDomain::unseen(why));
         }
         let monitor = self.monitor().ok_or(NoDomain::Off)?;
-        fork::before_each(before_fork);
+        before_each(before_fork);
         let made = Arc::clone(&self.counts.made);
         // SAFETY: the contract says that `pd` is a protection domain.
         match unsafe { Domain::new(pd, device, monitor, &self.settings, made) } {

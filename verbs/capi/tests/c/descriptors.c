@@ -35,7 +35,7 @@ static void round_of(int events_first)
 	char *memory = pages(64), *own;
 	uint64_t count;
 
-	/* Two caches share a monitor. So each is told by the other about changes. */
+	/* Two caches share a monitor. A drain of one cache also marks the entries of the other. */
 	for (i = 0; i < 2; i++) {
 		struct regcache_device device = device_of(&fake[i]);
 		struct regcache_attr attr = { .size = sizeof attr, .monitor_of = i ? cache[0] : NULL };

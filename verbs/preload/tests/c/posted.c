@@ -585,8 +585,9 @@ static void late_send(int how)
 }
 
 /*
- * Does the same with keys that the queue has used before. The queue has then used another key, so a
- * request with that key would be the common case.
+ * Does the same with a key that the queue has used before. Another key is posted at the same time,
+ * so that neither of the two takes the place of the other in the shim's accounts. The other key is
+ * used last, so a request with the dead key has to change the run.
  */
 static void used_late_receive(int how)
 {
@@ -595,16 +596,18 @@ static void used_late_receive(int how)
 	struct ibv_sge dead = all_of(&to);
 
 	receive(&two, dead, 1);
-	send_signaled(&two, all_of(&from), 2);
-	await(&two, 2, "12");
+	receive(&two, all_of(&other), 2);
+	send_signaled(&two, all_of(&from), 3);
+	send_signaled(&two, all_of(&from), 4);
+	await(&two, 4, "1234");
 	char *mine = reuse(&to);
 
-	receive(&two, all_of(&other), 3);
-	send_signaled(&two, all_of(&from), 4);
-	await(&two, 2, "34");
-	receive(&two, dead, 5);
+	receive(&two, all_of(&other), 5);
 	send_signaled(&two, all_of(&from), 6);
 	await(&two, 2, "56");
+	receive(&two, dead, 7);
+	send_signaled(&two, all_of(&from), 8);
+	await(&two, 2, "78");
 	nothing_overwritten(mine);
 	finish(&two);
 }
@@ -616,15 +619,17 @@ static void used_late_send(int how)
 	struct ibv_sge dead = all_of(&from);
 
 	receive(&two, all_of(&to), 1);
-	send_signaled(&two, dead, 2);
-	await(&two, 2, "12");
-	reuse(&from);
-	receive(&two, all_of(&to), 3);
+	receive(&two, all_of(&to), 2);
+	send_signaled(&two, dead, 3);
 	send_signaled(&two, all_of(&other), 4);
-	await(&two, 2, "34");
+	await(&two, 4, "1234");
+	reuse(&from);
 	receive(&two, all_of(&to), 5);
-	send_signaled(&two, dead, 6);
-	await(&two, 1, "6");
+	send_signaled(&two, all_of(&other), 6);
+	await(&two, 2, "56");
+	receive(&two, all_of(&to), 7);
+	send_signaled(&two, dead, 8);
+	await(&two, 1, "8");
 	nothing_sent(to.at);
 	finish(&two);
 }

@@ -93,6 +93,14 @@ impl Summary {
     }
 }
 
+/// Fails unless the counts of the summaries together say what became of each registration that was
+/// asked for.
+pub(crate) fn assert_adds_up(summaries: &[Summary]) {
+    let sum = |name: &str| summaries.iter().map(|it| it.number(name)).sum::<u64>();
+    let answered = ["cached", "passed_on", "refused"].map(sum);
+    assert_eq!(sum("asked"), answered.iter().sum(), "{summaries:?}");
+}
+
 /// Runs the command to its end.
 pub(crate) fn run(command: &mut Command) -> Ran {
     run_telling(command, |_| ())
