@@ -176,7 +176,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
                 source,
             }
         })?;
-        table.counts.spurious += u64::from(reports == 0);
+        let has_changed = generation != self.slab.marks.generation();
+        table.counts.spurious += u64::from(reports == 0 && has_changed);
         self.slab.marks.set_generation(generation);
         Ok(())
     }
@@ -192,14 +193,15 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 
     /// Drains the monitor, and deregisters the entries that the reports name and all other dead
-    /// entries.
+    /// entries. Drains it even if the generation has not changed: the caller may have polled the
+    /// descriptor, and a monitor may make the descriptor readable before it raises the generation.
     pub(crate) fn reap(&self) -> Result<(), Error> {
-        let drained = self.drain_now();
+        let drained = self.drain(&mut self.lock());
         self.unlink_and_deregister();
         drained
     }
 
-    /// Drains the monitor if the generation has changed.
+    /// Drains the monitor if the generation has changed, in a thread that has no lock.
     pub(crate) fn drain_now(&self) -> Result<(), Error> {
         self.drain_changed(&mut self.lock())
     }
