@@ -1,11 +1,12 @@
 //! Parts that several suites and benchmarks share: the page size, random numbers, memory at chosen
-//! addresses, a second RDMA device, and the monitor of a naive cache.
+//! addresses, a second RDMA device, swap space, and the monitor of a naive cache.
 
 mod mapping;
 mod memory_use;
 mod pages;
 mod random;
 mod second_device;
+mod swap;
 
 pub use mapping::{map_fixed, unmap};
 pub use memory_use::{pinned, resident};
@@ -15,3 +16,4 @@ pub use random::Random;
 /// because the demonstration must not depend on a test crate.
 pub use regcache_repro::{NeverReports, PAGE};
 pub use second_device::SecondDevice;
+pub use swap::Swap;

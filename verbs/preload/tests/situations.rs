@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use preload::{Ran, bounded, program, run, under_shim};
+use regcache_test_support::Swap;
 
 /// Returns what the program printed, without its measurements.
 fn outcome(ran: &Ran) -> Vec<&str> {
@@ -207,30 +208,9 @@ fn a_limit_on_the_devices_objects_does_not_refuse_the_programs_own() {
     assert!(with.summary().number("evicted") > 0, "{:?}", with.summaries);
 }
 
-/// Swap space in compressed memory, while this value lives.
-struct Swap(());
-
-impl Swap {
-    const DEVICE: &str = "/dev/zram0";
-
-    fn add() -> Self {
-        let script = "modprobe zram && echo 512M >/sys/block/zram0/disksize && \
-                      mkswap /dev/zram0 && swapon /dev/zram0";
-        let ran = Command::new("sh").args(["-c", script]).output().unwrap();
-        assert!(ran.status.success(), "{ran:?}");
-        Self(())
-    }
-}
-
-impl Drop for Swap {
-    fn drop(&mut self) {
-        let _ = Command::new("swapoff").arg(Self::DEVICE).status();
-    }
-}
-
 #[test]
 fn a_limit_on_memory_does_not_kill_the_program() {
-    let _swap = Swap::add();
+    let _swap = Swap::on();
     let group = Cgroup::with(&[("memory.max", "64M")]);
     same(&["walk", "150"], |command| group.run(command));
 }

@@ -15,10 +15,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::mman::{MapFlags, MlockAllFlags, ProtFlags, mlockall, mmap_anonymous};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{Gid, Uid, setgid, setuid};
+use regcache_test_support::Swap;
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::alone;
-use crate::machine::{self, Group, Setting, Swap, wait_until};
+use crate::machine::{self, Group, Setting, wait_until};
 
 /// The progress of a process, in memory that two processes share. A process at its memory limit can
 /// report its progress by this memory, because a report allocates nothing. The memory stays mapped

@@ -12,10 +12,11 @@ use nix::sys::ptrace;
 use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe, read, write};
+use regcache_test_support::Swap;
 use regcache_tests_vm::{Child, DriverFile, PAGE, Pages};
 
 use crate::alone;
-use crate::machine::{Group, HugePages, Setting, Swap, kernel, wait_until};
+use crate::machine::{Group, HugePages, Setting, kernel, wait_until};
 use crate::memory::{Kind, LEN, Memory};
 
 const COOKIE: u64 = 7;

@@ -4,7 +4,6 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -123,35 +122,6 @@ pub(crate) fn numa_balancing() -> PathBuf {
     mounted("debugfs", "").join("sched/numa_balancing")
 }
 
-/// Swap space in compressed memory. Dropping the value switches the swap space off.
-#[derive(Debug)]
-pub(crate) struct Swap;
-
-const ZRAM: &str = "/dev/zram0";
-const ZRAM_SETTINGS: &str = "/sys/block/zram0";
-
-impl Swap {
-    pub(crate) fn on() -> Self {
-        if !Path::new(ZRAM_SETTINGS).exists() {
-            run("modprobe", &["zram"]);
-        }
-        write(Path::new(ZRAM_SETTINGS).join("disksize"), "256M");
-        run("mkswap", &[ZRAM]);
-        run("swapon", &[ZRAM]);
-        Self
-    }
-}
-
-impl Drop for Swap {
-    fn drop(&mut self) {
-        let _ = Command::new("swapoff").arg(ZRAM).status();
-        let reset = Path::new(ZRAM_SETTINGS).join("reset");
-        // The device is busy while a process has the device open. For example, udev opens the
-        // device after a change.
-        try_for_a_while(|| fs::write(&reset, "1").is_ok());
-    }
-}
-
 /// Repeats `done` until it returns true, for at most two seconds. Does not report a failure.
 fn try_for_a_while(mut done: impl FnMut() -> bool) {
     for _ in 0..100 {
@@ -160,11 +130,6 @@ fn try_for_a_while(mut done: impl FnMut() -> bool) {
         }
         thread::sleep(Duration::from_millis(20));
     }
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program}: {output:?}");
 }
 
 /// A control group that children of the test can enter.

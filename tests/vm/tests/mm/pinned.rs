@@ -17,13 +17,12 @@ use std::time::{Duration, Instant};
 use memmap2::MmapMut;
 use nix::errno::Errno;
 use regcache::VaRange;
+use regcache_test_support::Swap;
 use regcache_tests_vm::{Child, DriverFile, PAGE};
 use regcache_verbs::{Access, Context, Loopback, Mr, Pd};
 
 use crate::alone;
-use crate::machine::{
-    self, Bound, Flag, Group, HugePages, Setting, Swap, kernel, vmstat, wait_until,
-};
+use crate::machine::{self, Bound, Flag, Group, HugePages, Setting, kernel, vmstat, wait_until};
 use crate::memory::{Kind, LEN, Memory, PAGES};
 
 /// The effect of a mechanism on a piece of memory.
