@@ -56,11 +56,17 @@ static inline bool registers(int domain, void *at, size_t len)
 	return asked;
 }
 
-/* Registers until the cache has the range. */
+/*
+ * Registers until the cache has the range. On a busy machine the report of an earlier change may
+ * come after a registration, which then is not kept. So the attempts go on for two seconds.
+ */
 static inline void cache(int domain, void *at, size_t len)
 {
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 200; i++) {
 		if (!registers(domain, at, len))
 			return;
+		if (i >= 4)
+			usleep(10000);
+	}
 	errx(1, "the cache does not keep a registration");
 }
