@@ -6,9 +6,9 @@
 //! around it, so a watch that was placed before is invalidated. The cache therefore has libibverbs
 //! count once more, from before the watch until after the registration.
 
-use std::ffi::{c_int, c_void};
-use std::io;
-use std::ptr;
+use std::ffi::{CStr, c_int, c_void};
+use std::sync::OnceLock;
+use std::{io, mem, ptr};
 
 use rdma_sys::ibv_fork_init;
 use regcache::VaRange;
@@ -35,27 +35,57 @@ pub fn fork_init() -> io::Result<()> {
     check(unsafe { ibv_fork_init() })
 }
 
-unsafe extern "C" {
-    // The functions are declared in `infiniband/driver.h`, which the crate `rdma-sys` does not
-    // bind. libibverbs exports them for its drivers, with the version IBVERBS_1.1.
-    fn ibv_dontfork_range(base: *mut c_void, size: usize) -> c_int;
-    fn ibv_dofork_range(base: *mut c_void, size: usize) -> c_int;
-}
+/// `ibv_dontfork_range` or `ibv_dofork_range`. libibverbs exports them for its drivers, with the
+/// version IBVERBS_1.1. `infiniband/driver.h` declares them, and the crate `rdma-sys` does not.
+type OnRange = unsafe extern "C" fn(base: *mut c_void, size: usize) -> c_int;
 
 /// Marks the range as a registration would, and counts one more registration of it. Does nothing
 /// without fork support. Returns true on success.
 pub(crate) fn keep_from_children(range: VaRange) -> bool {
-    let start = ptr::without_provenance_mut(range.start());
-    // SAFETY: the call changes no memory of the process. It only hides the range from children, and
-    // fails if a part of the range is not mapped.
-    unsafe { ibv_dontfork_range(start, range.len()) == 0 }
+    static FUNCTION: OnceLock<Option<OnRange>> = OnceLock::new();
+    call(&FUNCTION, c"ibv_dontfork_range", range)
 }
 
 /// Undoes one call of [`keep_from_children`] that succeeded.
 pub(crate) fn stop_keeping_from_children(range: VaRange) {
-    let start = ptr::without_provenance_mut(range.start());
+    static FUNCTION: OnceLock<Option<OnRange>> = OnceLock::new();
     // After an error the mark stays, and children do not get the range. No caller could do more.
-    //
-    // SAFETY: the call changes no memory of the process.
-    let _ = unsafe { ibv_dofork_range(start, range.len()) };
+    let _ = call(&FUNCTION, c"ibv_dofork_range", range);
+}
+
+/// Calls a function of libibverbs with the range, and returns true on success. The function is
+/// looked up when the program runs, because a program may be linked with another library's copy of
+/// the public interface, which lacks the functions for drivers. The crate `rdma-mummy-sys` has such
+/// a copy.
+fn call(function: &OnceLock<Option<OnRange>>, name: &CStr, range: VaRange) -> bool {
+    let Some(function) = *function.get_or_init(|| find(name)) else {
+        return false;
+    };
+    let start = ptr::without_provenance_mut(range.start());
+    // SAFETY: the call changes no memory of the process. It only hides the range from children or
+    // shows it to them, and fails if a part of the range is not mapped.
+    unsafe { function(start, range.len()) == 0 }
+}
+
+fn find(name: &CStr) -> Option<OnRange> {
+    // SAFETY: the name ends with a zero byte.
+    let mut found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    if found.is_null() {
+        // The other library may have loaded libibverbs for itself alone. The handle is kept, so that
+        // the function stays.
+        //
+        // SAFETY: with RTLD_NOLOAD nothing is loaded, so no code runs. dlsym takes any handle that
+        // dlopen returned.
+        found = unsafe {
+            let flags = libc::RTLD_LAZY | libc::RTLD_NOLOAD;
+            let library = libc::dlopen(c"libibverbs.so.1".as_ptr(), flags);
+            if library.is_null() {
+                return None;
+            }
+            libc::dlsym(library, name.as_ptr())
+        };
+    }
+    // SAFETY: both names that this module passes are functions of this type. A null pointer becomes
+    // `None`.
+    unsafe { mem::transmute::<*mut c_void, Option<OnRange>>(found) }
 }

@@ -3,6 +3,8 @@
 //! `cargo package` packs the crates. The archives are unpacked into a directory with a workspace of
 //! its own, so no file of the repository can take the place of a file that an archive lacks. The
 //! dependencies have the versions of the repository's Cargo.lock.
+//!
+//! The programs in `verbs/interop`, which use other crates beside ours, are built too.
 
 use std::fs;
 use std::path::Path;
@@ -23,9 +25,13 @@ pub(crate) const CRATES: &[&str] = &[
     "regcache-uring",
 ];
 
-/// Packs and tests the crates.
+/// The directories in `verbs/interop`. Each has a workspace of its own.
+const INTEROP: &[&str] = &["ibverbs-sys", "sideway"];
+
+/// Packs and tests the crates, and builds the programs that use other crates beside them.
 pub(crate) fn run(project: &Project) -> Result<(), Error> {
-    setup::packages(project, setup::BUILD)?;
+    // The crates ibverbs-sys and rdma-mummy-sys are built with cmake.
+    setup::packages(project, &[setup::BUILD, &["cmake"]].concat())?;
     let mut package = cargo();
     package.current_dir(&project.root);
     package.args(["package", "--no-verify", "--allow-dirty", "--quiet"]);
@@ -62,6 +68,13 @@ pub(crate) fn run(project: &Project) -> Result<(), Error> {
     };
     test(&["test"])?;
     test(&["check", "--all-features", "--all-targets"])?;
+    for program in INTEROP {
+        let mut build = cargo();
+        build.current_dir(project.root.join("verbs/interop").join(program));
+        build.args(["build", "--locked", "--target-dir"]);
+        build.arg(project.own_dir().join("interop-target"));
+        cmd::run(&mut build)?;
+    }
     eprintln!("xtask: tested {}", names.join(", "));
     Ok(())
 }

@@ -31,6 +31,20 @@ echo "regcache repro: $(($(date +%s) - started)) s"
 grep -q '^reuse: device=rxe0 monitor=ummunotify naive_stale=50/50 regcache_stale=0/50$' /tmp/said || fail "stale bytes"
 first && echo "first.c: ok" || fail "first.c"
 
+# Runs two ranks of the MPI program over UCX with these further arguments of mpirun, and prints the wrong messages.
+mpi() {
+	OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 UCX_TLS=rc UCX_NET_DEVICES=rxe0:1 UCX_UD_VERBS_ETH_DGID_CHECK=n \
+		mpirun -np 2 --oversubscribe --mca pml ucx --mca osc ^ucx --mca btl ^openib "$@" mpi raw 40 >/tmp/said 2>/tmp/complaints ||
+		{ cat /tmp/said /tmp/complaints; fail "mpirun $*"; }
+	sed -n 's/ kept=.*//; s/^wrong=//p' /tmp/said
+}
+
+own=$(mpi)
+ours=$(mpi -x LD_PRELOAD="$(ls /usr/lib/*/regcache/libregcache-ucx.so)")
+echo "Open MPI over UCX: $own messages are wrong with UCX's own monitor, $ours with regcache's"
+[ "$own" != 0/40 ] || fail "UCX's own monitor notices raw system calls, so this test shows nothing"
+[ "$ours" = 0/40 ] || fail "messages are wrong with regcache's monitor"
+
 for version in 0.0.9 9.9.9; do
 	rmmod ummunotify || fail "rmmod ummunotify"
 	insmod /usr/local/lib/ummunotify-$version.ko || fail "insmod of the driver $version"

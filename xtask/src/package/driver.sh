@@ -1,4 +1,5 @@
-# Installs all packages in the copy of a virtual machine's root, so that DKMS builds the driver for the kernel KERNEL.
+# Installs all packages in the copy of a virtual machine's root, so that DKMS builds the driver for the kernel KERNEL. The
+# directory of the MPI program is /opt.
 
 index /mnt /tmp/repo
 apt_from /tmp/repo dkms "linux-headers-$KERNEL"
@@ -9,6 +10,8 @@ dkms status | tee /tmp/status
 grep -q "^ummunotify/.*, $KERNEL, .*: installed" /tmp/status || fail "DKMS has not installed the driver"
 cp /usr/share/doc/libregcache-dev/examples/* /tmp
 cc -o /usr/local/bin/first /tmp/first.c $(pkg-config --cflags --libs regcache)
+apt_from /tmp/repo libregcache-ucx libopenmpi-dev openmpi-bin
+mpicc -rdynamic -o /usr/local/bin/mpi /opt/mpi.c
 
 # Two other versions of the driver: an older one that lacks the newest call, and a newer one.
 for version in 0.0.9 9.9.9; do

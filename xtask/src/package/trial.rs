@@ -88,7 +88,9 @@ fn driver(project: &Project, release: Release) -> Result<(), Error> {
     let _lock = lock::take(&project.own_dir().join("install.lock"))?;
     sandbox::over(project, &kernel.root, |sandbox| {
         let script = format!("KERNEL={}\n{}", kernel.version, include_str!("driver.sh"));
-        run_script(&sandbox.root, &[(&packages, "/mnt")], &script)?;
+        let programs = project.root.join("stacks/tests/c");
+        let mounts = [(packages.as_path(), "/mnt"), (programs.as_path(), "/opt")];
+        run_script(&sandbox.root, &mounts, &script)?;
         boot(project, &kernel.in_copy(&sandbox.root))
     })
 }
