@@ -6,6 +6,7 @@
 //! - the workspace's tests on this machine;
 //! - the models under loom;
 //! - the installation of the driver;
+//! - the Debian packages;
 //! - the suites that need the driver and an RDMA device, in one virtual machine.
 //!
 //! A suite for the virtual machine is a `[[test]]` whose `required-features` are all in
@@ -28,6 +29,7 @@ use crate::install_driver;
 use crate::install_user;
 use crate::kernel::Series;
 use crate::matrix;
+use crate::package;
 use crate::project::{GatedTarget, Project, cargo};
 use crate::setup;
 use crate::stacks;
@@ -128,7 +130,15 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
     };
     let mut needed = scope.packages();
     if !place.host_only {
-        needed.extend([setup::PROGRAMS, install_driver::PACKAGES, stacks::PACKAGES].concat());
+        needed.extend(
+            [
+                setup::PROGRAMS,
+                install_driver::PACKAGES,
+                package::PACKAGES,
+                stacks::PACKAGES,
+            ]
+            .concat(),
+        );
     }
     setup::packages(project, &needed)?;
 
@@ -160,6 +170,17 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
             Outcome {
                 failed: 0,
                 ..Outcome::failure(suite, "not run: only root can install the driver")
+            }
+        });
+    }
+    if !place.host_only && !place.vm_only {
+        let suite = "Debian packages: built, installed and removed";
+        outcomes.push(if nix::unistd::geteuid().is_root() {
+            Outcome::of(suite, || package::gate(project))
+        } else {
+            Outcome {
+                failed: 0,
+                ..Outcome::failure(suite, "not run: only root can make the root file systems")
             }
         });
     }

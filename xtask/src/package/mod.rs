@@ -22,7 +22,7 @@ use crate::rootfs::{self, Recipe};
 use crate::setup;
 
 /// The packages of the programs that this machine needs to export the source.
-const PACKAGES: &[&str] = &["git", "gzip", "tar"];
+pub(crate) const PACKAGES: &[&str] = &["git", "gzip", "tar"];
 
 /// The Debian releases for which packages are built.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
@@ -138,6 +138,15 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<u8, Error> {
         }
     }
     Ok(0)
+}
+
+/// Builds the packages for Debian 12, and installs and removes them in a bare root.
+pub(crate) fn gate(project: &Project) -> Result<(), Error> {
+    check_root()?;
+    let release = Release::Bookworm;
+    let source = source::export(project, None)?;
+    build::packages(project, &source, release, true)?;
+    trial::install(project, release)
 }
 
 fn check_root() -> Result<(), Error> {
