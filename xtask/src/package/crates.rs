@@ -40,6 +40,9 @@ const LICENCES: &[(&str, &str)] = &[
     ("Unlicense", "Unlicense"),
 ];
 
+/// The crates that `debian/patches` changes, and the changed files. cargo does not check these files.
+const PATCHED: &[(&str, &str)] = &[("bindgen-0.59.2", "src/clang.rs")];
+
 /// Puts the crates into `vendor` in the tree. Returns the paragraphs about these crates for
 /// `debian/copyright`.
 pub(crate) fn vendor(tree: &Path) -> Result<String, Error> {
@@ -73,6 +76,9 @@ pub(crate) fn vendor(tree: &Path) -> Result<String, Error> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if used.contains_key(&*name) {
             remove_binaries(&path)?;
+            if let Some((_, patched)) = PATCHED.iter().find(|(dir, _)| *dir == name) {
+                list_files(&path, |file| file != *patched)?;
+            }
         } else {
             remove_code(&path)?;
         }
