@@ -71,8 +71,8 @@ fn find(name: &CStr) -> Option<OnRange> {
     // SAFETY: the name ends with a zero byte.
     let mut found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     if found.is_null() {
-        // The other library may have loaded libibverbs for itself alone. The handle is kept, so that
-        // the function stays.
+        // The other library may have loaded libibverbs for itself alone. The handle is kept, so
+        // that the function stays.
         //
         // SAFETY: with RTLD_NOLOAD nothing is loaded, so no code runs. dlsym takes any handle that
         // dlopen returned.

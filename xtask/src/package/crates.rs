@@ -40,7 +40,8 @@ const LICENCES: &[(&str, &str)] = &[
     ("Unlicense", "Unlicense"),
 ];
 
-/// The crates that `debian/patches` changes, and the changed files. cargo does not check these files.
+/// The crates that `debian/patches` changes, and the changed files. cargo does not check these
+/// files.
 const PATCHED: &[(&str, &str)] = &[("bindgen-0.59.2", "src/clang.rs")];
 
 /// Puts the crates into `vendor` in the tree. Returns the paragraphs about these crates for

@@ -58,8 +58,8 @@ impl Drop for Domain {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let theirs = Domain::of_first_device()?;
-    // SAFETY: this process has opened the device. `theirs` lives until the end of this function, and
-    // is declared before all objects that use the domain.
+    // SAFETY: this process has opened the device. `theirs` lives until the end of this function,
+    // and is declared before all objects that use the domain.
     let pd = unsafe { Pd::borrowed(theirs.pd.cast()) };
     let cache = Cache::builder(MrRegistrar::new(&pd)).build()?;
     for round in 0..3 {
