@@ -61,7 +61,7 @@ enum Tool {
     /// there is no device, and 1 otherwise.
     Repro {
         /// Set the number of transfers with each cache
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
         /// Show the counts of both caches while they work, for this many seconds
         ///
@@ -71,7 +71,8 @@ enum Tool {
             value_name = "SECONDS",
             num_args = 0..=1,
             default_missing_value = "10",
-            conflicts_with = "rounds"
+            conflicts_with = "rounds",
+            value_parser = clap::value_parser!(u64).range(1..)
         )]
         watch: Option<u64>,
     },
@@ -109,6 +110,7 @@ enum Tool {
 }
 
 fn main() -> ExitCode {
+    regcache_repro::end_if_output_fails();
     let done = match Cli::parse().command {
         Tool::Doctor { commands, json } => doctor::run(match (commands, json) {
             (true, _) => doctor::Form::Commands,

@@ -20,7 +20,12 @@ pub(crate) fn run(rounds: u32) -> Result<u8, Failure> {
     match Uring::new(NeverReports) {
         Ok(_) => {
             let shown = demonstrate(auto(), rounds);
-            worked.push(shown.map_err(|error| Failure::new(1, format!("io_uring: {error}")))?);
+            worked.push(shown.map_err(|error| {
+                Failure::new(
+                    1,
+                    format!("io_uring: {error}; `regcache doctor` checks the limits"),
+                )
+            })?);
         }
         Err(error) => println!("no io_uring here: {error}"),
     }

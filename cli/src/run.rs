@@ -1,10 +1,10 @@
 //! `regcache run`: runs a program under the preload shim.
 
-use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, fs, io};
 
 use crate::stack::Stack;
 use crate::{Failure, elf, installed};
@@ -53,8 +53,8 @@ pub(crate) fn run(
         Failure::new(
             CANNOT_RUN,
             format!(
-                "there is no shim at {places}: install it (`cargo xtask install --prefix DIR`), or \
-                 name one with --shim"
+                "there is no shim at {places}: install it (the package regcache, or `cargo xtask \
+                 install --prefix DIR`), or name one with --shim"
             ),
         )
     })?;
@@ -62,12 +62,7 @@ pub(crate) fn run(
         return Err(Failure::new(NOT_FOUND, "no program to run"));
     };
     let shown = name.to_string_lossy();
-    let program = elf::in_path(name).ok_or_else(|| {
-        Failure::new(
-            NOT_FOUND,
-            format!("there is no program {shown}: check PATH"),
-        )
-    })?;
+    let program = elf::in_path(name).ok_or_else(|| no_program(name))?;
     let cannot = |why: String| {
         Failure::new(
             CANNOT_RUN,
@@ -104,4 +99,20 @@ pub(crate) fn run(
         .envs(settings.iter().map(|(name, value)| (name, value)))
         .exec();
     Err(cannot(error.to_string()))
+}
+
+/// Says why there is no program of this name. A shell uses the same two statuses.
+fn no_program(name: &OsStr) -> Failure {
+    let shown = name.to_string_lossy();
+    if !shown.contains('/') {
+        let message = format!("there is no program {shown:?} in the directories of PATH");
+        return Failure::new(NOT_FOUND, message);
+    }
+    match fs::metadata(name) {
+        Ok(_) => Failure::new(CANNOT_RUN, format!("cannot run {shown}: it is not a file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Failure::new(NOT_FOUND, format!("there is no program {shown}"))
+        }
+        Err(error) => Failure::new(CANNOT_RUN, format!("cannot run {shown}: {error}")),
+    }
 }

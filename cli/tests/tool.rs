@@ -251,6 +251,28 @@ fn run_switches_the_cache_of_a_stack_off() {
 }
 
 #[test]
+fn output_that_fails_is_an_error_and_no_panic() {
+    for arguments in [
+        &["doctor"][..],
+        &["doctor", "--json"],
+        &["repro", "--rounds", "1"],
+    ] {
+        let full = fs::File::create("/dev/full").unwrap();
+        let (status, _, errors) = output(Command::new(TOOL).args(arguments).stdout(full));
+        assert_eq!(status, 1, "{errors}");
+        let expected = "regcache: failed printing to stdout: No space left";
+        assert!(errors.starts_with(expected), "{errors}");
+    }
+}
+
+#[test]
+fn no_rounds_prove_nothing_and_are_refused() {
+    for arguments in [["repro", "--rounds=0"], ["repro", "--watch=0"]] {
+        assert_eq!(tool(&arguments).0, 2);
+    }
+}
+
+#[test]
 fn run_refuses_what_the_shim_cannot_reach() {
     let dir = dir("refused");
     let library = dir.join("shim.so");
@@ -265,8 +287,10 @@ fn run_refuses_what_the_shim_cannot_reach() {
     refused(
         Path::new("no-such-program"),
         127,
-        "there is no program no-such-program",
+        "there is no program \"no-such-program\"",
     );
+    refused(&dir, 126, "it is not a file");
+    refused(&dir.join("none"), 127, "there is no program");
     let fixed = dir.join("fixed");
     compile("int main(void) { return 0; }", &fixed, &["-static"]);
     refused(&fixed, 126, "linked statically");

@@ -69,6 +69,7 @@ fn run(options: &Options) -> Result<bool> {
 }
 
 fn main() -> ExitCode {
+    regcache_repro::end_if_output_fails();
     match run(&Options::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -18,6 +18,7 @@ mod device;
 mod memory;
 mod monitor_costs;
 mod naive;
+mod output;
 mod scenario;
 mod uring;
 mod watch;
@@ -27,6 +28,7 @@ pub use device::{Device, Outcome, Result, reuse};
 pub use memory::{Memory, map, map_at, mmap, same_address, unmap};
 pub use monitor_costs::{Costed, monitor_costs};
 pub use naive::NeverReports;
+pub use output::end_if_output_fails;
 pub use scenario::{
     MUNMAP_THEN_MMAP, Prepared, SCENARIO_LEN, Scenario, Written, map_again, scenario,
 };

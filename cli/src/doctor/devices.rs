@@ -198,6 +198,10 @@ pub(crate) fn look_at_io_uring(files: &Files) -> Vec<Finding> {
             format!("disabled (kernel.io_uring_disabled is {off})"),
         )
         .fixed_by("sysctl kernel.io_uring_disabled=0"),
+        _ if error.raw_os_error() == Some(libc::ENOMEM) => Finding::missing(
+            subject,
+            format!("{error}: the limit on pinned memory (RLIMIT_MEMLOCK) is too low"),
+        ),
         _ => Finding::missing(
             subject,
             format!("{error}: the kernel is built without io_uring, or a sandbox forbids it"),

@@ -44,7 +44,7 @@ const BATCH: usize = 64;
 pub enum OpenError {
     /// The device does not exist.
     #[error(
-        "{path} does not exist: install the driver with `make -C kernel dkms-install`, and load it with `modprobe ummunotify`"
+        "{path} does not exist: install the driver (the package ummunotify-dkms, or `make -C kernel dkms-install`), and load it with `modprobe ummunotify`"
     )]
     NoDriver {
         /// The path of the device.
