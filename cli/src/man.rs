@@ -21,7 +21,7 @@ If
 names other libraries, they are loaded after the shim.
 .SH FILES
 .TP
-.I PREFIX/lib/librcpreload.so
+.IR PREFIX/lib/librcpreload.so ", or with Debian's package " /usr/lib/*/regcache/librcpreload.so
 The shim that
 .B regcache run
 preloads.
@@ -31,7 +31,7 @@ The program that
 .B regcache repro
 runs if there is an RDMA device.
 .SH EXAMPLES
-As root, in the root of the repository of regcache, run all commands that fix problems:
+As root, run all commands that fix problems. Only commands with make or cargo need the root of the repository:
 .PP
 .nf
 .RS
