@@ -272,6 +272,24 @@ fn control_a_cache_built_before() {
     );
 }
 
+/// A monitor may make its descriptor readable before it raises its counter. A program that then
+/// calls `reap` waits for the descriptor again, so `reap` must drain the report.
+#[test]
+fn reaping_drains_a_report_that_comes_before_the_counter_is_raised() {
+    let (kernel, _) = slow();
+    let monitor = SlowMonitor(Arc::clone(&kernel));
+    let builder = Cache::builder(SlowDevice(Arc::clone(&kernel))).monitor(monitor);
+    let cache = builder.build().unwrap();
+    drop(cache.get(page(0), PAGE, ()).unwrap());
+    let mut state = kernel.k.lock().unwrap();
+    let watched: Vec<_> = state.live.keys().copied().collect();
+    state.invalidated.extend(watched);
+    drop(state);
+    assert_eq!(cache.stats().entries, 1);
+    cache.reap().unwrap();
+    assert_eq!(cache.stats().entries, 0);
+}
+
 #[test]
 fn reaping_makes_the_descriptor_quiet() {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
