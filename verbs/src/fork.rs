@@ -7,7 +7,7 @@
 //! count once more, from before the watch until after the registration.
 
 use std::ffi::{CStr, c_int, c_void};
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 use std::{io, mem, ptr};
 
 use rdma_sys::ibv_fork_init;
@@ -42,23 +42,20 @@ type OnRange = unsafe extern "C" fn(base: *mut c_void, size: usize) -> c_int;
 /// Marks the range as a registration would, and counts one more registration of it. Does nothing
 /// without fork support. Returns true on success.
 pub(crate) fn keep_from_children(range: VaRange) -> bool {
-    static FUNCTION: OnceLock<Option<OnRange>> = OnceLock::new();
-    call(&FUNCTION, c"ibv_dontfork_range", range)
+    static FUNCTION: LazyLock<Option<OnRange>> = LazyLock::new(|| find(c"ibv_dontfork_range"));
+    call(*FUNCTION, range)
 }
 
 /// Undoes one call of [`keep_from_children`] that succeeded.
 pub(crate) fn stop_keeping_from_children(range: VaRange) {
-    static FUNCTION: OnceLock<Option<OnRange>> = OnceLock::new();
+    static FUNCTION: LazyLock<Option<OnRange>> = LazyLock::new(|| find(c"ibv_dofork_range"));
     // After an error the mark stays, and children do not get the range. No caller could do more.
-    let _ = call(&FUNCTION, c"ibv_dofork_range", range);
+    let _ = call(*FUNCTION, range);
 }
 
-/// Calls a function of libibverbs with the range, and returns true on success. The function is
-/// looked up when the program runs, because a program may be linked with another library's copy of
-/// the public interface, which lacks the functions for drivers. The crate `rdma-mummy-sys` has such
-/// a copy.
-fn call(function: &OnceLock<Option<OnRange>>, name: &CStr, range: VaRange) -> bool {
-    let Some(function) = *function.get_or_init(|| find(name)) else {
+/// Calls the function with the range, and returns true on success.
+fn call(function: Option<OnRange>, range: VaRange) -> bool {
+    let Some(function) = function else {
         return false;
     };
     let start = ptr::without_provenance_mut(range.start());
@@ -67,6 +64,9 @@ fn call(function: &OnceLock<Option<OnRange>>, name: &CStr, range: VaRange) -> bo
     unsafe { function(start, range.len()) == 0 }
 }
 
+/// Looks up a function of libibverbs when the program runs. A program may be linked with another
+/// library's copy of the public interface, which lacks the functions for drivers. The crate
+/// `rdma-mummy-sys` has such a copy.
 fn find(name: &CStr) -> Option<OnRange> {
     // SAFETY: the name ends with a zero byte.
     let mut found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };

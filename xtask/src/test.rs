@@ -107,6 +107,18 @@ impl Outcome {
         outcome
     }
 
+    /// Runs a step as [`Outcome::of`] does, if the user is root. Otherwise the result says that
+    /// only root can do this, and is no failure.
+    fn of_root(suite: &str, can: &str, attempt: impl FnOnce() -> Result<(), Error>) -> Self {
+        if nix::unistd::geteuid().is_root() {
+            return Self::of(suite, attempt);
+        }
+        Self {
+            failed: 0,
+            ..Self::failure(suite, &format!("not run: only root can {can}"))
+        }
+    }
+
     /// Makes the result of a suite that failed before any test ran. The remark is the first line of
     /// `why`.
     fn failure(suite: &str, why: &str) -> Self {
@@ -164,25 +176,17 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
     // kernel.
     if !place.host_only && place.kernel != Series::Debug && place.suites.is_empty() {
         let suite = "driver: make install, DKMS";
-        outcomes.push(if nix::unistd::geteuid().is_root() {
-            Outcome::of(suite, || install_driver::run(project, place.kernel))
-        } else {
-            Outcome {
-                failed: 0,
-                ..Outcome::failure(suite, "not run: only root can install the driver")
-            }
-        });
+        outcomes.push(Outcome::of_root(suite, "install the driver", || {
+            install_driver::run(project, place.kernel)
+        }));
     }
     if !place.host_only && !place.vm_only {
         let suite = "Debian packages: built, installed and removed";
-        outcomes.push(if nix::unistd::geteuid().is_root() {
-            Outcome::of(suite, || package::gate(project))
-        } else {
-            Outcome {
-                failed: 0,
-                ..Outcome::failure(suite, "not run: only root can make the root file systems")
-            }
-        });
+        outcomes.push(Outcome::of_root(
+            suite,
+            "make the root file systems",
+            || package::gate(project),
+        ));
     }
     if !place.host_only {
         let (ran, ended) = in_vm(project, place.kernel, &place.suites);

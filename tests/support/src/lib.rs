@@ -1,6 +1,7 @@
 //! Parts that several suites and benchmarks share: the page size, random numbers, memory at chosen
 //! addresses, a second RDMA device, swap space, and the monitor of a naive cache.
 
+mod command;
 mod mapping;
 mod memory_use;
 mod pages;

@@ -5,6 +5,8 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use crate::command::must;
+
 /// A second RDMA device, rxe1, at an address to which programs can connect. It is needed because
 /// rdma_cm finds no route over lo.
 pub struct SecondDevice(());
@@ -66,10 +68,4 @@ impl Drop for SecondDevice {
             .args(["link", "delete", Self::INTERFACE])
             .status();
     }
-}
-
-fn must(program: &str, arguments: &[&str]) {
-    let status = Command::new(program).args(arguments).status();
-    let succeeded = status.as_ref().is_ok_and(|status| status.success());
-    assert!(succeeded, "{program} {arguments:?}: {status:?}");
 }

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::{fs, thread, time::Duration};
+use std::time::Duration;
+use std::{fs, thread};
+
+use crate::command::must;
 
 const ZRAM: &str = "/dev/zram0";
 const SETTINGS: &str = "/sys/block/zram0";
@@ -21,7 +24,7 @@ impl Swap {
     #[must_use]
     pub fn on() -> Self {
         if !Path::new(SETTINGS).exists() {
-            run("modprobe", &["zram"]);
+            must("modprobe", &["zram"]);
         }
         let size = Path::new(SETTINGS).join("disksize");
         if let Err(error) = fs::write(&size, "512M") {
@@ -29,8 +32,8 @@ impl Swap {
         }
         // The value exists from here on, so that a panic below resets the device.
         let swap = Self(());
-        run("mkswap", &[ZRAM]);
-        run("swapon", &[ZRAM]);
+        must("mkswap", &[ZRAM]);
+        must("swapon", &[ZRAM]);
         swap
     }
 }
@@ -48,13 +51,5 @@ impl Drop for Swap {
             thread::sleep(Duration::from_millis(20));
         }
         eprintln!("{}: still busy after two seconds", reset.display());
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output();
-    match output {
-        Ok(output) => assert!(output.status.success(), "{program}: {output:?}"),
-        Err(error) => panic!("{program}: {error}"),
     }
 }
