@@ -69,7 +69,7 @@ pub(crate) struct Choice {
     /// Measure hits and changes of watched memory instead, in guest instructions
     #[arg(long, conflicts_with = "messages")]
     cost: bool,
-    /// Use only the stacks whose names contain one of these words
+    /// Use only the stacks with one of these names, or whose names contain one of these words
     stacks: Vec<String>,
 }
 

@@ -25,8 +25,14 @@ struct Arguments {
     /// Measure the cost of each cache instead
     #[arg(long)]
     cost: bool,
-    /// Use only the stacks whose names contain one of these words
+    /// Use only the stacks with one of these names, or whose names contain one of these words
     stacks: Vec<String>,
+}
+
+/// Returns whether the word means the stack. A word that is the name of a stack means only that one.
+fn means(word: &str, stack: &Stack) -> bool {
+    stack.name == word
+        || (stack.name.contains(word) && STACKS.iter().all(|other| other.name != word))
 }
 
 fn main() -> ExitCode {
@@ -40,8 +46,8 @@ fn main() -> ExitCode {
     };
     let mut failed = false;
     for stack in STACKS {
-        let is_meant = |part: &String| stack.name.contains(part.as_str());
-        if arguments.stacks.is_empty() || arguments.stacks.iter().any(is_meant) {
+        let is_meant = arguments.stacks.iter().any(|word| means(word, stack));
+        if arguments.stacks.is_empty() || is_meant {
             failed |= !run(stack, &arguments, &plugins);
         }
     }
