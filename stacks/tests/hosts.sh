@@ -44,6 +44,7 @@ done
 LD_PRELOAD=$REGCACHE_RANK_PRELOAD exec "$@"
 RANK
 chmod +x "$dir/agent" "$dir/rank"
+printf '10.77.0.%d slots='"$each"'\n' 1 2 >"$dir/hosts"
 export REGCACHE_RANK_PRELOAD="$preload"
 
 options=
@@ -55,6 +56,6 @@ shift
 # The options are words without spaces.
 # shellcheck disable=SC2086
 ip netns exec left unshare --uts sh -c 'hostname left; exec "$@"' sh \
-	mpirun --host 10.77.0.1:$each,10.77.0.2:$each -np $((2 * each)) \
+	mpirun --hostfile "$dir/hosts" -np $((2 * each)) \
 	--mca plm_rsh_agent "$dir/agent" --mca plm_ssh_agent "$dir/agent" \
 	-x REGCACHE_RANK_PRELOAD $options "$dir/rank" "$@"

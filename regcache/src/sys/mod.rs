@@ -5,6 +5,7 @@ pub(crate) mod descriptor;
 pub(crate) mod file_id;
 pub(crate) mod fork;
 pub(crate) mod memory;
+pub(crate) mod notices;
 pub(crate) mod prefetch;
 pub(crate) mod sync;
 pub(crate) mod thread;

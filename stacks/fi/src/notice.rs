@@ -2,10 +2,22 @@
 
 use std::fmt;
 
-/// Writes one line to stderr with one call of `write`, so that the lines of several processes do
-/// not mix.
+use regcache::internal::Notices;
+
+/// The stderr that the process had when the library was loaded.
+static STDERR: Notices = Notices::to(libc::STDERR_FILENO);
+
+extern "C" fn at_load() {
+    STDERR.begin();
+}
+
+#[used]
+// SAFETY: the section holds addresses of functions without parameters, and the loader calls each
+// once.
+#[unsafe(link_section = ".init_array")]
+static AT_LOAD: extern "C" fn() = at_load;
+
+/// Writes one line.
 pub(crate) fn notice(text: fmt::Arguments<'_>) {
-    let line = format!("regcache: {text}\n");
-    // SAFETY: the bytes may be read. If the program has closed stderr, the line is lost.
-    unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+    STDERR.write(&format!("regcache: {text}"));
 }

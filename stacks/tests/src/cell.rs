@@ -45,8 +45,13 @@ pub enum CellError {
     #[error("the program could not be started: {0}")]
     Start(#[from] io::Error),
     /// The program ran longer than its time limit.
-    #[error("the program did not end within {0} s")]
-    TooLong(u64),
+    #[error("the program did not end within {limit} s and printed:\n{printed}")]
+    TooLong {
+        /// The time limit, in seconds.
+        limit: u64,
+        /// The output of the program.
+        printed: String,
+    },
     /// The program failed, or printed no result.
     #[error("the program ended with {status} and printed:\n{printed}")]
     Program {
@@ -126,13 +131,14 @@ fn command(stack: &Stack, monitor: &Monitor, name: &str, limit: u64, plugins: &P
 
 /// Returns the error of a program that printed no result.
 fn failure(output: &Output, limit: u64) -> CellError {
-    if output.status.code().is_some_and(|it| STOPPED.contains(&it)) {
-        return CellError::TooLong(limit);
-    }
     let printed = [&output.stdout[..], &output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    if output.status.code().is_some_and(|it| STOPPED.contains(&it)) {
+        return CellError::TooLong { limit, printed };
+    }
     CellError::Program {
         status: output.status.to_string(),
-        printed: String::from_utf8_lossy(&printed).into_owned(),
+        printed,
     }
 }
 

@@ -29,7 +29,7 @@ struct Arguments {
     stacks: Vec<String>,
 }
 
-/// Returns whether the word means the stack. A word that is the name of a stack means only that one.
+/// Returns whether the word means the stack. The name of a stack means only that stack.
 fn means(word: &str, stack: &Stack) -> bool {
     stack.name == word
         || (stack.name.contains(word) && STACKS.iter().all(|other| other.name != word))
@@ -109,7 +109,7 @@ fn run_cell(
             counts.messages > 0 && !(monitor.is_door() && (counts.wrong > 0 || counts.kept == 0))
         }
         // Some monitors of the stacks block a program whose memory has changed.
-        Err(CellError::TooLong(limit)) if !monitor.is_door() => {
+        Err(CellError::TooLong { limit, .. }) if !monitor.is_door() => {
             println!("{name} did not end within {limit} s");
             true
         }
