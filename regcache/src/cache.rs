@@ -6,12 +6,14 @@ use std::mem;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
-use crate::core::Core;
 use crate::core::completion::Completion;
-use crate::core::guard::Guard;
+use crate::core::entry::{Attempt, Entry};
+use crate::core::guard::{Guard, end_spread};
 use crate::core::lookup::{Keep, find_cached, lookup};
 use crate::core::reaper::Reaper;
 use crate::core::slot::Slot;
+use crate::core::spread::{Spread, choose_lane, has_lane};
+use crate::core::{Content, Core};
 use crate::error::Error;
 use crate::monitor::{Auto, Monitor};
 use crate::range::VaRange;
@@ -113,8 +115,11 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
             return self.get_slow(range, access, None);
         }
         let entry = &*entries[index];
-        if !(core.is_current() && entry.try_acquire()) {
+        if !core.is_current() {
             return self.get_slow(range, access, None);
+        }
+        if !entry.try_acquire() {
+            return self.get_shared(range, access, entry);
         }
         let guard = Guard::owning(NonNull::from(entry));
         if !guard.content().serves(range, access) {
@@ -122,6 +127,81 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         }
         entry.touch();
         Ok(guard)
+    }
+
+    /// Serves a lookup whose entry is spread. The caller has found the cache to be current.
+    #[cold]
+    #[inline(never)]
+    fn get_shared(
+        &self,
+        range: VaRange,
+        access: R::Access,
+        entry: &Entry<Content<R, M>>,
+    ) -> Result<Guard<R, M>, Error> {
+        // As in `get`, each rare case is a jump.
+        if !has_lane() {
+            return self.get_contended(range, access, entry);
+        }
+        match entry.try_acquire_spread() {
+            Attempt::Acquired => {}
+            Attempt::NotSpread => return self.get_contended(range, access, entry),
+            Attempt::Undo(spread) => return self.get_undone(range, access, spread),
+        }
+        let guard = Guard::owning(NonNull::from(entry));
+        if !guard.content().serves(range, access) {
+            return self.get_slow(range, access, Some(guard));
+        }
+        entry.touch_shared();
+        Ok(guard)
+    }
+
+    /// Serves a lookup whose attempt to acquire the entry failed, most likely because another thread
+    /// did the same at that moment.
+    #[cold]
+    #[inline(never)]
+    fn get_contended(
+        &self,
+        range: VaRange,
+        access: R::Access,
+        entry: &Entry<Content<R, M>>,
+    ) -> Result<Guard<R, M>, Error> {
+        choose_lane();
+        let guard = self.hit_contended(range, access, entry);
+        guard.map_or_else(|| self.get_slow(range, access, None), Ok)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn get_undone(
+        &self,
+        range: VaRange,
+        access: R::Access,
+        spread: Spread,
+    ) -> Result<Guard<R, M>, Error> {
+        spread.undo();
+        self.get_slow(range, access, None)
+    }
+
+    /// Returns a guard of the entry, if it can be acquired and serves the request. The caller has
+    /// found the cache to be current.
+    #[cold]
+    #[inline(never)]
+    fn hit_contended(
+        &self,
+        range: VaRange,
+        access: R::Access,
+        entry: &Entry<Content<R, M>>,
+    ) -> Option<Guard<R, M>> {
+        if !entry.acquire_contended(end_spread::<R, M>) {
+            return None;
+        }
+        let guard = Guard::owning(NonNull::from(entry));
+        if !guard.content().serves(range, access) {
+            guard.decline();
+            return None;
+        }
+        entry.touch_shared();
+        Some(guard)
     }
 
     /// Unlinks the entries that cover the range, and then serves the lookup on the slow path. The

@@ -72,7 +72,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         }
         let guard = Guard::owning(NonNull::from(entry));
         if guard.content().serves(range, access) {
-            entry.touch();
+            entry.touch_shared();
             return Some(guard);
         }
         guard.decline();
@@ -92,7 +92,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         if !revocable {
             self.hints.note_found(range.start(), slot, whole);
         }
-        entry.touch();
+        entry.touch_shared();
         Some(Guard::owning(NonNull::from(entry)))
     }
 }
