@@ -61,6 +61,29 @@ fn extent(guard: &Guard<FakeDevice, FakeMonitor>) -> (usize, usize) {
 }
 
 #[test]
+fn small_buffers_share_the_page_but_not_its_remote_key() {
+    let kernel = FakeKernel::new(16);
+    let small = |cache: &FakeCache, offset: usize, access| {
+        cache.get(page(3).wrapping_add(offset), 64, access).unwrap()
+    };
+    let cache = builder(&kernel).build().unwrap();
+    let first = small(&cache, 64, READ);
+    assert_eq!(extent(&first), (3, 1));
+    let id = first.registration().id;
+    assert_eq!(small(&cache, 4032, READ).registration().id, id);
+    let remote = small(&cache, 128, REMOTE).range();
+    assert_eq!((remote.start(), remote.len()), (BASE + 3 * PAGE + 128, 64));
+    drop(first);
+    kernel.remap(3);
+    assert_ne!(small(&cache, 64, READ).registration().id, id);
+
+    let exact = builder(&kernel).granularity(1).build().unwrap();
+    assert_eq!(small(&exact, 64, READ).range().len(), 64);
+    let cache = builder(&kernel).granularity(PAGE).build().unwrap();
+    assert_eq!(extent(&small(&cache, 128, REMOTE)), (3, 1));
+}
+
+#[test]
 fn whole_blocks_are_registered_and_watched() {
     let kernel = FakeKernel::new(16);
     let cache = builder(&kernel).granularity(4 * PAGE).build().unwrap();

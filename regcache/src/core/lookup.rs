@@ -397,9 +397,13 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         if self.is_revocable(access) {
             return range;
         }
-        let whole = self
-            .widening
-            .widen(range, |block| table.neighbours(block, access));
+        let default = if access.is_remote() {
+            1
+        } else {
+            self.page_size
+        };
+        let neighbours = |block| table.neighbours(block, access);
+        let whole = self.widening.widen(range, default, neighbours);
         if table.could_hold(self.pinned(whole)) {
             whole
         } else {
