@@ -18,6 +18,8 @@ use crate::error::Error;
 use crate::monitor::{Auto, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;
+#[cfg(feature = "snapshot")]
+use crate::snapshot::Snapshot;
 use crate::stats::Stats;
 use crate::sys::sync::Arc;
 
@@ -127,6 +129,41 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         }
         entry.touch();
         Ok(guard)
+    }
+
+    /// Returns a registration as [`get`](Self::get) does, if the lookup is a hit of the kind that
+    /// takes the fewest instructions. Otherwise returns `None`, even if the cache has a registration.
+    ///
+    /// The C library calls this method before the methods that may fail. The method does not panic,
+    /// and never registers memory.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub fn get_at_once(
+        &self,
+        start: *const u8,
+        len: usize,
+        access: R::Access,
+    ) -> Option<Guard<R, M>> {
+        let range = VaRange::new(start, len).ok()?;
+        let core = &self.core;
+        if M::CHECKED && !core.monitor.is_intact(range) {
+            return None;
+        }
+        let slot = core.hints.first(range.start())?;
+        let entry = core.slab.get(slot)?;
+        if !core.is_current() {
+            return None;
+        }
+        if !entry.try_acquire() {
+            return self.hit_contended(range, access, entry);
+        }
+        let guard = Guard::owning(NonNull::from(entry));
+        if !guard.content().serves(range, access) {
+            guard.decline();
+            return None;
+        }
+        entry.touch();
+        Some(guard)
     }
 
     /// Serves a lookup whose entry is spread. The caller has found the cache to be current.
@@ -537,6 +574,21 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
             hits: entries.map(|entry| entry.hits()).sum(),
             ..stats
         }
+    }
+
+    /// Returns a picture of the registrations: of those that are cached or invalidated, that are
+    /// being made, and that are on their way out.
+    ///
+    /// The picture is taken in pieces, so that lookups of other threads do not wait for long. So a
+    /// registration that comes or goes during the call may be missing. Needs the feature `snapshot`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Forked`] in a forked child.
+    #[cfg(feature = "snapshot")]
+    pub fn snapshot(&self) -> Result<Snapshot<R::Access>, Error> {
+        self.check_process()?;
+        Ok(self.core.snapshot())
     }
 
     /// Returns an error in a forked child, in which the cache cannot be used. The call has no other

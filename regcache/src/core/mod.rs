@@ -60,6 +60,8 @@ use crate::error::{Error, RegisterError};
 use crate::monitor::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::registrar::{Access, Registrar};
+#[cfg(feature = "snapshot")]
+use crate::snapshot::Snapshot;
 use crate::sys::fork::ForkMark;
 use crate::sys::sync::{Arc, Condvar, Ordering};
 use crate::sys::worker::Wake;
@@ -370,6 +372,24 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             cursor = self.lock().unlink_overlapping(&self.slab, range, at);
             self.table.yield_to_waiters();
         }
+    }
+
+    /// Returns a picture of the registrations. It is taken in pieces, so that lookups do not wait
+    /// for long.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn snapshot(&self) -> Snapshot<R::Access> {
+        let mut entries = Vec::new();
+        let slots = {
+            let table = self.lock();
+            table.describe_uncached(&mut entries);
+            table.slots()
+        };
+        for first in (0..slots).step_by(PIECE) {
+            let piece = first..slots.min(first + PIECE as u32);
+            self.lock().describe_slots(&self.slab, piece, &mut entries);
+            self.table.yield_to_waiters();
+        }
+        Snapshot::new(entries)
     }
 
     /// Wakes the threads that wait for a deregistration.
