@@ -132,7 +132,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     }
 
     /// Returns a registration as [`get`](Self::get) does, if the lookup is a hit of the kind that
-    /// takes the fewest instructions. Otherwise returns `None`, even if the cache has a registration.
+    /// takes the fewest instructions. Otherwise returns `None`, even if the cache has a
+    /// registration.
     ///
     /// The C library calls this method before the methods that may fail. The method does not panic,
     /// and never registers memory.
@@ -192,8 +193,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         Ok(guard)
     }
 
-    /// Serves a lookup whose attempt to acquire the entry failed, most likely because another thread
-    /// did the same at that moment.
+    /// Serves a lookup whose attempt to acquire the entry failed, most likely because another
+    /// thread did the same at that moment.
     #[cold]
     #[inline(never)]
     fn get_contended(
@@ -580,7 +581,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// being made, and that are on their way out.
     ///
     /// The picture is taken in pieces, so that lookups of other threads do not wait for long. So a
-    /// registration that comes or goes during the call may be missing. Needs the feature `snapshot`.
+    /// registration that comes or goes during the call may be missing. Needs the feature
+    /// `snapshot`.
     ///
     /// # Errors
     ///

@@ -31,9 +31,9 @@ impl Addresses {
         Self::spaced(count, len, 4 * len)
     }
 
-    /// Reserves room for `count` ranges of `len` bytes that start every `stride` bytes. `stride` must
-    /// be a power of two. The ranges may overlap. There are no second ranges, unless `stride` is at
-    /// least four times `len`.
+    /// Reserves room for `count` ranges of `len` bytes that start every `stride` bytes. `stride`
+    /// must be a power of two. The ranges may overlap. There are no second ranges, unless `stride`
+    /// is at least four times `len`.
     ///
     /// # Errors
     ///

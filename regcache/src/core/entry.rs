@@ -109,8 +109,8 @@ pub(crate) struct Entry<T> {
     /// The reference bit of CLOCK. The bit is not 0 if a lookup found the entry since the last call
     /// of [`was_used`](Entry::was_used).
     used: AtomicU8,
-    /// The collisions since the number of hits was `window`. Its lower bits are in `window`. Threads
-    /// change the two fields without synchronisation, so a collision may get lost.
+    /// The collisions since the number of hits was `window`. Its lower bits are in `window`.
+    /// Threads change the two fields without synchronisation, so a collision may get lost.
     collisions: AtomicU8,
     window: AtomicU16,
     /// The number of times that [`MOVED_HITS`] were moved out of the state.
@@ -255,7 +255,8 @@ impl<T> Entry<T> {
                 .is_ok()
     }
 
-    /// Takes a reference, if the entry is spread. Otherwise returns a reason to go on in another way.
+    /// Takes a reference, if the entry is spread. Otherwise returns a reason to go on in another
+    /// way.
     #[inline]
     pub(crate) fn try_acquire_spread(&self) -> Attempt {
         let state = self.state.load(Ordering::Relaxed);
@@ -341,8 +342,8 @@ impl<T> Entry<T> {
         }
     }
 
-    /// Resets the state of an entry that the caller has claimed. Afterwards the entry is not spread,
-    /// and has no references and this number of hits.
+    /// Resets the state of an entry that the caller has claimed. Afterwards the entry is not
+    /// spread, and has no references and this number of hits.
     ///
     /// # Safety
     ///
@@ -373,8 +374,8 @@ impl<T> Entry<T> {
         }
     }
 
-    /// Returns true if [`awaits_last_guard`](Self::awaits_last_guard) returned true only because the
-    /// entry is spread. The caller must own a reference.
+    /// Returns true if [`awaits_last_guard`](Self::awaits_last_guard) returned true only because
+    /// the entry is spread. The caller must own a reference.
     #[inline]
     pub(crate) fn is_only_spread(&self) -> bool {
         self.state.load(Ordering::Relaxed) & TOLD == SPREAD
@@ -915,7 +916,8 @@ mod loom_tests {
         }
     }
 
-    /// Kills the entry, and takes the content if no reference is left. Returns true if it was taken.
+    /// Kills the entry, and takes the content if no reference is left. Returns true if it was
+    /// taken.
     unsafe fn kill(entry: &Entry<Content>) -> bool {
         // SAFETY: the entry is live, and only the caller kills it. The content is taken if the kill
         // requires that.
@@ -969,8 +971,8 @@ mod loom_tests {
         loom::model(|| taken_once(true));
     }
 
-    /// The entry is spread from the start. Each reader drops its reference in the lane of the other,
-    /// as if it had sent its guard there.
+    /// The entry is spread from the start. Each reader drops its reference in the lane of the
+    /// other, as if it had sent its guard there.
     #[test]
     fn loom_content_of_a_spread_entry_is_taken_once_and_never_seen_after() {
         loom::model(|| {
@@ -1001,8 +1003,8 @@ mod loom_tests {
     }
 
     /// A reader finds an entry to be spread. Before it takes its reference, the entry dies, and its
-    /// `Spread` serves another entry, which dies too. The reader's reference, which it undoes, keeps
-    /// neither entry alive.
+    /// `Spread` serves another entry, which dies too. The reader's reference, which it undoes,
+    /// keeps neither entry alive.
     #[test]
     fn loom_a_late_reader_keeps_no_other_entry() {
         // With more preemptions, the model takes too long.
@@ -1021,7 +1023,8 @@ mod loom_tests {
                     }
                 })
             };
-            // SAFETY: `publish` gave this thread the references. Only this thread kills the entries.
+            // SAFETY: `publish` gave this thread the references. Only this thread kills the
+            // entries.
             unsafe {
                 read_and_release(&first);
                 if kill(&first) {

@@ -180,8 +180,8 @@ fn release_noting<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>
     }
 }
 
-/// Releases a reference to a revocable, parked or spread entry. If this was the last guard, revokes the
-/// registration, or makes the entry a candidate for eviction again.
+/// Releases a reference to a revocable, parked or spread entry. If this was the last guard, revokes
+/// the registration, or makes the entry a candidate for eviction again.
 #[cold]
 fn release_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
     // SAFETY: the caller's reference keeps the entry alive, as in `Guard::entry`. That reference is

@@ -227,8 +227,8 @@ impl Hints {
         set.0[0].store(hint(slot, tag), Ordering::Relaxed);
     }
 
-    /// Returns true if a new hint for a page of this size must use a smaller size, because the set of
-    /// the page is full of the page's hints, or because that has happened too often.
+    /// Returns true if a new hint for a page of this size must use a smaller size, because the set
+    /// of the page is full of the page's hints, or because that has happened too often.
     fn is_crowded(&self, size: usize, set: &Set, tag: u8) -> bool {
         let crowded = self.crowded[size].load(Ordering::Relaxed);
         if crowded >= CROWDED {

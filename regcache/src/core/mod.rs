@@ -12,9 +12,9 @@
 //!   `index.rs`;
 //! - `range_map.rs`, `eviction.rs`, `batch.rs`, `hints.rs`, `budget.rs`, `pool.rs`, `widen.rs` and
 //!   `fresh.rs` have parts of the table and of the core;
-//! - `slab.rs` has the array of all entries, `entry.rs` a single entry, `spread.rs` the counts of an
-//!   entry that many threads use at once, and `marks.rs` the marks of the entries that a drain has
-//!   found;
+//! - `slab.rs` has the array of all entries, `entry.rs` a single entry, `spread.rs` the counts of
+//!   an entry that many threads use at once, and `marks.rs` the marks of the entries that a drain
+//!   has found;
 //! - `slot.rs` has the names of places and registrations.
 
 pub(crate) mod batch;

@@ -4,8 +4,8 @@
 //! An entry counts its references in its state (`entry.rs`). If two threads take references to one
 //! entry at the same time, the cache line of the state moves between their CPUs at each hit. So an
 //! entry that several threads use at once is *spread*: its references are counted in the *lanes* of
-//! a `Spread`. A lane is a cache line of its own, and belongs to one thread, or to a few. A hit of a
-//! spread entry writes to its lane, and only reads the state of the entry.
+//! a `Spread`. A lane is a cache line of its own, and belongs to one thread, or to a few. A hit of
+//! a spread entry writes to its lane, and only reads the state of the entry.
 //!
 //! A lane has two counts, which never fall: the references *taken* by its threads, and the
 //! references *dropped* by its threads. A guard may be dropped in another thread than the one that
@@ -41,37 +41,37 @@
 //!    reference if the state still says that E is live and spread over S. Otherwise it adds 1 to
 //!    *dropped*, so that the reference is undone. A kill first clears `LIVE` in the state, and then
 //!    sums the lanes. If the reader's second load came before the kill, then the reader's addition
-//!    did too, and the sum contains it. The state names S in the same word as `LIVE`. So it does not
-//!    matter whether E was recycled between the two loads.
+//!    did too, and the sum contains it. The state names S in the same word as `LIVE`. So it does
+//!    not matter whether E was recycled between the two loads.
 //! 2. *Only the last drop finds a sum of 0.* A sum reads all counts *dropped* first, and then all
 //!    counts *taken*. Neither count falls. Consider a time between these two steps. The sum counts
 //!    at least the references taken until that time, and at most those dropped until then. So the
 //!    sum is never lower than the number of references at that time. When E is dead, no thread gets
 //!    a new reference (point 1). So if the sum is 0, no reference is left, and none will come.
-//! 3. *Some thread finds the sum of 0.* The kill sets the phase `DEAD`, and then sums the lanes. The
-//!    drop of a reference adds to *dropped*, and then loads the phase. If the phase is `DEAD`, it
-//!    sums the lanes. An undone reference is dropped in the same way. Consider the last addition to
-//!    a count *dropped*, and the store of `DEAD`. Whichever of the two comes later is followed by a
-//!    sum, and this sum reads both.
+//! 3. *Some thread finds the sum of 0.* The kill sets the phase `DEAD`, and then sums the lanes.
+//!    The drop of a reference adds to *dropped*, and then loads the phase. If the phase is `DEAD`,
+//!    it sums the lanes. An undone reference is dropped in the same way. Consider the last addition
+//!    to a count *dropped*, and the store of `DEAD`. Whichever of the two comes later is followed
+//!    by a sum, and this sum reads both.
 //! 4. *One thread claims E.* A thread that has found the sum of 0 replaces the word by a
 //!    compare-and-swap. The word that it expects is the one that it loaded before the sum. So the
-//!    sum belongs to this generation, and only one thread succeeds. That thread takes the content of
-//!    E out. Each drop releases and each sum acquires, so all reads of the content come before.
-//! 5. *A drop touches nothing that may be gone.* After the addition to *dropped*, E may be recycled,
-//!    and its cache may be freed. After the addition a thread accesses only S, until it has claimed
-//!    an entry. S may serve another entry than E by then. That entry may be dead, and the thread may
-//!    have delayed its claim: a reader that undoes a reference has counted it for whichever entry S
-//!    serves. So the thread claims whichever entry S serves. It calls the function that `assign` has
-//!    got for that purpose, because the entry may belong to another cache. So a thread that drops a
-//!    reference holds no lock. A lookup that holds the lock of the table undoes no reference,
-//!    because no entry dies meanwhile.
+//!    sum belongs to this generation, and only one thread succeeds. That thread takes the content
+//!    of E out. Each drop releases and each sum acquires, so all reads of the content come before.
+//! 5. *A drop touches nothing that may be gone.* After the addition to *dropped*, E may be
+//!    recycled, and its cache may be freed. After the addition a thread accesses only S, until it
+//!    has claimed an entry. S may serve another entry than E by then. That entry may be dead, and
+//!    the thread may have delayed its claim: a reader that undoes a reference has counted it for
+//!    whichever entry S serves. So the thread claims whichever entry S serves. It calls the
+//!    function that `assign` has got for that purpose, because the entry may belong to another
+//!    cache. So a thread that drops a reference holds no lock. A lookup that holds the lock of the
+//!    table undoes no reference, because no entry dies meanwhile.
 //!
 //! # References that the state counts
 //!
 //! References that were taken before E was spread are in the state. Their owners may drop them in
-//! the state or in a lane, since only the sum counts. A thread that has found E not to be spread may
-//! subtract its reference from the state later. If the kill came first, the subtraction returns a
-//! state without `LIVE`, and the thread then drops its reference in a lane as well. The kill has
+//! the state or in a lane, since only the sum counts. A thread that has found E not to be spread
+//! may subtract its reference from the state later. If the kill came first, the subtraction returns
+//! a state without `LIVE`, and the thread then drops its reference in a lane as well. The kill has
 //! added to the offset the number of references that the state counted at that moment, without the
 //! one of the index. So each reference is subtracted once.
 //!
@@ -287,8 +287,8 @@ impl Spread {
         }
     }
 
-    /// Undoes a reference that [`take`](Self::take) has counted, and that serves no lookup. The caller
-    /// holds no lock.
+    /// Undoes a reference that [`take`](Self::take) has counted, and that serves no lookup. The
+    /// caller holds no lock.
     #[cold]
     pub(crate) fn undo(self) {
         self.count_declined();
@@ -434,8 +434,8 @@ mod threads {
         MINE.get()
     }
 
-    /// Gives this thread a number, unless it has one. The threads get their numbers in turn, so that
-    /// as many threads as there are lanes share none.
+    /// Gives this thread a number, unless it has one. The threads get their numbers in turn, so
+    /// that as many threads as there are lanes share none.
     pub(super) fn choose() {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         if mine() == 0 {

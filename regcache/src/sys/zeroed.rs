@@ -9,8 +9,8 @@
 //! large enough for huge pages.
 //!
 //! A program may call `mlockall(MCL_FUTURE)`, by which the kernel locks and populates each new
-//! mapping. That would take the memory of all elements at once. So the array is first mapped without
-//! access, which the kernel cannot populate. It is unlocked before it gets access.
+//! mapping. That would take the memory of all elements at once. So the array is first mapped
+//! without access, which the kernel cannot populate. It is unlocked before it gets access.
 //!
 //! The array is mapped, not allocated by malloc. When glibc frees a mapped block, it raises the
 //! size above which it maps blocks. So after freeing such an array, glibc would no longer return

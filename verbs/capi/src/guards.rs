@@ -205,8 +205,8 @@ pub(crate) fn enter(thread: &ThreadRecord, cache: u64, guard: Guard) -> Result<u
     handle.ok_or(Error::TooManyGuards)
 }
 
-/// Does the same as [`enter`], but only if the thread has a free slot. Otherwise drops the guard and
-/// returns `None`.
+/// Does the same as [`enter`], but only if the thread has a free slot. Otherwise drops the guard
+/// and returns `None`.
 #[inline(always)]
 pub(crate) fn try_enter(thread: &ThreadRecord, cache: u64, guard: Guard) -> Option<u64> {
     let index = thread.with_free_slots(FreeSlots::pop)?;
