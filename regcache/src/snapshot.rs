@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     fn range(start: usize, len: usize) -> VaRange {
-        VaRange::new(ptr::without_provenance(start), len).unwrap()
+        VaRange::new(ptr::without_provenance(start), len).expect("neither empty nor wrapping")
     }
 
     fn snapshot() -> Snapshot<()> {

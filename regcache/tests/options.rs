@@ -77,9 +77,15 @@ fn small_buffers_share_the_page_but_not_its_remote_key() {
     kernel.remap(3);
     assert_ne!(small(&cache, 64, READ).registration().id, id);
 
-    let exact = builder(&kernel).granularity(1).build().unwrap();
+    let exact = builder(&FakeKernel::new(16))
+        .granularity(1)
+        .build()
+        .unwrap();
     assert_eq!(small(&exact, 64, READ).range().len(), 64);
-    let cache = builder(&kernel).granularity(PAGE).build().unwrap();
+    let cache = builder(&FakeKernel::new(16))
+        .granularity(PAGE)
+        .build()
+        .unwrap();
     assert_eq!(extent(&small(&cache, 128, REMOTE)), (3, 1));
 }
 

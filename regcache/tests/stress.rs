@@ -308,8 +308,11 @@ fn run_on_one_entry(threads: u64, lookups: u64, changes: u64) {
             .collect();
         let ended = || lookers.iter().any(thread::ScopedJoinHandle::is_finished);
         for i in 0..changes {
-            // The changes are spread evenly over the lookups. A thread ends early if it panics.
-            while done.load(Ordering::Relaxed) < lookups / changes * i && !ended() {
+            // The changes are spread evenly over the lookups, and some come after each change. A
+            // thread ends early if it panics.
+            let before = done.load(Ordering::Relaxed);
+            let apart = (lookups / changes).max(2 * STEP);
+            while done.load(Ordering::Relaxed) < before + apart && !ended() {
                 thread::yield_now();
             }
             match i % 4 {
@@ -341,13 +344,13 @@ fn run_on_one_entry(threads: u64, lookups: u64, changes: u64) {
 #[test]
 fn one_entry_that_two_threads_hit_is_never_stale_and_does_not_leak() {
     let lookups = number("REGCACHE_STRESS_LOOKUPS", 2_000_000);
-    let changes = number("REGCACHE_STRESS_CHANGES", 2_000);
+    let changes = number("REGCACHE_STRESS_CHANGES", 400);
     run_on_one_entry(2, lookups, changes);
 }
 
 #[test]
 fn one_entry_that_eight_threads_hit_is_never_stale_and_does_not_leak() {
-    run_on_one_entry(8, 2_000_000, 2_000);
+    run_on_one_entry(8, 2_000_000, 400);
 }
 
 /// A count of hits is exact, in the entry and in its lanes.
