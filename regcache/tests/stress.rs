@@ -344,13 +344,13 @@ fn run_on_one_entry(threads: u64, lookups: u64, changes: u64) {
 #[test]
 fn one_entry_that_two_threads_hit_is_never_stale_and_does_not_leak() {
     let lookups = number("REGCACHE_STRESS_LOOKUPS", 2_000_000);
-    let changes = number("REGCACHE_STRESS_CHANGES", 400);
+    let changes = number("REGCACHE_STRESS_CHANGES", 100);
     run_on_one_entry(2, lookups, changes);
 }
 
 #[test]
 fn one_entry_that_eight_threads_hit_is_never_stale_and_does_not_leak() {
-    run_on_one_entry(8, 2_000_000, 400);
+    run_on_one_entry(8, 2_000_000, 100);
 }
 
 /// A count of hits is exact, in the entry and in its lanes.
