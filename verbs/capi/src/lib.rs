@@ -32,7 +32,6 @@ mod boundary;
 mod caches;
 mod device;
 mod error;
-mod fast;
 mod free_slots;
 mod guards;
 mod handle;
