@@ -45,7 +45,7 @@ const MAX_ENTRIES: u32 = (1 << Slot::BITS) - SPARE;
 /// let cache = Cache::builder(Device)
 ///     .max_entries(1024)
 ///     .max_bytes(1 << 30)
-///     .granularity(4096)
+///     .granularity(1 << 16)
 ///     .build()?;
 /// # Ok::<_, io::Error>(())
 /// ```
@@ -149,22 +149,25 @@ impl<R, M> Builder<R, M> {
 
     /// Registers whole aligned blocks of `bytes` bytes. The size must be a power of two. A range is
     /// widened to the blocks that contain it, so that lookups of other parts of these blocks are
-    /// hits. If the blocks cannot be registered, only the range itself is registered. With the
-    /// default, 1, ranges are not widened.
+    /// hits. If the blocks cannot be registered, only the range itself is registered.
+    ///
+    /// By default, ranges with local access are widened to whole pages, and ranges with remote
+    /// access are not widened. With 1, no range is widened.
     ///
     /// A widened registration never becomes stale, because all of its memory is watched. Widening
     /// has these effects:
     ///
     /// - Blocks up to the page size (4096) pin no additional page, because the device pins whole
     ///   pages anyway. Such blocks cause no additional invalidation, because the bytes of a page
-    ///   share a mapping. But the registration *allows access* to the rest of each page. If the
+    ///   share a mapping. But the registration *allows access* to the rest of each page. Work of
+    ///   this process that exceeds its buffer is then refused only at the end of the page. If the
     ///   access is remote, a peer can reach the rest of the page too.
     /// - Larger blocks also pin, count, watch and give access to neighbouring pages. These pages
     ///   may belong to another part of the program. When they change, the registration is
     ///   invalidated.
     #[must_use]
     pub fn granularity(mut self, bytes: usize) -> Self {
-        self.options.widening.granularity = bytes;
+        self.options.widening.granularity = Some(bytes);
         self
     }
 

@@ -7,16 +7,20 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::time::Duration;
 
-use crate::core::Core;
 use crate::core::completion::Completion;
-use crate::core::guard::Guard;
+use crate::core::entry::{Attempt, Entry};
+use crate::core::guard::{Guard, end_spread};
 use crate::core::lookup::{Keep, find_cached, lookup};
 use crate::core::reaper::Reaper;
 use crate::core::slot::Slot;
+use crate::core::spread::{Spread, choose_lane, has_lane};
+use crate::core::{Content, Core};
 use crate::error::Error;
 use crate::monitor::{Auto, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;
+#[cfg(feature = "snapshot")]
+use crate::snapshot::Snapshot;
 use crate::stats::Stats;
 use crate::sys::cancel::Uncancelled;
 use crate::sys::sync::Arc;
@@ -115,8 +119,11 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
             return self.get_slow(range, access, None);
         }
         let entry = &*entries[index];
-        if !(core.is_current() && entry.try_acquire()) {
+        if !core.is_current() {
             return self.get_slow(range, access, None);
+        }
+        if !entry.try_acquire() {
+            return self.get_shared(range, access, entry);
         }
         let guard = Guard::owning(NonNull::from(entry));
         if !guard.content().serves(range, access) {
@@ -124,6 +131,117 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         }
         entry.touch();
         Ok(guard)
+    }
+
+    /// Returns a registration as [`get`](Self::get) does, if the lookup is a hit of the kind that
+    /// takes the fewest instructions. Otherwise returns `None`, even if the cache has a
+    /// registration.
+    ///
+    /// The C library calls this method before the methods that may fail. The method does not panic,
+    /// and never registers memory.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub fn get_at_once(
+        &self,
+        start: *const u8,
+        len: usize,
+        access: R::Access,
+    ) -> Option<Guard<R, M>> {
+        let range = VaRange::new(start, len).ok()?;
+        let core = &self.core;
+        if M::CHECKED && !core.monitor.is_intact(range) {
+            return None;
+        }
+        let slot = core.hints.first(range.start())?;
+        let entry = core.slab.get(slot)?;
+        if !core.is_current() {
+            return None;
+        }
+        if !entry.try_acquire() {
+            return self.hit_contended(range, access, entry);
+        }
+        let guard = Guard::owning(NonNull::from(entry));
+        if !guard.content().serves(range, access) {
+            guard.decline();
+            return None;
+        }
+        entry.touch();
+        Some(guard)
+    }
+
+    /// Serves a lookup whose entry is spread. The caller has found the cache to be current.
+    #[cold]
+    #[inline(never)]
+    fn get_shared(
+        &self,
+        range: VaRange,
+        access: R::Access,
+        entry: &Entry<Content<R, M>>,
+    ) -> Result<Guard<R, M>, Error> {
+        // As in `get`, each rare case is a jump.
+        if !has_lane() {
+            return self.get_contended(range, access, entry);
+        }
+        match entry.try_acquire_spread() {
+            Attempt::Acquired => {}
+            Attempt::NotSpread => return self.get_contended(range, access, entry),
+            Attempt::Undo(spread) => return self.get_undone(range, access, spread),
+        }
+        let guard = Guard::owning(NonNull::from(entry));
+        if !guard.content().serves(range, access) {
+            return self.get_slow(range, access, Some(guard));
+        }
+        entry.touch_shared();
+        Ok(guard)
+    }
+
+    /// Serves a lookup whose attempt to acquire the entry failed, most likely because another
+    /// thread did the same at that moment.
+    #[cold]
+    #[inline(never)]
+    fn get_contended(
+        &self,
+        range: VaRange,
+        access: R::Access,
+        entry: &Entry<Content<R, M>>,
+    ) -> Result<Guard<R, M>, Error> {
+        choose_lane();
+        let guard = self.hit_contended(range, access, entry);
+        guard.map_or_else(|| self.get_slow(range, access, None), Ok)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn get_undone(
+        &self,
+        range: VaRange,
+        access: R::Access,
+        spread: Spread,
+    ) -> Result<Guard<R, M>, Error> {
+        spread.undo();
+        self.get_slow(range, access, None)
+    }
+
+    /// Returns a guard of the entry, if it can be acquired and serves the request. The caller has
+    /// found the cache to be current.
+    #[cold]
+    #[inline(never)]
+    fn hit_contended(
+        &self,
+        range: VaRange,
+        access: R::Access,
+        entry: &Entry<Content<R, M>>,
+    ) -> Option<Guard<R, M>> {
+        if !entry.acquire_contended(end_spread::<R, M>) {
+            return None;
+        }
+        let guard = Guard::owning(NonNull::from(entry));
+        if !guard.content().serves(range, access) {
+            guard.decline();
+            return None;
+        }
+        entry.touch_shared();
+        Some(guard)
     }
 
     /// Unlinks the entries that cover the range, and then serves the lookup on the slow path. The
@@ -461,6 +579,22 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
             hits: entries.map(|entry| entry.hits()).sum(),
             ..stats
         }
+    }
+
+    /// Returns a picture of the registrations: of those that are cached or invalidated, that are
+    /// being made, and that are on their way out.
+    ///
+    /// The picture is taken in pieces, so that lookups of other threads do not wait for long. So a
+    /// registration that comes or goes during the call may be missing. Needs the feature
+    /// `snapshot`.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error::Forked`] in a forked child.
+    #[cfg(feature = "snapshot")]
+    pub fn snapshot(&self) -> Result<Snapshot<R::Access>, Error> {
+        self.check_process()?;
+        Ok(self.core.snapshot())
     }
 
     /// Returns an error in a forked child, in which the cache cannot be used. The call has no other

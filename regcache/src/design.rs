@@ -14,7 +14,8 @@
 //! child the two are never equal. Take a reference to the entry that the hints name, if that entry
 //! is live. If the entry serves the request, return it. If any of these steps fails, take the slow
 //! path. A hit takes no lock, makes no system call and allocates nothing. A hit writes to the cache
-//! line of its entry and to no other.
+//! line of its entry and to no other. If several threads use one entry at once, their hits write to
+//! lines of the threads instead (`core/spread.rs`).
 //!
 //! **Hit while entries are marked** (`core/marks.rs`). Load `generation`, and go on only if it
 //! equals the generation of the marks. Go on only if the entry that the hints name has no mark.

@@ -79,6 +79,8 @@ pub mod monitor;
 mod prometheus;
 mod range;
 mod registrar;
+#[cfg(feature = "snapshot")]
+mod snapshot;
 mod stats;
 mod sys;
 
@@ -100,5 +102,7 @@ pub use error::{Error, RegisterError};
 pub use monitor::{Cookie, Monitor};
 pub use range::{RangeError, VaRange};
 pub use registrar::{Access, Registrar};
+#[cfg(feature = "snapshot")]
+pub use snapshot::{EntryState, Snapshot, SnapshotEntry};
 pub use stats::Stats;
 pub use sys::cancel::Uncancelled;

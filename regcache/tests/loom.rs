@@ -181,7 +181,9 @@ type FakeCache<A = ()> = Cache<FakeDevice<A>, FakeMonitor>;
 
 fn builder<A: Access>(kernel: &Arc<FakeKernel>) -> Builder<FakeDevice<A>, FakeMonitor> {
     let device = FakeDevice(Arc::clone(kernel), PhantomData);
-    Cache::builder(device).monitor(FakeMonitor(Arc::clone(kernel)))
+    // A wider registration that fails would be tried again, which doubles the model.
+    let builder = Cache::builder(device).granularity(1);
+    builder.monitor(FakeMonitor(Arc::clone(kernel)))
 }
 
 fn cache(kernel: &Arc<FakeKernel>, max_entries: u32) -> Arc<FakeCache> {

@@ -61,6 +61,70 @@ fn extent(guard: &Guard<FakeDevice, FakeMonitor>) -> (usize, usize) {
 }
 
 #[test]
+fn small_buffers_share_the_page_but_not_its_remote_key() {
+    let kernel = FakeKernel::new(16);
+    let small = |cache: &FakeCache, offset: usize, access| {
+        cache.get(page(3).wrapping_add(offset), 64, access).unwrap()
+    };
+    let cache = builder(&kernel).build().unwrap();
+    let first = small(&cache, 64, READ);
+    assert_eq!(extent(&first), (3, 1));
+    let id = first.registration().id;
+    assert_eq!(small(&cache, 4032, READ).registration().id, id);
+    let remote = small(&cache, 128, REMOTE).range();
+    assert_eq!((remote.start(), remote.len()), (BASE + 3 * PAGE + 128, 64));
+    drop(first);
+    kernel.remap(3);
+    assert_ne!(small(&cache, 64, READ).registration().id, id);
+
+    let exact = builder(&FakeKernel::new(16))
+        .granularity(1)
+        .build()
+        .unwrap();
+    assert_eq!(small(&exact, 64, READ).range().len(), 64);
+    let cache = builder(&FakeKernel::new(16))
+        .granularity(PAGE)
+        .build()
+        .unwrap();
+    assert_eq!(extent(&small(&cache, 128, REMOTE)), (3, 1));
+}
+
+#[cfg(feature = "snapshot")]
+#[test]
+fn a_snapshot_shows_what_is_cached_in_use_and_on_its_way_out() {
+    use regcache::EntryState;
+
+    let kernel = FakeKernel::new(16);
+    let cache = builder(&kernel)
+        .max_entries(3)
+        .background_reaper(false)
+        .build()
+        .unwrap();
+    drop(get(&cache, 0, 1, READ));
+    let held = [get(&cache, 2, 2, READ), get(&cache, 5, 1, WRITE)];
+    let alone = cache.get_unretained(page(8), 10, READ).unwrap();
+    drop(cache.invalidate(page(5), 1).unwrap());
+    kernel.remap(0);
+    // This lookup drains the report. It is a hit, so the first entry may be unlinked already.
+    drop(get(&cache, 2, 1, READ));
+    let snapshot = cache.snapshot().unwrap();
+    let state = |first| {
+        let found = snapshot.at(page(first));
+        found
+            .first()
+            .map(|entry| (entry.state, entry.watched, entry.in_use))
+    };
+    assert_ne!(state(0).map(|it| it.0), Some(EntryState::Cached));
+    assert_eq!(state(1), None);
+    assert_eq!(state(3), Some((EntryState::Cached, true, true)));
+    assert_eq!(state(5), Some((EntryState::Leaving, true, true)));
+    assert_eq!(state(8), Some((EntryState::Uncached, false, true)));
+    drop((held, alone));
+    drop(cache.flush().unwrap());
+    assert!(cache.snapshot().unwrap().entries().is_empty());
+}
+
+#[test]
 fn whole_blocks_are_registered_and_watched() {
     let kernel = FakeKernel::new(16);
     let cache = builder(&kernel).granularity(4 * PAGE).build().unwrap();

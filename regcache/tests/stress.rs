@@ -187,14 +187,24 @@ type FakeCache = Cache<FakeDevice, FakeMonitor>;
 /// Places in which a thread leaves a guard, so that another thread drops the guard.
 type Shelf = [Mutex<Option<Guard<FakeDevice, FakeMonitor>>>; 8];
 
-fn look_up(cache: &FakeCache, shelf: &Shelf, lookups: u64, seed: u64, done: &AtomicU64) -> u64 {
+/// Looks pages up, or only the first page, while `goes_on` returns true for the number of lookups
+/// that were made. Returns the number of stale ones.
+fn look_up(
+    cache: &FakeCache,
+    shelf: &Shelf,
+    one_page: bool,
+    goes_on: impl Fn(u64) -> bool,
+    seed: u64,
+    done: &AtomicU64,
+) -> u64 {
     let kernel = &cache.registrar().0;
     let mut random = Random::new(seed);
     let mut stale = 0;
-    for i in 0..lookups {
+    for i in (0..).take_while(|&i| goes_on(i)) {
         // At least half of the lookups go to a quarter of the pages, so that some entries are hit
         // often.
         let page = match random.below(2) {
+            _ if one_page => 0,
             0 => random.below(PAGES),
             _ => random.below(PAGES / 4),
         };
@@ -238,7 +248,8 @@ fn run(report: Report, lookups: u64, changes: u64) -> u64 {
         let lookers: Vec<_> = (1..=THREADS)
             .map(|seed| {
                 let (cache, shelf, done) = (&cache, &shelf, &done);
-                scope.spawn(move || look_up(cache, shelf, lookups / THREADS, seed, done))
+                let goes_on = move |i| i < lookups / THREADS;
+                scope.spawn(move || look_up(cache, shelf, false, goes_on, seed, done))
             })
             .collect();
         let mut random = Random::new(99);
@@ -272,6 +283,97 @@ fn no_lookup_is_stale_and_nothing_leaks() {
     let lookups = number("REGCACHE_STRESS_LOOKUPS", 2_000_000);
     let changes = number("REGCACHE_STRESS_CHANGES", 20_000);
     assert_eq!(run(Report::InTime, lookups, changes), 0);
+}
+
+/// Several threads hit one entry, so that its references are spread. Meanwhile the page changes and
+/// the cache is flushed. Each thread leaves guards to others, and ends before they are dropped. The
+/// cache is dropped while threads hit the entry.
+fn run_on_one_entry(threads: u64, lookups: u64, changes: u64) {
+    let kernel = FakeKernel::new(Report::InTime);
+    let cache = Cache::builder(FakeDevice(Arc::clone(&kernel)))
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .build()
+        .unwrap();
+    let cache = Arc::new(cache);
+    let shelf: Shelf = Default::default();
+    let (done, started) = (AtomicU64::new(0), Instant::now());
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let lookers: Vec<_> = (1..=threads)
+            .map(|seed| {
+                let (cache, shelf, done, stop) = (Arc::clone(&cache), &shelf, &done, &stop);
+                let goes_on = |_| !stop.load(Ordering::Relaxed);
+                scope.spawn(move || look_up(&cache, shelf, true, goes_on, seed, done))
+            })
+            .collect();
+        let ended = || lookers.iter().any(thread::ScopedJoinHandle::is_finished);
+        for i in 0..changes {
+            // The changes are spread evenly over the lookups, and some come after each change. A
+            // thread ends early if it panics.
+            let before = done.load(Ordering::Relaxed);
+            let apart = (lookups / changes).max(2 * STEP);
+            while done.load(Ordering::Relaxed) < before + apart && !ended() {
+                thread::yield_now();
+            }
+            match i % 4 {
+                0 => drop(cache.flush().unwrap()),
+                1 => cache.reap().unwrap(),
+                _ => kernel.change(0),
+            }
+        }
+        let stats = cache.stats();
+        // One of the other threads is the last that uses the cache.
+        drop(cache);
+        stop.store(true, Ordering::Relaxed);
+        for looker in lookers {
+            assert_eq!(looker.join().unwrap(), 0, "stale");
+        }
+        println!(
+            "{lookups} lookups of one entry by {threads} threads, {changes} changes, in {:?}: {stats}",
+            started.elapsed()
+        );
+        assert!(stats.invalidations > 0);
+    });
+    let on_shelf = shelf.iter().filter(|place| place.lock().unwrap().is_some());
+    assert!(on_shelf.count() > 0, "no guard outlived its thread");
+    drop(shelf);
+    let left = [&kernel.registered, &kernel.watched].map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(left, [0, 0], "registrations, watches");
+}
+
+#[test]
+fn one_entry_that_two_threads_hit_is_never_stale_and_does_not_leak() {
+    let lookups = number("REGCACHE_STRESS_LOOKUPS", 2_000_000);
+    let changes = number("REGCACHE_STRESS_CHANGES", 100);
+    run_on_one_entry(2, lookups, changes);
+}
+
+#[test]
+fn one_entry_that_eight_threads_hit_is_never_stale_and_does_not_leak() {
+    run_on_one_entry(8, 2_000_000, 100);
+}
+
+/// A count of hits is exact, in the entry and in its lanes.
+#[test]
+fn each_hit_of_one_entry_is_counted() {
+    const THREADS: u64 = 4;
+    const LOOKUPS: u64 = 200_000;
+    let kernel = FakeKernel::new(Report::InTime);
+    let cache = Cache::builder(FakeDevice(Arc::clone(&kernel)))
+        .monitor(FakeMonitor(Arc::clone(&kernel)))
+        .build()
+        .unwrap();
+    for round in 1..=3 {
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| (0..LOOKUPS).for_each(|_| drop(cache.get(address(0), 1, ()))));
+            }
+        });
+        let stats = cache.stats();
+        assert_eq!(stats.hits + stats.misses, round * THREADS * LOOKUPS);
+        drop(cache.flush().unwrap());
+        assert_eq!(cache.stats().hits, stats.hits);
+    }
 }
 
 #[test]

@@ -174,9 +174,10 @@ struct regcache_attr {
         uint64_t max_bytes;
         /**
          * The block size in bytes, a power of two. The cache registers whole
-         * aligned blocks. The default is 1. A larger block also pins the memory
-         * around the caller's range, and lets peers with the key access that
-         * memory.
+         * aligned blocks. The default is the page size for local access, and 1
+         * for remote access. A block also makes the memory around the caller's
+         * range accessible with the key, to peers as well if the access is
+         * remote. A block larger than a page also pins that memory.
          */
         uint64_t granularity;
         /**

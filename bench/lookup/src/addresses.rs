@@ -28,12 +28,23 @@ impl Addresses {
     ///
     /// Returns an error if the address space has no room.
     pub fn new(count: usize, len: usize) -> io::Result<Self> {
-        let stride = 4 * len;
+        Self::spaced(count, len, 4 * len)
+    }
+
+    /// Reserves room for `count` ranges of `len` bytes that start every `stride` bytes. `stride`
+    /// must be a power of two. The ranges may overlap. There are no second ranges, unless `stride`
+    /// is at least four times `len`.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the address space has no room.
+    pub fn spaced(count: usize, len: usize, stride: usize) -> io::Result<Self> {
+        let alignment = stride.max(4096);
         let reserved = MmapOptions::new()
-            .len((count + 1) * stride)
+            .len(count * stride + len + alignment)
             .no_reserve_swap()
             .map_anon()?;
-        let base = (reserved.as_ptr() as usize).next_multiple_of(stride);
+        let base = (reserved.as_ptr() as usize).next_multiple_of(alignment);
         Ok(Self {
             base,
             stride,

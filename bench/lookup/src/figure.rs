@@ -23,7 +23,7 @@ pub struct Figure {
     pub name: String,
     /// The measured value for regcache.
     pub value: f64,
-    /// The unit: `ns` or `instructions`.
+    /// The unit: `ns`, `instructions` or `bytes`.
     pub unit: &'static str,
     /// The measured value for UCX's cache, if that cache was measured.
     pub ucx: Option<f64>,

@@ -6,11 +6,16 @@
 //! that the entry is live, takes a reference and counts a hit in a single step.
 //!
 //! ```text
-//!   63                       29 28                     3     2        1         0
-//!  ┌───────────────────────────┬────────────────────────┬────────┬───────────┬──────┐
-//!  │ references, 35 bits       │ hits, 26 bits          │ PARKED │ REVOCABLE │ LIVE │
-//!  └───────────────────────────┴────────────────────────┴────────┴───────────┴──────┘
+//!   63                  29 28                       4     3        2        1         0
+//!  ┌──────────────────────┬──────────────────────────┬────────┬────────┬───────────┬──────┐
+//!  │ references, 35 bits  │ hits, 25 bits            │ SPREAD │ PARKED │ REVOCABLE │ LIVE │
+//!  └──────────────────────┴──────────────────────────┴────────┴────────┴───────────┴──────┘
 //! ```
+//!
+//! The references to an entry that several threads use at once are counted elsewhere, without a
+//! word that all these threads write. The flag `SPREAD` marks such an entry. Its state has the
+//! number of a [`Spread`] in place of the hits (`spread.rs`). The rest of this page is about
+//! entries without the flag.
 //!
 //! The *content* of an entry is its registration, with the range, the access and other data
 //! (`Content` in `mod.rs`). A thread *takes the content out* to deregister the registration. An
@@ -50,9 +55,9 @@
 //!    reference to the registration that is live in the entry at that moment. This registration is
 //!    never dead, but it may not be the one that the reader looked for. So the reader must check
 //!    that the registration serves its request.
-//! 4. *No count runs into its neighbour.* If the word holds 2^25 hits, half of them must move to a
+//! 4. *No count runs into its neighbour.* If the word holds 2^24 hits, half of them must move to a
 //!    separate counter before another reference is granted. While there are 2^33 references or
-//!    more, hits do not move. Each reference granted adds a hit, so at most 2^25 references are
+//!    more, hits do not move. Each reference granted adds a hit, so at most 2^24 references are
 //!    granted beyond 2^33. The count of references has 35 bits, so it does not overflow.
 //!
 //! # Parked entries
@@ -65,18 +70,25 @@
 //! flag has no effect on the argument above.
 
 use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 
-use crate::sys::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell};
+use crate::core::spread::{COLLISIONS, End, Spread, WINDOW};
+use crate::sys::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, UnsafeCell};
 
 const LIVE: u64 = 1;
 /// The flag of a registration that is not retained. The drop of its last guard revokes it.
 const REVOCABLE: u64 = 1 << 1;
 /// The flag of an entry that a search for a victim has found in use.
 const PARKED: u64 = 1 << 2;
+/// The flag of an entry whose references are counted in a [`Spread`]. The flag is set until the
+/// content is taken out.
+const SPREAD: u64 = 1 << 3;
 /// The flags that the drop of a guard must act on.
-const TOLD: u64 = REVOCABLE | PARKED;
-/// The unit of the count of hits.
-const HIT: u64 = 1 << 3;
+const TOLD: u64 = REVOCABLE | PARKED | SPREAD;
+/// The unit of the count of hits, and of the number of a [`Spread`].
+const HIT: u64 = 1 << 4;
+/// The bits of the hits, or of the number of a [`Spread`].
+const HITS: u64 = ONE - HIT;
 /// The value of the hits' bits at which hits move to a separate counter: half of the maximum.
 const MANY_HITS: u64 = 1 << 28;
 /// The hits that move to the separate counter in one step. The remaining hits stay in the word, so
@@ -96,7 +108,11 @@ pub(crate) struct Entry<T> {
     state: AtomicU64,
     /// The reference bit of CLOCK. The bit is not 0 if a lookup found the entry since the last call
     /// of [`was_used`](Entry::was_used).
-    used: AtomicU32,
+    used: AtomicU8,
+    /// The collisions since the number of hits was `window`. Its lower bits are in `window`.
+    /// Threads change the two fields without synchronisation, so a collision may get lost.
+    collisions: AtomicU8,
+    window: AtomicU16,
     /// The number of times that [`MOVED_HITS`] were moved out of the state.
     hit_blocks: AtomicU32,
     content: UnsafeCell<MaybeUninit<T>>,
@@ -113,6 +129,17 @@ pub(crate) enum Left {
     Nobody,
 }
 
+/// The result of an attempt to acquire a spread entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The caller owns a reference.
+    Acquired,
+    /// The entry is not spread, or not live.
+    NotSpread,
+    /// The entry has died. The caller must call [`Spread::undo`].
+    Undo(Spread),
+}
+
 // SAFETY: a `T` moves in and out of an entry by shared reference, so `T` must be `Send`. Several
 // threads read the content at once, so `T` must be `Sync`. Points 1 and 2 above order these
 // accesses.
@@ -126,7 +153,9 @@ impl<T> Entry<T> {
     pub(crate) fn vacant() -> Self {
         Self {
             state: AtomicU64::new(0),
-            used: AtomicU32::new(0),
+            used: AtomicU8::new(0),
+            collisions: AtomicU8::new(0),
+            window: AtomicU16::new(0),
             hit_blocks: AtomicU32::new(0),
             content: UnsafeCell::new(MaybeUninit::uninit()),
         }
@@ -158,11 +187,12 @@ impl<T> Entry<T> {
         // This store comes first. If the page was never touched, a load would make the kernel map
         // the zero page, and the next store would fault again.
         self.used.store(0, Ordering::Relaxed);
+        self.collisions.store(0, Ordering::Relaxed);
         // `LIVE` is clear now, and a reader changes the state only if `LIVE` is set. So no thread
         // changes the state between this load and the store below.
-        let hits = self.state.load(Ordering::Relaxed) & (ONE - HIT);
+        let hits = self.state.load(Ordering::Relaxed) & HITS;
         debug_assert!(
-            self.state.load(Ordering::Relaxed) & (LIVE | REFERENCES) == 0,
+            self.state.load(Ordering::Relaxed) & (LIVE | SPREAD | REFERENCES) == 0,
             "filled an entry in use"
         );
         // SAFETY: the entry is vacant, so there is no reference. No reference is granted until
@@ -187,6 +217,9 @@ impl<T> Entry<T> {
         loop {
             if state & (LIVE | refused) != LIVE {
                 return false;
+            }
+            if state & SPREAD != 0 {
+                return self.acquire_spread(state);
             }
             let next = if state & MANY_HITS == 0 {
                 state + ONE + HIT
@@ -215,11 +248,143 @@ impl<T> Entry<T> {
     pub(crate) fn try_acquire(&self) -> bool {
         let state = self.state.load(Ordering::Relaxed);
         let next = state + ONE + HIT;
-        state & (LIVE | MANY_HITS | REVOCABLE) == LIVE
+        state & (LIVE | MANY_HITS | REVOCABLE | SPREAD) == LIVE
             && self
                 .state
                 .compare_exchange_weak(state, next, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok()
+    }
+
+    /// Takes a reference, if the entry is spread. Otherwise returns a reason to go on in another
+    /// way.
+    #[inline]
+    pub(crate) fn try_acquire_spread(&self) -> Attempt {
+        let state = self.state.load(Ordering::Relaxed);
+        if state & (LIVE | SPREAD) != LIVE | SPREAD {
+            return Attempt::NotSpread;
+        }
+        let spread = spread_of(state);
+        spread.take();
+        if self.is_still(state) {
+            Attempt::Acquired
+        } else {
+            Attempt::Undo(spread)
+        }
+    }
+
+    /// Acquires a retained entry for which [`try_acquire`](Self::try_acquire) has failed. If the
+    /// entry has no flag that explains the failure, another thread has changed the state. If this
+    /// has happened often, the entry is spread. `end` ends the entry.
+    pub(crate) fn acquire_contended(&self, end: End) -> bool {
+        let state = self.state.load(Ordering::Relaxed);
+        let acquired = self.acquire_retained();
+        let collided = state & (LIVE | MANY_HITS | SPREAD) == LIVE;
+        if acquired && collided && self.count_collision(state) {
+            self.spread(end);
+        }
+        acquired
+    }
+
+    /// Takes a reference to an entry whose state was `state`, which has the flags `LIVE` and
+    /// `SPREAD`. `spread.rs` argues why the reference is valid.
+    fn acquire_spread(&self, state: u64) -> bool {
+        let spread = spread_of(state);
+        spread.take();
+        let acquired = self.is_still(state);
+        if !acquired {
+            spread.undo();
+        }
+        acquired
+    }
+
+    /// Returns true if the entry is live, and if its references are counted in the place that
+    /// `state` names.
+    #[inline]
+    fn is_still(&self, state: u64) -> bool {
+        (self.state.load(Ordering::SeqCst) ^ state) & (LIVE | SPREAD | HITS) == 0
+    }
+
+    /// Counts a collision, and returns true if there were many in a short time.
+    #[cold]
+    fn count_collision(&self, state: u64) -> bool {
+        let hits = (state / HIT) as u16;
+        let window = self.window.load(Ordering::Relaxed);
+        let mut collisions = self.collisions.load(Ordering::Relaxed);
+        if collisions == 0 || hits.wrapping_sub(window) > WINDOW {
+            self.window.store(hits, Ordering::Relaxed);
+            collisions = 0;
+        }
+        self.collisions
+            .store(collisions.saturating_add(1), Ordering::Relaxed);
+        collisions >= COLLISIONS
+    }
+
+    /// Spreads the references of a live entry. The caller owns a reference, so the entry is not
+    /// recycled meanwhile.
+    #[cold]
+    pub(crate) fn spread(&self, end: End) {
+        let entry = NonNull::from(self).cast();
+        let Some(spread) = Spread::assign(entry, end) else {
+            return;
+        };
+        let mut state = self.state.load(Ordering::Relaxed);
+        loop {
+            if state & (LIVE | SPREAD | REVOCABLE) != LIVE {
+                return spread.abandon();
+            }
+            spread.set_hits((state & HITS) / HIT);
+            let next = state & !HITS | SPREAD | (spread.number() as u64 * HIT);
+            let order = Ordering::SeqCst;
+            match self.state.compare_exchange_weak(state, next, order, order) {
+                Ok(_) => return,
+                Err(now) => state = now,
+            }
+        }
+    }
+
+    /// Resets the state of an entry that the caller has claimed. Afterwards the entry is not
+    /// spread, and has no references and this number of hits.
+    ///
+    /// # Safety
+    ///
+    /// The caller has claimed the entry, and has not taken its content yet.
+    pub(crate) unsafe fn reset(&self, hits: u64) {
+        let (blocks, rest) = (hits / MOVED_HITS * HIT, hits % (MOVED_HITS / HIT));
+        self.hit_blocks.fetch_add(blocks as u32, Ordering::Relaxed);
+        self.state.store(rest * HIT, Ordering::SeqCst);
+    }
+
+    /// Does the same as [`release`](Self::release), for any entry. Returns [`Left::Index`] also if
+    /// this may have been the last guard of a spread entry. The caller holds no lock.
+    ///
+    /// # Safety
+    ///
+    /// The conditions are those of [`release`](Self::release). The memory of the entry exists until
+    /// the call returns, even if its content is taken out meanwhile.
+    #[must_use]
+    pub(crate) unsafe fn release_told(&self) -> Left {
+        if self.state.load(Ordering::Relaxed) & SPREAD == 0 {
+            // SAFETY: the caller meets the conditions.
+            return unsafe { self.release() };
+        }
+        self.spread_of_reference().drop_and_end();
+        match self.is_in_use() {
+            true => Left::Others,
+            false => Left::Index,
+        }
+    }
+
+    /// Returns true if [`awaits_last_guard`](Self::awaits_last_guard) returned true only because
+    /// the entry is spread. The caller must own a reference.
+    #[inline]
+    pub(crate) fn is_only_spread(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & TOLD == SPREAD
+    }
+
+    /// Returns the `Spread` in which the caller must drop its reference to a spread entry.
+    #[inline]
+    pub(crate) fn spread_of_reference(&self) -> Spread {
+        spread_of(self.state.load(Ordering::Relaxed))
     }
 
     /// Releases a reference. Returns the kind of owners that remain.
@@ -230,25 +395,7 @@ impl<T> Entry<T> {
     #[inline]
     #[must_use]
     pub(crate) unsafe fn release(&self) -> Left {
-        // SAFETY: the caller meets the conditions above, and this call needs no others.
-        unsafe { self.give_back(ONE) }
-    }
-
-    /// Releases a reference that [`acquire`](Self::acquire) has just granted, and subtracts the hit
-    /// that `acquire` counted.
-    ///
-    /// # Safety
-    ///
-    /// The conditions are those of [`release`](Self::release).
-    #[must_use]
-    pub(crate) unsafe fn decline(&self) -> Left {
-        // SAFETY: the caller meets the conditions above, and this call needs no others.
-        unsafe { self.give_back(ONE + HIT) }
-    }
-
-    #[inline]
-    unsafe fn give_back(&self, what: u64) -> Left {
-        let before = self.state.fetch_sub(what, Ordering::Release);
+        let before = self.state.fetch_sub(ONE, Ordering::Release);
         debug_assert!(
             before & REFERENCES != 0,
             "released a reference that did not exist"
@@ -259,10 +406,42 @@ impl<T> Entry<T> {
         self.left_of(before)
     }
 
+    /// Releases a reference that [`acquire`](Self::acquire) has just granted, and subtracts the hit
+    /// that `acquire` counted.
+    ///
+    /// # Safety
+    ///
+    /// The conditions are those of [`release`](Self::release).
+    #[must_use]
+    pub(crate) unsafe fn decline(&self) -> Left {
+        let mut state = self.state.load(Ordering::Relaxed);
+        while state & SPREAD == 0 {
+            let (next, release) = (state - ONE - HIT, Ordering::Release);
+            let relaxed = Ordering::Relaxed;
+            match self
+                .state
+                .compare_exchange_weak(state, next, release, relaxed)
+            {
+                Ok(_) if state & (LIVE | TOLD) == LIVE => return Left::Others,
+                Ok(_) => return self.left_of(state),
+                Err(now) => state = now,
+            }
+        }
+        spread_of(state).undo();
+        Left::Others
+    }
+
     #[cold]
     #[inline(never)]
     fn left_of(&self, before: u64) -> Left {
         let references = before & REFERENCES;
+        if before & SPREAD != 0 {
+            if before & LIVE == 0 {
+                // The kill has moved this reference to the `Spread`. So the content is still there.
+                spread_of(before).drop_and_end();
+            }
+            return Left::Others;
+        }
         if before & LIVE != 0 {
             return if references == ONE + ONE {
                 Left::Index
@@ -288,9 +467,18 @@ impl<T> Entry<T> {
     /// The entry is live and no longer in the index. No other thread kills it.
     #[must_use]
     pub(crate) unsafe fn kill(&self) -> bool {
-        let before = self.state.fetch_sub(LIVE + ONE, Ordering::Release);
+        let before = self.state.fetch_sub(LIVE + ONE, Ordering::SeqCst);
         debug_assert!(before & LIVE != 0, "killed an entry that was not live");
-        self.left_of(before - LIVE) == Left::Nobody
+        if before & SPREAD == 0 {
+            return self.left_of(before - LIVE) == Left::Nobody;
+        }
+        let Some(claimed) = spread_of(before).kill((before & REFERENCES) / ONE - 1) else {
+            return false;
+        };
+        // SAFETY: the entry was claimed.
+        unsafe { self.reset(claimed.hits) };
+        claimed.free();
+        true
     }
 
     #[cfg(all(test, not(loom)))]
@@ -329,11 +517,12 @@ impl<T> Entry<T> {
     /// Returns true if a guard holds this live entry. Another thread may acquire or release a
     /// reference at any time, so the result is only a snapshot.
     pub(crate) fn is_in_use(&self) -> bool {
-        self.state.load(Ordering::Relaxed) & REFERENCES > ONE
+        is_in_use(self.state.load(Ordering::Relaxed))
     }
 
     /// Returns true if the drop of the last guard has to revoke the registration, or to make the
-    /// entry a candidate for eviction again. The caller must own a reference to the entry.
+    /// entry a candidate for eviction again, or if the entry is spread. The caller must own a
+    /// reference to the entry.
     #[inline]
     pub(crate) fn awaits_last_guard(&self) -> bool {
         self.state.load(Ordering::Relaxed) & TOLD != 0
@@ -343,7 +532,7 @@ impl<T> Entry<T> {
     /// the table's lock.
     pub(crate) fn park(&self) -> bool {
         let before = self.state.fetch_or(PARKED, Ordering::Relaxed);
-        let in_use = before & REFERENCES > ONE;
+        let in_use = is_in_use(before);
         if !in_use {
             self.unpark();
         }
@@ -362,6 +551,15 @@ impl<T> Entry<T> {
         self.used.store(1, Ordering::Relaxed);
     }
 
+    /// Does the same as [`touch`](Self::touch), but does not write to the cache line if the bit is
+    /// set already.
+    #[inline]
+    pub(crate) fn touch_shared(&self) {
+        if self.used.load(Ordering::Relaxed) == 0 {
+            self.touch();
+        }
+    }
+
     /// Clears the reference bit, and returns true if it was set.
     pub(crate) fn was_used(&self) -> bool {
         let used = self.used.load(Ordering::Relaxed) != 0;
@@ -372,8 +570,34 @@ impl<T> Entry<T> {
     /// Returns the number of lookups that this entry has served, for all registrations that it has
     /// held.
     pub(crate) fn hits(&self) -> u64 {
-        let here = (self.state.load(Ordering::Relaxed) & (ONE - HIT)) / HIT;
-        u64::from(self.hit_blocks.load(Ordering::Relaxed)) * (MOVED_HITS / HIT) + here
+        let mut state = self.state.load(Ordering::Acquire);
+        loop {
+            let here = match state & SPREAD {
+                0 => (state & HITS) / HIT,
+                _ => spread_of(state).hits(),
+            };
+            let blocks = u64::from(self.hit_blocks.load(Ordering::Relaxed));
+            let now = self.state.load(Ordering::Acquire);
+            // The `Spread` may have been assigned to another entry meanwhile.
+            if (now ^ state) & SPREAD == 0 && (state & SPREAD == 0 || now & HITS == state & HITS) {
+                return blocks * (MOVED_HITS / HIT) + here;
+            }
+            state = now;
+        }
+    }
+}
+
+/// Returns the [`Spread`] that a state with the flag `SPREAD` names.
+#[inline]
+fn spread_of(state: u64) -> Spread {
+    Spread::at(((state & HITS) / HIT) as usize)
+}
+
+fn is_in_use(state: u64) -> bool {
+    let counted = (state & REFERENCES) / ONE;
+    match state & SPREAD {
+        0 => counted > 1,
+        _ => counted.wrapping_add(spread_of(state).references()) != 1,
     }
 }
 
@@ -459,6 +683,145 @@ mod tests {
         }
     }
 
+    /// Ends an entry, and leaves the content to be taken by the test.
+    unsafe fn end(entry: NonNull<()>, hits: u64) {
+        // SAFETY: `spread.rs` calls this function with an entry that was claimed. The type of the
+        // content does not matter here.
+        unsafe { entry.cast::<Entry<u8>>().as_ref().reset(hits) };
+    }
+
+    /// Releases a reference to a spread entry. Returns true if the entry was ended.
+    fn ends<T>(entry: &Entry<T>) -> bool {
+        entry.spread_of_reference().drop_and_end();
+        entry.state.load(Ordering::Relaxed) & SPREAD == 0
+    }
+
+    #[test]
+    fn a_spread_entry_is_taken_once_and_its_hits_are_kept() {
+        let entry = Entry::vacant();
+        // SAFETY: the test counts the references by hand. The threads take and drop them.
+        unsafe {
+            entry.publish(7, false);
+            assert!(entry.acquire());
+            entry.spread(end);
+            assert!(!entry.try_acquire(), "the plain attempt refuses it");
+            assert!(entry.is_in_use());
+            assert!(entry.acquire_contended(end));
+            assert!(entry.acquire_retained());
+            std::thread::scope(|s| {
+                s.spawn(|| assert!(!ends(&entry)));
+            });
+            assert_eq!(entry.decline(), Left::Others);
+            assert_eq!(entry.release(), Left::Others, "in the state");
+            assert!(entry.is_in_use(), "the first reference of publish");
+            assert_eq!(entry.hits(), 2);
+            assert!(!ends(&entry));
+            assert!(!entry.is_in_use());
+            assert!(!entry.park());
+            assert!(entry.acquire());
+            assert!(entry.park());
+            assert!(!entry.is_only_spread());
+            assert_eq!(entry.release_told(), Left::Index);
+            assert!(entry.unpark());
+            assert!(entry.acquire());
+            assert!(!entry.kill(), "a guard is out");
+            assert!(!entry.acquire() && !entry.acquire_contended(end), "dead");
+            assert!(ends(&entry));
+            assert_eq!(entry.take(), 7);
+            assert_eq!(entry.hits(), 4);
+            entry.publish(8, false);
+            assert!(entry.try_acquire() && entry.is_in_use());
+            assert_eq!(entry.release(), Left::Others);
+            assert_eq!(entry.release(), Left::Others);
+            assert_eq!(entry.hits(), 5);
+            entry.spread(end);
+            assert!(entry.kill(), "idle");
+            assert_eq!(entry.take(), 8);
+        }
+    }
+
+    #[test]
+    fn a_reference_in_the_state_may_be_dropped_after_the_death_of_a_spread_entry() {
+        let entry = Entry::vacant();
+        // SAFETY: the test has one thread, and it counts the references by hand.
+        unsafe {
+            entry.publish(7, false);
+            assert!(entry.acquire() && entry.acquire());
+            entry.spread(end);
+            assert!(!ends(&entry));
+            assert!(!entry.kill());
+            assert_eq!(entry.release(), Left::Others);
+            assert!(entry.state.load(Ordering::Relaxed) & SPREAD != 0);
+            assert_eq!(entry.release(), Left::Others);
+            assert_eq!(entry.state.load(Ordering::Relaxed), 2 * HIT, "ended");
+            assert_eq!(entry.take(), 7);
+        }
+    }
+
+    #[test]
+    fn revocable_and_dead_entries_are_not_spread() {
+        let entry = Entry::vacant();
+        // SAFETY: the test has one thread, and it counts the references by hand.
+        unsafe {
+            entry.publish(7, true);
+            entry.spread(end);
+            assert_eq!(entry.release(), Left::Index);
+            assert!(entry.kill());
+            entry.spread(end);
+            assert_eq!(entry.take(), 7);
+            entry.publish(8, false);
+            assert!(entry.try_acquire());
+        }
+    }
+
+    #[test]
+    fn an_entry_is_spread_after_many_collisions_in_a_short_time() {
+        let entry = Entry::vacant();
+        // SAFETY: the content needs no drop.
+        unsafe { entry.publish(7, false) };
+        let collisions = |apart: u64| {
+            let mut hits = 0;
+            let mut count = || {
+                hits += apart;
+                entry.count_collision(hits * HIT)
+            };
+            (0..100).any(|_| count())
+        };
+        assert!(!collisions(u64::from(WINDOW) / 4), "too far apart");
+        assert!(collisions(100));
+    }
+
+    #[test]
+    fn without_a_place_for_its_counts_an_entry_is_not_spread() {
+        let entries: Vec<_> = (0..400).map(|_| Entry::vacant()).collect();
+        let in_state = || entries.iter().filter(|entry| entry.try_acquire()).count();
+        // SAFETY: the test has one thread, and it counts the references by hand.
+        unsafe {
+            for entry in &entries {
+                entry.publish(7, false);
+                entry.spread(end);
+            }
+            let plain = in_state();
+            assert!((400 - crate::core::spread::MOST..400).contains(&plain));
+            for entry in &entries {
+                let _ = entry.kill();
+            }
+            for entry in &entries {
+                if entry.state.load(Ordering::Relaxed) & SPREAD != 0 {
+                    assert!(ends(entry) || ends(entry));
+                } else if entry.release() != Left::Nobody {
+                    assert_eq!(entry.release(), Left::Nobody);
+                }
+                entry.take();
+            }
+            entries[0].publish(8, false);
+            entries[0].spread(end);
+            assert!(!entries[0].try_acquire(), "a place is free again");
+            assert!(!entries[0].kill());
+            assert!(ends(&entries[0]));
+        }
+    }
+
     #[test]
     fn hits_are_counted_past_the_room_for_them_and_from_life_to_life() {
         let entry = Entry::vacant();
@@ -509,54 +872,170 @@ mod loom_tests {
     use loom::thread;
 
     use super::*;
+    use crate::core::spread;
+
+    /// The content of an entry. A test has another `Arc` of it. So at the end, the count shows
+    /// whether the content was taken once.
+    type Content = Arc<()>;
+
+    fn live_entry() -> (Arc<Entry<Content>>, Content) {
+        let (entry, content) = (Entry::vacant(), Arc::new(()));
+        // SAFETY: the entry is vacant and not shared yet.
+        unsafe { entry.publish(Arc::clone(&content), false) };
+        (Arc::new(entry), content)
+    }
+
+    fn assert_taken_once(content: &Content) {
+        assert_eq!(Arc::strong_count(content), 1);
+    }
+
+    /// Takes the content of an entry that an undone reference has claimed.
+    unsafe fn end(entry: NonNull<()>, hits: u64) {
+        // SAFETY: `spread.rs` calls this function once, with the entry that `spread` has got.
+        unsafe {
+            let entry = entry.cast::<Entry<Content>>().as_ref();
+            entry.reset(hits);
+            drop(entry.take());
+        }
+    }
+
+    /// Reads the content, releases a reference as a guard does, and takes the content if this was
+    /// the last one.
+    unsafe fn read_and_release(entry: &Entry<Content>) {
+        // SAFETY: the caller owns a reference, which is not used afterwards. The test keeps the
+        // entry. The content is taken if the release requires that.
+        unsafe {
+            drop(Arc::clone(entry.content()));
+            let left = match entry.awaits_last_guard() {
+                true => entry.release_told(),
+                false => entry.release(),
+            };
+            if left == Left::Nobody {
+                drop(entry.take());
+            }
+        }
+    }
+
+    /// Kills the entry, and takes the content if no reference is left. Returns true if it was
+    /// taken.
+    unsafe fn kill(entry: &Entry<Content>) -> bool {
+        // SAFETY: the entry is live, and only the caller kills it. The content is taken if the kill
+        // requires that.
+        unsafe {
+            let taken = entry.kill();
+            if taken {
+                drop(entry.take());
+            }
+            taken
+        }
+    }
 
     /// Readers acquire and release while the entry is killed. In every interleaving the content is
-    /// taken exactly once, and no reader sees content that was taken.
+    /// taken exactly once, and no reader sees content that was taken. If `spread` is true, one of
+    /// the readers spreads the entry.
+    fn taken_once(spread: bool) {
+        let (entry, content) = live_entry();
+        let readers = (0..2).map(|lane| {
+            let entry = Arc::clone(&entry);
+            thread::spawn(move || {
+                spread::threads::set(lane);
+                if entry.acquire() {
+                    if spread && lane == 0 {
+                        entry.spread(end);
+                    }
+                    // SAFETY: the reference was acquired above.
+                    unsafe { read_and_release(&entry) };
+                }
+            })
+        });
+        let readers: Vec<_> = readers.collect();
+        // SAFETY: the entry is live, and only this thread kills it. `publish` gave this thread a
+        // reference.
+        unsafe {
+            kill(&entry);
+            read_and_release(&entry);
+        }
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        assert_taken_once(&content);
+    }
+
     #[test]
     fn loom_content_is_taken_once_and_never_seen_after() {
+        loom::model(|| taken_once(false));
+    }
+
+    #[test]
+    fn loom_an_entry_may_be_spread_while_it_is_killed() {
+        loom::model(|| taken_once(true));
+    }
+
+    /// The entry is spread from the start. Each reader drops its reference in the lane of the
+    /// other, as if it had sent its guard there.
+    #[test]
+    fn loom_content_of_a_spread_entry_is_taken_once_and_never_seen_after() {
         loom::model(|| {
-            let entry = Arc::new(Entry::vacant());
-            let first = Arc::new(());
-            // SAFETY: the entry is vacant and not shared yet.
-            unsafe { entry.publish(Arc::clone(&first), false) };
-
-            let readers: Vec<_> = (0..2)
-                .map(|_| {
-                    let entry = Arc::clone(&entry);
-                    thread::spawn(move || {
-                        if !entry.acquire() {
-                            return 0;
-                        }
+            let (entry, content) = live_entry();
+            entry.spread(end);
+            let readers = (0..2).map(|lane| {
+                let entry = Arc::clone(&entry);
+                thread::spawn(move || {
+                    spread::threads::set(lane);
+                    if entry.acquire() {
+                        spread::threads::set(1 - lane);
                         // SAFETY: the reference was acquired above.
-                        drop(Arc::clone(unsafe { entry.content() }));
-                        // SAFETY: the reference was acquired above and is not used afterwards.
-                        if unsafe { entry.release() } == Left::Nobody {
-                            // SAFETY: the call above told this thread to take the content.
-                            drop(unsafe { entry.take() });
-                            return 1;
-                        }
-                        0
-                    })
+                        unsafe { read_and_release(&entry) };
+                    }
                 })
-                .collect();
-
-            // SAFETY: the entry is live, and only this thread kills it.
-            let mut taken = u32::from(unsafe { entry.kill() });
-            if taken == 1 {
-                // SAFETY: the call above told this thread to take the content.
-                drop(unsafe { entry.take() });
-            }
-            // SAFETY: publish gave this thread a reference.
-            if unsafe { entry.release() } == Left::Nobody {
-                taken += 1;
-                // SAFETY: the call above told this thread to take the content.
-                drop(unsafe { entry.take() });
+            });
+            let readers: Vec<_> = readers.collect();
+            // SAFETY: `publish` gave this thread a reference. Only this thread kills the entry.
+            unsafe {
+                read_and_release(&entry);
+                kill(&entry);
             }
             for reader in readers {
-                taken += reader.join().unwrap();
+                reader.join().unwrap();
             }
-            assert_eq!(taken, 1);
-            // loom's Arc reports a leak or a double drop of `first`.
+            assert_taken_once(&content);
+        });
+    }
+
+    /// A reader finds an entry to be spread. Before it takes its reference, the entry dies, and its
+    /// `Spread` serves another entry, which dies too. The reader's reference, which it undoes,
+    /// keeps neither entry alive.
+    #[test]
+    fn loom_a_late_reader_keeps_no_other_entry() {
+        // With more preemptions, the model takes too long.
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = model.preemption_bound.map(|bound| bound.min(2));
+        model.check(|| {
+            let ((first, content), (second, other)) = (live_entry(), live_entry());
+            first.spread(end);
+            let reader = {
+                let first = Arc::clone(&first);
+                thread::spawn(move || {
+                    spread::threads::set(1);
+                    if first.acquire() {
+                        // SAFETY: the reference was acquired above.
+                        unsafe { read_and_release(&first) };
+                    }
+                })
+            };
+            // SAFETY: `publish` gave this thread the references. Only this thread kills the
+            // entries.
+            unsafe {
+                read_and_release(&first);
+                if kill(&first) {
+                    second.spread(end);
+                }
+                read_and_release(&second);
+                kill(&second);
+            }
+            reader.join().unwrap();
+            assert_taken_once(&content);
+            assert_taken_once(&other);
         });
     }
 }

@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 use crate::core::Content;
 use crate::core::entry::{Entry, Left};
 use crate::core::slot::EntryId;
+use crate::core::spread::{choose_lane, has_lane};
 use crate::monitor::{Auto, Monitor};
 use crate::range::VaRange;
 use crate::registrar::Registrar;
@@ -115,7 +116,7 @@ impl<R: Registrar, M: Monitor> Drop for Guard<R, M> {
     #[inline]
     fn drop(&mut self) {
         if self.entry().awaits_last_guard() {
-            release_last(self.entry);
+            release_noting(self.entry);
             return;
         }
         // SAFETY: this guard owns the reference, and the guard is not used afterwards.
@@ -123,6 +124,20 @@ impl<R: Registrar, M: Monitor> Drop for Guard<R, M> {
             deregister_last(self.entry);
         }
     }
+}
+
+/// Ends an entry whose references were spread, and which the caller has claimed (`spread.rs`).
+///
+/// # Safety
+///
+/// `entry` is an [`Entry`] for a [`Content`] of this type. The caller has claimed it, and it has
+/// this number of hits.
+pub(crate) unsafe fn end_spread<R: Registrar, M: Monitor>(entry: NonNull<()>, hits: u64) {
+    let entry = entry.cast::<Entry<Content<R, M>>>();
+    // SAFETY: the caller has claimed the entry. The content is still there, and keeps the slab
+    // alive.
+    unsafe { entry.as_ref().reset(hits) };
+    deregister_last(entry);
 }
 
 /// Deregisters a registration whose last guard was dropped.
@@ -150,8 +165,25 @@ fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>
     core.deregister_entry(content);
 }
 
-/// Releases a reference to a revocable or parked entry. If this was the last guard, revokes the
-/// registration, or makes the entry a candidate for eviction again.
+/// Releases a reference to an entry with a flag that the drop of a guard must act on.
+#[cold]
+#[inline(never)]
+fn release_noting<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
+    // SAFETY: the caller's reference keeps the entry alive, as in `Guard::entry`. That reference is
+    // released only below.
+    let shared = unsafe { entry.as_ref() };
+    // As in `Cache::get`, each rare case is a jump.
+    if !(shared.is_only_spread() && has_lane()) {
+        return release_last(entry);
+    }
+    let spread = shared.spread_of_reference();
+    if let Some(word) = spread.drop_one() {
+        spread.end_if_last(word);
+    }
+}
+
+/// Releases a reference to a revocable, parked or spread entry. If this was the last guard, revokes
+/// the registration, or makes the entry a candidate for eviction again.
 #[cold]
 fn release_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) {
     let _uncancelled = Uncancelled::begin();
@@ -161,9 +193,10 @@ fn release_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) 
     // SAFETY: the caller's reference is released only below.
     let content = unsafe { shared.content() };
     let (core, id) = (Arc::clone(&content.core), content.id);
+    choose_lane();
     // SAFETY: the reference that is released is the caller's, and the caller does not use it
-    // afterwards.
-    match unsafe { shared.release() } {
+    // afterwards. The core keeps the slab alive.
+    match unsafe { shared.release_told() } {
         Left::Nobody => deregister_last(entry),
         Left::Index if core.in_child() => {}
         Left::Index => {

@@ -11,6 +11,11 @@
 //! a large registration are looked up one after another, their hints do not evict all others. A
 //! lookup first tries the page size of the hint that was noted last. If that fails, the lookup
 //! tries all page sizes that were ever noted.
+//!
+//! A set has few places, and all hints of a page are in one set. Many registrations may start in
+//! one page: small buffers, or ranges that overlap like the windows of an arena. So if a set is
+//! full of hints of one page, the page is *crowded*. The new hint then uses the next smaller page
+//! size. If pages of one size were crowded several times, no further hint uses that size.
 
 use std::io;
 
@@ -20,15 +25,21 @@ use crate::sys::prefetch::prefetch;
 use crate::sys::sync::{AtomicU32, Ordering};
 use crate::sys::zeroed::{FromZeros, Zeroed};
 
-/// The binary logarithm of the smallest page size, 4096 bytes. The page sizes of the hints only
+/// The binary logarithm of the smallest page size, 64 bytes. The page sizes of the hints only
 /// affect speed, so they need not be the kernel's page sizes.
-const SMALLEST: u32 = 12;
+const SMALLEST: u32 = 6;
 
-/// The binary logarithm of 16, the ratio of each page size to the next smaller one.
+/// The binary logarithm of the second page size, 4096 bytes.
+const SECOND: u32 = 12;
+
+/// The binary logarithm of 16, the ratio of each further page size to the next smaller one.
 const STEP: u32 = 4;
 
 /// The number of page sizes. The largest page size is 256 MiB.
-const SIZES: u32 = 5;
+const SIZES: usize = 6;
+
+/// The number of crowded pages of one size after which no further hint uses that size.
+const CROWDED: u32 = 16;
 
 /// The number of hints in a set. With 4 hints, a set takes a quarter of a cache line.
 const WAYS: usize = 4;
@@ -84,8 +95,19 @@ fn hint(slot: Slot, tag: u8) -> u32 {
 
 /// Returns the index of the page size that a registration of `range` uses. The index of the
 /// smallest page size is 0.
-fn size_of(range: VaRange) -> u32 {
-    ((range.len().ilog2().max(SMALLEST) - SMALLEST) / STEP).min(SIZES - 1)
+fn size_of(range: VaRange) -> usize {
+    match range.len().ilog2().checked_sub(SECOND) {
+        Some(above) => (1 + above / STEP).min(SIZES as u32 - 1) as usize,
+        None => 0,
+    }
+}
+
+/// Returns the binary logarithm of the page size with this index.
+fn shift_of(size: usize) -> u32 {
+    match size {
+        0 => SMALLEST,
+        _ => SECOND + STEP * (size as u32 - 1),
+    }
 }
 
 /// The table of hints; see the head of this file.
@@ -101,6 +123,8 @@ pub(crate) struct Hints {
     sizes: AtomicU32,
     /// The binary logarithm of the page size that was noted last.
     latest: AtomicU32,
+    /// The number of crowded pages that were met, for each page size.
+    crowded: [AtomicU32; SIZES],
 }
 
 impl Hints {
@@ -119,7 +143,8 @@ impl Hints {
             shift: AtomicU32::new(u64::BITS - sets.min(FIRST_SETS).trailing_zeros()),
             found: AtomicU32::new(0),
             sizes: AtomicU32::new(0),
-            latest: AtomicU32::new(SMALLEST),
+            latest: AtomicU32::new(SECOND),
+            crowded: std::array::from_fn(|_| AtomicU32::new(0)),
         })
     }
 
@@ -152,7 +177,7 @@ impl Hints {
     ) -> Option<T> {
         let mut sizes = self.sizes.load(Ordering::Relaxed);
         while sizes != 0 {
-            let (set, tag) = self.locate(address, SMALLEST + STEP * sizes.trailing_zeros());
+            let (set, tag) = self.locate(address, shift_of(sizes.trailing_zeros() as usize));
             sizes &= sizes - 1;
             for slot in set.of_tag(tag) {
                 if let Some(found) = serve(slot) {
@@ -182,15 +207,20 @@ impl Hints {
         if slot.0 as usize >= self.in_use() * WAYS / 2 {
             self.grow();
         }
-        let size = size_of(range);
+        let mut size = size_of(range);
+        let (set, tag) = loop {
+            let (set, tag) = self.locate(address, shift_of(size));
+            if set.of_tag(tag).any(|other| other == slot) {
+                return;
+            }
+            if size == 0 || !self.is_crowded(size, set, tag) {
+                break (set, tag);
+            }
+            size -= 1;
+        };
         let sizes = self.sizes.load(Ordering::Relaxed) | 1 << size;
         self.sizes.store(sizes, Ordering::Relaxed);
-        let shift = SMALLEST + STEP * size;
-        self.latest.store(shift, Ordering::Relaxed);
-        let (set, tag) = self.locate(address, shift);
-        if set.of_tag(tag).any(|other| other == slot) {
-            return;
-        }
+        self.latest.store(shift_of(size), Ordering::Relaxed);
         // The hints of a set are ordered by age. The oldest one is dropped.
         for i in (1..WAYS).rev() {
             set.0[i].store(set.0[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
@@ -198,35 +228,62 @@ impl Hints {
         set.0[0].store(hint(slot, tag), Ordering::Relaxed);
     }
 
+    /// Returns true if a new hint for a page of this size must use a smaller size, because the set
+    /// of the page is full of the page's hints, or because that has happened too often.
+    fn is_crowded(&self, size: usize, set: &Set, tag: u8) -> bool {
+        let crowded = self.crowded[size].load(Ordering::Relaxed);
+        if crowded >= CROWDED {
+            return true;
+        }
+        let is_full = set.of_tag(tag).count() == WAYS;
+        if is_full {
+            self.crowded[size].store(crowded + 1, Ordering::Relaxed);
+        }
+        is_full
+    }
+
     /// Drops the hints to `slot`, which is no longer an entry of `range`. If the same memory is
-    /// registered again, its lookups then do not probe the old slot first. Very large registrations
-    /// may leave wrong hints, each of which costs only a probe. The caller holds the table's lock.
+    /// registered again, its lookups then do not probe the old slot first. Some registrations may
+    /// leave wrong hints, each of which costs only a probe: very large ones, and those for which
+    /// parts of crowded pages were looked up. The caller holds the table's lock.
     pub(crate) fn forget(&self, slot: Slot, range: VaRange) {
-        let shift = SMALLEST + STEP * size_of(range);
+        let size = size_of(range);
+        let shift = shift_of(size);
         let pages = (range.start() >> shift)..=((range.end() - 1) >> shift);
         for page in pages.take(FORGOTTEN) {
-            let (set, tag) = self.locate(page << shift, shift);
-            let hint = hint(slot, tag);
-            let mut to = 0;
-            for from in 0..WAYS {
-                let its = set.0[from].load(Ordering::Relaxed);
-                if its != hint {
-                    if to != from {
-                        set.0[to].store(its, Ordering::Relaxed);
-                    }
-                    to += 1;
+            self.forget_one(slot, page << shift, shift);
+        }
+        let mut smaller = self.sizes.load(Ordering::Relaxed) & ((1 << size) - 1);
+        while smaller != 0 {
+            let shift = shift_of(smaller.trailing_zeros() as usize);
+            self.forget_one(slot, range.start(), shift);
+            smaller &= smaller - 1;
+        }
+    }
+
+    /// Drops the hint to `slot` of the page that contains `address`.
+    fn forget_one(&self, slot: Slot, address: usize, shift: u32) {
+        let (set, tag) = self.locate(address, shift);
+        let hint = hint(slot, tag);
+        let mut to = 0;
+        for from in 0..WAYS {
+            let its = set.0[from].load(Ordering::Relaxed);
+            if its != hint {
+                if to != from {
+                    set.0[to].store(its, Ordering::Relaxed);
                 }
+                to += 1;
             }
-            for rest in to..WAYS {
-                set.0[rest].store(0, Ordering::Relaxed);
-            }
+        }
+        for rest in to..WAYS {
+            set.0[rest].store(0, Ordering::Relaxed);
         }
     }
 
     /// Begins to load the hint for the start of `range`, which [`forget`](Self::forget) will drop.
     #[inline]
     pub(crate) fn prefetch(&self, range: VaRange) {
-        let shift = SMALLEST + STEP * size_of(range);
+        let shift = shift_of(size_of(range));
         prefetch(self.locate(range.start(), shift).0);
     }
 
@@ -279,19 +336,41 @@ mod tests {
     }
 
     #[test]
+    fn hints_of_many_small_buffers_and_windows_push_none_out() {
+        for (distance, len) in [(64, 64), (64, 256), (512, 512), (PAGE, 16 * PAGE)] {
+            let hints = Hints::new(1 << 16).unwrap();
+            let address = |i: u32| 0x7f00_0000_0000 + i as usize * distance;
+            let all = 0..4096;
+            for _ in 0..2 {
+                for i in all.clone() {
+                    hints.note_found(address(i), Slot(i), range(address(i), len));
+                }
+            }
+            let first = |i: &u32| hints.first(address(*i)) == Some(Slot(*i));
+            let found = all.filter(first).count();
+            assert!(found > 3600, "{found} of {len} bytes each {distance}");
+        }
+    }
+
+    #[test]
     fn what_was_noted_is_found_for_the_whole_page_until_others_push_it_out() {
-        let hints = Hints::new(4).unwrap();
+        let hints = Hints::new(64).unwrap();
         let page = range(0x7000_1000, PAGE);
         hints.note(0x7000_1234, Slot(3), page);
         assert_eq!(slots(&hints, 0x7000_1fff), [3]);
         assert!(slots(&hints, 0x7000_2000).is_empty());
         hints.note(0x7000_1000, Slot(3), page);
         assert_eq!(slots(&hints, 0x7000_1000), [3], "noted once");
-        for slot in 4..8 {
+        for slot in 4..7 {
+            hints.note(0x7000_1000, Slot(slot), page);
+        }
+        assert_eq!(slots(&hints, 0x7000_1000), [6, 5, 4, 3], "newest first");
+        for slot in 7..12 {
             hints.note(0x7000_1000, Slot(slot), page);
         }
         let now = slots(&hints, 0x7000_1000);
-        assert_eq!(now, [7, 6, 5, 4], "newest first, the oldest gone");
+        assert_eq!(now, [11, 10, 9, 8, 6, 5, 4, 3], "the smallest page first");
+        assert_eq!(slots(&hints, 0x7000_1fff), [6, 5, 4, 3]);
     }
 
     #[test]

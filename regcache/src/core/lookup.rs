@@ -73,7 +73,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         }
         let guard = Guard::owning(NonNull::from(entry));
         if guard.content().serves(range, access) {
-            entry.touch();
+            entry.touch_shared();
             return Some(guard);
         }
         guard.decline();
@@ -93,7 +93,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         if !revocable {
             self.hints.note_found(range.start(), slot, whole);
         }
-        entry.touch();
+        entry.touch_shared();
         Some(Guard::owning(NonNull::from(entry)))
     }
 }
@@ -401,9 +401,13 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         if self.is_revocable(access) {
             return range;
         }
-        let whole = self
-            .widening
-            .widen(range, |block| table.neighbours(block, access));
+        let default = if access.is_remote() {
+            1
+        } else {
+            self.page_size
+        };
+        let neighbours = |block| table.neighbours(block, access);
+        let whole = self.widening.widen(range, default, neighbours);
         if whole == range || table.could_hold(self.pinned(whole)) {
             whole
         } else {

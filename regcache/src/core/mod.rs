@@ -12,8 +12,9 @@
 //!   `index.rs`;
 //! - `range_map.rs`, `eviction.rs`, `batch.rs`, `hints.rs`, `budget.rs`, `pool.rs`, `widen.rs` and
 //!   `fresh.rs` have parts of the table and of the core;
-//! - `slab.rs` has the array of all entries, `entry.rs` a single entry, and `marks.rs` the marks of
-//!   the entries that a drain has found;
+//! - `slab.rs` has the array of all entries, `entry.rs` a single entry, `spread.rs` the counts of
+//!   an entry that many threads use at once, and `marks.rs` the marks of the entries that a drain
+//!   has found;
 //! - `slot.rs` has the names of places and registrations.
 
 pub(crate) mod batch;
@@ -35,6 +36,7 @@ pub(crate) mod reclaim;
 pub(crate) mod slab;
 pub(crate) mod slot;
 pub(crate) mod slots;
+pub(crate) mod spread;
 pub(crate) mod table;
 pub(crate) mod uncached;
 pub(crate) mod widen;
@@ -58,6 +60,8 @@ use crate::error::{Error, RegisterError};
 use crate::monitor::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::registrar::{Access, Registrar};
+#[cfg(feature = "snapshot")]
+use crate::snapshot::Snapshot;
 use crate::sys::fork::ForkMark;
 use crate::sys::sync::{Arc, Condvar, Ordering};
 use crate::sys::worker::Wake;
@@ -371,6 +375,24 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             cursor = self.lock().unlink_overlapping(&self.slab, range, at);
             self.table.yield_to_waiters();
         }
+    }
+
+    /// Returns a picture of the registrations. It is taken in pieces, so that lookups do not wait
+    /// for long.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn snapshot(&self) -> Snapshot<R::Access> {
+        let mut entries = Vec::new();
+        let slots = {
+            let table = self.lock();
+            table.describe_uncached(&mut entries);
+            table.slots()
+        };
+        for first in (0..slots).step_by(PIECE) {
+            let piece = first..slots.min(first + PIECE as u32);
+            self.lock().describe_slots(&self.slab, piece, &mut entries);
+            self.table.yield_to_waiters();
+        }
+        Snapshot::new(entries)
     }
 
     /// Wakes the threads that wait for a deregistration.

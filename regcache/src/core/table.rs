@@ -27,6 +27,8 @@ use crate::core::uncached::Uncached;
 use crate::monitor::Cookie;
 use crate::range::VaRange;
 use crate::registrar::Access;
+#[cfg(feature = "snapshot")]
+use crate::snapshot::{EntryState, SnapshotEntry};
 use crate::stats::Stats;
 
 /// The state that the cache's lock protects; see the head of this file.
@@ -482,6 +484,38 @@ impl<A: Access> Table<A> {
             .map(|slot| self.slots.id(slot))
             .chain(self.uncached.ids(&meant))
             .collect()
+    }
+
+    /// Appends the registrations at the given slots to `to`.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn describe_slots<T>(
+        &self,
+        slab: &Slab<T>,
+        slots: Range<u32>,
+        to: &mut Vec<SnapshotEntry<A>>,
+    ) {
+        to.extend(slots.map(Slot).filter_map(|slot| {
+            let record = self.slots.at(slot);
+            let is_in_use = || slab.get(slot).is_some_and(Entry::is_in_use);
+            let (state, in_use) = match record.phase() {
+                Phase::Vacant => return None,
+                Phase::Pending { .. } => (EntryState::Making, true),
+                Phase::Linked if slab.marks.contains(slot) => {
+                    (EntryState::Invalidated, is_in_use())
+                }
+                Phase::Linked => (EntryState::Cached, is_in_use()),
+                Phase::Unlinked { held } => (EntryState::Leaving, held),
+            };
+            let access = Some(record.access);
+            Some(SnapshotEntry::new(record.range, access, state, in_use))
+        }));
+    }
+
+    /// Appends the uncached registrations to `to`.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn describe_uncached(&self, to: &mut Vec<SnapshotEntry<A>>) {
+        let uncached = |range| SnapshotEntry::new(range, None, EntryState::Uncached, true);
+        to.extend(self.uncached.ranges().map(uncached));
     }
 
     /// Returns true if the registration was deregistered.

@@ -45,6 +45,12 @@ impl Uncached {
         self.ranges.contains_key(&number)
     }
 
+    /// Returns the ranges of the registrations.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = VaRange> {
+        self.ranges.values().copied()
+    }
+
     /// Returns the ids of the registrations for whose ranges `meant` returns true.
     pub(crate) fn ids(&self, meant: impl Fn(&VaRange) -> bool) -> impl Iterator<Item = EntryId> {
         let ranges = self.ranges.iter().filter(move |(_, range)| meant(range));

@@ -13,7 +13,7 @@
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
     Arc, Condvar, Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+    atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
 };
 
 #[cfg(loom)]
@@ -21,9 +21,18 @@ pub(crate) use loom::{
     cell::UnsafeCell,
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
 };
+
+/// Orders a sequentially consistent store before the sequentially consistent loads that follow it.
+/// The orderings of the two do so already. But loom weakens them to release and acquire, and
+/// supports only fences that are sequentially consistent.
+#[inline]
+pub(crate) fn after_store() {
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+}
 
 /// std's `UnsafeCell` with the interface of loom's.
 #[cfg(not(loom))]

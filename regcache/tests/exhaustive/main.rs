@@ -11,6 +11,7 @@ mod cache;
 mod fault;
 mod kernel;
 mod model;
+mod spread;
 mod state;
 mod symmetry;
 
@@ -18,6 +19,7 @@ use std::time::Instant;
 
 use fault::Fault;
 use model::{Protocol, Scenario, Sight, tell};
+use spread::Counts;
 use stateright::{Checker, HasDiscoveries, Model};
 
 /// The scenarios that every test run explores completely. Each scenario takes a few seconds.
@@ -108,5 +110,53 @@ fn each_injected_fault_is_found() {
         let (property, states, trace) = found.unwrap_or_else(|| panic!("not found: {name}"));
         println!("fault: {name}: found, states={states}; violated: {property}:\n{trace}");
         assert!(fault.breaks().contains(&property), "{name}");
+    }
+}
+
+/// The counts of the model of spread counts, and the fault that it has.
+fn counts(lookups: u8, registrations: u8, fault: Option<spread::Fault>) -> Counts {
+    Counts {
+        lookups,
+        registrations,
+        fault,
+    }
+}
+
+/// Explores the model of spread counts.
+fn explore_counts(counts: Counts) {
+    let started = Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let checker = counts.checker().threads(threads).spawn_dfs().join();
+    checker.assert_properties();
+    println!(
+        "model of spread counts: {counts:?}: states={} ({:.1} s)",
+        checker.unique_state_count(),
+        started.elapsed().as_secs_f32()
+    );
+}
+
+#[test]
+fn spread_counts_hold_in_every_interleaving() {
+    explore_counts(counts(1, 3, None));
+}
+
+#[test]
+#[ignore = "takes a minute: cargo xtask model"]
+fn spread_counts_hold_with_more_lookups() {
+    explore_counts(counts(2, 3, None));
+}
+
+#[test]
+fn each_fault_of_spread_counts_is_found() {
+    for fault in spread::Fault::ALL {
+        let checker = counts(2, 3, Some(fault))
+            .checker()
+            .finish_when(HasDiscoveries::AnyFailures)
+            .spawn_bfs()
+            .join();
+        let states = checker.unique_state_count();
+        let found = checker.discoveries();
+        assert!(!found.is_empty(), "not found: {fault:?}");
+        println!("fault: {fault:?}: found, states={states}");
     }
 }

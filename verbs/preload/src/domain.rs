@@ -151,7 +151,8 @@ impl Domain {
             closed: Arc::clone(&closed),
             made,
         };
-        let mut builder = Cache::builder(registrar).monitor(monitor);
+        // The program may rely on the device to refuse accesses beyond its registration.
+        let mut builder = Cache::builder(registrar).monitor(monitor).granularity(1);
         if let Some(entries) = settings.max_entries {
             builder = builder.max_entries(entries);
         }

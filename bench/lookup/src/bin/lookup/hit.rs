@@ -1,6 +1,7 @@
 //! Measures hits.
 
 use regcache_bench_harness::{Pinned, cpu_count, measure as measure_rounds};
+use regcache_bench_lookup::Addresses;
 use regcache_bench_lookup::figure::Threshold;
 
 use crate::Result;
@@ -15,12 +16,15 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
         one_thread(report, entries)?;
     }
     within(report)?;
+    small(report, Loop::Random)?;
+    windows(report)?;
     if cpu_count() < 2 {
         eprintln!("lookup: this machine has one CPU, so two threads are not measured");
         return Ok(());
     }
     two_threads_on_few(report)?;
-    two_threads_on_many(report)
+    two_threads_on_many(report)?;
+    small(report, Loop::RandomByTwo)
 }
 
 fn one_thread(report: &mut Report, entries: usize) -> Result<()> {
@@ -59,10 +63,46 @@ fn within(report: &mut Report) -> Result<()> {
     )
 }
 
+/// Measures lookups of small buffers that fill pages. The last number of a name is the number of
+/// pages.
+fn small(report: &mut Report, measured: Loop) -> Result<()> {
+    let (suffix, _here) = match measured {
+        Loop::RandomByTwo => ("/2threads", None),
+        _ => ("", Some(Pinned::to(0))),
+    };
+    for bytes in [64, 256, 512] {
+        for pages in [1, 64, 1024] {
+            let buffers = pages * 4096 / bytes;
+            let name = format!("hit/small/{bytes}/{pages}{suffix}");
+            report.compare_rebuilt(&name, Threshold::OfUcx(1.0), buffers, |effort| {
+                let addresses = Addresses::spaced(buffers, bytes, bytes)?;
+                let pair = Pair::of(addresses, room(buffers))?;
+                Ok(measure_rounds(effort, &mut pair.variants(measured, None)))
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Measures lookups of ranges of 16 pages that start at every page of an arena.
+fn windows(report: &mut Report) -> Result<()> {
+    let _here = Pinned::to(0);
+    let count = 10_000;
+    report.compare_rebuilt("hit/window", Threshold::OfUcx(1.0), count, |effort| {
+        let addresses = Addresses::spaced(count, 16 * 4096, 4096)?;
+        let pair = Pair::of(addresses, room(count))?;
+        Ok(measure_rounds(
+            effort,
+            &mut pair.variants(Loop::Random, None),
+        ))
+    })
+}
+
 fn two_threads_on_few(report: &mut Report) -> Result<()> {
-    let pair = Pair::new(2, 4096, room(2))?;
+    // The loop `SamePinned` uses an entry that no loop of two threads uses.
+    let pair = Pair::new(3, 4096, room(3))?;
     for (name, threshold, measured) in [
-        ("same", Threshold::OfUcx(0.5), Loop::SameByTwo),
+        ("same", Threshold::OfOneThread(1.5), Loop::SameByTwo),
         ("different", Threshold::OfOneThread(1.25), Loop::OwnByTwo),
     ] {
         let mut variants = pair.variants(measured, Some(Loop::SamePinned));

@@ -6,6 +6,7 @@
 //! `cargo xtask bench` installs the packages that this program needs, and then builds and runs this
 //! program.
 
+mod bytes;
 mod change;
 mod herd;
 mod hit;
@@ -40,8 +41,9 @@ fn main() -> Result<()> {
         sample: Duration::from_micros(500),
     };
     let mut report = Report::new(only, effort);
-    // Misses allocate memory. So they are measured first, before the other measurements fragment
-    // the heap.
+    // Misses allocate memory. So they and the memory itself are measured first, before the other
+    // measurements fragment the heap.
+    bytes::measure(&mut report)?;
     change::measure(&mut report)?;
     hit::measure(&mut report)?;
     herd::measure(&mut report)?;

@@ -28,7 +28,12 @@ pub(crate) struct Pair<S> {
 impl Pair<Regcache> {
     /// Builds both caches with `entries` ranges of `len` bytes and a limit of `room` entries.
     pub(crate) fn new(entries: usize, len: usize, room: usize) -> Result<Self> {
-        let addresses = Arc::new(Addresses::new(entries, len)?);
+        Self::of(Addresses::new(entries, len)?, room)
+    }
+
+    /// Builds both caches with these ranges and a limit of `room` entries.
+    pub(crate) fn of(addresses: Addresses, room: usize) -> Result<Self> {
+        let addresses = Arc::new(addresses);
         let regcache = Regcache::new(&addresses, room)?;
         Self::filled(addresses, regcache, room)
     }
@@ -92,7 +97,7 @@ pub(crate) enum Loop {
     Random,
     /// Looks up random pages within the ranges.
     Within,
-    /// Looks up the first range in one thread, which is pinned to the first CPU. `SameByTwo` and
+    /// Looks up the last range in one thread, which is pinned to the first CPU. `SameByTwo` and
     /// `OwnByTwo` are compared with this loop.
     SamePinned,
     /// Looks up random ranges in one thread, which is pinned to the first CPU. `RandomByTwo` is
@@ -123,7 +128,7 @@ impl Loop {
                 Box::new(move |n| timed(n, || loops::same(subject, start, len, n)))
             }
             Self::SamePinned => {
-                let start = addresses.entry(0);
+                let start = addresses.entry(addresses.count() - 1);
                 Box::new(move |n| {
                     let _here = Pinned::to(0);
                     timed(n, || loops::same(subject, start, len, n))
