@@ -18,6 +18,9 @@ const MESSAGES_PER_SECOND: u64 = 10;
 /// The exit status of `timeout` for a program that it stopped.
 const STOPPED: [i32; 2] = [124, 137];
 
+/// The exit status of a launcher that cannot run on this kernel.
+const UNSUPPORTED: i32 = 77;
+
 /// The result of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
@@ -52,6 +55,9 @@ pub enum CellError {
         /// The output of the program.
         printed: String,
     },
+    /// The kernel lacks a feature that the launcher needs.
+    #[error("this kernel cannot run the program: {0}")]
+    Unsupported(String),
     /// The program failed, or printed no result.
     #[error("the program ended with {status} and printed:\n{printed}")]
     Program {
@@ -135,6 +141,9 @@ fn failure(output: &Output, limit: u64) -> CellError {
     let printed = String::from_utf8_lossy(&printed).into_owned();
     if output.status.code().is_some_and(|it| STOPPED.contains(&it)) {
         return CellError::TooLong { limit, printed };
+    }
+    if output.status.code() == Some(UNSUPPORTED) {
+        return CellError::Unsupported(printed.trim_end().to_owned());
     }
     CellError::Program {
         status: output.status.to_string(),

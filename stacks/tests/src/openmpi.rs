@@ -62,6 +62,12 @@ pub(crate) const OVER_UCX_HOSTS: Stack = Stack {
         "sh",
         concat!(env!("CARGO_MANIFEST_DIR"), "/hosts.sh"),
         "2",
+        // The ranks of both hosts share the CPUs of this machine.
+        "--bind-to",
+        "none",
+        "--mca",
+        "mpi_yield_when_idle",
+        "1",
         "--mca",
         "pml",
         "ucx",

@@ -113,6 +113,10 @@ fn run_cell(
             println!("{name} did not end within {limit} s");
             true
         }
+        Err(CellError::Unsupported(why)) => {
+            println!("{name} cannot run: {why}");
+            true
+        }
         Err(error) => {
             println!("{name} failed");
             eprintln!("stacks: {name}: {error}");
