@@ -104,6 +104,10 @@ static void forks(size_t bytes, size_t piece, int flags)
 
 	CHECK(memory != MAP_FAILED && (mr || !flags) && pipe(report) == 0);
 	memset(memory, 7, bytes);
+	/* The first registration prepares what the others use. */
+	reg_and_dereg(pd, held, PAGE);
+	double begin = now();
+
 	for (size_t i = 0; i < bytes; i += piece)
 		reg_and_dereg(pd, memory + i, piece);
 	double start = now();
@@ -128,6 +132,7 @@ static void forks(size_t bytes, size_t piece, int flags)
 		print_end_of(child);
 	printf("measured: copied %lu kB\n", dirty);
 	printf("measured: took %.3f ms\n", took * 1e3);
+	printf("measured: with the calls before %.3f ms\n", (start - begin + took) * 1e3);
 	/* The parent's memory can still be registered, and the held registration ends as usual. */
 	reg_and_dereg(pd, memory, piece);
 	if (mr)
