@@ -57,6 +57,23 @@ fn echoes(stdout: &str) -> Vec<String> {
         .collect()
 }
 
+/// Returns the status with which an example of rdma_cm ended.
+fn statuses(stdout: &str) -> Vec<String> {
+    let lines = stdout.lines().filter(|line| line.contains("return status"));
+    lines.map(str::to_owned).collect()
+}
+
+/// Returns the sizes and counts of rstream's table. The bytes were verified.
+fn streams(stdout: &str) -> Vec<String> {
+    let lines = stdout.lines().filter(|line| line.starts_with("custom"));
+    let words = lines.map(|line| line.split_whitespace().take(5).collect::<Vec<_>>());
+    words.map(|words| words.join(" ")).collect()
+}
+
+const STREAM: &[&str] = &[
+    "-p", "18600", "-S", "16384", "-C", "20", "-I", "4", "-T", "v",
+];
+
 /// The arguments of perftest, for the IPv4 address of lo.
 const PERFTEST: &[&str] = &[
     "-d", "rxe0", "-x", "1", "-n", "20", "-s", "65536", "-F", "-p", "18600",
@@ -123,6 +140,80 @@ const PROGRAMS: &[Program] = &[
         client: HERE,
         with: &[How::Shim],
         verdict: totals,
+    },
+    Program {
+        name: "ib_read_bw",
+        both: PERFTEST,
+        server: &[],
+        client: HERE,
+        with: &[How::Keep],
+        verdict: rows,
+    },
+    Program {
+        name: "ib_atomic_bw",
+        both: &["-d", "rxe0", "-x", "1", "-n", "20", "-F", "-p", "18600"],
+        server: &[],
+        client: HERE,
+        with: &[How::Keep],
+        verdict: rows,
+    },
+    Program {
+        name: "ib_send_lat",
+        both: &["-R", "-n", "20", "-F", "-s", "4096", "-p", "18600"],
+        server: &[],
+        client: &[SecondDevice::ADDRESS],
+        with: &[How::Shim],
+        verdict: rows,
+    },
+    Program {
+        name: "ibv_srq_pingpong",
+        both: &[
+            "-d", "rxe0", "-g", "1", "-n", "20", "-q", "3", "-c", "-p", "18600",
+        ],
+        server: &[],
+        client: HERE,
+        with: &[How::Shim],
+        verdict: totals,
+    },
+    Program {
+        name: "ibv_uc_pingpong",
+        both: &["-d", "rxe0", "-g", "1", "-n", "20", "-c", "-p", "18600"],
+        server: &[],
+        client: HERE,
+        with: &[How::Shim],
+        verdict: totals,
+    },
+    Program {
+        name: "ucmatose",
+        both: &["-C", "5", "-S", "1000"],
+        server: &["-b", SecondDevice::ADDRESS],
+        client: &["-s", SecondDevice::ADDRESS],
+        with: &[How::Shim],
+        verdict: statuses,
+    },
+    Program {
+        name: "udaddy",
+        both: &["-C", "5", "-S", "1000"],
+        server: &[],
+        client: &["-s", SecondDevice::ADDRESS],
+        with: &[How::Shim],
+        verdict: statuses,
+    },
+    Program {
+        name: "rstream",
+        both: STREAM,
+        server: &["-b", SecondDevice::ADDRESS],
+        client: &["-s", SecondDevice::ADDRESS],
+        with: &[How::Shim],
+        verdict: streams,
+    },
+    Program {
+        name: "riostream",
+        both: STREAM,
+        server: &["-b", SecondDevice::ADDRESS],
+        client: &["-s", SecondDevice::ADDRESS],
+        with: &[How::Keep],
+        verdict: streams,
     },
 ];
 
@@ -234,6 +325,11 @@ fn is_the_same(name: &str) {
         .iter()
         .find(|program| program.name == name)
         .unwrap();
+    let mut arguments = [program.both, program.server, program.client]
+        .into_iter()
+        .flatten();
+    let is_far = arguments.any(|it| *it == SecondDevice::ADDRESS);
+    let _second = is_far.then(SecondDevice::add);
     let without = exchange(program, How::Without);
     let expected = verdict(program, &without);
     assert!(
@@ -287,7 +383,6 @@ fn ib_send_bw_comes_to_the_same() {
 
 #[test]
 fn rping_comes_to_the_same() {
-    let _second = SecondDevice::add();
     is_the_same("rping");
 }
 
@@ -299,4 +394,49 @@ fn ibv_rc_pingpong_comes_to_the_same() {
 #[test]
 fn ibv_ud_pingpong_comes_to_the_same() {
     is_the_same("ibv_ud_pingpong");
+}
+
+#[test]
+fn ib_read_bw_comes_to_the_same() {
+    is_the_same("ib_read_bw");
+}
+
+#[test]
+fn ib_atomic_bw_comes_to_the_same() {
+    is_the_same("ib_atomic_bw");
+}
+
+#[test]
+fn ib_send_lat_comes_to_the_same() {
+    is_the_same("ib_send_lat");
+}
+
+#[test]
+fn ibv_srq_pingpong_comes_to_the_same() {
+    is_the_same("ibv_srq_pingpong");
+}
+
+#[test]
+fn ibv_uc_pingpong_comes_to_the_same() {
+    is_the_same("ibv_uc_pingpong");
+}
+
+#[test]
+fn ucmatose_comes_to_the_same() {
+    is_the_same("ucmatose");
+}
+
+#[test]
+fn udaddy_comes_to_the_same() {
+    is_the_same("udaddy");
+}
+
+#[test]
+fn rstream_comes_to_the_same() {
+    is_the_same("rstream");
+}
+
+#[test]
+fn riostream_comes_to_the_same() {
+    is_the_same("riostream");
 }
