@@ -29,7 +29,7 @@ struct Arguments {
     stacks: Vec<String>,
 }
 
-/// Returns whether the word means the stack. A word that is the name of a stack means only that one.
+/// Returns whether the word means the stack. The name of a stack means only that stack.
 fn means(word: &str, stack: &Stack) -> bool {
     stack.name == word
         || (stack.name.contains(word) && STACKS.iter().all(|other| other.name != word))
