@@ -29,8 +29,8 @@ struct Program {
     /// The server serves one client after another until a signal ends it. So its exit status says
     /// nothing, and the shim prints no summary.
     serves_on: bool,
-    /// The settings of the shim with which the program runs.
-    with: &'static [How],
+    /// The setting of the shim with which the program runs.
+    with: How,
     /// Extracts the part of the output that shows how much the program did, and not how fast.
     verdict: fn(&str) -> Vec<String>,
 }
@@ -131,7 +131,7 @@ const USUAL: Program = Program {
     environment: &[],
     preloads: &[],
     serves_on: false,
-    with: &[How::Shim],
+    with: How::Shim,
     verdict: totals,
 };
 
@@ -139,7 +139,7 @@ const PROGRAMS: &[Program] = &[
     Program {
         name: "ib_write_bw",
         both: PERFTEST,
-        with: &[How::Keep],
+        with: How::Keep,
         verdict: rows,
         ..USUAL
     },
@@ -171,7 +171,6 @@ const PROGRAMS: &[Program] = &[
         ],
         server: &["-s"],
         client: &["-c"],
-        with: &[How::Shim, How::Keep],
         verdict: echoes,
         ..USUAL
     },
@@ -190,14 +189,14 @@ const PROGRAMS: &[Program] = &[
     Program {
         name: "ib_read_bw",
         both: PERFTEST,
-        with: &[How::Keep],
+        with: How::Keep,
         verdict: rows,
         ..USUAL
     },
     Program {
         name: "ib_atomic_bw",
         both: &["-d", "rxe0", "-x", "1", "-n", "20", "-F", "-p", "18600"],
-        with: &[How::Keep],
+        with: How::Keep,
         verdict: rows,
         ..USUAL
     },
@@ -249,7 +248,7 @@ const PROGRAMS: &[Program] = &[
         both: STREAM,
         server: &["-b", SecondDevice::ADDRESS],
         client: &["-s", SecondDevice::ADDRESS],
-        with: &[How::Keep],
+        with: How::Keep,
         verdict: streams,
         ..USUAL
     },
@@ -258,7 +257,7 @@ const PROGRAMS: &[Program] = &[
         server: &["-p", "18600"],
         client: &[COPIED, TO, "-p", "18600"],
         serves_on: true,
-        with: &[How::Keep],
+        with: How::Keep,
         verdict: copies,
         ..USUAL
     },
@@ -284,7 +283,7 @@ const PROGRAMS: &[Program] = &[
             ("FI_VERBS_IFACE", SecondDevice::INTERFACE),
             ("FI_OFI_RXM_SAR_LIMIT", "0"),
         ],
-        with: &[How::Keep],
+        with: How::Keep,
         verdict: exchanges,
         ..USUAL
     },
@@ -302,7 +301,7 @@ const PROGRAMS: &[Program] = &[
             ("UCX_UD_VERBS_ETH_DGID_CHECK", "n"),
             ("UCX_IB_FORK_INIT", "n"),
         ],
-        with: &[How::Keep],
+        with: How::Keep,
         verdict: finals,
         ..USUAL
     },
@@ -436,7 +435,7 @@ fn is_the_same(name: &str) {
     let with: &[How] = if all {
         &[How::Shim, How::Keep]
     } else {
-        program.with
+        &[program.with]
     };
     let mut row = String::new();
     let mut asked_before = None;
