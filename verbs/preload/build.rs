@@ -17,7 +17,7 @@ const PROGRAMS: &[(&str, &[&str])] = &[
 ];
 
 /// The libraries that tests preload. Each is tests/c/NAME.c.
-const LIBRARIES: &[(&str, &str)] = &[("naive", "-ldl"), ("early", "-libverbs")];
+const LIBRARIES: &[(&str, &str)] = &[("naive", "-ldl"), ("early", "-libverbs"), ("waits", "-ldl")];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);

@@ -78,9 +78,6 @@ fn under(project: &Project, sanitizer: Sanitizer) -> Result<Command, Error> {
     let mut command = sanitizer.cargo()?;
     // xtask is excluded, because it is not shipped and has no unsafe code.
     command.args(["--workspace", "--exclude", "xtask"]);
-    // The shim is excluded, because programs that were built without a sanitizer load it. The
-    // shim's tests use valgrind.
-    command.args(["--exclude", "regcache-preload"]);
     command.args(["--lib", "--bins", "--tests", "--no-fail-fast"]);
     // With `--target`, cargo does not apply the sanitizer's flags to build scripts and procedural
     // macros.

@@ -48,13 +48,15 @@ pub(crate) const BUILD: &[&str] = &[
     "valgrind",
 ];
 
-/// The packages of programs that the tests run in the virtual machine: Debian's verbs programs and
-/// memcheck. memcheck also needs the symbols of libc.
+/// The packages of programs that the tests run in the virtual machine: Debian's verbs programs,
+/// those of libfabric and UCX, and memcheck. memcheck also needs the symbols of libc.
 pub(crate) const PROGRAMS: &[&str] = &[
     "libc6-dbg",
+    "libfabric-bin",
     "perftest",
     "python3-pyverbs",
     "rdmacm-utils",
+    "ucx-utils",
     "valgrind",
 ];
 

@@ -5,10 +5,17 @@
 //! `dlsym` finds the caller's library by the return address (for `RTLD_NEXT`), so that address must
 //! be the program's.
 //!
-//! This file works on x86-64 only. On other machines the shim does not see lookups by name.
+//! This file works on x86-64 only. On other machines the shim does not see lookups by name. Nor
+//! does a shim that is built with a sanitizer: the sanitizer's runtime calls `dlsym` before
+//! instrumented code can run.
 
 #![cfg_attr(
-    any(test, not(target_arch = "x86_64")),
+    any(
+        test,
+        not(target_arch = "x86_64"),
+        sanitizer = "address",
+        sanitizer = "thread"
+    ),
     expect(
         dead_code,
         reason = "only the assembly at the end calls these functions"
@@ -157,7 +164,10 @@ unsafe extern "C" fn judge_dlvsym(
 // versions each, since libdl became part of libc. So the shim does as well.
 //
 // The library's own tests omit this code: an executable cannot define symbol versions.
-#[cfg(all(target_arch = "x86_64", not(test)))]
+#[cfg(all(
+    target_arch = "x86_64",
+    not(any(test, sanitizer = "address", sanitizer = "thread"))
+))]
 std::arch::global_asm!(
     ".macro regcache_ask name, judge",
     ".type \\name, @function",

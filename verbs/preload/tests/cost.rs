@@ -1,5 +1,6 @@
 //! Counts the instructions that the shim adds to posting and polling, under callgrind. No VM and no
 //! device are needed, because the fake device of tests/c/fake-device.c completes work at once.
+#![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;

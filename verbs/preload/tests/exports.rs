@@ -1,4 +1,5 @@
 //! Checks which functions librcpreload.so interposes, and which it does not. Needs no device.
+#![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
@@ -7,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use preload::{bounded, preloading, shim};
+use preload::{bounded, on_fake_device, preloading, run, shim, under_shim};
 
 /// Returns the names that a library defines, with versions, as nm prints them.
 fn defined(library: &Path) -> BTreeSet<String> {
@@ -188,4 +189,26 @@ fn programs_that_register_nothing_are_told_nothing() {
         assert_eq!(String::from_utf8_lossy(&ran.stdout), "said\n");
         assert_eq!(String::from_utf8_lossy(&ran.stderr), "");
     }
+}
+
+/// Debian 12's libibverbs does not have `ibv_reg_mr_ex` and `ibv_reg_buf_mr`, so a fake stands for
+/// a newer one.
+#[test]
+fn registrations_of_newer_libibverbs_reach_a_fake_of_it() {
+    let program = on_fake_device("newer", "rxe", "newer", None);
+    let without = run(&mut bounded(&program)).ok();
+    assert_eq!(without.stdout, "9 calls\n");
+    let with = run(&mut under_shim(&program)).ok();
+    assert_eq!(with.stdout, without.stdout);
+    // The summary counts only the call of `ibv_reg_mr`.
+    assert_eq!(with.summary().number("asked"), 1, "{:?}", with.summaries);
+}
+
+/// The last registrations end with the domain, at the latest.
+#[test]
+fn threads_on_a_fake_device_leave_no_registration() {
+    let program = on_fake_device("together", "rxe", "together", None);
+    let mut command = under_shim(program);
+    let ran = run(command.arg("500").env("REGCACHE_MONITOR", "auto")).ok();
+    assert_eq!(ran.stdout, "together: ok\n");
 }

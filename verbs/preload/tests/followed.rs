@@ -1,5 +1,6 @@
 //! Checks which devices the shim follows. The devices are fakes from tests/c, because the shim
 //! recognizes a device by the name of its library.
+#![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;

@@ -1,4 +1,5 @@
 //! An installation of the C library, with C programs that use the library.
+#![allow(dead_code, reason = "each suite uses a part")]
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,13 +17,11 @@ fn here() -> PathBuf {
 
 impl Site {
     /// Returns an installation that already exists.
-    #[allow(dead_code, reason = "some suites install it")]
     pub(crate) fn at(prefix: PathBuf) -> Self {
         Self { prefix }
     }
 
     /// Installs the library that cargo has built for this test, in a directory of this name.
-    #[allow(dead_code, reason = "some suites find it installed")]
     pub(crate) fn install(name: &str) -> Self {
         let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         let prefix = out.join("prefix");
@@ -51,7 +50,7 @@ impl Site {
 
 /// Finds the static library that cargo built along with this test. There may be libraries of other
 /// profiles too. The newest library is from the current source, because cargo has just built it.
-fn newest_library() -> PathBuf {
+pub(crate) fn newest_library() -> PathBuf {
     let this = std::env::current_exe().unwrap();
     let files = fs::read_dir(this.parent().unwrap()).unwrap().flatten();
     let ours = files.map(|file| file.path()).filter(|path| {

@@ -3,7 +3,9 @@
 //! faults of the accounting.
 
 use std::collections::VecDeque;
+use std::sync::LazyLock;
 
+use parking_lot::Mutex;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
@@ -107,7 +109,10 @@ impl Model {
         };
         let queue = device.queue(counted, ROOM as u32, 1);
         let other = device.queue(Order::Each, 1, 1);
-        let cell = Box::leak(Box::new(AtomicU64::new(3)));
+        // A cell lives for ever. The list shows the leak detector that no cell is lost.
+        static CELLS: Mutex<Vec<&'static AtomicU64>> = Mutex::new(Vec::new());
+        let cell: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(3)));
+        CELLS.lock().push(cell);
         queue.read(cell);
         Self {
             cell,
@@ -518,7 +523,8 @@ fn a_queue_pair_that_was_drained_and_reset_is_followed_as_before() {
 #[test]
 fn a_cell_has_one_owner() {
     let device = Device::new();
-    let cell: &'static Cell = Box::leak(Box::default());
+    static CELL: LazyLock<Cell> = LazyLock::new(Cell::default);
+    let cell: &'static Cell = &CELL;
     let mut owners = Owners::default();
     let queue = |order| device.queue(order, 4, 1);
     let pairs: Vec<_> = (0..6)

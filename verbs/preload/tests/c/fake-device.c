@@ -23,7 +23,7 @@ struct fake_srq {
 	struct ibv_qp *qp;
 };
 
-static uint32_t last_key, last_number;
+static _Atomic uint32_t last_key, last_number;
 
 static void complete(struct ibv_cq *to, const struct ibv_qp *qp, uint64_t id, enum ibv_wc_opcode opcode)
 {
@@ -97,18 +97,54 @@ int ibv_dealloc_pd(struct ibv_pd *pd)
 	return 0;
 }
 
-#undef ibv_reg_mr
-struct ibv_mr *ibv_reg_mr(struct ibv_pd *pd, void *addr, size_t length, int access)
+/* The number of registrations that exist. Only the fake has this function. */
+static _Atomic int registrations;
+
+int ibv_fake_registrations(void)
+{
+	return registrations;
+}
+
+static struct ibv_mr *registered(struct ibv_pd *pd, void *addr, size_t length)
 {
 	struct ibv_mr *mr = calloc(1, sizeof(*mr));
 
-	(void)access;
 	*mr = (struct ibv_mr){ .context = pd->context, .pd = pd, .addr = addr, .length = length, .lkey = ++last_key << 8 };
+	registrations++;
 	return mr;
+}
+
+#undef ibv_reg_mr
+struct ibv_mr *ibv_reg_mr(struct ibv_pd *pd, void *addr, size_t length, int access)
+{
+	(void)access;
+	return registered(pd, addr, length);
+}
+
+/*
+ * Newer versions of libibverbs have these two functions. Its older headers do not declare them. The
+ * fake does not read the structures.
+ */
+struct ibv_mr_init_attr;
+struct ibv_buf;
+struct ibv_mr *ibv_reg_mr_ex(struct ibv_pd *pd, struct ibv_mr_init_attr *attr);
+struct ibv_mr *ibv_reg_buf_mr(struct ibv_pd *pd, struct ibv_buf *buf, void *addr, size_t length, int access);
+
+struct ibv_mr *ibv_reg_mr_ex(struct ibv_pd *pd, struct ibv_mr_init_attr *attr)
+{
+	return registered(pd, attr, 1);
+}
+
+struct ibv_mr *ibv_reg_buf_mr(struct ibv_pd *pd, struct ibv_buf *buf, void *addr, size_t length, int access)
+{
+	(void)buf;
+	(void)access;
+	return registered(pd, addr, length);
 }
 
 int ibv_dereg_mr(struct ibv_mr *mr)
 {
+	registrations--;
 	free(mr);
 	return 0;
 }

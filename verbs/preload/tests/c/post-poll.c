@@ -98,5 +98,12 @@ int main(int argc, char **argv)
 	}
 	for (int i = 0; i < 4; i++)
 		CHECK(ibv_dereg_mr(mr[i]) == 0);
+	if (qp)
+		CHECK(ibv_destroy_qp(qp) == 0);
+	if (srq)
+		CHECK(ibv_destroy_srq(srq) == 0);
+	CHECK(ibv_destroy_cq(cq) == 0);
+	CHECK(ibv_dealloc_pd(pd) == 0);
+	CHECK(ibv_close_device(context) == 0);
 	return 0;
 }

@@ -12,6 +12,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// The time limit of a program in seconds. It is long, because some machines are emulated and busy.
 const LIMIT: &str = "600";
 
+/// The sanitizer with which the tests and the shim are built. The programs in C are built with it,
+/// too.
+pub(crate) const SANITIZER: Option<&str> = if cfg!(sanitizer = "address") {
+    Some("address")
+} else if cfg!(sanitizer = "thread") {
+    Some("thread")
+} else {
+    None
+};
+
 /// Returns the path of the shim, which cargo has built next to the tests.
 pub(crate) fn shim() -> PathBuf {
     if let Some(other) = env::var_os("REGCACHE_TEST_SHIM") {
@@ -24,7 +34,7 @@ pub(crate) fn shim() -> PathBuf {
 }
 
 /// Returns the path of a program that build.rs has compiled.
-pub(crate) fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: impl AsRef<Path>) -> PathBuf {
     Path::new(env!("PROGRAMS")).join(name)
 }
 
@@ -156,6 +166,17 @@ impl Ran {
 /// Compiles the fake device as the library of that driver, and the program that posts to it. The
 /// program is also linked with an empty library whose name is `needs`.
 pub(crate) fn post_poll(driver: &str, suite: &str, needs: Option<&str>) -> PathBuf {
+    on_fake_device("post-poll", driver, suite, needs)
+}
+
+/// Does the same as [`post_poll`] for a program of tests/c.
+pub(crate) fn on_fake_device(
+    program: &str,
+    driver: &str,
+    suite: &str,
+    needs: Option<&str>,
+) -> PathBuf {
+    let code = format!("{program}.c");
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{suite}-{driver}"));
     fs::create_dir_all(&directory).unwrap();
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c");
@@ -163,7 +184,8 @@ pub(crate) fn post_poll(driver: &str, suite: &str, needs: Option<&str>) -> PathB
     let to = |path: &Path| format!("-o{}", path.display());
     let gcc = |arguments: &[String]| {
         let mut gcc = Command::new("gcc");
-        gcc.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]);
+        gcc.args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
+        gcc.args(SANITIZER.map(|name| format!("-fsanitize={name}")));
         let built = gcc.args(arguments).output().unwrap();
         let stderr = String::from_utf8_lossy(&built.stderr);
         assert!(built.status.success(), "{stderr}");
@@ -178,15 +200,9 @@ pub(crate) fn post_poll(driver: &str, suite: &str, needs: Option<&str>) -> PathB
     let map = format!("-Wl,--version-script={}", source("fake-device.map"));
     let fake = [map, source("fake-device.c")];
     let fake = library(&format!("lib{driver}-fake.so"), &fake);
-    let program = directory.join("post-poll");
+    let program = directory.join(program);
     let path = format!("-Wl,-rpath,{}", directory.display());
-    let mut arguments = vec![
-        to(&program),
-        source("post-poll.c"),
-        fake,
-        path,
-        "-ldl".to_owned(),
-    ];
+    let mut arguments = vec![to(&program), source(&code), fake, path, "-ldl".to_owned()];
     if let Some(file) = needs {
         let nothing = ["-xc", "/dev/null"].map(str::to_owned);
         arguments.extend(["-Wl,--no-as-needed".to_owned(), library(file, &nothing)]);
