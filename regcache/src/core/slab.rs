@@ -10,8 +10,6 @@
 
 use std::io;
 
-use crossbeam_utils::CachePadded;
-
 use crate::core::entry::Entry;
 use crate::core::marks::Marks;
 use crate::core::slot::Slot;
@@ -32,7 +30,18 @@ const MOST_POPULATED: u32 = 1024;
 
 /// An entry that shares no cache line with another entry. So threads that use different entries do
 /// not write to the same cache line.
-type Padded<T> = CachePadded<Entry<T>>;
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Padded<T>(Entry<T>);
+
+impl<T> std::ops::Deref for Padded<T> {
+    type Target = Entry<T>;
+
+    #[inline]
+    fn deref(&self) -> &Entry<T> {
+        &self.0
+    }
+}
 
 // SAFETY: a value whose bytes are all 0 is valid: it is a vacant entry.
 #[cfg(not(loom))]
@@ -41,7 +50,7 @@ unsafe impl<T> FromZeros for Padded<T> {}
 #[cfg(loom)]
 impl<T> FromZeros for Padded<T> {
     fn zeros() -> Self {
-        CachePadded::new(Entry::vacant())
+        Self(Entry::vacant())
     }
 }
 
@@ -70,7 +79,7 @@ impl<T> Slab<T> {
 
     /// Returns all entries. The index of an entry is its slot.
     #[inline]
-    pub(crate) fn entries(&self) -> &[CachePadded<Entry<T>>] {
+    pub(crate) fn entries(&self) -> &[Padded<T>] {
         self.entries.as_slice()
     }
 
