@@ -119,7 +119,7 @@ impl Process {
             return Some(process);
         }
         let _uncancelled = Uncancelled::begin();
-        let (settings, refusal) = Settings::read();
+        let (settings, messages) = Settings::read();
         let new = Box::new(Self {
             is_child: fork::id() != fork::FIRST,
             off: AtomicBool::new(!settings.on),
@@ -141,8 +141,10 @@ impl Process {
             // SAFETY: another thread has installed its state first, so no other thread has seen
             // `new`.
             drop(unsafe { Box::from_raw(new) });
-        } else if let Some(refusal) = refusal {
-            notice(format_args!("{refusal}"));
+        } else {
+            for message in messages {
+                notice(format_args!("{message}"));
+            }
         }
         Self::at(place)
     }

@@ -48,6 +48,17 @@ pub(crate) struct Settings {
     pub(crate) report_outstanding: bool,
 }
 
+/// The names of all settings.
+const NAMES: &[&str] = &[
+    "REGCACHE_PRELOAD",
+    "REGCACHE_MONITOR",
+    "REGCACHE_REMOTE",
+    "REGCACHE_MAX_ENTRIES",
+    "REGCACHE_MAX_BYTES",
+    "REGCACHE_SUMMARY",
+    "REGCACHE_DEBUG_OUTSTANDING",
+];
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -63,24 +74,29 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads the environment. If a value is invalid, the function turns the cache off, because
-    /// every program works without a cache. It then also returns a message for the user.
-    pub(crate) fn read() -> (Self, Option<String>) {
-        match Self::parse(|name| env::var_os(name)) {
-            Ok(settings) => (settings, None),
-            Err(refusal) => {
-                let off = Self {
-                    on: false,
-                    ..Self::default()
-                };
-                (off, Some(refusal))
+    /// Reads the environment, and returns messages for the user. If a value is invalid, the
+    /// function turns the cache off, because every program works without a cache. A name that is
+    /// probably misspelt has no effect.
+    pub(crate) fn read() -> (Self, Vec<String>) {
+        let mut messages: Vec<_> = env::vars_os()
+            .filter_map(|(name, _)| correction(name.to_str()?))
+            .collect();
+        let settings = Self::parse(|name| env::var_os(name)).unwrap_or_else(|refusal| {
+            messages.push(refusal);
+            Self {
+                on: false,
+                ..Self::default()
             }
-        }
+        });
+        (settings, messages)
     }
 
     fn parse(value_of: impl Fn(&str) -> Option<OsString>) -> Result<Self, String> {
         let mut settings = Self::default();
-        let set = |name: &str| value_of(name).filter(|value| !value.is_empty());
+        let set = |name: &str| {
+            debug_assert!(NAMES.contains(&name), "{name} is missing in the list");
+            value_of(name).filter(|value| !value.is_empty())
+        };
         let one_of = |name: &str, words: &[&str]| match set(name) {
             None => Ok(None),
             Some(value) => match words.iter().position(|word| value == *word) {
@@ -125,6 +141,18 @@ impl Settings {
         }
         Ok(settings)
     }
+}
+
+/// Returns a message about a name that resembles the name of a setting.
+fn correction(name: &str) -> Option<String> {
+    if !name.starts_with("REGCACHE_") || NAMES.contains(&name) {
+        return None;
+    }
+    let resembling = |known: &&&str| strsim::osa_distance(known, name) <= 2;
+    let known = NAMES.iter().find(resembling)?;
+    Some(format!(
+        "{name} is no setting and is ignored: it is probably meant to be {known}"
+    ))
 }
 
 fn refusal(name: &str, value: &OsString, wanted: &str) -> String {
@@ -183,6 +211,33 @@ mod tests {
             report_outstanding: true,
         };
         assert_eq!(settings, Ok(expected));
+    }
+
+    #[test]
+    fn a_misspelt_name_is_corrected_and_names_of_others_are_left_alone() {
+        for (name, meant) in [
+            ("REGCACHE_REMOT", "REGCACHE_REMOTE"),
+            ("REGCACHE_MAX_BYTE", "REGCACHE_MAX_BYTES"),
+            ("REGCACHE_SUMMRAY", "REGCACHE_SUMMARY"),
+        ] {
+            let message = correction(name).unwrap();
+            assert!(
+                message.starts_with(name) && message.ends_with(meant),
+                "{message}"
+            );
+        }
+        let others = ["REGCACHE_PROGRAMS", "REGCACHE_", "MONITOR"];
+        for name in NAMES.iter().chain(&others) {
+            assert_eq!(correction(name), None);
+        }
+    }
+
+    #[test]
+    fn every_name_is_known() {
+        for name in NAMES {
+            let refused = parse(&[(name, "?")]).unwrap_err();
+            assert!(refused.starts_with(name), "{refused}");
+        }
     }
 
     #[test]
