@@ -568,6 +568,26 @@ int regcache_query_stats(struct regcache *cache,
                          size_t size);
 
 /**
+ * Writes a table of the registrations of a cache, for diagnosis. The table has one
+ * line for each registration, with its address, size, state and access. A
+ * registration that comes or goes during the call may be missing. The format can
+ * change, so read it with the eye only.
+ *
+ * @param cache  The cache.
+ * @param fd     A file descriptor that is open for writing. The function does not
+ *               close it.
+ * @return       0, or a negative errno:
+ *               -EINVAL: `cache` is NULL.
+ *               -EBADF: `cache` is not a cache, or was destroyed; or `fd` is not
+ *               open for writing.
+ *               -ESTALE: `cache` belongs to the parent process.
+ *               -EDEADLK: called from within a callback.
+ *               Another errno is from write(2). A part of the table may be written.
+ */
+int regcache_dump(struct regcache *cache,
+                  int fd);
+
+/**
  * Returns a file descriptor that polls readable when regcache_reap() has work.
  * Add the descriptor to an event loop, and do not read from it.
  * regcache_destroy() closes the descriptor. In a child by fork(2), this

@@ -5,6 +5,7 @@
 )]
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::io;
 use std::mem::size_of;
 use std::ptr::{self, NonNull};
 use std::time::Duration;
@@ -337,6 +338,43 @@ pub unsafe extern "C" fn regcache_query_stats(
         unsafe {
             to.copy_from_nonoverlapping(from, known);
             to.add(known).write_bytes(0, size - known);
+        }
+        Ok(0)
+    })
+}
+
+/// Writes a table of the registrations of a cache, for diagnosis. The table has one
+/// line for each registration, with its address, size, state and access. A
+/// registration that comes or goes during the call may be missing. The format can
+/// change, so read it with the eye only.
+///
+/// @param cache  The cache.
+/// @param fd     A file descriptor that is open for writing. The function does not
+///               close it.
+/// @return       0, or a negative errno:
+///               -EINVAL: `cache` is NULL.
+///               -EBADF: `cache` is not a cache, or was destroyed; or `fd` is not
+///               open for writing.
+///               -ESTALE: `cache` belongs to the parent process.
+///               -EDEADLK: called from within a callback.
+///               Another errno is from write(2). A part of the table may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn regcache_dump(cache: *mut Cache, fd: c_int) -> c_int {
+    call(|thread| {
+        let table = caches::with(thread, cache.addr() as u64, |instance| {
+            Ok(instance.cache.snapshot()?.to_string())
+        })?;
+        let mut rest = table.as_bytes();
+        while !rest.is_empty() {
+            // SAFETY: the bytes may be read.
+            let written = unsafe { libc::write(fd, rest.as_ptr().cast(), rest.len()) };
+            match usize::try_from(written) {
+                Ok(written) => rest = &rest[written..],
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(Error::Write(error)),
+                },
+            }
         }
         Ok(0)
     })

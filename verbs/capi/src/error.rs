@@ -62,6 +62,8 @@ pub(crate) enum Error {
     NoDescriptor { monitor: &'static str },
     #[error("the pool cannot be set up")]
     SetUpPool(#[source] io::Error),
+    #[error("the table cannot be written")]
+    Write(#[source] io::Error),
     #[error("the cache cannot be set up")]
     SetUp(#[source] io::Error),
     #[error(
@@ -95,9 +97,10 @@ impl Error {
             Self::NoDescriptor { .. } => libc::EOPNOTSUPP,
             Self::Ummunotify(error) => errno_within(error, libc::ENODEV),
             Self::Userfaultfd(error) => errno_within(error, libc::ENODEV),
-            Self::SetUp(source) | Self::SetUpPool(source) | Self::Fence { source, .. } => {
-                of(source)
-            }
+            Self::Write(source)
+            | Self::SetUp(source)
+            | Self::SetUpPool(source)
+            | Self::Fence { source, .. } => of(source),
             Self::Cache(error) => match error {
                 regcache::Error::Range(_) => libc::EINVAL,
                 regcache::Error::Forked => libc::ESTALE,

@@ -3,6 +3,8 @@
  * message. */
 #include "check.h"
 
+#include <unistd.h>
+
 /* Numbers that might be mistaken for handles. */
 static const uint64_t numbers[] = {
 	1, 2, 3, 4, 5, 6, 7, 4096, 0x7ffc00000000, UINT32_MAX, UINT64_MAX, UINT64_MAX - 1,
@@ -35,6 +37,7 @@ static void every_function_with_this_cache(struct regcache *cache, int error, co
 	FAILS(regcache_flush(cache, -1, &held), error, text);
 	IS(held, 7);
 	FAILS(regcache_query_stats(cache, &stats, sizeof stats), error, text);
+	FAILS(regcache_dump(cache, STDERR_FILENO), error, text);
 	FAILS(regcache_fd(cache), error, text);
 	FAILS(regcache_reap(cache), error, text);
 	FAILS(regcache_destroy(cache), error, text);

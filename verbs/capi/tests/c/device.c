@@ -4,6 +4,7 @@
 #include "check.h"
 
 #include <poll.h>
+#include <unistd.h>
 
 static struct regcache_stats stats_of(struct regcache *cache)
 {
@@ -58,6 +59,24 @@ static void hits_and_misses(void)
 	munmap(memory, 4 * PAGE);
 }
 
+/* The dump of the cache has a line with this address and word. */
+static void has_a_line(struct regcache *cache, const char *memory, const char *word)
+{
+	char text[4096] = "", address[32];
+	int pipes[2];
+
+	IS(pipe(pipes), 0);
+	IS(regcache_dump(cache, pipes[1]), 0);
+	close(pipes[1]);
+	IS(read(pipes[0], text, sizeof(text) - 1) > 0, 1);
+	close(pipes[0]);
+	snprintf(address, sizeof(address), "%p ", (const void *)memory);
+	char *line = strstr(text, address);
+
+	IS(line != NULL && strstr(line, word) != NULL, 1);
+	FAILS(regcache_dump(cache, pipes[1]), EBADF, "cannot be written");
+}
+
 static void memory_that_goes(void)
 {
 	struct fake fake = { 0 };
@@ -88,6 +107,7 @@ static void memory_that_goes(void)
 	IS(again == memory, 1);
 	IS(regcache_get(cache, memory, PAGE, 0, &mr), 0);
 	IS(mr.lkey, 2);
+	has_a_line(cache, memory, "cached");
 	/*
 	 * The memory is replaced while its registration is in use. A lookup before regcache_reap()
 	 * must make a new registration.

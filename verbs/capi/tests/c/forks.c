@@ -40,6 +40,7 @@ static void child(struct fake *fake, struct regcache_guard *guard)
 	FAILS(regcache_invalidate(parents, memory, PAGE, 0, NULL), ESTALE, "parent process");
 	FAILS(regcache_flush(parents, 0, NULL), ESTALE, "parent process");
 	FAILS(regcache_reap(parents), ESTALE, "parent process");
+	FAILS(regcache_dump(parents, STDERR_FILENO), ESTALE, "parent process");
 	FAILS(regcache_destroy(parents), ESTALE, "parent process");
 	FAILS(regcache_create_for(&device, &attr, &own), ESTALE, "parent process");
 	FAILS(regcache_get_if_cached(parents, memory, PAGE, 0, &mr), ESTALE, "parent process");
