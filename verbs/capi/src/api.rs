@@ -18,6 +18,7 @@ use crate::boundary::{call, hot_call};
 use crate::caches::{self, AnyCache, Instance};
 use crate::device::{AnyDevice, Callbacks};
 use crate::error::Error;
+use crate::fast;
 use crate::guards;
 use crate::pools;
 use crate::thread_record::ThreadRecord;
@@ -117,6 +118,10 @@ pub unsafe extern "C" fn regcache_get(
     mr: *mut Mr,
 ) -> c_int {
     // SAFETY: the caller keeps the contract of this function.
+    if unsafe { fast::get(cache.addr() as u64, addr.cast(), length, access, mr) } {
+        return 0;
+    }
+    // SAFETY: the caller keeps the contract of this function.
     unsafe { look_up(cache, addr, length, access, mr, AnyCache::get) }
 }
 
@@ -190,11 +195,12 @@ pub unsafe extern "C" fn regcache_get_unretained(
 ///               -EBADF: `guard` was never returned, or was put already.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_put(guard: *mut Guard) -> c_int {
-    hot_call(|thread| {
-        not_null(guard, "guard")?;
-        drop(guards::take(thread, guard.addr() as u64)?);
-        Ok(0)
-    })
+    if let Some(taken) = fast::take(guard.addr() as u64) {
+        // The drop may deregister the registration. It catches the panics of the device.
+        drop(taken);
+        return 0;
+    }
+    put(guard)
 }
 
 /// Unlinks all registrations that overlap a range, so that later lookups
@@ -633,6 +639,16 @@ where
         unsafe { mr.write_bytes(0, 1) };
     }
     status
+}
+
+#[cold]
+#[inline(never)]
+fn put(guard: *mut Guard) -> c_int {
+    call(|thread| {
+        not_null(guard, "guard")?;
+        drop(guards::take(thread, guard.addr() as u64)?);
+        Ok(0)
+    })
 }
 
 /// Converts a limit on entries. The library lowers a limit that is too large.

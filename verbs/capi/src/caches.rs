@@ -72,6 +72,16 @@ pub(crate) fn with<T>(
     CACHES.with(thread, handle, action)
 }
 
+/// Does the same as [`with`], but returns `None` instead of an error.
+#[inline(always)]
+pub(crate) fn try_with<V>(
+    thread: &ThreadRecord,
+    handle: u64,
+    action: impl FnOnce(&Instance) -> Option<V>,
+) -> Option<V> {
+    CACHES.try_with(thread, handle, action)
+}
+
 /// Takes a cache out of the table and drops it. Fails if guards of the cache are still held.
 pub(crate) fn destroy(thread: &ThreadRecord, handle: u64) -> Result<(), Error> {
     // These checks come before anything changes. So a destroy that fails here unlinks no entry, and

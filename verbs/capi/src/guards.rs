@@ -201,16 +201,50 @@ fn pool_word(before: u64, first: u32) -> u64 {
 #[inline(always)]
 pub(crate) fn enter(thread: &ThreadRecord, cache: u64, guard: Guard) -> Result<u64, Error> {
     let free = thread.with_free_slots(pop_free);
-    let Some((index, slot)) = free.and_then(|index| Some((index, at(index)?))) else {
-        return Err(Error::TooManyGuards);
-    };
+    let handle = free.and_then(|index| enter_at(index, cache, guard));
+    handle.ok_or(Error::TooManyGuards)
+}
+
+/// Does the same as [`enter`], but only if the thread has a free slot. Otherwise drops the guard
+/// and returns `None`.
+#[inline(always)]
+pub(crate) fn try_enter(thread: &ThreadRecord, cache: u64, guard: Guard) -> Option<u64> {
+    let index = thread.with_free_slots(FreeSlots::pop)?;
+    enter_at(index, cache, guard)
+}
+
+#[inline(always)]
+fn enter_at(index: u32, cache: u64, guard: Guard) -> Option<u64> {
+    let slot = at(index)?;
     let handle = handle::valid(slot.word.load(Ordering::Relaxed), index, handle::GUARD);
     // SAFETY: the slot is free, and only this thread has taken it. Other threads read the guard
     // only after the word has become its handle.
     unsafe { (*slot.guard.get()).write(guard) };
     slot.cache.store(cache, Ordering::Relaxed);
     slot.word.store(handle, Ordering::Release);
-    Ok(handle)
+    Some(handle)
+}
+
+/// Does the same as [`take`], but returns `None` if the handle is not valid, or if the list of the
+/// thread's free slots is full.
+#[inline(always)]
+pub(crate) fn try_take(thread: &ThreadRecord, handle: u64) -> Option<Guard> {
+    let after = handle::after(handle);
+    if handle::kind(handle) != handle::GUARD || handle::kind(after) != handle::FREE {
+        return None;
+    }
+    let (number, acquire) = (handle::slot(handle), Ordering::Acquire);
+    let slot = at(number)?;
+    thread.with_free_slots(|free| {
+        if free.is_full() {
+            return None;
+        }
+        let exchanged = slot.word.compare_exchange(handle, after, acquire, acquire);
+        exchanged.ok()?;
+        free.push(number);
+        // SAFETY: the word was the guard's handle, for the reasons that `take` states.
+        Some(unsafe { (*slot.guard.get()).assume_init_read() })
+    })
 }
 
 /// Takes the guard with this handle out of the table, and returns it. Fails if the handle is not

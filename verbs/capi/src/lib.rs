@@ -32,6 +32,7 @@ mod boundary;
 mod caches;
 mod device;
 mod error;
+mod fast;
 mod free_slots;
 mod guards;
 mod handle;

@@ -112,6 +112,29 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
         Err(Error::TooMany { kind, most })
     }
 
+    /// Does the same as [`with`](Self::with), but returns `None` instead of an error.
+    #[inline(always)]
+    pub(crate) fn try_with<V>(
+        &self,
+        thread: &ThreadRecord,
+        handle: u64,
+        action: impl FnOnce(&T) -> Option<V>,
+    ) -> Option<V> {
+        if thread.busy.load(Ordering::Relaxed) != 0 || handle::kind(handle) != handle::OBJECT {
+            return None;
+        }
+        let number = handle::slot(handle).wrapping_sub(FIRST);
+        let slot = self.slots.get(number as usize)?;
+        thread.busy.store(handle, Ordering::Relaxed);
+        let _using = Using(thread);
+        membarrier::light();
+        if slot.word.load(Ordering::Acquire) != handle {
+            return None;
+        }
+        // SAFETY: the slot holds this object, for the reasons that `with` states.
+        action(unsafe { &*slot.object.load(Ordering::Relaxed) })
+    }
+
     /// Calls `action` with an object. The object is not destroyed before `action` returns.
     #[inline]
     pub(crate) fn with<V>(

@@ -5,10 +5,10 @@
 //! child leaks the records of the threads that were not copied.
 
 use std::alloc::{Layout, alloc_zeroed};
-use std::cell::{Cell, UnsafeCell};
+use std::cell::UnsafeCell;
 use std::ffi::{c_char, c_void};
 use std::fmt::{self, Write};
-use std::ptr::{self, NonNull};
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use crate::free_slots::FreeSlots;
@@ -47,19 +47,92 @@ static RECORDS: AtomicPtr<ThreadRecord> = AtomicPtr::new(ptr::null_mut());
 /// key's value again, and POSIX then calls the key's destructor again.
 static KEY: AtomicU64 = AtomicU64::new(0);
 
-thread_local! {
-    static MINE: Cell<*const ThreadRecord> = const { Cell::new(ptr::null()) };
+/// The pointer to this thread's record, in the thread-local storage that the dynamic linker lays
+/// out when it loads the library. Two instructions load it. In a shared library, the pointer of
+/// `thread_local!` takes a call of `__tls_get_addr`.
+#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
+mod mine {
+    use std::arch::{asm, global_asm};
+
+    use super::ThreadRecord;
+
+    global_asm!(
+        ".pushsection .tbss.regcache_thread_record, \"awT\", @nobits",
+        ".balign 8",
+        ".hidden regcache_thread_record",
+        ".globl regcache_thread_record",
+        ".type regcache_thread_record, @object",
+        ".size regcache_thread_record, 8",
+        "regcache_thread_record:",
+        ".zero 8",
+        ".popsection",
+    );
+
+    #[inline(always)]
+    pub(super) fn get() -> *const ThreadRecord {
+        let mine: *mut ThreadRecord;
+        // SAFETY: the instructions load this thread's copy of the variable above. Only this thread
+        // accesses that copy.
+        unsafe {
+            asm!(
+                "mov {mine}, qword ptr [rip + regcache_thread_record@GOTTPOFF]",
+                "mov {mine}, qword ptr fs:[{mine}]",
+                mine = out(reg) mine,
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        mine
+    }
+
+    pub(super) fn set(to: *const ThreadRecord) {
+        // SAFETY: the instructions store to this thread's copy of the variable above. Only this
+        // thread accesses that copy.
+        unsafe {
+            asm!(
+                "mov {at}, qword ptr [rip + regcache_thread_record@GOTTPOFF]",
+                "mov qword ptr fs:[{at}], {to}",
+                at = out(reg) _,
+                to = in(reg) to,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+}
+
+/// The pointer to this thread's record, on machines for which there is no shorter way.
+#[cfg(not(all(target_arch = "x86_64", target_env = "gnu")))]
+mod mine {
+    use std::cell::Cell;
+    use std::ptr;
+
+    use super::ThreadRecord;
+
+    thread_local! {
+        static MINE: Cell<*const ThreadRecord> = const { Cell::new(ptr::null()) };
+    }
+
+    #[inline]
+    pub(super) fn get() -> *const ThreadRecord {
+        MINE.get()
+    }
+
+    pub(super) fn set(to: *const ThreadRecord) {
+        MINE.set(to);
+    }
 }
 
 impl ThreadRecord {
     /// Returns this thread's record, or `None` if there is no memory for one.
     #[inline]
     pub(crate) fn mine() -> Option<&'static Self> {
-        match NonNull::new(MINE.get().cast_mut()) {
-            // SAFETY: records are never freed.
-            Some(mine) => Some(unsafe { mine.as_ref() }),
-            None => Self::adopt(),
-        }
+        Self::known().or_else(Self::adopt)
+    }
+
+    /// Returns this thread's record, if the thread has one already.
+    #[inline(always)]
+    pub(crate) fn known() -> Option<&'static Self> {
+        // SAFETY: records are never freed.
+        unsafe { mine::get().as_ref() }
     }
 
     /// Returns the records of all threads.
@@ -81,7 +154,7 @@ impl ThreadRecord {
             taken.is_ok()
         };
         let record = Self::all().find(free).or_else(Self::push_new)?;
-        MINE.set(record);
+        mine::set(record);
         // Without a key the record is never released, so no other thread can use it.
         if let Some(key) = key() {
             // SAFETY: the key exists and is never deleted.
@@ -143,7 +216,7 @@ impl ThreadRecord {
 
 /// Releases the record of a thread that ends. This function is the key's destructor.
 extern "C" fn give_back(record: *mut c_void) {
-    MINE.set(ptr::null());
+    mine::set(ptr::null());
     // SAFETY: `adopt` has set the value to a record, and records are never freed.
     if let Some(record) = unsafe { record.cast::<ThreadRecord>().as_ref() } {
         record.owned.store(false, Ordering::Release);
