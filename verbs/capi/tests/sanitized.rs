@@ -43,7 +43,7 @@ fn program(source: &str) -> Command {
         gcc.arg(here.join("tests/sanitized/thread.c"));
     }
     gcc.arg(newest_library());
-    succeeds(gcc.args(["-libverbs", "-lgcc_s", "-ldl", "-lm"]));
+    succeeds(gcc.args(["-libverbs", "-lrdmacm", "-lgcc_s", "-ldl", "-lm"]));
     Command::new(out.join(source))
 }
 
