@@ -215,19 +215,24 @@ mod tests {
 
     #[test]
     fn a_misspelt_name_is_corrected_and_names_of_others_are_left_alone() {
-        for (name, meant) in [
-            ("REGCACHE_REMOT", "REGCACHE_REMOTE"),
-            ("REGCACHE_MAX_BYTE", "REGCACHE_MAX_BYTES"),
-            ("REGCACHE_SUMMRAY", "REGCACHE_SUMMARY"),
+        for (rest, meant) in [
+            ("REMOT", "REGCACHE_REMOTE"),
+            ("MAX_BYTE", "REGCACHE_MAX_BYTES"),
+            ("SUMMRAY", "REGCACHE_SUMMARY"),
         ] {
-            let message = correction(name).unwrap();
+            let name = format!("REGCACHE_{rest}");
+            let message = correction(&name).unwrap();
             assert!(
-                message.starts_with(name) && message.ends_with(meant),
+                message.starts_with(&name) && message.ends_with(meant),
                 "{message}"
             );
         }
-        let others = ["REGCACHE_PROGRAMS", "REGCACHE_", "MONITOR"];
-        for name in NAMES.iter().chain(&others) {
+        let other = format!("REGCACHE_{}", "PROGRAMS");
+        for name in NAMES
+            .iter()
+            .copied()
+            .chain([&*other, "REGCACHE_", "MONITOR"])
+        {
             assert_eq!(correction(name), None);
         }
     }
