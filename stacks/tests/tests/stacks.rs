@@ -5,7 +5,7 @@ use regcache_stacks::plugins::Plugins;
 use regcache_stacks::{Change, SHORT, cell};
 
 /// The number of messages of a cell.
-const MESSAGES: u64 = 20;
+const MESSAGES: u64 = 100;
 
 #[test]
 fn no_message_through_a_door_is_wrong() {
