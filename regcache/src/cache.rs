@@ -235,13 +235,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if !entry.acquire_contended(end_spread::<R, M>) {
             return None;
         }
-        let guard = Guard::owning(NonNull::from(entry));
-        if !guard.content().serves(range, access) {
-            guard.decline();
-            return None;
-        }
-        entry.touch_shared();
-        Some(guard)
+        Guard::serving(entry, range, access)
     }
 
     /// Unlinks the entries that cover the range, and then serves the lookup on the slow path. The

@@ -263,13 +263,7 @@ impl<T> Entry<T> {
         if state & (LIVE | SPREAD) != LIVE | SPREAD {
             return Attempt::NotSpread;
         }
-        let spread = spread_of(state);
-        spread.take();
-        if self.is_still(state) {
-            Attempt::Acquired
-        } else {
-            Attempt::Undo(spread)
-        }
+        self.attempt_spread(state)
     }
 
     /// Acquires a retained entry for which [`try_acquire`](Self::try_acquire) has failed. If the
@@ -287,21 +281,24 @@ impl<T> Entry<T> {
 
     /// Takes a reference to an entry whose state was `state`, which has the flags `LIVE` and
     /// `SPREAD`. `spread.rs` argues why the reference is valid.
-    fn acquire_spread(&self, state: u64) -> bool {
+    #[inline]
+    fn attempt_spread(&self, state: u64) -> Attempt {
         let spread = spread_of(state);
         spread.take();
-        let acquired = self.is_still(state);
-        if !acquired {
-            spread.undo();
+        // The entry must be live still, and its references counted in the same place.
+        if (self.state.load(Ordering::SeqCst) ^ state) & (LIVE | SPREAD | HITS) == 0 {
+            Attempt::Acquired
+        } else {
+            Attempt::Undo(spread)
         }
-        acquired
     }
 
-    /// Returns true if the entry is live, and if its references are counted in the place that
-    /// `state` names.
-    #[inline]
-    fn is_still(&self, state: u64) -> bool {
-        (self.state.load(Ordering::SeqCst) ^ state) & (LIVE | SPREAD | HITS) == 0
+    fn acquire_spread(&self, state: u64) -> bool {
+        if let Attempt::Undo(spread) = self.attempt_spread(state) {
+            spread.undo();
+            return false;
+        }
+        true
     }
 
     /// Counts a collision, and returns true if there were many in a short time.

@@ -98,6 +98,22 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
         matches!(self.content().id, EntryId::Cached(..))
     }
 
+    /// Returns a guard that owns the caller's reference to the entry, if the entry serves the
+    /// request. Otherwise declines the reference.
+    pub(crate) fn serving(
+        entry: &Entry<Content<R, M>>,
+        range: VaRange,
+        access: R::Access,
+    ) -> Option<Self> {
+        let guard = Self::owning(NonNull::from(entry));
+        if guard.content().serves(range, access) {
+            entry.touch_shared();
+            return Some(guard);
+        }
+        guard.decline();
+        None
+    }
+
     /// Drops a guard whose entry does not serve the lookup, and subtracts the hit that was counted
     /// for the guard.
     #[cold]
@@ -176,10 +192,7 @@ fn release_noting<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>
     if !(shared.is_only_spread() && has_lane()) {
         return release_last(entry);
     }
-    let spread = shared.spread_of_reference();
-    if let Some(word) = spread.drop_one() {
-        spread.end_if_last(word);
-    }
+    shared.spread_of_reference().drop_and_end();
 }
 
 /// Releases a reference to a revocable, parked or spread entry. If this was the last guard, revokes

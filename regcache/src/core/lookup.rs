@@ -71,13 +71,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         if !entry.acquire_retained() {
             return None;
         }
-        let guard = Guard::owning(NonNull::from(entry));
-        if guard.content().serves(range, access) {
-            entry.touch_shared();
-            return Some(guard);
-        }
-        guard.decline();
-        None
+        Guard::serving(entry, range, access)
     }
 
     /// Searches the index for an entry that serves the request. Returns a guard of the entry, and

@@ -252,7 +252,7 @@ impl Spread {
     /// The caller must then call [`end_if_last`](Self::end_if_last).
     #[inline]
     #[must_use]
-    pub(crate) fn drop_one(self) -> Option<u64> {
+    fn drop_one(self) -> Option<u64> {
         self.lane().dropped.fetch_add(1, Ordering::SeqCst);
         after_store();
         let word = self.common().word.load(Ordering::SeqCst);
@@ -263,7 +263,7 @@ impl Spread {
     /// that the caller has loaded after its drop. The caller holds no lock.
     #[cold]
     #[inline(never)]
-    pub(crate) fn end_if_last(self, word: u64) {
+    fn end_if_last(self, word: u64) {
         let common = self.common();
         let (entry, end) = (
             common.entry.load(Ordering::SeqCst),
@@ -281,6 +281,7 @@ impl Spread {
     }
 
     /// Drops a reference, and ends the entry if this was the last one. The caller holds no lock.
+    #[inline]
     pub(crate) fn drop_and_end(self) {
         if let Some(word) = self.drop_one() {
             self.end_if_last(word);
