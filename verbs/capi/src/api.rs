@@ -618,19 +618,11 @@ where
             }
             let access = Access::from_bits_retain(access);
             let guard = get(&instance.cache, addr.cast(), length, access)?;
-            let (range, registered) = (guard.range(), guard.registration());
-            let found = Mr {
-                guard: ptr::null_mut(),
-                lkey: registered.lkey,
-                rkey: registered.rkey,
-                registration: registered.registration,
-                addr: ptr::without_provenance_mut(range.start()),
-                length: range.len(),
-            };
-            let handle = guards::enter(thread, cache, guard)?;
-            let guard = ptr::without_provenance_mut(handle as usize);
             // SAFETY: the pointer is not null, so by the contract it is writable.
-            unsafe { mr.write(Mr { guard, ..found }) };
+            unsafe { fast::describe(mr, &guard) };
+            let handle = guards::enter(thread, cache, guard)?;
+            // SAFETY: as above.
+            unsafe { (&raw mut (*mr).guard).write(ptr::without_provenance_mut(handle as usize)) };
             Ok(0)
         })
     });

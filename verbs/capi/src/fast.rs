@@ -43,21 +43,32 @@ pub(crate) unsafe fn get(
         }
         let access = Access::from_bits_retain(access);
         let guard = instance.cache.get_at_once(addr, length, access)?;
-        let (range, registered) = (guard.range(), guard.registration());
         // SAFETY: the pointer is not null, so by the contract it is writable.
-        unsafe {
-            (&raw mut (*mr).lkey).write(registered.lkey);
-            (&raw mut (*mr).rkey).write(registered.rkey);
-            (&raw mut (*mr).registration).write(registered.registration);
-            (&raw mut (*mr).addr).write(ptr::without_provenance_mut(range.start()));
-            (&raw mut (*mr).length).write(range.len());
-        }
+        unsafe { describe(mr, &guard) };
         let handle = guards::try_enter(thread, cache, guard)?;
         // SAFETY: as above.
         unsafe { (&raw mut (*mr).guard).write(ptr::without_provenance_mut(handle as usize)) };
         Some(())
     });
     served.is_some()
+}
+
+/// Writes the fields of a registration, except for its guard.
+///
+/// # Safety
+///
+/// `mr` is writable.
+#[inline(always)]
+pub(crate) unsafe fn describe(mr: *mut Mr, guard: &Guard) {
+    let (range, registered) = (guard.range(), guard.registration());
+    // SAFETY: the pointer is writable.
+    unsafe {
+        (&raw mut (*mr).lkey).write(registered.lkey);
+        (&raw mut (*mr).rkey).write(registered.rkey);
+        (&raw mut (*mr).registration).write(registered.registration);
+        (&raw mut (*mr).addr).write(ptr::without_provenance_mut(range.start()));
+        (&raw mut (*mr).length).write(range.len());
+    }
 }
 
 /// Takes a guard out of its table, if the handle is valid. Otherwise the long way has to find out

@@ -233,18 +233,28 @@ pub(crate) fn try_take(thread: &ThreadRecord, handle: u64) -> Option<Guard> {
     if handle::kind(handle) != handle::GUARD || handle::kind(after) != handle::FREE {
         return None;
     }
-    let (number, acquire) = (handle::slot(handle), Ordering::Acquire);
+    let number = handle::slot(handle);
     let slot = at(number)?;
     thread.with_free_slots(|free| {
         if free.is_full() {
             return None;
         }
-        let exchanged = slot.word.compare_exchange(handle, after, acquire, acquire);
-        exchanged.ok()?;
+        let guard = take_from(slot, handle, after).ok()?;
         free.push(number);
-        // SAFETY: the word was the guard's handle, for the reasons that `take` states.
-        Some(unsafe { (*slot.guard.get()).assume_init_read() })
+        Some(guard)
     })
+}
+
+/// Takes the guard with this handle out of its slot, whose word becomes `after`. If the slot has
+/// another word, returns that word.
+#[inline(always)]
+fn take_from(slot: &GuardSlot, handle: u64, after: u64) -> Result<Guard, u64> {
+    let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
+    slot.word
+        .compare_exchange(handle, after, acquire, relaxed)?;
+    // SAFETY: the word was the guard's handle, which was stored after the guard was written. Only
+    // this thread has exchanged that word.
+    Ok(unsafe { (*slot.guard.get()).assume_init_read() })
 }
 
 /// Takes the guard with this handle out of the table, and returns it. Fails if the handle is not
@@ -258,17 +268,13 @@ pub(crate) fn take(thread: &ThreadRecord, handle: u64) -> Result<Guard, Error> {
         return Err(Error::NoGuard { handle });
     };
     let after = handle::after(handle);
-    let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
-    if let Err(word) = slot.word.compare_exchange(handle, after, acquire, relaxed) {
-        return Err(if handle::is_past(handle, word) {
+    let guard = take_from(slot, handle, after).map_err(|word| {
+        if handle::is_past(handle, word) {
             Error::PutAlready { handle }
         } else {
             Error::NoGuard { handle }
-        });
-    }
-    // SAFETY: the word was the guard's handle, which was stored after the guard was written. Only
-    // this thread has exchanged that word.
-    let guard = unsafe { (*slot.guard.get()).assume_init_read() };
+        }
+    })?;
     if handle::kind(after) == handle::FREE {
         thread.with_free_slots(|free| push_free(free, handle::slot(handle)));
     }

@@ -60,6 +60,16 @@ struct Slot<T> {
     object: AtomicPtr<T>,
 }
 
+/// The reason why a handle names no object that the thread can use.
+enum Unusable {
+    /// The thread uses an object already.
+    Nested,
+    /// The table has no slot for the handle.
+    NoSlot,
+    /// The slot has this word.
+    Holds(u64),
+}
+
 /// A mark that the thread uses an object. Dropping it clears the thread's `busy` word, which is
 /// step L5.
 struct Using<'t>(&'t ThreadRecord);
@@ -112,27 +122,29 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
         Err(Error::TooMany { kind, most })
     }
 
-    /// Does the same as [`with`](Self::with), but returns `None` instead of an error.
+    /// Returns an object, and a mark that the thread uses it. The object is not destroyed before
+    /// the mark is dropped.
     #[inline(always)]
-    pub(crate) fn try_with<V>(
+    fn using<'t>(
         &self,
-        thread: &ThreadRecord,
+        thread: &'t ThreadRecord,
         handle: u64,
-        action: impl FnOnce(&T) -> Option<V>,
-    ) -> Option<V> {
-        if thread.busy.load(Ordering::Relaxed) != 0 || handle::kind(handle) != handle::OBJECT {
-            return None;
+    ) -> Result<(Using<'t>, &T), Unusable> {
+        if thread.busy.load(Ordering::Relaxed) != 0 {
+            return Err(Unusable::Nested);
         }
-        let number = handle::slot(handle).wrapping_sub(FIRST);
-        let slot = self.slots.get(number as usize)?;
+        let slot = self.slot_of(handle).ok_or(Unusable::NoSlot)?;
         thread.busy.store(handle, Ordering::Relaxed);
-        let _using = Using(thread);
+        let using = Using(thread);
         membarrier::light();
-        if slot.word.load(Ordering::Acquire) != handle {
-            return None;
+        let word = slot.word.load(Ordering::Acquire);
+        if word != handle {
+            return Err(Unusable::Holds(word));
         }
-        // SAFETY: the slot holds this object, for the reasons that `with` states.
-        action(unsafe { &*slot.object.load(Ordering::Relaxed) })
+        // SAFETY: the slot holds this object, because the object's pointer was stored before the
+        // word. The object is not freed while this thread's `busy` is the object's handle, as the
+        // head of the file argues.
+        Ok((using, unsafe { &*slot.object.load(Ordering::Relaxed) }))
     }
 
     /// Calls `action` with an object. The object is not destroyed before `action` returns.
@@ -143,21 +155,21 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
         handle: u64,
         action: impl FnOnce(&T) -> Result<V, Error>,
     ) -> Result<V, Error> {
-        if thread.busy.load(Ordering::Relaxed) != 0 {
-            return Err(Error::Nested);
-        }
-        let slot = self.find(handle)?;
-        thread.busy.store(handle, Ordering::Relaxed);
-        let _using = Using(thread);
-        membarrier::light();
-        let word = slot.word.load(Ordering::Acquire);
-        if word != handle {
-            return Err(self.not_there(handle, word));
-        }
-        // SAFETY: the slot holds this object, because the object's pointer was stored before the
-        // word. The object is not freed while this thread's `busy` is the object's handle, as the
-        // head of the file argues.
-        action(unsafe { &*slot.object.load(Ordering::Relaxed) })
+        let using = self.using(thread, handle);
+        let (_using, object) = using.map_err(|why| self.refusal(handle, &why))?;
+        action(object)
+    }
+
+    /// Does the same as [`with`](Self::with), but returns `None` instead of an error.
+    #[inline(always)]
+    pub(crate) fn try_with<V>(
+        &self,
+        thread: &ThreadRecord,
+        handle: u64,
+        action: impl FnOnce(&T) -> Option<V>,
+    ) -> Option<V> {
+        let (_using, object) = self.using(thread, handle).ok()?;
+        action(object)
     }
 
     /// Calls `action` with each object and its handle, as [`with`](Self::with) does. Objects that
@@ -203,13 +215,32 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
     }
 
     /// Returns the slot that a handle names.
-    #[inline]
+    #[inline(always)]
+    fn slot_of(&self, handle: u64) -> Option<&Slot<T>> {
+        let number = handle::slot(handle).wrapping_sub(FIRST);
+        let slot = self.slots.get(number as usize);
+        slot.filter(|_| handle::kind(handle) == handle::OBJECT)
+    }
+
     fn find(&self, handle: u64) -> Result<&Slot<T>, Error> {
-        let (kind, number) = (self.kind, handle::slot(handle).wrapping_sub(FIRST));
-        match self.slots.get(number as usize) {
-            Some(slot) if handle::kind(handle) == handle::OBJECT => Ok(slot),
-            _ if handle == 0 => Err(Error::Null { what: kind }),
-            _ => Err(Error::Foreign { kind, handle }),
+        self.slot_of(handle).ok_or_else(|| self.no_slot(handle))
+    }
+
+    #[cold]
+    fn no_slot(&self, handle: u64) -> Error {
+        let kind = self.kind;
+        match handle {
+            0 => Error::Null { what: kind },
+            _ => Error::Foreign { kind, handle },
+        }
+    }
+
+    #[cold]
+    fn refusal(&self, handle: u64, why: &Unusable) -> Error {
+        match *why {
+            Unusable::Nested => Error::Nested,
+            Unusable::NoSlot => self.no_slot(handle),
+            Unusable::Holds(word) => self.not_there(handle, word),
         }
     }
 
