@@ -44,6 +44,32 @@ impl Notices {
     }
 }
 
+/// Defines a function `notice`. It writes a line with this prefix to the stderr that the process
+/// had when the library was loaded.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! notices_to_stderr {
+    ($prefix:literal) => {
+        static STDERR: $crate::internal::Notices =
+            $crate::internal::Notices::to(libc::STDERR_FILENO);
+
+        extern "C" fn at_load() {
+            STDERR.begin();
+        }
+
+        #[used]
+        // SAFETY: the section holds addresses of functions without parameters, and the loader calls
+        // each once.
+        #[unsafe(link_section = ".init_array")]
+        static AT_LOAD: extern "C" fn() = at_load;
+
+        /// Writes one line.
+        pub(crate) fn notice(text: std::fmt::Arguments<'_>) {
+            STDERR.write(&format!(concat!($prefix, "{}"), text));
+        }
+    };
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::io::Read;
