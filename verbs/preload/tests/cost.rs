@@ -8,7 +8,7 @@ mod preload;
 use std::path::Path;
 use std::process::Command;
 
-use preload::{bounded, post_poll, preloading, shim};
+use preload::{bounded, on_fake_device, preloading, shim};
 
 /// The works of tests/c/post-poll.c, with the maximum number of instructions that a release build
 /// of the shim may add to the posts and the poll of one. docs/guide/preload.md has the figures.
@@ -46,7 +46,7 @@ fn each(command: impl Fn() -> Command, program: &Path, what: &str) -> f64 {
 
 #[test]
 fn posting_and_polling_cost_few_instructions_more() {
-    let program = post_poll("mlx5", "cost", None);
+    let program = on_fake_device("post-poll", "mlx5", "cost", None);
     for &(work, most) in WORKS {
         let without = each(|| bounded("valgrind"), &program, work);
         let with = each(|| preloading(&[shim()], "valgrind"), &program, work);

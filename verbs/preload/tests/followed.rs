@@ -9,11 +9,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use preload::{Ran, bounded, post_poll, run, shim, under_shim};
+use preload::{Ran, bounded, on_fake_device, run, shim, under_shim};
 
 /// Posts twenty times on a fake device of that driver, with a new registration for each post.
 fn posts(driver: &str, suite: &str, needs: Option<&str>, looks_up: Option<&str>) -> Ran {
-    let program = post_poll(driver, suite, needs);
+    let program = on_fake_device("post-poll", driver, suite, needs);
     run(under_shim(program)
         .args(["20", "1", "register"])
         .args(looks_up))
@@ -73,7 +73,7 @@ fn devices_whose_functions_a_program_looks_up_are_not_cached() {
 /// loaded before.
 #[test]
 fn notices_do_not_go_into_a_file_of_the_program() {
-    let program = post_poll("rxe", "reopens", None);
+    let program = on_fake_device("post-poll", "rxe", "reopens", None);
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (library, data) = (directory.join("libreopens.so"), directory.join("reopens"));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/reopens.c");

@@ -11,26 +11,9 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <link.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#define CHECK(condition)                                                                           \
-	do {                                                                                       \
-		if (!(condition)) {                                                                \
-			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-			exit(1);                                                                   \
-		}                                                                                  \
-	} while (0)
-
-/* Returns the file that defines the function. */
-static const char *home(void *function)
-{
-	Dl_info info;
-
-	CHECK(function && dladdr(function, &info));
-	return strrchr(info.dli_fname, '/') + 1;
-}
+#include "check.h"
 
 static int is_in(void *function, const char *library)
 {

@@ -7,19 +7,11 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <infiniband/verbs.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#undef ibv_reg_mr
+#include "check.h"
 
-#define CHECK(condition)                                                    \
-	do {                                                                \
-		if (!(condition)) {                                         \
-			fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition); \
-			exit(1);                                            \
-		}                                                           \
-	} while (0)
+#undef ibv_reg_mr
 
 struct ibv_mr_init_attr;
 struct ibv_buf;
@@ -44,15 +36,6 @@ static void use_and_end(struct ibv_mr *mr, const void *addr, int before)
 	CHECK(ibv_dereg_mr(mr) == 0);
 	CHECK(ibv_fake_registrations() == before);
 	calls++;
-}
-
-/* Returns the name of the library that defines the function. */
-static const char *home(void *function)
-{
-	Dl_info info;
-
-	CHECK(function && dladdr(function, &info));
-	return strrchr(info.dli_fname, '/') + 1;
 }
 
 int main(void)

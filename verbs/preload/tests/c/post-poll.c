@@ -13,19 +13,11 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <infiniband/verbs.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#undef ibv_reg_mr
+#include "check.h"
 
-#define CHECK(condition)                                                    \
-	do {                                                                \
-		if (!(condition)) {                                         \
-			fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition); \
-			exit(1);                                            \
-		}                                                           \
-	} while (0)
+#undef ibv_reg_mr
 
 int main(int argc, char **argv)
 {

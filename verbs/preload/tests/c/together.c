@@ -6,22 +6,14 @@
 #define _GNU_SOURCE
 #include <infiniband/verbs.h>
 #include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <sys/mman.h>
+
+#include "check.h"
 
 #undef ibv_reg_mr
 
 #define PAGE 4096
 #define SHARED 4
-
-#define CHECK(condition)                                                    \
-	do {                                                                \
-		if (!(condition)) {                                         \
-			fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition); \
-			exit(1);                                            \
-		}                                                           \
-	} while (0)
 
 extern int ibv_fake_registrations(void);
 

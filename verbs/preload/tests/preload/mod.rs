@@ -163,13 +163,8 @@ impl Ran {
     }
 }
 
-/// Compiles the fake device as the library of that driver, and the program that posts to it. The
-/// program is also linked with an empty library whose name is `needs`.
-pub(crate) fn post_poll(driver: &str, suite: &str, needs: Option<&str>) -> PathBuf {
-    on_fake_device("post-poll", driver, suite, needs)
-}
-
-/// Does the same as [`post_poll`] for a program of tests/c.
+/// Compiles the fake device as the library of that driver, and a program of tests/c that uses the
+/// device. The program is also linked with an empty library whose name is `needs`.
 pub(crate) fn on_fake_device(
     program: &str,
     driver: &str,
