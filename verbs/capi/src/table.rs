@@ -217,9 +217,11 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
     /// Returns the slot that a handle names.
     #[inline(always)]
     fn slot_of(&self, handle: u64) -> Option<&Slot<T>> {
+        if handle::kind(handle) != handle::OBJECT {
+            return None;
+        }
         let number = handle::slot(handle).wrapping_sub(FIRST);
-        let slot = self.slots.get(number as usize);
-        slot.filter(|_| handle::kind(handle) == handle::OBJECT)
+        self.slots.get(number as usize)
     }
 
     fn find(&self, handle: u64) -> Result<&Slot<T>, Error> {
