@@ -274,11 +274,8 @@ fn control_a_cache_built_before() {
 
 /// A monitor may make its descriptor readable before it raises its counter. A program that then
 /// calls `reap` waits for the descriptor again, so `reap` must drain the report.
-#[test]
-fn reaping_drains_a_report_that_comes_before_the_counter_is_raised() {
-    let (kernel, _) = slow();
-    let monitor = SlowMonitor(Arc::clone(&kernel));
-    let builder = Cache::builder(SlowDevice(Arc::clone(&kernel))).monitor(monitor);
+fn reaps_a_report_before_the_counter<M: Monitor>(kernel: &Arc<Slow>, monitor: M) {
+    let builder = Cache::builder(SlowDevice(Arc::clone(kernel))).monitor(monitor);
     let cache = builder.build().unwrap();
     drop(cache.get(page(0), PAGE, ()).unwrap());
     let mut state = kernel.k.lock().unwrap();
@@ -288,6 +285,19 @@ fn reaping_drains_a_report_that_comes_before_the_counter_is_raised() {
     assert_eq!(cache.stats().entries, 1);
     cache.reap().unwrap();
     assert_eq!(cache.stats().entries, 0);
+}
+
+#[test]
+fn reaping_drains_a_report_that_comes_before_the_counter_is_raised() {
+    let (kernel, _) = slow();
+    reaps_a_report_before_the_counter(&kernel, SlowMonitor(Arc::clone(&kernel)));
+}
+
+#[test]
+fn reaping_a_shared_monitor_drains_a_report_that_comes_before_the_counter_is_raised() {
+    let (kernel, _) = slow();
+    let shared = Shared::new(SlowMonitor(Arc::clone(&kernel))).unwrap();
+    reaps_a_report_before_the_counter(&kernel, shared);
 }
 
 #[test]

@@ -222,11 +222,9 @@ impl Board {
         (ours, placed.is_none())
     }
 
-    /// Drains the monitor, and marks the reported subscriptions of all members.
+    /// Drains the monitor, and marks the reported subscriptions of all members. A report may come
+    /// before the monitor's counter is raised, so the counter does not tell that there is none.
     fn drain(&mut self, monitor: &impl Monitor, by: usize) -> io::Result<()> {
-        if monitor.generation() == self.drained {
-            return Ok(());
-        }
         let Self {
             watches,
             by_range,
