@@ -67,6 +67,10 @@ pub(crate) const GUEST: &[&str] = &[
     "udev",
 ];
 
+/// The name of a guest, as an installed system has it in /etc/hosts. Without the name, `rdma_cm`
+/// finds no address of the guest's own.
+const HOSTS: &str = "127.0.0.1 localhost\n127.0.0.1 xtask\n";
+
 /// The file that contains the recipe of a root. Only a complete root contains this file.
 const MARK: &str = "etc/xtask-root";
 
@@ -151,20 +155,27 @@ fn is_made(root: &Path, made_from: &str) -> bool {
 fn made_from(project: &Project, recipe: &Recipe) -> String {
     let words = [recipe.suites, recipe.kernel, &recipe.programs.concat()].concat();
     format!(
-        "{}\n{}\n{}\n",
+        "{}\n{}\n{}\n{}",
         words.join(" "),
         project.root.display(),
-        project.target.display()
+        project.target.display(),
+        hosts(recipe)
     )
+}
+
+/// Returns the content of /etc/hosts. Roots for packages keep the one of their release.
+fn hosts(recipe: &Recipe) -> &'static str {
+    if recipe.kernel.is_empty() { "" } else { HOSTS }
 }
 
 fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) -> Command {
     // The guest mounts the repository and the target directory at these paths. A guest cannot make
     // directories in its root, so the directories are made now.
     let finish = format!(
-        r#"mkdir -p "$1"{} "$1"{} && printf %s {} >"$1/{MARK}""#,
+        r#"mkdir -p "$1"{} "$1"{} && printf %s {} >>"$1/etc/hosts" && printf %s {} >"$1/{MARK}""#,
         cmd::shell_quote(&project.root.to_string_lossy()),
         cmd::shell_quote(&project.target.to_string_lossy()),
+        cmd::shell_quote(hosts(recipe)),
         cmd::shell_quote(made_from),
     );
     let release = recipe.suites[0];
@@ -227,6 +238,8 @@ mod tests {
         assert!(!is_made(&root, &made_from(&["linux-image-b"])));
         let inside = root.join(project.target.strip_prefix("/").unwrap());
         assert!(inside.is_dir());
+        let hosts = fs::read_to_string(root.join("etc/hosts")).unwrap();
+        assert!(hosts.contains("127.0.0.1 xtask"));
         fs::remove_dir_all(root).unwrap();
     }
 }
