@@ -7,12 +7,26 @@
 struct ibv_mr;
 struct ibv_pd;
 
+/*
+ * The memory of this thread's messages. Only registrations that overlap it are counted, because a
+ * stack also registers buffers of its own. If both ranges are empty, all are counted.
+ */
+static _Thread_local struct range {
+	const unsigned char *at;
+	size_t len;
+} counted[2];
+
 static atomic_long registrations;
 
-/* Returns how many of the registrations that the messages needed were not asked of libibverbs. */
-static long kept_of(long needed)
+/* Called after each registration, if it is not null. */
+static void (*after_registration)(void *at);
+
+static bool is_counted(const unsigned char *at, size_t len)
 {
-	return needed > registrations ? needed - registrations : 0;
+	for (int i = 0; i < 2; i++)
+		if (at < counted[i].at + counted[i].len && counted[i].at < at + len)
+			return true;
+	return !counted[0].len && !counted[1].len;
 }
 
 static void *real_function(const char *name, const char *version)
@@ -26,12 +40,19 @@ static void *real_function(const char *name, const char *version)
 	return found;
 }
 
+static struct ibv_mr *registered(struct ibv_mr *mr, void *at, size_t len)
+{
+	registrations += is_counted(at, len);
+	if (after_registration)
+		after_registration(at);
+	return mr;
+}
+
 __attribute__((visibility("default"))) struct ibv_mr *ibv_reg_mr(struct ibv_pd *pd, void *at, size_t len, int access)
 {
 	struct ibv_mr *(*real)(struct ibv_pd *, void *, size_t, int) = real_function("ibv_reg_mr", "IBVERBS_1.1");
 
-	registrations++;
-	return real(pd, at, len, access);
+	return registered(real(pd, at, len, access), at, len);
 }
 
 /* The header of libibverbs calls this function where the access is not a constant. */
@@ -41,6 +62,5 @@ __attribute__((visibility("default"))) struct ibv_mr *ibv_reg_mr_iova2(struct ib
 	struct ibv_mr *(*real)(struct ibv_pd *, void *, size_t, uint64_t, unsigned int) =
 		real_function("ibv_reg_mr_iova2", "IBVERBS_1.8");
 
-	registrations++;
-	return real(pd, at, len, iova, access);
+	return registered(real(pd, at, len, iova, access), at, len);
 }

@@ -91,8 +91,9 @@ int main(int argc, char **argv)
 	buffer_open(&buffer, change_of(argv[1]), LENGTH);
 	open_endpoint();
 	sink = map(NULL, LENGTH);
-	counted[0] = buffer.at;
-	counted[1] = sink;
+	counted[0] = (struct range){ buffer.at, LENGTH };
+	counted[1] = (struct range){ sink, LENGTH };
+	after_registration = change_in_window;
 	for (long i = 0; i < messages; i++, sent++) {
 		if (i % 2 == 0 && i > 0 && buffer.change == WINDOW) {
 			/*

@@ -32,6 +32,8 @@ int main(int argc, char **argv)
 	/* The messages of all ranks together. */
 	messages = atol(argv[2]) / ranks;
 	sink = map(NULL, len);
+	counted[0] = (struct range){ buffer.at, len };
+	counted[1] = (struct range){ sink, len };
 	for (long i = 0; i < messages; i++) {
 		int next = (rank + 1) % ranks, previous = (rank + ranks - 1) % ranks;
 		MPI_Request request;
@@ -46,7 +48,8 @@ int main(int argc, char **argv)
 		counts[0] += !has_byte(sink, len, byte_of(i + previous));
 	}
 	counts[1] = messages;
-	counts[2] = kept_of(2 * messages);
+	/* Each message needs a registration of the buffer and one of the sink. */
+	counts[2] = 2 * messages - registrations;
 	MPI_Reduce(counts, sums, 3, MPI_LONG, MPI_SUM, 0, MPI_COMM_WORLD);
 	if (rank == 0)
 		report(sums[0], sums[1], sums[2]);
