@@ -104,9 +104,8 @@ enum Xtask {
     ///
     /// AddressSanitizer also detects leaks. ThreadSanitizer needs a nightly toolchain.
     Sanitize {
-        /// Run only this sanitizer
-        #[arg(value_enum)]
-        sanitizer: Option<sanitize::Sanitizer>,
+        #[command(flatten)]
+        choice: sanitize::Choice,
     },
     /// Count the instructions that the driver costs, and print a table
     ///
@@ -239,7 +238,7 @@ fn run(command: Xtask) -> Result<u8, Error> {
         }
         Xtask::Test { place } => test::run(&project, &place),
         Xtask::Check { scope } => check::run(&project, &scope),
-        Xtask::Sanitize { sanitizer } => sanitize::run(&project, sanitizer),
+        Xtask::Sanitize { choice } => sanitize::run(&project, &choice),
         Xtask::Cost { kernel } => cost::run(&project, kernel),
         Xtask::Bench { amount } => bench::run(&project, &amount),
         Xtask::Intree { steps } => intree::run(&project, &steps),

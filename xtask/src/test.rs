@@ -15,7 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -189,14 +189,57 @@ pub(crate) fn run(project: &Project, place: &Where) -> Result<u8, Error> {
         ));
     }
     if !place.host_only {
-        let (ran, ended) = in_vm(project, place.kernel, &place.suites);
-        outcomes.extend(ran);
-        if let Err(error) = ended {
-            eprintln!("xtask: {error}");
-            outcomes.push(Outcome::failure("vm", &error.to_string()));
-        }
+        let how = How {
+            kernel: place.kernel,
+            arguments: "",
+            variables: &[],
+        };
+        outcomes.extend(in_vm(project, &named(project, place)?, &how));
     }
     Ok(report(&outcomes))
+}
+
+/// Runs the stacks' suites with these names in the virtual machine, with these arguments and
+/// environment variables. Prints a table and the totals, and returns 1 if any test failed.
+pub(crate) fn run_of_stacks(
+    project: &Project,
+    suites: &[&str],
+    arguments: &str,
+    variables: &[(&str, &OsStr)],
+) -> Result<u8, Error> {
+    let mut all = project.gated_tests();
+    all.retain(|suite| {
+        stacks::SUITES.contains(&suite.package.as_str()) && suites.contains(&suite.name.as_str())
+    });
+    let how = How {
+        kernel: Series::Installed,
+        arguments,
+        variables,
+    };
+    Ok(report(&in_vm(project, &all, &how)))
+}
+
+/// Returns the suites of the virtual machine that the user has named, or all suites.
+fn named(project: &Project, place: &Where) -> Result<Vec<GatedTarget>, Error> {
+    let is_ours = |feature: &String| VM_FEATURES.contains(&feature.as_str());
+    let only = &place.suites;
+    let is_meant = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
+    let mut suites = project.gated_tests();
+    suites.retain(|suite| suite.features.iter().all(is_ours) && is_meant(&suite.name));
+    // The roots of newer kernels do not contain the stacks. `cargo xtask stacks` has its own root.
+    let needs_stack = |suite: &GatedTarget| stacks::SUITES.contains(&suite.package.as_str());
+    suites.retain(|suite| place.kernel.uses_this_machine() || !needs_stack(suite));
+    if suites.is_empty() {
+        return Err(Error::SetUp(if only.is_empty() {
+            format!("no [[test]] has required-features among {VM_FEATURES:?}")
+        } else {
+            format!(
+                "no suite of the virtual machine has {} in its name",
+                only.join(", ")
+            )
+        }));
+    }
+    Ok(suites)
 }
 
 fn on_host(suite: &str, command: &mut std::process::Command) -> Result<Outcome, Error> {
@@ -226,28 +269,34 @@ fn under_loom(project: &Project, package: &str, which: &[&str]) -> Result<Outcom
     on_host(&format!("loom: {package}"), &mut command)
 }
 
-/// Runs the suites in a virtual machine. Returns the results of the suites that ran, and the error
-/// that prevented the remaining suites.
-fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, Result<(), Error>) {
-    let is_ours = |feature: &String| VM_FEATURES.contains(&feature.as_str());
-    let is_meant = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part));
-    let mut suites = project.gated_tests();
-    suites.retain(|suite| suite.features.iter().all(is_ours) && is_meant(&suite.name));
-    // The roots of newer kernels do not contain the stacks. `cargo xtask stacks` has its own root.
-    let needs_stack = |suite: &GatedTarget| stacks::SUITES.contains(&suite.package.as_str());
-    suites.retain(|suite| kernel.uses_this_machine() || !needs_stack(suite));
-    if suites.is_empty() {
-        let why = if only.is_empty() {
-            format!("no [[test]] has required-features among {VM_FEATURES:?}")
-        } else {
-            format!(
-                "no suite of the virtual machine has {} in its name",
-                only.join(", ")
-            )
-        };
-        return (vec![Outcome::failure("vm", &why)], Ok(()));
+/// How suites run in a virtual machine.
+struct How<'a> {
+    kernel: Series,
+    /// The arguments of each suite, in the syntax of the shell.
+    arguments: &'a str,
+    /// Environment variables of the suites.
+    variables: &'a [(&'a str, &'a OsStr)],
+}
+
+/// Runs the suites in a virtual machine. An error that prevents some suites is one more result.
+fn in_vm(project: &Project, suites: &[GatedTarget], how: &How) -> Vec<Outcome> {
+    let (mut outcomes, ended) = ran_in_vm(project, suites, how);
+    if let Err(error) = ended {
+        eprintln!("xtask: {error}");
+        outcomes.push(Outcome::failure("vm", &error.to_string()));
     }
-    let script = match write_script(project, &suites, SUITE_LIMIT * kernel.patience()) {
+    outcomes
+}
+
+/// Runs the suites as [`in_vm`] does. Returns the results of the suites that ran, and the error
+/// that prevented the remaining suites.
+fn ran_in_vm(
+    project: &Project,
+    suites: &[GatedTarget],
+    how: &How,
+) -> (Vec<Outcome>, Result<(), Error>) {
+    let kernel = how.kernel;
+    let script = match write_script(project, suites, how) {
         Ok(script) => script,
         Err(error) => return (Vec::new(), Err(error)),
     };
@@ -272,18 +321,20 @@ fn in_vm(project: &Project, kernel: Series, only: &[String]) -> (Vec<Outcome>, R
     // Each process of xtask writes a separate script. So a script that cannot be removed does no
     // harm.
     let _ = fs::remove_file(&script);
-    (read_outcomes(&suites, &kept.text()), ended.map(|_| ()))
+    (read_outcomes(suites, &kept.text()), ended.map(|_| ()))
 }
 
 /// Builds the suites, and writes the script that runs them. Returns the path of the script, which
 /// is in a directory that the guest can read.
-fn write_script(project: &Project, suites: &[GatedTarget], limit: u64) -> Result<PathBuf, Error> {
+fn write_script(project: &Project, suites: &[GatedTarget], how: &How) -> Result<PathBuf, Error> {
     let prefix = project.own_dir().join(PREFIX);
-    let script = format!(
-        "export REGCACHE_PREFIX={}\n{}",
-        cmd::shell_quote(&prefix.to_string_lossy()),
-        suites_script(suites, &build(suites)?, limit)
-    );
+    let mut script = String::new();
+    for (name, value) in [&[("REGCACHE_PREFIX", prefix.as_os_str())], how.variables].concat() {
+        let value = cmd::shell_quote(&value.to_string_lossy());
+        script += &format!("export {name}={value}\n");
+    }
+    let limit = SUITE_LIMIT * how.kernel.patience();
+    script += &suites_script(suites, &build(suites)?, how.arguments, limit);
     fs::create_dir_all(project.own_dir()).at(project.own_dir())?;
     let path = project
         .own_dir()
@@ -354,7 +405,12 @@ fn build(suites: &[GatedTarget]) -> Result<Vec<PathBuf>, Error> {
 /// Returns the script that runs each suite as cargo would, for at most `limit` seconds. The script
 /// prints a line before and a line after each suite, by which `read_outcomes` finds the output of
 /// the suite.
-fn suites_script(suites: &[GatedTarget], executables: &[PathBuf], limit: u64) -> String {
+fn suites_script(
+    suites: &[GatedTarget],
+    executables: &[PathBuf],
+    arguments: &str,
+    limit: u64,
+) -> String {
     let mut script = String::from("#!/bin/sh\n");
     for (number, (suite, executable)) in suites.iter().zip(executables).enumerate() {
         let root = cmd::shell_quote(&suite.package_root.to_string_lossy());
@@ -363,7 +419,7 @@ fn suites_script(suites: &[GatedTarget], executables: &[PathBuf], limit: u64) ->
         script += &format!(
             "printf '\\n%s\\n' {begin}\n\
              started=$(date +%s)\n\
-             cd {root} && CARGO_MANIFEST_DIR={root} CARGO_PKG_NAME={package} timeout -k 10 {limit} {executable}\n\
+             cd {root} && CARGO_MANIFEST_DIR={root} CARGO_PKG_NAME={package} timeout -k 10 {limit} {executable} {arguments}\n\
              printf '\\n%s%s %s\\n' {end} $? $(($(date +%s) - started))\n",
             begin = cmd::shell_quote(&format!("{}{}", begin_mark(number), title(suite))),
             end = cmd::shell_quote(&end_mark(number)),
@@ -514,7 +570,7 @@ mod tests {
     fn the_script_prints_what_its_reader_reads() {
         let suites = ["first", "second", "third"].map(suite);
         let executables = ["/bin/true", "/bin/false", "/bin/true"].map(PathBuf::from);
-        let script = suites_script(&suites, &executables, SUITE_LIMIT);
+        let script = suites_script(&suites, &executables, "", SUITE_LIMIT);
         let printed = cmd::read(std::process::Command::new("sh").args(["-c", &script])).unwrap();
         let outcomes = read_outcomes(&suites, &printed);
         let remarks: Vec<_> = outcomes

@@ -1,6 +1,6 @@
 //! libfabric's verbs provider, below its messages of type RDM.
 
-use regcache_test_support::SecondDevice;
+use regcache_test_support::{SecondDevice, preload as preloading};
 
 use crate::plugins::Plugins;
 use crate::stack::Environment;
@@ -50,12 +50,15 @@ const ALL: &[Change] = &[
 ];
 
 pub(crate) fn provider(plugins: &Plugins) -> Environment {
-    vec![("FI_PROVIDER_PATH", plugins.providers().into())]
+    vec![
+        ("FI_PROVIDER_PATH", plugins.providers().into()),
+        ("LD_PRELOAD", preloading(&[])),
+    ]
 }
 
 pub(crate) fn preload(plugins: &Plugins) -> Environment {
     let mut environment = provider(plugins);
-    environment.push(("LD_PRELOAD", plugins.fi().into()));
+    environment.push(("LD_PRELOAD", preloading(&[plugins.fi()])));
     environment
 }
 
@@ -64,6 +67,6 @@ pub(crate) fn shim(plugins: &Plugins) -> Environment {
         ("FI_MR_CACHE_MAX_COUNT", "0".into()),
         ("FI_MR_CACHE_MONITOR", "disabled".into()),
         ("REGCACHE_REMOTE", "keep".into()),
-        ("LD_PRELOAD", plugins.shim().into()),
+        ("LD_PRELOAD", preloading(&[plugins.shim()])),
     ]
 }

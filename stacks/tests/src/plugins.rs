@@ -4,7 +4,9 @@ use std::env;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use regcache_test_support::built_library;
 
 /// A directory that contains our libraries.
 pub struct Plugins {
@@ -12,14 +14,12 @@ pub struct Plugins {
 }
 
 impl Plugins {
-    /// Makes the directory. Each of its files is a link to a library next to this program, where
-    /// cargo puts it.
+    /// Makes the directory. Each of its files is a link to a library that cargo has built.
     ///
     /// # Errors
     ///
     /// Returns the error of the file system, for example if cargo has not built a library.
     pub fn link() -> io::Result<Self> {
-        let program = env::current_exe()?;
         let directory = env::temp_dir().join(format!("regcache-stacks.{}", std::process::id()));
         fs::create_dir_all(directory.join("libfabric"))?;
         let plugins = Self { directory };
@@ -31,8 +31,7 @@ impl Plugins {
             ("libregcache_ucx.so", ucx),
             ("librcpreload.so", shim),
         ] {
-            let built = built_next_to(&program, built)?;
-            match symlink(built, link) {
+            match symlink(built_library(built)?, link) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
@@ -59,23 +58,4 @@ impl Plugins {
     pub fn shim(&self) -> PathBuf {
         self.directory.join("librcpreload.so")
     }
-}
-
-/// Returns the path of a library that cargo has built for this program. The library is in the
-/// directory of the program, or in `deps` below it.
-fn built_next_to(program: &Path, library: &str) -> io::Result<PathBuf> {
-    let places = [
-        program.with_file_name(library),
-        program.with_file_name("deps").join(library),
-    ];
-    let found = places.iter().find(|place| place.exists());
-    found.cloned().ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            format!(
-                "{library} is not next to {}: build the workspace",
-                program.display()
-            ),
-        )
-    })
 }

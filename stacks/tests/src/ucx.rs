@@ -1,5 +1,7 @@
 //! UCX over its transport for reliable connections.
 
+use regcache_test_support::preload as preloading;
+
 use crate::plugins::Plugins;
 use crate::stack::Environment;
 use crate::{Change, Device, Monitor, Stack};
@@ -68,7 +70,7 @@ pub(crate) const fn monitors(changes: &'static [Change]) -> [Monitor; 3] {
 }
 
 fn preload(plugins: &Plugins) -> Environment {
-    vec![("LD_PRELOAD", plugins.ucx().into())]
+    vec![("LD_PRELOAD", preloading(&[plugins.ucx()]))]
 }
 
 /// UCX's caches off. UCX 1.13 has the cache of a device, and later versions have the cache of a
@@ -80,6 +82,6 @@ fn shim(plugins: &Plugins) -> Environment {
         ("UCX_IB_FORK_INIT", "n".into()),
         ("UCX_WARN_UNUSED_ENV_VARS", "n".into()),
         ("REGCACHE_REMOTE", "keep".into()),
-        ("LD_PRELOAD", plugins.shim().into()),
+        ("LD_PRELOAD", preloading(&[plugins.shim()])),
     ]
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use regcache_stacks::libfabric::LIBFABRIC;
 use regcache_stacks::plugins::Plugins;
 use regcache_stacks::program;
-use regcache_test_support::SecondDevice;
+use regcache_test_support::{SecondDevice, preload};
 
 /// The time limit of a program in seconds.
 const LIMIT: &str = "120";
@@ -95,8 +95,8 @@ impl Machine {
     /// The settings of each way to load the library: as a provider, and preloaded too.
     fn ways(&self) -> [Vec<(&'static str, OsString)>; 2] {
         let provider = ("FI_PROVIDER_PATH", OsString::from(self.plugins.providers()));
-        let preload = ("LD_PRELOAD", OsString::from(self.plugins.fi()));
-        [vec![provider.clone()], vec![provider, preload]]
+        let ways = [vec![], vec![self.plugins.fi()]];
+        ways.map(|libraries| vec![provider.clone(), ("LD_PRELOAD", preload(&libraries))])
     }
 }
 

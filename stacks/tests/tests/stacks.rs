@@ -1,24 +1,48 @@
 //! A short part of `cargo xtask stacks`: changes that the stacks' own monitors miss, in few
-//! messages through each door of each stack that needs no second device of its own.
+//! messages through each door of each stack that needs no launcher.
+//!
+//! The tests run one after the other, because they share the devices.
+
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use std::sync::{Mutex, PoisonError};
 
 use regcache_stacks::plugins::Plugins;
-use regcache_stacks::{Change, SHORT, cell};
+use regcache_stacks::{Change, SHORT, STACKS, Stack, cell};
 
 /// The number of messages of a cell.
 const MESSAGES: u64 = 100;
 
+/// The number of messages of a cell with several threads. Some are much larger. Cells with fewer
+/// messages may find nothing in the cache, because it evicts.
+const MESSAGES_OF_THREADS: u64 = 100;
+
 #[test]
 fn no_message_through_a_door_is_wrong() {
+    none_is_wrong(SHORT, &[Change::Raw, Change::Threads], MESSAGES);
+}
+
+#[test]
+#[ignore = "takes a minute; `cargo xtask sanitize --stacks` runs it"]
+fn no_message_of_several_threads_and_contexts_is_wrong() {
+    let many: Vec<_> = STACKS.iter().filter(|it| it.name == "ucx-many").collect();
+    assert_eq!(many.len(), 1);
+    none_is_wrong(&[many[0]], &[Change::Raw], MESSAGES_OF_THREADS);
+}
+
+fn none_is_wrong(stacks: &[&Stack], changes: &[Change], messages: u64) {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let plugins = Plugins::link().unwrap();
     let mut failures = Vec::new();
-    for stack in SHORT {
+    for stack in stacks {
         let _devices = stack.device.prepare().unwrap();
         for monitor in stack.monitors.iter().filter(|it| it.is_door()) {
-            for change in [Change::Raw, Change::Threads] {
+            for &change in changes {
                 if !monitor.changes.contains(&change) {
                     continue;
                 }
-                let result = cell::run(stack, monitor, change, MESSAGES, &plugins);
+                let result = cell::run(stack, monitor, change, messages, &plugins);
                 println!("{} {} {change}: {result:?}", stack.name, monitor.name);
                 match result {
                     Ok(counts) if counts.wrong == 0 && counts.kept > 0 => {}

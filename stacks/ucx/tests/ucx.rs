@@ -4,25 +4,32 @@
 //! monitor, or is a situation that this library must survive.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use regcache_test_support::{built_library, preload};
+
 const PROGRAMS: &str = env!("PROGRAMS");
 
-/// Returns the path of this library, which cargo builds before the tests.
-fn library() -> PathBuf {
-    let test = env::current_exe().unwrap();
-    let library = test.with_file_name("libregcache_ucx.so");
-    assert!(library.exists(), "{} is missing", library.display());
-    library
+/// Returns the value of `LD_PRELOAD` that loads this library, and then the others.
+fn preloading(others: &[PathBuf]) -> OsString {
+    let library = built_library("libregcache_ucx.so").unwrap();
+    preload(&[&[library], others].concat())
+}
+
+/// Returns the argument of `env` that loads this library, and then the others.
+fn setting(others: &[PathBuf]) -> OsString {
+    let mut setting = OsString::from("LD_PRELOAD=");
+    setting.push(preloading(others));
+    setting
 }
 
 /// Returns the command that runs a test of `traps.c`, for at most a minute.
 fn traps(test: &str) -> Command {
     let mut command = Command::new("timeout");
     command.args(["-k", "5", "60", "env"]);
-    command.arg(format!("LD_PRELOAD={}", library().display()));
+    command.arg(setting(&[]));
     command.arg(Path::new(PROGRAMS).join("runner"));
     command.arg(Path::new(PROGRAMS).join("libtraps.so"));
     command.arg(test);
@@ -140,11 +147,7 @@ fn with_unknown_version(test: &str) -> Command {
     let mut command = Command::new("timeout");
     command.args(["-k", "5", "60", "env"]);
     let unknown = Path::new(PROGRAMS).join("libunknown.so");
-    command.arg(format!(
-        "LD_PRELOAD={} {}",
-        library().display(),
-        unknown.display()
-    ));
+    command.arg(setting(&[unknown]));
     command.arg(Path::new(PROGRAMS).join("runner"));
     command.arg(Path::new(PROGRAMS).join("libtraps.so"));
     command.arg(test);
@@ -155,7 +158,7 @@ fn with_unknown_version(test: &str) -> Command {
 #[test]
 fn a_program_without_ucx_is_left_alone() {
     let mut command = Command::new("true");
-    command.env("LD_PRELOAD", library());
+    command.env("LD_PRELOAD", preloading(&[]));
     command.env("REGCACHE_SUMMARY", "1");
     assert_eq!(passes(&mut command), "");
 }

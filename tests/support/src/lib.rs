@@ -1,11 +1,13 @@
 //! Parts that several suites and benchmarks share: the page size, random numbers, memory at chosen
-//! addresses, a second RDMA device, swap space, and the monitor of a naive cache.
+//! addresses, a second RDMA device, swap space, the monitor of a naive cache, and libraries under a
+//! sanitizer.
 
 mod command;
 mod mapping;
 mod memory_use;
 mod pages;
 mod random;
+mod sanitizer;
 mod second_device;
 mod swap;
 
@@ -16,5 +18,6 @@ pub use random::Random;
 /// The page size, and the monitor of a naive cache. The crate of the demonstration defines them,
 /// because the demonstration must not depend on a test crate.
 pub use regcache_repro::{NeverReports, PAGE};
+pub use sanitizer::{built_library, preload, runtime};
 pub use second_device::SecondDevice;
 pub use swap::Swap;

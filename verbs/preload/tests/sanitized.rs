@@ -8,8 +8,10 @@
 
 mod preload;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
+
+use regcache_test_support::runtime;
 
 use preload::{Ran, SANITIZER, on_fake_device, preloading, run, shim};
 
@@ -20,26 +22,19 @@ fn said(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// Returns the library that has to be loaded before the shim.
-fn first() -> PathBuf {
-    if SANITIZER == Some("address") {
-        // The runtime refuses to start if another library is before it.
-        return said(Command::new("gcc").arg("-print-file-name=libasan.so")).into();
-    }
-    let source = "../capi/tests/sanitized/thread.c";
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libthread.so");
-    let mut gcc = Command::new("gcc");
-    gcc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library);
-    said(gcc.arg(source));
-    library
+/// Returns the libraries to preload. The programs are linked with ThreadSanitizer's runtime. The
+/// runtime of AddressSanitizer refuses to start if another library is before it.
+fn libraries() -> Vec<PathBuf> {
+    let mut libraries = runtime(SANITIZER.unwrap());
+    libraries.push(shim());
+    libraries
 }
 
 /// Runs the program on the fake device. It exits with an error if the sanitizer reports anything.
 fn is_clean(program: &str, arguments: &[&str]) -> Ran {
     let suite = format!("sanitized-{program}");
     let program = on_fake_device(program, "rxe", &suite, None);
-    let mut command = preloading(&[first(), shim()], program);
+    let mut command = preloading(&libraries(), program);
     let command = command.args(arguments).env("REGCACHE_MONITOR", "auto");
     let ran = run(command).ok();
     let summary = ran.summary();
