@@ -90,7 +90,7 @@ int main(int argc, char **argv)
 	messages = atol(argv[2]);
 	buffer_open(&buffer, change_of(argv[1]), LENGTH);
 	open_endpoint();
-	sink = map(NULL, LENGTH);
+	sink = map_sink(LENGTH);
 	counted[0] = (struct range){ buffer.at, LENGTH };
 	counted[1] = (struct range){ sink, LENGTH };
 	after_registration = change_in_window;

@@ -74,6 +74,19 @@ static inline unsigned char *map(void *at, size_t len)
 	return got;
 }
 
+/*
+ * Maps memory for received messages. It has no huge pages: the kernel announces a change of a whole
+ * huge page if a part of it is unmapped, so the buffer and the sink must not share one.
+ */
+static inline unsigned char *map_sink(size_t len)
+{
+	unsigned char *at = map(NULL, len);
+
+	/* A kernel without huge pages refuses this. */
+	madvise(at, len, MADV_NOHUGEPAGE);
+	return at;
+}
+
 /* Unmaps memory without libc's function, so that nothing that replaces this function sees it. */
 static inline void unmap_raw(void *at, size_t len)
 {

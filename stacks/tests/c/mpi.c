@@ -31,7 +31,7 @@ int main(int argc, char **argv)
 	MPI_Comm_size(MPI_COMM_WORLD, &ranks);
 	/* The messages of all ranks together. */
 	messages = atol(argv[2]) / ranks;
-	sink = map(NULL, len);
+	sink = map_sink(len);
 	counted[0] = (struct range){ buffer.at, len };
 	counted[1] = (struct range){ sink, len };
 	for (long i = 0; i < messages; i++) {

@@ -120,7 +120,7 @@ static void *send_many(void *argument)
 	struct sender *sender = argument;
 	struct pair *pair = &sender->pair;
 	size_t most = 16 << 20;
-	unsigned char *sink = map(NULL, most), *mapped = map(NULL, LENGTH);
+	unsigned char *sink = map_sink(most), *mapped = map(NULL, LENGTH);
 	ucp_mem_map_params_t params = {
 		.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH,
 		.address = mapped,
@@ -200,7 +200,7 @@ static void one(enum change change, long messages)
 
 	buffer_open(&buffer, change, LENGTH);
 	open_pair(&pair, open_context(false));
-	sink = map(NULL, LENGTH);
+	sink = map_sink(LENGTH);
 	counted[0] = (struct range){ buffer.at, LENGTH };
 	counted[1] = (struct range){ sink, LENGTH };
 	for (long i = 0; i < messages; i++) {

@@ -37,6 +37,7 @@ pub const STACKS: &[&Stack] = &[
     &openmpi::OVER_UCX_HOSTS,
     &openmpi::OVER_LIBFABRIC,
     &openmpi::OVER_LIBFABRIC_4,
+    &openmpi::OVER_LIBFABRIC_HOSTS,
 ];
 
 /// The stacks that the suite of the virtual machine runs.

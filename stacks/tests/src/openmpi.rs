@@ -14,6 +14,18 @@ macro_rules! mpirun {
     };
 }
 
+/// Returns the words that run two ranks on each of two hosts, with these parameters of Open MPI.
+macro_rules! on_hosts {
+    ($($parameter:literal $value:literal),*) => {
+        &[
+            "sh", concat!(env!("CARGO_MANIFEST_DIR"), "/hosts.sh"), "2",
+            // The ranks of both hosts share the CPUs of this machine.
+            "--bind-to", "none", "--mca", "mpi_yield_when_idle", "1",
+            $("--mca", $parameter, $value,)* "--"
+        ]
+    };
+}
+
 macro_rules! over_ucx {
     ($ranks:literal) => {
         mpirun!($ranks, "pml" "ucx", "osc" "^ucx", "btl" "^openib")
@@ -58,24 +70,7 @@ pub(crate) const OVER_UCX_4: Stack = Stack {
 /// Two ranks on each of two hosts.
 pub(crate) const OVER_UCX_HOSTS: Stack = Stack {
     name: "openmpi-ucx-hosts",
-    launcher: &[
-        "sh",
-        concat!(env!("CARGO_MANIFEST_DIR"), "/hosts.sh"),
-        "2",
-        // The ranks of both hosts share the CPUs of this machine.
-        "--bind-to",
-        "none",
-        "--mca",
-        "mpi_yield_when_idle",
-        "1",
-        "--mca",
-        "pml",
-        "ucx",
-        "--mca",
-        "osc",
-        "^ucx",
-        "--",
-    ],
+    launcher: on_hosts!("pml" "ucx", "osc" "^ucx"),
     device: Device::Namespaces,
     ..OVER_UCX
 };
@@ -104,6 +99,19 @@ pub(crate) const OVER_LIBFABRIC: Stack = Stack {
 pub(crate) const OVER_LIBFABRIC_4: Stack = Stack {
     name: "openmpi-libfabric-4",
     launcher: over_libfabric!("4"),
+    ..OVER_LIBFABRIC
+};
+
+/// Two ranks on each of two hosts.
+pub(crate) const OVER_LIBFABRIC_HOSTS: Stack = Stack {
+    name: "openmpi-libfabric-hosts",
+    launcher: on_hosts!(
+        "pml" "cm",
+        "mtl" "ofi",
+        "mtl_ofi_provider_include" "verbs;ofi_rxm",
+        "btl" "^openib,ofi"
+    ),
+    device: Device::Namespaces,
     ..OVER_LIBFABRIC
 };
 
