@@ -1,8 +1,15 @@
-//! Compiles `ucx/shim.c` against UCX's installed header and links libucs, if the feature `ucx` is
-//! on.
+//! Compiles `c/driver.c`. If the feature `ucx` is on, also compiles `ucx/shim.c` against UCX's
+//! installed header and links libucs.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    let driver = "c/driver.c";
+    println!("cargo::rerun-if-changed={driver}");
+    cc::Build::new()
+        .file(driver)
+        .flag("-std=gnu11")
+        .extra_warnings(true)
+        .try_compile("regcache_bench_driver")?;
     #[cfg(feature = "ucx")]
     shim()?;
     Ok(())

@@ -11,6 +11,7 @@ use std::process::Command;
 
 use crate::cmd;
 use crate::error::Error;
+use crate::install_user::{self, Profile};
 use crate::kernel::Series;
 use crate::project::{Project, cargo};
 use crate::setup;
@@ -47,12 +48,17 @@ pub(crate) fn run(project: &Project, amount: &Amount) -> Result<u8, Error> {
     if amount.rxe {
         return transfers(project, amount);
     }
-    setup::packages(project, PACKAGES)?;
+    setup::packages(project, &[PACKAGES, setup::BUILD].concat())?;
+    let mut library = cargo();
+    library.args(["build", "--release", "--package", install_user::LIBRARY]);
+    cmd::run(&mut library)?;
+    let built = project.target.join("release");
+    install_user::make_library(project, &built, None, Profile::Release)?;
     let mut build = cargo();
     build.args(["build", "--release", "--package", "regcache-bench-lookup"]);
     build.args(["--features", "ucx", "--bins"]);
     cmd::run(&mut build)?;
-    let mut lookup = Command::new(project.target.join("release/lookup"));
+    let mut lookup = Command::new(built.join("lookup"));
     if amount.quick {
         lookup.arg("--quick");
     }

@@ -13,7 +13,7 @@ use crate::project::{Project, cargo};
 use crate::setup;
 
 /// The package of the C library.
-const LIBRARY: &str = "regcache-capi";
+pub(crate) const LIBRARY: &str = "regcache-capi";
 
 /// The kind of build.
 #[derive(Clone, Copy, PartialEq)]
@@ -77,33 +77,7 @@ pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<
         Profile::Dev => "debug",
     });
 
-    let version = project
-        .version_of(LIBRARY)
-        .ok_or_else(|| Error::Unexpected {
-            command: "cargo metadata".to_owned(),
-            what: format!("no package {LIBRARY}"),
-        })?;
-    let mut make = Command::new("make");
-    make.arg("-C").arg(project.root.join("verbs/capi"));
-    make.arg(match profile {
-        Profile::Release => "install",
-        // The programs are compiled here, because compiling in the virtual machine is slow.
-        Profile::Dev => "programs",
-    });
-    let variables = [
-        ("STATIC", built.join("libregcache_capi.a")),
-        ("VERSION", PathBuf::from(version)),
-        ("OUT", built.join("capi")),
-        ("PREFIX", prefix.clone()),
-    ];
-    for (name, value) in variables {
-        make.arg(format!("{name}={}", value.display()));
-    }
-    // The pkg-config file contains the prefix, and make would keep the file of an earlier prefix.
-    // So the file is removed, and make writes it again.
-    let _ = fs::remove_file(built.join("capi/regcache.pc"));
-    cmd::without_make_settings(&mut make);
-    cmd::read(&mut make)?;
+    make_library(project, &built, Some(&prefix), profile)?;
 
     for (_, product, place) in programs {
         put(&built.join(product), &prefix.join(place), 0o755)?;
@@ -114,6 +88,44 @@ pub(crate) fn run(project: &Project, prefix: &Path, profile: Profile) -> Result<
     }
     eprintln!("xtask: installed below {}", prefix.display());
     Ok(())
+}
+
+/// Links the C library in the directory `capi` of cargo's products. If there is a prefix, also
+/// installs the library below it.
+pub(crate) fn make_library(
+    project: &Project,
+    built: &Path,
+    prefix: Option<&Path>,
+    profile: Profile,
+) -> Result<(), Error> {
+    let version = project
+        .version_of(LIBRARY)
+        .ok_or_else(|| Error::Unexpected {
+            command: "cargo metadata".to_owned(),
+            what: format!("no package {LIBRARY}"),
+        })?;
+    let mut make = Command::new("make");
+    make.arg("-C").arg(project.root.join("verbs/capi"));
+    make.arg(match (prefix, profile) {
+        (None, _) => "all",
+        (_, Profile::Release) => "install",
+        // The programs are compiled here, because compiling in the virtual machine is slow.
+        (_, Profile::Dev) => "programs",
+    });
+    let variables = [
+        ("STATIC", built.join("libregcache_capi.a")),
+        ("VERSION", PathBuf::from(version)),
+        ("OUT", built.join("capi")),
+    ];
+    let prefix = prefix.map(|prefix| ("PREFIX", prefix.to_owned()));
+    for (name, value) in variables.into_iter().chain(prefix) {
+        make.arg(format!("{name}={}", value.display()));
+    }
+    // The pkg-config file contains the prefix, and make would keep the file of an earlier prefix.
+    // So the file is removed, and make writes it again.
+    let _ = fs::remove_file(built.join("capi/regcache.pc"));
+    cmd::without_make_settings(&mut make);
+    cmd::read(&mut make).map(drop)
 }
 
 /// Installs a file with these permissions. Replaces an older file safely, even if a program uses

@@ -12,6 +12,7 @@
 #![warn(missing_docs)]
 
 mod addresses;
+mod c_library;
 
 pub mod callgrind;
 mod fake;
@@ -26,6 +27,7 @@ mod ucx;
 use std::io;
 
 pub use addresses::Addresses;
+pub use c_library::CLibrary;
 pub use fake::{DummyMonitor, DummyRegistrar, FakeMonitor};
 
 pub use regcache::{Regcache, Unwatched};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::{Parser, ValueEnum};
 use regcache_bench_harness::Random;
-use regcache_bench_lookup::{Addresses, Nothing, Regcache, Subject, loops};
+use regcache_bench_lookup::{Addresses, CLibrary, Nothing, Regcache, Subject, loops};
 
 /// Look ranges up, so that callgrind can count instructions
 #[derive(Parser)]
@@ -24,6 +24,8 @@ struct Cli {
 enum Which {
     /// regcache
     Regcache,
+    /// regcache, through the C library that `cargo xtask bench` has built
+    C,
     /// UCX's cache
     Ucx,
     /// No cache, only the loop
@@ -39,6 +41,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let addresses = Arc::new(Addresses::new(entries, 4096)?);
     match cache {
         Which::Regcache => run(&Regcache::new(&addresses, 1 << 17)?, &addresses, lookups),
+        Which::C => {
+            let cache = CLibrary::new(1 << 17)?.ok_or("the C library was not built")?;
+            run(&cache, &addresses, lookups);
+        }
         Which::Ucx => {
             let peer = regcache_bench_lookup::peer(1 << 17)?;
             run(

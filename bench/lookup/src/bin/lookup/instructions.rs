@@ -2,9 +2,10 @@
 //! `count-lookups` with a cache, less the number without a cache.
 
 use std::env;
+use std::path::Path;
 
-use regcache_bench_lookup::callgrind;
 use regcache_bench_lookup::figure::{Figure, Threshold};
+use regcache_bench_lookup::{CLibrary, callgrind};
 
 use crate::Result;
 use crate::report::Report;
@@ -39,5 +40,17 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
         }
         report.add(figure.threshold(threshold));
     }
+    from_c(report, &program)
+}
+
+/// Counts the instructions of a hit through the C library, with those of the caller.
+fn from_c(report: &mut Report, program: &Path) -> Result<()> {
+    let name = "instructions/c/hit";
+    if !report.wants(name) || !CLibrary::is_built()? {
+        return Ok(());
+    }
+    let of = |cache: &str| callgrind::per_operation(program, &[cache, "1"]);
+    let figure = Figure::new(name, of("c")? - of("nothing")?, "instructions");
+    report.add(figure.threshold(Threshold::Value(110.0)));
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! program.
 
 mod bytes;
+mod c;
 mod change;
 mod herd;
 mod hit;
@@ -46,6 +47,7 @@ fn main() -> Result<()> {
     bytes::measure(&mut report)?;
     change::measure(&mut report)?;
     hit::measure(&mut report)?;
+    c::measure(&mut report)?;
     herd::measure(&mut report)?;
     instructions::measure(&mut report)?;
     report.print();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use regcache_bench_harness::{Pinned, Random, Sample, Variant, timed, timed_by_two};
-use regcache_bench_lookup::{Addresses, Peer, Regcache, Subject, Unwatched, loops, peer};
+use regcache_bench_lookup::{Addresses, CLibrary, Peer, Regcache, Subject, Unwatched, loops, peer};
 
 use crate::Result;
 
@@ -46,6 +46,18 @@ impl Pair<Unwatched> {
         let addresses = Arc::new(Addresses::new(entries, 4096)?);
         let regcache = Unwatched::new(room)?;
         Self::filled(addresses, regcache, room)
+    }
+}
+
+impl Pair<CLibrary> {
+    /// Builds both caches with `entries` ranges of a page and a limit of `room` entries. regcache is
+    /// called through its C library. Returns `None` if that library was not built.
+    pub(crate) fn from_c(entries: usize, room: usize) -> Result<Option<Self>> {
+        let Some(regcache) = CLibrary::new(room)? else {
+            return Ok(None);
+        };
+        let addresses = Arc::new(Addresses::new(entries, 4096)?);
+        Self::filled(addresses, regcache, room).map(Some)
     }
 }
 
