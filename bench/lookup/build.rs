@@ -1,9 +1,9 @@
-//! Compiles `c/driver.c`. If the feature `ucx` is on, also compiles `ucx/shim.c` against UCX's
-//! installed header and links libucs.
+//! Compiles the stand-in for the driver. If the feature `ucx` is on, also compiles `ucx/shim.c`
+//! against UCX's installed header and links libucs.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=build.rs");
-    let driver = "c/driver.c";
+    let driver = "../../tests/support/c/fake-driver.c";
     println!("cargo::rerun-if-changed={driver}");
     cc::Build::new()
         .file(driver)

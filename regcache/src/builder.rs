@@ -7,7 +7,6 @@ use crossbeam_utils::CachePadded;
 use nix::unistd::{SysconfVar, sysconf};
 
 use crate::cache::Cache;
-use crate::core::Core;
 use crate::core::budget::Budget;
 use crate::core::fresh::Fresh;
 use crate::core::hints::Hints;
@@ -18,6 +17,7 @@ use crate::core::slab::{SPARE, Slab};
 use crate::core::slot::Slot;
 use crate::core::table::Table;
 use crate::core::widen::Widening;
+use crate::core::{Core, Counter};
 use crate::limits;
 use crate::monitor::{Auto, Monitor, auto};
 use crate::registrar::Registrar;
@@ -239,6 +239,7 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
         let generation = monitor.drain(&mut |_| {})?;
         let core = Arc::new(Core {
             drained: ForkMark::new(!generation)?,
+            counter: Counter::of(&monitor),
             monitor,
             hints: Hints::new(options.max_entries)?,
             slab: Slab::new(capacity, generation)?,

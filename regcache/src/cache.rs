@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::time::Duration;
 
+use crate::core::at_once::AtOnce;
 use crate::core::completion::Completion;
 use crate::core::entry::{Attempt, Entry};
 use crate::core::guard::{Guard, end_spread};
@@ -133,40 +134,11 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         Ok(guard)
     }
 
-    /// Returns a registration as [`get`](Self::get) does, if the lookup is a hit of the kind that
-    /// takes the fewest instructions. Otherwise returns `None`, even if the cache has a
-    /// registration.
-    ///
-    /// The C library calls this method before the methods that may fail. The method does not panic,
-    /// and never registers memory.
+    /// Returns the part of the cache that serves simple hits. It stays where it is while the cache
+    /// lives, even if the cache is moved.
     #[doc(hidden)]
-    #[inline(always)]
-    pub fn get_at_once(
-        &self,
-        start: *const u8,
-        len: usize,
-        access: R::Access,
-    ) -> Option<Guard<R, M>> {
-        let range = VaRange::new(start, len).ok()?;
-        let core = &self.core;
-        if M::CHECKED && !core.monitor.is_intact(range) {
-            return None;
-        }
-        let slot = core.hints.first(range.start())?;
-        let entry = core.slab.get(slot)?;
-        if !core.is_current() {
-            return None;
-        }
-        if !entry.try_acquire() {
-            return self.hit_contended(range, access, entry);
-        }
-        let guard = Guard::owning(NonNull::from(entry));
-        if !guard.content().serves(range, access) {
-            guard.decline();
-            return None;
-        }
-        entry.touch();
-        Some(guard)
+    pub fn at_once(&self) -> &AtOnce<R, M> {
+        AtOnce::of(&self.core)
     }
 
     /// Serves a lookup whose entry is spread. The caller has found the cache to be current.
@@ -627,6 +599,14 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
             }
             leaving.wait(Duration::from_micros(100));
         }
+    }
+
+    /// Returns true if `guard`, from [`Guard::into_raw`], is a guard of this cache, and its
+    /// registration [is cached](Guard::is_cached).
+    #[doc(hidden)]
+    pub fn has_cached(&self, guard: *const ()) -> bool {
+        let entries = self.core.slab.entries().as_ptr_range();
+        (entries.start.addr()..entries.end.addr()).contains(&guard.addr())
     }
 
     /// Returns the registrar.

@@ -21,6 +21,14 @@ pub trait Access: Copy + Eq + Debug + Send + Sync + 'static {
     /// so it must not panic.
     fn serves(self, wanted: Self) -> bool;
 
+    /// Returns true only if [`serves`](Self::serves) does, but may also return false. The C library
+    /// calls this method before `serves`, so it should take few instructions.
+    #[doc(hidden)]
+    #[inline(always)]
+    fn serves_at_once(self, wanted: Self) -> bool {
+        self.serves(wanted)
+    }
+
     /// Returns true if the device may write to the memory. The cache uses the result only to
     /// explain why a registration was refused.
     fn writes(self) -> bool {

@@ -1,7 +1,7 @@
 //! [`CLibrary`]: the shipped C library as a [`Subject`], called as a C program calls it.
 //!
 //! The library is loaded from the directory `capi` next to the program, where `cargo xtask bench`
-//! builds it. `c/driver.c` replaces the driver.
+//! builds it. `tests/support/c/fake-driver.c` replaces the driver.
 
 use std::env;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::Subject;
 
 unsafe extern "C" {
-    /// Returns 1. The function is in `c/driver.c`.
+    /// Returns 1. The function is in `fake-driver.c`.
     fn regcache_bench_fake_driver() -> c_int;
 }
 

@@ -25,14 +25,37 @@ pub fn is_installed() -> bool {
 ///
 /// Returns an error if valgrind or the program fails.
 pub fn per_operation(program: &Path, arguments: &[&str]) -> io::Result<f64> {
-    let few = count(program, arguments, FEW)?;
-    let many = count(program, arguments, MANY)?;
+    per_operation_within(program, arguments, &[])
+}
+
+/// Does the same as [`per_operation`], but counts only the instructions of these functions and of
+/// those that they call. If there are no functions, counts all instructions.
+///
+/// # Errors
+///
+/// Returns an error if valgrind or the program fails.
+pub fn per_operation_within(
+    program: &Path,
+    arguments: &[&str],
+    functions: &[&str],
+) -> io::Result<f64> {
+    let few = count(program, arguments, functions, FEW)?;
+    let many = count(program, arguments, functions, MANY)?;
     Ok((many - few) / f64::from(MANY - FEW))
 }
 
-fn count(program: &Path, arguments: &[&str], operations: u32) -> io::Result<f64> {
+fn count(
+    program: &Path,
+    arguments: &[&str],
+    functions: &[&str],
+    operations: u32,
+) -> io::Result<f64> {
+    let only = functions
+        .iter()
+        .map(|name| format!("--toggle-collect={name}"));
     let ran = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .args(only)
         .arg(program)
         .args(arguments)
         .arg(operations.to_string())

@@ -116,8 +116,9 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
 
     /// Drops a guard whose entry does not serve the lookup, and subtracts the hit that was counted
     /// for the guard.
+    #[doc(hidden)]
     #[cold]
-    pub(crate) fn decline(self) {
+    pub fn decline(self) {
         let entry = self.entry;
         mem::forget(self);
         // SAFETY: the guard owned the reference and is not used any more. The entry exists until
@@ -125,6 +126,45 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
         if unsafe { entry.as_ref().decline() } == Left::Nobody {
             deregister_last(entry);
         }
+    }
+}
+
+impl<R: Registrar, M: Monitor> Guard<R, M> {
+    /// Returns the guard as a pointer, for a table of the C library.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub fn into_raw(self) -> NonNull<()> {
+        let entry = self.entry.cast();
+        mem::forget(self);
+        entry
+    }
+
+    /// Returns the guard that [`into_raw`](Self::into_raw) has turned into this pointer.
+    ///
+    /// # Safety
+    ///
+    /// The pointer is from `into_raw` of this type, and is used once.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub unsafe fn from_raw(guard: NonNull<()>) -> Self {
+        Self::owning(guard.cast())
+    }
+
+    /// Drops the guard, if that takes few instructions. Otherwise returns the guard. The C library
+    /// calls this method, so that the rest is a jump.
+    ///
+    /// # Errors
+    ///
+    /// Returns the guard, which the caller should drop.
+    #[doc(hidden)]
+    #[inline(always)]
+    pub fn drop_at_once(self) -> Result<(), Self> {
+        // SAFETY: this guard owns the reference, and is forgotten if the reference was released.
+        if unsafe { self.entry().try_release() } {
+            mem::forget(self);
+            return Ok(());
+        }
+        Err(self)
     }
 }
 

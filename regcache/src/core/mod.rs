@@ -4,6 +4,7 @@
 //!
 //! - `lookup.rs` has the slow path of a lookup, and `reclaim.rs` makes room for it on a full
 //!   device;
+//! - `at_once.rs` has the shortest hits;
 //! - this file destroys registrations: [`Core::deregister`] is the only caller of
 //!   [`Registrar::deregister`];
 //! - `guard.rs`, `completion.rs` and `reaper.rs` use the core of this file. The drop of a guard and
@@ -17,6 +18,7 @@
 //!   has found;
 //! - `slot.rs` has the names of places and registrations.
 
+pub(crate) mod at_once;
 pub(crate) mod batch;
 pub(crate) mod budget;
 pub(crate) mod completion;
@@ -43,7 +45,10 @@ pub(crate) mod widen;
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
+use std::ptr::NonNull;
 use std::sync::OnceLock;
+// These are also std's under loom, because the kernel writes to the counter.
+use std::sync::atomic::{AtomicU64, fence};
 
 use crossbeam_utils::CachePadded;
 
@@ -94,9 +99,37 @@ impl<R: Registrar, M: Monitor> Content<R, M> {
     }
 }
 
+/// The word that has the generation of a core's monitor.
+pub(crate) struct Counter(NonNull<AtomicU64>);
+
+// SAFETY: the word is an atomic, which any thread may load.
+unsafe impl Send for Counter {}
+// SAFETY: as above.
+unsafe impl Sync for Counter {}
+
+impl Counter {
+    /// Returns the counter of a monitor. The monitor must live as long as the result. If the
+    /// monitor has none, the counter shows a generation that no drain returns.
+    pub(crate) fn of(monitor: &impl Monitor) -> Self {
+        static NONE: AtomicU64 = AtomicU64::new(1 << 63);
+        Self(monitor.counter().unwrap_or(NonNull::from(&NONE)))
+    }
+
+    #[inline(always)]
+    fn generation(&self) -> u64 {
+        // SAFETY: the word exists as long as the monitor (`Monitor::counter`), and the monitor as
+        // long as this counter. Nobody but the kernel writes to the word.
+        let generation = unsafe { self.0.as_ref() }.load(Ordering::Relaxed);
+        // As in the `generation` of the monitor.
+        fence(Ordering::Acquire);
+        generation
+    }
+}
+
 /// The state that a cache, its guards and its reaper share.
 pub(crate) struct Core<R: Registrar, M: Monitor> {
     pub(crate) monitor: M,
+    pub(crate) counter: Counter,
     /// The generation up to which all invalidated entries were unlinked (`design.rs`). The bits are
     /// stored inverted. So the word is never 0 in this process, and always 0 in a forked child. The
     /// word is written under the lock.
@@ -127,6 +160,13 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
         !self.monitor.generation() == self.drained.load(Ordering::Acquire)
+    }
+
+    /// Does the same as [`is_current`](Self::is_current), but returns false if the monitor has no
+    /// counter.
+    #[inline(always)]
+    pub(crate) fn is_current_at_once(&self) -> bool {
+        !self.counter.generation() == self.drained.load(Ordering::Acquire)
     }
 
     /// Returns true in a process that was forked from the one that built the cache.

@@ -110,6 +110,17 @@ impl<T> Slab<T> {
         self.populated.store(first + entries, Ordering::Relaxed);
     }
 
+    /// Returns the entry at `slot`.
+    ///
+    /// # Safety
+    ///
+    /// The slab has this slot.
+    #[inline(always)]
+    pub(crate) unsafe fn get_unchecked(&self, slot: Slot) -> &Entry<T> {
+        // SAFETY: the caller meets the condition.
+        unsafe { self.entries().get_unchecked(slot.0 as usize) }
+    }
+
     /// Returns the entry at `slot`, or `None` if the slab has no such slot.
     #[inline]
     pub(crate) fn get(&self, slot: Slot) -> Option<&Entry<T>> {

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use super::contract::{Cookie, Monitor};
 use super::none::NoMonitor;
@@ -94,6 +96,10 @@ unsafe impl Monitor for Auto {
     #[inline]
     fn is_intact(&self, range: VaRange) -> bool {
         chosen!(self, m => m.is_intact(range))
+    }
+
+    fn counter(&self) -> Option<NonNull<AtomicU64>> {
+        chosen!(self, m => m.counter())
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crate::range::VaRange;
 use crate::sys::worker::Worker;
@@ -122,6 +124,15 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     /// Safe code can get this file descriptor. So reading from it must not consume reports. For
     /// example, the file descriptor may be of an epoll instance, which cannot be read.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Returns the address of the [`generation`](Self::generation), if the generation alone keeps
+    /// rule M3, and if [`generation`](Self::generation) is a relaxed load from that address and an
+    /// acquire fence. The word exists as long as the monitor, even if the monitor is moved. The C
+    /// library loads the word at each lookup.
+    #[doc(hidden)]
+    fn counter(&self) -> Option<NonNull<AtomicU64>> {
         None
     }
 

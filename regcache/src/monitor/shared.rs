@@ -28,6 +28,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use super::contract::{Cookie, Monitor};
 use super::poll_fd::when_readable;
@@ -298,6 +300,10 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
     #[inline]
     fn is_intact(&self, range: VaRange) -> bool {
         self.hub.monitor.is_intact(range)
+    }
+
+    fn counter(&self) -> Option<NonNull<AtomicU64>> {
+        self.hub.monitor.counter()
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {

@@ -20,6 +20,7 @@ use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memmap2::{Mmap, MmapOptions};
@@ -135,8 +136,8 @@ impl Ummunotify {
             },
         )?;
         let page = size_of::<AtomicU64>();
-        // SAFETY: only `counter()` reads the mapping, as an atomic. So the kernel's writes to the
-        // mapping are no data race.
+        // SAFETY: only loads of `word()` read the mapping, as an atomic. So the kernel's writes to
+        // the mapping are no data race.
         let counter = unsafe { MmapOptions::new().len(page).map(&device) }.map_err(|source| {
             OpenError::Map {
                 path: path.to_owned(),
@@ -174,7 +175,7 @@ impl Ummunotify {
     }
 
     #[inline]
-    fn counter(&self) -> &AtomicU64 {
+    fn word(&self) -> &AtomicU64 {
         // SAFETY: a mapping is page-aligned, at least a page long and lives as long as `self`. Only
         // the kernel writes to it, by aligned stores of 8 bytes. Only relaxed loads read the
         // mapping. Read-only memory allows relaxed loads on targets that load 8 bytes in one
@@ -234,11 +235,15 @@ impl Ummunotify {
 unsafe impl Monitor for Ummunotify {
     #[inline]
     fn generation(&self) -> u64 {
-        let generation = self.counter().load(Ordering::Relaxed);
+        let generation = self.word().load(Ordering::Relaxed);
         // Rust does not allow an acquire load from read-only memory. So a fence follows a relaxed
         // load. On x86-64 the fence compiles to no instruction.
         fence(Ordering::Acquire);
         generation
+    }
+
+    fn counter(&self) -> Option<NonNull<AtomicU64>> {
+        Some(NonNull::from(self.word()))
     }
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {

@@ -18,7 +18,7 @@ use crate::boundary::{call, hot_call};
 use crate::caches::{self, AnyCache, Instance};
 use crate::device::{AnyDevice, Callbacks};
 use crate::error::Error;
-use crate::fast;
+use crate::fast::{self, Given, NotYet};
 use crate::guards;
 use crate::pools;
 use crate::thread_record::ThreadRecord;
@@ -118,11 +118,17 @@ pub unsafe extern "C" fn regcache_get(
     mr: *mut Mr,
 ) -> c_int {
     // SAFETY: the caller keeps the contract of this function.
-    if unsafe { fast::get(cache.addr() as u64, addr.cast(), length, access, mr) } {
-        return 0;
+    match unsafe { fast::get(cache.addr() as u64, addr.cast(), length, access, mr) } {
+        Ok(()) => 0,
+        // SAFETY: as above.
+        Err(NotYet::Unknown(Given { cache, access })) => unsafe {
+            get(cache, addr, length, access, mr)
+        },
+        // SAFETY: as above.
+        Err(NotYet::Declines(Given { cache, access }, other)) => unsafe {
+            decline_and_get(cache, addr, length, access, mr, other)
+        },
     }
-    // SAFETY: the caller keeps the contract of this function.
-    unsafe { look_up(cache, addr, length, access, mr, AnyCache::get) }
 }
 
 /// Returns a registration as regcache_get() does, if the cache has one. Otherwise
@@ -195,12 +201,11 @@ pub unsafe extern "C" fn regcache_get_unretained(
 ///               -EBADF: `guard` was never returned, or was put already.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn regcache_put(guard: *mut Guard) -> c_int {
-    if let Some(taken) = fast::take(guard.addr() as u64) {
-        // The drop may deregister the registration. It catches the panics of the device.
-        drop(taken);
-        return 0;
+    match fast::take(guard.addr() as u64).map(guards::Guard::drop_at_once) {
+        Some(Ok(())) => 0,
+        Some(Err(guard)) => drop_guard(guard),
+        None => put(guard),
     }
-    put(guard)
 }
 
 /// Unlinks all registrations that overlap a range, so that later lookups
@@ -633,9 +638,63 @@ where
     status
 }
 
+/// Serves a lookup the long way.
+///
+/// # Safety
+///
+/// `mr` is null or writable.
 #[cold]
 #[inline(never)]
-fn put(guard: *mut Guard) -> c_int {
+unsafe extern "C" fn get(
+    cache: u64,
+    addr: *const c_void,
+    length: usize,
+    access: c_uint,
+    mr: *mut Mr,
+) -> c_int {
+    // SAFETY: the caller keeps the contract of this function.
+    unsafe { look_up(handle(cache), addr, length, access, mr, AnyCache::get) }
+}
+
+/// Returns a handle as C programs hold it.
+fn handle<T>(number: u64) -> *mut T {
+    ptr::without_provenance_mut(number as usize)
+}
+
+/// Does the same as [`get`], after the short way has met a guard that does not serve the lookup.
+///
+/// # Safety
+///
+/// `mr` is null or writable.
+#[cold]
+#[inline(never)]
+#[expect(improper_ctypes_definitions, reason = "only Rust calls the function")]
+unsafe extern "C" fn decline_and_get(
+    cache: u64,
+    addr: *const c_void,
+    length: usize,
+    access: c_uint,
+    mr: *mut Mr,
+    other: guards::Guard,
+) -> c_int {
+    fast::decline(other);
+    // SAFETY: the caller keeps the contract of this function.
+    unsafe { get(cache, addr, length, access, mr) }
+}
+
+/// Drops a guard that was taken out of the table. The drop may deregister the registration. It
+/// catches the panics of the device.
+#[cold]
+#[inline(never)]
+#[expect(improper_ctypes_definitions, reason = "only Rust calls the function")]
+extern "C" fn drop_guard(guard: guards::Guard) -> c_int {
+    drop(guard);
+    0
+}
+
+#[cold]
+#[inline(never)]
+extern "C" fn put(guard: *mut Guard) -> c_int {
     call(|thread| {
         not_null(guard, "guard")?;
         drop(guards::take(thread, guard.addr() as u64)?);

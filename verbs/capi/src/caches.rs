@@ -9,14 +9,14 @@
 
 use std::time::Duration;
 
-use regcache::internal::before_each;
+use regcache::internal::{AtOnce, before_each};
 use regcache::monitor::{Auto, Shared};
 use regcache::{Cache, Uncancelled};
 
 use crate::device::AnyDevice;
 use crate::error::Error;
 use crate::guards;
-use crate::table::Table;
+use crate::table::{Object, Table, Using};
 use crate::thread_record::ThreadRecord;
 
 /// The maximum number of caches in a process.
@@ -33,7 +33,22 @@ pub(crate) struct Instance {
     pub(crate) unknown_access: u32,
 }
 
-static CACHES: Table<Instance, 0, MOST> = Table::new("cache");
+impl Object for Instance {
+    const KIND: &'static str = "cache";
+
+    type AtOnce = AtOnce<AnyDevice, Shared<Auto>>;
+
+    fn at_once(&self) -> &Self::AtOnce {
+        self.cache.at_once()
+    }
+}
+
+static CACHES: Table<Instance, 0, MOST> = Table::new();
+
+/// Prepares the table before a thread gets its record.
+pub(crate) fn prepare() {
+    CACHES.prepare();
+}
 
 /// Enters a cache into the table, and returns the cache's handle.
 pub(crate) fn enter(instance: Instance) -> Result<u64, Error> {
@@ -58,7 +73,9 @@ extern "C" fn before_fork() {
         return;
     };
     CACHES.each(thread, |handle, instance| {
-        instance.cache.flush_before_fork(|| guards::of(handle));
+        instance
+            .cache
+            .flush_before_fork(|| guards::of(handle, &instance.cache));
     });
 }
 
@@ -72,14 +89,15 @@ pub(crate) fn with<T>(
     CACHES.with(thread, handle, action)
 }
 
-/// Does the same as [`with`], but returns `None` instead of an error.
+/// Returns a part of a cache, and a mark that the thread uses the cache. The cache is not destroyed
+/// before the mark is dropped. Returns `None` if the long way has to find the cache, or to find out
+/// why not.
 #[inline(always)]
-pub(crate) fn try_with<V>(
+pub(crate) fn use_at_once(
     thread: &ThreadRecord,
     handle: u64,
-    action: impl FnOnce(&Instance) -> Option<V>,
-) -> Option<V> {
-    CACHES.try_with(thread, handle, action)
+) -> Option<(Using<'_>, &'static AtOnce<AnyDevice, Shared<Auto>>)> {
+    CACHES.use_at_once(thread, handle)
 }
 
 /// Takes a cache out of the table and drops it. Fails if guards of the cache are still held.
@@ -88,15 +106,15 @@ pub(crate) fn destroy(thread: &ThreadRecord, handle: u64) -> Result<(), Error> {
     // makes no concurrent lookup fail. A forked child may not touch its parent's cache.
     with(thread, handle, |instance| {
         instance.cache.check_process()?;
-        none_out(handle)
+        none_out(handle, instance)
     })?;
-    let instance = CACHES.remove(handle, || none_out(handle))?;
+    let instance = CACHES.remove(handle, |instance| none_out(handle, instance))?;
     wait_for_deregistrations(&instance)
 }
 
 /// Fails if guards of the cache are still held.
-fn none_out(handle: u64) -> Result<(), Error> {
-    match guards::of(handle) {
+fn none_out(handle: u64, instance: &Instance) -> Result<(), Error> {
+    match guards::of(handle, &instance.cache) {
         0 => Ok(()),
         held => Err(Error::Held { held }),
     }

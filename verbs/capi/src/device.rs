@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;
+use std::mem::offset_of;
 use std::ptr;
 use std::sync::atomic::Ordering;
 
@@ -49,11 +50,26 @@ unsafe impl Send for Callbacks {}
 // SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Callbacks {}
 
-/// A registration. The fields that every lookup reads come first.
-pub(crate) struct Registered {
+/// The fields of a registration that every lookup returns, as in [`types::Mr`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Keys {
     pub(crate) lkey: u32,
     pub(crate) rkey: u32,
     pub(crate) registration: *mut c_void,
+}
+
+const _: () = {
+    let first = offset_of!(types::Mr, lkey);
+    assert!(offset_of!(types::Mr, rkey) - first == offset_of!(Keys, rkey));
+    assert!(offset_of!(types::Mr, registration) - first == offset_of!(Keys, registration));
+};
+
+/// A registration. The fields that every lookup reads come first, so that they share a cache line
+/// with the state of the entry.
+#[repr(C)]
+pub(crate) struct Registered {
+    pub(crate) keys: Keys,
     /// The registration of libibverbs, or `None` if callbacks implement the device.
     mr: Option<Mr>,
 }
@@ -75,12 +91,13 @@ unsafe impl Registrar for AnyDevice {
         match self {
             Self::Verbs(registrar) => {
                 let mr = registrar.register(range, access)?;
-                Ok(Registered {
+                let keys = Keys {
                     lkey: mr.lkey(),
                     rkey: mr.rkey(),
                     registration: mr.as_ptr().cast(),
-                    mr: Some(mr),
-                })
+                };
+                let mr = Some(mr);
+                Ok(Registered { keys, mr })
             }
             Self::Callbacks(callbacks) => callbacks.register(range, access),
         }
@@ -102,7 +119,7 @@ unsafe impl Registrar for AnyDevice {
     fn deregister(&self, registered: Registered) -> io::Result<()> {
         match (self, registered.mr) {
             (Self::Verbs(registrar), Some(mr)) => registrar.deregister(mr),
-            (Self::Callbacks(callbacks), _) => callbacks.deregister(registered.registration),
+            (Self::Callbacks(callbacks), _) => callbacks.deregister(registered.keys.registration),
             (Self::Verbs(_), None) => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
@@ -121,12 +138,12 @@ impl Callbacks {
         // SAFETY: this is the application's function, called as the header states.
         let status = unsafe { (self.reg_mr)(self.user, addr, range.len(), access, &raw mut made) };
         check(status)?;
-        Ok(Registered {
+        let keys = Keys {
             lkey: made.lkey,
             rkey: made.rkey,
             registration: made.registration,
-            mr: None,
-        })
+        };
+        Ok(Registered { keys, mr: None })
     }
 
     fn deregister(&self, registration: *mut c_void) -> io::Result<()> {

@@ -2,23 +2,43 @@
 //!
 //! Most calls are hits and puts of guards that are not the last. They need no error, no memory and
 //! no callback of the application. This file serves them with few instructions: nothing is returned
-//! through memory, and the thread's record is looked up once. A call that needs more goes the long
-//! way (`api.rs`), which begins again and finds out why.
+//! through memory, no function is called, and the thread's record is looked up once. A call that
+//! needs more goes the long way (`api.rs`), which begins again and finds out why. The way there is
+//! a jump, so that the short way need not save CPU registers.
 //!
 //! The checks are those of the long way. So a handle that is not valid, a nested call and a null
 //! pointer are found out there.
 
 use std::ffi::c_uint;
+use std::mem;
 use std::ptr;
+use std::sync::atomic::Ordering;
 
 use regcache_verbs::Access;
 
 use crate::caches;
+use crate::device::Keys;
 use crate::guards::{self, Guard};
 use crate::thread_record::ThreadRecord;
 use crate::types::Mr;
 
-/// Serves a lookup, if it is a simple hit. Returns false if the long way must serve it.
+/// The reason why a lookup is not served at once.
+pub(crate) enum NotYet {
+    /// The long way must serve it, with these arguments.
+    Unknown(Given),
+    /// The same, but the caller must call [`decline`] with this guard before.
+    Declines(Given, Guard),
+}
+
+/// Two of a lookup's arguments: the number that was passed as the cache, and the access. Copies in
+/// the thread's record save two CPU registers until the long way needs them.
+#[derive(Clone, Copy)]
+pub(crate) struct Given {
+    pub(crate) cache: u64,
+    pub(crate) access: c_uint,
+}
+
+/// Serves a lookup, if it is a simple hit.
 ///
 /// # Safety
 ///
@@ -30,27 +50,50 @@ pub(crate) unsafe fn get(
     length: usize,
     access: c_uint,
     mr: *mut Mr,
-) -> bool {
-    let Some(thread) = ThreadRecord::known() else {
-        return false;
-    };
-    if mr.is_null() || addr.is_null() {
-        return false;
+) -> Result<(), NotYet> {
+    let thread = ThreadRecord::known_or_none();
+    let given = Given { cache, access };
+    if mr.is_null() {
+        return Err(NotYet::Unknown(given));
     }
-    let served = caches::try_with(thread, cache, |instance| {
-        if access & instance.unknown_access != 0 {
-            return None;
+    let found = caches::use_at_once(thread, cache);
+    let (using, cache) = found.ok_or(NotYet::Unknown(given))?;
+    thread.set_access(access);
+    let given = || Given {
+        cache: thread.busy.load(Ordering::Relaxed),
+        access: thread.access(),
+    };
+    if !guards::has_room(thread) {
+        return Err(NotYet::Unknown(given()));
+    }
+    // An access flag that the device does not know is in no entry, and this finds only entries that
+    // have the same flags, apart from the permissions.
+    let access = || Access::from_bits_retain(thread.access());
+    let guard = match cache.get(addr, length, access) {
+        Ok(guard) => guard,
+        Err(None) => return Err(NotYet::Unknown(given())),
+        Err(Some(other)) => {
+            mem::forget(using);
+            return Err(NotYet::Declines(given(), other));
         }
-        let access = Access::from_bits_retain(access);
-        let guard = instance.cache.get_at_once(addr, length, access)?;
-        // SAFETY: the pointer is not null, so by the contract it is writable.
-        unsafe { describe(mr, &guard) };
-        let handle = guards::try_enter(thread, cache, guard)?;
-        // SAFETY: as above.
-        unsafe { (&raw mut (*mr).guard).write(ptr::without_provenance_mut(handle as usize)) };
-        Some(())
-    });
-    served.is_some()
+    };
+    // SAFETY: the pointer is not null, so by the contract it is writable.
+    unsafe { describe(mr, &guard) };
+    // SAFETY: there was room, and no function was called since.
+    let handle = unsafe { guards::enter_at_once(thread, guard) };
+    // SAFETY: as above.
+    unsafe { (&raw mut (*mr).guard).write(ptr::without_provenance_mut(handle as usize)) };
+    Ok(())
+}
+
+/// Declines a guard that does not serve a lookup, and ends the use of the cache.
+#[cold]
+pub(crate) fn decline(other: Guard) {
+    other.decline();
+    // Releases for the same reason as the drop of `Using` (`table.rs`), which the lookup has left
+    // to this function.
+    let busy = &ThreadRecord::known_or_none().busy;
+    busy.store(0, Ordering::Release);
 }
 
 /// Writes the fields of a registration, except for its guard.
@@ -60,12 +103,11 @@ pub(crate) unsafe fn get(
 /// `mr` is writable.
 #[inline(always)]
 pub(crate) unsafe fn describe(mr: *mut Mr, guard: &Guard) {
-    let (range, registered) = (guard.range(), guard.registration());
-    // SAFETY: the pointer is writable.
+    let (range, keys) = (guard.range(), guard.registration().keys);
+    // SAFETY: the pointer is writable. The three fields from `lkey` on are laid out as `Keys` is
+    // (`device.rs`).
     unsafe {
-        (&raw mut (*mr).lkey).write(registered.lkey);
-        (&raw mut (*mr).rkey).write(registered.rkey);
-        (&raw mut (*mr).registration).write(registered.registration);
+        (&raw mut (*mr).lkey).cast::<Keys>().write(keys);
         (&raw mut (*mr).addr).write(ptr::without_provenance_mut(range.start()));
         (&raw mut (*mr).length).write(range.len());
     }
@@ -75,5 +117,5 @@ pub(crate) unsafe fn describe(mr: *mut Mr, guard: &Guard) {
 /// why it is not.
 #[inline(always)]
 pub(crate) fn take(handle: u64) -> Option<Guard> {
-    guards::try_take(ThreadRecord::known()?, handle)
+    guards::take_at_once(ThreadRecord::known_or_none(), handle)
 }

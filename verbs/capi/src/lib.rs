@@ -7,15 +7,17 @@
 //! cache. This holds with any number of threads.
 //!
 //! `cbindgen` generates the header from `types.rs` and `api.rs`, in this order. In the following
-//! list, a file uses only files below it:
+//! list, a file uses only files below it, except that a new thread record prepares the two tables:
 //!
 //! - `api.rs`: the functions of the header.
+//! - `fast.rs`: the short way of a get that hits and of a put.
 //! - `boundary.rs`: the wrapper of every call, which converts panics and errors to errnos and
 //!   messages.
 //! - `pools.rs`, `caches.rs`: the pools and the caches of the process.
 //! - `table.rs`: the type of their tables, and the proof that no object is destroyed while a thread
 //!   uses it.
-//! - `guards.rs`: the table of guards, and the proof that each is taken back once.
+//! - `guards.rs`: the table of guards, and the proof that each is taken back once. It uses the type
+//!   of a cache.
 //! - `device.rs`: one registrar type for `ibv_mr`s and for the registrations of callbacks.
 //! - `thread_record.rs`, `free_slots.rs`: the state of each thread, which is separate so that hits
 //!   of several threads share no cache line.

@@ -14,29 +14,41 @@
 //!    a lookup, the lookup's store and load keep their order across it.
 //! 5. A lookup calls [`light`], which only prevents the compiler from reordering the store and the
 //!    load. If the kernel refuses membarrier, [`light`] is a full fence.
+//!
+//! The first cache or pool decides between the two. So both sides always use the same kind of
+//! fence.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
+use std::sync::atomic::{AtomicU8, Ordering, compiler_fence, fence};
 
 // linux/membarrier.h
 const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
 const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
 
-/// True if the kernel refuses membarrier. It is set before the first cache or pool is in its table,
-/// and never cleared.
-static REFUSED: AtomicBool = AtomicBool::new(false);
+const UNKNOWN: u8 = 0;
+const ALLOWED: u8 = 1;
+const REFUSED: u8 = 2;
+
+/// What the kernel said to the first request. It is set before the first cache or pool is in its
+/// table, and does not change afterwards.
+static SAID: AtomicU8 = AtomicU8::new(UNKNOWN);
 
 /// Prepares this process for [`heavy`]. Call it before a cache or a pool is entered into its table.
-pub(crate) fn prepare() {
-    if membarrier(REGISTER_PRIVATE_EXPEDITED).is_err() {
-        REFUSED.store(true, Ordering::SeqCst);
-    }
+/// Returns true if [`light`] executes no instruction.
+pub(crate) fn prepare() -> bool {
+    let said = match membarrier(REGISTER_PRIVATE_EXPEDITED) {
+        Ok(()) => ALLOWED,
+        Err(_) => REFUSED,
+    };
+    let order = Ordering::SeqCst;
+    let first = SAID.compare_exchange(UNKNOWN, said, order, order);
+    first.map_or_else(|before| before == ALLOWED, |_| said == ALLOWED)
 }
 
 /// Executes the fence of a lookup, between its store and its load.
 #[inline]
 pub(crate) fn light() {
-    if REFUSED.load(Ordering::Relaxed) {
+    if SAID.load(Ordering::Relaxed) == REFUSED {
         fence(Ordering::SeqCst);
     } else {
         compiler_fence(Ordering::SeqCst);
@@ -46,7 +58,7 @@ pub(crate) fn light() {
 /// Executes the fence of a destroy, between its store and its loads.
 pub(crate) fn heavy() -> io::Result<()> {
     fence(Ordering::SeqCst);
-    if REFUSED.load(Ordering::Relaxed) {
+    if SAID.load(Ordering::Relaxed) == REFUSED {
         return Ok(());
     }
     membarrier(PRIVATE_EXPEDITED)

@@ -5,13 +5,23 @@ use regcache::Pool;
 
 use crate::caches;
 use crate::error::Error;
-use crate::table::Table;
+use crate::table::{Object, Table};
 use crate::thread_record::ThreadRecord;
 
 /// The maximum number of pools in a process.
 const MOST: usize = 1024;
 
-static POOLS: Table<Pool, { caches::MOST as u32 }, MOST> = Table::new("pool");
+impl Object for Pool {
+    const KIND: &'static str = "pool";
+
+    type AtOnce = ();
+
+    fn at_once(&self) -> &() {
+        &()
+    }
+}
+
+static POOLS: Table<Pool, { caches::MOST as u32 }, MOST> = Table::new();
 
 /// Enters a pool into the table, and returns the pool's handle.
 pub(crate) fn enter(pool: Pool) -> Result<u64, Error> {
@@ -34,5 +44,5 @@ pub(crate) fn with<T>(
 pub(crate) fn destroy(thread: &ThreadRecord, handle: u64) -> Result<(), Error> {
     // A forked child may not destroy its parent's pool.
     with(thread, handle, |_| Ok(()))?;
-    POOLS.remove(handle, || Ok(())).map(drop)
+    POOLS.remove(handle, |_| Ok(())).map(drop)
 }

@@ -33,9 +33,22 @@
 //!    does not have. Such a word never equals the handle of a live object of the child, so the
 //!    child does not wait for it.
 //! 7. A thread has one `busy` word for all tables, because a call inside another call is refused.
+//!
+//! [`Table::use_at_once`] takes the same steps with fewer instructions, for the hits of the C
+//! library. Its L2 is a fence of the compiler only. In L3 it loads the *quick word* of the slot,
+//! which is the handle while two conditions hold: the slot's word is the handle, and the light
+//! fence executes no instruction. Otherwise the quick word is *empty*: 0, or 1 in the first slot.
+//! D1 also empties the quick word, before D2. So the argument holds for the quick word as it does
+//! for the slot's word.
+//!
+//! The quick word is found by the lowest bits of the handle, which may be any number. An empty
+//! quick word equals no number that leads to it: only 0 leads to the first slot and equals 0. So
+//! equality alone shows that the number is the handle of a live object of the table.
+//! [`Table::prepare`] empties the first quick word, before a thread has a record and with it a way
+//! to use an object.
 
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering, compiler_fence};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -44,20 +57,39 @@ use crate::handle;
 use crate::membarrier;
 use crate::thread_record::ThreadRecord;
 
+/// An object of a table.
+pub(crate) trait Object: Send + Sync {
+    /// The name of the kind, which is also the name of the parameter that takes such an object.
+    const KIND: &'static str;
+
+    /// The part of the object that [`Table::use_at_once`] returns.
+    type AtOnce: Sync;
+
+    /// Returns that part, which stays where it is while the object exists, even if it is moved.
+    fn at_once(&self) -> &Self::AtOnce;
+}
+
 /// A table of objects of one kind, with room for `MOST`.
 ///
 /// `FIRST` is the number by which handles name the first slot. No two tables have a number in
-/// common. So a handle of one table is unknown to the other.
-pub(crate) struct Table<T: 'static, const FIRST: u32, const MOST: usize> {
-    /// The name of the kind, which is also the name of the parameter that takes such an object.
-    kind: &'static str,
-    slots: [Slot<T>; MOST],
+/// common. So a handle of one table is unknown to the other. `MOST` is a power of two, and `FIRST`
+/// is a multiple of it.
+pub(crate) struct Table<T: Object + 'static, const FIRST: u32, const MOST: usize> {
+    /// The quick words, which are apart from the rest. So the address of a quick word follows from
+    /// a handle in one step.
+    quick: [AtomicU64; MOST],
+    /// The parts of the objects with a quick word.
+    at_once: [AtomicPtr<T::AtOnce>; MOST],
+    objects: [AtomicPtr<T>; MOST],
+    words: [AtomicU64; MOST],
 }
 
 /// A place for one object.
-struct Slot<T> {
-    word: AtomicU64,
-    object: AtomicPtr<T>,
+struct Slot<'t, T: Object> {
+    word: &'t AtomicU64,
+    quick: &'t AtomicU64,
+    at_once: &'t AtomicPtr<T::AtOnce>,
+    object: &'t AtomicPtr<T>,
 }
 
 /// The reason why a handle names no object that the thread can use.
@@ -70,9 +102,19 @@ enum Unusable {
     Holds(u64),
 }
 
+impl<T: Object> Slot<'_, T> {
+    /// Makes the object usable under its handle. Its pointer was stored before.
+    fn open(&self, handle: u64, is_quick: bool) {
+        self.word.store(handle, Ordering::Release);
+        if is_quick {
+            self.quick.store(handle, Ordering::Release);
+        }
+    }
+}
+
 /// A mark that the thread uses an object. Dropping it clears the thread's `busy` word, which is
 /// step L5.
-struct Using<'t>(&'t ThreadRecord);
+pub(crate) struct Using<'t>(&'t ThreadRecord);
 
 impl Drop for Using<'_> {
     #[inline]
@@ -81,29 +123,47 @@ impl Drop for Using<'_> {
     }
 }
 
-impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> {
-    pub(crate) const fn new(kind: &'static str) -> Self {
+impl<T: Object, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> {
+    pub(crate) const fn new() -> Self {
+        const { assert!(MOST.is_power_of_two() && (FIRST as usize).is_multiple_of(MOST)) };
         Self {
-            kind,
-            slots: [const {
-                Slot {
-                    word: AtomicU64::new(0),
-                    object: AtomicPtr::new(ptr::null_mut()),
-                }
-            }; MOST],
+            quick: [const { AtomicU64::new(0) }; MOST],
+            at_once: [const { AtomicPtr::new(ptr::null_mut()) }; MOST],
+            objects: [const { AtomicPtr::new(ptr::null_mut()) }; MOST],
+            words: [const { AtomicU64::new(0) }; MOST],
         }
+    }
+
+    fn slot(&self, index: usize) -> Option<Slot<'_, T>> {
+        Some(Slot {
+            word: self.words.get(index)?,
+            quick: self.quick.get(index)?,
+            at_once: self.at_once.get(index)?,
+            object: self.objects.get(index)?,
+        })
+    }
+
+    /// Prepares the table before a thread gets its record.
+    pub(crate) fn prepare(&self) {
+        let order = Ordering::Relaxed;
+        // This fails if the word is not 0 already.
+        let _ = self.quick[0].compare_exchange(0, 1, order, order);
     }
 
     /// Enters an object into the table, and returns the object's handle.
     pub(crate) fn enter(&self, object: T) -> Result<u64, Error> {
-        membarrier::prepare();
-        for (number, slot) in (FIRST..).zip(&self.slots) {
+        let is_quick = membarrier::prepare();
+        for (number, slot) in (FIRST..).zip((0..MOST).filter_map(|index| self.slot(index))) {
             let free = slot.word.load(Ordering::Relaxed);
             if handle::kind(free) != handle::FREE {
                 continue;
             }
-            let generation = if free == 0 { handle::FIRST } else { free };
-            let handle = handle::valid(generation, number, handle::OBJECT);
+            let next = if free == 0 {
+                handle::first(number)
+            } else {
+                free
+            };
+            let handle = handle::valid(next, handle::OBJECT);
             let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
             let ours = handle::closing(handle);
             if slot
@@ -113,24 +173,53 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
             {
                 continue;
             }
-            let object = Box::into_raw(Box::new(object));
-            slot.object.store(object, Ordering::Relaxed);
-            slot.word.store(handle, Ordering::Release);
+            let object = Box::new(object);
+            let at_once = ptr::from_ref(object.at_once()).cast_mut();
+            slot.at_once.store(at_once, Ordering::Relaxed);
+            slot.object.store(Box::into_raw(object), Ordering::Relaxed);
+            slot.open(handle, is_quick);
             return Ok(handle);
         }
-        let (kind, most) = (self.kind, MOST);
+        let (kind, most) = (T::KIND, MOST);
         Err(Error::TooMany { kind, most })
     }
 
-    /// Returns an object, and a mark that the thread uses it. The object is not destroyed before
-    /// the mark is dropped.
+    /// Returns a part of an object, and a mark that the thread uses the object. The object is not
+    /// destroyed before the mark is dropped. Returns `None` if that takes more than a few
+    /// instructions, or if the thread cannot use the object.
     #[inline(always)]
+    pub(crate) fn use_at_once<'t>(
+        &self,
+        thread: &'t ThreadRecord,
+        handle: u64,
+    ) -> Option<(Using<'t>, &T::AtOnce)> {
+        if thread.is_busy() {
+            return None;
+        }
+        let index = handle as usize % MOST;
+        let quick = &self.quick[index];
+        thread.busy.store(handle, Ordering::Relaxed);
+        let using = Using(thread);
+        compiler_fence(Ordering::SeqCst);
+        if quick.load(Ordering::Acquire) != handle {
+            return None;
+        }
+        let at_once = self.at_once[index].load(Ordering::Relaxed);
+        // SAFETY: this is a part of the object, because the pointer was stored before the quick
+        // word. The object is not freed while this thread's `busy` is the object's handle, as the
+        // head of the file argues.
+        Some((using, unsafe { &*at_once }))
+    }
+
+    /// Does the same as [`use_at_once`](Self::use_at_once), for every handle and with the whole
+    /// object. Returns the reason if the thread cannot use the object.
+    #[inline]
     fn using<'t>(
         &self,
         thread: &'t ThreadRecord,
         handle: u64,
     ) -> Result<(Using<'t>, &T), Unusable> {
-        if thread.busy.load(Ordering::Relaxed) != 0 {
+        if thread.is_busy() {
             return Err(Unusable::Nested);
         }
         let slot = self.slot_of(handle).ok_or(Unusable::NoSlot)?;
@@ -160,23 +249,11 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
         action(object)
     }
 
-    /// Does the same as [`with`](Self::with), but returns `None` instead of an error.
-    #[inline(always)]
-    pub(crate) fn try_with<V>(
-        &self,
-        thread: &ThreadRecord,
-        handle: u64,
-        action: impl FnOnce(&T) -> Option<V>,
-    ) -> Option<V> {
-        let (_using, object) = self.using(thread, handle).ok()?;
-        action(object)
-    }
-
     /// Calls `action` with each object and its handle, as [`with`](Self::with) does. Objects that
     /// are entered or destroyed meanwhile may be left out.
     pub(crate) fn each(&self, thread: &ThreadRecord, action: impl Fn(u64, &T)) {
-        for slot in &self.slots {
-            let word = slot.word.load(Ordering::Relaxed);
+        for word in &self.words {
+            let word = word.load(Ordering::Relaxed);
             // This fails if the slot holds no object, or holds it no more.
             let _ = self.with(thread, word, |object| {
                 action(word, object);
@@ -190,21 +267,24 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
     pub(crate) fn remove(
         &self,
         handle: u64,
-        check: impl FnOnce() -> Result<(), Error>,
+        check: impl FnOnce(&T) -> Result<(), Error>,
     ) -> Result<Box<T>, Error> {
-        let (kind, slot) = (self.kind, self.find(handle)?);
+        let (kind, slot) = (T::KIND, self.find(handle)?);
         let closing = handle::closing(handle);
         let (acquire, relaxed) = (Ordering::AcqRel, Ordering::Relaxed);
         slot.word
             .compare_exchange(handle, closing, acquire, relaxed)
             .map_err(|word| self.not_there(handle, word))?;
+        let empty = u64::from(handle::slot(handle) == FIRST);
+        let is_quick = slot.quick.swap(empty, Ordering::Relaxed) == handle;
         let fenced = membarrier::heavy().map_err(|source| Error::Fence { kind, source });
         let closed = fenced.and_then(|()| {
             wait_for_users(handle);
-            check()
+            // SAFETY: the slot holds the object, and only this thread destroys it.
+            check(unsafe { &*slot.object.load(Ordering::Relaxed) })
         });
         if let Err(error) = closed {
-            slot.word.store(handle, Ordering::Release);
+            slot.open(handle, is_quick);
             return Err(error);
         }
         let object = slot.object.swap(ptr::null_mut(), Ordering::Relaxed);
@@ -215,22 +295,21 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
     }
 
     /// Returns the slot that a handle names.
-    #[inline(always)]
-    fn slot_of(&self, handle: u64) -> Option<&Slot<T>> {
+    #[inline]
+    fn slot_of(&self, handle: u64) -> Option<Slot<'_, T>> {
         if handle::kind(handle) != handle::OBJECT {
             return None;
         }
-        let number = handle::slot(handle).wrapping_sub(FIRST);
-        self.slots.get(number as usize)
+        self.slot(handle::slot(handle).wrapping_sub(FIRST) as usize)
     }
 
-    fn find(&self, handle: u64) -> Result<&Slot<T>, Error> {
+    fn find(&self, handle: u64) -> Result<Slot<'_, T>, Error> {
         self.slot_of(handle).ok_or_else(|| self.no_slot(handle))
     }
 
     #[cold]
     fn no_slot(&self, handle: u64) -> Error {
-        let kind = self.kind;
+        let kind = T::KIND;
         match handle {
             0 => Error::Null { what: kind },
             _ => Error::Foreign { kind, handle },
@@ -248,7 +327,7 @@ impl<T: Send + Sync, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> 
 
     #[cold]
     fn not_there(&self, handle: u64, word: u64) -> Error {
-        let kind = self.kind;
+        let kind = T::KIND;
         if handle::is_past(handle, word) {
             Error::Destroyed { kind, handle }
         } else {

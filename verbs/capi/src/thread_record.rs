@@ -6,12 +6,13 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::cell::UnsafeCell;
-use std::ffi::{c_char, c_void};
+use std::ffi::{c_char, c_uint, c_void};
 use std::fmt::{self, Write};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-use crate::free_slots::FreeSlots;
+use crate::free_slots::{FreeSlots, Lists};
+use crate::{caches, guards};
 
 /// The size of a message in bytes, with the NUL.
 const MESSAGE: usize = 1024;
@@ -26,9 +27,11 @@ pub(crate) struct ThreadRecord {
     /// The handle of the cache or pool that the thread's current call uses, 0, or [`OUTSIDE`]. Only
     /// the owner writes this word. A destroy reads it (`table.rs`).
     pub(crate) busy: AtomicU64,
+    /// An argument of the thread's current lookup. Only the owner accesses it.
+    access: UnsafeCell<c_uint>,
     owned: AtomicBool,
     /// The free slots of the thread. Only the owner accesses them.
-    free_slots: UnsafeCell<FreeSlots>,
+    free_slots: UnsafeCell<Lists>,
     /// The message of the last error. Only the owner accesses it.
     message: UnsafeCell<[u8; MESSAGE]>,
     next: AtomicPtr<ThreadRecord>,
@@ -37,6 +40,17 @@ pub(crate) struct ThreadRecord {
 // SAFETY: only the thread that has set `owned` accesses the cells, through `mine`. A record passes
 // from one thread to the next by release and acquire of that flag.
 unsafe impl Sync for ThreadRecord {}
+
+/// The record of the threads that have none yet. It seems to be in a callback and to have no place
+/// for a free slot. So a call that uses it changes nothing, and goes the long way.
+static NONE: ThreadRecord = ThreadRecord {
+    busy: AtomicU64::new(OUTSIDE),
+    access: UnsafeCell::new(0),
+    owned: AtomicBool::new(true),
+    free_slots: UnsafeCell::new([FreeSlots::FULL, FreeSlots::FULL]),
+    message: UnsafeCell::new([0; MESSAGE]),
+    next: AtomicPtr::new(ptr::null_mut()),
+};
 
 /// The first record of the list.
 static RECORDS: AtomicPtr<ThreadRecord> = AtomicPtr::new(ptr::null_mut());
@@ -47,25 +61,26 @@ static RECORDS: AtomicPtr<ThreadRecord> = AtomicPtr::new(ptr::null_mut());
 /// key's value again, and POSIX then calls the key's destructor again.
 static KEY: AtomicU64 = AtomicU64::new(0);
 
-/// The pointer to this thread's record, in the thread-local storage that the dynamic linker lays
-/// out when it loads the library. Two instructions load it. In a shared library, the pointer of
-/// `thread_local!` takes a call of `__tls_get_addr`.
+/// The pointer to this thread's record or to [`NONE`], in the thread-local storage that the dynamic
+/// linker lays out when it loads the library. Two instructions load it. In a shared library, the
+/// pointer of `thread_local!` takes a call of `__tls_get_addr`.
 #[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
 mod mine {
     use std::arch::{asm, global_asm};
 
-    use super::ThreadRecord;
+    use super::{NONE, ThreadRecord};
 
     global_asm!(
-        ".pushsection .tbss.regcache_thread_record, \"awT\", @nobits",
+        ".pushsection .tdata.regcache_thread_record, \"awT\", @progbits",
         ".balign 8",
         ".hidden regcache_thread_record",
         ".globl regcache_thread_record",
         ".type regcache_thread_record, @object",
         ".size regcache_thread_record, 8",
         "regcache_thread_record:",
-        ".zero 8",
+        ".quad {none}",
         ".popsection",
+        none = sym NONE,
     );
 
     #[inline(always)]
@@ -99,16 +114,16 @@ mod mine {
     }
 }
 
-/// The pointer to this thread's record, on machines for which there is no shorter way.
+/// The pointer to this thread's record or to [`NONE`], on machines for which there is no shorter
+/// way.
 #[cfg(not(all(target_arch = "x86_64", target_env = "gnu")))]
 mod mine {
     use std::cell::Cell;
-    use std::ptr;
 
-    use super::ThreadRecord;
+    use super::{NONE, ThreadRecord};
 
     thread_local! {
-        static MINE: Cell<*const ThreadRecord> = const { Cell::new(ptr::null()) };
+        static MINE: Cell<*const ThreadRecord> = const { Cell::new(&raw const NONE) };
     }
 
     #[inline]
@@ -129,10 +144,40 @@ impl ThreadRecord {
     }
 
     /// Returns this thread's record, if the thread has one already.
+    #[inline]
+    fn known() -> Option<&'static Self> {
+        let known = Self::known_or_none();
+        (!ptr::eq(known, &raw const NONE)).then_some(known)
+    }
+
+    /// Returns this thread's record, or one that no call can use at once.
     #[inline(always)]
-    pub(crate) fn known() -> Option<&'static Self> {
-        // SAFETY: records are never freed.
-        unsafe { mine::get().as_ref() }
+    pub(crate) fn known_or_none() -> &'static Self {
+        // SAFETY: the pointer is to a record, which is never freed.
+        unsafe { &*mine::get() }
+    }
+
+    /// Returns true if this thread is in a call that uses an object, or in a callback.
+    #[inline(always)]
+    pub(crate) fn is_busy(&self) -> bool {
+        // SAFETY: `self` is this thread's record, from `mine` or `known_or_none`. Only this thread
+        // writes the word, so no write runs at the same time.
+        unsafe { self.busy.as_ptr().read() != 0 }
+    }
+
+    /// Notes the access of a lookup, which uses an object.
+    #[inline(always)]
+    pub(crate) fn set_access(&self, access: c_uint) {
+        // SAFETY: `self` is this thread's record. It is not `NONE`, by which no lookup can use an
+        // object.
+        unsafe { self.access.get().write(access) };
+    }
+
+    /// Returns the access that was noted last.
+    #[inline(always)]
+    pub(crate) fn access(&self) -> c_uint {
+        // SAFETY: as above.
+        unsafe { self.access.get().read() }
     }
 
     /// Returns the records of all threads.
@@ -154,6 +199,9 @@ impl ThreadRecord {
             taken.is_ok()
         };
         let record = Self::all().find(free).or_else(Self::push_new)?;
+        // With a record, the thread can use the tables.
+        guards::prepare();
+        caches::prepare();
         mine::set(record);
         // Without a key the record is never released, so no other thread can use it.
         if let Some(key) = key() {
@@ -190,9 +238,10 @@ impl ThreadRecord {
 
     /// Calls `action` with the thread's free slots. `action` must not call this function.
     #[inline]
-    pub(crate) fn with_free_slots<T>(&self, action: impl FnOnce(&mut FreeSlots) -> T) -> T {
+    pub(crate) fn with_free_slots<T>(&self, action: impl FnOnce(&mut Lists) -> T) -> T {
         // SAFETY: `self` is this thread's record, from `mine`. `action` does not call this
-        // function: the two callers, in `guards.rs`, only move slots.
+        // function: the callers in `guards.rs` only move slots, and `fast.rs` calls no function
+        // that may need one.
         action(unsafe { &mut *self.free_slots.get() })
     }
 
@@ -216,7 +265,7 @@ impl ThreadRecord {
 
 /// Releases the record of a thread that ends. This function is the key's destructor.
 extern "C" fn give_back(record: *mut c_void) {
-    mine::set(ptr::null());
+    mine::set(&raw const NONE);
     // SAFETY: `adopt` has set the value to a record, and records are never freed.
     if let Some(record) = unsafe { record.cast::<ThreadRecord>().as_ref() } {
         record.owned.store(false, Ordering::Release);

@@ -9,6 +9,7 @@
 
 mod site;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
@@ -22,6 +23,57 @@ fn runs(source: &str, arguments: &[&str], fewer: &[&str]) {
     assert!(said.contains(&format!("{source}: ok")), "{said}");
     let said = clean_under_valgrind(&shared, fewer);
     assert!(said.contains(&format!("{source}: ok")), "{said}");
+}
+
+/// The library that replaces the driver by one that accepts every watch and reports nothing.
+static DRIVER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let source = "../../tests/support/c/fake-driver.c";
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libfake-driver.so");
+    let mut gcc = Command::new("gcc");
+    gcc.args([
+        "-std=gnu11",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        "-o",
+    ]);
+    succeeds(gcc.arg(&library).arg(source));
+    library
+});
+
+/// Runs a program with the replaced driver. Then its hits go the short way through the library.
+fn runs_with_driver(source: &str, arguments: &[&str]) {
+    let mut program = Command::new(SITE.program(source));
+    let said = succeeds(program.args(arguments).env("LD_PRELOAD", &*DRIVER));
+    assert!(said.contains(&format!("{source}: ok")), "{said}");
+}
+
+#[test]
+fn hits_go_the_short_way_with_all_checks() {
+    runs_with_driver("at_once", &[]);
+}
+
+#[test]
+fn with_the_short_way_bad_input_is_an_errno_as_well() {
+    runs_with_driver("bad_input", &[]);
+}
+
+#[test]
+fn with_the_short_way_guards_are_put_once_and_no_cache_is_used_that_is_gone() {
+    runs_with_driver("threads", &["20000"]);
+}
+
+#[test]
+fn with_the_short_way_forked_children_are_refused_as_well() {
+    runs_with_driver("forks", &[]);
+}
+
+#[test]
+fn with_the_short_way_endings_leave_nothing_behind_either() {
+    runs_with_driver("endings", &["200"]);
 }
 
 #[test]

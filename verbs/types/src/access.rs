@@ -1,5 +1,7 @@
 //! [`Access`]: the operations that a registration allows.
 
+use std::hint::cold_path;
+
 bitflags::bitflags! {
     /// The operations that a registration allows. Work requests of this process may read any
     /// registration. So [`Access::empty`] suffices for the source of a send or of an RDMA write.
@@ -77,6 +79,18 @@ impl regcache::Access for Access {
         have & want & permissions == want & permissions && (have ^ want) & !permissions == 0
     }
 
+    /// Compares without the implied permissions. So the registration must have each permission that
+    /// is wanted, and may differ only in permissions.
+    #[inline(always)]
+    fn serves_at_once(self, wanted: Self) -> bool {
+        if self == wanted {
+            return true;
+        }
+        cold_path();
+        let (have, want) = (self.bits(), wanted.bits());
+        (have ^ want) & (want | !Self::PERMISSIONS.bits()) == 0
+    }
+
     fn writes(self) -> bool {
         self.with_implied().contains(Self::LOCAL_WRITE)
     }
@@ -91,6 +105,22 @@ mod tests {
     use regcache::Access as _;
 
     use super::Access;
+
+    #[test]
+    fn what_is_served_at_once_is_served() {
+        let mut at_once = 0;
+        for have in every() {
+            assert!(have.serves_at_once(have));
+            for want in every().filter(|&want| have.serves_at_once(want)) {
+                assert!(have.serves(want), "{have:?} {want:?}");
+                at_once += 1;
+            }
+        }
+        assert!(at_once > 64);
+        let unknown = Access::from_bits_retain(1 << 30);
+        assert!(!Access::all().serves_at_once(unknown));
+        assert!(!unknown.serves_at_once(Access::empty()));
+    }
 
     fn every() -> impl Iterator<Item = Access> + Clone {
         (0..64).map(|subset: u32| {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT OR Apache-2.0 */
 /*
- * Replaces the ummunotify driver for the libraries of this process, so that a hit of the shipped C
- * library can be measured on a machine without the driver. The functions below take the place of
+ * Replaces the ummunotify driver for the libraries of this process, so that hits of the C library
+ * can be tested and measured on a machine without the driver. The functions below take the place of
  * libc's. They serve a device that accepts every watch and reports nothing. All other calls go to
  * the kernel.
  */
