@@ -1,11 +1,12 @@
-//! Counts the instructions that the shim adds to posting and polling, under callgrind. No VM and no
-//! device are needed, because the fake device of tests/c/fake-device.c completes work at once.
+//! Counts the instructions that the shim adds to posting and polling, and those of registering and
+//! deregistering known memory, under callgrind. No VM and no device are needed, because the fake
+//! device of tests/c/fake-device.c completes work at once. A fake driver accepts every watch.
 #![cfg(not(any(sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod preload;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use preload::{bounded, on_fake_device, preloading, shim};
@@ -26,17 +27,53 @@ const WORKS: &[(&str, f64)] = &[
 const DEBUG_FACTOR: f64 = if cfg!(debug_assertions) { 3.0 } else { 1.0 };
 
 /// Returns the number of instructions of the whole program, which makes `times` posts and polls.
-fn instructions(mut valgrind: Command, program: &Path, times: u32, what: &str) -> f64 {
+fn instructions(valgrind: Command, program: &Path, times: u32, what: &str) -> f64 {
+    collected(valgrind, program, &[&times.to_string(), "1", what])
+}
+
+/// Returns the number of instructions that callgrind counts in the program with these arguments.
+fn collected(mut valgrind: Command, program: &Path, arguments: &[&str]) -> f64 {
     let ran = valgrind
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(program)
-        .args([&times.to_string(), "1", what])
+        .args(arguments)
         .output()
         .unwrap();
     let stderr = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success(), "{stderr}");
     let count = stderr.split("Collected : ").nth(1).unwrap();
     count.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Compiles the library that replaces the driver by one that reports nothing.
+fn driver() -> PathBuf {
+    let source = "../../tests/support/c/fake-driver.c";
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libfake-driver.so");
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-std=gnu11", "-shared", "-fPIC", "-o"]);
+    assert!(gcc.arg(&library).arg(source).status().unwrap().success());
+    library
+}
+
+/// The maximum number of instructions of `ibv_reg_mr` and `ibv_dereg_mr` of known memory, in a
+/// release build of the shim.
+const PAIR: f64 = 780.0;
+
+#[test]
+fn registering_known_memory_costs_few_instructions() {
+    let (driver, program) = (driver(), on_fake_device("pair", "mlx5", "pair", None));
+    let count = |times: u32| {
+        let mut valgrind = preloading(&[driver.clone(), shim()], "valgrind");
+        valgrind.args([
+            "--toggle-collect=ibv_reg_mr",
+            "--toggle-collect=ibv_dereg_mr",
+        ]);
+        collected(valgrind, &program, &[&times.to_string()])
+    };
+    let pair = (count(2_500) - count(500)) / 2_000.0;
+    println!("bench instructions/shim/pair {pair:.0} instructions");
+    assert!(pair <= DEBUG_FACTOR * PAIR, "{pair}");
 }
 
 fn each(command: impl Fn() -> Command, program: &Path, what: &str) -> f64 {
