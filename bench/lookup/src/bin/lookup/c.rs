@@ -24,8 +24,12 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     if cpu_count() < 2 {
         return Ok(());
     }
-    let threshold = Threshold::OfOneThread(1.25);
-    let mut variants = pair.variants(Loop::OwnByTwo, Some(Loop::SamePinned));
-    report.compare("c/hit/2threads/different", threshold, &mut variants);
+    for (name, threshold, measured) in [
+        ("same", Threshold::None, Loop::SameByTwo),
+        ("different", Threshold::OfOneThread(1.25), Loop::OwnByTwo),
+    ] {
+        let mut variants = pair.variants(measured, Some(Loop::SamePinned));
+        report.compare(&format!("c/hit/2threads/{name}"), threshold, &mut variants);
+    }
     Ok(())
 }
