@@ -87,7 +87,7 @@ mod sys;
 /// Parts that other crates of this workspace share. They are not part of the library's interface.
 #[doc(hidden)]
 pub mod internal {
-    pub use crate::core::at_once::AtOnce;
+    pub use crate::core::at_once::{AtOnce, Contended, NotYet};
     pub use crate::sys::file_id::FileId;
     pub use crate::sys::fork::{ForkMark, before_each};
     pub use crate::sys::notices::Notices;

@@ -128,6 +128,10 @@ pub unsafe extern "C" fn regcache_get(
         Err(NotYet::Declines(Given { cache, access }, other)) => unsafe {
             decline_and_get(cache, addr, length, access, mr, other)
         },
+        // SAFETY: as above.
+        Err(NotYet::Contended(Given { cache, access }, entry)) => unsafe {
+            share_or_get(cache, addr, length, access, mr, entry)
+        },
     }
 }
 
@@ -679,6 +683,30 @@ unsafe extern "C" fn decline_and_get(
 ) -> c_int {
     fast::decline(other);
     // SAFETY: the caller keeps the contract of this function.
+    unsafe { get(cache, addr, length, access, mr) }
+}
+
+/// Does the same as [`get`], after the short way has met an entry that several threads use.
+///
+/// # Safety
+///
+/// The arguments are those of the short way, and what it has returned.
+#[cold]
+#[inline(never)]
+#[expect(improper_ctypes_definitions, reason = "only Rust calls the function")]
+unsafe extern "C" fn share_or_get(
+    cache: u64,
+    addr: *const c_void,
+    length: usize,
+    access: c_uint,
+    mr: *mut Mr,
+    entry: fast::Contended,
+) -> c_int {
+    // SAFETY: the caller keeps the contract of this function.
+    if unsafe { fast::share(Given { cache, access }, addr.cast(), length, mr, entry) } {
+        return 0;
+    }
+    // SAFETY: as above.
     unsafe { get(cache, addr, length, access, mr) }
 }
 

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use regcache::internal::{AtOnce, before_each};
+use regcache::internal;
 use regcache::monitor::{Auto, Shared};
 use regcache::{Cache, Uncancelled};
 
@@ -36,7 +36,7 @@ pub(crate) struct Instance {
 impl Object for Instance {
     const KIND: &'static str = "cache";
 
-    type AtOnce = AtOnce<AnyDevice, Shared<Auto>>;
+    type AtOnce = AtOnce;
 
     fn at_once(&self) -> &Self::AtOnce {
         self.cache.at_once()
@@ -53,7 +53,7 @@ pub(crate) fn prepare() {
 /// Enters a cache into the table, and returns the cache's handle.
 pub(crate) fn enter(instance: Instance) -> Result<u64, Error> {
     // The library is never unloaded.
-    before_each(before_fork);
+    internal::before_each(before_fork);
     CACHES.enter(instance)
 }
 
@@ -89,6 +89,19 @@ pub(crate) fn with<T>(
     CACHES.with(thread, handle, action)
 }
 
+/// The part of a cache that serves simple hits.
+pub(crate) type AtOnce = internal::AtOnce<AnyDevice, Shared<Auto>>;
+
+/// Returns the part of a cache that [`use_at_once`] has returned.
+///
+/// # Safety
+///
+/// This thread still uses the cache.
+pub(crate) unsafe fn used_at_once(handle: u64) -> &'static AtOnce {
+    // SAFETY: the caller keeps the contract.
+    unsafe { CACHES.used_at_once(handle) }
+}
+
 /// Returns a part of a cache, and a mark that the thread uses the cache. The cache is not destroyed
 /// before the mark is dropped. Returns `None` if the long way has to find the cache, or to find out
 /// why not.
@@ -96,7 +109,7 @@ pub(crate) fn with<T>(
 pub(crate) fn use_at_once(
     thread: &ThreadRecord,
     handle: u64,
-) -> Option<(Using<'_>, &'static AtOnce<AnyDevice, Shared<Auto>>)> {
+) -> Option<(Using<'_>, &'static AtOnce)> {
     CACHES.use_at_once(thread, handle)
 }
 

@@ -14,13 +14,17 @@ use std::mem;
 use std::ptr;
 use std::sync::atomic::Ordering;
 
+use regcache::internal;
+use regcache::monitor::{Auto, Shared};
 use regcache_verbs::Access;
 
 use crate::caches;
-use crate::device::Keys;
+use crate::device::{AnyDevice, Keys};
 use crate::guards::{self, Guard};
 use crate::thread_record::ThreadRecord;
 use crate::types::Mr;
+
+pub(crate) type Contended = internal::Contended<'static, AnyDevice, Shared<Auto>>;
 
 /// The reason why a lookup is not served at once.
 pub(crate) enum NotYet {
@@ -28,6 +32,8 @@ pub(crate) enum NotYet {
     Unknown(Given),
     /// The same, but the caller must call [`decline`] with this guard before.
     Declines(Given, Guard),
+    /// The caller must call [`share`] with this entry.
+    Contended(Given, Contended),
 }
 
 /// Two of a lookup's arguments: the number that was passed as the cache, and the access. Copies in
@@ -61,7 +67,7 @@ pub(crate) unsafe fn get(
     thread.set_access(access);
     let given = || Given {
         cache: thread.busy.load(Ordering::Relaxed),
-        access: thread.access(),
+        access: thread.access_again(),
     };
     if !guards::has_room(thread) {
         return Err(NotYet::Unknown(given()));
@@ -71,10 +77,14 @@ pub(crate) unsafe fn get(
     let access = || Access::from_bits_retain(thread.access());
     let guard = match cache.get(addr, length, access) {
         Ok(guard) => guard,
-        Err(None) => return Err(NotYet::Unknown(given())),
-        Err(Some(other)) => {
+        Err(internal::NotYet::Unknown) => return Err(NotYet::Unknown(given())),
+        Err(internal::NotYet::Declines(other)) => {
             mem::forget(using);
             return Err(NotYet::Declines(given(), other));
+        }
+        Err(internal::NotYet::Contended(entry)) => {
+            mem::forget(using);
+            return Err(NotYet::Contended(given(), entry));
         }
     };
     // SAFETY: the pointer is not null, so by the contract it is writable.
@@ -90,10 +100,45 @@ pub(crate) unsafe fn get(
 #[cold]
 pub(crate) fn decline(other: Guard) {
     other.decline();
-    // Releases for the same reason as the drop of `Using` (`table.rs`), which the lookup has left
-    // to this function.
+    end_use();
+}
+
+/// Ends the use of the cache, which the lookup has left to this function. Releases for the same
+/// reason as the drop of `Using` (`table.rs`).
+fn end_use() {
     let busy = &ThreadRecord::known_or_none().busy;
     busy.store(0, Ordering::Release);
+}
+
+/// Serves a lookup whose entry several threads use, and ends the use of the cache. Returns false if
+/// the long way must serve the lookup.
+///
+/// # Safety
+///
+/// [`get`] has just returned `given` and `entry` for these arguments.
+#[cold]
+pub(crate) unsafe fn share(
+    given: Given,
+    addr: *const u8,
+    length: usize,
+    mr: *mut Mr,
+    entry: Contended,
+) -> bool {
+    let access = Access::from_bits_retain(given.access);
+    // SAFETY: the lookup has left the end of its use to this function.
+    let cache = unsafe { caches::used_at_once(given.cache) };
+    let guard = cache.get_contended(addr, length, access, entry);
+    let is_served = guard.is_some();
+    if let Some(guard) = guard {
+        // SAFETY: `get` has found that the pointer is not null, so by the contract it is writable.
+        unsafe { describe(mr, &guard) };
+        // SAFETY: `get` has found room, and the thread has entered no guard since.
+        let handle = unsafe { guards::enter_at_once(ThreadRecord::known_or_none(), guard) };
+        // SAFETY: as above.
+        unsafe { (&raw mut (*mr).guard).write(ptr::without_provenance_mut(handle as usize)) };
+    }
+    end_use();
+    is_served
 }
 
 /// Writes the fields of a registration, except for its guard.

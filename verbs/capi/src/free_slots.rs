@@ -51,6 +51,11 @@ impl FreeSlots {
         unsafe { *self.slots.get_unchecked(self.len as usize) }
     }
 
+    #[inline(always)]
+    pub(crate) fn is_full(&self) -> bool {
+        self.len as usize >= ROOM
+    }
+
     /// Returns the place for another slot, if there is one.
     #[inline(always)]
     pub(crate) fn place(&mut self) -> Option<Place<'_>> {

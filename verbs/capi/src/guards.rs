@@ -368,8 +368,11 @@ pub(crate) unsafe fn enter_at_once(thread: &ThreadRecord, guard: Guard) -> u64 {
 pub(crate) fn take_at_once(thread: &ThreadRecord, handle: u64) -> Option<Guard> {
     // The handle of a far slot leads to a near one as well, whose word is another.
     let within = handle as usize % LEN;
+    // Otherwise the thread has a record, and the first slot has a word (`prepare`).
+    if thread.is_full() {
+        return None;
+    }
     thread.with_free_slots(|[near, _]| {
-        // The thread has a record if this succeeds, see `prepare`.
         let place = near.place()?;
         let after = handle::after_guard(handle)?;
         let guard = GuardSlot::near(within).take(handle, after).ok()?;

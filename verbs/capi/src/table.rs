@@ -211,6 +211,17 @@ impl<T: Object, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> {
         Some((using, unsafe { &*at_once }))
     }
 
+    /// Returns the part of an object that [`use_at_once`](Self::use_at_once) has returned.
+    ///
+    /// # Safety
+    ///
+    /// This thread still uses the object with this handle.
+    pub(crate) unsafe fn used_at_once(&self, handle: u64) -> &T::AtOnce {
+        let at_once = self.at_once[handle as usize % MOST].load(Ordering::Relaxed);
+        // SAFETY: as in `use_at_once`.
+        unsafe { &*at_once }
+    }
+
     /// Does the same as [`use_at_once`](Self::use_at_once), for every handle and with the whole
     /// object. Returns the reason if the thread cannot use the object.
     #[inline]

@@ -180,6 +180,14 @@ impl ThreadRecord {
         unsafe { self.access.get().read() }
     }
 
+    /// Does the same as [`access`](Self::access), for the long way. The compiler must not keep the
+    /// access in a register until then, so the read is volatile.
+    #[inline(always)]
+    pub(crate) fn access_again(&self) -> c_uint {
+        // SAFETY: as above.
+        unsafe { self.access.get().read_volatile() }
+    }
+
     /// Returns the records of all threads.
     pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
         // SAFETY: records are never freed, and are initialised before they are in the list.
@@ -236,12 +244,21 @@ impl ThreadRecord {
         }
     }
 
+    /// Returns true if the list of near slots is full. That of `NONE` always is.
+    #[inline(always)]
+    pub(crate) fn is_full(&self) -> bool {
+        // SAFETY: `self` is this thread's record or `NONE`, whose lists never change. Nobody calls
+        // this function while `with_free_slots` runs.
+        let [near, _] = unsafe { &*self.free_slots.get() };
+        near.is_full()
+    }
+
     /// Calls `action` with the thread's free slots. `action` must not call this function.
     #[inline]
     pub(crate) fn with_free_slots<T>(&self, action: impl FnOnce(&mut Lists) -> T) -> T {
-        // SAFETY: `self` is this thread's record, from `mine`. `action` does not call this
-        // function: the callers in `guards.rs` only move slots, and `fast.rs` calls no function
-        // that may need one.
+        // SAFETY: `self` is this thread's record, from `mine`, and not `NONE`: the callers have
+        // checked that the record has room or a slot, or have used an object. `action` does not
+        // call this function: the callers, in `guards.rs`, only move slots.
         action(unsafe { &mut *self.free_slots.get() })
     }
 
