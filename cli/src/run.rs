@@ -105,7 +105,11 @@ pub(crate) fn run(
 fn no_program(name: &OsStr) -> Failure {
     let shown = name.to_string_lossy();
     if !shown.contains('/') {
-        let message = format!("there is no program {shown:?} in the directories of PATH");
+        let hint = match shown.starts_with('-') {
+            true => "; options of regcache run stand before the --",
+            false => "",
+        };
+        let message = format!("there is no program {shown:?} in the directories of PATH{hint}");
         return Failure::new(NOT_FOUND, message);
     }
     match fs::metadata(name) {

@@ -289,6 +289,11 @@ fn run_refuses_what_the_shim_cannot_reach() {
         127,
         "there is no program \"no-such-program\"",
     );
+    refused(
+        Path::new("-e"),
+        127,
+        "options of regcache run stand before the --",
+    );
     refused(&dir, 126, "it is not a file");
     refused(&dir.join("none"), 127, "there is no program");
     let fixed = dir.join("fixed");

@@ -170,7 +170,10 @@ unsafe fn prepare(params: *const c_void) -> Option<(Shape, Box<Cache>, AnyParams
     let monitor = match Driver::open() {
         Ok(monitor) => monitor,
         Err(error) => {
-            notice_once!("UCX keeps its own monitor: {}", chain(&error));
+            notice_once!(
+                "UCX keeps its own monitor, which does not detect every change: {}",
+                chain(&error)
+            );
             return None;
         }
     };
@@ -178,7 +181,7 @@ unsafe fn prepare(params: *const c_void) -> Option<(Shape, Box<Cache>, AnyParams
     match unsafe { Cache::prepare(shape, params, monitor) } {
         Ok((cache, changed)) => Some((shape, cache, changed)),
         Err(error) => {
-            notice_once!("UCX keeps its own monitor: {error}");
+            notice_once!("UCX keeps its own monitor, which does not detect every change: {error}");
             None
         }
     }

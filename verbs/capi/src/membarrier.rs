@@ -29,7 +29,7 @@ const UNKNOWN: u8 = 0;
 const ALLOWED: u8 = 1;
 const REFUSED: u8 = 2;
 
-/// What the kernel said to the first request. It is set before the first cache or pool is in its
+/// The kernel's answer to the first request. It is set before the first cache or pool is in its
 /// table, and does not change afterwards.
 static SAID: AtomicU8 = AtomicU8::new(UNKNOWN);
 

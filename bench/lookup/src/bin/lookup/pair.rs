@@ -50,8 +50,8 @@ impl Pair<Unwatched> {
 }
 
 impl Pair<CLibrary> {
-    /// Builds both caches with `entries` ranges of a page and a limit of `room` entries. regcache is
-    /// called through its C library. Returns `None` if that library was not built.
+    /// Builds both caches with `entries` ranges of a page and a limit of `room` entries. regcache
+    /// is called through its C library. Returns `None` if that library was not built.
     pub(crate) fn from_c(entries: usize, room: usize) -> Result<Option<Self>> {
         let Some(regcache) = CLibrary::new(room)? else {
             return Ok(None);
