@@ -12,7 +12,7 @@ use crate::stack::{Change, Monitor, Stack};
 
 /// The time limit of a cell: this many seconds, and one more for each ten messages. The machine is
 /// emulated.
-const LIMIT: u64 = 60;
+const LIMIT: u64 = 120;
 const MESSAGES_PER_SECOND: u64 = 10;
 
 /// The exit status of `timeout` for a program that it stopped.
