@@ -45,6 +45,14 @@ const TRIXIE: Recipe = Recipe {
     programs: &[rootfs::GUEST, IN_ROOT],
 };
 
+/// The recipe of Debian unstable, whose stacks are the newest that Debian has.
+const SID: Recipe = Recipe {
+    name: "sid-stacks",
+    suites: &["sid"],
+    kernel: &["linux-headers-amd64", "linux-image-amd64"],
+    programs: &[rootfs::GUEST, IN_ROOT],
+};
+
 /// The first characters of each line of results.
 const RESULTS: [&str; 2] = ["stack:", "cost:"];
 
@@ -57,6 +65,9 @@ pub(crate) struct Choice {
     /// Boot this kernel: 6.1 with the stacks of this machine, or 7.3 with those of Debian 13
     #[arg(long, value_name = "SERIES", value_enum, default_value_t = Series::default())]
     kernel: Series,
+    /// Use the stacks and the kernel of Debian unstable instead, which change from day to day
+    #[arg(long, conflicts_with = "kernel")]
+    sid: bool,
     /// Send this many messages for each line
     #[arg(long, default_value_t = 1000)]
     messages: u64,
@@ -78,6 +89,7 @@ pub(crate) struct Choice {
 pub(crate) fn run(project: &Project, choice: &Choice) -> Result<u8, Error> {
     setup::packages(project, &[setup::VM, setup::BUILD, PACKAGES].concat())?;
     let kernel = match choice.kernel {
+        _ if choice.sid => kernel::find_in_root(project, &SID)?,
         Series::TrixieBackports => kernel::find_in_root(project, &TRIXIE)?,
         Series::Installed => kernel::find(project, choice.kernel)?,
         Series::Trixie | Series::Debug => {

@@ -1,8 +1,9 @@
 //! UCX's structures, and the versions of UCX whose structures are known.
 //!
 //! libucs's header declares these structures, but UCX changes them from one minor version to the
-//! next. The declarations here were compared with the headers of the releases 1.13.0 to 1.22.0. A
-//! test compiles the same comparison against the installed header.
+//! next. The declarations here were compared with the headers of the releases 1.13.0 to 1.22.0, and
+//! with its sources before 1.23.0. A test compiles the same comparison against the installed
+//! header.
 
 use std::ffi::{c_int, c_ulong, c_void};
 
@@ -133,7 +134,7 @@ pub(crate) fn shape(version: Version) -> Option<Shape> {
         (1, 13, _) => (true, false, false),
         (1, 14..=16, _) => (true, false, true),
         (1, 17, _) => (false, false, true),
-        (1, 18..=22, _) => (false, true, true),
+        (1, 18..=23, _) => (false, true, true),
         _ => return None,
     };
     Some(Shape {
@@ -152,8 +153,8 @@ mod tests {
         assert!(!shape((1, 13, 1)).unwrap().has_quick_lookups);
         assert!(shape((1, 16, 0)).unwrap().has_alignments);
         assert!(!shape((1, 17, 0)).unwrap().has_merge);
-        assert!(shape((1, 22, 9)).unwrap().has_merge);
-        for unknown in [(1, 12, 1), (1, 23, 0), (2, 13, 0), (0, 18, 0)] {
+        assert!(shape((1, 23, 9)).unwrap().has_merge);
+        for unknown in [(1, 12, 1), (1, 24, 0), (2, 13, 0), (0, 18, 0)] {
             assert_eq!(shape(unknown), None);
         }
     }

@@ -1,6 +1,6 @@
 /*
  * Compares the shape of the installed UCX's structures with src/abi.rs. Compiling this file is the
- * test: its assertions are for UCX 1.13 to 1.22.
+ * test: its assertions are for UCX 1.13 to 1.23.
  */
 #include <stddef.h>
 
