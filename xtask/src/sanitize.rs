@@ -90,7 +90,7 @@ pub(crate) fn run(project: &Project, choice: &Choice) -> Result<u8, Error> {
             let mut command = under(project, sanitizer, "test")?;
             // xtask is excluded, because it is not shipped and has no unsafe code.
             command.args(["--workspace", "--exclude", "xtask"]);
-            command.args(["--lib", "--bins", "--tests", "--no-fail-fast"]);
+            command.args(["--lib", "--bins", "--tests", "--examples", "--no-fail-fast"]);
             eprintln!("xtask: {}", cmd::line(&command));
             cmd::status(&mut command)?.success()
         };
