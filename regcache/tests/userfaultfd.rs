@@ -455,6 +455,10 @@ fn what_cannot_be_watched_is_refused() {
 }
 
 #[test]
+#[cfg_attr(
+    sanitizer = "thread",
+    ignore = "ThreadSanitizer maps memory of its own during the test"
+)]
 fn half_of_the_mappings_that_the_kernel_allows_are_left_to_the_program() {
     let Some((monitor, _alone)) = monitor() else {
         return;
@@ -758,6 +762,10 @@ unsafe impl Registrar for PeerMemory {
 }
 
 #[test]
+#[cfg_attr(
+    sanitizer = "thread",
+    ignore = "ThreadSanitizer has memory of its own at the chosen address"
+)]
 fn memory_that_only_a_device_has_is_never_stale() {
     let Some((monitor, _alone)) = monitor() else {
         return;
