@@ -456,8 +456,8 @@ fn what_cannot_be_watched_is_refused() {
 
 #[test]
 #[cfg_attr(
-    sanitizer = "thread",
-    ignore = "ThreadSanitizer maps memory of its own during the test"
+    any(sanitizer = "address", sanitizer = "thread"),
+    ignore = "a sanitizer maps memory of its own during the test"
 )]
 fn half_of_the_mappings_that_the_kernel_allows_are_left_to_the_program() {
     let Some((monitor, _alone)) = monitor() else {

@@ -213,7 +213,7 @@ impl<T> Entry<T> {
     }
 
     fn acquire_unless(&self, refused: u64) -> bool {
-        let mut state = self.state.load(Ordering::Relaxed);
+        let mut state = self.state.load(Ordering::Acquire);
         loop {
             if state & (LIVE | refused) != LIVE {
                 return false;
@@ -228,14 +228,14 @@ impl<T> Entry<T> {
             } else {
                 return false;
             };
-            let (acquire, relaxed) = (Ordering::Acquire, Ordering::Relaxed);
+            let acquire = Ordering::Acquire;
             let changed = self
                 .state
-                .compare_exchange_weak(state, next, acquire, relaxed);
+                .compare_exchange_weak(state, next, acquire, acquire);
             match changed {
                 Ok(_) if next > state => return true,
                 Ok(_) => {
-                    self.hit_blocks.fetch_add(1, relaxed);
+                    self.hit_blocks.fetch_add(1, Ordering::Relaxed);
                     state = next;
                 }
                 Err(now) => state = now,
@@ -259,7 +259,7 @@ impl<T> Entry<T> {
     /// way.
     #[inline]
     pub(crate) fn try_acquire_spread(&self) -> Attempt {
-        let state = self.state.load(Ordering::Relaxed);
+        let state = self.state.load(Ordering::Acquire);
         if state & (LIVE | SPREAD) != LIVE | SPREAD {
             return Attempt::NotSpread;
         }
@@ -381,7 +381,7 @@ impl<T> Entry<T> {
     /// Returns the `Spread` in which the caller must drop its reference to a spread entry.
     #[inline]
     pub(crate) fn spread_of_reference(&self) -> Spread {
-        spread_of(self.state.load(Ordering::Relaxed))
+        spread_of(self.state.load(Ordering::Acquire))
     }
 
     /// Releases a reference. Returns the kind of owners that remain.
@@ -431,13 +431,13 @@ impl<T> Entry<T> {
     /// The conditions are those of [`release`](Self::release).
     #[must_use]
     pub(crate) unsafe fn decline(&self) -> Left {
-        let mut state = self.state.load(Ordering::Relaxed);
+        let mut state = self.state.load(Ordering::Acquire);
         while state & SPREAD == 0 {
             let (next, release) = (state - ONE - HIT, Ordering::Release);
-            let relaxed = Ordering::Relaxed;
+            let acquire = Ordering::Acquire;
             match self
                 .state
-                .compare_exchange_weak(state, next, release, relaxed)
+                .compare_exchange_weak(state, next, release, acquire)
             {
                 Ok(_) if state & (LIVE | TOLD) == LIVE => return Left::Others,
                 Ok(_) => return self.left_of(state),
@@ -455,6 +455,7 @@ impl<T> Entry<T> {
         if before & SPREAD != 0 {
             if before & LIVE == 0 {
                 // The kill has moved this reference to the `Spread`. So the content is still there.
+                self.state.load(Ordering::Acquire);
                 spread_of(before).drop_and_end();
             }
             return Left::Others;
@@ -534,7 +535,7 @@ impl<T> Entry<T> {
     /// Returns true if a guard holds this live entry. Another thread may acquire or release a
     /// reference at any time, so the result is only a snapshot.
     pub(crate) fn is_in_use(&self) -> bool {
-        is_in_use(self.state.load(Ordering::Relaxed))
+        is_in_use(self.state.load(Ordering::Acquire))
     }
 
     /// Returns true if the drop of the last guard has to revoke the registration, or to make the
@@ -612,7 +613,8 @@ fn has_only_live(state: u64, bits: u64) -> bool {
     state.wrapping_sub(LIVE) & (LIVE | bits) == 0
 }
 
-/// Returns the [`Spread`] that a state with the flag `SPREAD` names.
+/// Returns the [`Spread`] that a state with the flag `SPREAD` names. The caller has loaded the state
+/// with `Acquire`. So the lanes, which were mapped before the flag was set, are mapped for it too.
 #[inline]
 fn spread_of(state: u64) -> Spread {
     Spread::at(((state & HITS) / HIT) as usize)

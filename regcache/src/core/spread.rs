@@ -410,7 +410,8 @@ mod all {
     pub(super) fn lane(number: usize, lane: usize) -> &'static Lane {
         let index = number % MOST * LANES + lane % LANES;
         // SAFETY: a number comes from `assign`, which has mapped the lanes. The caller got it from
-        // there or from a state, so the lanes were mapped before. The index is in the array.
+        // there, or from a state that it loaded with `Acquire`. So the pointer is not null, and the
+        // index is in the array.
         unsafe { &*FIRST_LANE.load(Ordering::Relaxed).add(index) }
     }
 }
