@@ -613,8 +613,9 @@ fn has_only_live(state: u64, bits: u64) -> bool {
     state.wrapping_sub(LIVE) & (LIVE | bits) == 0
 }
 
-/// Returns the [`Spread`] that a state with the flag `SPREAD` names. The caller has loaded the state
-/// with `Acquire`. So the lanes, which were mapped before the flag was set, are mapped for it too.
+/// Returns the [`Spread`] that a state with the flag `SPREAD` names. The caller has loaded the
+/// state with `Acquire`. So the lanes, which were mapped before the flag was set, are mapped for it
+/// too.
 #[inline]
 fn spread_of(state: u64) -> Spread {
     Spread::at(((state & HITS) / HIT) as usize)
