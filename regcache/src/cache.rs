@@ -10,11 +10,11 @@ use std::time::Duration;
 use crate::core::at_once::AtOnce;
 use crate::core::completion::Completion;
 use crate::core::entry::{Attempt, Entry};
-use crate::core::guard::{Guard, end_spread};
+use crate::core::guard::Guard;
 use crate::core::lookup::{Keep, find_cached, lookup};
 use crate::core::reaper::Reaper;
 use crate::core::slot::Slot;
-use crate::core::spread::{Spread, choose_lane, has_lane};
+use crate::core::spread::{Spread, has_lane};
 use crate::core::{Content, Core};
 use crate::error::Error;
 use crate::monitor::{Auto, Monitor};
@@ -177,8 +177,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         access: R::Access,
         entry: &Entry<Content<R, M>>,
     ) -> Result<Guard<R, M>, Error> {
-        choose_lane();
-        let guard = self.hit_contended(range, access, entry);
+        let guard = Guard::contended(entry, range, access);
         guard.map_or_else(|| self.get_slow(range, access, None), Ok)
     }
 
@@ -192,22 +191,6 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     ) -> Result<Guard<R, M>, Error> {
         spread.undo();
         self.get_slow(range, access, None)
-    }
-
-    /// Returns a guard of the entry, if it can be acquired and serves the request. The caller has
-    /// found the cache to be current.
-    #[cold]
-    #[inline(never)]
-    fn hit_contended(
-        &self,
-        range: VaRange,
-        access: R::Access,
-        entry: &Entry<Content<R, M>>,
-    ) -> Option<Guard<R, M>> {
-        if !entry.acquire_contended(end_spread::<R, M>) {
-            return None;
-        }
-        Guard::serving(entry, range, access)
     }
 
     /// Unlinks the entries that cover the range, and then serves the lookup on the slow path. The

@@ -4,8 +4,8 @@ use std::hint::cold_path;
 use std::ptr::NonNull;
 
 use crate::core::entry::{Attempt, Entry};
-use crate::core::guard::{Guard, end_spread};
-use crate::core::spread::{choose_lane, has_lane};
+use crate::core::guard::Guard;
+use crate::core::spread::has_lane;
 use crate::core::{Content, Core};
 use crate::monitor::Monitor;
 use crate::range::VaRange;
@@ -114,10 +114,6 @@ impl<R: Registrar, M: Monitor> AtOnce<R, M> {
                 }
             }
         }
-        choose_lane();
-        if !entry.acquire_contended(end_spread::<R, M>) {
-            return None;
-        }
-        Guard::serving(entry, range, access)
+        Guard::contended(entry, range, access)
     }
 }

@@ -455,6 +455,7 @@ impl<T> Entry<T> {
         if before & SPREAD != 0 {
             if before & LIVE == 0 {
                 // The kill has moved this reference to the `Spread`. So the content is still there.
+                // `before` was not loaded with `Acquire`, as `spread_of` needs it.
                 self.state.load(Ordering::Acquire);
                 spread_of(before).drop_and_end();
             }

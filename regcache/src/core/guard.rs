@@ -114,6 +114,22 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
         None
     }
 
+    /// Returns a guard of an entry that several threads use, if the entry can be acquired and serves
+    /// the request. The caller has found the cache to be current.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn contended(
+        entry: &Entry<Content<R, M>>,
+        range: VaRange,
+        access: R::Access,
+    ) -> Option<Self> {
+        choose_lane();
+        if !entry.acquire_contended(end_spread::<R, M>) {
+            return None;
+        }
+        Self::serving(entry, range, access)
+    }
+
     /// Drops a guard whose entry does not serve the lookup, and subtracts the hit that was counted
     /// for the guard.
     #[doc(hidden)]
@@ -188,7 +204,7 @@ impl<R: Registrar, M: Monitor> Drop for Guard<R, M> {
 ///
 /// `entry` is an [`Entry`] for a [`Content`] of this type. The caller has claimed it, and it has
 /// this number of hits.
-pub(crate) unsafe fn end_spread<R: Registrar, M: Monitor>(entry: NonNull<()>, hits: u64) {
+unsafe fn end_spread<R: Registrar, M: Monitor>(entry: NonNull<()>, hits: u64) {
     let entry = entry.cast::<Entry<Content<R, M>>>();
     // SAFETY: the caller has claimed the entry. The content is still there, and keeps the slab
     // alive.

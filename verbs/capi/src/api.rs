@@ -627,11 +627,9 @@ where
             }
             let access = Access::from_bits_retain(access);
             let guard = get(&instance.cache, addr.cast(), length, access)?;
+            let enter = |guard| guards::enter(thread, cache, guard);
             // SAFETY: the pointer is not null, so by the contract it is writable.
-            unsafe { fast::describe(mr, &guard) };
-            let handle = guards::enter(thread, cache, guard)?;
-            // SAFETY: as above.
-            unsafe { (&raw mut (*mr).guard).write(ptr::without_provenance_mut(handle as usize)) };
+            unsafe { fast::hand_over(mr, guard, enter) }?;
             Ok(0)
         })
     });

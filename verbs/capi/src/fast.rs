@@ -9,6 +9,7 @@
 //! The checks are those of the long way. So a handle that is not valid, a nested call and a null
 //! pointer are found out there.
 
+use std::convert::Infallible;
 use std::ffi::c_uint;
 use std::mem;
 use std::ptr;
@@ -87,12 +88,10 @@ pub(crate) unsafe fn get(
             return Err(NotYet::Contended(given(), entry));
         }
     };
-    // SAFETY: the pointer is not null, so by the contract it is writable.
-    unsafe { describe(mr, &guard) };
     // SAFETY: there was room, and no function was called since.
-    let handle = unsafe { guards::enter_at_once(thread, guard) };
-    // SAFETY: as above.
-    unsafe { (&raw mut (*mr).guard).write(ptr::without_provenance_mut(handle as usize)) };
+    let enter = |guard| Ok(unsafe { guards::enter_at_once(thread, guard) });
+    // SAFETY: the pointer is not null, so by the contract it is writable.
+    let Ok::<_, Infallible>(()) = unsafe { hand_over(mr, guard, enter) };
     Ok(())
 }
 
@@ -130,24 +129,28 @@ pub(crate) unsafe fn share(
     let guard = cache.get_contended(addr, length, access, entry);
     let is_served = guard.is_some();
     if let Some(guard) = guard {
-        // SAFETY: `get` has found that the pointer is not null, so by the contract it is writable.
-        unsafe { describe(mr, &guard) };
         // SAFETY: `get` has found room, and the thread has entered no guard since.
-        let handle = unsafe { guards::enter_at_once(ThreadRecord::known_or_none(), guard) };
-        // SAFETY: as above.
-        unsafe { (&raw mut (*mr).guard).write(ptr::without_provenance_mut(handle as usize)) };
+        let enter =
+            |guard| Ok(unsafe { guards::enter_at_once(ThreadRecord::known_or_none(), guard) });
+        // SAFETY: `get` has found that the pointer is not null, so by the contract it is writable.
+        let Ok::<_, Infallible>(()) = unsafe { hand_over(mr, guard, enter) };
     }
     end_use();
     is_served
 }
 
-/// Writes the fields of a registration, except for its guard.
+/// Writes the registration of a guard, and the handle under which `enter` enters the guard into its
+/// table. If `enter` fails, the handle is not written.
 ///
 /// # Safety
 ///
 /// `mr` is writable.
 #[inline(always)]
-pub(crate) unsafe fn describe(mr: *mut Mr, guard: &Guard) {
+pub(crate) unsafe fn hand_over<E>(
+    mr: *mut Mr,
+    guard: Guard,
+    enter: impl FnOnce(Guard) -> Result<u64, E>,
+) -> Result<(), E> {
     let (range, keys) = (guard.range(), guard.registration().keys);
     // SAFETY: the pointer is writable. The three fields from `lkey` on are laid out as `Keys` is
     // (`device.rs`).
@@ -156,6 +159,10 @@ pub(crate) unsafe fn describe(mr: *mut Mr, guard: &Guard) {
         (&raw mut (*mr).addr).write(ptr::without_provenance_mut(range.start()));
         (&raw mut (*mr).length).write(range.len());
     }
+    let handle = enter(guard)?;
+    // SAFETY: the pointer is writable.
+    unsafe { (&raw mut (*mr).guard).write(ptr::without_provenance_mut(handle as usize)) };
+    Ok(())
 }
 
 /// Takes a guard out of its table, if the handle is valid. Otherwise the long way has to find out
