@@ -9,12 +9,15 @@ struct ibv_pd;
 
 /*
  * The memory of this thread's messages. Only registrations that overlap it are counted, because a
- * stack also registers buffers of its own. If both ranges are empty, all are counted.
+ * stack also registers buffers of its own.
  */
 static _Thread_local struct range {
 	const unsigned char *at;
 	size_t len;
 } counted[2];
+
+/* If this is true, all registrations are counted. */
+static bool counts_all;
 
 static atomic_long registrations;
 
@@ -26,7 +29,7 @@ static bool is_counted(const unsigned char *at, size_t len)
 	for (int i = 0; i < 2; i++)
 		if (at < counted[i].at + counted[i].len && counted[i].at < at + len)
 			return true;
-	return !counted[0].len && !counted[1].len;
+	return counts_all;
 }
 
 static void *real_function(const char *name, const char *version)
