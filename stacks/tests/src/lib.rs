@@ -42,3 +42,6 @@ pub const STACKS: &[&Stack] = &[
 
 /// The stacks that the suite of the virtual machine runs.
 pub const SHORT: &[&Stack] = &[&libfabric::LIBFABRIC, &ucx::UCX];
+
+/// The stacks whose programs use several threads. The suite runs them under sanitizers.
+pub const OF_THREADS: &[&Stack] = &[&ucx::MANY];

@@ -1,6 +1,8 @@
 //! libfabric's verbs provider, below its messages of type RDM.
 
-use regcache_test_support::{SecondDevice, preload as preloading};
+use std::path::PathBuf;
+
+use regcache_test_support::{SecondDevice, ld_preload};
 
 use crate::plugins::Plugins;
 use crate::stack::Environment;
@@ -50,16 +52,19 @@ const ALL: &[Change] = &[
 ];
 
 pub(crate) fn provider(plugins: &Plugins) -> Environment {
-    vec![
-        ("FI_PROVIDER_PATH", plugins.providers().into()),
-        ("LD_PRELOAD", preloading(&[])),
-    ]
+    importing(plugins, &[])
 }
 
 pub(crate) fn preload(plugins: &Plugins) -> Environment {
-    let mut environment = provider(plugins);
-    environment.push(("LD_PRELOAD", preloading(&[plugins.fi()])));
-    environment
+    importing(plugins, &[plugins.fi()])
+}
+
+/// The provider that imports our monitor, and these preloaded libraries.
+fn importing(plugins: &Plugins, libraries: &[PathBuf]) -> Environment {
+    vec![
+        ("FI_PROVIDER_PATH", plugins.providers().into()),
+        ("LD_PRELOAD", ld_preload(libraries)),
+    ]
 }
 
 pub(crate) fn shim(plugins: &Plugins) -> Environment {
@@ -67,6 +72,6 @@ pub(crate) fn shim(plugins: &Plugins) -> Environment {
         ("FI_MR_CACHE_MAX_COUNT", "0".into()),
         ("FI_MR_CACHE_MONITOR", "disabled".into()),
         ("REGCACHE_REMOTE", "keep".into()),
-        ("LD_PRELOAD", preloading(&[plugins.shim()])),
+        ("LD_PRELOAD", ld_preload(&[plugins.shim()])),
     ]
 }

@@ -136,6 +136,11 @@ impl Monitor {
     pub fn is_door(&self) -> bool {
         self.name.starts_with("door:")
     }
+
+    /// Returns whether the stack's own cache is on. Below the shim it is off.
+    pub fn has_cache(&self) -> bool {
+        self.name != "door:shim"
+    }
 }
 
 /// A stack, with the program that uses it.

@@ -1,6 +1,6 @@
 //! UCX over its transport for reliable connections.
 
-use regcache_test_support::preload as preloading;
+use regcache_test_support::ld_preload;
 
 use crate::plugins::Plugins;
 use crate::stack::Environment;
@@ -70,7 +70,7 @@ pub(crate) const fn monitors(changes: &'static [Change]) -> [Monitor; 3] {
 }
 
 fn preload(plugins: &Plugins) -> Environment {
-    vec![("LD_PRELOAD", preloading(&[plugins.ucx()]))]
+    vec![("LD_PRELOAD", ld_preload(&[plugins.ucx()]))]
 }
 
 /// UCX's caches off. UCX 1.13 has the cache of a device, and later versions have the cache of a
@@ -82,6 +82,6 @@ fn shim(plugins: &Plugins) -> Environment {
         ("UCX_IB_FORK_INIT", "n".into()),
         ("UCX_WARN_UNUSED_ENV_VARS", "n".into()),
         ("REGCACHE_REMOTE", "keep".into()),
-        ("LD_PRELOAD", preloading(&[plugins.shim()])),
+        ("LD_PRELOAD", ld_preload(&[plugins.shim()])),
     ]
 }

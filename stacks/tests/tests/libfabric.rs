@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use regcache_stacks::libfabric::LIBFABRIC;
 use regcache_stacks::plugins::Plugins;
 use regcache_stacks::program;
-use regcache_test_support::{SecondDevice, preload};
+use regcache_test_support::{SecondDevice, ld_preload};
 
 /// The time limit of a program in seconds.
 const LIMIT: &str = "120";
@@ -96,7 +96,7 @@ impl Machine {
     fn ways(&self) -> [Vec<(&'static str, OsString)>; 2] {
         let provider = ("FI_PROVIDER_PATH", OsString::from(self.plugins.providers()));
         let ways = [vec![], vec![self.plugins.fi()]];
-        ways.map(|libraries| vec![provider.clone(), ("LD_PRELOAD", preload(&libraries))])
+        ways.map(|libraries| vec![provider.clone(), ("LD_PRELOAD", ld_preload(&libraries))])
     }
 }
 

@@ -8,14 +8,14 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use regcache_test_support::{built_library, preload};
+use regcache_test_support::{built_library, ld_preload};
 
 const PROGRAMS: &str = env!("PROGRAMS");
 
 /// Returns the value of `LD_PRELOAD` that loads this library, and then the others.
 fn preloading(others: &[PathBuf]) -> OsString {
     let library = built_library("libregcache_ucx.so").unwrap();
-    preload(&[&[library], others].concat())
+    ld_preload(&[&[library], others].concat())
 }
 
 /// Returns the argument of `env` that loads this library, and then the others.

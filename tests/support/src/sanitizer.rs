@@ -8,7 +8,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
+
+use crate::command::said;
+use crate::shared_library::shared_library;
 
 /// The name of the sanitizer with which the libraries under test are built, if there is one.
 /// `cargo xtask sanitize` sets this variable.
@@ -49,7 +52,7 @@ pub fn built_library(file: &str) -> io::Result<PathBuf> {
 /// # Panics
 ///
 /// Panics if the C compiler does not have the sanitizer's runtime.
-pub fn preload(libraries: &[PathBuf]) -> OsString {
+pub fn ld_preload(libraries: &[PathBuf]) -> OsString {
     let runtime = env::var(VARIABLE).map_or_else(|_| Vec::new(), |name| runtime(&name));
     let mut list = OsString::new();
     for library in runtime.iter().chain(libraries) {
@@ -81,30 +84,9 @@ pub fn runtime(sanitizer: &str) -> Vec<PathBuf> {
     libraries
 }
 
-/// Compiles the C library's `thread.c` once, and returns its path as a library.
+/// Returns a library with functions that GCC's runtime of ThreadSanitizer does not have.
 fn missing_functions() -> PathBuf {
-    static COMPILED: OnceLock<PathBuf> = OnceLock::new();
-    COMPILED.get_or_init(compile_missing_functions).clone()
-}
-
-fn compile_missing_functions() -> PathBuf {
-    let directory = env::temp_dir();
-    // Another suite may use its own library at the same time.
-    let library = directory.join(format!("libregcache-test-{}.so", std::process::id()));
-    let mut gcc = Command::new("gcc");
-    gcc.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library);
-    said(gcc.arg(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../verbs/capi/tests/sanitized/thread.c"
-    )));
-    library
-}
-
-/// Runs the command, and returns its output without the end of the line.
-fn said(command: &mut Command) -> String {
-    let output = command.output();
-    let succeeded = output.as_ref().is_ok_and(|it| it.status.success());
-    assert!(succeeded, "{command:?}: {output:?}");
-    let stdout = output.map(|it| it.stdout).unwrap_or_default();
-    String::from_utf8_lossy(&stdout).trim().to_owned()
+    static LIBRARY: LazyLock<PathBuf> =
+        LazyLock::new(|| shared_library("thread", "verbs/capi/tests/sanitized/thread.c"));
+    LIBRARY.clone()
 }

@@ -9,9 +9,10 @@
 
 mod site;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
+
+use regcache_test_support::fake_driver;
 
 use site::{Site, clean_under_valgrind, succeeds};
 
@@ -25,29 +26,10 @@ fn runs(source: &str, arguments: &[&str], fewer: &[&str]) {
     assert!(said.contains(&format!("{source}: ok")), "{said}");
 }
 
-/// The library that replaces the driver by one that accepts every watch and reports nothing.
-static DRIVER: LazyLock<PathBuf> = LazyLock::new(|| {
-    let source = "../../tests/support/c/fake-driver.c";
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libfake-driver.so");
-    let mut gcc = Command::new("gcc");
-    gcc.args([
-        "-std=gnu11",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-shared",
-        "-fPIC",
-        "-o",
-    ]);
-    succeeds(gcc.arg(&library).arg(source));
-    library
-});
-
 /// Runs a program with the replaced driver. Then its hits go the short way through the library.
 fn runs_with_driver(source: &str, arguments: &[&str]) {
     let mut program = Command::new(SITE.program(source));
-    let said = succeeds(program.args(arguments).env("LD_PRELOAD", &*DRIVER));
+    let said = succeeds(program.args(arguments).env("LD_PRELOAD", fake_driver()));
     assert!(said.contains(&format!("{source}: ok")), "{said}");
 }
 

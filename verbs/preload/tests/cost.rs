@@ -6,8 +6,10 @@
 
 mod preload;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+
+use regcache_test_support::fake_driver;
 
 use preload::{bounded, on_fake_device, preloading, shim};
 
@@ -45,26 +47,15 @@ fn collected(mut valgrind: Command, program: &Path, arguments: &[&str]) -> f64 {
     count.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Compiles the library that replaces the driver by one that reports nothing.
-fn driver() -> PathBuf {
-    let source = "../../tests/support/c/fake-driver.c";
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libfake-driver.so");
-    let mut gcc = Command::new("gcc");
-    gcc.args(["-std=gnu11", "-shared", "-fPIC", "-o"]);
-    assert!(gcc.arg(&library).arg(source).status().unwrap().success());
-    library
-}
-
 /// The maximum number of instructions of `ibv_reg_mr` and `ibv_dereg_mr` of known memory, in a
 /// release build of the shim.
 const PAIR: f64 = 780.0;
 
 #[test]
 fn registering_known_memory_costs_few_instructions() {
-    let (driver, program) = (driver(), on_fake_device("pair", "mlx5", "pair", None));
+    let program = on_fake_device("pair", "mlx5", "pair", None);
     let count = |times: u32| {
-        let mut valgrind = preloading(&[driver.clone(), shim()], "valgrind");
+        let mut valgrind = preloading(&[fake_driver(), shim()], "valgrind");
         valgrind.args([
             "--toggle-collect=ibv_reg_mr",
             "--toggle-collect=ibv_dereg_mr",

@@ -76,10 +76,7 @@ fn run(stack: &Stack, arguments: &Arguments, plugins: &Plugins) -> bool {
             continue;
         }
         if arguments.cost {
-            // With the shim, the cache of the stack is off.
-            if monitor.name != "door:shim" {
-                good &= measure(stack, &version, monitor, plugins);
-            }
+            good &= !monitor.has_cache() || measure(stack, &version, monitor, plugins);
             continue;
         }
         for &change in monitor.changes {
