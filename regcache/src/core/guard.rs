@@ -114,8 +114,8 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
         None
     }
 
-    /// Returns a guard of an entry that several threads use, if the entry can be acquired and serves
-    /// the request. The caller has found the cache to be current.
+    /// Returns a guard of an entry that several threads use, if the entry can be acquired and
+    /// serves the request. The caller has found the cache to be current.
     #[cold]
     #[inline(never)]
     pub(crate) fn contended(
