@@ -567,20 +567,12 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         self.core.monitor.name()
     }
 
-    /// Unlinks all entries before a fork, and deregisters those that no guard holds. Otherwise the
-    /// kernel would copy their memory for the child. `held` returns the number of registrations
-    /// that guards hold. Waits until other threads have deregistered the rest as well, for about a
-    /// tenth of a second.
+    /// Flushes the cache, and waits until the registrations are deregistered that no guard holds,
+    /// for `timeout` at most. Does nothing in a forked child.
     #[doc(hidden)]
-    pub fn flush_before_fork(&self, held: impl Fn() -> usize) {
-        let Ok(mut leaving) = self.flush() else {
-            return;
-        };
-        for _ in 0..1000 {
-            if leaving.in_use() <= held() {
-                return;
-            }
-            leaving.wait(Duration::from_micros(100));
+    pub fn flush_idle(&self, timeout: Duration) {
+        if let Ok(leaving) = self.flush() {
+            leaving.wait_for_idle(timeout);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Runs the two benchmarks.
 //!
-//! The first benchmark measures lookups of regcache and of UCX's registration cache, on this
-//! machine. The second benchmark measures transfers with each strategy of registering the
+//! The first benchmark measures lookups of regcache and of UCX's registration cache, and the shim's
+//! registrations of known memory, on this machine. The second benchmark measures transfers with each strategy of registering the
 //! transfers' buffers. It uses io_uring on this machine, and rxe in a virtual machine.
 
 use std::ffi::OsString;
@@ -63,7 +63,41 @@ pub(crate) fn run(project: &Project, amount: &Amount) -> Result<u8, Error> {
         lookup.arg("--quick");
     }
     lookup.args(&amount.only);
-    cmd::run(&mut lookup).map(|()| 0)
+    cmd::run(&mut lookup)?;
+    let is_wanted = |name: &str| {
+        let only = amount.only.as_deref().unwrap_or_default();
+        name.starts_with(only)
+    };
+    if SHIM.iter().any(|&name| is_wanted(name)) {
+        shim(is_wanted)?;
+    }
+    Ok(0)
+}
+
+/// The figures that the shim's own test program measures (`verbs/preload/tests/cost.rs`).
+const SHIM: &[&str] = &[
+    "instructions/shim/pair",
+    "shim/pair",
+    "shim/pair/2threads/different",
+];
+
+/// Measures the shim, and prints the figures that are wanted.
+fn shim(is_wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
+    let mut test = cargo();
+    test.args(["test", "--quiet", "--release", "--package"]);
+    test.args(["regcache-preload", "--test", "cost", "--"]);
+    test.args(["--include-ignored", "--nocapture", "--test-threads=1"]);
+    test.arg("registering");
+    // The harness writes its progress before a figure, on the same line.
+    for line in cmd::read_showing_stderr(&mut test)?.lines() {
+        let figure = line.find("bench ").map(|at| &line[at..]);
+        if let Some(figure) = figure
+            && figure.split(' ').nth(1).is_some_and(&is_wanted)
+        {
+            println!("{figure}");
+        }
+    }
+    Ok(())
 }
 
 /// Measures transfers and writes the report.

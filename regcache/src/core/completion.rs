@@ -69,6 +69,17 @@ impl<R: Registrar, M: Monitor> Completion<R, M> {
         done
     }
 
+    /// Waits as [`wait`](Self::wait) does, but only for the registrations that no guard held when
+    /// they were unlinked.
+    pub(crate) fn wait_for_idle(mut self, timeout: Duration) {
+        if !self.core.in_child() {
+            let core = Arc::clone(&self.core);
+            let table = core.lock();
+            self.left.retain(|&id| table.is_idle_and_leaving(id));
+        }
+        self.wait(timeout);
+    }
+
     fn count(&mut self, table: &Table<R::Access>) -> usize {
         self.left.retain(|&id| !table.is_gone(id));
         self.left.len()

@@ -78,6 +78,13 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
         &self.content().registration
     }
 
+    /// Returns the registrar that made the registration.
+    #[doc(hidden)]
+    #[inline]
+    pub fn registrar(&self) -> &R {
+        &self.content().core.registrar
+    }
+
     /// Returns the addresses that the registration covers. The lookup's range is within these
     /// addresses.
     #[inline]

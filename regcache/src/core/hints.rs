@@ -162,7 +162,7 @@ impl Hints {
     }
 
     /// Returns the slot that is most likely to serve `address`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn first(&self, address: usize) -> Option<Slot> {
         let (set, tag) = self.locate(address, self.latest.load(Ordering::Relaxed));
         set.of_tag(tag).next()

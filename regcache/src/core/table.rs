@@ -526,6 +526,18 @@ impl<A: Access> Table<A> {
         }
     }
 
+    /// Returns true if the registration is not deregistered yet, and no guard held it when it was
+    /// unlinked.
+    pub(crate) fn is_idle_and_leaving(&self, id: EntryId) -> bool {
+        match id {
+            EntryId::Cached(slot, _) => {
+                let phase = self.slots.at(slot).phase();
+                phase == Phase::Unlinked { held: false } && !self.is_gone(id)
+            }
+            EntryId::Uncached(_) => false,
+        }
+    }
+
     /// Handles the drop of the last guard of a revocable or parked entry, unless another lookup has
     /// acquired the entry meanwhile. A revocable entry is unlinked. A parked entry becomes a
     /// candidate for eviction again, and is evicted if a limit was lowered while it was in use.

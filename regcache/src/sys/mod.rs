@@ -9,5 +9,6 @@ pub(crate) mod notices;
 pub(crate) mod prefetch;
 pub(crate) mod sync;
 pub(crate) mod thread;
+mod thread_word;
 pub(crate) mod worker;
 pub(crate) mod zeroed;

@@ -22,6 +22,9 @@ use crate::thread_record::ThreadRecord;
 /// The maximum number of caches in a process.
 pub(crate) const MOST: usize = 1024;
 
+/// The maximum time that a fork waits until other threads have deregistered idle registrations.
+const BEFORE_FORK: Duration = Duration::from_millis(100);
+
 pub(crate) type AnyCache = Cache<AnyDevice, Shared<Auto>>;
 
 /// A cache, with the additional state that the C functions need.
@@ -72,11 +75,7 @@ extern "C" fn before_fork() {
     let Some(thread) = ThreadRecord::mine() else {
         return;
     };
-    CACHES.each(thread, |handle, instance| {
-        instance
-            .cache
-            .flush_before_fork(|| guards::of(handle, &instance.cache));
-    });
+    CACHES.each(thread, |instance| instance.cache.flush_idle(BEFORE_FORK));
 }
 
 /// Calls `action` with a cache. The cache is not destroyed before `action` returns.

@@ -260,14 +260,14 @@ impl<T: Object, const FIRST: u32, const MOST: usize> Table<T, FIRST, MOST> {
         action(object)
     }
 
-    /// Calls `action` with each object and its handle, as [`with`](Self::with) does. Objects that
+    /// Calls `action` with each object, as [`with`](Self::with) does. Objects that
     /// are entered or destroyed meanwhile may be left out.
-    pub(crate) fn each(&self, thread: &ThreadRecord, action: impl Fn(u64, &T)) {
+    pub(crate) fn each(&self, thread: &ThreadRecord, action: impl Fn(&T)) {
         for word in &self.words {
             let word = word.load(Ordering::Relaxed);
             // This fails if the slot holds no object, or holds it no more.
             let _ = self.with(thread, word, |object| {
-                action(word, object);
+                action(object);
                 Ok(())
             });
         }

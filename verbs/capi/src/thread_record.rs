@@ -11,6 +11,8 @@ use std::fmt::{self, Write};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
+use regcache::thread_word;
+
 use crate::free_slots::{FreeSlots, Lists};
 use crate::{caches, guards};
 
@@ -61,79 +63,11 @@ static RECORDS: AtomicPtr<ThreadRecord> = AtomicPtr::new(ptr::null_mut());
 /// key's value again, and POSIX then calls the key's destructor again.
 static KEY: AtomicU64 = AtomicU64::new(0);
 
-/// The pointer to this thread's record or to [`NONE`], in the thread-local storage that the dynamic
-/// linker lays out when it loads the library. Two instructions load it. In a shared library, the
-/// pointer of `thread_local!` takes a call of `__tls_get_addr`.
-#[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
-mod mine {
-    use std::arch::{asm, global_asm};
-
-    use super::{NONE, ThreadRecord};
-
-    global_asm!(
-        ".pushsection .tdata.regcache_thread_record, \"awT\", @progbits",
-        ".balign 8",
-        ".hidden regcache_thread_record",
-        ".globl regcache_thread_record",
-        ".type regcache_thread_record, @object",
-        ".size regcache_thread_record, 8",
-        "regcache_thread_record:",
-        ".quad {none}",
-        ".popsection",
-        none = sym NONE,
-    );
-
-    #[inline(always)]
-    pub(super) fn get() -> *const ThreadRecord {
-        let mine: *mut ThreadRecord;
-        // SAFETY: the instructions load this thread's copy of the variable above. Only this thread
-        // accesses that copy.
-        unsafe {
-            asm!(
-                "mov {mine}, qword ptr [rip + regcache_thread_record@GOTTPOFF]",
-                "mov {mine}, qword ptr fs:[{mine}]",
-                mine = out(reg) mine,
-                options(nostack, preserves_flags, readonly),
-            );
-        }
-        mine
-    }
-
-    pub(super) fn set(to: *const ThreadRecord) {
-        // SAFETY: the instructions store to this thread's copy of the variable above. Only this
-        // thread accesses that copy.
-        unsafe {
-            asm!(
-                "mov {at}, qword ptr [rip + regcache_thread_record@GOTTPOFF]",
-                "mov qword ptr fs:[{at}], {to}",
-                at = out(reg) _,
-                to = in(reg) to,
-                options(nostack, preserves_flags),
-            );
-        }
-    }
-}
-
-/// The pointer to this thread's record or to [`NONE`], on machines for which there is no shorter
-/// way.
-#[cfg(not(all(target_arch = "x86_64", target_env = "gnu")))]
-mod mine {
-    use std::cell::Cell;
-
-    use super::{NONE, ThreadRecord};
-
-    thread_local! {
-        static MINE: Cell<*const ThreadRecord> = const { Cell::new(&raw const NONE) };
-    }
-
-    #[inline]
-    pub(super) fn get() -> *const ThreadRecord {
-        MINE.get()
-    }
-
-    pub(super) fn set(to: *const ThreadRecord) {
-        MINE.set(to);
-    }
+thread_word! {
+    /// The pointer to this thread's record or to [`NONE`].
+    mod mine = "regcache_thread_record": *const ThreadRecord,
+    operand: { sym NONE },
+    value: &raw const NONE
 }
 
 impl ThreadRecord {

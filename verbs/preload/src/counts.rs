@@ -5,13 +5,10 @@ use std::sync::atomic::AtomicU64;
 
 use regcache::Stats;
 
-/// The number of registrations that the program requested, by outcome.
+/// The number of registrations that the program requested, by outcome. Each thread counts the
+/// common outcomes for itself (`local.rs`).
 #[derive(Default)]
 pub(crate) struct Counts {
-    /// Registrations that the program requested.
-    pub(crate) asked: AtomicU64,
-    /// Requests that the cache served.
-    pub(crate) cached: AtomicU64,
     /// Requests that were passed on to libibverbs because they allow remote access.
     pub(crate) remote: AtomicU64,
     /// Requests that were passed on because of other flags.
@@ -28,8 +25,6 @@ pub(crate) struct Counts {
     pub(crate) off: AtomicU64,
     /// Requests that the device refused.
     pub(crate) refused: AtomicU64,
-    /// Registrations that the program deregistered and the cache kept.
-    pub(crate) kept: AtomicU64,
     /// Registrations that were deregistered because work with their keys may have been outstanding.
     pub(crate) outstanding: AtomicU64,
     /// Registrations that were deregistered for another reason.

@@ -1,12 +1,14 @@
 //! A protection domain, with the cache of its registrations.
 
 use std::ffi::{c_int, c_uint};
+use std::hint::cold_path;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use regcache::internal::NotYet;
 use regcache::monitor::{Auto, Shared};
 use regcache::{Cache, Error, Guard, Registrar, Stats, Uncancelled, VaRange};
 use regcache_verbs_types::{Access, Context, Mr, Pd};
@@ -17,21 +19,13 @@ use crate::outstanding::Release;
 use crate::real::{self, Inside};
 use crate::settings::Settings;
 
-/// The maximum time that `Domain::give_up_idle` waits until the idle registrations are
-/// deregistered.
-const GRACE: Duration = Duration::from_secs(30);
-
 /// A protection domain in which the program has registered memory.
 pub(crate) struct Domain {
     /// The context and the handle that the domain had when this record was made. A later domain may
     /// have the same address, so these two values tell the domains apart.
     context: *mut Context,
     handle: u32,
-    device: Arc<OpenDevice>,
     cache: Cache<PdRegistrar, Shared<Auto>>,
-    /// The number of this domain's registrations that the program holds.
-    held: AtomicUsize,
-    closed: Arc<AtomicBool>,
 }
 
 // SAFETY: this type never dereferences the address of the context, and only compares it.
@@ -40,22 +34,7 @@ unsafe impl Send for Domain {}
 unsafe impl Sync for Domain {}
 
 /// A registration that the program holds.
-pub(crate) struct Held {
-    /// The guard of the registration. This field comes before `count`, so the guard is dropped
-    /// first. So no guard lives when `Domain::held` is 0.
-    guard: Guard<PdRegistrar, Shared<Auto>>,
-    count: Count,
-    /// True if `ibv_rereg_mr` has changed the registration that the cache made.
-    changed: bool,
-}
-
-struct Count(Arc<Domain>);
-
-impl Drop for Count {
-    fn drop(&mut self) {
-        self.0.held.fetch_sub(1, Ordering::Release);
-    }
-}
+pub(crate) struct Held(Guard<PdRegistrar, Shared<Auto>>);
 
 /// The outcome of a registration that the program deregisters.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,39 +50,70 @@ pub(crate) enum Ended {
 }
 
 impl Held {
+    #[inline]
     pub(crate) fn registration(&self) -> &Registered {
-        self.guard.registration()
+        self.0.registration()
     }
 
-    fn domain(&self) -> &Domain {
-        &self.count.0
+    /// Returns the registration as a pointer, for the slot of an `ibv_mr`.
+    #[inline]
+    pub(crate) fn into_raw(self) -> NonNull<()> {
+        self.0.into_raw()
+    }
+
+    /// Returns the registration that [`into_raw`](Self::into_raw) has turned into this pointer.
+    ///
+    /// # Safety
+    ///
+    /// The pointer is from `into_raw`, and is used once.
+    #[inline]
+    pub(crate) unsafe fn from_raw(held: NonNull<()>) -> Self {
+        // SAFETY: the caller keeps the contract.
+        Self(unsafe { Guard::from_raw(held) })
+    }
+
+    /// Ends the program's use of the registration, and keeps the registration in the cache. If it
+    /// must not stay there, returns the registration, which remains held, and the reason.
+    #[inline(always)]
+    pub(crate) fn keep(self) -> Result<(), (Self, Ended)> {
+        let (registration, registrar) = (self.registration(), self.0.registrar());
+        let device = &*registrar.device;
+        let must_end = registration.must_end.load(Ordering::Relaxed);
+        if must_end || device.marked().is_some() {
+            return Err((self, Ended::Deregistered));
+        }
+        match device.work.release(registration.lkey) {
+            Release::Keep => {
+                registration.state.store(IDLE, Ordering::Release);
+                if let Err(guard) = self.0.drop_at_once() {
+                    cold_path();
+                    drop(guard);
+                }
+                Ok(())
+            }
+            Release::Outstanding => Err((self, Ended::Outstanding)),
+            Release::Crowded => Err((self, Ended::Deregistered)),
+        }
     }
 
     /// Ends the program's use of the registration. If libibverbs refuses, returns the error number
     /// and the registration, which remains held.
     pub(crate) fn end(self) -> Result<Ended, (c_int, Self)> {
-        let (registration, device) = (self.registration(), &self.domain().device);
-        if self.domain().closed.load(Ordering::Acquire) {
+        let (held, ended) = match self.keep() {
+            Ok(()) => return Ok(Ended::Kept),
+            Err(because) => because,
+        };
+        if held.0.registrar().is_closed() {
             // The domain was closed, which ended its registrations. So nothing is left to
             // deregister.
-            return Ok(Ended::Deregistered);
+            return Ok(ended);
         }
-        let may_stay = !self.changed && !registration.is_huge && device.unseen().is_none();
-        let release = may_stay.then(|| device.work.release(registration.lkey));
-        let ended = match release {
-            Some(Release::Keep) => {
-                registration.state.store(IDLE, Ordering::Release);
-                return Ok(Ended::Kept);
-            }
-            Some(Release::Outstanding) => Ended::Outstanding,
-            Some(Release::Crowded) | None => Ended::Deregistered,
-        };
-        match registration.end() {
+        match held.registration().end() {
             0 => {
-                self.unlink();
+                held.unlink();
                 Ok(ended)
             }
-            refused => Err((refused, self)),
+            refused => Err((refused, held)),
         }
     }
 
@@ -114,7 +124,7 @@ impl Held {
         // The program holds the registration, so no other thread uses it.
         let is_changed = change(self.registration().mr);
         if is_changed {
-            self.changed = true;
+            self.registration().must_end.store(true, Ordering::Relaxed);
             self.unlink();
         }
         is_changed
@@ -122,11 +132,13 @@ impl Held {
 
     /// Unlinks the registration, so that no lookup finds it from now on.
     fn unlink(&self) {
-        let range = self.guard.range();
+        let range = self.0.range();
         let start = std::ptr::without_provenance(range.start());
-        // The shim need not wait until the registration is deregistered. `invalidate` fails only in
-        // a forked child, which has no registrations.
-        let _ = self.domain().cache.invalidate(start, range.len());
+        if let Some(domain) = self.0.registrar().domain.get().and_then(Weak::upgrade) {
+            // The shim need not wait until the registration is deregistered. `invalidate` fails
+            // only in a forked child, which has no registrations.
+            let _ = domain.cache.invalidate(start, range.len());
+        }
     }
 }
 
@@ -143,12 +155,12 @@ impl Domain {
         monitor: Shared<Auto>,
         settings: &Settings,
         made: Arc<AtomicU64>,
-    ) -> io::Result<Self> {
-        let closed = Arc::new(AtomicBool::new(false));
+    ) -> io::Result<Arc<Self>> {
         let registrar = PdRegistrar {
             pd,
-            device: Arc::clone(&device),
-            closed: Arc::clone(&closed),
+            device,
+            closed: AtomicBool::new(false),
+            domain: OnceLock::new(),
             made,
         };
         // The program may rely on the device to refuse accesses beyond its registration.
@@ -161,17 +173,23 @@ impl Domain {
         }
         // SAFETY: the contract says that `pd` is a protection domain.
         let of = unsafe { pd.as_ref() };
-        Ok(Self {
+        let domain = Arc::new(Self {
             context: of.context,
             handle: of.handle,
-            device,
             cache: builder.build()?,
-            held: AtomicUsize::new(0),
-            closed,
-        })
+        });
+        // This succeeds, because nobody else has the registrar yet.
+        let _ = domain.registrar().domain.set(Arc::downgrade(&domain));
+        Ok(domain)
+    }
+
+    #[inline]
+    fn registrar(&self) -> &PdRegistrar {
+        self.cache.registrar()
     }
 
     /// Returns true if the domain at `pd` is the one for which this record was made.
+    #[inline]
     pub(crate) fn is_of(&self, pd: &Pd) -> bool {
         self.context == pd.context && self.handle == pd.handle
     }
@@ -181,69 +199,80 @@ impl Domain {
     }
 
     pub(crate) fn is_of_device(&self, device: &OpenDevice) -> bool {
-        std::ptr::eq(&*self.device, device)
+        std::ptr::eq(&*self.registrar().device, device)
     }
 
     /// Returns the reason why the shim does not see all work that is posted to the device, if there
     /// is one.
     pub(crate) fn unseen(&self) -> Option<&'static str> {
-        self.device.unseen()
+        self.registrar().device.unseen()
+    }
+
+    /// Returns a registration for the program to hold, if the cache has one and finds it at once.
+    #[inline(always)]
+    pub(crate) fn register_at_once(
+        &self,
+        addr: *const u8,
+        length: usize,
+        access: Access,
+    ) -> Option<Held> {
+        let guard = match self.cache.at_once().get(addr, length, || access) {
+            Ok(guard) => guard,
+            Err(NotYet::Declines(other)) => {
+                other.decline();
+                return None;
+            }
+            Err(NotYet::Unknown | NotYet::Contended(_)) => return None,
+        };
+        match self.claim(guard.registration()) {
+            true => Some(Held(guard)),
+            false => {
+                guard.decline();
+                None
+            }
+        }
     }
 
     /// Returns a registration for the program to hold; `None` if the program already holds the
     /// cached one.
     pub(crate) fn register(
-        self: &Arc<Self>,
+        &self,
         addr: *const u8,
         length: usize,
         access: Access,
     ) -> Result<Option<Held>, Error> {
         let guard = self.cache.get(addr, length, access)?;
-        let registration = guard.registration();
-        let claimed =
-            registration
-                .state
-                .compare_exchange(IDLE, HELD, Ordering::AcqRel, Ordering::Relaxed);
-        if claimed.is_err() {
-            return Ok(None);
+        Ok(self.claim(guard.registration()).then_some(Held(guard)))
+    }
+
+    /// Claims a registration for one `ibv_mr`. Returns false if another one has it.
+    #[inline(always)]
+    fn claim(&self, registration: &Registered) -> bool {
+        let (order, failed) = (Ordering::AcqRel, Ordering::Relaxed);
+        let state = &registration.state;
+        let is_claimed = state.compare_exchange(IDLE, HELD, order, failed).is_ok();
+        if is_claimed {
+            self.registrar().device.work.forget(registration.lkey);
         }
-        self.device.work.forget(registration.lkey);
-        self.held.fetch_add(1, Ordering::Relaxed);
-        Ok(Some(Held {
-            guard,
-            count: Count(Arc::clone(self)),
-            changed: false,
-        }))
+        is_claimed
     }
 
     pub(crate) fn stats(&self) -> Stats {
         self.cache.stats()
     }
 
-    /// Deregisters the cached registrations that the program does not hold. Returns true if there
-    /// were any. If the program holds no registration in the domain, the call also waits until the
-    /// cached registrations are deregistered.
-    pub(crate) fn give_up_idle(&self) -> bool {
+    /// Deregisters the cached registrations that the program does not hold, and waits until other
+    /// threads have done so, for `grace` at most. Returns true if there were any.
+    pub(crate) fn give_up_idle(&self, grace: Duration) -> bool {
         let stats = self.cache.stats();
-        let Ok(mut leaving) = self.cache.flush() else {
-            return false;
-        };
-        if self.held.load(Ordering::Acquire) == 0 {
-            leaving.wait(GRACE);
-        }
+        self.cache.flush_idle(grace);
         stats.entries > stats.unreleased
-    }
-
-    /// Deregisters the cached registrations that the program does not hold, before a fork.
-    pub(crate) fn give_up_idle_before_fork(&self) {
-        let held = || self.held.load(Ordering::Acquire);
-        self.cache.flush_before_fork(held);
     }
 
     /// Marks the domain as closed. libibverbs has freed or is about to free the domain's
     /// registrations, so the shim must not deregister them.
     pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.registrar().closed.store(true, Ordering::Release);
     }
 }
 
@@ -251,7 +280,9 @@ impl Domain {
 pub(crate) struct PdRegistrar {
     pd: NonNull<Pd>,
     device: Arc<OpenDevice>,
-    closed: Arc<AtomicBool>,
+    closed: AtomicBool,
+    /// The domain, which owns the cache and so the registrar.
+    domain: OnceLock<Weak<Domain>>,
     /// The number of registrations made.
     made: Arc<AtomicU64>,
 }
@@ -273,11 +304,19 @@ const OVER: u8 = 2;
 pub(crate) struct Registered {
     mr: NonNull<Mr>,
     state: AtomicU8,
-    /// True if the memory is in huge pages of hugetlbfs.
-    is_huge: bool,
+    /// True if the registration must not stay in the cache. Its memory is in huge pages of
+    /// hugetlbfs, or `ibv_rereg_mr` has changed it.
+    must_end: AtomicBool,
     pub(crate) handle: u32,
     pub(crate) lkey: u32,
     pub(crate) rkey: u32,
+}
+
+impl PdRegistrar {
+    #[inline]
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
 }
 
 impl Registered {
@@ -321,7 +360,7 @@ unsafe impl Registrar for PdRegistrar {
         Ok(Registered {
             mr,
             state: AtomicU8::new(IDLE),
-            is_huge: is_huge(range.start()) || is_huge(range.end() - 1),
+            must_end: AtomicBool::new(is_huge(range.start()) || is_huge(range.end() - 1)),
             handle: numbers.handle,
             lkey: numbers.lkey,
             rkey: numbers.rkey,
@@ -350,7 +389,7 @@ unsafe impl Registrar for PdRegistrar {
         if registration.state.load(Ordering::Acquire) == OVER {
             return Ok(());
         }
-        if self.closed.load(Ordering::Acquire) || !self.device.has_descriptor() {
+        if self.is_closed() || !self.device.has_descriptor() {
             self.device.work.forget(registration.lkey);
             return Ok(());
         }

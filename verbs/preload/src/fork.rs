@@ -20,8 +20,15 @@ struct Page {
     id: AtomicU64,
 }
 
-/// The address of the page. This variable is not in the page, so a child inherits the address.
-static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
+/// Stands for the page before it is mapped, and is never written.
+static NOT_MAPPED: Page = Page {
+    owned: AtomicPtr::new(ptr::null_mut()),
+    id: AtomicU64::new(0),
+};
+
+/// The address of the page, or of [`NOT_MAPPED`]. This variable is not in the page, so a child
+/// inherits the address.
+static PAGE: AtomicPtr<Page> = AtomicPtr::new((&raw const NOT_MAPPED).cast_mut());
 
 /// The first number that [`id`] gives out: that of a process whose ancestors had no number when
 /// they forked.
@@ -33,12 +40,12 @@ pub(crate) fn owned() -> Option<&'static AtomicPtr<()>> {
     page().map(|page| &page.owned)
 }
 
-/// Returns the same as [`owned`], but does not map the page. So it returns `None` if the page is
-/// not mapped yet.
-pub(crate) fn owned_already() -> Option<&'static AtomicPtr<()>> {
-    // SAFETY: the pointer is null or points to the page, and the page is never unmapped.
-    let page = unsafe { PAGE.load(Ordering::Acquire).as_ref() }?;
-    Some(&page.owned)
+/// Returns the pointer to the state of this process; null if there is none. Does not map the page.
+#[inline]
+pub(crate) fn owned_already() -> *mut () {
+    // SAFETY: the pointer is to a static or to the page, which is never unmapped.
+    let page = unsafe { &*PAGE.load(Ordering::Acquire) };
+    page.owned.load(Ordering::Acquire)
 }
 
 /// Returns the number of this process. It differs from the number of every ancestor that had one
@@ -106,7 +113,8 @@ impl Drop for Locked<'_> {
 /// Returns the page that a child finds filled with zeros. The first call maps the page.
 fn page() -> Option<&'static Page> {
     let mut known = PAGE.load(Ordering::Acquire);
-    if known.is_null() {
+    let none = (&raw const NOT_MAPPED).cast_mut();
+    if known == none {
         let mut page = MmapMut::map_anon(size_of::<Page>()).ok()?;
         let len = page.len();
         let start = NonNull::from(&mut page[..]).cast();
@@ -114,8 +122,7 @@ fn page() -> Option<&'static Page> {
         // it yet.
         unsafe { madvise(start, len, MmapAdvise::MADV_WIPEONFORK) }.ok()?;
         let made = page.as_mut_ptr().cast();
-        let installed =
-            PAGE.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire);
+        let installed = PAGE.compare_exchange(none, made, Ordering::AcqRel, Ordering::Acquire);
         known = match installed {
             Ok(_) => {
                 mem::forget(page);

@@ -9,12 +9,14 @@ use regcache::error::{chain, is_exhaustion};
 use regcache::{Access as _, Error, Uncancelled};
 use regcache_verbs_types::{Context, Mr, Pd};
 
+use crate::at_once;
 use crate::counts::Counts;
-use crate::domain::{Ended, Held, Registered, cacheable};
-use crate::mrs::{Mrs, Origin, Ours, Owner};
+use crate::domain::{Ended, Held, cacheable};
+use crate::local::Local;
+use crate::mrs::{Origin, Ours, Owner};
 use crate::notice::{add_one, notice};
 use crate::objects::{DEVICES, address};
-use crate::process::{NoDomain, Process};
+use crate::process::{GRACE, NoDomain, Process};
 use crate::real::{self, Inside, set_errno};
 
 /// `IBV_ACCESS_OPTIONAL_RANGE`: the optional flags. Only `ibv_reg_mr_iova2` ignores an optional
@@ -32,11 +34,11 @@ const REREG_REFUSED: c_int = -1;
 /// A range of memory that the program asks to register. The device addresses are the process's own
 /// addresses.
 #[derive(Clone, Copy)]
-struct Wanted {
-    pd: *mut Pd,
-    addr: *mut c_void,
-    length: usize,
-    flags: c_uint,
+pub(crate) struct Wanted {
+    pub(crate) pd: *mut Pd,
+    pub(crate) addr: *mut c_void,
+    pub(crate) length: usize,
+    pub(crate) flags: c_uint,
 }
 
 impl Wanted {
@@ -84,15 +86,36 @@ pub(crate) unsafe extern "C" fn ibv_reg_mr(
     length: usize,
     access: c_int,
 ) -> *mut Mr {
-    let flags = access.cast_unsigned();
+    let wanted = Wanted::new(pd, addr, length, access.cast_unsigned());
+    // SAFETY: the program passed these arguments, so they are its responsibility.
+    match unsafe { at_once::register(wanted) } {
+        Some(mr) => mr,
+        // SAFETY: as above.
+        None => unsafe { reg_mr(pd, addr, length, access) },
+    }
+}
+
+/// Does the same as [`ibv_reg_mr`], the long way.
+///
+/// # Safety
+///
+/// `pd` is a protection domain.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn reg_mr(
+    pd: *mut Pd,
+    addr: *mut c_void,
+    length: usize,
+    access: c_int,
+) -> *mut Mr {
     let theirs = || match real::reg_mr() {
         // SAFETY: the program made this call, so the arguments are its responsibility.
         Some(register) => unsafe { register(pd, addr, length, access) },
         None => missing(),
     };
-    let wanted = Wanted::new(pd, addr, length, flags).with_strict_flags();
-    // SAFETY: the program passed these arguments, so they are its responsibility.
-    unsafe { register(wanted, theirs) }
+    let wanted = Wanted::new(pd, addr, length, access.cast_unsigned());
+    // SAFETY: the caller keeps the contract of this function.
+    unsafe { register(wanted.with_strict_flags(), theirs) }
 }
 
 #[unsafe(no_mangle)]
@@ -156,15 +179,15 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
             }
         }
     };
-    let (process, ours) = match whose(mr) {
-        Whose::Ours(process, ours) => (process, ours),
+    let ours = match whose(mr) {
+        Whose::Ours(_, ours) => ours,
         Whose::Inherited => {
             set_errno(libc::EINVAL);
             return REREG_REFUSED;
         }
         Whose::Libibverbs => return theirs(mr, flags, addr, length),
     };
-    let Some(mut held) = process.mrs().take(ours) else {
+    let Some(mut held) = ours.take() else {
         set_errno(libc::EINVAL);
         return REREG_REFUSED;
     };
@@ -187,16 +210,15 @@ pub(crate) unsafe extern "C" fn ibv_rereg_mr(
         }
         !is_as_before
     });
-    let mut mrs = process.mrs();
     if is_changed {
         let access = if flags & CHANGE_ACCESS == 0 {
             old_access
         } else {
             access
         };
-        mrs.fill(ours, face, access, held);
+        ours.fill(face, access, held);
     } else {
-        mrs.put_back(ours, held);
+        ours.put_back(held);
     }
     result
 }
@@ -210,6 +232,17 @@ fn is_larger(real: NonNull<Mr>, face: Mr) -> bool {
 
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn ibv_dereg_mr(mr: *mut Mr) -> c_int {
+    match at_once::deregister(mr) {
+        true => 0,
+        false => dereg_mr(mr),
+    }
+}
+
+/// Does the same as [`ibv_dereg_mr`], the long way.
+#[cold]
+#[inline(never)]
+extern "C" fn dereg_mr(mr: *mut Mr) -> c_int {
+    let inside = Inside::enter();
     let (process, ours) = match whose(mr) {
         Whose::Ours(process, ours) => (process, ours),
         // The registration belongs to the parent process, and the parent keeps it.
@@ -224,7 +257,7 @@ pub(crate) unsafe extern "C" fn ibv_dereg_mr(mr: *mut Mr) -> c_int {
             };
         }
     };
-    let Some(held) = process.mrs().take(ours) else {
+    let Some(held) = ours.take() else {
         notice(format_args!(
             "ibv_dereg_mr({mr:p}): it was deregistered before"
         ));
@@ -232,27 +265,36 @@ pub(crate) unsafe extern "C" fn ibv_dereg_mr(mr: *mut Mr) -> c_int {
         return libc::EINVAL;
     };
     let lkey = held.registration().lkey;
-    let counts = &process.counts;
-    match held.end() {
-        Ok(ended) => {
-            add_one(match ended {
-                Ended::Kept => &counts.kept,
-                Ended::Outstanding => &counts.outstanding,
-                Ended::Deregistered => &counts.ended,
-            });
-            if ended == Ended::Outstanding && process.settings.report_outstanding {
-                notice(format_args!(
-                    "ibv_dereg_mr({mr:p}): work that was posted with lkey {lkey:#x} has not \
-                     completed, as far as can be seen"
-                ));
-            }
-            process.mrs().free(ours);
-            0
-        }
+    let ended = match held.end() {
+        Ok(ended) => ended,
         Err((refused, held)) => {
-            process.mrs().put_back(ours, held);
-            refused
+            ours.put_back(held);
+            return refused;
         }
+    };
+    // A signal handler may have interrupted this thread while it changes its record.
+    if inside.is_none() {
+        return 0;
+    }
+    let here = process.here();
+    process.free(&here, ours);
+    match ended {
+        Ended::Kept => here.kept.add_one(),
+        Ended::Outstanding => outstanding(process, mr, lkey),
+        Ended::Deregistered => add_one(&process.counts.ended),
+    }
+    0
+}
+
+/// Counts a registration whose key outstanding work may use, and reports it if the user wants that.
+#[cold]
+fn outstanding(process: &Process, mr: *mut Mr, lkey: u32) {
+    add_one(&process.counts.outstanding);
+    if process.settings.report_outstanding {
+        notice(format_args!(
+            "ibv_dereg_mr({mr:p}): work that was posted with lkey {lkey:#x} has not completed, as \
+             far as can be seen"
+        ));
     }
 }
 
@@ -266,7 +308,7 @@ pub(crate) unsafe extern "C" fn ibv_dealloc_pd(pd: *mut Pd) -> c_int {
     if let Some(domain) = &domain {
         // Idle registrations in the cache would make `ibv_dealloc_pd` fail, so the shim deregisters
         // them first.
-        domain.give_up_idle();
+        domain.give_up_idle(GRACE);
     }
     let refused = {
         let _inside = Inside::enter();
@@ -290,7 +332,7 @@ pub(crate) unsafe extern "C" fn ibv_unimport_pd(pd: *mut Pd) {
     if let Some(process) = Process::started()
         && let Some(domain) = process.known_domain(pd)
     {
-        domain.give_up_idle();
+        domain.give_up_idle(GRACE);
         process.forget_domain(pd);
     }
     if let Some(unimport) = real::unimport_pd() {
@@ -350,15 +392,16 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
     let Some(process) = Process::current() else {
         return theirs();
     };
-    let counts = &process.counts;
-    add_one(&counts.asked);
     // SAFETY: the caller keeps the contract of this function.
-    let not = match wanted.and_then(|wanted| unsafe { cached(process, wanted) }) {
-        Ok((content, face, flags)) => {
-            return process.mrs().make(process.owner(), face, flags, content);
-        }
-        Err(not) => not,
-    };
+    match wanted.and_then(|wanted| unsafe { cached(process, wanted) }) {
+        Ok(mr) => mr,
+        Err(not) => refused(process, not, theirs),
+    }
+}
+
+/// Calls libibverbs, if the cache passes the request on. Otherwise fails as the device did.
+fn refused(process: &Process, not: Not, theirs: impl Fn() -> *mut Mr) -> *mut Mr {
+    let counts = &process.counts;
     match not {
         Not::Passed(count) => {
             add_one(count(counts));
@@ -384,7 +427,7 @@ unsafe fn register(wanted: Result<Wanted, Not>, theirs: impl Fn() -> *mut Mr) ->
 /// # Safety
 ///
 /// `wanted` names a protection domain.
-unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int), Not> {
+unsafe fn cached(process: &Process, wanted: Wanted) -> Result<*mut Mr, Not> {
     let access = cacheable(wanted.flags).ok_or(FLAGS)?;
     if access.is_remote() && !process.settings.keep_remote {
         // The program requests remote access. Each `ibv_mr` has a remote key that must end with the
@@ -402,9 +445,9 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
     loop {
         match domain.register(wanted.addr.cast(), wanted.length, access) {
             Ok(Some(held)) => {
-                add_one(&process.counts.cached);
-                let face = face(wanted, held.registration());
-                return Ok((held, face, wanted.flags.cast_signed()));
+                let here = process.here();
+                let ours = process.free_mr(&here).ok_or(OFF)?;
+                return Ok(show(&here, ours, wanted, held));
             }
             // The program holds the cached registration. The key must end with the `ibv_mr` that
             // the program holds. So a second `ibv_mr` cannot share the registration.
@@ -427,8 +470,11 @@ unsafe fn cached(process: &Process, wanted: Wanted) -> Result<(Held, Mr, c_int),
 
 /// Returns the `ibv_mr` that the program sees. It has the program's own address and length, and the
 /// keys of the registration.
-fn face(wanted: Wanted, numbers: &Registered) -> Mr {
-    Mr {
+#[inline(always)]
+pub(crate) fn show(here: &Local, ours: Ours, wanted: Wanted, held: Held) -> *mut Mr {
+    here.cached.add_one();
+    let numbers = held.registration();
+    let face = Mr {
         // SAFETY: a registration was made in `wanted.pd`, so it is a domain.
         context: unsafe { (*wanted.pd).context },
         pd: wanted.pd,
@@ -437,7 +483,9 @@ fn face(wanted: Wanted, numbers: &Registered) -> Mr {
         handle: numbers.handle,
         lkey: numbers.lkey,
         rkey: numbers.rkey,
-    }
+    };
+    ours.fill(face, wanted.flags.cast_signed(), held);
+    ours.mr()
 }
 
 /// The owner of an `ibv_mr`.
@@ -451,7 +499,7 @@ fn whose(mr: *mut Mr) -> Whose {
     // A child may have inherited `ibv_mr`s from its parent before it registers any memory itself.
     let process = Process::started();
     let this = process.map_or_else(Owner::default, Process::owner);
-    match (Mrs::origin(this, mr), process) {
+    match (Origin::of(mr, this), process) {
         (Origin::Libibverbs, _) => Whose::Libibverbs,
         (Origin::Ours(ours), Some(process)) => Whose::Ours(process, ours),
         (Origin::Inherited | Origin::Ours(_), _) => Whose::Inherited,

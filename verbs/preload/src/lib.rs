@@ -9,8 +9,10 @@
 //!
 //! - `interpose.rs` defines the functions that programs call. It decides which calls are cached and
 //!   which calls are passed on to libibverbs.
+//! - `at_once.rs` serves the most common calls in few instructions.
 //! - `process.rs` holds the state that belongs to one process. A forked child starts without that
 //!   state (see `fork.rs`).
+//! - `local.rs` holds the state that belongs to one thread of the process.
 //! - `domain.rs` describes one protection domain and its cache.
 //! - `huge.rs` recognises huge pages of hugetlbfs, whose registrations are not kept.
 //! - `mrs.rs` makes the `struct ibv_mr`s that programs get.
@@ -57,6 +59,7 @@
 //! change a call that it passes on to libibverbs.
 
 mod abi;
+mod at_once;
 mod counts;
 mod create;
 mod directory;
@@ -66,6 +69,7 @@ mod elf;
 mod fork;
 mod huge;
 mod interpose;
+mod local;
 mod mrs;
 mod nearest;
 mod notice;

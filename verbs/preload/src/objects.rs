@@ -196,6 +196,12 @@ impl OpenDevice {
         self.unseen.set(why).is_ok()
     }
 
+    /// Returns the reason of the first [`cannot_see`](Self::cannot_see).
+    #[inline]
+    pub(crate) fn marked(&self) -> Option<&'static str> {
+        self.unseen.get().copied()
+    }
+
     /// Returns true if this process has opened the device. If the parent opened it, a thread of the
     /// parent may have held a queue's lock at the fork. No thread of the child would release that
     /// lock.
@@ -206,7 +212,7 @@ impl OpenDevice {
     /// Returns the reason why the shim does not see all work of the device, if there is one.
     pub(crate) fn unseen(&self) -> Option<&'static str> {
         if self.is_ours() {
-            self.unseen.get().copied()
+            self.marked()
         } else {
             Some("a device was opened by the parent of this process")
         }

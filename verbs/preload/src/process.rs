@@ -10,8 +10,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use regcache::Uncancelled;
 use regcache::error::chain;
@@ -22,11 +23,18 @@ use regcache_verbs_types::{Context, Pd};
 use crate::counts::{Counts, Gone};
 use crate::domain::Domain;
 use crate::fork;
-use crate::mrs::{Mrs, Owner};
+use crate::local::{Here, Local, Locals};
+use crate::mrs::{Mrs, Ours, Owner};
 use crate::notice::{lock, notice};
 use crate::objects::{DEVICES, OpenDevice, address};
 use crate::real::{self, Inside};
 use crate::settings::{Settings, Watching};
+
+/// The maximum time that a call waits until other threads have deregistered idle registrations.
+pub(crate) const GRACE: Duration = Duration::from_secs(30);
+
+/// The same before a fork, which succeeds even if other threads have not.
+const BEFORE_FORK: Duration = Duration::from_millis(100);
 
 /// The state of one process. See the file's head.
 pub(crate) struct Process {
@@ -38,7 +46,10 @@ pub(crate) struct Process {
     monitoring: Mutex<Monitoring>,
     /// The domains, by the address of the `ibv_pd`.
     domains: RwLock<BTreeMap<usize, Arc<Domain>>>,
+    /// The version of `domains`, which grows when a domain is removed. It changes under the lock.
+    version: AtomicU64,
     mrs: Mutex<Mrs>,
+    pub(crate) locals: Locals,
     pub(crate) counts: Counts,
     pub(crate) gone: Mutex<Gone>,
 }
@@ -98,7 +109,7 @@ extern "C" fn before_fork() {
     let _inside = Inside::enter();
     if let Some(process) = Process::started() {
         for domain in process.domains() {
-            domain.give_up_idle_before_fork();
+            domain.give_up_idle(BEFORE_FORK);
         }
     }
 }
@@ -114,10 +125,12 @@ impl Process {
     /// Returns the state of this process, and makes it if needed. Returns `None` if the kernel has
     /// no `MADV_WIPEONFORK` (before Linux 4.14).
     pub(crate) fn current() -> Option<&'static Self> {
+        Self::started().or_else(Self::start)
+    }
+
+    #[cold]
+    fn start() -> Option<&'static Self> {
         let place = fork::owned()?;
-        if let Some(process) = Self::at(place) {
-            return Some(process);
-        }
         let _uncancelled = Uncancelled::begin();
         let (settings, messages) = Settings::read();
         let new = Box::new(Self {
@@ -126,7 +139,9 @@ impl Process {
             settings,
             monitoring: Mutex::new(Monitoring::Untried),
             domains: RwLock::new(BTreeMap::new()),
+            version: AtomicU64::new(1),
             mrs: Mutex::new(Mrs::default()),
+            locals: Locals::new(),
             counts: Counts::default(),
             gone: Mutex::default(),
         });
@@ -146,18 +161,15 @@ impl Process {
                 notice(format_args!("{message}"));
             }
         }
-        Self::at(place)
+        Self::started()
     }
 
     /// Returns the state of this process, if the process has made it.
+    #[inline]
     pub(crate) fn started() -> Option<&'static Self> {
-        Self::at(fork::owned_already()?)
-    }
-
-    fn at(place: &AtomicPtr<()>) -> Option<&'static Self> {
-        // SAFETY: the pointer is null or points to a state that `current` has installed. No such
+        // SAFETY: the pointer is null or points to a state that `start` has installed. No such
         // state is freed.
-        unsafe { place.load(Ordering::Acquire).cast::<Self>().as_ref() }
+        unsafe { fork::owned_already().cast::<Self>().as_ref() }
     }
 
     /// Returns true if nothing is cached in this process.
@@ -172,8 +184,57 @@ impl Process {
         Owner(ptr::from_ref(self).addr())
     }
 
-    pub(crate) fn mrs(&self) -> MutexGuard<'_, Mrs> {
-        lock(&self.mrs)
+    /// Returns the record of the calling thread.
+    pub(crate) fn here(&self) -> Here<'_> {
+        self.locals.here(self.owner())
+    }
+
+    /// Returns a free `ibv_mr`, which belongs to the calling thread.
+    pub(crate) fn free_mr(&self, here: &Local) -> Option<Ours> {
+        if here.free.first().is_none() {
+            lock(&self.mrs).refill(self.owner(), &here.free);
+        }
+        here.free.pop()
+    }
+
+    /// Frees an `ibv_mr`, which belongs to the calling thread and whose registration was taken out.
+    pub(crate) fn free(&self, here: &Local, ours: Ours) {
+        if here.free.is_full() {
+            lock(&self.mrs).relieve(&here.free);
+        }
+        here.free.push(ours);
+    }
+
+    /// Returns the domain at `pd`, if the calling thread has remembered it.
+    ///
+    /// # Safety
+    ///
+    /// `pd` is a protection domain, or no thread has remembered it. The program does not deallocate
+    /// the domain while the result is used.
+    #[inline(always)]
+    pub(crate) unsafe fn recall_domain<'a>(
+        &self,
+        here: &Local,
+        pd: *const Pd,
+    ) -> Option<&'a Domain> {
+        let domain = here.recall(pd, self.version.load(Ordering::Acquire))?;
+        // SAFETY: the thread has remembered the domain in this version of the map, so the map has
+        // the domain. The contract says that it stays there, and that `pd` is a domain.
+        let (domain, of) = unsafe { (&*domain, &*pd) };
+        domain.is_of(of).then_some(domain)
+    }
+
+    /// Returns the domain at `pd`, and remembers it. If the domain has no cache, makes one.
+    ///
+    /// # Safety
+    ///
+    /// `pd` is a protection domain.
+    pub(crate) unsafe fn domain(&self, pd: NonNull<Pd>) -> Result<Arc<Domain>, NoDomain> {
+        let version = self.version.load(Ordering::Acquire);
+        // SAFETY: the caller keeps the contract of this function.
+        let domain = unsafe { self.find_domain(pd) }?;
+        self.here().remember(pd.as_ptr(), version, &domain);
+        Ok(domain)
     }
 
     /// Returns the domain at `pd`. If the domain has no cache, makes one.
@@ -181,7 +242,7 @@ impl Process {
     /// # Safety
     ///
     /// `pd` is a protection domain.
-    pub(crate) unsafe fn domain(&self, pd: NonNull<Pd>) -> Result<Arc<Domain>, NoDomain> {
+    unsafe fn find_domain(&self, pd: NonNull<Pd>) -> Result<Arc<Domain>, NoDomain> {
         // SAFETY: the contract says that `pd` is a protection domain.
         let of = unsafe { pd.as_ref() };
         let domains = self.domains.read().unwrap_or_else(PoisonError::into_inner);
@@ -198,7 +259,10 @@ impl Process {
             }
             // The record is that of an earlier domain at the same address. The earlier domain was
             // deallocated by a call that the shim does not interpose.
-            Some(other) => self.retire(&other),
+            Some(other) => {
+                self.note_removal();
+                self.retire(&other);
+            }
             None => {}
         }
         if self.is_off() {
@@ -219,7 +283,6 @@ impl Process {
         // SAFETY: the contract says that `pd` is a protection domain.
         match unsafe { Domain::new(pd, device, monitor, &self.settings, made) } {
             Ok(domain) => {
-                let domain = Arc::new(domain);
                 domains.insert(pd.addr().get(), Arc::clone(&domain));
                 Ok(domain)
             }
@@ -313,6 +376,7 @@ impl Process {
     pub(crate) fn forget_domain(&self, pd: *mut Pd) {
         let mut domains = self.domains.write().unwrap_or_else(PoisonError::into_inner);
         let gone = domains.remove(&pd.addr());
+        self.note_removal();
         drop(domains);
         if let Some(domain) = gone {
             self.retire(&domain);
@@ -330,11 +394,17 @@ impl Process {
             }
             !is_on
         });
+        self.note_removal();
         drop(domains);
         for domain in gone {
-            domain.give_up_idle();
+            domain.give_up_idle(GRACE);
             self.retire(&domain);
         }
+    }
+
+    /// Notes that a domain was removed from the map. The caller holds the lock of the map.
+    fn note_removal(&self) {
+        self.version.fetch_add(1, Ordering::Release);
     }
 
     /// Closes a domain that was removed from the map, and adds its counts to the sums.
@@ -357,7 +427,7 @@ impl Process {
         let _uncancelled = Uncancelled::begin();
         for domain in self.domains() {
             if domain.is_of_device(device) {
-                domain.give_up_idle();
+                domain.give_up_idle(GRACE);
             }
         }
     }
@@ -366,7 +436,7 @@ impl Process {
     /// were any.
     pub(crate) fn give_up_idle(&self) -> bool {
         let _uncancelled = Uncancelled::begin();
-        let gave_up = |domain: &Arc<Domain>| domain.give_up_idle();
+        let gave_up = |domain: &Arc<Domain>| domain.give_up_idle(GRACE);
         self.domains().iter().filter(|it| gave_up(it)).count() > 0
     }
 }

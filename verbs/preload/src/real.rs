@@ -5,7 +5,6 @@
 //! shim then keeps the library's handle, because a library that has made registrations must not be
 //! unloaded.
 
-use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fs;
 use std::mem;
@@ -13,6 +12,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use memmap2::MmapMut;
+use regcache::thread_word;
 use regcache_verbs_types::{Context, Mr, Pd};
 
 use crate::abi::{IbvCq, IbvQp, IbvQpEx, IbvSrq, QpAttr, QpInitAttr, SrqInitAttr};
@@ -243,24 +243,33 @@ pub(crate) fn set_errno(errno: c_int) {
 /// calls on.
 pub(crate) struct Inside(());
 
-thread_local! {
-    static INSIDE: Cell<bool> = const { Cell::new(false) };
+thread_word! {
+    /// 1 if this thread has set the mark, and 0 otherwise.
+    mod inside = "regcache_inside": usize,
+    operand: { const 0 },
+    value: 0
 }
 
 impl Inside {
     /// Returns true if this thread has set the mark.
+    #[inline]
     pub(crate) fn is_set() -> bool {
-        INSIDE.get()
+        inside::get() != 0
     }
 
     /// Sets the mark, which is cleared on drop. Returns `None` if this thread has already set it.
+    #[inline]
     pub(crate) fn enter() -> Option<Self> {
-        (!INSIDE.replace(true)).then(|| Self(()))
+        (!Self::is_set()).then(|| {
+            inside::set(1);
+            Self(())
+        })
     }
 }
 
 impl Drop for Inside {
+    #[inline]
     fn drop(&mut self) {
-        INSIDE.set(false);
+        inside::set(0);
     }
 }

@@ -52,6 +52,9 @@ fn line(process: &Process) -> String {
     let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let (remote, flags, iova) = (get(&counts.remote), get(&counts.flags), get(&counts.iova));
     let (in_use, unseen, off) = (get(&counts.in_use), get(&counts.unseen), get(&counts.off));
+    let cached = process.locals.sum(|local| &local.cached);
+    let kept = process.locals.sum(|local| &local.kept);
+    let refused = get(&counts.refused);
     let passed_on = remote + flags + iova + in_use + unseen + off;
     format!(
         "program={} pid={} monitor={} asked={} cached={} hits={} made={} passed_on={passed_on} \
@@ -60,14 +63,14 @@ fn line(process: &Process) -> String {
         program.unwrap_or_default().display(),
         std::process::id(),
         process.monitor_name(),
-        get(&counts.asked),
-        get(&counts.cached),
+        cached + passed_on + refused,
+        cached,
         // If the program already holds the registration that a lookup finds, the shim passes the
         // call on. The cache counts the lookup as a hit, so the shim subtracts it.
         (now.hits + gone.hits).saturating_sub(in_use),
         get(&counts.made),
-        get(&counts.refused),
-        get(&counts.kept),
+        refused,
+        kept,
         get(&counts.outstanding),
         get(&counts.ended),
         now.invalidations + gone.invalidations,

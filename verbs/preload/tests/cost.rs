@@ -49,7 +49,7 @@ fn collected(mut valgrind: Command, program: &Path, arguments: &[&str]) -> f64 {
 
 /// The maximum number of instructions of `ibv_reg_mr` and `ibv_dereg_mr` of known memory, in a
 /// release build of the shim.
-const PAIR: f64 = 780.0;
+const PAIR: f64 = 250.0;
 
 #[test]
 fn registering_known_memory_costs_few_instructions() {
@@ -65,6 +65,31 @@ fn registering_known_memory_costs_few_instructions() {
     let pair = (count(2_500) - count(500)) / 2_000.0;
     println!("bench instructions/shim/pair {pair:.0} instructions");
     assert!(pair <= DEBUG_FACTOR * PAIR, "{pair}");
+}
+
+/// Returns the time of a pair in ns in each of `threads` threads: the median of several runs.
+fn pair_time(program: &Path, threads: u32) -> f64 {
+    let mut times: Vec<f64> = (0..9)
+        .map(|_| {
+            let mut pair = preloading(&[fake_driver(), shim()], program);
+            let ran = pair.args(["2000000", &threads.to_string()]).output();
+            let stdout = String::from_utf8(ran.unwrap().stdout).unwrap();
+            let each = stdout.lines().map(|line| line.parse::<f64>().unwrap());
+            each.sum::<f64>() / f64::from(threads)
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+#[test]
+#[ignore = "a benchmark, which `cargo xtask bench` runs"]
+fn bench_of_threads_registering_different_memory() {
+    let program = on_fake_device("pair", "mlx5", "pair-time", None);
+    let [one, two] = [1, 2].map(|threads| pair_time(&program, threads));
+    println!("bench shim/pair {one:.1} ns");
+    let ratio = two / one;
+    println!("bench shim/pair/2threads/different {two:.1} ns ratio_one_thread={ratio:.3}");
 }
 
 fn each(command: impl Fn() -> Command, program: &Path, what: &str) -> f64 {

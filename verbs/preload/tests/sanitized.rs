@@ -65,6 +65,13 @@ fn threads_that_share_registrations_leave_none() {
 }
 
 #[test]
+fn registrations_pass_from_thread_to_thread() {
+    let ran = is_clean("handover", &["50"]);
+    let asked = format!("asked={}\n", ran.summary().number("asked"));
+    assert_eq!(ran.stdout, asked);
+}
+
+#[test]
 fn posts_and_polls_of_each_kind_are_followed() {
     for work in [
         "send",

@@ -23,15 +23,11 @@ pub(crate) struct Device {
     idle: Arc<Idle>,
 }
 
-/// The number of bits of a place for an idle key. Few programs have as many as 2^16 idle keys, so
-/// an idle key usually finds its place vacant.
-const IDLE_BITS: u32 = if cfg!(loom) { 1 } else { 16 };
-
 impl Device {
     pub(crate) fn new() -> Self {
         Self {
             users: Arc::new(Users::new()),
-            idle: Arc::new(Idle::with_bits(IDLE_BITS)),
+            idle: Arc::new(Idle::new()),
         }
     }
 
@@ -44,6 +40,7 @@ impl Device {
     }
 
     /// Makes a held key idle, if no outstanding work uses it.
+    #[inline(always)]
     pub(crate) fn release(&self, key: u32) -> Release {
         if !self.idle.add(key) {
             return Release::Crowded;
@@ -56,6 +53,7 @@ impl Device {
     }
 
     /// Removes a key from the idle keys, because it is held again or gone.
+    #[inline(always)]
     pub(crate) fn forget(&self, key: u32) {
         self.idle.remove(key);
     }

@@ -2,6 +2,15 @@
 
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 
+/// Returns an array in a box, which was never on the stack.
+pub(super) fn boxed<T, const LEN: usize>(make: impl FnMut() -> T) -> Box<[T; LEN]> {
+    let slice: Box<[T]> = std::iter::repeat_with(make).take(LEN).collect();
+    match slice.try_into() {
+        Ok(array) => array,
+        Err(_) => unreachable!("the slice has the length of the array"),
+    }
+}
+
 /// Spreads keys evenly. Some devices assign consecutive keys, and others assign multiples of 256.
 #[inline]
 fn spread(key: u32) -> u32 {
@@ -164,16 +173,19 @@ fn word_of(key: u32, request: u32) -> u64 {
 /// Each key has one place, so a poster reads one word. A key whose place is occupied cannot become
 /// idle. 0 is no key.
 pub(super) struct Idle {
-    places: Box<[AtomicU32]>,
-    shift: u32,
+    places: Box<[AtomicU32; IDLE_PLACES]>,
 }
 
+/// The number of bits of a place for an idle key. Few programs have as many as 2^16 idle keys, so
+/// an idle key usually finds its place vacant.
+const IDLE_BITS: u32 = if cfg!(loom) { 1 } else { 16 };
+
+const IDLE_PLACES: usize = 1 << IDLE_BITS;
+
 impl Idle {
-    /// Makes a set with 2^`bits` places.
-    pub(super) fn with_bits(bits: u32) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            places: (0..1usize << bits).map(|_| AtomicU32::new(0)).collect(),
-            shift: 32 - bits,
+            places: boxed(|| AtomicU32::new(0)),
         }
     }
 
@@ -183,7 +195,7 @@ impl Idle {
             clippy::indexing_slicing,
             reason = "the shift leaves a number below the length"
         )]
-        &self.places[(spread(key) >> self.shift) as usize]
+        &self.places[(spread(key) >> (32 - IDLE_BITS)) as usize]
     }
 
     #[inline]
@@ -192,6 +204,7 @@ impl Idle {
     }
 
     /// Adds the key. Returns false if its place is occupied.
+    #[inline(always)]
     pub(super) fn add(&self, key: u32) -> bool {
         let (succeeded, failed) = (Ordering::Release, Ordering::Relaxed);
         key != 0
@@ -202,6 +215,7 @@ impl Idle {
     }
 
     /// Removes the key, if it is in the set.
+    #[inline(always)]
     pub(super) fn remove(&self, key: u32) {
         let (succeeded, failed) = (Ordering::AcqRel, Ordering::Relaxed);
         // If the exchange fails, the place holds another key or none, so this key was not idle.

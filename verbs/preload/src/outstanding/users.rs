@@ -9,13 +9,13 @@
 //!
 //! A queue that counts as using every key is in a separate list.
 
-use super::keys::{GROUPS, group};
+use super::keys::{GROUPS, boxed, group};
 use super::queue::Queue;
-use super::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
+use super::sync::{Arc, AtomicBool, Mutex, MutexGuard, Ordering, lock};
 
 /// The lists of queues. See the file's head.
 pub(super) struct Users {
-    groups: Box<[Mutex<Vec<Arc<Queue>>>]>,
+    groups: Box<[Mutex<Vec<Arc<Queue>>>; GROUPS]>,
     /// The queues that count as using every key.
     everywhere: Mutex<Vec<Arc<Queue>>>,
     /// False if `everywhere` is empty.
@@ -25,7 +25,7 @@ pub(super) struct Users {
 impl Users {
     pub(super) fn new() -> Self {
         Self {
-            groups: (0..GROUPS).map(|_| Mutex::new(Vec::new())).collect(),
+            groups: boxed(|| Mutex::new(Vec::new())),
             everywhere: Mutex::new(Vec::new()),
             is_anywhere: AtomicBool::new(false),
         }
@@ -52,12 +52,22 @@ impl Users {
     }
 
     /// Returns true if outstanding work may use the key.
+    #[inline(always)]
     pub(super) fn may_use(&self, key: u32) -> bool {
-        let mut users = lock(self.of(key));
+        let users = lock(self.of(key));
+        if users.is_empty() {
+            drop(users);
+        } else if Self::is_user(users, key) {
+            return true;
+        }
+        self.is_anywhere.load(Ordering::Acquire) && self.is_crowded()
+    }
+
+    /// Returns true if work in one of these queues may use the key.
+    #[inline(never)]
+    fn is_user(mut users: MutexGuard<'_, Vec<Arc<Queue>>>, key: u32) -> bool {
         users.retain(|queue| queue.has_group(key));
-        let uses = users.iter().any(|queue| queue.uses(key));
-        drop(users);
-        uses || self.is_anywhere.load(Ordering::Acquire) && self.is_crowded()
+        users.iter().any(|queue| queue.uses(key))
     }
 
     fn is_crowded(&self) -> bool {
