@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use regcache_bench_lookup::figure::{Figure, Threshold};
-use regcache_bench_lookup::{Addresses, Subject, Unwatched, loops, peer};
+use regcache_bench_lookup::{Addresses, CLibrary, Subject, Unwatched, loops, peer};
 
 use crate::Result;
 use crate::pair::room;
@@ -36,6 +36,13 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
             figure.ratio_ucx = Some(bytes / ucx);
         }
         report.add(figure.threshold(Threshold::Value(160.0)));
+    }
+    if report.wants("bytes/entry/c")
+        && let Some(library) = CLibrary::new(room(ENTRIES))?
+    {
+        let addresses = Addresses::new(ENTRIES, 4096)?;
+        let figure = Figure::new("bytes/entry/c", of_entries(&library, &addresses)?, "bytes");
+        report.add(figure.threshold(Threshold::Value(256.0)));
     }
     Ok(())
 }
