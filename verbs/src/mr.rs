@@ -168,17 +168,37 @@ impl Mr {
     /// Deregisters the memory. The caller must not use `self` afterwards.
     fn destroy(&mut self) -> io::Result<()> {
         self.live = false;
-        if let Err(forked) = self.pd.context().check_process() {
-            return Err(io::Error::other(forked));
-        }
-        if !self.pd.context().has_descriptor() {
-            return Err(io::Error::from_raw_os_error(libc::EBADF));
-        }
         // SAFETY: `mr` came from `ibv_reg_mr_iova2`. It is deregistered once: both callers consume
-        // `self`, and `live` prevents a second deregistration in `drop` after `deregister`. The
-        // domain is still allocated, because `pd` is a field of `self`.
-        check(unsafe { ibv_dereg_mr(self.mr.as_ptr()) })
+        // `self`, and `live` prevents a second deregistration in `drop` after `deregister`. `pd` is
+        // the domain.
+        unsafe { deregister(&self.pd, self.mr) }
     }
+
+    /// Returns the structure of libibverbs. The caller must deregister it with [`deregister`].
+    pub(crate) fn into_raw(mut self) -> NonNull<ibv_mr> {
+        self.live = false;
+        self.mr
+    }
+}
+
+/// Deregisters `mr`.
+///
+/// # Errors
+///
+/// Those of [`Mr::deregister`].
+///
+/// # Safety
+///
+/// `mr` is a registration in `pd`. The caller does not use it afterwards.
+pub(crate) unsafe fn deregister(pd: &Pd, mr: NonNull<ibv_mr>) -> io::Result<()> {
+    if let Err(forked) = pd.context().check_process() {
+        return Err(io::Error::other(forked));
+    }
+    if !pd.context().has_descriptor() {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: the caller keeps the contract. The domain is allocated while it is borrowed.
+    check(unsafe { ibv_dereg_mr(mr.as_ptr()) })
 }
 
 impl Drop for Mr {

@@ -1,11 +1,13 @@
 //! [`MrRegistrar`]: the registrar of a protection domain.
 
 use std::io;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
+use rdma_sys::ibv_mr;
 use regcache::{Registrar, VaRange};
 
-use crate::{Access, Mr, Pd, fork};
+use crate::{Access, Mr, Pd, fork, mr};
 
 /// A registrar that makes and destroys [`Mr`]s in one protection domain.
 #[derive(Clone, Debug)]
@@ -24,6 +26,32 @@ impl MrRegistrar {
     #[must_use]
     pub fn pd(&self) -> &Arc<Pd> {
         &self.pd
+    }
+
+    /// Registers as [`register`](Registrar::register) does, and returns the structure of
+    /// libibverbs. A cache of the C library keeps no more of a registration.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Mr::register`].
+    #[doc(hidden)]
+    pub fn register_raw(&self, range: VaRange, access: Access) -> io::Result<NonNull<ibv_mr>> {
+        Mr::register(&self.pd, range, access).map(Mr::into_raw)
+    }
+
+    /// Deregisters what [`register_raw`](Self::register_raw) has returned.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Mr::deregister`].
+    ///
+    /// # Safety
+    ///
+    /// This registrar has registered `mr`. The caller does not use `mr` afterwards.
+    #[doc(hidden)]
+    pub unsafe fn deregister_raw(&self, mr: NonNull<ibv_mr>) -> io::Result<()> {
+        // SAFETY: the caller keeps the contract.
+        unsafe { mr::deregister(&self.pd, mr) }
     }
 }
 

@@ -102,7 +102,7 @@ impl<R: Registrar, M: Monitor> Guard<R, M> {
     /// Returns true if the registration was put into the cache, and false if it is uncached. An
     /// uncached registration is deregistered when this guard is dropped.
     pub fn is_cached(&self) -> bool {
-        matches!(self.content().id, EntryId::Cached(..))
+        self.content().core.slab.slot_of(self.entry()).is_some()
     }
 
     /// Returns a guard that owns the caller's reference to the entry, if the entry serves the
@@ -235,13 +235,14 @@ fn deregister_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>
         mem::forget(content);
         return;
     }
-    if let EntryId::Uncached(_) = content.id {
+    let core = Arc::clone(&content.core);
+    let id = core.id(shared, content.number);
+    if let EntryId::Uncached(_) = id {
         // SAFETY: an entry outside the slab comes from a box, and the last reference to the entry
         // is gone.
         drop(unsafe { Box::from_raw(entry.as_ptr()) });
     }
-    let core = Arc::clone(&content.core);
-    core.deregister_entry(content);
+    core.deregister_entry(content, id);
 }
 
 /// Releases a reference to an entry with a flag that the drop of a guard must act on.
@@ -268,7 +269,8 @@ fn release_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) 
     let shared = unsafe { entry.as_ref() };
     // SAFETY: the caller's reference is released only below.
     let content = unsafe { shared.content() };
-    let (core, id) = (Arc::clone(&content.core), content.id);
+    let core = Arc::clone(&content.core);
+    let id = core.id(shared, content.number);
     choose_lane();
     // SAFETY: the reference that is released is the caller's, and the caller does not use it
     // afterwards. The core keeps the slab alive.

@@ -32,7 +32,7 @@ use crate::core::entry::Entry;
 use crate::core::guard::Guard;
 use crate::core::lock::Locked;
 use crate::core::reclaim::Reclaim;
-use crate::core::slot::{EntryId, Slot};
+use crate::core::slot::{Slot, serial};
 use crate::core::slots::{Making, Request};
 use crate::core::table::Table;
 use crate::core::{Content, Core};
@@ -335,7 +335,7 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
 /// table.
 struct Announcement<'c, R: Registrar, M: Monitor> {
     core: &'c Core<R, M>,
-    number: u64,
+    number: u32,
 }
 
 impl<'c, R: Registrar, M: Monitor> Announcement<'c, R, M> {
@@ -345,7 +345,7 @@ impl<'c, R: Registrar, M: Monitor> Announcement<'c, R, M> {
     }
 
     /// Counts the registration, which was made, and returns its number.
-    fn redeem(self) -> u64 {
+    fn redeem(self) -> u32 {
         let number = self.number;
         let mut table = self.core.lock();
         table.uncached_was_made();
@@ -368,7 +368,7 @@ impl<R: Registrar, M: Monitor> Drop for Announcement<'_, R, M> {
 /// Returns a guard of an uncached registration.
 fn uncached_guard<R: Registrar, M: Monitor>(
     core: &Arc<Core<R, M>>,
-    number: u64,
+    number: u32,
     range: VaRange,
     access: R::Access,
     registration: R::Registration,
@@ -378,7 +378,7 @@ fn uncached_guard<R: Registrar, M: Monitor>(
         range,
         access,
         registration,
-        id: EntryId::Uncached(number),
+        number,
         core: Arc::clone(core),
     };
     // SAFETY: the entry is new and vacant, and no other thread has access to it yet.
@@ -586,7 +586,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             range: self.range,
             access: self.access,
             registration,
-            id: EntryId::Cached(self.slot, self.cookie),
+            number: serial(self.cookie),
             core: Arc::clone(core),
         };
         // SAFETY: the slot was vacant when it was reserved, and no other thread uses a reserved

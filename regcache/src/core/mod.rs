@@ -53,12 +53,13 @@ use std::sync::atomic::{AtomicU64, fence};
 use crossbeam_utils::CachePadded;
 
 use crate::core::batch::{Batch, PIECE};
+use crate::core::entry::Entry;
 use crate::core::fresh::Fresh;
 use crate::core::hints::Hints;
 use crate::core::lock::{Lock, Locked};
 use crate::core::pool::{Member, Pool};
 use crate::core::slab::Slab;
-use crate::core::slot::EntryId;
+use crate::core::slot::{EntryId, cookie};
 use crate::core::table::{Cursor, Table};
 use crate::core::widen::Widening;
 use crate::error::{Error, RegisterError};
@@ -87,8 +88,10 @@ const DEREGISTERED_BY_MISS: usize = 4;
 pub(crate) struct Content<R: Registrar, M: Monitor> {
     pub(crate) range: VaRange,
     pub(crate) access: R::Access,
+    /// The serial number in the cookie of a cached registration, or the number of an uncached one.
+    /// Together with the place of the entry, it is the name of the registration.
+    pub(crate) number: u32,
     pub(crate) registration: R::Registration,
-    pub(crate) id: EntryId,
     pub(crate) core: Arc<Core<R, M>>,
 }
 
@@ -359,7 +362,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             // SAFETY: an entry is on the list of dead entries only if `kill` required its caller to
             // take the content. The table gives the entry to one batch only.
             let content = unsafe { entry.take() };
-            self.end(content);
+            let cookie = cookie(slot, content.number);
+            self.end(content, EntryId::Cached(slot, cookie));
         }
     }
 
@@ -374,20 +378,27 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 
     /// Deregisters a registration and ends its watch.
-    fn end(&self, content: Content<R, M>) -> EntryId {
+    fn end(&self, content: Content<R, M>, id: EntryId) {
         tracing::trace!(range = ?content.range, "deregistering");
         self.hints.prefetch(content.range);
         self.deregister(content.registration);
-        if let EntryId::Cached(_, cookie) = content.id {
+        if let EntryId::Cached(_, cookie) = id {
             self.unwatch(cookie);
         }
-        content.id
+    }
+
+    /// Returns the name of the registration in an entry. `number` is the one in its content.
+    pub(crate) fn id(&self, entry: &Entry<Content<R, M>>, number: u32) -> EntryId {
+        match self.slab.slot_of(entry) {
+            Some(slot) => EntryId::Cached(slot, cookie(slot, number)),
+            None => EntryId::Uncached(number),
+        }
     }
 
     /// Deregisters a registration, given the content that was taken out of its entry. Makes the
     /// slot vacant.
-    pub(crate) fn deregister_entry(&self, content: Content<R, M>) {
-        let id = self.end(content);
+    pub(crate) fn deregister_entry(&self, content: Content<R, M>, id: EntryId) {
+        self.end(content, id);
         let mut table = self.lock();
         match id {
             EntryId::Cached(slot, _) => self.hints.forget(slot, table.vacate(slot)),

@@ -9,6 +9,7 @@
 //! LeakSanitizer reports as leaked the memory to which only an entry points.
 
 use std::io;
+use std::ptr;
 
 use crate::core::entry::Entry;
 use crate::core::marks::Marks;
@@ -119,6 +120,14 @@ impl<T> Slab<T> {
     pub(crate) unsafe fn get_unchecked(&self, slot: Slot) -> &Entry<T> {
         // SAFETY: the caller meets the condition.
         unsafe { self.entries().get_unchecked(slot.0 as usize) }
+    }
+
+    /// Returns the slot of an entry, or `None` if the entry is not in this slab.
+    pub(crate) fn slot_of(&self, entry: &Entry<T>) -> Option<Slot> {
+        let start = self.entries().as_ptr().addr();
+        let offset = ptr::from_ref(entry).addr().wrapping_sub(start);
+        let index = offset / size_of::<Padded<T>>();
+        (index < self.entries().len()).then_some(Slot(index as u32))
     }
 
     /// Returns the entry at `slot`, or `None` if the slab has no such slot.

@@ -20,7 +20,7 @@
 
 use std::mem;
 
-use crate::core::slot::{EntryId, Slot};
+use crate::core::slot::{EntryId, Slot, cookie};
 use crate::monitor::Cookie;
 use crate::range::VaRange;
 use crate::registrar::Access;
@@ -158,7 +158,7 @@ impl<A: Access> Slots<A> {
 
     fn next_cookie(&mut self, slot: Slot) -> Cookie {
         self.serial = self.serial.wrapping_add(1);
-        Cookie(u64::from(self.serial) << 32 | u64::from(slot.0))
+        cookie(slot, self.serial)
     }
 
     /// Prepares a pending slot for another attempt: clears its mark, and returns the cookie for its

@@ -323,7 +323,7 @@ impl<A: Access> Table<A> {
     }
 
     /// Adds an uncached registration that is about to be made, and returns its number.
-    pub(crate) fn add_uncached(&mut self, range: VaRange) -> u64 {
+    pub(crate) fn add_uncached(&mut self, range: VaRange) -> u32 {
         self.uncached.add(range)
     }
 
@@ -335,13 +335,13 @@ impl<A: Access> Table<A> {
     }
 
     /// Removes an uncached registration that could not be made.
-    pub(crate) fn uncached_was_refused(&mut self, number: u64) {
+    pub(crate) fn uncached_was_refused(&mut self, number: u32) {
         self.uncached.was_made();
         self.uncached.remove(number);
     }
 
     /// Removes an uncached registration after it was deregistered.
-    pub(crate) fn remove_uncached(&mut self, number: u64) {
+    pub(crate) fn remove_uncached(&mut self, number: u32) {
         self.uncached.remove(number);
         self.deregistrations += 1;
     }

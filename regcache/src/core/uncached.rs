@@ -9,19 +9,23 @@ use std::collections::BTreeMap;
 use crate::core::slot::EntryId;
 use crate::range::VaRange;
 
-/// The ranges of all uncached registrations. Each registration has a unique number.
+/// The ranges of all uncached registrations. Each registration has a number that no other one has
+/// at the same time. A number is used again after 2^32 uncached registrations.
 #[derive(Debug, Default)]
 pub(crate) struct Uncached {
-    ranges: BTreeMap<u64, VaRange>,
-    last: u64,
+    ranges: BTreeMap<u32, VaRange>,
+    last: u32,
     /// The number of registrations on the list that are being made.
     in_the_making: usize,
 }
 
 impl Uncached {
     /// Adds a registration that is about to be made, and returns its number.
-    pub(crate) fn add(&mut self, range: VaRange) -> u64 {
-        self.last += 1;
+    pub(crate) fn add(&mut self, range: VaRange) -> u32 {
+        self.last = self.last.wrapping_add(1);
+        while self.ranges.contains_key(&self.last) {
+            self.last = self.last.wrapping_add(1);
+        }
         self.in_the_making += 1;
         self.ranges.insert(self.last, range);
         self.last
@@ -37,11 +41,11 @@ impl Uncached {
         self.in_the_making
     }
 
-    pub(crate) fn remove(&mut self, number: u64) {
+    pub(crate) fn remove(&mut self, number: u32) {
         self.ranges.remove(&number);
     }
 
-    pub(crate) fn contains(&self, number: u64) -> bool {
+    pub(crate) fn contains(&self, number: u32) -> bool {
         self.ranges.contains_key(&number)
     }
 

@@ -3,11 +3,11 @@
 use std::ffi::{c_int, c_uint, c_void};
 use std::io;
 use std::mem::offset_of;
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering;
 
 use regcache::{Registrar, VaRange};
-use regcache_verbs::{Access, Mr, MrRegistrar};
+use regcache_verbs::{Access, MrRegistrar};
 
 use crate::thread_record::{OUTSIDE, ThreadRecord};
 use crate::types;
@@ -50,7 +50,8 @@ unsafe impl Send for Callbacks {}
 // SAFETY: the reasons for `Send` also hold for `Sync`.
 unsafe impl Sync for Callbacks {}
 
-/// The fields of a registration that every lookup returns, as in [`types::Mr`].
+/// A registration: the fields that every lookup returns, as in [`types::Mr`]. No more is kept, so
+/// that an entry of the cache fits in one cache line.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct Keys {
@@ -65,39 +66,31 @@ const _: () = {
     assert!(offset_of!(types::Mr, registration) - first == offset_of!(Keys, registration));
 };
 
-/// A registration. The fields that every lookup reads come first, so that they share a cache line
-/// with the state of the entry.
-#[repr(C)]
-pub(crate) struct Registered {
-    pub(crate) keys: Keys,
-    /// The registration of libibverbs, or `None` if callbacks implement the device.
-    mr: Option<Mr>,
-}
-
 // SAFETY: the pointer is the one to an `ibv_mr`, or one that a callback returned. Any thread may
-// use an `ibv_mr`, as `Mr` states. By the header, callbacks may be called with their pointer from
+// use an `ibv_mr`, as `regcache_verbs::Mr` states. By the header, callbacks may be called with their pointer from
 // any thread.
-unsafe impl Send for Registered {}
+unsafe impl Send for Keys {}
 // SAFETY: the reasons for `Send` also hold for `Sync`. This crate does not dereference the pointer.
-unsafe impl Sync for Registered {}
+unsafe impl Sync for Keys {}
 
 // SAFETY: for verbs, `MrRegistrar` keeps the contract. For callbacks, the header states the
 // contract, and the author of the callbacks must keep it.
 unsafe impl Registrar for AnyDevice {
     type Access = Access;
-    type Registration = Registered;
+    type Registration = Keys;
 
-    fn register(&self, range: VaRange, access: Access) -> io::Result<Registered> {
+    fn register(&self, range: VaRange, access: Access) -> io::Result<Keys> {
         match self {
             Self::Verbs(registrar) => {
-                let mr = registrar.register(range, access)?;
-                let keys = Keys {
-                    lkey: mr.lkey(),
-                    rkey: mr.rkey(),
-                    registration: mr.as_ptr().cast(),
-                };
-                let mr = Some(mr);
-                Ok(Registered { keys, mr })
+                let mr = registrar.register_raw(range, access)?;
+                // SAFETY: the registration was just made, and no other code has the pointer.
+                let (lkey, rkey) = unsafe { (mr.as_ref().lkey, mr.as_ref().rkey) };
+                let registration = mr.as_ptr().cast();
+                Ok(Keys {
+                    lkey,
+                    rkey,
+                    registration,
+                })
             }
             Self::Callbacks(callbacks) => callbacks.register(range, access),
         }
@@ -116,17 +109,20 @@ unsafe impl Registrar for AnyDevice {
         }
     }
 
-    fn deregister(&self, registered: Registered) -> io::Result<()> {
-        match (self, registered.mr) {
-            (Self::Verbs(registrar), Some(mr)) => registrar.deregister(mr),
-            (Self::Callbacks(callbacks), _) => callbacks.deregister(registered.keys.registration),
-            (Self::Verbs(_), None) => Err(io::ErrorKind::InvalidInput.into()),
+    fn deregister(&self, Keys { registration, .. }: Keys) -> io::Result<()> {
+        match self {
+            Self::Verbs(registrar) => {
+                let mr = NonNull::new(registration.cast()).ok_or(io::ErrorKind::InvalidInput)?;
+                // SAFETY: `register` has made the registration. The cache deregisters it once.
+                unsafe { registrar.deregister_raw(mr) }
+            }
+            Self::Callbacks(callbacks) => callbacks.deregister(registration),
         }
     }
 }
 
 impl Callbacks {
-    fn register(&self, range: VaRange, access: Access) -> io::Result<Registered> {
+    fn register(&self, range: VaRange, access: Access) -> io::Result<Keys> {
         let mut made = types::Registration {
             registration: ptr::null_mut(),
             lkey: 0,
@@ -138,12 +134,11 @@ impl Callbacks {
         // SAFETY: this is the application's function, called as the header states.
         let status = unsafe { (self.reg_mr)(self.user, addr, range.len(), access, &raw mut made) };
         check(status)?;
-        let keys = Keys {
+        Ok(Keys {
             lkey: made.lkey,
             rkey: made.rkey,
             registration: made.registration,
-        };
-        Ok(Registered { keys, mr: None })
+        })
     }
 
     fn deregister(&self, registration: *mut c_void) -> io::Result<()> {

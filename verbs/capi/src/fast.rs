@@ -151,7 +151,7 @@ pub(crate) unsafe fn hand_over<E>(
     guard: Guard,
     enter: impl FnOnce(Guard) -> Result<u64, E>,
 ) -> Result<(), E> {
-    let (range, keys) = (guard.range(), guard.registration().keys);
+    let (range, keys) = (guard.range(), *guard.registration());
     // SAFETY: the pointer is writable. The three fields from `lkey` on are laid out as `Keys` is
     // (`device.rs`).
     unsafe {

@@ -140,6 +140,25 @@ static void forks(size_t bytes, size_t piece, int flags)
 	end(context, pd);
 }
 
+static void *sleep_for_ever(void *unused)
+{
+	for (;;)
+		pause();
+	return unused;
+}
+
+/*
+ * Does the same in a process that has a second thread already, as a process under the shim has. So
+ * the difference is what the shim itself costs.
+ */
+static void forks_beside_thread(size_t bytes)
+{
+	pthread_t thread;
+
+	CHECK(pthread_create(&thread, NULL, sleep_for_ever, NULL) == 0);
+	forks(bytes, MIB, 0);
+}
+
 /* Huge pages are mapped again directly after they were unmapped. */
 static void pool(void)
 {
@@ -690,6 +709,8 @@ int main(int argc, char **argv)
 		hidden(atoi(argument));
 	else if (!strcmp(name, "forks"))
 		forks(atol(argument) * MIB, MIB, 0);
+	else if (!strcmp(name, "forks-beside-thread"))
+		forks_beside_thread(atol(argument) * MIB);
 	else if (!strcmp(name, "huge-forks"))
 		forks(12 * MIB, 2 * MIB, MAP_HUGETLB);
 	else if (!strcmp(name, "pool"))
