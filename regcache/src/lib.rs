@@ -91,6 +91,7 @@ pub mod internal {
     pub use crate::sys::file_id::FileId;
     pub use crate::sys::fork::{ForkMark, before_each};
     pub use crate::sys::notices::Notices;
+    pub use crate::sys::thread::spawn;
     pub use crate::sys::worker::{Owner, Wake, Work, Worker};
 }
 

@@ -7,7 +7,11 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 /// Starts a thread with all signals blocked, so that the kernel delivers signals to the
 /// application's own threads.
-pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+///
+/// # Errors
+///
+/// Returns the system's error if it refuses the thread.
+pub fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     let mut before = SigSet::empty();
     // A new thread inherits the signal mask of the thread that creates it. So the signals are
     // blocked before the thread starts.

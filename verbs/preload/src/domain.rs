@@ -257,6 +257,13 @@ impl Domain {
         is_claimed
     }
 
+    /// Returns a table of the registrations.
+    pub(crate) fn snapshot(&self) -> String {
+        // This fails only in a forked child, which has no domain of its parent.
+        let snapshot = self.cache.snapshot();
+        snapshot.map_or_else(|error| error.to_string(), |table| table.to_string())
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         self.cache.stats()
     }

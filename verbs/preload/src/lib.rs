@@ -36,7 +36,7 @@
 //! - `real.rs` finds libibverbs's functions. `dl.rs` interposes `dlsym`, so that programs that look
 //!   a function up by name get the shim's. `elf.rs` finds libc's `dlsym`.
 //! - `settings.rs` reads the environment. `counts.rs` holds the counters, and `summary.rs` writes
-//!   them at exit. `notice.rs` writes messages for the user.
+//!   the reports. `on_signal.rs` has one written at a signal. `notice.rs` writes messages for the user.
 //!
 //! # To interpose another function
 //!
@@ -74,6 +74,7 @@ mod mrs;
 mod nearest;
 mod notice;
 mod objects;
+mod on_signal;
 mod outstanding;
 mod poll;
 mod post;

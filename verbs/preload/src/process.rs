@@ -27,6 +27,7 @@ use crate::local::{Here, Local, Locals};
 use crate::mrs::{Mrs, Ours, Owner};
 use crate::notice::{lock, notice};
 use crate::objects::{DEVICES, OpenDevice, address};
+use crate::on_signal;
 use crate::real::{self, Inside};
 use crate::settings::{Settings, Watching};
 
@@ -159,6 +160,11 @@ impl Process {
         } else {
             for message in messages {
                 notice(format_args!("{message}"));
+            }
+            if let Some(process) = Self::started()
+                && let Some(signal) = process.settings.snapshot_signal
+            {
+                on_signal::write_snapshot_at_each(signal, process);
             }
         }
         Self::started()

@@ -1,7 +1,7 @@
 //! Reads the settings from the environment.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsString, c_int};
 use std::path::PathBuf;
 
 /// The monitor to use.
@@ -16,15 +16,15 @@ pub(crate) enum Watching {
     Auto,
 }
 
-/// The destination of the summary.
+/// The destination of a report.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Summary {
-    /// No summary is written.
+pub(crate) enum Destination {
+    /// The report is not written.
     #[default]
-    No,
-    /// The summary is written to stderr.
+    Nowhere,
+    /// The report is written to stderr.
     Stderr,
-    /// The summary is appended to this file.
+    /// The report is appended to this file.
     File(PathBuf),
 }
 
@@ -41,8 +41,12 @@ pub(crate) struct Settings {
     pub(crate) max_entries: Option<u32>,
     /// `REGCACHE_MAX_BYTES`: the limit on pinned bytes in each protection domain.
     pub(crate) max_bytes: Option<usize>,
+    /// `REGCACHE_SNAPSHOT`: the destination of the table of registrations.
+    pub(crate) snapshot: Destination,
+    /// `REGCACHE_SNAPSHOT_SIGNAL`: the signal at which the table is written as well.
+    pub(crate) snapshot_signal: Option<c_int>,
     /// `REGCACHE_SUMMARY`: the destination of the summary.
-    pub(crate) summary: Summary,
+    pub(crate) summary: Destination,
     /// `REGCACHE_DEBUG_OUTSTANDING`: true if the shim reports each `ibv_dereg_mr` of a registration
     /// that outstanding work may still use.
     pub(crate) report_outstanding: bool,
@@ -55,6 +59,8 @@ const NAMES: &[&str] = &[
     "REGCACHE_REMOTE",
     "REGCACHE_MAX_ENTRIES",
     "REGCACHE_MAX_BYTES",
+    "REGCACHE_SNAPSHOT",
+    "REGCACHE_SNAPSHOT_SIGNAL",
     "REGCACHE_SUMMARY",
     "REGCACHE_DEBUG_OUTSTANDING",
 ];
@@ -67,7 +73,9 @@ impl Default for Settings {
             keep_remote: false,
             max_entries: None,
             max_bytes: None,
-            summary: Summary::default(),
+            snapshot: Destination::default(),
+            snapshot_signal: None,
+            summary: Destination::default(),
             report_outstanding: false,
         }
     }
@@ -125,16 +133,28 @@ impl Settings {
             let size = || refusal("REGCACHE_MAX_BYTES", &value, size);
             settings.max_bytes = Some(bytes.ok_or_else(size)?);
         }
-        if let Some(value) = set("REGCACHE_SUMMARY") {
-            settings.summary = match value.to_str() {
-                Some("0") => Summary::No,
-                Some("1") => Summary::Stderr,
-                _ if value.as_encoded_bytes().starts_with(b"/") => Summary::File(value.into()),
-                _ => {
-                    let wanted = "0, 1 or the absolute path of a file";
-                    return Err(refusal("REGCACHE_SUMMARY", &value, wanted));
+        let destination = |name: &str| match set(name) {
+            None => Ok(Destination::Nowhere),
+            Some(value) => match value.to_str() {
+                Some("0") => Ok(Destination::Nowhere),
+                Some("1") => Ok(Destination::Stderr),
+                _ if value.as_encoded_bytes().starts_with(b"/") => {
+                    Ok(Destination::File(value.into()))
                 }
-            };
+                _ => Err(refusal(name, &value, "0, 1 or the absolute path of a file")),
+            },
+        };
+        settings.snapshot = destination("REGCACHE_SNAPSHOT")?;
+        settings.summary = destination("REGCACHE_SUMMARY")?;
+        if let Some(which) = one_of("REGCACHE_SNAPSHOT_SIGNAL", &["USR1", "USR2"])? {
+            settings.snapshot_signal = Some([libc::SIGUSR1, libc::SIGUSR2][which]);
+            if settings.snapshot == Destination::Nowhere {
+                return Err(
+                    "REGCACHE_SNAPSHOT_SIGNAL is set and REGCACHE_SNAPSHOT is not: set it \
+                            to 1 or to the path of a file. Nothing is cached"
+                        .to_owned(),
+                );
+            }
         }
         if let Some(which) = one_of("REGCACHE_DEBUG_OUTSTANDING", &["0", "1"])? {
             settings.report_outstanding = which == 1;
@@ -198,6 +218,8 @@ mod tests {
             ("REGCACHE_REMOTE", "keep"),
             ("REGCACHE_MAX_ENTRIES", "17"),
             ("REGCACHE_MAX_BYTES", "3G"),
+            ("REGCACHE_SNAPSHOT", "1"),
+            ("REGCACHE_SNAPSHOT_SIGNAL", "USR2"),
             ("REGCACHE_SUMMARY", "/tmp/summary"),
             ("REGCACHE_DEBUG_OUTSTANDING", "1"),
         ]);
@@ -207,7 +229,9 @@ mod tests {
             keep_remote: true,
             max_entries: Some(17),
             max_bytes: Some(3 << 30),
-            summary: Summary::File("/tmp/summary".into()),
+            snapshot: Destination::Stderr,
+            snapshot_signal: Some(libc::SIGUSR2),
+            summary: Destination::File("/tmp/summary".into()),
             report_outstanding: true,
         };
         assert_eq!(settings, Ok(expected));
@@ -256,6 +280,8 @@ mod tests {
             ("REGCACHE_MAX_BYTES", "1T"),
             ("REGCACHE_MAX_BYTES", "K"),
             ("REGCACHE_MAX_BYTES", "18446744073709551615G"),
+            ("REGCACHE_SNAPSHOT", "snapshot"),
+            ("REGCACHE_SNAPSHOT_SIGNAL", "10"),
             ("REGCACHE_SUMMARY", "yes"),
             ("REGCACHE_DEBUG_OUTSTANDING", "yes"),
         ] {

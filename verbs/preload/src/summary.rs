@@ -1,6 +1,8 @@
-//! Writes the summary: one line at exit that shows how often the shim helped.
+//! Writes the reports of a process: the summary, which is one line at exit that shows how often the
+//! shim helped, and the table of its registrations.
 
 use std::env;
+use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +12,7 @@ use regcache::Uncancelled;
 use crate::counts::Gone;
 use crate::notice::{lock, notice};
 use crate::process::Process;
-use crate::settings::Summary;
+use crate::settings::Destination;
 
 /// The function that the loader calls when the program calls `exit` or returns from `main`.
 extern "C" fn at_exit() {
@@ -18,20 +20,45 @@ extern "C" fn at_exit() {
         return;
     };
     let _uncancelled = Uncancelled::begin();
+    write_snapshot(process);
     process.end();
-    match &process.settings.summary {
-        Summary::No => {}
-        Summary::Stderr => notice(format_args!("{}", line(process))),
-        Summary::File(path) => {
+    write(&process.settings.summary, || line(process));
+}
+
+/// Writes a table of the registrations of each domain, if the user wants that.
+pub(crate) fn write_snapshot(process: &Process) {
+    write(&process.settings.snapshot, || {
+        let mut text = format!("{} registrations:", of_process());
+        for domain in process.domains() {
+            let _ = write!(text, "\n{}", domain.snapshot().trim_end());
+        }
+        text
+    });
+}
+
+/// Writes a report.
+fn write(to: &Destination, report: impl FnOnce() -> String) {
+    match to {
+        Destination::Nowhere => {}
+        Destination::Stderr => notice(format_args!("{}", report())),
+        Destination::File(path) => {
             let file = OpenOptions::new().append(true).create(true).open(path);
-            // The whole line is one write, so that the lines of several processes do not mix.
-            let text = format!("regcache: {}\n", line(process));
+            // The whole report is one write, so that those of several processes do not mix.
+            let text = format!("regcache: {}\n", report());
             let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
             if let Err(error) = written {
                 notice(format_args!("cannot write to {}: {error}", path.display()));
             }
         }
     }
+}
+
+/// Returns the name and the number of this process.
+fn of_process() -> String {
+    let program = env::current_exe().ok();
+    let program = program.as_deref().and_then(|path| path.file_name());
+    let program = program.unwrap_or_default().display();
+    format!("program={program} pid={}", std::process::id())
 }
 
 #[used]
@@ -47,8 +74,6 @@ fn line(process: &Process) -> String {
         now.add(&domain.stats());
     }
     let gone = lock(&process.gone);
-    let program = env::current_exe().ok();
-    let program = program.as_deref().and_then(|path| path.file_name());
     let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let (remote, flags, iova) = (get(&counts.remote), get(&counts.flags), get(&counts.iova));
     let (in_use, unseen, off) = (get(&counts.in_use), get(&counts.unseen), get(&counts.off));
@@ -57,11 +82,10 @@ fn line(process: &Process) -> String {
     let refused = get(&counts.refused);
     let passed_on = remote + flags + iova + in_use + unseen + off;
     format!(
-        "program={} pid={} monitor={} asked={} cached={} hits={} made={} passed_on={passed_on} \
+        "{} monitor={} asked={} cached={} hits={} made={} passed_on={passed_on} \
          (remote={remote} flags={flags} iova={iova} in_use={in_use} unseen={unseen} off={off}) \
          refused={} kept={} outstanding={} ended={} invalidated={} evicted={}",
-        program.unwrap_or_default().display(),
-        std::process::id(),
+        of_process(),
         process.monitor_name(),
         cached + passed_on + refused,
         cached,
