@@ -519,14 +519,17 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         if core.in_child() {
             return Stats::default();
         }
-        let (slots, stats) = {
-            let table = core.lock();
-            (table.slots(), table.stats())
-        };
-        let entries = (0..slots).filter_map(|i| core.slab.get(Slot(i)));
-        Stats {
-            hits: entries.map(|entry| entry.hits()).sum(),
-            ..stats
+        loop {
+            let (slots, mut stats, returns) = {
+                let table = core.lock();
+                (table.slots(), table.stats(), table.returns())
+            };
+            let entries = (0..slots).filter_map(|i| core.slab.get(Slot(i)));
+            stats.hits += entries.map(|entry| entry.hits()).sum::<u64>();
+            // Otherwise hits have moved from the entries to the table meanwhile.
+            if core.lock().returns() == returns {
+                return stats;
+            }
         }
     }
 

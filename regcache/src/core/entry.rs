@@ -54,7 +54,8 @@
 //!    reader loads is always the state of an entry. If `acquire` succeeds, the reader holds a
 //!    reference to the registration that is live in the entry at that moment. This registration is
 //!    never dead, but it may not be the one that the reader looked for. So the reader must check
-//!    that the registration serves its request.
+//!    that the registration serves its request. A vacant entry may turn into zeros at any time,
+//!    which are a vacant entry as well (`Slab::give_back`).
 //! 4. *No count runs into its neighbour.* If the word holds 2^24 hits, half of them must move to a
 //!    separate counter before another reference is granted. While there are 2^33 references or
 //!    more, hits do not move. Each reference granted adds a hit, so at most 2^24 references are
@@ -584,6 +585,21 @@ impl<T> Entry<T> {
         let used = self.used.load(Ordering::Relaxed) != 0;
         self.used.store(0, Ordering::Relaxed);
         used
+    }
+
+    /// Sets the state of a vacant entry to zero. Returns the number of lookups that the entry has
+    /// served.
+    ///
+    /// # Safety
+    ///
+    /// The entry is vacant, and no other thread publishes it meanwhile.
+    pub(crate) unsafe fn forget_hits(&self) -> u64 {
+        let hits = self.hits();
+        if hits != 0 {
+            self.state.store(0, Ordering::Relaxed);
+            self.hit_blocks.store(0, Ordering::Relaxed);
+        }
+        hits
     }
 
     /// Returns the number of lookups that this entry has served, for all registrations that it has

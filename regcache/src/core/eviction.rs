@@ -128,6 +128,12 @@ impl Eviction {
         self.nodes[next as usize].prev = node;
     }
 
+    /// Frees the nodes of the slots from this one on, which are in no list.
+    pub(crate) fn give_back(&mut self, slots: usize) {
+        self.nodes.truncate(slots + List::COUNT);
+        self.nodes.shrink_to_fit();
+    }
+
     /// Adds a slot, which must be in no list, at the tail of `list`.
     pub(crate) fn push(&mut self, list: List, slot: Slot) {
         self.insert_after(self.at(list.sentinel()).prev, slot);

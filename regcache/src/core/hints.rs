@@ -110,6 +110,11 @@ fn shift_of(size: usize) -> u32 {
     }
 }
 
+/// Returns the initial value of `shift` for a table of so many sets.
+fn first_shift(sets: usize) -> u32 {
+    u64::BITS - sets.min(FIRST_SETS).trailing_zeros()
+}
+
 /// The table of hints; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Hints {
@@ -140,7 +145,7 @@ impl Hints {
             .clamp(2, MAX_SETS);
         Ok(Self {
             sets: Zeroed::new(sets)?,
-            shift: AtomicU32::new(u64::BITS - sets.min(FIRST_SETS).trailing_zeros()),
+            shift: AtomicU32::new(first_shift(sets)),
             found: AtomicU32::new(0),
             sizes: AtomicU32::new(0),
             latest: AtomicU32::new(SECOND),
@@ -278,6 +283,16 @@ impl Hints {
         for rest in to..WAYS {
             set.0[rest].store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Drops all hints, and gives back the memory of all sets but the first ones. Lookups find the
+    /// entries in the index, and note hints for them again. The caller holds the table's lock.
+    pub(crate) fn give_back(&self) {
+        let sets = self.sets.as_slice().len();
+        self.shift.store(first_shift(sets), Ordering::Relaxed);
+        // SAFETY: only `note` and `forget` write to sets, under the table's lock. A reader takes
+        // zeros as a set without hints.
+        unsafe { self.sets.discard(0..sets) };
     }
 
     /// Begins to load the hint for the start of `range`, which [`forget`](Self::forget) will drop.

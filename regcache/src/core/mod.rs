@@ -82,6 +82,9 @@ const UNLINKED_BY_LOOKUP: usize = if cfg!(loom) { 0 } else { 64 };
 /// miss.
 const DEREGISTERED_BY_MISS: usize = 4;
 
+/// The number of entries whose memory is given back at once, if they are vacant.
+const RETURNED: usize = 1024;
+
 /// The content of an entry. The fields that a hit reads come first, so that they share a cache line
 /// with the entry's state.
 #[repr(C)]
@@ -267,12 +270,33 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             self.unlink_marked(&mut table, PIECE);
             while table.pop_dead(&mut batch).is_some() {}
             if batch.is_empty() && !table.has_marked() {
+                if table.is_sparse() {
+                    drop(table);
+                    self.give_back();
+                }
                 return false;
             }
         }
         self.deregister_and_vacate(&batch);
         self.table.yield_to_waiters();
         true
+    }
+
+    /// Gives back memory of a cache that has few entries left, in pieces.
+    #[cold]
+    fn give_back(&self) {
+        let (slots, since) = {
+            let table = self.lock();
+            (table.slots(), table.reservations())
+        };
+        for first in (0..slots).step_by(RETURNED) {
+            let piece = first..slots.min(first + RETURNED as u32);
+            self.lock().give_back_entries(&self.slab, piece);
+            self.table.yield_to_waiters();
+        }
+        let mut table = self.lock();
+        table.give_back(&self.slab, since);
+        self.hints.give_back();
     }
 
     /// Returns true if a registration with this access is revoked when its last guard is dropped.

@@ -9,6 +9,7 @@
 //! LeakSanitizer reports as leaked the memory to which only an entry points.
 
 use std::io;
+use std::ops::Range;
 use std::ptr;
 
 use crate::core::entry::Entry;
@@ -120,6 +121,30 @@ impl<T> Slab<T> {
     pub(crate) unsafe fn get_unchecked(&self, slot: Slot) -> &Entry<T> {
         // SAFETY: the caller meets the condition.
         unsafe { self.entries().get_unchecked(slot.0 as usize) }
+    }
+
+    /// Gives back the memory of entries that are vacant. Returns the number of hits that they had
+    /// counted, and forgets these hits. The entries stay vacant, because a vacant entry may consist
+    /// of zeros.
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the table's lock, and the entries are vacant. So no thread writes to them:
+    /// `acquire` writes only to live entries (`entry.rs`, point 1).
+    pub(crate) unsafe fn give_back(&self, slots: Range<u32>) -> u64 {
+        let slots = slots.start as usize..slots.end as usize;
+        let Some(entries) = self.entries().get(slots.clone()) else {
+            return 0;
+        };
+        // SAFETY: the caller meets the conditions.
+        let hits = entries.iter().map(|entry| unsafe { entry.forget_hits() });
+        let hits = hits.sum();
+        let populated = self.populated.load(Ordering::Relaxed);
+        self.populated
+            .store(populated.min(slots.start as u32), Ordering::Relaxed);
+        // SAFETY: the entries are vacant, and their states are zeros. No thread writes to them.
+        unsafe { self.entries.discard(slots) };
+        hits
     }
 
     /// Returns the slot of an entry, or `None` if the entry is not in this slab.

@@ -25,6 +25,10 @@ use crate::monitor::Cookie;
 use crate::range::VaRange;
 use crate::registrar::Access;
 
+/// The number of slots from which on a cache gives memory back. Their records and entries take about
+/// half a megabyte.
+const LARGE: usize = 4096;
+
 /// The phase of a slot; the head of this file shows the transitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -72,6 +76,8 @@ pub(crate) struct Slots<A> {
     vacant: Vec<Slot>,
     pending: Vec<Making>,
     serial: u32,
+    /// The largest number of slots in use since [`give_back`](Slots::give_back) was called last.
+    peak: usize,
     /// The number of reservations ever made.
     reservations: u64,
     /// The number of slots of the slab.
@@ -98,12 +104,18 @@ impl<A: Access> Slots<A> {
             vacant: Vec::new(),
             pending: Vec::new(),
             serial: 0,
+            peak: 0,
             reservations: 0,
             capacity,
         }
     }
 
-    /// Returns the record of a slot that was used before.
+    /// Returns the record of a slot that may have been vacant for long.
+    pub(crate) fn get(&self, slot: Slot) -> Option<&Record<A>> {
+        self.records.get(slot.0 as usize)
+    }
+
+    /// Returns the record of a slot that is not vacant, or was not when the lock was taken.
     pub(crate) fn at(&self, slot: Slot) -> &Record<A> {
         &self.records[slot.0 as usize]
     }
@@ -153,7 +165,38 @@ impl<A: Access> Slots<A> {
         } else {
             self.records[slot.0 as usize] = record;
         }
+        self.peak = self.peak.max(self.in_use());
         Some((slot, cookie))
+    }
+
+    /// Returns the number of reservations ever made.
+    pub(crate) fn reservations(&self) -> u64 {
+        self.reservations
+    }
+
+    /// Returns true if most of the memory for slots is not needed any more.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.records.len() >= LARGE && self.in_use() <= self.peak / 4
+    }
+
+    /// Returns true if the slot is vacant.
+    pub(crate) fn is_vacant(&self, slot: Slot) -> bool {
+        self.get(slot).is_none_or(|it| it.phase == Phase::Vacant)
+    }
+
+    /// Frees the records after the last slot that is in use. From now on, the lowest vacant slot is
+    /// used first.
+    pub(crate) fn give_back(&mut self) {
+        let last = self
+            .records
+            .iter()
+            .rposition(|it| it.phase != Phase::Vacant);
+        let used = last.map_or(0, |at| at + 1);
+        self.records.truncate(used);
+        self.records.shrink_to_fit();
+        let slots = (0..used as u32).rev().map(Slot);
+        self.vacant = slots.filter(|&slot| self.is_vacant(slot)).collect();
+        self.peak = self.in_use();
     }
 
     fn next_cookie(&mut self, slot: Slot) -> Cookie {
@@ -268,8 +311,8 @@ impl<A: Access> Slots<A> {
 
     /// Returns true if the registration that had this slot and this cookie no longer exists.
     pub(crate) fn is_gone(&self, slot: Slot, cookie: Cookie) -> bool {
-        let record = self.at(slot);
-        record.cookie != cookie || record.phase == Phase::Vacant
+        let exists = |record: &Record<A>| record.cookie == cookie && record.phase != Phase::Vacant;
+        !self.get(slot).is_some_and(exists)
     }
 
     /// Returns the number of slots of the slab.

@@ -22,7 +22,7 @@ use crate::core::eviction::{Candidate, Eviction, List};
 use crate::core::index::Index;
 use crate::core::slab::{SPARE, Slab};
 use crate::core::slot::{EntryId, Slot};
-use crate::core::slots::{Making, Phase, Request, Slots};
+use crate::core::slots::{Making, Phase, Record, Request, Slots};
 use crate::core::uncached::Uncached;
 use crate::monitor::Cookie;
 use crate::range::VaRange;
@@ -44,6 +44,8 @@ pub(crate) struct Table<A> {
     pub(crate) counts: Stats,
     links: u64,
     deregistrations: u64,
+    /// The number of calls of [`give_back`](Table::give_back).
+    returns: u64,
     /// The number of threads that wait for a deregistration.
     pub(crate) waiting: usize,
     /// The number of threads that wait for a registration that another thread is making.
@@ -96,6 +98,7 @@ impl<A: Access> Table<A> {
             counts: Stats::default(),
             links: 0,
             deregistrations: 0,
+            returns: 0,
             waiting: 0,
             awaiting: 0,
         }
@@ -351,7 +354,48 @@ impl<A: Access> Table<A> {
         self.slots.ever_used() as u32
     }
 
-    /// Returns the statistics without the hits. The entries count the hits.
+    /// Returns true if most of the memory for slots is not needed any more.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.slots.is_sparse()
+    }
+
+    /// Gives back the memory of the entries at these slots that are vacant. Their hits are kept.
+    pub(crate) fn give_back_entries<T>(&mut self, slab: &Slab<T>, slots: Range<u32>) {
+        let mut first = slots.start;
+        for slot in slots.clone().chain([slots.end]) {
+            if slot == slots.end || !self.slots.is_vacant(Slot(slot)) {
+                // SAFETY: the entries between are vacant, and the caller holds the lock.
+                self.counts.hits += unsafe { slab.give_back(first..slot) };
+                first = slot + 1;
+            }
+        }
+        self.returns += 1;
+    }
+
+    /// Gives back the memory of the table that is not needed any more. If any slot was reserved
+    /// since [`reservations`](Self::reservations) returned `since`, entries may have hits again.
+    pub(crate) fn give_back<T>(&mut self, slab: &Slab<T>, since: u64) {
+        let before = self.slots();
+        self.slots.give_back();
+        self.eviction.give_back(self.slots.ever_used());
+        if self.slots.reservations() != since {
+            self.give_back_entries(slab, self.slots()..before);
+        }
+        self.returns += 1;
+    }
+
+    /// Returns the number of slots that were ever reserved.
+    pub(crate) fn reservations(&self) -> u64 {
+        self.slots.reservations()
+    }
+
+    /// Returns a version counter. It rises when hits move from the entries to the table, or when
+    /// fewer slots count as used.
+    pub(crate) fn returns(&self) -> u64 {
+        self.returns
+    }
+
+    /// Returns the statistics. Most hits are missing, because the entries count them.
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             entries: self.slots.in_use(),
@@ -462,12 +506,12 @@ impl<A: Access> Table<A> {
     /// are made again.
     pub(crate) fn unlink_slots<T>(&mut self, slab: &Slab<T>, slots: Range<u32>) {
         for slot in slots.map(Slot) {
-            match self.slots.at(slot).phase() {
-                Phase::Pending { .. } => self.slots.invalidate(slot),
-                Phase::Linked => {
+            match self.slots.get(slot).map(Record::phase) {
+                Some(Phase::Pending { .. }) => self.slots.invalidate(slot),
+                Some(Phase::Linked) => {
                     self.unlink(slab, slot);
                 }
-                Phase::Vacant | Phase::Unlinked { .. } => {}
+                Some(Phase::Vacant | Phase::Unlinked { .. }) | None => {}
             }
         }
     }
@@ -495,7 +539,7 @@ impl<A: Access> Table<A> {
         to: &mut Vec<SnapshotEntry<A>>,
     ) {
         to.extend(slots.map(Slot).filter_map(|slot| {
-            let record = self.slots.at(slot);
+            let record = self.slots.get(slot)?;
             let is_in_use = || slab.get(slot).is_some_and(Entry::is_in_use);
             let (state, in_use) = match record.phase() {
                 Phase::Vacant => return None,
@@ -531,8 +575,8 @@ impl<A: Access> Table<A> {
     pub(crate) fn is_idle_and_leaving(&self, id: EntryId) -> bool {
         match id {
             EntryId::Cached(slot, _) => {
-                let phase = self.slots.at(slot).phase();
-                phase == Phase::Unlinked { held: false } && !self.is_gone(id)
+                let phase = self.slots.get(slot).map(Record::phase);
+                phase == Some(Phase::Unlinked { held: false }) && !self.is_gone(id)
             }
             EntryId::Uncached(_) => false,
         }
@@ -549,7 +593,7 @@ impl<A: Access> Table<A> {
         cookie: Cookie,
     ) -> Option<Slot> {
         let entry = slab.get(slot).filter(|entry| !entry.is_in_use())?;
-        let record = self.slots.at(slot);
+        let record = self.slots.get(slot)?;
         if record.cookie != cookie || record.phase() != Phase::Linked {
             return None;
         }

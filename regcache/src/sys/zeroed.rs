@@ -144,6 +144,29 @@ mod mapped {
         }
     }
 
+    impl<T> Zeroed<T> {
+        /// Gives the pages of the elements in `range` back to the kernel, apart from pages that
+        /// they share with other elements. The elements in these pages become zeros, if the kernel
+        /// takes the pages.
+        ///
+        /// # Safety
+        ///
+        /// No thread writes to the elements or borrows them, except for atomics, whose value may
+        /// become 0.
+        pub(crate) unsafe fn discard(&self, range: Range<usize>) {
+            let bytes = range.start * size_of::<T>()..range.end.min(self.len) * size_of::<T>();
+            let pages = bytes.start.next_multiple_of(PAGE)..bytes.end & !(PAGE - 1);
+            if pages.start < pages.end {
+                // SAFETY: the pages are part of the array, and by the contract their elements may
+                // become zeros.
+                let _ = unsafe {
+                    let first = self.first.byte_add(pages.start).cast();
+                    madvise(first, pages.len(), MmapAdvise::MADV_DONTNEED)
+                };
+            }
+        }
+    }
+
     #[cfg(test)]
     mod tests {
         use std::process::Command;
@@ -197,6 +220,23 @@ mod mapped {
         }
 
         #[test]
+        fn only_whole_pages_are_given_back_and_become_zeros() {
+            let (array, _) = array();
+            array.populate(0..4 * PAGE);
+            let elements = array.as_slice().as_ptr().cast_mut();
+            // SAFETY: no other code uses the array.
+            unsafe {
+                (0..4 * PAGE).for_each(|at| elements.add(at).write(7));
+                array.discard(1..3 * PAGE / 8 + 1);
+            }
+            assert_eq!(resident(&array), 32 - 2);
+            let elements = array.as_slice();
+            assert_eq!([elements[0], elements[PAGE / 8 - 1]], [7, 7]);
+            assert_eq!([elements[PAGE / 8], elements[3 * PAGE / 8 - 1]], [0, 0]);
+            assert_eq!(elements[3 * PAGE / 8], 7);
+        }
+
+        #[test]
         fn a_program_that_locks_its_memory_does_not_lock_unused_elements() {
             const LOCKED: &str = "REGCACHE_TEST_LOCKED";
             if env::var_os(LOCKED).is_none() {
@@ -241,5 +281,7 @@ mod boxed {
         }
 
         pub(crate) fn populate(&self, _: std::ops::Range<usize>) {}
+
+        pub(crate) unsafe fn discard(&self, _: std::ops::Range<usize>) {}
     }
 }

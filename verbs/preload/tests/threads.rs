@@ -45,7 +45,11 @@ fn is_table(text: &str) {
         (lines[3], "no", "Access(0x0)"),
     ] {
         let words: Vec<_> = line.split_whitespace().collect();
-        assert_eq!(words[1..], ["4096", "cached", "yes", in_use, access], "{text}");
+        assert_eq!(
+            words[1..],
+            ["4096", "cached", "yes", in_use, access],
+            "{text}"
+        );
     }
 }
 
@@ -61,6 +65,10 @@ fn a_table_of_the_registrations_is_written_at_a_signal_and_at_exit() {
 #[test]
 fn a_programs_own_handler_of_the_signal_stays() {
     let (ran, file) = with_snapshot("own", &["own"]);
-    assert!(ran.stderr.contains("a handler of its own"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("a handler of its own"),
+        "{}",
+        ran.stderr
+    );
     is_table(&fs::read_to_string(file).unwrap());
 }
