@@ -7,8 +7,10 @@
 mod auto;
 mod contract;
 mod none;
+mod pile;
 mod poll_fd;
 mod shared;
+mod subscriptions;
 mod ummunotify;
 #[cfg(feature = "userfaultfd")]
 pub mod userfaultfd;

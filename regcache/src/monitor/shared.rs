@@ -5,8 +5,8 @@
 //!
 //! # Why each cache can rely on a shared monitor
 //!
-//! The shared state has a *member* for each cache, which lists the cache's *subscriptions* to
-//! watches of the monitor. One lock protects everything but the monitor itself.
+//! The shared state has a *member* for each cache. Each member has *subscriptions* to watches of
+//! the monitor (`subscriptions.rs`). One lock protects everything but the monitor itself.
 //!
 //! - M1: a report names a watch of the monitor. The thread that drains the monitor marks every
 //!   subscription to that watch. A mark stays until the subscription's cache drains. So each cache
@@ -17,15 +17,14 @@
 //! - M3: the generation of each share is the generation of the monitor. A cache's drain returns the
 //!   generation of the monitor's last drain. All invalidations up to that generation were marked,
 //!   and the cache's drain has reported all marks of the cache.
-//! - M4: a mark is a flag in a subscription, and an entry in the list of the cache's marks. A new
-//!   subscription reserves the entry in advance, so that draining does not allocate.
+//! - M4: a mark is a number in a subscription, and an element of the list of the member's marks. A
+//!   new subscription reserves the element in advance, so that draining does not allocate.
 //! - M6: no cache can subscribe to a watch that was reported. A lookup drains before it watches. So
 //!   the range of a later subscriber still has the memory that it had when the monitor's `watch`
 //!   did not refuse it.
 //! - If draining the monitor fails, reports of any cache may be lost. So the next drain of each
 //!   cache fails.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -33,6 +32,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::contract::{Cookie, Monitor};
 use super::poll_fd::when_readable;
+use super::subscriptions::{Ended, Subscriptions};
 use crate::range::VaRange;
 use crate::sys::descriptor::{Private, Signal};
 use crate::sys::fork::ForkMark;
@@ -83,30 +83,17 @@ struct Hub<M> {
 struct Board {
     /// The generation up to which the monitor was drained.
     drained: u64,
-    last_cookie: u64,
-    /// The watches that were or are being placed on the monitor, by the cookies that the monitor
-    /// knows.
-    watches: HashMap<u64, Watch>,
-    by_range: HashMap<VaRange, u64>,
+    /// The watches that were or are being placed on the monitor, and the subscriptions to them.
+    subscriptions: Subscriptions,
+    /// The members. A member has the same index in `subscriptions`.
     members: Vec<Member>,
 }
 
-#[derive(Debug)]
-struct Watch {
-    range: VaRange,
-    subscribers: Vec<(usize, Cookie)>,
-}
-
-/// The subscriptions of one cache.
+/// The state of one cache's share.
 #[derive(Debug, Default)]
 struct Member {
     /// False if this member can be reused for another cache.
     joined: bool,
-    /// The subscriptions, by the cache's cookie. A value is the cookie of the monitor's watch, and
-    /// true if the subscription is marked.
-    subscriptions: HashMap<Cookie, (u64, bool)>,
-    /// The cookies of the marked subscriptions.
-    marked: Vec<Cookie>,
     /// True if reports may have been lost, so that the next drain of this member must fail.
     lost: bool,
     signal: Option<Arc<Signal>>,
@@ -123,9 +110,7 @@ impl<M: Monitor> Shared<M> {
     pub fn new(monitor: M) -> io::Result<Self> {
         let board = Board {
             drained: monitor.generation(),
-            last_cookie: 0,
-            watches: HashMap::new(),
-            by_range: HashMap::new(),
+            subscriptions: Subscriptions::new(),
             members: Vec::new(),
         };
         let hub = Arc::new(Hub {
@@ -152,7 +137,7 @@ impl<M: Monitor> Shared<M> {
         if self.hub.fork.in_child() {
             return 0;
         }
-        lock(&self.hub.board).watches.len()
+        lock(&self.hub.board).subscriptions.watches()
     }
 
     fn join(hub: Arc<Hub<M>>) -> io::Result<Self> {
@@ -199,59 +184,21 @@ impl<M> Hub<M> {
 }
 
 impl Board {
-    /// Subscribes the member to `range`. Returns the cookie of the monitor's watch, and true if
-    /// that watch is not placed yet.
-    fn subscribe(&mut self, member: usize, range: VaRange, cookie: Cookie) -> (u64, bool) {
-        let placed = self.by_range.get(&range).copied();
-        let ours = placed.unwrap_or_else(|| {
-            self.last_cookie += 1;
-            self.last_cookie
-        });
-        let watch = self.watches.entry(ours).or_insert_with(|| Watch {
-            range,
-            subscribers: Vec::new(),
-        });
-        watch.subscribers.push((member, cookie));
-        let member = &mut self.members[member];
-        member.subscriptions.insert(cookie, (ours, false));
-        // A drain adds the marked cookies to `marked`, and must not allocate. So the room for this
-        // cookie is reserved here.
-        let missing = member
-            .subscriptions
-            .len()
-            .saturating_sub(member.marked.len());
-        member.marked.reserve(missing);
-        (ours, placed.is_none())
-    }
-
     /// Drains the monitor, and marks the reported subscriptions of all members. A report may come
     /// before the monitor's counter is raised, so the counter does not tell that there is none.
     fn drain(&mut self, monitor: &impl Monitor, by: usize) -> io::Result<()> {
         let Self {
-            watches,
-            by_range,
+            subscriptions,
             members,
             ..
         } = self;
-        let drained = monitor.drain(&mut |cookie| {
-            let Some(watch) = watches.get(&cookie.0) else {
-                return;
-            };
-            // The reported change may have put memory into the range that the monitor would refuse.
-            // So no new subscription may use this watch.
-            if by_range.get(&watch.range) == Some(&cookie.0) {
-                by_range.remove(&watch.range);
-            }
-            for &(member, cookie) in &watch.subscribers {
-                members[member].mark(cookie);
-            }
-        });
+        let drained = monitor.drain(&mut |cookie| subscriptions.report(cookie));
         match drained {
             Ok(generation) => self.drained = generation,
-            Err(_) => self.members.iter_mut().for_each(|it| it.lost = true),
+            Err(_) => members.iter_mut().for_each(|it| it.lost = true),
         }
-        for (i, member) in self.members.iter_mut().enumerate() {
-            if i != by && (member.lost || !member.marked.is_empty()) {
+        for (i, member) in members.iter_mut().enumerate() {
+            if i != by && (member.lost || subscriptions.has_marked(i)) {
                 member.notify();
             }
         }
@@ -260,23 +207,6 @@ impl Board {
 }
 
 impl Member {
-    /// Ends a subscription. Returns the cookie of the monitor's watch, or `None` if there is no
-    /// such subscription.
-    fn forget(&mut self, cookie: Cookie) -> Option<u64> {
-        let (ours, marked) = self.subscriptions.remove(&cookie)?;
-        if marked {
-            self.marked.retain(|&other| other != cookie);
-        }
-        Some(ours)
-    }
-
-    fn mark(&mut self, cookie: Cookie) {
-        if let Some((_, marked @ false)) = self.subscriptions.get_mut(&cookie) {
-            *marked = true;
-            self.marked.push(cookie);
-        }
-    }
-
     /// Makes the member's file descriptor readable.
     fn notify(&mut self) {
         if let Some(signal) = &self.signal
@@ -308,23 +238,24 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
 
     fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
         self.hub.refuse_child()?;
-        let (ours, is_new) = lock(&self.hub.board).subscribe(self.member, range, cookie);
-        if !is_new {
+        let new = lock(&self.hub.board)
+            .subscriptions
+            .subscribe(self.member, range, cookie)?;
+        let Some(ours) = new else {
             return Ok(());
-        }
+        };
         // This call may wait until an invalidation ends. The lock is not held during the call, so
         // that lookups in other caches can go on. If a cache subscribes to the same range
         // meanwhile, the cache places a second watch.
-        let placed = self.hub.monitor.watch(range, Cookie(ours));
-        let board = &mut *lock(&self.hub.board);
+        let placed = self.hub.monitor.watch(range, ours);
+        let subscriptions = &mut lock(&self.hub.board).subscriptions;
         match placed {
             Ok(()) => {
-                board.by_range.entry(range).or_insert(ours);
+                subscriptions.offer(ours);
                 Ok(())
             }
             Err(error) => {
-                board.watches.remove(&ours);
-                board.members[self.member].forget(cookie);
+                subscriptions.end(self.member, cookie);
                 Err(error)
             }
         }
@@ -332,24 +263,11 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
         let board = &mut *lock(&self.hub.board);
-        let Some(ours) = board.members[self.member].forget(cookie) else {
-            return Err(io::ErrorKind::NotFound.into());
-        };
-        let Some(watch) = board.watches.get_mut(&ours) else {
-            return Ok(());
-        };
-        watch
-            .subscribers
-            .retain(|&other| other != (self.member, cookie));
-        if !watch.subscribers.is_empty() {
-            return Ok(());
+        match board.subscriptions.end(self.member, cookie) {
+            None => Err(io::ErrorKind::NotFound.into()),
+            Some(Ended::Subscription) => Ok(()),
+            Some(Ended::Watch(ours)) => self.hub.monitor.unwatch(ours),
         }
-        let range = watch.range;
-        board.watches.remove(&ours);
-        if board.by_range.get(&range) == Some(&ours) {
-            board.by_range.remove(&range);
-        }
-        self.hub.monitor.unwatch(Cookie(ours))
     }
 
     fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
@@ -363,10 +281,7 @@ unsafe impl<M: Monitor> Monitor for Shared<M> {
             signal.lower()?;
             member.is_notified = false;
         }
-        while let Some(cookie) = member.marked.pop() {
-            if let Some((_, marked)) = member.subscriptions.get_mut(&cookie) {
-                *marked = false;
-            }
+        while let Some(cookie) = board.subscriptions.take_marked(self.member) {
             invalidated(cookie);
         }
         let lost = std::mem::take(&mut member.lost);
@@ -404,8 +319,7 @@ impl<M: Monitor> Drop for Shared<M> {
         // watches that are left.
         let left: Vec<_> = {
             let board = lock(&self.hub.board);
-            let subscriptions = &board.members[self.member].subscriptions;
-            subscriptions.keys().copied().collect()
+            board.subscriptions.cookies(self.member).collect()
         };
         for cookie in left {
             if let Err(error) = self.unwatch(cookie) {
