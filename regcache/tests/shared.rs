@@ -178,6 +178,8 @@ struct Model {
     watches: BTreeMap<u64, (usize, BTreeSet<(usize, u64)>)>,
     /// The watch of each range that new subscriptions join.
     open: BTreeMap<usize, u64>,
+    /// The watches that were reported, which no new subscription joins.
+    reported: BTreeSet<u64>,
     marked: BTreeSet<(usize, u64)>,
     lost: [bool; MEMBERS],
     reports: Vec<u64>,
@@ -236,6 +238,7 @@ impl Model {
         for watch in mem::take(&mut self.reports) {
             if let Some((_, subscriptions)) = self.watches.get(&watch) {
                 self.marked.extend(subscriptions);
+                self.reported.insert(watch);
                 self.open.retain(|_, open| *open != watch);
             }
         }
@@ -271,7 +274,9 @@ impl Model {
                         self.end((member, cookie)).unwrap();
                         Err(ErrorKind::PermissionDenied)
                     } else {
-                        self.open.entry(range).or_insert(watch);
+                        if !self.reported.contains(&watch) {
+                            self.open.entry(range).or_insert(watch);
+                        }
                         Ok(())
                     }
                 }

@@ -42,6 +42,9 @@ pub(super) struct Subscriptions {
     records: Records,
     /// The watches that new subscriptions may join, by their ranges. No two have the same range.
     by_range: HashTable<u32>,
+    /// The watches that are being placed on the monitor, apart from those that were reported
+    /// meanwhile.
+    placing: Vec<Cookie>,
     /// The subscriptions of each member. The index is the number of the member.
     members: Vec<OfMember>,
     hasher: RandomState,
@@ -225,6 +228,7 @@ impl Subscriptions {
                 others: Pile::new(),
             },
             by_range: HashTable::new(),
+            placing: Vec::new(),
             members: Vec::new(),
             hasher: RandomState::new(),
             serial: NonZeroU32::MAX,
@@ -274,6 +278,7 @@ impl Subscriptions {
                     serial: self.serial,
                 })?;
                 let new = self.records.watches.get(at)?.cookie(at);
+                self.placing.push(new);
                 (Place::first_of(at), Some(new))
             }
         };
@@ -303,9 +308,12 @@ impl Subscriptions {
         self.by_range.find(hash, is_of_range).copied()
     }
 
-    /// Lets new subscriptions join a watch, which was placed on the monitor. Has no effect if they
-    /// can join another watch of the same range.
+    /// Lets new subscriptions join a watch, which was placed on the monitor. Has no effect if the
+    /// watch was reported meanwhile, or if they can join another watch of the same range.
     pub(super) fn offer(&mut self, ours: Cookie) {
+        if !self.was_placing(ours) {
+            return;
+        }
         let Some(at) = self.records.named(ours) else {
             return;
         };
@@ -317,6 +325,15 @@ impl Subscriptions {
             let hash_of = hash_of_range(&self.records, &self.hasher);
             self.by_range.insert_unique(hash, at, hash_of);
         }
+    }
+
+    /// Removes a watch from those that are being placed. Returns false if it is not among them.
+    fn was_placing(&mut self, ours: Cookie) -> bool {
+        let found = self.placing.iter().position(|&other| other == ours);
+        found.is_some_and(|at| {
+            self.placing.swap_remove(at);
+            true
+        })
     }
 
     /// Lets no new subscription join the watch.
@@ -349,6 +366,7 @@ impl Subscriptions {
             return Some(Ended::Subscription);
         }
         let ours = watch.cookie(at);
+        self.was_placing(ours);
         self.withdraw(at);
         self.records.watches.remove(at);
         give_back(
@@ -366,6 +384,7 @@ impl Subscriptions {
         let Some(at) = self.records.named(ours) else {
             return;
         };
+        self.was_placing(ours);
         self.withdraw(at);
         self.mark(Place::first_of(at));
         let watch = self.records.watches.get(at);
@@ -527,6 +546,18 @@ mod tests {
         assert!(!subscriptions.has_marked(0));
         subscriptions.report(new);
         assert_eq!(subscriptions.take_all_marked(0), [2]);
+    }
+
+    #[test]
+    fn nobody_joins_a_watch_that_was_reported_while_it_was_placed() {
+        let mut subscriptions = Subscriptions::new();
+        let first = subscriptions.subscribe(0, range(1), cookie(1)).unwrap();
+        let first = first.unwrap();
+        subscriptions.report(first);
+        subscriptions.offer(first);
+        let second = subscriptions.subscribe(1, range(1), cookie(1)).unwrap();
+        assert_ne!(second.unwrap(), first);
+        assert_eq!(subscriptions.take_all_marked(0), [1]);
     }
 
     #[test]
