@@ -158,10 +158,8 @@ fn hits_are_counted_while_memory_is_given_back() {
 fn a_cache_gives_back_the_memory_of_entries_that_are_gone() {
     // Otherwise glibc keeps large blocks, once one was freed.
     // SAFETY: the call only changes how malloc serves later requests.
-    assert_eq!(
-        unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10) },
-        1
-    );
+    let done = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10) };
+    assert_eq!(done, 1);
     memory_of_a_cache_that_shrank_is_given_back();
     memory_around_entries_in_use_is_given_back();
     hits_are_counted_while_memory_is_given_back();

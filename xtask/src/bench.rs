@@ -1,8 +1,9 @@
 //! Runs the two benchmarks.
 //!
 //! The first benchmark measures lookups of regcache and of UCX's registration cache, and the shim's
-//! registrations of known memory, on this machine. The second benchmark measures transfers with each strategy of registering the
-//! transfers' buffers. It uses io_uring on this machine, and rxe in a virtual machine.
+//! registrations of known memory, on this machine. The second benchmark measures transfers with
+//! each strategy of registering the transfers' buffers. It uses io_uring on this machine, and rxe
+//! in a virtual machine.
 
 use std::ffi::OsString;
 use std::io;

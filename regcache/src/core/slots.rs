@@ -25,8 +25,8 @@ use crate::monitor::Cookie;
 use crate::range::VaRange;
 use crate::registrar::Access;
 
-/// The number of slots from which on a cache gives memory back. Their records and entries take about
-/// half a megabyte.
+/// The number of slots from which on a cache gives memory back. Their records and entries take
+/// about half a megabyte.
 const LARGE: usize = 4096;
 
 /// The phase of a slot; the head of this file shows the transitions.

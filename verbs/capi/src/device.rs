@@ -67,8 +67,8 @@ const _: () = {
 };
 
 // SAFETY: the pointer is the one to an `ibv_mr`, or one that a callback returned. Any thread may
-// use an `ibv_mr`, as `regcache_verbs::Mr` states. By the header, callbacks may be called with their pointer from
-// any thread.
+// use an `ibv_mr`, as `regcache_verbs::Mr` states. By the header, callbacks may be called with
+// their pointer from any thread.
 unsafe impl Send for Keys {}
 // SAFETY: the reasons for `Send` also hold for `Sync`. This crate does not dereference the pointer.
 unsafe impl Sync for Keys {}

@@ -36,7 +36,8 @@
 //! - `real.rs` finds libibverbs's functions. `dl.rs` interposes `dlsym`, so that programs that look
 //!   a function up by name get the shim's. `elf.rs` finds libc's `dlsym`.
 //! - `settings.rs` reads the environment. `counts.rs` holds the counters, and `summary.rs` writes
-//!   the reports. `on_signal.rs` has one written at a signal. `notice.rs` writes messages for the user.
+//!   the reports. `on_signal.rs` has one written at a signal. `notice.rs` writes messages for the
+//!   user.
 //!
 //! # To interpose another function
 //!
