@@ -181,8 +181,8 @@ fn mmdebstrap(project: &Project, recipe: &Recipe, root: &Path, made_from: &str) 
     let release = recipe.suites[0];
     // Without INITRD=No, the kernel's package would make an initramfs. Making an initramfs is slow,
     // and no guest uses one.
-    // On a busy machine mmdebstrap may fail to unmount /proc of the root. Its mounts end with a mount
-    // namespace of its own.
+    // On a busy machine mmdebstrap may fail to unmount /proc of the root. Its mounts end with a
+    // mount namespace of its own.
     let mut make = Command::new("unshare");
     make.args(["--mount", "env", "INITRD=No"]);
     make.args(["mmdebstrap", "--variant=minbase"]);
