@@ -583,8 +583,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
     /// registration [is cached](Guard::is_cached).
     #[doc(hidden)]
     pub fn has_cached(&self, guard: *const ()) -> bool {
-        let entries = self.core.slab.entries().as_ptr_range();
-        (entries.start.addr()..entries.end.addr()).contains(&guard.addr())
+        self.core.slab.slot_at(guard.addr()).is_some()
     }
 
     /// Returns the registrar.

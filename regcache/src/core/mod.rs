@@ -287,7 +287,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     fn give_back(&self) {
         let (slots, since) = {
             let table = self.lock();
-            (table.slots(), table.reservations())
+            (table.slots(), table.vacancies())
         };
         for first in (0..slots).step_by(RETURNED) {
             let piece = first..slots.min(first + RETURNED as u32);

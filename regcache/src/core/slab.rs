@@ -149,8 +149,12 @@ impl<T> Slab<T> {
 
     /// Returns the slot of an entry, or `None` if the entry is not in this slab.
     pub(crate) fn slot_of(&self, entry: &Entry<T>) -> Option<Slot> {
-        let start = self.entries().as_ptr().addr();
-        let offset = ptr::from_ref(entry).addr().wrapping_sub(start);
+        self.slot_at(ptr::from_ref(entry).addr())
+    }
+
+    /// Returns the slot whose entry contains this address, or `None` if there is none.
+    pub(crate) fn slot_at(&self, address: usize) -> Option<Slot> {
+        let offset = address.wrapping_sub(self.entries().as_ptr().addr());
         let index = offset / size_of::<Padded<T>>();
         (index < self.entries().len()).then_some(Slot(index as u32))
     }

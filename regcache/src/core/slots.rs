@@ -169,9 +169,10 @@ impl<A: Access> Slots<A> {
         Some((slot, cookie))
     }
 
-    /// Returns the number of reservations ever made.
-    pub(crate) fn reservations(&self) -> u64 {
-        self.reservations
+    /// Returns the number of reservations ever made, and the number of slots in use. Without a
+    /// reservation, the second number falls with each slot that becomes vacant.
+    pub(crate) fn vacancies(&self) -> (u64, usize) {
+        (self.reservations, self.in_use())
     }
 
     /// Returns true if most of the memory for slots is not needed any more.

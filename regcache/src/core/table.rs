@@ -372,21 +372,21 @@ impl<A: Access> Table<A> {
         self.returns += 1;
     }
 
-    /// Gives back the memory of the table that is not needed any more. If any slot was reserved
-    /// since [`reservations`](Self::reservations) returned `since`, entries may have hits again.
-    pub(crate) fn give_back<T>(&mut self, slab: &Slab<T>, since: u64) {
-        let before = self.slots();
+    /// Gives back the memory of the table that is not needed any more. If slots have changed since
+    /// [`vacancies`](Self::vacancies) returned `since`, vacant entries may have hits.
+    pub(crate) fn give_back<T>(&mut self, slab: &Slab<T>, since: (u64, usize)) {
+        let (before, has_changed) = (self.slots(), self.vacancies() != since);
         self.slots.give_back();
         self.eviction.give_back(self.slots.ever_used());
-        if self.slots.reservations() != since {
+        if has_changed {
             self.give_back_entries(slab, self.slots()..before);
         }
         self.returns += 1;
     }
 
-    /// Returns the number of slots that were ever reserved.
-    pub(crate) fn reservations(&self) -> u64 {
-        self.slots.reservations()
+    /// Returns two numbers, one of which changes when a slot becomes vacant or is reserved.
+    pub(crate) fn vacancies(&self) -> (u64, usize) {
+        self.slots.vacancies()
     }
 
     /// Returns a version counter. It rises when hits move from the entries to the table, or when
