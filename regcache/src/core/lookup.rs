@@ -32,7 +32,7 @@ use crate::core::entry::Entry;
 use crate::core::guard::Guard;
 use crate::core::lock::Locked;
 use crate::core::reclaim::Reclaim;
-use crate::core::slot::{Slot, serial};
+use crate::core::slot::Slot;
 use crate::core::slots::{Making, Request};
 use crate::core::table::Table;
 use crate::core::{Content, Core};
@@ -586,7 +586,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             range: self.range,
             access: self.access,
             registration,
-            number: serial(self.cookie),
+            number: self.cookie.serial(),
             core: Arc::clone(core),
         };
         // SAFETY: the slot was vacant when it was reserved, and no other thread uses a reserved

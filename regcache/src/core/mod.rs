@@ -59,7 +59,7 @@ use crate::core::hints::Hints;
 use crate::core::lock::{Lock, Locked};
 use crate::core::pool::{Member, Pool};
 use crate::core::slab::Slab;
-use crate::core::slot::{EntryId, cookie};
+use crate::core::slot::EntryId;
 use crate::core::table::{Cursor, Table};
 use crate::core::widen::Widening;
 use crate::error::{Error, RegisterError};
@@ -386,7 +386,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             // SAFETY: an entry is on the list of dead entries only if `kill` required its caller to
             // take the content. The table gives the entry to one batch only.
             let content = unsafe { entry.take() };
-            let cookie = cookie(slot, content.number);
+            let cookie = Cookie::of(slot.0, content.number);
             self.end(content, EntryId::Cached(slot, cookie));
         }
     }
@@ -414,7 +414,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Returns the name of the registration in an entry. `number` is the one in its content.
     pub(crate) fn id(&self, entry: &Entry<Content<R, M>>, number: u32) -> EntryId {
         match self.slab.slot_of(entry) {
-            Some(slot) => EntryId::Cached(slot, cookie(slot, number)),
+            Some(slot) => EntryId::Cached(slot, Cookie::of(slot.0, number)),
             None => EntryId::Uncached(number),
         }
     }

@@ -21,14 +21,3 @@ pub(crate) enum EntryId {
     /// its own.
     Uncached(u32),
 }
-
-/// Returns the cookie of a watch for the registration at `slot`. The serial number tells apart the
-/// registrations that use the slot one after another.
-pub(crate) fn cookie(slot: Slot, serial: u32) -> Cookie {
-    Cookie(u64::from(serial) << 32 | u64::from(slot.0))
-}
-
-/// Returns the serial number in a cookie.
-pub(crate) fn serial(Cookie(cookie): Cookie) -> u32 {
-    (cookie >> 32) as u32
-}

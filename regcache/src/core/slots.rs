@@ -20,7 +20,7 @@
 
 use std::mem;
 
-use crate::core::slot::{EntryId, Slot, cookie};
+use crate::core::slot::{EntryId, Slot};
 use crate::monitor::Cookie;
 use crate::range::VaRange;
 use crate::registrar::Access;
@@ -127,7 +127,7 @@ impl<A: Access> Slots<A> {
     /// Returns the slot whose watch has this cookie. Returns `None` if that watch's registration is
     /// gone.
     pub(crate) fn watched_by(&self, cookie: Cookie) -> Option<Slot> {
-        let slot = Slot(cookie.0 as u32);
+        let slot = Slot(cookie.place());
         let record = self.records.get(slot.0 as usize)?;
         (record.cookie == cookie).then_some(slot)
     }
@@ -202,7 +202,7 @@ impl<A: Access> Slots<A> {
 
     fn next_cookie(&mut self, slot: Slot) -> Cookie {
         self.serial = self.serial.wrapping_add(1);
-        cookie(slot, self.serial)
+        Cookie::of(slot.0, self.serial)
     }
 
     /// Prepares a pending slot for another attempt: clears its mark, and returns the cookie for its

@@ -14,6 +14,22 @@ use crate::sys::worker::Worker;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cookie(pub u64);
 
+impl Cookie {
+    /// Returns the cookie of a watch whose record has this place. The serial number tells apart the
+    /// watches whose records have the place one after another.
+    pub(crate) fn of(place: u32, serial: u32) -> Self {
+        Self(u64::from(serial) << 32 | u64::from(place))
+    }
+
+    pub(crate) fn place(self) -> u32 {
+        self.0 as u32
+    }
+
+    pub(crate) fn serial(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
 impl fmt::Debug for Cookie {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Cookie({:#x})", self.0)

@@ -151,14 +151,14 @@ impl Place {
 
 impl Watch {
     fn cookie(&self, at: u32) -> Cookie {
-        Cookie(u64::from(self.serial.get()) << 32 | u64::from(at))
+        Cookie::of(at, self.serial.get())
     }
 }
 
 impl Records {
     /// Returns the place of the watch that has this cookie. Returns `None` if the watch has ended.
     fn named(&self, cookie: Cookie) -> Option<u32> {
-        let at = cookie.0 as u32;
+        let at = cookie.place();
         let watch = self.watches.get(at)?;
         (watch.cookie(at) == cookie).then_some(at)
     }

@@ -249,7 +249,6 @@ extern "C" fn dereg_mr(mr: *mut Mr) -> c_int {
         Whose::Inherited => return 0,
         Whose::Libibverbs => {
             let _uncancelled = Uncancelled::begin();
-            let _inside = Inside::enter();
             return match real::dereg_mr() {
                 // SAFETY: the program made this call, so the arguments are its responsibility.
                 Some(deregister) => unsafe { deregister(mr) },
