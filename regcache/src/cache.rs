@@ -114,12 +114,8 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         let Some(slot) = core.hints.first(range.start()) else {
             return self.get_slow(range, access, None);
         };
-        // A comparison in place of `slab.get` keeps the compiler from testing the entry's address.
-        let (entries, index) = (core.slab.entries(), slot.0 as usize);
-        if index >= entries.len() {
-            return self.get_slow(range, access, None);
-        }
-        let entry = &*entries[index];
+        // SAFETY: the hint was noted for an entry, so the slab has its slot.
+        let entry = unsafe { core.slab.get_unchecked(slot) };
         if !core.is_current() {
             return self.get_slow(range, access, None);
         }
@@ -410,6 +406,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         let _uncancelled = Uncancelled::begin();
         unlink(core);
         core.unlink_and_deregister();
+        core.give_back_if_sparse();
         let outstanding = core.lock().outstanding(meant);
         Ok(Completion::of(core, outstanding))
     }

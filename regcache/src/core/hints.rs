@@ -16,6 +16,10 @@
 //! one page: small buffers, or ranges that overlap like the windows of an arena. So if a set is
 //! full of hints of one page, the page is *crowded*. The new hint then uses the next smaller page
 //! size. If pages of one size were crowded several times, no further hint uses that size.
+//!
+//! The table grows by doubling, and each hint of an old set belongs in one of two new sets. The
+//! next bit of the hash tells which one, but a hint has no room for that bit. So a second array
+//! keeps the next bits of each hint, and only writers use it.
 
 use std::io;
 
@@ -41,7 +45,8 @@ const SIZES: usize = 6;
 /// The number of crowded pages of one size after which no further hint uses that size.
 const CROWDED: u32 = 16;
 
-/// The number of hints in a set. With 4 hints, a set takes a quarter of a cache line.
+/// The number of hints in a set. With 4 hints, a set takes a quarter of a cache line, and the next
+/// bits of its hints fill a word.
 const WAYS: usize = 4;
 
 /// The number of bits of a hint that hold the tag. The other bits hold the slot.
@@ -80,6 +85,23 @@ impl FromZeros for Set {
     }
 }
 
+/// The bits of the hashes of a set's hints that follow those that chose the set: 8 for each hint.
+/// The lowest ones are for the first hint.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+struct Rests(AtomicU32);
+
+// SAFETY: `Rests` whose bytes are all 0 are valid.
+#[cfg(not(loom))]
+unsafe impl FromZeros for Rests {}
+
+#[cfg(loom)]
+impl FromZeros for Rests {
+    fn zeros() -> Self {
+        Self::default()
+    }
+}
+
 impl Set {
     #[inline]
     fn of_tag(&self, tag: u8) -> impl Iterator<Item = Slot> {
@@ -110,6 +132,20 @@ fn shift_of(size: usize) -> u32 {
     }
 }
 
+/// Returns the hash of the page that contains `address`. A page has 2^`shift` bytes.
+#[inline]
+fn hash_of(address: usize, shift: u32) -> u64 {
+    (address as u64 >> (shift & 63)).wrapping_mul(SPREAD)
+}
+
+/// Returns the tag of a page with this hash. The upper bits of the hash choose the set. If many
+/// pages have equal distances, the hashes of the pages in one set differ in the next bits. Bits
+/// further down are equal for some distances. The tag is never 0, because 0 marks an unused hint.
+#[inline]
+fn tag_of(hash: u64) -> u8 {
+    (hash >> 36) as u8 | 1
+}
+
 /// Returns the initial value of `shift` for a table of so many sets.
 fn first_shift(sets: usize) -> u32 {
     u64::BITS - sets.min(FIRST_SETS).trailing_zeros()
@@ -119,6 +155,9 @@ fn first_shift(sets: usize) -> u32 {
 #[derive(Debug)]
 pub(crate) struct Hints {
     sets: Zeroed<Set>,
+    /// The rests of each set. After a table has grown 8 times since a hint was noted, the rest of
+    /// the hint is 0, and growth may lose the hint.
+    rests: Zeroed<Rests>,
     /// The table uses 2^(64 - `shift`) sets.
     shift: AtomicU32,
     /// The number of calls of `note_found` since the table last grew. Many calls show that the
@@ -133,7 +172,7 @@ pub(crate) struct Hints {
 }
 
 impl Hints {
-    /// Makes a table for up to `entries` entries. The table reserves 8 to 16 bytes for each entry.
+    /// Makes a table for up to `entries` entries. The table reserves 10 to 20 bytes for each entry.
     ///
     /// # Errors
     ///
@@ -145,6 +184,7 @@ impl Hints {
             .clamp(2, MAX_SETS);
         Ok(Self {
             sets: Zeroed::new(sets)?,
+            rests: Zeroed::new(sets)?,
             shift: AtomicU32::new(first_shift(sets)),
             found: AtomicU32::new(0),
             sizes: AtomicU32::new(0),
@@ -156,14 +196,22 @@ impl Hints {
     /// Returns the set and the tag of the page that contains `address`. A page has 2^`shift` bytes.
     #[inline]
     fn locate(&self, address: usize, shift: u32) -> (&Set, u8) {
-        let hash = (address as u64 >> (shift & 63)).wrapping_mul(SPREAD);
-        // The upper bits of the product choose the set, and the middle bits are the tag. The tag is
-        // never 0, because 0 marks an unused hint.
-        let set = (hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize;
-        let tag = (hash >> 32) as u8 | 1;
+        let hash = hash_of(address, shift);
         // SAFETY: let n be 64 - `self.shift`. The index of the set has n bits, and the table has at
         // least 2^n sets.
-        (unsafe { self.sets.as_slice().get_unchecked(set) }, tag)
+        let set = unsafe { self.sets.as_slice().get_unchecked(self.index_of(hash)) };
+        (set, tag_of(hash))
+    }
+
+    /// Returns the index of the set for a page with this hash.
+    #[inline]
+    fn index_of(&self, hash: u64) -> usize {
+        (hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize
+    }
+
+    /// Returns the 8 bits of the hash that follow those that choose the set.
+    fn rest_of(&self, hash: u64) -> u8 {
+        (hash >> (self.shift.load(Ordering::Relaxed) - u8::BITS)) as u8
     }
 
     /// Returns the slot that is most likely to serve `address`.
@@ -213,24 +261,51 @@ impl Hints {
             self.grow();
         }
         let mut size = size_of(range);
-        let (set, tag) = loop {
-            let (set, tag) = self.locate(address, shift_of(size));
+        let (hash, tag) = loop {
+            let hash = hash_of(address, shift_of(size));
+            let tag = tag_of(hash);
+            let set = &self.sets.as_slice()[self.index_of(hash)];
             if set.of_tag(tag).any(|other| other == slot) {
                 return;
             }
             if size == 0 || !self.is_crowded(size, set, tag) {
-                break (set, tag);
+                break (hash, tag);
             }
             size -= 1;
         };
         let sizes = self.sizes.load(Ordering::Relaxed) | 1 << size;
         self.sizes.store(sizes, Ordering::Relaxed);
         self.latest.store(shift_of(size), Ordering::Relaxed);
-        // The hints of a set are ordered by age. The oldest one is dropped.
+        self.push(self.index_of(hash), hint(slot, tag), self.rest_of(hash));
+    }
+
+    /// Adds a hint to a set. The hints of a set are ordered by age. The oldest one is dropped.
+    fn push(&self, index: usize, hint: u32, rest: u8) {
+        let (set, rests) = (&self.sets.as_slice()[index], &self.rests.as_slice()[index]);
         for i in (1..WAYS).rev() {
             set.0[i].store(set.0[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        set.0[0].store(hint(slot, tag), Ordering::Relaxed);
+        set.0[0].store(hint, Ordering::Relaxed);
+        let others = rests.0.load(Ordering::Relaxed) << u8::BITS;
+        rests.0.store(others | u32::from(rest), Ordering::Relaxed);
+    }
+
+    /// Returns the hints of a set with their rests, from the newest to the oldest. An unused hint is
+    /// 0.
+    fn load(&self, index: usize) -> [(u32, u8); WAYS] {
+        let (set, rests) = (&self.sets.as_slice()[index], &self.rests.as_slice()[index]);
+        let rests = rests.0.load(Ordering::Relaxed).to_le_bytes();
+        std::array::from_fn(|i| (set.0[i].load(Ordering::Relaxed), rests[i]))
+    }
+
+    /// Replaces the hints of a set, and their rests.
+    fn store(&self, index: usize, hints: [(u32, u8); WAYS]) {
+        let (set, rests) = (&self.sets.as_slice()[index], &self.rests.as_slice()[index]);
+        for (way, (hint, _)) in set.0.iter().zip(hints) {
+            way.store(hint, Ordering::Relaxed);
+        }
+        let bytes = hints.map(|(_, rest)| rest);
+        rests.0.store(u32::from_le_bytes(bytes), Ordering::Relaxed);
     }
 
     /// Returns true if a new hint for a page of this size must use a smaller size, because the set
@@ -240,7 +315,9 @@ impl Hints {
         if crowded >= CROWDED {
             return true;
         }
-        let is_full = set.of_tag(tag).count() == WAYS;
+        // The oldest hint of most sets is unused, which saves the count.
+        let oldest = set.0[WAYS - 1].load(Ordering::Relaxed);
+        let is_full = oldest as u8 == tag && set.of_tag(tag).count() == WAYS;
         if is_full {
             self.crowded[size].store(crowded + 1, Ordering::Relaxed);
         }
@@ -268,21 +345,21 @@ impl Hints {
 
     /// Drops the hint to `slot` of the page that contains `address`.
     fn forget_one(&self, slot: Slot, address: usize, shift: u32) {
-        let (set, tag) = self.locate(address, shift);
-        let hint = hint(slot, tag);
-        let mut to = 0;
-        for from in 0..WAYS {
-            let its = set.0[from].load(Ordering::Relaxed);
-            if its != hint {
-                if to != from {
-                    set.0[to].store(its, Ordering::Relaxed);
-                }
-                to += 1;
-            }
+        let hash = hash_of(address, shift);
+        let (index, hint) = (self.index_of(hash), hint(slot, tag_of(hash)));
+        let (set, rests) = (&self.sets.as_slice()[index], &self.rests.as_slice()[index]);
+        let mut ways = set.0.iter().map(|way| way.load(Ordering::Relaxed));
+        let Some(at) = ways.position(|its| its == hint) else {
+            return;
+        };
+        for i in at..WAYS - 1 {
+            set.0[i].store(set.0[i + 1].load(Ordering::Relaxed), Ordering::Relaxed);
         }
-        for rest in to..WAYS {
-            set.0[rest].store(0, Ordering::Relaxed);
-        }
+        set.0[WAYS - 1].store(0, Ordering::Relaxed);
+        let all = rests.0.load(Ordering::Relaxed);
+        let newer = (1 << (u8::BITS * at as u32)) - 1;
+        let left = all & newer | all >> u8::BITS & !newer;
+        rests.0.store(left, Ordering::Relaxed);
     }
 
     /// Drops all hints, and gives back the memory of all sets but the first ones. Lookups find the
@@ -292,14 +369,18 @@ impl Hints {
         self.shift.store(first_shift(sets), Ordering::Relaxed);
         // SAFETY: only `note` and `forget` write to sets, under the table's lock. A reader takes
         // zeros as a set without hints.
-        unsafe { self.sets.discard(0..sets) };
+        unsafe {
+            self.sets.discard(0..sets);
+            self.rests.discard(0..sets);
+        }
     }
 
     /// Begins to load the hint for the start of `range`, which [`forget`](Self::forget) will drop.
     #[inline]
     pub(crate) fn prefetch(&self, range: VaRange) {
-        let shift = shift_of(size_of(range));
-        prefetch(self.locate(range.start(), shift).0);
+        let index = self.index_of(hash_of(range.start(), shift_of(size_of(range))));
+        prefetch(&self.sets.as_slice()[index]);
+        prefetch(&self.rests.as_slice()[index]);
     }
 
     /// Returns the number of sets in use.
@@ -307,22 +388,25 @@ impl Hints {
         1 << (u64::BITS - self.shift.load(Ordering::Relaxed))
     }
 
-    /// Doubles the number of sets in use, up to the size of the table. Each hint of an old set
-    /// belongs in one of two new sets. The hint is copied into both new sets. One of the copies is
-    /// wrong, which costs at most a probe.
+    /// Doubles the number of sets in use, up to the size of the table.
     #[cold]
     fn grow(&self) {
-        let (sets, before) = (self.sets.as_slice(), self.in_use());
+        let before = self.in_use();
         self.found.store(0, Ordering::Relaxed);
-        if before == sets.len() {
+        if before == self.sets.as_slice().len() {
             return;
         }
         for i in (0..before).rev() {
-            for way in 0..WAYS {
-                let hint = sets[i].0[way].load(Ordering::Relaxed);
-                sets[2 * i].0[way].store(hint, Ordering::Relaxed);
-                sets[2 * i + 1].0[way].store(hint, Ordering::Relaxed);
+            let (mut new, mut used) = ([[(0, 0); WAYS]; 2], [0; 2]);
+            for (hint, rest) in self.load(i) {
+                let upper = usize::from(rest >> 7);
+                if hint != 0 {
+                    new[upper][used[upper]] = (hint, rest << 1);
+                    used[upper] += 1;
+                }
             }
+            self.store(2 * i, new[0]);
+            self.store(2 * i + 1, new[1]);
         }
         let shift = self.shift.load(Ordering::Relaxed) - 1;
         self.shift.store(shift, Ordering::Relaxed);
@@ -411,9 +495,15 @@ mod tests {
         assert_eq!(hints.in_use(), sets, "there was room");
         let found = |i: &u32| slots(&hints, address(*i)).contains(i);
         let before: Vec<_> = (0..100).filter(found).collect();
-        while hints.in_use() < sets << 4 {
+        let places = || {
+            let used = |i| hints.load(i).iter().filter(|(hint, _)| *hint != 0).count();
+            (0..hints.in_use()).map(used).sum::<usize>()
+        };
+        let used = places();
+        while hints.in_use() < sets << 8 {
             hints.grow();
             assert!(before.iter().all(found));
+            assert_eq!(places(), used, "none is in two sets");
         }
     }
 

@@ -248,6 +248,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     pub(crate) fn reap(&self) -> Result<(), Error> {
         let drained = self.drain(&mut self.lock());
         self.unlink_and_deregister();
+        self.give_back_if_sparse();
         drained
     }
 
@@ -270,10 +271,6 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             self.unlink_marked(&mut table, PIECE);
             while table.pop_dead(&mut batch).is_some() {}
             if batch.is_empty() && !table.has_marked() {
-                if table.is_sparse() {
-                    drop(table);
-                    self.give_back();
-                }
                 return false;
             }
         }
@@ -282,7 +279,14 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         true
     }
 
-    /// Gives back memory of a cache that has few entries left, in pieces.
+    /// Gives back memory if the cache has few entries left.
+    pub(crate) fn give_back_if_sparse(&self) {
+        if self.lock().is_sparse() {
+            self.give_back();
+        }
+    }
+
+    /// Gives back memory, in pieces.
     #[cold]
     fn give_back(&self) {
         let (slots, since) = {

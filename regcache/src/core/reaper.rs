@@ -51,6 +51,10 @@ impl<R: Registrar, M: Monitor> Work for Arc<Core<R, M>> {
     }
 
     fn continue_work(&self) -> bool {
-        self.unlink_and_deregister_some()
+        if self.unlink_and_deregister_some() {
+            return true;
+        }
+        self.give_back_if_sparse();
+        false
     }
 }
