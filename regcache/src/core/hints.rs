@@ -151,6 +151,10 @@ fn first_shift(sets: usize) -> u32 {
     u64::BITS - sets.min(FIRST_SETS).trailing_zeros()
 }
 
+/// The index of a set that the table has.
+#[derive(Clone, Copy)]
+struct SetIndex(usize);
+
 /// The table of hints; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Hints {
@@ -197,16 +201,28 @@ impl Hints {
     #[inline]
     fn locate(&self, address: usize, shift: u32) -> (&Set, u8) {
         let hash = hash_of(address, shift);
-        // SAFETY: let n be 64 - `self.shift`. The index of the set has n bits, and the table has at
-        // least 2^n sets.
-        let set = unsafe { self.sets.as_slice().get_unchecked(self.index_of(hash)) };
-        (set, tag_of(hash))
+        (self.set(self.index_of(hash)), tag_of(hash))
+    }
+
+    /// Returns a set.
+    #[inline]
+    fn set(&self, index: SetIndex) -> &Set {
+        // SAFETY: the table has this set.
+        unsafe { self.sets.as_slice().get_unchecked(index.0) }
+    }
+
+    /// Returns the rests of a set.
+    #[inline]
+    fn rests(&self, index: SetIndex) -> &Rests {
+        // SAFETY: the table has this set, and as many rests as sets.
+        unsafe { self.rests.as_slice().get_unchecked(index.0) }
     }
 
     /// Returns the index of the set for a page with this hash.
     #[inline]
-    fn index_of(&self, hash: u64) -> usize {
-        (hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize
+    fn index_of(&self, hash: u64) -> SetIndex {
+        // Let n be 64 - `self.shift`. The index has n bits, and the table has at least 2^n sets.
+        SetIndex((hash >> (self.shift.load(Ordering::Relaxed) & 63)) as usize)
     }
 
     /// Returns the 8 bits of the hash that follow those that choose the set.
@@ -249,7 +265,7 @@ impl Hints {
         if found as usize > self.in_use() {
             self.grow();
         }
-        self.note(address, slot, range);
+        self.add::<false>(address, slot, range);
     }
 
     /// Notes a hint for `address` to `slot`, a new entry of `range`. The caller holds the table's
@@ -260,28 +276,33 @@ impl Hints {
         if slot.0 as usize >= self.in_use() * WAYS / 2 {
             self.grow();
         }
+        self.add::<true>(address, slot, range);
+    }
+
+    /// Adds a hint, unless it exists. `NEW` is true if it is known not to exist.
+    #[inline]
+    fn add<const NEW: bool>(&self, address: usize, slot: Slot, range: VaRange) {
         let mut size = size_of(range);
-        let (hash, tag) = loop {
+        loop {
             let hash = hash_of(address, shift_of(size));
-            let tag = tag_of(hash);
-            let set = &self.sets.as_slice()[self.index_of(hash)];
-            if set.of_tag(tag).any(|other| other == slot) {
+            let (index, tag) = (self.index_of(hash), tag_of(hash));
+            let set = self.set(index);
+            if !NEW && set.of_tag(tag).any(|other| other == slot) {
                 return;
             }
             if size == 0 || !self.is_crowded(size, set, tag) {
-                break (hash, tag);
+                let sizes = self.sizes.load(Ordering::Relaxed) | 1 << size;
+                self.sizes.store(sizes, Ordering::Relaxed);
+                self.latest.store(shift_of(size), Ordering::Relaxed);
+                return self.push(index, hint(slot, tag), self.rest_of(hash));
             }
             size -= 1;
-        };
-        let sizes = self.sizes.load(Ordering::Relaxed) | 1 << size;
-        self.sizes.store(sizes, Ordering::Relaxed);
-        self.latest.store(shift_of(size), Ordering::Relaxed);
-        self.push(self.index_of(hash), hint(slot, tag), self.rest_of(hash));
+        }
     }
 
     /// Adds a hint to a set. The hints of a set are ordered by age. The oldest one is dropped.
-    fn push(&self, index: usize, hint: u32, rest: u8) {
-        let (set, rests) = (&self.sets.as_slice()[index], &self.rests.as_slice()[index]);
+    fn push(&self, index: SetIndex, hint: u32, rest: u8) {
+        let (set, rests) = (self.set(index), self.rests(index));
         for i in (1..WAYS).rev() {
             set.0[i].store(set.0[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
         }
@@ -292,15 +313,15 @@ impl Hints {
 
     /// Returns the hints of a set with their rests, from the newest to the oldest. An unused hint is
     /// 0.
-    fn load(&self, index: usize) -> [(u32, u8); WAYS] {
-        let (set, rests) = (&self.sets.as_slice()[index], &self.rests.as_slice()[index]);
+    fn load(&self, index: SetIndex) -> [(u32, u8); WAYS] {
+        let (set, rests) = (self.set(index), self.rests(index));
         let rests = rests.0.load(Ordering::Relaxed).to_le_bytes();
         std::array::from_fn(|i| (set.0[i].load(Ordering::Relaxed), rests[i]))
     }
 
     /// Replaces the hints of a set, and their rests.
-    fn store(&self, index: usize, hints: [(u32, u8); WAYS]) {
-        let (set, rests) = (&self.sets.as_slice()[index], &self.rests.as_slice()[index]);
+    fn store(&self, index: SetIndex, hints: [(u32, u8); WAYS]) {
+        let (set, rests) = (self.set(index), self.rests(index));
         for (way, (hint, _)) in set.0.iter().zip(hints) {
             way.store(hint, Ordering::Relaxed);
         }
@@ -347,7 +368,7 @@ impl Hints {
     fn forget_one(&self, slot: Slot, address: usize, shift: u32) {
         let hash = hash_of(address, shift);
         let (index, hint) = (self.index_of(hash), hint(slot, tag_of(hash)));
-        let (set, rests) = (&self.sets.as_slice()[index], &self.rests.as_slice()[index]);
+        let (set, rests) = (self.set(index), self.rests(index));
         let mut ways = set.0.iter().map(|way| way.load(Ordering::Relaxed));
         let Some(at) = ways.position(|its| its == hint) else {
             return;
@@ -379,8 +400,8 @@ impl Hints {
     #[inline]
     pub(crate) fn prefetch(&self, range: VaRange) {
         let index = self.index_of(hash_of(range.start(), shift_of(size_of(range))));
-        prefetch(&self.sets.as_slice()[index]);
-        prefetch(&self.rests.as_slice()[index]);
+        prefetch(self.set(index));
+        prefetch(self.rests(index));
     }
 
     /// Returns the number of sets in use.
@@ -398,15 +419,15 @@ impl Hints {
         }
         for i in (0..before).rev() {
             let (mut new, mut used) = ([[(0, 0); WAYS]; 2], [0; 2]);
-            for (hint, rest) in self.load(i) {
+            for (hint, rest) in self.load(SetIndex(i)) {
                 let upper = usize::from(rest >> 7);
                 if hint != 0 {
                     new[upper][used[upper]] = (hint, rest << 1);
                     used[upper] += 1;
                 }
             }
-            self.store(2 * i, new[0]);
-            self.store(2 * i + 1, new[1]);
+            self.store(SetIndex(2 * i), new[0]);
+            self.store(SetIndex(2 * i + 1), new[1]);
         }
         let shift = self.shift.load(Ordering::Relaxed) - 1;
         self.shift.store(shift, Ordering::Relaxed);
@@ -458,7 +479,7 @@ mod tests {
         hints.note(0x7000_1234, Slot(3), page);
         assert_eq!(slots(&hints, 0x7000_1fff), [3]);
         assert!(slots(&hints, 0x7000_2000).is_empty());
-        hints.note(0x7000_1000, Slot(3), page);
+        hints.note_found(0x7000_1000, Slot(3), page);
         assert_eq!(slots(&hints, 0x7000_1000), [3], "noted once");
         for slot in 4..7 {
             hints.note(0x7000_1000, Slot(slot), page);
@@ -496,7 +517,13 @@ mod tests {
         let found = |i: &u32| slots(&hints, address(*i)).contains(i);
         let before: Vec<_> = (0..100).filter(found).collect();
         let places = || {
-            let used = |i| hints.load(i).iter().filter(|(hint, _)| *hint != 0).count();
+            let used = |i| {
+                hints
+                    .load(SetIndex(i))
+                    .iter()
+                    .filter(|(hint, _)| *hint != 0)
+                    .count()
+            };
             (0..hints.in_use()).map(used).sum::<usize>()
         };
         let used = places();
@@ -533,7 +560,7 @@ mod tests {
         assert_eq!(slots(&hints, page.start()), [3, 1]);
         let large = range(0x7f00_0000_3000, 64 << 20);
         for address in (large.start()..large.end()).step_by(PAGE) {
-            hints.note(address, Slot(2), large);
+            hints.note_found(address, Slot(2), large);
         }
         hints.forget(Slot(2), large);
         for address in (large.start()..large.end()).step_by(PAGE) {

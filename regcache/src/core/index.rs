@@ -38,7 +38,7 @@ impl<A: Access> Index<A> {
     pub(crate) fn contained(&mut self, range: VaRange, access: A) -> Option<Slot> {
         let mut maps = self.maps.iter_mut().filter(|(a, _)| access.serves(*a));
         maps.find_map(|(_, map)| {
-            let item = map.first_from(range.start())?;
+            let item = map.first_between(range.start(), range.end())?;
             (item.end <= range.end()).then_some(item.slot)
         })
     }

@@ -514,6 +514,17 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         }
     }
 
+    /// Ends the watch, and makes the slot vacant.
+    #[cold]
+    #[inline(never)]
+    fn give_up(&mut self) {
+        self.unwatch();
+        let mut table = self.core.lock();
+        table.vacate(self.slot);
+        self.core.notify_waiting(&table);
+        self.core.notify_awaiting(&table);
+    }
+
     /// Puts the registration into the cache, and returns its guard. If another thread has meanwhile
     /// linked a registration that serves the request, deregisters this one and returns a guard of
     /// the other thread's. If entries in use leave no room, returns the registration uncached.
@@ -598,14 +609,10 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
 }
 
 impl<R: Registrar, M: Monitor> Drop for Reservation<'_, R, M> {
+    #[inline]
     fn drop(&mut self) {
-        if self.published {
-            return;
+        if !self.published {
+            self.give_up();
         }
-        self.unwatch();
-        let mut table = self.core.lock();
-        table.vacate(self.slot);
-        self.core.notify_waiting(&table);
-        self.core.notify_awaiting(&table);
     }
 }

@@ -309,7 +309,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 
     /// Releases the lock. If there is something to unlink or to deregister, wakes the reaper.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn unlock(&self, table: Locked<'_, Table<R::Access>>) {
         let left = table.has_dead() || table.has_marked();
         drop(table);
@@ -319,6 +319,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 
     #[cold]
+    #[inline(never)]
     pub(crate) fn wake_reaper(&self) {
         if let Some(reaper) = self.reaper.get() {
             reaper.wake();
@@ -327,7 +328,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     /// Releases the lock in a miss. If there is no reaper, takes a few dead entries and deregisters
     /// them.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn unlock_by_miss(&self, table: Locked<'_, Table<R::Access>>) {
         if table.has_dead() && self.reaper.get().is_none() {
             self.deregister_few(table);
@@ -337,6 +338,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 
     #[cold]
+    #[inline(never)]
     fn deregister_few(&self, mut table: Locked<'_, Table<R::Access>>) {
         let mut batch = Batch::default();
         for _ in 0..DEREGISTERED_BY_MISS {

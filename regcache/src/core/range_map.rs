@@ -336,10 +336,7 @@ impl RangeMap {
     #[inline]
     pub(crate) fn last_to(&mut self, address: usize) -> Option<Item> {
         let at = self.search(address);
-        let item = self
-            .block(at.chunk, at.block)?
-            .item(at.before.checked_sub(1)?)?;
-        Some(self.unpacked(item))
+        self.item(at.chunk, at.block, at.before.checked_sub(1)?)
     }
 
     /// Returns the ranges that start at or before `address`, beginning with the last one.
@@ -355,33 +352,42 @@ impl RangeMap {
                 at.before = self.block(at.chunk, at.block)?.len();
             }
             at.before -= 1;
-            let item = self.block(at.chunk, at.block)?.item(at.before)?;
-            Some(self.unpacked(item))
+            self.item(at.chunk, at.block, at.before)
         })
     }
 
-    /// Returns the first range that starts at or after `address`.
+    /// Returns the first range that starts at or after `address`, if it starts before `end`.
     #[inline]
-    pub(crate) fn first_from(&mut self, address: usize) -> Option<Item> {
-        let Position {
-            chunk,
-            block,
-            before,
-        } = self.search(address);
-        let here = self.block(chunk, block)?;
+    pub(crate) fn first_between(&mut self, address: usize, end: usize) -> Option<Item> {
+        let at = self.search(address);
+        let chunk = self.chunks.get(at.chunk)?;
+        let starts = &chunk.blocks.get(at.block)?.starts;
         // If a range starts exactly at `address`, the position is after that range. So the range
         // before the position is checked first.
-        if let Some(item) = before.checked_sub(1).and_then(|i| here.item(i))
-            && item.start == address
-        {
-            return Some(self.unpacked(item));
+        let before = at.before.wrapping_sub(1);
+        if starts.get(before) == Some(&address) {
+            return self.item(at.chunk, at.block, before);
         }
-        let next = || {
-            let next = self.block(chunk, block + 1);
-            next.or_else(|| self.block(chunk + 1, 0))?.item(0)
-        };
-        let item = here.item(before).or_else(next)?;
-        Some(self.unpacked(item))
+        // The arrays of starts show where the next range starts, so most searches load no more.
+        match starts.get(at.before) {
+            Some(&NONE) | None => {}
+            Some(&start) if start >= end => return None,
+            Some(_) => return self.item(at.chunk, at.block, at.before),
+        }
+        match chunk.firsts.get(at.block + 1) {
+            Some(&NONE) | None => {}
+            Some(&start) if start >= end => return None,
+            Some(_) => return self.item(at.chunk, at.block + 1, 0),
+        }
+        if *self.firsts.get(at.chunk + 1)? >= end {
+            return None;
+        }
+        self.item(at.chunk + 1, 0, 0)
+    }
+
+    /// Returns a range, given its chunk, its block in the chunk and its number in the block.
+    fn item(&self, chunk: usize, block: usize, i: usize) -> Option<Item> {
+        Some(self.unpacked(self.block(chunk, block)?.item(i)?))
     }
 
     /// Adds a range. No other range may have the same start.
@@ -529,7 +535,7 @@ impl RangeMap {
     fn packed(&mut self, range: VaRange, slot: Slot) -> Packed {
         let len = (range.len() as u64).min(LONG);
         if len == LONG {
-            self.long.insert(range.start(), range.end());
+            self.add_long(range);
         }
         Packed {
             start: range.start(),
@@ -540,7 +546,7 @@ impl RangeMap {
     #[inline]
     fn unpacked(&self, item: Packed) -> Item {
         let end = match item.len() {
-            LONG => self.long[&item.start],
+            LONG => self.end_of_long(item.start),
             len => item.start + len as usize,
         };
         Item {
@@ -548,6 +554,18 @@ impl RangeMap {
             end,
             slot: Slot((item.rest >> LEN_BITS) as u32),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn add_long(&mut self, range: VaRange) {
+        self.long.insert(range.start(), range.end());
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn end_of_long(&self, start: usize) -> usize {
+        self.long[&start]
     }
 
     /// Searches for the positions after all ranges that start at or before each address. A position
@@ -621,8 +639,11 @@ mod tests {
         let back: Vec<_> = model.range(..=at).rev().map(pair).collect();
         let last = map.last_to(at);
         assert_eq!(pairs(&mut last.into_iter()), back[..back.len().min(1)]);
-        let first = map.first_from(at);
-        assert_eq!(pairs(&mut first.into_iter()), from[..from.len().min(1)]);
+        for end in [at + 1, at + 10, usize::MAX] {
+            let first = map.first_between(at, end);
+            let expected = from.first().filter(|(start, _)| *start < end);
+            assert_eq!(pairs(&mut first.into_iter()).first(), expected);
+        }
         assert_eq!(pairs(&mut map.back_from(at)), back);
     }
 
