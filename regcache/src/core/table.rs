@@ -429,6 +429,7 @@ impl<A: Access> Table<A> {
     }
 
     fn mark_linked<T>(&mut self, slab: &Slab<T>, slot: Slot) {
+        slab.prefetch(slot);
         slab.marks.insert(slot);
         self.eviction.move_to(List::Marked, slot);
     }
