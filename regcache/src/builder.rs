@@ -4,7 +4,6 @@ use std::io;
 use std::sync::OnceLock;
 
 use crossbeam_utils::CachePadded;
-use nix::unistd::{SysconfVar, sysconf};
 
 use crate::cache::Cache;
 use crate::core::budget::Budget;
@@ -22,6 +21,7 @@ use crate::limits;
 use crate::monitor::{Auto, Monitor, auto};
 use crate::registrar::Registrar;
 use crate::sys::fork::ForkMark;
+use crate::sys::memory;
 use crate::sys::sync::{Arc, Condvar};
 
 const DEFAULT_MAX_ENTRIES: u32 = 65_536;
@@ -244,7 +244,7 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
             hints: Hints::new(options.max_entries)?,
             slab: Slab::new(capacity, generation)?,
             registrar,
-            page_size: system_value(SysconfVar::PAGE_SIZE, 4096),
+            page_size: memory::page_size(),
             widening: options.widening,
             revoke_remote_keys: options.revoke_remote_keys,
             fresh: Fresh::default(),
@@ -267,19 +267,11 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
     }
 }
 
-fn system_value(which: SysconfVar, otherwise: usize) -> usize {
-    match sysconf(which) {
-        Ok(Some(value)) => usize::try_from(value).unwrap_or(otherwise),
-        _ => otherwise,
-    }
-}
-
 /// Returns the number of bytes that `RLIMIT_MEMLOCK` allows, or half of the memory that the process
 /// can have, if that half is less. The process can have the machine's memory, or as much as its
 /// cgroups allow.
 fn default_max_bytes() -> usize {
-    let machine = system_value(SysconfVar::_PHYS_PAGES, 1 << 18)
-        .saturating_mul(system_value(SysconfVar::PAGE_SIZE, 4096));
+    let machine = memory::physical();
     let at_most = |limit: Option<u64>| limit.map_or(usize::MAX, |it| it as usize);
     let memory = machine.min(at_most(limits::cgroup_memory()));
     at_most(limits::memlock()).min(memory / 2)

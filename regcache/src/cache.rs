@@ -602,6 +602,10 @@ impl<R: Registrar, M: Monitor> Drop for Cache<R, M> {
         self.reaper.take();
         self.core.unlink_all();
         self.core.unlink_and_deregister();
+        // Guards keep the core alive, and one guard needs little of its memory.
+        if Arc::strong_count(&self.core) > 1 {
+            self.core.give_back_if_sparse();
+        }
     }
 }
 

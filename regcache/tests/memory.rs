@@ -119,6 +119,18 @@ fn memory_around_entries_in_use_is_given_back() {
     assert!(left < full / 10, "{left} of {full} bytes");
 }
 
+fn a_guard_that_outlives_its_cache_keeps_little_memory() {
+    let cache = cache();
+    let before = resident();
+    let guard = cache.get(address(0), 4096, ()).unwrap();
+    fill(&cache);
+    let full = resident() - before;
+    drop(cache);
+    let left = resident().saturating_sub(before);
+    assert!(left < full / 10, "{left} of {full} bytes");
+    assert_eq!(*guard.registration(), address(0).addr());
+}
+
 /// Threads look up and count hits while the memory comes and goes.
 fn hits_are_counted_while_memory_is_given_back() {
     let cache = cache();
@@ -162,5 +174,6 @@ fn a_cache_gives_back_the_memory_of_entries_that_are_gone() {
     assert_eq!(done, 1);
     memory_of_a_cache_that_shrank_is_given_back();
     memory_around_entries_in_use_is_given_back();
+    a_guard_that_outlives_its_cache_keeps_little_memory();
     hits_are_counted_while_memory_is_given_back();
 }

@@ -63,7 +63,7 @@ const FORGOTTEN: usize = 1 + (1 << STEP);
 /// The number of sets that a new table uses. These sets take 1 KiB.
 const FIRST_SETS: usize = 64;
 
-/// The maximum number of sets of a table. A table of this size takes 4 MiB and holds 1 048 576
+/// The maximum number of sets of a table. A table of this size takes 5 MiB and holds 1 048 576
 /// hints.
 const MAX_SETS: usize = 1 << 18;
 
@@ -279,15 +279,17 @@ impl Hints {
         self.add::<true>(address, slot, range);
     }
 
-    /// Adds a hint, unless it exists. `NEW` is true if it is known not to exist.
+    /// Adds a hint, unless it exists. `NEW` is true if `slot` has just become an entry of `range`.
+    /// Then it has no hint for a page of the range's own size, because `forget` drops those.
     #[inline]
     fn add<const NEW: bool>(&self, address: usize, slot: Slot, range: VaRange) {
-        let mut size = size_of(range);
+        let own = size_of(range);
+        let mut size = own;
         loop {
             let hash = hash_of(address, shift_of(size));
             let (index, tag) = (self.index_of(hash), tag_of(hash));
             let set = self.set(index);
-            if !NEW && set.of_tag(tag).any(|other| other == slot) {
+            if (!NEW || size < own) && set.of_tag(tag).any(|other| other == slot) {
                 return;
             }
             if size == 0 || !self.is_crowded(size, set, tag) {
@@ -311,8 +313,8 @@ impl Hints {
         rests.0.store(others | u32::from(rest), Ordering::Relaxed);
     }
 
-    /// Returns the hints of a set with their rests, from the newest to the oldest. An unused hint is
-    /// 0.
+    /// Returns the hints of a set with their rests, from the newest to the oldest. An unused hint
+    /// is 0.
     fn load(&self, index: SetIndex) -> [(u32, u8); WAYS] {
         let (set, rests) = (self.set(index), self.rests(index));
         let rests = rests.0.load(Ordering::Relaxed).to_le_bytes();
@@ -383,12 +385,12 @@ impl Hints {
         rests.0.store(left, Ordering::Relaxed);
     }
 
-    /// Drops all hints, and gives back the memory of all sets but the first ones. Lookups find the
-    /// entries in the index, and note hints for them again. The caller holds the table's lock.
+    /// Drops all hints and gives back their memory. Lookups find the entries in the index, and note
+    /// hints for them again. The caller holds the table's lock.
     pub(crate) fn give_back(&self) {
         let sets = self.sets.as_slice().len();
         self.shift.store(first_shift(sets), Ordering::Relaxed);
-        // SAFETY: only `note` and `forget` write to sets, under the table's lock. A reader takes
+        // SAFETY: only callers that hold the table's lock write to sets and rests. A reader takes
         // zeros as a set without hints.
         unsafe {
             self.sets.discard(0..sets);
@@ -566,6 +568,23 @@ mod tests {
         for address in (large.start()..large.end()).step_by(PAGE) {
             assert!(!slots(&hints, address).contains(&2));
         }
+    }
+
+    #[test]
+    fn a_hint_that_was_not_forgotten_is_not_noted_again() {
+        let hints = Hints::new(64).unwrap();
+        let page = range(0x7000_1000, PAGE);
+        let size = size_of(page);
+        hints.crowded[size].store(CROWDED, Ordering::Relaxed);
+        for slot in 1..4 {
+            hints.note(0x7000_1800, Slot(slot), page);
+        }
+        for _ in 0..5 {
+            hints.note(0x7000_1800, Slot(9), page);
+            // This call looks only in the first page of the smaller size.
+            hints.forget(Slot(9), page);
+        }
+        assert_eq!(slots(&hints, 0x7000_1800), [9, 3, 2, 1]);
     }
 
     #[test]

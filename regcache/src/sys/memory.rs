@@ -1,7 +1,10 @@
-//! The calls that populate pages of this process, and that describe its mappings.
+//! The sizes of memory, the call that populates pages of this process, and the one that describes
+//! its mappings.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+
+use nix::unistd::{SysconfVar, sysconf};
 
 /// A range of pages: `[start, end)`.
 pub(crate) type Pages = (usize, usize);
@@ -16,6 +19,23 @@ pub(crate) const WRITABLE: u64 = 2;
 pub(crate) const ACCESSIBLE: u64 = 7;
 /// A flag of a mapping: it is shared.
 pub(crate) const SHARED: u64 = 8;
+
+/// Returns the size of a page of the running kernel, in bytes.
+pub(crate) fn page_size() -> usize {
+    system_value(SysconfVar::PAGE_SIZE, 4096)
+}
+
+/// Returns the size of the machine's memory, in bytes.
+pub(crate) fn physical() -> usize {
+    system_value(SysconfVar::_PHYS_PAGES, 1 << 18).saturating_mul(page_size())
+}
+
+fn system_value(which: SysconfVar, otherwise: usize) -> usize {
+    match sysconf(which) {
+        Ok(Some(value)) => usize::try_from(value).unwrap_or(otherwise),
+        _ => otherwise,
+    }
+}
 
 /// Populates the pages of a range as writes to them would. Private pages become pages of their own.
 /// Returns false after an error, which ends the call.

@@ -48,9 +48,10 @@ mod mapped {
     };
 
     use super::FromZeros;
+    use crate::sys::memory;
 
-    /// The size of the smallest pages of the supported machines. A larger page contains whole pages
-    /// of this size.
+    /// The size of the smallest pages of the supported machines, which is the alignment of an
+    /// array. The kernel's pages may be larger.
     const PAGE: usize = 4096;
 
     /// The size of the part of an array that has no huge pages: one huge page of most machines.
@@ -108,6 +109,12 @@ mod mapped {
         }
     }
 
+    /// Returns the bytes of the pages that are whole within the bytes of a range. The kernel rounds
+    /// the length of a range up to its own page size. So pages of another size would not do.
+    fn whole_pages(bytes: Range<usize>, page: usize) -> Range<usize> {
+        bytes.start.next_multiple_of(page)..bytes.end & !(page - 1)
+    }
+
     impl<T> Drop for Zeroed<T> {
         fn drop(&mut self) {
             let bytes = self.len * size_of::<T>();
@@ -132,7 +139,7 @@ mod mapped {
         pub(crate) fn populate(&self, range: Range<usize>) {
             let bytes = range.start * size_of::<T>()..range.end.min(self.len) * size_of::<T>();
             // The kernel wants the address of a page, and rounds the length up.
-            let start = bytes.start & !(PAGE - 1);
+            let start = bytes.start & !(memory::page_size() - 1);
             if start < bytes.end {
                 // SAFETY: the call has the effect of reading each element and writing it back, so
                 // no reader sees a change. The pages are part of the array.
@@ -155,7 +162,7 @@ mod mapped {
         /// become 0.
         pub(crate) unsafe fn discard(&self, range: Range<usize>) {
             let bytes = range.start * size_of::<T>()..range.end.min(self.len) * size_of::<T>();
-            let pages = bytes.start.next_multiple_of(PAGE)..bytes.end & !(PAGE - 1);
+            let pages = whole_pages(bytes, memory::page_size());
             if pages.start < pages.end {
                 // SAFETY: the pages are part of the array, and by the contract their elements may
                 // become zeros.
@@ -234,6 +241,14 @@ mod mapped {
             assert_eq!([elements[0], elements[PAGE / 8 - 1]], [7, 7]);
             assert_eq!([elements[PAGE / 8], elements[3 * PAGE / 8 - 1]], [0, 0]);
             assert_eq!(elements[3 * PAGE / 8], 7);
+        }
+
+        #[test]
+        fn a_page_of_64_kib_is_given_back_only_as_a_whole() {
+            let page = 1 << 16;
+            assert_eq!(whole_pages(0..page - 1, page), 0..0);
+            assert_eq!(whole_pages(1..3 * page - 1, page), page..2 * page);
+            assert!(whole_pages(PAGE..2 * PAGE, page).is_empty());
         }
 
         #[test]

@@ -20,10 +20,10 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     }
     let program = env::current_exe()?.with_file_name("count-lookups");
     for (entries, threshold) in [
-        (1, Threshold::Value(60.0)),
+        (1, Threshold::Value(50.0)),
         (100, Threshold::None),
         (10_000, Threshold::None),
-        (100_000, Threshold::Value(110.0)),
+        (100_000, Threshold::Value(72.0)),
     ] {
         let name = format!("instructions/hit/{entries}");
         if !report.wants(&name) {
