@@ -5,7 +5,7 @@
 # It then registers one region for both ranges. So a window that slides over a buffer makes the
 # region longer with each step, and each step registers the whole region. The number of pages that
 # the device registers is quadratic in the number of steps. A reader expects each step to register
-# one window. The parameters of the cache have no limit for the length of such a region.
+# one window. The parameters limit the number and the total size of regions, not the length of one.
 #
 # Seen: libucx0 1.13.1-1 of Debian 12. A window of 2 pages makes 256 steps of one page. The device
 # registers 256 times, 33 152 pages in all, and one region of 257 pages is left. If the window makes
