@@ -46,12 +46,14 @@ fn same(arguments: &[&str], prepare: impl Fn(&mut Command)) -> [Ran; 2] {
 #[test]
 fn children_can_read_memory_that_libibverbs_hides_while_it_is_registered() {
     for (argument, variable) in [("1", "0"), ("0", "1"), ("0", "0")] {
-        let [_, with] = same(&["hidden", argument], |command| {
+        let [without, with] = same(&["hidden", argument], |command| {
             if variable == "1" {
                 command.env("RDMAV_FORK_SAFE", "1");
             }
         });
-        let is_hidden = (argument, variable) != ("0", "0");
+        // Since rdma-core 51 nothing is hidden on kernels that copy pinned pages for a child.
+        let is_hidden = without.stdout.contains("child: signal 11");
+        assert!(!is_hidden || (argument, variable) != ("0", "0"));
         let said = with
             .stderr
             .contains("hides registered memory from children");

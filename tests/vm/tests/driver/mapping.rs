@@ -160,8 +160,9 @@ fn a_file_that_is_truncated_or_punched_counts_also_by_another_process() {
     assert!(is_invalidated(&device));
 }
 
-#[test]
-fn a_write_after_fork_counts_where_it_copies() {
+/// Forks, and writes to two pages. The first write copies a page. Returns true if the second write,
+/// to a page with only one owner, is not reported.
+fn is_written_in_place_after_fork() -> bool {
     let (device, memory) = watched_as_one(4);
     // The child shares the pages with this process until the child exits.
     let (wait, go) = nix::unistd::pipe().unwrap();
@@ -182,7 +183,15 @@ fn a_write_after_fork_counts_where_it_copies() {
     nix::unistd::write(&go, &[1]).unwrap();
     assert!(child.succeeded().unwrap());
     memory.write(2, 2);
-    assert!(!is_invalidated(&device), "the last owner writes in place");
+    !is_invalidated(&device)
+}
+
+/// The last owner of a page writes in place, unless a CPU still has the page in a list of pages
+/// that it has just added. So the test makes several attempts.
+#[test]
+fn a_write_after_fork_counts_where_it_copies() {
+    let in_place = (0..20).any(|_| is_written_in_place_after_fork());
+    assert!(in_place, "each write by the last owner was reported");
 }
 
 #[test]

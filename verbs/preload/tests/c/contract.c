@@ -117,10 +117,10 @@ static void fresh(int rounds)
 
 /*
  * A peer that has the rkey of a deregistered registration is refused, although the same memory is
- * registered a second time. `expected` is the status of the peer's write with the first rkey. The
- * write may succeed with REGCACHE_REMOTE=keep.
+ * registered a second time. With REGCACHE_REMOTE=keep the peer may be `served`. The status of a
+ * refused write differs: on Linux 7.3, rxe flushes the write of a queue pair that is its own peer.
  */
-static void revoked(enum ibv_wc_status expected)
+static void revoked(int served)
 {
 	struct loop loop;
 	char *source = map(PAGE), *sink = map(PAGE);
@@ -136,14 +136,14 @@ static void revoked(enum ibv_wc_status expected)
 	CHECK(sink[0] == 1);
 	CHECK(ibv_dereg_mr(first) == 0);
 	memset(source, 2, PAGE);
-	CHECK(loop_write(&loop, source, from->lkey, PAGE, sink, rkey) == expected);
-	CHECK(sink[0] == (expected == IBV_WC_SUCCESS ? 2 : 1));
+	CHECK((loop_write(&loop, source, from->lkey, PAGE, sink, rkey) == IBV_WC_SUCCESS) == served);
+	CHECK(sink[0] == (served ? 2 : 1));
 	memset(source, 3, PAGE);
 	CHECK(loop_write(&loop, source, from->lkey, PAGE, sink, second->rkey) == IBV_WC_SUCCESS);
 	CHECK(sink[0] == 3);
 	rkey = second->rkey;
 	CHECK(ibv_dereg_mr(second) == 0);
-	CHECK(loop_write(&loop, source, from->lkey, PAGE, sink, rkey) == IBV_WC_REM_ACCESS_ERR);
+	CHECK(loop_write(&loop, source, from->lkey, PAGE, sink, rkey) != IBV_WC_SUCCESS);
 	/* The peer cannot reach the memory after it was unmapped, whether or not keys are kept. */
 	rkey = kept;
 	CHECK(munmap(sink, PAGE) == 0);

@@ -27,7 +27,8 @@ static void *function(const char *name, const char *version)
 
 int main(int argc, char **argv)
 {
-	static char memory[1 << 16];
+	/* Static memory may begin in a page of the file, which userfaultfd cannot watch. */
+	static char memory[1 << 16] __attribute__((aligned(4096)));
 
 	CHECK(argc == 2);
 	by_version = !strcmp(argv[1], "dlvsym");

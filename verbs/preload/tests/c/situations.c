@@ -68,7 +68,16 @@ static void print_end_of(pid_t child)
 		printf("child: exit %d\n", WEXITSTATUS(status));
 }
 
-/* A child reads memory that its parent has registered and deregistered. */
+static void print_read_by_child(const volatile char *memory)
+{
+	pid_t child = fork();
+
+	if (child == 0)
+		_exit(*memory == 7 ? 0 : 1);
+	print_end_of(child);
+}
+
+/* Children read memory that their parent has registered, and memory that it has deregistered. */
 static void hidden(int init)
 {
 	if (init)
@@ -78,16 +87,15 @@ static void hidden(int init)
 	char *memories[] = { map(16 * PAGE, 0), malloc(100) };
 
 	for (int i = 0; i < 2; i++) {
-		volatile char *memory = memories[i];
-
-		*memory = 7;
+		*memories[i] = 7;
 		reg_and_dereg(pd, memories[i], i ? 100 : 16 * PAGE);
-		pid_t child = fork();
-
-		if (child == 0)
-			_exit(*memory == 7 ? 0 : 1);
-		print_end_of(child);
+		print_read_by_child(memories[i]);
 	}
+	struct ibv_mr *mr = ibv_reg_mr(pd, memories[0], PAGE, LOCAL);
+
+	CHECK(mr);
+	print_read_by_child(memories[0]);
+	CHECK(ibv_dereg_mr(mr) == 0);
 	end(context, pd);
 }
 
