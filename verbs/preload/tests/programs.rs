@@ -26,6 +26,8 @@ struct Program {
     environment: &'static [(&'static str, &'static str)],
     /// The libraries that are preloaded with the shim, and also without.
     preloads: &'static [&'static str],
+    /// The program's standard input is a terminal.
+    terminal: bool,
     /// The server serves one client after another until a signal ends it. So its exit status says
     /// nothing, and the shim prints no summary.
     serves_on: bool,
@@ -130,6 +132,7 @@ const USUAL: Program = Program {
     client: HERE,
     environment: &[],
     preloads: &[],
+    terminal: false,
     serves_on: false,
     with: How::Shim,
     verdict: totals,
@@ -301,6 +304,8 @@ const PROGRAMS: &[Program] = &[
             ("UCX_UD_VERBS_ETH_DGID_CHECK", "n"),
             ("UCX_IB_FORK_INIT", "n"),
         ],
+        // Debian 13's program takes another input as a sign that mpirun has started it.
+        terminal: true,
         with: How::Keep,
         verdict: finals,
         ..USUAL
@@ -321,7 +326,13 @@ impl How {
         if self != Self::Without {
             libraries.insert(0, shim());
         }
-        let mut command = preloading(&libraries, program.name);
+        let mut command = if program.terminal {
+            let mut shell = preloading(&libraries, "sh");
+            shell.args(["-c", "exec \"$0\" \"$@\" 0<>/dev/ptmx", program.name]);
+            shell
+        } else {
+            preloading(&libraries, program.name)
+        };
         command.envs(program.environment.iter().copied());
         if self == Self::Keep {
             command.env("REGCACHE_REMOTE", "keep");
