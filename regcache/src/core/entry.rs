@@ -347,7 +347,7 @@ impl<T> Entry<T> {
     ///
     /// The caller has claimed the entry, and has not taken its content yet.
     pub(crate) unsafe fn reset(&self, hits: u64) {
-        let (blocks, rest) = (hits / MOVED_HITS * HIT, hits % (MOVED_HITS / HIT));
+        let (blocks, rest) = (hits / (MOVED_HITS / HIT), hits % (MOVED_HITS / HIT));
         self.hit_blocks.fetch_add(blocks as u32, Ordering::Relaxed);
         self.state.store(rest * HIT, Ordering::SeqCst);
     }
@@ -921,6 +921,17 @@ mod tests {
             assert_eq!(entry.take(), 7);
             entry.publish(8, false);
             assert_eq!(entry.hits(), many + 3);
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_no_longer_spread_keeps_all_hits() {
+        let most = MOVED_HITS / HIT;
+        for hits in [5, most - 1, most, 3 * most + 5, 100 * most] {
+            let entry = Entry::<u8>::vacant();
+            // SAFETY: the entry has no content, and the test has one thread.
+            unsafe { entry.reset(hits) };
+            assert_eq!(entry.hits(), hits);
         }
     }
 
