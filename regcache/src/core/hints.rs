@@ -27,7 +27,9 @@ use crate::core::slot::Slot;
 use crate::range::VaRange;
 use crate::sys::prefetch::prefetch;
 use crate::sys::sync::{AtomicU32, Ordering};
-use crate::sys::zeroed::{FromZeros, Zeroed};
+#[cfg(not(loom))]
+use crate::sys::zeroed::FromZeros;
+use crate::sys::zeroed::Zeroed;
 
 /// The binary logarithm of the smallest page size, 64 bytes. The page sizes of the hints only
 /// affect speed, so they need not be the kernel's page sizes.
@@ -77,30 +79,6 @@ struct Set([AtomicU32; WAYS]);
 // SAFETY: a `Set` whose bytes are all 0 is valid: it has no hints.
 #[cfg(not(loom))]
 unsafe impl FromZeros for Set {}
-
-#[cfg(loom)]
-impl FromZeros for Set {
-    fn zeros() -> Self {
-        Self::default()
-    }
-}
-
-/// The bits of the hashes of a set's hints that follow those that chose the set: 8 for each hint.
-/// The lowest ones are for the first hint.
-#[derive(Debug, Default)]
-#[repr(transparent)]
-struct Rests(AtomicU32);
-
-// SAFETY: `Rests` whose bytes are all 0 are valid.
-#[cfg(not(loom))]
-unsafe impl FromZeros for Rests {}
-
-#[cfg(loom)]
-impl FromZeros for Rests {
-    fn zeros() -> Self {
-        Self::default()
-    }
-}
 
 impl Set {
     #[inline]
@@ -159,9 +137,10 @@ struct SetIndex(usize);
 #[derive(Debug)]
 pub(crate) struct Hints {
     sets: Zeroed<Set>,
-    /// The rests of each set. After a table has grown 8 times since a hint was noted, the rest of
-    /// the hint is 0, and growth may lose the hint.
-    rests: Zeroed<Rests>,
+    /// The rests of each set's hints: the 8 bits of the hash that follow those that chose the set.
+    /// The lowest byte is for the first hint. After a table has grown 8 times since a hint was
+    /// noted, the rest of the hint is 0, and growth may lose the hint.
+    rests: Zeroed<AtomicU32>,
     /// The table uses 2^(64 - `shift`) sets.
     shift: AtomicU32,
     /// The number of calls of `note_found` since the table last grew. Many calls show that the
@@ -213,7 +192,7 @@ impl Hints {
 
     /// Returns the rests of a set.
     #[inline]
-    fn rests(&self, index: SetIndex) -> &Rests {
+    fn rests(&self, index: SetIndex) -> &AtomicU32 {
         // SAFETY: the table has this set, and as many rests as sets.
         unsafe { self.rests.as_slice().get_unchecked(index.0) }
     }
@@ -309,15 +288,15 @@ impl Hints {
             set.0[i].store(set.0[i - 1].load(Ordering::Relaxed), Ordering::Relaxed);
         }
         set.0[0].store(hint, Ordering::Relaxed);
-        let others = rests.0.load(Ordering::Relaxed) << u8::BITS;
-        rests.0.store(others | u32::from(rest), Ordering::Relaxed);
+        let others = rests.load(Ordering::Relaxed) << u8::BITS;
+        rests.store(others | u32::from(rest), Ordering::Relaxed);
     }
 
     /// Returns the hints of a set with their rests, from the newest to the oldest. An unused hint
     /// is 0.
     fn load(&self, index: SetIndex) -> [(u32, u8); WAYS] {
         let (set, rests) = (self.set(index), self.rests(index));
-        let rests = rests.0.load(Ordering::Relaxed).to_le_bytes();
+        let rests = rests.load(Ordering::Relaxed).to_le_bytes();
         std::array::from_fn(|i| (set.0[i].load(Ordering::Relaxed), rests[i]))
     }
 
@@ -328,7 +307,7 @@ impl Hints {
             way.store(hint, Ordering::Relaxed);
         }
         let bytes = hints.map(|(_, rest)| rest);
-        rests.0.store(u32::from_le_bytes(bytes), Ordering::Relaxed);
+        rests.store(u32::from_le_bytes(bytes), Ordering::Relaxed);
     }
 
     /// Returns true if a new hint for a page of this size must use a smaller size, because the set
@@ -379,10 +358,10 @@ impl Hints {
             set.0[i].store(set.0[i + 1].load(Ordering::Relaxed), Ordering::Relaxed);
         }
         set.0[WAYS - 1].store(0, Ordering::Relaxed);
-        let all = rests.0.load(Ordering::Relaxed);
+        let all = rests.load(Ordering::Relaxed);
         let newer = (1 << (u8::BITS * at as u32)) - 1;
         let left = all & newer | all >> u8::BITS & !newer;
-        rests.0.store(left, Ordering::Relaxed);
+        rests.store(left, Ordering::Relaxed);
     }
 
     /// Drops all hints and gives back their memory. Lookups find the entries in the index, and note

@@ -34,28 +34,14 @@ use std::io;
 
 use crate::core::slot::Slot;
 use crate::sys::sync::{AtomicU64, Ordering};
-use crate::sys::zeroed::{FromZeros, Zeroed};
-
-/// The marks of 64 slots.
-#[derive(Debug, Default)]
-struct Word(AtomicU64);
-
-// SAFETY: a word of zero bytes is valid: it has no marks.
-#[cfg(not(loom))]
-unsafe impl FromZeros for Word {}
-
-#[cfg(loom)]
-impl FromZeros for Word {
-    fn zeros() -> Self {
-        Self::default()
-    }
-}
+use crate::sys::zeroed::Zeroed;
 
 /// One mark for each slot, and the generation of the marks; see the head of this file.
 #[derive(Debug)]
 pub(crate) struct Marks {
     generation: AtomicU64,
-    words: Zeroed<Word>,
+    /// The marks of 64 slots in each word.
+    words: Zeroed<AtomicU64>,
 }
 
 impl Marks {
@@ -85,7 +71,7 @@ impl Marks {
 
     fn word(&self, slot: Slot) -> Option<(&AtomicU64, u64)> {
         let word = self.words.as_slice().get(slot.0 as usize / 64)?;
-        Some((&word.0, 1 << (slot.0 % 64)))
+        Some((word, 1 << (slot.0 % 64)))
     }
 
     /// Returns true if the slot's entry is marked.

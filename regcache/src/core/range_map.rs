@@ -369,20 +369,18 @@ impl RangeMap {
             return self.item(at.chunk, at.block, before);
         }
         // The arrays of starts show where the next range starts, so most searches load no more.
-        match starts.get(at.before) {
-            Some(&NONE) | None => {}
-            Some(&start) if start >= end => return None,
-            Some(_) => return self.item(at.chunk, at.block, at.before),
-        }
-        match chunk.firsts.get(at.block + 1) {
-            Some(&NONE) | None => {}
-            Some(&start) if start >= end => return None,
-            Some(_) => return self.item(at.chunk, at.block + 1, 0),
-        }
-        if *self.firsts.get(at.chunk + 1)? >= end {
+        let next_in = |starts: &[usize], i| starts.get(i).copied().filter(|&start| start != NONE);
+        let (start, chunk, block, i) = if let Some(start) = next_in(starts, at.before) {
+            (start, at.chunk, at.block, at.before)
+        } else if let Some(start) = next_in(&chunk.firsts[..], at.block + 1) {
+            (start, at.chunk, at.block + 1, 0)
+        } else {
+            (*self.firsts.get(at.chunk + 1)?, at.chunk + 1, 0, 0)
+        };
+        if start >= end {
             return None;
         }
-        self.item(at.chunk + 1, 0, 0)
+        self.item(chunk, block, i)
     }
 
     /// Returns a range, given its chunk, its block in the chunk and its number in the block.

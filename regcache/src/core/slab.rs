@@ -17,7 +17,9 @@ use crate::core::marks::Marks;
 use crate::core::slot::Slot;
 use crate::sys::prefetch::prefetch;
 use crate::sys::sync::{AtomicU32, Ordering};
-use crate::sys::zeroed::{FromZeros, Zeroed};
+#[cfg(not(loom))]
+use crate::sys::zeroed::FromZeros;
+use crate::sys::zeroed::Zeroed;
 
 /// The number of slots that a slab has in addition to the cache's limit on entries. They are for
 /// registrations that are being made, for which no other entry was evicted yet.
@@ -50,8 +52,8 @@ impl<T> std::ops::Deref for Padded<T> {
 unsafe impl<T> FromZeros for Padded<T> {}
 
 #[cfg(loom)]
-impl<T> FromZeros for Padded<T> {
-    fn zeros() -> Self {
+impl<T> Default for Padded<T> {
+    fn default() -> Self {
         Self(Entry::vacant())
     }
 }

@@ -16,6 +16,9 @@
 //! size above which it maps blocks. So after freeing such an array, glibc would no longer return
 //! large blocks of the application to the kernel.
 
+#[cfg(not(loom))]
+use crate::sys::sync::{AtomicU32, AtomicU64};
+
 /// Types for which all-zero bytes are a valid value.
 ///
 /// # Safety
@@ -24,11 +27,12 @@
 #[cfg(not(loom))]
 pub(crate) unsafe trait FromZeros: Sized {}
 
-/// Types of elements that are constructed one by one under loom.
-#[cfg(loom)]
-pub(crate) trait FromZeros: Sized {
-    fn zeros() -> Self;
-}
+// SAFETY: zero is a valid number.
+#[cfg(not(loom))]
+unsafe impl FromZeros for AtomicU32 {}
+// SAFETY: as above.
+#[cfg(not(loom))]
+unsafe impl FromZeros for AtomicU64 {}
 
 #[cfg(loom)]
 pub(crate) use boxed::Zeroed;
@@ -272,23 +276,22 @@ mod mapped {
     }
 }
 
-/// An array on the heap, for loom, because an atomic of loom is not valid if its bytes are all 0.
+/// An array of default values on the heap, for loom, because an atomic of loom is not valid if its
+/// bytes are all 0.
 #[cfg(loom)]
 mod boxed {
     use std::io;
 
-    use super::FromZeros;
-
     #[derive(Debug)]
     pub(crate) struct Zeroed<T>(Box<[T]>);
 
-    impl<T: FromZeros> Zeroed<T> {
+    impl<T: Default> Zeroed<T> {
         #[expect(
             clippy::unnecessary_wraps,
             reason = "the signature of the mapped array"
         )]
         pub(crate) fn new(len: usize) -> io::Result<Self> {
-            Ok(Self((0..len).map(|_| T::zeros()).collect()))
+            Ok(Self((0..len).map(|_| T::default()).collect()))
         }
 
         pub(crate) fn as_slice(&self) -> &[T] {

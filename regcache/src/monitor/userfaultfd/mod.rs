@@ -104,13 +104,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::unistd::{SysconfVar, sysconf};
 
 use super::contract::{Cookie, Monitor};
 use crate::range::VaRange;
 use crate::sys::cancel::Uncancelled;
 use crate::sys::descriptor::Private;
 use crate::sys::fork::ForkMark;
+use crate::sys::memory;
 use coverage::Pages;
 use dontneed::this_thread;
 use mapping::Mappings;
@@ -220,11 +220,7 @@ impl Userfaultfd {
         opened: Opened,
         start: impl FnOnce(&Arc<Source>) -> io::Result<Reader>,
     ) -> io::Result<Self> {
-        let page = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|it| usize::try_from(it).ok());
-        let source = Arc::new(Source::new(
-            opened,
-            page.ok_or(io::ErrorKind::Unsupported)?,
-        )?);
+        let source = Arc::new(Source::new(opened, memory::page_size())?);
         Ok(Self {
             reader: start(&source)?,
             ready: source.when_ready()?,
