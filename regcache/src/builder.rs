@@ -235,7 +235,8 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
         let capacity = options.max_entries + SPARE;
         let max_entries = options.max_entries as usize;
         let budget = Budget::new(max_entries, max_bytes, options.pool.clone());
-        let table = Table::new(budget, capacity as usize);
+        let page_size = memory::page_size();
+        let table = Table::new(budget, capacity as usize, page_size);
         let generation = monitor.drain(&mut |_| {})?;
         let core = Arc::new(Core {
             drained: ForkMark::new(!generation)?,
@@ -244,7 +245,7 @@ impl<R: Registrar, M: Monitor> Builder<R, M> {
             hints: Hints::new(options.max_entries)?,
             slab: Slab::new(capacity, generation)?,
             registrar,
-            page_size: memory::page_size(),
+            page_size,
             widening: options.widening,
             revoke_remote_keys: options.revoke_remote_keys,
             fresh: Fresh::default(),

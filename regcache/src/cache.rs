@@ -112,7 +112,7 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         // Each rare case directly returns the result of a call, which the compiler can turn into a
         // jump. So a hit need not save CPU registers.
         let Some(slot) = core.hints.first(range.start()) else {
-            return self.get_slow(range, access, None);
+            return self.get_unhinted(range, access);
         };
         // SAFETY: the hint was noted for an entry, so the slab has its slot.
         let entry = unsafe { core.slab.get_unchecked(slot) };
@@ -213,6 +213,22 @@ impl<R: Registrar, M: Monitor> Cache<R, M> {
         table.invalidate_covering(&core.slab, range);
         core.unlock(table);
         Ok(())
+    }
+
+    /// Serves a lookup for which there is no first hint.
+    #[cold]
+    #[inline(never)]
+    fn get_unhinted(&self, range: VaRange, access: R::Access) -> Result<Guard<R, M>, Error> {
+        let core = &self.core;
+        if core.hints.has_other_sizes() {
+            return self.get_slow(range, access, None);
+        }
+        if core.in_child() {
+            return Err(Error::Forked);
+        }
+        // The lookup is most likely a miss, which notes a hint.
+        core.hints.prefetch(range);
+        lookup(core, range, access, Keep::Retained)
     }
 
     /// Serves a lookup that the first hint did not serve. If the first hint led to a live entry

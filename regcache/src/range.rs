@@ -95,6 +95,16 @@ impl VaRange {
         })
     }
 
+    /// Returns the number of bytes that a registration of the range pins: the sizes of all pages
+    /// that the range touches.
+    #[inline]
+    pub(crate) fn pinned(&self, page_size: usize) -> usize {
+        // The compiler does not know the page size, so a division would be slow. A mask is fast.
+        let within = page_size - 1;
+        let (first, last) = (self.start & !within, (self.end - 1) | within);
+        (last - first).saturating_add(1)
+    }
+
     /// Returns the smallest range that contains `self` and `other`.
     pub(crate) fn hull(&self, other: &Self) -> Self {
         Self {

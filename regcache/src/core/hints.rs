@@ -216,6 +216,14 @@ impl Hints {
         set.of_tag(tag).next()
     }
 
+    /// Returns true if hints of several page sizes were ever noted. Otherwise
+    /// [`first`](Self::first) looks at all hints that [`any`](Self::any) does.
+    #[inline]
+    pub(crate) fn has_other_sizes(&self) -> bool {
+        let sizes = self.sizes.load(Ordering::Relaxed);
+        sizes & sizes.wrapping_sub(1) != 0
+    }
+
     /// Calls `serve` with each slot that may serve `address`, and returns the first result that is
     /// not `None`.
     pub(crate) fn any<T>(
@@ -377,7 +385,7 @@ impl Hints {
         }
     }
 
-    /// Begins to load the hint for the start of `range`, which [`forget`](Self::forget) will drop.
+    /// Begins to load the hint for the start of `range`, which will be noted or dropped.
     #[inline]
     pub(crate) fn prefetch(&self, range: VaRange) {
         let index = self.index_of(hash_of(range.start(), shift_of(size_of(range))));

@@ -101,7 +101,7 @@ pub(crate) fn lookup<R: Registrar, M: Monitor>(
     keep: Keep,
 ) -> Result<Guard<R, M>, Error> {
     let _uncancelled = Uncancelled::begin();
-    let bytes = core.pinned(range);
+    let bytes = range.pinned(core.page_size);
     let mut lookup = Lookup {
         core,
         range,
@@ -402,7 +402,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         };
         let neighbours = |block| table.neighbours(block, access);
         let whole = self.widening.widen(range, default, neighbours);
-        if whole == range || table.could_hold(self.pinned(whole)) {
+        if whole == range || table.could_hold(whole.pinned(self.page_size)) {
             whole
         } else {
             range
@@ -464,7 +464,6 @@ fn reserve<'c, R: Registrar, M: Monitor>(
         range,
         access,
         revocable: core.is_revocable(access),
-        bytes: core.pinned(range),
     };
     loop {
         if let Some(reserved) = table.reserve(&core.slab, request) {
@@ -531,7 +530,7 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
     fn publish(&mut self, registration: R::Registration, wanted: VaRange) -> Published<R, M> {
         let core = self.core;
         let share = core.pool.as_ref().map(|pool| {
-            let bytes = core.pinned(self.range);
+            let bytes = self.range.pinned(core.page_size);
             pool.reserve(bytes, &**core)
         });
         let Ok(mut table) = core.lock_current() else {

@@ -531,15 +531,6 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         self.deregister_and_vacate(&batch);
         chosen
     }
-
-    /// Returns the number of bytes that a registration of `range` pins: the sizes of all pages that
-    /// the range touches.
-    pub(crate) fn pinned(&self, range: VaRange) -> usize {
-        // The compiler does not know the page size, so a division would be slow. A mask is fast.
-        let within = self.page_size - 1;
-        let (first, last) = (range.start() & !within, (range.end() - 1) | within);
-        (last - first).saturating_add(1)
-    }
 }
 
 impl<R: Registrar, M: Monitor> Member for Core<R, M> {

@@ -35,12 +35,15 @@ use crate::sys::prefetch::prefetch;
 /// lines, and an insertion moves few ranges. With half as many ranges in a block, the upper levels
 /// of 100 000 ranges would not fit in a second-level cache of 1 MiB, and a change would take twice
 /// as long.
-const BLOCK: usize = 16;
+const BLOCK: usize = 8;
 
 /// The maximum number of blocks in a chunk, a power of four. The starts of a chunk's blocks take
 /// 2 KiB, so that moving them takes less than 100 ns. In unit tests chunks are small, so that few
 /// ranges make many chunks.
 const CHUNK: usize = if cfg!(test) { 16 } else { 256 };
+
+/// The number of parts into which one step of a search divides the starts of a chunk.
+const PARTS: usize = 8;
 
 /// A part of fewer than `full / FEW` elements is joined with the next one, if the elements of both
 /// fill at most half of one. `full` is the maximum number of elements.
@@ -202,7 +205,6 @@ impl Block {
     #[inline]
     fn prefetch_rests(&self) {
         prefetch(&self.rests[0]);
-        prefetch(&self.rests[BLOCK / 2]);
     }
 
     #[inline]
@@ -249,21 +251,22 @@ impl Chunk {
         self.blocks.len()
     }
 
-    /// Returns the number of blocks that start at or before `address`.
+    /// Returns the number of the last block that starts at or before `address`, or 0 if there is no
+    /// such block.
     ///
     /// The search adds the results of comparisons in place of branching. A branch here would be
     /// mispredicted half of the time. The masks show the compiler that no index is out of bounds.
-    #[inline]
-    fn up_to(&self, address: usize) -> usize {
+    #[inline(always)]
+    fn find(&self, address: usize) -> usize {
         let is_before = |i: usize| usize::from(self.firsts[i & (CHUNK - 1)] <= address);
-        let (mut before, mut width) = (0, CHUNK);
+        let (mut at, mut width) = (0, CHUNK);
         while width > 1 {
-            width /= 4;
-            let last = before + width - 1;
-            let quarters = is_before(last) + is_before(last + width) + is_before(last + 2 * width);
-            before += quarters * width;
+            let parts = width.min(PARTS);
+            width /= parts;
+            let before: usize = (1..parts).map(|part| is_before(at + part * width)).sum();
+            at += before * width;
         }
-        before + is_before(before)
+        at
     }
 
     fn insert(&mut self, i: usize, first: usize, block: Box<Block>) {
@@ -296,6 +299,25 @@ impl Chunk {
         self.firsts[from..from + moved].copy_from_slice(&other.firsts[..moved]);
         self.blocks.append(&mut other.blocks);
     }
+}
+
+/// Returns the number of the last of these sorted starts that is at or before `address`, or 0 if
+/// there is no such start.
+#[inline(always)]
+fn last_up_to(starts: &[usize], address: usize) -> usize {
+    let Some((_, mut rest)) = starts.split_first() else {
+        return 0;
+    };
+    let mut before = 0;
+    while rest.len() >= 2 * PARTS {
+        let quarter = rest.len() / 4;
+        let is_before = |i: usize| usize::from(rest[i * quarter - 1] <= address);
+        let quarters = is_before(1) + is_before(2) + is_before(3);
+        before += quarters * quarter;
+        rest = &rest[quarters * quarter..][..rest.len() - 3 * quarter];
+    }
+    let rest: usize = rest.iter().map(|&its| usize::from(its <= address)).sum();
+    before + rest
 }
 
 /// Returns true if a part of `len` elements is to be joined with the next one of `next` elements.
@@ -573,18 +595,17 @@ impl RangeMap {
     /// The searches go through the levels together, so that the CPU waits for the loads of all of
     /// them at once.
     #[inline(always)]
-    fn after<const N: usize>(&self, addresses: [usize; N]) -> [Position; N] {
-        let addresses = addresses.map(|it| it.min(NONE - 1));
-        let mut positions = addresses.map(|address| {
-            let chunks = self.firsts.partition_point(|&first| first <= address);
-            Position {
-                chunk: chunks.saturating_sub(1),
-                ..Position::default()
-            }
-        });
+    fn after<const N: usize>(&self, mut addresses: [usize; N]) -> [Position; N] {
+        for address in &mut addresses {
+            *address = (*address).min(NONE - 1);
+        }
+        let mut positions = [Position::default(); N];
+        for (at, &address) in positions.iter_mut().zip(&addresses) {
+            at.chunk = last_up_to(&self.firsts, address);
+        }
         for (at, &address) in positions.iter_mut().zip(&addresses) {
             if let Some(chunk) = self.chunks.get(at.chunk) {
-                at.block = chunk.up_to(address).saturating_sub(1);
+                at.block = chunk.find(address);
             }
         }
         for (at, &address) in positions.iter_mut().zip(&addresses) {

@@ -55,8 +55,6 @@ pub(crate) struct Record<A> {
     pub(crate) access: A,
     /// True if the drop of the last guard has to revoke the registration.
     pub(crate) revocable: bool,
-    /// The number of bytes that the registration pins.
-    pub(crate) bytes: usize,
 }
 
 /// The registration that a slot is to be reserved for.
@@ -65,7 +63,6 @@ pub(crate) struct Request<A> {
     pub(crate) range: VaRange,
     pub(crate) access: A,
     pub(crate) revocable: bool,
-    pub(crate) bytes: usize,
 }
 
 /// The phases and registrations of all slots; see the head of this file.
@@ -82,6 +79,7 @@ pub(crate) struct Slots<A> {
     reservations: u64,
     /// The number of slots of the slab.
     capacity: usize,
+    page_size: usize,
 }
 
 /// A pending slot, and the number of its reservation. No other reservation has the same number.
@@ -98,7 +96,7 @@ impl<A> Record<A> {
 }
 
 impl<A: Access> Slots<A> {
-    pub(crate) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize, page_size: usize) -> Self {
         Self {
             records: Vec::new(),
             vacant: Vec::new(),
@@ -107,6 +105,7 @@ impl<A: Access> Slots<A> {
             peak: 0,
             reservations: 0,
             capacity,
+            page_size,
         }
     }
 
@@ -118,6 +117,11 @@ impl<A: Access> Slots<A> {
     /// Returns the record of a slot that is not vacant, or was not when the lock was taken.
     pub(crate) fn at(&self, slot: Slot) -> &Record<A> {
         &self.records[slot.0 as usize]
+    }
+
+    /// Returns the number of bytes that the registration at a slot pins.
+    pub(crate) fn bytes(&self, slot: Slot) -> usize {
+        self.at(slot).range.pinned(self.page_size)
     }
 
     fn at_mut(&mut self, slot: Slot) -> &mut Record<A> {
@@ -153,7 +157,6 @@ impl<A: Access> Slots<A> {
             range: request.range,
             access: request.access,
             revocable: request.revocable,
-            bytes: request.bytes,
         };
         self.reservations += 1;
         self.pending.push(Making {
@@ -230,7 +233,7 @@ impl<A: Access> Slots<A> {
                 && record.revocable == revocable
         };
         let making = *self.pending.iter().find(serves)?;
-        Some((making, self.at(making.slot).bytes))
+        Some((making, self.bytes(making.slot)))
     }
 
     /// Returns true if the registration is still being made.
@@ -245,7 +248,7 @@ impl<A: Access> Slots<A> {
 
     /// Returns the number of bytes that the registrations in the making pin.
     pub(crate) fn pending_bytes(&self) -> usize {
-        let bytes = self.pending.iter().map(|it| self.at(it.slot).bytes);
+        let bytes = self.pending.iter().map(|it| self.bytes(it.slot));
         bytes.sum()
     }
 
@@ -289,9 +292,8 @@ impl<A: Access> Slots<A> {
     /// Turns a pending or unlinked slot into a vacant one. Returns the previous phase and the
     /// number of bytes that the registration pinned.
     pub(crate) fn vacate(&mut self, slot: Slot) -> (Phase, usize) {
-        let record = self.at_mut(slot);
-        let bytes = record.bytes;
-        let before = mem::replace(&mut record.phase, Phase::Vacant);
+        let bytes = self.bytes(slot);
+        let before = mem::replace(&mut self.at_mut(slot).phase, Phase::Vacant);
         if matches!(before, Phase::Pending { .. }) {
             self.remove_pending(slot);
         }

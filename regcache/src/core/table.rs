@@ -87,9 +87,9 @@ impl Default for Cursor {
 
 impl<A: Access> Table<A> {
     /// Returns the table of a cache with this budget, for a slab of `capacity` entries.
-    pub(crate) fn new(budget: Budget, capacity: usize) -> Self {
+    pub(crate) fn new(budget: Budget, capacity: usize, page_size: usize) -> Self {
         Self {
-            slots: Slots::new(capacity),
+            slots: Slots::new(capacity, page_size),
             retained: Index::new(),
             revocable: Index::new(),
             budget,
@@ -225,7 +225,7 @@ impl<A: Access> Table<A> {
     /// evicts idle ones if that is not enough. Returns false if too few entries are idle. The
     /// caller must deregister dead entries afterwards ([`pop_excess`](Self::pop_excess)).
     pub(crate) fn admit<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
-        let bytes = self.slots.at(slot).bytes;
+        let bytes = self.slots.bytes(slot);
         while !self.budget.would_hold(bytes, 0, 0) {
             if let Some(marked) = self.eviction.head(List::Marked) {
                 self.unlink(slab, marked);
@@ -283,8 +283,9 @@ impl<A: Access> Table<A> {
     /// Returns true if the entry is dead now.
     fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
         let record = self.slots.at(slot);
-        let (range, access, bytes) = (record.range, record.access, record.bytes);
+        let (range, access) = (record.range, record.access);
         let (phase, revocable) = (record.phase(), record.revocable);
+        let bytes = self.slots.bytes(slot);
         if phase != Phase::Linked {
             return false;
         }
@@ -618,7 +619,7 @@ impl<A: Access> Table<A> {
     fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<()> {
         // One victim is enough nearly always, and need not be put aside.
         let victim = self.victim(slab)?;
-        let freed = self.slots.at(victim).bytes;
+        let freed = self.slots.bytes(victim);
         if self.budget.would_hold(bytes, 1, freed) {
             self.evict_victim(slab, victim);
             return Some(());
@@ -636,7 +637,7 @@ impl<A: Access> Table<A> {
                 return None;
             };
             chosen += 1;
-            freed += self.slots.at(slot).bytes;
+            freed += self.slots.bytes(slot);
             self.eviction.move_to(List::Chosen, slot);
         }
         while let Some(slot) = self.eviction.head(List::Chosen) {
@@ -663,7 +664,7 @@ impl<A: Access> Table<A> {
         if is_dead {
             batch.push(self.begin(slot));
         }
-        Some((self.unheld(slot), self.slots.at(slot).bytes))
+        Some((self.unheld(slot), self.slots.bytes(slot)))
     }
 
     /// Chooses registrations whose room a new one of `bytes` bytes can take: dead entries, or else
@@ -679,7 +680,7 @@ impl<A: Access> Table<A> {
         while freed < bytes
             && let Some(slot) = self.pop_dead(batch)
         {
-            freed += self.slots.at(slot).bytes;
+            freed += self.slots.bytes(slot);
         }
         if !batch.is_empty() {
             return Some((None, freed));
@@ -690,7 +691,7 @@ impl<A: Access> Table<A> {
         let mut draining = self.eviction.all(List::Draining);
         draining.find_map(|slot| {
             let id = self.unheld(slot)?;
-            Some((Some(id), self.slots.at(slot).bytes))
+            Some((Some(id), self.slots.bytes(slot)))
         })
     }
 
@@ -743,7 +744,7 @@ impl<A: Access> Table<A> {
             && let Some(slot) = self.pop_dead(batch)
         {
             gone += 1;
-            freed += self.slots.at(slot).bytes;
+            freed += self.slots.bytes(slot);
         }
     }
 
@@ -761,7 +762,7 @@ mod tests {
     #[test]
     fn an_entry_without_references_to_grant_makes_way_for_another_that_serves() {
         let slab: Slab<u8> = Slab::new(8, 0).unwrap();
-        let mut table: Table<()> = Table::new(Budget::new(8, 1 << 20, None), 8);
+        let mut table: Table<()> = Table::new(Budget::new(8, 1 << 20, None), 8, 1);
         let range =
             |s: usize, e: usize| VaRange::new(std::ptr::without_provenance(s), e - s).unwrap();
         let enter = |table: &mut Table<()>, range| {
@@ -771,7 +772,6 @@ mod tests {
                 range,
                 access: (),
                 revocable: false,
-                bytes: 1,
             };
             let (slot, _) = table.reserve(&slab, request).unwrap();
             assert!(table.admit(&slab, slot));
