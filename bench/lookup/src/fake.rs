@@ -43,6 +43,9 @@ unsafe impl Registrar for DummyRegistrar {
     /// A number in place of the device's keys.
     type Registration = u64;
 
+    /// As UCX's cache, the measured cache leaves the cancellation of threads to the device's code.
+    const CANCELLATION_POINT: bool = false;
+
     #[inline]
     fn register(&self, range: VaRange, (): ()) -> io::Result<u64> {
         self.made.fetch_add(1, Ordering::Relaxed);
@@ -106,6 +109,8 @@ impl DummyMonitor {
 // SAFETY: this crate uses the monitor with registrars that have no device. So no registration can
 // become stale.
 unsafe impl Monitor for DummyMonitor {
+    const CANCELLATION_POINT: bool = false;
+
     #[inline]
     fn generation(&self) -> u64 {
         self.0.generation()
@@ -198,6 +203,8 @@ impl FakeMonitor {
 // SAFETY: this crate uses the monitor with registrars that have no device. So no registration can
 // become stale.
 unsafe impl Monitor for FakeMonitor {
+    const CANCELLATION_POINT: bool = false;
+
     #[inline]
     fn generation(&self) -> u64 {
         self.0.page.generation()

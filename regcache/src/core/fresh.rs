@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::errno::Errno;
 
 use crate::range::VaRange;
+use crate::sys::cancel::Uncancelled;
 use crate::sys::descriptor::Private;
 use crate::sys::memory::{self, Pages};
 
@@ -84,6 +85,7 @@ impl Fresh {
 
     #[cold]
     fn examine(&self, pages: Pages, page_size: usize, writes: bool, vigilance: u32) {
+        let _uncancelled = Uncancelled::begin();
         let files = self.files.get_or_init(Files::open);
         let populated = files
             .as_ref()

@@ -100,7 +100,7 @@ pub(crate) fn lookup<R: Registrar, M: Monitor>(
     access: R::Access,
     keep: Keep,
 ) -> Result<Guard<R, M>, Error> {
-    let _uncancelled = Uncancelled::begin();
+    let _uncancelled = Uncancelled::begin_if(core.reaches_cancellation_point());
     let bytes = range.pinned(core.page_size);
     let mut lookup = Lookup {
         core,
@@ -130,7 +130,7 @@ pub(crate) fn find_cached<R: Registrar, M: Monitor>(
     range: VaRange,
     access: R::Access,
 ) -> Option<Guard<R, M>> {
-    let _uncancelled = Uncancelled::begin();
+    let _uncancelled = Uncancelled::begin_if(core.reaches_cancellation_point());
     // If the monitor failed, all entries are marked.
     let mut table = core.lock_current().ok()?;
     let found = core.find(&mut table, range, access);

@@ -51,6 +51,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, fence};
 
 use crossbeam_utils::CachePadded;
+use tracing::level_filters::LevelFilter;
 
 use crate::core::batch::{Batch, PIECE};
 use crate::core::entry::Entry;
@@ -68,6 +69,7 @@ use crate::range::VaRange;
 use crate::registrar::{Access, Registrar};
 #[cfg(feature = "snapshot")]
 use crate::snapshot::Snapshot;
+use crate::sys::cancel::Uncancelled;
 use crate::sys::fork::ForkMark;
 use crate::sys::sync::{Arc, Condvar, Ordering};
 use crate::sys::worker::Wake;
@@ -178,6 +180,17 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Returns true in a process that was forked from the one that built the cache.
     pub(crate) fn in_child(&self) -> bool {
         self.drained.in_child()
+    }
+
+    /// Returns true if the slow path of a lookup may reach a cancellation point of
+    /// `pthread_cancel`. Messages and the other caches of the pool may reach one too. The few other
+    /// places that reach one disable cancellation themselves.
+    #[inline]
+    pub(crate) fn reaches_cancellation_point(&self) -> bool {
+        R::CANCELLATION_POINT
+            || M::CANCELLATION_POINT
+            || self.pool.is_some()
+            || LevelFilter::current() != LevelFilter::OFF
     }
 
     /// Takes the lock.
@@ -321,6 +334,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     #[cold]
     #[inline(never)]
     pub(crate) fn wake_reaper(&self) {
+        let _uncancelled = Uncancelled::begin();
         if let Some(reaper) = self.reaper.get() {
             reaper.wake();
         }

@@ -75,6 +75,10 @@ pub unsafe trait Monitor: Send + Sync + 'static {
     /// alone does not keep rule M3.
     const CHECKED: bool = false;
 
+    /// True if a method of the monitor may reach a cancellation point of `pthread_cancel`. See
+    /// [`Registrar::CANCELLATION_POINT`](crate::Registrar::CANCELLATION_POINT).
+    const CANCELLATION_POINT: bool = true;
+
     /// Returns a number that changes whenever a watched range is invalidated. The number is never
     /// `u64::MAX`.
     ///
