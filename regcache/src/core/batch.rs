@@ -41,11 +41,3 @@ impl Batch {
         self.len += 1;
     }
 }
-
-impl FromIterator<Slot> for Batch {
-    fn from_iter<I: IntoIterator<Item = Slot>>(slots: I) -> Self {
-        let mut batch = Self::default();
-        slots.into_iter().for_each(|slot| batch.push(slot));
-        batch
-    }
-}

@@ -17,6 +17,7 @@
 //!   in use.
 
 use crate::core::slot::Slot;
+use crate::sys::prefetch::prefetch;
 
 /// The maximum number of second chances that one search gives.
 const CHANCES: usize = 256;
@@ -110,10 +111,21 @@ impl Eviction {
         slot_of(self.at(list.sentinel()).next)
     }
 
+    /// Returns the slot that comes after this one in its list.
+    pub(crate) fn after(&self, slot: Slot) -> Option<Slot> {
+        slot_of(self.at(node_of(slot)).next)
+    }
+
+    /// Begins to load the node of a slot.
+    pub(crate) fn prefetch(&self, slot: Slot) {
+        if let Some(node) = self.nodes.get(node_of(slot) as usize) {
+            prefetch(node);
+        }
+    }
+
     /// Returns all slots of the list, from its head on.
     pub(crate) fn all(&self, list: List) -> impl Iterator<Item = Slot> {
-        let next = |slot: &Slot| slot_of(self.at(node_of(*slot)).next);
-        std::iter::successors(self.head(list), next)
+        std::iter::successors(self.head(list), |&slot| self.after(slot))
     }
 
     fn insert_after(&mut self, prev: u32, slot: Slot) {

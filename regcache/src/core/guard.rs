@@ -6,6 +6,7 @@ use std::mem;
 use std::ptr::NonNull;
 
 use crate::core::Content;
+use crate::core::batch::Batch;
 use crate::core::entry::{Entry, Left};
 use crate::core::slot::EntryId;
 use crate::core::spread::{choose_lane, has_lane};
@@ -279,8 +280,11 @@ fn release_last<R: Registrar, M: Monitor>(entry: NonNull<Entry<Content<R, M>>>) 
         Left::Index if core.in_child() => {}
         Left::Index => {
             if let EntryId::Cached(slot, cookie) = id {
-                let dead = core.lock().last_guard_dropped(&core.slab, slot, cookie);
-                core.deregister_and_vacate(&dead.into_iter().collect());
+                let mut batch = Batch::default();
+                let mut table = core.lock();
+                table.last_guard_dropped(&core.slab, slot, cookie, &mut batch);
+                drop(table);
+                core.deregister_and_vacate(&batch);
             }
         }
         Left::Others => {}

@@ -183,7 +183,9 @@ impl<'c, R: Registrar, M: Monitor> Lookup<'c, R, M> {
                 return Ok(Outcome::Uncacheable);
             }
         };
-        table.expect_eviction(&core.slab, self.bytes);
+        if let Some(victim) = table.expect_eviction(&core.slab, self.bytes) {
+            core.hints.prefetch(victim);
+        }
         if let Some(guard) = core.find(&mut table, self.range, self.access) {
             core.unlock(table);
             return Ok(Outcome::Served(guard));

@@ -229,7 +229,10 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     fn drain(&self, table: &mut Table<R::Access>) -> Result<(), Error> {
         let mut reports = 0;
         let generation = self.monitor.drain(&mut |cookie| {
-            reports += u64::from(table.mark(&self.slab, cookie));
+            if let Some(range) = table.mark(&self.slab, cookie) {
+                reports += 1;
+                self.hints.prefetch(range);
+            }
         });
         let generation = generation.map_err(|source| {
             // A lost report may have named any entry.
@@ -245,10 +248,14 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         Ok(())
     }
 
-    /// Unlinks up to `most` marked entries. If no marked entry is left, stores the generation of
-    /// the last drain in `drained`.
+    /// Unlinks up to `most` marked entries.
     fn unlink_marked(&self, table: &mut Table<R::Access>, most: usize) {
         table.unlink_marked(&self.slab, most);
+        self.note_drained(table);
+    }
+
+    /// Stores the generation of the last drain in `drained`, if no marked entry is left.
+    fn note_drained(&self, table: &Table<R::Access>) {
         if !table.has_marked() {
             let generation = self.slab.marks.generation();
             self.drained.store(!generation, Ordering::Release);
@@ -259,9 +266,14 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     /// entries. Drains it even if the generation has not changed: the caller may have polled the
     /// descriptor, and a monitor may make the descriptor readable before it raises the generation.
     pub(crate) fn reap(&self) -> Result<(), Error> {
-        let drained = self.drain(&mut self.lock());
-        self.unlink_and_deregister();
-        self.give_back_if_sparse();
+        let mut table = self.lock();
+        let drained = self.drain(&mut table);
+        let table = self.end_all(table);
+        let is_sparse = table.is_sparse();
+        drop(table);
+        if is_sparse {
+            self.give_back();
+        }
         drained
     }
 
@@ -272,24 +284,44 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     /// Unlinks the marked entries and deregisters the dead ones, in pieces, until none is left.
     pub(crate) fn unlink_and_deregister(&self) {
-        while self.unlink_and_deregister_some() {}
+        self.end_all(self.lock());
     }
 
     /// Unlinks a few marked entries and deregisters a few dead ones. Returns true if there are
     /// more.
     pub(crate) fn unlink_and_deregister_some(&self) -> bool {
-        let mut batch = Batch::default();
-        {
-            let mut table = self.lock();
-            self.unlink_marked(&mut table, PIECE);
-            while table.pop_dead(&mut batch).is_some() {}
-            if batch.is_empty() && !table.has_marked() {
-                return false;
-            }
+        let table = self.end_some(self.lock());
+        table.has_marked() || table.has_dead()
+    }
+
+    /// Does the same as [`unlink_and_deregister`](Self::unlink_and_deregister). Takes the locked
+    /// table, and returns it locked.
+    fn end_all<'l>(
+        &'l self,
+        mut table: Locked<'l, Table<R::Access>>,
+    ) -> Locked<'l, Table<R::Access>> {
+        while table.has_marked() || table.has_dead() {
+            table = self.end_some(table);
         }
-        self.deregister_and_vacate(&batch);
+        // Without a marked entry, this drain is over.
+        self.note_drained(&table);
+        table
+    }
+
+    /// Unlinks a few marked entries and deregisters a few dead ones. Releases the lock meanwhile.
+    fn end_some<'l>(
+        &'l self,
+        mut table: Locked<'l, Table<R::Access>>,
+    ) -> Locked<'l, Table<R::Access>> {
+        let mut batch = Batch::default();
+        table.take_marked_and_dead(&self.slab, &mut batch);
+        self.note_drained(&table);
+        drop(table);
+        self.deregister_batch(&batch);
         self.table.yield_to_waiters();
-        true
+        let mut table = self.lock();
+        self.vacate(&mut table, &batch);
+        table
     }
 
     /// Gives back memory if the cache has few entries left.

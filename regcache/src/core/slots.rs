@@ -24,6 +24,7 @@ use crate::core::slot::{EntryId, Slot};
 use crate::monitor::Cookie;
 use crate::range::VaRange;
 use crate::registrar::Access;
+use crate::sys::prefetch::prefetch;
 
 /// The number of slots from which on a cache gives memory back. Their records and entries take
 /// about half a megabyte.
@@ -117,6 +118,13 @@ impl<A: Access> Slots<A> {
     /// Returns the record of a slot that is not vacant, or was not when the lock was taken.
     pub(crate) fn at(&self, slot: Slot) -> &Record<A> {
         &self.records[slot.0 as usize]
+    }
+
+    /// Begins to load the record of a slot.
+    pub(crate) fn prefetch(&self, slot: Slot) {
+        if let Some(record) = self.get(slot) {
+            prefetch(record);
+        }
     }
 
     /// Returns the number of bytes that the registration at a slot pins.

@@ -208,17 +208,23 @@ impl<A: Access> Table<A> {
     }
 
     /// Tells the index which entry a registration of `bytes` bytes will probably evict, if there is
-    /// no room. The next search of the index then searches for that entry as well.
-    pub(crate) fn expect_eviction<T>(&mut self, slab: &Slab<T>, bytes: usize) {
+    /// no room. The next search of the index then searches for that entry as well. Returns the
+    /// range of that entry.
+    pub(crate) fn expect_eviction<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<VaRange> {
         if self.budget.would_hold(bytes, 0, 0) {
-            return;
+            return None;
         }
-        if let Some(slot) = self.eviction.head(List::Live) {
-            slab.prefetch(slot);
-            let record = self.slots.at(slot);
-            let (range, access, revocable) = (record.range, record.access, record.revocable);
-            self.index_mut(revocable).expect_removal(range, access);
+        let slot = self.eviction.head(List::Live)?;
+        let record = self.slots.at(slot);
+        let (range, access, revocable) = (record.range, record.access, record.revocable);
+        self.index_mut(revocable).expect_removal(range, access);
+        // The next miss will probably evict the entry that comes after this one.
+        if let Some(next) = self.eviction.after(slot) {
+            slab.prefetch(next);
+            self.slots.prefetch(next);
+            self.eviction.prefetch(next);
         }
+        Some(range)
     }
 
     /// Charges the registration at a pending slot. To make room for it, unlinks marked entries, and
@@ -258,7 +264,11 @@ impl<A: Access> Table<A> {
         let most = self.slots.capacity() - SPARE as usize;
         let max_entries = max_entries.map(|it| it.min(most));
         self.budget.set_limits(max_entries, max_bytes);
-        while !self.budget.is_kept() && self.unlink_for_room(slab).is_some() {}
+        while !self.budget.is_kept()
+            && let Some(slot) = self.choose_for_room(slab)
+        {
+            self.unlink(slab, slot);
+        }
     }
 
     /// Puts an admitted registration into its index, and unlinks the entries that the registration
@@ -278,10 +288,22 @@ impl<A: Access> Table<A> {
         self.counts.misses += 1;
     }
 
-    /// Removes an entry from its index and kills the entry. An entry that no guard holds is put on
-    /// the list of dead entries. Otherwise the drop of the last guard deregisters the entry.
-    /// Returns true if the entry is dead now.
-    fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
+    /// Unlinks an entry, and puts it on the list of dead entries if no guard holds it.
+    fn unlink<T>(&mut self, slab: &Slab<T>, slot: Slot) {
+        self.unlink_to(slab, slot, List::Dead);
+    }
+
+    /// Unlinks an entry. If no guard holds it, puts its slot into the batch, whose owner must
+    /// deregister it. The batch must have room.
+    fn unlink_into<T>(&mut self, slab: &Slab<T>, slot: Slot, batch: &mut Batch) {
+        if self.unlink_to(slab, slot, List::Draining) {
+            batch.push(slot);
+        }
+    }
+
+    /// Removes an entry from its index and kills the entry. If no guard holds the entry, puts it on
+    /// the list `idle` and returns true. Otherwise the drop of the last guard deregisters the entry.
+    fn unlink_to<T>(&mut self, slab: &Slab<T>, slot: Slot, idle: List) -> bool {
         let record = self.slots.at(slot);
         let (range, access) = (record.range, record.access);
         let (phase, revocable) = (record.phase(), record.revocable);
@@ -304,7 +326,7 @@ impl<A: Access> Table<A> {
             self.counts.unreleased += 1;
             self.counts.unreleased_bytes += bytes;
         } else {
-            self.eviction.move_to(List::Dead, slot);
+            self.eviction.move_to(idle, slot);
             self.budget.leave(bytes);
         }
         !held
@@ -410,23 +432,18 @@ impl<A: Access> Table<A> {
 impl<A: Access> Table<A> {
     /// Handles a report that the memory under a watch has changed. A linked entry is marked, and
     /// must be unlinked later. A pending registration is marked as invalidated, so that it is made
-    /// again. Returns false if the slot is in another phase, or if no slot has a watch with this
-    /// cookie.
-    pub(crate) fn mark<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> bool {
-        let Some(slot) = self.slots.watched_by(cookie) else {
-            return false;
-        };
-        match self.slots.at(slot).phase() {
-            Phase::Pending { .. } => {
-                self.slots.invalidate(slot);
-                true
-            }
-            Phase::Linked => {
-                self.mark_linked(slab, slot);
-                true
-            }
-            Phase::Vacant | Phase::Unlinked { .. } => false,
+    /// again. Returns the range of the registration. Returns `None` if the slot is in another phase,
+    /// or if no slot has a watch with this cookie.
+    pub(crate) fn mark<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> Option<VaRange> {
+        let slot = self.slots.watched_by(cookie)?;
+        let record = self.slots.at(slot);
+        let range = record.range;
+        match record.phase() {
+            Phase::Pending { .. } => self.slots.invalidate(slot),
+            Phase::Linked => self.mark_linked(slab, slot),
+            Phase::Vacant | Phase::Unlinked { .. } => return None,
         }
+        Some(range)
     }
 
     fn mark_linked<T>(&mut self, slab: &Slab<T>, slot: Slot) {
@@ -448,6 +465,19 @@ impl<A: Access> Table<A> {
     /// Returns true if there are marked entries to unlink.
     pub(crate) fn has_marked(&self) -> bool {
         self.eviction.head(List::Marked).is_some()
+    }
+
+    /// Unlinks marked entries and takes dead ones, until the batch is full or no marked and no dead
+    /// entry is left. The owner of the batch must deregister its entries.
+    pub(crate) fn take_marked_and_dead<T>(&mut self, slab: &Slab<T>, batch: &mut Batch) {
+        // Guards hold some marked entries, so the batch alone would not bound the loop.
+        for _ in 0..PIECE {
+            match self.eviction.head(List::Marked) {
+                Some(slot) if !batch.is_full() => self.unlink_into(slab, slot, batch),
+                _ => break,
+            }
+        }
+        while self.pop_dead(batch).is_some() {}
     }
 
     /// Unlinks up to `most` marked entries.
@@ -510,9 +540,7 @@ impl<A: Access> Table<A> {
         for slot in slots.map(Slot) {
             match self.slots.get(slot).map(Record::phase) {
                 Some(Phase::Pending { .. }) => self.slots.invalidate(slot),
-                Some(Phase::Linked) => {
-                    self.unlink(slab, slot);
-                }
+                Some(Phase::Linked) => self.unlink(slab, slot),
                 Some(Phase::Vacant | Phase::Unlinked { .. }) | None => {}
             }
         }
@@ -587,28 +615,30 @@ impl<A: Access> Table<A> {
     /// Handles the drop of the last guard of a revocable or parked entry, unless another lookup has
     /// acquired the entry meanwhile. A revocable entry is unlinked. A parked entry becomes a
     /// candidate for eviction again, and is evicted if a limit was lowered while it was in use.
-    /// Returns the slot if the caller must deregister its entry.
+    /// The slot is put into the batch if the caller must deregister its entry.
     pub(crate) fn last_guard_dropped<T>(
         &mut self,
         slab: &Slab<T>,
         slot: Slot,
         cookie: Cookie,
-    ) -> Option<Slot> {
-        let entry = slab.get(slot).filter(|entry| !entry.is_in_use())?;
-        let record = self.slots.get(slot)?;
-        if record.cookie != cookie || record.phase() != Phase::Linked {
-            return None;
+        batch: &mut Batch,
+    ) {
+        let (Some(entry), Some(record)) = (slab.get(slot), self.slots.get(slot)) else {
+            return;
+        };
+        if entry.is_in_use() || record.cookie != cookie || record.phase() != Phase::Linked {
+            return;
         }
         if record.revocable {
-            return self.unlink(slab, slot).then(|| self.begin(slot));
-        }
-        if entry.unpark() && !slab.marks.contains(slot) {
-            if !self.budget.is_kept() {
-                return self.evict_victim(slab, slot).then(|| self.begin(slot));
+            self.unlink_into(slab, slot, batch);
+        } else if entry.unpark() && !slab.marks.contains(slot) {
+            if self.budget.is_kept() {
+                self.eviction.move_to(List::Live, slot);
+            } else {
+                self.counts.evictions += 1;
+                self.unlink_into(slab, slot, batch);
             }
-            self.eviction.move_to(List::Live, slot);
         }
-        None
     }
 }
 
@@ -646,24 +676,24 @@ impl<A: Access> Table<A> {
         Some(())
     }
 
-    /// Unlinks a marked entry. If there is none, evicts the idle entry that is next in the order of
-    /// eviction. Returns the entry's slot, and true if the entry is dead now.
-    fn unlink_for_room<T>(&mut self, slab: &Slab<T>) -> Option<(Slot, bool)> {
-        if let Some(slot) = self.eviction.head(List::Marked) {
-            return Some((slot, self.unlink(slab, slot)));
+    /// Returns the entry that the caller should unlink to make room: a marked entry or, if there is
+    /// none, the idle entry that is next in the order of eviction. Counts the latter as evicted.
+    fn choose_for_room<T>(&mut self, slab: &Slab<T>) -> Option<Slot> {
+        let marked = self.eviction.head(List::Marked);
+        if marked.is_some() {
+            return marked;
         }
         let slot = self.victim(slab)?;
-        Some((slot, self.evict_victim(slab, slot)))
+        self.counts.evictions += 1;
+        Some(slot)
     }
 
-    /// Unlinks one entry as [`unlink_for_room`](Self::unlink_for_room) does. Returns its id and the
-    /// bytes that it pins. If no guard holds the entry, its slot is put into the batch, whose owner
-    /// must deregister it.
+    /// Unlinks a marked entry. If there is none, evicts an idle one. Returns its id and the bytes
+    /// that it pins. If no guard holds the entry, its slot is put into the batch, whose owner must
+    /// deregister it.
     pub(crate) fn evict<T>(&mut self, slab: &Slab<T>, batch: &mut Batch) -> Option<Outgoing> {
-        let (slot, is_dead) = self.unlink_for_room(slab)?;
-        if is_dead {
-            batch.push(self.begin(slot));
-        }
+        let slot = self.choose_for_room(slab)?;
+        self.unlink_into(slab, slot, batch);
         Some((self.unheld(slot), self.slots.bytes(slot)))
     }
 
@@ -701,9 +731,9 @@ impl<A: Access> Table<A> {
         unheld.then(|| self.slots.id(slot))
     }
 
-    fn evict_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
+    fn evict_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) {
         self.counts.evictions += 1;
-        self.unlink(slab, slot)
+        self.unlink(slab, slot);
     }
 
     /// Returns the idle entry that is next in the order of eviction.
@@ -728,7 +758,8 @@ impl<A: Access> Table<A> {
             return None;
         }
         let slot = self.eviction.head(List::Dead)?;
-        batch.push(self.begin(slot));
+        self.eviction.move_to(List::Draining, slot);
+        batch.push(slot);
         Some(slot)
     }
 
@@ -746,12 +777,6 @@ impl<A: Access> Table<A> {
             gone += 1;
             freed += self.slots.bytes(slot);
         }
-    }
-
-    /// Lists a dead entry as draining, because the caller is about to deregister it.
-    fn begin(&mut self, slot: Slot) -> Slot {
-        self.eviction.move_to(List::Draining, slot);
-        slot
     }
 }
 
