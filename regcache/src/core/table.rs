@@ -302,7 +302,7 @@ impl<A: Access> Table<A> {
     }
 
     /// Removes an entry from its index and kills the entry. If no guard holds the entry, puts it on
-    /// the list `idle` and returns true. Otherwise the drop of the last guard deregisters the entry.
+    /// the list `idle` and returns true. Otherwise the drop of the last guard deregisters it.
     fn unlink_to<T>(&mut self, slab: &Slab<T>, slot: Slot, idle: List) -> bool {
         let record = self.slots.at(slot);
         let (range, access) = (record.range, record.access);
@@ -432,8 +432,8 @@ impl<A: Access> Table<A> {
 impl<A: Access> Table<A> {
     /// Handles a report that the memory under a watch has changed. A linked entry is marked, and
     /// must be unlinked later. A pending registration is marked as invalidated, so that it is made
-    /// again. Returns the range of the registration. Returns `None` if the slot is in another phase,
-    /// or if no slot has a watch with this cookie.
+    /// again. Returns the range of the registration. Returns `None` if the slot is in another
+    /// phase, or if no slot has a watch with this cookie.
     pub(crate) fn mark<T>(&mut self, slab: &Slab<T>, cookie: Cookie) -> Option<VaRange> {
         let slot = self.slots.watched_by(cookie)?;
         let record = self.slots.at(slot);
