@@ -21,6 +21,7 @@
 //! next bit of the hash tells which one, but a hint has no room for that bit. So a second array
 //! keeps the next bits of each hint, and only writers use it.
 
+use std::hint::select_unpredictable;
 use std::io;
 
 use crate::core::slot::Slot;
@@ -96,10 +97,10 @@ fn hint(slot: Slot, tag: u8) -> u32 {
 /// Returns the index of the page size that a registration of `range` uses. The index of the
 /// smallest page size is 0.
 fn size_of(range: VaRange) -> usize {
-    match range.len().ilog2().checked_sub(SECOND) {
-        Some(above) => (1 + above / STEP).min(SIZES as u32 - 1) as usize,
-        None => 0,
-    }
+    // A range is not empty. The bit shows this to the compiler.
+    let log = (range.len() | 1).ilog2();
+    let steps = log.saturating_sub(SECOND - STEP) / STEP;
+    steps.min(SIZES as u32 - 1) as usize
 }
 
 /// Returns the binary logarithm of the page size with this index.
@@ -341,8 +342,8 @@ impl Hints {
     pub(crate) fn forget(&self, slot: Slot, range: VaRange) {
         let size = size_of(range);
         let shift = shift_of(size);
-        let pages = (range.start() >> shift)..=((range.end() - 1) >> shift);
-        for page in pages.take(FORGOTTEN) {
+        let (first, last) = (range.start() >> shift, (range.end() - 1) >> shift);
+        for page in first..=last.min(first + FORGOTTEN - 1) {
             self.forget_one(slot, page << shift, shift);
         }
         let mut smaller = self.sizes.load(Ordering::Relaxed) & ((1 << size) - 1);
@@ -358,14 +359,20 @@ impl Hints {
         let hash = hash_of(address, shift);
         let (index, hint) = (self.index_of(hash), hint(slot, tag_of(hash)));
         let (set, rests) = (self.set(index), self.rests(index));
-        let mut ways = set.0.iter().map(|way| way.load(Ordering::Relaxed));
-        let Some(at) = ways.position(|its| its == hint) else {
-            return;
-        };
-        for i in at..WAYS - 1 {
-            set.0[i].store(set.0[i + 1].load(Ordering::Relaxed), Ordering::Relaxed);
+        let hints: [u32; WAYS] = std::array::from_fn(|i| set.0[i].load(Ordering::Relaxed));
+        // A branch for each hint would be mispredicted.
+        let mut at = WAYS;
+        for i in (0..WAYS).rev() {
+            at = select_unpredictable(hints[i] == hint, i, at);
         }
-        set.0[WAYS - 1].store(0, Ordering::Relaxed);
+        if at == WAYS {
+            return;
+        }
+        for (i, way) in set.0.iter().enumerate() {
+            let next = hints.get(i + 1).copied().unwrap_or(0);
+            let left = select_unpredictable(i < at, hints[i], next);
+            way.store(left, Ordering::Relaxed);
+        }
         let all = rests.load(Ordering::Relaxed);
         let newer = (1 << (u8::BITS * at as u32)) - 1;
         let left = all & newer | all >> u8::BITS & !newer;

@@ -118,6 +118,13 @@ impl<A: Access> Index<A> {
             map.remove(range.start());
         }
     }
+
+    /// Gives back memory that is not needed any more.
+    pub(crate) fn give_back(&mut self) {
+        for (_, map) in &mut self.maps {
+            map.give_back();
+        }
+    }
 }
 
 /// Returns the entries that end at `first` or later and start at `last` or earlier.

@@ -555,7 +555,8 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
             return Published::Guard(other);
         }
         let is_full = matches!(share, Some(None));
-        if is_full || !table.admit(&core.slab, self.slot) {
+        let mut evicted = None;
+        if is_full || !table.admit(&core.slab, self.slot, &mut evicted) {
             let number = table.add_uncached(self.range);
             table.uncached_was_made();
             core.unlock(table);
@@ -580,11 +581,10 @@ impl<'c, R: Registrar, M: Monitor> Reservation<'c, R, M> {
         }
         let guard = self.fill(registration, revocable);
         core.notify_awaiting(&table);
-        if table.exceeds_limits() {
-            // The miss has evicted entries, or dead entries have piled up.
-            core.unlock_and_deregister_excess(table);
+        if evicted.is_some() || table.has_dead() {
+            core.unlock_and_deregister_excess(table, evicted);
         } else {
-            core.unlock_by_miss(table);
+            core.unlock(table);
         }
         tracing::trace!(range = ?guard.range(), "registered");
         Published::Guard(guard)

@@ -11,7 +11,7 @@
 //!   the reaper are two of the places that lead to [`Core::deregister`];
 //! - `table.rs` has all state that the cache's lock (`lock.rs`) protects, and uses `slots.rs` and
 //!   `index.rs`;
-//! - `range_map.rs`, `eviction.rs`, `batch.rs`, `hints.rs`, `budget.rs`, `pool.rs`, `widen.rs` and
+//! - `range_map.rs`, `blocks.rs`, `eviction.rs`, `batch.rs`, `hints.rs`, `budget.rs`, `pool.rs`, `widen.rs` and
 //!   `fresh.rs` have parts of the table and of the core;
 //! - `slab.rs` has the array of all entries, `entry.rs` a single entry, `spread.rs` the counts of
 //!   an entry that many threads use at once, and `marks.rs` the marks of the entries that a drain
@@ -20,6 +20,7 @@
 
 pub(crate) mod at_once;
 pub(crate) mod batch;
+pub(crate) mod blocks;
 pub(crate) mod budget;
 pub(crate) mod completion;
 pub(crate) mod entry;
@@ -60,7 +61,7 @@ use crate::core::hints::Hints;
 use crate::core::lock::{Lock, Locked};
 use crate::core::pool::{Member, Pool};
 use crate::core::slab::Slab;
-use crate::core::slot::EntryId;
+use crate::core::slot::{EntryId, Slot};
 use crate::core::table::{Cursor, Table};
 use crate::core::widen::Widening;
 use crate::error::{Error, RegisterError};
@@ -315,6 +316,9 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     ) -> Locked<'l, Table<R::Access>> {
         let mut batch = Batch::default();
         table.take_marked_and_dead(&self.slab, &mut batch);
+        for &slot in &batch {
+            self.hints.prefetch(table.range(slot));
+        }
         self.note_drained(&table);
         drop(table);
         self.deregister_batch(&batch);
@@ -376,8 +380,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     /// them.
     #[inline(always)]
     pub(crate) fn unlock_by_miss(&self, table: Locked<'_, Table<R::Access>>) {
-        if table.has_dead() && self.reaper.get().is_none() {
-            self.deregister_few(table);
+        if table.has_dead() {
+            self.unlock_with_dead(table);
         } else {
             self.unlock(table);
         }
@@ -385,7 +389,10 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     #[cold]
     #[inline(never)]
-    fn deregister_few(&self, mut table: Locked<'_, Table<R::Access>>) {
+    fn unlock_with_dead(&self, mut table: Locked<'_, Table<R::Access>>) {
+        if self.reaper.get().is_some() {
+            return self.unlock(table);
+        }
         let mut batch = Batch::default();
         for _ in 0..DEREGISTERED_BY_MISS {
             table.pop_dead(&mut batch);
@@ -394,11 +401,16 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         self.deregister_and_vacate(&batch);
     }
 
-    /// Releases the lock in a miss, and deregisters dead entries as
-    /// [`deregister_excess`](Self::deregister_excess) does. The first piece needs no further lock.
+    /// Releases the lock in a miss, and deregisters the entry that it has evicted. Also deregisters
+    /// dead entries as [`deregister_excess`](Self::deregister_excess) does. The first piece needs no
+    /// further lock.
     #[inline(never)]
-    pub(crate) fn unlock_and_deregister_excess(&self, mut table: Locked<'_, Table<R::Access>>) {
-        let mut batch = Batch::default();
+    pub(crate) fn unlock_and_deregister_excess(
+        &self,
+        mut table: Locked<'_, Table<R::Access>>,
+        evicted: Option<Slot>,
+    ) {
+        let mut batch: Batch = evicted.into_iter().collect();
         table.pop_excess(&mut batch);
         self.unlock_by_miss(table);
         self.deregister_and_vacate(&batch);
@@ -431,7 +443,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Deregisters the entries of a batch. The lock is not held. The caller must call
     /// [`vacate`](Self::vacate) afterwards.
     pub(crate) fn deregister_batch(&self, batch: &Batch) {
-        for &slot in batch.slots() {
+        for &slot in batch {
             let Some(entry) = self.slab.get(slot) else {
                 continue;
             };
@@ -445,7 +457,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
 
     /// Makes the slots of a batch vacant.
     pub(crate) fn vacate(&self, table: &mut Table<R::Access>, batch: &Batch) {
-        for &slot in batch.slots() {
+        for &slot in batch {
             self.hints.forget(slot, table.vacate(slot));
         }
         if !batch.is_empty() {
@@ -456,7 +468,6 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     /// Deregisters a registration and ends its watch.
     fn end(&self, content: Content<R, M>, id: EntryId) {
         tracing::trace!(range = ?content.range, "deregistering");
-        self.hints.prefetch(content.range);
         self.deregister(content.registration);
         if let EntryId::Cached(_, cookie) = id {
             self.unwatch(cookie);

@@ -12,8 +12,8 @@
 //! million ranges the array at the top has some ten thousand elements.
 //!
 //! The time of a search is the time of its dependent loads. Each step of a binary search makes one
-//! load, and halves the remaining starts. Each step in a chunk or a block makes three independent
-//! loads, and quarters the remaining starts. So the search needs half as many steps. The arrays of
+//! load, and halves the remaining starts. Each step in a chunk makes seven independent loads, and
+//! leaves an eighth of the remaining starts. So the search needs a third of the steps. The arrays of
 //! starts have fixed lengths, so the steps have no branches.
 //!
 //! The map remembers the position of the last search. A miss looks a range up, registers the range
@@ -26,18 +26,13 @@
 //! `docs/design/hit-path.md` compares the two.
 
 use std::collections::BTreeMap;
+use std::hint::select_unpredictable;
 
+use crate::core::blocks::{BLOCK, Block, Blocks, NONE, Packed, Place};
 use crate::core::slot::Slot;
 use crate::range::VaRange;
-use crate::sys::prefetch::prefetch;
 
-/// The maximum number of ranges in a block. A search of such a small block waits for few cache
-/// lines, and an insertion moves few ranges. With half as many ranges in a block, the upper levels
-/// of 100 000 ranges would not fit in a second-level cache of 1 MiB, and a change would take twice
-/// as long.
-const BLOCK: usize = 8;
-
-/// The maximum number of blocks in a chunk, a power of four. The starts of a chunk's blocks take
+/// The maximum number of blocks in a chunk, a power of two. The starts of a chunk's blocks take
 /// 2 KiB, so that moving them takes less than 100 ns. In unit tests chunks are small, so that few
 /// ranges make many chunks.
 const CHUNK: usize = if cfg!(test) { 16 } else { 256 };
@@ -59,6 +54,7 @@ pub(crate) struct RangeMap {
     firsts: Vec<usize>,
     /// The chunks. No chunk is empty.
     chunks: Vec<Chunk>,
+    blocks: Blocks,
     /// The ends of the ranges whose packed length is [`LONG`], by the ranges' starts.
     long: BTreeMap<usize, usize>,
     /// The result of the last search for a lookup.
@@ -74,17 +70,9 @@ pub(crate) struct RangeMap {
 struct Chunk {
     /// The start of each block's first range. The rest of the array holds [`NONE`].
     firsts: Box<[usize; CHUNK]>,
-    /// The blocks. No block is empty.
-    #[expect(
-        clippy::vec_box,
-        reason = "an insertion in between moves pointers, not blocks"
-    )]
-    blocks: Vec<Box<Block>>,
+    /// The places of the blocks. No block is empty.
+    blocks: Vec<Place>,
 }
-
-/// The start that unused places of a block hold. No range starts at this address, because the end
-/// of a range must be higher.
-const NONE: usize = usize::MAX;
 
 /// The number of bits of a packed range that hold the length. The other bits hold the slot.
 const LEN_BITS: u32 = u64::BITS - Slot::BITS;
@@ -93,28 +81,10 @@ const LEN_BITS: u32 = u64::BITS - Slot::BITS;
 /// the ends of such ranges separately.
 const LONG: u64 = (1 << LEN_BITS) - 1;
 
-/// A block of ranges. The starts are in two cache lines, and a search reads only these lines. The
-/// ranges' other bits (`rests`) are in the next two cache lines. The start of an unused place is
-/// [`NONE`], so a search need not know the number of ranges.
-#[derive(Debug)]
-#[repr(align(64))]
-struct Block {
-    starts: [usize; BLOCK],
-    rests: [u64; BLOCK],
-}
-
-/// An [`Item`] packed into 16 bytes, so that a block fits in four cache lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Packed {
-    start: usize,
-    rest: u64,
-}
-
-impl Packed {
-    #[inline]
-    fn len(self) -> u64 {
-        self.rest & LONG
-    }
+/// Returns the packed length of a range.
+#[inline]
+fn len_of(item: Packed) -> u64 {
+    item.rest & LONG
 }
 
 /// A range and its slot.
@@ -161,84 +131,8 @@ impl LastSearch {
     }
 }
 
-/// Inserts an element at `i`, and drops the last element. A comparison selects the new value of
-/// each place. For so few elements, the comparisons are faster than a call of `memmove`.
-#[inline]
-fn insert<T: Copy>(into: &mut [T; BLOCK], i: usize, element: T) {
-    for k in (1..BLOCK).rev() {
-        into[k] = if k > i { into[k - 1] } else { into[k] };
-    }
-    into[i] = element;
-}
-
-impl Block {
-    const EMPTY: Self = Self {
-        starts: [NONE; BLOCK],
-        rests: [0; BLOCK],
-    };
-
-    fn is_full(&self) -> bool {
-        self.starts[BLOCK - 1] != NONE
-    }
-
-    fn len(&self) -> usize {
-        self.up_to(NONE - 1)
-    }
-
-    /// Returns the number of the block's ranges that start at or before `address`.
-    ///
-    /// The function counts in two steps. The compiler would vectorise a single count of all places,
-    /// which would make misses a tenth slower.
-    #[inline]
-    fn up_to(&self, address: usize) -> usize {
-        const QUARTER: usize = BLOCK / 4;
-        let is_before = |i: usize| usize::from(self.starts[i] <= address);
-        let quarters =
-            is_before(QUARTER - 1) + is_before(2 * QUARTER - 1) + is_before(3 * QUARTER - 1);
-        let from = quarters * QUARTER;
-        let rest = &self.starts[from..from + QUARTER];
-        let before: usize = rest.iter().map(|&its| usize::from(its <= address)).sum();
-        from + before
-    }
-
-    /// Begins to load the cache lines that the search of the block does not read.
-    #[inline]
-    fn prefetch_rests(&self) {
-        prefetch(&self.rests[0]);
-    }
-
-    #[inline]
-    fn item(&self, i: usize) -> Option<Packed> {
-        let start = *self.starts.get(i)?;
-        let rest = self.rests[i];
-        (start != NONE).then_some(Packed { start, rest })
-    }
-
-    /// Adds a range. The block must have room.
-    #[inline]
-    fn insert(&mut self, i: usize, item: Packed) {
-        insert(&mut self.starts, i, item.start);
-        insert(&mut self.rests, i, item.rest);
-    }
-
-    fn remove(&mut self, i: usize) {
-        self.starts.copy_within(i + 1.., i);
-        self.rests.copy_within(i + 1.., i);
-        self.starts[BLOCK - 1] = NONE;
-    }
-
-    /// Moves the ranges from number `i` on to the end of another block, which must have room.
-    fn move_to(&mut self, i: usize, other: &mut Self) {
-        let from = i..self.len();
-        let to = other.len()..other.len() + from.len();
-        other.starts[to.clone()].copy_from_slice(&self.starts[from.clone()]);
-        other.rests[to].copy_from_slice(&self.rests[from]);
-        self.starts[i..].fill(NONE);
-    }
-}
-
 impl Chunk {
-    fn of(first: usize, block: Box<Block>) -> Self {
+    fn of(first: usize, block: Place) -> Self {
         let mut firsts = Box::new([NONE; CHUNK]);
         firsts[0] = first;
         Self {
@@ -269,13 +163,13 @@ impl Chunk {
         at
     }
 
-    fn insert(&mut self, i: usize, first: usize, block: Box<Block>) {
+    fn insert(&mut self, i: usize, first: usize, block: Place) {
         self.firsts.copy_within(i..self.blocks.len(), i + 1);
         self.firsts[i] = first;
         self.blocks.insert(i, block);
     }
 
-    fn remove(&mut self, i: usize) -> Box<Block> {
+    fn remove(&mut self, i: usize) -> Place {
         let len = self.len();
         self.firsts.copy_within(i + 1..len, i);
         self.firsts[len - 1] = NONE;
@@ -351,7 +245,8 @@ impl RangeMap {
 
     #[inline]
     fn block(&self, chunk: usize, block: usize) -> Option<&Block> {
-        Some(self.chunks.get(chunk)?.blocks.get(block)?)
+        let place = *self.chunks.get(chunk)?.blocks.get(block)?;
+        Some(&self.blocks[place])
     }
 
     /// Returns the last range that starts at or before `address`.
@@ -383,26 +278,33 @@ impl RangeMap {
     pub(crate) fn first_between(&mut self, address: usize, end: usize) -> Option<Item> {
         let at = self.search(address);
         let chunk = self.chunks.get(at.chunk)?;
-        let starts = &chunk.blocks.get(at.block)?.starts;
+        let starts = self.blocks[*chunk.blocks.get(at.block)?].starts();
         // If a range starts exactly at `address`, the position is after that range. So the range
         // before the position is checked first.
         let before = at.before.wrapping_sub(1);
         if starts.get(before) == Some(&address) {
             return self.item(at.chunk, at.block, before);
         }
-        // The arrays of starts show where the next range starts, so most searches load no more.
-        let next_in = |starts: &[usize], i| starts.get(i).copied().filter(|&start| start != NONE);
-        let (start, chunk, block, i) = if let Some(start) = next_in(starts, at.before) {
-            (start, at.chunk, at.block, at.before)
-        } else if let Some(start) = next_in(&chunk.firsts[..], at.block + 1) {
-            (start, at.chunk, at.block + 1, 0)
+        // The arrays of starts show where the next range starts, so most searches load no more. The
+        // start of an unused place is higher than all others.
+        let in_block = starts[at.before % BLOCK];
+        let in_block = select_unpredictable(at.before < BLOCK, in_block, NONE);
+        let in_chunk = chunk.firsts.get(at.block + 1).map_or(NONE, |&first| first);
+        let start = if in_chunk == NONE && in_block == NONE {
+            *self.firsts.get(at.chunk + 1)?
         } else {
-            (*self.firsts.get(at.chunk + 1)?, at.chunk + 1, 0, 0)
+            in_block.min(in_chunk)
         };
         if start >= end {
             return None;
         }
-        self.item(chunk, block, i)
+        if in_block != NONE {
+            self.item(at.chunk, at.block, at.before)
+        } else if in_chunk != NONE {
+            self.item(at.chunk, at.block + 1, 0)
+        } else {
+            self.item(at.chunk + 1, 0, 0)
+        }
     }
 
     /// Returns a range, given its chunk, its block in the chunk and its number in the block.
@@ -423,12 +325,12 @@ impl RangeMap {
         let Some(chunk) = self.chunks.get_mut(at.chunk) else {
             return;
         };
-        chunk.blocks[at.block].insert(at.before, item);
-        if at.before == 0 {
-            chunk.firsts[at.block] = item.start;
-            if at.block == 0 {
-                self.firsts[at.chunk] = item.start;
-            }
+        let block = &mut self.blocks[chunk.blocks[at.block]];
+        block.insert(at.before, item);
+        // A branch for a new first range would be mispredicted.
+        chunk.firsts[at.block] = block.starts()[0];
+        if at.block == 0 {
+            self.firsts[at.chunk] = chunk.firsts[0];
         }
     }
 
@@ -437,7 +339,7 @@ impl RangeMap {
     #[cold]
     #[inline(never)]
     fn make_place(&mut self, mut at: Position, item: Packed) -> Position {
-        let mut upper = Box::new(Block::EMPTY);
+        let upper = self.blocks.add();
         if self.chunks.is_empty() {
             self.firsts.push(item.start);
             self.chunks.push(Chunk::of(item.start, upper));
@@ -459,14 +361,15 @@ impl RangeMap {
             }
         }
         let chunk = &mut self.chunks[at.chunk];
+        let block = chunk.blocks[at.block];
         // Ranges that are added in ascending order leave full blocks behind. A split in the middle
         // would leave half-full ones.
         let (middle, first) = if at.before == BLOCK {
             (BLOCK, item.start)
         } else {
-            (BLOCK / 2, chunk.blocks[at.block].starts[BLOCK / 2])
+            (BLOCK / 2, self.blocks[block].starts()[BLOCK / 2])
         };
-        chunk.blocks[at.block].move_to(middle, &mut upper);
+        self.blocks.move_to(block, middle, upper);
         chunk.insert(at.block + 1, first, upper);
         if at.before > BLOCK / 2 {
             at.block += 1;
@@ -495,29 +398,27 @@ impl RangeMap {
         let Some(chunk) = self.chunks.get_mut(at.chunk) else {
             return;
         };
-        let block = &mut chunk.blocks[at.block];
+        let block = &mut self.blocks[chunk.blocks[at.block]];
         let Some(item) = block.item(i).filter(|item| item.start == start) else {
             return;
         };
         self.version += 1;
         let last = self.last.position;
         let is_elsewhere = (last.chunk, last.block) != (at.chunk, at.block);
-        let keeps_places = block.starts[BLOCK / FEW] != NONE;
+        let keeps_places = block.starts()[BLOCK / FEW] != NONE;
         if is_elsewhere && keeps_places && self.last.version == self.version - 1 {
             // The removal moves no range of the block that the last search has found. So its result
             // stays valid, and a miss that evicts an entry searches for its own range only once.
             self.last.version = self.version;
         }
-        if item.len() == LONG {
+        if len_of(item) == LONG {
             self.long.remove(&start);
         }
         block.remove(i);
-        if i == 0 {
-            chunk.firsts[at.block] = block.starts[0];
-        }
-        if block.starts[BLOCK / FEW - 1] == NONE {
+        chunk.firsts[at.block] = block.starts()[0];
+        if block.starts()[BLOCK / FEW - 1] == NONE {
             self.shrink(at);
-        } else if i == 0 && at.block == 0 {
+        } else if at.block == 0 {
             self.firsts[at.chunk] = chunk.firsts[0];
         }
     }
@@ -526,14 +427,15 @@ impl RangeMap {
     /// the same for the chunk.
     fn shrink(&mut self, at: Position) {
         let chunk = &mut self.chunks[at.chunk];
-        let len = chunk.blocks[at.block].len();
+        let block = chunk.blocks[at.block];
+        let len = self.blocks[block].len();
         if len == 0 {
-            chunk.remove(at.block);
-        } else if let Some(next) = chunk.blocks.get(at.block + 1)
-            && should_join(len, next.len(), BLOCK)
+            self.blocks.remove(chunk.remove(at.block));
+        } else if let Some(&next) = chunk.blocks.get(at.block + 1)
+            && should_join(len, self.blocks[next].len(), BLOCK)
         {
-            let mut next = chunk.remove(at.block + 1);
-            next.move_to(0, &mut chunk.blocks[at.block]);
+            self.blocks.move_to(next, 0, block);
+            self.blocks.remove(chunk.remove(at.block + 1));
         }
         let len = chunk.len();
         if len == 0 {
@@ -551,6 +453,12 @@ impl RangeMap {
         }
     }
 
+    /// Gives back memory that is not needed any more.
+    pub(crate) fn give_back(&mut self) {
+        let places = self.chunks.iter_mut().flat_map(|chunk| &mut chunk.blocks);
+        self.blocks.give_back(places);
+    }
+
     #[inline]
     fn packed(&mut self, range: VaRange, slot: Slot) -> Packed {
         let len = (range.len() as u64).min(LONG);
@@ -565,7 +473,7 @@ impl RangeMap {
 
     #[inline]
     fn unpacked(&self, item: Packed) -> Item {
-        let end = match item.len() {
+        let end = match len_of(item) {
             LONG => self.end_of_long(item.start),
             len => item.start + len as usize,
         };
@@ -636,6 +544,7 @@ mod tests {
         Evict(usize, usize),
         /// Announce the removal of a range.
         Expect(usize),
+        GiveBack,
     }
 
     fn ops() -> impl Strategy<Value = Op> {
@@ -646,6 +555,7 @@ mod tests {
             1 => at.clone().prop_map(Op::Look),
             2 => (at.clone(), at.clone()).prop_map(|(at, victim)| Op::Evict(at, victim)),
             2 => at.prop_map(Op::Expect),
+            1 => Just(Op::GiveBack),
         ]
     }
 
@@ -705,6 +615,11 @@ mod tests {
                     }
                     Op::Look(at) => check(&mut map, &model, at),
                     Op::Expect(start) => map.expect_removal(start),
+                    Op::GiveBack => {
+                        map.give_back();
+                        let used: usize = map.chunks.iter().map(Chunk::len).sum();
+                        assert_eq!(map.blocks.len(), used);
+                    }
                     Op::Evict(at, victim) => {
                         check(&mut map, &model, at);
                         model.remove(&victim);

@@ -74,7 +74,8 @@ pub(crate) struct Slots<A> {
     vacant: Vec<Slot>,
     pending: Vec<Making>,
     serial: u32,
-    /// The largest number of slots in use since [`give_back`](Slots::give_back) was called last.
+    /// The largest number of slots that were in use before one of them became vacant, since
+    /// [`give_back`](Slots::give_back) was called last.
     peak: usize,
     /// The number of reservations ever made.
     reservations: u64,
@@ -176,7 +177,6 @@ impl<A: Access> Slots<A> {
         } else {
             self.records[slot.0 as usize] = record;
         }
-        self.peak = self.peak.max(self.in_use());
         Some((slot, cookie))
     }
 
@@ -300,6 +300,7 @@ impl<A: Access> Slots<A> {
     /// Turns a pending or unlinked slot into a vacant one. Returns the previous phase and the
     /// number of bytes that the registration pinned.
     pub(crate) fn vacate(&mut self, slot: Slot) -> (Phase, usize) {
+        self.peak = self.peak.max(self.in_use());
         let bytes = self.bytes(slot);
         let before = mem::replace(&mut self.at_mut(slot).phase, Phase::Vacant);
         if matches!(before, Phase::Pending { .. }) {

@@ -228,9 +228,15 @@ impl<A: Access> Table<A> {
     }
 
     /// Charges the registration at a pending slot. To make room for it, unlinks marked entries, and
-    /// evicts idle ones if that is not enough. Returns false if too few entries are idle. The
-    /// caller must deregister dead entries afterwards ([`pop_excess`](Self::pop_excess)).
-    pub(crate) fn admit<T>(&mut self, slab: &Slab<T>, slot: Slot) -> bool {
+    /// evicts idle ones if that is not enough. Returns false if too few entries are idle. If one
+    /// idle entry was enough, stores its slot in `evicted`. The caller must deregister that entry and
+    /// further dead entries afterwards ([`pop_excess`](Self::pop_excess)).
+    pub(crate) fn admit<T>(
+        &mut self,
+        slab: &Slab<T>,
+        slot: Slot,
+        evicted: &mut Option<Slot>,
+    ) -> bool {
         let bytes = self.slots.bytes(slot);
         while !self.budget.would_hold(bytes, 0, 0) {
             if let Some(marked) = self.eviction.head(List::Marked) {
@@ -239,7 +245,7 @@ impl<A: Access> Table<A> {
             }
             // A reader may acquire an entry just before it is evicted. The entry then still takes
             // room, so that the loop evicts another one.
-            if self.make_room(slab, bytes).is_none() {
+            if self.make_room(slab, bytes, evicted).is_none() {
                 return false;
             }
         }
@@ -401,6 +407,8 @@ impl<A: Access> Table<A> {
         let (before, has_changed) = (self.slots(), self.vacancies() != since);
         self.slots.give_back();
         self.eviction.give_back(self.slots.ever_used());
+        self.retained.give_back();
+        self.revocable.give_back();
         if has_changed {
             self.give_back_entries(slab, self.slots()..before);
         }
@@ -646,19 +654,28 @@ impl<A: Access> Table<A> {
 impl<A: Access> Table<A> {
     /// Evicts idle entries until a new entry of `bytes` bytes fits, once the leaving entries are
     /// gone. If too few entries are idle, returns `None` and evicts nothing.
-    fn make_room<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<()> {
+    fn make_room<T>(
+        &mut self,
+        slab: &Slab<T>,
+        bytes: usize,
+        evicted: &mut Option<Slot>,
+    ) -> Option<()> {
         // One victim is enough nearly always, and need not be put aside.
         let victim = self.victim(slab)?;
         let freed = self.slots.bytes(victim);
         if self.budget.would_hold(bytes, 1, freed) {
-            self.evict_victim(slab, victim);
+            self.counts.evictions += 1;
+            // Once an entry is stored here, there is room, and no other one is evicted.
+            *evicted = self
+                .unlink_to(slab, victim, List::Draining)
+                .then_some(victim);
             return Some(());
         }
         self.choose_and_evict(slab, bytes)
     }
 
-    /// Evicts idle entries until a new entry of `bytes` bytes fits. If too few entries are idle,
-    /// returns `None` and evicts nothing.
+    /// Does the same as [`make_room`](Self::make_room), if one victim is not enough.
+    #[cold]
     fn choose_and_evict<T>(&mut self, slab: &Slab<T>, bytes: usize) -> Option<()> {
         let (mut chosen, mut freed) = (0, 0);
         while !self.budget.would_hold(bytes, chosen, freed) {
@@ -671,7 +688,8 @@ impl<A: Access> Table<A> {
             self.eviction.move_to(List::Chosen, slot);
         }
         while let Some(slot) = self.eviction.head(List::Chosen) {
-            self.evict_victim(slab, slot);
+            self.counts.evictions += 1;
+            self.unlink(slab, slot);
         }
         Some(())
     }
@@ -731,11 +749,6 @@ impl<A: Access> Table<A> {
         unheld.then(|| self.slots.id(slot))
     }
 
-    fn evict_victim<T>(&mut self, slab: &Slab<T>, slot: Slot) {
-        self.counts.evictions += 1;
-        self.unlink(slab, slot);
-    }
-
     /// Returns the idle entry that is next in the order of eviction.
     fn victim<T>(&mut self, slab: &Slab<T>) -> Option<Slot> {
         self.eviction.victim(|slot| match slab.get(slot) {
@@ -744,6 +757,11 @@ impl<A: Access> Table<A> {
             Some(entry) if entry.was_used() => Candidate::Used,
             Some(_) => Candidate::Idle,
         })
+    }
+
+    /// Returns the range of the registration at a slot.
+    pub(crate) fn range(&self, slot: Slot) -> VaRange {
+        self.slots.at(slot).range
     }
 
     /// Returns true if there are dead entries to deregister.
@@ -763,14 +781,14 @@ impl<A: Access> Table<A> {
         Some(slot)
     }
 
-    /// Returns true if the entries that are not deregistered yet exceed a limit.
-    pub(crate) fn exceeds_limits(&self) -> bool {
-        self.budget.exceeds(0, 0)
-    }
-
-    /// Moves dead entries into the empty batch, as many as exceed the limits of the cache and fit.
+    /// Moves dead entries into the batch, until its entries are as many as exceed the limits of the
+    /// cache, or until it is full.
     pub(crate) fn pop_excess(&mut self, batch: &mut Batch) {
-        let (mut gone, mut freed) = (0, 0);
+        if !self.has_dead() {
+            return;
+        }
+        let mut gone = batch.len();
+        let mut freed = batch.iter().map(|&slot| self.slots.bytes(slot)).sum();
         while self.budget.exceeds(gone, freed)
             && let Some(slot) = self.pop_dead(batch)
         {
@@ -799,7 +817,7 @@ mod tests {
                 revocable: false,
             };
             let (slot, _) = table.reserve(&slab, request).unwrap();
-            assert!(table.admit(&slab, slot));
+            assert!(table.admit(&slab, slot, &mut None));
             table.link(&slab, slot);
             // SAFETY: the slot is reserved, so its entry is vacant and no other thread fills it.
             unsafe { slab.get(slot).unwrap().publish(0, false) };

@@ -1,0 +1,209 @@
+//! [`Blocks`]: the blocks of ranges that are the lowest level of a [`RangeMap`].
+//!
+//! All blocks are in one array, so that they need no memory beside their ranges, and share few
+//! pages. A block that is no longer used keeps its place, and the next new block uses the place.
+//!
+//! [`RangeMap`]: crate::core::range_map::RangeMap
+
+use std::hint::select_unpredictable;
+use std::ops::{Index, IndexMut};
+
+use crate::sys::prefetch::prefetch;
+
+/// The maximum number of ranges in a block. A search of such a small block waits for few cache
+/// lines, and an insertion moves few ranges. With half as many ranges in a block, the upper levels
+/// of 100 000 ranges would not fit in a second-level cache of 1 MiB, and a change would take twice
+/// as long.
+pub(crate) const BLOCK: usize = 8;
+
+/// The number of blocks for which the array has room at first. They take 4 KiB.
+const FIRST_BLOCKS: usize = 32;
+
+/// The start that unused places of a block hold. No range starts at this address, because the end
+/// of a range must be higher.
+pub(crate) const NONE: usize = usize::MAX;
+
+/// A block of ranges. The starts are in one cache line, and a search reads only this line. The
+/// ranges' other bits (`rests`) are in the next one. The start of an unused place is [`NONE`], so a
+/// search need not know the number of ranges.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Block {
+    starts: [usize; BLOCK],
+    rests: [u64; BLOCK],
+}
+
+/// A range in a block: its start, and its other bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Packed {
+    pub(crate) start: usize,
+    pub(crate) rest: u64,
+}
+
+/// Inserts an element at `i`, and drops the last element. For so few elements, comparisons are
+/// faster than a call of `memmove`.
+#[inline]
+fn insert<T: Copy>(into: &mut [T; BLOCK], i: usize, element: T) {
+    for k in (1..BLOCK).rev() {
+        into[k] = if k > i { into[k - 1] } else { into[k] };
+    }
+    into[i] = element;
+}
+
+/// Removes the element at `i`. The last place then holds `unused`. The place is as good as random,
+/// so a branch would be mispredicted.
+#[inline]
+fn remove<T: Copy>(from: &mut [T; BLOCK], i: usize, unused: T) {
+    for k in 0..BLOCK - 1 {
+        from[k] = select_unpredictable(k < i, from[k], from[k + 1]);
+    }
+    from[BLOCK - 1] = unused;
+}
+
+impl Block {
+    const EMPTY: Self = Self {
+        starts: [NONE; BLOCK],
+        rests: [0; BLOCK],
+    };
+
+    /// Returns the starts of the ranges, in ascending order. Unused places hold [`NONE`].
+    #[inline]
+    pub(crate) fn starts(&self) -> &[usize; BLOCK] {
+        &self.starts
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.starts[BLOCK - 1] != NONE
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.up_to(NONE - 1)
+    }
+
+    /// Returns the number of the block's ranges that start at or before `address`.
+    ///
+    /// The function counts in two steps. The compiler would vectorise a single count of all places,
+    /// which would make misses a tenth slower.
+    #[inline]
+    pub(crate) fn up_to(&self, address: usize) -> usize {
+        const QUARTER: usize = BLOCK / 4;
+        let is_before = |i: usize| usize::from(self.starts[i] <= address);
+        let quarters =
+            is_before(QUARTER - 1) + is_before(2 * QUARTER - 1) + is_before(3 * QUARTER - 1);
+        let from = quarters * QUARTER;
+        let rest = &self.starts[from..from + QUARTER];
+        let before: usize = rest.iter().map(|&its| usize::from(its <= address)).sum();
+        from + before
+    }
+
+    /// Begins to load the cache line that the search of the block does not read.
+    #[inline]
+    pub(crate) fn prefetch_rests(&self) {
+        prefetch(&self.rests[0]);
+    }
+
+    #[inline]
+    pub(crate) fn item(&self, i: usize) -> Option<Packed> {
+        let start = *self.starts.get(i)?;
+        let rest = self.rests[i];
+        (start != NONE).then_some(Packed { start, rest })
+    }
+
+    /// Adds a range. The block must have room.
+    #[inline]
+    pub(crate) fn insert(&mut self, i: usize, item: Packed) {
+        insert(&mut self.starts, i, item.start);
+        insert(&mut self.rests, i, item.rest);
+    }
+
+    #[inline]
+    pub(crate) fn remove(&mut self, i: usize) {
+        remove(&mut self.starts, i, NONE);
+        remove(&mut self.rests, i, 0);
+    }
+
+    /// Moves the ranges from number `i` on to the end of another block, which must have room.
+    fn move_to(&mut self, i: usize, other: &mut Self) {
+        let from = i..self.len();
+        let to = other.len()..other.len() + from.len();
+        other.starts[to.clone()].copy_from_slice(&self.starts[from.clone()]);
+        other.rests[to].copy_from_slice(&self.rests[from]);
+        self.starts[i..].fill(NONE);
+    }
+}
+
+/// The place of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place(u32);
+
+/// The array of blocks; see the head of this file.
+#[derive(Debug, Default)]
+pub(crate) struct Blocks {
+    all: Vec<Block>,
+    unused: Vec<Place>,
+}
+
+impl Index<Place> for Blocks {
+    type Output = Block;
+
+    #[inline]
+    fn index(&self, Place(place): Place) -> &Block {
+        &self.all[place as usize]
+    }
+}
+
+impl IndexMut<Place> for Blocks {
+    #[inline]
+    fn index_mut(&mut self, Place(place): Place) -> &mut Block {
+        &mut self.all[place as usize]
+    }
+}
+
+impl Blocks {
+    /// Adds an empty block.
+    pub(crate) fn add(&mut self) -> Place {
+        self.unused.pop().unwrap_or_else(|| {
+            let len = self.all.len();
+            if len == self.all.capacity() {
+                // The array grows rarely, because each growth moves all blocks. Memory that no
+                // block has used yet is not resident.
+                self.all.reserve_exact(FIRST_BLOCKS + 3 * len);
+            }
+            self.all.push(Block::EMPTY);
+            // The cast loses no bits, because there are fewer blocks than slots.
+            Place(len as u32)
+        })
+    }
+
+    /// Removes an empty block.
+    pub(crate) fn remove(&mut self, place: Place) {
+        self.unused.push(place);
+    }
+
+    /// Moves the ranges of one block from number `i` on to the end of another one, which must have
+    /// room.
+    pub(crate) fn move_to(&mut self, from: Place, i: usize, to: Place) {
+        let mut other = self[to];
+        self[from].move_to(i, &mut other);
+        self[to] = other;
+    }
+
+    /// Returns the number of blocks, used and unused.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Gives back the memory of unused blocks. Moves the blocks at `places`, which are all blocks
+    /// in use, and stores their new places.
+    pub(crate) fn give_back<'p>(&mut self, places: impl Iterator<Item = &'p mut Place>) {
+        let mut used = Vec::with_capacity(self.all.len() - self.unused.len());
+        for place in places {
+            used.push(self[*place]);
+            // As in `add`.
+            *place = Place((used.len() - 1) as u32);
+        }
+        self.all = used;
+        self.unused = Vec::new();
+    }
+}
