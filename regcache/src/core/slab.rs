@@ -28,7 +28,7 @@ pub(crate) const SPARE: u32 = if cfg!(loom) { 3 } else { 256 };
 /// The number of entries in the page that a cache uses first.
 const LEAST_POPULATED: u32 = 32;
 
-/// The maximum number of entries whose pages are added at once. Adding these 128 KiB takes some ten
+/// The maximum number of entries whose pages are added at once. Adding these 64 KiB takes some ten
 /// microseconds.
 const MOST_POPULATED: u32 = 1024;
 

@@ -229,8 +229,9 @@ impl<A: Access> Table<A> {
 
     /// Charges the registration at a pending slot. To make room for it, unlinks marked entries, and
     /// evicts idle ones if that is not enough. Returns false if too few entries are idle. If one
-    /// idle entry was enough, stores its slot in `evicted`. The caller must deregister that entry and
-    /// further dead entries afterwards ([`pop_excess`](Self::pop_excess)).
+    /// idle entry was enough, stores its slot in `evicted`, which was `None`. The caller must
+    /// deregister that entry and further dead entries afterwards
+    /// ([`pop_excess`](Self::pop_excess)).
     pub(crate) fn admit<T>(
         &mut self,
         slab: &Slab<T>,
@@ -238,7 +239,7 @@ impl<A: Access> Table<A> {
         evicted: &mut Option<Slot>,
     ) -> bool {
         let bytes = self.slots.bytes(slot);
-        while !self.budget.would_hold(bytes, 0, 0) {
+        while evicted.is_none() && !self.budget.would_hold(bytes, 0, 0) {
             if let Some(marked) = self.eviction.head(List::Marked) {
                 self.unlink(slab, marked);
                 continue;
@@ -665,7 +666,7 @@ impl<A: Access> Table<A> {
         let freed = self.slots.bytes(victim);
         if self.budget.would_hold(bytes, 1, freed) {
             self.counts.evictions += 1;
-            // Once an entry is stored here, there is room, and no other one is evicted.
+            // If the entry was idle, there is room now.
             *evicted = self
                 .unlink_to(slab, victim, List::Draining)
                 .then_some(victim);
