@@ -88,10 +88,13 @@ pub unsafe trait Registrar: Send + Sync + 'static {
     type Registration: Send + Sync + 'static;
 
     /// True if a method of the registrar may reach a cancellation point of `pthread_cancel`, such
-    /// as `write` or `nanosleep`. The cache then disables cancellation in each miss, which takes 6
-    /// ns. If the constants of the registrar and of the monitor are false, the cache does not. In
-    /// that case `pthread_cancel` must not find a cancellation point, because glibc cannot unwind
-    /// functions of Rust.
+    /// as `write` or `nanosleep`, or may panic, because a panic hook writes a message. The cache
+    /// then disables cancellation in each miss, which takes 6 ns.
+    ///
+    /// Set the constant to false only if no method can do so, and if no logger takes messages by
+    /// the feature `log` of the crate `tracing`. If the constant of the monitor is false too, a miss
+    /// leaves cancellation enabled. A cancelled thread that then reached a cancellation point would
+    /// abort the process, because glibc cannot unwind functions of Rust.
     const CANCELLATION_POINT: bool = true;
 
     /// Registers `range` for `access`, and pins the pages of the range.

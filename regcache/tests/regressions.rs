@@ -82,6 +82,47 @@ fn a_panic_in_deregister_does_not_recycle_a_live_slot() {
     drop(other);
 }
 
+/// A monitor whose next call of `unwatch` panics if the flag is set.
+struct PanickyMonitor(FakeMonitor, Arc<AtomicBool>);
+// SAFETY: the methods are those of the modelled monitor.
+unsafe impl Monitor for PanickyMonitor {
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+    fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
+        self.0.watch(range, cookie)
+    }
+    fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        if self.1.swap(false, Ordering::Relaxed) {
+            panic!("monitor");
+        }
+        self.0.unwatch(cookie)
+    }
+    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
+        self.0.drain(invalidated)
+    }
+    fn name(&self) -> &'static str {
+        "panicky"
+    }
+}
+
+/// The bug lost the other entries that the thread had begun to deregister.
+#[test]
+fn a_panic_in_unwatch_leaves_no_other_registration() {
+    let kernel = FakeKernel::new(8);
+    let panics = Arc::new(AtomicBool::new(false));
+    let monitor = PanickyMonitor(FakeMonitor(Arc::clone(&kernel)), Arc::clone(&panics));
+    let cache = Cache::builder(FakeDevice::new(&kernel)).monitor(monitor);
+    let cache = cache.background_reaper(false).build().unwrap();
+    for i in 0..8 {
+        drop(cache.get(page(i), PAGE, READ).unwrap());
+    }
+    panics.store(true, Ordering::Relaxed);
+    drop(cache.flush().unwrap());
+    assert!(!panics.load(Ordering::Relaxed));
+    assert_eq!(cache.stats().entries, 0);
+}
+
 #[test]
 fn a_revocable_registration_serves_no_local_lookup() {
     let kernel = FakeKernel::new(8);

@@ -1,7 +1,8 @@
 //! [`Blocks`]: the blocks of ranges that are the lowest level of a [`RangeMap`].
 //!
-//! All blocks are in one array, so that they need no memory beside their ranges, and share few
-//! pages. A block that is no longer used keeps its place, and the next new block uses the place.
+//! Blocks are allocated in groups, in the order in which they are first used. So a block needs no
+//! memory beside its ranges, blocks share few pages, and a new block moves no other one. A block
+//! that is no longer used keeps its place, and the next new block uses the place.
 //!
 //! [`RangeMap`]: crate::core::range_map::RangeMap
 
@@ -10,14 +11,16 @@ use std::ops::{Index, IndexMut};
 
 use crate::sys::prefetch::prefetch;
 
-/// The maximum number of ranges in a block. A search of such a small block waits for few cache
-/// lines, and an insertion moves few ranges. With half as many ranges in a block, the upper levels
-/// of 100 000 ranges would not fit in a second-level cache of 1 MiB, and a change would take twice
-/// as long.
+/// The maximum number of ranges in a block. The starts of so many ranges fill a cache line, and an
+/// insertion moves few ranges.
 pub(crate) const BLOCK: usize = 8;
 
-/// The number of blocks for which the array has room at first. They take 4 KiB.
-const FIRST_BLOCKS: usize = 32;
+/// The number of blocks that are allocated at once, 8 KiB.
+const GROUP: usize = 64;
+
+/// The maximum number of blocks in use that [`Blocks::give_back`] moves. Moving so many takes less
+/// than a millisecond, during which the caller holds the cache's lock.
+const MOVED: usize = 2048;
 
 /// The start that unused places of a block hold. No range starts at this address, because the end
 /// of a range must be higher.
@@ -136,10 +139,12 @@ impl Block {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place(u32);
 
-/// The array of blocks; see the head of this file.
+/// All blocks of a map; see the head of this file.
 #[derive(Debug, Default)]
 pub(crate) struct Blocks {
-    all: Vec<Block>,
+    groups: Vec<Box<[Block; GROUP]>>,
+    /// The number of blocks that were ever used.
+    len: usize,
     unused: Vec<Place>,
 }
 
@@ -148,14 +153,14 @@ impl Index<Place> for Blocks {
 
     #[inline]
     fn index(&self, Place(place): Place) -> &Block {
-        &self.all[place as usize]
+        &self.groups[place as usize / GROUP][place as usize % GROUP]
     }
 }
 
 impl IndexMut<Place> for Blocks {
     #[inline]
     fn index_mut(&mut self, Place(place): Place) -> &mut Block {
-        &mut self.all[place as usize]
+        &mut self.groups[place as usize / GROUP][place as usize % GROUP]
     }
 }
 
@@ -163,15 +168,12 @@ impl Blocks {
     /// Adds an empty block.
     pub(crate) fn add(&mut self) -> Place {
         self.unused.pop().unwrap_or_else(|| {
-            let len = self.all.len();
-            if len == self.all.capacity() {
-                // The array grows rarely, because each growth moves all blocks. Memory that no
-                // block has used yet is not resident.
-                self.all.reserve_exact(FIRST_BLOCKS + 3 * len);
+            if self.len.is_multiple_of(GROUP) {
+                self.groups.push(Box::new([Block::EMPTY; GROUP]));
             }
-            self.all.push(Block::EMPTY);
+            self.len += 1;
             // The cast loses no bits, because there are fewer blocks than slots.
-            Place(len as u32)
+            Place((self.len - 1) as u32)
         })
     }
 
@@ -188,22 +190,24 @@ impl Blocks {
         self[to] = other;
     }
 
+    /// Gives back the memory of unused blocks, if few blocks are in use. Moves the blocks at
+    /// `places`, which are all blocks in use, and stores their new places.
+    pub(crate) fn give_back<'p>(&mut self, places: impl Iterator<Item = &'p mut Place>) {
+        if self.len - self.unused.len() > MOVED {
+            return;
+        }
+        let mut used = Self::default();
+        for place in places {
+            let moved = used.add();
+            used[moved] = self[*place];
+            *place = moved;
+        }
+        *self = used;
+    }
+
     /// Returns the number of blocks, used and unused.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.all.len()
-    }
-
-    /// Gives back the memory of unused blocks. Moves the blocks at `places`, which are all blocks
-    /// in use, and stores their new places.
-    pub(crate) fn give_back<'p>(&mut self, places: impl Iterator<Item = &'p mut Place>) {
-        let mut used = Vec::with_capacity(self.all.len() - self.unused.len());
-        for place in places {
-            used.push(self[*place]);
-            // As in `add`.
-            *place = Place((used.len() - 1) as u32);
-        }
-        self.all = used;
-        self.unused = Vec::new();
+        self.len
     }
 }

@@ -267,6 +267,7 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     /// entries. Drains it even if the generation has not changed: the caller may have polled the
     /// descriptor, and a monitor may make the descriptor readable before it raises the generation.
     pub(crate) fn reap(&self) -> Result<(), Error> {
+        let _uncancelled = Uncancelled::begin_if(self.reaches_cancellation_point());
         let mut table = self.lock();
         let drained = self.drain(&mut table);
         let table = self.end_all(table);
@@ -447,8 +448,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             let Some(entry) = self.slab.get(slot) else {
                 continue;
             };
-            // SAFETY: an entry is on the list of dead entries only if `kill` required its caller to
-            // take the content. The table gives the entry to one batch only.
+            // SAFETY: an entry is in a batch only if `kill` required its caller to take the content.
+            // The table gives the entry to one batch only.
             let content = unsafe { entry.take() };
             let cookie = Cookie::of(slot.0, content.number);
             self.end(content, EntryId::Cached(slot, cookie));
@@ -564,17 +565,30 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
     }
 
     pub(crate) fn unwatch(&self, cookie: Cookie) {
-        if let Err(error) = self.monitor.unwatch(cookie) {
-            tracing::error!(?cookie, %error, "the monitor refused to end a watch");
+        // As in `deregister`, more registrations may be left to deregister.
+        let unwatch = AssertUnwindSafe(|| self.monitor.unwatch(cookie));
+        match panic::catch_unwind(unwatch) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(?cookie, %error, "the monitor refused to end a watch");
+            }
+            Err(_) => {
+                tracing::error!(?cookie, "the monitor panicked while it ended a watch");
+            }
         }
     }
 
+    /// Returns the error for a range that the device has refused. Reads files of the kernel to find
+    /// the reason.
+    #[cold]
     pub(crate) fn refusal(&self, range: VaRange, access: R::Access, source: io::Error) -> Error {
+        let _uncancelled = Uncancelled::begin();
         RegisterError::diagnose(range, access.writes(), source).into()
     }
 
     /// Evicts idle entries until the new limits are kept, and deregisters them.
     pub(crate) fn set_limits(&self, max_entries: Option<usize>, max_bytes: Option<usize>) {
+        let _uncancelled = Uncancelled::begin();
         // If the monitor fails, all entries are marked.
         let _ = self.drain_now();
         self.lock().set_limits(&self.slab, max_entries, max_bytes);

@@ -592,6 +592,19 @@ mod tests {
         assert!(map.long.is_empty());
     }
 
+    #[test]
+    fn a_search_of_any_number_of_starts_finds_the_last_one_up_to_an_address() {
+        let starts: Vec<_> = (0..300).map(|i| 10 + 2 * i).collect();
+        for len in 1..starts.len() {
+            let starts = &starts[..len];
+            for address in 0..620 {
+                let before = starts.partition_point(|&start| start <= address);
+                assert_eq!(last_up_to(starts, address), before.saturating_sub(1));
+            }
+        }
+        assert_eq!(last_up_to(&[], 7), 0);
+    }
+
     proptest! {
         #[test]
         fn it_is_a_map_by_start(

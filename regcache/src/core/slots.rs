@@ -42,8 +42,8 @@ pub(crate) enum Phase {
     Linked,
     /// The entry is out of the index and not deregistered yet. `held` is true if guards kept the
     /// entry alive when it was unlinked. In that case the entry is on the list of draining entries.
-    /// Otherwise the entry is first on the list of dead entries. A thread that begins to deregister
-    /// the entry moves it from that list to the list of draining entries.
+    /// Otherwise the thread that unlinks the entry deregisters it, or puts it on the list of dead
+    /// entries. A thread that begins to deregister the entry moves it to the list of draining ones.
     Unlinked { held: bool },
 }
 

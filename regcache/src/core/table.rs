@@ -2,8 +2,8 @@
 //!
 //! The table has the phase of each slot (`slots.rs`), the indexes, the budget, the order of
 //! eviction (`eviction.rs`) and the counters. No method of the table registers, deregisters or
-//! calls the monitor. So the table only lists dead entries. `mod.rs` deregisters them later,
-//! without the lock.
+//! calls the monitor. So the table only lists dead entries, or puts them into a batch. `mod.rs`
+//! deregisters them later, without the lock.
 //!
 //! A report only marks its entry (`marks.rs`). A marked entry is still linked, but no lookup may
 //! return it. Each method that finds a marked entry in the index unlinks it.
