@@ -8,6 +8,7 @@
 
 use std::hint::select_unpredictable;
 use std::ops::{Index, IndexMut};
+use std::ptr::NonNull;
 
 use crate::sys::prefetch::prefetch;
 
@@ -15,7 +16,7 @@ use crate::sys::prefetch::prefetch;
 /// insertion moves few ranges.
 pub(crate) const BLOCK: usize = 8;
 
-/// The number of blocks that are allocated at once, 8 KiB.
+/// The number of blocks that are allocated at once, in 8 KiB.
 const GROUP: usize = 64;
 
 /// The maximum number of blocks in use that [`Blocks::give_back`] moves. Moving so many takes less
@@ -135,14 +136,25 @@ impl Block {
     }
 }
 
-/// The place of a block.
+/// A block of a [`Blocks`]: its address, which stays the same until [`Blocks::give_back`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place(u32);
+pub(crate) struct Place(NonNull<Block>);
+
+// SAFETY: a place is only an address. Only `Blocks` dereferences it, and a `Blocks` may be sent and
+// shared, because its blocks are plain data that it owns.
+unsafe impl Send for Place {}
+// SAFETY: as above.
+unsafe impl Sync for Place {}
 
 /// All blocks of a map; see the head of this file.
+///
+/// A map passes a place only to the `Blocks` that returned it, and drops all places that
+/// [`give_back`](Self::give_back) replaces. So each place that a method gets is in one of its
+/// groups. The safety of this file's `unsafe` code depends on this rule.
 #[derive(Debug, Default)]
 pub(crate) struct Blocks {
-    groups: Vec<Box<[Block; GROUP]>>,
+    /// The first block of each group, which is a leaked `Box<[Block; GROUP]>`.
+    groups: Vec<Place>,
     /// The number of blocks that were ever used.
     len: usize,
     unused: Vec<Place>,
@@ -152,29 +164,37 @@ impl Index<Place> for Blocks {
     type Output = Block;
 
     #[inline]
-    fn index(&self, Place(place): Place) -> &Block {
-        &self.groups[place as usize / GROUP][place as usize % GROUP]
+    fn index(&self, Place(block): Place) -> &Block {
+        // SAFETY: the block is in a group, which lives as long as `self`. A mutable reference to it
+        // would borrow `self` mutably.
+        unsafe { block.as_ref() }
     }
 }
 
 impl IndexMut<Place> for Blocks {
     #[inline]
-    fn index_mut(&mut self, Place(place): Place) -> &mut Block {
-        &mut self.groups[place as usize / GROUP][place as usize % GROUP]
+    fn index_mut(&mut self, Place(mut block): Place) -> &mut Block {
+        // SAFETY: the block is in a group, which lives as long as `self`. Another reference to it
+        // would borrow `self`.
+        unsafe { block.as_mut() }
     }
 }
 
 impl Blocks {
     /// Adds an empty block.
     pub(crate) fn add(&mut self) -> Place {
-        self.unused.pop().unwrap_or_else(|| {
-            if self.len.is_multiple_of(GROUP) {
-                self.groups.push(Box::new([Block::EMPTY; GROUP]));
-            }
-            self.len += 1;
-            // The cast loses no bits, because there are fewer blocks than slots.
-            Place((self.len - 1) as u32)
-        })
+        if let Some(place) = self.unused.pop() {
+            return place;
+        }
+        let at = self.len % GROUP;
+        if at == 0 {
+            let group = Box::leak(Box::new([Block::EMPTY; GROUP]));
+            self.groups.push(Place(NonNull::from(group).cast()));
+        }
+        let Place(first) = self.groups[self.len / GROUP];
+        self.len += 1;
+        // SAFETY: a group has more than `at` blocks.
+        Place(unsafe { first.add(at) })
     }
 
     /// Removes an empty block.
@@ -209,5 +229,15 @@ impl Blocks {
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        for Place(group) in self.groups.drain(..) {
+            let group = group.cast::<[Block; GROUP]>();
+            // SAFETY: the group was leaked by `add`, and is freed only here.
+            drop(unsafe { Box::from_raw(group.as_ptr()) });
+        }
     }
 }
