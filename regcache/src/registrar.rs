@@ -92,9 +92,9 @@ pub unsafe trait Registrar: Send + Sync + 'static {
     /// then disables cancellation in each miss, which takes 6 ns.
     ///
     /// Set the constant to false only if no method can do so, and if no logger takes messages by
-    /// the feature `log` of the crate `tracing`. If the constant of the monitor is false too, a miss
-    /// leaves cancellation enabled. A cancelled thread that then reached a cancellation point would
-    /// abort the process, because glibc cannot unwind functions of Rust.
+    /// the feature `log` of the crate `tracing`. If the constant of the monitor is false too, a
+    /// miss leaves cancellation enabled. A cancelled thread that then reached a cancellation point
+    /// would abort the process, because glibc cannot unwind functions of Rust.
     const CANCELLATION_POINT: bool = true;
 
     /// Registers `range` for `access`, and pins the pages of the range.

@@ -1,7 +1,6 @@
 //! Tests that `pthread_cancel` ends no thread inside the cache, although the registrar and the
 //! monitor declare that they reach no cancellation point.
 #![cfg(all(not(loom), target_os = "linux"))]
-#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::ffi::{c_int, c_void};
 use std::io;

@@ -11,8 +11,8 @@
 //!   the reaper are two of the places that lead to [`Core::deregister`];
 //! - `table.rs` has all state that the cache's lock (`lock.rs`) protects, and uses `slots.rs` and
 //!   `index.rs`;
-//! - `range_map.rs`, `blocks.rs`, `eviction.rs`, `batch.rs`, `hints.rs`, `budget.rs`, `pool.rs`, `widen.rs` and
-//!   `fresh.rs` have parts of the table and of the core;
+//! - `range_map.rs`, `blocks.rs`, `eviction.rs`, `batch.rs`, `hints.rs`, `budget.rs`, `pool.rs`,
+//!   `widen.rs` and `fresh.rs` have parts of the table and of the core;
 //! - `slab.rs` has the array of all entries, `entry.rs` a single entry, `spread.rs` the counts of
 //!   an entry that many threads use at once, and `marks.rs` the marks of the entries that a drain
 //!   has found;
@@ -402,9 +402,9 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
         self.deregister_and_vacate(&batch);
     }
 
-    /// Releases the lock in a miss, and deregisters the entry that it has evicted. Also deregisters
-    /// dead entries as [`deregister_excess`](Self::deregister_excess) does. The first piece needs no
-    /// further lock.
+    /// Releases the lock in a miss, and deregisters the entry that it has evicted. Also
+    /// deregisters dead entries as [`deregister_excess`](Self::deregister_excess) does. The first
+    /// piece needs no further lock.
     #[inline(never)]
     pub(crate) fn unlock_and_deregister_excess(
         &self,
@@ -448,8 +448,8 @@ impl<R: Registrar, M: Monitor> Core<R, M> {
             let Some(entry) = self.slab.get(slot) else {
                 continue;
             };
-            // SAFETY: an entry is in a batch only if `kill` required its caller to take the content.
-            // The table gives the entry to one batch only.
+            // SAFETY: an entry is in a batch only if `kill` required its caller to take the
+            // content. The table gives the entry to one batch only.
             let content = unsafe { entry.take() };
             let cookie = Cookie::of(slot.0, content.number);
             self.end(content, EntryId::Cached(slot, cookie));

@@ -13,8 +13,8 @@
 //!
 //! The time of a search is the time of its dependent loads. Each step of a binary search makes one
 //! load, and halves the remaining starts. Each step in a chunk makes seven independent loads, and
-//! leaves an eighth of the remaining starts. So the search needs a third of the steps. The arrays of
-//! starts have fixed lengths, so the steps have no branches.
+//! leaves an eighth of the remaining starts. So the search needs a third of the steps. The arrays
+//! of starts have fixed lengths, so the steps have no branches.
 //!
 //! The map remembers the position of the last search. A miss looks a range up, registers the range
 //! and inserts it. So the insertion needs no search of its own. A miss that will evict an entry
