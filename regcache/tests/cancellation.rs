@@ -2,12 +2,14 @@
 //! monitor declare that they reach no cancellation point.
 #![cfg(all(not(loom), target_os = "linux"))]
 
+mod unchanging;
+
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::ptr;
 
-use regcache::monitor::{Cookie, Monitor};
 use regcache::{Cache, Error, Registrar, VaRange};
+use unchanging::FakeMonitor;
 
 unsafe extern "C" {
     // The crate `libc` declares this function only for other systems.
@@ -32,38 +34,11 @@ unsafe impl Registrar for Refusing {
     }
 }
 
-struct Unchanging;
-
-// SAFETY: the registrar makes no registrations, so none can become stale.
-unsafe impl Monitor for Unchanging {
-    const CANCELLATION_POINT: bool = false;
-
-    fn generation(&self) -> u64 {
-        0
-    }
-
-    fn watch(&self, _: VaRange, _: Cookie) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn unwatch(&self, _: Cookie) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn drain(&self, _: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
-        Ok(0)
-    }
-
-    fn name(&self) -> &'static str {
-        "unchanging"
-    }
-}
-
 /// Cancels the calling thread, and looks up memory that the device refuses. The thread has no
 /// cancellation point of its own after that.
 extern "C" fn cancelled(errno: *mut c_void) -> *mut c_void {
     let errno = errno.addr() as c_int;
-    let built = Cache::builder(Refusing(errno)).monitor(Unchanging).build();
+    let built = Cache::builder(Refusing(errno)).monitor(FakeMonitor).build();
     let Ok(cache) = built else {
         return ptr::null_mut();
     };

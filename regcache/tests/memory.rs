@@ -3,11 +3,13 @@
 #![cfg(not(any(loom, sanitizer = "address", sanitizer = "thread")))]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod unchanging;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io, ptr, thread};
 
-use regcache::monitor::{Cookie, Monitor};
 use regcache::{Cache, Registrar, VaRange};
+use unchanging::FakeMonitor;
 
 /// A device that reaches no memory.
 struct FakeDevice;
@@ -23,32 +25,6 @@ unsafe impl Registrar for FakeDevice {
 
     fn deregister(&self, _: usize) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// A monitor of memory that never changes.
-struct FakeMonitor;
-
-// SAFETY: no registration can become stale, because the device reaches no memory.
-unsafe impl Monitor for FakeMonitor {
-    fn generation(&self) -> u64 {
-        1
-    }
-
-    fn watch(&self, _: VaRange, _: Cookie) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn unwatch(&self, _: Cookie) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn drain(&self, _: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
-        Ok(1)
-    }
-
-    fn name(&self) -> &'static str {
-        "fake"
     }
 }
 

@@ -82,36 +82,21 @@ fn a_panic_in_deregister_does_not_recycle_a_live_slot() {
     drop(other);
 }
 
-/// A monitor whose next call of `unwatch` panics if the flag is set.
-struct PanickyMonitor(FakeMonitor, Arc<AtomicBool>);
-// SAFETY: the methods are those of the modelled monitor.
-unsafe impl Monitor for PanickyMonitor {
-    fn generation(&self) -> u64 {
-        self.0.generation()
-    }
-    fn watch(&self, range: VaRange, cookie: Cookie) -> io::Result<()> {
-        self.0.watch(range, cookie)
-    }
-    fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
-        if self.1.swap(false, Ordering::Relaxed) {
-            panic!("monitor");
-        }
-        self.0.unwatch(cookie)
-    }
-    fn drain(&self, invalidated: &mut dyn FnMut(Cookie)) -> io::Result<u64> {
-        self.0.drain(invalidated)
-    }
-    fn name(&self) -> &'static str {
-        "panicky"
-    }
-}
-
 /// The bug lost the other entries that the thread had begun to deregister.
 #[test]
 fn a_panic_in_unwatch_leaves_no_other_registration() {
     let kernel = FakeKernel::new(8);
     let panics = Arc::new(AtomicBool::new(false));
-    let monitor = PanickyMonitor(FakeMonitor(Arc::clone(&kernel)), Arc::clone(&panics));
+    let panicky = {
+        let panics = Arc::clone(&panics);
+        move |asked| {
+            if asked == Asked::Unwatch && panics.swap(false, Ordering::Relaxed) {
+                panic!("monitor");
+            }
+            Ok(())
+        }
+    };
+    let monitor = Asking(FakeMonitor(Arc::clone(&kernel)), panicky);
     let cache = Cache::builder(FakeDevice::new(&kernel)).monitor(monitor);
     let cache = cache.background_reaper(false).build().unwrap();
     for i in 0..8 {
@@ -375,6 +360,7 @@ fn reaping_makes_the_descriptor_quiet() {
 #[derive(Clone, Copy, PartialEq)]
 enum Asked {
     Watch(VaRange),
+    Unwatch,
     Drain,
 }
 
@@ -394,6 +380,7 @@ unsafe impl<F: Fn(Asked) -> io::Result<()> + Send + Sync + 'static> Monitor for 
     }
 
     fn unwatch(&self, cookie: Cookie) -> io::Result<()> {
+        self.1(Asked::Unwatch)?;
         self.0.unwatch(cookie)
     }
 

@@ -352,7 +352,7 @@ impl<A: Access> Table<A> {
             }
             self.budget.release(bytes, !held);
         }
-        self.slots.at(slot).range
+        self.range(slot)
     }
 
     /// Adds an uncached registration that is about to be made, and returns its number.
